@@ -1,0 +1,41 @@
+# `make demo` and `make test` work on a bare clone: each makes .venv, installs and does its job.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+PACKAGES := protocol ledger coordinator node artel.py
+
+.PHONY: demo test test-slow lint check clean format
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Artel needs Python 3.11 or newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
+
+## demo: three nodes and a coordinator train a small language model on this machine
+demo: $(STAMP)
+	$(BIN)/artel demo --out demo-run
+
+## test: the fast suite (real processes, real sockets; a few minutes)
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+## test-slow: the rest of the suite
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+## check: style, types and tests
+check: lint test
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) demo-run build *.egg-info

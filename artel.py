@@ -1,0 +1,83 @@
+"""The ``artel`` command: picks a group of commands and loads only that.
+
+``artel --help`` imports neither torch nor hivemind nor anything else that takes time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, ArtelError
+
+VERSION = "0.1.0"
+
+GROUPS = {
+    "demo": ("coordinator.demo", "train a small model with three nodes on this machine"),
+    "node": ("node.commands", "join a run, see what this machine does, export the model"),
+    "run": ("coordinator.run_commands", "write, check and prepare the file that describes a run"),
+    "coordinator": ("coordinator.commands", "publish a run and coordinate its rounds"),
+    "ledger": ("ledger.commands", "see and check who contributed what"),
+}
+
+HELP = """\
+usage: artel GROUP ...
+
+Train a language model together with strangers, and own it by verified work.
+
+{groups}
+
+  artel GROUP --help    the commands of a group, each with an example
+  artel --version       the version
+  --verbose             (with any command) show the traceback of an error
+
+examples:
+  artel demo                                      a whole run on this machine
+  artel node start --join INVITE                  take part in a public run
+  artel ledger shares                             who owns what
+
+exit codes: 0 it holds · 1 a check or the work failed · 2 wrong input
+            3 a peer cannot be reached · 4 this machine lacks something · 130 interrupted"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verbose = "--verbose" in arguments
+    if verbose:
+        arguments.remove("--verbose")
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        width = max(map(len, GROUPS))
+        groups = "\n".join(f"  {name:<{width}}  {about}" for name, (_, about) in GROUPS.items())
+        print(HELP.format(groups=groups))
+        return 0 if arguments else EXIT_USAGE
+    if arguments[0] == "--version":
+        print(f"artel {VERSION}")
+        return 0
+    if arguments[0] not in GROUPS:
+        print(f"error: there is no group of commands {arguments[0]!r}", file=sys.stderr)
+        print(f"  → one of: {', '.join(GROUPS)}; see artel --help", file=sys.stderr)
+        return EXIT_USAGE
+    try:
+        module = importlib.import_module(GROUPS[arguments[0]][0])
+        return int(module.main(arguments[1:]))
+    except ArtelError as error:
+        if verbose:
+            raise
+        print(f"error: {error.diagnostics()}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away, as in `artel ledger log | head`
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        if verbose:
+            raise
+        print(f"error: unexpected {type(error).__name__}: {error}", file=sys.stderr)
+        print("  → run the same command with --verbose and report what it prints", file=sys.stderr)
+        return EXIT_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

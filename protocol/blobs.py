@@ -1,0 +1,180 @@
+"""The content store of a home: files named by their content id, under a disk quota.
+
+Contribution blobs, data shards and model states all live here. What is pinned stays; the rest is a
+cache, and the least recently used files go first when the quota is reached.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+
+from protocol import content
+from protocol.errors import ResourceError
+
+
+class BlobStore:
+    """Files under ``root``, each named by its content id.
+
+    Safe to call from several threads of one process; one process owns a home.
+
+    :param root: the directory, made when missing
+    :param quota_bytes: limit for the sum of all files; None for no limit
+    """
+
+    def __init__(self, root: Path, quota_bytes: int | None = None) -> None:
+        self.root = root
+        self.quota_bytes = quota_bytes
+        self._lock = threading.Lock()
+        self._pinned: set[str] = set()  # guarded by _lock
+        self._hashes: dict[str, list[bytes]] = {}  # chunk hashes of files served lately; _lock
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise disk_error(error, root) from None
+        self._sizes = {  # guarded by _lock
+            entry.name: entry.stat().st_size
+            for entry in os.scandir(root)
+            if entry.is_file() and len(entry.name) == 64
+        }
+
+    def has(self, blob: str) -> bool:
+        return blob in self._sizes
+
+    def path(self, blob: str) -> Path | None:
+        """Where the content lies, or None; counts as a use of it."""
+        if blob not in self._sizes:
+            return None
+        path = self.root / blob
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            self._forget(blob)
+            return None
+        return path
+
+    def put(self, data: bytes) -> str:
+        """Store bytes; returns their content id.
+
+        :raises ResourceError: the disk is full, or the quota cannot hold the bytes
+        """
+        blob = content.content_id(data)
+        if not self.has(blob):
+            part = self.partial(blob)
+            try:
+                with part.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                part.unlink(missing_ok=True)
+                raise disk_error(error, self.root) from None
+            self.adopt(blob, part)
+        return blob
+
+    def put_file(self, path: Path) -> str:
+        """Move a finished file into the store; returns its content id."""
+        blob = content.file_content_id(path)
+        if self.has(blob):
+            path.unlink()
+        else:
+            self.adopt(blob, path)
+        return blob
+
+    def partial(self, blob: str) -> Path:
+        """Where an unfinished download of ``blob`` is kept; it survives a restart."""
+        return self.root / f"{blob}.part"
+
+    def adopt(self, blob: str, path: Path) -> None:
+        """Take a file whose content is known to match ``blob``.
+
+        :raises ResourceError: the quota cannot hold it even after eviction
+        """
+        size = path.stat().st_size
+        with self._lock:
+            self._make_room(size)
+            os.replace(path, self.root / blob)
+            self._sizes[blob] = size
+
+    def chunk_hashes(self, blob: str) -> list[bytes] | None:
+        """Leaf hashes of stored content, or None when it is not here."""
+        path = self.path(blob)
+        if path is None:
+            return None
+        with self._lock:
+            cached = self._hashes.get(blob)
+        if cached is None:
+            cached = content.file_chunk_hashes(path)
+            with self._lock:
+                while len(self._hashes) >= 64:
+                    self._hashes.pop(next(iter(self._hashes)))
+                self._hashes[blob] = cached
+        return cached
+
+    def pin(self, *blobs: str) -> None:
+        """Keep this content until it is deleted or unpinned."""
+        with self._lock:
+            self._pinned.update(blobs)
+
+    def unpin(self, *blobs: str) -> None:
+        """Make this content an ordinary cache entry again."""
+        with self._lock:
+            self._pinned.difference_update(blobs)
+
+    def delete(self, blob: str) -> None:
+        """Remove content, pinned or not."""
+        self.unpin(blob)
+        self._forget(blob)
+        (self.root / blob).unlink(missing_ok=True)
+
+    def size_of(self, blob: str) -> int | None:
+        """Bytes of stored content, or None."""
+        return self._sizes.get(blob)
+
+    def used_bytes(self) -> int:
+        """Sum of all finished files."""
+        with self._lock:
+            return sum(self._sizes.values())
+
+    def _forget(self, blob: str) -> None:
+        with self._lock:
+            self._sizes.pop(blob, None)
+            self._hashes.pop(blob, None)
+
+    def _make_room(self, size: int) -> None:
+        """Evict until ``size`` more bytes fit the quota; the caller holds the lock."""
+        if self.quota_bytes is None:
+            return
+        excess = sum(self._sizes.values()) + size - self.quota_bytes
+        if excess <= 0:
+            return
+        loose = [blob for blob in self._sizes if blob not in self._pinned]
+        for blob in sorted(loose, key=lambda blob: _last_use(self.root / blob)):
+            (self.root / blob).unlink(missing_ok=True)
+            excess -= self._sizes.pop(blob)
+            self._hashes.pop(blob, None)
+            if excess <= 0:
+                return
+        raise ResourceError(
+            f"the disk quota of {self.quota_bytes / 1e6:,.0f} MB is too small for this run",
+            f"{excess / 1e6:,.0f} MB more are needed: raise --quota",
+        )
+
+
+def disk_error(error: OSError, where: Path) -> ResourceError:
+    """The error for a person behind a failed write."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError(
+            f"the disk is full: cannot write below {where}",
+            "free some space, then start again: nothing that was finished is lost",
+        )
+    return ResourceError(f"cannot write below {where}: {error.strerror}")
+
+
+def _last_use(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

@@ -1,0 +1,126 @@
+"""Signed statements: DSSE envelopes around canonical JSON.
+
+Spec: DSSE v1.0.2 (secure-systems-lab/dsse). The envelope itself is canonical JSON too, its
+signatures are sorted by key, and ``keyid`` is the signer's public key in hex, so that equal
+statements with equal signers are equal bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import dataclass
+from typing import Any
+
+from protocol import canonical
+from protocol.errors import CheckFailed, DecodeError
+from protocol.identity import Identity, verify
+
+MAX_ENVELOPE_BYTES = 8192
+"""Policy limit of a ledger leaf; the C2SP tile format would allow 65,535."""
+MAX_SIGNATURES = 40
+
+
+def pae(payload_type: str, payload: bytes) -> bytes:
+    """Pre-authentication encoding (DSSE protocol.md, "Signature Definition")."""
+    kind = payload_type.encode()
+    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """A payload with its signatures: ``{public key hex: 64-byte signature}``."""
+
+    payload_type: str
+    payload: bytes
+    signatures: tuple[tuple[str, bytes], ...]
+
+    def encode(self) -> bytes:
+        """Canonical bytes: what is hashed into the ledger."""
+        return canonical.dumps(
+            {
+                "payload": base64.b64encode(self.payload).decode(),
+                "payloadType": self.payload_type,
+                "signatures": [
+                    {"keyid": key, "sig": base64.b64encode(signature).decode()}
+                    for key, signature in self.signatures
+                ],
+            }
+        )
+
+    @property
+    def signers(self) -> tuple[str, ...]:
+        """Hex public keys that the envelope names (not yet verified)."""
+        return tuple(key for key, _ in self.signatures)
+
+    def verify(self) -> tuple[str, ...]:
+        """Check every signature and return the signers.
+
+        :raises CheckFailed: when any signature does not verify or there is none
+        """
+        message = pae(self.payload_type, self.payload)
+        for key, signature in self.signatures:
+            if not verify(bytes.fromhex(key), signature, message):
+                raise CheckFailed(f"the signature of {key[:16]}… does not verify")
+        if not self.signatures:
+            raise CheckFailed("the statement carries no signature")
+        return self.signers
+
+    def merged(self, other: Envelope) -> Envelope:
+        """The same statement with the signatures of both envelopes."""
+        if (self.payload_type, self.payload) != (other.payload_type, other.payload):
+            raise CheckFailed("cannot merge the signatures of two different statements")
+        both = dict(self.signatures) | dict(other.signatures)
+        return Envelope(self.payload_type, self.payload, tuple(sorted(both.items())))
+
+
+def sign(payload_type: str, body: dict[str, Any], *signers: Identity) -> Envelope:
+    """Sign the canonical JSON of ``body`` with each of ``signers``."""
+    payload = canonical.dumps(body)
+    message = pae(payload_type, payload)
+    signatures = {identity.key: identity.sign(message) for identity in signers}
+    return Envelope(payload_type, payload, tuple(sorted(signatures.items())))
+
+
+def decode(data: bytes) -> Envelope:
+    """Parse an envelope; signatures are *not* checked here, see :meth:`Envelope.verify`.
+
+    :raises DecodeError: on anything but the canonical encoding of an envelope within the limits
+    """
+    if len(data) > MAX_ENVELOPE_BYTES:
+        raise DecodeError(f"envelope of {len(data)} bytes, at most {MAX_ENVELOPE_BYTES} allowed")
+    raw = canonical.loads(data)
+    if not isinstance(raw, dict) or set(raw) != {"payload", "payloadType", "signatures"}:
+        raise DecodeError("an envelope needs exactly payload, payloadType and signatures")
+    payload_type, signatures = raw["payloadType"], raw["signatures"]
+    if not isinstance(payload_type, str) or not isinstance(signatures, list):
+        raise DecodeError("an envelope field has the wrong type")
+    if len(signatures) > MAX_SIGNATURES:
+        raise DecodeError(f"envelope with {len(signatures)} signatures, at most {MAX_SIGNATURES}")
+    pairs: list[tuple[str, bytes]] = []
+    for item in signatures:
+        if not isinstance(item, dict) or set(item) != {"keyid", "sig"}:
+            raise DecodeError("a signature needs exactly keyid and sig")
+        pairs.append((_key(item["keyid"]), _base64(item["sig"], 64)))
+    if [key for key, _ in pairs] != sorted({key for key, _ in pairs}):
+        raise DecodeError("signatures are not sorted by key, or a key signs twice")
+    return Envelope(payload_type, _base64(raw["payload"]), tuple(pairs))
+
+
+def _key(value: Any) -> str:
+    if not isinstance(value, str) or len(value) != 64 or not set(value) <= set("0123456789abcdef"):
+        raise DecodeError("a keyid is 64 lower-case hex digits")
+    return value
+
+
+def _base64(value: Any, length: int | None = None) -> bytes:
+    """Strict base64: only the canonical encoding is accepted."""
+    try:
+        data = base64.b64decode(value, validate=True) if isinstance(value, str) else None
+    except (binascii.Error, ValueError):
+        data = None
+    if data is None or base64.b64encode(data).decode() != value:
+        raise DecodeError("a field is not canonical base64")
+    if length is not None and len(data) != length:
+        raise DecodeError(f"a field has {len(data)} bytes instead of {length}")
+    return data

@@ -1,0 +1,153 @@
+"""Ed25519 identities: nodes, coordinators, organisers and accounts.
+
+A node's key *is* its libp2p identity: the peer id is the identity multihash of the public key
+(libp2p specs, "Peer Ids and Keys"), so whoever knows a peer id knows the key that signs for it.
+Key files hold libp2p's ``PrivateKey`` protobuf (``08 01 12 40`` + 32-byte seed + 32-byte public
+key), the form that the network daemon reads too.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import base58
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from protocol.errors import DecodeError, ResourceError, UsageError
+
+_PRIVATE_PREFIX = bytes.fromhex("08011240")  # protobuf: type = Ed25519, data = 64 bytes
+_PEER_ID_PREFIX = bytes.fromhex("002408011220")  # multihash: identity, 36 bytes; protobuf: 32 bytes
+KEY_FILE_BYTES = len(_PRIVATE_PREFIX) + 64
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A private key with its public names.
+
+    ``public`` is the 32-byte public key; ``key`` its lower-case hex (what the ledger stores);
+    ``peer_id`` the libp2p name in base58 (what the network uses).
+    """
+
+    seed: bytes
+    public: bytes
+
+    @classmethod
+    def from_seed(cls, seed: bytes) -> Identity:
+        """The identity of a 32-byte Ed25519 seed (RFC 8032 section 5.1.5)."""
+        return cls(seed, Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw())
+
+    @property
+    def key(self) -> str:
+        return self.public.hex()
+
+    @property
+    def peer_id(self) -> str:
+        return peer_id_of(self.public)
+
+    def sign(self, message: bytes) -> bytes:
+        """64-byte Ed25519 signature."""
+        return Ed25519PrivateKey.from_private_bytes(self.seed).sign(message)
+
+    def __repr__(self) -> str:  # never print the seed
+        return f"Identity({self.peer_id})"
+
+
+def verify(public: bytes, signature: bytes, message: bytes) -> bool:
+    """Whether ``signature`` (64 bytes) over ``message`` was made by the 32-byte key ``public``."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def peer_id_of(public: bytes) -> str:
+    """Base58 peer id of a 32-byte public key."""
+    return str(base58.b58encode(_PEER_ID_PREFIX + public), "ascii")
+
+
+def public_of(peer_id: str) -> bytes:
+    """The 32-byte public key inside an Ed25519 peer id.
+
+    :raises DecodeError: when it is no Ed25519 peer id
+    """
+    try:
+        raw = base58.b58decode(peer_id) if len(peer_id) <= 64 else b""
+    except ValueError:
+        raw = b""
+    if len(raw) != len(_PEER_ID_PREFIX) + 32 or not raw.startswith(_PEER_ID_PREFIX):
+        raise DecodeError(f"{peer_id[:64]!r} is not an Ed25519 peer id")
+    return raw[len(_PEER_ID_PREFIX) :]
+
+
+def load(path: Path) -> Identity:
+    """Read a key file.
+
+    :raises UsageError: when the file is missing, is no key, or can be read by other users
+    """
+    try:
+        data = path.read_bytes()
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise UsageError(f"cannot read the key file {path}: {error.strerror}") from None
+    if mode & 0o077:
+        raise UsageError(
+            f"the key file {path} can be read by other users of this machine",
+            f"run: chmod 600 {path}",
+        )
+    if len(data) != KEY_FILE_BYTES or not data.startswith(_PRIVATE_PREFIX):
+        raise UsageError(f"{path} is not an Artel key file", "restore it from your backup")
+    identity = Identity.from_seed(data[4:36])
+    if identity.public != data[36:]:
+        raise UsageError(f"the key file {path} is damaged", "restore it from your backup")
+    return identity
+
+
+def load_or_create(path: Path) -> Identity:
+    """Read the key at ``path``; when there is none, make one (mode 0600, durable before use)."""
+    if path.exists():
+        return load(path)
+    identity = Identity.from_seed(os.urandom(32))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # O_EXCL: two processes that race for a new home must not each believe in their own key.
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return load(path)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(_PRIVATE_PREFIX + identity.seed + identity.public)
+        file.flush()
+        os.fsync(file.fileno())
+    return identity
+
+
+class HomeLock:
+    """Exclusive use of a home directory by one process, held until :meth:`release`.
+
+    The kernel drops the lock when the process ends, however it ends.
+
+    :raises ResourceError: when another process holds the lock
+    """
+
+    def __init__(self, home: Path) -> None:
+        home.mkdir(parents=True, exist_ok=True)
+        self.path = home / "lock"
+        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = os.pread(self._descriptor, 20, 0).decode("ascii", "replace").strip()
+            os.close(self._descriptor)
+            raise ResourceError(
+                f"another process ({owner or 'unknown'}) is using the home directory {home}",
+                "stop it first, or give this one its own --home DIR",
+            ) from None
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        os.close(self._descriptor)

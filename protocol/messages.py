@@ -1,0 +1,287 @@
+"""Every message that crosses the network: its schema, its kind and its size limit.
+
+Bodies are strict pydantic models: unknown fields, wrong types and values out of bounds are refused.
+Who sent a message is known from the Noise handshake of its connection, never from its body; what
+must outlive the connection is a signed statement (:mod:`protocol.dsse`) inside a ``bytes`` field.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from protocol.dsse import MAX_ENVELOPE_BYTES
+from protocol.errors import DecodeError
+
+KIB = 1024
+MAX_LIMIT = 64 * KIB
+"""Largest message of any kind. Bulk data follows messages as raw chunks and is not counted."""
+
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+PeerId = Annotated[str, StringConstraints(pattern=r"^12D3KooW[1-9A-HJ-NP-Za-km-z]{44}$")]
+Address = Annotated[str, StringConstraints(max_length=200, pattern=r"^/[!-~]+$")]
+Addresses = Annotated[list[Address], Field(max_length=8)]
+Text = Annotated[str, StringConstraints(max_length=300)]
+Count = Annotated[int, Field(ge=0, lt=1 << 53)]
+LeafSize = Annotated[int, Field(ge=1, le=MAX_ENVELOPE_BYTES)]
+Statement = Annotated[bytes, Field(max_length=MAX_ENVELOPE_BYTES)]
+
+Task = Literal["wait", "sync", "train", "reveal", "apply", "stop"]
+"""What the coordinator wants a node to do; see ``docs/protocol.md``."""
+
+
+class Message(BaseModel):
+    """Base of all messages."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+    KIND: ClassVar[str] = ""
+    LIMIT: ClassVar[int] = 4 * KIB
+
+
+class Ok(Message):
+    """It is done."""
+
+    KIND = "ok"
+
+
+class Refusal(Message):
+    """The request was understood, or not even that, and nothing was done."""
+
+    KIND = "refusal"
+    code: Annotated[str, StringConstraints(max_length=40)]
+    message: Text
+    hint: Text = ""
+
+    @classmethod
+    def of(cls, code: str, message: str, hint: str = "") -> Refusal:
+        """A refusal whose texts are cut to what a message may hold."""
+        return cls(code=code[:40], message=message[:300], hint=hint[:300])
+
+
+# --- control: node to coordinator ---------------------------------------------------------------
+
+
+class Hello(Message):
+    """Ask to be admitted: the two signed entries that bind this node to its account."""
+
+    KIND = "hello"
+    LIMIT = 20 * KIB
+    run: Digest
+    account_entry: Statement
+    node_entry: Statement
+    addresses: Addresses
+
+
+class Welcome(Message):
+    """Admitted. ``clock`` is the coordinator's time in seconds since 1970."""
+
+    KIND = "welcome"
+    clock: float
+    reachable: bool
+    payload_bytes: Count
+
+
+class Probe(Message):
+    """Followed by ``size`` raw bytes; answered with Ok when all arrived. Measures the uplink."""
+
+    KIND = "probe"
+    size: Annotated[int, Field(ge=1, le=4 * KIB * KIB)]
+
+
+class Validation(Message):
+    """Loss in nats per token on the validation split, of the state with this number."""
+
+    KIND = "validation"
+    round: Count
+    loss: Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Report(Message):
+    """What a node is doing (also the body of its local status)."""
+
+    KIND = "report"
+    state_round: Annotated[int, Field(ge=-1, lt=1 << 53)]
+    state_root: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
+    phase: Annotated[str, StringConstraints(max_length=20)]
+    round: Count = 0
+    step: Count = 0
+    steps: Count = 0
+    loss: float | None = None
+    tokens_per_second: float = 0.0
+    bytes_up: Count = 0
+    bytes_down: Count = 0
+    validation: Validation | None = None
+    seconds: dict[Annotated[str, StringConstraints(max_length=20)], float] = Field(
+        default_factory=dict, max_length=16
+    )
+
+
+class Heartbeat(Message):
+    """Say what I am doing; the reply says what I should be doing.
+
+    The coordinator keeps the reply back for up to ``patience`` seconds while its directive for this
+    node is still ``seen``, so that news arrives at once without a message a second.
+    """
+
+    KIND = "heartbeat"
+    LIMIT = 4 * KIB
+    run: Digest
+    seen: Count
+    patience: Annotated[float, Field(ge=0, le=30)]
+    report: Report
+    addresses: Addresses
+
+
+class Directive(Message):
+    """What a node should be doing. The facts behind it are in the ledger up to ``ledger_size``."""
+
+    KIND = "directive"
+    LIMIT = 32 * KIB
+    version: Count
+    task: Task
+    round: Count
+    attempt: Count
+    root: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
+    remaining: float
+    ledger_size: Count
+    reason: Text
+    evaluate: bool
+    peers: dict[PeerId, Addresses] = Field(max_length=64)
+
+
+class Commit(Message):
+    """The hash of a contribution, before anybody may see the contribution itself."""
+
+    KIND = "commit"
+    run: Digest
+    round: Count
+    attempt: Count
+    commitment: Digest
+
+
+class Reveal(Message):
+    """The signed contribution; its blob was put before."""
+
+    KIND = "reveal"
+    LIMIT = 10 * KIB
+    run: Digest
+    contribution: Statement
+
+
+class SignedState(Message):
+    """A signature over the state that this node computed for the closed round."""
+
+    KIND = "state"
+    LIMIT = 10 * KIB
+    run: Digest
+    statement: Statement
+
+
+class HandBack(Message):
+    """This node cannot finish the round; do not wait for it."""
+
+    KIND = "hand_back"
+    run: Digest
+    round: Count
+    attempt: Count
+    reason: Text
+
+
+class Leave(Message):
+    """This node goes; what it contributed stays."""
+
+    KIND = "leave"
+    run: Digest
+
+
+# --- content: any node to any holder --------------------------------------------------------------
+
+
+class GetIndex(Message):
+    """Ask for the chunk hashes of content."""
+
+    KIND = "get_index"
+    id: Digest
+
+
+class Index(Message):
+    """Followed by 32 raw bytes for each chunk of ``size`` bytes of content."""
+
+    KIND = "index"
+    size: Count
+
+
+class GetChunks(Message):
+    """Ask for ``count`` chunks from chunk ``first`` on."""
+
+    KIND = "get_chunks"
+    id: Digest
+    first: Count
+    count: Annotated[int, Field(ge=1, le=64)]
+
+
+class Chunks(Message):
+    """Followed by ``size`` raw bytes."""
+
+    KIND = "chunks"
+    size: Count
+
+
+class Put(Message):
+    """Offer content; when the reply is Ok, ``size`` raw bytes follow and another Ok closes it."""
+
+    KIND = "put"
+    id: Digest
+    size: Count
+
+
+# --- ledger: anybody to any holder ----------------------------------------------------------------
+
+
+class GetEntries(Message):
+    """Ask for ledger entries from index ``start`` on, and the newest tree head."""
+
+    KIND = "get_entries"
+    run: Digest
+    start: Count
+
+
+class Entries(Message):
+    """Followed by the leaves, one after another; ``note`` is the newest signed tree head.
+
+    ``more`` tells that the log goes on after these entries; then ``note`` covers more than them.
+    """
+
+    KIND = "entries"
+    LIMIT = 16 * KIB
+    start: Count
+    sizes: Annotated[
+        list[Annotated[int, Field(ge=1, le=MAX_ENVELOPE_BYTES)]], Field(max_length=256)
+    ]
+    note: Annotated[str, StringConstraints(max_length=8 * KIB)]
+    size: Count
+    more: bool
+
+
+KINDS: dict[str, type[Message]] = {
+    schema.KIND: schema
+    for schema in (
+        *(Ok, Refusal, Hello, Welcome, Probe, Report, Heartbeat, Directive, Commit, Reveal),
+        *(SignedState, HandBack, Leave, GetIndex, Index, GetChunks, Chunks, Put, GetEntries),
+        Entries,
+    )
+}
+
+
+def validate(schema: type[Message], body: Any) -> Message:
+    """The body of a message as its model.
+
+    :raises DecodeError: naming the first field that is wrong
+    """
+    try:
+        return schema.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "body"
+        raise DecodeError(f"message {schema.KIND}: {where}: {first['msg']}") from None

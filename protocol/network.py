@@ -1,0 +1,364 @@
+"""One node on the network: libp2p streams and the DHT, on a network daemon that we own.
+
+The transport is hivemind's go-libp2p daemon (Noise, NAT traversal, relays, hole punching) and
+hivemind's Kademlia ``DHTNode`` inside our own event loop. Our services are plain libp2p stream
+protocols, ``/artel/<service>/1.0.0``, so that any libp2p implementation can take part.
+
+Importing this module imports hivemind and with it torch: about 3 s and 280 MB.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+os.environ.setdefault("HIVEMIND_LOGLEVEL", "ERROR")  # read by hivemind when it is imported
+
+from hivemind.dht.node import DHTNode
+from hivemind.p2p import P2P, PeerID
+from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure, P2PDaemonError
+from hivemind.utils import get_dht_time
+from multiaddr import Multiaddr
+from pydantic import BaseModel
+
+from protocol import dht, wire
+from protocol.errors import DecodeError, ResourceError, Unreachable
+from protocol.identity import Identity
+from protocol.messages import Message
+
+log = logging.getLogger("artel.network")
+
+CONTROL = "/artel/control/1.0.0"
+CONTENT = "/artel/content/1.0.0"
+LEDGER = "/artel/ledger/1.0.0"
+
+OPEN_TIMEOUT_S = 10.0
+REQUEST_TIMEOUT_S = 20.0
+IDLE_TIMEOUT_S = 60.0
+"""A stream that moves no byte for this long is given up by whoever reads it."""
+MAX_STREAMS_PER_PEER = 16
+MAX_STREAMS = 256
+_STREAM_ERRORS = (ControlFailure, P2PDaemonError, OSError, EOFError, asyncio.IncompleteReadError)
+
+
+@dataclass
+class Traffic:
+    """Bytes that crossed our streams, by service; owned by one :class:`Host`."""
+
+    up: Counter[str] = field(default_factory=Counter)
+    down: Counter[str] = field(default_factory=Counter)
+
+
+class Stream:
+    """A libp2p stream with time-outs and byte counts."""
+
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        service: str,
+        traffic: Traffic,
+    ) -> None:
+        self._reader, self._writer = reader, writer
+        self._service, self._traffic = service, traffic
+
+    async def read_exactly(self, count: int) -> bytes:
+        """Read ``count`` bytes; the caller has bounded ``count``.
+
+        :raises asyncio.IncompleteReadError: the peer closed early
+        :raises Unreachable: nothing arrived for ``IDLE_TIMEOUT_S``
+        """
+        try:
+            data = await asyncio.wait_for(self._reader.readexactly(count), IDLE_TIMEOUT_S)
+        except TimeoutError:
+            raise Unreachable(f"the peer sent nothing for {IDLE_TIMEOUT_S:.0f} s") from None
+        self._traffic.down[self._service] += count
+        return data
+
+    async def write(self, data: bytes) -> None:
+        """Write all of ``data``, waiting while the peer is slower than we are."""
+        self._writer.write(data)
+        try:
+            await asyncio.wait_for(self._writer.drain(), IDLE_TIMEOUT_S)
+        except TimeoutError:
+            raise Unreachable(f"the peer took nothing for {IDLE_TIMEOUT_S:.0f} s") from None
+        self._traffic.up[self._service] += len(data)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Host:
+    """Our libp2p node; make one with :meth:`start`, end it with :meth:`close`."""
+
+    def __init__(self, identity: Identity, p2p: P2P, node: DHTNode) -> None:
+        self.identity = identity
+        self.traffic = Traffic()
+        self._p2p, self._dht = p2p, node
+        self._streams: Counter[str] = Counter()
+
+    @classmethod
+    async def start(
+        cls,
+        identity: Identity,
+        key_file: Path,
+        *,
+        listen: Sequence[str] = ("/ip4/0.0.0.0/tcp/0",),
+        announce: Sequence[str] = (),
+        bootstrap: Sequence[str] = (),
+    ) -> Host:
+        """Start the network daemon and join the DHT.
+
+        :param key_file: the file of ``identity``; the daemon reads it itself
+        :param listen: multiaddrs to listen on, without a peer id
+        :param announce: multiaddrs to tell others instead of those that the daemon sees
+        :param bootstrap: full multiaddrs of peers already in the DHT; those that are down are
+            skipped, and :meth:`join` can be called again later
+        :raises ResourceError: a port is in use, or the network daemon does not start
+        """
+        for address in listen:
+            _check_port_free(address)
+        local = all("/127.0.0.1/" in address for address in listen)
+        try:
+            p2p = await P2P.create(
+                host_maddrs=list(listen),
+                announce_maddrs=list(announce) or None,
+                identity_path=str(key_file),
+                # With the check on, a second daemon starts first and only RSA keys are understood.
+                check_if_identity_free=False,
+                # A host that listens on loopback only must not ask a router for anything.
+                nat_port_map=not local,
+                auto_nat=not local,
+                startup_timeout=30,
+            )
+        except P2PDaemonError as error:
+            raise ResourceError(
+                f"the network daemon does not start: {str(error)[:200]}",
+                f"check that the addresses {', '.join(listen)} exist on this machine",
+            ) from None
+        if str(p2p.peer_id) != identity.peer_id:
+            await p2p.shutdown()
+            raise ResourceError(f"the network daemon did not take the key {key_file}")
+        validator = dht.SignedRecords(identity)
+        node = await DHTNode.create(p2p=p2p, record_validator=validator, cache_locally=False)
+        host = cls(identity, p2p, node)
+        if bootstrap:
+            await host.join(bootstrap)
+        return host
+
+    @property
+    def peer_id(self) -> str:
+        return self.identity.peer_id
+
+    async def addresses(self) -> list[str]:
+        """Full multiaddrs (with the peer id) under which others may reach this host."""
+        try:
+            visible = await asyncio.wait_for(self._p2p.get_visible_maddrs(latest=True), 5)
+        except (*_STREAM_ERRORS, ValueError, TimeoutError):
+            return []  # a host that listens nowhere has no address
+        # Addresses of other hosts' loopback are useless to everybody else, ours are not to tests.
+        return sorted({str(address) for address in visible}, key=_by_reach)[:8]
+
+    async def join(self, bootstrap: Sequence[str]) -> bool:
+        """Connect to DHT peers and learn of others through them; True when one answered."""
+        reached = False
+        for address in bootstrap:
+            peer = peer_of(address)
+            if peer == self.peer_id or not await self.connect(peer, [address]):
+                continue
+            try:
+                await asyncio.wait_for(
+                    self._dht.protocol.call_ping(PeerID.from_base58(peer), strict=False), 10
+                )
+                reached = True
+            except (*_STREAM_ERRORS, TimeoutError) as error:
+                log.debug("dht.ping_failed peer=%s error=%s", peer, error)
+        return reached
+
+    async def connect(self, peer: str, addresses: Sequence[str]) -> bool:
+        """Open a connection to a peer under one of its addresses; True when there is one."""
+        plain = []
+        for address in addresses:
+            with contextlib.suppress(ValueError, KeyError):
+                plain.append(Multiaddr(address.removesuffix(f"/p2p/{peer}")))
+        try:
+            await asyncio.wait_for(
+                self._p2p._client.connect(PeerID.from_base58(peer), plain), OPEN_TIMEOUT_S
+            )
+        except (*_STREAM_ERRORS, TimeoutError, ValueError) as error:
+            log.debug("peer.unreachable peer=%s error=%s", peer, error)
+            return False
+        return True
+
+    # --- streams ---------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def open(self, peer: str, service: str) -> AsyncIterator[Stream]:
+        """A fresh stream to a service of a peer.
+
+        :raises Unreachable: the peer does not answer, or the stream breaks inside the block
+        """
+        writer = None
+        try:
+            _, reader, writer = await asyncio.wait_for(
+                self._p2p.call_binary_stream_handler(PeerID.from_base58(peer), service),
+                OPEN_TIMEOUT_S,
+            )
+            yield Stream(reader, writer, service, self.traffic)
+        except (*_STREAM_ERRORS, TimeoutError) as error:
+            detail = f"{type(error).__name__} {error}".strip()[:150]
+            raise Unreachable(f"peer {short(peer)} does not answer ({detail})") from None
+        finally:
+            if writer is not None:
+                writer.close()
+
+    async def ask(
+        self, peer: str, service: str, request: Message, timeout: float = REQUEST_TIMEOUT_S
+    ) -> Message:
+        """One request and its reply on a stream of its own.
+
+        :raises Unreachable: no reply in ``timeout`` seconds
+        :raises Refused: the peer says no
+        :raises DecodeError: the reply is malformed
+        """
+        try:
+            async with asyncio.timeout(timeout), self.open(peer, service) as stream:
+                return await wire.ask(stream, request)
+        except TimeoutError:
+            raise Unreachable(
+                f"peer {short(peer)} did not answer {request.KIND} in {timeout:.0f} s"
+            ) from None
+
+    async def serve(self, service: str, handler: wire.Handler) -> None:
+        """Answer requests to ``service``: one request per stream, bounded streams per peer."""
+
+        async def on_stream(
+            info: object, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        ) -> None:
+            peer = str(info.peer_id)  # type: ignore[attr-defined]
+            if self._streams[peer] >= MAX_STREAMS_PER_PEER or self._streams.total() >= MAX_STREAMS:
+                writer.close()
+                return
+            self._streams[peer] += 1
+            try:
+                await wire.answer(peer, Stream(reader, writer, service, self.traffic), handler)
+            except (*_STREAM_ERRORS, Unreachable, DecodeError) as error:
+                log.debug("stream.broken peer=%s service=%s error=%s", peer, service, error)
+            finally:
+                self._streams[peer] -= 1
+                if not self._streams[peer]:
+                    del self._streams[peer]
+                writer.close()
+
+        await self._p2p.add_binary_stream_handler(service, on_stream)
+
+    # --- DHT -------------------------------------------------------------------------------------
+
+    async def publish(self, key: str, record: BaseModel) -> bool:
+        """Store our own record under ``key`` for ``dht.LIFETIME_S`` seconds."""
+        value = dht.encode(record)
+        if len(value) > dht.MAX_RECORD_BYTES:
+            raise DecodeError(f"DHT record of {len(value)} bytes, at most {dht.MAX_RECORD_BYTES}")
+        expiration = get_dht_time() + dht.LIFETIME_S
+        try:
+            return bool(
+                await asyncio.wait_for(
+                    self._dht.store(key, value, expiration, subkey=self.peer_id), 15
+                )
+            )
+        except (*_STREAM_ERRORS, TimeoutError) as error:
+            log.debug("dht.store_failed key=%s error=%s", key, error)
+            return False
+
+    async def lookup(self, key: str, schema: type[dht.Record]) -> dict[str, dht.Record]:
+        """Valid records under ``key`` by peer id; malformed ones are left out."""
+        try:
+            found = await asyncio.wait_for(self._dht.get(key, latest=True), 15)
+        except (*_STREAM_ERRORS, TimeoutError) as error:
+            log.debug("dht.get_failed key=%s error=%s", key, error)
+            return {}
+        records: dict[str, dht.Record] = {}
+        if found is not None and hasattr(found.value, "items"):
+            for peer, item in found.value.items():
+                with contextlib.suppress(DecodeError):
+                    records[str(peer)] = dht.decode(schema, item.value)
+        return records
+
+    # --- life ------------------------------------------------------------------------------------
+
+    async def watch(self, period: float = 5.0) -> None:
+        """Return only when the network daemon has died (hivemind itself does not notice).
+
+        :raises ResourceError: always, when the daemon no longer answers
+        """
+        failures = 0
+        while failures < 2:
+            await asyncio.sleep(period)
+            try:
+                await asyncio.wait_for(self._p2p.list_peers(), period)
+                failures = 0
+            except (*_STREAM_ERRORS, TimeoutError):
+                failures += 1
+        raise ResourceError("the network daemon of this program died")
+
+    async def close(self) -> None:
+        """End the DHT node and the daemon, and remove its sockets."""
+        sockets = [
+            str(address)[len("/unix") :]
+            for address in (self._p2p._daemon_listen_maddr, self._p2p._client_listen_maddr)
+        ]
+        with contextlib.suppress(*_STREAM_ERRORS):
+            await self._dht.shutdown()
+        await self._p2p.shutdown()
+        for path in sockets:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+
+def peer_of(address: str) -> str:
+    """The peer id at the end of a full multiaddr.
+
+    :raises DecodeError: when there is none
+    """
+    head, mark, peer = address.rpartition("/p2p/")
+    if not (head and mark and peer):
+        raise DecodeError(f"the address {address[:80]!r} names no peer", "it must end in /p2p/PEER")
+    return peer
+
+
+def short(peer: str) -> str:
+    """A peer id as people read it: its last 8 characters."""
+    return f"…{peer[-8:]}"
+
+
+def _by_reach(address: str) -> tuple[bool, str]:
+    return ("/127.0.0.1/" in address or "/::1/" in address, address)
+
+
+def _check_port_free(address: str) -> None:
+    """Fail with a clear line before the daemon fails with an unclear one."""
+    parts = address.split("/")
+    if len(parts) < 5 or parts[1] not in ("ip4", "ip6") or parts[3] != "tcp":
+        if len(parts) >= 5 and parts[3] == "udp":
+            return
+        raise ResourceError(f"cannot listen on {address!r}", "write it like /ip4/0.0.0.0/tcp/4001")
+    port = int(parts[4]) if parts[4].isdigit() else -1
+    if port == 0:
+        return
+    family = socket.AF_INET if parts[1] == "ip4" else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((parts[2], port))
+        except (OSError, OverflowError) as error:
+            raise ResourceError(
+                f"cannot listen on {address}: {getattr(error, 'strerror', None) or error}",
+                "another program uses this port: choose another one with --listen",
+            ) from None

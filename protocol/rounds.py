@@ -1,0 +1,510 @@
+"""The round protocol as a pure state machine: ``step(rules, state, event) -> (state, actions)``.
+
+No input or output, no clock, no randomness: time arrives inside events. The coordinator, the tests
+and any simulator run this same function; what a node should be doing is another pure function of
+the same state, :func:`directive`.
+
+One round::
+
+    WAITING --enough nodes with the agreed state--> TRAINING --all or a quorum committed-->
+    REVEALING --all revealed or time over--> APPLYING --a majority signed one root--> WAITING ...
+
+A round that does not reach its quorum, or whose contributors do not agree on a state root, is
+closed with nobody accepted; the same round is then opened again as its next *attempt*.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from protocol.identity import public_of
+from protocol.messages import Task
+
+
+class Phase(StrEnum):
+    WAITING = "waiting"
+    TRAINING = "training"
+    REVEALING = "revealing"
+    APPLYING = "applying"
+    FINISHED = "finished"
+
+
+# Why a member's work of a round does not count; these stand in the ledger.
+LATE = "late"
+MISSING_REVEAL = "missing_reveal"
+COMMITMENT_MISMATCH = "commitment_mismatch"
+WRONG_STATE = "wrong_state"
+MALFORMED = "malformed"
+NON_FINITE = "non_finite"
+BAD_SIGNATURE = "bad_signature"
+TOO_LARGE = "too_large"
+WRONG_TOKENS = "wrong_tokens"
+HANDED_BACK = "handed_back"
+DISCONNECTED = "disconnected"
+
+FAULTS = frozenset(
+    {COMMITMENT_MISMATCH, WRONG_STATE, MALFORMED, NON_FINITE, BAD_SIGNATURE, TOO_LARGE}
+    | {WRONG_TOKENS, MISSING_REVEAL}
+)
+"""Reasons that keep a node out of further attempts of the same round."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The manifest's rules of a round. Times in seconds.
+
+    ``quorum`` is the fraction of members that must commit, rounded up; ``grace`` is how long the
+    others may take once they have; ``deadline`` bounds the training of a round; ``reveal`` and
+    ``settle`` bound the two phases after it; ``heartbeat_timeout`` is how long a silent node counts
+    as present.
+    """
+
+    total: int
+    min_nodes: int
+    max_nodes: int
+    quorum: float
+    deadline: float
+    grace: float
+    reveal: float
+    settle: float
+    heartbeat_timeout: float
+
+    def needed(self, members: int) -> int:
+        """How many contributions a round with this many members needs."""
+        return max(1, math.ceil(self.quorum * members - 1e-9))
+
+
+@dataclass(frozen=True)
+class Presence:
+    """What is known of a connected node."""
+
+    seen: float
+    root: str
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The whole state of a run's rounds. ``base`` is the root of the newest agreed state."""
+
+    phase: Phase
+    round: int
+    attempt: int
+    base: str
+    since: float
+    peers: Mapping[str, Presence] = field(default_factory=dict)
+    members: tuple[str, ...] = ()
+    commitments: Mapping[str, str] = field(default_factory=dict)
+    quorum_since: float | None = None
+    revealed: frozenset[str] = frozenset()
+    rejected: Mapping[str, str] = field(default_factory=dict)
+    votes: Mapping[str, str] = field(default_factory=dict)
+    suspended: frozenset[str] = frozenset()
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """Members whose contribution was revealed and holds, ascending."""
+        return tuple(sorted(self.revealed - set(self.rejected)))
+
+
+# --- events; each carries the time at which it happened, in seconds on any steady clock ---
+
+
+@dataclass(frozen=True)
+class Tick:
+    now: float
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A heartbeat: the peer is here and holds the state with this root ("" for none yet)."""
+
+    now: float
+    peer: str
+    root: str
+
+
+@dataclass(frozen=True)
+class Left:
+    """The peer said goodbye."""
+
+    now: float
+    peer: str
+
+
+@dataclass(frozen=True)
+class HandedBack:
+    """The member will not finish this attempt."""
+
+    now: float
+    peer: str
+    round: int
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Committed:
+    now: float
+    peer: str
+    round: int
+    attempt: int
+    commitment: str
+
+
+@dataclass(frozen=True)
+class Revealed:
+    """The member's contribution was checked; ``fault`` is "" when it holds."""
+
+    now: float
+    peer: str
+    round: int
+    attempt: int
+    fault: str
+
+
+@dataclass(frozen=True)
+class StateSigned:
+    """The peer computed this root for the state after ``round``."""
+
+    now: float
+    peer: str
+    round: int
+    root: str
+
+
+Event = Tick | Seen | Left | HandedBack | Committed | Revealed | StateSigned
+
+
+# --- actions (what the coordinator must make durable and public, in order) ------------------------
+
+
+@dataclass(frozen=True)
+class OpenRound:
+    round: int
+    attempt: int
+    base: str
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CloseCommitments:
+    round: int
+    attempt: int
+    commitments: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class CloseRound:
+    """``accepted`` is empty when the attempt failed."""
+
+    round: int
+    attempt: int
+    accepted: tuple[str, ...]
+    rejected: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class AgreeState:
+    """``round`` is the number of the new state: the closed round plus one."""
+
+    round: int
+    root: str
+    signers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Drop:
+    peer: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """The event does not fit the state; nothing changed."""
+
+    code: str
+    reason: str
+
+
+Action = OpenRound | CloseCommitments | CloseRound | AgreeState | Drop | Refuse
+
+
+def step(rules: Rules, state: RunState, event: Event) -> tuple[RunState, list[Action]]:
+    """Apply one event, then everything that follows from it."""
+    refusal = _refusal(state, event)
+    if refusal is not None:
+        return state, [refusal]
+    state = _apply(state, event)
+    actions: list[Action] = []
+    for peer, presence in list(state.peers.items()):
+        if event.now - presence.seen > rules.heartbeat_timeout:
+            state = _without(state, peer)
+            actions.append(Drop(peer, f"silent for {rules.heartbeat_timeout:.0f} s"))
+    while True:
+        state, more = _advance(rules, state, event.now)
+        if not more:
+            return state, actions
+        actions += more
+
+
+def _refusal(state: RunState, event: Event) -> Refuse | None:
+    if isinstance(event, Tick | Seen | Left):
+        return None
+    if event.round != state.round:
+        return Refuse("stale", f"round {event.round} is not the current round {state.round}")
+    if isinstance(event, StateSigned):
+        if state.phase is not Phase.APPLYING:
+            return Refuse("stale", f"the state of round {state.round} is not being agreed on now")
+        return None
+    if event.attempt != state.attempt:
+        return Refuse("stale", f"attempt {event.attempt} of round {event.round} is over")
+    if event.peer not in state.members:
+        return Refuse("not_member", f"this node is not a member of round {state.round}")
+    if event.peer in state.rejected:
+        return Refuse(state.rejected[event.peer], "this node is out of the round")
+    if isinstance(event, Committed):
+        if state.phase is not Phase.TRAINING:
+            return Refuse(LATE, "the commitments of this round are closed")
+        if state.commitments.get(event.peer, event.commitment) != event.commitment:
+            return Refuse(COMMITMENT_MISMATCH, "this node has committed to something else already")
+    if isinstance(event, Revealed):
+        if state.phase is not Phase.REVEALING:
+            return Refuse("too_early", "the commitments of this round are not closed yet")
+        if event.peer not in state.commitments:
+            return Refuse(COMMITMENT_MISMATCH, "this node has committed to nothing")
+    return None
+
+
+def _apply(state: RunState, event: Event) -> RunState:
+    if isinstance(event, Seen):
+        return replace(state, peers={**state.peers, event.peer: Presence(event.now, event.root)})
+    if isinstance(event, Left):
+        return _without(state, event.peer)
+    if isinstance(event, HandedBack):
+        return replace(state, rejected={**state.rejected, event.peer: HANDED_BACK})
+    if isinstance(event, Committed):
+        return replace(state, commitments={**state.commitments, event.peer: event.commitment})
+    if isinstance(event, Revealed):
+        if event.fault:
+            return replace(state, rejected={**state.rejected, event.peer: event.fault})
+        return replace(state, revealed=state.revealed | {event.peer})
+    if isinstance(event, StateSigned):
+        state = replace(state, votes={**state.votes, event.peer: event.root})
+        presence = Presence(event.now, event.root)
+        return replace(state, peers={**state.peers, event.peer: presence})
+    return state
+
+
+def _without(state: RunState, peer: str) -> RunState:
+    """The state after a peer went away.
+
+    What it revealed stays, because the blob is with the coordinator; a commitment alone does not.
+    """
+    state = replace(state, peers={p: seen for p, seen in state.peers.items() if p != peer})
+    unfinished = (
+        state.phase in (Phase.TRAINING, Phase.REVEALING)
+        and peer in state.members
+        and peer not in state.revealed
+        and peer not in state.rejected
+    )
+    if unfinished:
+        state = replace(state, rejected={**state.rejected, peer: DISCONNECTED})
+    return state
+
+
+def _advance(rules: Rules, state: RunState, now: float) -> tuple[RunState, list[Action]]:
+    """One transition if its condition holds, else no actions."""
+    if state.phase is Phase.WAITING:
+        return _try_open(rules, state, now)
+    if state.phase is Phase.TRAINING:
+        return _try_close_commitments(rules, state, now)
+    if state.phase is Phase.REVEALING:
+        return _try_close_round(rules, state, now)
+    if state.phase is Phase.APPLYING:
+        return _try_agree(rules, state, now)
+    return state, []
+
+
+def ready(state: RunState) -> list[str]:
+    """Present nodes that hold the agreed state and may take part, ascending."""
+    return sorted(
+        peer
+        for peer, presence in state.peers.items()
+        if presence.root == state.base and peer not in state.suspended
+    )
+
+
+def _try_open(rules: Rules, state: RunState, now: float) -> tuple[RunState, list[Action]]:
+    if state.round >= rules.total:
+        return replace(state, phase=Phase.FINISHED, since=now), []
+    nodes = ready(state)
+    if len(nodes) < rules.min_nodes:
+        return state, []
+    # Members of the last round that are a moment slower to apply it are waited for, not left out.
+    stragglers = [
+        peer
+        for peer in state.members
+        if peer in state.peers and peer not in nodes and peer not in state.suspended
+    ]
+    if stragglers and now - state.since < rules.grace:
+        return state, []
+    members = tuple(nodes[: rules.max_nodes])
+    state = replace(
+        state,
+        phase=Phase.TRAINING,
+        since=now,
+        members=members,
+        commitments={},
+        quorum_since=None,
+        revealed=frozenset(),
+        rejected={},
+        votes={},
+    )
+    return state, [OpenRound(state.round, state.attempt, state.base, members)]
+
+
+def _try_close_commitments(
+    rules: Rules, state: RunState, now: float
+) -> tuple[RunState, list[Action]]:
+    open_members = [peer for peer in state.members if peer not in state.rejected]
+    committed = [peer for peer in open_members if peer in state.commitments]
+    enough = len(committed) >= rules.needed(len(state.members))
+    if enough and state.quorum_since is None:
+        state = replace(state, quorum_since=now)
+    graced = state.quorum_since is not None and now - state.quorum_since >= rules.grace
+    over = now - state.since >= rules.deadline
+    if not (len(committed) == len(open_members) or (enough and graced) or over):
+        return state, []
+    late = {peer: LATE for peer in open_members if peer not in state.commitments}
+    state = replace(state, rejected={**state.rejected, **late})
+    if not enough:
+        return _fail(state, now)
+    kept = {peer: state.commitments[peer] for peer in sorted(committed)}
+    state = replace(state, phase=Phase.REVEALING, since=now, commitments=kept)
+    return state, [CloseCommitments(state.round, state.attempt, kept)]
+
+
+def _try_close_round(rules: Rules, state: RunState, now: float) -> tuple[RunState, list[Action]]:
+    missing = [
+        peer
+        for peer in state.commitments
+        if peer not in state.revealed and peer not in state.rejected
+    ]
+    if missing and now - state.since < rules.reveal:
+        return state, []
+    rejected = {**state.rejected, **dict.fromkeys(missing, MISSING_REVEAL)}
+    state = replace(state, rejected=rejected)
+    if len(state.accepted) < rules.needed(len(state.members)):
+        return _fail(state, now)
+    state = replace(state, phase=Phase.APPLYING, since=now)
+    return state, [CloseRound(state.round, state.attempt, state.accepted, rejected)]
+
+
+def _try_agree(rules: Rules, state: RunState, now: float) -> tuple[RunState, list[Action]]:
+    accepted = state.accepted
+    votes = {peer: state.votes[peer] for peer in accepted if peer in state.votes}
+    awaited = [peer for peer in accepted if peer in state.peers and peer not in votes]
+    best = max(sorted(set(votes.values())), key=list(votes.values()).count, default="")
+    signers = tuple(peer for peer in accepted if votes.get(peer) == best)
+    majority = 2 * len(signers) > len(accepted)
+    waited = now - state.since
+    if awaited and waited < (rules.grace if majority else rules.settle):
+        return state, []
+    if not majority:
+        return _fail(state, now)
+    state = replace(
+        state,
+        phase=Phase.WAITING,
+        since=now,
+        round=state.round + 1,
+        attempt=0,
+        base=best,
+        suspended=frozenset(),
+    )
+    return state, [AgreeState(state.round, best, signers)]
+
+
+def _fail(state: RunState, now: float) -> tuple[RunState, list[Action]]:
+    """Close the attempt with nobody accepted; the same round is opened again."""
+    action = CloseRound(state.round, state.attempt, (), state.rejected)
+    faulty = {peer for peer, reason in state.rejected.items() if reason in FAULTS}
+    state = replace(
+        state,
+        phase=Phase.WAITING,
+        since=now,
+        attempt=state.attempt + 1,
+        suspended=state.suspended | faulty,
+    )
+    return state, [action]
+
+
+# --- what a node should be doing ---
+
+
+@dataclass(frozen=True)
+class Duty:
+    """What one node should be doing now, and why, in words for its owner."""
+
+    task: Task
+    reason: str
+    root: str = ""
+    remaining: float = 0.0
+
+
+def directive(rules: Rules, state: RunState, peer: str, now: float) -> Duty:
+    """The duty of ``peer``; ``remaining`` is in seconds."""
+    presence = state.peers.get(peer)
+    root = presence.root if presence else ""
+    if state.phase is Phase.APPLYING:
+        if peer in state.votes:
+            return Duty("wait", "others are still computing the new state", state.base)
+        if root == state.base:
+            left = rules.settle - (now - state.since)
+            return Duty("apply", "compute the new state", state.base, left)
+        return Duty("wait", "a new state is being agreed on", state.base)
+    if root != state.base:
+        return Duty("sync", "this node does not hold the agreed state", state.base)
+    if state.phase is Phase.FINISHED:
+        return Duty("stop", "the run is finished", state.base)
+    if state.phase is Phase.WAITING:
+        missing = rules.min_nodes - len(ready(state))
+        reason = f"waiting for {missing} more node(s)" if missing > 0 else "the round opens soon"
+        if peer in state.suspended:
+            reason = "out of this round because of a faulty contribution"
+        return Duty("wait", reason, state.base)
+    if peer not in state.members:
+        return Duty("wait", "joined in the middle of a round; the next one counts", state.base)
+    if peer in state.rejected:
+        return Duty("wait", f"out of this round: {state.rejected[peer]}", state.base)
+    if state.phase is Phase.TRAINING:
+        if peer in state.commitments:
+            return Duty("wait", "others are still training", state.base)
+        left = rules.deadline - (now - state.since)
+        if state.quorum_since is not None:
+            left = min(left, rules.grace - (now - state.quorum_since))
+        return Duty("train", "train on the assigned data", state.base, left)
+    if peer in state.commitments and peer not in state.revealed:
+        left = rules.reveal - (now - state.since)
+        return Duty("reveal", "show the contribution", state.base, left)
+    return Duty("wait", "others are still revealing", state.base)
+
+
+def commitment(run: str, round: int, attempt: int, peer: str, blob: str, salt: bytes) -> str:
+    """The hash that a node publishes before it reveals its contribution.
+
+    It binds the peer, so that repeating somebody else's commitment is useless; the salt hides a
+    blob that could be guessed.
+    """
+    parts = (
+        b"artel/commitment/v1\0",
+        bytes.fromhex(run),
+        round.to_bytes(8, "big"),
+        attempt.to_bytes(8, "big"),
+        public_of(peer),
+        bytes.fromhex(blob),
+        salt,
+    )
+    return hashlib.sha256(b"".join(parts)).hexdigest()
