@@ -14,6 +14,7 @@ Keys, for a run id R:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, TypeVar
 
 import msgpack
@@ -108,3 +109,16 @@ class SignedRecords(RecordValidatorBase):  # type: ignore[misc]  # hivemind has 
     @property
     def priority(self) -> int:
         return 10
+
+
+def shard_bits(held: Iterable[int], count: int) -> bytes:
+    """The bit field of a :class:`HolderRecord` for ``count`` shards."""
+    bits = bytearray(-(-count // 8))
+    for number in held:
+        bits[number // 8] |= 1 << number % 8
+    return bytes(bits)
+
+
+def has_shard(bits: bytes, number: int) -> bool:
+    """Whether the bit field names this shard."""
+    return number // 8 < len(bits) and bool(bits[number // 8] >> number % 8 & 1)

@@ -104,6 +104,7 @@ class Report(Message):
     state_round: Annotated[int, Field(ge=-1, lt=1 << 53)]
     state_root: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
     phase: Annotated[str, StringConstraints(max_length=20)]
+    leaving: bool = False
     round: Count = 0
     step: Count = 0
     steps: Count = 0
@@ -248,9 +249,10 @@ class GetEntries(Message):
 
 
 class Entries(Message):
-    """Followed by the leaves, one after another; ``note`` is the newest signed tree head.
+    """Followed by the leaves, one after another.
 
-    ``more`` tells that the log goes on after these entries; then ``note`` covers more than them.
+    ``note`` is the signed tree head over exactly the entries up to the last of these, so that each
+    page can be checked by itself; ``size`` is how many entries the holder has in all.
     """
 
     KIND = "entries"
@@ -261,7 +263,6 @@ class Entries(Message):
     ]
     note: Annotated[str, StringConstraints(max_length=8 * KIB)]
     size: Count
-    more: bool
 
 
 KINDS: dict[str, type[Message]] = {

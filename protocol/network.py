@@ -30,14 +30,11 @@ from pydantic import BaseModel
 
 from protocol import dht, wire
 from protocol.errors import DecodeError, ResourceError, Unreachable
+from protocol.events import emit
 from protocol.identity import Identity
 from protocol.messages import Message
 
 log = logging.getLogger("artel.network")
-
-CONTROL = "/artel/control/1.0.0"
-CONTENT = "/artel/content/1.0.0"
-LEDGER = "/artel/ledger/1.0.0"
 
 OPEN_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_S = 20.0
@@ -103,6 +100,8 @@ class Host:
         self.traffic = Traffic()
         self._p2p, self._dht = p2p, node
         self._streams: Counter[str] = Counter()
+        self._answering: set[asyncio.Task[object]] = set()
+        self._addresses: dict[str, list[str]] = {}  # where other peers said that they are
 
     @classmethod
     async def start(
@@ -179,8 +178,13 @@ class Host:
                 )
                 reached = True
             except (*_STREAM_ERRORS, TimeoutError) as error:
-                log.debug("dht.ping_failed peer=%s error=%s", peer, error)
+                emit(log, "dht.ping_failed", logging.DEBUG, peer=peer, error=error)
         return reached
+
+    def remember(self, peer: str, addresses: Sequence[str]) -> None:
+        """Note where a peer is; it is dialled there when a stream to it is first wanted."""
+        if addresses and peer != self.peer_id:
+            self._addresses[peer] = list(addresses)
 
     async def connect(self, peer: str, addresses: Sequence[str]) -> bool:
         """Open a connection to a peer under one of its addresses; True when there is one."""
@@ -193,9 +197,39 @@ class Host:
                 self._p2p._client.connect(PeerID.from_base58(peer), plain), OPEN_TIMEOUT_S
             )
         except (*_STREAM_ERRORS, TimeoutError, ValueError) as error:
-            log.debug("peer.unreachable peer=%s error=%s", peer, error)
+            emit(log, "peer.unreachable", logging.DEBUG, peer=peer, error=error)
             return False
         return True
+
+    async def dial_back(self, peer: str, addresses: Sequence[str]) -> bool:
+        """Whether a connected peer accepts new connections from outside.
+
+        Only an address at the host that its present connection comes from is dialled, so that
+        nobody can make us knock on other people's doors.
+        """
+        try:
+            known = await asyncio.wait_for(self._p2p.list_peers(), 5)
+        except (*_STREAM_ERRORS, TimeoutError):
+            return False
+        from_hosts = {
+            str(address).split("/")[2]
+            for info in known
+            if str(info.peer_id) == peer
+            for address in info.addrs
+        }
+        for address in addresses:
+            parts = address.split("/")
+            if len(parts) < 5 or parts[3] != "tcp" or parts[2] not in from_hosts:
+                continue
+            try:
+                _, writer = await asyncio.wait_for(
+                    asyncio.open_connection(parts[2], int(parts[4])), 3
+                )
+            except (OSError, TimeoutError, ValueError, OverflowError):
+                continue
+            writer.close()
+            return True
+        return False
 
     # --- streams ---------------------------------------------------------------------------------
 
@@ -207,10 +241,14 @@ class Host:
         """
         writer = None
         try:
-            _, reader, writer = await asyncio.wait_for(
-                self._p2p.call_binary_stream_handler(PeerID.from_base58(peer), service),
-                OPEN_TIMEOUT_S,
-            )
+            try:
+                _, reader, writer = await self._dial(peer, service)
+            except (*_STREAM_ERRORS, TimeoutError):
+                # Not connected yet, or not any more: try where the peer said that it is.
+                known = self._addresses.get(peer)
+                if not known or not await self.connect(peer, known):
+                    raise
+                _, reader, writer = await self._dial(peer, service)
             yield Stream(reader, writer, service, self.traffic)
         except (*_STREAM_ERRORS, TimeoutError) as error:
             detail = f"{type(error).__name__} {error}".strip()[:150]
@@ -218,6 +256,15 @@ class Host:
         finally:
             if writer is not None:
                 writer.close()
+
+    async def _dial(
+        self, peer: str, service: str
+    ) -> tuple[object, asyncio.StreamReader, asyncio.StreamWriter]:
+        opened: tuple[object, asyncio.StreamReader, asyncio.StreamWriter] = await asyncio.wait_for(
+            self._p2p.call_binary_stream_handler(PeerID.from_base58(peer), service),
+            OPEN_TIMEOUT_S,
+        )
+        return opened
 
     async def ask(
         self, peer: str, service: str, request: Message, timeout: float = REQUEST_TIMEOUT_S
@@ -247,10 +294,20 @@ class Host:
                 writer.close()
                 return
             self._streams[peer] += 1
+            task = asyncio.current_task()
+            assert task is not None
+            self._answering.add(task)
             try:
                 await wire.answer(peer, Stream(reader, writer, service, self.traffic), handler)
             except (*_STREAM_ERRORS, Unreachable, DecodeError) as error:
-                log.debug("stream.broken peer=%s service=%s error=%s", peer, service, error)
+                emit(
+                    log,
+                    "stream.broken",
+                    logging.DEBUG,
+                    peer=peer,
+                    service=service,
+                    error=error,
+                )
             finally:
                 self._streams[peer] -= 1
                 if not self._streams[peer]:
@@ -274,7 +331,7 @@ class Host:
                 )
             )
         except (*_STREAM_ERRORS, TimeoutError) as error:
-            log.debug("dht.store_failed key=%s error=%s", key, error)
+            emit(log, "dht.store_failed", logging.DEBUG, key=key, error=error)
             return False
 
     async def lookup(self, key: str, schema: type[dht.Record]) -> dict[str, dht.Record]:
@@ -282,7 +339,7 @@ class Host:
         try:
             found = await asyncio.wait_for(self._dht.get(key, latest=True), 15)
         except (*_STREAM_ERRORS, TimeoutError) as error:
-            log.debug("dht.get_failed key=%s error=%s", key, error)
+            emit(log, "dht.get_failed", logging.DEBUG, key=key, error=error)
             return {}
         records: dict[str, dht.Record] = {}
         if found is not None and hasattr(found.value, "items"):
@@ -314,6 +371,10 @@ class Host:
             str(address)[len("/unix") :]
             for address in (self._p2p._daemon_listen_maddr, self._p2p._client_listen_maddr)
         ]
+        for task in self._answering:
+            task.cancel()
+        if self._answering:
+            await asyncio.wait(set(self._answering), timeout=5)
         with contextlib.suppress(*_STREAM_ERRORS):
             await self._dht.shutdown()
         await self._p2p.shutdown()

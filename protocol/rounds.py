@@ -84,6 +84,7 @@ class Presence:
 
     seen: float
     root: str
+    leaving: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,11 +121,15 @@ class Tick:
 
 @dataclass(frozen=True)
 class Seen:
-    """A heartbeat: the peer is here and holds the state with this root ("" for none yet)."""
+    """A heartbeat: the peer is here and holds the state with this root ("" for none yet).
+
+    A ``leaving`` peer finishes the round that it is in and is not asked to join another.
+    """
 
     now: float
     peer: str
     root: str
+    leaving: bool = False
 
 
 @dataclass(frozen=True)
@@ -280,7 +285,8 @@ def _refusal(state: RunState, event: Event) -> Refuse | None:
 
 def _apply(state: RunState, event: Event) -> RunState:
     if isinstance(event, Seen):
-        return replace(state, peers={**state.peers, event.peer: Presence(event.now, event.root)})
+        presence = Presence(event.now, event.root, event.leaving)
+        return replace(state, peers={**state.peers, event.peer: presence})
     if isinstance(event, Left):
         return _without(state, event.peer)
     if isinstance(event, HandedBack):
@@ -293,7 +299,8 @@ def _apply(state: RunState, event: Event) -> RunState:
         return replace(state, revealed=state.revealed | {event.peer})
     if isinstance(event, StateSigned):
         state = replace(state, votes={**state.votes, event.peer: event.root})
-        presence = Presence(event.now, event.root)
+        before = state.peers.get(event.peer)
+        presence = Presence(event.now, event.root, before.leaving if before else False)
         return replace(state, peers={**state.peers, event.peer: presence})
     return state
 
@@ -333,7 +340,7 @@ def ready(state: RunState) -> list[str]:
     return sorted(
         peer
         for peer, presence in state.peers.items()
-        if presence.root == state.base and peer not in state.suspended
+        if presence.root == state.base and not presence.leaving and peer not in state.suspended
     )
 
 
@@ -347,7 +354,10 @@ def _try_open(rules: Rules, state: RunState, now: float) -> tuple[RunState, list
     stragglers = [
         peer
         for peer in state.members
-        if peer in state.peers and peer not in nodes and peer not in state.suspended
+        if peer in state.peers
+        and not state.peers[peer].leaving
+        and peer not in nodes
+        and peer not in state.suspended
     ]
     if stragglers and now - state.since < rules.grace:
         return state, []
@@ -461,7 +471,8 @@ def directive(rules: Rules, state: RunState, peer: str, now: float) -> Duty:
     if state.phase is Phase.APPLYING:
         if peer in state.votes:
             return Duty("wait", "others are still computing the new state", state.base)
-        if root == state.base:
+        if root == state.base or peer in state.accepted:
+            # An accepted peer with another root has applied already; its signature got lost.
             left = rules.settle - (now - state.since)
             return Duty("apply", "compute the new state", state.base, left)
         return Duty("wait", "a new state is being agreed on", state.base)

@@ -16,7 +16,10 @@ from pathlib import Path
 from protocol import content, merkle, messages, wire
 from protocol.blobs import BlobStore, disk_error
 from protocol.errors import ArtelError, DecodeError, ResourceError, Unreachable
-from protocol.network import CONTENT, Host, short
+from protocol.events import emit
+from protocol.network import Host, short
+from protocol.tasks import together
+from protocol.wire import CONTENT
 
 log = logging.getLogger("artel.transfer")
 
@@ -89,9 +92,7 @@ async def fetch(
         raise Unreachable(f"content {blob[:12]}… cannot be fetched ({detail})"[:300])
     download = _Download(store, blob, size, hashes, progress)
     await asyncio.to_thread(download.resume)
-    async with asyncio.TaskGroup() as group:
-        for holder in holders[:SOURCES]:
-            group.create_task(download.take_from(host, holder, reasons))
+    await together(download.take_from(host, holder, reasons) for holder in holders[:SOURCES])
     for holder in holders[SOURCES:]:
         await download.take_from(host, holder, reasons)
     return await asyncio.to_thread(download.finish, reasons)
@@ -220,7 +221,7 @@ class _Download:
                 raise  # our own disk; another holder does not help
             except (ArtelError, TimeoutError) as error:
                 detail = error.message if isinstance(error, ArtelError) else "too slow"
-                log.info("content.holder_failed peer=%s reason=%s", short(holder), detail)
+                emit(log, "content.holder_failed", peer=short(holder), reason=detail)
                 reasons.append(f"{short(holder)}: {detail}")
                 return
             finally:

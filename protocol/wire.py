@@ -19,6 +19,14 @@ from protocol import messages
 from protocol.errors import ArtelError, DecodeError, Unreachable
 
 VERSION = 1
+
+CONTROL = "/artel/control/1.0.0"
+"""Node to coordinator."""
+CONTENT = "/artel/content/1.0.0"
+"""Anybody to any holder of content."""
+LEDGER = "/artel/ledger/1.0.0"
+"""Anybody to any holder of a ledger."""
+
 _HEADER = struct.Struct(">I")
 
 

@@ -1,0 +1,282 @@
+"""The coordinator process: puts its parts together, and takes them apart again in order.
+
+Order of the start: the home's lock, the HTTP port (both fail fast), the prepared run (a child
+process) while hivemind is imported here, the ledger with the manifest as its first entry, the
+network, and only then the invite. Order of the end: web, network, ledger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import json
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from coordinator.commands import API_FILE
+from coordinator.metrics import Metrics
+from coordinator.preparation import Published, prepare_in_child
+from coordinator.sequencer import Sequencer
+from ledger.store import DATABASE_NAME, LedgerStore
+from protocol import dsse
+from protocol.blobs import BlobStore, disk_error
+from protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ArtelError, ResourceError
+from protocol.events import configure, emit
+from protocol.identity import HomeLock, load_or_create
+from protocol.invite import Invite
+
+if TYPE_CHECKING:
+    from coordinator.service import Coordinator
+    from protocol.network import Host
+
+log = logging.getLogger("artel.coordinator")
+
+INVITE_FILE = "invite"
+CLOSE_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a person asked for on the command line."""
+
+    run_file: Path
+    home: Path
+    http_host: str
+    http_port: int
+    listen: tuple[str, ...]
+    announce: tuple[str, ...] = ()
+    as_json: bool = False
+    verbose: bool = False
+    log_json: bool = False
+
+
+async def serve(options: Options) -> int:
+    """Coordinate the run of ``options.run_file`` until SIGINT or SIGTERM.
+
+    :returns: the exit code, 0 after a clean stop
+    :raises ArtelError: the run cannot be started, or cannot go on
+    """
+    began = time.monotonic()
+    configure(json_lines=options.log_json, verbose=options.verbose)
+    stop = _stop_on_signals()
+    home = options.home
+    try:
+        lock = HomeLock(home)
+    except OSError as error:
+        raise disk_error(error, home) from None
+    try:
+        async with _stoppable(stop):
+            # The page's port is taken at once, so that nobody waits for a run that cannot start.
+            with contextlib.closing(_bind(options.http_host, options.http_port)) as http:
+                published = await _prepared_and_imported(options)
+                async with _opened(options, published) as core:
+                    await _run(core, options, http, began)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            (home / API_FILE).unlink()
+        lock.release()
+    emit(log, "coordinator.stopped")
+    return EXIT_OK
+
+
+def _stop_on_signals() -> asyncio.Event:
+    """The event that the first SIGINT or SIGTERM sets; a second one ends the process at once."""
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if not stop.is_set():
+            stop.set()
+            return
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        os._exit(EXIT_INTERRUPTED)
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    return stop
+
+
+@contextlib.asynccontextmanager
+async def _stoppable(stop: asyncio.Event) -> AsyncIterator[None]:
+    """Cancels its block when ``stop`` is set; the block then counts as done."""
+    body = asyncio.current_task()
+    assert body is not None
+
+    async def watch() -> None:
+        await stop.wait()
+        body.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not stop.is_set():
+            raise
+        body.uncancel()
+    finally:
+        watcher.cancel()
+
+
+async def _prepared_and_imported(options: Options) -> Published:
+    """Prepare the run in a child, and load the network (about 3 s) here at the same time."""
+    imported = asyncio.to_thread(importlib.import_module, "coordinator.service")
+    published, _ = await _gathered(prepare_in_child(options.run_file, options.home), imported)
+    assert isinstance(published, Published)
+    return published
+
+
+async def _gathered(*work: Coroutine[Any, Any, Any]) -> list[Any]:
+    """Results of coroutines that run together; the first error as itself, the others cancelled."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one) for one in work]
+    except BaseExceptionGroup as errors:
+        raise _first(errors) from None
+    return [task.result() for task in tasks]
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error to show: the first of ours, else the first of all."""
+    ours = errors.subgroup(ArtelError)
+    found: BaseException = ours or errors
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found
+
+
+@contextlib.asynccontextmanager
+async def _opened(options: Options, published: Published) -> AsyncIterator[Coordinator]:
+    """The coordinator on its ledger and its network, which are closed in the end."""
+    from coordinator.service import Coordinator
+    from protocol.network import Host
+
+    home, identity = options.home, load_or_create(options.home / "node.key")
+    store = await asyncio.to_thread(
+        LedgerStore.open, home / DATABASE_NAME, create=True, run=published.run
+    )
+    with contextlib.closing(store):
+        sequencer = await asyncio.to_thread(Sequencer, store, identity, published.run)
+        if not store.size:
+            await sequencer.append(dsse.decode(published.envelope))
+        host = await Host.start(
+            identity, home / "node.key", listen=options.listen, announce=options.announce
+        )
+        try:
+            yield Coordinator(
+                manifest=published.manifest,
+                run=published.run,
+                layout=published.layout,
+                identity=identity,
+                host=host,
+                sequencer=sequencer,
+                blobs=BlobStore(home / "blobs"),
+                metrics=Metrics(home / "metrics.jsonl"),
+            )
+        finally:
+            await _close(host)
+
+
+async def _close(host: Host) -> None:
+    """Close the network; a daemon that does not end in time is killed."""
+    try:
+        await asyncio.wait_for(host.close(), CLOSE_TIMEOUT_S)
+    except TimeoutError:
+        for child in psutil.Process().children():
+            child.kill()
+
+
+async def _run(core: Coordinator, options: Options, http: socket.socket, began: float) -> None:
+    """Everything that goes on at the same time; ends with an error or by being cancelled."""
+    from coordinator.desk import Desk
+    from coordinator.upkeep import Upkeep
+    from coordinator.web import RunPage
+
+    url = _url(http)
+    await core.close_interrupted_attempt()
+    await Desk(core).open()
+    addresses = await core.host.addresses()
+    if not addresses:
+        raise ResourceError(
+            "the network daemon has no address that nodes could connect to",
+            "check --listen, or name the address with --announce",
+        )
+    invite = Invite(core.run, tuple(addresses)).encode()
+    async with RunPage(core, invite).listening(http):
+        _publish_home(options.home, url, invite)
+        _greet(core, options, url, invite)
+        emit(log, "coordinator.ready", run=core.run[:12], seconds=time.monotonic() - began)
+        await _gathered(
+            core.drive(),
+            Upkeep(core, _public(url, options.http_host)).run(),
+            core.host.watch(),
+        )
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A listening socket for the page.
+
+    :raises ResourceError: the port is in use, or the address is not of this machine
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, where = found[0]
+        return socket.create_server(where[:2], family=family, backlog=64)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ResourceError(
+            f"cannot serve the page on {host}:{port}: {reason}",
+            "choose another address with --http HOST:PORT; port 0 takes a free one",
+        ) from None
+
+
+def _url(http: socket.socket) -> str:
+    host, port = http.getsockname()[:2]
+    if http.family is socket.AF_INET6:
+        host = f"[{host}]"
+    return f"http://{host}:{port}"
+
+
+def _public(url: str, host: str) -> str:
+    """The page's address for the run's public record; "" when others could not open it."""
+    return "" if host in ("0.0.0.0", "::", "localhost", "::1") or host[:4] == "127." else url
+
+
+def _publish_home(home: Path, url: str, invite: str) -> None:
+    """Leave address and invite where ``artel coordinator status`` and people find them."""
+    for name, text in ((INVITE_FILE, invite), (API_FILE, json.dumps({"http": url}))):
+        unfinished = home / f"{name}.tmp"
+        try:
+            unfinished.write_text(text + "\n", encoding="utf-8")
+            unfinished.chmod(0o644)
+            unfinished.replace(home / name)
+        except OSError as error:
+            raise disk_error(error, home) from None
+
+
+def _greet(core: Coordinator, options: Options, url: str, invite: str) -> None:
+    config = core.manifest.config
+    if options.as_json:
+        ready = {"run": core.run, "invite": invite, "http": url, "home": str(options.home)}
+        print(json.dumps(ready), flush=True)
+        return
+    print(
+        f"{config.run.name}: {core.manifest.model.parameters:,} parameters, round "
+        f"{core.state.round} of {core.rules.total}, {core.rules.min_nodes} node(s) to begin\n"
+        f"  run id  {core.run}\n"
+        f"  page    {url}\n\n"
+        "Volunteers take part with this line:\n\n"
+        f"artel node start --join {invite} --home artel-node\n",
+        flush=True,
+    )

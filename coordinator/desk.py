@@ -1,0 +1,274 @@
+"""The desk: answers what nodes ask of a coordinator, and turns it into events for the rounds."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from coordinator import intake
+from coordinator.service import Coordinator, Peer
+from ledger import entries
+from ledger.replica import serve_ledger
+from protocol import messages, rounds, transfer, wire
+from protocol.errors import CheckFailed, DecodeError
+from protocol.events import emit
+from protocol.identity import public_of
+from protocol.network import short
+from protocol.rounds import Phase
+
+log = logging.getLogger("artel.coordinator")
+
+PUTS_PER_ATTEMPT = 3
+ADMISSIONS_PER_MINUTE = 60
+"""New nodes; each costs two ledger entries, and whoever makes keys could make millions."""
+
+
+class Desk:
+    """Serves the control, content and ledger services for one coordinator."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._core = coordinator
+        self._puts: dict[tuple[str, int, int], int] = {}  # offers by node, round and attempt
+        self._admissions: deque[float] = deque(maxlen=ADMISSIONS_PER_MINUTE)
+
+    async def open(self) -> None:
+        """Begin to answer."""
+        host = self._core.host
+        await host.serve(wire.CONTROL, self._control)
+        await host.serve(wire.CONTENT, self._content)
+        await host.serve(wire.LEDGER, self._ledger)
+
+    async def _control(
+        self, peer: str, request: messages.Message, stream: wire.Stream
+    ) -> messages.Message | None:
+        core = self._core
+        if isinstance(request, messages.Probe):
+            left = request.size
+            while left:
+                left -= len(await stream.read_exactly(min(left, 1 << 16)))
+            return messages.Ok()
+        if getattr(request, "run", core.run) != core.run:
+            raise wire.Refused(
+                "this coordinator serves another run", "ask the organiser", code="other_run"
+            )
+        if isinstance(request, messages.Hello):
+            return await self._hello(peer, request)
+        if peer not in core.ledger.state.nodes:
+            raise wire.Refused("this node has not been admitted", "say hello", code="unknown_node")
+        now = core.clock()
+        if isinstance(request, messages.Heartbeat):
+            return await self._heartbeat(peer, request)
+        if isinstance(request, messages.Commit):
+            await core.feed(
+                rounds.Committed(now, peer, request.round, request.attempt, request.commitment)
+            )
+        elif isinstance(request, messages.Reveal):
+            await self._reveal(peer, request)
+        elif isinstance(request, messages.SignedState):
+            await self._signed_state(peer, request)
+        elif isinstance(request, messages.HandBack):
+            await core.feed(rounds.HandedBack(now, peer, request.round, request.attempt))
+            emit(log, "round.handed_back", node=short(peer), reason=request.reason)
+        elif isinstance(request, messages.Leave):
+            await core.feed(rounds.Left(now, peer))
+            core.peers.pop(peer, None)
+            emit(log, "node.left", node=short(peer))
+        else:
+            raise wire.Refused(f"{request.KIND} is not for a coordinator", code="unknown")
+        return messages.Ok()
+
+    async def _hello(self, peer: str, request: messages.Hello) -> messages.Welcome:
+        core = self._core
+        statements = []
+        for data in (request.account_entry, request.node_entry):
+            entry = entries.decode(data)
+            if entry.body.run != core.run:
+                raise DecodeError("the registration is for another run")
+            if not entry.signers:
+                raise CheckFailed("a signature of the registration does not verify")
+            statements.append(entry)
+        account, node = (entry.body for entry in statements)
+        if (
+            not isinstance(account, entries.Account)
+            or not isinstance(node, entries.Node)
+            or node.node != peer
+            or node.account != account.account
+            or statements[0].signers != {account.account}
+            or statements[1].signers != {account.account, public_of(peer).hex()}
+        ):
+            raise CheckFailed("the registration does not bind this node to that account")
+        if core.ledger.state.account_of(peer) != node.account:
+            if node.account in core.ledger.state.nodes.get(peer, []):
+                raise CheckFailed(
+                    "this node has left that account before and cannot go back to it",
+                    "use a new --home for the node",
+                )
+            self._bound_admissions()
+            await core.ledger.append(*(entry.envelope for entry in statements))
+            emit(log, "node.admitted", node=short(peer), account=node.account[:12])
+        reachable = await core.host.dial_back(peer, request.addresses)
+        return messages.Welcome(clock=time.time(), reachable=reachable, payload_bytes=core.max_blob)
+
+    async def _heartbeat(self, peer: str, request: messages.Heartbeat) -> messages.Directive:
+        core = self._core
+        now = core.clock()
+        report = request.report
+        known = core.peers.get(peer)
+        if known is None:
+            # Versions of a coordinator that was started again must differ from the old ones.
+            known = Peer(report, request.addresses, now, version=int(time.time() * 1000) % 2**40)
+            core.peers[peer] = known
+            emit(log, "node.joined", node=short(peer), nodes=len(core.peers))
+        known.report, known.addresses, known.heard = report, request.addresses, now
+        if report.validation is not None:
+            self._note_validation(report.validation)
+        await core.feed(rounds.Seen(now, peer, report.state_root, report.leaving))
+        patience = min(request.patience, core.rules.heartbeat_timeout / 3)
+        try:
+            async with asyncio.timeout(patience), core.changed:
+                while self._version(peer, known) == request.seen:
+                    await core.changed.wait()
+        except TimeoutError:
+            pass
+        return self._directive(peer, known)
+
+    def _version(self, peer: str, known: Peer) -> int:
+        """A number that changes whenever the duty of this peer does."""
+        core = self._core
+        duty = self._duty(peer)
+        key = (duty.task, duty.root, core.state.round, core.state.attempt)
+        if key != known.duty:
+            known.duty = key
+            known.version += 1
+        return known.version
+
+    def _duty(self, peer: str) -> rounds.Duty:
+        core = self._core
+        duty = rounds.directive(core.rules, core.state, peer, core.clock())
+        if duty.task == "stop" and not core.released:
+            return rounds.Duty("wait", "the final state is being copied", duty.root)
+        return duty
+
+    def _directive(self, peer: str, known: Peer) -> messages.Directive:
+        core = self._core
+        version = self._version(peer, known)
+        duty = self._duty(peer)
+        everyone = duty.task == "stop" or core.state.round == 0
+        return messages.Directive(
+            version=version,
+            task=duty.task,
+            round=core.state.round,
+            attempt=core.state.attempt,
+            root=duty.root,
+            remaining=duty.remaining,
+            ledger_size=core.ledger.store.size,
+            reason=duty.reason[:300],
+            evaluate=everyone or peer == evaluator(core.run, core.state.round, core.state.members),
+            peers={name: other.addresses for name, other in list(core.peers.items())[:64]},
+        )
+
+    def _note_validation(self, validation: messages.Validation) -> None:
+        """Keep the first report for a state; it is a number for people, not a fact."""
+        core = self._core
+        if validation.round > core.state.round:
+            return
+        metrics = core.metrics.of(validation.round)
+        if metrics.validation is None:
+            metrics.validation = validation.loss
+            core.metrics.save(validation.round)
+            emit(log, "state.evaluated", round=validation.round, loss=validation.loss)
+
+    async def _reveal(self, peer: str, request: messages.Reveal) -> None:
+        core = self._core
+        state = core.state
+        if peer in state.revealed:
+            return  # the first reply got lost
+        expected = intake.Expected(
+            core.run,
+            state.round,
+            state.attempt,
+            state.base,
+            core.tokens,
+            core.layout,
+            core.codec,
+        )
+        shown = await intake.check(
+            expected, peer, state.commitments.get(peer, ""), request.contribution, core.blobs
+        )
+        event = rounds.Revealed(core.clock(), peer, state.round, state.attempt, shown.fault)
+        await core.feed(event, shown.envelope)
+        if shown.fault:
+            emit(
+                log,
+                "contribution.rejected",
+                logging.WARNING,
+                node=short(peer),
+                reason=shown.fault,
+                detail=shown.detail,
+            )
+            raise wire.Refused(f"the contribution does not count: {shown.detail}", code=shown.fault)
+
+    async def _signed_state(self, peer: str, request: messages.SignedState) -> None:
+        core = self._core
+        entry = entries.decode(request.statement)
+        body = entry.body
+        if not isinstance(body, entries.StateAgreed) or body.run != core.run:
+            raise DecodeError("not a signed state of this run")
+        if entry.signers != {public_of(peer).hex()}:
+            raise CheckFailed("the state is not signed by this node alone")
+        event = rounds.StateSigned(core.clock(), peer, body.round - 1, body.root)
+        await core.feed(event, entry.envelope)
+
+    async def _content(
+        self, peer: str, request: messages.Message, stream: wire.Stream
+    ) -> messages.Message | None:
+        core = self._core
+        if not isinstance(request, messages.Put):
+            return await transfer.serve_content(core.blobs, request, stream)
+        state = core.state
+        if state.phase is not Phase.REVEALING or peer not in state.commitments:
+            raise wire.Refused("nothing is expected from this node now", code="too_early")
+        if request.size > core.max_blob:
+            await core.feed(
+                rounds.Revealed(core.clock(), peer, state.round, state.attempt, rounds.TOO_LARGE)
+            )
+            raise wire.Refused(
+                f"a contribution of {request.size} bytes, at most {core.max_blob} allowed",
+                code=rounds.TOO_LARGE,
+            )
+        offer = (peer, state.round, state.attempt)
+        self._puts = {key: n for key, n in self._puts.items() if key[1:] == offer[1:]}
+        self._puts[offer] = self._puts.get(offer, 0) + 1
+        if self._puts[offer] > PUTS_PER_ATTEMPT:
+            raise wire.Refused("too many tries in this round", code="too_many")
+        if core.blobs.has(request.id):
+            raise wire.Refused("this content is here already", code="present")
+        await transfer.receive(core.blobs, request, stream)
+        return messages.Ok()
+
+    async def _ledger(
+        self, peer: str, request: messages.Message, stream: wire.Stream
+    ) -> messages.Message | None:
+        core = self._core
+        return await serve_ledger(core.ledger.store, core.run, request, stream)
+
+    def _bound_admissions(self) -> None:
+        now = self._core.clock()
+        if len(self._admissions) == ADMISSIONS_PER_MINUTE and now - self._admissions[0] < 60:
+            raise wire.Refused(
+                "too many new nodes at once", "this node tries again by itself", code="busy"
+            )
+        self._admissions.append(now)
+
+
+def evaluator(run: str, round: int, members: Sequence[str]) -> str:
+    """The member that evaluates the state which a round starts from; "" without members."""
+
+    def lot(peer: str) -> bytes:
+        return hashlib.sha256(f"{run}/{round}/{peer}".encode()).digest()
+
+    return min(members, key=lot, default="")

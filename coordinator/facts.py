@@ -1,0 +1,172 @@
+"""What a coordinator tells the world, as plain JSON values.
+
+The API serves these documents as they are, and the page shows nothing else, so the two never
+disagree. Losses, speeds and byte counts are what nodes report of themselves; rounds, credit and
+shares come from the ledger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from typing import Any
+
+from coordinator.metrics import RoundMetrics
+from coordinator.service import Coordinator
+from ledger import entries
+from ledger.checkpoint import parse_checkpoint
+from ledger.shares import shares
+from protocol import rounds
+
+UNWITNESSED = "pending, not final: no witness has cosigned a checkpoint yet"
+
+
+def run_facts(core: Coordinator, invite: str) -> dict[str, Any]:
+    """What the run is; never changes."""
+    manifest = core.manifest
+    return {
+        "run": core.run,
+        "name": manifest.config.run.name,
+        "description": manifest.config.run.description,
+        "organiser": manifest.organiser,
+        "parameters": manifest.model.parameters,
+        "tokens_per_node_and_round": core.tokens,
+        "invite": invite,
+        "manifest": manifest.model_dump(mode="json"),
+    }
+
+
+async def status_facts(core: Coordinator) -> dict[str, Any]:
+    """How the run goes now."""
+    state, rules, now = core.state, core.rules, core.clock()
+    ready = len(rounds.ready(state))
+    return {
+        "run": core.run,
+        "name": core.manifest.config.run.name,
+        "phase": state.phase.value,
+        "round": state.round,
+        "total": rules.total,
+        "attempt": state.attempt,
+        "state_root": state.base,
+        "members": len(state.members),
+        "committed": len(state.commitments),
+        "revealed": len(state.revealed),
+        "waiting_for": max(0, rules.min_nodes - ready) if state.phase.value == "waiting" else 0,
+        "validation": _validation(core),
+        "nodes": [_node(core, peer, now) for peer in sorted(core.peers)],
+        "last_round": _last_round(core),
+        "ledger": await _ledger(core),
+    }
+
+
+def rounds_facts(core: Coordinator, last: int) -> dict[str, Any]:
+    """The newest ``last`` rounds that have numbers, oldest first."""
+    return {"total": core.rules.total, "rounds": core.metrics.table(last)}
+
+
+async def shares_facts(core: Coordinator) -> dict[str, Any]:
+    """Who owns what, as of the newest checkpoint. Shares add up to exactly 1."""
+    fold = core.ledger.state
+    pending, left_out = fold.pending(), fold.rejected_by_account()
+    rows = [
+        {
+            "account": share.account,
+            "credit": share.credit,
+            "share": share.share,
+            "units": share.units,
+            "pending": pending.get(share.account, 0),
+            "left_out": left_out.get(share.account, {}),
+        }
+        for share in await asyncio.to_thread(shares, fold)
+    ]
+    return {
+        "run": core.run,
+        "as_of": fold.size,
+        "round": fold.round,
+        "total": fold.total,
+        "label": UNWITNESSED,
+        "shares": rows,
+    }
+
+
+async def entries_facts(core: Coordinator, start: int, count: int) -> dict[str, Any]:
+    """Up to ``count`` ledger entries from index ``start`` on; ``leaf`` is the base64 of the bytes
+    that the Merkle tree holds, the rest is what they say."""
+    store = core.ledger.store
+    leaves = await asyncio.to_thread(lambda: list(store.leaves(start, start + count)))
+    return {
+        "size": store.size,
+        "start": start,
+        "entries": [_entry(start + i, leaf) for i, leaf in enumerate(leaves)],
+    }
+
+
+async def checkpoint_note(core: Coordinator) -> str:
+    """The newest signed tree head."""
+    return await asyncio.to_thread(lambda: core.ledger.store.latest_note)
+
+
+def _entry(index: int, leaf: bytes) -> dict[str, Any]:
+    entry = entries.decode(leaf)
+    return {
+        "index": index,
+        "id": entry.id,
+        "kind": entry.kind,
+        "body": entry.body.to_dict(),
+        "leaf": base64.b64encode(leaf).decode(),
+    }
+
+
+def _node(core: Coordinator, peer: str, now: float) -> dict[str, Any]:
+    known, state = core.peers[peer], core.state
+    report = known.report
+    return {
+        "node": peer,
+        "account": core.ledger.state.account_of(peer),
+        "credit": core.ledger.state.node_credit.get(peer, 0),
+        "phase": report.phase,
+        "member": peer in state.members,
+        "leaving": report.leaving,
+        "round": report.round,
+        "step": report.step,
+        "steps": report.steps,
+        "loss": report.loss,
+        "tokens_per_second": report.tokens_per_second,
+        "bytes_up": report.bytes_up,
+        "bytes_down": report.bytes_down,
+        "state_round": report.state_round,
+        "state_root": report.state_root,
+        "seconds": dict(report.seconds),
+        "heard_s": round(max(0.0, now - known.heard), 1),
+    }
+
+
+def _validation(core: Coordinator) -> dict[str, Any]:
+    """First and newest evaluation: the loss of the state that a round starts from."""
+    known = [m for _, m in sorted(core.metrics.rounds.items()) if m.validation is not None]
+    if not known:
+        return {"first": None, "last": None}
+    return {"first": _loss(known[0]), "last": _loss(known[-1])}
+
+
+def _loss(metrics: RoundMetrics) -> dict[str, Any]:
+    return {"round": metrics.round, "loss": metrics.validation}
+
+
+def _last_round(core: Coordinator) -> dict[str, Any]:
+    """The newest round whose state is agreed; ``overhead_s`` is its time that is not training."""
+    metrics = core.metrics.rounds.get(core.state.round - 1, RoundMetrics(-1))
+    seconds = dict(metrics.seconds)
+    rest = sum(s for phase, s in seconds.items() if phase != "training")
+    return {
+        "round": metrics.round if seconds else None,
+        "seconds": seconds,
+        "overhead_s": round(rest, 3),
+        "accepted": metrics.accepted,
+        "rejected": dict(metrics.rejected),
+    }
+
+
+async def _ledger(core: Coordinator) -> dict[str, Any]:
+    head = parse_checkpoint(await checkpoint_note(core))
+    return {"size": head.size, "root": head.root.hex(), "origin": head.origin, "witnesses": 0}

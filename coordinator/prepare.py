@@ -1,0 +1,280 @@
+"""Preparing a run, once: text to shards, a tokenizer, the first state, and the signed manifest.
+
+The organiser does this on one machine. Everything that comes out is content-addressed, so it needs
+no second opinion: nodes check bytes against the manifest. In particular the initial parameters are
+drawn here and published as a state, since the same seed gives other bits on another machine.
+
+Runs in a process of its own (``artel run prepare``): torch's memory does not stay behind in the
+coordinator.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from coordinator import sources
+from protocol import assignment, model, shards
+from protocol import tokenizer as tokenizers
+from protocol.blobs import BlobStore, disk_error
+from protocol.errors import ArtelError, CheckFailed, UsageError
+from protocol.identity import HomeLock, load_or_create
+from protocol.manifest import (
+    DataFacts,
+    Manifest,
+    ModelFacts,
+    RunConfig,
+    SplitFacts,
+    TokenizerFacts,
+    load_config,
+    open_manifest,
+    run_id,
+    sign,
+)
+from protocol.state import State, write_state
+
+TOKENIZER_SAMPLE_BYTES = 6 << 20
+"""Text that BPE is trained on; more of it changes a vocabulary of some thousand tokens little."""
+BATCH_BYTES = 4 << 20
+"""Text that is tokenised at a time."""
+
+Progress = Callable[[str, float], None]
+"""Called with the stage in words and the fraction of it that is done (0 to 1)."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to start. ``envelope`` is the signed manifest; ``fresh`` if made now."""
+
+    manifest: Manifest
+    run_id: str
+    envelope: bytes
+    fresh: bool
+
+
+def manifest_path(home: Path) -> Path:
+    """Where a coordinator's home keeps the signed manifest."""
+    return home / "run" / "manifest.json"
+
+
+def prepare(config_path: Path, home: Path, progress: Progress | None = None) -> Prepared:
+    """Prepare the run of ``config_path`` in ``home``, or return the one that is already there.
+
+    :raises UsageError: when the file, its data or its model cannot be used, or when ``home`` holds
+        another run
+    :raises ResourceError: when the disk is full or another process prepares the same home
+    """
+    report = progress or (lambda stage, fraction: None)
+    config = load_config(config_path)
+    try:
+        lock = HomeLock(home / "run")
+    except OSError as error:
+        raise disk_error(error, home) from None
+    try:
+        existing = _existing(config, config_path, home)
+        return existing or _prepare(config, config_path, home, report)
+    finally:
+        lock.release()
+
+
+def _existing(config: RunConfig, config_path: Path, home: Path) -> Prepared | None:
+    path = manifest_path(home)
+    try:
+        envelope = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    manifest, name = open_manifest(envelope)
+    if manifest.config != config:
+        raise UsageError(
+            f"{home} already holds the run {manifest.config.run.name!r}, and {config_path} "
+            "describes another one",
+            "a run never changes: prepare the new one with its own --home DIR",
+        )
+    if manifest.coordinators[0] != load_or_create(home / "node.key").key:
+        raise CheckFailed(f"{home}/node.key is not the key that the run names as its coordinator")
+    store = BlobStore(home / "blobs", None)
+    for blob in required_blobs(manifest, store):
+        if not store.has(blob):
+            raise CheckFailed(
+                f"{home} lacks {blob[:16]}…, a part of its run",
+                "restore the folder blobs, or prepare again with a new --home DIR",
+            )
+    return Prepared(manifest, name, envelope, fresh=False)
+
+
+def required_blobs(manifest: Manifest, store: BlobStore) -> Iterator[str]:
+    """What a coordinator needs to start the run: tokenizer, indexes, shards, first state."""
+    if manifest.tokenizer.id:
+        yield manifest.tokenizer.id
+    yield manifest.initial_state
+    for facts in (manifest.data.train, manifest.data.validation):
+        yield facts.index
+        if (path := store.path(facts.index)) is not None:
+            yield from shards.decode_index(path.read_bytes(), facts).shards
+
+
+def _prepare(config: RunConfig, config_path: Path, home: Path, report: Progress) -> Prepared:
+    organiser = load_or_create(home / "organiser.key")
+    coordinator = load_or_create(home / "node.key")
+    store = BlobStore(home / "blobs", None)
+
+    inventory = sources.take_inventory(
+        config.data.sources, config_path.parent, lambda done: report("reading the text", done)
+    )
+    parts = sources.sample(inventory.parts, config.data.max_bytes)
+    train, validation = sources.split(parts, config.data.validation_fraction)
+
+    # The model is tried before the slow part, so that a wrong key is reported within seconds.
+    report("checking the model", 0.0)
+    model.empty(config.model, config.tokenizer.vocab_size)
+    report("training the tokenizer", 0.0)
+    tokenizer, tokenizer_facts = _tokenizer(config, train, store)
+    dtype = shards.dtype_for(tokenizer.vocab_size)
+    facts: dict[str, SplitFacts] = {}
+    for name, chosen in (("train", train), ("validation", validation)):
+        index = _write_shards(config, tokenizer, chosen, store, dtype, _stage(report, name))
+        facts[name] = index.facts()
+        store.put(index.encode())
+    data = DataFacts(train=facts["train"], validation=facts["validation"], dtype=dtype)
+
+    report("drawing the first parameters", 0.0)
+    model_facts, initial_state = _initial_state(config, tokenizer.vocab_size, store)
+    manifest = Manifest(
+        config=config,
+        organiser=organiser.key,
+        coordinators=(coordinator.key,),
+        tokenizer=tokenizer_facts,
+        data=data,
+        model=model_facts,
+        initial_state=initial_state,
+    )
+    _require_enough(manifest)
+    try:
+        envelope = sign(manifest, organiser)
+    except ArtelError as error:
+        raise UsageError(error.message, error.hint) from None
+    encoded = envelope.encode()
+    _write_durably(manifest_path(home), encoded)
+    return Prepared(manifest, run_id(envelope.payload), encoded, fresh=True)
+
+
+def _stage(report: Progress, name: str) -> Callable[[float], None]:
+    return lambda done: report(f"tokenising the {name} split", done)
+
+
+def _tokenizer(
+    config: RunConfig, train: Sequence[sources.Part], store: BlobStore
+) -> tuple[tokenizers.Tokenizer, TokenizerFacts]:
+    if config.tokenizer.kind == "bytes":
+        return tokenizers.ByteTokenizer(), TokenizerFacts(id="", vocab_size=257)
+    data = tokenizers.train_bpe(
+        _training_sample(train, TOKENIZER_SAMPLE_BYTES), config.tokenizer.vocab_size
+    )
+    tokenizer = tokenizers.BpeTokenizer(data)
+    return tokenizer, TokenizerFacts(id=store.put(data), vocab_size=tokenizer.vocab_size)
+
+
+def _training_sample(parts: Sequence[sources.Part], limit: int) -> Iterator[str]:
+    """Text for the tokenizer: parts drawn as in :func:`sources.sample`, cut to ``limit`` bytes."""
+    for part in sources.sample(parts, limit):
+        for text, _ in sources.pieces(part):
+            yield text
+
+
+def _write_shards(
+    config: RunConfig,
+    tokenizer: tokenizers.Tokenizer,
+    parts: Sequence[sources.Part],
+    store: BlobStore,
+    dtype: shards.DType,
+    report: Callable[[float], None],
+) -> shards.ShardIndex:
+    """Tokenise the parts, documents separated by end-of-text, and store them shard by shard."""
+    size = config.data.shard_tokens
+    total = max(1, sum(part.size for part in parts))
+    end = np.array([tokenizer.end_of_text], np.uint32)
+    pending: list[tokenizers.Ids] = []  # tokens of the next shard, fewer than ``size`` in all
+    ids: list[str] = []
+    held = tokens = done = 0
+    for batch in _batches(parts):
+        encoded = tokenizer.encode([text for text, _ in batch])
+        for ids_of_text, (_, ends) in zip(encoded, batch, strict=True):
+            for run in (ids_of_text, end) if ends else (ids_of_text,):
+                pending.append(run)
+                held += len(run)
+        if held >= size:
+            flat = np.concatenate(pending)
+            whole = held // size * size
+            for start in range(0, whole, size):
+                ids.append(_put_shard(store, flat[start : start + size], dtype, ids))
+            pending, held, tokens = [flat[whole:]], held - whole, tokens + whole
+        done += sum(len(text) for text, _ in batch)
+        report(min(1.0, done / total))
+    if held:
+        ids.append(_put_shard(store, np.concatenate(pending), dtype, ids))
+    return shards.ShardIndex(dtype, size, tokens + held, tuple(ids))
+
+
+def _put_shard(
+    store: BlobStore, tokens: tokenizers.Ids, dtype: shards.DType, before: Sequence[str]
+) -> str:
+    if len(before) >= shards.MAX_SHARDS:
+        raise UsageError(
+            f"the data takes more than {shards.MAX_SHARDS} shards", "raise data.shard_tokens"
+        )
+    return store.put(shards.encode_shard(tokens, dtype))
+
+
+def _batches(parts: Iterable[sources.Part]) -> Iterator[list[tuple[str, bool]]]:
+    """Pieces of text, about :data:`BATCH_BYTES` at a time."""
+    batch: list[tuple[str, bool]] = []
+    size = 0
+    for part in parts:
+        for piece in sources.pieces(part):
+            batch.append(piece)
+            size += len(piece[0])
+            if size >= BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _initial_state(config: RunConfig, vocab_size: int, store: BlobStore) -> tuple[ModelFacts, str]:
+    """Build the model from the run's seed and store its parameters as the state of round 0."""
+    module = model.build(config.model, vocab_size, config.run.seed)
+    layout = model.layout_of(module)
+    params = model.read_parameters(module)
+    momentum = np.zeros_like(params) if config.exchange.outer.momentum else None
+    path = store.root / "initial.part"
+    root = write_state(path, State(0, layout.digest, params, momentum))
+    store.adopt(root, path)
+    return ModelFacts(layout=layout.digest, parameters=layout.parameters), root
+
+
+def _require_enough(manifest: Manifest) -> None:
+    """Refuse data that is too small for one round, or for one validation window."""
+    assignment.require_capacity(assignment.train_split(manifest), manifest.config)
+    if not assignment.validation_split(manifest).windows:
+        tokens, seq_len = manifest.data.validation.tokens, manifest.config.data.seq_len
+        raise UsageError(
+            f"the validation split has {tokens} tokens, less than one window of {seq_len}",
+            "use more text, raise validation_fraction or lower seq_len",
+        )
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    """Write a file so that it holds all of its bytes or is not there."""
+    unfinished = path.with_suffix(".tmp")
+    try:
+        with unfinished.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError as error:
+        raise disk_error(error, path.parent) from None

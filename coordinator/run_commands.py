@@ -1,0 +1,148 @@
+"""``artel run``: write, explain and prepare the file that describes a run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from protocol.errors import EXIT_OK, UsageError
+
+EXIT_CODES = """\
+exit codes: 0 done · 1 a prepared run is damaged
+            2 the file, its data or its model cannot be used
+            4 this machine lacks something (disk space, the lock of a home)"""
+RUN_FILE = "RUN.toml"
+
+
+def main(argv: list[str]) -> int:
+    """Run ``artel run ...``; returns the exit code.
+
+    :raises ArtelError: with the exit code of its class
+    """
+    arguments = _parser().parse_args(argv)
+    if arguments.command == "new":
+        return _new(arguments.folder)
+    if arguments.command == "check":
+        return _check(arguments.file, as_json=arguments.json)
+    return _prepare(arguments.file, arguments.home, as_json=arguments.json)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="artel run",
+        description="Write, explain and prepare the file that describes a run.",
+        epilog="example: artel run new my-run && artel run check my-run/RUN.toml\n" + EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, about: str, example: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=about,
+            description=about[0].upper() + about[1:] + ".",
+            epilog=f"example: {example}\n{EXIT_CODES}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    new = add("new", f"write a commented {RUN_FILE} into a folder", "artel run new my-run")
+    new.add_argument("folder", type=Path, metavar="DIR", help="made when it is not there")
+
+    check = add(
+        "check",
+        "explain what a run file means: parameters, bytes per round, memory, tokens",
+        "artel run check my-run/RUN.toml",
+    )
+    check.add_argument("file", type=Path, metavar="FILE", help="the run file")
+    check.add_argument("--json", action="store_true", help="print one JSON object")
+
+    prepare = add(
+        "prepare",
+        "cut the data into shards, draw the first parameters and sign the manifest",
+        "artel run prepare my-run/RUN.toml --home coordinator",
+    )
+    prepare.add_argument("file", type=Path, metavar="FILE", help="the run file")
+    prepare.add_argument(
+        "--home", type=Path, required=True, metavar="DIR", help="home of the coordinator"
+    )
+    prepare.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _new(folder: Path) -> int:
+    from protocol.manifest_template import template
+
+    path = folder / RUN_FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # "x": never write over a file that somebody edited.
+        with path.open("x", encoding="utf-8") as file:
+            file.write(template())
+    except FileExistsError:
+        raise UsageError(f"{path} already exists", "choose another folder, or edit it") from None
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {path}: {error.strerror}", "choose another folder"
+        ) from None
+    print(f"wrote {path}")
+    print(f"  next: artel run check {path}")
+    return EXIT_OK
+
+
+def _check(path: Path, *, as_json: bool) -> int:
+    from coordinator.explain import explain, render
+    from protocol.manifest import load_config
+
+    config = load_config(path)
+    explanation = explain(config, path)
+    print(json.dumps(explanation.as_json(), indent=2) if as_json else render(explanation))
+    return EXIT_OK
+
+
+def _prepare(path: Path, home: Path, *, as_json: bool) -> int:
+    from coordinator.prepare import manifest_path, prepare
+
+    shown: tuple[str, int] = ("", -1)
+
+    def progress(stage: str, fraction: float) -> None:
+        """One line a stage and quarter, on stderr: stdout belongs to the result."""
+        nonlocal shown
+        step = (stage, int(fraction * 4))
+        if step != shown:
+            shown = step
+            percent = f" {step[1] * 25:>3} %" if fraction else ""
+            print(f"{stage}{percent}", file=sys.stderr, flush=True)
+
+    prepared = prepare(path, home, progress)
+    manifest = prepared.manifest
+    if as_json:
+        facts = {
+            "run": prepared.run_id,
+            "name": manifest.config.run.name,
+            "fresh": prepared.fresh,
+            "manifest": str(manifest_path(home)),
+            "parameters": manifest.model.parameters,
+            "vocab_size": manifest.tokenizer.vocab_size,
+            "train_tokens": manifest.data.train.tokens,
+            "validation_tokens": manifest.data.validation.tokens,
+            "initial_state": manifest.initial_state,
+        }
+        print(json.dumps(facts, indent=2))
+        return EXIT_OK
+    data = manifest.data
+    print(f"{'prepared' if prepared.fresh else 'already prepared'}: {manifest.config.run.name}")
+    print(f"  run id      {prepared.run_id}")
+    print(f"  model       {manifest.model.parameters:,} parameters")
+    print(
+        f"  tokenizer   {manifest.config.tokenizer.kind}, {manifest.tokenizer.vocab_size:,} tokens"
+    )
+    print(f"  train       {data.train.tokens:,} tokens ({_shards(data.train.shards)})")
+    print(f"  validation  {data.validation.tokens:,} tokens ({_shards(data.validation.shards)})")
+    print(f"  manifest    {manifest_path(home)}")
+    return EXIT_OK
+
+
+def _shards(count: int) -> str:
+    return f"{count} shard" if count == 1 else f"{count} shards"

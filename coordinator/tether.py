@@ -1,0 +1,31 @@
+"""Runs an ``artel`` command as the child of a runner, and ends with it.
+
+``python -m coordinator.tether RUNNER-PID node start ...`` asks the kernel for a SIGTERM when the
+runner dies, however it dies (``PR_SET_PDEATHSIG``, prctl(2)), and then becomes that command. So a
+swarm whose runner was killed leaves no process behind.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+import artel
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(argv: list[str]) -> int:
+    """Tie this process to the runner and run the command after it."""
+    runner, command = int(argv[0]), argv[1:]
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != runner:  # it died before the kernel knew of our wish
+        return 1
+    return artel.main(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,114 @@
+"""What a coordinator does beside the rounds: DHT records, copies of states, old blobs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from coordinator.service import Coordinator
+from ledger import entries
+from protocol import dht, transfer
+from protocol.errors import Unreachable
+from protocol.events import emit
+
+log = logging.getLogger("artel.coordinator")
+
+KEEP_ROUNDS = 4
+"""Contributions of this many closed rounds stay, for nodes that are behind."""
+KEEP_STATES = 2
+"""Copies of this many agreed states stay, besides the initial one."""
+RETRY_S = 2.0
+RELEASE_AFTER_S = 60.0
+"""How long the nodes of a finished run are kept for the copy of the final state."""
+
+
+class Upkeep:
+    """Background work for one coordinator; :meth:`run` never returns.
+
+    :param http: address of the page, for the run's DHT record; "" when there is none
+    """
+
+    def __init__(self, coordinator: Coordinator, http: str) -> None:
+        self._core = coordinator
+        self._http = http
+        self._states: list[str] = []  # agreed states in the local store, oldest first
+
+    async def run(self) -> None:
+        """Announce, mirror and prune until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._announce())
+            group.create_task(self._follow())
+
+    async def _announce(self) -> None:
+        """Keep the run, and what this coordinator holds, in the DHT."""
+        core = self._core
+        data = core.manifest.data
+        shards = data.train.shards + data.validation.shards
+        while True:
+            addresses = await core.host.addresses()
+            record = dht.RunRecord(
+                name=core.manifest.config.run.name,
+                addresses=addresses,
+                http=self._http,
+                round=core.state.round,
+            )
+            await core.host.publish(dht.run_key(core.run), record)
+            holder = dht.HolderRecord(
+                addresses=addresses,
+                state=self._states[-1] if self._states else core.manifest.initial_state,
+                shards=dht.shard_bits(range(shards), shards),
+            )
+            await core.host.publish(dht.nodes_key(core.run), holder)
+            await asyncio.sleep(dht.RENEW_S)
+
+    async def _follow(self) -> None:
+        """After each agreed state: keep a copy of it, and let old contributions go."""
+        core = self._core
+        done = -1
+        while True:
+            async with core.changed:
+                while core.state.round == done:
+                    await core.changed.wait()
+            done = core.state.round
+            self._prune()
+            copied = not self._wanted(done) or await self._mirror(core.state.base)
+            if done == core.rules.total:
+                since_end = core.clock() - core.state.since
+                core.released = copied or since_end > RELEASE_AFTER_S
+                async with core.changed:
+                    core.changed.notify_all()
+            if not copied:
+                done = -1  # nobody could give it now; it is tried again unless a newer one comes
+                await asyncio.sleep(RETRY_S)
+
+    def _wanted(self, round: int) -> bool:
+        every = self._core.manifest.config.rounds.mirror_every
+        return bool(every) and (round % every == 0 or round == self._core.rules.total)
+
+    async def _mirror(self, root: str) -> bool:
+        """Copy one state from nodes that hold it, so that the run outlives its nodes."""
+        core = self._core
+        if not core.blobs.has(root):
+            holders = [name for name, peer in core.peers.items() if peer.report.state_root == root]
+            limit = 3 * 4 * core.layout.parameters + (1 << 20)
+            try:
+                await transfer.fetch(core.host, core.blobs, root, holders, max_bytes=limit)
+            except Unreachable as error:
+                emit(log, "state.not_mirrored", logging.DEBUG, root=root[:12], reason=error.message)
+                return False
+        core.blobs.pin(root)
+        if root not in self._states and root != core.manifest.initial_state:
+            self._states.append(root)
+        while len(self._states) > KEEP_STATES:
+            core.blobs.delete(self._states.pop(0))
+        return True
+
+    def _prune(self) -> None:
+        """Delete the contributions of rounds that nobody can still be applying."""
+        core = self._core
+        keep_from = core.state.round - KEEP_ROUNDS
+        store = core.ledger.store
+        for leaf in store.leaves(max(1, store.size - 4 * (core.rules.max_nodes + 4) * KEEP_ROUNDS)):
+            body = entries.decode(leaf).body
+            if isinstance(body, entries.Contribution) and body.round < keep_from:
+                core.blobs.delete(body.blob)

@@ -1,0 +1,214 @@
+"""The layout of ``ledger.sqlite3``, and how to make the same file again from its rows.
+
+The database is append-only: rows are inserted in one order (entries by index; a checkpoint right
+after the last entry that it covers) and never changed or deleted. SQLite then lays the file out
+deterministically, whatever the grouping into transactions, so a copy rebuilt from the rows has the
+same bytes. :mod:`ledger.verify` relies on it: a byte that is not explained by the rows is damage.
+
+Only two header fields depend on history: the change counter (bytes 24..27, always repeated in bytes
+92..95) and the version of the SQLite library that wrote last (96..99), which the ``meta`` table
+records too. A database that another SQLite version made is rebuilt before it is appended to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from protocol.errors import CheckFailed, ResourceError
+
+FORMAT = "artel-ledger-1"
+PAGE_BYTES = 4096
+CHANGE_COUNTER = slice(24, 28)
+VALID_FOR = slice(92, 96)
+WRITER_VERSION = slice(96, 100)
+LOCK_WAIT_S = 10.0
+
+_SCHEMA = (
+    "CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    "CREATE TABLE entries(idx INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, leaf BLOB NOT NULL)",
+    "CREATE TABLE checkpoints(size INTEGER PRIMARY KEY, note TEXT NOT NULL)",
+)
+INSERT_ENTRY = "INSERT INTO entries(idx, id, leaf) VALUES (?, ?, ?)"
+INSERT_CHECKPOINT = "INSERT INTO checkpoints(size, note) VALUES (?, ?)"
+
+
+def library_version() -> int:
+    """The SQLite library's version as the number that it writes into headers."""
+    major, minor, patch = sqlite3.sqlite_version_info
+    return major * 1_000_000 + minor * 1_000 + patch
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn what SQLite and the file system raise into errors that a person can act on."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        text = str(error)
+        if "full" in text:
+            raise ResourceError(
+                f"the disk is full; nothing was added to {path}",
+                "free some space and start again; the ledger is complete up to here",
+            ) from None
+        if "locked" in text or "busy" in text:
+            raise ResourceError(
+                f"another process is writing {path}", "stop it, or use another --home"
+            ) from None
+        if "no such" in text or "malformed" in text:
+            raise _damaged(path, text) from None
+        raise ResourceError(
+            f"cannot use {path}: {text}", "check the disk and the permissions of its folder"
+        ) from None
+    except sqlite3.DatabaseError as error:
+        raise _damaged(path, str(error)) from None
+    except OSError as error:
+        raise ResourceError(
+            f"cannot use {path}: {error.strerror or error}",
+            "free some space, or check the disk and the permissions of its folder",
+        ) from None
+
+
+def _damaged(path: Path, text: str) -> CheckFailed:
+    return CheckFailed(
+        f"the ledger database {path} is damaged: {text}",
+        "move it aside; a node fetches it again, a coordinator restores it from a node's copy",
+    )
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open for appending: WAL, every commit durable, transactions begun by hand."""
+    connection = sqlite3.connect(
+        path, timeout=LOCK_WAIT_S, isolation_level=None, check_same_thread=False
+    )
+    # FULL: a commit is on the disk before it returns, so no published checkpoint can be lost.
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA fullfsync=ON")
+    # The store itself folds the log back after each append, see LedgerStore.
+    connection.execute("PRAGMA wal_autocheckpoint=0")
+    return connection
+
+
+def connect_copy(path: Path) -> sqlite3.Connection:
+    """Open a private file that nobody writes: no locks, no side files, no recovery."""
+    return sqlite3.connect(
+        f"{path.resolve().as_uri()}?immutable=1",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+
+
+def create(path: Path) -> None:
+    """Make an empty database. It appears under its name only when it is complete and durable."""
+    new = path.with_name(path.name + ".new")
+    new.unlink(missing_ok=True)
+    with closing(sqlite3.connect(new, isolation_level=None)) as connection:
+        write_schema(connection, library_version())
+        connection.execute("PRAGMA journal_mode=WAL")
+    publish(new, path)
+
+
+def write_schema(connection: sqlite3.Connection, version: int) -> None:
+    """Tables and ``meta`` rows; ``version`` is the SQLite version that the file was made with."""
+    # Defaults can be compiled in differently; these three decide the layout.
+    connection.execute(f"PRAGMA page_size={PAGE_BYTES}")
+    connection.execute("PRAGMA auto_vacuum=NONE")
+    connection.execute("PRAGMA encoding='UTF-8'")
+    connection.execute("BEGIN")
+    for statement in _SCHEMA:
+        connection.execute(statement)
+    meta = (("format", FORMAT), ("sqlite", str(version)))
+    connection.executemany("INSERT INTO meta(key, value) VALUES (?, ?)", meta)
+    connection.execute("COMMIT")
+
+
+def made_with(connection: sqlite3.Connection) -> int:
+    """The SQLite version in ``meta``.
+
+    :raises CheckFailed: when this is no ledger of a format that we know
+    """
+    rows = dict(connection.execute("SELECT key, value FROM meta").fetchall())
+    if rows.get("format") != FORMAT:
+        raise CheckFailed(f"the database is not in the format {FORMAT}", "update artel")
+    version = str(rows.get("sqlite"))
+    if not (version.isascii() and version.isdigit() and len(version) <= 9):
+        raise CheckFailed("the database does not say which SQLite version made it")
+    return int(version)
+
+
+def copy_rows(
+    source: sqlite3.Connection,
+    target: sqlite3.Connection,
+    at_checkpoint: Callable[[int], None] = lambda _count: None,
+) -> None:
+    """Insert all rows of ``source`` into ``target`` in the order in which they were appended.
+
+    Entry ids are computed again. ``at_checkpoint(n)`` is called, with everything committed, when
+    ``n`` checkpoints (and all the entries that they cover) have been copied, first with 0.
+    """
+    at_checkpoint(0)
+    entries = source.execute("SELECT idx, leaf FROM entries ORDER BY idx")
+    # Row values are whatever the file holds; a wrong type fails here or in the comparison.
+    entry = entries.fetchone()
+    checkpoints = source.execute("SELECT size, note FROM checkpoints ORDER BY size")
+    for count, (size, note) in enumerate(checkpoints, start=1):
+        target.execute("BEGIN")
+        while entry is not None and entry[0] < size:
+            target.execute(INSERT_ENTRY, (entry[0], hashlib.sha256(entry[1]).digest(), entry[1]))
+            entry = entries.fetchone()
+        target.execute(INSERT_CHECKPOINT, (size, note))
+        target.execute("COMMIT")
+        at_checkpoint(count)
+    if entry is not None:
+        raise CheckFailed(f"entry {entry[0]} is covered by no checkpoint")
+
+
+def rebuild(source: sqlite3.Connection, path: Path, at_checkpoint: Callable[[int], None]) -> None:
+    """Make a scratch file at ``path`` with the rows of ``source``; not durable, not in WAL mode."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as target:
+        target.execute("PRAGMA synchronous=OFF")
+        target.execute("PRAGMA journal_mode=OFF")
+        write_schema(target, made_with(source))
+        copy_rows(source, target, at_checkpoint)
+
+
+def migrate(path: Path) -> None:
+    """Rebuild a database that another SQLite version made, so that this one can append to it."""
+    new = path.with_name(path.name + ".new")
+    new.unlink(missing_ok=True)
+    target = sqlite3.connect(new, isolation_level=None)
+    with closing(connect(path)) as source, closing(target) as db:
+        # An empty log first: the old file must not leave a log behind for the new one.
+        source.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        write_schema(db, library_version())
+        copy_rows(source, db)
+        db.execute("PRAGMA journal_mode=WAL")
+    log = path.with_name(path.name + "-wal")
+    if log.exists() and log.stat().st_size:
+        raise ResourceError(f"another process is reading {path}", "stop it and start again")
+    publish(new, path)
+
+
+def publish(new: Path, path: Path) -> None:
+    """Give a finished file its name, durably: content first, then name, then folder."""
+    descriptor = os.open(new, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.replace(new, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,78 @@
+"""Every reason code that can stand in the ledger or in its fold, with a sentence for people.
+
+Two families: why the *coordinator* left a member's work out (written into ``round_closed``), and
+why the *fold* ignores an entry (never written; every reader finds it again for itself).
+"""
+
+from __future__ import annotations
+
+from protocol.rounds import (
+    BAD_SIGNATURE,
+    COMMITMENT_MISMATCH,
+    DISCONNECTED,
+    HANDED_BACK,
+    LATE,
+    MALFORMED,
+    MISSING_REVEAL,
+    NON_FINITE,
+    TOO_LARGE,
+    WRONG_STATE,
+    WRONG_TOKENS,
+)
+
+NOT_AGREED = "not_agreed"
+"""Accepted by the coordinator, but no majority agreed on the state that came out."""
+
+REJECTIONS = {
+    LATE: "came after the round's commitments were closed",
+    MISSING_REVEAL: "committed to a contribution and never showed it",
+    COMMITMENT_MISMATCH: "what was shown is not what had been committed to",
+    WRONG_STATE: "started from another state than the round's base",
+    MALFORMED: "could not be decoded",
+    NON_FINITE: "holds infinities or NaN",
+    BAD_SIGNATURE: "a signature does not verify",
+    TOO_LARGE: "larger than the run's limit",
+    WRONG_TOKENS: "claims another number of tokens than was assigned",
+    HANDED_BACK: "the node gave the round back",
+    DISCONNECTED: "the node went away before its contribution was complete",
+    NOT_AGREED: "accepted, but no majority of nodes agreed on the resulting state",
+}
+"""Why a member earned nothing in a round."""
+
+NO_GENESIS = "no_genesis"
+SECOND_GENESIS = "second_genesis"
+WRONG_RUN = "wrong_run"
+WRONG_SIGNERS = "wrong_signers"
+DUPLICATE = "duplicate"
+UNKNOWN_ACCOUNT = "unknown_account"
+UNKNOWN_NODE = "unknown_node"
+OUT_OF_ORDER = "out_of_order"
+NOT_MEMBER = "not_member"
+NOT_COMMITTED = "not_committed"
+UNKNOWN_CONTRIBUTION = "unknown_contribution"
+NO_MAJORITY = "no_majority"
+
+IGNORED = {
+    BAD_SIGNATURE: "a signature does not verify",
+    NO_GENESIS: "the ledger does not begin with a valid manifest",
+    SECOND_GENESIS: "only the first entry can be the manifest",
+    WRONG_RUN: "made for another run",
+    WRONG_SIGNERS: "not signed by exactly those who may say this",
+    DUPLICATE: "says what the ledger already said",
+    UNKNOWN_ACCOUNT: "the account has not been registered",
+    UNKNOWN_NODE: "a member is bound to no account",
+    OUT_OF_ORDER: "does not fit the round, attempt or phase that the ledger is in",
+    WRONG_STATE: "names another state than the agreed one",
+    WRONG_TOKENS: "claims another number of tokens than was assigned",
+    NOT_MEMBER: "the node is not a member of the round",
+    NOT_COMMITTED: "the node committed to nothing in this round",
+    COMMITMENT_MISMATCH: "is not what the node had committed to",
+    UNKNOWN_CONTRIBUTION: "accepts a contribution that the ledger does not hold",
+    NO_MAJORITY: "fewer than half of the accepted contributors signed it",
+}
+"""Why an entry changes nothing."""
+
+
+def explain(code: str) -> str:
+    """The sentence for a code; codes of newer versions are shown as they are."""
+    return REJECTIONS.get(code) or IGNORED.get(code) or code

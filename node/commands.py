@@ -1,0 +1,337 @@
+"""``artel node``: start a node, look at it, and take the trained model along."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from protocol import identity
+from protocol.errors import EXIT_INTERRUPTED, EXIT_OK, UsageError
+from protocol.invite import Invite
+
+if TYPE_CHECKING:
+    from node.daemon import Daemon
+    from node.join import Options
+
+DEFAULT_HOME = Path.home() / ".artel" / "node"
+DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/0"
+DEFAULT_QUOTA_MB = 10_000
+
+_EXITS = """
+exit codes: 0 done · 1 failed · 2 wrong input (the invite, a key file) · 3 nobody answers
+            4 this machine lacks something (memory, disk, a port, the home is in use)
+            130 left at once after a second Ctrl-C"""
+
+_START = f"""\
+Join a run and train until it is finished.
+
+The invite is the line that the organiser published. Press Ctrl-C once to finish the round under way
+and leave with its credit, twice to leave at once. Start again with the same command: the node goes
+on where it was.
+
+example:
+  artel node start --join artel1.eyJwZWVycyI6…
+{_EXITS}"""
+
+_STATUS = f"""\
+Show what the node of a home is doing: round, step, loss, speed, bytes, credit.
+
+example:
+  artel node status --json
+{_EXITS}"""
+
+_EXPORT = f"""\
+Write the newest state as a Hugging Face folder that transformers loads with from_pretrained.
+
+example:
+  artel node export my-model
+{_EXITS}"""
+
+_SAMPLE = f"""\
+Let the newest state continue a text.
+
+example:
+  artel node sample --prompt "def main(" --tokens 100
+{_EXITS}"""
+
+
+def main(argv: list[str]) -> int:
+    """Run one ``artel node`` command."""
+    arguments = _parser().parse_args(argv)
+    result: int = arguments.run(arguments)
+    return result
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="artel node", description="Take part in a run.", epilog=_EXITS, formatter_class=raw
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, run: Any) -> argparse.ArgumentParser:
+        about = text.splitlines()[0]
+        sub = commands.add_parser(name, help=about, description=text, formatter_class=raw)
+        sub.add_argument(
+            "--home", type=Path, default=DEFAULT_HOME, help=f"the node's folder ({DEFAULT_HOME})"
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    start = command("start", _START, _start)
+    start.add_argument("--join", metavar="INVITE", help="needed the first time in a home")
+    start.add_argument(
+        "--account", type=Path, metavar="KEY", help="key file of the owner (HOME/account.key)"
+    )
+    start.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    start.add_argument("--threads", type=int, default=0, help="for training; 0 takes all cores")
+    start.add_argument(
+        "--listen",
+        action="append",
+        metavar="MULTIADDR",
+        help=f"where to accept connections ({DEFAULT_LISTEN}: a free port)",
+    )
+    start.add_argument(
+        "--announce", action="append", metavar="MULTIADDR", help="address to tell others instead"
+    )
+    start.add_argument(
+        "--quota",
+        type=int,
+        default=DEFAULT_QUOTA_MB,
+        metavar="MB",
+        help="disk space to use at most",
+    )
+    start.add_argument("--no-check", action="store_true", help="start on a slow machine too")
+    start.add_argument("--log-json", action="store_true", help="events as JSON lines")
+    start.add_argument("--verbose", action="store_true", help=argparse.SUPPRESS)
+
+    status = command("status", _STATUS, _status)
+    status.add_argument("--json", action="store_true", help="print one JSON object")
+
+    export = command("export", _EXPORT, _export)
+    export.add_argument("out", type=Path, metavar="FOLDER")
+    export.add_argument("--json", action="store_true", help="print one JSON object")
+
+    sample = command("sample", _SAMPLE, _sample)
+    sample.add_argument("--prompt", default="def ")
+    sample.add_argument("--tokens", type=int, default=100, help="how many to add (100)")
+    sample.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest")
+    sample.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+# --- start ---------------------------------------------------------------------------------------
+
+
+def _start(arguments: argparse.Namespace) -> int:
+    from protocol import events
+
+    home: Path = arguments.home
+    lock = identity.HomeLock(home)
+    try:
+        invite = _invite(arguments.join, home)
+        account_file = arguments.account or home / "account.key"
+        account = (
+            identity.load(account_file)
+            if arguments.account
+            else identity.load_or_create(account_file)
+        )
+        node = identity.load_or_create(home / "node.key")
+        events.configure(
+            json_lines=arguments.log_json, verbose=arguments.verbose, file=home / "node.log"
+        )
+        from node.join import Options
+
+        options = Options(
+            home=home,
+            invite=invite,
+            identity=node,
+            account=account,
+            device=arguments.device,
+            threads=arguments.threads or _cores(),
+            listen=tuple(arguments.listen or (DEFAULT_LISTEN,)),
+            announce=tuple(arguments.announce or ()),
+            quota_bytes=arguments.quota * 1_000_000,
+            check=not arguments.no_check,
+        )
+        return asyncio.run(_serve(options))
+    finally:
+        lock.release()
+
+
+def _invite(given: str | None, home: Path) -> Invite:
+    """The invite on the command line, or the one that this home joined with before."""
+    kept = home / "invite"
+    if given is None:
+        if not kept.exists():
+            raise UsageError(
+                "this node has not joined a run yet",
+                "add --join INVITE: the organiser has the line",
+            )
+        given = kept.read_text(encoding="utf-8")
+    invite = Invite.decode(given)
+    if kept.exists():
+        before = Invite.decode(kept.read_text(encoding="utf-8"))
+        if before.run != invite.run:
+            raise UsageError(
+                f"{home} belongs to another run ({before.run[:12]}…)",
+                "choose another --home for this run",
+            )
+    kept.write_text(invite.encode() + "\n", encoding="utf-8")
+    return invite
+
+
+async def _serve(options: Options) -> int:
+    """Join, take part, leave. Ctrl-C once leaves after the round, twice at once."""
+    from node import status
+    from node.join import join
+
+    running: list[Daemon] = []
+    task = asyncio.current_task()
+    assert task is not None
+
+    def interrupt() -> None:
+        if running and not running[0].leaving:
+            running[0].leave()
+            _say("finishing the round under way; press Ctrl-C again to leave now")
+        else:
+            task.cancel()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupt)
+    try:
+        async with contextlib.AsyncExitStack() as stack:
+            _say(f"node {options.identity.peer_id}")
+            _say(f"account {options.account.key}")
+            daemon = await join(options, stack, _say)
+            running.append(daemon)
+            runner = await status.serve(options.home, daemon.status)
+            stack.push_async_callback(runner.cleanup)
+            stack.callback(status.forget, options.home)
+            try:
+                await daemon.run()
+            except asyncio.CancelledError:
+                await asyncio.shield(daemon.goodbye())
+                raise
+            _say(f"left with {daemon.credit():,} tokens of credit")
+            return EXIT_OK
+    except asyncio.CancelledError:
+        _say("left at once; a round that was not finished gives no credit")
+        return EXIT_INTERRUPTED
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+# --- the others ----------------------------------------------------------------------------------
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from node import status
+
+    now = status.read(arguments.home)
+    if arguments.json:
+        print(json.dumps(now))
+        return EXIT_OK
+    step = f", step {now['step']}/{now['steps']}" if now["phase"] == "training" else ""
+    loss = "unknown yet" if now["loss"] is None else f"{now['loss']:.3f} nats per token"
+    seconds = "  ".join(f"{name} {value:.2f}" for name, value in now["seconds"].items())
+    lines = {
+        "run": f"{now['name']} ({now['run'][:12]}…)",
+        "node": now["node"],
+        "account": f"{now['account'][:16]}…",
+        "doing": f"{now['phase']}{step} ({now['reason']})",
+        "round": f"{now['state_round']} of {now['rounds_total']} agreed",
+        "loss": loss,
+        "speed": f"{now['tokens_per_second']:,.0f} tokens/s",
+        "up": _traffic(now["bytes_up"]),
+        "down": _traffic(now["bytes_down"]),
+        "credit": f"{now['credit']:,} tokens ({100 * now['share']:.1f} %), "
+        f"{now['pending']:,} pending",
+        "rejected": ", ".join(f"{n} × {why}" for why, n in now["rejected"].items()) or "none",
+        "ledger": f"{now['ledger_size']} entries",
+        "memory": f"daemon {now['memory_daemon'] / 1e6:.0f} MB, "
+        f"trainer {now['memory_trainer'] / 1e6:.0f} MB",
+        "last round": f"{seconds} (seconds)" if seconds else "none yet",
+    }
+    if now["coordinator_lost"]:
+        lines["coordinator"] = "does not answer; training goes on, this node keeps trying"
+    if now["last_error"]:
+        lines["last error"] = now["last_error"]
+    for name, text in lines.items():
+        print(f"{name:<12}{text}")
+    return EXIT_OK
+
+
+def _traffic(by_service: dict[str, int]) -> str:
+    total = sum(by_service.values())
+    parts = ", ".join(f"{k.split('/')[2]} {v / 1e6:.2f}" for k, v in sorted(by_service.items()))
+    return f"{total / 1e6:.2f} MB ({parts})" if parts else "0 MB"
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from node import export
+
+    state, manifest, tokenizer = _newest(arguments.home)
+    export.export(manifest, state, tokenizer, arguments.out)
+    if arguments.json:
+        print(json.dumps({"out": str(arguments.out), "state": state.name}))
+    else:
+        print(f"wrote state {state.name[:12]}… to {arguments.out}")
+        print(f'load it with: AutoModelForCausalLM.from_pretrained("{arguments.out}")')
+    return EXIT_OK
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    from node import export
+
+    state, manifest, tokenizer = _newest(arguments.home)
+    text = export.sample(
+        manifest,
+        state,
+        tokenizer,
+        prompt=arguments.prompt,
+        max_tokens=arguments.tokens,
+        temperature=arguments.temperature,
+        seed=arguments.seed,
+    )
+    sys.stdout.write(text + "\n")
+    return EXIT_OK
+
+
+def _newest(home: Path) -> tuple[Path, Path, Path | None]:
+    """Files of the newest agreed state that this home holds, of the manifest and the tokenizer.
+
+    :raises UsageError: the home holds no state
+    """
+    from ledger import entries
+    from ledger.shares import fold
+    from ledger.snapshot import snapshot
+    from ledger.store import LedgerStore
+    from protocol.manifest import open_manifest
+
+    manifest_file = home / "manifest.json"
+    if not manifest_file.exists():
+        raise UsageError(f"{home} has not joined a run", "check --home")
+    manifest, run = open_manifest(manifest_file.read_bytes())
+    with snapshot(home) as copy, LedgerStore.open_copy(copy.path, run=run) as store:
+        agreed = fold(map(entries.decode, store.leaves())).states
+    blobs = home / "blobs"
+    for root in reversed(agreed):
+        if (blobs / root).exists():
+            tokenizer = blobs / manifest.tokenizer.id if manifest.tokenizer.id else None
+            return blobs / root, manifest_file, tokenizer
+    raise UsageError(f"{home} holds no agreed state yet", "wait until the node has synced")

@@ -1,0 +1,140 @@
+"""The data that a node is assigned: which shards, from whom, and where they lie on disk."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from protocol import assignment, content, dht, shards, transfer
+from protocol.blobs import BlobStore
+from protocol.errors import CheckFailed
+from protocol.manifest import Manifest, SplitFacts
+from protocol.network import Host
+from protocol.shards import ShardIndex
+from protocol.tasks import together
+
+Windows = list[tuple[Path, int]]
+"""Shard file and offset in tokens, in training order: what the trainer reads."""
+
+
+class Corpus:
+    """Fetches the shards that a round needs, verifies each, and keeps them in the cache.
+
+    :param fallback: peer that always has everything (the coordinator)
+    """
+
+    def __init__(
+        self, host: Host, blobs: BlobStore, manifest: Manifest, run: str, fallback: str
+    ) -> None:
+        self._host, self._blobs, self._manifest = host, blobs, manifest
+        self._run, self._fallback = run, fallback
+        self._indexes: dict[str, ShardIndex] = {}
+        self._verified: set[str] = set()
+        self._pinned: tuple[str, ...] = ()
+
+    async def assigned(self, members: Sequence[str], cursor: int, node: str) -> Windows:
+        """The windows of ``node`` in a round, with all their shards on disk.
+
+        :raises Unreachable: nobody can give a shard
+        """
+        config = self._manifest.config
+        refs = assignment.assign(
+            config.run.seed,
+            assignment.train_split(self._manifest),
+            cursor,
+            members,
+            node,
+            inner_steps=config.rounds.inner_steps,
+            batch_size=config.optimizer.batch_size,
+        )
+        return await self._windows(self._manifest.data.train, 0, refs)
+
+    async def validation(self) -> Windows:
+        """The windows that an evaluation reads, the same on every node."""
+        split = assignment.validation_split(self._manifest)
+        refs = assignment.evaluation_windows(split, self._manifest.config.data.validation_windows)
+        facts = self._manifest.data
+        return await self._windows(facts.validation, facts.train.shards, refs)
+
+    def held(self) -> bytes:
+        """Bit field of the shards in the cache: training shards first, then validation."""
+        facts = self._manifest.data
+        held = []
+        for split, first in ((facts.train, 0), (facts.validation, facts.train.shards)):
+            index = self._indexes.get(split.index)
+            if index is not None:
+                held += [first + i for i, blob in enumerate(index.shards) if self._blobs.has(blob)]
+        return dht.shard_bits(held, facts.train.shards + facts.validation.shards)
+
+    async def _windows(
+        self, split: SplitFacts, first: int, refs: Sequence[assignment.WindowRef]
+    ) -> Windows:
+        index = await self._index(split)
+        needed = assignment.shards_needed(refs)
+        missing = [n for n in needed if not self._blobs.has(index.shards[n])]
+        holders = await self._holders(missing, first)
+        gate = asyncio.Semaphore(4)
+
+        async def bring(number: int) -> Path:
+            async with gate:
+                blob = index.shards[number]
+                path = await transfer.fetch(
+                    self._host,
+                    self._blobs,
+                    blob,
+                    holders.get(number, [self._fallback]),
+                    max_bytes=index.bytes_in(number),
+                )
+                if blob not in self._verified:
+                    await asyncio.to_thread(self._verify, path, index, number)
+                    self._verified.add(blob)
+                return path
+
+        paths = dict(zip(needed, await together(map(bring, needed)), strict=True))
+        # What a round reads must not be evicted while the trainer has it mapped.
+        pinned = tuple(index.shards[number] for number in needed)
+        self._blobs.pin(*pinned)
+        self._blobs.unpin(*(set(self._pinned) - set(pinned)))
+        self._pinned = pinned
+        return [(paths[ref.shard], ref.offset) for ref in refs]
+
+    def _verify(self, path: Path, index: ShardIndex, number: int) -> None:
+        """Tokens of a cached file, checked once per process: a disk can rot, a model can crash."""
+        try:
+            vocabulary = self._manifest.tokenizer.vocab_size
+            shards.decode_shard(path.read_bytes(), index, number, vocabulary)
+        except CheckFailed:
+            self._blobs.delete(index.shards[number])
+            raise
+
+    async def _index(self, split: SplitFacts) -> ShardIndex:
+        known = self._indexes.get(split.index)
+        if known is None:
+            path = await transfer.fetch(
+                self._host,
+                self._blobs,
+                split.index,
+                [self._fallback],
+                max_bytes=shards.MAX_INDEX_BYTES,
+            )
+            self._blobs.pin(split.index)
+            known = shards.decode_index(await asyncio.to_thread(path.read_bytes), split)
+            self._indexes[split.index] = known
+        return known
+
+    async def _holders(self, missing: Sequence[int], first: int) -> dict[int, list[str]]:
+        """Nodes that say they hold each missing shard; the coordinator comes last, to spare it."""
+        if not missing:
+            return {}
+        records = await self._host.lookup(dht.nodes_key(self._run), dht.HolderRecord)
+        for peer, record in records.items():
+            self._host.remember(peer, record.addresses)
+        others = {p: r for p, r in records.items() if p not in (self._fallback, self._host.peer_id)}
+        found: dict[int, list[str]] = {}
+        for number in missing:
+            holders = [p for p, r in others.items() if dht.has_shard(r.shards, first + number)]
+            # Different nodes begin with different holders, so that the load spreads.
+            holders.sort(key=lambda p: content.content_id(f"{p}{number}{self._run}".encode()))
+            found[number] = [*holders[:3], self._fallback]
+        return found

@@ -1,0 +1,374 @@
+"""The node daemon: joins a run, follows the coordinator's directives, and leaves with its credit.
+
+Three tasks side by side: the heartbeat says what this node is doing and hears what it should be
+doing; the reconciler keeps exactly one duty under way, and drops it when the directive changes; the
+announcer keeps this node's DHT record. A lost message costs time, never correctness: whatever is
+not done yet is simply said again by the next directive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+
+from ledger.replica import serve_ledger
+from ledger.shares import shares
+from node.corpus import Corpus
+from node.session import Session
+from node.supervisor import TrainerDied, TrainerError
+from node.sync import States
+from node.worker import Worker
+from protocol import dht, messages, transfer, wire
+from protocol.errors import ArtelError, CheckFailed, DecodeError, ResourceError, Unreachable
+from protocol.events import emit
+from protocol.tasks import first_error
+
+log = logging.getLogger("artel.node")
+
+PATIENCE_S = 3.0
+"""How long the coordinator may keep a heartbeat's reply back; also how old its view of us gets."""
+RETRY_S = 1.0
+MAX_RESTARTS = 3
+"""Trainer deaths in a row, without a duty done in between, after which the node gives up."""
+LEAVE_TIMEOUT_S = 3.0
+LEAVE_WITHOUT_S = 15.0
+"""A leaving node that has not reached the coordinator for this long goes without a goodbye."""
+
+
+class Finished(Exception):
+    """The node's work is over: the run is finished, or its owner wants it to leave."""
+
+
+class Daemon:
+    """A node in a run; :meth:`run` returns when the run is finished or the node has left.
+
+    :param say: shows a line to the node's owner
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        states: States,
+        corpus: Corpus,
+        max_blob: int,
+        say: Callable[[str], None],
+    ) -> None:
+        self.session, self.states, self.corpus = session, states, corpus
+        self.worker = Worker(session, states, corpus, max_blob, self._report_soon)
+        self._say = say
+        self._directive: messages.Directive | None = None
+        self._heard = asyncio.Event()  # a directive came that the reconciler has not looked at
+        self._news = asyncio.Event()  # the coordinator should hear from us now
+        self._holds_more = asyncio.Event()  # others could fetch something new from us
+        self._end = asyncio.Event()
+        self.leaving = False
+        self._restarts = 0
+        self._started = time.time()
+        self._credit_shown = self.credit()
+        self.last_error = ""
+
+    # --- for the owner ---
+
+    def leave(self) -> None:
+        """Finish the round under way, then go."""
+        self.leaving = True
+        self._report_soon()
+        self._heard.set()
+
+    def credit(self) -> int:
+        """Tokens credited to this node's account, as of the newest entry seen."""
+        return self.session.replica.state.credit.get(self.session.account.key, 0)
+
+    def status(self) -> dict[str, Any]:
+        """Everything that ``artel node status`` shows."""
+        session, fold = self.session, self.session.replica.state
+        account = session.account.key
+        share = next((s.share for s in shares(fold) if s.account == account), 0.0)
+        traffic = session.host.traffic
+        directive = self._directive
+        return {
+            "run": session.run,
+            "name": session.manifest.config.run.name,
+            "node": session.identity.peer_id,
+            "account": account,
+            "task": directive.task if directive else "",
+            "reason": directive.reason if directive else "not connected yet",
+            "rounds_total": session.manifest.config.rounds.total,
+            "leaving": self.leaving,
+            **self.worker.status(),
+            "credit": self.credit(),
+            "pending": fold.pending().get(account, 0),
+            "rejected": fold.rejected.get(session.identity.peer_id, {}),
+            "share": share,
+            "ledger_size": session.replica.store.size,
+            "bytes_up": dict(traffic.up),
+            "bytes_down": dict(traffic.down),
+            "memory_daemon": psutil.Process().memory_info().rss,
+            "memory_trainer": session.trainer.memory_bytes() or 0,
+            "coordinator_lost": session.link.lost_since is not None,
+            "uptime": time.time() - self._started,
+            "last_error": self.last_error,
+        }
+
+    # --- the three tasks ---
+
+    async def run(self) -> None:
+        """Take part until the run is finished or :meth:`leave` was called and the round is over.
+
+        :raises ArtelError: this node cannot go on
+        """
+        await self.session.host.serve(wire.CONTENT, self._content)
+        await self.session.host.serve(wire.LEDGER, self._ledger)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._heartbeat())
+                group.create_task(self._reconcile())
+                group.create_task(self._announce())
+                group.create_task(self.session.host.watch())
+                group.create_task(self._until_end())
+        except BaseExceptionGroup as errors:
+            error = first_error(errors)
+            if not isinstance(error, Finished):
+                raise error from None
+        await self.goodbye()
+
+    async def goodbye(self) -> None:
+        """Tell the coordinator that this node goes; it notices by itself if that fails."""
+        with contextlib.suppress(ArtelError):
+            await self.session.link.ask(
+                messages.Leave(run=self.session.run), timeout=LEAVE_TIMEOUT_S
+            )
+
+    def _report_soon(self) -> None:
+        self._news.set()
+
+    async def _heartbeat(self) -> None:
+        pause = RETRY_S
+        while True:
+            self._news.clear()
+            try:
+                await self._beat()
+                pause = RETRY_S
+            except wire.Refused as refusal:
+                if refusal.code != "unknown_node":
+                    raise
+                await self._register()
+            except (Unreachable, DecodeError) as error:
+                self.last_error = error.message
+                lost = self.session.link.lost_since
+                if self.leaving and lost and time.monotonic() - lost > LEAVE_WITHOUT_S:
+                    self._end.set()
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, 8.0)
+                await self.session.link.find_again(self.session.run)
+
+    async def _beat(self) -> None:
+        """One heartbeat; given up early when there is news to report in another one."""
+        seen = self._directive.version if self._directive else 0
+        request = messages.Heartbeat(
+            run=self.session.run,
+            seen=seen,
+            patience=PATIENCE_S,
+            report=self._report(),
+            addresses=await self.session.host.addresses(),
+        )
+        reply = asyncio.create_task(self.session.link.ask(request, PATIENCE_S + 10))
+        news = asyncio.create_task(self._news.wait())
+        try:
+            await asyncio.wait({reply, news}, return_when=asyncio.FIRST_COMPLETED)
+            if not reply.done():
+                return
+            directive = await reply
+        finally:
+            for task in (reply, news):
+                task.cancel()
+            await asyncio.wait({reply, news})
+        if not isinstance(directive, messages.Directive):
+            raise Unreachable(f"the coordinator answered a heartbeat with {directive.KIND}")
+        self._directive = directive
+        if directive.version != seen:
+            self._heard.set()
+
+    def _report(self) -> messages.Report:
+        progress, traffic = self.worker.progress, self.session.host.traffic
+        return messages.Report(
+            state_round=self.states.round,
+            state_root=self.states.root,
+            phase=progress.phase,
+            leaving=self.leaving,
+            round=progress.round,
+            step=progress.step,
+            steps=progress.steps,
+            loss=progress.loss,
+            tokens_per_second=progress.tokens_per_second,
+            bytes_up=traffic.up.total(),
+            bytes_down=traffic.down.total(),
+            validation=progress.validation,
+            seconds=progress.last_seconds,
+        )
+
+    async def _register(self) -> None:
+        """Be admitted again by a coordinator that does not know this node."""
+        account, node = self.session.registration()
+        await self.session.link.ask(
+            messages.Hello(
+                run=self.session.run,
+                account_entry=account,
+                node_entry=node,
+                addresses=await self.session.host.addresses(),
+            )
+        )
+
+    async def _reconcile(self) -> None:
+        """Keep the duty of the newest directive under way, and only that one."""
+        duty: asyncio.Task[None] | None = None
+        try:
+            while True:
+                heard = asyncio.create_task(self._heard.wait())
+                waiting = {heard} if duty is None else {heard, duty}
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                heard.cancel()
+                if duty is not None and duty.done():
+                    duty.result()
+                    duty = None
+                if not self._heard.is_set():
+                    continue
+                self._heard.clear()
+                if duty is not None:
+                    duty.cancel()
+                    await asyncio.wait({duty})
+                if self._directive is not None:
+                    duty = asyncio.create_task(self._perform(self._directive))
+        finally:
+            if duty is not None:
+                duty.cancel()
+                await asyncio.wait({duty})
+
+    async def _perform(self, directive: messages.Directive) -> None:
+        """Perform one directive until it is done, through failures that may pass."""
+        received = time.monotonic()
+        again = True
+        while again:
+            try:
+                await self.worker.perform(directive)
+                self._restarts, self.last_error, again = 0, "", False
+                self._holds_more.set()
+                self._show_credit()
+                self._check_end(directive)
+            except TrainerDied as death:
+                left = directive.remaining - (time.monotonic() - received)
+                again = await self._revive_trainer(death, directive, left)
+            except TrainerError as error:
+                again = await self._trainer_failed(error, directive)
+            except wire.Refused as refusal:
+                # The round went on without us, or what we did was wrong; the next directive tells.
+                self._note("request.refused", refusal, directive)
+                again = False
+                await asyncio.sleep(RETRY_S)
+                self._report_soon()
+            except ResourceError as error:
+                await self.worker.hand_back(directive, error.message)
+                raise
+            except (Unreachable, CheckFailed, DecodeError) as error:
+                self._note("duty.retry", error, directive)
+                await asyncio.sleep(RETRY_S)
+                if isinstance(error, Unreachable):
+                    await self.session.link.find_again(self.session.run)
+
+    def _note(self, event: str, error: ArtelError, directive: messages.Directive) -> None:
+        self.last_error = error.message
+        emit(log, event, logging.WARNING, task=directive.task, reason=error.message)
+
+    def _show_credit(self) -> None:
+        credit = self.credit()
+        if credit != self._credit_shown:
+            fold = self.session.replica.state
+            gained, self._credit_shown = credit - self._credit_shown, credit
+            self._say(
+                f"round {fold.round} of {self.session.manifest.config.rounds.total} agreed: "
+                f"+{gained:,} tokens credited, {credit:,} in all, "
+                f"{100 * credit / max(1, fold.total):.1f} % of the model so far"
+            )
+
+    def _check_end(self, directive: messages.Directive) -> None:
+        if directive.task == "stop":
+            # One more heartbeat carries the last validation loss; then there is nothing to do.
+            asyncio.get_running_loop().call_later(1.0, self._end.set)
+        elif self.leaving and directive.task == "wait" and not self._in_round():
+            self._end.set()
+
+    def _in_round(self) -> bool:
+        """Whether the attempt under way counts on this node, by the ledger."""
+        attempt = self.session.replica.state.attempt
+        me = self.session.identity.peer_id
+        return attempt is not None and me in attempt.accounts and attempt.phase != "failed"
+
+    async def _revive_trainer(
+        self, death: TrainerDied, directive: messages.Directive, left: float
+    ) -> bool:
+        """Start the trainer again; hand the round back when ``left`` seconds are too few for it."""
+        self._restarts += 1
+        self._note("trainer.died", death, directive)
+        if self._restarts > MAX_RESTARTS:
+            await self.worker.hand_back(directive, death.message)
+            raise ResourceError(
+                f"the trainer died {self._restarts} times in a row: {death.message}", death.hint
+            )
+        await self.session.trainer.restart()
+        await self.session.trainer.load(
+            self.session.manifest_file, self.states.path, device=self.session.device
+        )
+        emit(log, "trainer.restarted", round=directive.round)
+        needed = self.worker.training_seconds()
+        if directive.task == "train" and needed > left:
+            reason = f"the trainer died; {needed:.0f} s are needed and {left:.0f} s are left"
+            await self.worker.hand_back(directive, reason)
+            return False
+        return True
+
+    async def _trainer_failed(self, error: TrainerError, directive: messages.Directive) -> bool:
+        """The trainer lives and says no; True when trying again makes sense."""
+        self._note("trainer.failed", error, directive)
+        if error.code in ("disk_full", "disk", "out_of_memory"):
+            await self.worker.hand_back(directive, error.message)
+            raise ResourceError(error.message, error.hint)
+        if directive.task == "train":
+            await self.worker.hand_back(directive, error.message)
+            return False
+        await asyncio.sleep(RETRY_S)
+        return True
+
+    async def _until_end(self) -> None:
+        await self._end.wait()
+        raise Finished
+
+    async def _announce(self) -> None:
+        """Keep this node's DHT record: again before it expires, at once when it holds more."""
+        while True:
+            record = dht.HolderRecord(
+                addresses=await self.session.host.addresses(),
+                state=self.states.root,
+                shards=self.corpus.held(),
+            )
+            await self.session.host.publish(dht.nodes_key(self.session.run), record)
+            self._holds_more.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._holds_more.wait(), dht.RENEW_S)
+
+    # --- what others ask of this node ---
+
+    async def _content(
+        self, peer: str, request: messages.Message, stream: wire.Stream
+    ) -> messages.Message | None:
+        return await transfer.serve_content(self.session.blobs, request, stream)
+
+    async def _ledger(
+        self, peer: str, request: messages.Message, stream: wire.Stream
+    ) -> messages.Message | None:
+        return await serve_ledger(self.session.replica.store, self.session.run, request, stream)

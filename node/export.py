@@ -1,0 +1,256 @@
+"""A state as a model that others can use: a Hugging Face directory, or a sample of text.
+
+``export`` writes what ``from_pretrained`` of ``AutoModelForCausalLM`` and ``AutoTokenizer`` load:
+config.json, generation_config.json, model.safetensors, tokenizer.json, tokenizer_config.json and a
+README.md that names the run and the state root.
+
+Run as ``python -m node.export export|sample ...`` it prints one JSON document, so that a daemon can
+use it as a child process and keep torch out of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from protocol import content, dsse, tokenizer
+from protocol.errors import ArtelError, ResourceError, UsageError
+from protocol.manifest import Manifest, open_manifest
+
+MAX_SAMPLE_TOKENS = 100_000
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and from which state."""
+
+    directory: str
+    run: str
+    round: int
+    root: str
+    parameters: int
+    files: tuple[str, ...]
+
+
+def export(manifest: Path, state: Path, tokenizer_file: Path | None, out: Path) -> Exported:
+    """Write a state as a Hugging Face directory.
+
+    :param manifest: file of the signed manifest
+    :param tokenizer_file: the run's tokenizer.json; None for a run on bytes
+    :param out: the directory; must not exist yet or be empty
+    :raises UsageError: ``out`` is in use, or the tokenizer is missing
+    :raises DecodeError: a file is damaged or belongs to another run
+    :raises CheckFailed: a signature or an id does not fit
+    :raises ResourceError: a file cannot be read or written
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} is not empty", "name a directory that does not exist yet")
+    run, run_id = _read_manifest(manifest)
+    tokens = _tokenizer_json(run, tokenizer_file)
+    module, round = _load(run, state)
+    root = content.file_content_id(state)
+    unfinished = out.with_name(out.name + ".tmp")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        module.save_pretrained(unfinished)
+        _write_tokenizer(run, tokens, unfinished)
+        (unfinished / "README.md").write_text(_card(run, run_id, round, root))
+        with contextlib.suppress(FileNotFoundError):
+            out.rmdir()  # empty, as checked above
+        unfinished.rename(out)
+    except OSError as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise ResourceError(
+            f"cannot write the model to {out}: {error.strerror or error}",
+            f"it needs about {state.stat().st_size // 10**6 + 1} MB there",
+        ) from None
+    files = tuple(sorted(path.name for path in out.iterdir()))
+    return Exported(str(out), run_id, round, root, run.model.parameters, files)
+
+
+def sample(
+    manifest: Path,
+    state: Path,
+    tokenizer_file: Path | None,
+    *,
+    prompt: str = "",
+    max_tokens: int = 200,
+    temperature: float = 0.8,
+    seed: int = 0,
+) -> str:
+    """Text from the model: what it writes after ``prompt``, without the prompt.
+
+    :param max_tokens: tokens to write; an end-of-text token ends it before
+    :param temperature: 0 takes the likeliest token, 1 the model's own distribution
+    :raises UsageError: an argument out of range
+    :raises ArtelError: as :func:`export`
+    """
+    if not 1 <= max_tokens <= MAX_SAMPLE_TOKENS or not 0 <= temperature <= 10:
+        raise UsageError(
+            f"max_tokens = {max_tokens}, temperature = {temperature} cannot be",
+            f"tokens: 1 to {MAX_SAMPLE_TOKENS}, temperature: 0 to 10",
+        )
+    import torch
+
+    run, _ = _read_manifest(manifest)
+    tokens = _tokenizer_json(run, tokenizer_file)
+    codec = tokenizer.load(run.config.tokenizer.kind, tokens)
+    module, _ = _load(run, state)
+    module.eval()
+    module.config.use_cache = False
+    # The model saw documents behind an end-of-text token, and never more than seq_len at once.
+    ids = [codec.end_of_text, *(int(token) for token in codec.encode([prompt])[0])]
+    first = len(ids)
+    window = run.config.data.seq_len
+    random = torch.Generator().manual_seed(seed)
+    with torch.inference_mode():
+        while len(ids) < first + max_tokens:
+            context = torch.tensor([ids[-window:]])  # (1, at most seq_len)
+            logits = module(input_ids=context).logits[0, -1].float()  # (vocab,)
+            if temperature == 0:
+                token = int(logits.argmax())
+            else:
+                chances = torch.softmax(logits / temperature, dim=-1)
+                token = int(torch.multinomial(chances, 1, generator=random))
+            if token == codec.end_of_text:
+                break
+            ids.append(token)
+    return codec.decode(ids[first:])
+
+
+def bytes_tokenizer_json() -> bytes:
+    """The bytes tokenizer as a ``tokenizer.json``: BPE over 256 bytes without any merge.
+
+    Token b is byte b, and 256 is end-of-text, exactly as :class:`protocol.tokenizer.ByteTokenizer`.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    # GPT-2's table of printable characters that stand for bytes, in the order of the bytes.
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = iter(range(0x100, 0x200))
+    vocabulary = {chr(b) if b in visible else chr(next(hidden)): b for b in range(256)}
+    library = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    # Without the regular expression that splits words: with no merges it would change nothing.
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    library.decoder = decoders.ByteLevel()
+    library.add_special_tokens([AddedToken(tokenizer.END_OF_TEXT, special=True)])
+    return bytes(library.to_str().encode())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """``python -m node.export``: one JSON document on standard output, exit codes as ``artel``."""
+    parser = argparse.ArgumentParser(prog="node.export", description="export or sample a state")
+    parser.add_argument("action", choices=["export", "sample"])
+    parser.add_argument("--manifest", type=Path, required=True, help="signed manifest")
+    parser.add_argument("--state", type=Path, required=True, help="state file")
+    parser.add_argument("--tokenizer", type=Path, help="tokenizer.json of a run with BPE")
+    parser.add_argument("--out", type=Path, help="export: the new directory")
+    parser.add_argument("--prompt", default="", help="sample: what the text goes on from")
+    parser.add_argument("--max-tokens", type=int, default=200, help="sample: tokens to write")
+    parser.add_argument("--temperature", type=float, default=0.8, help="sample: 0 to 10")
+    parser.add_argument("--seed", type=int, default=0, help="sample: seed of the choice")
+    arguments = parser.parse_args(argv)
+    try:
+        document = _run(arguments)
+    except ArtelError as error:
+        document = {"error": {"message": error.message, "hint": error.hint}}
+        print(json.dumps(document))
+        return error.exit_code
+    print(json.dumps(document))
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> dict[str, Any]:
+    where = (arguments.manifest, arguments.state, arguments.tokenizer)
+    # Whatever a library prints must not end up in our document.
+    with contextlib.redirect_stdout(sys.stderr):
+        if arguments.action == "sample":
+            text = sample(
+                *where,
+                prompt=arguments.prompt,
+                max_tokens=arguments.max_tokens,
+                temperature=arguments.temperature,
+                seed=arguments.seed,
+            )
+            return {"text": text}
+        if arguments.out is None:
+            raise UsageError("export needs --out", "name a directory that does not exist yet")
+        return asdict(export(*where, arguments.out))
+
+
+def _read_manifest(path: Path) -> tuple[Manifest, str]:
+    try:
+        with path.open("rb") as file:
+            return open_manifest(file.read(dsse.MAX_ENVELOPE_BYTES + 1))
+    except OSError as error:
+        raise ResourceError(f"cannot read the manifest {path}: {error.strerror}") from None
+
+
+def _tokenizer_json(run: Manifest, path: Path | None) -> bytes | None:
+    """The bytes of the run's tokenizer file, None for a run on bytes."""
+    if run.config.tokenizer.kind == "bytes":
+        return None
+    if path is None:
+        raise UsageError("this run has a BPE tokenizer", "pass its tokenizer.json")
+    try:
+        with path.open("rb") as file:
+            data = file.read(tokenizer.MAX_TOKENIZER_BYTES + 1)
+    except OSError as error:
+        raise ResourceError(f"cannot read the tokenizer {path}: {error.strerror}") from None
+    if content.content_id(data) != run.tokenizer.id:
+        raise UsageError(
+            f"{path} is not the tokenizer of this run", "fetch the one that the manifest names"
+        )
+    return data
+
+
+def _load(run: Manifest, path: Path) -> tuple[Any, int]:
+    """The model with the numbers of a state, and the state's round."""
+    from protocol import model
+    from protocol.state import read_state
+
+    module: Any = model.build(run.config.model, run.tokenizer.vocab_size, run.config.run.seed)
+    state = read_state(path, model.layout_of(module))
+    model.load_parameters(module, state.params)
+    # transformers puts these into config.json; generation starts and ends with them.
+    end = tokenizer.load("bytes", None).end_of_text if run.config.tokenizer.kind == "bytes" else 0
+    for part in (module.config, module.generation_config):
+        if part is not None:
+            part.bos_token_id = part.eos_token_id = end
+    return module, state.round
+
+
+def _write_tokenizer(run: Manifest, tokens: bytes | None, out: Path) -> None:
+    (out / "tokenizer.json").write_bytes(bytes_tokenizer_json() if tokens is None else tokens)
+    settings = {
+        "bos_token": tokenizer.END_OF_TEXT,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": tokenizer.END_OF_TEXT,
+        "model_max_length": run.config.data.seq_len,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _card(run: Manifest, run_id: str, round: int, root: str) -> str:
+    """The model card: enough to find the run and to check the numbers against it."""
+    about = run.config.run
+    return (
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n"
+        f"# {about.name}\n\n{about.description}\n\n"
+        f"Trained by the nodes of an Artel run; this is its state after {round} rounds.\n\n"
+        f"- run id: `{run_id}`\n- state root: `{root}`\n"
+        f"- parameters: {run.model.parameters:,}\n\n"
+        f"{run.config.ownership.statement}\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""Joining a run: from an invite to a node that holds the state and has a trainer at work.
+
+The order is chosen so that slow things overlap (the trainer imports torch while this process joins
+the network) and so that nothing is downloaded before it is known that this machine can use it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from ledger.replica import Replica
+from node import preflight
+from node.corpus import Corpus
+from node.daemon import Daemon
+from node.link import Link
+from node.session import Session
+from node.supervisor import Trainer
+from node.sync import States
+from protocol import messages, transfer
+from protocol.blobs import BlobStore
+from protocol.errors import CheckFailed, ResourceError, Unreachable
+from protocol.identity import Identity
+from protocol.invite import Invite
+from protocol.manifest import Manifest
+from protocol.network import Host
+
+REGISTER_PATIENCE_S = 60.0
+MAX_TOKENIZER_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the owner of the node chose."""
+
+    home: Path
+    invite: Invite
+    identity: Identity
+    account: Identity
+    device: str
+    threads: int
+    listen: tuple[str, ...]
+    announce: tuple[str, ...]
+    quota_bytes: int
+    check: bool
+    """Whether to refuse to start on a machine that cannot keep up."""
+
+
+async def join(options: Options, stack: AsyncExitStack, say: Callable[[str], None]) -> Daemon:
+    """Do all that comes before the first round.
+
+    :param stack: what was started here is ended by it, last first
+    :raises Unreachable: nobody named in the invite answers
+    :raises CheckFailed: what they show is not the run of the invite
+    :raises ResourceError: this machine cannot take part
+    """
+    home = options.home
+    trainer = await Trainer.start(log_file=home / "trainer.log", threads=options.threads)
+    stack.push_async_callback(trainer.close)
+    host = await Host.start(
+        options.identity,
+        home / "node.key",
+        listen=options.listen,
+        announce=options.announce,
+        bootstrap=options.invite.peers,
+    )
+    stack.push_async_callback(host.close)
+    link = Link(host, options.invite)
+    manifest, envelope = await _manifest(link)
+    link.trust(manifest)
+    (home / "manifest.json").write_bytes(envelope)
+    run = options.invite.run
+    replica = await asyncio.to_thread(Replica.open, home / "ledger.sqlite3", run)
+    stack.callback(replica.store.close)
+    await replica.catch_up(host, link.coordinator, run)
+    blobs = BlobStore(home / "blobs", options.quota_bytes)
+    session = Session(
+        home,
+        run,
+        manifest,
+        options.identity,
+        options.account,
+        host,
+        link,
+        replica,
+        blobs,
+        trainer,
+        options.device,
+        options.threads,
+    )
+    session.work_dir.mkdir(exist_ok=True)
+    state_bytes = 2 * 4 * manifest.model.parameters + (1 << 20)
+    states = States(host, blobs, run, state_bytes)
+    say(f'run "{manifest.config.run.name}": {manifest.config.run.description or "no description"}')
+    findings = [preflight.memory(manifest), preflight.disk(manifest, home, options.quota_bytes)]
+    _show(findings, say)
+    if options.check and any(finding.level == "problem" for finding in findings):
+        raise _cannot_keep_up(preflight.Verdict(tuple(findings), 0.0), manifest)
+
+    welcome, more = await _register(session)
+    _show(more, say)
+    if not 0 < welcome.payload_bytes <= 8 * manifest.model.parameters + (1 << 20):
+        raise CheckFailed("the coordinator names an impossible size for contributions")
+    if manifest.tokenizer.id:
+        await transfer.fetch(
+            host, blobs, manifest.tokenizer.id, [link.coordinator], max_bytes=MAX_TOKENIZER_BYTES
+        )
+        blobs.pin(manifest.tokenizer.id)
+    root = replica.state.states[-1]
+    states.found_on_disk(replica.state.states[-2:])
+    path = await states.obtain(
+        root,
+        [link.coordinator],
+        lambda done, size: say(f"state: {done / 1e6:.1f} of {size / 1e6:.1f} MB"),
+    )
+    loaded = await trainer.load(session.manifest_file, path, device=options.device)
+    states.become(len(replica.state.states) - 1, root)
+    measured = await trainer.benchmark(2)
+    last = [
+        preflight.speed(manifest, measured.step_seconds, measured.tokens_per_second),
+        await preflight.uplink(host, link.coordinator, manifest, welcome.payload_bytes),
+    ]
+    _show(last, say)
+    round_seconds = measured.step_seconds * manifest.config.rounds.inner_steps
+    verdict = preflight.Verdict((*findings, *more, *last), round_seconds)
+    if options.check and not verdict.keeps_up:
+        raise _cannot_keep_up(verdict, manifest)
+    say(verdict.sentence(manifest.config.rounds.deadline_s) + f" ({loaded.device})")
+    corpus = Corpus(host, blobs, manifest, run, link.coordinator)
+    return Daemon(session, states, corpus, welcome.payload_bytes, say)
+
+
+async def _manifest(link: Link) -> tuple[Manifest, bytes]:
+    """The manifest, tried a few times: the coordinator may just be starting."""
+    for pause in (0.5, 1.0, 2.0):
+        try:
+            return await link.fetch_manifest()
+        except Unreachable:
+            await asyncio.sleep(pause)
+    return await link.fetch_manifest()
+
+
+async def _register(session: Session) -> tuple[messages.Welcome, list[preflight.Finding]]:
+    account, node = session.registration()
+    hello = messages.Hello(
+        run=session.run,
+        account_entry=account,
+        node_entry=node,
+        addresses=await session.host.addresses(),
+    )
+    start = time.monotonic()
+    welcome = await session.link.insist(hello, session.run, REGISTER_PATIENCE_S)
+    if not isinstance(welcome, messages.Welcome):
+        raise CheckFailed(f"the coordinator answered hello with {welcome.KIND}")
+    return welcome, [
+        preflight.clock(welcome.clock, time.monotonic() - start),
+        preflight.reachable(welcome.reachable),
+    ]
+
+
+def _show(findings: list[preflight.Finding], say: Callable[[str], None]) -> None:
+    marks = {"ok": "✓", "warning": "!", "problem": "✗"}
+    for finding in findings:
+        say(f"{marks[finding.level]} {finding.name:<8} {finding.text}")
+
+
+def _cannot_keep_up(verdict: preflight.Verdict, manifest: Manifest) -> ResourceError:
+    return ResourceError(
+        verdict.sentence(manifest.config.rounds.deadline_s),
+        "mend what is marked ✗ above, or start with --no-check to try all the same",
+    )

@@ -1,0 +1,111 @@
+"""The link to a run's coordinator: find it, ask it, find it again when it was away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from ledger import entries
+from ledger.replica import fetch_page
+from protocol import dht, messages, wire
+from protocol.errors import ArtelError, CheckFailed, Unreachable
+from protocol.events import emit
+from protocol.identity import peer_id_of
+from protocol.invite import Invite
+from protocol.manifest import Manifest, open_manifest
+from protocol.network import Host, peer_of, short
+
+log = logging.getLogger("artel.node")
+
+RETRY_FIRST_S = 0.5
+RETRY_MOST_S = 8.0
+
+
+class Link:
+    """Requests to the coordinator of the run that an invite names."""
+
+    def __init__(self, host: Host, invite: Invite) -> None:
+        self._host = host
+        self._invite = invite
+        self.coordinators: tuple[str, ...] = tuple(peer_of(a) for a in invite.peers)
+        self.lost_since: float | None = None
+        """Since when (steady seconds) the coordinator has not answered."""
+        for address in invite.peers:
+            host.remember(peer_of(address), [address])
+
+    @property
+    def coordinator(self) -> str:
+        """Peer id of the coordinator in charge."""
+        return self.coordinators[0]
+
+    async def fetch_manifest(self) -> tuple[Manifest, bytes]:
+        """The run's manifest from whoever of the invite answers, checked against the run id.
+
+        :raises Unreachable: none of the invite's peers answers
+        :raises CheckFailed: a peer shows another manifest
+        """
+        reasons = []
+        for address in self._invite.peers:
+            peer = peer_of(address)
+            try:
+                _, leaves = await fetch_page(self._host, peer, self._invite.run, 0)
+                if not leaves or entries.decode(leaves[0]).body.run != self._invite.run:
+                    raise CheckFailed(f"peer {short(peer)} shows another run than the invite names")
+                manifest, _ = open_manifest(leaves[0])
+                return manifest, leaves[0]
+            except ArtelError as error:
+                reasons.append(error.message)
+        raise Unreachable(
+            f"nobody named in the invite answers: {'; '.join(reasons)}"[:400],
+            "check this machine's connection; ask the organiser whether the coordinator is running",
+        )
+
+    def trust(self, manifest: Manifest) -> None:
+        """From now on only the manifest's coordinators count."""
+        self.coordinators = tuple(peer_id_of(bytes.fromhex(k)) for k in manifest.coordinators)
+
+    async def ask(self, request: messages.Message, timeout: float = 20.0) -> messages.Message:
+        """Ask the coordinator once.
+
+        :raises Unreachable: it does not answer
+        :raises Refused: it says no
+        """
+        try:
+            reply = await self._host.ask(self.coordinator, wire.CONTROL, request, timeout)
+        except Unreachable:
+            if self.lost_since is None:
+                self.lost_since = time.monotonic()
+                emit(log, "coordinator.lost", logging.WARNING, peer=short(self.coordinator))
+            raise
+        if self.lost_since is not None:
+            emit(log, "coordinator.found", after=time.monotonic() - self.lost_since)
+            self.lost_since = None
+        return reply
+
+    async def find_again(self, run: str) -> None:
+        """Look the coordinator up in the DHT and note its newest addresses."""
+        await self._host.join(self._invite.peers)
+        for peer, record in (await self._host.lookup(dht.run_key(run), dht.RunRecord)).items():
+            if peer in self.coordinators:
+                self._host.remember(peer, record.addresses)
+
+    async def insist(
+        self, request: messages.Message, run: str, patience: float
+    ) -> messages.Message:
+        """Ask until there is an answer, for at most ``patience`` seconds.
+
+        :raises Unreachable: there was none
+        :raises Refused: the coordinator says no
+        """
+        pause = RETRY_FIRST_S
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                return await self.ask(request)
+            except Unreachable:
+                if time.monotonic() + pause > deadline:
+                    raise
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, RETRY_MOST_S)
+                await self.find_again(run)

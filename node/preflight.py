@@ -1,0 +1,147 @@
+"""Before a node joins: can this machine keep up with the run, and what would stop it?
+
+Each check measures something real here and compares it with the manifest; nothing that it finds is
+sent to anybody.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from protocol import messages, wire
+from protocol.errors import ArtelError
+from protocol.manifest import Manifest
+from protocol.network import Host
+
+MAX_CLOCK_OFFSET_S = 2.5
+"""The DHT refuses peers whose clock is 3 s off."""
+PROBE_BYTES = 512 * 1024
+PROBE_TIMEOUT_S = 30.0
+BASE_MEMORY_BYTES = 900 << 20
+"""Daemon and trainer before the model: interpreter, torch, network daemon."""
+COPIES_IN_MEMORY = 12
+"""fp32 copies of the parameters at the peak: weights, gradients, two moments and their copy, base
+state with momentum, pseudo-gradient, the vectors of an aggregation."""
+STATES_ON_DISK = 4
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: what was found, in words. ``level`` is ok, warning or problem."""
+
+    name: str
+    level: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All findings, and whether the machine can keep up."""
+
+    findings: tuple[Finding, ...]
+    round_seconds: float
+
+    @property
+    def keeps_up(self) -> bool:
+        return all(finding.level != "problem" for finding in self.findings)
+
+    def sentence(self, deadline: float) -> str:
+        """The conclusion for a person."""
+        problems = [f.name for f in self.findings if f.level == "problem"]
+        if problems:
+            return f"This machine cannot keep up with this run ({', '.join(problems)})."
+        return (
+            f"This machine can keep up: its part of a round takes about "
+            f"{self.round_seconds:.0f} s of the {deadline:.0f} s allowed."
+        )
+
+
+def memory(manifest: Manifest) -> Finding:
+    """Free memory against what model, optimiser and exchange take."""
+    need = BASE_MEMORY_BYTES + COPIES_IN_MEMORY * 4 * manifest.model.parameters
+    free = psutil.virtual_memory().available
+    level = "ok" if free > 1.2 * need else "warning" if free > need else "problem"
+    return Finding("memory", level, f"{_size(free)} free, about {_size(need)} needed")
+
+
+def disk(manifest: Manifest, home: Path, quota: int) -> Finding:
+    """Free disk space against states and the data cache."""
+    need = min(quota, _disk_need(manifest))
+    free = shutil.disk_usage(home).free
+    level = "ok" if free > 1.2 * need else "problem"
+    return Finding("disk", level, f"{_size(free)} free, about {_size(need)} needed")
+
+
+def _disk_need(manifest: Manifest) -> int:
+    width = 2 if manifest.data.dtype == "uint16" else 4
+    data = width * (manifest.data.train.tokens + manifest.data.validation.tokens)
+    return STATES_ON_DISK * 8 * manifest.model.parameters + data + (64 << 20)
+
+
+def clock(theirs: float, round_trip: float) -> Finding:
+    """Our clock against the coordinator's, in the middle of the round trip."""
+    offset = time.time() - round_trip / 2 - theirs
+    if abs(offset) < MAX_CLOCK_OFFSET_S:
+        return Finding("clock", "ok", f"{abs(offset):.1f} s off")
+    side = "ahead of" if offset > 0 else "behind"
+    text = f"{abs(offset):.1f} s {side} the coordinator's: turn on automatic time (NTP)"
+    return Finding("clock", "problem", text)
+
+
+def speed(manifest: Manifest, step_seconds: float, tokens_per_second: float) -> Finding:
+    """A real inner step against the time that a round allows."""
+    rounds = manifest.config.rounds
+    seconds = step_seconds * rounds.inner_steps
+    text = (
+        f"{tokens_per_second:,.0f} tokens/s, {seconds:.0f} s for the {rounds.inner_steps} steps of "
+        f"a round ({rounds.deadline_s:.0f} s allowed)"
+    )
+    level = "ok" if seconds < 0.7 * rounds.deadline_s else "warning"
+    return Finding("speed", "problem" if seconds > rounds.deadline_s else level, text)
+
+
+async def uplink(host: Host, coordinator: str, manifest: Manifest, payload: int) -> Finding:
+    """Upload speed, measured, against one contribution and the time to reveal it."""
+    data = os.urandom(PROBE_BYTES)
+    start = time.monotonic()
+    try:
+        async with host.open(coordinator, wire.CONTROL) as stream:
+            await wire.write_message(stream, messages.Probe(size=PROBE_BYTES))
+            await stream.write(data)
+            await wire.read_message(stream)
+    except ArtelError as error:
+        return Finding("uplink", "warning", f"could not be measured: {error.message}")
+    rate = PROBE_BYTES / max(time.monotonic() - start, 1e-6)
+    seconds = payload / rate
+    allowed = manifest.config.rounds.reveal_s
+    text = (
+        f"{rate * 8 / 1e6:,.0f} Mbit/s up, {seconds:.1f} s for one contribution of "
+        f"{_size(payload)} ({allowed:.0f} s allowed)"
+    )
+    level = "ok" if seconds < 0.5 * allowed else "warning"
+    return Finding("uplink", "problem" if seconds > allowed else level, text)
+
+
+def reachable(answer: bool) -> Finding:
+    """Whether others can open connections to this machine."""
+    if answer:
+        return Finding("address", "ok", "others can reach this machine directly")
+    text = (
+        "others cannot reach this machine directly; it takes part all the same, the coordinator "
+        "passes its work on (to serve others too, forward a port and use --listen and --announce)"
+    )
+    return Finding("address", "warning", text)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit in ("B", "kB") else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError

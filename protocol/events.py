@@ -1,0 +1,75 @@
+"""What happened, as structured events with stable names.
+
+``emit(log, "round.closed", round=3, accepted=3)`` prints ``12:00:01 round.closed round=3
+accepted=3`` for people, or one JSON object per line when a program asked for that.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def emit(log: logging.Logger, name: str, /, level: int = logging.INFO, **fields: Any) -> None:
+    """Log one event.
+
+    :param name: dotted and stable, for example ``round.closed``
+    :param fields: short values; what a person or a program needs to know about it
+    """
+    if log.isEnabledFor(level):
+        log.log(level, name, extra={"event": name, "fields": fields})
+
+
+class _Human(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        time = self.formatTime(record, "%H:%M:%S")
+        fields = getattr(record, "fields", {})
+        text = " ".join(f"{key}={_plain(value)}" for key, value in fields.items())
+        name = record.getMessage()
+        level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()} "
+        line = f"{time} {level}{name} {text}".rstrip()
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": round(record.created, 3),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry, default=str)
+
+
+def _plain(value: Any) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    # Values can come from a peer: no control characters, and no line that looks like another one.
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    return json.dumps(text) if " " in text else text
+
+
+def configure(*, json_lines: bool = False, verbose: bool = False, file: Path | None = None) -> None:
+    """Send events to standard error, and to ``file`` (always everything, one line each)."""
+    root = logging.getLogger("artel")
+    root.setLevel(logging.DEBUG)
+    root.propagate = False
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+        handler.close()
+    screen = logging.StreamHandler(sys.stderr)
+    screen.setLevel(logging.DEBUG if verbose else logging.INFO)
+    screen.setFormatter(_Json() if json_lines else _Human())
+    root.addHandler(screen)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        kept = logging.FileHandler(file)
+        kept.setFormatter(_Json() if json_lines else _Human())
+        root.addHandler(kept)

@@ -1,0 +1,218 @@
+"""The signed manifest: the whole description of a run, and where its name comes from.
+
+A manifest is the organiser's configuration (:class:`RunConfig`) with the facts that preparing it
+resolved (shards, tokenizer, layout, initial state) and the keys in charge. Its canonical bytes
+(RFC 8785) are signed by the organiser (DSSE), and their SHA-256 is the **run id**.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from pydantic import ValidationError as PydanticError
+
+from protocol import canonical, dsse
+from protocol.errors import CheckFailed, DecodeError
+from protocol.identity import Identity
+from protocol.run_config import (
+    MAX_EXACT,
+    MAX_NODES,
+    WSD_DECAY_FRACTION,
+    Conflict,
+    Data,
+    Exchange,
+    Model,
+    Optimizer,
+    Outer,
+    Ownership,
+    Rounds,
+    Run,
+    RunConfig,
+    Section,
+    StdlibSource,
+    TextSource,
+    Tokenizer,
+)
+from protocol.run_file import load_config, parse_config
+
+__all__ = [
+    "MAX_MANIFEST_BYTES",
+    "MAX_NODES",
+    "PAYLOAD_TYPE",
+    "PROTOCOL_VERSION",
+    "WSD_DECAY_FRACTION",
+    "Conflict",
+    "Data",
+    "DataFacts",
+    "Exchange",
+    "Manifest",
+    "Model",
+    "ModelFacts",
+    "Optimizer",
+    "Outer",
+    "Ownership",
+    "Rounds",
+    "Run",
+    "RunConfig",
+    "SplitFacts",
+    "StdlibSource",
+    "TextSource",
+    "Tokenizer",
+    "TokenizerFacts",
+    "load_config",
+    "open_manifest",
+    "parse_config",
+    "run_id",
+    "sign",
+]
+
+PROTOCOL_VERSION = 1
+PAYLOAD_TYPE = "application/vnd.artel.manifest+json"
+MAX_MANIFEST_BYTES = 5600
+"""Base64 and one signature bring the envelope to at most 8 KiB, the limit of a ledger leaf."""
+
+Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class TokenizerFacts(Section):
+    """The tokenizer that was trained."""
+
+    id: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+    """Content id of its tokenizer.json; empty for bytes."""
+    vocab_size: Annotated[int, Field(ge=257, le=262_144)]
+    """Tokens in the vocabulary; a small text can give fewer than asked for."""
+
+
+class SplitFacts(Section):
+    """One split of the prepared data."""
+
+    index: Hex32
+    """Content id of the shard index."""
+    root: Hex32
+    """RFC 6962 root over the shard ids."""
+    shards: Annotated[int, Field(ge=1, le=65_536)]
+    """Number of shards."""
+    tokens: Annotated[int, Field(ge=1, le=MAX_EXACT)]
+    """Tokens in all shards."""
+
+
+class DataFacts(Section):
+    """The prepared data."""
+
+    train: SplitFacts
+    """What is trained on."""
+    validation: SplitFacts
+    """What is never trained on."""
+    dtype: Literal["uint16", "uint32"]
+    """Little-endian type of a token."""
+
+
+class ModelFacts(Section):
+    """The model that was built."""
+
+    layout: Hex32
+    """Digest of the ordered names and shapes of the parameters."""
+    parameters: Annotated[int, Field(ge=1, le=2**32)]
+    """Number of parameters, tied ones once."""
+
+
+class Manifest(Section):
+    """The signed description of a run."""
+
+    version: Literal[1] = 1
+    """Version of the protocol."""
+    config: RunConfig
+    """What the organiser wrote, defaults included."""
+    organiser: Hex32
+    """Public key that signs this manifest."""
+    coordinators: Annotated[tuple[Hex32, ...], Field(min_length=1, max_length=8)]
+    """Public keys that may open and close rounds, the first one in charge."""
+    tokenizer: TokenizerFacts
+    """The tokenizer."""
+    data: DataFacts
+    """The data."""
+    model: ModelFacts
+    """The model."""
+    initial_state: Hex32
+    """State root of round 0."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Manifest:
+        """What the organiser resolved must follow from what the organiser wrote."""
+        size = self.config.data.shard_tokens
+        for split in (self.data.train, self.data.validation):
+            if split.shards != -(-split.tokens // size):
+                raise Conflict(
+                    f"{split.tokens} tokens do not fill {split.shards} shards of {size} tokens"
+                )
+        if (self.config.tokenizer.kind == "bytes") != (self.tokenizer.id == ""):
+            raise Conflict("only a bpe tokenizer has a file")
+        if self.data.dtype != ("uint16" if self.tokenizer.vocab_size <= 1 << 16 else "uint32"):
+            raise Conflict("the dtype of the tokens does not fit the vocabulary")
+        return self
+
+    def encode(self) -> bytes:
+        """Canonical bytes, the payload that is signed and hashed.
+
+        :raises DecodeError: when they exceed the limit of a ledger leaf
+        """
+        data = canonical.dumps(self.model_dump(mode="json"))
+        if len(data) > MAX_MANIFEST_BYTES:
+            raise DecodeError(
+                f"the manifest takes {len(data)} bytes, at most {MAX_MANIFEST_BYTES} fit",
+                "shorten the description, the statement or [model.config]",
+            )
+        return data
+
+    @classmethod
+    def decode(cls, data: bytes) -> Manifest:
+        """Parse canonical bytes.
+
+        :raises DecodeError: on anything but the one encoding of a valid manifest
+        """
+        if len(data) > MAX_MANIFEST_BYTES:
+            raise DecodeError(f"manifest of {len(data)} bytes, at most {MAX_MANIFEST_BYTES}")
+        canonical.loads(data, floats=True)
+        try:
+            manifest = cls.model_validate_json(data)
+        except PydanticError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise DecodeError(f"manifest: {where or 'body'}: {first['msg'][:200]}") from None
+        if manifest.encode() != data:
+            raise DecodeError("the manifest leaves fields out that must be written")
+        return manifest
+
+
+def run_id(payload: bytes) -> str:
+    """Hex SHA-256 of a manifest's canonical bytes."""
+    return hashlib.sha256(payload).hexdigest()
+
+
+def sign(manifest: Manifest, organiser: Identity) -> dsse.Envelope:
+    """Sign a manifest with the key that it names as its organiser.
+
+    :raises CheckFailed: when it names another key
+    """
+    if manifest.organiser != organiser.key:
+        raise CheckFailed("the manifest names another organiser than the key that signs it")
+    payload = manifest.encode()
+    signature = organiser.sign(dsse.pae(PAYLOAD_TYPE, payload))
+    return dsse.Envelope(PAYLOAD_TYPE, payload, ((organiser.key, signature),))
+
+
+def open_manifest(envelope: bytes) -> tuple[Manifest, str]:
+    """Decode and check a signed manifest; returns it with its run id.
+
+    :raises DecodeError: when the bytes are no manifest envelope
+    :raises CheckFailed: when the organiser's signature does not verify
+    """
+    statement = dsse.decode(envelope)
+    if statement.payload_type != PAYLOAD_TYPE:
+        raise DecodeError(f"{statement.payload_type[:80]!r} is not a manifest")
+    manifest = Manifest.decode(statement.payload)
+    if statement.verify() != (manifest.organiser,):
+        raise CheckFailed("the manifest must be signed by its organiser and nobody else")
+    return manifest, run_id(statement.payload)

@@ -1,0 +1,185 @@
+"""The commented run file that ``artel run new`` writes, and the reference in ``docs/manifest.md``.
+
+Both are made from the models of :mod:`protocol.run_config`, so that neither can fall behind them.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from protocol.manifest import (
+    Data,
+    DataFacts,
+    Exchange,
+    Manifest,
+    Model,
+    ModelFacts,
+    Optimizer,
+    Outer,
+    Ownership,
+    Rounds,
+    Run,
+    RunConfig,
+    SplitFacts,
+    StdlibSource,
+    TextSource,
+    Tokenizer,
+    TokenizerFacts,
+)
+from protocol.run_file import bounds
+
+WIDTH = 100
+
+EXAMPLE = RunConfig(
+    run=Run(name="my-first-run", description="A small Llama that learns to write Python."),
+    model=Model(
+        type="llama",
+        config={
+            "hidden_size": 128,
+            "intermediate_size": 344,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 256,
+            "tie_word_embeddings": True,
+        },
+    ),
+    tokenizer=Tokenizer(kind="bpe", vocab_size=1024),
+    data=Data(sources=(StdlibSource(kind="stdlib"),)),
+)
+"""About a million parameters on the Python sources that every machine has."""
+
+_HEAD = """\
+# A run of Artel: what is trained, on what, and by which rules. Edit it, then:
+#   artel run check {name}       what it means: parameters, bytes, memory, tokens
+#   artel coordinator start {name} --home DIR --http 127.0.0.1:8080
+# A value that is left out has the default that is written here. Once published a run never changes.
+"""
+
+_REFERENCE_HEAD = """\
+# The run file and the manifest
+
+<!-- Made by `python -m protocol.manifest_template > docs/manifest.md`; a test compares the two. -->
+
+A run is described by one TOML file. `artel run new DIR` writes a commented one, `artel run check
+FILE` explains what it means, and `artel run prepare FILE --home DIR` turns it into a signed
+**manifest**. Unknown keys, values of another type and values out of bounds are refused. A whole
+number may stand where a number is asked for; nothing else is converted.
+"""
+
+_MANIFEST_HEAD = """
+## The manifest
+
+The manifest holds the whole run file, defaults included, as `config`, and the facts that preparing
+it resolved. It is canonical JSON (RFC 8785) of at most 5,600 bytes, signed by the organiser in a
+DSSE envelope with the payload type `application/vnd.artel.manifest+json`. The SHA-256 of those
+bytes is the **run id**, and the envelope is the first entry of the run's ledger.
+"""
+
+
+def template(name: str = "RUN.toml") -> str:
+    """The example run as commented TOML."""
+    return _HEAD.format(name=name) + "".join(
+        _table((section,), getattr(EXAMPLE, section)) for section in RunConfig.model_fields
+    )
+
+
+def reference() -> str:
+    """Every field of the run file and of the manifest, in Markdown."""
+    parts = [_REFERENCE_HEAD]
+    for title, model in (
+        ("run", Run),
+        ("model", Model),
+        ("tokenizer", Tokenizer),
+        ("data", Data),
+        ('data.sources, kind = "stdlib"', StdlibSource),
+        ('data.sources, kind = "text"', TextSource),
+        ("optimizer", Optimizer),
+        ("rounds", Rounds),
+        ("exchange", Exchange),
+        ("exchange.outer", Outer),
+        ("ownership", Ownership),
+    ):
+        parts.append(f"\n## [{title}]\n\n{model.__doc__}\n\n" + _rows(model))
+    parts.append(_MANIFEST_HEAD)
+    for title, facts in (
+        ("Manifest", Manifest),
+        ("tokenizer", TokenizerFacts),
+        ("data", DataFacts),
+        ("data.train, data.validation", SplitFacts),
+        ("model", ModelFacts),
+    ):
+        parts.append(f"\n### {title}\n\n{facts.__doc__}\n\n" + _rows(facts))
+    return "".join(parts)
+
+
+def _table(path: tuple[str, ...], section: BaseModel) -> str:
+    """One TOML table with a comment above every key; tables inside it follow."""
+    lines = [f"\n# {(section.__doc__ or '').splitlines()[0]}", f"[{'.'.join(path)}]"]
+    inner = ""
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            inner += _table((*path, name), value)
+            continue
+        limits = bounds(field)
+        comment = " ".join(filter(None, (field.description, f"({limits})" if limits else "")))
+        if isinstance(value, dict):
+            inner += "\n" + _comment(comment) + f"[{'.'.join((*path, name))}]\n"
+            inner += "".join(f"{key} = {_toml(item)}\n" for key, item in value.items())
+            continue
+        lines.append(_comment(comment) + f"{name} = {_toml(value)}")
+    return "\n".join(lines) + "\n" + inner
+
+
+def _comment(text: str) -> str:
+    lines = textwrap.wrap(" ".join(text.split()), WIDTH - 2)
+    return "".join(f"# {line}\n" for line in lines)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, BaseModel):
+        pairs = (f"{key} = {_toml(item)}" for key, item in value.model_dump().items())
+        return "{ " + ", ".join(pairs) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _rows(model: type[BaseModel]) -> str:
+    return "| key | value | default | meaning |\n|---|---|---|---|\n" + "".join(
+        f"| `{name}` | {kind} | {default} | {meaning} |\n"
+        for name, kind, default, meaning in _described(model)
+    )
+
+
+def _described(model: type[BaseModel]) -> Iterator[tuple[str, str, str, str]]:
+    for name, field in model.model_fields.items():
+        kind = ", ".join(filter(None, (_type_words(field), bounds(field))))
+        default = "required" if field.is_required() else "table"
+        if not field.is_required() and not isinstance(field.default, BaseModel):
+            default = f"`{_toml(field.default)}`"
+        meaning = " ".join((field.description or "").split())
+        yield name, kind.replace("|", "\\|"), default, meaning.replace("|", "\\|")
+
+
+def _type_words(field: FieldInfo) -> str:
+    kind = field.annotation
+    if get_origin(kind) is tuple:
+        return "list"
+    if get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        return "table"
+    if get_args(kind):  # a Literal: its bounds say everything
+        return "" if bounds(field) else "the number " + str(get_args(kind)[0])
+    names = {int: "whole number", float: "number", bool: "true or false", str: "text"}
+    return names.get(kind, "value") if isinstance(kind, type) else "value"
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

@@ -1,0 +1,166 @@
+"""Any causal language model of ``transformers``, as a module with a fixed flat layout.
+
+The parameters of a run are one flat fp32 vector (:mod:`protocol.state`): the named parameters of
+the module, tied ones once, sorted by name so that the order does not depend on how a version of
+transformers registers them. torch and transformers are imported inside the functions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from protocol.errors import CheckFailed, UsageError
+from protocol.run_config import Model
+from protocol.state import Layout, Vector
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_LAYERS = 512
+"""Most blocks of a model; each costs a module object even before any parameter is allocated."""
+_ROPE_KEYS = frozenset({"rope_theta", "rope_scaling"})
+"""Older names that transformers moves into rope_parameters."""
+
+
+def transformers_config(model: Model, vocab_size: int) -> Any:
+    """The transformers configuration of a run's model.
+
+    :raises UsageError: naming the key, when one is unknown or has a value that does not work
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if model.type not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(model.type, list(CONFIG_MAPPING), n=1)
+        raise UsageError(
+            f"[model] type = {model.type!r} is unknown to transformers",
+            f"did you mean {near[0]}?" if near else "for example llama, gpt2 or qwen3",
+        )
+    known = _known_keys(CONFIG_MAPPING[model.type])
+    for key in model.config:
+        if key not in known:
+            near = difflib.get_close_matches(key, sorted(known), n=1)
+            raise UsageError(
+                f"[model.config] {key} is no key of the model type {model.type}",
+                f"did you mean {near[0]}?" if near else "known: " + ", ".join(sorted(known)[:20]),
+            )
+    keys = dict(model.config)
+    for name, kind in known.items():
+        # Canonical JSON writes 1.0 as 1, and transformers' own checks tell them apart.
+        if kind == "float" and type(keys.get(name)) is int:
+            keys[name] = float(str(keys[name]))
+    for field in dataclasses.fields(CONFIG_MAPPING[model.type]):
+        # Defaults made for another vocabulary; and a padding token would silently keep one row of
+        # the embedding from learning.
+        if field.name == "pad_token_id" or (
+            field.name in ("bos_token_id", "eos_token_id")
+            and isinstance(field.default, int)
+            and field.default >= vocab_size
+        ):
+            keys.setdefault(field.name, None)
+    try:
+        config = AutoConfig.for_model(model.type, **keys, vocab_size=vocab_size)
+        layers = getattr(config, "num_hidden_layers", 0)
+    except Exception as error:  # each configuration class raises what it likes
+        raise _unusable(model, error) from None
+    if isinstance(layers, int) and layers > MAX_LAYERS:
+        raise UsageError(f"[model.config] {layers} layers, at most {MAX_LAYERS} are possible")
+    return config
+
+
+def build(model: Model, vocab_size: int, seed: int) -> torch.nn.Module:
+    """A freshly initialised fp32 model on the CPU, in training mode.
+
+    The numbers depend on the machine and the version of torch: only the organiser's count.
+
+    :raises UsageError: when transformers cannot build the model
+    """
+    import torch
+
+    config = transformers_config(model, vocab_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _from_config(model, config)
+
+
+def empty(model: Model, vocab_size: int) -> torch.nn.Module:
+    """The model without memory for its parameters (torch's meta device)."""
+    import torch
+
+    config = transformers_config(model, vocab_size)
+    with torch.device("meta"):
+        return _from_config(model, config)
+
+
+def layout_of(module: torch.nn.Module) -> Layout:
+    """Names and shapes of the module's parameters, tied ones once, sorted by name."""
+    return Layout.of((name, tuple(value.shape)) for name, value in _parameters(module))
+
+
+def read_parameters(module: torch.nn.Module) -> Vector:
+    """A copy of the parameters as one flat fp32 vector (N,), in the order of the layout."""
+    parts = [value.detach().float().cpu().reshape(-1).numpy() for _, value in _parameters(module)]
+    return np.concatenate(parts)
+
+
+def load_parameters(module: torch.nn.Module, flat: Vector) -> None:
+    """Overwrite the parameters, in place, from a flat fp32 vector (N,).
+
+    :raises CheckFailed: when the vector has another length than the model
+    """
+    import torch
+
+    parameters = _parameters(module)
+    total = sum(value.numel() for _, value in parameters)
+    if flat.shape != (total,):
+        raise CheckFailed(f"{flat.shape} numbers for a model with {total} parameters")
+    offset = 0
+    with torch.no_grad():
+        for _, value in parameters:
+            part = np.ascontiguousarray(flat[offset : offset + value.numel()], np.float32)
+            value.copy_(torch.tensor(part).view(value.shape))
+            offset += value.numel()
+
+
+def _parameters(module: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    return sorted(module.named_parameters(), key=lambda pair: pair[0])
+
+
+def _from_config(model: Model, config: Any) -> torch.nn.Module:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        module: torch.nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except Exception as error:  # as above: no common base class
+        raise _unusable(model, error) from None
+    if any(value.dtype != torch.float32 for value in module.parameters()):
+        raise UsageError(f"[model] type = {model.type!r} has parameters that are not 32-bit floats")
+    return module.train()
+
+
+def _known_keys(config_class: Any) -> dict[str, str]:
+    """Keys that a configuration class accepts, with the declared type as text."""
+    known = {field.name: _type_name(field.type) for field in dataclasses.fields(config_class)}
+    known.update(dict.fromkeys(getattr(config_class, "attribute_map", {}), ""))
+    if "rope_parameters" in known:
+        known.update(dict.fromkeys(_ROPE_KEYS, ""))
+    return known
+
+
+def _type_name(annotation: Any) -> str:
+    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+
+
+def _unusable(model: Model, error: Exception) -> UsageError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # Validation errors of transformers put the reason on their last line.
+    reason = lines[-1] if lines else type(error).__name__
+    return UsageError(
+        f"transformers cannot build this {model.type} model: {reason[:300]}",
+        "correct [model.config]",
+    )

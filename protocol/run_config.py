@@ -1,0 +1,301 @@
+"""The file that describes a run, section by section: what a person may write, with unit and bounds.
+
+Every field is followed by its docstring; the commented template, the reference in
+``docs/manifest.md`` and the error messages are all made from these models (after prime-rl's typed
+configuration). Unknown keys are refused, nothing is converted between types.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+MAX_NODES = 32
+"""Every member fetches every contribution; beyond this the gather costs more than it is worth."""
+MAX_EXACT = 2**53 - 1
+"""Largest integer that every JSON reader keeps exact."""
+WSD_DECAY_FRACTION = 0.2
+"""Schedule ``wsd`` (warm-up, stable, decay): the last fifth of the steps decays linearly."""
+RESERVED_MODEL_KEYS = {
+    "vocab_size": "it comes from the tokenizer",
+    "model_type": "write it as type in [model]",
+    "dtype": "parameters are 32-bit floats",
+    "torch_dtype": "parameters are 32-bit floats",
+    "auto_map": "models with their own code are not run",
+    "trust_remote_code": "models with their own code are not run",
+}
+
+
+class Conflict(ValueError):
+    """A rule between fields is broken; ``hint`` names the fix."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class Section(BaseModel):
+    """A strict, frozen table: no unknown keys, no conversion between types, no NaN."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+
+def _model_table(table: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Bound the one free-form table, and write whole floats as integers, as RFC 8785 does."""
+    for key in table:
+        if key in RESERVED_MODEL_KEYS or key.startswith("_"):
+            why = RESERVED_MODEL_KEYS.get(key, "keys with a leading underscore are internal")
+            raise Conflict(f"[model.config] {key} cannot be set: {why}", f"remove {key}")
+    return {key: _plain(value, f"[model.config] {key}", 3) for key, value in table.items()}
+
+
+def _plain(value: JsonValue, where: str, depth: int) -> JsonValue:
+    if isinstance(value, dict | list):
+        if depth == 0 or len(value) > 256:
+            raise Conflict(f"{where} is nested too deeply or has more than 256 entries")
+        if isinstance(value, list):
+            return [_plain(item, where, depth - 1) for item in value]
+        return {key: _plain(item, where, depth - 1) for key, item in value.items()}
+    if isinstance(value, str) and len(value) > 256:
+        raise Conflict(f"{where} is longer than 256 characters")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value) or abs(value) > 2**31:
+            raise Conflict(f"{where} = {value} is out of bounds (at most 2^31 either way)")
+        return int(value) if value == int(value) else value
+    return value
+
+
+class Run(Section):
+    """Who the run is for people, and the seed that fixes everything random in it."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
+    """Short name: lower-case letters, digits and hyphens, at most 40 characters."""
+    description: Annotated[str, Field(max_length=400)] = ""
+    """One or two sentences for volunteers."""
+    seed: Annotated[int, Field(ge=0, le=MAX_EXACT)] = 0
+    """Seed of the initial parameters and of the order of the data."""
+
+
+class Model(Section):
+    """The architecture: any causal language model that transformers knows."""
+
+    type: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]{1,64}$")]
+    """The `model_type` of transformers, for example "llama", "gpt2" or "qwen3"."""
+    config: Annotated[dict[str, JsonValue], Field(max_length=64), AfterValidator(_model_table)]
+    """Keys of that model type's transformers configuration, without vocab_size."""
+
+
+class Tokenizer(Section):
+    """How text becomes tokens."""
+
+    kind: Literal["bytes", "bpe"]
+    """"bytes": one token per byte; "bpe": byte-level BPE, trained on the run's own data."""
+    vocab_size: Annotated[int, Field(ge=257, le=262_144)] = 257
+    """Tokens in the vocabulary; "bytes" always has 257, "bpe" needs at least 258."""
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> Tokenizer:
+        if self.kind == "bytes" and self.vocab_size != 257:
+            raise Conflict(
+                f"[tokenizer] vocab_size = {self.vocab_size} does not fit kind = 'bytes'",
+                "remove vocab_size, or write kind = 'bpe'",
+            )
+        if self.kind == "bpe" and self.vocab_size < 258:
+            raise Conflict(
+                "[tokenizer] kind = 'bpe' needs a vocab_size of at least 258",
+                "write for example vocab_size = 1024",
+            )
+        return self
+
+
+class StdlibSource(Section):
+    """The Python sources of the organiser's interpreter: about 30 MB that every machine has."""
+
+    kind: Literal["stdlib"]
+    """The literal "stdlib"."""
+
+
+class TextSource(Section):
+    """A file, or a folder with everything below it."""
+
+    kind: Literal["text"]
+    """The literal "text"."""
+    path: Annotated[str, Field(min_length=1, max_length=256)]
+    """A .txt, .md, .py or .jsonl (field "text") file or a folder of them, relative to this file; \
+published as written."""
+
+
+Source = Annotated[StdlibSource | TextSource, Field(discriminator="kind")]
+
+
+class Data(Section):
+    """What is trained on, and how it is cut."""
+
+    sources: Annotated[tuple[Source, ...], Field(min_length=1, max_length=16)]
+    """Where the text comes from, in this order: { kind = "stdlib" } is the Python sources of this \
+machine, { kind = "text", path = "FILE or FOLDER" } any text."""
+    seq_len: Annotated[int, Field(ge=8, le=131_072)] = 128
+    """Tokens per window: what the model sees at once."""
+    validation_fraction: Annotated[float, Field(ge=0.001, le=0.5)] = 0.05
+    """Part of the text that is never trained on (0 to 1)."""
+    validation_windows: Annotated[int, Field(ge=1, le=65_536)] = 64
+    """Windows of the validation split that an evaluation reads, evenly spaced."""
+    shard_tokens: Annotated[int, Field(ge=1024, le=2**26)] = 262_144
+    """Tokens per shard, the unit that nodes download."""
+    span_windows: Annotated[int, Field(ge=1, le=4096)] = 8
+    """Consecutive windows that are shuffled as one; more of them means fewer shards per node."""
+    max_bytes: Annotated[int, Field(ge=0, le=2**40)] = 0
+    """Bytes of text to use; a sample of the files is drawn when there is more; 0 means all."""
+
+
+class Optimizer(Section):
+    """The inner optimiser, which every node runs on its own data."""
+
+    kind: Literal["adamw"] = "adamw"
+    """The optimiser; its state is kept across rounds and never leaves the node."""
+    lr: Annotated[float, Field(gt=0, le=1)] = 3e-3
+    """Peak learning rate."""
+    betas: tuple[
+        Annotated[float, Field(ge=0, lt=1)],
+        Annotated[float, Field(ge=0, lt=1)],
+    ] = (0.9, 0.95)
+    """Decay of the first and of the second moment, each at least 0 and below 1."""
+    eps: Annotated[float, Field(ge=1e-12, le=1e-2)] = 1e-8
+    """Added to the denominator."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Decoupled weight decay."""
+    clip: Annotated[float, Field(ge=0, le=1000)] = 1.0
+    """Largest norm of a gradient; 0 means no limit."""
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 8
+    """Windows (sequences) per inner step and node."""
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    """Learning rate after the warm-up; "wsd" stays at the peak and decays in the last fifth."""
+    warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 40
+    """Inner steps of linear warm-up; below rounds.total × rounds.inner_steps."""
+    final_lr_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Learning rate of the last step, as a part of lr."""
+
+
+class Rounds(Section):
+    """The rules of a round: train, commit, reveal, settle."""
+
+    total: Annotated[int, Field(ge=1, le=1_000_000)] = 60
+    """Rounds (outer steps) of the whole run."""
+    inner_steps: Annotated[int, Field(ge=1, le=10_000)] = 20
+    """Inner steps of every node in a round (H)."""
+    min_nodes: Annotated[int, Field(ge=1, le=MAX_NODES)] = 1
+    """Nodes that must be ready before a round opens."""
+    max_nodes: Annotated[int, Field(ge=1, le=MAX_NODES)] = MAX_NODES
+    """Most members of a round."""
+    quorum: Annotated[float, Field(gt=0, le=1)] = 0.66
+    """Part of the members whose commitments start the grace time (0 to 1), rounded up to nodes."""
+    deadline_s: Annotated[float, Field(ge=1, le=86_400)] = 600.0
+    """Seconds from the opening of a round until its commitments close, quorum or not."""
+    grace_s: Annotated[float, Field(ge=0, le=3600)] = 10.0
+    """Seconds that stragglers get once the quorum has committed."""
+    reveal_s: Annotated[float, Field(ge=1, le=3600)] = 60.0
+    """Seconds to reveal a committed contribution."""
+    settle_s: Annotated[float, Field(ge=1, le=3600)] = 60.0
+    """Seconds to apply the accepted contributions and sign the new state."""
+    heartbeat_timeout_s: Annotated[float, Field(ge=2, le=3600)] = 20.0
+    """Seconds of silence after which a node counts as gone."""
+    mirror_every: Annotated[int, Field(ge=0, le=1_000_000)] = 1
+    """The coordinator keeps a copy of every n-th agreed state; 0 means none."""
+
+
+class Outer(Section):
+    """The outer optimiser, applied to the mean pseudo-gradient by everybody alike."""
+
+    lr: Annotated[float, Field(gt=0, le=2)] = 0.7
+    """Outer learning rate."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Outer momentum; 0.9 hurts below about 200 inner steps."""
+    nesterov: bool = True
+    """Whether the momentum is Nesterov's."""
+
+
+class Exchange(Section):
+    """What travels between nodes, and how it is combined."""
+
+    codec: Literal["fp32", "fp16", "int8", "int4"] = "int4"
+    """How a pseudo-gradient is packed: about 32, 16, 8.1 or 4.1 bits per parameter."""
+    aggregator: Literal["mean"] = "mean"
+    """How contributions are combined; each is first clipped to the median norm."""
+    outer: Outer = Outer()
+    """The outer optimiser."""
+
+
+class Ownership(Section):
+    """How work turns into shares of the model."""
+
+    unit: Literal["token"] = "token"
+    """What credit counts: assigned tokens whose contribution was accepted."""
+    statement: Annotated[str, Field(max_length=300)] = (
+        "Shares follow the tokens that each account trained and that the run accepted."
+    )
+    """What a share stands for, in words."""
+
+
+class RunConfig(Section):
+    """A whole run, as written in TOML."""
+
+    run: Run
+    """Name and seed."""
+    model: Model
+    """Architecture."""
+    tokenizer: Tokenizer
+    """Tokenizer."""
+    data: Data
+    """Text."""
+    optimizer: Optimizer = Optimizer()
+    """Inner optimiser."""
+    rounds: Rounds = Rounds()
+    """Rounds."""
+    exchange: Exchange = Exchange()
+    """Exchange."""
+    ownership: Ownership = Ownership()
+    """Ownership."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> RunConfig:
+        data, rounds, warmup = self.data, self.rounds, self.optimizer.warmup_steps
+        if rounds.min_nodes > rounds.max_nodes:
+            raise Conflict(
+                f"[rounds] min_nodes = {rounds.min_nodes} is above max_nodes = {rounds.max_nodes}",
+                f"lower min_nodes to {rounds.max_nodes} or raise max_nodes",
+            )
+        steps = rounds.total * rounds.inner_steps
+        if warmup >= steps and warmup > 0:
+            raise Conflict(
+                f"[optimizer] warmup_steps = {warmup} does not end within the run of {steps} steps",
+                f"lower it below {steps} (rounds.total × rounds.inner_steps)",
+            )
+        if rounds.grace_s > rounds.deadline_s:
+            raise Conflict(
+                f"[rounds] grace_s = {rounds.grace_s:g} is above deadline_s = "
+                f"{rounds.deadline_s:g}",
+                "lower grace_s; a tenth of deadline_s is usual",
+            )
+        for key in ("max_position_embeddings", "n_positions", "max_sequence_length"):
+            limit = self.model.config.get(key)
+            if isinstance(limit, int) and data.seq_len > limit:
+                raise Conflict(
+                    f"[data] seq_len = {data.seq_len} is above [model.config] {key} = {limit}",
+                    f"lower seq_len to {limit} or raise {key}",
+                )
+        needed = data.seq_len * data.span_windows + 1
+        if data.shard_tokens < needed:
+            raise Conflict(
+                f"[data] shard_tokens = {data.shard_tokens} is too small for one span of "
+                f"{data.span_windows} windows of {data.seq_len} tokens",
+                f"raise shard_tokens to at least {needed}, or lower span_windows",
+            )
+        return self

@@ -1,0 +1,353 @@
+"""The state of a run: its parameters as one flat fp32 vector, and the file that holds them.
+
+A :class:`Layout` says which tensor lies where in the flat vector; it is fixed by the manifest. A
+**state** is the parameters after some round, plus the outer momentum buffer when the run has one.
+Its file has exactly one encoding, so the state root (the content id of the file's bytes) names the
+numbers themselves, bit for bit:
+
+======================  ===========================================================================
+bytes 0..4095           ``ARTELST1``, u32 big-endian length, canonical JSON header, zero padding
+4096 ..                 parameters, N little-endian fp32
+behind them             outer momentum, N little-endian fp32, only when ``buffers`` names it
+======================  ===========================================================================
+
+The header fills one page so that the arrays can be memory-mapped page-aligned.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol import canonical, merkle
+from protocol.content import CHUNK_BYTES
+from protocol.errors import CheckFailed, DecodeError, ResourceError
+
+Vector = npt.NDArray[np.float32]
+"""A flat fp32 vector, shape (N,): parameters, momentum, a pseudo-gradient or an update."""
+
+MAX_TENSORS = 1 << 16
+MAX_PARAMETERS = 1 << 32
+"""A state with momentum is then 32 GiB, half of what a content id can name."""
+MAX_LAYOUT_BYTES = 16 << 20
+MAX_DIMENSIONS = 8
+MAX_NAME = 256
+
+MAGIC = b"ARTELST1"
+HEADER_BYTES = 4096
+_LENGTH = struct.Struct(">I")
+_JSON_AT = len(MAGIC) + _LENGTH.size
+_MOMENTUM = "momentum"
+_HEX = "0123456789abcdef"
+MAX_ROUND = (1 << 53) - 1
+"""The largest integer that canonical JSON can carry."""
+
+_PIECE = 1 << 18  # elements looked at in one go: 1 MiB of fp32 stays in the cache
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One named tensor: elements ``offset .. offset + size`` of the flat vector, C order."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The ordered tensors of the flat vector, without gaps."""
+
+    tensors: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, shapes: Iterable[tuple[str, Sequence[int]]]) -> Layout:
+        """Lay named shapes out one behind the other.
+
+        :raises DecodeError: no tensors, too many, a name twice, a dimension below 1
+        """
+        tensors: list[Tensor] = []
+        names: set[str] = set()
+        offset = 0
+        for name, shape in shapes:
+            dimensions = tuple(int(d) for d in shape)
+            if not 0 < len(name) <= MAX_NAME or name in names:
+                raise DecodeError(f"tensor name {name[:64]!r} is empty, too long or used twice")
+            if len(dimensions) > MAX_DIMENSIONS or any(d < 1 for d in dimensions):
+                raise DecodeError(f"tensor {name[:64]!r} has the impossible shape {dimensions}")
+            size = 1
+            for dimension in dimensions:
+                size *= dimension
+            names.add(name)
+            tensors.append(Tensor(name, dimensions, offset, size))
+            offset += size
+            if len(tensors) > MAX_TENSORS or offset > MAX_PARAMETERS:
+                raise DecodeError(
+                    f"layout has more than {MAX_TENSORS} tensors or {MAX_PARAMETERS} parameters"
+                )
+        if not tensors:
+            raise DecodeError("layout has no tensors")
+        return cls(tuple(tensors))
+
+    @classmethod
+    def decode(cls, data: bytes) -> Layout:
+        """The layout of its canonical JSON.
+
+        :raises DecodeError: on anything but the canonical encoding of a valid layout
+        """
+        if len(data) > MAX_LAYOUT_BYTES:
+            raise DecodeError(f"layout of {len(data)} bytes, at most {MAX_LAYOUT_BYTES} allowed")
+        value = canonical.loads(data)
+        if not isinstance(value, dict) or value.keys() != {"tensors"}:
+            raise DecodeError("layout must be an object with the one key 'tensors'")
+        items = value["tensors"]
+        if not isinstance(items, list):
+            raise DecodeError("layout's tensors must be a list")
+        shapes: list[tuple[str, list[int]]] = []
+        for item in items:
+            if not (isinstance(item, list) and len(item) == 2 and isinstance(item[0], str)):
+                raise DecodeError("layout's tensors must be [name, shape] pairs")
+            name, shape = item
+            if not (isinstance(shape, list) and all(type(d) is int for d in shape)):
+                raise DecodeError(f"shape of tensor {name[:64]!r} must be a list of integers")
+            shapes.append((name, shape))
+        return cls.of(shapes)
+
+    def encode(self) -> bytes:
+        """Canonical JSON: ``{"tensors": [[name, shape], ...]}``; offsets follow from the order."""
+        return canonical.dumps({"tensors": [[t.name, list(t.shape)] for t in self.tensors]})
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON, hex."""
+        return hashlib.sha256(self.encode()).hexdigest()
+
+    @property
+    def parameters(self) -> int:
+        """N, the length of the flat vector."""
+        last = self.tensors[-1]
+        return last.offset + last.size
+
+    def require(self, vector: Vector) -> None:
+        """Check that ``vector`` is a flat fp32 vector of this layout.
+
+        :raises CheckFailed: another dtype or shape
+        """
+        if vector.dtype != np.float32 or vector.shape != (self.parameters,):
+            raise CheckFailed(
+                f"vector has {vector.dtype} {vector.shape}, "
+                f"the layout wants float32 ({self.parameters},)"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """The numbers after ``round`` closed rounds (0 = initial state)."""
+
+    round: int
+    layout_digest: str
+    params: Vector  # (N,)
+    momentum: Vector | None  # (N,), or None when the run's outer momentum is 0
+
+
+@dataclass(frozen=True)
+class StateHeader:
+    """What the first page of a state file says."""
+
+    round: int
+    layout_digest: str
+    parameters: int
+    momentum: bool
+
+    @property
+    def file_bytes(self) -> int:
+        """Exact size of the whole file."""
+        return HEADER_BYTES + (2 if self.momentum else 1) * 4 * self.parameters
+
+
+def all_finite(vector: Vector) -> bool:
+    """Whether no element is NaN or infinite; needs no second copy of the vector."""
+    return all(
+        bool(np.isfinite(vector[start : start + _PIECE]).all())
+        for start in range(0, len(vector), _PIECE)
+    )
+
+
+def write_state(path: Path, state: State) -> str:
+    """Write a state file so that ``path`` holds either the old bytes or all of the new ones.
+
+    :returns: the state root, computed on the way
+    :raises ResourceError: the disk is full or refuses the write
+    :raises CheckFailed: the state is not finite or its arrays do not fit together
+    """
+    _require_sound(state)
+    unfinished = path.with_name(path.name + ".tmp")
+    root = merkle.CompactRange()
+    try:
+        with unfinished.open("wb") as file:
+            for chunk in _chunks(state):
+                root.append(merkle.leaf_hash(chunk))
+                file.write(chunk)
+            file.flush()
+            # The bytes must be on the disk before the name is, or a power cut leaves a short file.
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        size = _header_of(state).file_bytes
+        raise ResourceError(
+            f"cannot write the state {path}: {error.strerror}",
+            f"free at least {size / 1e6:.0f} MB there" if full else "check the home directory",
+        ) from None
+    return root.root().hex()
+
+
+def read_state(path: Path, layout: Layout) -> State:
+    """Read a state file of a run with this layout.
+
+    :raises DecodeError: another layout, wrong length, not the canonical encoding, not finite
+    :raises ResourceError: the file cannot be read
+    """
+    try:
+        with path.open("rb") as file:
+            header = decode_header(file.read(HEADER_BYTES))
+            if header.layout_digest != layout.digest or header.parameters != layout.parameters:
+                raise DecodeError(f"the state {path.name} belongs to a model of another layout")
+            size = os.fstat(file.fileno()).st_size
+            if size != header.file_bytes:  # before any memory is taken
+                raise DecodeError(
+                    f"the state {path.name} has {size} bytes, {header.file_bytes} expected"
+                )
+            arrays: list[Vector] = []
+            for _ in range(2 if header.momentum else 1):
+                array = np.empty(header.parameters, "<f4")
+                if file.readinto(array.view(np.uint8).data) != array.nbytes:
+                    raise DecodeError(f"the state {path.name} ended early")
+                arrays.append(array.astype(np.float32, copy=False))
+    except OSError as error:
+        raise ResourceError(
+            f"cannot read the state {path}: {error.strerror}",
+            "delete the file; the node downloads the state again",
+        ) from None
+    if not all(all_finite(array) for array in arrays):
+        raise DecodeError(f"the state {path.name} holds NaN or infinity")
+    momentum = arrays[1] if header.momentum else None
+    return State(header.round, header.layout_digest, arrays[0], momentum)
+
+
+def state_root(state: State) -> str:
+    """Content id of the state's file bytes, without writing them.
+
+    For a file on disk this equals :func:`protocol.content.file_content_id`.
+
+    :raises CheckFailed: the state is not finite or its arrays do not fit together
+    """
+    _require_sound(state)
+    return merkle.root(merkle.leaf_hash(chunk) for chunk in _chunks(state)).hex()
+
+
+def state_bytes(layout: Layout, *, momentum: bool) -> int:
+    """Exact size of a state file."""
+    return StateHeader(0, layout.digest, layout.parameters, momentum).file_bytes
+
+
+def encode_header(header: StateHeader) -> bytes:
+    """The first page of a state file."""
+    text = canonical.dumps(
+        {
+            "buffers": [_MOMENTUM] if header.momentum else [],
+            "layout": header.layout_digest,
+            "params": header.parameters,
+            "round": header.round,
+        }
+    )
+    return (MAGIC + _LENGTH.pack(len(text)) + text).ljust(HEADER_BYTES, b"\0")
+
+
+def decode_header(page: bytes) -> StateHeader:
+    """Decode the first page of a state file.
+
+    :raises DecodeError: on anything but the canonical encoding of a valid header
+    """
+    if len(page) != HEADER_BYTES or not page.startswith(MAGIC):
+        raise DecodeError("not a state file")
+    (length,) = _LENGTH.unpack_from(page, len(MAGIC))
+    if length > HEADER_BYTES - _JSON_AT:
+        raise DecodeError("the state file's header is longer than its page")
+    if any(page[_JSON_AT + length :]):
+        raise DecodeError("the state file's header is not padded with zeros")
+    value = canonical.loads(page[_JSON_AT : _JSON_AT + length])
+    if not isinstance(value, dict) or value.keys() != {"buffers", "layout", "params", "round"}:
+        raise DecodeError("the state file's header has other keys than expected")
+    digest, parameters, number = value["layout"], value["params"], value["round"]
+    if not (isinstance(digest, str) and len(digest) == 64 and set(digest) <= set(_HEX)):
+        raise DecodeError("the state file names no layout digest")
+    if type(parameters) is not int or not 0 < parameters <= MAX_PARAMETERS:
+        raise DecodeError("the state file's parameter count is out of range")
+    if type(number) is not int or not 0 <= number <= MAX_ROUND:
+        raise DecodeError("the state file's round is out of range")
+    if value["buffers"] not in ([], [_MOMENTUM]):
+        raise DecodeError("the state file lists unknown buffers")
+    return StateHeader(number, digest, parameters, bool(value["buffers"]))
+
+
+def _header_of(state: State) -> StateHeader:
+    momentum = state.momentum is not None
+    return StateHeader(state.round, state.layout_digest, len(state.params), momentum)
+
+
+def _arrays(state: State) -> list[Vector]:
+    return [state.params] if state.momentum is None else [state.params, state.momentum]
+
+
+def _require_sound(state: State) -> None:
+    """Refuse to write what :func:`read_state` would refuse to read."""
+    for array in _arrays(state):
+        if array.dtype != np.float32 or array.shape != (len(state.params),):
+            raise CheckFailed("the state's arrays are not flat fp32 vectors of one length")
+        if not all_finite(array):
+            raise CheckFailed(
+                f"the state of round {state.round} holds NaN or infinity",
+                "the run diverged: lower the inner or the outer learning rate",
+            )
+
+
+def _chunks(state: State) -> Iterator[memoryview]:
+    """The file's bytes in content chunks of 1 MiB; one chunk is copied at a time."""
+    parts = [memoryview(encode_header(_header_of(state)))]
+    for array in _arrays(state):
+        parts.append(np.ascontiguousarray(array, "<f4").view(np.uint8).data)
+    chunk = bytearray()
+    for part in parts:
+        while part:
+            taken = part[: CHUNK_BYTES - len(chunk)]
+            chunk += taken
+            part = part[len(taken) :]
+            if len(chunk) == CHUNK_BYTES:
+                yield memoryview(chunk)
+                chunk = bytearray()
+    if chunk:
+        yield memoryview(chunk)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a rename durable."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,47 @@
+"""Running things side by side, with plain errors instead of exception groups."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable
+from typing import Any, TypeVar
+
+from protocol.errors import ArtelError
+
+Result = TypeVar("Result")
+
+
+async def together(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """Run all at once and return their results in order.
+
+    When one fails the others are cancelled, and its error is raised as it is.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(coroutine) for coroutine in work]
+    except BaseExceptionGroup as errors:
+        raise first_error(errors) from None
+    return [task.result() for task in tasks]
+
+
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error in a group that says most to a person: one of ours if there is any."""
+    flat: list[BaseException] = []
+    stack: list[BaseException] = [group]
+    while stack:
+        error = stack.pop(0)
+        if isinstance(error, BaseExceptionGroup):
+            stack[:0] = error.exceptions
+        else:
+            flat.append(error)
+    return next((error for error in flat if isinstance(error, ArtelError)), flat[0])
+
+
+async def uninterrupted(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run to the end even when the caller is cancelled in between; the cancellation comes after."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise

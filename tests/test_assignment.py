@@ -1,0 +1,178 @@
+"""Assignment: a permutation, no window twice in a round, the whole epoch used, and stable."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from protocol.assignment import (
+    Split,
+    WindowRef,
+    assign,
+    epoch_of,
+    evaluation_windows,
+    permuted,
+    require_capacity,
+    round_start,
+    shards_needed,
+    windows_at,
+)
+from protocol.errors import CheckFailed, UsageError
+from protocol.manifest_template import EXAMPLE
+
+KEY = bytes(32)
+SPLIT = Split(tokens=10_000, shard_tokens=3_000, seq_len=16, span_windows=4)
+
+splits = st.builds(
+    Split,
+    tokens=st.integers(200, 5000),
+    shard_tokens=st.integers(100, 1500),
+    seq_len=st.integers(1, 12),
+    span_windows=st.integers(1, 4),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 700), st.binary(min_size=32, max_size=32))
+def test_the_permutation_is_a_bijection(size: int, key: bytes) -> None:
+    assert sorted(permuted(key, size, index) for index in range(size)) == list(range(size))
+
+
+def test_the_permutation_is_stable() -> None:
+    """Golden: another implementation must give these; a change here breaks running networks."""
+    assert [permuted(KEY, 10, index) for index in range(10)] == [6, 4, 0, 1, 2, 9, 7, 5, 3, 8]
+    assert [permuted(KEY, 1_000_000, index) for index in range(4)] == [89725, 31363, 650015, 658305]
+    assert windows_at(7, SPLIT, 150, 5) == [
+        WindowRef(2, 1888),
+        WindowRef(2, 1904),
+        WindowRef(2, 2560),
+        WindowRef(2, 2576),
+        WindowRef(2, 2592),
+    ]
+
+
+def test_the_permutation_is_what_the_text_of_the_module_says() -> None:
+    """Written from the formula alone, with text instead of bit operations."""
+
+    def walk(key: bytes, size: int, x: int) -> int:
+        digits = max(1, (len(f"{size - 1:b}") + 1) // 2)
+        left, right = divmod(x, 2**digits)
+        for number in range(8):
+            block = key + bytes([number]) + right.to_bytes(8, "big")
+            value = int(hashlib.sha256(block).hexdigest()[:16], 16) % 2**digits
+            left, right = right, left ^ value
+        x = left * 2**digits + right
+        return x if x < size else walk(key, size, x)
+
+    key = hashlib.sha256(b"artel/epoch/v1\0" + (7).to_bytes(8, "big") + bytes(8)).digest()
+    for size in (2, 3, 17, 64, 65, 1000):
+        assert [permuted(key, size, x) for x in range(size)] == [
+            walk(key, size, x) for x in range(size)
+        ]
+    first = windows_at(7, SPLIT, 0, 1)[0]
+    assert first == SPLIT.window(walk(key, SPLIT.spans, 0), 0)
+
+
+def test_every_position_of_a_permutation_is_about_equally_likely() -> None:
+    keys = [number.to_bytes(32, "big") for number in range(600)]
+    counts = [0] * 6
+    for key in keys:
+        counts[permuted(key, 6, 0)] += 1
+    assert min(counts) > 60  # 100 expected; six standard deviations are 55
+
+
+@settings(max_examples=40, deadline=None)
+@given(splits, st.integers(0, 2**53 - 1), st.integers(0, 3))
+def test_an_epoch_hands_out_every_window_once(split: Split, seed: int, epoch: int) -> None:
+    windows = windows_at(seed, split, epoch * split.windows, split.windows)
+    assert len(set(windows)) == split.windows
+    taken: set[tuple[int, int]] = set()
+    for window in windows:
+        size = min(split.shard_tokens, split.tokens - window.shard * split.shard_tokens)
+        assert 0 <= window.shard < split.shards
+        assert window.offset + split.seq_len + 1 <= size  # the last target lies in the shard
+        targets = {(window.shard, window.offset + step) for step in range(1, split.seq_len + 1)}
+        assert not targets & taken  # every token is a target at most once
+        taken |= targets
+    lost = split.tokens - len(taken)
+    assert lost <= split.shards * (split.seq_len * split.span_windows + 1)
+
+
+def test_a_new_epoch_reshuffles() -> None:
+    first = windows_at(7, SPLIT, 0, SPLIT.windows)
+    second = windows_at(7, SPLIT, SPLIT.windows, SPLIT.windows)
+    assert first != second
+    assert sorted(first) == sorted(second)
+    assert windows_at(8, SPLIT, 0, SPLIT.windows) != first
+
+
+@settings(max_examples=60, deadline=None)
+@given(splits, st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3))
+def test_no_two_members_share_a_window(
+    split: Split, cursor: int, count: int, steps: int, batch: int
+) -> None:
+    members = [f"peer{number}" for number in range(count)]
+    windows = count * steps * batch
+    if windows > split.windows:
+        with pytest.raises(UsageError, match="an epoch of the data holds"):
+            assign(1, split, cursor, members, "peer0", inner_steps=steps, batch_size=batch)
+        return
+    handed = [
+        window
+        for member in members
+        for window in assign(1, split, cursor, members, member, inner_steps=steps, batch_size=batch)
+    ]
+    start = round_start(split, cursor, windows)
+    assert len(handed) == len(set(handed)) == windows
+    assert sorted(handed) == sorted(windows_at(1, split, start, windows))
+    assert start >= cursor
+    assert epoch_of(split, start) == epoch_of(split, start + windows - 1)
+    assert round_start(split, start, windows) == start
+
+
+def test_a_round_that_does_not_fit_starts_at_the_next_epoch() -> None:
+    windows = SPLIT.windows
+    assert round_start(SPLIT, windows - 6, 6) == windows - 6
+    assert round_start(SPLIT, windows - 6, 7) == windows
+    assert round_start(SPLIT, windows, 7) == windows
+
+
+def test_a_batch_mixes_distant_windows() -> None:
+    """The windows of one inner step come from as many spans as possible."""
+    got = assign(3, SPLIT, 0, ["a"], "a", inner_steps=8, batch_size=4)
+    spans = {(w.shard, w.offset // (SPLIT.seq_len * SPLIT.span_windows)) for w in got[:4]}
+    assert len(spans) == 4
+    assert sorted(got) == sorted(windows_at(3, SPLIT, 0, 32))
+
+
+def test_members_must_be_ascending_and_include_the_node() -> None:
+    with pytest.raises(CheckFailed, match="ascending"):
+        assign(1, SPLIT, 0, ["b", "a"], "a", inner_steps=1, batch_size=1)
+    with pytest.raises(CheckFailed, match="ascending"):
+        assign(1, SPLIT, 0, ["a", "a"], "a", inner_steps=1, batch_size=1)
+    with pytest.raises(CheckFailed, match="not a member"):
+        assign(1, SPLIT, 0, ["a", "b"], "c", inner_steps=1, batch_size=1)
+
+
+def test_evaluation_windows_are_distinct_and_spread() -> None:
+    split = Split(tokens=5_000, shard_tokens=2_000, seq_len=16, span_windows=1)
+    windows = evaluation_windows(split, 20)
+    assert len(set(windows)) == 20
+    assert windows == sorted(windows)
+    assert shards_needed(windows) == (0, 1, 2)
+    assert len(evaluation_windows(split, 10**6)) == split.windows
+
+
+def test_shards_needed_are_ascending_and_distinct() -> None:
+    windows = [WindowRef(3, 0), WindowRef(1, 16), WindowRef(3, 16)]
+    assert shards_needed(windows) == (1, 3)
+
+
+def test_data_that_cannot_hold_a_round_is_refused() -> None:
+    with pytest.raises(UsageError, match="5,120") as caught:
+        require_capacity(SPLIT, EXAMPLE)
+    assert "max_nodes" in caught.value.hint
+    require_capacity(Split(10**7, 262_144, 128, 8), EXAMPLE)

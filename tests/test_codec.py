@@ -1,0 +1,302 @@
+"""Codecs: what they lose, what they send, and what their decoders refuse."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from protocol.codec import CODECS, Codec, NonFinite, codec
+from protocol.errors import CheckFailed, DecodeError, UsageError
+from protocol.state import Layout, Vector
+
+LAYOUT = Layout.of([("odd", (3, 111)), ("scalar", ()), ("even", (2, 4096)), ("tail", (257,))])
+
+every_codec = pytest.mark.parametrize("chosen", CODECS.values(), ids=list(CODECS))
+blockwise = pytest.mark.parametrize("name", ["int8", "int4"])
+
+
+def numbers(seed: int, count: int) -> Vector:
+    """Roughly bell-shaped values from SHA-256 in counter mode: the same on every machine."""
+    blocks = (hashlib.sha256(b"%d %d" % (seed, i)).digest() for i in range(-(-count * 4 // 32)))
+    parts = np.frombuffer(b"".join(blocks), "u1")[: 4 * count].reshape(count, 4)
+    sums: Vector = (parts.sum(axis=1, dtype=np.int32) - 510).astype(np.float32)
+    return sums * np.float32(2**-16)
+
+
+def allowed_error(name: str, layout: Layout, vector: Vector) -> npt.NDArray[np.float64]:
+    """The bound that each codec's documentation promises, element by element, float64."""
+    wide: npt.NDArray[np.float64] = np.abs(vector.astype(np.float64))
+    if name == "fp32":
+        return np.zeros_like(wide)
+    saturated = np.maximum(wide - 65504, 0)
+    if name == "fp16":
+        return saturated + np.minimum(wide, 65504) * 2.0**-11 + 2.0**-25
+    block, top = {"int8": (4096, 127), "int4": (256, 7)}[name]
+    bound = np.empty_like(wide)
+    for tensor in layout.tensors:
+        for start in range(tensor.offset, tensor.offset + tensor.size, block):
+            part = slice(start, min(start + block, tensor.offset + tensor.size))
+            peak = min(wide[part].max(), 65504)
+            bound[part] = saturated[part] + peak / (2 * top) + max(peak / 1024, 2.0**-24)
+    return bound * (1 + 1e-6)  # fp32 rounding of the level's value
+
+
+shapes = st.lists(
+    st.lists(st.integers(1, 40), max_size=3).map(tuple) | st.just((513,)) | st.just((4097,)),
+    min_size=1,
+    max_size=4,
+)
+floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@st.composite
+def vectors(draw: st.DrawFn) -> tuple[Layout, Vector]:
+    layout = Layout.of((f"t{i}", shape) for i, shape in enumerate(draw(shapes)))
+    values = draw(
+        hnp.arrays(np.float32, layout.parameters, elements=floats, fill=floats)
+        | st.integers(0, 99).map(lambda seed: numbers(seed, layout.parameters))
+    )
+    return layout, values
+
+
+@every_codec
+@given(case=vectors())
+@settings(max_examples=60, deadline=None)
+def test_error_stays_within_the_documented_bound(
+    chosen: Codec, case: tuple[Layout, Vector]
+) -> None:
+    layout, vector = case
+    payload = chosen.encode(layout, vector)
+    chosen.check(layout, payload)
+    decoded = chosen.decode(layout, payload)
+    assert decoded.dtype == np.float32
+    assert decoded.shape == vector.shape
+    error = np.abs(decoded.astype(np.float64) - vector)
+    assert (error <= allowed_error(chosen.name, layout, vector)).all()
+    assert len(payload) == chosen.payload_bytes(layout)
+    # A decoded vector is a fixed point: it encodes to the payload that it came from.
+    assert chosen.encode(layout, decoded) == payload
+
+
+@every_codec
+@pytest.mark.parametrize(
+    "value", [0.0, -0.0, 1e-45, -1e-40, 6e-8, 2.9e-8, 65504, 65519, -65520, 3.4e38]
+)
+def test_extreme_values_survive(chosen: Codec, value: float) -> None:
+    vector = np.full(LAYOUT.parameters, value, np.float32)
+    decoded = chosen.decode(LAYOUT, chosen.encode(LAYOUT, vector))
+    error = np.abs(decoded.astype(np.float64) - vector)
+    assert (error <= allowed_error(chosen.name, LAYOUT, vector)).all()
+
+
+@every_codec
+def test_decoded_vector_is_writable_and_encoding_leaves_its_input_alone(chosen: Codec) -> None:
+    vector = numbers(1, LAYOUT.parameters)
+    before = vector.copy()
+    payload = chosen.encode(LAYOUT, vector)
+    chosen.decode(LAYOUT, memoryview(payload))[0] = 1
+    assert np.array_equal(vector, before)
+    assert chosen.encode(LAYOUT, before) == payload
+
+
+@every_codec
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("at", [0, 333, 400, -1])
+def test_encoder_refuses_non_finite_numbers(chosen: Codec, bad: float, at: int) -> None:
+    vector = numbers(1, LAYOUT.parameters)
+    vector[at] = bad
+    with pytest.raises(CheckFailed, match="NaN or infinity"):
+        chosen.encode(LAYOUT, vector)
+
+
+@every_codec
+def test_encoder_refuses_another_shape_or_dtype(chosen: Codec) -> None:
+    with pytest.raises(CheckFailed):
+        chosen.encode(LAYOUT, numbers(1, LAYOUT.parameters + 1))
+    with pytest.raises(CheckFailed):
+        chosen.encode(LAYOUT, numbers(1, LAYOUT.parameters).astype(np.float64))
+
+
+@every_codec
+def test_decoder_refuses_any_other_length(chosen: Codec) -> None:
+    payload = chosen.encode(LAYOUT, numbers(1, LAYOUT.parameters))
+    for wrong in (b"", payload[:-1], payload + b"\0", payload[: len(payload) // 2]):
+        for accept in (chosen.decode, chosen.check):
+            with pytest.raises(DecodeError, match="bytes"):
+                accept(LAYOUT, wrong)
+
+
+@every_codec
+@given(data=st.data())
+@settings(max_examples=80, deadline=None)
+def test_check_and_decode_agree_on_damaged_payloads(chosen: Codec, data: st.DataObject) -> None:
+    payload = bytearray(chosen.encode(LAYOUT, numbers(1, LAYOUT.parameters)))
+    for _ in range(data.draw(st.integers(1, 4))):
+        payload[data.draw(st.integers(0, len(payload) - 1))] ^= data.draw(st.integers(1, 255))
+    try:
+        chosen.check(LAYOUT, payload)
+    except DecodeError as refused:
+        with pytest.raises(type(refused)):
+            chosen.decode(LAYOUT, payload)
+    else:
+        decoded = chosen.decode(LAYOUT, payload)
+        assert np.isfinite(decoded).all()
+        assert chosen.encode(LAYOUT, decoded) == payload  # its one and only encoding
+
+
+@given(noise=st.binary(min_size=4 * 10, max_size=4 * 10))
+def test_noise_of_the_right_length_raises_decode_errors_only(noise: bytes) -> None:
+    layout = Layout.of([("a", (7,)), ("b", (3,))])
+    for chosen in CODECS.values():
+        payload = noise[: chosen.payload_bytes(layout)]
+        try:
+            decoded = chosen.decode(layout, payload)
+        except DecodeError:
+            continue
+        assert np.isfinite(decoded).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "position", "replacement"),
+    [
+        ("fp32", 0, np.float32(np.nan).tobytes()),
+        ("fp32", 8, np.float32(-np.inf).tobytes()),
+        ("fp16", 2, np.float16(np.inf).tobytes()),
+        ("int8", 0, np.float16(np.nan).tobytes()),
+        ("int4", 0, np.float16(-np.inf).tobytes()),
+    ],
+)
+def test_non_finite_payload_is_told_apart(name: str, position: int, replacement: bytes) -> None:
+    chosen = codec(name)
+    payload = bytearray(chosen.encode(LAYOUT, numbers(1, LAYOUT.parameters)))
+    payload[position : position + len(replacement)] = replacement
+    for accept in (chosen.decode, chosen.check):
+        with pytest.raises(NonFinite):
+            accept(LAYOUT, payload)
+
+
+@blockwise
+def test_unused_level_is_refused(name: str) -> None:
+    layout = Layout.of([("a", (4,))])
+    payload = bytearray(codec(name).encode(layout, np.array([1, -1, 0, 0], np.float32)))
+    payload[-1] = 0x80  # -128, and -8 in a high half byte
+    with pytest.raises(DecodeError, match="do not fit"):
+        codec(name).check(layout, payload)
+
+
+@blockwise
+def test_scale_that_its_levels_do_not_use_is_refused(name: str) -> None:
+    layout = Layout.of([("a", (4,))])
+    zero = bytearray(codec(name).encode(layout, np.zeros(4, np.float32)))
+    assert not any(zero)
+    with_scale, with_level, negative = bytearray(zero), bytearray(zero), bytearray(zero)
+    with_scale[1] = 0x3C  # scale 1, all levels 0
+    with_level[2] = 1  # scale 0, a level
+    negative[1] = 0x80  # scale -0
+    for payload, reason in ((with_scale, "fit"), (with_level, "fit"), (negative, "negative")):
+        with pytest.raises(DecodeError, match=reason):
+            codec(name).check(layout, payload)
+
+
+def test_int4_padding_of_an_odd_tensor_must_be_zero() -> None:
+    layout = Layout.of([("a", (3,))])
+    payload = bytearray(codec("int4").encode(layout, np.array([1, 1, 0], np.float32)))
+    payload[-1] |= 0x10
+    with pytest.raises(DecodeError, match="padding"):
+        codec("int4").check(layout, payload)
+
+
+def test_int4_bytes_are_as_documented() -> None:
+    layout = Layout.of([("a", (3,)), ("b", (2,))])
+    vector = np.array([7, -7, 2, 0, -0.5], np.float32)
+    expected = np.float16(7).tobytes() + b"\x97\x02" + np.float16(0.5).tobytes() + b"\x90"
+    assert codec("int4").encode(layout, vector) == expected
+    assert np.array_equal(codec("int4").decode(layout, expected), vector)
+
+
+def test_int8_bytes_are_as_documented() -> None:
+    layout = Layout.of([("a", (3,))])
+    vector = np.array([127, -127, -1], np.float32)
+    expected = np.float16(127).tobytes() + b"\x7f\x81\xff"
+    assert codec("int8").encode(layout, vector) == expected
+    assert np.array_equal(codec("int8").decode(layout, expected), vector)
+
+
+def test_blocks_do_not_cross_tensors() -> None:
+    layout = Layout.of([("large", (10,)), ("small", (10,))])
+    vector = np.array([1000.0] * 10 + [1e-3] * 10, np.float32)
+    for name in ("int8", "int4"):
+        decoded = codec(name).decode(layout, codec(name).encode(layout, vector))
+        assert np.allclose(decoded, vector, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        # LAYOUT: tensors of 333, 1, 8192 and 257 elements.
+        ("fp32", 4 * 8783),
+        ("fp16", 2 * 8783),
+        ("int8", 2 * (1 + 1 + 2 + 1) + 8783),
+        ("int4", 2 * (2 + 1 + 32 + 2) + 167 + 1 + 4096 + 129),
+    ],
+)
+def test_payload_sizes_are_exact(name: str, size: int) -> None:
+    chosen = codec(name)
+    assert chosen.payload_bytes(LAYOUT) == size
+    assert len(chosen.encode(LAYOUT, numbers(1, LAYOUT.parameters))) == size
+
+
+def test_bits_per_parameter_of_large_tensors() -> None:
+    layout = Layout.of([("a", (1024, 4096))])
+    bits = {name: c.bits_per_parameter(layout) for name, c in CODECS.items()}
+    assert bits == {"fp32": 32, "fp16": 16, "int8": 8 + 16 / 4096, "int4": 4 + 16 / 256}
+
+
+@blockwise
+def test_tensors_larger_than_one_piece_encode_as_their_blocks_do(name: str) -> None:
+    """A tensor is worked on a megabyte at a time; where the cuts fall must not show."""
+    chosen = codec(name)
+    block = {"int8": 4096, "int4": 256}[name]
+    count = 2 * (1 << 18) + block + 5
+    vector = np.tile(numbers(3, block + 1), -(-count // (block + 1)))[:count]
+    payload = chosen.encode(Layout.of([("a", (count,))]), vector)
+    blocks = -(-count // block)
+    at = 2 * blocks
+    for i in (0, (1 << 18) // block - 1, (1 << 18) // block, blocks - 2, blocks - 1):
+        part = vector[i * block : (i + 1) * block]
+        alone = chosen.encode(Layout.of([("a", (len(part),))]), part)
+        size = len(alone) - 2
+        start = at + i * (block if name == "int8" else block // 2)
+        assert payload[2 * i : 2 * i + 2] == alone[:2]
+        assert payload[start : start + size] == alone[2:]
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [
+        ("fp32", "771df36004541abfd92b9f7c9400de8ad627faebee1d5dd9adee1ba02830df1c"),
+        ("fp16", "07450a8474acdb85686031a0f80a23ca6220cb06652dfeeaae9e8092c9bc4d5d"),
+        ("int8", "8662a9acbea5e6b57951e8d5297098b8394e6fac5cf5b19d0c201d5280facee7"),
+        ("int4", "6f2c7f9b1e72f5a4ca0d047b052660339e3cacd1c8182fab0e0e63b1ef9f9685"),
+    ],
+)
+def test_golden_payloads(name: str, digest: str) -> None:
+    """These bits are the protocol: a change here splits a network of mixed versions."""
+    chosen = codec(name)
+    payload = chosen.encode(LAYOUT, numbers(7, LAYOUT.parameters))
+    decoded = chosen.decode(LAYOUT, payload)
+    assert hashlib.sha256(payload + decoded.astype("<f4").tobytes()).hexdigest() == digest
+
+
+def test_registry_has_distinct_ids_and_names_the_choices() -> None:
+    assert len({c.id for c in CODECS.values()}) == len(CODECS)
+    assert all(codec(name).name == name for name in CODECS)
+    with pytest.raises(UsageError) as error:
+        codec("int5")
+    assert "int4" in error.value.hint

@@ -1,0 +1,101 @@
+"""Export: others load the model and compute what the run's own model computes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from trainer_world import World, make_world
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from node import export
+from protocol import model, tokenizer
+from protocol.errors import DecodeError, UsageError
+from protocol.state import State, read_state, write_state
+
+TEXT = "def café(x):\n    return  x + 1  # 'ünï' ✓\n"
+
+
+@pytest.fixture(scope="module", params=["bytes", "bpe"])
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
+    made = make_world(tmp_path_factory.mktemp("world"), bpe=request.param == "bpe")
+    # Numbers far from the seed's, so that a forgotten load shows.
+    layout = model.layout_of(model.empty(made.run.config.model, made.run.tokenizer.vocab_size))
+    noise = np.random.default_rng(1).standard_normal(layout.parameters).astype(np.float32) * 0.1
+    write_state(made.state, State(7, layout.digest, noise, np.zeros_like(noise)))
+    return made
+
+
+def test_transformers_loads_the_model_and_computes_the_same(world: World, tmp_path: Path) -> None:
+    done = export.export(world.manifest, world.state, world.tokenizer, tmp_path / "model")
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= set(done.files)
+    assert (done.round, done.parameters) == (7, world.run.model.parameters)
+    assert done.root in (tmp_path / "model" / "README.md").read_text()
+
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    own = model.build(world.run.config.model, world.run.tokenizer.vocab_size, 1).eval()
+    state = read_state(world.state, model.layout_of(own))
+    model.load_parameters(own, state.params)
+    assert np.array_equal(model.read_parameters(loaded), state.params)
+    tokens = torch.randint(0, world.run.tokenizer.vocab_size, (2, 32))
+    with torch.no_grad():
+        assert torch.equal(loaded(input_ids=tokens).logits, own(input_ids=tokens).logits)
+
+
+def test_the_exported_tokenizer_gives_the_tokens_of_the_run(world: World, tmp_path: Path) -> None:
+    export.export(world.manifest, world.state, world.tokenizer, tmp_path / "model")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "model")
+    data = world.tokenizer.read_bytes() if world.tokenizer else None
+    ours = tokenizer.load(world.run.config.tokenizer.kind, data)
+    ids = [int(token) for token in ours.encode([TEXT])[0]]
+    assert theirs(TEXT)["input_ids"] == ids
+    assert theirs.decode(ids) == TEXT
+    assert theirs.eos_token_id == ours.end_of_text
+    assert len(theirs) == world.run.tokenizer.vocab_size
+
+
+def test_a_sample_follows_its_seed_and_ends_in_time(world: World) -> None:
+    def text(**keys: float) -> str:
+        where = (world.manifest, world.state, world.tokenizer)
+        return export.sample(*where, prompt="def ", max_tokens=40, **keys)  # type: ignore[arg-type]
+
+    assert text(seed=1) == text(seed=1)
+    assert text(seed=1) != text(seed=2)
+    assert text(temperature=0, seed=1) == text(temperature=0, seed=2)
+    with pytest.raises(UsageError):
+        text(temperature=-1)
+
+
+def test_wrong_inputs_are_refused_before_anything_is_written(world: World, tmp_path: Path) -> None:
+    used = tmp_path / "used"
+    used.mkdir()
+    (used / "file").touch()
+    with pytest.raises(UsageError, match="not empty"):
+        export.export(world.manifest, world.state, world.tokenizer, used)
+    cut = tmp_path / "cut.bin"
+    cut.write_bytes(world.state.read_bytes()[:-4])
+    with pytest.raises(DecodeError):
+        export.export(world.manifest, cut, world.tokenizer, tmp_path / "model")
+    if world.tokenizer is not None:
+        with pytest.raises(UsageError, match="not the tokenizer"):
+            export.export(world.manifest, world.state, cut, tmp_path / "model")
+        with pytest.raises(UsageError, match="BPE"):
+            export.export(world.manifest, world.state, None, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_the_command_prints_one_json_document(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--manifest", str(world.manifest), "--state", str(world.state)]
+    if world.tokenizer is not None:
+        where += ["--tokenizer", str(world.tokenizer)]
+    assert export.main(["export", *where, "--out", str(tmp_path / "model")]) == 0
+    assert json.loads(capsys.readouterr().out)["directory"] == str(tmp_path / "model")
+    assert export.main(["sample", *where, "--max-tokens", "5"]) == 0
+    assert isinstance(json.loads(capsys.readouterr().out)["text"], str)
+    assert export.main(["export", *where, "--out", str(tmp_path / "model")]) == 2
+    assert "hint" in json.loads(capsys.readouterr().out)["error"]

@@ -1,0 +1,267 @@
+"""Entries: one spelling each, bounded, and nothing but DecodeError for what is not one."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ledger_world import TOKENS, World, digest, key, manifest
+
+from ledger import entries
+from ledger.entries import decode
+from protocol import canonical, dsse
+from protocol.dsse import Envelope
+from protocol.errors import DecodeError
+from protocol.identity import Identity
+
+WORLD = World()
+SAMPLES = [WORLD.genesis, *WORLD.introductions(), *WORLD.round(0)]
+ONE_OF_EACH = {decode(envelope.encode()).kind: envelope for envelope in SAMPLES}
+
+
+def test_every_kind_decodes_to_what_was_signed() -> None:
+    assert set(ONE_OF_EACH) == {"genesis", *entries.BODIES}
+    for kind, envelope in ONE_OF_EACH.items():
+        leaf = envelope.encode()
+        entry = decode(leaf)
+        assert entry.id == entries.entry_id(leaf) == hashlib.sha256(leaf).hexdigest()
+        assert (entry.kind, entry.body.run) == (kind, WORLD.run)
+        assert canonical.dumps(entry.body.to_dict()) == envelope.payload
+        assert entry.signers == set(envelope.signers)
+
+
+def test_genesis_gives_the_rules_of_the_run() -> None:
+    body = decode(WORLD.genesis.encode()).body
+    assert isinstance(body, entries.Genesis)
+    assert (body.tokens, body.name) == (TOKENS, "test-run")
+    assert body.organiser == WORLD.organiser.key
+    assert body.coordinators == (WORLD.coordinator.key,)
+    assert body.initial_state == digest("state 0")
+
+
+def test_one_bad_signature_leaves_no_signer() -> None:
+    envelope = ONE_OF_EACH["state_agreed"]
+    (name, good), *rest = envelope.signatures
+    bad = Envelope(
+        envelope.payload_type, envelope.payload, ((name, bytes([good[0] ^ 1]) + good[1:]), *rest)
+    )
+    assert decode(bad.encode()).signers == frozenset()
+    assert decode(Envelope(bad.payload_type, bad.payload, ()).encode()).signers == frozenset()
+
+
+def resigned(kind: str, changes: dict[str, Any]) -> bytes:
+    """A sample with fields changed (or, given None, taken away), correctly signed."""
+    body = json.loads(ONE_OF_EACH[kind].payload) | changes
+    body = {name: value for name, value in body.items() if value is not None}
+    return dsse.sign(entries.ENTRY_TYPE, body, WORLD.coordinator).encode()
+
+
+MEMBERS = sorted(member.peer_id for member in WORLD.members)
+REJECTED = {"node": MEMBERS[0], "reason": "late"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("account", {"account": None}),
+        ("account", {"account": "AB" * 32}),
+        ("account", {"account": "ab" * 31}),
+        ("account", {"account": "ab" * 32 + "\n"}),
+        ("account", {"extra": 1}),
+        ("account", {"kind": "accounts"}),
+        ("account", {"kind": ["account"]}),
+        ("account", {"run": 7}),
+        ("node", {"node": "12D3KooW" + "1" * 44}),
+        ("node", {"node": MEMBERS[0] + "1"}),
+        ("round_opened", {"round": -1}),
+        ("round_opened", {"round": "1"}),
+        ("round_opened", {"round": True}),
+        ("round_opened", {"members": []}),
+        ("round_opened", {"members": MEMBERS[::-1]}),
+        ("round_opened", {"members": [MEMBERS[0], MEMBERS[0]]}),
+        ("round_opened", {"members": {}}),
+        ("round_opened", {"members": "abc"}),
+        ("round_committed", {"commitments": {MEMBERS[0]: "ab"}}),
+        ("round_committed", {"commitments": {"nobody": "ab" * 32}}),
+        ("round_committed", {"commitments": []}),
+        ("contribution", {"tokens": 0}),
+        ("contribution", {"size": 0}),
+        ("contribution", {"salt": "ab" * 16}),
+        ("round_closed", {"accepted": [{"node": MEMBERS[0], "weight": 1}]}),
+        ("round_closed", {"rejected": [REJECTED, REJECTED]}),
+        ("round_closed", {"rejected": [REJECTED | {"reason": "\x1b[2J"}]}),
+        ("round_closed", {"rejected": [REJECTED | {"note": "x"}]}),
+        ("state_agreed", {"round": 0}),
+        ("state_agreed", {"root": ""}),
+    ],
+)
+def test_bodies_that_break_the_schema_are_refused(kind: str, changes: dict[str, Any]) -> None:
+    assert decode(resigned(kind, {})).kind == kind
+    with pytest.raises(DecodeError, match="entry"):
+        decode(resigned(kind, changes))
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"[]",
+        b"7",
+        b'"account"',
+        b'{"kind":"account"}',
+        ONE_OF_EACH["account"].payload.replace(b":", b": ", 1),
+        ONE_OF_EACH["account"].payload.replace(b"{", b'{"account":"","account":', 1),
+        ONE_OF_EACH["round_opened"].payload.replace(b'"round":0', b'"round":0.5'),
+        ONE_OF_EACH["round_opened"].payload.replace(b'"round":0', b'"round":-0'),
+        ONE_OF_EACH["round_opened"].payload.replace(b'"round":0', b'"round":9007199254740993'),
+        ONE_OF_EACH["round_opened"].payload.replace(b'"round":0', b'"round":NaN'),
+        b"[" * 2000 + b"]" * 2000,
+    ],
+)
+def test_other_spellings_of_a_payload_are_refused(payload: bytes) -> None:
+    envelope = Envelope(entries.ENTRY_TYPE, payload, ONE_OF_EACH["account"].signatures)
+    with pytest.raises(DecodeError):
+        decode(envelope.encode())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"organiser": "x"},
+        {"coordinators": []},
+        {"coordinators": "ab" * 32},
+        {"initial_state": None},
+        {"config": []},
+        {"config": {}},
+        {"config": {"rounds": {"inner_steps": 0}}},
+        {"config": {"rounds": "many", "run": "mine"}},
+        {"config": manifest(key("a"), key("b"))["config"] | {"data": {"seq_len": True}}},
+        {"config": manifest(key("a"), key("b"))["config"] | {"data": {"seq_len": 2**50}}},
+    ],
+)
+def test_a_manifest_without_the_ledger_rules_is_refused(changes: dict[str, Any]) -> None:
+    organiser = key("organiser")
+    body = manifest(organiser, key("coordinator")) | changes
+    with pytest.raises(DecodeError, match="genesis"):
+        decode(dsse.sign(entries.MANIFEST_TYPE, body, organiser).encode())
+
+
+def test_a_run_without_a_name_has_an_empty_one() -> None:
+    body = manifest(WORLD.organiser, WORLD.coordinator)
+    body["config"]["run"] = "nameless"
+    entry = decode(dsse.sign(entries.MANIFEST_TYPE, body, WORLD.organiser).encode())
+    assert isinstance(entry.body, entries.Genesis)
+    assert entry.body.name == ""
+
+
+def test_oversized_and_foreign_leaves_are_refused() -> None:
+    with pytest.raises(DecodeError, match="8192"):
+        decode(b" " * 8193)
+    with pytest.raises(DecodeError, match="not a type"):
+        decode(dsse.sign("application/x", {"kind": "account"}, key("a")).encode())
+
+
+def test_a_round_of_thirty_two_members_fits_into_entries() -> None:
+    """The largest round that a manifest allows, with names and numbers at their longest."""
+    members = [Identity.from_seed(bytes([i]) * 32) for i in range(32)]
+    world = World()
+    world.members = members
+    many = 2**40
+    accepted = [entries.Accepted(node=m.peer_id, entry="ab" * 32, weight=many) for m in members]
+    closed = entries.round_closed(
+        world.coordinator, world.run, round=10**6, attempt=999, accepted=accepted
+    )
+    rejected = {m.peer_id: "commitment_mismatch" for m in members}
+    opened = world.opened(10**6, members=[m.peer_id for m in members])
+    for envelope in (closed, opened, world.committed(10**6), world.agreed(10**6)):
+        assert decode(envelope.encode()).signers
+    assert world.closed(10**6, accepted=[], rejected=rejected).encode()
+
+
+def test_constructors_refuse_what_would_not_decode() -> None:
+    with pytest.raises(DecodeError):
+        WORLD.opened(0, members=[])
+    with pytest.raises(DecodeError):
+        WORLD.contribution(WORLD.members[0], 0, salt=b"short")
+    names = [Identity.from_seed(i.to_bytes(32, "big")).peer_id for i in range(60)]
+    accepted = [entries.Accepted(node=n, entry="ab" * 32, weight=1) for n in names]
+    with pytest.raises(DecodeError, match="exceeds"):
+        entries.round_closed(WORLD.coordinator, WORLD.run, round=0, attempt=0, accepted=accepted)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=400))
+def test_any_bytes_give_only_decode_errors(data: bytes) -> None:
+    with pytest.raises(DecodeError):
+        decode(data)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=70),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner),
+    max_leaves=12,
+)
+
+
+@settings(deadline=None)
+@given(st.sampled_from(sorted(entries.BODIES)), st.data())
+def test_any_json_in_any_field_gives_an_entry_or_a_decode_error(
+    kind: str, data: st.DataObject
+) -> None:
+    body = json.loads(ONE_OF_EACH[kind].payload)
+    field = data.draw(st.sampled_from(sorted(body)))
+    body[field] = data.draw(JSON)
+    leaf = canonical_leaf(entries.ENTRY_TYPE, body)
+    if leaf is None:
+        return
+    try:
+        entry = decode(leaf)
+    except DecodeError:
+        return
+    assert entry.envelope.encode() == leaf
+    assert entry.body.to_dict() == body
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.sampled_from(sorted(manifest(key("a"), key("b")))), JSON))
+def test_any_manifest_gives_a_genesis_or_a_decode_error(changes: dict[str, Any]) -> None:
+    leaf = canonical_leaf(
+        entries.MANIFEST_TYPE, manifest(WORLD.organiser, WORLD.coordinator) | changes
+    )
+    if leaf is None:
+        return
+    try:
+        body = decode(leaf).body
+    except DecodeError:
+        return
+    assert isinstance(body, entries.Genesis)
+    assert isinstance(body.name, str)
+
+
+def canonical_leaf(payload_type: str, body: Any) -> bytes | None:
+    """An envelope (with a signature that does not verify) around ``body``, if it has a form."""
+    try:
+        payload = canonical.dumps(body)
+    except DecodeError:
+        return None
+    envelope = {
+        "payload": base64.b64encode(payload).decode(),
+        "payloadType": payload_type,
+        "signatures": [{"keyid": "ab" * 32, "sig": base64.b64encode(bytes(64)).decode()}],
+    }
+    return canonical.dumps(envelope)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(sorted(ONE_OF_EACH)), st.integers(0, 5000), st.integers(0, 7))
+def test_a_flipped_bit_is_refused_or_loses_the_signers(kind: str, offset: int, bit: int) -> None:
+    leaf = bytearray(ONE_OF_EACH[kind].encode())
+    leaf[offset % len(leaf)] ^= 1 << bit
+    with contextlib.suppress(DecodeError):
+        assert decode(bytes(leaf)).signers == frozenset()

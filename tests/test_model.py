@@ -1,0 +1,116 @@
+"""Models from transformers: one flat layout, the seed decides, and wrong keys are explained."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from protocol import model
+from protocol.errors import CheckFailed, UsageError
+from protocol.run_config import Model
+from protocol.run_file import causal_model_types
+
+TINY = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+}
+
+
+def llama(**keys: object) -> Model:
+    return Model.model_validate({"type": "llama", "config": TINY | keys})
+
+
+def test_the_seed_decides_the_parameters_and_leaves_torch_alone() -> None:
+    import torch
+
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = model.read_parameters(model.build(llama(), 257, seed=1))
+    assert torch.equal(torch.rand(3), expected)
+    assert np.array_equal(first, model.read_parameters(model.build(llama(), 257, seed=1)))
+    assert not np.array_equal(first, model.read_parameters(model.build(llama(), 257, seed=2)))
+
+
+def test_parameters_round_trip_through_the_flat_vector() -> None:
+    module = model.build(llama(), 257, seed=1)
+    layout = model.layout_of(module)
+    flat = np.arange(layout.parameters, dtype=np.float32)
+    model.load_parameters(module, flat)
+    assert np.array_equal(model.read_parameters(module), flat)
+    named = dict(module.named_parameters())
+    for tensor in layout.tensors:
+        part = flat[tensor.offset : tensor.offset + tensor.size].reshape(tensor.shape)
+        assert np.array_equal(named[tensor.name].detach().numpy(), part)
+    assert [t.name for t in layout.tensors] == sorted(named)
+    with pytest.raises(CheckFailed):
+        model.load_parameters(module, flat[1:])
+
+
+def test_tied_weights_are_one_tensor_and_stay_tied() -> None:
+    tied = model.build(llama(tie_word_embeddings=True), 257, seed=1)
+    untied = model.build(llama(tie_word_embeddings=False), 257, seed=1)
+    sizes = [model.layout_of(module).parameters for module in (tied, untied)]
+    assert sizes[1] - sizes[0] == 257 * 32
+    flat = model.read_parameters(tied) * 2
+    model.load_parameters(tied, flat)
+    assert tied.get_output_embeddings().weight is tied.get_input_embeddings().weight  # type: ignore[operator, union-attr]
+
+
+def test_the_layout_is_known_without_allocating() -> None:
+    assert model.layout_of(model.empty(llama(), 257)) == model.layout_of(
+        model.build(llama(), 257, seed=0)
+    )
+    huge = Model.model_validate(
+        {"type": "llama", "config": TINY | {"hidden_size": 12_000, "num_hidden_layers": 3}}
+    )
+    assert model.layout_of(model.empty(huge, 100_000)).parameters > 3 * 10**9
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    [
+        ("gpt2", {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}),
+        ("qwen3", {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}),
+        ("gpt_neox", {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}),
+    ],
+)
+def test_other_architectures_build(kind: str, keys: dict[str, object]) -> None:
+    module = model.empty(Model.model_validate({"type": kind, "config": keys}), 300)
+    assert model.layout_of(module).parameters > 0
+    assert module.config.pad_token_id is None  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("described", "message", "hint"),
+    [
+        (llama(hidden_sise=3), "hidden_sise is no key of the model type llama", "hidden_size"),
+        (llama(hidden_size="wide"), "expected int, got str", "[model.config]"),
+        (llama(hidden_size=33), "not a multiple of the number of attention heads", ""),
+        (llama(hidden_act="gelUU"), "cannot build this llama model", ""),
+        (llama(num_hidden_layers=9999), "9999 layers, at most 512", ""),
+        (Model(type="lama", config={}), "'lama' is unknown to transformers", "llama"),
+    ],
+)
+def test_a_model_that_does_not_work_is_explained(described: Model, message: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        model.empty(described, 257)
+    assert message in caught.value.message
+    assert "\n" not in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_a_whole_number_serves_as_a_float() -> None:
+    """Canonical JSON writes 1.0 as 1; transformers' own validation would refuse the integer."""
+    described = llama(rms_norm_eps=1.0)
+    assert described.config["rms_norm_eps"] == 1
+    assert type(model.transformers_config(described, 257).rms_norm_eps) is float
+
+
+def test_the_registry_of_model_types_is_found() -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    assert set(causal_model_types()) == set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)

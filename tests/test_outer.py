@@ -1,0 +1,160 @@
+"""The outer step: the right rule, and the same bits as ever through several whole rounds."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from protocol import pseudogradient
+from protocol.aggregate import Contribution, aggregate
+from protocol.codec import codec
+from protocol.errors import CheckFailed
+from protocol.outer import outer_step
+from protocol.state import Layout, State, Vector, state_root
+
+
+def numbers(seed: str, count: int) -> Vector:
+    """Values from SHA-256 in counter mode: the same on every machine."""
+    blocks = (hashlib.sha256(b"%b %d" % (seed.encode(), i)).digest() for i in range(count // 8 + 1))
+    words = np.frombuffer(b"".join(blocks), "<i4")[:count]
+    return words.astype(np.float32) * np.float32(2**-36)
+
+
+def _list(vector: Vector | None) -> object:
+    return None if vector is None else vector.tolist()
+
+
+def test_plain_sgd_subtracts_the_scaled_update() -> None:
+    params, update = np.array([1, 2], np.float32), np.array([0.5, -0.25], np.float32)
+    after, momentum = outer_step(params, None, update, lr=2, mu=0, nesterov=True)
+    assert after.tolist() == [0, 2.5]
+    assert momentum is None
+
+
+def test_nesterov_follows_the_paper_over_two_steps() -> None:
+    params = np.zeros(1, np.float32)
+    buffer = np.zeros(1, np.float32)
+    update = np.ones(1, np.float32)
+    # b = 1, step = 1 + 0.5; then b = 1.5, step = 1 + 0.75
+    params, momentum = outer_step(params, buffer, update, lr=1, mu=0.5, nesterov=True)
+    assert (params.tolist(), _list(momentum)) == ([-1.5], [1])
+    params, momentum = outer_step(params, momentum, update, lr=1, mu=0.5, nesterov=True)
+    assert (params.tolist(), _list(momentum)) == ([-3.25], [1.5])
+
+
+def test_heavy_ball_steps_by_the_buffer() -> None:
+    params, buffer = np.zeros(1, np.float32), np.array([4], np.float32)
+    params, momentum = outer_step(
+        params, buffer, np.ones(1, np.float32), lr=2, mu=0.5, nesterov=False
+    )
+    assert (params.tolist(), _list(momentum)) == ([-6], [3])
+
+
+@pytest.mark.parametrize(("mu", "nesterov"), [(0.5, True), (0.9, True), (0.3, False)])
+def test_every_operation_is_rounded_alone(mu: float, nesterov: bool) -> None:
+    """Each product and each sum is the fp32 nearest to its exact value: no fused operation."""
+    params, buffer, update = (numbers(name, 500) for name in ("p", "b", "u"))
+    after, momentum = outer_step(params, buffer, update, lr=0.7, mu=mu, nesterov=nesterov)
+    assert momentum is not None
+
+    def rounded(value: float) -> float:  # float64 holds a product of two fp32 exactly
+        return float(np.float32(value))
+
+    rate, decay = float(np.float32(0.7)), float(np.float32(mu))
+    for p, b, u, new_p, new_b in zip(
+        *(a.tolist() for a in (params, buffer, update, after, momentum)), strict=True
+    ):
+        expected = rounded(rounded(decay * b) + u)
+        step = rounded(rounded(decay * expected) + u) if nesterov else expected
+        assert new_b == expected
+        assert new_p == rounded(p - rounded(rate * step))
+
+
+def test_arguments_stay_as_they_are() -> None:
+    arrays = [numbers(name, 100) for name in ("p", "b", "u")]
+    copies = [a.copy() for a in arrays]
+    outer_step(*arrays, lr=0.7, mu=0.5, nesterov=True)
+    assert all(np.array_equal(a, b) for a, b in zip(arrays, copies, strict=True))
+
+
+def test_wrong_use_is_refused() -> None:
+    v = numbers("v", 10)
+    cases: list[tuple[Any, Any, Any, float]] = [
+        (v, None, v, 0.5),
+        (v, v, v, 0.0),
+        (v, None, v[1:], 0.0),
+        (v, v[1:], v, 0.5),
+        (v.reshape(2, 5), None, v.reshape(2, 5), 0.0),
+        (v.astype(np.float64), None, v, 0.0),
+    ]
+    for params, momentum, update, mu in cases:
+        with pytest.raises(CheckFailed):
+            outer_step(params, momentum, update, lr=0.7, mu=mu, nesterov=True)
+
+
+def test_overflow_is_refused() -> None:
+    huge = np.full(3, 3e38, np.float32)
+    with pytest.raises(CheckFailed, match="range"):
+        outer_step(huge, None, -huge, lr=1, mu=0, nesterov=True)
+    with pytest.raises(CheckFailed, match="range"):
+        outer_step(huge, huge, huge, lr=1e-3, mu=0.9, nesterov=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "mu", "golden"),
+    [
+        ("fp32", 0.0, "4ffa5e19447d45e791faecef5cd518c618a1139d136fe3f44ef2eba059985182"),
+        ("fp32", 0.5, "a56b2c7c2f85655164437ec868e0f61ca4d62643ff8b10a2fcc694899650db08"),
+        ("fp16", 0.5, "156ebf7dcabd041aef6c46a1842306aa2e329bf13ab1d7828e436017ae2d31aa"),
+        ("int8", 0.5, "9cebbd027cce5d6336c0a2fd696197d4a0e11e1dc96b1d03f9a1633967705a65"),
+        ("int4", 0.5, "a2700ac2ff3b3bf84d2c751df3e4b93d757676a4f657a826959821808aa22411"),
+        ("int4", 0.9, "9b6a66b1cc56c6d1553d60ff75783bce1844927835cfbd412264bfca1ca6c16e"),
+    ],
+)
+def test_golden_trace_of_three_rounds(name: str, mu: float, golden: str) -> None:
+    """State root after three rounds of three nodes: blob, decode, aggregate, outer step.
+
+    A change here means that two versions of the program can no longer train together.
+    """
+    layout = Layout.of([("embed", (50, 37)), ("norm", (37,)), ("head", (37, 64))])
+    chosen = codec(name)
+    params = numbers("initial", layout.parameters)
+    momentum = np.zeros_like(params) if mu else None
+    state = State(0, layout.digest, params, momentum)
+    for number in range(3):
+        base = state_root(state)
+        given = []
+        for node, tokens in (("12D3a", 512), ("12D3b", 512), ("12D3c", 256)):
+            delta = numbers(f"{number} {node}", layout.parameters)
+            blob = pseudogradient.pack(layout, delta, round=number, base=base, codec=chosen)
+            vector = pseudogradient.decode(blob, layout, round=number, base=base, codec=chosen)
+            given.append(Contribution(node, tokens, vector))
+        update = aggregate(layout, given)
+        params, momentum = outer_step(
+            state.params, state.momentum, update, lr=0.7, mu=mu, nesterov=True
+        )
+        state = State(number + 1, layout.digest, params, momentum)
+    assert state_root(state) == golden
+
+
+def test_recorded_traces_hold_without_vector_instructions() -> None:
+    """Another processor takes other code paths inside numpy; forbid this one's and compare."""
+    found = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
+    if not found:
+        pytest.skip("numpy uses no optional instructions here")
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "golden", __file__]
+        + [__file__.replace("outer", other) for other in ("codec", "aggregate")],
+        env={**os.environ, "NPY_DISABLE_CPU_FEATURES": " ".join(found)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr

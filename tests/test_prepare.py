@@ -1,0 +1,366 @@
+"""Sources and preparation: the same text gives the same run, a bad one gives one clear line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from coordinator import sources
+from coordinator.prepare import Prepared, manifest_path, prepare, required_blobs
+from protocol.assignment import assign, train_split, validation_split
+from protocol.blobs import BlobStore
+from protocol.errors import CheckFailed, ResourceError, UsageError
+from protocol.identity import HomeLock, load
+from protocol.manifest import StdlibSource, TextSource, open_manifest
+from protocol.shards import ShardIndex, decode_index, decode_shard
+from protocol.tokenizer import Tokenizer
+from protocol.tokenizer import load as load_tokenizer
+
+RUN = """
+[run]
+name = "tiny"
+seed = 3
+[model]
+type = "llama"
+[model.config]
+hidden_size = 16
+intermediate_size = 24
+num_hidden_layers = 1
+num_attention_heads = 2
+max_position_embeddings = 64
+[tokenizer]
+kind = "bpe"
+vocab_size = 300
+[data]
+sources = [{ kind = "text", path = "texts" }]
+seq_len = 16
+shard_tokens = 1024
+span_windows = 2
+validation_fraction = 0.2
+[optimizer]
+batch_size = 2
+warmup_steps = 1
+[rounds]
+inner_steps = 3
+max_nodes = 4
+"""
+
+
+def write_texts(folder: Path, count: int = 12) -> Path:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        lines = [f"def function_{number}_{line}():\n    return {line}\n" for line in range(40)]
+        (folder / f"file{number:02}.py").write_text("".join(lines))
+    return folder
+
+
+def write_run(tmp_path: Path, text: str = RUN) -> Path:
+    if not (tmp_path / "texts").exists():
+        write_texts(tmp_path / "texts")
+    path = tmp_path / "RUN.toml"
+    path.write_text(text)
+    return path
+
+
+def read_split(prepared: Prepared, home: Path, name: str) -> tuple[ShardIndex, np.ndarray]:
+    manifest = prepared.manifest
+    store = BlobStore(home / "blobs")
+    facts = getattr(manifest.data, name)
+    index_path = store.path(facts.index)
+    assert index_path is not None
+    index = decode_index(index_path.read_bytes(), facts)
+    tokens = []
+    for number, shard in enumerate(index.shards):
+        path = store.path(shard)
+        assert path is not None
+        vocabulary = manifest.tokenizer.vocab_size
+        tokens.append(decode_shard(path.read_bytes(), index, number, vocabulary))
+    return index, np.concatenate(tokens)
+
+
+def tokenizer_of(prepared: Prepared, home: Path) -> Tokenizer:
+    path = BlobStore(home / "blobs").path(prepared.manifest.tokenizer.id)
+    return load_tokenizer("bpe", path.read_bytes() if path else None)
+
+
+def documents(tokens: np.ndarray, tokenizer: Tokenizer) -> set[str]:
+    ends = np.flatnonzero(tokens == tokenizer.end_of_text)
+    assert len(ends)
+    assert ends[-1] == len(tokens) - 1
+    return {tokenizer.decode(part.tolist()) for part in np.split(tokens, ends + 1) if len(part)}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Prepared, Path]:
+    folder = tmp_path_factory.mktemp("prepared")
+    return prepare(write_run(folder), folder / "home"), folder
+
+
+def test_the_run_holds_the_whole_text_split_by_file(prepared: tuple[Prepared, Path]) -> None:
+    run, folder = prepared
+    tokenizer = tokenizer_of(run, folder / "home")
+    train = documents(read_split(run, folder / "home", "train")[1], tokenizer)
+    validation = documents(read_split(run, folder / "home", "validation")[1], tokenizer)
+    assert train | validation == {path.read_text() for path in (folder / "texts").iterdir()}
+    assert not train & validation
+    assert len(validation) == 2  # a fifth of twelve files of nearly equal size
+
+
+def test_the_manifest_is_signed_and_its_parts_are_there(prepared: tuple[Prepared, Path]) -> None:
+    run, folder = prepared
+    home = folder / "home"
+    manifest, name = open_manifest(manifest_path(home).read_bytes())
+    assert (manifest, name) == (run.manifest, run.run_id)
+    assert manifest.organiser == load(home / "organiser.key").key
+    assert manifest.coordinators == (load(home / "node.key").key,)
+    store = BlobStore(home / "blobs")
+    assert all(store.has(blob) for blob in required_blobs(manifest, store))
+    index, _ = read_split(run, home, "train")
+    assert train_split(manifest).shards == len(index.shards) > 1
+    assert validation_split(manifest).windows > 0
+    assert assign(3, train_split(manifest), 0, ["a"], "a", inner_steps=3, batch_size=2)
+
+
+def test_the_first_state_is_the_model_of_the_seed(prepared: tuple[Prepared, Path]) -> None:
+    from protocol import model
+    from protocol.state import read_state
+
+    run, folder = prepared
+    module = model.build(run.manifest.config.model, run.manifest.tokenizer.vocab_size, 3)
+    layout = model.layout_of(module)
+    assert layout.digest == run.manifest.model.layout
+    path = BlobStore(folder / "home" / "blobs").path(run.manifest.initial_state)
+    assert path is not None
+    state = read_state(path, layout)
+    assert state.round == 0
+    assert np.array_equal(state.params, model.read_parameters(module))
+    assert state.momentum is not None
+    assert not state.momentum.any()
+
+
+def test_a_second_call_returns_the_same_run(prepared: tuple[Prepared, Path]) -> None:
+    run, folder = prepared
+    again = prepare(folder / "RUN.toml", folder / "home")
+    assert run.fresh
+    assert again == dataclasses.replace(run, fresh=False)
+
+
+def test_the_same_text_gives_the_same_run_in_another_home(
+    prepared: tuple[Prepared, Path], tmp_path: Path
+) -> None:
+    run, _ = prepared
+    other = prepare(write_run(tmp_path), tmp_path / "home")
+    ours, theirs = run.manifest, other.manifest
+    assert theirs.organiser != ours.organiser  # each home has its own keys
+    assert (theirs.tokenizer, theirs.data, theirs.model, theirs.initial_state) == (
+        ours.tokenizer,
+        ours.data,
+        ours.model,
+        ours.initial_state,
+    )
+
+
+def test_a_changed_file_needs_a_new_home(prepared: tuple[Prepared, Path], tmp_path: Path) -> None:
+    _, folder = prepared
+    changed = tmp_path / "RUN.toml"
+    changed.write_text(RUN.replace("seed = 3", "seed = 4"))
+    with pytest.raises(UsageError, match="already holds the run 'tiny'") as caught:
+        prepare(changed, folder / "home")
+    assert "--home" in caught.value.hint
+
+
+def test_a_missing_part_of_a_prepared_run_is_noticed(tmp_path: Path) -> None:
+    path = write_run(tmp_path, RUN.replace('kind = "bpe"\nvocab_size = 300', 'kind = "bytes"'))
+    run = prepare(path, tmp_path / "home")
+    assert run.manifest.tokenizer.id == ""
+    (tmp_path / "home" / "blobs" / run.manifest.initial_state).unlink()
+    with pytest.raises(CheckFailed, match="lacks"):
+        prepare(path, tmp_path / "home")
+
+
+def test_a_home_that_is_being_prepared_is_refused(tmp_path: Path) -> None:
+    path = write_run(tmp_path)
+    lock = HomeLock(tmp_path / "home" / "run")
+    try:
+        with pytest.raises(ResourceError, match="another process"):
+            prepare(path, tmp_path / "home")
+    finally:
+        lock.release()
+
+
+def test_too_little_text_for_a_round_is_refused(tmp_path: Path) -> None:
+    path = write_run(tmp_path, RUN.replace("max_nodes = 4", "max_nodes = 32\ninner_steps = 99"))
+    path.write_text(path.read_text().replace("inner_steps = 3\n", ""))
+    with pytest.raises(UsageError, match="windows of 16 tokens, but a round of 32 nodes"):
+        prepare(path, tmp_path / "home")
+    assert not manifest_path(tmp_path / "home").exists()
+
+
+def test_a_model_that_does_not_work_is_refused_before_the_text_is_cut(tmp_path: Path) -> None:
+    path = write_run(tmp_path, RUN.replace("intermediate_size", "intermediate_sise"))
+    with pytest.raises(UsageError, match="intermediate_sise is no key"):
+        prepare(path, tmp_path / "home")
+    assert not list((tmp_path / "home" / "blobs").iterdir())
+
+
+def test_progress_is_reported(tmp_path: Path) -> None:
+    seen: list[tuple[str, float]] = []
+    prepare(write_run(tmp_path), tmp_path / "home", lambda *step: seen.append(step))
+    stages = list(dict.fromkeys(stage for stage, _ in seen))
+    assert stages == [
+        "reading the text",
+        "checking the model",
+        "training the tokenizer",
+        "tokenising the train split",
+        "tokenising the validation split",
+        "drawing the first parameters",
+    ]
+    assert all(0 <= fraction <= 1 for _, fraction in seen)
+
+
+# --- sources -------------------------------------------------------------------------------------
+
+
+def text_source(path: str) -> list[StdlibSource | TextSource]:
+    return [TextSource(kind="text", path=path)]
+
+
+def texts_of(parts: tuple[sources.Part, ...]) -> list[str]:
+    return ["".join(text for text, _ in sources.pieces(part)) for part in parts]
+
+
+def test_the_standard_library_is_found_in_order() -> None:
+    inventory = sources.take_inventory([StdlibSource(kind="stdlib")], Path())
+    names = [part.path.as_posix() for part in inventory.parts]
+    assert len(names) > 300
+    assert inventory.size > 5_000_000
+    assert not any("site-packages" in name or "__pycache__" in name for name in names)
+    train, validation = sources.split(inventory.parts, 0.05)
+    assert 0.03 < sum(part.size for part in validation) / inventory.size < 0.06
+    assert not {part.digest for part in train} & {part.digest for part in validation}
+
+
+def test_files_are_sorted_and_duplicates_and_other_files_are_dropped(tmp_path: Path) -> None:
+    for name, text in {
+        "b/z.txt": "one",
+        "a.md": "two",
+        "b/a.py": "one",
+        "c.exe": "no",
+        "empty.txt": "",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    inventory = sources.take_inventory(text_source("."), tmp_path)
+    assert texts_of(inventory.parts) == ["two", "one"]
+    assert inventory.parts[1].path.name == "a.py"
+    assert inventory.duplicates == 1
+
+
+def test_jsonl_gives_one_document_a_line(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"document {number}", "id": number}) for number in range(10)]
+    (tmp_path / "x.jsonl").write_text("\n".join(lines) + "\n\n")
+    inventory = sources.take_inventory(text_source("x.jsonl"), tmp_path)
+    pieces = list(sources.pieces(inventory.parts[0]))
+    assert pieces == [(f"document {number}", True) for number in range(10)]
+    train, validation = sources.split(inventory.parts, 0.2)
+    parts = [text for part in (*train, *validation) for text, _ in sources.pieces(part)]
+    assert parts == [text for text, _ in pieces]
+    assert 1 <= len(list(sources.pieces(validation[0]))) <= 3
+
+
+def test_a_single_file_is_cut_at_a_line_end(tmp_path: Path) -> None:
+    text = "".join(f"line {number} é\n" for number in range(1000))
+    (tmp_path / "one.txt").write_text(text)
+    inventory = sources.take_inventory(text_source("one.txt"), tmp_path)
+    (train,), (validation,) = (texts_of(part) for part in sources.split(inventory.parts, 0.1))
+    assert train + validation == text
+    assert train.endswith("\n")
+    assert 0.08 < len(validation) / len(text) <= 0.1
+    (tmp_path / "one.txt").write_text("no line end")
+    inventory = sources.take_inventory(text_source("one.txt"), tmp_path)
+    with pytest.raises(UsageError, match="cannot be split"):
+        sources.split(inventory.parts, 0.1)
+
+
+def test_both_splits_get_a_file_whatever_the_fraction(tmp_path: Path) -> None:
+    write_texts(tmp_path / "texts", count=2)
+    inventory = sources.take_inventory(text_source("texts"), tmp_path)
+    for fraction in (0.001, 0.5):
+        train, validation = sources.split(inventory.parts, fraction)
+        assert (len(train), len(validation)) == (1, 1)
+
+
+def test_a_sample_has_exactly_the_size_asked_for_up_to_a_line(tmp_path: Path) -> None:
+    write_texts(tmp_path / "texts")
+    inventory = sources.take_inventory(text_source("texts"), tmp_path)
+    parts = sources.sample(inventory.parts, 5_000)
+    size = sum(part.size for part in parts)
+    assert 5_000 <= size < 5_050
+    assert list(parts) == sorted(parts, key=lambda part: part.path)
+    assert sources.sample(inventory.parts, 0) == inventory.parts
+    assert texts_of(parts)[0].endswith("\n")
+
+
+def test_long_files_are_read_in_pieces_without_loss(tmp_path: Path) -> None:
+    text = "é☃" * 700_000  # 5 bytes a pair: pieces end inside characters
+    (tmp_path / "long.txt").write_text(text + "\n" + text)
+    inventory = sources.take_inventory(text_source("long.txt"), tmp_path)
+    pieces = list(sources.pieces(inventory.parts[0]))
+    assert "".join(piece for piece, _ in pieces) == text + "\n" + text
+    assert [ends for _, ends in pieces] == [False] * (len(pieces) - 1) + [True]
+    assert max(len(piece.encode()) for piece, _ in pieces) <= sources.PIECE_BYTES + 3
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("bad.txt", b"fine\nfine\nnot \xff fine\n", "bad.txt:3 is not UTF-8"),
+        ("cut.txt", b"fine\ncut \xc3", "cut.txt:2 is not UTF-8"),
+        ("bad.jsonl", b'{"text": "a"}\n{"text": 1}\n', 'bad.jsonl:2 has no field "text"'),
+        ("bad.jsonl", b'{"text": "a"}\n{"text\n', "bad.jsonl:2 is not valid JSON"),
+        ("bad.jsonl", b'\n["text"]\n', 'bad.jsonl:2 has no field "text"'),
+        ("bad.jsonl", b'{"text": "\\ud800"}\n', "bad.jsonl:1 holds half a surrogate pair"),
+        ("bad.pdf", b"x", "is none of .txt"),
+        ("empty.txt", b"", "hold no text"),
+    ],
+)
+def test_a_bad_source_gives_one_line_with_file_and_line(
+    tmp_path: Path, name: str, data: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UsageError) as caught:
+        sources.take_inventory(text_source(name), tmp_path)
+    assert message in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_sources_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not exist") as caught:
+        sources.take_inventory(text_source("nowhere"), tmp_path)
+    assert str(tmp_path / "nowhere") in caught.value.hint
+    with pytest.raises(UsageError, match="holds no"):
+        sources.take_inventory(text_source("."), tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_file_without_permission_gives_one_line(tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("x")
+    (tmp_path / "secret.txt").chmod(0)
+    with pytest.raises(UsageError, match="Permission denied"):
+        sources.take_inventory(text_source("secret.txt"), tmp_path)
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text\n" * 100)
+    inventory = sources.take_inventory(text_source("a.txt"), tmp_path)
+    (tmp_path / "a.txt").write_text("text\n")
+    with pytest.raises(UsageError, match="changed while it was read"):
+        list(sources.pieces(inventory.parts[0]))
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(UsageError, match="cannot read"):
+        list(sources.pieces(inventory.parts[0]))

@@ -1,0 +1,321 @@
+"""The round state machine: ordinary rounds, each failure, and invariants over random histories."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from protocol import rounds
+from protocol.identity import Identity
+from protocol.rounds import (
+    AgreeState,
+    CloseCommitments,
+    CloseRound,
+    Committed,
+    Drop,
+    HandedBack,
+    Left,
+    OpenRound,
+    Phase,
+    Refuse,
+    Revealed,
+    Rules,
+    RunState,
+    Seen,
+    StateSigned,
+    Tick,
+    directive,
+    step,
+)
+
+RULES = Rules(
+    total=3,
+    min_nodes=2,
+    max_nodes=4,
+    quorum=0.66,
+    deadline=100,
+    grace=10,
+    reveal=20,
+    settle=20,
+    heartbeat_timeout=15,
+)
+A, B, C, D = (Identity.from_seed(bytes([i]) * 32).peer_id for i in range(4))
+START = RunState(Phase.WAITING, round=0, attempt=0, base="r0", since=0)
+
+
+def play(state: RunState, *events: rounds.Event) -> tuple[RunState, list[rounds.Action]]:
+    """Apply events in order; returns the last state and all actions."""
+    actions: list[rounds.Action] = []
+    for event in events:
+        state, more = step(RULES, state, event)
+        actions += more
+    return state, actions
+
+
+def opened(*nodes: str) -> RunState:
+    """A state in TRAINING with these members."""
+    state, _ = play(START, *(Seen(0, node, "r0") for node in nodes[:1]))
+    state = replace(state, peers={n: rounds.Presence(0, "r0") for n in nodes})
+    state, actions = play(state, Tick(0))
+    assert actions == [OpenRound(0, 0, "r0", tuple(sorted(nodes)))]
+    return state
+
+
+def committed(*nodes: str) -> RunState:
+    """A state in REVEALING in which all these members have committed."""
+    state, actions = play(opened(*nodes), *(Committed(1, n, 0, 0, "c" + n) for n in nodes))
+    assert isinstance(actions[-1], CloseCommitments)
+    return state
+
+
+def revealed(*nodes: str) -> RunState:
+    """A state in APPLYING with these contributions accepted."""
+    state, actions = play(committed(*nodes), *(Revealed(2, n, 0, 0, "") for n in nodes))
+    assert actions == [CloseRound(0, 0, tuple(sorted(nodes)), {})]
+    return state
+
+
+def test_a_round_opens_only_with_enough_nodes_that_hold_the_agreed_state() -> None:
+    state, actions = play(START, Seen(0, A, "r0"), Seen(0, B, "other"))
+    assert actions == []
+    assert state.phase is Phase.WAITING
+    assert directive(RULES, state, B, 0).task == "sync"
+    assert "1 more" in directive(RULES, state, A, 0).reason
+    state, actions = play(state, Seen(1, B, "r0"))
+    assert actions == [OpenRound(0, 0, "r0", tuple(sorted((A, B))))]
+
+
+def test_a_whole_round_ends_in_an_agreed_state_and_the_next_round() -> None:
+    state, actions = play(
+        revealed(A, B, C), *(StateSigned(3, node, 0, "r1") for node in (A, B, C))
+    )
+    assert actions == [
+        AgreeState(1, "r1", tuple(sorted((A, B, C)))),
+        OpenRound(1, 0, "r1", tuple(sorted((A, B, C)))),
+    ]
+    assert (state.round, state.base, state.phase) == (1, "r1", Phase.TRAINING)
+
+
+def test_the_grace_time_starts_with_the_quorum_and_leaves_the_late_one_out() -> None:
+    state, _ = play(opened(A, B, C), Committed(5, A, 0, 0, "a"), Committed(5, B, 0, 0, "b"))
+    assert state.phase is Phase.TRAINING
+    assert directive(RULES, state, C, 6).remaining == 9
+    keep = [Seen(14, node, "r0") for node in (A, B, C)]
+    state, actions = play(state, *keep, Tick(15))
+    assert actions == [CloseCommitments(0, 0, {n: c for n, c in sorted({A: "a", B: "b"}.items())})]
+    assert state.rejected == {C: rounds.LATE}
+    _, refused = play(state, Committed(16, C, 0, 0, "c"))
+    assert refused == [Refuse(rounds.LATE, "this node is out of the round")]
+
+
+def test_without_a_quorum_the_deadline_fails_the_attempt_and_opens_the_next() -> None:
+    state, _ = play(opened(A, B, C), Committed(5, A, 0, 0, "a"))
+    for now in range(10, 100, 10):
+        state, actions = play(state, *(Seen(now, node, "r0") for node in (A, B, C)))
+        assert actions == []
+    state, actions = play(state, *(Seen(100, node, "r0") for node in (A, B, C)))
+    assert actions[0] == CloseRound(0, 0, (), dict.fromkeys(sorted((B, C)), rounds.LATE))
+    assert actions[1] == OpenRound(0, 1, "r0", tuple(sorted((A, B, C))))
+
+
+def test_a_killed_member_is_dropped_after_silence_and_the_others_finish() -> None:
+    state, _ = play(opened(A, B, C), Committed(5, A, 0, 0, "a"), Committed(5, B, 0, 0, "b"))
+    state, actions = play(state, Seen(14, A, "r0"), Seen(14, B, "r0"), Tick(15.5))
+    assert Drop(C, "silent for 15 s") in actions
+    assert any(isinstance(action, CloseCommitments) for action in actions)
+    assert state.rejected == {C: rounds.DISCONNECTED}
+
+
+def test_a_member_that_hands_back_is_not_waited_for() -> None:
+    state, actions = play(
+        opened(A, B, C),
+        HandedBack(1, C, 0, 0),
+        Committed(2, A, 0, 0, "a"),
+        Committed(2, B, 0, 0, "b"),
+    )
+    assert isinstance(actions[-1], CloseCommitments)
+    assert directive(RULES, state, C, 3).task == "wait"
+
+
+def test_a_faulty_contribution_is_rejected_with_its_reason_and_sits_out_a_repeat() -> None:
+    state, actions = play(
+        committed(A, B, C),
+        Revealed(2, A, 0, 0, ""),
+        Revealed(2, B, 0, 0, rounds.NON_FINITE),
+        Revealed(2, C, 0, 0, ""),
+    )
+    assert actions == [CloseRound(0, 0, tuple(sorted((A, C))), {B: rounds.NON_FINITE})]
+    state, actions = play(committed(A, B), Revealed(2, A, 0, 0, rounds.MALFORMED), Left(3, B))
+    assert isinstance(actions[-1], CloseRound)
+    assert actions[-1].accepted == ()
+    assert A in state.suspended
+    assert "faulty" in directive(RULES, state, A, 4).reason
+
+
+def test_what_was_committed_and_not_revealed_in_time_does_not_count() -> None:
+    state, _ = play(committed(A, B, C), Revealed(2, A, 0, 0, ""), Revealed(2, B, 0, 0, ""))
+    state, actions = play(state, *(Seen(14, n, "r0") for n in (A, B, C)), Tick(21.5))
+    assert actions == [
+        CloseRound(0, 0, tuple(sorted((A, B))), {C: rounds.MISSING_REVEAL}),
+    ]
+
+
+def test_revealing_before_the_commitments_are_closed_is_refused() -> None:
+    _, actions = play(opened(A, B), Committed(1, A, 0, 0, "a"), Revealed(1, A, 0, 0, ""))
+    assert isinstance(actions[-1], Refuse)
+    assert actions[-1].code == "too_early"
+
+
+def test_a_second_different_commitment_is_refused_and_a_repeated_one_is_not() -> None:
+    state, actions = play(opened(A, B), Committed(1, A, 0, 0, "a"), Committed(1, A, 0, 0, "a"))
+    assert actions == []
+    _, actions = play(state, Committed(1, A, 0, 0, "z"))
+    assert isinstance(actions[0], Refuse)
+
+
+def test_a_node_with_another_root_is_outvoted_and_told_to_sync() -> None:
+    state, actions = play(
+        revealed(A, B, C),
+        StateSigned(3, A, 0, "r1"),
+        StateSigned(3, B, 0, "bad"),
+        StateSigned(3, C, 0, "r1"),
+    )
+    assert actions[0] == AgreeState(1, "r1", tuple(sorted((A, C))))
+    assert directive(RULES, state, B, 4).task == "sync"
+
+
+def test_contributors_that_do_not_agree_fail_the_attempt_and_roll_back() -> None:
+    state, actions = play(revealed(A, B), StateSigned(3, A, 0, "x"), StateSigned(3, B, 0, "y"))
+    assert actions == [CloseRound(0, 0, (), {})]
+    assert state.base == "r0"
+    assert directive(RULES, state, A, 3).task == "sync"
+
+
+def test_the_run_finishes_after_its_last_round_and_nodes_stop() -> None:
+    state = replace(revealed(A, B), round=2)
+    state, actions = play(state, StateSigned(3, A, 2, "r3"), StateSigned(3, B, 2, "r3"))
+    assert actions == [AgreeState(3, "r3", tuple(sorted((A, B))))]
+    assert state.phase is Phase.FINISHED
+    assert directive(RULES, state, A, 4).task == "stop"
+
+
+def test_a_leaving_node_is_not_asked_to_join_another_round() -> None:
+    state, _ = play(START, Seen(0, A, "r0"), Seen(0, B, "r0", leaving=True), Seen(0, C, "r0"))
+    assert state.members == tuple(sorted((A, C)))
+
+
+def test_a_commitment_is_bound_to_its_node_round_and_attempt() -> None:
+    run, blob, salt = "ab" * 32, "cd" * 32, b"s" * 32
+    digests = {
+        rounds.commitment(run, 1, 0, A, blob, salt),
+        rounds.commitment(run, 1, 0, B, blob, salt),
+        rounds.commitment(run, 2, 0, A, blob, salt),
+        rounds.commitment(run, 1, 1, A, blob, salt),
+        rounds.commitment(run, 1, 0, A, blob, b"t" * 32),
+    }
+    assert len(digests) == 5
+
+
+class RoundHistory(RuleBasedStateMachine):
+    """Random events in any order: the machine never breaks its own rules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = START
+        self.now = 0.0
+        self.actions: list[rounds.Action] = []
+
+    def feed(self, event: rounds.Event) -> None:
+        before = self.state
+        self.state, actions = step(RULES, self.state, event)
+        if any(isinstance(action, Refuse) for action in actions):
+            assert self.state == before
+            assert len(actions) == 1
+        self.actions += actions
+
+    nodes = st.sampled_from((A, B, C, D))
+    numbers = st.integers(0, 3)
+
+    @rule(seconds=st.sampled_from((0.1, 3.0, 12.0, 30.0, 120.0)))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.feed(Tick(self.now))
+
+    @rule(node=nodes, leaving=st.booleans())
+    def beat(self, node: str, leaving: bool) -> None:
+        self.feed(Seen(self.now, node, self.state.base, leaving))
+
+    @rule(node=nodes)
+    def beat_with_old_state(self, node: str) -> None:
+        self.feed(Seen(self.now, node, "elsewhere"))
+
+    @rule(node=nodes)
+    def leave(self, node: str) -> None:
+        self.feed(Left(self.now, node))
+
+    @rule(node=nodes)
+    def hand_back(self, node: str) -> None:
+        self.feed(HandedBack(self.now, node, self.state.round, self.state.attempt))
+
+    @rule(node=nodes, off=st.sampled_from((0, 0, 0, 1)))
+    def commit(self, node: str, off: int) -> None:
+        attempt = self.state.attempt + off
+        self.feed(Committed(self.now, node, self.state.round, attempt, f"{node}{attempt}"))
+
+    @rule(node=nodes, fault=st.sampled_from(("", "", "", rounds.MALFORMED)))
+    def reveal(self, node: str, fault: str) -> None:
+        self.feed(Revealed(self.now, node, self.state.round, self.state.attempt, fault))
+
+    @precondition(lambda self: self.state.phase is Phase.APPLYING)
+    @rule(node=nodes, wrong=st.booleans())
+    def sign(self, node: str, wrong: bool) -> None:
+        root = f"wrong{node}" if wrong else f"root{self.state.round}"
+        self.feed(StateSigned(self.now, node, self.state.round, root))
+
+    @invariant()
+    def history_is_a_sequence_of_whole_rounds(self) -> None:
+        expected_round, attempt, base, is_open = 0, 0, "r0", False
+        accepted: tuple[str, ...] = ()
+        members: tuple[str, ...] = ()
+        for action in self.actions:
+            if isinstance(action, OpenRound):
+                assert not is_open
+                assert (action.round, action.attempt) == (expected_round, attempt)
+                assert action.base == base
+                assert RULES.min_nodes <= len(action.members) <= RULES.max_nodes
+                is_open, members, accepted = True, action.members, ()
+            elif isinstance(action, CloseCommitments):
+                assert is_open
+                assert set(action.commitments) <= set(members)
+            elif isinstance(action, CloseRound):
+                assert (action.round, action.attempt) == (expected_round, attempt)
+                assert set(action.accepted) | set(action.rejected) <= set(members)
+                assert not set(action.accepted) & set(action.rejected)
+                if action.accepted:
+                    assert is_open
+                    assert len(action.accepted) >= RULES.needed(len(members))
+                    accepted = action.accepted
+                else:
+                    attempt, accepted = attempt + 1, ()
+                is_open = False
+            elif isinstance(action, AgreeState):
+                assert not is_open
+                assert accepted
+                assert set(action.signers) <= set(accepted)
+                assert 2 * len(action.signers) > len(accepted)
+                expected_round, attempt, base = expected_round + 1, 0, action.root
+                assert action.round == expected_round
+
+    @invariant()
+    def everybody_has_a_duty(self) -> None:
+        for node in self.state.peers:
+            duty = directive(RULES, self.state, node, self.now)
+            assert duty.reason
+            assert (duty.task == "stop") <= (self.state.phase is Phase.FINISHED)
+
+
+RoundHistory.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestRoundHistory = RoundHistory.TestCase

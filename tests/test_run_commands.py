@@ -1,0 +1,106 @@
+"""``artel run``: the file that it writes works, and what it says is right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from test_prepare import write_run
+
+import artel
+from coordinator.run_commands import main
+from protocol.errors import EXIT_USAGE, UsageError
+
+
+def test_a_new_file_passes_the_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["new", str(tmp_path / "run")]) == 0
+    assert "artel run check" in capsys.readouterr().out
+    assert main(["check", str(tmp_path / "run" / "RUN.toml")]) == 0
+    text = capsys.readouterr().out
+    assert "llama model of 922,752 parameters" in text
+    assert "20,480 tokens per node and round" in text
+    assert "worth a second look" not in text
+
+
+def test_new_never_overwrites(tmp_path: Path) -> None:
+    (tmp_path / "RUN.toml").write_text("mine")
+    with pytest.raises(UsageError, match="already exists"):
+        main(["new", str(tmp_path)])
+    assert (tmp_path / "RUN.toml").read_text() == "mine"
+    with pytest.raises(UsageError, match="cannot write"):
+        main(["new", str(tmp_path / "RUN.toml" / "below")])
+
+
+def test_check_as_json_has_the_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(write_run(tmp_path)), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["tokens_per_node_and_round"] == 3 * 2 * 16
+    assert facts["tokens_in_all_max"] == 3 * 2 * 16 * 60 * 4
+    assert facts["inner_steps_in_all"] == 180
+    assert 4 < facts["bits_per_parameter"] < 5
+    assert facts["down_bytes_max_nodes"] == 3 * facts["payload_bytes"]
+    assert facts["state_bytes"] == 4096 + 2 * 4 * facts["parameters"]
+    assert 0 < facts["train_tokens_estimate"] < 12 * 2000
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "warning"),
+    [
+        ("[rounds]", "[exchange.outer]\nmomentum = 0.9\n[rounds]", "overshoots"),
+        ("batch_size = 2", "batch_size = 2\nlr = 0.1", "high for AdamW"),
+        ("warmup_steps = 1", "warmup_steps = 100", "more than a fifth"),
+        ("inner_steps = 3", "quorum = 1\nmin_nodes = 2\ninner_steps = 3", "one slow node"),
+        ("inner_steps = 3", "inner_steps = 300", "the data is read"),
+        ("[rounds]", "[rounds]\nheartbeat_timeout_s = 3000", "noticed only after"),
+        ("hidden_size = 16", "hidden_size = 16\nattention_dropout = 0.1", "attention_dropout"),
+    ],
+)
+def test_check_flags_what_is_seldom_meant(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, warning: str
+) -> None:
+    path = write_run(tmp_path)
+    path.write_text(path.read_text().replace(old, new, 1))
+    assert main(["check", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert warning in text.split("worth a second look:")[1]
+
+
+def test_prepare_prints_the_run_and_then_finds_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["prepare", str(write_run(tmp_path)), "--home", str(tmp_path / "home")]
+    assert main([*arguments, "--json"]) == 0
+    captured = capsys.readouterr()
+    facts = json.loads(captured.out)
+    assert facts["fresh"] is True
+    assert len(facts["run"]) == 64
+    assert "training the tokenizer" in captured.err
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "already prepared: tiny" in text
+    assert facts["run"] in text
+
+
+def test_a_wrong_file_gives_one_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_run(tmp_path)
+    path.write_text(path.read_text().replace("inner_steps", "inner_step"))
+    assert artel.main(["run", "check", str(path)]) == EXIT_USAGE
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith(f"error: {path}: unknown key inner_step in [rounds]")
+    assert "inner_steps" in lines[1]
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize("command", [[], ["new"], ["check"], ["prepare"]])
+def test_help_has_an_example_and_the_exit_codes(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*command, "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert "example: artel run" in text
+    assert "exit codes:" in text

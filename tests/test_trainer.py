@@ -1,0 +1,285 @@
+"""The trainer: real child processes that train, exchange and apply rounds of a tiny run."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytest_asyncio
+from trainer_world import NODES, World, make_world
+
+from node.supervisor import Contribution, Progress, Trainer, TrainerError
+from node.trainer import channel
+from node.trainer.exchange import Listed, Phases, apply_round, write_contribution
+from node.trainer.schedule import learning_rate
+from protocol import content, model
+from protocol.errors import DecodeError
+from protocol.state import read_state
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A run whose rounds take a minute."""
+    return make_world(tmp_path_factory.mktemp("endless"), inner_steps=5000)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def processes(world: World) -> AsyncIterator[tuple[Trainer, Trainer]]:
+    first = await Trainer.start(log_file=world.home / "first.log", threads=1)
+    second = await Trainer.start(log_file=world.home / "second.log", threads=1)
+    yield first, second
+    await first.close()
+    await second.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def pair(world: World, processes: tuple[Trainer, Trainer]) -> tuple[Trainer, Trainer]:
+    """Both trainers at the beginning of the run."""
+    for trainer in processes:
+        loaded = await trainer.load(world.manifest, world.state, device="cpu")
+        assert (loaded.root, loaded.round) == (world.run.initial_state, 0)
+    return processes
+
+
+async def contribute(
+    trainer: Trainer, world: World, member: int, round: int, out: Path
+) -> Contribution:
+    done = await trainer.train(round, NODES[member], world.windows(member, round), out)
+    return Contribution(NODES[member], done.blob, done.tokens)
+
+
+async def test_two_trainers_reach_the_same_roots_and_the_loss_falls(
+    world: World, pair: tuple[Trainer, Trainer], tmp_path: Path
+) -> None:
+    before = await pair[0].evaluate(world.validation)
+    assert before.tokens == 16 * 32
+    assert before.loss == pytest.approx(np.log(257), rel=0.05)
+    for round in range(4):
+        listed = [
+            await contribute(trainer, world, member, round, tmp_path / str(member))
+            for member, trainer in enumerate(pair)
+        ]
+        first = await pair[0].apply(round, listed, tmp_path / "0")
+        second = await pair[1].apply(round, list(reversed(listed)), tmp_path / "1")
+        assert first.root == second.root
+        assert content.file_content_id(first.state) == first.root
+        assert first.state.read_bytes() == second.state.read_bytes()
+        assert set(first.seconds) == {"decode", "aggregate", "outer", "write", "load"}
+        assert all(seconds >= 0 for seconds in first.seconds.values())
+    losses = [(await trainer.evaluate(world.validation)).loss for trainer in pair]
+    assert losses[0] == losses[1] < 0.85 * before.loss
+
+
+async def test_the_same_round_trained_again_gives_the_same_blob(
+    world: World, pair: tuple[Trainer, Trainer], tmp_path: Path
+) -> None:
+    """Also in the second round, when the optimiser's moments are not zero any more."""
+    trainer, other = pair
+    contribution = await contribute(trainer, world, 0, 0, tmp_path)
+    applied = await trainer.apply(0, [contribution], tmp_path)
+    first = (await contribute(trainer, world, 0, 1, tmp_path / "a")).blob.read_bytes()
+    await trainer.benchmark(2)
+    second = (await contribute(trainer, world, 0, 1, tmp_path / "b")).blob.read_bytes()
+    assert first == second
+    # The moments count: a node that joins with this state trains something else.
+    assert await other.set_state(applied.state) == 1
+    fresh = (await contribute(other, world, 0, 1, tmp_path / "c")).blob.read_bytes()
+    assert fresh != first
+
+
+async def test_training_and_benchmarking_leave_the_agreed_state_alone(
+    world: World, pair: tuple[Trainer, Trainer], tmp_path: Path
+) -> None:
+    trainer, other = pair
+    before = (await trainer.evaluate(world.validation)).loss
+    speed = await trainer.benchmark(2)
+    assert speed.tokens_per_second == pytest.approx(4 * 32 / speed.step_seconds)
+    reports: list[Progress] = []
+    windows = world.windows(0)
+    done = await trainer.train(0, NODES[0], windows, tmp_path, on_progress=reports.append)
+    assert (await trainer.evaluate(world.validation)).loss == before
+    assert (reports[-1].step, reports[-1].steps) == (8, 8)
+    assert done.tokens == 8 * 4 * 32
+    assert done.size == done.blob.stat().st_size
+    assert set(done.seconds) == {"train", "encode"}
+    # A benchmark before the first round changes nothing about the round.
+    undisturbed = await other.train(0, NODES[0], windows, tmp_path / "other")
+    assert undisturbed.blob.read_bytes() == done.blob.read_bytes()
+    assert undisturbed.loss == done.loss
+
+
+async def test_cancelled_training_can_be_repeated_from_its_beginning(
+    world: World, endless: World, pair: tuple[Trainer, Trainer], tmp_path: Path
+) -> None:
+    trainer, _ = pair
+    await trainer.load(endless.manifest, endless.state, device="cpu")
+    before = (await trainer.evaluate(endless.validation)).loss
+
+    def stop_at_first_report(progress: Progress) -> None:
+        assert progress.step < progress.steps
+        trainer.cancel()
+
+    with pytest.raises(TrainerError) as failure:
+        await trainer.train(
+            0, NODES[0], endless.windows(0), tmp_path, on_progress=stop_at_first_report
+        )
+    assert failure.value.code == "cancelled"
+    assert list(tmp_path.iterdir()) == []
+    assert (await trainer.evaluate(endless.validation)).loss == before
+
+    with pytest.raises(TrainerError) as failure:
+        await trainer.train(0, NODES[0], endless.windows(0), tmp_path, timeout=0.2)
+    assert failure.value.code == "timeout"
+
+
+async def test_training_stops_when_its_caller_is_cancelled(
+    endless: World, pair: tuple[Trainer, Trainer], tmp_path: Path
+) -> None:
+    trainer, _ = pair
+    await trainer.load(endless.manifest, endless.state, device="cpu")
+    reported = asyncio.Event()
+    task = asyncio.ensure_future(
+        trainer.train(
+            0, NODES[0], endless.windows(0), tmp_path, on_progress=lambda _: reported.set()
+        )
+    )
+    await asyncio.wait_for(reported.wait(), 20)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    # The next command has its turn at once, not after the rest of the round.
+    await asyncio.wait_for(trainer.benchmark(1), 10)
+
+
+async def test_a_damaged_blob_is_refused_by_name_and_nothing_changes(
+    world: World, pair: tuple[Trainer, Trainer], tmp_path: Path
+) -> None:
+    good = [
+        await contribute(trainer, world, member, 0, tmp_path / str(member))
+        for member, trainer in enumerate(pair)
+    ]
+    trainer = pair[0]
+    before = (await trainer.evaluate(world.validation)).loss
+    blob = bytearray(good[1].blob.read_bytes())
+    damaged = {
+        "flipped": bytes([blob[0] ^ 1]) + bytes(blob[1:]),
+        "short": bytes(blob[:-1]),
+        "long": bytes(blob) + b"\0",
+        "other-round": bytes(blob[:23]) + b"\1" + bytes(blob[24:]),
+    }
+    for name, data in damaged.items():
+        bad = tmp_path / name
+        bad.write_bytes(data)
+        listed = [good[0], Contribution(NODES[1], bad, good[1].weight)]
+        with pytest.raises(TrainerError) as failure:
+            await trainer.apply(0, listed, tmp_path / "bad")
+        assert (failure.value.code, failure.value.node) == ("bad_blob", NODES[1]), name
+    with pytest.raises(TrainerError) as failure:
+        await trainer.apply(0, [Contribution(NODES[1], tmp_path / "missing", 1)], tmp_path / "bad")
+    assert failure.value.code == "bad_blob"
+    assert not (tmp_path / "bad").exists()
+    assert (await trainer.evaluate(world.validation)).loss == before
+    after = [await t.apply(0, good, tmp_path / f"good-{i}") for i, t in enumerate(pair)]
+    assert after[0].root == after[1].root
+
+
+async def test_commands_that_do_not_fit_are_refused_with_a_code(
+    world: World, endless: World, pair: tuple[Trainer, Trainer], tmp_path: Path
+) -> None:
+    trainer = pair[0]
+    wild = tmp_path / "wild.bin"
+    wild.write_bytes(np.full(100_000, 300, "<u2").tobytes())
+    count = len(world.windows(0))
+    stray = tmp_path / "state.bin"
+    stray.write_bytes(world.state.read_bytes()[:-4])
+    calls: list[tuple[str, Any]] = [
+        ("wrong_round", trainer.train(3, NODES[0], world.windows(0), tmp_path)),
+        ("wrong_round", trainer.apply(1, [], tmp_path)),
+        ("bad_request", trainer.train(0, NODES[0], world.windows(0)[:-1], tmp_path)),
+        ("bad_data", trainer.evaluate([(world.shard, 100_000 - 32)])),
+        ("bad_data", trainer.evaluate([(tmp_path / "none", 0)])),
+        ("bad_data", trainer.train(0, NODES[0], [(wild, 0)] * count, tmp_path)),
+        ("bad_state", trainer.set_state(stray)),
+        ("bad_state", trainer.set_state(tmp_path / "none")),
+        ("bad_manifest", trainer.load(world.shard, world.state)),
+    ]
+    for code, call in calls:
+        with pytest.raises(TrainerError) as failure:
+            await call
+        assert failure.value.code == code
+    with pytest.raises(TrainerError) as failure:  # the failed load took the old run away
+        await trainer.benchmark(1)
+    assert failure.value.code == "not_loaded"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+async def test_a_full_disk_has_its_own_code_and_leaves_no_file(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    layout = model.layout_of(model.empty(world.run.config.model, 257))
+    base, root = read_state(world.state, layout), world.run.initial_state
+    after = base.params - np.float32(0.25)
+    blob = tmp_path / "blob"
+    write_contribution(world.run, layout, base, root, after, blob)
+
+    def refuse(_: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    expected = "disk_full" if code == errno.ENOSPC else "disk"
+    with pytest.raises(TrainerError) as failure:
+        write_contribution(world.run, layout, base, root, after, tmp_path / "again")
+    assert failure.value.code == expected
+    listed = [Listed(NODES[0], blob, 1)]
+    with pytest.raises(TrainerError) as failure:
+        apply_round(world.run, layout, base, root, listed, tmp_path / "state", Phases())
+    assert failure.value.code == expected
+    assert list(tmp_path.iterdir()) == [blob]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])
+async def test_the_learning_rate_warms_up_and_ends_where_the_manifest_says(
+    world: World, schedule: str
+) -> None:
+    config = world.run.config
+    optimizer = config.optimizer.model_copy(
+        update={"schedule": schedule, "lr": 1.0, "warmup_steps": 4, "final_lr_fraction": 0.1}
+    )
+    config = config.model_copy(update={"optimizer": optimizer})  # 80 steps
+    rates = [learning_rate(config, step) for step in range(81)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4] == 1.0
+    assert all(a >= b for a, b in itertools.pairwise(rates[3:]))
+    assert rates[79] == rates[80] == pytest.approx(1.0 if schedule == "constant" else 0.1)
+    half = {"cosine": pytest.approx(0.55, abs=0.02), "wsd": 1.0, "constant": 1.0}
+    assert rates[42] == half[schedule]
+    if schedule == "wsd":  # the last fifth is linear
+        assert rates[63] == 1.0
+        assert rates[71] == pytest.approx(0.55)
+
+
+async def test_frames_are_bounded_and_strict() -> None:
+    frame = channel.encode({"id": 1})
+    assert channel.length_of(frame[:4]) == len(frame) - 4
+    assert channel.decode(frame[4:]) == {"id": 1}
+    with pytest.raises(DecodeError):
+        channel.length_of(b"\xff\xff\xff\xff")
+    for body in (b"", b"[1]", b"\xff", b"{" * 100_000):
+        with pytest.raises(DecodeError):
+            channel.decode(body)
+    with pytest.raises(TrainerError):
+        channel.encode({"loss": float("nan")})

@@ -1,0 +1,141 @@
+"""The wire refuses everything that is not the one encoding of a valid message."""
+
+from __future__ import annotations
+
+import asyncio
+import tracemalloc
+
+import msgpack
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from protocol import messages, wire
+from protocol.errors import DecodeError, Unreachable
+
+RUN = "ab" * 32
+SAMPLES: list[messages.Message] = [
+    messages.Ok(),
+    messages.Refusal.of("late", "x" * 1000, "y" * 1000),
+    messages.Leave(run=RUN),
+    messages.Heartbeat(
+        run=RUN,
+        seen=3,
+        patience=5.0,
+        addresses=["/ip4/127.0.0.1/tcp/1"],
+        report=messages.Report(
+            state_round=2,
+            state_root=RUN,
+            phase="training",
+            loss=2.5,
+            validation=messages.Validation(round=1, loss=3.25),
+            seconds={"train": 1.5},
+        ),
+    ),
+    messages.Entries(start=0, sizes=[10, 20], note="n", size=2),
+]
+
+
+class Pipe:
+    """A stream over bytes in memory."""
+
+    def __init__(self, data: bytes = b"") -> None:
+        self.reader = asyncio.StreamReader()
+        self.reader.feed_data(data)
+        self.reader.feed_eof()
+        self.written = b""
+
+    async def read_exactly(self, count: int) -> bytes:
+        return await self.reader.readexactly(count)
+
+    async def write(self, data: bytes) -> None:
+        self.written += data
+
+
+@pytest.mark.parametrize("message", SAMPLES, ids=lambda message: message.KIND)
+async def test_messages_survive_the_wire(message: messages.Message) -> None:
+    assert await wire.read_message(Pipe(wire.encode(message))) == message
+
+
+@pytest.mark.parametrize("message", SAMPLES, ids=lambda message: message.KIND)
+async def test_every_truncation_is_noticed(message: messages.Message) -> None:
+    frame = wire.encode(message)
+    for length in range(len(frame)):
+        with pytest.raises((DecodeError, Unreachable)):
+            await wire.read_message(Pipe(frame[:length]))
+
+
+async def test_a_frame_over_the_limit_of_its_kind_is_refused_before_its_body_is_read() -> None:
+    body = msgpack.packb([1, "leave", {"run": "a" * 100_000}])
+    pipe = Pipe(len(body).to_bytes(4, "big") + body)
+    with pytest.raises(DecodeError, match="frame of 100"):
+        await wire.read_message(pipe)
+    body = msgpack.packb([1, "leave", {"run": "a" * 10_000}])
+    pipe = Pipe(len(body).to_bytes(4, "big") + body[:64])  # the rest never comes
+    with pytest.raises(DecodeError, match="leave of 10"):
+        await wire.read_message(pipe)
+
+
+async def test_a_claimed_gigabyte_allocates_nothing() -> None:
+    tracemalloc.start()
+    with pytest.raises(DecodeError, match="at most"):
+        await wire.read_message(Pipe(b"\x3f\xff\xff\xff" + b"\x93\x01\xa2ok\x80"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+async def test_another_version_names_both_and_the_fix() -> None:
+    body = msgpack.packb([9, "ok", {}])
+    with pytest.raises(DecodeError, match="version 9, this program speaks 1") as caught:
+        await wire.read_message(Pipe(len(body).to_bytes(4, "big") + body))
+    assert "update" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        [1, "nonsense", {}],
+        [1, "ok", {"extra": 1}],
+        [1, "leave", {}],
+        [1, "leave", {"run": "short"}],
+        [1, "leave", {"run": 5}],
+        [1, "commit", {"run": RUN, "round": -1, "attempt": 0, "commitment": RUN}],
+        [1, "commit", {"run": RUN, "round": True, "attempt": 0, "commitment": RUN}],
+        [1, "ok", []],
+        [1, "ok"],
+        {"version": 1},
+    ],
+)
+def test_unknown_or_invalid_bodies_are_refused(body: object) -> None:
+    with pytest.raises(DecodeError):
+        wire.decode(msgpack.packb(body))
+
+
+def test_a_second_encoding_of_the_same_message_is_refused() -> None:
+    good = msgpack.packb([1, "leave", {"run": RUN}])
+    assert wire.decode(good) == messages.Leave(run=RUN)
+    longer_map = good.replace(b"\x81\xa3run", b"\xde\x00\x01\xa3run")  # map16 instead of fixmap
+    with pytest.raises(DecodeError, match="canonical"):
+        wire.decode(longer_map)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.binary(max_size=300))
+def test_arbitrary_bytes_only_raise_our_error(data: bytes) -> None:
+    for frame in (data, b"\x93\x01\xa2ok" + data, b"\x93\x01\xa9heartbeat" + data):
+        try:
+            wire.decode(frame)
+        except DecodeError:
+            continue
+        assert frame == b"\x93\x01\xa2ok\x80"
+
+
+async def test_a_handlers_error_reaches_the_caller_as_a_refusal() -> None:
+    async def handler(peer: str, request: messages.Message, stream: wire.Stream) -> None:
+        raise wire.Refused("too late", "try the next round", code="late")
+
+    pipe = Pipe(wire.encode(messages.Leave(run=RUN)))
+    await wire.answer("peer", pipe, handler)
+    reply = await wire.read_message(Pipe(pipe.written))
+    assert reply == messages.Refusal.of("late", "too late", "try the next round")
