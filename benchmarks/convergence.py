@@ -384,7 +384,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--steps", type=int, help="inner steps in all (default 600; quick 200)")
+    parser.add_argument("--steps", type=int, help="inner steps in all (default 600; quick 120)")
     parser.add_argument("--workers", type=int, default=4, help="K (default 4)")
     parser.add_argument("--inner-steps", type=int, help="H (default 20; quick 10)")
     parser.add_argument("--lr", type=float, default=3e-3, help="peak inner rate (default 0.003)")
@@ -394,7 +394,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a tiny model, under a minute")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE")
     options = parser.parse_args(argv)
-    options.steps = options.steps or (200 if options.quick else 600)
+    options.steps = options.steps or (120 if options.quick else 600)
     options.inner_steps = options.inner_steps or (10 if options.quick else 20)
     wanted = set(options.rows.split(","))
     if unknown := wanted - SETTINGS.keys():

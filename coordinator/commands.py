@@ -53,7 +53,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     start.add_argument("file", type=Path, metavar="RUN.toml", help="what artel run new has written")
     start.add_argument(
-        "--home", type=Path, required=True, metavar="DIR", help="keys, data, ledger; made if missing"
+        "--home",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="keys, data, ledger; made if missing",
     )
     start.add_argument(
         "--http",

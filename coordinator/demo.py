@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, ResourceError, UsageError
@@ -18,7 +19,7 @@ DEFAULT_ROUNDS, MAX_ROUNDS = 12, 1000
 DEFAULT_OUT = Path("demo-run")
 RUN_FILE = "RUN.toml"
 
-INNER_STEPS, BATCH_SIZE, SEQ_LEN = 40, 8, 128
+INNER_STEPS, BATCH_SIZE, SEQ_LEN = 40, 4, 128
 BYTES_PER_TOKEN = 3
 """Of Python text with a vocabulary of 1024; decides how much text is taken."""
 MIN_TEXT_BYTES = 4_000_000
@@ -63,6 +64,7 @@ inner_steps = {inner_steps}
 min_nodes = {nodes}
 deadline_s = 600
 grace_s = 30
+mirror_every = 4
 """
 
 _EPILOG = """\
@@ -173,7 +175,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _whole(low: int, high: int):  # type: ignore[no-untyped-def]
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    """A parser for whole numbers between two bounds."""
+
     def parse(text: str) -> int:
         if text.isascii() and text.isdigit() and len(text) < 10 and low <= int(text) <= high:
             return int(text)

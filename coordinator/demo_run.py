@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from coordinator.demo import RUN_FILE
+from coordinator import tether
 from coordinator.plot import loss_plot
 from coordinator.swarm import LocalSwarm, Status, finished
 from ledger import entries
-from ledger.replay import replay
 from ledger.shares import FoldState, shares
 from ledger.snapshot import snapshot
 from ledger.store import LedgerStore
@@ -150,7 +147,7 @@ async def run(demo: Demo, view: View) -> Result:
 
 
 @contextlib.asynccontextmanager
-async def _retold(log: Path, view: View):  # type: ignore[no-untyped-def]
+async def _retold(log: Path, view: View) -> AsyncIterator[None]:
     """Pass the progress lines of a log on to the view while the block runs."""
 
     async def follow() -> None:
@@ -268,7 +265,7 @@ def _states_differ(demo: Demo, fold: FoldState) -> list[str]:
 
 
 @contextlib.contextmanager
-def _ledger_of(home: Path):  # type: ignore[no-untyped-def]
+def _ledger_of(home: Path) -> Iterator[LedgerStore]:
     with snapshot(home) as copied, LedgerStore.open_copy(copied.path) as store:
         yield store
 
@@ -311,11 +308,11 @@ async def _sample(home: Path) -> str:
     command = ("node", "sample", "--home", str(home), "--prompt", PROMPT)
     options = ("--tokens", str(SAMPLE_TOKENS), "--seed", "1")
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "coordinator.tether", str(os.getpid()), *command, *options),
+        *tether.command(*command, *options),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env=search_path_environment(),
+        env=tether.environment(),
     )
     try:
         output, errors = await asyncio.wait_for(process.communicate(), SAMPLE_TIMEOUT_S)

@@ -124,13 +124,15 @@ class Desk:
             core.peers[peer] = known
             emit(log, "node.joined", node=short(peer), nodes=len(core.peers))
         known.report, known.addresses, known.heard = report, request.addresses, now
+        known.beats = mine = known.beats + 1
         if report.validation is not None:
             self._note_validation(report.validation)
         await core.feed(rounds.Seen(now, peer, report.state_root, report.leaving))
         patience = min(request.patience, core.rules.heartbeat_timeout / 3)
         try:
             async with asyncio.timeout(patience), core.changed:
-                while self._version(peer, known) == request.seen:
+                # A newer heartbeat of the same node has taken over when the numbers differ.
+                while self._version(peer, known) == request.seen and known.beats == mine:
                     await core.changed.wait()
         except TimeoutError:
             pass

@@ -115,10 +115,14 @@ def _cards(status: Facts, shares: Facts) -> str:
         ("last round", pace, rest),
         ("ledger", f"{status['ledger']['size']:,}", f"entries, {shares['total']:,} tokens of work"),
     )
-    return "<dl>" + "".join(
-        f"<div><dt>{label}</dt><dd>{value}<small>{note}</small></dd></div>"
-        for label, value, note in cards
-    ) + "</dl>\n"
+    return (
+        "<dl>"
+        + "".join(
+            f"<div><dt>{label}</dt><dd>{value}<small>{note}</small></dd></div>"
+            for label, value, note in cards
+        )
+        + "</dl>\n"
+    )
 
 
 # --- the plot -------------------------------------------------------------------------------------
@@ -275,8 +279,10 @@ def _shares(shares: Facts) -> str:
         )
         for row in rows[:TABLE_SHARES]
     ]
-    return _table(columns, cells) + _more(len(rows), TABLE_SHARES, "accounts", "/api/v1/shares") + (
-        as_of
+    return (
+        _table(columns, cells)
+        + _more(len(rows), TABLE_SHARES, "accounts", "/api/v1/shares")
+        + (as_of)
     )
 
 

@@ -19,6 +19,7 @@ def loss_plot(path: Path, title: str, validation: Points, training: Points) -> N
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, 4), dpi=_DPI, layout="constrained")
     canvas = FigureCanvasAgg(figure)
@@ -45,7 +46,7 @@ def loss_plot(path: Path, title: str, validation: Points, training: Points) -> N
     axes.set_title(title)
     axes.set_xlabel("rounds")
     axes.set_ylabel("loss, nats per token")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

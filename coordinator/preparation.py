@@ -9,17 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from protocol.errors import (
-    ArtelError,
-    CheckFailed,
-    ResourceError,
-    UsageError,
-)
+from coordinator import tether
+from protocol.errors import ArtelError, CheckFailed, ResourceError, UsageError
 from protocol.manifest import Manifest, open_manifest
 from protocol.state import Layout
 
@@ -44,12 +39,10 @@ async def prepare_in_child(run_file: Path, home: Path) -> Published:
 
     :raises ArtelError: what the child could not do, in its words
     """
-    root = Path(__file__).resolve().parent.parent
     child = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "coordinator.preparation", str(run_file), "--home", str(home)),
         stdout=asyncio.subprocess.PIPE,
-        # The interpreter that runs us may have found this package through its own search path.
-        env=os.environ | {"PYTHONPATH": _search_path(root)},
+        env=tether.environment(),
     )
     try:
         output, _ = await child.communicate()
@@ -81,11 +74,6 @@ def load_published(home: Path) -> Published:
             "delete that file and start again; it is then written anew",
         )
     return Published(manifest, run, envelope, layout)
-
-
-def _search_path(root: Path) -> str:
-    inherited = os.environ.get("PYTHONPATH")
-    return os.pathsep.join(filter(None, (str(root), inherited)))
 
 
 def _failure(output: bytes, code: int) -> ArtelError:
@@ -125,7 +113,8 @@ def _prepare(run_file: Path, home: Path) -> None:
     shown = [""]
 
     def progress(stage: str, fraction: float) -> None:
-        line = f"  {stage}" + (f" {int(fraction * 4) * 25:>3} %" if fraction else "")
+        quarter = int(fraction * 4)
+        line = f"  {stage}" + (f" {quarter * 25:>3} %" if quarter else "")
         if line != shown[0]:
             shown[0] = line
             print(line, file=sys.stderr, flush=True)

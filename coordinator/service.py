@@ -46,6 +46,7 @@ class Peer:
     heard: float
     duty: tuple[object, ...] = ()
     version: int = 0
+    beats: int = 0
 
 
 class Coordinator:

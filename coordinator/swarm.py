@@ -10,9 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -22,6 +20,7 @@ from typing import Any
 import aiohttp
 import psutil
 
+from coordinator import tether
 from protocol.errors import CheckFailed, ResourceError, Unreachable
 from protocol.invite import Invite
 
@@ -212,11 +211,11 @@ class LocalSwarm:
             home.mkdir(parents=True, exist_ok=True)
             with log.open("ab") as file:
                 process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "coordinator.tether", str(os.getpid()), *command),
+                    *tether.command(*command),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=file if output is None else output,
                     stderr=file,
-                    env=_environment(),
+                    env=tether.environment(),
                     # Ctrl-C in the runner's terminal is the runner's to pass on.
                     start_new_session=True,
                 )
@@ -329,17 +328,7 @@ class LocalSwarm:
 def finished(status: Status) -> bool:
     """Whether a run is over and the loss of its last state is known."""
     last = status["validation"]["last"]
-    return (
-        status["phase"] == "finished" and last is not None and last["round"] == status["total"]
-    )
-
-
-def _environment() -> dict[str, str]:
-    """Our environment, with the packages that we were imported from in reach of the child."""
-    root = str(Path(__file__).resolve().parent.parent)
-    inherited = os.environ.get("PYTHONPATH")
-    path = os.pathsep.join(filter(None, (root, inherited)))
-    return os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    return status["phase"] == "finished" and last is not None and last["round"] == status["total"]
 
 
 def _signal(member: Member, number: signal.Signals) -> None:

@@ -11,20 +11,34 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 
 import artel
 
 _PR_SET_PDEATHSIG = 1
 
 
+def command(*arguments: str) -> tuple[str, ...]:
+    """The command line that runs ``artel ARGUMENTS`` tied to this process."""
+    return (sys.executable, "-m", "coordinator.tether", str(os.getpid()), *arguments)
+
+
+def environment() -> dict[str, str]:
+    """Our environment for a child, which must find the packages that we were imported from."""
+    root = str(Path(__file__).resolve().parent.parent)
+    inherited = os.environ.get("PYTHONPATH")
+    path = os.pathsep.join(filter(None, (root, inherited)))
+    return os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+
+
 def main(argv: list[str]) -> int:
     """Tie this process to the runner and run the command after it."""
-    runner, command = int(argv[0]), argv[1:]
+    runner = int(argv[0])
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != runner:  # it died before the kernel knew of our wish
         return 1
-    return artel.main(command)
+    return artel.main(argv[1:])
 
 
 if __name__ == "__main__":

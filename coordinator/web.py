@@ -1,15 +1,15 @@
 """The coordinator's HTTP side: a JSON API for programs and one page for people. Read-only.
 
-======================================  =============================================================
-``GET /``                               the page (HTML, no scripts)
-``GET /healthz``                        ``ok``
-``GET /api/v1/run``                     what the run is: manifest, invite, organiser
-``GET /api/v1/status``                  phase, round, nodes, loss, ledger size and root
-``GET /api/v1/rounds?last=N``           numbers of the newest N rounds (1 to 1000, default 50)
-``GET /api/v1/shares``                  who owns what
-``GET /api/v1/ledger/checkpoint``       the newest signed tree head, a C2SP note as text/plain
-``GET /api/v1/ledger/entries?start=&count=``  entries with their leaf bytes (at most 100)
-======================================  =============================================================
+====================================  ==============================================================
+``GET /``                             the page (HTML, no scripts)
+``GET /healthz``                      ``ok``
+``GET /api/v1/run``                   what the run is: manifest, invite, organiser
+``GET /api/v1/status``                phase, round, nodes, loss, ledger size and root
+``GET /api/v1/rounds?last=N``         numbers of the newest N rounds (1 to 1000, default 50)
+``GET /api/v1/shares``                who owns what
+``GET /api/v1/ledger/checkpoint``     the newest signed tree head, a C2SP note as text/plain
+``GET /api/v1/ledger/entries``        entries with their leaf bytes: ``?start=I&count=N``, N <= 100
+====================================  ==============================================================
 
 Errors are ``{"error": ..., "hint": ...}`` with a fitting status code.
 """
@@ -54,6 +54,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
+    "Server": "artel",
 }
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -75,7 +75,10 @@ def _parser() -> argparse.ArgumentParser:
 
     add("status", _status, "how far the ledger is, and what may be relied on", "--home DIR")
     log = add("log", _log, "the entries, one line each", "--kind round_closed --limit 10")
-    log.add_argument("--kind", choices=["genesis", *BODIES], help="only entries of this kind")
+    kinds = ["genesis", *BODIES]
+    log.add_argument(
+        "--kind", choices=kinds, metavar="KIND", help=f"only this kind: {', '.join(kinds)}"
+    )
     log.add_argument("--round", type=_count, metavar="R", help="only entries about this round")
     log.add_argument(
         "--node", metavar="PEER", help="only entries that name this node (peer id or its end)"

@@ -15,6 +15,7 @@ import contextlib
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from protocol.errors import ArtelError, ResourceError, UsageError
 from protocol.manifest import Manifest, open_manifest
 
 MAX_SAMPLE_TOKENS = 100_000
+SMALL_MODEL = 20_000_000
+"""Parameters below which sampling takes one thread."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def sample(
     first = len(ids)
     window = run.config.data.seq_len
     random = torch.Generator().manual_seed(seed)
-    with torch.inference_mode():
+    with _few_threads(run), torch.inference_mode():
         while len(ids) < first + max_tokens:
             context = torch.tensor([ids[-window:]])  # (1, at most seq_len)
             logits = module(input_ids=context).logits[0, -1].float()  # (vocab,)
@@ -165,6 +168,21 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     print(json.dumps(document))
     return 0
+
+
+@contextlib.contextmanager
+def _few_threads(run: Manifest) -> Iterator[None]:
+    """One thread for a small model: splitting its operations costs more than it saves, and on a
+    machine with other work the threads wait for each other most of the time."""
+    import torch
+
+    before = torch.get_num_threads()
+    if run.model.parameters < SMALL_MODEL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
-import socket
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +19,18 @@ import psutil
 
 from node.trainer import channel
 from node.trainer.channel import Message, TrainerError
-from protocol.errors import ArtelError, DecodeError, ResourceError
+from node.trainer.launch import launch
+from node.trainer.results import (
+    Applied,
+    Contribution,
+    Evaluation,
+    Loaded,
+    Progress,
+    Speed,
+    Trained,
+    Window,
+)
+from protocol.errors import ArtelError, DecodeError
 
 __all__ = [
     "Applied",
@@ -47,11 +55,6 @@ CANCEL_S = 60.0
 """Until a cancelled command must have ended: one inner step."""
 STOP_S = 5.0
 """For each of asking, terminating and killing."""
-MAX_LOG_BYTES = 4 << 20
-"""A longer log is set aside as ``NAME.old`` when a child starts."""
-
-Window = tuple[Path, int]
-"""A shard file and the first token of a window in it."""
 
 
 class TrainerDied(ArtelError):
@@ -60,72 +63,6 @@ class TrainerDied(ArtelError):
     def __init__(self, message: str, hint: str, returncode: int | None) -> None:
         super().__init__(message, hint)
         self.returncode = returncode
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A run is ready; ``device`` is "cpu" or "cuda", ``round`` and ``root`` are the state's."""
-
-    parameters: int
-    device: str
-    round: int
-    root: str
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Speed:
-    """What a benchmark measured."""
-
-    tokens_per_second: float
-    step_seconds: float
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far training is: ``step`` of ``steps`` done, mean loss (nats) since the last report."""
-
-    step: int
-    steps: int
-    loss: float
-    tokens_per_second: float
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A finished contribution; ``seconds`` has train and encode."""
-
-    blob: Path
-    size: int
-    loss: float
-    tokens: int
-    seconds: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Contribution:
-    """A contribution that a closed round lists, with its blob as a file here."""
-
-    node: str
-    blob: Path
-    weight: int
-
-
-@dataclass(frozen=True)
-class Applied:
-    """The next state; ``seconds`` has decode, aggregate, outer, write (with hashing) and load."""
-
-    state: Path
-    root: str
-    seconds: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Mean loss in nats per token of the agreed state."""
-
-    loss: float
-    tokens: int
 
 
 @dataclass
@@ -337,28 +274,7 @@ class Trainer:
         await self.close()
 
     async def _spawn(self) -> None:
-        ours, theirs = socket.socketpair()
-        try:
-            with theirs, _log(self._log_file) as log:
-                process = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    "-P",  # the working directory is no place to import from
-                    "-m",
-                    "node.trainer",
-                    "--fd",
-                    str(theirs.fileno()),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    pass_fds=[theirs.fileno()],
-                    env=_environment(self._threads),
-                    start_new_session=True,  # Ctrl-C in the terminal is for the daemon
-                )
-        except OSError as error:
-            ours.close()
-            raise ResourceError(
-                f"cannot start the trainer: {error.strerror}", "free some memory or processes"
-            ) from None
+        process, ours = await launch(self._log_file, self._threads)
         reader, writer = await asyncio.open_connection(sock=ours)
         loop = asyncio.get_running_loop()
         child = _Child(process, writer, ready=loop.create_future(), dead=loop.create_future())
@@ -495,37 +411,3 @@ def _listed(windows: Sequence[Window]) -> Message:
 
 def _absolute(path: Path) -> str:
     return str(path.absolute())
-
-
-@contextlib.contextmanager
-def _log(path: Path | None) -> Any:
-    """Where the child's output goes: an open file, or our own standard error."""
-    if path is None:
-        yield sys.stderr.fileno()
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
-        path.replace(path.with_name(path.name + ".old"))
-    with path.open("ab") as file:
-        yield file
-
-
-def _environment(threads: int) -> dict[str, str]:
-    """Environment of the child: ours, with the switches that its libraries read when imported."""
-    here = str(Path(__file__).resolve().parent.parent)
-    cores = threads or len(os.sched_getaffinity(0))
-    return {
-        **os.environ,
-        # Also where the packages are not installed but run from their folder.
-        "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH", "")])),
-        "PYTHONUNBUFFERED": "1",
-        "OMP_NUM_THREADS": str(cores),
-        "MKL_NUM_THREADS": str(cores),
-        # Waiting threads sleep instead of spinning: on a machine with other work the spinning costs
-        # up to ten times the speed.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "TOKENIZERS_PARALLELISM": "false",
-    }

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -101,6 +102,7 @@ class Host:
         self._p2p, self._dht = p2p, node
         self._streams: Counter[str] = Counter()
         self._answering: set[asyncio.Task[object]] = set()
+        self._closing = False
         self._addresses: dict[str, list[str]] = {}  # where other peers said that they are
 
     @classmethod
@@ -137,7 +139,7 @@ class Host:
                 auto_nat=not local,
                 startup_timeout=30,
             )
-        except P2PDaemonError as error:
+        except (P2PDaemonError, ValueError) as error:
             raise ResourceError(
                 f"the network daemon does not start: {str(error)[:200]}",
                 f"check that the addresses {', '.join(listen)} exist on this machine",
@@ -146,10 +148,14 @@ class Host:
             await p2p.shutdown()
             raise ResourceError(f"the network daemon did not take the key {key_file}")
         validator = dht.SignedRecords(identity)
-        node = await DHTNode.create(p2p=p2p, record_validator=validator, cache_locally=False)
-        host = cls(identity, p2p, node)
-        if bootstrap:
-            await host.join(bootstrap)
+        try:
+            node = await DHTNode.create(p2p=p2p, record_validator=validator, cache_locally=False)
+            host = cls(identity, p2p, node)
+            if bootstrap:
+                await host.join(bootstrap)
+        except BaseException:
+            await p2p.shutdown()
+            raise
         return host
 
     @property
@@ -260,9 +266,12 @@ class Host:
     async def _dial(
         self, peer: str, service: str
     ) -> tuple[object, asyncio.StreamReader, asyncio.StreamWriter]:
+        try:
+            name = PeerID.from_base58(peer)
+        except ValueError:
+            raise Unreachable(f"peer {peer[:64]!r} does not answer: that is no peer id") from None
         opened: tuple[object, asyncio.StreamReader, asyncio.StreamWriter] = await asyncio.wait_for(
-            self._p2p.call_binary_stream_handler(PeerID.from_base58(peer), service),
-            OPEN_TIMEOUT_S,
+            self._p2p.call_binary_stream_handler(name, service), OPEN_TIMEOUT_S
         )
         return opened
 
@@ -308,7 +317,12 @@ class Host:
                     service=service,
                     error=error,
                 )
+            except asyncio.CancelledError:
+                # Nobody awaits this task; asyncio would print its cancellation as an error.
+                if not self._closing:
+                    raise
             finally:
+                self._answering.discard(task)
                 self._streams[peer] -= 1
                 if not self._streams[peer]:
                     del self._streams[peer]
@@ -371,6 +385,7 @@ class Host:
             str(address)[len("/unix") :]
             for address in (self._p2p._daemon_listen_maddr, self._p2p._client_listen_maddr)
         ]
+        self._closing = True
         for task in self._answering:
             task.cancel()
         if self._answering:
@@ -406,20 +421,26 @@ def _by_reach(address: str) -> tuple[bool, str]:
 def _check_port_free(address: str) -> None:
     """Fail with a clear line before the daemon fails with an unclear one."""
     parts = address.split("/")
-    if len(parts) < 5 or parts[1] not in ("ip4", "ip6") or parts[3] != "tcp":
-        if len(parts) >= 5 and parts[3] == "udp":
-            return
-        raise ResourceError(f"cannot listen on {address!r}", "write it like /ip4/0.0.0.0/tcp/4001")
-    port = int(parts[4]) if parts[4].isdigit() else -1
-    if port == 0:
+    try:
+        Multiaddr(address)
+        if parts[1] not in ("ip4", "ip6") or parts[3] not in ("tcp", "udp"):
+            raise ValueError("it needs an IP address and a port")
+    except (ValueError, LookupError):
+        raise ResourceError(
+            f"cannot listen on {address!r}", "write it like /ip4/0.0.0.0/tcp/4001"
+        ) from None
+    port = int(parts[4])
+    if port == 0 or parts[3] == "udp":
         return
     family = socket.AF_INET if parts[1] == "ip4" else socket.AF_INET6
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((parts[2], port))
-        except (OSError, OverflowError) as error:
-            raise ResourceError(
-                f"cannot listen on {address}: {getattr(error, 'strerror', None) or error}",
-                "another program uses this port: choose another one with --listen",
-            ) from None
+        except OSError as error:
+            hint = "use an address that exists on this machine, or 0.0.0.0 for all of them"
+            if error.errno == errno.EADDRINUSE:
+                hint = "another program uses this port: choose another one with --listen"
+            elif error.errno == errno.EACCES:
+                hint = "ports below 1024 need root: choose another one with --listen"
+            raise ResourceError(f"cannot listen on {address}: {error.strerror}", hint) from None

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ledger_world import TOKENS, World
 
 import artel
 from ledger import reasons
@@ -18,6 +17,7 @@ from ledger.entries import entry_id
 from ledger.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
 from protocol import merkle
 from protocol.errors import CheckFailed, UsageError
+from ledger_world import TOKENS, World
 
 WORLD = World()
 A, B, C = WORLD.members

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ledger_world import TOKENS, World, digest, key, manifest
 
 from ledger import entries
 from ledger.entries import decode
@@ -19,6 +18,7 @@ from protocol import canonical, dsse
 from protocol.dsse import Envelope
 from protocol.errors import DecodeError
 from protocol.identity import Identity
+from ledger_world import TOKENS, World, digest, key, manifest
 
 WORLD = World()
 SAMPLES = [WORLD.genesis, *WORLD.introductions(), *WORLD.round(0)]

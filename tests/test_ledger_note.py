@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ledger_world import key
 
 from ledger import note
 from ledger.checkpoint import (
@@ -19,6 +18,7 @@ from ledger.checkpoint import (
     sign_checkpoint,
 )
 from protocol.errors import CheckFailed, DecodeError
+from ledger_world import key
 
 # The example of c2sp.org/signed-note.
 SPEC_KEY = "example.com/foo+530d903a+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k"

@@ -9,13 +9,13 @@ from fractions import Fraction
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ledger_world import TOKENS, World, digest, key
 
 from ledger import entries, reasons
 from ledger.entries import Entry, decode
 from ledger.shares import SHARE_SCALE, FoldState, Outcome, fold, shares, step
 from protocol import dsse
 from protocol.dsse import Envelope
+from ledger_world import TOKENS, World, digest, key
 
 WORLD = World()
 A, B, C = WORLD.members

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ledger_world import World, key
 
 from ledger import database, entries
 from ledger.checkpoint import open_checkpoint, parse_checkpoint, sign_checkpoint
@@ -24,6 +23,7 @@ from ledger.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
 from ledger.verify import verify_home
 from protocol import merkle
 from protocol.errors import CheckFailed, DecodeError, ResourceError, UsageError
+from ledger_world import World, key
 
 TESTS = Path(__file__).parent
 
@@ -92,8 +92,11 @@ def test_appended_entries_are_there_and_can_be_found(world: World, store: Ledger
 
 def test_reading_goes_on_over_many_pages(world: World, store: LedgerStore) -> None:
     many = [newcomer(world, number) for number in range(600)]
-    store.append(many, world.sign)
+    for start in range(0, 600, 200):
+        store.append(many[start : start + 200], world.sign)
     assert list(store.leaves(1)) == world.leaves[1:] + many
+    with pytest.raises(UsageError, match="at most 256"):
+        store.append([newcomer(world, number) for number in range(600, 857)], world.sign)
 
 
 def test_notes_between_sizes_are_page_ends_for_replicas(world: World, store: LedgerStore) -> None:
@@ -411,7 +414,7 @@ def test_what_was_acknowledged_survives_sigkill(world: World, tmp_path: Path) ->
             stdout=subprocess.PIPE,
             text=True,
             cwd=TESTS.parent,
-            env=os.environ | {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"},
+            env=os.environ | {"PYTHONPATH": str(TESTS.parent)},
         )
         assert child.stdout is not None
         for _ in range(9 + 4 * generation):

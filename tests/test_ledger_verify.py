@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from ledger_world import World, key
 
 from ledger import database, entries, wal
 from ledger.checkpoint import sign_checkpoint
@@ -23,6 +22,7 @@ from ledger.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
 from ledger.verify import Verification, verify_home
 from protocol.dsse import Envelope
 from protocol.errors import UsageError
+from ledger_world import World, key
 
 TESTS = Path(__file__).parent
 LOG_NAME = DATABASE_NAME + "-wal"
@@ -64,7 +64,7 @@ def killed_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     child = subprocess.run(
         [sys.executable, "-c", KILLED, str(home / DATABASE_NAME)],
         cwd=TESTS.parent,
-        env=os.environ | {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"},
+        env=os.environ | {"PYTHONPATH": str(TESTS.parent)},
         timeout=60,
         check=False,
     )

@@ -18,6 +18,7 @@ from trainer_world import NODES, World, make_world
 
 from node import supervisor
 from node.supervisor import Trainer, TrainerDied
+from node.trainer import launch
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -165,7 +166,7 @@ async def test_the_trainer_ends_when_its_parent_is_killed(tmp_path: Path) -> Non
 async def test_a_log_that_grew_too_long_is_set_aside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "MAX_LOG_BYTES", 10)
+    monkeypatch.setattr(launch, "MAX_LOG_BYTES", 10)
     log = tmp_path / "logs" / "trainer.log"
     log.parent.mkdir()
     log.write_text("x" * 11)

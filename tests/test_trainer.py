@@ -16,7 +16,7 @@ import pytest_asyncio
 from trainer_world import NODES, World, make_world
 
 from node.supervisor import Contribution, Progress, Trainer, TrainerError
-from node.trainer import channel
+from node.trainer import channel, exchange
 from node.trainer.exchange import Listed, Phases, apply_round, write_contribution
 from node.trainer.schedule import learning_rate
 from protocol import content, model
@@ -249,6 +249,28 @@ async def test_a_full_disk_has_its_own_code_and_leaves_no_file(
         apply_round(world.run, layout, base, root, listed, tmp_path / "state", Phases())
     assert failure.value.code == expected
     assert list(tmp_path.iterdir()) == [blob]
+
+
+async def test_decoding_one_blob_at_a_time_gives_the_same_state(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = model.layout_of(model.empty(world.run.config.model, 257))
+    base, root = read_state(world.state, layout), world.run.initial_state
+    source = np.random.default_rng(3)
+    listed = []
+    for weight, node in enumerate(NODES, 1):
+        after = base.params + source.standard_normal(layout.parameters).astype(np.float32)
+        write_contribution(world.run, layout, base, root, after, tmp_path / node)
+        listed.append(Listed(node, tmp_path / node, weight))
+    roots = []
+    for limit in (exchange.CACHE_BYTES, 0):
+        monkeypatch.setattr(exchange, "CACHE_BYTES", limit)
+        state, new_root = apply_round(
+            world.run, layout, base, root, listed, tmp_path / "state", Phases()
+        )
+        assert state.round == 1
+        roots.append(new_root)
+    assert roots[0] == roots[1] != root
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])

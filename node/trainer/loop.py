@@ -20,7 +20,7 @@ import sys
 import threading
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from node.trainer import channel
 from node.trainer.channel import Message, TrainerError
@@ -46,8 +46,8 @@ class Loop:
         self._sending = threading.Lock()
         self._session: Any = None  # node.trainer.session.Session; its module imports torch
 
-    def run(self) -> None:
-        """Serve until told to stop."""
+    def run(self) -> NoReturn:
+        """Serve until told to stop; ends the process."""
         threading.Thread(target=self._read, name="reader", daemon=True).start()
         self._send({"ready": os.getpid()})
         # Importing takes seconds; the daemon has other things to do meanwhile.
@@ -58,7 +58,7 @@ class Loop:
             # we see the stop.
             self._busy.set()
             if self._stopping.is_set():
-                return
+                os._exit(0)  # taking torch apart in order would take seconds
             self._answer(request)
             self._busy.clear()
 

@@ -1,0 +1,164 @@
+"""How a demo looks: a live table in a terminal, plain lines anywhere else, and the summary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from coordinator.demo_run import Result
+from coordinator.swarm import Status
+from ledger.shares import shares
+from ledger.text import printable, short_key, short_peer
+
+LINE_EVERY_S = 5.0
+SAID_LINES = 4
+
+
+class LinesView:
+    """Plain lines: what happens, each new round, and a sign of life every few seconds."""
+
+    def __init__(self, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._out, self._clock = out, clock
+        self._began = self._shown = clock()
+        self._round = -1
+
+    def __enter__(self) -> LinesView:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._out.flush()
+
+    def say(self, text: str) -> None:
+        """Print one line with the time since the start."""
+        now = self._clock()
+        print(f"{now - self._began:6.1f} s  {text}", file=self._out, flush=True)
+        self._shown = now
+
+    def show(self, status: Status, seconds: float) -> None:
+        """Print a line when a round is over, or when nothing was printed for a while."""
+        if status["round"] != self._round:
+            self._round = status["round"]
+            self.say(f"round {_progress(status)}{_loss(status)}")
+        elif self._clock() - self._shown >= LINE_EVERY_S:
+            self.say(f"  {status['phase']}{_nodes(status)}")
+
+
+class TableView:
+    """A table that is drawn again and again in a terminal."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._said: list[str] = []
+        self._table: Table | None = None
+        self._title = Text("")
+        self._live = Live(console=Console(file=out), auto_refresh=False, transient=False)
+
+    def __enter__(self) -> TableView:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def say(self, text: str) -> None:
+        """Show one line; the last few stay."""
+        self._said = [*self._said, printable(text)][-SAID_LINES:]
+        self._draw()
+
+    def show(self, status: Status, seconds: float) -> None:
+        """Draw the status."""
+        self._title = Text(
+            f"round {_progress(status)}{_loss(status)}   {status['phase']}   "
+            f"ledger {status['ledger']['size']:,} entries   {seconds:.0f} s",
+            style="bold",
+        )
+        table = Table(box=None, padding=(0, 2), header_style="dim")
+        table.add_column("node")
+        table.add_column("doing")
+        for title in ("step", "loss", "tokens/s", "sent", "received", "credit"):
+            table.add_column(title, justify="right")
+        for node in status["nodes"]:
+            loss = "–" if node["loss"] is None else f"{node['loss']:.3f}"
+            table.add_row(
+                short_peer(node["node"]),
+                Text(printable(node["phase"])),
+                f"{node['step']}/{node['steps']}" if node["steps"] else "–",
+                loss,
+                f"{node['tokens_per_second']:,.0f}",
+                f"{node['bytes_up'] / 1e6:.2f} MB",
+                f"{node['bytes_down'] / 1e6:.2f} MB",
+                f"{node['credit']:,}",
+            )
+        self._table = table
+        self._draw()
+
+    def _draw(self) -> None:
+        parts: list[Text | Table] = [Text(line, style="dim") for line in self._said]
+        if self._table is not None:
+            parts += [self._title, self._table]
+        self._live.update(Group(*parts), refresh=True)
+
+
+def _progress(status: Status) -> str:
+    attempt = f" (attempt {status['attempt'] + 1})" if status["attempt"] else ""
+    return f"{status['round']}/{status['total']}{attempt}"
+
+
+def _loss(status: Status) -> str:
+    last = status["validation"]["last"]
+    if last is None:
+        return ""
+    return f"   validation loss {last['loss']:.4f} (state {last['round']})"
+
+
+def _nodes(status: Status) -> str:
+    parts = []
+    for node in status["nodes"]:
+        step = f" {node['step']}/{node['steps']}" if node["steps"] else ""
+        loss = "" if node["loss"] is None else f" loss {node['loss']:.3f}"
+        parts.append(f"{short_peer(node['node'])} {printable(node['phase'])}{step}{loss}")
+    return "   " + "   ".join(parts) if parts else ""
+
+
+def summary(result: Result) -> str:
+    """The result for a person."""
+    first, last = (result.losses[0], result.losses[-1]) if result.losses else (0.0, 0.0)
+    fall = 100 * (1 - last / first) if first else 0.0
+    verified = all(ledger.verified for ledger in result.ledgers.values())
+    main = next(iter(result.ledgers.values()))
+    agree = "agree bit for bit" if result.state_roots_agree else "DO NOT AGREE"
+    phases = ", ".join(f"{name.replace('_', ' ')} {s:.2f} s" for name, s in result.phases.items())
+    names = {
+        "loss": f"{first:.4f} → {last:.4f} on the validation split ({fall:.0f} % lower)",
+        "states": f"all nodes {agree}: {short_key(result.state_root)}",
+        "ledger": f"{main.size} entries, checked in {len(result.ledgers)} homes: "
+        + ("every byte, signature and share holds" if verified else "IT DOES NOT HOLD"),
+        "traffic": f"{result.bytes_up_per_node_per_round / 1e6:.2f} MB sent per node and round",
+        "a round": phases or "-",
+        "time": f"{result.seconds:.0f} s in all",
+    }
+    lines = ["", *(f"{name:<8} {text}" for name, text in names.items()), "", "who owns it:"]
+    lines += [
+        f"  account {short_key(share.account)}  {share.credit:>10,} tokens  "
+        f"{100 * share.share:7.3f} %"
+        for share in shares(result.fold)
+    ]
+    if result.sample:
+        text = (line.replace("\t", "    ") for line in result.sample.splitlines())
+        lines += ["", "the model writes:", *(f"  │ {printable(line)}" for line in text)]
+    folder = result.demo.folder
+    lines += [
+        "",
+        f"everything lies in {folder}",
+        "  coordinator/  node-1/ …   homes; the ledger of each is its ledger.sqlite3",
+        "  loss.png                  the loss over the rounds",
+        "  RUN.toml                  what was trained, and by which rules",
+        f"try: artel ledger log --home {folder / 'coordinator'}",
+        f'     artel node sample --home {folder / "node-1"} --prompt "import "',
+    ]
+    return "\n".join(lines)

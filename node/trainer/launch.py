@@ -1,0 +1,85 @@
+"""Starting the trainer's process: its socket, its log, its environment."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from protocol.errors import ResourceError
+
+MAX_LOG_BYTES = 4 << 20
+"""A longer log is set aside as ``NAME.old`` when a child starts."""
+
+
+async def launch(
+    log_file: Path | None, threads: int
+) -> tuple[asyncio.subprocess.Process, socket.socket]:
+    """A fresh trainer process, and our end of the socket to it.
+
+    :param log_file: takes what the child and its libraries print; None: our standard error
+    :param threads: torch threads; 0 takes every core that this process may use
+    :raises ResourceError: it cannot be started
+    """
+    ours, theirs = socket.socketpair()
+    try:
+        with theirs, _log(log_file) as log:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-P",  # the working directory is no place to import from
+                "-m",
+                "node.trainer",
+                "--fd",
+                str(theirs.fileno()),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[theirs.fileno()],
+                env=_environment(threads),
+                start_new_session=True,  # Ctrl-C in the terminal is for the daemon
+            )
+    except OSError as error:
+        ours.close()
+        raise ResourceError(
+            f"cannot start the trainer: {error.strerror}", "free some memory or processes"
+        ) from None
+    return process, ours
+
+
+@contextlib.contextmanager
+def _log(path: Path | None) -> Iterator[IO[bytes] | int]:
+    """Where the child's output goes: an open file, or our own standard error."""
+    if path is None:
+        yield sys.stderr.fileno()
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
+        path.replace(path.with_name(path.name + ".old"))
+    with path.open("ab") as file:
+        yield file
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """Environment of the child: ours, with the switches that its libraries read when imported."""
+    here = str(Path(__file__).resolve().parents[2])
+    cores = threads or len(os.sched_getaffinity(0))
+    return {
+        **os.environ,
+        # Also where the packages are not installed but run from their folder.
+        "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH", "")])),
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": str(cores),
+        "MKL_NUM_THREADS": str(cores),
+        # Waiting threads sleep instead of spinning: on a machine with other work the spinning costs
+        # up to ten times the speed.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+    }

@@ -1,0 +1,65 @@
+"""Real hosts on loopback, and peers that misbehave on purpose."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+
+from protocol.identity import Identity, load_or_create
+from protocol.network import Host
+
+LOOPBACK = "/ip4/127.0.0.1/tcp/0"
+
+
+def named(name: str) -> Identity:
+    """A fixed identity."""
+    return Identity.from_seed(hashlib.sha256(b"host " + name.encode()).digest())
+
+
+async def start(home: Path, *bootstrap: Host) -> Host:
+    """A host with a key of its own that knows the hosts of ``bootstrap``."""
+    key = home / "node.key"
+    identity = load_or_create(key)
+    addresses = [address for host in bootstrap for address in await host.addresses()]
+    host = await Host.start(identity, key, listen=[LOOPBACK], bootstrap=addresses)
+    for other in bootstrap:
+        host.remember(other.peer_id, await other.addresses())
+    return host
+
+
+@contextlib.asynccontextmanager
+async def swarm(home: Path, count: int) -> AsyncIterator[list[Host]]:
+    """``count`` hosts; all know the first."""
+    hosts: list[Host] = []
+    try:
+        for number in range(count):
+            hosts.append(await start(home / f"host-{number}", *hosts[:1]))
+        yield hosts
+    finally:
+        for host in reversed(hosts):
+            await host.close()
+
+
+def daemon_of(host: Host) -> psutil.Process:
+    """The network daemon, a child process of this one."""
+    return psutil.Process(host._p2p._child.pid)
+
+
+async def call(host: Host, peer: str, service: str, data: bytes, *, end: bool = True) -> bytes:
+    """Write raw bytes to a service and return all that comes back."""
+    _, reader, writer = await host._dial(peer, service)
+    try:
+        writer.write(data)
+        with contextlib.suppress(OSError):
+            await writer.drain()
+            if end:
+                writer.write_eof()
+        with contextlib.suppress(OSError):
+            return bytes(await reader.read(1 << 20))
+        return b""
+    finally:
+        writer.close()

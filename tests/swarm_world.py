@@ -1,0 +1,90 @@
+"""A tiny run for tests that start real processes: a few seconds of training on a little real text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ledger import entries
+from ledger.shares import FoldState, fold
+from ledger.snapshot import snapshot
+from ledger.store import LedgerStore
+
+RUN = """\
+[run]
+name = "tiny"
+seed = 7
+
+[model]
+type = "llama"
+[model.config]
+hidden_size = 32
+intermediate_size = 64
+num_hidden_layers = 2
+num_attention_heads = 4
+max_position_embeddings = 64
+
+[tokenizer]
+kind = "bytes"
+
+[data]
+sources = [{{kind = "text", path = "text"}}]
+seq_len = 32
+validation_windows = 16
+shard_tokens = 16384
+
+[optimizer]
+batch_size = 4
+warmup_steps = 5
+
+[rounds]
+total = {total}
+inner_steps = {inner_steps}
+min_nodes = {min_nodes}
+max_nodes = 4
+deadline_s = {deadline_s:.1f}
+grace_s = 3.0
+heartbeat_timeout_s = 6.0
+settle_s = 20.0
+reveal_s = 20.0
+"""
+
+
+def write_run(
+    folder: Path,
+    *,
+    total: int,
+    inner_steps: int = 150,
+    min_nodes: int = 2,
+    deadline_s: float = 60.0,
+) -> Path:
+    """Write RUN.toml and its text below ``folder``; returns the file.
+
+    The text is the standard library's own, so that it is real and everywhere the same.
+    """
+    source = Path(json.__file__).parent.parent
+    text = folder / "text"
+    text.mkdir(parents=True)
+    for name in ("argparse.py", "ast.py", "datetime.py", "decimal.py", "enum.py", "inspect.py"):
+        data = (source / name).read_bytes()[:120_000]
+        (text / name).write_bytes(data.decode("utf-8", "ignore").encode())
+    path = folder / "RUN.toml"
+    path.write_text(
+        RUN.format(
+            total=total, inner_steps=inner_steps, min_nodes=min_nodes, deadline_s=deadline_s
+        )
+    )
+    return path
+
+
+def ledger_of(home: Path) -> tuple[list[entries.Entry], FoldState]:
+    """All entries of a home's ledger, and what they amount to."""
+    with snapshot(home) as copy, LedgerStore.open_copy(copy.path) as store:
+        decoded = [entries.decode(leaf) for leaf in store.leaves()]
+    return decoded, fold(decoded)
+
+
+def node_named(status: dict[str, Any], peer: str) -> dict[str, Any] | None:
+    """The row of one node in a coordinator's status."""
+    return next((node for node in status["nodes"] if node["node"] == peer), None)

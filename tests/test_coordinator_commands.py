@@ -1,0 +1,261 @@
+"""``artel coordinator``: what a person types, what goes wrong, and a restart in the same home."""
+
+from __future__ import annotations
+
+import asyncio
+import http.server
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from swarm_world import write_run
+
+import artel
+from coordinator import tether
+from coordinator.commands import address, api_of, get_json, render
+from coordinator.swarm import LocalSwarm
+from ledger.verify import verify_home
+from protocol.errors import DecodeError, Unreachable, UsageError
+from protocol.identity import HomeLock
+from protocol.invite import Invite
+
+
+def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "artel", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=tether.environment(),
+    )
+
+
+def start(run_file: Path, home: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """A start that is expected to fail."""
+    return run_cli("coordinator", "start", str(run_file), "--home", str(home), *options)
+
+
+def assert_one_clear_error(done: subprocess.CompletedProcess[str], code: int, text: str) -> None:
+    assert done.returncode == code, done.stderr
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "→" in done.stderr
+
+
+@contextmanager
+def serving(body: bytes, status: int = 200) -> Iterator[str]:
+    """A web server that is not ours; gives its URL."""
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+# --- what is wrong is said at once ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("127.0.0.1:80", ("127.0.0.1", 80)),
+        ("localhost:0", ("localhost", 0)),
+        ("[::1]:8080", ("::1", 8080)),
+    ],
+)
+def test_an_address_is_host_and_port(text: str, parts: tuple[str, int]) -> None:
+    assert address(text) == parts
+
+
+@pytest.mark.parametrize("text", ["", "8080", ":8080", "host:", "host:65536", "host:-1", "h:8²"])
+def test_other_addresses_are_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        artel.main(["coordinator", "start", "RUN.toml", "--home", "x", "--http", text])
+    assert exit.value.code == 2
+    assert "HOST:PORT" in capsys.readouterr().err
+
+
+def test_a_missing_run_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = tmp_path / "RUN.toml"
+    assert artel.main(["coordinator", "start", str(missing), "--home", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert str(missing) in error
+    assert "artel run new" in error
+
+
+def test_a_mistake_in_the_run_file_is_shown_as_the_preparing_child_says_it(tmp_path: Path) -> None:
+    run_file = write_run(tmp_path, total=2)
+    run_file.write_text(run_file.read_text().replace("inner_steps", "inner_stepz"))
+    done = start(run_file, tmp_path / "home", "--http", "127.0.0.1:0")
+    assert_one_clear_error(done, 2, "inner_stepz")
+    assert "inner_steps" in done.stderr
+
+
+def test_a_web_port_in_use_is_refused_before_anything_is_prepared(tmp_path: Path) -> None:
+    run_file, home = write_run(tmp_path, total=2), tmp_path / "home"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = start(run_file, home, "--http", f"127.0.0.1:{port}")
+    assert_one_clear_error(done, 4, f"127.0.0.1:{port}: address already in use")
+    assert "--http" in done.stderr
+    assert not (home / "blobs").exists()
+
+
+def test_a_home_in_use_is_refused(tmp_path: Path) -> None:
+    lock = HomeLock(tmp_path / "home")
+    try:
+        done = start(write_run(tmp_path, total=2), tmp_path / "home")
+    finally:
+        lock.release()
+    assert_one_clear_error(done, 4, "is using the home directory")
+
+
+# --- status ---------------------------------------------------------------------------------------
+
+
+def test_status_of_a_stopped_coordinator_is_unreachable(tmp_path: Path) -> None:
+    with pytest.raises(Unreachable, match="no coordinator is running") as error:
+        api_of(tmp_path)
+    assert "artel coordinator start" in error.value.hint
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    assert artel.main(["coordinator", "status", "--url", f"http://127.0.0.1:{port}"]) == 3
+
+
+def test_status_does_not_trust_other_servers() -> None:
+    with serving(b"<html>hello") as url, pytest.raises(DecodeError, match="JSON"):
+        get_json(url)
+    with serving(b"[1]") as url, pytest.raises(DecodeError, match="object"):
+        get_json(url)
+    with serving(b"{}", status=404) as url, pytest.raises(UsageError, match="404"):
+        get_json(url)
+    with serving(b"{}") as url:
+        assert artel.main(["coordinator", "status", "--url", url]) == 2
+    with pytest.raises(UsageError, match="no http address"):
+        get_json("file:///etc/passwd")
+
+
+def test_status_shows_control_characters_of_nodes_as_question_marks() -> None:
+    status: dict[str, Any] = {
+        "name": "run",
+        "run": "ab" * 32,
+        "phase": "training",
+        "round": 3,
+        "total": 9,
+        "attempt": 1,
+        "state_root": "cd" * 32,
+        "validation": {"first": {"round": 0, "loss": 6.0}, "last": {"round": 3, "loss": 4.5}},
+        "last_round": {"seconds": {"training": 7.5}},
+        "ledger": {"size": 20, "root": "ef" * 32},
+        "nodes": [
+            {
+                "node": "12D3KooW" + "x" * 44,
+                "phase": "\x1b[2Jevil",
+                "step": 2,
+                "steps": 40,
+                "loss": None,
+                "tokens_per_second": 1234.0,
+                "bytes_up": 1_500_000,
+                "bytes_down": 0,
+                "heard_s": 1.0,
+            }
+        ],
+    }
+    shown = render(status, "http://host")
+    assert "\x1b" not in shown
+    assert "?[2Jevil" in shown
+    assert "3 of 9, training, attempt 2" in shown
+    assert "4.5000 on the validation split (first 6.0000)" in shown
+
+
+# --- a real coordinator ---------------------------------------------------------------------------
+
+
+async def test_it_stops_on_ctrl_c_and_goes_on_in_the_same_home(tmp_path: Path) -> None:
+    run_file = write_run(tmp_path, total=2)
+    async with LocalSwarm(tmp_path, run_file) as swarm:
+        await swarm.start_coordinator()
+        home, first = tmp_path / "coordinator", swarm.invite
+        assert (home / "invite").read_text().strip() == first
+        assert (home / "invite").stat().st_mode & 0o777 == 0o644
+        run = await swarm.get("/api/v1/run")
+        assert Invite.decode(first).run == run["run"]
+        status = await swarm.status()
+        assert (status["phase"], status["ledger"]["size"]) == ("waiting", 1)
+
+        shown = await asyncio.to_thread(run_cli, "coordinator", "status", "--home", str(home))
+        assert shown.returncode == 0, shown.stderr
+        assert re.search(r"round +0 of 2, waiting", shown.stdout)
+
+        assert swarm.coordinator is not None
+        started = psutil.Process(swarm.coordinator.process.pid).children(recursive=True)
+        assert started, "it runs a network daemon"
+        await swarm.stop_coordinator()
+        assert swarm.coordinator.process.returncode == 0
+        _, alive = psutil.wait_procs(started, timeout=5)
+        assert not alive
+        assert not (home / "api.json").exists()
+        assert "Traceback" not in swarm.coordinator.log.read_text()
+
+        await swarm.start_coordinator()
+        assert swarm.invite == first, "volunteers need no new invite"
+        assert (await swarm.status())["ledger"] == status["ledger"]
+        await swarm.stop_coordinator(signal.SIGTERM)
+        assert swarm.coordinator.process.returncode == 0
+    assert (await asyncio.to_thread(verify_home, home)).verified
+
+
+async def test_a_p2p_port_in_use_is_refused(tmp_path: Path) -> None:
+    run_file = write_run(tmp_path, total=2)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = await asyncio.to_thread(
+            start,
+            run_file,
+            tmp_path / "home",
+            *("--http", "127.0.0.1:0", "--listen", f"/ip4/127.0.0.1/tcp/{port}"),
+        )
+    assert_one_clear_error(done, 4, f"/tcp/{port}")
+    assert "--listen" in done.stderr
+
+
+async def test_json_gives_one_line_for_scripts(tmp_path: Path) -> None:
+    run_file, home = write_run(tmp_path, total=2), tmp_path / "home"
+    process = await asyncio.create_subprocess_exec(
+        *tether.command("coordinator", "start", str(run_file), "--home", str(home), "--json"),
+        *("--http", "127.0.0.1:0", "--listen", "/ip4/127.0.0.1/tcp/0", "--log-json"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=tether.environment(),
+    )
+    assert process.stdout is not None
+    ready = json.loads(await asyncio.wait_for(process.stdout.readline(), 120))
+    assert set(ready) == {"run", "invite", "http", "home"}
+    process.send_signal(signal.SIGINT)
+    rest, events = await asyncio.wait_for(process.communicate(), 30)
+    assert (process.returncode, rest) == (0, b"")
+    lines = [line for line in events.decode().splitlines() if not line.startswith("  ")]
+    assert [json.loads(line)["event"] for line in lines][-1] == "coordinator.stopped"

@@ -1,0 +1,300 @@
+"""``artel demo``: from the command to the checked result, and what happens when it is stopped."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+import pytest
+from ledger_world import World
+
+import artel
+from coordinator import demo, tether
+from coordinator.demo_run import Demo, _checked
+from coordinator.demo_view import LinesView, summary
+from coordinator.plot import loss_plot
+from ledger.store import DATABASE_NAME
+from protocol.content import content_id
+from protocol.errors import UsageError
+from protocol.manifest import parse_config
+
+STATE = b"the final state of a run" * 1000
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "artel", "demo", *arguments]
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """Everything that runs on behalf of a demo: all of it names its folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if any(str(folder) in part for part in process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def wait_until(condition: Callable[[], bool], timeout: float, why: str) -> None:
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, f"{why}: not within {timeout:.0f} s"
+        time.sleep(0.2)
+
+
+# --- arguments ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("nodes", "rounds"), [(1, 1), (3, 6), (3, 12), (16, 1000)])
+def test_the_run_file_is_valid_for_every_size(nodes: int, rounds: int) -> None:
+    config = parse_config(demo.run_text(nodes, rounds).encode(), "RUN.toml")
+    assert (config.rounds.total, config.rounds.min_nodes) == (rounds, nodes)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--nodes", "0"], ["--rounds", "x"], ["--rounds", "-1"], ["--nodes", "17"]]
+)
+def test_numbers_out_of_bounds_are_refused(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        artel.main(["demo", *arguments])
+    assert exit.value.code == 2
+    assert "is not a whole number from" in capsys.readouterr().err
+
+
+def test_a_folder_with_something_in_it_is_never_used(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    with pytest.raises(UsageError, match="is not empty") as error:
+        demo._fresh_folder(tmp_path)
+    assert "--out" in error.value.hint
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_without_a_wish_each_demo_gets_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [demo._fresh_folder(None).name for _ in range(3)]
+    assert names == ["demo-run", "demo-run-2", "demo-run-3"]
+
+
+def test_a_file_in_the_way_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot use"):
+        demo._fresh_folder(tmp_path / "file" / "below")
+
+
+# --- the check at the end -------------------------------------------------------------------------
+
+
+def finished_demo(folder: Path, *, signed_by: int = 3) -> Demo:
+    """What a demo of two rounds leaves behind: four homes with ledgers, and the final states."""
+    world = World(name="demo")
+    batches = world.batches(1)
+    last = world.round(1)[:-1]
+    root = content_id(STATE)
+    last.append(world.agreed(2, nodes=world.members[:signed_by], root=root))
+    for batch in (last[:1], last[1:-1], last[-1:]):
+        batches.append(world.add(*batch))
+    world.batches = lambda rounds: batches  # type: ignore[method-assign]
+    for name in ("coordinator", "node-1", "node-2", "node-3"):
+        (folder / name / "blobs").mkdir(parents=True)
+        world.write(folder / name)
+        (folder / name / "blobs" / root).write_bytes(STATE)
+    return Demo(folder, folder / "RUN.toml", nodes=3, rounds=2)
+
+
+def rows() -> list[dict[str, Any]]:
+    seconds = {"training": 3.0, "revealing": 0.25, "applying": 0.5}
+    return [
+        {"round": 0, "validation": 6.9, "loss": 6.4, "seconds": seconds},
+        {"round": 1, "validation": 6.2, "loss": 5.9, "seconds": seconds},
+        {"round": 2, "validation": 5.6, "loss": None, "seconds": {}},
+    ]
+
+
+def test_a_sound_demo_has_no_problems(tmp_path: Path) -> None:
+    result = _checked(finished_demo(tmp_path), rows(), {"a": 600, "b": 200, "c": 100})
+    assert result.problems == []
+    found = result.to_json()
+    assert found["state_roots_agree"]
+    assert found["ledger"]["verified"]
+    assert sum(row["share"] for row in found["shares"]) == 1
+    assert (found["first_val_loss"], found["final_val_loss"]) == (6.9, 5.6)
+    assert found["bytes_up_per_node_per_round"] == 150
+    assert found["seconds_per_round"]["not_training"] == 0.75
+    assert "agree bit for bit" in summary(result)
+
+
+def test_one_flipped_bit_in_a_nodes_state_is_found(tmp_path: Path) -> None:
+    finished = finished_demo(tmp_path)
+    path = tmp_path / "node-2" / "blobs" / content_id(STATE)
+    path.write_bytes(STATE[:100] + bytes([STATE[100] ^ 1]) + STATE[101:])
+    result = _checked(finished, rows(), {})
+    assert result.problems == ["the final state of node 2 is another one"]
+    assert not result.to_json()["state_roots_agree"]
+    assert "DO NOT AGREE" in summary(result)
+
+
+def test_a_node_without_the_final_state_is_found(tmp_path: Path) -> None:
+    finished = finished_demo(tmp_path)
+    (tmp_path / "node-3" / "blobs" / content_id(STATE)).unlink()
+    result = _checked(finished, rows(), {})
+    assert result.problems == ["node 3 does not hold the final state"]
+    assert not result.state_roots_agree
+
+
+def test_a_missing_signature_under_a_state_is_found(tmp_path: Path) -> None:
+    result = _checked(finished_demo(tmp_path, signed_by=2), rows(), {})
+    assert result.problems == ["1 contributor(s) did not sign state 2"]
+
+
+def test_a_damaged_ledger_is_found(tmp_path: Path) -> None:
+    finished = finished_demo(tmp_path)
+    path = tmp_path / "node-1" / DATABASE_NAME
+    data = bytearray(path.read_bytes())
+    data[-50] ^= 1
+    path.write_bytes(data)
+    result = _checked(finished, rows(), {})
+    assert any("ledger of node-1" in problem for problem in result.problems)
+    assert not result.to_json()["ledger"]["verified"]
+
+
+def test_a_node_with_another_history_is_found(tmp_path: Path) -> None:
+    finished = finished_demo(tmp_path)
+    other = World(name="other")
+    path = tmp_path / "node-1" / DATABASE_NAME
+    path.unlink()
+    (tmp_path / "node-1" / "checkpoint").unlink()
+    other.write(tmp_path / "node-1")
+    result = _checked(finished, rows(), {})
+    assert "node-1 holds another ledger than the coordinator" in result.problems
+
+
+def test_a_loss_that_does_not_fall_is_a_problem(tmp_path: Path) -> None:
+    flat = [row | {"validation": 6.9} for row in rows()]
+    result = _checked(finished_demo(tmp_path), flat, {})
+    assert result.problems == ["the validation loss has not fallen"]
+
+
+def test_too_few_rounds_are_a_problem(tmp_path: Path) -> None:
+    finished = finished_demo(tmp_path)
+    longer = Demo(finished.folder, finished.run_file, finished.nodes, rounds=3)
+    assert _checked(longer, rows(), {}).problems == ["2 of 3 rounds were agreed on"]
+
+
+# --- what it shows --------------------------------------------------------------------------------
+
+
+def test_lines_show_rounds_and_give_a_sign_of_life() -> None:
+    now = [0.0]
+    out = io.StringIO()
+    view = LinesView(out, clock=lambda: now[0])
+    node = {"node": "12D3KooWabcdefgh", "phase": "train\x1bing", "step": 3, "steps": 9, "loss": 5.0}
+    status = {
+        "round": 0,
+        "total": 4,
+        "attempt": 0,
+        "phase": "training",
+        "validation": {"first": None, "last": None},
+        "nodes": [node],
+    }
+    for now[0] in (0.0, 1.0, 4.9, 5.1, 6.0):
+        view.show(status, now[0])
+    status |= {"round": 1, "validation": {"first": None, "last": {"round": 0, "loss": 6.9}}}
+    view.show(status, 7.0)
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 3
+    assert "round 0/4" in lines[0]
+    assert "…abcdefgh train?ing 3/9 loss 5.000" in lines[1]
+    assert "round 1/4   validation loss 6.9000 (state 0)" in lines[2]
+
+
+def test_the_plot_is_a_png(tmp_path: Path) -> None:
+    path = tmp_path / "loss.png"
+    loss_plot(path, "title", [(0, 6.9), (1, 6.2)], [(0, 6.4)])
+    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+# --- real ones ------------------------------------------------------------------------------------
+
+
+def test_a_small_demo_from_end_to_end(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    done = subprocess.run(
+        command("--json", "--nodes=2", "--rounds=2", "--inner-steps=6", "--out", str(out)),
+        capture_output=True,
+        text=True,
+        timeout=220,
+        env=tether.environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["rounds"], found["nodes"], found["problems"]) == (2, 2, [])
+    assert found["state_roots_agree"] is True
+    assert found["ledger"]["verified"] is True
+    assert found["final_val_loss"] < found["first_val_loss"]
+    assert sum(row["share"] for row in found["shares"]) == 1
+    assert [row["share"] for row in found["shares"]] == [0.5, 0.5]
+    assert found["bytes_up_per_node_per_round"] > 100_000
+    assert len(found["sample"]) > 20
+    for name in ("RUN.toml", "loss.png", "coordinator/ledger.sqlite3", "node-2/ledger.sqlite3"):
+        assert (out / name).is_file(), name
+    assert "round 2/2" in done.stderr
+    assert processes_of(out) == []
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Any:
+    """A demo that has begun to start its nodes, and where its words go."""
+    out = tmp_path / "demo"
+    with tempfile.TemporaryFile("w+") as words:
+        process = subprocess.Popen(
+            command("--nodes", "2", "--out", str(out)),
+            stdout=words,
+            stderr=subprocess.STDOUT,
+            env=tether.environment(),
+        )
+        log = out / "node-2" / "console.log"
+        try:
+            wait_until(lambda: log.exists() and log.stat().st_size > 0, 150, "node 2 starts")
+            assert len(processes_of(out)) >= 4
+            yield process, words, out
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_ctrl_c_ends_everything_with_one_line(
+    started: tuple[subprocess.Popen[str], IO[str], Path],
+) -> None:
+    process, words, out = started
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    words.seek(0)
+    text = words.read()
+    assert f"interrupted; everything is stopped, {out}" in text.splitlines()[-1]
+    assert "Traceback" not in text
+    assert processes_of(out) == []
+
+
+def test_a_killed_demo_leaves_no_process_behind(
+    started: tuple[subprocess.Popen[str], IO[str], Path],
+) -> None:
+    process, _, out = started
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    wait_until(lambda: not processes_of(out), 60, "all processes of the demo are gone")

@@ -1,0 +1,184 @@
+"""What the network survives, with real processes: late joins, kills, restarts, dead trainers."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from coordinator.swarm import LocalSwarm
+from ledger import entries
+from ledger.verify import verify_home
+from node import status as node_status
+from protocol import content, identity
+from swarm_world import ledger_of, node_named, write_run
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def peer_of(swarm: LocalSwarm, number: int) -> str:
+    """Peer id of a node; "" before the node has made its key."""
+    key = swarm.home_of(number) / "node.key"
+    return identity.load(key).peer_id if key.exists() else ""
+
+
+def round_at_least(number: int) -> Callable[[dict[str, Any]], bool]:
+    return lambda status: status["round"] >= number
+
+
+def assert_no_traceback(swarm: LocalSwarm) -> None:
+    for member in swarm.members:
+        assert "Traceback" not in member.log.read_text(), f"{member.log} shows a traceback"
+
+
+def members_by_round(decoded: list[entries.Entry]) -> dict[int, tuple[str, ...]]:
+    opened = (e.body for e in decoded if isinstance(e.body, entries.RoundOpened))
+    return {body.round: body.members for body in opened}
+
+
+async def test_a_late_joiner_catches_up_and_a_leaver_keeps_its_credit(tmp_path: Path) -> None:
+    async with LocalSwarm(tmp_path, write_run(tmp_path, total=12)) as swarm:
+        await swarm.start(nodes=2)
+        await swarm.wait_for(round_at_least(2), 90, "two rounds")
+        late = await swarm.add_node()
+        name = [1, 2, late]
+
+        def joined(status: dict[str, Any]) -> bool:
+            row = node_named(status, peer_of(swarm, late))
+            return row is not None and row["credit"] > 0
+
+        status = await swarm.wait_for(joined, 90, "the late joiner has credit")
+        swarm.interrupt_node(1)
+        assert await swarm.left(1) == 0
+        await swarm.wait_finished(120)
+        assert_no_traceback(swarm)
+
+        decoded, fold = ledger_of(tmp_path / "coordinator")
+        members = members_by_round(decoded)
+        assert peer_of(swarm, late) not in members[0]
+        assert peer_of(swarm, late) in members[status["round"]]
+        assert peer_of(swarm, 1) not in members[11]
+        # Left in the middle of the run: every round that it was a member of was credited.
+        rounds_of_1 = sum(peer_of(swarm, 1) in peers for peers in members.values())
+        assert fold.node_credit[peer_of(swarm, 1)] == rounds_of_1 * fold.tokens
+        # Both that stayed hold the final state, bit for bit; so does the coordinator's copy.
+        for home in (swarm.home_of(2), swarm.home_of(late), tmp_path / "coordinator"):
+            final = home / "blobs" / fold.states[-1]
+            assert content.file_content_id(final) == fold.states[-1]
+        for number in name[1:]:
+            assert verify_home(swarm.home_of(number)).verified
+
+
+async def test_a_node_killed_in_the_middle_of_a_round_does_not_stop_the_others(
+    tmp_path: Path,
+) -> None:
+    async with LocalSwarm(tmp_path, write_run(tmp_path, total=8, inner_steps=300)) as swarm:
+        await swarm.start(nodes=3)
+        victim = 3
+
+        def training(status: dict[str, Any]) -> bool:
+            row = node_named(status, peer_of(swarm, victim))
+            return status["phase"] == "training" and row is not None and row["member"]
+
+        await swarm.wait_for(round_at_least(1), 90, "one round")
+        status = await swarm.wait_for(training, 60, "the victim is training")
+        await swarm.kill_node(victim)
+        await swarm.wait_for(round_at_least(status["round"] + 2), 60, "two more rounds")
+        await swarm.wait_finished(120)
+        assert_no_traceback(swarm)
+        decoded, fold = ledger_of(tmp_path / "coordinator")
+        assert len(fold.states) == 9
+        reasons = {
+            item.reason
+            for entry in decoded
+            if isinstance(entry.body, entries.RoundClosed)
+            for item in entry.body.rejected
+            if item.node == peer_of(swarm, victim)
+        }
+        assert reasons <= {"disconnected", "late", "missing_reveal"}
+        assert verify_home(tmp_path / "coordinator").verified
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+async def test_a_restarted_coordinator_goes_on_and_nodes_reconnect(
+    tmp_path: Path, how: signal.Signals
+) -> None:
+    async with LocalSwarm(tmp_path, write_run(tmp_path, total=8, inner_steps=300)) as swarm:
+        await swarm.start(nodes=2)
+        before = await swarm.wait_for(round_at_least(2), 90, "two rounds")
+        await swarm.stop_coordinator(how)
+        old, _ = ledger_of(tmp_path / "coordinator")
+        await swarm.start_coordinator()
+        await swarm.wait_finished(150)
+        assert_no_traceback(swarm)
+        decoded, fold = ledger_of(tmp_path / "coordinator")
+        assert [entry.id for entry in decoded[: len(old)]] == [entry.id for entry in old]
+        assert len(fold.states) == 9
+        assert len(old) > 4 * before["round"]
+        assert not fold.ignored
+        for number in (1, 2):
+            theirs, _ = ledger_of(swarm.home_of(number))
+            assert [e.id for e in theirs] == [e.id for e in decoded[: len(theirs)]]
+            assert len(theirs) >= len(old)
+
+
+async def test_a_dead_trainer_is_started_again_and_the_round_is_met(tmp_path: Path) -> None:
+    run = write_run(tmp_path, total=5, inner_steps=600, deadline_s=120)
+    async with LocalSwarm(tmp_path, run) as swarm:
+        await swarm.start(nodes=2)
+        await swarm.wait_for(round_at_least(1), 90, "one round")
+        while (now := node_status.read(swarm.home_of(1)))["phase"] != "training":
+            await asyncio.sleep(0.05)
+        daemon = psutil.Process(swarm.nodes[1].process.pid)
+        trainer = next(p for p in daemon.children() if "node.trainer" in p.cmdline())
+        trainer.kill()
+        await swarm.wait_for(round_at_least(now["state_round"] + 2), 90, "two more rounds")
+        log = (swarm.home_of(1) / "node.log").read_text()
+        assert "trainer.died" in log
+        assert "trainer.restarted" in log
+        assert swarm.nodes[1].running
+        await swarm.wait_finished(120)
+        assert_no_traceback(swarm)
+        _, fold = ledger_of(tmp_path / "coordinator")
+        assert peer_of(swarm, 1) not in fold.rejected
+
+
+async def test_a_round_that_a_dead_trainer_cannot_meet_is_handed_back(tmp_path: Path) -> None:
+    run = write_run(tmp_path, total=4, inner_steps=1500, deadline_s=14, min_nodes=2)
+    async with LocalSwarm(tmp_path, run) as swarm:
+        await swarm.start(nodes=3)
+        await swarm.wait_for(round_at_least(1), 120, "one round")
+        while (now := node_status.read(swarm.home_of(1)))["step"] < 300 or (
+            now["phase"] != "training"
+        ):
+            await asyncio.sleep(0.05)
+        daemon = psutil.Process(swarm.nodes[1].process.pid)
+        next(p for p in daemon.children() if "node.trainer" in p.cmdline()).kill()
+        await swarm.wait_for(round_at_least(now["state_round"] + 1), 60, "the others finish")
+        _, fold = ledger_of(tmp_path / "coordinator")
+        reasons = fold.rejected[peer_of(swarm, 1)]
+        assert set(reasons) <= {"handed_back", "late"}
+        assert swarm.nodes[1].running
+
+
+async def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
+    run = write_run(tmp_path, total=3, inner_steps=800, min_nodes=1, deadline_s=300)
+    async with LocalSwarm(tmp_path, run) as swarm:
+        await swarm.start(nodes=1)
+        await swarm.wait_for(lambda s: s["phase"] == "training", 60, "training")
+        swarm.interrupt_node(1)
+        log = swarm.nodes[1].log
+        while "press Ctrl-C again" not in log.read_text():
+            await asyncio.sleep(0.05)
+        swarm.interrupt_node(1)
+        assert await swarm.left(1, timeout=20) == 130
+        assert "left at once" in log.read_text()
+        assert_no_traceback(swarm)
+        assert not psutil.Process().children(recursive=True) or all(
+            "node.trainer" not in p.cmdline() for p in psutil.Process().children(recursive=True)
+        )

@@ -1,0 +1,342 @@
+"""The coordinator's API and page, on a real ledger of a small run."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+from ledger_world import BATCH_SIZE, INNER_STEPS, SEQ_LEN, TOKENS, World, digest
+
+from coordinator.metrics import Metrics
+from coordinator.sequencer import Sequencer
+from coordinator.service import Coordinator, Peer
+from coordinator.web import MAX_ENTRIES, RunPage
+from ledger import entries
+from ledger.checkpoint import open_checkpoint, origin_of
+from ledger.store import DATABASE_NAME, LedgerStore
+from protocol import merkle
+from protocol.blobs import BlobStore
+from protocol.manifest import (
+    DataFacts,
+    Manifest,
+    ModelFacts,
+    SplitFacts,
+    TokenizerFacts,
+    parse_config,
+    run_id,
+    sign,
+)
+from protocol.messages import Report
+from protocol.network import Host
+from protocol.state import Layout
+
+LAYOUT = Layout.of([("weight", (4, 4))])
+NASTY = '"><script>alert(1)</script>'
+INVITE = "artel1.aW52aXRl.01234567"
+
+RUN = f"""
+[run]
+name = "web-test"
+description = '{NASTY} & friends'
+[model]
+type = "llama"
+[model.config]
+hidden_size = 16
+[tokenizer]
+kind = "bytes"
+[data]
+sources = [{{ kind = "stdlib" }}]
+seq_len = {SEQ_LEN}
+[optimizer]
+batch_size = {BATCH_SIZE}
+warmup_steps = 2
+[rounds]
+total = 5
+inner_steps = {INNER_STEPS}
+min_nodes = 3
+"""
+
+
+def published(world: World) -> Manifest:
+    """A whole manifest for the world's keys; makes it the genesis of the world's ledger."""
+    split = SplitFacts(index=digest("index"), root=digest("shards"), shards=1, tokens=10_000)
+    manifest = Manifest(
+        config=parse_config(RUN.encode(), "RUN.toml"),
+        organiser=world.organiser.key,
+        coordinators=(world.coordinator.key,),
+        tokenizer=TokenizerFacts(id="", vocab_size=257),
+        data=DataFacts(train=split, validation=split, dtype="uint16"),
+        model=ModelFacts(layout=LAYOUT.digest, parameters=LAYOUT.parameters),
+        initial_state=digest("state 0"),
+    )
+    world.genesis = sign(manifest, world.organiser)
+    world.run = run_id(world.genesis.payload)
+    return manifest
+
+
+@pytest.fixture
+def world() -> World:
+    return World(name="web")
+
+
+@pytest.fixture
+async def core(world: World, tmp_path: Path) -> AsyncIterator[Coordinator]:
+    """A coordinator in its second round of five, the first one with a late node."""
+    manifest = published(world)
+    with LedgerStore.open(tmp_path / DATABASE_NAME, create=True) as store:
+        sequencer = Sequencer(store, world.coordinator, world.run)
+        await sequencer.append(world.genesis)
+        await sequencer.append(*world.introductions())
+        first, second, late = world.members
+        await sequencer.append(
+            world.opened(0),
+            world.committed(0, members=[first, second]),
+            world.contribution(first, 0),
+            world.contribution(second, 0),
+            world.closed(0, accepted=sorted([first, second], key=lambda m: m.peer_id),
+                         rejected={late.peer_id: "late"}),
+            world.agreed(1, nodes=[first, second]),
+        )  # fmt: skip
+        yield Coordinator(
+            manifest=manifest,
+            run=world.run,
+            layout=LAYOUT,
+            identity=world.coordinator,
+            host=cast(Host, None),  # the web side never touches the network
+            sequencer=sequencer,
+            blobs=BlobStore(tmp_path / "blobs"),
+            metrics=numbers(tmp_path, late.peer_id),
+            clock=lambda: 100.0,
+        )
+
+
+def numbers(folder: Path, late: str) -> Metrics:
+    metrics = Metrics(folder / "metrics.jsonl")
+    first = metrics.of(0)
+    first.members, first.accepted, first.rejected = 3, 2, {late: "late"}
+    first.loss, first.validation = 6.1, 6.9
+    first.seconds = {"training": 8.0, "revealing": 0.25, "applying": 0.5}
+    metrics.of(1).validation = 5.75
+    return metrics
+
+
+@pytest.fixture
+async def client(core: Coordinator) -> AsyncIterator[TestClient[web.Request, web.Application]]:
+    async with TestClient(TestServer(RunPage(core, INVITE).application())) as client:
+        yield client
+
+
+Client = TestClient[web.Request, web.Application]
+
+
+async def get(client: Client, path: str, status: int = 200) -> dict[str, Any]:
+    reply = await client.get(path)
+    assert reply.status == status, await reply.text()
+    value = await reply.json()
+    assert isinstance(value, dict)
+    return value
+
+
+def connect(core: Coordinator, peer: str, phase: str = "training") -> None:
+    report = Report(
+        state_round=1,
+        state_root=digest("state 1"),
+        phase=phase,
+        round=1,
+        step=3,
+        steps=4,
+        loss=5.5,
+        tokens_per_second=1234.5,
+        bytes_up=5_000_000,
+        bytes_down=9_000,
+    )
+    core.peers[peer] = Peer(report, ["/ip4/10.0.0.9/tcp/1"], heard=98.5)
+
+
+async def test_the_run_is_described_by_its_whole_manifest(
+    client: Client, core: Coordinator, world: World
+) -> None:
+    run = await get(client, "/api/v1/run")
+    assert run["run"] == world.run
+    assert run["organiser"] == world.organiser.key
+    assert run["invite"] == INVITE
+    assert run["tokens_per_node_and_round"] == TOKENS
+    # Whoever reads it here can compute the run id again.
+    assert Manifest.model_validate_json(json.dumps(run["manifest"])) == core.manifest
+
+
+async def test_the_status_shows_round_nodes_and_ledger(
+    client: Client, core: Coordinator, world: World
+) -> None:
+    connect(core, world.members[0].peer_id)
+    status = await get(client, "/api/v1/status")
+    assert (status["phase"], status["round"], status["total"]) == ("waiting", 1, 5)
+    assert status["waiting_for"] == 3
+    assert status["state_root"] == digest("state 1")
+    assert status["ledger"]["size"] == core.ledger.store.size
+    assert status["ledger"]["root"] == core.ledger.store.root.hex()
+    assert status["validation"] == {
+        "first": {"round": 0, "loss": 6.9},
+        "last": {"round": 1, "loss": 5.75},
+    }
+    assert status["last_round"]["overhead_s"] == 0.75
+    assert status["last_round"]["rejected"] == {world.members[2].peer_id: "late"}
+    (node,) = status["nodes"]
+    assert node["account"] == world.owners[0].key
+    assert (node["step"], node["steps"], node["heard_s"]) == (3, 4, 1.5)
+    assert (node["bytes_up"], node["credit"]) == (5_000_000, TOKENS)
+
+
+async def test_shares_add_up_to_exactly_one_and_name_their_checkpoint(
+    client: Client, core: Coordinator, world: World
+) -> None:
+    table = await get(client, "/api/v1/shares")
+    assert sum(row["share"] for row in table["shares"]) == 1
+    assert {row["account"] for row in table["shares"]} == {o.key for o in world.owners[:2]}
+    assert table["as_of"] == core.ledger.store.size
+    assert "not final" in table["label"]
+
+
+async def test_rounds_are_limited_to_the_newest(client: Client) -> None:
+    both = await get(client, "/api/v1/rounds")
+    assert [row["round"] for row in both["rounds"]] == [0, 1]
+    newest = await get(client, "/api/v1/rounds?last=1")
+    assert [row["round"] for row in newest["rounds"]] == [1]
+
+
+async def test_a_stranger_can_check_the_ledger_with_what_the_api_serves(
+    client: Client, world: World
+) -> None:
+    note = await client.get("/api/v1/ledger/checkpoint")
+    assert note.content_type == "text/plain"
+    head = open_checkpoint(await note.text(), origin_of(world.run), [world.coordinator.key])
+    leaves: list[bytes] = []
+    while len(leaves) < head.size:
+        page = await get(client, f"/api/v1/ledger/entries?start={len(leaves)}&count=4")
+        assert 1 <= len(page["entries"]) <= 4
+        leaves += [base64.b64decode(entry["leaf"]) for entry in page["entries"]]
+    assert merkle.root(map(merkle.leaf_hash, leaves)) == head.root
+
+
+async def test_an_entry_says_what_its_leaf_says(client: Client, world: World) -> None:
+    page = await get(client, "/api/v1/ledger/entries?start=1&count=1")
+    (entry,) = page["entries"]
+    decoded = entries.decode(base64.b64decode(entry["leaf"]))
+    assert (entry["index"], entry["id"], entry["kind"]) == (1, decoded.id, "account")
+    assert entry["body"] == decoded.body.to_dict()
+
+
+async def test_entries_behind_the_end_are_none(client: Client, core: Coordinator) -> None:
+    size = core.ledger.store.size
+    page = await get(client, f"/api/v1/ledger/entries?start={size}")
+    assert (page["size"], page["entries"]) == (size, [])
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/v1/rounds?last=0",
+        "/api/v1/rounds?last=1001",
+        "/api/v1/rounds?last=-1",
+        "/api/v1/rounds?last=",
+        "/api/v1/rounds?last=1&last=2",
+        "/api/v1/rounds?last=%D9%A1",
+        "/api/v1/rounds?last=1e3",
+        f"/api/v1/ledger/entries?count={MAX_ENTRIES + 1}",
+        "/api/v1/ledger/entries?count=0",
+        "/api/v1/ledger/entries?start=99999999999999999999",
+        "/api/v1/ledger/entries?start=%00",
+    ],
+)
+async def test_numbers_out_of_bounds_are_refused(client: Client, path: str) -> None:
+    error = await get(client, path, 400)
+    assert "is not a whole number" in error["error"]
+    assert error["hint"]
+
+
+@pytest.mark.parametrize("path", ["/api/v1/nothing", "/api", "/../etc/passwd", "/%2e%2e/x"])
+async def test_unknown_paths_are_not_found(client: Client, path: str) -> None:
+    assert "nothing here" in (await get(client, path, 404))["error"]
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
+async def test_only_reading_is_possible(client: Client, method: str) -> None:
+    reply = await client.request(method, "/api/v1/status", data=b"x" * 10_000)
+    assert reply.status == 405
+    assert reply.headers["Allow"] == "GET, HEAD"
+    assert (await reply.json())["hint"] == "use GET"
+
+
+async def test_a_defect_is_told_to_the_operator_and_not_to_the_visitor(
+    client: Client, core: Coordinator, caplog: pytest.LogCaptureFixture
+) -> None:
+    core.metrics = cast(Metrics, None)
+    error = await get(client, "/api/v1/rounds", 500)
+    assert error == {"error": "this page is broken", "hint": "tell the organiser"}
+    assert "AttributeError" in caplog.text
+
+
+async def test_the_page_shows_what_the_api_says(
+    client: Client, core: Coordinator, world: World
+) -> None:
+    connect(core, world.members[0].peer_id)
+    text = await (await client.get("/")).text()
+    for shown in ("web-test", "5.750", "1,234", "5.00 MB", INVITE, "waiting for 3 more nodes"):
+        assert shown in text, shown
+    assert f"as of checkpoint {core.ledger.store.size}" in text
+    assert "not witnessed yet" in text
+    assert world.members[2].peer_id[-8:] in text
+    assert "came after the round&#x27;s commitments were closed" in text
+    assert text.count("50.000 %") == 2
+
+
+async def test_nothing_that_a_peer_or_organiser_writes_becomes_markup(
+    client: Client, core: Coordinator, world: World
+) -> None:
+    connect(core, world.members[0].peer_id, phase="<img/src=x onerror=1"[:20])
+    core.metrics.of(0).rejected = {NASTY: NASTY}
+    text = await (await client.get("/")).text()
+    assert "<script" not in text
+    assert "<img" not in text
+    assert html.escape(NASTY) in text
+    assert "&lt;img/src=x" in text
+
+
+async def test_the_page_may_load_and_run_nothing(client: Client) -> None:
+    for path in ("/", "/api/v1/status", "/nothing"):
+        reply = await client.get(path)
+        policy = reply.headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy
+        assert "script-src" not in policy
+        assert reply.headers["X-Content-Type-Options"] == "nosniff"
+    text = await (await client.get("/")).text()
+    style = re.search("<style>(.*?)</style>", text, re.DOTALL)
+    assert style is not None
+    allowed = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
+    policy = (await client.get("/")).headers["Content-Security-Policy"]
+    assert f"style-src 'sha256-{allowed}'" in policy
+    # The policy would not apply any other style.
+    assert " style=" not in text
+
+
+async def test_a_run_without_nodes_rounds_or_losses_has_a_page(
+    client: Client, core: Coordinator, tmp_path: Path
+) -> None:
+    core.metrics = Metrics(tmp_path / "none.jsonl")
+    text = await (await client.get("/")).text()
+    for shown in ("no node is connected", "no round has been opened", "nothing has been evaluated"):
+        assert shown in text
+
+
+async def test_health_is_plain_text(client: Client) -> None:
+    reply = await client.get("/healthz")
+    assert (reply.status, await reply.text()) == (200, "ok\n")
