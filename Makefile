@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
-PACKAGES := protocol ledger coordinator node artel.py
 
 .PHONY: demo test test-slow lint check clean format
 
@@ -15,7 +14,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 ## demo: three nodes and a coordinator train a small language model on this machine
 demo: $(STAMP)
-	$(BIN)/artel demo --out demo-run
+	$(BIN)/artel demo
 
 ## test: the fast suite (real processes, real sockets; a few minutes)
 test: $(STAMP)
@@ -38,4 +37,4 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) demo-run build *.egg-info
+	rm -rf $(VENV) demo-run* build *.egg-info

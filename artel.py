@@ -21,6 +21,9 @@ GROUPS = {
     "ledger": ("ledger.commands", "see and check who contributed what"),
 }
 
+DAEMONS = ("node", "coordinator")
+"""Groups whose commands take --verbose themselves, to log more."""
+
 HELP = """\
 usage: artel GROUP ...
 
@@ -48,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbose = "--verbose" in arguments
-    if verbose:
+    if verbose and arguments[0] not in DAEMONS:
         arguments.remove("--verbose")
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         width = max(map(len, GROUPS))

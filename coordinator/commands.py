@@ -83,7 +83,6 @@ def _parser() -> argparse.ArgumentParser:
         "/dns4/run.example.org/tcp/4200",
     )
     start.add_argument("--json", action="store_true", help="print one JSON object when ready")
-    start.add_argument("--verbose", action="store_true", help="show every event")
     start.add_argument("--log-json", action="store_true", help="events as JSON lines")
 
     status = commands.add_parser(
@@ -97,6 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--url", metavar="URL", help=f"of its page (default: http://{DEFAULT_HTTP})")
     where.add_argument("--home", type=Path, metavar="DIR", help="its home, when on this machine")
     status.add_argument("--json", action="store_true", help="print the API's answer")
+    for command in (start, status):
+        command.add_argument("--verbose", action="store_true", help="log more, show tracebacks")
     return parser
 
 

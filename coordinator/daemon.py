@@ -16,10 +16,10 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -30,10 +30,11 @@ from coordinator.sequencer import Sequencer
 from ledger.store import DATABASE_NAME, LedgerStore
 from protocol import dsse
 from protocol.blobs import BlobStore, disk_error
-from protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ArtelError, ResourceError
+from protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ResourceError
 from protocol.events import configure, emit
 from protocol.identity import HomeLock, load_or_create
 from protocol.invite import Invite
+from protocol.tasks import together, within
 
 if TYPE_CHECKING:
     from coordinator.service import Coordinator
@@ -132,28 +133,9 @@ async def _stoppable(stop: asyncio.Event) -> AsyncIterator[None]:
 async def _prepared_and_imported(options: Options) -> Published:
     """Prepare the run in a child, and load the network (about 3 s) here at the same time."""
     imported = asyncio.to_thread(importlib.import_module, "coordinator.service")
-    published, _ = await _gathered(prepare_in_child(options.run_file, options.home), imported)
+    published, _ = await together((prepare_in_child(options.run_file, options.home), imported))
     assert isinstance(published, Published)
     return published
-
-
-async def _gathered(*work: Coroutine[Any, Any, Any]) -> list[Any]:
-    """Results of coroutines that run together; the first error as itself, the others cancelled."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one) for one in work]
-    except BaseExceptionGroup as errors:
-        raise _first(errors) from None
-    return [task.result() for task in tasks]
-
-
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error to show: the first of ours, else the first of all."""
-    ours = errors.subgroup(ArtelError)
-    found: BaseException = ours or errors
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    return found
 
 
 @contextlib.asynccontextmanager
@@ -191,7 +173,7 @@ async def _opened(options: Options, published: Published) -> AsyncIterator[Coord
 async def _close(host: Host) -> None:
     """Close the network; a daemon that does not end in time is killed."""
     try:
-        await asyncio.wait_for(host.close(), CLOSE_TIMEOUT_S)
+        await within(host.close(), CLOSE_TIMEOUT_S)
     except TimeoutError:
         for child in psutil.Process().children():
             child.kill()
@@ -217,11 +199,8 @@ async def _run(core: Coordinator, options: Options, http: socket.socket, began: 
         _publish_home(options.home, url, invite)
         _greet(core, options, url, invite)
         emit(log, "coordinator.ready", run=core.run[:12], seconds=time.monotonic() - began)
-        await _gathered(
-            core.drive(),
-            Upkeep(core, _public(url, options.http_host)).run(),
-            core.host.watch(),
-        )
+        upkeep = Upkeep(core, _public(url, options.http_host))
+        await together((core.drive(), upkeep.run(), core.host.watch()))
 
 
 def _bind(host: str, port: int) -> socket.socket:

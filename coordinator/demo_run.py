@@ -26,7 +26,7 @@ from protocol.identity import public_of
 STALL_S = 300.0
 """Without any change of round, phase or step the demo gives up."""
 SAMPLE_TIMEOUT_S = 120.0
-PROMPT, SAMPLE_TOKENS = "def ", 120
+PROMPT, SAMPLE_TOKENS, TEMPERATURE = "def __init__(self", 120, 0.7
 
 
 class View(Protocol):
@@ -306,7 +306,7 @@ async def _finish(result: Result) -> None:
 async def _sample(home: Path) -> str:
     """Text of the trained model, from a process of its own since it needs torch."""
     command = ("node", "sample", "--home", str(home), "--prompt", PROMPT)
-    options = ("--tokens", str(SAMPLE_TOKENS), "--seed", "1")
+    options = (f"--tokens={SAMPLE_TOKENS}", f"--temperature={TEMPERATURE}", "--seed=1")
     process = await asyncio.create_subprocess_exec(
         *tether.command(*command, *options),
         stdin=asyncio.subprocess.DEVNULL,
@@ -322,4 +322,4 @@ async def _sample(home: Path) -> str:
         raise Unreachable(f"the model wrote nothing in {SAMPLE_TIMEOUT_S:.0f} s") from None
     if process.returncode:
         raise CheckFailed(f"the model could not write: {errors.decode(errors='replace')[-500:]}")
-    return output.decode("utf-8", "replace").rstrip("\n")
+    return PROMPT + output.decode("utf-8", "replace").rstrip("\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -14,7 +14,7 @@ from rich.text import Text
 from coordinator.demo_run import Result
 from coordinator.swarm import Status
 from ledger.shares import shares
-from ledger.text import printable, short_key, short_peer
+from ledger.text import plural, printable, short_key, short_peer
 
 LINE_EVERY_S = 5.0
 SAID_LINES = 4
@@ -46,7 +46,9 @@ class LinesView:
             self._round = status["round"]
             self.say(f"round {_progress(status)}{_loss(status)}")
         elif self._clock() - self._shown >= LINE_EVERY_S:
-            self.say(f"  {status['phase']}{_nodes(status)}")
+            missing = status.get("waiting_for", 0)
+            still = f" for {plural(missing, 'more node')}" if missing else ""
+            self.say(f"  {status['phase']}{still}{_nodes(status)}")
 
 
 class TableView:
@@ -55,6 +57,7 @@ class TableView:
     def __init__(self, out: TextIO) -> None:
         self._said: list[str] = []
         self._table: Table | None = None
+        self._nodes: dict[str, dict[str, Any]] = {}  # as last heard; they leave before the end
         self._title = Text("")
         self._live = Live(console=Console(file=out), auto_refresh=False, transient=False)
 
@@ -77,16 +80,20 @@ class TableView:
             f"ledger {status['ledger']['size']:,} entries   {seconds:.0f} s",
             style="bold",
         )
-        table = Table(box=None, padding=(0, 2), header_style="dim")
-        table.add_column("node")
+        table = Table(box=None, padding=(0, 1), header_style="dim")
+        table.add_column("node", no_wrap=True)
         table.add_column("doing")
         for title in ("step", "loss", "tokens/s", "sent", "received", "credit"):
             table.add_column(title, justify="right")
-        for node in status["nodes"]:
+        present = {node["node"]: node for node in status["nodes"]}
+        self._nodes |= present
+        gone = "finished" if status["phase"] == "finished" else "gone"
+        for name, node in self._nodes.items():
+            phase = node["phase"] if name in present else gone
             loss = "–" if node["loss"] is None else f"{node['loss']:.3f}"
             table.add_row(
-                short_peer(node["node"]),
-                Text(printable(node["phase"])),
+                short_peer(name),
+                Text(printable(phase)),
                 f"{node['step']}/{node['steps']}" if node["steps"] else "–",
                 loss,
                 f"{node['tokens_per_second']:,.0f}",

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 
 from coordinator import intake
@@ -14,6 +14,7 @@ from coordinator.service import Coordinator, Peer
 from ledger import entries
 from ledger.replica import serve_ledger
 from protocol import messages, rounds, transfer, wire
+from protocol.duties import Duty, directive
 from protocol.errors import CheckFailed, DecodeError
 from protocol.events import emit
 from protocol.identity import public_of
@@ -23,6 +24,8 @@ from protocol.rounds import Phase
 log = logging.getLogger("artel.coordinator")
 
 PUTS_PER_ATTEMPT = 3
+ADDRESSES_TOLD = 4
+"""Addresses of each other node in a directive."""
 ADMISSIONS_PER_MINUTE = 60
 """New nodes; each costs two ledger entries, and whoever makes keys could make millions."""
 
@@ -32,7 +35,9 @@ class Desk:
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._core = coordinator
-        self._puts: dict[tuple[str, int, int], int] = {}  # offers by node, round and attempt
+        self._attempt = (-1, -1)  # the round and attempt that the next two are about
+        self._puts: Counter[str] = Counter()  # offers by node
+        self._unclaimed: set[str] = set()  # content put that no counted contribution names
         self._admissions: deque[float] = deque(maxlen=ADMISSIONS_PER_MINUTE)
 
     async def open(self) -> None:
@@ -148,11 +153,11 @@ class Desk:
             known.version += 1
         return known.version
 
-    def _duty(self, peer: str) -> rounds.Duty:
+    def _duty(self, peer: str) -> Duty:
         core = self._core
-        duty = rounds.directive(core.rules, core.state, peer, core.clock())
+        duty = directive(core.rules, core.state, peer, core.clock())
         if duty.task == "stop" and not core.released:
-            return rounds.Duty("wait", "the final state is being copied", duty.root)
+            return Duty("wait", "the final state is being copied", duty.root)
         return duty
 
     def _directive(self, peer: str, known: Peer) -> messages.Directive:
@@ -170,8 +175,21 @@ class Desk:
             ledger_size=core.ledger.store.size,
             reason=duty.reason[:300],
             evaluate=everyone or peer == evaluator(core.run, core.state.round, core.state.members),
-            peers={name: other.addresses for name, other in list(core.peers.items())[:64]},
+            peers=self._neighbours(),
         )
+
+    def _neighbours(self) -> dict[str, list[str]]:
+        """Where nodes are, as many as fit; members of the round first. The DHT knows the others."""
+        core = self._core
+        room = messages.Directive.LIMIT - 4 * messages.KIB
+        found: dict[str, list[str]] = {}
+        for name in sorted(core.peers, key=lambda name: name not in core.state.members)[:64]:
+            addresses = core.peers[name].addresses[:ADDRESSES_TOLD]
+            room -= len(name) + 4 + sum(len(address) + 3 for address in addresses)
+            if room < 0:
+                break
+            found[name] = addresses
+        return found
 
     def _note_validation(self, validation: messages.Validation) -> None:
         """Keep the first report for a state; it is a number for people, not a fact."""
@@ -189,6 +207,7 @@ class Desk:
         state = core.state
         if peer in state.revealed:
             return  # the first reply got lost
+        self._expected(peer)
         expected = intake.Expected(
             core.run,
             state.round,
@@ -203,6 +222,8 @@ class Desk:
         )
         event = rounds.Revealed(core.clock(), peer, state.round, state.attempt, shown.fault)
         await core.feed(event, shown.envelope)
+        if shown.body is not None:
+            self._unclaimed.discard(shown.body.blob)
         if shown.fault:
             emit(
                 log,
@@ -232,8 +253,7 @@ class Desk:
         if not isinstance(request, messages.Put):
             return await transfer.serve_content(core.blobs, request, stream)
         state = core.state
-        if state.phase is not Phase.REVEALING or peer not in state.commitments:
-            raise wire.Refused("nothing is expected from this node now", code="too_early")
+        self._expected(peer)
         if request.size > core.max_blob:
             await core.feed(
                 rounds.Revealed(core.clock(), peer, state.round, state.attempt, rounds.TOO_LARGE)
@@ -242,15 +262,27 @@ class Desk:
                 f"a contribution of {request.size} bytes, at most {core.max_blob} allowed",
                 code=rounds.TOO_LARGE,
             )
-        offer = (peer, state.round, state.attempt)
-        self._puts = {key: n for key, n in self._puts.items() if key[1:] == offer[1:]}
-        self._puts[offer] = self._puts.get(offer, 0) + 1
-        if self._puts[offer] > PUTS_PER_ATTEMPT:
+        if self._attempt != (state.round, state.attempt):
+            self._attempt = (state.round, state.attempt)
+            self._puts.clear()
+            while self._unclaimed:
+                core.blobs.drop(self._unclaimed.pop())
+        self._puts[peer] += 1
+        if self._puts[peer] > PUTS_PER_ATTEMPT:
             raise wire.Refused("too many tries in this round", code="too_many")
         if core.blobs.has(request.id):
             raise wire.Refused("this content is here already", code="present")
         await transfer.receive(core.blobs, request, stream)
+        self._unclaimed.add(request.id)
         return messages.Ok()
+
+    def _expected(self, peer: str) -> None:
+        """Refuse what cannot count, before any work is done for it."""
+        state = self._core.state
+        if peer in state.rejected:
+            raise wire.Refused("this node is out of the round", code=state.rejected[peer])
+        if state.phase is not Phase.REVEALING or peer not in state.commitments:
+            raise wire.Refused("nothing is expected from this node now", code="too_early")
 
     async def _ledger(
         self, peer: str, request: messages.Message, stream: wire.Stream

@@ -20,7 +20,7 @@ from coordinator.metrics import Metrics
 from coordinator.sequencer import Sequencer
 from ledger import entries
 from protocol import assignment, messages, pseudogradient, rounds, wire
-from protocol.blobs import BlobStore
+from protocol.blobs import BlobStore, disk_error
 from protocol.codec import codec
 from protocol.dsse import Envelope
 from protocol.errors import ArtelError
@@ -28,7 +28,7 @@ from protocol.events import emit
 from protocol.identity import Identity
 from protocol.manifest import Manifest
 from protocol.network import Host, short
-from protocol.rounds import Phase, RunState
+from protocol.rounds import Phase, Presence, RunState
 from protocol.state import Layout
 
 log = logging.getLogger("artel.coordinator")
@@ -109,6 +109,9 @@ class Coordinator:
                 members=tuple(sorted(attempt.accounts)),
                 commitments=dict(attempt.commitments),
                 revealed=frozenset(attempt.accepted),
+                # They are awaited, as if all had just been heard of: without anybody to wait for
+                # the attempt would fail at the first tick, before their next heartbeats.
+                peers={peer: Presence(state.since, "") for peer in attempt.accepted},
             )
         return replace(state, attempt=attempt.attempt + 1)
 
@@ -146,21 +149,32 @@ class Coordinator:
                 raise wire.Refused(actions[0].reason, code=actions[0].code)
             try:
                 if statement is not None and isinstance(event, rounds.Revealed):
-                    await self.ledger.append(statement)
-                    self._shown[event.peer] = statement
+                    await self._keep_shown(event.peer, statement)
                 if statement is not None and isinstance(event, rounds.StateSigned):
                     self._votes[event.peer] = statement
                 for action in actions:
                     await self._execute(action)
-            except ArtelError as error:
+            except (ArtelError, OSError) as error:
                 # The machine's decision is not durable, so nobody may act upon it.
+                if isinstance(error, OSError):
+                    error = disk_error(error, self.metrics.path.parent)
                 if not self._failure.done():
                     self._failure.set_exception(error)
-                raise
+                raise error from None
             self.state = state
         if actions or not isinstance(event, rounds.Tick):
             async with self.changed:
                 self.changed.notify_all()
+
+    async def _keep_shown(self, peer: str, statement: Envelope) -> None:
+        """Record a contribution that holds; only a node's first in an attempt counts.
+
+        A signer can make many signatures, and so many entry ids, of one statement; the fold knows
+        the first alone.
+        """
+        if peer not in self._shown:
+            await self.ledger.append(statement)
+            self._shown[peer] = statement
 
     async def _execute(self, action: rounds.Action) -> None:
         """Make one decision durable."""

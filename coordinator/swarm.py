@@ -23,6 +23,7 @@ import psutil
 from coordinator import tether
 from protocol.errors import CheckFailed, ResourceError, Unreachable
 from protocol.invite import Invite
+from protocol.tasks import within
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 START_TIMEOUT_S = 240.0
@@ -30,7 +31,9 @@ START_TIMEOUT_S = 240.0
 POLL_S = 0.3
 REQUEST_TIMEOUT_S = 5.0
 POLITE_S = 12.0
-"""For each of SIGINT and SIGTERM before the next stronger signal."""
+"""Until a process that was signalled gets the next stronger signal."""
+HURRY_S = 4.0
+"""The same for nodes when the whole swarm is closed: their first Ctrl-C would finish a round."""
 LOG_LINES = 12
 MAX_READY_BYTES = 1 << 16
 
@@ -133,7 +136,7 @@ class LocalSwarm:
         output = member.process.stdout
         assert output is not None
         try:
-            line = await asyncio.wait_for(output.readline(), START_TIMEOUT_S)
+            line = await within(output.readline(), START_TIMEOUT_S)
         except TimeoutError:
             raise Unreachable(
                 f"the coordinator was not ready after {START_TIMEOUT_S:.0f} s", f"see {member.log}"
@@ -187,7 +190,7 @@ class LocalSwarm:
         """
         member = self.nodes[number]
         try:
-            return await asyncio.wait_for(member.process.wait(), timeout)
+            return await within(member.process.wait(), timeout)
         except TimeoutError:
             raise Unreachable(
                 f"{member.name} still runs after {timeout:.0f} s", f"see {member.log}"
@@ -200,8 +203,10 @@ class LocalSwarm:
             self._session = None
         running = [member for member in self.members if member.running]
         # Nodes first, so that they can say goodbye to the coordinator.
-        await asyncio.gather(*(self._end(m) for m in running if m is not self.coordinator))
-        await asyncio.gather(*(self._end(m) for m in running if m is self.coordinator))
+        nodes = [member for member in running if member is not self.coordinator]
+        await asyncio.gather(*(self._end(member, patience=HURRY_S) for member in nodes))
+        if self.coordinator is not None and self.coordinator.running:
+            await self._end(self.coordinator)
 
     async def _spawn(
         self, name: str, home: Path, *command: str, output: int | None = None
@@ -223,16 +228,18 @@ class LocalSwarm:
             raise ResourceError(f"cannot start {name}: {error.strerror}") from None
         return Member(name, home, process, log)
 
-    async def _end(self, member: Member, first: signal.Signals = signal.SIGINT) -> None:
+    async def _end(
+        self, member: Member, first: signal.Signals = signal.SIGINT, patience: float = POLITE_S
+    ) -> None:
         """Signal a member until it is gone, and then kill what it had started and left behind."""
         member.expected = True
         started = _descendants(member)
-        stronger = {signal.SIGINT: (signal.SIGINT, signal.SIGTERM), signal.SIGTERM: ()}
-        for number in stronger.get(first, ()) or (first,):
+        for number in (first, signal.SIGTERM) if first is signal.SIGINT else (first,):
             if member.running:
                 _signal(member, number)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(member.process.wait(), POLITE_S)
+                    await within(member.process.wait(), patience)
+                patience = POLITE_S
             started |= _descendants(member)
         if member.running:
             _signal(member, signal.SIGKILL)

@@ -17,13 +17,14 @@ from ledger.checkpoint import parse_checkpoint
 from ledger.shares import FoldState, fold
 from ledger.store import LedgerStore
 from protocol import messages, wire
-from protocol.errors import CheckFailed, DecodeError
+from protocol.errors import CheckFailed, DecodeError, Unreachable
 from protocol.tasks import uninterrupted
 
 if TYPE_CHECKING:
     from protocol.network import Host
 
 PAGE_ENTRIES = 256
+PAGE_TIMEOUT_S = 60.0
 
 
 class Replica:
@@ -99,11 +100,16 @@ async def fetch_page(
     :raises DecodeError: the reply is malformed
     :raises Unreachable: the peer does not answer
     """
-    async with asyncio.timeout(60), host.open(peer, wire.LEDGER) as stream:
-        reply = await wire.ask(stream, messages.GetEntries(run=run, start=start))
-        if not isinstance(reply, messages.Entries) or reply.start != start:
-            raise DecodeError(f"unexpected reply {reply.KIND} to get_entries")
-        return reply, [await stream.read_exactly(size) for size in reply.sizes]
+    try:
+        async with asyncio.timeout(PAGE_TIMEOUT_S), host.open(peer, wire.LEDGER) as stream:
+            reply = await wire.ask(stream, messages.GetEntries(run=run, start=start))
+            if not isinstance(reply, messages.Entries) or reply.start != start:
+                raise DecodeError(f"unexpected reply {reply.KIND} to get_entries")
+            return reply, [await stream.read_exactly(size) for size in reply.sizes]
+    except TimeoutError:
+        raise Unreachable(
+            f"the ledger of {peer[-8:]} did not arrive in {PAGE_TIMEOUT_S:.0f} s"
+        ) from None
 
 
 async def serve_ledger(

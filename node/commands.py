@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 DEFAULT_HOME = Path.home() / ".artel" / "node"
 DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/0"
 DEFAULT_QUOTA_MB = 10_000
+LEAVE_AT_ONCE_S = 15.0
 
 _EXITS = """
 exit codes: 0 done · 1 failed · 2 wrong input (the invite, a key file) · 3 nobody answers
@@ -82,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--home", type=Path, default=DEFAULT_HOME, help=f"the node's folder ({DEFAULT_HOME})"
         )
+        sub.add_argument("--verbose", action="store_true", help="log more, show tracebacks")
         sub.set_defaults(run=run)
         return sub
 
@@ -110,7 +112,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     start.add_argument("--no-check", action="store_true", help="start on a slow machine too")
     start.add_argument("--log-json", action="store_true", help="events as JSON lines")
-    start.add_argument("--verbose", action="store_true", help=argparse.SUPPRESS)
 
     status = command("status", _STATUS, _status)
     status.add_argument("--json", action="store_true", help="print one JSON object")
@@ -203,6 +204,8 @@ async def _serve(options: Options) -> int:
             _say("finishing the round under way; press Ctrl-C again to leave now")
         else:
             task.cancel()
+            # Whatever hangs on the way out must not keep a machine that its owner wants back.
+            loop.call_later(LEAVE_AT_ONCE_S, os._exit, EXIT_INTERRUPTED)
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

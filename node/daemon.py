@@ -27,7 +27,7 @@ from node.worker import Worker
 from protocol import dht, messages, transfer, wire
 from protocol.errors import ArtelError, CheckFailed, DecodeError, ResourceError, Unreachable
 from protocol.events import emit
-from protocol.tasks import first_error
+from protocol.tasks import first_error, within
 
 log = logging.getLogger("artel.node")
 
@@ -359,7 +359,7 @@ class Daemon:
             await self.session.host.publish(dht.nodes_key(self.session.run), record)
             self._holds_more.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._holds_more.wait(), dht.RENEW_S)
+                await within(self._holds_more.wait(), dht.RENEW_S)
 
     # --- what others ask of this node ---
 

@@ -30,6 +30,8 @@ from protocol.manifest import Manifest
 from protocol.network import Host
 
 REGISTER_PATIENCE_S = 60.0
+STATE_PATIENCE_S = 120.0
+STATE_RETRY_S = 2.0
 MAX_TOKENIZER_BYTES = 64 << 20
 
 
@@ -110,15 +112,10 @@ async def join(options: Options, stack: AsyncExitStack, say: Callable[[str], Non
             host, blobs, manifest.tokenizer.id, [link.coordinator], max_bytes=MAX_TOKENIZER_BYTES
         )
         blobs.pin(manifest.tokenizer.id)
-    root = replica.state.states[-1]
     states.found_on_disk(replica.state.states[-2:])
-    path = await states.obtain(
-        root,
-        [link.coordinator],
-        lambda done, size: say(f"state: {done / 1e6:.1f} of {size / 1e6:.1f} MB"),
-    )
+    root, path = await _state(session, states, say)
     loaded = await trainer.load(session.manifest_file, path, device=options.device)
-    states.become(len(replica.state.states) - 1, root)
+    states.become(replica.state.states.index(root), root)
     measured = await trainer.benchmark(2)
     last = [
         preflight.speed(manifest, measured.step_seconds, measured.tokens_per_second),
@@ -142,6 +139,25 @@ async def _manifest(link: Link) -> tuple[Manifest, bytes]:
         except Unreachable:
             await asyncio.sleep(pause)
     return await link.fetch_manifest()
+
+
+async def _state(session: Session, states: States, say: Callable[[str], None]) -> tuple[str, Path]:
+    """Root and file of the newest agreed state, tried for a while: holders come and go."""
+    deadline = time.monotonic() + STATE_PATIENCE_S
+
+    def progress(done: int, size: int) -> None:
+        say(f"state    {done / 1e6:.1f} of {size / 1e6:.1f} MB")
+
+    while True:
+        root = session.replica.state.states[-1]
+        try:
+            return root, await states.obtain(root, [session.link.coordinator], progress)
+        except Unreachable as error:
+            if time.monotonic() > deadline:
+                raise
+            say(f"! state    {error.message}; trying again")
+            await asyncio.sleep(STATE_RETRY_S)
+            await session.replica.catch_up(session.host, session.link.coordinator, session.run)
 
 
 async def _register(session: Session) -> tuple[messages.Welcome, list[preflight.Finding]]:

@@ -31,6 +31,7 @@ from node.trainer.results import (
     Window,
 )
 from protocol.errors import ArtelError, DecodeError
+from protocol.tasks import within
 
 __all__ = [
     "Applied",
@@ -261,7 +262,7 @@ class Trainer:
                 with contextlib.suppress(ProcessLookupError):
                     act()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(child.dead), STOP_S)
+                await within(asyncio.shield(child.dead), STOP_S)
                 break
         child.reading.cancel()
         await asyncio.wait([child.reading])
@@ -323,7 +324,7 @@ class Trainer:
         child.writer.transport.abort()  # close() would wait for what the child does not read
         try:
             # A child whose socket is closed can do nothing useful any more.
-            returncode = await asyncio.wait_for(child.process.wait(), STOP_S)
+            returncode = await within(child.process.wait(), STOP_S)
         except (TimeoutError, asyncio.CancelledError):
             child.process.kill()
             returncode = await child.process.wait()

@@ -6,13 +6,18 @@ cache, and the least recently used files go first when the quota is reached.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
+import re
 import threading
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from protocol import content
 from protocol.errors import ResourceError
+
+_CONTENT_ID = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
 class BlobStore:
@@ -27,6 +32,8 @@ class BlobStore:
     def __init__(self, root: Path, quota_bytes: int | None = None) -> None:
         self.root = root
         self.quota_bytes = quota_bytes
+        self.downloads: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """Held by the one download of each content; used by :mod:`protocol.transfer` alone."""
         self._lock = threading.Lock()
         self._pinned: set[str] = set()  # guarded by _lock
         self._hashes: dict[str, list[bytes]] = {}  # chunk hashes of files served lately; _lock
@@ -34,10 +41,12 @@ class BlobStore:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise disk_error(error, root) from None
+        for cut_off in root.glob("*.put"):
+            cut_off.unlink()
         self._sizes = {  # guarded by _lock
             entry.name: entry.stat().st_size
             for entry in os.scandir(root)
-            if entry.is_file() and len(entry.name) == 64
+            if entry.is_file() and _CONTENT_ID.fullmatch(entry.name)
         }
 
     def has(self, blob: str) -> bool:
@@ -62,16 +71,17 @@ class BlobStore:
         """
         blob = content.content_id(data)
         if not self.has(blob):
-            part = self.partial(blob)
+            part = self.unfinished(blob)
             try:
                 with part.open("wb") as file:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
+                self.adopt(blob, part)
             except OSError as error:
-                part.unlink(missing_ok=True)
                 raise disk_error(error, self.root) from None
-            self.adopt(blob, part)
+            finally:
+                part.unlink(missing_ok=True)
         return blob
 
     def put_file(self, path: Path) -> str:
@@ -87,6 +97,10 @@ class BlobStore:
         """Where an unfinished download of ``blob`` is kept; it survives a restart."""
         return self.root / f"{blob}.part"
 
+    def unfinished(self, blob: str) -> Path:
+        """A new name for bytes on their way in that are not resumed when that fails."""
+        return self.root / f"{blob}.{os.urandom(4).hex()}.put"
+
     def adopt(self, blob: str, path: Path) -> None:
         """Take a file whose content is known to match ``blob``.
 
@@ -94,7 +108,7 @@ class BlobStore:
         """
         size = path.stat().st_size
         with self._lock:
-            self._make_room(size)
+            self._make_room(size - self._sizes.get(blob, 0))
             os.replace(path, self.root / blob)
             self._sizes[blob] = size
 
@@ -129,6 +143,13 @@ class BlobStore:
         self._forget(blob)
         (self.root / blob).unlink(missing_ok=True)
 
+    def drop(self, blob: str) -> None:
+        """Remove content unless it is pinned."""
+        with self._lock:
+            pinned = blob in self._pinned
+        if not pinned:
+            self.delete(blob)
+
     def size_of(self, blob: str) -> int | None:
         """Bytes of stored content, or None."""
         return self._sizes.get(blob)
@@ -151,16 +172,18 @@ class BlobStore:
         if excess <= 0:
             return
         loose = [blob for blob in self._sizes if blob not in self._pinned]
+        short = excess - sum(self._sizes[blob] for blob in loose)
+        if short > 0:
+            raise ResourceError(
+                f"the disk quota of {self.quota_bytes / 1e6:,.0f} MB is too small for this run",
+                f"{short / 1e6:,.1f} MB more are needed: raise --quota",
+            )
         for blob in sorted(loose, key=lambda blob: _last_use(self.root / blob)):
             (self.root / blob).unlink(missing_ok=True)
             excess -= self._sizes.pop(blob)
             self._hashes.pop(blob, None)
             if excess <= 0:
                 return
-        raise ResourceError(
-            f"the disk quota of {self.quota_bytes / 1e6:,.0f} MB is too small for this run",
-            f"{excess / 1e6:,.0f} MB more are needed: raise --quota",
-        )
 
 
 def disk_error(error: OSError, where: Path) -> ResourceError:

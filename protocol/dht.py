@@ -19,7 +19,6 @@ from typing import Annotated, Any, TypeVar
 
 import msgpack
 from hivemind.dht.validation import DHTRecord, RecordValidatorBase
-from hivemind.utils import MSGPackSerializer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protocol.errors import DecodeError
@@ -81,7 +80,7 @@ def decode(schema: type[Record], value: Any) -> Record:
 
 
 class SignedRecords(RecordValidatorBase):  # type: ignore[misc]  # hivemind has no types
-    """Lets only the peer that a subkey names write below it, and only under Artel's keys."""
+    """Lets only the peer that a subkey names write below it."""
 
     def __init__(self, identity: Identity) -> None:
         self._identity = identity
@@ -101,7 +100,9 @@ class SignedRecords(RecordValidatorBase):  # type: ignore[misc]  # hivemind has 
         if len(record.value) > MAX_RECORD_BYTES + SIGNATURE_BYTES or len(signature) != 64:
             return False
         try:
-            public = public_of(MSGPackSerializer.loads(record.subkey))
+            # Not hivemind's own decoder, which builds objects that a peer chooses.
+            peer = msgpack.unpackb(record.subkey, raw=False)
+            public = public_of(peer if isinstance(peer, str) else "")
         except (DecodeError, ValueError, TypeError, msgpack.UnpackException):
             return False
         return verify(public, signature, self._message(record, value))

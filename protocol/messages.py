@@ -268,7 +268,7 @@ class Entries(Message):
 KINDS: dict[str, type[Message]] = {
     schema.KIND: schema
     for schema in (
-        *(Ok, Refusal, Hello, Welcome, Probe, Report, Heartbeat, Directive, Commit, Reveal),
+        *(Ok, Refusal, Hello, Welcome, Probe, Heartbeat, Directive, Commit, Reveal),
         *(SignedState, HandBack, Leave, GetIndex, Index, GetChunks, Chunks, Put, GetEntries),
         Entries,
     )

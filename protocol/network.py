@@ -34,6 +34,7 @@ from protocol.errors import DecodeError, ResourceError, Unreachable
 from protocol.events import emit
 from protocol.identity import Identity
 from protocol.messages import Message
+from protocol.tasks import within
 
 log = logging.getLogger("artel.network")
 
@@ -41,6 +42,7 @@ OPEN_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_S = 20.0
 IDLE_TIMEOUT_S = 60.0
 """A stream that moves no byte for this long is given up by whoever reads it."""
+CLOSE_TIMEOUT_S = 3.0
 MAX_STREAMS_PER_PEER = 16
 MAX_STREAMS = 256
 _STREAM_ERRORS = (ControlFailure, P2PDaemonError, OSError, EOFError, asyncio.IncompleteReadError)
@@ -74,7 +76,7 @@ class Stream:
         :raises Unreachable: nothing arrived for ``IDLE_TIMEOUT_S``
         """
         try:
-            data = await asyncio.wait_for(self._reader.readexactly(count), IDLE_TIMEOUT_S)
+            data = await within(self._reader.readexactly(count), IDLE_TIMEOUT_S)
         except TimeoutError:
             raise Unreachable(f"the peer sent nothing for {IDLE_TIMEOUT_S:.0f} s") from None
         self._traffic.down[self._service] += count
@@ -84,7 +86,7 @@ class Stream:
         """Write all of ``data``, waiting while the peer is slower than we are."""
         self._writer.write(data)
         try:
-            await asyncio.wait_for(self._writer.drain(), IDLE_TIMEOUT_S)
+            await within(self._writer.drain(), IDLE_TIMEOUT_S)
         except TimeoutError:
             raise Unreachable(f"the peer took nothing for {IDLE_TIMEOUT_S:.0f} s") from None
         self._traffic.up[self._service] += len(data)
@@ -165,7 +167,7 @@ class Host:
     async def addresses(self) -> list[str]:
         """Full multiaddrs (with the peer id) under which others may reach this host."""
         try:
-            visible = await asyncio.wait_for(self._p2p.get_visible_maddrs(latest=True), 5)
+            visible = await within(self._p2p.get_visible_maddrs(latest=True), 5)
         except (*_STREAM_ERRORS, ValueError, TimeoutError):
             return []  # a host that listens nowhere has no address
         # Addresses of other hosts' loopback are useless to everybody else, ours are not to tests.
@@ -179,7 +181,7 @@ class Host:
             if peer == self.peer_id or not await self.connect(peer, [address]):
                 continue
             try:
-                await asyncio.wait_for(
+                await within(
                     self._dht.protocol.call_ping(PeerID.from_base58(peer), strict=False), 10
                 )
                 reached = True
@@ -199,9 +201,7 @@ class Host:
             with contextlib.suppress(ValueError, KeyError):
                 plain.append(Multiaddr(address.removesuffix(f"/p2p/{peer}")))
         try:
-            await asyncio.wait_for(
-                self._p2p._client.connect(PeerID.from_base58(peer), plain), OPEN_TIMEOUT_S
-            )
+            await within(self._p2p._client.connect(PeerID.from_base58(peer), plain), OPEN_TIMEOUT_S)
         except (*_STREAM_ERRORS, TimeoutError, ValueError) as error:
             emit(log, "peer.unreachable", logging.DEBUG, peer=peer, error=error)
             return False
@@ -214,7 +214,7 @@ class Host:
         nobody can make us knock on other people's doors.
         """
         try:
-            known = await asyncio.wait_for(self._p2p.list_peers(), 5)
+            known = await within(self._p2p.list_peers(), 5)
         except (*_STREAM_ERRORS, TimeoutError):
             return False
         from_hosts = {
@@ -228,9 +228,7 @@ class Host:
             if len(parts) < 5 or parts[3] != "tcp" or parts[2] not in from_hosts:
                 continue
             try:
-                _, writer = await asyncio.wait_for(
-                    asyncio.open_connection(parts[2], int(parts[4])), 3
-                )
+                _, writer = await within(asyncio.open_connection(parts[2], int(parts[4])), 3)
             except (OSError, TimeoutError, ValueError, OverflowError):
                 continue
             writer.close()
@@ -270,7 +268,7 @@ class Host:
             name = PeerID.from_base58(peer)
         except ValueError:
             raise Unreachable(f"peer {peer[:64]!r} does not answer: that is no peer id") from None
-        opened: tuple[object, asyncio.StreamReader, asyncio.StreamWriter] = await asyncio.wait_for(
+        opened: tuple[object, asyncio.StreamReader, asyncio.StreamWriter] = await within(
             self._p2p.call_binary_stream_handler(name, service), OPEN_TIMEOUT_S
         )
         return opened
@@ -340,9 +338,7 @@ class Host:
         expiration = get_dht_time() + dht.LIFETIME_S
         try:
             return bool(
-                await asyncio.wait_for(
-                    self._dht.store(key, value, expiration, subkey=self.peer_id), 15
-                )
+                await within(self._dht.store(key, value, expiration, subkey=self.peer_id), 15)
             )
         except (*_STREAM_ERRORS, TimeoutError) as error:
             emit(log, "dht.store_failed", logging.DEBUG, key=key, error=error)
@@ -351,7 +347,7 @@ class Host:
     async def lookup(self, key: str, schema: type[dht.Record]) -> dict[str, dht.Record]:
         """Valid records under ``key`` by peer id; malformed ones are left out."""
         try:
-            found = await asyncio.wait_for(self._dht.get(key, latest=True), 15)
+            found = await within(self._dht.get(key, latest=True), 15)
         except (*_STREAM_ERRORS, TimeoutError) as error:
             emit(log, "dht.get_failed", logging.DEBUG, key=key, error=error)
             return {}
@@ -373,7 +369,7 @@ class Host:
         while failures < 2:
             await asyncio.sleep(period)
             try:
-                await asyncio.wait_for(self._p2p.list_peers(), period)
+                await within(self._p2p.list_peers(), period)
                 failures = 0
             except (*_STREAM_ERRORS, TimeoutError):
                 failures += 1
@@ -390,9 +386,13 @@ class Host:
             task.cancel()
         if self._answering:
             await asyncio.wait(set(self._answering), timeout=5)
-        with contextlib.suppress(*_STREAM_ERRORS):
-            await self._dht.shutdown()
-        await self._p2p.shutdown()
+        with contextlib.suppress(*_STREAM_ERRORS, TimeoutError):
+            # It tells the daemon, and would wait for ever when that has died.
+            await within(self._dht.shutdown(), CLOSE_TIMEOUT_S)
+        try:
+            await within(self._p2p.shutdown(), CLOSE_TIMEOUT_S)
+        except TimeoutError:
+            self._p2p._child.kill()
         for path in sockets:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)

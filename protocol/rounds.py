@@ -2,7 +2,7 @@
 
 No input or output, no clock, no randomness: time arrives inside events. The coordinator, the tests
 and any simulator run this same function; what a node should be doing is another pure function of
-the same state, :func:`directive`.
+the same state, :func:`protocol.duties.directive`.
 
 One round::
 
@@ -22,7 +22,6 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from protocol.identity import public_of
-from protocol.messages import Task
 
 
 class Phase(StrEnum):
@@ -449,58 +448,6 @@ def _fail(state: RunState, now: float) -> tuple[RunState, list[Action]]:
         suspended=state.suspended | faulty,
     )
     return state, [action]
-
-
-# --- what a node should be doing ---
-
-
-@dataclass(frozen=True)
-class Duty:
-    """What one node should be doing now, and why, in words for its owner."""
-
-    task: Task
-    reason: str
-    root: str = ""
-    remaining: float = 0.0
-
-
-def directive(rules: Rules, state: RunState, peer: str, now: float) -> Duty:
-    """The duty of ``peer``; ``remaining`` is in seconds."""
-    presence = state.peers.get(peer)
-    root = presence.root if presence else ""
-    if state.phase is Phase.APPLYING:
-        if peer in state.votes:
-            return Duty("wait", "others are still computing the new state", state.base)
-        if root == state.base or peer in state.accepted:
-            # An accepted peer with another root has applied already; its signature got lost.
-            left = rules.settle - (now - state.since)
-            return Duty("apply", "compute the new state", state.base, left)
-        return Duty("wait", "a new state is being agreed on", state.base)
-    if root != state.base:
-        return Duty("sync", "this node does not hold the agreed state", state.base)
-    if state.phase is Phase.FINISHED:
-        return Duty("stop", "the run is finished", state.base)
-    if state.phase is Phase.WAITING:
-        missing = rules.min_nodes - len(ready(state))
-        reason = f"waiting for {missing} more node(s)" if missing > 0 else "the round opens soon"
-        if peer in state.suspended:
-            reason = "out of this round because of a faulty contribution"
-        return Duty("wait", reason, state.base)
-    if peer not in state.members:
-        return Duty("wait", "joined in the middle of a round; the next one counts", state.base)
-    if peer in state.rejected:
-        return Duty("wait", f"out of this round: {state.rejected[peer]}", state.base)
-    if state.phase is Phase.TRAINING:
-        if peer in state.commitments:
-            return Duty("wait", "others are still training", state.base)
-        left = rules.deadline - (now - state.since)
-        if state.quorum_since is not None:
-            left = min(left, rules.grace - (now - state.quorum_since))
-        return Duty("train", "train on the assigned data", state.base, left)
-    if peer in state.commitments and peer not in state.revealed:
-        left = rules.reveal - (now - state.since)
-        return Duty("reveal", "show the contribution", state.base, left)
-    return Duty("wait", "others are still revealing", state.base)
 
 
 def commitment(run: str, round: int, attempt: int, peer: str, blob: str, salt: bytes) -> str:

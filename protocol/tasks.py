@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Awaitable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from protocol.errors import ArtelError
@@ -38,10 +38,26 @@ def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 async def uninterrupted(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run to the end even when the caller is cancelled in between; the cancellation comes after."""
+    """Run to the end however often the caller is cancelled; the cancellation comes after."""
     task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled from (None if task.cancelled() else task.exception())
+    return task.result()
+
+
+async def within(work: Awaitable[Result], seconds: float) -> Result:
+    """Await ``work`` for at most ``seconds``.
+
+    Not ``asyncio.wait_for``: before Python 3.12 it loses a cancellation that arrives at the moment
+    at which the work is done (cpython issue 86296), and the caller then goes on as if nothing were.
+
+    :raises TimeoutError: when the time is over; the work is cancelled then
+    """
+    async with asyncio.timeout(seconds):
+        return await work

@@ -8,17 +8,19 @@ chunks that already lie in its partial file.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from protocol import content, merkle, messages, wire
 from protocol.blobs import BlobStore, disk_error
 from protocol.errors import ArtelError, DecodeError, ResourceError, Unreachable
 from protocol.events import emit
 from protocol.network import Host, short
-from protocol.tasks import together
+from protocol.tasks import uninterrupted, within
 from protocol.wire import CONTENT
 
 log = logging.getLogger("artel.transfer")
@@ -26,6 +28,8 @@ log = logging.getLogger("artel.transfer")
 CHUNKS_PER_REQUEST = 4
 SOURCES = 4
 """Holders that one download asks at the same time."""
+SLOW_S = 5.0
+"""After this long another holder is asked too, so that a silent one delays a download only once."""
 _BATCH_TIMEOUT_S = 120.0
 
 
@@ -72,30 +76,37 @@ async def fetch(
 ) -> Path:
     """Bring content into the store, from as many holders as help.
 
+    Safe to call for the same content from several tasks: one of them fetches it.
+
     :param holders: peer ids, best first; those that fail or lie are dropped
     :param max_bytes: the most that this content may have
     :param progress: called with (bytes present, bytes in all)
     :raises Unreachable: no holder could give the rest
     """
-    path = store.path(blob)
-    if path is not None:
-        return path
-    reasons: list[str] = []
-    for holder in holders:
+    # Two downloads would share the partial file, and the first to finish takes it away.
+    lock = store.downloads.setdefault(blob, asyncio.Lock())
+    async with lock:
+        path = store.path(blob)
+        if path is not None:
+            return path
+        reasons: dict[str, str] = {}
+        size, hashes = await _any_index(host, holders, blob, max_bytes, reasons)
+        download = _Download(store, blob, size, hashes, progress)
+        await uninterrupted(asyncio.to_thread(download.resume))
+        spare = [holder for holder in holders if holder not in reasons]
+        asked: set[asyncio.Task[None]] = set()
+        done: set[asyncio.Task[None]] = set()
         try:
-            size, hashes = await _fetch_index(host, holder, blob, max_bytes)
-            break
-        except ArtelError as error:
-            reasons.append(f"{short(holder)}: {error.message}")
-    else:
-        detail = "; ".join(reasons) or "nobody is known to have it"
-        raise Unreachable(f"content {blob[:12]}… cannot be fetched ({detail})"[:300])
-    download = _Download(store, blob, size, hashes, progress)
-    await asyncio.to_thread(download.resume)
-    await together(download.take_from(host, holder, reasons) for holder in holders[:SOURCES])
-    for holder in holders[SOURCES:]:
-        await download.take_from(host, holder, reasons)
-    return await asyncio.to_thread(download.finish, reasons)
+            while download.missing and (spare or asked):
+                while spare and len(asked) < SOURCES:
+                    work = download.take_from(host, spare.pop(0), reasons)
+                    asked.add(asyncio.create_task(work))
+                done, asked = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+        finally:
+            await _cancel(asked | done)
+        return await uninterrupted(asyncio.to_thread(download.finish, reasons))
 
 
 async def push(host: Host, store: BlobStore, peer: str, blob: str) -> None:
@@ -122,10 +133,10 @@ async def receive(store: BlobStore, request: messages.Put, stream: wire.Stream) 
 
     :raises DecodeError: what arrived is not the content that was offered
     """
-    part = store.root / f"{request.id}.{os.urandom(4).hex()}.put"
+    part = store.unfinished(request.id)
     hashes: list[bytes] = []
+    await wire.write_message(stream, messages.Ok())
     try:
-        await wire.write_message(stream, messages.Ok())
         with part.open("wb") as file:
             left = request.size
             while left or not hashes:
@@ -140,6 +151,44 @@ async def receive(store: BlobStore, request: messages.Put, stream: wire.Stream) 
         raise disk_error(error, store.root) from None
     finally:
         part.unlink(missing_ok=True)
+
+
+async def _any_index(
+    host: Host, holders: Sequence[str], blob: str, most: int, reasons: dict[str, str]
+) -> tuple[int, list[bytes]]:
+    """Size and chunk hashes from the first holder that has them.
+
+    Each next one is asked when the one before says no, or says nothing for ``SLOW_S``.
+    """
+    spare = list(holders)
+    asked: dict[asyncio.Task[tuple[int, list[bytes]]], str] = {}
+    try:
+        while spare or asked:
+            if spare:
+                holder = spare.pop(0)
+                asked[asyncio.create_task(_fetch_index(host, holder, blob, most))] = holder
+            done, _ = await asyncio.wait(
+                asked, timeout=SLOW_S if spare else None, return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                try:
+                    return task.result()
+                except ArtelError as error:
+                    reasons[asked.pop(task)] = error.message
+    finally:
+        await _cancel(asked)
+    detail = _told(reasons) or "nobody is known to have it"
+    raise Unreachable(f"content {blob[:12]}… cannot be fetched ({detail})"[:300])
+
+
+async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _told(reasons: dict[str, str]) -> str:
+    return "; ".join(f"{short(holder)}: {reason}" for holder, reason in reasons.items())
 
 
 async def _fetch_index(host: Host, holder: str, blob: str, most: int) -> tuple[int, list[bytes]]:
@@ -173,8 +222,8 @@ class _Download:
         self._store, self._blob, self._size, self._hashes = store, blob, size, hashes
         self._progress = progress
         self._part = store.partial(blob)
-        self._missing = list(range(len(hashes)))
-        self._in_flight = 0
+        self.missing = set(range(len(hashes)))
+        self._asked: dict[int, float] = {}  # missing chunk: when a holder was last asked for it
         self._changed = asyncio.Event()
 
     def resume(self) -> None:
@@ -186,25 +235,24 @@ class _Download:
                 file.truncate(self._size)
                 if os.fstat(file.fileno()).st_blocks == 0 and self._size:
                     return  # a fresh, sparse file
-                self._missing = [
+                self.missing = {
                     index
                     for index, digest in enumerate(self._hashes)
                     if merkle.leaf_hash(file.read(content.CHUNK_BYTES)) != digest
-                ]
+                }
         except OSError as error:
             raise disk_error(error, self._store.root) from None
 
-    async def take_from(self, host: Host, holder: str, reasons: list[str]) -> None:
+    async def take_from(self, host: Host, holder: str, reasons: dict[str, str]) -> None:
         """Fetch missing chunks from one holder until none are left or the holder fails."""
-        while True:
-            while not self._missing and self._in_flight:  # another holder may yet give some back
+        clock = asyncio.get_running_loop().time
+        while self.missing:
+            batch = self._next_batch(clock())
+            if not batch:  # others are at work; they may fail, or become too slow
                 self._changed.clear()
-                await self._changed.wait()
-            if not self._missing:
-                return
-            batch = self._next_batch()
-            done = 0
-            self._in_flight += 1
+                with contextlib.suppress(TimeoutError):
+                    await within(self._changed.wait(), SLOW_S / 4)
+                continue
             try:
                 async with asyncio.timeout(_BATCH_TIMEOUT_S), host.open(holder, CONTENT) as stream:
                     request = messages.GetChunks(id=self._blob, first=batch[0], count=len(batch))
@@ -216,43 +264,39 @@ class _Download:
                     for index in batch:
                         piece = await stream.read_exactly(self._chunk_size(index))
                         await asyncio.to_thread(self._write, index, piece)
-                        done += 1
+                        self._done(index)
             except ResourceError:
                 raise  # our own disk; another holder does not help
             except (ArtelError, TimeoutError) as error:
                 detail = error.message if isinstance(error, ArtelError) else "too slow"
                 emit(log, "content.holder_failed", peer=short(holder), reason=detail)
-                reasons.append(f"{short(holder)}: {detail}")
+                reasons[holder] = detail
                 return
             finally:
-                self._in_flight -= 1
-                self._missing = batch[done:] + self._missing
+                for index in batch:
+                    self._asked.pop(index, None)
                 self._changed.set()
-                if self._progress:
-                    self._progress(
-                        self._size - sum(map(self._chunk_size, self._missing)), self._size
-                    )
 
-    def finish(self, reasons: list[str]) -> Path:
+    def finish(self, reasons: dict[str, str]) -> Path:
         """Move the complete file into the store."""
-        if self._missing:
-            detail = "; ".join(reasons[-3:])
-            raise Unreachable(f"content {self._blob[:12]}… is incomplete ({detail})"[:300])
+        if self.missing:
+            raise Unreachable(f"content {self._blob[:12]}… is incomplete ({_told(reasons)})"[:300])
         self._store.adopt(self._blob, self._part)
         path = self._store.path(self._blob)
         assert path is not None
         return path
 
-    def _next_batch(self) -> list[int]:
-        """Take neighbouring missing chunks."""
-        count = 1
-        while (
-            count < min(CHUNKS_PER_REQUEST, len(self._missing))
-            and self._missing[count] == self._missing[0] + count
-        ):
-            count += 1
-        batch, self._missing = self._missing[:count], self._missing[count:]
+    def _next_batch(self, now: float) -> list[int]:
+        """Neighbouring missing chunks that nobody is asked for, or not lately."""
+        free = sorted(i for i in self.missing if now - self._asked.get(i, -SLOW_S) >= SLOW_S)
+        batch = [i for nth, i in enumerate(free[:CHUNKS_PER_REQUEST]) if i == free[0] + nth]
+        self._asked.update(dict.fromkeys(batch, now))
         return batch
+
+    def _done(self, index: int) -> None:
+        self.missing.discard(index)
+        if self._progress:
+            self._progress(self._size - sum(map(self._chunk_size, self.missing)), self._size)
 
     def _chunk_size(self, index: int) -> int:
         start = index * content.CHUNK_BYTES

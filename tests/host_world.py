@@ -59,7 +59,7 @@ async def call(host: Host, peer: str, service: str, data: bytes, *, end: bool = 
             if end:
                 writer.write_eof()
         with contextlib.suppress(OSError):
-            return bytes(await reader.read(1 << 20))
+            return bytes(await reader.read())
         return b""
     finally:
         writer.close()

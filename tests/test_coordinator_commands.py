@@ -18,7 +18,6 @@ from typing import Any
 
 import psutil
 import pytest
-from swarm_world import write_run
 
 import artel
 from coordinator import tether
@@ -28,6 +27,7 @@ from ledger.verify import verify_home
 from protocol.errors import DecodeError, Unreachable, UsageError
 from protocol.identity import HomeLock
 from protocol.invite import Invite
+from swarm_world import write_run
 
 
 def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -16,14 +16,14 @@ from typing import IO, Any
 
 import psutil
 import pytest
-from ledger_world import World
 
 import artel
 from coordinator import demo, tether
 from coordinator.demo_run import Demo, _checked
-from coordinator.demo_view import LinesView, summary
+from coordinator.demo_view import LinesView, TableView, summary
 from coordinator.plot import loss_plot
 from ledger.store import DATABASE_NAME
+from ledger_world import World
 from protocol.content import content_id
 from protocol.errors import UsageError
 from protocol.manifest import parse_config
@@ -208,7 +208,8 @@ def test_lines_show_rounds_and_give_a_sign_of_life() -> None:
         "round": 0,
         "total": 4,
         "attempt": 0,
-        "phase": "training",
+        "phase": "waiting",
+        "waiting_for": 2,
         "validation": {"first": None, "last": None},
         "nodes": [node],
     }
@@ -219,14 +220,46 @@ def test_lines_show_rounds_and_give_a_sign_of_life() -> None:
     lines = out.getvalue().splitlines()
     assert len(lines) == 3
     assert "round 0/4" in lines[0]
+    assert "waiting for 2 more nodes" in lines[1]
     assert "…abcdefgh train?ing 3/9 loss 5.000" in lines[1]
     assert "round 1/4   validation loss 6.9000 (state 0)" in lines[2]
+
+
+def test_the_table_keeps_nodes_that_have_left() -> None:
+    out = io.StringIO()
+    node = {"node": "12D3KooWabcdefgh", "phase": "training", "step": 3, "steps": 9, "loss": 5.0}
+    node |= {"tokens_per_second": 1000.0, "bytes_up": 1, "bytes_down": 1, "credit": 77}
+    status = {
+        "round": 1,
+        "total": 1,
+        "attempt": 0,
+        "phase": "training",
+        "validation": {"first": None, "last": None},
+        "ledger": {"size": 9},
+        "nodes": [node],
+    }
+    with TableView(out) as view:
+        view.say("hello \x1b[2J")
+        view.show(status, 1.0)
+        view.show(status | {"phase": "finished", "nodes": []}, 2.0)
+    last = out.getvalue()
+    assert "…abcdefgh" in last
+    assert "finished" in last
+    assert "hello ?[2J" in last
 
 
 def test_the_plot_is_a_png(tmp_path: Path) -> None:
     path = tmp_path / "loss.png"
     loss_plot(path, "title", [(0, 6.9), (1, 6.2)], [(0, 6.4)])
     assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_a_process_whose_runner_is_gone_does_not_start() -> None:
+    gone = ("-m", "coordinator.tether", "1", "run", "--help")
+    done = subprocess.run(
+        [sys.executable, *gone], capture_output=True, timeout=60, env=tether.environment()
+    )
+    assert (done.returncode, done.stdout) == (1, b"")
 
 
 # --- real ones ------------------------------------------------------------------------------------
@@ -250,7 +283,8 @@ def test_a_small_demo_from_end_to_end(tmp_path: Path) -> None:
     assert sum(row["share"] for row in found["shares"]) == 1
     assert [row["share"] for row in found["shares"]] == [0.5, 0.5]
     assert found["bytes_up_per_node_per_round"] > 100_000
-    assert len(found["sample"]) > 20
+    assert found["sample"].startswith("def __init__(self")
+    assert len(found["sample"]) > 30
     for name in ("RUN.toml", "loss.png", "coordinator/ledger.sqlite3", "node-2/ledger.sqlite3"):
         assert (out / name).is_file(), name
     assert "round 2/2" in done.stderr

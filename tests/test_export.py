@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from trainer_world import World, make_world
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from node import export
 from protocol import model, tokenizer
 from protocol.errors import DecodeError, UsageError
 from protocol.state import State, read_state, write_state
+from trainer_world import World, make_world
 
 TEXT = "def café(x):\n    return  x + 1  # 'ünï' ✓\n"
 

@@ -109,8 +109,10 @@ def test_decoders_of_statements_raise_only_our_error(data: bytes) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [b'{"a":1,"a":1}', b'{"b":1,"a":2}', b'{ "a":1}', b'{"a":NaN}', b'{"a":1.5}', b"[1e3]"]
-    + [b'"\\u0041"', b"\xff", b"[" * 5000, b"1" * 5000, b'{"a":9007199254740993}'],
+    [
+        *(b'{"a":1,"a":1}', b'{"b":1,"a":2}', b'{ "a":1}', b'{"a":NaN}', b'{"a":1.5}', b"[1e3]"),
+        *(b'"\\u0041"', b"\xff", b"[" * 5000, b"1" * 5000, b'{"a":9007199254740993}'),
+    ],
 )
 def test_only_canonical_json_is_accepted(text: bytes) -> None:
     with pytest.raises(DecodeError):

@@ -15,9 +15,9 @@ from ledger import reasons
 from ledger.commands import UNWITNESSED, main
 from ledger.entries import entry_id
 from ledger.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
+from ledger_world import TOKENS, World
 from protocol import merkle
 from protocol.errors import CheckFailed, UsageError
-from ledger_world import TOKENS, World
 
 WORLD = World()
 A, B, C = WORLD.members

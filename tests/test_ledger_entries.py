@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from ledger import entries
 from ledger.entries import decode
+from ledger_world import TOKENS, World, digest, key, manifest
 from protocol import canonical, dsse
 from protocol.dsse import Envelope
 from protocol.errors import DecodeError
 from protocol.identity import Identity
-from ledger_world import TOKENS, World, digest, key, manifest
 
 WORLD = World()
 SAMPLES = [WORLD.genesis, *WORLD.introductions(), *WORLD.round(0)]

@@ -17,8 +17,8 @@ from ledger.checkpoint import (
     parse_checkpoint,
     sign_checkpoint,
 )
-from protocol.errors import CheckFailed, DecodeError
 from ledger_world import key
+from protocol.errors import CheckFailed, DecodeError
 
 # The example of c2sp.org/signed-note.
 SPEC_KEY = "example.com/foo+530d903a+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k"

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from ledger import entries, reasons
 from ledger.entries import Entry, decode
 from ledger.shares import SHARE_SCALE, FoldState, Outcome, fold, shares, step
+from ledger_world import TOKENS, World, digest, key
 from protocol import dsse
 from protocol.dsse import Envelope
-from ledger_world import TOKENS, World, digest, key
 
 WORLD = World()
 A, B, C = WORLD.members

@@ -21,9 +21,9 @@ from ledger.checkpoint import open_checkpoint, parse_checkpoint, sign_checkpoint
 from ledger.entries import entry_id
 from ledger.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
 from ledger.verify import verify_home
+from ledger_world import World, key
 from protocol import merkle
 from protocol.errors import CheckFailed, DecodeError, ResourceError, UsageError
-from ledger_world import World, key
 
 TESTS = Path(__file__).parent
 

@@ -20,9 +20,9 @@ from ledger.checkpoint import sign_checkpoint
 from ledger.snapshot import snapshot
 from ledger.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
 from ledger.verify import Verification, verify_home
+from ledger_world import World, key
 from protocol.dsse import Envelope
 from protocol.errors import UsageError
-from ledger_world import World, key
 
 TESTS = Path(__file__).parent
 LOG_NAME = DATABASE_NAME + "-wal"

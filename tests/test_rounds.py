@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from protocol import rounds
+from protocol.duties import directive
 from protocol.identity import Identity
 from protocol.rounds import (
     AgreeState,
@@ -27,7 +28,6 @@ from protocol.rounds import (
     Seen,
     StateSigned,
     Tick,
-    directive,
     step,
 )
 
@@ -89,9 +89,7 @@ def test_a_round_opens_only_with_enough_nodes_that_hold_the_agreed_state() -> No
 
 
 def test_a_whole_round_ends_in_an_agreed_state_and_the_next_round() -> None:
-    state, actions = play(
-        revealed(A, B, C), *(StateSigned(3, node, 0, "r1") for node in (A, B, C))
-    )
+    state, actions = play(revealed(A, B, C), *(StateSigned(3, node, 0, "r1") for node in (A, B, C)))
     assert actions == [
         AgreeState(1, "r1", tuple(sorted((A, B, C)))),
         OpenRound(1, 0, "r1", tuple(sorted((A, B, C)))),
@@ -105,7 +103,7 @@ def test_the_grace_time_starts_with_the_quorum_and_leaves_the_late_one_out() -> 
     assert directive(RULES, state, C, 6).remaining == 9
     keep = [Seen(14, node, "r0") for node in (A, B, C)]
     state, actions = play(state, *keep, Tick(15))
-    assert actions == [CloseCommitments(0, 0, {n: c for n, c in sorted({A: "a", B: "b"}.items())})]
+    assert actions == [CloseCommitments(0, 0, dict(sorted({A: "a", B: "b"}.items())))]
     assert state.rejected == {C: rounds.LATE}
     _, refused = play(state, Committed(16, C, 0, 0, "c"))
     assert refused == [Refuse(rounds.LATE, "this node is out of the round")]

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from test_prepare import write_run
 
 import artel
 from coordinator.run_commands import main
 from protocol.errors import EXIT_USAGE, UsageError
+from test_prepare import write_run
 
 
 def test_a_new_file_passes_the_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,11 +14,11 @@ from pathlib import Path
 import psutil
 import pytest
 import pytest_asyncio
-from trainer_world import NODES, World, make_world
 
 from node import supervisor
 from node.supervisor import Trainer, TrainerDied
 from node.trainer import launch
+from trainer_world import NODES, World, make_world
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import pytest_asyncio
-from trainer_world import NODES, World, make_world
 
 from node.supervisor import Contribution, Progress, Trainer, TrainerError
 from node.trainer import channel, exchange
@@ -22,6 +21,7 @@ from node.trainer.schedule import learning_rate
 from protocol import content, model
 from protocol.errors import DecodeError
 from protocol.state import read_state
+from trainer_world import NODES, World, make_world
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -14,7 +14,6 @@ from typing import Any, cast
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
-from ledger_world import BATCH_SIZE, INNER_STEPS, SEQ_LEN, TOKENS, World, digest
 
 from coordinator.metrics import Metrics
 from coordinator.sequencer import Sequencer
@@ -23,6 +22,7 @@ from coordinator.web import MAX_ENTRIES, RunPage
 from ledger import entries
 from ledger.checkpoint import open_checkpoint, origin_of
 from ledger.store import DATABASE_NAME, LedgerStore
+from ledger_world import BATCH_SIZE, INNER_STEPS, SEQ_LEN, TOKENS, World, digest
 from protocol import merkle
 from protocol.blobs import BlobStore
 from protocol.manifest import (

@@ -1,0 +1,272 @@
+"""A real coordinator without a network: nodes are called by name, time stands until it is moved."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coordinator.desk import Desk
+from coordinator.metrics import Metrics
+from coordinator.sequencer import Sequencer
+from coordinator.service import Coordinator
+from ledger import entries
+from ledger.store import DATABASE_NAME, LedgerStore
+from protocol import assignment, content, dsse, messages, model, pseudogradient, rounds, wire
+from protocol.blobs import BlobStore
+from protocol.codec import codec
+from protocol.identity import Identity
+from protocol.manifest import Manifest, sign
+from protocol.state import Layout
+from trainer_world import World, make_world
+
+ORGANISER = Identity.from_seed(b"\7" * 32)
+"""Also the coordinator, as :mod:`trainer_world` has it."""
+RULES = {
+    "total": 3,
+    "min_nodes": 3,
+    "max_nodes": 8,
+    "quorum": 0.6,
+    "deadline_s": 100.0,
+    "grace_s": 10.0,
+    "reveal_s": 20.0,
+    "settle_s": 30.0,
+    "heartbeat_timeout_s": 600.0,
+}
+
+
+def run_of(home: Path) -> tuple[Manifest, Layout]:
+    """The manifest of a tiny run with plain fp32 contributions, and its layout."""
+    world: World = make_world(home)
+    config = world.run.config
+    config = config.model_copy(
+        update={
+            "rounds": config.rounds.model_copy(update=RULES),
+            "exchange": config.exchange.model_copy(update={"codec": "fp32"}),
+        }
+    )
+    manifest = world.run.model_copy(update={"config": config})
+    module = model.build(config.model, manifest.tokenizer.vocab_size, config.run.seed)
+    return manifest, model.layout_of(module)
+
+
+class Nowhere:
+    """A host that reaches nobody."""
+
+    peer_id = ORGANISER.peer_id
+
+    async def dial_back(self, peer: str, addresses: list[str]) -> bool:
+        return False
+
+
+class Office:
+    """A coordinator and its desk in a home; :meth:`reopen` is a restart."""
+
+    def __init__(self, home: Path, manifest: Manifest, layout: Layout) -> None:
+        self.home, self.manifest, self.layout = home, manifest, layout
+        self.now = 1000.0
+        self.genesis = sign(manifest, ORGANISER)
+        self.run = hashlib.sha256(self.genesis.payload).hexdigest()
+        self.store: LedgerStore | None = None
+
+    async def open(self) -> Office:
+        """Start as the daemon does."""
+        self.store = LedgerStore.open(self.home / DATABASE_NAME, create=True, run=self.run)
+        sequencer = Sequencer(self.store, ORGANISER, self.run)
+        if not self.store.size:
+            await sequencer.append(self.genesis)
+        self.blobs = BlobStore(self.home / "blobs")
+        self.core = Coordinator(
+            manifest=self.manifest,
+            run=self.run,
+            layout=self.layout,
+            identity=ORGANISER,
+            host=Nowhere(),  # type: ignore[arg-type]
+            sequencer=sequencer,
+            blobs=self.blobs,
+            metrics=Metrics(self.home / "metrics.jsonl"),
+            clock=lambda: self.now,
+        )
+        await self.core.close_interrupted_attempt()
+        self.desk = Desk(self.core)
+        return self
+
+    async def reopen(self) -> Office:
+        """The same home after the process was killed."""
+        assert self.store is not None
+        self.store.close()
+        return await self.open()
+
+    def close(self) -> None:
+        if self.store is not None:
+            self.store.close()
+
+    async def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        await self.core.feed(rounds.Tick(self.now))
+
+    def bodies(self, kind: str) -> list[Any]:
+        """Bodies of this kind in the ledger, oldest first."""
+        assert self.store is not None
+        decoded = map(entries.decode, self.store.leaves())
+        return [entry.body for entry in decoded if entry.kind == kind]
+
+    def rejected(self) -> dict[str, str]:
+        """Peer id to reason code in the newest ``round_closed``."""
+        return {item.node: item.reason for item in self.bodies("round_closed")[-1].rejected}
+
+    def accepted(self) -> list[str]:
+        return [item.node for item in self.bodies("round_closed")[-1].accepted]
+
+
+class Line:
+    """One stream between a node and the desk, in memory."""
+
+    def __init__(self, data: bytes) -> None:
+        self.reader = asyncio.StreamReader()
+        self.reader.feed_data(data)
+        self.reader.feed_eof()
+        self.read = 0
+        self.written = b""
+
+    async def read_exactly(self, count: int) -> bytes:
+        data = await self.reader.readexactly(count)
+        self.read += count
+        return data
+
+    async def write(self, data: bytes) -> None:
+        self.written += data
+
+    def replies(self) -> Iterator[messages.Message]:
+        rest = self.written
+        while rest:
+            (length,) = struct.unpack(">I", rest[:4])
+            yield wire.decode(rest[4 : 4 + length])
+            rest = rest[4 + length :]
+
+
+class Member:
+    """A node; each method says one thing to the desk, right unless told otherwise."""
+
+    def __init__(self, office: Office, name: str) -> None:
+        self.office = office
+        self.identity = Identity.from_seed(hashlib.sha256(b"node " + name.encode()).digest())
+        self.owner = Identity.from_seed(hashlib.sha256(b"owner " + name.encode()).digest())
+        self.salt = hashlib.sha256(name.encode()).digest()
+        seed = int.from_bytes(self.salt[:4], "big")
+        count = office.layout.parameters
+        self.vector = np.random.default_rng(seed).normal(size=count).astype(np.float32)
+        self.root = office.manifest.initial_state
+        self.last: Line | None = None
+
+    @property
+    def peer(self) -> str:
+        return self.identity.peer_id
+
+    async def say(
+        self, message: messages.Message, raw: bytes = b"", *, to: str = wire.CONTROL
+    ) -> messages.Message:
+        """One request, and the raw bytes after it; the last reply, a refusal as its error."""
+        desk = self.office.desk
+        handler = desk._control if to == wire.CONTROL else desk._content
+        line = self.last = Line(wire.encode(message) + raw)
+        await wire.answer(self.peer, line, handler)
+        *_, reply = line.replies()
+        if isinstance(reply, messages.Refusal):
+            raise wire.Refused(reply.message, reply.hint, reply.code)
+        return reply
+
+    async def hello(self, **changes: Any) -> messages.Message:
+        run = self.office.run
+        fields = {
+            "run": run,
+            "account_entry": entries.account(self.owner, run).encode(),
+            "node_entry": entries.node(self.identity, self.owner, run).encode(),
+            "addresses": ["/ip4/127.0.0.1/tcp/1"],
+        }
+        return await self.say(messages.Hello.model_validate(fields | changes))
+
+    async def beat(self, *, leaving: bool = False, **changes: Any) -> messages.Directive:
+        report = messages.Report(state_round=0, state_root=self.root, phase="x", leaving=leaving)
+        fields = {
+            "run": self.office.run,
+            "seen": 0,
+            "patience": 0.0,
+            "report": report,
+            "addresses": ["/ip4/127.0.0.1/tcp/1"],
+        }
+        reply = await self.say(messages.Heartbeat.model_validate(fields | changes))
+        assert isinstance(reply, messages.Directive)
+        return reply
+
+    def blob(self) -> bytes:
+        """The right blob for the round under way."""
+        core = self.office.core
+        return pseudogradient.pack(
+            core.layout, self.vector, round=core.state.round, base=core.state.base, codec=FP32
+        )
+
+    async def commit(self, **changes: Any) -> messages.Message:
+        state = self.office.core.state
+        fields = {
+            "run": self.office.run,
+            "round": state.round,
+            "attempt": state.attempt,
+            "commitment": self.commitment(content.content_id(self.blob())),
+        }
+        return await self.say(messages.Commit.model_validate(fields | changes))
+
+    def commitment(self, blob: str) -> str:
+        state = self.office.core.state
+        return rounds.commitment(
+            self.office.run, state.round, state.attempt, self.peer, blob, self.salt
+        )
+
+    async def put(self, data: bytes | None = None, **changes: Any) -> messages.Message:
+        data = self.blob() if data is None else data
+        fields = {"id": content.content_id(data), "size": len(data)}
+        return await self.say(messages.Put.model_validate(fields | changes), data, to=wire.CONTENT)
+
+    def statement(self, signer: Identity | None = None, **changes: Any) -> dsse.Envelope:
+        state = self.office.core.state
+        data = self.blob()
+        fields = {
+            "round": state.round,
+            "attempt": state.attempt,
+            "base": state.base,
+            "blob": content.content_id(data),
+            "size": len(data),
+            "salt": self.salt,
+            "tokens": assignment.assigned_tokens(self.office.manifest.config),
+        }
+        return entries.contribution(signer or self.identity, self.office.run, **fields | changes)
+
+    async def reveal(self, statement: bytes | None = None) -> messages.Message:
+        data = self.statement().encode() if statement is None else statement
+        return await self.say(messages.Reveal(run=self.office.run, contribution=data))
+
+    async def show(self) -> None:
+        """Put and reveal."""
+        await self.put()
+        await self.reveal()
+
+    async def sign_state(
+        self, root: str, *, signer: Identity | None = None, round: int | None = None
+    ) -> messages.Message:
+        number = self.office.core.state.round + 1 if round is None else round
+        statement = entries.state_agreed(
+            signer or self.identity, self.office.run, round=number, root=root
+        )
+        reply = await self.say(
+            messages.SignedState(run=self.office.run, statement=statement.encode())
+        )
+        self.root = root
+        return reply
+
+
+FP32 = codec("fp32")

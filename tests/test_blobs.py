@@ -1,0 +1,166 @@
+"""The content store: what is evicted, what never is, and what a restart finds."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from protocol import content
+from protocol.blobs import BlobStore
+from protocol.errors import ResourceError
+
+
+def numbered(number: int, size: int = 1000) -> bytes:
+    return bytes([number]) * size
+
+
+def aged(store: BlobStore, *blobs: str) -> None:
+    """Make these the least recently used, the first one the oldest."""
+    for second, blob in enumerate(blobs):
+        os.utime(store.root / blob, (second, second))
+
+
+def files(store: BlobStore) -> set[str]:
+    return {path.name for path in store.root.iterdir()}
+
+
+def test_bytes_come_back_under_their_content_id(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path)
+    blob = store.put(numbered(1))
+    path = store.path(blob)
+    assert blob == content.content_id(numbered(1))
+    assert path is not None
+    assert path.read_bytes() == numbered(1)
+    assert (store.has(blob), store.size_of(blob), store.used_bytes()) == (True, 1000, 1000)
+    assert store.put(numbered(1)) == blob
+    assert store.used_bytes() == 1000
+
+
+def test_a_file_is_moved_in(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path / "blobs")
+    for _ in range(2):  # the second time it is there already
+        (tmp_path / "made").write_bytes(numbered(1))
+        blob = store.put_file(tmp_path / "made")
+        assert not (tmp_path / "made").exists()
+        assert files(store) == {blob}
+
+
+def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path, quota_bytes=3000)
+    one, two, three = (store.put(numbered(n)) for n in (1, 2, 3))
+    aged(store, one, two, three)
+    assert store.path(one) is not None  # a use
+    four = store.put(numbered(4))
+    assert files(store) == {one, three, four}
+    assert store.used_bytes() == 3000
+    aged(store, four, one, three)
+    five = store.put(numbered(5, 2000))
+    assert files(store) == {five, three}
+
+
+def test_pinned_content_is_never_evicted(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path, quota_bytes=3000)
+    one, two, three = (store.put(numbered(n)) for n in (1, 2, 3))
+    aged(store, one, two, three)
+    store.pin(one, two)
+    four = store.put(numbered(4))
+    assert files(store) == {one, two, four}
+    store.unpin(one)
+    aged(store, one)
+    five = store.put(numbered(5))
+    assert files(store) == {two, four, five}
+
+
+def test_a_quota_that_is_too_small_evicts_nothing(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path, quota_bytes=3000)
+    one, two = store.put(numbered(1)), store.put(numbered(2))
+    store.pin(one)
+    with pytest.raises(ResourceError, match="quota") as error:
+        store.put(numbered(3, 2500))
+    assert "--quota" in error.value.hint
+    assert files(store) == {one, two}
+    assert store.has(two)
+
+
+def test_taking_the_same_content_twice_needs_no_room(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path / "blobs", quota_bytes=2000)
+    one, two = store.put(numbered(1)), store.put(numbered(2))
+    again = tmp_path / "again"
+    again.write_bytes(numbered(2))
+    store.adopt(two, again)
+    assert files(store) == {one, two}
+    assert store.used_bytes() == 2000
+
+
+def test_a_restart_finds_the_files_and_only_them(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path)
+    one = store.put(numbered(1))
+    store.partial("ab" * 32).write_bytes(b"half a download")
+    stray = {"README", "x" * 64, "AB" * 32, "ab" * 31}
+    for name in stray:
+        (tmp_path / name).write_bytes(b"stray")
+    (tmp_path / ("cd" * 32)).mkdir()
+    (tmp_path / f"{'ef' * 32}.0a1b2c3d.put").write_bytes(b"an upload that was cut off")
+    again = BlobStore(tmp_path, quota_bytes=1000)
+    assert again.used_bytes() == 1000
+    assert again.has(one)
+    assert not any(again.has(name) for name in (*stray, "ab" * 32, "cd" * 32))
+    two = again.put(numbered(2))
+    # What is not ours stays; downloads go on later, uploads never do.
+    assert files(again) == {two, *stray, f"{'ab' * 32}.part", "cd" * 32}
+
+
+def test_a_file_deleted_by_hand_is_noticed(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path)
+    blob = store.put(numbered(1))
+    (tmp_path / blob).unlink()
+    assert store.path(blob) is None
+    assert (store.has(blob), store.used_bytes(), store.chunk_hashes(blob)) == (False, 0, None)
+    assert store.put(numbered(1)) == blob
+    assert store.path(blob) is not None
+
+
+def test_delete_takes_pinned_content_too(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path)
+    blob = store.put(numbered(1))
+    store.pin(blob)
+    store.delete(blob)
+    store.delete(blob)
+    assert files(store) == set()
+    assert store.used_bytes() == 0
+
+
+def test_chunk_hashes_are_those_of_the_content(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path)
+    data = numbered(1, content.CHUNK_BYTES) + numbered(2, 5)
+    blob = store.put(data)
+    assert store.chunk_hashes(blob) == content.chunk_hashes(data)
+    assert store.chunk_hashes(blob) == content.chunk_hashes(data)  # now from memory
+    for number in range(70):
+        store.chunk_hashes(store.put(numbered(number)))
+    assert len(store._hashes) <= 64
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store = BlobStore(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(ResourceError, match="the disk is full") as error:
+            store.put(numbered(1))
+    assert "free some space" in error.value.hint
+    assert files(store) == set()
+    assert store.has(store.put(numbered(1)))
+
+
+def test_a_home_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ResourceError, match="cannot write below"):
+        BlobStore(tmp_path / "file" / "blobs")

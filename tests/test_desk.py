@@ -1,0 +1,607 @@
+"""The coordinator's desk: who may say what, when; and what follows for the round and the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from coordinator import desk as desk_module
+from coordinator.desk import Desk, evaluator
+from coordinator.service import Peer
+from desk_world import ORGANISER, Member, Office, run_of
+from host_world import start, swarm
+from ledger import entries
+from ledger.replica import Replica, fetch_page
+from ledger.store import LedgerStore
+from protocol import content, dsse, messages, rounds, wire
+from protocol.errors import CheckFailed, ResourceError, Unreachable
+from protocol.rounds import Phase
+
+NEXT = hashlib.sha256(b"the state of round 1").hexdigest()
+OTHER = hashlib.sha256(b"another state").hexdigest()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return run_of(tmp_path_factory.mktemp("run"))
+
+
+@pytest_asyncio.fixture
+async def office(run: Any, tmp_path: Path) -> AsyncIterator[Office]:
+    office = await Office(tmp_path / "coordinator", *run).open()
+    yield office
+    office.close()
+
+
+@pytest_asyncio.fixture
+async def members(office: Office) -> list[Member]:
+    """Three admitted nodes that have not said what they do yet."""
+    three = [Member(office, name) for name in "abc"]
+    for member in three:
+        await member.hello()
+    return three
+
+
+@pytest_asyncio.fixture
+async def training(office: Office, members: list[Member]) -> list[Member]:
+    for member in members:
+        await member.beat()
+    assert office.core.state.phase is Phase.TRAINING
+    return members
+
+
+@pytest_asyncio.fixture
+async def revealing(office: Office, training: list[Member]) -> list[Member]:
+    for member in training:
+        await member.commit()
+    assert office.core.state.phase is Phase.REVEALING
+    return training
+
+
+@pytest_asyncio.fixture
+async def applying(office: Office, revealing: list[Member]) -> list[Member]:
+    for member in revealing:
+        await member.show()
+    assert office.core.state.phase is Phase.APPLYING
+    return revealing
+
+
+async def refused(work: Any) -> str:
+    """The code of the refusal that this must end in."""
+    with pytest.raises(wire.Refused) as error:
+        await work
+    return error.value.code
+
+
+# --- a round in which all goes well ---
+
+
+async def test_a_round_from_opening_to_credit(office: Office, applying: list[Member]) -> None:
+    for member in applying:
+        assert (await member.beat()).task == "apply"
+        await member.sign_state(NEXT)
+    state, fold = office.core.state, office.core.ledger.state
+    assert (state.round, state.base, state.attempt) == (1, NEXT, 0)
+    assert fold.states[-1] == NEXT
+    assert {fold.credit[member.owner.key] for member in applying} == {office.core.tokens}
+    assert not fold.ignored
+    directive = await applying[0].beat()
+    assert directive.task == "wait" or directive.round == 1
+    assert directive.ledger_size == office.core.ledger.store.size
+    assert set(directive.peers) == {member.peer for member in applying}
+
+
+# --- hello ---
+
+
+async def test_hello_admits_once(office: Office, members: list[Member]) -> None:
+    size = office.core.ledger.store.size
+    welcome = await members[0].hello()
+    assert isinstance(welcome, messages.Welcome)
+    assert welcome.payload_bytes == office.core.max_blob
+    assert office.core.ledger.store.size == size == 1 + 2 * 3
+
+
+async def test_hello_with_a_wrong_signature(office: Office) -> None:
+    node = Member(office, "new")
+    good = entries.node(node.identity, node.owner, office.run)
+    key, signature = good.signatures[0]
+    bad = dsse.Envelope(
+        good.payload_type,
+        good.payload,
+        ((key, bytes([signature[0] ^ 1]) + signature[1:]), *good.signatures[1:]),
+    )
+    assert await refused(node.hello(node_entry=bad.encode())) == "failed"
+    assert office.core.ledger.store.size == 1
+
+
+async def test_hello_for_somebody_else(office: Office, members: list[Member]) -> None:
+    thief = Member(office, "thief")
+    run = office.run
+    account = entries.account(thief.owner, run).encode()
+    # A node of others; one's own node without its key; an account without its key; swapped parts.
+    stolen = entries.node(members[0].identity, members[0].owner, run)
+    one_key = dsse.sign(
+        entries.ENTRY_TYPE,
+        {"kind": "node", "run": run, "node": thief.peer, "account": thief.owner.key},
+        thief.identity,
+    )
+    foreign = entries.node(thief.identity, members[0].owner, run)
+    for node_entry in (stolen.encode(), one_key.encode(), foreign.encode(), account):
+        code = await refused(thief.hello(account_entry=account, node_entry=node_entry))
+        assert code == "failed"
+    assert thief.peer not in office.core.ledger.state.nodes
+
+
+async def test_hello_for_another_run_or_with_garbage(office: Office) -> None:
+    node = Member(office, "new")
+    other = "cd" * 32
+    assert await refused(node.hello(run=other)) == "other_run"
+    entry = entries.account(node.owner, other).encode()
+    assert await refused(node.hello(account_entry=entry)) == "malformed"
+    assert await refused(node.hello(account_entry=b"{}")) == "malformed"
+    assert office.core.ledger.store.size == 1
+
+
+async def test_a_node_moves_to_another_account_but_not_back(
+    office: Office, members: list[Member]
+) -> None:
+    node, run = members[0], office.run
+    first, node.owner = node.owner, members[1].owner
+    await node.hello()
+    assert office.core.ledger.state.account_of(node.peer) == members[1].owner.key
+    node.owner = first
+    with pytest.raises(wire.Refused, match="cannot go back"):
+        await node.hello()
+    assert office.core.ledger.state.account_of(node.peer) == members[1].owner.key
+    assert run == office.run
+
+
+async def test_admissions_are_bounded(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(desk_module, "ADMISSIONS_PER_MINUTE", 3)
+    office.desk = Desk(office.core)
+    for name in "abc":
+        await Member(office, name).hello()
+    late = Member(office, "late")
+    assert await refused(late.hello()) == "busy"
+    office.now += 61
+    await late.hello()
+    assert late.peer in office.core.ledger.state.nodes
+
+
+# --- heartbeats and directives ---
+
+
+async def test_a_stranger_is_told_to_say_hello(office: Office) -> None:
+    stranger = Member(office, "stranger")
+    assert await refused(stranger.beat()) == "unknown_node"
+    assert await refused(stranger.say(messages.Leave(run=office.run))) == "unknown_node"
+    assert await refused(stranger.commit()) == "unknown_node"
+
+
+async def test_other_runs_and_kinds_are_refused(office: Office, members: list[Member]) -> None:
+    node = members[0]
+    assert await refused(node.beat(run="cd" * 32)) == "other_run"
+    assert await refused(node.say(messages.GetIndex(id=NEXT))) == "unknown"
+    assert await refused(node.say(messages.Ok(), to=wire.CONTENT)) == "unknown"
+
+
+async def test_a_heartbeat_waits_for_news(office: Office, members: list[Member]) -> None:
+    first = await members[0].beat()
+    assert first.task == "wait"
+    waiting = asyncio.create_task(members[0].beat(seen=first.version, patience=20.0))
+    await members[1].beat()
+    assert not waiting.done()
+    await members[2].beat()  # the third opens the round
+    directive = await asyncio.wait_for(waiting, 2)
+    assert (directive.task, directive.round, directive.attempt) == ("train", 0, 0)
+    assert directive.version > first.version
+    again = await asyncio.wait_for(members[0].beat(seen=directive.version, patience=0.05), 2)
+    assert again.version == directive.version
+
+
+async def test_a_probe_is_read_to_its_end(office: Office, members: list[Member]) -> None:
+    size = 300_000
+    assert await members[0].say(messages.Probe(size=size), bytes(size)) == messages.Ok()
+    line = members[0].last
+    assert line is not None
+    assert line.read > size
+
+
+async def test_many_nodes_with_many_addresses_still_get_directives(
+    office: Office, members: list[Member]
+) -> None:
+    report = messages.Report(state_round=-1, state_root="", phase="x")
+    for number in range(64):
+        name = Member(office, f"peer {number}").peer
+        office.core.peers[name] = Peer(report, ["/" + "a" * 199] * 8, office.now)
+    directive = await members[0].beat()
+    assert directive.peers
+    assert len(wire.encode(directive)) <= messages.Directive.LIMIT
+
+
+async def test_leaving_and_handing_back(office: Office, training: list[Member]) -> None:
+    one, two, three = training
+    state = office.core.state
+    await one.say(
+        messages.HandBack(run=office.run, round=state.round, attempt=0, reason="out of memory")
+    )
+    assert (await one.beat()).task == "wait"
+    await two.say(messages.Leave(run=office.run))
+    assert two.peer not in office.core.peers
+    await three.commit()  # one of three is below the quorum: the attempt fails
+    assert office.rejected() == {one.peer: rounds.HANDED_BACK, two.peer: rounds.DISCONNECTED}
+    assert office.accepted() == []
+
+
+def test_one_member_evaluates_and_all_agree_who() -> None:
+    members = ["a", "b", "c"]
+    chosen = {evaluator("ab" * 32, number, members) for number in range(40)}
+    assert chosen == set(members)
+    assert evaluator("ab" * 32, 5, members) == evaluator("ab" * 32, 5, members[::-1])
+    assert evaluator("ab" * 32, 5, []) == ""
+
+
+# --- commitments ---
+
+
+async def test_a_commitment_by_a_node_that_is_no_member(
+    office: Office, training: list[Member]
+) -> None:
+    late = Member(office, "late")
+    await late.hello()
+    await late.beat()
+    assert await refused(late.commit()) == "not_member"
+
+
+async def test_committing_twice(office: Office, training: list[Member]) -> None:
+    await training[0].commit()
+    await training[0].commit()  # the reply was lost: the same again is fine
+    assert await refused(training[0].commit(commitment=NEXT)) == rounds.COMMITMENT_MISMATCH
+    mine = training[0].commitment(content.content_id(training[0].blob()))
+    assert office.core.state.commitments == {training[0].peer: mine}
+
+
+async def test_a_commitment_that_comes_late(office: Office, training: list[Member]) -> None:
+    await training[0].commit()
+    await training[1].commit()  # the quorum of three
+    await office.pass_time(11)  # and the grace time
+    assert office.core.state.phase is Phase.REVEALING
+    assert await refused(training[2].commit()) == rounds.LATE
+    for member in training[:2]:
+        await member.show()
+    assert office.rejected() == {training[2].peer: rounds.LATE}
+    assert office.accepted() == sorted(member.peer for member in training[:2])
+
+
+async def test_messages_of_another_round_or_attempt_change_nothing(
+    office: Office, applying: list[Member]
+) -> None:
+    one = applying[0]
+    old = one.statement().encode()
+    old_blob = one.blob()
+    for member in applying:
+        await member.sign_state(NEXT)
+    for member in applying:
+        await member.beat()
+    assert (office.core.state.round, office.core.state.phase) == (1, Phase.TRAINING)
+    size = office.core.ledger.store.size
+    assert await refused(one.commit(round=0)) == "stale"
+    assert await refused(one.commit(attempt=1)) == "stale"
+    assert await refused(one.sign_state(NEXT, round=1)) == "stale"
+    hand_back = messages.HandBack(run=office.run, round=0, attempt=0, reason="")
+    assert await refused(one.say(hand_back)) == "stale"
+    assert await refused(one.put(old_blob)) == "too_early"
+    assert await refused(one.reveal(old)) == "too_early"
+    assert office.core.ledger.store.size == size
+    assert not office.core.state.rejected
+    # A replay when it is time to reveal, by the one who said it first, hurts nobody else.
+    for member in applying:
+        await member.commit()
+    assert await refused(one.reveal(old)) == rounds.MALFORMED
+    for member in applying[1:]:
+        await member.show()
+    assert office.rejected() == {one.peer: rounds.MALFORMED}
+    assert len(office.accepted()) == 2
+
+
+# --- two reveals at once ---
+
+
+async def test_two_reveals_with_different_signatures_count_as_one(
+    office: Office, revealing: list[Member]
+) -> None:
+    """Ed25519 lets a signer make many signatures of one text; they are different ledger entries."""
+    twice = revealing[0]
+    await twice.put()
+    good = twice.statement()
+    other = dsse.Envelope(
+        good.payload_type,
+        good.payload,
+        ((twice.identity.key, _second_signature(twice.identity.seed, good)),),
+    )
+    assert other.verify() == good.verify()
+    assert other.encode() != good.encode()
+    await asyncio.gather(twice.reveal(good.encode()), twice.reveal(other.encode()))
+    for member in revealing[1:]:
+        await member.show()
+    assert office.core.state.phase is Phase.APPLYING
+    fold = office.core.ledger.state
+    assert fold.attempt is not None
+    assert fold.attempt.phase == "applying", "the ledger must agree that the round is closed"
+    assert len(fold.attempt.accepted) == 3
+
+
+async def test_a_reveal_said_twice_is_fine(office: Office, revealing: list[Member]) -> None:
+    await revealing[0].show()
+    await revealing[0].reveal()
+    assert await refused(revealing[0].put()) == "present"
+
+
+async def test_what_was_put_and_never_counted_does_not_stay(
+    office: Office, revealing: list[Member]
+) -> None:
+    bad, *good = revealing
+    junk = b"\1" * 1000
+    await bad.put(junk)
+    for member in good:
+        await member.show()
+    await office.pass_time(21)
+    assert office.rejected() == {bad.peer: rounds.MISSING_REVEAL}
+    for member in good:
+        await member.sign_state(NEXT)
+    for member in good:
+        await member.beat()
+    bad.root = NEXT
+    await bad.beat()
+    await office.pass_time(11)
+    for member in revealing:
+        await member.commit()
+    await good[0].put()
+    assert not office.blobs.has(content.content_id(junk))
+    assert {entry.blob for entry in office.bodies("contribution")} <= {
+        path.name for path in office.blobs.root.iterdir()
+    }
+
+
+async def test_puts_are_bounded(office: Office, revealing: list[Member]) -> None:
+    for number in range(desk_module.PUTS_PER_ATTEMPT):
+        await revealing[0].put(bytes([number]) * 10)
+    assert await refused(revealing[0].put(b"more")) == "too_many"
+    await revealing[1].show()
+
+
+# --- states ---
+
+
+async def test_a_state_signed_by_somebody_else(office: Office, applying: list[Member]) -> None:
+    one, two, _ = applying
+    assert await refused(one.sign_state(NEXT, signer=two.identity)) == "failed"
+    assert await refused(one.sign_state(NEXT, signer=ORGANISER)) == "failed"
+    both = entries.state_agreed(one.identity, office.run, round=1, root=NEXT).merged(
+        entries.state_agreed(two.identity, office.run, round=1, root=NEXT)
+    )
+    statement = messages.SignedState(run=office.run, statement=both.encode())
+    assert await refused(one.say(statement)) == "failed"
+    other_kind = messages.SignedState(run=office.run, statement=one.statement().encode())
+    assert await refused(one.say(other_kind)) == "malformed"
+    assert not office.core.state.votes
+
+
+async def test_a_member_with_another_state_is_outvoted_and_has_to_sync(
+    office: Office, applying: list[Member]
+) -> None:
+    odd, *others = applying
+    await odd.sign_state(OTHER)
+    for member in others:
+        await member.sign_state(NEXT)
+    assert office.core.state.base == NEXT
+    agreed = entries.decode(list(office.core.ledger.store.leaves())[-1])
+    keys = {ORGANISER.key, *(member.identity.key for member in others)}
+    assert agreed.signers == keys or agreed.kind != "state_agreed"
+    directive = await odd.beat()
+    assert (directive.task, directive.root) == ("sync", NEXT)
+
+
+async def test_a_state_of_a_round_that_is_not_closed(
+    office: Office, revealing: list[Member]
+) -> None:
+    assert await refused(revealing[0].sign_state(NEXT)) == "stale"
+    assert await refused(revealing[0].sign_state(NEXT, round=7)) == "stale"
+
+
+async def test_no_majority_means_another_attempt(office: Office, applying: list[Member]) -> None:
+    for number, member in enumerate(applying):
+        root = hashlib.sha256(bytes([number])).hexdigest()
+        await member.sign_state(root)
+    assert (office.core.state.round, office.core.state.attempt) == (0, 1)
+    assert office.accepted() == []
+    assert not office.core.ledger.state.ignored
+
+
+# --- what cannot be written does not happen ---
+
+
+class _Full:
+    """A ledger store whose disk is full."""
+
+    def __init__(self, store: LedgerStore) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def append(self, leaves: Any, sign: Any) -> str:
+        raise ResourceError("the disk is full; nothing was added", "free some space")
+
+
+async def test_a_ledger_that_cannot_be_written_stops_the_coordinator(
+    office: Office, members: list[Member]
+) -> None:
+    core = office.core
+    core.ledger.store = _Full(core.ledger.store)  # type: ignore[assignment]
+    for member in members[:2]:
+        await member.beat()
+    before, size = core.state, core.ledger.store.size
+    with pytest.raises(wire.Refused, match="disk is full"):
+        await members[2].beat()  # would open the round
+    assert core.state == before
+    assert core.ledger.store.size == size
+    assert (await members[0].beat(report=_elsewhere())).task != "train"
+    with pytest.raises(ResourceError, match="disk is full"):
+        await asyncio.wait_for(core.drive(), 5)
+
+
+async def test_numbers_that_cannot_be_written_stop_it_as_cleanly(
+    office: Office, applying: list[Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(round: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(office.core.metrics, "save", full)
+    with pytest.raises((wire.Refused, OSError)):
+        for member in applying:
+            await member.sign_state(NEXT)
+    with pytest.raises(ResourceError, match="disk is full"):
+        await asyncio.wait_for(office.core.drive(), 5)
+    monkeypatch.undo()
+    await office.reopen()
+    assert (office.core.state.round, office.core.state.base) == (1, NEXT)
+
+
+# --- restarts ---
+
+
+async def test_a_restart_while_nodes_train(office: Office, training: list[Member]) -> None:
+    await training[0].commit()
+    await office.reopen()
+    assert (office.core.state.round, office.core.state.attempt) == (0, 1)
+    assert office.core.state.phase is Phase.WAITING
+    assert office.accepted() == []
+    for member in training:
+        assert (await member.beat()).attempt == 1
+    assert office.core.state.phase is Phase.TRAINING
+    opened = office.bodies("round_opened")
+    assert [entry.cursor for entry in opened] == [opened[0].cursor] * 2, "the same data again"
+    assert not office.core.ledger.state.ignored
+
+
+async def test_a_restart_while_nodes_reveal(office: Office, revealing: list[Member]) -> None:
+    await revealing[0].show()
+    await office.reopen()
+    assert (office.core.state.phase, office.core.state.attempt) == (Phase.WAITING, 1)
+    for member in revealing:
+        await member.beat()
+    for member in revealing:
+        await member.commit()
+    for member in revealing:
+        if not office.blobs.has(content.content_id(member.blob())):
+            await member.put()
+        await member.reveal()
+    assert len(office.accepted()) == 3
+    assert not office.core.ledger.state.ignored
+
+
+async def test_a_restart_while_nodes_apply(office: Office, applying: list[Member]) -> None:
+    await applying[0].sign_state(NEXT)
+    await office.reopen()
+    assert (office.core.state.phase, office.core.state.attempt) == (Phase.APPLYING, 0)
+    await office.pass_time(1)
+    assert office.core.state.phase is Phase.APPLYING, "nodes need a moment to find it again"
+    assert office.core.state.accepted == tuple(sorted(member.peer for member in applying))
+    for member in applying:
+        # Those that have applied already are asked to sign again: their signature is lost.
+        assert (await member.beat()).task == "apply"
+        await member.sign_state(NEXT)
+    assert (office.core.state.round, office.core.state.base) == (1, NEXT)
+    assert len(office.bodies("state_agreed")) == 1
+    assert not office.core.ledger.state.ignored
+
+
+async def test_a_restart_between_rounds_and_twice(office: Office, applying: list[Member]) -> None:
+    for member in applying:
+        await member.sign_state(NEXT)
+    size = office.core.ledger.store.size
+    await office.reopen()
+    await office.reopen()
+    state = office.core.state
+    # The round that had been opened is closed once, by the first of the restarts.
+    closed = [body for body in office.bodies("round_closed") if body.round == 1]
+    assert len(closed) == office.core.ledger.store.size - size <= 1
+    assert (state.round, state.base, state.phase) == (1, NEXT, Phase.WAITING)
+
+
+async def test_versions_of_a_restarted_coordinator_are_new(
+    office: Office, training: list[Member]
+) -> None:
+    before = await training[0].beat()
+    await office.reopen()
+    after = await training[0].beat()
+    assert after.version != before.version
+
+
+# --- replicas, over a real network ---
+
+
+async def test_a_replica_follows_the_coordinators_ledger(
+    office: Office, applying: list[Member], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with swarm(tmp_path / "net", 1) as (server,):
+        client = await start(tmp_path / "client", server)
+        try:
+            office.core.host = server
+            await office.desk.open()
+            replica = Replica.open(tmp_path / "replica.sqlite3", office.run)
+            store, peer = office.core.ledger.store, server.peer_id
+            await replica.catch_up(client, peer, office.run, target=3)
+            assert replica.store.size >= 3
+            await replica.catch_up(client, peer, office.run)
+            assert (replica.store.size, replica.store.root) == (store.size, store.root)
+            assert replica.state == office.core.ledger.state
+            with pytest.raises(CheckFailed, match="announced"):
+                await replica.catch_up(client, peer, office.run, target=store.size + 1)
+            with pytest.raises(wire.Refused) as other:
+                await fetch_page(client, peer, "cd" * 32, 0)
+            assert other.value.code == "other_run"
+            page, leaves = await fetch_page(client, peer, office.run, 10**9)
+            assert (leaves, page.size) == ([], store.size)
+            replica.store.close()
+            # A peer that does not answer in time is unreachable, whatever it is that takes long.
+            monkeypatch.setattr("ledger.replica.PAGE_TIMEOUT_S", 0.0)
+            with pytest.raises(Unreachable):
+                await fetch_page(client, peer, office.run, 0)
+        finally:
+            await client.close()
+
+
+def _elsewhere() -> messages.Report:
+    """The report of a node without a state, which opens nothing."""
+    return messages.Report(state_round=-1, state_root="", phase="x")
+
+
+def _second_signature(seed: bytes, envelope: dsse.Envelope) -> bytes:
+    """Another valid signature: RFC 8032 with a nonce of our own choice."""
+    order = 2**252 + 27742317777372353535851937790883648493
+    digest = bytearray(hashlib.sha512(seed).digest())
+    digest[0] &= 248
+    digest[31] = (digest[31] & 63) | 64
+    scalar = int.from_bytes(digest[:32], "little")
+    message = dsse.pae(envelope.payload_type, envelope.payload)
+    # R = r B is the public key of a seed whose clamped scalar is r.
+    nonce_seed = b"\x55" * 32
+    hashed = bytearray(hashlib.sha512(nonce_seed).digest())
+    hashed[0] &= 248
+    hashed[31] = (hashed[31] & 63) | 64
+    nonce = int.from_bytes(hashed[:32], "little")
+    point = Ed25519PrivateKey.from_private_bytes(nonce_seed).public_key().public_bytes_raw()
+    public = Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw()
+    challenge = int.from_bytes(hashlib.sha512(point + public + message).digest(), "little")
+    return point + ((nonce + challenge * scalar) % order).to_bytes(32, "little")

@@ -1,0 +1,292 @@
+"""What a node shows of its work, wrong in one way each: the reason goes into the ledger, and the
+round of the others goes on."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from coordinator import intake
+from desk_world import FP32, Member, Office, run_of
+from ledger.reasons import REJECTIONS
+from protocol import content, dsse, messages, pseudogradient, rounds, wire
+from protocol.rounds import Phase
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return run_of(tmp_path_factory.mktemp("run"))
+
+
+@pytest_asyncio.fixture
+async def office(run: Any, tmp_path: Path) -> AsyncIterator[Office]:
+    office = await Office(tmp_path / "coordinator", *run).open()
+    yield office
+    office.close()
+
+
+@pytest_asyncio.fixture
+async def trained(office: Office) -> list[Member]:
+    """Three members of round 0, ready to commit."""
+    three = [Member(office, name) for name in "abc"]
+    for member in three:
+        await member.hello()
+        await member.beat()
+    assert office.core.state.phase is Phase.TRAINING
+    return three
+
+
+# --- faults of a member that has committed to its right contribution ---
+
+
+def _flip(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+async def _reveal_blob(bad: Member, blob: bytes, **changes: Any) -> None:
+    await bad.put(blob)
+    fields = {"blob": content.content_id(blob), "size": len(blob)}
+    await bad.reveal(bad.statement(**fields | changes).encode())
+
+
+async def commitment_mismatch(bad: Member) -> None:
+    """Another sound contribution than the one committed to."""
+    bad.vector = bad.vector * 2
+    await _reveal_blob(bad, bad.blob())
+
+
+async def other_salt(bad: Member) -> None:
+    await bad.put()
+    await bad.reveal(bad.statement(salt=b"\1" * 32).encode())
+
+
+async def oversize(bad: Member) -> None:
+    limit = bad.office.core.max_blob
+    put = messages.Put(id="ab" * 32, size=limit + 1)
+    try:
+        await bad.say(put, bytes(limit + 1), to=wire.CONTENT)
+    finally:
+        assert bad.last is not None
+        assert bad.last.read == len(wire.encode(put)), "not one byte of it is read"
+
+
+async def wrong_base(bad: Member) -> None:
+    await bad.put()
+    await bad.reveal(bad.statement(base="cd" * 32).encode())
+
+
+async def wrong_tokens(bad: Member) -> None:
+    await bad.put()
+    await bad.reveal(bad.statement(tokens=bad.office.core.tokens + 1).encode())
+
+
+async def bad_signature(bad: Member) -> None:
+    await bad.put()
+    good = bad.statement()
+    key, signature = good.signatures[0]
+    spoiled = dsse.Envelope(good.payload_type, good.payload, ((key, _flip(signature, 9)),))
+    await bad.reveal(spoiled.encode())
+
+
+async def signed_by_another(bad: Member) -> None:
+    await bad.put()
+    good = bad.statement()
+    signature = bad.owner.sign(dsse.pae(good.payload_type, good.payload))
+    other = dsse.Envelope(good.payload_type, good.payload, ((bad.owner.key, signature),))
+    await bad.reveal(other.encode())
+
+
+async def an_extra_signature(bad: Member) -> None:
+    await bad.put()
+    good = bad.statement()
+    signature = bad.owner.sign(dsse.pae(good.payload_type, good.payload))
+    pairs = sorted([*good.signatures, (bad.owner.key, signature)])
+    await bad.reveal(dsse.Envelope(good.payload_type, good.payload, tuple(pairs)).encode())
+
+
+async def not_an_entry(bad: Member) -> None:
+    await bad.put()
+    await bad.reveal(b"{}")
+
+
+async def anothers_statement(bad: Member) -> None:
+    other = Member(bad.office, "somebody")
+    await bad.reveal(other.statement().encode())
+
+
+async def another_attempt(bad: Member) -> None:
+    await bad.put()
+    await bad.reveal(bad.statement(attempt=1).encode())
+
+
+async def never_sent(bad: Member) -> None:
+    await bad.reveal()
+
+
+async def wrong_size(bad: Member) -> None:
+    await bad.put()
+    await bad.reveal(bad.statement(size=7).encode())
+
+
+LATER_FAULTS = {
+    commitment_mismatch: rounds.COMMITMENT_MISMATCH,
+    other_salt: rounds.COMMITMENT_MISMATCH,
+    oversize: rounds.TOO_LARGE,
+    wrong_base: rounds.WRONG_STATE,
+    wrong_tokens: rounds.WRONG_TOKENS,
+    bad_signature: rounds.BAD_SIGNATURE,
+    signed_by_another: rounds.BAD_SIGNATURE,
+    an_extra_signature: rounds.BAD_SIGNATURE,
+    not_an_entry: rounds.MALFORMED,
+    anothers_statement: rounds.MALFORMED,
+    another_attempt: rounds.MALFORMED,
+    never_sent: rounds.MISSING_REVEAL,
+    wrong_size: rounds.MISSING_REVEAL,
+}
+
+
+async def _finish(office: Office, bad: Member, reason: str, good: list[Member]) -> None:
+    """The others reveal; the ledger says who is out and why, and the round can be applied."""
+    assert reason in REJECTIONS
+    with pytest.raises(wire.Refused) as again:  # the node that is out stays out
+        await bad.show()
+    assert again.value.code == reason
+    for member in good:
+        await member.show()
+    assert office.core.state.phase is Phase.APPLYING
+    assert office.rejected() == {bad.peer: reason}
+    assert office.accepted() == sorted(member.peer for member in good)
+    assert not office.core.ledger.state.ignored
+    for member in good:
+        await member.sign_state("ee" * 32)
+    await office.pass_time(11)
+    credit = office.core.ledger.state.credit
+    assert (credit[bad.owner.key], credit[good[0].owner.key]) == (0, office.core.tokens)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"), LATER_FAULTS.items(), ids=[fault.__name__ for fault in LATER_FAULTS]
+)
+async def test_a_faulty_reveal(
+    office: Office,
+    trained: list[Member],
+    fault: Callable[[Member], Awaitable[None]],
+    reason: str,
+) -> None:
+    bad, *good = trained
+    for member in trained:
+        await member.commit()
+    with pytest.raises(wire.Refused) as refused:
+        await fault(bad)
+    assert refused.value.code == reason
+    await _finish(office, bad, reason, good)
+
+
+# --- blobs that a node commits to although they cannot count ---
+
+
+def _non_finite(good: bytes) -> bytes:
+    return good[:-4] + struct.pack("<f", float("nan"))
+
+
+def _another_round(good: bytes) -> bytes:
+    return good[:16] + struct.pack(">Q", 1) + good[24:]
+
+
+BLOBS = {
+    "a number that is not finite": (_non_finite, rounds.NON_FINITE),
+    "infinity": (lambda b: b[:-4] + struct.pack("<f", float("-inf")), rounds.NON_FINITE),
+    "another round": (_another_round, rounds.WRONG_STATE),
+    "another base": (lambda b: b[:24] + bytes(32) + b[56:], rounds.WRONG_STATE),
+    "a flipped bit in the magic": (lambda b: _flip(b, 0), rounds.MALFORMED),
+    "another codec": (lambda b: b[:8] + b"\2" + b[9:], rounds.MALFORMED),
+    "one byte less": (lambda b: b[:-1], rounds.MALFORMED),
+    "a header alone": (lambda b: b[: pseudogradient.HEADER_BYTES], rounds.MALFORMED),
+    "one byte": (lambda b: b[:1], rounds.MALFORMED),
+}
+
+
+@pytest.mark.parametrize(("spoil", "reason"), BLOBS.values(), ids=BLOBS.keys())
+async def test_a_blob_that_cannot_count(
+    office: Office, trained: list[Member], spoil: Callable[[bytes], bytes], reason: str
+) -> None:
+    bad, *good = trained
+    blob = spoil(bad.blob())
+    await bad.commit(commitment=bad.commitment(content.content_id(blob)))
+    for member in good:
+        await member.commit()
+    with pytest.raises(wire.Refused) as refused:
+        await _reveal_blob(bad, blob)
+    assert refused.value.code == reason
+    await _finish(office, bad, reason, good)
+
+
+async def test_a_bit_that_flips_on_the_way_can_be_sent_again(
+    office: Office, trained: list[Member]
+) -> None:
+    for member in trained:
+        await member.commit()
+    one = trained[0]
+    blob = one.blob()
+    with pytest.raises(wire.Refused, match="do not match") as refused:
+        await one.put(_flip(blob, 500), id=content.content_id(blob))
+    assert refused.value.code == "malformed"
+    assert [path.name for path in office.blobs.root.iterdir()] == []
+    for member in trained:
+        await member.show()
+    assert len(office.accepted()) == 3
+
+
+async def test_a_commitment_of_another_cannot_be_copied(
+    office: Office, trained: list[Member]
+) -> None:
+    """Repeating what somebody else committed to is of no use: it names the peer."""
+    thief, victim, third = trained
+    await victim.commit()
+    stolen = office.core.state.commitments[victim.peer]
+    await thief.commit(commitment=stolen)
+    await third.commit()
+    await victim.show()
+    thief.vector, thief.salt = victim.vector, victim.salt
+    with pytest.raises(wire.Refused) as refused:
+        await thief.reveal()
+    assert refused.value.code == rounds.COMMITMENT_MISMATCH
+    await third.show()
+    assert office.rejected() == {thief.peer: rounds.COMMITMENT_MISMATCH}
+
+
+async def test_only_members_that_committed_may_put(office: Office, trained: list[Member]) -> None:
+    bad, *good = trained
+    with pytest.raises(wire.Refused) as early:
+        await bad.put()
+    assert early.value.code == "too_early"
+    for member in good:
+        await member.commit()
+    await office.pass_time(11)
+    with pytest.raises(wire.Refused) as refused:
+        await bad.put()
+    assert refused.value.code == rounds.LATE
+    stranger = Member(office, "stranger")
+    with pytest.raises(wire.Refused) as refused:
+        await stranger.put(b"anything")
+    assert refused.value.code == "too_early"
+
+
+async def test_the_check_alone_says_what_is_wrong(office: Office, trained: list[Member]) -> None:
+    one = trained[0]
+    core = office.core
+    expected = intake.Expected(core.run, 0, 0, core.state.base, core.tokens, core.layout, FP32)
+    blob = office.blobs.put(one.blob())
+    statement = one.statement().encode()
+    good = await intake.check(expected, one.peer, one.commitment(blob), statement, office.blobs)
+    assert (good.fault, good.detail) == ("", "")
+    assert good.envelope is not None
+    assert good.envelope.encode() == statement
+    bad = await intake.check(expected, one.peer, "", statement, office.blobs)
+    assert (bad.fault, bad.envelope) == (rounds.COMMITMENT_MISMATCH, None)
+    assert bad.detail
