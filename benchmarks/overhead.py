@@ -13,8 +13,9 @@ about 1M parameters on the interpreter's own sources; nothing is simulated. Meas
   the trainers left out;
 - of each round that all nodes took part in: the time from its opening to the opening of the next
   one, less the longest time that a member's trainer spent in inner steps. The phases below it are
-  those of the member that trained longest, as it booked them; ``rest`` is what nobody booked
-  (mostly: the next directive is on its way, or the coordinator writes its ledger);
+  those of the member that trained longest, as it booked them (waiting for a member that had to
+  evaluate first is in its ``commit_wait``); ``rest`` is what it did not book (mostly: the next
+  directive is on its way, or the coordinator writes its ledger);
 - bytes at the nodes' streams, by service, from the training of a round to that of the next one;
 - the time of a full check of the run's ledger.
 """
@@ -591,7 +592,8 @@ def rows(result: Findings) -> list[dict[str, Any]]:
             statistics.median(waits),
             NOT_TRAINING_S,
             "s",
-            phases=medians([r.phases | {"rest": r.rest} for r in result.rounds]),
+            phases=medians([r.phases for r in result.rounds])
+            | medians([{"rest": r.rest} for r in result.rounds]),
             coordinator=result.coordinator,
             round_seconds=statistics.median(r.whole for r in result.rounds),
             train_seconds=statistics.median(r.train for r in result.rounds),
@@ -600,11 +602,18 @@ def rows(result: Findings) -> list[dict[str, Any]]:
     ]
     observed = result.observed
     for kind in ("node daemon", "coordinator"):
-        sizes = {kind: observed.peak[kind], f"{kind} and its network": observed.together[kind]}
-        found += [
-            limited(f"memory of the {name}", size / 1e6, DAEMON_MB, "MB")
-            for name, size in sizes.items()
-        ]
+        found.append(limited(f"memory of the {kind}", observed.peak[kind] / 1e6, DAEMON_MB, "MB"))
+        both = observed.together[kind] / 1e6
+        alone = "limit of the daemon alone"
+        found.append(
+            row(
+                f"memory of the {kind} and its network daemon",
+                both,
+                DAEMON_MB,
+                "MB",
+                baseline_is=alone,
+            )
+        )
     model = 4.0 * result.parameters
     fp32 = "the model in fp32"
     found.append(
@@ -642,7 +651,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 def table(result: Findings, found: Sequence[dict[str, Any]]) -> str:
     """The result for people."""
-    lines = [f"{'':44} {'measured':>10} {'limit':>10}  {'ratio':>5}"]
+    lines = [f"{'':48} {'measured':>10} {'limit':>10}  {'ratio':>5}"]
     for row in found:
         limited = row["baseline_is"] == "limit"
         mark = "" if not limited else "  holds" if row["holds"] else "  OVER"
@@ -652,10 +661,10 @@ def table(result: Findings, found: Sequence[dict[str, Any]]) -> str:
             mark += f"  of {_amount(row['baseline'], row['unit'])}: {row['baseline_is']}"
         limit = _amount(row["baseline"], row["unit"]) if limited else ""
         ours = _amount(row["ours"], row["unit"])
-        lines.append(f"{row['name']:44} {ours:>10} {limit:>10}  {row['ratio']:5.2f}{mark}")
+        lines.append(f"{row['name']:48} {ours:>10} {limit:>10}  {row['ratio']:5.2f}{mark}")
         for name in ("phases", "services"):
             lines += [
-                f"    {part:40} {_amount(value, row['unit']):>10}"
+                f"    {part:44} {_amount(value, row['unit']):>10}"
                 for part, value in row.get(name, {}).items()
             ]
         if "processor_seconds" in row:

@@ -241,6 +241,7 @@ class Coordinator:
         )
         metrics = self.metrics.of(action.round)
         metrics.accepted = len(accepted)
+        metrics.blob_bytes = sum(_blob_bytes(self._shown[peer]) for peer in action.accepted)
         metrics.rejected = dict(action.rejected)
         self._time_phase(action.round, "revealing")
         emit(
@@ -302,6 +303,11 @@ def rules_of(manifest: Manifest) -> rounds.Rules:
         settle=config.settle_s,
         heartbeat_timeout=config.heartbeat_timeout_s,
     )
+
+
+def _blob_bytes(contribution: Envelope) -> int:
+    body = entries.decode(contribution.encode()).body
+    return body.size if isinstance(body, entries.Contribution) else 0
 
 
 def milliseconds(seconds: float) -> float:

@@ -136,6 +136,8 @@ class Daemon:
             error = first_error(errors)
             if not isinstance(error, Finished):
                 raise error from None
+        finally:
+            await self.worker.close()
         await self.goodbye()
 
     async def goodbye(self) -> None:
@@ -270,7 +272,8 @@ class Daemon:
                 # The round went on without us, or what we did was wrong; the next directive tells.
                 self._note("request.refused", refusal, directive)
                 again = False
-                await asyncio.sleep(RETRY_S)
+                with contextlib.suppress(TimeoutError):
+                    await within(self._heard.wait(), RETRY_S)
                 self._report_soon()
             except ResourceError as error:
                 await self.worker.hand_back(directive, error.message)

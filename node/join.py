@@ -115,6 +115,10 @@ async def join(options: Options, stack: AsyncExitStack, say: Callable[[str], Non
     states.found_on_disk(replica.state.states[-2:])
     root, path = await _state(session, states, say)
     loaded = await trainer.load(session.manifest_file, path, device=options.device)
+    if loaded.root != root:  # a file of an earlier session, torn by a crash of the machine
+        blobs.delete(root)
+        root, path = await _state(session, states, say)
+        loaded = await trainer.load(session.manifest_file, path, device=options.device)
     states.become(replica.state.states.index(root), root)
     measured = await trainer.benchmark(2)
     last = [

@@ -24,7 +24,7 @@ from node.corpus import Corpus, Windows
 from node.session import Session
 from node.sync import States
 from protocol import assignment, messages, rounds, transfer, wire
-from protocol.errors import CheckFailed, Unreachable
+from protocol.errors import ArtelError, CheckFailed, Unreachable
 from protocol.events import emit
 from protocol.tasks import together, uninterrupted
 
@@ -82,6 +82,8 @@ class Worker:
         self._made: Made | None = None
         self._salts: dict[tuple[int, int], bytes] = {}  # by round and attempt
         self._evaluated: set[int] = set()
+        self._evaluation: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._evaluation.set_result(None)
         self._marked = time.monotonic()
 
     async def perform(self, directive: messages.Directive) -> None:
@@ -104,7 +106,8 @@ class Worker:
         elif directive.task == "apply":
             await self._apply(directive)
         elif directive.task == "stop":
-            await self._evaluate(directive)
+            if directive.evaluate:
+                await self._evaluate()
             self._phase("finished")
         else:
             self._phase("waiting")
@@ -145,8 +148,10 @@ class Worker:
             members, session.replica.state.cursor, session.identity.peer_id
         )
         self._mark("data")
-        await self._evaluate(directive)
         made = await self._contribution(attempt.round, windows)
+        # While the others still train and reveal; the trainer is done before it has to apply.
+        if directive.evaluate and self._evaluation.done():
+            self._evaluation = asyncio.create_task(self._evaluate())
         salt = self._salts.setdefault((attempt.round, attempt.attempt), os.urandom(32))
         commitment = rounds.commitment(
             session.run,
@@ -247,7 +252,9 @@ class Worker:
             await self._compute_state(attempt)
         await self._sign_state(directive)
         self._mark("sign")
+        self.progress.last_seconds = dict(self.progress.seconds)
         self._phase("waiting")
+        self._changed()
 
     async def _compute_state(self, attempt: Attempt) -> None:
         """Fetch what counts, aggregate, take the outer step: the new state becomes current."""
@@ -292,20 +299,28 @@ class Worker:
         )
         signed = messages.SignedState(run=session.run, statement=statement.encode())
         await session.link.insist(signed, session.run, max(directive.remaining, 5.0))
-        self.progress.last_seconds = dict(self.progress.seconds)
+
+    async def _evaluate(self) -> None:
+        """Measure the current state on the validation split; a failure costs only the number."""
+        round = self.states.round
+        if round in self._evaluated:
+            return
+        try:
+            windows = await self.corpus.validation()
+            if self.states.round != round:
+                return  # fetching the data took so long that another state is current
+            measured = await self.session.trainer.evaluate(windows)
+        except ArtelError as error:
+            emit(log, "state.not_evaluated", round=round, reason=error.message)
+            return
+        self._evaluated.add(round)
+        self.progress.validation = messages.Validation(round=round, loss=measured.loss)
         self._changed()
 
-    async def _evaluate(self, directive: messages.Directive) -> None:
-        """Measure the current state on the validation split, when the lot fell on this node."""
-        if not directive.evaluate or self.states.round in self._evaluated:
-            return
-        self._phase("evaluating")
-        windows = await self.corpus.validation()
-        measured = await self.session.trainer.evaluate(windows)
-        self._evaluated.add(self.states.round)
-        self.progress.validation = messages.Validation(round=self.states.round, loss=measured.loss)
-        self._mark("evaluate")
-        self._changed()
+    async def close(self) -> None:
+        """End what goes on beside the duties."""
+        self._evaluation.cancel()
+        await asyncio.wait({self._evaluation})
 
     async def hand_back(self, directive: messages.Directive, reason: str) -> None:
         """Tell the coordinator not to wait for this node in this attempt."""

@@ -207,8 +207,8 @@ class Rounds(Section):
     """Seconds to apply the accepted contributions and sign the new state."""
     heartbeat_timeout_s: Annotated[float, Field(ge=2, le=3600)] = 20.0
     """Seconds of silence after which a node counts as gone."""
-    mirror_every: Annotated[int, Field(ge=0, le=1_000_000)] = 1
-    """The coordinator keeps a copy of every n-th agreed state; 0 means none."""
+    mirror_every: Annotated[int, Field(ge=0, le=1_000_000)] = 10
+    """The coordinator keeps a copy of every n-th agreed state and of the last; 0 means none."""
 
 
 class Outer(Section):

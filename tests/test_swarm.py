@@ -42,36 +42,51 @@ def members_by_round(decoded: list[entries.Entry]) -> dict[int, tuple[str, ...]]
 
 
 async def test_a_late_joiner_catches_up_and_a_leaver_keeps_its_credit(tmp_path: Path) -> None:
-    async with LocalSwarm(tmp_path, write_run(tmp_path, total=12)) as swarm:
+    async with LocalSwarm(tmp_path, write_run(tmp_path, total=500)) as swarm:
         await swarm.start(nodes=2)
         await swarm.wait_for(round_at_least(2), 90, "two rounds")
         late = await swarm.add_node()
-        name = [1, 2, late]
 
         def joined(status: dict[str, Any]) -> bool:
             row = node_named(status, peer_of(swarm, late))
             return row is not None and row["credit"] > 0
 
-        status = await swarm.wait_for(joined, 90, "the late joiner has credit")
+        await swarm.wait_for(joined, 120, "the late joiner has credit")
         swarm.interrupt_node(1)
         assert await swarm.left(1) == 0
-        await swarm.wait_finished(120)
+        left_in = (await swarm.status())["round"]
+        await swarm.wait_for(round_at_least(left_in + 2), 60, "the others go on")
         assert_no_traceback(swarm)
 
         decoded, fold = ledger_of(tmp_path / "coordinator")
         members = members_by_round(decoded)
         assert peer_of(swarm, late) not in members[0]
-        assert peer_of(swarm, late) in members[status["round"]]
-        assert peer_of(swarm, 1) not in members[11]
-        # Left in the middle of the run: every round that it was a member of was credited.
+        # The late joiner computed the same state as the others, bit for bit: it signed its root.
+        agreed = [entry for entry in decoded if isinstance(entry.body, entries.StateAgreed)]
+        key = identity.public_of(peer_of(swarm, late)).hex()
+        assert any(key in entry.signers for entry in agreed)
+        assert peer_of(swarm, late) not in fold.rejected
+        # The leaver is in no later round, and every round that it was a member of was credited.
+        assert peer_of(swarm, 1) not in members[max(members)]
         rounds_of_1 = sum(peer_of(swarm, 1) in peers for peers in members.values())
         assert fold.node_credit[peer_of(swarm, 1)] == rounds_of_1 * fold.tokens
-        # Both that stayed hold the final state, bit for bit; so does the coordinator's copy.
-        for home in (swarm.home_of(2), swarm.home_of(late), tmp_path / "coordinator"):
+        assert (
+            f"{fold.node_credit[peer_of(swarm, 1)]:,} tokens of credit"
+            in (swarm.nodes[1].log.read_text().splitlines()[-1])
+        )
+        assert verify_home(swarm.home_of(1)).verified
+
+
+async def test_all_homes_of_a_finished_run_hold_the_final_state(tmp_path: Path) -> None:
+    async with LocalSwarm(tmp_path, write_run(tmp_path, total=3)) as swarm:
+        await swarm.start(nodes=2)
+        await swarm.wait_finished(120)
+        assert_no_traceback(swarm)
+        _, fold = ledger_of(tmp_path / "coordinator")
+        for home in (swarm.home_of(1), swarm.home_of(2), tmp_path / "coordinator"):
             final = home / "blobs" / fold.states[-1]
             assert content.file_content_id(final) == fold.states[-1]
-        for number in name[1:]:
-            assert verify_home(swarm.home_of(number)).verified
+            assert verify_home(home).verified
 
 
 async def test_a_node_killed_in_the_middle_of_a_round_does_not_stop_the_others(

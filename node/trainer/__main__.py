@@ -5,15 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import faulthandler
-import os
 import signal
 import socket
 from pathlib import Path
 
 from node.trainer.loop import Loop
 
-_NICENESS = 5
-"""The daemon and whatever else the owner of the machine does go first."""
 _OOM_SCORE = 600
 """Of 1000: when memory runs out, the kernel takes the trainer and not the daemon."""
 
@@ -26,7 +23,6 @@ def main() -> None:
     # Ctrl-C reaches every process of the terminal; what it means for the trainer, the daemon says.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.enable()
-    os.nice(_NICENESS)
     with contextlib.suppress(OSError):  # no /proc, or not allowed: only the preference is lost
         Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
     with socket.socket(fileno=arguments.fd) as connection:

@@ -27,6 +27,7 @@ from node.trainer.channel import Message, TrainerError
 from protocol.errors import ArtelError
 
 _PARENT_GONE = 3
+_NICENESS = 5
 
 
 class Loop:
@@ -44,6 +45,7 @@ class Loop:
         self._stopping = threading.Event()
         self._busy = threading.Event()
         self._sending = threading.Lock()
+        self._nice = False
         self._session: Any = None  # node.trainer.session.Session; its module imports torch
 
     def run(self) -> NoReturn:
@@ -117,6 +119,7 @@ class Loop:
             case "benchmark":
                 result = session.benchmark(request["steps"], check)
             case "train":
+                self._step_back()
                 windows = _windows(request)
                 out = Path(request["out"])
                 result = session.train(
@@ -133,6 +136,12 @@ class Loop:
             case _:
                 raise TrainerError("bad_request", f"there is no command {command!r}")
         return dict(result)
+
+    def _step_back(self) -> None:
+        """From the first round on, whatever else the owner of the machine does goes first."""
+        if not self._nice:
+            self._nice = True
+            os.nice(_NICENESS)
 
     def _read(self) -> None:
         """The reader thread: queue requests, take cancel and stop at once."""

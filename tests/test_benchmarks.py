@@ -1,0 +1,114 @@
+"""The benchmarks run, refuse wrong arguments in one line, and write rows that programs can read."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCHMARKS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
+
+
+def run(name: str, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    """The rows of a result, checked for what every row must have."""
+    rows = json.loads(file.read_text())
+    assert rows
+    assert len({row["name"] for row in rows}) == len(rows)
+    for row in rows:
+        assert row["unit"]
+        assert row["baseline"] > 0
+        assert math.isclose(row["ratio"], row["ours"] / row["baseline"])
+        assert 0 < row["ours"] < math.inf
+        assert row["baseline_is"]
+    return rows
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_help_shows_how_to_run_it(name: str) -> None:
+    done = run(name, "--help")
+    assert done.returncode == 0
+    assert f"python -m benchmarks.{name} --quick" in done.stdout
+    assert "--json FILE" in done.stdout
+    assert not done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "complaint"),
+    [
+        ("overhead", ["--nodes", "0"], "--nodes must be from 1 to 16"),
+        ("overhead", ["--rounds", "-1"], "--rounds and --inner-steps must be at least 1"),
+        ("overhead", ["--json", "no-such-folder/rows.json"], "there is no folder no-such-folder"),
+        ("overhead", ["--keep", "benchmarks"], "is not empty"),
+        ("overhead", ["--codec", "zip"], "invalid choice: 'zip'"),
+        ("convergence", ["--rows", "ddp,int3"], "unknown rows ['int3']"),
+        ("convergence", ["--steps", "25"], "--steps must be a multiple of --inner-steps"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_runs(
+    name: str, arguments: list[str], complaint: str
+) -> None:
+    done = run(name, *arguments)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_quick_overhead_measures_every_limit(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    done = run("overhead", "--quick", "--json", str(file), timeout=580)
+    assert done.returncode == 0, done.stderr
+    rows = {row["name"]: row for row in rows_of(file)}
+    limits = {n: r["baseline"] for n, r in rows.items() if r["baseline_is"] == "limit"}
+    assert sorted(limits.values()) == [0.3, 1.5, 20.0, 400.0, 400.0]
+    for row in rows.values():
+        if row["baseline_is"] == "limit":
+            assert row["holds"] == (row["ours"] <= row["baseline"])
+        assert row["rounds"] >= 3
+        assert 0.8e6 < row["parameters"] < 1.3e6
+        assert row["name"] in done.stdout
+    # What does not depend on how busy the machine is.
+    waiting = rows["time of a round that is not training"]
+    assert {"commit", "upload", "fetch", "aggregate", "outer", "rest"} <= set(waiting["phases"])
+    assert waiting["round_seconds"] > waiting["train_seconds"] > 0
+    start = rows["artel node start to the first inner step"]
+    assert math.isclose(sum(start["phases"].values()), start["ours"], rel_tol=0.01)
+    payload = rows["contribution of a node"]
+    assert 0.12 < payload["ratio"] < 0.14, "int4 with a scale for 256 values, against 32 bits"
+    for way in ("up", "down"):
+        traffic = rows[f"bytes {way} of a node in a round"]
+        assert {"content", "control", "ledger"} == set(traffic["services"])
+        assert traffic["ours"] > payload["ours"]
+    assert rows["check of the ledger"]["verified"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_quick_convergence_compares_every_codec(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    done = run("convergence", "--quick", "--json", str(file), timeout=580)
+    assert done.returncode == 0, done.stderr
+    rows = {row["row"]: row for row in rows_of(file)}
+    assert {"ddp", "fp32", "fp16", "int8", "int4"} <= set(rows)
+    assert rows["ddp"]["ratio"] == 1
+    bits = {key: rows[key]["bits_per_parameter_per_round"] for key in ("fp32", "int8", "int4")}
+    assert bits["int4"] < bits["int8"] < bits["fp32"]
+    assert all(row["ours"] < 0.9 * math.log(256) for row in rows.values()), "nothing was learned"
