@@ -42,7 +42,8 @@ OPEN_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_S = 20.0
 IDLE_TIMEOUT_S = 60.0
 """A stream that moves no byte for this long is given up by whoever reads it."""
-LINGER_S = 10.0
+LINGER_S = 60.0
+"""How long an answered stream is kept open for a slow reader; see Stream.closed_by_peer."""
 CLOSE_TIMEOUT_S = 3.0
 MAX_STREAMS_PER_PEER = 16
 MAX_STREAMS = 256

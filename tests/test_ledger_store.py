@@ -414,7 +414,7 @@ def test_what_was_acknowledged_survives_sigkill(world: World, tmp_path: Path) ->
             stdout=subprocess.PIPE,
             text=True,
             cwd=TESTS.parent,
-            env=os.environ | {"PYTHONPATH": str(TESTS.parent)},
+            env=os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"},
         )
         assert child.stdout is not None
         for _ in range(9 + 4 * generation):

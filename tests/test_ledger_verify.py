@@ -64,7 +64,7 @@ def killed_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     child = subprocess.run(
         [sys.executable, "-c", KILLED, str(home / DATABASE_NAME)],
         cwd=TESTS.parent,
-        env=os.environ | {"PYTHONPATH": str(TESTS.parent)},
+        env=os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"},
         timeout=60,
         check=False,
     )

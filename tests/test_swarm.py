@@ -16,6 +16,7 @@ from ledger import entries
 from ledger.verify import verify_home
 from node import status as node_status
 from protocol import content, identity
+from protocol.errors import Unreachable
 from swarm_world import ledger_of, node_named, write_run
 
 pytestmark = pytest.mark.timeout(300)
@@ -119,7 +120,9 @@ async def test_a_node_killed_in_the_middle_of_a_round_does_not_stop_the_others(
         assert verify_home(tmp_path / "coordinator").verified
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "how", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL]
+)
 async def test_a_restarted_coordinator_goes_on_and_nodes_reconnect(
     tmp_path: Path, how: signal.Signals
 ) -> None:
@@ -164,21 +167,38 @@ async def test_a_dead_trainer_is_started_again_and_the_round_is_met(tmp_path: Pa
 
 
 async def test_a_round_that_a_dead_trainer_cannot_meet_is_handed_back(tmp_path: Path) -> None:
-    run = write_run(tmp_path, total=4, inner_steps=1500, deadline_s=14, min_nodes=2)
-    async with LocalSwarm(tmp_path, run) as swarm:
+    run = write_run(tmp_path, total=50, inner_steps=800, deadline_s=30, min_nodes=2)
+    options = ("--threads", "1", "--no-check")
+    async with LocalSwarm(tmp_path, run, node_options=options) as swarm:
         await swarm.start(nodes=3)
-        await swarm.wait_for(round_at_least(1), 120, "one round")
-        while (now := node_status.read(swarm.home_of(1)))["step"] < 300 or (
-            now["phase"] != "training"
-        ):
-            await asyncio.sleep(0.05)
-        daemon = psutil.Process(swarm.nodes[1].process.pid)
-        next(p for p in daemon.children() if "node.trainer" in p.cmdline()).kill()
-        await swarm.wait_for(round_at_least(now["state_round"] + 1), 60, "the others finish")
+        log = swarm.home_of(1) / "node.log"
+        # Each kill costs most of a training; after the second or third the time is not enough.
+        while not log.exists() or "round.handed_back" not in log.read_text():
+            await swarm.wait_for(
+                lambda _status: training_step(swarm.home_of(1)) > 650, 120, "most of the training"
+            )
+            daemon = psutil.Process(swarm.nodes[1].process.pid)
+            trainers = [p for p in daemon.children() if "node.trainer" in p.cmdline()]
+            for trainer in trainers:
+                trainer.kill()
+            await swarm.wait_for(
+                lambda _status: training_step(swarm.home_of(1)) < 650, 60, "the kill is noticed"
+            )
+        handed_back_in = node_status.read(swarm.home_of(1))["round"]
+        await swarm.wait_for(round_at_least(handed_back_in + 1), 60, "the others finish")
         _, fold = ledger_of(tmp_path / "coordinator")
-        reasons = fold.rejected[peer_of(swarm, 1)]
-        assert set(reasons) <= {"handed_back", "late"}
+        assert "handed_back" in fold.rejected[peer_of(swarm, 1)]
         assert swarm.nodes[1].running
+        assert_no_traceback(swarm)
+
+
+def training_step(home: Path) -> int:
+    """Inner step that a node is at; 0 while it does anything else."""
+    try:
+        now = node_status.read(home)
+    except Unreachable:
+        return 0
+    return int(now["step"]) if now["phase"] == "training" else 0
 
 
 async def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:

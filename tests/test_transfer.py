@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 
 from host_world import named, swarm
-from protocol import content, merkle, messages, transfer, wire
+from protocol import content, merkle, messages, network, transfer, wire
 from protocol.blobs import BlobStore
 from protocol.errors import DecodeError, ResourceError, Unreachable
 from protocol.network import Host
@@ -30,6 +30,12 @@ DATA = random.Random(3).randbytes(6 * CHUNK + 1234)
 BLOB = content.content_id(DATA)
 HASHES = content.chunk_hashes(DATA)
 Answer = Callable[[messages.Message, wire.Stream], Awaitable[bool]]
+
+
+@pytest.fixture(autouse=True)
+def _short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raw streams of these tests never close first; nobody wants to wait for them."""
+    monkeypatch.setattr(network, "LINGER_S", 0.3)
 
 
 class Holder:
