@@ -44,6 +44,7 @@ log = logging.getLogger("artel.coordinator")
 
 INVITE_FILE = "invite"
 CLOSE_TIMEOUT_S = 10.0
+STOP_AT_MOST_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -93,17 +94,22 @@ async def serve(options: Options) -> int:
 def _stop_on_signals() -> asyncio.Event:
     """The event that the first SIGINT or SIGTERM sets; a second one ends the process at once."""
     stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
 
     def on_signal() -> None:
         if not stop.is_set():
             stop.set()
-            return
+            # Whatever hangs on the way out: the ledger is durable at every moment.
+            loop.call_later(STOP_AT_MOST_S, end_now, EXIT_OK)
+        else:
+            end_now(EXIT_INTERRUPTED)
+
+    def end_now(code: int) -> None:
         for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
-        os._exit(EXIT_INTERRUPTED)
+        os._exit(code)
 
-    loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal)
     return stop

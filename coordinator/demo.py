@@ -99,7 +99,7 @@ def main(argv: list[str]) -> int:
     try:
         with view:
             result = asyncio.run(run(demo, view))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         print(f"interrupted; everything is stopped, {folder} holds what there is", file=sys.stderr)
         return EXIT_INTERRUPTED
     if arguments.json:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -20,7 +22,7 @@ from ledger.snapshot import snapshot
 from ledger.store import LedgerStore
 from ledger.verify import Verification, verify_home
 from protocol import content, merkle
-from protocol.errors import ArtelError, CheckFailed, Unreachable
+from protocol.errors import EXIT_INTERRUPTED, ArtelError, CheckFailed, Unreachable
 from protocol.identity import public_of
 
 STALL_S = 300.0
@@ -126,6 +128,7 @@ async def run(demo: Demo, view: View) -> Result:
     :raises ArtelError: the swarm could not be started, or a part of it failed
     """
     began = time.monotonic()
+    interrupted = _interruptible()
     async with LocalSwarm(demo.folder, demo.run_file, http_port=demo.port) as swarm:
         view.say("preparing the run: reading the text, training a tokenizer, drawing the model")
         async with _retold(demo.folder / "coordinator" / "console.log", view):
@@ -134,7 +137,7 @@ async def run(demo: Demo, view: View) -> Result:
         for _ in range(demo.nodes):
             await swarm.add_node()
         view.say(f"{demo.nodes} node(s) are starting; each one checks this machine first")
-        bytes_up = await _follow(swarm, view, began)
+        bytes_up = await _follow(swarm, view, began, interrupted)
         await swarm.wait_finished(timeout=60)
         rows = (await swarm.get("/api/v1/rounds?last=1000"))["rounds"]
         view.say("the run is finished; stopping the processes")
@@ -168,11 +171,36 @@ async def _retold(log: Path, view: View) -> AsyncIterator[None]:
         task.cancel()
 
 
-async def _follow(swarm: LocalSwarm, view: View, began: float) -> dict[str, int]:
+def _interruptible() -> asyncio.Event:
+    """Let Ctrl-C cancel the present task; the event stays set.
+
+    A cancellation that arrives in the middle of a library's own time-out can get lost, so whoever
+    loops looks at the event too. A second Ctrl-C ends this process at once, and the kernel then
+    ends what is tied to it.
+    """
+    interrupted = asyncio.Event()
+    task = asyncio.current_task()
+    assert task is not None
+
+    def on_interrupt() -> None:
+        if interrupted.is_set():
+            os._exit(EXIT_INTERRUPTED)
+        interrupted.set()
+        task.cancel()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, on_interrupt)
+    return interrupted
+
+
+async def _follow(
+    swarm: LocalSwarm, view: View, began: float, interrupted: asyncio.Event
+) -> dict[str, int]:
     """Show the status until the run is finished; returns bytes sent by node."""
     bytes_up: dict[str, int] = {}
     last, moved = None, time.monotonic()
     async for status in swarm.watch(1.0):
+        if interrupted.is_set():
+            raise asyncio.CancelledError
         view.show(status, time.monotonic() - began)
         for node in status["nodes"]:
             bytes_up[node["node"]] = max(node["bytes_up"], bytes_up.get(node["node"], 0))

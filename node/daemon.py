@@ -27,7 +27,7 @@ from node.worker import Worker
 from protocol import dht, messages, transfer, wire
 from protocol.errors import ArtelError, CheckFailed, DecodeError, ResourceError, Unreachable
 from protocol.events import emit
-from protocol.tasks import first_error, within
+from protocol.tasks import first_error, uninterrupted, within
 
 log = logging.getLogger("artel.node")
 
@@ -316,18 +316,8 @@ class Daemon:
         self, death: TrainerDied, directive: messages.Directive, left: float
     ) -> bool:
         """Start the trainer again; hand the round back when ``left`` seconds are too few for it."""
-        self._restarts += 1
         self._note("trainer.died", death, directive)
-        if self._restarts > MAX_RESTARTS:
-            await self.worker.hand_back(directive, death.message)
-            raise ResourceError(
-                f"the trainer died {self._restarts} times in a row: {death.message}", death.hint
-            )
-        await self.session.trainer.restart()
-        await self.session.trainer.load(
-            self.session.manifest_file, self.states.path, device=self.session.device
-        )
-        emit(log, "trainer.restarted", round=directive.round)
+        await self._fresh_trainer(death, directive)
         needed = self.worker.training_seconds()
         if directive.task == "train" and needed > left:
             reason = f"the trainer died; {needed:.0f} s are needed and {left:.0f} s are left"
@@ -335,12 +325,40 @@ class Daemon:
             return False
         return True
 
+    async def _fresh_trainer(self, cause: ArtelError, directive: messages.Directive) -> None:
+        """A new trainer process with the current state; gives up after some in a row.
+
+        :raises ResourceError: too many trainers in a row came to nothing
+        """
+        self._restarts += 1
+        if self._restarts > MAX_RESTARTS:
+            await self.worker.hand_back(directive, cause.message)
+            raise ResourceError(
+                f"the trainer failed {self._restarts} times in a row: {cause.message}", cause.hint
+            )
+
+        async def start() -> None:
+            session = self.session
+            await session.trainer.restart()
+            await session.trainer.load(
+                session.manifest_file, self.states.path, device=session.device
+            )
+
+        try:
+            await uninterrupted(start())  # cancelled in between, it would have no run
+            emit(log, "trainer.restarted", round=directive.round)
+        except (TrainerDied, TrainerError) as error:
+            self._note("trainer.not_restarted", error, directive)  # the next try says why again
+
     async def _trainer_failed(self, error: TrainerError, directive: messages.Directive) -> bool:
         """The trainer lives and says no; True when trying again makes sense."""
         self._note("trainer.failed", error, directive)
         if error.code in ("disk_full", "disk", "out_of_memory"):
             await self.worker.hand_back(directive, error.message)
             raise ResourceError(error.message, error.hint)
+        if error.code == "not_loaded":  # an earlier restart failed half-way
+            await self._fresh_trainer(error, directive)
+            return True
         if directive.task == "train":
             await self.worker.hand_back(directive, error.message)
             return False

@@ -78,6 +78,7 @@ async def test_a_late_joiner_catches_up_and_a_leaver_keeps_its_credit(tmp_path: 
         assert verify_home(swarm.home_of(1)).verified
 
 
+@pytest.mark.slow  # the demo's test shows the same on one more node
 async def test_all_homes_of_a_finished_run_hold_the_final_state(tmp_path: Path) -> None:
     async with LocalSwarm(tmp_path, write_run(tmp_path, total=3)) as swarm:
         await swarm.start(nodes=2)
@@ -166,6 +167,7 @@ async def test_a_dead_trainer_is_started_again_and_the_round_is_met(tmp_path: Pa
         assert peer_of(swarm, 1) not in fold.rejected
 
 
+@pytest.mark.slow  # several trainings are thrown away on purpose
 async def test_a_round_that_a_dead_trainer_cannot_meet_is_handed_back(tmp_path: Path) -> None:
     run = write_run(tmp_path, total=50, inner_steps=800, deadline_s=30, min_nodes=2)
     options = ("--threads", "1", "--no-check")
