@@ -63,6 +63,7 @@ class Daemon:
         self.worker = Worker(session, states, corpus, max_blob, self._report_soon)
         self._say = say
         self._directive: messages.Directive | None = None
+        self._heard_at = time.monotonic()
         self._heard = asyncio.Event()  # a directive came that the reconciler has not looked at
         self._news = asyncio.Event()  # the coordinator should hear from us now
         self._holds_more = asyncio.Event()  # others could fetch something new from us
@@ -193,7 +194,7 @@ class Daemon:
             await asyncio.wait({reply, news})
         if not isinstance(directive, messages.Directive):
             raise Unreachable(f"the coordinator answered a heartbeat with {directive.KIND}")
-        self._directive = directive
+        self._directive, self._heard_at = directive, time.monotonic()
         if directive.version != seen:
             self._heard.set()
 
@@ -254,7 +255,6 @@ class Daemon:
 
     async def _perform(self, directive: messages.Directive) -> None:
         """Perform one directive until it is done, through failures that may pass."""
-        received = time.monotonic()
         again = True
         while again:
             try:
@@ -264,8 +264,7 @@ class Daemon:
                 self._show_credit()
                 self._check_end(directive)
             except TrainerDied as death:
-                left = directive.remaining - (time.monotonic() - received)
-                again = await self._revive_trainer(death, directive, left)
+                again = await self._revive_trainer(death, directive)
             except TrainerError as error:
                 again = await self._trainer_failed(error, directive)
             except wire.Refused as refusal:
@@ -312,18 +311,19 @@ class Daemon:
         me = self.session.identity.peer_id
         return attempt is not None and me in attempt.accounts and attempt.phase != "failed"
 
-    async def _revive_trainer(
-        self, death: TrainerDied, directive: messages.Directive, left: float
-    ) -> bool:
-        """Start the trainer again; hand the round back when ``left`` seconds are too few for it."""
+    async def _revive_trainer(self, death: TrainerDied, directive: messages.Directive) -> bool:
+        """Start the trainer again; first hand the round back if there is no time to train anew."""
         self._note("trainer.died", death, directive)
-        await self._fresh_trainer(death, directive)
+        # The newest directive knows whether the others wait for us already.
+        newest = self._directive or directive
+        left = newest.remaining - (time.monotonic() - self._heard_at)
         needed = self.worker.training_seconds()
-        if directive.task == "train" and needed > left:
+        hopeless = directive.task == "train" and needed > left
+        if hopeless:
             reason = f"the trainer died; {needed:.0f} s are needed and {left:.0f} s are left"
             await self.worker.hand_back(directive, reason)
-            return False
-        return True
+        await self._fresh_trainer(death, directive)
+        return not hopeless
 
     async def _fresh_trainer(self, cause: ArtelError, directive: messages.Directive) -> None:
         """A new trainer process with the current state; gives up after some in a row.

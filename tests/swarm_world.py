@@ -43,6 +43,7 @@ total = {total}
 inner_steps = {inner_steps}
 min_nodes = {min_nodes}
 max_nodes = 4
+quorum = {quorum}
 deadline_s = {deadline_s:.1f}
 grace_s = 3.0
 heartbeat_timeout_s = 6.0
@@ -58,6 +59,7 @@ def write_run(
     inner_steps: int = 150,
     min_nodes: int = 2,
     deadline_s: float = 60.0,
+    quorum: float = 0.66,
 ) -> Path:
     """Write RUN.toml and its text below ``folder``; returns the file.
 
@@ -71,7 +73,13 @@ def write_run(
         (text / module.name).write_bytes(data.decode("utf-8", "ignore").encode())
     path = folder / "RUN.toml"
     path.write_text(
-        RUN.format(total=total, inner_steps=inner_steps, min_nodes=min_nodes, deadline_s=deadline_s)
+        RUN.format(
+            total=total,
+            inner_steps=inner_steps,
+            min_nodes=min_nodes,
+            deadline_s=deadline_s,
+            quorum=quorum,
+        )
     )
     return path
 
