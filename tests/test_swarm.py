@@ -169,7 +169,7 @@ async def test_a_dead_trainer_is_started_again_and_the_round_is_met(tmp_path: Pa
 
 @pytest.mark.slow  # several trainings are thrown away on purpose
 async def test_a_round_that_a_dead_trainer_cannot_meet_is_handed_back(tmp_path: Path) -> None:
-    run = write_run(tmp_path, total=50, inner_steps=800, deadline_s=25, quorum=1.0)
+    run = write_run(tmp_path, total=50, inner_steps=800, deadline_s=16, quorum=1.0)
     options = ("--threads", "1", "--no-check")
     async with LocalSwarm(tmp_path, run, node_options=options) as swarm:
         await swarm.start(nodes=3)
