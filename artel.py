@@ -27,7 +27,7 @@ DAEMONS = ("node", "coordinator")
 HELP = """\
 usage: artel GROUP ...
 
-Train a language model together with strangers, and own it by verified work.
+Train a language model together with strangers, and own it by accepted work.
 
 {groups}
 

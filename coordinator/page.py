@@ -72,7 +72,7 @@ def _header(run: Facts, status: Facts) -> str:
         f'<header><div class="top"><h1>{_text(run["name"])}</h1>'
         f'<span class="pill">{_text(_doing(status))}</span></div>{description}'
         f'<p class="soft small">a {_text(model)} model of {run["parameters"]:,} parameters, '
-        "trained by volunteers who own it by verified work</p>"
+        "trained by volunteers who own it by accepted work</p>"
         f'<progress max="{status["total"]}" value="{status["round"]}"></progress></header>\n'
     )
 
