@@ -11,6 +11,7 @@ import binascii
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar, Self
 
 from protocol.errors import CheckFailed, DecodeError
 from protocol.identity import Identity, verify
@@ -25,9 +26,10 @@ _SIGNATURE_PREFIX = "— "
 
 
 @dataclass(frozen=True)
-class VerifierKey:
-    """A named Ed25519 public key; its text form is ``name+keyid+base64``."""
+class NamedKey:
+    """A named Ed25519 public key for one type of signature; its text is ``name+keyid+base64``."""
 
+    signature_type: ClassVar[bytes]
     name: str
     public: bytes  # 32 bytes
 
@@ -40,17 +42,17 @@ class VerifierKey:
     @property
     def key_id(self) -> bytes:
         """The 4 bytes that, with the name, say which key signed."""
-        # SPEC: key ID = SHA-256(key name || 0x0A || 0x01 || 32-byte Ed25519 public key)[:4]
-        tagged = self.name.encode() + b"\n" + ED25519_TYPE + self.public
+        # SPEC: key ID = SHA-256(key name || 0x0A || signature type || public key)[:4]
+        tagged = self.name.encode() + b"\n" + self.signature_type + self.public
         return hashlib.sha256(tagged).digest()[:KEY_ID_BYTES]
 
     def encode(self) -> str:
         """The vkey text that other tools take."""
-        key = base64.b64encode(ED25519_TYPE + self.public).decode()
+        key = encode_base64(self.signature_type + self.public)
         return f"{self.name}+{self.key_id.hex()}+{key}"
 
     @classmethod
-    def parse(cls, text: str) -> VerifierKey:
+    def parse(cls, text: str) -> Self:
         """Read a vkey.
 
         :raises DecodeError: when it is malformed, of another type, or its key id is wrong
@@ -60,13 +62,21 @@ class VerifierKey:
         if len(parts) != 3:
             raise DecodeError("a verifier key is written name+keyid+base64")
         name, key_id, encoded = parts
-        data = _base64(encoded)
-        if data[:1] != ED25519_TYPE:
-            raise DecodeError("the verifier key is not of type Ed25519 (0x01)")
+        data = decode_base64(encoded)
+        if data[:1] != cls.signature_type:
+            raise DecodeError(
+                f"the verifier key is of type 0x{data[:1].hex()}, not 0x{cls.signature_type.hex()}"
+            )
         key = cls(name, data[1:])
         if key.key_id.hex() != key_id:
             raise DecodeError("the verifier key's id does not belong to its name and key")
         return key
+
+
+class VerifierKey(NamedKey):
+    """A key that signs the text of a note (type 0x01), as a log does."""
+
+    signature_type = ED25519_TYPE
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,7 @@ class SignatureLine:
     signature: bytes  # 64 bytes when the key is Ed25519
 
     def encode(self) -> str:
-        data = base64.b64encode(self.key_id + self.signature).decode()
+        data = encode_base64(self.key_id + self.signature)
         return f"{_SIGNATURE_PREFIX}{self.name} {data}\n"
 
 
@@ -165,7 +175,7 @@ def _signature_line(line: str) -> SignatureLine:
     name, separator, encoded = line.removeprefix(_SIGNATURE_PREFIX).partition(" ")
     if not separator or not _valid_name(name):
         raise DecodeError("a signature line is: em dash, key name, base64")
-    data = _base64(encoded)
+    data = decode_base64(encoded)
     # SPEC: Signatures are the base64 encoding of 4+n bytes.
     if len(data) <= KEY_ID_BYTES:
         raise DecodeError("a signature is longer than its 4-byte key id")
@@ -183,8 +193,16 @@ def _check_characters(text: str) -> None:
         raise DecodeError("a note holds no control characters other than newline")
 
 
-def _base64(text: str) -> bytes:
-    """Standard base64 in its one canonical spelling."""
+def encode_base64(data: bytes) -> str:
+    """Standard base64."""
+    return base64.b64encode(data).decode()
+
+
+def decode_base64(text: str) -> bytes:
+    """Standard base64 in its one canonical spelling.
+
+    :raises DecodeError: when it is empty, or spelled in any other way
+    """
     try:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
