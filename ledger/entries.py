@@ -13,18 +13,22 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from pydantic import ValidationError as PydanticError
 
+from ledger import evidence
 from protocol import canonical, dsse
 from protocol.dsse import MAX_ENVELOPE_BYTES, Envelope
 from protocol.errors import CheckFailed, DecodeError
 from protocol.identity import Identity, public_of
+from protocol.run_config import Ledger, Ownership
 
 ENTRY_TYPE = "application/vnd.artel.entry+json"
 MANIFEST_TYPE = "application/vnd.artel.manifest+json"
+MAX_COSIGNATURES = 24
+"""As many as fit into an entry with room to spare."""
 MAX_MEMBERS = 64
 """Bound of every list in a body; what fits into 8 KiB is fewer (about 35 accepted members)."""
 
@@ -37,7 +41,16 @@ def _peer_id(value: str) -> str:
     return value
 
 
+def _evidence(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        evidence.SplitView.from_dict(value)
+    except DecodeError as error:
+        raise ValueError(error.message) from None
+    return value
+
+
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+OptionalDigest = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
 PeerId = Annotated[str, StringConstraints(max_length=64), AfterValidator(_peer_id)]
 Count = Annotated[int, Field(ge=0, lt=1 << 53)]
 Positive = Annotated[int, Field(ge=1, lt=1 << 53)]
@@ -71,20 +84,54 @@ class Body(_Record):
 
 
 class Account(Body):
-    """Registers an account; signed by the account's key."""
+    """Registers an account, which is named by its first key for ever; signed by that key.
+
+    ``recovery`` is the SHA-256 of a second public key that can replace a lost or stolen one.
+    """
 
     KIND = "account"
     kind: Literal["account"] = "account"
     account: Digest
+    recovery: OptionalDigest
+
+
+class KeyRotated(Body):
+    """Gives an account another key. Signed by the new key, and by the present or the recovery key.
+
+    ``seq`` is the account's next number; it counts rotations, addresses and transfers. An empty
+    ``recovery`` keeps the recovery key; once there is one, only itself can name another, so that
+    whoever stole the present key cannot shut the owner out.
+    """
+
+    KIND = "key_rotated"
+    kind: Literal["key_rotated"] = "key_rotated"
+    account: Digest
+    key: Digest
+    recovery: OptionalDigest
+    seq: Positive
 
 
 class Node(Body):
-    """Binds a node to an account; signed by both keys. A later one moves *future* credit."""
+    """Binds a node to an account; signed by both keys. A later one moves *future* credit.
+
+    ``seq`` is above that of the node's earlier bindings, so that none can be played back.
+    """
 
     KIND = "node"
     kind: Literal["node"] = "node"
     node: PeerId
     account: Digest
+    seq: Positive
+
+
+class Address(Body):
+    """The EVM address to which an export writes this account's share; signed by the account."""
+
+    KIND = "address"
+    kind: Literal["address"] = "address"
+    account: Digest
+    address: Annotated[str, StringConstraints(pattern=r"^0x[0-9a-f]{40}$")]
+    seq: Positive
 
 
 class RoundOpened(Body):
@@ -165,8 +212,131 @@ class StateAgreed(Body):
     root: Digest
 
 
-_BODIES = (Account, Node, RoundOpened, RoundCommitted, Contribution, RoundClosed, StateAgreed)
+class RunClosed(Body):
+    """After the last round: what is pending and not disputed vests; signed by a coordinator.
+
+    The first ``closing`` is 1; closing 2 ends the disputes that nobody ruled on.
+    """
+
+    KIND = "run_closed"
+    kind: Literal["run_closed"] = "run_closed"
+    round: Positive
+    closing: Annotated[int, Field(ge=1, le=2)]
+
+
+class Cosignature(_Record):
+    """A witness's cosignature (C2SP tlog-cosignature, Ed25519), made at ``time`` (seconds)."""
+
+    node: PeerId
+    time: Count
+    signature: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")]
+
+
+class Witnessed(Body):
+    """Nodes replayed the first ``size`` entries and cosigned their tree head; by a coordinator."""
+
+    KIND = "witnessed"
+    kind: Literal["witnessed"] = "witnessed"
+    term: Count
+    size: Positive
+    root: Digest
+    cosignatures: Annotated[
+        tuple[Cosignature, ...],
+        Field(min_length=1, max_length=MAX_COSIGNATURES, strict=False),
+        AfterValidator(_ascending),
+    ]
+
+
+class Verdict(Body):
+    """An auditor drawn by lot has repeated a contribution; signed by the auditing node."""
+
+    KIND = "verdict"
+    kind: Literal["verdict"] = "verdict"
+    contribution: Digest
+    node: PeerId
+    verdict: Literal["accept", "reject", "inconclusive"]
+    evidence: OptionalDigest
+
+
+class Dispute(Body):
+    """Freezes a pending contribution until somebody rules on it; signed by any account."""
+
+    KIND = "dispute"
+    kind: Literal["dispute"] = "dispute"
+    account: Digest
+    contribution: Digest
+    reason: ReasonCode
+    evidence: OptionalDigest
+
+
+class Ruling(Body):
+    """Decides on a pending contribution; signed by as many arbiters as the manifest asks for.
+
+    ``soft`` takes this contribution's credit away, ``hard`` all of the account that is pending.
+    """
+
+    KIND = "ruling"
+    kind: Literal["ruling"] = "ruling"
+    contribution: Digest
+    decision: Literal["dismissed", "soft", "hard"]
+    evidence: OptionalDigest
+
+
+class Transfer(Body):
+    """Gives vested credit to another account, where the manifest allows it; by the giver."""
+
+    KIND = "transfer"
+    kind: Literal["transfer"] = "transfer"
+    account: Digest
+    to: Digest
+    amount: Positive
+    seq: Positive
+
+
+class SplitSeen(Body):
+    """Proof that one key signed two histories (:mod:`ledger.evidence`); by any account."""
+
+    KIND = "split_seen"
+    kind: Literal["split_seen"] = "split_seen"
+    account: Digest
+    evidence: Annotated[dict[str, Any], AfterValidator(_evidence)]
+
+
+_BODIES = (
+    *(Account, KeyRotated, Node, Address, RoundOpened, RoundCommitted, Contribution, RoundClosed),
+    *(StateAgreed, RunClosed, Witnessed, Verdict, Dispute, Ruling, Transfer, SplitSeen),
+)
 BODIES: dict[str, type[Body]] = {body.KIND: body for body in _BODIES}
+
+
+@dataclass(frozen=True)
+class DataUse:
+    """What is needed to say whose text a round trains on."""
+
+    seed: int
+    tokens: int
+    shard_tokens: int
+    seq_len: int
+    span_windows: int
+    windows: int  # of each member in each round
+    contributed: tuple[tuple[str, int], ...]  # (account or "", tokens), from the first token on
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The constants of the manifest by which credit is counted; see ``docs/manifest.md``."""
+
+    total: int
+    tokens: int  # assigned to each member in each round
+    ownership: Ownership
+    witnesses: int
+    arbiters: frozenset[str]
+    data: DataUse | None = None
+
+    @cached_property
+    def rates(self) -> dict[str, int]:
+        """Credit per unit, by kind of work."""
+        return self.ownership.rates.model_dump()
 
 
 @dataclass(frozen=True)
@@ -182,7 +352,7 @@ class Genesis:
     organiser: str  # hex key
     coordinators: tuple[str, ...]  # hex keys
     initial_state: str  # state root
-    tokens: int  # assigned to each member in each round
+    rules: Rules
 
     @property
     def kind(self) -> str:
@@ -203,6 +373,18 @@ class _Owners(BaseModel):
     organiser: Digest
     coordinators: Annotated[tuple[Digest, ...], Field(min_length=1, max_length=8, strict=False)]
     initial_state: Digest
+
+
+class _Part(_Record):
+    account: OptionalDigest
+    tokens: Positive
+
+
+class _Contributed(_Record):
+    parts: Annotated[tuple[_Part, ...], Field(max_length=17, strict=False)]
+
+
+_S = TypeVar("_S", Ownership, Ledger)
 
 
 @dataclass(frozen=True)
@@ -255,15 +437,72 @@ def decode(leaf: bytes) -> Entry:
 # --- constructors -------------------------------------------------------------------------------
 
 
-def account(owner: Identity, run: str) -> Envelope:
-    """Register ``owner`` as an account."""
-    return _signed(Account, {"run": run, "account": owner.key}, owner)
+def account(owner: Identity, run: str, recovery: str = "") -> Envelope:
+    """Register ``owner`` as an account; ``recovery`` as in :func:`recovery_digest`."""
+    return _signed(Account, {"run": run, "account": owner.key, "recovery": recovery}, owner)
 
 
-def node(identity: Identity, owner: Identity, run: str) -> Envelope:
-    """Bind the node ``identity`` to the account ``owner``."""
-    body = {"run": run, "node": identity.peer_id, "account": owner.key}
+def recovery_digest(public: bytes) -> str:
+    """What an account publishes of its recovery key (32 bytes): only the hash, in hex."""
+    return hashlib.sha256(public).hexdigest()
+
+
+def key_rotated(
+    signer: Identity, new: Identity, run: str, *, account: str, seq: int, recovery: str = ""
+) -> Envelope:
+    """Give ``account`` the key ``new``. ``signer`` is its present key or its recovery key."""
+    body = {"run": run, "account": account, "key": new.key, "recovery": recovery, "seq": seq}
+    return _signed(KeyRotated, body, signer, new)
+
+
+def node(
+    identity: Identity, owner: Identity, run: str, *, account: str = "", seq: int = 1
+) -> Envelope:
+    """Bind the node ``identity`` to the account whose present key is ``owner``.
+
+    :param account: the account's name, when it is no longer its key
+    """
+    body = {"run": run, "node": identity.peer_id, "account": account or owner.key, "seq": seq}
     return _signed(Node, body, identity, owner)
+
+
+def by_account(schema: type[Body], owner: Identity, run: str, **fields: Any) -> Envelope:
+    """A statement of the account whose present key is ``owner``, such as a :class:`Dispute`."""
+    return _signed(schema, {"run": run, **fields}, owner)
+
+
+def witnessed(
+    coordinator: Identity,
+    run: str,
+    *,
+    size: int,
+    root: str,
+    cosignatures: Iterable[Cosignature],
+    term: int = 0,
+) -> Envelope:
+    """Record cosignatures of a tree head."""
+    items = tuple(sorted(cosignatures, key=lambda item: item.node))
+    body = {"run": run, "term": term, "size": size, "root": root, "cosignatures": items}
+    return _signed(Witnessed, body, coordinator)
+
+
+def run_closed(coordinator: Identity, run: str, *, round: int, closing: int = 1) -> Envelope:
+    """Close the accounts after the last round; ``closing`` is 1, and 2 the second time."""
+    return _signed(RunClosed, {"run": run, "round": round, "closing": closing}, coordinator)
+
+
+def verdict(auditor: Identity, run: str, *, contribution: str, verdict: str) -> Envelope:
+    """What the node ``auditor`` found when it repeated a contribution."""
+    body = {"run": run, "node": auditor.peer_id, "contribution": contribution, "evidence": ""}
+    return _signed(Verdict, body | {"verdict": verdict}, auditor)
+
+
+def ruling(
+    run: str, *arbiters: Identity, contribution: str, decision: str, evidence: str = ""
+) -> Envelope:
+    """Rule on a contribution."""
+    body = {"run": run, "contribution": contribution, "decision": decision, "evidence": evidence}
+    return _signed(Ruling, body, *arbiters)
 
 
 def round_opened(
@@ -365,14 +604,64 @@ def _genesis(payload: bytes) -> Genesis:
         owners = _Owners.model_validate({key: manifest.get(key) for key in keys})
     except PydanticError as error:
         raise _decode_error("genesis", error) from None
+    run = hashlib.sha256(payload).hexdigest()
+    rules = _rules(manifest, owners.organiser)
+    return Genesis(
+        run, manifest, owners.organiser, owners.coordinators, owners.initial_state, rules
+    )
+
+
+def _rules(manifest: dict[str, Any], organiser: str) -> Rules:
     tokens = 1
     for path in (("rounds", "inner_steps"), ("optimizer", "batch_size"), ("data", "seq_len")):
         tokens *= _rule(manifest, "config", *path)
     if tokens >= 1 << 53:
         raise DecodeError("entry genesis: a round assigns 2^53 tokens or more")
-    run = hashlib.sha256(payload).hexdigest()
-    return Genesis(
-        run, manifest, owners.organiser, owners.coordinators, owners.initial_state, tokens
+    ownership = _section(manifest, Ownership, "ownership")
+    return Rules(
+        total=_rule(manifest, "config", "rounds", "total"),
+        tokens=tokens,
+        ownership=ownership,
+        witnesses=_section(manifest, Ledger, "ledger").witnesses,
+        arbiters=frozenset(ownership.arbiters or (organiser,)),
+        data=_data_use(manifest),
+    )
+
+
+def _section(manifest: dict[str, Any], schema: type[_S], name: str) -> _S:
+    """A section of the configuration; what it leaves out has the value of this version."""
+    try:
+        section = _at(manifest, "config", name)
+        return schema.model_validate_json(canonical.dumps({} if section is None else section))
+    except PydanticError as error:
+        raise _decode_error("genesis", error) from None
+
+
+def _data_use(manifest: dict[str, Any]) -> DataUse | None:
+    contributed = _at(manifest, "data", "contributed")
+    try:
+        parts = _Contributed.model_validate({"parts": [] if contributed is None else contributed})
+    except PydanticError as error:
+        raise _decode_error("genesis", error) from None
+    if not parts.parts:
+        return None
+    tokens = _rule(manifest, "data", "train", "tokens")
+    if sum(part.tokens for part in parts.parts) != tokens:
+        raise DecodeError("entry genesis: data.contributed is not the training split")
+    seed = _at(manifest, "config", "run", "seed")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 53:
+        raise DecodeError("entry genesis: config.run.seed is not a whole number")
+    windows = 1
+    for path in (("rounds", "inner_steps"), ("optimizer", "batch_size")):
+        windows *= _rule(manifest, "config", *path)
+    return DataUse(
+        seed=seed,
+        tokens=tokens,
+        shard_tokens=_rule(manifest, "config", "data", "shard_tokens"),
+        seq_len=_rule(manifest, "config", "data", "seq_len"),
+        span_windows=_rule(manifest, "config", "data", "span_windows"),
+        windows=windows,
+        contributed=tuple((part.account, part.tokens) for part in parts.parts),
     )
 
 

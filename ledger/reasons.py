@@ -51,6 +51,18 @@ NOT_MEMBER = "not_member"
 NOT_COMMITTED = "not_committed"
 UNKNOWN_CONTRIBUTION = "unknown_contribution"
 NO_MAJORITY = "no_majority"
+WRONG_SEQUENCE = "wrong_sequence"
+KEY_IN_USE = "key_in_use"
+NOT_ALLOWED = "not_allowed"
+NOT_ENOUGH = "not_enough"
+NOT_PENDING = "not_pending"
+OWN_WORK = "own_work"
+TOO_MANY = "too_many"
+NOT_DRAWN = "not_drawn"
+BARRED = "barred"
+NO_QUORUM = "no_quorum"
+BAD_COSIGNATURE = "bad_cosignature"
+PROVES_NOTHING = "proves_nothing"
 
 IGNORED = {
     BAD_SIGNATURE: "a signature does not verify",
@@ -69,6 +81,18 @@ IGNORED = {
     COMMITMENT_MISMATCH: "is not what the node had committed to",
     UNKNOWN_CONTRIBUTION: "accepts a contribution that the ledger does not hold",
     NO_MAJORITY: "fewer than half of the accepted contributors signed it",
+    WRONG_SEQUENCE: "its number is not the next one, so it is old or came out of order",
+    KEY_IN_USE: "the key already speaks for an account, or is the name of one",
+    NOT_ALLOWED: "the run's rules do not allow this transfer",
+    NOT_ENOUGH: "more than the account has vested",
+    NOT_PENDING: "names no contribution whose credit is pending",
+    OWN_WORK: "an account cannot dispute its own work",
+    TOO_MANY: "the account has too many open disputes",
+    NOT_DRAWN: "the node was not drawn to audit this contribution",
+    BARRED: "the account is barred for proven fraud",
+    NO_QUORUM: "signed by fewer arbiters than the manifest asks for",
+    BAD_COSIGNATURE: "a cosignature does not verify",
+    PROVES_NOTHING: "the evidence does not show that one key signed two histories",
 }
 """Why an entry changes nothing."""
 

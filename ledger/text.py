@@ -5,14 +5,23 @@ from __future__ import annotations
 from ledger import reasons
 from ledger.entries import (
     Account,
+    Address,
     Body,
     Contribution,
+    Dispute,
     Genesis,
+    KeyRotated,
     Node,
     RoundClosed,
     RoundCommitted,
     RoundOpened,
+    Ruling,
+    RunClosed,
+    SplitSeen,
     StateAgreed,
+    Transfer,
+    Verdict,
+    Witnessed,
 )
 from ledger.shares import Outcome
 
@@ -42,13 +51,18 @@ def counts(tally: dict[str, int]) -> str:
 
 
 def summary(body: Genesis | Body, outcome: Outcome) -> str:
-    """What an entry says, in one line."""
+    """What an entry says and did, in one line."""
     if outcome.status == "ignored":
         return f"{_says(body)}: ignored, {reasons.explain(outcome.reason)}"
-    if outcome.credits:
-        credited = sum(tokens for _, _, tokens in outcome.credits)
-        return f"{_says(body)}, {plural(credited, 'token')} credited"
-    return _says(body)
+    parts = [_says(body)]
+    for credits, what in (
+        (outcome.granted, "granted"),
+        (outcome.vested, "vested"),
+        (outcome.invalidated, "taken away"),
+    ):
+        if credits:
+            parts.append(f"{sum(credit.amount for credit in credits):,} credit {what}")
+    return ", ".join(parts)
 
 
 def _says(body: Genesis | Body) -> str:
@@ -56,9 +70,38 @@ def _says(body: Genesis | Body) -> str:
         case Genesis():
             return f"manifest of {printable(body.name) or 'a run'}, run {short_key(body.run)}"
         case Account():
-            return f"account {short_key(body.account)}"
+            recovery = ", with a recovery key" if body.recovery else ""
+            return f"account {short_key(body.account)}{recovery}"
+        case KeyRotated():
+            return f"account {short_key(body.account)} has the key {short_key(body.key)}"
         case Node():
             return f"node {short_peer(body.node)} belongs to account {short_key(body.account)}"
+        case Address():
+            return f"account {short_key(body.account)} names the address {body.address}"
+        case RunClosed():
+            again = " again" if body.closing > 1 else ""
+            return f"the run is closed{again} after {plural(body.round, 'round')}"
+        case Witnessed():
+            cosigned = plural(len(body.cosignatures), "cosignature")
+            return f"{cosigned} of the first {plural(body.size, 'entry', 'entries')}"
+        case Verdict():
+            what = short_key(body.contribution)
+            return f"node {short_peer(body.node)} repeated contribution {what}: {body.verdict}"
+        case Dispute():
+            by, what = short_key(body.account), short_key(body.contribution)
+            return f"account {by} disputes contribution {what}: {body.reason}"
+        case Ruling():
+            return f"ruling on contribution {short_key(body.contribution)}: {body.decision}"
+        case Transfer():
+            giver, taker = short_key(body.account), short_key(body.to)
+            return f"{body.amount:,} vested credit from account {giver} to {taker}"
+        case SplitSeen():
+            return f"account {short_key(body.account)} reports two histories signed with one key"
+    return _says_of_round(body)
+
+
+def _says_of_round(body: Genesis | Body) -> str:
+    match body:
         case RoundOpened():
             return f"{plural(len(body.members), 'member')}, data from window {body.cursor:,}"
         case RoundCommitted():

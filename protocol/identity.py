@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import base58
@@ -70,13 +71,16 @@ def peer_id_of(public: bytes) -> str:
     return str(base58.b58encode(_PEER_ID_PREFIX + public), "ascii")
 
 
+@lru_cache(maxsize=4096)  # base58 is slow, and a run's nodes are few
 def public_of(peer_id: str) -> bytes:
     """The 32-byte public key inside an Ed25519 peer id.
 
     :raises DecodeError: when it is no Ed25519 peer id
     """
     try:
-        raw = base58.b58decode(peer_id) if len(peer_id) <= 64 else b""
+        # The decoder ignores white space at the end, which would give one key many names.
+        spaced = peer_id[-1:].isspace()
+        raw = base58.b58decode(peer_id) if len(peer_id) <= 64 and not spaced else b""
     except ValueError:
         raw = b""
     if len(raw) != len(_PEER_ID_PREFIX) + 32 or not raw.startswith(_PEER_ID_PREFIX):

@@ -23,10 +23,12 @@ from protocol.run_config import (
     Conflict,
     Data,
     Exchange,
+    Ledger,
     Model,
     Optimizer,
     Outer,
     Ownership,
+    Rates,
     Rounds,
     Run,
     RunConfig,
@@ -44,15 +46,18 @@ __all__ = [
     "PROTOCOL_VERSION",
     "WSD_DECAY_FRACTION",
     "Conflict",
+    "ContributedTokens",
     "Data",
     "DataFacts",
     "Exchange",
+    "Ledger",
     "Manifest",
     "Model",
     "ModelFacts",
     "Optimizer",
     "Outer",
     "Ownership",
+    "Rates",
     "Rounds",
     "Run",
     "RunConfig",
@@ -98,6 +103,15 @@ class SplitFacts(Section):
     """Tokens in all shards."""
 
 
+class ContributedTokens(Section):
+    """A stretch of the training split, and who gave it."""
+
+    account: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+    """The contributor's account; empty when nobody earns with it."""
+    tokens: Annotated[int, Field(ge=1, le=MAX_EXACT)]
+    """Its length."""
+
+
 class DataFacts(Section):
     """The prepared data."""
 
@@ -107,6 +121,8 @@ class DataFacts(Section):
     """What is never trained on."""
     dtype: Literal["uint16", "uint32"]
     """Little-endian type of a token."""
+    contributed: Annotated[tuple[ContributedTokens, ...], Field(max_length=17)] = ()
+    """Who gave the training split, from its first token on; empty: nobody earns with data."""
 
 
 class ModelFacts(Section):
@@ -147,6 +163,9 @@ class Manifest(Section):
                 raise Conflict(
                     f"{split.tokens} tokens do not fill {split.shards} shards of {size} tokens"
                 )
+        contributed = sum(part.tokens for part in self.data.contributed)
+        if contributed not in (0, self.data.train.tokens):
+            raise Conflict("the contributed stretches are not the training split")
         if (self.config.tokenizer.kind == "bytes") != (self.tokenizer.id == ""):
             raise Conflict("only a bpe tokenizer has a file")
         if self.data.dtype != ("uint16" if self.tokenizer.vocab_size <= 1 << 16 else "uint32"):

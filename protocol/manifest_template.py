@@ -14,15 +14,18 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from protocol.manifest import (
+    ContributedTokens,
     Data,
     DataFacts,
     Exchange,
+    Ledger,
     Manifest,
     Model,
     ModelFacts,
     Optimizer,
     Outer,
     Ownership,
+    Rates,
     Rounds,
     Run,
     RunConfig,
@@ -105,6 +108,8 @@ def reference() -> str:
         ("exchange", Exchange),
         ("exchange.outer", Outer),
         ("ownership", Ownership),
+        ("ownership.rates", Rates),
+        ("ledger", Ledger),
     ):
         parts.append(f"\n## [{title}]\n\n{model.__doc__}\n\n" + _rows(model))
     parts.append(_MANIFEST_HEAD)
@@ -113,6 +118,7 @@ def reference() -> str:
         ("tokenizer", TokenizerFacts),
         ("data", DataFacts),
         ("data.train, data.validation", SplitFacts),
+        ("data.contributed", ContributedTokens),
         ("model", ModelFacts),
     ):
         parts.append(f"\n### {title}\n\n{facts.__doc__}\n\n" + _rows(facts))

@@ -19,6 +19,7 @@ MAX_LIMIT = 64 * KIB
 """Largest message of any kind. Bulk data follows messages as raw chunks and is not counted."""
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+OptionalDigest = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
 PeerId = Annotated[str, StringConstraints(pattern=r"^12D3KooW[1-9A-HJ-NP-Za-km-z]{44}$")]
 Address = Annotated[str, StringConstraints(max_length=200, pattern=r"^/[!-~]+$")]
 Addresses = Annotated[list[Address], Field(max_length=8)]
@@ -63,13 +64,15 @@ class Refusal(Message):
 
 
 class Hello(Message):
-    """Ask to be admitted: the two signed entries that bind this node to its account."""
+    """Ask to be admitted, with the entries that bind this node to its account.
+
+    ``statements`` are those of (account, node) that the ledger does not have yet, in this order.
+    """
 
     KIND = "hello"
     LIMIT = 20 * KIB
     run: Digest
-    account_entry: Statement
-    node_entry: Statement
+    statements: Annotated[list[Statement], Field(max_length=2)]
     addresses: Addresses
 
 
@@ -265,12 +268,84 @@ class Entries(Message):
     size: Count
 
 
+class GetCheckpoint(Message):
+    """Ask for tree heads; an empty ``run`` means whatever run the peer serves."""
+
+    KIND = "get_checkpoint"
+    run: OptionalDigest
+
+
+class Checkpoints(Message):
+    """The newest tree head, and the newest one with enough cosignatures ("" when there is none).
+
+    Both are C2SP notes with all the cosignatures that the sender knows.
+    """
+
+    KIND = "checkpoints"
+    LIMIT = 24 * KIB
+    run: Digest
+    newest: Annotated[str, StringConstraints(max_length=10 * KIB)]
+    final: Annotated[str, StringConstraints(max_length=10 * KIB)]
+
+
+class GetResource(Message):
+    """Ask for a resource of the C2SP log by its path, as ``tile/0/000`` or ``tile/entries/000``."""
+
+    KIND = "get_resource"
+    run: OptionalDigest
+    path: Annotated[str, StringConstraints(max_length=100, pattern=r"^[a-z0-9/.]+$")]
+
+
+class Resource(Message):
+    """Followed by ``size`` raw bytes."""
+
+    KIND = "resource"
+    size: Annotated[int, Field(ge=0, le=256 * (MAX_ENVELOPE_BYTES + 2))]
+
+
+class Cosigned(Message):
+    """A witness's cosignature lines under a tree head (a whole note); the reply is Checkpoints."""
+
+    KIND = "cosigned"
+    LIMIT = 12 * KIB
+    run: Digest
+    note: Annotated[str, StringConstraints(max_length=10 * KIB)]
+
+
+class Submit(Message):
+    """A signed entry of a person's account for the ledger: a dispute, a key, a transfer, ..."""
+
+    KIND = "submit"
+    LIMIT = 10 * KIB
+    run: Digest
+    statement: Statement
+
+
+class Submitted(Message):
+    """It is in the ledger, durably, at ``index``, and ``note`` covers it."""
+
+    KIND = "submitted"
+    LIMIT = 12 * KIB
+    index: Count
+    note: Annotated[str, StringConstraints(max_length=10 * KIB)]
+
+
+class SetAlias(Message):
+    """A signed wish to be shown under a name, or no longer; never part of the ledger."""
+
+    KIND = "set_alias"
+    LIMIT = 10 * KIB
+    run: Digest
+    statement: Statement
+
+
 KINDS: dict[str, type[Message]] = {
     schema.KIND: schema
     for schema in (
         *(Ok, Refusal, Hello, Welcome, Probe, Heartbeat, Directive, Commit, Reveal),
         *(SignedState, HandBack, Leave, GetIndex, Index, GetChunks, Chunks, Put, GetEntries),
-        Entries,
+        *(Entries, GetCheckpoint, Checkpoints, GetResource, Resource, Cosigned, Submit),
+        *(Submitted, SetAlias),
     )
 }
 

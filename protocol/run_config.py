@@ -131,6 +131,9 @@ class TextSource(Section):
     path: Annotated[str, Field(min_length=1, max_length=256)]
     """A .txt, .md, .py or .jsonl (field "text") file or a folder of them, relative to this file; \
 published as written."""
+    contributor: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+    """Account (64 hex digits) that earns data credit when this text is first trained on; empty: \
+nobody."""
 
 
 Source = Annotated[StdlibSource | TextSource, Field(discriminator="kind")]
@@ -233,15 +236,59 @@ class Exchange(Section):
     """The outer optimiser."""
 
 
-class Ownership(Section):
-    """How work turns into shares of the model."""
+class Rates(Section):
+    """Credit for one unit of each kind of work, in whole numbers."""
 
-    unit: Literal["token"] = "token"
-    """What credit counts: assigned tokens whose contribution was accepted."""
+    compute: Annotated[int, Field(ge=0, le=1_000_000)] = 100
+    """For a token that was assigned, trained on and accepted."""
+    data: Annotated[int, Field(ge=0, le=1_000_000)] = 10
+    """For a token of contributed text, when it is first trained on."""
+    audit: Annotated[int, Field(ge=0, le=1_000_000)] = 100
+    """For a token that an auditor drawn by lot trained again."""
+    witness: Annotated[int, Field(ge=0, le=1_000_000)] = 100
+    """For a ledger entry that a contributing account replayed and cosigned."""
+
+
+class Ownership(Section):
+    """How work turns into shares of the model. Fixed for the whole run."""
+
     statement: Annotated[str, Field(max_length=300)] = (
-        "Shares follow the tokens that each account trained and that the run accepted."
+        "Shares follow the credit that each account earned with work that the run accepted."
     )
     """What a share stands for, in words."""
+    rates: Rates = Rates()
+    """Credit per unit of work."""
+    vesting_rounds: Annotated[int, Field(ge=0, le=10_000)] = 3
+    """Rounds until pending credit vests; it can be disputed as long as it is pending."""
+    closing_s: Annotated[float, Field(ge=0, le=2_592_000)] = 60.0
+    """Seconds after the last round until what is still pending vests."""
+    auditors: Annotated[int, Field(ge=0, le=8)] = 0
+    """Members drawn by lot for each contribution who may give a verdict on it."""
+    arbiters: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...], Field(max_length=8)
+    ] = ()
+    """Keys (64 hex digits) that rule on disputes; none: the organiser."""
+    arbiter_quorum: Annotated[int, Field(ge=1, le=8)] = 1
+    """Arbiters that have to sign a ruling."""
+    transfers: bool = False
+    """Whether vested credit may be given to another account."""
+
+    @model_validator(mode="after")
+    def _can_rule(self) -> Ownership:
+        if self.arbiter_quorum > max(1, len(set(self.arbiters))):
+            raise Conflict(
+                f"[ownership] arbiter_quorum = {self.arbiter_quorum} is more than there are "
+                "arbiters",
+                "lower it, or name more arbiters",
+            )
+        return self
+
+
+class Ledger(Section):
+    """When an entry of the ledger counts as final."""
+
+    witnesses: Annotated[int, Field(ge=0, le=24)] = 1
+    """Accounts whose nodes must cosign a tree head that covers an entry; 0: never final."""
 
 
 class RunConfig(Section):
@@ -263,6 +310,8 @@ class RunConfig(Section):
     """Exchange."""
     ownership: Ownership = Ownership()
     """Ownership."""
+    ledger: Ledger = Ledger()
+    """Ledger."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:

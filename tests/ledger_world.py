@@ -9,16 +9,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ledger import entries
-from ledger.checkpoint import origin_of, sign_checkpoint
+from ledger import entries, evidence
+from ledger.checkpoint import Checkpoint, origin_of, sign_checkpoint
+from ledger.cosignature import cosign, witness_name
+from ledger.note import Note
+from ledger.proof import LeafHashes
+from ledger.shares import FoldState, Outcome, fold
 from ledger.store import DATABASE_NAME, LedgerStore
 from protocol import dsse
 from protocol.dsse import Envelope
 from protocol.identity import Identity
+from protocol.merkle import leaf_hash, root
 from protocol.rounds import commitment
 
 INNER_STEPS, BATCH_SIZE, SEQ_LEN = 4, 2, 16
-TOKENS = INNER_STEPS * BATCH_SIZE * SEQ_LEN
+WINDOWS = INNER_STEPS * BATCH_SIZE
+TOKENS = WINDOWS * SEQ_LEN
+RATE = 100
+"""Credit for one token, see [ownership.rates] of a manifest."""
+CREDIT = TOKENS * RATE
+"""What one accepted contribution earns."""
+TIME = 1_800_000_000
+"""POSIX seconds at which the witnesses of a test sign."""
 
 
 def digest(name: str) -> str:
@@ -31,14 +43,33 @@ def key(name: str) -> Identity:
     return Identity.from_seed(hashlib.sha256(b"test key " + name.encode()).digest())
 
 
-def manifest(organiser: Identity, coordinator: Identity, **changes: Any) -> dict[str, Any]:
-    """The fields of a manifest that the ledger reads."""
+def manifest(
+    organiser: Identity,
+    coordinator: Identity,
+    *,
+    total: int = 60,
+    ownership: dict[str, Any] | None = None,
+    ledger: dict[str, Any] | None = None,
+    contributed: Sequence[tuple[str, int]] = (),
+    **changes: Any,
+) -> dict[str, Any]:
+    """The fields of a manifest that the ledger reads.
+
+    :param contributed: (account, tokens) of the stretches of the training split
+    """
+    tokens = sum(length for _, length in contributed) or 100_000
     return {
         "config": {
-            "run": {"name": "test-run"},
-            "rounds": {"inner_steps": INNER_STEPS},
+            "run": {"name": "test-run", "seed": 7},
+            "rounds": {"inner_steps": INNER_STEPS, "total": total},
             "optimizer": {"batch_size": BATCH_SIZE, "lr": 0.003},
-            "data": {"seq_len": SEQ_LEN},
+            "data": {"seq_len": SEQ_LEN, "shard_tokens": 1024, "span_windows": 4},
+            "ownership": ownership or {},
+            "ledger": ledger or {},
+        },
+        "data": {
+            "train": {"tokens": tokens},
+            "contributed": [{"account": name, "tokens": length} for name, length in contributed],
         },
         "organiser": organiser.key,
         "coordinators": [coordinator.key],
@@ -47,22 +78,54 @@ def manifest(organiser: Identity, coordinator: Identity, **changes: Any) -> dict
     }
 
 
-@dataclass
+def read(envelopes: Iterable[Envelope]) -> list[entries.Entry]:
+    """Decoded leaves."""
+    return [entries.decode(envelope.encode()) for envelope in envelopes]
+
+
+def outcomes(envelopes: Iterable[Envelope]) -> tuple[FoldState, list[Outcome]]:
+    """What these entries amount to, and what each of them did."""
+    seen: list[Outcome] = []
+    state = fold(read(envelopes), observe=lambda _index, _entry, outcome: seen.append(outcome))
+    return state, seen
+
+
+def forged(envelope: Envelope, *signers: Identity) -> Envelope:
+    """The same statement, signed by these instead."""
+    body = entries.decode(envelope.encode()).body.to_dict()
+    return dsse.sign(envelope.payload_type, body, *signers)
+
+
+@dataclass(eq=False)
 class World:
-    """Keys of a run, and makers of its entries; ``leaves`` collects what :meth:`add` is given."""
+    """Keys of a run, and makers of its entries; ``leaves`` collects what :meth:`add` is given.
+
+    ``ownership`` and ``ledger`` are the sections of the manifest, ``total`` its number of rounds,
+    ``contributed`` the (account, tokens) stretches of its text.
+    """
 
     nodes: int = 3
     name: str = "world"
     leaves: list[bytes] = field(default_factory=list)
+    total: int = 60
+    ownership: dict[str, Any] = field(default_factory=dict)
+    ledger: dict[str, Any] = field(default_factory=dict)
+    contributed: Sequence[tuple[str, int]] = ()
 
     def __post_init__(self) -> None:
         self.organiser = key(f"{self.name} organiser")
         self.coordinator = key(f"{self.name} coordinator")
         self.owners = [key(f"{self.name} account {i}") for i in range(self.nodes)]
         self.members = [key(f"{self.name} node {i}") for i in range(self.nodes)]
-        self.genesis = dsse.sign(
-            entries.MANIFEST_TYPE, manifest(self.organiser, self.coordinator), self.organiser
+        fields = manifest(
+            self.organiser,
+            self.coordinator,
+            total=self.total,
+            ownership=self.ownership,
+            ledger=self.ledger,
+            contributed=self.contributed,
         )
+        self.genesis = dsse.sign(entries.MANIFEST_TYPE, fields, self.organiser)
         self.run = hashlib.sha256(self.genesis.payload).hexdigest()
         self.origin = origin_of(self.run)
         self.sign = partial(sign_checkpoint, self.coordinator, self.origin)
@@ -72,6 +135,11 @@ class World:
         leaves = [envelope.encode() for envelope in envelopes]
         self.leaves += leaves
         return leaves
+
+    @property
+    def start(self) -> list[Envelope]:
+        """The manifest, and who takes part."""
+        return [self.genesis, *self.introductions()]
 
     def introductions(self) -> list[Envelope]:
         """Accounts, then the nodes that belong to them."""
@@ -166,6 +234,104 @@ class World:
             self.closed(round),
             self.agreed(round + 1),
         ]
+
+    def earned(self, member: Identity, round: int, attempt: int = 0) -> str:
+        """Entry id of a member's contribution: the source of its credit."""
+        return entries.entry_id(self.contribution(member, round, attempt).encode())
+
+    # --- people -----------------------------------------------------------------------------------
+
+    def rotated(
+        self, signer: Identity, new: Identity, owner: Identity, seq: int = 1, recovery: str = ""
+    ) -> Envelope:
+        """``owner``'s account gets the key ``new``; by its present or its recovery key."""
+        return entries.key_rotated(
+            signer, new, self.run, account=owner.key, seq=seq, recovery=recovery
+        )
+
+    def address(self, owner: Identity, address: str = "0x" + "ab" * 20, seq: int = 1) -> Envelope:
+        fields = {"account": owner.key, "address": address, "seq": seq}
+        return entries.by_account(entries.Address, owner, self.run, **fields)
+
+    def transfer(self, owner: Identity, to: str, amount: int, seq: int = 1) -> Envelope:
+        fields = {"account": owner.key, "to": to, "amount": amount, "seq": seq}
+        return entries.by_account(entries.Transfer, owner, self.run, **fields)
+
+    def dispute(self, owner: Identity, contribution: str, reason: str = "doubt") -> Envelope:
+        fields = {"account": owner.key, "contribution": contribution, "reason": reason}
+        return entries.by_account(entries.Dispute, owner, self.run, **fields, evidence="")
+
+    def verdict(self, auditor: Identity, contribution: str, verdict: str = "accept") -> Envelope:
+        return entries.verdict(auditor, self.run, contribution=contribution, verdict=verdict)
+
+    def ruling(self, contribution: str, decision: str, *arbiters: Identity) -> Envelope:
+        """By the organiser, unless arbiters are named."""
+        signers = arbiters or (self.organiser,)
+        return entries.ruling(self.run, *signers, contribution=contribution, decision=decision)
+
+    def run_closed(self, round: int, closing: int = 1) -> Envelope:
+        return entries.run_closed(self.coordinator, self.run, round=round, closing=closing)
+
+    # --- tree heads -------------------------------------------------------------------------------
+
+    def head(self, leaves: Sequence[bytes], term: int = 0) -> Checkpoint:
+        """What a log that holds these leaves says about itself."""
+        hashes = [leaf_hash(leaf) for leaf in leaves]
+        return Checkpoint(origin_of(self.run, term), len(leaves), root(hashes))
+
+    def cosigned(self, member: Identity, head: Checkpoint, time: int = TIME) -> str:
+        """A note that carries nothing but a member's cosignature."""
+        text = head.encode()
+        line = cosign(member, witness_name(member.peer_id), text, time)
+        return Note(text, (line,)).encode()
+
+    def witnessed(
+        self,
+        leaves: Sequence[bytes],
+        by: Iterable[Identity] | None = None,
+        *,
+        size: int | None = None,
+        term: int = 0,
+        time: int = TIME,
+    ) -> Envelope:
+        """The members ``by`` cosigned the tree over (the first ``size`` of) these leaves."""
+        head = self.head(leaves[:size], term)
+        cosignatures = []
+        for member in self.members if by is None else by:
+            line = cosign(member, witness_name(member.peer_id), head.encode(), time)
+            cosignatures.append(
+                entries.Cosignature(
+                    node=member.peer_id, time=time, signature=line.signature[8:].hex()
+                )
+            )
+        return entries.witnessed(
+            self.coordinator,
+            self.run,
+            size=head.size,
+            root=head.root.hex(),
+            cosignatures=cosignatures,
+            term=term,
+        )
+
+    def split_view(
+        self, one: Sequence[bytes], other: Sequence[bytes], signer: Identity | None = None
+    ) -> dict[str, Any]:
+        """Evidence that the log (or the witness ``signer``) signed the trees over both."""
+        notes, trees = [], []
+        for leaves in (one, other):
+            head = self.head(leaves)
+            if signer is None:
+                notes.append(self.sign(head.size, head.root))
+            else:
+                notes.append(self.cosigned(signer, head))
+            trees.append(LeafHashes([leaf_hash(leaf) for leaf in leaves]))
+        return evidence.build(notes[0], trees[0], notes[1], trees[1]).to_dict()
+
+    def split_seen(self, owner: Identity, proof: dict[str, Any]) -> Envelope:
+        fields = {"account": owner.key, "evidence": proof}
+        return entries.by_account(entries.SplitSeen, owner, self.run, **fields)
+
+    # --- whole ledgers ----------------------------------------------------------------------------
 
     def batches(self, rounds: int) -> list[list[bytes]]:
         """The appends of a whole run, as a coordinator would make them."""

