@@ -3,15 +3,50 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
 
 from ledger import entries
 from ledger.checkpoint import origin_of, sign_checkpoint
-from ledger.shares import FoldState, fold
-from ledger.store import LedgerStore
+from ledger.entries import Entry
+from ledger.replay import check_all, cores, replay
+from ledger.shares import FoldState, apply
+from ledger.store import MAX_BATCH, LedgerStore
 from protocol.dsse import Envelope
-from protocol.errors import CheckFailed
+from protocol.errors import ArtelError, CheckFailed, UsageError
 from protocol.identity import Identity
-from protocol.tasks import uninterrupted
+from protocol.wire import Refused
+
+MAX_WAITING = 4096
+"""Entries accepted and not yet durable; more are refused, as Tessera's pushback does."""
+MAX_GUESTS_WAITING = 3072
+"""What guests are refused at: their flood leaves room for the entries that keep rounds going."""
+
+SWITCH_S = 0.0005
+
+
+@dataclass(eq=False)
+class _Call:
+    """One call of :meth:`Sequencer.append`: its entries get neighbouring places, or none."""
+
+    statements: tuple[Envelope | Entry, ...]
+    done: asyncio.Future[None]
+    entries: list[Entry] = field(default_factory=list)
+    error: ArtelError | None = None
+    dropped: bool = False
+    writing: bool = False
+
+
+@dataclass
+class _Written:
+    """What one commit added, and why it failed if it did."""
+
+    entries: list[Entry]
+    error: BaseException | None = None
 
 
 class Sequencer:
@@ -19,35 +54,203 @@ class Sequencer:
 
     Entries are durable, hashed again from what was read back, and covered by a signed tree head
     before :meth:`append` returns; only then may anybody be told of them.
+
+    Commits are shared. Calls pass two stations in the order in which they came: their entries are
+    decoded and their signatures checked (a thread for each core), then everything that is ready,
+    at most 256 entries, is written in one commit. While one commit is under way the calls that
+    come in are checked and collect for the next one. So an entry waits for the commit under way
+    and its own, and for others only when more than 256 entries are ahead of it. There is no timer
+    that would let a commit wait for company: with nothing under way a commit begins at once, and
+    when many submit, the time that a commit takes is what fills the next one. (Logs whose commit
+    is a round trip to a cloud store collect for 250 ms or so; here that would only be delay.)
+
+    The fold is changed in place, in the event loop, after the commit: ``state`` never speaks of
+    entries that are not durable. A caller may read it between two awaits as one value.
+
+    The event loop owns it: no other thread may call.
     """
 
-    def __init__(self, store: LedgerStore, identity: Identity, run: str) -> None:
+    def __init__(self, store: LedgerStore, identity: Identity, run: str, *, term: int = 0) -> None:
         self.store = store
-        self._identity = identity
-        self._origin = origin_of(run)
-        self._lock = asyncio.Lock()  # one append at a time: order and fold belong together
-        self.state: FoldState = fold(map(entries.decode, store.leaves()))
+        self.state: FoldState = replay(store.leaves())
         if store.size and self.state.run != run:
             raise CheckFailed(
                 "the ledger in this home belongs to another run", "use another --home"
             )
+        self._identity = identity
+        self._origin = origin_of(run, term)
+        # Not the loop's own pool: whoever fills that one up with slow work must not hold up the
+        # ledger. One thread writes, the others check.
+        self._cores = cores()
+        # A thread that has checked a signature asks for the interpreter's lock again, and a loop
+        # that is busy (with refusing a flood, say) hands it over only after this time: by default
+        # 5 ms, in which 50 signatures could have been checked.
+        sys.setswitchinterval(min(SWITCH_S, sys.getswitchinterval()))
+        self._threads = ThreadPoolExecutor(self._cores + 1, thread_name_prefix="sequencer")
+        self._arrived: deque[_Call] = deque()
+        self._ready: deque[_Call] = deque()
+        self._checking = self._writing = False
+        self._waiting = 0
+        self._broken = False
 
-    async def append(self, *envelopes: Envelope) -> None:
-        """Append statements in this order; those that the ledger has already are left out."""
-        async with self._lock:
-            leaves = [envelope.encode() for envelope in envelopes]
-            fresh = [leaf for leaf in leaves if not self._known(leaf)]
-            if not fresh:
-                return
-            # Cancelled in between, store and fold would speak of different ledgers.
-            await uninterrupted(self._append(fresh))
+    @property
+    def waiting(self) -> int:
+        """Entries that were accepted and are not durable yet."""
+        return self._waiting
 
-    async def _append(self, leaves: list[bytes]) -> None:
-        await asyncio.to_thread(self.store.append, leaves, self._sign)
-        self.state = await asyncio.to_thread(fold, map(entries.decode, leaves), self.state)
+    async def append(self, *statements: Envelope | Entry, guest: bool = False) -> None:
+        """Append statements in this order, without others in between.
 
-    def _known(self, leaf: bytes) -> bool:
-        return self.store.index_of(entries.entry_id(leaf)) is not None
+        Those that the ledger has already are left out. An :class:`Entry` (which came out of
+        ``decode``) is not decoded again, nor are its signatures checked again if they have been.
+
+        Cancelled before its commit has begun, nothing is appended; after that, the cancellation
+        is raised when the commit has ended, and the entries are in the ledger or will never be.
+
+        :param guest: on behalf of somebody outside; refused earlier when much is waiting. (Among
+            guests, limit how much of the room each can take: :mod:`coordinator.limits`.)
+        :raises DecodeError: a statement is no ledger entry
+        :raises CheckFailed: a signature does not verify
+        :raises Refused: ``busy``: too much is waiting already
+        :raises ResourceError: the disk is full or does not work; nothing was appended
+        """
+        if not statements:
+            return
+        if len(statements) > MAX_BATCH:
+            raise UsageError(f"at most {MAX_BATCH} entries can be appended at once")
+        if self._broken:
+            raise CheckFailed(
+                "the fold is not at the end of the ledger, because applying an entry failed",
+                "start the coordinator again",
+            )
+        most = MAX_GUESTS_WAITING if guest else MAX_WAITING
+        if self._waiting + len(statements) > most:
+            raise Refused(
+                f"{self._waiting} entries are waiting to be written",
+                "send it again in a few seconds; nothing was kept of it",
+                code="busy",
+            )
+        call = _Call(statements, asyncio.get_running_loop().create_future())
+        self._arrived.append(call)
+        self._waiting += len(statements)
+        self._pump()
+        try:
+            await asyncio.shield(call.done)
+        except asyncio.CancelledError as cancelled:
+            if not call.writing:
+                call.dropped = True
+                self._waiting -= len(statements)
+                raise
+            while not call.done.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait((call.done,))
+            raise cancelled from call.done.exception()
+
+    # --- the two stations -------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        """Set both stations to work, if they are idle and there is something to do."""
+        loop = asyncio.get_running_loop()
+        if not self._checking and (calls := _take(self._arrived)):
+            self._checking = True
+            parts = [calls[at :: self._cores] for at in range(min(self._cores, len(calls)))]
+            check = asyncio.gather(
+                *(loop.run_in_executor(self._threads, self._check, part) for part in parts)
+            )
+            check.add_done_callback(partial(self._checked, calls))
+        if not self._writing and (calls := _take(self._ready)):
+            self._writing = True
+            for call in calls:
+                call.writing = True
+            write = loop.run_in_executor(self._threads, self._write, calls)
+            write.add_done_callback(partial(self._written, calls))
+
+    def _checked(self, calls: list[_Call], check: asyncio.Future[list[None]]) -> None:
+        self._checking = False
+        failure = check.exception()
+        for call in calls:
+            error = failure or call.error
+            if call.dropped:
+                continue
+            if error is None:
+                self._ready.append(call)
+            else:
+                self._end(call, error)
+        self._pump()
+
+    def _check(self, calls: list[_Call]) -> None:
+        """Decode the entries of each call and check their signatures. In a thread of its own."""
+        ids: dict[Envelope | Entry, str] = {}
+        leaves: dict[str, bytes] = {}
+        for call in calls:
+            for statement in call.statements:
+                if isinstance(statement, Envelope):
+                    leaf = statement.encode()
+                    ids[statement] = entries.entry_id(leaf)
+                    leaves[ids[statement]] = leaf
+        # What is there already costs no signature check: sending it again is the cheapest flood.
+        known = self.store.known(leaves)
+        for call in calls:
+            try:
+                for statement in call.statements:
+                    if isinstance(statement, Entry):
+                        call.entries.append(statement)
+                    elif ids[statement] not in known:
+                        call.entries.append(entries.decode(leaves[ids[statement]]))
+                for entry in check_all(call.entries):
+                    if not entry.signers:
+                        name = f"{entry.kind} entry {entry.id[:16]}…"
+                        raise CheckFailed(f"a signature of the {name} does not verify")
+            except ArtelError as error:
+                call.error = error
+
+    def _write(self, calls: list[_Call]) -> _Written:
+        """Commit what the ledger does not have yet. In a thread of its own."""
+        before = self.store.size
+        fresh: dict[str, Entry] = {}
+        try:
+            found = {entry.id: entry for call in calls for entry in call.entries}
+            known = self.store.known(found)
+            fresh = {entry: found[entry] for entry in found if entry not in known}
+            if fresh:
+                self.store.append(list(fresh.values()), self._sign)
+        except BaseException as error:  # whatever it is, it is for those who wait
+            # An error after the commit (see LedgerStore) leaves the entries in the ledger.
+            added = list(fresh.values()) if self.store.size > before else []
+            return _Written(added, error)
+        return _Written(list(fresh.values()))
+
+    def _written(self, calls: list[_Call], write: asyncio.Future[_Written]) -> None:
+        self._writing = False
+        written = write.result()
+        error = written.error
+        try:
+            for entry in written.entries:
+                apply(self.state, entry)
+        except Exception as failure:  # a rule of the fold has a fault
+            error, self._broken = failure, True
+        for call in calls:
+            self._end(call, error)
+        self._pump()
+
+    def _end(self, call: _Call, error: BaseException | None) -> None:
+        self._waiting -= len(call.statements)
+        if error is None:
+            call.done.set_result(None)
+        else:
+            call.done.set_exception(error)
 
     def _sign(self, size: int, root: bytes) -> str:
         return sign_checkpoint(self._identity, self._origin, size, root)
+
+
+def _take(queue: deque[_Call]) -> list[_Call]:
+    """Whole calls from the front, of at most one batch of entries together."""
+    calls: list[_Call] = []
+    room = MAX_BATCH
+    while queue and (queue[0].dropped or len(queue[0].statements) <= room):
+        call = queue.popleft()
+        if not call.dropped:
+            calls.append(call)
+            room -= len(call.statements)
+    return calls

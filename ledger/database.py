@@ -1,9 +1,11 @@
-"""The layout of ``ledger.sqlite3``, and how to make the same file again from its rows.
+"""The layout of ``ledger.sqlite3``, and how to make the same file again from its entries.
 
-The database is append-only: rows are inserted in one order (entries by index; a checkpoint right
-after the last entry that it covers) and never changed or deleted. SQLite then lays the file out
-deterministically, whatever the grouping into transactions, so a copy rebuilt from the rows has the
-same bytes. :mod:`ledger.verify` relies on it: a byte that is not explained by the rows is damage.
+The database is append-only: rows are inserted in one order and never changed or deleted. Entries go
+in by index; right after an entry that completes tiles of the Merkle tree come these tiles, lowest
+level first (only full tiles are stored: a partial one would have to change); a checkpoint comes
+right after the last entry that it covers. SQLite then lays the file out deterministically, whatever
+the grouping into transactions and statements, so a copy rebuilt from the entries and notes has the
+same bytes. :mod:`ledger.verify` relies on it: a byte that is not explained by them is damage.
 
 Only two header fields depend on history: the change counter (bytes 24..27, always repeated in bytes
 92..95) and the version of the SQLite library that wrote last (96..99), which the ``meta`` table
@@ -19,22 +21,41 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from ledger.edge import Edge, FullTile
+from protocol import merkle
 from protocol.errors import CheckFailed, ResourceError
 
-FORMAT = "artel-ledger-1"
+FORMAT = "artel-ledger-2"
 PAGE_BYTES = 4096
 CHANGE_COUNTER = slice(24, 28)
 VALID_FOR = slice(92, 96)
 WRITER_VERSION = slice(96, 100)
 LOCK_WAIT_S = 10.0
+REBUILD_CACHE_KIB = 64 * 1024
 
 _SCHEMA = (
     "CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL)",
     "CREATE TABLE entries(idx INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, leaf BLOB NOT NULL)",
     "CREATE TABLE checkpoints(size INTEGER PRIMARY KEY, note TEXT NOT NULL)",
+    "CREATE TABLE tiles(place INTEGER PRIMARY KEY, level INTEGER NOT NULL, idx INTEGER NOT NULL,"
+    " hashes BLOB NOT NULL)",
 )
-INSERT_ENTRY = "INSERT INTO entries(idx, id, leaf) VALUES (?, ?, ?)"
+INSERT_TILE = "INSERT INTO tiles(place, level, idx, hashes) VALUES (?, ?, ?, ?)"
 INSERT_CHECKPOINT = "INSERT INTO checkpoints(size, note) VALUES (?, ?)"
+
+
+def insert_entries(count: int) -> str:
+    """The statement that inserts ``count`` entries (idx, id, leaf) in order.
+
+    One statement for a whole batch, because Python gives up its lock for each step of a statement:
+    with a busy thread beside this one, getting it back can take 5 ms every time.
+    """
+    return "INSERT INTO entries(idx, id, leaf) VALUES " + ", ".join(["(?, ?, ?)"] * count)
+
+
+def tile_row(tile: FullTile) -> tuple[int, int, int, bytes]:
+    """The row of a tile, for :data:`INSERT_TILE`."""
+    return tile.place, tile.level, tile.index, tile.hashes
 
 
 def library_version() -> int:
@@ -64,8 +85,8 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise ResourceError(
             f"cannot use {path}: {text}", "check the disk and the permissions of its folder"
         ) from None
-    except sqlite3.DatabaseError as error:
-        raise _damaged(path, str(error)) from None
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # a damaged schema's own text
+        raise _damaged(path, str(error)[:200]) from None
     except OSError as error:
         raise ResourceError(
             f"cannot use {path}: {error.strerror or error}",
@@ -133,8 +154,12 @@ def made_with(connection: sqlite3.Connection) -> int:
     :raises CheckFailed: when this is no ledger of a format that we know
     """
     rows = dict(connection.execute("SELECT key, value FROM meta").fetchall())
-    if rows.get("format") != FORMAT:
-        raise CheckFailed(f"the database is not in the format {FORMAT}", "update artel")
+    found = str(rows.get("format"))[:40]
+    if found != FORMAT:
+        raise CheckFailed(
+            f"the database is in the format {found}; this program reads and writes {FORMAT}",
+            "use the program that made it, or fetch the ledger again into a new --home",
+        )
     version = str(rows.get("sqlite"))
     if not (version.isascii() and version.isdigit() and len(version) <= 9):
         raise CheckFailed("the database does not say which SQLite version made it")
@@ -146,20 +171,24 @@ def copy_rows(
     target: sqlite3.Connection,
     at_checkpoint: Callable[[int], None] = lambda _count: None,
 ) -> None:
-    """Insert all rows of ``source`` into ``target`` in the order in which they were appended.
+    """Insert all that ``source`` holds into ``target`` in the order in which it was appended.
 
-    Entry ids are computed again. ``at_checkpoint(n)`` is called, with everything committed, when
-    ``n`` checkpoints (and all the entries that they cover) have been copied, first with 0.
+    Entry ids and tiles are computed again. ``at_checkpoint(n)`` is called, with everything
+    committed, when ``n`` checkpoints (and the entries that they cover) are copied, first with 0.
     """
     at_checkpoint(0)
     entries = source.execute("SELECT idx, leaf FROM entries ORDER BY idx")
+    insert_entry, edge = insert_entries(1), Edge()
     # Row values are whatever the file holds; a wrong type fails here or in the comparison.
     entry = entries.fetchone()
     checkpoints = source.execute("SELECT size, note FROM checkpoints ORDER BY size")
     for count, (size, note) in enumerate(checkpoints, start=1):
         target.execute("BEGIN")
         while entry is not None and entry[0] < size:
-            target.execute(INSERT_ENTRY, (entry[0], hashlib.sha256(entry[1]).digest(), entry[1]))
+            index, leaf = entry
+            target.execute(insert_entry, (index, hashlib.sha256(leaf).digest(), leaf))
+            for tile in edge.append(merkle.leaf_hash(leaf)):
+                target.execute(INSERT_TILE, tile_row(tile))
             entry = entries.fetchone()
         target.execute(INSERT_CHECKPOINT, (size, note))
         target.execute("COMMIT")
@@ -169,8 +198,9 @@ def copy_rows(
 
 
 def rebuild(source: sqlite3.Connection, path: Path, at_checkpoint: Callable[[int], None]) -> None:
-    """Make a scratch file at ``path`` with the rows of ``source``; not durable, not in WAL mode."""
+    """Make a scratch file at ``path`` with what ``source`` holds; not durable, not in WAL mode."""
     with closing(sqlite3.connect(path, isolation_level=None)) as target:
+        target.execute(f"PRAGMA cache_size=-{REBUILD_CACHE_KIB}")
         target.execute("PRAGMA synchronous=OFF")
         target.execute("PRAGMA journal_mode=OFF")
         write_schema(target, made_with(source))

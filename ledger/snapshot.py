@@ -16,7 +16,8 @@ from pathlib import Path
 
 from ledger import wal
 from ledger.database import PAGE_BYTES, storage_errors
-from ledger.store import CHECKPOINT_NAME, DATABASE_NAME, read_checkpoint_file
+from ledger.published import read_checkpoint_file
+from ledger.store import CHECKPOINT_NAME, DATABASE_NAME
 from protocol.errors import CheckFailed, ResourceError, UsageError
 
 _TRIES = 20

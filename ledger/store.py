@@ -1,55 +1,66 @@
 """The ledger on disk: one SQLite file, and the newest checkpoint in a file beside it.
 
 A :class:`LedgerStore` is owned by one process (the holder of the home's lock). Its methods block;
-daemons call them through ``asyncio.to_thread``. One lock serialises them, so any thread may call.
+daemons call them through ``asyncio.to_thread``. Any thread may call: appends wait for each other,
+and readers do not wait for appends.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from ledger import database
 from ledger.checkpoint import Checkpoint, open_checkpoint, origin_of, parse_checkpoint
 from ledger.database import storage_errors
-from ledger.entries import Genesis, decode, entry_id
+from ledger.edge import Edge
+from ledger.entries import Entry, Genesis, decode
+from ledger.published import published_error, read_checkpoint_file, term_of
+from ledger.reading import Head, LedgerReader
+from ledger.tiles import TILE_WIDTH, Tile
 from protocol import merkle
 from protocol.dsse import MAX_ENVELOPE_BYTES
-from protocol.errors import CheckFailed, DecodeError, UsageError
+from protocol.errors import CheckFailed, UsageError
 
 DATABASE_NAME = "ledger.sqlite3"
 CHECKPOINT_NAME = "checkpoint"
 MAX_BATCH = 256
 """Entries in one append. As many as a page of the ledger service holds: every page can then end at
 a checkpoint, so a replica can check each page as it comes."""
-_READ_ROWS = 256
 
 Sign = Callable[[int, bytes], str]
 """``sign(size, root) -> note``"""
 
 
-class LedgerStore:
+class LedgerStore(LedgerReader):
     """An append-only log with its Merkle tree. Make one with :meth:`open`."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, *, writable: bool) -> None:
-        self.path = path
-        self._writable = writable
-        self._lock = threading.RLock()  # guards everything below
-        self._connection = connection
-        self._tree = merkle.CompactRange()
-        self._genesis: Genesis | None = None
-        self._latest_note = ""
+    def __init__(
+        self,
+        path: Path,
+        reader: sqlite3.Connection,
+        connection: sqlite3.Connection | None = None,
+        term: int = 0,
+    ) -> None:
+        super().__init__(path, reader, term)
+        self._lock = threading.RLock()  # one append at a time; guards what follows
+        self._connection = connection or reader
+        self._writable = connection is not None
 
     @classmethod
-    def open(cls, path: Path, *, create: bool = False, run: str | None = None) -> LedgerStore:
+    def open(
+        cls, path: Path, *, create: bool = False, run: str | None = None, term: int = 0
+    ) -> LedgerStore:
         """Open a ledger for appending, and re-hash all that it holds.
 
         :param create: make an empty one when there is none
         :param run: the run that it must belong to (when it is not empty)
+        :param term: of the checkpoints to come; those that are there may be of earlier terms
         :raises UsageError: when there is none, or it is of another run
         :raises CheckFailed: when it is damaged or has lost entries that were published
         :raises ResourceError: when the disk is full or does not work
@@ -66,12 +77,16 @@ class LedgerStore:
                     connection.close()
                     database.migrate(path)
                     connection = database.connect(path)
-                store = cls(path, connection, writable=True)
+                store = cls(path, database.connect(path), connection, term)
+            except BaseException:
+                connection.close()
+                raise
+            try:
                 store._load()
                 store._recover_checkpoint_file()
                 store._fold_log()
             except BaseException:
-                connection.close()
+                store.close()
                 raise
         return store._of_run(run)
 
@@ -79,18 +94,19 @@ class LedgerStore:
     def open_copy(cls, path: Path, *, run: str | None = None) -> LedgerStore:
         """Open a private copy (see :mod:`ledger.snapshot`) for reading; nothing is written."""
         with storage_errors(path):
-            store = cls(path, database.connect_copy(path), writable=False)
+            store = cls(path, database.connect_copy(path))
             try:
                 database.made_with(store._connection)
                 store._load()
             except BaseException:
-                store._connection.close()
+                store.close()
                 raise
         return store._of_run(run)
 
     def close(self) -> None:
         """Close the database; the store cannot be used afterwards."""
-        with self._lock:
+        with self._lock, self._reading:
+            self._reader.close()
             self._connection.close()
 
     def __enter__(self) -> LedgerStore:
@@ -99,95 +115,14 @@ class LedgerStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # --- reading ----------------------------------------------------------------------------------
-
-    @property
-    def size(self) -> int:
-        """Number of entries."""
-        with self._lock:
-            return self._tree.size
-
-    @property
-    def root(self) -> bytes:
-        """Merkle root over all entries, 32 bytes."""
-        with self._lock:
-            return self._tree.root()
-
-    @property
-    def genesis(self) -> Genesis:
-        """Entry 0.
-
-        :raises CheckFailed: when the ledger is empty
-        """
-        with self._lock:
-            if self._genesis is None:
-                raise CheckFailed(f"the ledger {self.path} is still empty")
-            return self._genesis
-
-    @property
-    def origin(self) -> str:
-        """The log's name."""
-        return origin_of(self.genesis.run)
-
-    @property
-    def latest_note(self) -> str:
-        """The newest checkpoint as a signed note; empty for an empty ledger."""
-        with self._lock:
-            return self._latest_note
-
-    def leaf(self, index: int) -> bytes:
-        """The bytes of one entry.
-
-        :raises UsageError: when there is no such entry
-        """
-        found = next(self.leaves(index, index + 1), None) if index >= 0 else None
-        if found is None:
-            raise UsageError(f"there is no entry {index}; the ledger has {self.size}")
-        return found
-
-    def leaves(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        """Entries ``start`` to ``stop`` (default: all that are there now), read in pages."""
-        stop = self.size if stop is None else min(stop, self.size)
-        query = "SELECT leaf FROM entries WHERE idx >= ? AND idx < ? ORDER BY idx"
-        for first in range(max(0, start), stop, _READ_ROWS):
-            with self._lock, storage_errors(self.path):
-                last = min(first + _READ_ROWS, stop)
-                rows = self._connection.execute(query, (first, last)).fetchall()
-            yield from (row[0] for row in rows)
-
-    def index_of(self, entry: str) -> int | None:
-        """Index of the entry with this id (hex), if it is there."""
-        return next(iter(self.find(entry)), None) if len(entry) == 64 else None
-
-    def find(self, prefix: str, limit: int = 2) -> list[int]:
-        """Indices of entries whose id begins with ``prefix`` (hex, at least 8 digits)."""
-        digits = prefix.lower()
-        if not 8 <= len(digits) <= 64 or not set(digits) <= set("0123456789abcdef"):
-            raise UsageError("an entry id is 64 hex digits, of which the first 8 or more will do")
-        low, high = bytes.fromhex(digits.ljust(64, "0")), bytes.fromhex(digits.ljust(64, "f"))
-        query = "SELECT idx FROM entries WHERE id BETWEEN ? AND ? ORDER BY idx LIMIT ?"
-        with self._lock, storage_errors(self.path):
-            return [row[0] for row in self._connection.execute(query, (low, high, limit))]
-
-    def note_between(self, after: int, up_to: int) -> str:
-        """The newest stored note with ``after < size <= up_to``; empty when there is none.
-
-        A replica that catches up asks for pages that end at such a note, and can check each page.
-        """
-        query = (
-            "SELECT note FROM checkpoints WHERE size > ? AND size <= ? ORDER BY size DESC LIMIT 1"
-        )
-        with self._lock, storage_errors(self.path):
-            row = self._connection.execute(query, (after, up_to)).fetchone()
-        return str(row[0]) if row else ""
-
     # --- appending --------------------------------------------------------------------------------
 
-    def append(self, leaves: Sequence[bytes], sign: Sign) -> str:
+    def append(self, leaves: Sequence[bytes | Entry], sign: Sign) -> str:
         """Add entries as the log's sequencer; all of them or none. Returns the new note.
 
         When it raises, nothing was added; the one exception is named in :meth:`_commit`.
 
+        :param leaves: bytes; or entries that came out of ``decode``, which are not decoded again
         :param sign: called once with the size and root to sign, before the commit
         :raises DecodeError: when a leaf is no ledger entry
         :raises CheckFailed: when an entry is in the ledger already, or bytes changed on the way
@@ -197,7 +132,7 @@ class LedgerStore:
             raise UsageError("there is nothing to append")
         return self._commit(leaves, sign)
 
-    def append_replica(self, leaves: Sequence[bytes], note: str) -> None:
+    def append_replica(self, leaves: Sequence[bytes | Entry], note: str) -> None:
         """Add entries that somebody else sequenced, up to exactly the tree that ``note`` signs.
 
         :raises DecodeError: when the note or a leaf is malformed
@@ -205,14 +140,16 @@ class LedgerStore:
             ours plus these leaves: then the sender lies, or the log shows different histories
         :raises ResourceError: when the disk is full or does not work
         """
-        if leaves:
-            self._commit(leaves, lambda size, root: self._matching(note, size, root))
-            return
         with self._lock:
-            self._matching(note, self._tree.size, self._tree.root())
+            genesis = self._head.genesis
+            if not leaves:
+                self._matching(note, self.size, self.root, self.genesis)
+                return
+            first = genesis or _first(leaves[0])
+            self._commit(leaves, lambda size, root: self._matching(note, size, root, first))
 
-    def _matching(self, note: str, size: int, root: bytes) -> str:
-        head = open_checkpoint(note, self.origin, self.genesis.coordinators)
+    def _matching(self, note: str, size: int, root: bytes, genesis: Genesis) -> str:
+        head = open_checkpoint(note, origin_of(genesis.run, self.term), genesis.coordinators)
         if head.size != size:
             raise CheckFailed(f"the tree head covers {head.size} entries; with these it is {size}")
         if head.root != root:
@@ -222,18 +159,20 @@ class LedgerStore:
             )
         return note
 
-    def _commit(self, leaves: Sequence[bytes], sign: Sign) -> str:
+    def _commit(self, leaves: Sequence[bytes | Entry], sign: Sign) -> str:
         """The one way in. The order of steps is what makes a crash at any point harmless.
 
         1. Rows go into a transaction; they are read back from the database and hashed, and only
            that hash is signed. (In 2022 a log had to be given up because a bit flipped between
-           hashing and storing: what is signed has to be what is stored.)
+           hashing and storing: what is signed has to be what is stored.) So are the tiles that
+           these entries complete.
         2. The note goes into the same transaction, and, durably, into ``checkpoint.new``. This
            is the last step that needs disk space.
         3. COMMIT. From here on the entries are in the ledger.
         4. ``checkpoint.new`` takes the place of ``checkpoint``. So that file is never ahead of
            the database: if it is, the database has lost entries. Should this rename fail, the
-           error is raised although the entries are in; opening the store again repairs it.
+           error is raised although the entries are in (:attr:`size` says so); opening the store
+           again repairs it.
         5. The caller publishes the note. Nobody has seen a note that could still be lost.
         """
         if not self._writable:
@@ -241,62 +180,87 @@ class LedgerStore:
         if len(leaves) > MAX_BATCH:
             raise UsageError(f"at most {MAX_BATCH} entries can be appended at once")
         with self._lock:
-            tree, genesis = self._tree.copy(), self._genesis
+            edge = self._head.edge.copy()
             try:
                 with storage_errors(self.path):
                     self._connection.execute("BEGIN IMMEDIATE")
-                    self._genesis = genesis or self._first(leaves[0])
-                    self._insert(leaves, tree)
-                    note = sign(tree.size, tree.root())
-                    self._check_note(note, tree)
-                    self._connection.execute(database.INSERT_CHECKPOINT, (tree.size, note))
+                    genesis = self._head.genesis or _first(leaves[0])
+                    self._insert(leaves, edge)
+                    root = edge.root()
+                    note = sign(edge.size, root)
+                    self._check_note(note, genesis, edge.size, root)
+                    self._connection.execute(database.INSERT_CHECKPOINT, (edge.size, note))
                     self._write_new_checkpoint(note)
                     self._connection.execute("COMMIT")
             except BaseException:
-                self._genesis = genesis
                 # A full disk may have ended the transaction already, or fail this too; whatever is
                 # not committed is gone when the connection is.
                 with suppress(sqlite3.Error):
                     self._connection.execute("ROLLBACK")
                 raise
-            self._tree, self._latest_note = tree, note
+            self._head = Head(edge, root, note, genesis)
             with storage_errors(self.path):
                 self._publish_checkpoint()
             self._fold_log()
             return note
 
-    def _first(self, leaf: bytes) -> Genesis:
-        body = decode(leaf).body
-        if not isinstance(body, Genesis):
-            raise CheckFailed("the first entry of a ledger must be the signed manifest")
-        return body
-
-    def _insert(self, leaves: Sequence[bytes], tree: merkle.CompactRange) -> None:
-        """Insert into the open transaction, and add to ``tree`` what can be read back."""
-        start = tree.size
+    def _insert(self, leaves: Sequence[bytes | Entry], edge: Edge) -> None:
+        """Insert into the open transaction, and add to ``edge`` what can be read back."""
         held = self._connection.execute("SELECT coalesce(max(idx) + 1, 0) FROM entries").fetchone()
-        if held[0] != start:
+        if held[0] != edge.size:
             raise CheckFailed(f"another process has changed {self.path}", "start again")
-        for index, leaf in enumerate(leaves, start):
-            decode(leaf)
-            digest = bytes.fromhex(entry_id(leaf))
-            try:
-                self._connection.execute(database.INSERT_ENTRY, (index, digest, leaf))
-            except sqlite3.IntegrityError:
-                raise CheckFailed(f"entry {digest.hex()} is in the ledger already") from None
-        stored = self._connection.execute(
-            "SELECT idx, id, leaf FROM entries WHERE idx >= ? ORDER BY idx", (start,)
-        )
-        for expected, (index, digest, leaf) in zip(leaves, stored, strict=True):
-            if index != tree.size or leaf != expected or digest.hex() != entry_id(leaf):
-                raise CheckFailed(
-                    f"entry {tree.size} reads back differently from what was written",
-                    "test this machine's memory and disk; nothing was signed",
-                )
-            tree.append(merkle.leaf_hash(leaf))
+        rows = []
+        for leaf in leaves:
+            if isinstance(leaf, bytes):
+                decode(leaf)
+                data = leaf
+            else:
+                data = leaf.envelope.encode()
+            rows.append((hashlib.sha256(data).digest(), data))
+        while rows:
+            # Up to the end of a tile: the tile is stored before the next entry.
+            room = TILE_WIDTH - edge.size % TILE_WIDTH
+            self._insert_rows(rows[:room], edge)
+            rows = rows[room:]
 
-    def _check_note(self, note: str, tree: merkle.CompactRange) -> None:
-        if parse_checkpoint(note) != Checkpoint(self.origin, tree.size, tree.root()):
+    def _insert_rows(self, rows: list[tuple[bytes, bytes]], edge: Edge) -> None:
+        expected = [(index, *row) for index, row in enumerate(rows, edge.size)]
+        values = [value for row in expected for value in row]
+        try:
+            self._connection.execute(database.insert_entries(len(rows)), values)
+        except sqlite3.IntegrityError:
+            known = self.known(digest.hex() for digest, _ in rows)
+            name = f"entry {min(known)}" if known else "an entry of this append"
+            raise CheckFailed(f"{name} is in the ledger already") from None
+        stored = self._stored(edge.size)
+        for row, (_, digest, leaf) in zip(stored, expected, strict=False):
+            if row != (edge.size, digest, leaf) or hashlib.sha256(row[2]).digest() != row[1]:
+                raise _changed(f"entry {edge.size}")
+            for tile in edge.append(merkle.leaf_hash(row[2])):
+                self._connection.execute(database.INSERT_TILE, database.tile_row(tile))
+                if _stored_tile(self._connection, tile.place) != database.tile_row(tile):
+                    raise _changed(Tile(tile.level, tile.index).path)
+        if len(stored) != len(expected):
+            raise _changed(f"entry {edge.size}")
+
+    def _stored(self, start: int) -> list[tuple[int, bytes, bytes]]:
+        """The entries from ``start`` on, as they are in the database, read as one value.
+
+        As one, because Python gives up its lock for every row (see ``database.insert_entries``).
+        """
+        query = (
+            "SELECT group_concat(idx || ' ' || hex(id) || ' ' || hex(leaf)) FROM"
+            " (SELECT idx, id, leaf FROM entries WHERE idx >= ? ORDER BY idx)"
+        )
+        (text,) = self._connection.execute(query, (start,)).fetchone()
+        try:
+            rows = [row.split(" ") for row in str(text).split(",")]
+            return [(int(idx), bytes.fromhex(id_), bytes.fromhex(leaf)) for idx, id_, leaf in rows]
+        except ValueError:
+            raise _changed(f"what was written from entry {start} on") from None
+
+    def _check_note(self, note: str, genesis: Genesis, size: int, root: bytes) -> None:
+        if parse_checkpoint(note) != Checkpoint(origin_of(genesis.run, self.term), size, root):
             raise CheckFailed("the checkpoint to be stored is not of this tree")
 
     # --- the checkpoint file, and the write-ahead log ---------------------------------------------
@@ -320,17 +284,12 @@ class LedgerStore:
         """After a crash between steps 3 and 4 of an append the file is one step behind."""
         path = self._checkpoint_path
         published = read_checkpoint_file(path)
-        error = published_error(published, path, self._note_at, self._tree.size)
+        error = published_error(published, path, self.note_at, self.size)
         if error:
             raise CheckFailed(error, "restore the home directory from a backup or another node")
-        if published != self._latest_note:
-            self._write_new_checkpoint(self._latest_note)
+        if published != self.latest_note:
+            self._write_new_checkpoint(self.latest_note)
             self._publish_checkpoint()
-
-    def _note_at(self, size: int) -> str:
-        query = "SELECT note FROM checkpoints WHERE size = ?"
-        row = self._connection.execute(query, (size,)).fetchone()
-        return str(row[0]) if row else ""
 
     def _fold_log(self) -> None:
         """Move the write-ahead log into the database file and empty it.
@@ -346,58 +305,68 @@ class LedgerStore:
                 return
 
     def _load(self) -> None:
-        """Hash every stored leaf, and compare with the newest checkpoint."""
+        """Hash every stored entry, and compare with the stored tiles and the newest checkpoint."""
+        edge, genesis, places = Edge(), None, 0
         rows = self._connection.execute("SELECT idx, id, leaf FROM entries ORDER BY idx")
         for index, digest, leaf in rows:
-            if index != self._tree.size or not isinstance(leaf, bytes):
-                raise CheckFailed(f"the ledger {self.path} has no entry {self._tree.size}")
-            if len(leaf) > MAX_ENVELOPE_BYTES or digest != bytes.fromhex(entry_id(leaf)):
+            if index != edge.size or not isinstance(leaf, bytes):
+                raise CheckFailed(f"the ledger {self.path} has no entry {edge.size}")
+            if len(leaf) > MAX_ENVELOPE_BYTES or digest != hashlib.sha256(leaf).digest():
                 raise CheckFailed(f"entry {index} of {self.path} is damaged")
             if index == 0:
-                self._genesis = self._first(leaf)
-            self._tree.append(merkle.leaf_hash(leaf))
+                genesis = _first(leaf)
+            for tile in edge.append(merkle.leaf_hash(leaf)):
+                places += 1
+                if _stored_tile(self._connection, tile.place) != database.tile_row(tile):
+                    name = Tile(tile.level, tile.index).path
+                    raise CheckFailed(f"{name} in {self.path} is not what its entries give")
+        (count,) = self._connection.execute("SELECT count(*) FROM tiles").fetchone()
+        if count != places:
+            raise CheckFailed(f"{self.path} holds {count} tiles; its entries give {places}")
         newest = "SELECT size, note FROM checkpoints ORDER BY size DESC LIMIT 1"
         size, note = self._connection.execute(newest).fetchone() or (0, "")
-        if size != self._tree.size:
+        if size != edge.size:
             raise CheckFailed(
-                f"{self.path} holds {self._tree.size} entries, its newest checkpoint covers {size}"
+                f"{self.path} holds {edge.size} entries, its newest checkpoint covers {size}"
             )
-        if note:
-            self._latest_note = str(note)
-            self._check_note(self._latest_note, self._tree)
+        root = edge.root()
+        if genesis is not None:
+            head = parse_checkpoint(str(note))
+            found = term_of(head.origin, genesis.run)
+            if (head.size, head.root) != (size, root) or found is None:
+                raise CheckFailed("the stored checkpoint is not of this tree")
+            if not self._writable:
+                self.term = found
+            elif found > self.term:
+                raise CheckFailed(f"{self.path} is in term {found} already, not {self.term}")
+        self._head = Head(edge, root, str(note), genesis)
 
     def _of_run(self, run: str | None) -> LedgerStore:
-        if run is not None and self._genesis is not None and self._genesis.run != run:
+        genesis = self._head.genesis
+        if run is not None and genesis is not None and genesis.run != run:
             self.close()
             raise UsageError(
-                f"{self.path} is the ledger of run {self._genesis.run[:12]}…, not {run[:12]}…",
+                f"{self.path} is the ledger of run {genesis.run[:12]}…, not {run[:12]}…",
                 "use another --home for each run",
             )
         return self
 
 
-def read_checkpoint_file(path: Path) -> str:
-    """The note in the file; empty when there is none."""
-    try:
-        return path.read_bytes()[: 1 << 17].decode("utf-8", "replace")
-    except FileNotFoundError:
-        return ""
+def _first(leaf: bytes | Entry) -> Genesis:
+    body = (decode(leaf) if isinstance(leaf, bytes) else leaf).body
+    if not isinstance(body, Genesis):
+        raise CheckFailed("the first entry of a ledger must be the signed manifest")
+    return body
 
 
-def published_error(published: str, path: Path, note_at: Callable[[int], str], size: int) -> str:
-    """What is wrong between the published note (of file ``path``) and the database, or "".
+def _changed(what: str) -> CheckFailed:
+    return CheckFailed(
+        f"{what} reads back differently from what was written",
+        "test this machine's memory and disk; nothing was signed",
+    )
 
-    :param note_at: gives the note that the database holds for a size, "" for none
-    :param size: number of entries in the database
-    """
-    if not published:
-        return ""
-    try:
-        head = parse_checkpoint(published)
-    except DecodeError as error:
-        return f"{path} is damaged: {error.message}"
-    if head.size > size:
-        return f"{path} covers {head.size} entries, the database holds {size}: entries are lost"
-    if published != note_at(head.size):
-        return f"{path} is not the checkpoint that the database holds for size {head.size}"
-    return ""
+
+def _stored_tile(connection: sqlite3.Connection, place: int) -> tuple[object, ...] | None:
+    query = "SELECT place, level, idx, hashes FROM tiles WHERE place = ?"
+    row: tuple[object, ...] | None = connection.execute(query, (place,)).fetchone()
+    return row

@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ledger import database
-from ledger.checkpoint import open_checkpoint, origin_of
-from ledger.entries import Entry, Genesis, decode, entry_id
-from ledger.replay import check_signatures
+from ledger.checkpoint import open_checkpoint, parse_checkpoint
+from ledger.edge import Edge, FullTile
+from ledger.entries import Entry, Genesis, entry_id
+from ledger.published import published_error, term_of
+from ledger.replay import decoded
 from ledger.shares import FoldState, Outcome, fold
 from ledger.snapshot import Snapshot, snapshot
-from ledger.store import CHECKPOINT_NAME, published_error
+from ledger.store import CHECKPOINT_NAME
+from ledger.tiles import Tile
 from protocol import merkle
 from protocol.errors import ArtelError, CheckFailed, DecodeError
 
@@ -111,6 +114,7 @@ def _verify(home: Path, copied: Snapshot, progress: Progress) -> Verification:
         check("database structure", lambda: _integrity(connection))
         check("entries", replay.run)
         check("signatures", replay.signatures)
+        check("tiles", replay.tiles)
         check("checkpoints", replay.checkpoints)
         check("published checkpoint", published)
         check("credit", replay.credit)
@@ -170,7 +174,11 @@ def _with_header(expected: bytes, stored: bytes, version: bytes) -> bytes:
 
 
 def _check_covered(copied: Snapshot, base: dict[int, bytes], version: bytes) -> None:
-    """Pages that the log replaces still have to be as they were before, or as the log has them."""
+    """Pages that the log replaces still have to be as they were before, or as the log has them.
+
+    One of them may be in between: a writer that is killed while it folds the log back leaves a
+    page of which only the beginning is new. Opening the ledger writes it again from the log.
+    """
     assert copied.log is not None
     logged: dict[int, set[bytes]] = {}
     for number, content in copied.log.frames:
@@ -179,8 +187,15 @@ def _check_covered(copied: Snapshot, base: dict[int, bytes], version: bytes) -> 
         expected = base.get(number, b"")
         if number == 1 and expected:
             expected = _with_header(expected, content, version)
-        if content != expected and content not in logged[number]:
+        if content != expected and not any(_torn(content, new, expected) for new in logged[number]):
             _raise_difference(content, expected, (number - 1) * database.PAGE_BYTES)
+
+
+def _torn(content: bytes, new: bytes, old: bytes) -> bool:
+    """Whether ``content`` begins as ``new`` and, from some byte on, goes on as ``old``."""
+    pairs = enumerate(zip(content, new, strict=False))
+    at = next((i for i, (left, right) in pairs if left != right), len(content))
+    return at == len(content) or content[at:] == old[at:]
 
 
 def _raise_difference(stored: bytes, expected: bytes, offset: int) -> None:
@@ -208,6 +223,9 @@ class _Replay:
         self._connection = connection
         self._progress = progress
         self.tree = merkle.CompactRange()
+        self._edge = Edge()
+        self._tiles = 0
+        self._wrong_tile = ""
         self.state = FoldState()
         self.genesis: Genesis | None = None
         self._roots: dict[int, bytes] = {}  # size to root, for each stored checkpoint
@@ -225,6 +243,19 @@ class _Replay:
         self._next_size = next(sizes, None)
         rows = self._connection.execute("SELECT idx, id, leaf FROM entries ORDER BY idx")
 
+        def leaves() -> Iterator[bytes]:
+            for number, row in enumerate(rows):
+                yield self._leaf(number, row)
+
+        def hashed() -> Iterator[Entry]:
+            try:
+                for leaf, entry in decoded(leaves()):
+                    self._add(leaf, entry, sizes)
+                    yield entry
+            except DecodeError as error:
+                at = self.tree.size
+                raise CheckFailed(f"entry {at} does not decode: {error.message}") from None
+
         def observe(index: int, entry: Entry, _outcome: Outcome) -> None:
             self._signatures += len(entry.envelope.signatures)
             if not entry.signers:
@@ -232,33 +263,41 @@ class _Replay:
             if (index + 1) % _PROGRESS_EVERY == 0 or index + 1 == total:
                 self._progress(index + 1, total)
 
-        entries = (self._read(row, sizes) for row in rows)
-        self.state = fold(check_signatures(entries), observe=observe)
+        self.state = fold(hashed(), observe=observe)
         if self.genesis is None:
             raise CheckFailed("the ledger is empty")
         self._complete = True
         return f"{self.tree.size} entries, every one decoded and hashed"
 
-    def _read(self, row: tuple[object, ...], sizes: Iterator[int]) -> Entry:
+    @staticmethod
+    def _leaf(expected: int, row: tuple[object, ...]) -> bytes:
         index, digest, leaf = row
-        expected = self.tree.size
         if index != expected or not isinstance(leaf, bytes) or not isinstance(digest, bytes):
             raise CheckFailed(f"entry {expected} is missing or not stored as bytes")
         if digest.hex() != entry_id(leaf):
             raise CheckFailed(f"entry {expected} is not stored under its own id")
-        try:
-            entry = decode(leaf)
-        except DecodeError as error:
-            raise CheckFailed(f"entry {expected} does not decode: {error.message}") from None
-        if expected == 0:
+        return leaf
+
+    def _add(self, leaf: bytes, entry: Entry, sizes: Iterator[int]) -> None:
+        if self.tree.size == 0:
             if not isinstance(entry.body, Genesis):
                 raise CheckFailed("entry 0 is not a manifest")
             self.genesis = entry.body
-        self.tree.append(merkle.leaf_hash(leaf))
+        digest = merkle.leaf_hash(leaf)
+        self.tree.append(digest)
+        for tile in self._edge.append(digest):
+            self._compare(tile)
         if self._next_size == self.tree.size:
             self._roots[self.tree.size] = self.tree.root()
             self._next_size = next(sizes, None)
-        return entry
+
+    def _compare(self, tile: FullTile) -> None:
+        query = "SELECT place, level, idx, hashes FROM tiles WHERE place = ?"
+        stored = self._connection.execute(query, (tile.place,)).fetchone()
+        if stored == database.tile_row(tile):
+            self._tiles += 1
+        elif not self._wrong_tile:
+            self._wrong_tile = Tile(tile.level, tile.index).path
 
     def _require(self) -> Genesis:
         if self.genesis is None or not self._complete:
@@ -272,16 +311,29 @@ class _Replay:
             raise CheckFailed(f"a signature of entry {self._unsigned[0]} does not verify{more}")
         return f"{self._signatures} signatures verify"
 
+    def tiles(self) -> str:
+        """Every stored tile of the tree, which proofs are read from."""
+        self._require()
+        if self._wrong_tile:
+            raise CheckFailed(f"{self._wrong_tile} is not what the entries give")
+        count = int(self._connection.execute("SELECT count(*) FROM tiles").fetchone()[0])
+        if count != self._tiles:
+            raise CheckFailed(f"{count} tiles are stored, the entries give {self._tiles}")
+        return f"{count} full tiles are what the entries give"
+
     def checkpoints(self) -> str:
         """Every stored note: by the manifest's coordinators, and of the tree that we computed."""
         genesis = self._require()
-        origin = origin_of(genesis.run)
-        count = last = 0
+        count = last = term = 0
         for size, note in self._connection.execute("SELECT size, note FROM checkpoints ORDER BY 1"):
+            origin = parse_checkpoint(str(note)).origin
+            found = term_of(origin, genesis.run)
+            if found is None or found < term:
+                raise CheckFailed(f"the checkpoint of size {size} is of another log")
             head = open_checkpoint(str(note), origin, genesis.coordinators)
             if head.size != size or head.root != self._roots.get(size):
                 raise CheckFailed(f"the checkpoint of size {size} is not of this tree")
-            count, last = count + 1, size
+            count, last, term = count + 1, size, found
         if last != self.tree.size:
             raise CheckFailed(f"the newest checkpoint covers {last} of {self.tree.size} entries")
         return f"{count} signed tree heads match the tree"
@@ -292,7 +344,7 @@ class _Replay:
             raise CheckFailed("the manifest is not signed by its organiser")
         ignored = sum(self.state.ignored.values())
         note = f"; {ignored} of the entries count for nothing" if ignored else ""
-        return f"{self.state.total} tokens credited in {self.state.round} rounds{note}"
+        return f"{self.state.total} of credit in {self.state.round} rounds{note}"
 
 
 def _published(home: Path, copied: Snapshot, connection: sqlite3.Connection, size: int) -> str:

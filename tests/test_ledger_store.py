@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ledger import database, entries
-from ledger.checkpoint import open_checkpoint, parse_checkpoint, sign_checkpoint
+from ledger.checkpoint import open_checkpoint, origin_of, parse_checkpoint, sign_checkpoint
+from ledger.edge import Edge, place_of
 from ledger.entries import entry_id
+from ledger.proof import LeafHashes, consistency, inclusion, root_at
 from ledger.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
+from ledger.tiles import ENTRIES, Tile, decode_bundle, tile_at, tiles_of
 from ledger.verify import verify_home
 from ledger_world import World, key
 from protocol import merkle
@@ -150,8 +157,8 @@ def test_a_signer_that_fails_or_signs_something_else_adds_nothing(
     assert_holds(store, world.leaves)
 
 
-class FlippingConnection:
-    """Reads back the last inserted leaf with one bit flipped, as bad memory would."""
+class Wrapped:
+    """A connection with something wrong."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -159,22 +166,209 @@ class FlippingConnection:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection, name)
 
+
+class FlippingConnection(Wrapped):
+    """Reads back what was just written with one bit flipped, as bad memory would."""
+
+    def __init__(self, connection: sqlite3.Connection, query: str, at: int) -> None:
+        super().__init__(connection)
+        self._query, self._at = query, at
+
     def execute(self, sql: str, parameters: Any = ()) -> Any:
         rows = self._connection.execute(sql, parameters)
-        if not sql.startswith("SELECT idx, id, leaf"):
+        if not sql.startswith(self._query):
             return rows
-        return [(i, d, leaf[:50] + bytes([leaf[50] ^ 4]) + leaf[51:]) for i, d, leaf in rows]
+        *others, last = rows.fetchone()
+        flipped = bytearray(last.encode() if isinstance(last, str) else last)
+        flipped[self._at] ^= 4
+        changed = flipped.decode("latin-1") if isinstance(last, str) else bytes(flipped)
+        return SimpleNamespace(fetchone=lambda: (*others, changed))
 
 
-def test_a_bit_that_flips_while_storing_is_never_signed(world: World, store: LedgerStore) -> None:
+@pytest.mark.parametrize("at", [0, 1, 2, 40, 66, 67, 68, 300, -1])
+def test_a_bit_that_flips_while_storing_is_never_signed(
+    world: World, store: LedgerStore, at: int
+) -> None:
     sound = store._connection
-    store._connection = FlippingConnection(sound)  # type: ignore[assignment]
+    flipping = FlippingConnection(sound, "SELECT group_concat", at)
+    store._connection = flipping  # type: ignore[assignment]
     signed: list[int] = []
     with pytest.raises(CheckFailed, match="reads back differently"):
         store.append([newcomer(world, 1)], lambda size, _root: str(signed.append(size)))
     store._connection = sound
     assert signed == []
     assert_holds(store, world.leaves)
+
+
+def test_a_bit_that_flips_in_a_tile_is_never_signed(world: World, store: LedgerStore) -> None:
+    many = [newcomer(world, number) for number in range(250)]
+    store.append(many[:200], world.sign)
+    sound = store._connection
+    flipping = FlippingConnection(sound, "SELECT place", 5000)
+    store._connection = flipping  # type: ignore[assignment]
+    signed: list[int] = []
+    with pytest.raises(CheckFailed, match="tile/0/000 reads back differently"):
+        store.append(many[200:], lambda size, _root: str(signed.append(size)))
+    store._connection = sound
+    assert signed == []
+    assert_holds(store, world.leaves + many[:200])
+
+
+# --- the tree -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tall(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LedgerStore, LeafHashes]]:
+    """A ledger with tiles of two levels (65,536 entries and some), and its leaf hashes.
+
+    Only the first entries are entries: decoding is not what is tested here.
+    """
+    world = World()
+    path = tmp_path_factory.mktemp("tall") / DATABASE_NAME
+    leaves = [world.genesis.encode(), *(b"leaf %d" % number for number in range(65_900))]
+    with LedgerStore.open(path, create=True) as store:
+        store.append([leaves[0]], world.sign)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("ledger.store.decode", lambda _leaf: None)
+            patched.setattr("ledger.store.os.fsync", lambda _file: None)
+            store._connection.execute("PRAGMA synchronous=OFF")
+            for start in range(1, len(leaves), 256):
+                store.append(leaves[start : start + 256], world.sign)
+        yield store, LeafHashes([merkle.leaf_hash(leaf) for leaf in leaves])
+
+
+def test_roots_and_proofs_are_those_of_the_leaves(tall: tuple[LedgerStore, LeafHashes]) -> None:
+    store, naive = tall
+    rng = random.Random(1)
+    sizes = [1, 2, 255, 256, 257, 511, 512, 65_535, 65_536, 65_537, 65_792, store.size]
+    for size in [*sizes, *(rng.randrange(1, store.size) for _ in range(40))]:
+        assert store.root_at(size) == root_at(naive, size)
+        for index in (0, size - 1, rng.randrange(size)):
+            assert inclusion(store, index, size) == inclusion(naive, index, size)
+        old = rng.randrange(size)
+        assert consistency(store, old, size) == consistency(naive, old, size)
+    assert store.root_at(0) == merkle.EMPTY_ROOT
+    assert store.root_at(store.size) == store.root
+    for level, index in ((0, store.size), (17, 0), (8, store.size // 256), (-1, 0), (3, -1)):
+        with pytest.raises(UsageError):
+            store.subtree(level, index)
+    with pytest.raises(UsageError):
+        store.root_at(store.size + 1)
+
+
+def test_every_tile_of_the_tree_is_served(tall: tuple[LedgerStore, LeafHashes]) -> None:
+    store, naive = tall
+    for tile in tiles_of(store.size):
+        width, level = tile.width, 8 * tile.level
+        first = tile.index * 256
+        hashes = [naive.subtree(level, first + at) for at in range(width)]
+        assert store.tile(tile) == b"".join(hashes)
+        part = Tile(tile.level, tile.index, 1 + width // 2)
+        assert store.tile(part) == b"".join(hashes[: part.width])
+    assert len(store._hashed) == 256, "of 258 full tiles; memory stays bounded"
+    for tile in (Tile(ENTRIES, 0), Tile(ENTRIES, 3, 9), tile_at(ENTRIES, 257, store.size)):
+        leaves = decode_bundle(store.tile(tile), tile.width)
+        assert [merkle.leaf_hash(leaf) for leaf in leaves] == naive.hashes[tile.start : tile.end]
+    last = tile_at(0, 257, store.size)
+    for outside in (
+        Tile(0, 257, last.width + 1),
+        Tile(0, 258, 1),
+        Tile(2, 0, 2),
+        Tile(ENTRIES, 9999),
+    ):
+        with pytest.raises(UsageError):
+            store.tile(outside)
+
+
+def test_notes_are_found_by_size(world: World, store: LedgerStore) -> None:
+    assert store.note_at(7) == store.latest_note
+    assert parse_checkpoint(store.note_at(1)).size == 1
+    assert [store.note_at(size) for size in (0, 2, 8, 1 << 60)] == ["", "", "", ""]
+
+
+def test_a_tile_that_changes_on_the_disk_gets_into_no_proof(world: World, tmp_path: Path) -> None:
+    path = world.write(tmp_path)
+    many = [newcomer(world, number) for number in range(512)]
+    with LedgerStore.open(path) as store:
+        for start in range(0, 512, 128):
+            store.append(many[start : start + 128], world.sign)
+        with sqlite3.connect(path) as other:
+            other.execute("UPDATE tiles SET hashes = zeroblob(8192) WHERE place = 1")
+        other.close()
+        assert inclusion(store, 5, 100) == inclusion(LeafHashes(hashes_of(store)), 5, 100)
+        for action in (lambda: inclusion(store, 300, 500), lambda: store.tile(Tile(0, 1))):
+            with pytest.raises(CheckFailed, match="tile/0/001"):
+                action()
+    with pytest.raises(CheckFailed, match="tile/0/001"):
+        LedgerStore.open(path)
+    result = verify_home(tmp_path)
+    failed = {check.name for check in result.checks if not check.ok}
+    assert failed == {"database file", "tiles"}
+
+
+def hashes_of(store: LedgerStore) -> list[bytes]:
+    return [merkle.leaf_hash(leaf) for leaf in store.leaves()]
+
+
+def test_tiles_that_nobody_asked_for_are_refused(world: World, tmp_path: Path) -> None:
+    path = world.write(tmp_path)
+    with sqlite3.connect(path) as other:
+        other.execute("INSERT INTO tiles VALUES (0, 0, 0, zeroblob(8192))")
+    other.close()
+    with pytest.raises(CheckFailed, match="holds 1 tiles; its entries give 0"):
+        LedgerStore.open(path)
+    assert not verify_home(tmp_path).verified
+
+
+def test_places_of_tiles_are_the_order_in_which_they_are_completed() -> None:
+    growing, places = Edge(), []
+    for number in range(1 << 17):
+        places += [tile.place for tile in growing.append(number.to_bytes(32, "big"))]
+    assert places == list(range(512 + 2))
+    # At level 2 and beyond, without growing a tree of 2^24 leaves.
+    assert place_of(0, 1 << 16) == place_of(2, 0) + 1 == (1 << 16) + 256 + 1
+
+
+def test_readers_do_not_wait_for_an_append(world: World, store: LedgerStore) -> None:
+    seen: list[tuple[int, bytes, int]] = []
+
+    def look() -> None:
+        seen.append((store.size, store.leaf(6), len(inclusion(store, 3, 7))))
+
+    def sign(size: int, root: bytes) -> str:
+        reader = threading.Thread(target=look)  # while the append holds its transaction
+        reader.start()
+        reader.join(60)
+        return world.sign(size, root)
+
+    store.append([newcomer(world, 1)], sign)
+    assert seen == [(7, world.leaves[6], 3)]
+
+
+def test_a_next_term_continues_the_same_tree(world: World, tmp_path: Path) -> None:
+    path = world.write(tmp_path)
+    origin = origin_of(world.run, 1)
+    with LedgerStore.open(path, term=1) as store:
+        with pytest.raises(CheckFailed, match="not of this tree"):
+            store.append([newcomer(world, 1)], world.sign)
+        store.append([newcomer(world, 1)], partial(sign_checkpoint, world.coordinator, origin))
+        assert store.origin == origin
+        assert open_checkpoint(store.latest_note, origin, [world.coordinator.key]).size == 22
+    assert verify_home(tmp_path).verified
+    with pytest.raises(CheckFailed, match="in term 1 already"):
+        LedgerStore.open(path)
+    with LedgerStore.open_copy(path) as copy:
+        assert copy.origin == origin
+
+
+def test_an_older_format_is_named(path: Path) -> None:
+    database.create(path)
+    with sqlite3.connect(path) as other:
+        other.execute("UPDATE meta SET value = 'artel-ledger-1' WHERE key = 'format'")
+    other.close()
+    with pytest.raises(CheckFailed, match="artel-ledger-1; this program reads") as caught:
+        LedgerStore.open(path)
+    assert "--home" in caught.value.hint
 
 
 # --- full disks and broken ones -------------------------------------------------------------------
@@ -206,7 +400,7 @@ def test_no_room_for_the_checkpoint_file_adds_nothing(world: World, store: Ledge
 def test_an_input_output_error_at_any_statement_adds_nothing(
     world: World, store: LedgerStore, statement: str
 ) -> None:
-    class Failing(FlippingConnection):
+    class Failing(Wrapped):
         def execute(self, sql: str, parameters: Any = ()) -> Any:
             if sql.startswith(statement):
                 raise sqlite3.OperationalError("disk I/O error")

@@ -22,7 +22,7 @@ from ledger.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
 from ledger.verify import Verification, verify_home
 from ledger_world import World, key
 from protocol.dsse import Envelope
-from protocol.errors import UsageError
+from protocol.errors import CheckFailed, UsageError
 
 TESTS = Path(__file__).parent
 LOG_NAME = DATABASE_NAME + "-wal"
@@ -84,9 +84,9 @@ def test_a_sound_ledger_holds(closed_home: Path) -> None:
     result = verify_home(closed_home, lambda done, total: seen.append((done, total)))
     assert result.verified
     assert (result.size, result.run) == (21, World().run)
-    assert result.state.total == 2 * 3 * 128
+    assert result.state.total == 2 * 3 * 128 * 100  # rounds, members, tokens, for each token
     assert seen == [(21, 21)]
-    assert len(result.checks) == 7
+    assert len(result.checks) == 8
 
 
 def test_a_ledger_whose_writer_was_killed_holds(killed_home: Path) -> None:
@@ -363,19 +363,64 @@ def test_checking_while_a_daemon_appends(tmp_path: Path) -> None:
     assert verify_home(tmp_path).size == 21 + appended
 
 
-def test_a_long_ledger_fills_many_pages_and_still_rebuilds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("appends", [1, 6, 40])
+def test_a_long_ledger_fills_many_pages_and_still_rebuilds(tmp_path: Path, appends: int) -> None:
+    """However its entries came in: many tiles are completed in the middle of an append."""
     world = World()
     world.write(tmp_path, rounds=1)
     rng = random.Random(6)
-    number = 0
+    new = [entries.account(key(f"new {number}"), world.run).encode() for number in range(1200)]
     for _ in range(4):  # closed and opened again in between
         with LedgerStore.open(tmp_path / DATABASE_NAME) as store:
-            for _ in range(6):
-                batch = []
-                for _ in range(rng.randrange(1, 60)):
-                    batch.append(entries.account(key(f"new {number}"), world.run).encode())
-                    number += 1
+            for _ in range(appends):
+                most = 256 if appends == 1 else 2 * 200 // appends
+                count = rng.randrange(1, most)
+                batch, new = new[:count], new[count:]
                 store.append(batch, world.sign)
+                assert store.root_at(store.size) == store.root
     result = verify_home(tmp_path)
     assert result.verified, result.checks
-    assert result.size == 14 + number
+    assert result.size == 14 + 1200 - len(new)
+    assert f"{result.size // 256} full tiles" in next(
+        c.detail for c in result.checks if c.name == "tiles"
+    )
+
+
+@pytest.fixture(scope="module")
+def tiled_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ledger with two full tiles."""
+    home, world = tmp_path_factory.mktemp("tiled"), World()
+    world.write(home)
+    new = [entries.account(key(f"new {number}"), world.run).encode() for number in range(500)]
+    with LedgerStore.open(home / DATABASE_NAME) as store:
+        for start in range(0, 500, 250):
+            store.append(new[start : start + 250], world.sign)
+    return home
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE tiles SET hashes = zeroblob(8192) WHERE place = 1",
+        "UPDATE tiles SET level = 1 WHERE place = 0",
+        "DELETE FROM tiles WHERE place = 0",
+        "INSERT INTO tiles SELECT 2, 0, 2, hashes FROM tiles WHERE place = 1",
+    ],
+)
+def test_a_changed_tile_is_named(tiled_home: Path, tmp_path: Path, statement: str) -> None:
+    home = copy_of(tiled_home, tmp_path)
+    assert altered(home, statement) == {"database file", "tiles"}
+    with pytest.raises(CheckFailed, match="tile"):
+        LedgerStore.open(home / DATABASE_NAME)
+
+
+def test_any_changed_byte_is_found_where_tiles_are(tiled_home: Path, tmp_path: Path) -> None:
+    rng = random.Random(7)
+    home = copy_of(tiled_home, tmp_path)
+    with sqlite3.connect(home / DATABASE_NAME) as connection:
+        (hashes,) = connection.execute("SELECT hashes FROM tiles WHERE place = 0").fetchone()
+    connection.close()
+    # The end of a tile lies in pages of its own.
+    start = (home / DATABASE_NAME).read_bytes().index(hashes[-2048:])
+    offsets = [start + rng.randrange(2048) for _ in range(20)]
+    assert undetected(home, DATABASE_NAME, offsets, rng) == []

@@ -1,0 +1,48 @@
+"""Token buckets: how often each key may do something."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+
+class Limits:
+    """A bucket of ``burst`` tokens for each key, refilled with ``per_minute`` tokens a minute.
+
+    At most ``keys`` buckets are kept, those used last. A key that was forgotten starts with a full
+    bucket, so ``keys`` should be well above the number of keys that can get this far at all; where
+    anybody can make keys, limit them together as well (one bucket under a fixed name).
+
+    Not for several threads: the event loop owns it.
+    """
+
+    def __init__(
+        self,
+        per_minute: float,
+        burst: int,
+        keys: int = 10_000,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if per_minute <= 0 or burst < 1 or keys < 1:
+            raise ValueError("a limit allows something, at some rate, to somebody")
+        self._per_second = per_minute / 60
+        self._burst = float(burst)
+        self._keys = keys
+        self._clock = clock
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, at what time
+
+    def take(self, key: str) -> float:
+        """Take one token. 0 when there was one, else the seconds after which there will be."""
+        now = self._clock()
+        tokens, then = self._buckets.get(key, (self._burst, now))
+        tokens = min(self._burst, tokens + max(0.0, now - then) * self._per_second)
+        allowed = tokens >= 1
+        self._buckets[key] = (tokens - allowed, now)
+        self._buckets.move_to_end(key)
+        if len(self._buckets) > self._keys:
+            self._buckets.popitem(last=False)
+        return 0.0 if allowed else (1 - tokens) / self._per_second
+
+    def __len__(self) -> int:
+        return len(self._buckets)
