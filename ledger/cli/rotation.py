@@ -1,0 +1,150 @@
+"""``artel ledger key rotate | recover``: another key for an account, whenever the power fails."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ledger.cli import opening, print_json
+from ledger.cli.sending import account_named, dry_run, key_path, send, speaker
+from protocol.errors import EXIT_OK, ArtelError, CheckFailed, UsageError
+
+if TYPE_CHECKING:
+    from ledger.accounts import Account
+    from ledger.client import View
+    from protocol.identity import Identity
+
+
+def rotate(arguments: argparse.Namespace) -> int:
+    """Replace the account's key; finishes what a run that was cut off began."""
+    from ledger import keyfiles
+    from protocol import identity
+
+    path = key_path(arguments)
+    with keyfiles.locked(path.parent), opening.opened(arguments) as view:
+        if _finished(arguments, view, path):
+            return EXIT_OK
+        owner = identity.load(path)
+        following = keyfiles.next_file(path)
+        if following.exists() and owner.key not in view.state.keys:
+            raise CheckFailed(
+                f"as of checkpoint {view.log.size}, the ledger knows neither {path}"
+                f" nor {following}",
+                "try again when this copy of the ledger is newer, or read another with --from",
+            )
+        name, account = speaker(view, owner, path)
+        return _replace(arguments, view, path, owner, name, account)
+
+
+def recover(arguments: argparse.Namespace) -> int:
+    """Replace the account's key by the word of its recovery key."""
+    from ledger import keyfiles
+    from ledger.entries import recovery_digest
+    from protocol import identity
+
+    path = key_path(arguments)
+    recovery = identity.load(arguments.recovery_key.expanduser())
+    with keyfiles.locked(path.parent), opening.opened(arguments) as view:
+        if _finished(arguments, view, path):
+            return EXIT_OK
+        digest = recovery_digest(recovery.public)
+        fitting = [n for n, owner in view.state.accounts.items() if owner.recovery == digest]
+        if not fitting:
+            raise CheckFailed(
+                f"as of checkpoint {view.log.size}, no account has registered this recovery key",
+                "an account's newest registration or change of keys decides which one it is",
+            )
+        if arguments.account is not None:
+            name = account_named(view, arguments.account)
+        elif len(fitting) == 1:
+            name = fitting[0]
+        else:
+            raise UsageError(
+                f"{len(fitting)} accounts have registered this recovery key",
+                f"say which: --account with one of {', '.join(sorted(fitting))}",
+            )
+        if name not in fitting:
+            raise CheckFailed(f"account {name[:12]} has registered another recovery key")
+        return _replace(arguments, view, path, recovery, name, view.state.accounts[name])
+
+
+def _replace(
+    arguments: argparse.Namespace,
+    view: View,
+    path: Path,
+    signer: Identity,
+    name: str,
+    account: Account,
+) -> int:
+    """Give the account a new key, so that a crash at any point costs nothing.
+
+    1. The new key is on the disk, durably, before anybody hears of it.
+    2. The ledger takes the entry. If the answer is lost, the same entry is made again with the
+       same key by the next run, and the ledger knows it.
+    3. The new key takes the place of the old one, which is kept.
+    """
+    from ledger import entries, keyfiles
+
+    # Once there is a recovery key, only itself can name another one; "" keeps it.
+    ours = keyfiles.recovery_of(path.parent)
+    free = not account.recovery or signer.key != account.key
+    recovery = ours if free and ours != account.recovery else ""
+    saying = f"account {name[:12]} changes its key"
+    fields: dict[str, Any] = {"account": name, "seq": account.seq + 1, "recovery": recovery}
+    if arguments.dry_run:
+        body = {"kind": "key_rotated", "run": view.state.run, "key": "(made then)", **fields}
+        dry_run(arguments, saying, body)
+        return EXIT_OK
+    fresh = keyfiles.prepare_next(path)
+    envelope = entries.key_rotated(signer, fresh, view.state.run, **fields)
+    try:
+        send(arguments, view, saying, envelope)
+    except ArtelError as error:
+        waiting = f"the new key waits in {keyfiles.next_file(path)}: keep it"
+        error.hint = f"{waiting}, and run this again. {error.hint}".strip()
+        raise
+    kept = keyfiles.take_over(path)
+    _report(arguments, path, kept, name, bool(recovery or account.recovery))
+    if not free and ours not in ("", account.recovery):
+        print(
+            f"{path.parent / keyfiles.RECOVERY_PUB} is not the recovery key that the ledger has; "
+            "only that one can name\nanother: artel ledger key recover --recovery-key OLD",
+            file=sys.stderr,
+        )
+    return EXIT_OK
+
+
+def _finished(arguments: argparse.Namespace, view: View, path: Path) -> bool:
+    """Finish what an earlier run began, if the ledger has the new key already."""
+    from ledger import keyfiles
+    from protocol import identity
+
+    following = keyfiles.next_file(path)
+    if not following.exists() or arguments.dry_run:
+        return False
+    fresh = identity.load(following)
+    name = view.state.keys.get(fresh.key)
+    if name is None:
+        return False
+    kept = keyfiles.take_over(path)
+    if arguments.json:
+        print_json({"account": name, "key": fresh.key, "finished": True})
+    else:
+        print("the ledger has the new key since an earlier run of this command")
+    _report(arguments, path, kept, name, bool(view.state.accounts[name].recovery))
+    return True
+
+
+def _report(
+    arguments: argparse.Namespace, path: Path, kept: Path | None, name: str, recoverable: bool
+) -> None:
+    if arguments.json:
+        return
+    print(f"{path} holds the new key of account {name[:12]}")
+    if kept is not None:
+        print(f"the old one is kept in {kept}; it speaks for nobody any more")
+    if not recoverable:
+        print("there is no recovery key: see artel ledger key new --recovery")
+    print("a node that runs goes on as it is; back the new key up: artel ledger key backup")

@@ -1,0 +1,210 @@
+"""What the commands that write to the ledger share: whose key signs, how a statement is sent."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ledger.cli import DEFAULT_HOME, opening, print_json
+from protocol.errors import EXIT_OK, ArtelError, CheckFailed, UsageError
+
+if TYPE_CHECKING:
+    from ledger.accounts import Account
+    from ledger.client import View
+    from ledger.entries import Body
+    from protocol.dsse import Envelope
+    from protocol.identity import Identity
+
+Make = Callable[["View", str, "Account"], tuple[dict[str, Any], str]]
+"""From the ledger, and the name and the state of the account that speaks: the fields of the
+statement, and a sentence that says what it does."""
+
+
+def add_signing(parser: argparse.ArgumentParser) -> None:
+    """Add --key and --dry-run."""
+    parser.add_argument(
+        "--key", type=Path, metavar="FILE", help="the account's key file (HOME/account.key)"
+    )
+    add_dry_run(parser)
+
+
+def add_dry_run(parser: argparse.ArgumentParser) -> None:
+    """Add --dry-run."""
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the statement and send nothing"
+    )
+
+
+def add_yes(parser: argparse.ArgumentParser, about: str) -> None:
+    """Add --yes, for :func:`ask`."""
+    parser.add_argument("--yes", action="store_true", help=about)
+
+
+def home_of(arguments: argparse.Namespace) -> Path:
+    """The home whose keys are meant, with or without --from."""
+    home: Path = arguments.home if arguments.home is not None else DEFAULT_HOME
+    return home.expanduser()
+
+
+def key_path(arguments: argparse.Namespace) -> Path:
+    """The account's key file."""
+    from ledger.keyfiles import ACCOUNT_KEY
+
+    key: Path | None = arguments.key
+    return key.expanduser() if key is not None else home_of(arguments) / ACCOUNT_KEY
+
+
+def stated(arguments: argparse.Namespace, schema: type[Body], make: Make) -> int:
+    """Run a command that makes one statement of one account; returns the exit code."""
+    from ledger import entries
+    from protocol import identity
+
+    path = key_path(arguments)
+    owner = identity.load(path)
+    with opening.opened(arguments) as view:
+        name, account = speaker(view, owner, path)
+        fields, saying = make(view, name, account)
+        envelope = entries.by_account(schema, owner, view.state.run, account=name, **fields)
+        send(arguments, view, saying, envelope)
+    return EXIT_OK
+
+
+def speaker(view: View, key: Identity, path: Path) -> tuple[str, Account]:
+    """The account that a key speaks for: its name and what the ledger says about it.
+
+    :param path: where the key was found
+    :raises CheckFailed: when it speaks for none
+    """
+    from ledger import keyfiles
+    from protocol import identity
+
+    name = view.state.keys.get(key.key)
+    if name is not None:
+        return name, view.state.accounts[name]
+    following = keyfiles.next_file(path)
+    for file in (following, *reversed(keyfiles.retired(path))):
+        if file.exists() and identity.load(file).key in view.state.keys:
+            raise CheckFailed(
+                f"as of checkpoint {view.log.size}, the ledger knows {file}, not {path}",
+                "finish the change of keys: artel ledger key rotate"
+                if file == following
+                else f"wait until this copy of the ledger is newer, or give --key {file}",
+            )
+    raise CheckFailed(
+        f"as of checkpoint {view.log.size}, the key {key.key[:12]}… speaks for no account",
+        "an account is registered when its node first joins the run; if its key was replaced, "
+        "use the new one, or artel ledger key recover",
+    )
+
+
+def send(arguments: argparse.Namespace, view: View, saying: str, envelope: Envelope) -> None:
+    """Say what is about to happen, check it here, hand it in, and say where it stands.
+
+    :param saying: what the statement does, a sentence for a person
+    :raises CheckFailed: when the ledger would ignore it, or it is refused
+    :raises Unreachable: when nobody takes it
+    """
+    from ledger import entries, reasons
+    from ledger.shares import check
+
+    entry = entries.decode(envelope.encode())
+    body = entry.body.to_dict()
+    if arguments.dry_run:
+        dry_run(arguments, saying, body)
+        return
+    if not arguments.json:
+        print(saying, flush=True)
+    reason = check(view.state, entry)
+    if reason:
+        raise CheckFailed(
+            f"the ledger would ignore this: {reasons.explain(reason)} ({reason})",
+            f"nothing was sent; this copy of the ledger has {view.log.size} entries, "
+            "with --from another one is asked",
+        )
+    index, note = _hand_in(view, envelope)
+    if arguments.json:
+        rules = view.state.rules
+        facts = {
+            "run": view.state.run,
+            "index": index,
+            "id": entry.id,
+            "statement": body,
+            "signers": list(envelope.signers),
+            "final": False,
+            "witnesses": rules.witnesses if rules is not None else 0,
+            "note": note,
+        }
+        print_json(facts)
+    else:
+        print(f"it is entry {index} of the ledger, {_outlook(view)}")
+
+
+def dry_run(arguments: argparse.Namespace, saying: str, body: dict[str, Any]) -> None:
+    """Print what would be sent."""
+    if arguments.json:
+        print_json({"dry_run": True, "statement": body})
+    else:
+        print(f"{saying}\n\n{json.dumps(body, indent=2)}\n\nnothing was sent (--dry-run)")
+
+
+def ask(arguments: argparse.Namespace, question: str) -> None:
+    """Ask a person; with --yes, or for a dry run, nobody is asked.
+
+    :raises UsageError: when the answer is no, or there is nobody to ask
+    """
+    if arguments.yes or arguments.dry_run:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError("this has to be agreed to, and nobody is there to ask", "add --yes")
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UsageError("nothing was sent")
+
+
+def account_named(view: View, wanted: str) -> str:
+    """The account that a person means by its name, present key, the beginning of either, or alias.
+
+    :raises UsageError: when it is none or several
+    """
+    state, low = view.state, wanted.lower()
+    found = {low} & state.accounts.keys()
+    if not found and len(low) >= 8 and set(low) <= set("0123456789abcdef"):
+        found = {name for name in state.accounts if name.startswith(low)}
+        found |= {name for key, name in state.keys.items() if key.startswith(low)}
+    if not found:
+        found = {name for name, (alias, _) in view.aliases.items() if alias == wanted}
+        found &= state.accounts.keys()
+    if len(found) == 1:
+        return str(found.pop())
+    raise UsageError(
+        f"{'several accounts are' if found else 'no account is'} called {wanted[:64]!r}",
+        "give the account's name, 64 hex digits: see artel ledger shares --json",
+    )
+
+
+def _hand_in(view: View, envelope: Envelope) -> tuple[int, str]:
+    """Submit; a refusal is explained."""
+    from ledger import reasons
+
+    try:
+        index, note = view.submit(envelope)
+    except ArtelError as error:
+        code = str(getattr(error, "code", ""))
+        sentence = reasons.explain(code)
+        if sentence == code or sentence in error.message:
+            raise
+        message = f"refused: {sentence} ({code}): {error.message}"
+        raise CheckFailed(message, error.hint) from error
+    return index, note
+
+
+def _outlook(view: View) -> str:
+    rules = view.state.rules
+    if rules is None or not rules.witnesses:
+        return "pending; nothing becomes final in this run, which asks for no witnesses"
+    who = "1 witness has" if rules.witnesses == 1 else f"{rules.witnesses} witnesses have"
+    return f"pending until {who} cosigned it"
