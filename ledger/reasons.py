@@ -58,6 +58,7 @@ NOT_ENOUGH = "not_enough"
 NOT_PENDING = "not_pending"
 OWN_WORK = "own_work"
 TOO_MANY = "too_many"
+NO_CREDIT = "no_credit"
 NOT_DRAWN = "not_drawn"
 BARRED = "barred"
 NO_QUORUM = "no_quorum"
@@ -88,6 +89,7 @@ IGNORED = {
     NOT_PENDING: "names no contribution whose credit is pending",
     OWN_WORK: "an account cannot dispute its own work",
     TOO_MANY: "the account has too many open disputes",
+    NO_CREDIT: "only accounts that have earned credit in this run can dispute",
     NOT_DRAWN: "the node was not drawn to audit this contribution",
     BARRED: "the account is barred for proven fraud",
     NO_QUORUM: "signed by fewer arbiters than the manifest asks for",

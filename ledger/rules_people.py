@@ -36,7 +36,7 @@ from ledger.entries import (
 from ledger.rules_rounds import RECORDED, key_of
 
 MAX_OPEN_DISPUTES = 8
-"""Of one account: a dispute costs nothing to begin and delays somebody's credit."""
+"""Of one account: a dispute is cheap to begin and delays somebody's credit."""
 
 
 def account(state: FoldState, body: AccountBody, entry: Entry) -> str | Effect:
@@ -160,6 +160,9 @@ def dispute(state: FoldState, body: Dispute, entry: Entry) -> str | Effect:
         return reasons.DUPLICATE
     if owner.barred:
         return reasons.BARRED
+    # Accounts cost nothing: without a stake in the run, thousands could freeze everybody's credit.
+    if owner.vested + owner.pending == 0:
+        return reasons.NO_CREDIT
     if owner.disputes >= MAX_OPEN_DISPUTES:
         return reasons.TOO_MANY
 

@@ -245,6 +245,12 @@ def test_what_cannot_be_disputed() -> None:
     assert reason(*ROUND, WORLD.dispute(THIEF, WORK)) == reasons.UNKNOWN_ACCOUNT
 
 
+def test_an_account_without_credit_cannot_dispute() -> None:
+    stranger = WORLD.dispute(THIEF, WORK)
+    assert reason(*ROUND, registered(), stranger) == reasons.NO_CREDIT
+    assert reason(*ROUND, WORLD.dispute(OTHER, WORK)) == "recorded"
+
+
 def test_an_account_has_a_limited_number_of_disputes_open() -> None:
     many = World(ownership={"vesting_rounds": 20})
     history = rounds(0, MAX_OPEN_DISPUTES, many)
@@ -460,6 +466,19 @@ def test_a_rejecting_auditor_freezes_the_contribution_and_the_audits_of_it() -> 
     state, outcome = audited(accept, reject, *rounds(1, 4, AUDITED))
     assert {credit.source for credit in outcome.vested} > waiting
     assert state.total_pending == 2 * 5 * CREDIT
+
+
+def test_an_audit_of_what_is_frozen_beyond_its_time_vests_with_it() -> None:
+    number = drawn()[0]
+    dispute = AUDITED.dispute(AUDITED.owners[number], CLAIM)
+    verdict = AUDITED.verdict(AUDITED.members[number], CLAIM, "inconclusive")
+    # Due with state 3, frozen until state 5; the verdict comes in between.
+    late = [dispute, *rounds(1, 3, AUDITED), verdict]
+    state, _ = audited(*late)
+    assert len([item for item in state.pending.values() if item.credit.round == 0]) == 2
+    state, outcome = audited(*late, *rounds(4, 4, AUDITED))
+    vested = {credit.source for credit in outcome.vested}
+    assert vested >= {CLAIM, f"audit/{CLAIM}/{AUDITED.members[number].peer_id}"}
 
 
 @pytest.mark.parametrize("decision", ["dismissed", "soft", "hard"])
