@@ -65,6 +65,12 @@ min_nodes = {nodes}
 deadline_s = 600
 grace_s = 30
 mirror_every = 4
+
+[ownership]
+closing_s = 0
+
+[ledger]
+witnesses = {witnesses}
 """
 
 _EPILOG = """\
@@ -90,7 +96,8 @@ def main(argv: list[str]) -> int:
 
     import asyncio
 
-    from coordinator.demo_run import Demo, run
+    from coordinator.demo_check import Demo
+    from coordinator.demo_run import run
     from coordinator.demo_view import LinesView, TableView, summary
 
     out = sys.stderr if arguments.json else sys.stdout
@@ -123,6 +130,7 @@ def run_text(nodes: int, rounds: int, inner_steps: int = INNER_STEPS) -> str:
         rounds=rounds,
         inner_steps=inner_steps,
         nodes=nodes,
+        witnesses=nodes // 2 + 1,  # any two majorities have a witness in common
     )
 
 

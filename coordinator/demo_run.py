@@ -7,23 +7,16 @@ import contextlib
 import os
 import signal
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from coordinator import tether
+from coordinator.demo_check import Demo, Result, checked
 from coordinator.plot import loss_plot
 from coordinator.swarm import LocalSwarm, Status, finished
-from ledger import entries
-from ledger.shares import FoldState, shares
-from ledger.snapshot import snapshot
-from ledger.store import LedgerStore
-from ledger.verify import Verification, verify_home
-from protocol import content, merkle
 from protocol.errors import EXIT_INTERRUPTED, ArtelError, CheckFailed, Unreachable
-from protocol.identity import public_of
+from protocol.tasks import within
 
 STALL_S = 300.0
 """Without any change of round, phase or step the demo gives up."""
@@ -39,87 +32,6 @@ class View(Protocol):
 
     def show(self, status: Status, seconds: float) -> None:
         """The newest status, after this many seconds."""
-
-
-@dataclass(frozen=True)
-class Demo:
-    """What to run."""
-
-    folder: Path
-    run_file: Path
-    nodes: int
-    rounds: int
-    port: int = 0
-
-
-@dataclass
-class Result:
-    """What came out. ``problems`` lists, in words, everything that does not hold."""
-
-    demo: Demo
-    curve: list[dict[str, Any]]
-    """Of each round: validation loss of the state that it starts from, mean training loss."""
-    state_root: str
-    state_roots_agree: bool
-    bytes_up: Mapping[str, int]
-    """By node: bytes that it has sent in the whole run, as counted at its streams."""
-    ledgers: Mapping[str, Verification]
-    """By home, the coordinator's first."""
-    fold: FoldState
-    phases: Mapping[str, float]
-    """Mean seconds of a round in each phase."""
-    sample: str
-    seconds: float
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def losses(self) -> list[float]:
-        """Validation losses in order."""
-        return [row["validation"] for row in self.curve if row["validation"] is not None]
-
-    @property
-    def bytes_up_per_node_per_round(self) -> int:
-        per_node = sum(self.bytes_up.values()) / max(1, len(self.bytes_up))
-        return round(per_node / self.demo.rounds)
-
-    @property
-    def plot(self) -> Path:
-        return self.demo.folder / "loss.png"
-
-    def to_json(self) -> dict[str, Any]:
-        """The one object that ``--json`` prints."""
-        main = next(iter(self.ledgers.values()))
-        return {
-            "ok": not self.problems,
-            "problems": self.problems,
-            "rounds": self.fold.round,
-            "nodes": self.demo.nodes,
-            "first_val_loss": self.losses[0] if self.losses else None,
-            "final_val_loss": self.losses[-1] if self.losses else None,
-            "state_root": self.state_root,
-            "state_roots_agree": self.state_roots_agree,
-            "bytes_up_per_node_per_round": self.bytes_up_per_node_per_round,
-            "ledger": {
-                "size": main.size,
-                "root": main.root,
-                "verified": all(ledger.verified for ledger in self.ledgers.values()),
-                "homes": {
-                    name: {"size": ledger.size, "root": ledger.root, "verified": ledger.verified}
-                    for name, ledger in self.ledgers.items()
-                },
-            },
-            "shares": [
-                {"account": share.account, "credit": share.credit, "share": share.share}
-                for share in shares(self.fold)
-            ],
-            "tokens": self.fold.total,
-            "seconds": round(self.seconds, 1),
-            "seconds_per_round": {name: round(s, 3) for name, s in self.phases.items()},
-            "loss_curve": self.curve,
-            "sample": self.sample,
-            "plot": str(self.plot),
-            "out": str(self.demo.folder),
-        }
 
 
 async def run(demo: Demo, view: View) -> Result:
@@ -142,7 +54,7 @@ async def run(demo: Demo, view: View) -> Result:
         rows = (await swarm.get("/api/v1/rounds?last=1000"))["rounds"]
         view.say("the run is finished; stopping the processes")
     view.say("checking every ledger and every state that they left behind")
-    result = await asyncio.to_thread(_checked, demo, rows, bytes_up)
+    result = await asyncio.to_thread(checked, demo, rows, bytes_up)
     view.say("letting the model write")
     await _finish(result)
     result.seconds = time.monotonic() - began
@@ -219,96 +131,6 @@ async def _follow(
     return bytes_up
 
 
-# --- the check, from the files alone --------------------------------------------------------------
-
-
-def _checked(demo: Demo, rows: Sequence[dict[str, Any]], bytes_up: Mapping[str, int]) -> Result:
-    homes = ["coordinator", *(f"node-{number}" for number in range(1, demo.nodes + 1))]
-    ledgers = {name: verify_home(demo.folder / name) for name in homes}
-    main = ledgers["coordinator"]
-    problems = []
-    for name, ledger in ledgers.items():
-        problems += [
-            f"ledger of {name}: {check.name}: {check.detail}"
-            for check in ledger.checks
-            if not check.ok
-        ]
-    if main.state.round != demo.rounds:
-        problems.append(f"{main.state.round} of {demo.rounds} rounds were agreed on")
-    disagreements = [*_ledgers_differ(demo, ledgers), *_states_differ(demo, main.state)]
-    result = Result(
-        demo,
-        curve=[{key: row[key] for key in ("round", "validation", "loss")} for row in rows],
-        state_root=main.state.states[-1] if main.state.states else "",
-        state_roots_agree=not disagreements,
-        bytes_up=bytes_up,
-        ledgers=ledgers,
-        fold=main.state,
-        phases=_mean_phases(rows),
-        sample="",
-        seconds=0.0,
-        problems=problems + disagreements,
-    )
-    if sum(share.share for share in shares(main.state)) != 1:
-        result.problems.append("the shares do not add up to 1")
-    losses = result.losses
-    if len(losses) < 2 or not losses[-1] < losses[0]:
-        result.problems.append("the validation loss has not fallen")
-    return result
-
-
-def _ledgers_differ(demo: Demo, ledgers: Mapping[str, Verification]) -> list[str]:
-    """Each node's ledger must be the coordinator's, or the beginning of it."""
-    problems = []
-    with _ledger_of(demo.folder / "coordinator") as store:
-        for name, ledger in ledgers.items():
-            leaves = store.leaves(0, ledger.size)
-            root = merkle.root(merkle.leaf_hash(leaf) for leaf in leaves).hex()
-            if ledger.size > store.size or root != ledger.root:
-                problems.append(f"{name} holds another ledger than the coordinator")
-    return problems
-
-
-def _states_differ(demo: Demo, fold: FoldState) -> list[str]:
-    """All accepted contributors must have signed each agreed root, and each node must hold the last
-    one: its file is hashed again here, whatever the node said of it."""
-    problems = []
-    with _ledger_of(demo.folder / "coordinator") as store:
-        accepted: set[str] = set()
-        for entry in map(entries.decode, store.leaves()):
-            body = entry.body
-            if isinstance(body, entries.RoundClosed):
-                accepted = {public_of(item.node).hex() for item in body.accepted}
-            elif isinstance(body, entries.StateAgreed) and not accepted <= entry.signers:
-                missing = len(accepted - entry.signers)
-                problems.append(f"{missing} contributor(s) did not sign state {body.round}")
-    final = fold.states[-1] if fold.states else ""
-    for number in range(1, demo.nodes + 1):
-        path = demo.folder / f"node-{number}" / "blobs" / final
-        if not final or not path.is_file():
-            problems.append(f"node {number} does not hold the final state")
-        elif content.file_content_id(path) != final:
-            problems.append(f"the final state of node {number} is another one")
-    return problems
-
-
-@contextlib.contextmanager
-def _ledger_of(home: Path) -> Iterator[LedgerStore]:
-    with snapshot(home) as copied, LedgerStore.open_copy(copied.path) as store:
-        yield store
-
-
-def _mean_phases(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    tally: Counter[str] = Counter()
-    done = [row["seconds"] for row in rows if "applying" in row["seconds"]]
-    for seconds in done:
-        tally.update(seconds)
-    means = {name: total / len(done) for name, total in tally.items()}
-    if means:
-        means["not_training"] = sum(s for name, s in means.items() if name != "training")
-    return means
-
-
 # --- what is nice to have -------------------------------------------------------------------------
 
 
@@ -319,7 +141,7 @@ async def _finish(result: Result) -> None:
         await asyncio.to_thread(
             loss_plot,
             result.plot,
-            f"{result.demo.nodes} nodes, {result.fold.total:,} tokens",
+            f"{result.demo.nodes} nodes, {sum(result.fold.node_tokens.values()):,} tokens",
             [(r["round"], r["validation"]) for r in curve if r["validation"] is not None],
             [(r["round"], r["loss"]) for r in curve if r["loss"] is not None],
         )
@@ -343,7 +165,7 @@ async def _sample(home: Path) -> str:
         env=tether.environment(),
     )
     try:
-        output, errors = await asyncio.wait_for(process.communicate(), SAMPLE_TIMEOUT_S)
+        output, errors = await within(process.communicate(), SAMPLE_TIMEOUT_S)
     except TimeoutError:
         process.kill()
         await process.wait()

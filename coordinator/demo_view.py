@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from coordinator.demo_run import Result
+from coordinator.demo_check import Result
 from coordinator.swarm import Status
 from ledger.shares import shares
 from ledger.text import plural, printable, short_key, short_peer
@@ -132,6 +132,15 @@ def _nodes(status: Status) -> str:
     return "   " + "   ".join(parts) if parts else ""
 
 
+def _final(result: Result, size: int) -> str:
+    final = result.final
+    said = plural(len(final.witnesses), "account")
+    if not final.size:
+        return f"nothing: no tree head has the cosignatures of {plural(final.wanted, 'account')}"
+    part = "all entries" if final.size >= size else f"{final.size:,} of {size:,} entries"
+    return f"{part}, cosigned by {said}, of which {final.wanted} must"
+
+
 def summary(result: Result) -> str:
     """The result for a person."""
     first, last = (result.losses[0], result.losses[-1]) if result.losses else (0.0, 0.0)
@@ -145,27 +154,33 @@ def summary(result: Result) -> str:
         "states": f"all nodes {agree}: {short_key(result.state_root)}",
         "ledger": f"{main.size} entries, checked in {len(result.ledgers)} homes: "
         + ("every byte, signature and share holds" if verified else "IT DOES NOT HOLD"),
+        "final": _final(result, main.size),
         "traffic": f"{result.bytes_up_per_node_per_round / 1e6:.2f} MB sent per node and round",
         "a round": phases or "-",
         "time": f"{result.seconds:.0f} s in all",
     }
     lines = ["", *(f"{name:<8} {text}" for name, text in names.items()), "", "who owns it:"]
     lines += [
-        f"  account {short_key(share.account)}  {share.credit:>10,} tokens  "
+        f"  account {short_key(share.account)}  {share.credit:>12,} credit  "
         f"{100 * share.share:7.3f} %"
         for share in shares(result.fold)
     ]
     if result.sample:
         text = (line.replace("\t", "    ") for line in result.sample.splitlines())
         lines += ["", "the model writes:", *(f"  │ {printable(line)}" for line in text)]
-    folder = result.demo.folder
+    folder, entry = result.demo.folder, result.example
     lines += [
         "",
         f"everything lies in {folder}",
         "  coordinator/  node-1/ …   homes; the ledger of each is its ledger.sqlite3",
         "  loss.png                  the loss over the rounds",
         "  RUN.toml                  what was trained, and by which rules",
-        f"try: artel ledger log --home {folder / 'coordinator'}",
-        f'     artel node sample --home {folder / "node-1"} --prompt "import "',
+        "try:",
+        f"  artel ledger me --home {folder / 'node-1'}",
+        f"  artel ledger log --home {folder / 'coordinator'}",
+        f"  artel ledger explain {entry} --home {folder / 'node-1'}",
+        f"  artel ledger prove {entry} --home {folder / 'node-1'}",
+        f"  artel ledger verify entry-{entry}.tlog-proof entry-{entry}.json",
+        f'  artel node sample --home {folder / "node-1"} --prompt "import "',
     ]
     return "\n".join(lines)

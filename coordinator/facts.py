@@ -16,9 +16,9 @@ from coordinator.service import Coordinator
 from ledger import entries
 from ledger.checkpoint import parse_checkpoint
 from ledger.shares import shares
+from ledger.web.context import Context
+from ledger.web.standing import newest_note, standing
 from protocol import rounds
-
-UNWITNESSED = "pending, not final: no witness has cosigned a checkpoint yet"
 
 
 def run_facts(core: Coordinator, invite: str) -> dict[str, Any]:
@@ -64,28 +64,51 @@ def rounds_facts(core: Coordinator, last: int) -> dict[str, Any]:
     return {"total": core.rules.total, "rounds": core.metrics.table(last)}
 
 
-async def shares_facts(core: Coordinator) -> dict[str, Any]:
-    """Who owns what, as of the newest checkpoint. Shares add up to exactly 1."""
-    fold = core.ledger.state
-    pending, left_out = fold.pending(), fold.rejected_by_account()
-    rows = [
-        {
-            "account": share.account,
-            "credit": share.credit,
-            "share": share.share,
-            "units": share.units,
-            "pending": pending.get(share.account, 0),
-            "left_out": left_out.get(share.account, {}),
-        }
-        for share in await asyncio.to_thread(shares, fold)
-    ]
+def shares_facts(page: Context) -> dict[str, Any]:
+    """Who owns what, as of a checkpoint. Shares are of vested credit and add up to exactly 1.
+
+    ``pending`` has been granted and can still be disputed; ``awaiting`` is accepted, and will be
+    granted when the nodes have agreed on the state.
+    """
+    fold, seen = page.state, page.standing
+    now = {share.account: share for share in shares(fold)}
+    later = {share.account: share.share for share in shares(fold, with_pending=True)}
+    awaiting, left_out = fold.awaiting(), fold.rejected_by_account()
+    names = {*later, *awaiting, *(name for name in left_out if name)}
     return {
-        "run": core.run,
-        "as_of": fold.size,
+        "run": fold.run,
+        "as_of": seen.size,
         "round": fold.round,
         "total": fold.total,
-        "label": UNWITNESSED,
-        "shares": rows,
+        "vested": fold.total_vested,
+        "pending": fold.total_pending,
+        "final": seen.final,
+        "witnesses": list(seen.witnesses),
+        "witnesses_wanted": seen.wanted,
+        "label": seen.label,
+        "shares": [
+            {
+                "account": name,
+                "alias": page.aliases.get(name, ("", ""))[0],
+                "share": now[name].share if name in now else 0.0,
+                "units": now[name].units if name in now else 0,
+                "share_with_pending": later.get(name, 0.0),
+                "credit": fold.credit(name),
+                "vested": fold.accounts[name].vested,
+                "pending": fold.accounts[name].pending,
+                "awaiting": awaiting.get(name, 0),
+                "invalidated": fold.accounts[name].invalidated,
+                "left_out": left_out.get(name, {}),
+            }
+            for name in sorted(
+                names,
+                key=lambda name: (
+                    -(now[name].units if name in now else 0),
+                    -later.get(name, 0),
+                    name,
+                ),
+            )
+        ],
     }
 
 
@@ -102,8 +125,8 @@ async def entries_facts(core: Coordinator, start: int, count: int) -> dict[str, 
 
 
 async def checkpoint_note(core: Coordinator) -> str:
-    """The newest signed tree head."""
-    return await asyncio.to_thread(lambda: core.ledger.store.latest_note)
+    """The newest signed tree head, with the cosignatures that are known."""
+    return await asyncio.to_thread(newest_note, core.ledger.store, core.heads)
 
 
 def _entry(index: int, leaf: bytes) -> dict[str, Any]:
@@ -118,12 +141,14 @@ def _entry(index: int, leaf: bytes) -> dict[str, Any]:
 
 
 def _node(core: Coordinator, peer: str, now: float) -> dict[str, Any]:
-    known, state = core.peers[peer], core.state
-    report = known.report
+    """``credit`` is all compute that was ever granted for this node's work."""
+    known, state, fold = core.peers[peer], core.state, core.ledger.state
+    report, tokens = known.report, fold.node_tokens.get(peer, 0)
     return {
         "node": peer,
-        "account": core.ledger.state.account_of(peer),
-        "credit": core.ledger.state.node_credit.get(peer, 0),
+        "account": fold.account_of(peer),
+        "tokens": tokens,
+        "credit": tokens * (fold.rules.rates["compute"] if fold.rules is not None else 0),
         "phase": report.phase,
         "member": peer in state.members,
         "leaving": report.leaving,
@@ -168,5 +193,17 @@ def _last_round(core: Coordinator) -> dict[str, Any]:
 
 
 async def _ledger(core: Coordinator) -> dict[str, Any]:
-    head = parse_checkpoint(await checkpoint_note(core))
-    return {"size": head.size, "root": head.root.hex(), "origin": head.origin, "witnesses": 0}
+    """``final`` is how many entries are; ``witnesses`` how many accounts say so."""
+    head = parse_checkpoint(core.ledger.store.latest_note)
+    seen = await asyncio.to_thread(standing, core.ledger.store, core.heads, core.ledger.state)
+    return {
+        "size": head.size,
+        "root": head.root.hex(),
+        "origin": head.origin,
+        "final": seen.final,
+        "final_head": seen.head,
+        "witnesses": len(seen.witnesses),
+        "witnesses_wanted": seen.wanted,
+        "label": seen.label,
+        "closed": core.ledger.state.closed,
+    }

@@ -1,20 +1,32 @@
 """The run's page as HTML: pure text made from the documents of :mod:`coordinator.facts`.
 
-No scripts. Every value that is not ours goes through :func:`_text`, which escapes it; the page's
-content security policy would not let anything run or load even if one were forgotten.
+No scripts. Every value that is not ours goes through :func:`ledger.web.markup.text`, which escapes
+it. Each number that comes from the ledger is a link to the page that shows where it comes from.
 """
 
 from __future__ import annotations
 
-import html
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from ledger.reasons import explain
-from ledger.text import short_key, short_peer
+from ledger.text import short_peer
+from ledger.web import markup
+from ledger.web.context import bidi
+from ledger.web.markup import (
+    account_link,
+    bar,
+    count,
+    node_link,
+    percent,
+    plain_name,
+    round_link,
+    section,
+    soft,
+    table,
+    text,
+)
 
-STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 REFRESH_S = 5
 TABLE_ROUNDS = 20
 TABLE_NODES = 100
@@ -38,40 +50,24 @@ def render(run: Facts, status: Facts, rounds: Sequence[Facts], shares: Facts) ->
     sections = [
         _header(run, status),
         _cards(status, shares),
-        _section("Loss", _plot(rounds, status["total"])),
-        _section("Nodes", _nodes(status["nodes"])),
-        _section("Rounds", _rounds(rounds, status["round"])),
-        _section("Shares", _shares(shares)),
-        "" if finished else _section("Take part", _join(run)),
+        section("Loss", _plot(rounds, status["total"])),
+        section("Nodes", _nodes(status["nodes"])),
+        section("Rounds", _rounds(rounds, status["round"])),
+        section("Shares", _shares(shares)),
+        "" if finished else section("Take part", _join(run)),
         _footer(run, status),
     ]
-    refresh = "" if finished else f'<meta http-equiv="refresh" content="{REFRESH_S}">'
-    title = f"{_text(run['name'])} · Artel"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"{refresh}<title>{title}</title><style>{STYLE}</style></head>\n"
-        f"<body>\n{''.join(sections)}</body></html>\n"
-    )
-
-
-def _text(value: object) -> str:
-    """Any value as HTML text: escaped, and without characters that do not print."""
-    plain = "".join(c if c.isprintable() else "?" for c in str(value))
-    return html.escape(plain, quote=True)
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{title}</h2>\n{body}</section>\n"
+    title = f"{run['name']} · Artel"
+    return markup.document(title, "".join(sections), refresh_s=0 if finished else REFRESH_S)
 
 
 def _header(run: Facts, status: Facts) -> str:
-    description = f"<p>{_text(run['description'])}</p>" if run["description"] else ""
+    description = f"<p>{text(run['description'])}</p>" if run["description"] else ""
     model = run["manifest"]["config"]["model"]["type"]
     return (
-        f'<header><div class="top"><h1>{_text(run["name"])}</h1>'
-        f'<span class="pill">{_text(_doing(status))}</span></div>{description}'
-        f'<p class="soft small">a {_text(model)} model of {run["parameters"]:,} parameters, '
+        f'<header><div class="top"><h1>{text(run["name"])}</h1>'
+        f'<span class="pill">{text(_doing(status))}</span></div>{description}'
+        f'<p class="soft small">a {text(model)} model of {run["parameters"]:,} parameters, '
         "trained by volunteers who own it by accepted work</p>"
         f'<progress max="{status["total"]}" value="{status["round"]}"></progress></header>\n'
     )
@@ -82,7 +78,7 @@ def _doing(status: Facts) -> str:
     members = status["members"]
     match status["phase"]:
         case "waiting" if status["waiting_for"]:
-            return f"waiting for {_count(status['waiting_for'], 'more node')}"
+            return f"waiting for {count(status['waiting_for'], 'more node')}"
         case "training":
             return f"training, {status['committed']} of {members} done"
         case "revealing":
@@ -108,21 +104,17 @@ def _cards(status: Facts, shares: Facts) -> str:
     pace = f"{seconds:.1f} s" if seconds else "–"
     rest = f"{overhead['overhead_s']:.1f} s of it not training" if seconds else "no round yet"
     attempt = f", attempt {status['attempt'] + 1}" if status["attempt"] else ""
+    ledger, newest = status["ledger"], min(status["round"], status["total"] - 1)
+    final = f"{ledger['final']:,} of them final" if ledger["final"] else "pending, none final yet"
     cards = (
-        ("round", f"{status['round']:,}", f"of {status['total']:,}{attempt}"),
+        ("round", round_link(newest, f"{status['round']:,}"), f"of {status['total']:,}{attempt}"),
         ("validation loss", loss, note),
         ("nodes", f"{len(status['nodes']):,}", f"{speed:,.0f} tokens per second"),
         ("last round", pace, rest),
-        ("ledger", f"{status['ledger']['size']:,}", f"entries, {shares['total']:,} tokens of work"),
+        ("credit", f'<a href="/shares">{shares["vested"]:,}</a>', f"{shares['pending']:,} pending"),
+        ("ledger entries", f'<a href="/entries">{ledger["size"]:,}</a>', final),
     )
-    return (
-        "<dl>"
-        + "".join(
-            f"<div><dt>{label}</dt><dd>{value}<small>{note}</small></dd></div>"
-            for label, value, note in cards
-        )
-        + "</dl>\n"
-    )
+    return markup.cards(cards)
 
 
 # --- the plot -------------------------------------------------------------------------------------
@@ -180,21 +172,6 @@ def _plot(rounds: Sequence[Facts], total: int) -> str:
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def _table(columns: Sequence[tuple[str, bool]], rows: Iterable[Sequence[str]]) -> str:
-    """A table; ``columns`` are (title, is text). Cells are HTML already."""
-    kinds = [' class="text"' if text else "" for _, text in columns]
-    head = "".join(
-        f"<th{kind}>{title}</th>" for (title, _), kind in zip(columns, kinds, strict=True)
-    )
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(row, kinds, strict=True))
-        + "</tr>\n"
-        for row in rows
-    )
-    return f'<div class="scroll"><table><tr>{head}</tr>\n{body}</table></div>\n'
-
-
 def _nodes(nodes: Sequence[Facts]) -> str:
     if not nodes:
         return '<p class="soft">no node is connected</p>'
@@ -208,19 +185,19 @@ def _nodes(nodes: Sequence[Facts]) -> str:
         step = f"{node['step']:,} / {node['steps']:,}" if node["steps"] else "–"
         rows.append(
             (
-                _name(short_peer(node["node"]), node["node"]),
-                _name(short_key(node["account"]), node["account"]),
-                _text(node["phase"]) + (" (leaving)" if node["leaving"] else ""),
+                node_link(node["node"], node["account"]),
+                account_link(node["account"]) if node["account"] else "–",
+                text(node["phase"]) + (" (leaving)" if node["leaving"] else ""),
                 step,
                 _loss(node["loss"]),
                 f"{node['tokens_per_second']:,.0f}",
                 _bytes(node["bytes_up"]),
                 _bytes(node["bytes_down"]),
-                f"{node['credit']:,}",
+                _credit(node["account"], node["credit"]),
                 f"{node['heard_s']:.0f} s ago",
             )
         )
-    return _table(columns, rows) + _more(len(nodes), TABLE_NODES, "nodes", "/api/v1/status")
+    return table(columns, rows) + _more(len(nodes), TABLE_NODES, "nodes", "/api/v1/status")
 
 
 def _rounds(rounds: Sequence[Facts], current: int) -> str:
@@ -236,60 +213,77 @@ def _rounds(rounds: Sequence[Facts], current: int) -> str:
     for row in shown:
         under_way = row["round"] >= current and not row["accepted"]
         reasons = "<br>".join(
-            f'{_name(short_peer(peer), peer)} <span class="warn" title="{_text(explain(reason))}">'
-            f"{_text(reason.replace('_', ' '))}</span>"
+            f"{plain_name(peer, short_peer(peer))} {_why(reason)}"
             for peer, reason in sorted(row["rejected"].items())
         )
         seconds = row["seconds"]
         rows.append(
             (
-                f"{row['round']:,}",
+                round_link(row["round"]),
                 f"{row['members']:,}",
-                "…" if under_way else f"{row['accepted']:,}",
+                "…" if under_way else round_link(row["round"], f"{row['accepted']:,}"),
                 reasons or "–",
                 _loss(row["validation"]),
                 _loss(row["loss"]),
                 *(_seconds(seconds.get(phase)) for phase in ("training", "revealing", "applying")),
             )
         )
-    return _table(columns, rows) + _more(
+    return table(columns, rows) + _more(
         sum(1 for row in rounds if row["members"]), TABLE_ROUNDS, "rounds", "/api/v1/rounds"
     )
 
 
+def _why(reason: str) -> str:
+    """A reason code, and the sentence behind it when the pointer rests on it."""
+    words = text(reason.replace("_", " "))
+    return f'<span class="warn" title="{text(explain(reason))}">{words}</span>'
+
+
 def _shares(shares: Facts) -> str:
-    as_of = (
-        f'<p class="soft small">as of checkpoint {shares["as_of"]:,}, not witnessed yet; '
-        "counted again by anyone with <code>artel ledger shares</code></p>"
+    as_of = soft(
+        f"{text(shares['label'])}; counted again by anyone with <code>artel ledger shares</code>; "
+        '<a href="/shares">shares over time</a>'
     )
     rows = shares["shares"]
     if not rows:
         return f'<p class="soft">nobody has credit yet</p>{as_of}'
     columns = (
-        *(("account", True), ("share", True), ("credit (tokens)", False)),
-        *(("not agreed yet", False), ("left out", True)),
+        *(("account", True), ("share", True), ("vested", False), ("pending", False)),
+        *(("with pending", False), ("awaiting", False), ("left out", True)),
     )
-    cells = [
-        (
-            _name(short_key(row["account"]), row["account"]),
-            f"{_bar(row['share'])}{100 * row['share']:.3f} %",
-            f"{row['credit']:,}",
-            f"{row['pending']:,}" if row["pending"] else "–",
-            _text(", ".join(f"{n} {why}" for why, n in sorted(row["left_out"].items())) or "–"),
+    cells = []
+    for row in rows[:TABLE_SHARES]:
+        name = row["account"]
+        alias = f" {bidi(row['alias'])}" if row["alias"] else ""
+        left_out = ", ".join(f"{n} {why}" for why, n in sorted(row["left_out"].items()))
+        cells.append(
+            (
+                account_link(name) + alias,
+                f"{bar(row['share'])}{percent(row['share'])}",
+                _credit(name, row["vested"], "vested"),
+                _credit(name, row["pending"], "pending"),
+                percent(row["share_with_pending"]),
+                f"{row['awaiting']:,}" if row["awaiting"] else "–",
+                f'<a href="/account/{text(name)}#left-out">{text(left_out)}</a>'
+                if left_out
+                else "–",
+            )
         )
-        for row in rows[:TABLE_SHARES]
-    ]
-    return (
-        _table(columns, cells)
-        + _more(len(rows), TABLE_SHARES, "accounts", "/api/v1/shares")
-        + (as_of)
-    )
+    return table(columns, cells) + _more(len(rows), TABLE_SHARES, "accounts", "/shares") + as_of
+
+
+def _credit(account: str, amount: int, state: str = "") -> str:
+    """A number of an account, as a link to the entries that it is made of."""
+    if not amount or not account:
+        return f"{amount:,}"
+    query = f"?state={state}" if state else ""
+    return f'<a href="/account/{text(account)}{query}#credit">{amount:,}</a>'
 
 
 def _join(run: Facts) -> str:
     return (
         "<p>Install Artel on a machine that may compute for a while, then paste:</p>"
-        f"<pre>artel node start --join {_text(run['invite'])} --home artel-node</pre>"
+        f"<pre>artel node start --join {text(run['invite'])} --home artel-node</pre>"
         '<p class="soft small">It checks the machine first and says whether it can keep up. '
         "Ctrl-C leaves with credit.</p>"
     )
@@ -300,11 +294,11 @@ def _footer(run: Facts, status: Facts) -> str:
     facts = (
         ("run id", run["run"]),
         ("state", status["state_root"]),
-        ("ledger root", ledger["root"]),
+        (f"ledger root at {ledger['size']:,}", ledger["root"]),
         ("organiser", run["organiser"]),
     )
     lines = "".join(
-        f'<div>{label} <span class="mono">{_text(value)}</span></div>' for label, value in facts
+        f'<div>{label} <span class="mono">{text(value)}</span></div>' for label, value in facts
     )
     links = " · ".join(
         f'<a href="{path}">{title}</a>'
@@ -313,18 +307,15 @@ def _footer(run: Facts, status: Facts) -> str:
             ("status", "/api/v1/status"),
             ("rounds", "/api/v1/rounds"),
             ("shares", "/api/v1/shares"),
-            ("checkpoint", "/api/v1/ledger/checkpoint"),
-            ("entries", "/api/v1/ledger/entries"),
+            ("checkpoint", "/ledger/checkpoint"),
+            *((("final checkpoint", "/ledger/final"),) if ledger["final_head"] else ()),
+            ("entries", "/entries"),
         )
     )
     return f'<footer class="soft small">{lines}<p>{links}</p></footer>\n'
 
 
 # --- cells ----------------------------------------------------------------------------------------
-
-
-def _name(short: str, full: str) -> str:
-    return f'<span class="mono" title="{_text(full)}">{_text(short)}</span>'
 
 
 def _loss(value: float | None) -> str:
@@ -339,18 +330,6 @@ def _bytes(count: int) -> str:
     if count < 10_000:
         return f"{count:,} B"
     return f"{count / 1e6:,.2f} MB" if count < 1e9 else f"{count / 1e9:,.2f} GB"
-
-
-def _bar(share: float) -> str:
-    return (
-        '<svg viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true">'
-        '<rect class="track" width="100" height="8" rx="2"/>'
-        f'<rect class="bar" width="{100 * share:.2f}" height="8" rx="2"/></svg>'
-    )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _more(count: int, shown: int, what: str, path: str) -> str:

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,6 +105,14 @@ def _parser() -> argparse.ArgumentParser:
         "--announce", action="append", metavar="MULTIADDR", help="address to tell others instead"
     )
     start.add_argument(
+        "--http",
+        type=_address,
+        default=("127.0.0.1", 0),
+        metavar="HOST:PORT",
+        help="where to serve the run's ledger and this node's page (127.0.0.1:0: a free port, for "
+        "this machine only)",
+    )
+    start.add_argument(
         "--quota",
         type=int,
         default=DEFAULT_QUOTA_MB,
@@ -128,15 +137,28 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _address(text: str) -> tuple[str, int]:
+    """HOST:PORT, or [V6]:PORT, as its two parts."""
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT, as in 127.0.0.1:8090")
+    return host, int(port)
+
+
 # --- start ---------------------------------------------------------------------------------------
 
 
 def _start(arguments: argparse.Namespace) -> int:
+    from node import status
     from protocol import events
 
     home: Path = arguments.home
     lock = identity.HomeLock(home)
+    http: socket.socket | None = None
     try:
+        # At once, so that nobody waits for a node that cannot start.
+        http = status.bind(*arguments.http)
         invite = _invite(arguments.join, home)
         account_file = arguments.account or home / "account.key"
         account = (
@@ -162,8 +184,10 @@ def _start(arguments: argparse.Namespace) -> int:
             quota_bytes=arguments.quota * 1_000_000,
             check=not arguments.no_check,
         )
-        return asyncio.run(_serve(options))
+        return asyncio.run(_serve(options, http))
     finally:
+        if http is not None:
+            http.close()
         lock.release()
 
 
@@ -189,7 +213,7 @@ def _invite(given: str | None, home: Path) -> Invite:
     return invite
 
 
-async def _serve(options: Options) -> int:
+async def _serve(options: Options, http: socket.socket) -> int:
     """Join, take part, leave. Ctrl-C once leaves after the round, twice at once."""
     from node import status
     from node.join import join
@@ -216,15 +240,17 @@ async def _serve(options: Options) -> int:
             _say(f"account {options.account.key}")
             daemon = await join(options, stack, _say)
             running.append(daemon)
-            runner = await status.serve(options.home, daemon.status)
-            stack.push_async_callback(runner.cleanup)
-            stack.callback(status.forget, options.home)
+            site = await status.site_of(daemon.session)
+            url = await stack.enter_async_context(
+                status.serving(options.home, daemon.status, site, http)
+            )
+            _say(f"page {url}")
             try:
                 await daemon.run()
             except asyncio.CancelledError:
                 await asyncio.shield(daemon.goodbye())
                 raise
-            _say(f"left with {daemon.credit():,} tokens of credit")
+            _say(f"left with {daemon.credit():,} credit, vested and pending")
             return EXIT_OK
     except asyncio.CancelledError:
         _say("left at once; a round that was not finished gives no credit")
@@ -262,10 +288,10 @@ def _status(arguments: argparse.Namespace) -> int:
         "speed": f"{now['tokens_per_second']:,.0f} tokens/s",
         "up": _traffic(now["bytes_up"]),
         "down": _traffic(now["bytes_down"]),
-        "credit": f"{now['credit']:,} tokens ({100 * now['share']:.1f} %), "
-        f"{now['pending']:,} pending",
+        "credit": f"{now['vested']:,} vested, {now['pending']:,} pending, {now['awaiting']:,} "
+        f"awaiting agreement ({100 * now['share']:.1f} % of the model, with pending)",
         "rejected": ", ".join(f"{n} × {why}" for why, n in now["rejected"].items()) or "none",
-        "ledger": f"{now['ledger_size']} entries",
+        "ledger": f"{now['ledger_size']:,} entries, {now['cosigned_size']:,} of them cosigned",
         "memory": f"daemon {now['memory_daemon'] / 1e6:.0f} MB, "
         f"trainer {now['memory_trainer'] / 1e6:.0f} MB",
         "last round": f"{seconds} (seconds)" if seconds else "none yet",

@@ -1,44 +1,109 @@
-"""The local status of a node: a small HTTP API on loopback, and how a command reads it."""
+"""The HTTP side of a node: its status for its owner, and the run's ledger for everybody.
+
+By default it listens on loopback only. ``artel node start --http HOST:PORT`` opens it to others,
+who then get the same tiles and pages from this node as from the coordinator, and can compare.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import json
+import socket
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from protocol.errors import Unreachable
+from ledger.shares import shares
+from ledger.web import markup
+from ledger.web.answers import error
+from ledger.web.context import Context
+from ledger.web.markup import account_link, node_link, percent, section, text
+from ledger.web.server import Gate, Limits
+from ledger.web.site import LedgerSite
+from protocol.errors import ResourceError, Unreachable
+
+if TYPE_CHECKING:
+    from node.session import Session
 
 ADDRESS_FILE = "api.json"
+BACKLOG = 64
 
 
-async def serve(home: Path, status: Callable[[], dict[str, Any]]) -> web.AppRunner:
-    """Serve ``GET /api/v1/status`` on a free port of 127.0.0.1 and note the port in the home.
+def bind(host: str = "127.0.0.1", port: int = 0) -> socket.socket:
+    """A listening socket; port 0 takes a free one.
 
-    The caller cleans the runner up, and then calls :func:`forget`.
+    :raises ResourceError: the port is in use, or the address is not of this machine
     """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, where = found[0]
+        return socket.create_server(where[:2], family=family, backlog=BACKLOG)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ResourceError(
+            f"cannot serve the ledger on {host}:{port}: {reason}",
+            "choose another address with --http HOST:PORT; port 0 takes a free one",
+        ) from None
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    home: Path,
+    status: Callable[[], dict[str, Any]],
+    site: LedgerSite,
+    listener: socket.socket,
+    limits: Limits | None = None,
+) -> AsyncIterator[str]:
+    """Serve for as long as the context lasts, and note the address in the home; yields the URL."""
+    gate = Gate(limits)
+    app = gate.application()
 
     async def answer(request: web.Request) -> web.Response:
+        if not ipaddress.ip_address(request.remote or "0.0.0.0").is_loopback:
+            return error(403, "the status is for this machine alone", "see / and /shares")
         return web.json_response(status())
 
-    app = web.Application(client_max_size=1024)
+    async def page(request: web.Request) -> web.Response:
+        now = status()
+        html = await site.read(lambda seen: _page(seen, now))
+        return web.Response(text=html, content_type="text/html", charset="utf-8")
+
+    app.router.add_get("/", page)
     app.router.add_get("/api/v1/status", answer)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    port = runner.addresses[0][1]
-    (home / ADDRESS_FILE).write_text(json.dumps({"url": f"http://127.0.0.1:{port}"}))
-    return runner
+    site.add_routes(app)
+    url = _url(listener)
+    async with gate.listening(app, listener):
+        (home / ADDRESS_FILE).write_text(json.dumps({"url": url}))
+        try:
+            yield url
+        finally:
+            (home / ADDRESS_FILE).unlink(missing_ok=True)
 
 
-def forget(home: Path) -> None:
-    """Nobody answers for this home any more."""
-    (home / ADDRESS_FILE).unlink(missing_ok=True)
+async def site_of(session: Session) -> LedgerSite:
+    """The ledger of a node, with itself as a witness."""
+    replica = session.replica
+    addresses = await session.host.addresses()
+    return LedgerSite(
+        replica.store,
+        session.heads,
+        lambda: replica.state,
+        witness=session.witness,
+        info=lambda: {"addresses": addresses},
+    )
+
+
+def _url(listener: socket.socket) -> str:
+    """How the owner reaches it, on this machine."""
+    host, port = listener.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = "127.0.0.1" if host == "0.0.0.0" else "::1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def read(home: Path, timeout: float = 5.0) -> dict[str, Any]:
@@ -55,3 +120,36 @@ def read(home: Path, timeout: float = 5.0) -> dict[str, Any]:
         raise Unreachable(
             f"no node is running in {home}", "start one with: artel node start --join INVITE"
         ) from None
+
+
+def _page(seen: Context, now: dict[str, Any]) -> str:
+    """What this node is doing, and the way to the ledger that it holds."""
+    account = str(now["account"])
+    step = f", step {now['step']:,} of {now['steps']:,}" if now.get("steps") else ""
+    owner = seen.state.accounts.get(account)
+    share = next((s.share for s in shares(seen.state) if s.account == account), 0.0)
+    credit = owner.vested if owner is not None else 0
+    waiting = owner.pending if owner is not None else 0
+    rows = (
+        ("doing", text(f"{now['phase']}{step}: {now['reason']}")),
+        ("node", node_link(str(now["node"]), account)),
+        ("account", account_link(account)),
+        ("coordinator", "does not answer" if now["coordinator_lost"] else "answers"),
+    )
+    cards = (
+        ("share", percent(share), "of vested credit"),
+        ("vested", f'<a href="/account/{text(account)}#credit">{credit:,}</a>', "credit"),
+        ("pending", f'<a href="/account/{text(account)}#credit">{waiting:,}</a>', "credit"),
+        ("ledger entries", f'<a href="/entries">{seen.standing.held:,}</a>', "held and checked"),
+    )
+    header = (
+        f'<header><div class="top"><h1>{text(seen.name)}</h1>{markup.pill("a node of this run")}'
+        "</div></header>\n"
+    )
+    about = markup.soft(
+        "The ledger on these pages is this node's own copy: it has checked every signature and "
+        "hash in it, and counted the credit itself."
+    )
+    return seen.page(
+        "Node", header + markup.cards(cards) + section("This node", markup.facts(rows)) + about
+    )

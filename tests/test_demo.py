@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,9 +20,13 @@ import pytest
 
 import artel
 from coordinator import demo, tether
-from coordinator.demo_run import Demo, _checked
+from coordinator.demo_check import Demo, checked
 from coordinator.demo_view import LinesView, TableView, summary
 from coordinator.plot import loss_plot
+from ledger import note
+from ledger.cosignature import add_lines
+from ledger.heads import HEADS_NAME, HeadStore
+from ledger.note import Note, SignatureLine
 from ledger.store import DATABASE_NAME
 from ledger_world import World
 from protocol.content import content_id
@@ -100,20 +105,26 @@ def test_a_file_in_the_way_is_a_clear_error(tmp_path: Path) -> None:
 # --- the check at the end -------------------------------------------------------------------------
 
 
-def finished_demo(folder: Path, *, signed_by: int = 3) -> Demo:
+def finished_demo(folder: Path, *, signed_by: int = 3, cosigned_by: int = 2) -> Demo:
     """What a demo of two rounds leaves behind: four homes with ledgers, and the final states."""
-    world = World(name="demo")
+    world = World(name="demo", total=2, ledger={"witnesses": 2})
     batches = world.batches(1)
     last = world.round(1)[:-1]
     root = content_id(STATE)
     last.append(world.agreed(2, nodes=world.members[:signed_by], root=root))
-    for batch in (last[:1], last[1:-1], last[-1:]):
+    for batch in (last[:1], last[1:-1], last[-1:], [world.run_closed(2)]):
         batches.append(world.add(*batch))
+    head = world.head(world.leaves)
+    members = world.members[:cosigned_by]
+    lines = [note.parse(world.cosigned(member, head)).signatures[0] for member in members]
+    signed = add_lines(note.parse(world.sign(head.size, head.root)), lines).encode()
     world.batches = lambda rounds: batches  # type: ignore[method-assign]
     for name in ("coordinator", "node-1", "node-2", "node-3"):
         (folder / name / "blobs").mkdir(parents=True)
         world.write(folder / name)
         (folder / name / "blobs" / root).write_bytes(STATE)
+        with closing(HeadStore(folder / name / HEADS_NAME)) as heads:
+            heads.add_note(signed)
     return Demo(folder, folder / "RUN.toml", nodes=3, rounds=2)
 
 
@@ -127,7 +138,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 def test_a_sound_demo_has_no_problems(tmp_path: Path) -> None:
-    result = _checked(finished_demo(tmp_path), rows(), {"a": 600, "b": 200, "c": 100})
+    result = checked(finished_demo(tmp_path), rows(), {"a": 600, "b": 200, "c": 100})
     assert result.problems == []
     found = result.to_json()
     assert found["state_roots_agree"]
@@ -136,14 +147,44 @@ def test_a_sound_demo_has_no_problems(tmp_path: Path) -> None:
     assert (found["first_val_loss"], found["final_val_loss"]) == (6.9, 5.6)
     assert found["bytes_up_per_node_per_round"] == 150
     assert found["seconds_per_round"]["not_training"] == 0.75
-    assert "agree bit for bit" in summary(result)
+    size = found["ledger"]["size"]
+    assert (found["ledger"]["final"], found["ledger"]["witnesses"]) == (size, 2)
+    assert found["credit"]["pending"] == 0
+    told = summary(result)
+    assert "agree bit for bit" in told
+    assert "all entries, cosigned by 2 accounts, of which 2 must" in told
+    assert f"artel ledger me --home {tmp_path / 'node-1'}" in told
+
+
+def test_a_ledger_that_is_not_final_is_a_problem(tmp_path: Path) -> None:
+    result = checked(finished_demo(tmp_path, cosigned_by=1), rows(), {})
+    size = result.to_json()["ledger"]["size"]
+    assert result.problems == [f"0 of {size} ledger entries are final"]
+    assert "no tree head has the cosignatures of 2 accounts" in summary(result)
+
+
+def test_a_forged_cosignature_is_found(tmp_path: Path) -> None:
+    finished = finished_demo(tmp_path)
+    for name in ("coordinator", "node-1", "node-2", "node-3"):
+        with closing(HeadStore(tmp_path / name / HEADS_NAME)) as heads:
+            signed = note.parse(heads.newest())
+        (tmp_path / name / HEADS_NAME).unlink()
+        last = signed.signatures[-1]
+        wrong = SignatureLine(
+            last.name, last.key_id, last.signature[:-1] + bytes([last.signature[-1] ^ 1])
+        )
+        with closing(HeadStore(tmp_path / name / HEADS_NAME)) as heads:
+            heads.add_note(Note(signed.text, (*signed.signatures[:-1], wrong)).encode())
+    result = checked(finished, rows(), {})
+    assert any("does not verify" in problem for problem in result.problems)
+    assert result.to_json()["ledger"]["final"] == 0
 
 
 def test_one_flipped_bit_in_a_nodes_state_is_found(tmp_path: Path) -> None:
     finished = finished_demo(tmp_path)
     path = tmp_path / "node-2" / "blobs" / content_id(STATE)
     path.write_bytes(STATE[:100] + bytes([STATE[100] ^ 1]) + STATE[101:])
-    result = _checked(finished, rows(), {})
+    result = checked(finished, rows(), {})
     assert result.problems == ["the final state of node 2 is another one"]
     assert not result.to_json()["state_roots_agree"]
     assert "DO NOT AGREE" in summary(result)
@@ -152,13 +193,13 @@ def test_one_flipped_bit_in_a_nodes_state_is_found(tmp_path: Path) -> None:
 def test_a_node_without_the_final_state_is_found(tmp_path: Path) -> None:
     finished = finished_demo(tmp_path)
     (tmp_path / "node-3" / "blobs" / content_id(STATE)).unlink()
-    result = _checked(finished, rows(), {})
+    result = checked(finished, rows(), {})
     assert result.problems == ["node 3 does not hold the final state"]
     assert not result.state_roots_agree
 
 
 def test_a_missing_signature_under_a_state_is_found(tmp_path: Path) -> None:
-    result = _checked(finished_demo(tmp_path, signed_by=2), rows(), {})
+    result = checked(finished_demo(tmp_path, signed_by=2), rows(), {})
     assert result.problems == ["1 contributor(s) did not sign state 2"]
 
 
@@ -168,7 +209,7 @@ def test_a_damaged_ledger_is_found(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-50] ^= 1
     path.write_bytes(data)
-    result = _checked(finished, rows(), {})
+    result = checked(finished, rows(), {})
     assert any("ledger of node-1" in problem for problem in result.problems)
     assert not result.to_json()["ledger"]["verified"]
 
@@ -180,20 +221,20 @@ def test_a_node_with_another_history_is_found(tmp_path: Path) -> None:
     path.unlink()
     (tmp_path / "node-1" / "checkpoint").unlink()
     other.write(tmp_path / "node-1")
-    result = _checked(finished, rows(), {})
+    result = checked(finished, rows(), {})
     assert "node-1 holds another ledger than the coordinator" in result.problems
 
 
 def test_a_loss_that_does_not_fall_is_a_problem(tmp_path: Path) -> None:
     flat = [row | {"validation": 6.9} for row in rows()]
-    result = _checked(finished_demo(tmp_path), flat, {})
+    result = checked(finished_demo(tmp_path), flat, {})
     assert result.problems == ["the validation loss has not fallen"]
 
 
 def test_too_few_rounds_are_a_problem(tmp_path: Path) -> None:
     finished = finished_demo(tmp_path)
     longer = Demo(finished.folder, finished.run_file, finished.nodes, rounds=3)
-    assert _checked(longer, rows(), {}).problems == ["2 of 3 rounds were agreed on"]
+    assert checked(longer, rows(), {}).problems == ["2 of 3 rounds were agreed on"]
 
 
 # --- what it shows --------------------------------------------------------------------------------
@@ -281,7 +322,11 @@ def test_a_small_demo_from_end_to_end(tmp_path: Path) -> None:
     assert found["ledger"]["verified"] is True
     assert found["final_val_loss"] < found["first_val_loss"]
     assert sum(row["share"] for row in found["shares"]) == 1
-    assert [row["share"] for row in found["shares"]] == [0.5, 0.5]
+    # Both trained the same; who cosigned more entries has a little more.
+    assert [row["share"] for row in found["shares"]] == pytest.approx([0.5, 0.5], abs=0.2)
+    ledger = found["ledger"]
+    assert (ledger["final"], ledger["witnesses"]) == (ledger["size"], 2)
+    assert found["credit"]["pending"] == 0
     assert found["bytes_up_per_node_per_round"] > 100_000
     assert found["sample"].startswith("def __init__(self")
     assert len(found["sample"]) > 30

@@ -8,6 +8,7 @@ import html
 import json
 import re
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,12 +20,16 @@ from coordinator.metrics import Metrics
 from coordinator.sequencer import Sequencer
 from coordinator.service import Coordinator, Peer
 from coordinator.web import MAX_ENTRIES, RunPage
-from ledger import entries
-from ledger.checkpoint import open_checkpoint, origin_of
+from ledger import entries, note
+from ledger.checkpoint import Checkpoint, open_checkpoint, origin_of
+from ledger.cosignature import add_lines, open_cosigned, witness_key
+from ledger.heads import HEADS_NAME, HeadStore
+from ledger.note import VerifierKey
 from ledger.store import DATABASE_NAME, LedgerStore
-from ledger_world import BATCH_SIZE, INNER_STEPS, SEQ_LEN, TOKENS, World, digest
+from ledger_world import BATCH_SIZE, CREDIT, INNER_STEPS, SEQ_LEN, TOKENS, World, digest, key
 from protocol import merkle
 from protocol.blobs import BlobStore
+from protocol.invite import Invite
 from protocol.manifest import (
     DataFacts,
     Manifest,
@@ -35,13 +40,14 @@ from protocol.manifest import (
     run_id,
     sign,
 )
-from protocol.messages import Report
+from protocol.messages import Cosigned, Report
 from protocol.network import Host
 from protocol.state import Layout
 
 LAYOUT = Layout.of([("weight", (4, 4))])
 NASTY = '"><script>alert(1)</script>'
-INVITE = "artel1.aW52aXRl.01234567"
+PEER = "/ip4/127.0.0.1/tcp/4001/p2p/" + key("web coordinator").peer_id
+INVITE = Invite("ab" * 32, (PEER,)).encode()
 
 RUN = f"""
 [run]
@@ -63,6 +69,8 @@ warmup_steps = 2
 total = 5
 inner_steps = {INNER_STEPS}
 min_nodes = 3
+[ownership]
+vesting_rounds = 0
 """
 
 
@@ -92,7 +100,8 @@ def world() -> World:
 async def core(world: World, tmp_path: Path) -> AsyncIterator[Coordinator]:
     """A coordinator in its second round of five, the first one with a late node."""
     manifest = published(world)
-    with LedgerStore.open(tmp_path / DATABASE_NAME, create=True) as store:
+    heads = HeadStore(tmp_path / HEADS_NAME)
+    with closing(heads), LedgerStore.open(tmp_path / DATABASE_NAME, create=True) as store:
         sequencer = Sequencer(store, world.coordinator, world.run)
         await sequencer.append(world.genesis)
         await sequencer.append(*world.introductions())
@@ -107,6 +116,7 @@ async def core(world: World, tmp_path: Path) -> AsyncIterator[Coordinator]:
             world.agreed(1, nodes=[first, second]),
         )  # fmt: skip
         yield Coordinator(
+            heads=heads,
             manifest=manifest,
             run=world.run,
             layout=LAYOUT,
@@ -193,7 +203,7 @@ async def test_the_status_shows_round_nodes_and_ledger(
     (node,) = status["nodes"]
     assert node["account"] == world.owners[0].key
     assert (node["step"], node["steps"], node["heard_s"]) == (3, 4, 1.5)
-    assert (node["bytes_up"], node["credit"]) == (5_000_000, TOKENS)
+    assert (node["bytes_up"], node["tokens"], node["credit"]) == (5_000_000, TOKENS, CREDIT)
 
 
 async def test_shares_add_up_to_exactly_one_and_name_their_checkpoint(
@@ -201,9 +211,46 @@ async def test_shares_add_up_to_exactly_one_and_name_their_checkpoint(
 ) -> None:
     table = await get(client, "/api/v1/shares")
     assert sum(row["share"] for row in table["shares"]) == 1
-    assert {row["account"] for row in table["shares"]} == {o.key for o in world.owners[:2]}
+    rows = {row["account"]: row for row in table["shares"]}
+    first, second, late = (owner.key for owner in world.owners)
+    assert {name for name, row in rows.items() if row["share"]} == {first, second}
+    assert (rows[first]["vested"], rows[first]["pending"]) == (CREDIT, 0)
+    # Who has nothing yet is told why.
+    assert (rows[late]["credit"], rows[late]["left_out"]) == (0, {"late": 1})
     assert table["as_of"] == core.ledger.store.size
-    assert "not final" in table["label"]
+    assert table["final"] == 0
+    assert "pending" in table["label"]
+
+
+async def test_cosignatures_make_the_ledger_final_on_every_display(
+    client: Client, core: Coordinator, world: World
+) -> None:
+    store = core.ledger.store
+    head = world.head(list(store.leaves()))
+    await core.cosigning.take(
+        world.members[0].peer_id,
+        Cosigned(run=world.run, note=with_log_line(world, store.latest_note, head)),
+    )
+    ledger = (await get(client, "/api/v1/status"))["ledger"]
+    assert (ledger["final"], ledger["witnesses"]) == (store.size, 1)
+    assert (await get(client, "/api/v1/shares"))["final"] == store.size
+    text = await (await client.get("/")).text()
+    assert f"final, as of checkpoint {store.size}" in text
+    assert f"{store.size} of them final" in text
+    entry = await (await client.get("/entry/3")).text()
+    assert '<span class="pill">final</span>' in entry
+    for path in ("/ledger/final", "/ledger/checkpoint", "/api/v1/ledger/checkpoint"):
+        signed = await (await client.get(path)).text()
+        keys = [VerifierKey(origin_of(world.run), world.coordinator.public)]
+        witness = witness_key(world.members[0].peer_id)
+        checkpoint, times = open_cosigned(signed, keys, [witness])
+        assert (checkpoint.size, list(times)) == (store.size, [witness.name])
+
+
+def with_log_line(world: World, signed: str, head: Checkpoint) -> str:
+    """The log's note, with the first member's cosignature."""
+    line = note.parse(world.cosigned(world.members[0], head, time=1_700_000_000)).signatures
+    return add_lines(note.parse(signed), line).encode()
 
 
 async def test_rounds_are_limited_to_the_newest(client: Client) -> None:
@@ -216,9 +263,9 @@ async def test_rounds_are_limited_to_the_newest(client: Client) -> None:
 async def test_a_stranger_can_check_the_ledger_with_what_the_api_serves(
     client: Client, world: World
 ) -> None:
-    note = await client.get("/api/v1/ledger/checkpoint")
-    assert note.content_type == "text/plain"
-    head = open_checkpoint(await note.text(), origin_of(world.run), [world.coordinator.key])
+    signed = await client.get("/api/v1/ledger/checkpoint")
+    assert signed.content_type == "text/plain"
+    head = open_checkpoint(await signed.text(), origin_of(world.run), [world.coordinator.key])
     leaves: list[bytes] = []
     while len(leaves) < head.size:
         page = await get(client, f"/api/v1/ledger/entries?start={len(leaves)}&count=4")
@@ -293,10 +340,12 @@ async def test_the_page_shows_what_the_api_says(
     for shown in ("web-test", "5.750", "1,234", "5.00 MB", INVITE, "waiting for 3 more nodes"):
         assert shown in text, shown
     assert f"as of checkpoint {core.ledger.store.size}" in text
-    assert "not witnessed yet" in text
+    assert "pending, none final yet" in text
+    for target in ("/shares", "/entries", "/round/0", f"/account/{world.owners[0].key}"):
+        assert f'href="{target}' in text, target
     assert world.members[2].peer_id[-8:] in text
     assert "came after the round&#x27;s commitments were closed" in text
-    assert text.count("50.000 %") == 2
+    assert text.count("50.000 %") == 4  # now, and with what is pending
 
 
 async def test_nothing_that_a_peer_or_organiser_writes_becomes_markup(

@@ -1,0 +1,152 @@
+"""Answers to HTTP requests, and the questions in them, as the routes of a ledger share them."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from typing import Any
+
+from aiohttp import web
+
+from ledger.tiles import ENTRIES, TILE_WIDTH, Tile
+from ledger.web import markup
+from ledger.web.markup import text
+from protocol.errors import ArtelError, CheckFailed, DecodeError, UsageError
+from protocol.wire import Refused
+
+FOREVER = "public, max-age=31536000, immutable"
+SHORT = "public, max-age=2"
+MAX_NUMBER = (1 << 53) - 1
+
+_FORBIDDEN = ("wrong_signers", "bad_signature", "no_quorum", "barred", "not_drawn", "own_work")
+_CONFLICT = ("duplicate", "stale", "wrong_sequence", "out_of_order", "key_in_use")
+_HOST = re.compile(r"[A-Za-z0-9.\-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?")
+
+
+def error(status: int, message: str, hint: str, code: str = "") -> web.Response:
+    """An answer that says what is wrong; ``code`` is for programs."""
+    body = {"error": message, "hint": hint} | ({"code": code} if code else {})
+    return web.json_response(body, status=status)
+
+
+def busy(message: str, status: int) -> web.Response:
+    """An answer that asks to come back in a moment."""
+    response = error(status, message, "try again in a moment", "busy")
+    response.headers["Retry-After"] = "2"
+    return response
+
+
+def note_text(signed: str) -> web.Response:
+    """A signed note; 404 when there is none."""
+    if not signed:
+        return error(404, "there is none yet", "see /ledger/checkpoint")
+    # SPEC: The Signed Tree Head MUST be served as a checkpoint at <prefix>/checkpoint with
+    # Content-Type: text/plain; charset=utf-8. This endpoint is mutable, so its headers SHOULD
+    # prevent caching beyond a few seconds.
+    return web.Response(
+        text=signed, content_type="text/plain", charset="utf-8", headers={"Cache-Control": SHORT}
+    )
+
+
+def tile_bytes(request: web.Request, tile: Tile, data: bytes) -> web.Response:
+    """A tile or an entry bundle; blocks for a moment when a bundle is compressed."""
+    # SPEC: Tiles are served with Content-Type: application/octet-stream. This endpoint is
+    # immutable, so its caching headers SHOULD be long-lived.
+    # SPEC: Logs MAY delete any partial tile once the corresponding full tile is available.
+    full = tile.width == TILE_WIDTH
+    headers = {"Cache-Control": FOREVER if full else "public, max-age=86400"}
+    if tile.level == ENTRIES:
+        # SPEC: Entry bundles SHOULD be compressed at the HTTP layer. Logs MAY use Content-Encoding:
+        # gzip with no negotiation, or any compression algorithm requested by the client.
+        headers["Vary"] = "Accept-Encoding"
+        if "gzip" in request.headers.get("Accept-Encoding", ""):
+            headers["Content-Encoding"] = "gzip"
+            data = gzip.compress(data, 6, mtime=0)
+    return web.Response(body=data, content_type="application/octet-stream", headers=headers)
+
+
+def json_text(value: dict[str, Any]) -> web.Response:
+    """A JSON object that may be a few seconds old."""
+    return web.json_response(value, headers={"Cache-Control": SHORT})
+
+
+def download(data: bytes, content_type: str, name: str, cache: str) -> web.Response:
+    """A file to be saved under a name of ours."""
+    headers = {"Cache-Control": cache, "Content-Disposition": f'attachment; filename="{name}"'}
+    charset = "utf-8" if content_type.startswith("text/") else None
+    return web.Response(body=data, content_type=content_type, charset=charset, headers=headers)
+
+
+def missing(cause: ArtelError) -> web.Response:
+    """What the tree does not have."""
+    return error(404, cause.message, cause.hint or "see /ledger/checkpoint for the size")
+
+
+def refusal(refused: ArtelError) -> web.Response:
+    """The answer to somebody whose statement was not taken."""
+    code = refused.code if isinstance(refused, Refused) else ""
+    if code == "busy":
+        return busy(f"{refused.message}: {refused.hint}", 429)
+    if isinstance(refused, DecodeError | UsageError):
+        return error(400, refused.message, refused.hint, "malformed")
+    if isinstance(refused, CheckFailed) or code in _FORBIDDEN:
+        return error(403, refused.message, refused.hint, code or "failed")
+    if isinstance(refused, Refused):
+        status = 409 if code in _CONFLICT else 400
+        return error(status, refused.message, refused.hint, code)
+    return error(503, refused.message, refused.hint, "failed")
+
+
+def error_page(cause: UsageError) -> web.Response:
+    """The same for a person."""
+    body = (
+        '<nav class="small"><a href="/">start</a> · <a href="/shares">shares</a> · '
+        '<a href="/entries">entries</a></nav>'
+        f"<header><h1>Not here</h1><p>{text(cause.message)}</p>"
+        f'<p class="soft">{text(cause.hint)}</p></header>\n'
+    )
+    html = markup.document("Not here", body)
+    return web.Response(status=404, text=html, content_type="text/html", charset="utf-8")
+
+
+# --- questions ------------------------------------------------------------------------------------
+
+
+async def body_of(request: web.Request, limit: int) -> bytes:
+    """The body of a request, of at most ``limit`` bytes.
+
+    :raises UsageError: when it is longer
+    """
+    length = request.content_length
+    if length is None or length <= limit:
+        data = await request.content.read(limit + 1)
+        while len(data) <= limit and not request.content.at_eof():
+            data += await request.content.read(limit + 1 - len(data))
+        if len(data) <= limit:
+            return data
+    raise UsageError(f"the body is longer than {limit:,} bytes", "send one signed statement")
+
+
+def optional(request: web.Request, name: str) -> int | None:
+    """A number in the query, if it is there.
+
+    :raises UsageError: when it is none
+    """
+    given = request.query.get(name)
+    return None if given is None else whole(given, name)
+
+
+def whole(given: str, name: str) -> int:
+    """A number from a path or a query.
+
+    :raises UsageError: when it is none
+    """
+    if given.isascii() and given.isdigit() and len(given) < 17 and int(given) <= MAX_NUMBER:
+        return int(given)
+    raise UsageError(f"{name} is a whole number from 0 on", "for example 0")
+
+
+def url_of(request: web.Request) -> str:
+    """How the visitor reaches this server, by what they say themselves; "" when that is odd."""
+    host = request.host
+    return f"{request.scheme}://{host}" if _HOST.fullmatch(host) else ""

@@ -1,0 +1,275 @@
+"""What stands between a web server and the world: limits, headers, and errors that say little.
+
+Nothing here knows what is served. Every answer gets the same security headers, every failure
+becomes ``{"error": ..., "hint": ...}`` with a fitting status, and nobody can hold more than a
+bounded part of the server: connections, requests at a time, seconds, and bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import ipaddress
+import logging
+import math
+import socket
+import time
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from ledger.web.answers import busy, error
+from ledger.web.markup import STYLE
+from ledger.witness import MAX_BODY_BYTES
+from protocol.errors import ArtelError, UsageError
+from protocol.events import emit
+
+log = logging.getLogger("artel.web")
+
+MAX_LINE_BYTES = 4096
+BACKLOG = 64
+SWEEP_S = 0.5
+MAX_ADDRESSES = 4096
+"""Addresses whose rate is remembered; the one that was quiet longest is forgotten first."""
+PUBLIC_PREFIX = "/ledger/"
+"""Static public data, which other people's tools may read from within a browser."""
+
+_STYLE_HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+HEADERS = {
+    # Nothing is loaded from anywhere and nothing runs, whatever a peer manages to write.
+    "Content-Security-Policy": (
+        f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Server": "artel",
+}
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What all visitors together, and one of them, may take."""
+
+    connections: int = 256
+    requests: int = 64
+    """Requests that are answered at the same time; more get 503 and shall come back."""
+    answer_s: float = 20.0
+    """Seconds to make an answer, the reading of a request's body included."""
+    first_request_s: float = 15.0
+    """Seconds in which a new connection has to send a whole request head."""
+    request_s: float = 60.0
+    """Seconds from one request to the next on a connection: it has to take the answer in them."""
+    posts: int = 20
+    """Requests that change something from one address, at once ..."""
+    posts_per_s: float = 1.0
+    """... and in the long run."""
+
+
+class RateLimit:
+    """A token bucket for each network address.
+
+    :param clock: steady seconds
+    """
+
+    def __init__(self, burst: int, per_s: float, clock: Callable[[], float]) -> None:
+        self._burst, self._per_s, self._clock = burst, per_s, clock
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def allows(self, address: str) -> bool:
+        """Whether this address may do it once more now; counts it."""
+        now, name = self._clock(), _network(address)
+        tokens, at = self._buckets.pop(name, (float(self._burst), now))
+        tokens = min(self._burst, tokens + (now - at) * self._per_s)
+        allowed = tokens >= 1
+        self._buckets[name] = (tokens - 1 if allowed else tokens, now)
+        if len(self._buckets) > MAX_ADDRESSES:
+            self._buckets.popitem(last=False)
+        return allowed
+
+
+class Gate:
+    """Holds the visitors of one server to its limits. Owned by the event loop.
+
+    :param clock: steady seconds
+    """
+
+    def __init__(
+        self, limits: Limits | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.limits = limits or Limits()
+        self._clock = clock
+        self._active = 0
+        self._posts = RateLimit(self.limits.posts, self.limits.posts_per_s, clock)
+        self._deadlines: dict[Any, float] = {}  # connection: when it has to have begun a request
+
+    def application(self) -> web.Application:
+        """An application without routes, behind this gate."""
+        return web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._guarded])
+
+    @contextlib.asynccontextmanager
+    async def listening(
+        self, application: web.Application, listener: socket.socket
+    ) -> AsyncIterator[None]:
+        """Serve on a listening socket for as long as the context lasts."""
+        runner = web.AppRunner(
+            application,
+            access_log=None,
+            keepalive_timeout=15.0,
+            max_line_size=MAX_LINE_BYTES,
+            max_field_size=MAX_LINE_BYTES,
+            shutdown_timeout=2.0,
+        )
+        await runner.setup()
+        sweeper = None
+        try:
+            server = runner.server
+            assert server is not None
+            accepting = await asyncio.get_running_loop().create_server(
+                lambda: self._accepted(server), sock=listener, backlog=BACKLOG
+            )
+            sweeper = asyncio.create_task(self._sweep(server))
+            try:
+                yield
+            finally:
+                accepting.close()
+        finally:
+            if sweeper is not None:
+                sweeper.cancel()
+            await runner.cleanup()
+
+    # --- connections ------------------------------------------------------------------------------
+
+    def _accepted(self, server: Any) -> asyncio.Protocol:
+        """The protocol of a new connection; one that closes it when there are too many."""
+        live = _live(server)
+        if len(live) >= self.limits.connections:
+            victim = self._victim(live)
+            if victim is None:
+                return _Refused()
+            _abort(victim)
+        protocol: asyncio.Protocol = server()
+        return protocol
+
+    def _victim(self, live: list[Any]) -> Any:
+        """Whoever has most connections loses the one that has been idle longest; None when nobody
+        has two."""
+        addresses = [_network(_address_of(connection)) for connection in live]
+        ((greedy, count),) = Counter(addresses).most_common(1)
+        if count < 2:
+            return None
+        mine = (c for c, address in zip(live, addresses, strict=True) if address == greedy)
+        return min(mine, key=lambda c: self._deadlines.get(c, math.inf))
+
+    async def _sweep(self, server: Any) -> None:
+        """End connections on which nothing happens, however slowly somebody sends or reads."""
+        while True:
+            now, live = self._clock(), _live(server)
+            fresh = now + self.limits.first_request_s
+            self._deadlines = {c: self._deadlines.get(c, fresh) for c in live}
+            # Those that came in one burst were counted only after they had been let in.
+            while len(live) > self.limits.connections:
+                victim = self._victim(live) or live[-1]
+                _abort(victim)
+                live.remove(victim)
+            for connection in live:
+                if now > self._deadlines[connection]:
+                    _abort(connection)
+            await asyncio.sleep(SWEEP_S)
+
+    # --- requests ---------------------------------------------------------------------------------
+
+    @web.middleware
+    async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        self._deadlines[request.protocol] = self._clock() + self.limits.request_s
+        response = await self._admitted(request, handler)
+        response.headers.update(HEADERS)
+        response.headers.setdefault("Cache-Control", "no-store")
+        if request.path.startswith(PUBLIC_PREFIX) and request.method in ("GET", "HEAD"):
+            response.headers["Access-Control-Allow-Origin"] = "*"
+            response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
+        return response
+
+    async def _admitted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if self._active >= self.limits.requests:
+            return busy("too many requests at the same time", 503)
+        if request.method == "POST":
+            if request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
+                return error(403, "pages of other sites may only read here", "")
+            if not self._posts.allows(request.remote or ""):
+                return busy("too many requests from your address", 429)
+        self._active += 1
+        try:
+            return await self._answered(request, handler)
+        finally:
+            self._active -= 1
+
+    async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            async with asyncio.timeout(self.limits.answer_s):
+                return await handler(request)
+        except web.HTTPNotFound:
+            return error(404, "there is nothing here", "see / or /api/v1/status")
+        except web.HTTPMethodNotAllowed as wrong:
+            allowed = ", ".join(sorted(wrong.allowed_methods))
+            hint = f"use {'GET' if 'GET' in allowed else allowed}"
+            response = error(405, f"{request.method[:20]} is not possible here", hint)
+            response.headers["Allow"] = allowed
+            return response
+        except web.HTTPException as other:
+            return error(other.status, other.reason, "")
+        except UsageError as wrong:
+            return error(400, wrong.message, wrong.hint)
+        except ArtelError as failed:
+            emit(log, "web.failed", logging.WARNING, path=request.path, reason=failed.message)
+            return error(503, failed.message, failed.hint)
+        except TimeoutError:
+            return busy("this server is too busy to answer", 503)
+        except Exception:
+            # A defect of ours: the visitor learns nothing about it, the operator everything.
+            log.exception("web.defect")
+            return error(500, "this page is broken", "tell the organiser")
+
+
+class _Refused(asyncio.Protocol):
+    """Ends a connection as soon as it is there."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.abort()
+
+
+def _live(server: Any) -> list[Any]:
+    """Connections that are not being closed."""
+    return [c for c in server.connections if c.transport and not c.transport.is_closing()]
+
+
+def _address_of(connection: Any) -> str:
+    transport = connection.transport
+    peer = transport.get_extra_info("peername") if transport is not None else None
+    return str(peer[0]) if peer else ""
+
+
+def _abort(connection: Any) -> None:
+    # Not close(): that would wait until what is still to be sent has been taken.
+    if connection.transport is not None:
+        connection.transport.abort()
+
+
+def _network(address: str) -> str:
+    """What one visitor has at their disposal: an IPv4 address, or an IPv6 network of 64 bits."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if parsed.version == 4 or parsed.is_loopback:
+        return str(parsed)
+    return str(ipaddress.ip_network((int(parsed) >> 64 << 64, 64)))

@@ -1,0 +1,53 @@
+"""What a node shows its owner: its work, its credit and its traffic, as plain JSON values."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from ledger.shares import shares
+
+if TYPE_CHECKING:
+    from node.daemon import Daemon
+
+
+def overview(daemon: Daemon) -> dict[str, Any]:
+    """Everything that ``artel node status`` shows.
+
+    ``credit`` is vested and pending; ``awaiting`` is accepted, but its state is not agreed yet;
+    ``share`` is what it would be if everything that is pending vested.
+    """
+    session, fold = daemon.session, daemon.session.replica.state
+    account, directive = session.account_name, daemon.directive
+    owned = fold.accounts.get(account)
+    share = next((s.share for s in shares(fold, with_pending=True) if s.account == account), 0.0)
+    traffic = session.host.traffic
+    return {
+        "run": session.run,
+        "name": session.manifest.config.run.name,
+        "node": session.identity.peer_id,
+        "account": account,
+        "task": directive.task if directive else "",
+        "reason": directive.reason if directive else "not connected yet",
+        "rounds_total": session.manifest.config.rounds.total,
+        "leaving": daemon.leaving,
+        **daemon.worker.status(),
+        "credit": daemon.credit(),
+        "vested": owned.vested if owned else 0,
+        "pending": owned.pending if owned else 0,
+        "awaiting": fold.awaiting().get(account, 0),
+        "rejected": fold.rejected.get(session.identity.peer_id, {}),
+        "share": share,
+        "ledger_size": session.replica.store.size,
+        "cosigned_size": daemon.cosigner.size,
+        "doubtful": daemon.watch.doubtful,
+        "bytes_up": dict(traffic.up),
+        "bytes_down": dict(traffic.down),
+        "memory_daemon": psutil.Process().memory_info().rss,
+        "memory_trainer": session.trainer.memory_bytes() or 0,
+        "coordinator_lost": session.link.lost_since is not None,
+        "uptime": time.time() - daemon.started,
+        "last_error": daemon.last_error,
+    }

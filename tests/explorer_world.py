@@ -1,0 +1,135 @@
+"""A small ledger in which everything happens once, on the web, for the explorer's tests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+
+from ledger import note
+from ledger.cosignature import add_lines, witness_name
+from ledger.heads import HEADS_NAME, HeadStore
+from ledger.note import VerifierKey
+from ledger.replay import replay
+from ledger.store import DATABASE_NAME, LedgerStore
+from ledger.web.server import Gate, Limits
+from ledger.web.site import LedgerSite
+from ledger.witness import Witness
+from ledger_world import TIME, World, key
+
+Client = TestClient[web.Request, web.Application]
+NASTY = '"><script>alert(1)</script>'
+TURNED = "\u202eevil\u200f\x1b[2J"
+
+
+def busy_world(store: LedgerStore | None = None) -> World:
+    """Eight rounds, one of them tried twice; a dispute, a ruling, a rotation, a transfer."""
+    world = World(
+        nodes=4,
+        name="explorer",
+        total=20,
+        ownership={"transfers": True, "vesting_rounds": 2, "auditors": 1},
+        ledger={"witnesses": 2},
+    )
+
+    def add(*envelopes: Any) -> None:
+        leaves = world.add(*envelopes)
+        if store is not None:
+            store.append(leaves, world.sign)
+
+    add(world.genesis)
+    add(*world.introductions())
+    first, second, third, late = world.members
+    for number in range(8):
+        members, rejected = list(world.members), {}
+        if number % 3 == 0:
+            members, rejected = [first, second, third], {late.peer_id: "late"}
+        attempt = 0
+        if number == 2:
+            gone = {member.peer_id: "missing_reveal" for member in world.members}
+            add(world.opened(2), world.committed(2), world.closed(2, accepted=[], rejected=gone))
+            attempt = 1
+        add(world.opened(number, attempt))
+        add(
+            world.committed(number, attempt, members=members),
+            *(world.contribution(member, number, attempt) for member in members),
+            world.closed(number, attempt, accepted=members, rejected=rejected),
+        )
+        add(world.agreed(number + 1, nodes=members))
+        if number == 3:
+            add(world.dispute(world.owners[0], world.earned(third, 3)))
+        if number == 4:
+            add(world.ruling(world.earned(third, 3), "soft"))
+            add(world.rotated(world.owners[1], key("explorer new key"), world.owners[1]))
+        if number == 5:
+            add(world.transfer(world.owners[0], world.owners[3].key, 12_800))
+            add(world.address(world.owners[0], seq=2))
+            add(world.witnessed(world.leaves, [first, second, third]))
+        if number == 6:
+            other = [*world.leaves[:3], world.leaves[4]]
+            add(world.split_seen(world.owners[2], world.split_view(world.leaves[:4], other, late)))
+    add(world.dispute(world.owners[2], world.earned(first, 0)))  # too late: it has vested
+    add(world.opened(8))
+    add(world.committed(8), *(world.contribution(m, 8) for m in world.members[:2]))
+    return world
+
+
+@dataclass
+class Shown:
+    """The ledger, and a browser that has opened it over a real socket."""
+
+    world: World
+    store: LedgerStore
+    heads: HeadStore
+    site: LedgerSite
+    client: Client
+
+    async def get(self, path: str, status: int = 200) -> str:
+        """A page or a document as text."""
+        async with self.client.get(path, allow_redirects=False) as reply:
+            body = await reply.text()
+            assert reply.status == status, f"{path}: {reply.status} {body[:300]}"
+            return body
+
+    async def bytes(self, path: str) -> bytes:
+        async with self.client.get(path) as reply:
+            assert reply.status == 200, path
+            return await reply.read()
+
+    def cosign(self, size: int, *members: int) -> None:
+        """Let members (by number) cosign the tree over the first ``size`` entries."""
+        world = self.world
+        signed = note.parse(self.store.note_at(size))
+        head = world.head(world.leaves[:size])
+        lines = [note.parse(world.cosigned(world.members[i], head)).signatures[0] for i in members]
+        self.heads.add_note(add_lines(signed, lines).encode())
+
+
+@asynccontextmanager
+async def shown(home: Path, limits: Limits | None = None, **services: Any) -> AsyncIterator[Shown]:
+    """Serve the busy ledger from a home."""
+    run = busy_world().run
+    heads = HeadStore(home / HEADS_NAME)
+    with LedgerStore.open(home / DATABASE_NAME, create=True, run=run) as store:
+        world = busy_world(store)
+        state = replay(store.leaves())
+        site = LedgerSite(store, heads, lambda: state, **services)
+        app = Gate(limits).application()
+        site.add_routes(app)
+        plain = {"Accept-Encoding": "identity"}
+        async with TestClient(TestServer(app), auto_decompress=False, headers=plain) as client:
+            yield Shown(world, store, heads, site, client)
+    heads.close()
+
+
+def witness_of(heads: HeadStore, world: World, member: int = 0) -> Witness:
+    """A node of the run as a C2SP witness."""
+    identity = world.members[member]
+    keys = [VerifierKey(world.origin, world.coordinator.public)]
+    name = witness_name(identity.peer_id)
+    return Witness(heads, identity, name, {world.origin: keys}, clock=lambda: float(TIME))

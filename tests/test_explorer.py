@@ -1,0 +1,805 @@
+"""The ledger on the web: tiles, proofs, pages, and a server that does not let itself be held."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import gzip
+import hashlib
+import html
+import io
+import json
+import re
+import socket
+import struct
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import artel
+from explorer_world import NASTY, TURNED, Shown, busy_world, shown, witness_of
+from ledger import entries, note
+from ledger.checkpoint import open_checkpoint
+from ledger.cosignature import open_cosigned, witness_key
+from ledger.heads import HEADS_NAME, HeadStore
+from ledger.note import VerifierKey
+from ledger.proof import LeafHashes, TlogProof, consistency, verify_inclusion
+from ledger.replay import replay
+from ledger.shares import SHARE_SCALE, shares
+from ledger.tiles import ENTRIES, encode_bundle, level_tiles, tiles_of
+from ledger.web import plot
+from ledger.web.index import INVALIDATED, PENDING, VESTED, LedgerIndex
+from ledger.web.server import Gate, Limits, RateLimit
+from ledger.web.site import LedgerSite
+from ledger.witness import encode_request
+from ledger_world import CREDIT, World
+from node import status
+from protocol.errors import CheckFailed, DecodeError, ResourceError, Unreachable
+from protocol.merkle import leaf_hash, root
+from protocol.wire import Refused
+
+
+@pytest.fixture
+async def ledger(tmp_path: Path) -> AsyncIterator[Shown]:
+    async with shown(tmp_path) as found:
+        yield found
+
+
+# --- the C2SP log ---------------------------------------------------------------------------------
+
+
+async def test_every_tile_and_bundle_is_the_one_that_its_entries_give(ledger: Shown) -> None:
+    leaves = ledger.world.leaves
+    hashes = [leaf_hash(leaf) for leaf in leaves]
+    for tile in tiles_of(len(leaves)):
+        span = 256**tile.level
+        first = tile.index * 256
+        expected = b"".join(
+            root(hashes[n * span : (n + 1) * span]) for n in range(first, first + tile.width)
+        )
+        assert await ledger.bytes(f"/ledger/{tile.path}") == expected, tile.path
+    for tile in level_tiles(ENTRIES, len(leaves)):
+        expected = encode_bundle(leaves[tile.start : tile.end])
+        assert await ledger.bytes(f"/ledger/{tile.path}") == expected
+
+
+async def test_partial_tiles_of_older_checkpoints_are_still_there(ledger: Shown) -> None:
+    leaves = ledger.world.leaves
+    old = await ledger.bytes("/ledger/tile/0/000.p/7")
+    assert old == b"".join(map(leaf_hash, leaves[:7]))
+
+
+async def test_bundles_are_compressed_for_whoever_asks(ledger: Shown) -> None:
+    size = len(ledger.world.leaves)
+    path = f"/ledger/tile/entries/000.p/{size}"
+    headers = {"Accept-Encoding": "gzip"}
+    async with ledger.client.get(path, headers=headers) as reply:
+        assert reply.headers["Content-Encoding"] == "gzip"
+        assert reply.headers["Vary"] == "Accept-Encoding"
+        packed = await reply.read()
+    assert gzip.decompress(packed) == encode_bundle(ledger.world.leaves)
+    assert len(packed) < len(encode_bundle(ledger.world.leaves))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "tile/0/001",  # outside of the tree
+        "tile/0/000",  # not full yet
+        "tile/0/000.p/86",
+        "tile/1/000.p/1",
+        "tile/entries/000.p/200",
+        "tile/0/000.p/0",
+        "tile/0/000.p/256",
+        "tile/0/000.p/07",
+        "tile/00/000.p/7",
+        "tile/0/0",
+        "tile/0/x000/000.p/7",
+        "tile/64/000",
+        "tile/-1/000",
+        "tile/0/000.p/7/",
+        "tile/entries/../0/000.p/7x",
+        "tile/" + "x999/" * 12 + "999",
+        "final",
+        "leaf/85",
+        "proof/85",
+        "nothing",
+    ],
+)
+async def test_what_is_outside_of_the_tree_is_not_found(ledger: Shown, path: str) -> None:
+    body = json.loads(await ledger.get(f"/ledger/{path}", 404))
+    assert body["error"]
+    assert body["hint"]
+
+
+async def test_a_tile_has_one_spelling(ledger: Shown) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", ledger.client.port)
+    for path, code in (("000.p/7", b"200"), ("00%30.p/7", b"404"), ("000.p/7?a", b"200")):
+        writer.write(f"HEAD /ledger/tile/0/{path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.split()[1] == code, path
+    writer.close()
+
+
+async def test_headers_let_caches_keep_what_never_changes(tmp_path: Path) -> None:
+    async with shown(tmp_path) as ledger:
+        expected = {
+            "/ledger/checkpoint": ("text/plain; charset=utf-8", "max-age=2"),
+            "/ledger/tile/0/000.p/7": ("application/octet-stream", "max-age=86400"),
+            "/ledger/leaf/3": ("application/octet-stream", "immutable"),
+            "/ledger/run": ("application/json; charset=utf-8", "max-age=2"),
+            "/shares": ("text/html; charset=utf-8", "no-store"),
+        }
+        for path, (content_type, cache) in expected.items():
+            for method in ("GET", "HEAD"):
+                async with ledger.client.request(method, path) as reply:
+                    assert reply.status == 200
+                    assert reply.headers["Content-Type"] == content_type
+                    assert cache in reply.headers["Cache-Control"]
+                    assert "default-src 'none'" in reply.headers["Content-Security-Policy"]
+                    public = path.startswith("/ledger/")
+                    allowed = reply.headers.get("Access-Control-Allow-Origin")
+                    assert allowed == ("*" if public else None)
+
+
+async def test_a_stranger_needs_the_tiles_alone_to_check_an_entry(ledger: Shown) -> None:
+    world = ledger.world
+    head = open_checkpoint(
+        await ledger.get("/ledger/checkpoint"), world.origin, [world.coordinator.key]
+    )
+    assert head.size == len(world.leaves)
+    proof = TlogProof.parse(await ledger.get("/ledger/proof/17"))
+    leaf = await ledger.bytes("/ledger/leaf/17")
+    assert hashlib.sha256(leaf).hexdigest() in await ledger.get("/entry/17")
+    checkpoint = open_checkpoint(proof.checkpoint, world.origin, [world.coordinator.key])
+    verify_inclusion(leaf_hash(leaf), 17, checkpoint.size, proof.hashes, checkpoint.root)
+    with pytest.raises(CheckFailed):
+        verify_inclusion(leaf_hash(leaf), 18, checkpoint.size, proof.hashes, checkpoint.root)
+
+
+async def test_the_run_is_named_with_its_keys(ledger: Shown) -> None:
+    run = json.loads(await ledger.get("/ledger/run"))
+    world = ledger.world
+    assert (run["run"], run["origin"], run["size"]) == (world.run, world.origin, len(world.leaves))
+    key = VerifierKey.parse(run["vkey"])
+    assert (key.name, key.public) == (world.origin, world.coordinator.public)
+    assert run["accepts"] == []
+
+
+async def test_final_is_what_enough_accounts_cosigned(ledger: Shown) -> None:
+    world = ledger.world
+    # The ledger itself records that three accounts cosigned the first 63 entries.
+    assert "final up to entry 62" in await ledger.get("/shares")
+    ledger.cosign(70, 0)
+    await ledger.get("/ledger/final", 404)
+    ledger.cosign(70, 1)
+    signed = await ledger.get("/ledger/final")
+    witnesses = [witness_key(member.peer_id) for member in world.members]
+    log = [VerifierKey(world.origin, world.coordinator.public)]
+    checkpoint, times = open_cosigned(signed, log, witnesses)
+    assert (checkpoint.size, len(times)) == (70, 2)
+    assert "final up to entry 69" in await ledger.get("/shares")
+    assert '<span class="pill">final</span>' in await ledger.get("/entry/69")
+    assert '<span class="pill wait">pending</span>' in await ledger.get("/entry/70")
+    # The proof is under the final head where there is one.
+    assert TlogProof.parse(await ledger.get("/ledger/proof/69")).checkpoint == signed
+    newest = TlogProof.parse(await ledger.get("/ledger/proof/70"))
+    assert note.parse(newest.checkpoint).text.split("\n")[1] == str(len(world.leaves))
+
+
+async def test_the_cosignature_of_a_barred_account_makes_nothing_final(ledger: Shown) -> None:
+    ledger.cosign(70, 0, 3)  # the fourth one has signed two histories
+    await ledger.get("/ledger/final", 404)
+    assert "somebody provably signed two histories" in await ledger.get("/shares")
+
+
+# --- what may be sent -----------------------------------------------------------------------------
+
+
+async def test_a_node_is_a_witness_over_http(tmp_path: Path) -> None:
+    world = busy_world()
+    heads = HeadStore(tmp_path / "witness" / HEADS_NAME)
+    async with shown(tmp_path, witness=witness_of(heads, world)) as ledger:
+        tree = LeafHashes([leaf_hash(leaf) for leaf in world.leaves])
+        first = world.sign(20, root(leaf_hash(leaf) for leaf in world.leaves[:20]))
+        later = world.sign(50, root(leaf_hash(leaf) for leaf in world.leaves[:50]))
+
+        async def post(body: bytes) -> tuple[int, str, bytes]:
+            async with ledger.client.post("/ledger/add-checkpoint", data=body) as reply:
+                return reply.status, reply.headers["Content-Type"], await reply.read()
+
+        status, kind, line = await post(encode_request(0, [], first))
+        assert (status, kind) == (200, "text/plain; charset=utf-8")
+        signed = first.encode() + line
+        keys = [VerifierKey(world.origin, world.coordinator.public)]
+        _, times = open_cosigned(signed, keys, [witness_key(world.members[0].peer_id)])
+        assert len(times) == 1
+        # It never goes back, and tells from where to go on.
+        assert await post(encode_request(0, [], first)) == (409, "text/x.tlog.size", b"20\n")
+        proof = consistency(tree, 20, 50)
+        assert (await post(encode_request(20, proof[:-1], later)))[0] == 422
+        assert (await post(encode_request(20, proof, later)))[0] == 200
+        assert (await post(b"old one\n\n"))[0] == 400
+        other = World(name="other")
+        stranger = other.sign(1, bytes(32))
+        assert (await post(encode_request(0, [], stranger)))[0] == 404
+    heads.close()
+
+
+async def test_where_nothing_can_be_sent_the_answer_says_so(ledger: Shown) -> None:
+    for path in ("submit", "alias", "add-checkpoint"):
+        async with ledger.client.post(f"/ledger/{path}", data=b"{}") as reply:
+            assert reply.status == 404
+            assert (await reply.json())["hint"]
+
+
+class Clerk:
+    """Takes entries as a coordinator does, or refuses as it is told to."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[bytes, str]] = []
+        self.refusal: Exception | None = None
+
+    async def submit(self, leaf: bytes, who: str) -> tuple[int, str]:
+        if self.refusal is not None:
+            raise self.refusal
+        self.taken.append((leaf, who))
+        return 7, "the note"
+
+    async def set_alias(self, statement: bytes, who: str) -> None:
+        await self.submit(statement, who)
+
+
+async def test_a_submitted_entry_comes_back_with_its_place(tmp_path: Path) -> None:
+    clerk = Clerk()
+    async with shown(tmp_path, submit=clerk.submit, set_alias=clerk.set_alias) as ledger:
+        async with ledger.client.post("/ledger/submit", data=b"leaf") as reply:
+            assert reply.status == 200
+            assert await reply.json() == {"index": 7, "note": "the note"}
+            assert "Access-Control-Allow-Origin" not in reply.headers
+        async with ledger.client.post("/ledger/alias", data=b"alias") as reply:
+            assert reply.status == 200
+        assert clerk.taken == [(b"leaf", "127.0.0.1"), (b"alias", "127.0.0.1")]
+        run = json.loads(await ledger.get("/ledger/run"))
+        assert run["accepts"] == ["submit", "alias"]
+
+
+@pytest.mark.parametrize(
+    ("refusal", "status"),
+    [
+        (Refused("no", code="wrong_signers"), 403),
+        (Refused("no", code="duplicate"), 409),
+        (Refused("no", code="wrong_sequence"), 409),
+        (Refused("no", code="not_pending"), 400),
+        (Refused("no", "later", code="busy"), 429),
+        (CheckFailed("a signature does not verify"), 403),
+        (DecodeError("no entry"), 400),
+        (ResourceError("the disk is full"), 503),
+    ],
+)
+async def test_each_refusal_has_its_status(tmp_path: Path, refusal: Exception, status: int) -> None:
+    clerk = Clerk()
+    clerk.refusal = refusal
+    async with (
+        shown(tmp_path, submit=clerk.submit) as ledger,
+        ledger.client.post("/ledger/submit", data=b"leaf") as reply,
+    ):
+        assert reply.status == status
+        found = await reply.json()
+        assert found["error"]
+        assert found["code"]
+        assert ("Retry-After" in reply.headers) == (status == 429)
+
+
+async def test_a_body_beyond_the_limit_is_never_handed_on(tmp_path: Path) -> None:
+    clerk = Clerk()
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(40):
+            yield b"x" * 1000
+
+    async with shown(tmp_path, submit=clerk.submit) as ledger:
+        for body in (b"x" * 8193, chunks()):
+            async with ledger.client.post("/ledger/submit", data=body) as reply:
+                assert reply.status == 400
+                assert "longer than 8,192 bytes" in (await reply.json())["error"]
+        async with ledger.client.post("/ledger/submit", data=b"x" * 8192) as reply:
+            assert reply.status == 200
+    assert [len(leaf) for leaf, _ in clerk.taken] == [8192]
+
+
+async def test_an_address_that_sends_too_much_has_to_wait(tmp_path: Path) -> None:
+    clerk = Clerk()
+    limits = Limits(posts=3, posts_per_s=0.001)
+    async with shown(tmp_path, limits, submit=clerk.submit) as ledger:
+        found = []
+        for _ in range(5):
+            async with ledger.client.post("/ledger/submit", data=b"leaf") as reply:
+                found.append(reply.status)
+        assert found == [200, 200, 200, 429, 429]
+        await ledger.get("/shares")  # reading is not counted
+
+
+async def test_a_page_of_another_site_cannot_send_anything(tmp_path: Path) -> None:
+    clerk = Clerk()
+    async with shown(tmp_path, submit=clerk.submit) as ledger:
+        headers = {"Sec-Fetch-Site": "cross-site"}
+        async with ledger.client.post("/ledger/submit", data=b"x", headers=headers) as reply:
+            assert reply.status == 403
+    assert not clerk.taken
+
+
+def test_addresses_have_a_rate_each_and_few_are_remembered() -> None:
+    now = [0.0]
+    limit = RateLimit(2, 0.5, lambda: now[0])
+    assert [limit.allows("10.0.0.1") for _ in range(3)] == [True, True, False]
+    assert limit.allows("10.0.0.2")
+    # All addresses of a /64 are one visitor.
+    assert [limit.allows(f"2001:db8::{n}") for n in range(3)] == [True, True, False]
+    now[0] = 2.0
+    assert [limit.allows("10.0.0.1") for _ in range(2)] == [True, False]
+    for n in range(5000):
+        limit.allows(f"10.1.{n // 250}.{n % 250}")
+    assert len(limit._buckets) == 4096
+
+
+# --- the pages ------------------------------------------------------------------------------------
+
+
+def links_of(page: str) -> list[str]:
+    """Where a page leads to on this server, without the places on a page."""
+    found = re.findall(r'href="([^"#]*)', page)
+    return [html.unescape(link) for link in found if link.startswith("/")]
+
+
+@pytest.mark.parametrize("final", [False, True])
+async def test_every_link_of_every_page_leads_somewhere(ledger: Shown, final: bool) -> None:
+    if final:
+        ledger.cosign(70, 0, 1)
+    waiting, seen = ["/shares", "/entries", "/round/0"], set()
+    while waiting:
+        path = waiting.pop()
+        if path in seen or path == "/":  # the front page is the daemon's own
+            continue
+        seen.add(path)
+        async with ledger.client.get(path) as reply:
+            assert reply.status == 200, path
+            if reply.content_type != "text/html":
+                continue
+            page = await reply.text()
+        assert "<script" not in page
+        assert " style=" not in page
+        assert "javascript:" not in page
+        waiting += links_of(page)
+    size = len(ledger.world.leaves)
+    assert {f"/entry/{index}" for index in range(size)} <= seen
+    assert {f"/round/{number}" for number in range(9)} <= seen
+    assert {f"/account/{owner.key}" for owner in ledger.world.owners} <= seen
+    assert {"/shares.csv", "/shares-by-round.csv", "/ledger/checkpoint"} <= seen
+    assert ("/ledger/final" in seen) == final
+
+
+async def test_places_on_a_page_exist(ledger: Shown) -> None:
+    for path in ("/shares", "/entry/15", "/round/3", "/entries"):
+        page = await ledger.get(path)
+        for target, place in set(re.findall(r'href="([^"#]+)#([^"]+)"', page)):
+            assert f'id="{place}"' in await ledger.get(html.unescape(target)), (path, target, place)
+
+
+async def test_nothing_that_anybody_writes_becomes_markup(ledger: Shown) -> None:
+    owner = ledger.world.owners[0].key
+    ledger.heads.set_alias(owner, NASTY, TURNED, 1)
+    for path in ("/shares", f"/account/{owner}", "/entry/1", "/round/0"):
+        page = await ledger.get(path)
+        assert "<script" not in page
+        assert html.escape(NASTY) in page
+        assert not any(mark in page for mark in ("\u202e", "\u200f", "\x1b"))
+    ledger.heads.forget_alias(owner)
+    assert "alert(1)" not in await ledger.get("/shares")
+    host = {"Host": 'x"><script>alert(2)</script>'}
+    async with ledger.client.get("/entry/1", headers=host) as reply:
+        assert "alert(2)" not in await reply.text()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/entry/85",
+        "/entry/-1",
+        "/entry/1e3",
+        "/entry/%D9%A1",
+        "/entry/99999999999999999999",
+        "/entry/abcdef",
+        "/entry/" + "0" * 63 + "g",
+        "/entry/" + "ab" * 32,
+        "/account/" + "ab" * 32,
+        "/account/x",
+        "/account/%3Cscript%3E",
+        "/round/9",
+        "/round/-1",
+        "/round/123456789012345678",
+        "/entries?kind=nothing",
+        "/entries?before=x",
+        "/entries?round=-1",
+        "/entry/",
+    ],
+)
+async def test_pages_that_do_not_exist_say_so(ledger: Shown, path: str) -> None:
+    async with ledger.client.get(path) as reply:
+        assert reply.status in (400, 404)
+        assert "<script" not in await reply.text()
+
+
+async def test_an_entry_is_found_by_its_id_too(ledger: Shown) -> None:
+    entry = hashlib.sha256(ledger.world.leaves[17]).hexdigest()
+    for prefix in (entry, entry[:12]):
+        async with ledger.client.get(f"/entry/{prefix}", allow_redirects=False) as reply:
+            assert (reply.status, reply.headers["Location"]) == (302, "/entry/17")
+
+
+async def test_an_entry_page_says_what_it_did_and_how_to_check_it(ledger: Shown) -> None:
+    world = ledger.world
+    agreed = next(
+        index
+        for index, leaf in enumerate(world.leaves)
+        if entries.decode(leaf).kind == "state_agreed"
+    )
+    page = await ledger.get(f"/entry/{agreed}")
+    assert f"128 × 100 + 128 × 100 + 128 × 100 = <strong>{3 * CREDIT:,}</strong>" in page
+    assert leaf_hash(world.leaves[agreed]).hex() in page
+    assert "4 inner steps × 2 sequences × 16 tokens = 128 tokens" in page
+    assert "accepted in round 0" in page
+    url = f"http://127.0.0.1:{ledger.client.port}"
+    size = len(world.leaves)
+    for command in (
+        f"artel ledger prove {agreed} --from {url}",
+        f"artel ledger verify entry-{agreed}.tlog-proof entry-{agreed}.json",
+        f"artel ledger audit {url}/ledger --vkey &#x27;{world.origin}+",
+        f"curl -s {url}/ledger/checkpoint",
+        f"curl -s {url}/ledger/tile/entries/000.p/{size}",
+    ):
+        assert command in page, command
+    ignored = await ledger.get("/entry/80")
+    assert "Nothing: it is ignored." in ignored
+    assert "names no contribution whose credit is pending" in ignored
+
+
+async def test_signers_are_shown_with_their_roles(ledger: Shown) -> None:
+    world = ledger.world
+    assert "the organiser" in await ledger.get("/entry/0")
+    assert "whose key it was then" in await ledger.get("/entry/2")  # the key was replaced later
+    ruling = entries_of(world, "ruling")[0]
+    assert "an arbiter" in await ledger.get(f"/entry/{ruling}")
+    bound = await ledger.get(f"/entry/{entries_of(world, 'node')[0]}")
+    assert "node <a" in bound
+    assert f"/account/{world.owners[0].key}" in bound
+
+
+def entries_of(world: World, kind: str) -> list[int]:
+    return [i for i, leaf in enumerate(world.leaves) if entries.decode(leaf).kind == kind]
+
+
+async def test_an_account_page_leads_from_each_number_to_its_entries(ledger: Shown) -> None:
+    state = replay(ledger.world.leaves)
+    for owner in ledger.world.owners:
+        account = state.accounts[owner.key]
+        page = await ledger.get(f"/account/{owner.key}")
+        for amount in (account.vested, account.pending):
+            assert f"{amount:,}" in page
+        assert f"{account.granted:,} granted = {account.vested:,} vested" in page
+        for name in ("vested", "pending", "invalidated"):
+            listed = await ledger.get(f"/account/{owner.key}?state={name}")
+            table = listed.partition('id="credit"')[2].partition("</section>")[0]
+            amounts = [int(n.replace(",", "")) for n in re.findall(r"<td>([\d,]+)</td><td ", table)]
+            moved = account.sent - account.received if name == "vested" else 0
+            assert sum(amounts) == getattr(account, name) + moved, (owner.key, name)
+
+
+async def test_an_account_is_found_by_its_present_key(ledger: Shown) -> None:
+    world = ledger.world
+    state = replay(world.leaves)
+    name = world.owners[1].key
+    present = state.accounts[name].key
+    assert present != name
+    page = await ledger.get(f"/account/{present}")
+    assert f"<title>Account {name[:12]}" in page
+    assert present in page
+
+
+async def test_a_round_page_tells_who_counts_and_who_was_left_out(ledger: Shown) -> None:
+    first = await ledger.get("/round/0")
+    assert "came after the round&#x27;s commitments were closed" in first
+    assert first.count(f"{CREDIT:,} credit vested by") == 3
+    again = await ledger.get("/round/2")
+    assert "Attempt 2" in again
+    assert "committed to a contribution and never showed it" in again
+    frozen = await ledger.get("/round/3")
+    assert "taken away" in frozen
+    now = await ledger.get("/round/8")
+    assert "under way" in now
+
+
+async def test_shares_on_the_page_are_those_of_the_fold(ledger: Shown) -> None:
+    state = replay(ledger.world.leaves)
+    page = await ledger.get("/shares")
+    for share in shares(state):
+        assert f"{100 * share.share:.3f} %" in page
+    rows = list(csv.DictReader(io.StringIO(await ledger.get("/shares.csv"))))
+    assert sum(int(row[f"share_of_{SHARE_SCALE}"]) for row in rows) == SHARE_SCALE
+    for row in rows:
+        account = state.accounts[row["account"]]
+        assert int(row["vested"]) == account.vested
+        assert int(row["granted"]) == account.granted
+        assert int(row["as_of"]) == len(ledger.world.leaves)
+    last: dict[str, int] = {}
+    for row in csv.DictReader(io.StringIO(await ledger.get("/shares-by-round.csv"))):
+        last[row["account"]] = int(row["vested"])
+    assert last == {name: a.vested for name, a in state.accounts.items() if name in last}
+    assert sum(last.values()) == state.total_vested
+
+
+async def test_entries_are_listed_in_pages_and_by_kind(ledger: Shown) -> None:
+    seen: list[int] = []
+    path = "/entries"
+    while path:
+        page = await ledger.get(path)
+        seen += [int(n) for n in re.findall(r'<tr><td><a href="/entry/(\d+)"', page)]
+        older = re.search(r'<a href="([^"]+)">older', page)
+        path = html.unescape(older[1]) if older else ""
+    assert seen == list(range(len(ledger.world.leaves)))[::-1]
+    listed = await ledger.get("/entries?kind=contribution&round=2")
+    assert len(re.findall(r'<tr><td><a href="/entry/', listed)) == 4
+
+
+# --- the index ------------------------------------------------------------------------------------
+
+
+async def test_the_index_knows_what_the_fold_knows(ledger: Shown) -> None:
+    index = LedgerIndex(ledger.store)
+    assert not index.follow(at_most=1) or index.size == ledger.store.size
+    assert index.follow()
+    outcomes: list[Any] = []
+    state = replay(ledger.world.leaves, observe=lambda i, e, o: outcomes.append((e, o)))
+    assert index.state.to_dict() == state.to_dict()
+    for number, (entry, outcome) in enumerate(outcomes):
+        summary = index.summary(number)
+        assert (summary.kind, summary.reason) == (entry.kind, outcome.reason)
+        assert [c.amount for c in index.granted_by(number)] == [c.amount for c in outcome.granted]
+        settled = index.settled_by(number)
+        assert len(settled) == len(outcome.vested) + len(outcome.invalidated)
+    for name, account in state.accounts.items():
+        sums = {PENDING: 0, VESTED: 0, INVALIDATED: 0}
+        for number in index.credits_of(name):
+            credit = index.credit(number)
+            assert credit.account == name
+            sums[credit.status] += credit.amount
+        assert sums[PENDING] == account.pending
+        assert sums[INVALIDATED] == account.invalidated
+        assert sums[VESTED] == account.vested + account.sent - account.received
+    rejected = sum(sum(counts.values()) for counts in state.rejected.values())
+    assert sum(len(index.rejections_of(name)) for name in state.accounts) == rejected
+    moved: dict[str, int] = {}
+    for _, name, amount in index.moves():
+        moved[name] = moved.get(name, 0) + amount
+    assert moved == {name: a.vested for name, a in state.accounts.items() if a.vested}
+
+
+async def test_pages_follow_what_is_appended(ledger: Shown) -> None:
+    before = await ledger.get("/shares")
+    world = ledger.world
+    third = world.contribution(world.members[2], 8)
+    ledger.store.append(world.add(third), world.sign)
+    after = await ledger.get("/shares")
+    size = len(world.leaves)
+    assert f"as of checkpoint {size - 1}" in before
+    assert f"as of checkpoint {size}" in after
+    assert "Contribution" in await ledger.get(f"/entry/{size - 1}")
+
+
+def test_the_plot_samples_long_runs_and_names_the_largest() -> None:
+    moves = [(state, f"account {n}", 100 * (n + 1)) for state in range(1000) for n in range(12)]
+    found = plot.history(moves, newest=999)
+    assert len(found.states) <= plot.SAMPLES + 1
+    assert found.states[-1] == 999
+    assert len(found.names) == plot.COLOURS
+    assert found.names[0] == "account 11"
+    assert found.names[-1] == ""
+    for row in found.parts:
+        assert sum(row) == pytest.approx(1)
+    picture = plot.draw(found, "label")
+    assert picture.count("<polygon") == plot.COLOURS
+    assert "NaN" not in picture
+    assert plot.draw(plot.history([], 0), "label") == ""
+    assert plot.draw(plot.history([(3, "a", 5)], 3), "label").count("<polygon") == 1
+
+
+async def test_an_index_that_fell_over_shows_nothing_wrong(
+    ledger: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ledger.get("/shares")
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    world = ledger.world
+    monkeypatch.setattr(ledger.site.index, "_note_credit", fail)
+    ledger.store.append(world.add(world.contribution(world.members[2], 8)), world.sign)
+    await ledger.get("/shares", 500)
+    monkeypatch.undo()
+    assert "index is broken" in await ledger.get("/shares", 503)
+    await ledger.get("/ledger/checkpoint")  # the log itself does not need it
+
+
+# --- a node's own server --------------------------------------------------------------------------
+
+NOW = {
+    "node": "",
+    "account": "",
+    "phase": "training",
+    "reason": NASTY,
+    "step": 3,
+    "steps": 9,
+    "coordinator_lost": False,
+}
+
+
+async def test_a_node_serves_its_status_and_the_same_ledger(tmp_path: Path) -> None:
+    async with shown(tmp_path) as ledger:
+        site = LedgerSite(ledger.store, ledger.heads, lambda: ledger.site.index.state)
+        world = ledger.world
+        now = NOW | {"node": world.members[0].peer_id, "account": world.owners[0].key}
+        listener = status.bind()
+        async with status.serving(tmp_path, lambda: now, site, listener) as url:
+            assert await asyncio.to_thread(status.read, tmp_path) == now
+            async with ledger.client.session.get(f"{url}/") as reply:
+                page = await reply.text()
+            assert html.escape(NASTY) in page
+            assert "<script" not in page
+            for link in links_of(page):
+                async with ledger.client.session.get(f"{url}{link}") as reply:
+                    assert reply.status == 200, link
+            async with ledger.client.session.get(f"{url}/ledger/checkpoint") as reply:
+                assert await reply.text() == await ledger.get("/ledger/checkpoint")
+    with pytest.raises(Unreachable, match="no node is running"):
+        status.read(tmp_path)
+
+
+def test_a_port_in_use_is_a_clear_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ResourceError, match=f"127.0.0.1:{port}") as found:
+            status.bind("127.0.0.1", port)
+    assert "--http" in found.value.hint
+
+
+@pytest.mark.parametrize("given", ["8080", ":8080", "x:", "x:99999", "x:-1", "x:٣"])
+def test_an_address_that_is_none_is_refused(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        artel.main(["node", "start", "--http", given])
+    assert exit.value.code == 2
+    assert "is not HOST:PORT" in capsys.readouterr().err
+
+
+# --- what nobody may take -------------------------------------------------------------------------
+
+
+class Door:
+    """A gate on a real port, with handlers that wait until they are told."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.gate = Gate(limits)
+        self.waiting = 0
+        self.go = asyncio.Event()
+
+    def application(self) -> Any:
+        from aiohttp import web
+
+        async def slow(request: web.Request) -> web.Response:
+            self.waiting += 1
+            await self.go.wait()
+            return web.Response(text="done")
+
+        async def quick(request: web.Request) -> web.Response:
+            return web.Response(text="done")
+
+        async def large(request: web.Request) -> web.Response:
+            return web.Response(body=bytes(64 << 20))
+
+        app = self.gate.application()
+        app.router.add_get("/slow", slow)
+        app.router.add_get("/quick", quick)
+        app.router.add_get("/large", large)
+        return app
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", self.port)
+
+    async def ask(self, path: str) -> bytes:
+        """The first line of an answer on a connection of its own; empty when it is refused."""
+        reader, writer = await self.connect()
+        try:
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            return await reader.readline()
+        except ConnectionError:
+            return b""
+        finally:
+            writer.close()
+
+
+async def ended(reader: asyncio.StreamReader) -> bool:
+    """Whether the other side ends this connection."""
+    try:
+        while await reader.read(1 << 16):
+            pass
+    except ConnectionError:
+        pass
+    return True
+
+
+async def test_more_requests_than_the_cap_are_asked_to_come_back() -> None:
+    door = Door(Limits(requests=3))
+    async with door.gate.listening(door.application(), door.listener):
+        slow = [asyncio.create_task(door.ask("/slow")) for _ in range(3)]
+        while door.waiting < 3:
+            await asyncio.sleep(0.01)
+        assert b"503" in await door.ask("/quick")
+        door.go.set()
+        assert all(b"200" in line for line in await asyncio.gather(*slow))
+        assert b"200" in await door.ask("/quick")
+
+
+async def test_a_slow_client_does_not_keep_its_connection() -> None:
+    door = Door(Limits(first_request_s=0.3, request_s=0.6))
+    async with door.gate.listening(door.application(), door.listener):
+        silent, writer = await door.connect()
+        half, half_writer = await door.connect()
+        half_writer.write(b"GET /quick HTTP/1.1\r\nHost: ")  # and never the rest
+        stuck, stuck_writer = await door.connect()
+        stuck_writer.write(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")  # and never reads it all
+        async with asyncio.timeout(20):
+            assert await ended(silent)
+            assert await ended(half)
+            while door.gate._deadlines:
+                await asyncio.sleep(0.05)
+        for each in (writer, half_writer, stuck_writer):
+            each.close()
+        assert stuck
+        assert b"200" in await door.ask("/quick")
+
+
+async def test_one_address_cannot_take_all_connections() -> None:
+    door = Door(Limits(connections=8))
+    async with door.gate.listening(door.application(), door.listener):
+        held = [await door.connect() for _ in range(8)]
+        while len(door.gate._deadlines) < 8:
+            await asyncio.sleep(0.05)
+        # Those that have waited longest make room.
+        for _ in range(4):
+            assert b"200" in await door.ask("/quick")
+        async with asyncio.timeout(20):
+            assert await ended(held[0][0])
+        for _, writer in held:
+            writer.close()
+
+
+async def test_a_burst_of_connections_stays_below_the_cap() -> None:
+    door = Door(Limits(connections=16))
+    async with door.gate.listening(door.application(), door.listener):
+        sockets = []
+        for _ in range(100):
+            each = socket.socket()
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            each.setblocking(False)
+            each.connect_ex(("127.0.0.1", door.port))
+            sockets.append(each)
+        async with asyncio.timeout(20):
+            while not 0 < len(door.gate._deadlines) <= 16:
+                await asyncio.sleep(0.05)
+        assert b"200" in await door.ask("/quick")
+        for each in sockets:
+            each.close()
+        assert b"200" in await door.ask("/quick")
