@@ -27,6 +27,7 @@ from coordinator.commands import API_FILE
 from coordinator.metrics import Metrics
 from coordinator.preparation import Published, prepare_in_child
 from coordinator.sequencer import Sequencer
+from ledger.heads import HEADS_NAME, HeadStore
 from ledger.store import DATABASE_NAME, LedgerStore
 from protocol import dsse
 from protocol.blobs import BlobStore, disk_error
@@ -154,7 +155,8 @@ async def _opened(options: Options, published: Published) -> AsyncIterator[Coord
     store = await asyncio.to_thread(
         LedgerStore.open, home / DATABASE_NAME, create=True, run=published.run
     )
-    with contextlib.closing(store):
+    heads = await asyncio.to_thread(HeadStore, home / HEADS_NAME)
+    with contextlib.closing(store), contextlib.closing(heads):
         sequencer = await asyncio.to_thread(Sequencer, store, identity, published.run)
         if not store.size:
             await sequencer.append(dsse.decode(published.envelope))
@@ -169,6 +171,7 @@ async def _opened(options: Options, published: Published) -> AsyncIterator[Coord
                 identity=identity,
                 host=host,
                 sequencer=sequencer,
+                heads=heads,
                 blobs=BlobStore(home / "blobs"),
                 metrics=Metrics(home / "metrics.jsonl"),
             )

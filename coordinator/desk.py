@@ -6,13 +6,15 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence
 
 from coordinator import intake
 from coordinator.service import Coordinator, Peer
-from ledger import entries
-from ledger.replica import serve_ledger
+from ledger import entries, reasons, shares
+from ledger.entries import Entry
+from ledger.reasons import explain
+from ledger.replica import LedgerService
 from protocol import messages, rounds, transfer, wire
 from protocol.duties import Duty, directive
 from protocol.errors import CheckFailed, DecodeError
@@ -26,8 +28,6 @@ log = logging.getLogger("artel.coordinator")
 PUTS_PER_ATTEMPT = 3
 ADDRESSES_TOLD = 4
 """Addresses of each other node in a directive."""
-ADMISSIONS_PER_MINUTE = 60
-"""New nodes; each costs two ledger entries, and whoever makes keys could make millions."""
 
 
 class Desk:
@@ -38,14 +38,22 @@ class Desk:
         self._attempt = (-1, -1)  # the round and attempt that the next two are about
         self._puts: Counter[str] = Counter()  # offers by node
         self._unclaimed: set[str] = set()  # content put that no counted contribution names
-        self._admissions: deque[float] = deque(maxlen=ADMISSIONS_PER_MINUTE)
+        self._ledger = LedgerService(
+            coordinator.ledger.store,
+            coordinator.heads,
+            coordinator.run,
+            lambda: coordinator.ledger.state,
+            cosigned=coordinator.cosigning.take,
+            submit=lambda peer, statement: coordinator.submit(statement, peer),
+            set_alias=lambda peer, statement: coordinator.set_alias(statement, peer),
+        )
 
     async def open(self) -> None:
         """Begin to answer."""
         host = self._core.host
         await host.serve(wire.CONTROL, self._control)
         await host.serve(wire.CONTENT, self._content)
-        await host.serve(wire.LEDGER, self._ledger)
+        await host.serve(wire.LEDGER, self._ledger.answer)
 
     async def _control(
         self, peer: str, request: messages.Message, stream: wire.Stream
@@ -88,35 +96,43 @@ class Desk:
 
     async def _hello(self, peer: str, request: messages.Hello) -> messages.Welcome:
         core = self._core
-        statements = []
-        for data in (request.account_entry, request.node_entry):
-            entry = entries.decode(data)
-            if entry.body.run != core.run:
-                raise DecodeError("the registration is for another run")
-            if not entry.signers:
-                raise CheckFailed("a signature of the registration does not verify")
-            statements.append(entry)
-        account, node = (entry.body for entry in statements)
-        if (
-            not isinstance(account, entries.Account)
-            or not isinstance(node, entries.Node)
-            or node.node != peer
-            or node.account != account.account
-            or statements[0].signers != {account.account}
-            or statements[1].signers != {account.account, public_of(peer).hex()}
-        ):
-            raise CheckFailed("the registration does not bind this node to that account")
-        if core.ledger.state.account_of(peer) != node.account:
-            if node.account in core.ledger.state.nodes.get(peer, []):
-                raise CheckFailed(
-                    "this node has left that account before and cannot go back to it",
-                    "use a new --home for the node",
-                )
-            self._bound_admissions()
-            await core.ledger.append(*(entry.envelope for entry in statements))
-            emit(log, "node.admitted", node=short(peer), account=node.account[:12])
+        statements = [
+            await asyncio.to_thread(_registration, data, core.run) for data in request.statements
+        ]
+        kinds = [entry.kind for entry in statements]
+        if kinds != [kind for kind in ("account", "node") if kind in kinds]:
+            raise DecodeError("a registration is an account entry, a node entry, or both in order")
+        account = ""
+        for entry in statements:
+            body = entry.body
+            assert isinstance(body, entries.Account | entries.Node)
+            if (account and body.account != account) or getattr(body, "node", peer) != peer:
+                raise CheckFailed("the registration does not bind this node to that account")
+            account = body.account
+        for entry in statements:
+            await self._admit(peer, entry)
+        bound = core.ledger.state.account_of(peer)
+        if not bound or (kinds[-1:] == ["node"] and bound != account):
+            raise wire.Refused(
+                "this node is not bound to an account yet", "register it", code="unknown_node"
+            )
         reachable = await core.host.dial_back(peer, request.addresses)
         return messages.Welcome(clock=time.time(), reachable=reachable, payload_bytes=core.max_blob)
+
+    async def _admit(self, peer: str, entry: Entry) -> None:
+        """Put one statement of a registration into the ledger, if it counts."""
+        core, body = self._core, entry.body
+        state = core.ledger.state
+        reason = shares.check(state, entry)
+        bound = isinstance(body, entries.Node) and state.account_of(body.node) == body.account
+        if bound or reason == reasons.DUPLICATE:
+            return  # said before, and the reply got lost
+        if reason:
+            raise wire.Refused(f"the registration does not count: {explain(reason)}", code=reason)
+        core.submissions.admit(peer)
+        await core.ledger.append(entry)
+        if isinstance(body, entries.Node):
+            emit(log, "node.admitted", node=short(body.node), account=body.account[:12])
 
     async def _heartbeat(self, peer: str, request: messages.Heartbeat) -> messages.Directive:
         core = self._core
@@ -147,7 +163,9 @@ class Desk:
         """A number that changes whenever the duty of this peer does."""
         core = self._core
         duty = self._duty(peer)
-        key = (duty.task, duty.root, core.state.round, core.state.attempt)
+        # Of a finished run only the ledger still changes; nodes are to see and to cosign that.
+        size = core.ledger.store.size if core.state.phase is Phase.FINISHED else 0
+        key = (duty.task, duty.root, core.state.round, core.state.attempt, size)
         if key != known.duty:
             known.duty = key
             known.version += 1
@@ -157,7 +175,7 @@ class Desk:
         core = self._core
         duty = directive(core.rules, core.state, peer, core.clock())
         if duty.task == "stop" and not core.released:
-            return Duty("wait", "the final state is being copied", duty.root)
+            return Duty("wait", "the run is being closed", duty.root)
         return duty
 
     def _directive(self, peer: str, known: Peer) -> messages.Directive:
@@ -284,19 +302,15 @@ class Desk:
         if state.phase is not Phase.REVEALING or peer not in state.commitments:
             raise wire.Refused("nothing is expected from this node now", code="too_early")
 
-    async def _ledger(
-        self, peer: str, request: messages.Message, stream: wire.Stream
-    ) -> messages.Message | None:
-        core = self._core
-        return await serve_ledger(core.ledger.store, core.run, request, stream)
 
-    def _bound_admissions(self) -> None:
-        now = self._core.clock()
-        if len(self._admissions) == ADMISSIONS_PER_MINUTE and now - self._admissions[0] < 60:
-            raise wire.Refused(
-                "too many new nodes at once", "this node tries again by itself", code="busy"
-            )
-        self._admissions.append(now)
+def _registration(data: bytes, run: str) -> Entry:
+    """A statement of a registration, with its signatures checked."""
+    entry = entries.decode(data)
+    if entry.body.run != run:
+        raise DecodeError("the registration is for another run")
+    if not entry.signers:
+        raise CheckFailed("a signature of the registration does not verify")
+    return entry
 
 
 def evaluator(run: str, round: int, members: Sequence[str]) -> str:

@@ -24,6 +24,7 @@ from protocol.blobs import BlobStore, disk_error
 from protocol.errors import ArtelError, CheckFailed, UsageError
 from protocol.identity import HomeLock, load_or_create
 from protocol.manifest import (
+    ContributedTokens,
     DataFacts,
     Manifest,
     ModelFacts,
@@ -135,11 +136,18 @@ def _prepare(config: RunConfig, config_path: Path, home: Path, report: Progress)
     tokenizer, tokenizer_facts = _tokenizer(config, train, store)
     dtype = shards.dtype_for(tokenizer.vocab_size)
     facts: dict[str, SplitFacts] = {}
+    given: dict[str, list[tuple[str, int]]] = {}
     for name, chosen in (("train", train), ("validation", validation)):
-        index = _write_shards(config, tokenizer, chosen, store, dtype, _stage(report, name))
+        cut = _write_shards(config, tokenizer, chosen, store, dtype, _stage(report, name))
+        index, given[name] = cut
         facts[name] = index.facts()
         store.put(index.encode())
-    data = DataFacts(train=facts["train"], validation=facts["validation"], dtype=dtype)
+    data = DataFacts(
+        train=facts["train"],
+        validation=facts["validation"],
+        dtype=dtype,
+        contributed=_contributed(given["train"]),
+    )
 
     report("drawing the first parameters", 0.0)
     model_facts, initial_state = _initial_state(config, tokenizer.vocab_size, store)
@@ -192,31 +200,54 @@ def _write_shards(
     store: BlobStore,
     dtype: shards.DType,
     report: Callable[[float], None],
-) -> shards.ShardIndex:
-    """Tokenise the parts, documents separated by end-of-text, and store them shard by shard."""
+) -> tuple[shards.ShardIndex, list[tuple[str, int]]]:
+    """Tokenise the parts, documents separated by end-of-text, and store them shard by shard.
+
+    :returns: the index, and (contributor, tokens) of each stretch, in the order of the tokens
+    """
     size = config.data.shard_tokens
     total = max(1, sum(part.size for part in parts))
     end = np.array([tokenizer.end_of_text], np.uint32)
     pending: list[tokenizers.Ids] = []  # tokens of the next shard, fewer than ``size`` in all
     ids: list[str] = []
+    stretches: list[tuple[str, int]] = []
     held = tokens = done = 0
     for batch in _batches(parts):
-        encoded = tokenizer.encode([text for text, _ in batch])
-        for ids_of_text, (_, ends) in zip(encoded, batch, strict=True):
+        encoded = tokenizer.encode([text for text, _, _ in batch])
+        for ids_of_text, (_, ends, contributor) in zip(encoded, batch, strict=True):
             for run in (ids_of_text, end) if ends else (ids_of_text,):
                 pending.append(run)
                 held += len(run)
+                _extend(stretches, contributor, len(run))
         if held >= size:
             flat = np.concatenate(pending)
             whole = held // size * size
             for start in range(0, whole, size):
                 ids.append(_put_shard(store, flat[start : start + size], dtype, ids))
             pending, held, tokens = [flat[whole:]], held - whole, tokens + whole
-        done += sum(len(text) for text, _ in batch)
+        done += sum(len(text) for text, _, _ in batch)
         report(min(1.0, done / total))
     if held:
         ids.append(_put_shard(store, np.concatenate(pending), dtype, ids))
-    return shards.ShardIndex(dtype, size, tokens + held, tuple(ids))
+    return shards.ShardIndex(dtype, size, tokens + held, tuple(ids)), stretches
+
+
+def _extend(stretches: list[tuple[str, int]], contributor: str, tokens: int) -> None:
+    """Add tokens on the right; neighbours with the same contributor are one stretch."""
+    if stretches and stretches[-1][0] == contributor:
+        tokens += stretches.pop()[1]
+    if tokens:
+        stretches.append((contributor, tokens))
+
+
+def _contributed(stretches: Sequence[tuple[str, int]]) -> tuple[ContributedTokens, ...]:
+    """What the manifest says of contributors: nothing when nobody is named.
+
+    There are no more stretches than sources (16), because files stay in the order of their sources.
+    """
+    if not any(contributor for contributor, _ in stretches):
+        return ()
+    return tuple(ContributedTokens(account=a, tokens=tokens) for a, tokens in stretches)
 
 
 def _put_shard(
@@ -229,14 +260,15 @@ def _put_shard(
     return store.put(shards.encode_shard(tokens, dtype))
 
 
-def _batches(parts: Iterable[sources.Part]) -> Iterator[list[tuple[str, bool]]]:
-    """Pieces of text, about :data:`BATCH_BYTES` at a time."""
-    batch: list[tuple[str, bool]] = []
+def _batches(parts: Iterable[sources.Part]) -> Iterator[list[tuple[str, bool, str]]]:
+    """Pieces of text, about :data:`BATCH_BYTES` at a time: text, whether it ends a document, and
+    whose it is."""
+    batch: list[tuple[str, bool, str]] = []
     size = 0
     for part in parts:
-        for piece in sources.pieces(part):
-            batch.append(piece)
-            size += len(piece[0])
+        for text, ends in sources.pieces(part):
+            batch.append((text, ends, part.contributor))
+            size += len(text)
             if size >= BATCH_BYTES:
                 yield batch
                 batch, size = [], 0

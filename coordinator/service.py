@@ -5,7 +5,8 @@ ledger records the decision, and only then is the new state visible to nodes. If
 be written the state does not change, and the coordinator stops.
 
 Requests of nodes are answered by :mod:`coordinator.desk`; what goes on beside the rounds (DHT
-records, copies of states, old blobs) is in :mod:`coordinator.upkeep`.
+records, copies of states, old blobs) is in :mod:`coordinator.upkeep`, the closing of the accounts
+after the last round in :mod:`coordinator.closing`.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from coordinator.cosigning import Cosigning
 from coordinator.metrics import Metrics
 from coordinator.sequencer import Sequencer
+from coordinator.submission import Submissions
 from ledger import entries
+from ledger.heads import HeadStore
 from protocol import assignment, messages, pseudogradient, rounds, wire
 from protocol.blobs import BlobStore, disk_error
 from protocol.codec import codec
@@ -64,13 +68,16 @@ class Coordinator:
         identity: Identity,
         host: Host,
         sequencer: Sequencer,
+        heads: HeadStore,
         blobs: BlobStore,
         metrics: Metrics,
         clock: Clock = time.monotonic,
     ) -> None:
         self.manifest, self.run, self.layout = manifest, run, layout
         self.identity, self.host, self.ledger, self.blobs = identity, host, sequencer, blobs
-        self.metrics, self.clock = metrics, clock
+        self.heads, self.metrics, self.clock = heads, metrics, clock
+        self.cosigning = Cosigning(sequencer.store, heads, lambda: self.ledger.state, identity)
+        self.submissions = Submissions(sequencer, heads, run, clock)
         self.rules = rules_of(manifest)
         self.codec = codec(manifest.config.exchange.codec)
         self.max_blob = pseudogradient.max_blob_bytes(layout, self.codec)
@@ -79,7 +86,7 @@ class Coordinator:
         self.changed = asyncio.Condition()
         """Notified whenever the state, or what is known of a node, is new."""
         self.released = False
-        """Whether nodes of a finished run may go: this home has the final state, or never will."""
+        """Whether nodes of a finished run may go; see :mod:`coordinator.upkeep`."""
         self.state = self._restored()
         self._split = assignment.train_split(manifest)
         self._lock = asyncio.Lock()  # one event at a time
@@ -137,6 +144,19 @@ class Coordinator:
                 await self.feed(rounds.Tick(self.clock()))
         await self._failure
 
+    async def submit(self, data: bytes, who: str) -> tuple[int, str]:
+        """Put an entry that a person signed into the ledger; see :class:`Submissions`."""
+        return await self.submissions.submit(data, who)
+
+    async def set_alias(self, data: bytes, who: str) -> None:
+        """Keep, or erase, the name under which an account is shown."""
+        await self.submissions.set_alias(data, who)
+
+    async def tell(self) -> None:
+        """Let everybody who waits for news look again."""
+        async with self.changed:
+            self.changed.notify_all()
+
     async def feed(self, event: rounds.Event, statement: Envelope | None = None) -> None:
         """Apply one event and everything that follows from it.
 
@@ -163,8 +183,7 @@ class Coordinator:
                 raise error from None
             self.state = state
         if actions or not isinstance(event, rounds.Tick):
-            async with self.changed:
-                self.changed.notify_all()
+            await self.tell()
 
     async def _keep_shown(self, peer: str, statement: Envelope) -> None:
         """Record a contribution that holds; only a node's first in an attempt counts.
@@ -182,17 +201,17 @@ class Coordinator:
         if isinstance(action, rounds.OpenRound):
             self._shown, self._votes = {}, {}
             cursor = self._next_cursor(len(action.members))
-            await self.ledger.append(
-                entries.round_opened(
-                    sign,
-                    run,
-                    round=action.round,
-                    attempt=action.attempt,
-                    base=action.base,
-                    cursor=cursor,
-                    members=action.members,
-                )
+            opened = entries.round_opened(
+                sign,
+                run,
+                round=action.round,
+                attempt=action.attempt,
+                base=action.base,
+                cursor=cursor,
+                members=action.members,
             )
+            witnessed = self.cosigning.statement()
+            await self.ledger.append(*([witnessed] if witnessed is not None else []), opened)
             metrics = self.metrics.of(action.round)
             metrics.members, metrics.seconds = len(action.members), {}
             self._phase_began = self.clock()

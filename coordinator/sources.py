@@ -1,7 +1,8 @@
 """Where text comes from: files found, checked, sampled and split, always in the same order.
 
 Everything is read in bounded pieces: a source may be larger than memory. Files are named by their
-POSIX path relative to their source and sorted by it; files with equal content are used once.
+POSIX path relative to their source and sorted by it; files with equal content are used once, and
+belong to the contributor of the source that comes first.
 """
 
 from __future__ import annotations
@@ -28,12 +29,16 @@ _STDLIB_SKIP = frozenset({"site-packages", "dist-packages", "__pycache__"})
 
 @dataclass(frozen=True)
 class Part:
-    """Bytes ``start .. stop`` of a text file; mostly all of it."""
+    """Bytes ``start .. stop`` of a text file; mostly all of it.
+
+    ``contributor`` is the account that earns with this text; "" for nobody.
+    """
 
     path: Path
     digest: str
     start: int
     stop: int
+    contributor: str = ""
 
     @property
     def size(self) -> int:
@@ -69,11 +74,11 @@ def take_inventory(
     :param on_file: called with the fraction of files read so far
     :raises UsageError: naming the file (and line), when one cannot be used
     """
-    found = [item for source in sources for item in _files(source, base)]
+    found = [(source, *item) for source in sources for item in _files(source, base)]
     parts: list[Part] = []
     seen: set[str] = set()
     undecodable = duplicates = 0
-    for number, (path, lenient) in enumerate(found):
+    for number, (source, path, lenient) in enumerate(found):
         on_file(number / len(found))
         part = _inspect(path, lenient=lenient)
         if part is None:
@@ -82,7 +87,8 @@ def take_inventory(
             duplicates += 1
         elif part.size:
             seen.add(part.digest)
-            parts.append(part)
+            account = source.contributor if isinstance(source, TextSource) else ""
+            parts.append(replace(part, contributor=account))
     if not parts:
         raise UsageError("the sources hold no text", "name a folder with .txt, .md or .py files")
     return Inventory(tuple(parts), undecodable, duplicates)

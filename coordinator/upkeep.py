@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from coordinator.closing import Closing
 from coordinator.service import Coordinator
 from ledger import entries
 from protocol import dht, transfer
@@ -32,12 +33,15 @@ class Upkeep:
         self._core = coordinator
         self._http = http
         self._states: list[str] = []  # agreed states in the local store, oldest first
+        self._closing = Closing(coordinator, self._release)
+        self._copied = False  # this home has the final state, or never will
 
     async def run(self) -> None:
         """Announce, mirror and prune until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._announce())
             group.create_task(self._follow())
+            group.create_task(self._closing.run())
 
     async def _announce(self) -> None:
         """Keep the run, and what this coordinator holds, in the DHT."""
@@ -74,12 +78,16 @@ class Upkeep:
             copied = not self._wanted(done) or await self._mirror(core.state.base)
             if done == core.rules.total:
                 since_end = core.clock() - core.state.since
-                core.released = copied or since_end > RELEASE_AFTER_S
-                async with core.changed:
-                    core.changed.notify_all()
+                self._copied = copied or since_end > RELEASE_AFTER_S
+                await self._release()
             if not copied:
                 done = -1  # nobody could give it now; it is tried again unless a newer one comes
                 await asyncio.sleep(RETRY_S)
+
+    async def _release(self) -> None:
+        """Let the nodes of a finished run go, once nothing is wanted of them any more."""
+        self._core.released = self._copied and self._closing.nodes_may_go
+        await self._core.tell()
 
     def _wanted(self, round: int) -> bool:
         every = self._core.manifest.config.rounds.mirror_every

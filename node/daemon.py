@@ -1,9 +1,10 @@
 """The node daemon: joins a run, follows the coordinator's directives, and leaves with its credit.
 
-Three tasks side by side: the heartbeat says what this node is doing and hears what it should be
-doing; the reconciler keeps exactly one duty under way, and drops it when the directive changes; the
-announcer keeps this node's DHT record. A lost message costs time, never correctness: whatever is
-not done yet is simply said again by the next directive.
+Tasks side by side: the heartbeat says what this node is doing and hears what it should be doing;
+the reconciler keeps exactly one duty under way, and drops it when the directive changes; the
+announcer keeps this node's DHT record; the cosigner witnesses the ledger, and the watch compares it
+with what others were shown. A lost message costs time, never correctness: whatever is not done yet
+is simply said again by the next directive.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import psutil
-
-from ledger.replica import serve_ledger
-from ledger.shares import shares
+from ledger.fork import SplitViewProven
+from ledger.replica import LedgerService
 from node.corpus import Corpus
+from node.cosigning import Cosigner
+from node.overview import overview
 from node.session import Session
 from node.supervisor import TrainerDied, TrainerError
 from node.sync import States
+from node.watch import Watch
 from node.worker import Worker
 from protocol import dht, messages, transfer, wire
 from protocol.errors import ArtelError, CheckFailed, DecodeError, ResourceError, Unreachable
@@ -36,6 +38,8 @@ PATIENCE_S = 3.0
 RETRY_S = 1.0
 MAX_RESTARTS = 3
 """Trainer deaths in a row, without a duty done in between, after which the node gives up."""
+LAST_HEAD_S = 5.0
+"""How long a node of a finished run tries to get a final tree head over the whole ledger."""
 LEAVE_TIMEOUT_S = 3.0
 LEAVE_WITHOUT_S = 15.0
 """A leaving node that has not reached the coordinator for this long goes without a goodbye."""
@@ -63,6 +67,17 @@ class Daemon:
         self.worker = Worker(session, states, corpus, max_blob, self._report_soon)
         self._say = say
         self._directive: messages.Directive | None = None
+        self.watch = Watch(
+            host=session.host,
+            home=session.home,
+            run=session.run,
+            replica=session.replica,
+            heads=session.heads,
+            account=session.account,
+            coordinator=lambda: session.link.coordinator,
+            neighbours=lambda: self._directive.peers if self._directive else (),
+        )
+        self.cosigner = Cosigner(session, self.watch)
         self._heard_at = time.monotonic()
         self._heard = asyncio.Event()  # a directive came that the reconciler has not looked at
         self._news = asyncio.Event()  # the coordinator should hear from us now
@@ -70,7 +85,7 @@ class Daemon:
         self._end = asyncio.Event()
         self.leaving = False
         self._restarts = 0
-        self._started = time.time()
+        self.started = time.time()
         self._credit_shown = self.credit()
         self.last_error = ""
 
@@ -83,41 +98,19 @@ class Daemon:
         self._heard.set()
 
     def credit(self) -> int:
-        """Tokens credited to this node's account, as of the newest entry seen."""
-        return self.session.replica.state.credit.get(self.session.account.key, 0)
+        """Vested and pending credit of this node's account, as of the newest entry seen."""
+        return self.session.replica.state.credit(self.session.account_name)
 
     def status(self) -> dict[str, Any]:
         """Everything that ``artel node status`` shows."""
-        session, fold = self.session, self.session.replica.state
-        account = session.account.key
-        share = next((s.share for s in shares(fold) if s.account == account), 0.0)
-        traffic = session.host.traffic
-        directive = self._directive
-        return {
-            "run": session.run,
-            "name": session.manifest.config.run.name,
-            "node": session.identity.peer_id,
-            "account": account,
-            "task": directive.task if directive else "",
-            "reason": directive.reason if directive else "not connected yet",
-            "rounds_total": session.manifest.config.rounds.total,
-            "leaving": self.leaving,
-            **self.worker.status(),
-            "credit": self.credit(),
-            "pending": fold.pending().get(account, 0),
-            "rejected": fold.rejected.get(session.identity.peer_id, {}),
-            "share": share,
-            "ledger_size": session.replica.store.size,
-            "bytes_up": dict(traffic.up),
-            "bytes_down": dict(traffic.down),
-            "memory_daemon": psutil.Process().memory_info().rss,
-            "memory_trainer": session.trainer.memory_bytes() or 0,
-            "coordinator_lost": session.link.lost_since is not None,
-            "uptime": time.time() - self._started,
-            "last_error": self.last_error,
-        }
+        return overview(self)
 
-    # --- the three tasks ---
+    @property
+    def directive(self) -> messages.Directive | None:
+        """What the coordinator last said that this node should be doing."""
+        return self._directive
+
+    # --- the tasks ---
 
     async def run(self) -> None:
         """Take part until the run is finished or :meth:`leave` was called and the round is over.
@@ -125,16 +118,28 @@ class Daemon:
         :raises ArtelError: this node cannot go on
         """
         await self.session.host.serve(wire.CONTENT, self._content)
-        await self.session.host.serve(wire.LEDGER, self._ledger)
+        session = self.session
+        ledger = LedgerService(
+            session.replica.store,
+            session.heads,
+            session.run,
+            lambda: session.replica.state,
+            submit=self.watch.take,
+        )
+        await session.host.serve(wire.LEDGER, ledger.answer)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._heartbeat())
                 group.create_task(self._reconcile())
                 group.create_task(self._announce())
+                group.create_task(self.cosigner.run())
+                group.create_task(self.watch.run())
                 group.create_task(self.session.host.watch())
                 group.create_task(self._until_end())
         except BaseExceptionGroup as errors:
             error = first_error(errors)
+            if isinstance(error, SplitViewProven):
+                await self.watch.alarm(error.evidence)
             if not isinstance(error, Finished):
                 raise error from None
         finally:
@@ -218,13 +223,13 @@ class Daemon:
 
     async def _register(self) -> None:
         """Be admitted again by a coordinator that does not know this node."""
-        account, node = self.session.registration()
-        await self.session.link.ask(
+        session = self.session
+        await session.replica.catch_up(session.host, session.link.coordinator, session.run)
+        await session.link.ask(
             messages.Hello(
-                run=self.session.run,
-                account_entry=account,
-                node_entry=node,
-                addresses=await self.session.host.addresses(),
+                run=session.run,
+                statements=session.registration(),
+                addresses=await session.host.addresses(),
             )
         )
 
@@ -262,6 +267,8 @@ class Daemon:
                 self._restarts, self.last_error, again = 0, "", False
                 self._holds_more.set()
                 self._show_credit()
+                if directive.task == "stop":
+                    await self.cosigner.settle(LAST_HEAD_S)
                 self._check_end(directive)
             except TrainerDied as death:
                 again = await self._revive_trainer(death, directive)
@@ -276,6 +283,8 @@ class Daemon:
                 self._report_soon()
             except ResourceError as error:
                 await self.worker.hand_back(directive, error.message)
+                raise
+            except SplitViewProven:
                 raise
             except (Unreachable, CheckFailed, DecodeError) as error:
                 self._note("duty.retry", error, directive)
@@ -294,7 +303,7 @@ class Daemon:
             gained, self._credit_shown = credit - self._credit_shown, credit
             self._say(
                 f"round {fold.round} of {self.session.manifest.config.rounds.total} agreed: "
-                f"+{gained:,} tokens credited, {credit:,} in all, "
+                f"{gained:+,} credit, {credit:,} in all (vested and pending), "
                 f"{100 * credit / max(1, fold.total):.1f} % of the model so far"
             )
 
@@ -388,8 +397,3 @@ class Daemon:
         self, peer: str, request: messages.Message, stream: wire.Stream
     ) -> messages.Message | None:
         return await transfer.serve_content(self.session.blobs, request, stream)
-
-    async def _ledger(
-        self, peer: str, request: messages.Message, stream: wire.Stream
-    ) -> messages.Message | None:
-        return await serve_ledger(self.session.replica.store, self.session.run, request, stream)

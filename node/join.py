@@ -13,8 +13,17 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from ledger import keyfiles
+from ledger.checkpoint import origin_of
+from ledger.cosignature import witness_name
+from ledger.fork import SplitViewProven
+from ledger.heads import HEADS_NAME, HeadStore
+from ledger.note import VerifierKey
 from ledger.replica import Replica
-from node import preflight
+from ledger.store import DATABASE_NAME
+from ledger.witness import Witness
+from node import preflight, watch
+from node.claims import Claims
 from node.corpus import Corpus
 from node.daemon import Daemon
 from node.link import Link
@@ -33,6 +42,17 @@ REGISTER_PATIENCE_S = 60.0
 STATE_PATIENCE_S = 120.0
 STATE_RETRY_S = 2.0
 MAX_TOKENIZER_BYTES = 64 << 20
+INVITE_FILE = "invite"
+PRIVACY = (
+    "The run's ledger is public and permanent: it will hold this node's and its account's public "
+    "keys, numbers of tokens, digests, and the times at which the node cosigns; no name, no IP "
+    "address.",
+    "A key that can be linked to you is personal data; a fresh account for each run is possible "
+    "(--account FILE).",
+    "A name to be shown under is optional, kept beside the ledger, and can be erased: "
+    "artel ledger alias.",
+)
+"""Said before the first entry of an account leaves this machine."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +79,31 @@ async def join(options: Options, stack: AsyncExitStack, say: Callable[[str], Non
     :raises Unreachable: nobody named in the invite answers
     :raises CheckFailed: what they show is not the run of the invite
     :raises ResourceError: this machine cannot take part
+    :raises SplitViewProven: the run's coordinator has signed two histories
     """
     home = options.home
     trainer = await Trainer.start(log_file=home / "trainer.log", threads=options.threads)
     stack.push_async_callback(trainer.close)
+    heads = await asyncio.to_thread(HeadStore, home / HEADS_NAME)
+    stack.callback(heads.close)
+    replica = await asyncio.to_thread(Replica.open, home / DATABASE_NAME, options.invite.run)
+    stack.callback(replica.store.close)
+    try:
+        return await _join(options, stack, say, trainer, heads, replica)
+    except SplitViewProven as found:
+        await asyncio.to_thread(watch.record, home, heads, found.evidence, replica.store)
+        raise
+
+
+async def _join(
+    options: Options,
+    stack: AsyncExitStack,
+    say: Callable[[str], None],
+    trainer: Trainer,
+    heads: HeadStore,
+    replica: Replica,
+) -> Daemon:
+    home = options.home
     host = await Host.start(
         options.identity,
         home / "node.key",
@@ -75,10 +116,14 @@ async def join(options: Options, stack: AsyncExitStack, say: Callable[[str], Non
     manifest, envelope = await _manifest(link)
     link.trust(manifest)
     (home / "manifest.json").write_bytes(envelope)
+    _keep_invite(home / INVITE_FILE, options.invite)
     run = options.invite.run
-    replica = await asyncio.to_thread(Replica.open, home / "ledger.sqlite3", run)
-    stack.callback(replica.store.close)
+    watch.refuse_convicted(replica, heads)
     await replica.catch_up(host, link.coordinator, run)
+    watch.refuse_convicted(replica, heads)
+    origin = origin_of(run)
+    keys = [VerifierKey(origin, bytes.fromhex(key)) for key in manifest.coordinators]
+    name = witness_name(options.identity.peer_id)
     blobs = BlobStore(home / "blobs", options.quota_bytes)
     session = Session(
         home,
@@ -89,10 +134,14 @@ async def join(options: Options, stack: AsyncExitStack, say: Callable[[str], Non
         host,
         link,
         replica,
+        heads,
+        Witness(heads, options.identity, name, {origin: keys}),
+        Claims(home),
         blobs,
         trainer,
         options.device,
         options.threads,
+        keyfiles.recovery_of(home),
     )
     session.work_dir.mkdir(exist_ok=True)
     state_bytes = 2 * 4 * manifest.model.parameters + (1 << 20)
@@ -103,6 +152,9 @@ async def join(options: Options, stack: AsyncExitStack, say: Callable[[str], Non
     if options.check and any(finding.level == "problem" for finding in findings):
         raise _cannot_keep_up(preflight.Verdict(tuple(findings), 0.0), manifest)
 
+    if session.account_name not in replica.state.accounts:
+        for line in PRIVACY:
+            say(line)
     welcome, more = await _register(session)
     _show(more, say)
     if not 0 < welcome.payload_bytes <= 8 * manifest.model.parameters + (1 << 20):
@@ -165,11 +217,9 @@ async def _state(session: Session, states: States, say: Callable[[str], None]) -
 
 
 async def _register(session: Session) -> tuple[messages.Welcome, list[preflight.Finding]]:
-    account, node = session.registration()
     hello = messages.Hello(
         run=session.run,
-        account_entry=account,
-        node_entry=node,
+        statements=session.registration(),
         addresses=await session.host.addresses(),
     )
     start = time.monotonic()
@@ -180,6 +230,12 @@ async def _register(session: Session) -> tuple[messages.Welcome, list[preflight.
         preflight.clock(welcome.clock, time.monotonic() - start),
         preflight.reachable(welcome.reachable),
     ]
+
+
+def _keep_invite(path: Path, invite: Invite) -> None:
+    """Leave the invite where commands find the run's coordinator; it holds no secret."""
+    path.write_text(invite.encode() + "\n", encoding="utf-8")
+    path.chmod(0o644)
 
 
 def _show(findings: list[preflight.Finding], say: Callable[[str], None]) -> None:

@@ -93,7 +93,7 @@ class Link:
     async def insist(
         self, request: messages.Message, run: str, patience: float
     ) -> messages.Message:
-        """Ask until there is an answer, for at most ``patience`` seconds.
+        """Ask until there is an answer other than ``busy``, for at most ``patience`` seconds.
 
         :raises Unreachable: there was none
         :raises Refused: the coordinator says no
@@ -103,9 +103,12 @@ class Link:
         while True:
             try:
                 return await self.ask(request)
-            except Unreachable:
+            except (Unreachable, wire.Refused) as error:
+                if isinstance(error, wire.Refused) and error.code != "busy":
+                    raise
                 if time.monotonic() + pause > deadline:
                     raise
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, RETRY_MOST_S)
-                await self.find_again(run)
+                if isinstance(error, Unreachable):
+                    await self.find_again(run)

@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ledger import entries
+from ledger.heads import HeadStore
 from ledger.replica import Replica
+from ledger.witness import Witness
+from node.claims import Claims
 from node.link import Link
 from node.supervisor import Trainer
 from protocol.blobs import BlobStore
+from protocol.errors import UsageError
 from protocol.identity import Identity
 from protocol.manifest import Manifest
 from protocol.network import Host
@@ -27,10 +31,15 @@ class Session:
     host: Host
     link: Link
     replica: Replica
+    heads: HeadStore
+    witness: Witness
+    claims: Claims
     blobs: BlobStore
     trainer: Trainer
     device: str
     threads: int
+    recovery: str = ""
+    """Digest of the account's recovery key, for its registration."""
 
     @property
     def manifest_file(self) -> Path:
@@ -41,9 +50,30 @@ class Session:
         """Where the trainer leaves files before they are taken into the content store."""
         return self.home / "work"
 
-    def registration(self) -> tuple[bytes, bytes]:
-        """The two signed entries that admit this node: its account, and the binding to it."""
-        return (
-            entries.account(self.account, self.run).encode(),
-            entries.node(self.identity, self.account, self.run).encode(),
-        )
+    @property
+    def account_name(self) -> str:
+        """The name of the owner's account: its first key, which may not be the present one."""
+        return self.replica.state.keys.get(self.account.key, self.account.key)
+
+    def registration(self) -> list[bytes]:
+        """Those of the signed entries (account, node) that the replica does not have yet.
+
+        :raises UsageError: the owner's key has been replaced by another one
+        """
+        state, name = self.replica.state, self.account_name
+        known = state.accounts.get(name)
+        if known is not None and known.key != self.account.key:
+            raise UsageError(
+                f"the key of account {name[:16]}… was replaced in this run",
+                "start with its present key: --account FILE",
+            )
+        statements = []
+        if known is None or not known.registered:
+            statements.append(entries.account(self.account, self.run, self.recovery))
+        peer = self.identity.peer_id
+        if state.account_of(peer) != name:
+            seq = state.node_seq.get(peer, 0) + 1
+            statements.append(
+                entries.node(self.identity, self.account, self.run, account=name, seq=seq)
+            )
+        return [statement.encode() for statement in statements]

@@ -8,6 +8,7 @@ contributions count, which state was agreed on.
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import os
 import time
@@ -236,6 +237,15 @@ class Worker:
             tokens=assignment.assigned_tokens(session.manifest.config),
         )
         reveal = messages.Reveal(run=session.run, contribution=statement.encode())
+        # Before it is sent: the next directive may cancel this duty before the reply is here.
+        await asyncio.to_thread(
+            session.claims.add,
+            round=made.round,
+            attempt=directive.attempt,
+            entry=entries.entry_id(reveal.contribution),
+            blob=made.blob,
+            tokens=assignment.assigned_tokens(session.manifest.config),
+        )
         await session.link.insist(reveal, session.run, max(directive.remaining, 5.0))
         self._mark("reveal")
         self._phase("waiting")
@@ -351,7 +361,8 @@ class Worker:
             directive.attempt,
         ):
             raise CheckFailed("the coordinator's directive is not about the ledger's round")
-        return attempt
+        # A copy: the replica grows, and its fold changes, while this duty is performed.
+        return copy.deepcopy(attempt)
 
     def _forget(self, listed: list[entries.Contribution]) -> None:
         """Blobs of an applied round become ordinary cache, which others may still fetch."""

@@ -15,7 +15,9 @@ from coordinator.desk import Desk
 from coordinator.metrics import Metrics
 from coordinator.sequencer import Sequencer
 from coordinator.service import Coordinator
-from ledger import entries
+from ledger import entries, note
+from ledger.cosignature import add_lines, cosign, witness_name
+from ledger.heads import HEADS_NAME, HeadStore
 from ledger.store import DATABASE_NAME, LedgerStore
 from protocol import assignment, content, dsse, messages, model, pseudogradient, rounds, wire
 from protocol.blobs import BlobStore
@@ -73,10 +75,12 @@ class Office:
         self.genesis = sign(manifest, ORGANISER)
         self.run = hashlib.sha256(self.genesis.payload).hexdigest()
         self.store: LedgerStore | None = None
+        self.heads: HeadStore | None = None
 
     async def open(self) -> Office:
         """Start as the daemon does."""
         self.store = LedgerStore.open(self.home / DATABASE_NAME, create=True, run=self.run)
+        self.heads = HeadStore(self.home / HEADS_NAME)
         sequencer = Sequencer(self.store, ORGANISER, self.run)
         if not self.store.size:
             await sequencer.append(self.genesis)
@@ -88,6 +92,7 @@ class Office:
             identity=ORGANISER,
             host=Nowhere(),  # type: ignore[arg-type]
             sequencer=sequencer,
+            heads=self.heads,
             blobs=self.blobs,
             metrics=Metrics(self.home / "metrics.jsonl"),
             clock=lambda: self.now,
@@ -98,13 +103,13 @@ class Office:
 
     async def reopen(self) -> Office:
         """The same home after the process was killed."""
-        assert self.store is not None
-        self.store.close()
+        self.close()
         return await self.open()
 
     def close(self) -> None:
-        if self.store is not None:
+        if self.store is not None and self.heads is not None:
             self.store.close()
+            self.heads.close()
 
     async def pass_time(self, seconds: float) -> None:
         self.now += seconds
@@ -173,7 +178,8 @@ class Member:
     ) -> messages.Message:
         """One request, and the raw bytes after it; the last reply, a refusal as its error."""
         desk = self.office.desk
-        handler = desk._control if to == wire.CONTROL else desk._content
+        handlers = {wire.CONTROL: desk._control, wire.CONTENT: desk._content}
+        handler = handlers.get(to, desk._ledger.answer)
         line = self.last = Line(wire.encode(message) + raw)
         await wire.answer(self.peer, line, handler)
         *_, reply = line.replies()
@@ -181,15 +187,36 @@ class Member:
             raise wire.Refused(reply.message, reply.hint, reply.code)
         return reply
 
-    async def hello(self, **changes: Any) -> messages.Message:
+    def statements(self, seq: int = 1) -> list[bytes]:
+        """Both entries of a registration."""
         run = self.office.run
+        account = entries.account(self.owner, run)
+        return [account.encode(), entries.node(self.identity, self.owner, run, seq=seq).encode()]
+
+    async def hello(self, **changes: Any) -> messages.Message:
         fields = {
-            "run": run,
-            "account_entry": entries.account(self.owner, run).encode(),
-            "node_entry": entries.node(self.identity, self.owner, run).encode(),
+            "run": self.office.run,
+            "statements": self.statements(),
             "addresses": ["/ip4/127.0.0.1/tcp/1"],
         }
         return await self.say(messages.Hello.model_validate(fields | changes))
+
+    async def cosign(self, signed: str = "", *, time: int = 1_700_000_000) -> messages.Checkpoints:
+        """Cosign a head of the coordinator, its newest by default, and send that."""
+        assert self.office.store is not None
+        parsed = note.parse(signed or self.office.store.latest_note)
+        line = cosign(self.identity, witness_name(self.peer), parsed.text, time)
+        text = add_lines(parsed, [line]).encode()
+        message = messages.Cosigned(run=self.office.run, note=text)
+        reply = await self.say(message, to=wire.LEDGER)
+        assert isinstance(reply, messages.Checkpoints)
+        return reply
+
+    async def submit(self, envelope: dsse.Envelope) -> messages.Submitted:
+        message = messages.Submit(run=self.office.run, statement=envelope.encode())
+        reply = await self.say(message, to=wire.LEDGER)
+        assert isinstance(reply, messages.Submitted)
+        return reply
 
     async def beat(self, *, leaving: bool = False, **changes: Any) -> messages.Directive:
         report = messages.Report(state_round=0, state_root=self.root, phase="x", leaving=leaving)

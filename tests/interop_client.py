@@ -100,6 +100,32 @@ async def main(address, run, content):
         assert hashlib.sha256(payload).hexdigest() == run
         key = check_note(page["note"], run, leaves)
 
+        # What a reader with nothing but an address asks for: the newest head, the tree by tiles.
+        stream = await open_("/artel/ledger/1.0.0")
+        kind, heads = await ask(stream, "get_checkpoint", {"run": ""})
+        assert (kind, heads["run"], heads["final"]) == ("checkpoints", run, "")
+        assert check_note(heads["newest"], run, leaves) == key
+
+        async def resource(path):
+            stream = await open_("/artel/ledger/1.0.0")
+            kind, reply = await ask(stream, "get_resource", {"run": "", "path": path})
+            return await read(stream, reply["size"]) if kind == "resource" else reply["code"]
+
+        assert (await resource("checkpoint")).decode() == heads["newest"]
+        count = int(heads["newest"].split("\n")[1])
+        assert count < 256
+        tile = await resource(f"tile/0/000.p/{count}")
+        by_tiles = root([tile[i : i + 32] for i in range(0, len(tile), 32)])
+        bundle, bundled = await resource(f"tile/entries/000.p/{count}"), []
+        while bundle:
+            length = int.from_bytes(bundle[:2], "big")
+            bundled.append(bundle[2 : 2 + length])
+            bundle = bundle[2 + length :]
+        assert bundled == leaves
+        no_tile = await resource("tile/0/999")
+        stream = await open_("/artel/ledger/1.0.0")
+        _, not_taken = await ask(stream, "submit", {"run": run, "statement": leaves[1]})
+
         stream = await open_("/artel/content/1.0.0")
         kind, index = await ask(stream, "get_index", {"id": content})
         assert kind == "index"
@@ -118,6 +144,7 @@ async def main(address, run, content):
         refused, refusal = await ask(stream, "get_index", {"id": "00" * 32})
         stream = await open_("/artel/ledger/1.0.0")
         _, other = await ask(stream, "get_entries", {"run": "00" * 32, "start": 0})
+        codes = [refusal["code"], other["code"], no_tile, not_taken["code"]]
         peer_id = base58.b58encode(bytes.fromhex("002408011220") + key).decode()
         print(
             json.dumps(
@@ -127,9 +154,11 @@ async def main(address, run, content):
                     "entries": len(leaves),
                     "size": page["size"],
                     "root": root([leaf_hash(leaf) for leaf in leaves]).hex(),
+                    "root_by_tiles": by_tiles.hex(),
+                    "bundle": len(bundled),
                     "content_sha256": hashlib.sha256(data).hexdigest(),
                     "content_bytes": len(data),
-                    "refusals": [refused, refusal["code"], other["code"]],
+                    "refusals": [refused, *codes],
                     "modules": sorted({"hivemind", "torch", "protocol"} & set(sys.modules)),
                 }
             )

@@ -49,6 +49,13 @@ grace_s = 3.0
 heartbeat_timeout_s = 6.0
 settle_s = 20.0
 reveal_s = 20.0
+
+[ownership]
+vesting_rounds = 1
+closing_s = 0.0
+
+[ledger]
+witnesses = {witnesses}
 """
 
 
@@ -60,6 +67,7 @@ def write_run(
     min_nodes: int = 2,
     deadline_s: float = 60.0,
     quorum: float = 0.66,
+    witnesses: int = 1,
 ) -> Path:
     """Write RUN.toml and its text below ``folder``; returns the file.
 
@@ -79,6 +87,7 @@ def write_run(
             min_nodes=min_nodes,
             deadline_s=deadline_s,
             quorum=quorum,
+            witnesses=witnesses,
         )
     )
     return path

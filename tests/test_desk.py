@@ -14,7 +14,8 @@ import pytest_asyncio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from coordinator import desk as desk_module
-from coordinator.desk import Desk, evaluator
+from coordinator import submission
+from coordinator.desk import evaluator
 from coordinator.service import Peer
 from desk_world import ORGANISER, Member, Office, run_of
 from host_world import start, swarm
@@ -91,7 +92,7 @@ async def test_a_round_from_opening_to_credit(office: Office, applying: list[Mem
     state, fold = office.core.state, office.core.ledger.state
     assert (state.round, state.base, state.attempt) == (1, NEXT, 0)
     assert fold.states[-1] == NEXT
-    assert {fold.credit[member.owner.key] for member in applying} == {office.core.tokens}
+    assert {fold.credit(member.owner.key) for member in applying} == {100 * office.core.tokens}
     assert not fold.ignored
     directive = await applying[0].beat()
     assert directive.task == "wait" or directive.round == 1
@@ -119,26 +120,35 @@ async def test_hello_with_a_wrong_signature(office: Office) -> None:
         good.payload,
         ((key, bytes([signature[0] ^ 1]) + signature[1:]), *good.signatures[1:]),
     )
-    assert await refused(node.hello(node_entry=bad.encode())) == "failed"
+    statements = [node.statements()[0], bad.encode()]
+    assert await refused(node.hello(statements=statements)) == "failed"
     assert office.core.ledger.store.size == 1
 
 
 async def test_hello_for_somebody_else(office: Office, members: list[Member]) -> None:
-    thief = Member(office, "thief")
-    run = office.run
-    account = entries.account(thief.owner, run).encode()
-    # A node of others; one's own node without its key; an account without its key; swapped parts.
-    stolen = entries.node(members[0].identity, members[0].owner, run)
-    one_key = dsse.sign(
-        entries.ENTRY_TYPE,
-        {"kind": "node", "run": run, "node": thief.peer, "account": thief.owner.key},
-        thief.identity,
-    )
-    foreign = entries.node(thief.identity, members[0].owner, run)
-    for node_entry in (stolen.encode(), one_key.encode(), foreign.encode(), account):
-        code = await refused(thief.hello(account_entry=account, node_entry=node_entry))
-        assert code == "failed"
+    thief, victim = Member(office, "thief"), members[0]
+    run, size = office.run, office.core.ledger.store.size
+    account, mine = thief.statements()
+    body = {"kind": "node", "run": run, "node": thief.peer, "account": thief.owner.key, "seq": 1}
+    one_key = dsse.sign(entries.ENTRY_TYPE, body, thief.identity).encode()
+    claimed = body | {"account": victim.owner.key}
+    without_owner = dsse.sign(entries.ENTRY_TYPE, claimed, thief.identity, thief.owner).encode()
+    stolen = entries.node(victim.identity, victim.owner, run).encode()
+    foreign = entries.node(thief.identity, victim.owner, run).encode()
+    # A node of others, also after one's own account; another account than the one registered.
+    for statements in ([stolen], [account, stolen], [account, foreign]):
+        assert await refused(thief.hello(statements=statements)) == "failed"
+    # Somebody else's account without its key; nothing at all.
+    assert await refused(thief.hello(statements=[without_owner])) == "wrong_signers"
+    assert await refused(thief.hello(statements=[])) == "unknown_node"
+    # Swapped, doubled, and other kinds.
+    for statements in ([mine, account], [account, account], [thief.statement().encode()]):
+        assert await refused(thief.hello(statements=statements)) == "malformed"
+    assert office.core.ledger.store.size == size, "nonsense never enters the ledger"
+    # One's own account, but the node's or the account's signature is missing.
+    assert await refused(thief.hello(statements=[account, one_key])) == "wrong_signers"
     assert thief.peer not in office.core.ledger.state.nodes
+    assert not office.core.ledger.state.ignored
 
 
 async def test_hello_for_another_run_or_with_garbage(office: Office) -> None:
@@ -146,32 +156,53 @@ async def test_hello_for_another_run_or_with_garbage(office: Office) -> None:
     other = "cd" * 32
     assert await refused(node.hello(run=other)) == "other_run"
     entry = entries.account(node.owner, other).encode()
-    assert await refused(node.hello(account_entry=entry)) == "malformed"
-    assert await refused(node.hello(account_entry=b"{}")) == "malformed"
+    assert await refused(node.hello(statements=[entry])) == "malformed"
+    assert await refused(node.hello(statements=[b"{}"])) == "malformed"
     assert office.core.ledger.store.size == 1
 
 
-async def test_a_node_moves_to_another_account_but_not_back(
+async def test_a_node_moves_to_another_account_and_back(
     office: Office, members: list[Member]
 ) -> None:
     node, run = members[0], office.run
-    first, node.owner = node.owner, members[1].owner
-    await node.hello()
-    assert office.core.ledger.state.account_of(node.peer) == members[1].owner.key
-    node.owner = first
-    with pytest.raises(wire.Refused, match="cannot go back"):
-        await node.hello()
-    assert office.core.ledger.state.account_of(node.peer) == members[1].owner.key
-    assert run == office.run
+    first, other = node.owner, members[1].owner
+    moved = entries.node(node.identity, other, run, seq=2).encode()
+    await node.hello(statements=[moved])
+    assert office.core.ledger.state.account_of(node.peer) == other.key
+    # The first binding cannot be played back; a new one is needed.
+    assert await refused(node.hello(statements=[node.statements()[1]])) == "wrong_sequence"
+    assert office.core.ledger.state.account_of(node.peer) == other.key
+    await node.hello(statements=[entries.node(node.identity, first, run, seq=3).encode()])
+    assert office.core.ledger.state.account_of(node.peer) == first.key
+    await node.hello(statements=[])  # nothing is missing
+    assert not office.core.ledger.state.ignored
+
+
+async def test_a_node_of_an_account_whose_key_was_replaced(
+    office: Office, members: list[Member]
+) -> None:
+    old, new, run = members[0].owner, Member(office, "successor").owner, office.run
+    rotated = entries.key_rotated(old, new, run, account=old.key, seq=1)
+    await members[0].submit(rotated)
+    second = Member(office, "second node")
+    late = entries.node(second.identity, old, run).encode()
+    assert await refused(second.hello(statements=[late])) == "wrong_signers"
+    bound = entries.node(second.identity, new, run, account=old.key).encode()
+    await second.hello(statements=[bound])
+    assert office.core.ledger.state.account_of(second.peer) == old.key
 
 
 async def test_admissions_are_bounded(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(desk_module, "ADMISSIONS_PER_MINUTE", 3)
-    office.desk = Desk(office.core)
+    monkeypatch.setattr(submission, "ADMISSIONS_PER_MINUTE", 6)
+    await office.reopen()
     for name in "abc":
         await Member(office, name).hello()
     late = Member(office, "late")
     assert await refused(late.hello()) == "busy"
+    # The same bound holds for accounts that are submitted without a node.
+    with pytest.raises(wire.Refused) as busy:
+        await late.submit(entries.account(late.owner, office.run))
+    assert busy.value.code == "busy"
     office.now += 61
     await late.hello()
     assert late.peer in office.core.ledger.state.nodes

@@ -166,7 +166,7 @@ async def _finish(office: Office, bad: Member, reason: str, good: list[Member]) 
         await member.sign_state("ee" * 32)
     await office.pass_time(11)
     credit = office.core.ledger.state.credit
-    assert (credit[bad.owner.key], credit[good[0].owner.key]) == (0, office.core.tokens)
+    assert (credit(bad.owner.key), credit(good[0].owner.key)) == (0, 100 * office.core.tokens)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import json
 import random
 import re
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,8 +17,10 @@ import annotated_types
 import pytest
 
 from host_world import LOOPBACK, start
-from ledger.replica import serve_ledger
-from ledger.store import DATABASE_NAME, LedgerStore
+from ledger.heads import HEADS_NAME, HeadStore
+from ledger.replay import replay
+from ledger.replica import LedgerService
+from ledger.store import LedgerStore
 from ledger_world import World
 from protocol import content, messages, transfer, wire
 from protocol.blobs import BlobStore
@@ -52,25 +55,23 @@ async def read_run(address: str, run: str, blob: str) -> dict[str, Any]:
 @pytest.mark.skipif(importlib.util.find_spec("libp2p") is None, reason="py-libp2p is not installed")
 async def test_py_libp2p_reads_ledger_and_content_over_noise_and_yamux(tmp_path: Path) -> None:
     world = World()
-    world.write(tmp_path / "home", rounds=2)
+    path = world.write(tmp_path / "home", rounds=2)
     blobs = BlobStore(tmp_path / "blobs")
     data = random.Random(5).randbytes(2 * content.CHUNK_BYTES + 77)
     blob = blobs.put(data)
     host = await start(tmp_path / "host")
     try:
-        with LedgerStore.open(tmp_path / "home" / DATABASE_NAME, run=world.run) as store:
-
-            async def ledger(
-                peer: str, request: messages.Message, stream: wire.Stream
-            ) -> messages.Message | None:
-                return await serve_ledger(store, world.run, request, stream)
+        heads = HeadStore(tmp_path / "home" / HEADS_NAME)
+        with closing(heads), LedgerStore.open(path, run=world.run) as store:
+            state = replay(store.leaves())
+            ledger = LedgerService(store, heads, world.run, lambda: state)
 
             async def files(
                 peer: str, request: messages.Message, stream: wire.Stream
             ) -> messages.Message | None:
                 return await transfer.serve_content(blobs, request, stream)
 
-            await host.serve(wire.LEDGER, ledger)
+            await host.serve(wire.LEDGER, ledger.answer)
             await host.serve(wire.CONTENT, files)
             (address,) = await host.addresses()
             assert address.startswith(LOOPBACK.removesuffix("0"))
@@ -81,9 +82,11 @@ async def test_py_libp2p_reads_ledger_and_content_over_noise_and_yamux(tmp_path:
                 "entries": store.size,
                 "size": store.size,
                 "root": store.root.hex(),
+                "root_by_tiles": store.root.hex(),
+                "bundle": store.size,
                 "content_sha256": hashlib.sha256(data).hexdigest(),
                 "content_bytes": len(data),
-                "refusals": ["refusal", "not_here", "other_run"],
+                "refusals": ["refusal", "not_here", "other_run", "not_here", "not_coordinator"],
                 "modules": [],
             }
     finally:

@@ -12,6 +12,7 @@ import pytest
 
 from coordinator import sources
 from coordinator.prepare import Prepared, manifest_path, prepare, required_blobs
+from ledger.entries import Genesis, decode
 from protocol.assignment import assign, train_split, validation_split
 from protocol.blobs import BlobStore
 from protocol.errors import CheckFailed, ResourceError, UsageError
@@ -141,6 +142,47 @@ def test_the_first_state_is_the_model_of_the_seed(prepared: tuple[Prepared, Path
     assert np.array_equal(state.params, model.read_parameters(module))
     assert state.momentum is not None
     assert not state.momentum.any()
+
+
+def test_contributed_text_is_named_in_the_order_of_its_tokens(tmp_path: Path) -> None:
+    ada, bob = "ad" * 32, "b0" * 32
+    entries_ = [("one", ada), ("two", ""), ("three", bob), ("four", bob), ("five", ada)]
+    listed = []
+    for name, account in entries_:
+        folder = tmp_path / name
+        folder.mkdir()
+        for number in range(3):
+            text = "".join(f"{name} {number} line {line}\n" for line in range(60))
+            (folder / f"{number}.txt").write_text(text)
+        named = f', contributor = "{account}"' if account else ""
+        listed.append(f'{{ kind = "text", path = "{name}"{named} }}')
+    # The same content again, by somebody else, earns nothing.
+    (tmp_path / "five" / "copy.txt").write_bytes((tmp_path / "three" / "0.txt").read_bytes())
+    text = RUN.replace('[{ kind = "text", path = "texts" }]', f"[{', '.join(listed)}]")
+    text = text.replace('kind = "bpe"\nvocab_size = 300', 'kind = "bytes"')
+    run = prepare(write_run(tmp_path, text), tmp_path / "home")
+    parts = run.manifest.data.contributed
+    assert [part.account for part in parts] == [ada, "", bob, ada]
+    assert sum(part.tokens for part in parts) == run.manifest.data.train.tokens
+    # Each stretch of tokens is the text of its contributor, and begins and ends with a document.
+    _, tokens = read_split(run, tmp_path / "home", "train")
+    wanted = [{"one"}, {"two"}, {"three", "four"}, {"five"}]
+    start = 0
+    for part, names in zip(parts, wanted, strict=True):
+        stretch = tokens[start : start + part.tokens]
+        written = bytes(int(token) for token in stretch if token < 256).decode()
+        assert {line.split(" ")[0] for line in written.splitlines()} == names
+        assert stretch[-1] == 256
+        start += part.tokens
+    # And the ledger reads it from the manifest.
+    genesis = decode(run.envelope).body
+    assert isinstance(genesis, Genesis)
+    assert genesis.rules.data is not None
+    assert genesis.rules.data.contributed == tuple((p.account, p.tokens) for p in parts)
+
+
+def test_a_run_without_contributors_names_nobody(prepared: tuple[Prepared, Path]) -> None:
+    assert prepared[0].manifest.data.contributed == ()
 
 
 def test_a_second_call_returns_the_same_run(prepared: tuple[Prepared, Path]) -> None:

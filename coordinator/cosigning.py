@@ -1,0 +1,181 @@
+"""Takes in the cosignatures of witnesses, and writes the best of them into the ledger.
+
+A node that has replayed the entries up to one of our tree heads sends its cosignature. What holds
+is kept beside the ledger (:class:`ledger.heads.HeadStore`) and given to whoever asks; once a round
+one ``witnessed`` entry records it, which makes it part of the accounts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from coordinator.limits import Limits
+from ledger import entries, finality, note, shares
+from ledger.checkpoint import Checkpoint, parse_checkpoint
+from ledger.cosignature import add_lines, time_of
+from ledger.heads import HeadStore
+from ledger.note import Note
+from ledger.shares import FoldState
+from ledger.store import LedgerStore
+from protocol import messages, wire
+from protocol.dsse import Envelope
+from protocol.errors import CheckFailed
+from protocol.events import emit
+from protocol.identity import Identity
+from protocol.network import short
+
+log = logging.getLogger("artel.coordinator")
+
+KEEP_HEADS = 8
+"""Cosignatures of the newest heads alone are taken; an older head says nothing more."""
+COSIGNED_PER_MINUTE, COSIGNED_AT_ONCE = 240, 60
+"""Of one peer. Each costs a few signature checks and one durable write."""
+AHEAD_S = 3600
+"""How far a witness's clock may be ahead of ours."""
+
+
+@dataclass
+class Head:
+    """One of our tree heads, with the cosignatures that came for it."""
+
+    checkpoint: Checkpoint
+    signed: Note
+
+
+class Cosigning:
+    """The cosignatures of one run; the event loop owns it.
+
+    :param state: the fold over the store
+    :param clock: POSIX seconds
+    """
+
+    def __init__(
+        self,
+        store: LedgerStore,
+        heads: HeadStore,
+        state: Callable[[], FoldState],
+        identity: Identity,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store, self._kept, self._state = store, heads, state
+        self._identity, self._clock = identity, clock
+        self._heads: dict[int, Head] = {}  # by size, the newest few
+        self._limits = Limits(COSIGNED_PER_MINUTE, COSIGNED_AT_ONCE)
+        self.news = asyncio.Event()
+        """Set whenever a cosignature was taken in."""
+        self._remember()
+
+    def _remember(self) -> None:
+        """After a restart: the heads that may still be worth an entry."""
+        rules = self._state().rules
+        for lines in {1, max(1, rules.witnesses if rules is not None else 1)}:
+            text = self._kept.newest(lines)
+            if text:
+                checkpoint = parse_checkpoint(text)
+                self._heads[checkpoint.size] = Head(checkpoint, note.parse(text))
+
+    async def take(self, peer: str, message: messages.Cosigned) -> None:
+        """Take in a note with cosignatures of nodes that the ledger knows.
+
+        :raises Refused: too many, from an unknown node, or not of our newest heads
+        :raises DecodeError: it is malformed
+        :raises CheckFailed: it is not one of our heads, or a signature does not verify
+        """
+        state = self._state()
+        if peer not in state.nodes:
+            raise wire.Refused("this node has not been admitted", "say hello", code="unknown_node")
+        if self._limits.take(peer):
+            raise wire.Refused("too many cosignatures", "send only the newest head's", code="busy")
+        head, given = await asyncio.to_thread(self._checked, message.note, dict(state.nodes))
+        if len(self._heads) >= KEEP_HEADS and head.size < min(self._heads):
+            return  # nothing wrong with it, but nobody needs it any more
+        lines = finality.cosigners(given, state.nodes)
+        if not lines:
+            raise wire.Refused("the note carries no node's cosignature", code="unknown_node")
+        known = self._heads.get(head.size)
+        before = known.signed if known is not None else Note(given.text, given.signatures[:1])
+        if len(before.signatures) + len(lines) > note.MAX_SIGNATURE_LINES:
+            return
+        merged = add_lines(before, lines.values())
+        if known is not None and merged == known.signed:
+            return
+        # In memory first: while this one is being written, another one must not get lost.
+        self._heads[head.size] = Head(head, merged)
+        for size in sorted(self._heads)[:-KEEP_HEADS]:
+            del self._heads[size]
+        await asyncio.to_thread(self._kept.add_note, merged.encode())
+        self.news.set()
+        emit(log, "head.cosigned", logging.DEBUG, size=head.size, node=short(peer))
+
+    def _checked(self, data: str, nodes: dict[str, str]) -> tuple[Checkpoint, Note]:
+        """The note with our own signature first, and only lines that verify."""
+        coordinators = self._store.genesis.coordinators
+        head, given = finality.verified(data, self._store.origin, coordinators, nodes)
+        ours = self._store.note_at(head.size)
+        if not ours or parse_checkpoint(ours).root != head.root:
+            raise CheckFailed(f"there is no tree head of {head.size} entries with that root here")
+        now = self._clock()
+        for line in given.signatures:
+            at = time_of(line)
+            if at is not None and at > now + AHEAD_S:
+                raise CheckFailed("the cosignature is from the future", "set this machine's clock")
+        return head, Note(given.text, (*note.parse(ours).signatures, *given.signatures))
+
+    def nodes_at(self, size: int) -> set[str]:
+        """The nodes that cosigned exactly this head."""
+        head = self._heads.get(size)
+        return set() if head is None else set(finality.cosigners(head.signed, self._state().nodes))
+
+    def statement(self) -> Envelope | None:
+        """The ``witnessed`` entry that is due, for the head that the most accounts have cosigned
+        and of these the newest; None when there is none, or the fold would ignore it.
+
+        The most, and not just enough: whoever is a moment slower has replayed the entries too.
+        """
+        state = self._state()
+        found = (
+            (finality.seats(head.signed, state), size)
+            for size, head in self._heads.items()
+            if size > state.witnessed
+        )
+        seats, size = max(found, key=lambda item: (len(item[0]), item[1]), default=({}, 0))
+        if not seats:
+            return None
+        envelope = self._record(self._heads[size], seats, state)
+        reason = shares.check(state, entries.decode(envelope.encode()))
+        if reason:
+            emit(log, "head.not_recorded", logging.WARNING, reason=reason)
+            return None
+        return envelope
+
+    def _record(self, head: Head, seats: dict[str, list[str]], state: FoldState) -> Envelope:
+        """One node of each account first: those that contribute, and have waited the longest."""
+
+        def turn(account: str) -> tuple[bool, int, str]:
+            return account not in state.recent, state.accounts[account].witnessed, account
+
+        first = [seats[account][0] for account in sorted(seats, key=turn)]
+        rest = sorted(peer for peers in seats.values() for peer in peers[1:])
+        lines = finality.cosigners(head.signed, state.nodes)
+        cosignatures = []
+        for peer in (first + rest)[: entries.MAX_COSIGNATURES]:
+            signature = lines[peer].signature
+            cosignatures.append(
+                entries.Cosignature(
+                    node=peer,
+                    time=int.from_bytes(signature[:8], "big"),
+                    signature=signature[8:].hex(),
+                )
+            )
+        return entries.witnessed(
+            self._identity,
+            state.run,
+            size=head.checkpoint.size,
+            root=head.checkpoint.root.hex(),
+            cosignatures=cosignatures,
+            term=self._store.term,
+        )

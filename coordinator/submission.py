@@ -1,0 +1,167 @@
+"""Takes entries that people sign into the ledger, and the names that they want to be shown under.
+
+An entry is taken only when the fold says that it would count now; what it would ignore never enters
+the log. So whoever holds no key of this run cannot write anything, except for new accounts, whose
+number is bounded together with the admission of nodes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from coordinator.limits import Limits
+from coordinator.sequencer import Sequencer
+from ledger import alias, entries, shares
+from ledger.entries import Entry
+from ledger.heads import HeadStore
+from ledger.reasons import explain
+from protocol import wire
+from protocol.dsse import MAX_ENVELOPE_BYTES
+from protocol.errors import CheckFailed
+from protocol.events import emit
+from protocol.rounds import BAD_SIGNATURE
+
+log = logging.getLogger("artel.coordinator")
+
+KINDS = (
+    *(entries.Account, entries.KeyRotated, entries.Address, entries.Dispute, entries.Verdict),
+    *(entries.Ruling, entries.Transfer, entries.SplitSeen),
+)
+"""What people sign. All other kinds belong to the rounds."""
+PER_PEER_MINUTE, PER_PEER_AT_ONCE = 60, 20
+"""Of one network peer or address, whatever it sends: bounds the work of looking at it."""
+PER_KEY_MINUTE, PER_KEY_AT_ONCE = 20, 20
+"""Entries of one signer that count."""
+WAITING_AT_MOST = 1024
+"""Entries on their way into the ledger, well below what the sequencer takes: the rounds go on
+however much is submitted."""
+ALIAS_AHEAD_S = 3600
+"""How far the clock of whoever signed an alias may be ahead of ours."""
+ADMISSIONS_PER_MINUTE = 120
+"""Entries of new accounts and new nodes; whoever makes keys could make millions."""
+
+
+class Submissions:
+    """Submitted entries and aliases of one run; the event loop owns it.
+
+    :param clock: steady seconds
+    """
+
+    def __init__(
+        self,
+        ledger: Sequencer,
+        heads: HeadStore,
+        run: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._ledger, self._heads, self._run = ledger, heads, run
+        self._peers = Limits(PER_PEER_MINUTE, PER_PEER_AT_ONCE, clock=clock)
+        self._keys = Limits(PER_KEY_MINUTE, PER_KEY_AT_ONCE, clock=clock)
+        self._newcomers = Limits(PER_KEY_MINUTE, PER_KEY_AT_ONCE, clock=clock)
+        self._admissions = Limits(ADMISSIONS_PER_MINUTE, ADMISSIONS_PER_MINUTE, clock=clock)
+
+    async def submit(self, data: bytes, who: str) -> tuple[int, str]:
+        """Put a person's entry into the ledger.
+
+        :param data: the leaf, as it came from outside
+        :param who: the network peer or address that it came from
+        :returns: its index, and a signed tree head that covers it; the same for what is there
+            already
+        :raises DecodeError: it is malformed
+        :raises Refused: it would change nothing (the code says why), or there is too much of it
+        """
+        self._spend(self._peers, who)
+        if self._ledger.waiting > WAITING_AT_MOST:
+            raise wire.Refused(
+                "too many entries are waiting", "send it again in a few seconds", code="busy"
+            )
+        if len(data) > MAX_ENVELOPE_BYTES:
+            raise wire.Refused(
+                f"an entry of {len(data)} bytes, at most {MAX_ENVELOPE_BYTES} allowed",
+                code="too_large",
+            )
+        entry = await asyncio.to_thread(_verified, data)
+        if not isinstance(entry.body, KINDS):
+            raise wire.Refused(f"{entry.kind} entries are not submitted by people", code="unknown")
+        index = self._ledger.store.index_of(entry.id)
+        if index is None:
+            self._expect(entry)
+            self._spend(self._keys, _speaker(entry))
+            if isinstance(entry.body, entries.Account):
+                self.admit(who)
+            await self._ledger.append(entry)
+            index = self._ledger.store.index_of(entry.id)
+            emit(log, "entry.submitted", kind=entry.kind, index=index)
+        if index is None:
+            raise CheckFailed("the entry was appended and cannot be found")
+        return index, self._ledger.store.latest_note
+
+    def _expect(self, entry: Entry) -> None:
+        if entry.body.run != self._run:
+            raise wire.Refused("the entry is for another run", code="other_run")
+        reason = shares.check(self._ledger.state, entry)
+        if reason:
+            raise wire.Refused(
+                f"this {entry.kind} entry would change nothing: {explain(reason)}", code=reason
+            )
+
+    def admit(self, who: str) -> None:
+        """Count one entry of a new account or node.
+
+        :raises Refused: too many in a minute, of this peer or of all
+        """
+        self._spend(self._newcomers, who)
+        self._spend(self._admissions, "")
+
+    def _spend(self, limits: Limits, key: str) -> None:
+        wait = limits.take(key)
+        if wait:
+            raise wire.Refused(
+                "too much at once", f"try again in {wait + 1:.0f} seconds", code="busy"
+            )
+
+    async def set_alias(self, data: bytes, who: str) -> None:
+        """Show an account under a name, or no longer; kept beside the ledger, never in it.
+
+        :raises DecodeError: it is malformed
+        :raises CheckFailed: it is for another run, or not by the account's present key
+        :raises Refused: older than what is known, or there is too much of it
+        """
+        self._spend(self._peers, who)
+        wish = alias.open_alias(data, self._ledger.state)
+        if wish.time > time.time() + ALIAS_AHEAD_S:
+            raise wire.Refused(
+                "the alias was signed in the future",
+                "set the clock and sign it again",
+                code="stale",
+            )
+        self._spend(self._keys, wish.account)
+        heads, account = self._heads, wish.account
+        shown = (account, wish.alias, wish.team, wish.time)
+        if not await asyncio.to_thread(heads.set_alias, *shown):
+            raise wire.Refused("a newer statement of this account is known", code="stale")
+        if not wish.alias:
+            await asyncio.to_thread(heads.forget_alias, account)
+        emit(log, "alias.set" if wish.alias else "alias.forgotten", account=account[:12])
+
+
+def _verified(data: bytes) -> Entry:
+    entry = entries.decode(data)
+    if not entry.signers:
+        raise wire.Refused(
+            f"this {entry.kind} entry would change nothing: {explain(BAD_SIGNATURE)}",
+            code=BAD_SIGNATURE,
+        )
+    return entry
+
+
+def _speaker(entry: Entry) -> str:
+    """Whose bucket an entry that counts is taken from."""
+    body = entry.body
+    if isinstance(body, entries.Verdict):
+        return body.node
+    account = getattr(body, "account", "")
+    return account or ",".join(sorted(entry.signers))

@@ -1,0 +1,140 @@
+"""This node as a witness: it cosigns the tree heads whose entries it has replayed.
+
+Runs beside the rounds and never holds them up: only the newest head is cosigned, one at a time,
+and what goes wrong is noted and tried again with the next one. The coordinator answers with the
+newest heads and the cosignatures of others; what of that can be verified is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from ledger import note
+from ledger.checkpoint import parse_checkpoint
+from ledger.cosignature import add_lines
+from ledger.fork import SplitViewProven
+from ledger.replica import Replica
+from node.session import Session
+from node.watch import Watch
+from protocol import messages, wire
+from protocol.errors import ArtelError, DecodeError, Unreachable
+from protocol.events import emit
+
+log = logging.getLogger("artel.node")
+
+ASK_TIMEOUT_S = 10.0
+PACE_S = 0.5
+"""Between two cosignatures, so that entries in quick succession need one alone."""
+RETRY_S = 2.0
+RETRIES = 3
+"""Of one head; after that the next one is waited for."""
+
+
+class Cosigner:
+    """Cosigns for one node.
+
+    :param watch: looks at every head that the coordinator shows
+    """
+
+    def __init__(self, session: Session, watch: Watch) -> None:
+        self._session, self._watch = session, watch
+        self._grown = session.replica.growth()
+        self._settled = asyncio.Event()
+        self.size = 0
+        """Size of the newest head that this node cosigned and the coordinator took."""
+
+    @property
+    def _replica(self) -> Replica:
+        return self._session.replica
+
+    async def run(self) -> None:
+        """Cosign each newest head until cancelled.
+
+        :raises SplitViewProven: the coordinator showed another history
+        """
+        self._grown.set()  # what was there at the start is worth a cosignature too
+        while True:
+            await self._grown.wait()
+            for _ in range(RETRIES):
+                self._grown.clear()
+                try:
+                    await self._cosign()
+                except SplitViewProven:
+                    raise
+                except Unreachable as error:
+                    self._note(error)
+                    await asyncio.sleep(RETRY_S)
+                    continue
+                except ArtelError as error:
+                    self._note(error)
+                break
+            self._settled.set()
+            await asyncio.sleep(PACE_S)
+
+    async def settle(self, seconds: float) -> None:
+        """Wait until the newest head is cosigned, and take over what others have cosigned."""
+        try:
+            async with asyncio.timeout(seconds):
+                while self._replica.store.size > self.size and not self._watch.doubtful:
+                    self._settled.clear()
+                    self._grown.set()
+                    await self._settled.wait()
+                    if self._replica.store.size > self.size:
+                        await asyncio.sleep(RETRY_S)
+                await self.ask()
+        except SplitViewProven:
+            raise
+        except TimeoutError:
+            emit(log, "head.not_cosigned", size=self._replica.store.size, reason="time is over")
+        except ArtelError as error:
+            self._note(error)
+
+    async def ask(self) -> None:
+        """Ask the coordinator for its newest heads, and keep them.
+
+        :raises ArtelError: it does not answer, or what it says does not hold
+        """
+        session = self._session
+        reply = await session.host.ask(
+            session.link.coordinator,
+            wire.LEDGER,
+            messages.GetCheckpoint(run=session.run),
+            ASK_TIMEOUT_S,
+        )
+        await self._keep(reply)
+
+    async def _cosign(self) -> None:
+        session = self._session
+        signed = self._replica.store.latest_note
+        size = parse_checkpoint(signed).size if signed else 0
+        # A node that is bound to no account is no witness that anybody counts.
+        known = session.identity.peer_id in self._replica.state.nodes
+        if self._watch.doubtful or not known or size <= self.size:
+            return
+        line = await asyncio.to_thread(session.witness.cosign, signed, self._replica.store)
+        cosigned = add_lines(note.parse(signed), [line]).encode()
+        await asyncio.to_thread(session.heads.add_note, cosigned)
+        reply = await session.host.ask(
+            session.link.coordinator,
+            wire.LEDGER,
+            messages.Cosigned(run=session.run, note=cosigned),
+            ASK_TIMEOUT_S,
+        )
+        self.size = size
+        await self._keep(reply)
+
+    async def _keep(self, reply: messages.Message) -> None:
+        """Keep the heads of a reply that are of our own tree.
+
+        :raises DecodeError: it is another kind of reply
+        :raises CheckFailed: a signature does not verify
+        """
+        if not isinstance(reply, messages.Checkpoints):
+            raise DecodeError(f"the coordinator answered with {reply.KIND} instead of checkpoints")
+        for text in (reply.newest, reply.final):
+            if text:
+                await self._watch.consider(self._session.link.coordinator, text)
+
+    def _note(self, error: ArtelError) -> None:
+        emit(log, "head.not_cosigned", logging.DEBUG, reason=error.message)

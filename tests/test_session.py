@@ -1,0 +1,99 @@
+"""What a node says when it registers: only what the ledger lacks, with the present key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ledger import entries, shares
+from ledger.accounts import FoldState
+from ledger.entries import recovery_digest
+from ledger_world import World, key
+from node.session import Session
+from protocol.dsse import Envelope
+from protocol.errors import UsageError
+from protocol.identity import Identity
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+def state(world: World) -> FoldState:
+    state = FoldState()
+    say(state, world.genesis, *world.introductions())
+    return state
+
+
+def say(state: FoldState, *envelopes: Envelope) -> None:
+    """Put entries into the ledger; each one has to count."""
+    for envelope in envelopes:
+        outcome = shares.apply(state, entries.decode(envelope.encode()))
+        assert outcome.status != "ignored", outcome.reason
+
+
+def session(
+    world: World, state: FoldState, node: Identity, owner: Identity, **more: Any
+) -> Session:
+    """A session of which only the ledger and the keys are real."""
+    parts: dict[str, Any] = dict.fromkeys(Session.__dataclass_fields__)
+    parts |= {"run": world.run, "identity": node, "account": owner, "home": Path(), "recovery": ""}
+    return Session(**parts | {"replica": SimpleNamespace(state=state)} | more)
+
+
+def registered(session: Session) -> list[str]:
+    """Kinds of the statements, each of which counts when it is said."""
+    decoded = [entries.decode(statement) for statement in session.registration()]
+    say(session.replica.state, *(entry.envelope for entry in decoded))
+    return [entry.kind for entry in decoded]
+
+
+def test_a_newcomer_sends_both_and_then_nothing(world: World, state: FoldState) -> None:
+    mine = session(world, state, key("new node"), key("new owner"))
+    assert registered(mine) == ["account", "node"]
+    assert registered(mine) == []
+
+
+def test_another_node_of_an_account_sends_its_binding_alone(world: World, state: FoldState) -> None:
+    assert registered(session(world, state, key("second node"), world.owners[0])) == ["node"]
+
+
+def test_a_node_that_moves_and_comes_back_counts_its_bindings(
+    world: World, state: FoldState
+) -> None:
+    node, first, other = world.members[0], world.owners[0], world.owners[1]
+    assert registered(session(world, state, node, first)) == []
+    assert registered(session(world, state, node, other)) == ["node"]
+    assert state.account_of(node.peer_id) == other.key
+    assert registered(session(world, state, node, first)) == ["node"]
+    assert state.node_seq[node.peer_id] == 3
+
+
+def test_the_present_key_speaks_for_the_account_and_the_old_one_does_not(
+    world: World, state: FoldState
+) -> None:
+    old, new = world.owners[0], key("next key")
+    say(state, entries.key_rotated(old, new, world.run, account=old.key, seq=1))
+    mine = session(world, state, key("second node"), new)
+    assert mine.account_name == old.key
+    assert registered(mine) == ["node"]
+    assert state.account_of(key("second node").peer_id) == old.key
+    with pytest.raises(UsageError, match="was replaced"):
+        session(world, state, key("third node"), old).registration()
+
+
+def test_the_recovery_key_is_registered_by_its_digest(world: World, state: FoldState) -> None:
+    owner, recovery = key("careful owner"), key("recovery")
+    digest = recovery_digest(recovery.public)
+    assert registered(session(world, state, key("n"), owner, recovery=digest)) == [
+        "account",
+        "node",
+    ]
+    assert state.accounts[owner.key].recovery == digest
+    recovered = entries.key_rotated(recovery, key("fresh"), world.run, account=owner.key, seq=1)
+    say(state, recovered)
