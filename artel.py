@@ -18,7 +18,7 @@ GROUPS = {
     "node": ("node.commands", "join a run, see what this machine does, export the model"),
     "run": ("coordinator.run_commands", "write, check and prepare the file that describes a run"),
     "coordinator": ("coordinator.commands", "publish a run and coordinate its rounds"),
-    "ledger": ("ledger.commands", "see and check who contributed what"),
+    "ledger": ("ledger.cli", "see and check who contributed what"),
 }
 
 DAEMONS = ("node", "coordinator")

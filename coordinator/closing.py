@@ -73,7 +73,7 @@ class Closing:
                 await self._let_go()
             await self._until(due)
             await self._close()
-        await self._witness()
+            await self._witness()
         if keep:
             await self._cosigned()
         await self._let_go()

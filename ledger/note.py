@@ -185,7 +185,10 @@ def _signature_line(line: str) -> SignatureLine:
 def _valid_name(name: str) -> bool:
     # SPEC: Key names MUST be non-empty and MUST NOT contain any Unicode spaces or plus (U+002B)
     # characters.
-    return bool(name) and not any(c.isspace() or c == "+" or c < " " for c in name)
+    # (A command line can hold surrogates, which no UTF-8 text has.)
+    return bool(name) and not any(
+        c.isspace() or c == "+" or c < " " or "\ud800" <= c <= "\udfff" for c in name
+    )
 
 
 def _check_characters(text: str) -> None:

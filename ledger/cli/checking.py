@@ -1,0 +1,203 @@
+"""``artel ledger audit``: is what a log serves what it signed?"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ledger.cli import Add, print_json
+from ledger.cli.opening import holding, run_id
+from protocol.errors import EXIT_OK, CheckFailed, UsageError
+
+if TYPE_CHECKING:
+    from ledger.accounts import FoldState
+    from ledger.entries import Entry
+    from ledger.source import Source
+
+_BATCH = 1024
+
+
+def register(add: Add) -> None:
+    """Add the command."""
+    audit = add(
+        "audit",
+        _audit,
+        "check that a log serves what it signed: ours, or any other of the C2SP format",
+        "http://HOST:8700 --vkey VKEY --full",
+        target=False,
+    )
+    audit.add_argument(
+        "target", metavar="TARGET", help="an http(s) URL, a folder of tiles, a multiaddr, an invite"
+    )
+    audit.add_argument(
+        "--vkey",
+        action="append",
+        default=[],
+        metavar="VKEY",
+        help="key to trust, of the log or of a witness; may be given several times",
+    )
+    audit.add_argument(
+        "--run", metavar="ID", help="run id, which vouches for the key of a run's log"
+    )
+    audit.add_argument("--origin", help="origin line, when it is not the name of the log's key")
+    audit.add_argument(
+        "--full", action="store_true", help="read every entry and tile; of a run, replay it all"
+    )
+
+
+# --- audit ----------------------------------------------------------------------------------------
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    from ledger.audit import audit
+    from ledger.store import DATABASE_NAME
+
+    folder = Path(arguments.target).expanduser()
+    if (folder / DATABASE_NAME).is_file():
+        raise UsageError(
+            f"{folder} is the home of a node or a coordinator",
+            f"check it with: artel ledger verify --home {folder}",
+        )
+    with holding(arguments.target) as (holder, named):
+        newest, _ = holder.heads()  # also finds out where the tiles are
+        run = run_id(arguments.run) or named
+        vkeys = list(arguments.vkey) or _vkeys(holder.source, newest, run)
+        fold = _Fold() if arguments.full and _is_run(newest) else None
+        report = audit(
+            holder.source,
+            vkeys,
+            full=arguments.full,
+            origin=arguments.origin,
+            progress=_progress(),
+            on_entry=fold.add if fold is not None else None,
+        )
+        state = fold.done() if fold is not None else None
+    facts: dict[str, Any] = {
+        "verified": True,
+        "origin": report.origin,
+        "size": report.size,
+        "root": report.root.hex(),
+        "as_of": report.size,
+        "signers": list(report.signers),
+        "cosigners": report.cosigners,
+        "full": report.full,
+        "tiles": report.tiles,
+        "entries": report.entries,
+        "entry_bytes": report.entry_bytes,
+    }
+    if fold is not None and state is not None:
+        facts |= {"signatures": fold.signatures, "unsigned": fold.unsigned, "run": state.run}
+        facts |= {"accounts": len(state.accounts), "vested": state.total_vested}
+        facts |= {"pending": state.total_pending, "ignored": state.ignored}
+    if arguments.json:
+        print_json(facts)
+    else:
+        _print_report(facts, state)
+    return EXIT_OK
+
+
+def _print_report(facts: dict[str, Any], state: FoldState | None) -> None:
+    from ledger import text
+
+    print(f"origin  {text.printable(facts['origin'])}")
+    print(f"size    {facts['size']:,}")
+    print(f"root    {facts['root']}")
+    signers = ", ".join(map(text.printable, facts["signers"]))
+    print(f"ok      the checkpoint is signed by {signers}")
+    if facts["cosigners"]:
+        print(f"ok      cosigned by {', '.join(map(text.printable, facts['cosigners']))}")
+    tiles = text.plural(facts["tiles"], "tile")
+    if not facts["full"]:
+        print(f"ok      the {tiles} on the right edge give its root; --full reads every entry")
+        return
+    entries = text.plural(facts["entries"], "entry", "entries")
+    print(f"ok      {entries} ({facts['entry_bytes']:,} bytes) and {tiles} give its root")
+    if state is None:
+        return
+    print(f"ok      every entry decodes; {facts['signatures']:,} signatures verify")
+    if facts["unsigned"]:
+        print(f"        {facts['unsigned']:,} entries with a bad signature count for nothing")
+    print(
+        f"ok      replayed: {text.plural(facts['accounts'], 'account')}, "
+        f"{facts['vested']:,} credit vested, {facts['pending']:,} pending"
+    )
+    if facts["ignored"]:
+        print(f"        entries that count for nothing: {text.counts(facts['ignored'])}")
+
+
+def _is_run(newest: str) -> bool:
+    from ledger.checkpoint import parse_checkpoint
+    from ledger.offline import run_of
+
+    return bool(run_of(parse_checkpoint(newest).origin))
+
+
+def _vkeys(source: Source, newest: str, run: str) -> list[str]:
+    """The keys of a run's log, by way of the manifest that the run id names.
+
+    :raises UsageError: when the run id is not given
+    """
+    from ledger.cache import TileCache
+    from ledger.checkpoint import parse_checkpoint
+    from ledger.note import VerifierKey
+    from ledger.remote import RemoteLog
+
+    if not run:
+        raise UsageError(
+            "no key to check the log's signature with",
+            "add --vkey VKEY (/ledger/run shows a run's), or --run ID for a run",
+        )
+    head = parse_checkpoint(newest)
+    genesis = RemoteLog(source, head, newest, TileCache(None)).genesis
+    if genesis.run != run:
+        raise CheckFailed(f"this is the log of run {genesis.run[:12]}…, not of {run[:12]}…")
+    return [VerifierKey(head.origin, bytes.fromhex(key)).encode() for key in genesis.coordinators]
+
+
+class _Fold:
+    """Decodes entries, checks their signatures on all cores and folds them, as an audit goes."""
+
+    def __init__(self) -> None:
+        from ledger.shares import FoldState
+
+        self._waiting: list[bytes] = []
+        self._state = FoldState()
+        self.signatures = 0
+        self.unsigned = 0
+
+    def add(self, index: int, leaf: bytes) -> None:
+        self._waiting.append(leaf)
+        if len(self._waiting) >= _BATCH:
+            self._flush()
+
+    def done(self) -> FoldState:
+        self._flush()
+        if self._state.size and not self._state.run:
+            raise CheckFailed("the manifest is not signed by its organiser")
+        return self._state
+
+    def _flush(self) -> None:
+        from ledger.shares import apply
+        from ledger.view import decoded_entries
+
+        entry: Entry
+        for _, entry in decoded_entries(self._waiting, self._state.size):
+            self.signatures += len(entry.signers)
+            self.unsigned += not entry.signers
+            apply(self._state, entry)
+        self._waiting = []
+
+
+def _progress() -> Any:
+    """Prints how far it is, on a terminal."""
+    if not sys.stderr.isatty():
+        return None
+
+    def progress(done: int, total: int) -> None:
+        if total > 2000:
+            end = "\n" if done == total else ""
+            print(f"\raudited {done:,} of {total:,} entries", end=end, file=sys.stderr, flush=True)
+
+    return progress

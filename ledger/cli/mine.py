@@ -1,0 +1,342 @@
+"""``artel ledger me``: what a person's work counts for, claim and ledger side by side."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ledger.cli import DEFAULT_HOME, Add, count, print_json
+from ledger.cli.opening import opened
+from protocol.errors import EXIT_OK, CheckFailed, UsageError
+
+if TYPE_CHECKING:
+    from ledger.accounts import FoldState
+    from ledger.claims import Claim, Stand
+    from ledger.client import View
+
+DEFAULT_LIMIT = 10
+
+
+def register(add: Add) -> None:
+    """Add the command."""
+    me = add("me", _me, "what your work counts for, and what is missing", "--home node-1")
+    who = me.add_mutually_exclusive_group()
+    who.add_argument("--account", metavar="KEY", help="another account (key, its start, or name)")
+    who.add_argument("--node", metavar="PEER", help="the account of this node (peer id or its end)")
+    me.add_argument(
+        "--limit",
+        type=count,
+        default=DEFAULT_LIMIT,
+        metavar="N",
+        help=f"list the last N contributions, 0 for all (default: {DEFAULT_LIMIT})",
+    )
+
+
+# --- whose ----------------------------------------------------------------------------------------
+
+
+def account_of(view: View, arguments: argparse.Namespace) -> str:
+    """The account that is meant: the one that is named, or else the one of this home.
+
+    :raises UsageError: when it is none, or there is no key in the home
+    """
+    if arguments.account:
+        from ledger.cli.sending import account_named
+
+        return account_named(view, arguments.account)
+    node = "" if getattr(arguments, "mine", False) else getattr(arguments, "node", None)
+    if node:
+        found = {peer for peer in view.state.nodes if peer.endswith(node)}
+        if len(found) != 1:
+            many = "several nodes have" if found else "no node has"
+            raise UsageError(f"{many} a peer id that ends in {node[:64]}", "give all of it")
+        return view.state.nodes[found.pop()]
+    return _home_account(view, _home(arguments))
+
+
+def _home(arguments: argparse.Namespace) -> Path:
+    home: Path = arguments.home or DEFAULT_HOME
+    return home.expanduser()
+
+
+def _home_account(view: View, home: Path) -> str:
+    """The account of a home by its key, or by its node's when the key lies elsewhere."""
+    from protocol import identity
+
+    state = view.state
+    for file in ("account.key", "account.key.next"):
+        if (home / file).exists():
+            name = state.keys.get(identity.load(home / file).key)
+            if name is not None:
+                return name
+    peer = _peer_of(home)
+    if peer in state.nodes:
+        return state.nodes[peer]
+    if (home / "account.key").exists():
+        return ""
+    raise UsageError(
+        f"there is no account.key in {home}",
+        "give the home of your node with --home DIR, or name an account with --account KEY",
+    )
+
+
+def _peer_of(home: Path) -> str:
+    from protocol import identity
+
+    path = home / "node.key"
+    return identity.load(path).peer_id if path.exists() else ""
+
+
+# --- me -------------------------------------------------------------------------------------------
+
+
+def _me(arguments: argparse.Namespace) -> int:
+    from ledger import claims as own
+
+    with opened(arguments) as view:
+        if not view.log.size:
+            raise CheckFailed("the ledger is still empty", "the coordinator has not begun it yet")
+        account = account_of(view, arguments)
+        home = _home(arguments)
+        named = arguments.account or arguments.node
+        claims: list[Claim] = [] if named else own.read(home)
+        peer = "" if named else _peer_of(home)
+        if not account and not claims:
+            raise CheckFailed(
+                f"as of checkpoint {view.log.size:,}, the account of {home} is not in this ledger",
+                "it is registered when the node first joins: artel node start --join INVITE",
+            )
+        found = _stands(view, account, peer, claims, all_nodes=bool(named))
+        facts = _facts(view, account, found, bool(claims))
+        if arguments.json:
+            print_json(facts)
+        else:
+            _print_me(view, facts, found, arguments.limit)
+    return EXIT_OK
+
+
+def _stands(
+    view: View, account: str, peer: str, claims: Sequence[Claim], *, all_nodes: bool
+) -> list[Stand]:
+    """The claims of this home; without any, the account's contributions as the ledger has them."""
+    from ledger.claims import Claim, stands
+    from ledger.journal import Journal
+
+    journal = view.journal(account) if account else Journal("")
+    if claims:
+        return stands(claims, peer, view.state, journal)
+    found: list[Stand] = []
+    for entry, shown in journal.shown.items():
+        if all_nodes or not peer or shown.node == peer:
+            claim = Claim(shown.round, shown.attempt, entry, "", shown.tokens, 0)
+            found += stands([claim], shown.node, view.state, journal)
+    return found
+
+
+def _facts(view: View, account: str, found: Sequence[Stand], claimed: bool) -> dict[str, Any]:
+    from ledger import claims
+    from ledger.accounts import Account
+    from ledger.shares import shares
+
+    state = view.state
+    owner = state.accounts.get(account, Account(""))
+    rates = state.rules.rates if state.rules is not None else {}
+    now = {item.account: item.share for item in shares(state)}
+    later = {item.account: item.share for item in shares(state, with_pending=True)}
+    tally = claims.sums(found)
+    nodes = sorted(node for node, of in state.nodes.items() if of == account) if account else []
+    return {
+        "run": state.run,
+        "as_of": view.log.size,
+        "final_size": view.final_size,
+        "label": view.label,
+        "account": account,
+        "alias": view.aliases.get(account, ("", ""))[0],
+        "key": owner.key,
+        "nodes": nodes,
+        "barred": owner.barred,
+        "has_claims": claimed,
+        "from_home": view.holder is None,
+        "claimed": len(found) if claimed else None,
+        "in_ledger": sum(stand.index is not None for stand in found),
+        "steps": {status: asdict(item) for status, item in tally.items()},
+        "rejected": claims.rejections(found),
+        "work": {
+            kind: {"units": units, "rate": rates.get(kind, 0), "credit": units * rates.get(kind, 0)}
+            for kind, units in owner.units.items()
+        },
+        "granted": owner.granted,
+        "vested": owner.vested,
+        "pending": owner.pending,
+        "invalidated": owner.invalidated,
+        "sent": owner.sent,
+        "received": owner.received,
+        "awaiting": state.awaiting().get(account, 0),
+        "vesting": _vesting(state, account),
+        "share": now.get(account, 0.0),
+        "share_with_pending": later.get(account, 0.0),
+        "rejected_ever": state.rejected_by_account().get(account, {}) if account else {},
+        "contributions": [_contribution(stand) for stand in found],
+    }
+
+
+def _contribution(stand: Stand) -> dict[str, Any]:
+    claim = stand.claim
+    return {
+        "round": claim.round,
+        "attempt": claim.attempt,
+        "id": claim.entry,
+        "index": stand.index,
+        "tokens": claim.tokens,
+        "time": claim.time,
+        "status": stand.status,
+        "credit": stand.amount,
+        "reason": stand.reason,
+        "detail": stand.detail,
+    }
+
+
+def _vesting(state: FoldState, account: str) -> dict[str, int]:
+    """Number of a state to the credit that vests when it is agreed; disputed credit left out."""
+    due: Counter[str] = Counter()
+    for item in state.pending_of(account):
+        if not item.disputed_by:
+            due[str(item.due)] += item.credit.amount
+    return dict(sorted(due.items(), key=lambda pair: int(pair[0])))
+
+
+# --- for people -----------------------------------------------------------------------------------
+
+
+def _print_me(view: View, facts: dict[str, Any], found: Sequence[Stand], limit: int) -> None:
+    from ledger import labels, text
+
+    account = facts["account"]
+    if account:
+        alias = f' "{text.printable(facts["alias"])}"' if facts["alias"] else ""
+        replaced = (
+            f", present key {text.short_key(facts['key'])}" if facts["key"] != account else ""
+        )
+        print(f"account  {text.short_key(account)}{alias}{replaced}")
+        shown = ", ".join(map(text.short_peer, facts["nodes"])) or "none"
+        print(f"nodes    {shown}")
+        if facts["barred"]:
+            print("         barred for proven fraud: it earns no more")
+    else:
+        print("account  not in this ledger: it is registered when the node first joins the run")
+    print(f"as of    checkpoint {facts['as_of']:,} of run {text.short_key(facts['run'])}\n")
+    print(_steps(facts))
+    print()
+    print(_account(view.state, facts))
+    if found:
+        print()
+        print(_contributions(found, limit, view.final_size))
+    final = labels.finality(facts["final_size"], facts["as_of"], view.needed)
+    print(f"\n{final}")
+
+
+def _steps(facts: dict[str, Any]) -> str:
+    """Claimed, accepted, pending, vested, rejected side by side."""
+    from ledger import reasons
+    from ledger.cli.table import table
+
+    steps: dict[str, dict[str, int]] = facts["steps"]
+    names = ("awaiting", "pending", "vested", "invalidated")
+    rows = []
+
+    def row(label: str, parts: Sequence[str], note: str = "", credit: bool = True) -> None:
+        number, tokens, amount = (
+            sum(steps[part][field] for part in parts) for field in ("count", "tokens", "amount")
+        )
+        rows.append([label, f"{number:,}", f"{tokens:,}", f"{amount:,}" if credit else "", note])
+
+    if facts["has_claims"]:
+        row("claimed by this node", list(steps), credit=False)
+    row("in the ledger", [name for name in steps if name != "missing"], credit=False)
+    row("accepted", names)
+    row("  awaiting agreement", ["awaiting"], credit=False)
+    row("  pending", ["pending"], _next(facts))
+    row("  vested", ["vested"])
+    if steps["invalidated"]["count"]:
+        row("  taken away", ["invalidated"])
+    if steps["recorded"]["count"]:
+        row("not decided yet", ["recorded"], credit=False)
+    why = ", ".join(
+        f"{number} {code}: {reasons.explain(code)}" for code, number in facts["rejected"].items()
+    )
+    row("rejected", ["rejected"], why, credit=False)
+    if steps["void"]["count"]:
+        row(
+            "attempt repeated", ["void"], "the attempt failed for all; nothing counts", credit=False
+        )
+    if facts["has_claims"]:
+        row("missing", ["missing"], _missing(facts), credit=False)
+    return table(["contributions", "count", "tokens", "credit", ""], rows, right=(1, 2, 3))
+
+
+def _missing(facts: dict[str, Any]) -> str:
+    """What to do about claims that are not in the ledger."""
+    from ledger.claims import NOT_YET
+
+    details = {item["detail"] for item in facts["contributions"] if item["status"] == "missing"}
+    if details == {NOT_YET} and facts["from_home"]:
+        return "ask the coordinator, whose copy is newer: add --from INVITE"
+    return "; ".join(sorted(details))
+
+
+def _next(facts: dict[str, Any]) -> str:
+    if not facts["vesting"]:
+        return ""
+    number, amount = next(iter(facts["vesting"].items()))
+    return f"next: {amount:,} vest when state {number} is agreed"
+
+
+def _account(state: FoldState, facts: dict[str, Any]) -> str:
+    """All work of the account, by kind, and what it comes to."""
+    from ledger.cli.table import table
+
+    units = {"compute": "tokens", "data": "tokens of text", "audit": "tokens", "witness": "entries"}
+    rows = [
+        [
+            *(kind, f"{work['units']:,} {units.get(kind, '')}", f"x {work['rate']:,}", "="),
+            f"{work['credit']:,}",
+        ]
+        for kind, work in facts["work"].items()
+    ]
+    lines = [table(["all work", "", "", "", "credit"], rows, right=(1, 4))] if rows else []
+    parts = [f"{facts['vested']:,} vested", f"{facts['pending']:,} pending"]
+    parts += [f"{facts[name]:,} {name}" for name in ("sent", "received") if facts[name]]
+    if facts["invalidated"]:
+        parts.append(f"{facts['invalidated']:,} taken away")
+    lines.append(f"credit   {', '.join(parts)}")
+    lines.append(
+        f"share    {100 * facts['share']:.3f} % now, "
+        f"{100 * facts['share_with_pending']:.3f} % with all that is pending"
+    )
+    return "\n".join(lines)
+
+
+def _contributions(found: Sequence[Stand], limit: int, final: int) -> str:
+    from ledger.cli.table import table
+
+    shown = found[-limit:] if limit else found
+    rows = []
+    for stand in shown:
+        claim, index = stand.claim, stand.index
+        number = str(claim.round) + (f".{claim.attempt}" if claim.attempt else "")
+        detail = f"{stand.reason}: {stand.detail}" if stand.reason else stand.detail
+        status = stand.status + (f", {detail}" if detail else "")
+        if index is not None and index >= final:
+            status += " *"
+        entry = "-" if index is None else str(index)
+        rows.append([number, entry, f"{claim.tokens:,}", f"{stand.amount:,}", status])
+    lines = [table(["round", "entry", "tokens", "credit", "status"], rows, right=(0, 1, 2, 3))]
+    if any(row[-1].endswith(" *") for row in rows):
+        lines.append("* this entry is not final yet")
+    if len(shown) < len(found):
+        lines.append(f"the last {len(shown)} of {len(found):,}; --limit 0 shows all")
+    return "\n".join(lines)

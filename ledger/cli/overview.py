@@ -1,0 +1,258 @@
+"""``artel ledger status | shares``: how far the ledger is, and who owns what."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import TYPE_CHECKING, Any
+
+from ledger.cli import Add, count, print_json
+from ledger.cli.opening import opened
+from protocol.errors import EXIT_OK, UsageError
+
+if TYPE_CHECKING:
+    from ledger.accounts import FoldState
+    from ledger.client import View
+
+CLOCK_SKEW_S = 60
+"""Clocks of witnesses may be so much ahead of ours before we say so."""
+
+
+def register(add: Add) -> None:
+    """Add the commands."""
+    add("status", _status, "how far the ledger is, and what may be relied on", "--home DIR")
+    table = add("shares", _shares, "who owns how much, and from what work", "--json")
+    table.add_argument("--at", type=count, metavar="N", help="as it was after the first N entries")
+
+
+# --- status ---------------------------------------------------------------------------------------
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    with opened(arguments) as view:
+        if not view.log.size:
+            return _empty(arguments)
+        facts = _facts(view)
+        if arguments.json:
+            print_json(facts)
+        else:
+            _print_status(view, facts)
+    return EXIT_OK
+
+
+def _facts(view: View) -> dict[str, Any]:
+    state, log = view.state, view.log
+    attempt = state.attempt
+    witnesses = view.witnesses()
+    trust = view.trust_in_witnesses
+    return {
+        "name": log.genesis.name,
+        "run": state.run,
+        "origin": log.origin,
+        "term": int(log.origin.rpartition("/")[2]),
+        "size": log.size,
+        "root": log.root.hex(),
+        "as_of": log.size,
+        "seen": max(view.seen, log.size),
+        "round": state.round,
+        "attempt": attempt.attempt if attempt is not None else None,
+        "phase": attempt.phase if attempt is not None else "between rounds",
+        "state_root": state.states[-1],
+        "accounts": len(state.accounts),
+        "nodes": len(state.nodes),
+        "credit": state.total,
+        "vested": state.total_vested,
+        "pending": state.total_pending,
+        "awaiting": sum(state.awaiting().values()),
+        "ignored": state.ignored,
+        "final": view.final_size >= log.size,
+        "final_size": view.final_size,
+        "witnesses_needed": view.needed,
+        "witnesses_known": trust.known,
+        "witnesses": [
+            {"account": item.account, "node": item.node, "time": item.time} for item in witnesses
+        ],
+        "convicted": state.convicted,
+        "conflicts": len(view.conflicts),
+        "label": trust.label,
+        "trusting": view.trust,
+    }
+
+
+def _print_status(view: View, facts: dict[str, Any]) -> None:
+    from ledger import labels, text
+
+    state, size = view.state, view.log.size
+    retry = f", attempt {facts['attempt']}" if facts["attempt"] else ""
+    closed = f"closed, {text.plural(state.round, 'round')} done" if state.closed else ""
+    waiting = f", {facts['awaiting']:,} accepted but not agreed yet" if facts["awaiting"] else ""
+    lines = [
+        ("run", f"{text.printable(facts['name'])} ({state.run})"),
+        ("origin", f"{facts['origin']} (term {facts['term']})"),
+        ("size", f"{text.plural(size, 'entry', 'entries')}, as of checkpoint {size:,}"),
+        ("", f"behind: checkpoint {view.seen:,} was read here before" if view.seen else ""),
+        ("root", facts["root"]),
+        ("round", closed or f"{state.round}, {facts['phase']}{retry}"),
+        ("state", facts["state_root"]),
+        (
+            "people",
+            f"{text.plural(facts['accounts'], 'account')}, {text.plural(facts['nodes'], 'node')}",
+        ),
+        ("credit", f"{state.total_vested:,} vested, {state.total_pending:,} pending{waiting}"),
+        ("ignored", text.counts(state.ignored)),
+        ("final", labels.finality(view.final_size, size, view.needed)),
+        ("", _cosigned(view)),
+        *(
+            ("trust" if not number else "", line)
+            for number, line in enumerate(view.trust_in_witnesses.lines)
+        ),
+    ]
+    for label, line in lines:
+        if line:
+            print(f"{label:<8} {line}")
+    for alarm in _alarms(view):
+        print(f"ALARM    {alarm}")
+
+
+def _cosigned(view: View) -> str:
+    """Who cosigned, and when last."""
+    from ledger import text
+
+    witnesses = view.witnesses()
+    if not witnesses:
+        return ""
+    accounts = len({item.account for item in witnesses})
+    age = max(0, int(time.time()) - max(item.time for item in witnesses))
+    return (
+        f"cosigned by {text.plural(accounts, 'account')}, {view.needed} needed, newest {_ago(age)}"
+    )
+
+
+def _ago(seconds: int) -> str:
+    for unit, name in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= 2 * unit:
+            return f"{seconds // unit} {name}s ago"
+    return f"{max(0, seconds)} s ago"
+
+
+def _alarms(view: View) -> list[str]:
+    from ledger import text
+
+    alarms = [
+        f"key {text.short_key(key)} signed two histories (proven in entry {index})"
+        for key, index in view.state.convicted.items()
+    ]
+    if view.conflicts:
+        found = text.plural(len(view.conflicts), "proof")
+        alarms.append(f"{found} of a split view is known here: see artel ledger compare --help")
+    return alarms
+
+
+def _empty(arguments: argparse.Namespace) -> int:
+    from ledger.labels import UNWITNESSED
+    from protocol import merkle
+
+    if arguments.json:
+        print_json({"size": 0, "root": merkle.EMPTY_ROOT.hex(), "as_of": 0, "label": UNWITNESSED})
+    else:
+        print("the ledger is still empty")
+    return EXIT_OK
+
+
+# --- shares ---------------------------------------------------------------------------------------
+
+
+def _shares(arguments: argparse.Namespace) -> int:
+    with opened(arguments) as view:
+        size = view.log.size if arguments.at is None else arguments.at
+        if size > view.log.size:
+            raise UsageError(f"the ledger has {view.log.size} entries, not {size}")
+        signed = size == 0 or bool(view.log.note_at(size))
+        name = view.log.genesis.name if view.log.size else ""
+        state = view.state if size == view.log.size else view.replay(size)
+        rows = _share_rows(state, view.aliases)
+        facts = {
+            "run": state.run,
+            "as_of": size,
+            "checkpoint": signed,
+            "round": state.round,
+            "vested": state.total_vested,
+            "pending": state.total_pending,
+            "final": 0 < size <= view.final_size if view.log.size else False,
+            "label": view.label if view.log.size else "",
+            "shares": rows,
+        }
+        if arguments.json:
+            print_json(facts)
+        else:
+            _print_shares(view, state, facts, name)
+    return EXIT_OK
+
+
+def _share_rows(state: FoldState, aliases: dict[str, tuple[str, str]]) -> list[dict[str, Any]]:
+    """Accounts that have or had credit, the largest first."""
+    from ledger.shares import shares
+
+    now = {share.account: share for share in shares(state)}
+    later = {share.account: share for share in shares(state, with_pending=True)}
+    rejected, awaiting = state.rejected_by_account(), state.awaiting()
+    names = {name for name, owner in state.accounts.items() if owner.granted or owner.received}
+    names |= awaiting.keys() | {name for name in rejected if name}
+
+    def rank(name: str) -> tuple[int, int, str]:
+        owner = state.accounts[name]
+        return -owner.vested, -owner.pending, name
+
+    return [
+        {
+            "account": name,
+            "alias": aliases.get(name, ("", ""))[0],
+            "vested": state.accounts[name].vested,
+            "share": now[name].share if name in now else 0.0,
+            "units": now[name].units if name in now else 0,
+            "pending": state.accounts[name].pending,
+            "share_with_pending": later[name].share if name in later else 0.0,
+            "awaiting": awaiting.get(name, 0),
+            "invalidated": state.accounts[name].invalidated,
+            "work": state.accounts[name].units,
+            "rejected": rejected.get(name, {}),
+        }
+        for name in sorted(names, key=rank)
+    ]
+
+
+def _print_shares(view: View, state: FoldState, facts: dict[str, Any], name: str) -> None:
+    from ledger import labels, text
+    from ledger.cli.table import table
+
+    size, rows = facts["as_of"], facts["shares"]
+    where = f"checkpoint {size:,}" if facts["checkpoint"] else f"entry {size:,}"
+    print(f"shares of {text.printable(name) or 'the run'} as of {where}, round {state.round}")
+    if not rows:
+        print("nobody has credit yet; it is granted when a round's state is agreed")
+        return
+    cells = [
+        [
+            text.short_key(row["account"]) + (f" {text.printable(row['alias'])}"[:21]),
+            f"{row['vested']:,}",
+            f"{100 * row['share']:.3f} %",
+            f"{row['pending']:,}",
+            f"{100 * row['share_with_pending']:.3f} %",
+            _work(row["work"]),
+            text.counts(row["rejected"]) or "-",
+        ]
+        for row in rows
+    ]
+    total = ["total", f"{facts['vested']:,}", "100 %" if facts["vested"] else "0 %"]
+    total += [f"{facts['pending']:,}", "100 %", "", ""]
+    heads = ["account", "vested", "share", "pending", "with pending", "work", "left out"]
+    print()
+    print(table(heads, [*cells, total], right=(1, 2, 3, 4)))
+    if not facts["vested"]:
+        print("\nnothing has vested yet; the share with pending is what it comes to if all vests")
+    print(f"\n{labels.finality(min(view.final_size, size), size, view.needed)}")
+
+
+def _work(units: dict[str, int]) -> str:
+    names = {"compute": "tokens", "data": "data", "audit": "audit", "witness": "witness"}
+    return ", ".join(f"{count:,} {names.get(kind, kind)}" for kind, count in units.items()) or "-"

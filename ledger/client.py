@@ -1,0 +1,179 @@
+"""Opens a ledger for reading: of a home, or of whoever holds it elsewhere.
+
+What is trusted is the run id alone: it is the hash of the manifest in entry 0, which names the
+coordinators, whose key signs the tree head, whose root binds every entry; the entries themselves
+are checked signature by signature. With nothing but a URL or an address, the run id is what the
+peer says, and :attr:`View.trust` says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ledger import cache
+from ledger.cache import TileCache
+from ledger.checkpoint import open_checkpoint, parse_checkpoint
+from ledger.holders import Holder, printable
+from ledger.published import term_of
+from ledger.remote import RemoteLog
+from ledger.view import Cosigner, Log, View
+from protocol.errors import ArtelError, CheckFailed, DecodeError
+
+if TYPE_CHECKING:
+    from ledger.heads import HeadStore
+
+__all__ = ["Cosigner", "Log", "View", "heads_of", "home_view", "open_log", "remote_view"]
+
+MAX_ALIASES = 10_000
+_TRIES = 20
+
+
+@contextmanager
+def home_view(home: Path, *, caching: bool = True) -> Iterator[View]:
+    """The ledger of a home, from a private copy; nothing in the home is touched.
+
+    :raises UsageError: there is none
+    :raises CheckFailed: it is damaged, or its newest checkpoint is not the coordinator's
+    """
+    from ledger.snapshot import snapshot
+    from ledger.store import LedgerStore
+
+    home = home.expanduser()
+    with snapshot(home) as copied, LedgerStore.open_copy(copied.path) as store:
+        view = View(store, str(home), home=home)
+        if store.size:
+            open_checkpoint(store.latest_note, store.origin, store.genesis.coordinators)
+            if caching:
+                place = hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:16]
+                view.keep = cache.default_folder(store.genesis.run) / f"home-{place}.json"
+        with heads_of(home, copied.path.parent) as heads:
+            if heads is not None:
+                view.notes = [heads.newest(lines) for lines in range(_most_lines(heads), 0, -1)]
+                view.names = heads.aliases()
+                view.evidence = heads.conflicts()
+        yield view
+
+
+@contextmanager
+def remote_view(holder: Holder, run: str = "", *, caching: bool = True) -> Iterator[View]:
+    """The ledger that somebody else holds.
+
+    :param run: the run id that it must have; "" takes the peer's word
+    :raises CheckFailed: what is served does not hold, or is of another run
+    :raises Unreachable: nobody answers
+    """
+    log, final = open_log(holder, run, None if not caching else cache.default_folder)
+    view = View(log, holder.name, holder=holder, notes=[final, log.latest_note])
+    found = log.genesis.run
+    if not run:
+        view.trust = f"trusting {holder.name} for the run id {found[:12]}…; give --run ID to check"
+    if caching:
+        view.keep, view.shared = cache.default_folder(found) / "log.json", True
+    view.names = _names(holder)
+    view.evidence = _conflicts(holder)
+    yield view
+
+
+def open_log(
+    holder: Holder, run: str, folder: Callable[[str], Path] | None
+) -> tuple[RemoteLog, str]:
+    """The newest tree of a holder, verified down from the run id, and its final tree head.
+
+    :param folder: where tiles of a run are cached; None for nowhere
+    """
+    try:
+        newest, final = holder.heads()
+        # Asked for one after the other, the final one may be the newer one.
+        heads = [parse_checkpoint(text) for text in (newest, final) if text]
+    except DecodeError as error:
+        raise CheckFailed(f"{holder.name}: {error.message}") from None
+    head = max(heads, key=lambda item: item.size)
+    text = newest if head is heads[0] else final
+    claimed = head.origin.split("/")[1] if head.origin.count("/") == 3 else ""
+    if term_of(head.origin, claimed) is None:
+        raise CheckFailed(
+            f"{holder.name} holds a log that is no run of Artel: {printable(head.origin)!r}",
+            "other logs can be audited: artel ledger audit TARGET --vkey VKEY",
+        )
+    if run and claimed != run:
+        raise CheckFailed(f"{holder.name} holds run {claimed[:12]}…, not {run[:12]}…")
+    cached = TileCache(folder(claimed) if folder is not None else None)
+    log = RemoteLog(holder.source, head, text, cached)
+    if log.genesis.run != claimed:
+        raise CheckFailed(
+            f"the manifest that {holder.name} shows is not that of run {claimed[:12]}…"
+        )
+    open_checkpoint(text, head.origin, log.genesis.coordinators)
+    if final:
+        log.notes.setdefault(parse_checkpoint(final).size, final)
+    return log, final
+
+
+@contextmanager
+def heads_of(home: Path, folder: Path) -> Iterator[HeadStore | None]:
+    """A copy of a home's cosigned tree heads in ``folder``; None when it has none yet."""
+    from ledger.heads import HEADS_NAME, HeadStore
+
+    source = home / HEADS_NAME
+    if not source.is_file():
+        yield None
+        return
+    for _ in range(_TRIES):
+        before = [_stamp(path) for path in (source, source.with_name(f"{HEADS_NAME}-wal"))]
+        for name in (HEADS_NAME, f"{HEADS_NAME}-wal"):
+            with suppress(FileNotFoundError):
+                shutil.copyfile(home / name, folder / name)
+        if before == [_stamp(path) for path in (source, source.with_name(f"{HEADS_NAME}-wal"))]:
+            break
+    heads = HeadStore(folder / HEADS_NAME)
+    try:
+        yield heads
+    finally:
+        heads.close()
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return (0, 0)
+    return status.st_size, status.st_mtime_ns
+
+
+def _most_lines(heads: HeadStore) -> int:
+    """How many cosignatures the most cosigned note has, up to a bound."""
+    lines = 0
+    while lines < 64 and heads.newest(lines + 1):
+        lines += 1
+    return lines
+
+
+def _names(holder: Holder) -> dict[str, tuple[str, str]]:
+    """What a holder says that accounts want to be called; shown, and trusted with nothing else."""
+    try:
+        value = holder.aliases()
+    except ArtelError:
+        return {}
+    names: dict[str, tuple[str, str]] = {}
+    for account, item in list(value.items())[:MAX_ALIASES] if isinstance(value, dict) else ():
+        pair = (item.get("alias"), item.get("team")) if isinstance(item, dict) else item
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            continue
+        if all(isinstance(text, str) and len(text) <= 40 for text in pair):
+            names[str(account)] = (printable(pair[0]), printable(pair[1]))
+    return names
+
+
+def _conflicts(holder: Holder) -> list[dict[str, Any]]:
+    try:
+        value = holder.conflicts()
+    except ArtelError:
+        return []
+    return (
+        [item for item in value[:64] if isinstance(item, dict)] if isinstance(value, list) else []
+    )

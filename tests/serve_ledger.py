@@ -1,0 +1,75 @@
+"""Serves the ledger of a test's run over libp2p and HTTP until its input ends.
+
+Takes entries and aliases, as a coordinator does. Prints the multiaddr and the URL.
+
+usage: serve_ledger.py HOME WITNESSES
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from pathlib import Path
+
+from host_world import start
+from ledger import entries
+from ledger.alias import open_alias
+from ledger.heads import HEADS_NAME, HeadStore
+from ledger.replay import replay
+from ledger.replica import LedgerService
+from ledger.shares import apply, check
+from ledger.store import DATABASE_NAME, LedgerStore
+from ledger.web.server import Gate
+from ledger.web.site import LedgerSite
+from ledger_world import World
+from protocol import wire
+
+
+async def main(home: Path, witnesses: int) -> None:
+    world = World(ledger={"witnesses": witnesses})
+    host = await start(home / "host")
+    heads = HeadStore(home / HEADS_NAME)
+    try:
+        with LedgerStore.open(home / DATABASE_NAME, run=world.run) as store:
+            state = replay(store.leaves())
+
+            async def submit(_who: str, leaf: bytes) -> tuple[int, str]:
+                entry = entries.decode(leaf)
+                reason = check(state, entry)
+                if reason:
+                    raise wire.Refused("it would change nothing", code=reason)
+                note = store.append([leaf], world.sign)
+                apply(state, entry)
+                return store.size - 1, note
+
+            async def set_alias(_who: str, statement: bytes) -> None:
+                wish = open_alias(statement, state)
+                heads.set_alias(wish.account, wish.alias, wish.team, wish.time)
+
+            service = LedgerService(
+                store, heads, world.run, lambda: state, submit=submit, set_alias=set_alias
+            )
+            await host.serve(wire.LEDGER, service.answer)
+            site = LedgerSite(
+                store,
+                heads,
+                lambda: state,
+                submit=lambda leaf, who: submit(who, leaf),
+                set_alias=lambda statement, who: set_alias(who, statement),
+            )
+            gate = Gate()
+            application = gate.application()
+            site.add_routes(application)
+            listener = socket.create_server(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+            async with gate.listening(application, listener):
+                print((await host.addresses())[0], f"http://127.0.0.1:{port}", flush=True)
+                await asyncio.to_thread(sys.stdin.read)
+    finally:
+        heads.close()
+        await host.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2])))
