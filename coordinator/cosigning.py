@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from coordinator.limits import Limits
 from ledger import entries, finality, note, shares
 from ledger.checkpoint import Checkpoint, parse_checkpoint
 from ledger.cosignature import add_lines, time_of
@@ -26,6 +25,7 @@ from protocol.dsse import Envelope
 from protocol.errors import CheckFailed
 from protocol.events import emit
 from protocol.identity import Identity
+from protocol.limits import RateLimits
 from protocol.network import short
 
 log = logging.getLogger("artel.coordinator")
@@ -64,7 +64,7 @@ class Cosigning:
         self._store, self._kept, self._state = store, heads, state
         self._identity, self._clock = identity, clock
         self._heads: dict[int, Head] = {}  # by size, the newest few
-        self._limits = Limits(COSIGNED_PER_MINUTE, COSIGNED_AT_ONCE)
+        self._limits = RateLimits(COSIGNED_PER_MINUTE, COSIGNED_AT_ONCE)
         self.news = asyncio.Event()
         """Set whenever a cosignature was taken in."""
         self._remember()

@@ -22,9 +22,8 @@ from protocol.identity import Identity
 from protocol.wire import Refused
 
 MAX_WAITING = 4096
-"""Entries accepted and not yet durable; more are refused, as Tessera's pushback does."""
-MAX_GUESTS_WAITING = 3072
-"""What guests are refused at: their flood leaves room for the entries that keep rounds going."""
+"""Entries accepted and not yet durable; more are refused, as Tessera's pushback does. What comes
+from outside is refused long before (:mod:`coordinator.submission`), so that rounds go on."""
 
 SWITCH_S = 0.0005
 
@@ -98,7 +97,7 @@ class Sequencer:
         """Entries that were accepted and are not durable yet."""
         return self._waiting
 
-    async def append(self, *statements: Envelope | Entry, guest: bool = False) -> None:
+    async def append(self, *statements: Envelope | Entry) -> None:
         """Append statements in this order, without others in between.
 
         Those that the ledger has already are left out. An :class:`Entry` (which came out of
@@ -107,8 +106,6 @@ class Sequencer:
         Cancelled before its commit has begun, nothing is appended; after that, the cancellation
         is raised when the commit has ended, and the entries are in the ledger or will never be.
 
-        :param guest: on behalf of somebody outside; refused earlier when much is waiting. (Among
-            guests, limit how much of the room each can take: :mod:`coordinator.limits`.)
         :raises DecodeError: a statement is no ledger entry
         :raises CheckFailed: a signature does not verify
         :raises Refused: ``busy``: too much is waiting already
@@ -123,8 +120,7 @@ class Sequencer:
                 "the fold is not at the end of the ledger, because applying an entry failed",
                 "start the coordinator again",
             )
-        most = MAX_GUESTS_WAITING if guest else MAX_WAITING
-        if self._waiting + len(statements) > most:
+        if self._waiting + len(statements) > MAX_WAITING:
             raise Refused(
                 f"{self._waiting} entries are waiting to be written",
                 "send it again in a few seconds; nothing was kept of it",

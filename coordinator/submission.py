@@ -12,7 +12,6 @@ import logging
 import time
 from collections.abc import Callable
 
-from coordinator.limits import Limits
 from coordinator.sequencer import Sequencer
 from ledger import alias, entries, shares
 from ledger.entries import Entry
@@ -22,6 +21,7 @@ from protocol import wire
 from protocol.dsse import MAX_ENVELOPE_BYTES
 from protocol.errors import CheckFailed
 from protocol.events import emit
+from protocol.limits import RateLimits
 from protocol.rounds import BAD_SIGNATURE
 
 log = logging.getLogger("artel.coordinator")
@@ -58,10 +58,10 @@ class Submissions:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ledger, self._heads, self._run = ledger, heads, run
-        self._peers = Limits(PER_PEER_MINUTE, PER_PEER_AT_ONCE, clock=clock)
-        self._keys = Limits(PER_KEY_MINUTE, PER_KEY_AT_ONCE, clock=clock)
-        self._newcomers = Limits(PER_KEY_MINUTE, PER_KEY_AT_ONCE, clock=clock)
-        self._admissions = Limits(ADMISSIONS_PER_MINUTE, ADMISSIONS_PER_MINUTE, clock=clock)
+        self._peers = RateLimits(PER_PEER_MINUTE, PER_PEER_AT_ONCE, clock=clock)
+        self._keys = RateLimits(PER_KEY_MINUTE, PER_KEY_AT_ONCE, clock=clock)
+        self._newcomers = RateLimits(PER_KEY_MINUTE, PER_KEY_AT_ONCE, clock=clock)
+        self._admissions = RateLimits(ADMISSIONS_PER_MINUTE, ADMISSIONS_PER_MINUTE, clock=clock)
 
     async def submit(self, data: bytes, who: str) -> tuple[int, str]:
         """Put a person's entry into the ledger.
@@ -116,7 +116,7 @@ class Submissions:
         self._spend(self._newcomers, who)
         self._spend(self._admissions, "")
 
-    def _spend(self, limits: Limits, key: str) -> None:
+    def _spend(self, limits: RateLimits, key: str) -> None:
         wait = limits.take(key)
         if wait:
             raise wire.Refused(

@@ -31,7 +31,7 @@ from ledger.shares import SHARE_SCALE, shares
 from ledger.tiles import ENTRIES, encode_bundle, level_tiles, tiles_of
 from ledger.web import plot
 from ledger.web.index import INVALIDATED, PENDING, VESTED, LedgerIndex
-from ledger.web.server import Gate, Limits, RateLimit
+from ledger.web.server import Gate, Limits, network_of
 from ledger.web.site import LedgerSite
 from ledger.witness import encode_request
 from ledger_world import CREDIT, World
@@ -331,18 +331,10 @@ async def test_a_page_of_another_site_cannot_send_anything(tmp_path: Path) -> No
     assert not clerk.taken
 
 
-def test_addresses_have_a_rate_each_and_few_are_remembered() -> None:
-    now = [0.0]
-    limit = RateLimit(2, 0.5, lambda: now[0])
-    assert [limit.allows("10.0.0.1") for _ in range(3)] == [True, True, False]
-    assert limit.allows("10.0.0.2")
-    # All addresses of a /64 are one visitor.
-    assert [limit.allows(f"2001:db8::{n}") for n in range(3)] == [True, True, False]
-    now[0] = 2.0
-    assert [limit.allows("10.0.0.1") for _ in range(2)] == [True, False]
-    for n in range(5000):
-        limit.allows(f"10.1.{n // 250}.{n % 250}")
-    assert len(limit._buckets) == 4096
+def test_all_addresses_of_an_ipv6_network_are_one_visitor() -> None:
+    assert {network_of(f"2001:db8::{n}") for n in range(3)} == {"2001:db8::/64"}
+    assert network_of("2001:db8:0:1::1") != network_of("2001:db8::1")
+    assert network_of("10.0.0.1") != network_of("10.0.0.2")
 
 
 # --- the pages ------------------------------------------------------------------------------------

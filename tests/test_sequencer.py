@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.limits import Limits
-from coordinator.sequencer import MAX_GUESTS_WAITING, MAX_WAITING, Sequencer
+from coordinator.sequencer import MAX_WAITING, Sequencer
 from ledger import entries
 from ledger.checkpoint import open_checkpoint, origin_of
 from ledger.entries import Entry, entry_id
@@ -25,9 +24,12 @@ from ledger.verify import verify_home
 from ledger_world import World, key
 from protocol.dsse import Envelope
 from protocol.errors import CheckFailed, DecodeError, ResourceError, UsageError
+from protocol.limits import RateLimits
 from protocol.wire import Refused
 
 _KEYS = count()
+ROOM = 1024
+"""Entries waiting, above which nothing more is taken from outside."""
 
 
 class Watched:
@@ -352,7 +354,9 @@ def test_a_ledger_of_another_run_or_term(world: World, store: LedgerStore) -> No
 class Flood:
     """Guests who offer ten times what fits, all the time, and never wait for an answer."""
 
-    def __init__(self, sequencer: Sequencer, limits: Limits | None, junk: list[Envelope]) -> None:
+    def __init__(
+        self, sequencer: Sequencer, limits: RateLimits | None, junk: list[Envelope]
+    ) -> None:
         self._sequencer, self._limits, self._junk = sequencer, limits, cycle(junk)
         self.refused = self.accepted = self.peak = 0
         self.codes: set[str] = set()
@@ -362,7 +366,9 @@ class Flood:
         try:
             if self._limits is not None and self._limits.take(key):
                 raise Refused("too many", "wait", code="too_many")
-            await self._sequencer.append(envelope, guest=True)
+            if self._sequencer.waiting > ROOM:  # as coordinator.submission does
+                raise Refused("too much is waiting", "wait", code="busy")
+            await self._sequencer.append(envelope)
             self.accepted += 1
         except Refused as error:
             self.codes.add(error.code)
@@ -398,7 +404,7 @@ async def test_a_flood_is_refused_and_rounds_go_on(world: World, sequencer: Sequ
             await sequencer.append(envelope)  # never refused, and answered in time
     assert flood.codes == {"busy"}
     assert flood.accepted > 0
-    assert flood.peak <= MAX_WAITING
+    assert ROOM / 2 < flood.peak < MAX_WAITING
     assert_sound(sequencer, own)
 
 
@@ -406,13 +412,13 @@ async def test_a_flood_under_a_few_keys_does_not_shut_others_out(
     world: World, sequencer: Sequencer
 ) -> None:
     junk, honest = [new(world) for _ in range(300)], [new(world) for _ in range(10)]
-    limits = Limits(per_minute=600, burst=20)
+    limits = RateLimits(per_minute=600, burst=20)
     async with asyncio.timeout(120), Flood(sequencer, limits, junk) as flood:
         for number, envelope in enumerate(honest):
             assert limits.take(f"honest {number}") == 0
-            await sequencer.append(envelope, guest=True)
+            await sequencer.append(envelope)
     assert flood.codes == {"too_many"}
-    assert flood.peak < MAX_GUESTS_WAITING
+    assert flood.peak < ROOM
     assert_sound(sequencer, honest)
 
 
@@ -443,7 +449,7 @@ async def test_memory_is_bounded_when_nothing_can_be_written(
 
 def test_a_bucket_allows_a_burst_and_then_a_rate() -> None:
     now = 100.0
-    limits = Limits(per_minute=30, burst=3, clock=lambda: now)
+    limits = RateLimits(per_minute=30, burst=3, clock=lambda: now)
     assert [limits.take("a") for _ in range(4)] == [0, 0, 0, 2.0]
     assert limits.take("b") == 0, "keys do not disturb each other"
     now += 1.5
@@ -457,7 +463,7 @@ def test_a_bucket_allows_a_burst_and_then_a_rate() -> None:
 
 
 def test_buckets_are_bounded_and_the_busiest_are_remembered() -> None:
-    limits = Limits(per_minute=1, burst=1, keys=100, clock=lambda: 0.0)
+    limits = RateLimits(per_minute=1, burst=1, keys=100, clock=lambda: 0.0)
     for number in range(10_000):
         limits.take(f"stranger {number}")
         assert (limits.take("flooder") == 0) == (number == 0)
@@ -467,4 +473,4 @@ def test_buckets_are_bounded_and_the_busiest_are_remembered() -> None:
 def test_limits_that_make_no_sense_are_refused() -> None:
     for wrong in ((0, 1, 1), (1, 0, 1), (1, 1, 0)):
         with pytest.raises(ValueError):
-            Limits(*wrong)
+            RateLimits(*wrong)

@@ -16,7 +16,7 @@ import logging
 import math
 import socket
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +28,7 @@ from ledger.web.markup import STYLE
 from ledger.witness import MAX_BODY_BYTES
 from protocol.errors import ArtelError, UsageError
 from protocol.events import emit
+from protocol.limits import RateLimits
 
 log = logging.getLogger("artel.web")
 
@@ -74,28 +75,6 @@ class Limits:
     """... and in the long run."""
 
 
-class RateLimit:
-    """A token bucket for each network address.
-
-    :param clock: steady seconds
-    """
-
-    def __init__(self, burst: int, per_s: float, clock: Callable[[], float]) -> None:
-        self._burst, self._per_s, self._clock = burst, per_s, clock
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def allows(self, address: str) -> bool:
-        """Whether this address may do it once more now; counts it."""
-        now, name = self._clock(), _network(address)
-        tokens, at = self._buckets.pop(name, (float(self._burst), now))
-        tokens = min(self._burst, tokens + (now - at) * self._per_s)
-        allowed = tokens >= 1
-        self._buckets[name] = (tokens - 1 if allowed else tokens, now)
-        if len(self._buckets) > MAX_ADDRESSES:
-            self._buckets.popitem(last=False)
-        return allowed
-
-
 class Gate:
     """Holds the visitors of one server to its limits. Owned by the event loop.
 
@@ -108,7 +87,9 @@ class Gate:
         self.limits = limits or Limits()
         self._clock = clock
         self._active = 0
-        self._posts = RateLimit(self.limits.posts, self.limits.posts_per_s, clock)
+        self._posts = RateLimits(
+            60 * self.limits.posts_per_s, self.limits.posts, MAX_ADDRESSES, clock
+        )
         self._deadlines: dict[Any, float] = {}  # connection: when it has to have begun a request
 
     def application(self) -> web.Application:
@@ -162,7 +143,7 @@ class Gate:
     def _victim(self, live: list[Any]) -> Any:
         """Whoever has most connections loses the one that has been idle longest; None when nobody
         has two."""
-        addresses = [_network(_address_of(connection)) for connection in live]
+        addresses = [network_of(_address_of(connection)) for connection in live]
         ((greedy, count),) = Counter(addresses).most_common(1)
         if count < 2:
             return None
@@ -204,7 +185,7 @@ class Gate:
         if request.method == "POST":
             if request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
                 return error(403, "pages of other sites may only read here", "")
-            if not self._posts.allows(request.remote or ""):
+            if self._posts.take(network_of(request.remote or "")):
                 return busy("too many requests from your address", 429)
         self._active += 1
         try:
@@ -264,7 +245,7 @@ def _abort(connection: Any) -> None:
         connection.transport.abort()
 
 
-def _network(address: str) -> str:
+def network_of(address: str) -> str:
     """What one visitor has at their disposal: an IPv4 address, or an IPv6 network of 64 bits."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])

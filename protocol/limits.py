@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 
-class Limits:
+class RateLimits:
     """A bucket of ``burst`` tokens for each key, refilled with ``per_minute`` tokens a minute.
 
     At most ``keys`` buckets are kept, those used last. A key that was forgotten starts with a full
