@@ -13,11 +13,11 @@ from typing import Any
 
 from coordinator.metrics import RoundMetrics
 from coordinator.service import Coordinator
-from ledger import entries
+from ledger import entries, finality
 from ledger.checkpoint import parse_checkpoint
 from ledger.shares import shares
 from ledger.web.context import Context
-from ledger.web.standing import newest_note, standing
+from ledger.web.standing import standing
 from protocol import rounds
 
 
@@ -126,7 +126,7 @@ async def entries_facts(core: Coordinator, start: int, count: int) -> dict[str, 
 
 async def checkpoint_note(core: Coordinator) -> str:
     """The newest signed tree head, with the cosignatures that are known."""
-    return await asyncio.to_thread(newest_note, core.ledger.store, core.heads)
+    return await asyncio.to_thread(finality.newest_note, core.ledger.store, core.heads)
 
 
 def _entry(index: int, leaf: bytes) -> dict[str, Any]:

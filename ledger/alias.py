@@ -8,7 +8,8 @@ account's present key.
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 from pydantic import ValidationError as PydanticError
@@ -23,6 +24,9 @@ from protocol.identity import Identity
 
 ALIAS_TYPE = "application/vnd.artel.alias+json"
 MAX_CHARACTERS = 40
+MAX_TABLE_BYTES = 1 << 20
+MAX_NAMES = 10_000
+"""That a reader takes from somebody else's table."""
 
 
 def _shown(value: str) -> str:
@@ -76,6 +80,35 @@ def open_alias(data: bytes, state: FoldState) -> Alias:
     if envelope.verify() != (owner.key,):
         raise CheckFailed(f"the alias is {reasons.explain(reasons.WRONG_SIGNERS)}")
     return body
+
+
+def write_table(names: Mapping[str, tuple[str, str]]) -> bytes:
+    """The table of names as holders serve it over any transport: canonical JSON of at most 1 MiB,
+    an object from account to ``{"alias", "team"}``; what does not fit is left out, last keys first.
+
+    :param names: account to (alias, team)
+    """
+    room, kept = MAX_TABLE_BYTES, {}
+    for account, (name, team) in sorted(names.items()):
+        item = {"alias": name, "team": team}
+        # The braces are those of the whole; a comma goes with each name.
+        room -= len(canonical.dumps({account: item})) - 1
+        if room < 2:
+            break
+        kept[account] = item
+    return canonical.dumps(kept)
+
+
+def read_table(value: Any) -> dict[str, tuple[str, str]]:
+    """Account to (alias, team) out of such a JSON value; what does not belong there is skipped."""
+    names: dict[str, tuple[str, str]] = {}
+    for account, item in list(value.items())[:MAX_NAMES] if isinstance(value, dict) else ():
+        if not isinstance(item, dict) or set(item) != {"alias", "team"}:
+            continue
+        name, team = item["alias"], item["team"]
+        if all(isinstance(text, str) and len(text) <= MAX_CHARACTERS for text in (name, team)):
+            names[str(account)] = (name, team)
+    return names
 
 
 def _validated(value: object) -> Alias:

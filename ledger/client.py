@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ledger import cache
+from ledger.alias import read_table
 from ledger.cache import TileCache
 from ledger.checkpoint import open_checkpoint, parse_checkpoint
 from ledger.holders import Holder, printable
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Cosigner", "Log", "View", "heads_of", "home_view", "open_log", "remote_view"]
 
-MAX_ALIASES = 10_000
 _TRIES = 20
 
 
@@ -53,10 +53,10 @@ def home_view(home: Path, *, caching: bool = True) -> Iterator[View]:
                 view.keep = cache.default_folder(store.genesis.run) / f"home-{place}.json"
         with heads_of(home, copied.path.parent) as heads:
             if heads is not None:
-                view.notes = [heads.newest(lines) for lines in range(_most_lines(heads), 0, -1)]
+                view.heads = heads
                 view.names = heads.aliases()
                 view.evidence = heads.conflicts()
-        yield view
+            yield view
 
 
 @contextmanager
@@ -145,28 +145,16 @@ def _stamp(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _most_lines(heads: HeadStore) -> int:
-    """How many cosignatures the most cosigned note has, up to a bound."""
-    lines = 0
-    while lines < 64 and heads.newest(lines + 1):
-        lines += 1
-    return lines
-
-
 def _names(holder: Holder) -> dict[str, tuple[str, str]]:
     """What a holder says that accounts want to be called; shown, and trusted with nothing else."""
     try:
-        value = holder.aliases()
+        names = read_table(holder.aliases())
     except ArtelError:
         return {}
-    names: dict[str, tuple[str, str]] = {}
-    for account, item in list(value.items())[:MAX_ALIASES] if isinstance(value, dict) else ():
-        pair = (item.get("alias"), item.get("team")) if isinstance(item, dict) else item
-        if not isinstance(pair, list | tuple) or len(pair) != 2:
-            continue
-        if all(isinstance(text, str) and len(text) <= 40 for text in pair):
-            names[str(account)] = (printable(pair[0]), printable(pair[1]))
-    return names
+    return {
+        printable(account): (printable(name), printable(team))
+        for account, (name, team) in names.items()
+    }
 
 
 def _conflicts(holder: Holder) -> list[dict[str, Any]]:

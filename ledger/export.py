@@ -157,7 +157,7 @@ def write_proof(view: View, index: int, stem: Path) -> ProofFiles:
     :raises UsageError: when there is no such entry
     :raises ResourceError: when the files cannot be written
     """
-    leaf, proof = view.log.leaf(index), offline.prove(view, index)
+    leaf, proof = view.log.leaf(index), offline.prove(view.log, view.finality, index)
     files = ProofFiles(
         index=index,
         id=entry_id(leaf),

@@ -190,6 +190,21 @@ class HeadStore:
         query = "SELECT note FROM notes WHERE lines >= ? ORDER BY size DESC, rowid DESC LIMIT 1"
         return self._text(query, lines)
 
+    def newest_first(self, lines: int) -> Iterator[str]:
+        """The notes with at least so many cosignatures, those of the largest trees first."""
+        query = (
+            "SELECT size, rowid, note FROM notes WHERE lines >= ? AND (size, rowid) < (?, ?)"
+            " ORDER BY size DESC, rowid DESC LIMIT 1"
+        )
+        place = (MAX_SIZE, 0)
+        while True:
+            with self._lock, self._errors():
+                row = self._connection.execute(query, (lines, *place)).fetchone()
+            if row is None:
+                return
+            place = (int(row[0]), int(row[1]))
+            yield str(row[2])
+
     def _text(self, query: str, value: int) -> str:
         with self._lock, self._errors():
             row = self._connection.execute(query, (value,)).fetchone()

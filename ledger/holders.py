@@ -11,15 +11,16 @@ from typing import Any, Protocol
 
 from ledger.note import MAX_NOTE_BYTES
 from ledger.source import (
+    FINAL_PATH,
     TIMEOUT,
     FolderSource,
     HttpSource,
     NotFound,
     Source,
+    bounded,
+    http_opener,
+    read_until,
 )
-from ledger.source import _bounded as bounded
-from ledger.source import _opener as opener
-from ledger.source import _read as read_bounded
 from ledger.tiles import CHECKPOINT_PATH
 from protocol.errors import ArtelError, CheckFailed, Unreachable, UsageError
 
@@ -71,8 +72,13 @@ class FolderHolder:
         self.source: Source = FolderSource(folder)
 
     def heads(self) -> tuple[str, str]:
+        # The final one first: a copy that is being updated has then at least as new a newest one.
+        try:
+            final = text_of(self.source.get(FINAL_PATH, MAX_NOTE_BYTES), FINAL_PATH)
+        except NotFound:
+            final = ""
         newest = self.source.get(CHECKPOINT_PATH, MAX_NOTE_BYTES)
-        return text_of(newest, CHECKPOINT_PATH), ""
+        return text_of(newest, CHECKPOINT_PATH), final
 
     def aliases(self) -> Any:
         return {}
@@ -100,23 +106,21 @@ class HttpHolder:
     def __init__(self, url: str) -> None:
         self.name = url
         base = HttpSource(url).url
-        self._source = HttpSource(base if base.endswith("/ledger") else f"{base}/ledger")
+        self._log = HttpSource(base if base.endswith("/ledger") else f"{base}/ledger")
         self._mirror = HttpSource(base)
-        self.source: Source = self._source
+        self.source: Source = self._log
 
     def heads(self) -> tuple[str, str]:
         # The final one first: it then cannot be of a larger tree than the newest one.
-        try:
-            final = text_of(self._get("final", MAX_NOTE_BYTES), "final")
-        except NotFound:
-            final = ""
+        final = self._final()
         try:
             newest = self.source.get(CHECKPOINT_PATH, MAX_NOTE_BYTES)
         except (NotFound, Unreachable):  # some servers forbid what they do not have
-            if self.source is self._mirror or self._mirror.url == self._source.url:
+            if self.source is self._mirror or self._mirror.url == self._log.url:
                 raise
-            newest = self._mirror.get(CHECKPOINT_PATH, MAX_NOTE_BYTES)
             self.source = self._mirror
+            final = self._final()
+            newest = self.source.get(CHECKPOINT_PATH, MAX_NOTE_BYTES)
         return text_of(newest, CHECKPOINT_PATH), final
 
     def aliases(self) -> Any:
@@ -140,35 +144,39 @@ class HttpHolder:
     def close(self) -> None:
         pass
 
+    def _final(self) -> str:
+        # Not through the source: a server that forbids what it does not have has no final one.
+        base = self._mirror if self.source is self._mirror else self._log
+        try:
+            return text_of(self._request(f"{base.url}/{FINAL_PATH}", MAX_NOTE_BYTES), FINAL_PATH)
+        except NotFound:
+            return ""
+
     def _optional(self, path: str, missing: Any) -> Any:
         try:
-            return json_of(self._get(path, MAX_JSON_BYTES), path)
+            return json_of(self._request(f"{self._log.url}/{path}", MAX_JSON_BYTES), path)
         except NotFound:
             return missing
 
-    def _get(self, path: str, limit: int) -> bytes:
-        """A resource that is not among those of C2SP logs."""
-        return self._request(path, limit, None)
-
     def _post(self, path: str, body: bytes) -> dict[str, Any]:
-        answer = json_of(self._request(path, MAX_NOTE_BYTES * 2, body), path)
+        answer = json_of(self._request(f"{self._log.url}/{path}", MAX_NOTE_BYTES * 2, body), path)
         return answer if isinstance(answer, dict) else {}
 
-    def _request(self, path: str, limit: int, body: bytes | None) -> bytes:
+    def _request(self, url: str, limit: int, body: bytes | None = None) -> bytes:
+        """What is at a URL that is not among those of C2SP logs, or the answer to ``body``."""
         import time
         from http.client import HTTPException
         from urllib.error import HTTPError
         from urllib.request import Request
 
-        url = f"{self._source.url}/{path}"
         headers = {"User-Agent": "artel", "Accept-Encoding": "identity"}
         if body is not None:
             headers["Content-Type"] = "application/json"
         deadline = time.monotonic() + TIMEOUT
         try:
             request = Request(url, data=body, headers=headers)
-            with opener(self._source.url).open(request, timeout=TIMEOUT) as response:
-                return bounded(read_bounded(response.read1, limit + 1, deadline), limit, url)
+            with http_opener(self._log.url).open(request, timeout=TIMEOUT) as response:
+                return bounded(read_until(response.read1, limit + 1, deadline), limit, url)
         except HTTPError as error:
             with error:
                 answer = error.read(MAX_NOTE_BYTES) if body is not None else b""

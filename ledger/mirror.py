@@ -28,7 +28,15 @@ from ledger.keyfiles import locked
 from ledger.note import MAX_NOTE_BYTES, VerifierKey
 from ledger.offline import run_of
 from ledger.proof import root_at
-from ledger.source import FolderSource, NotFound, Source, TileHashes, read_bundle, read_checkpoint
+from ledger.source import (
+    FINAL_PATH,
+    FolderSource,
+    NotFound,
+    Source,
+    TileHashes,
+    read_bundle,
+    read_checkpoint,
+)
 from ledger.tiles import (
     CHECKPOINT_PATH,
     ENTRIES,
@@ -41,9 +49,6 @@ from ledger.tiles import (
 )
 from protocol.errors import CheckFailed, DecodeError, UsageError
 from protocol.merkle import leaf_hash
-
-FINAL_PATH = "final"
-"""The newest final checkpoint of a run, beside the newest one; not part of the C2SP layout."""
 
 Progress = Callable[[int, int], None]
 """``progress(files that are there, files in all)``"""

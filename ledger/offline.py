@@ -32,7 +32,8 @@ from protocol.errors import CheckFailed, DecodeError, UsageError
 from protocol.merkle import leaf_hash
 
 if TYPE_CHECKING:
-    from ledger.view import View
+    from ledger.finality import Finality
+    from ledger.view import Log
 
 MAX_EVIDENCE_BYTES = 64 * 1024
 
@@ -56,20 +57,24 @@ class Proven:
     genesis: Genesis | None = field(default=None)
 
 
-def prove(view: View, index: int) -> TlogProof:
+def prove(log: Log, standing: Finality, index: int) -> TlogProof:
     """The proof of one entry, under the newest final checkpoint or, before there is one, the newest
     cosigned one that covers it, or the newest at all.
 
+    :param standing: of this log
     :raises UsageError: when there is no such entry
     """
-    log = view.log
-    if not 0 <= index < log.size:
-        raise UsageError(f"there is no entry {index}; the ledger has {log.size}")
-    signed = log.latest_note
-    for text in (view.final_note, view.cosigned_note):
-        if text and parse_checkpoint(text).size > index:
-            signed = text
+    size = log.size
+    if not 0 <= index < size:
+        raise UsageError(f"there is no entry {index}; the ledger has {size}")
+    for signed in (standing.final, standing.cosigned):
+        if signed and parse_checkpoint(signed).size > index:
             break
+    else:
+        # With no other lines than the log's own: whoever has the same log makes the same file.
+        newest = log.latest_note
+        keys = run_keys(parse_checkpoint(newest).origin, log.genesis)
+        signed = note.open_note(newest, keys).encode()
     hashes = inclusion(log, index, parse_checkpoint(signed).size)
     return TlogProof(index, tuple(hashes), signed, extra=log.leaf(0))
 
@@ -94,7 +99,7 @@ def verify(proof: bytes, leaf: bytes, vkeys: Sequence[str] = (), run: str = "") 
     pinned = bool(log_keys)
     genesis = _genesis(parsed.extra, named) if named and parsed.extra else None
     if not pinned and genesis is not None:
-        log_keys = [VerifierKey(origin, bytes.fromhex(key)) for key in genesis.coordinators]
+        log_keys = run_keys(origin, genesis)
     if not log_keys:
         raise UsageError(
             "the proof does not carry the run's manifest, so the key of the log is not known",
@@ -128,7 +133,7 @@ def verify_evidence(
         run = run_of(split.origin)
         if leaf and run:
             genesis = _genesis(leaf, run)
-            keys += [VerifierKey(split.origin, bytes.fromhex(k)) for k in genesis.coordinators]
+            keys += run_keys(split.origin, genesis)
         keys += _named_witnesses(split.first)
     if not keys:
         raise UsageError("the file does not say whose key it is about", "give it with --vkey")
@@ -170,6 +175,11 @@ def run_of(origin: str) -> str:
     parts = origin.split("/")
     run = parts[1] if len(parts) == 4 else ""
     return run if run and term_of(origin, run) is not None else ""
+
+
+def run_keys(origin: str, genesis: Genesis) -> list[VerifierKey]:
+    """The keys that may sign the log of this run."""
+    return [VerifierKey(origin, bytes.fromhex(key)) for key in genesis.coordinators]
 
 
 def _genesis(leaf: bytes, run: str) -> Genesis:

@@ -13,7 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ledger import entries, finality, fork
+from ledger import alias, entries, finality, fork
+from ledger.bundled import fetch_bundled
 from ledger.checkpoint import parse_checkpoint
 from ledger.fork import SplitViewProven
 from ledger.replay import check_signatures, replay
@@ -32,8 +33,6 @@ PAGE_ENTRIES = 256
 PAGE_TIMEOUT_S = 60.0
 ALIASES_PATH = "aliases"
 CONFLICTS_PATH = "conflicts"
-MAX_RESOURCE_BYTES = 1 << 20
-"""Of the resources that are no tiles."""
 
 
 class Replica:
@@ -70,7 +69,8 @@ class Replica:
         """Take over what ``peer`` has beyond this copy, at least up to ``target`` entries.
 
         :raises SplitViewProven: a coordinator has signed another history than the one here
-        :raises CheckFailed: the peer shows another history, or it is shorter than ``target``
+        :raises CheckFailed: the peer shows another history, it is shorter than ``target``, or what
+            it has beyond this copy cannot be had from it: ask another one
         :raises Unreachable: the peer does not answer
         """
         async with self._lock:
@@ -78,7 +78,10 @@ class Replica:
                 page, leaves = await fetch_page(host, peer, run, self.store.size)
                 if not leaves:
                     await self._prove_fork(host, peer, run, page.note)
-                    break
+                    if finality.size_of(page.note) <= self.store.size:
+                        break
+                    # It has more, and no signed head near enough to end a page at.
+                    leaves = await fetch_bundled(host, peer, run, self.store, page.note)
                 try:
                     # Cancelled in between, store and fold would speak of different ledgers.
                     await uninterrupted(self._append(leaves, page.note, run))
@@ -227,7 +230,9 @@ class LedgerService:
     async def checkpoints(self) -> messages.Checkpoints:
         """The newest head, and the newest final one."""
         newest = await asyncio.to_thread(self._newest)
-        final = await asyncio.to_thread(finality.newest_final, self._heads, self._state())
+        final = await asyncio.to_thread(
+            finality.final_note, self._store, self._heads, self._state()
+        )
         return messages.Checkpoints(
             run=self._run, newest=finality.fitting(newest), final=finality.fitting(final)
         )
@@ -242,16 +247,16 @@ class LedgerService:
 
     def _newest(self) -> str:
         """The newest head, with the cosignatures that are known here."""
-        note = self._store.latest_note
+        note = finality.newest_note(self._store, self._heads)
         if not note:
             raise wire.Refused("the ledger here is still empty", code="not_here")
-        return self._heads.note(parse_checkpoint(note).size) or note
+        return note
 
     def _resource(self, path: str) -> bytes:
         if path == CHECKPOINT_PATH:
             return self._newest().encode()
         if path == ALIASES_PATH:
-            return _bounded_json({k: list(v) for k, v in self._heads.aliases().items()})
+            return alias.write_table(self._heads.aliases())
         if path == CONFLICTS_PATH:
             return canonical.dumps(self._heads.conflicts())
         try:
@@ -266,17 +271,6 @@ def _not_here(request: messages.Message) -> wire.Refused:
         "send it to the run's coordinator",
         code="not_coordinator",
     )
-
-
-def _bounded_json(value: dict[str, list[str]]) -> bytes:
-    """Canonical JSON of at most 1 MiB; what does not fit is left out, last names first."""
-    room, kept = MAX_RESOURCE_BYTES, {}
-    for key, item in sorted(value.items()):
-        room -= len(canonical.dumps([key, item])) + 1
-        if room < 2:
-            break
-        kept[key] = item
-    return canonical.dumps(kept)
 
 
 def _page(store: LedgerStore, start: int) -> tuple[str, list[bytes], int]:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 TIMEOUT = 20.0
 """Seconds for one file over HTTP, from the first byte sent to the last byte received."""
 MAX_REDIRECTS = 3
+FINAL_PATH = "final"
+"""The newest final checkpoint of a run, beside the newest one; not part of the C2SP layout."""
 CACHED_TILES = 256
 """2 MiB of hashes: enough to compute any proof without reading a tile twice."""
 _CHUNK = 1 << 16
@@ -50,7 +52,7 @@ class Source(Protocol):
     """Something that has the files of a log."""
 
     def get(self, path: str, limit: int) -> bytes:
-        """The content at ``path``, which is ``checkpoint`` or the path of a tile.
+        """The content at ``path``: ``checkpoint``, ``final`` or the path of a tile.
 
         :param limit: the most bytes that are accepted
         :raises NotFound: when there is no such file
@@ -86,7 +88,7 @@ class FolderSource:
             with os.fdopen(descriptor, "rb") as file:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                     raise NotFound(f"{place} is not a file")
-                return _bounded(file.read(limit + 1), limit, path)
+                return bounded(file.read(limit + 1), limit, path)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise NotFound(f"the log in {self.folder} has no {path}") from None
         except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
@@ -127,7 +129,7 @@ class HttpSource:
         headers = {"User-Agent": "artel", "Accept-Encoding": "identity"}
         deadline = time.monotonic() + self.timeout
         if self._opener is None:
-            self._opener = _opener(self.url)
+            self._opener = http_opener(self.url)
         try:
             request = Request(url, headers=headers)
             with self._opener.open(request, timeout=self.timeout) as response:
@@ -136,10 +138,10 @@ class HttpSource:
                         f"{url} came compressed, which nobody asked for",
                         "ask the log's operator to honour Accept-Encoding: identity",
                     )
-                data = _read(response.read1, limit + 1, deadline)
+                data = read_until(response.read1, limit + 1, deadline)
                 if len(data) <= limit and response.length:  # what Content-Length still promises
                     raise Unreachable(f"{url} was cut off after {len(data)} bytes", "try again")
-                return _bounded(data, limit, url)
+                return bounded(data, limit, url)
         except HTTPError as error:
             error.close()
             if error.code in (404, 410):
@@ -266,8 +268,8 @@ def _read_wide(
 
 
 def _check_path(path: str) -> None:
-    """Let only the spec's paths through; none of them can leave the log's folder."""
-    if path == CHECKPOINT_PATH:
+    """Let only a log's own paths through; none of them can leave the log's folder."""
+    if path in (CHECKPOINT_PATH, FINAL_PATH):
         return
     try:
         Tile.parse(path)
@@ -275,14 +277,22 @@ def _check_path(path: str) -> None:
         raise NotFound(f"{path[:80]!r} is not a path that logs have") from None
 
 
-def _bounded(data: bytes, limit: int, name: str) -> bytes:
+def bounded(data: bytes, limit: int, name: str) -> bytes:
+    """The same bytes, if they are at most ``limit``; ``name`` is for the error.
+
+    :raises CheckFailed: when they are more
+    """
     if len(data) > limit:
         raise CheckFailed(f"{name} is longer than the {limit} bytes that it can have")
     return data
 
 
-def _read(read: Callable[[int], bytes], limit: int, deadline: float) -> bytes:
-    """Up to ``limit`` bytes, as long as the deadline (monotonic seconds) has not passed."""
+def read_until(read: Callable[[int], bytes], limit: int, deadline: float) -> bytes:
+    """Up to ``limit`` bytes, piece by piece.
+
+    :param read: returns up to so many bytes, and none at the end
+    :raises TimeoutError: when the deadline (monotonic seconds) has passed
+    """
     parts = []
     while limit and (part := read(min(limit, _CHUNK))):
         parts.append(part)
@@ -292,8 +302,11 @@ def _read(read: Callable[[int], bytes], limit: int, deadline: float) -> bytes:
     return b"".join(parts)
 
 
-def _opener(url: str) -> OpenerDirector:
-    """Opens http and https, and follows a few redirects, none of them from https to http."""
+def http_opener(url: str) -> OpenerDirector:
+    """Opens http and https, and follows a few redirects, none of them from https to http.
+
+    :param url: what it is for; says whether http is allowed
+    """
     from urllib import request
     from urllib.error import HTTPError
 

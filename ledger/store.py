@@ -30,8 +30,8 @@ from protocol.errors import CheckFailed, UsageError
 DATABASE_NAME = "ledger.sqlite3"
 CHECKPOINT_NAME = "checkpoint"
 MAX_BATCH = 256
-"""Entries in one append. As many as a page of the ledger service holds: every page can then end at
-a checkpoint, so a replica can check each page as it comes."""
+"""Entries in one append of the sequencer. As many as a page of the ledger service holds: every page
+can then end at a checkpoint, so a replica can check each page as it comes."""
 
 Sign = Callable[[int, bytes], str]
 """``sign(size, root) -> note``"""
@@ -130,10 +130,14 @@ class LedgerStore(LedgerReader):
         """
         if not leaves:
             raise UsageError("there is nothing to append")
+        if len(leaves) > MAX_BATCH:
+            raise UsageError(f"at most {MAX_BATCH} entries can be appended at once")
         return self._commit(leaves, sign)
 
     def append_replica(self, leaves: Sequence[bytes | Entry], note: str) -> None:
         """Add entries that somebody else sequenced, up to exactly the tree that ``note`` signs.
+
+        There may be any number of them: a copy of tiles has its newest note alone.
 
         :raises DecodeError: when the note or a leaf is malformed
         :raises CheckFailed: when the note is not by the run's coordinators, or its tree is not
@@ -177,8 +181,6 @@ class LedgerStore(LedgerReader):
         """
         if not self._writable:
             raise UsageError("this copy of the ledger is open for reading only")
-        if len(leaves) > MAX_BATCH:
-            raise UsageError(f"at most {MAX_BATCH} entries can be appended at once")
         with self._lock:
             edge = self._head.edge.copy()
             try:

@@ -15,19 +15,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ledger import cache, finality, labels, note
 from ledger.cache import Replayed
-from ledger.checkpoint import open_checkpoint, parse_checkpoint
+from ledger.checkpoint import open_checkpoint
 from ledger.cosignature import time_of
 from ledger.entries import Entry, Genesis, entry_id
 from ledger.evidence import SplitView, check
+from ledger.finality import Finality
 from ledger.holders import Holder
 from ledger.journal import Journal
-from ledger.published import term_of
 from ledger.replay import decoded
 from ledger.rules_trust import signers_of
 from ledger.shares import FoldState, Outcome, apply
 from protocol.errors import CheckFailed, DecodeError, Unreachable, UsageError
 
 if TYPE_CHECKING:
+    from ledger.heads import HeadStore
     from protocol.dsse import Envelope
 
 HOME_CACHE_ENTRIES = 2000
@@ -80,7 +81,9 @@ class View:
     holder: Holder | None = None
     home: Path | None = None
     notes: list[str] = field(default_factory=list)
-    """Tree heads with cosignatures, not verified yet, the best first."""
+    """Tree heads that a holder showed, not verified yet."""
+    heads: HeadStore | None = None
+    """The tree heads with cosignatures that a home keeps."""
     names: dict[str, tuple[str, str]] = field(default_factory=dict)
     evidence: list[dict[str, Any]] = field(default_factory=list)
     """Of split views, as the holder has it; not verified, see :attr:`conflicts`."""
@@ -189,63 +192,37 @@ class View:
     # --- final or pending -------------------------------------------------------------------------
 
     @cached_property
-    def _cosigned(self) -> tuple[str, str]:
-        """The newest final note, and the newest that anybody cosigned; both verified."""
-        final = cosigned = ""
-        size_of: dict[str, int] = {"": 0}
-        coordinators = self.log.genesis.coordinators if self.log.size else ()
-        for text in dict.fromkeys(filter(None, (*self.notes, self.log.latest_note))):
-            origin = parse_checkpoint(text).origin
-            head, signed = finality.verified(text, origin, coordinators, self.state.nodes)
-            if term_of(origin, self.state.run) is None:
-                raise CheckFailed(f"a checkpoint of another log: {origin[:120]!r}")
-            if head.size > self.log.size:
-                continue
-            if self.log.root_at(head.size) != head.root:
-                raise CheckFailed(
-                    f"two histories: a cosigned checkpoint of {head.size} entries is not of the "
-                    "tree that is served",
-                    "keep both; artel ledger compare makes evidence of them",
-                )
-            encoded = signed.encode()
-            size_of[encoded] = head.size
-            if finality.is_final(signed, self.state) and head.size > size_of[final]:
-                final = encoded
-            if finality.seats(signed, self.state) and head.size > size_of[cosigned]:
-                cosigned = encoded
-        return final, cosigned
+    def finality(self) -> Finality:
+        """How much of this is final, by tree heads that are verified here.
+
+        :raises CheckFailed: when one of them is not of this ledger
+        """
+        kept = finality.kept_notes(self.heads, self.state)
+        return finality.of_notes((*kept, *self.notes, self.log.latest_note), self.log, self.state)
 
     @property
     def final_note(self) -> str:
         """The newest final tree head, with the lines that were verified; "" when there is none."""
-        return self._cosigned[0]
-
-    @property
-    def cosigned_note(self) -> str:
-        """The newest tree head that any account of the run has cosigned; "" when none has been."""
-        return self._cosigned[1]
+        return self.finality.final
 
     @property
     def final_size(self) -> int:
         """Entries before this index are final."""
-        own = parse_checkpoint(self.final_note).size if self.final_note else 0
-        return max(own, self.state.final)
+        return self.finality.size
 
     @property
     def needed(self) -> int:
         """Cosigning accounts that make a tree head final; 0: nothing ever is."""
-        return self.state.rules.witnesses if self.state.rules is not None else 0
+        return finality.needed(self.state)
 
     def witnesses(self) -> list[Cosigner]:
         """Who cosigned the newest final tree head, or else the newest that anybody cosigned."""
-        text = self._cosigned[0] or self._cosigned[1]
-        if not text:
-            return []
-        signed = note.parse(text)
-        lines = finality.cosigners(signed, self.state.nodes)
+        found = self.finality
+        text = found.final or found.cosigned
+        lines = finality.cosigners(note.parse(text), self.state.nodes) if text else {}
         return [
             Cosigner(account, node, time_of(lines[node]) or 0)
-            for account, nodes in finality.seats(signed, self.state).items()
+            for account, nodes in found.seats.items()
             for node in nodes
         ]
 
@@ -257,9 +234,7 @@ class View:
     @property
     def trust_in_witnesses(self) -> labels.Trust:
         """How many witnesses there could be, and what they can and cannot do."""
-        state = self.state
-        accounts = {a for a in state.nodes.values() if not state.accounts[a].barred}
-        return labels.Trust(self.needed, len(accounts))
+        return finality.trust(self.state)
 
     @property
     def conflicts(self) -> list[dict[str, Any]]:

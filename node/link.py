@@ -7,6 +7,7 @@ import logging
 import time
 
 from ledger import entries
+from ledger.bundled import first_entry
 from ledger.replica import fetch_page
 from protocol import dht, messages, wire
 from protocol.errors import ArtelError, CheckFailed, Unreachable
@@ -45,15 +46,17 @@ class Link:
         :raises Unreachable: none of the invite's peers answers
         :raises CheckFailed: a peer shows another manifest
         """
-        reasons = []
+        reasons, run = [], self._invite.run
         for address in self._invite.peers:
             peer = peer_of(address)
             try:
-                _, leaves = await fetch_page(self._host, peer, self._invite.run, 0)
-                if not leaves or entries.decode(leaves[0]).body.run != self._invite.run:
+                _, leaves = await fetch_page(self._host, peer, run, 0)
+                # A restored home may have no signed head near enough for a page.
+                first = leaves[0] if leaves else await first_entry(self._host, peer, run)
+                if entries.decode(first).body.run != run:
                     raise CheckFailed(f"peer {short(peer)} shows another run than the invite names")
-                manifest, _ = open_manifest(leaves[0])
-                return manifest, leaves[0]
+                manifest, _ = open_manifest(first)
+                return manifest, first
             except ArtelError as error:
                 reasons.append(error.message)
         raise Unreachable(

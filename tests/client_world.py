@@ -90,8 +90,13 @@ def write_tiles(home: Path, folder: Path, note_text: str = "") -> Path:
 
 
 @contextmanager
-def served(folder: Path, asked: list[str] | None = None) -> Iterator[str]:
-    """A web server for a folder; yields its URL. Paths that were asked for end up in ``asked``."""
+def served(
+    folder: Path, asked: list[str] | None = None, *, forbidding: bool = False
+) -> Iterator[str]:
+    """A web server for a folder; yields its URL. Paths that were asked for end up in ``asked``.
+
+    :param forbidding: it answers 403, not 404, when it does not have something, as some do
+    """
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
@@ -101,6 +106,9 @@ def served(folder: Path, asked: list[str] | None = None) -> Iterator[str]:
             if asked is not None:
                 asked.append(self.path)
             super().do_GET()
+
+        def send_error(self, code: int, *arguments: Any) -> None:
+            super().send_error(403 if forbidding and code == 404 else code, *arguments)
 
     server = http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), partial(Quiet, directory=str(folder))

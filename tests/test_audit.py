@@ -30,7 +30,7 @@ from ledger.source import (
     NotFound,
     Source,
     TileHashes,
-    _opener,
+    http_opener,
     open_source,
     read_bundle,
     read_tile,
@@ -513,7 +513,7 @@ def test_no_redirect_leads_from_https_to_http() -> None:
         ("http://a/checkpoint", "https://b/checkpoint", True),
         ("http://a/checkpoint", "http://b/checkpoint", True),
     ):
-        (handler,) = (h for h in _opener(first).handlers if isinstance(h, HTTPRedirectHandler))
+        (handler,) = (h for h in http_opener(first).handlers if isinstance(h, HTTPRedirectHandler))
         arguments = (Request(first), io.BytesIO(), 302, "found", Message(), then)
         if allowed:
             assert handler.redirect_request(*arguments) is not None

@@ -21,12 +21,18 @@ import pytest
 import artel
 from explorer_world import NASTY, TURNED, Shown, busy_world, shown, witness_of
 from ledger import entries, note
-from ledger.checkpoint import open_checkpoint
+from ledger.accounts import FoldState
+from ledger.alias import read_table, write_table
+from ledger.checkpoint import open_checkpoint, parse_checkpoint
+from ledger.cli import main
+from ledger.client import home_view
 from ledger.cosignature import open_cosigned, witness_key
 from ledger.heads import HEADS_NAME, HeadStore
 from ledger.note import VerifierKey
+from ledger.offline import verify
 from ledger.proof import LeafHashes, TlogProof, consistency, verify_inclusion
 from ledger.replay import replay
+from ledger.replica import LedgerService
 from ledger.shares import SHARE_SCALE, shares
 from ledger.tiles import ENTRIES, encode_bundle, level_tiles, tiles_of
 from ledger.web import plot
@@ -36,6 +42,7 @@ from ledger.web.site import LedgerSite
 from ledger.witness import encode_request
 from ledger_world import CREDIT, World
 from node import status
+from protocol import canonical, messages
 from protocol.errors import CheckFailed, DecodeError, ResourceError, Unreachable
 from protocol.merkle import leaf_hash, root
 from protocol.wire import Refused
@@ -193,6 +200,113 @@ async def test_the_cosignature_of_a_barred_account_makes_nothing_final(ledger: S
     ledger.cosign(70, 0, 3)  # the fourth one has signed two histories
     await ledger.get("/ledger/final", 404)
     assert "somebody provably signed two histories" in await ledger.get("/shares")
+
+
+async def test_a_downloaded_proof_is_what_the_command_writes_and_verifies_offline(
+    ledger: Shown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    home, newest = ledger.store.path.parent, len(ledger.world.leaves)
+
+    async def same(index: int, size: int, cosigners: int) -> None:
+        path = tmp_path / f"entry-{index}.tlog-proof"
+        prove = ["prove", str(index), "-o", str(path)]
+        assert await asyncio.to_thread(main, [*prove, "--home", str(home)]) == 0
+        proof, leaf = path.read_bytes(), path.with_suffix(".json").read_bytes()
+        assert await ledger.bytes(f"/ledger/proof/{index}") == proof
+        assert await ledger.bytes(f"/ledger/leaf/{index}") == leaf
+        url = str(ledger.client.make_url("/"))
+        assert await asyncio.to_thread(main, [*prove, "--from", url]) == 0
+        assert path.read_bytes() == proof
+        found = verify(proof, leaf, run=ledger.world.run)
+        assert (found.index, found.checkpoint.size) == (index, size)
+        assert (found.pinned, len(found.cosigners)) == (False, cosigners)
+        assert main(["verify", str(path), "--policy", str(cosigners)]) == 0
+
+    await same(0, newest, 0)
+    await same(newest - 1, newest, 0)
+    ledger.cosign(newest, 3)  # of a barred account
+    await same(5, newest, 0)
+    ledger.cosign(70, 0, 1)
+    await same(69, 70, 2)
+    await same(70, newest, 0)
+    ledger.cosign(newest, 1)
+    await same(69, 70, 2)
+    await same(70, newest, 2)  # the barred account's line stays on the note
+
+
+async def test_pages_and_commands_say_the_same_of_what_is_final(
+    ledger: Shown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    newest = len(ledger.world.leaves)
+    steps = ((70, ()), (70, (0,)), (70, (1,)), (newest, (2, 3)), (newest, (0, 1)))
+    for size, members in steps:
+        if members:
+            ledger.cosign(size, *members)
+        page = await ledger.site.read(lambda page: page.standing)
+        with home_view(ledger.store.path.parent) as view:
+            assert (page.final, page.wanted) == (view.final_size, view.needed)
+            assert page.head == (parse_checkpoint(view.final_note).size if view.final_note else 0)
+            assert page.trust == view.label
+            if (size, members) == (newest, (2, 3)):
+                assert page.head == 70, "a line of a barred account hides no final head"
+            accounts = {item.account for item in view.witnesses()}
+            assert set(page.witnesses) == (accounts or set(view.state.cosigners))
+        foot = await ledger.get("/shares")
+        assert html.escape(page.label) in foot
+        assert html.escape(page.trust) in foot
+
+
+async def test_names_have_one_form_over_http_and_libp2p(ledger: Shown) -> None:
+    ada, bob = (owner.key for owner in ledger.world.owners[:2])
+    ledger.heads.set_alias(ada, "Ada", "Engine", 1)
+    ledger.heads.set_alias(bob, "Bob \u00e4", "", 1)
+    served = await ledger.bytes("/ledger/aliases")
+    expected = {
+        ada: {"alias": "Ada", "team": "Engine"},
+        bob: {"alias": "Bob \u00e4", "team": ""},
+    }
+    assert served == canonical.dumps(expected)
+    service = LedgerService(ledger.store, ledger.heads, ledger.world.run, FoldState)
+    told = _Told()
+    request = messages.GetResource(run="", path="aliases")
+    await service.answer("somebody", request, told)
+    assert told.data.endswith(served)
+    assert read_table(json.loads(served)) == ledger.heads.aliases()
+
+
+class _Told:
+    """The other end of a stream; keeps what is written."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    async def read_exactly(self, count: int) -> bytes:
+        raise Unreachable("nothing comes")
+
+    async def write(self, data: bytes) -> None:
+        self.data += data
+
+
+def test_a_table_of_names_is_bounded_and_read_strictly() -> None:
+    names = {f"{number:064x}": ("A" * 40, "T" * 40) for number in range(8000)}
+    table = write_table(names)
+    found = read_table(json.loads(table))
+    assert (1 << 20) - 200 < len(table) <= 1 << 20
+    assert list(found) == sorted(names)[: len(found)]
+    good = {"alias": "Ada", "team": ""}
+    strange = {
+        "a": ["Ada", ""],
+        "b": {"alias": "Ada"},
+        "c": good | {"more": ""},
+        "d": good | {"team": 1},
+        "e": {"alias": "A" * 41, "team": ""},
+        "f": "Ada",
+        "g": good,
+    }
+    assert read_table(strange) == {"g": ("Ada", "")}
+    assert read_table([strange]) == {}
 
 
 # --- what may be sent -----------------------------------------------------------------------------

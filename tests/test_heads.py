@@ -98,6 +98,10 @@ def test_lines_of_one_head_are_collected(heads: HeadStore) -> None:
     sizes = [parse_checkpoint(heads.newest(lines)).size for lines in range(4)]
     assert sizes == [9, 9, 8, 8]
     assert heads.newest(4) == ""
+    for lines in range(5):
+        found = [parse_checkpoint(text).size for text in heads.newest_first(lines)]
+        assert found == sorted(found, reverse=True)
+        assert found[:1] == sizes[lines : lines + 1]
 
 
 def test_another_head_of_the_same_size_is_refused(heads: HeadStore) -> None:

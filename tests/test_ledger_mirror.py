@@ -26,11 +26,11 @@ from ledger.entries import decode
 from ledger.fork import SPLIT_VIEW_FILE
 from ledger.heads import HEADS_NAME, HeadStore
 from ledger.holders import FolderHolder, HttpHolder, hold
-from ledger.mirror import FINAL_PATH, mirror
+from ledger.mirror import mirror
 from ledger.note import VerifierKey
 from ledger.offline import verify_evidence
 from ledger.restore import restore
-from ledger.source import FolderSource, HttpSource, Source
+from ledger.source import FINAL_PATH, FolderSource, HttpSource, Source
 from ledger.store import DATABASE_NAME, LedgerStore
 from ledger.tiles import ENTRIES, Tile, level_tiles, tiles_of
 from ledger.verify import verify_home
@@ -193,7 +193,7 @@ def test_full_tiles_are_fetched_once(world: World, tmp_path: Path) -> None:
     grown = Watched(tiles_folder(world, source, 700))
     mirror(grown, folder)
     assert len(grown.spy.asked) == len(set(grown.spy.asked)) + 2  # the right edge is read twice
-    assert all(".p/" in path for path in grown.spy.asked if path != "checkpoint")
+    assert all(".p/" in path for path in grown.spy.asked if path not in ("checkpoint", "final"))
     assert audit(FolderSource(folder), [vkey(world)], full=True).size == 700
 
 
@@ -329,6 +329,43 @@ def test_the_final_checkpoint_comes_along_when_it_fits(world: World, tmp_path: P
         unsigned = cosigned(signed(tree, 260, world.origin, key("thief")), *world.members[:2])
         mirror(Watched(source, final=unsigned), folder)
     assert (folder / FINAL_PATH).read_text() == final
+
+
+@pytest.mark.parametrize("over", ["a folder", "any web server", "one that forbids"])
+def test_the_final_checkpoint_of_a_mirror_is_read(
+    world: World,
+    server: LogServer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    over: str,
+) -> None:
+    append(world, server.store, 300)
+    append(world, server.store, 310)
+    server.final = cosigned(server.store.note_at(300), *world.members[:2])
+    folder = tmp_path / "public"
+    assert mirror(HttpHolder(server.url), folder).final == 300
+    with served(folder, forbidding=over == "one that forbids") as url:
+        target = str(folder) if over == "a folder" else url
+        capsys.readouterr()
+        assert main(["status", "--from", target, "--json"]) == EXIT_OK
+        facts = json.loads(capsys.readouterr().out)
+        assert (facts["final_size"], facts["size"]) == (300, 310)
+        again = tmp_path / "again"
+        assert mirror(hold(target)[0], again).final == 300
+        assert (again / FINAL_PATH).read_bytes() == (folder / FINAL_PATH).read_bytes()
+        # It is verified like every note.
+        stolen = signed(tree_of(world.leaves[:305]), 305, world.origin, key("thief"))
+        (folder / FINAL_PATH).write_text(cosigned(stolen, *world.members[:2]))
+        with pytest.raises(CheckFailed, match="not signed by any key"):
+            main(["status", "--from", target])
+        other = tree_of(forked(world, 100)[:305])
+        split = signed(other, 305, world.origin, world.coordinator)
+        (folder / FINAL_PATH).write_text(cosigned(split, *world.members[:2]))
+        with pytest.raises(CheckFailed, match="two histories"):
+            main(["status", "--from", target])
+        (folder / FINAL_PATH).write_bytes(b"\xff")
+        with pytest.raises(CheckFailed, match="not UTF-8"):
+            main(["status", "--from", target])
 
 
 def test_cosignatures_that_come_later_are_added(world: World, tmp_path: Path) -> None:

@@ -196,9 +196,9 @@ async def test_an_alias_is_shown_replaced_and_erased(office: Office, members: li
 
     first = wish(office, one, "Ada", now - 20, team="Engine")
     await say(office, one, first)
-    assert await shown() == {one.owner.key: ["Ada", "Engine"]}
+    assert await shown() == {one.owner.key: {"alias": "Ada", "team": "Engine"}}
     await say(office, one, wish(office, one, "Lovelace", now - 10))
-    assert await shown() == {one.owner.key: ["Lovelace", ""]}
+    assert await shown() == {one.owner.key: {"alias": "Lovelace", "team": ""}}
     assert await refused(say(office, members[1], first)) == "stale"
     await say(office, one, wish(office, one, "", now))
     assert await shown() == {}

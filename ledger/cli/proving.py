@@ -70,7 +70,7 @@ def _prove(arguments: argparse.Namespace) -> int:
 
     with opened(arguments) as view:
         index = index_of(view, arguments.entry)
-        proof = offline.prove(view, index)
+        proof = offline.prove(view.log, view.finality, index)
         leaf, size = view.log.leaf(index), view.log.size
         covered = parse_checkpoint(proof.checkpoint).size
         final = bool(view.final_note) and proof.checkpoint == view.final_note
@@ -265,7 +265,7 @@ def _verify_evidence(arguments: argparse.Namespace, path: Path) -> int:
 
 def _verify_home(arguments: argparse.Namespace) -> int:
     from ledger.cli import DEFAULT_HOME
-    from ledger.labels import UNWITNESSED, Trust
+    from ledger.finality import trust
     from ledger.verify import verify_home
 
     home: Path = (arguments.home or DEFAULT_HOME).expanduser()
@@ -277,9 +277,7 @@ def _verify_home(arguments: argparse.Namespace) -> int:
 
     result = verify_home(home, progress)
     state = result.state
-    known = {account for account in state.nodes.values() if not state.accounts[account].barred}
-    needed = state.rules.witnesses if state.rules is not None else 0
-    label = Trust(needed, len(known)).label if state.rules is not None else UNWITNESSED
+    label = trust(state).label
     if arguments.json:
         checks = [
             {"name": check.name, "ok": check.ok, "detail": check.detail} for check in result.checks

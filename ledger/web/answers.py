@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import re
-from typing import Any
 
 from aiohttp import web
 
@@ -65,9 +64,12 @@ def tile_bytes(request: web.Request, tile: Tile, data: bytes) -> web.Response:
     return web.Response(body=data, content_type="application/octet-stream", headers=headers)
 
 
-def json_text(value: dict[str, Any]) -> web.Response:
-    """A JSON object that may be a few seconds old."""
-    return web.json_response(value, headers={"Cache-Control": SHORT})
+def json_text(data: bytes) -> web.Response:
+    """JSON that may be a few seconds old."""
+    headers = {"Cache-Control": SHORT}
+    return web.Response(
+        body=data, content_type="application/json", charset="utf-8", headers=headers
+    )
 
 
 def download(data: bytes, content_type: str, name: str, cache: str) -> web.Response:

@@ -20,6 +20,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import threading
 from collections import OrderedDict
@@ -29,12 +30,11 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
+from ledger import alias, finality, offline
 from ledger.accounts import FoldState
-from ledger.checkpoint import parse_checkpoint
 from ledger.explain import Explanation, explain
 from ledger.heads import HeadStore
 from ledger.note import VerifierKey
-from ledger.proof import TlogProof, inclusion
 from ledger.reading import LedgerReader
 from ledger.tiles import Tile
 from ledger.web import lists
@@ -59,7 +59,7 @@ from ledger.web.credit_table import STATES
 from ledger.web.entry_page import entry_page
 from ledger.web.index import LedgerIndex
 from ledger.web.round_page import round_page
-from ledger.web.standing import final_note, newest_note, size_of, standing
+from ledger.web.standing import standing
 from ledger.witness import Witness
 from protocol.dsse import MAX_ENVELOPE_BYTES
 from protocol.errors import ArtelError, DecodeError, UsageError
@@ -160,11 +160,13 @@ class LedgerSite:
     # --- the log ----------------------------------------------------------------------------------
 
     async def _checkpoint(self, request: web.Request) -> web.Response:
-        return note_text(await self._in_thread(newest_note, self._store, self._heads))
+        return note_text(await self._in_thread(finality.newest_note, self._store, self._heads))
 
     async def _final(self, request: web.Request) -> web.Response:
         state = self._state()
-        return note_text(await self._in_thread(final_note, self._store, self._heads, state))
+        return note_text(
+            await self._in_thread(finality.final_note, self._store, self._heads, state)
+        )
 
     async def _tile(self, request: web.Request) -> web.Response:
         # The raw path: a tile has one spelling, without percent signs.
@@ -193,14 +195,10 @@ class LedgerSite:
         return download(proof.encode(), "text/plain", f"entry-{index}.tlog-proof", "no-store")
 
     def _proof_of(self, index: int, state: FoldState) -> str:
-        """Under the final tree head if that covers the entry, or else under the newest."""
-        signed = final_note(self._store, self._heads, state)
-        if size_of(signed) <= index or size_of(signed) > self._store.size:
-            signed = newest_note(self._store, self._heads)
-        if size_of(signed) <= index:
-            raise UsageError(f"there is no entry {index:,}", "see /ledger/checkpoint")
-        size = parse_checkpoint(signed).size
-        return TlogProof(index, tuple(inclusion(self._store, index, size)), signed).encode()
+        """What ``artel ledger prove`` writes, byte for byte."""
+        store = self._store
+        notes = (*finality.kept_notes(self._heads, state), store.latest_note)
+        return offline.prove(store, finality.of_notes(notes, store, state), index).encode()
 
     async def _run(self, request: web.Request) -> web.Response:
         store = self._store
@@ -223,11 +221,11 @@ class LedgerSite:
                 if service is not None
             ],
         }
-        return json_text(facts | self._info())
+        return json_text(json.dumps(facts | self._info()).encode())
 
     async def _aliases(self, request: web.Request) -> web.Response:
-        aliases = await self._in_thread(self._names)
-        return json_text({name: {"alias": a, "team": team} for name, (a, team) in aliases.items()})
+        table = alias.write_table(await self._in_thread(self._names))
+        return json_text(table)
 
     def _names(self) -> dict[str, tuple[str, str]]:
         return self._heads.aliases() if self._heads is not None else {}
