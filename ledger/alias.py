@@ -16,7 +16,7 @@ from pydantic import ValidationError as PydanticError
 
 from ledger import reasons
 from ledger.accounts import FoldState
-from ledger.entries import Count, Digest
+from ledger.bodies import Count, Digest
 from protocol import canonical, dsse
 from protocol.dsse import Envelope
 from protocol.errors import CheckFailed, DecodeError

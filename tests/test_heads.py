@@ -268,7 +268,9 @@ def test_what_was_noted_survives_sigkill(tmp_path: Path) -> None:
         for _ in range(lines):
             said = int(child.stdout.readline())
         child.send_signal(signal.SIGKILL)
-        rest = child.communicate(timeout=30)[0]
+        rest = child.stdout.read()  # what readline has buffered included, as communicate is not
+        child.wait(30)
+        child.stdout.close()
         said = max([said, *(int(line) for line in rest.splitlines(True) if line[-1] == "\n")])
         heads = HeadStore(path)
         found = heads.witnessed("log")

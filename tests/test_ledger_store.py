@@ -614,7 +614,9 @@ def test_what_was_acknowledged_survives_sigkill(world: World, tmp_path: Path) ->
         for _ in range(9 + 4 * generation):
             acknowledged += child.stdout.readline().split()
         child.send_signal(signal.SIGKILL)
-        rest = child.communicate(timeout=30)[0]
+        rest = child.stdout.read()  # what readline has buffered included, as communicate is not
+        child.wait(30)
+        child.stdout.close()
         # What it managed to say between our last look and its end; a cut line was not said.
         acknowledged += [
             name for line in rest.splitlines(True) if line[-1] == "\n" for name in line.split()
