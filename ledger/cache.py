@@ -20,6 +20,7 @@ from typing import Any
 from ledger.accounts import FoldState
 from ledger.journal import Journal
 
+_RULE_MODULES = ("accounts", "bodies", "entries", "evidence", "genesis", "journal")
 _FORMAT = 1
 _DIGEST_BYTES = 32
 MAX_JOURNALS = 8
@@ -121,7 +122,7 @@ def write(path: Path, data: bytes) -> None:
 def _rules() -> str:
     """Names the code that counts: a state of another version must not be continued."""
     here = Path(__file__).parent
-    paths = [here / f"{name}.py" for name in ("accounts", "entries", "evidence", "journal")]
+    paths = [here / f"{name}.py" for name in _RULE_MODULES]
     paths += [here / "shares.py", *sorted(here.glob("rules_*.py"))]
     paths += sorted((here.parent / "protocol").glob("*.py"))
     digest = hashlib.sha256()

@@ -62,6 +62,10 @@ def test_help_shows_how_to_run_it(name: str) -> None:
         ("overhead", ["--codec", "zip"], "invalid choice: 'zip'"),
         ("convergence", ["--rows", "ddp,int3"], "unknown rows ['int3']"),
         ("convergence", ["--steps", "25"], "--steps must be a multiple of --inner-steps"),
+        ("ledger", ["--only", "proof,speed"], "unknown parts ['speed']"),
+        ("ledger", ["--entries", "10"], "--entries must be at least 5000"),
+        ("ledger", ["--submitters", "0"], "--submitters must be from 1 to 4096"),
+        ("ledger", ["--json", "no-such-folder/rows.json"], "there is no folder no-such-folder"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_runs(
@@ -116,3 +120,20 @@ def test_quick_convergence_compares_every_codec(tmp_path: Path) -> None:
     bits = {key: rows[key]["bits_per_parameter_per_round"] for key in ("fp32", "int8", "int4")}
     assert bits["int4"] < bits["int8"] < bits["fp32"]
     assert all(row["ours"] < 0.9 * math.log(256) for row in rows.values()), "nothing was learned"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_quick_ledger_measures_every_limit(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    done = run("ledger", "--quick", "--json", str(file), timeout=580)
+    assert done.returncode == 0, done.stderr
+    rows = {row["name"]: row for row in rows_of(file)}
+    limits = {n for n, r in rows.items() if r["baseline_is"] == "limit"}
+    assert {"submit to durable, one core", "full audit, one core", "inclusion proof"} < limits
+    for name in limits:
+        assert rows[name]["holds"] == (rows[name]["ours"] <= rows[name]["baseline"])
+        assert name in done.stdout
+    for name in ("submit to durable, one core", "full audit, one core"):
+        assert 0 < rows[name]["hardware_percent"] <= 110, "no faster than its signature checks"
+    assert rows["inclusion proof"]["entries"] == 50_000
