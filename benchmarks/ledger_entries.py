@@ -1,0 +1,137 @@
+"""Entries for the ledger benchmark: a run of any length, signed or with signatures left out.
+
+Where it says "left out", the signature bytes are a counter and the entry says that its signatures
+have been checked: so a million entries are made in a minute instead of several, and what is
+measured on them is never the checking of signatures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from functools import partial
+from itertools import count
+from typing import Any
+
+from ledger import entries
+from ledger.checkpoint import origin_of, sign_checkpoint
+from ledger.entries import Body, Entry
+from protocol import canonical, dsse
+from protocol.dsse import Envelope
+from protocol.identity import Identity, peer_id_of
+from protocol.rounds import commitment
+
+MEMBERS = 8
+"""Of each round."""
+NODES = 1000
+"""Registered, each with an account of its own."""
+PER_ROUND = MEMBERS + 4
+_UNSIGNED = count()
+
+
+def digest(name: str) -> str:
+    """A hex digest that stands for a blob, a state or a salt."""
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def key(name: str) -> Identity:
+    """A fixed identity."""
+    return Identity.from_seed(hashlib.sha256(b"benchmark key " + name.encode()).digest())
+
+
+class Run:
+    """A run of ``rounds`` rounds: its manifest, and makers of its entries."""
+
+    def __init__(self, rounds: int = 1_000_000) -> None:
+        self.organiser, self.coordinator = key("organiser"), key("coordinator")
+        manifest = {
+            "config": {
+                "run": {"name": "benchmark", "seed": 7},
+                "rounds": {"inner_steps": 4, "total": rounds},
+                "optimizer": {"batch_size": 2, "lr": 0.003},
+                "data": {"seq_len": 16, "shard_tokens": 1024, "span_windows": 4},
+                "ownership": {},
+                "ledger": {},
+            },
+            "data": {"train": {"tokens": 100_000}, "contributed": []},
+            "organiser": self.organiser.key,
+            "coordinators": [self.coordinator.key],
+            "initial_state": digest("state 0"),
+        }
+        self.genesis = dsse.sign(entries.MANIFEST_TYPE, manifest, self.organiser)
+        self.run = hashlib.sha256(self.genesis.payload).hexdigest()
+        self.sign = partial(sign_checkpoint, self.coordinator, origin_of(self.run))
+
+    def accounts(self, number: int, first: int = 0) -> list[Envelope]:
+        """New accounts, signed."""
+        return [
+            entries.account(key(f"account {at}"), self.run) for at in range(first, first + number)
+        ]
+
+    # --- signatures left out ----------------------------------------------------------------------
+
+    def long(self, size: int) -> Iterator[Entry]:
+        """A ledger of ``size`` entries in which everything counts: registrations, then rounds."""
+        genesis = entries.decode(self.genesis.encode())
+        made = 1
+        yield genesis
+        publics = [bytes.fromhex(digest(f"node {at}")) for at in range(NODES)]
+        nodes = [peer_id_of(public) for public in publics]
+        keys = {node: public.hex() for node, public in zip(nodes, publics, strict=True)}
+        accounts = [digest(f"account {at}") for at in range(NODES)]
+        for node, account in zip(nodes, accounts, strict=True):
+            if made + 2 > size:
+                return
+            yield self._entry(entries.Account, {"account": account, "recovery": ""}, account)
+            body = {"node": node, "account": account, "seq": 1}
+            yield self._entry(entries.Node, body, account, keys[node])
+            made += 2
+        for number in count():
+            for entry in self._round(number, nodes, keys):
+                if made == size:
+                    return
+                yield entry
+                made += 1
+
+    def _round(self, number: int, nodes: list[str], keys: dict[str, str]) -> Iterator[Entry]:
+        coordinator = self.coordinator.key
+        start = number * MEMBERS % NODES
+        members = sorted(nodes[start : start + MEMBERS])
+        state, at = digest(f"state {number}"), {"round": number, "attempt": 0}
+        body: dict[str, Any] = {"base": state, "cursor": number, "members": tuple(members)}
+        yield self._entry(entries.RoundOpened, at | body, coordinator)
+        salt = hashlib.sha256(b"salt %d" % number).digest()
+        blobs = {node: digest(f"{number} {node}") for node in members}
+        commitments = {n: commitment(self.run, number, 0, n, blobs[n], salt) for n in members}
+        yield self._entry(entries.RoundCommitted, at | {"commitments": commitments}, coordinator)
+        accepted = []
+        for node in members:
+            body = {"node": node, "base": state, "blob": blobs[node], "size": 1000}
+            body |= {"salt": salt.hex(), "tokens": 128}
+            entry = self._entry(entries.Contribution, at | body, keys[node])
+            accepted.append(entries.Accepted(node=node, entry=entry.id, weight=128))
+            yield entry
+        body = {"accepted": tuple(accepted), "rejected": ()}
+        yield self._entry(entries.RoundClosed, at | body, coordinator)
+        body = {"round": number + 1, "root": digest(f"state {number + 1}")}
+        signers = (coordinator, *(keys[node] for node in members))
+        yield self._entry(entries.StateAgreed, body, *signers)
+
+    def _entry(self, schema: type[Body], fields: dict[str, Any], *signers: str) -> Entry:
+        body = schema.model_validate(fields | {"run": self.run})
+        number = next(_UNSIGNED)
+        envelope = Envelope(entries.ENTRY_TYPE, b"", ())
+        entry = Entry(hashlib.sha256(b"%d" % number).hexdigest(), body, envelope)
+        entry.__dict__["signers"] = frozenset(signers)
+        return entry
+
+    def leaves(self, number: int) -> Iterator[Entry]:
+        """Well-formed account entries for a store, as ``decode`` would give them."""
+        body = {"kind": "account", "run": self.run, "recovery": ""}
+        for at in range(number):
+            account = hashlib.sha256(b"leaf %d" % at).hexdigest()
+            payload = canonical.dumps(body | {"account": account})
+            signature = (account, at.to_bytes(64, "big"))
+            envelope = Envelope(entries.ENTRY_TYPE, payload, (signature,))
+            parsed = entries.Account.model_construct(None, **body, account=account)
+            yield Entry(entries.entry_id(envelope.encode()), parsed, envelope)
