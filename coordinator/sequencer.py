@@ -193,12 +193,17 @@ class Sequencer:
                         call.entries.append(statement)
                     elif ids[statement] not in known:
                         call.entries.append(entries.decode(leaves[ids[statement]]))
-                for entry in check_all(call.entries):
-                    if not entry.signers:
-                        name = f"{entry.kind} entry {entry.id[:16]}…"
-                        raise CheckFailed(f"a signature of the {name} does not verify")
             except ArtelError as error:
                 call.error = error
+        # First all are decoded, then all are checked: few changes between holding the
+        # interpreter's lock and not.
+        good = [call for call in calls if call.error is None]
+        check_all([entry for call in good for entry in call.entries])
+        for call in good:
+            unsigned = next((entry for entry in call.entries if not entry.signers), None)
+            if unsigned is not None:
+                name = f"{unsigned.kind} entry {unsigned.id[:16]}…"
+                call.error = CheckFailed(f"a signature of the {name} does not verify")
 
     def _write(self, calls: list[_Call]) -> _Written:
         """Commit what the ledger does not have yet. In a thread of its own."""

@@ -53,6 +53,29 @@ def insert_entries(count: int) -> str:
     return "INSERT INTO entries(idx, id, leaf) VALUES " + ", ".join(["(?, ?, ?)"] * count)
 
 
+def read_entries(
+    connection: sqlite3.Connection, start: int, stop: int
+) -> list[tuple[int, bytes, bytes]]:
+    """The rows (idx, id, leaf) of entries ``start`` to ``stop``, read in one step.
+
+    A row whose id or leaf is not stored as bytes is left out.
+
+    :raises ValueError: when what comes out of the database is not what was put together in it
+    """
+    # As one text, because of Python's lock (see insert_entries); in hex, because texts are cut at
+    # a zero byte.
+    query = (
+        "SELECT group_concat(idx || ' ' || hex(id) || ' ' || hex(leaf)) FROM (SELECT idx, id, leaf"
+        " FROM entries WHERE idx >= ? AND idx < ? AND typeof(id) = 'blob' AND typeof(leaf) = 'blob'"
+        " ORDER BY idx)"
+    )
+    (text,) = connection.execute(query, (start, stop)).fetchone()
+    if text is None:
+        return []
+    rows = [row.split(" ") for row in text.split(",")]
+    return [(int(idx), bytes.fromhex(digest), bytes.fromhex(leaf)) for idx, digest, leaf in rows]
+
+
 def tile_row(tile: FullTile) -> tuple[int, int, int, bytes]:
     """The row of a tile, for :data:`INSERT_TILE`."""
     return tile.place, tile.level, tile.index, tile.hashes

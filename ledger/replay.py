@@ -5,16 +5,23 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from itertools import chain, islice
+from multiprocessing import get_context
 from typing import TypeVar
 
 from ledger.entries import Entry, decode
 from ledger.shares import FoldState, Outcome, fold
-from protocol.errors import DecodeError
+from protocol import dsse
+from protocol.errors import ArtelError, DecodeError, ResourceError
 
 _SLICE = 64
 """Entries that a thread takes at once. Fewer cost more in handing over than they are worth."""
+
+MANY = 8192
+"""Entries from which on processes are worth their start."""
+_BATCH = 512
+"""Entries that a process takes at once."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -30,12 +37,22 @@ def check_signatures(entries: Iterable[Entry]) -> Iterator[Entry]:
     return _ahead(entries, check_all)
 
 
-def decoded(leaves: Iterable[bytes]) -> Iterator[tuple[bytes, Entry]]:
+def decoded(leaves: Iterable[bytes], *, processes: bool = False) -> Iterator[tuple[bytes, Entry]]:
     """Each leaf with its entry, decoded and with its signatures checked on all cores.
 
+    :param processes: check the signatures of a long ledger in processes of their own. Threads have
+        to hand the interpreter's lock back and forth for every signature, which costs what a second
+        core gains; a process takes about 0.3 s to start. Not for daemons.
     :raises DecodeError: when it is the turn of a leaf that is no ledger entry
     """
-    for leaf, entry in _ahead(leaves, _decode_all):
+    rest = iter(leaves)
+    if processes and cores() > 1:
+        head = list(islice(rest, MANY))
+        if len(head) == MANY:
+            yield from _by_processes(chain(head, rest))
+            return
+        rest = iter(head)
+    for leaf, entry in _ahead(rest, _decode_all):
         if isinstance(entry, DecodeError):
             raise entry
         yield leaf, entry
@@ -64,14 +81,15 @@ def check_all(entries: Sequence[Entry]) -> Sequence[Entry]:
 
 
 def _decode_all(leaves: Sequence[bytes]) -> list[tuple[bytes, Entry | DecodeError]]:
-    """Decode and check one after the other: a thread that checks lets another one decode."""
+    """Decode all, then check all: few changes between holding the interpreter's lock and not."""
     found: list[tuple[bytes, Entry | DecodeError]] = []
     for leaf in leaves:
         try:
-            found.append((leaf, check_all([decode(leaf)])[0]))
+            found.append((leaf, decode(leaf)))
         except DecodeError as error:
             found.append((leaf, error))
             break
+    check_all([entry for _, entry in found if isinstance(entry, Entry)])
     return found
 
 
@@ -94,3 +112,40 @@ def _ahead(
             while len(running) < 4 * cores() and (batch := next(slices, None)) is not None:
                 running.append(pool.submit(work, batch))
             yield from running.popleft().result()
+
+
+def _by_processes(leaves: Iterator[bytes]) -> Iterator[tuple[bytes, Entry]]:
+    """Decode here, in order, while other processes say whose signatures hold."""
+    batches = iter(lambda: list(islice(leaves, _BATCH)), [])
+    # Not forked: a fork copies the locks of threads that it does not copy.
+    pool = ProcessPoolExecutor(cores(), mp_context=get_context("spawn"))
+    running: deque[tuple[list[bytes], Future[bytes]]] = deque()
+    try:
+        while True:
+            while len(running) < 4 * cores() and (batch := next(batches, None)) is not None:
+                running.append((batch, pool.submit(signatures_hold, batch)))
+            if not running:
+                return
+            batch, answer = running.popleft()
+            for leaf, holds in zip(batch, answer.result(), strict=True):
+                entry = decode(leaf)
+                signers = entry.envelope.signers if holds else ()
+                entry.__dict__["signers"] = frozenset(signers)
+                yield leaf, entry
+    except BrokenExecutor:
+        raise ResourceError(
+            "a process that checks signatures was killed", "free some memory and try again"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def signatures_hold(leaves: list[bytes]) -> bytes:
+    """For each leaf 1 if every signature of its envelope verifies, else 0. Runs in a process."""
+    found = bytearray()
+    for leaf in leaves:
+        try:
+            found.append(bool(dsse.decode(leaf).verify()))
+        except ArtelError:
+            found.append(0)
+    return bytes(found)

@@ -234,7 +234,10 @@ class LedgerStore(LedgerReader):
             known = self.known(digest.hex() for digest, _ in rows)
             name = f"entry {min(known)}" if known else "an entry of this append"
             raise CheckFailed(f"{name} is in the ledger already") from None
-        stored = self._stored(edge.size)
+        try:
+            stored = database.read_entries(self._connection, edge.size, 1 << 62)
+        except ValueError:
+            raise _changed(f"what was written from entry {edge.size} on") from None
         for row, (_, digest, leaf) in zip(stored, expected, strict=False):
             if row != (edge.size, digest, leaf) or hashlib.sha256(row[2]).digest() != row[1]:
                 raise _changed(f"entry {edge.size}")
@@ -244,22 +247,6 @@ class LedgerStore(LedgerReader):
                     raise _changed(Tile(tile.level, tile.index).path)
         if len(stored) != len(expected):
             raise _changed(f"entry {edge.size}")
-
-    def _stored(self, start: int) -> list[tuple[int, bytes, bytes]]:
-        """The entries from ``start`` on, as they are in the database, read as one value.
-
-        As one, because Python gives up its lock for every row (see ``database.insert_entries``).
-        """
-        query = (
-            "SELECT group_concat(idx || ' ' || hex(id) || ' ' || hex(leaf)) FROM"
-            " (SELECT idx, id, leaf FROM entries WHERE idx >= ? ORDER BY idx)"
-        )
-        (text,) = self._connection.execute(query, (start,)).fetchone()
-        try:
-            rows = [row.split(" ") for row in str(text).split(",")]
-            return [(int(idx), bytes.fromhex(id_), bytes.fromhex(leaf)) for idx, id_, leaf in rows]
-        except ValueError:
-            raise _changed(f"what was written from entry {start} on") from None
 
     def _check_note(self, note: str, genesis: Genesis, size: int, root: bytes) -> None:
         if parse_checkpoint(note) != Checkpoint(origin_of(genesis.run, self.term), size, root):

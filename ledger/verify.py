@@ -7,6 +7,7 @@ so a daemon may be running.
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -16,7 +17,7 @@ from pathlib import Path
 from ledger import database
 from ledger.checkpoint import open_checkpoint, parse_checkpoint
 from ledger.edge import Edge, FullTile
-from ledger.entries import Entry, Genesis, entry_id
+from ledger.entries import Entry, Genesis
 from ledger.published import published_error, term_of
 from ledger.replay import decoded
 from ledger.shares import FoldState, Outcome, fold
@@ -28,6 +29,7 @@ from protocol.errors import ArtelError, CheckFailed, DecodeError
 
 _COMPARE_BYTES = 1 << 20
 _PROGRESS_EVERY = 1000
+_READ_ROWS = 256
 _VERIFY_TRIES = 3
 _WAL_MODE = b"\x02\x02"  # header bytes 18 and 19: file format read and write version
 
@@ -241,15 +243,17 @@ class _Replay:
             [row[0] for row in self._connection.execute("SELECT size FROM checkpoints ORDER BY 1")]
         )
         self._next_size = next(sizes, None)
-        rows = self._connection.execute("SELECT idx, id, leaf FROM entries ORDER BY idx")
 
         def leaves() -> Iterator[bytes]:
-            for number, row in enumerate(rows):
-                yield self._leaf(number, row)
+            for start in range(0, total, _READ_ROWS):
+                stop = min(start + _READ_ROWS, total)
+                rows = iter(database.read_entries(self._connection, start, stop))
+                for number in range(start, stop):
+                    yield self._leaf(number, next(rows, None))
 
         def hashed() -> Iterator[Entry]:
             try:
-                for leaf, entry in decoded(leaves()):
+                for leaf, entry in decoded(leaves(), processes=True):
                     self._add(leaf, entry, sizes)
                     yield entry
             except DecodeError as error:
@@ -270,11 +274,11 @@ class _Replay:
         return f"{self.tree.size} entries, every one decoded and hashed"
 
     @staticmethod
-    def _leaf(expected: int, row: tuple[object, ...]) -> bytes:
-        index, digest, leaf = row
-        if index != expected or not isinstance(leaf, bytes) or not isinstance(digest, bytes):
+    def _leaf(expected: int, row: tuple[int, bytes, bytes] | None) -> bytes:
+        if row is None or row[0] != expected:
             raise CheckFailed(f"entry {expected} is missing or not stored as bytes")
-        if digest.hex() != entry_id(leaf):
+        _, digest, leaf = row
+        if digest != hashlib.sha256(leaf).digest():
             raise CheckFailed(f"entry {expected} is not stored under its own id")
         return leaf
 

@@ -327,7 +327,7 @@ def decoded_entries(leaves: Iterable[bytes], start: int) -> Iterator[tuple[bytes
     """Entries with their signatures checked; what does not decode is a failed check."""
     done = start
     try:
-        for item in decoded(leaves):
+        for item in decoded(leaves, processes=True):
             done += 1
             yield item
     except DecodeError as error:
