@@ -383,15 +383,19 @@ def test_following_goes_on_until_it_is_interrupted(
     folder = tmp_path / "public"
     command = [sys.executable, "-m", "artel", "ledger", "mirror", server.url, str(folder)]
     with subprocess.Popen(
-        [*command, "--follow", "--every", "1"], cwd=Path(__file__).parent.parent
+        [*command, "--follow", "--every", "1"],
+        cwd=Path(__file__).parent.parent,
+        # A shell that runs this suite in the background has it ignore SIGINT, children included.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     ) as process:
         try:
             for size in (7, 300, 700):
                 append(world, server.store, size)
                 wait_for(partial(holds, folder, size))
-        finally:
             process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+            assert process.wait(20) == 130
+        finally:
+            process.kill()
     assert audit(FolderSource(folder), [vkey(world)], full=True).size == 700
 
 
