@@ -8,12 +8,12 @@ configuration). Unknown keys are refused, nothing is converted between types.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 MAX_NODES = 32
-"""Every member fetches every contribution; beyond this the gather costs more than it is worth."""
+"""Members of a round: as many as one entry of the ledger can list."""
 MAX_EXACT = 2**53 - 1
 """Largest integer that every JSON reader keeps exact."""
 WSD_DECAY_FRACTION = 0.2
@@ -162,10 +162,18 @@ machine, { kind = "text", path = "FILE or FOLDER" } any text."""
 class Optimizer(Section):
     """The inner optimiser, which every node runs on its own data."""
 
-    kind: Literal["adamw"] = "adamw"
-    """The optimiser; its state is kept across rounds and never leaves the node."""
+    kind: Literal["adamw", "muon"] = "adamw"
+    """The optimiser; its state is kept across rounds and never leaves the node. "muon" is for the \
+matrices of the blocks; embeddings, the head and vectors stay with AdamW."""
     lr: Annotated[float, Field(gt=0, le=1)] = 3e-3
-    """Peak learning rate."""
+    """Peak learning rate of AdamW."""
+    muon_lr: Annotated[float, Field(gt=0, le=1)] = 0.02
+    """Peak learning rate of Muon."""
+    muon_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Momentum of Muon (Nesterov's)."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the activations: "bf16" where the machine computes in it, CPUs included; "auto" does so \
+on CUDA alone. Parameters stay 32-bit."""
     betas: tuple[
         Annotated[float, Field(ge=0, lt=1)],
         Annotated[float, Field(ge=0, lt=1)],
@@ -202,8 +210,12 @@ class Rounds(Section):
     """Part of the members whose commitments start the grace time (0 to 1), rounded up to nodes."""
     deadline_s: Annotated[float, Field(ge=1, le=86_400)] = 600.0
     """Seconds from the opening of a round until its commitments close, quorum or not."""
+    box_s: Annotated[float, Field(ge=0, le=86_400)] = 0.0
+    """Seconds of training in a round: each node is assigned as many steps as it can make in them, \
+from inner_steps / 4 to inner_steps * 4; 0: everybody makes inner_steps."""
     grace_s: Annotated[float, Field(ge=0, le=3600)] = 10.0
-    """Seconds that stragglers get once the quorum has committed."""
+    """Seconds that stragglers get once the quorum has committed; in rounds with a time box: after \
+the box."""
     reveal_s: Annotated[float, Field(ge=1, le=3600)] = 60.0
     """Seconds to reveal a committed contribution."""
     settle_s: Annotated[float, Field(ge=1, le=3600)] = 60.0
@@ -223,17 +235,59 @@ class Outer(Section):
     """Outer momentum; 0.9 hurts below about 200 inner steps."""
     nesterov: bool = True
     """Whether the momentum is Nesterov's."""
+    final_lr_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Outer learning rate at the end as a part of lr; it falls in the last quarter of the rounds."""
+
+
+SPARSE_OUTER = {"lr": 1.0, "momentum": 0.0, "final_lr_fraction": 0.65}
+"""What [exchange.outer] means by default with the codec "sparse": its memory is the momentum."""
 
 
 class Exchange(Section):
     """What travels between nodes, and how it is combined."""
 
-    codec: Literal["fp32", "fp16", "int8", "int4"] = "int4"
-    """How a pseudo-gradient is packed: about 32, 16, 8.1 or 4.1 bits per parameter."""
-    aggregator: Literal["mean"] = "mean"
+    codec: Literal["fp32", "fp16", "int8", "int4", "sparse"] = "int4"
+    """How a pseudo-gradient is packed: about 32, 16, 8.1 or 4.1 bits per parameter; "sparse" sends \
+the largest elements alone, 0.15 to 0.3 bits, and keeps the rest for the next rounds (leave \
+[exchange.outer] out: its defaults are then lr 1, momentum 0, final_lr_fraction 0.65)."""
+    top_k: Annotated[int, Field(ge=8, le=1024)] = 128
+    """Elements that "sparse" sends of every 4096 (64: 1.6 %, 128: 3.1 %)."""
+    error_feedback: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """Part of what "sparse" did not send that counts again in the next round."""
+    aggregator: Literal["mean", "centered_clip"] = "mean"
     """How contributions are combined; each is first clipped to the median norm."""
+    contributor_floor: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """With "sparse" an element is the mean over those who sent it, but never over less than this \
+part of all weights; 1: the mean over everybody."""
+    topology: Literal["auto", "gather", "sharded"] = "auto"
+    """"gather": every node fetches every contribution; "sharded": each node combines one slice \
+for all; "auto": sharded for rounds of more than 8 members."""
+    overlap_steps: Annotated[int, Field(ge=0, le=10_000)] = 0
+    """Inner steps of a round that are trained while its exchange is under way; they count in the \
+next round. 0: nodes wait for the exchange."""
+    fragments: Annotated[int, Field(ge=1, le=64)] = 1
+    """Parts of the model that take turns: each round exchanges one of them."""
     outer: Outer = Outer()
     """The outer optimiser."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sparse_defaults(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("codec") == "sparse":
+            outer = value.get("outer", {})
+            if isinstance(outer, dict):
+                return {**value, "outer": {**SPARSE_OUTER, **outer}}
+        return value
+
+    @model_validator(mode="after")
+    def _no_second_momentum(self) -> Exchange:
+        if self.codec == "sparse" and self.outer.momentum > 0:
+            raise Conflict(
+                f"[exchange.outer] momentum = {self.outer.momentum} does not go with codec = "
+                "'sparse', whose error feedback is a momentum already",
+                "write momentum = 0, or leave it out",
+            )
+        return self
 
 
 class Rates(Section):
@@ -327,11 +381,30 @@ class RunConfig(Section):
                 f"[optimizer] warmup_steps = {warmup} does not end within the run of {steps} steps",
                 f"lower it below {steps} (rounds.total × rounds.inner_steps)",
             )
+        exchange = self.exchange
+        if 2 * exchange.overlap_steps > rounds.inner_steps:
+            raise Conflict(
+                f"[exchange] overlap_steps = {exchange.overlap_steps} is more than half of "
+                f"[rounds] inner_steps = {rounds.inner_steps}",
+                f"lower it to {rounds.inner_steps // 2} or raise inner_steps",
+            )
+        if exchange.fragments > rounds.total:
+            raise Conflict(
+                f"[exchange] fragments = {exchange.fragments} is more than [rounds] total = "
+                f"{rounds.total}: some would never be exchanged",
+                f"lower it to {rounds.total} or raise total",
+            )
         if rounds.grace_s > rounds.deadline_s:
             raise Conflict(
                 f"[rounds] grace_s = {rounds.grace_s:g} is above deadline_s = "
                 f"{rounds.deadline_s:g}",
                 "lower grace_s; a tenth of deadline_s is usual",
+            )
+        if rounds.box_s and rounds.box_s + rounds.grace_s > rounds.deadline_s:
+            raise Conflict(
+                f"[rounds] box_s = {rounds.box_s:g} and grace_s = {rounds.grace_s:g} together are "
+                f"above deadline_s = {rounds.deadline_s:g}",
+                "raise deadline_s; twice box_s is usual",
             )
         for key in ("max_position_embeddings", "n_positions", "max_sequence_length"):
             limit = self.model.config.get(key)

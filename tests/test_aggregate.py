@@ -2,67 +2,62 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
+import tracemalloc
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.aggregate import Contribution, aggregate, norm_of
+from aggregate_world import LAYOUT, contributions, fingerprint, largest, numbers
+from protocol.aggregate import Contribution, aggregate, norm_of, weights
+from protocol.aggregate_kernels import add_scaled, dense_dots, set_scaled
+from protocol.codec import Entries
 from protocol.errors import CheckFailed
 from protocol.state import Layout, Vector
 
-LAYOUT = Layout.of([("matrix", (40, 70)), ("vector", (33,)), ("scalar", ())])
 
-
-def numbers(seed: int, count: int) -> Vector:
-    """Values from SHA-256 in counter mode: the same on every machine."""
-    blocks = (hashlib.sha256(b"%d %d" % (seed, i)).digest() for i in range(-(-count * 4 // 32)))
-    words = np.frombuffer(b"".join(blocks), "<i4")[:count]
-    return words.astype(np.float32) * np.float32(2**-40)
-
-
-def contributions(weights: list[int]) -> list[Contribution]:
-    return [
-        Contribution(f"peer-{i}", weight, numbers(i, LAYOUT.parameters) * np.float32(1 + i))
-        for i, weight in enumerate(weights)
-    ]
+def vector_of(contribution: Contribution) -> Vector:
+    vector = contribution.load(LAYOUT)
+    assert isinstance(vector, np.ndarray)
+    return vector
 
 
 def reference(layout: Layout, given: list[Contribution]) -> list[float]:
     """The documented rule in exact rationals (the norms in float64), slowly."""
-    total = sum(c.weight for c in given)
+    weight = weights([c.weight for c in given])
+    total = sum(weight)
     result: list[float] = []
     for tensor in layout.tensors:
         parts = [
-            [Fraction(float(x)) for x in c.load(layout)[tensor.offset :][: tensor.size]]
+            [Fraction(float(x)) for x in vector_of(c)[tensor.offset :][: tensor.size]]
             for c in given
         ]
         norms = [math.sqrt(sum(x * x for x in part)) for part in parts]
         median = float(np.median(norms))
         clips = [Fraction(min(1.0, median / n) if n else 1.0) for n in norms]
         for column in zip(*parts, strict=True):
-            terms = zip(column, clips, given, strict=True)
-            result.append(float(sum(x * k * c.weight for x, k, c in terms) / total))
+            terms = zip(column, clips, weight, strict=True)
+            result.append(float(sum(x * k * w for x, k, w in terms) / total))
     return result
 
 
-@pytest.mark.parametrize("weights", [[5], [1, 1], [3, 1, 2], [100, 1, 7, 7], [1, 2, 3, 4, 5]])
-def test_equals_the_exact_rule(weights: list[int]) -> None:
-    given = contributions(weights)
+@pytest.mark.parametrize("tokens", [[5], [1, 1], [3, 1, 2], [100, 1, 7, 7], [1, 2, 3, 4, 5]])
+def test_equals_the_exact_rule(tokens: list[int]) -> None:
+    given = contributions(tokens)
     expected = np.array(reference(LAYOUT, given))
     update = aggregate(LAYOUT, given)
     assert update.dtype == np.float32
-    scale = max(float(np.abs(c.load(LAYOUT)).max()) for c in given)
+    scale = max(float(np.abs(vector_of(c)).max()) for c in given)
     assert np.abs(update - expected).max() < 1e-6 * scale
 
 
 def test_one_contribution_passes_unchanged() -> None:
     (only,) = contributions([12345])
-    assert np.array_equal(aggregate(LAYOUT, [only]), only.load(LAYOUT))
+    assert np.array_equal(aggregate(LAYOUT, [only]), vector_of(only))
 
 
 @given(order=st.permutations(range(5)))
@@ -80,7 +75,7 @@ def test_lazy_contributions_give_the_same_bits_one_vector_at_a_time() -> None:
     def lazy(c: Contribution) -> Contribution:
         def load() -> Vector:
             calls.append(c.peer_id)
-            return c.load(LAYOUT).copy()
+            return vector_of(c).copy()
 
         return Contribution(c.peer_id, c.weight, load)
 
@@ -91,10 +86,10 @@ def test_lazy_contributions_give_the_same_bits_one_vector_at_a_time() -> None:
 
 def test_inputs_stay_as_they_are() -> None:
     given = contributions([1, 2, 3])
-    before = [c.load(LAYOUT).copy() for c in given]
+    before = [vector_of(c).copy() for c in given]
     aggregate(LAYOUT, given)
     for c, old in zip(given, before, strict=True):
-        assert np.array_equal(c.load(LAYOUT), old)
+        assert np.array_equal(vector_of(c), old)
 
 
 @pytest.mark.parametrize("factor", [1000.0, -1000.0, 1e30])
@@ -105,7 +100,7 @@ def test_attacker_times_a_thousand_moves_no_more_than_an_honest_node(factor: flo
     moved = aggregate(LAYOUT, [*honest, attack])
     for tensor in LAYOUT.tensors:
         part = slice(tensor.offset, tensor.offset + tensor.size)
-        largest = max(norm_of(c.load(LAYOUT)[part]) for c in honest)
+        largest = max(norm_of(vector_of(c)[part]) for c in honest)
         assert norm_of(moved[part]) <= largest * (1 + 1e-5)
         assert norm_of(moved[part] - plain[part]) <= 2 * largest / 5 * (1 + 1e-5)
 
@@ -140,7 +135,7 @@ def test_all_zero_contributions_give_a_zero_update() -> None:
 @pytest.mark.parametrize("at", [0, 2815, -1])
 def test_non_finite_contribution_is_refused_and_named(bad: float, at: int) -> None:
     given = contributions([1, 1, 1])
-    given[1].load(LAYOUT)[at] = bad
+    vector_of(given[1])[at] = bad
     with pytest.raises(CheckFailed, match="peer-1"):
         aggregate(LAYOUT, given)
 
@@ -178,7 +173,102 @@ def test_golden_norm_and_update() -> None:
     """These bits are the protocol: a change here makes the state roots of versions differ."""
     assert norm_of(numbers(2, 300_000)).hex() == "0x1.3c39e0dbe5980p-1"
     update = aggregate(LAYOUT, contributions([3, 1, 4, 1, 5]))
-    assert (
-        hashlib.sha256(update.astype("<f4").tobytes()).hexdigest()
-        == "f81de5b414781713eaf23d298050cac719c590a9681b7a395d0d5e4101b94dd4"
-    )
+    assert fingerprint(update) == "f81de5b414781713eaf23d298050cac719c590a9681b7a395d0d5e4101b94dd4"
+
+
+def lanes_of(a: Vector, b: Vector) -> float:
+    """The documented order of additions, in plain Python."""
+    lanes = [0.0] * 1024
+    for i, (x, y) in enumerate(zip(a.tolist(), b.tolist(), strict=True)):
+        lanes[i % 1024] += x * y
+    while len(lanes) > 1:
+        half = len(lanes) // 2
+        lanes = [x + y for x, y in zip(lanes[:half], lanes[half:], strict=True)]
+    return lanes[0]
+
+
+def test_dot_products_add_in_the_documented_order() -> None:
+    sizes = [1, 5000, 1023, 1024, 33, 2048]
+    offsets = np.cumsum([0, *sizes]).astype(np.int64)
+    a, b = numbers("a", sum(sizes)), numbers("b", sum(sizes))
+    out = np.empty(len(sizes))
+    dense_dots(a, b, offsets, out)
+    for got, start, stop in zip(out.tolist(), offsets, offsets[1:], strict=False):
+        assert got == lanes_of(a[start:stop], b[start:stop])
+
+
+def test_every_operation_is_rounded_alone() -> None:
+    """A product and a sum are each the nearest fp32: nothing is fused, nothing is reordered."""
+    x, y = numbers("x", 3000), numbers("y", 3000)
+    offsets = np.array([0, 1000, 3000], np.int64)
+    scale = np.array([1 / 3, -0.7], np.float32)
+    out = np.empty_like(x)
+    set_scaled(out, x, offsets, scale)
+    each = np.repeat(scale, [1000, 2000])
+    first = np.array([np.float32(float(k) * float(v)) for k, v in zip(each, x, strict=True)])
+    assert np.array_equal(out, first)
+    add_scaled(out, y, offsets, scale)
+    second = [np.float32(float(k) * float(v)) for k, v in zip(each, y, strict=True)]
+    sums = [np.float32(float(p) + float(q)) for p, q in zip(first, second, strict=True)]
+    assert np.array_equal(out, np.array(sums))
+
+
+def test_a_sum_never_becomes_minus_zero() -> None:
+    layout = Layout.of([("a", (2,))])
+    update = aggregate(layout, [Contribution("a", 1, np.array([-0.0, 1], np.float32))])
+    assert not np.signbit(update[0])
+
+
+def test_weights_are_clipped_to_a_quarter_and_twice_the_lower_median() -> None:
+    assert weights([1000]) == [1000]
+    assert weights([100, 1000]) == [100, 200]
+    assert weights([10, 400, 401, 10_000]) == [100, 400, 401, 800]
+    assert weights([1, 6, 7, 8, 9]) == [2, 6, 7, 8, 9]  # a quarter of 7 is rounded up
+    assert weights([2**60, 2**60, 1]) == [2**60, 2**60, 2**58]
+
+
+@given(st.lists(st.integers(1, 10**6), min_size=1, max_size=12))
+def test_weights_of_weights_are_the_same(tokens: list[int]) -> None:
+    weight = weights(tokens)
+    assert weights(weight) == weight
+    assert max(weight) <= 8 * min(weight)
+    for one, other in zip(sorted(zip(tokens, weight, strict=True)), sorted(weight), strict=True):
+        assert one[1] == other  # who trained more never weighs less
+
+
+def test_claiming_more_tokens_gains_little() -> None:
+    honest = [Contribution(f"h{i}", 1000, numbers(i, LAYOUT.parameters)) for i in range(3)]
+    vector = numbers(9, LAYOUT.parameters)
+    twice = aggregate(LAYOUT, [*honest, Contribution("x", 2000, vector)])
+    claimed = aggregate(LAYOUT, [*honest, Contribution("x", 10**12, vector)])
+    assert np.array_equal(twice, claimed)
+
+
+def test_weights_refuse_what_is_no_count() -> None:
+    wrong: Any
+    for wrong in ([], [0], [5, -1], [True], [2, 1.0]):
+        with pytest.raises(CheckFailed):
+            weights(wrong)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_memory_stays_flat_however_many_contribute(sparse: bool) -> None:
+    """One contribution and the update (sparse: and the mass), not all of them."""
+    layout = Layout.of([("a", (1 << 20,))])
+    vector = numbers(1, layout.parameters)
+
+    def peak(count: int) -> int:
+        def fresh() -> Vector | Entries:
+            return largest(vector) if sparse else vector.copy()
+
+        given = [Contribution(f"{i:02}", 1, fresh) for i in range(count)]
+        tracemalloc.start()
+        aggregate(layout, given, floor=0.25)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    peak(2)
+    assert peak(8) < peak(2) + (1 << 20)
+    if not sparse:
+        assert peak(8) < 2.1 * 4 * layout.parameters

@@ -13,9 +13,12 @@ import pytest
 
 from protocol import pseudogradient
 from protocol.aggregate import Contribution, aggregate
-from protocol.codec import codec
+from protocol.aggregate_slice import combine, recompute, round_slices
+from protocol.codec import codec, of
 from protocol.errors import CheckFailed
-from protocol.outer import outer_step
+from protocol.outer import learning_rate, outer_step
+from protocol.parts import fragment
+from protocol.run_config import Exchange
 from protocol.state import Layout, State, Vector, state_root
 
 
@@ -24,6 +27,9 @@ def numbers(seed: str, count: int) -> Vector:
     blocks = (hashlib.sha256(b"%b %d" % (seed.encode(), i)).digest() for i in range(count // 8 + 1))
     words = np.frombuffer(b"".join(blocks), "<i4")[:count]
     return words.astype(np.float32) * np.float32(2**-36)
+
+
+TOKENS = {"12D3a": 512, "12D3b": 512, "12D3c": 256}
 
 
 def _list(vector: Vector | None) -> object:
@@ -130,7 +136,7 @@ def test_golden_trace_of_three_rounds(name: str, mu: float, golden: str) -> None
     for number in range(3):
         base = state_root(state)
         given = []
-        for node, tokens in (("12D3a", 512), ("12D3b", 512), ("12D3c", 256)):
+        for node, tokens in TOKENS.items():
             delta = numbers(f"{number} {node}", layout.parameters)
             blob = pseudogradient.pack(layout, delta, round=number, base=base, codec=chosen)
             vector = pseudogradient.decode(blob, layout, round=number, base=base, codec=chosen)
@@ -143,18 +149,174 @@ def test_golden_trace_of_three_rounds(name: str, mu: float, golden: str) -> None
     assert state_root(state) == golden
 
 
+GOLDEN_EXCHANGES = [
+    (
+        "int4",
+        {"fragments": 3},
+        0,
+        "e411c8f87d1d7740c230c7004eac336fafb10a416a617def3bcb4b608fa980f6",
+    ),
+    (
+        "int8",
+        {"fragments": 2, "outer": {"momentum": 0.9, "final_lr_fraction": 0.5}},
+        0,
+        "c6e15e398a02d66cd2bcb05c3ee7a9f138d5a4b27497f536cceb8d057d25f24b",
+    ),
+    (
+        "fp16",
+        {"aggregator": "centered_clip", "outer": {"nesterov": False}},
+        0,
+        "971ebc175f3c53c5c82bed32c4fad584c4c767818e4126e24c5991f1998e1075",
+    ),
+    (
+        "int4",
+        {"fragments": 2},
+        3,
+        "2fddef297748a3b42279c1bb3a8e20e7e715006014b3443d368bfe3db19dd562",
+    ),
+    (
+        "int8",
+        {"aggregator": "centered_clip"},
+        4,
+        "7d811bf4cd0f07b5833c53ad16aa1945e6d92a40532dd23a717c0c6760700ee0",
+    ),
+    (
+        "sparse",
+        {"top_k": 64},
+        0,
+        "6dbd26b9173e4f0d424e07d09ac0b1e4dd1ce281c26bebc26cbcc950c1dfca5a",
+    ),
+    (
+        "sparse",
+        {"fragments": 2, "aggregator": "centered_clip"},
+        3,
+        "bed343a9d2af62e0ea3bd0c4c2656bcc341936a982e125da2bd39e9671b23572",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "members", "golden"), GOLDEN_EXCHANGES)
+def test_golden_trace_of_an_exchange(
+    name: str, settings: dict[str, object], members: int, golden: str
+) -> None:
+    """State root after four rounds of three nodes, by the rules of a manifest; sharded when
+    ``members`` is not 0. A change here means that versions can no longer train together."""
+    layout = Layout.of([("embed", (150, 70)), ("norm", (70,)), ("head", (70, 150))])
+    exchange = Exchange.model_validate({"codec": name, **settings})
+    outer = exchange.outer
+    params = numbers("initial", layout.parameters)
+    momentum = np.zeros_like(params) if outer.momentum else None
+    state = State(0, layout.digest, params, momentum)
+    for number in range(4):
+        base = state_root(state)
+        part = fragment(layout, exchange.fragments, number)
+        deltas = {n: numbers(f"{number} {n}", layout.parameters) for n in TOKENS}
+        update = np.zeros(layout.parameters, np.float32)
+        for index, piece in enumerate(
+            round_slices(layout, exchange, number, members) if members else [part]
+        ):
+            blobs = {
+                node: pseudogradient.pack(
+                    piece.layout, piece.take(delta), round=number, base=base, codec=of(exchange)
+                )
+                for node, delta in deltas.items()
+            }
+            if members:
+                blob = recompute(
+                    layout,
+                    exchange,
+                    round=number,
+                    members=members,
+                    slice=index,
+                    base=base,
+                    blobs=blobs,
+                    tokens=TOKENS,
+                )
+                agreed = pseudogradient.decode(
+                    blob,
+                    piece.layout,
+                    round=number,
+                    base=base,
+                    codec=of(exchange),
+                    magic=pseudogradient.SLICE_MAGIC,
+                )
+            else:
+                loaded = [
+                    Contribution(
+                        node,
+                        TOKENS[node],
+                        pseudogradient.load(
+                            blob, piece.layout, round=number, base=base, codec=of(exchange)
+                        ),
+                    )
+                    for node, blob in blobs.items()
+                ]
+                agreed = combine(piece.layout, loaded, exchange)
+            piece.put(agreed, update)
+        after, buffer = state.params.copy(), None
+        moved, ball = outer_step(
+            part.take(state.params),
+            None if state.momentum is None else part.take(state.momentum),
+            part.take(update),
+            lr=learning_rate(exchange, 4, number),
+            mu=outer.momentum,
+            nesterov=outer.nesterov,
+        )
+        part.put(moved, after)
+        if state.momentum is not None and ball is not None:
+            buffer = state.momentum.copy()
+            part.put(ball, buffer)
+        state = State(number + 1, layout.digest, after, buffer)
+    assert state_root(state) == golden
+
+
 def test_recorded_traces_hold_without_vector_instructions() -> None:
-    """Another processor takes other code paths inside numpy; forbid this one's and compare."""
+    """Another processor takes other code paths inside numpy, and numba compiles other code for it;
+    forbid this one's instructions and compare."""
     found = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
-    if not found:
-        pytest.skip("numpy uses no optional instructions here")
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "golden", __file__]
-        + [__file__.replace("outer", other) for other in ("codec", "aggregate")],
-        env={**os.environ, "NPY_DISABLE_CPU_FEATURES": " ".join(found)},
+        + [
+            __file__.replace("outer", other)
+            for other in ("codec", "aggregate", "aggregate_sparse", "aggregate_slice")
+        ],
+        env={
+            **os.environ,
+            "NPY_DISABLE_CPU_FEATURES": " ".join(found),
+            "NUMBA_CPU_NAME": "generic",
+            "NUMBA_CPU_FEATURES": "",
+        },
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=200,
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_learning_rate_falls_in_the_last_quarter() -> None:
+    exchange = Exchange.model_validate({"outer": {"lr": 0.8, "final_lr_fraction": 0.5}})
+    rates = [learning_rate(exchange, 16, number) for number in range(16)]
+    assert rates[:12] == [0.8] * 12
+    assert rates[12:] == pytest.approx([0.7, 0.6, 0.5, 0.4])
+    assert rates[15] == 0.8 * 0.5
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 4, 5, 7, 1000])
+def test_learning_rate_ends_at_its_fraction(total: int) -> None:
+    exchange = Exchange.model_validate({"codec": "sparse"})
+    rates = [learning_rate(exchange, total, number) for number in range(total)]
+    assert rates[: total - total // 4] == [1.0] * (total - total // 4)
+    assert rates[-1] == (0.65 if total >= 4 else 1.0)
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_learning_rate_is_constant_by_default() -> None:
+    rates = {learning_rate(Exchange(), 60, number) for number in range(60)}
+    assert rates == {Exchange().outer.lr}
+
+
+@pytest.mark.parametrize("round", [-1, 16])
+def test_there_is_no_learning_rate_outside_the_run(round: int) -> None:
+    with pytest.raises(CheckFailed, match="no round"):
+        learning_rate(Exchange(), 16, round)

@@ -7,22 +7,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.codec import CODECS, Codec, codec
+from protocol.codec import CODECS, Codec, Entries, codec
 from protocol.errors import CheckFailed, DecodeError
 from protocol.pseudogradient import (
     HEADER_BYTES,
+    MAX_INDEX_BYTES,
+    SLICE_MAGIC,
     BlobRefused,
     check,
     decode,
+    index_bytes,
+    load,
     max_blob_bytes,
+    open_index,
     pack,
+    pack_index,
     unpack,
+    wrap,
 )
 from protocol.state import Layout
 
-LAYOUT = Layout.of([("a", (20, 30)), ("b", (7,))])
+LAYOUT = Layout.of([("a", (70, 60)), ("b", (7,))])
 BASE = "5c" * 32
-VECTOR = np.linspace(-1, 1, LAYOUT.parameters, dtype=np.float32)
+VECTOR = np.linspace(-1, 1, LAYOUT.parameters, dtype=np.float32) ** 3
+ID = "1d" * 32
 
 every_codec = pytest.mark.parametrize("chosen", CODECS.values(), ids=list(CODECS))
 
@@ -32,22 +40,23 @@ def packed(chosen: Codec) -> bytearray:
 
 
 def reason(blob: bytes | bytearray, chosen: Codec, *, round: int = 9, base: str = BASE) -> str:
-    """Why the blob is refused ("" when it counts); check and decode must say the same."""
+    """Why the blob is refused ("" when it counts); check, decode and load must say the same."""
     reasons = []
-    for accept in (check, decode):
+    for accept in (check, decode, load):
         try:
             accept(blob, LAYOUT, round=round, base=base, codec=chosen)
             reasons.append("")
         except BlobRefused as refused:
             reasons.append(refused.reason)
-    assert reasons[0] == reasons[1]
+    assert len(set(reasons)) == 1
     return reasons[0]
 
 
 @every_codec
 def test_blob_round_trips(chosen: Codec) -> None:
     blob = packed(chosen)
-    assert len(blob) == max_blob_bytes(LAYOUT, chosen)
+    assert len(blob) <= max_blob_bytes(LAYOUT, chosen)
+    assert chosen.sparse or len(blob) == max_blob_bytes(LAYOUT, chosen)
     assert reason(blob, chosen) == ""
     payload = unpack(blob, LAYOUT, round=9, base=BASE, codec=chosen)
     assert bytes(payload) == chosen.encode(LAYOUT, VECTOR)
@@ -84,7 +93,7 @@ def test_blob_of_another_round_or_state_is_refused(chosen: Codec) -> None:
 
 def test_blob_of_another_layout_is_refused() -> None:
     chosen = codec("fp32")
-    turned = Layout.of([("a", (30, 20)), ("b", (7,))])  # the same number of parameters
+    turned = Layout.of([("a", (60, 70)), ("b", (7,))])  # the same number of parameters
     blob = pack(turned, VECTOR, round=9, base=BASE, codec=chosen)
     assert reason(blob, chosen) == "wrong_state"
 
@@ -101,8 +110,11 @@ def test_truncated_blob_is_malformed(chosen: Codec) -> None:
 
 
 @every_codec
-def test_extended_blob_is_too_large(chosen: Codec) -> None:
-    assert reason(packed(chosen) + b"\0", chosen) == "too_large"
+def test_extended_blob_is_refused(chosen: Codec) -> None:
+    blob = packed(chosen)
+    room = max_blob_bytes(LAYOUT, chosen) - len(blob)  # a sparse blob may be shorter than the most
+    assert reason(blob + bytes(room + 1), chosen) == "too_large"
+    assert room == 0 or reason(blob + b"\0", chosen) == "malformed"
 
 
 @every_codec
@@ -155,3 +167,118 @@ def test_pack_refuses_a_vector_that_is_not_finite_and_a_base_that_is_no_root() -
     for base in ("", "zz" * 32, "5c" * 31):
         with pytest.raises(CheckFailed):
             pack(LAYOUT, VECTOR, round=9, base=base, codec=codec("int4"))
+
+
+@every_codec
+def test_load_gives_what_decode_gives(chosen: Codec) -> None:
+    loaded = load(packed(chosen), LAYOUT, round=9, base=BASE, codec=chosen)
+    decoded = decode(packed(chosen), LAYOUT, round=9, base=BASE, codec=chosen)
+    assert isinstance(loaded, Entries) == chosen.sparse
+    if isinstance(loaded, Entries):
+        filled = np.zeros(LAYOUT.parameters, np.float32)
+        filled[loaded.positions] = loaded.values
+        assert np.array_equal(filled, decoded)
+    else:
+        assert np.array_equal(loaded, decoded)
+
+
+@every_codec
+def test_wrapped_payload_is_the_packed_vector(chosen: Codec) -> None:
+    payload = chosen.encode(LAYOUT, VECTOR)
+    assert wrap(LAYOUT, payload, round=9, base=BASE, codec=chosen) == packed(chosen)
+
+
+@every_codec
+def test_a_slice_is_no_contribution_and_no_other_way_round(chosen: Codec) -> None:
+    contribution = packed(chosen)
+    result = pack(LAYOUT, VECTOR, round=9, base=BASE, codec=chosen, magic=SLICE_MAGIC)
+    assert result[:8] == b"ARTELSL1"
+    assert result[8:] == contribution[8:]
+    check(result, LAYOUT, round=9, base=BASE, codec=chosen, magic=SLICE_MAGIC)
+    assert reason(result, chosen) == "malformed"
+    with pytest.raises(BlobRefused) as refused:
+        check(contribution, LAYOUT, round=9, base=BASE, codec=chosen, magic=SLICE_MAGIC)
+    assert refused.value.reason == "malformed"
+
+
+LISTED = [(ID, 500), ("2e" * 32, 2**40), (ID, HEADER_BYTES + 1)]
+
+
+def index_reason(
+    data: bytes | bytearray,
+    *,
+    round: int = 9,
+    base: str = BASE,
+    sizes: tuple[int, ...] | None = None,
+) -> str:
+    try:
+        open_index(data, round=round, base=base, max_sizes=sizes)
+    except BlobRefused as refused:
+        return refused.reason
+    return ""
+
+
+def test_index_round_trips_as_documented() -> None:
+    data = pack_index(9, BASE, LISTED)
+    assert data[:8] == b"ARTELIX1"
+    assert int.from_bytes(data[8:16], "big") == 9
+    assert data[16:48].hex() == BASE
+    assert int.from_bytes(data[48:50], "big") == 3
+    assert (data[50:82].hex(), int.from_bytes(data[82:90], "big")) == LISTED[0]
+    assert len(data) == index_bytes(3) == 50 + 3 * 40
+    assert open_index(data, round=9, base=BASE) == LISTED
+    assert open_index(data, round=9, base=BASE, max_sizes=[s for _, s in LISTED]) == LISTED
+
+
+def test_index_of_something_else_is_refused_with_the_right_reason() -> None:
+    data = pack_index(9, BASE, LISTED)
+    assert index_reason(data, round=10) == "wrong_state"
+    assert index_reason(data, base="5d" * 32) == "wrong_state"
+    assert index_reason(data, sizes=(500, 2**40)) == "malformed"
+    assert index_reason(data, sizes=(500, 2**40, 97, 97)) == "malformed"
+    assert index_reason(data, sizes=(500, 2**40 - 1, 97)) == "too_large"
+    assert index_reason(data, sizes=(499, 2**40, 97)) == "too_large"
+    assert index_reason(bytes(MAX_INDEX_BYTES + 1)) == "too_large"
+    assert index_reason(pack_index(9, BASE, [(ID, HEADER_BYTES)])) == "malformed"
+    assert index_reason(data[:48] + b"\0\0") == "malformed"
+    for size in (0, 1, 49, 50, len(data) - 40, len(data) - 1):
+        assert index_reason(data[:size]) == "malformed", size
+    assert index_reason(data + b"\0") == "malformed"
+
+
+def test_every_flipped_byte_of_an_indexs_header_is_refused() -> None:
+    for position in range(50):
+        data = bytearray(pack_index(9, BASE, LISTED))
+        data[position] ^= 0x40
+        assert index_reason(data) == ("wrong_state" if 8 <= position < 48 else "malformed")
+
+
+@given(st.binary(max_size=300))
+def test_noise_is_no_index(noise: bytes) -> None:
+    assert index_reason(noise) == "malformed"
+
+
+@given(st.lists(st.binary(min_size=40, max_size=40), min_size=1, max_size=5))
+def test_an_accepted_index_has_one_encoding(items: list[bytes]) -> None:
+    data = pack_index(9, BASE, LISTED)[:48] + len(items).to_bytes(2, "big") + b"".join(items)
+    if index_reason(data) == "":
+        assert pack_index(9, BASE, open_index(data, round=9, base=BASE)) == data
+
+
+def test_the_largest_index_fits() -> None:
+    data = pack_index(9, BASE, [(ID, 97)] * 65_535)
+    assert len(data) == MAX_INDEX_BYTES
+    assert len(open_index(data, round=9, base=BASE)) == 65_535
+
+
+def test_pack_index_refuses_wrong_use() -> None:
+    for base, listed in [
+        (BASE, []),
+        (BASE, [(ID, 97)] * 65_536),
+        (BASE, [(ID, 0)]),
+        (BASE, [("1d" * 31, 97)]),
+        (BASE, [("zz" * 32, 97)]),
+        ("", [(ID, 97)]),
+    ]:
+        with pytest.raises(CheckFailed):
+            pack_index(9, base, listed)
