@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ledger.entries import DataUse, Rules
+from protocol.assignment import Work
 from protocol.run_config import Ownership
 
 KINDS_OF_WORK = ("compute", "data", "audit", "witness")
@@ -44,7 +45,8 @@ class Outcome:
     """What an entry did: ``credited``, ``recorded``, or ``ignored`` for ``reason``.
 
     The other fields list the credit that it granted (still pending, unless the run vests at once),
-    made vest, and took away.
+    made vest, and took away. ``denied`` are accepted contributions (entry ids) that earn nothing,
+    because their node had combined a slice wrongly.
     """
 
     status: str
@@ -52,6 +54,7 @@ class Outcome:
     granted: tuple[Credit, ...] = ()
     vested: tuple[Credit, ...] = ()
     invalidated: tuple[Credit, ...] = ()
+    denied: tuple[str, ...] = ()
 
 
 Effect = Callable[[], Outcome]
@@ -105,6 +108,15 @@ class Account:
     """Fraud is proven: it earns no more, and its nodes' cosignatures do not count."""
 
 
+@dataclass(frozen=True)
+class Slice:
+    """What the aggregator ``node`` of a slice recorded: ``blob`` of ``size`` bytes."""
+
+    node: str
+    blob: str
+    size: int
+
+
 @dataclass
 class Attempt:
     """The round that is under way."""
@@ -113,15 +125,25 @@ class Attempt:
     attempt: int
     accounts: dict[str, str]
     """Members (peer ids) and the account of each when the round was opened."""
+    steps: dict[str, int] = field(default_factory=dict)
+    """Member to the inner steps that it is assigned."""
     phase: str = "training"
     """training, revealing (commitments are known), applying (closed with somebody), failed."""
     commitments: dict[str, str] = field(default_factory=dict)
     contributions: dict[str, str] = field(default_factory=dict)
     """Node to entry id of its valid contribution."""
+    tokens: dict[str, int] = field(default_factory=dict)
+    """Node to the tokens of that contribution."""
+    heads: dict[str, int] = field(default_factory=dict)
+    """Node to the steps of this round's assignment in it."""
     salts: dict[str, str] = field(default_factory=dict)
     """Node to the salt that it revealed: secret until then, and fixed by its commitment."""
     accepted: dict[str, int] = field(default_factory=dict)
     """Node to tokens."""
+    slices: dict[int, Slice] = field(default_factory=dict)
+    """Of a sharded round: what was recorded for each slice."""
+    wrong: dict[int, dict[str, str]] = field(default_factory=dict)
+    """Slice to those who say that it is wrong, and the blob that each got instead."""
 
 
 @dataclass
@@ -149,8 +171,10 @@ class FoldState:
     """First data window of the newest round; it never goes back."""
     text_used: int = 0
     """Positions of the data before this one have earned for those who gave the text."""
-    members: int = 0
-    """How many members the newest round was opened for; with ``cursor``, where its data ends."""
+    steps: int = 0
+    """Inner steps of all members of the newest round; with ``cursor``, where its data ends."""
+    tails: dict[str, int] = field(default_factory=dict)
+    """Member of the last agreed round to the steps of it that count in its next contribution."""
     rejected: dict[str, dict[str, int]] = field(default_factory=dict)
     """Node to how often its work was left out, by reason."""
     ignored: dict[str, int] = field(default_factory=dict)
@@ -178,9 +202,10 @@ class FoldState:
         return max(0, len(self.states) - 1)
 
     @property
-    def tokens(self) -> int:
-        """Assigned to each member in each round."""
-        return self.rules.tokens if self.rules is not None else 0
+    def work(self) -> Work:
+        """How much a round asks of its members. Only where there is a manifest."""
+        assert self.rules is not None
+        return self.rules.work
 
     @property
     def total(self) -> int:
@@ -235,7 +260,7 @@ class FoldState:
         if rules is not None:
             self_rules = {
                 "total": rules.total,
-                "tokens": rules.tokens,
+                "work": asdict(rules.work),
                 "ownership": rules.ownership.model_dump(mode="json"),
                 "witnesses": rules.witnesses,
                 "arbiters": sorted(rules.arbiters),
@@ -258,7 +283,7 @@ class FoldState:
             item["credit"]["source"]: Pending(**item | {"credit": Credit(**item["credit"])})
             for item in fields["pending"]
         }
-        state.attempt = None if attempt is None else Attempt(**attempt)
+        state.attempt = None if attempt is None else _attempt(attempt)
         if rules is not None:
             data = rules["data"]
             if data is not None:
@@ -269,13 +294,19 @@ class FoldState:
             )
             state.rules = Rules(
                 total=rules["total"],
-                tokens=rules["tokens"],
+                work=Work(**rules["work"]),
                 ownership=ownership,
                 witnesses=rules["witnesses"],
                 arbiters=frozenset(rules["arbiters"]),
                 data=data,
             )
         return state
+
+
+def _attempt(fields: dict[str, Any]) -> Attempt:
+    slices = {int(number): Slice(**item) for number, item in fields["slices"].items()}
+    wrong = {int(number): item for number, item in fields["wrong"].items()}
+    return Attempt(**fields | {"slices": slices, "wrong": wrong})
 
 
 def _plain(value: Any) -> Any:

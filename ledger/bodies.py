@@ -8,7 +8,14 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 from pydantic import ValidationError as PydanticError
 
 from ledger import evidence
@@ -54,7 +61,7 @@ class Record(BaseModel):
 def _ascending(items: tuple[Any, ...]) -> tuple[Any, ...]:
     names = [getattr(item, "node", item) for item in items]
     if any(left >= right for left, right in pairwise(names)):
-        raise ValueError("nodes are not in ascending order, or one is named twice")
+        raise ValueError("a list is not in ascending order, or names something twice")
     return items
 
 
@@ -127,7 +134,8 @@ class Address(Body):
 class RoundOpened(Body):
     """Opens an attempt of a round for its members; signed by a coordinator.
 
-    ``base`` is the root of the agreed state, ``cursor`` the first window that the round consumes.
+    ``base`` is the root of the agreed state, ``cursor`` the first window that the round consumes,
+    ``steps`` what each member (same order) is assigned, in inner steps.
     """
 
     KIND = "round_opened"
@@ -137,6 +145,13 @@ class RoundOpened(Body):
     base: Digest
     cursor: Count
     members: Annotated[tuple[PeerId, ...], Field(min_length=1), *_LIST]
+    steps: Annotated[tuple[Positive, ...], Field(max_length=MAX_MEMBERS, strict=False)]
+
+    @model_validator(mode="after")
+    def _as_many(self) -> RoundOpened:
+        if len(self.steps) != len(self.members):
+            raise ValueError("members and steps are not equally many")
+        return self
 
 
 class RoundCommitted(Body):
@@ -152,7 +167,11 @@ class RoundCommitted(Body):
 class Contribution(Body):
     """A node's claim: from ``base``, with ``tokens`` assigned tokens, it made ``blob``.
 
-    ``blob`` is a content id, ``size`` its bytes, ``salt`` opens the commitment. Signed by the node.
+    ``blob`` is a content id, ``size`` all bytes of the contribution (in a sharded round the index
+    that the id names and its parts), ``salt`` opens the commitment. ``tail`` and ``head`` are the
+    steps in it: the last ones of the assignment of the round before, and the first ones of this
+    one. ``up`` and ``down`` are the bytes that the node's streams carried since its contribution
+    before; nobody can check them, and nothing is paid for them. Signed by the node.
     """
 
     KIND = "contribution"
@@ -165,6 +184,10 @@ class Contribution(Body):
     size: Positive
     salt: Digest
     tokens: Positive
+    tail: Count
+    head: Positive
+    up: Count
+    down: Count
 
 
 class Accepted(Record):
@@ -193,13 +216,46 @@ class RoundClosed(Body):
     rejected: Annotated[tuple[Rejected, ...], *_LIST]
 
 
+class Aggregate(Body):
+    """A node has combined ``slice`` of ``slices`` of a sharded round: ``blob``, of ``size`` bytes.
+
+    Signed by the node.
+    """
+
+    KIND = "aggregate"
+    kind: Literal["aggregate"] = "aggregate"
+    round: Count
+    attempt: Count
+    slice: Annotated[int, Field(ge=0, lt=MAX_MEMBERS)]
+    slices: Annotated[int, Field(ge=1, le=MAX_MEMBERS)]
+    node: PeerId
+    blob: Digest
+    size: Positive
+
+
+class SliceWrong(Body):
+    """A node has recomputed a slice and got ``blob``, not what was recorded; signed by it."""
+
+    KIND = "slice_wrong"
+    kind: Literal["slice_wrong"] = "slice_wrong"
+    round: Count
+    attempt: Count
+    slice: Annotated[int, Field(ge=0, lt=MAX_MEMBERS)]
+    node: PeerId
+    blob: Digest
+
+
 class StateAgreed(Body):
-    """State number ``round`` has this root; signed by a coordinator and the nodes that agree."""
+    """State number ``round`` has this root; signed by a coordinator and the nodes that agree.
+
+    ``wrong`` lists the slices whose recorded aggregate was wrong; the state is made without them.
+    """
 
     KIND = "state_agreed"
     kind: Literal["state_agreed"] = "state_agreed"
     round: Positive
     root: Digest
+    wrong: Annotated[tuple[Annotated[int, Field(ge=0, lt=MAX_MEMBERS)], ...], *_LIST]
 
 
 class RunClosed(Body):
@@ -294,7 +350,8 @@ class SplitSeen(Body):
 
 _BODIES = (
     *(Account, KeyRotated, Node, Address, RoundOpened, RoundCommitted, Contribution, RoundClosed),
-    *(StateAgreed, RunClosed, Witnessed, Verdict, Dispute, Ruling, Transfer, SplitSeen),
+    *(Aggregate, SliceWrong, StateAgreed, RunClosed, Witnessed, Verdict, Dispute, Ruling, Transfer),
+    SplitSeen,
 )
 BODIES: dict[str, type[Body]] = {body.KIND: body for body in _BODIES}
 

@@ -25,7 +25,7 @@ from ledger.edge import Edge, FullTile
 from protocol import merkle
 from protocol.errors import CheckFailed, ResourceError
 
-FORMAT = "artel-ledger-2"
+FORMAT = "artel-ledger-3"
 PAGE_BYTES = 4096
 CHANGE_COUNTER = slice(24, 28)
 VALID_FOR = slice(92, 96)

@@ -21,6 +21,7 @@ from ledger.bodies import (
     Accepted,
     Account,
     Address,
+    Aggregate,
     Body,
     Contribution,
     Cosignature,
@@ -33,6 +34,7 @@ from ledger.bodies import (
     RoundOpened,
     Ruling,
     RunClosed,
+    SliceWrong,
     SplitSeen,
     StateAgreed,
     Transfer,
@@ -55,6 +57,7 @@ __all__ = [
     "Accepted",
     "Account",
     "Address",
+    "Aggregate",
     "Body",
     "Contribution",
     "Cosignature",
@@ -71,12 +74,14 @@ __all__ = [
     "Rules",
     "Ruling",
     "RunClosed",
+    "SliceWrong",
     "SplitSeen",
     "StateAgreed",
     "Transfer",
     "Verdict",
     "Witnessed",
     "account",
+    "aggregate",
     "by_account",
     "contribution",
     "decode",
@@ -89,6 +94,7 @@ __all__ = [
     "round_opened",
     "ruling",
     "run_closed",
+    "slice_wrong",
     "state_agreed",
     "verdict",
     "witnessed",
@@ -224,11 +230,13 @@ def round_opened(
     attempt: int,
     base: str,
     cursor: int,
-    members: Iterable[str],
+    steps: Mapping[str, int],
 ) -> Envelope:
-    """Open an attempt of a round. ``members`` are peer ids in any order."""
-    body = {"round": round, "attempt": attempt, "base": base, "cursor": cursor}
-    return _signed(RoundOpened, body | {"run": run, "members": tuple(sorted(members))}, coordinator)
+    """Open an attempt of a round. ``steps`` maps the members (peer ids) to their inner steps."""
+    body = {"run": run, "round": round, "attempt": attempt, "base": base, "cursor": cursor}
+    members = tuple(sorted(steps))
+    body |= {"members": members, "steps": tuple(steps[peer] for peer in members)}
+    return _signed(RoundOpened, body, coordinator)
 
 
 def round_committed(
@@ -250,10 +258,19 @@ def contribution(
     size: int,
     salt: bytes,
     tokens: int,
+    head: int,
+    tail: int = 0,
+    up: int = 0,
+    down: int = 0,
 ) -> Envelope:
-    """Claim a contribution of the node ``identity``. ``salt`` has 32 bytes."""
+    """Claim a contribution of the node ``identity``. ``salt`` has 32 bytes.
+
+    :param head: steps of this round's assignment in it; ``tail``: of the round before
+    :param up: bytes sent since the contribution before; ``down``: bytes received
+    """
     body = {"run": run, "round": round, "attempt": attempt, "node": identity.peer_id, "base": base}
     body |= {"blob": blob, "size": size, "salt": salt.hex(), "tokens": tokens}
+    body |= {"tail": tail, "head": head, "up": up, "down": down}
     return _signed(Contribution, body, identity)
 
 
@@ -279,9 +296,40 @@ def round_closed(
     return _signed(RoundClosed, body, coordinator)
 
 
-def state_agreed(signer: Identity, run: str, *, round: int, root: str) -> Envelope:
-    """One signer's agreement; combine the coordinator's and the nodes' with ``merged``."""
-    return _signed(StateAgreed, {"run": run, "round": round, "root": root}, signer)
+def aggregate(
+    identity: Identity,
+    run: str,
+    *,
+    round: int,
+    attempt: int,
+    slice: int,
+    slices: int,
+    blob: str,
+    size: int,
+) -> Envelope:
+    """Record what the node ``identity`` combined one slice of a sharded round into."""
+    body = {"run": run, "round": round, "attempt": attempt, "slice": slice, "slices": slices}
+    body |= {"node": identity.peer_id, "blob": blob, "size": size}
+    return _signed(Aggregate, body, identity)
+
+
+def slice_wrong(
+    identity: Identity, run: str, *, round: int, attempt: int, slice: int, blob: str
+) -> Envelope:
+    """The node ``identity`` recomputed a slice and got ``blob``, not what is recorded."""
+    body = {"run": run, "round": round, "attempt": attempt, "slice": slice}
+    return _signed(SliceWrong, body | {"node": identity.peer_id, "blob": blob}, identity)
+
+
+def state_agreed(
+    signer: Identity, run: str, *, round: int, root: str, wrong: Iterable[int] = ()
+) -> Envelope:
+    """One signer's agreement; combine the coordinator's and the nodes' with ``merged``.
+
+    :param wrong: slices whose recorded aggregate was wrong, in any order
+    """
+    body = {"run": run, "round": round, "root": root, "wrong": tuple(sorted(wrong))}
+    return _signed(StateAgreed, body, signer)
 
 
 def _signed(schema: type[Body], fields: dict[str, Any], *signers: Identity) -> Envelope:

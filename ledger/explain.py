@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ledger import entries, reasons
+from ledger import entries, explain_rounds, reasons
 from ledger.entries import Genesis, recovery_digest
 from ledger.facts import (
     CreditLine,
@@ -18,12 +18,10 @@ from ledger.facts import (
     arithmetic,
     as_of,
     assigned,
-    belonged,
     credit_line,
     earning,
     events_of,
     fate,
-    outcome_of,
     row,
     totals,
     vesting,
@@ -105,13 +103,15 @@ def _facts(story: Story) -> Iterator[Fact]:
         case entries.Node():
             yield from _node(story, body)
         case entries.RoundOpened() | entries.RoundCommitted() | entries.RoundClosed():
-            yield from _round(story, body)
+            yield from explain_rounds.attempt(story, body)
         case entries.Contribution():
-            yield from _contribution(story, body)
+            yield from explain_rounds.contribution(story, body)
+        case entries.Aggregate() | entries.SliceWrong():
+            yield from explain_rounds.slice(story, body)
         case entries.StateAgreed():
-            yield from _agreed(story, body)
+            yield from explain_rounds.agreed(story, body)
         case entries.RunClosed():
-            yield from _run_closed(story, body)
+            yield from explain_rounds.run_closed(story, body)
         case entries.Witnessed():
             yield from _witnessed(story, body)
         case entries.Verdict() | entries.Dispute() | entries.Ruling():
@@ -132,6 +132,12 @@ def _genesis(body: Genesis) -> Iterator[Fact]:
     yield Fact(f"{printable(ownership.statement)} (ownership.statement)")
     yield Fact(f"{plural(rules.total, 'round')} (rounds.total); each assigns to each member")
     yield Fact(assigned(body))
+    if rules.work.overlap_steps:
+        yield Fact(
+            f"the last {rules.work.overlap_steps} of {rules.work.inner_steps} inner steps are "
+            "trained while the exchange goes on and count in the next round "
+            "(exchange.overlap_steps)"
+        )
     for kind, rate in rules.rates.items():
         yield Fact(f"{rate:,} credit for each {WORK[kind]} (ownership.rates.{kind})")
     yield Fact(vesting(ownership.vesting_rounds))
@@ -201,91 +207,6 @@ def _transfer(story: Story, body: entries.Transfer) -> Iterator[Fact]:
             f"account {short_key(name)}: {before:,} vested {sign} {body.amount:,} = "
             f"{before + amount:,}"
         )
-
-
-# --- rounds ---------------------------------------------------------------------------------------
-
-
-def _round(
-    story: Story, body: entries.RoundOpened | entries.RoundCommitted | entries.RoundClosed
-) -> Iterator[Fact]:
-    trail = story.attempt
-    assert trail is not None
-    match body:
-        case entries.RoundOpened():
-            yield Fact(assigned(story.genesis))
-            for peer, account in sorted(trail.accounts.items()):
-                yield Fact(belonged(peer, account, trail), (trail.bound[peer],))
-        case entries.RoundCommitted():
-            for peer in sorted(trail.accounts):
-                did = "committed" if peer in body.commitments else "did not commit in time"
-                yield Fact(f"node {short_peer(peer)} {did}")
-        case entries.RoundClosed():
-            for item in body.accepted:
-                work = trail.contributed[item.node]
-                yield Fact(
-                    f"node {short_peer(item.node)}: accepted with {item.weight:,} tokens, "
-                    f"shown by entry {work}",
-                    (work,),
-                )
-            for left in body.rejected:
-                why = f"{reasons.explain(left.reason)} ({left.reason})"
-                yield Fact(f"node {short_peer(left.node)}: left out, {why}")
-    yield from outcome_of(trail)
-
-
-def _contribution(story: Story, body: entries.Contribution) -> Iterator[Fact]:
-    trail = story.attempt
-    assert trail is not None
-    yield Fact(assigned(story.genesis))
-    opened, committed = trail.opened, trail.committed
-    account = trail.accounts[body.node]
-    yield Fact(
-        f"round {body.round} was opened by entry {opened}; the node had committed to exactly this "
-        f"by entry {committed}",
-        (opened, committed),
-    )
-    earned = story.trails.get(story.entry.id)
-    if earned is None:
-        if body.node in trail.left_out:
-            reason = trail.left_out[body.node]
-            why = f"{reasons.explain(reason)} ({reason})"
-            yield Fact(f"left out by entry {trail.closed}: {why}", (trail.closed,))
-        yield from outcome_of(trail)
-        if trail.agreed >= 0 and story.state.accounts[account].barred:
-            yield Fact(f"account {short_key(account)} is barred and earns nothing")
-        return
-    yield Fact(
-        f"accepted by entry {trail.closed}, agreed by entry {trail.agreed} with {trail.agreeing} "
-        f"of {plural(trail.accepted, 'contributor')}",
-        (trail.closed, trail.agreed),
-    )
-    yield earning(earned)
-    yield from events_of(earned)
-    yield fate(story, earned)
-
-
-def _agreed(story: Story, body: entries.StateAgreed) -> Iterator[Fact]:
-    trail = story.attempt
-    assert trail is not None
-    yield Fact(
-        f"signed by a coordinator and {trail.agreeing} of the {trail.accepted} contributors that "
-        f"entry {trail.closed} accepted in round {trail.round}; more than half are needed",
-        (trail.closed,),
-    )
-    yield Fact(assigned(story.genesis))
-    yield Fact(vesting(story.genesis.rules.ownership.vesting_rounds))
-    yield from totals(story)
-
-
-def _run_closed(story: Story, body: entries.RunClosed) -> Iterator[Fact]:
-    yield Fact(f"all {plural(body.round, 'round')} are over (rounds.total)")
-    yield Fact(
-        "everything that was pending vests, whatever is disputed included"
-        if body.closing == 2
-        else "everything that was pending and not disputed vests"
-    )
-    yield from totals(story)
 
 
 # --- trust and disputes ---------------------------------------------------------------------------

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ledger.entries import Genesis
+from ledger import reasons
+from ledger.entries import Contribution, Genesis
 from ledger.text import plural, short_key, short_peer
 from ledger.trail import AttemptTrail, Story, Trail
 
@@ -42,15 +43,78 @@ class CreditLine:
 
 
 def assigned(genesis: Genesis) -> str:
-    """The arithmetic of a member's work in a round."""
-    config = genesis.manifest["config"]
-    steps, batch = config["rounds"]["inner_steps"], config["optimizer"]["batch_size"]
-    length = config["data"]["seq_len"]
+    """The arithmetic of the work that a round asks of a member."""
+    work = genesis.rules.work
+    steps, tokens = plural(work.most, "inner step"), plural(work.tokens(work.most), "token")
+    names = "rounds.inner_steps"
+    if work.boxed:
+        steps, tokens = f"{work.least} to {steps}", f"{work.tokens(work.least):,} to {tokens}"
+        names += " / 4 to × 4, what fits into rounds.box_s;"
     return (
-        f"assigned: {plural(steps, 'inner step')} × {plural(batch, 'sequence')} × "
-        f"{plural(length, 'token')} = {plural(genesis.rules.tokens, 'token')} "
-        "(rounds.inner_steps × optimizer.batch_size × data.seq_len)"
+        f"assigned: {steps} × {plural(work.batch_size, 'sequence')} × "
+        f"{plural(work.seq_len, 'token')} = {tokens} "
+        f"({names} × optimizer.batch_size × data.seq_len)"
     )
+
+
+def steps_of(genesis: Genesis, trail: AttemptTrail, peer: str) -> str:
+    """What a member was assigned, and in which round each part of it counts."""
+    work, steps = genesis.rules.work, trail.steps[peer]
+    said = f"node {short_peer(peer)} is assigned {plural(steps, 'inner step')}"
+    tail = work.tail(trail.round, steps)
+    if not tail:
+        return said
+    return (
+        f"{said}: {work.head(trail.round, steps)} count in this round, the last {tail} in the next "
+        f"(exchange.overlap_steps {work.overlap_steps} × {steps} / rounds.inner_steps "
+        f"{work.inner_steps}, rounded, at least 1)"
+    )
+
+
+def counted(genesis: Genesis, trail: AttemptTrail, body: Contribution) -> str:
+    """The arithmetic of what a contribution says that it is made of."""
+    work, assigned = genesis.rules.work, trail.steps[body.node]
+    head = work.head(trail.round, assigned)
+    least = work.least_head(trail.round, assigned)
+    made = f"{plural(body.head, 'step')} of this round ({least} to {head} are allowed)"
+    if trail.tails.get(body.node, 0):
+        made = (
+            f"({plural(body.tail, 'step')} of round {trail.round - 1}, at most "
+            f"{trail.tails[body.node]}, + {made})"
+        )
+    return (
+        f"made: {made} × {plural(work.batch_size, 'sequence')} × {plural(work.seq_len, 'token')} = "
+        f"{plural(body.tokens, 'token')} (optimizer.batch_size × data.seq_len)"
+    )
+
+
+def judged(trail: AttemptTrail, number: int) -> Iterator[Fact]:
+    """Who recorded a slice, who called it wrong, and what was agreed on."""
+    index, recorded = trail.slices[number]
+    yield Fact(
+        f"slice {number}: entry {index} of node {short_peer(recorded.node)} names the blob "
+        f"{short_key(recorded.blob)}, {plural(recorded.size, 'byte')}",
+        (index,),
+    )
+    for peer, (accusation, blob) in sorted(trail.accused.get(number, {}).items()):
+        yield Fact(
+            f"node {short_peer(peer)} recomputed it and got {short_key(blob)} (entry {accusation})",
+            (accusation,),
+        )
+    if trail.agreed < 0:
+        return
+    if number in trail.wrong:
+        yield Fact(
+            f"found wrong by those who signed entry {trail.agreed}: node "
+            f"{short_peer(recorded.node)} earns nothing in this round ({reasons.WRONG_SLICE})",
+            (trail.agreed,),
+        )
+    elif number in trail.accused:
+        yield Fact(
+            f"found right by those who signed entry {trail.agreed}: counted as "
+            f"{reasons.FALSE_ACCUSATION} of whoever called it wrong",
+            (trail.agreed,),
+        )
 
 
 def as_of(story: Story) -> str:

@@ -12,6 +12,7 @@ from pydantic import ValidationError as PydanticError
 
 from ledger.bodies import Digest, OptionalDigest, Positive, Record, decode_error
 from protocol import canonical
+from protocol.assignment import Work
 from protocol.errors import DecodeError
 from protocol.run_config import Ledger, Ownership
 
@@ -25,7 +26,6 @@ class DataUse:
     shard_tokens: int
     seq_len: int
     span_windows: int
-    windows: int  # of each member in each round
     contributed: tuple[tuple[str, int], ...]  # (account or "", tokens), from the first token on
 
 
@@ -34,7 +34,7 @@ class Rules:
     """The constants of the manifest by which credit is counted; see ``docs/manifest.md``."""
 
     total: int
-    tokens: int  # assigned to each member in each round
+    work: Work  # what a round asks of its members
     ownership: Ownership
     witnesses: int
     arbiters: frozenset[str]
@@ -115,19 +115,42 @@ def read_genesis(payload: bytes) -> Genesis:
 
 
 def _rules(manifest: dict[str, Any], organiser: str) -> Rules:
-    tokens = 1
-    for path in (("rounds", "inner_steps"), ("optimizer", "batch_size"), ("data", "seq_len")):
-        tokens *= _rule(manifest, "config", *path)
-    if tokens >= 1 << 53:
-        raise DecodeError("entry genesis: a round assigns 2^53 tokens or more")
+    work = _work(manifest)
+    # A contribution has the tokens of a tail and of a head.
+    if 2 * work.tokens(work.most) >= 1 << 53:
+        raise DecodeError("entry genesis: a round assigns 2^52 tokens or more")
     ownership = _section(manifest, Ownership, "ownership")
     return Rules(
-        total=_rule(manifest, "config", "rounds", "total"),
-        tokens=tokens,
+        total=work.total,
+        work=work,
         ownership=ownership,
         witnesses=_section(manifest, Ledger, "ledger").witnesses,
         arbiters=frozenset(ownership.arbiters or (organiser,)),
         data=_data_use(manifest),
+    )
+
+
+def _work(manifest: dict[str, Any]) -> Work:
+    overlap = _at(manifest, "config", "exchange", "overlap_steps")
+    overlap = 0 if overlap is None else overlap
+    if not isinstance(overlap, int) or isinstance(overlap, bool) or not 0 <= overlap < 1 << 53:
+        raise DecodeError("entry genesis: config.exchange.overlap_steps is not a whole number")
+    box = _at(manifest, "config", "rounds", "box_s")
+    box = 0 if box is None else box
+    if not isinstance(box, int | float) or isinstance(box, bool):
+        raise DecodeError("entry genesis: config.rounds.box_s is not a number")
+    topology = _at(manifest, "config", "exchange", "topology")
+    topology = "auto" if topology is None else topology
+    if topology not in ("auto", "gather", "sharded"):
+        raise DecodeError("entry genesis: config.exchange.topology is none that is known")
+    return Work(
+        total=_rule(manifest, "config", "rounds", "total"),
+        inner_steps=_rule(manifest, "config", "rounds", "inner_steps"),
+        overlap_steps=overlap,
+        boxed=box > 0,
+        batch_size=_rule(manifest, "config", "optimizer", "batch_size"),
+        seq_len=_rule(manifest, "config", "data", "seq_len"),
+        topology=topology,
     )
 
 
@@ -154,16 +177,12 @@ def _data_use(manifest: dict[str, Any]) -> DataUse | None:
     seed = _at(manifest, "config", "run", "seed")
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 53:
         raise DecodeError("entry genesis: config.run.seed is not a whole number")
-    windows = 1
-    for path in (("rounds", "inner_steps"), ("optimizer", "batch_size")):
-        windows *= _rule(manifest, "config", *path)
     return DataUse(
         seed=seed,
         tokens=tokens,
         shard_tokens=_rule(manifest, "config", "data", "shard_tokens"),
         seq_len=_rule(manifest, "config", "data", "seq_len"),
         span_windows=_rule(manifest, "config", "data", "span_windows"),
-        windows=windows,
         contributed=tuple((part.account, part.tokens) for part in parts.parts),
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ledger import reasons
 from ledger.accounts import Credit, Outcome
 from ledger.entries import Contribution, Entry, Node, RoundClosed
 
@@ -52,7 +53,7 @@ class Journal:
     earned: dict[str, Earned] = field(default_factory=dict)
     """By source: a contribution's entry id, or a name made of the kind of work."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """Reason codes of closed attempts, by :func:`place`."""
+    """Reason codes of work that earned nothing, by :func:`place`."""
 
     def observe(self, index: int, entry: Entry, outcome: Outcome) -> None:
         """Take note of the next entry."""
@@ -67,6 +68,10 @@ class Journal:
             for item in body.rejected:
                 if item.node in self.nodes:
                     self.left_out[place(body.round, body.attempt, item.node)] = item.reason
+        for source in outcome.denied:
+            if (shown := self.shown.get(source)) is not None:
+                key = place(shown.round, shown.attempt, shown.node)
+                self.left_out[key] = reasons.WRONG_SLICE
         self._credits(index, outcome)
 
     def _credits(self, index: int, outcome: Outcome) -> None:

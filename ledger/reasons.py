@@ -22,6 +22,10 @@ from protocol.rounds import (
 
 NOT_AGREED = "not_agreed"
 """Accepted by the coordinator, but no majority agreed on the state that came out."""
+WRONG_SLICE = "wrong_slice"
+"""Accepted, but a slice of the round that the node combined for all was wrong."""
+FALSE_ACCUSATION = "false_accusation"
+"""The node called a slice wrong, and those who agreed on the state found it right."""
 
 REJECTIONS = {
     LATE: "came after the round's commitments were closed",
@@ -32,12 +36,14 @@ REJECTIONS = {
     NON_FINITE: "holds infinities or NaN",
     BAD_SIGNATURE: "a signature does not verify",
     TOO_LARGE: "larger than the run's limit",
-    WRONG_TOKENS: "claims another number of tokens than was assigned",
+    WRONG_TOKENS: "claims other tokens than its steps have, or more steps than it was assigned",
     HANDED_BACK: "the node gave the round back",
     DISCONNECTED: "the node went away before its contribution was complete",
     NOT_AGREED: "accepted, but no majority of nodes agreed on the resulting state",
+    WRONG_SLICE: "combined a slice of the round for all, and the result was wrong",
+    FALSE_ACCUSATION: "said that a slice was wrong which was right (this alone takes no credit)",
 }
-"""Why a member earned nothing in a round."""
+"""Why a member earned nothing in a round, or (false_accusation) what is held against it."""
 
 NO_GENESIS = "no_genesis"
 SECOND_GENESIS = "second_genesis"
@@ -64,6 +70,11 @@ BARRED = "barred"
 NO_QUORUM = "no_quorum"
 BAD_COSIGNATURE = "bad_cosignature"
 PROVES_NOTHING = "proves_nothing"
+WRONG_STEPS = "wrong_steps"
+NOT_SHARDED = "not_sharded"
+NOT_AGGREGATOR = "not_aggregator"
+UNKNOWN_SLICE = "unknown_slice"
+SAME_BLOB = "same_blob"
 
 IGNORED = {
     BAD_SIGNATURE: "a signature does not verify",
@@ -76,7 +87,7 @@ IGNORED = {
     UNKNOWN_NODE: "a member is bound to no account",
     OUT_OF_ORDER: "does not fit the round, attempt or phase that the ledger is in",
     WRONG_STATE: "names another state than the agreed one",
-    WRONG_TOKENS: "claims another number of tokens than was assigned",
+    WRONG_TOKENS: "claims other tokens than its steps have, or more steps than were assigned",
     NOT_MEMBER: "the node is not a member of the round",
     NOT_COMMITTED: "the node committed to nothing in this round",
     COMMITMENT_MISMATCH: "is not what the node had committed to",
@@ -87,7 +98,7 @@ IGNORED = {
     NOT_ALLOWED: "the run's rules do not allow this transfer",
     NOT_ENOUGH: "more than the account has vested",
     NOT_PENDING: "names no contribution whose credit is pending",
-    OWN_WORK: "an account cannot dispute its own work",
+    OWN_WORK: "nobody can dispute their own work",
     TOO_MANY: "the account has too many open disputes",
     NO_CREDIT: "only accounts that have earned credit in this run can dispute",
     NOT_DRAWN: "the node was not drawn to audit this contribution",
@@ -95,6 +106,11 @@ IGNORED = {
     NO_QUORUM: "signed by fewer arbiters than the manifest asks for",
     BAD_COSIGNATURE: "a cosignature does not verify",
     PROVES_NOTHING: "the evidence does not show that one key signed two histories",
+    WRONG_STEPS: "assigns a number of steps that the run's rules do not allow",
+    NOT_SHARDED: "the round is not sharded: there are no slices",
+    NOT_AGGREGATOR: "another member combines this slice",
+    UNKNOWN_SLICE: "speaks of a slice that nobody recorded, or that nobody has called wrong",
+    SAME_BLOB: "names the very blob that was recorded: there is no difference",
 }
 """Why an entry changes nothing."""
 

@@ -33,7 +33,7 @@ from ledger.entries import (
     Verdict,
     recovery_digest,
 )
-from ledger.rules_rounds import RECORDED, key_of
+from ledger.rules_common import RECORDED, key_of
 
 MAX_OPEN_DISPUTES = 8
 """Of one account: a dispute is cheap to begin and delays somebody's credit."""

@@ -2,7 +2,8 @@
 
 Each rule looks at an entry and returns the reason why it changes nothing, or the effect that
 changes the state. Credit is granted by ``state_agreed``: each accepted contribution of the closed
-round gives its tokens to the account that its node belonged to *when the round was opened*.
+round gives its tokens to the account that its node belonged to *when the round was opened*, unless
+that node combined a slice wrongly.
 """
 
 from __future__ import annotations
@@ -10,10 +11,9 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections import Counter
-from functools import lru_cache
 from itertools import accumulate
 
-from ledger import reasons
+from ledger import reasons, rules_slices
 from ledger.accounts import (
     Account,
     Attempt,
@@ -38,7 +38,8 @@ from ledger.entries import (
     RunClosed,
     StateAgreed,
 )
-from protocol.identity import peer_id_of, public_of
+from ledger.rules_common import RECORDED, by_coordinators, current, key_of, peer_of, reject
+from protocol import assignment
 from protocol.rounds import (
     BAD_SIGNATURE,
     COMMITMENT_MISMATCH,
@@ -46,8 +47,6 @@ from protocol.rounds import (
     WRONG_TOKENS,
     commitment,
 )
-
-RECORDED = Outcome("recorded")
 
 
 def genesis(state: FoldState, body: Genesis, entry: Entry) -> str | Effect:
@@ -74,7 +73,7 @@ def genesis(state: FoldState, body: Genesis, entry: Entry) -> str | Effect:
 
 def opened(state: FoldState, body: RoundOpened, entry: Entry) -> str | Effect:
     previous = state.attempt
-    if not _by_coordinators(state, entry):
+    if not by_coordinators(state, entry):
         return reasons.WRONG_SIGNERS
     assert state.rules is not None
     if body.round != state.round or body.round >= state.rules.total:
@@ -88,21 +87,24 @@ def opened(state: FoldState, body: RoundOpened, entry: Entry) -> str | Effect:
         return WRONG_STATE
     if not all(peer in state.nodes for peer in body.members):
         return reasons.UNKNOWN_NODE
+    if not all(state.work.least <= steps <= state.work.most for steps in body.steps):
+        return reasons.WRONG_STEPS
 
     def effect() -> Outcome:
         _void(state)
         accounts = {peer: state.account_of(peer) for peer in body.members}
-        state.attempt = Attempt(body.round, body.attempt, accounts)
-        state.cursor, state.members = body.cursor, len(body.members)
+        steps = dict(zip(body.members, body.steps, strict=True))
+        state.attempt = Attempt(body.round, body.attempt, accounts, steps)
+        state.cursor, state.steps = body.cursor, sum(body.steps)
         return RECORDED
 
     return effect
 
 
 def committed(state: FoldState, body: RoundCommitted, entry: Entry) -> str | Effect:
-    if not _by_coordinators(state, entry):
+    if not by_coordinators(state, entry):
         return reasons.WRONG_SIGNERS
-    attempt = _current(state, body.round, body.attempt, "training")
+    attempt = current(state, body.round, body.attempt, "training")
     if attempt is None:
         return reasons.OUT_OF_ORDER
     if not body.commitments.keys() <= attempt.accounts.keys():
@@ -119,7 +121,7 @@ def committed(state: FoldState, body: RoundCommitted, entry: Entry) -> str | Eff
 def contribution(state: FoldState, body: Contribution, entry: Entry) -> str | Effect:
     if entry.signers != {key_of(body.node)}:
         return reasons.WRONG_SIGNERS
-    attempt = _current(state, body.round, body.attempt, "revealing")
+    attempt = current(state, body.round, body.attempt, "revealing")
     if attempt is None:
         return reasons.OUT_OF_ORDER
     if body.node not in attempt.accounts:
@@ -130,7 +132,7 @@ def contribution(state: FoldState, body: Contribution, entry: Entry) -> str | Ef
         return reasons.DUPLICATE
     if body.base != state.states[-1]:
         return WRONG_STATE
-    if body.tokens != state.tokens:
+    if not _in_bounds(state, attempt, body):
         return WRONG_TOKENS
     salt = bytes.fromhex(body.salt)
     shown = commitment(body.run, body.round, body.attempt, body.node, body.blob, salt)
@@ -139,17 +141,28 @@ def contribution(state: FoldState, body: Contribution, entry: Entry) -> str | Ef
 
     def effect() -> Outcome:
         attempt.contributions[body.node] = entry.id
+        attempt.tokens[body.node], attempt.heads[body.node] = body.tokens, body.head
         attempt.salts[body.node] = body.salt
         return RECORDED
 
     return effect
 
 
+def _in_bounds(state: FoldState, attempt: Attempt, body: Contribution) -> bool:
+    """Whether the steps are ones that the node was assigned, and the tokens are those steps'."""
+    work, assigned = state.work, attempt.steps[body.node]
+    return (
+        work.least_head(body.round, assigned) <= body.head <= work.head(body.round, assigned)
+        and body.tail <= state.tails.get(body.node, 0)
+        and body.tokens == work.tokens(body.tail + body.head)
+    )
+
+
 def closed(state: FoldState, body: RoundClosed, entry: Entry) -> str | Effect:
-    if not _by_coordinators(state, entry):
+    if not by_coordinators(state, entry):
         return reasons.WRONG_SIGNERS
     phases = ("revealing",) if body.accepted else ("training", "revealing", "applying")
-    attempt = _current(state, body.round, body.attempt, *phases)
+    attempt = current(state, body.round, body.attempt, *phases)
     if attempt is None:
         return reasons.OUT_OF_ORDER
     accepted = {item.node: item for item in body.accepted}
@@ -159,7 +172,7 @@ def closed(state: FoldState, body: RoundClosed, entry: Entry) -> str | Effect:
     for peer, item in accepted.items():
         if attempt.contributions.get(peer) != item.entry:
             return reasons.UNKNOWN_CONTRIBUTION
-        if item.weight != state.tokens:
+        if item.weight != attempt.tokens[peer]:
             return WRONG_TOKENS
 
     def effect() -> Outcome:
@@ -167,9 +180,10 @@ def closed(state: FoldState, body: RoundClosed, entry: Entry) -> str | Effect:
             # Closed a second time, now with nobody: the nodes did not agree on a state. Who was
             # left out at the first closing has been counted then.
             _void(state)
+            attempt.slices, attempt.wrong = {}, {}
         else:
             for peer, reason in rejected.items():
-                _reject(state, peer, reason)
+                reject(state, peer, reason)
         attempt.accepted = {peer: item.weight for peer, item in accepted.items()}
         attempt.phase = "applying" if accepted else "failed"
         return RECORDED
@@ -188,19 +202,26 @@ def agreed(state: FoldState, body: StateAgreed, entry: Entry) -> str | Effect:
     agreeing = [peer for peer in attempt.accepted if key_of(peer) in entry.signers]
     if 2 * len(agreeing) <= len(attempt.accepted):
         return reasons.NO_MAJORITY
+    if not attempt.wrong.keys() >= set(body.wrong):  # whoever is in there speaks of a recorded one
+        return reasons.UNKNOWN_SLICE
 
     def effect() -> Outcome:
-        granted = _credit_round(state, attempt)
+        denied = rules_slices.judge(state, attempt, body.wrong)
+        granted = _credit_round(state, attempt, denied)
         state.states.append(body.root)
+        tails = {peer: state.work.tail(attempt.round, h) for peer, h in attempt.steps.items()}
+        state.tails = {peer: steps for peer, steps in tails.items() if steps}
         state.attempt = None
-        return Outcome("credited", granted=granted, vested=vest_due(state, state.round))
+        sources = tuple(attempt.contributions[peer] for peer in sorted(denied))
+        vested = vest_due(state, state.round)
+        return Outcome("credited", granted=granted, vested=vested, denied=sources)
 
     return effect
 
 
 def run_closed(state: FoldState, body: RunClosed, entry: Entry) -> str | Effect:
     assert state.rules is not None
-    if not _by_coordinators(state, entry):
+    if not by_coordinators(state, entry):
         return reasons.WRONG_SIGNERS
     if body.round != state.round or state.round < state.rules.total:
         return reasons.OUT_OF_ORDER
@@ -223,8 +244,11 @@ def run_closed(state: FoldState, body: RunClosed, entry: Entry) -> str | Effect:
 # --- credit ---------------------------------------------------------------------------------------
 
 
-def _credit_round(state: FoldState, attempt: Attempt) -> tuple[Credit, ...]:
-    """Grant compute to the accepted members, and data to those whose text was new to the run."""
+def _credit_round(state: FoldState, attempt: Attempt, denied: set[str]) -> tuple[Credit, ...]:
+    """Grant compute to the accepted members, and data to those whose text was new to the run.
+
+    :param denied: members who earn no compute in this round
+    """
     assert state.rules is not None
     rates, due = state.rules.rates, attempt.round + 1 + state.rules.ownership.vesting_rounds
     # Not the entry ids: a node can sign its contribution in many ways until it likes the lot.
@@ -232,7 +256,7 @@ def _credit_round(state: FoldState, attempt: Attempt) -> tuple[Credit, ...]:
     granted: list[Credit] = []
     for peer, tokens in attempt.accepted.items():
         account, source = attempt.accounts[peer], attempt.contributions[peer]
-        if state.accounts[account].barred:
+        if peer in denied or state.accounts[account].barred:
             continue
         credit = Credit(source, "compute", account, peer, attempt.round, tokens, rates["compute"])
         drawn = _auditors(attempt, peer, seed, state.rules.ownership.auditors)
@@ -268,24 +292,31 @@ def _auditors(attempt: Attempt, peer: str, seed: bytes, count: int) -> list[str]
 
 
 def _text_used(state: FoldState, data: DataUse, attempt: Attempt) -> Counter[str]:
-    """Account to tokens of its text that the accepted members read for the first time."""
-    from protocol import assignment  # needed in runs with contributed text alone
+    """Account to tokens of its text that the accepted members read for the first time.
 
+    Of the head the windows of the steps that were made count, of the tail all: how much of it a
+    member got to is known only when its next contribution is shown, if ever.
+    """
+    work = state.work
     split = assignment.Split(data.tokens, data.shard_tokens, data.seq_len, data.span_windows)
     ends = list(accumulate(tokens for _, tokens in data.contributed))
-    count = len(attempt.accounts) * data.windows
+    count = work.windows(sum(attempt.steps.values()))
     used: Counter[str] = Counter()
     if count > split.windows:
         return used  # no such round can be assigned
-    first = assignment.round_start(split, state.cursor, count)
+    start = first = assignment.round_start(split, state.cursor, count)
     if first < state.text_used or first + count > split.windows:
         return used  # this text has earned already, in an earlier round or the first pass
     state.text_used = first + count
-    for rank, member in enumerate(sorted(attempt.accounts)):
+    for member, steps in sorted(attempt.steps.items()):
+        stretch = assignment.windows_at(data.seed, split, start, work.windows(steps))
+        start += len(stretch)
         if member not in attempt.accepted:
             continue
-        start = first + rank * data.windows
-        for window in assignment.windows_at(data.seed, split, start, data.windows):
+        made, head = attempt.heads[member], work.head(attempt.round, steps)
+        for index, window in enumerate(stretch):
+            if made <= index % steps < head:  # of a step that there was no time for
+                continue
             # Its first token decides whose a window is.
             token = window.shard * data.shard_tokens + window.offset
             account = data.contributed[bisect_right(ends, token)][0]
@@ -294,40 +325,9 @@ def _text_used(state: FoldState, data: DataUse, attempt: Attempt) -> Counter[str
     return used
 
 
-# --- what the rules share -------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=4096)
-def key_of(peer: str) -> str:
-    return public_of(peer).hex()
-
-
-@lru_cache(maxsize=4096)
-def peer_of(key: str) -> str:
-    return peer_id_of(bytes.fromhex(key))
-
-
-def _by_coordinators(state: FoldState, entry: Entry) -> bool:
-    """Signed by coordinators alone: a stranger's signature would make a second id for one fact."""
-    return entry.signers <= set(state.coordinators)
-
-
-def _current(state: FoldState, round: int, attempt: int, *phases: str) -> Attempt | None:
-    """The attempt under way, when it is this one and in one of these phases."""
-    now = state.attempt
-    if now is None or (now.round, now.attempt) != (round, attempt) or now.phase not in phases:
-        return None
-    return now
-
-
 def _void(state: FoldState) -> None:
     """What was accepted but never agreed on gives no credit; say so."""
     if state.attempt is not None:
         for peer in state.attempt.accepted:
-            _reject(state, peer, reasons.NOT_AGREED)
+            reject(state, peer, reasons.NOT_AGREED)
         state.attempt.accepted = {}
-
-
-def _reject(state: FoldState, peer: str, reason: str) -> None:
-    counts = state.rejected.setdefault(peer, {})
-    counts[reason] = counts.get(reason, 0) + 1

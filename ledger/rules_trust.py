@@ -8,8 +8,8 @@ from ledger.checkpoint import Checkpoint, origin_of
 from ledger.cosignature import WITNESS_PREFIX, CosignerKey, verify_cosignature, witness_key
 from ledger.entries import Entry, SplitSeen, Witnessed
 from ledger.note import SignatureLine, VerifierKey
+from ledger.rules_common import RECORDED, key_of
 from ledger.rules_people import speaking
-from ledger.rules_rounds import RECORDED, key_of
 from protocol.errors import ArtelError
 
 

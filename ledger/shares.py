@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ledger import reasons, rules_people, rules_rounds, rules_trust
+from ledger import reasons, rules_people, rules_rounds, rules_slices, rules_trust
 from ledger.accounts import Attempt, Credit, Effect, FoldState, Outcome
 from ledger.entries import (
     Account,
     Address,
+    Aggregate,
     Contribution,
     Dispute,
     Entry,
@@ -28,6 +29,7 @@ from ledger.entries import (
     RoundOpened,
     Ruling,
     RunClosed,
+    SliceWrong,
     SplitSeen,
     StateAgreed,
     Transfer,
@@ -59,6 +61,8 @@ _RULES: Mapping[type, Callable[[FoldState, Any, Entry], str | Effect]] = {
     RoundCommitted: rules_rounds.committed,
     Contribution: rules_rounds.contribution,
     RoundClosed: rules_rounds.closed,
+    Aggregate: rules_slices.aggregate,
+    SliceWrong: rules_slices.slice_wrong,
     StateAgreed: rules_rounds.agreed,
     RunClosed: rules_rounds.run_closed,
     Account: rules_people.account,

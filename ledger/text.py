@@ -6,6 +6,7 @@ from ledger import reasons
 from ledger.entries import (
     Account,
     Address,
+    Aggregate,
     Body,
     Contribution,
     Dispute,
@@ -17,6 +18,7 @@ from ledger.entries import (
     RoundOpened,
     Ruling,
     RunClosed,
+    SliceWrong,
     SplitSeen,
     StateAgreed,
     Transfer,
@@ -62,6 +64,8 @@ def summary(body: Genesis | Body, outcome: Outcome) -> str:
     ):
         if credits:
             parts.append(f"{sum(credit.amount for credit in credits):,} credit {what}")
+    if outcome.denied:
+        parts.append(f"{plural(len(outcome.denied), 'contribution')} denied credit")
     return ", ".join(parts)
 
 
@@ -103,16 +107,27 @@ def _says(body: Genesis | Body) -> str:
 def _says_of_round(body: Genesis | Body) -> str:
     match body:
         case RoundOpened():
-            return f"{plural(len(body.members), 'member')}, data from window {body.cursor:,}"
+            members, steps = plural(len(body.members), "member"), plural(sum(body.steps), "step")
+            return f"{members}, {steps}, data from window {body.cursor:,}"
         case RoundCommitted():
             return plural(len(body.commitments), "commitment")
         case Contribution():
-            size = plural(body.size, "byte")
-            return f"node {short_peer(body.node)}: {plural(body.tokens, 'token')}, {size}"
+            steps = f"{body.tail} + {body.head}" if body.tail else f"{body.head}"
+            tokens, size = plural(body.tokens, "token"), plural(body.size, "byte")
+            many = "step" if body.tail + body.head == 1 else "steps"
+            return f"node {short_peer(body.node)}: {steps} {many}, {tokens}, {size}"
         case RoundClosed():
             left_out = ", ".join(f"{short_peer(r.node)} {r.reason}" for r in body.rejected)
             accepted = f"{len(body.accepted)} accepted" if body.accepted else "nobody accepted"
             return accepted + (f", left out: {left_out}" if left_out else "")
         case StateAgreed():
-            return f"state {body.round} is {short_key(body.root)}"
+            wrong = ", ".join(str(number) for number in body.wrong)
+            found = f", made without the wrong slice {wrong}" if len(body.wrong) == 1 else ""
+            found = f", made without the wrong slices {wrong}" if len(body.wrong) > 1 else found
+            return f"state {body.round} is {short_key(body.root)}{found}"
+        case Aggregate():
+            what = f"slice {body.slice} (of {body.slices})"
+            return f"node {short_peer(body.node)} combined {what}: {plural(body.size, 'byte')}"
+        case SliceWrong():
+            return f"node {short_peer(body.node)} says that slice {body.slice} is wrong"
     return ""

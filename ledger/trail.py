@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ledger import entries
-from ledger.accounts import Account, Attempt, Credit, FoldState, Outcome, Pending
+from ledger.accounts import Account, Attempt, Credit, FoldState, Outcome, Pending, Slice
 from ledger.entries import Entry, Genesis, decode
 from ledger.replay import check_signatures
-from ledger.rules_rounds import key_of
+from ledger.rules_common import key_of
 from ledger.shares import apply
 from protocol.errors import UsageError
 from protocol.merkle import CompactRange, leaf_hash
@@ -61,12 +61,22 @@ class AttemptTrail:
     bound: dict[str, int]
     """Member to the entry that had bound it to its account when the round was opened."""
     opened: int
+    steps: dict[str, int] = field(default_factory=dict)
+    """Member to the inner steps that it was assigned."""
+    tails: dict[str, int] = field(default_factory=dict)
+    """Node to the steps of the round before that may count in this one."""
     committed: int = -1
     contributed: dict[str, int] = field(default_factory=dict)
     """Node to the entry that shows its contribution."""
     closed: int = -1
     accepted: int = 0
     left_out: dict[str, str] = field(default_factory=dict)
+    slices: dict[int, tuple[int, Slice]] = field(default_factory=dict)
+    """Slice to the entry that records it, and what that says."""
+    accused: dict[int, dict[str, tuple[int, str]]] = field(default_factory=dict)
+    """Slice to those who say that it is wrong: the entry, and the blob that they got."""
+    wrong: tuple[int, ...] = ()
+    """Slices that the agreed state was made without."""
     agreed: int = -1
     agreeing: int = 0
     """How many of the accepted contributors signed the state."""
@@ -181,6 +191,8 @@ class _Follower:
             | entries.RoundCommitted
             | entries.Contribution
             | entries.RoundClosed
+            | entries.Aggregate
+            | entries.SliceWrong
             | entries.StateAgreed,
         )
         if in_round and outcome.status != "ignored":
@@ -205,6 +217,7 @@ class _Follower:
             bound = {peer: self.bound[peer] for peer in body.members}
             accounts = dict(now.accounts)
             self.attempt = AttemptTrail(body.round, body.attempt, accounts, bound, index)
+            self.attempt.steps, self.attempt.tails = dict(now.steps), dict(self.state.tails)
         elif trail is None:
             return
         elif isinstance(body, entries.RoundCommitted):
@@ -216,7 +229,11 @@ class _Follower:
             trail.left_out = {item.node: item.reason for item in body.rejected}
         elif isinstance(body, entries.StateAgreed) and before is not None:
             signers = {key_of(peer) for peer in before.accepted} & entry.signers
-            trail.agreed, trail.agreeing = index, len(signers)
+            trail.agreed, trail.agreeing, trail.wrong = index, len(signers), body.wrong
+        elif now is not None and isinstance(body, entries.Aggregate):
+            trail.slices[body.slice] = (index, now.slices[body.slice])
+        elif isinstance(body, entries.SliceWrong):
+            trail.accused.setdefault(body.slice, {})[body.node] = (index, body.blob)
 
     def _people(self, index: int, entry: Entry) -> None:
         body = entry.body

@@ -22,10 +22,26 @@ of it. ``π_e`` is a keyed permutation of the n spans that needs no memory::
 A balanced Feistel network (Luby and Rackoff 1988) with cycle walking (Black and Rogaway 2002);
 eight rounds because small domains mix badly with four.
 
-**Rounds.** A round takes the next ``members × H × batch`` positions from the cursor; the member of
-rank r (peer ids ascending) gets the r-th equal part. A round never straddles two epochs, or the
-second permutation could hand out a window that the first one already gave in this round: a round
-that does not fit into the rest of its epoch starts at the next one (:func:`round_start`).
+**Steps.** A member of a round is assigned h inner steps: H = rounds.inner_steps, unless rounds are
+time-boxed (rounds.box_s > 0); then h lies between ``ceil(H / 4)`` and ``4 H``. The last ``tail(h)``
+of them are trained while the round's exchange is under way and count in the next contribution, the
+``head(h)`` before them in this one; with τ = exchange.overlap_steps::
+
+    tail(h) = 0                                             τ = 0, or the round is the run's last
+    tail(h) = min(h - 1, max(1, floor(τ h / H + 1/2)))      otherwise
+    head(h) = h - tail(h)
+
+(Overlap as in Streaming DiLoCo, arXiv 2501.18512.) A contribution may stop early in its head, but
+not below ``max(1, ceil(head(h) / 4))`` steps.
+
+**Rounds.** A round takes the next ``sum of h × batch`` positions from the cursor; the member of
+rank r (peer ids ascending) gets the stretch behind those of the ranks before it, ``h × batch`` of
+them. A round never straddles two epochs, or the second permutation could hand out a window that the
+first one already gave in this round: a round that does not fit into the rest of its epoch starts at
+the next one (:func:`round_start`).
+
+**Slices.** In a sharded round, with the accepted members ascending, slice j is combined by number
+``(j + round) mod accepted`` of them and checked by the next one.
 """
 
 from __future__ import annotations
@@ -34,11 +50,19 @@ import hashlib
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from protocol.errors import CheckFailed, UsageError
-from protocol.manifest import Manifest, RunConfig
+
+if TYPE_CHECKING:
+    from protocol.manifest import Manifest, RunConfig
 
 FEISTEL_ROUNDS = 8
+BOX_FACTOR = 4
+"""A time-boxed round assigns from H / 4 to 4 H steps."""
+GATHER_MEMBERS = 8
+"""Up to this many members everybody fetches everything, unless the manifest says otherwise."""
+Topology = Literal["gather", "sharded"]
 _EPOCH = b"artel/epoch/v1\0"
 
 
@@ -102,27 +126,151 @@ def validation_split(manifest: Manifest) -> Split:
     return Split(manifest.data.validation.tokens, data.shard_tokens, data.seq_len, 1)
 
 
-def windows_per_member(config: RunConfig) -> int:
-    """Windows that every member of a round trains on: H × batch."""
-    return config.rounds.inner_steps * config.optimizer.batch_size
+@dataclass(frozen=True)
+class Work:
+    """The numbers of a manifest that say how much a round asks of its members.
+
+    The formulas are in the module's text.
+    """
+
+    total: int
+    """Rounds of the run."""
+    inner_steps: int
+    """H."""
+    overlap_steps: int
+    """τ."""
+    boxed: bool
+    """Rounds are time-boxed: members are assigned different numbers of steps."""
+    batch_size: int
+    seq_len: int
+    topology: str
+    """auto, gather or sharded."""
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Work:
+        """What a run's configuration says."""
+        rounds = config.rounds
+        return cls(
+            total=rounds.total,
+            inner_steps=rounds.inner_steps,
+            overlap_steps=config.exchange.overlap_steps,
+            boxed=rounds.box_s > 0,
+            batch_size=config.optimizer.batch_size,
+            seq_len=config.data.seq_len,
+            topology=config.exchange.topology,
+        )
+
+    @property
+    def least(self) -> int:
+        """Fewest steps that a member can be assigned."""
+        return -(-self.inner_steps // BOX_FACTOR) if self.boxed else self.inner_steps
+
+    @property
+    def most(self) -> int:
+        """Most steps that a member can be assigned."""
+        return self.inner_steps * BOX_FACTOR if self.boxed else self.inner_steps
+
+    def tail(self, round: int, h: int) -> int:
+        """Of ``h`` assigned steps, those that count in the next round."""
+        if not self.overlap_steps or round >= self.total - 1:
+            return 0
+        rounded = (2 * self.overlap_steps * h + self.inner_steps) // (2 * self.inner_steps)
+        return min(h - 1, max(1, rounded))
+
+    def head(self, round: int, h: int) -> int:
+        """Of ``h`` assigned steps, those that count in this round."""
+        return h - self.tail(round, h)
+
+    def least_head(self, round: int, h: int) -> int:
+        """Fewest steps of the head that a contribution can be made of."""
+        return max(1, -(-self.head(round, h) // 4))
+
+    def windows(self, steps: int) -> int:
+        """Windows that so many steps (of one member or of all) train on."""
+        return steps * self.batch_size
+
+    def tokens(self, steps: int) -> int:
+        """Tokens that so many steps train on: steps × batch × seq_len. The unit of credit."""
+        return self.windows(steps) * self.seq_len
+
+    def topology_of(self, members: int) -> Topology:
+        """How a round of so many members exchanges its contributions."""
+        if self.topology == "auto":
+            return "sharded" if members > GATHER_MEMBERS else "gather"
+        return "sharded" if self.topology == "sharded" else "gather"
 
 
-def assigned_tokens(config: RunConfig) -> int:
-    """Tokens that every member of a round trains on: H × batch × seq_len. The unit of credit."""
-    return windows_per_member(config) * config.data.seq_len
+def tail_steps(config: RunConfig, round: int, h: int) -> int:
+    """Steps at the end of an assignment of ``h`` that count in the next round (:meth:`Work.tail`).
+
+    0 without overlap and in the last round of the run.
+    """
+    return Work.of(config).tail(round, h)
+
+
+def head_steps(config: RunConfig, round: int, h: int) -> int:
+    """Steps at the beginning of an assignment of ``h`` that count in this round: h - tail."""
+    return Work.of(config).head(round, h)
+
+
+def least_head(config: RunConfig, round: int, h: int) -> int:
+    """Fewest steps of its head that a member with ``h`` steps can contribute."""
+    return Work.of(config).least_head(round, h)
+
+
+def windows_of(config: RunConfig, steps: int) -> int:
+    """Windows that ``steps`` inner steps (of one member or of all) train on: steps × batch."""
+    return Work.of(config).windows(steps)
+
+
+def tokens_of(config: RunConfig, steps: int) -> int:
+    """Tokens that ``steps`` inner steps train on: steps × batch × seq_len. The unit of credit."""
+    return Work.of(config).tokens(steps)
+
+
+def topology(config: RunConfig, members: int) -> Topology:
+    """How a round of ``members`` members exchanges its contributions.
+
+    "auto" means sharded above :data:`GATHER_MEMBERS`.
+    """
+    return Work.of(config).topology_of(members)
+
+
+def aggregator(accepted: Sequence[str], round: int, slice: int) -> str:
+    """The member that combines a slice for all: ``accepted[(slice + round) mod len(accepted)]``.
+
+    :param accepted: peer ids of the accepted members, ascending
+    :raises CheckFailed: when nobody is accepted, or ``accepted`` is not ascending
+    """
+    _require_ascending(accepted)
+    if not accepted:
+        raise CheckFailed("a round with nobody accepted has no slices")
+    return accepted[(slice + round) % len(accepted)]
+
+
+def checker(accepted: Sequence[str], round: int, slice: int) -> str | None:
+    """The member that recomputes a slice before it signs a state: the one behind its aggregator.
+
+    None when only one member is accepted.
+
+    :raises CheckFailed: as in :func:`aggregator`
+    """
+    return aggregator(accepted, round, slice + 1) if len(accepted) > 1 else None
 
 
 def require_capacity(split: Split, config: RunConfig) -> None:
-    """Check that an epoch holds at least one round with the most members allowed.
+    """Check that an epoch holds at least one round with the most members and steps allowed.
 
     :raises UsageError: when it does not, since windows would repeat within a round
     """
     rounds, batch = config.rounds, config.optimizer.batch_size
-    needed = rounds.max_nodes * windows_per_member(config)
+    work = Work.of(config)
+    needed = rounds.max_nodes * work.windows(work.most)
     if needed > split.windows:
+        boxed = f" (a fast one in rounds of box_s = {rounds.box_s:g})" if work.boxed else ""
         raise UsageError(
             f"the data holds {split.windows:,} windows of {split.seq_len} tokens, but a round of "
-            f"{rounds.max_nodes} nodes × {rounds.inner_steps} steps × {batch} sequences takes "
+            f"{rounds.max_nodes} nodes × {work.most} steps{boxed} × {batch} sequences takes "
             f"{needed:,}",
             "use more text, or lower rounds.max_nodes, rounds.inner_steps, batch_size or seq_len",
         )
@@ -144,9 +292,12 @@ def round_start(split: Split, cursor: int, windows: int) -> int:
     return cursor if position + windows <= split.windows else cursor + split.windows - position
 
 
-def next_cursor(split: Split, cursor: int, members: int, config: RunConfig) -> int:
-    """Cursor behind a round of ``members`` members that began at ``cursor``."""
-    windows = members * windows_per_member(config)
+def next_cursor(split: Split, cursor: int, steps: int, config: RunConfig) -> int:
+    """Cursor behind a round that began at ``cursor``.
+
+    :param steps: of all its members together
+    """
+    windows = windows_of(config, steps)
     return round_start(split, cursor, windows) + windows
 
 
@@ -160,29 +311,34 @@ def assign(
     split: Split,
     cursor: int,
     members: Sequence[str],
+    steps: Sequence[int],
     node: str,
     *,
-    inner_steps: int,
     batch_size: int,
 ) -> list[WindowRef]:
     """The windows of ``node`` in a round, in training order.
 
-    Inner step h trains on ``result[h * batch_size : (h + 1) * batch_size]``. The windows of one
-    step lie ``inner_steps`` positions apart, so that a batch mixes texts instead of reading one.
+    Inner step i trains on ``result[i * batch_size : (i + 1) * batch_size]``; the head's windows
+    come first, the tail's last. The windows of one step lie as many positions apart as the node
+    has steps, so that a batch mixes texts instead of reading one.
 
     :param members: peer ids of the round, ascending
-    :returns: ``inner_steps * batch_size`` windows; no other member of the round has any of them
-    :raises CheckFailed: when ``node`` is no member or ``members`` is not ascending
+    :param steps: the inner steps of each, in the same order
+    :returns: ``steps of the node * batch_size`` windows; no other member of the round has any
+    :raises CheckFailed: when ``node`` is no member, ``members`` is not ascending, or ``steps`` does
+        not fit it
     :raises UsageError: when the round takes more windows than an epoch holds
     """
-    if list(members) != sorted(set(members)):
-        raise CheckFailed("the members of a round must be ascending and distinct")
+    _require_ascending(members)
     if node not in members:
         raise CheckFailed(f"{node} is not a member of the round")
-    count = inner_steps * batch_size
-    first = round_start(split, cursor, count * len(members)) + members.index(node) * count
-    mine = windows_at(seed, split, first, count)
-    return [mine[b * inner_steps + h] for h in range(inner_steps) for b in range(batch_size)]
+    if len(steps) != len(members) or min(steps) < 1:
+        raise CheckFailed("every member of a round needs a number of steps, at least one")
+    rank = members.index(node)
+    mine = steps[rank]
+    start = round_start(split, cursor, sum(steps) * batch_size)
+    stretch = windows_at(seed, split, start + sum(steps[:rank]) * batch_size, mine * batch_size)
+    return [stretch[b * mine + i] for i in range(mine) for b in range(batch_size)]
 
 
 def windows_at(seed: int, split: Split, position: int, count: int) -> list[WindowRef]:
@@ -227,3 +383,8 @@ def permuted(key: bytes, size: int, index: int) -> int:
 
 def _epoch_key(seed: int, epoch: int) -> bytes:
     return hashlib.sha256(_EPOCH + struct.pack(">QQ", seed, epoch)).digest()
+
+
+def _require_ascending(members: Sequence[str]) -> None:
+    if list(members) != sorted(set(members)):
+        raise CheckFailed("the members of a round must be ascending and distinct")

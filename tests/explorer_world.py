@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +79,39 @@ def busy_world(store: LedgerStore | None = None) -> World:
     return world
 
 
+def sharded_world(store: LedgerStore | None = None) -> World:
+    """Four rounds in slices: all well, a wrong one, a false accusation, and one under way."""
+    world = World(
+        nodes=4,
+        name="sharded explorer",
+        total=20,
+        ownership={"vesting_rounds": 1},
+        exchange={"topology": "sharded", "overlap_steps": 1},
+    )
+    rounds = [
+        [world.genesis],
+        world.introductions(),
+        world.round(0),
+        [
+            *world.round(1)[:-1],
+            world.slice_wrong(world.aggregator(1, 3), 1, 2),
+            world.agreed(2, wrong=[2]),
+        ],
+        [
+            *world.round(2)[:-1],
+            world.slice_wrong(world.aggregator(2, 1), 2, 0),
+            world.slice_wrong(world.aggregator(2, 2), 2, 0),
+            world.agreed(3),
+        ],
+        [*world.until_closed(3), world.aggregate(3, 0), world.aggregate(3, 2)],
+    ]
+    for envelopes in rounds:
+        leaves = world.add(*envelopes)
+        if store is not None:
+            store.append(leaves, world.sign)
+    return world
+
+
 @dataclass
 class Shown:
     """The ledger, and a browser that has opened it over a real socket."""
@@ -111,12 +144,17 @@ class Shown:
 
 
 @asynccontextmanager
-async def shown(home: Path, limits: Limits | None = None, **services: Any) -> AsyncIterator[Shown]:
-    """Serve the busy ledger from a home."""
-    run = busy_world().run
+async def shown(
+    home: Path,
+    limits: Limits | None = None,
+    made: Callable[[LedgerStore | None], World] = busy_world,
+    **services: Any,
+) -> AsyncIterator[Shown]:
+    """Serve the busy ledger, or another one, from a home."""
+    run = made(None).run
     heads = HeadStore(home / HEADS_NAME)
     with LedgerStore.open(home / DATABASE_NAME, create=True, run=run) as store:
-        world = busy_world(store)
+        world = made(store)
         state = replay(store.leaves())
         site = LedgerSite(store, heads, lambda: state, **services)
         app = Gate(limits).application()

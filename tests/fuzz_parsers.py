@@ -1,4 +1,4 @@
-"""Mutated inputs for every parser of the ledger.
+"""Mutated inputs for every parser of the ledger, and for the codec ``sparse``.
 
 A parser may refuse with our own error and nothing else, and what it accepts it must write again as
 it was. Run alone it feeds each parser a million inputs and shows its progress and its memory:
@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import psutil
 import rfc8785
 
@@ -33,7 +34,9 @@ from ledger.tiles import Tile, decode_bundle, encode_bundle
 from ledger.witness import Witness, encode_request, read_cosignatures, read_size
 from ledger_world import World, digest, key
 from protocol import canonical, dsse, messages, wire
+from protocol.codec import codec
 from protocol.errors import ArtelError
+from protocol.state import Layout
 from tlog_world import LOG, LOG_KEY, ORIGIN, cosigned, leaves_of, signed, tree_of
 
 INPUTS = 1_000_000
@@ -198,6 +201,9 @@ def parsers() -> list[Parser]:
     facts += [
         world.witnessed(held),
         world.split_seen(owner, world.split_view(held[:3], held[1:9])),
+        world.aggregate(1, 2),
+        world.slice_wrong(world.members[0], 1, 2),
+        world.agreed(2, wrong=[0, 2]),
         world.address(owner),
         world.transfer(owner, world.owners[1].key, 5),
         world.dispute(owner, digest("contribution")),
@@ -286,6 +292,7 @@ def parsers() -> list[Parser]:
             tuple(wire.encode(message)[4:] for message in _messages(world, plain[0])),
             lambda data: wire.encode(wire.decode(data))[4:],
         ),
+        Parser("sparse payload", _sparse_payloads(), _sparse),
         Parser(
             "write-ahead log",
             (bytes.fromhex("377f0682002de21800001000") + bytes(5000),),
@@ -348,6 +355,19 @@ def _views(tree: Any) -> list[SplitView]:
     other = tree_of(leaves_of(300, "other"))
     pairs = ((300, 300), (7, 300), (256, 299))
     return [build(signed(tree, a), tree, signed(other, b), other) for a, b in pairs]
+
+
+SPARSE, LAYOUT = codec("sparse", 16), Layout.of([("large", (5000,)), ("small", (7,))])
+
+
+def _sparse(data: bytes) -> bytes:
+    return SPARSE.encode(LAYOUT, SPARSE.decode(LAYOUT, data))
+
+
+def _sparse_payloads() -> tuple[bytes, ...]:
+    vector = np.sin(np.arange(LAYOUT.parameters, dtype=np.float32) ** 2)
+    few = np.where(np.arange(LAYOUT.parameters) % 999 == 0, vector, np.float32(0))
+    return SPARSE.encode(LAYOUT, vector), SPARSE.encode(LAYOUT, few)
 
 
 class _Heads:

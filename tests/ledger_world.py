@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from ledger import entries, evidence
 from ledger.checkpoint import Checkpoint, origin_of, sign_checkpoint
 from ledger.cosignature import cosign, witness_name
+from ledger.genesis import read_genesis
 from ledger.note import Note
 from ledger.proof import LeafHashes
 from ledger.shares import FoldState, Outcome, fold
@@ -50,6 +51,8 @@ def manifest(
     total: int = 60,
     ownership: dict[str, Any] | None = None,
     ledger: dict[str, Any] | None = None,
+    rounds: dict[str, Any] | None = None,
+    exchange: dict[str, Any] | None = None,
     contributed: Sequence[tuple[str, int]] = (),
     **changes: Any,
 ) -> dict[str, Any]:
@@ -61,7 +64,8 @@ def manifest(
     return {
         "config": {
             "run": {"name": "test-run", "seed": 7},
-            "rounds": {"inner_steps": INNER_STEPS, "total": total},
+            "rounds": {"inner_steps": INNER_STEPS, "total": total} | (rounds or {}),
+            "exchange": exchange or {},
             "optimizer": {"batch_size": BATCH_SIZE, "lr": 0.003},
             "data": {"seq_len": SEQ_LEN, "shard_tokens": 1024, "span_windows": 4},
             "ownership": ownership or {},
@@ -100,8 +104,8 @@ def forged(envelope: Envelope, *signers: Identity) -> Envelope:
 class World:
     """Keys of a run, and makers of its entries; ``leaves`` collects what :meth:`add` is given.
 
-    ``ownership`` and ``ledger`` are the sections of the manifest, ``total`` its number of rounds,
-    ``contributed`` the (account, tokens) stretches of its text.
+    ``ownership``, ``ledger``, ``exchange`` and ``rounds`` are sections of the manifest, ``total``
+    its number of rounds, ``contributed`` the (account, tokens) stretches of its text.
     """
 
     nodes: int = 3
@@ -111,6 +115,8 @@ class World:
     ownership: dict[str, Any] = field(default_factory=dict)
     ledger: dict[str, Any] = field(default_factory=dict)
     contributed: Sequence[tuple[str, int]] = ()
+    rounds: dict[str, Any] = field(default_factory=dict)
+    exchange: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.organiser = key(f"{self.name} organiser")
@@ -123,9 +129,12 @@ class World:
             total=self.total,
             ownership=self.ownership,
             ledger=self.ledger,
+            rounds=self.rounds,
+            exchange=self.exchange,
             contributed=self.contributed,
         )
         self.genesis = dsse.sign(entries.MANIFEST_TYPE, fields, self.organiser)
+        self.work = read_genesis(self.genesis.payload).rules.work
         self.run = hashlib.sha256(self.genesis.payload).hexdigest()
         self.origin = origin_of(self.run)
         self.sign = partial(sign_checkpoint, self.coordinator, self.origin)
@@ -147,11 +156,21 @@ class World:
         pairs = zip(self.members, self.owners, strict=True)
         return accounts + [entries.node(member, owner, self.run) for member, owner in pairs]
 
-    def opened(self, round: int, attempt: int = 0, **changes: Any) -> Envelope:
+    def opened(
+        self,
+        round: int,
+        attempt: int = 0,
+        *,
+        members: Iterable[str] | None = None,
+        steps: Mapping[str, int] | None = None,
+        **changes: Any,
+    ) -> Envelope:
+        """``members`` (peer ids) are assigned INNER_STEPS each, unless ``steps`` says otherwise."""
+        peers = [member.peer_id for member in self.members] if members is None else members
         body = {
             "base": digest(f"state {round}"),
             "cursor": round * 24,
-            "members": [member.peer_id for member in self.members],
+            "steps": dict.fromkeys(peers, INNER_STEPS) if steps is None else steps,
         }
         return entries.round_opened(
             self.coordinator, self.run, round=round, attempt=attempt, **body | changes
@@ -178,13 +197,20 @@ class World:
     def contribution(
         self, member: Identity, round: int, attempt: int = 0, **changes: Any
     ) -> Envelope:
+        """All that a member with INNER_STEPS can show, unless ``head`` and ``tail`` say less."""
         blob, salt = self.blob(round, attempt, member)
+        head = changes.get("head", self.work.head(round, INNER_STEPS))
+        tail = changes.get("tail", self.work.tail(round - 1, INNER_STEPS) if round else 0)
         body = {
             "base": digest(f"state {round}"),
             "blob": blob,
             "size": 1000,
             "salt": salt,
-            "tokens": TOKENS,
+            "tokens": self.work.tokens(head + tail),
+            "head": head,
+            "tail": tail,
+            "up": 2000,
+            "down": 3000,
         }
         return entries.contribution(
             member, self.run, round=round, attempt=attempt, **body | changes
@@ -196,16 +222,17 @@ class World:
         attempt: int = 0,
         accepted: Sequence[Identity] | None = None,
         rejected: dict[str, str] | None = None,
+        shown: Mapping[str, Envelope] | None = None,
     ) -> Envelope:
-        members = self.members if accepted is None else accepted
-        items = [
-            entries.Accepted(
-                node=member.peer_id,
-                entry=entries.entry_id(self.contribution(member, round, attempt).encode()),
-                weight=TOKENS,
+        """``shown``: contributions (by peer id) that are not as :meth:`contribution` makes them."""
+        items = []
+        for member in self.members if accepted is None else accepted:
+            made = (shown or {}).get(member.peer_id, self.contribution(member, round, attempt))
+            entry = entries.decode(made.encode())
+            assert isinstance(entry.body, entries.Contribution)
+            items.append(
+                entries.Accepted(node=member.peer_id, entry=entry.id, weight=entry.body.tokens)
             )
-            for member in members
-        ]
         return entries.round_closed(
             self.coordinator,
             self.run,
@@ -216,24 +243,72 @@ class World:
         )
 
     def agreed(
-        self, round: int, nodes: Sequence[Identity] | None = None, root: str = ""
+        self,
+        round: int,
+        nodes: Sequence[Identity] | None = None,
+        root: str = "",
+        wrong: Iterable[int] = (),
     ) -> Envelope:
         """Agreement on the state with number ``round``."""
-        fields = {"round": round, "root": root or digest(f"state {round}")}
+        fields: dict[str, Any] = {"round": round, "root": root or digest(f"state {round}")}
+        fields["wrong"] = tuple(wrong)
         envelope = entries.state_agreed(self.coordinator, self.run, **fields)
         for member in self.members if nodes is None else nodes:
             envelope = envelope.merged(entries.state_agreed(member, self.run, **fields))
         return envelope
 
-    def round(self, round: int) -> list[Envelope]:
-        """All entries of a round in which everything went well."""
+    def aggregator(
+        self, round: int, slice: int, accepted: Sequence[Identity] | None = None
+    ) -> Identity:
+        """The member that combines a slice, by the text of the protocol."""
+        members = self.members if accepted is None else accepted
+        ordered = sorted(members, key=lambda member: member.peer_id)
+        return ordered[(slice + round) % len(ordered)]
+
+    def aggregate(
+        self,
+        round: int,
+        slice: int,
+        attempt: int = 0,
+        *,
+        by: Identity | None = None,
+        **changes: Any,
+    ) -> Envelope:
+        """A recorded slice; ``by`` its aggregator unless somebody else is named."""
+        blob = digest(f"slice {round} {attempt} {slice}")
+        body = {"slices": len(self.members), "blob": blob, "size": 500} | changes
+        signer = by or self.aggregator(round, slice)
+        return entries.aggregate(
+            signer, self.run, round=round, attempt=attempt, slice=slice, **body
+        )
+
+    def slice_wrong(
+        self, member: Identity, round: int, slice: int, attempt: int = 0, blob: str = ""
+    ) -> Envelope:
+        return entries.slice_wrong(
+            member,
+            self.run,
+            round=round,
+            attempt=attempt,
+            slice=slice,
+            blob=blob or digest(f"right slice {round} {slice}"),
+        )
+
+    def until_closed(self, round: int) -> list[Envelope]:
+        """A round in which everything goes well, up to its closing."""
         return [
             self.opened(round),
             self.committed(round),
             *(self.contribution(member, round) for member in self.members),
             self.closed(round),
-            self.agreed(round + 1),
         ]
+
+    def round(self, round: int) -> list[Envelope]:
+        """All entries of a round in which everything went well."""
+        sharded = self.work.topology_of(len(self.members)) == "sharded"
+        slices = range(len(self.members)) if sharded else ()
+        recorded = [self.aggregate(round, number) for number in slices]
+        return [*self.until_closed(round), *recorded, self.agreed(round + 1)]
 
     def earned(self, member: Identity, round: int, attempt: int = 0) -> str:
         """Entry id of a member's contribution: the source of its credit."""

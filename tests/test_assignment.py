@@ -11,17 +11,28 @@ from hypothesis import strategies as st
 from protocol.assignment import (
     Split,
     WindowRef,
+    Work,
+    aggregator,
     assign,
+    checker,
     epoch_of,
     evaluation_windows,
+    head_steps,
+    least_head,
+    next_cursor,
     permuted,
     require_capacity,
     round_start,
     shards_needed,
+    tail_steps,
+    tokens_of,
+    topology,
     windows_at,
+    windows_of,
 )
 from protocol.errors import CheckFailed, UsageError
 from protocol.manifest_template import EXAMPLE
+from protocol.run_config import RunConfig
 
 KEY = bytes(32)
 SPLIT = Split(tokens=10_000, shard_tokens=3_000, seq_len=16, span_windows=4)
@@ -110,24 +121,33 @@ def test_a_new_epoch_reshuffles() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(splits, st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3))
+@given(
+    splits,
+    st.integers(0, 10_000),
+    st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    st.integers(1, 3),
+)
 def test_no_two_members_share_a_window(
-    split: Split, cursor: int, count: int, steps: int, batch: int
+    split: Split, cursor: int, steps: list[int], batch: int
 ) -> None:
-    members = [f"peer{number}" for number in range(count)]
-    windows = count * steps * batch
+    members = [f"peer{number}" for number in range(len(steps))]
+    windows = sum(steps) * batch
     if windows > split.windows:
         with pytest.raises(UsageError, match="an epoch of the data holds"):
-            assign(1, split, cursor, members, "peer0", inner_steps=steps, batch_size=batch)
+            assign(1, split, cursor, members, steps, "peer0", batch_size=batch)
         return
     handed = [
         window
         for member in members
-        for window in assign(1, split, cursor, members, member, inner_steps=steps, batch_size=batch)
+        for window in assign(1, split, cursor, members, steps, member, batch_size=batch)
     ]
     start = round_start(split, cursor, windows)
     assert len(handed) == len(set(handed)) == windows
     assert sorted(handed) == sorted(windows_at(1, split, start, windows))
+    first = steps[0] * batch  # each rank's stretch lies behind those of the ranks before it
+    assert sorted(handed[:first]) == sorted(windows_at(1, split, start, first))
+    last = windows - steps[-1] * batch
+    assert sorted(handed[last:]) == sorted(windows_at(1, split, start + last, windows - last))
     assert start >= cursor
     assert epoch_of(split, start) == epoch_of(split, start + windows - 1)
     assert round_start(split, start, windows) == start
@@ -142,7 +162,7 @@ def test_a_round_that_does_not_fit_starts_at_the_next_epoch() -> None:
 
 def test_a_batch_mixes_distant_windows() -> None:
     """The windows of one inner step come from as many spans as possible."""
-    got = assign(3, SPLIT, 0, ["a"], "a", inner_steps=8, batch_size=4)
+    got = assign(3, SPLIT, 0, ["a"], [8], "a", batch_size=4)
     spans = {(w.shard, w.offset // (SPLIT.seq_len * SPLIT.span_windows)) for w in got[:4]}
     assert len(spans) == 4
     assert sorted(got) == sorted(windows_at(3, SPLIT, 0, 32))
@@ -150,11 +170,17 @@ def test_a_batch_mixes_distant_windows() -> None:
 
 def test_members_must_be_ascending_and_include_the_node() -> None:
     with pytest.raises(CheckFailed, match="ascending"):
-        assign(1, SPLIT, 0, ["b", "a"], "a", inner_steps=1, batch_size=1)
+        assign(1, SPLIT, 0, ["b", "a"], [1, 1], "a", batch_size=1)
     with pytest.raises(CheckFailed, match="ascending"):
-        assign(1, SPLIT, 0, ["a", "a"], "a", inner_steps=1, batch_size=1)
+        assign(1, SPLIT, 0, ["a", "a"], [1, 1], "a", batch_size=1)
     with pytest.raises(CheckFailed, match="not a member"):
-        assign(1, SPLIT, 0, ["a", "b"], "c", inner_steps=1, batch_size=1)
+        assign(1, SPLIT, 0, ["a", "b"], [1, 1], "c", batch_size=1)
+
+
+@pytest.mark.parametrize("steps", [[], [1], [1, 1, 1], [1, 0], [2, -1]])
+def test_every_member_needs_steps(steps: list[int]) -> None:
+    with pytest.raises(CheckFailed, match="number of steps"):
+        assign(1, SPLIT, 0, ["a", "b"], steps, "a", batch_size=1)
 
 
 def test_evaluation_windows_are_distinct_and_spread() -> None:
@@ -176,3 +202,112 @@ def test_data_that_cannot_hold_a_round_is_refused() -> None:
         require_capacity(SPLIT, EXAMPLE)
     assert "max_nodes" in caught.value.hint
     require_capacity(Split(10**7, 262_144, 128, 8), EXAMPLE)
+
+
+def test_time_boxed_rounds_may_take_four_times_as_much() -> None:
+    need = 4 * 5120
+    enough, short = (Split(windows * 16 + 1, 10**6, 16, 1) for windows in (need, need - 1))
+    boxed = changed(box_s=30.0)
+    require_capacity(enough, boxed)
+    with pytest.raises(UsageError, match="20,480") as caught:
+        require_capacity(short, boxed)
+    assert "a fast one in rounds of box_s = 30" in caught.value.message
+    require_capacity(short, EXAMPLE)
+
+
+# --- steps ----------------------------------------------------------------------------------------
+
+
+def changed(
+    *, total: int = 60, steps: int = 20, overlap: int = 0, box_s: float = 0.0, how: str = "auto"
+) -> RunConfig:
+    """The example run with other rules of rounds and exchange."""
+    rounds = EXAMPLE.rounds.model_copy(
+        update={"total": total, "inner_steps": steps, "box_s": box_s}
+    )
+    exchange = EXAMPLE.exchange.model_copy(update={"overlap_steps": overlap, "topology": how})
+    return EXAMPLE.model_copy(update={"rounds": rounds, "exchange": exchange})
+
+
+@pytest.mark.parametrize(
+    ("steps", "overlap", "h", "tail", "least"),
+    [
+        (20, 0, 20, 0, 5),
+        (20, 5, 20, 5, 4),  # a quarter of 15, rounded up
+        (20, 5, 5, 1, 1),  # 1.25
+        (20, 5, 6, 2, 1),  # 1.5: half up
+        (20, 5, 80, 20, 15),
+        (20, 10, 20, 10, 3),
+        (20, 1, 5, 1, 1),  # 0.25: at least one
+        (20, 10, 1, 0, 1),  # never all of it
+        (20, 10, 2, 1, 1),
+        (2, 1, 3, 2, 1),  # 1.5
+        (1, 0, 1, 0, 1),
+    ],
+)
+def test_head_and_tail_of_an_assignment(
+    steps: int, overlap: int, h: int, tail: int, least: int
+) -> None:
+    config = changed(steps=steps, overlap=overlap)
+    for number in (0, 58):
+        assert tail_steps(config, number, h) == tail
+        assert head_steps(config, number, h) == h - tail
+        assert least_head(config, number, h) == least
+    # What would count in the round after the last one would never count.
+    assert tail_steps(config, 59, h) == 0
+    assert head_steps(config, 59, h) == h
+    assert least_head(config, 59, h) == -(-h // 4)
+
+
+@given(st.integers(1, 10_000), st.data())
+def test_the_head_is_never_empty_and_the_tail_about_in_proportion(
+    steps: int, data: st.DataObject
+) -> None:
+    overlap = data.draw(st.integers(0, steps // 2))
+    h = data.draw(st.integers(1, 4 * steps))
+    config = changed(steps=steps, overlap=overlap)
+    tail, head = tail_steps(config, 0, h), head_steps(config, 0, h)
+    assert tail + head == h
+    assert head >= least_head(config, 0, h) >= 1
+    assert 4 * least_head(config, 0, h) < head + 4
+    if overlap and 1 <= round(overlap * h / steps) < h:
+        assert abs(tail - overlap * h / steps) <= 0.5
+
+
+def test_steps_in_windows_and_tokens() -> None:
+    config = changed()  # 8 sequences of 128 tokens
+    assert (windows_of(config, 20), tokens_of(config, 20)) == (160, 20_480)
+    assert next_cursor(SPLIT, 10, 3, config) == 34
+    # Too near the end of the epoch: it starts at the next one.
+    assert next_cursor(SPLIT, SPLIT.windows - 23, 3, config) == SPLIT.windows + 24
+    boxed = Work.of(changed(box_s=1.0, steps=10))
+    assert (boxed.least, boxed.most) == (3, 40)
+    plain = Work.of(changed(steps=10))
+    assert (plain.least, plain.most) == (10, 10)
+
+
+# --- who combines and checks ----------------------------------------------------------------------
+
+
+def test_large_rounds_are_sharded_unless_the_manifest_says_otherwise() -> None:
+    assert [topology(changed(), members) for members in (1, 8, 9, 32)] == [
+        *("gather", "gather", "sharded", "sharded")
+    ]
+    for how in ("gather", "sharded"):
+        assert {topology(changed(how=how), members) for members in (1, 8, 9)} == {how}
+
+
+def test_slices_go_round() -> None:
+    accepted = ["a", "b", "c"]
+    for number in range(7):
+        owners = [aggregator(accepted, number, slice) for slice in range(6)]
+        assert owners[:3] == owners[3:]
+        assert sorted(owners[:3]) == accepted
+        assert owners == [aggregator(accepted, 0, slice + number) for slice in range(6)]
+        for slice, owner in enumerate(owners):
+            assert checker(accepted, number, slice) == owners[(slice + 1) % 3] != owner
+    assert [aggregator(accepted, 4, slice) for slice in range(3)] == ["b", "c", "a"]
+    assert (aggregator(["a"], 3, 5), checker(["a"], 3, 5)) == ("a", None)
+    for wrong in ([], ["b", "a"], ["a", "a"]):
+        with pytest.raises(CheckFailed):
+            aggregator(wrong, 0, 0)

@@ -24,7 +24,7 @@ from ledger.entries import Entry, decode, recovery_digest
 from ledger.explain import explain
 from ledger.rules_people import MAX_OPEN_DISPUTES
 from ledger.shares import SHARE_SCALE, FoldState, Outcome, apply, check, fold, shares
-from ledger_world import TOKENS, World, digest, forged, key
+from ledger_world import World, digest, forged, key
 from protocol.dsse import Envelope
 from protocol.errors import DecodeError
 from protocol.identity import Identity
@@ -38,7 +38,9 @@ TOTAL = 4
 
 
 @cache
-def world_of(wait: int, auditors: int, transfers: bool, contributed: bool) -> World:
+def world_of(
+    wait: int, auditors: int, transfers: bool, contributed: bool, topology: str, uneven: bool
+) -> World:
     """A run with these rules; worlds are only read, so each is made once."""
     world = World(
         nodes=PEOPLE,
@@ -46,6 +48,8 @@ def world_of(wait: int, auditors: int, transfers: bool, contributed: bool) -> Wo
         ownership={"vesting_rounds": wait, "auditors": auditors, "transfers": transfers},
         ledger={"witnesses": 2},
         contributed=[(key("giver").key, 2500), ("", 1500)] if contributed else (),
+        exchange={"topology": topology, "overlap_steps": 2 if uneven else 0},
+        rounds={"box_s": 60.0 if uneven else 0},
     )
     for identity in (*world.owners, *world.members, *SPARE, *RECOVERY, key("giver")):
         KEYS[identity.key] = identity
@@ -87,9 +91,21 @@ class FoldMachine(RuleBasedStateMachine):
         auditors=st.sampled_from([2, 2, 0]),
         transfers=st.sampled_from([True, True, False]),
         contributed=st.booleans(),
+        topology=st.sampled_from(["auto", "sharded", "sharded"]),
+        uneven=st.booleans(),
     )
-    def begin(self, wait: int, auditors: int, transfers: bool, contributed: bool) -> None:
-        self.world = world_of(wait, auditors, transfers, contributed)
+    def begin(
+        self,
+        wait: int,
+        auditors: int,
+        transfers: bool,
+        contributed: bool,
+        topology: str,
+        uneven: bool,
+    ) -> None:
+        self.world = world_of(wait, auditors, transfers, contributed, topology, uneven)
+        self.paid = dict[str, int]()
+        """Node to the tokens that agreed rounds have credited it with."""
         self.add(self.world.genesis)
         for number in range(3):
             owner, member = self.world.owners[number], self.world.members[number]
@@ -114,6 +130,9 @@ class FoldMachine(RuleBasedStateMachine):
             assert after == before
         else:
             self.counted.append(entry)
+        for credit in outcome.granted:
+            if credit.kind == "compute":
+                self.paid[credit.node] = self.paid.get(credit.node, 0) + credit.units
         return outcome
 
     # --- rounds -----------------------------------------------------------------------------------
@@ -125,19 +144,53 @@ class FoldMachine(RuleBasedStateMachine):
         if attempt is None or attempt.phase == "failed":
             again = 0 if attempt is None or attempt.round != state.round else attempt.attempt + 1
             members = (not number % 4 and subset(state.nodes, number)) or list(state.nodes)
-            self.add(world.opened(state.round, again, members=members))
+            self.add(world.opened(state.round, again, steps=self.steps(members, number)))
         elif attempt.phase == "training":
             chosen = [NODES[peer] for peer in subset(sorted(attempt.accounts), ~number // 8)]
             self.add(world.committed(attempt.round, attempt.attempt, chosen))
         elif attempt.phase == "revealing":
             waiting = sorted(attempt.commitments.keys() - attempt.contributions.keys())
             if waiting and number % 4:
-                member = NODES[pick(waiting, number)]
-                self.add(world.contribution(member, attempt.round, attempt.attempt))
+                self.show(attempt, pick(waiting, number), number)
             else:
                 self.close(attempt, subset(sorted(attempt.contributions), ~number // 8))
+        elif number % 3:
+            self.slices(attempt, number)
         else:
             self.agree(attempt, number)
+
+    def steps(self, members: list[str], number: int) -> dict[str, int]:
+        """What these are assigned, by the rules of the run."""
+        work = self.world.work
+        span = work.most - work.least + 1
+        return {peer: work.least + (number // 5 + 7 * i) % span for i, peer in enumerate(members)}
+
+    def show(self, attempt: Attempt, peer: str, number: int) -> None:
+        """Mostly as many steps as the node may claim, sometimes fewer, or one too many."""
+        work, assigned = self.world.work, attempt.steps[peer]
+        head, most = work.head(attempt.round, assigned), self.state.tails.get(peer, 0)
+        least = work.least_head(attempt.round, assigned)
+        tail = number // 3 % (most + 1)
+        head = head - number // 11 % (head - least + 1)
+        if number % 8 == 5:
+            tail, head = tail + (most + 1) * (number // 16 % 2), head + 1
+        fields = {"head": head, "tail": tail, "up": number, "down": number // 2}
+        self.add(self.world.contribution(NODES[peer], attempt.round, attempt.attempt, **fields))
+
+    def slices(self, attempt: Attempt, number: int) -> None:
+        """One slice is recorded, or called wrong; by whoever may, or by somebody else."""
+        world, slices = self.world, len(attempt.accounts)
+        slice = number // 3 % slices
+        accepted = [NODES[peer] for peer in sorted(attempt.accepted)]
+        place = (attempt.round, slice)
+        if number % 2:
+            signer = world.aggregator(*place, accepted) if number % 8 != 7 else accepted[0]
+            fields = {"by": signer, "slices": slices}
+            self.add(world.aggregate(*place, attempt.attempt, **fields))
+        else:
+            recorded = pick(attempt.slices or [slice], number // 5)
+            accuser = pick(accepted, number // 7)
+            self.add(world.slice_wrong(accuser, attempt.round, recorded, attempt.attempt))
 
     @rule(number=some, count=st.sampled_from([1, 1, 2, TOTAL]))
     def whole_rounds(self, number: int, count: int) -> None:
@@ -154,9 +207,11 @@ class FoldMachine(RuleBasedStateMachine):
         attempt = self.state.attempt
         assert attempt is not None
         for peer in list(attempt.commitments):
-            self.add(self.world.contribution(NODES[peer], attempt.round, attempt.attempt))
+            self.show(attempt, peer, 16 * number)
         self.close(attempt, sorted(attempt.contributions))
-        self.agree(attempt, 0)
+        for step in range(number % 5):
+            self.slices(attempt, number // 5 + 3 * step)
+        self.agree(attempt, number // 32 * 32)
         assert self.state.round == before + 1
 
     @rule(number=some)
@@ -174,7 +229,9 @@ class FoldMachine(RuleBasedStateMachine):
             lambda: world.committed(round, attempt),
             lambda: world.contribution(member, round, attempt),
             lambda: world.closed(round, attempt, accepted=[member]),
-            lambda: world.agreed(round + 1, [member]),
+            lambda: world.aggregate(round, number % 4, attempt, by=member),
+            lambda: world.slice_wrong(member, round, number % 4, attempt),
+            lambda: world.agreed(round + 1, [member], wrong=[number % 4]),
         ]
         self.add(pick(makers, number)())
 
@@ -182,7 +239,9 @@ class FoldMachine(RuleBasedStateMachine):
         self, attempt: Attempt, accepted: list[str], rejected: dict[str, str] | None = None
     ) -> None:
         items = [
-            entries.Accepted(node=peer, entry=attempt.contributions[peer], weight=TOKENS)
+            entries.Accepted(
+                node=peer, entry=attempt.contributions[peer], weight=attempt.tokens[peer]
+            )
             for peer in accepted
         ]
         self.add(
@@ -198,7 +257,13 @@ class FoldMachine(RuleBasedStateMachine):
 
     def agree(self, attempt: Attempt, number: int) -> None:
         signers = [NODES[peer] for peer in subset(sorted(attempt.accepted), ~number)]
-        self.add(self.world.agreed(attempt.round + 1, signers))
+        wrong = subset(sorted(attempt.wrong), number // 32)
+        outcome = self.add(self.world.agreed(attempt.round + 1, signers, wrong=wrong))
+        if outcome.status != "ignored":
+            nodes = {attempt.slices[slice].node for slice in wrong}
+            guilty = {attempt.contributions[peer] for peer in nodes}
+            assert set(outcome.denied) == guilty
+            assert not guilty & {credit.source for credit in outcome.granted}
 
     @precondition(lambda self: self.state.round == TOTAL or len(self.log) % 5 == 0)
     @rule(closing=st.sampled_from([1, 1, 2]))
@@ -402,6 +467,25 @@ class FoldMachine(RuleBasedStateMachine):
         assert state.keys == {account.key: name for name, account in state.accounts.items()}
         assert len(state.keys) == len(state.accounts)
         assert all(name in state.accounts for name in state.nodes.values())
+
+    @invariant()
+    def nobody_is_paid_for_more_than_was_assigned(self) -> None:
+        state = self.state
+        assert state.node_tokens == self.paid
+        if state.rules is None:
+            return
+        work = state.work
+        # In so many agreed rounds nobody can have made more steps than all of them assign.
+        for peer, tokens in self.paid.items():
+            assert tokens <= work.tokens(work.most) * state.round, peer
+            assert tokens % work.tokens(1) == 0
+        attempt = state.attempt
+        for slice, accusers in attempt.wrong.items() if attempt is not None else ():
+            assert attempt is not None
+            recorded = attempt.slices[slice]
+            assert recorded.node not in accusers
+            assert recorded.blob not in accusers.values()
+            assert accusers.keys() <= attempt.accepted.keys()
 
     @invariant()
     def finality_and_rounds_go_on(self) -> None:

@@ -14,8 +14,18 @@ from hypothesis import strategies as st
 
 from ledger import entries
 from ledger.entries import decode
-from ledger_world import TOKENS, World, digest, key, manifest
+from ledger_world import (
+    BATCH_SIZE,
+    INNER_STEPS,
+    SEQ_LEN,
+    TOKENS,
+    World,
+    digest,
+    key,
+    manifest,
+)
 from protocol import canonical, dsse
+from protocol.assignment import Work
 from protocol.dsse import Envelope
 from protocol.errors import DecodeError
 from protocol.identity import Identity
@@ -29,6 +39,8 @@ SAMPLES = [
     WORLD.genesis,
     *WORLD.introductions(),
     *WORLD.round(0),
+    WORLD.aggregate(0, 1),
+    WORLD.slice_wrong(A, 0, 1),
     WORLD.rotated(OWNER, key("new key"), OWNER, recovery=entries.recovery_digest(bytes(32))),
     WORLD.address(OWNER),
     WORLD.run_closed(60),
@@ -56,7 +68,9 @@ def test_every_kind_decodes_to_what_was_signed() -> None:
 def test_genesis_gives_the_rules_of_the_run() -> None:
     body = decode(WORLD.genesis.encode()).body
     assert isinstance(body, entries.Genesis)
-    assert (body.rules.tokens, body.rules.total, body.name) == (TOKENS, 60, "test-run")
+    work = Work(60, INNER_STEPS, 0, False, BATCH_SIZE, SEQ_LEN, "auto")
+    assert (body.rules.work, body.rules.total, body.name) == (work, 60, "test-run")
+    assert work.tokens(work.most) == work.tokens(work.least) == TOKENS
     assert body.rules.rates == {"compute": 100, "data": 10, "audit": 100, "witness": 100}
     assert (body.rules.ownership.vesting_rounds, body.rules.witnesses) == (3, 1)
     assert body.rules.arbiters == {WORLD.organiser.key}
@@ -85,7 +99,6 @@ def test_genesis_reads_what_the_organiser_wrote_about_ownership() -> None:
         shard_tokens=1024,
         seq_len=16,
         span_windows=4,
-        windows=8,
         contributed=((OWNER.key, 3000), ("", 500), (OTHER.key, 1500)),
     )
 
@@ -166,18 +179,46 @@ PROOF = json.loads(ONE_OF_EACH["split_seen"].payload)["evidence"]
         ("round_opened", {"members": [MEMBERS[0], MEMBERS[0]]}),
         ("round_opened", {"members": {}}),
         ("round_opened", {"members": "abc"}),
+        ("round_opened", {"steps": None}),
+        ("round_opened", {"steps": [4, 4]}),
+        ("round_opened", {"steps": [4, 4, 4, 4]}),
+        ("round_opened", {"steps": [4, 4, 0]}),
+        ("round_opened", {"steps": [4, 4, True]}),
+        ("round_opened", {"steps": [4, 4, "4"]}),
         ("round_committed", {"commitments": {MEMBERS[0]: "ab"}}),
         ("round_committed", {"commitments": {"nobody": "ab" * 32}}),
         ("round_committed", {"commitments": []}),
         ("contribution", {"tokens": 0}),
         ("contribution", {"size": 0}),
         ("contribution", {"salt": "ab" * 16}),
+        ("contribution", {"head": 0}),
+        ("contribution", {"head": None}),
+        ("contribution", {"tail": -1}),
+        ("contribution", {"tail": None}),
+        ("contribution", {"up": -1}),
+        ("aggregate", {"slice": -1}),
+        ("aggregate", {"slice": 64}),
+        ("aggregate", {"slice": True}),
+        ("aggregate", {"slices": 0}),
+        ("aggregate", {"slices": 65}),
+        ("aggregate", {"size": 0}),
+        ("aggregate", {"blob": ""}),
+        ("slice_wrong", {"slice": 64}),
+        ("slice_wrong", {"blob": "x"}),
+        ("slice_wrong", {"node": ""}),
         ("round_closed", {"accepted": [{"node": MEMBERS[0], "weight": 1}]}),
         ("round_closed", {"rejected": [REJECTED, REJECTED]}),
         ("round_closed", {"rejected": [REJECTED | {"reason": "\x1b[2J"}]}),
         ("round_closed", {"rejected": [REJECTED | {"note": "x"}]}),
         ("state_agreed", {"round": 0}),
         ("state_agreed", {"root": ""}),
+        ("state_agreed", {"wrong": None}),
+        ("state_agreed", {"wrong": [1, 0]}),
+        ("state_agreed", {"wrong": [1, 1]}),
+        ("state_agreed", {"wrong": [-1]}),
+        ("state_agreed", {"wrong": [True]}),
+        ("state_agreed", {"wrong": 1}),
+        ("state_agreed", {"wrong": list(range(65))}),
     ],
 )
 def test_bodies_that_break_the_schema_are_refused(kind: str, changes: dict[str, Any]) -> None:
@@ -222,6 +263,19 @@ def test_other_spellings_of_a_payload_are_refused(payload: bytes) -> None:
         {"config": {"rounds": "many", "run": "mine"}},
         {"config": manifest(key("a"), key("b"))["config"] | {"data": {"seq_len": True}}},
         {"config": manifest(key("a"), key("b"))["config"] | {"data": {"seq_len": 2**50}}},
+        *(
+            {"config": manifest(key("a"), key("b"), exchange=exchange)["config"]}
+            for exchange in (
+                {"overlap_steps": -1},
+                {"overlap_steps": True},
+                {"overlap_steps": 1.5},
+                {"topology": "star"},
+                {"topology": 1},
+            )
+        ),
+        {"config": manifest(key("a"), key("b"), rounds={"box_s": "long"})["config"]},
+        {"config": manifest(key("a"), key("b"), rounds={"box_s": True})["config"]},
+        {"config": manifest(key("a"), key("b"), rounds={"inner_steps": 2**48})["config"]},
         {"config": manifest(key("a"), key("b"))["config"] | {"ownership": []}},
         {"config": manifest(key("a"), key("b"))["config"] | {"ownership": {"rate": 1}}},
         {"config": manifest(key("a"), key("b"))["config"] | {"ownership": {"rates": {"data": -1}}}},
@@ -260,16 +314,29 @@ def test_a_round_of_thirty_two_members_fits_into_entries() -> None:
     members = [Identity.from_seed(bytes([i]) * 32) for i in range(32)]
     world = World()
     world.members = members
-    many = 2**40
-    accepted = [entries.Accepted(node=m.peer_id, entry="ab" * 32, weight=many) for m in members]
-    closed = entries.round_closed(
-        world.coordinator, world.run, round=10**6, attempt=999, accepted=accepted
-    )
-    rejected = {m.peer_id: "commitment_mismatch" for m in members}
-    opened = world.opened(10**6, members=[m.peer_id for m in members])
-    for envelope in (closed, opened, world.committed(10**6), world.agreed(10**6)):
+    many, last = 2**53 - 1, 2**53 - 2
+    names = [m.peer_id for m in members]
+    accepted = [entries.Accepted(node=peer, entry="ab" * 32, weight=many) for peer in names]
+    rejected = dict.fromkeys(names, "commitment_mismatch")
+    sizes = {
+        "opened": world.opened(last, last, steps=dict.fromkeys(names, 40_000), cursor=many),
+        "committed": world.committed(last, last),
+        "accepted": entries.round_closed(
+            world.coordinator, world.run, round=last, attempt=last, accepted=accepted
+        ),
+        "rejected": world.closed(last, last, accepted=[], rejected=rejected),
+        "agreed": world.agreed(many, wrong=range(32)),
+        "aggregate": world.aggregate(last, 31, last, slices=32, size=many, by=members[0]),
+        "wrong": world.slice_wrong(members[0], last, 31, last),
+        "contribution": world.contribution(
+            members[0], last, last, size=many, head=40_000, tail=20_000, up=many, down=many
+        ),
+    }
+    found = {name: len(envelope.encode()) for name, envelope in sizes.items()}
+    for envelope in sizes.values():
         assert decode(envelope.encode()).signers
-    assert world.closed(10**6, accepted=[], rejected=rejected).encode()
+    assert max(found.values()) <= 8192
+    assert found["aggregate"] + found["wrong"] + found["contribution"] < 2800  # many of these
 
 
 def test_as_many_cosignatures_as_are_allowed_fit_into_an_entry() -> None:

@@ -8,7 +8,18 @@ import pytest
 
 from ledger import entries, reasons
 from ledger.accounts import FoldState, Outcome
-from ledger_world import CREDIT, RATE, SEQ_LEN, WINDOWS, World, digest, forged, key, outcomes
+from ledger_world import (
+    CREDIT,
+    INNER_STEPS,
+    RATE,
+    SEQ_LEN,
+    WINDOWS,
+    World,
+    digest,
+    forged,
+    key,
+    outcomes,
+)
 from protocol import assignment
 from protocol.dsse import Envelope
 from protocol.identity import Identity
@@ -233,8 +244,8 @@ def expected(world: World, round: int, accepted: list[Identity]) -> dict[str, in
             SPLIT,
             round * 24,
             members,
+            [INNER_STEPS] * len(members),
             member.peer_id,
-            inner_steps=4,
             batch_size=2,
         )
         for window in windows:

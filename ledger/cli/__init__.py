@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 DEFAULT_HOME = Path("~/.artel/node")
 MODULES = (
-    *("overview", "mine", "reading", "proving", "checking", "comparing"),
+    *("overview", "mine", "reading", "proving", "checking", "rechecking", "comparing"),
     *("statements", "keys", "exporting", "mirroring"),
 )
 """In the order in which ``artel ledger --help`` lists their commands."""
@@ -150,6 +150,11 @@ def add_target(sub: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help=f"home of a node or a coordinator (default: {DEFAULT_HOME})",
     )
+    add_source(sub)
+
+
+def add_source(sub: argparse.ArgumentParser) -> None:
+    """Add the arguments for reading a ledger from elsewhere."""
     sub.add_argument(
         "--from",
         dest="source",

@@ -22,7 +22,8 @@ DEFAULT_LIMIT = 50
 FOLLOW_S = 2.0
 KINDS = (
     *("genesis", "account", "key_rotated", "node", "address", "round_opened", "round_committed"),
-    *("contribution", "round_closed", "state_agreed", "run_closed", "witnessed", "verdict"),
+    *("contribution", "round_closed", "aggregate", "slice_wrong", "state_agreed", "run_closed"),
+    *("witnessed", "verdict"),
     *("dispute", "ruling", "transfer", "split_seen"),
 )
 """Written out, so that the parser need not load the entries."""

@@ -10,7 +10,7 @@ from ledger import entries, reasons
 from ledger.accounts import Credit, Outcome
 from ledger.entries import Entry, Genesis
 from ledger.explain import Explanation
-from ledger.text import summary
+from ledger.text import plural, summary
 from ledger.tiles import ENTRIES, TILE_WIDTH, tile_at
 from ledger.web import markup
 from ledger.web.context import Context, below, mono
@@ -33,6 +33,8 @@ TITLES = {
     "round_committed": "Commitments",
     "contribution": "Contribution",
     "round_closed": "Round closed",
+    "aggregate": "Slice combined",
+    "slice_wrong": "Slice called wrong",
     "state_agreed": "State agreed",
     "run_closed": "Run closed",
     "witnessed": "Tree head cosigned",
@@ -76,6 +78,7 @@ def outcome_of(page: Context, index: int) -> Outcome:
         granted,
         tuple(_credit(c) for c in settled if c.status == VESTED),
         tuple(_credit(c) for c in settled if c.status == INVALIDATED),
+        page.index.denied_by(index),
     )
 
 
@@ -165,7 +168,7 @@ def _body(page: Context, entry: Entry) -> str:
     rows = [
         (name.replace("_", " "), _value(page, body, name, value))
         for name, value in body.to_dict().items()
-        if name not in ("kind", "run")
+        if name not in ("kind", "run", "steps")  # each member's are shown beside it
     ]
     return markup.facts(rows)
 
@@ -192,8 +195,13 @@ def _value(page: Context, body: object, name: str, value: Any) -> str:
         case "reason", str():
             said = reasons.explain(value)
             return text(value) + (f" ({text(said)})" if said != value else "")
-        case "members", list():
-            return _lines([page.node(member) for member in value])
+        case "members", list() if isinstance(body, entries.RoundOpened):
+            steps = zip(body.members, body.steps, strict=True)
+            return _lines([f"{page.node(peer)}, {plural(h, 'step')}" for peer, h in steps])
+        case "wrong", list():
+            return ", ".join(f"slice {number}" for number in value) or "none"
+        case "up" | "down", int():
+            return f"{value:,} bytes, by its own account"
         case "accepted" | "rejected" | "cosignatures", list():
             return _lines([_item(page, body, item) for item in value])
         case "commitments", dict():

@@ -19,6 +19,7 @@ from ledger.accounts import KINDS_OF_WORK, Attempt, Credit, FoldState, Outcome, 
 from ledger.entries import BODIES, Entry, Genesis
 from ledger.reading import LedgerReader
 from ledger.replay import check_signatures
+from ledger.rules_slices import held_against
 from ledger.shares import apply
 from protocol.errors import CheckFailed
 
@@ -124,6 +125,7 @@ class LedgerIndex:
         self._trails: dict[str, _Trail] = {}
         self._granted: dict[int, range] = {}
         self._settled: dict[int, list[int]] = {}
+        self._denied: dict[int, tuple[str, ...]] = {}
         self._agreed = array("L")  # of state 1, 2, ...: index of the entry
         self._moves: list[tuple[int, int, int]] = []  # (state number, account, vested credit)
         self._open: dict[str, int] = {}  # source of pending credit to its number
@@ -194,7 +196,8 @@ class LedgerIndex:
             self._contributions[entry.id] = index
         elif isinstance(body, entries.StateAgreed):
             self._agreed.append(index)
-        if isinstance(body, entries.RoundOpened | entries.RoundClosed) and attempt is not None:
+        ends = isinstance(body, entries.RoundOpened | entries.RoundClosed | entries.StateAgreed)
+        if ends and attempt is not None:
             self._note_rejections(index, attempt, body, awaited)
         if isinstance(body, entries.Transfer):
             for account, amount in ((body.account, -body.amount), (body.to, body.amount)):
@@ -223,6 +226,8 @@ class LedgerIndex:
                 | entries.RoundCommitted()
                 | entries.Contribution()
                 | entries.RoundClosed()
+                | entries.Aggregate()
+                | entries.SliceWrong()
             ):
                 return body.round
             case entries.Verdict() | entries.Dispute() | entries.Ruling():
@@ -234,12 +239,15 @@ class LedgerIndex:
         self,
         index: int,
         attempt: Attempt,
-        body: entries.RoundOpened | entries.RoundClosed,
+        body: Genesis | entries.Body,
         awaited: Sequence[str],
     ) -> None:
-        """The same cases as in the fold: left out at the close, or accepted and never agreed on."""
+        """The same cases as in the fold: left out at the close, accepted and never agreed on, or
+        what the slices of an agreed round show."""
         left_out = [(peer, reasons.NOT_AGREED) for peer in awaited]
-        if isinstance(body, entries.RoundClosed) and not awaited:
+        if isinstance(body, entries.StateAgreed):
+            left_out = held_against(attempt, body.wrong)
+        elif isinstance(body, entries.RoundClosed) and not awaited:
             left_out = [(item.node, item.reason) for item in body.rejected]
         for peer, reason in left_out:
             account = attempt.accounts[peer]
@@ -249,6 +257,8 @@ class LedgerIndex:
                 column.append(value)
 
     def _note_credit(self, index: int, outcome: Outcome) -> None:
+        if outcome.denied:
+            self._denied[index] = outcome.denied
         first = len(self._credit[0])
         for number, credit in enumerate(outcome.granted, first):
             self._open[credit.source], self._sources[number] = number, credit.source
@@ -322,6 +332,10 @@ class LedgerIndex:
     def settled_by(self, index: int) -> list[Credited]:
         """Credit that vested or was taken away by the entry at ``index``."""
         return [self.credit(number) for number in self._settled.get(index, ())]
+
+    def denied_by(self, index: int) -> tuple[str, ...]:
+        """Accepted contributions (ids) that earn nothing, by the entry at ``index``."""
+        return self._denied.get(index, ())
 
     def credits_of(self, account: str) -> Sequence[int]:
         """Numbers of all credit of an account, oldest first."""

@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ledger import entries, reasons
-from ledger.entries import Entry, RoundClosed, RoundCommitted, RoundOpened, StateAgreed
+from ledger.entries import (
+    Aggregate,
+    Entry,
+    RoundClosed,
+    RoundCommitted,
+    RoundOpened,
+    SliceWrong,
+    StateAgreed,
+)
+from ledger.text import plural
 from ledger.web import markup
 from ledger.web.context import Context, mono
 from ledger.web.credit_table import state_of
@@ -31,6 +40,14 @@ class _Attempt:
     closed: list[tuple[int, RoundClosed]] = field(default_factory=list)
     shown: dict[str, tuple[int, Entry]] = field(default_factory=dict)
     """Node to its contribution."""
+    slices: dict[int, tuple[int, Aggregate]] = field(default_factory=dict)
+    accused: dict[int, list[tuple[int, SliceWrong]]] = field(default_factory=dict)
+    agreed: tuple[int, StateAgreed] | None = None
+
+    def combined_wrongly(self, peer: str) -> list[int]:
+        """Slices of this node that were found wrong."""
+        wrong = self.agreed[1].wrong if self.agreed is not None else ()
+        return [n for n in wrong if n in self.slices and self.slices[n][1].node == peer]
 
 
 def round_page(page: Context, number: int) -> str:
@@ -47,6 +64,8 @@ def round_page(page: Context, number: int) -> str:
     for attempt in list(reversed(attempts))[:MAX_ATTEMPTS]:
         title = "Members" if len(attempts) == 1 else f"Attempt {attempt.number + 1}"
         parts.append(section(title, _members(page, number, attempt)))
+        if attempt.slices:
+            parts.append(section("Slices", _slices(page, attempt)))
     if agreed is not None:
         parts.append(section("Agreed state", _agreed(page, *agreed)))
     parts.append(section("Its entries", _entries(page, number, indices)))
@@ -73,8 +92,16 @@ def _read(page: Context, indices: Sequence[int]) -> tuple[list[_Attempt], tuple[
                 attempts.setdefault(body.attempt, _Attempt(body.attempt)).closed.append(
                     (index, body)
                 )
-            case StateAgreed():
+            case Aggregate() as body:
+                attempt = attempts.setdefault(body.attempt, _Attempt(body.attempt))
+                attempt.slices[body.slice] = index, body
+            case SliceWrong() as body:
+                attempt = attempts.setdefault(body.attempt, _Attempt(body.attempt))
+                attempt.accused.setdefault(body.slice, []).append((index, body))
+            case StateAgreed() as body:
                 agreed = index, entry
+                if attempts:
+                    attempts[max(attempts)].agreed = index, body
     return [attempts[number] for number in sorted(attempts)], agreed
 
 
@@ -98,6 +125,7 @@ def _cards(
 ) -> str:
     newest = attempts[-1] if attempts else _Attempt(0)
     members = len(newest.opened[1].members) if newest.opened else 0
+    steps = sum(newest.opened[1].steps) if newest.opened else 0
     accepted = _accepted(newest)
     granted = page.index.granted_by(agreed[0]) if agreed is not None else []
     total = sum(credit.amount for credit in granted)
@@ -106,6 +134,7 @@ def _cards(
     return markup.cards(
         (
             ("members", f"{members:,}", f"attempt {newest.number + 1:,}"),
+            ("steps", f"{steps:,}", "assigned to all of them"),
             ("shown", f"{len(newest.shown):,}", "contributions"),
             ("accepted", f"{len(accepted):,}", f"{work:,} tokens × {rate:,} each"),
             (
@@ -128,10 +157,14 @@ def _members(page: Context, number: int, attempt: _Attempt) -> str:
     index, opened = attempt.opened
     credits = _credits(page, number)
     columns = (
-        *(("node", True), ("account", True), ("outcome", True), ("weight", False)),
-        *(("contribution", True), ("commitment", True)),
+        *(("node", True), ("account", True), ("outcome", True), ("steps", False)),
+        *(("made", False), ("weight", False), ("contribution", True)),
+        *(("bytes up", False), ("bytes down", False), ("commitment", True)),
     )
-    rows = [_member(page, attempt, peer, credits) for peer in opened.members]
+    rows = [
+        _member(page, attempt, peer, assigned, credits)
+        for peer, assigned in zip(opened.members, opened.steps, strict=True)
+    ]
     steps = [f"opened by {entry_link(index)}"]
     if attempt.committed is not None:
         steps.append(f"commitments closed by {entry_link(attempt.committed[0])}")
@@ -139,26 +172,36 @@ def _members(page: Context, number: int, attempt: _Attempt) -> str:
     if len(attempt.closed) > 1:
         steps.append("the second time with nobody: no majority agreed on a state")
     start = f"from state {mono(opened.base)}, data from window {opened.cursor:,}"
-    return markup.table(columns, rows) + soft(f"{', '.join(steps)}; {start}")
+    made = (
+        "made: steps of the round before + steps of this round; bytes as the nodes say, since "
+        "their contribution before"
+    )
+    return markup.table(columns, rows) + soft(f"{', '.join(steps)}; {start}") + soft(made)
 
 
 def _member(
-    page: Context, attempt: _Attempt, peer: str, credits: dict[int, Credited]
+    page: Context, attempt: _Attempt, peer: str, assigned: int, credits: dict[int, Credited]
 ) -> tuple[str, ...]:
     committed = attempt.committed[1].commitments.get(peer) if attempt.committed else None
     shown = attempt.shown.get(peer)
     credit = credits.get(shown[0]) if shown else None
     account = credit.account if credit is not None else page.state.account_of(peer)
     item = _accepted(attempt).get(peer)
-    work = "–"
+    work = made = up = down = "–"
     if shown is not None and isinstance(shown[1].body, entries.Contribution):
-        work = f"{entry_link(shown[0])} {mono(shown[1].body.blob)}, {shown[1].body.size:,} bytes"
+        body = shown[1].body
+        work = f"{entry_link(shown[0])} {mono(body.blob)}, {body.size:,} bytes"
+        made, up, down = f"{body.tail:,} + {body.head:,}", f"{body.up:,}", f"{body.down:,}"
     return (
         page.node(peer),
         page.account(account) if account else "–",
         f'<span class="wide">{_fate(page, attempt, peer, item is not None, credit)}</span>',
+        f"{assigned:,}",
+        made,
         f"{item.weight:,}" if item is not None else "–",
         work,
+        up,
+        down,
         mono(committed) if committed else "–",
     )
 
@@ -168,6 +211,10 @@ def _fate(
 ) -> str:
     if credit is not None:
         return f"{credit.amount:,} credit {state_of(page, credit)}"
+    if accepted and attempt.agreed is not None:
+        wrong = ", ".join(map(str, attempt.combined_wrongly(peer)))
+        why = f"combined slice {wrong} wrongly" if wrong else "its account is barred"
+        return f'accepted, <span class="warn">earns nothing</span>: {why}'
     if accepted:
         return "accepted, waits for the agreed state"
     for index, closed in attempt.closed:
@@ -180,6 +227,34 @@ def _fate(
     if len(attempt.closed) > 1:
         return f'<span class="warn">{text(reasons.explain(reasons.NOT_AGREED))}</span>'
     return "left out" if attempt.closed else "under way"
+
+
+def _slices(page: Context, attempt: _Attempt) -> str:
+    """Who combined what, who contradicted, and what was agreed on."""
+    rows = []
+    for number, (index, body) in sorted(attempt.slices.items()):
+        accusers = ", ".join(
+            f"{page.node(claim.node)} {entry_link(where)}, which got {mono(claim.blob)}"
+            for where, claim in attempt.accused.get(number, [])
+        )
+        wrong = attempt.agreed is not None and number in attempt.agreed[1].wrong
+        said = "recorded"
+        if accusers:
+            said = f"called wrong by {accusers}"
+            if attempt.agreed is not None:
+                said += f"; found {pill('wrong', 'bad') if wrong else 'right'}"
+        rows.append(
+            (
+                f"{number}",
+                page.node(body.node),
+                f"{entry_link(index)} {mono(body.blob)}, {body.size:,} bytes",
+                f'<span class="wide">{said}</span>',
+            )
+        )
+    columns = (("slice", False), ("combined by", True), ("result", True), ("outcome", True))
+    missing = max(body.slices for _, body in attempt.slices.values()) - len(rows)
+    remark = soft(f"{plural(missing, 'slice')} recorded by nobody") if missing > 0 else ""
+    return markup.table(columns, rows) + remark
 
 
 def _credits(page: Context, number: int) -> dict[int, Credited]:
@@ -206,6 +281,8 @@ def _agreed(page: Context, index: int, entry: Entry) -> str:
         ("entry", entry_link(index)),
         ("signed by", ", ".join(names)),
     ]
+    if body.wrong:
+        rows.append(("wrong slices", ", ".join(map(str, body.wrong))))
     if data:
         paid = (f"{page.account(c.account)} {c.units:,} × {c.rate:,} = {c.amount:,}" for c in data)
         rows.append(("for its text", "<br>".join(paid)))

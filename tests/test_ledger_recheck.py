@@ -1,0 +1,329 @@
+"""Slices of a sharded round recomputed offline: the guilty are found, from files alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aggregate_world import numbers
+from client_world import run_command
+from ledger.checkpoint import origin_of, sign_checkpoint
+from ledger.cli import main
+from ledger.genesis import read_genesis
+from ledger.layout import LAYOUT_FILE, layout_of
+from ledger.store import DATABASE_NAME, LedgerStore
+from ledger_world import World
+from protocol import codec, content, pseudogradient
+from protocol.aggregate_slice import recompute, round_slices
+from protocol.blobs import BlobStore
+from protocol.dsse import Envelope
+from protocol.errors import ResourceError, UsageError
+from protocol.identity import Identity
+from protocol.manifest import (
+    DataFacts,
+    Manifest,
+    ModelFacts,
+    SplitFacts,
+    TokenizerFacts,
+    sign,
+)
+from protocol.manifest_template import EXAMPLE
+from protocol.parts import Part
+from protocol.run_config import Exchange, Model, RunConfig
+from protocol.state import Layout
+
+LAYOUT = Layout.of([("embed", (300, 64)), ("up", (64, 200)), ("norm", (64,)), ("down", (200, 64))])
+
+
+def manifest_of(world: World, layout: Layout, config: RunConfig) -> Manifest:
+    """What an organiser signs for a model of this layout."""
+    split = SplitFacts(index="11" * 32, root="22" * 32, shards=1, tokens=200_000)
+    return Manifest(
+        config=config,
+        organiser=world.organiser.key,
+        coordinators=(world.coordinator.key,),
+        tokenizer=TokenizerFacts(id="33" * 32, vocab_size=1024),
+        data=DataFacts(train=split, validation=split, dtype="uint16"),
+        model=ModelFacts(layout=layout.digest, parameters=layout.parameters),
+        initial_state=hashlib.sha256(b"state 0").hexdigest(),
+    )
+
+
+def config_of(**exchange: Any) -> RunConfig:
+    rules = {"codec": "int4", "topology": "sharded"} | exchange
+    return EXAMPLE.model_copy(
+        update={
+            "rounds": EXAMPLE.rounds.model_copy(update={"inner_steps": 4}),
+            "exchange": Exchange.model_validate(rules),
+        }
+    )
+
+
+@dataclass(eq=False)
+class Published(World):
+    """A world whose members have published real blobs of one round, for a model of LAYOUT."""
+
+    nodes: int = 4
+    name: str = "published"
+    rules: Exchange = config_of().exchange
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        config = config_of().model_copy(update={"exchange": self.rules})
+        self.genesis = sign(manifest_of(self, LAYOUT, config), self.organiser)
+        self.work = read_genesis(self.genesis.payload).rules.work
+        self.run = hashlib.sha256(self.genesis.payload).hexdigest()
+        self.origin = origin_of(self.run)
+        self.sign = partial(sign_checkpoint, self.coordinator, self.origin)
+        self.base = read_genesis(self.genesis.payload).initial_state
+        self.parts: list[Part] = round_slices(LAYOUT, self.rules, 0, self.nodes)
+        self.published = {member.key: self._publish(member) for member in self.members}
+
+    def _publish(self, member: Identity) -> tuple[bytes, list[bytes]]:
+        """Index and sub-blobs of a member's contribution to round 0."""
+        full = numbers(member.key, LAYOUT.parameters, -36)
+        chosen = codec.of(self.rules)
+        parts = [
+            pseudogradient.pack(part.layout, part.take(full), round=0, base=self.base, codec=chosen)
+            for part in self.parts
+        ]
+        listed = [(content.content_id(part), len(part)) for part in parts]
+        return pseudogradient.pack_index(0, self.base, listed), parts
+
+    def blob(self, round: int, attempt: int, member: Identity) -> tuple[str, bytes]:
+        index, _ = self.published[member.key]
+        return content.content_id(index), super().blob(round, attempt, member)[1]
+
+    def right(self, number: int) -> bytes:
+        """The true result of a slice, of all members."""
+        return recompute(
+            LAYOUT,
+            self.rules,
+            round=0,
+            members=self.nodes,
+            slice=number,
+            base=self.base,
+            blobs={m.peer_id: self.published[m.key][1][number] for m in self.members},
+            tokens={m.peer_id: self.work.tokens(4) for m in self.members},
+        )
+
+    def recorded(self, *wrong: int, without: Sequence[int] = ()) -> list[Envelope]:
+        """The slices as their aggregators record them, some of them wrong or not at all."""
+        found = []
+        for number in range(len(self.parts)):
+            data = self.right(number)
+            if number in wrong:
+                data = data[:-1] + bytes([data[-1] ^ 1])
+            if number not in without:
+                blob = content.content_id(data)
+                found.append(
+                    self.aggregate(0, number, blob=blob, size=len(data), slices=len(self.parts))
+                )
+        return found
+
+    def homes(self, folder: Path, *history: Envelope) -> list[Path]:
+        """The coordinator's home (ledger and layout), then one of each member with its blobs."""
+        coordinator = folder / "coordinator"
+        (coordinator / LAYOUT_FILE).parent.mkdir(parents=True)
+        (coordinator / LAYOUT_FILE).write_bytes(LAYOUT.encode())
+        leaves = [envelope.encode() for envelope in (*self.start, *history)]
+        with LedgerStore.open(coordinator / DATABASE_NAME, create=True, run=self.run) as store:
+            store.append(leaves, self.sign)
+        homes = [coordinator]
+        for number, member in enumerate(self.members):
+            home = folder / f"node-{number}"
+            blobs = BlobStore(home / "blobs")
+            index, parts = self.published[member.key]
+            for data in (index, *parts):
+                blobs.put(data)
+            homes.append(home)
+        return homes
+
+
+WORLD = Published()
+CLOSED = WORLD.until_closed(0)
+GUILTY = WORLD.aggregator(0, 1)
+
+
+def recheck(
+    homes: Sequence[Path], capsys: pytest.CaptureFixture[str], *more: str
+) -> tuple[int, str]:
+    arguments = [part for home in homes for part in ("--home", str(home))]
+    code = main(["recheck", "0", *arguments, *more])
+    return code, capsys.readouterr().out
+
+
+def test_a_round_in_which_every_slice_is_right(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    homes = WORLD.homes(tmp_path, *CLOSED, *WORLD.recorded(), WORLD.agreed(1))
+    code, shown = recheck(homes, capsys)
+    assert code == 0
+    assert shown.count("right: ") == len(WORLD.parts) == 4
+    assert shown.endswith("round 0: 4 slices: 4 right\n")
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [{"codec": "fp32"}, {"codec": "sparse"}, {"aggregator": "centered_clip"}, {"fragments": 2}],
+)
+def test_every_way_of_combining_can_be_rechecked(
+    rules: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = Published(rules=config_of(**rules).exchange)
+    last = len(world.parts) - 1
+    homes = world.homes(tmp_path, *world.until_closed(0), *world.recorded(last))
+    code, shown = recheck(homes, capsys, "--json")
+    told = json.loads(shown)
+    assert code == 1
+    assert [item["status"] for item in told["slices"]] == ["right"] * last + ["wrong"]
+
+
+@pytest.mark.parametrize("denied", [True, False])
+def test_a_wrong_aggregator_is_convicted_by_anyone_who_looks(
+    denied: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    history = [*CLOSED, *WORLD.recorded(1)]
+    if denied:
+        accuser = next(member for member in WORLD.members if member is not GUILTY)
+        right = content.content_id(WORLD.right(1))
+        history.append(WORLD.slice_wrong(accuser, 0, 1, blob=right))
+    history.append(WORLD.agreed(1, wrong=[1] if denied else []))
+    homes = WORLD.homes(tmp_path, *history)
+    code, shown = recheck(homes, capsys)
+    assert code == 1
+    wrong = next(line for line in shown.splitlines() if "WRONG" in line)
+    assert wrong.startswith("slice  1  WRONG (recorded ")
+    assert f"recomputed {content.content_id(WORLD.right(1))}, by node {GUILTY.peer_id}" in wrong
+    assert ("was made without it" if denied else "was MADE WITH IT") in wrong
+    _, shown = recheck(homes, capsys, "--json")
+    told = json.loads(shown)
+    assert (told["holds"], told["as_of"]) == (False, len(WORLD.start) + len(history))
+    item = told["slices"][1]
+    assert (item["status"], item["node"], item["holds"]) == ("wrong", GUILTY.peer_id, False)
+    assert item["entry"] == len(WORLD.start) + len(CLOSED) + 1
+    assert len(item["accused"]) == int(denied)
+    assert item["denied"] is denied
+
+
+def test_a_right_slice_that_was_denied_is_found_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    accuser = next(member for member in WORLD.members if member is not GUILTY)
+    history = [*WORLD.recorded(), WORLD.slice_wrong(accuser, 0, 1), WORLD.agreed(1, wrong=[1])]
+    code, shown = recheck(WORLD.homes(tmp_path, *CLOSED, *history), capsys)
+    assert code == 1
+    assert "the agreed state denies it all the same" in shown
+
+
+def test_what_is_missing_is_named_and_what_is_damaged_is_not_believed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coordinator, *nodes = WORLD.homes(tmp_path, *CLOSED, *WORLD.recorded(3, without=[2]))
+    code, shown = recheck([coordinator], capsys)
+    assert code == 4
+    assert shown.count("not checkable: no home holds the index ") == 4
+    code, shown = recheck([coordinator, *nodes[:3]], capsys)
+    assert code == 4
+    assert WORLD.members[3].peer_id in shown
+    code, shown = recheck([coordinator, *nodes], capsys)
+    assert code == 1
+    assert "slice  2  not recorded by node" in shown
+    # One blob of the last home is damaged, another one gone: their slices alone suffer.
+    index, parts = WORLD.published[WORLD.members[3].key]
+    damaged, gone = (nodes[3] / "blobs" / content.content_id(parts[n]) for n in (0, 3))
+    data = bytearray(damaged.read_bytes())
+    data[100] ^= 1
+    damaged.write_bytes(data)
+    gone.unlink()
+    code, shown = recheck([coordinator, *nodes], capsys)
+    lines = shown.splitlines()
+    assert code == 0
+    assert f"slice  0  not checkable: no home holds the blob {damaged.name}" in lines[0]
+    assert "slice  1  right" in lines[1]
+    assert "slice  3  not checkable" in lines[3]
+    assert lines[4] == "round 0: 4 slices: 1 right, 1 not recorded, 2 not checkable"
+    # Another home that has them mends it.
+    shutil.copytree(nodes[3] / "blobs", tmp_path / "more" / "blobs")
+    more = BlobStore(tmp_path / "more" / "blobs")
+    for part in (index, *parts):
+        more.delete(content.content_id(part))
+        more.put(part)
+    code, shown = recheck([coordinator, *nodes, tmp_path / "more"], capsys)
+    assert code == 1
+    assert "slice  3  WRONG" in shown
+
+
+def test_rounds_without_slices_are_refused_with_a_way_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    homes = WORLD.homes(tmp_path / "open", *CLOSED[:-1])
+    with pytest.raises(UsageError, match="has not been closed with anybody accepted"):
+        recheck(homes, capsys)
+    gather = Published(rules=config_of(topology="gather").exchange)
+    homes = gather.homes(tmp_path / "gather", *gather.round(0))
+    with pytest.raises(UsageError, match="was not sharded"):
+        recheck(homes, capsys)
+
+
+def test_a_round_that_came_to_nothing_can_be_rechecked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    homes = WORLD.homes(tmp_path, *CLOSED, *WORLD.recorded(1), WORLD.closed(0, accepted=[]))
+    code, shown = recheck(homes, capsys)
+    assert code == 1
+    assert shown.count("right: ") == 3
+
+
+def test_it_takes_no_torch_where_a_coordinator_has_left_the_layout(tmp_path: Path) -> None:
+    homes = WORLD.homes(tmp_path, *CLOSED, *WORLD.recorded())
+    done = run_command("recheck", "0", *(part for home in homes for part in ("--home", str(home))))
+    assert (done.code, done.err) == (0, "")
+    assert not {"torch", "hivemind", "transformers"} & done.modules
+
+
+GPT2 = Model(type="gpt2", config={"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 128})
+GPT2_LAYOUT = Layout.of(
+    (f"transformer.{name}", shape)
+    for name, shape in (
+        *(("h.0.attn.c_attn.bias", (48,)), ("h.0.attn.c_attn.weight", (16, 48))),
+        *(("h.0.attn.c_proj.bias", (16,)), ("h.0.attn.c_proj.weight", (16, 16))),
+        *(("h.0.ln_1.bias", (16,)), ("h.0.ln_1.weight", (16,))),
+        *(("h.0.ln_2.bias", (16,)), ("h.0.ln_2.weight", (16,))),
+        *(("h.0.mlp.c_fc.bias", (64,)), ("h.0.mlp.c_fc.weight", (16, 64))),
+        *(("h.0.mlp.c_proj.bias", (16,)), ("h.0.mlp.c_proj.weight", (64, 16))),
+        *(("ln_f.bias", (16,)), ("ln_f.weight", (16,))),
+        *(("wpe.weight", (128, 16)), ("wte.weight", (1024, 16))),
+    )
+)
+
+
+def test_the_layout_is_worked_out_where_there_is_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of().model_copy(update={"model": GPT2})
+    leaf = sign(manifest_of(WORLD, GPT2_LAYOUT, config), WORLD.organiser).encode()
+    assert layout_of(leaf, []) == GPT2_LAYOUT
+    for broken in ("/nowhere/python", "/bin/false", "/bin/cat"):
+        monkeypatch.setattr(sys, "executable", broken)
+        with pytest.raises(ResourceError, match="cannot be worked out here"):
+            layout_of(leaf, [])
+
+
+def test_a_file_with_another_layout_is_not_believed(tmp_path: Path) -> None:
+    (home,) = WORLD.homes(tmp_path)[:1]
+    leaf = WORLD.genesis.encode()
+    assert layout_of(leaf, [tmp_path, home]) == LAYOUT
+    other = Layout.of([("x", (8,))])
+    (home / LAYOUT_FILE).write_bytes(other.encode())
+    second = tmp_path / "second"
+    (second / LAYOUT_FILE).parent.mkdir(parents=True)
+    (second / LAYOUT_FILE).write_bytes(LAYOUT.encode())
+    assert layout_of(leaf, [home, second]) == LAYOUT
