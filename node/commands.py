@@ -119,6 +119,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="MB",
         help="disk space to use at most",
     )
+    start.add_argument(
+        "--uplink",
+        type=_rate,
+        metavar="MBIT",
+        help="megabits per second to send at most, all traffic together (no limit)",
+    )
     start.add_argument("--no-check", action="store_true", help="start on a slow machine too")
     start.add_argument("--log-json", action="store_true", help="events as JSON lines")
 
@@ -182,6 +188,7 @@ def _start(arguments: argparse.Namespace) -> int:
             listen=tuple(arguments.listen or (DEFAULT_LISTEN,)),
             announce=tuple(arguments.announce or ()),
             quota_bytes=arguments.quota * 1_000_000,
+            uplink=arguments.uplink,
             check=not arguments.no_check,
         )
         return asyncio.run(_serve(options, http))
@@ -278,6 +285,7 @@ def _status(arguments: argparse.Namespace) -> int:
     step = f", step {now['step']}/{now['steps']}" if now["phase"] == "training" else ""
     loss = "unknown yet" if now["loss"] is None else f"{now['loss']:.3f} nats per token"
     seconds = "  ".join(f"{name} {value:.2f}" for name, value in now["seconds"].items())
+    used = now["utilisation"]
     lines = {
         "run": f"{now['name']} ({now['run'][:12]}…)",
         "node": now["node"],
@@ -286,8 +294,11 @@ def _status(arguments: argparse.Namespace) -> int:
         "round": f"{now['state_round']} of {now['rounds_total']} agreed",
         "loss": loss,
         "speed": f"{now['tokens_per_second']:,.0f} tokens/s",
+        "computing": "unknown yet" if used is None else f"{100 * used:.1f} % of the last round",
         "up": _traffic(now["bytes_up"]),
         "down": _traffic(now["bytes_down"]),
+        "served": _peers(now["served"]),
+        "fetched": _peers(now["fetched"]),
         "credit": f"{now['vested']:,} vested, {now['pending']:,} pending, {now['awaiting']:,} "
         f"awaiting agreement ({100 * now['share']:.1f} % of the model, with pending)",
         "rejected": ", ".join(f"{n} × {why}" for why, n in now["rejected"].items()) or "none",
@@ -305,10 +316,30 @@ def _status(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _traffic(by_service: dict[str, int]) -> str:
-    total = sum(by_service.values())
-    parts = ", ".join(f"{k.split('/')[2]} {v / 1e6:.2f}" for k, v in sorted(by_service.items()))
+def _traffic(by_kind: dict[str, int]) -> str:
+    total = sum(by_kind.values())
+    parts = ", ".join(f"{kind} {size / 1e6:.2f}" for kind, size in sorted(by_kind.items()))
     return f"{total / 1e6:.2f} MB ({parts})" if parts else "0 MB"
+
+
+def _peers(by_peer: dict[str, int]) -> str:
+    """Who gave or got most; the others are summed up."""
+    ranked = sorted(by_peer.items(), key=lambda item: -item[1])
+    parts = [f"…{peer[-8:]} {size / 1e6:.2f} MB" for peer, size in ranked[:4]]
+    if len(ranked) > 4:
+        parts.append(f"{len(ranked) - 4} more {sum(s for _, s in ranked[4:]) / 1e6:.2f} MB")
+    return ", ".join(parts) or "nobody yet"
+
+
+def _rate(text: str) -> int:
+    """Megabits per second as bytes per second."""
+    try:
+        mbit = float(text)
+    except ValueError:
+        mbit = 0.0
+    if not 0.01 <= mbit <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of Mbit/s from 0.01 on")
+    return round(mbit * 1e6 / 8)
 
 
 def _export(arguments: argparse.Namespace) -> int:

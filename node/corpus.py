@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from protocol import assignment, content, dht, shards, transfer
@@ -33,19 +33,21 @@ class Corpus:
         self._verified: set[str] = set()
         self._pinned: tuple[str, ...] = ()
 
-    async def assigned(self, members: Sequence[str], cursor: int, node: str) -> Windows:
+    async def assigned(self, steps: Mapping[str, int], cursor: int, node: str) -> Windows:
         """The windows of ``node`` in a round, with all their shards on disk.
 
+        :param steps: every member of the round, and its inner steps
         :raises Unreachable: nobody can give a shard
         """
         config = self._manifest.config
+        members = sorted(steps)
         refs = assignment.assign(
             config.run.seed,
             assignment.train_split(self._manifest),
             cursor,
             members,
+            [steps[member] for member in members],
             node,
-            inner_steps=config.rounds.inner_steps,
             batch_size=config.optimizer.batch_size,
         )
         return await self._windows(self._manifest.data.train, 0, refs)
@@ -85,6 +87,7 @@ class Corpus:
                     blob,
                     holders.get(number, [self._fallback]),
                     max_bytes=index.bytes_in(number),
+                    kind="data",
                 )
                 if blob not in self._verified:
                     await asyncio.to_thread(self._verify, path, index, number)
@@ -117,6 +120,7 @@ class Corpus:
                 split.index,
                 [self._fallback],
                 max_bytes=shards.MAX_INDEX_BYTES,
+                kind="data",
             )
             self._blobs.pin(split.index)
             known = shards.decode_index(await asyncio.to_thread(path.read_bytes), split)

@@ -217,6 +217,8 @@ class Daemon:
             tokens_per_second=progress.tokens_per_second,
             bytes_up=traffic.up.total(),
             bytes_down=traffic.down.total(),
+            up_by_kind=dict(traffic.up),
+            down_by_kind=dict(traffic.down),
             validation=progress.validation,
             seconds=progress.last_seconds,
         )

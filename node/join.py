@@ -26,11 +26,12 @@ from node import preflight, watch
 from node.claims import Claims
 from node.corpus import Corpus
 from node.daemon import Daemon
+from node.history import closed_since
 from node.link import Link
 from node.session import Session
 from node.supervisor import Trainer
-from node.sync import States
-from protocol import messages, transfer
+from node.sync import States, delta_bytes, state_bytes
+from protocol import assignment, messages, transfer
 from protocol.blobs import BlobStore
 from protocol.errors import CheckFailed, ResourceError, Unreachable
 from protocol.identity import Identity
@@ -68,6 +69,8 @@ class Options:
     listen: tuple[str, ...]
     announce: tuple[str, ...]
     quota_bytes: int
+    uplink: int | None
+    """Bytes per second that may be sent at most; None: as many as the line takes."""
     check: bool
     """Whether to refuse to start on a machine that cannot keep up."""
 
@@ -110,6 +113,7 @@ async def _join(
         listen=options.listen,
         announce=options.announce,
         bootstrap=options.invite.peers,
+        uplink=options.uplink,
     )
     stack.push_async_callback(host.close)
     link = Link(host, options.invite)
@@ -161,10 +165,15 @@ async def _join(
         raise CheckFailed("the coordinator names an impossible size for contributions")
     if manifest.tokenizer.id:
         await transfer.fetch(
-            host, blobs, manifest.tokenizer.id, [link.coordinator], max_bytes=MAX_TOKENIZER_BYTES
+            host,
+            blobs,
+            manifest.tokenizer.id,
+            [link.coordinator],
+            max_bytes=MAX_TOKENIZER_BYTES,
+            kind="data",
         )
         blobs.pin(manifest.tokenizer.id)
-    states.found_on_disk(replica.state.states[-2:])
+    states.found_on_disk(replica.state.states)
     root, path = await _state(session, states, say)
     loaded = await trainer.load(session.manifest_file, path, device=options.device)
     if loaded.root != root:  # a file of an earlier session, torn by a crash of the machine
@@ -178,13 +187,18 @@ async def _join(
         await preflight.uplink(host, link.coordinator, manifest, welcome.payload_bytes),
     ]
     _show(last, say)
-    round_seconds = measured.step_seconds * manifest.config.rounds.inner_steps
+    rounds = manifest.config.rounds
+    least = assignment.Work.of(manifest.config).least
+    round_seconds = measured.step_seconds * least
     verdict = preflight.Verdict((*findings, *more, *last), round_seconds)
     if options.check and not verdict.keeps_up:
         raise _cannot_keep_up(verdict, manifest)
-    say(verdict.sentence(manifest.config.rounds.deadline_s) + f" ({loaded.device})")
+    say(verdict.sentence(rounds.box_s or rounds.deadline_s) + f" ({loaded.device})")
     corpus = Corpus(host, blobs, manifest, run, link.coordinator)
-    return Daemon(session, states, corpus, welcome.payload_bytes, say)
+    daemon = Daemon(session, states, corpus, welcome.payload_bytes, say)
+    # The coordinator assigns the steps of a time-boxed round by it.
+    daemon.worker.progress.tokens_per_second = measured.tokens_per_second
+    return daemon
 
 
 async def _manifest(link: Link) -> tuple[Manifest, bytes]:
@@ -198,8 +212,24 @@ async def _manifest(link: Link) -> tuple[Manifest, bytes]:
 
 
 async def _state(session: Session, states: States, say: Callable[[str], None]) -> tuple[str, Path]:
-    """Root and file of the newest agreed state, tried for a while: holders come and go."""
+    """Root and file of an agreed state to begin with, tried for a while: holders come and go.
+
+    The newest one; or an older one that lies here already, when the rounds since then are fewer
+    bytes than the newest state. The worker catches up from there.
+    """
     deadline = time.monotonic() + STATE_PATIENCE_S
+    agreed = session.replica.state.states
+    held = states.newest_held(agreed)
+    if 0 <= held < len(agreed) - 1:
+        missed = await asyncio.to_thread(closed_since, session.replica.store, held)
+        delta, whole = delta_bytes(missed, session.blobs), state_bytes(session.manifest)
+        path = session.blobs.path(agreed[held])
+        if delta < whole and path is not None:
+            say(
+                f"state    {len(missed)} round(s) behind: fetching {delta / 1e6:.1f} MB of updates "
+                f"instead of {whole / 1e6:.1f} MB"
+            )
+            return agreed[held], path
 
     def progress(done: int, size: int) -> None:
         say(f"state    {done / 1e6:.1f} of {size / 1e6:.1f} MB")

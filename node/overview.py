@@ -17,6 +17,7 @@ def overview(daemon: Daemon) -> dict[str, Any]:
     """Everything that ``artel node status`` shows.
 
     ``credit`` is vested and pending; ``awaiting`` is accepted, but its state is not agreed yet;
+    ``bytes_up`` and ``bytes_down`` are by kind, ``served`` and ``fetched`` content by peer.
     ``share`` is what it would be if everything that is pending vested.
     """
     session, fold = daemon.session, daemon.session.replica.state
@@ -45,6 +46,8 @@ def overview(daemon: Daemon) -> dict[str, Any]:
         "doubtful": daemon.watch.doubtful,
         "bytes_up": dict(traffic.up),
         "bytes_down": dict(traffic.down),
+        "served": dict(traffic.served),
+        "fetched": dict(traffic.fetched),
         "memory_daemon": psutil.Process().memory_info().rss,
         "memory_trainer": session.trainer.memory_bytes() or 0,
         "coordinator_lost": session.link.lost_since is not None,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from protocol import messages, wire
+from protocol import assignment, messages, wire
 from protocol.errors import ArtelError
 from protocol.manifest import Manifest
 from protocol.network import Host
@@ -25,9 +25,12 @@ PROBE_BYTES = 512 * 1024
 PROBE_TIMEOUT_S = 30.0
 BASE_MEMORY_BYTES = 900 << 20
 """Daemon and trainer before the model: interpreter, torch, network daemon."""
-COPIES_IN_MEMORY = 12
-"""fp32 copies of the parameters at the peak: weights, gradients, two moments and their copy, base
-state with momentum, pseudo-gradient, the vectors of an aggregation."""
+COPIES_IN_MEMORY = 14
+"""fp32 copies of the parameters at the peak: weights and their copy from the round's beginning,
+gradients, two moments and their copy, base state with momentum, weights as they were sent,
+pseudo-gradient, the vectors of an aggregation."""
+SPARSE_COPIES = 2
+"""Beside them with the codec "sparse": the error feedback and its copy."""
 STATES_ON_DISK = 4
 
 
@@ -64,7 +67,9 @@ class Verdict:
 
 def memory(manifest: Manifest) -> Finding:
     """Free memory against what model, optimiser and exchange take."""
-    need = BASE_MEMORY_BYTES + COPIES_IN_MEMORY * 4 * manifest.model.parameters
+    sparse = manifest.config.exchange.codec == "sparse"
+    copies = COPIES_IN_MEMORY + (SPARSE_COPIES if sparse else 0)
+    need = BASE_MEMORY_BYTES + copies * 4 * manifest.model.parameters
     free = psutil.virtual_memory().available
     level = "ok" if free > 1.2 * need else "warning" if free > need else "problem"
     return Finding("memory", level, f"{_size(free)} free, about {_size(need)} needed")
@@ -97,13 +102,16 @@ def clock(theirs: float, round_trip: float) -> Finding:
 def speed(manifest: Manifest, step_seconds: float, tokens_per_second: float) -> Finding:
     """A real inner step against the time that a round allows."""
     rounds = manifest.config.rounds
-    seconds = step_seconds * rounds.inner_steps
+    allowed = rounds.box_s or rounds.deadline_s
+    steps = assignment.Work.of(manifest.config).least
+    seconds = step_seconds * steps
+    least = "at least " if rounds.box_s else ""
     text = (
-        f"{tokens_per_second:,.0f} tokens/s, {seconds:.0f} s for the {rounds.inner_steps} steps of "
-        f"a round ({rounds.deadline_s:.0f} s allowed)"
+        f"{tokens_per_second:,.0f} tokens/s, {seconds:.0f} s for {least}{steps} steps of a round "
+        f"({allowed:.0f} s allowed)"
     )
-    level = "ok" if seconds < 0.7 * rounds.deadline_s else "warning"
-    return Finding("speed", "problem" if seconds > rounds.deadline_s else level, text)
+    level = "ok" if seconds < 0.7 * allowed else "warning"
+    return Finding("speed", "problem" if seconds > allowed else level, text)
 
 
 async def uplink(host: Host, coordinator: str, manifest: Manifest, payload: int) -> Finding:

@@ -2,19 +2,27 @@
 
 The state root to fetch comes from the ledger, where a majority of contributors signed it; every
 chunk is checked against it, so it does not matter who gives the bytes.
+
+A node that holds an older agreed state can instead repeat the rounds that it has missed, from
+their contributions: a *delta*, worth it when these take fewer bytes than the state. Its outcome is
+checked against the same root.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from protocol import dht, transfer
+from node.history import ClosedRound
+from node.supervisor import Trainer
+from protocol import dht, pseudogradient, transfer
 from protocol.blobs import BlobStore
 from protocol.errors import CheckFailed
 from protocol.events import emit
+from protocol.manifest import Manifest
 from protocol.network import Host
+from protocol.state import HEADER_BYTES
 
 log = logging.getLogger("artel.node")
 
@@ -67,13 +75,21 @@ class States:
                 root,
                 holders,
                 max_bytes=self._max_bytes,
+                kind="state",
                 progress=progress,
             )
         return path
 
+    async def switch(self, trainer: Trainer, path: Path, round: int, root: str) -> None:
+        """Make a state the current one, in the trainer and in the books; must not be interrupted,
+        or they would speak of different states."""
+        await trainer.set_state(path, root=root)
+        self.become(round, root)
+
     def become(self, round: int, root: str) -> None:
         """Make a state in the store the current one; older ones than the last are deleted."""
         self.round, self.root = round, root
+        self._blobs.label("state", root)
         if root in self._held:
             self._held.remove(root)
         self._held.append(root)
@@ -87,3 +103,31 @@ class States:
             if self._blobs.has(root) and root not in self._held:
                 self._held.append(root)
                 self._blobs.pin(root)
+
+    def newest_held(self, agreed: list[str]) -> int:
+        """Number of the newest of these states that lies in the store; -1 when none does."""
+        held = (number for number, root in enumerate(agreed) if self._blobs.has(root))
+        return max(held, default=-1)
+
+
+def state_bytes(manifest: Manifest) -> int:
+    """Bytes of a state file of this run."""
+    buffers = 2 if manifest.config.exchange.outer.momentum else 1
+    return HEADER_BYTES + 4 * buffers * manifest.model.parameters
+
+
+def delta_bytes(missed: Iterable[ClosedRound], blobs: BlobStore) -> int:
+    """Bytes to fetch in order to repeat these rounds; what is in the store already is free."""
+    total = 0
+    for closed in missed:
+        if closed.aggregates:
+            total += len(closed.shown) * pseudogradient.index_bytes(len(closed.aggregates))
+            total += sum(
+                made.size for made in closed.aggregates.values() if not blobs.has(made.blob)
+            )
+            # A slice in doubt is computed again from all that was sent for it.
+            each = sum(body.size for body in closed.shown.values()) // len(closed.aggregates)
+            total += each * len(closed.accused)
+        else:
+            total += sum(body.size for body in closed.shown.values() if not blobs.has(body.blob))
+    return total

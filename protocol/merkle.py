@@ -13,10 +13,11 @@ HASH_BYTES = 32
 EMPTY_ROOT = hashlib.sha256(b"").digest()
 
 
-def leaf_hash(data: bytes | memoryview) -> bytes:
-    """Hash of one leaf."""
+def leaf_hash(*data: bytes | memoryview) -> bytes:
+    """Hash of one leaf, whose bytes may come in pieces."""
     digest = hashlib.sha256(b"\x00")
-    digest.update(data)
+    for piece in data:
+        digest.update(piece)
     return digest.digest()
 
 

@@ -22,6 +22,7 @@ import hashlib
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -53,6 +54,7 @@ MAX_ROUND = (1 << 53) - 1
 """The largest integer that canonical JSON can carry."""
 
 _PIECE = 1 << 18  # elements looked at in one go: 1 MiB of fp32 stays in the cache
+_HASHERS = 4  # threads at most
 
 
 @dataclass(frozen=True)
@@ -184,26 +186,32 @@ def all_finite(vector: Vector) -> bool:
     )
 
 
-def write_state(path: Path, state: State) -> str:
+def write_state(path: Path, state: State, *, durable: bool = True) -> str:
     """Write a state file so that ``path`` holds either the old bytes or all of the new ones.
 
+    :param durable: also after a power cut; without it the caller sees to that
     :returns: the state root, computed on the way
     :raises ResourceError: the disk is full or refuses the write
     :raises CheckFailed: the state is not finite or its arrays do not fit together
     """
     _require_sound(state)
     unfinished = path.with_name(path.name + ".tmp")
-    root = merkle.CompactRange()
+    parts = _file_parts(state)
     try:
-        with unfinished.open("wb") as file:
-            for chunk in _chunks(state):
-                root.append(merkle.leaf_hash(chunk))
-                file.write(chunk)
+        # Hashing takes longer than writing, and both let other threads run.
+        with ThreadPoolExecutor(_HASHERS) as pool, unfinished.open("wb") as file:
+            hashes = [pool.submit(_hash_of, pieces) for pieces in _chunks(parts)]
+            for part in parts:
+                file.write(part)
             file.flush()
-            # The bytes must be on the disk before the name is, or a power cut leaves a short file.
-            os.fsync(file.fileno())
+            if durable:
+                # The bytes must be on the disk before the name is, or a power cut leaves a short
+                # file.
+                os.fsync(file.fileno())
+            root = merkle.root(each.result() for each in hashes)
         unfinished.replace(path)
-        _sync_directory(path.parent)
+        if durable:
+            _sync_directory(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
@@ -213,7 +221,7 @@ def write_state(path: Path, state: State) -> str:
             f"cannot write the state {path}: {error.strerror}",
             f"free at least {size / 1e6:.0f} MB there" if full else "check the home directory",
         ) from None
-    return root.root().hex()
+    return root.hex()
 
 
 def read_state(path: Path, layout: Layout) -> State:
@@ -257,7 +265,7 @@ def state_root(state: State) -> str:
     :raises CheckFailed: the state is not finite or its arrays do not fit together
     """
     _require_sound(state)
-    return merkle.root(merkle.leaf_hash(chunk) for chunk in _chunks(state)).hex()
+    return merkle.root(map(_hash_of, _chunks(_file_parts(state)))).hex()
 
 
 def state_bytes(layout: Layout, *, momentum: bool) -> int:
@@ -326,22 +334,33 @@ def _require_sound(state: State) -> None:
             )
 
 
-def _chunks(state: State) -> Iterator[memoryview]:
-    """The file's bytes in content chunks of 1 MiB; one chunk is copied at a time."""
-    parts = [memoryview(encode_header(_header_of(state)))]
-    for array in _arrays(state):
-        parts.append(np.ascontiguousarray(array, "<f4").view(np.uint8).data)
-    chunk = bytearray()
+def _file_parts(state: State) -> list[memoryview]:
+    """The file's bytes: header and arrays, as they are in memory where that is little-endian."""
+    return [
+        memoryview(encode_header(_header_of(state))),
+        *(np.ascontiguousarray(array, "<f4").view(np.uint8).data for array in _arrays(state)),
+    ]
+
+
+def _chunks(parts: Sequence[memoryview]) -> Iterator[list[memoryview]]:
+    """The bytes in content chunks of 1 MiB, each as the pieces that it is made of; no copies."""
+    chunk: list[memoryview] = []
+    room = CHUNK_BYTES
     for part in parts:
         while part:
-            taken = part[: CHUNK_BYTES - len(chunk)]
-            chunk += taken
-            part = part[len(taken) :]
-            if len(chunk) == CHUNK_BYTES:
-                yield memoryview(chunk)
-                chunk = bytearray()
+            piece, part = part[:room], part[room:]
+            chunk.append(piece)
+            room -= len(piece)
+            if not room:
+                yield chunk
+                chunk, room = [], CHUNK_BYTES
     if chunk:
-        yield memoryview(chunk)
+        yield chunk
+
+
+def _hash_of(pieces: Sequence[memoryview]) -> bytes:
+    """Leaf hash of a chunk."""
+    return merkle.leaf_hash(*pieces)
 
 
 def _sync_directory(directory: Path) -> None:

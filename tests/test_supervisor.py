@@ -15,7 +15,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from node import supervisor
+from node import child
 from node.supervisor import Trainer, TrainerDied
 from node.trainer import launch
 from trainer_world import NODES, World, make_world
@@ -48,7 +48,7 @@ async def test_a_killed_trainer_is_reported_and_a_fresh_one_repeats_its_work(
     world: World, endless: World, trainer: Trainer, tmp_path: Path
 ) -> None:
     await trainer.load(world.manifest, world.state, device="cpu")
-    first = await trainer.train(0, NODES[0], world.windows(0), tmp_path / "a")
+    first = await trainer.train(0, NODES[0], world.windows(0), tmp_path / "a", steps=8)
     await trainer.load(endless.manifest, endless.state, device="cpu")
     memory = trainer.memory_bytes()
     assert memory is not None
@@ -61,6 +61,7 @@ async def test_a_killed_trainer_is_reported_and_a_fresh_one_repeats_its_work(
             NODES[0],
             endless.windows(0),
             tmp_path / "b",
+            steps=5000,
             on_progress=lambda _: os.kill(pid, signal.SIGKILL),
         )
     assert death.value.returncode == -signal.SIGKILL
@@ -74,7 +75,7 @@ async def test_a_killed_trainer_is_reported_and_a_fresh_one_repeats_its_work(
 
     await trainer.restart()
     await trainer.load(world.manifest, world.state, device="cpu")
-    again = await trainer.train(0, NODES[0], world.windows(0), tmp_path / "c")
+    again = await trainer.train(0, NODES[0], world.windows(0), tmp_path / "c", steps=8)
     assert again.blob.read_bytes() == first.blob.read_bytes()
 
     # Closing in the middle of a round does not wait for its end.
@@ -86,13 +87,14 @@ async def test_a_killed_trainer_is_reported_and_a_fresh_one_repeats_its_work(
             NODES[0],
             endless.windows(0),
             tmp_path / "d",
+            steps=5000,
             on_progress=lambda _: training.set(),
         )
     )
     await asyncio.wait_for(training.wait(), 20)
     start = time.monotonic()
     await trainer.close()
-    assert time.monotonic() - start < supervisor.STOP_S
+    assert time.monotonic() - start < child.STOP_S
     outcome = (await asyncio.gather(task, return_exceptions=True))[0]
     assert getattr(outcome, "code", "died") in ("cancelled", "died")
 
@@ -122,7 +124,7 @@ async def test_ctrl_c_in_the_terminal_does_not_reach_the_trainer(trainer: Traine
 async def test_a_child_that_ignores_everything_is_killed(
     trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "STOP_S", 0.2)
+    monkeypatch.setattr(child, "STOP_S", 0.2)
     pid = trainer.pid
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
@@ -133,7 +135,7 @@ async def test_a_child_that_ignores_everything_is_killed(
 async def test_a_command_that_hangs_ends_the_child_and_says_so(
     trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "CANCEL_S", 0.2)
+    monkeypatch.setattr(child, "CANCEL_S", 0.2)
     assert trainer.pid is not None
     os.kill(trainer.pid, signal.SIGSTOP)
     with pytest.raises(TrainerDied, match="hung in benchmark"):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from node.supervisor import Window
-from protocol import content, model, tokenizer
+from protocol import assignment, content, model, tokenizer
 from protocol.identity import Identity
 from protocol.manifest import (
     DataFacts,
@@ -48,19 +48,39 @@ class World:
     """100,000 tokens of text."""
     tokenizer: Path | None = None
 
-    def windows(self, member: int, round: int = 0) -> list[Window]:
-        """What a member trains on in a round: its own part of the shard."""
-        count = self.run.config.rounds.inner_steps * self.run.config.optimizer.batch_size
+    def windows(self, member: int, round: int = 0, steps: int | None = None) -> list[Window]:
+        """What a member is assigned in a round: its own part of the shard."""
+        per_round = self.run.config.rounds.inner_steps * self.run.config.optimizer.batch_size
         length = self.run.config.data.seq_len
-        first = (2 * round + member) * count
+        first = (2 * round + member) * per_round
+        count = per_round if steps is None else steps * self.run.config.optimizer.batch_size
         return [(self.shard, (first + i) * length % 90_000) for i in range(count)]
+
+    def split(
+        self, member: int, round: int, steps: int | None = None
+    ) -> tuple[list[Window], list[Window], dict[str, int]]:
+        """The same as head and tail, and how the trainer is told of them."""
+        config = self.run.config
+        steps = config.rounds.inner_steps if steps is None else steps
+        tail = assignment.tail_steps(config, round, steps)
+        windows = self.windows(member, round, steps)
+        cut = (steps - tail) * config.optimizer.batch_size
+        return windows[:cut], windows[cut:], {"steps": steps, "tail": tail}
 
     @property
     def validation(self) -> list[Window]:
         return [(self.shard, 90_000 + 40 * i) for i in range(16)]
 
 
-def make_world(home: Path, *, inner_steps: int = 8, bpe: bool = False, **model_keys: Any) -> World:
+def make_world(
+    home: Path,
+    *,
+    inner_steps: int = 8,
+    bpe: bool = False,
+    exchange: dict[str, Any] | None = None,
+    optimizer: dict[str, Any] | None = None,
+    **model_keys: Any,
+) -> World:
     """Prepare a run in ``home``; ``model_keys`` override the tiny llama's."""
     home.mkdir(parents=True, exist_ok=True)
     organiser = Identity.from_seed(b"\7" * 32)
@@ -77,8 +97,9 @@ def make_world(home: Path, *, inner_steps: int = 8, bpe: bool = False, **model_k
                 "model": {"type": "llama", "config": LLAMA | model_keys},
                 "tokenizer": {"kind": "bpe", "vocab_size": 300} if bpe else {"kind": "bytes"},
                 "data": {"sources": [{"kind": "stdlib"}], "seq_len": 32},
-                "optimizer": {"batch_size": 4, "warmup_steps": 4, "lr": 5e-3},
+                "optimizer": {"batch_size": 4, "warmup_steps": 4, "lr": 5e-3} | (optimizer or {}),
                 "rounds": {"total": 10, "inner_steps": inner_steps},
+                "exchange": exchange or {},
             }
         )
     )
@@ -86,7 +107,8 @@ def make_world(home: Path, *, inner_steps: int = 8, bpe: bool = False, **model_k
     layout = model.layout_of(module)
     params = model.read_parameters(module)
     state = home / "state-0.bin"
-    root = write_state(state, State(0, layout.digest, params, np.zeros_like(params)))
+    momentum = np.zeros_like(params) if config.exchange.outer.momentum else None
+    root = write_state(state, State(0, layout.digest, params, momentum))
     split = SplitFacts(index="0" * 64, root="0" * 64, shards=1, tokens=100_000)
     run = Manifest(
         config=config,

@@ -1,13 +1,13 @@
 """What a node gives to a round and what it makes of the closed round: files in, files out.
 
-numpy on the CPU only, whatever device trains, so that every node gets the same bits.
+numpy and compiled loops on the CPU only, whatever device trains, so that every node gets the same
+bits. Everything here concerns one **part** of the model: the fragment that a round exchanges, or a
+slice of it (:mod:`protocol.parts`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,18 +15,20 @@ from pathlib import Path
 
 import numpy as np
 
+from node.trainer import files
 from node.trainer.channel import TrainerError
-from protocol import pseudogradient
+from protocol import codec, content, outer, parts, pseudogradient
 from protocol.aggregate import Contribution, aggregate
-from protocol.codec import codec
-from protocol.errors import ArtelError, CheckFailed, ResourceError
+from protocol.codec import Entries
+from protocol.errors import ArtelError, CheckFailed
+from protocol.feedback import Feedback
 from protocol.manifest import Manifest
-from protocol.outer import outer_step
-from protocol.state import Layout, State, Vector, write_state
+from protocol.parts import Part
+from protocol.state import Layout, State, Vector
 
 CACHE_BYTES = 512 << 20
-"""Decoded contributions kept between the two passes of the aggregation; beyond it, each is decoded
-twice and at most one is in memory."""
+"""Decoded contributions kept between the passes of the aggregation; beyond it, each is decoded for
+each pass and at most one is in memory."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,14 @@ class Listed:
     node: str
     blob: Path
     weight: int
+
+
+@dataclass(frozen=True)
+class Base:
+    """The agreed state that a round starts from."""
+
+    state: State
+    root: str
 
 
 @dataclass
@@ -54,147 +64,298 @@ class Phases:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
-def write_contribution(
-    manifest: Manifest, layout: Layout, base: State, root: str, after: Vector, path: Path
-) -> int:
-    """Encode base minus ``after`` (N,) into a blob file, whole or not at all; returns its size.
+def fragment(manifest: Manifest, layout: Layout, round: int) -> Part:
+    """What of the model a round exchanges."""
+    return parts.fragment(layout, manifest.config.exchange.fragments, round)
 
-    :param root: state root of ``base``
-    :raises TrainerError: ``diverged``, ``disk_full``, ``disk``
+
+def feedback(manifest: Manifest, layout: Layout) -> Feedback | None:
+    """The error feedback of a run with a sparse codec, empty."""
+    exchange = manifest.config.exchange
+    run_codec = codec.of(exchange)
+    if not run_codec.sparse:
+        return None
+    return Feedback(run_codec, layout, decay=exchange.error_feedback)
+
+
+def warm_up(manifest: Manifest) -> None:
+    """Use every compiled loop of the run once, on next to nothing.
+
+    Compiling them takes seconds the first time on a machine, loading them some tenths afterwards;
+    the first round should not wait for that.
     """
-    gradient = np.subtract(base.params, after)
-    try:
-        blob = pseudogradient.pack(
-            layout,
-            gradient,
-            round=base.round,
-            base=root,
-            codec=codec(manifest.config.exchange.codec),
-        )
-    except CheckFailed as error:
-        raise TrainerError("diverged", error.message, error.hint) from None
-    unfinished = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as file:
-            file.write(blob)
-            file.flush()
-            # The bytes must be on the disk before the name is, or a power cut leaves a short file.
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-        raise disk_error(error, path, len(blob)) from None
-    return len(blob)
-
-
-def apply_round(
-    manifest: Manifest,
-    layout: Layout,
-    base: State,
-    root: str,
-    listed: Sequence[Listed],
-    path: Path,
-    phases: Phases,
-) -> tuple[State, str]:
-    """Aggregate the listed contributions, take the outer step and write the new state.
-
-    :param root: state root of ``base``
-    :param path: the new state's file, written whole or not at all
-    :returns: the new state and its root
-    :raises TrainerError: ``bad_blob`` with the node, ``diverged``, ``disk_full``, ``disk``,
-        ``failed``
-    """
-    _require_gradual_underflow()
-    outer = manifest.config.exchange.outer
-    load = _loader(manifest, layout, base, root, len(listed), phases)
-    contributions = [Contribution(c.node, c.weight, load(c)) for c in listed]
-    with phases.measured("aggregate"):
-        update = aggregate(layout, contributions)
-    # Decoding happens inside the aggregation, but is told apart.
-    phases.seconds["aggregate"] -= phases.seconds.setdefault("decode", 0.0)
-    del load, contributions  # and with them the decoded vectors
-    try:
-        with phases.measured("outer"):
-            params, momentum = outer_step(
-                base.params,
-                base.momentum,
-                update,
-                lr=outer.lr,
-                mu=outer.momentum,
-                nesterov=outer.nesterov,
-            )
-    except CheckFailed as error:
-        raise TrainerError("diverged", error.message, error.hint) from None
-    state = State(base.round + 1, base.layout_digest, params, momentum)
-    with phases.measured("write"):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return state, write_state(path, state)
-        except OSError as error:
-            raise disk_error(error, path, 0) from None
-        except ResourceError as error:
-            raise _with_code(error) from None
-
-
-def disk_error(error: OSError, path: Path, size: int) -> TrainerError:
-    """A write that failed, as a person wants to hear it."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return TrainerError(
-            "disk_full",
-            f"the disk is full: cannot write {path}",
-            f"free at least {max(1, size // 10**6)} MB there",
-        )
-    return TrainerError(
-        "disk", f"cannot write {path}: {error.strerror}", "check the home directory"
+    settings = manifest.config.exchange
+    layout = Layout.of([("chunked", (2 * parts.CHUNK,)), ("small", (64,))])
+    vector = np.linspace(-1.0, 1.0, layout.parameters, dtype=np.float32)
+    kept, whole = feedback(manifest, layout), parts.whole(layout)
+    (payload,) = encode(manifest, [whole], vector, kept)
+    run_codec = codec.of(settings)
+    values = (run_codec.decode_entries if run_codec.sparse else run_codec.decode)(layout, payload)
+    update = aggregate(
+        layout,
+        [Contribution(name, 1, values) for name in ("a", "b")],
+        method=settings.aggregator,
+        floor=settings.contributor_floor,
+    )
+    momentum = vector if settings.outer.momentum else None
+    outer.outer_step(
+        vector,
+        momentum,
+        update,
+        lr=settings.outer.lr,
+        mu=settings.outer.momentum,
+        nesterov=settings.outer.nesterov,
     )
 
 
+# --- giving ---
+
+
+def encode(
+    manifest: Manifest, pieces: Sequence[Part], gradient: Vector, kept: Feedback | None
+) -> list[bytes]:
+    """Payloads of a pseudo-gradient, one for each of the pieces that it consists of in order.
+
+    :param gradient: of the round's fragment, shape (N,)
+    :param kept: the error feedback, which changes unless this fails
+    :raises TrainerError: ``diverged``
+    """
+    vectors = [gradient[stretch] for stretch in parts.stretches(pieces)]
+    try:
+        if kept is not None:
+            return kept.encode(pieces, vectors)
+        run_codec = codec.of(manifest.config.exchange)
+        return [
+            run_codec.encode(piece.layout, vector)
+            for piece, vector in zip(pieces, vectors, strict=True)
+        ]
+    except CheckFailed as error:
+        raise TrainerError("diverged", error.message, error.hint) from None
+
+
+@dataclass(frozen=True)
+class Made:
+    """The files of a contribution: one blob, or an index and a blob for each slice."""
+
+    blob: Path
+    parts: tuple[Path, ...]
+    size: int
+    """Bytes of all of them."""
+
+
+def write_contribution(
+    manifest: Manifest,
+    pieces: Sequence[Part],
+    payloads: Sequence[bytes],
+    *,
+    round: int,
+    base: str,
+    sharded: bool,
+    out: Path,
+) -> Made:
+    """Write what :func:`encode` has made.
+
+    :param base: root of the state that the pseudo-gradient is relative to
+    :raises TrainerError: ``disk_full``, ``disk``
+    """
+    run_codec = codec.of(manifest.config.exchange)
+    blobs = [
+        pseudogradient.wrap(piece.layout, payload, round=round, base=base, codec=run_codec)
+        for piece, payload in zip(pieces, payloads, strict=True)
+    ]
+    path = out / f"contribution-{round}.blob"
+    if not sharded:
+        (blob,) = blobs
+        files.write(path, [blob])
+        return Made(path, (), len(blob))
+    index = pseudogradient.pack_index(
+        round, base, [(content.content_id(blob), len(blob)) for blob in blobs]
+    )
+    slices = tuple(out / f"contribution-{round}-{number}.blob" for number in range(len(blobs)))
+    for slice_path, blob in zip(slices, blobs, strict=True):
+        files.write(slice_path, [blob])
+    files.write(path, [index])
+    return Made(path, slices, len(index) + sum(map(len, blobs)))
+
+
+# --- taking ---
+
+
+def combine(
+    manifest: Manifest, part: Part, base: Base, listed: Sequence[Listed], phases: Phases
+) -> Vector:
+    """The update of a part, (N,), from all contributions to it.
+
+    :raises TrainerError: ``bad_blob`` with the node
+    :raises CheckFailed: the list itself is impossible
+    """
+    _require_gradual_underflow()
+    exchange = manifest.config.exchange
+    load = _loader(manifest, part, base, len(listed), phases)
+    contributions = [Contribution(c.node, c.weight, load(c)) for c in listed]
+    with phases.measured("aggregate"):
+        update = aggregate(
+            part.layout,
+            contributions,
+            method=exchange.aggregator,
+            floor=exchange.contributor_floor,
+        )
+    # Decoding happens inside the aggregation, but is told apart.
+    phases.seconds["aggregate"] -= phases.seconds.setdefault("decode", 0.0)
+    return update
+
+
+def pack_slice(
+    manifest: Manifest, piece: Part, base: Base, update: Vector, path: Path, phases: Phases
+) -> None:
+    """Encode the update of a slice for everybody.
+
+    Without error feedback: whoever does it gets the same bytes.
+
+    :raises TrainerError: ``disk_full``, ``disk``
+    """
+    with phases.measured("encode"):
+        blob = pseudogradient.pack(
+            piece.layout,
+            update,
+            round=base.state.round,
+            base=base.root,
+            codec=codec.of(manifest.config.exchange),
+            magic=pseudogradient.SLICE_MAGIC,
+        )
+    with phases.measured("write"):
+        files.write(path, [blob])
+
+
+def unpack_slices(
+    manifest: Manifest, pieces: Sequence[Part], base: Base, blobs: Sequence[Path], phases: Phases
+) -> tuple[Vector, list[Entries] | None]:
+    """The update of a fragment from the blobs of its slices in order; the entries if it is sparse.
+
+    :raises TrainerError: ``bad_blob``
+    """
+    _require_gradual_underflow()
+    if len(blobs) != len(pieces):
+        raise TrainerError(
+            "bad_request", f"the round has {len(pieces)} slices, {len(blobs)} were given"
+        )
+    update = np.zeros(sum(piece.parameters for piece in pieces), np.float32)
+    entries: list[Entries] = []
+    with phases.measured("decode"):
+        for number, (piece, stretch, path) in enumerate(
+            zip(pieces, parts.stretches(pieces), blobs, strict=True)
+        ):
+            try:
+                values = _load(manifest, piece, base, path, pseudogradient.SLICE_MAGIC)
+            except _BadBlob as error:
+                raise TrainerError(
+                    "bad_blob", f"slice {number} cannot be used: {error}", _FETCH_AGAIN
+                ) from None
+            if isinstance(values, Entries):
+                update[stretch][values.positions] = values.values
+                entries.append(values)
+            else:
+                update[stretch] = values
+    return update, entries or None
+
+
+def step(
+    manifest: Manifest, part: Part, base: Base, update: Vector, path: Path, phases: Phases
+) -> Base:
+    """Take the outer step of a part and write the new state.
+
+    :param path: the new state's file, written whole or not at all
+    :raises TrainerError: ``diverged``, ``disk_full``, ``disk``
+    """
+    settings = manifest.config.exchange.outer
+    old = base.state
+    lr = outer.learning_rate(manifest.config.exchange, manifest.config.rounds.total, old.round)
+    try:
+        with phases.measured("outer"):
+            params, momentum = outer.outer_step(
+                part.take(old.params),
+                None if old.momentum is None else part.take(old.momentum),
+                update,
+                lr=lr,
+                mu=settings.momentum,
+                nesterov=settings.nesterov,
+            )
+            params = _in_place(part, params, old.params)
+            if momentum is not None and old.momentum is not None:
+                momentum = _in_place(part, momentum, old.momentum)
+    except CheckFailed as error:
+        raise TrainerError("diverged", error.message, error.hint) from None
+    state = State(old.round + 1, old.layout_digest, params, momentum)
+    with phases.measured("write"):
+        return Base(state, files.write_agreed(path, state))
+
+
+def _in_place(part: Part, new: Vector, old: Vector) -> Vector:
+    """``old`` with the part replaced, as a vector of its own."""
+    if len(new) == len(old):
+        return new
+    full = old.copy()
+    part.put(new, full)
+    return full
+
+
+# --- reading blobs ---
+
+_FETCH_AGAIN = "delete the blob; it is fetched again"
+
+
+class _BadBlob(Exception):
+    """A file does not hold what it should; says why."""
+
+
+def _load(manifest: Manifest, part: Part, base: Base, path: Path, magic: bytes) -> Vector | Entries:
+    """:raises _BadBlob: it cannot be read or does not count"""
+    run_codec = codec.of(manifest.config.exchange)
+    try:
+        with path.open("rb") as file:
+            blob = file.read(pseudogradient.max_blob_bytes(part.layout, run_codec) + 1)
+        return pseudogradient.load(
+            blob, part.layout, round=base.state.round, base=base.root, codec=run_codec, magic=magic
+        )
+    except OSError as error:
+        raise _BadBlob(error.strerror) from None
+    except ArtelError as error:
+        raise _BadBlob(error.message) from None
+
+
 def _loader(
-    manifest: Manifest, layout: Layout, base: State, root: str, count: int, phases: Phases
-) -> Callable[[Listed], Callable[[], Vector]]:
+    manifest: Manifest, part: Part, base: Base, count: int, phases: Phases
+) -> Callable[[Listed], Callable[[], Vector | Entries]]:
     """How to decode a listed contribution when the aggregation asks for it."""
-    run_codec = codec(manifest.config.exchange.codec)
-    limit = pseudogradient.max_blob_bytes(layout, run_codec)
-    cache: dict[str, Vector] | None = {} if 4 * layout.parameters * count <= CACHE_BYTES else None
+    sparse = codec.of(manifest.config.exchange).sparse
+    keep = sparse or 4 * part.parameters * count <= CACHE_BYTES
+    cache: dict[str, Vector | Entries] = {}
 
-    def decode(listed: Listed) -> Vector:
-        try:
-            with listed.blob.open("rb") as file:
-                blob = file.read(limit + 1)
-            return pseudogradient.decode(blob, layout, round=base.round, base=root, codec=run_codec)
-        except (OSError, ArtelError) as error:
-            reason = error.message if isinstance(error, ArtelError) else error.strerror
-            raise TrainerError(
-                "bad_blob",
-                f"the contribution of {listed.node} does not count: {reason}",
-                "delete the blob; it is fetched again",
-                listed.node,
-            ) from None
-
-    def lazily(listed: Listed) -> Callable[[], Vector]:
-        def vector() -> Vector:
-            with phases.measured("decode"):
-                if cache is None:
-                    return decode(listed)
-                if listed.node not in cache:
-                    cache[listed.node] = decode(listed)
+    def lazily(listed: Listed) -> Callable[[], Vector | Entries]:
+        def vector() -> Vector | Entries:
+            if listed.node in cache:
                 return cache[listed.node]
+            with phases.measured("decode"):
+                try:
+                    values = _load(manifest, part, base, listed.blob, pseudogradient.MAGIC)
+                except _BadBlob as error:
+                    raise TrainerError(
+                        "bad_blob",
+                        f"the contribution of {listed.node} does not count: {error}",
+                        _FETCH_AGAIN,
+                        listed.node,
+                    ) from None
+            if keep:
+                cache[listed.node] = values
+            return values
 
         return vector
 
     return lazily
 
 
-def _with_code(error: ResourceError) -> TrainerError:
-    cause = error.__context__
-    full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
-    return TrainerError("disk_full" if full else "disk", error.message, error.hint)
-
-
 def _require_gradual_underflow() -> None:
-    """Refuse to compute in a process whose processor rounds denormal numbers to zero.
+    """Refuse to compute in a thread whose processor rounds denormal numbers to zero.
 
     Libraries built with -ffast-math switch that on for the thread that loads them, and then a state
     would differ from everybody else's in its smallest numbers.

@@ -1,15 +1,14 @@
-"""Inner optimisation: AdamW steps of one node between two states of the run.
+"""Inner optimisation: the steps of one node on its own data.
 
-The scheme is DiLoCo's (arXiv 2311.08105): AdamW (arXiv 1711.05101) on the node's own data, with the
-optimiser's moments kept across rounds and never sent. Weight decay acts on matrices only, not on
-vectors (norms, biases).
+The scheme is DiLoCo's (arXiv 2311.08105): an ordinary optimiser (:mod:`node.trainer.muon`) whose
+moments are kept across rounds and never sent.
 
 The module's parameters are views into one flat fp32 vector in the order of the run's layout, so
-that loading a state, going back to it and forming a pseudo-gradient are single copies.
+that loading a state, going back to it and forming a pseudo-gradient are single passes.
 
-Memory, N parameters in fp32: 4N parameters, 4N gradients, 8N moments on the device, and 8N more on
-the CPU for the moments at the beginning of the round (:class:`Moments`), which a repeated attempt
-starts from.
+Memory, N parameters in fp32: 4N parameters, 4N gradients, 8N moments on the device, and 12N more on
+the CPU for weights and moments at the beginning of the round (:class:`Snapshot`), which a repeated
+attempt starts from. Muon's matrices have 4 bytes of moments instead of 8.
 
 Same bits: a round trained twice from the same state on one CPU, with the same number of threads and
 the same software, gives the same bits. CUDA kernels may add in another order.
@@ -19,34 +18,41 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from node.trainer import device as machine
 from node.trainer.data import Batch
+from node.trainer.muon import optimizers
 from protocol.manifest import Manifest
+from protocol.parts import Part
 from protocol.state import Layout, Vector
 
 _SEED = b"artel/training/v1\0"
 
 
-def training_seed(run_seed: int, round: int, node: str) -> int:
-    """Seed of a node's own randomness (dropout) in a round, 63 bits."""
-    digest = hashlib.sha256(_SEED + struct.pack(">QQ", run_seed, round) + node.encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+def training_seed(run_seed: int, round: int, node: str, *, tail: bool) -> int:
+    """Seed of a node's own randomness (dropout) in the head or the tail of a round, 63 bits."""
+    numbers = struct.pack(">QQB", run_seed, round, tail)
+    return int.from_bytes(hashlib.sha256(_SEED + numbers + node.encode()).digest()[:8], "big") >> 1
 
 
-@dataclass(frozen=True)
-class Moments:
-    """A copy, on the CPU, of the optimiser's state: by position of the parameter, then by name."""
+@dataclass
+class Snapshot:
+    """A copy, on the CPU, of the weights and of the optimisers' state.
 
-    tensors: dict[int, dict[str, torch.Tensor]]
+    ``moments``: by position of the parameter, then by name.
+    """
+
+    weights: Vector  # (N,)
+    moments: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
 
 
 class Inner:
-    """A model on a device, with its optimiser.
+    """A model on a device, with its optimisers.
 
     Owned by the trainer's main thread.
 
@@ -57,9 +63,12 @@ class Inner:
     def __init__(
         self, manifest: Manifest, module: torch.nn.Module, layout: Layout, device: str
     ) -> None:
+        settings = manifest.config.optimizer
         self.device = torch.device(device)
         self.layout = layout
-        self.clip = manifest.config.optimizer.clip
+        # Weights stay fp32; only activations are narrower, and only where the hardware likes it.
+        self.bf16 = machine.autocast(settings.precision, device)
+        self._peak, self._clip = settings.lr, settings.clip
         self._module = module.to(self.device)
         # Whole windows go in: there is nothing to remember for a next token.
         self._module.config.use_cache = False  # type: ignore[union-attr]
@@ -69,34 +78,61 @@ class Inner:
             end = tensor.offset + tensor.size
             named[tensor.name].data = self._flat[tensor.offset : end].view(tensor.shape)
         self._parameters = [p for p in named.values() if p.requires_grad]
-        self._optimizer = _adamw(manifest, self._parameters)
-        # Weights stay fp32; only activations are narrower, and only where the hardware likes it.
-        self._bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        self._optimizers = optimizers(manifest, self._module, machine.computes_bf16(device))
+        self._place = {id(p): index for index, p in enumerate(self._parameters)}
 
     def load(self, params: Vector) -> None:
-        """Set the parameters, shape (N,); the optimiser keeps its moments."""
+        """Set the parameters, shape (N,); the optimisers keep their moments."""
         self.layout.require(params)
         self._flat.copy_(torch.from_numpy(params))
 
-    def read(self) -> Vector:
-        """A copy of the parameters on the CPU, shape (N,)."""
-        copy: Vector = self._flat.to("cpu", copy=True).numpy()
+    def read(self, out: Vector | None = None) -> Vector:
+        """A copy of the parameters on the CPU, shape (N,).
+
+        :param out: takes the numbers, if given
+        """
+        copy = np.empty(self.layout.parameters, np.float32) if out is None else out
+        torch.from_numpy(copy).copy_(self._flat)
         return copy
+
+    def look(self) -> Vector:
+        """The parameters on the CPU, shape (N,), without a copy where they lie there already.
+
+        Only valid until the next step.
+        """
+        return self._flat.numpy() if self.device.type == "cpu" else self.read()
+
+    def merge(self, part: Part, state: Vector, sent: Vector | None) -> None:
+        """Let ``part`` follow an agreed state: ``state + (weights - sent)``, elementwise in fp32.
+
+        :param state: the agreed parameters of the whole model, shape (N,)
+        :param sent: the weights, (N,), at which the last pseudo-gradient was formed; None: nothing
+            has been trained since, and the part becomes the state's, bit for bit
+        """
+        for run in part.runs:
+            mine = self._flat[run]
+            agreed = torch.from_numpy(state[run]).to(self.device)
+            if sent is None:
+                mine.copy_(agreed)
+            else:
+                mine.sub_(torch.from_numpy(sent[run]).to(self.device)).add_(agreed)
 
     def step(self, windows: Batch, lr: float) -> torch.Tensor:
         """One optimiser step on windows (batch, seq_len + 1).
 
+        :param lr: AdamW's learning rate; other optimisers follow in proportion
         :returns: the mean loss before the step, nats per token, a scalar still on the device
         """
         self._module.train()
         loss = self._loss(windows, "mean")
         loss.backward()  # type: ignore[no-untyped-call]
-        if self.clip > 0:
-            torch.nn.utils.clip_grad_norm_(self._parameters, self.clip)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        if self._clip > 0:
+            torch.nn.utils.clip_grad_norm_(self._parameters, self._clip)
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group["ratio"]
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
     def loss_sum(self, windows: Batch) -> float:
@@ -105,28 +141,43 @@ class Inner:
         with torch.no_grad():
             return float(self._loss(windows, "sum"))
 
-    def save_moments(self) -> Moments:
-        """Copy the optimiser's state to the CPU (8 bytes per parameter once it has stepped)."""
-        state = self._optimizer.state
-        return Moments(
-            {
-                index: {name: value.to("cpu", copy=True) for name, value in state[p].items()}
-                for index, p in enumerate(self._parameters)
-                if p in state
-            }
-        )
+    def save(self, into: Snapshot | None = None) -> Snapshot:
+        """Copy weights and moments to the CPU (12 bytes per parameter once it has stepped).
 
-    def restore_moments(self, moments: Moments) -> None:
-        """Put the optimiser back to where :meth:`save_moments` found it."""
-        self._optimizer.zero_grad(set_to_none=True)
-        state = self._optimizer.state
-        for index, parameter in enumerate(self._parameters):
-            saved = moments.tensors.get(index)
-            if saved is None:
-                state.pop(parameter, None)
-            else:
-                for name, value in saved.items():
-                    state[parameter][name].copy_(value)
+        :param into: an older snapshot that nobody needs any more; its memory is used again, since
+            fresh pages cost more than the copies
+        """
+        if into is None:
+            into = Snapshot(np.empty(self.layout.parameters, np.float32))
+        self.read(into.weights)
+        kept, into.moments = into.moments, {}
+        for optimizer in self._optimizers:
+            for parameter, values in optimizer.state.items():
+                place = self._place[id(parameter)]
+                old = kept.get(place, {})
+                into.moments[place] = {
+                    name: old[name].copy_(value) if name in old else value.to("cpu", copy=True)
+                    for name, value in values.items()
+                }
+        return into
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Put weights and optimisers back to where :meth:`save` found them, to the bit."""
+        self.load(snapshot.weights)
+        for optimizer in self._optimizers:
+            optimizer.zero_grad(set_to_none=True)
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    saved = snapshot.moments.get(self._place[id(parameter)])
+                    if saved is None:
+                        optimizer.state.pop(parameter, None)
+                        continue
+                    state = optimizer.state[parameter]
+                    for name, value in saved.items():
+                        if name in state:
+                            state[name].copy_(value)
+                        else:
+                            state[name] = value.to(self.device, copy=True)
 
     def seed(self, seed: int) -> None:
         """Fix what is random in training."""
@@ -134,7 +185,7 @@ class Inner:
 
     def _loss(self, windows: Batch, reduction: str) -> torch.Tensor:
         tokens = torch.from_numpy(windows).to(self.device)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             output = self._module(input_ids=tokens[:, :-1])
         logits = output.logits.float()  # (batch, seq_len, vocab)
         return functional.cross_entropy(
@@ -145,21 +196,3 @@ class Inner:
 def mean_loss(losses: list[torch.Tensor]) -> float:
     """Mean of scalar losses, in float64."""
     return float(np.mean(torch.stack(losses).cpu().numpy(), dtype=np.float64))
-
-
-def _adamw(manifest: Manifest, parameters: list[torch.nn.Parameter]) -> torch.optim.AdamW:
-    settings = manifest.config.optimizer
-    groups = [
-        {
-            "params": [p for p in parameters if p.ndim >= 2],
-            "weight_decay": settings.weight_decay,
-        },
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=settings.lr,
-        betas=settings.betas,
-        eps=settings.eps,
-        fused=True,  # one pass over the memory; on the CPU as well
-    )

@@ -1,52 +1,92 @@
-"""The trainer's command loop: requests come over a socket, one at a time, and are answered.
+"""The trainer's command loop: requests come over a socket and are answered.
 
 Requests ``{"id", "command", ...}``, answers ``{"id", "result"}`` or ``{"id", "error": {code,
-message, hint, node}}``; while it trains also ``{"id", "progress"}``. Commands: load, set_state,
-benchmark, train, apply, evaluate (see :mod:`node.trainer.session`), and two that do not wait for
-their turn: ``cancel`` ends the request that it names between two of its steps, ``stop`` ends the
-process.
+message, hint, node}}``; while it trains also ``{"id", "progress"}``. Each command belongs to one of
+two **lanes**, which go on at the same time and take their own commands in order:
 
-Two threads: the main one computes, the other reads the socket. The reader is what notices that the
-daemon died (end of stream) and ends the process at once, whatever the main thread is doing; files
-are only ever renamed into place when complete, so nothing half-made stays under a final name.
+- main: load, set_state, benchmark, train, run_on, evaluate (:mod:`node.trainer.session`)
+- merge: apply, aggregate, apply_slices (:mod:`node.trainer.merging`)
+
+Two more do not wait for their turn: ``cancel`` ends the request that it names, at once while it
+waits, between two of its steps while it runs; ``stop`` ends the process.
+
+Three threads: the main one is the main lane and the only one that touches torch, ``merge`` is the
+merge lane (numpy, and compiled loops that run without the interpreter's lock), ``reader`` reads the
+socket. The reader is what notices that the daemon died (end of stream) and ends the process at
+once, whatever the others are doing; files are only ever renamed into place when complete, so
+nothing half-made stays under a final name.
 """
 
 from __future__ import annotations
 
+import collections
 import os
-import queue
 import socket
 import sys
 import threading
 import traceback
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from node.trainer import channel
 from node.trainer.channel import Message, TrainerError
 from protocol.errors import ArtelError
 
+if TYPE_CHECKING:
+    from node.trainer.session import Session
+
 _PARENT_GONE = 3
 _NICENESS = 5
+_MERGING = frozenset({"apply", "aggregate", "apply_slices"})
+
+
+class Lane:
+    """Requests that wait for one thread, in order. Filled by the reader thread."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: collections.deque[Message] = collections.deque()
+
+    def put(self, request: Message) -> None:
+        with self._changed:
+            self._waiting.append(request)
+            self._changed.notify()
+
+    def get(self) -> Message:
+        """The next request, as soon as there is one."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting)
+            return self._waiting.popleft()
+
+    def remove(self, number: int) -> bool:
+        """Take a request out that still waits; False when it does not."""
+        with self._changed:
+            for request in self._waiting:
+                if request["id"] == number:
+                    self._waiting.remove(request)
+                    return True
+        return False
 
 
 class Loop:
     """The child's end of the channel.
 
-    ``_requests`` is filled by the reader thread and emptied by the main one; ``_cancelled`` and
-    ``_stopping`` are set in the reader thread and looked up in the main one, ``_busy`` the other
-    way round; ``_sending`` guards the socket's outgoing side.
+    ``_cancelled`` is filled by the reader thread and looked up by the lanes; ``_state`` guards
+    ``_stopping`` and ``_busy``, the number of lanes at work; ``_sending`` guards the socket's
+    outgoing side; ``_session`` is set by the main lane, and the merge lane uses its ``manifest``,
+    ``layout`` and ``agreed`` alone.
     """
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._requests: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._main, self._merge = Lane(), Lane()
         self._cancelled: set[int] = set()
+        self._state = threading.Lock()
         self._stopping = threading.Event()
-        self._busy = threading.Event()
+        self._busy = 0
         self._sending = threading.Lock()
         self._nice = False
-        self._session: Any = None  # node.trainer.session.Session; its module imports torch
+        self._session: Session | None = None
 
     def run(self) -> NoReturn:
         """Serve until told to stop; ends the process."""
@@ -54,91 +94,120 @@ class Loop:
         self._send({"ready": os.getpid()})
         # Importing takes seconds; the daemon has other things to do meanwhile.
         _import_heavy()
+        threading.Thread(target=self._serve, args=(self._merge,), name="merge", daemon=True).start()
+        self._serve(self._main)
+
+    def _serve(self, lane: Lane) -> NoReturn:
+        """Carry a lane's requests out, one after the other."""
         while True:
-            request = self._requests.get()
-            # In this order: either the reader sees that we are busy and leaves the stop to us, or
-            # we see the stop.
-            self._busy.set()
-            if self._stopping.is_set():
-                os._exit(0)  # taking torch apart in order would take seconds
+            request = lane.get()
+            with self._state:
+                # Either the reader sees that we are busy and leaves the end to us, or we see it.
+                if self._stopping.is_set():
+                    self._answer_error(request["id"], _cancelled(request["command"]))
+                    continue
+                self._busy += 1
             self._answer(request)
-            self._busy.clear()
+            with self._state:
+                self._busy -= 1
+                if self._stopping.is_set() and not self._busy:
+                    os._exit(0)  # taking torch apart in order would take seconds
 
     def _answer(self, request: Message) -> None:
-        number = request["id"]
         try:
-            self._send({"id": number, "result": self._execute(request)})
+            self._send({"id": request["id"], "result": self._execute(request)})
         except Exception as error:
-            failure = _failure(error)
-            self._send(
-                {
-                    "id": number,
-                    "error": {
-                        "code": failure.code,
-                        "message": failure.message,
-                        "hint": failure.hint,
-                        "node": failure.node,
-                    },
-                }
-            )
+            self._answer_error(request["id"], _failure(error))
+
+    def _answer_error(self, number: int, failure: TrainerError) -> None:
+        self._send(
+            {
+                "id": number,
+                "error": {
+                    "code": failure.code,
+                    "message": failure.message,
+                    "hint": failure.hint,
+                    "node": failure.node,
+                },
+            }
+        )
 
     def _execute(self, request: Message) -> Message:
-        from node.trainer.exchange import Listed
-        from node.trainer.session import open_session
-
         number, command = request["id"], request["command"]
 
         def check() -> None:
             if number in self._cancelled or self._stopping.is_set():
-                raise TrainerError("cancelled", f"{command} was cancelled")
-
-        def report(progress: Message) -> None:
-            self._send({"id": number, "progress": progress})
+                raise _cancelled(command)
 
         check()
         if command == "load":
-            self._session = None  # frees the old run before the new one takes memory
-            self._session = open_session(
-                Path(request["manifest"]),
-                Path(request["state"]),
-                request["device"],
-                request["threads"],
-            )
-            return {
-                "parameters": self._session.layout.parameters,
-                "device": self._session.inner.device.type,
-                "round": self._session.state.round,
-                "root": self._session.root,
-            }
+            return self._load(request)
         session = self._session
         if session is None:
             raise TrainerError("not_loaded", "the trainer has no run yet", "load one first")
-        match command:
+        if command in _MERGING:
+            return _merging(session, request)
+        return self._main_lane(session, request, check)
+
+    def _load(self, request: Message) -> Message:
+        from node.trainer import exchange
+        from node.trainer.session import open_session
+
+        self._session = None  # frees the old run before the new one takes memory
+        session = self._session = open_session(
+            Path(request["manifest"]), Path(request["state"]), request["device"], request["threads"]
+        )
+        exchange.warm_up(session.manifest)
+        state, root = session.agreed.now()
+        return {
+            "parameters": session.layout.parameters,
+            "device": session.inner.device.type,
+            "precision": "bf16" if session.inner.bf16 else "fp32",
+            "round": state.round,
+            "root": root,
+        }
+
+    def _main_lane(self, session: Session, request: Message, check: Any) -> Message:
+        from node.trainer.heads import Order
+
+        def report(progress: Message) -> None:
+            self._send({"id": request["id"], "progress": progress})
+
+        match request["command"]:
             case "set_state":
-                result = session.set_state(Path(request["state"]))
+                return session.set_state(Path(request["state"]), request["root"])
             case "benchmark":
-                result = session.benchmark(request["steps"], check)
+                return session.benchmark(request["steps"], check)
             case "train":
                 self._step_back()
-                windows = _windows(request)
-                out = Path(request["out"])
-                result = session.train(
-                    request["round"], request["node"], windows, out, report, check
+                order = Order(
+                    round=request["round"],
+                    node=request["node"],
+                    windows=_windows(request),
+                    out=Path(request["out"]),
+                    steps=request["steps"],
+                    tail=request["tail"],
+                    slices=request["slices"],
+                    deadline=request["deadline"],
+                    carried=request["carried"],
                 )
-            case "apply":
-                listed = [
-                    Listed(item["node"], Path(item["blob"]), item["weight"])
-                    for item in request["contributions"]
-                ]
-                result = session.apply(request["round"], listed, Path(request["out"]))
+                return session.train(order, report, check)
+            case "run_on":
+                self._step_back()
+                windows = _windows(request)
+                return session.run_on(
+                    request["round"], request["node"], windows, request["steps"], report, check
+                )
             case "evaluate":
-                result = session.evaluate(_windows(request), check)
-            case _:
-                raise TrainerError("bad_request", f"there is no command {command!r}")
-        return dict(result)
+                return session.evaluate(_windows(request), check)
+        raise TrainerError("bad_request", f"there is no command {request['command']!r}")
 
     def _step_back(self) -> None:
-        """From the first round on, whatever else the owner of the machine does goes first."""
+        """From the first round on, whatever else the owner of the machine does goes first.
+
+        That is true of this thread and of those that torch starts for it. The merge lane keeps its
+        place: the other nodes wait for what it computes.
+        """
         if not self._nice:
             self._nice = True
             os.nice(_NICENESS)
@@ -151,14 +220,17 @@ class Loop:
                 message = channel.decode(self._receive(length))
                 match message["command"]:
                     case "cancel":
-                        self._cancelled.add(message["target"])
+                        number = message["target"]
+                        self._cancelled.add(number)
+                        if self._main.remove(number) or self._merge.remove(number):
+                            self._answer_error(number, _cancelled("the command"))
                     case "stop":
-                        self._stopping.set()
-                        self._requests.put(message)
-                        if not self._busy.is_set():  # importing, or waiting for a command
-                            os._exit(0)
-                    case _:
-                        self._requests.put(message)
+                        with self._state:
+                            self._stopping.set()
+                            if not self._busy:  # importing, or waiting for commands
+                                os._exit(0)
+                    case command:
+                        (self._merge if command in _MERGING else self._main).put(message)
         except (EOFError, OSError):
             os._exit(_PARENT_GONE)
         except BaseException:
@@ -182,11 +254,30 @@ class Loop:
             os._exit(_PARENT_GONE)
 
 
+def _merging(session: Session, request: Message) -> Message:
+    """A command of the merge lane."""
+    from node.trainer import merging
+
+    run = merging.Run(session.manifest, session.layout, session.agreed)
+    round, out = request["round"], Path(request["out"])
+    if request["command"] == "apply_slices":
+        paths = [Path(path) for path in request["slices"]]
+        return merging.apply_slices(run, round, paths, request["count"], request["nodes"], out)
+    listed = [
+        merging.Listed(item["node"], Path(item["blob"]), item["weight"])
+        for item in request["contributions"]
+    ]
+    if request["command"] == "apply":
+        return merging.apply(run, round, listed, out)
+    return merging.aggregate_slice(run, round, request["slice"], request["slices"], listed, out)
+
+
 def _import_heavy() -> None:
     """Import what every run needs, before the first command asks for it."""
     import torch
     import transformers.modeling_utils
 
+    import node.trainer.merging
     import node.trainer.session  # noqa: F401
 
     # One operation at a time; the parallelism that helps is inside it. Must precede any other work.
@@ -197,6 +288,10 @@ def _import_heavy() -> None:
 def _windows(request: Message) -> list[tuple[str, int]]:
     shards = request["shards"]
     return [(shards[shard], offset) for shard, offset in request["windows"]]
+
+
+def _cancelled(what: str) -> TrainerError:
+    return TrainerError("cancelled", f"{what} was cancelled")
 
 
 def _failure(error: Exception) -> TrainerError:

@@ -11,10 +11,13 @@ Window = tuple[Path, int]
 
 @dataclass(frozen=True)
 class Loaded:
-    """A run is ready; ``device`` is "cpu" or "cuda", ``round`` and ``root`` are the state's."""
+    """A run is ready; ``round`` and ``root`` are the state's."""
 
     parameters: int
     device: str
+    """"cpu" or "cuda"."""
+    precision: str
+    """Of the activations: "fp32" or "bf16"."""
     round: int
     root: str
     seconds: float
@@ -30,7 +33,8 @@ class Speed:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far training is: ``step`` of ``steps`` done, mean loss (nats) since the last report."""
+    """How far training is: step ``step`` of the ``steps`` that were assigned is done (those of the
+    head come first, then those of the tail); mean loss (nats) since the last report."""
 
     step: int
     steps: int
@@ -40,13 +44,35 @@ class Progress:
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished contribution; ``seconds`` has train and encode."""
+    """A finished contribution."""
 
     blob: Path
+    """The contribution, or in a sharded round its index."""
+    parts: tuple[Path, ...]
+    """In a sharded round the blobs that the index lists, in order."""
     size: int
+    """Bytes of all of them."""
     loss: float
+    """Mean of the head, in nats per token."""
     tokens: int
+    """Of head and tail together."""
+    head: int
+    """Steps of this round."""
+    tail: int
+    """Steps of the round before, trained during its exchange, that this contribution holds."""
     seconds: dict[str, float]
+    """merge: taking the new state over; idle: of the main lane since the inner steps of the head
+    before, in which it did nothing for the run; train: the head; encode; tail: its ``tail`` steps.
+    """
+
+
+@dataclass(frozen=True)
+class RanOn:
+    """A finished tail: its steps, their mean loss (nats per token), and the time they took."""
+
+    steps: int
+    loss: float
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -60,11 +86,20 @@ class Contribution:
 
 @dataclass(frozen=True)
 class Applied:
-    """The next state; ``seconds`` has decode, aggregate, outer, write (with hashing) and load."""
+    """The next state; ``seconds`` has decode, outer, write (with hashing), and aggregate where the
+    contributions were combined here."""
 
     state: Path
     root: str
     seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Aggregated:
+    """A slice, combined for everybody."""
+
+    blob: Path
+    seconds: float
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,23 @@
-"""A run as the trainer holds it: the model, the agreed state, and what may be done with them.
+"""A run as the trainer's main thread holds it: the model, its weights, and what is done with them.
 
-Invariant between any two commands: the model's parameters are those of the current agreed state. A
-command that fails leaves the state and the optimiser as they were before it.
+The weights are the node's own and live on between commands; what all nodes agree on is the state
+(:mod:`node.trainer.agreed`), which the merge thread moves on while this one trains. One round r of
+a member, with H its steps, the last ``tail`` of which overlap the exchange (Streaming DiLoCo, arXiv
+2501.18512):
 
-Memory on a CPU with N parameters in fp32: state 4N (8N with outer momentum), model 4N, gradients 4N
-while training, AdamW's moments 8N and their copy from the beginning of the round 8N: 32N bytes at
-most, and the activations of one inner step. Applying a round takes 8N to 12N more than the state
-for a moment, while the gradients are gone.
+1. :meth:`Session.train` merges: the fragment that round r - 1 changed becomes ``state + (weights -
+   sent)``, where ``sent`` are the weights at which the last pseudo-gradient was formed, so that the
+   tail's steps are kept; then it trains the head and encodes ``state - weights`` of round r's
+   fragment.
+2. :meth:`Session.run_on` trains the tail, while the others' contributions come in and the merge
+   thread applies them.
+
+A command that fails leaves the weights, the optimisers and the error feedback as they were before
+it, but for a tail that fails: then weights are those before it, and its steps are lost.
+
+Memory on a CPU with N parameters in fp32: state 4N (8N with outer momentum), the next one as much
+again until it is merged, weights 4N, gradients 4N, AdamW's moments 8N, the snapshot of weights and
+moments at the head's beginning 12N, ``sent`` 4N with overlap, error feedback 8N with ``sparse``.
 """
 
 from __future__ import annotations
@@ -15,52 +26,76 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from node.trainer import device as machine
+from node.trainer import exchange
+from node.trainer.agreed import Agreed, Change
 from node.trainer.channel import TrainerError
 from node.trainer.data import Windows, synthetic
-from node.trainer.exchange import Listed, Phases, apply_round, write_contribution
-from node.trainer.inner import Inner, Moments, mean_loss, training_seed
-from node.trainer.schedule import learning_rate
-from protocol import content, dsse, model
-from protocol.errors import ArtelError
-from protocol.manifest import Manifest, open_manifest
-from protocol.state import Layout, State, read_state
+from node.trainer.heads import Head, Order, Sent
+from node.trainer.inner import Inner, mean_loss, training_seed
+from node.trainer.laps import Laps
+from node.trainer.opening import read_agreed, read_manifest
+from node.trainer.schedule import learning_rate, position
+from protocol import model, parts
+from protocol.feedback import Feedback
+from protocol.manifest import Manifest
+from protocol.parts import Part
+from protocol.state import Layout, State, Vector
 
 REPORT_S = 0.5
 """Seconds between two progress reports."""
+LEAST_HEAD = 4
+"""A head may end early, but not before one part in so many of it is done."""
 
 Result = dict[str, Any]
+Report = Callable[[Result], None]
 Check = Callable[[], None]
 """Called between steps; raises ``cancelled`` when somebody asked for it."""
 
 
 @dataclass
 class Session:
-    """One loaded run; owned by the trainer's main thread."""
+    """One loaded run; owned by the trainer's main thread, but for ``agreed``."""
 
     manifest: Manifest
     layout: Layout
     inner: Inner
-    state: State
-    """The current agreed state."""
-    root: str
-    """Its state root."""
-    _begun: tuple[int, Moments] | None = None
-    """The last round that was trained, and the optimiser at its beginning."""
+    agreed: Agreed
+    feedback: Feedback | None
+    """Only with a sparse codec."""
+    _head: Head | None = None
+    """The head that was trained last, unless the state was set since."""
+    _weights: Vector | None = None
+    """Memory for the weights at which the last pseudo-gradient was formed, (N,)."""
+    _laps: Laps = field(default_factory=Laps)
 
-    def set_state(self, path: Path) -> Result:
-        """Replace the agreed state; the optimiser keeps its moments.
+    def set_state(self, path: Path, root: str) -> Result:
+        """Take over a state that does not come from our own applying: the weights become its.
 
-        :raises TrainerError: ``bad_state``
+        The optimisers keep their moments; tail and error feedback are dropped.
+
+        :param root: what its root has to be; "": whatever it is
+        :returns: round, root
+        :raises TrainerError: ``bad_state``; then nothing has changed
         """
-        self.state, self.root = _read_state(self.manifest, self.layout, path)
-        self.inner.load(self.state.params)
-        return {"round": self.state.round, "root": self.root}
+        state, found = read_agreed(self.manifest, self.layout, path)
+        if root not in ("", found):
+            raise TrainerError(
+                "bad_state", f"the file {path.name} is damaged", "delete it; it is fetched again"
+            )
+        self.agreed.replace(state, found)
+        self.inner.load(state.params)
+        self._head = None
+        if self.feedback is not None:
+            self.feedback.reset()
+        return {"round": state.round, "root": found}
 
     def benchmark(self, steps: int, check: Check) -> Result:
         """Time real inner steps on random tokens, then put everything back.
@@ -68,139 +103,272 @@ class Session:
         :returns: tokens_per_second, step_seconds; the first step is run but not timed
         """
         config = self.manifest.config
-        moments = self.inner.save_moments()
-        start = 0.0
-        try:
-            for number, batch in enumerate(synthetic(self.manifest, steps + 1)):
-                check()
-                if number == 1:
-                    start = time.perf_counter()
-                loss = self.inner.step(batch, learning_rate(config, number))
-                float(loss)  # waits for the device
-            seconds = (time.perf_counter() - start) / steps
-        finally:
-            self.inner.restore_moments(moments)
-            self.inner.load(self.state.params)
+        with self._laps.work():
+            before = self.inner.save()
+            start = 0.0
+            try:
+                for number, batch in enumerate(synthetic(self.manifest, steps + 1)):
+                    check()
+                    if number == 1:
+                        start = time.perf_counter()
+                    loss = self.inner.step(batch, learning_rate(config, number))
+                    float(loss)  # waits for the device
+                seconds = (time.perf_counter() - start) / steps
+            finally:
+                self.inner.restore(before)
         tokens = config.optimizer.batch_size * config.data.seq_len
         return {"tokens_per_second": tokens / seconds, "step_seconds": seconds}
 
-    def train(
+    def train(self, order: Order, report: Report, check: Check) -> Result:
+        """Merge, train the head of a round and encode its pseudo-gradient into files.
+
+        The same order again, from the same state, starts where it started the first time and gives
+        the same bytes.
+
+        :returns: blob, parts, size (of all files), loss (mean of the head, nats per token), tokens
+            (of the head and of the tail before it), head and tail (steps), seconds per phase
+        :raises TrainerError: ``wrong_round``, ``bad_request``, ``bad_data``, ``cancelled``,
+            ``diverged``, ``disk_full``, ``disk``
+        """
+        self.agreed.of_round(order.round)
+        config = self.manifest.config
+        full = order.steps - order.tail
+        if not 0 <= order.tail < order.steps:
+            raise TrainerError("bad_request", f"no head in {order.steps} steps of training")
+        data = self._windows(order.windows, full)
+        phases = exchange.Phases()
+        with self._laps.work(), phases.measured("merge"):
+            base, head = self._begin(order)
+        try:
+            self.inner.seed(training_seed(config.run.seed, order.round, order.node, tail=False))
+            with phases.measured("train"):
+                steps, loss = self._steps(
+                    order, data, range(full), report, check, order.deadline, -(-full // LEAST_HEAD)
+                )
+            with self._laps.work(), phases.measured("encode"):
+                made = self._encode(order, base, head)
+        except BaseException:
+            self._back_to(head)
+            raise
+        tokens = (head.tail + steps) * config.optimizer.batch_size * config.data.seq_len
+        return {
+            "blob": str(made.blob),
+            "parts": [str(path) for path in made.parts],
+            "size": made.size,
+            "loss": loss,
+            "tokens": tokens,
+            "head": steps,
+            "tail": head.tail,
+            "seconds": {
+                **phases.seconds,
+                "tail": head.tail_seconds,
+                "idle": self._laps.take_idle(),
+            },
+        }
+
+    def run_on(
         self,
         round: int,
         node: str,
         windows: Sequence[tuple[str, int]],
-        out: Path,
-        report: Callable[[Result], None],
+        steps: int,
+        report: Report,
         check: Check,
     ) -> Result:
-        """A node's H inner steps of a round, encoded into a blob file.
+        """Train the tail of a round whose head has been trained; once for each head.
 
-        Training the same round again starts from the optimiser of its first attempt.
-
-        :param node: peer id; part of the seed of the node's own randomness
-        :param windows: H * batch windows, those of step i from ``i * batch`` on
-        :returns: blob, size, loss (mean, nats per token), tokens, seconds per phase
-        :raises TrainerError: ``wrong_round``, ``bad_data``, ``cancelled``, ``diverged``,
-            ``disk_full``, ``disk``
+        :param windows: those of the tail
+        :param steps: all that the node was assigned, as for the head
+        :returns: steps, loss, seconds
+        :raises TrainerError: ``wrong_round``, ``bad_request``, ``bad_data``, ``cancelled``,
+            ``diverged``; after the last three the steps are lost and the weights those before them
         """
-        self._require_round(round)
-        config = self.manifest.config
-        steps, size = config.rounds.inner_steps, config.optimizer.batch_size
-        data = Windows(self.manifest, windows)
-        if len(data) != steps * size:
-            raise TrainerError(
-                "bad_request", f"a round takes {steps * size} windows, {len(data)} were given"
-            )
-        moments = self._moments_at_beginning_of(round)
+        sent = self._head.sent if self._head is not None else None
+        if sent is None or (sent.order.round, sent.order.node) != (round, node) or sent.ran_on:
+            raise TrainerError("wrong_round", f"there is no head of round {round} to go on from")
+        order = sent.order
+        if steps != order.steps or order.tail == 0:
+            raise TrainerError("bad_request", "the head was trained for another tail")
+        sent.ran_on = True
+        before = self._weights = self.inner.read(self._weights)
+        start = time.perf_counter()
         try:
-            self.inner.seed(training_seed(config.run.seed, round, node))
-            losses: list[torch.Tensor] = []
-            start = reported = time.perf_counter()
-            fresh = 0  # steps since the last report
-            for number, batch in enumerate(data.batches(size)):
-                check()
-                rate = learning_rate(config, round * steps + number)
-                losses.append(self.inner.step(batch, rate))
-                fresh += 1
-                now = time.perf_counter()
-                if now - reported >= REPORT_S or number + 1 == steps:
-                    done = number + 1
-                    report(
-                        {
-                            "step": done,
-                            "steps": steps,
-                            "loss": _finite(mean_loss(losses[-fresh:])),
-                            "tokens_per_second": done * size * config.data.seq_len / (now - start),
-                        }
-                    )
-                    reported, fresh = now, 0
-            after = self.inner.read()
-            trained = time.perf_counter()
-            blob = out / f"contribution-{round}.blob"
-            written = write_contribution(
-                self.manifest, self.layout, self.state, self.root, after, blob
-            )
-            encoded = time.perf_counter()
+            data = self._windows(windows, order.tail)
+            seed = training_seed(self.manifest.config.run.seed, round, node, tail=True)
+            self.inner.seed(seed)
+            numbers = range(steps - order.tail, steps)
+            _, loss = self._steps(order, data, numbers, report, check)
         except BaseException:
-            self.inner.restore_moments(moments)
+            self.inner.load(before)
             raise
-        finally:
-            self.inner.load(self.state.params)
-        return {
-            "blob": str(blob),
-            "size": written,
-            "loss": mean_loss(losses),
-            "tokens": steps * size * config.data.seq_len,
-            "seconds": {"train": trained - start, "encode": encoded - trained},
-        }
-
-    def apply(self, round: int, listed: Sequence[Listed], out: Path) -> Result:
-        """Apply a closed round; the outcome becomes the current state.
-
-        :returns: state (path of the new file), root, seconds per phase
-        :raises TrainerError: ``wrong_round`` and those of :func:`exchange.apply_round`
-        """
-        self._require_round(round)
-        path = out / f"state-{round + 1}.bin"
-        phases = Phases()
-        self.state, self.root = apply_round(
-            self.manifest, self.layout, self.state, self.root, listed, path, phases
-        )
-        with phases.measured("load"):
-            self.inner.load(self.state.params)
-        return {"state": str(path), "root": self.root, "seconds": phases.seconds}
+        sent.tail, sent.tail_seconds = order.tail, time.perf_counter() - start
+        return {"steps": order.tail, "loss": loss, "seconds": sent.tail_seconds}
 
     def evaluate(self, windows: Sequence[tuple[str, int]], check: Check) -> Result:
-        """Mean loss of the agreed state on windows: loss (nats per token), tokens.
+        """Mean loss of the newest agreed state: loss (nats per token), tokens.
 
         :raises TrainerError: ``bad_data``, ``cancelled``, ``diverged``
         """
         data = Windows(self.manifest, windows)
         if len(data) == 0:
             raise TrainerError("bad_request", "there is nothing to evaluate")
+        state, _ = self.agreed.now()
         total = 0.0
-        for batch in data.batches(self.manifest.config.optimizer.batch_size):
-            check()
-            total += self.inner.loss_sum(batch)
+        with self._laps.work():
+            mine = self.inner.read()
+            try:
+                self.inner.load(state.params)
+                for batch in data.batches(self.manifest.config.optimizer.batch_size):
+                    check()
+                    total += self.inner.loss_sum(batch)
+            finally:
+                self.inner.load(mine)
         tokens = len(data) * self.manifest.config.data.seq_len
         return {"loss": _finite(total / tokens), "tokens": tokens}
 
-    def _require_round(self, round: int) -> None:
-        if round != self.state.round:
-            raise TrainerError(
-                "wrong_round",
-                f"the trainer holds the state of round {self.state.round}, not of round {round}",
-                "set the state of that round first",
-            )
+    # --- the parts of a head ---
 
-    def _moments_at_beginning_of(self, round: int) -> Moments:
-        """The optimiser's state that ``round`` starts from, which is then the live one too."""
-        if self._begun is not None and self._begun[0] == round:
-            self.inner.restore_moments(self._begun[1])
-            return self._begun[1]
-        self._begun = None  # frees the old copy before the new one is made
-        self._begun = (round, self.inner.save_moments())
-        return self._begun[1]
+    def _begin(self, order: Order) -> tuple[State, Head]:
+        """Weights and optimisers as they are at the beginning of the head."""
+        state, root, changes = self.agreed.take_changes(order.round)
+        head = self._head
+        if head is not None and head.root == root:
+            self._back_to(head)
+            return state, head
+        tail, seconds = self._merge(state, changes, order.carried)
+        old, self._head = head, None
+        snapshot = self.inner.save(old.snapshot if old is not None else None)
+        self._head = Head(root, snapshot, tail, seconds)
+        return state, self._head
+
+    def _merge(
+        self, state: State, changes: Sequence[Change], carried: int | None
+    ) -> tuple[int, float]:
+        """Let the weights follow the state; returns steps and seconds of the tail kept in them."""
+        sent = self._head.sent if self._head is not None else None
+        tail, seconds = 0, 0.0
+        if sent is not None and sent.tail:
+            next_one = [change.round for change in changes] == [sent.order.round]
+            if next_one and carried in (None, sent.tail):
+                tail, seconds = sent.tail, sent.tail_seconds
+            else:  # the node sat a round out, or was assigned something else after all
+                assert self._weights is not None
+                self.inner.load(self._weights)
+        for part in dict.fromkeys(self._fragment(change.round) for change in changes):
+            self.inner.merge(part, state.params, self._weights if tail else None)
+        if sent is not None:
+            for change in changes:
+                if change.round == sent.order.round:
+                    self._settle(sent, change)
+        return tail, seconds
+
+    def _settle(self, sent: Sent, change: Change) -> None:
+        """Keep for later what the round has not made use of."""
+        if self.feedback is None:
+            return
+        if sent.order.node not in change.counted:
+            self.feedback.left_out(sent.parts, sent.payloads)
+        elif change.kept is not None:
+            for part, payload, kept in zip(sent.parts, sent.payloads, change.kept, strict=True):
+                self.feedback.put_back(part, payload, kept)
+
+    def _back_to(self, head: Head) -> None:
+        """Undo a head, and the tail behind it."""
+        self.inner.restore(head.snapshot)
+        if head.sent is not None and self.feedback is not None:
+            self.feedback.undo()
+        head.sent = None
+
+    def _encode(self, order: Order, base: State, head: Head) -> exchange.Made:
+        """The pseudo-gradient of the round's fragment, as files."""
+        part = self._fragment(order.round)
+        gradient = np.subtract(part.take(base.params), part.take(self.inner.look()))
+        pieces = parts.cut(part, order.slices) if order.slices else [part]
+        payloads = exchange.encode(self.manifest, pieces, gradient, self.feedback)
+        # From here on the feedback has changed, also if the files cannot be written.
+        head.sent = Sent(order, pieces, payloads if self.feedback is not None else [])
+        return exchange.write_contribution(
+            self.manifest,
+            pieces,
+            payloads,
+            round=order.round,
+            base=head.root,
+            sharded=order.slices > 0,
+            out=order.out,
+        )
+
+    # --- steps ---
+
+    def _steps(
+        self,
+        order: Order,
+        data: Windows,
+        numbers: range,
+        report: Report,
+        check: Check,
+        deadline: float | None = None,
+        least: int = 0,
+    ) -> tuple[int, float]:
+        """Train steps ``numbers`` of the order, and report; returns their number and mean loss.
+
+        :param deadline: end then, once ``least`` steps are done
+        """
+        config = self.manifest.config
+        size = config.optimizer.batch_size
+        losses: list[torch.Tensor] = []
+        self._laps.resume()
+        start = reported = time.perf_counter()
+        fresh = 0  # steps since the last report
+        try:
+            for number, batch in zip(numbers, data.batches(size), strict=True):
+                check()
+                rate = learning_rate(config, position(config, order.round, number, order.steps))
+                losses.append(self.inner.step(batch, rate))
+                fresh += 1
+                done = len(losses)
+                late = deadline is not None and done >= least and time.monotonic() >= deadline
+                last = late or done == len(numbers)
+                now = time.perf_counter()
+                if last or now - reported >= REPORT_S:
+                    loss = _finite(mean_loss(losses[-fresh:]))  # waits for the device
+                    now = time.perf_counter()
+                    speed = done * size * config.data.seq_len / (now - start)
+                    report(
+                        {
+                            "step": number + 1,
+                            "steps": order.steps,
+                            "loss": loss,
+                            "tokens_per_second": speed,
+                        }
+                    )
+                    reported, fresh = now, 0
+                if last:
+                    break
+        finally:
+            self._laps.pause()
+        return len(losses), mean_loss(losses)
+
+    def _windows(self, windows: Sequence[tuple[str, int]], steps: int) -> Windows:
+        data = Windows(self.manifest, windows)
+        needed = steps * self.manifest.config.optimizer.batch_size
+        if len(data) != needed:
+            raise TrainerError(
+                "bad_request", f"{steps} steps take {needed} windows, {len(data)} were given"
+            )
+        return data
+
+    def _fragment(self, round: int) -> Part:
+        return exchange.fragment(self.manifest, self.layout, round)
+
+
+def _finite(loss: float) -> float:
+    if not math.isfinite(loss):
+        raise TrainerError(
+            "diverged",
+            "the loss is not a number",
+            "the inner steps diverged on this machine: check its numerics or the learning rate",
+        )
+    return loss
 
 
 def open_session(manifest: Path, state: Path, device: str, threads: int) -> Session:
@@ -212,9 +380,9 @@ def open_session(manifest: Path, state: Path, device: str, threads: int) -> Sess
     :param threads: torch threads; 0 takes every core that this process may use
     :raises TrainerError: ``bad_manifest``, ``bad_state``, ``no_device``, ``failed``
     """
-    chosen = _device(device)
+    chosen = machine.choose(device)
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
-    run = _read_manifest(manifest)
+    run = read_manifest(manifest)
     config = run.config
     module = model.build(config.model, run.tokenizer.vocab_size, config.run.seed)
     layout = model.layout_of(module)
@@ -225,52 +393,6 @@ def open_session(manifest: Path, state: Path, device: str, threads: int) -> Sess
             "install the versions of constraints.txt",
         )
     inner = Inner(run, module, layout, chosen)
-    first, root = _read_state(run, layout, state)
+    first, root = read_agreed(run, layout, state)
     inner.load(first.params)
-    return Session(run, layout, inner, first, root)
-
-
-def _device(wanted: str) -> str:
-    available = torch.cuda.is_available()
-    if wanted == "auto":
-        return "cuda" if available else "cpu"
-    if wanted == "cuda" and not available:
-        raise TrainerError(
-            "no_device", "there is no CUDA device that torch can use", "use --device cpu"
-        )
-    if wanted not in ("cpu", "cuda"):
-        raise TrainerError("no_device", f"{wanted[:20]!r} is no device", "use auto, cpu or cuda")
-    return wanted
-
-
-def _read_manifest(path: Path) -> Manifest:
-    try:
-        with path.open("rb") as file:
-            return open_manifest(file.read(dsse.MAX_ENVELOPE_BYTES + 1))[0]
-    except OSError as error:
-        raise TrainerError("bad_manifest", f"cannot read {path}: {error.strerror}") from None
-    except ArtelError as error:
-        raise TrainerError("bad_manifest", error.message, error.hint) from None
-
-
-def _read_state(manifest: Manifest, layout: Layout, path: Path) -> tuple[State, str]:
-    """A state of this run, with its root."""
-    try:
-        state = read_state(path, layout)
-    except ArtelError as error:
-        raise TrainerError("bad_state", error.message, error.hint) from None
-    if (state.momentum is None) != (manifest.config.exchange.outer.momentum == 0):
-        raise TrainerError(
-            "bad_state", f"the state {path.name} does not fit the run's outer momentum"
-        )
-    return state, content.file_content_id(path)
-
-
-def _finite(loss: float) -> float:
-    if not math.isfinite(loss):
-        raise TrainerError(
-            "diverged",
-            "the loss is not a number",
-            "the inner steps diverged on this machine: check its numerics or the learning rate",
-        )
-    return loss
+    return Session(run, layout, inner, Agreed(first, root), exchange.feedback(run, layout))

@@ -1,0 +1,296 @@
+"""From a closed round to the next state: fetch what counts, have it combined, hold the outcome.
+
+In a ``gather`` round the trainer combines all contributions. In a ``sharded`` round each accepted
+node combines one slice of all of them for everybody and signs for it; a second node repeats it
+before it signs the state. What an aggregator owes and does not give, and what somebody says is
+wrong, every node computes by itself from the same inputs: the arithmetic is exact, so whoever
+computes a slice gets the same bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ledger import entries
+from node import supervisor
+from node.history import ClosedRound
+from node.session import Session
+from node.sync import States
+from protocol import assignment, messages, pseudogradient, transfer
+from protocol.errors import CheckFailed
+from protocol.events import emit
+from protocol.network import short
+from protocol.streams import Kind
+from protocol.tasks import uninterrupted
+from protocol.transfer import Wanted
+
+log = logging.getLogger("artel.node")
+
+KIND: Kind = "contribution"
+POLL_S = 0.5
+"""Between two looks at the ledger for aggregates that others still owe."""
+
+Refresh = Callable[[], Awaitable[ClosedRound]]
+"""The closed round with what the ledger has learnt of it by now."""
+
+
+@dataclass
+class _Known:
+    """What this node knows of the slices of one attempt; survives a duty that was cancelled."""
+
+    key: tuple[int, int]
+    inputs: dict[int, dict[str, str]] = field(default_factory=dict)
+    """Slice to node to the id of that node's sub-blob."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Bytes of each sub-blob."""
+    own: dict[int, str] = field(default_factory=dict)
+    """Slice to the id of the aggregate that was computed here."""
+    said: set[int] = field(default_factory=set)
+    """Slices that this node has signed for, or has called wrong."""
+
+
+class Applying:
+    """Computes new states; owned by the worker, one call at a time."""
+
+    def __init__(self, session: Session, states: States, max_blob: int) -> None:
+        self._session, self._states, self._max_blob = session, states, max_blob
+        self._known = _Known((-1, -1))
+        self._looked_at: frozenset[int] = frozenset()  # accusations that the last outcome knows of
+        self.wrong: tuple[int, ...] = ()
+        """Slices of the last computed round whose recorded aggregate was found wrong."""
+
+    def settled(self, closed: ClosedRound) -> bool:
+        """Whether the last outcome is still what ``closed`` gives: nobody has objected since."""
+        return closed.accused <= self._looked_at
+
+    async def compute(
+        self, closed: ClosedRound, *, refresh: Refresh | None = None, patience: float = 0.0
+    ) -> supervisor.Applied:
+        """Make the state after ``closed`` the current one; the one before it must be current.
+
+        :param refresh: the round is under way: take part in aggregating and checking, and wait up
+            to ``patience`` seconds for what others aggregate
+        :raises Unreachable: nobody can give something that is needed
+        :raises CheckFailed: what was given is not what was signed for
+        """
+        topology = assignment.topology(self._session.manifest.config, len(closed.members))
+        if topology == "gather":
+            self.wrong, self._looked_at = (), frozenset()
+            return await self._gather(closed)
+        if self._known.key != (closed.round, closed.attempt):
+            self._known = _Known((closed.round, closed.attempt))
+        await self._open_indexes(closed)
+        if refresh is not None:
+            await self._do_my_part(closed, patience)
+            closed = await self._all_aggregates(closed, refresh, patience)
+        return await self._sharded(closed)
+
+    async def _gather(self, closed: ClosedRound) -> supervisor.Applied:
+        wanted = [
+            Wanted(closed.shown[node].blob, self._holders(closed, node), self._max_blob, KIND)
+            for node in closed.accepted
+        ]
+        paths = await self._fetch(wanted)
+        counted = [
+            supervisor.Contribution(node, path, closed.weights[node])
+            for node, path in zip(closed.accepted, paths, strict=True)
+        ]
+        trainer = self._session.trainer
+        return await uninterrupted(
+            self._advance(closed, trainer.apply(closed.round, counted, self._session.work_dir))
+        )
+
+    async def _advance(
+        self, closed: ClosedRound, work: Awaitable[supervisor.Applied]
+    ) -> supervisor.Applied:
+        """Trainer and book-keeping change together, or they would speak of different states."""
+        applied = await work
+        self._session.blobs.adopt(applied.root, applied.state)
+        self._states.become(closed.round + 1, applied.root)
+        return applied
+
+    # --- sharded ---
+
+    async def _open_indexes(self, closed: ClosedRound) -> None:
+        """Learn the sub-blobs of every accepted contribution."""
+        if self._known.inputs:
+            return
+        wanted = [
+            Wanted(
+                closed.shown[node].blob,
+                self._holders(closed, node),
+                pseudogradient.MAX_INDEX_BYTES,
+                KIND,
+            )
+            for node in closed.accepted
+        ]
+        paths = await self._fetch(wanted)
+        inputs: dict[int, dict[str, str]] = {}
+        counts: set[int] = set()
+        for node, path in zip(closed.accepted, paths, strict=True):
+            data = await asyncio.to_thread(path.read_bytes)
+            listed = pseudogradient.open_index(
+                data, round=closed.round, base=closed.shown[node].base
+            )
+            counts.add(len(listed))
+            for number, (blob, size) in enumerate(listed):
+                inputs.setdefault(number, {})[node] = blob
+                self._known.sizes[blob] = size
+        if len(counts) != 1:
+            raise CheckFailed("the contributions of a sharded round have different slices")
+        self._known.inputs = inputs
+
+    async def _do_my_part(self, closed: ClosedRound, patience: float) -> None:
+        """Aggregate the slices that are this node's, and show them to everybody."""
+        me = self._session.identity.peer_id
+        for number in sorted(self._known.inputs):
+            if assignment.aggregator(closed.accepted, closed.round, number) != me:
+                continue
+            if number in closed.aggregates or number in self._known.said:
+                continue
+            blob = await self._aggregate(closed, number)
+            size = self._session.blobs.size_of(blob) or 0
+            await transfer.push_all(
+                self._session.host,
+                self._session.blobs,
+                self._session.link.coordinator,
+                [blob],
+                kind="slice",
+            )
+            statement = entries.aggregate(
+                self._session.identity,
+                self._session.run,
+                round=closed.round,
+                attempt=closed.attempt,
+                slice=number,
+                slices=len(self._known.inputs),
+                blob=blob,
+                size=size,
+            )
+            await self._tell(messages.Aggregated, statement.encode(), patience)
+            self._known.said.add(number)
+        for number in self._checks(closed):
+            await self._aggregate(closed, number)
+
+    def _checks(self, closed: ClosedRound) -> list[int]:
+        """The slices that this node repeats before it signs."""
+        me = self._session.identity.peer_id
+        return [
+            number
+            for number in sorted(self._known.inputs)
+            if assignment.checker(closed.accepted, closed.round, number) == me
+        ]
+
+    async def _all_aggregates(
+        self, closed: ClosedRound, refresh: Refresh, patience: float
+    ) -> ClosedRound:
+        """Wait for what others aggregate; say what is wrong with it."""
+        deadline = time.monotonic() + patience
+        while True:
+            closed = await refresh()
+            await self._accuse(closed, patience)
+            missing = len(self._known.inputs) - len(closed.aggregates)
+            if not missing:
+                return await refresh() if self._known.said else closed
+            if time.monotonic() > deadline:
+                emit(log, "slices.missing", logging.WARNING, round=closed.round, slices=missing)
+                return closed
+            await asyncio.sleep(POLL_S)
+
+    async def _accuse(self, closed: ClosedRound, patience: float) -> None:
+        """Say of a recorded aggregate that this node came to another one."""
+        for number in self._checks(closed):
+            made, mine = closed.aggregates.get(number), self._known.own.get(number)
+            if made is None or mine is None or made.blob == mine or number in self._known.said:
+                continue
+            emit(log, "slice.wrong", logging.WARNING, slice=number, node=short(made.node))
+            statement = entries.slice_wrong(
+                self._session.identity,
+                self._session.run,
+                round=closed.round,
+                attempt=closed.attempt,
+                slice=number,
+                blob=mine,
+            )
+            await self._tell(messages.Accuse, statement.encode(), patience)
+            self._known.said.add(number)
+
+    async def _sharded(self, closed: ClosedRound) -> supervisor.Applied:
+        """Fetch the aggregates, compute those that are missing or in doubt, take the outer step."""
+        count = len(self._known.inputs)
+        doubtful = {j for j in range(count) if j in closed.accused or j not in closed.aggregates}
+        for number in sorted(doubtful):
+            await self._aggregate(closed, number)
+        use = {j: made.blob for j, made in closed.aggregates.items() if j not in doubtful}
+        wanted = [
+            Wanted(
+                use[j], self._holders(closed, closed.aggregates[j].node), self._max_blob, "slice"
+            )
+            for j in sorted(use)
+        ]
+        fetched = await self._fetch(wanted)
+        paths = dict(zip(sorted(use), fetched, strict=True))
+        for number in doubtful:
+            path = self._session.blobs.path(self._known.own[number])
+            assert path is not None
+            paths[number] = path
+        work = self._session.trainer.apply_slices(
+            closed.round,
+            [paths[number] for number in range(count)],
+            closed.accepted,
+            self._session.work_dir,
+            count=len(closed.members),
+        )
+        applied = await uninterrupted(self._advance(closed, work))
+        self._looked_at = closed.accused
+        self.wrong = tuple(
+            j
+            for j in sorted(closed.accused)
+            if j in closed.aggregates and closed.aggregates[j].blob != self._known.own[j]
+        )
+        return applied
+
+    async def _aggregate(self, closed: ClosedRound, number: int) -> str:
+        """Compute a slice from its inputs; returns the id of its blob, which is in the store."""
+        session, known = self._session, self._known.own.get(number)
+        if known is not None and session.blobs.has(known):
+            return known
+        inputs = self._known.inputs[number]
+        wanted = [
+            Wanted(inputs[node], self._holders(closed, node), self._known.sizes[inputs[node]], KIND)
+            for node in closed.accepted
+        ]
+        paths = await self._fetch(wanted)
+        counted = [
+            supervisor.Contribution(node, path, closed.weights[node])
+            for node, path in zip(closed.accepted, paths, strict=True)
+        ]
+        made = await session.trainer.aggregate(
+            closed.round, number, len(closed.members), counted, session.work_dir
+        )
+        blob = await asyncio.to_thread(session.blobs.put_file, made.blob)
+        session.blobs.label("slice", blob)
+        self._known.own[number] = blob
+        return blob
+
+    # --- what both share ---
+
+    async def _fetch(self, wanted: Sequence[Wanted]) -> list[Path]:
+        return await transfer.fetch_all(self._session.host, self._session.blobs, wanted)
+
+    def _holders(self, closed: ClosedRound, maker: str) -> list[str]:
+        """Who may give what ``maker`` made: itself, other members, and last the coordinator."""
+        me, coordinator = self._session.identity.peer_id, self._session.link.coordinator
+        others = [peer for peer in closed.members if peer not in (maker, me)]
+        return [*([maker] if maker != me else []), *others, coordinator]
+
+    async def _tell(
+        self, kind: type[messages.Aggregated | messages.Accuse], statement: bytes, patience: float
+    ) -> None:
+        message = kind(run=self._session.run, statement=statement)
+        await self._session.link.insist(message, self._session.run, max(patience, 5.0))

@@ -1,0 +1,219 @@
+"""One trainer process as its parent sees it: requests out, answers in, and why it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from node.trainer import channel
+from node.trainer.channel import Message, TrainerError
+from node.trainer.launch import launch
+from node.trainer.results import Progress
+from protocol.errors import ArtelError, DecodeError
+from protocol.tasks import within
+
+START_S = 30.0
+"""Until a fresh child answers; it does so before it imports torch."""
+CANCEL_S = 60.0
+"""Until a cancelled command must have ended: one inner step."""
+STOP_S = 5.0
+"""For each of asking, terminating and killing."""
+
+
+class TrainerDied(ArtelError):
+    """The child process is gone. ``returncode``: its exit code, negative for a signal."""
+
+    def __init__(self, message: str, hint: str, returncode: int | None) -> None:
+        super().__init__(message, hint)
+        self.returncode = returncode
+
+
+@dataclass
+class _Call:
+    """A request that waits for its answer."""
+
+    answer: asyncio.Future[Message]
+    on_progress: Callable[[Progress], None] | None
+
+
+class Child:
+    """A child process; owned by one event loop. Make one with :meth:`start`.
+
+    ``dead`` is set, once, to why it ended.
+    """
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, writer: asyncio.StreamWriter, log: str
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.process = process
+        self.dead: asyncio.Future[TrainerDied] = loop.create_future()
+        self._writer = writer
+        self._log = log
+        self._ready: asyncio.Future[Message] = loop.create_future()
+        self._calls: dict[int, _Call] = {}
+        self._numbers = itertools.count(1)
+        self._reading: asyncio.Task[None]
+        """Owns the incoming side, and reaps the process."""
+
+    @classmethod
+    async def start(cls, log_file: Path | None, threads: int) -> Child:
+        """Start a process, and wait until it answers.
+
+        :raises TrainerDied: it ended at once
+        :raises ResourceError: it cannot be started
+        """
+        process, ours = await launch(log_file, threads)
+        reader, writer = await asyncio.open_connection(sock=ours)
+        log = f"its log is {log_file}" if log_file else "its output is above"
+        child = cls(process, writer, log)
+        child._reading = asyncio.create_task(child._read(reader))
+        try:
+            first: set[asyncio.Future[Any]] = {child._ready, child.dead}
+            await asyncio.wait(first, timeout=START_S, return_when=asyncio.FIRST_COMPLETED)
+        except BaseException:
+            await child.end()
+            raise
+        if not child._ready.done():
+            await child.end()
+            raise child.dead.result()
+        return child
+
+    async def call(
+        self,
+        command: str,
+        timeout: float | None,
+        on_progress: Callable[[Progress], None] | None = None,
+        **arguments: Any,
+    ) -> Message:
+        """Have a command carried out; returns its result.
+
+        :raises TrainerError: the child says no, or ``timeout`` seconds have passed
+        :raises TrainerDied: the child is gone
+        """
+        number = next(self._numbers)
+        frame = channel.encode({"id": number, "command": command, **arguments})
+        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        answer.add_done_callback(lambda f: f.cancelled() or f.exception())  # looked at, always
+        self._calls[number] = _Call(answer, on_progress)
+        try:
+            self._writer.write(frame)
+            await asyncio.wait({answer}, timeout=timeout)
+            if not answer.done():
+                await self._out_of_time(number, command, timeout or 0.0)
+            return answer.result()
+        finally:
+            del self._calls[number]
+            if not answer.done():  # the caller was cancelled: the child must not go on with it
+                self._send({"command": "cancel", "target": number})
+
+    def cancel(self) -> None:
+        """End the commands that run or wait."""
+        for number in self._calls:
+            self._send({"command": "cancel", "target": number})
+
+    async def end(self) -> None:
+        """Ask the process to end, then terminate it, then kill it."""
+        if not self.dead.done():
+            self._send({"command": "stop"})
+        for act in (None, self.process.terminate, self.process.kill):
+            if act is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    act()
+            with contextlib.suppress(TimeoutError):
+                await within(asyncio.shield(self.dead), STOP_S)
+                break
+        self._reading.cancel()
+        await asyncio.wait([self._reading])
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        """Owner of the incoming side; ends with the child."""
+        try:
+            while True:
+                length = channel.length_of(await reader.readexactly(channel.LENGTH.size))
+                self._dispatch(channel.decode(await reader.readexactly(length)))
+        except (asyncio.IncompleteReadError, OSError):
+            pass  # the child closed its end: it is ending, or dead
+        except DecodeError:
+            self.process.kill()
+        finally:
+            await self._bury()
+
+    def _dispatch(self, message: Message) -> None:
+        if "ready" in message:
+            self._ready.set_result(message)
+            return
+        call = self._calls.get(message["id"])
+        if call is None or call.answer.done():
+            return
+        if "progress" in message:
+            if call.on_progress is not None:
+                try:
+                    call.on_progress(Progress(**message["progress"]))
+                except Exception as error:  # the callback's bug belongs to the caller of train()
+                    call.answer.set_exception(error)
+                    self._send({"command": "cancel", "target": message["id"]})
+        elif "error" in message:
+            call.answer.set_exception(TrainerError(**message["error"]))
+        else:
+            call.answer.set_result(message["result"])
+
+    async def _bury(self) -> None:
+        """Reap the child and tell everybody who waits for it."""
+        self._writer.transport.abort()  # close() would wait for what the child does not read
+        try:
+            # A child whose socket is closed can do nothing useful any more.
+            returncode = await within(self.process.wait(), STOP_S)
+        except (TimeoutError, asyncio.CancelledError):
+            self.process.kill()
+            returncode = await self.process.wait()
+        death = self._death(returncode)
+        self.dead.set_result(death)
+        for call in self._calls.values():
+            if not call.answer.done():
+                call.answer.set_exception(death)
+
+    def _death(self, returncode: int) -> TrainerDied:
+        if returncode == 0:
+            return TrainerDied("the trainer was stopped", "", 0)
+        if returncode > 0:
+            message = f"the trainer ended with exit code {returncode}"
+            return TrainerDied(message, self._log, returncode)
+        try:
+            name = signal.Signals(-returncode).name
+        except ValueError:
+            name = f"signal {-returncode}"
+        hint = self._log
+        if returncode == -signal.SIGKILL:
+            hint = (
+                "most likely the machine is out of memory: close other programs, or join a run "
+                "with a smaller model or batch"
+            )
+        return TrainerDied(f"the trainer was killed by {name}", hint, returncode)
+
+    async def _out_of_time(self, number: int, command: str, timeout: float) -> None:
+        """Cancel a command; a child that does not let go of it is killed."""
+        hint = "the machine is too slow for this run, or busy with something else"
+        self._send({"command": "cancel", "target": number})
+        answer = self._calls[number].answer
+        await asyncio.wait({answer}, timeout=CANCEL_S)
+        if answer.done():
+            failed = answer.exception()
+            if isinstance(failed, TrainerError) and failed.code == "cancelled":
+                raise TrainerError("timeout", f"{command} took longer than {timeout:g} s", hint)
+            return
+        self.process.kill()
+        await self.dead
+        raise TrainerDied(
+            f"the trainer hung in {command} for {timeout + CANCEL_S:g} s and was killed", hint, None
+        )
+
+    def _send(self, message: Message) -> None:
+        with contextlib.suppress(OSError, RuntimeError):  # a dead child is reported by its reader
+            self._writer.write(channel.encode(message))

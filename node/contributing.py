@@ -1,0 +1,248 @@
+"""A node's own contribution to a round: train, commit, go on with the tail, reveal."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ledger import entries
+from ledger.shares import Attempt
+from node import supervisor
+from node.corpus import Corpus, Windows
+from node.progress import Progress
+from node.session import Session
+from node.sync import States
+from protocol import assignment, messages, rounds, transfer
+from protocol.errors import ArtelError, CheckFailed
+from protocol.events import emit
+
+log = logging.getLogger("artel.node")
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finished contribution that is not yet part of a closed round.
+
+    ``parts`` are the sub-blobs that ``blob`` lists, in a sharded round.
+    """
+
+    round: int
+    base: str
+    windows: tuple[tuple[Path, int], ...]
+    members: int
+    blob: str
+    parts: tuple[str, ...]
+    size: int
+    tail: int
+    head: int
+
+
+class Contributing:
+    """Makes this node's contributions; owned by the worker, one call at a time."""
+
+    def __init__(
+        self, session: Session, states: States, corpus: Corpus, progress: Progress
+    ) -> None:
+        self._session, self._states, self._corpus = session, states, corpus
+        self._progress = progress
+        self._made: Made | None = None
+        self._salts: dict[tuple[int, int], bytes] = {}  # by round and attempt
+        self._statements: dict[tuple[int, int], bytes] = {}  # likewise
+        self._told = (0, 0)  # bytes up and down that the contributions so far have claimed
+        self._tail: asyncio.Task[None] | None = None
+        self._tail_of: Made | None = None
+
+    def committed(self, directive: messages.Directive) -> bool:
+        """Whether this process has tried to commit in the directive's attempt."""
+        return (directive.round, directive.attempt) in self._salts
+
+    async def train(self, directive: messages.Directive, attempt: Attempt) -> Windows:
+        """Train, or take what was trained already when only the attempt is new.
+
+        :returns: the windows of the tail, for :meth:`go_on`
+        """
+        session, progress = self._session, self._progress
+        config, me = session.manifest.config, session.identity.peer_id
+        steps = attempt.steps[me]
+        progress.round = attempt.round
+        progress.phase = "fetching"
+        windows = await self._corpus.assigned(attempt.steps, session.replica.state.cursor, me)
+        progress.mark("data")
+        cut = assignment.windows_of(config, assignment.head_steps(config, attempt.round, steps))
+        head, tail = windows[:cut], windows[cut:]
+        made, members = self._made, len(attempt.accounts)
+        wanted = (attempt.round, self._states.root, tuple(windows), members)
+        if (
+            made is None
+            or (made.round, made.base, made.windows, made.members) != wanted
+            or not all(map(session.blobs.has, (made.blob, *made.parts)))
+        ):
+            await self._train(attempt, directive, tuple(windows), head)
+        return tail
+
+    async def _train(
+        self,
+        attempt: Attempt,
+        directive: messages.Directive,
+        windows: tuple[tuple[Path, int], ...],
+        head: Windows,
+    ) -> None:
+        session, progress = self._session, self._progress
+        config, me = session.manifest.config, session.identity.peer_id
+        steps, members = attempt.steps[me], len(attempt.accounts)
+        tail = assignment.tail_steps(config, attempt.round, steps)
+        sharded = assignment.topology(config, members) == "sharded"
+        if self._made is not None and self._made.round == attempt.round:
+            await self.close()  # the tail of an attempt that failed leads nowhere
+        progress.phase, progress.step, progress.steps = "training", 0, steps - tail
+        result = await session.trainer.train(
+            attempt.round,
+            me,
+            head,
+            session.work_dir,
+            steps=steps,
+            tail=tail,
+            slices=members if sharded else 0,
+            seconds=directive.remaining if config.rounds.box_s else None,
+            carried=session.replica.state.tails.get(me, 0),
+            on_progress=self._report,
+        )
+        progress.step, progress.loss = result.head, result.loss
+        store = session.blobs
+        blob = await asyncio.to_thread(store.put_file, result.blob)
+        parts = [await asyncio.to_thread(store.put_file, part) for part in result.parts]
+        store.label("contribution", blob, *parts)
+        store.pin(blob, *parts)
+        progress.book(result.seconds)
+        if self._made is not None:
+            store.unpin(*({self._made.blob, *self._made.parts} - {blob, *parts}))
+        self._made = Made(
+            attempt.round,
+            self._states.root,
+            windows,
+            members,
+            blob,
+            tuple(parts),
+            result.size,
+            result.tail,
+            result.head,
+        )
+
+    async def commit(self, directive: messages.Directive) -> None:
+        """Publish the hash of what was trained."""
+        session, made = self._session, self._made
+        assert made is not None
+        salt = self._salts.setdefault((directive.round, directive.attempt), os.urandom(32))
+        commitment = rounds.commitment(
+            session.run,
+            directive.round,
+            directive.attempt,
+            session.identity.peer_id,
+            made.blob,
+            salt,
+        )
+        self._progress.phase = "committing"
+        await session.link.insist(
+            messages.Commit(
+                run=session.run,
+                round=directive.round,
+                attempt=directive.attempt,
+                commitment=commitment,
+            ),
+            session.run,
+            max(directive.remaining, 5.0),
+        )
+
+    def go_on(self, round: int, steps: int, windows: Windows) -> None:
+        """Train the tail of the round beside everything else, once.
+
+        :param steps: of the whole assignment
+        """
+        if windows and self._tail_of is not self._made:
+            self._tail_of = self._made
+            self._tail = asyncio.create_task(self._run_on(round, steps, windows))
+
+    async def _run_on(self, round: int, steps: int, windows: Windows) -> None:
+        """The tail; if it fails, the next contribution is made without it."""
+        session = self._session
+        try:
+            await session.trainer.run_on(
+                round,
+                session.identity.peer_id,
+                windows,
+                steps=steps,
+                on_progress=self._report,
+            )
+        except ArtelError as error:
+            emit(log, "round.tail_lost", logging.WARNING, round=round, reason=error.message)
+
+    def _report(self, news: supervisor.Progress) -> None:
+        self._progress.step, self._progress.loss = news.step, news.loss
+        self._progress.steps = news.steps
+        self._progress.tokens_per_second = news.tokens_per_second
+
+    async def reveal(self, directive: messages.Directive) -> None:
+        """Send the blobs to the coordinator and the signed claim after them.
+
+        :raises CheckFailed: this process did not make the commitment
+        """
+        session, made = self._session, self._made
+        place = (directive.round, directive.attempt)
+        salt = self._salts.get(place)
+        if made is None or salt is None or made.round != directive.round:
+            raise CheckFailed("the contribution was lost in a restart")
+        await transfer.push_all(
+            session.host,
+            session.blobs,
+            session.link.coordinator,
+            (made.blob, *made.parts),
+            kind="contribution",
+        )
+        self._progress.mark("upload")
+        tokens = assignment.tokens_of(session.manifest.config, made.tail + made.head)
+        if place not in self._statements:
+            traffic = session.host.traffic
+            totals = (traffic.up.total(), traffic.down.total())
+            self._statements[place] = entries.contribution(
+                session.identity,
+                session.run,
+                round=made.round,
+                attempt=directive.attempt,
+                base=made.base,
+                blob=made.blob,
+                size=made.size,
+                salt=salt,
+                tokens=tokens,
+                tail=made.tail,
+                head=made.head,
+                up=totals[0] - self._told[0],
+                down=totals[1] - self._told[1],
+            ).encode()
+            self._told = totals
+        statement = self._statements[place]
+        # Before it is sent: the next directive may cancel this duty before the reply is here.
+        await asyncio.to_thread(
+            session.claims.add,
+            round=made.round,
+            attempt=directive.attempt,
+            entry=entries.entry_id(statement),
+            blob=made.blob,
+            tokens=tokens,
+        )
+        reveal = messages.Reveal(run=session.run, contribution=statement)
+        await session.link.insist(reveal, session.run, max(directive.remaining, 5.0))
+        self._progress.mark("reveal")
+
+    def forget_before(self, round: int) -> None:
+        """Drop what belongs to rounds before this one."""
+        self._salts = {key: salt for key, salt in self._salts.items() if key[0] >= round}
+        self._statements = {k: text for k, text in self._statements.items() if k[0] >= round}
+
+    async def close(self) -> None:
+        """End the tail, if one is under way."""
+        if self._tail is not None and not self._tail.done():
+            self._tail.cancel()
+            await asyncio.wait({self._tail})

@@ -1,0 +1,57 @@
+"""What a node's work looks like from outside: for its status, its heartbeats and its owner."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from protocol import messages
+
+COMPUTING = ("train", "tail")
+"""Phases of the trainer in which it makes inner steps."""
+TRAINER = (*COMPUTING, "encode", "merge", "idle")
+"""Phases that together are all of the trainer's time from one round to the next."""
+
+
+@dataclass
+class Progress:
+    """Owned by the worker; its parts write to it."""
+
+    phase: str = "starting"
+    round: int = 0
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    tokens_per_second: float = 0.0
+    validation: messages.Validation | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Of the round under way, by phase."""
+    last_seconds: dict[str, float] = field(default_factory=dict)
+    """Of the last finished round."""
+    _marked: float = field(default_factory=time.monotonic)
+
+    def mark(self, name: str) -> None:
+        """Book the time since the last mark on ``name``."""
+        now = time.monotonic()
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self._marked, 3)
+        self._marked = now
+
+    def restart(self) -> None:
+        """A new round begins now."""
+        self.seconds = {}
+        self._marked = time.monotonic()
+
+    def book(self, seconds: dict[str, float]) -> None:
+        """Take over what the trainer has measured itself; the clock goes on from now."""
+        self.seconds |= seconds
+        self._marked = time.monotonic()
+
+    @property
+    def utilisation(self) -> float | None:
+        """Part (0 to 1) of the trainer's time in the last round that went into inner steps.
+
+        None before there is one. With overlap it covers the tail of the round before as well.
+        """
+        spent = {name: self.last_seconds.get(name, 0.0) for name in TRAINER}
+        whole = sum(spent.values())
+        return sum(spent[name] for name in COMPUTING) / whole if whole else None
