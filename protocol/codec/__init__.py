@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from protocol.codec.fp16 import Fp16
 from protocol.codec.fp32 import Fp32
 from protocol.codec.int4 import Int4
 from protocol.codec.int8 import Int8
-from protocol.codec.interface import Codec, NonFinite, Payload
+from protocol.codec.interface import Codec, Entries, NonFinite, Payload
+from protocol.codec.sparse import TOP_K, Sparse
 from protocol.errors import UsageError
 
-__all__ = ["CODECS", "Codec", "NonFinite", "Payload", "codec"]
+if TYPE_CHECKING:
+    from protocol.run_config import Exchange
 
-CODECS: dict[str, Codec] = {c.name: c for c in (Fp32(), Fp16(), Int8(), Int4())}
-"""All codecs by name."""
+__all__ = ["CODECS", "Codec", "Entries", "NonFinite", "Payload", "codec", "of"]
+
+CODECS: dict[str, Codec] = {c.name: c for c in (Fp32(), Fp16(), Int8(), Int4(), Sparse())}
+"""All codecs by name, ``sparse`` with its usual k."""
 
 
-def codec(name: str) -> Codec:
+def codec(name: str, top_k: int = TOP_K) -> Codec:
     """The codec of that name.
 
+    :param top_k: elements of every 4096 that ``sparse`` sends; the others have no use for it
     :raises UsageError: there is none
     """
+    if name == Sparse.name and top_k != TOP_K:
+        return Sparse(top_k)
     try:
         return CODECS[name]
     except KeyError:
         raise UsageError(
             f"unknown codec {name[:40]!r}", f"choose one of: {', '.join(CODECS)}"
         ) from None
+
+
+def of(exchange: Exchange) -> Codec:
+    """The codec of a run's ``[exchange]``."""
+    return codec(exchange.codec, exchange.top_k)

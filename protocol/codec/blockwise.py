@@ -20,144 +20,113 @@ m / 1024, or 2^-24).
 
 from __future__ import annotations
 
-import itertools
-from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from protocol.codec.interface import Codec, NonFinite, Payload, refuse_non_finite, require_length
+from protocol.codec.interface import (
+    Codec,
+    NonFinite,
+    Payload,
+    read_only,
+    refuse_non_finite,
+    require_length,
+)
 from protocol.errors import DecodeError
 from protocol.state import Layout, Vector
 
-Bytes = npt.NDArray[np.uint8]
-
-_LARGEST = np.float32(65504.0)
-_INFINITY_BITS = 0x7C00  # fp16 bit patterns from here on are infinite, NaN or negative
-_PIECE = 1 << 18  # elements handled in one go: 1 MiB of fp32 stays in the cache
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Blocks of equal width that lie one behind the other: one vectorised operation's worth."""
-
-    values: slice  # elements of the flat vector
-    blocks: int
-    width: int  # elements of each block
-    scales: slice  # bytes of the payload
-    levels: slice  # bytes of the payload
-
 
 class Blockwise(Codec):
-    """A codec of blocks with an fp16 scale; subclasses pack the levels."""
+    """A codec of blocks with an fp16 scale; subclasses say how wide and how fine."""
 
     block: ClassVar[int]
-    """B, elements in a full block."""
+    """B, elements in a full block; even."""
     top: ClassVar[int]
     """L, the largest level."""
-
-    @abstractmethod
-    def pack(self, levels: npt.NDArray[np.int8]) -> Bytes:
-        """Bytes of levels, shape (blocks, width) -> (bytes,)."""
-
-    @abstractmethod
-    def unpack(self, packed: Bytes, blocks: int, width: int) -> Vector:
-        """Levels as fp32, shape (blocks, width), fresh and writable."""
-
-    @abstractmethod
-    def magnitudes(self, packed: Bytes, blocks: int, width: int) -> Bytes:
-        """Largest |level| of each block, shape (blocks,); the unused level counts as L + 1.
-
-        :raises DecodeError: padding bits that are not zero
-        """
-
-    @abstractmethod
-    def packed_bytes(self, elements: int) -> int:
-        """Bytes of that many packed levels."""
+    nibbles: ClassVar[bool]
+    """Whether two levels share a byte, the first in its low half; else each has its own. Levels are
+    two's complement; the last high half of a tensor of odd size is zero."""
 
     def payload_bytes(self, layout: Layout) -> int:
         return sum(
-            2 * -(-tensor.size // self.block) + self.packed_bytes(tensor.size)
+            2 * -(-tensor.size // self.block) + self._level_bytes(tensor.size)
             for tensor in layout.tensors
         )
 
     def encode(self, layout: Layout, vector: Vector) -> bytes:
+        from protocol.codec import _blocks
+
         layout.require(vector)
+        vector = read_only(vector)
         payload = np.empty(self.payload_bytes(layout), np.uint8)
-        for run in self._runs(layout):
-            rows = vector[run.values].reshape(run.blocks, run.width)
-            # NaN and infinity survive max and min, so this is the check for them as well.
-            peaks = np.abs(np.maximum(rows.max(axis=1), -rows.min(axis=1)))
-            if not np.isfinite(peaks).all():
+        for elements, scales, levels in self._places(layout):
+            bits = np.empty((scales.stop - scales.start) // 2, np.uint16)
+            if not _blocks.encode_blocks(
+                vector[elements],
+                self.block,
+                np.float32(self.top),
+                self.nibbles,
+                bits,
+                payload[levels],
+            ):
                 raise refuse_non_finite()
-            scales = np.minimum(peaks, _LARGEST).astype("<f2")
-            scales.view("<u2")[scales.astype(np.float32) > peaks] -= 1  # round down
-            steps = scales.astype(np.float32) / np.float32(self.top)
-            inverse = np.zeros_like(steps)
-            np.divide(np.float32(1), steps, out=inverse, where=steps > 0)
-            levels = rows * inverse[:, None]
-            np.rint(levels, out=levels)
-            np.clip(levels, np.float32(-self.top), np.float32(self.top), out=levels)
-            payload[run.scales] = scales.view(np.uint8)
-            payload[run.levels] = self.pack(levels.astype(np.int8))
+            payload[scales] = bits.astype("<u2", copy=False).view(np.uint8)
         return payload.tobytes()
 
     def decode(self, layout: Layout, payload: Payload) -> Vector:
-        packed = self._bytes(layout, payload)
+        from protocol.codec import _blocks
+
         vector = np.empty(layout.parameters, np.float32)
-        for run in self._runs(layout):
-            scales = self._checked_scales(packed, run)
-            rows = self.unpack(packed[run.levels], run.blocks, run.width)
-            out = vector[run.values].reshape(run.blocks, run.width)
-            # level * scale is exact (11 + 7 bits), so only the division rounds.
-            np.multiply(rows, scales.astype(np.float32)[:, None], out=out)
-            np.divide(out, np.float32(self.top), out=out)
+        for elements, scales, levels in self._checked(layout, payload):
+            _blocks.decode_blocks(
+                scales, levels, self.block, np.float32(self.top), self.nibbles, vector[elements]
+            )
         return vector
 
     def check(self, layout: Layout, payload: Payload) -> None:
-        packed = self._bytes(layout, payload)
-        for run in self._runs(layout):
-            self._checked_scales(packed, run)
+        for _ in self._checked(layout, payload):
+            pass
 
-    def _bytes(self, layout: Layout, payload: Payload) -> Bytes:
+    def _checked(
+        self, layout: Layout, payload: Payload
+    ) -> Iterator[tuple[slice, npt.NDArray[np.uint16], npt.NDArray[np.uint8]]]:
+        """For each tensor: its elements, its scales (blocks,) and its levels, after all checks."""
+        from protocol.codec import _blocks
+
         require_length(self.name, payload, self.payload_bytes(layout))
-        return np.frombuffer(payload, np.uint8)
-
-    def _checked_scales(self, packed: Bytes, run: _Run) -> npt.NDArray[np.float16]:
-        """The scales of a run, shape (blocks,), after all checks of its scales and levels."""
-        bits: npt.NDArray[np.uint16] = packed[run.scales].view("<u2")
-        if (bits >= _INFINITY_BITS).any():
-            if ((bits & _INFINITY_BITS) == _INFINITY_BITS).any():
+        packed = read_only(np.frombuffer(payload, np.uint8))
+        for elements, scales, levels in self._places(layout):
+            bits = read_only(packed[scales].view("<u2"))
+            fault = _blocks.check_blocks(
+                bits,
+                packed[levels],
+                elements.stop - elements.start,
+                self.block,
+                self.top,
+                self.nibbles,
+            )
+            if fault == _blocks.NOT_FINITE:
                 raise NonFinite(f"{self.name} payload has a scale that is not finite")
-            raise DecodeError(f"{self.name} payload has a negative scale")
-        expected = np.where(bits > 0, np.uint8(self.top), np.uint8(0))
-        if (self.magnitudes(packed[run.levels], run.blocks, run.width) != expected).any():
-            raise DecodeError(f"{self.name} payload has a block whose levels do not fit its scale")
-        scales: npt.NDArray[np.float16] = bits.view("<f2")
-        return scales
+            if fault:
+                reason = {
+                    _blocks.NEGATIVE: "a negative scale",
+                    _blocks.BAD_LEVELS: "a block whose levels do not fit its scale",
+                    _blocks.BAD_PADDING: "padding that is not zero",
+                }[fault]
+                raise DecodeError(f"{self.name} payload has {reason}")
+            yield elements, bits, packed[levels]
 
-    def _runs(self, layout: Layout) -> Iterator[_Run]:
-        """Cut a layout into runs: whole blocks a megabyte at a time, short last blocks alone."""
+    def _level_bytes(self, elements: int) -> int:
+        return -(-elements // 2) if self.nibbles else elements
+
+    def _places(self, layout: Layout) -> Iterator[tuple[slice, slice, slice]]:
+        """For each tensor: its elements, and the bytes of its scales and of its levels."""
         at = 0
         for tensor in layout.tensors:
-            whole = tensor.size // self.block * self.block
-            scales = at
-            levels = scales + 2 * -(-tensor.size // self.block)
-            cuts = [*range(0, whole, _PIECE), whole, tensor.size]
-            for start, end in itertools.pairwise(cuts):
-                if start == end:
-                    continue
-                width = self.block if end <= whole else end - start
-                first = levels + self.packed_bytes(start)
-                yield _Run(
-                    slice(tensor.offset + start, tensor.offset + end),
-                    (end - start) // width,
-                    width,
-                    slice(scales, scales + 2 * ((end - start) // width)),
-                    slice(first, first + self.packed_bytes(end - start)),
-                )
-                scales += 2 * ((end - start) // width)
-            at = levels + self.packed_bytes(tensor.size)
+            levels = at + 2 * -(-tensor.size // self.block)
+            end = levels + self._level_bytes(tensor.size)
+            elements = slice(tensor.offset, tensor.offset + tensor.size)
+            yield elements, slice(at, levels), slice(levels, end)
+            at = end

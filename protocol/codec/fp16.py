@@ -10,13 +10,15 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from protocol.codec.interface import Codec, NonFinite, Payload, refuse_non_finite, require_length
-from protocol.state import Layout, Vector, all_finite
-
-LARGEST = np.float32(65504.0)
-"""The largest finite binary16."""
-_EXPONENT = 0x7C00  # all exponent bits set: infinity or NaN
-_PIECE = 1 << 18
+from protocol.codec.interface import (
+    Codec,
+    NonFinite,
+    Payload,
+    read_only,
+    refuse_non_finite,
+    require_length,
+)
+from protocol.state import Layout, Vector
 
 
 class Fp16(Codec):
@@ -29,27 +31,30 @@ class Fp16(Codec):
         return 2 * layout.parameters
 
     def encode(self, layout: Layout, vector: Vector) -> bytes:
+        from protocol.codec import _blocks
+
         layout.require(vector)
-        if not all_finite(vector):
+        halves = np.empty(len(vector), np.uint16)
+        if not _blocks.encode_halves(read_only(vector), halves):
             raise refuse_non_finite()
-        halves = np.empty(len(vector), "<f2")
-        for start in range(0, len(vector), _PIECE):
-            piece = slice(start, start + _PIECE)
-            halves[piece] = np.clip(vector[piece], -LARGEST, LARGEST)
-        return halves.tobytes()
+        return halves.astype("<u2", copy=False).tobytes()
 
     def decode(self, layout: Layout, payload: Payload) -> Vector:
-        return self._checked(layout, payload).astype(np.float32)
+        from protocol.codec import _blocks
+
+        vector = np.empty(layout.parameters, np.float32)
+        _blocks.decode_halves(self._checked(layout, payload), vector)
+        return vector
 
     def check(self, layout: Layout, payload: Payload) -> None:
         self._checked(layout, payload)
 
-    def _checked(self, layout: Layout, payload: Payload) -> npt.NDArray[np.float16]:
-        """A view of the payload's numbers."""
+    def _checked(self, layout: Layout, payload: Payload) -> npt.NDArray[np.uint16]:
+        """The bits of the payload's numbers."""
+        from protocol.codec import _blocks
+
         require_length(self.name, payload, self.payload_bytes(layout))
-        bits = np.frombuffer(payload, "<u2")
-        for start in range(0, len(bits), _PIECE):
-            if ((bits[start : start + _PIECE] & _EXPONENT) == _EXPONENT).any():
-                raise NonFinite("fp16 payload holds NaN or infinity")
-        halves: npt.NDArray[np.float16] = bits.view("<f2")
-        return halves
+        bits = read_only(np.frombuffer(payload, "<u2"))
+        if not _blocks.halves_are_finite(bits):
+            raise NonFinite("fp16 payload holds NaN or infinity")
+        return bits

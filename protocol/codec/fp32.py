@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from protocol.codec.interface import Codec, NonFinite, Payload, refuse_non_finite, require_length
-from protocol.state import Layout, Vector, all_finite
+from protocol.codec.interface import (
+    Codec,
+    NonFinite,
+    Payload,
+    read_only,
+    refuse_non_finite,
+    require_length,
+)
+from protocol.state import Layout, Vector
 
 
 class Fp32(Codec):
@@ -18,21 +25,25 @@ class Fp32(Codec):
         return 4 * layout.parameters
 
     def encode(self, layout: Layout, vector: Vector) -> bytes:
+        from protocol.codec import _blocks
+
         layout.require(vector)
-        if not all_finite(vector):
+        if not _blocks.all_finite(read_only(vector)):
             raise refuse_non_finite()
         return vector.astype("<f4", copy=False).tobytes()
 
     def decode(self, layout: Layout, payload: Payload) -> Vector:
-        return self._checked(layout, payload).astype(np.float32)
+        return self._checked(layout, payload).copy()
 
     def check(self, layout: Layout, payload: Payload) -> None:
         self._checked(layout, payload)
 
     def _checked(self, layout: Layout, payload: Payload) -> Vector:
         """A view of the payload's numbers."""
+        from protocol.codec import _blocks
+
         require_length(self.name, payload, self.payload_bytes(layout))
-        values: Vector = np.frombuffer(payload, "<f4")
-        if not all_finite(values):
+        values: Vector = read_only(np.frombuffer(payload, "<f4"))
+        if not _blocks.all_finite(values):
             raise NonFinite("fp32 payload holds NaN or infinity")
         return values

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
 
 from protocol.errors import CheckFailed, DecodeError
 from protocol.state import Layout, Vector
@@ -13,6 +17,20 @@ Payload = bytes | bytearray | memoryview
 
 class NonFinite(DecodeError):
     """A payload is well formed but decodes to NaN or infinity."""
+
+
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """The elements of a flat vector that a sparse payload sends; all others are zero.
+
+    Elements that a sparse codec sends only to fill a quota, with the value zero, are left out: to
+    the aggregation they were not sent.
+    """
+
+    positions: npt.NDArray[np.int64]
+    """Shape (M,), ascending, each once."""
+    values: Vector
+    """Shape (M,), finite."""
 
 
 class Codec(ABC):
@@ -27,6 +45,9 @@ class Codec(ABC):
     """What a manifest calls it."""
     id: ClassVar[int]
     """Its byte in a blob's header; never reused."""
+    sparse: ClassVar[bool] = False
+    """Whether most elements are not sent at all; then :meth:`decode_entries` exists, and the
+    encoder belongs into a :class:`protocol.feedback.Feedback`."""
 
     @abstractmethod
     def encode(self, layout: Layout, vector: Vector) -> bytes:
@@ -49,6 +70,14 @@ class Codec(ABC):
         :raises DecodeError: as :meth:`decode`
         """
 
+    def decode_entries(self, layout: Layout, payload: Payload) -> Entries:
+        """What a sparse payload sends, without the dense vector.
+
+        :raises DecodeError: as :meth:`decode`
+        :raises CheckFailed: this codec is dense
+        """
+        raise CheckFailed(f"the codec {self.name} has no entries: it sends every element")
+
     @abstractmethod
     def payload_bytes(self, layout: Layout) -> int:
         """The largest payload of this layout; codecs of fixed size have no smaller one."""
@@ -65,6 +94,16 @@ def require_length(name: str, payload: Payload, expected: int) -> None:
     """
     if len(payload) != expected:
         raise DecodeError(f"{name} payload has {len(payload)} bytes, {expected} expected")
+
+
+def read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The array as compiled kernels get their inputs: native, contiguous, aligned, read-only.
+
+    A kernel is compiled once for each such property that differs. Copies only what does not fit.
+    """
+    view = np.require(array, array.dtype.newbyteorder("="), ["C_CONTIGUOUS", "ALIGNED"]).view()
+    view.flags.writeable = False
+    return view
 
 
 def refuse_non_finite() -> CheckFailed:
