@@ -11,8 +11,10 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 from protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, ResourceError, UsageError
+from protocol.run_config import Exchange
 
 DEFAULT_NODES, MAX_NODES = 3, 16
 DEFAULT_ROUNDS, MAX_ROUNDS = 12, 1000
@@ -66,6 +68,12 @@ deadline_s = 600
 grace_s = 30
 mirror_every = 4
 
+[exchange]
+codec = "{codec}"
+topology = "{topology}"
+overlap_steps = {overlap}
+fragments = {fragments}
+
 [ownership]
 closing_s = 0
 
@@ -74,7 +82,9 @@ witnesses = {witnesses}
 """
 
 _EPILOG = """\
-example: artel demo --nodes 3 --rounds 6 --json
+examples: artel demo --nodes 3 --rounds 6 --json
+          artel demo --codec sparse --overlap 8
+          artel demo --nodes 8 --topology sharded --rounds 4 --inner-steps 12
 
 exit codes: 0 everything holds · 1 a check failed · 2 wrong input
             4 this machine lacks something · 130 interrupted"""
@@ -88,7 +98,15 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     folder = _fresh_folder(arguments.out)
     run_file = folder / RUN_FILE
-    text = run_text(arguments.nodes, arguments.rounds, arguments.inner_steps)
+    text = run_text(
+        arguments.nodes,
+        arguments.rounds,
+        arguments.inner_steps,
+        codec=arguments.codec,
+        topology=arguments.topology,
+        overlap=arguments.overlap,
+        fragments=arguments.fragments,
+    )
     try:
         run_file.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -118,7 +136,16 @@ def main(argv: list[str]) -> int:
     return EXIT_FAILED if result.problems else EXIT_OK
 
 
-def run_text(nodes: int, rounds: int, inner_steps: int = INNER_STEPS) -> str:
+def run_text(
+    nodes: int,
+    rounds: int,
+    inner_steps: int = INNER_STEPS,
+    *,
+    codec: str = "int4",
+    topology: str = "auto",
+    overlap: int = 0,
+    fragments: int = 1,
+) -> str:
     """The run file of the demo."""
     steps = rounds * inner_steps
     tokens = steps * nodes * BATCH_SIZE * SEQ_LEN
@@ -130,6 +157,10 @@ def run_text(nodes: int, rounds: int, inner_steps: int = INNER_STEPS) -> str:
         rounds=rounds,
         inner_steps=inner_steps,
         nodes=nodes,
+        codec=codec,
+        topology=topology,
+        overlap=overlap,
+        fragments=fragments,
         witnesses=nodes // 2 + 1,  # any two majorities have a witness in common
     )
 
@@ -162,6 +193,32 @@ def _parser() -> argparse.ArgumentParser:
         default=INNER_STEPS,
         metavar="H",
         help=f"training steps of each node in a round (default: {INNER_STEPS})",
+    )
+    parser.add_argument(
+        "--codec",
+        choices=get_args(Exchange.model_fields["codec"].annotation),
+        default="int4",
+        help="how pseudo-gradients are packed (default: int4)",
+    )
+    parser.add_argument(
+        "--topology",
+        choices=get_args(Exchange.model_fields["topology"].annotation),
+        default="auto",
+        help="who fetches what (default: auto)",
+    )
+    parser.add_argument(
+        "--overlap",
+        type=_whole(0, 500),
+        default=0,
+        metavar="STEPS",
+        help="inner steps trained while the exchange is under way (default: 0: nodes wait for it)",
+    )
+    parser.add_argument(
+        "--fragments",
+        type=_whole(1, 16),
+        default=1,
+        metavar="P",
+        help="parts of the model that take turns in being exchanged (default: 1)",
     )
     parser.add_argument(
         "--out",

@@ -6,16 +6,16 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections import Counter
 from collections.abc import Sequence
 
 from coordinator import intake
+from coordinator.puts import Puts
 from coordinator.service import Coordinator, Peer
 from ledger import entries, reasons, shares
 from ledger.entries import Entry
 from ledger.reasons import explain
 from ledger.replica import LedgerService
-from protocol import messages, rounds, transfer, wire
+from protocol import messages, rounds, wire
 from protocol.duties import Duty, directive
 from protocol.errors import CheckFailed, DecodeError
 from protocol.events import emit
@@ -25,7 +25,6 @@ from protocol.rounds import Phase
 
 log = logging.getLogger("artel.coordinator")
 
-PUTS_PER_ATTEMPT = 3
 ADDRESSES_TOLD = 4
 """Addresses of each other node in a directive."""
 
@@ -35,9 +34,7 @@ class Desk:
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._core = coordinator
-        self._attempt = (-1, -1)  # the round and attempt that the next two are about
-        self._puts: Counter[str] = Counter()  # offers by node
-        self._unclaimed: set[str] = set()  # content put that no counted contribution names
+        self._puts = Puts(coordinator)
         self._ledger = LedgerService(
             coordinator.ledger.store,
             coordinator.heads,
@@ -52,7 +49,7 @@ class Desk:
         """Begin to answer."""
         host = self._core.host
         await host.serve(wire.CONTROL, self._control)
-        await host.serve(wire.CONTENT, self._content)
+        await host.serve(wire.CONTENT, self._puts.answer)
         await host.serve(wire.LEDGER, self._ledger.answer)
 
     async def _control(
@@ -81,6 +78,10 @@ class Desk:
             )
         elif isinstance(request, messages.Reveal):
             await self._reveal(peer, request)
+        elif isinstance(request, messages.Aggregated):
+            await self._aggregated(peer, request)
+        elif isinstance(request, messages.Accuse):
+            await self._accuse(peer, request)
         elif isinstance(request, messages.SignedState):
             await self._signed_state(peer, request)
         elif isinstance(request, messages.HandBack):
@@ -117,7 +118,9 @@ class Desk:
                 "this node is not bound to an account yet", "register it", code="unknown_node"
             )
         reachable = await core.host.dial_back(peer, request.addresses)
-        return messages.Welcome(clock=time.time(), reachable=reachable, payload_bytes=core.max_blob)
+        return messages.Welcome(
+            clock=time.time(), reachable=reachable, payload_bytes=core.payload_bytes
+        )
 
     async def _admit(self, peer: str, entry: Entry) -> None:
         """Put one statement of a registration into the ledger, if it counts."""
@@ -165,11 +168,20 @@ class Desk:
         duty = self._duty(peer)
         # Of a finished run only the ledger still changes; nodes are to see and to cosign that.
         size = core.ledger.store.size if core.state.phase is Phase.FINISHED else 0
-        key = (duty.task, duty.root, core.state.round, core.state.attempt, size)
+        slices = self._slices() if core.state.phase is Phase.APPLYING else ()
+        key = (duty.task, duty.root, core.state.round, core.state.attempt, size, slices)
         if key != known.duty:
             known.duty = key
             known.version += 1
         return known.version
+
+    def _slices(self) -> tuple[bool, int]:
+        """Of a sharded round: whether all slices are recorded, and how many are called wrong."""
+        core, attempt = self._core, self._core.ledger.state.attempt
+        if attempt is None:
+            return False, 0
+        wanted = len(core.shape(len(attempt.accounts)).slices)
+        return len(attempt.slices) >= wanted, sum(map(len, attempt.wrong.values()))
 
     def _duty(self, peer: str) -> Duty:
         core = self._core
@@ -225,23 +237,23 @@ class Desk:
         state = core.state
         if peer in state.revealed:
             return  # the first reply got lost
-        self._expected(peer)
+        self._puts.require_reveals(peer)
         expected = intake.Expected(
-            core.run,
-            state.round,
-            state.attempt,
-            state.base,
-            core.tokens,
-            core.layout,
-            core.codec,
+            run=core.run,
+            round=state.round,
+            attempt=state.attempt,
+            base=state.base,
+            work=core.work,
+            steps=core.assigned(peer),
+            tail=core.ledger.state.tails.get(peer, 0),
+            shape=core.shape(len(state.members)),
         )
         shown = await intake.check(
             expected, peer, state.commitments.get(peer, ""), request.contribution, core.blobs
         )
         event = rounds.Revealed(core.clock(), peer, state.round, state.attempt, shown.fault)
         await core.feed(event, shown.envelope)
-        if shown.body is not None:
-            self._unclaimed.discard(shown.body.blob)
+        self._puts.claim(shown.blobs)
         if shown.fault:
             emit(
                 log,
@@ -255,52 +267,59 @@ class Desk:
 
     async def _signed_state(self, peer: str, request: messages.SignedState) -> None:
         core = self._core
-        entry = entries.decode(request.statement)
+        entry = self._signed(peer, request.statement)
         body = entry.body
-        if not isinstance(body, entries.StateAgreed) or body.run != core.run:
-            raise DecodeError("not a signed state of this run")
-        if entry.signers != {public_of(peer).hex()}:
-            raise CheckFailed("the state is not signed by this node alone")
-        event = rounds.StateSigned(core.clock(), peer, body.round - 1, body.root)
+        if not isinstance(body, entries.StateAgreed):
+            raise DecodeError("not a signed state")
+        attempt = core.ledger.state.attempt
+        if body.wrong and (attempt is None or not attempt.wrong.keys() >= set(body.wrong)):
+            raise wire.Refused(explain(reasons.UNKNOWN_SLICE), code=reasons.UNKNOWN_SLICE)
+        event = rounds.StateSigned(core.clock(), peer, body.round - 1, body.root, body.wrong)
         await core.feed(event, entry.envelope)
 
-    async def _content(
-        self, peer: str, request: messages.Message, stream: wire.Stream
-    ) -> messages.Message | None:
+    async def _aggregated(self, peer: str, request: messages.Aggregated) -> None:
         core = self._core
-        if not isinstance(request, messages.Put):
-            return await transfer.serve_content(core.blobs, request, stream)
-        state = core.state
-        self._expected(peer)
-        if request.size > core.max_blob:
-            await core.feed(
-                rounds.Revealed(core.clock(), peer, state.round, state.attempt, rounds.TOO_LARGE)
-            )
-            raise wire.Refused(
-                f"a contribution of {request.size} bytes, at most {core.max_blob} allowed",
-                code=rounds.TOO_LARGE,
-            )
-        if self._attempt != (state.round, state.attempt):
-            self._attempt = (state.round, state.attempt)
-            self._puts.clear()
-            while self._unclaimed:
-                core.blobs.drop(self._unclaimed.pop())
-        self._puts[peer] += 1
-        if self._puts[peer] > PUTS_PER_ATTEMPT:
-            raise wire.Refused("too many tries in this round", code="too_many")
-        if core.blobs.has(request.id):
-            raise wire.Refused("this content is here already", code="present")
-        await transfer.receive(core.blobs, request, stream)
-        self._unclaimed.add(request.id)
-        return messages.Ok()
+        entry = self._signed(peer, request.statement)
+        body = entry.body
+        if not isinstance(body, entries.Aggregate) or body.node != peer:
+            raise DecodeError("not an aggregate of this node")
+        if not shares.check(core.ledger.state, entry):
+            await self._check_slice(body)
+        await core.record(entry)
+        self._puts.claim([body.blob])
 
-    def _expected(self, peer: str) -> None:
-        """Refuse what cannot count, before any work is done for it."""
-        state = self._core.state
-        if peer in state.rejected:
-            raise wire.Refused("this node is out of the round", code=state.rejected[peer])
-        if state.phase is not Phase.REVEALING or peer not in state.commitments:
-            raise wire.Refused("nothing is expected from this node now", code="too_early")
+    async def _check_slice(self, body: entries.Aggregate) -> None:
+        """Whether the blob of a recorded slice is here, and one of that slice."""
+        core, state = self._core, self._core.state
+        shape = core.shape(len(state.members))
+        if body.slices != len(shape.slices):
+            raise wire.Refused(
+                f"this round has {len(shape.slices)} slices, not {body.slices}",
+                code=reasons.UNKNOWN_SLICE,
+            )
+        try:
+            await asyncio.to_thread(
+                intake.check_slice, shape, state.round, state.base, body, core.blobs
+            )
+        except intake.NotCounted as error:
+            raise wire.Refused(f"not that slice: {error.detail}", code=error.reason) from None
+
+    async def _accuse(self, peer: str, request: messages.Accuse) -> None:
+        entry = self._signed(peer, request.statement)
+        body = entry.body
+        if not isinstance(body, entries.SliceWrong) or body.node != peer:
+            raise DecodeError("not an accusation by this node")
+        await self._core.record(entry)
+        emit(log, "slice.called_wrong", logging.WARNING, node=short(peer), slice=body.slice)
+
+    def _signed(self, peer: str, statement: bytes) -> Entry:
+        """A statement about this run, signed by this node alone."""
+        entry = entries.decode(statement)
+        if entry.body.run != self._core.run:
+            raise DecodeError("the statement is about another run")
+        if entry.signers != {public_of(peer).hex()}:
+            raise CheckFailed("the statement is not signed by this node alone")
+        return entry
 
 
 def _registration(data: bytes, run: str) -> Entry:

@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from protocol.assignment import assigned_tokens
+from coordinator.wording import exchange_seconds, exchange_words
+from protocol.assignment import Work
+from protocol.errors import UsageError
 from protocol.manifest import RunConfig
+from protocol.state import Layout
+
+if TYPE_CHECKING:
+    import torch
 
 BYTES_PER_TOKEN = {"bytes": 1.0, "bpe": 2.6}
 """Measured on Python sources with a vocabulary of 1024; prose has more bytes to a token."""
 SLOW_UPLINK = 10e6 / 8
 """10 Mbit/s in bytes a second: what a home connection can send."""
-_STATE_COPIES = 8
-"""fp32 vectors of the model that a node holds at its peak: weights, gradients, two moments of
-AdamW, the round's base, the outer momentum, the sum of contributions, and one being decoded."""
+WIDTH = 100
+"""Of the lines that explain."""
+_STATE_COPIES = 14
+"""fp32 vectors of the model that a node holds at its peak: weights and gradients, two moments of
+AdamW, a copy of weights and moments for a repeated attempt, the round's base with its momentum, the
+weights as they were sent, the pseudo-gradient, and those of an aggregation."""
+_SPARSE_COPIES = 2
+"""The error feedback of the codec "sparse", and its copy."""
+_MUON_SAVES = 2
+"""Muon has one moment where AdamW has two; of the matrices that it trains, and of their copy."""
 _ACTIVATIONS_PER_UNIT = 40
 """fp32 numbers kept for the backward pass, per token, layer and unit of width (a rough figure)."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """The facts of a run file; bytes and tokens are counts, seconds are seconds."""
+    """The facts of a run file; bytes and tokens are counts, seconds are seconds.
+
+    ``payload_bytes`` is the most that a contribution can have, of the largest fragment;
+    ``typical_bytes`` what is to be expected of it. ``up_bytes`` and ``down_bytes`` are those of one
+    node in one round: of the exchange alone, the most there can be (``up_bytes_min``: the least).
+    """
 
     name: str
     model: str
@@ -31,17 +50,25 @@ class Explanation:
     codec: str
     bits_per_parameter: float
     payload_bytes: int
+    typical_bytes: int
+    topology_min_nodes: str
+    topology_max_nodes: str
     up_bytes_min: int
-    """A node uploads its payload once to the coordinator ..."""
+    """A node uploads its contribution once to the coordinator ..."""
     up_bytes_max: int
-    """... and at most once to every other member."""
+    """... and at most all that others need of it to each of them."""
     down_bytes_min_nodes: int
     down_bytes_max_nodes: int
+    exchange: dict[str, str]
+    """What the settings of the exchange mean, in words."""
+    muon_parameters: int
+    """Parameters that Muon trains; 0 without it."""
     state_bytes: int
     memory_bytes: int
     min_nodes: int
     max_nodes: int
     tokens_per_node_and_round: int
+    """With rounds.inner_steps; in a time-boxed run a node makes a quarter to four times of it."""
     tokens_in_all_min: int
     tokens_in_all_max: int
     inner_steps_in_all: int
@@ -63,23 +90,27 @@ def explain(config: RunConfig, path: Path) -> Explanation:
     :raises UsageError: when the model cannot be built or a source is not there
     """
     from coordinator.sources import estimated_bytes
-    from protocol import model
-    from protocol.codec import codec
+    from coordinator.traffic import round_traffic, typical_share
+    from protocol import codec, model
     from protocol.state import state_bytes
 
     text = estimated_bytes(config.data.sources, path.parent)
     vocab_size = config.tokenizer.vocab_size
     module = model.empty(config.model, vocab_size)
     layout = model.layout_of(module)
-    chosen = codec(config.exchange.codec)
-    payload = chosen.payload_bytes(layout)
+    require_fragments(config, layout)
+    chosen = codec.of(config.exchange)
+    fewest = round_traffic(config, layout, config.rounds.min_nodes)
+    most = round_traffic(config, layout, config.rounds.max_nodes)
     text = min(text, config.data.max_bytes or text)
     train_tokens = int(
         text * (1 - config.data.validation_fraction) / BYTES_PER_TOKEN[config.tokenizer.kind]
     )
-    rounds, per_node = config.rounds, assigned_tokens(config)
+    rounds, work = config.rounds, Work.of(config)
+    per_node = work.tokens(work.inner_steps)
     in_all = [nodes * per_node * rounds.total for nodes in (rounds.min_nodes, rounds.max_nodes)]
     shape = getattr(module, "config", None)
+    muon_parameters = _block_matrices(module) if config.optimizer.kind == "muon" else 0
     facts = Explanation(
         name=config.run.name,
         model=config.model.type,
@@ -87,13 +118,18 @@ def explain(config: RunConfig, path: Path) -> Explanation:
         vocab_size=vocab_size,
         codec=config.exchange.codec,
         bits_per_parameter=round(float(chosen.bits_per_parameter(layout)), 4),
-        payload_bytes=payload,
-        up_bytes_min=payload,
-        up_bytes_max=payload * rounds.max_nodes,
-        down_bytes_min_nodes=payload * (rounds.min_nodes - 1),
-        down_bytes_max_nodes=payload * (rounds.max_nodes - 1),
+        payload_bytes=most.contribution,
+        typical_bytes=round(most.contribution * typical_share(chosen, layout)),
+        topology_min_nodes=fewest.topology,
+        topology_max_nodes=most.topology,
+        up_bytes_min=most.up_least,
+        up_bytes_max=most.up_most,
+        down_bytes_min_nodes=fewest.down,
+        down_bytes_max_nodes=most.down,
+        exchange=exchange_words(config),
+        muon_parameters=muon_parameters,
         state_bytes=state_bytes(layout, momentum=config.exchange.outer.momentum > 0),
-        memory_bytes=_memory(config, layout.parameters, shape),
+        memory_bytes=_memory(config, layout.parameters, muon_parameters, shape),
         min_nodes=rounds.min_nodes,
         max_nodes=rounds.max_nodes,
         tokens_per_node_and_round=per_node,
@@ -103,11 +139,24 @@ def explain(config: RunConfig, path: Path) -> Explanation:
         train_tokens_estimate=train_tokens,
         epochs_min_estimate=round(in_all[0] / max(1, train_tokens), 2),
         epochs_max_estimate=round(in_all[1] / max(1, train_tokens), 2),
-        deadline_s=rounds.deadline_s,
-        longest_round_s=rounds.deadline_s + rounds.reveal_s + rounds.settle_s,
+        deadline_s=_training_s(config),
+        longest_round_s=_training_s(config) + rounds.reveal_s + rounds.settle_s,
         warnings=(),
     )
     return replace(facts, warnings=tuple(_warnings(config, facts, shape)))
+
+
+def require_fragments(config: RunConfig, layout: Layout) -> None:
+    """A fragment has at least one tensor.
+
+    :raises UsageError: the model has fewer tensors than the run has fragments
+    """
+    count, tensors = config.exchange.fragments, len(layout.tensors)
+    if count > tensors:
+        raise UsageError(
+            f"[exchange] fragments = {count}, but the model has {tensors} tensors",
+            f"lower fragments to {tensors} or less",
+        )
 
 
 def render(facts: Explanation) -> str:
@@ -116,16 +165,22 @@ def render(facts: Explanation) -> str:
         f"{facts.name}: a {facts.model} model of {facts.parameters:,} parameters "
         f"(vocabulary {facts.vocab_size:,})",
         "",
-        f"  contribution   {_size(facts.payload_bytes)} per node and round "
-        f"({facts.codec}, {facts.bits_per_parameter:.2f} bits per parameter)",
+        f"  contribution   {_contribution(facts)}",
         f"  upload         {_size(facts.up_bytes_min)} per round to the coordinator, at most "
         f"{_size(facts.up_bytes_max)} when every member fetches from this node",
         f"  download       {_size(facts.down_bytes_min_nodes)} per round with "
-        f"{_nodes(facts.min_nodes)}, {_size(facts.down_bytes_max_nodes)} with "
-        f"{_nodes(facts.max_nodes)}",
+        f"{_nodes(facts.min_nodes)} ({facts.topology_min_nodes}), "
+        f"{_size(facts.down_bytes_max_nodes)} with {_nodes(facts.max_nodes)} "
+        f"({facts.topology_max_nodes})",
+        *(
+            f"  {name:<14} {words}"
+            for name, words in facts.exchange.items()
+            if name in ("topology", "overlap", "fragments", "steps", "outer", "optimizer")
+        ),
         f"  joining        {_size(facts.state_bytes)} for the state, and the assigned data shards",
         f"  memory         about {_size(facts.memory_bytes)} per node for the training process, "
-        "beside 0.7 GB for the programs themselves",
+        "beside 0.7 GB for the programs themselves"
+        + (f"; Muon trains {facts.muon_parameters:,} parameters" if facts.muon_parameters else ""),
         f"  work           {facts.tokens_per_node_and_round:,} tokens per node and round, "
         f"{facts.inner_steps_in_all:,} inner steps in all",
         f"  tokens in all  {facts.tokens_in_all_min:,} with {_nodes(facts.min_nodes)}, "
@@ -135,18 +190,46 @@ def render(facts: Explanation) -> str:
         f"  time           a round closes after {facts.deadline_s:g} s at the latest and settles "
         f"within {facts.longest_round_s:g} s",
     ]
+    lines = [textwrap.fill(line, WIDTH, subsequent_indent=" " * 17) for line in lines]
     if facts.warnings:
         lines += ["", "worth a second look:", *(f"  ! {warning}" for warning in facts.warnings)]
     return "\n".join(lines)
 
 
-def _memory(config: RunConfig, parameters: int, shape: Any) -> int:
+def _contribution(facts: Explanation) -> str:
+    most = f"{_size(facts.payload_bytes)} per node and round"
+    if facts.typical_bytes < facts.payload_bytes:
+        most = f"{most} at most, about {_size(facts.typical_bytes)} usually"
+    bits = f"{facts.bits_per_parameter:.3g} bits per parameter"
+    return f"{most} ({facts.codec}, {bits})"
+
+
+def _training_s(config: RunConfig) -> float:
+    """The longest that a round trains."""
+    rounds = config.rounds
+    return rounds.box_s + rounds.grace_s if rounds.box_s else rounds.deadline_s
+
+
+def _block_matrices(module: torch.nn.Module) -> int:
+    """Parameters in matrices that are neither embeddings nor the head: those that Muon trains."""
+    from torch.nn import Embedding
+
+    apart = {id(part.weight) for part in module.modules() if isinstance(part, Embedding)}
+    head = module.get_output_embeddings()  # type: ignore[operator]
+    if head is not None:
+        apart.add(id(head.weight))
+    return sum(p.numel() for p in module.parameters() if p.ndim == 2 and id(p) not in apart)
+
+
+def _memory(config: RunConfig, parameters: int, by_muon: int, shape: Any) -> int:
     """Rough peak of the training process in bytes: copies of the model, activations, logits."""
+    copies = _STATE_COPIES + (_SPARSE_COPIES if config.exchange.codec == "sparse" else 0)
     tokens = config.optimizer.batch_size * config.data.seq_len
     layers = int(getattr(shape, "num_hidden_layers", 1) or 1)
     width = int(getattr(shape, "hidden_size", 1) or 1)
     numbers = (
-        parameters * _STATE_COPIES
+        parameters * copies
+        - by_muon * _MUON_SAVES
         + tokens * layers * width * _ACTIVATIONS_PER_UNIT
         + tokens * config.tokenizer.vocab_size * 3  # logits, their softmax and its gradient
     )
@@ -164,6 +247,16 @@ def _warnings(config: RunConfig, facts: Explanation, shape: Any) -> list[str]:
         )
     if outer.momentum == 0 and outer.lr < 0.5:
         found.append(f"exchange.outer.lr = {outer.lr:g} without momentum learns slowly")
+    if config.exchange.fragments > 1 and rounds.total < 8 * config.exchange.fragments:
+        found.append(
+            f"each of the {config.exchange.fragments} fragments is exchanged only "
+            f"{rounds.total // config.exchange.fragments} times in {rounds.total} rounds"
+        )
+    if config.exchange.codec == "sparse" and config.exchange.error_feedback < 0.5:
+        found.append(
+            f"exchange.error_feedback = {config.exchange.error_feedback:g} forgets most of what "
+            "was not sent; 0.95 is usual"
+        )
     if optimizer.lr > 0.01:
         found.append(
             f"optimizer.lr = {optimizer.lr:g} is high for AdamW (0.0003 to 0.003 is usual)"
@@ -175,7 +268,13 @@ def _warnings(config: RunConfig, facts: Explanation, shape: Any) -> list[str]:
         found.append(
             f"at 10 Mbit/s a contribution takes {upload_s:,.0f} s to send, of "
             f"{rounds.deadline_s:g} s for the round: raise inner_steps and deadline_s, or choose "
-            "codec int4"
+            "codec int4 or sparse"
+        )
+    room = exchange_seconds(config)
+    if 0 < room < upload_s:
+        found.append(
+            f"the overlap leaves {room:,.0f} s for the exchange, and at 10 Mbit/s a contribution "
+            f"alone takes {upload_s:,.0f} s to send: raise overlap_steps or box_s"
         )
     download_s = facts.down_bytes_max_nodes / (10 * SLOW_UPLINK)
     if download_s > rounds.settle_s:
@@ -184,7 +283,7 @@ def _warnings(config: RunConfig, facts: Explanation, shape: Any) -> list[str]:
             f"{rounds.max_nodes} nodes, settle_s is {rounds.settle_s:g}: raise it, or lower "
             "max_nodes"
         )
-    if rounds.quorum == 1 and rounds.min_nodes > 1:
+    if rounds.quorum == 1 and rounds.min_nodes > 1 and not rounds.box_s:
         found.append("with rounds.quorum = 1 one slow node holds up every round until the deadline")
     if rounds.heartbeat_timeout_s > rounds.deadline_s:
         found.append("a node that dies is noticed only after its round (heartbeat_timeout_s)")

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections import Counter
+from statistics import mean
 from typing import Any
 
-from coordinator.metrics import RoundMetrics
+from coordinator.metrics import RoundMetrics, computing
 from coordinator.service import Coordinator
+from coordinator.wording import exchange_words
 from ledger import entries, finality
 from ledger.checkpoint import parse_checkpoint
 from ledger.shares import shares
@@ -22,7 +25,7 @@ from protocol import rounds
 
 
 def run_facts(core: Coordinator, invite: str) -> dict[str, Any]:
-    """What the run is; never changes."""
+    """What the run is; never changes. ``exchange`` says in words how it exchanges."""
     manifest = core.manifest
     return {
         "run": core.run,
@@ -30,7 +33,8 @@ def run_facts(core: Coordinator, invite: str) -> dict[str, Any]:
         "description": manifest.config.run.description,
         "organiser": manifest.organiser,
         "parameters": manifest.model.parameters,
-        "tokens_per_node_and_round": core.tokens,
+        "tokens_per_node_and_round": core.work.tokens(core.work.inner_steps),
+        "exchange": exchange_words(manifest.config),
         "invite": invite,
         "manifest": manifest.model_dump(mode="json"),
     }
@@ -141,9 +145,14 @@ def _entry(index: int, leaf: bytes) -> dict[str, Any]:
 
 
 def _node(core: Coordinator, peer: str, now: float) -> dict[str, Any]:
-    """``credit`` is all compute that was ever granted for this node's work."""
+    """``credit`` is all compute that was ever granted for this node's work.
+
+    ``assigned`` are its inner steps in the round under way; ``round_up`` and ``round_down`` what it
+    sent and received in the last round, and ``computing`` how much of its time it computed.
+    """
     known, state, fold = core.peers[peer], core.state, core.ledger.state
     report, tokens = known.report, fold.node_tokens.get(peer, 0)
+    last = core.metrics.rounds.get(core.state.round - 1, RoundMetrics(-1)).traffic.get(peer)
     return {
         "node": peer,
         "account": fold.account_of(peer),
@@ -155,10 +164,16 @@ def _node(core: Coordinator, peer: str, now: float) -> dict[str, Any]:
         "round": report.round,
         "step": report.step,
         "steps": report.steps,
+        "assigned": core.assigned(peer),
         "loss": report.loss,
         "tokens_per_second": report.tokens_per_second,
         "bytes_up": report.bytes_up,
         "bytes_down": report.bytes_down,
+        "up_by_kind": dict(report.up_by_kind),
+        "down_by_kind": dict(report.down_by_kind),
+        "round_up": sum(last["up"].values()) if last else None,
+        "round_down": sum(last["down"].values()) if last else None,
+        "computing": computing(report.seconds),
         "state_round": report.state_round,
         "state_root": report.state_root,
         "seconds": dict(report.seconds),
@@ -179,7 +194,11 @@ def _loss(metrics: RoundMetrics) -> dict[str, Any]:
 
 
 def _last_round(core: Coordinator) -> dict[str, Any]:
-    """The newest round whose state is agreed; ``overhead_s`` is its time that is not training."""
+    """The newest round whose state is agreed; ``overhead_s`` is its time that is not training.
+
+    ``up`` and ``down`` are the bytes of all its nodes together, by kind; ``computing`` is the mean
+    share of their time that went into inner steps, None when no node said.
+    """
     metrics = core.metrics.rounds.get(core.state.round - 1, RoundMetrics(-1))
     seconds = dict(metrics.seconds)
     rest = sum(s for phase, s in seconds.items() if phase != "training")
@@ -189,7 +208,18 @@ def _last_round(core: Coordinator) -> dict[str, Any]:
         "overhead_s": round(rest, 3),
         "accepted": metrics.accepted,
         "rejected": dict(metrics.rejected),
+        "tokens": metrics.tokens,
+        **{way: _by_kind(metrics, way) for way in ("up", "down")},
+        "computing": mean(metrics.computing.values()) if metrics.computing else None,
     }
+
+
+def _by_kind(metrics: RoundMetrics, way: str) -> dict[str, int]:
+    """Bytes of all nodes in a round, by kind."""
+    total: Counter[str] = Counter()
+    for ways in metrics.traffic.values():
+        total.update(ways[way])
+    return dict(sorted(total.items()))
 
 
 async def _ledger(core: Coordinator) -> dict[str, Any]:

@@ -1,31 +1,51 @@
 """What a run looked like, round by round: numbers for people, kept in ``metrics.jsonl``.
 
-Losses are what nodes report; nothing here is part of the ledger, and no credit follows from it.
+Losses, bytes and times of computing are what nodes report; nothing here is part of the ledger, and
+no credit follows from it.
 """
 
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from ledger import entries
+from protocol import messages
+
+Clock = Callable[[], float]
+"""Steady seconds."""
+COMPUTING = ("train", "tail")
+"""Of the seconds that a node reports: what it spent on inner steps."""
+NOT_COMPUTING = ("encode", "merge", "idle")
+"""The rest of its trainer's time."""
 
 
 @dataclass
 class RoundMetrics:
     """One round. Times in seconds, losses in nats per token, bytes as counted at the streams.
 
-    ``validation`` is the loss of the state that the round starts *from*.
+    ``validation`` is the loss of the state that the round starts *from*. ``steps`` are the inner
+    steps that each member was assigned, ``tokens`` those of the accepted contributions.
+    ``traffic`` is node to "up" and "down" to kind to bytes, since the agreement before this one;
+    ``computing`` is node to the share of its time (0 to 1) that went into inner steps.
     """
 
     round: int
     members: int = 0
     accepted: int = 0
     rejected: dict[str, str] = field(default_factory=dict)
+    steps: dict[str, int] = field(default_factory=dict)
+    tokens: int = 0
     loss: float | None = None
     validation: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     blob_bytes: int = 0
+    traffic: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    computing: dict[str, float] = field(default_factory=dict)
     ended: float = 0.0
 
 
@@ -60,3 +80,77 @@ class Metrics:
         """All rounds (or the ``last`` ones) as plain values, oldest first."""
         numbers = sorted(self.rounds)[-last:]
         return [asdict(self.rounds[number]) for number in numbers]
+
+
+class Numbers:
+    """Takes the numbers of the rounds while they happen."""
+
+    def __init__(self, metrics: Metrics, clock: Clock) -> None:
+        self._metrics, self._clock = metrics, clock
+        self._phase_began = clock()
+        self._counted: dict[str, dict[str, dict[str, int]]] = {}  # counters at the last agreement
+
+    def opened(self, round: int, steps: Mapping[str, int]) -> None:
+        """An attempt begins; ``steps`` maps its members to their inner steps."""
+        metrics = self._metrics.of(round)
+        metrics.members, metrics.steps, metrics.seconds = len(steps), dict(steps), {}
+        self._phase_began = self._clock()
+
+    def phase(self, round: int, name: str) -> None:
+        """The phase that was under way is over."""
+        now = self._clock()
+        self._metrics.of(round).seconds[name] = milliseconds(now - self._phase_began)
+        self._phase_began = now
+
+    def closed(
+        self,
+        round: int,
+        accepted: Sequence[entries.Contribution],
+        rejected: Mapping[str, str],
+    ) -> None:
+        """An attempt was closed."""
+        metrics = self._metrics.of(round)
+        metrics.accepted, metrics.rejected = len(accepted), dict(rejected)
+        metrics.blob_bytes = sum(body.size for body in accepted)
+        metrics.tokens = sum(body.tokens for body in accepted)
+        self.phase(round, "revealing")
+
+    def agreed(
+        self, round: int, signers: Sequence[str], reports: Mapping[str, messages.Report]
+    ) -> None:
+        """The round is over; the ledger has its facts already. ``reports`` are the newest ones."""
+        self.phase(round, "applying")
+        metrics = self._metrics.of(round)
+        losses = [r.loss for name, r in reports.items() if name in signers and r.loss is not None]
+        metrics.loss = sum(losses) / len(losses) if losses else None
+        metrics.traffic = {name: self._carried(name, r) for name, r in sorted(reports.items())}
+        shares = {name: computing(r.seconds) for name, r in sorted(reports.items())}
+        metrics.computing = {name: share for name, share in shares.items() if share is not None}
+        metrics.ended = time.time()
+        self._metrics.save(round)
+
+    def _carried(self, name: str, report: messages.Report) -> dict[str, dict[str, int]]:
+        """Bytes since the last call for this node, by direction and kind; no kind with none."""
+        now = {"up": dict(report.up_by_kind), "down": dict(report.down_by_kind)}
+        before = self._counted.get(name, {})
+        self._counted[name] = now
+        if any(now[way].get(kind, 0) < n for way in before for kind, n in before[way].items()):
+            before = {}  # it was started again, and counts from 0
+        return {way: _grown(before.get(way, {}), counts) for way, counts in now.items()}
+
+
+def computing(seconds: Mapping[str, float]) -> float | None:
+    """The share of a trainer's time (0 to 1) that went into inner steps; None when unknown."""
+    parts = {name: max(0.0, seconds.get(name, 0.0)) for name in (*COMPUTING, *NOT_COMPUTING)}
+    whole = sum(parts.values())
+    return round(sum(parts[name] for name in COMPUTING) / whole, 4) if whole > 0 else None
+
+
+def milliseconds(seconds: float) -> float:
+    """Seconds, rounded to the millisecond."""
+    return round(seconds, 3)
+
+
+def _grown(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:
+    grown = {kind: count - before.get(kind, 0) for kind, count in sorted(now.items())}
+    return {kind: count for kind, count in grown.items() if count}

@@ -54,6 +54,7 @@ def render(run: Facts, status: Facts, rounds: Sequence[Facts], shares: Facts) ->
         section("Nodes", _nodes(status["nodes"])),
         section("Rounds", _rounds(rounds, status["round"])),
         section("Shares", _shares(shares)),
+        section("Exchange", _exchange(run["exchange"], status["last_round"])),
         "" if finished else section("Take part", _join(run)),
         _footer(run, status),
     ]
@@ -103,6 +104,7 @@ def _cards(status: Facts, shares: Facts) -> str:
     seconds = sum(overhead["seconds"].values())
     pace = f"{seconds:.1f} s" if seconds else "–"
     rest = f"{overhead['overhead_s']:.1f} s of it not training" if seconds else "no round yet"
+    wire = f"{_bytes(sum(overhead['up'].values()))} sent in the last round"
     attempt = f", attempt {status['attempt'] + 1}" if status["attempt"] else ""
     ledger, newest = status["ledger"], min(status["round"], status["total"] - 1)
     final = f"{ledger['final']:,} of them final" if ledger["final"] else "pending, none final yet"
@@ -111,6 +113,7 @@ def _cards(status: Facts, shares: Facts) -> str:
         ("validation loss", loss, note),
         ("nodes", f"{len(status['nodes']):,}", f"{speed:,.0f} tokens per second"),
         ("last round", pace, rest),
+        ("nodes computing", _share(overhead["computing"]), wire),
         ("credit", f'<a href="/shares">{shares["vested"]:,}</a>', f"{shares['pending']:,} pending"),
         ("ledger entries", f'<a href="/entries">{ledger["size"]:,}</a>', final),
     )
@@ -177,7 +180,8 @@ def _nodes(nodes: Sequence[Facts]) -> str:
         return '<p class="soft">no node is connected</p>'
     columns = (
         *(("node", True), ("account", True), ("doing", True), ("step", False), ("loss", False)),
-        *(("tokens/s", False), ("sent", False), ("received", False), ("credit", False)),
+        *(("tokens/s", False), ("computing", False), ("sent", False), ("received", False)),
+        *(("sent / round", False), ("received / round", False), ("credit", False)),
         ("heard", False),
     )
     rows = []
@@ -191,8 +195,11 @@ def _nodes(nodes: Sequence[Facts]) -> str:
                 step,
                 _loss(node["loss"]),
                 f"{node['tokens_per_second']:,.0f}",
-                _bytes(node["bytes_up"]),
-                _bytes(node["bytes_down"]),
+                _share(node["computing"]),
+                _kinds(node["bytes_up"], node["up_by_kind"]),
+                _kinds(node["bytes_down"], node["down_by_kind"]),
+                _bytes(node["round_up"]),
+                _bytes(node["round_down"]),
                 _credit(node["account"], node["credit"]),
                 f"{node['heard_s']:.0f} s ago",
             )
@@ -206,6 +213,7 @@ def _rounds(rounds: Sequence[Facts], current: int) -> str:
         return '<p class="soft">no round has been opened yet</p>'
     columns = (
         *(("round", False), ("members", False), ("accepted", False), ("left out", True)),
+        *(("steps each", False), ("tokens", False), ("sent / node", False)),
         *(("loss at start", False), ("training loss", False), ("training", False)),
         *(("collecting", False), ("agreeing", False)),
     )
@@ -223,6 +231,9 @@ def _rounds(rounds: Sequence[Facts], current: int) -> str:
                 f"{row['members']:,}",
                 "…" if under_way else round_link(row["round"], f"{row['accepted']:,}"),
                 reasons or "–",
+                _steps(row["steps"]),
+                f"{row['tokens']:,}" if row["tokens"] else "–",
+                _per_node(row["traffic"]),
                 _loss(row["validation"]),
                 _loss(row["loss"]),
                 *(_seconds(seconds.get(phase)) for phase in ("training", "revealing", "applying")),
@@ -280,6 +291,16 @@ def _credit(account: str, amount: int, state: str = "") -> str:
     return f'<a href="/account/{text(account)}{query}#credit">{amount:,}</a>'
 
 
+def _exchange(words: dict[str, str], last: Facts) -> str:
+    """How the run exchanges, in words, and what the last round carried."""
+    rows = [(text(name), text(sentence)) for name, sentence in words.items()]
+    for way, title in (("up", "sent in the last round"), ("down", "received in the last round")):
+        total = sum(last[way].values())
+        if total:
+            rows.append((title, f"{_bytes(total)} by all nodes: {text(_listed(last[way]))}"))
+    return table((("setting", True), ("meaning", True)), rows)
+
+
 def _join(run: Facts) -> str:
     return (
         "<p>Install Artel on a machine that may compute for a while, then paste:</p>"
@@ -326,7 +347,49 @@ def _seconds(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f} s"
 
 
-def _bytes(count: int) -> str:
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def _steps(steps: dict[str, int]) -> str:
+    """How many inner steps members have: one number, or the fewest and the most."""
+    if not steps:
+        return "–"
+    least, most = min(steps.values()), max(steps.values())
+    if least == most:
+        return f"{most:,}"
+    words = ", ".join(f"{short_peer(peer)}: {count:,}" for peer, count in sorted(steps.items()))
+    return f'<span title="{text(words)}">{least:,} to {most:,}</span>'
+
+
+def _per_node(traffic: dict[str, dict[str, dict[str, int]]]) -> str:
+    """Mean bytes that a node sent in a round, whose kinds are shown under the pointer."""
+    if not traffic:
+        return "–"
+    kinds: dict[str, int] = {}
+    for ways in traffic.values():
+        for kind, amount in ways["up"].items():
+            kinds[kind] = kinds.get(kind, 0) + amount
+    nodes = len(traffic)
+    return _kinds(sum(kinds.values()) // nodes, {k: n // nodes for k, n in kinds.items()})
+
+
+def _kinds(total: int, kinds: dict[str, int]) -> str:
+    """Bytes, and what they were for when the pointer rests on them."""
+    if not kinds:
+        return _bytes(total)
+    return f'<span title="{text(_listed(kinds))}">{_bytes(total)}</span>'
+
+
+def _listed(kinds: dict[str, int]) -> str:
+    """Kinds of traffic and their bytes, most first."""
+    most = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{kind} {_bytes(amount)}" for kind, amount in most)
+
+
+def _bytes(count: int | None) -> str:
+    if count is None:
+        return "–"
     if count < 10_000:
         return f"{count:,} B"
     return f"{count / 1e6:,.2f} MB" if count < 1e9 else f"{count / 1e9:,.2f} GB"

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from coordinator import sources
+from coordinator.explain import require_fragments
 from protocol import assignment, model, shards
 from protocol import tokenizer as tokenizers
 from protocol.blobs import BlobStore, disk_error
@@ -131,7 +132,8 @@ def _prepare(config: RunConfig, config_path: Path, home: Path, report: Progress)
 
     # The model is tried before the slow part, so that a wrong key is reported within seconds.
     report("checking the model", 0.0)
-    model.empty(config.model, config.tokenizer.vocab_size)
+    module = model.empty(config.model, config.tokenizer.vocab_size)
+    require_fragments(config, model.layout_of(module))
     report("training the tokenizer", 0.0)
     tokenizer, tokenizer_facts = _tokenizer(config, train, store)
     dtype = shards.dtype_for(tokenizer.vocab_size)

@@ -14,18 +14,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from coordinator.cosigning import Cosigning
-from coordinator.metrics import Metrics
+from coordinator.metrics import Clock, Metrics, Numbers
+from coordinator.pace import Pace, steps_in_box
 from coordinator.sequencer import Sequencer
+from coordinator.shape import Shape, largest_contribution
 from coordinator.submission import Submissions
-from ledger import entries
+from ledger import entries, reasons, shares
+from ledger.entries import Entry
 from ledger.heads import HeadStore
-from protocol import assignment, messages, pseudogradient, rounds, wire
+from protocol import assignment, codec, messages, rounds, wire
 from protocol.blobs import BlobStore, disk_error
-from protocol.codec import codec
 from protocol.dsse import Envelope
 from protocol.errors import ArtelError
 from protocol.events import emit
@@ -38,7 +40,6 @@ from protocol.state import Layout
 log = logging.getLogger("artel.coordinator")
 
 TICK_S = 0.25
-Clock = Callable[[], float]
 
 
 @dataclass
@@ -79,9 +80,10 @@ class Coordinator:
         self.cosigning = Cosigning(sequencer.store, heads, lambda: self.ledger.state, identity)
         self.submissions = Submissions(sequencer, heads, run, clock)
         self.rules = rules_of(manifest)
-        self.codec = codec(manifest.config.exchange.codec)
-        self.max_blob = pseudogradient.max_blob_bytes(layout, self.codec)
-        self.tokens = assignment.assigned_tokens(manifest.config)
+        self.work = assignment.Work.of(manifest.config)
+        self.codec = codec.of(manifest.config.exchange)
+        self.payload_bytes = largest_contribution(manifest.config, layout)
+        self.pace = Pace()
         self.peers: dict[str, Peer] = {}
         self.changed = asyncio.Condition()
         """Notified whenever the state, or what is known of a node, is new."""
@@ -91,9 +93,10 @@ class Coordinator:
         self._split = assignment.train_split(manifest)
         self._lock = asyncio.Lock()  # one event at a time
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._shown: dict[str, Envelope] = {}  # accepted contributions of this attempt, by node
+        self._shown: dict[str, Entry] = {}  # accepted contributions of this attempt, by node
         self._votes: dict[str, Envelope] = {}  # state signatures of this round, by node
-        self._phase_began = clock()
+        self._shape: tuple[tuple[int, int], Shape] | None = None  # the last one asked for
+        self._numbers = Numbers(metrics, clock)
 
     def _restored(self) -> RunState:
         """The round state that the ledger implies; a coordinator that was killed goes on here."""
@@ -164,26 +167,76 @@ class Coordinator:
         :raises Refused: the event does not fit; nothing changed
         """
         async with self._lock:
-            state, actions = rounds.step(self.rules, self.state, event)
-            if actions and isinstance(actions[0], rounds.Refuse):
-                raise wire.Refused(actions[0].reason, code=actions[0].code)
-            try:
-                if statement is not None and isinstance(event, rounds.Revealed):
-                    await self._keep_shown(event.peer, statement)
-                if statement is not None and isinstance(event, rounds.StateSigned):
-                    self._votes[event.peer] = statement
-                for action in actions:
-                    await self._execute(action)
-            except (ArtelError, OSError) as error:
-                # The machine's decision is not durable, so nobody may act upon it.
-                if isinstance(error, OSError):
-                    error = disk_error(error, self.metrics.path.parent)
-                if not self._failure.done():
-                    self._failure.set_exception(error)
-                raise error from None
-            self.state = state
+            actions = await self._step(event, statement)
         if actions or not isinstance(event, rounds.Tick):
             await self.tell()
+
+    async def record(self, entry: Entry) -> None:
+        """Put what a node says of a slice, an Aggregate or a SliceWrong, into the ledger.
+
+        :raises Refused: it does not count now; nothing changed
+        """
+        body = entry.body
+        async with self._lock:
+            reason = shares.check(self.ledger.state, entry)
+            if reason == reasons.DUPLICATE and self.ledger.store.index_of(entry.id) is not None:
+                return  # the first reply got lost
+            if reason:
+                raise wire.Refused(f"it does not count: {reasons.explain(reason)}", code=reason)
+            try:
+                await self.ledger.append(entry)
+            except ArtelError as error:
+                self._fail(error)
+                raise
+            if isinstance(body, entries.SliceWrong) and body.node == assignment.checker(
+                self.state.accepted, body.round, body.slice
+            ):
+                await self._step(
+                    rounds.Accused(self.clock(), body.node, body.round, body.attempt, body.slice)
+                )
+        await self.tell()
+
+    async def _step(
+        self, event: rounds.Event, statement: Envelope | None = None
+    ) -> list[rounds.Action]:
+        """One event; the caller holds the lock."""
+        state, actions = rounds.step(self.rules, self.state, event)
+        if actions and isinstance(actions[0], rounds.Refuse):
+            raise wire.Refused(actions[0].reason, code=actions[0].code)
+        if isinstance(event, rounds.Committed):
+            self.pace.committed(event.peer, event.now)
+        try:
+            if statement is not None and isinstance(event, rounds.Revealed):
+                await self._keep_shown(event.peer, statement)
+            if statement is not None and isinstance(event, rounds.StateSigned):
+                self._votes[event.peer] = statement
+            for action in actions:
+                await self._execute(action)
+        except (ArtelError, OSError) as error:
+            # The machine's decision is not durable, so nobody may act upon it.
+            if isinstance(error, OSError):
+                error = disk_error(error, self.metrics.path.parent)
+            self._fail(error)
+            raise error from None
+        self.state = state
+        return actions
+
+    def _fail(self, error: ArtelError) -> None:
+        """End :meth:`drive`, and with it the coordinator."""
+        if not self._failure.done():
+            self._failure.set_exception(error)
+
+    def shape(self, members: int) -> Shape:
+        """What contributions to a round with so many members look like now."""
+        key = (self.state.round, members)
+        if self._shape is None or self._shape[0] != key:
+            self._shape = key, Shape.of(self.manifest.config, self.layout, *key)
+        return self._shape[1]
+
+    def assigned(self, peer: str) -> int:
+        """Inner steps of a member in the attempt under way; 0 for others."""
+        attempt = self.ledger.state.attempt
+        return attempt.steps.get(peer, 0) if attempt is not None else 0
 
     async def _keep_shown(self, peer: str, statement: Envelope) -> None:
         """Record a contribution that holds; only a node's first in an attempt counts.
@@ -192,29 +245,29 @@ class Coordinator:
         the first alone.
         """
         if peer not in self._shown:
-            await self.ledger.append(statement)
-            self._shown[peer] = statement
+            entry = entries.decode(statement.encode())
+            await self.ledger.append(entry)
+            self._shown[peer] = entry
 
     async def _execute(self, action: rounds.Action) -> None:
         """Make one decision durable."""
         sign, run = self.identity, self.run
         if isinstance(action, rounds.OpenRound):
             self._shown, self._votes = {}, {}
-            cursor = self._next_cursor(len(action.members))
+            steps = self._assigned(action)
             opened = entries.round_opened(
                 sign,
                 run,
                 round=action.round,
                 attempt=action.attempt,
                 base=action.base,
-                cursor=cursor,
-                members=action.members,
+                cursor=self._next_cursor(sum(steps.values())),
+                steps=steps,
             )
             witnessed = self.cosigning.statement()
             await self.ledger.append(*([witnessed] if witnessed is not None else []), opened)
-            metrics = self.metrics.of(action.round)
-            metrics.members, metrics.seconds = len(action.members), {}
-            self._phase_began = self.clock()
+            self._numbers.opened(action.round, steps)
+            self.pace.opened(self.clock(), action.attempt)
             emit(log, "round.opened", round=action.round, members=len(action.members))
         elif isinstance(action, rounds.CloseCommitments):
             await self.ledger.append(
@@ -226,27 +279,35 @@ class Coordinator:
                     commitments=action.commitments,
                 )
             )
-            self._time_phase(action.round, "training")
+            self._numbers.phase(action.round, "training")
         elif isinstance(action, rounds.CloseRound):
             await self._close_round(action)
         elif isinstance(action, rounds.AgreeState):
-            envelope = entries.state_agreed(sign, run, round=action.round, root=action.root)
+            envelope = entries.state_agreed(
+                sign, run, round=action.round, root=action.root, wrong=action.wrong
+            )
             for peer in action.signers:
                 envelope = envelope.merged(self._votes[peer])
             await self.ledger.append(envelope)
-            self._settle(action)
+            reports = {name: peer.report for name, peer in self.peers.items()}
+            self._numbers.agreed(action.round - 1, action.signers, reports)
+            emit(
+                log,
+                "state.agreed",
+                round=action.round,
+                root=action.root[:12],
+                signers=len(action.signers),
+            )
         elif isinstance(action, rounds.Drop):
             self.peers.pop(action.peer, None)
             emit(log, "node.dropped", node=short(action.peer), reason=action.reason)
 
     async def _close_round(self, action: rounds.CloseRound) -> None:
+        shown = [(peer, self._shown[peer].id, self._shown[peer].body) for peer in action.accepted]
+        bodies = {p: (name, b) for p, name, b in shown if isinstance(b, entries.Contribution)}
         accepted = [
-            entries.Accepted(
-                node=peer,
-                entry=entries.entry_id(self._shown[peer].encode()),
-                weight=self.tokens,
-            )
-            for peer in action.accepted
+            entries.Accepted(node=peer, entry=name, weight=body.tokens)
+            for peer, (name, body) in bodies.items()
         ]
         await self.ledger.append(
             entries.round_closed(
@@ -258,11 +319,9 @@ class Coordinator:
                 rejected=action.rejected,
             )
         )
-        metrics = self.metrics.of(action.round)
-        metrics.accepted = len(accepted)
-        metrics.blob_bytes = sum(_blob_bytes(self._shown[peer]) for peer in action.accepted)
-        metrics.rejected = dict(action.rejected)
-        self._time_phase(action.round, "revealing")
+        self._numbers.closed(action.round, [body for _, body in bodies.values()], action.rejected)
+        if self.rules.box:
+            self._learn_speeds(action, [body for _, body in bodies.values()])
         emit(
             log,
             "round.closed" if accepted else "round.failed",
@@ -271,41 +330,46 @@ class Coordinator:
             rejected=", ".join(f"{short(p)}: {why}" for p, why in action.rejected.items()) or "-",
         )
 
-    def _settle(self, action: rounds.AgreeState) -> None:
-        """Numbers of the round that is over; the ledger has its facts already."""
-        closed = action.round - 1
-        self._time_phase(closed, "applying")
-        metrics = self.metrics.of(closed)
-        losses = [
-            peer.report.loss
-            for name, peer in self.peers.items()
-            if name in action.signers and peer.report.loss is not None
-        ]
-        metrics.loss = sum(losses) / len(losses) if losses else None
-        metrics.ended = time.time()
-        self.metrics.save(closed)
-        emit(
-            log,
-            "state.agreed",
-            round=action.round,
-            root=action.root[:12],
-            signers=len(action.signers),
-        )
+    def _learn_speeds(
+        self, action: rounds.CloseRound, accepted: Sequence[entries.Contribution]
+    ) -> None:
+        """Note how many tokens nodes had time for, for the rounds to come."""
+        tokens, work = self.work.tokens, self.work
+        for body in accepted:
+            self.pace.accepted(body.node, tokens(body.head), tokens(body.tail))
+        for peer, reason in action.rejected.items():
+            if reason == rounds.LATE:
+                least = work.least_head(action.round, self.assigned(peer) or work.least)
+                self.pace.late(peer, self.rules.training, tokens(least))
 
-    def _time_phase(self, round: int, phase: str) -> None:
-        now = self.clock()
-        self.metrics.of(round).seconds[phase] = milliseconds(now - self._phase_began)
-        self._phase_began = now
+    def _assigned(self, action: rounds.OpenRound) -> dict[str, int]:
+        """Member to its inner steps in the round that opens.
 
-    def _next_cursor(self, members: int) -> int:
-        """Where the data of the round that opens begins; a repeated attempt uses the same again."""
+        In a repeated attempt whoever was done keeps its number, so that what it has may do again.
+        """
+        fold, before = self.ledger.state, self.ledger.state.attempt
+        kept: dict[str, int] = {}
+        if before is not None and before.round == fold.round:
+            kept = {peer: before.steps[peer] for peer in before.commitments}
+        return {peer: kept.get(peer) or self._steps_for(peer) for peer in action.members}
+
+    def _steps_for(self, peer: str) -> int:
+        speed = self.pace.speed(peer)
+        if speed is None and peer in self.peers:
+            speed = self.peers[peer].report.tokens_per_second or None
+        return steps_in_box(self.work, self.rules.box, speed)
+
+    def _next_cursor(self, steps: int) -> int:
+        """Where the data of the round that opens begins; a repeated attempt uses the same again.
+
+        :param steps: inner steps of all members together
+        """
         fold, config = self.ledger.state, self.manifest.config
         if fold.attempt is not None and fold.attempt.round == fold.round:
             cursor = fold.cursor
         else:
-            cursor = assignment.next_cursor(self._split, fold.cursor, fold.members, config)
-        windows = members * assignment.windows_per_member(config)
-        return assignment.round_start(self._split, cursor, windows)
+            cursor = assignment.next_cursor(self._split, fold.cursor, fold.steps, config)
+        return assignment.round_start(self._split, cursor, self.work.windows(steps))
 
 
 def rules_of(manifest: Manifest) -> rounds.Rules:
@@ -321,14 +385,5 @@ def rules_of(manifest: Manifest) -> rounds.Rules:
         reveal=config.reveal_s,
         settle=config.settle_s,
         heartbeat_timeout=config.heartbeat_timeout_s,
+        box=config.box_s,
     )
-
-
-def _blob_bytes(contribution: Envelope) -> int:
-    body = entries.decode(contribution.encode()).body
-    return body.size if isinstance(body, entries.Contribution) else 0
-
-
-def milliseconds(seconds: float) -> float:
-    """Seconds, rounded to the millisecond."""
-    return round(seconds, 3)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
+from pathlib import Path
 
 from coordinator.closing import Closing
 from coordinator.service import Coordinator
 from ledger import entries
-from protocol import dht, transfer
+from protocol import dht, pseudogradient, shards, transfer
 from protocol.errors import Unreachable
 from protocol.events import emit
 
@@ -16,6 +18,8 @@ log = logging.getLogger("artel.coordinator")
 
 KEEP_ROUNDS = 4
 """Contributions of this many closed rounds stay, for nodes that are behind."""
+LOOK_BACK = 2048
+"""Entries before the end that a coordinator which was started again searches for old blobs."""
 KEEP_STATES = 2
 """Copies of this many agreed states stay, besides the initial one."""
 RETRY_S = 2.0
@@ -33,21 +37,35 @@ class Upkeep:
         self._core = coordinator
         self._http = http
         self._states: list[str] = []  # agreed states in the local store, oldest first
+        self._exchanged: dict[int, dict[str, str]] = {}  # see _delete; by round
+        self._read_to = 0  # entries of the ledger that were searched for them
         self._closing = Closing(coordinator, self._release)
         self._copied = False  # this home has the final state, or never will
 
     async def run(self) -> None:
         """Announce, mirror and prune until cancelled."""
+        await asyncio.to_thread(self._label)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._announce())
             group.create_task(self._follow())
             group.create_task(self._closing.run())
 
+    def _label(self) -> None:
+        """Say what the content of the prepared run is, so that its bytes are counted as that."""
+        blobs, manifest = self._core.blobs, self._core.manifest
+        blobs.label("state", manifest.initial_state)
+        if manifest.tokenizer.id:
+            blobs.label("data", manifest.tokenizer.id)
+        for facts in (manifest.data.train, manifest.data.validation):
+            if (path := blobs.path(facts.index)) is not None:
+                index = shards.decode_index(path.read_bytes(), facts)
+                blobs.label("data", facts.index, *index.shards)
+
     async def _announce(self) -> None:
         """Keep the run, and what this coordinator holds, in the DHT."""
         core = self._core
         data = core.manifest.data
-        shards = data.train.shards + data.validation.shards
+        count = data.train.shards + data.validation.shards
         while True:
             addresses = await core.host.addresses()
             record = dht.RunRecord(
@@ -60,7 +78,7 @@ class Upkeep:
             holder = dht.HolderRecord(
                 addresses=addresses,
                 state=self._states[-1] if self._states else core.manifest.initial_state,
-                shards=dht.shard_bits(range(shards), shards),
+                shards=dht.shard_bits(range(count), count),
             )
             await core.host.publish(dht.nodes_key(core.run), holder)
             await asyncio.sleep(dht.RENEW_S)
@@ -74,7 +92,7 @@ class Upkeep:
                 while core.state.round == done:
                     await core.changed.wait()
             done = core.state.round
-            self._prune()
+            await self._prune()
             copied = not self._wanted(done) or await self._mirror(core.state.base)
             if done == core.rules.total:
                 since_end = core.clock() - core.state.since
@@ -100,7 +118,9 @@ class Upkeep:
             holders = [name for name, peer in core.peers.items() if peer.report.state_root == root]
             limit = 3 * 4 * core.layout.parameters + (1 << 20)
             try:
-                await transfer.fetch(core.host, core.blobs, root, holders, max_bytes=limit)
+                await transfer.fetch(
+                    core.host, core.blobs, root, holders, max_bytes=limit, kind="state"
+                )
             except Unreachable as error:
                 emit(log, "state.not_mirrored", logging.DEBUG, root=root[:12], reason=error.message)
                 return False
@@ -111,12 +131,36 @@ class Upkeep:
             core.blobs.delete(self._states.pop(0))
         return True
 
-    def _prune(self) -> None:
-        """Delete the contributions of rounds that nobody can still be applying."""
-        core = self._core
-        keep_from = core.state.round - KEEP_ROUNDS
-        store = core.ledger.store
-        for leaf in store.leaves(max(1, store.size - 4 * (core.rules.max_nodes + 4) * KEEP_ROUNDS)):
+    async def _prune(self) -> None:
+        """Delete the contributions and slices of rounds that nobody can still be applying."""
+        core, store = self._core, self._core.ledger.store
+        start, self._read_to = max(self._read_to, store.size - LOOK_BACK), store.size
+        for leaf in store.leaves(start, self._read_to):
             body = entries.decode(leaf).body
-            if isinstance(body, entries.Contribution) and body.round < keep_from:
-                core.blobs.delete(body.blob)
+            if isinstance(body, entries.Contribution):
+                self._exchanged.setdefault(body.round, {})[body.blob] = body.base
+            elif isinstance(body, entries.Aggregate):
+                self._exchanged.setdefault(body.round, {})[body.blob] = ""
+        for number in [n for n in self._exchanged if n < core.state.round - KEEP_ROUNDS]:
+            await asyncio.to_thread(self._delete, number, self._exchanged.pop(number))
+
+    def _delete(self, round: int, blobs: Mapping[str, str]) -> None:
+        """Delete blobs of a round, each with the base of its contribution ("": a slice)."""
+        store = self._core.blobs
+        for blob, base in blobs.items():
+            path = store.path(blob)
+            if path is None:
+                continue
+            for part in _listed(path, round, base) if base else ():
+                store.delete(part)
+            store.delete(blob)
+
+
+def _listed(path: Path, round: int, base: str) -> list[str]:
+    """What a contribution lists when it is an index; it was checked before it counted."""
+    with path.open("rb") as file:
+        data = file.read(pseudogradient.index_bytes(entries.MAX_MEMBERS))
+    if not data.startswith(pseudogradient.INDEX_MAGIC):
+        return []
+    listed = pseudogradient.open_index(data, round=round, base=base)
+    return [blob for blob, _ in listed]

@@ -19,7 +19,11 @@ class Duty:
 
 
 def directive(rules: Rules, state: RunState, peer: str, now: float) -> Duty:
-    """The duty of ``peer``; ``remaining`` is in seconds."""
+    """The duty of ``peer``; ``remaining`` is in seconds.
+
+    In a time box that of ``train`` is what is left of the box: a node then commits what it has.
+    Below 0 it is already over.
+    """
     presence = state.peers.get(peer)
     root = presence.root if presence else ""
     if state.phase is Phase.APPLYING:
@@ -47,8 +51,8 @@ def directive(rules: Rules, state: RunState, peer: str, now: float) -> Duty:
     if state.phase is Phase.TRAINING:
         if peer in state.commitments:
             return Duty("wait", "others are still training", state.base)
-        left = rules.deadline - (now - state.since)
-        if state.quorum_since is not None:
+        left = (rules.box or rules.deadline) - (now - state.since)
+        if state.quorum_since is not None and not rules.box:
             left = min(left, rules.grace - (now - state.quorum_since))
         return Duty("train", "train on the assigned data", state.base, left)
     if peer in state.commitments and peer not in state.revealed:

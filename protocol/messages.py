@@ -25,8 +25,14 @@ Address = Annotated[str, StringConstraints(max_length=200, pattern=r"^/[!-~]+$")
 Addresses = Annotated[list[Address], Field(max_length=8)]
 Text = Annotated[str, StringConstraints(max_length=300)]
 Count = Annotated[int, Field(ge=0, lt=1 << 53)]
+ChunkRun = Annotated[int, Field(ge=0, le=64)]
 LeafSize = Annotated[int, Field(ge=1, le=MAX_ENVELOPE_BYTES)]
 Statement = Annotated[bytes, Field(max_length=MAX_ENVELOPE_BYTES)]
+
+Kinds = Annotated[
+    dict[Annotated[str, StringConstraints(max_length=20)], Count], Field(max_length=8)
+]
+"""Bytes by kind of traffic."""
 
 Task = Literal["wait", "sync", "train", "reveal", "apply", "stop"]
 """What the coordinator wants a node to do; see ``docs/protocol.md``."""
@@ -101,7 +107,12 @@ class Validation(Message):
 
 
 class Report(Message):
-    """What a node is doing (also the body of its local status)."""
+    """What a node is doing (also the body of its local status).
+
+    ``bytes_up`` and ``bytes_down`` count what its streams carried since it was started,
+    ``up_by_kind`` and ``down_by_kind`` say for what. ``seconds`` are those of its last finished
+    round.
+    """
 
     KIND = "report"
     state_round: Annotated[int, Field(ge=-1, lt=1 << 53)]
@@ -115,9 +126,11 @@ class Report(Message):
     tokens_per_second: float = 0.0
     bytes_up: Count = 0
     bytes_down: Count = 0
+    up_by_kind: Kinds = Field(default_factory=dict)
+    down_by_kind: Kinds = Field(default_factory=dict)
     validation: Validation | None = None
     seconds: dict[Annotated[str, StringConstraints(max_length=20)], float] = Field(
-        default_factory=dict, max_length=16
+        default_factory=dict, max_length=24
     )
 
 
@@ -165,12 +178,30 @@ class Commit(Message):
 
 
 class Reveal(Message):
-    """The signed contribution; its blob was put before."""
+    """The signed contribution; its blobs were put before."""
 
     KIND = "reveal"
     LIMIT = 10 * KIB
     run: Digest
     contribution: Statement
+
+
+class Aggregated(Message):
+    """The signed ``aggregate`` entry of a slice that this node combined; it put the blob before."""
+
+    KIND = "aggregated"
+    LIMIT = 10 * KIB
+    run: Digest
+    statement: Statement
+
+
+class Accuse(Message):
+    """A signed ``slice_wrong`` entry: this node recomputed a slice and got another one."""
+
+    KIND = "accuse"
+    LIMIT = 10 * KIB
+    run: Digest
+    statement: Statement
 
 
 class SignedState(Message):
@@ -203,17 +234,44 @@ class Leave(Message):
 
 
 class GetIndex(Message):
-    """Ask for the chunk hashes of content."""
+    """Ask for the chunk hashes of content, and for up to ``lead`` of its first chunks."""
 
     KIND = "get_index"
     id: Digest
+    lead: ChunkRun = 0
 
 
 class Index(Message):
-    """Followed by 32 raw bytes for each chunk of ``size`` bytes of content."""
+    """Followed by 32 raw bytes for each chunk of ``size`` bytes of content, then ``lead`` chunks.
+
+    ``size`` is bound by the content id up to the length of the last chunk only.
+    """
 
     KIND = "index"
     size: Count
+    lead: ChunkRun = 0
+
+
+class GetHave(Message):
+    """Ask which of this content a holder has, whole or in part."""
+
+    KIND = "get_have"
+    LIMIT = 6 * KIB
+    ids: Annotated[list[Digest], Field(min_length=1, max_length=64)]
+
+
+class Have(Message):
+    """For each id 0 (nothing), 1 (some chunks) or 2 (all of it).
+
+    ``parts`` holds a bit field for each 1 in turn: bit i mod 8 of byte i div 8 is chunk i.
+    """
+
+    KIND = "have"
+    LIMIT = 64 * KIB
+    held: Annotated[list[Annotated[int, Field(ge=0, le=2)]], Field(max_length=64)]
+    parts: Annotated[
+        list[Annotated[bytes, Field(min_length=1, max_length=8 * KIB)]], Field(max_length=64)
+    ]
 
 
 class GetChunks(Message):
@@ -342,10 +400,10 @@ class SetAlias(Message):
 KINDS: dict[str, type[Message]] = {
     schema.KIND: schema
     for schema in (
-        *(Ok, Refusal, Hello, Welcome, Probe, Heartbeat, Directive, Commit, Reveal),
-        *(SignedState, HandBack, Leave, GetIndex, Index, GetChunks, Chunks, Put, GetEntries),
-        *(Entries, GetCheckpoint, Checkpoints, GetResource, Resource, Cosigned, Submit),
-        *(Submitted, SetAlias),
+        *(Ok, Refusal, Hello, Welcome, Probe, Heartbeat, Directive, Commit, Reveal, Aggregated),
+        *(Accuse, SignedState, HandBack, Leave, GetIndex, Index, GetHave, Have, GetChunks, Chunks),
+        *(Put, GetEntries, Entries, GetCheckpoint, Checkpoints, GetResource, Resource, Cosigned),
+        *(Submit, Submitted, SetAlias),
     )
 }
 

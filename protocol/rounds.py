@@ -11,6 +11,10 @@ One round::
 
 A round that does not reach its quorum, or whose contributors do not agree on a state root, is
 closed with nobody accepted; the same round is then opened again as its next *attempt*.
+
+In a run with a time box (``Rules.box`` > 0) every member trains as many steps as fit into it
+(:mod:`protocol.pace`), so nobody is waited for longer: commitments close when all have committed,
+or ``grace`` seconds after the box.
 """
 
 from __future__ import annotations
@@ -57,9 +61,9 @@ class Rules:
     """The manifest's rules of a round. Times in seconds.
 
     ``quorum`` is the fraction of members that must commit, rounded up; ``grace`` is how long the
-    others may take once they have; ``deadline`` bounds the training of a round; ``reveal`` and
-    ``settle`` bound the two phases after it; ``heartbeat_timeout`` is how long a silent node counts
-    as present.
+    others may take once they have; ``deadline`` bounds the training of a round; ``box`` is how long
+    its members train, 0 when that is not fixed; ``reveal`` and ``settle`` bound the two phases
+    after it; ``heartbeat_timeout`` is how long a silent node counts as present.
     """
 
     total: int
@@ -71,6 +75,12 @@ class Rules:
     reveal: float
     settle: float
     heartbeat_timeout: float
+    box: float = 0.0
+
+    @property
+    def training(self) -> float:
+        """The longest that a round trains, in seconds from its opening."""
+        return min(self.deadline, self.box + self.grace) if self.box else self.deadline
 
     def needed(self, members: int) -> int:
         """How many contributions a round with this many members needs."""
@@ -84,6 +94,15 @@ class Presence:
     seen: float
     root: str
     leaving: bool = False
+
+
+@dataclass(frozen=True, order=True)
+class Vote:
+    """What a contributor signed: the new state's root, and the slices (numbers, ascending) whose
+    recorded aggregate was wrong. Two votes agree only when both are equal."""
+
+    root: str
+    wrong: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,7 +120,7 @@ class RunState:
     quorum_since: float | None = None
     revealed: frozenset[str] = frozenset()
     rejected: Mapping[str, str] = field(default_factory=dict)
-    votes: Mapping[str, str] = field(default_factory=dict)
+    votes: Mapping[str, Vote] = field(default_factory=dict)
     suspended: frozenset[str] = frozenset()
 
     @property
@@ -171,15 +190,32 @@ class Revealed:
 
 @dataclass(frozen=True)
 class StateSigned:
-    """The peer computed this root for the state after ``round``."""
+    """The peer computed this root for the state after ``round``; ``wrong`` as in :class:`Vote`."""
 
     now: float
     peer: str
     round: int
     root: str
+    wrong: tuple[int, ...] = ()
 
 
-Event = Tick | Seen | Left | HandedBack | Committed | Revealed | StateSigned
+@dataclass(frozen=True)
+class Accused:
+    """The checker of a slice recomputed it and got another one than was recorded.
+
+    Who has signed without knowing of it has to look again: that vote no longer counts. Only the
+    checker's word has this effect, once for each slice, so that nobody can hold a round up with
+    one accusation after another.
+    """
+
+    now: float
+    peer: str
+    round: int
+    attempt: int
+    slice: int
+
+
+Event = Tick | Seen | Left | HandedBack | Committed | Revealed | StateSigned | Accused
 
 
 # --- actions (what the coordinator must make durable and public, in order) ------------------------
@@ -217,6 +253,7 @@ class AgreeState:
     round: int
     root: str
     signers: tuple[str, ...]
+    wrong: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -265,6 +302,8 @@ def _refusal(state: RunState, event: Event) -> Refuse | None:
         return None
     if event.attempt != state.attempt:
         return Refuse("stale", f"attempt {event.attempt} of round {event.round} is over")
+    if isinstance(event, Accused) and state.phase is not Phase.APPLYING:
+        return Refuse("stale", f"the slices of round {event.round} are not combined now")
     if event.peer not in state.members:
         return Refuse("not_member", f"this node is not a member of round {state.round}")
     if event.peer in state.rejected:
@@ -296,8 +335,11 @@ def _apply(state: RunState, event: Event) -> RunState:
         if event.fault:
             return replace(state, rejected={**state.rejected, event.peer: event.fault})
         return replace(state, revealed=state.revealed | {event.peer})
+    if isinstance(event, Accused):
+        informed = {p: vote for p, vote in state.votes.items() if event.slice in vote.wrong}
+        return replace(state, votes=informed)
     if isinstance(event, StateSigned):
-        state = replace(state, votes={**state.votes, event.peer: event.root})
+        state = replace(state, votes={**state.votes, event.peer: Vote(event.root, event.wrong)})
         before = state.peers.get(event.peer)
         presence = Presence(event.now, event.root, before.leaving if before else False)
         return replace(state, peers={**state.peers, event.peer: presence})
@@ -383,8 +425,10 @@ def _try_close_commitments(
     enough = len(committed) >= rules.needed(len(state.members))
     if enough and state.quorum_since is None:
         state = replace(state, quorum_since=now)
-    graced = state.quorum_since is not None and now - state.quorum_since >= rules.grace
-    over = now - state.since >= rules.deadline
+    # In a box everybody has the same time, so that the quick do not cut the slow ones short.
+    quorum_since = None if rules.box else state.quorum_since
+    graced = quorum_since is not None and now - quorum_since >= rules.grace
+    over = now - state.since >= rules.training
     if not (len(committed) == len(open_members) or (enough and graced) or over):
         return state, []
     late = {peer: LATE for peer in open_members if peer not in state.commitments}
@@ -416,7 +460,8 @@ def _try_agree(rules: Rules, state: RunState, now: float) -> tuple[RunState, lis
     accepted = state.accepted
     votes = {peer: state.votes[peer] for peer in accepted if peer in state.votes}
     awaited = [peer for peer in accepted if peer in state.peers and peer not in votes]
-    best = max(sorted(set(votes.values())), key=list(votes.values()).count, default="")
+    cast = list(votes.values())
+    best = max(sorted(set(cast)), key=cast.count, default=Vote(""))
     signers = tuple(peer for peer in accepted if votes.get(peer) == best)
     majority = 2 * len(signers) > len(accepted)
     waited = now - state.since
@@ -430,10 +475,10 @@ def _try_agree(rules: Rules, state: RunState, now: float) -> tuple[RunState, lis
         since=now,
         round=state.round + 1,
         attempt=0,
-        base=best,
+        base=best.root,
         suspended=frozenset(),
     )
-    return state, [AgreeState(state.round, best, signers)]
+    return state, [AgreeState(state.round, best.root, signers, best.wrong)]
 
 
 def _fail(state: RunState, now: float) -> tuple[RunState, list[Action]]:

@@ -236,7 +236,7 @@ class Outer(Section):
     nesterov: bool = True
     """Whether the momentum is Nesterov's."""
     final_lr_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Outer learning rate at the end as a part of lr; it falls in the last quarter of the rounds."""
+    """Outer learning rate at the end as a part of lr; it falls over the last quarter of rounds."""
 
 
 SPARSE_OUTER = {"lr": 1.0, "momentum": 0.0, "final_lr_fraction": 0.65}
@@ -247,8 +247,8 @@ class Exchange(Section):
     """What travels between nodes, and how it is combined."""
 
     codec: Literal["fp32", "fp16", "int8", "int4", "sparse"] = "int4"
-    """How a pseudo-gradient is packed: about 32, 16, 8.1 or 4.1 bits per parameter; "sparse" sends \
-the largest elements alone, 0.15 to 0.3 bits, and keeps the rest for the next rounds (leave \
+    """How a pseudo-gradient is packed: about 32, 16, 8.1 or 4.1 bits per parameter; "sparse" \
+sends the largest elements alone, 0.15 to 0.3 bits, and keeps the rest for the next rounds (leave \
 [exchange.outer] out: its defaults are then lr 1, momentum 0, final_lr_fraction 0.65)."""
     top_k: Annotated[int, Field(ge=8, le=1024)] = 128
     """Elements that "sparse" sends of every 4096 (64: 1.6 %, 128: 3.1 %)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ledger import entries, note
 from ledger.cosignature import add_lines, cosign, witness_name
 from ledger.heads import HEADS_NAME, HeadStore
 from ledger.store import DATABASE_NAME, LedgerStore
-from protocol import assignment, content, dsse, messages, model, pseudogradient, rounds, wire
+from protocol import content, dsse, messages, model, pseudogradient, rounds, wire
 from protocol.blobs import BlobStore
 from protocol.codec import codec
 from protocol.identity import Identity
@@ -42,14 +42,21 @@ RULES = {
 }
 
 
-def run_of(home: Path) -> tuple[Manifest, Layout]:
-    """The manifest of a tiny run with plain fp32 contributions, and its layout."""
+def run_of(
+    home: Path,
+    rounds: Mapping[str, Any] | None = None,
+    exchange: Mapping[str, Any] | None = None,
+) -> tuple[Manifest, Layout]:
+    """The manifest of a tiny run with plain fp32 contributions, and its layout.
+
+    :param rounds: further settings of ``[rounds]``; ``exchange``: of ``[exchange]``
+    """
     world: World = make_world(home)
     config = world.run.config
     config = config.model_copy(
         update={
-            "rounds": config.rounds.model_copy(update=RULES),
-            "exchange": config.exchange.model_copy(update={"codec": "fp32"}),
+            "rounds": config.rounds.model_copy(update={**RULES, **(rounds or {})}),
+            "exchange": config.exchange.model_copy(update={"codec": "fp32", **(exchange or {})}),
         }
     )
     manifest = world.run.model_copy(update={"config": config})
@@ -125,6 +132,11 @@ class Office:
         """Peer id to reason code in the newest ``round_closed``."""
         return {item.node: item.reason for item in self.bodies("round_closed")[-1].rejected}
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of a whole assignment in a round without a time box."""
+        return self.core.work.tokens(self.core.work.inner_steps)
+
     def accepted(self) -> list[str]:
         return [item.node for item in self.bodies("round_closed")[-1].accepted]
 
@@ -178,7 +190,7 @@ class Member:
     ) -> messages.Message:
         """One request, and the raw bytes after it; the last reply, a refusal as its error."""
         desk = self.office.desk
-        handlers = {wire.CONTROL: desk._control, wire.CONTENT: desk._content}
+        handlers = {wire.CONTROL: desk._control, wire.CONTENT: desk._puts.answer}
         handler = handlers.get(to, desk._ledger.answer)
         line = self.last = Line(wire.encode(message) + raw)
         await wire.answer(self.peer, line, handler)
@@ -231,12 +243,24 @@ class Member:
         assert isinstance(reply, messages.Directive)
         return reply
 
-    def blob(self) -> bytes:
-        """The right blob for the round under way."""
+    def blobs(self) -> list[bytes]:
+        """The right blobs for the round under way, the one that is committed to first."""
         core = self.office.core
-        return pseudogradient.pack(
-            core.layout, self.vector, round=core.state.round, base=core.state.base, codec=FP32
-        )
+        shape = core.shape(len(core.state.members))
+        fixed = {"round": core.state.round, "base": core.state.base, "codec": FP32}
+        if not shape.slices:
+            vector = shape.part.take(self.vector)
+            return [pseudogradient.pack(shape.part.layout, vector, **fixed)]
+        pieces = [
+            pseudogradient.pack(piece.layout, piece.take(self.vector), **fixed)
+            for piece in shape.slices
+        ]
+        listed = [(content.content_id(piece), len(piece)) for piece in pieces]
+        return [pseudogradient.pack_index(core.state.round, core.state.base, listed), *pieces]
+
+    def blob(self) -> bytes:
+        """What is committed to."""
+        return self.blobs()[0]
 
     async def commit(self, **changes: Any) -> messages.Message:
         state = self.office.core.state
@@ -260,18 +284,22 @@ class Member:
         return await self.say(messages.Put.model_validate(fields | changes), data, to=wire.CONTENT)
 
     def statement(self, signer: Identity | None = None, **changes: Any) -> dsse.Envelope:
-        state = self.office.core.state
-        data = self.blob()
+        core = self.office.core
+        state, data = core.state, self.blobs()
+        tail = core.ledger.state.tails.get(self.peer, 0)
+        head = core.work.head(state.round, core.assigned(self.peer) or core.work.inner_steps)
         fields = {
             "round": state.round,
             "attempt": state.attempt,
             "base": state.base,
-            "blob": content.content_id(data),
-            "size": len(data),
+            "blob": content.content_id(data[0]),
+            "size": sum(map(len, data)),
             "salt": self.salt,
-            "tokens": assignment.assigned_tokens(self.office.manifest.config),
-        }
-        return entries.contribution(signer or self.identity, self.office.run, **fields | changes)
+            "tail": tail,
+            "head": head,
+        } | changes
+        fields.setdefault("tokens", core.work.tokens(fields["tail"] + fields["head"]))
+        return entries.contribution(signer or self.identity, self.office.run, **fields)
 
     async def reveal(self, statement: bytes | None = None) -> messages.Message:
         data = self.statement().encode() if statement is None else statement
@@ -279,15 +307,69 @@ class Member:
 
     async def show(self) -> None:
         """Put and reveal."""
-        await self.put()
+        for data in self.blobs():
+            await self.put(data)
         await self.reveal()
 
+    def slice_blob(self, number: int, scale: float = 1.0) -> bytes:
+        """A result for one slice of the round that is applied; another ``scale``, another one."""
+        core = self.office.core
+        piece = core.shape(len(core.state.members)).slices[number]
+        update = np.full(piece.parameters, scale, np.float32)
+        return pseudogradient.pack(
+            piece.layout,
+            update,
+            round=core.state.round,
+            base=core.state.base,
+            codec=FP32,
+            magic=pseudogradient.SLICE_MAGIC,
+        )
+
+    async def aggregated(
+        self, number: int, data: bytes | None = None, **changes: Any
+    ) -> messages.Message:
+        """Say that this node combined a slice; its blob has been put."""
+        core = self.office.core
+        data = self.slice_blob(number) if data is None else data
+        fields = {
+            "round": core.state.round,
+            "attempt": core.state.attempt,
+            "slice": number,
+            "slices": len(core.shape(len(core.state.members)).slices),
+            "blob": content.content_id(data),
+            "size": len(data),
+        }
+        signed = entries.aggregate(self.identity, self.office.run, **fields | changes)
+        return await self.say(messages.Aggregated(run=self.office.run, statement=signed.encode()))
+
+    async def combine(self, number: int, data: bytes | None = None) -> None:
+        """Put a slice and say so."""
+        await self.put(self.slice_blob(number) if data is None else data)
+        await self.aggregated(number, data)
+
+    async def accuse(self, number: int, blob: str) -> messages.Message:
+        state = self.office.core.state
+        signed = entries.slice_wrong(
+            self.identity,
+            self.office.run,
+            round=state.round,
+            attempt=state.attempt,
+            slice=number,
+            blob=blob,
+        )
+        return await self.say(messages.Accuse(run=self.office.run, statement=signed.encode()))
+
     async def sign_state(
-        self, root: str, *, signer: Identity | None = None, round: int | None = None
+        self,
+        root: str,
+        *,
+        signer: Identity | None = None,
+        round: int | None = None,
+        wrong: tuple[int, ...] = (),
     ) -> messages.Message:
         number = self.office.core.state.round + 1 if round is None else round
         statement = entries.state_agreed(
-            signer or self.identity, self.office.run, round=number, root=root
+            signer or self.identity, self.office.run, round=number, root=root, wrong=wrong
         )
         reply = await self.say(
             messages.SignedState(run=self.office.run, statement=statement.encode())

@@ -13,9 +13,9 @@ import pytest
 import pytest_asyncio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from coordinator import desk as desk_module
 from coordinator import submission
 from coordinator.desk import evaluator
+from coordinator.puts import TRIES
 from coordinator.service import Peer
 from desk_world import ORGANISER, Member, Office, run_of
 from host_world import start, swarm
@@ -92,7 +92,7 @@ async def test_a_round_from_opening_to_credit(office: Office, applying: list[Mem
     state, fold = office.core.state, office.core.ledger.state
     assert (state.round, state.base, state.attempt) == (1, NEXT, 0)
     assert fold.states[-1] == NEXT
-    assert {fold.credit(member.owner.key) for member in applying} == {100 * office.core.tokens}
+    assert {fold.credit(member.owner.key) for member in applying} == {100 * office.tokens}
     assert not fold.ignored
     directive = await applying[0].beat()
     assert directive.task == "wait" or directive.round == 1
@@ -107,7 +107,7 @@ async def test_hello_admits_once(office: Office, members: list[Member]) -> None:
     size = office.core.ledger.store.size
     welcome = await members[0].hello()
     assert isinstance(welcome, messages.Welcome)
-    assert welcome.payload_bytes == office.core.max_blob
+    assert welcome.payload_bytes == office.core.payload_bytes
     assert office.core.ledger.store.size == size == 1 + 2 * 3
 
 
@@ -245,6 +245,29 @@ async def test_a_probe_is_read_to_its_end(office: Office, members: list[Member])
     line = members[0].last
     assert line is not None
     assert line.read > size
+
+
+async def test_the_largest_report_fits_a_heartbeat(office: Office, members: list[Member]) -> None:
+    most = (1 << 53) - 1
+    kinds = {f"{n:020}": most for n in range(8)}
+    report = messages.Report(
+        state_round=most,
+        state_root="ab" * 32,
+        phase="x" * 20,
+        round=most,
+        step=most,
+        steps=most,
+        loss=1 / 3,
+        tokens_per_second=1 / 3,
+        bytes_up=most,
+        bytes_down=most,
+        up_by_kind=kinds,
+        down_by_kind=kinds,
+        validation=messages.Validation(round=most, loss=1 / 3),
+        seconds={f"{n:020}": 1 / 3 for n in range(24)},
+    )
+    await members[0].beat(report=report, addresses=["/" + "a" * 199] * 8, seen=most)
+    assert office.core.peers[members[0].peer].report == report
 
 
 async def test_many_nodes_with_many_addresses_still_get_directives(
@@ -404,7 +427,7 @@ async def test_what_was_put_and_never_counted_does_not_stay(
 
 
 async def test_puts_are_bounded(office: Office, revealing: list[Member]) -> None:
-    for number in range(desk_module.PUTS_PER_ATTEMPT):
+    for number in range(TRIES + 1):
         await revealing[0].put(bytes([number]) * 10)
     assert await refused(revealing[0].put(b"more")) == "too_many"
     await revealing[1].show()

@@ -76,7 +76,8 @@ ASSIGNED = (
 def test_a_contribution_from_the_assignment_to_the_vesting() -> None:
     told(
         of(ROUND, SHOWN),
-        ASSIGNED,
+        f"node …{A.peer_id[-8:]} is assigned 4 inner steps (entry {OPENED})",
+        "made: 4 steps of this round (1 to 4 are allowed) × 2 sequences × 16 tokens = 128 tokens",
         f"round 0 was opened by entry {OPENED}",
         f"committed to exactly this by entry {COMMITTED}",
         f"accepted by entry {CLOSED}, agreed by entry {AGREED} with 3 of 3 contributors",

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from coordinator import intake
-from desk_world import FP32, Member, Office, run_of
+from desk_world import Member, Office, run_of
 from ledger.reasons import REJECTIONS
 from protocol import content, dsse, messages, pseudogradient, rounds, wire
 from protocol.rounds import Phase
@@ -66,7 +66,7 @@ async def other_salt(bad: Member) -> None:
 
 
 async def oversize(bad: Member) -> None:
-    limit = bad.office.core.max_blob
+    limit = bad.office.core.payload_bytes
     put = messages.Put(id="ab" * 32, size=limit + 1)
     try:
         await bad.say(put, bytes(limit + 1), to=wire.CONTENT)
@@ -82,7 +82,23 @@ async def wrong_base(bad: Member) -> None:
 
 async def wrong_tokens(bad: Member) -> None:
     await bad.put()
-    await bad.reveal(bad.statement(tokens=bad.office.core.tokens + 1).encode())
+    await bad.reveal(bad.statement(tokens=bad.office.tokens + 1).encode())
+
+
+async def too_many_steps(bad: Member) -> None:
+    await bad.put()
+    await bad.reveal(bad.statement(head=9).encode())
+
+
+async def too_few_steps(bad: Member) -> None:
+    """Eight were assigned; two may be all that there was time for, one is too few."""
+    await bad.put()
+    await bad.reveal(bad.statement(head=1).encode())
+
+
+async def a_tail_of_no_round(bad: Member) -> None:
+    await bad.put()
+    await bad.reveal(bad.statement(tail=1).encode())
 
 
 async def bad_signature(bad: Member) -> None:
@@ -139,6 +155,9 @@ LATER_FAULTS = {
     oversize: rounds.TOO_LARGE,
     wrong_base: rounds.WRONG_STATE,
     wrong_tokens: rounds.WRONG_TOKENS,
+    too_many_steps: rounds.WRONG_TOKENS,
+    too_few_steps: rounds.WRONG_TOKENS,
+    a_tail_of_no_round: rounds.WRONG_TOKENS,
     bad_signature: rounds.BAD_SIGNATURE,
     signed_by_another: rounds.BAD_SIGNATURE,
     an_extra_signature: rounds.BAD_SIGNATURE,
@@ -166,7 +185,7 @@ async def _finish(office: Office, bad: Member, reason: str, good: list[Member]) 
         await member.sign_state("ee" * 32)
     await office.pass_time(11)
     credit = office.core.ledger.state.credit
-    assert (credit(bad.owner.key), credit(good[0].owner.key)) == (0, 100 * office.core.tokens)
+    assert (credit(bad.owner.key), credit(good[0].owner.key)) == (0, 100 * office.tokens)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +299,9 @@ async def test_only_members_that_committed_may_put(office: Office, trained: list
 async def test_the_check_alone_says_what_is_wrong(office: Office, trained: list[Member]) -> None:
     one = trained[0]
     core = office.core
-    expected = intake.Expected(core.run, 0, 0, core.state.base, core.tokens, core.layout, FP32)
+    expected = intake.Expected(
+        core.run, 0, 0, core.state.base, core.work, steps=8, tail=0, shape=core.shape(3)
+    )
     blob = office.blobs.put(one.blob())
     statement = one.statement().encode()
     good = await intake.check(expected, one.peer, one.commitment(blob), statement, office.blobs)
@@ -290,3 +311,139 @@ async def test_the_check_alone_says_what_is_wrong(office: Office, trained: list[
     bad = await intake.check(expected, one.peer, "", statement, office.blobs)
     assert (bad.fault, bad.envelope) == (rounds.COMMITMENT_MISMATCH, None)
     assert bad.detail
+
+
+async def test_who_had_time_for_fewer_steps_counts_with_those(
+    office: Office, trained: list[Member]
+) -> None:
+    slow, *others = trained
+    for member in trained:
+        await member.commit()
+    for member in others:
+        await member.show()
+    await slow.put()
+    await slow.reveal(slow.statement(head=2).encode())
+    weights = {item.node: item.weight for item in office.bodies("round_closed")[-1].accepted}
+    assert weights == {slow.peer: office.tokens // 4} | {m.peer: office.tokens for m in others}
+    for member in trained:
+        await member.sign_state("ee" * 32)
+    fold = office.core.ledger.state
+    assert fold.credit(slow.owner.key) * 4 == fold.credit(others[0].owner.key)
+    assert not fold.ignored
+
+
+# --- contributions in slices ---
+
+
+@pytest_asyncio.fixture
+async def sharded(tmp_path: Path) -> AsyncIterator[list[Member]]:
+    """Three members of a sharded round, with everybody's commitments in."""
+    run = run_of(tmp_path / "run", exchange={"topology": "sharded"})
+    office = await Office(tmp_path / "sharded", *run).open()
+    three = [Member(office, name) for name in "abc"]
+    for member in three:
+        await member.hello()
+        await member.beat()
+    yield three
+    office.close()
+
+
+async def _commit_to(bad: Member, index: bytes, good: list[Member]) -> None:
+    await bad.commit(commitment=bad.commitment(content.content_id(index)))
+    for member in good:
+        await member.commit()
+
+
+async def _reveal_parts(bad: Member, index: bytes, pieces: list[bytes]) -> str:
+    for data in dict.fromkeys((index, *pieces)):
+        await bad.put(data)
+    fields = {"blob": content.content_id(index), "size": sum(map(len, (index, *pieces)))}
+    with pytest.raises(wire.Refused) as refused:
+        await bad.reveal(bad.statement(**fields).encode())
+    return refused.value.code
+
+
+def _index(bad: Member, pieces: list[bytes]) -> bytes:
+    state = bad.office.core.state
+    listed = [(content.content_id(piece), len(piece)) for piece in pieces]
+    return pseudogradient.pack_index(state.round, state.base, listed)
+
+
+SPOILED: dict[str, tuple[Callable[[list[bytes]], list[bytes]], str]] = {
+    "a number that is not finite": (lambda p: [p[0], _non_finite(p[1]), p[2]], rounds.NON_FINITE),
+    "two slices swapped": (lambda p: [p[1], p[0], p[2]], rounds.TOO_LARGE),
+    "one slice twice": (lambda p: [p[0], p[0], p[2]], rounds.WRONG_STATE),
+    "another round": (lambda p: [_another_round(p[0]), p[1], p[2]], rounds.WRONG_STATE),
+    "one slice fewer": (lambda p: p[:2], rounds.MALFORMED),
+    "one slice more": (lambda p: [*p, p[0]], rounds.TOO_LARGE),  # the index, that is
+    "no slice at all": (lambda p: [b"\0" * 97, *p[1:]], rounds.MALFORMED),
+}
+
+
+@pytest.mark.parametrize(("spoil", "reason"), SPOILED.values(), ids=SPOILED.keys())
+async def test_a_contribution_in_slices_that_cannot_count(
+    sharded: list[Member], spoil: Callable[[list[bytes]], list[bytes]], reason: str
+) -> None:
+    bad, *good = sharded
+    pieces = spoil(bad.blobs()[1:])
+    index = _index(bad, pieces)
+    await _commit_to(bad, index, good)
+    assert await _reveal_parts(bad, index, pieces) == reason
+    await _finish(bad.office, bad, reason, good)
+
+
+async def test_each_slice_has_to_be_put(sharded: list[Member]) -> None:
+    bad, *good = sharded
+    for member in sharded:
+        await member.commit()
+    index, *pieces = bad.blobs()
+    for data in (index, *pieces[:-1]):
+        await bad.put(data)
+    with pytest.raises(wire.Refused) as refused:
+        await bad.reveal()
+    assert refused.value.code == rounds.MISSING_REVEAL
+    kept = {content.content_id(data) for member in good for data in member.blobs()}
+    await _finish(bad.office, bad, rounds.MISSING_REVEAL, good)
+    assert kept <= {path.name for path in bad.office.blobs.root.iterdir()}
+
+
+async def test_a_slice_cannot_be_larger_than_its_codec_needs(sharded: list[Member]) -> None:
+    bad, *good = sharded
+    for member in sharded:
+        await member.commit()
+    largest = bad.office.core.shape(3).largest
+    assert largest < bad.office.core.payload_bytes / 2
+    with pytest.raises(wire.Refused) as refused:
+        await bad.put(b"\1" * (largest + 1))
+    assert refused.value.code == rounds.TOO_LARGE
+    await _finish(bad.office, bad, rounds.TOO_LARGE, good)
+
+
+async def test_a_size_that_is_not_that_of_all_blobs(sharded: list[Member]) -> None:
+    bad, *good = sharded
+    for member in sharded:
+        await member.commit()
+    index, *pieces = bad.blobs()
+    for data in (index, *pieces):
+        await bad.put(data)
+    with pytest.raises(wire.Refused) as refused:
+        await bad.reveal(bad.statement(size=len(index)).encode())
+    assert refused.value.code == rounds.MALFORMED
+    await _finish(bad.office, bad, rounds.MALFORMED, good)
+
+
+async def test_content_that_was_here_before_is_not_read_when_it_is_too_large(
+    sharded: list[Member],
+) -> None:
+    """The coordinator holds states and shards as well; a node may name one of them."""
+    bad, *good = sharded
+    store = bad.office.blobs
+    huge = store.put(b"\2" * (bad.office.core.payload_bytes + 1))
+    await bad.commit(commitment=bad.commitment(huge))
+    for member in good:
+        await member.commit()
+    with pytest.raises(wire.Refused) as refused:
+        await bad.reveal(bad.statement(blob=huge, size=store.size_of(huge)).encode())
+    assert refused.value.code == rounds.TOO_LARGE
+    await _finish(bad.office, bad, rounds.TOO_LARGE, good)
+    assert store.has(huge)

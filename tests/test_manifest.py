@@ -85,6 +85,25 @@ def manifest(**changes: object) -> Manifest:
         ("[rounds]\nmin_nodes = 4\nmax_nodes = 2", "min_nodes = 4 is above max_nodes = 2", "to 2"),
         ("[rounds]\ntotal = 2\ninner_steps = 2", "does not end within the run of 4 steps", "4"),
         ("[rounds]\ngrace_s = 9\ndeadline_s = 8", "grace_s = 9 is above deadline_s = 8", "lower"),
+        ("[rounds]\nbox_s = 595", "box_s = 595 and grace_s = 10 together", "raise deadline_s"),
+        (
+            "[exchange]\noverlap_steps = 11",
+            "overlap_steps = 11 is more than half of [rounds] inner_steps = 20",
+            "lower it to 10",
+        ),
+        (
+            "[exchange]\nfragments = 5\n[rounds]\ntotal = 4",
+            "fragments = 5 is more than [rounds] total = 4: some would never be",
+            "lower it to 4",
+        ),
+        (
+            '[exchange]\ncodec = "sparse"\n[exchange.outer]\nmomentum = 0.5',
+            "momentum = 0.5 does not go with codec = 'sparse'",
+            "momentum = 0, or leave it out",
+        ),
+        ('[optimizer]\nkind = "moun"', 'kind = "moun" is none of', "did you mean muon?"),
+        ("[exchange]\ntop_k = 4", "top_k = 4 is out of bounds: at least 8", "4096"),
+        ("[exchange]\ncontributor_floor = 0", "out of bounds: above 0", "everybody"),
         ("[rounds]\nmax_nodes = 33", "max_nodes = 33 is out of bounds", "members"),
         ("[rounds]\ntotal = 2024-01-01", "2024-01-01 is a date", ""),
         ("[rounds", "is not valid TOML", "brackets"),
@@ -127,6 +146,29 @@ def test_a_wrong_table_is_explained(old: str, new: str, message: str, hint: str)
         parse_config(BASE.replace(old, new).encode(), "RUN.toml")
     assert message in caught.value.message
     assert hint in caught.value.hint
+
+
+def test_what_the_outer_optimiser_is_by_default_follows_from_the_codec() -> None:
+    dense = config('[exchange]\ncodec = "int8"').exchange.outer
+    assert (dense.lr, dense.momentum, dense.final_lr_fraction) == (0.7, 0.5, 1.0)
+    sparse = config('[exchange]\ncodec = "sparse"').exchange.outer
+    assert (sparse.lr, sparse.momentum, sparse.final_lr_fraction) == (1.0, 0.0, 0.65)
+    own = config('[exchange]\ncodec = "sparse"\n[exchange.outer]\nlr = 0.5').exchange.outer
+    assert (own.lr, own.momentum, own.final_lr_fraction) == (0.5, 0.0, 0.65)
+
+
+def test_the_settings_of_the_exchange_survive_the_manifest() -> None:
+    text = (
+        '[exchange]\ncodec = "sparse"\ntop_k = 64\noverlap_steps = 10\nfragments = 3\n'
+        'topology = "sharded"\naggregator = "centered_clip"\n[rounds]\nbox_s = 590.0\n'
+        '[optimizer]\nkind = "muon"\nprecision = "bf16"\n'
+    )
+    original = manifest(config=config(text))
+    assert Manifest.decode(original.encode()) == original
+    exchange = original.config.exchange
+    assert (exchange.top_k, exchange.overlap_steps, exchange.fragments) == (64, 10, 3)
+    assert (exchange.topology, exchange.aggregator) == ("sharded", "centered_clip")
+    assert original.config.rounds.box_s + original.config.rounds.grace_s == 600
 
 
 def test_several_problems_are_counted() -> None:
@@ -197,7 +239,7 @@ def test_a_signed_manifest_round_trips() -> None:
 def test_the_run_id_does_not_change_between_versions() -> None:
     """Golden: a change here means that older manifests can no longer be read."""
     assert run_id(manifest().encode()) == (
-        "872137878afe863f6b1267401b784b5df8de6bdbd1c3f2c12f70ee826291840b"
+        "1d9b0e4e7e7a676c49b9007e48f7aceb5c677b967ccb314613c79be1635dc642"
     )
 
 

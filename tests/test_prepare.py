@@ -124,7 +124,7 @@ def test_the_manifest_is_signed_and_its_parts_are_there(prepared: tuple[Prepared
     index, _ = read_split(run, home, "train")
     assert train_split(manifest).shards == len(index.shards) > 1
     assert validation_split(manifest).windows > 0
-    assert assign(3, train_split(manifest), 0, ["a"], "a", inner_steps=3, batch_size=2)
+    assert assign(3, train_split(manifest), 0, ["a"], [3], "a", batch_size=2)
 
 
 def test_the_first_state_is_the_model_of_the_seed(prepared: tuple[Prepared, Path]) -> None:
@@ -248,6 +248,23 @@ def test_a_model_that_does_not_work_is_refused_before_the_text_is_cut(tmp_path: 
     with pytest.raises(UsageError, match="intermediate_sise is no key"):
         prepare(path, tmp_path / "home")
     assert not list((tmp_path / "home" / "blobs").iterdir())
+
+
+def test_more_fragments_than_tensors_are_refused(tmp_path: Path) -> None:
+    path = write_run(tmp_path, RUN + "[exchange]\nfragments = 60\n")
+    with pytest.raises(UsageError, match="fragments = 60, but the model has 12 tensors") as caught:
+        prepare(path, tmp_path / "home")
+    assert "12 or less" in caught.value.hint
+    assert not manifest_path(tmp_path / "home").exists()
+
+
+def test_the_text_has_to_do_for_the_fastest_nodes_of_a_time_box(tmp_path: Path) -> None:
+    """Four nodes may make four times the steps each."""
+    path = write_run(tmp_path, RUN.replace("inner_steps = 3", "inner_steps = 20"))
+    prepare(path, tmp_path / "home")
+    path.write_text(path.read_text().replace("max_nodes = 4", "max_nodes = 4\nbox_s = 30"))
+    with pytest.raises(UsageError, match="4 nodes × 80 steps"):
+        prepare(path, tmp_path / "boxed")
 
 
 def test_progress_is_reported(tmp_path: Path) -> None:

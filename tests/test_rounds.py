@@ -12,6 +12,7 @@ from protocol import rounds
 from protocol.duties import directive
 from protocol.identity import Identity
 from protocol.rounds import (
+    Accused,
     AgreeState,
     CloseCommitments,
     CloseRound,
@@ -28,6 +29,7 @@ from protocol.rounds import (
     Seen,
     StateSigned,
     Tick,
+    Vote,
     step,
 )
 
@@ -42,6 +44,7 @@ RULES = Rules(
     settle=20,
     heartbeat_timeout=15,
 )
+BOXED = replace(RULES, box=50)
 A, B, C, D = (Identity.from_seed(bytes([i]) * 32).peer_id for i in range(4))
 START = RunState(Phase.WAITING, round=0, attempt=0, base="r0", since=0)
 
@@ -192,6 +195,76 @@ def test_contributors_that_do_not_agree_fail_the_attempt_and_roll_back() -> None
     assert directive(RULES, state, A, 3).task == "sync"
 
 
+def test_in_a_time_box_nobody_is_hurried_and_nobody_waits_longer_than_the_grace() -> None:
+    def boxed(state: RunState, *events: rounds.Event) -> tuple[RunState, list[rounds.Action]]:
+        actions: list[rounds.Action] = []
+        for event in events:
+            state, more = step(BOXED, state, event)
+            actions += more
+        return state, actions
+
+    state, _ = boxed(opened(A, B, C), Committed(5, A, 0, 0, "a"), Committed(5, B, 0, 0, "b"))
+    keep = [Seen(now, node, "r0") for now in (14, 28, 42, 56) for node in (A, B, C)]
+    state, actions = boxed(state, *keep, Tick(59))
+    assert actions == [], "without a box the quorum would have closed the phase at 15"
+    assert directive(BOXED, state, C, 20).remaining == 30
+    assert directive(BOXED, state, C, 59).remaining == -9
+    all_done, actions = boxed(state, Committed(59, C, 0, 0, "c"))
+    assert isinstance(actions[0], CloseCommitments)
+    assert all_done.phase is Phase.REVEALING
+    state, actions = boxed(state, Tick(60))
+    assert isinstance(actions[0], CloseCommitments)
+    assert state.rejected == {C: rounds.LATE}
+
+
+def test_a_box_that_reaches_beyond_the_deadline_ends_with_it() -> None:
+    assert BOXED.training == 60
+    assert replace(BOXED, deadline=55).training == 55
+    assert RULES.training == RULES.deadline
+
+
+def test_votes_agree_only_with_the_same_wrong_slices() -> None:
+    state = revealed(A, B, C)
+    state, actions = play(
+        state,
+        StateSigned(3, A, 0, "r1", (2,)),
+        StateSigned(3, B, 0, "r1"),
+        StateSigned(3, C, 0, "r1", (2,)),
+    )
+    assert actions[0] == AgreeState(1, "r1", tuple(sorted((A, C))), (2,))
+    # B holds the right state all the same.
+    assert state.members == tuple(sorted((A, B, C)))
+    split, actions = play(
+        revealed(A, B), StateSigned(3, A, 0, "r1", (0,)), StateSigned(3, B, 0, "r1", (1,))
+    )
+    assert actions == [CloseRound(0, 0, (), {})]
+    assert split.base == "r0"
+
+
+def test_an_accusation_undoes_the_votes_that_did_not_know_of_it() -> None:
+    state, _ = play(
+        revealed(A, B, C), StateSigned(3, A, 0, "bad"), StateSigned(3, B, 0, "r1", (1,))
+    )
+    assert directive(RULES, state, A, 4).task == "wait"
+    state, actions = play(state, Accused(4, B, 0, 0, 1))
+    assert actions == []
+    assert state.votes == {B: Vote("r1", (1,))}
+    assert directive(RULES, state, A, 4).task == "apply"
+    state, actions = play(state, StateSigned(5, A, 0, "r1", (1,)), StateSigned(5, C, 0, "bad"))
+    assert actions[0] == AgreeState(1, "r1", tuple(sorted((A, B))), (1,))
+    assert directive(RULES, state, C, 5).task == "sync"
+
+
+def test_accusations_at_another_time_are_refused() -> None:
+    for state in (opened(A, B), committed(A, B)):
+        _, actions = play(state, Accused(2, A, 0, 0, 1))
+        assert isinstance(actions[0], Refuse)
+    _, actions = play(revealed(A, B), Accused(2, D, 0, 0, 1))
+    assert actions == [Refuse("not_member", "this node is not a member of round 0")]
+    _, actions = play(revealed(A, B), Accused(2, A, 0, 1, 1))
+    assert isinstance(actions[0], Refuse)
+
+
 def test_the_run_finishes_after_its_last_round_and_nodes_stop() -> None:
     state = replace(revealed(A, B), round=2)
     state, actions = play(state, StateSigned(3, A, 2, "r3"), StateSigned(3, B, 2, "r3"))
@@ -220,6 +293,8 @@ def test_a_commitment_is_bound_to_its_node_round_and_attempt() -> None:
 class RoundHistory(RuleBasedStateMachine):
     """Random events in any order: the machine never breaks its own rules."""
 
+    RULES = RULES
+
     def __init__(self) -> None:
         super().__init__()
         self.state = START
@@ -228,7 +303,7 @@ class RoundHistory(RuleBasedStateMachine):
 
     def feed(self, event: rounds.Event) -> None:
         before = self.state
-        self.state, actions = step(RULES, self.state, event)
+        self.state, actions = step(self.RULES, self.state, event)
         if any(isinstance(action, Refuse) for action in actions):
             assert self.state == before
             assert len(actions) == 1
@@ -268,10 +343,15 @@ class RoundHistory(RuleBasedStateMachine):
         self.feed(Revealed(self.now, node, self.state.round, self.state.attempt, fault))
 
     @precondition(lambda self: self.state.phase is Phase.APPLYING)
-    @rule(node=nodes, wrong=st.booleans())
-    def sign(self, node: str, wrong: bool) -> None:
+    @rule(node=nodes, wrong=st.booleans(), slices=st.sampled_from(((), (), (1,))))
+    def sign(self, node: str, wrong: bool, slices: tuple[int, ...]) -> None:
         root = f"wrong{node}" if wrong else f"root{self.state.round}"
-        self.feed(StateSigned(self.now, node, self.state.round, root))
+        self.feed(StateSigned(self.now, node, self.state.round, root, slices))
+
+    @precondition(lambda self: self.state.phase is Phase.APPLYING)
+    @rule(node=nodes, slice=st.integers(0, 1))
+    def accuse(self, node: str, slice: int) -> None:
+        self.feed(Accused(self.now, node, self.state.round, self.state.attempt, slice))
 
     @invariant()
     def history_is_a_sequence_of_whole_rounds(self) -> None:
@@ -283,7 +363,7 @@ class RoundHistory(RuleBasedStateMachine):
                 assert not is_open
                 assert (action.round, action.attempt) == (expected_round, attempt)
                 assert action.base == base
-                assert RULES.min_nodes <= len(action.members) <= RULES.max_nodes
+                assert self.RULES.min_nodes <= len(action.members) <= self.RULES.max_nodes
                 is_open, members, accepted = True, action.members, ()
             elif isinstance(action, CloseCommitments):
                 assert is_open
@@ -294,7 +374,7 @@ class RoundHistory(RuleBasedStateMachine):
                 assert not set(action.accepted) & set(action.rejected)
                 if action.accepted:
                     assert is_open
-                    assert len(action.accepted) >= RULES.needed(len(members))
+                    assert len(action.accepted) >= self.RULES.needed(len(members))
                     accepted = action.accepted
                 else:
                     attempt, accepted = attempt + 1, ()
@@ -308,12 +388,27 @@ class RoundHistory(RuleBasedStateMachine):
                 assert action.round == expected_round
 
     @invariant()
+    def training_ends_in_time(self) -> None:
+        if self.state.phase is Phase.TRAINING:
+            assert self.now - self.state.since < self.RULES.training
+
+    @invariant()
     def everybody_has_a_duty(self) -> None:
         for node in self.state.peers:
-            duty = directive(RULES, self.state, node, self.now)
+            duty = directive(self.RULES, self.state, node, self.now)
             assert duty.reason
             assert (duty.task == "stop") <= (self.state.phase is Phase.FINISHED)
 
 
 RoundHistory.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
 TestRoundHistory = RoundHistory.TestCase
+
+
+class BoxedHistory(RoundHistory):
+    """The same with a time box."""
+
+    RULES = BOXED
+
+
+BoxedHistory.TestCase.settings = settings(max_examples=80, stateful_step_count=60, deadline=None)
+TestBoxedHistory = BoxedHistory.TestCase

@@ -53,6 +53,12 @@ def test_check_as_json_has_the_numbers(tmp_path: Path, capsys: pytest.CaptureFix
         ("inner_steps = 3", "quorum = 1\nmin_nodes = 2\ninner_steps = 3", "one slow node"),
         ("inner_steps = 3", "inner_steps = 300", "the data is read"),
         ("[rounds]", "[rounds]\nheartbeat_timeout_s = 3000", "noticed only after"),
+        ("[rounds]", "[exchange]\nfragments = 12\n[rounds]", "exchanged only 5 times in 60"),
+        (
+            "[rounds]",
+            '[exchange]\ncodec = "sparse"\nerror_feedback = 0.2\n[rounds]',
+            "forgets most of what was not sent",
+        ),
         ("hidden_size = 16", "hidden_size = 16\nattention_dropout = 0.1", "attention_dropout"),
     ],
 )
@@ -64,6 +70,38 @@ def test_check_flags_what_is_seldom_meant(
     assert main(["check", str(path)]) == 0
     text = capsys.readouterr().out
     assert warning in text.split("worth a second look:")[1]
+
+
+def test_check_says_what_the_exchange_costs_and_how_it_goes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_run(tmp_path)
+    text = path.read_text().replace("inner_steps = 3", "inner_steps = 8\nbox_s = 60")
+    settings = 'codec = "sparse"\noverlap_steps = 2\nfragments = 2\ntopology = "sharded"'
+    text = text.replace("batch_size = 2", 'batch_size = 2\nkind = "muon"')
+    path.write_text(f"{text}\n[exchange]\n{settings}\n")
+    assert main(["check", str(path)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "2 of 8 steps (25% of the training) go on during the exchange",
+        "it may take 13.5 s without anybody waiting",
+        "each is exchanged every 16 steps",
+        "from 2 to 32; nobody is waited for longer than 70 s",
+        "with 4 nodes (sharded)",
+        "plain steps of 1, falling to 0.65",
+        "Muon trains",
+        "a round closes after 70 s at the latest",
+    ):
+        assert words in shown, words
+    assert main(["check", str(path), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert 0 < facts["muon_parameters"] < facts["parameters"]
+    assert 0 < facts["typical_bytes"] <= facts["payload_bytes"]
+    assert facts["exchange"]["codec"].startswith("sparse: the 128 largest")
+    assert facts["memory_bytes"] > 0
+    path.write_text(path.read_text().replace("fragments = 2", "fragments = 30"))
+    with pytest.raises(UsageError, match="the model has 12 tensors"):
+        main(["check", str(path)])
 
 
 def test_prepare_prints_the_run_and_then_finds_it(

@@ -135,6 +135,12 @@ def numbers(folder: Path, late: str) -> Metrics:
     first.members, first.accepted, first.rejected = 3, 2, {late: "late"}
     first.loss, first.validation = 6.1, 6.9
     first.seconds = {"training": 8.0, "revealing": 0.25, "applying": 0.5}
+    first.steps, first.tokens = {late: 4, "b": 32}, 1234
+    first.traffic = {
+        late: {"up": {"control": 1000, "contribution": 20_000}, "down": {"slice": 3000}},
+        "b": {"up": {"control": 3000}, "down": {}},
+    }
+    first.computing = {late: 0.9, "b": 0.98}
     metrics.of(1).validation = 5.75
     return metrics
 
@@ -168,6 +174,9 @@ def connect(core: Coordinator, peer: str, phase: str = "training") -> None:
         tokens_per_second=1234.5,
         bytes_up=5_000_000,
         bytes_down=9_000,
+        up_by_kind={"contribution": 4_000_000, "control": 1_000_000},
+        down_by_kind={"state": 9_000},
+        seconds={"train": 5.0, "tail": 4.0, "idle": 0.5, "merge": 0.5, "fetch": 70.0},
     )
     core.peers[peer] = Peer(report, ["/ip4/10.0.0.9/tcp/1"], heard=98.5)
 
@@ -180,6 +189,7 @@ async def test_the_run_is_described_by_its_whole_manifest(
     assert run["organiser"] == world.organiser.key
     assert run["invite"] == INVITE
     assert run["tokens_per_node_and_round"] == TOKENS
+    assert run["exchange"]["overlap"] == "none: nodes wait for the exchange"
     # Whoever reads it here can compute the run id again.
     assert Manifest.model_validate_json(json.dumps(run["manifest"])) == core.manifest
 
@@ -204,6 +214,21 @@ async def test_the_status_shows_round_nodes_and_ledger(
     assert node["account"] == world.owners[0].key
     assert (node["step"], node["steps"], node["heard_s"]) == (3, 4, 1.5)
     assert (node["bytes_up"], node["tokens"], node["credit"]) == (5_000_000, TOKENS, CREDIT)
+    assert node["up_by_kind"] == {"contribution": 4_000_000, "control": 1_000_000}
+    assert node["computing"] == 0.9, "what its trainer does, not what it waits for"
+    assert (node["round_up"], node["round_down"], node["assigned"]) == (None, None, 0)
+    assert status["last_round"]["up"] == {"contribution": 20_000, "control": 4000}
+    assert status["last_round"]["down"] == {"slice": 3000}
+    assert status["last_round"]["computing"] == pytest.approx(0.94)
+    assert status["last_round"]["tokens"] == 1234
+
+
+async def test_a_node_shows_what_it_carried_in_the_last_round(
+    client: Client, core: Coordinator, world: World
+) -> None:
+    connect(core, world.members[2].peer_id)
+    (node,) = (await get(client, "/api/v1/status"))["nodes"]
+    assert (node["round_up"], node["round_down"]) == (21_000, 3000)
 
 
 async def test_shares_add_up_to_exactly_one_and_name_their_checkpoint(
@@ -339,6 +364,11 @@ async def test_the_page_shows_what_the_api_says(
     text = await (await client.get("/")).text()
     for shown in ("web-test", "5.750", "1,234", "5.00 MB", INVITE, "waiting for 3 more nodes"):
         assert shown in text, shown
+    for shown in ("90.0 %", "94.0 %", ">4 to 32<", "contribution 4.00 MB, control 1.00 MB"):
+        assert shown in text, shown
+    assert ">0.01 MB<" in text, "12 kB sent by a node in round 0"
+    assert "0.02 MB by all nodes: contribution 0.02 MB, control 4,000 B" in text
+    assert "the whole model in every round" in text
     assert f"as of checkpoint {core.ledger.store.size}" in text
     assert "pending, none final yet" in text
     for target in ("/shares", "/entries", "/round/0", f"/account/{world.owners[0].key}"):
@@ -353,6 +383,12 @@ async def test_nothing_that_a_peer_or_organiser_writes_becomes_markup(
 ) -> None:
     connect(core, world.members[0].peer_id, phase="<img/src=x onerror=1"[:20])
     core.metrics.of(0).rejected = {NASTY: NASTY}
+    core.metrics.of(0).steps = {NASTY: 4, "b": 5}
+    core.metrics.of(0).traffic = {NASTY: {"up": {NASTY: 5}, "down": {NASTY: 5}}}
+    report = core.peers[world.members[0].peer_id].report
+    core.peers[world.members[0].peer_id].report = report.model_copy(
+        update={"up_by_kind": {NASTY: 7}, "down_by_kind": {NASTY: 7}}
+    )
     text = await (await client.get("/")).text()
     assert "<script" not in text
     assert "<img" not in text

@@ -1,0 +1,106 @@
+"""The content service of a coordinator: it serves what it has, and takes what members owe it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from coordinator.service import Coordinator
+from protocol import assignment, messages, rounds, transfer, wire
+from protocol.rounds import Phase
+from protocol.streams import Kind
+
+TRIES = 2
+"""How often a node may offer each blob that it owes; and once more."""
+
+
+class Puts:
+    """Answers for one coordinator; keeps what was put only when a statement that counts names it.
+
+    While contributions are revealed each member that has committed owes the blobs of its own; while
+    a sharded round is applied each aggregator owes those of its slices.
+    """
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._core = coordinator
+        self._phase: tuple[object, ...] = ()  # the attempt and phase that the next two are about
+        self._offers: Counter[str] = Counter()  # by node
+        self._unclaimed: set[str] = set()
+
+    async def answer(
+        self, peer: str, request: messages.Message, stream: wire.Stream
+    ) -> messages.Message | None:
+        """One request of the content service."""
+        core = self._core
+        if not isinstance(request, messages.Put):
+            return await transfer.serve_content(core.blobs, request, stream)
+        if core.state.phase is Phase.APPLYING:
+            kind: Kind = "slice"
+            owed, most = self._slices_owed(peer)
+            if request.size > most:
+                raise _too_large("slice", request.size, most)
+        else:
+            kind = "contribution"
+            self.require_reveals(peer)
+            state, shape = core.state, core.shape(len(core.state.members))
+            owed, most = shape.blobs, shape.largest
+            if request.size > most:
+                await core.feed(
+                    rounds.Revealed(
+                        core.clock(), peer, state.round, state.attempt, rounds.TOO_LARGE
+                    )
+                )
+                raise _too_large("contribution's blob", request.size, most)
+        await self._take(peer, request, stream, owed, kind)
+        return messages.Ok()
+
+    def require_reveals(self, peer: str) -> None:
+        """Refuse a contribution that cannot count, before any work is done for it.
+
+        :raises Refused: the node is out of the round, or nothing is revealed now
+        """
+        state = self._core.state
+        if peer in state.rejected:
+            raise wire.Refused("this node is out of the round", code=state.rejected[peer])
+        if state.phase is not Phase.REVEALING or peer not in state.commitments:
+            raise wire.Refused("nothing is expected from this node now", code="too_early")
+
+    def claim(self, blobs: Iterable[str]) -> None:
+        """Keep this content: a statement that counts names it."""
+        self._unclaimed.difference_update(blobs)
+
+    def _slices_owed(self, peer: str) -> tuple[int, int]:
+        """How many slices this node combines, and the most bytes of one of them."""
+        core, state = self._core, self._core.state
+        shape = core.shape(len(state.members))
+        mine = [
+            number
+            for number in range(len(shape.slices))
+            if assignment.aggregator(state.accepted, state.round, number) == peer
+        ]
+        if not mine:
+            raise wire.Refused("nothing is expected from this node now", code="too_early")
+        return len(mine), max(map(shape.slice_bytes, mine))
+
+    async def _take(
+        self, peer: str, request: messages.Put, stream: wire.Stream, owed: int, kind: Kind
+    ) -> None:
+        """Receive content from a node that owes ``owed`` blobs in this phase."""
+        core, state = self._core, self._core.state
+        phase = (state.round, state.attempt, state.phase)
+        if self._phase != phase:
+            self._phase = phase
+            self._offers.clear()
+            while self._unclaimed:
+                core.blobs.drop(self._unclaimed.pop())
+        self._offers[peer] += 1
+        if self._offers[peer] > TRIES * owed + 1:
+            raise wire.Refused("too many tries in this round", code="too_many")
+        if core.blobs.has(request.id):
+            raise wire.Refused("this content is here already", code="present")
+        await transfer.receive(core.blobs, request, stream, kind=kind)
+        self._unclaimed.add(request.id)
+
+
+def _too_large(what: str, size: int, most: int) -> wire.Refused:
+    return wire.Refused(f"a {what} of {size} bytes, at most {most} allowed", code=rounds.TOO_LARGE)

@@ -1,0 +1,319 @@
+"""A sharded round at the coordinator's desk: slices that are recorded, called wrong and judged."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from coordinator.puts import TRIES
+from coordinator.upkeep import KEEP_ROUNDS, Upkeep
+from desk_world import Member, Office, run_of
+from ledger import entries, reasons
+from protocol import assignment, content, messages, rounds, wire
+from protocol.rounds import Phase
+from protocol.shards import ShardIndex
+
+NEXT = hashlib.sha256(b"the state of round 1").hexdigest()
+OTHER = hashlib.sha256(b"another state").hexdigest()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return run_of(tmp_path_factory.mktemp("run"), exchange={"topology": "sharded"})
+
+
+@pytest_asyncio.fixture
+async def office(run: Any, tmp_path: Path) -> AsyncIterator[Office]:
+    office = await Office(tmp_path / "coordinator", *run).open()
+    yield office
+    office.close()
+
+
+async def open_round(office: Office, members: list[Member]) -> None:
+    for member in members:
+        await member.beat()
+    for member in members:
+        await member.commit()
+    for member in members:
+        await member.show()
+    assert office.core.state.phase is Phase.APPLYING
+
+
+@pytest_asyncio.fixture
+async def applying(office: Office) -> list[Member]:
+    """Three members of a closed round, in the order of their peer ids: number j combines slice j
+    of round 0, and the one behind it checks that."""
+    three = sorted((Member(office, name) for name in "abc"), key=lambda member: member.peer)
+    for member in three:
+        await member.hello()
+    await open_round(office, three)
+    for number, member in enumerate(three):
+        accepted = office.core.state.accepted
+        assert assignment.aggregator(accepted, 0, number) == member.peer
+        assert assignment.checker(accepted, 0, number) == three[(number + 1) % 3].peer
+    return three
+
+
+async def refused(work: Any) -> str:
+    with pytest.raises(wire.Refused) as error:
+        await work
+    return error.value.code
+
+
+async def test_everybody_is_woken_when_all_slices_are_there(
+    office: Office, applying: list[Member]
+) -> None:
+    first = await applying[0].beat()
+    assert first.task == "apply"
+    for number in (0, 1):
+        await applying[number].combine(number)
+        assert (await applying[0].beat()).version == first.version, "the last one is missing"
+    await applying[2].combine(2)
+    complete = await applying[0].beat(seen=first.version, patience=5.0)
+    assert (complete.task, complete.version) == ("apply", first.version + 1)
+    assert complete.ledger_size == office.core.ledger.store.size
+    for member in applying:
+        await member.sign_state(NEXT)
+    fold = office.core.ledger.state
+    assert (fold.states[-1], fold.ignored) == (NEXT, {})
+    assert {fold.credit(member.owner.key) for member in applying} == {100 * office.tokens}
+    assert office.bodies("state_agreed")[-1].wrong == ()
+    assert [body.slice for body in office.bodies("aggregate")] == [0, 1, 2]
+
+
+async def test_a_wrong_aggregator_is_convicted_even_when_others_had_signed_already(
+    office: Office, applying: list[Member]
+) -> None:
+    for number, member in enumerate(applying):
+        await member.combine(number)
+    liar, checker, third = applying
+    await liar.sign_state(OTHER)
+    await third.sign_state(OTHER)
+    waiting = await third.beat()
+    assert waiting.task == "wait"
+    right = content.content_id(liar.slice_blob(0, 2.0))
+    await checker.accuse(0, right)
+    await checker.accuse(0, right)  # the reply got lost
+    assert len(office.bodies("slice_wrong")) == 1
+    again = await third.beat(seen=waiting.version, patience=5.0)
+    assert (again.task, again.round, again.attempt) == ("apply", 0, 0)
+    assert office.core.state.votes == {}
+    # The liar insists; the others have recomputed the slice.
+    await liar.sign_state(OTHER)
+    await checker.sign_state(NEXT, wrong=(0,))
+    await third.sign_state(NEXT, wrong=(0,))
+    fold = office.core.ledger.state
+    assert fold.states[-1] == NEXT
+    assert office.bodies("state_agreed")[-1].wrong == (0,)
+    assert fold.rejected[liar.peer] == {reasons.WRONG_SLICE: 1}
+    assert fold.credit(liar.owner.key) == 0
+    assert fold.credit(checker.owner.key) == fold.credit(third.owner.key) == 100 * office.tokens
+    assert not fold.ignored
+    assert (await liar.beat()).task == "sync"
+
+
+async def test_a_false_accusation_changes_nothing_in_the_end(
+    office: Office, applying: list[Member]
+) -> None:
+    for number, member in enumerate(applying):
+        await member.combine(number)
+    honest, accuser, third = applying
+    await accuser.accuse(0, OTHER)
+    await accuser.sign_state(OTHER, wrong=(0,))
+    for member in (honest, third):
+        await member.sign_state(NEXT)
+    fold = office.core.ledger.state
+    assert fold.states[-1] == NEXT
+    assert fold.credit(honest.owner.key) == 100 * office.tokens
+    assert fold.rejected == {accuser.peer: {reasons.FALSE_ACCUSATION: 1}}
+
+
+async def test_only_the_checker_makes_others_look_again(
+    office: Office, applying: list[Member]
+) -> None:
+    """Or anybody could hold the round up with one accusation after another."""
+    for number, member in enumerate(applying):
+        await member.combine(number)
+    first, second, third = applying
+    await first.sign_state(NEXT)
+    before = await second.beat()
+    await third.accuse(0, OTHER)  # combined by the first, checked by the second
+    assert list(office.core.state.votes) == [first.peer]
+    assert (await second.beat()).version == before.version + 1, "everybody hears of it all the same"
+
+
+async def test_the_same_state_made_of_other_slices_is_another_vote(
+    office: Office, applying: list[Member]
+) -> None:
+    for number, member in enumerate(applying):
+        await member.combine(number)
+    first, second, third = applying
+    await second.accuse(0, OTHER)
+    await first.sign_state(NEXT)
+    await second.sign_state(NEXT, wrong=(0,))
+    assert office.core.state.phase is Phase.APPLYING
+    await third.sign_state(NEXT, wrong=(0,))
+    agreed = [e for e in map(entries.decode, office.store.leaves()) if e.kind == "state_agreed"]  # type: ignore[union-attr]
+    assert agreed[-1].body.wrong == (0,)  # type: ignore[union-attr]
+    nodes = {second.identity.key, third.identity.key}
+    assert agreed[-1].signers - set(office.core.ledger.state.coordinators) == nodes
+
+
+async def test_a_vote_against_a_slice_that_nobody_has_accused(
+    office: Office, applying: list[Member]
+) -> None:
+    for number, member in enumerate(applying):
+        await member.combine(number)
+    one = applying[0]
+    assert await refused(one.sign_state(NEXT, wrong=(1,))) == reasons.UNKNOWN_SLICE
+    assert not office.core.state.votes
+    await one.sign_state(NEXT)
+
+
+async def test_what_may_be_put_while_a_round_is_applied(
+    office: Office, applying: list[Member]
+) -> None:
+    one, two, _ = applying
+    late = Member(office, "late")
+    await late.hello()
+    await late.beat()
+    assert await refused(late.put(one.slice_blob(0))) == "too_early"
+    most = office.core.shape(3).slice_bytes(0)
+    huge = messages.Put(id=NEXT, size=most + 1)
+    assert await refused(one.say(huge, to=wire.CONTENT)) == rounds.TOO_LARGE
+    assert not office.core.state.rejected, "its contribution counts all the same"
+    for number in range(TRIES):
+        await one.put(bytes([number]) * 100)
+    await one.combine(0)
+    assert await refused(one.put(b"more")) == "too_many"
+    await two.combine(1)
+    assert await refused(two.put(two.slice_blob(1))) == "present"
+
+
+async def test_statements_about_slices_that_do_not_count(
+    office: Office, applying: list[Member]
+) -> None:
+    one, two, three = applying
+    size = office.core.ledger.store.size
+    assert await refused(one.aggregated(0)) == rounds.MISSING_REVEAL, "its blob was not put"
+    await one.put(one.slice_blob(0))
+    assert await refused(one.aggregated(0, slices=2)) == reasons.UNKNOWN_SLICE
+    assert await refused(one.aggregated(2)) == reasons.NOT_AGGREGATOR
+    assert await refused(one.aggregated(0, size=7)) == rounds.MISSING_REVEAL
+    # A blob of another slice, of a contribution, and noise.
+    other, piece = two.slice_blob(1), one.blobs()[1]
+    for data, code in (
+        (other, rounds.TOO_LARGE),
+        (piece, rounds.MALFORMED),
+        (b"\1" * 200, rounds.MALFORMED),
+    ):
+        office.blobs.put(data)
+        assert await refused(one.aggregated(0, data)) == code
+    assert await refused(one.accuse(0, NEXT)) == reasons.UNKNOWN_SLICE, "nothing is recorded"
+    stolen = entries.aggregate(
+        two.identity, office.run, round=0, attempt=0, slice=1, slices=3, blob=NEXT, size=5
+    )
+    said = messages.Aggregated(run=office.run, statement=stolen.encode())
+    assert await refused(one.say(said)) == "failed"
+    accusation = messages.Accuse(run=office.run, statement=stolen.encode())
+    assert await refused(two.say(accusation)) == "malformed"
+    assert office.core.ledger.store.size == size
+    await one.aggregated(0)
+    await one.aggregated(0)  # the reply got lost
+    assert office.core.ledger.store.size == size + 1
+    second = one.slice_blob(0, 3.0)
+    office.blobs.put(second)
+    assert await refused(one.aggregated(0, second)) == reasons.DUPLICATE
+    assert await refused(one.accuse(0, NEXT)) == reasons.OWN_WORK
+    same = content.content_id(one.slice_blob(0))
+    assert await refused(two.accuse(0, same)) == reasons.SAME_BLOB
+    late = Member(office, "late")
+    await late.hello()
+    assert await refused(late.accuse(0, NEXT)) == reasons.NOT_MEMBER
+    assert not office.core.ledger.state.ignored
+    assert three.peer in office.core.state.accepted
+
+
+async def test_slices_of_a_round_that_is_not_applied(office: Office) -> None:
+    three = [Member(office, name) for name in "abc"]
+    for member in three:
+        await member.hello()
+        await member.beat()
+    assert office.core.state.phase is Phase.TRAINING
+    assert await refused(three[0].aggregated(0, b"x" * 200, slices=3)) == reasons.OUT_OF_ORDER
+    assert await refused(three[0].accuse(0, NEXT)) == reasons.OUT_OF_ORDER
+
+
+async def test_rounds_that_are_not_sharded_have_no_slices(
+    tmp_path: Path,
+) -> None:
+    office = await Office(tmp_path / "gather", *run_of(tmp_path / "run")).open()
+    try:
+        three = [Member(office, name) for name in "abc"]
+        for member in three:
+            await member.hello()
+        await open_round(office, three)
+        assert await refused(three[0].put(b"x" * 200)) == "too_early"
+        shown = three[0].aggregated(0, b"x" * 200, slices=3)
+        assert await refused(shown) == reasons.NOT_SHARDED
+    finally:
+        office.close()
+
+
+async def test_a_restart_while_slices_are_combined(office: Office, applying: list[Member]) -> None:
+    for number in (0, 1):
+        await applying[number].combine(number)
+    await applying[1].accuse(0, OTHER)
+    await office.reopen()
+    assert office.core.state.phase is Phase.APPLYING
+    attempt = office.core.ledger.state.attempt
+    assert attempt is not None
+    assert sorted(attempt.slices) == [0, 1]
+    before = await applying[0].beat()
+    await applying[2].combine(2)
+    assert (await applying[0].beat()).version == before.version + 1
+    for member in applying:
+        await member.sign_state(NEXT, wrong=(0,))
+    assert office.bodies("state_agreed")[-1].wrong == (0,)
+    assert not office.core.ledger.state.ignored
+
+
+async def test_old_blobs_go_with_all_that_they_list(
+    office: Office, applying: list[Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coordinator.upkeep.KEEP_ROUNDS", KEEP_ROUNDS)
+    other = office.blobs.put(b"something else")
+    for number, member in enumerate(applying):
+        await member.combine(number)
+    upkeep = Upkeep(office.core, "")
+    await upkeep._prune()
+    assert len(list(office.blobs.root.iterdir())) == 3 * 4 + 3 + 1
+    for member in applying:
+        await member.sign_state(NEXT)
+    monkeypatch.setattr("coordinator.upkeep.KEEP_ROUNDS", 0)
+    for again in (upkeep, Upkeep(office.core, "")):  # the second one after a restart
+        await again._prune()
+        assert [path.name for path in office.blobs.root.iterdir()] == [other]
+
+
+async def test_what_is_served_is_counted_as_what_it_is(
+    office: Office, applying: list[Member]
+) -> None:
+    index = ShardIndex("uint16", 4096, 6000, (hashlib.sha256(b"1").hexdigest(), OTHER))
+    office.blobs.put(index.encode())
+    manifest = office.core.manifest
+    data = manifest.data.model_copy(update={"train": index.facts()})
+    office.core.manifest = manifest.model_copy(update={"data": data})
+    Upkeep(office.core, "")._label()
+    kinds = {blob: office.blobs.kind_of(blob) for blob in (*index.shards, index.facts().index)}
+    assert set(kinds.values()) == {"data"}
+    assert office.blobs.kind_of(manifest.initial_state) == "state"
+    for blob in applying[0].blobs():
+        assert office.blobs.kind_of(content.content_id(blob)) == "contribution"
+    await applying[0].combine(0)
+    assert office.blobs.kind_of(content.content_id(applying[0].slice_blob(0))) == "slice"

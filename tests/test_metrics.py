@@ -1,0 +1,65 @@
+"""Numbers of a round: what nodes carried since the round before, and how much they computed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coordinator.metrics import Metrics, Numbers, computing
+from protocol.messages import Report
+
+
+def report(up: dict[str, int], down: dict[str, int], **seconds: float) -> Report:
+    return Report(
+        state_round=1,
+        state_root="",
+        phase="x",
+        loss=2.0,
+        up_by_kind=up,
+        down_by_kind=down,
+        seconds=seconds,
+    )
+
+
+def test_bytes_of_a_round_are_what_grew_since_the_one_before(tmp_path: Path) -> None:
+    now = 10.0
+    metrics = Metrics(tmp_path / "metrics.jsonl")
+    numbers = Numbers(metrics, lambda: now)
+    numbers.opened(0, {"a": 8, "b": 2})
+    now = 15.0
+    numbers.phase(0, "training")
+    numbers.closed(0, [], {"b": "late"})
+    numbers.agreed(0, ["a"], {"a": report({"slice": 100}, {"control": 7}), "b": report({}, {})})
+    numbers.opened(1, {"a": 8})
+    grown = report({"slice": 150, "control": 1}, {"control": 7}, train=3.0, tail=1.0, idle=1.0)
+    numbers.agreed(1, ["a"], {"a": grown})
+    # The node was started again: it counts from 0.
+    numbers.agreed(2, ["a"], {"a": report({"slice": 20}, {"control": 30})})
+    rounds = metrics.rounds
+    assert rounds[0].traffic == {
+        "a": {"up": {"slice": 100}, "down": {"control": 7}},
+        "b": {"up": {}, "down": {}},
+    }
+    assert rounds[1].traffic == {"a": {"up": {"control": 1, "slice": 50}, "down": {}}}
+    assert rounds[2].traffic == {"a": {"up": {"slice": 20}, "down": {"control": 30}}}
+    assert (rounds[0].steps, rounds[0].seconds["training"]) == ({"a": 8, "b": 2}, 5.0)
+    assert (rounds[1].computing, rounds[2].computing) == ({"a": 0.8}, {})
+    assert Metrics(metrics.path).rounds == rounds, "a coordinator that starts again knows them"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "share"),
+    [
+        ({}, None),
+        ({"fetch": 9.0, "apply": 4.0}, None),
+        ({"train": 4.0}, 1.0),
+        ({"train": 2.0, "tail": 1.0, "idle": 0.5, "encode": 0.25, "merge": 0.25}, 0.75),
+        ({"train": 2.0, "idle": -5.0}, 1.0),
+    ],
+)
+def test_computing_is_the_share_of_inner_steps_in_the_trainers_time(
+    seconds: dict[str, Any], share: float | None
+) -> None:
+    assert computing(seconds) == share
