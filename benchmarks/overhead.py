@@ -16,7 +16,7 @@ about 1M parameters on the interpreter's own sources; nothing is simulated. Meas
   those of the member that trained longest, as it booked them (waiting for a member that had to
   evaluate first is in its ``commit_wait``); ``rest`` is what it did not book (mostly: the next
   directive is on its way, or the coordinator writes its ledger);
-- bytes at the nodes' streams, by service, from the training of a round to that of the next one;
+- bytes at the nodes' streams, by kind, from the training of a round to that of the next one;
 - the time of a full check of the run's ledger.
 """
 

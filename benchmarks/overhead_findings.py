@@ -148,9 +148,9 @@ class Observed:
             self.seconds[node["state_round"] - 1][name] = booked
         if node["phase"] == "training":
             so_far = {
-                f"{way} {service.split('/')[2]}": count
+                f"{way} {kind}": count
                 for way in ("up", "down")
-                for service, count in node[f"bytes_{way}"].items()
+                for kind, count in node[f"bytes_{way}"].items()
             }
             self.traffic.setdefault((name, node["round"]), so_far)
 
@@ -279,7 +279,7 @@ def rows(result: Findings) -> list[dict[str, Any]]:
                 model,
                 "bytes",
                 baseline_is=fp32,
-                services=parts,
+                kinds=parts,
             )
         )
     found.append(
@@ -319,7 +319,7 @@ def table(result: Findings, found: Sequence[dict[str, Any]]) -> str:
         limit = _amount(row["baseline"], row["unit"]) if limited else ""
         ours = _amount(row["ours"], row["unit"])
         lines.append(f"{row['name']:48} {ours:>10} {limit:>10}  {row['ratio']:5.2f}{mark}")
-        for name in ("phases", "services"):
+        for name in ("phases", "kinds"):
             lines += [
                 f"    {part:44} {_amount(value, row['unit']):>10}"
                 for part, value in row.get(name, {}).items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,11 +14,13 @@ from ledger import entries
 from protocol import dht, pseudogradient, shards, transfer
 from protocol.errors import Unreachable
 from protocol.events import emit
+from protocol.state import state_bytes
 
 log = logging.getLogger("artel.coordinator")
 
 KEEP_ROUNDS = 4
-"""Contributions of this many closed rounds stay, for nodes that are behind."""
+"""Contributions of at least this many closed rounds stay, for nodes that are behind; of more, as
+long as they are together fewer bytes than a state, which is what catching up takes otherwise."""
 LOOK_BACK = 2048
 """Entries before the end that a coordinator which was started again searches for old blobs."""
 KEEP_STATES = 2
@@ -38,6 +41,7 @@ class Upkeep:
         self._http = http
         self._states: list[str] = []  # agreed states in the local store, oldest first
         self._exchanged: dict[int, dict[str, str]] = {}  # see _delete; by round
+        self._bytes: Counter[int] = Counter()  # of them, by round
         self._read_to = 0  # entries of the ledger that were searched for them
         self._closing = Closing(coordinator, self._release)
         self._copied = False  # this home has the final state, or never will
@@ -133,16 +137,30 @@ class Upkeep:
 
     async def _prune(self) -> None:
         """Delete the contributions and slices of rounds that nobody can still be applying."""
-        core, store = self._core, self._core.ledger.store
+        store = self._core.ledger.store
         start, self._read_to = max(self._read_to, store.size - LOOK_BACK), store.size
         for leaf in store.leaves(start, self._read_to):
             body = entries.decode(leaf).body
             if isinstance(body, entries.Contribution):
                 self._exchanged.setdefault(body.round, {})[body.blob] = body.base
+                self._bytes[body.round] += body.size
             elif isinstance(body, entries.Aggregate):
                 self._exchanged.setdefault(body.round, {})[body.blob] = ""
-        for number in [n for n in self._exchanged if n < core.state.round - KEEP_ROUNDS]:
+                self._bytes[body.round] += body.size
+        for number in self._outdated():
             await asyncio.to_thread(self._delete, number, self._exchanged.pop(number))
+
+    def _outdated(self) -> list[int]:
+        """Rounds whose contributions help nobody any more."""
+        core = self._core
+        momentum = core.manifest.config.exchange.outer.momentum > 0
+        room = state_bytes(core.layout, momentum=momentum)
+        found = []
+        for number in sorted(self._exchanged, reverse=True):
+            room -= self._bytes[number]
+            if room < 0 and number < core.state.round - KEEP_ROUNDS:
+                found.append(number)
+        return found
 
     def _delete(self, round: int, blobs: Mapping[str, str]) -> None:
         """Delete blobs of a round, each with the base of its contribution ("": a slice)."""

@@ -91,10 +91,11 @@ class Applying:
         return await self._sharded(closed)
 
     async def _gather(self, closed: ClosedRound) -> supervisor.Applied:
-        wanted = [
-            Wanted(closed.shown[node].blob, self._holders(closed, node), self._max_blob, KIND)
-            for node in closed.accepted
-        ]
+        wanted = []
+        for node in closed.accepted:
+            body = closed.shown[node]
+            most = min(body.size, self._max_blob)
+            wanted.append(Wanted(body.blob, self._holders(closed, node), most, KIND))
         paths = await self._fetch(wanted)
         counted = [
             supervisor.Contribution(node, path, closed.weights[node])

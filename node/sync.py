@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from node.history import ClosedRound
-from node.supervisor import Trainer
+from node.supervisor import Trainer, TrainerError
 from protocol import dht, pseudogradient, transfer
 from protocol.blobs import BlobStore
 from protocol.errors import CheckFailed
@@ -83,7 +83,12 @@ class States:
     async def switch(self, trainer: Trainer, path: Path, round: int, root: str) -> None:
         """Make a state the current one, in the trainer and in the books; must not be interrupted,
         or they would speak of different states."""
-        await trainer.set_state(path, root=root)
+        try:
+            await trainer.set_state(path, root=root)
+        except TrainerError as error:
+            if error.code == "bad_state":  # torn by a power cut: the next try fetches it
+                self._blobs.delete(root)
+            raise
         self.become(round, root)
 
     def become(self, round: int, root: str) -> None:

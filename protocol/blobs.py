@@ -12,11 +12,17 @@ import os
 import re
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
-from protocol import content
+from protocol import content, merkle
 from protocol.errors import ResourceError
+from protocol.streams import Kind
 
+if TYPE_CHECKING:
+    from protocol.download import Download
+
+_MAX_LABELS = 16_384
 _CONTENT_ID = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
@@ -34,6 +40,9 @@ class BlobStore:
         self.quota_bytes = quota_bytes
         self.downloads: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """Held by the one download of each content; used by :mod:`protocol.transfer` alone."""
+        self.partials: dict[str, Download] = {}
+        """Downloads under way: what they have is served to others already; for the event loop."""
+        self._labels: dict[str, Kind] = {}  # the newest last
         self._lock = threading.Lock()
         self._pinned: set[str] = set()  # guarded by _lock
         self._hashes: dict[str, list[bytes]] = {}  # chunk hashes of files served lately; _lock
@@ -69,7 +78,8 @@ class BlobStore:
 
         :raises ResourceError: the disk is full, or the quota cannot hold the bytes
         """
-        blob = content.content_id(data)
+        hashes = content.chunk_hashes(data)
+        blob = merkle.root(hashes).hex()
         if not self.has(blob):
             part = self.unfinished(blob)
             try:
@@ -77,7 +87,7 @@ class BlobStore:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
-                self.adopt(blob, part)
+                self.adopt(blob, part, hashes)
             except OSError as error:
                 raise disk_error(error, self.root) from None
             finally:
@@ -86,11 +96,12 @@ class BlobStore:
 
     def put_file(self, path: Path) -> str:
         """Move a finished file into the store; returns its content id."""
-        blob = content.file_content_id(path)
+        hashes = content.file_chunk_hashes(path)
+        blob = merkle.root(hashes).hex()
         if self.has(blob):
             path.unlink()
         else:
-            self.adopt(blob, path)
+            self.adopt(blob, path, hashes)
         return blob
 
     def partial(self, blob: str) -> Path:
@@ -101,9 +112,10 @@ class BlobStore:
         """A new name for bytes on their way in that are not resumed when that fails."""
         return self.root / f"{blob}.{os.urandom(4).hex()}.put"
 
-    def adopt(self, blob: str, path: Path) -> None:
+    def adopt(self, blob: str, path: Path, hashes: list[bytes] | None = None) -> None:
         """Take a file whose content is known to match ``blob``.
 
+        :param hashes: of its chunks, where they are known: they need not be computed to serve it
         :raises ResourceError: the quota cannot hold it even after eviction
         """
         size = path.stat().st_size
@@ -111,6 +123,20 @@ class BlobStore:
             self._make_room(size - self._sizes.get(blob, 0))
             os.replace(path, self.root / blob)
             self._sizes[blob] = size
+        if hashes is not None:
+            self._keep_hashes(blob, hashes)
+
+    def label(self, kind: Kind, *blobs: str) -> None:
+        """Say what content is, so that the bytes of serving it are counted as that."""
+        for blob in blobs:
+            self._labels.pop(blob, None)
+            self._labels[blob] = kind
+        while len(self._labels) > _MAX_LABELS:
+            self._labels.pop(next(iter(self._labels)))
+
+    def kind_of(self, blob: str) -> Kind:
+        """What :meth:`label` said about this content."""
+        return self._labels.get(blob, "other")
 
     def chunk_hashes(self, blob: str) -> list[bytes] | None:
         """Leaf hashes of stored content, or None when it is not here."""
@@ -121,11 +147,12 @@ class BlobStore:
             cached = self._hashes.get(blob)
         if cached is None:
             cached = content.file_chunk_hashes(path)
-            with self._lock:
-                while len(self._hashes) >= 64:
-                    self._hashes.pop(next(iter(self._hashes)))
-                self._hashes[blob] = cached
+            self._keep_hashes(blob, cached)
         return cached
+
+    def knows_hashes(self, blob: str) -> bool:
+        """Whether :meth:`chunk_hashes` needs no work."""
+        return blob in self._hashes
 
     def pin(self, *blobs: str) -> None:
         """Keep this content until it is deleted or unpinned."""
@@ -158,6 +185,12 @@ class BlobStore:
         """Sum of all finished files."""
         with self._lock:
             return sum(self._sizes.values())
+
+    def _keep_hashes(self, blob: str, hashes: list[bytes]) -> None:
+        with self._lock:
+            while len(self._hashes) >= 64:
+                self._hashes.pop(next(iter(self._hashes)))
+            self._hashes[blob] = hashes
 
     def _forget(self, blob: str) -> None:
         with self._lock:

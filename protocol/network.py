@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 os.environ.setdefault("HIVEMIND_LOGLEVEL", "ERROR")  # read by hivemind when it is imported
@@ -32,85 +30,41 @@ from pydantic import BaseModel
 from protocol import dht, wire
 from protocol.errors import DecodeError, ResourceError, Unreachable
 from protocol.events import emit
+from protocol.gateway import Gateway, check_port_free
 from protocol.identity import Identity
 from protocol.messages import Message
+from protocol.sockets import Carried, SocketBytes
+from protocol.speeds import Speeds
+from protocol.streams import Kind, Stream, Traffic
 from protocol.tasks import within
+from protocol.uplink import Uplink
 
 log = logging.getLogger("artel.network")
 
 OPEN_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_S = 20.0
-IDLE_TIMEOUT_S = 60.0
-"""A stream that moves no byte for this long is given up by whoever reads it."""
-LINGER_S = 60.0
-"""How long an answered stream is kept open for a slow reader; see Stream.closed_by_peer."""
 CLOSE_TIMEOUT_S = 3.0
 MAX_STREAMS_PER_PEER = 16
 MAX_STREAMS = 256
+_KINDS: dict[str, Kind] = {wire.CONTROL: "control", wire.LEDGER: "ledger"}
 _STREAM_ERRORS = (ControlFailure, P2PDaemonError, OSError, EOFError, asyncio.IncompleteReadError)
-
-
-@dataclass
-class Traffic:
-    """Bytes that crossed our streams, by service; owned by one :class:`Host`."""
-
-    up: Counter[str] = field(default_factory=Counter)
-    down: Counter[str] = field(default_factory=Counter)
-
-
-class Stream:
-    """A libp2p stream with time-outs and byte counts."""
-
-    def __init__(
-        self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        service: str,
-        traffic: Traffic,
-    ) -> None:
-        self._reader, self._writer = reader, writer
-        self._service, self._traffic = service, traffic
-
-    async def read_exactly(self, count: int) -> bytes:
-        """Read ``count`` bytes; the caller has bounded ``count``.
-
-        :raises asyncio.IncompleteReadError: the peer closed early
-        :raises Unreachable: nothing arrived for ``IDLE_TIMEOUT_S``
-        """
-        try:
-            data = await within(self._reader.readexactly(count), IDLE_TIMEOUT_S)
-        except TimeoutError:
-            raise Unreachable(f"the peer sent nothing for {IDLE_TIMEOUT_S:.0f} s") from None
-        self._traffic.down[self._service] += count
-        return data
-
-    async def write(self, data: bytes) -> None:
-        """Write all of ``data``, waiting while the peer is slower than we are."""
-        self._writer.write(data)
-        try:
-            await within(self._writer.drain(), IDLE_TIMEOUT_S)
-        except TimeoutError:
-            raise Unreachable(f"the peer took nothing for {IDLE_TIMEOUT_S:.0f} s") from None
-        self._traffic.up[self._service] += len(data)
-
-    async def closed_by_peer(self) -> None:
-        """Wait until the peer has closed the stream, for at most ``LINGER_S``.
-
-        The network daemon answers the closing of our end with a reset of the stream when it is
-        quicker than the last bytes; a reply then gets lost (about one in 5,000 under load). So
-        whoever asked closes first, having read everything.
-        """
-        with contextlib.suppress(TimeoutError):
-            await within(self._reader.read(1), LINGER_S)
 
 
 class Host:
     """Our libp2p node; make one with :meth:`start`, end it with :meth:`close`."""
 
-    def __init__(self, identity: Identity, p2p: P2P, node: DHTNode) -> None:
+    def __init__(
+        self, identity: Identity, p2p: P2P, node: DHTNode, uplink: float | None = None
+    ) -> None:
         self.identity = identity
         self.traffic = Traffic()
+        self.uplink = Uplink(uplink)
+        self.speeds = Speeds()
         self._p2p, self._dht = p2p, node
+        daemon, ours = self._sockets()
+        self._gateway = Gateway(daemon, f"{ours}.streams", self._on_stream)
+        self._handlers: dict[str, wire.Handler] = {}
+        self._carried = SocketBytes(p2p._child.pid)
         self._streams: Counter[str] = Counter()
         self._answering: set[asyncio.Task[object]] = set()
         self._closing = False
@@ -125,6 +79,7 @@ class Host:
         listen: Sequence[str] = ("/ip4/0.0.0.0/tcp/0",),
         announce: Sequence[str] = (),
         bootstrap: Sequence[str] = (),
+        uplink: float | None = None,
     ) -> Host:
         """Start the network daemon and join the DHT.
 
@@ -133,10 +88,11 @@ class Host:
         :param announce: multiaddrs to tell others instead of those that the daemon sees
         :param bootstrap: full multiaddrs of peers already in the DHT; those that are down are
             skipped, and :meth:`join` can be called again later
+        :param uplink: bytes per second that all streams together may write; None for no limit
         :raises ResourceError: a port is in use, or the network daemon does not start
         """
         for address in listen:
-            _check_port_free(address)
+            check_port_free(address)
         local = all("/127.0.0.1/" in address for address in listen)
         try:
             p2p = await P2P.create(
@@ -164,7 +120,7 @@ class Host:
         except BaseException:
             await p2p.shutdown()
             raise
-        host = cls(identity, p2p, node)
+        host = cls(identity, p2p, node, uplink)
         try:
             if bootstrap:
                 await host.join(bootstrap)
@@ -251,40 +207,50 @@ class Host:
     # --- streams ---------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
-    async def open(self, peer: str, service: str) -> AsyncIterator[Stream]:
+    async def open(
+        self, peer: str, service: str, *, kind: Kind | None = None
+    ) -> AsyncIterator[Stream]:
         """A fresh stream to a service of a peer.
 
+        :param kind: what its bytes are counted as; None for what the service says
         :raises Unreachable: the peer does not answer, or the stream breaks inside the block
         """
-        writer = None
+        sock = None
         try:
             try:
-                _, reader, writer = await self._dial(peer, service)
+                sock = await self._dial(peer, service)
             except (*_STREAM_ERRORS, TimeoutError):
                 # Not connected yet, or not any more: try where the peer said that it is.
                 known = self._addresses.get(peer)
                 if not known or not await self.connect(peer, known):
                     raise
-                _, reader, writer = await self._dial(peer, service)
-            yield Stream(reader, writer, service, self.traffic)
+                sock = await self._dial(peer, service)
+            yield self._stream(sock, peer, service, kind)
         except (*_STREAM_ERRORS, TimeoutError) as error:
             detail = f"{type(error).__name__} {error}".strip()[:150]
             raise Unreachable(f"peer {short(peer)} does not answer ({detail})") from None
         finally:
-            if writer is not None:
-                writer.close()
+            if sock is not None:
+                sock.close()
 
-    async def _dial(
-        self, peer: str, service: str
-    ) -> tuple[object, asyncio.StreamReader, asyncio.StreamWriter]:
+    def _stream(
+        self, sock: socket.socket, peer: str, service: str, kind: Kind | None = None
+    ) -> Stream:
+        return Stream(
+            sock,
+            peer,
+            kind or _KINDS.get(service, "other"),
+            self.traffic,
+            self.uplink,
+            content=service == wire.CONTENT,
+        )
+
+    async def _dial(self, peer: str, service: str) -> socket.socket:
         try:
-            name = PeerID.from_base58(peer)
+            name = PeerID.from_base58(peer).to_bytes()
         except ValueError:
             raise Unreachable(f"peer {peer[:64]!r} does not answer: that is no peer id") from None
-        opened: tuple[object, asyncio.StreamReader, asyncio.StreamWriter] = await within(
-            self._p2p.call_binary_stream_handler(name, service), OPEN_TIMEOUT_S
-        )
-        return opened
+        return await within(self._gateway.dial(name, service), OPEN_TIMEOUT_S)
 
     async def ask(
         self, peer: str, service: str, request: Message, timeout: float = REQUEST_TIMEOUT_S
@@ -305,43 +271,37 @@ class Host:
 
     async def serve(self, service: str, handler: wire.Handler) -> None:
         """Answer requests to ``service``: one request per stream, bounded streams per peer."""
+        self._handlers[service] = handler
+        await self._gateway.serve(service)
 
-        async def on_stream(
-            info: object, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-        ) -> None:
-            peer = str(info.peer_id)  # type: ignore[attr-defined]
-            if self._streams[peer] >= MAX_STREAMS_PER_PEER or self._streams.total() >= MAX_STREAMS:
-                writer.close()
-                return
-            self._streams[peer] += 1
-            task = asyncio.current_task()
-            assert task is not None
-            self._answering.add(task)
-            try:
-                stream = Stream(reader, writer, service, self.traffic)
-                await wire.answer(peer, stream, handler)
-                await stream.closed_by_peer()
-            except (*_STREAM_ERRORS, Unreachable, DecodeError) as error:
-                emit(
-                    log,
-                    "stream.broken",
-                    logging.DEBUG,
-                    peer=peer,
-                    service=service,
-                    error=error,
-                )
-            except asyncio.CancelledError:
-                # Nobody awaits this task; asyncio would print its cancellation as an error.
-                if not self._closing:
-                    raise
-            finally:
-                self._answering.discard(task)
-                self._streams[peer] -= 1
-                if not self._streams[peer]:
-                    del self._streams[peer]
-                writer.close()
-
-        await self._p2p.add_binary_stream_handler(service, on_stream)
+    async def _on_stream(self, service: str, peer_id: bytes, sock: socket.socket) -> None:
+        """Answer the one request of a stream that a peer opened."""
+        peer = str(PeerID(peer_id))
+        handler = self._handlers.get(service)
+        full = self._streams[peer] >= MAX_STREAMS_PER_PEER or self._streams.total() >= MAX_STREAMS
+        if handler is None or full:
+            sock.close()
+            return
+        self._streams[peer] += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._answering.add(task)
+        try:
+            stream = self._stream(sock, peer, service)
+            await wire.answer(peer, stream, handler)
+            await stream.closed_by_peer()
+        except (*_STREAM_ERRORS, Unreachable, DecodeError) as error:
+            emit(log, "stream.broken", logging.DEBUG, peer=peer, service=service, error=error)
+        except asyncio.CancelledError:
+            # Nobody awaits this task; asyncio would print its cancellation as an error.
+            if not self._closing:
+                raise
+        finally:
+            self._answering.discard(task)
+            self._streams[peer] -= 1
+            if not self._streams[peer]:
+                del self._streams[peer]
+            sock.close()
 
     # --- DHT -------------------------------------------------------------------------------------
 
@@ -375,6 +335,15 @@ class Host:
 
     # --- life ------------------------------------------------------------------------------------
 
+    async def socket_bytes(self) -> Carried | None:
+        """TCP payload that the network daemon's connections carried, as the kernel counts it.
+
+        More than :attr:`traffic` by what Noise, Yamux, libp2p's own protocols and the DHT add.
+        Missing are the last bytes, up to 5 s while :meth:`watch` runs, of connections that closed,
+        and QUIC. None where the system does not tell.
+        """
+        return await asyncio.to_thread(self._carried.read)
+
     async def watch(self, period: float = 5.0) -> None:
         """Ends only when the network daemon has died (hivemind itself does not notice).
 
@@ -385,6 +354,7 @@ class Host:
             await asyncio.sleep(period)
             try:
                 await within(self._p2p.list_peers(), period)
+                await self.socket_bytes()  # before connections close
                 failures = 0
             except (*_STREAM_ERRORS, TimeoutError):
                 failures += 1
@@ -392,15 +362,13 @@ class Host:
 
     async def close(self) -> None:
         """End the DHT node and the daemon, and remove its sockets."""
-        sockets = [
-            str(address)[len("/unix") :]
-            for address in (self._p2p._daemon_listen_maddr, self._p2p._client_listen_maddr)
-        ]
+        sockets = self._sockets()
         self._closing = True
         for task in self._answering:
             task.cancel()
         if self._answering:
             await asyncio.wait(set(self._answering), timeout=5)
+        await self._gateway.close()
         with contextlib.suppress(*_STREAM_ERRORS, TimeoutError):
             # It tells the daemon, and would wait for ever when that has died.
             await within(self._dht.shutdown(), CLOSE_TIMEOUT_S)
@@ -411,6 +379,14 @@ class Host:
         for path in sockets:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
+
+    def _sockets(self) -> tuple[str, str]:
+        """Paths of the daemon's socket and of the one on which hivemind listens to it."""
+        daemon, ours = (
+            str(address)[len("/unix") :]
+            for address in (self._p2p._daemon_listen_maddr, self._p2p._client_listen_maddr)
+        )
+        return daemon, ours
 
 
 def peer_of(address: str) -> str:
@@ -431,31 +407,3 @@ def short(peer: str) -> str:
 
 def _by_reach(address: str) -> tuple[bool, str]:
     return ("/127.0.0.1/" in address or "/::1/" in address, address)
-
-
-def _check_port_free(address: str) -> None:
-    """Fail with a clear line before the daemon fails with an unclear one."""
-    parts = address.split("/")
-    try:
-        Multiaddr(address)
-        if parts[1] not in ("ip4", "ip6") or parts[3] not in ("tcp", "udp"):
-            raise ValueError("it needs an IP address and a port")
-    except (ValueError, LookupError):
-        raise ResourceError(
-            f"cannot listen on {address!r}", "write it like /ip4/0.0.0.0/tcp/4001"
-        ) from None
-    port = int(parts[4])
-    if port == 0 or parts[3] == "udp":
-        return
-    family = socket.AF_INET if parts[1] == "ip4" else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((parts[2], port))
-        except OSError as error:
-            hint = "use an address that exists on this machine, or 0.0.0.0 for all of them"
-            if error.errno == errno.EADDRINUSE:
-                hint = "another program uses this port: choose another one with --listen"
-            elif error.errno == errno.EACCES:
-                hint = "ports below 1024 need root: choose another one with --listen"
-            raise ResourceError(f"cannot listen on {address}: {error.strerror}", hint) from None

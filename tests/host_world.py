@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 from collections.abc import AsyncIterator
@@ -49,9 +50,17 @@ def daemon_of(host: Host) -> psutil.Process:
     return psutil.Process(host._p2p._child.pid)
 
 
+async def raw(
+    host: Host, peer: str, service: str
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A stream without anything of ours on this side."""
+    sock = await host._dial(peer, service)
+    return await asyncio.open_unix_connection(sock=sock)
+
+
 async def call(host: Host, peer: str, service: str, data: bytes, *, end: bool = True) -> bytes:
     """Write raw bytes to a service and return all that comes back."""
-    _, reader, writer = await host._dial(peer, service)
+    reader, writer = await raw(host, peer, service)
     try:
         writer.write(data)
         with contextlib.suppress(OSError):

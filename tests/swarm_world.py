@@ -19,7 +19,7 @@ seed = 7
 [model]
 type = "llama"
 [model.config]
-hidden_size = 32
+hidden_size = {hidden}
 intermediate_size = 64
 num_hidden_layers = 2
 num_attention_heads = 4
@@ -42,7 +42,8 @@ warmup_steps = 5
 total = {total}
 inner_steps = {inner_steps}
 min_nodes = {min_nodes}
-max_nodes = 4
+max_nodes = {max_nodes}
+box_s = {box_s:.1f}
 quorum = {quorum}
 deadline_s = {deadline_s:.1f}
 grace_s = 3.0
@@ -50,6 +51,7 @@ heartbeat_timeout_s = 6.0
 settle_s = 20.0
 reveal_s = 20.0
 
+{exchange}
 [ownership]
 vesting_rounds = 1
 closing_s = 0.0
@@ -68,8 +70,14 @@ def write_run(
     deadline_s: float = 60.0,
     quorum: float = 0.66,
     witnesses: int = 1,
+    max_nodes: int = 4,
+    box_s: float = 0.0,
+    exchange: str = "",
+    hidden: int = 32,
 ) -> Path:
     """Write RUN.toml and its text below ``folder``; returns the file.
+
+    :param exchange: lines of the table [exchange]
 
     The text is the standard library's own, so that it is real and everywhere the same.
     """
@@ -88,6 +96,10 @@ def write_run(
             deadline_s=deadline_s,
             quorum=quorum,
             witnesses=witnesses,
+            max_nodes=max_nodes,
+            box_s=box_s,
+            hidden=hidden,
+            exchange=f"[exchange]\n{exchange}\n" if exchange else "",
         )
     )
     return path

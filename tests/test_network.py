@@ -18,8 +18,8 @@ import pytest
 import pytest_asyncio
 
 import host_world
-from host_world import LOOPBACK, call, daemon_of, named, swarm
-from protocol import messages, network, wire
+from host_world import LOOPBACK, call, daemon_of, named, raw, swarm
+from protocol import messages, network, streams, wire
 from protocol.errors import ArtelError, DecodeError, ResourceError, Unreachable
 from protocol.identity import load_or_create
 from protocol.network import Host, peer_of
@@ -45,7 +45,7 @@ async def _echo(
 @pytest.fixture(autouse=True)
 def _short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
     """Raw streams of these tests never close first; nobody wants to wait for them."""
-    monkeypatch.setattr(network, "LINGER_S", 0.3)
+    monkeypatch.setattr(streams, "LINGER_S", 0.3)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -86,15 +86,15 @@ async def test_a_refusal_arrives_as_the_error_it_is(hosts: list[Host]) -> None:
 async def test_raw_bytes_follow_a_message_and_are_counted(hosts: list[Host]) -> None:
     server, client = hosts
     data = random.Random(1).randbytes(2 << 20)
-    before = client.traffic.up[ECHO], server.traffic.down[ECHO]
+    before = client.traffic.up["other"], server.traffic.down["other"]
     request = wire.encode(messages.Probe(size=len(data)))
     async with client.open(server.peer_id, ECHO) as stream:
         await stream.write(request)
         # The echo answers when it has read everything, so nothing waits for the other side.
         await stream.write(data)
         assert await stream.read_exactly(len(data)) == data
-    assert client.traffic.up[ECHO] - before[0] == len(request) + len(data)
-    assert server.traffic.down[ECHO] - before[1] == len(request) + len(data)
+    assert client.traffic.up["other"] - before[0] == len(request) + len(data)
+    assert server.traffic.down["other"] - before[1] == len(request) + len(data)
 
 
 async def test_a_silent_peer_is_given_up_in_time(hosts: list[Host]) -> None:
@@ -109,7 +109,7 @@ async def test_a_stream_without_bytes_is_given_up(
     hosts: list[Host], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, client = hosts
-    monkeypatch.setattr(network, "IDLE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(streams, "IDLE_TIMEOUT_S", 0.3)
     async with client.open(server.peer_id, HANG) as stream:
         await wire.write_message(stream, messages.Ok())
         with pytest.raises(Unreachable, match="sent nothing"):
@@ -120,7 +120,7 @@ async def test_a_peer_that_never_reads_is_given_up(
     hosts: list[Host], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, client = hosts
-    monkeypatch.setattr(network, "IDLE_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(streams, "IDLE_TIMEOUT_S", 1.0)
     async with client.open(server.peer_id, HANG) as stream:
         await wire.write_message(stream, messages.Ok())
         with pytest.raises(Unreachable, match="took nothing"):
@@ -144,7 +144,7 @@ async def test_one_peer_cannot_take_all_streams(hosts: list[Host]) -> None:
     server, client = hosts
     opened = []
     for _ in range(network.MAX_STREAMS_PER_PEER):
-        _, reader, writer = await client._dial(server.peer_id, HANG)
+        reader, writer = await raw(client, server.peer_id, HANG)
         opened.append((reader, writer))
     await _until(lambda: server._streams[client.peer_id] == network.MAX_STREAMS_PER_PEER)
     with pytest.raises(ArtelError):
@@ -238,7 +238,7 @@ async def test_a_lying_length_allocates_nothing(hosts: list[Host]) -> None:
     server, client = hosts
     tracemalloc.start()
     try:
-        _, _, writer = await client._dial(server.peer_id, ECHO)
+        _, writer = await raw(client, server.peer_id, ECHO)
         writer.write(struct.pack(">I", messages.MAX_LIMIT - 1) + b"\x93\x01\xa2ok")
         await writer.drain()
         await _until(lambda: server._streams[client.peer_id] == 1)
@@ -289,10 +289,8 @@ async def test_close_leaves_no_process_and_no_socket_behind(tmp_path: Path) -> N
     host = await host_world.start(tmp_path)
     await host.serve(ECHO, _echo)
     daemon = daemon_of(host)
-    sockets = [
-        Path(str(address)[len("/unix") :])
-        for address in (host._p2p._daemon_listen_maddr, host._p2p._client_listen_maddr)
-    ]
+    daemons, ours = host._sockets()
+    sockets = [Path(daemons), Path(f"{ours}.streams")]
     assert all(path.exists() for path in sockets)
     await host.close()
     assert not psutil.pid_exists(daemon.pid) or daemon.status() == psutil.STATUS_ZOMBIE

@@ -9,19 +9,22 @@ import random
 import shutil
 import subprocess
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
-from host_world import named, swarm
-from protocol import content, merkle, messages, network, transfer, wire
+from host_world import named
+from protocol import content, download, merkle, messages, streams, transfer, wire
+from protocol import swarm as swarming
 from protocol.blobs import BlobStore
 from protocol.errors import DecodeError, ResourceError, Unreachable
 from protocol.network import Host
+from protocol.speeds import Speeds
 from protocol.tasks import together, uninterrupted
+from protocol.uplink import Uplink
+from transfer_world import Answer, Holder, acquainted, answering
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -29,69 +32,30 @@ CHUNK = content.CHUNK_BYTES
 DATA = random.Random(3).randbytes(6 * CHUNK + 1234)
 BLOB = content.content_id(DATA)
 HASHES = content.chunk_hashes(DATA)
-Answer = Callable[[messages.Message, wire.Stream], Awaitable[bool]]
 
 
 @pytest.fixture(autouse=True)
 def _short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
     """Raw streams of these tests never close first; nobody wants to wait for them."""
-    monkeypatch.setattr(network, "LINGER_S", 0.3)
-
-
-class Holder:
-    """A peer that serves content; ``lie`` may answer a request in another way first."""
-
-    def __init__(self, host: Host, root: Path) -> None:
-        self.host, self.store = host, BlobStore(root)
-        self.lie: Answer | None = None
-        self.asked: Counter[str] = Counter()
-        """Requests by kind, and chunks asked for."""
-
-    @property
-    def peer(self) -> str:
-        return self.host.peer_id
-
-    async def serve(
-        self, peer: str, request: messages.Message, stream: wire.Stream
-    ) -> messages.Message | None:
-        self.asked[request.KIND] += 1
-        if isinstance(request, messages.GetChunks):
-            self.asked["chunks"] += request.count
-        if isinstance(request, messages.Put):
-            await transfer.receive(self.store, request, stream)
-            return messages.Ok()
-        if self.lie is not None and await self.lie(request, stream):
-            return None
-        return await transfer.serve_content(self.store, request, stream)
+    monkeypatch.setattr(streams, "LINGER_S", 0.3)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def hosts(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[list[Host]]:
-    async with swarm(tmp_path_factory.mktemp("hosts"), 4) as four:
-        for host in four:
-            for other in four:
-                host.remember(other.peer_id, await other.addresses())
+    async with acquainted(tmp_path_factory.mktemp("hosts"), 4) as four:
         yield four
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def serving(hosts: list[Host]) -> dict[Host, Holder]:
     """Which holder answers for a host now; handlers can be added to a host only once."""
-    present: dict[Host, Holder] = {}
-    for host in hosts[1:]:
-
-        async def serve(
-            peer: str, request: messages.Message, stream: wire.Stream, host: Host = host
-        ) -> messages.Message | None:
-            return await present[host].serve(peer, request, stream)
-
-        await host.serve(wire.CONTENT, serve)
-    return present
+    return await answering(hosts[1:])
 
 
 @pytest.fixture
 def us(hosts: list[Host]) -> Host:
-    """The host that fetches."""
+    """The host that fetches; what it measured in other tests is forgotten."""
+    hosts[0].speeds = Speeds()
     return hosts[0]
 
 
@@ -140,9 +104,14 @@ async def test_content_comes_from_one_holder(
 
 
 async def test_several_holders_share_the_work(
-    us: Host, store: BlobStore, holders: list[Holder]
+    us: Host, store: BlobStore, holders: list[Holder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert await fetch(us, store, *holders) == DATA
+    monkeypatch.setattr(swarming, "HAVE_AFTER_S", 0.0)
+    holders[0].host.uplink = Uplink(20e6)  # time enough to learn who has it
+    try:
+        assert await fetch(us, store, *holders) == DATA
+    finally:
+        holders[0].host.uplink = Uplink()
     chunks = [holder.asked["chunks"] for holder in holders]
     assert sum(chunks) == len(HASHES), "no chunk is asked for twice"
     assert sum(count > 0 for count in chunks) >= 2
@@ -252,7 +221,7 @@ async def wrong_index(request: messages.Message, stream: wire.Stream) -> bool:
 
 
 async def wrong_size(request: messages.Message, stream: wire.Stream) -> bool:
-    """The right hashes with another size: the last chunk cannot come out right."""
+    """The right hashes with another size, which no hash covers."""
     if not isinstance(request, messages.GetIndex):
         return False
     await wire.write_message(stream, messages.Index(size=len(DATA) - 1))
@@ -287,11 +256,12 @@ async def test_a_lying_holder_is_dropped_and_another_serves(
 ) -> None:
     holders[0].lie = lie
     assert await fetch(us, store, holders[0], holders[1]) == DATA
-    assert holders[0].asked["get_chunks"] <= 1
-    assert holders[1].asked["chunks"] >= len(HASHES) - transfer.CHUNKS_PER_REQUEST
+    # Two requests may be on their way; a stream that broke in use is tried once more.
+    assert holders[0].asked["get_chunks"] <= swarming.PER_HOLDER + (lie is short)
+    assert holders[1].asked["chunks"] >= 1
 
 
-@pytest.mark.parametrize("lie", [*LIES, wrong_size], ids=lambda lie: lie.__name__)
+@pytest.mark.parametrize("lie", LIES, ids=lambda lie: lie.__name__)
 async def test_liars_alone_give_nothing(
     us: Host, store: BlobStore, holders: list[Holder], lie: Answer
 ) -> None:
@@ -304,6 +274,16 @@ async def test_liars_alone_give_nothing(
     assert await fetch(us, store, holders[2]) == DATA
 
 
+async def test_a_wrong_size_in_the_index_does_not_hinder(
+    us: Host, store: BlobStore, holders: list[Holder]
+) -> None:
+    """Nor does it make honest holders look like liars."""
+    holders[0].lie = wrong_size
+    assert await fetch(us, store, holders[0], holders[1]) == DATA
+    store.delete(BLOB)
+    assert await fetch(us, store, holders[0]) == DATA
+
+
 async def test_a_silent_holder_delays_only_once(
     us: Host, store: BlobStore, holders: list[Holder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,7 +294,7 @@ async def test_a_silent_holder_delays_only_once(
     async def silent_later(request: messages.Message, stream: wire.Stream) -> bool:
         return isinstance(request, messages.GetChunks) and await silent(request, stream)
 
-    monkeypatch.setattr(transfer, "SLOW_S", 0.2)
+    monkeypatch.setattr(swarming, "SLOW_S", 0.2)
     for lie in (silent, silent_later):
         holders[0].lie = lie
         began = time.monotonic()
@@ -386,13 +366,14 @@ async def test_a_cancelled_download_goes_on_where_it_was(
     holders[0].lie = stall
     first = asyncio.create_task(fetch(us, store, holders[0]))
     await asyncio.wait_for(reached.wait(), 5)
+    await _until(lambda: store.partials[BLOB].lead() == swarming.CHUNKS_UNKNOWN)
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
     holders[0].lie = None
     holders[0].asked.clear()
     assert await fetch(us, store, holders[0]) == DATA
-    assert holders[0].asked["chunks"] == len(HASHES) - transfer.CHUNKS_PER_REQUEST
+    assert holders[0].asked["chunks"] == len(HASHES) - swarming.CHUNKS_UNKNOWN
 
 
 async def test_two_downloads_of_the_same_content_share_one(
@@ -492,9 +473,9 @@ async def test_a_full_disk_during_a_download(
 ) -> None:
     """The same without a mount: the third chunk finds no room."""
     written = 0
-    write = transfer._Download._write
+    write = download.Download.write
 
-    def full(self: transfer._Download, index: int, piece: bytes) -> None:
+    def full(self: download.Download, index: int, piece: bytes) -> None:
         nonlocal written
         written += 1
         if written > 2:
@@ -502,7 +483,7 @@ async def test_a_full_disk_during_a_download(
         write(self, index, piece)
 
     with monkeypatch.context() as patch:
-        patch.setattr(transfer._Download, "_write", full)
+        patch.setattr(download.Download, "write", full)
         with pytest.raises(ResourceError, match="the disk is full"):
             await fetch(us, store, *holders)
     for holder in holders:

@@ -1,0 +1,80 @@
+"""The uplink cap: one token bucket that everything a host writes to its streams goes through.
+
+A stream asks for one piece at a time, and pieces are let through in the order in which they were
+asked for; so streams share the uplink evenly however much each has to send. Small messages go
+before bulk: a heartbeat does not wait behind a model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+
+PIECE_BYTES = 16 * 1024
+"""What a stream may write at once under a cap; at 100 kB/s the others wait 0.16 s for it."""
+BURST_S = 0.1
+"""What an idle uplink may save up, in seconds at its rate."""
+
+
+class Uplink:
+    """At most ``rate`` bytes a second, or as many as there are when it is None.
+
+    The bucket may go below zero by one piece, which is waited for before the next one: over
+    seconds the rate is exact. For the tasks of one event loop.
+
+    :param rate: bytes per second
+    """
+
+    def __init__(
+        self, rate: float | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        if rate is not None and rate <= 0:
+            raise ValueError("an uplink cap is a positive number of bytes per second")
+        self.rate = rate
+        self._clock = clock
+        self._tokens = 0.0
+        self._then = clock()
+        self._small: deque[tuple[asyncio.Future[None], int]] = deque()
+        self._bulk: deque[tuple[asyncio.Future[None], int]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def take(self, count: int, *, small: bool = False) -> None:
+        """Wait until ``count`` bytes may be written.
+
+        :param small: a message: it goes before all bulk
+        """
+        if self.rate is None:
+            return
+        self._refill(self.rate)
+        if self._tokens > 0 and not self._small and (small or not self._bulk):
+            self._tokens -= count
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        (self._small if small else self._bulk).append((turn, count))
+        if self._timer is None:
+            self._wait(self.rate)
+        await turn
+
+    def _refill(self, rate: float) -> None:
+        now = self._clock()
+        most = max(BURST_S * rate, 1.0)
+        self._tokens = min(most, self._tokens + max(0.0, now - self._then) * rate)
+        self._then = now
+
+    def _wait(self, rate: float) -> None:
+        seconds = max(0.0, -self._tokens / rate) + 0.001
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._let_through)
+
+    def _let_through(self) -> None:
+        assert self.rate is not None
+        self._timer = None
+        self._refill(self.rate)
+        while (queue := self._small or self._bulk) and self._tokens > 0:
+            turn, count = queue.popleft()
+            if not turn.done():  # its stream may be gone
+                self._tokens -= count
+                turn.set_result(None)
+        if self._small or self._bulk:
+            self._wait(self.rate)
