@@ -140,7 +140,9 @@ def _table(path: tuple[str, ...], section: BaseModel) -> str:
             inner += "\n" + _comment(comment) + f"[{'.'.join((*path, name))}]\n"
             inner += "".join(f"{key} = {_toml(item)}\n" for key, item in value.items())
             continue
-        lines.append(_comment(comment) + f"{name} = {_toml(value)}")
+        # What depends on the codec is shown, and left to it until somebody takes the mark away.
+        mark = "# " if isinstance(section, Outer) else ""
+        lines.append(_comment(comment) + f"{mark}{name} = {_toml(value)}")
     return "\n".join(lines) + "\n" + inner
 
 

@@ -230,13 +230,14 @@ class Outer(Section):
     """The outer optimiser, applied to the mean pseudo-gradient by everybody alike."""
 
     lr: Annotated[float, Field(gt=0, le=2)] = 0.7
-    """Outer learning rate."""
+    """Outer learning rate; 1.0 by default with the codec "sparse"."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Outer momentum; 0.9 hurts below about 200 inner steps."""
+    """Outer momentum; 0 with "sparse", whose memory is one. 0.9 hurts below about 200 steps."""
     nesterov: bool = True
     """Whether the momentum is Nesterov's."""
     final_lr_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Outer learning rate at the end as a part of lr; it falls over the last quarter of rounds."""
+    """Outer learning rate at the end as a part of lr, reached over the last quarter of the rounds; \
+0.65 by default with "sparse"."""
 
 
 SPARSE_OUTER = {"lr": 1.0, "momentum": 0.0, "final_lr_fraction": 0.65}
@@ -248,8 +249,7 @@ class Exchange(Section):
 
     codec: Literal["fp32", "fp16", "int8", "int4", "sparse"] = "int4"
     """How a pseudo-gradient is packed: about 32, 16, 8.1 or 4.1 bits per parameter; "sparse" \
-sends the largest elements alone, 0.15 to 0.3 bits, and keeps the rest for the next rounds (leave \
-[exchange.outer] out: its defaults are then lr 1, momentum 0, final_lr_fraction 0.65)."""
+sends the largest elements alone, 0.15 to 0.3 bits, and keeps the rest for the next rounds."""
     top_k: Annotated[int, Field(ge=8, le=1024)] = 128
     """Elements that "sparse" sends of every 4096 (64: 1.6 %, 128: 3.1 %)."""
     error_feedback: Annotated[float, Field(ge=0, le=1)] = 0.95

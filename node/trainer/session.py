@@ -43,7 +43,7 @@ from node.trainer.inner import Inner, mean_loss, training_seed
 from node.trainer.laps import Laps
 from node.trainer.opening import read_agreed, read_manifest
 from node.trainer.schedule import learning_rate, position
-from protocol import model, parts
+from protocol import assignment, model, parts
 from protocol.feedback import Feedback
 from protocol.manifest import Manifest
 from protocol.parts import Part
@@ -51,8 +51,6 @@ from protocol.state import Layout, State, Vector
 
 REPORT_S = 0.5
 """Seconds between two progress reports."""
-LEAST_HEAD = 4
-"""A head may end early, but not before one part in so many of it is done."""
 
 Result = dict[str, Any]
 Report = Callable[[Result], None]
@@ -142,8 +140,9 @@ class Session:
         try:
             self.inner.seed(training_seed(config.run.seed, order.round, order.node, tail=False))
             with phases.measured("train"):
+                least = assignment.least_head(config, order.round, order.steps)
                 steps, loss = self._steps(
-                    order, data, range(full), report, check, order.deadline, -(-full // LEAST_HEAD)
+                    order, data, range(full), report, check, order.deadline, least
                 )
             with self._laps.work(), phases.measured("encode"):
                 made = self._encode(order, base, head)
