@@ -74,16 +74,17 @@ async def test_a_late_joiner_catches_up_and_a_leaver_keeps_its_credit(tmp_path: 
         assert peer_of(swarm, late) not in fold.rejected
         # The leaver is in no later round, and every round that it was a member of was credited.
         assert peer_of(swarm, 1) not in members[max(members)]
+        per_round = fold.work.tokens(fold.work.inner_steps)
         rounds_of_1 = sum(peer_of(swarm, 1) in peers for peers in members.values())
-        assert fold.node_tokens[peer_of(swarm, 1)] == rounds_of_1 * fold.tokens
+        assert fold.node_tokens[peer_of(swarm, 1)] == rounds_of_1 * per_round
         # What it said of itself when it left is what its own ledger says.
         _, seen = ledger_of(swarm.home_of(1))
         owner = identity.load(swarm.home_of(1) / "account.key").key
         last = swarm.nodes[1].log.read_text().splitlines()[-1]
         assert f"{seen.credit(owner):,}" in last
-        assert seen.accounts[owner].units["compute"] == rounds_of_1 * fold.tokens
+        assert seen.accounts[owner].units["compute"] == rounds_of_1 * per_round
         claimed = claims.read(swarm.home_of(1))
-        assert sum(claim.tokens for claim in claimed) >= rounds_of_1 * fold.tokens
+        assert sum(claim.tokens for claim in claimed) >= rounds_of_1 * per_round
         assert verify_home(swarm.home_of(1)).verified
 
 
