@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from protocol import messages
@@ -30,10 +31,16 @@ class Progress:
     """Of the last finished round."""
     _marked: float = field(default_factory=time.monotonic)
 
-    def mark(self, name: str) -> None:
-        """Book the time since the last mark on ``name``."""
+    def mark(self, name: str, of_it: Mapping[str, float] | None = None) -> None:
+        """Book the time since the last mark on ``name``.
+
+        :param of_it: what the trainer has measured in that time; booked under its own names
+        """
         now = time.monotonic()
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self._marked, 3)
+        inside = dict(of_it or {})
+        spent = max(0.0, now - self._marked - sum(inside.values()))
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 3)
+        self.seconds |= inside
         self._marked = now
 
     def restart(self) -> None:

@@ -165,8 +165,7 @@ class Worker:
             applied = await self._applying.compute(
                 closed, refresh=lambda: self._closed_now(directive), patience=patience
             )
-            self.progress.mark("fetch")
-            self.progress.book(applied.seconds)
+            self.progress.mark("fetch", applied.seconds)
             self._forget(closed)
         await self._sign_state(directive)
         self.progress.mark("sign")

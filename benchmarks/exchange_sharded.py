@@ -1,0 +1,151 @@
+"""Artel's sharded exchange as a peer of :mod:`benchmarks.exchange`: each combines a slice for all.
+
+As :mod:`benchmarks.exchange_ours`, with the topology of a run of more than eight nodes: a
+contribution is an index and a blob for each slice; the aggregator of a slice fetches that blob of
+everybody, combines, and publishes the result; everybody fetches all results. When the new state
+stands, the checker of a slice fetches its inputs and combines it again ("check"), as a node does
+before it signs; its bytes and its time are in the numbers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.exchange_ours import WEIGHT, Phases
+from benchmarks.exchange_ours import Peer as Gathering
+from protocol import assignment, pseudogradient
+from protocol.aggregate import Contribution
+from protocol.aggregate_slice import combine_slice
+from protocol.codec import Entries
+from protocol.content import content_id
+from protocol.errors import CheckFailed
+from protocol.parts import Part, cut, whole
+
+Listed = list[tuple[str, int]]
+"""Content id and size of a contribution's blob for each slice."""
+
+
+class Peer(Gathering):
+    """See :class:`benchmarks.exchange_worker.Peer`."""
+
+    async def _sync(self) -> dict[str, Any]:
+        assert self._host is not None
+        me, phases, what = self._host.peer_id, Phases(), self._what()
+        everybody = sorted([me, *self._others])
+        parts = cut(whole(self._layout), len(everybody))
+        numbers = range(len(parts))
+        aggregators = [assignment.aggregator(everybody, what["round"], n) for n in numbers]
+        blobs = await asyncio.to_thread(self._encode_parts, parts, phases)
+        with phases("store"):
+            mine = [(await asyncio.to_thread(self._store.put, b), len(b)) for b in blobs]
+            index = pseudogradient.pack_index(what["round"], what["base"], mine)
+            name = await asyncio.to_thread(self._store.put, index)
+        with phases("indexes"):
+            got = [self._index(peer, what, parts) for peer in self._others]
+            found, _ = await asyncio.gather(asyncio.gather(*got), self._announce(name, len(index)))
+        listed = dict(zip(self._others, found, strict=True)) | {me: mine}
+        results: dict[int, bytes] = {}
+        for number in numbers:
+            if aggregators[number] == me:
+                with phases("combine"):
+                    results[number] = await self._combine(number, parts[number], listed, what)
+                    published = await asyncio.to_thread(self._store.put, results[number])
+                    await self._announce(published, len(results[number]))
+        with phases("results"):
+            wanted = [n for n in numbers if aggregators[n] != me]
+            others = [self._result(aggregators[n], parts[n]) for n in wanted]
+            results |= dict(zip(wanted, await asyncio.gather(*others), strict=True))
+        await asyncio.to_thread(self._take, parts, results, blobs, what, phases)
+        for number in numbers:
+            if assignment.checker(everybody, what["round"], number) == me:
+                with phases("check"):
+                    again = await self._combine(number, parts[number], listed, what)
+                    if content_id(again) != content_id(results[number]):
+                        raise CheckFailed(f"slice {number} is wrong")
+        return {
+            "averaged": len(listed),
+            "phases": phases.seconds,
+            "payload": sum(map(len, blobs)) + len(index),
+            "digest": self._root,
+            "ended": time.monotonic(),
+        }
+
+    def _encode_parts(self, parts: Sequence[Part], phases: Phases) -> list[bytes]:
+        with phases("delta"):
+            delta = self._state.params - self._trained
+            deltas = [part.take(delta) for part in parts]
+        with phases("encode"):
+            if self._feedback is not None:
+                payloads = self._feedback.encode(parts, deltas)
+            else:
+                pairs = zip(parts, deltas, strict=True)
+                payloads = [self._codec.encode(part.layout, one) for part, one in pairs]
+            return [
+                pseudogradient.wrap(part.layout, payload, **self._what())
+                for part, payload in zip(parts, payloads, strict=True)
+            ]
+
+    async def _index(self, peer: str, what: dict[str, Any], parts: Sequence[Part]) -> Listed:
+        data = await self._fetch(peer)
+        sizes = [pseudogradient.max_blob_bytes(part.layout, self._codec) for part in parts]
+        return pseudogradient.open_index(
+            data, round=what["round"], base=what["base"], max_sizes=sizes
+        )
+
+    async def _combine(
+        self, number: int, part: Part, listed: dict[str, Listed], what: dict[str, Any]
+    ) -> bytes:
+        """Fetch everybody's blob for a slice, and make the slice blob of them."""
+        inputs = [
+            self._bring(blobs[number][0], peer, part.layout) for peer, blobs in listed.items()
+        ]
+        fetched = dict(zip(listed, await asyncio.gather(*inputs), strict=True))
+
+        def work() -> bytes:
+            contributions = [
+                Contribution(peer, WEIGHT, pseudogradient.load(blob, part.layout, **what))
+                for peer, blob in fetched.items()
+            ]
+            return combine_slice(
+                part.layout,
+                contributions,
+                self._exchange,
+                round=what["round"],
+                base=what["base"],
+            )
+
+        return await asyncio.to_thread(work)
+
+    async def _result(self, peer: str, part: Part) -> bytes:
+        news = await self._told[peer].get()
+        return await self._bring(news.id, peer, part.layout, "slice")
+
+    def _take(
+        self,
+        parts: Sequence[Part],
+        results: dict[int, bytes],
+        blobs: Sequence[bytes],
+        what: dict[str, Any],
+        phases: Phases,
+    ) -> None:
+        """The new state, from the slice blobs."""
+        update = np.zeros(self._layout.parameters, np.float32)
+        with phases("decode"):
+            for number, part in enumerate(parts):
+                magic = pseudogradient.SLICE_MAGIC
+                loaded = pseudogradient.load(results[number], part.layout, **what, magic=magic)
+                if not isinstance(loaded, Entries):
+                    part.put(loaded, update)
+                    continue
+                assert self._feedback is not None
+                dense = np.zeros(part.parameters, np.float32)
+                dense[loaded.positions] = loaded.values
+                part.put(dense, update)
+                sent = pseudogradient.unpack(blobs[number], part.layout, **what)
+                self._feedback.put_back(part, sent, loaded.positions)
+        self._step(update, phases)

@@ -1,0 +1,460 @@
+"""How much of the time do machines compute? Measured on limited links, forecast for larger runs.
+
+**Measured.** A coordinator and nodes, as real processes, each in a network namespace of its own
+whose link is limited in both directions (:mod:`benchmarks.links`), train a Llama of about 9M
+parameters. Each row is a run of its own with another codec or overlap; rows alternate when there
+are several repetitions. "Computing" is the part of its trainer's time that a node spends in inner
+steps, from one round to the next: the rest is encoding, merging a new state, and waiting for one.
+Bytes are those of the kernel at each node's interface, with all that the protocols below add.
+
+**Forecast.** The same state machine in virtual time (:mod:`coordinator.simulate`) with the sizes of
+100M, 1B and 10B parameters at 20, 100 and 500 Mbit/s down and a fifth of it up, 16 nodes. An inner
+step takes what ``--tflops`` says for 6 operations per parameter and token; codec speeds are those
+of docs/results/codec.md on one core of the machine that wrote it.
+
+**Bytes of a topology**: payloads that a node receives and sends in a round, by number of nodes,
+with headers and lists of slices; the entries of the ledger about all nodes in a column of their
+own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.links import Links, refusal
+from coordinator import tether
+from coordinator.metrics import Metrics
+from coordinator.simulate import Load, Machine, forecast, traffic
+from protocol.assignment import Work
+from protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
+from protocol.rounds import Rules
+
+HELP = """\
+examples, from the root of the repository:
+  python -m benchmarks.utilisation                        # about 10 minutes; needs root
+  python -m benchmarks.utilisation --only forecast,bytes  # a second
+  python -m benchmarks.utilisation --rows sparse-overlap,int4 --rounds 6 --json utilisation.json
+"""
+
+RUN = """\
+[run]
+name = "utilisation"
+seed = 3
+
+[model]
+type = "llama"
+
+[model.config]
+hidden_size = 256
+intermediate_size = 768
+num_hidden_layers = 10
+num_attention_heads = 4
+num_key_value_heads = 4
+max_position_embeddings = 256
+tie_word_embeddings = true
+
+[tokenizer]
+kind = "bpe"
+vocab_size = 1024
+
+[data]
+sources = [{{ kind = "stdlib" }}]
+max_bytes = 6000000
+seq_len = 128
+validation_windows = 1
+
+[optimizer]
+lr = 0.002
+batch_size = 4
+warmup_steps = 10
+
+[rounds]
+total = {rounds}
+inner_steps = {steps}
+min_nodes = {nodes}
+max_nodes = {nodes}
+mirror_every = 0
+deadline_s = 600
+
+[exchange]
+codec = "{codec}"
+overlap_steps = {overlap}
+
+[ownership]
+closing_s = 0
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run to measure; ``overlap`` is the part of the inner steps that is the tail."""
+
+    codec: str
+    overlap: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.codec}{', overlap' if self.overlap else ''}"
+
+
+ROWS = {
+    "int4": Row("int4", 0.0),
+    "int4-overlap": Row("int4", 0.5),
+    "sparse": Row("sparse", 0.0),
+    "sparse-overlap": Row("sparse", 0.5),
+}
+
+READY_S = 240.0
+STALL_S = 180.0
+POLL_S = 0.5
+CODECS = {"int4": 4.06, "sparse": 0.27}
+"""Bits per parameter."""
+LINKS = (20.0, 100.0, 500.0)
+SIZES = (100_000_000, 1_000_000_000, 10_000_000_000)
+BATCH_TOKENS = 65_536
+ENCODE, DECODE, STATE = 1e9, 2e9, 1e9
+
+
+# --- measured -------------------------------------------------------------------------------------
+
+
+def measure(
+    row: Row, options: argparse.Namespace, folder: Path, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """One run on limited links.
+
+    :raises RuntimeError: a process ended, or nothing moved for a while
+    """
+    folder.mkdir()
+    run_file = folder / "RUN.toml"
+    run_file.write_text(
+        RUN.format(
+            rounds=options.rounds + 2,  # the first has no tail before it, the last none behind it
+            steps=options.steps,
+            nodes=options.nodes,
+            codec=row.codec,
+            overlap=round(row.overlap * options.steps),
+        )
+    )
+    with Links(options.nodes + 1, options.down, options.up) as links:
+        home = folder / "coordinator"
+        coordinator = links.run(
+            0,
+            tether.command(
+                *("coordinator", "start", str(run_file), "--home", str(home), "--json"),
+                *("--http", "127.0.0.1:0", "--listen", f"/ip4/{links.address(0)}/tcp/4200"),
+            ),
+            stdout=subprocess.PIPE,
+            stderr=(folder / "coordinator.log").open("wb"),
+            env=tether.environment(),
+        )
+        assert coordinator.stdout is not None
+        line = coordinator.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the coordinator ended; see {folder / 'coordinator.log'}")
+        invite = json.loads(line)["invite"]
+        nodes = [
+            links.run(
+                number,
+                tether.command(
+                    *("node", "start", "--join", invite, "--home", str(folder / f"node-{number}")),
+                    *("--listen", f"/ip4/{links.address(number)}/tcp/0", "--threads", "1"),
+                ),
+                stdout=(folder / f"node-{number}.log").open("wb"),
+                stderr=subprocess.STDOUT,
+                env=tether.environment(),
+            )
+            for number in range(1, options.nodes + 1)
+        ]
+        seen = _follow(home / "metrics.jsonl", options.rounds, [coordinator, *nodes], links, say)
+    return _result(row, options, Metrics(home / "metrics.jsonl"), seen)
+
+
+def _follow(
+    path: Path,
+    rounds: int,
+    processes: Sequence[subprocess.Popen[Any]],
+    links: Links,
+    say: Callable[[str], None],
+) -> list[tuple[float, int, int]]:
+    """Wait for the rounds; returns time and mean bytes (up, down) of a node after each."""
+    seen: list[tuple[float, int, int]] = []
+    moved = time.monotonic()
+    while len(seen) < rounds + 1:
+        time.sleep(POLL_S)
+        done = _agreed(path)
+        if done > len(seen):
+            counts = [links.bytes(number) for number in range(1, len(processes))]
+            up = sum(wire.up for wire in counts) // len(counts)
+            down = sum(wire.down for wire in counts) // len(counts)
+            seen.append((time.monotonic(), up, down))
+            moved = time.monotonic()
+            say(f"  round {done} of {rounds + 2}")
+        for process in processes:
+            if process.poll() not in (None, 0):
+                raise RuntimeError(f"{' '.join(process.args[-8:])} ended: {process.returncode}")
+        if time.monotonic() - moved > (STALL_S if seen else READY_S):
+            raise RuntimeError("nothing moves any more")
+    return seen
+
+
+def _agreed(path: Path) -> int:
+    if not path.exists():
+        return 0
+    return sum(1 for row in Metrics(path).table() if row["ended"])
+
+
+def _result(
+    row: Row, options: argparse.Namespace, metrics: Metrics, seen: list[tuple[float, int, int]]
+) -> dict[str, Any]:
+    rounds = [r for r in metrics.table() if r["ended"]][1 : options.rounds + 1]
+    shares = [share for r in rounds for share in r["computing"].values()]
+    spans = [later[0] - sooner[0] for sooner, later in itertools.pairwise(seen)]
+    streams = [sum(kinds["up"].values()) for r in rounds for kinds in r["traffic"].values()]
+    return {
+        "name": f"computing, {row.name}",
+        "computing": statistics.median(shares),
+        "min": min(shares),
+        "max": max(shares),
+        "round_s": statistics.median(spans),
+        "wire_up": (seen[-1][1] - seen[0][1]) / (len(seen) - 1),
+        "wire_down": (seen[-1][2] - seen[0][2]) / (len(seen) - 1),
+        "streams_up": statistics.mean(streams),
+        "payload": statistics.mean(r["blob_bytes"] / max(1, r["accepted"]) for r in rounds),
+        "codec": row.codec,
+        "overlap_steps": round(row.overlap * options.steps),
+        "inner_steps": options.steps,
+        "nodes": options.nodes,
+        "down_mbit": options.down,
+        "up_mbit": options.up,
+        "rounds": len(rounds),
+    }
+
+
+# --- forecast -------------------------------------------------------------------------------------
+
+
+def forecasts(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Every size, line, codec, with and without overlap."""
+    rules = Rules(10, 1, 10_000, 0.66, 1e6, 1e3, 1e6, 1e6, 1e9)
+    for parameters in SIZES:
+        step = 6 * parameters * BATCH_TOKENS / (options.tflops * 1e12)
+        for mbit in LINKS:
+            for codec, bits in CODECS.items():
+                for overlap in (0, options.inner // 2):
+                    work = Work(10, options.inner, overlap, False, 1, BATCH_TOKENS, "auto")
+                    load = Load(parameters, bits, ENCODE, DECODE, STATE)
+                    machines = [Machine(step, mbit * 1e6, mbit * 2e5)] * options.peers
+                    found = forecast(rules, work, load, machines, [options.inner] * options.peers)
+                    yield {
+                        "name": "forecast",
+                        "parameters": parameters,
+                        "down_mbit": mbit,
+                        "up_mbit": mbit / 5,
+                        "codec": codec,
+                        "overlap_steps": overlap,
+                        "inner_steps": options.inner,
+                        "nodes": options.peers,
+                        "step_s": step,
+                        "round_s": found.round_s,
+                        "computing": found.utilisation,
+                        "up": found.up,
+                        "down": found.down,
+                    }
+
+
+def bytes_by_nodes() -> Iterator[dict[str, Any]]:
+    """Payloads per node and round in both topologies."""
+    load = Load(SIZES[1], CODECS["sparse"], ENCODE, DECODE, STATE)
+    for nodes in (8, 16, 32, 100, 1000, 10_000):
+        for topology in ("gather", "sharded"):
+            work = Work(10, 30, 0, False, 1, BATCH_TOKENS, topology)
+            moved = traffic(load, work, nodes, coordinator_serves=nodes <= 32)
+            yield {
+                "name": "bytes",
+                "nodes": nodes,
+                "topology": topology,
+                "down_payloads": moved.down / load.payload,
+                "up_payloads": moved.up / load.payload,
+                "payload": load.payload,
+                "ledger": moved.ledger,
+            }
+
+
+# --- what it looks like ---------------------------------------------------------------------------
+
+
+def measured_table(rows: Sequence[dict[str, Any]]) -> str:
+    lines = [
+        f"{'run':24} {'computing':>10} {'min':>7} {'round':>8} {'payload':>10} {'up / round':>11} "
+        f"{'down / round':>13}"
+    ]
+    lines += [
+        f"{row['name'].removeprefix('computing, '):24} {100 * row['computing']:8.1f} % "
+        f"{100 * row['min']:5.1f} % {row['round_s']:6.2f} s {row['payload'] / 1e6:7.3f} MB "
+        f"{row['wire_up'] / 1e6:8.3f} MB {row['wire_down'] / 1e6:10.3f} MB"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def forecast_table(rows: Sequence[dict[str, Any]]) -> str:
+    columns = [(codec, overlap) for codec in CODECS for overlap in (False, True)]
+    head = f"{'model':>6} {'down/up Mbit/s':>15} {'round':>9}"
+    head += "".join(f"{c + (' + overlap' if o else ''):>18}" for c, o in columns)
+    lines = [head]
+    for parameters in SIZES:
+        for mbit in LINKS:
+            mine = [r for r in rows if (r["parameters"], r["down_mbit"]) == (parameters, mbit)]
+            cells = {(r["codec"], r["overlap_steps"] > 0): r["computing"] for r in mine}
+            training = mine[0]["step_s"] * mine[0]["inner_steps"]
+            lines.append(
+                f"{_count(parameters):>6} {f'{mbit:g} / {mbit / 5:g}':>15} {training:7.0f} s"
+                + "".join(f"{100 * cells[column]:16.1f} %" for column in columns)
+            )
+    return "\n".join(lines)
+
+
+def bytes_table(rows: Sequence[dict[str, Any]]) -> str:
+    lines = [
+        f"{'nodes':>7} {'gather: down':>14} {'up':>9} {'sharded: down':>15} {'up':>7}"
+        f" {'ledger':>11}"
+    ]
+    for nodes in sorted({row["nodes"] for row in rows}):
+        cell = {row["topology"]: row for row in rows if row["nodes"] == nodes}
+        lines.append(
+            f"{nodes:7,} {cell['gather']['down_payloads']:14,.2f} "
+            f"{cell['gather']['up_payloads']:9,.2f} {cell['sharded']['down_payloads']:15.2f} "
+            f"{cell['sharded']['up_payloads']:7.2f} {cell['sharded']['ledger'] / 1e6:8.2f} MB"
+        )
+    return "\n".join(lines)
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters // 10**9}B" if parameters >= 10**9 else f"{parameters // 10**6}M"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = _options(argv)
+    result: list[dict[str, Any]] = []
+    failed = False
+    if "measured" in options.only:
+        why = refusal()
+        if why is not None:
+            print(f"measured: skipped, {why}")
+        else:
+            print(
+                f"{options.nodes} nodes and a coordinator, each at {options.down:g}/{options.up:g} "
+                f"Mbit/s, {options.steps} inner steps a round, {options.rounds} rounds counted"
+            )
+            failed = not _measure_all(options, result)
+            print(measured_table(_medians(result)))
+    if "forecast" in options.only:
+        rows = list(forecasts(options))
+        result += rows
+        print(
+            f"\nforecast: {options.peers} nodes, {options.inner} inner steps of "
+            f"{BATCH_TOKENS:,} tokens at {options.tflops:g} Tflop/s, half of them overlapped"
+        )
+        print(forecast_table(rows))
+    if "bytes" in options.only:
+        rows = list(bytes_by_nodes())
+        result += rows
+        print("\npayloads of a node in a round (1B parameters, sparse; computed)")
+        print(bytes_table(rows))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    return EXIT_FAILED if failed else EXIT_OK
+
+
+def _measure_all(options: argparse.Namespace, result: list[dict[str, Any]]) -> bool:
+    with contextlib.ExitStack() as stack:
+        folder = options.keep
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="artel-")))
+        folder.mkdir(exist_ok=True)
+        for repetition in range(options.repeat):
+            for key in options.rows:
+                print(f"{ROWS[key].name} ({repetition + 1} of {options.repeat})", flush=True)
+                try:
+                    row = measure(
+                        ROWS[key],
+                        options,
+                        folder / f"{key}-{repetition}",
+                        lambda line: print(line, flush=True),
+                    )
+                except (RuntimeError, OSError) as error:
+                    print(f"error: {error}", file=sys.stderr)
+                    return False
+                result.append(row | {"row": key, "load": os.getloadavg()[0]})
+    return True
+
+
+def _medians(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for all repetitions of a run."""
+    merged = []
+    for key in dict.fromkeys(row["row"] for row in rows):
+        mine = [row for row in rows if row["row"] == key]
+        numbers = {
+            name: statistics.median(row[name] for row in mine)
+            for name in ("computing", "round_s", "payload", "wire_up", "wire_down")
+        }
+        merged.append(mine[0] | numbers | {"min": min(row["min"] for row in mine)})
+    return merged
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.utilisation",
+        description=(__doc__ or "").split("\n", 1)[0],
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parts = ("measured", "forecast", "bytes")
+    parser.add_argument("--only", type=_listed(parts), default=list(parts), metavar="PART,...")
+    parser.add_argument("--rows", type=_listed(ROWS), default=list(ROWS), metavar="ROW,...")
+    parser.add_argument("--nodes", type=int, default=2, help="measured (2)")
+    parser.add_argument("--rounds", type=int, default=6, help="counted rounds of each run (6)")
+    parser.add_argument("--steps", type=int, default=16, help="inner steps of a round (16)")
+    parser.add_argument("--down", type=float, default=100.0, help="Mbit/s of each host (100)")
+    parser.add_argument("--up", type=float, default=20.0, help="Mbit/s of each host (20)")
+    parser.add_argument("--repeat", type=int, default=1, help="repetitions of all rows (1)")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep homes and logs here")
+    parser.add_argument("--peers", type=int, default=16, help="nodes of the forecast (16)")
+    parser.add_argument("--inner", type=int, default=30, help="inner steps of the forecast (30)")
+    parser.add_argument(
+        "--tflops", type=float, default=40.0, help="of each machine of the forecast (40)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here")
+    return parser.parse_args(argv)
+
+
+def _listed(known: Sequence[str] | dict[str, Row]) -> Callable[[str], list[str]]:
+    def parse(text: str) -> list[str]:
+        found = text.split(",")
+        for name in found:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r}; choose from {', '.join(known)}")
+        return found
+
+    return parse
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
