@@ -40,8 +40,9 @@ from protocol.model import transformers_config
 HELP = f"""\
 rerun, from the root of the repository:
   python -m benchmarks.convergence --quick                              # about a minute
-  python -m benchmarks.convergence --table small --json FILE            # a byte model, ablations
-  python -m benchmarks.convergence --table bpe --json FILE              # 2.2M parameters
+  python -m benchmarks.convergence --table small --json FILE            # 0.13M parameters, bytes
+  python -m benchmarks.convergence --table bytes --json FILE            # 0.44M parameters, bytes
+  python -m benchmarks.convergence --table bpe --json FILE              # 2.2M parameters, BPE
   python -m benchmarks.convergence --rows ddp/lr=0.004,int4/H=10/mu=0.3 --json FILE
 
 A row is CODEC[/OPTION=VALUE]..., CODEC one of {", ".join(CODECS)}; its options:
@@ -119,6 +120,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a tiny model, about a minute")
     parser.add_argument("--rows", help="comma-separated (default: those of the table)")
     parser.add_argument("--tokens", type=int, help="tokens of a row (default: the table's)")
+    parser.add_argument("--batch", type=int, help="windows of an inner step (default: the table's)")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the rows in FILE")
@@ -128,10 +130,14 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     options.plan = table.plan
     if options.threads < 1:
         parser.error("--threads must be at least 1")
+    if options.batch is not None:
+        if not 1 <= options.batch <= 1024:
+            parser.error("--batch must be from 1 to 1024")
+        options.plan = dataclasses.replace(options.plan, batch=options.batch)
     if options.tokens is not None:
         if options.tokens < 10_000:
             parser.error("--tokens must be at least 10000")
-        options.plan = dataclasses.replace(table.plan, tokens=options.tokens)
+        options.plan = dataclasses.replace(options.plan, tokens=options.tokens)
     try:
         options.rows = [parse(text) for text in (options.rows or ",".join(table.rows)).split(",")]
         for row in options.rows:

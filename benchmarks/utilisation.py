@@ -45,7 +45,7 @@ from protocol.rounds import Rules
 HELP = """\
 examples, from the root of the repository:
   python -m benchmarks.utilisation                        # about 10 minutes; needs root
-  python -m benchmarks.utilisation --only forecast,bytes  # a second
+  python -m benchmarks.utilisation --quick                # what is computed alone: a second
   python -m benchmarks.utilisation --rows sparse-overlap,int4 --rounds 6 --json utilisation.json
 """
 
@@ -249,7 +249,7 @@ def _result(
 
 def forecasts(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every size, line, codec, with and without overlap."""
-    rules = Rules(10, 1, 10_000, 0.66, 1e6, 1e3, 1e6, 1e6, 1e9)
+    rules = Rules(10, 1, 10_000, 0.66, 1e6, 60.0, 1e6, 1e6, 1e9)
     for parameters in SIZES:
         step = 6 * parameters * BATCH_TOKENS / (options.tflops * 1e12)
         for mbit in LINKS:
@@ -425,6 +425,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parts = ("measured", "forecast", "bytes")
     parser.add_argument("--only", type=_listed(parts), default=list(parts), metavar="PART,...")
+    parser.add_argument("--quick", action="store_true", help="the same as --only forecast,bytes")
     parser.add_argument("--rows", type=_listed(ROWS), default=list(ROWS), metavar="ROW,...")
     parser.add_argument("--nodes", type=int, default=2, help="measured (2)")
     parser.add_argument("--rounds", type=int, default=6, help="counted rounds of each run (6)")
@@ -439,7 +440,10 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         "--tflops", type=float, default=40.0, help="of each machine of the forecast (40)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.quick:
+        options.only = ["forecast", "bytes"]
+    return options
 
 
 def _listed(known: Sequence[str] | dict[str, Row]) -> Callable[[str], list[str]]:

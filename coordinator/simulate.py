@@ -191,6 +191,8 @@ class _Swarm:
         self._order = itertools.count()
         self._opened: list[float] = []
         self._tokens = self._rejected = 0
+        # A coordinator looks four times a second; to simulate that in long rounds would take long.
+        self._poll = max(POLL_S, min(machine.step_s for machine in machines) / 8)
         self._tails: dict[str, int] = {}
 
     def run(self) -> None:
@@ -198,8 +200,8 @@ class _Swarm:
         now = 0.0
         self._feed(rounds.Tick(now))
         while self._state.phase is not Phase.FINISHED:
-            if not self._queue or self._queue[0][0] > now + POLL_S:
-                now += POLL_S  # the coordinator looks at the clock
+            if not self._queue or self._queue[0][0] > now + self._poll:
+                now += self._poll
                 self._feed(rounds.Tick(now))
                 continue
             now, _, event = heapq.heappop(self._queue)
@@ -271,7 +273,10 @@ class _Swarm:
         decoded = 4 * load.elements * (members if self._gathers(members) else 3)
         seconds += decoded / load.decode_bytes_per_s + 4 * load.parameters / load.state_bytes_per_s
         done = now + seconds + 4 * machine.latency
-        yield done, rounds.StateSigned(done, node.peer, state.round, _root(state.round + 1))
+        root = _root(state.round + 1)
+        yield done, rounds.StateSigned(done, node.peer, state.round, root)
+        # When a majority was enough already, the next heartbeat says the same.
+        yield done + machine.latency, rounds.Seen(done + machine.latency, node.peer, root)
 
     def _gathers(self, members: int) -> bool:
         return self._work.topology_of(members) == "gather"
