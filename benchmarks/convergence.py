@@ -84,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     corpus = Corpus(plan.vocab_size)
     model = transformers_config(plan.config(Row(DDP), corpus.vocab_size).model, corpus.vocab_size)
     bf16 = options.precision == "bf16"
-    world = World(plan, corpus, fast_loss(model, bf16, shutil.which("c++") is not None), bf16)
+    compiled = options.compiled and shutil.which("c++") is not None
+    world = World(plan, corpus, fast_loss(model, bf16, compiled), bf16)
     print(
         f"table {plan.name}: {len(corpus.train) / 1e6:.1f}M training tokens of "
         f"{corpus.bytes_per_token:.2f} bytes in {corpus.files} files, about "
@@ -127,7 +128,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw the curves into FOLDER")
     options = parser.parse_args(argv)
     table = TABLES["quick" if options.quick else options.table]
-    options.plan = table.plan
+    options.plan, options.compiled = table.plan, table.compiled
     if options.threads < 1:
         parser.error("--threads must be at least 1")
     if options.batch is not None:

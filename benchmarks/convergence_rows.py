@@ -175,6 +175,8 @@ class Table:
 
     plan: Plan
     rows: tuple[str, ...]
+    compiled: bool = True
+    """Whether compiling the model is worth its half minute."""
 
 
 _MUON = "/opt=muon/lr=0.004/H=10"
@@ -183,8 +185,9 @@ _RATES = ("0.0015/mlr=0.01", "0.003/mlr=0.01", "0.003")
 
 TABLES = {
     "quick": Table(
-        Plan("quick", 32, 2, 32, None, batch=4, tokens=61_440, H=10),
+        Plan("quick", 64, 2, 32, None, batch=4, tokens=61_440, H=10),
         ("ddp", "fp32", "fp32/nudge=1e-06", "fp16", "int8", "int4", "sparse", "int4/tau=2/P=2"),
+        compiled=False,
     ),
     # 0.13M parameters: what each setting does, one at a time.
     "small": Table(
