@@ -385,5 +385,8 @@ def rules_of(manifest: Manifest) -> rounds.Rules:
         reveal=config.reveal_s,
         settle=config.settle_s,
         heartbeat_timeout=config.heartbeat_timeout_s,
+        gather_members={"gather": 1 << 30, "auto": assignment.GATHER_MEMBERS, "sharded": 0}[
+            manifest.config.exchange.topology
+        ],
         box=config.box_s,
     )

@@ -76,6 +76,9 @@ class Rules:
     settle: float
     heartbeat_timeout: float
     box: float = 0.0
+    gather_members: int = 1 << 30
+    """Rounds of more members are sharded: each slice is checked by one member alone, so who is
+    present is waited for until ``settle``, and not only for ``grace`` once a majority agrees."""
 
     @property
     def training(self) -> float:
@@ -465,7 +468,8 @@ def _try_agree(rules: Rules, state: RunState, now: float) -> tuple[RunState, lis
     signers = tuple(peer for peer in accepted if votes.get(peer) == best)
     majority = 2 * len(signers) > len(accepted)
     waited = now - state.since
-    if awaited and waited < (rules.grace if majority else rules.settle):
+    sharded = len(state.members) > rules.gather_members
+    if awaited and waited < (rules.grace if majority and not sharded else rules.settle):
         return state, []
     if not majority:
         return _fail(state, now)

@@ -236,7 +236,7 @@ class Outer(Section):
     nesterov: bool = True
     """Whether the momentum is Nesterov's."""
     final_lr_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Outer learning rate at the end as a part of lr, reached over the last quarter of the rounds; \
+    """Outer learning rate at the end as a part of lr, reached over the last quarter of rounds; \
 0.65 by default with "sparse"."""
 
 
