@@ -64,6 +64,11 @@ class Applying:
         self.wrong: tuple[int, ...] = ()
         """Slices of the last computed round whose recorded aggregate was found wrong."""
 
+    @property
+    def accusations(self) -> int:
+        """How many slices were called wrong when the last outcome was computed."""
+        return len(self._looked_at)
+
     def settled(self, closed: ClosedRound) -> bool:
         """Whether the last outcome is still what ``closed`` gives: nobody has objected since."""
         return closed.accused <= self._looked_at

@@ -187,7 +187,9 @@ class Worker:
             root=self.states.root,
             wrong=self._applying.wrong,
         )
-        signed = messages.SignedState(run=session.run, statement=statement.encode())
+        signed = messages.SignedState(
+            run=session.run, statement=statement.encode(), accused=self._applying.accusations
+        )
         await session.link.insist(signed, session.run, max(directive.remaining, 5.0))
 
     async def _evaluate(self) -> None:

@@ -205,12 +205,16 @@ class Accuse(Message):
 
 
 class SignedState(Message):
-    """A signature over the state that this node computed for the closed round."""
+    """A signature over the state that this node computed for the closed round.
+
+    ``accused`` is how many slices it knew to be called wrong: who knew of fewer has to look again.
+    """
 
     KIND = "state"
     LIMIT = 10 * KIB
     run: Digest
     statement: Statement
+    accused: Count = 0
 
 
 class HandBack(Message):
