@@ -274,10 +274,15 @@ class Desk:
         attempt = core.ledger.state.attempt
         if body.wrong and (attempt is None or not attempt.wrong.keys() >= set(body.wrong)):
             raise wire.Refused(explain(reasons.UNKNOWN_SLICE), code=reasons.UNKNOWN_SLICE)
-        attempt = core.ledger.state.attempt
-        if attempt is not None and request.accused < len(attempt.wrong):
-            raise wire.Refused("a slice has been called wrong meanwhile: look again", code="stale")
-        event = rounds.StateSigned(core.clock(), peer, body.round - 1, body.root, body.wrong)
+        event = rounds.StateSigned(
+            core.clock(),
+            peer,
+            body.round - 1,
+            request.attempt,
+            body.root,
+            body.wrong,
+            frozenset(request.accused),
+        )
         await core.feed(event, entry.envelope)
 
     async def _aggregated(self, peer: str, request: messages.Aggregated) -> None:

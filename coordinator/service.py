@@ -119,6 +119,12 @@ class Coordinator:
                 members=tuple(sorted(attempt.accounts)),
                 commitments=dict(attempt.commitments),
                 revealed=frozenset(attempt.accepted),
+                accused=frozenset(
+                    number
+                    for number, accusers in attempt.wrong.items()
+                    if assignment.checker(sorted(attempt.accepted), attempt.round, number)
+                    in accusers
+                ),
                 # They are awaited, as if all had just been heard of: without anybody to wait for
                 # the attempt would fail at the first tick, before their next heartbeats.
                 peers={peer: Presence(state.since, "") for peer in attempt.accepted},

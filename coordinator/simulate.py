@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 from protocol import duties, rounds
 from protocol.assignment import Work
+from protocol.errors import CheckFailed
 from protocol.identity import peer_id_of
 from protocol.pseudogradient import HEADER_BYTES, index_bytes
 from protocol.rounds import Phase, Presence, RunState
@@ -29,6 +30,8 @@ MESSAGE_BYTES = 900
 MESSAGES = 8
 """Control messages of a node in a round."""
 POLL_S = 0.25
+MAX_ATTEMPTS = 10
+"""Of one round; machines do not change, so what fails this often fails always."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,7 @@ def forecast(
     """Run ``rules.total`` rounds in virtual time.
 
     :param steps: inner steps that each machine is assigned in every round
+    :raises CheckFailed: a round fails again and again: the machines cannot keep the rules' times
     """
     swarm = _Swarm(rules, work, load, machines, steps)
     swarm.run()
@@ -213,6 +217,11 @@ class _Swarm:
         alive = {p: replace(seen, seen=event.now) for p, seen in self._state.peers.items()}
         state = replace(self._state, peers=alive)
         self._state, actions = rounds.step(self._rules, state, event)
+        if self._state.attempt == MAX_ATTEMPTS:
+            raise CheckFailed(
+                f"round {self._state.round} fails again and again",
+                "give deadline_s, reveal_s or settle_s of [rounds] more time",
+            )
         for action in actions:
             if isinstance(action, rounds.OpenRound):
                 self._opened.append(event.now)
@@ -236,7 +245,7 @@ class _Swarm:
         """Give the node its directive, and schedule what it does about it."""
         duty = duties.directive(self._rules, self._state, node.peer, now)
         key = f"{duty.task}/{self._state.round}/{self._state.attempt}"
-        if node.busy == key or duty.task not in ("train", "reveal", "apply"):
+        if node.busy == key or duty.task not in ("train", "reveal", "apply", "sync"):
             return
         node.busy = key
         for at, event in getattr(self, f"_{duty.task}")(node, now + node.machine.latency):
@@ -274,9 +283,13 @@ class _Swarm:
         seconds += decoded / load.decode_bytes_per_s + 4 * load.parameters / load.state_bytes_per_s
         done = now + seconds + 4 * machine.latency
         root = _root(state.round + 1)
-        yield done, rounds.StateSigned(done, node.peer, state.round, root)
+        yield done, rounds.StateSigned(done, node.peer, state.round, state.attempt, root)
         # When a majority was enough already, the next heartbeat says the same.
         yield done + machine.latency, rounds.Seen(done + machine.latency, node.peer, root)
+
+    def _sync(self, node: _Node, now: float) -> Iterator[tuple[float, rounds.Event]]:
+        """After an attempt that failed a node goes back to the state that it has kept."""
+        yield now, rounds.Seen(now, node.peer, self._state.base)
 
     def _gathers(self, members: int) -> bool:
         return self._work.topology_of(members) == "gather"

@@ -60,18 +60,18 @@ class Applying:
     def __init__(self, session: Session, states: States, max_blob: int) -> None:
         self._session, self._states, self._max_blob = session, states, max_blob
         self._known = _Known((-1, -1))
-        self._looked_at: frozenset[int] = frozenset()  # accusations that the last outcome knows of
+        self._outcome = (-1, -1)  # the round and attempt that was computed last
+        self._looked_at: frozenset[int] = frozenset()  # what was called wrong in it by then
         self.wrong: tuple[int, ...] = ()
         """Slices of the last computed round whose recorded aggregate was found wrong."""
 
-    @property
-    def accusations(self) -> int:
-        """How many slices were called wrong when the last outcome was computed."""
-        return len(self._looked_at)
+    def looked_at(self, round: int, attempt: int) -> frozenset[int]:
+        """The slices of this attempt that were called wrong when its outcome was computed."""
+        return self._looked_at if self._outcome == (round, attempt) else frozenset()
 
     def settled(self, closed: ClosedRound) -> bool:
         """Whether the last outcome is still what ``closed`` gives: nobody has objected since."""
-        return closed.accused <= self._looked_at
+        return closed.accused <= self.looked_at(closed.round, closed.attempt)
 
     async def compute(
         self, closed: ClosedRound, *, refresh: Refresh | None = None, patience: float = 0.0
@@ -85,8 +85,9 @@ class Applying:
         """
         topology = assignment.topology(self._session.manifest.config, len(closed.members))
         if topology == "gather":
-            self.wrong, self._looked_at = (), frozenset()
-            return await self._gather(closed)
+            applied = await self._gather(closed)
+            self._remember(closed, ())
+            return applied
         if self._known.key != (closed.round, closed.attempt):
             self._known = _Known((closed.round, closed.attempt))
         await self._open_indexes(closed)
@@ -253,13 +254,17 @@ class Applying:
             count=len(closed.members),
         )
         applied = await uninterrupted(self._advance(closed, work))
-        self._looked_at = closed.accused
-        self.wrong = tuple(
+        wrong = (
             j
             for j in sorted(closed.accused)
             if j in closed.aggregates and closed.aggregates[j].blob != self._known.own[j]
         )
+        self._remember(closed, tuple(wrong))
         return applied
+
+    def _remember(self, closed: ClosedRound, wrong: tuple[int, ...]) -> None:
+        self.wrong = wrong
+        self._outcome, self._looked_at = (closed.round, closed.attempt), closed.accused
 
     async def _aggregate(self, closed: ClosedRound, number: int) -> str:
         """Compute a slice from its inputs; returns the id of its blob, which is in the store."""

@@ -188,7 +188,10 @@ class Worker:
             wrong=self._applying.wrong,
         )
         signed = messages.SignedState(
-            run=session.run, statement=statement.encode(), accused=self._applying.accusations
+            run=session.run,
+            attempt=directive.attempt,
+            statement=statement.encode(),
+            accused=sorted(self._applying.looked_at(directive.round, directive.attempt)),
         )
         await session.link.insist(signed, session.run, max(directive.remaining, 5.0))
 

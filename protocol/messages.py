@@ -27,6 +27,7 @@ Text = Annotated[str, StringConstraints(max_length=300)]
 Count = Annotated[int, Field(ge=0, lt=1 << 53)]
 ChunkRun = Annotated[int, Field(ge=0, le=64)]
 LeafSize = Annotated[int, Field(ge=1, le=MAX_ENVELOPE_BYTES)]
+SliceNumbers = Annotated[list[Annotated[int, Field(ge=0, lt=64)]], Field(max_length=64)]
 Statement = Annotated[bytes, Field(max_length=MAX_ENVELOPE_BYTES)]
 
 Kinds = Annotated[
@@ -207,14 +208,16 @@ class Accuse(Message):
 class SignedState(Message):
     """A signature over the state that this node computed for the closed round.
 
-    ``accused`` is how many slices it knew to be called wrong: who knew of fewer has to look again.
+    ``accused`` lists the slices that it knew to be called wrong: who did not know of one has to
+    look again.
     """
 
     KIND = "state"
     LIMIT = 10 * KIB
     run: Digest
+    attempt: Count
     statement: Statement
-    accused: Count = 0
+    accused: SliceNumbers
 
 
 class HandBack(Message):

@@ -124,6 +124,8 @@ class RunState:
     revealed: frozenset[str] = frozenset()
     rejected: Mapping[str, str] = field(default_factory=dict)
     votes: Mapping[str, Vote] = field(default_factory=dict)
+    accused: frozenset[int] = frozenset()
+    """Slices that their checkers call wrong; a vote has to know of all of them."""
     suspended: frozenset[str] = frozenset()
 
     @property
@@ -193,22 +195,27 @@ class Revealed:
 
 @dataclass(frozen=True)
 class StateSigned:
-    """The peer computed this root for the state after ``round``; ``wrong`` as in :class:`Vote`."""
+    """The peer computed this root for the state after ``round``; ``wrong`` as in :class:`Vote`.
+
+    ``accused`` are the slices that it knew to be called wrong, and has recomputed.
+    """
 
     now: float
     peer: str
     round: int
+    attempt: int
     root: str
     wrong: tuple[int, ...] = ()
+    accused: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
 class Accused:
     """The checker of a slice recomputed it and got another one than was recorded.
 
-    Who has signed without knowing of it has to look again: that vote no longer counts. Only the
-    checker's word has this effect, once for each slice, so that nobody can hold a round up with
-    one accusation after another.
+    Who has signed without knowing of it has to look again: that vote no longer counts, and one that
+    was on its way is refused. Only the checker's word has this effect, once for each slice, so that
+    nobody can hold a round up with one accusation after another.
     """
 
     now: float
@@ -300,8 +307,10 @@ def _refusal(state: RunState, event: Event) -> Refuse | None:
     if event.round != state.round:
         return Refuse("stale", f"round {event.round} is not the current round {state.round}")
     if isinstance(event, StateSigned):
-        if state.phase is not Phase.APPLYING:
+        if state.phase is not Phase.APPLYING or event.attempt != state.attempt:
             return Refuse("stale", f"the state of round {state.round} is not being agreed on now")
+        if not state.accused <= event.accused:
+            return Refuse("stale", "a slice has been called wrong meanwhile: look again")
         return None
     if event.attempt != state.attempt:
         return Refuse("stale", f"attempt {event.attempt} of round {event.round} is over")
@@ -340,7 +349,7 @@ def _apply(state: RunState, event: Event) -> RunState:
         return replace(state, revealed=state.revealed | {event.peer})
     if isinstance(event, Accused):
         informed = {p: vote for p, vote in state.votes.items() if event.slice in vote.wrong}
-        return replace(state, votes=informed)
+        return replace(state, votes=informed, accused=state.accused | {event.slice})
     if isinstance(event, StateSigned):
         state = replace(state, votes={**state.votes, event.peer: Vote(event.root, event.wrong)})
         before = state.peers.get(event.peer)
@@ -416,6 +425,7 @@ def _try_open(rules: Rules, state: RunState, now: float) -> tuple[RunState, list
         revealed=frozenset(),
         rejected={},
         votes={},
+        accused=frozenset(),
     )
     return state, [OpenRound(state.round, state.attempt, state.base, members)]
 

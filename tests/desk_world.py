@@ -366,13 +366,22 @@ class Member:
         signer: Identity | None = None,
         round: int | None = None,
         wrong: tuple[int, ...] = (),
+        accused: tuple[int, ...] | None = None,
     ) -> messages.Message:
+        """Vote for a root; ``accused`` is what it knows to be called wrong, all unless told."""
         number = self.office.core.state.round + 1 if round is None else round
         statement = entries.state_agreed(
             signer or self.identity, self.office.run, round=number, root=root, wrong=wrong
         )
+        state = self.office.core.state
+        known = sorted(state.accused if accused is None else accused)
         reply = await self.say(
-            messages.SignedState(run=self.office.run, statement=statement.encode())
+            messages.SignedState(
+                run=self.office.run,
+                attempt=state.attempt,
+                statement=statement.encode(),
+                accused=known,
+            )
         )
         self.root = root
         return reply

@@ -443,9 +443,11 @@ async def test_a_state_signed_by_somebody_else(office: Office, applying: list[Me
     both = entries.state_agreed(one.identity, office.run, round=1, root=NEXT).merged(
         entries.state_agreed(two.identity, office.run, round=1, root=NEXT)
     )
-    statement = messages.SignedState(run=office.run, statement=both.encode())
+    statement = messages.SignedState(run=office.run, attempt=0, statement=both.encode(), accused=[])
     assert await refused(one.say(statement)) == "failed"
-    other_kind = messages.SignedState(run=office.run, statement=one.statement().encode())
+    other_kind = messages.SignedState(
+        run=office.run, attempt=0, statement=one.statement().encode(), accused=[]
+    )
     assert await refused(one.say(other_kind)) == "malformed"
     assert not office.core.state.votes
 

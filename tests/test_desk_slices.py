@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -103,7 +104,8 @@ async def test_a_wrong_aggregator_is_convicted_even_when_others_had_signed_alrea
     again = await third.beat(seen=waiting.version, patience=5.0)
     assert (again.task, again.round, again.attempt) == ("apply", 0, 0)
     assert office.core.state.votes == {}
-    # The liar insists; the others have recomputed the slice.
+    # A vote that was on its way; the liar insists; the others have recomputed the slice.
+    assert await refused(third.sign_state(OTHER, accused=())) == "stale"
     await liar.sign_state(OTHER)
     await checker.sign_state(NEXT, wrong=(0,))
     await third.sign_state(NEXT, wrong=(0,))
@@ -131,6 +133,25 @@ async def test_a_false_accusation_changes_nothing_in_the_end(
     assert fold.states[-1] == NEXT
     assert fold.credit(honest.owner.key) == 100 * office.tokens
     assert fold.rejected == {accuser.peer: {reasons.FALSE_ACCUSATION: 1}}
+
+
+async def test_a_vote_that_waits_while_an_accusation_is_recorded_is_refused(
+    office: Office, applying: list[Member]
+) -> None:
+    """The vote comes first, and is looked at after the accusation: it must not count."""
+    for number, member in enumerate(applying):
+        await member.combine(number)
+    liar, checker, third = applying
+    await liar.sign_state(OTHER)
+    async with office.core._lock:
+        accusation = asyncio.create_task(checker.accuse(0, NEXT))
+        await asyncio.sleep(0.05)
+        vote = asyncio.create_task(third.sign_state(OTHER))
+        await asyncio.sleep(0.05)
+    await accusation
+    assert await refused(vote) == "stale"
+    assert office.core.state.phase is Phase.APPLYING
+    assert not office.core.state.votes
 
 
 async def test_only_the_checker_makes_others_look_again(
@@ -274,6 +295,8 @@ async def test_a_restart_while_slices_are_combined(office: Office, applying: lis
     attempt = office.core.ledger.state.attempt
     assert attempt is not None
     assert sorted(attempt.slices) == [0, 1]
+    assert office.core.state.accused == {0}
+    assert await refused(applying[2].sign_state(NEXT, accused=())) == "stale"
     before = await applying[0].beat()
     await applying[2].combine(2)
     assert (await applying[0].beat()).version == before.version + 1

@@ -160,9 +160,9 @@ class Simulation:
             root = f"r{self.state.round + 1}"
             while self.state.phase is Phase.APPLYING:
                 self.now += 0.5
-                round = self.state.round
+                round, attempt = self.state.round, self.state.attempt
                 peer = next(p for p in self.state.accepted if p not in self.state.votes)
-                self.feed(rounds.StateSigned(self.now, peer, round, root))
+                self.feed(rounds.StateSigned(self.now, peer, round, attempt, root))
             for peer in self.machines:
                 if self.state.phase is Phase.WAITING:
                     self.feed(rounds.Seen(self.now, peer, self.state.base))

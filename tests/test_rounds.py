@@ -92,7 +92,9 @@ def test_a_round_opens_only_with_enough_nodes_that_hold_the_agreed_state() -> No
 
 
 def test_a_whole_round_ends_in_an_agreed_state_and_the_next_round() -> None:
-    state, actions = play(revealed(A, B, C), *(StateSigned(3, node, 0, "r1") for node in (A, B, C)))
+    state, actions = play(
+        revealed(A, B, C), *(StateSigned(3, node, 0, 0, "r1") for node in (A, B, C))
+    )
     assert actions == [
         AgreeState(1, "r1", tuple(sorted((A, B, C)))),
         OpenRound(1, 0, "r1", tuple(sorted((A, B, C)))),
@@ -180,16 +182,18 @@ def test_a_second_different_commitment_is_refused_and_a_repeated_one_is_not() ->
 def test_a_node_with_another_root_is_outvoted_and_told_to_sync() -> None:
     state, actions = play(
         revealed(A, B, C),
-        StateSigned(3, A, 0, "r1"),
-        StateSigned(3, B, 0, "bad"),
-        StateSigned(3, C, 0, "r1"),
+        StateSigned(3, A, 0, 0, "r1"),
+        StateSigned(3, B, 0, 0, "bad"),
+        StateSigned(3, C, 0, 0, "r1"),
     )
     assert actions[0] == AgreeState(1, "r1", tuple(sorted((A, C))))
     assert directive(RULES, state, B, 4).task == "sync"
 
 
 def test_contributors_that_do_not_agree_fail_the_attempt_and_roll_back() -> None:
-    state, actions = play(revealed(A, B), StateSigned(3, A, 0, "x"), StateSigned(3, B, 0, "y"))
+    state, actions = play(
+        revealed(A, B), StateSigned(3, A, 0, 0, "x"), StateSigned(3, B, 0, 0, "y")
+    )
     assert actions == [CloseRound(0, 0, (), {})]
     assert state.base == "r0"
     assert directive(RULES, state, A, 3).task == "sync"
@@ -227,15 +231,15 @@ def test_votes_agree_only_with_the_same_wrong_slices() -> None:
     state = revealed(A, B, C)
     state, actions = play(
         state,
-        StateSigned(3, A, 0, "r1", (2,)),
-        StateSigned(3, B, 0, "r1"),
-        StateSigned(3, C, 0, "r1", (2,)),
+        StateSigned(3, A, 0, 0, "r1", (2,)),
+        StateSigned(3, B, 0, 0, "r1"),
+        StateSigned(3, C, 0, 0, "r1", (2,)),
     )
     assert actions[0] == AgreeState(1, "r1", tuple(sorted((A, C))), (2,))
     # B holds the right state all the same.
     assert state.members == tuple(sorted((A, B, C)))
     split, actions = play(
-        revealed(A, B), StateSigned(3, A, 0, "r1", (0,)), StateSigned(3, B, 0, "r1", (1,))
+        revealed(A, B), StateSigned(3, A, 0, 0, "r1", (0,)), StateSigned(3, B, 0, 0, "r1", (1,))
     )
     assert actions == [CloseRound(0, 0, (), {})]
     assert split.base == "r0"
@@ -243,16 +247,45 @@ def test_votes_agree_only_with_the_same_wrong_slices() -> None:
 
 def test_an_accusation_undoes_the_votes_that_did_not_know_of_it() -> None:
     state, _ = play(
-        revealed(A, B, C), StateSigned(3, A, 0, "bad"), StateSigned(3, B, 0, "r1", (1,))
+        revealed(A, B, C), StateSigned(3, A, 0, 0, "bad"), StateSigned(3, B, 0, 0, "r1", (1,))
     )
     assert directive(RULES, state, A, 4).task == "wait"
     state, actions = play(state, Accused(4, B, 0, 0, 1))
     assert actions == []
     assert state.votes == {B: Vote("r1", (1,))}
     assert directive(RULES, state, A, 4).task == "apply"
-    state, actions = play(state, StateSigned(5, A, 0, "r1", (1,)), StateSigned(5, C, 0, "bad"))
+    looked = frozenset({1})
+    state, actions = play(
+        state,
+        StateSigned(5, A, 0, 0, "r1", (1,), looked),
+        StateSigned(5, C, 0, 0, "bad", (), looked),
+    )
     assert actions[0] == AgreeState(1, "r1", tuple(sorted((A, B))), (1,))
     assert directive(RULES, state, C, 5).task == "sync"
+
+
+def test_a_vote_that_was_on_its_way_when_a_slice_was_called_wrong_is_refused() -> None:
+    state, _ = play(revealed(A, B, C), StateSigned(3, A, 0, 0, "bad"), Accused(4, B, 0, 0, 1))
+    late = StateSigned(4, C, 0, 0, "bad")
+    assert play(state, late) == (
+        state,
+        [Refuse("stale", "a slice has been called wrong meanwhile: look again")],
+    )
+    # Who has looked may still come to the recorded slice.
+    state, _ = play(state, replace(late, accused=frozenset({1})))
+    assert state.votes == {C: Vote("bad")}
+    # A repeated attempt begins without accusations.
+    here = [Seen(14, node, "elsewhere") for node in (A, B, C)]
+    state, _ = play(state, *here, StateSigned(14, A, 0, 0, "r1", (1,), frozenset({1})))
+    state, actions = play(state, *(Seen(24, node, "r0") for node in (A, B, C)), Tick(24))
+    assert OpenRound(0, 1, "r0", tuple(sorted((A, B, C)))) in actions
+    assert state.accused == frozenset()
+
+
+def test_a_vote_of_another_attempt_is_refused() -> None:
+    state = revealed(A, B)
+    _, actions = play(state, StateSigned(3, A, 0, 1, "r1"))
+    assert isinstance(actions[0], Refuse)
 
 
 def test_accusations_at_another_time_are_refused() -> None:
@@ -267,7 +300,7 @@ def test_accusations_at_another_time_are_refused() -> None:
 
 def test_the_run_finishes_after_its_last_round_and_nodes_stop() -> None:
     state = replace(revealed(A, B), round=2)
-    state, actions = play(state, StateSigned(3, A, 2, "r3"), StateSigned(3, B, 2, "r3"))
+    state, actions = play(state, StateSigned(3, A, 2, 0, "r3"), StateSigned(3, B, 2, 0, "r3"))
     assert actions == [AgreeState(3, "r3", tuple(sorted((A, B))))]
     assert state.phase is Phase.FINISHED
     assert directive(RULES, state, A, 4).task == "stop"
@@ -300,6 +333,7 @@ class RoundHistory(RuleBasedStateMachine):
         self.state = START
         self.now = 0.0
         self.actions: list[rounds.Action] = []
+        self.known: dict[str, frozenset[int]] = {}
 
     def feed(self, event: rounds.Event) -> None:
         before = self.state
@@ -343,15 +377,32 @@ class RoundHistory(RuleBasedStateMachine):
         self.feed(Revealed(self.now, node, self.state.round, self.state.attempt, fault))
 
     @precondition(lambda self: self.state.phase is Phase.APPLYING)
-    @rule(node=nodes, wrong=st.booleans(), slices=st.sampled_from(((), (), (1,))))
-    def sign(self, node: str, wrong: bool, slices: tuple[int, ...]) -> None:
+    @rule(
+        node=nodes,
+        wrong=st.booleans(),
+        slices=st.sampled_from(((), (), (1,))),
+        known=st.sampled_from(((), (1,), (0, 1))),
+    )
+    def sign(self, node: str, wrong: bool, slices: tuple[int, ...], known: tuple[int, ...]) -> None:
         root = f"wrong{node}" if wrong else f"root{self.state.round}"
-        self.feed(StateSigned(self.now, node, self.state.round, root, slices))
+        round, attempt = self.state.round, self.state.attempt
+        before, seen = self.state.accused, frozenset({*known, *slices})
+        self.feed(StateSigned(self.now, node, round, attempt, root, slices, seen))
+        last = self.actions[-1] if self.actions else None
+        if isinstance(last, Refuse) and not before <= seen:
+            assert "look again" in last.reason
+            return
+        self.known[node] = seen
 
     @precondition(lambda self: self.state.phase is Phase.APPLYING)
     @rule(node=nodes, slice=st.integers(0, 1))
     def accuse(self, node: str, slice: int) -> None:
         self.feed(Accused(self.now, node, self.state.round, self.state.attempt, slice))
+
+    @invariant()
+    def who_voted_has_looked_at_all_that_was_called_wrong(self) -> None:
+        for node in self.state.votes:
+            assert self.state.accused <= self.known[node]
 
     @invariant()
     def history_is_a_sequence_of_whole_rounds(self) -> None:

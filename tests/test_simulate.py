@@ -9,6 +9,7 @@ import pytest
 from coordinator.pace import steps_in_box
 from coordinator.simulate import Load, Machine, forecast, traffic
 from protocol.assignment import Work
+from protocol.errors import CheckFailed
 from protocol.rounds import Rules
 
 RULES = Rules(
@@ -48,8 +49,12 @@ def test_overlap_hides_the_exchange_until_it_is_longer_than_the_tail() -> None:
     assert hidden.round_s < plain.round_s
     # On a line a hundred times slower the exchange outlasts any tail.
     slow = [Machine(1.0, 1e6, 0.2e6)] * 8
-    waiting = forecast(RULES, replace(WORK, overlap_steps=15), LOAD, slow, [30] * 8)
+    patient = replace(RULES, settle=3600.0)
+    waiting = forecast(patient, replace(WORK, overlap_steps=15), LOAD, slow, [30] * 8)
     assert waiting.utilisation < 0.8
+    # Nobody is done in the time to settle: every attempt fails.
+    with pytest.raises(CheckFailed, match="round 0 fails again and again"):
+        forecast(RULES, replace(WORK, overlap_steps=15), LOAD, slow, [30] * 8)
 
 
 def test_a_machine_fifteen_times_slower_stalls_nobody_and_still_earns() -> None:
