@@ -33,6 +33,7 @@ import torch
 from benchmarks.codec_contenders import Contender, Ours, TorchHalf, TorchTopK, WithFeedback
 from benchmarks.convergence_model import Corpus, Worker, fast_loss
 from benchmarks.convergence_rows import Plan, Row
+from benchmarks.options import require_folder
 from protocol.codec import codec
 from protocol.model import transformers_config
 from protocol.state import Layout, Vector
@@ -295,8 +296,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
             setattr(options, name, quick if options.quick else usual)
         elif not 1 <= value <= most:
             parser.error(f"--{name.replace('_', '-')} must be from 1 to {most}")
-    if options.json and not options.json.parent.is_dir():
-        parser.error(f"there is no folder {options.json.parent}")
+    require_folder(parser, options.json)
     return options
 
 

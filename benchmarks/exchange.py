@@ -38,6 +38,7 @@ from benchmarks.exchange_extra import sixteen, start_cost, whole_rounds
 from benchmarks.exchange_findings import Cell, Findings, Series, Table, rows, tables
 from benchmarks.exchange_peers import Group
 from benchmarks.exchange_worker import SIZES
+from benchmarks.options import empty_folder, require_folder
 from protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ArtelError
 
 HELP = """\
@@ -212,13 +213,8 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--peers must be from 2 to 16")
     if plan.repeat < 1 or min(plan.down, plan.up) <= 0:
         parser.error("--repeat must be at least 1, --down and --up above 0")
-    if plan.json and not plan.json.absolute().parent.is_dir():
-        parser.error(f"--json: there is no folder {plan.json.parent}")
-    if plan.keep:
-        plan.keep = plan.keep.absolute()
-        plan.keep.mkdir(parents=True, exist_ok=True)
-        if any(plan.keep.iterdir()):
-            parser.error(f"--keep: {plan.keep} is not empty")
+    require_folder(parser, plan.json)
+    plan.keep = empty_folder(parser, plan.keep)
     return plan
 
 

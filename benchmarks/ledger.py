@@ -48,6 +48,7 @@ from benchmarks.ledger_machine import (
     sign_us,
     verify_us,
 )
+from benchmarks.options import require_folder
 from coordinator.sequencer import Sequencer
 from ledger.accounts import FoldState
 from ledger.proof import inclusion, verify_inclusion
@@ -360,8 +361,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--entries must be at least 5000, --submissions at least 1000")
     if not 1 <= options.submitters <= 4096 or options.runs < 1:
         parser.error("--submitters must be from 1 to 4096, --runs at least 1")
-    if options.json and not options.json.absolute().parent.is_dir():
-        parser.error(f"--json: there is no folder {options.json.parent}")
+    require_folder(parser, options.json)
     return options
 
 

@@ -39,6 +39,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.options import empty_folder, require_folder
 from benchmarks.overhead_findings import (
     Findings,
     Observed,
@@ -420,13 +421,8 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--nodes must be from 1 to 16")
     if min(options.rounds, options.inner_steps) < 1:
         parser.error("--rounds and --inner-steps must be at least 1")
-    if options.json and not options.json.absolute().parent.is_dir():
-        parser.error(f"--json: there is no folder {options.json.parent}")
-    if options.keep:
-        options.keep = options.keep.absolute()
-        options.keep.mkdir(parents=True, exist_ok=True)
-        if any(options.keep.iterdir()):
-            parser.error(f"--keep: {options.keep} is not empty")
+    require_folder(parser, options.json)
+    options.keep = empty_folder(parser, options.keep)
     return options
 
 

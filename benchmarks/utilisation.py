@@ -7,14 +7,7 @@ are several repetitions. "Computing" is the part of its trainer's time that a no
 steps, from one round to the next: the rest is encoding, merging a new state, and waiting for one.
 Bytes are those of the kernel at each node's interface, with all that the protocols below add.
 
-**Forecast.** The same state machine in virtual time (:mod:`coordinator.simulate`) with the sizes of
-100M, 1B and 10B parameters at 20, 100 and 500 Mbit/s down and a fifth of it up, 16 nodes. An inner
-step takes what ``--tflops`` says for 6 operations per parameter and token; codec speeds are those
-of docs/results/codec.md on one core of the machine that wrote it.
-
-**Bytes of a topology**: payloads that a node receives and sends in a round, by number of nodes,
-with headers and lists of slices; the entries of the ledger about all nodes in a column of their
-own.
+**Forecast** and **bytes of a topology** are computed (:mod:`benchmarks.utilisation_forecast`).
 """
 
 from __future__ import annotations
@@ -29,18 +22,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.links import Links, refusal
+from benchmarks.options import empty_folder, require_folder
+from benchmarks.utilisation_forecast import (
+    BATCH_TOKENS,
+    bytes_by_nodes,
+    bytes_table,
+    forecast_table,
+    forecasts,
+)
 from coordinator import tether
 from coordinator.metrics import Metrics
-from coordinator.simulate import Load, Machine, forecast, traffic
-from protocol.assignment import Work
 from protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
-from protocol.rounds import Rules
 
 HELP = """\
 examples, from the root of the repository:
@@ -120,12 +118,6 @@ ROWS = {
 READY_S = 240.0
 STALL_S = 180.0
 POLL_S = 0.5
-CODECS = {"int4": 4.06, "sparse": 0.27}
-"""Bits per parameter."""
-LINKS = (20.0, 100.0, 500.0)
-SIZES = (100_000_000, 1_000_000_000, 10_000_000_000)
-BATCH_TOKENS = 65_536
-ENCODE, DECODE, STATE = 1e9, 2e9, 1e9
 
 
 # --- measured -------------------------------------------------------------------------------------
@@ -244,56 +236,6 @@ def _result(
     }
 
 
-# --- forecast -------------------------------------------------------------------------------------
-
-
-def forecasts(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Every size, line, codec, with and without overlap."""
-    rules = Rules(10, 1, 10_000, 0.66, 1e6, 60.0, 1e6, 1e6, 1e9)
-    for parameters in SIZES:
-        step = 6 * parameters * BATCH_TOKENS / (options.tflops * 1e12)
-        for mbit in LINKS:
-            for codec, bits in CODECS.items():
-                for overlap in (0, options.inner // 2):
-                    work = Work(10, options.inner, overlap, False, 1, BATCH_TOKENS, "auto")
-                    load = Load(parameters, bits, ENCODE, DECODE, STATE)
-                    machines = [Machine(step, mbit * 1e6, mbit * 2e5)] * options.peers
-                    found = forecast(rules, work, load, machines, [options.inner] * options.peers)
-                    yield {
-                        "name": "forecast",
-                        "parameters": parameters,
-                        "down_mbit": mbit,
-                        "up_mbit": mbit / 5,
-                        "codec": codec,
-                        "overlap_steps": overlap,
-                        "inner_steps": options.inner,
-                        "nodes": options.peers,
-                        "step_s": step,
-                        "round_s": found.round_s,
-                        "computing": found.utilisation,
-                        "up": found.up,
-                        "down": found.down,
-                    }
-
-
-def bytes_by_nodes() -> Iterator[dict[str, Any]]:
-    """Payloads per node and round in both topologies."""
-    load = Load(SIZES[1], CODECS["sparse"], ENCODE, DECODE, STATE)
-    for nodes in (8, 16, 32, 100, 1000, 10_000):
-        for topology in ("gather", "sharded"):
-            work = Work(10, 30, 0, False, 1, BATCH_TOKENS, topology)
-            moved = traffic(load, work, nodes, coordinator_serves=nodes <= 32)
-            yield {
-                "name": "bytes",
-                "nodes": nodes,
-                "topology": topology,
-                "down_payloads": moved.down / load.payload,
-                "up_payloads": moved.up / load.payload,
-                "payload": load.payload,
-                "ledger": moved.ledger,
-            }
-
-
 # --- what it looks like ---------------------------------------------------------------------------
 
 
@@ -309,42 +251,6 @@ def measured_table(rows: Sequence[dict[str, Any]]) -> str:
         for row in rows
     ]
     return "\n".join(lines)
-
-
-def forecast_table(rows: Sequence[dict[str, Any]]) -> str:
-    columns = [(codec, overlap) for codec in CODECS for overlap in (False, True)]
-    head = f"{'model':>6} {'down/up Mbit/s':>15} {'round':>9}"
-    head += "".join(f"{c + (' + overlap' if o else ''):>18}" for c, o in columns)
-    lines = [head]
-    for parameters in SIZES:
-        for mbit in LINKS:
-            mine = [r for r in rows if (r["parameters"], r["down_mbit"]) == (parameters, mbit)]
-            cells = {(r["codec"], r["overlap_steps"] > 0): r["computing"] for r in mine}
-            training = mine[0]["step_s"] * mine[0]["inner_steps"]
-            lines.append(
-                f"{_count(parameters):>6} {f'{mbit:g} / {mbit / 5:g}':>15} {training:7.0f} s"
-                + "".join(f"{100 * cells[column]:16.1f} %" for column in columns)
-            )
-    return "\n".join(lines)
-
-
-def bytes_table(rows: Sequence[dict[str, Any]]) -> str:
-    lines = [
-        f"{'nodes':>7} {'gather: down':>14} {'up':>9} {'sharded: down':>15} {'up':>7}"
-        f" {'ledger':>11}"
-    ]
-    for nodes in sorted({row["nodes"] for row in rows}):
-        cell = {row["topology"]: row for row in rows if row["nodes"] == nodes}
-        lines.append(
-            f"{nodes:7,} {cell['gather']['down_payloads']:14,.2f} "
-            f"{cell['gather']['up_payloads']:9,.2f} {cell['sharded']['down_payloads']:15.2f} "
-            f"{cell['sharded']['up_payloads']:7.2f} {cell['sharded']['ledger'] / 1e6:8.2f} MB"
-        )
-    return "\n".join(lines)
-
-
-def _count(parameters: int) -> str:
-    return f"{parameters // 10**9}B" if parameters >= 10**9 else f"{parameters // 10**6}M"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -385,7 +291,6 @@ def _measure_all(options: argparse.Namespace, result: list[dict[str, Any]]) -> b
         folder = options.keep
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="artel-")))
-        folder.mkdir(exist_ok=True)
         for repetition in range(options.repeat):
             for key in options.rows:
                 print(f"{ROWS[key].name} ({repetition + 1} of {options.repeat})", flush=True)
@@ -433,7 +338,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--down", type=float, default=100.0, help="Mbit/s of each host (100)")
     parser.add_argument("--up", type=float, default=20.0, help="Mbit/s of each host (20)")
     parser.add_argument("--repeat", type=int, default=1, help="repetitions of all rows (1)")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep homes and logs here")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="empty folder to leave it all in")
     parser.add_argument("--peers", type=int, default=16, help="nodes of the forecast (16)")
     parser.add_argument("--inner", type=int, default=30, help="inner steps of the forecast (30)")
     parser.add_argument(
@@ -441,6 +346,11 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here")
     options = parser.parse_args(argv)
+    counts = (options.nodes, options.rounds, options.steps, options.repeat, options.peers)
+    if min(*counts, options.inner) < 1 or min(options.down, options.up, options.tflops) <= 0:
+        parser.error("counts must be at least 1, rates above 0")
+    require_folder(parser, options.json)
+    options.keep = empty_folder(parser, options.keep)
     if options.quick:
         options.only = ["forecast", "bytes"]
     return options

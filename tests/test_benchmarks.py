@@ -59,6 +59,9 @@ def test_help_shows_how_to_run_it(name: str) -> None:
         ("overhead", ["--rounds", "-1"], "--rounds and --inner-steps must be at least 1"),
         ("overhead", ["--json", "no-such-folder/rows.json"], "there is no folder no-such-folder"),
         ("overhead", ["--keep", "benchmarks"], "is not empty"),
+        ("utilisation", ["--rounds", "0"], "counts must be at least 1"),
+        ("utilisation", ["--json", "no-such-folder/rows.json"], "there is no folder"),
+        ("utilisation", ["--keep", "benchmarks"], "is not empty"),
         ("overhead", ["--codec", "zip"], "invalid choice: 'zip'"),
         ("ledger", ["--only", "proof,speed"], "unknown parts ['speed']"),
         ("ledger", ["--entries", "10"], "--entries must be at least 5000"),
@@ -74,6 +77,20 @@ def test_wrong_arguments_are_refused_before_anything_runs(
     assert complaint in done.stderr
     assert "Traceback" not in done.stderr
     assert not done.stdout
+
+
+def test_quick_utilisation_says_what_larger_models_and_more_nodes_would_do(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    done = run("utilisation", "--quick", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(file.read_text())
+    forecasts = [row for row in rows if row["name"] == "forecast"]
+    assert {row["parameters"] for row in forecasts} == {10**8, 10**9, 10**10}
+    at = {(r["codec"], r["overlap_steps"]): r["computing"] for r in forecasts if r["up_mbit"] == 20}
+    assert at["sparse", 0] < 0.98 < at["sparse", 15]
+    assert at["int4", 0] < at["sparse", 0]
+    sharded = {r["nodes"]: r["down_payloads"] for r in rows if r.get("topology") == "sharded"}
+    assert sharded[8] < sharded[32] < 3 < sharded[10_000] < 3.5
 
 
 @pytest.mark.slow

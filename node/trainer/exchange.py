@@ -17,8 +17,8 @@ import numpy as np
 
 from node.trainer import files
 from node.trainer.channel import TrainerError
-from protocol import codec, content, outer, parts, pseudogradient
-from protocol.aggregate import Contribution, aggregate
+from protocol import aggregate_slice, codec, content, outer, parts, pseudogradient
+from protocol.aggregate import Contribution
 from protocol.codec import Entries
 from protocol.errors import ArtelError, CheckFailed
 from protocol.feedback import Feedback
@@ -91,11 +91,8 @@ def warm_up(manifest: Manifest) -> None:
     (payload,) = encode(manifest, [whole], vector, kept)
     run_codec = codec.of(settings)
     values = (run_codec.decode_entries if run_codec.sparse else run_codec.decode)(layout, payload)
-    update = aggregate(
-        layout,
-        [Contribution(name, 1, values) for name in ("a", "b")],
-        method=settings.aggregator,
-        floor=settings.contributor_floor,
+    update = aggregate_slice.combine(
+        layout, [Contribution(name, 1, values) for name in ("a", "b")], settings
     )
     momentum = vector if settings.outer.momentum else None
     outer.outer_step(
@@ -194,12 +191,7 @@ def combine(
     load = _loader(manifest, part, base, len(listed), phases)
     contributions = [Contribution(c.node, c.weight, load(c)) for c in listed]
     with phases.measured("aggregate"):
-        update = aggregate(
-            part.layout,
-            contributions,
-            method=exchange.aggregator,
-            floor=exchange.contributor_floor,
-        )
+        update = aggregate_slice.combine(part.layout, contributions, exchange)
     # Decoding happens inside the aggregation, but is told apart.
     phases.seconds["aggregate"] -= phases.seconds.setdefault("decode", 0.0)
     return update

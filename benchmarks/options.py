@@ -1,0 +1,23 @@
+"""Checks of the options that several benchmarks share, made before anything runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def require_folder(parser: argparse.ArgumentParser, file: Path | None) -> None:
+    """End with a usage error unless ``file`` (of --json) can be created where it is."""
+    if file and not file.absolute().parent.is_dir():
+        parser.error(f"--json: there is no folder {file.parent}")
+
+
+def empty_folder(parser: argparse.ArgumentParser, folder: Path | None) -> Path | None:
+    """The folder of --keep, made if it is not there; ends with a usage error unless it is empty."""
+    if folder is None:
+        return None
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        parser.error(f"--keep: {folder} is not empty")
+    return folder
