@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from protocol.codec import NonFinite, codec, device, of
 from protocol.codec.int8 import Int8
-from protocol.codec.sparse import CHUNK, GROUP, Sparse
+from protocol.codec.sparse import CHUNK, GROUP, Selection, Sparse
 from protocol.errors import CheckFailed, DecodeError
 from protocol.run_config import Exchange
 from protocol.state import Layout, Vector
@@ -280,7 +280,7 @@ def test_dense_codecs_have_no_entries() -> None:
 @pytest.mark.parametrize("k", [8, 64, 1024])
 def test_selection_on_a_device_is_the_same(k: int, change: Callable[[Vector], Vector]) -> None:
     vector = change(numbers(k + 1, LARGE.parameters))
-    selection = device.select(LARGE, torch.from_numpy(vector), k)
+    selection = device.select(LARGE, vector, k, "cpu")
     chosen = Sparse(k)
     expected = chosen.select(LARGE, vector)
     for name in ("positions", "values", "small"):
@@ -292,17 +292,42 @@ def test_selection_on_a_device_is_the_same(k: int, change: Callable[[Vector], Ve
 
 def test_selection_on_a_device_refuses_what_does_not_fit() -> None:
     with pytest.raises(CheckFailed):
-        device.select(LARGE, torch.zeros(LARGE.parameters, dtype=torch.float64), 8)
+        device.select(LARGE, np.zeros(LARGE.parameters), 8, "cpu")
     with pytest.raises(CheckFailed):
-        device.select(LARGE, torch.zeros(3), 8)
-    vector = torch.zeros(LARGE.parameters)
+        device.select(LARGE, np.zeros(3, np.float32), 8, "cpu")
+    vector = np.zeros(LARGE.parameters, np.float32)
     for at in (3, 2 * CHUNK + 1):  # in a chunk, in a small tensor
-        vector[at] = torch.nan
+        vector[at] = np.nan
         with pytest.raises(CheckFailed, match="NaN"):
-            Sparse(8).pack(LARGE, device.select(LARGE, vector, 8))
+            Sparse(8).pack(LARGE, device.select(LARGE, vector, 8, "cpu"))
         vector[at] = 0
     with pytest.raises(CheckFailed, match="another k"):
-        Sparse(9).pack(LARGE, device.select(LARGE, vector, 8))
+        Sparse(9).pack(LARGE, device.select(LARGE, vector, 8, "cpu"))
+
+
+def test_a_run_on_a_device_encodes_there_and_gives_the_same_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """There is no GPU to test with: the device is named, and the processor stands in for it."""
+    asked = []
+
+    def stand_in(layout: Layout, vector: Vector, top_k: int, where: str) -> Selection:
+        asked.append(where)
+        return selecting(layout, vector, top_k, "cpu")
+
+    selecting = device.select
+    monkeypatch.setattr(device, "select", stand_in)
+    exchange = Exchange(codec="sparse", top_k=64)
+    vector = numbers(5, LARGE.parameters)
+    assert of(exchange, "cuda").encode(LARGE, vector) == of(exchange).encode(LARGE, vector)
+    assert asked == ["cuda"]
+    assert of(Exchange(codec="int4"), "cuda") is of(Exchange(codec="int4"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_selection_on_a_gpu_is_the_same() -> None:
+    vector = numbers(6, LARGE.parameters)
+    assert Sparse(64, "cuda").encode(LARGE, vector) == Sparse(64).encode(LARGE, vector)
 
 
 # --- what the decoder refuses ---------------------------------------------------------------------

@@ -237,7 +237,7 @@ def test_nothing_is_compiled_in_the_first_round(
     world_of: MakeWorld, pair: Callable[[World], list[Node]], kind: str
 ) -> None:
     world = world_of(exchange={"codec": kind})
-    exchange.warm_up(world.run)
+    exchange.warm_up(world.run, "cpu")
     compiled = kernels()
     nodes = pair(world)
     listed = [node.contribute(0) for node in nodes]

@@ -69,16 +69,16 @@ def fragment(manifest: Manifest, layout: Layout, round: int) -> Part:
     return parts.fragment(layout, manifest.config.exchange.fragments, round)
 
 
-def feedback(manifest: Manifest, layout: Layout) -> Feedback | None:
-    """The error feedback of a run with a sparse codec, empty."""
+def feedback(manifest: Manifest, layout: Layout, device: str) -> Feedback | None:
+    """The error feedback of a run with a sparse codec, empty; it encodes on ``device``."""
     exchange = manifest.config.exchange
-    run_codec = codec.of(exchange)
+    run_codec = codec.of(exchange, device)
     if not run_codec.sparse:
         return None
     return Feedback(run_codec, layout, decay=exchange.error_feedback)
 
 
-def warm_up(manifest: Manifest) -> None:
+def warm_up(manifest: Manifest, device: str) -> None:
     """Use every compiled loop of the run once, on next to nothing.
 
     Compiling them takes seconds the first time on a machine, loading them some tenths afterwards;
@@ -87,7 +87,7 @@ def warm_up(manifest: Manifest) -> None:
     settings = manifest.config.exchange
     layout = Layout.of([("chunked", (2 * parts.CHUNK,)), ("small", (64,))])
     vector = np.linspace(-1.0, 1.0, layout.parameters, dtype=np.float32)
-    kept, whole = feedback(manifest, layout), parts.whole(layout)
+    kept, whole = feedback(manifest, layout, device), parts.whole(layout)
     (payload,) = encode(manifest, [whole], vector, kept)
     run_codec = codec.of(settings)
     values = (run_codec.decode_entries if run_codec.sparse else run_codec.decode)(layout, payload)

@@ -157,7 +157,7 @@ class Loop:
         session = self._session = open_session(
             Path(request["manifest"]), Path(request["state"]), request["device"], request["threads"]
         )
-        exchange.warm_up(session.manifest)
+        exchange.warm_up(session.manifest, session.inner.device.type)
         state, root = session.agreed.now()
         return {
             "parameters": session.layout.parameters,

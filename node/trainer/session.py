@@ -394,4 +394,4 @@ def open_session(manifest: Path, state: Path, device: str, threads: int) -> Sess
     inner = Inner(run, module, layout, chosen)
     first, root = read_agreed(run, layout, state)
     inner.load(first.params)
-    return Session(run, layout, inner, Agreed(first, root), exchange.feedback(run, layout))
+    return Session(run, layout, inner, Agreed(first, root), exchange.feedback(run, layout, chosen))

@@ -37,6 +37,11 @@ def codec(name: str, top_k: int = TOP_K) -> Codec:
         ) from None
 
 
-def of(exchange: Exchange) -> Codec:
-    """The codec of a run's ``[exchange]``."""
+def of(exchange: Exchange, device: str = "cpu") -> Codec:
+    """The codec of a run's ``[exchange]``.
+
+    :param device: where ``sparse`` looks for what to send; the payload is the same
+    """
+    if exchange.codec == Sparse.name and device != "cpu":
+        return Sparse(exchange.top_k, device)
     return codec(exchange.codec, exchange.top_k)

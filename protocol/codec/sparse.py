@@ -151,14 +151,16 @@ class Sparse(Codec):
     id = 5
     sparse = True
 
-    def __init__(self, top_k: int = TOP_K) -> None:
+    def __init__(self, top_k: int = TOP_K, device: str = "cpu") -> None:
         """:param top_k: k, from 1 to 4096
+        :param device: where :meth:`select` computes, as torch calls it; the outcome is the same
 
         :raises CheckFailed: another k
         """
         if not 1 <= top_k <= CHUNK:
             raise CheckFailed(f"the codec sparse cannot send {top_k} elements of every {CHUNK}")
         self.top_k = top_k
+        self.device = device
 
     def payload_bytes(self, layout: Layout) -> int:
         facts = plan(layout, self.top_k)
@@ -172,9 +174,13 @@ class Sparse(Codec):
 
         :raises CheckFailed: another dtype or shape than the layout's
         """
+        layout.require(vector)
+        if self.device != "cpu":
+            from protocol.codec import device
+
+            return device.select(layout, vector, self.top_k, self.device)
         from protocol.codec import _select
 
-        layout.require(vector)
         facts = plan(layout, self.top_k)
         positions = np.empty(facts.entries, np.uint16)
         values = np.empty(facts.entries, np.float32)
