@@ -36,6 +36,8 @@ ENVIRONMENT = {
     "MKL_NUM_THREADS": "1",
     # glibc gives arrays above 32 MiB back at once, and every new one is then made of new pages.
     # Where a virtual machine's host takes free pages away, those cost more than the work on them.
+    # The arenas of threads hold nothing above 64 MiB: there is one for all.
+    "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
 }

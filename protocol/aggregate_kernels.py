@@ -20,7 +20,8 @@ Positions = npt.NDArray[np.int64]
 
 
 @kernel
-def _folded(lanes: Doubles) -> float:
+def folded(lanes: Doubles) -> float:
+    """The sum of all lanes, which are overwritten."""
     width = LANES
     while width > 1:
         width //= 2
@@ -45,7 +46,7 @@ def dense_dots(a: Vector, b: Vector, offsets: Positions, out: Doubles) -> None:
             start += LANES
         for i in range(stop - start):
             lanes[i] += np.float64(a[start + i]) * np.float64(b[start + i])
-        out[tensor] = _folded(lanes)
+        out[tensor] = folded(lanes)
 
 
 @kernel
@@ -79,7 +80,7 @@ def sparse_dots(
             i += 1
         while j < len(b) and where_b[j] < stop:
             j += 1
-        out[tensor] = _folded(lanes)
+        out[tensor] = folded(lanes)
 
 
 @kernel

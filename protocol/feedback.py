@@ -29,6 +29,7 @@ import numpy.typing as npt
 
 from protocol.aggregate import norm_of
 from protocol.codec import Codec, Payload
+from protocol.codec.interface import read_only
 from protocol.errors import CheckFailed
 from protocol.parts import Part
 from protocol.state import Layout, Vector
@@ -82,20 +83,22 @@ class Feedback:
         :param deltas: for each part base minus weights, shape (its parameters,)
         :raises CheckFailed: a vector of another shape, NaN or infinity; then nothing has changed
         """
-        sums, payloads = [], []
+        from protocol import feedback_kernels  # numba takes 0.4 s to import
+
+        sums, payloads, squares = [], [], 0.0
         for part, delta in zip(parts, deltas, strict=True):
             part.layout.require(delta)
-            total = part.take(self._residual) * self._decay
-            total += delta
+            total = np.empty(part.parameters, np.float32)
+            kept = read_only(part.take(self._residual))
+            squares += feedback_kernels.accumulate(kept, read_only(delta), self._decay, total)
             payloads.append(self._codec.encode(part.layout, total))
             sums.append(total)
         for part, total, payload in zip(parts, sums, payloads, strict=True):
             sent = self._codec.decode_entries(part.layout, payload)
             total[sent.positions] -= sent.values
-        for part, total in zip(parts, sums, strict=True):
-            _swap(part, total, self._residual)
-        self._before = _Before(tuple(parts), sums, tuple(self._sizes))
-        self._sizes.append(_root_mean_square(deltas))
+        before = self._replace(parts, sums)
+        self._before = _Before(tuple(parts), before, tuple(self._sizes))
+        self._sizes.append(_mean_root(squares, deltas))
         self._limit(parts)
         return payloads
 
@@ -141,6 +144,15 @@ class Feedback:
         self._sizes.clear()
         self._before = None
 
+    def _replace(self, parts: Sequence[Part], new: list[Vector]) -> list[Vector]:
+        """Put the residuals of ``parts`` in their places; returns those that were there."""
+        if len(new) == 1 and len(new[0]) == len(self._residual):
+            before, self._residual = [self._residual], new[0]
+            return before
+        for part, residual in zip(parts, new, strict=True):
+            _swap(part, residual, self._residual)
+        return new
+
     def _add(self, part: Part, positions: npt.NDArray[np.int64], values: Vector) -> None:
         own = part.take(self._residual)
         own[positions] += values
@@ -175,5 +187,9 @@ def _swap(part: Part, own: Vector, full: Vector) -> None:
 
 def _root_mean_square(vectors: Sequence[Vector]) -> float:
     """Of all elements together."""
-    squares = sum(norm_of(vector) ** 2 for vector in vectors)
+    return _mean_root(sum(norm_of(vector) ** 2 for vector in vectors), vectors)
+
+
+def _mean_root(squares: float, vectors: Sequence[Vector]) -> float:
+    """The root of the mean of so many squares."""
     return math.sqrt(squares / max(1, sum(len(vector) for vector in vectors)))

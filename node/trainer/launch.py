@@ -70,7 +70,9 @@ def _environment(threads: int) -> dict[str, str]:
     cores = threads or len(os.sched_getaffinity(0))
     return {
         # glibc gives arrays above 32 MiB back when they are freed, and fresh ones cost page faults:
-        # on some virtual machines more than the arithmetic that is done on them.
+        # on some virtual machines more than the arithmetic that is done on them. One arena, because
+        # those of other threads hold nothing above 64 MiB, and keep what the main one could use.
+        "MALLOC_ARENA_MAX": "1",
         "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
         "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
         **os.environ,
