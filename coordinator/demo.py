@@ -96,8 +96,6 @@ def main(argv: list[str]) -> int:
     :raises ArtelError: the demo cannot be run
     """
     arguments = _parser().parse_args(argv)
-    folder = _fresh_folder(arguments.out)
-    run_file = folder / RUN_FILE
     text = run_text(
         arguments.nodes,
         arguments.rounds,
@@ -107,6 +105,11 @@ def main(argv: list[str]) -> int:
         overlap=arguments.overlap,
         fragments=arguments.fragments,
     )
+    from protocol.run_file import parse_config
+
+    parse_config(text.encode(), "the demo's run")  # options that contradict each other end here
+    folder = _fresh_folder(arguments.out)
+    run_file = folder / RUN_FILE
     try:
         run_file.write_text(text, encoding="utf-8")
     except OSError as error:

@@ -80,6 +80,22 @@ def test_numbers_out_of_bounds_are_refused(
     assert "is not a whole number from" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--overlap", "50", "--inner-steps", "20"], "overlap_steps = 50 is more than half"),
+        (["--fragments", "5", "--rounds", "2"], "fragments"),
+    ],
+)
+def test_options_that_contradict_each_other_end_at_once(
+    arguments: list[str], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=complaint):
+        demo.main(arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_with_something_in_it_is_never_used(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("precious")
     with pytest.raises(UsageError, match="is not empty") as error:
