@@ -167,7 +167,7 @@ class Optimizer(Section):
 matrices of the blocks; embeddings, the head and vectors stay with AdamW."""
     lr: Annotated[float, Field(gt=0, le=1)] = 3e-3
     """Peak learning rate of AdamW."""
-    muon_lr: Annotated[float, Field(gt=0, le=1)] = 0.02
+    muon_lr: Annotated[float, Field(gt=0, le=1)] = 0.01
     """Peak learning rate of Muon."""
     muon_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """Momentum of Muon (Nesterov's)."""
