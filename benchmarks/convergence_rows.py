@@ -180,8 +180,10 @@ class Table:
 
 
 _MUON = "/opt=muon/lr=0.004/H=10"
+_LOW, _MIDDLE = (f"/opt=muon/lr={lr}/mlr=0.01/H=10" for lr in (0.004, 0.008))
+_HIGH = "/opt=muon/lr=0.016/H=10"
 _ROBUST = ("drop=0.3", "slow=4", "slow=15", "tau=2", "tau=5", "P=2", "P=4")
-_RATES = ("0.0015/mlr=0.01", "0.003/mlr=0.01", "0.003")
+_RATES = ("0.003/mlr=0.01", "0.006/mlr=0.01", "0.003/mlr=0.005")
 
 TABLES = {
     "quick": Table(
@@ -189,7 +191,7 @@ TABLES = {
         ("ddp", "fp32", "fp32/nudge=1e-06", "fp16", "int8", "int4", "sparse", "int4/tau=2/P=2"),
         compiled=False,
     ),
-    # 0.13M parameters: what each setting does, one at a time.
+    # 0.13M parameters: what each setting does, one at a time; then tuned rates.
     "small": Table(
         Plan("small", 64, 2, 64, None, batch=2, tokens=500_000),
         (
@@ -213,7 +215,39 @@ TABLES = {
             "ddp/opt=muon/lr=0.004/mlr=0.01/K=8",
             f"int4{_MUON}/K=8",
             *(f"fp32/lr={lr}/H=10/outer=1/mu=0" for lr in (0.002, 0.004)),
-            *(f"sparse/lr={lr}/H=10" for lr in (0.002, 0.004)),
+            *(f"sparse/lr={lr}/H=10" for lr in (0.002, 0.004, 0.006)),
+            # From here on: rates, to compare methods at the best of each.
+            "int4/lr=0.002/H=10",
+            "int4/lr=0.002/H=10/mu=0.7",
+            "int4/lr=0.001/H=10/outer=1/mu=0.5",
+            "sparse/lr=0.002/H=5",
+            *(f"ddp/opt=muon/lr={lr}/mlr=0.01" for lr in (0.002, 0.008, 0.016, 0.032)),
+            *(f"ddp/opt=muon/{rates}" for rates in ("lr=0.004/mlr=0.005", "lr=0.016")),
+            *(f"int4/opt=muon/lr={lr}/mlr=0.01/H=10" for lr in (0.002, 0.004, 0.008, 0.016)),
+            *(f"int4/opt=muon/lr={lr}/H=10" for lr in (0.008, 0.016, 0.032)),
+            "int4/opt=muon/lr=0.004/H=5",
+            *(f"int4/opt=muon/lr={lr}/mlr=0.01/H=5" for lr in (0.004, 0.008, 0.016)),
+            *(f"int4/opt=muon/{r}/H=10" for r in ("lr=0.004/mlr=0.005", "lr=0.016/mlr=0.03")),
+            *(f"int4{_LOW}/{what}" for what in ("outer=1/mu=0.5", "mu=0.7", "drop=0.3", "tau=2")),
+            "int4/opt=muon/lr=0.004/mlr=0.01/H=20",
+            "int4/opt=muon/lr=0.004/mlr=0.005/H=10/mu=0.7",
+            "int4/opt=muon/lr=0.002/mlr=0.01/H=10/outer=1/mu=0.7",
+            *(
+                f"int4{_MIDDLE}/{what}"
+                for what in ("outer=1/mu=0.3", "outer=0.8/mu=0.5", "outer=0.5/mu=0.7", "drop=0.3")
+            ),
+            *(f"int4{_MIDDLE}{what}/seed=1" for what in ("", "/drop=0.3")),
+            f"int4{_HIGH}/drop=0.3",
+            *(f"sparse{rates}" for rates in (_LOW, _MIDDLE, _HIGH)),
+            *(f"sparse/opt=muon/lr={lr}/mlr=0.01/H=5" for lr in (0.004, 0.008, 0.016)),
+            *(f"sparse/opt=muon/{r}/H=10" for r in ("lr=0.004/mlr=0.005", "lr=0.016/mlr=0.01")),
+            *(
+                f"sparse{_LOW}/{what}"
+                for what in ("outer=0.7", "outer=1.4", "decay=1", "decay=0.9")
+            ),
+            f"sparse{_MIDDLE}/drop=0.3",
+            *(f"fp32{rates}{n}" for rates in (_LOW, _MIDDLE, _HIGH) for n in ("", "/nudge=1e-06")),
+            "ddp/opt=muon/lr=0.008/mlr=0.01/seed=1",
         ),
     ),
     # 0.44M parameters: AdamW and Muon, momentum and sparse.
@@ -231,19 +265,16 @@ TABLES = {
     ),
     # 2.2M parameters and a BPE tokenizer: the table of the targets.
     "bpe": Table(
-        Plan("bpe", 192, 4, 128, 1024, batch=4, tokens=1_000_000),
+        Plan("bpe", 192, 4, 128, 1024, batch=2, tokens=2_000_000),
         (
-            *(f"ddp/lr={lr}" for lr in (0.0008, 0.0015, 0.003)),
+            *(f"ddp/lr={lr}" for lr in (0.0008, 0.0015)),
             *(f"ddp/opt=muon/lr={rate}" for rate in _RATES),
-            *(
-                f"{codec}/opt=muon/lr={rate}/H=10"
-                for codec in ("fp32", "int4", "sparse")
-                for rate in _RATES
-            ),
-            "int4/opt=muon/lr=0.003/H=10/outer=1/mu=0",
-            *(f"int4/lr={lr}/H=10/outer=1/mu=0" for lr in (0.0008, 0.0015)),
-            *(f"sparse/lr={lr}/H=10" for lr in (0.0008, 0.0015, 0.003)),
-            "int4/opt=muon/lr=0.0015/mlr=0.01/H=10/drop=0.3",
+            *(f"int4/opt=muon/lr={rate}/H=10" for rate in _RATES),
+            *(f"{codec}/opt=muon/lr=0.003/mlr=0.01/H=10" for codec in ("fp32", "sparse")),
+            "int4/opt=muon/lr=0.003/mlr=0.01/H=10/drop=0.3",
+            "sparse/opt=muon/lr=0.006/mlr=0.01/H=10",
+            "int4/lr=0.0015/H=10/outer=1/mu=0",
+            "sparse/lr=0.003/H=10",
         ),
     ),
 }
