@@ -183,7 +183,6 @@ _MUON = "/opt=muon/lr=0.004/H=10"
 _LOW, _MIDDLE = (f"/opt=muon/lr={lr}/mlr=0.01/H=10" for lr in (0.004, 0.008))
 _HIGH = "/opt=muon/lr=0.016/H=10"
 _ROBUST = ("drop=0.3", "slow=4", "slow=15", "tau=2", "tau=5", "P=2", "P=4")
-_RATES = ("0.003/mlr=0.01", "0.006/mlr=0.01", "0.003/mlr=0.005")
 
 TABLES = {
     "quick": Table(
@@ -254,27 +253,22 @@ TABLES = {
     "bytes": Table(
         Plan("bytes", 128, 2, 128, None, batch=2, tokens=1_000_000),
         (
-            *(f"ddp/lr={lr}" for lr in (0.001, 0.0025)),
+            "ddp/lr=0.0025",
             "ddp/opt=muon/lr=0.0025/mlr=0.01",
             "fp32/lr=0.0025/H=10/outer=1/mu=0",
             "fp32/lr=0.0025/H=10/outer=1/mu=0.5",
             "sparse/lr=0.0025/H=10",
             "int4/opt=muon/lr=0.0025/mlr=0.01/H=10/outer=1/mu=0",
-            "int4/opt=muon/lr=0.0025/mlr=0.01/H=10",
         ),
     ),
     # 2.2M parameters and a BPE tokenizer: the table of the targets.
     "bpe": Table(
         Plan("bpe", 192, 4, 128, 1024, batch=2, tokens=2_000_000),
         (
-            *(f"ddp/lr={lr}" for lr in (0.0008, 0.0015)),
-            *(f"ddp/opt=muon/lr={rate}" for rate in _RATES),
-            *(f"int4/opt=muon/lr={rate}/H=10" for rate in _RATES),
-            *(f"{codec}/opt=muon/lr=0.003/mlr=0.01/H=10" for codec in ("fp32", "sparse")),
-            "int4/opt=muon/lr=0.003/mlr=0.01/H=10/drop=0.3",
-            "sparse/opt=muon/lr=0.006/mlr=0.01/H=10",
-            "int4/lr=0.0015/H=10/outer=1/mu=0",
-            "sparse/lr=0.003/H=10",
+            "ddp/lr=0.0015",
+            *(f"ddp/opt=muon/lr={lr}/mlr=0.01" for lr in (0.003, 0.006)),
+            *(f"{codec}/opt=muon/lr=0.003/mlr=0.01/H=10" for codec in ("int4", "sparse")),
+            "int4/opt=muon/lr=0.006/H=10",
         ),
     ),
 }

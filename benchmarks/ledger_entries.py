@@ -26,6 +26,9 @@ MEMBERS = 8
 NODES = 1000
 """Registered, each with an account of its own."""
 PER_ROUND = MEMBERS + 4
+STEPS, BATCH, WINDOW = 4, 2, 16
+TOKENS = STEPS * BATCH * WINDOW
+"""Of a contribution."""
 _UNSIGNED = count()
 
 
@@ -47,9 +50,9 @@ class Run:
         manifest = {
             "config": {
                 "run": {"name": "benchmark", "seed": 7},
-                "rounds": {"inner_steps": 4, "total": rounds},
-                "optimizer": {"batch_size": 2, "lr": 0.003},
-                "data": {"seq_len": 16, "shard_tokens": 1024, "span_windows": 4},
+                "rounds": {"inner_steps": STEPS, "total": rounds},
+                "optimizer": {"batch_size": BATCH, "lr": 0.003},
+                "data": {"seq_len": WINDOW, "shard_tokens": 1024, "span_windows": 4},
                 "ownership": {},
                 "ledger": {},
             },
@@ -99,6 +102,7 @@ class Run:
         members = sorted(nodes[start : start + MEMBERS])
         state, at = digest(f"state {number}"), {"round": number, "attempt": 0}
         body: dict[str, Any] = {"base": state, "cursor": number, "members": tuple(members)}
+        body["steps"] = (STEPS,) * len(members)
         yield self._entry(entries.RoundOpened, at | body, coordinator)
         salt = hashlib.sha256(b"salt %d" % number).digest()
         blobs = {node: digest(f"{number} {node}") for node in members}
@@ -107,13 +111,14 @@ class Run:
         accepted = []
         for node in members:
             body = {"node": node, "base": state, "blob": blobs[node], "size": 1000}
-            body |= {"salt": salt.hex(), "tokens": 128}
+            body |= {"salt": salt.hex(), "tokens": TOKENS, "tail": 0, "head": STEPS}
+            body |= {"up": 4000, "down": 9000}
             entry = self._entry(entries.Contribution, at | body, keys[node])
-            accepted.append(entries.Accepted(node=node, entry=entry.id, weight=128))
+            accepted.append(entries.Accepted(node=node, entry=entry.id, weight=TOKENS))
             yield entry
         body = {"accepted": tuple(accepted), "rejected": ()}
         yield self._entry(entries.RoundClosed, at | body, coordinator)
-        body = {"round": number + 1, "root": digest(f"state {number + 1}")}
+        body = {"round": number + 1, "root": digest(f"state {number + 1}"), "wrong": ()}
         signers = (coordinator, *(keys[node] for node in members))
         yield self._entry(entries.StateAgreed, body, *signers)
 

@@ -11,6 +11,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.ledger_entries import NODES, PER_ROUND, Run
+from ledger.accounts import FoldState
+from ledger.shares import apply
+
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = sorted(
     path.stem
@@ -91,6 +95,14 @@ def test_quick_utilisation_says_what_larger_models_and_more_nodes_would_do(tmp_p
     assert at["int4", 0] < at["sparse", 0]
     sharded = {r["nodes"]: r["down_payloads"] for r in rows if r.get("topology") == "sharded"}
     assert sharded[8] < sharded[32] < 3 < sharded[10_000] < 3.5
+
+
+def test_the_entries_of_the_ledger_benchmark_all_count() -> None:
+    """They are made by hand, without the functions that runs use."""
+    state, size = FoldState(), 1 + 2 * NODES + 5 * PER_ROUND
+    for entry in Run(rounds=size).long(size):
+        apply(state, entry)
+    assert (state.size, state.round, state.ignored) == (size, 5, {})
 
 
 @pytest.mark.slow
