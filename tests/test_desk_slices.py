@@ -60,6 +60,12 @@ async def applying(office: Office) -> list[Member]:
     return three
 
 
+async def combine_all(members: list[Member]) -> None:
+    """Member j records slice j, each rightly."""
+    for number, member in enumerate(members):
+        await member.combine(number)
+
+
 async def refused(work: Any) -> str:
     with pytest.raises(wire.Refused) as error:
         await work
@@ -90,8 +96,7 @@ async def test_everybody_is_woken_when_all_slices_are_there(
 async def test_a_wrong_aggregator_is_convicted_even_when_others_had_signed_already(
     office: Office, applying: list[Member]
 ) -> None:
-    for number, member in enumerate(applying):
-        await member.combine(number)
+    await combine_all(applying)
     liar, checker, third = applying
     await liar.sign_state(OTHER)
     await third.sign_state(OTHER)
@@ -122,8 +127,7 @@ async def test_a_wrong_aggregator_is_convicted_even_when_others_had_signed_alrea
 async def test_a_false_accusation_changes_nothing_in_the_end(
     office: Office, applying: list[Member]
 ) -> None:
-    for number, member in enumerate(applying):
-        await member.combine(number)
+    await combine_all(applying)
     honest, accuser, third = applying
     await accuser.accuse(0, OTHER)
     await accuser.sign_state(OTHER, wrong=(0,))
@@ -139,8 +143,7 @@ async def test_a_vote_that_waits_while_an_accusation_is_recorded_is_refused(
     office: Office, applying: list[Member]
 ) -> None:
     """The vote comes first, and is looked at after the accusation: it must not count."""
-    for number, member in enumerate(applying):
-        await member.combine(number)
+    await combine_all(applying)
     liar, checker, third = applying
     await liar.sign_state(OTHER)
     async with office.core._lock:
@@ -158,8 +161,7 @@ async def test_only_the_checker_makes_others_look_again(
     office: Office, applying: list[Member]
 ) -> None:
     """Or anybody could hold the round up with one accusation after another."""
-    for number, member in enumerate(applying):
-        await member.combine(number)
+    await combine_all(applying)
     first, second, third = applying
     await first.sign_state(NEXT)
     before = await second.beat()
@@ -171,8 +173,7 @@ async def test_only_the_checker_makes_others_look_again(
 async def test_the_same_state_made_of_other_slices_is_another_vote(
     office: Office, applying: list[Member]
 ) -> None:
-    for number, member in enumerate(applying):
-        await member.combine(number)
+    await combine_all(applying)
     first, second, third = applying
     await second.accuse(0, OTHER)
     await first.sign_state(NEXT)
@@ -188,8 +189,7 @@ async def test_the_same_state_made_of_other_slices_is_another_vote(
 async def test_a_vote_against_a_slice_that_nobody_has_accused(
     office: Office, applying: list[Member]
 ) -> None:
-    for number, member in enumerate(applying):
-        await member.combine(number)
+    await combine_all(applying)
     one = applying[0]
     assert await refused(one.sign_state(NEXT, wrong=(1,))) == reasons.UNKNOWN_SLICE
     assert not office.core.state.votes
@@ -311,8 +311,7 @@ async def test_old_blobs_go_with_all_that_they_list(
 ) -> None:
     monkeypatch.setattr("coordinator.upkeep.KEEP_ROUNDS", KEEP_ROUNDS)
     other = office.blobs.put(b"something else")
-    for number, member in enumerate(applying):
-        await member.combine(number)
+    await combine_all(applying)
     upkeep = Upkeep(office.core, "")
     await upkeep._prune()
     assert len(list(office.blobs.root.iterdir())) == 3 * 4 + 3 + 1
