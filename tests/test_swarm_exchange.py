@@ -160,7 +160,8 @@ async def test_who_comes_back_fetches_the_updates_and_not_the_state(tmp_path: Pa
 
 
 async def test_a_slow_machine_stalls_nobody_and_still_earns(tmp_path: Path) -> None:
-    run = write_run(tmp_path, total=6, inner_steps=40, box_s=4.0, deadline_s=20.0)
+    # So many steps that the slower node never reaches the most that anybody may make.
+    run = write_run(tmp_path, total=6, inner_steps=200, box_s=4.0, deadline_s=60.0)
     async with LocalSwarm(tmp_path, run) as swarm:
         await swarm.start(nodes=2)
         await swarm.wait_for(lambda status: len(status["nodes"]) == 2, 120, "both are here")
@@ -179,8 +180,8 @@ async def test_a_slow_machine_stalls_nobody_and_still_earns(tmp_path: Path) -> N
     assert 0 < fold.node_tokens[slowed] < fold.node_tokens[fast]
     last = dict(zip(opened[-1].members, opened[-1].steps, strict=True))
     assert last[slowed] < last[fast]
-    assert min(last.values()) >= 10
-    assert max(last.values()) <= 160
+    assert min(last.values()) >= 50
+    assert max(last.values()) <= 800
 
 
 async def _slow_down(swarm: LocalSwarm, number: int) -> None:
@@ -194,7 +195,9 @@ async def _slow_down(swarm: LocalSwarm, number: int) -> None:
         ]
         for child in trainers:
             child.suspend()
-        await asyncio.sleep(0.15)
-        for child in trainers:
-            child.resume()
+        try:
+            await asyncio.sleep(0.15)
+        finally:  # cancelled or not: a trainer left standing would keep its node from ending
+            for child in trainers:
+                child.resume()
         await asyncio.sleep(0.05)
