@@ -87,8 +87,10 @@ async def whole_rounds(plan: argparse.Namespace, folder: Path, say: Say) -> Rows
     """Rounds of a run with a coordinator and nodes: their time without the inner steps."""
     found = []
     for codec in ("int4",) if plan.quick else ("int4", "sparse64"):
-        shape = (64, 176, 2) if plan.quick else RoundPlan.shape
-        round_plan = RoundPlan(2, 2 if plan.quick else 8, 10, 0, 1, 64, codec, shape)
+        if plan.quick:  # more of the short steps: who watches must see rounds train
+            round_plan = RoundPlan(2, 2, 400, 0, 1, 64, codec, (64, 176, 2))
+        else:
+            round_plan = RoundPlan(2, 8, 10, 0, 1, 64, codec)
         say(f"whole rounds with {codec}: a coordinator and {round_plan.nodes} nodes")
         home = folder / f"round-{codec}"
         home.mkdir()

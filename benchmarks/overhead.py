@@ -220,17 +220,19 @@ async def follow_rounds(swarm: LocalSwarm, result: Findings, say: Callable[[str]
         full = [number for number, row in rows.items() if whole_round(row, plan.nodes)]
         if full and clock is None:
             clock = Processors()
-        if len(full) != told:
-            told, moved = len(full), time.monotonic()
-        elif time.monotonic() - moved > STALL_S:
-            raise Unreachable(
-                f"no round of {plan.nodes} nodes in {STALL_S:.0f} s",
-                f"see the console.log of each process below {swarm.folder}",
-            )
         done = [n for n in full[1:] if n + 1 in full and len(observed.seconds[n]) == plan.nodes]
         done = [n for n in done if traffic_of(observed, n)]
         if len(done) >= plan.rounds:
             break
+        if len(done) > told:
+            told, moved = len(done), time.monotonic()
+        elif time.monotonic() - moved > STALL_S:
+            raise Unreachable(
+                f"no round of {plan.nodes} nodes was seen as a whole in {STALL_S:.0f} s; "
+                f"the newest is {max(rows, default=0)}",
+                f"rounds must train for more than {WATCH_S} s; see the console.log of each process "
+                f"below {swarm.folder}",
+            )
     assert clock is not None
     result.others = clock.others()
     result.rounds = [round_of(n, rows, observed) for n in done]
