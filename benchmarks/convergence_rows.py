@@ -269,6 +269,11 @@ TABLES = {
             *(f"ddp/opt=muon/lr={lr}/mlr=0.01" for lr in (0.003, 0.006)),
             *(f"{codec}/opt=muon/lr=0.003/mlr=0.01/H=10" for codec in ("int4", "sparse")),
             "int4/opt=muon/lr=0.006/H=10",
+            *(f"int4/opt=muon/lr={lr}/mlr=0.01/H=10" for lr in (0.006, 0.012)),
+            "int4/opt=muon/lr=0.006/mlr=0.01/H=10/drop=0.3",
+            *(f"{codec}/opt=muon/lr=0.006/mlr=0.01/H=5" for codec in ("int4", "sparse")),
+            # Against DDP: the price of averaging the workers' steps instead of their gradients.
+            "fp32/opt=muon/lr=0.006/mlr=0.01/H=1/outer=1/mu=0",
         ),
     ),
 }

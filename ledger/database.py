@@ -81,7 +81,7 @@ def tile_row(tile: FullTile) -> tuple[int, int, int, bytes]:
     return tile.place, tile.level, tile.index, tile.hashes
 
 
-def library_version() -> int:
+def sqlite_version() -> int:
     """The SQLite library's version as the number that it writes into headers."""
     major, minor, patch = sqlite3.sqlite_version_info
     return major * 1_000_000 + minor * 1_000 + patch
@@ -152,7 +152,7 @@ def create(path: Path) -> None:
     new = path.with_name(path.name + ".new")
     new.unlink(missing_ok=True)
     with closing(sqlite3.connect(new, isolation_level=None)) as connection:
-        write_schema(connection, library_version())
+        write_schema(connection, sqlite_version())
         connection.execute("PRAGMA journal_mode=WAL")
     publish(new, path)
 
@@ -238,7 +238,7 @@ def migrate(path: Path) -> None:
     with closing(connect(path)) as source, closing(target) as db:
         # An empty log first: the old file must not leave a log behind for the new one.
         source.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        write_schema(db, library_version())
+        write_schema(db, sqlite_version())
         copy_rows(source, db)
         db.execute("PRAGMA journal_mode=WAL")
     log = path.with_name(path.name + "-wal")

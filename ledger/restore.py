@@ -297,7 +297,7 @@ def _build(path: Path, leaves: Iterable[bytes], head: SignedHead, note_of: NoteO
         with closing(sqlite3.connect(new, isolation_level=None)) as target:
             target.execute("PRAGMA synchronous=OFF")
             target.execute("PRAGMA journal_mode=OFF")
-            database.write_schema(target, database.library_version())
+            database.write_schema(target, database.sqlite_version())
             target.execute("BEGIN")
             for leaf in leaves:
                 try:

@@ -73,7 +73,7 @@ class LedgerStore(LedgerReader):
                 database.create(path)
             connection = database.connect(path)
             try:
-                if database.made_with(connection) != database.library_version():
+                if database.made_with(connection) != database.sqlite_version():
                     connection.close()
                     database.migrate(path)
                     connection = database.connect(path)

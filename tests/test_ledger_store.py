@@ -503,7 +503,7 @@ def test_a_ledger_of_another_sqlite_version_is_rebuilt(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(database, "library_version", lambda: 3_037_002)
+        patched.setattr(database, "sqlite_version", lambda: 3_037_002)
         path = world.write(tmp_path)
     with LedgerStore.open(path) as store:
         store.append([newcomer(world, 1)], world.sign)
