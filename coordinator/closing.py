@@ -18,6 +18,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
+from coordinator.resuming import NoEffect
 from coordinator.service import Coordinator
 from ledger import entries, finality
 from ledger.checkpoint import parse_checkpoint
@@ -96,9 +97,12 @@ class Closing:
     async def _close(self) -> None:
         core = self._core
         total, closing = core.rules.total, core.ledger.state.closed + 1
-        await core.ledger.append(
-            entries.run_closed(core.identity, core.run, round=total, closing=closing)
-        )
+        try:
+            await core.record_own(
+                entries.run_closed(core.identity, core.run, round=total, closing=closing)
+            )
+        except NoEffect:
+            return  # it has been said in the log; the nodes are let go all the same
         emit(log, "run.closed", disputed=len(core.ledger.state.pending))
         await core.tell()
 

@@ -10,11 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from ledger import entries
+from ledger import entries, reasons
 from ledger.checkpoint import origin_of, sign_checkpoint
 from ledger.entries import Entry
 from ledger.replay import check_all, cores, replay
-from ledger.shares import FoldState, apply
+from ledger.shares import FoldState, Outcome, apply
 from ledger.store import MAX_BATCH, LedgerStore
 from protocol.dsse import Envelope
 from protocol.errors import ArtelError, CheckFailed, UsageError
@@ -27,6 +27,9 @@ from outside is refused long before (:mod:`coordinator.submission`), so that rou
 
 SWITCH_S = 0.0005
 
+AGAIN = Outcome("ignored", reasons.DUPLICATE)
+"""Of a statement that the ledger had already."""
+
 
 @dataclass(eq=False)
 class _Call:
@@ -35,6 +38,9 @@ class _Call:
     statements: tuple[Envelope | Entry, ...]
     done: asyncio.Future[None]
     entries: list[Entry] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+    """Of all statements, also of those that the ledger has already."""
+    outcomes: list[Outcome] = field(default_factory=list)
     error: ArtelError | None = None
     dropped: bool = False
     writing: bool = False
@@ -97,7 +103,7 @@ class Sequencer:
         """Entries that were accepted and are not durable yet."""
         return self._waiting
 
-    async def append(self, *statements: Envelope | Entry) -> None:
+    async def append(self, *statements: Envelope | Entry) -> list[Outcome]:
         """Append statements in this order, without others in between.
 
         Those that the ledger has already are left out. An :class:`Entry` (which came out of
@@ -106,13 +112,15 @@ class Sequencer:
         Cancelled before its commit has begun, nothing is appended; after that, the cancellation
         is raised when the commit has ended, and the entries are in the ledger or will never be.
 
+        :returns: what the fold made of each statement; one that was there before changes nothing
+            (:data:`AGAIN`)
         :raises DecodeError: a statement is no ledger entry
         :raises CheckFailed: a signature does not verify
         :raises Refused: ``busy``: too much is waiting already
         :raises ResourceError: the disk is full or does not work; nothing was appended
         """
         if not statements:
-            return
+            return []
         if len(statements) > MAX_BATCH:
             raise UsageError(f"at most {MAX_BATCH} entries can be appended at once")
         if self._broken:
@@ -141,6 +149,7 @@ class Sequencer:
                 with suppress(asyncio.CancelledError):
                     await asyncio.wait((call.done,))
             raise cancelled from call.done.exception()
+        return call.outcomes
 
     # --- the two stations -------------------------------------------------------------------------
 
@@ -184,6 +193,9 @@ class Sequencer:
                     leaf = statement.encode()
                     ids[statement] = entries.entry_id(leaf)
                     leaves[ids[statement]] = leaf
+                else:
+                    ids[statement] = statement.id
+                call.ids.append(ids[statement])
         # What is there already costs no signature check: sending it again is the cheapest flood.
         known = self.store.known(leaves)
         for call in calls:
@@ -225,12 +237,14 @@ class Sequencer:
         self._writing = False
         written = write.result()
         error = written.error
+        outcomes: dict[str, Outcome] = {}
         try:
             for entry in written.entries:
-                apply(self.state, entry)
+                outcomes[entry.id] = apply(self.state, entry)
         except Exception as failure:  # a rule of the fold has a fault
             error, self._broken = failure, True
         for call in calls:
+            call.outcomes = [outcomes.get(name, AGAIN) for name in call.ids]
             self._end(call, error)
         self._pump()
 

@@ -2,7 +2,8 @@
 
 Every event goes through :meth:`Coordinator.feed`, one at a time: the pure machine decides, the
 ledger records the decision, and only then is the new state visible to nodes. If the ledger cannot
-be written the state does not change, and the coordinator stops.
+be written the state does not change, and the coordinator stops. If an entry of its own changes
+nothing in the fold, the attempt fails and the rounds go on from what the ledger says.
 
 Requests of nodes are answered by :mod:`coordinator.desk`; what goes on beside the rounds (DHT
 records, copies of states, old blobs) is in :mod:`coordinator.upkeep`, the closing of the accounts
@@ -12,14 +13,16 @@ after the last round in :mod:`coordinator.closing`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from coordinator.cosigning import Cosigning
 from coordinator.metrics import Clock, Metrics, Numbers
 from coordinator.pace import Pace, steps_in_box
+from coordinator.resuming import INTERRUPTED, NoEffect, resumed
 from coordinator.sequencer import Sequencer
 from coordinator.shape import Shape, largest_contribution
 from coordinator.submission import Submissions
@@ -34,7 +37,7 @@ from protocol.events import emit
 from protocol.identity import Identity
 from protocol.manifest import Manifest
 from protocol.network import Host, short
-from protocol.rounds import Phase, Presence, RunState
+from protocol.rounds import RunState
 from protocol.state import Layout
 
 log = logging.getLogger("artel.coordinator")
@@ -89,7 +92,7 @@ class Coordinator:
         """Notified whenever the state, or what is known of a node, is new."""
         self.released = False
         """Whether nodes of a finished run may go; see :mod:`coordinator.upkeep`."""
-        self.state = self._restored()
+        self.state = resumed(sequencer.state, clock())
         self._split = assignment.train_split(manifest)
         self._lock = asyncio.Lock()  # one event at a time
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -98,49 +101,17 @@ class Coordinator:
         self._shape: tuple[tuple[int, int], Shape] | None = None  # the last one asked for
         self._numbers = Numbers(metrics, clock)
 
-    def _restored(self) -> RunState:
-        """The round state that the ledger implies; a coordinator that was killed goes on here."""
-        fold = self.ledger.state
-        state = RunState(
-            Phase.WAITING,
-            round=fold.round,
-            attempt=0,
-            base=fold.states[-1],
-            since=self.clock(),
-        )
-        attempt = fold.attempt
-        if attempt is None or attempt.round != fold.round:
-            return state
-        if attempt.phase == "applying":
-            return replace(
-                state,
-                phase=Phase.APPLYING,
-                attempt=attempt.attempt,
-                members=tuple(sorted(attempt.accounts)),
-                commitments=dict(attempt.commitments),
-                revealed=frozenset(attempt.accepted),
-                accused=frozenset(
-                    number
-                    for number, accusers in attempt.wrong.items()
-                    if assignment.checker(sorted(attempt.accepted), attempt.round, number)
-                    in accusers
-                ),
-                # They are awaited, as if all had just been heard of: without anybody to wait for
-                # the attempt would fail at the first tick, before their next heartbeats.
-                peers={peer: Presence(state.since, "") for peer in attempt.accepted},
-            )
-        return replace(state, attempt=attempt.attempt + 1)
-
-    async def close_interrupted_attempt(self) -> None:
-        """Record that the attempt which was under way when the coordinator stopped has failed."""
+    async def close_interrupted_attempt(self, phases: Sequence[str] = INTERRUPTED) -> None:
+        """Record that an attempt which is in one of these phases, and cannot go on, has failed."""
         attempt = self.ledger.state.attempt
-        if attempt is not None and attempt.phase in ("training", "revealing"):
+        if attempt is not None and attempt.phase in phases:
             emit(log, "round.interrupted", round=attempt.round, attempt=attempt.attempt)
-            await self.ledger.append(
-                entries.round_closed(
-                    self.identity, self.run, round=attempt.round, attempt=attempt.attempt
+            with contextlib.suppress(NoEffect):  # a later attempt can be opened all the same
+                await self.record_own(
+                    entries.round_closed(
+                        self.identity, self.run, round=attempt.round, attempt=attempt.attempt
+                    )
                 )
-            )
 
     async def drive(self) -> None:
         """Let time pass for the rounds; ends only with an error.
@@ -190,10 +161,12 @@ class Coordinator:
             if reason:
                 raise wire.Refused(f"it does not count: {reasons.explain(reason)}", code=reason)
             try:
-                await self.ledger.append(entry)
+                (outcome,) = await self.ledger.append(entry)
             except ArtelError as error:
                 self._fail(error)
                 raise
+            if outcome.status == "ignored":
+                raise wire.Refused("it came too late to count", code=outcome.reason)
             if isinstance(body, entries.SliceWrong) and body.node == assignment.checker(
                 self.state.accepted, body.round, body.slice
             ):
@@ -212,12 +185,15 @@ class Coordinator:
         if isinstance(event, rounds.Committed):
             self.pace.committed(event.peer, event.now)
         try:
-            if statement is not None and isinstance(event, rounds.Revealed):
-                await self._keep_shown(event.peer, statement)
-            if statement is not None and isinstance(event, rounds.StateSigned):
-                self._votes[event.peer] = statement
-            for action in actions:
-                await self._execute(action)
+            try:
+                if statement is not None and isinstance(event, rounds.Revealed):
+                    await self._keep_shown(event.peer, statement)
+                if statement is not None and isinstance(event, rounds.StateSigned):
+                    self._votes[event.peer] = statement
+                for action in actions:
+                    await self._execute(action)
+            except NoEffect:
+                state = await self._back_to_the_ledger(state)
         except (ArtelError, OSError) as error:
             # The machine's decision is not durable, so nobody may act upon it.
             if isinstance(error, OSError):
@@ -226,6 +202,30 @@ class Coordinator:
             raise error from None
         self.state = state
         return actions
+
+    async def record_own(self, *statements: Envelope) -> None:
+        """Append what this coordinator says; the last of it has to have its effect.
+
+        :raises NoEffect: it had none; it is in the ledger nevertheless
+        """
+        outcomes = await self.ledger.append(*statements)
+        if outcomes[-1].status == "ignored":
+            lost = NoEffect(entries.decode(statements[-1].encode()).kind, outcomes[-1].reason)
+            emit(log, "entry.no_effect", logging.ERROR, kind=lost.kind, reason=lost.reason)
+            raise lost
+
+    async def _back_to_the_ledger(self, intended: RunState) -> RunState:
+        """After an entry without effect: the attempt fails, and the rounds go on from the ledger.
+
+        :param intended: what the rounds would be, had the entry counted
+        """
+        await self.close_interrupted_attempt((*INTERRUPTED, "applying"))
+        self._shown, self._votes = {}, {}
+        state = resumed(self.ledger.state, self.clock(), intended)
+        emit(
+            log, "round.resumed", round=state.round, attempt=state.attempt, phase=state.phase.value
+        )
+        return state
 
     def _fail(self, error: ArtelError) -> None:
         """End :meth:`drive`, and with it the coordinator."""
@@ -251,9 +251,8 @@ class Coordinator:
         the first alone.
         """
         if peer not in self._shown:
-            entry = entries.decode(statement.encode())
-            await self.ledger.append(entry)
-            self._shown[peer] = entry
+            await self.record_own(statement)
+            self._shown[peer] = entries.decode(statement.encode())
 
     async def _execute(self, action: rounds.Action) -> None:
         """Make one decision durable."""
@@ -271,12 +270,12 @@ class Coordinator:
                 steps=steps,
             )
             witnessed = self.cosigning.statement()
-            await self.ledger.append(*([witnessed] if witnessed is not None else []), opened)
+            await self.record_own(*([witnessed] if witnessed is not None else []), opened)
             self._numbers.opened(action.round, steps)
             self.pace.opened(self.clock(), action.attempt)
             emit(log, "round.opened", round=action.round, members=len(action.members))
         elif isinstance(action, rounds.CloseCommitments):
-            await self.ledger.append(
+            await self.record_own(
                 entries.round_committed(
                     sign,
                     run,
@@ -294,7 +293,7 @@ class Coordinator:
             )
             for peer in action.signers:
                 envelope = envelope.merged(self._votes[peer])
-            await self.ledger.append(envelope)
+            await self.record_own(envelope)
             reports = {name: peer.report for name, peer in self.peers.items()}
             self._numbers.agreed(action.round - 1, action.signers, reports)
             emit(
@@ -315,7 +314,7 @@ class Coordinator:
             entries.Accepted(node=peer, entry=name, weight=body.tokens)
             for peer, (name, body) in bodies.items()
         ]
-        await self.ledger.append(
+        await self.record_own(
             entries.round_closed(
                 self.identity,
                 self.run,

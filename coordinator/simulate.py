@@ -213,6 +213,8 @@ class _Swarm:
         self._opened.append(now)
 
     def _feed(self, event: rounds.Event) -> None:
+        if isinstance(event, rounds.Seen) and event.root != self._state.base:
+            return  # what it has computed for an attempt that failed meanwhile is not kept
         # Everybody is there all the time: presence is not what is simulated.
         alive = {p: replace(seen, seen=event.now) for p, seen in self._state.peers.items()}
         state = replace(self._state, peers=alive)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from protocol.messages import Task
+from protocol.pauses import wait_before
 from protocol.rounds import Phase, Rules, RunState, ready
 
 
@@ -40,12 +41,14 @@ def directive(rules: Rules, state: RunState, peer: str, now: float) -> Duty:
         return Duty("stop", "the run is finished", state.base)
     if state.phase is Phase.WAITING:
         missing = rules.min_nodes - len(ready(state))
+        left = wait_before(state.attempt) - (now - state.since)
         reason = f"waiting for {missing} more node(s)" if missing > 0 else "the round opens soon"
-        if peer in state.suspended:
-            reason = "out of this round because of a faulty contribution"
-        return Duty("wait", reason, state.base)
+        if missing <= 0 and left > 0:
+            reason = f"attempt {state.attempt + 1} of the round opens in {left:.0f} s"
+        return Duty("wait", _sitting_out(state, peer) or reason, state.base)
     if peer not in state.members:
-        return Duty("wait", "joined in the middle of a round; the next one counts", state.base)
+        reason = "joined in the middle of a round; the next one counts"
+        return Duty("wait", _sitting_out(state, peer) or reason, state.base)
     if peer in state.rejected:
         return Duty("wait", f"out of this round: {state.rejected[peer]}", state.base)
     if state.phase is Phase.TRAINING:
@@ -59,3 +62,11 @@ def directive(rules: Rules, state: RunState, peer: str, now: float) -> Duty:
         left = rules.reveal - (now - state.since)
         return Duty("reveal", "show the contribution", state.base, left)
     return Duty("wait", "others are still revealing", state.base)
+
+
+def _sitting_out(state: RunState, peer: str) -> str:
+    """Why this node is left out for a while; "" when it is not."""
+    pause = state.pauses.get(peer)
+    if pause is None or state.round > pause.until:
+        return ""
+    return f"left out up to round {pause.until}, because of the last time: {pause.reason}"

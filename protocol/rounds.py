@@ -10,7 +10,9 @@ One round::
     REVEALING --all revealed or time over--> APPLYING --a majority signed one root--> WAITING ...
 
 A round that does not reach its quorum, or whose contributors do not agree on a state root, is
-closed with nobody accepted; the same round is then opened again as its next *attempt*.
+closed with nobody accepted; the same round is then opened again as its next *attempt*, after a
+while and with those who delivered (:func:`members_of`, :mod:`protocol.pauses`). Once a round has
+been closed with somebody accepted, no event changes who that is: the ledger has it.
 
 In a run with a time box (``Rules.box`` > 0) every member trains as many steps as fit into it
 (:mod:`protocol.pace`), so nobody is waited for longer: commitments close when all have committed,
@@ -20,267 +22,91 @@ or ``grace`` seconds after the box.
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
+from protocol import pauses
 from protocol.identity import public_of
-
-
-class Phase(StrEnum):
-    WAITING = "waiting"
-    TRAINING = "training"
-    REVEALING = "revealing"
-    APPLYING = "applying"
-    FINISHED = "finished"
-
-
-# Why a member's work of a round does not count; these stand in the ledger.
-LATE = "late"
-MISSING_REVEAL = "missing_reveal"
-COMMITMENT_MISMATCH = "commitment_mismatch"
-WRONG_STATE = "wrong_state"
-MALFORMED = "malformed"
-NON_FINITE = "non_finite"
-BAD_SIGNATURE = "bad_signature"
-TOO_LARGE = "too_large"
-WRONG_TOKENS = "wrong_tokens"
-HANDED_BACK = "handed_back"
-DISCONNECTED = "disconnected"
-
-FAULTS = frozenset(
-    {COMMITMENT_MISMATCH, WRONG_STATE, MALFORMED, NON_FINITE, BAD_SIGNATURE, TOO_LARGE}
-    | {WRONG_TOKENS, MISSING_REVEAL}
+from protocol.round_state import (
+    BAD_SIGNATURE,
+    COMMITMENT_MISMATCH,
+    DISCONNECTED,
+    DISSENT,
+    FAULTS,
+    HANDED_BACK,
+    LATE,
+    MALFORMED,
+    MISSING_REVEAL,
+    NON_FINITE,
+    TOO_LARGE,
+    UNSIGNED,
+    WRONG_STATE,
+    WRONG_TOKENS,
+    Accused,
+    Action,
+    AgreeState,
+    CloseCommitments,
+    CloseRound,
+    Committed,
+    Drop,
+    Event,
+    HandedBack,
+    Left,
+    OpenRound,
+    Phase,
+    Presence,
+    Refuse,
+    Revealed,
+    Rules,
+    RunState,
+    Seen,
+    StateSigned,
+    Tick,
+    Vote,
 )
-"""Reasons that keep a node out of further attempts of the same round."""
 
-
-@dataclass(frozen=True)
-class Rules:
-    """The manifest's rules of a round. Times in seconds.
-
-    ``quorum`` is the fraction of members that must commit, rounded up; ``grace`` is how long the
-    others may take once they have; ``deadline`` bounds the training of a round; ``box`` is how long
-    its members train, 0 when that is not fixed; ``reveal`` and ``settle`` bound the two phases
-    after it; ``heartbeat_timeout`` is how long a silent node counts as present.
-    """
-
-    total: int
-    min_nodes: int
-    max_nodes: int
-    quorum: float
-    deadline: float
-    grace: float
-    reveal: float
-    settle: float
-    heartbeat_timeout: float
-    box: float = 0.0
-    gather_members: int = 1 << 30
-    """Rounds of more members are sharded: each slice is checked by one member alone, so who is
-    present is waited for until ``settle``, and not only for ``grace`` once a majority agrees."""
-
-    @property
-    def training(self) -> float:
-        """The longest that a round trains, in seconds from its opening."""
-        return min(self.deadline, self.box + self.grace) if self.box else self.deadline
-
-    def needed(self, members: int) -> int:
-        """How many contributions a round with this many members needs."""
-        return max(1, math.ceil(self.quorum * members - 1e-9))
-
-
-@dataclass(frozen=True)
-class Presence:
-    """What is known of a connected node."""
-
-    seen: float
-    root: str
-    leaving: bool = False
-
-
-@dataclass(frozen=True, order=True)
-class Vote:
-    """What a contributor signed: the new state's root, and the slices (numbers, ascending) whose
-    recorded aggregate was wrong. Two votes agree only when both are equal."""
-
-    root: str
-    wrong: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class RunState:
-    """The whole state of a run's rounds. ``base`` is the root of the newest agreed state."""
-
-    phase: Phase
-    round: int
-    attempt: int
-    base: str
-    since: float
-    peers: Mapping[str, Presence] = field(default_factory=dict)
-    members: tuple[str, ...] = ()
-    commitments: Mapping[str, str] = field(default_factory=dict)
-    quorum_since: float | None = None
-    revealed: frozenset[str] = frozenset()
-    rejected: Mapping[str, str] = field(default_factory=dict)
-    votes: Mapping[str, Vote] = field(default_factory=dict)
-    accused: frozenset[int] = frozenset()
-    """Slices that their checkers call wrong; a vote has to know of all of them."""
-    suspended: frozenset[str] = frozenset()
-
-    @property
-    def accepted(self) -> tuple[str, ...]:
-        """Members whose contribution was revealed and holds, ascending."""
-        return tuple(sorted(self.revealed - set(self.rejected)))
-
-
-# --- events; each carries the time at which it happened, in seconds on any steady clock ---
-
-
-@dataclass(frozen=True)
-class Tick:
-    now: float
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A heartbeat: the peer is here and holds the state with this root ("" for none yet).
-
-    A ``leaving`` peer finishes the round that it is in and is not asked to join another.
-    """
-
-    now: float
-    peer: str
-    root: str
-    leaving: bool = False
-
-
-@dataclass(frozen=True)
-class Left:
-    """The peer said goodbye."""
-
-    now: float
-    peer: str
-
-
-@dataclass(frozen=True)
-class HandedBack:
-    """The member will not finish this attempt."""
-
-    now: float
-    peer: str
-    round: int
-    attempt: int
-
-
-@dataclass(frozen=True)
-class Committed:
-    now: float
-    peer: str
-    round: int
-    attempt: int
-    commitment: str
-
-
-@dataclass(frozen=True)
-class Revealed:
-    """The member's contribution was checked; ``fault`` is "" when it holds."""
-
-    now: float
-    peer: str
-    round: int
-    attempt: int
-    fault: str
-
-
-@dataclass(frozen=True)
-class StateSigned:
-    """The peer computed this root for the state after ``round``; ``wrong`` as in :class:`Vote`.
-
-    ``accused`` are the slices that it knew to be called wrong, and has recomputed.
-    """
-
-    now: float
-    peer: str
-    round: int
-    attempt: int
-    root: str
-    wrong: tuple[int, ...] = ()
-    accused: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True)
-class Accused:
-    """The checker of a slice recomputed it and got another one than was recorded.
-
-    Who has signed without knowing of it has to look again: that vote no longer counts, and one that
-    was on its way is refused. Only the checker's word has this effect, once for each slice, so that
-    nobody can hold a round up with one accusation after another.
-    """
-
-    now: float
-    peer: str
-    round: int
-    attempt: int
-    slice: int
-
-
-Event = Tick | Seen | Left | HandedBack | Committed | Revealed | StateSigned | Accused
-
-
-# --- actions (what the coordinator must make durable and public, in order) ------------------------
-
-
-@dataclass(frozen=True)
-class OpenRound:
-    round: int
-    attempt: int
-    base: str
-    members: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class CloseCommitments:
-    round: int
-    attempt: int
-    commitments: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class CloseRound:
-    """``accepted`` is empty when the attempt failed."""
-
-    round: int
-    attempt: int
-    accepted: tuple[str, ...]
-    rejected: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class AgreeState:
-    """``round`` is the number of the new state: the closed round plus one."""
-
-    round: int
-    root: str
-    signers: tuple[str, ...]
-    wrong: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Drop:
-    peer: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Refuse:
-    """The event does not fit the state; nothing changed."""
-
-    code: str
-    reason: str
-
-
-Action = OpenRound | CloseCommitments | CloseRound | AgreeState | Drop | Refuse
+__all__ = [
+    "BAD_SIGNATURE",
+    "COMMITMENT_MISMATCH",
+    "DISCONNECTED",
+    "DISSENT",
+    "FAULTS",
+    "HANDED_BACK",
+    "LATE",
+    "MALFORMED",
+    "MISSING_REVEAL",
+    "NON_FINITE",
+    "TOO_LARGE",
+    "UNSIGNED",
+    "WRONG_STATE",
+    "WRONG_TOKENS",
+    "Accused",
+    "Action",
+    "AgreeState",
+    "CloseCommitments",
+    "CloseRound",
+    "Committed",
+    "Drop",
+    "Event",
+    "HandedBack",
+    "Left",
+    "OpenRound",
+    "Phase",
+    "Presence",
+    "Refuse",
+    "Revealed",
+    "Rules",
+    "RunState",
+    "Seen",
+    "StateSigned",
+    "Tick",
+    "Vote",
+    "commitment",
+    "members_of",
+    "ready",
+    "step",
+]
 
 
 def step(rules: Rules, state: RunState, event: Event) -> tuple[RunState, list[Action]]:
@@ -316,6 +142,8 @@ def _refusal(state: RunState, event: Event) -> Refuse | None:
         return Refuse("stale", f"attempt {event.attempt} of round {event.round} is over")
     if isinstance(event, Accused) and state.phase is not Phase.APPLYING:
         return Refuse("stale", f"the slices of round {event.round} are not combined now")
+    if isinstance(event, HandedBack) and state.phase in (Phase.WAITING, Phase.FINISHED):
+        return Refuse("stale", f"attempt {event.attempt} of round {event.round} is not open")
     if event.peer not in state.members:
         return Refuse("not_member", f"this node is not a member of round {state.round}")
     if event.peer in state.rejected:
@@ -340,6 +168,8 @@ def _apply(state: RunState, event: Event) -> RunState:
     if isinstance(event, Left):
         return _without(state, event.peer)
     if isinstance(event, HandedBack):
+        if state.phase is Phase.APPLYING or event.peer in state.revealed:
+            return replace(state, handed_back=state.handed_back | {event.peer})
         return replace(state, rejected={**state.rejected, event.peer: HANDED_BACK})
     if isinstance(event, Committed):
         return replace(state, commitments={**state.commitments, event.peer: event.commitment})
@@ -393,28 +223,57 @@ def ready(state: RunState) -> list[str]:
     return sorted(
         peer
         for peer, presence in state.peers.items()
-        if presence.root == state.base and not presence.leaving and peer not in state.suspended
+        if presence.root == state.base and not presence.leaving
     )
+
+
+def members_of(rules: Rules, state: RunState) -> tuple[str, ...]:
+    """Who the attempt that comes next is opened with, ascending; () when there are too few.
+
+    - The first attempt of a round: everybody who does not sit it out.
+    - A repetition: those who delivered in the attempt before. That way nobody who only gets in the
+      way, and no stranger who came meanwhile, can make a round fail again and again.
+    - When these are fewer than ``min_nodes``, every second repetition is filled up to that number,
+      so that a quorum may do without one; the others take everybody, sitting out or not, to find
+      out who does deliver now. The same when nobody had delivered.
+
+    Where places are short, nodes that have signed an agreed state come first, then those with the
+    fewest strikes.
+    """
+
+    def rank(peer: str) -> tuple[bool, int, str]:
+        strikes = state.pauses[peer].strikes if peer in state.pauses else 0
+        return peer not in state.proven, strikes, peer
+
+    nodes = sorted(ready(state), key=rank)
+    if len(nodes) < rules.min_nodes:
+        return ()
+    if state.attempt == 0:
+        chosen = [p for p in nodes if not pauses.sits_out(state.pauses, p, state.round)]
+    else:
+        chosen = [peer for peer in nodes if peer in state.delivered]
+        if not chosen or (len(chosen) < rules.min_nodes and state.attempt % 2 == 0):
+            chosen = nodes
+    missing = max(0, rules.min_nodes - len(chosen))
+    chosen += [peer for peer in nodes if peer not in chosen][:missing]
+    return tuple(sorted(chosen[: rules.max_nodes]))
 
 
 def _try_open(rules: Rules, state: RunState, now: float) -> tuple[RunState, list[Action]]:
     if state.round >= rules.total:
         return replace(state, phase=Phase.FINISHED, since=now), []
-    nodes = ready(state)
-    if len(nodes) < rules.min_nodes:
+    if now - state.since < pauses.wait_before(state.attempt):
+        return state, []
+    members = members_of(rules, state)
+    if not members:
         return state, []
     # Members of the last round that are a moment slower to apply it are waited for, not left out.
-    stragglers = [
-        peer
-        for peer in state.members
-        if peer in state.peers
-        and not state.peers[peer].leaving
-        and peer not in nodes
-        and peer not in state.suspended
-    ]
-    if stragglers and now - state.since < rules.grace:
+    wanted = state.delivered or {
+        p for p in state.members if not pauses.sits_out(state.pauses, p, state.round)
+    }
+    here = {peer for peer, presence in state.peers.items() if not presence.leaving}
+    if wanted & here - set(ready(state)) and now - state.since < rules.grace:
         return state, []
-    members = tuple(nodes[: rules.max_nodes])
     state = replace(
         state,
         phase=Phase.TRAINING,
@@ -426,6 +285,8 @@ def _try_open(rules: Rules, state: RunState, now: float) -> tuple[RunState, list
         rejected={},
         votes={},
         accused=frozenset(),
+        handed_back=frozenset(),
+        delivered=frozenset(),
     )
     return state, [OpenRound(state.round, state.attempt, state.base, members)]
 
@@ -447,7 +308,7 @@ def _try_close_commitments(
     late = {peer: LATE for peer in open_members if peer not in state.commitments}
     state = replace(state, rejected={**state.rejected, **late})
     if not enough:
-        return _fail(state, now)
+        return _fail(state, now, committed, state.rejected)
     kept = {peer: state.commitments[peer] for peer in sorted(committed)}
     state = replace(state, phase=Phase.REVEALING, since=now, commitments=kept)
     return state, [CloseCommitments(state.round, state.attempt, kept)]
@@ -464,7 +325,7 @@ def _try_close_round(rules: Rules, state: RunState, now: float) -> tuple[RunStat
     rejected = {**state.rejected, **dict.fromkeys(missing, MISSING_REVEAL)}
     state = replace(state, rejected=rejected)
     if len(state.accepted) < rules.needed(len(state.members)):
-        return _fail(state, now)
+        return _fail(state, now, state.accepted, rejected)
     state = replace(state, phase=Phase.APPLYING, since=now)
     return state, [CloseRound(state.round, state.attempt, state.accepted, rejected)]
 
@@ -472,7 +333,11 @@ def _try_close_round(rules: Rules, state: RunState, now: float) -> tuple[RunStat
 def _try_agree(rules: Rules, state: RunState, now: float) -> tuple[RunState, list[Action]]:
     accepted = state.accepted
     votes = {peer: state.votes[peer] for peer in accepted if peer in state.votes}
-    awaited = [peer for peer in accepted if peer in state.peers and peer not in votes]
+    awaited = [
+        peer
+        for peer in accepted
+        if peer in state.peers and peer not in votes and peer not in state.handed_back
+    ]
     cast = list(votes.values())
     best = max(sorted(set(cast)), key=cast.count, default=Vote(""))
     signers = tuple(peer for peer in accepted if votes.get(peer) == best)
@@ -481,8 +346,18 @@ def _try_agree(rules: Rules, state: RunState, now: float) -> tuple[RunState, lis
     sharded = len(state.members) > rules.gather_members
     if awaited and waited < (rules.grace if majority and not sharded else rules.settle):
         return state, []
+    guilty = {peer: reason for peer, reason in state.rejected.items() if reason in FAULTS}
     if not majority:
-        return _fail(state, now)
+        right = _side(state, votes)
+        for peer in accepted:
+            if peer not in votes:
+                guilty[peer] = HANDED_BACK if peer in state.handed_back else UNSIGNED
+            elif right and peer not in right:
+                guilty[peer] = DISSENT
+        return _fail(state, now, right, guilty)
+    if sharded:
+        guilty |= dict.fromkeys(awaited, UNSIGNED)  # they were waited for until the last
+    struck = pauses.struck(state.pauses, guilty, state.round)
     state = replace(
         state,
         phase=Phase.WAITING,
@@ -490,21 +365,39 @@ def _try_agree(rules: Rules, state: RunState, now: float) -> tuple[RunState, lis
         round=state.round + 1,
         attempt=0,
         base=best.root,
-        suspended=frozenset(),
+        pauses=pauses.forgiven(struck, signers, state.round + 1),
+        proven=state.proven | set(signers),
     )
     return state, [AgreeState(state.round, best.root, signers, best.wrong)]
 
 
-def _fail(state: RunState, now: float) -> tuple[RunState, list[Action]]:
-    """Close the attempt with nobody accepted; the same round is opened again."""
+def _side(state: RunState, votes: Mapping[str, Vote]) -> list[str]:
+    """Of voters without a majority: those to go on with; nobody when that cannot be told.
+
+    The side with the most nodes that have signed an agreed state before, so that a stranger's word
+    alone puts nobody out; then the one with the most nodes.
+    """
+    proven = Counter(vote for peer, vote in votes.items() if peer in state.proven)
+    weight = {vote: (proven[vote], number) for vote, number in Counter(votes.values()).items()}
+    heaviest = [vote for vote in weight if weight[vote] == max(weight.values())]
+    return [peer for peer, vote in votes.items() if heaviest == [vote]]
+
+
+def _fail(
+    state: RunState, now: float, delivered: Iterable[str], guilty: Mapping[str, str]
+) -> tuple[RunState, list[Action]]:
+    """Close the attempt with nobody accepted; the same round is opened again.
+
+    :param guilty: whose fault that was, and why
+    """
     action = CloseRound(state.round, state.attempt, (), state.rejected)
-    faulty = {peer for peer, reason in state.rejected.items() if reason in FAULTS}
     state = replace(
         state,
         phase=Phase.WAITING,
         since=now,
         attempt=state.attempt + 1,
-        suspended=state.suspended | faulty,
+        delivered=frozenset(delivered),
+        pauses=pauses.struck(state.pauses, guilty, state.round),
     )
     return state, [action]
 

@@ -18,6 +18,7 @@ from protocol import messages, rounds
 from protocol.assignment import Work
 from protocol.duties import directive
 from protocol.identity import Identity
+from protocol.pauses import wait_before
 from protocol.rounds import Phase, Rules, RunState, step
 
 WORK = Work(
@@ -167,7 +168,7 @@ class Simulation:
                 if self.state.phase is Phase.WAITING:
                     self.feed(rounds.Seen(self.now, peer, self.state.base))
             if self.state.phase is Phase.WAITING:
-                self.now += GRACE
+                self.now += GRACE + wait_before(self.state.attempt)
                 self.feed(rounds.Tick(self.now))
 
     def train(self) -> None:

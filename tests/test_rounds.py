@@ -121,7 +121,8 @@ def test_without_a_quorum_the_deadline_fails_the_attempt_and_opens_the_next() ->
         assert actions == []
     state, actions = play(state, *(Seen(100, node, "r0") for node in (A, B, C)))
     assert actions[0] == CloseRound(0, 0, (), dict.fromkeys(sorted((B, C)), rounds.LATE))
-    assert actions[1] == OpenRound(0, 1, "r0", tuple(sorted((A, B, C))))
+    # With who delivered, and so many more that there are enough.
+    assert actions[1] == OpenRound(0, 1, "r0", tuple(sorted((A, min(B, C)))))
 
 
 def test_a_killed_member_is_dropped_after_silence_and_the_others_finish() -> None:
@@ -143,6 +144,37 @@ def test_a_member_that_hands_back_is_not_waited_for() -> None:
     assert directive(RULES, state, C, 3).task == "wait"
 
 
+def test_what_was_revealed_before_a_hand_back_stays() -> None:
+    state, _ = play(committed(A, B), Revealed(2, A, 0, 0, ""), HandedBack(2, A, 0, 0))
+    _, actions = play(state, Revealed(3, B, 0, 0, ""))
+    assert actions == [CloseRound(0, 0, tuple(sorted((A, B))), {})]
+    state, _ = play(committed(A, B), HandedBack(2, A, 0, 0))
+    assert state.rejected == {A: rounds.HANDED_BACK}
+
+
+def test_who_hands_back_while_applying_is_not_waited_for_and_still_counts() -> None:
+    """The ledger knows who was accepted: the majority is one of these."""
+    state, actions = play(revealed(A, B, C), HandedBack(3, C, 0, 0))
+    assert (actions, state.accepted) == ([], tuple(sorted((A, B, C))))
+    _, actions = play(state, StateSigned(3, A, 0, 0, "r1"), StateSigned(3, B, 0, 0, "r1"))
+    assert actions[0] == AgreeState(1, "r1", tuple(sorted((A, B))))
+    state, actions = play(revealed(A, B), HandedBack(3, B, 0, 0), StateSigned(3, A, 0, 0, "r1"))
+    assert actions == [CloseRound(0, 0, (), {})], "one of two is no majority"
+    assert state.delivered == {A}
+    # Whoever can sign after all may.
+    state, _ = play(revealed(A, B), HandedBack(3, B, 0, 0))
+    assert directive(RULES, state, B, 3).task == "apply"
+    _, actions = play(state, StateSigned(3, B, 0, 0, "r1"), StateSigned(3, A, 0, 0, "r1"))
+    assert actions[0] == AgreeState(1, "r1", tuple(sorted((A, B))))
+
+
+def test_nothing_can_be_handed_back_between_two_attempts() -> None:
+    state, _ = play(revealed(A, B), StateSigned(3, A, 0, 0, "x"), StateSigned(3, B, 0, 0, "y"))
+    assert state.phase is Phase.WAITING
+    _, actions = play(state, HandedBack(3, A, 0, 1))
+    assert isinstance(actions[0], Refuse)
+
+
 def test_a_faulty_contribution_is_rejected_with_its_reason_and_sits_out_a_repeat() -> None:
     state, actions = play(
         committed(A, B, C),
@@ -154,8 +186,8 @@ def test_a_faulty_contribution_is_rejected_with_its_reason_and_sits_out_a_repeat
     state, actions = play(committed(A, B), Revealed(2, A, 0, 0, rounds.MALFORMED), Left(3, B))
     assert isinstance(actions[-1], CloseRound)
     assert actions[-1].accepted == ()
-    assert A in state.suspended
-    assert "faulty" in directive(RULES, state, A, 4).reason
+    assert state.pauses[A].reason == rounds.MALFORMED
+    assert "malformed" in directive(RULES, state, A, 4).reason
 
 
 def test_what_was_committed_and_not_revealed_in_time_does_not_count() -> None:
@@ -243,6 +275,7 @@ def test_votes_agree_only_with_the_same_wrong_slices() -> None:
     )
     assert actions == [CloseRound(0, 0, (), {})]
     assert split.base == "r0"
+    assert not split.pauses, "nobody can say who of two is right"
 
 
 def test_an_accusation_undoes_the_votes_that_did_not_know_of_it() -> None:
@@ -437,6 +470,12 @@ class RoundHistory(RuleBasedStateMachine):
                 assert 2 * len(action.signers) > len(accepted)
                 expected_round, attempt, base = expected_round + 1, 0, action.root
                 assert action.round == expected_round
+
+    @invariant()
+    def who_was_accepted_stays_accepted(self) -> None:
+        if self.state.phase is Phase.APPLYING:
+            closed = [action for action in self.actions if isinstance(action, CloseRound)][-1]
+            assert self.state.accepted == closed.accepted
 
     @invariant()
     def training_ends_in_time(self) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from coordinator.sequencer import MAX_WAITING, Sequencer
-from ledger import entries
+from coordinator.sequencer import AGAIN, MAX_WAITING, Sequencer
+from ledger import entries, reasons
 from ledger.checkpoint import open_checkpoint, origin_of
 from ledger.entries import Entry, entry_id
 from ledger.replay import replay
@@ -167,6 +167,18 @@ async def test_duplicates_are_left_out(world: World, sequencer: Sequencer) -> No
     assert_sound(sequencer, [first, second])
 
 
+async def test_it_says_what_the_fold_made_of_each_statement(
+    world: World, sequencer: Sequencer
+) -> None:
+    account, early = new(world), world.closed(0)
+    first, second = await sequencer.append(account, early)
+    assert first.status == "recorded"
+    assert (second.status, second.reason) == ("ignored", reasons.OUT_OF_ORDER)
+    known = entries.decode(account.encode())
+    assert await sequencer.append(new(world), known, early) == [first, AGAIN, AGAIN]
+    assert await sequencer.append() == []
+
+
 async def test_a_bad_call_fails_alone(world: World, sequencer: Sequencer) -> None:
     good = [new(world) for _ in range(50)]
     forged, foreign = unsigned(world), Envelope("text/plain", b"x", new(world).signatures)
@@ -176,7 +188,7 @@ async def test_a_bad_call_fails_alone(world: World, sequencer: Sequencer) -> Non
     results = await asyncio.gather(
         *(sequencer.append(*call) for call in calls), return_exceptions=True
     )
-    failed = {number: result for number, result in enumerate(results) if result is not None}
+    failed = {n: result for n, result in enumerate(results) if isinstance(result, Exception)}
     assert failed.keys() == {10, 30}
     assert isinstance(failed[10], CheckFailed)
     assert "does not verify" in str(failed[10])

@@ -1,0 +1,65 @@
+"""The round state that a ledger implies: where a coordinator goes on after it was started again.
+
+The same when an entry of its own changed nothing: then the rounds that it had in mind are not
+those of the ledger, and the ledger is right. What the process alone knows (who is here, who was in
+the way) is kept in that case, and forgotten by a restart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ledger.accounts import FoldState
+from protocol import assignment
+from protocol.rounds import Phase, Presence, RunState
+
+INTERRUPTED = ("training", "revealing")
+"""Phases of an attempt whose messages are lost with the process."""
+
+
+class NoEffect(Exception):
+    """An entry of the coordinator's own changed nothing in the fold."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(kind, reason)
+        self.kind, self.reason = kind, reason
+
+
+def resumed(fold: FoldState, now: float, before: RunState | None = None) -> RunState:
+    """The state of the rounds according to the ledger.
+
+    :param now: seconds on the coordinator's clock
+    :param before: what this process had in mind until now
+    """
+    state = RunState(
+        Phase.WAITING,
+        round=fold.round,
+        attempt=0,
+        base=fold.states[-1],
+        since=now,
+        proven=frozenset(fold.node_tokens),
+    )
+    if before is not None:
+        state = replace(state, peers=before.peers, pauses=before.pauses, proven=before.proven)
+    attempt = fold.attempt
+    again = before.attempt + 1 if before is not None and before.round == fold.round else 0
+    if attempt is None or attempt.round != fold.round:
+        return replace(state, attempt=again)
+    if attempt.phase == "applying":
+        return replace(
+            state,
+            phase=Phase.APPLYING,
+            attempt=attempt.attempt,
+            members=tuple(sorted(attempt.accounts)),
+            commitments=dict(attempt.commitments),
+            revealed=frozenset(attempt.accepted),
+            accused=frozenset(
+                number
+                for number, accusers in attempt.wrong.items()
+                if assignment.checker(sorted(attempt.accepted), attempt.round, number) in accusers
+            ),
+            # They are awaited, as if all had just been heard of: without anybody to wait for the
+            # attempt would fail at the first tick, before their next heartbeats.
+            peers={peer: Presence(now, "") for peer in attempt.accepted} | dict(state.peers),
+        )
+    return replace(state, attempt=max(attempt.attempt + 1, again))

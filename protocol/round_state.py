@@ -1,0 +1,278 @@
+"""What the round machine speaks of: rules, state, events that come in, actions that come out.
+
+Everything is a frozen value. :mod:`protocol.rounds` has the machine, and these names too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from protocol.pauses import Pause
+
+
+class Phase(StrEnum):
+    WAITING = "waiting"
+    TRAINING = "training"
+    REVEALING = "revealing"
+    APPLYING = "applying"
+    FINISHED = "finished"
+
+
+# Why a member's work of a round does not count; these stand in the ledger.
+LATE = "late"
+MISSING_REVEAL = "missing_reveal"
+COMMITMENT_MISMATCH = "commitment_mismatch"
+WRONG_STATE = "wrong_state"
+MALFORMED = "malformed"
+NON_FINITE = "non_finite"
+BAD_SIGNATURE = "bad_signature"
+TOO_LARGE = "too_large"
+WRONG_TOKENS = "wrong_tokens"
+HANDED_BACK = "handed_back"
+DISCONNECTED = "disconnected"
+
+FAULTS = frozenset(
+    {COMMITMENT_MISMATCH, WRONG_STATE, MALFORMED, NON_FINITE, BAD_SIGNATURE, TOO_LARGE}
+    | {WRONG_TOKENS, MISSING_REVEAL}
+)
+"""Reasons that count against a node even when the round goes on without it."""
+
+# Why a member was in the way of a state; the ledger has who signed it.
+UNSIGNED = "signed no state"
+DISSENT = "signed another state"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The manifest's rules of a round. Times in seconds.
+
+    ``quorum`` is the fraction of members that must commit, rounded up; ``grace`` is how long the
+    others may take once they have; ``deadline`` bounds the training of a round; ``box`` is how long
+    its members train, 0 when that is not fixed; ``reveal`` and ``settle`` bound the two phases
+    after it; ``heartbeat_timeout`` is how long a silent node counts as present.
+    """
+
+    total: int
+    min_nodes: int
+    max_nodes: int
+    quorum: float
+    deadline: float
+    grace: float
+    reveal: float
+    settle: float
+    heartbeat_timeout: float
+    box: float = 0.0
+    gather_members: int = 1 << 30
+    """Rounds of more members are sharded: each slice is checked by one member alone, so who is
+    present is waited for until ``settle``, and not only for ``grace`` once a majority agrees."""
+
+    @property
+    def training(self) -> float:
+        """The longest that a round trains, in seconds from its opening."""
+        return min(self.deadline, self.box + self.grace) if self.box else self.deadline
+
+    def needed(self, members: int) -> int:
+        """How many contributions a round with this many members needs."""
+        return max(1, math.ceil(self.quorum * members - 1e-9))
+
+
+@dataclass(frozen=True)
+class Presence:
+    """What is known of a connected node."""
+
+    seen: float
+    root: str
+    leaving: bool = False
+
+
+@dataclass(frozen=True, order=True)
+class Vote:
+    """What a contributor signed: the new state's root, and the slices (numbers, ascending) whose
+    recorded aggregate was wrong. Two votes agree only when both are equal."""
+
+    root: str
+    wrong: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The whole state of a run's rounds. ``base`` is the root of the newest agreed state."""
+
+    phase: Phase
+    round: int
+    attempt: int
+    base: str
+    since: float
+    peers: Mapping[str, Presence] = field(default_factory=dict)
+    members: tuple[str, ...] = ()
+    commitments: Mapping[str, str] = field(default_factory=dict)
+    quorum_since: float | None = None
+    revealed: frozenset[str] = frozenset()
+    rejected: Mapping[str, str] = field(default_factory=dict)
+    votes: Mapping[str, Vote] = field(default_factory=dict)
+    accused: frozenset[int] = frozenset()
+    """Slices that their checkers call wrong; a vote has to know of all of them."""
+    handed_back: frozenset[str] = frozenset()
+    """Members whose contribution stays and whose vote is not waited for."""
+    delivered: frozenset[str] = frozenset()
+    """Who did its part of the attempt before, as far as that came."""
+    pauses: Mapping[str, Pause] = field(default_factory=dict)
+    proven: frozenset[str] = frozenset()
+    """Nodes that have signed an agreed state; they come before strangers."""
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """Members whose contribution was revealed and holds, ascending."""
+        return tuple(sorted(self.revealed - set(self.rejected)))
+
+
+# --- events; each carries the time at which it happened, in seconds on any steady clock ---
+
+
+@dataclass(frozen=True)
+class Tick:
+    now: float
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A heartbeat: the peer is here and holds the state with this root ("" for none yet).
+
+    A ``leaving`` peer finishes the round that it is in and is not asked to join another.
+    """
+
+    now: float
+    peer: str
+    root: str
+    leaving: bool = False
+
+
+@dataclass(frozen=True)
+class Left:
+    """The peer said goodbye."""
+
+    now: float
+    peer: str
+
+
+@dataclass(frozen=True)
+class HandedBack:
+    """The member will not finish this attempt. What it has revealed stays."""
+
+    now: float
+    peer: str
+    round: int
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Committed:
+    now: float
+    peer: str
+    round: int
+    attempt: int
+    commitment: str
+
+
+@dataclass(frozen=True)
+class Revealed:
+    """The member's contribution was checked; ``fault`` is "" when it holds."""
+
+    now: float
+    peer: str
+    round: int
+    attempt: int
+    fault: str
+
+
+@dataclass(frozen=True)
+class StateSigned:
+    """The peer computed this root for the state after ``round``; ``wrong`` as in :class:`Vote`.
+
+    ``accused`` are the slices that it knew to be called wrong, and has recomputed.
+    """
+
+    now: float
+    peer: str
+    round: int
+    attempt: int
+    root: str
+    wrong: tuple[int, ...] = ()
+    accused: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Accused:
+    """The checker of a slice recomputed it and got another one than was recorded.
+
+    Who has signed without knowing of it has to look again: that vote no longer counts, and one that
+    was on its way is refused. Only the checker's word has this effect, once for each slice, so that
+    nobody can hold a round up with one accusation after another.
+    """
+
+    now: float
+    peer: str
+    round: int
+    attempt: int
+    slice: int
+
+
+Event = Tick | Seen | Left | HandedBack | Committed | Revealed | StateSigned | Accused
+
+
+# --- actions (what the coordinator must make durable and public, in order) ------------------------
+
+
+@dataclass(frozen=True)
+class OpenRound:
+    round: int
+    attempt: int
+    base: str
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CloseCommitments:
+    round: int
+    attempt: int
+    commitments: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class CloseRound:
+    """``accepted`` is empty when the attempt failed."""
+
+    round: int
+    attempt: int
+    accepted: tuple[str, ...]
+    rejected: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class AgreeState:
+    """``round`` is the number of the new state: the closed round plus one."""
+
+    round: int
+    root: str
+    signers: tuple[str, ...]
+    wrong: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Drop:
+    peer: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """The event does not fit the state; nothing changed."""
+
+    code: str
+    reason: str
+
+
+Action = OpenRound | CloseCommitments | CloseRound | AgreeState | Drop | Refuse
