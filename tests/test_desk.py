@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import hashlib
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from coordinator.puts import TRIES
 from coordinator.service import Peer
 from desk_world import ORGANISER, Member, Office, run_of
 from host_world import start, swarm
-from ledger import entries
+from ledger import entries, reasons, shares
 from ledger.replica import Replica, fetch_page
 from ledger.store import LedgerStore
 from protocol import content, dsse, messages, rounds, wire
@@ -481,6 +483,141 @@ async def test_no_majority_means_another_attempt(office: Office, applying: list[
     assert (office.core.state.round, office.core.state.attempt) == (0, 1)
     assert office.accepted() == []
     assert not office.core.ledger.state.ignored
+
+
+# --- a member gives up while the state is computed ---
+
+
+async def _whole_round(office: Office, members: list[Member]) -> None:
+    """From whatever is under way to the next agreed state; everybody does what they are told."""
+    core = office.core
+    before = core.state.round
+    for _ in range(40):
+        for member in members:
+            directive = await member.beat()
+            if directive.task == "sync":
+                member.root = directive.root
+            elif directive.task == "train":
+                await member.commit()
+            elif directive.task == "reveal":
+                with contextlib.suppress(wire.Refused):  # it is here from an attempt before
+                    await member.put()
+                await member.reveal()
+            elif directive.task == "apply":
+                name = f"{core.state.round} {core.state.attempt}"
+                await member.sign_state(hashlib.sha256(name.encode()).hexdigest())
+            if core.state.round > before:
+                return
+        await office.pass_time(1)
+    raise AssertionError(core.state)
+
+
+async def _hand_back(office: Office, member: Member) -> None:
+    place = {"round": office.core.state.round, "attempt": office.core.state.attempt}
+    await member.say(messages.HandBack(run=office.run, **place, reason="the disk is full"))
+
+
+async def test_a_member_that_hands_back_while_applying_stops_nobody(
+    office: Office, applying: list[Member]
+) -> None:
+    await _hand_back(office, applying[0])
+    for member in applying[1:]:
+        await member.sign_state(NEXT)
+    fold = office.core.ledger.state
+    assert (office.core.state.round, fold.round) == (1, 1)
+    credit = {fold.credit(member.owner.key) for member in applying}
+    assert credit == {100 * office.tokens}, "what was accepted stays accepted"
+    await _whole_round(office, applying)
+    assert fold.round == office.core.state.round == 2
+    assert not fold.ignored
+
+
+async def test_a_state_that_too_few_can_sign_fails_and_the_run_goes_on(
+    office: Office, applying: list[Member]
+) -> None:
+    """All but one hand the round back: the signature of one is no majority of three."""
+    await applying[0].sign_state(NEXT)
+    for member in applying[1:]:
+        await _hand_back(office, member)
+    fold = office.core.ledger.state
+    assert (office.core.state.round, office.core.state.attempt) == (0, 1)
+    assert fold.attempt is not None
+    assert fold.attempt.phase == "failed"
+    assert office.accepted() == []
+    await _whole_round(office, applying)
+    assert fold.round == office.core.state.round == 1
+    assert fold.states[-1] == office.core.state.base
+    assert not fold.ignored
+
+
+# --- an entry of the coordinator's own that changes nothing ---
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        entries.RoundOpened,
+        entries.RoundCommitted,
+        entries.Contribution,
+        entries.RoundClosed,
+        entries.StateAgreed,
+    ],
+)
+@pytest.mark.parametrize("times", [1, 3])
+async def test_after_an_own_entry_without_effect_the_ledger_is_right(
+    office: Office,
+    members: list[Member],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kind: type[entries.Body],
+    times: int,
+) -> None:
+    """The attempt fails, the rounds go on from the ledger's state, and nobody has to restart."""
+    rule, left = shares._RULES[kind], times
+
+    def deaf(*args: Any) -> Any:
+        nonlocal left
+        decision = rule(*args)
+        if left and not isinstance(decision, str):
+            left -= 1
+            return reasons.OUT_OF_ORDER
+        return decision
+
+    monkeypatch.setitem(shares._RULES, kind, deaf)  # type: ignore[arg-type]
+    with caplog.at_level(logging.ERROR, logger="artel.coordinator"):
+        for number in (1, 2):
+            for _ in range(4):  # a failed attempt is waited after
+                with contextlib.suppress(AssertionError):
+                    await _whole_round(office, members)
+                    break
+            assert office.core.state.round == number
+    core, fold = office.core, office.core.ledger.state
+    assert left == 0
+    assert (core.state.round, core.state.base) == (fold.round, fold.states[-1])
+    assert sum(fold.ignored.values()) == times
+    said = [record for record in caplog.records if "entry.no_effect" in record.getMessage()]
+    assert len(said) == times
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(core.drive(), 0.3)  # it has not given up
+
+
+async def test_a_ledger_that_ignores_all_that_the_coordinator_says_is_not_filled_up(
+    office: Office, members: list[Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaf = {entries.RoundOpened: lambda *_: reasons.OUT_OF_ORDER}
+    monkeypatch.setattr(shares, "_RULES", {**shares._RULES, **deaf})
+    size = office.core.ledger.store.size
+    for _ in range(3600):
+        for member in members if office.now % 200 < 1 else []:
+            await member.beat()
+        await office.pass_time(1)
+    assert 0 < office.core.ledger.store.size - size <= 20
+    monkeypatch.undo()
+    for member in members:
+        await member.beat()
+    await office.pass_time(301)
+    await _whole_round(office, members)
+    assert office.core.state.round == office.core.ledger.state.round == 1
 
 
 # --- what cannot be written does not happen ---
