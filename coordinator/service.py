@@ -200,8 +200,21 @@ class Coordinator:
                 error = disk_error(error, self.metrics.path.parent)
             self._fail(error)
             raise error from None
+        self._say_who_sits_out(state)
         self.state = state
         return actions
+
+    def _say_who_sits_out(self, after: RunState) -> None:
+        for peer, pause in after.pauses.items():
+            if pause != self.state.pauses.get(peer):
+                emit(
+                    log,
+                    "node.in_the_way",
+                    node=short(peer),
+                    reason=pause.reason,
+                    times=pause.strikes,
+                    back_after=pause.until,
+                )
 
     async def record_own(self, *statements: Envelope) -> None:
         """Append what this coordinator says; the last of it has to have its effect.
