@@ -1,7 +1,8 @@
-"""Token buckets: how often each key may do something."""
+"""How often somebody may do something (token buckets), and who is one somebody (networks)."""
 
 from __future__ import annotations
 
+import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -46,3 +47,16 @@ class RateLimits:
 
     def __len__(self) -> int:
         return len(self._buckets)
+
+
+def network_of(address: str) -> str:
+    """What one visitor has at their disposal: an IPv4 address, or an IPv6 network of 64 bits."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv6Address) and not parsed.is_loopback:
+        if parsed.ipv4_mapped is None:
+            return str(ipaddress.ip_network((int(parsed) >> 64 << 64, 64)))
+        return str(parsed.ipv4_mapped)
+    return str(parsed)

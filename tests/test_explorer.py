@@ -37,13 +37,14 @@ from ledger.shares import SHARE_SCALE, shares
 from ledger.tiles import ENTRIES, encode_bundle, level_tiles, tiles_of
 from ledger.web import plot
 from ledger.web.index import INVALIDATED, PENDING, VESTED, LedgerIndex
-from ledger.web.server import Gate, Limits, network_of
+from ledger.web.server import Gate, Limits
 from ledger.web.site import LedgerSite
 from ledger.witness import encode_request
 from ledger_world import CREDIT, World
 from node import status
 from protocol import canonical, messages
 from protocol.errors import CheckFailed, DecodeError, ResourceError, Unreachable
+from protocol.limits import network_of
 from protocol.merkle import leaf_hash, root
 from protocol.wire import Refused
 
@@ -449,6 +450,7 @@ def test_all_addresses_of_an_ipv6_network_are_one_visitor() -> None:
     assert {network_of(f"2001:db8::{n}") for n in range(3)} == {"2001:db8::/64"}
     assert network_of("2001:db8:0:1::1") != network_of("2001:db8::1")
     assert network_of("10.0.0.1") != network_of("10.0.0.2")
+    assert network_of("::ffff:10.0.0.1") == network_of("10.0.0.1")
 
 
 # --- the pages ------------------------------------------------------------------------------------

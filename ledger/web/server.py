@@ -11,7 +11,6 @@ import asyncio
 import base64
 import contextlib
 import hashlib
-import ipaddress
 import logging
 import math
 import socket
@@ -28,7 +27,7 @@ from ledger.web.markup import STYLE
 from ledger.witness import MAX_BODY_BYTES
 from protocol.errors import ArtelError, UsageError
 from protocol.events import emit
-from protocol.limits import RateLimits
+from protocol.limits import RateLimits, network_of
 
 log = logging.getLogger("artel.web")
 
@@ -243,14 +242,3 @@ def _abort(connection: Any) -> None:
     # Not close(): that would wait until what is still to be sent has been taken.
     if connection.transport is not None:
         connection.transport.abort()
-
-
-def network_of(address: str) -> str:
-    """What one visitor has at their disposal: an IPv4 address, or an IPv6 network of 64 bits."""
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if parsed.version == 4 or parsed.is_loopback:
-        return str(parsed)
-    return str(ipaddress.ip_network((int(parsed) >> 64 << 64, 64)))
