@@ -139,6 +139,7 @@ class Peer:
                 return messages.Ok()
             raise wire.Refused("nothing is expected from this peer")
 
+        host.admit(lambda peer: True)
         await host.serve(wire.CONTENT, content)
         await host.serve(ANNOUNCE, announced)
         return {"peer": host.peer_id, "addresses": await host.addresses()}

@@ -29,7 +29,7 @@ from coordinator.preparation import Published, prepare_in_child
 from coordinator.sequencer import Sequencer
 from ledger.heads import HEADS_NAME, HeadStore
 from ledger.store import DATABASE_NAME, LedgerStore
-from protocol import dsse
+from protocol import dht, dsse
 from protocol.blobs import BlobStore, disk_error
 from protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ResourceError
 from protocol.events import configure, emit
@@ -161,7 +161,11 @@ async def _opened(options: Options, published: Published) -> AsyncIterator[Coord
         if not store.size:
             await sequencer.append(dsse.decode(published.envelope))
         host = await Host.start(
-            identity, home / "node.key", listen=options.listen, announce=options.announce
+            identity,
+            home / "node.key",
+            listen=options.listen,
+            announce=options.announce,
+            keys=dht.keys_of(published.run),
         )
         try:
             yield Coordinator(

@@ -48,6 +48,7 @@ class Desk:
     async def open(self) -> None:
         """Begin to answer."""
         host = self._core.host
+        host.admit(lambda peer: peer in self._core.ledger.state.nodes)
         await host.serve(wire.CONTROL, self._control)
         await host.serve(wire.CONTENT, self._puts.answer)
         await host.serve(wire.LEDGER, self._ledger.answer)

@@ -117,8 +117,11 @@ class Daemon:
 
         :raises ArtelError: this node cannot go on
         """
-        await self.session.host.serve(wire.CONTENT, self._content)
         session = self.session
+        session.host.admit(
+            lambda peer: peer in session.replica.state.nodes or peer in session.link.coordinators
+        )
+        await session.host.serve(wire.CONTENT, self._content)
         ledger = LedgerService(
             session.replica.store,
             session.heads,

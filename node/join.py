@@ -31,7 +31,7 @@ from node.link import Link
 from node.session import Session
 from node.supervisor import Trainer
 from node.sync import States, delta_bytes, state_bytes
-from protocol import assignment, messages, transfer
+from protocol import assignment, dht, messages, transfer
 from protocol.blobs import BlobStore
 from protocol.errors import CheckFailed, ResourceError, Unreachable
 from protocol.identity import Identity
@@ -113,6 +113,7 @@ async def _join(
         listen=options.listen,
         announce=options.announce,
         bootstrap=options.invite.peers,
+        keys=dht.keys_of(options.invite.run),
         uplink=options.uplink,
     )
     stack.push_async_callback(host.close)

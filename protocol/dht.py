@@ -3,7 +3,8 @@
 A record is stored under ``key`` with the subkey = its author's peer id, and carries an Ed25519
 signature over key, subkey, value and expiration. Every node loads the same validator, so a forged
 record is refused by whoever is asked to store it and again by whoever reads it. Owners store their
-records again before they expire; nothing else does (a record lives on at most five nodes).
+records again before they expire; nothing else does (a record lives on at most five nodes). What a
+node stores for others is bounded in :mod:`protocol.dht_node`.
 
 Keys, for a run id R:
 
@@ -28,8 +29,11 @@ from protocol.messages import Addresses, Count, Text
 MAX_RECORD_BYTES = 12_000
 """hivemind loses records above about 16 KiB in places; ours stay clear of that."""
 SIGNATURE_BYTES = 64
-LIFETIME_S = 90.0
 RENEW_S = 30.0
+LIFETIME_S = 3 * RENEW_S
+MAX_AHEAD_S = LIFETIME_S + RENEW_S
+"""Nobody stores a record that expires later than this from now: a lifetime, and clocks that differ.
+Only at storing: a reader with a slow clock would else refuse all records of a key for one."""
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -40,6 +44,11 @@ def run_key(run: str) -> str:
 
 def nodes_key(run: str) -> str:
     return f"artel/nodes/{run}"
+
+
+def keys_of(run: str) -> tuple[str, str]:
+    """All keys of a run."""
+    return run_key(run), nodes_key(run)
 
 
 class RunRecord(BaseModel):
@@ -103,6 +112,8 @@ class SignedRecords(RecordValidatorBase):  # type: ignore[misc]  # hivemind has 
             # Not hivemind's own decoder, which builds objects that a peer chooses.
             peer = msgpack.unpackb(record.subkey, raw=False)
             public = public_of(peer if isinstance(peer, str) else "")
+            if msgpack.packb(peer) != record.subkey:
+                return False  # encoded anew for a reader, it would spoil all records of the key
         except (DecodeError, ValueError, TypeError, msgpack.UnpackException):
             return False
         return verify(public, signature, self._message(record, value))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import logging
 import os
 import socket
@@ -32,8 +33,11 @@ MAX_REPLY_BYTES = 1 << 16
 _GREETING_TIMEOUT_S = 10.0
 _BACKLOG = 256
 
-OnStream = Callable[[str, bytes, socket.socket], Awaitable[None]]
-"""``on_stream(protocol, peer id bytes, socket)`` owns the socket."""
+_IP4, _IP6 = 4, 41  # codes of a multiaddr's parts, each followed by the address
+
+OnStream = Callable[[str, bytes, str, socket.socket], Awaitable[None]]
+"""``on_stream(protocol, peer id bytes, IP address, socket)`` owns the socket. The address is where
+the stream's connection comes from (of a relayed one, the relay's); "" when that is not known."""
 
 
 class Gateway:
@@ -77,6 +81,20 @@ class Gateway:
                 addr=DaemonMultiaddr(f"/unix{self._path}").to_bytes(),
                 proto=[protocol],
                 balanced=False,
+            ),
+        )
+        sock, _ = await self._command(request)
+        sock.close()
+
+    async def prefer(self, peer: bytes) -> None:
+        """Have the daemon keep its connections with this peer when it has too many.
+
+        :raises OSError: the daemon does not answer
+        """
+        request = p2pd_pb2.Request(
+            type=p2pd_pb2.Request.CONNMANAGER,
+            connManager=p2pd_pb2.ConnManagerRequest(
+                type=p2pd_pb2.ConnManagerRequest.TAG_PEER, peer=peer, tag="member", weight=1000
             ),
         )
         sock, _ = await self._command(request)
@@ -136,7 +154,20 @@ class Gateway:
         except BaseException:
             sock.close()
             raise
-        await self._on_stream(info.proto, info.peer, sock)
+        await self._on_stream(info.proto, info.peer, _ip_of(info.addr), sock)
+
+
+def _ip_of(address: bytes) -> str:
+    """The IP address that a multiaddr (bytes) begins with, "" if it begins with something else."""
+    code, rest = address[:1], address[1:]
+    try:
+        if code == bytes([_IP4]):
+            return str(ipaddress.IPv4Address(rest[:4]))
+        if code == bytes([_IP6]):
+            return str(ipaddress.IPv6Address(rest[:16]))
+    except ValueError:
+        pass
+    return ""
 
 
 def _varint(value: int) -> bytes:

@@ -14,25 +14,28 @@ import contextlib
 import logging
 import os
 import socket
-from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 os.environ.setdefault("HIVEMIND_LOGLEVEL", "ERROR")  # read by hivemind when it is imported
 
 from hivemind.dht.node import DHTNode
 from hivemind.p2p import P2P, PeerID
+from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerInfo
 from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure, P2PDaemonError
 from hivemind.utils import get_dht_time
 from multiaddr import Multiaddr
 from pydantic import BaseModel
 
-from protocol import dht, wire
+from protocol import dht, dht_node, wire
 from protocol.errors import DecodeError, ResourceError, Unreachable
 from protocol.events import emit
 from protocol.gateway import Gateway, check_port_free
 from protocol.identity import Identity
+from protocol.limits import network_of
 from protocol.messages import Message
+from protocol.p2pd import Daemon, raise_open_files
+from protocol.slots import Members, Slots
 from protocol.sockets import Carried, SocketBytes
 from protocol.speeds import Speeds
 from protocol.streams import Kind, Stream, Traffic
@@ -44,8 +47,6 @@ log = logging.getLogger("artel.network")
 OPEN_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_S = 20.0
 CLOSE_TIMEOUT_S = 3.0
-MAX_STREAMS_PER_PEER = 16
-MAX_STREAMS = 256
 _KINDS: dict[str, Kind] = {wire.CONTROL: "control", wire.LEDGER: "ledger"}
 _STREAM_ERRORS = (ControlFailure, P2PDaemonError, OSError, EOFError, asyncio.IncompleteReadError)
 
@@ -54,18 +55,24 @@ class Host:
     """Our libp2p node; make one with :meth:`start`, end it with :meth:`close`."""
 
     def __init__(
-        self, identity: Identity, p2p: P2P, node: DHTNode, uplink: float | None = None
+        self,
+        identity: Identity,
+        p2p: P2P,
+        node: DHTNode,
+        members: Members,
+        uplink: float | None = None,
     ) -> None:
         self.identity = identity
         self.traffic = Traffic()
         self.uplink = Uplink(uplink)
         self.speeds = Speeds()
-        self._p2p, self._dht = p2p, node
+        self._p2p, self._dht, self._members = p2p, node, members
         daemon, ours = self._sockets()
         self._gateway = Gateway(daemon, f"{ours}.streams", self._on_stream)
         self._handlers: dict[str, wire.Handler] = {}
         self._carried = SocketBytes(p2p._child.pid)
-        self._streams: Counter[str] = Counter()
+        self._slots = Slots(members)
+        self._preferred: set[str] = set()
         self._answering: set[asyncio.Task[object]] = set()
         self._closing = False
         self._addresses: dict[str, list[str]] = {}  # where other peers said that they are
@@ -79,6 +86,7 @@ class Host:
         listen: Sequence[str] = ("/ip4/0.0.0.0/tcp/0",),
         announce: Sequence[str] = (),
         bootstrap: Sequence[str] = (),
+        keys: Sequence[str] = (),
         uplink: float | None = None,
     ) -> Host:
         """Start the network daemon and join the DHT.
@@ -88,14 +96,16 @@ class Host:
         :param announce: multiaddrs to tell others instead of those that the daemon sees
         :param bootstrap: full multiaddrs of peers already in the DHT; those that are down are
             skipped, and :meth:`join` can be called again later
+        :param keys: DHT keys whose records are stored here for others (:func:`dht.keys_of`)
         :param uplink: bytes per second that all streams together may write; None for no limit
         :raises ResourceError: a port is in use, or the network daemon does not start
         """
         for address in listen:
             check_port_free(address)
         local = all("/127.0.0.1/" in address for address in listen)
+        raise_open_files()
         try:
-            p2p = await P2P.create(
+            p2p = await Daemon.create(
                 host_maddrs=list(listen),
                 announce_maddrs=list(announce) or None,
                 identity_path=str(key_file),
@@ -105,6 +115,7 @@ class Host:
                 nat_port_map=not local,
                 auto_nat=not local,
                 startup_timeout=30,
+                persistent_conn_max_msg_size=dht_node.MAX_MESSAGE_BYTES,
             )
         except (P2PDaemonError, ValueError) as error:
             raise ResourceError(
@@ -114,13 +125,13 @@ class Host:
         if str(p2p.peer_id) != identity.peer_id:
             await p2p.shutdown()
             raise ResourceError(f"the network daemon did not take the key {key_file}")
-        validator = dht.SignedRecords(identity)
+        members = Members(identity.peer_id)
         try:
-            node = await DHTNode.create(p2p=p2p, record_validator=validator, cache_locally=False)
+            node = await dht_node.start(p2p, identity, keys, members)
         except BaseException:
             await p2p.shutdown()
             raise
-        host = cls(identity, p2p, node, uplink)
+        host = cls(identity, p2p, node, members, uplink)
         try:
             if bootstrap:
                 await host.join(bootstrap)
@@ -132,6 +143,13 @@ class Host:
     @property
     def peer_id(self) -> str:
         return self.identity.peer_id
+
+    def admit(self, is_member: Callable[[str], bool]) -> None:
+        """Say who is a member of the run: their streams, connections and DHT records come first.
+
+        Until then everybody is a stranger, who gets what :mod:`protocol.slots` leaves to those.
+        """
+        self._members.known = is_member
 
     async def addresses(self) -> list[str]:
         """Full multiaddrs (with the peer id) under which others may reach this host."""
@@ -274,21 +292,22 @@ class Host:
         self._handlers[service] = handler
         await self._gateway.serve(service)
 
-    async def _on_stream(self, service: str, peer_id: bytes, sock: socket.socket) -> None:
+    async def _on_stream(
+        self, service: str, peer_id: bytes, address: str, sock: socket.socket
+    ) -> None:
         """Answer the one request of a stream that a peer opened."""
         peer = str(PeerID(peer_id))
         handler = self._handlers.get(service)
-        full = self._streams[peer] >= MAX_STREAMS_PER_PEER or self._streams.total() >= MAX_STREAMS
-        if handler is None or full:
+        stream = self._stream(sock, peer, service)
+        slot = self._slots.take(stream, network_of(address)) if handler is not None else None
+        if handler is None or slot is None:
             sock.close()
             return
-        self._streams[peer] += 1
         task = asyncio.current_task()
         assert task is not None
         self._answering.add(task)
         try:
-            stream = self._stream(sock, peer, service)
-            await wire.answer(peer, stream, handler)
+            await wire.answer(peer, stream, handler, slot.first_s)
             await stream.closed_by_peer()
         except (*_STREAM_ERRORS, Unreachable, DecodeError) as error:
             emit(log, "stream.broken", logging.DEBUG, peer=peer, service=service, error=error)
@@ -298,9 +317,7 @@ class Host:
                 raise
         finally:
             self._answering.discard(task)
-            self._streams[peer] -= 1
-            if not self._streams[peer]:
-                del self._streams[peer]
+            self._slots.give_back(slot)
             sock.close()
 
     # --- DHT -------------------------------------------------------------------------------------
@@ -353,12 +370,19 @@ class Host:
         while failures < 2:
             await asyncio.sleep(period)
             try:
-                await within(self._p2p.list_peers(), period)
+                await self._prefer_members(await within(self._p2p.list_peers(), period))
                 await self.socket_bytes()  # before connections close
                 failures = 0
             except (*_STREAM_ERRORS, TimeoutError):
                 failures += 1
         raise ResourceError("the network daemon of this program died")
+
+    async def _prefer_members(self, connected: Sequence[PeerInfo]) -> None:
+        """Tell the daemon whose connections to keep; it forgets that when they end."""
+        members = {str(info.peer_id) for info in connected if self._members(str(info.peer_id))}
+        for peer in members - self._preferred:
+            await self._gateway.prefer(PeerID.from_base58(peer).to_bytes())
+        self._preferred = members
 
     async def close(self) -> None:
         """End the DHT node and the daemon, and remove its sockets."""

@@ -33,6 +33,9 @@ KINDS: tuple[Kind, ...] = (
 
 IDLE_TIMEOUT_S = 60.0
 """A stream that moves no byte for this long is given up."""
+MIN_RATE = 1024
+"""Bytes per second. Whoever is slower falls behind, and is given up when :attr:`Stream.patience` is
+over; time in which we do not wait for the peer does not count."""
 READ_TIMEOUT_S = 180.0
 """A read of at most 1 MiB takes no longer: whoever sends it byte by byte is given up too."""
 LINGER_S = 60.0
@@ -89,6 +92,25 @@ class Stream:
         self._loop = asyncio.get_running_loop()
         self.moved = self._loop.time()
         """When a byte was last read (the event loop's clock)."""
+        self.patience = IDLE_TIMEOUT_S
+        """How many seconds the peer may fall behind :data:`MIN_RATE`."""
+        self._given_up = False
+        self._behind = 0.0
+        self._waiter: asyncio.Future[None] | None = None
+        self._waiting_since = 0.0
+
+    @property
+    def behind(self) -> float | None:
+        """How many seconds the peer is behind; None while it is not waited for."""
+        if self._waiter is None:
+            return None
+        return self._behind + self._loop.time() - self._waiting_since
+
+    def give_up(self) -> None:
+        """Let whoever waits for the peer fail, as if the peer had been too slow."""
+        self._given_up = True
+        if self._waiter is not None:
+            _fail(self._waiter, "the peer was too slow, and others wait")
 
     def count_as(self, kind: Kind) -> None:
         """Count all bytes of this stream, those of before too, under ``kind``."""
@@ -103,7 +125,7 @@ class Stream:
         """Read ``count`` bytes; the caller has bounded ``count``.
 
         :raises asyncio.IncompleteReadError: the peer closed early
-        :raises Unreachable: nothing arrived for ``IDLE_TIMEOUT_S``
+        :raises Unreachable: the peer is too slow
         """
         data = bytearray(count)
         await self.read_into(memoryview(data))
@@ -114,22 +136,18 @@ class Stream:
         got = self._receive(view)
         if got == len(view):
             return
-        ends = self._loop.time() + READ_TIMEOUT_S
         try:
-            async with asyncio.timeout(IDLE_TIMEOUT_S) as limit:
+            async with asyncio.timeout(READ_TIMEOUT_S):
                 while got < len(view):
-                    await self._ready(self._loop.add_reader, self._loop.remove_reader)
+                    await self._ready(self._loop.add_reader, self._loop.remove_reader, "sent")
                     got += self._receive(view[got:])
-                    limit.reschedule(min(self._loop.time() + IDLE_TIMEOUT_S, ends))
         except TimeoutError:
-            if self._loop.time() >= ends:
-                raise Unreachable(f"the peer took over {READ_TIMEOUT_S:.0f} s to send") from None
-            raise Unreachable(f"the peer sent nothing for {IDLE_TIMEOUT_S:.0f} s") from None
+            raise Unreachable(f"the peer took over {READ_TIMEOUT_S:.0f} s to send") from None
 
     async def write(self, data: bytes | memoryview) -> None:
         """Write all of ``data``, waiting while the peer is slower than we are, or the cap says so.
 
-        :raises Unreachable: the peer took nothing for ``IDLE_TIMEOUT_S``
+        :raises Unreachable: the peer is too slow
         """
         view = memoryview(data)
         small = len(view) <= SMALL_BYTES
@@ -171,10 +189,10 @@ class Stream:
         """
         scrap = memoryview(bytearray(_SCRAP_BYTES))
         left = _MOST_SCRAP
-        with contextlib.suppress(TimeoutError, OSError, asyncio.IncompleteReadError):
+        with contextlib.suppress(Unreachable, OSError, asyncio.IncompleteReadError):
             async with asyncio.timeout(LINGER_S):
                 while left > 0:
-                    await self._ready(self._loop.add_reader, self._loop.remove_reader)
+                    await self._ready(self._loop.add_reader, self._loop.remove_reader, "sent")
                     left -= self._receive(scrap)
 
     def close(self) -> None:
@@ -194,6 +212,7 @@ class Stream:
             got += count
         if got:
             self.down += got
+            self._caught_up(got)
             self.moved = self._loop.time()
             self._traffic.down[self._kind] += got
             if self._content:
@@ -206,36 +225,53 @@ class Stream:
             try:
                 moved = send(sent)
             except (BlockingIOError, InterruptedError):
-                try:
-                    async with asyncio.timeout(IDLE_TIMEOUT_S):
-                        await self._ready(self._loop.add_writer, self._loop.remove_writer)
-                except TimeoutError:
-                    raise Unreachable(f"the peer took nothing for {IDLE_TIMEOUT_S:.0f} s") from None
+                await self._ready(self._loop.add_writer, self._loop.remove_writer, "took")
                 continue
             sent += moved
             self.up += moved
+            self._caught_up(moved)
             self._traffic.up[self._kind] += moved
             if self._content:
                 _add(self._traffic.served, self.peer, moved)
 
+    def _caught_up(self, count: int) -> None:
+        self._behind = max(0.0, self._behind - count / MIN_RATE)
+
     async def _ready(
-        self,
-        add: Callable[..., object],
-        remove: Callable[[int], object],
+        self, add: Callable[..., object], remove: Callable[[int], object], what: str
     ) -> None:
-        """Wait until the socket can be read (or written)."""
-        waiter: asyncio.Future[None] = self._loop.create_future()
+        """Wait until the socket can be read (or written), for as long as there is patience."""
+        if self._given_up:
+            raise Unreachable("the peer was too slow, and others wait")
+        self._waiting_since = self._loop.time()
+        self._waiter = waiter = self._loop.create_future()
         number = self._sock.fileno()
         add(number, _wake, waiter)
+        timer = self._loop.call_later(max(0.0, self.patience - self._behind), self._lost, what)
         try:
             await waiter
         finally:
+            timer.cancel()
             remove(number)
+            self._behind += self._loop.time() - self._waiting_since
+            self._waiter = None
+
+    def _lost(self, what: str) -> None:
+        self.given_up = True
+        if self._waiter is not None:
+            _fail(
+                self._waiter, f"the peer {what} nothing, or too little, for {self.patience:.0f} s"
+            )
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
         waiter.set_result(None)
+
+
+def _fail(waiter: asyncio.Future[None], reason: str) -> None:
+    if not waiter.done():
+        waiter.set_exception(Unreachable(reason))
 
 
 def _add(counter: Counter[str], key: str, count: int) -> None:

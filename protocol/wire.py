@@ -139,10 +139,15 @@ Handler = Callable[[str, messages.Message, Stream], Awaitable[messages.Message |
 """``handler(peer id, request, stream)`` returns the reply, or None when it wrote one itself."""
 
 
-async def answer(peer: str, stream: Stream, handler: Handler) -> None:
-    """Serve one request on a fresh stream: read, hand over, reply; errors become refusals."""
+async def answer(peer: str, stream: Stream, handler: Handler, first_s: float | None = None) -> None:
+    """Serve one request on a fresh stream: read, hand over, reply; errors become refusals.
+
+    :param first_s: seconds in which the request has to be here; None for no limit
+    :raises TimeoutError: it was not
+    """
     try:
-        request = await read_message(stream)
+        async with asyncio.timeout(first_s):
+            request = await read_message(stream)
         reply = await handler(peer, request, stream)
     except Refused as error:
         reply = messages.Refusal.of(error.code, error.message, error.hint)

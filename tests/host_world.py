@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import psutil
 
+from protocol import dht
 from protocol.identity import Identity, load_or_create
 from protocol.network import Host
 
@@ -21,24 +22,25 @@ def named(name: str) -> Identity:
     return Identity.from_seed(hashlib.sha256(b"host " + name.encode()).digest())
 
 
-async def start(home: Path, *bootstrap: Host) -> Host:
-    """A host with a key of its own that knows the hosts of ``bootstrap``."""
-    key = home / "node.key"
-    identity = load_or_create(key)
+async def start(home: Path, *bootstrap: Host, runs: Sequence[str] = ()) -> Host:
+    """A host with a key of its own that knows the hosts of ``bootstrap``, and keeps DHT records."""
+    file = home / "node.key"
+    identity = load_or_create(file)
     addresses = [address for host in bootstrap for address in await host.addresses()]
-    host = await Host.start(identity, key, listen=[LOOPBACK], bootstrap=addresses)
+    keys = [key for run in runs for key in dht.keys_of(run)]
+    host = await Host.start(identity, file, listen=[LOOPBACK], bootstrap=addresses, keys=keys)
     for other in bootstrap:
         host.remember(other.peer_id, await other.addresses())
     return host
 
 
 @contextlib.asynccontextmanager
-async def swarm(home: Path, count: int) -> AsyncIterator[list[Host]]:
+async def swarm(home: Path, count: int, runs: Sequence[str] = ()) -> AsyncIterator[list[Host]]:
     """``count`` hosts; all know the first."""
     hosts: list[Host] = []
     try:
         for number in range(count):
-            hosts.append(await start(home / f"host-{number}", *hosts[:1]))
+            hosts.append(await start(home / f"host-{number}", *hosts[:1], runs=runs))
         yield hosts
     finally:
         for host in reversed(hosts):

@@ -19,7 +19,7 @@ import pytest_asyncio
 
 import host_world
 from host_world import LOOPBACK, call, daemon_of, named, raw, swarm
-from protocol import messages, network, streams, wire
+from protocol import messages, network, slots, streams, wire
 from protocol.errors import ArtelError, DecodeError, ResourceError, Unreachable
 from protocol.identity import load_or_create
 from protocol.network import Host, peer_of
@@ -140,18 +140,22 @@ async def test_a_peer_that_does_not_exist(hosts: list[Host], peer: str) -> None:
         await hosts[1].ask(peer, ECHO, messages.Ok())
 
 
-async def test_one_peer_cannot_take_all_streams(hosts: list[Host]) -> None:
+async def test_one_member_cannot_take_all_streams(
+    hosts: list[Host], monkeypatch: pytest.MonkeyPatch
+) -> None:
     server, client = hosts
+    monkeypatch.setattr(server._members, "known", lambda peer: True)
+    await _until(lambda: not server._slots.count())  # those of the tests before
     opened = []
-    for _ in range(network.MAX_STREAMS_PER_PEER):
+    for _ in range(slots.MEMBER_STREAMS_EACH):
         reader, writer = await raw(client, server.peer_id, HANG)
         opened.append((reader, writer))
-    await _until(lambda: server._streams[client.peer_id] == network.MAX_STREAMS_PER_PEER)
+    await _until(lambda: server._slots.count(client.peer_id) == slots.MEMBER_STREAMS_EACH)
     with pytest.raises(ArtelError):
         await client.ask(server.peer_id, ECHO, messages.Ok())
     for _, writer in opened:
         writer.close()
-    await _until(lambda: not server._streams)
+    await _until(lambda: not server._slots.count())
     assert await client.ask(server.peer_id, ECHO, messages.Ok()) == messages.Ok()
 
 
@@ -191,7 +195,7 @@ async def test_a_message_cut_off_ends_the_stream(hosts: list[Host], data: bytes)
     reply = await asyncio.wait_for(call(client, server.peer_id, ECHO, data), 5)
     if reply:
         assert isinstance(wire.decode(reply[4:]), messages.Refusal)
-    await _until(lambda: not server._streams)
+    await _until(lambda: not server._slots.count())
     assert await client.ask(server.peer_id, ECHO, messages.Ok()) == messages.Ok()
 
 
@@ -213,13 +217,13 @@ async def test_a_storm_of_garbage_costs_no_memory(hosts: list[Host]) -> None:
             await call(client, server.peer_id, ECHO, chance.randbytes(chance.randrange(200)))
 
     await throw(20)
-    await _until(lambda: not server._streams)
+    await _until(lambda: not server._slots.count())
     gc.collect()
     tracemalloc.start()
     try:
         before = tracemalloc.take_snapshot()
         await throw(150)
-        await _until(lambda: not server._streams)
+        await _until(lambda: not server._slots.count())
         gc.collect()
         after = tracemalloc.take_snapshot()
     finally:
@@ -241,7 +245,7 @@ async def test_a_lying_length_allocates_nothing(hosts: list[Host]) -> None:
         _, writer = await raw(client, server.peer_id, ECHO)
         writer.write(struct.pack(">I", messages.MAX_LIMIT - 1) + b"\x93\x01\xa2ok")
         await writer.drain()
-        await _until(lambda: server._streams[client.peer_id] == 1)
+        await _until(lambda: server._slots.count(client.peer_id) == 1)
         tracemalloc.reset_peak()
         before = tracemalloc.get_traced_memory()[0]
         await asyncio.sleep(0.05)  # the server has nothing to wait for but our bytes
@@ -249,7 +253,7 @@ async def test_a_lying_length_allocates_nothing(hosts: list[Host]) -> None:
         writer.close()
     finally:
         tracemalloc.stop()
-    await _until(lambda: not server._streams)
+    await _until(lambda: not server._slots.count())
 
 
 # --- daemons that die, ports, addresses ---

@@ -427,7 +427,7 @@ async def test_pushed_bytes_that_are_not_what_was_offered_leave_nothing(
     async with us.open(taker.peer, wire.CONTENT) as stream:  # and then nothing more comes
         await wire.ask(stream, messages.Put(id=blob, size=len(data)))
         await stream.write(bytes(data[:-1]))
-    await _until(lambda: not taker.host._streams)
+    await _until(lambda: not taker.host._slots.count())
     assert sorted(taker.store.root.iterdir()) == before
 
 

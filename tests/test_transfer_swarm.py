@@ -88,7 +88,7 @@ async def test_both_sides_count_the_same_bytes_by_kind_and_by_peer(peers: list[H
     assert [path.read_bytes() for path in paths] == list(pieces.values())
     pushed, one.takes = us.store.put(made(3, 2 * CHUNK)), "data"
     await transfer.push_all(us.host, us.store, one.peer, [pushed], kind="data")
-    await until(lambda: not one.host._streams and not two.host._streams)
+    await until(lambda: not one.host._slots.count() and not two.host._slots.count())
 
     ours, theirs = us.host.traffic, [one.host.traffic, two.host.traffic]
     assert ours.down == theirs[0].up + theirs[1].up

@@ -74,5 +74,6 @@ async def answering(hosts: Sequence[Host]) -> dict[Host, Holder]:
         ) -> messages.Message | None:
             return await present[host].serve(peer, request, stream)
 
+        host.admit(lambda peer: True)
         await host.serve(wire.CONTENT, serve)
     return present
