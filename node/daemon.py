@@ -118,9 +118,7 @@ class Daemon:
         :raises ArtelError: this node cannot go on
         """
         session = self.session
-        session.host.admit(
-            lambda peer: peer in session.replica.state.nodes or peer in session.link.coordinators
-        )
+        session.host.admit(session.is_member)
         await session.host.serve(wire.CONTENT, self._content)
         ledger = LedgerService(
             session.replica.store,

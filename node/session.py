@@ -55,6 +55,10 @@ class Session:
         """The name of the owner's account: its first key, which may not be the present one."""
         return self.replica.state.keys.get(self.account.key, self.account.key)
 
+    def is_member(self, peer: str) -> bool:
+        """Whether the ledger binds this peer to an account, or it coordinates the run."""
+        return peer in self.replica.state.nodes or peer in self.link.coordinators
+
     def registration(self) -> list[bytes]:
         """Those of the signed entries (account, node) that the replica does not have yet.
 

@@ -113,6 +113,20 @@ async def test_hello_admits_once(office: Office, members: list[Member]) -> None:
     assert office.core.ledger.store.size == size == 1 + 2 * 3
 
 
+async def test_whoever_the_ledger_binds_has_a_members_slots(office: Office, tmp_path: Path) -> None:
+    host = await start(tmp_path / "host")
+    try:
+        office.core.host = host
+        await office.desk.open()
+        node = Member(office, "new")
+        assert not host._members(node.peer)
+        await node.hello()
+        assert host._members(node.peer)
+        assert host._members(host.peer_id)
+    finally:
+        await host.close()
+
+
 async def test_hello_with_a_wrong_signature(office: Office) -> None:
     node = Member(office, "new")
     good = entries.node(node.identity, node.owner, office.run)
