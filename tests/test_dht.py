@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 from collections.abc import AsyncIterator
+from typing import Any
 
 import msgpack
 import pytest
@@ -311,6 +312,17 @@ async def test_a_request_is_bounded_before_it_is_parsed(hosts: list[Host]) -> No
     with pytest.raises(DecodeError, match="too many"):
         for _ in range(dht_node.CALLS_AT_ONCE + 1):
             guard.check(dht_pb2.FindRequest, request, BOB.peer_id)
+
+
+@given(data=st.binary(max_size=200))
+@pytest.mark.parametrize(
+    "kind",
+    [dht_pb2.PingRequest, dht_pb2.StoreRequest, dht_pb2.FindRequest],
+    ids=["ping", "store", "find"],
+)
+def test_the_guard_survives_any_bytes(kind: Any, data: bytes) -> None:
+    with contextlib.suppress(DecodeError):
+        dht_node.Guard(lambda peer: True).check(kind, data, ANN.peer_id)
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -13,9 +13,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from multiaddr import Multiaddr
 
 from host_world import daemon_of, named, raw, start, swarm
-from protocol import messages, p2pd, slots, streams, wire
+from protocol import gateway, messages, p2pd, slots, streams, wire
 from protocol.errors import ArtelError
 from protocol.network import Host
 from protocol.slots import Members, Slots
@@ -182,6 +183,21 @@ async def test_a_stream_that_we_are_at_work_for_is_not_given_up() -> None:
             assert places.take(one.stream, "") is not None
         await asyncio.sleep(0.02)
         assert places.take(mine[-1].stream, "") is None
+
+
+@pytest.mark.parametrize(
+    ("address", "ip"),
+    [
+        ("/ip4/198.51.100.7/tcp/4001", "198.51.100.7"),
+        ("/ip6/2001:db8::1/udp/4001/quic-v1", "2001:db8::1"),
+        (f"/ip4/192.0.2.1/tcp/1/p2p/{MEMBER}/p2p-circuit", "192.0.2.1"),
+        ("/dns4/example.org/tcp/1", ""),
+    ],
+)
+async def test_where_a_stream_comes_from(address: str, ip: str) -> None:
+    whole = Multiaddr(address).to_bytes()
+    assert gateway._ip_of(whole) == ip
+    assert gateway._ip_of(whole[:3]) == gateway._ip_of(b"") == ""
 
 
 async def test_we_are_members_of_our_own_run() -> None:
