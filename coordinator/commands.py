@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
+from protocol import options
 from protocol.errors import EXIT_OK, DecodeError, Unreachable, UsageError
 
 DEFAULT_HTTP = "127.0.0.1:8080"
@@ -61,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     start.add_argument(
         "--http",
-        type=address,
+        type=options.endpoint,
         default=DEFAULT_HTTP,
         metavar="HOST:PORT",
         help=f"where the page and the API are served; port 0 takes a free one "
@@ -69,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     start.add_argument(
         "--listen",
+        type=options.listen,
         action="append",
         metavar="MULTIADDR",
         help="where nodes connect, may be given more than once; behind a router this port has to "
@@ -76,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     start.add_argument(
         "--announce",
+        type=options.announce,
         action="append",
         default=[],
         metavar="MULTIADDR",
@@ -101,15 +105,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def address(text: str) -> tuple[str, int]:
-    """HOST:PORT, or [V6]:PORT, as its two parts."""
-    host, colon, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT, as in {DEFAULT_HTTP}")
-    return host, int(port)
-
-
 def _start(arguments: argparse.Namespace) -> int:
     # Checked before anything takes time.
     if not arguments.file.is_file():
@@ -120,8 +115,11 @@ def _start(arguments: argparse.Namespace) -> int:
 
     from coordinator.daemon import Options, serve
 
+    warning = options.only_here(arguments.announce)
+    if warning:
+        print(f"! {warning}", file=sys.stderr)
     host, port = arguments.http
-    options = Options(
+    wanted = Options(
         run_file=arguments.file,
         home=arguments.home.expanduser(),
         http_host=host,
@@ -132,7 +130,7 @@ def _start(arguments: argparse.Namespace) -> int:
         verbose=arguments.verbose,
         log_json=arguments.log_json,
     )
-    return asyncio.run(serve(options))
+    return asyncio.run(serve(wanted))
 
 
 # --- status ---------------------------------------------------------------------------------------

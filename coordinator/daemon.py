@@ -29,12 +29,13 @@ from coordinator.preparation import Published, prepare_in_child
 from coordinator.sequencer import Sequencer
 from ledger.heads import HEADS_NAME, HeadStore
 from ledger.store import DATABASE_NAME, LedgerStore
-from protocol import dht, dsse
+from protocol import dht, dsse, files
 from protocol.blobs import BlobStore, disk_error
 from protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ResourceError
 from protocol.events import configure, emit
 from protocol.identity import HomeLock, load_or_create
-from protocol.invite import Invite
+from protocol.invite import PREFIX, Invite
+from protocol.options import check_port_free
 from protocol.tasks import together, within
 
 if TYPE_CHECKING:
@@ -73,21 +74,19 @@ async def serve(options: Options) -> int:
     configure(json_lines=options.log_json, verbose=options.verbose)
     stop = _stop_on_signals()
     home = options.home
-    try:
-        lock = HomeLock(home)
-    except OSError as error:
-        raise disk_error(error, home) from None
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(HomeLock(home).release)
+        files.require_ours(home / API_FILE, files.holds("http"))
+        files.require_ours(home / INVITE_FILE, lambda data: data.startswith(PREFIX.encode()))
+        stack.callback((home / API_FILE).unlink, missing_ok=True)
         async with _stoppable(stop):
-            # The page's port is taken at once, so that nobody waits for a run that cannot start.
+            # The ports are looked at at once, so that nobody waits for a run that cannot start.
             with contextlib.closing(_bind(options.http_host, options.http_port)) as http:
+                for address in options.listen:
+                    check_port_free(address)
                 published = await _prepared_and_imported(options)
                 async with _opened(options, published) as core:
                     await _run(core, options, http, began)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            (home / API_FILE).unlink()
-        lock.release()
     emit(log, "coordinator.stopped")
     return EXIT_OK
 
@@ -248,11 +247,8 @@ def _public(url: str, host: str) -> str:
 def _publish_home(home: Path, url: str, invite: str) -> None:
     """Leave address and invite where ``artel coordinator status`` and people find them."""
     for name, text in ((INVITE_FILE, invite), (API_FILE, json.dumps({"http": url}))):
-        unfinished = home / f"{name}.tmp"
         try:
-            unfinished.write_text(text + "\n", encoding="utf-8")
-            unfinished.chmod(0o644)
-            unfinished.replace(home / name)
+            files.write(home / name, f"{text}\n".encode(), durable=False, mode=0o644)
         except OSError as error:
             raise disk_error(error, home) from None
 

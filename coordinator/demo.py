@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
 from protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, ResourceError, UsageError
+from protocol.options import whole
 from protocol.run_config import Exchange
 
 DEFAULT_NODES, MAX_NODES = 3, 16
@@ -178,21 +178,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--nodes",
-        type=_whole(1, MAX_NODES),
+        type=whole(1, MAX_NODES),
         default=DEFAULT_NODES,
         metavar="N",
         help=f"how many (default: {DEFAULT_NODES})",
     )
     parser.add_argument(
         "--rounds",
-        type=_whole(1, MAX_ROUNDS),
+        type=whole(1, MAX_ROUNDS),
         default=DEFAULT_ROUNDS,
         metavar="N",
         help=f"how many (default: {DEFAULT_ROUNDS})",
     )
     parser.add_argument(
         "--inner-steps",
-        type=_whole(1, 1000),
+        type=whole(1, 1000),
         default=INNER_STEPS,
         metavar="H",
         help=f"training steps of each node in a round (default: {INNER_STEPS})",
@@ -211,14 +211,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--overlap",
-        type=_whole(0, 500),
+        type=whole(0, 500),
         default=0,
         metavar="STEPS",
         help="inner steps trained while the exchange is under way (default: 0: nodes wait for it)",
     )
     parser.add_argument(
         "--fragments",
-        type=_whole(1, 16),
+        type=whole(1, 16),
         default=1,
         metavar="P",
         help="parts of the model that take turns in being exchanged (default: 1)",
@@ -232,7 +232,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--port",
-        type=_whole(0, 65535),
+        type=whole(0, 65535),
         default=0,
         metavar="PORT",
         help="of the page on 127.0.0.1 (default: a free one)",
@@ -241,17 +241,6 @@ def _parser() -> argparse.ArgumentParser:
         "--json", action="store_true", help="print one JSON object; progress goes to stderr"
     )
     return parser
-
-
-def _whole(low: int, high: int) -> Callable[[str], int]:
-    """A parser for whole numbers between two bounds."""
-
-    def parse(text: str) -> int:
-        if text.isascii() and text.isdigit() and len(text) < 10 and low <= int(text) <= high:
-            return int(text)
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
-
-    return parse
 
 
 def _fresh_folder(wanted: Path | None) -> Path:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coordinator import tether
+from protocol import files
 from protocol.errors import ArtelError, CheckFailed, ResourceError, UsageError
 from protocol.manifest import Manifest, open_manifest
 from protocol.state import Layout
@@ -130,10 +131,8 @@ def _write_layout(manifest: Manifest, path: Path) -> None:
 
     config = manifest.config.model
     layout = model.layout_of(model.empty(config, manifest.tokenizer.vocab_size))
-    unfinished = path.with_suffix(".tmp")
     try:
-        unfinished.write_bytes(layout.encode())
-        unfinished.replace(path)
+        files.write(path, layout.encode())
     except OSError as error:
         raise ResourceError(f"cannot write {path}: {error.strerror}") from None
 

@@ -10,7 +10,6 @@ coordinator.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 
 from coordinator import sources
 from coordinator.explain import require_fragments
-from protocol import assignment, model, shards
+from protocol import assignment, files, model, shards
 from protocol import tokenizer as tokenizers
 from protocol.blobs import BlobStore, disk_error
 from protocol.errors import ArtelError, CheckFailed, UsageError
@@ -72,10 +71,7 @@ def prepare(config_path: Path, home: Path, progress: Progress | None = None) -> 
     """
     report = progress or (lambda stage, fraction: None)
     config = load_config(config_path)
-    try:
-        lock = HomeLock(home / "run")
-    except OSError as error:
-        raise disk_error(error, home) from None
+    lock = HomeLock(home / "run")
     try:
         existing = _existing(config, config_path, home)
         return existing or _prepare(config, config_path, home, report)
@@ -284,7 +280,7 @@ def _initial_state(config: RunConfig, vocab_size: int, store: BlobStore) -> tupl
     layout = model.layout_of(module)
     params = model.read_parameters(module)
     momentum = np.zeros_like(params) if config.exchange.outer.momentum else None
-    path = store.root / "initial.part"
+    path = files.unfinished(store.root / "state-0")
     root = write_state(path, State(0, layout.digest, params, momentum))
     store.adopt(root, path)
     return ModelFacts(layout=layout.digest, parameters=layout.parameters), root
@@ -303,12 +299,7 @@ def _require_enough(manifest: Manifest) -> None:
 
 def _write_durably(path: Path, data: bytes) -> None:
     """Write a file so that it holds all of its bytes or is not there."""
-    unfinished = path.with_suffix(".tmp")
     try:
-        with unfinished.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+        files.write(path, data)
     except OSError as error:
         raise disk_error(error, path.parent) from None

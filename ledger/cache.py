@@ -19,6 +19,7 @@ from typing import Any
 
 from ledger.accounts import FoldState
 from ledger.journal import Journal
+from protocol import files
 
 _RULE_MODULES = ("accounts", "bodies", "entries", "evidence", "genesis", "journal")
 _FORMAT = 1
@@ -110,12 +111,7 @@ def write(path: Path, data: bytes) -> None:
     """Replace a file in one step; a full or read-only disk is no reason to fail."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}.new")
-        try:
-            unfinished.write_bytes(data)
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        files.write(path, data, durable=False)
 
 
 @once

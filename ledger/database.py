@@ -22,7 +22,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from ledger.edge import Edge, FullTile
-from protocol import merkle
+from protocol import files, merkle
 from protocol.errors import CheckFailed, ResourceError
 
 FORMAT = "artel-ledger-3"
@@ -149,12 +149,11 @@ def connect_copy(path: Path) -> sqlite3.Connection:
 
 def create(path: Path) -> None:
     """Make an empty database. It appears under its name only when it is complete and durable."""
-    new = path.with_name(path.name + ".new")
-    new.unlink(missing_ok=True)
-    with closing(sqlite3.connect(new, isolation_level=None)) as connection:
-        write_schema(connection, sqlite_version())
-        connection.execute("PRAGMA journal_mode=WAL")
-    publish(new, path)
+    with _unfinished(path) as new:
+        with closing(sqlite3.connect(new, isolation_level=None)) as connection:
+            write_schema(connection, sqlite_version())
+            connection.execute("PRAGMA journal_mode=WAL")
+        publish(new, path)
 
 
 def write_schema(connection: sqlite3.Connection, version: int) -> None:
@@ -232,19 +231,29 @@ def rebuild(source: sqlite3.Connection, path: Path, at_checkpoint: Callable[[int
 
 def migrate(path: Path) -> None:
     """Rebuild a database that another SQLite version made, so that this one can append to it."""
-    new = path.with_name(path.name + ".new")
-    new.unlink(missing_ok=True)
-    target = sqlite3.connect(new, isolation_level=None)
-    with closing(connect(path)) as source, closing(target) as db:
-        # An empty log first: the old file must not leave a log behind for the new one.
-        source.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        write_schema(db, sqlite_version())
-        copy_rows(source, db)
-        db.execute("PRAGMA journal_mode=WAL")
-    log = path.with_name(path.name + "-wal")
-    if log.exists() and log.stat().st_size:
-        raise ResourceError(f"another process is reading {path}", "stop it and start again")
-    publish(new, path)
+    with _unfinished(path) as new:
+        target = sqlite3.connect(new, isolation_level=None)
+        with closing(connect(path)) as source, closing(target) as db:
+            # An empty log first: the old file must not leave a log behind for the new one.
+            source.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            write_schema(db, sqlite_version())
+            copy_rows(source, db)
+            db.execute("PRAGMA journal_mode=WAL")
+        log = path.with_name(path.name + "-wal")
+        if log.exists() and log.stat().st_size:
+            raise ResourceError(f"another process is reading {path}", "stop it and start again")
+        publish(new, path)
+
+
+@contextmanager
+def _unfinished(path: Path) -> Iterator[Path]:
+    """A name beside ``path`` to make a database under; what is left there is removed."""
+    new = files.unfinished(path)
+    try:
+        yield new
+    finally:
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            files.discard(new.with_name(new.name + suffix))
 
 
 def publish(new: Path, path: Path) -> None:
@@ -255,13 +264,4 @@ def publish(new: Path, path: Path) -> None:
     finally:
         os.close(descriptor)
     os.replace(new, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    files.sync_folder(path.parent)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from ledger import evm, offline, text
 from ledger.accounts import KINDS_OF_WORK, FoldState
 from ledger.checkpoint import parse_checkpoint
-from ledger.database import storage_errors, sync_folder
+from ledger.database import storage_errors
 from ledger.entries import Contribution, Entry, Genesis, entry_id
 from ledger.shares import Outcome, shares
+from protocol import files
 from protocol.errors import CheckFailed
 
 if TYPE_CHECKING:
@@ -220,15 +220,4 @@ def write_file(path: Path, data: bytes, *, durable: bool = False) -> None:
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            with unfinished.open("wb") as file:
-                file.write(data)
-                file.flush()
-                if durable:
-                    os.fsync(file.fileno())
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-        if durable:
-            sync_folder(path.parent)
+        files.write(path, data, durable=durable)

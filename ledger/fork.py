@@ -9,20 +9,19 @@ that showed the head, and each of them is tied to the head's root.
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ledger import evidence
 from ledger.checkpoint import open_checkpoint, parse_checkpoint
 from ledger.cosignature import CosignerKey
-from ledger.database import storage_errors, sync_folder
+from ledger.database import storage_errors
 from ledger.evidence import SplitView
 from ledger.note import VerifierKey
 from ledger.offline import write_evidence
 from ledger.proof import root_at
 from ledger.source import NotFound, TileHashes
-from protocol import messages, wire
+from protocol import files, messages, wire
 from protocol.errors import ArtelError, CheckFailed, DecodeError, Unreachable
 
 if TYPE_CHECKING:
@@ -155,14 +154,7 @@ def write_split_view(home: Path, proof: SplitView, genesis: bytes) -> Path:
         that the file verifies with nothing else at hand
     """
     path = home / SPLIT_VIEW_FILE
-    unfinished = path.with_suffix(".tmp")
     with storage_errors(path):
-        if path.exists():
-            return path
-        with unfinished.open("wb") as file:
-            file.write(write_evidence(proof, genesis))
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-        sync_folder(home)
+        if not path.exists():
+            files.write(path, write_evidence(proof, genesis))
     return path

@@ -16,10 +16,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ledger.database import storage_errors, sync_folder
+from ledger.database import storage_errors
 from ledger.entries import recovery_digest
-from protocol import identity
+from protocol import files, identity
 from protocol.errors import CheckFailed, ResourceError, UsageError
+from protocol.files import sync_folder
 from protocol.identity import Identity
 
 ACCOUNT_KEY = "account.key"
@@ -65,22 +66,19 @@ def write_new(path: Path, data: bytes) -> None:
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        new = files.unfinished(path)
+        with files.creating(new, mode=0o600) as file:
+            file.write(data)
         try:
-            with os.fdopen(os.open(unfinished, flags, 0o600), "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
             # A link and not a rename: it fails when somebody else was faster.
-            os.link(unfinished, path)
+            os.link(new, path)
         except FileExistsError:
             raise UsageError(
                 f"{path} exists, and no key is ever overwritten",
                 "move it to a safe place first, or name another file",
             ) from None
         finally:
-            unfinished.unlink(missing_ok=True)
+            files.discard(new)
         sync_folder(path.parent)
 
 

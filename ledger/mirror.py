@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pathlib import Path
 from ledger import evidence, note
 from ledger.checkpoint import Checkpoint
 from ledger.cosignature import add_lines
-from ledger.database import storage_errors, sync_folder
+from ledger.database import storage_errors
 from ledger.entries import Genesis, decode
 from ledger.evidence import SplitView
 from ledger.export import write_file
@@ -48,6 +47,7 @@ from ledger.tiles import (
     tiles_of,
 )
 from protocol.errors import CheckFailed, DecodeError, UsageError
+from protocol.files import sync_folder
 from protocol.merkle import leaf_hash
 
 Progress = Callable[[int, int], None]
@@ -375,10 +375,17 @@ def _drop_replaced(folder: Path, before: int, size: int) -> None:
     # SPEC: Logs MAY delete any partial tile once the corresponding full tile is available.
     for tile in edge_of(before):
         if tile.full.end <= size:
-            shutil.rmtree((folder / tile.path).parent, ignore_errors=True)
+            _drop_partial(folder / tile.path)
             if tile.level == 0:
-                bundle = Tile(ENTRIES, tile.index, tile.width)
-                shutil.rmtree((folder / bundle.path).parent, ignore_errors=True)
+                _drop_partial(folder / Tile(ENTRIES, tile.index, tile.width).path)
+
+
+def _drop_partial(path: Path) -> None:
+    """Remove the partial tiles of a full one, and their folder unless it holds something else."""
+    with suppress(OSError):
+        for width in range(1, TILE_WIDTH):
+            path.with_name(str(width)).unlink(missing_ok=True)
+        path.parent.rmdir()
 
 
 def _report(folder: Path, head: SignedHead, before: int, *, files: int, behind: int) -> Mirrored:

@@ -8,6 +8,7 @@ older ledger than others have seen would sign a second history.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import shutil
 import sqlite3
@@ -19,7 +20,7 @@ from pathlib import Path
 from ledger import database, evidence, finality, note
 from ledger.accounts import FoldState
 from ledger.checkpoint import Checkpoint, sign_checkpoint
-from ledger.database import storage_errors, sync_folder
+from ledger.database import storage_errors
 from ledger.edge import Edge
 from ledger.entries import decode
 from ledger.heads import HEADS_NAME, HeadStore
@@ -34,11 +35,10 @@ from ledger.snapshot import snapshot
 from ledger.source import Source, TileHashes, read_bundle
 from ledger.store import CHECKPOINT_NAME, DATABASE_NAME, MAX_BATCH, LedgerStore
 from ledger.tiles import ENTRIES, level_tiles
-from protocol import identity, merkle
+from protocol import files, identity, merkle
 from protocol.errors import ArtelError, CheckFailed, DecodeError, UsageError
+from protocol.files import sync_folder
 from protocol.identity import HomeLock, Identity
-
-_WORK_FOLDER = "ledger.restoring"
 
 Progress = Callable[[int, int], None]
 """``progress(entries taken over, entries in all)``"""
@@ -218,9 +218,8 @@ def _rebuild(home: Path, own: _Own | None, best: _Offer, progress: Progress) -> 
     term = term_of(head.checkpoint.origin, run) or 0
     signer = _coordinator(home, head)
     known = own.store if own is not None else None
-    work = home / _WORK_FOLDER
+    work = files.unfinished(home / "ledger")
     with storage_errors(home):
-        shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
     try:
         leaves = _leaves(best.source, head.size, progress)
@@ -291,7 +290,7 @@ def _build(path: Path, leaves: Iterable[bytes], head: SignedHead, note_of: NoteO
     :raises CheckFailed: when they are not those of the checkpoint
     """
     edge, before = Edge(), 0
-    new = path.with_name(path.name + ".new")
+    new = files.unfinished(path)
     insert = database.insert_entries(1)
     with storage_errors(path):
         with closing(sqlite3.connect(new, isolation_level=None)) as target:
@@ -339,19 +338,27 @@ def _put_in_place(home: Path, work: Path) -> Path | None:
     kept = None
     with storage_errors(path):
         if path.exists():
-            number = len(list(home.glob(f"{DATABASE_NAME}.replaced-*[0-9]"))) + 1
-            kept = home / f"{DATABASE_NAME}.replaced-{number}"
+            kept = _free_name(home)
             os.link(path, kept)
+        beside = kept or _free_name(home)
         # An old log must never be applied to the new file.
         for suffix in ("-wal", "-shm"):
             side = path.with_name(path.name + suffix)
             if side.exists():
-                side.rename(f"{kept}{suffix}") if kept is not None else side.unlink()
+                side.rename(f"{beside}{suffix}")
         sync_folder(home)
         os.replace(work / DATABASE_NAME, path)
         os.replace(work / CHECKPOINT_NAME, home / CHECKPOINT_NAME)
         sync_folder(home)
     return kept
+
+
+def _free_name(home: Path) -> Path:
+    """A name for a ledger that is replaced, under which the home has nothing yet."""
+    stem = f"{DATABASE_NAME}.replaced-"
+    taken = {path.name.removeprefix(stem).partition("-")[0] for path in home.glob(f"{stem}*")}
+    number = next(n for n in itertools.count(1) if str(n) not in taken)
+    return home / f"{stem}{number}"
 
 
 def _keep_heads(home: Path, best: _Offer, state: FoldState) -> int:

@@ -23,7 +23,7 @@ from ledger.entries import Entry, Genesis, decode
 from ledger.published import published_error, read_checkpoint_file, term_of
 from ledger.reading import Head, LedgerReader
 from ledger.tiles import TILE_WIDTH, Tile
-from protocol import merkle
+from protocol import files, merkle
 from protocol.dsse import MAX_ENVELOPE_BYTES
 from protocol.errors import CheckFailed, UsageError
 
@@ -183,6 +183,7 @@ class LedgerStore(LedgerReader):
             raise UsageError("this copy of the ledger is open for reading only")
         with self._lock:
             edge = self._head.edge.copy()
+            new: Path | None = None
             try:
                 with storage_errors(self.path):
                     self._connection.execute("BEGIN IMMEDIATE")
@@ -192,17 +193,19 @@ class LedgerStore(LedgerReader):
                     note = sign(edge.size, root)
                     self._check_note(note, genesis, edge.size, root)
                     self._connection.execute(database.INSERT_CHECKPOINT, (edge.size, note))
-                    self._write_new_checkpoint(note)
+                    new = self._write_new_checkpoint(note)
                     self._connection.execute("COMMIT")
             except BaseException:
                 # A full disk may have ended the transaction already, or fail this too; whatever is
                 # not committed is gone when the connection is.
                 with suppress(sqlite3.Error):
                     self._connection.execute("ROLLBACK")
+                if new is not None:
+                    files.discard(new)
                 raise
             self._head = Head(edge, root, note, genesis)
             with storage_errors(self.path):
-                self._publish_checkpoint()
+                os.replace(new, self._checkpoint_path)
             self._fold_log()
             return note
 
@@ -258,16 +261,16 @@ class LedgerStore(LedgerReader):
     def _checkpoint_path(self) -> Path:
         return self.path.with_name(CHECKPOINT_NAME)
 
-    def _write_new_checkpoint(self, note: str) -> None:
-        with self._checkpoint_path.with_suffix(".new").open("w", encoding="utf-8") as file:
-            file.write(note)
-            file.flush()
-            os.fsync(file.fileno())
+    def _write_new_checkpoint(self, note: str) -> Path:
+        """The file that shall take the place of the published checkpoint, durable.
 
-    def _publish_checkpoint(self) -> None:
-        # The folder is not synced: a power cut may bring the older file back, which is one step
-        # behind the database, as after any crash between these steps.
-        os.replace(self._checkpoint_path.with_suffix(".new"), self._checkpoint_path)
+        The folder is not synced after that: a power cut may bring the older file back, which is
+        one step behind the database, as after any crash between these steps.
+        """
+        new = files.unfinished(self._checkpoint_path)
+        with files.creating(new) as file:
+            file.write(note.encode())
+        return new
 
     def _recover_checkpoint_file(self) -> None:
         """After a crash between steps 3 and 4 of an append the file is one step behind."""
@@ -277,8 +280,7 @@ class LedgerStore(LedgerReader):
         if error:
             raise CheckFailed(error, "restore the home directory from a backup or another node")
         if published != self.latest_note:
-            self._write_new_checkpoint(self.latest_note)
-            self._publish_checkpoint()
+            os.replace(self._write_new_checkpoint(self.latest_note), path)
 
     def _fold_log(self) -> None:
         """Move the write-ahead log into the database file and empty it.

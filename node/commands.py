@@ -13,8 +13,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from protocol import identity
-from protocol.errors import EXIT_INTERRUPTED, EXIT_OK, UsageError
+from node.limits import MAX_SAMPLE_TOKENS, MAX_SEED, MAX_TEMPERATURE
+from protocol import files, identity
+from protocol import options as types
+from protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ArtelError, UsageError
 from protocol.invite import Invite
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 DEFAULT_HOME = Path.home() / ".artel" / "node"
 DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/0"
 DEFAULT_QUOTA_MB = 10_000
+MAX_QUOTA_MB = 10**9
 LEAVE_AT_ONCE_S = 15.0
 
 _EXITS = """
@@ -94,19 +97,30 @@ def _parser() -> argparse.ArgumentParser:
         "--account", type=Path, metavar="KEY", help="key file of the owner (HOME/account.key)"
     )
     start.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    start.add_argument("--threads", type=int, default=0, help="for training; 0 takes all cores")
+    start.add_argument(
+        "--threads",
+        type=types.whole(0, _cores()),
+        default=0,
+        metavar="N",
+        help=f"for training, at most the {_cores()} cores of this machine; 0 takes all (0)",
+    )
     start.add_argument(
         "--listen",
+        type=types.listen,
         action="append",
         metavar="MULTIADDR",
         help=f"where to accept connections ({DEFAULT_LISTEN}: a free port)",
     )
     start.add_argument(
-        "--announce", action="append", metavar="MULTIADDR", help="address to tell others instead"
+        "--announce",
+        type=types.announce,
+        action="append",
+        metavar="MULTIADDR",
+        help=f"address to tell others instead, like {types.ANNOUNCE_FORM}",
     )
     start.add_argument(
         "--http",
-        type=_address,
+        type=types.endpoint,
         default=("127.0.0.1", 0),
         metavar="HOST:PORT",
         help="where to serve the run's ledger and this node's page (127.0.0.1:0: a free port, for "
@@ -114,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     start.add_argument(
         "--quota",
-        type=int,
+        type=types.whole(1, MAX_QUOTA_MB),
         default=DEFAULT_QUOTA_MB,
         metavar="MB",
         help="disk space to use at most",
@@ -137,19 +151,22 @@ def _parser() -> argparse.ArgumentParser:
 
     sample = command("sample", _SAMPLE, _sample)
     sample.add_argument("--prompt", default="def ")
-    sample.add_argument("--tokens", type=int, default=100, help="how many to add (100)")
-    sample.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest")
-    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument(
+        "--tokens",
+        type=types.whole(1, MAX_SAMPLE_TOKENS),
+        default=100,
+        metavar="N",
+        help="how many to add (100)",
+    )
+    sample.add_argument(
+        "--temperature",
+        type=types.number(0, MAX_TEMPERATURE),
+        default=0.8,
+        metavar="T",
+        help=f"0 takes the likeliest, at most {MAX_TEMPERATURE} (0.8)",
+    )
+    sample.add_argument("--seed", type=types.whole(0, MAX_SEED), default=0, metavar="N")
     return parser
-
-
-def _address(text: str) -> tuple[str, int]:
-    """HOST:PORT, or [V6]:PORT, as its two parts."""
-    host, colon, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT, as in 127.0.0.1:8090")
-    return host, int(port)
 
 
 # --- start ---------------------------------------------------------------------------------------
@@ -165,6 +182,10 @@ def _start(arguments: argparse.Namespace) -> int:
     try:
         # At once, so that nobody waits for a node that cannot start.
         http = status.bind(*arguments.http)
+        for address in arguments.listen or ():
+            types.check_port_free(address)
+        files.require_ours(home / status.ADDRESS_FILE, files.holds("url"))
+        files.require_ours(home / "manifest.json", _is_manifest)
         invite = _invite(arguments.join, home)
         account_file = arguments.account or home / "account.key"
         account = (
@@ -198,6 +219,16 @@ def _start(arguments: argparse.Namespace) -> int:
         lock.release()
 
 
+def _is_manifest(data: bytes) -> bool:
+    from protocol.manifest import open_manifest
+
+    try:
+        open_manifest(data)
+    except ArtelError:
+        return False
+    return True
+
+
 def _invite(given: str | None, home: Path) -> Invite:
     """The invite on the command line, or the one that this home joined with before."""
     kept = home / "invite"
@@ -216,7 +247,7 @@ def _invite(given: str | None, home: Path) -> Invite:
                 f"{home} belongs to another run ({before.run[:12]}…)",
                 "choose another --home for this run",
             )
-    kept.write_text(invite.encode() + "\n", encoding="utf-8")
+    files.write(kept, f"{invite.encode()}\n".encode(), mode=0o644)
     return invite
 
 
@@ -245,6 +276,8 @@ async def _serve(options: Options, http: socket.socket) -> int:
         async with contextlib.AsyncExitStack() as stack:
             _say(f"node {options.identity.peer_id}")
             _say(f"account {options.account.key}")
+            if types.only_here(options.announce):
+                _say(f"! announce {types.only_here(options.announce)}")
             daemon = await join(options, stack, _say)
             running.append(daemon)
             site = await status.site_of(daemon.session)
@@ -333,65 +366,37 @@ def _peers(by_peer: dict[str, int]) -> str:
 
 def _rate(text: str) -> int:
     """Megabits per second as bytes per second."""
-    try:
-        mbit = float(text)
-    except ValueError:
-        mbit = 0.0
-    if not 0.01 <= mbit <= 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of Mbit/s from 0.01 on")
-    return round(mbit * 1e6 / 8)
+    return round(types.number(0.01, 1e6)(text) * 1e6 / 8)
 
 
 def _export(arguments: argparse.Namespace) -> int:
     from node import export
+    from node.newest import newest
 
-    state, manifest, tokenizer = _newest(arguments.home)
-    export.export(manifest, state, tokenizer, arguments.out)
+    with newest(arguments.home) as found:
+        export.export(found.manifest, found.state, found.tokenizer, arguments.out, root=found.root)
     if arguments.json:
-        print(json.dumps({"out": str(arguments.out), "state": state.name}))
+        print(json.dumps({"out": str(arguments.out), "state": found.root}))
     else:
-        print(f"wrote state {state.name[:12]}… to {arguments.out}")
+        print(f"wrote state {found.root[:12]}… to {arguments.out}")
         print(f'load it with: AutoModelForCausalLM.from_pretrained("{arguments.out}")')
     return EXIT_OK
 
 
 def _sample(arguments: argparse.Namespace) -> int:
     from node import export
+    from node.newest import newest
 
-    state, manifest, tokenizer = _newest(arguments.home)
-    text = export.sample(
-        manifest,
-        state,
-        tokenizer,
-        prompt=arguments.prompt,
-        max_tokens=arguments.tokens,
-        temperature=arguments.temperature,
-        seed=arguments.seed,
-    )
+    with newest(arguments.home) as found:
+        text = export.sample(
+            found.manifest,
+            found.state,
+            found.tokenizer,
+            root=found.root,
+            prompt=arguments.prompt,
+            max_tokens=arguments.tokens,
+            temperature=arguments.temperature,
+            seed=arguments.seed,
+        )
     sys.stdout.write(text + "\n")
     return EXIT_OK
-
-
-def _newest(home: Path) -> tuple[Path, Path, Path | None]:
-    """Files of the newest agreed state that this home holds, of the manifest and the tokenizer.
-
-    :raises UsageError: the home holds no state
-    """
-    from ledger import entries
-    from ledger.shares import fold
-    from ledger.snapshot import snapshot
-    from ledger.store import LedgerStore
-    from protocol.manifest import open_manifest
-
-    manifest_file = home / "manifest.json"
-    if not manifest_file.exists():
-        raise UsageError(f"{home} has not joined a run", "check --home")
-    manifest, run = open_manifest(manifest_file.read_bytes())
-    with snapshot(home) as copy, LedgerStore.open_copy(copy.path, run=run) as store:
-        agreed = fold(map(entries.decode, store.leaves())).states
-    blobs = home / "blobs"
-    for root in reversed(agreed):
-        if (blobs / root).exists():
-            tokenizer = blobs / manifest.tokenizer.id if manifest.tokenizer.id else None
-            return blobs / root, manifest_file, tokenizer
-    raise UsageError(f"{home} holds no agreed state yet", "wait until the node has synced")

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from node import holders
 from protocol import assignment, content, dht, shards, transfer
 from protocol.blobs import BlobStore
 from protocol.errors import CheckFailed
@@ -75,7 +76,7 @@ class Corpus:
         index = await self._index(split)
         needed = assignment.shards_needed(refs)
         missing = [n for n in needed if not self._blobs.has(index.shards[n])]
-        holders = await self._holders(missing, first)
+        known = await self._holders(missing, first)
         gate = asyncio.Semaphore(4)
 
         async def bring(number: int) -> Path:
@@ -85,7 +86,7 @@ class Corpus:
                     self._host,
                     self._blobs,
                     blob,
-                    holders.get(number, [self._fallback]),
+                    known.get(number, [self._fallback]),
                     max_bytes=index.bytes_in(number),
                     kind="data",
                 )
@@ -114,11 +115,13 @@ class Corpus:
     async def _index(self, split: SplitFacts) -> ShardIndex:
         known = self._indexes.get(split.index)
         if known is None:
+            here = self._blobs.has(split.index)
+            found = {} if here else await holders.records(self._host, self._run)
             path = await transfer.fetch(
                 self._host,
                 self._blobs,
                 split.index,
-                [self._fallback],
+                holders.ranked(found, split.index, [self._fallback]),
                 max_bytes=shards.MAX_INDEX_BYTES,
                 kind="data",
             )
@@ -131,14 +134,12 @@ class Corpus:
         """Nodes that say they hold each missing shard; the coordinator comes last, to spare it."""
         if not missing:
             return {}
-        records = await self._host.lookup(dht.nodes_key(self._run), dht.HolderRecord)
-        for peer, record in records.items():
-            self._host.remember(peer, record.addresses)
-        others = {p: r for p, r in records.items() if p not in (self._fallback, self._host.peer_id)}
+        records = await holders.records(self._host, self._run)
+        others = {p: r for p, r in records.items() if p != self._fallback}
         found: dict[int, list[str]] = {}
         for number in missing:
-            holders = [p for p, r in others.items() if dht.has_shard(r.shards, first + number)]
+            held = [p for p, r in others.items() if dht.has_shard(r.shards, first + number)]
             # Different nodes begin with different holders, so that the load spreads.
-            holders.sort(key=lambda p: content.content_id(f"{p}{number}{self._run}".encode()))
-            found[number] = [*holders[:3], self._fallback]
+            held.sort(key=lambda p: content.content_id(f"{p}{number}{self._run}".encode()))
+            found[number] = [*held[:3], self._fallback]
         return found

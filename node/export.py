@@ -17,14 +17,18 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from protocol import content, dsse, tokenizer
-from protocol.errors import ArtelError, ResourceError, UsageError
-from protocol.manifest import Manifest, open_manifest
+from safetensors import SafetensorError
 
-MAX_SAMPLE_TOKENS = 100_000
+from node.limits import MAX_SAMPLE_TOKENS, MAX_SEED, MAX_TEMPERATURE
+from protocol import content, dsse, files, tokenizer
+from protocol.errors import ArtelError, CheckFailed, ResourceError, UsageError
+from protocol.manifest import Manifest, open_manifest
+from protocol.units import readable
+
 SMALL_MODEL = 20_000_000
 """Parameters below which sampling takes one thread."""
 
@@ -41,48 +45,78 @@ class Exported:
     files: tuple[str, ...]
 
 
-def export(manifest: Path, state: Path, tokenizer_file: Path | None, out: Path) -> Exported:
+def export(
+    manifest: Path,
+    state: Path | BufferedReader,
+    tokenizer_file: Path | None,
+    out: Path,
+    *,
+    root: str = "",
+) -> Exported:
     """Write a state as a Hugging Face directory.
 
     :param manifest: file of the signed manifest
+    :param state: file of the state, or its path; a node may delete the latter meanwhile
     :param tokenizer_file: the run's tokenizer.json; None for a run on bytes
     :param out: the directory; must not exist yet or be empty
+    :param root: what the state's root has to be; "" for anything
     :raises UsageError: ``out`` is in use, or the tokenizer is missing
     :raises DecodeError: a file is damaged or belongs to another run
     :raises CheckFailed: a signature or an id does not fit
     :raises ResourceError: a file cannot be read or written
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} is not empty", "name a directory that does not exist yet")
+    _require_empty(out)
     run, run_id = _read_manifest(manifest)
     tokens = _tokenizer_json(run, tokenizer_file)
-    module, round = _load(run, state)
-    root = content.file_content_id(state)
-    unfinished = out.with_name(out.name + ".tmp")
+    module, round, root = _load(run, state, root)
     try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        module.save_pretrained(unfinished)
-        _write_tokenizer(run, tokens, unfinished)
-        (unfinished / "README.md").write_text(_card(run, run_id, round, root))
-        with contextlib.suppress(FileNotFoundError):
-            out.rmdir()  # empty, as checked above
-        unfinished.rename(out)
-    except OSError as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        with _taking_the_place_of(out) as unfinished:
+            module.save_pretrained(unfinished)
+            _write_tokenizer(run, tokens, unfinished)
+            (unfinished / "README.md").write_text(_card(run, run_id, round, root))
+    except (OSError, SafetensorError) as error:
         raise ResourceError(
-            f"cannot write the model to {out}: {error.strerror or error}",
-            f"it needs about {state.stat().st_size // 10**6 + 1} MB there",
+            f"cannot write the model to {out}: {getattr(error, 'strerror', None) or error}",
+            f"it needs about {readable(4 * run.model.parameters)} there",
         ) from None
-    files = tuple(sorted(path.name for path in out.iterdir()))
-    return Exported(str(out), run_id, round, root, run.model.parameters, files)
+    names = tuple(sorted(path.name for path in out.iterdir()))
+    return Exported(str(out), run_id, round, root, run.model.parameters, names)
+
+
+def _require_empty(out: Path) -> None:
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UsageError(f"{out} is not empty", "name a directory that does not exist yet")
+    except OSError as error:
+        raise UsageError(f"cannot use {out}: {error.strerror}", "name another directory") from None
+
+
+@contextlib.contextmanager
+def _taking_the_place_of(out: Path) -> Iterator[Path]:
+    """A new directory whose files are in ``out`` when the block ends, all of them or none.
+
+    An empty directory that is there already stays the one that it is: it may be somebody's mount.
+    """
+    there = out.is_dir()
+    unfinished = files.unfinished(out / "model" if there else out)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        if there:
+            for path in sorted(unfinished.iterdir()):
+                path.rename(out / path.name)
+        else:
+            unfinished.rename(out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def sample(
     manifest: Path,
-    state: Path,
+    state: Path | BufferedReader,
     tokenizer_file: Path | None,
     *,
+    root: str = "",
     prompt: str = "",
     max_tokens: int = 200,
     temperature: float = 0.8,
@@ -95,17 +129,22 @@ def sample(
     :raises UsageError: an argument out of range
     :raises ArtelError: as :func:`export`
     """
-    if not 1 <= max_tokens <= MAX_SAMPLE_TOKENS or not 0 <= temperature <= 10:
+    if (
+        not 1 <= max_tokens <= MAX_SAMPLE_TOKENS
+        or not 0 <= temperature <= MAX_TEMPERATURE
+        or not 0 <= seed <= MAX_SEED
+    ):
         raise UsageError(
-            f"max_tokens = {max_tokens}, temperature = {temperature} cannot be",
-            f"tokens: 1 to {MAX_SAMPLE_TOKENS}, temperature: 0 to 10",
+            f"max_tokens = {max_tokens}, temperature = {temperature}, seed = {seed} cannot be",
+            f"tokens: 1 to {MAX_SAMPLE_TOKENS}, temperature: 0 to {MAX_TEMPERATURE}, "
+            f"seed: 0 to {MAX_SEED}",
         )
     import torch
 
     run, _ = _read_manifest(manifest)
     tokens = _tokenizer_json(run, tokenizer_file)
     codec = tokenizer.load(run.config.tokenizer.kind, tokens)
-    module, _ = _load(run, state)
+    module, _, _ = _load(run, state, root)
     module.eval()
     module.config.use_cache = False
     # The model saw documents behind an end-of-text token, and never more than seq_len at once.
@@ -229,20 +268,30 @@ def _tokenizer_json(run: Manifest, path: Path | None) -> bytes | None:
     return data
 
 
-def _load(run: Manifest, path: Path) -> tuple[Any, int]:
-    """The model with the numbers of a state, and the state's round."""
+def _load(run: Manifest, source: Path | BufferedReader, wanted: str) -> tuple[Any, int, str]:
+    """The model with the numbers of a state; the state's round and root.
+
+    :raises CheckFailed: the root is not the one that is wanted
+    """
     from protocol import model
-    from protocol.state import read_state
+    from protocol.state import read_state, state_root
 
     module: Any = model.build(run.config.model, run.tokenizer.vocab_size, run.config.run.seed)
-    state = read_state(path, model.layout_of(module))
+    state = read_state(source, model.layout_of(module))
+    # Of what was read, and not of what is under that name by now.
+    root = state_root(state)
+    if wanted and root != wanted:
+        raise CheckFailed(
+            f"the state {wanted[:12]}… is damaged on this disk",
+            "start the node: it finds that out, and fetches the state again",
+        )
     model.load_parameters(module, state.params)
     # transformers puts these into config.json; generation starts and ends with them.
     end = tokenizer.load("bytes", None).end_of_text if run.config.tokenizer.kind == "bytes" else 0
     for part in (module.config, module.generation_config):
         if part is not None:
             part.bos_token_id = part.eos_token_id = end
-    return module, state.round
+    return module, state.round, root
 
 
 def _write_tokenizer(run: Manifest, tokens: bytes | None, out: Path) -> None:

@@ -22,18 +22,19 @@ from ledger.note import VerifierKey
 from ledger.replica import Replica
 from ledger.store import DATABASE_NAME
 from ledger.witness import Witness
-from node import preflight, watch
+from node import holders, preflight, watch
 from node.claims import Claims
 from node.corpus import Corpus
 from node.daemon import Daemon
 from node.history import closed_since
 from node.link import Link
 from node.session import Session
-from node.supervisor import Trainer
-from node.sync import States, delta_bytes, state_bytes
-from protocol import assignment, dht, messages, transfer
+from node.sizes import state_bytes
+from node.supervisor import Trainer, TrainerError
+from node.sync import States, delta_bytes
+from protocol import assignment, dht, files, messages, transfer
 from protocol.blobs import BlobStore
-from protocol.errors import CheckFailed, ResourceError, Unreachable
+from protocol.errors import ArtelError, CheckFailed, ResourceError, Unreachable
 from protocol.identity import Identity
 from protocol.invite import Invite
 from protocol.manifest import Manifest
@@ -42,6 +43,8 @@ from protocol.network import Host
 REGISTER_PATIENCE_S = 60.0
 STATE_PATIENCE_S = 120.0
 STATE_RETRY_S = 2.0
+STATES_TRIED = 8
+"""Of a run that makes states faster than this node fetches one."""
 MAX_TOKENIZER_BYTES = 64 << 20
 INVITE_FILE = "invite"
 PRIVACY = (
@@ -117,10 +120,13 @@ async def _join(
         uplink=options.uplink,
     )
     stack.push_async_callback(host.close)
+    if options.device == "cuda":  # before anything is fetched for it; torch is imported by now
+        await _require_device(trainer, options.device)
     link = Link(host, options.invite)
     manifest, envelope = await _manifest(link)
     link.trust(manifest)
-    (home / "manifest.json").write_bytes(envelope)
+    preflight.require_quota(manifest, options.quota_bytes)
+    files.write(home / "manifest.json", envelope)
     _keep_invite(home / INVITE_FILE, options.invite)
     run = options.invite.run
     watch.refuse_convicted(replica, heads)
@@ -149,6 +155,7 @@ async def _join(
         keyfiles.recovery_of(home),
     )
     session.work_dir.mkdir(exist_ok=True)
+    files.sweep(session.work_dir)
     state_bytes = 2 * 4 * manifest.model.parameters + (1 << 20)
     states = States(host, blobs, run, state_bytes)
     say(f'run "{manifest.config.run.name}": {manifest.config.run.description or "no description"}')
@@ -165,11 +172,13 @@ async def _join(
     if not 0 < welcome.payload_bytes <= 8 * manifest.model.parameters + (1 << 20):
         raise CheckFailed("the coordinator names an impossible size for contributions")
     if manifest.tokenizer.id:
+        here = blobs.has(manifest.tokenizer.id)
+        found = {} if here else await holders.records(host, run)
         await transfer.fetch(
             host,
             blobs,
             manifest.tokenizer.id,
-            [link.coordinator],
+            holders.ranked(found, manifest.tokenizer.id, [link.coordinator]),
             max_bytes=MAX_TOKENIZER_BYTES,
             kind="data",
         )
@@ -202,6 +211,13 @@ async def _join(
     return daemon
 
 
+async def _require_device(trainer: Trainer, device: str) -> None:
+    try:
+        await trainer.require_device(device)
+    except TrainerError as error:
+        raise ResourceError(error.message, error.hint) from None
+
+
 async def _manifest(link: Link) -> tuple[Manifest, bytes]:
     """The manifest, tried a few times: the coordinator may just be starting."""
     for pause in (0.5, 1.0, 2.0):
@@ -216,9 +232,11 @@ async def _state(session: Session, states: States, say: Callable[[str], None]) -
     """Root and file of an agreed state to begin with, tried for a while: holders come and go.
 
     The newest one; or an older one that lies here already, when the rounds since then are fewer
-    bytes than the newest state. The worker catches up from there.
+    bytes than the newest state. The worker catches up from there. The others delete states that
+    are two rounds old: when that is faster than this node can fetch, a newer one is begun.
+
+    :raises Unreachable: nobody has given a state
     """
-    deadline = time.monotonic() + STATE_PATIENCE_S
     agreed = session.replica.state.states
     held = states.newest_held(agreed)
     if 0 <= held < len(agreed) - 1:
@@ -235,16 +253,50 @@ async def _state(session: Session, states: States, say: Callable[[str], None]) -
     def progress(done: int, size: int) -> None:
         say(f"state    {done / 1e6:.1f} of {size / 1e6:.1f} MB")
 
+    deadline, tried = 0.0, list[str]()
     while True:
         root = session.replica.state.states[-1]
+        if root not in tried:
+            if tried:
+                number = len(session.replica.state.states) - 1
+                say(f"! state    the run went on meanwhile: fetching the state of round {number}")
+            tried.append(root)
+            deadline = time.monotonic() + STATE_PATIENCE_S
         try:
             return root, await states.obtain(root, [session.link.coordinator], progress)
         except Unreachable as error:
+            if len(tried) == STATES_TRIED:
+                raise Unreachable(
+                    f"{len(tried)} states were deleted by the others before this node had them "
+                    f"({error.message})",
+                    "the run makes states faster than this connection brings one; try again with "
+                    "a faster one, or ask the organiser for longer rounds",
+                ) from None
             if time.monotonic() > deadline:
                 raise
             say(f"! state    {error.message}; trying again")
-            await asyncio.sleep(STATE_RETRY_S)
-            await session.replica.catch_up(session.host, session.link.coordinator, session.run)
+            await _learn_more(session)
+            if session.replica.state.states[-1] == root:
+                await asyncio.sleep(STATE_RETRY_S)
+
+
+async def _learn_more(session: Session) -> None:
+    """Bring the ledger up to date: from the coordinator, or else from a node that answers."""
+    coordinator = session.link.coordinator
+    if not await _caught_up(session, coordinator):
+        for peer in list(await holders.records(session.host, session.run))[: holders.MOST]:
+            if peer != coordinator and await _caught_up(session, peer):
+                return
+
+
+async def _caught_up(session: Session, peer: str) -> bool:
+    try:
+        await session.replica.catch_up(session.host, peer, session.run)
+    except SplitViewProven:
+        raise
+    except ArtelError:
+        return False
+    return True
 
 
 async def _register(session: Session) -> tuple[messages.Welcome, list[preflight.Finding]]:
@@ -265,8 +317,7 @@ async def _register(session: Session) -> tuple[messages.Welcome, list[preflight.
 
 def _keep_invite(path: Path, invite: Invite) -> None:
     """Leave the invite where commands find the run's coordinator; it holds no secret."""
-    path.write_text(invite.encode() + "\n", encoding="utf-8")
-    path.chmod(0o644)
+    files.write(path, f"{invite.encode()}\n".encode(), mode=0o644)
 
 
 def _show(findings: list[preflight.Finding], say: Callable[[str], None]) -> None:

@@ -14,10 +14,13 @@ from pathlib import Path
 
 import psutil
 
-from protocol import assignment, messages, wire
-from protocol.errors import ArtelError
+from node.sizes import state_bytes
+from protocol import assignment, codec, messages, wire
+from protocol.errors import ArtelError, ResourceError
 from protocol.manifest import Manifest
 from protocol.network import Host
+from protocol.state import Layout
+from protocol.units import readable
 
 MAX_CLOCK_OFFSET_S = 2.5
 """The DHT refuses peers whose clock is 3 s off."""
@@ -72,7 +75,7 @@ def memory(manifest: Manifest) -> Finding:
     need = BASE_MEMORY_BYTES + copies * 4 * manifest.model.parameters
     free = psutil.virtual_memory().available
     level = "ok" if free > 1.2 * need else "warning" if free > need else "problem"
-    return Finding("memory", level, f"{_size(free)} free, about {_size(need)} needed")
+    return Finding("memory", level, f"{readable(free)} free, about {readable(need)} needed")
 
 
 def disk(manifest: Manifest, home: Path, quota: int) -> Finding:
@@ -80,7 +83,35 @@ def disk(manifest: Manifest, home: Path, quota: int) -> Finding:
     need = min(quota, _disk_need(manifest))
     free = shutil.disk_usage(home).free
     level = "ok" if free > 1.2 * need else "problem"
-    return Finding("disk", level, f"{_size(free)} free, about {_size(need)} needed")
+    return Finding("disk", level, f"{readable(free)} free, about {readable(need)} needed")
+
+
+def require_quota(manifest: Manifest, quota: int) -> None:
+    """Refuse a quota into which a node's part of one round does not fit.
+
+    :raises ResourceError: with the quota that would do
+    """
+    need = _quota_need(manifest)
+    if quota < need:
+        raise ResourceError(
+            f"--quota {quota // 10**6} is too small for this run: a node needs {readable(need)}",
+            f"give it at least --quota {-(-need // 10**6)}",
+        )
+
+
+def _quota_need(manifest: Manifest) -> int:
+    """The states of two rounds and the one that is being made, what the fewest members send in a
+    round, and a shard of each split."""
+    config, data = manifest.config, manifest.data
+    fragment = Layout.of([("all", (-(-manifest.model.parameters // config.exchange.fragments),))])
+    payload = codec.of(config.exchange).payload_bytes(fragment)
+    members = config.rounds.min_nodes
+    # Of a sharded round: the inputs of one slice, and all that were combined.
+    payloads = members if assignment.topology(config, members) == "gather" else 2
+    width = 2 if data.dtype == "uint16" else 4
+    shard = config.data.shard_tokens
+    tokens = min(shard, data.train.tokens) + min(shard, data.validation.tokens)
+    return 3 * state_bytes(manifest) + payloads * payload + width * tokens
 
 
 def _disk_need(manifest: Manifest) -> int:
@@ -130,7 +161,7 @@ async def uplink(host: Host, coordinator: str, manifest: Manifest, payload: int)
     allowed = manifest.config.rounds.reveal_s
     text = (
         f"{rate * 8 / 1e6:,.0f} Mbit/s up, {seconds:.1f} s for one contribution of "
-        f"{_size(payload)} ({allowed:.0f} s allowed)"
+        f"{readable(payload)} ({allowed:.0f} s allowed)"
     )
     level = "ok" if seconds < 0.5 * allowed else "warning"
     return Finding("uplink", "problem" if seconds > allowed else level, text)
@@ -145,11 +176,3 @@ def reachable(answer: bool) -> Finding:
         "passes its work on (to serve others too, forward a port and use --listen and --announce)"
     )
     return Finding("address", "warning", text)
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit in ("B", "kB") else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError

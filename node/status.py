@@ -25,6 +25,7 @@ from ledger.web.context import Context
 from ledger.web.markup import account_link, node_link, percent, section, text
 from ledger.web.server import Gate, Limits
 from ledger.web.site import LedgerSite
+from protocol import files
 from protocol.errors import ResourceError, Unreachable
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ async def serving(
     site.add_routes(app)
     url = _url(listener)
     async with gate.listening(app, listener):
-        (home / ADDRESS_FILE).write_text(json.dumps({"url": url}))
+        files.write(home / ADDRESS_FILE, json.dumps({"url": url}).encode(), durable=False)
         try:
             yield url
         finally:

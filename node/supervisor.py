@@ -4,7 +4,7 @@ Nothing here imports torch. A :class:`Trainer` is owned by the daemon's event lo
 two lanes, which work at the same time; in each the commands run in the order in which they were
 called:
 
-- main: load, set_state, benchmark, train, run_on, evaluate
+- main: choose, load, set_state, benchmark, train, run_on, evaluate
 - merge: apply, aggregate, apply_slices
 
 :meth:`Trainer.cancel` acts at once.
@@ -106,6 +106,13 @@ class Trainer:
         if self._child is None:
             return TrainerDied("the trainer was stopped", "", None)
         return await asyncio.shield(self._child.dead)
+
+    async def require_device(self, device: str, *, timeout: float = LOAD_S) -> None:
+        """Find out whether torch can train on a device; needs no run.
+
+        :raises TrainerError: ``no_device``
+        """
+        await self._call("choose", timeout, device=device)
 
     async def load(
         self, manifest: Path, state: Path, *, device: str = "auto", timeout: float = LOAD_S

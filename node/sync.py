@@ -14,15 +14,14 @@ import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from node import holders
 from node.history import ClosedRound
 from node.supervisor import Trainer, TrainerError
-from protocol import dht, pseudogradient, transfer
+from protocol import pseudogradient, transfer
 from protocol.blobs import BlobStore
 from protocol.errors import CheckFailed
 from protocol.events import emit
-from protocol.manifest import Manifest
 from protocol.network import Host
-from protocol.state import HEADER_BYTES
 
 log = logging.getLogger("artel.node")
 
@@ -39,6 +38,7 @@ class States:
     def __init__(self, host: Host, blobs: BlobStore, run: str, max_bytes: int) -> None:
         self._host, self._blobs, self._run, self._max_bytes = host, blobs, run, max_bytes
         self._held: list[str] = []  # roots in the store, newest last
+        self._fetching = ""  # root of the state that was last asked of others
         self.round = -1
         self.root = ""
 
@@ -57,23 +57,24 @@ class States:
     ) -> Path:
         """The file of the state with this root: from the store, or fetched.
 
-        :param others: peers that may have it, to be asked after those that say so in the DHT
+        :param others: peers that may have it, to be asked after the nodes that the DHT knows; the
+            coordinator comes last
         :raises Unreachable: nobody can give it
         """
         path = self._blobs.path(root)
         if path is None:
-            records = await self._host.lookup(dht.nodes_key(self._run), dht.HolderRecord)
-            for peer, record in records.items():
-                self._host.remember(peer, record.addresses)
-            sure = [peer for peer, record in records.items() if record.state == root]
-            holders = [*sure, *(peer for peer in others if peer not in sure)]
-            holders = [peer for peer in holders if peer != self._host.peer_id]
-            emit(log, "state.fetching", root=root[:12], holders=len(holders))
+            if self._fetching not in ("", root):  # nobody needs it any more
+                self._blobs.partial(self._fetching).unlink(missing_ok=True)
+            self._fetching = root
+            found = await holders.records(self._host, self._run)
+            # A node holds the state before the one that it names, too.
+            asked = holders.ranked(found, root, others, lambda record: record.state == root)
+            emit(log, "state.fetching", root=root[:12], holders=len(asked))
             path = await transfer.fetch(
                 self._host,
                 self._blobs,
                 root,
-                holders,
+                asked,
                 max_bytes=self._max_bytes,
                 kind="state",
                 progress=progress,
@@ -113,12 +114,6 @@ class States:
         """Number of the newest of these states that lies in the store; -1 when none does."""
         held = (number for number, root in enumerate(agreed) if self._blobs.has(root))
         return max(held, default=-1)
-
-
-def state_bytes(manifest: Manifest) -> int:
-    """Bytes of a state file of this run."""
-    buffers = 2 if manifest.config.exchange.outer.momentum else 1
-    return HEADER_BYTES + 4 * buffers * manifest.model.parameters
 
 
 def delta_bytes(missed: Iterable[ClosedRound], blobs: BlobStore) -> int:

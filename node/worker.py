@@ -15,7 +15,7 @@ from typing import Any
 
 from ledger import entries
 from ledger.shares import Attempt
-from node import sync
+from node import sizes, sync
 from node.applying import Applying
 from node.contributing import Contributing
 from node.corpus import Corpus
@@ -113,7 +113,7 @@ class Worker:
             return False
         missed = await asyncio.to_thread(closed_since, session.replica.store, behind)
         size = sync.delta_bytes(missed, session.blobs)
-        if size >= sync.state_bytes(session.manifest) or session.blobs.has(root):
+        if size >= sizes.state_bytes(session.manifest) or session.blobs.has(root):
             return False
         emit(log, "state.catching_up", rounds=len(missed), bytes=size)
         try:

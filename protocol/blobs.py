@@ -15,15 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
-from protocol import content, merkle
+from protocol import content, files, merkle
 from protocol.errors import ResourceError
 from protocol.streams import Kind
+from protocol.units import readable
 
 if TYPE_CHECKING:
     from protocol.download import Download
 
 _MAX_LABELS = 16_384
 _CONTENT_ID = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_CUT_OFF = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{8}\.put", re.ASCII)
+"""Names that :meth:`BlobStore.unfinished` has given."""
 
 
 class BlobStore:
@@ -50,8 +53,9 @@ class BlobStore:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise disk_error(error, root) from None
-        for cut_off in root.glob("*.put"):
-            cut_off.unlink()
+        for entry in list(os.scandir(root)):
+            if _CUT_OFF.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                os.unlink(entry.path)
         self._sizes = {  # guarded by _lock
             entry.name: entry.stat().st_size
             for entry in os.scandir(root)
@@ -83,10 +87,8 @@ class BlobStore:
         if not self.has(blob):
             part = self.unfinished(blob)
             try:
-                with part.open("wb") as file:
+                with files.creating(part) as file:
                     file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
                 self.adopt(blob, part, hashes)
             except OSError as error:
                 raise disk_error(error, self.root) from None
@@ -208,8 +210,8 @@ class BlobStore:
         short = excess - sum(self._sizes[blob] for blob in loose)
         if short > 0:
             raise ResourceError(
-                f"the disk quota of {self.quota_bytes / 1e6:,.0f} MB is too small for this run",
-                f"{short / 1e6:,.1f} MB more are needed: raise --quota",
+                f"the disk quota of {readable(self.quota_bytes)} is too small for this run",
+                f"{readable(short)} more are needed: raise --quota",
             )
         for blob in sorted(loose, key=lambda blob: _last_use(self.root / blob)):
             (self.root / blob).unlink(missing_ok=True)

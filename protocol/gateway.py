@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import ipaddress
 import logging
 import os
@@ -20,9 +19,7 @@ from google.protobuf.message import DecodeError as BadProtobuf
 from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure
 from hivemind.proto import p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr as DaemonMultiaddr
-from multiaddr import Multiaddr
 
-from protocol.errors import ResourceError
 from protocol.events import emit
 from protocol.tasks import within
 
@@ -203,34 +200,3 @@ async def _read(loop: asyncio.AbstractEventLoop, sock: socket.socket, count: int
             raise EOFError("the network daemon closed its socket")
         data += piece
     return data
-
-
-def check_port_free(address: str) -> None:
-    """Fail with a clear line before the daemon fails with an unclear one.
-
-    :raises ResourceError: one cannot listen on this multiaddr
-    """
-    parts = address.split("/")
-    try:
-        Multiaddr(address)
-        if parts[1] not in ("ip4", "ip6") or parts[3] not in ("tcp", "udp"):
-            raise ValueError("it needs an IP address and a port")
-    except (ValueError, LookupError):
-        raise ResourceError(
-            f"cannot listen on {address!r}", "write it like /ip4/0.0.0.0/tcp/4001"
-        ) from None
-    port = int(parts[4])
-    if port == 0 or parts[3] == "udp":
-        return
-    family = socket.AF_INET if parts[1] == "ip4" else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((parts[2], port))
-        except OSError as error:
-            hint = "use an address that exists on this machine, or 0.0.0.0 for all of them"
-            if error.errno == errno.EADDRINUSE:
-                hint = "another program uses this port: choose another one with --listen"
-            elif error.errno == errno.EACCES:
-                hint = "ports below 1024 need root: choose another one with --listen"
-            raise ResourceError(f"cannot listen on {address}: {error.strerror}", hint) from None

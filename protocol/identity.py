@@ -18,6 +18,7 @@ import base58
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from protocol import files
 from protocol.errors import DecodeError, ResourceError, UsageError
 
 _PRIVATE_PREFIX = bytes.fromhex("08011240")  # protobuf: type = Ed25519, data = 64 bytes
@@ -129,18 +130,36 @@ def load_or_create(path: Path) -> Identity:
     return identity
 
 
+def no_home(home: Path, error: OSError) -> ResourceError:
+    """The error for a person whose ``--home`` cannot be one."""
+    reason = error.strerror or str(error)
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        reason = "it is a file, or lies below one"
+    return ResourceError(
+        f"cannot use the home directory {home}: {reason}",
+        "choose a folder that you can write to: --home DIR",
+    )
+
+
 class HomeLock:
     """Exclusive use of a home directory by one process, held until :meth:`release`.
 
     The kernel drops the lock when the process ends, however it ends.
 
-    :raises ResourceError: when another process holds the lock
+    What killed processes have left unfinished there is removed.
+
+    :raises ResourceError: when another process holds the lock, or there can be no home
+    :raises UsageError: when the folder has a file called ``lock`` that is no such lock
     """
 
     def __init__(self, home: Path) -> None:
-        home.mkdir(parents=True, exist_ok=True)
         self.path = home / "lock"
-        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            files.require_ours(self.path, lambda data: not data or data.strip().isdigit())
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise no_home(home, error) from None
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -152,6 +171,7 @@ class HomeLock:
             ) from None
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+        files.sweep(home)
 
     def release(self) -> None:
         os.close(self._descriptor)

@@ -30,10 +30,11 @@ from pydantic import BaseModel
 from protocol import dht, dht_node, wire
 from protocol.errors import DecodeError, ResourceError, Unreachable
 from protocol.events import emit
-from protocol.gateway import Gateway, check_port_free
+from protocol.gateway import Gateway
 from protocol.identity import Identity
 from protocol.limits import network_of
 from protocol.messages import Message
+from protocol.options import check_port_free
 from protocol.p2pd import Daemon, raise_open_files
 from protocol.slots import Members, Slots
 from protocol.sockets import Carried, SocketBytes

@@ -16,23 +16,25 @@ The header fills one page so that the arrays can be memory-mapped page-aligned.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from io import BufferedReader
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from protocol import canonical, merkle
+from protocol import canonical, files, merkle
 from protocol.content import CHUNK_BYTES
 from protocol.errors import CheckFailed, DecodeError, ResourceError
+from protocol.units import readable
 
 Vector = npt.NDArray[np.float32]
 """A flat fp32 vector, shape (N,): parameters, momentum, a pseudo-gradient or an update."""
@@ -195,64 +197,58 @@ def write_state(path: Path, state: State, *, durable: bool = True) -> str:
     :raises CheckFailed: the state is not finite or its arrays do not fit together
     """
     _require_sound(state)
-    unfinished = path.with_name(path.name + ".tmp")
     parts = _file_parts(state)
     try:
         # Hashing takes longer than writing, and both let other threads run.
-        with ThreadPoolExecutor(_HASHERS) as pool, unfinished.open("wb") as file:
+        with (
+            ThreadPoolExecutor(_HASHERS) as pool,
+            files.replacing(path, durable=durable) as file,
+        ):
             hashes = [pool.submit(_hash_of, pieces) for pieces in _chunks(parts)]
             for part in parts:
                 file.write(part)
-            file.flush()
-            if durable:
-                # The bytes must be on the disk before the name is, or a power cut leaves a short
-                # file.
-                os.fsync(file.fileno())
             root = merkle.root(each.result() for each in hashes)
-        unfinished.replace(path)
-        if durable:
-            _sync_directory(path.parent)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         size = _header_of(state).file_bytes
         raise ResourceError(
             f"cannot write the state {path}: {error.strerror}",
-            f"free at least {size / 1e6:.0f} MB there" if full else "check the home directory",
+            f"free at least {readable(size)} there" if full else "check the home directory",
         ) from None
     return root.hex()
 
 
-def read_state(path: Path, layout: Layout) -> State:
+def read_state(source: Path | BufferedReader, layout: Layout) -> State:
     """Read a state file of a run with this layout.
+
+    :param source: its path, or the file itself, which stays open
 
     :raises DecodeError: another layout, wrong length, not the canonical encoding, not finite
     :raises ResourceError: the file cannot be read
     """
+    name = Path(source if isinstance(source, Path) else source.name).name
     try:
-        with path.open("rb") as file:
+        with source.open("rb") if isinstance(source, Path) else nullcontext(source) as file:
             header = decode_header(file.read(HEADER_BYTES))
             if header.layout_digest != layout.digest or header.parameters != layout.parameters:
-                raise DecodeError(f"the state {path.name} belongs to a model of another layout")
+                raise DecodeError(f"the state {name} belongs to a model of another layout")
             size = os.fstat(file.fileno()).st_size
             if size != header.file_bytes:  # before any memory is taken
                 raise DecodeError(
-                    f"the state {path.name} has {size} bytes, {header.file_bytes} expected"
+                    f"the state {name} has {size} bytes, {header.file_bytes} expected"
                 )
             arrays: list[Vector] = []
             for _ in range(2 if header.momentum else 1):
                 array = np.empty(header.parameters, "<f4")
                 if file.readinto(array.view(np.uint8).data) != array.nbytes:
-                    raise DecodeError(f"the state {path.name} ended early")
+                    raise DecodeError(f"the state {name} ended early")
                 arrays.append(array.astype(np.float32, copy=False))
     except OSError as error:
         raise ResourceError(
-            f"cannot read the state {path}: {error.strerror}",
-            "delete the file; the node downloads the state again",
+            f"cannot read the state {name}: {error.strerror}", "check the disk and --home"
         ) from None
     if not all(all_finite(array) for array in arrays):
-        raise DecodeError(f"the state {path.name} holds NaN or infinity")
+        raise DecodeError(f"the state {name} holds NaN or infinity")
     momentum = arrays[1] if header.momentum else None
     return State(header.round, header.layout_digest, arrays[0], momentum)
 
@@ -361,12 +357,3 @@ def _chunks(parts: Sequence[memoryview]) -> Iterator[list[memoryview]]:
 def _hash_of(pieces: Sequence[memoryview]) -> bytes:
     """Leaf hash of a chunk."""
     return merkle.leaf_hash(*pieces)
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make a rename durable."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

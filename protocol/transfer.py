@@ -182,7 +182,7 @@ async def receive(
     hashes: list[bytes] = []
     await wire.write_message(stream, messages.Ok())
     try:
-        with part.open("wb") as file:
+        with part.open("xb") as file:
             left = request.size
             while left or not hashes:
                 piece = await stream.read_exactly(min(left, content.CHUNK_BYTES))

@@ -21,12 +21,13 @@ import pytest
 
 import artel
 from coordinator import tether
-from coordinator.commands import address, api_of, get_json, render
+from coordinator.commands import api_of, get_json, render
 from coordinator.swarm import LocalSwarm
 from ledger.verify import verify_home
 from protocol.errors import DecodeError, Unreachable, UsageError
 from protocol.identity import HomeLock
 from protocol.invite import Invite
+from protocol.options import endpoint
 from swarm_world import write_run
 
 
@@ -87,7 +88,7 @@ def serving(body: bytes, status: int = 200) -> Iterator[str]:
     ],
 )
 def test_an_address_is_host_and_port(text: str, parts: tuple[str, int]) -> None:
-    assert address(text) == parts
+    assert endpoint(text) == parts
 
 
 @pytest.mark.parametrize("text", ["", "8080", ":8080", "host:", "host:65536", "host:-1", "h:8²"])

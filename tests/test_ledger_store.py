@@ -387,12 +387,19 @@ def test_a_full_disk_adds_nothing_and_the_store_goes_on(world: World, store: Led
     assert_holds(store, world.leaves + many)
 
 
-def test_no_room_for_the_checkpoint_file_adds_nothing(world: World, store: LedgerStore) -> None:
-    new_file = store.path.with_name(CHECKPOINT_NAME + ".new")
-    new_file.symlink_to("/dev/full")
-    with pytest.raises(ResourceError, match="No space left"):
-        store.append([newcomer(world, 1)], world.sign)
-    new_file.unlink()
+def test_no_room_for_the_checkpoint_file_adds_nothing(
+    world: World, store: LedgerStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(ResourceError, match="No space left"):
+            store.append([newcomer(world, 1)], world.sign)
+    assert [path.name for path in store.path.parent.glob(f"*{CHECKPOINT_NAME}*")] == [
+        CHECKPOINT_NAME
+    ]
     assert_holds(store, world.leaves)
 
 

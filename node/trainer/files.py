@@ -8,7 +8,6 @@ and fetched again.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import sys
@@ -17,9 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from node.trainer.channel import TrainerError
+from protocol import files
 from protocol.codec import Payload
 from protocol.errors import ResourceError
-from protocol.state import State, write_state
+from protocol.state import HEADER_BYTES, State, write_state
+from protocol.units import readable
 
 _disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
 
@@ -29,17 +30,13 @@ def write(path: Path, pieces: Sequence[Payload]) -> None:
 
     :raises TrainerError: ``disk_full``, ``disk``
     """
-    unfinished = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as file:
+        with files.replacing(path, durable=False) as file:
             for piece in pieces:
                 file.write(piece)
-        _flush_later(unfinished)
-        unfinished.replace(path)
+        _flush_later(path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
         raise _disk_error(error, path, sum(map(len, pieces))) from None
 
 
@@ -53,7 +50,7 @@ def write_agreed(path: Path, state: State) -> str:
         root = write_state(path, state, durable=False)
         _flush_later(path)
     except OSError as error:
-        raise _disk_error(error, path, 0) from None
+        raise _disk_error(error, path, HEADER_BYTES + 4 * len(state.params)) from None
     except ResourceError as error:
         cause = error.__context__
         full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -82,7 +79,7 @@ def _disk_error(error: OSError, path: Path, size: int) -> TrainerError:
         return TrainerError(
             "disk_full",
             f"the disk is full: cannot write {path}",
-            f"free at least {max(1, size // 10**6)} MB there",
+            f"free at least {readable(size)} there",
         )
     return TrainerError(
         "disk", f"cannot write {path}: {error.strerror}", "check the home directory"

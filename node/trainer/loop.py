@@ -4,7 +4,7 @@ Requests ``{"id", "command", ...}``, answers ``{"id", "result"}`` or ``{"id", "e
 message, hint, node}}``; while it trains also ``{"id", "progress"}``. Each command belongs to one of
 two **lanes**, which go on at the same time and take their own commands in order:
 
-- main: load, set_state, benchmark, train, run_on, evaluate (:mod:`node.trainer.session`)
+- main: choose, load, set_state, benchmark, train, run_on, evaluate (:mod:`node.trainer.session`)
 - merge: apply, aggregate, apply_slices (:mod:`node.trainer.merging`)
 
 Two more do not wait for their turn: ``cancel`` ends the request that it names, at once while it
@@ -140,6 +140,10 @@ class Loop:
                 raise _cancelled(command)
 
         check()
+        if command == "choose":
+            from node.trainer import device
+
+            return {"device": device.choose(request["device"])}
         if command == "load":
             return self._load(request)
         session = self._session

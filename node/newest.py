@@ -1,0 +1,85 @@
+"""The newest agreed state of a home, for a reader beside the node that is at work there.
+
+The node deletes a state when two newer ones have come, which may be seconds later. So the states
+are opened first and chosen from then: what is open can be read to its end, whatever becomes of its
+name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+
+from ledger import entries
+from ledger.shares import fold
+from ledger.snapshot import snapshot
+from ledger.store import LedgerStore
+from node.sizes import state_bytes
+from protocol.errors import ResourceError, UsageError
+from protocol.manifest import Manifest, open_manifest
+from protocol.state import MAGIC
+
+TRIES = 5
+
+
+@dataclass(frozen=True)
+class Newest:
+    """The newest agreed state that a home holds, open, and what is needed to read it."""
+
+    root: str
+    state: BufferedReader
+    manifest: Path
+    tokenizer: Path | None
+    """None for a run on bytes."""
+
+
+@contextlib.contextmanager
+def newest(home: Path) -> Iterator[Newest]:
+    """Find it and keep it open for as long as the block lasts.
+
+    :raises UsageError: the home has not joined a run, or holds no agreed state
+    :raises ResourceError: the home cannot be read
+    """
+    path, blobs = home / "manifest.json", home / "blobs"
+    try:
+        manifest, run = open_manifest(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"{home} has not joined a run", "check --home") from None
+    except OSError as error:
+        raise ResourceError(f"cannot read {path}: {error.strerror}", "check --home") from None
+    for _ in range(TRIES):
+        with contextlib.ExitStack() as stack:
+            held = {file.name: file for file in _opened(blobs, manifest, stack)}
+            for root in reversed(_agreed(home, run)):
+                state = held.get(str(blobs / root))
+                if state is not None:
+                    tokens = blobs / manifest.tokenizer.id if manifest.tokenizer.id else None
+                    yield Newest(root, state, path, tokens)
+                    return
+    raise UsageError(f"{home} holds no agreed state yet", "wait until the node has synced")
+
+
+def _opened(
+    blobs: Path, manifest: Manifest, stack: contextlib.ExitStack
+) -> Iterator[BufferedReader]:
+    """Every state of the run in a content store, opened before anything else is looked at."""
+    size = state_bytes(manifest)
+    try:
+        names = [item.path for item in os.scandir(blobs) if len(item.name) == 64]
+    except FileNotFoundError:
+        return
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):  # deleted since
+            file = stack.enter_context(open(name, "rb"))  # noqa: SIM115 -- the stack closes it
+            if os.fstat(file.fileno()).st_size == size and file.peek(8)[:8] == MAGIC:
+                yield file
+
+
+def _agreed(home: Path, run: str) -> list[str]:
+    """Roots of the states that were agreed on, oldest first."""
+    with snapshot(home) as copy, LedgerStore.open_copy(copy.path, run=run) as store:
+        return fold(map(entries.decode, store.leaves())).states

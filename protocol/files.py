@@ -1,0 +1,138 @@
+"""Writing files so that nobody else's are ever in the way, or go.
+
+What is not finished lies under a name that nobody could have chosen before: it is drawn by lot and
+made only when it is free. So no command has to remove anything that it did not make itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from protocol.errors import UsageError
+
+_MARK = "artel-unfinished"
+_OURS = re.compile(rf"\..*\.[0-9a-f]{{16}}\.{_MARK}", re.ASCII | re.DOTALL)
+_OTHER_HOME = "give this program a folder of its own: --home DIR"
+_LOOKED_AT = 1 << 20
+_MOST_OF_NAME = 40
+"""Characters of the final name; the whole one must stay below 255 bytes."""
+
+
+def unfinished(path: Path) -> Path:
+    """A name beside ``path`` for what shall take its place; nothing has it, and nothing will."""
+    return path.with_name(f".{path.name[:_MOST_OF_NAME]}.{secrets.token_hex(8)}.{_MARK}")
+
+
+@contextlib.contextmanager
+def creating(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """A new file, which is gone again when the block fails.
+
+    :param durable: its bytes are on the disk when the block ends; its name need not be
+    :param mode: of the file, less what the umask takes away
+    :raises FileExistsError: there is something of this name
+    :raises OSError: it cannot be written
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, mode), "wb") as file:
+        try:
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        except BaseException:
+            discard(path)
+            raise
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """A file that takes the place of ``path`` when the block ends; when it fails, nothing changes.
+
+    :param durable: also after a power cut: the bytes are on the disk before the name is
+    :param mode: as in :func:`creating`
+    :raises OSError: it cannot be written
+    """
+    new = unfinished(path)
+    with creating(new, durable=durable, mode=mode) as file:
+        yield file
+    try:
+        os.replace(new, path)
+    except OSError:
+        discard(new)
+        raise
+    if durable:
+        sync_folder(path.parent)
+
+
+def write(path: Path, data: bytes, *, durable: bool = True, mode: int = 0o666) -> None:
+    """Write a file that holds all of ``data`` or, if that fails, what it held before.
+
+    :raises OSError: it cannot be written
+    """
+    with replacing(path, durable=durable, mode=mode) as file:
+        file.write(data)
+
+
+def discard(path: Path) -> None:
+    """Remove a file of ours that came to nothing; on a disk that has died, it stays."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed programs left unfinished in a folder that no other program writes now."""
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if not _OURS.fullmatch(path.name):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def holds(key: str) -> Callable[[bytes], bool]:
+    """Whether bytes are the JSON of an object that has ``key`` alone."""
+
+    def check(data: bytes) -> bool:
+        try:
+            value = json.loads(data)
+        except ValueError:
+            return False
+        return isinstance(value, dict) and set(value) == {key}
+
+    return check
+
+
+def require_ours(path: Path, is_ours: Callable[[bytes], bool]) -> None:
+    """Refuse to write over a file of another program in what was given as a home.
+
+    :param is_ours: whether a file with these bytes was written by this program
+    :raises UsageError: it was not
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(_LOOKED_AT)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", _OTHER_HOME) from None
+    if not is_ours(data):
+        raise UsageError(f"{path} is there and was not made by this program", _OTHER_HOME)

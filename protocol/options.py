@@ -1,0 +1,161 @@
+"""What a person writes behind an option, read as far as it can be judged at once.
+
+These are ``type`` functions of argparse. Each refuses what can never be right, so that nothing is
+fetched or made before it is noticed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import ipaddress
+import math
+import socket
+from collections.abc import Callable, Sequence
+
+from protocol.errors import ResourceError
+
+LISTEN_FORM = "/ip4/0.0.0.0/tcp/4200"
+ANNOUNCE_FORM = "/ip4/203.0.113.7/tcp/4200 or /dns4/run.example.org/tcp/4200"
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """A parser for whole numbers between two bounds."""
+
+    def parse(text: str) -> int:
+        digits = text.removeprefix("-") if low < 0 else text
+        if digits.isascii() and digits.isdigit() and len(digits) < 20 and low <= int(text) <= high:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
+
+    return parse
+
+
+def number(low: float, high: float) -> Callable[[str], float]:
+    """A parser for numbers between two bounds; never NaN or infinite."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if low <= value <= high:
+            return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low:g} to {high:,g}")
+
+    return parse
+
+
+def endpoint(text: str) -> tuple[str, int]:
+    """HOST:PORT, or [V6]:PORT, as its two parts."""
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or _port(port) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT, as in 127.0.0.1:8090")
+    return host, int(port)
+
+
+def listen(text: str) -> str:
+    """A multiaddr to listen on: an address of a machine, and a port (0: a free one)."""
+    kind, host, _, _ = _multiaddr(text, LISTEN_FORM)
+    if kind not in ("ip4", "ip6"):
+        raise argparse.ArgumentTypeError(
+            f"one cannot listen on the name {host!r}: write an address, like {LISTEN_FORM}"
+        )
+    return text
+
+
+def announce(text: str) -> str:
+    """A multiaddr under which others can reach this machine."""
+    kind, host, port, rest = _multiaddr(text, ANNOUNCE_FORM)
+    if port == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} names no port: write it like {ANNOUNCE_FORM}")
+    if "p2p" in rest and "p2p-circuit" not in rest:
+        bare = text.partition("/p2p/")[0]
+        raise argparse.ArgumentTypeError(f"the peer id is added to it: write {bare}")
+    if kind in ("ip4", "ip6"):
+        address = ipaddress.ip_address(host)
+        if address.is_unspecified or address.is_multicast or address.is_reserved:
+            raise argparse.ArgumentTypeError(
+                f"nobody can dial {host}: write the address under which others reach this machine, "
+                f"like {ANNOUNCE_FORM}"
+            )
+    return text
+
+
+def only_here(announced: Sequence[str]) -> str:
+    """A warning about addresses that mean "this machine" wherever they are read; "" for none."""
+    for text in announced:
+        _, kind, host, *_ = text.split("/")
+        if host == "localhost" or (kind[:2] == "ip" and ipaddress.ip_address(host).is_loopback):
+            return f"--announce {text} can be reached from this machine alone"
+    return ""
+
+
+def _multiaddr(text: str, form: str) -> tuple[str, str, int, list[str]]:
+    """Kind of address, host, port, and the protocols behind them."""
+    from multiaddr import Multiaddr  # takes a moment, and most commands do without it
+
+    start, kind, host, transport, number, *rest = [*text.split("/"), *([""] * 5)]
+    port = _port(number)
+    try:
+        if kind in ("ip4", "ip6"):
+            host = str((ipaddress.IPv4Address if kind == "ip4" else ipaddress.IPv6Address)(host))
+        if start or kind not in ("ip4", "ip6", "dns", "dns4", "dns6") or not host:
+            raise ValueError
+        if transport not in ("tcp", "udp") or port is None:
+            raise ValueError
+        Multiaddr(text)
+    except Exception:  # the library has classes of its own for what it cannot read
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no multiaddr: write it like {_rewritten(text) or form}"
+        ) from None
+    return kind, host, port, [part for part in rest if part]
+
+
+def _rewritten(text: str) -> str:
+    """What is meant by HOST:PORT, as a multiaddr; "" for anything else."""
+    try:
+        host, port = endpoint(text.removeprefix("tcp://"))
+    except argparse.ArgumentTypeError:
+        return ""
+    try:
+        kind = f"ip{ipaddress.ip_address(host).version}"
+    except ValueError:
+        kind = "dns4"
+    return "" if "/" in host or " " in host else f"/{kind}/{host}/tcp/{port}"
+
+
+def _port(text: str) -> int | None:
+    digits = text.isascii() and text.isdigit() and len(text) <= 5
+    return int(text) if digits and int(text) <= 65535 else None
+
+
+def check_port_free(address: str) -> None:
+    """Fail with a clear line before the network daemon fails with an unclear one.
+
+    :param address: as :func:`listen` gives it
+    :raises ResourceError: one cannot listen on this multiaddr
+    """
+    try:
+        kind, host, port, _ = _multiaddr(listen(address), LISTEN_FORM)
+    except argparse.ArgumentTypeError as error:
+        raise ResourceError(f"cannot listen on {address!r}", str(error)) from None
+    if port == 0:
+        return
+    family = socket.AF_INET if kind == "ip4" else socket.AF_INET6
+    stream = "/tcp/" in address
+    with socket.socket(family, socket.SOCK_STREAM if stream else socket.SOCK_DGRAM) as probe:
+        if stream:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            hint = "use an address that exists on this machine, or 0.0.0.0 for all of them"
+            if error.errno == errno.EADDRINUSE:
+                hint = "another program uses this port: choose another one with --listen"
+            elif error.errno == errno.EACCES:
+                hint = "ports below 1024 need root: choose another one with --listen"
+            raise ResourceError(f"cannot listen on {address}: {error.strerror}", hint) from None
