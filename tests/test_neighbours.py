@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import artel
+from ledger import entries
 from ledger.export import write_file
 from ledger.keyfiles import write_new
 from ledger.store import LedgerStore
@@ -20,6 +21,7 @@ from protocol import content, files
 from protocol.blobs import BlobStore
 from protocol.errors import ArtelError, UsageError
 from protocol.identity import HomeLock
+from protocol.invite import Invite
 from trainer_world import World, make_world
 
 SUFFIXES = (".tmp", ".part", ".new", ".put", ".old", ".bak", "~", ".replaced-1", ".replaced-2")
@@ -104,11 +106,19 @@ def test_an_empty_folder_that_is_there_is_filled_and_not_replaced(
 
 COMMANDS: list[tuple[str, tuple[str, ...], str]] = [
     ("ledger export csv --home {home} -o {out}/shares.csv", ("shares.csv",), "shares.csv"),
-    ("ledger export openzeppelin --home {home} -o {out}/t.json", ("t.json",), "t.json"),
     ("ledger mirror {tiles} {out}/copy --run {run}", ("copy",), "copy"),
     ("ledger prove 3 --home {home} -o {out}/entry", ("entry", "entry.leaf"), "entry"),
     ("ledger key new --home {out}", ("account.key", "recovery.key"), "account.key"),
-    ("ledger key backup --home {keys} -o {out}/backup.key", ("backup.key",), "backup.key"),
+    (
+        "ledger key backup --home {keys} -o {out}/backup.key --passphrase-file {secret}",
+        ("backup.key",),
+        "backup.key",
+    ),
+    (
+        "ledger restore --from {tiles} --home {out} --run {run}",
+        ("ledger.sqlite3",),
+        "ledger.sqlite3",
+    ),
     ("run new {out}/run", ("run", "RUN.toml"), "run"),
     ("run new {out}", ("RUN.toml",), "RUN.toml"),
 ]
@@ -122,10 +132,20 @@ def test_commands_leave_everything_beside_their_output_alone(
     assert artel.main(["ledger", "key", "new", "--home", str(keys)]) == 0
     made = surround(out, *names)
     with LedgerStore.open_copy(ledger / "ledger.sqlite3") as store:
-        run = store.run
+        run = entries.decode(store.leaf(0)).body.run
     if "{tiles}" in line:
         write_tiles(ledger, tiles)
-    values = {"home": ledger, "out": out, "keys": keys, "tiles": tiles, "run": run}
+    secret = tmp_path / "secret"
+    secret.write_text("correct horse battery staple")
+    secret.chmod(0o600)
+    values = {
+        "secret": secret,
+        "home": ledger,
+        "out": out,
+        "keys": keys,
+        "tiles": tiles,
+        "run": run,
+    }
     assert artel.main([word.format(**values) for word in line.split()]) == 0
     untouched(made)
     assert list(out.glob(f"{result}*"))
@@ -207,7 +227,9 @@ def test_a_node_refuses_a_home_in_which_somebody_elses_files_have_its_names(
 ) -> None:
     mine = {tmp_path / name: json.dumps({"name": "my web page"}).encode()}
     (tmp_path / name).write_bytes(mine[tmp_path / name])
-    assert artel.main(["node", "start", "--home", str(tmp_path)]) == 2
+    peer = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWBNn2mmzAXQXW4BAFxNEzRqVgXDGRCTPGYHGm7ioMiyru"
+    invite = Invite("0" * 64, (peer,)).encode()
+    assert artel.main(["node", "start", "--home", str(tmp_path), "--join", invite]) == 2
     assert "→" in capsys.readouterr().err
     untouched(mine)
 

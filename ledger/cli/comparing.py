@@ -56,7 +56,8 @@ def register(add: Add) -> None:
         type=Path,
         default=EVIDENCE_FILE,
         metavar="FILE",
-        help=f"where evidence of a split view goes (default: {EVIDENCE_FILE})",
+        help=f"where evidence of a split view goes, replaced when it exists (default: "
+        f"{EVIDENCE_FILE})",
     )
 
 

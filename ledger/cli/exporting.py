@@ -42,7 +42,12 @@ def register(add: Add) -> None:
         "-o my-proofs",
     )
     proofs.add_argument(
-        "-o", "--output", required=True, type=Path, metavar="DIR", help="folder for the files"
+        "-o",
+        "--output",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="folder for the files; those of the same entries are replaced",
     )
     proofs.add_argument(
         "--account", metavar="ACCOUNT", help="whose (default: the one of HOME/account.key)"
@@ -51,7 +56,11 @@ def register(add: Add) -> None:
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="instead of standard output"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="instead of standard output; replaced if it exists",
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ledger.cli import Add, count, print_json
 from ledger.cli.opening import opened, run_id
+from protocol import files
 from protocol.errors import EXIT_FAILED, EXIT_OK, CheckFailed, ResourceError, UsageError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def register(add: Add) -> None:
         type=Path,
         metavar="FILE",
         help=f"the proof (default: entry-INDEX{PROOF_SUFFIX}); the entry's bytes go beside it, "
-        "with the ending .json",
+        "with the ending .json; both are replaced when they exist",
     )
     verify = add(
         "verify",
@@ -101,12 +102,12 @@ def _prove(arguments: argparse.Namespace) -> int:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file that a person asked for.
+    """Write a file that a person asked for; an older one of that name is replaced.
 
     :raises ResourceError: when it cannot be written
     """
     try:
-        path.write_bytes(data)
+        files.write(path, data)
     except OSError as error:
         raise ResourceError(f"cannot write {path}: {error.strerror}") from None
 
