@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import get_args
 
 from protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, ResourceError, UsageError
-from protocol.options import whole
+from protocol.options import check_port_free, whole
 from protocol.run_config import Exchange
 
 DEFAULT_NODES, MAX_NODES = 3, 16
@@ -108,6 +108,7 @@ def main(argv: list[str]) -> int:
     from protocol.run_file import parse_config
 
     parse_config(text.encode(), "the demo's run")  # options that contradict each other end here
+    check_port_free(f"/ip4/127.0.0.1/tcp/{arguments.port}", "--port")
     folder = _fresh_folder(arguments.out)
     run_file = folder / RUN_FILE
     try:

@@ -27,6 +27,7 @@ from node.limits import MAX_SAMPLE_TOKENS, MAX_SEED, MAX_TEMPERATURE
 from protocol import content, dsse, files, tokenizer
 from protocol.errors import ArtelError, CheckFailed, ResourceError, UsageError
 from protocol.manifest import Manifest, open_manifest
+from protocol.options import number, whole
 from protocol.units import readable
 
 SMALL_MODEL = 20_000_000
@@ -195,9 +196,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tokenizer", type=Path, help="tokenizer.json of a run with BPE")
     parser.add_argument("--out", type=Path, help="export: the new directory")
     parser.add_argument("--prompt", default="", help="sample: what the text goes on from")
-    parser.add_argument("--max-tokens", type=int, default=200, help="sample: tokens to write")
-    parser.add_argument("--temperature", type=float, default=0.8, help="sample: 0 to 10")
-    parser.add_argument("--seed", type=int, default=0, help="sample: seed of the choice")
+    parser.add_argument(
+        "--max-tokens",
+        type=whole(1, MAX_SAMPLE_TOKENS),
+        default=200,
+        help="sample: tokens to write",
+    )
+    parser.add_argument(
+        "--temperature", type=number(0, MAX_TEMPERATURE), default=0.8, help="sample: 0 to 10"
+    )
+    parser.add_argument(
+        "--seed", type=whole(0, MAX_SEED), default=0, help="sample: seed of the choice"
+    )
     arguments = parser.parse_args(argv)
     try:
         document = _run(arguments)

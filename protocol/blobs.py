@@ -148,7 +148,10 @@ class BlobStore:
         with self._lock:
             cached = self._hashes.get(blob)
         if cached is None:
-            cached = content.file_chunk_hashes(path)
+            try:
+                cached = content.file_chunk_hashes(path)
+            except FileNotFoundError:  # deleted in this moment
+                return None
             self._keep_hashes(blob, cached)
         return cached
 

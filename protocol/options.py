@@ -38,7 +38,7 @@ def number(low: float, high: float) -> Callable[[str], float]:
 
     def parse(text: str) -> float:
         try:
-            value = float(text)
+            value = math.nan if "_" in text else float(text)
         except ValueError:
             value = math.nan
         if low <= value <= high:
@@ -133,10 +133,11 @@ def _port(text: str) -> int | None:
     return int(text) if digits and int(text) <= 65535 else None
 
 
-def check_port_free(address: str) -> None:
+def check_port_free(address: str, option: str = "--listen") -> None:
     """Fail with a clear line before the network daemon fails with an unclear one.
 
     :param address: as :func:`listen` gives it
+    :param option: where another one can be chosen
     :raises ResourceError: one cannot listen on this multiaddr
     """
     try:
@@ -155,7 +156,7 @@ def check_port_free(address: str) -> None:
         except OSError as error:
             hint = "use an address that exists on this machine, or 0.0.0.0 for all of them"
             if error.errno == errno.EADDRINUSE:
-                hint = "another program uses this port: choose another one with --listen"
+                hint = f"another program uses this port: choose another one with {option}"
             elif error.errno == errno.EACCES:
-                hint = "ports below 1024 need root: choose another one with --listen"
+                hint = f"ports below 1024 need root: choose another one with {option}"
             raise ResourceError(f"cannot listen on {address}: {error.strerror}", hint) from None

@@ -10,9 +10,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ledger.cli import DEFAULT_HOME, Add, count, print_json
+from ledger.cli import DEFAULT_HOME, Add, print_json
 from ledger.cli.opening import run_id
 from protocol.errors import EXIT_OK, Unreachable, UsageError
+from protocol.options import whole
 
 if TYPE_CHECKING:
     from ledger.holders import Holder
@@ -48,7 +49,7 @@ def register(add: Add) -> None:
     mirror.add_argument("--follow", action="store_true", help="go on until Ctrl-C")
     mirror.add_argument(
         "--every",
-        type=count,
+        type=whole(1, 86_400),
         default=_EVERY_S,
         metavar="SECONDS",
         help=f"with --follow: between two looks ({_EVERY_S})",
@@ -135,7 +136,7 @@ def _mirror(arguments: argparse.Namespace) -> int:
                 _tell(arguments, found)
             if not arguments.follow:
                 return EXIT_OK
-            time.sleep(max(1, arguments.every))
+            time.sleep(arguments.every)
 
 
 def _say_trust(arguments: argparse.Namespace, origin: str, pinned: bool) -> None:
