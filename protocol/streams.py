@@ -257,7 +257,7 @@ class Stream:
             self._waiter = None
 
     def _lost(self, what: str) -> None:
-        self.given_up = True
+        self._given_up = True
         if self._waiter is not None:
             _fail(
                 self._waiter, f"the peer {what} nothing, or too little, for {self.patience:.0f} s"
