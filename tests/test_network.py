@@ -23,6 +23,7 @@ from protocol import messages, network, slots, streams, wire
 from protocol.errors import ArtelError, DecodeError, ResourceError, Unreachable
 from protocol.identity import load_or_create
 from protocol.network import Host, peer_of
+from protocol.options import LISTEN_FORM
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -316,14 +317,14 @@ async def test_a_port_in_use_is_a_clear_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("address", "hint"),
     [
-        ("127.0.0.1:4001", "/ip4/0.0.0.0/tcp/4001"),
-        ("/ip4/127.0.0.1", "/ip4/0.0.0.0/tcp/4001"),
-        ("/ip4/127.0.0.1/tcp/x", "/ip4/0.0.0.0/tcp/4001"),
-        ("/ip4/127.0.0.1/tcp/99999", "/ip4/0.0.0.0/tcp/4001"),
-        ("/ip4/300.0.0.1/tcp/0", "/ip4/0.0.0.0/tcp/4001"),
-        ("/ip4/127.0.0.1/tcp/0/nonsense", "/ip4/0.0.0.0/tcp/4001"),
+        ("127.0.0.1:4001", "/ip4/127.0.0.1/tcp/4001"),
+        ("/ip4/127.0.0.1", LISTEN_FORM),
+        ("/ip4/127.0.0.1/tcp/x", LISTEN_FORM),
+        ("/ip4/127.0.0.1/tcp/99999", LISTEN_FORM),
+        ("/ip4/300.0.0.1/tcp/0", LISTEN_FORM),
+        ("/ip4/127.0.0.1/tcp/0/nonsense", LISTEN_FORM),
         ("/ip4/192.0.2.1/tcp/4001", "on this machine"),
-        ("", "/ip4/0.0.0.0/tcp/4001"),
+        ("", LISTEN_FORM),
     ],
 )
 async def test_a_bad_address_to_listen_on(tmp_path: Path, address: str, hint: str) -> None:
