@@ -14,6 +14,8 @@ from protocol.manifest import RunConfig
 from protocol.state import Layout
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
 BYTES_PER_TOKEN = {"bytes": 1.0, "bpe": 2.6}
@@ -72,6 +74,13 @@ class Explanation:
     tokens_in_all_min: int
     tokens_in_all_max: int
     inner_steps_in_all: int
+    data: dict[str, str]
+    """What is used of the sources, and what is not, in words."""
+    data_files: int
+    data_bytes: int
+    data_documents: int
+    data_not_used: dict[str, int]
+    """Files that are not used, by reason."""
     train_tokens_estimate: int
     epochs_min_estimate: float
     epochs_max_estimate: float
@@ -84,17 +93,19 @@ class Explanation:
         return asdict(self) | {"warnings": list(self.warnings)}
 
 
-def explain(config: RunConfig, path: Path) -> Explanation:
-    """Work the numbers of a run out, without allocating the model or reading the text.
+def explain(
+    config: RunConfig, path: Path, on_file: Callable[[float], None] = lambda fraction: None
+) -> Explanation:
+    """Work the numbers of a run out; reads the text, and does not allocate the model.
 
-    :raises UsageError: when the model cannot be built or a source is not there
+    :param on_file: called with the fraction of the files that have been read
+    :raises UsageError: when the model cannot be built or a source cannot be used
     """
-    from coordinator.sources import estimated_bytes
+    from coordinator.sources import take_inventory
     from coordinator.traffic import round_traffic, typical_share
     from protocol import codec, model
     from protocol.state import state_bytes
 
-    text = estimated_bytes(config.data.sources, path.parent)
     vocab_size = config.tokenizer.vocab_size
     module = model.empty(config.model, vocab_size)
     layout = model.layout_of(module)
@@ -102,7 +113,8 @@ def explain(config: RunConfig, path: Path) -> Explanation:
     chosen = codec.of(config.exchange)
     fewest = round_traffic(config, layout, config.rounds.min_nodes)
     most = round_traffic(config, layout, config.rounds.max_nodes)
-    text = min(text, config.data.max_bytes or text)
+    inventory = take_inventory(config.data.sources, path.parent, on_file)
+    text = min(inventory.size, config.data.max_bytes or inventory.size)
     train_tokens = int(
         text * (1 - config.data.validation_fraction) / BYTES_PER_TOKEN[config.tokenizer.kind]
     )
@@ -136,6 +148,11 @@ def explain(config: RunConfig, path: Path) -> Explanation:
         tokens_in_all_min=in_all[0],
         tokens_in_all_max=in_all[1],
         inner_steps_in_all=rounds.total * rounds.inner_steps,
+        data=inventory.words(),
+        data_files=len(inventory.parts),
+        data_bytes=inventory.size,
+        data_documents=inventory.documents,
+        data_not_used=dict(inventory.skipped.files),
         train_tokens_estimate=train_tokens,
         epochs_min_estimate=round(in_all[0] / max(1, train_tokens), 2),
         epochs_max_estimate=round(in_all[1] / max(1, train_tokens), 2),
@@ -143,7 +160,7 @@ def explain(config: RunConfig, path: Path) -> Explanation:
         longest_round_s=_training_s(config) + rounds.reveal_s + rounds.settle_s,
         warnings=(),
     )
-    return replace(facts, warnings=tuple(_warnings(config, facts, shape)))
+    return replace(facts, warnings=(*inventory.warnings, *_warnings(config, facts, shape)))
 
 
 def require_fragments(config: RunConfig, layout: Layout) -> None:
@@ -185,6 +202,7 @@ def render(facts: Explanation) -> str:
         f"{facts.inner_steps_in_all:,} inner steps in all",
         f"  tokens in all  {facts.tokens_in_all_min:,} with {_nodes(facts.min_nodes)}, "
         f"{facts.tokens_in_all_max:,} with {_nodes(facts.max_nodes)}",
+        *(f"  {name:<14} {words}" for name, words in facts.data.items()),
         f"  data           about {facts.train_tokens_estimate:,} tokens to train on: "
         f"{facts.epochs_min_estimate:g} to {facts.epochs_max_estimate:g} epochs (estimates)",
         f"  time           a round closes after {facts.deadline_s:g} s at the latest and settles "

@@ -120,7 +120,10 @@ def _prepare(run_file: Path, home: Path) -> None:
             shown[0] = line
             print(line, file=sys.stderr, flush=True)
 
-    prepared = prepare(run_file, home, progress)
+    def say(line: str) -> None:
+        print(f"  {line}", file=sys.stderr, flush=True)
+
+    prepared = prepare(run_file, home, progress, say)
     path = manifest_path(home).with_name(LAYOUT_NAME)
     if not path.exists():
         _write_layout(prepared.manifest, path)

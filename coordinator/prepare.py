@@ -62,9 +62,15 @@ def manifest_path(home: Path) -> Path:
     return home / "run" / "manifest.json"
 
 
-def prepare(config_path: Path, home: Path, progress: Progress | None = None) -> Prepared:
+def prepare(
+    config_path: Path,
+    home: Path,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Prepared:
     """Prepare the run of ``config_path`` in ``home``, or return the one that is already there.
 
+    :param say: called with lines about the text: what is used of it, and what is not and why
     :raises UsageError: when the file, its data or its model cannot be used, or when ``home`` holds
         another run
     :raises ResourceError: when the disk is full or another process prepares the same home
@@ -74,7 +80,7 @@ def prepare(config_path: Path, home: Path, progress: Progress | None = None) -> 
     lock = HomeLock(home / "run")
     try:
         existing = _existing(config, config_path, home)
-        return existing or _prepare(config, config_path, home, report)
+        return existing or _prepare(config, config_path, home, report, say)
     finally:
         lock.release()
 
@@ -115,7 +121,13 @@ def required_blobs(manifest: Manifest, store: BlobStore) -> Iterator[str]:
             yield from shards.decode_index(path.read_bytes(), facts).shards
 
 
-def _prepare(config: RunConfig, config_path: Path, home: Path, report: Progress) -> Prepared:
+def _prepare(
+    config: RunConfig,
+    config_path: Path,
+    home: Path,
+    report: Progress,
+    say: Callable[[str], None],
+) -> Prepared:
     organiser = load_or_create(home / "organiser.key")
     coordinator = load_or_create(home / "node.key")
     store = BlobStore(home / "blobs", None)
@@ -123,6 +135,10 @@ def _prepare(config: RunConfig, config_path: Path, home: Path, report: Progress)
     inventory = sources.take_inventory(
         config.data.sources, config_path.parent, lambda done: report("reading the text", done)
     )
+    for name, words in inventory.words().items():
+        say(f"{name}: {words}")
+    for warning in inventory.warnings:
+        say(f"! {warning}")
     parts = sources.sample(inventory.parts, config.data.max_bytes)
     train, validation = sources.split(parts, config.data.validation_fraction)
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
+import shlex
 import sys
+import time
+import unicodedata
 from pathlib import Path
 
 from protocol.errors import EXIT_OK, UsageError
@@ -14,6 +19,9 @@ exit codes: 0 done · 1 a prepared run is damaged
             2 the file, its data or its model cannot be used
             4 this machine lacks something (disk space, the lock of a home)"""
 RUN_FILE = "RUN.toml"
+SIZES = ("tiny", "small", "100m")
+QUIET_S = 3.0
+"""A check that takes longer than this says what it does."""
 
 
 def main(argv: list[str]) -> int:
@@ -23,7 +31,7 @@ def main(argv: list[str]) -> int:
     """
     arguments = _parser().parse_args(argv)
     if arguments.command == "new":
-        return _new(arguments.folder)
+        return _new(arguments.folder, arguments.name, arguments.data, arguments.size)
     if arguments.command == "check":
         return _check(arguments.file, as_json=arguments.json)
     return _prepare(arguments.file, arguments.home, as_json=arguments.json)
@@ -47,8 +55,20 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
-    new = add("new", f"write a commented {RUN_FILE} into a folder", "artel run new my-run")
+    new = add(
+        "new", f"write a commented {RUN_FILE} into a folder", "artel run new my-run --size small"
+    )
     new.add_argument("folder", type=Path, metavar="DIR", help="made when it is not there")
+    new.add_argument("--name", help="of the run (default: that of DIR)")
+    new.add_argument(
+        "--data", type=Path, metavar="PATH", help="text to train on (default: Python's own sources)"
+    )
+    new.add_argument(
+        "--size",
+        choices=SIZES,
+        default=SIZES[0],
+        help="of the model: about 1, 17 or 98 million parameters (default: %(default)s)",
+    )
 
     check = add(
         "check",
@@ -71,15 +91,35 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _new(folder: Path) -> int:
-    from protocol.manifest_template import template
+def _new(folder: Path, name: str | None, data: Path | None, size: str) -> int:
+    from coordinator.text_files import shown
+    from protocol.manifest import parse_config
+    from protocol.manifest_template import example, template
 
-    path = folder / RUN_FILE
+    if data is not None and not data.exists():
+        raise UsageError(f"the text {data} does not exist", "give a file or a folder with --data")
+    if name is None:
+        name = _run_name(folder)
+    source = "" if data is None else os.path.relpath(data, folder)
+    if not source.isprintable():
+        raise UsageError(
+            f"a run file cannot hold the path {shown(Path(source))}", "rename the file or folder"
+        )
+    text = template(config=example(size, name, source))
+    parse_config(text.encode(), "the new run file")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"{folder} is, or lies in, a file", "name a folder") from None
+    except OSError as error:
+        raise UsageError(
+            f"cannot make the folder {folder}: {error.strerror}", "choose another folder"
+        ) from None
+    path = folder / RUN_FILE
+    try:
         # "x": never write over a file that somebody edited.
         with path.open("x", encoding="utf-8") as file:
-            file.write(template())
+            file.write(text)
     except FileExistsError:
         raise UsageError(f"{path} already exists", "choose another folder, or edit it") from None
     except OSError as error:
@@ -87,8 +127,30 @@ def _new(folder: Path) -> int:
             f"cannot write {path}: {error.strerror}", "choose another folder"
         ) from None
     print(f"wrote {path}")
-    print(f"  next: artel run check {path}")
+    print(f"  next: artel run check {shlex.quote(str(path))}")
     return EXIT_OK
+
+
+def _run_name(folder: Path) -> str:
+    """A folder's name as the name of a run."""
+    plain = unicodedata.normalize("NFKD", folder.resolve().name).encode("ascii", "ignore").decode()
+    words = re.findall(r"[a-z0-9]+", plain.lower())
+    return "-".join(words)[:40].rstrip("-") or "my-run"
+
+
+class _Progress:
+    """One line a stage and quarter, on stderr: stdout belongs to the result."""
+
+    def __init__(self, quiet_s: float = 0.0) -> None:
+        self._begin = time.monotonic() + quiet_s
+        self._shown: tuple[str, int] = ("", -1)
+
+    def __call__(self, stage: str, fraction: float) -> None:
+        step = (stage, int(fraction * 4))
+        if step != self._shown and time.monotonic() >= self._begin:
+            self._shown = step
+            percent = f" {step[1] * 25:>3} %" if fraction else ""
+            print(f"{stage}{percent}", file=sys.stderr, flush=True)
 
 
 def _check(path: Path, *, as_json: bool) -> int:
@@ -96,7 +158,8 @@ def _check(path: Path, *, as_json: bool) -> int:
     from protocol.manifest import load_config
 
     config = load_config(path)
-    explanation = explain(config, path)
+    progress = _Progress(QUIET_S)
+    explanation = explain(config, path, lambda done: progress("reading the text", done))
     print(json.dumps(explanation.as_json(), indent=2) if as_json else render(explanation))
     return EXIT_OK
 
@@ -104,18 +167,10 @@ def _check(path: Path, *, as_json: bool) -> int:
 def _prepare(path: Path, home: Path, *, as_json: bool) -> int:
     from coordinator.prepare import manifest_path, prepare
 
-    shown: tuple[str, int] = ("", -1)
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
 
-    def progress(stage: str, fraction: float) -> None:
-        """One line a stage and quarter, on stderr: stdout belongs to the result."""
-        nonlocal shown
-        step = (stage, int(fraction * 4))
-        if step != shown:
-            shown = step
-            percent = f" {step[1] * 25:>3} %" if fraction else ""
-            print(f"{stage}{percent}", file=sys.stderr, flush=True)
-
-    prepared = prepare(path, home, progress)
+    prepared = prepare(path, home, _Progress(), say)
     manifest = prepared.manifest
     if as_json:
         facts = {

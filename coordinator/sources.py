@@ -2,7 +2,8 @@
 
 Everything is read in bounded pieces: a source may be larger than memory. Files are named by their
 POSIX path relative to their source and sorted by it; files with equal content are used once, and
-belong to the contributor of the source that comes first.
+belong to the contributor of the source that comes first. A linked folder is followed once. Whatever
+is not used is counted, with the reason.
 """
 
 from __future__ import annotations
@@ -12,24 +13,38 @@ import hashlib
 import json
 import os
 import sysconfig
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from coordinator.text_files import (
+    MAX_LINE_BYTES,
+    NO_LINES,
+    NOT_UTF8,
+    PIECE_BYTES,
+    READ,
+    NotText,
+    format_of,
+    not_utf8,
+    open_text,
+    shown,
+)
+from ledger.text import plural
 from protocol.errors import UsageError
 from protocol.manifest import StdlibSource, TextSource
 
-SUFFIXES = (".txt", ".md", ".py", ".jsonl")
-PIECE_BYTES = 1 << 20
-"""Text is read and tokenised in pieces of at most this size."""
-MAX_LINE_BYTES = 64 << 20
-"""Longest line of a .jsonl file (one document)."""
+SAME_TEXT = "the same text as another file"
+PIPE = "a pipe, a socket or a device"
+MAX_ENDING = 16
+MAX_REASONS = 8
+"""Reasons for leaving files out that are said one by one."""
 _STDLIB_SKIP = frozenset({"site-packages", "dist-packages", "__pycache__"})
 
 
 @dataclass(frozen=True)
 class Part:
-    """Bytes ``start .. stop`` of a text file; mostly all of it.
+    """Bytes ``start .. stop`` of a file's content; mostly all of it.
 
     ``contributor`` is the account that earns with this text; "" for nobody.
     """
@@ -45,8 +60,46 @@ class Part:
         return self.stop - self.start
 
     @property
-    def jsonl(self) -> bool:
-        return self.path.suffix == ".jsonl"
+    def lines(self) -> bool:
+        """Whether each line is a document of its own."""
+        form = format_of(self.path)
+        return form is not None and form.lines
+
+
+class Skipped:
+    """What is not used of a source: how many files and bytes on the disk, by reason."""
+
+    def __init__(self) -> None:
+        self.files: Counter[str] = Counter()
+        self.bytes: Counter[str] = Counter()
+
+    def add(self, reason: str, size: int = 0) -> None:
+        """One more file, of ``size`` bytes."""
+        self.files[reason] += 1
+        self.bytes[reason] += size
+
+    def update(self, other: Skipped) -> None:
+        """Add all that another source does not use."""
+        self.files.update(other.files)
+        self.bytes.update(other.bytes)
+
+    def lost_bytes(self) -> int:
+        """Bytes that nobody trains on; what another file holds too is not lost."""
+        return sum(self.bytes.values()) - self.bytes[SAME_TEXT]
+
+    def words(self) -> str:
+        """The reasons with their numbers, those with the most bytes first."""
+        ordered = sorted(self.files, key=lambda one: (-self.bytes[one], -self.files[one], one))
+        said = [
+            f"{one}: {self.files[one]:,}"
+            + (f" ({self.bytes[one]:,} bytes)" if self.bytes[one] else "")
+            for one in ordered[:MAX_REASONS]
+        ]
+        if more := ordered[MAX_REASONS:]:
+            said.append(
+                f"for {len(more):,} other reasons: {sum(self.files[one] for one in more):,}"
+            )
+        return "; ".join(said)
 
 
 @dataclass(frozen=True)
@@ -54,13 +107,25 @@ class Inventory:
     """What the sources hold, and how many files were left out and why."""
 
     parts: tuple[Part, ...]
-    undecodable: int
-    duplicates: int
+    documents: int
+    linked: int
+    """Linked folders that were followed."""
+    skipped: Skipped
+    warnings: tuple[str, ...]
 
     @property
     def size(self) -> int:
         """Bytes of text."""
         return sum(part.size for part in self.parts)
+
+    def words(self) -> dict[str, str]:
+        """What is used, and what is not, as a sentence each."""
+        linked = f"; {plural(self.linked, 'linked folder')} followed" if self.linked else ""
+        used = {
+            "text": f"{plural(len(self.parts), 'file')}, {self.size:,} bytes, "
+            f"{plural(self.documents, 'document')}{linked}"
+        }
+        return used | ({"not used": self.skipped.words()} if self.skipped.files else {})
 
 
 def take_inventory(
@@ -72,34 +137,70 @@ def take_inventory(
 
     :param base: folder that relative paths start from
     :param on_file: called with the fraction of files read so far
-    :raises UsageError: naming the file (and line), when one cannot be used
+    :raises UsageError: naming the file (and line), when one cannot be used, or the source of which
+        nothing can
+    :raises ResourceError: when this machine lacks the library that reads a file
     """
-    found = [(source, *item) for source in sources for item in _files(source, base)]
+    left_out = [Skipped() for _ in sources]
+    found = [_files(*pair, base) for pair in zip(sources, left_out, strict=True)]
+    total = sum(len(paths) for paths, _ in found)
     parts: list[Part] = []
     seen: set[str] = set()
-    undecodable = duplicates = 0
-    for number, (source, path, lenient) in enumerate(found):
-        on_file(number / len(found))
-        part = _inspect(path, lenient=lenient)
-        if part is None:
-            undecodable += 1
-        elif part.digest in seen:
-            duplicates += 1
-        elif part.size:
-            seen.add(part.digest)
-            account = source.contributor if isinstance(source, TextSource) else ""
-            parts.append(replace(part, contributor=account))
-    if not parts:
-        raise UsageError("the sources hold no text", "name a folder with .txt, .md or .py files")
-    return Inventory(tuple(parts), undecodable, duplicates)
+    warnings: list[str] = []
+    done = documents = 0
+    for source, skipped, (paths, _) in zip(sources, left_out, found, strict=True):
+        used = 0  # bytes on the disk
+        for path in paths:
+            on_file(done / total)
+            done += 1
+            size = path.stat().st_size
+            try:
+                part, count = _inspect(path)
+            except NotText as error:
+                if error.reason != _may_be_skipped(source, base):
+                    raise
+                skipped.add(error.reason, size)
+                continue
+            if not count:
+                skipped.add("empty", size)
+            elif part.digest in seen:
+                skipped.add(SAME_TEXT, size)
+            else:
+                seen.add(part.digest)
+                account = source.contributor if isinstance(source, TextSource) else ""
+                parts.append(replace(part, contributor=account))
+                used, documents = used + size, documents + count
+        warnings += _judge(source, used, skipped)
+    everything = Skipped()
+    for skipped in left_out:
+        everything.update(skipped)
+    return Inventory(
+        tuple(parts), documents, sum(linked for _, linked in found), everything, tuple(warnings)
+    )
 
 
-def estimated_bytes(sources: Sequence[StdlibSource | TextSource], base: Path) -> int:
-    """Sum of the file sizes, without reading any of them.
+def _may_be_skipped(source: StdlibSource | TextSource, base: Path) -> str:
+    """The one reason for which a file of this source is no error."""
+    if isinstance(source, StdlibSource):
+        return NOT_UTF8
+    return "" if (base / source.path).is_file() else NO_LINES
 
-    :raises UsageError: when a source is not there
+
+def _judge(source: StdlibSource | TextSource, used: int, skipped: Skipped) -> list[str]:
+    """Warnings about a source of which little is used: so many bytes.
+
+    :raises UsageError: when nothing of it is
     """
-    return sum(path.stat().st_size for source in sources for path, _ in _files(source, base))
+    name = shown(Path(source.path)) if isinstance(source, TextSource) else source.kind
+    why = f" (not used: {skipped.words()})" if skipped.files else ""
+    if not used:
+        raise UsageError(
+            f"the data source {name} holds no text to train on{why}", f"what is read: {READ}"
+        )
+    lost = skipped.lost_bytes()
+    if lost <= used:
+        return []
+    return [f"of {name} only {used:,} of {used + lost:,} bytes are used{why}"]
 
 
 def sample(parts: Sequence[Part], max_bytes: int) -> tuple[Part, ...]:
@@ -136,7 +237,7 @@ def split(parts: Sequence[Part], fraction: float) -> tuple[tuple[Part, ...], tup
         cut = _line_end(part, part.stop - max(1, int(part.size * fraction)))
         if not part.start < cut < part.stop:
             raise UsageError(
-                f"{part.path} cannot be split for validation: it has no line end near its end",
+                f"{shown(part.path)} cannot be split for validation: no line end is near its end",
                 "use more than one file, or a file with several lines",
             )
         return (replace(part, stop=cut),), (replace(part, start=cut),)
@@ -164,92 +265,121 @@ def pieces(part: Part) -> Iterator[tuple[str, bool]]:
     :raises UsageError: when the file changed since it was checked
     """
     try:
-        yield from _documents(part) if part.jsonl else _text_pieces(part)
+        yield from _documents(part) if part.lines else _text_pieces(part)
     except OSError as error:
-        raise UsageError(f"cannot read {part.path}: {error.strerror}") from None
+        raise UsageError(f"cannot read {shown(part.path)}: {error.strerror}") from None
     except (ValueError, KeyError):
-        raise UsageError(f"{part.path} changed while it was read", "start again") from None
+        raise UsageError(f"{shown(part.path)} changed while it was read", "start again") from None
 
 
-def _files(source: StdlibSource | TextSource, base: Path) -> Iterator[tuple[Path, bool]]:
-    """Files of a source in order, each with whether an undecodable one is skipped."""
+def _files(
+    source: StdlibSource | TextSource, skipped: Skipped, base: Path
+) -> tuple[list[Path], int]:
+    """Files of a source in order, and how many linked folders were followed."""
     if isinstance(source, StdlibSource):
+        # By definition the .py files; anything else in that folder is no text of the run.
         root = Path(sysconfig.get_path("stdlib"))
-        for path in _walk(root, (".py",), _STDLIB_SKIP):
-            yield path, True
-        return
+        found, linked = _walk(root, Skipped(), _STDLIB_SKIP, follow=False)
+        return [path for path in found if path.suffix == ".py"], linked
     root = base / source.path
+    name = shown(Path(source.path))
     if not root.exists():
-        raise UsageError(
-            f"the data source {source.path} does not exist", f"looked for {root.absolute()}"
-        )
+        raise UsageError(f"the data source {name} does not exist", f"looked for {root.absolute()}")
     if root.is_file():
-        if root.suffix not in SUFFIXES:
-            raise UsageError(
-                f"the data source {source.path} is none of {', '.join(SUFFIXES)}",
-                "rename or convert it",
-            )
-        yield root, False
-        return
-    paths = _walk(root, SUFFIXES, frozenset())
-    if not paths:
-        raise UsageError(f"the folder {source.path} holds no {', '.join(SUFFIXES)} file")
+        if format_of(root) is None:
+            raise UsageError(f"the data source {name} is none of {READ}", "rename or convert it")
+        return [root], 0
+    paths, linked = _walk(root, skipped, frozenset(), follow=True)
     for path in paths:
-        yield path, False
+        if format_of(path) is None:
+            ending = shown(Path(path.suffix.lower()))[:MAX_ENDING]
+            reason = f"an ending that is not read, {ending}" if path.suffix else "no ending"
+            skipped.add(reason, path.stat().st_size)
+    return [path for path in paths if format_of(path) is not None], linked
 
 
-def _walk(root: Path, suffixes: tuple[str, ...], skip: frozenset[str]) -> list[Path]:
-    """Regular files below ``root`` with one of the suffixes, sorted by relative POSIX path."""
+def _walk(
+    root: Path, skipped: Skipped, skip: frozenset[str], *, follow: bool
+) -> tuple[list[Path], int]:
+    """Regular files below ``root``, sorted by relative POSIX path; linked folders followed.
+
+    Linked folders come last in the walk, in the order of their paths: what they lead to is found
+    where it really is, when that is below ``root`` too. None is followed that holds ``root``.
+    """
 
     def refuse(error: OSError) -> None:
         raise UsageError(
-            f"cannot read the folder {error.filename}: {error.strerror}", "check its permissions"
+            f"cannot read the folder {shown(Path(error.filename))}: {error.strerror}",
+            "check its permissions",
         )
 
+    top = Path(os.path.realpath(root))
     found: list[tuple[PurePosixPath, Path]] = []
-    for folder, folders, names in os.walk(root, onerror=refuse):
-        folders[:] = [name for name in folders if name not in skip]
-        for name in names:
-            path = Path(folder) / name
-            if path.suffix in suffixes and path.is_file():
-                found.append((PurePosixPath(path.relative_to(root).as_posix()), path))
-    return [path for _, path in sorted(found)]
+    seen: set[str] = set()
+    starts, linked = [root], 0
+    while starts:
+        start = starts.pop(0)
+        links: list[Path] = []
+        for folder, folders, names in os.walk(start, onerror=refuse):
+            real = os.path.realpath(folder)
+            if real in seen or (start is not root and top.is_relative_to(real)):
+                skipped.add("a linked folder that is read already")
+                folders.clear()
+                continue
+            seen.add(real)
+            linked += start is not root and Path(folder) == start
+            folders[:] = [name for name in folders if name not in skip]
+            links += [Path(folder, name) for name in folders if Path(folder, name).is_symlink()]
+            for path in (Path(folder, name) for name in names):
+                try:
+                    if path.is_file():
+                        found.append((PurePosixPath(path.relative_to(root).as_posix()), path))
+                    else:
+                        skipped.add(PIPE if path.exists() else "a link that leads nowhere")
+                except OSError as error:  # a folder that may be listed but not entered
+                    refuse(error)
+        starts = sorted([*starts, *links]) if follow else []
+    return [path for _, path in sorted(found)], linked
 
 
-def _inspect(path: Path, *, lenient: bool) -> Part | None:
-    """Read a file once: its digest and size, and whether it is sound text. None: not UTF-8."""
+def _inspect(path: Path) -> tuple[Part, int]:
+    """Read a file once: its digest and size, and its documents; whether it is sound text.
+
+    :raises NotText: when it is something else than its name says
+    """
+    form, name = format_of(path), shown(path)
     digest = hashlib.sha256()
     decoder = codecs.getincrementaldecoder("utf-8")()
-    size = line = 0
+    size = line = documents = start = 0
     try:
-        with path.open("rb") as file:
-            if path.suffix == ".jsonl":
-                while raw := file.readline(MAX_LINE_BYTES + 1):
-                    line += 1
-                    _document(raw, f"{path}:{line}")
-                    digest.update(raw)
-                    size += len(raw)
-            else:
-                while raw := file.read(PIECE_BYTES):
-                    line_before = line
-                    line += raw.count(b"\n")
-                    digest.update(raw)
-                    size += len(raw)
-                    decoder.decode(raw)
+        with open_text(path) as file:
+            lines = form is not None and form.lines
+            while raw := file.readline(MAX_LINE_BYTES + 1) if lines else file.read(PIECE_BYTES):
+                if not size and not start and raw.startswith(codecs.BOM_UTF8):
+                    raw, start = raw[len(codecs.BOM_UTF8) :], len(codecs.BOM_UTF8)
+                size += len(raw)
+                digest.update(raw)
                 line_before = line
-                decoder.decode(b"", final=True)
+                line += 1 if lines else raw.count(b"\n")
+                if not lines:
+                    decoder.decode(raw)
+                    continue
+                try:
+                    documents += bool(_document(raw, f"{name}:{line}"))
+                except UsageError as error:
+                    # Many a .json file is no text but a setting; .jsonl says what it is.
+                    if form is not None and form.ending == ".json" and not documents:
+                        raise NotText(error.message, error.hint, NO_LINES) from None
+                    raise
+            line_before = line
+            decoder.decode(b"", final=True)
     except OSError as error:
         raise UsageError(
-            f"cannot read {path}: {error.strerror}", "check its permissions, or move it away"
+            f"cannot read {name}: {error.strerror}", "check its permissions, or move it away"
         ) from None
     except UnicodeDecodeError as error:
-        if lenient:
-            return None
-        bad = line_before + 1 + raw[: error.start].count(b"\n")
-        raise UsageError(
-            f"{path}:{bad} is not UTF-8 text", "convert the file, or move it away"
-        ) from None
-    return Part(path, digest.hexdigest(), 0, size)
+        raise not_utf8(path, line_before + 1 + raw[: error.start].count(b"\n")) from None
+    return Part(path, digest.hexdigest(), start, start + size), documents if lines else bool(size)
 
 
 def _document(raw: bytes, where: str) -> str:
@@ -273,10 +403,14 @@ def _document(raw: bytes, where: str) -> str:
 
 
 def _documents(part: Part) -> Iterator[tuple[str, bool]]:
-    with part.path.open("rb") as file:
-        file.seek(part.start)
-        while file.tell() < part.stop:
-            text = _document(file.readline(MAX_LINE_BYTES + 1), str(part.path))
+    left, name = part.size, shown(part.path)
+    with open_text(part.path, part.start) as file:
+        while left > 0:
+            raw = file.readline(MAX_LINE_BYTES + 1)
+            if not raw:
+                raise ValueError("the file became shorter")
+            left -= len(raw)
+            text = _document(raw, name)
             for start in range(0, len(text), PIECE_BYTES):
                 stop = start + PIECE_BYTES
                 yield text[start:stop], stop >= len(text)
@@ -284,9 +418,8 @@ def _documents(part: Part) -> Iterator[tuple[str, bool]]:
 
 def _text_pieces(part: Part) -> Iterator[tuple[str, bool]]:
     decoder = codecs.getincrementaldecoder("utf-8")()
-    with part.path.open("rb") as file:
-        file.seek(part.start)
-        left = part.size
+    left = part.size
+    with open_text(part.path, part.start) as file:
         while left:
             raw = file.read(min(PIECE_BYTES, left))
             if not raw:
@@ -297,9 +430,11 @@ def _text_pieces(part: Part) -> Iterator[tuple[str, bool]]:
 
 def _line_end(part: Part, position: int) -> int:
     """First line start at or behind ``position``; the part's end when there is none."""
-    with part.path.open("rb") as file:
-        file.seek(max(part.start, position - 1))
-        while file.tell() < part.stop:
-            if file.readline(PIECE_BYTES).endswith(b"\n"):
-                return min(file.tell(), part.stop)
+    position = max(part.start, position - 1)
+    with open_text(part.path, position) as file:
+        while position < part.stop:
+            line = file.readline(PIECE_BYTES)
+            position += len(line)
+            if line.endswith(b"\n") or not line:
+                return min(position, part.stop)
     return part.stop

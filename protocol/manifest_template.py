@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterator
+from pathlib import PurePath
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
@@ -39,23 +40,79 @@ from protocol.run_file import bounds
 
 WIDTH = 100
 
-EXAMPLE = RunConfig(
-    run=Run(name="my-first-run", description="A small Llama that learns to write Python."),
-    model=Model(
+
+def _llama(width: int, inner: int, layers: int, heads: int, positions: int) -> Model:
+    return Model(
         type="llama",
         config={
-            "hidden_size": 128,
-            "intermediate_size": 344,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 4,
-            "max_position_embeddings": 256,
+            "hidden_size": width,
+            "intermediate_size": inner,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": heads,
+            "max_position_embeddings": positions,
             "tie_word_embeddings": True,
         },
+    )
+
+
+_PYTHON: tuple[StdlibSource | TextSource, ...] = (StdlibSource(kind="stdlib"),)
+
+SIZES = {
+    "tiny": RunConfig(
+        run=Run(name="my-first-run"),
+        model=_llama(128, 344, 4, 4, 256),
+        tokenizer=Tokenizer(kind="bpe", vocab_size=1024),
+        data=Data(sources=_PYTHON),
     ),
-    tokenizer=Tokenizer(kind="bpe", vocab_size=1024),
-    data=Data(sources=(StdlibSource(kind="stdlib"),)),
-)
+    "small": RunConfig(
+        run=Run(name="my-first-run"),
+        model=_llama(384, 1024, 8, 6, 512),
+        tokenizer=Tokenizer(kind="bpe", vocab_size=8192),
+        data=Data(sources=_PYTHON, seq_len=256),
+        optimizer=Optimizer(lr=1e-3, warmup_steps=200),
+        rounds=Rounds(total=200, inner_steps=40, max_nodes=16, deadline_s=1800.0),
+    ),
+    "100m": RunConfig(
+        run=Run(name="my-first-run"),
+        model=_llama(768, 2048, 12, 12, 1024),
+        tokenizer=Tokenizer(kind="bpe", vocab_size=16384),
+        data=Data(sources=_PYTHON, seq_len=512, shard_tokens=2**20),
+        optimizer=Optimizer(lr=6e-4, warmup_steps=500),
+        rounds=Rounds(
+            total=400,
+            inner_steps=50,
+            max_nodes=16,
+            deadline_s=3600.0,
+            reveal_s=300.0,
+            settle_s=300.0,
+        ),
+        exchange=Exchange(codec="sparse"),
+    ),
+}
+"""What ``artel run new --size`` writes: about 1, 17 and 98 million parameters. The first is for a
+machine that does other things too, the last for graphics cards."""
+
+
+def example(size: str = "tiny", name: str = "my-first-run", data: str = "") -> RunConfig:
+    """A run of a size, with a name, on a file or folder ``data`` ("": Python's own sources).
+
+    The name and ``data`` are not checked; whoever reads the file does that.
+    """
+    config = SIZES[size]
+    learns = f"learns from {PurePath(data).name}" if data else "learns to write Python"
+    about = f"A Llama of the size {size} that {learns}."
+    source = TextSource.model_construct(kind="text", path=data)
+    sources = (source,) if data else _PYTHON
+    return config.model_copy(
+        update={
+            "run": Run.model_construct(name=name, description=about),
+            "data": config.data.model_copy(update={"sources": sources}),
+        }
+    )
+
+
+EXAMPLE = example()
 """About a million parameters on the Python sources that every machine has."""
 
 _HEAD = """\
@@ -86,10 +143,10 @@ bytes is the **run id**, and the envelope is the first entry of the run's ledger
 """
 
 
-def template(name: str = "RUN.toml") -> str:
-    """The example run as commented TOML."""
+def template(name: str = "RUN.toml", config: RunConfig = EXAMPLE) -> str:
+    """A run as commented TOML; ``name`` is what the file is called in its comments."""
     return _HEAD.format(name=name) + "".join(
-        _table((section,), getattr(EXAMPLE, section)) for section in RunConfig.model_fields
+        _table((section,), getattr(config, section)) for section in RunConfig.model_fields
     )
 
 

@@ -129,8 +129,9 @@ class TextSource(Section):
     kind: Literal["text"]
     """The literal "text"."""
     path: Annotated[str, Field(min_length=1, max_length=256)]
-    """A .txt, .md, .py or .jsonl (field "text") file or a folder of them, relative to this file; \
-published as written."""
+    """A file or a folder, relative to this file; published as written. Read are .txt, .md, .py, \
+.rst, .html, and .jsonl, .json and .parquet with a "text" in each line or row; .gz and .zst of \
+these."""
     contributor: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
     """Account (64 hex digits) that earns data credit when this text is first trained on; empty: \
 nobody."""

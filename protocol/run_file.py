@@ -51,7 +51,8 @@ def parse_config(data: bytes, name: str) -> RunConfig:
     :raises UsageError: as :func:`load_config`
     """
     try:
-        table = tomllib.loads(data.decode("utf-8"))
+        # Some editors write a byte-order mark.
+        table = tomllib.loads(data.decode("utf-8-sig"))
         # JSON has arrays where TOML has lists, so that strict tuples can be read from it.
         text = json.dumps(table, default=_no_date)
     except UnicodeDecodeError as error:

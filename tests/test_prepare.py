@@ -317,7 +317,7 @@ def test_files_are_sorted_and_duplicates_and_other_files_are_dropped(tmp_path: P
     inventory = sources.take_inventory(text_source("."), tmp_path)
     assert texts_of(inventory.parts) == ["two", "one"]
     assert inventory.parts[1].path.name == "a.py"
-    assert inventory.duplicates == 1
+    assert inventory.skipped.files[sources.SAME_TEXT] == 1
 
 
 def test_jsonl_gives_one_document_a_line(tmp_path: Path) -> None:
@@ -385,7 +385,7 @@ def test_long_files_are_read_in_pieces_without_loss(tmp_path: Path) -> None:
         ("bad.jsonl", b'\n["text"]\n', 'bad.jsonl:2 has no field "text"'),
         ("bad.jsonl", b'{"text": "\\ud800"}\n', "bad.jsonl:1 holds half a surrogate pair"),
         ("bad.pdf", b"x", "is none of .txt"),
-        ("empty.txt", b"", "hold no text"),
+        ("empty.txt", b"", "holds no text"),
     ],
 )
 def test_a_bad_source_gives_one_line_with_file_and_line(
@@ -402,7 +402,7 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist") as caught:
         sources.take_inventory(text_source("nowhere"), tmp_path)
     assert str(tmp_path / "nowhere") in caught.value.hint
-    with pytest.raises(UsageError, match="holds no"):
+    with pytest.raises(UsageError, match="holds no text"):
         sources.take_inventory(text_source("."), tmp_path)
 
 

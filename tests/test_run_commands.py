@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import pytest
 import artel
 from coordinator.run_commands import main
 from protocol.errors import EXIT_USAGE, UsageError
-from test_prepare import write_run
+from protocol.manifest import TextSource, load_config
+from test_prepare import write_run, write_texts
 
 
 def test_a_new_file_passes_the_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -23,13 +25,61 @@ def test_a_new_file_passes_the_check(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "worth a second look" not in text
 
 
+@pytest.mark.parametrize(
+    ("size", "least", "most"),
+    [("tiny", 0.5e6, 2e6), ("small", 10e6, 30e6), ("100m", 90e6, 110e6)],
+)
+def test_every_size_passes_the_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], size: str, least: float, most: float
+) -> None:
+    path = str(write_texts(tmp_path / "My Tëxts"))
+    folder = tmp_path / "runs" / "Größe_1 (neu)"
+    assert main(["new", str(folder), "--data", path, "--size", size]) == 0
+    capsys.readouterr()
+    assert main(["check", str(folder / "RUN.toml"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["name"] == "groe-1-neu"
+    assert least < facts["parameters"] < most
+    assert facts["data_files"] == 12
+    config = load_config(folder / "RUN.toml")
+    assert config.data.sources == (TextSource(kind="text", path="../../My Tëxts"),)
+
+
+def test_a_new_run_has_the_name_that_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["new", str(tmp_path / "one"), "--name", "mine"]) == 0
+    assert load_config(tmp_path / "one" / "RUN.toml").run.name == "mine"
+    (tmp_path / "two").mkdir()
+    monkeypatch.chdir(tmp_path / "two")
+    assert main(["new", "."]) == 0
+    assert load_config(Path("RUN.toml")).run.name == "two"
+    with pytest.raises(UsageError, match=r"\[run\] name"):
+        main(["new", str(tmp_path / "three"), "--name", "No Name"])
+    with pytest.raises(UsageError, match="nowhere"):
+        main(["new", str(tmp_path / "three"), "--data", "nowhere"])
+    odd = tmp_path / os.fsdecode(b"caf\xe9")
+    odd.mkdir()
+    with pytest.raises(UsageError, match="cannot hold the path"):
+        main(["new", str(tmp_path / "three"), "--data", str(odd)])
+    assert not (tmp_path / "three").exists()
+
+
 def test_new_never_overwrites(tmp_path: Path) -> None:
     (tmp_path / "RUN.toml").write_text("mine")
     with pytest.raises(UsageError, match="already exists"):
         main(["new", str(tmp_path)])
     assert (tmp_path / "RUN.toml").read_text() == "mine"
-    with pytest.raises(UsageError, match="cannot write"):
-        main(["new", str(tmp_path / "RUN.toml" / "below")])
+
+
+@pytest.mark.parametrize("below", ["", "below", "below/further"])
+def test_new_in_a_file_says_so_and_nothing_of_a_run_file(tmp_path: Path, below: str) -> None:
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(UsageError) as caught:
+        main(["new", str(tmp_path / "notes" / below)])
+    assert "file" in caught.value.message
+    assert "RUN.toml" not in caught.value.diagnostics()
+    assert (tmp_path / "notes").read_text() == "mine"
 
 
 def test_check_as_json_has_the_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
