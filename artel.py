@@ -9,7 +9,7 @@ import importlib
 import os
 import sys
 
-from protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, ArtelError
+from protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, ArtelError, suggestion
 
 VERSION = "0.1.0"
 
@@ -63,7 +63,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if arguments[0] not in GROUPS:
         print(f"error: there is no group of commands {arguments[0]!r}", file=sys.stderr)
-        print(f"  → one of: {', '.join(GROUPS)}; see artel --help", file=sys.stderr)
+        hint = suggestion(arguments[0], GROUPS) or f"one of: {', '.join(GROUPS)}; see artel --help"
+        print(f"  → {hint}", file=sys.stderr)
         return EXIT_USAGE
     try:
         module = importlib.import_module(GROUPS[arguments[0]][0])

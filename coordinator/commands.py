@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from protocol import options
+from protocol.arguments import Parser
 from protocol.errors import EXIT_OK, DecodeError, Unreachable, UsageError
 
 DEFAULT_HTTP = "127.0.0.1:8080"
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="artel coordinator",
         description="Publish a run and coordinate its rounds.",
         epilog=f"example: artel coordinator start RUN.toml --home coordinator\n\n{_EXIT_CODES}",

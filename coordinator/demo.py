@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+from protocol.arguments import Parser
 from protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, ResourceError, UsageError
 from protocol.options import check_port_free, whole
 from protocol.run_config import Exchange
@@ -170,7 +171,7 @@ def run_text(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="artel demo",
         description="Train a small language model with a coordinator and several nodes on this\n"
         "machine, and check the result. Takes about four minutes on two cores.",

@@ -12,6 +12,7 @@ import time
 import unicodedata
 from pathlib import Path
 
+from protocol.arguments import Parser
 from protocol.errors import EXIT_OK, UsageError
 
 EXIT_CODES = """\
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="artel run",
         description="Write, explain and prepare the file that describes a run.",
         epilog="example: artel run new my-run && artel run check my-run/RUN.toml\n" + EXIT_CODES,

@@ -48,9 +48,8 @@ def parse_key(text: str) -> VerifierKey | CosignerKey:
 
     :raises DecodeError: when it is malformed or of another type
     """
-    parts = text.split("+", 2) if len(text) <= 1000 else []
-    kind = note.decode_base64(parts[2])[:1] if len(parts) == 3 else b""
-    return CosignerKey.parse(text) if kind == COSIGNATURE_TYPE else VerifierKey.parse(text)
+    _, _, data = note.vkey_parts(text)
+    return (CosignerKey if data[:1] == COSIGNATURE_TYPE else VerifierKey).parse(text)
 
 
 def cosign(identity: Identity, name: str, note_text: str, time: int) -> SignatureLine:

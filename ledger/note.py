@@ -23,6 +23,10 @@ MAX_NOTE_BYTES = 64 * 1024
 MAX_SIGNATURE_LINES = 100
 """The limit of Go's ``golang.org/x/mod/sumdb/note``."""
 _SIGNATURE_PREFIX = "— "
+VKEY_HINT = (
+    "copy the whole of it, as in NAME+1a2b3c4d+AV9x…=: `artel ledger status --json` and "
+    "/ledger/run of a run's page show it"
+)
 
 
 @dataclass(frozen=True)
@@ -57,19 +61,20 @@ class NamedKey:
 
         :raises DecodeError: when it is malformed, of another type, or its key id is wrong
         """
-        # The base64 part may hold plus signs, the name may not: split from the left.
-        parts = text.split("+", 2) if len(text) <= 1000 else []
-        if len(parts) != 3:
-            raise DecodeError("a verifier key is written name+keyid+base64")
-        name, key_id, encoded = parts
-        data = decode_base64(encoded)
+        name, key_id, data = vkey_parts(text)
         if data[:1] != cls.signature_type:
             raise DecodeError(
-                f"the verifier key is of type 0x{data[:1].hex()}, not 0x{cls.signature_type.hex()}"
+                f"the verifier key is of type 0x{data[:1].hex()}, not 0x{cls.signature_type.hex()}",
+                VKEY_HINT,
             )
-        key = cls(name, data[1:])
+        try:
+            key = cls(name, data[1:])
+        except DecodeError as error:
+            raise DecodeError(error.message, VKEY_HINT) from None
         if key.key_id.hex() != key_id:
-            raise DecodeError("the verifier key's id does not belong to its name and key")
+            raise DecodeError(
+                "the verifier key's id does not belong to its name and key", VKEY_HINT
+            )
         return key
 
 
@@ -199,6 +204,21 @@ def _check_characters(text: str) -> None:
 def encode_base64(data: bytes) -> str:
     """Standard base64."""
     return base64.b64encode(data).decode()
+
+
+def vkey_parts(text: str) -> tuple[str, str, bytes]:
+    """Name, key id and bytes (of the type and the key) that a vkey's text spells.
+
+    :raises DecodeError: when it is not written like one
+    """
+    # The base64 part may hold plus signs, the name may not: split from the left.
+    parts = text.split("+", 2) if len(text) <= 1000 else []
+    if len(parts) != 3:
+        raise DecodeError("a verifier key is written name+keyid+base64", VKEY_HINT)
+    try:
+        return parts[0], parts[1], decode_base64(parts[2])
+    except DecodeError:
+        raise DecodeError("the last part of the verifier key is no base64", VKEY_HINT) from None
 
 
 def decode_base64(text: str) -> bytes:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from node.limits import MAX_SAMPLE_TOKENS, MAX_SEED, MAX_TEMPERATURE
 from protocol import files, identity
 from protocol import options as types
+from protocol.arguments import Parser
 from protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ArtelError, UsageError
 from protocol.invite import Invite
 
@@ -76,7 +77,7 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="artel node", description="Take part in a run.", epilog=_EXITS, formatter_class=raw
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")

@@ -7,6 +7,8 @@ something (port, disk, memory, lock), 130 interrupted.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -60,3 +62,11 @@ class ResourceError(ArtelError):
     """This machine lacks something: a free port, disk space, memory, the lock of a home."""
 
     exit_code = EXIT_RESOURCE
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """ "did you mean …?" for the nearest known word, or an empty text."""
+    import difflib
+
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"did you mean {near[0]}?" if near else ""

@@ -8,12 +8,11 @@ transformers registers them. torch and transformers are imported inside the func
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from protocol.errors import CheckFailed, UsageError
+from protocol.errors import CheckFailed, UsageError, suggestion
 from protocol.run_config import Model
 from protocol.state import Layout, Vector
 
@@ -33,20 +32,20 @@ def transformers_config(model: Model, vocab_size: int) -> Any:
     """
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # its bars would get between the lines that are ours
     if model.type not in CONFIG_MAPPING:
-        near = difflib.get_close_matches(model.type, list(CONFIG_MAPPING), n=1)
         raise UsageError(
             f"[model] type = {model.type!r} is unknown to transformers",
-            f"did you mean {near[0]}?" if near else "for example llama, gpt2 or qwen3",
+            suggestion(model.type, CONFIG_MAPPING) or "for example llama, gpt2 or qwen3",
         )
     known = _known_keys(CONFIG_MAPPING[model.type])
     for key in model.config:
         if key not in known:
-            near = difflib.get_close_matches(key, sorted(known), n=1)
             raise UsageError(
                 f"[model.config] {key} is no key of the model type {model.type}",
-                f"did you mean {near[0]}?" if near else "known: " + ", ".join(sorted(known)[:20]),
+                suggestion(key, sorted(known)) or "known: " + ", ".join(sorted(known)[:20]),
             )
     keys = dict(model.config)
     for name, kind in known.items():

@@ -7,11 +7,10 @@ and the hint says what to write instead.
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib.util
 import json
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args
@@ -20,7 +19,7 @@ from pydantic import BaseModel
 from pydantic import ValidationError as PydanticError
 from pydantic.fields import FieldInfo
 
-from protocol.errors import UsageError
+from protocol.errors import UsageError, suggestion
 from protocol.run_config import Conflict, RunConfig, Section
 
 MAX_FILE_BYTES = 65_536
@@ -111,12 +110,6 @@ def causal_model_types() -> tuple[str, ...]:
             pairs = ast.literal_eval(node.value.args[0])
             return tuple(sorted(key for key, _ in pairs))
     return ()
-
-
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """ "did you mean …?" for the nearest known word, or an empty text."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"did you mean {near[0]}?" if near else ""
 
 
 def bounds(field: FieldInfo) -> str:

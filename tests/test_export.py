@@ -90,11 +90,14 @@ def test_wrong_inputs_are_refused_before_anything_is_written(world: World, tmp_p
 def test_the_command_prints_one_json_document(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """And nothing else: no progress bars of the library either."""
     where = ["--manifest", str(world.manifest), "--state", str(world.state)]
     if world.tokenizer is not None:
         where += ["--tokenizer", str(world.tokenizer)]
     assert export.main(["export", *where, "--out", str(tmp_path / "model")]) == 0
-    assert json.loads(capsys.readouterr().out)["directory"] == str(tmp_path / "model")
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["directory"] == str(tmp_path / "model")
+    assert shown.err == ""
     assert export.main(["sample", *where, "--max-tokens", "5"]) == 0
     assert isinstance(json.loads(capsys.readouterr().out)["text"], str)
     assert export.main(["export", *where, "--out", str(tmp_path / "model")]) == 2

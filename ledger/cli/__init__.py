@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from protocol.arguments import Parser
+
 DEFAULT_HOME = Path("~/.artel/node")
 MODULES = (
     *("overview", "mine", "reading", "proving", "checking", "rechecking", "comparing"),
@@ -87,7 +89,7 @@ class _Commands:
     """Adds commands to the parser, so that all of them look and behave alike."""
 
     def __init__(self) -> None:
-        self.parser = argparse.ArgumentParser(
+        self.parser = Parser(
             prog="artel ledger",
             description="See, check and prove who contributed what to a run.",
             epilog=(

@@ -1,0 +1,85 @@
+"""Command lines that are misspelt: the error names what may have been meant, at every level."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import artel
+from protocol.errors import EXIT_USAGE
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What is said of a wrong command line."""
+    try:
+        code = artel.main(list(arguments))
+    except SystemExit as exit:
+        code = int(exit.code or 0)
+    captured = capsys.readouterr()
+    assert code == EXIT_USAGE
+    assert not captured.out
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("ledgr", "ledger"),
+        ("ledger statsu", "status"),
+        ("ledger key rotat", "rotate"),
+        ("ledger export openzepelin", "openzeppelin"),
+        ("ledger status --frm x", "--from"),
+        ("ledger key rotate --hoem x", "--home"),
+        ("ledger status --hoem=x", "--home"),
+        ("ledger log --kind contributoin", "contribution"),
+        ("node strat", "start"),
+        ("node start --jion x", "--join"),
+        ("node start --device cudda", "cuda"),
+        ("run chekc x", "check"),
+        ("run new x --nmae y", "--name"),
+        ("run new x --size tinny", "tiny"),
+        ("coordinator stauts", "status"),
+        ("coordinator start x --home y --anounce z", "--announce"),
+        ("demo --codec spares", "sparse"),
+        ("demo --ruonds 3", "--rounds"),
+    ],
+)
+def test_a_wrong_word_gets_a_suggestion(
+    capsys: pytest.CaptureFixture[str], line: str, meant: str
+) -> None:
+    said = refused(capsys, *line.split()).splitlines()
+    assert said[-1] == f"  → did you mean {meant}?"
+    assert said[-2].startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("xyz", "coordinator"),
+        ("node xyz", "export"),
+        ("ledger key xyz", "rotate"),
+        ("ledger status --xyz", "artel ledger status --help"),
+        ("ledger show", "artel ledger show --help"),
+        ("run new", "artel run new --help"),
+    ],
+)
+def test_a_word_like_no_other_gets_the_choice(
+    capsys: pytest.CaptureFixture[str], line: str, named: str
+) -> None:
+    assert named in refused(capsys, *line.split()).splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "vkey", ["abc", "a+b", "a+b+c", "a+1a2b3c4d+AQ==", "a+1a2b3c4d+" + "A" * 44, "a b+1+AQ=="]
+)
+@pytest.mark.parametrize("command", ["audit", "compare", "mirror"])
+def test_a_wrong_verifier_key_gets_its_form(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, vkey: str
+) -> None:
+    folder = tmp_path / "tiles"
+    folder.mkdir()
+    (folder / "checkpoint").write_text("example.org/log\n0\n" + "A" * 43 + "=\n\n— x AAAA\n")
+    more = {"audit": [], "compare": [str(folder)], "mirror": [str(tmp_path / "copy")]}[command]
+    said = refused(capsys, "ledger", command, str(folder), *more, "--vkey", vkey)
+    assert "NAME+1a2b3c4d+" in said.splitlines()[-1]
