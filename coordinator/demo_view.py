@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from typing import Any, TextIO
@@ -169,6 +170,7 @@ def summary(result: Result) -> str:
         text = (line.replace("\t", "    ") for line in result.sample.splitlines())
         lines += ["", "the model writes:", *(f"  │ {printable(line)}" for line in text)]
     folder, entry = result.demo.folder, result.example
+    node, coordinator = (shlex.quote(str(folder / name)) for name in ("node-1", "coordinator"))
     lines += [
         "",
         f"everything lies in {folder}",
@@ -176,11 +178,11 @@ def summary(result: Result) -> str:
         "  loss.png                  the loss over the rounds",
         "  RUN.toml                  what was trained, and by which rules",
         "try:",
-        f"  artel ledger me --home {folder / 'node-1'}",
-        f"  artel ledger log --home {folder / 'coordinator'}",
-        f"  artel ledger explain {entry} --home {folder / 'node-1'}",
-        f"  artel ledger prove {entry} --home {folder / 'node-1'}",
+        f"  artel ledger me --home {node}",
+        f"  artel ledger log --home {coordinator}",
+        f"  artel ledger explain {entry} --home {node}",
+        f"  artel ledger prove {entry} --home {node}",
         f"  artel ledger verify entry-{entry}.tlog-proof entry-{entry}.json",
-        f'  artel node sample --home {folder / "node-1"} --prompt "import "',
+        f'  artel node sample --home {node} --prompt "import "',
     ]
     return "\n".join(lines)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -249,7 +250,7 @@ def _check_extends(folder: Path, held: SignedHead, head: SignedHead, theirs: Til
     raise CheckFailed(
         f"{message}: the log has signed both",
         f"nothing was changed; {path} is the proof, show it to others and enter it with "
-        "artel ledger split-view",
+        f"artel ledger split-view {shlex.quote(str(path))}",
     )
 
 

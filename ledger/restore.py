@@ -314,7 +314,7 @@ def _build(path: Path, leaves: Iterable[bytes], head: SignedHead, note_of: NoteO
             if edge.root() != head.root:
                 raise CheckFailed(
                     "the entries do not give the root that the checkpoint signs",
-                    "artel ledger audit --full names the one that is wrong",
+                    "artel ledger audit TARGET --run ID --full names the one that is wrong",
                 )
             target.execute("PRAGMA journal_mode=WAL")
         database.publish(new, path)

@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import shlex
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -332,7 +333,7 @@ def record(home: Path, heads: HeadStore, proof: SplitView, store: LedgerReader) 
         signer=proof.signer,
         sizes=f"{first} and {second}",
         proof=str(path),
-        check=f"artel ledger verify {path}",
+        check=f"artel ledger verify {shlex.quote(str(path))}",
     )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -95,7 +96,7 @@ class _Commands:
             epilog=(
                 "examples:\n"
                 "  artel ledger me                                   what my work counts for\n"
-                "  artel ledger shares --from http://HOST:8700       who owns what, from anywhere\n"
+                "  artel ledger shares --from http://HOST:8080       who owns what, from anywhere\n"
                 "  artel ledger verify entry-17.tlog-proof           check a proof offline\n\n"
                 f"{EXIT_CODES}"
             ),
@@ -170,6 +171,11 @@ def add_source(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--no-cache", action="store_true", help="with --from: fetch and check everything again"
     )
+
+
+def quote(path: Path) -> str:
+    """A path as a person can paste it behind a command."""
+    return shlex.quote(str(path))
 
 
 def count(value: str) -> int:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ledger.cli import Add, print_json
+from ledger.cli import Add, print_json, quote
 from ledger.cli.opening import holding, run_id
 from protocol.errors import EXIT_OK, CheckFailed, UsageError
 
@@ -25,7 +25,7 @@ def register(add: Add) -> None:
         "audit",
         _audit,
         "check that a log serves what it signed: ours, or any other of the C2SP format",
-        "http://HOST:8700 --vkey VKEY --full",
+        "http://HOST:8080 --vkey VKEY --full",
         target=False,
     )
     audit.add_argument(
@@ -58,7 +58,7 @@ def _audit(arguments: argparse.Namespace) -> int:
     if (folder / DATABASE_NAME).is_file():
         raise UsageError(
             f"{folder} is the home of a node or a coordinator",
-            f"check it with: artel ledger verify --home {folder}",
+            f"check it with: artel ledger verify --home {quote(folder)}",
         )
     with holding(arguments.target) as (holder, named):
         newest, _ = holder.heads()  # also finds out where the tiles are

@@ -10,7 +10,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ledger.cli import DEFAULT_HOME, Add, print_json
+from ledger.cli import DEFAULT_HOME, Add, print_json, quote
 from ledger.cli.opening import holding, run_id
 from ledger.cli.proving import write
 from protocol.errors import EXIT_FAILED, EXIT_OK, CheckFailed, UsageError
@@ -29,7 +29,7 @@ def register(add: Add) -> None:
         "compare",
         _compare,
         "ask several holders for their tree heads: do all see one history?",
-        "http://HOST:8700 http://OTHER-NODE:8800",
+        "http://HOST:8080 http://OTHER-NODE:PORT",
         target=False,
     )
     compare.add_argument(
@@ -128,8 +128,8 @@ def _print_comparison(
         return
     print(f"evidence written to {output}: it proves to anybody who signed both")
     print("what to do:")
-    print(f"  artel ledger verify {output}      check it, offline")
-    print(f"  artel ledger split-view {output}  enter it into the ledger")
+    print(f"  artel ledger verify {quote(output)}      # check it, offline")
+    print(f"  artel ledger split-view {quote(output)}  # enter it into the ledger")
     print("  and tell the others: whoever holds the run's key lies, or somebody has stolen it")
 
 

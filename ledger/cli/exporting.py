@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ledger.cli import Add, count, opening, print_json
+from ledger.cli import Add, count, opening, print_json, quote
 from ledger.cli.sending import account_named, home_of
 from protocol.errors import EXIT_OK, CheckFailed, UsageError
 
@@ -218,7 +218,8 @@ def _proofs(arguments: argparse.Namespace) -> int:
     print(f"wrote {len(files)} proofs ({final} final) and their entries to {folder}")
     print(f"{index_file} lists which entry granted what; check one of them offline with")
     first = files[-1]
-    print(f"  artel ledger verify {folder / str(first['proof'])} {folder / str(first['entry'])}")
+    proof, entry = (quote(folder / str(first[name])) for name in ("proof", "entry"))
+    print(f"  artel ledger verify {proof} {entry}")
     return EXIT_OK
 
 

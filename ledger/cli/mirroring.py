@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ledger.cli import DEFAULT_HOME, Add, print_json
+from ledger.cli import DEFAULT_HOME, Add, print_json, quote
 from ledger.cli.opening import run_id
 from protocol.errors import EXIT_OK, Unreachable, UsageError
 from protocol.options import whole
@@ -29,7 +30,7 @@ def register(add: Add) -> None:
         "mirror",
         _mirror,
         "copy a log into a folder of static files that any web server can serve",
-        "http://HOST:8700 public/ledger --follow",
+        "http://HOST:8080 public/ledger --follow",
         target=False,
     )
     mirror.add_argument(
@@ -59,7 +60,7 @@ def register(add: Add) -> None:
         "restore",
         _restore,
         "make a home's ledger again out of a copy that somebody else holds",
-        "--from http://HOST:8700 --home coordinator",
+        "--from http://HOST:8080 --home coordinator",
         target=False,
     )
     restore.add_argument(
@@ -147,6 +148,8 @@ def _say_trust(arguments: argparse.Namespace, origin: str, pinned: bool) -> None
 
 
 def _tell(arguments: argparse.Namespace, found: Mirrored) -> None:
+    from ledger.offline import run_of
+
     if arguments.json:
         facts = {
             "origin": found.origin,
@@ -171,7 +174,10 @@ def _tell(arguments: argparse.Namespace, found: Mirrored) -> None:
             flush=True,
         )
         if not arguments.follow:
-            print(f"check all of it with: artel ledger audit --full {arguments.folder}")
+            trusted = [word for key in arguments.vkey for word in ("--vkey", key)]
+            trusted = trusted or ["--run", run_of(found.origin)]
+            audit = ["artel", "ledger", "audit", str(arguments.folder), *trusted, "--full"]
+            print(f"check all of it with: {shlex.join(audit)}")
 
 
 # --- restore --------------------------------------------------------------------------------------
@@ -220,5 +226,5 @@ def _restore(arguments: argparse.Namespace) -> int:
             "this home signs the log: before you start it, make sure that nobody holds more than "
             f"these\n{found.size} entries. Whoever does would see a second history, and prove it"
         )
-    print(f"check it with: artel ledger verify --home {home}")
+    print(f"check it with: artel ledger verify --home {quote(home)}")
     return EXIT_OK

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ledger.cli import Add, count, print_json
+from ledger.cli import Add, count, print_json, quote
 from ledger.cli.opening import opened, run_id
 from protocol import files
 from protocol.errors import EXIT_FAILED, EXIT_OK, CheckFailed, ResourceError, UsageError
@@ -84,7 +85,8 @@ def _prove(arguments: argparse.Namespace) -> int:
     offline.verify(proof.encode().encode(), leaf, run=run)
     write(path, proof.encode().encode())
     write(beside, leaf)
-    command = f"artel ledger verify {path} {beside}" + (f" --policy {needed}" if final else "")
+    policy = ["--policy", str(needed)] if final else []
+    command = shlex.join(["artel", "ledger", "verify", str(path), str(beside), *policy])
     if arguments.json:
         facts = {"index": index, "run": run, "proof": str(path), "entry": str(beside)}
         facts |= {"checkpoint": covered, "final": final, "as_of": size, "verify": command}
@@ -260,7 +262,7 @@ def _verify_evidence(arguments: argparse.Namespace, path: Path) -> int:
         print(f"    two different roots of {first:,} entries")
     else:
         print(f"    checkpoints {first:,} and {second:,} differ in entry {split.fork.index:,}")
-    print("\nit proves this to anybody; enter it with: artel ledger split-view " + str(path))
+    print("\nit proves this to anybody; enter it with: artel ledger split-view " + quote(path))
     return EXIT_OK
 
 
