@@ -107,11 +107,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _start(arguments: argparse.Namespace) -> int:
-    # Checked before anything takes time.
-    if not arguments.file.is_file():
-        raise UsageError(
-            f"there is no run file {arguments.file}", "write one with: artel run new DIR"
-        )
+    from protocol.manifest import load_config
+
+    load_config(arguments.file)  # whatever is wrong with it is said before anything takes time
     import asyncio
 
     from coordinator.daemon import Options, serve

@@ -213,6 +213,8 @@ def held_head(folder: Path, vkeys: Sequence[VerifierKey] = (), run: str = "") ->
     :raises CheckFailed: when its checkpoint is not signed by such a key
     :raises UsageError: when the folder holds something that is no copy of a log
     """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file", "name a folder for the copy")
     if not folder.exists() or not any(folder.iterdir()):
         return None
     source = FolderSource(folder)

@@ -24,6 +24,7 @@ from protocol.run_config import Conflict, RunConfig, Section
 
 MAX_FILE_BYTES = 65_536
 """A run file is a page of text; anything longer is another file."""
+_NEW = "artel run new DIR writes one"
 
 
 def load_config(path: Path) -> RunConfig:
@@ -35,10 +36,8 @@ def load_config(path: Path) -> RunConfig:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise UsageError(
-            f"cannot read the run file {path}: {error.strerror}",
-            "artel run new DIR writes one",
-        ) from None
+        hint = f"name the file in it: {path / 'RUN.toml'}" if path.is_dir() else _NEW
+        raise UsageError(f"cannot read the run file {path}: {error.strerror}", hint) from None
     if len(data) > MAX_FILE_BYTES:
         raise UsageError(f"{path} is larger than {MAX_FILE_BYTES} bytes, too large for a run file")
     return parse_config(data, str(path))

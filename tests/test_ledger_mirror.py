@@ -308,6 +308,8 @@ def test_a_folder_with_other_things_in_it_is_left_alone(world: World, tmp_path: 
     with pytest.raises(UsageError, match="no log"):
         mirror(FolderHolder(source), folder)
     assert files_in(folder) == {"cat.jpg"}
+    with pytest.raises(UsageError, match="is a file"):
+        mirror(FolderHolder(source), folder / "cat.jpg")
     log = tmp_path / "other"
     write_log(log, leaves_of(10))
     with pytest.raises(ArtelError):

@@ -82,6 +82,20 @@ def test_new_in_a_file_says_so_and_nothing_of_a_run_file(tmp_path: Path, below: 
     assert (tmp_path / "notes").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    "command",
+    [["run", "check"], ["run", "prepare", "--home", "h"], ["coordinator", "start", "--home", "h"]],
+)
+def test_a_folder_in_place_of_its_run_file_is_told_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    assert artel.main([*command, str(tmp_path)]) == EXIT_USAGE
+    assert str(tmp_path / "RUN.toml") in capsys.readouterr().err.splitlines()[1]
+    assert artel.main([*command, str(tmp_path / "nowhere")]) == EXIT_USAGE
+    assert "artel run new" in capsys.readouterr().err.splitlines()[1]
+    assert not Path("h").exists()
+
+
 def test_check_as_json_has_the_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(write_run(tmp_path)), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
