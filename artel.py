@@ -9,6 +9,7 @@ import importlib
 import os
 import sys
 
+from protocol import terminal
 from protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, ArtelError, suggestion
 
 VERSION = "0.1.0"
@@ -49,6 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     # Idle OpenMP threads sleep instead of spinning: beside other processes on the same cores the
     # spinning costs torch up to ten times its speed. Read by libraries that are imported later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("PYTHON_COLORS", "0")  # colours would not pass the screen
+    terminal.prepare()
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbose = "--verbose" in arguments
     if verbose and arguments[0] not in DAEMONS:
@@ -82,9 +85,21 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if verbose:
             raise
+        odd = next((part for part in arguments if not _is_text(part)), None)
+        if isinstance(error, UnicodeEncodeError) and odd is not None:
+            print(f"error: the argument {odd!r} is not UTF-8 text", file=sys.stderr)
+            print(
+                "  → write it in UTF-8, as in a terminal whose locale is C.UTF-8", file=sys.stderr
+            )
+            return EXIT_USAGE
         print(f"error: unexpected {type(error).__name__}: {error}", file=sys.stderr)
         print("  → run the same command with --verbose and report what it prints", file=sys.stderr)
         return EXIT_FAILED
+
+
+def _is_text(argument: str) -> bool:
+    """Whether an argument was UTF-8; a file's name need not be."""
+    return not any("\ud800" <= character <= "\udfff" for character in argument)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 from protocol import options
 from protocol.arguments import Parser
 from protocol.errors import EXIT_OK, DecodeError, Unreachable, UsageError
+from protocol.terminal import printable
 
 DEFAULT_HTTP = "127.0.0.1:8080"
 DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/4200"
@@ -171,23 +171,27 @@ def get_json(url: str) -> dict[str, Any]:
     :raises DecodeError: the answer is no JSON object
     :raises UsageError: the URL is none, or the API refuses the question
     """
-    if not url.startswith(("http://", "https://")):
+    from http.client import HTTPException
+    from urllib.error import HTTPError
+
+    from ledger.source import http_opener, not_reached, through_proxy
+
+    if not re.fullmatch(r"https?://[!-~]+", url):
         raise UsageError(f"{url!r} is no http address", "write it like http://127.0.0.1:8080")
     try:
-        with urllib.request.urlopen(url, timeout=STATUS_TIMEOUT_S) as reply:
+        with http_opener(url).open(url, timeout=STATUS_TIMEOUT_S) as reply:
             body = reply.read(MAX_REPLY_BYTES + 1)
         value = json.loads(body)
-    except urllib.error.HTTPError as error:
+    except HTTPError as error:
         with error:
-            raise UsageError(f"{url} answers {error.code} {error.reason}") from None
-    except (OSError, ValueError) as error:
-        if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
-            raise DecodeError(f"{url} does not answer with JSON", "check the address") from None
-        reason = getattr(error, "reason", None) or error
-        raise Unreachable(
-            f"no coordinator answers at {url} ({str(reason)[:120]})",
-            "check that it is running, and the address with --url or --home",
-        ) from None
+            said = f"{url} answers {error.code} {printable(str(error.reason))}{through_proxy(url)}"
+            raise UsageError(said) from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        raise DecodeError(f"{url} does not answer with JSON", "check the address") from None
+    except (OSError, HTTPException, ValueError) as error:
+        found = not_reached(url, error)
+        hint = found.hint if through_proxy(url) else "check --url or --home, and that it runs"
+        raise Unreachable(f"no coordinator answers: {found.message}", hint) from None
     if not isinstance(value, dict):
         raise DecodeError(f"{url} does not answer with a JSON object", "check the address")
     return value
@@ -195,13 +199,13 @@ def get_json(url: str) -> dict[str, Any]:
 
 def render(status: dict[str, Any], url: str) -> str:
     """The answer of ``/api/v1/status`` as a short table."""
-    from ledger.text import plural, printable, short_key, short_peer
+    from ledger.text import plural, short_key, short_peer
 
     ledger, nodes = status["ledger"], status["nodes"]
     attempt = f", attempt {status['attempt'] + 1}" if status["attempt"] else ""
     phases = ", ".join(f"{name} {s:.2f} s" for name, s in status["last_round"]["seconds"].items())
     lines = {
-        "run": f"{printable(status['name'])} ({short_key(status['run'])})",
+        "run": f"{status['name']} ({short_key(status['run'])})",
         "round": f"{status['round']} of {status['total']}, {status['phase']}{attempt}",
         "state": short_key(status["state_root"]),
         "loss": _loss(status["validation"]),
@@ -210,7 +214,7 @@ def render(status: dict[str, Any], url: str) -> str:
         "page": url,
         "nodes": str(len(nodes)),
     }
-    text = "\n".join(f"{label:<11} {line}" for label, line in lines.items())
+    text = "\n".join(f"{label:<11} {printable(line)}" for label, line in lines.items())
     if not nodes:
         return text
     text += f"\n\n{'node':<10} {'doing':<12} {'step':>9} {'loss':>7} {'tok/s':>8} "
@@ -218,8 +222,8 @@ def render(status: dict[str, Any], url: str) -> str:
     for node in nodes:
         loss = "-" if node["loss"] is None else f"{node['loss']:.3f}"
         step = f"{node['step']}/{node['steps']}" if node["steps"] else "-"
-        text += (
-            f"\n{short_peer(node['node']):<10} {printable(node['phase']):<12} {step:>9} {loss:>7} "
+        text += "\n" + printable(
+            f"{short_peer(node['node']):<10} {node['phase']:<12} {step:>9} {loss:>7} "
             f"{node['tokens_per_second']:>8,.0f} {node['bytes_up'] / 1e6:>8.2f} "
             f"{node['bytes_down'] / 1e6:>8.2f} {node['heard_s']:>5.0f} s"
         )

@@ -38,7 +38,7 @@ class LinesView:
     def say(self, text: str) -> None:
         """Print one line with the time since the start."""
         now = self._clock()
-        print(f"{now - self._began:6.1f} s  {text}", file=self._out, flush=True)
+        print(f"{now - self._began:6.1f} s  {printable(text)}", file=self._out, flush=True)
         self._shown = now
 
     def show(self, status: Status, seconds: float) -> None:
@@ -60,7 +60,8 @@ class TableView:
         self._table: Table | None = None
         self._nodes: dict[str, dict[str, Any]] = {}  # as last heard; they leave before the end
         self._title = Text("")
-        self._live = Live(console=Console(file=out), auto_refresh=False, transient=False)
+        drawn_on = getattr(out, "raw", out)  # it moves the cursor, and cleans what it shows itself
+        self._live = Live(console=Console(file=drawn_on), auto_refresh=False, transient=False)
 
     def __enter__(self) -> TableView:
         self._live.start()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coordinator import tether
-from protocol import files
+from protocol import files, terminal
 from protocol.errors import ArtelError, CheckFailed, ResourceError, UsageError
 from protocol.manifest import Manifest, open_manifest
 from protocol.state import Layout
@@ -98,6 +98,7 @@ def main(argv: list[str]) -> int:
     """Prepare; on failure print the error as one JSON object."""
     run_file, option, home = argv
     assert option == "--home"
+    terminal.prepare()
     try:
         _prepare(Path(run_file), Path(home))
     except ArtelError as error:

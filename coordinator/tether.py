@@ -28,7 +28,9 @@ def environment() -> dict[str, str]:
     root = str(Path(__file__).resolve().parent.parent)
     inherited = os.environ.get("PYTHONPATH")
     path = os.pathsep.join(filter(None, (root, inherited)))
-    return os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    # What it prints goes to pipes and logs, which are UTF-8 whatever the terminal is.
+    fixed = {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+    return os.environ | {"PYTHONPATH": path} | fixed
 
 
 def main(argv: list[str]) -> int:

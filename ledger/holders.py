@@ -6,6 +6,8 @@ Everything that comes from a holder is only a claim until :mod:`ledger.client` h
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,9 +21,12 @@ from ledger.source import (
     Source,
     bounded,
     http_opener,
+    not_reached,
     read_until,
+    through_proxy,
 )
 from ledger.tiles import CHECKPOINT_PATH
+from protocol import terminal
 from protocol.errors import ArtelError, CheckFailed, Unreachable, UsageError
 
 MAX_JSON_BYTES = 4 << 20
@@ -182,11 +187,7 @@ class HttpHolder:
                 answer = error.read(MAX_NOTE_BYTES) if body is not None else b""
             raise _refusal(url, error.code, answer, body is not None) from None
         except (OSError, HTTPException, ValueError) as error:
-            reason = getattr(error, "reason", error)
-            raise Unreachable(
-                f"cannot reach {url}: {str(reason) or type(reason).__name__}",
-                "check the address and that the server runs",
-            ) from None
+            raise not_reached(url, error) from None
 
 
 def _refusal(url: str, status: int, answer: bytes, sent: bool) -> ArtelError:
@@ -194,7 +195,7 @@ def _refusal(url: str, status: int, answer: bytes, sent: bool) -> ArtelError:
     if not sent:
         if 400 <= status < 500 and status != 429:  # some servers forbid what they do not have
             return NotFound(f"there is no {url}")
-        return Unreachable(f"{url} answered {status}", "try again later")
+        return Unreachable(f"{url} answered {status}{through_proxy(url)}", "try again later")
     from protocol.wire import Refused
 
     try:
@@ -203,7 +204,7 @@ def _refusal(url: str, status: int, answer: bytes, sent: bool) -> ArtelError:
     except (ValueError, AttributeError, RecursionError):
         message = hint = code = ""
     if not all(isinstance(text, str) for text in (message, hint, code)) or not message:
-        message, hint, code = f"{url} answered {status}", "", ""
+        message, hint, code = f"{url} answered {status}{through_proxy(url)}", "", ""
     if status >= 500 or status == 429:
         return Unreachable(printable(message), printable(hint) or "try again later")
     return Refused(printable(message), printable(hint), printable(code) or "refused")
@@ -211,7 +212,7 @@ def _refusal(url: str, status: int, answer: bytes, sent: bool) -> ArtelError:
 
 def printable(text: str) -> str:
     """A stranger's words, in a bounded number and without what could steer a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text[:300])
+    return terminal.printable(text[:300])
 
 
 def text_of(data: bytes, name: str) -> str:
@@ -245,19 +246,21 @@ def hold(target: str) -> tuple[Holder, str]:
     """
     from protocol.invite import PREFIX, Invite
 
-    if target.startswith(PREFIX):
+    is_url = re.match("[a-z]+://", target)
+    folder = Path(target).expanduser()
+    is_folder = os.path.isdir(folder)  # also of what is too long for a name
+    if PREFIX in target and not is_url and not is_folder:
         from ledger.lightnode import PeerHolder
 
         invite = Invite.decode(target)
         return PeerHolder(invite.peers), invite.run
-    if "://" in target:
+    if is_url:
         return HttpHolder(target), ""
     if target.startswith("/") and "/p2p/" in target:
         from ledger.lightnode import PeerHolder
 
         return PeerHolder((target,)), ""
-    folder = Path(target).expanduser()
-    if not folder.is_dir():
+    if not is_folder:
         raise UsageError(
             f"{target[:200]!r} is no invite, no URL, no multiaddr and no folder",
             "write artel1..., http(s)://HOST[:PORT], /ip4/HOST/tcp/PORT/p2p/PEER or a folder",

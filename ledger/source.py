@@ -7,6 +7,7 @@ them in which every hash is tied to the signed root.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import stat
@@ -146,13 +147,10 @@ class HttpSource:
             error.close()
             if error.code in (404, 410):
                 raise NotFound(f"the log has no {url}") from None
-            raise Unreachable(f"{url} answered {error.code}", "try again later") from None
+            said = f"{url} answered {error.code}{through_proxy(url)}"
+            raise Unreachable(said, "try again later") from None
         except (OSError, HTTPException, ValueError) as error:
-            reason = getattr(error, "reason", error)
-            raise Unreachable(
-                f"cannot read {url}: {str(reason) or type(reason).__name__}",
-                "check the address and that the log's server runs",
-            ) from None
+            raise not_reached(url, error) from None
 
 
 def open_source(target: str) -> Source:
@@ -302,8 +300,46 @@ def read_until(read: Callable[[int], bytes], limit: int, deadline: float) -> byt
     return b"".join(parts)
 
 
+def not_reached(url: str, error: Exception) -> Unreachable:
+    """The error for a request that got no answer; names the proxy that it went to, if any."""
+    reason = getattr(error, "reason", error)
+    proxy = through_proxy(url)
+    return Unreachable(
+        f"cannot reach {url}: {str(reason)[:200] or type(reason).__name__}{proxy}",
+        "check that the proxy of the environment works, or name this host in no_proxy"
+        if proxy
+        else "check the address and that the server runs",
+    )
+
+
+def through_proxy(url: str) -> str:
+    """Words for an error: by which proxy of the environment this URL is asked; "" without one."""
+    from urllib.request import getproxies, proxy_bypass
+
+    where = urlsplit(url)
+    proxy = getproxies().get(where.scheme, "")
+    address = where.netloc.rpartition("@")[2]
+    if not proxy or _is_here(address) or proxy_bypass(address):
+        return ""
+    return f" (through the proxy {proxy.rpartition('@')[2]}, {where.scheme}_proxy)"
+
+
+def _is_here(address: str) -> bool:
+    """Whether HOST[:PORT] is this machine, which no proxy can reach for us."""
+    host = urlsplit(f"//{address}").hostname or ""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        found = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return found.is_loopback or found.is_unspecified
+
+
 def http_opener(url: str) -> OpenerDirector:
     """Opens http and https, and follows a few redirects, none of them from https to http.
+
+    Goes by the proxy that the environment names, except to this machine itself.
 
     :param url: what it is for; says whether http is allowed
     """
@@ -319,9 +355,14 @@ def http_opener(url: str) -> OpenerDirector:
                 raise HTTPError(req.full_url, code, "redirect elsewhere", headers, fp)
             return super().redirect_request(req, fp, code, msg, headers, newurl)
 
+    class Proxies(request.ProxyHandler):
+        def proxy_open(self, req, proxy, type):  # type: ignore[no-untyped-def]
+            return None if _is_here(req.host) else super().proxy_open(req, proxy, type)
+
     opener = request.OpenerDirector()
     for handler in (
-        request.ProxyHandler(),
+        Proxies(),
+        request.UnknownHandler(),
         request.HTTPHandler(),
         request.HTTPSHandler(),
         request.HTTPDefaultErrorHandler(),

@@ -26,6 +26,7 @@ from ledger.entries import (
     Witnessed,
 )
 from ledger.shares import Outcome
+from protocol.terminal import printable as printable
 
 
 def short_key(key: str) -> str:
@@ -40,11 +41,6 @@ def short_peer(peer: str) -> str:
 
 def plural(count: int, one: str, many: str = "") -> str:
     return f"{count:,} {one if count == 1 else many or one + 's'}"
-
-
-def printable(text: str) -> str:
-    """Foreign text without anything that could steer a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def counts(tally: dict[str, int]) -> str:

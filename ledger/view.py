@@ -290,7 +290,7 @@ class View:
         from protocol.invite import Invite
 
         try:
-            invite = Invite.decode(((self.home or Path()) / "invite").read_text())
+            invite = Invite.decode(((self.home or Path()) / "invite").read_text("utf-8"))
         except (OSError, UnicodeError):
             raise UsageError(
                 f"{self.home} has no invite, so nobody is known who could take this",

@@ -19,6 +19,7 @@ from protocol import options as types
 from protocol.arguments import Parser
 from protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ArtelError, UsageError
 from protocol.invite import Invite
+from protocol.terminal import printable
 
 if TYPE_CHECKING:
     from node.daemon import Daemon
@@ -151,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--json", action="store_true", help="print one JSON object")
 
     sample = command("sample", _SAMPLE, _sample)
-    sample.add_argument("--prompt", default="def ")
+    sample.add_argument("--prompt", type=types.text, default="def ")
     sample.add_argument(
         "--tokens",
         type=types.whole(1, MAX_SAMPLE_TOKENS),
@@ -239,10 +240,10 @@ def _invite(given: str | None, home: Path) -> Invite:
                 "this node has not joined a run yet",
                 "add --join INVITE: the organiser has the line",
             )
-        given = kept.read_text(encoding="utf-8")
+        given = kept.read_text(encoding="utf-8", errors="replace")
     invite = Invite.decode(given)
     if kept.exists():
-        before = Invite.decode(kept.read_text(encoding="utf-8"))
+        before = Invite.decode(kept.read_text(encoding="utf-8", errors="replace"))
         if before.run != invite.run:
             raise UsageError(
                 f"{home} belongs to another run ({before.run[:12]}…)",
@@ -303,7 +304,7 @@ def _cores() -> int:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    print(printable(line), flush=True)
 
 
 # --- the others ----------------------------------------------------------------------------------
@@ -346,7 +347,7 @@ def _status(arguments: argparse.Namespace) -> int:
     if now["last_error"]:
         lines["last error"] = now["last_error"]
     for name, text in lines.items():
-        print(f"{name:<12}{text}")
+        print(f"{name:<12}{printable(text)}")
     return EXIT_OK
 
 

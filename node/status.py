@@ -10,15 +10,15 @@ import contextlib
 import ipaddress
 import json
 import socket
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator, Callable
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from ledger.shares import shares
+from ledger.source import http_opener
 from ledger.web import markup
 from ledger.web.answers import error
 from ledger.web.context import Context
@@ -114,10 +114,10 @@ def read(home: Path, timeout: float = 5.0) -> dict[str, Any]:
     """
     try:
         url = json.loads((home / ADDRESS_FILE).read_text())["url"]
-        with urllib.request.urlopen(f"{url}/api/v1/status", timeout=timeout) as reply:
+        with http_opener(url).open(f"{url}/api/v1/status", timeout=timeout) as reply:
             status: dict[str, Any] = json.loads(reply.read(1 << 20))
             return status
-    except (OSError, ValueError, KeyError, TypeError, urllib.error.URLError):
+    except (OSError, HTTPException, ValueError, KeyError, TypeError, AttributeError):
         raise Unreachable(
             f"no node is running in {home}", "start one with: artel node start --join INVITE"
         ) from None

@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from protocol.terminal import clean, printable
+
 
 def emit(log: logging.Logger, name: str, /, level: int = logging.INFO, **fields: Any) -> None:
     """Log one event.
@@ -32,7 +34,7 @@ class _Human(logging.Formatter):
         level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()} "
         line = f"{time} {level}{name} {text}".rstrip()
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+            line += "\n" + clean(self.formatException(record.exc_info))
         return line
 
 
@@ -52,7 +54,7 @@ class _Json(logging.Formatter):
 def _plain(value: Any) -> str:
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
     # Values can come from a peer: no control characters, and no line that looks like another one.
-    text = "".join(c if c.isprintable() else "?" for c in text)
+    text = printable(text)
     return json.dumps(text) if " " in text else text
 
 
@@ -70,6 +72,6 @@ def configure(*, json_lines: bool = False, verbose: bool = False, file: Path | N
     root.addHandler(screen)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        kept = logging.FileHandler(file)
+        kept = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
         kept.setFormatter(_Json() if json_lines else _Human())
         root.addHandler(kept)

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 os.environ.setdefault("HIVEMIND_LOGLEVEL", "ERROR")  # read by hivemind when it is imported
+os.environ.setdefault("HIVEMIND_COLORS", "0")
 
 from hivemind.dht.node import DHTNode
 from hivemind.p2p import P2P, PeerID

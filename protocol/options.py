@@ -48,6 +48,15 @@ def number(low: float, high: float) -> Callable[[str], float]:
     return parse
 
 
+def text(argument: str) -> str:
+    """Text that goes on as UTF-8."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{argument!r} is not UTF-8 text") from None
+    return argument
+
+
 def endpoint(text: str) -> tuple[str, int]:
     """HOST:PORT, or [V6]:PORT, as its two parts."""
     host, colon, port = text.rpartition(":")

@@ -10,7 +10,17 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationInfo,
+    model_validator,
+)
+
+from protocol.terminal import steers
 
 MAX_NODES = 32
 """Members of a round: as many as one entry of the ledger can list."""
@@ -48,12 +58,28 @@ class Section(BaseModel):
     )
 
 
+def _one_line(value: str, info: ValidationInfo) -> str:
+    """Refuse what volunteers would never be shown as it is written."""
+    return _shown(value, str(info.field_name))
+
+
+def _shown(value: str, where: str) -> str:
+    if steers(value):
+        raise Conflict(
+            f"{where} holds a line break, a control character or a mark that turns the direction "
+            "of text",
+            "write it in one line of plain text",
+        )
+    return value
+
+
 def _model_table(table: dict[str, JsonValue]) -> dict[str, JsonValue]:
     """Bound the one free-form table, and write whole floats as integers, as RFC 8785 does."""
     for key in table:
         if key in RESERVED_MODEL_KEYS or key.startswith("_"):
             why = RESERVED_MODEL_KEYS.get(key, "keys with a leading underscore are internal")
             raise Conflict(f"[model.config] {key} cannot be set: {why}", f"remove {key}")
+        _shown(key, "a key of [model.config]")
     return {key: _plain(value, f"[model.config] {key}", 3) for key, value in table.items()}
 
 
@@ -63,9 +89,14 @@ def _plain(value: JsonValue, where: str, depth: int) -> JsonValue:
             raise Conflict(f"{where} is nested too deeply or has more than 256 entries")
         if isinstance(value, list):
             return [_plain(item, where, depth - 1) for item in value]
-        return {key: _plain(item, where, depth - 1) for key, item in value.items()}
+        return {
+            _shown(key, f"a key in {where}"): _plain(item, where, depth - 1)
+            for key, item in value.items()
+        }
     if isinstance(value, str) and len(value) > 256:
         raise Conflict(f"{where} is longer than 256 characters")
+    if isinstance(value, str):
+        return _shown(value, where)
     if isinstance(value, int | float) and not isinstance(value, bool):
         if not math.isfinite(value) or abs(value) > 2**31:
             raise Conflict(f"{where} = {value} is out of bounds (at most 2^31 either way)")
@@ -78,7 +109,7 @@ class Run(Section):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
     """Short name: lower-case letters, digits and hyphens, at most 40 characters."""
-    description: Annotated[str, Field(max_length=400)] = ""
+    description: Annotated[str, Field(max_length=400), AfterValidator(_one_line)] = ""
     """One or two sentences for volunteers."""
     seed: Annotated[int, Field(ge=0, le=MAX_EXACT)] = 0
     """Seed of the initial parameters and of the order of the data."""
@@ -128,7 +159,7 @@ class TextSource(Section):
 
     kind: Literal["text"]
     """The literal "text"."""
-    path: Annotated[str, Field(min_length=1, max_length=256)]
+    path: Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_one_line)]
     """A file or a folder, relative to this file; published as written. Read are .txt, .md, .py, \
 .rst, .html, and .jsonl, .json and .parquet with a "text" in each line or row; .gz and .zst of \
 these."""
@@ -307,7 +338,7 @@ class Rates(Section):
 class Ownership(Section):
     """How work turns into shares of the model. Fixed for the whole run."""
 
-    statement: Annotated[str, Field(max_length=300)] = (
+    statement: Annotated[str, Field(max_length=300), AfterValidator(_one_line)] = (
         "Shares follow the credit that each account earned with work that the run accepted."
     )
     """What a share stands for, in words."""

@@ -145,7 +145,7 @@ async def push(host: Host, store: BlobStore, peer: str, blob: str, *, kind: Kind
             await _send(stream, file, 0, size)
         reply = await wire.read_message(stream)
         if isinstance(reply, messages.Refusal):
-            raise wire.Refused(reply.message, reply.hint, reply.code)
+            raise wire.refusal(reply)
 
 
 async def push_all(

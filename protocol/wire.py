@@ -17,6 +17,7 @@ import msgpack
 
 from protocol import messages
 from protocol.errors import ArtelError, DecodeError, Unreachable
+from protocol.terminal import printable
 
 VERSION = 1
 
@@ -123,7 +124,7 @@ async def ask(stream: Stream, request: messages.Message) -> messages.Message:
     await write_message(stream, request)
     reply = await read_message(stream)
     if isinstance(reply, messages.Refusal):
-        raise Refused(reply.message, reply.hint, reply.code)
+        raise refusal(reply)
     return reply
 
 
@@ -133,6 +134,11 @@ class Refused(ArtelError):
     def __init__(self, message: str, hint: str = "", code: str = "refused") -> None:
         super().__init__(message, hint)
         self.code = code
+
+
+def refusal(reply: messages.Refusal) -> Refused:
+    """The error for a peer's no; its words are one line each."""
+    return Refused(printable(reply.message), printable(reply.hint), printable(reply.code))
 
 
 Handler = Callable[[str, messages.Message, Stream], Awaitable[messages.Message | None]]

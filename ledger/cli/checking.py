@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,7 @@ def _audit(arguments: argparse.Namespace) -> int:
     from ledger.store import DATABASE_NAME
 
     folder = Path(arguments.target).expanduser()
-    if (folder / DATABASE_NAME).is_file():
+    if os.path.isfile(folder / DATABASE_NAME):  # also of an invite, too long for a name
         raise UsageError(
             f"{folder} is the home of a node or a coordinator",
             f"check it with: artel ledger verify --home {quote(folder)}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -139,7 +140,7 @@ def _head(stack: ExitStack, target: str, run: str, vkeys: Sequence[str]) -> _Hea
     from ledger.store import DATABASE_NAME
 
     folder = Path(target).expanduser()
-    if "://" not in target and (folder / DATABASE_NAME).is_file():
+    if "://" not in target and os.path.isfile(folder / DATABASE_NAME):
         view = stack.enter_context(client.home_view(folder, caching=False))
         log: client.Log = view.log
         if run and log.genesis.run != run:

@@ -11,7 +11,7 @@ import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ledger.text import short_key, short_peer
+from ledger.text import printable, short_key, short_peer
 
 STYLE = Path(__file__).with_name("explorer.css").read_text(encoding="utf-8")
 
@@ -24,8 +24,7 @@ def text(value: object) -> str:
 
     Marks that turn the direction of text around are among those that do not print.
     """
-    plain = "".join(c if c.isprintable() else "?" for c in str(value))
-    return html.escape(plain, quote=True)
+    return html.escape(printable(str(value)), quote=True)
 
 
 def document(title: str, body: str, *, refresh_s: int = 0) -> str:

@@ -10,6 +10,7 @@ import socket
 from pathlib import Path
 
 from node.trainer.loop import Loop
+from protocol import terminal
 
 _OOM_SCORE = 600
 """Of 1000: when memory runs out, the kernel takes the trainer and not the daemon."""
@@ -22,6 +23,7 @@ def main() -> None:
     arguments = parser.parse_args()
     # Ctrl-C reaches every process of the terminal; what it means for the trainer, the daemon says.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    terminal.prepare()  # the log is read in a terminal, and holds words of the manifest
     faulthandler.enable()
     with contextlib.suppress(OSError):  # no /proc, or not allowed: only the preference is lost
         Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))

@@ -79,6 +79,7 @@ def _environment(threads: int) -> dict[str, str]:
         # Also where the packages are not installed but run from their folder.
         "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH", "")])),
         "PYTHONUNBUFFERED": "1",
+        "PYTHONIOENCODING": "utf-8",  # of the log, whatever our terminal is
         "OMP_NUM_THREADS": str(cores),
         "MKL_NUM_THREADS": str(cores),
         # Waiting threads sleep instead of spinning: on a machine with other work the spinning costs
