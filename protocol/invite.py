@@ -12,6 +12,7 @@ import base64
 import binascii
 import hashlib
 import re
+import unicodedata
 from dataclasses import dataclass
 
 from protocol import canonical
@@ -19,7 +20,11 @@ from protocol.errors import DecodeError, UsageError
 
 PREFIX = "artel1."
 MAX_CHARACTERS = 4096
+MAX_PASTED = 4 * MAX_CHARACTERS
+"""With the text around it and what mail adds to every line."""
 MAX_PEERS = 8
+_FOUND = re.compile(r"artel1\.[A-Za-z0-9_-]+\.[0-9a-f]{8}")
+_PEER = re.compile(r"/[!-~]*/p2p/[!-~]+")
 _HINT = "ask the organiser for the whole line: it starts with artel1. and has no spaces"
 
 
@@ -38,18 +43,26 @@ class Invite:
 
     @classmethod
     def decode(cls, text: str) -> Invite:
-        """Read a pasted line; white space that a terminal or mail added is ignored.
+        """Read an invite as people paste it: with what a terminal, a mail or a chat put around it.
 
-        :raises UsageError: the line is no invite, or only a part of one
+        White space, quoting and characters that nobody sees may stand anywhere in it.
+
+        :raises UsageError: there is no invite in the text, or only a part of one
         """
-        line = "".join(text.split())
-        if not line.startswith(PREFIX) or len(line) > MAX_CHARACTERS:
+        if len(text) > MAX_PASTED:
+            raise UsageError("this is too long to be an Artel invite", _HINT)
+        plain = "".join(filter(_counts, text))
+        if PREFIX not in plain:
             raise UsageError("this is not an Artel invite", _HINT)
-        body, _, checksum = line.rpartition(".")
-        if checksum != _checksum(body):
+        lines = [line for line in _FOUND.findall(plain) if line[-8:] == _checksum(line[:-9])]
+        if not lines or len(lines[0]) > MAX_CHARACTERS:
             raise UsageError("the invite is incomplete or was changed on the way", _HINT)
+        return cls._read(lines[0])
+
+    @classmethod
+    def _read(cls, line: str) -> Invite:
         try:
-            encoded = body[len(PREFIX) :]
+            encoded = line[len(PREFIX) : -9]
             data = base64.b64decode(encoded + "=" * (-len(encoded) % 4), b"-_", validate=True)
             value = canonical.loads(data)
         except (binascii.Error, ValueError, DecodeError):
@@ -62,10 +75,16 @@ class Invite:
             or not re.fullmatch("[0-9a-f]{64}", run)
             or not isinstance(peers, list)
             or not 1 <= len(peers) <= MAX_PEERS
-            or not all(isinstance(peer, str) and "/p2p/" in peer for peer in peers)
+            or not all(isinstance(peer, str) and _PEER.fullmatch(peer) for peer in peers)
         ):
             raise UsageError("the invite cannot be read", _HINT)
         return cls(run, tuple(peers))
+
+
+def _counts(character: str) -> bool:
+    """Whether it is no white space, no mail's quote, no mark without a width (Cf: BOM, hyphen)."""
+    added = character.isspace() or character in ">|" or unicodedata.category(character) == "Cf"
+    return not added
 
 
 def _checksum(text: str) -> str:
