@@ -12,6 +12,7 @@ from typing import Any
 from protocol import options
 from protocol.arguments import Parser
 from protocol.errors import EXIT_OK, DecodeError, Unreachable, UsageError
+from protocol.paths import expanded
 from protocol.terminal import printable
 
 DEFAULT_HTTP = "127.0.0.1:8080"
@@ -120,7 +121,7 @@ def _start(arguments: argparse.Namespace) -> int:
     host, port = arguments.http
     wanted = Options(
         run_file=arguments.file,
-        home=arguments.home.expanduser(),
+        home=expanded(arguments.home),
         http_host=host,
         http_port=port,
         listen=tuple(arguments.listen or [DEFAULT_LISTEN]),
@@ -138,7 +139,7 @@ def _start(arguments: argparse.Namespace) -> int:
 def _status(arguments: argparse.Namespace) -> int:
     url = arguments.url or f"http://{DEFAULT_HTTP}"
     if arguments.home is not None:
-        url = api_of(arguments.home.expanduser())
+        url = api_of(expanded(arguments.home))
     status = get_json(f"{url.rstrip('/')}/api/v1/status")
     if arguments.json:
         print(json.dumps(status, indent=2))

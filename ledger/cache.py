@@ -20,6 +20,8 @@ from typing import Any
 from ledger.accounts import FoldState
 from ledger.journal import Journal
 from protocol import files
+from protocol.errors import UsageError
+from protocol.paths import expanded
 
 _RULE_MODULES = ("accounts", "bodies", "entries", "evidence", "genesis", "journal")
 _FORMAT = 1
@@ -30,8 +32,11 @@ MAX_JOURNALS = 8
 
 def default_folder(run: str) -> Path:
     """Where readers keep what they know of a run: ``$XDG_CACHE_HOME/artel/ledger/RUN``."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base else Path("~/.cache").expanduser()) / "artel" / "ledger" / run
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or expanded(Path("~/.cache")))
+    except UsageError:  # a container's user without a home: nothing is kept
+        base = Path(os.devnull)
+    return base / "artel" / "ledger" / run
 
 
 class TileCache:

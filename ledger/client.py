@@ -24,6 +24,7 @@ from ledger.published import term_of
 from ledger.remote import RemoteLog
 from ledger.view import Cosigner, Log, View
 from protocol.errors import ArtelError, CheckFailed, DecodeError
+from protocol.paths import expanded
 
 if TYPE_CHECKING:
     from ledger.heads import HeadStore
@@ -43,7 +44,7 @@ def home_view(home: Path, *, caching: bool = True) -> Iterator[View]:
     from ledger.snapshot import snapshot
     from ledger.store import LedgerStore
 
-    home = home.expanduser()
+    home = expanded(home)
     with snapshot(home) as copied, LedgerStore.open_copy(copied.path) as store:
         view = View(store, str(home), home=home)
         if store.size:

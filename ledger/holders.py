@@ -28,6 +28,7 @@ from ledger.source import (
 from ledger.tiles import CHECKPOINT_PATH
 from protocol import terminal
 from protocol.errors import ArtelError, CheckFailed, Unreachable, UsageError
+from protocol.paths import expanded
 
 MAX_JSON_BYTES = 4 << 20
 """Of the answers that are JSON; the longest is the table of aliases."""
@@ -247,7 +248,7 @@ def hold(target: str) -> tuple[Holder, str]:
     from protocol.invite import PREFIX, Invite
 
     is_url = re.match("[a-z]+://", target)
-    folder = Path(target).expanduser()
+    folder = expanded(Path(target))
     is_folder = os.path.isdir(folder)  # also of what is too long for a name
     if PREFIX in target and not is_url and not is_folder:
         from ledger.lightnode import PeerHolder

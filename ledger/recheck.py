@@ -29,6 +29,7 @@ from protocol import content
 from protocol.assignment import aggregator
 from protocol.errors import ArtelError, CheckFailed, UsageError
 from protocol.manifest import open_manifest
+from protocol.paths import expanded
 
 RIGHT, WRONG, UNRECORDED, UNCHECKED = "right", "wrong", "not recorded", "not checkable"
 BLOBS = "blobs"
@@ -210,7 +211,7 @@ class _Blobs:
     """Reads content from homes; nothing in them is touched, and nothing is believed unhashed."""
 
     def __init__(self, homes: Iterable[Path]) -> None:
-        self._folders = [home.expanduser() / BLOBS for home in homes]
+        self._folders = [expanded(home) / BLOBS for home in homes]
 
     def read(self, blob: str, most: int) -> bytes | None:
         """The content with this id, of at most ``most`` bytes, or None."""

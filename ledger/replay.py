@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -13,6 +12,7 @@ from typing import TypeVar
 from ledger.entries import Entry, decode
 from ledger.shares import FoldState, Outcome, fold
 from protocol import dsse
+from protocol.cgroup import Groups
 from protocol.errors import ArtelError, DecodeError, ResourceError
 
 _SLICE = 64
@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 
 def cores() -> int:
     """Processors that this process may use."""
-    return len(os.sched_getaffinity(0))
+    return Groups().cores()
 
 
 def check_signatures(entries: Iterable[Entry]) -> Iterator[Entry]:

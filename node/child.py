@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ from node.trainer import channel
 from node.trainer.channel import Message, TrainerError
 from node.trainer.launch import launch
 from node.trainer.results import Progress
-from protocol.errors import ArtelError, DecodeError
+from protocol.cgroup import Groups
+from protocol.errors import EXIT_RESOURCE, ArtelError, DecodeError
 from protocol.tasks import within
+from protocol.terminal import printable
 
 START_S = 30.0
 """Until a fresh child answers; it does so before it imports torch."""
@@ -24,6 +27,9 @@ CANCEL_S = 60.0
 """Until a cancelled command must have ended: one inner step."""
 STOP_S = 5.0
 """For each of asking, terminating and killing."""
+MAX_WORDS_BYTES = 8192
+LAST_LINES, MAX_LINE = 3, 200
+"""Of the child's log in the error that says why it ended."""
 
 
 class TrainerDied(ArtelError):
@@ -32,6 +38,12 @@ class TrainerDied(ArtelError):
     def __init__(self, message: str, hint: str, returncode: int | None) -> None:
         super().__init__(message, hint)
         self.returncode = returncode
+
+
+class OutOfMemory(TrainerDied):
+    """The kernel killed it because there was no memory left for it."""
+
+    exit_code = EXIT_RESOURCE
 
 
 @dataclass
@@ -49,13 +61,18 @@ class Child:
     """
 
     def __init__(
-        self, process: asyncio.subprocess.Process, writer: asyncio.StreamWriter, log: str
+        self,
+        process: asyncio.subprocess.Process,
+        writer: asyncio.StreamWriter,
+        log: Path | None,
+        log_size: int,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.process = process
         self.dead: asyncio.Future[TrainerDied] = loop.create_future()
         self._writer = writer
-        self._log = log
+        self._log, self._log_size = log, log_size
+        self._kills = Groups().kills()
         self._ready: asyncio.Future[Message] = loop.create_future()
         self._calls: dict[int, _Call] = {}
         self._numbers = itertools.count(1)
@@ -69,10 +86,9 @@ class Child:
         :raises TrainerDied: it ended at once
         :raises ResourceError: it cannot be started
         """
-        process, ours = await launch(log_file, threads)
+        process, ours, log_size = await launch(log_file, threads)
         reader, writer = await asyncio.open_connection(sock=ours)
-        log = f"its log is {log_file}" if log_file else "its output is above"
-        child = cls(process, writer, log)
+        child = cls(process, writer, log_file, log_size)
         child._reading = asyncio.create_task(child._read(reader))
         try:
             first: set[asyncio.Future[Any]] = {child._ready, child.dead}
@@ -182,20 +198,44 @@ class Child:
     def _death(self, returncode: int) -> TrainerDied:
         if returncode == 0:
             return TrainerDied("the trainer was stopped", "", 0)
+        log = f"its log is {self._log}" if self._log else "its output is above"
+        said = self._last_words()
         if returncode > 0:
             message = f"the trainer ended with exit code {returncode}"
-            return TrainerDied(message, self._log, returncode)
+            return TrainerDied(message + (f": {said}" if said else ""), log, returncode)
         try:
             name = signal.Signals(-returncode).name
         except ValueError:
             name = f"signal {-returncode}"
-        hint = self._log
-        if returncode == -signal.SIGKILL:
-            hint = (
-                "most likely the machine is out of memory: close other programs, or join a run "
-                "with a smaller model or batch"
-            )
+        if returncode != -signal.SIGKILL:
+            message = f"the trainer was killed by {name}"
+            return TrainerDied(message + (f": {said}" if said else ""), log, returncode)
+        groups = Groups()
+        kills, limit = groups.kills(), groups.memory().limit
+        helps = "close other programs, or join a run with a smaller model or batch"
+        bound = "the machine's memory is full"
+        if limit is not None:
+            helps = "give the container or service more memory, or join a run with a smaller model"
+            bound = f"its container or service may use {limit / 1e6:,.0f} MB"
+        if None not in (kills, self._kills) and kills != self._kills:
+            message = f"the kernel killed the trainer for lack of memory: {bound}"
+            return OutOfMemory(message, helps, returncode)
+        hint = f"most likely there was no memory left: {helps}"
         return TrainerDied(f"the trainer was killed by {name}", hint, returncode)
+
+    def _last_words(self) -> str:
+        """The end of what this child has written to its log, as one line."""
+        if self._log is None:
+            return ""
+        try:
+            with self._log.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(self._log_size, size - MAX_WORDS_BYTES))
+                text = file.read(MAX_WORDS_BYTES).decode("utf-8", "replace")
+        except OSError:
+            return ""
+        lines = [printable(line.strip())[:MAX_LINE] for line in text.splitlines() if line.strip()]
+        return " | ".join(lines[-LAST_LINES:])
 
     async def _out_of_time(self, number: int, command: str, timeout: float) -> None:
         """Cancel a command; a child that does not let go of it is killed."""

@@ -19,13 +19,14 @@ from protocol import options as types
 from protocol.arguments import Parser
 from protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ArtelError, UsageError
 from protocol.invite import Invite
+from protocol.paths import expanded
 from protocol.terminal import printable
 
 if TYPE_CHECKING:
     from node.daemon import Daemon
     from node.join import Options
 
-DEFAULT_HOME = Path.home() / ".artel" / "node"
+DEFAULT_HOME = Path("~/.artel/node")
 DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/0"
 DEFAULT_QUOTA_MB = 10_000
 MAX_QUOTA_MB = 10**9
@@ -72,6 +73,7 @@ example:
 def main(argv: list[str]) -> int:
     """Run one ``artel node`` command."""
     arguments = _parser().parse_args(argv)
+    arguments.home = expanded(arguments.home)
     result: int = arguments.run(arguments)
     return result
 
@@ -177,6 +179,7 @@ def _parser() -> argparse.ArgumentParser:
 def _start(arguments: argparse.Namespace) -> int:
     from node import status
     from protocol import events
+    from protocol.cgroup import Groups
 
     home: Path = arguments.home
     lock = identity.HomeLock(home)
@@ -207,7 +210,7 @@ def _start(arguments: argparse.Namespace) -> int:
             identity=node,
             account=account,
             device=arguments.device,
-            threads=arguments.threads or _cores(),
+            threads=arguments.threads or Groups().cores(),
             listen=tuple(arguments.listen or (DEFAULT_LISTEN,)),
             announce=tuple(arguments.announce or ()),
             quota_bytes=arguments.quota * 1_000_000,
@@ -297,10 +300,6 @@ async def _serve(options: Options, http: socket.socket) -> int:
     except asyncio.CancelledError:
         _say("left at once; a round that was not finished gives no credit")
         return EXIT_INTERRUPTED
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def _say(line: str) -> None:

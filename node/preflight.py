@@ -12,10 +12,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from node.sizes import state_bytes
 from protocol import assignment, codec, messages, wire
+from protocol.cgroup import Groups
 from protocol.errors import ArtelError, ResourceError
 from protocol.manifest import Manifest
 from protocol.network import Host
@@ -69,13 +68,19 @@ class Verdict:
 
 
 def memory(manifest: Manifest) -> Finding:
-    """Free memory against what model, optimiser and exchange take."""
+    """Free memory, of the machine or of its container, against what a run takes."""
     sparse = manifest.config.exchange.codec == "sparse"
     copies = COPIES_IN_MEMORY + (SPARSE_COPIES if sparse else 0)
     need = BASE_MEMORY_BYTES + copies * 4 * manifest.model.parameters
-    free = psutil.virtual_memory().available
+    now = Groups().memory()
+    free = now.free
     level = "ok" if free > 1.2 * need else "warning" if free > need else "problem"
-    return Finding("memory", level, f"{readable(free)} free, about {readable(need)} needed")
+    text = f"{readable(free)} free, about {readable(need)} needed"
+    if now.limit is not None:
+        text += (
+            f"; this program may use {readable(now.limit)} (the limit of its container or service)"
+        )
+    return Finding("memory", level, text)
 
 
 def disk(manifest: Manifest, home: Path, quota: int) -> Finding:

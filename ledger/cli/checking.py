@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ledger.cli import Add, print_json, quote
 from ledger.cli.opening import holding, run_id
 from protocol.errors import EXIT_OK, CheckFailed, UsageError
+from protocol.paths import expanded
 
 if TYPE_CHECKING:
     from ledger.accounts import FoldState
@@ -55,7 +56,7 @@ def _audit(arguments: argparse.Namespace) -> int:
     from ledger.audit import audit
     from ledger.store import DATABASE_NAME
 
-    folder = Path(arguments.target).expanduser()
+    folder = expanded(Path(arguments.target))
     if os.path.isfile(folder / DATABASE_NAME):  # also of an invite, too long for a name
         raise UsageError(
             f"{folder} is the home of a node or a coordinator",

@@ -15,6 +15,7 @@ from ledger.cli import DEFAULT_HOME, Add, print_json, quote
 from ledger.cli.opening import holding, run_id
 from ledger.cli.proving import write
 from protocol.errors import EXIT_FAILED, EXIT_OK, CheckFailed, UsageError
+from protocol.paths import expanded
 
 if TYPE_CHECKING:
     from ledger.evidence import SplitView
@@ -79,7 +80,7 @@ class _Head:
 def _compare(arguments: argparse.Namespace) -> int:
     targets: list[str] = arguments.targets
     if len(targets) == 1:
-        targets = [*targets, str(arguments.home.expanduser())]
+        targets = [*targets, str(expanded(arguments.home))]
     run = run_id(arguments.run)
     with ExitStack() as stack:
         heads = [_head(stack, target, run, arguments.vkey) for target in targets]
@@ -139,7 +140,7 @@ def _head(stack: ExitStack, target: str, run: str, vkeys: Sequence[str]) -> _Hea
     from ledger.offline import run_of
     from ledger.store import DATABASE_NAME
 
-    folder = Path(target).expanduser()
+    folder = expanded(Path(target))
     if "://" not in target and os.path.isfile(folder / DATABASE_NAME):
         view = stack.enter_context(client.home_view(folder, caching=False))
         log: client.Log = view.log

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ledger.cli import DEFAULT_HOME, Add, opening, print_json, rotation
 from ledger.cli.sending import add_signing, home_of, key_path, speaker, stated
 from protocol.errors import EXIT_OK, ArtelError, CheckFailed, UsageError
+from protocol.paths import expanded
 
 if TYPE_CHECKING:
     from ledger.accounts import Account
@@ -208,7 +209,7 @@ def _backup(arguments: argparse.Namespace) -> int:
     from ledger import keyfiles
     from protocol import identity
 
-    path, file = key_path(arguments), arguments.output.expanduser()
+    path, file = key_path(arguments), expanded(arguments.output)
     owner = identity.load(path)
     if file.exists():
         raise UsageError(f"{file} exists", "name another file; no backup is ever overwritten")
@@ -229,7 +230,7 @@ def _restore(arguments: argparse.Namespace) -> int:
 
     path = key_path(arguments)
     try:
-        with arguments.file.expanduser().open("rb") as file:
+        with expanded(arguments.file).open("rb") as file:
             data = file.read(keyfiles.MAX_BACKUP_BYTES + 1)
     except OSError as error:
         raise UsageError(f"cannot read {arguments.file}: {error.strerror}") from None
@@ -252,7 +253,7 @@ def _passphrase(arguments: argparse.Namespace, *, twice: bool) -> str:
     """From a file, or from a person, whom nobody sees typing it."""
     if arguments.passphrase_file is not None:
         try:
-            with arguments.passphrase_file.expanduser().open("rb") as file:
+            with expanded(arguments.passphrase_file).open("rb") as file:
                 line = file.read(_MAX_PASSPHRASE_BYTES).partition(b"\n")[0]
             found: str = line.decode().rstrip("\r")
         except OSError as error:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ledger.cli import DEFAULT_HOME, Add, count, print_json
 from ledger.cli.opening import opened
 from protocol.errors import EXIT_OK, CheckFailed, UsageError
+from protocol.paths import expanded
 
 if TYPE_CHECKING:
     from ledger.accounts import FoldState
@@ -60,7 +61,7 @@ def account_of(view: View, arguments: argparse.Namespace) -> str:
 
 def _home(arguments: argparse.Namespace) -> Path:
     home: Path = arguments.home or DEFAULT_HOME
-    return home.expanduser()
+    return expanded(home)
 
 
 def _home_account(view: View, home: Path) -> str:

@@ -15,6 +15,7 @@ from ledger.cli import DEFAULT_HOME, Add, print_json, quote
 from ledger.cli.opening import run_id
 from protocol.errors import EXIT_OK, Unreachable, UsageError
 from protocol.options import whole
+from protocol.paths import expanded
 
 if TYPE_CHECKING:
     from ledger.holders import Holder
@@ -186,7 +187,7 @@ def _tell(arguments: argparse.Namespace, found: Mirrored) -> None:
 def _restore(arguments: argparse.Namespace) -> int:
     from ledger.restore import restore
 
-    home = arguments.home.expanduser()
+    home = expanded(arguments.home)
     with ExitStack() as stack:
         held = [stack.enter_context(_held(name)) for name in arguments.sources]
         runs = {run for _, run in held if run} | {run_id(arguments.run or None)} - {""}

@@ -13,6 +13,7 @@ from ledger.cli import Add, count, print_json, quote
 from ledger.cli.opening import opened, run_id
 from protocol import files
 from protocol.errors import EXIT_FAILED, EXIT_OK, CheckFailed, ResourceError, UsageError
+from protocol.paths import expanded
 
 if TYPE_CHECKING:
     from ledger.offline import Proven
@@ -271,7 +272,7 @@ def _verify_home(arguments: argparse.Namespace) -> int:
     from ledger.finality import trust
     from ledger.verify import verify_home
 
-    home: Path = (arguments.home or DEFAULT_HOME).expanduser()
+    home: Path = expanded(arguments.home or DEFAULT_HOME)
 
     def progress(done: int, total: int) -> None:
         if sys.stderr.isatty() and total > 2000:

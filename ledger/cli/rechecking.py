@@ -9,6 +9,7 @@ from pathlib import Path
 from ledger.cli import DEFAULT_HOME, Add, add_source, count, print_json
 from ledger.cli.opening import opened
 from protocol.errors import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, UsageError
+from protocol.paths import expanded
 
 
 def register(add: Add) -> None:
@@ -39,7 +40,7 @@ def register(add: Add) -> None:
 def _recheck(arguments: argparse.Namespace) -> int:
     from ledger import recheck, text
 
-    homes = [home.expanduser() for home in arguments.homes or [DEFAULT_HOME]]
+    homes = [expanded(home) for home in arguments.homes or [DEFAULT_HOME]]
     arguments.home = homes[0]
     round = recheck.Round(arguments.round)
     with opened(arguments) as view:

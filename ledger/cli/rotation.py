@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ledger.cli import opening, print_json
 from ledger.cli.sending import account_named, dry_run, key_path, send, speaker
 from protocol.errors import EXIT_OK, ArtelError, CheckFailed, UsageError
+from protocol.paths import expanded
 
 if TYPE_CHECKING:
     from ledger.accounts import Account
@@ -45,7 +46,7 @@ def recover(arguments: argparse.Namespace) -> int:
     from protocol import identity
 
     path = key_path(arguments)
-    recovery = identity.load(arguments.recovery_key.expanduser())
+    recovery = identity.load(expanded(arguments.recovery_key))
     with keyfiles.locked(path.parent), opening.opened(arguments) as view:
         if _finished(arguments, view, path):
             return EXIT_OK

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ledger.cli import DEFAULT_HOME, opening, print_json
 from protocol.errors import EXIT_OK, ArtelError, CheckFailed, UsageError
+from protocol.paths import expanded
 
 if TYPE_CHECKING:
     from ledger.accounts import Account
@@ -47,7 +48,7 @@ def add_yes(parser: argparse.ArgumentParser, about: str) -> None:
 def home_of(arguments: argparse.Namespace) -> Path:
     """The home whose keys are meant, with or without --from."""
     home: Path = arguments.home if arguments.home is not None else DEFAULT_HOME
-    return home.expanduser()
+    return expanded(home)
 
 
 def key_path(arguments: argparse.Namespace) -> Path:
@@ -55,7 +56,7 @@ def key_path(arguments: argparse.Namespace) -> Path:
     from ledger.keyfiles import ACCOUNT_KEY
 
     key: Path | None = arguments.key
-    return key.expanduser() if key is not None else home_of(arguments) / ACCOUNT_KEY
+    return expanded(key) if key is not None else home_of(arguments) / ACCOUNT_KEY
 
 
 def stated(arguments: argparse.Namespace, schema: type[Body], make: Make) -> int:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ledger.cli import Add, count, opening, print_json, sending
 from protocol.errors import EXIT_OK, ArtelError, UsageError
+from protocol.paths import expanded
 
 if TYPE_CHECKING:
     from ledger.accounts import Account
@@ -231,7 +232,7 @@ def _rule(arguments: argparse.Namespace) -> int:
     from ledger import entries
     from protocol import dsse, identity
 
-    signers = [identity.load(path.expanduser()) for path in arguments.keys]
+    signers = [identity.load(expanded(path)) for path in arguments.keys]
     evidence = _digest(arguments.evidence)
     with opening.opened(arguments) as view:
         rules = view.state.rules

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from protocol.cgroup import Groups
 from protocol.errors import ResourceError
 
 MAX_LOG_BYTES = 4 << 20
@@ -19,8 +20,8 @@ MAX_LOG_BYTES = 4 << 20
 
 async def launch(
     log_file: Path | None, threads: int
-) -> tuple[asyncio.subprocess.Process, socket.socket]:
-    """A fresh trainer process, and our end of the socket to it.
+) -> tuple[asyncio.subprocess.Process, socket.socket, int]:
+    """A fresh trainer process, our end of the socket to it, and how long its log was before.
 
     :param log_file: takes what the child and its libraries print; None: our standard error
     :param threads: torch threads; 0 takes every core that this process may use
@@ -28,7 +29,7 @@ async def launch(
     """
     ours, theirs = socket.socketpair()
     try:
-        with theirs, _log(log_file) as log:
+        with theirs, _log(log_file) as (log, size):
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-P",  # the working directory is no place to import from
@@ -48,26 +49,26 @@ async def launch(
         raise ResourceError(
             f"cannot start the trainer: {error.strerror}", "free some memory or processes"
         ) from None
-    return process, ours
+    return process, ours, size
 
 
 @contextlib.contextmanager
-def _log(path: Path | None) -> Iterator[IO[bytes] | int]:
-    """Where the child's output goes: an open file, or our own standard error."""
+def _log(path: Path | None) -> Iterator[tuple[IO[bytes] | int, int]]:
+    """Where the child's output goes, an open file or our own standard error; and its size."""
     if path is None:
-        yield sys.stderr.fileno()
+        yield sys.stderr.fileno(), 0
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
         path.replace(path.with_name(path.name + ".old"))
     with path.open("ab") as file:
-        yield file
+        yield file, file.seek(0, os.SEEK_END)
 
 
 def _environment(threads: int) -> dict[str, str]:
     """Environment of the child: ours, with the switches that its libraries read when imported."""
     here = str(Path(__file__).resolve().parents[2])
-    cores = threads or len(os.sched_getaffinity(0))
+    cores = threads or Groups().cores()
     return {
         # glibc gives arrays above 32 MiB back when they are freed, and fresh ones cost page faults:
         # on some virtual machines more than the arithmetic that is done on them. One arena, because

@@ -23,7 +23,6 @@ moments at the head's beginning 12N, ``sent`` 4N with overlap, error feedback 8N
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -44,6 +43,7 @@ from node.trainer.laps import Laps
 from node.trainer.opening import read_agreed, read_manifest
 from node.trainer.schedule import learning_rate, position
 from protocol import assignment, model, parts
+from protocol.cgroup import Groups
 from protocol.feedback import Feedback
 from protocol.manifest import Manifest
 from protocol.parts import Part
@@ -380,7 +380,7 @@ def open_session(manifest: Path, state: Path, device: str, threads: int) -> Sess
     :raises TrainerError: ``bad_manifest``, ``bad_state``, ``no_device``, ``failed``
     """
     chosen = machine.choose(device)
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(threads or Groups().cores())
     run = read_manifest(manifest)
     config = run.config
     module = model.build(config.model, run.tokenizer.vocab_size, config.run.seed)
