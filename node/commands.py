@@ -17,6 +17,7 @@ from node.limits import MAX_SAMPLE_TOKENS, MAX_SEED, MAX_TEMPERATURE
 from protocol import files, identity
 from protocol import options as types
 from protocol.arguments import Parser
+from protocol.cgroup import Groups
 from protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ArtelError, UsageError
 from protocol.invite import Invite
 from protocol.paths import expanded
@@ -95,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    start = command("start", _START, _start)
+    start, cores = command("start", _START, _start), Groups().cores()
     start.add_argument("--join", metavar="INVITE", help="needed the first time in a home")
     start.add_argument(
         "--account", type=Path, metavar="KEY", help="key file of the owner (HOME/account.key)"
@@ -103,10 +104,10 @@ def _parser() -> argparse.ArgumentParser:
     start.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     start.add_argument(
         "--threads",
-        type=types.whole(0, _cores()),
+        type=types.whole(0, cores),
         default=0,
         metavar="N",
-        help=f"for training, at most the {_cores()} cores of this machine; 0 takes all (0)",
+        help=f"for training, at most the {cores} cores of this machine; 0 takes all (0)",
     )
     start.add_argument(
         "--listen",
@@ -179,7 +180,6 @@ def _parser() -> argparse.ArgumentParser:
 def _start(arguments: argparse.Namespace) -> int:
     from node import status
     from protocol import events
-    from protocol.cgroup import Groups
 
     home: Path = arguments.home
     lock = identity.HomeLock(home)
