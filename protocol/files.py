@@ -64,7 +64,7 @@ def replacing(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterato
     with creating(new, durable=durable, mode=mode) as file:
         yield file
     try:
-        os.replace(new, path)
+        new.replace(path)
     except OSError:
         discard(new)
         raise
