@@ -79,9 +79,11 @@ def make_world(
     bpe: bool = False,
     exchange: dict[str, Any] | None = None,
     optimizer: dict[str, Any] | None = None,
+    kind: str = "llama",
     **model_keys: Any,
 ) -> World:
-    """Prepare a run in ``home``; ``model_keys`` override the tiny llama's."""
+    """Prepare a run in ``home``; ``model_keys`` override the tiny llama's, and are all that another
+    ``kind`` of model has."""
     home.mkdir(parents=True, exist_ok=True)
     organiser = Identity.from_seed(b"\7" * 32)
     text = (Path(__file__).parent.parent / "protocol" / "state.py").read_text() * 10
@@ -94,7 +96,10 @@ def make_world(
         json.dumps(
             {
                 "run": {"name": "tiny", "description": "A test.", "seed": 5},
-                "model": {"type": "llama", "config": LLAMA | model_keys},
+                "model": {
+                    "type": kind,
+                    "config": (LLAMA if kind == "llama" else {}) | model_keys,
+                },
                 "tokenizer": {"kind": "bpe", "vocab_size": 300} if bpe else {"kind": "bytes"},
                 "data": {"sources": [{"kind": "stdlib"}], "seq_len": 32},
                 "optimizer": {"batch_size": 4, "warmup_steps": 4, "lr": 5e-3} | (optimizer or {}),

@@ -6,9 +6,13 @@ moments are kept across rounds and never sent.
 The module's parameters are views into one flat fp32 vector in the order of the run's layout, so
 that loading a state, going back to it and forming a pseudo-gradient are single passes.
 
+An evaluation has a module of its own, made from a copy that no forward pass has ever touched: in
+eval mode some architectures change their weights in place, or remember that they did.
+
 Memory, N parameters in fp32: 4N parameters, 4N gradients, 8N moments on the device, and 12N more on
 the CPU for weights and moments at the beginning of the round (:class:`Snapshot`), which a repeated
-attempt starts from. Muon's matrices have 4 bytes of moments instead of 8.
+attempt starts from; 4N more on the device during an evaluation. Muon's matrices have 4 bytes of
+moments instead of 8.
 
 Same bits: a round trained twice from the same state on one CPU, with the same number of threads and
 the same software, gives the same bits. CUDA kernels may add in another order.
@@ -16,17 +20,19 @@ the same software, gives the same bits. CUDA kernels may add in another order.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from node.trainer import device as machine
 from node.trainer.data import Batch
 from node.trainer.muon import optimizers
+from protocol import objective
 from protocol.manifest import Manifest
 from protocol.parts import Part
 from protocol.state import Layout, Vector
@@ -56,7 +62,8 @@ class Inner:
 
     Owned by the trainer's main thread.
 
-    :param module: the run's model, fp32 on the CPU; its parameters are replaced by views
+    :param module: the run's model, fp32 on the CPU, in training mode; its parameters are replaced
+        by views with arbitrary numbers: :meth:`load` some
     :param device: "cpu" or "cuda"
     """
 
@@ -69,15 +76,14 @@ class Inner:
         # Weights stay fp32; only activations are narrower, and only where the hardware likes it.
         self.bf16 = machine.autocast(settings.precision, device)
         self._peak, self._clip = settings.lr, settings.clip
+        objective.without_memory(module)
+        for parameter in module.parameters():
+            parameter.data = torch.empty(0)
         self._module = module.to(self.device)
-        # Whole windows go in: there is nothing to remember for a next token.
-        self._module.config.use_cache = False  # type: ignore[union-attr]
-        self._flat = torch.empty(layout.parameters, dtype=torch.float32, device=self.device)  # (N,)
-        named = dict(self._module.named_parameters())
-        for tensor in layout.tensors:
-            end = tensor.offset + tensor.size
-            named[tensor.name].data = self._flat[tensor.offset : end].view(tensor.shape)
-        self._parameters = [p for p in named.values() if p.requires_grad]
+        self._untouched = copy.deepcopy(self._module)  # no memory in its parameters
+        self._flat = self._views(self._module)
+        self._balance = objective.balance_weight(manifest.config.model, self._module)
+        self._parameters = [p for p in self._module.parameters() if p.requires_grad]
         self._optimizers = optimizers(manifest, self._module, machine.computes_bf16(device))
         self._place = {id(p): index for index, p in enumerate(self._parameters)}
 
@@ -121,11 +127,14 @@ class Inner:
         """One optimiser step on windows (batch, seq_len + 1).
 
         :param lr: AdamW's learning rate; other optimisers follow in proportion
-        :returns: the mean loss before the step, nats per token, a scalar still on the device
+        :returns: the mean loss before the step, nats per token, a scalar still on the device;
+            without the auxiliary loss of experts, so that it compares with an evaluation's
         """
-        self._module.train()
-        loss = self._loss(windows, "mean")
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss, auxiliary = objective.losses(
+            self._module, self._tokens(windows), bf16=self.bf16, balance=self._balance > 0
+        )
+        whole = loss if auxiliary is None else loss + self._balance * auxiliary
+        whole.backward()  # type: ignore[no-untyped-call]
         if self._clip > 0:
             torch.nn.utils.clip_grad_norm_(self._parameters, self._clip)
         for optimizer in self._optimizers:
@@ -135,11 +144,24 @@ class Inner:
             optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
-    def loss_sum(self, windows: Batch) -> float:
-        """Loss in nats, summed over the targets of windows (batch, seq_len + 1)."""
-        self._module.eval()
-        with torch.no_grad():
-            return float(self._loss(windows, "sum"))
+    def loss_sum(self, params: Vector, batches: Iterable[Batch]) -> float:
+        """Loss in nats of the model at ``params``, (N,), summed over the targets of all windows.
+
+        Nothing that belongs to the training is touched, randomness included.
+
+        :param batches: windows (batch, seq_len + 1) each
+        """
+        self.layout.require(params)
+        module = copy.deepcopy(self._untouched).eval()
+        self._views(module).copy_(torch.from_numpy(params))
+        devices = [self.device] if self.device.type == "cuda" else []
+        total = 0.0
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            for windows in batches:
+                tokens = self._tokens(windows)
+                loss, _ = objective.losses(module, tokens, reduction="sum", bf16=self.bf16)
+                total += float(loss)
+        return total
 
     def save(self, into: Snapshot | None = None) -> Snapshot:
         """Copy weights and moments to the CPU (12 bytes per parameter once it has stepped).
@@ -183,14 +205,17 @@ class Inner:
         """Fix what is random in training."""
         torch.manual_seed(seed)
 
-    def _loss(self, windows: Batch, reduction: str) -> torch.Tensor:
-        tokens = torch.from_numpy(windows).to(self.device)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            output = self._module(input_ids=tokens[:, :-1])
-        logits = output.logits.float()  # (batch, seq_len, vocab)
-        return functional.cross_entropy(
-            logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction=reduction
-        )
+    def _views(self, module: torch.nn.Module) -> torch.Tensor:
+        """Make the module's parameters views into one new vector, (N,), which is returned."""
+        flat = torch.empty(self.layout.parameters, dtype=torch.float32, device=self.device)
+        named = dict(module.named_parameters())
+        for tensor in self.layout.tensors:
+            end = tensor.offset + tensor.size
+            named[tensor.name].data = flat[tensor.offset : end].view(tensor.shape)
+        return flat
+
+    def _tokens(self, windows: Batch) -> torch.Tensor:
+        return torch.from_numpy(windows).to(self.device)
 
 
 def mean_loss(losses: list[torch.Tensor]) -> float:

@@ -17,14 +17,15 @@ it, but for a tail that fails: then weights are those before it, and its steps a
 
 Memory on a CPU with N parameters in fp32: state 4N (8N with outer momentum), the next one as much
 again until it is merged, weights 4N, gradients 4N, AdamW's moments 8N, the snapshot of weights and
-moments at the head's beginning 12N, ``sent`` 4N with overlap, error feedback 8N with ``sparse``.
+moments at the head's beginning 12N, ``sent`` 4N with overlap, error feedback 8N with ``sparse``; an
+evaluation 4N.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from node.trainer import device as machine
 from node.trainer import exchange
 from node.trainer.agreed import Agreed, Change
 from node.trainer.channel import TrainerError
-from node.trainer.data import Windows, synthetic
+from node.trainer.data import Batch, Windows, synthetic
 from node.trainer.heads import Head, Order, Sent
 from node.trainer.inner import Inner, mean_loss, training_seed
 from node.trainer.laps import Laps
@@ -212,16 +213,14 @@ class Session:
         if len(data) == 0:
             raise TrainerError("bad_request", "there is nothing to evaluate")
         state, _ = self.agreed.now()
-        total = 0.0
+
+        def batches() -> Iterator[Batch]:
+            for batch in data.batches(self.manifest.config.optimizer.batch_size):
+                check()
+                yield batch
+
         with self._laps.work():
-            mine = self.inner.read()
-            try:
-                self.inner.load(state.params)
-                for batch in data.batches(self.manifest.config.optimizer.batch_size):
-                    check()
-                    total += self.inner.loss_sum(batch)
-            finally:
-                self.inner.load(mine)
+            total = self.inner.loss_sum(state.params, batches())
         tokens = len(data) * self.manifest.config.data.seq_len
         return {"loss": _finite(total / tokens), "tokens": tokens}
 

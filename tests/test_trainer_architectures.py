@@ -1,0 +1,104 @@
+"""What has to hold for any architecture of transformers: evaluations, mixtures of experts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from node.trainer import merging
+from node.trainer.heads import Order
+from node.trainer.merging import Listed, Run
+from node.trainer.session import Session, open_session
+from protocol.state import Vector
+from trainer_world import NODES, World, make_world
+
+STEPS = 4
+BLOCKS = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+}
+EXPERTS = BLOCKS | {"num_key_value_heads": 2, "num_experts_per_tok": 2}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64},  # with dropout
+    "qwen3": BLOCKS | {"head_dim": 16, "num_key_value_heads": 2},
+    "gpt_neox": BLOCKS,
+    "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+    "mixtral": EXPERTS | {"num_local_experts": 4},
+    "qwen3_moe": EXPERTS | {"num_experts": 4, "moe_intermediate_size": 16},
+    "gpt_oss": EXPERTS | {"num_local_experts": 4, "head_dim": 16},
+    # Rescales its weights in place when it goes from training to evaluation and back.
+    "rwkv": {"hidden_size": 32, "num_hidden_layers": 5, "rescale_every": 2, "context_length": 64},
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)  # more of them wait for each other on a busy machine
+
+
+def evaluate(world: World, session: Session) -> float:
+    windows = [(str(path), offset) for path, offset in world.validation]
+    return float(session.evaluate(windows, lambda: None)["loss"])
+
+
+def rounds(world: World, out: Path, *, evaluations: bool) -> tuple[list[str], Vector, list[float]]:
+    """Two rounds of one node that overlap: roots, its weights at the end, and losses."""
+    session = open_session(world.manifest, world.state, "cpu", 1)
+    roots, losses = [], []
+
+    def pause() -> None:
+        if evaluations:
+            losses.append(evaluate(world, session))
+
+    pause()
+    for round in range(2):
+        head, tail, split = world.split(0, round)
+        windows = [[(str(path), offset) for path, offset in part] for part in (head, tail)]
+        order = Order(
+            round=round,
+            node=NODES[0],
+            windows=windows[0],
+            out=out,
+            slices=0,
+            deadline=None,
+            carried=None,
+            **split,
+        )
+        made = session.train(order, lambda _: None, lambda: None)
+        pause()
+        session.run_on(round, NODES[0], windows[1], STEPS, lambda _: None, lambda: None)
+        pause()
+        run = Run(world.run, session.layout, session.agreed)
+        listed = [Listed(NODES[0], Path(made["blob"]), made["tokens"])]
+        applied = merging.apply(run, round, listed, out)
+        roots.append(str(applied["root"]))
+        pause()
+        if evaluations:  # a node that has just joined with this state sees the same
+            joined = open_session(world.manifest, Path(applied["state"]), "cpu", 1)
+            assert evaluate(world, joined) == losses[-1]
+    return roots, session.inner.read(), losses
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_an_evaluation_leaves_the_training_alone(kind: str, tmp_path: Path) -> None:
+    world = make_world(
+        tmp_path,
+        inner_steps=STEPS,
+        exchange={"overlap_steps": 1},
+        kind=kind,
+        **ARCHITECTURES[kind],
+    )
+    undisturbed = rounds(world, tmp_path / "a", evaluations=False)
+    watched = rounds(world, tmp_path / "b", evaluations=True)
+    assert watched[0] == undisturbed[0]
+    assert np.array_equal(watched[1], undisturbed[1])
+    assert len({*watched[2]}) == 3  # one for each agreed state, however often it was taken
+    assert watched[2][-1] < watched[2][0]
