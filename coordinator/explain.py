@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from coordinator.wording import exchange_seconds, exchange_words
 from protocol.assignment import Work
@@ -16,7 +16,6 @@ from protocol.state import Layout
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import torch
 
 BYTES_PER_TOKEN = {"bytes": 1.0, "bpe": 2.6}
 """Measured on Python sources with a vocabulary of 1024; prose has more bytes to a token."""
@@ -122,7 +121,8 @@ def explain(
     per_node = work.tokens(work.inner_steps)
     in_all = [nodes * per_node * rounds.total for nodes in (rounds.min_nodes, rounds.max_nodes)]
     shape = getattr(module, "config", None)
-    muon_parameters = _block_matrices(module) if config.optimizer.kind == "muon" else 0
+    by_muon = model.block_matrices(module) if config.optimizer.kind == "muon" else []
+    muon_parameters = sum(matrix.numel() for matrix in by_muon)
     facts = Explanation(
         name=config.run.name,
         model=config.model.type,
@@ -226,17 +226,6 @@ def _training_s(config: RunConfig) -> float:
     """The longest that a round trains."""
     rounds = config.rounds
     return rounds.box_s + rounds.grace_s if rounds.box_s else rounds.deadline_s
-
-
-def _block_matrices(module: torch.nn.Module) -> int:
-    """Parameters in matrices that are neither embeddings nor the head: those that Muon trains."""
-    from torch.nn import Embedding
-
-    apart = {id(part.weight) for part in module.modules() if isinstance(part, Embedding)}
-    head = module.get_output_embeddings()  # type: ignore[operator]
-    if head is not None:
-        apart.add(id(head.weight))
-    return sum(p.numel() for p in module.parameters() if p.ndim == 2 and id(p) not in apart)
 
 
 def _memory(config: RunConfig, parameters: int, by_muon: int, shape: Any) -> int:

@@ -125,6 +125,31 @@ def load_parameters(module: torch.nn.Module, flat: Vector) -> None:
             offset += value.numel()
 
 
+def block_matrices(module: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """What Muon trains: matrices that are neither a table of embeddings nor the output head.
+
+    Experts that are kept as one tensor, (experts, A, B), count as matrices too, but not their
+    biases, (experts, B). Other tensors with three dimensions are filters or vectors.
+    """
+    from torch.nn import Embedding
+
+    apart = {id(m.weight) for m in module.modules() if isinstance(m, Embedding)}
+    head = module.get_output_embeddings()  # type: ignore[operator]
+    if head is not None:
+        apart.add(id(head.weight))
+    stacks: set[int] = set()
+    for owner in module.modules():
+        own = list(owner.parameters(recurse=False))
+        if "Expert" in type(owner).__name__ and any(p.ndim == 3 for p in own):
+            stacks.update(id(p) for p in own if p.ndim == 3)
+            apart.update(id(p) for p in own if p.ndim == 2)
+    return [
+        p
+        for p in module.parameters()
+        if p.requires_grad and id(p) not in apart and (p.ndim == 2 or id(p) in stacks)
+    ]
+
+
 def _parameters(module: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
     return sorted(module.named_parameters(), key=lambda pair: pair[0])
 

@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from node.trainer import merging
+from node.trainer.data import Windows
 from node.trainer.heads import Order
 from node.trainer.merging import Listed, Run
 from node.trainer.session import Session, open_session
+from protocol import model, objective
+from protocol.run_config import Model
 from protocol.state import Vector
 from trainer_world import NODES, World, make_world
 
@@ -102,3 +105,58 @@ def test_an_evaluation_leaves_the_training_alone(kind: str, tmp_path: Path) -> N
     assert np.array_equal(watched[1], undisturbed[1])
     assert len({*watched[2]}) == 3  # one for each agreed state, however often it was taken
     assert watched[2][-1] < watched[2][0]
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "gpt_oss"])
+def test_the_auxiliary_loss_keeps_experts_evenly_used(kind: str, tmp_path: Path) -> None:
+    """It is 2 when each of the experts, two of which take a token, gets the same."""
+    after: dict[float, float] = {}
+    routers: dict[float, Vector] = {}
+    for weight in (0.0, 0.02):
+        keys = ARCHITECTURES[kind] | {"router_aux_loss_coef": weight}
+        world = make_world(
+            tmp_path / str(weight), optimizer={"precision": "fp32"}, kind=kind, **keys
+        )
+        session = open_session(world.manifest, world.state, "cpu", 1)
+        windows = [(str(p), o) for round in range(3) for p, o in world.windows(0, round)]
+        batches = list(Windows(world.run, windows).batches(4))
+        module = model.build(world.run.config.model, 257, 0)
+        model.load_parameters(module, session.inner.read())
+        plain, _ = objective.losses(module, torch.from_numpy(batches[0]))
+        for number in range(40):
+            loss = session.inner.step(batches[number % len(batches)], 3e-3)
+            if number == 0:
+                # What is reported is the next token's loss alone, whatever the experts add.
+                assert float(loss) == pytest.approx(float(plain), rel=1e-6)
+                moved = session.inner.read() - model.read_parameters(module)
+                routers[weight] = np.concatenate(
+                    [
+                        moved[tensor.offset : tensor.offset + tensor.size]
+                        for tensor in session.layout.tensors
+                        if tensor.name.endswith(("gate.weight", "router.weight"))
+                    ]
+                )
+        model.load_parameters(module, session.inner.read())
+        with torch.no_grad():
+            tokens = torch.from_numpy(np.concatenate(batches))
+            _, auxiliary = objective.losses(module, tokens, balance=True)
+        assert auxiliary is not None
+        after[weight] = float(auxiliary)
+    assert not np.array_equal(routers[0.0], routers[0.02])
+    assert after[0.02] - 2 < 0.5 * (after[0.0] - 2)
+
+
+def test_what_an_organiser_writes_decides_whether_experts_are_balanced() -> None:
+    kind, keys = "mixtral", ARCHITECTURES["mixtral"]
+    for written, weight in (
+        ({}, 0.001),  # transformers' default
+        ({"router_aux_loss_coef": 0.0}, 0.0),
+        ({"router_aux_loss_coef": 0.3, "output_router_logits": True}, 0.3),
+        ({"router_aux_loss_coef": 0.3, "output_router_logits": False}, 0.0),
+    ):
+        described = Model.model_validate({"type": kind, "config": keys | written})
+        module = model.empty(described, 257)
+        assert objective.balance_weight(described, module) == weight
+        # The configuration, which is exported, stays what was written.
+        asked = bool(written.get("output_router_logits", False))
+        assert module.config.output_router_logits is asked  # type: ignore[union-attr]

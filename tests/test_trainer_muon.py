@@ -18,6 +18,7 @@ from node.trainer.muon import Muon, optimizers, orthogonal
 from node.trainer.session import open_session
 from protocol import model
 from protocol.errors import ArtelError
+from protocol.run_config import Model
 from trainer_world import NODES, World, make_world
 
 
@@ -89,6 +90,68 @@ def test_muon_steps_as_the_one_of_torch(shape: tuple[int, int]) -> None:
     assert torch.allclose(ended[0], ended[1], atol=1e-4)
     assert torch.allclose(ended[0], ended[2], atol=5e-3)  # 2e-2 a step, 1 % of it in bf16
     assert float((start - ended[0]).abs().max()) > 3e-2
+
+
+@pytest.mark.parametrize("shape", [(5, 8, 24), (5, 24, 8), (3, 16, 16)])
+def test_a_stack_of_experts_steps_as_its_matrices_one_by_one(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(3)
+    start = torch.randn(shape)
+    gradients = [torch.randn(shape) * torch.logspace(-3, 2, shape[0])[:, None, None]] * 4
+    gradients[2] = gradients[2].clone()
+    gradients[2][1] = 0  # an expert that no token was sent to
+    whole = torch.nn.Parameter(start.clone())
+    single = [torch.nn.Parameter(matrix.clone()) for matrix in start]
+    made = [
+        Muon(parameters, lr=0.02, momentum=0.95, weight_decay=0.1, dtype=torch.float32)
+        for parameters in ([whole], single)
+    ]
+    for gradient in gradients:
+        whole.grad = gradient.clone()
+        for parameter, part in zip(single, gradient, strict=True):
+            parameter.grad = part.clone()
+        for optimizer in made:
+            optimizer.step()
+    # 2e-2 a step; the last bits may differ, as a batch is multiplied by other loops.
+    assert torch.allclose(whole, torch.stack(list(single)), atol=1e-5)
+    assert float((start - whole.detach()).abs().amax(dim=(1, 2)).min()) > 1e-2
+
+
+EXPERTS: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys", "left"),
+    [
+        ("mixtral", EXPERTS | {"tie_word_embeddings": True}, ("norm",)),
+        ("gpt_oss", EXPERTS | {"head_dim": 16}, ("norm", "bias", "sinks")),
+        (
+            "mamba",
+            {"hidden_size": 32, "num_hidden_layers": 2},
+            ("norm", "norm_f", "bias", "conv1d", "D"),
+        ),
+    ],
+)
+def test_muon_takes_experts_but_no_filters_and_no_vectors(
+    kind: str, keys: dict[str, Any], left: tuple[str, ...]
+) -> None:
+    described = Model.model_validate({"type": kind, "config": keys})
+    module = model.empty(described, 257)
+    taken = {id(p) for p in model.block_matrices(module)}
+    for name, parameter in module.named_parameters():
+        outside = "embed" in name or "lm_head" in name
+        apart = outside or name.endswith(left) or any(f"{word}." in name for word in left)
+        assert (id(parameter) in taken) is not apart, name
+    if kind == "mixtral":
+        share = sum(p.numel() for p in model.block_matrices(module))
+        assert share > 0.75 * model.layout_of(module).parameters
 
 
 def test_an_orthogonal_matrix_has_singular_values_near_one() -> None:
