@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coordinator.wording import exchange_seconds, exchange_words
 from protocol.assignment import Work
@@ -16,6 +16,7 @@ from protocol.state import Layout
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
 
 BYTES_PER_TOKEN = {"bytes": 1.0, "bpe": 2.6}
 """Measured on Python sources with a vocabulary of 1024; prose has more bytes to a token."""
@@ -95,11 +96,12 @@ class Explanation:
 def explain(
     config: RunConfig, path: Path, on_file: Callable[[float], None] = lambda fraction: None
 ) -> Explanation:
-    """Work the numbers of a run out; reads the text, and does not allocate the model.
+    """Work the numbers of a run out; reads the text, and tries a small model.
 
     :param on_file: called with the fraction of the files that have been read
-    :raises UsageError: when the model cannot be built or a source cannot be used
+    :raises UsageError: when the model cannot be built or trained, or a source cannot be used
     """
+    from coordinator.rehearsal import rehearse
     from coordinator.sources import take_inventory
     from coordinator.traffic import round_traffic, typical_share
     from protocol import codec, model
@@ -160,7 +162,8 @@ def explain(
         longest_round_s=_training_s(config) + rounds.reveal_s + rounds.settle_s,
         warnings=(),
     )
-    return replace(facts, warnings=(*inventory.warnings, *_warnings(config, facts, shape)))
+    warnings = (*inventory.warnings, *_warnings(config, facts, module), *rehearse(config, module))
+    return replace(facts, warnings=warnings)
 
 
 def require_fragments(config: RunConfig, layout: Layout) -> None:
@@ -243,8 +246,10 @@ def _memory(config: RunConfig, parameters: int, by_muon: int, shape: Any) -> int
     return 4 * numbers
 
 
-def _warnings(config: RunConfig, facts: Explanation, shape: Any) -> list[str]:
+def _warnings(config: RunConfig, facts: Explanation, module: torch.nn.Module) -> list[str]:
     """Settings that work but are seldom meant."""
+    from protocol import model_keys
+
     rounds, optimizer, outer = config.rounds, config.optimizer, config.exchange.outer
     found: list[str] = []
     if outer.momentum >= 0.8 and rounds.inner_steps < 200:
@@ -300,17 +305,18 @@ def _warnings(config: RunConfig, facts: Explanation, shape: Any) -> list[str]:
         )
     if config.data.validation_windows * config.data.seq_len < 2048:
         found.append("the validation loss rests on fewer than 2,048 tokens and will be noisy")
+    shape: Any = module.config
     embedding = facts.vocab_size * int(getattr(shape, "hidden_size", 0) or 0)
     if embedding > 0.6 * facts.parameters:
         found.append("most parameters are the embedding: lower vocab_size or enlarge the model")
-    dropouts = [
+    random = {
         key
-        for key, value in (vars(shape) if shape is not None else {}).items()
-        if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, float) and value > 0
-    ]
-    if dropouts:
+        for key, value in vars(shape).items()
+        if ("drop" in key or "jitter" in key) and isinstance(value, float) and value > 0
+    }
+    if random := random and random & model_keys.used(module):
         found.append(
-            f"{', '.join(sorted(dropouts))} above 0 makes a node's work random and hard to repeat; "
+            f"{', '.join(sorted(random))} above 0 makes a node's work random and hard to repeat; "
             "set to 0.0 in [model.config]"
         )
     return found

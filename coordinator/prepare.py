@@ -18,6 +18,7 @@ import numpy as np
 
 from coordinator import sources
 from coordinator.explain import require_fragments
+from coordinator.rehearsal import rehearse
 from protocol import assignment, files, model, shards
 from protocol import tokenizer as tokenizers
 from protocol.blobs import BlobStore, disk_error
@@ -44,7 +45,8 @@ BATCH_BYTES = 4 << 20
 """Text that is tokenised at a time."""
 
 Progress = Callable[[str, float], None]
-"""Called with the stage in words and the fraction of it that is done (0 to 1)."""
+"""Called with the stage in words and the fraction of it that is done (0 to 1), or with "! " and a
+warning."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,8 @@ def _prepare(
     report("checking the model", 0.0)
     module = model.empty(config.model, config.tokenizer.vocab_size)
     require_fragments(config, model.layout_of(module))
+    for warning in rehearse(config, module):
+        report(f"! {warning}", 0.0)
     report("training the tokenizer", 0.0)
     tokenizer, tokenizer_facts = _tokenizer(config, train, store)
     dtype = shards.dtype_for(tokenizer.vocab_size)

@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from protocol import model_keys
 from protocol.errors import CheckFailed, UsageError, suggestion
 from protocol.run_config import Model
-from protocol.state import Layout, Vector
+from protocol.state import MAX_PARAMETERS, Layout, Vector
 
 if TYPE_CHECKING:
     import torch
 
 MAX_LAYERS = 512
 """Most blocks of a model; each costs a module object even before any parameter is allocated."""
-_ROPE_KEYS = frozenset({"rope_theta", "rope_scaling"})
-"""Older names that transformers moves into rope_parameters."""
 
 
 def transformers_config(model: Model, vocab_size: int) -> Any:
@@ -40,19 +39,24 @@ def transformers_config(model: Model, vocab_size: int) -> Any:
             f"[model] type = {model.type!r} is unknown to transformers",
             suggestion(model.type, CONFIG_MAPPING) or "for example llama, gpt2 or qwen3",
         )
-    known = _known_keys(CONFIG_MAPPING[model.type])
-    for key in model.config:
-        if key not in known:
-            raise UsageError(
-                f"[model.config] {key} is no key of the model type {model.type}",
-                suggestion(key, sorted(known)) or "known: " + ", ".join(sorted(known)[:20]),
-            )
+    config_class = CONFIG_MAPPING[model.type]
+    known = model_keys.declared(config_class)
+    rest = [key for key in model.config if key not in known]
+    if rest:
+        honoured = model_keys.undeclared(config_class)
+        for key in rest:
+            if key not in honoured:
+                every = sorted(honoured.union(known))
+                raise UsageError(
+                    f"[model.config] {key} is no key of the model type {model.type}",
+                    suggestion(key, every) or "known: " + ", ".join(every[:20]),
+                )
     keys = dict(model.config)
     for name, kind in known.items():
         # Canonical JSON writes 1.0 as 1, and transformers' own checks tell them apart.
         if kind == "float" and type(keys.get(name)) is int:
             keys[name] = float(str(keys[name]))
-    for field in dataclasses.fields(CONFIG_MAPPING[model.type]):
+    for field in dataclasses.fields(config_class):
         # Defaults made for another vocabulary; and a padding token would silently keep one row of
         # the embedding from learning.
         if field.name == "pad_token_id" or (
@@ -60,7 +64,9 @@ def transformers_config(model: Model, vocab_size: int) -> Any:
             and isinstance(field.default, int)
             and field.default >= vocab_size
         ):
-            keys.setdefault(field.name, None)
+            optional = "None" in str(field.type)
+            if optional or field.name != "pad_token_id":
+                keys.setdefault(field.name, None if optional else 0)
     try:
         config = AutoConfig.for_model(model.type, **keys, vocab_size=vocab_size)
         layers = getattr(config, "num_hidden_layers", 0)
@@ -164,27 +170,29 @@ def _from_config(model: Model, config: Any) -> torch.nn.Module:
         raise _unusable(model, error) from None
     if any(value.dtype != torch.float32 for value in module.parameters()):
         raise UsageError(f"[model] type = {model.type!r} has parameters that are not 32-bit floats")
+    size = sum(value.numel() for value in module.parameters())
+    if size > MAX_PARAMETERS:
+        raise UsageError(
+            f"this {model.type} model has {size:,} parameters, at most {MAX_PARAMETERS:,} are "
+            "possible",
+            "make it narrower or give it fewer layers in [model.config]",
+        )
+    rest = set(model.config).difference(model_keys.declared(type(config)))
+    if rest and (idle := rest.difference(model_keys.used(module))):
+        raise UsageError(
+            f"[model.config] {min(idle)} has no effect on a {model.type} model", "remove it"
+        )
     return module.train()
 
 
-def _known_keys(config_class: Any) -> dict[str, str]:
-    """Keys that a configuration class accepts, with the declared type as text."""
-    known = {field.name: _type_name(field.type) for field in dataclasses.fields(config_class)}
-    known.update(dict.fromkeys(getattr(config_class, "attribute_map", {}), ""))
-    if "rope_parameters" in known:
-        known.update(dict.fromkeys(_ROPE_KEYS, ""))
-    return known
-
-
-def _type_name(annotation: Any) -> str:
-    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+def last_line(error: Exception) -> str:
+    """What a library's error says, as one line; validation errors have the reason at the end."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:300]
 
 
 def _unusable(model: Model, error: Exception) -> UsageError:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # Validation errors of transformers put the reason on their last line.
-    reason = lines[-1] if lines else type(error).__name__
     return UsageError(
-        f"transformers cannot build this {model.type} model: {reason[:300]}",
+        f"transformers cannot build this {model.type} model: {last_line(error)}",
         "correct [model.config]",
     )

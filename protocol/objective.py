@@ -23,10 +23,15 @@ def balance_weight(described: Model, module: torch.nn.Module) -> float:
     It is the model's coefficient, transformers' default included; ``output_router_logits = false``
     in [model.config] turns it off. 0 without experts.
     """
-    if described.config.get("output_router_logits") is False:
+    if described.config.get("output_router_logits") is False or not has_experts(module):
         return 0.0
     weights = [getattr(module, key, None) for key in BALANCE_KEYS]
     return next((float(weight) for weight in weights if weight), 0.0)
+
+
+def has_experts(module: torch.nn.Module) -> bool:
+    """Whether any layer has experts; those of a mixture may all be dense."""
+    return any("expert" in name or "router" in name for name, _ in module.named_parameters())
 
 
 def losses(
@@ -44,7 +49,8 @@ def losses(
     :param bf16: whether activations are bf16
     :param balance: whether to ask for the auxiliary loss: a mean over tokens and layers (Switch
         Transformers, arXiv 2101.03961, eq. 4), least when all experts get the same
-    :returns: two scalars; None without ``balance`` and for models that have no such loss
+    :returns: two scalars; None without ``balance`` and for models that have no such loss (the plain
+        number 0 of some included)
     """
     import torch
     from torch.nn import functional
@@ -57,7 +63,6 @@ def losses(
         logits.flatten(0, 1), windows[:, 1:].flatten(), reduction=reduction
     )
     auxiliary = getattr(output, "aux_loss", None) if balance else None
-    # Models of which no layer has experts give the plain number 0.
     return loss, auxiliary.float() if isinstance(auxiliary, torch.Tensor) else None
 
 

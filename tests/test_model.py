@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from protocol import model
+from protocol import model, objective
 from protocol.errors import CheckFailed, UsageError
 from protocol.run_config import Model
 from protocol.run_file import causal_model_types
@@ -24,8 +25,6 @@ def llama(**keys: object) -> Model:
 
 
 def test_the_seed_decides_the_parameters_and_leaves_torch_alone() -> None:
-    import torch
-
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -82,6 +81,76 @@ def test_other_architectures_build(kind: str, keys: dict[str, object]) -> None:
     module = model.empty(Model.model_validate({"type": kind, "config": keys}), 300)
     assert model.layout_of(module).parameters > 0
     assert module.config.pad_token_id is None  # type: ignore[union-attr]
+
+
+MAMBA = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "mamba_n_heads": 8,
+    "mamba_d_head": 8,
+    "mamba_d_ssm": 64,
+    "mamba_d_state": 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    [
+        ("qwen3_moe", TINY | {"num_experts": 4, "moe_intermediate_size": 16}),
+        ("glm4_moe", TINY | {"n_routed_experts": 4, "moe_intermediate_size": 16}),
+        ("falcon_h1", MAMBA),
+    ],
+)
+def test_keys_that_only_the_code_of_a_model_names_are_taken(
+    kind: str, keys: dict[str, object]
+) -> None:
+    widths = []
+    for more in ({}, {"head_dim": 64}):
+        described = Model.model_validate({"type": kind, "config": keys | more})
+        named = dict(model.empty(described, 257).named_parameters())
+        widths.append(named["model.layers.0.self_attn.q_proj.weight"].shape[0])
+    assert widths == [2 * 16, 2 * 64]
+    typo = Model.model_validate({"type": kind, "config": keys | {"head_dims": 64}})
+    with pytest.raises(UsageError, match="head_dims is no key") as caught:
+        model.empty(typo, 257)
+    assert "head_dim?" in caught.value.hint
+
+
+def test_a_key_that_other_uses_of_a_model_read_has_no_effect() -> None:
+    """GPT-2's classifiers read it; the language model does not."""
+    described = Model.model_validate({"type": "gpt2", "config": {"hidden_dropout": 0.5}})
+    with pytest.raises(UsageError, match="hidden_dropout has no effect"):
+        model.empty(described, 257)
+
+
+def test_a_model_of_byte_patches_works_and_its_defaults_are_too_large() -> None:
+    with pytest.raises(UsageError, match=r"4,633,124,608 parameters, at most 4,294,967,296"):
+        model.empty(Model(type="blt", config={}), 257)
+    inner = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    outside = inner | {"hidden_size_global": 64}
+    keys = {
+        "encoder_hash_byte_group_vocab": 100,
+        "patcher_config": inner,
+        "encoder_config": outside,
+        "decoder_config": outside,
+        "global_config": inner | {"hidden_size": 64},
+    }
+    module = model.build(Model.model_validate({"type": "blt", "config": keys}), 257, 0)
+    objective.without_memory(module)
+    windows = torch.arange(2 * 33).view(2, 33)
+    for bf16 in (False, True):
+        loss, _ = objective.losses(module, windows, bf16=bf16)
+        loss.backward()
+        assert float(loss) == pytest.approx(np.log(257), rel=0.1)
+
+
+def test_token_ids_that_cannot_be_left_out_are_small_ones() -> None:
+    keys = TINY | {"num_key_value_heads": 2}
+    module = model.empty(Model.model_validate({"type": "cwm", "config": keys}), 257)
+    assert module.config.bos_token_id == 0  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,42 @@ def test_check_flags_what_is_seldom_meant(
     assert warning in text.split("worth a second look:")[1]
 
 
+def test_only_dropout_that_acts_is_flagged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """GPT-2 has a fourth one by default, which only its classifiers use."""
+    path = write_run(tmp_path)
+    head, rest = path.read_text().split("[model]")
+    rest = rest[rest.index("[tokenizer]") :]
+    kept = '[model]\ntype = "gpt2"\n[model.config]\nn_embd = 16\nn_layer = 1\nn_head = 2\n'
+    off = "attn_pdrop = 0.0\nresid_pdrop = 0.0\n"
+    for more, random in (("", {"attn_pdrop", "embd_pdrop", "resid_pdrop"}), (off, {"embd_pdrop"})):
+        path.write_text(f"{head}{kept}{more}\n{rest}")
+        assert main(["check", str(path), "--json"]) == 0
+        warnings = " ".join(json.loads(capsys.readouterr().out)["warnings"])
+        assert {word.strip(",") for word in warnings.split() if "drop" in word} == random
+    path.write_text(f"{head}{kept}{off}embd_pdrop = 0.0\n\n{rest}")
+    assert main(["check", str(path), "--json"]) == 0
+    assert "drop" not in " ".join(json.loads(capsys.readouterr().out)["warnings"])
+
+
+def test_check_and_prepare_warn_of_experts_that_nothing_balances(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_run(tmp_path)
+    head, rest = path.read_text().split("[model]")
+    experts = (
+        '[model]\ntype = "glm4_moe"\n[model.config]\nhidden_size = 16\nintermediate_size = 16\n'
+        "num_hidden_layers = 2\nnum_attention_heads = 2\nnum_key_value_heads = 2\n"
+        "n_routed_experts = 4\nmoe_intermediate_size = 8\nnum_experts_per_tok = 2\n"
+    )
+    path.write_text(f"{head}{experts}\n{rest[rest.index('[tokenizer]') :]}")
+    assert main(["check", str(path)]) == 0
+    assert "e_score_correction_bias" in capsys.readouterr().out.split("second look:")[1]
+    assert main(["prepare", str(path), "--home", str(tmp_path / "home")]) == 0
+    assert "e_score_correction_bias" in capsys.readouterr().err
+
+
 def test_check_says_what_the_exchange_costs_and_how_it_goes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
