@@ -121,7 +121,8 @@ class Model(Section):
     type: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]{1,64}$")]
     """The `model_type` of transformers, for example "llama", "gpt2" or "qwen3"."""
     config: Annotated[dict[str, JsonValue], Field(max_length=64), AfterValidator(_model_table)]
-    """Keys of that model type's transformers configuration, without vocab_size."""
+    """Keys of that model type's transformers configuration, without vocab_size. With experts \
+router_aux_loss_coef is how much their even use counts in training."""
 
 
 class Tokenizer(Section):
