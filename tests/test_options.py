@@ -59,7 +59,7 @@ def typed(parser: argparse.ArgumentParser, name: str) -> Iterator[tuple[str, arg
 
 
 ALL = [pair for name, make in PARSERS.items() for pair in typed(make(), name)]
-WORDS = ("reason",)
+WORDS = ("reason", "--prompt")
 """What takes free text."""
 
 
@@ -114,7 +114,7 @@ def test_an_address_that_nobody_can_dial_is_refused_with_the_right_form(
     with pytest.raises(SystemExit) as ended:
         artel.main([command, "start", *file, "--home", str(home), "--announce", text])
     assert ended.value.code == 2
-    assert meant in capsys.readouterr().err.splitlines()[-1]
+    assert meant in capsys.readouterr().err
     assert not home.exists()
 
 
@@ -152,8 +152,8 @@ def taken() -> Iterator[int]:
 def test_a_port_in_use_is_said_before_anything_is_made(
     command: str, option: str, taken: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    home, run_file = tmp_path / "home", tmp_path / "RUN.toml"
-    run_file.touch()
+    home, run_file = tmp_path / "home", tmp_path / "a-run" / "RUN.toml"
+    assert artel.main(["run", "new", str(run_file.parent)]) == 0
     rest = [str(run_file), "--http", "127.0.0.1:0"] if command == "coordinator" else []
     where = f"/ip4/127.0.0.1/tcp/{taken}" if option == "--listen" else f"127.0.0.1:{taken}"
     assert artel.main([command, "start", *rest, "--home", str(home), option, where]) == 4

@@ -27,7 +27,7 @@ import test_manifest
 from coordinator import demo_view
 from ledger_world import World
 from node import commands, join
-from protocol import messages, terminal, wire
+from protocol import messages, options, terminal, wire
 from protocol.errors import DecodeError, UsageError
 from protocol.manifest import Manifest, parse_config
 from protocol.manifest_template import template
@@ -287,6 +287,6 @@ def test_errors_and_samples_pass_the_screen(
 
 
 def test_a_text_argument_is_text() -> None:
-    assert commands._text("déf →") == "déf →"
+    assert options.text("déf →") == "déf →"
     with pytest.raises(argparse.ArgumentTypeError):
-        commands._text("\udcff")
+        options.text("\udcff")
