@@ -28,6 +28,7 @@ from coordinator.metrics import Metrics
 from coordinator.preparation import Published, prepare_in_child
 from coordinator.sequencer import Sequencer
 from ledger.heads import HEADS_NAME, HeadStore
+from ledger.published import require_heads
 from ledger.store import DATABASE_NAME, LedgerStore
 from protocol import dht, dsse, files
 from protocol.blobs import BlobStore, disk_error
@@ -151,12 +152,9 @@ async def _opened(options: Options, published: Published) -> AsyncIterator[Coord
     from protocol.network import Host
 
     home, identity = options.home, load_or_create(options.home / "node.key")
-    store = await asyncio.to_thread(
-        LedgerStore.open, home / DATABASE_NAME, create=True, run=published.run
-    )
-    heads = await asyncio.to_thread(HeadStore, home / HEADS_NAME)
-    with contextlib.closing(store), contextlib.closing(heads):
-        sequencer = await asyncio.to_thread(Sequencer, store, identity, published.run)
+    with contextlib.ExitStack() as stack:
+        store, heads = await asyncio.to_thread(_ledger, home, published.run, stack)
+        sequencer = await asyncio.to_thread(Sequencer, store, identity, published.run, heads)
         if not store.size:
             await sequencer.append(dsse.decode(published.envelope))
         host = await Host.start(
@@ -180,6 +178,29 @@ async def _opened(options: Options, published: Published) -> AsyncIterator[Coord
             )
         finally:
             await _close(host)
+
+
+def _ledger(home: Path, run: str, stack: contextlib.ExitStack) -> tuple[LedgerStore, HeadStore]:
+    """The home's ledger and tree heads, which ``stack`` closes.
+
+    :raises LostEntries: the ledger is older than what was signed with it: nothing may be signed
+    """
+    forgotten = not (home / HEADS_NAME).exists()
+    heads = HeadStore(home / HEADS_NAME)
+    stack.callback(heads.close)
+    store = LedgerStore.open(home / DATABASE_NAME, create=True, run=run)
+    stack.callback(store.close)
+    require_heads(store, heads, run)
+    if forgotten and store.size:
+        emit(
+            log,
+            "heads.gone",
+            logging.WARNING,
+            size=store.size,
+            hint=f"without {HEADS_NAME} nothing here says whether this ledger was put back from a "
+            "backup: artel ledger compare with a member's copy tells",
+        )
+    return store, heads
 
 
 async def _close(host: Host) -> None:

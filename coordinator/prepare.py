@@ -19,11 +19,13 @@ import numpy as np
 from coordinator import sources
 from coordinator.explain import require_fragments
 from coordinator.rehearsal import rehearse
+from ledger.snapshot import snapshot
+from ledger.store import DATABASE_NAME, LedgerStore
 from protocol import assignment, files, model, shards
 from protocol import tokenizer as tokenizers
 from protocol.blobs import BlobStore, disk_error
 from protocol.errors import ArtelError, CheckFailed, UsageError
-from protocol.identity import HomeLock, load_or_create
+from protocol.identity import HomeLock, load, load_or_create
 from protocol.manifest import (
     ContributedTokens,
     DataFacts,
@@ -92,7 +94,10 @@ def _existing(config: RunConfig, config_path: Path, home: Path) -> Prepared | No
     try:
         envelope = path.read_bytes()
     except FileNotFoundError:
-        return None
+        envelope = _published(home)
+        if not envelope:
+            return None
+        path.write_bytes(envelope)
     manifest, name = open_manifest(envelope)
     if manifest.config != config:
         raise UsageError(
@@ -100,7 +105,8 @@ def _existing(config: RunConfig, config_path: Path, home: Path) -> Prepared | No
             "describes another one",
             "a run never changes: prepare the new one with its own --home DIR",
         )
-    if manifest.coordinators[0] != load_or_create(home / "node.key").key:
+    # Not made anew: no other key can sign this run's ledger.
+    if manifest.coordinators[0] != load(home / "node.key").key:
         raise CheckFailed(f"{home}/node.key is not the key that the run names as its coordinator")
     store = BlobStore(home / "blobs", None)
     for blob in required_blobs(manifest, store):
@@ -110,6 +116,17 @@ def _existing(config: RunConfig, config_path: Path, home: Path) -> Prepared | No
                 "restore the folder blobs, or prepare again with a new --home DIR",
             )
     return Prepared(manifest, name, envelope, fresh=False)
+
+
+def _published(home: Path) -> bytes:
+    """The signed manifest that a home's ledger begins with; empty when there is none yet.
+
+    :raises CheckFailed: when the ledger is damaged
+    """
+    if not (home / DATABASE_NAME).exists():
+        return b""
+    with snapshot(home) as copied, LedgerStore.open_copy(copied.path) as store:
+        return store.leaf(0) if store.size else b""
 
 
 def required_blobs(manifest: Manifest, store: BlobStore) -> Iterator[str]:

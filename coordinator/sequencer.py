@@ -13,6 +13,7 @@ from functools import partial
 from ledger import entries, reasons
 from ledger.checkpoint import origin_of, sign_checkpoint
 from ledger.entries import Entry
+from ledger.heads import HeadStore
 from ledger.replay import check_all, cores, replay
 from ledger.shares import FoldState, Outcome, apply
 from ledger.store import MAX_BATCH, LedgerStore
@@ -73,9 +74,20 @@ class Sequencer:
     entries that are not durable. A caller may read it between two awaits as one value.
 
     The event loop owns it: no other thread may call.
+
+    :param heads: keeps what was signed, so that a ledger that is put back from a backup later is
+        found out; None: nothing does
     """
 
-    def __init__(self, store: LedgerStore, identity: Identity, run: str, *, term: int = 0) -> None:
+    def __init__(
+        self,
+        store: LedgerStore,
+        identity: Identity,
+        run: str,
+        heads: HeadStore | None = None,
+        *,
+        term: int = 0,
+    ) -> None:
         self.store = store
         self.state: FoldState = replay(store.leaves())
         if store.size and self.state.run != run:
@@ -84,6 +96,9 @@ class Sequencer:
             )
         self._identity = identity
         self._origin = origin_of(run, term)
+        self._heads = heads
+        if store.size:  # a crash may have come between the commit and this
+            self._remember()
         # Not the loop's own pool: whoever fills that one up with slow work must not hold up the
         # ledger. One thread writes, the others check.
         self._cores = cores()
@@ -227,6 +242,7 @@ class Sequencer:
             fresh = {entry: found[entry] for entry in found if entry not in known}
             if fresh:
                 self.store.append(list(fresh.values()), self._sign)
+                self._remember()
         except BaseException as error:  # whatever it is, it is for those who wait
             # An error after the commit (see LedgerStore) leaves the entries in the ledger.
             added = list(fresh.values()) if self.store.size > before else []
@@ -257,6 +273,18 @@ class Sequencer:
 
     def _sign(self, size: int, root: bytes) -> str:
         return sign_checkpoint(self._identity, self._origin, size, root)
+
+    def _remember(self) -> None:
+        """Keep the newest head, durably, before anybody is told of it."""
+        if self._heads is None:
+            return
+        known = self._heads.witnessed(self._origin)
+        old = known[0] if known is not None else 0
+        if not self._heads.advance(self._origin, old, self.store.size, self.store.root):
+            raise CheckFailed(
+                f"another tree head of {self.store.size} entries was signed before",
+                "another process uses this home: stop it, and check with artel ledger verify",
+            )
 
 
 def _take(queue: deque[_Call]) -> list[_Call]:

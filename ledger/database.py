@@ -149,6 +149,9 @@ def connect_copy(path: Path) -> sqlite3.Connection:
 
 def create(path: Path) -> None:
     """Make an empty database. It appears under its name only when it is complete and durable."""
+    # The side files of a database that is gone must never be applied to the new one.
+    for suffix in ("-wal", "-shm"):
+        files.discard(path.with_name(path.name + suffix))
     with _unfinished(path) as new:
         with closing(sqlite3.connect(new, isolation_level=None)) as connection:
             write_schema(connection, sqlite_version())

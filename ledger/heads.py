@@ -1,10 +1,10 @@
 """What a home remembers about tree heads, and what it may forget: ``heads.sqlite3``.
 
 Everything that changes or may be erased lies here, apart from the ledger, which never changes:
-what this home cosigned last, notes with the witnesses' lines, evidence of split views, and the
-names that people gave themselves. A witness that forgot what it cosigned could cosign a second
-history, so every change is on the disk before its method returns (SQLite, WAL,
-``synchronous=FULL``).
+what this home cosigned (or, as the log itself, signed) last, notes with the witnesses' lines,
+evidence of split views, and the names that people gave themselves. A witness that forgot what it
+cosigned could cosign a second history, so every change is on the disk before its method returns
+(SQLite, WAL, ``synchronous=FULL``).
 
 Methods block and may be called from any thread; daemons call them through ``asyncio.to_thread``.
 """
@@ -103,15 +103,24 @@ class HeadStore:
         with self._lock:
             self._connection.close()
 
-    # --- what this home cosigned ------------------------------------------------------------------
+    # --- what this home signed and cosigned -------------------------------------------------------
+
+    def witnessed_heads(self) -> list[Checkpoint]:
+        """The newest tree head of each log that was signed or cosigned here."""
+        with self._lock, self._errors():
+            rows = self._connection.execute("SELECT origin FROM witnessed").fetchall()
+            found = ((str(origin), self._witnessed(origin)) for (origin,) in rows)
+            return [Checkpoint(origin, *head) for origin, head in found if head is not None]
 
     def witnessed(self, origin: str) -> tuple[int, bytes] | None:
-        """Size and root of the newest tree head of this log that was cosigned here."""
+        """Size and root of the newest tree head of this log that was (co)signed here."""
         with self._lock, self._errors():
             return self._witnessed(origin)
 
     def advance(self, origin: str, old_size: int, size: int, root: bytes) -> bool:
         """Note that a tree head of ``size`` entries is about to be cosigned, before it is.
+
+        The log itself notes what it has signed, before anybody sees it.
 
         :param old_size: the size that :meth:`witnessed` gave when consistency was checked; 0 for
             none
@@ -155,6 +164,15 @@ class HeadStore:
         ):
             raise self._damaged("what was cosigned last is not what was written")
         return size, root
+
+    def forget_after(self, size: int) -> None:
+        """Forget all heads of more entries: for a log whose owner says that nobody has seen them.
+
+        A witness must never do this.
+        """
+        with self._lock, self._errors(), self._change():
+            for table in ("witnessed", "notes"):
+                self._connection.execute(f"DELETE FROM {table} WHERE size > ?", (size,))
 
     # --- notes with cosignatures ------------------------------------------------------------------
 

@@ -11,6 +11,38 @@ from dataclasses import dataclass
 
 from ledger.text import plural
 
+
+@dataclass(frozen=True)
+class Unchecked:
+    """Something that a check of a ledger does not cover."""
+
+    name: str
+    detail: str
+
+
+def unchecked(states: int, size: int, final: int) -> tuple[Unchecked, ...]:
+    """What a check of one whole ledger, however thorough, leaves open.
+
+    :param states: how many agreed states it records
+    :param final: entries before this index are final
+    """
+    found = [
+        Unchecked(
+            "state roots",
+            f"those of {plural(states, 'state')} are what members signed; none was recomputed "
+            "(artel ledger recheck ROUND does it for the slices of a round)",
+        ),
+        Unchecked("training", "no step was trained again, and no data was looked at"),
+        Unchecked("other copies", "whether others see this history: artel ledger compare"),
+    ]
+    if final < size:
+        last = f"entries {final} to {size - 1}" if size - final > 1 else f"entry {final}"
+        found.append(
+            Unchecked("finality", f"{last}: signed by the coordinator, not final by witnesses")
+        )
+    return tuple(found)
+
+
 UNWITNESSED = "tamper-evident to whoever kept a checkpoint; not witnessed"
 
 

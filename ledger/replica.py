@@ -17,9 +17,10 @@ from ledger import alias, entries, finality, fork
 from ledger.bundled import fetch_bundled
 from ledger.checkpoint import parse_checkpoint
 from ledger.fork import SplitViewProven
+from ledger.published import LostEntries, read_checkpoint_file
 from ledger.replay import check_signatures, replay
 from ledger.shares import FoldState, apply
-from ledger.store import LedgerStore
+from ledger.store import CHECKPOINT_NAME, LedgerStore
 from ledger.tiles import CHECKPOINT_PATH, Tile
 from protocol import canonical, messages, wire
 from protocol.errors import ArtelError, CheckFailed, DecodeError, Unreachable, UsageError
@@ -50,13 +51,24 @@ class Replica:
         self._growth: list[asyncio.Event] = []
 
     @classmethod
-    def open(cls, path: Path, run: str) -> Replica:
+    def open(cls, path: Path, run: str, heads: HeadStore | None = None) -> Replica:
         """Open or make the replica at ``path`` and replay it.
 
+        :param heads: keeps the published head of a copy that is gone or has lost its end; what is
+            fetched again then has to hold it (:func:`ledger.published.require_heads`)
+        :raises LostEntries: without ``heads``, when it is gone or has lost its end
         :raises CheckFailed: when it is damaged
         :raises UsageError: when it belongs to another run
         """
-        store = LedgerStore.open(path, create=True, run=run)
+        try:
+            store = LedgerStore.open(path, create=True, run=run)
+        except LostEntries:
+            if heads is None:
+                raise
+            published = path.with_name(CHECKPOINT_NAME)
+            heads.add_note(read_checkpoint_file(published))
+            published.unlink()
+            store = LedgerStore.open(path, create=True, run=run)
         return cls(store, replay(store.leaves()))
 
     def growth(self) -> asyncio.Event:

@@ -29,7 +29,13 @@ from ledger.mirror import SignedHead, keep_evidence, verified_head
 from ledger.note import Note
 from ledger.offline import run_of
 from ledger.proof import HashReader, root_at
-from ledger.published import published_error, read_checkpoint_file, term_of
+from ledger.published import (
+    heads_error,
+    known_heads,
+    published_error,
+    read_checkpoint_file,
+    term_of,
+)
 from ledger.replay import replay
 from ledger.snapshot import snapshot
 from ledger.source import Source, TileHashes, read_bundle
@@ -93,6 +99,7 @@ def restore(
                 if offer is not best:
                     _check_prefix(home, best, offer.head, offer.reader, offer.name)
             _check_own(home, own, best, accept_older)
+            _check_heads(home, best, accept_older)
             return _rebuild(home, own, best, progress)
     finally:
         lock.release()
@@ -178,16 +185,39 @@ def _check_own(home: Path, own: _Own | None, best: _Offer, accept_older: bool) -
     except ArtelError:
         return  # it says nothing that could be relied on
     if said.size > head.size and not accept_older:
-        raise CheckFailed(
-            f"{home} has published a checkpoint of {said.size} entries, {name} has {head.size}",
-            "restore from somebody who has more. If nobody has, nothing of it was final: "
-            "--accept-older goes on without these entries. Should anybody have seen them, a "
-            "coordinator that does so is caught signing two histories",
-        )
+        raise _older(home, said.size, best)
     if said.size <= head.size and root_at(best.reader, said.size) != said.root:
         raise CheckFailed(
             f"{home} has published another history than {name} shows: the log has signed both",
             f"nothing was changed; keep {home / CHECKPOINT_NAME} and what {name} shows",
+        )
+
+
+def _older(home: Path, published: int, best: _Offer) -> CheckFailed:
+    return CheckFailed(
+        f"{home} has published a checkpoint of {published} entries, {best.name} has "
+        f"{best.head.size}",
+        "restore from somebody who has more. If nobody has, nothing of it was final: "
+        "--accept-older goes on without these entries. Should anybody have seen them, a "
+        "coordinator that does so is caught signing two histories",
+    )
+
+
+def _check_heads(home: Path, best: _Offer, accept_older: bool) -> None:
+    """The tree heads that the home keeps must not contradict what is to take its place, either."""
+    if not (home / HEADS_NAME).exists():
+        return
+    coordinators = [key.public.hex() for key in best.head.keys]
+    with closing(HeadStore(home / HEADS_NAME)) as heads:
+        known = known_heads(heads, run_of(best.head.checkpoint.origin), coordinators)
+    if known and known[0].size > best.head.size and not accept_older:
+        raise _older(home, known[0].size, best)
+    covered = [head for head in known if head.size <= best.head.size]
+    if heads_error(covered, best.head.size, lambda size: root_at(best.reader, size)):
+        raise CheckFailed(
+            f"{home} has signed or seen another history than {best.name} shows: the log has signed "
+            "both",
+            f"nothing was changed; keep {home / HEADS_NAME} and what {best.name} shows",
         )
 
 
@@ -241,7 +271,7 @@ def _rebuild(home: Path, own: _Own | None, best: _Offer, progress: Progress) -> 
         before=own.size if own is not None else 0,
         damage=own.damage if own is not None else "",
         kept=kept,
-        final=_keep_heads(home, best, state),
+        final=_keep_heads(home, best, state, signs=signer is not None),
         source=best.name,
         coordinator=signer is not None,
     )
@@ -361,11 +391,13 @@ def _free_name(home: Path) -> Path:
     return home / f"{stem}{number}"
 
 
-def _keep_heads(home: Path, best: _Offer, state: FoldState) -> int:
+def _keep_heads(home: Path, best: _Offer, state: FoldState, *, signs: bool) -> int:
     """Keep the cosignatures that came along; returns the size of the final head, 0 for none."""
     size = 0
     keys = [key.public.hex() for key in best.head.keys]
     with closing(HeadStore(home / HEADS_NAME)) as heads:
+        if signs:  # there are newer ones only when an older ledger was accepted
+            heads.forget_after(best.head.size)
         for text in filter(None, (best.final, best.head.note)):
             origin = Checkpoint.parse(note.parse(text).text).origin
             found, signed = finality.verified(text, origin, keys, state.nodes)

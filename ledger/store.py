@@ -20,7 +20,7 @@ from ledger.checkpoint import Checkpoint, open_checkpoint, origin_of, parse_chec
 from ledger.database import storage_errors
 from ledger.edge import Edge
 from ledger.entries import Entry, Genesis, decode
-from ledger.published import published_error, read_checkpoint_file, term_of
+from ledger.published import LostEntries, published_error, read_checkpoint_file, term_of
 from ledger.reading import Head, LedgerReader
 from ledger.tiles import TILE_WIDTH, Tile
 from protocol import files, merkle
@@ -62,13 +62,20 @@ class LedgerStore(LedgerReader):
         :param run: the run that it must belong to (when it is not empty)
         :param term: of the checkpoints to come; those that are there may be of earlier terms
         :raises UsageError: when there is none, or it is of another run
-        :raises CheckFailed: when it is damaged or has lost entries that were published
+        :raises LostEntries: when it has lost entries that were published, or is gone itself
+        :raises CheckFailed: when it is damaged
         :raises ResourceError: when the disk is full or does not work
         """
         with storage_errors(path):
             if not path.exists():
                 if not create:
                     raise UsageError(f"there is no ledger at {path}", "check --home")
+                if read_checkpoint_file(path.with_name(CHECKPOINT_NAME)):
+                    raise LostEntries(
+                        f"the ledger {path} is gone; its file {CHECKPOINT_NAME} is still here",
+                        path.parent,
+                        run or "",
+                    )
                 path.parent.mkdir(parents=True, exist_ok=True)
                 database.create(path)
             connection = database.connect(path)
@@ -83,7 +90,7 @@ class LedgerStore(LedgerReader):
                 raise
             try:
                 store._load()
-                store._recover_checkpoint_file()
+                store._recover_checkpoint_file(run or "")
                 store._fold_log()
             except BaseException:
                 store.close()
@@ -272,13 +279,13 @@ class LedgerStore(LedgerReader):
             file.write(note.encode())
         return new
 
-    def _recover_checkpoint_file(self) -> None:
+    def _recover_checkpoint_file(self, run: str) -> None:
         """After a crash between steps 3 and 4 of an append the file is one step behind."""
         path = self._checkpoint_path
         published = read_checkpoint_file(path)
         error = published_error(published, path, self.note_at, self.size)
         if error:
-            raise CheckFailed(error, "restore the home directory from a backup or another node")
+            raise LostEntries(error, path.parent, run)
         if published != self.latest_note:
             os.replace(self._write_new_checkpoint(self.latest_note), path)
 

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ledger import database
+from ledger import database, finality, labels
 from ledger.checkpoint import open_checkpoint, parse_checkpoint
+from ledger.client import heads_of
 from ledger.edge import Edge, FullTile
 from ledger.entries import Entry, Genesis
-from ledger.published import published_error, term_of
+from ledger.heads import HEADS_NAME, HeadStore
+from ledger.labels import Unchecked
+from ledger.published import heads_error, known_heads, published_error, term_of
 from ledger.replay import decoded
 from ledger.shares import FoldState, Outcome, fold
 from ledger.snapshot import Snapshot, snapshot
@@ -54,6 +58,7 @@ class Verification:
     size: int
     root: str
     checks: tuple[Check, ...]
+    unchecked: tuple[Unchecked, ...]
     state: FoldState
 
     @property
@@ -70,9 +75,12 @@ def verify_home(home: Path, progress: Progress = lambda _done, _all: None) -> Ve
     :raises ResourceError: when there is no room for two temporary copies
     """
     for attempt in range(1, _VERIFY_TRIES + 1):
-        with snapshot(home) as copied:
+        with ExitStack() as stack:
+            # The kept heads first: the ledger is never behind them.
+            heads = _heads(stack, home)
+            copied = stack.enter_context(snapshot(home))
             before = _fingerprint(copied)
-            result = _verify(home, copied, progress)
+            result = _verify(home, copied, heads, progress)
         if result.verified or attempt == _VERIFY_TRIES:
             return result
         # A copy can, very rarely, catch a daemon in the middle of a write without showing it.
@@ -81,6 +89,15 @@ def verify_home(home: Path, progress: Progress = lambda _done, _all: None) -> Ve
             if _fingerprint(again) == before:
                 return result
     raise AssertionError("not reached")
+
+
+def _heads(stack: ExitStack, home: Path) -> HeadStore | ArtelError | None:
+    """A copy of the tree heads that a home keeps; None when it keeps none, or why not."""
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="artel-ledger-"))
+    try:
+        return stack.enter_context(heads_of(home, Path(folder)))
+    except ArtelError as error:
+        return error
 
 
 def _fingerprint(copied: Snapshot) -> tuple[bytes, str]:
@@ -93,7 +110,9 @@ def _chunks(path: Path) -> Iterator[bytes]:
             yield merkle.leaf_hash(chunk)
 
 
-def _verify(home: Path, copied: Snapshot, progress: Progress) -> Verification:
+def _verify(
+    home: Path, copied: Snapshot, heads: HeadStore | ArtelError | None, progress: Progress
+) -> Verification:
     checks: list[Check] = []
 
     def check(name: str, action: Callable[[], str]) -> None:
@@ -107,7 +126,7 @@ def _verify(home: Path, copied: Snapshot, progress: Progress) -> Verification:
             checks.append(Check(name, False, f"{type(error).__name__}: {str(error)[:200]}"))
 
     with closing(database.connect_copy(copied.path)) as connection:
-        replay = _Replay(connection, progress)
+        replay = _Replay(connection, progress, heads if isinstance(heads, HeadStore) else None)
 
         def published() -> str:
             return _published(home, copied, connection, replay.tree.size)
@@ -119,10 +138,28 @@ def _verify(home: Path, copied: Snapshot, progress: Progress) -> Verification:
         check("tiles", replay.tiles)
         check("checkpoints", replay.checkpoints)
         check("published checkpoint", published)
+        if isinstance(heads, HeadStore):
+            check("kept tree heads", replay.kept_heads)
+        elif heads is not None:
+            checks.append(Check("kept tree heads", False, heads.message))
         check("credit", replay.credit)
+    state, size = replay.state, replay.tree.size
     return Verification(
-        replay.state.run, replay.tree.size, replay.tree.root().hex(), tuple(checks), replay.state
+        state.run, size, replay.tree.root().hex(), tuple(checks), _unchecked(replay, heads), state
     )
+
+
+def _unchecked(replay: _Replay, heads: HeadStore | ArtelError | None) -> tuple[Unchecked, ...]:
+    state, size = replay.state, replay.tree.size
+    final = state.final
+    if isinstance(heads, HeadStore):
+        with suppress(ArtelError):  # what is damaged is a failed check already
+            final = max(final, finality.of_heads(heads, state).size)
+    found = labels.unchecked(len(state.states), size, final)
+    if heads is None:
+        missing = f"there is no {HEADS_NAME}: a ledger put back from a backup would look the same"
+        found += (Unchecked("kept tree heads", missing),)
+    return found
 
 
 # --- the file -------------------------------------------------------------------------------------
@@ -221,8 +258,11 @@ def _integrity(connection: sqlite3.Connection) -> str:
 class _Replay:
     """One pass over the entries; keeps what the checks after it report on."""
 
-    def __init__(self, connection: sqlite3.Connection, progress: Progress) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, progress: Progress, heads: HeadStore | None
+    ) -> None:
         self._connection = connection
+        self._heads = heads
         self._progress = progress
         self.tree = merkle.CompactRange()
         self._edge = Edge()
@@ -230,7 +270,7 @@ class _Replay:
         self._wrong_tile = ""
         self.state = FoldState()
         self.genesis: Genesis | None = None
-        self._roots: dict[int, bytes] = {}  # size to root, for each stored checkpoint
+        self._roots: dict[int, bytes] = {}  # size to root, for each stored or kept head
         self._complete = False
         self._signatures = 0
         self._unsigned: list[int] = []
@@ -239,9 +279,12 @@ class _Replay:
         """Read, hash, decode and fold every entry."""
         query = "SELECT count(*) FROM entries"
         total = int(self._connection.execute(query).fetchone()[0])
-        sizes = iter(
-            [row[0] for row in self._connection.execute("SELECT size FROM checkpoints ORDER BY 1")]
-        )
+        rows = self._connection.execute("SELECT size FROM checkpoints")
+        wanted = {size for (size,) in rows if isinstance(size, int)}
+        if self._heads is not None:
+            wanted |= {head.size for head in self._heads.witnessed_heads()}
+            wanted |= {parse_checkpoint(text).size for text in self._heads.newest_first(0)}
+        sizes = iter(sorted(wanted))
         self._next_size = next(sizes, None)
 
         def leaves() -> Iterator[bytes]:
@@ -342,6 +385,16 @@ class _Replay:
             raise CheckFailed(f"the newest checkpoint covers {last} of {self.tree.size} entries")
         return f"{count} signed tree heads match the tree"
 
+    def kept_heads(self) -> str:
+        """Every tree head that this home signed, cosigned or saw cosigned."""
+        assert self._heads is not None
+        genesis = self._require()
+        known = known_heads(self._heads, genesis.run, genesis.coordinators)
+        error = heads_error(known, self.tree.size, self._roots.__getitem__)
+        if error:
+            raise CheckFailed(f"this ledger was put back: {error}")
+        return f"{len(known)} that this home signed or saw signed are of this tree"
+
     def credit(self) -> str:
         self._require()
         if not self.state.run:
@@ -355,7 +408,8 @@ def _published(home: Path, copied: Snapshot, connection: sqlite3.Connection, siz
     """The note in the checkpoint file: without it, a cut-off end could not be noticed."""
     if not copied.note:
         raise CheckFailed(
-            f"there is no file {CHECKPOINT_NAME}; without it lost entries would not be noticed"
+            f"there is no file {CHECKPOINT_NAME}, without which lost entries would not be noticed; "
+            "the node or coordinator writes it again when it starts"
         )
 
     def note_at(covered: int) -> str:

@@ -193,6 +193,12 @@ def _start(arguments: argparse.Namespace) -> int:
         files.require_ours(home / "manifest.json", _is_manifest)
         invite = _invite(arguments.join, home)
         account_file = arguments.account or home / "account.key"
+        if not account_file.exists() and (home / "node.key").exists():
+            raise UsageError(
+                f"the account of this node is not here: there is no {account_file}",
+                "restore it from a backup, or name its key file with --account; to begin anew with "
+                "another account, move node.key away too",
+            )
         account = (
             identity.load(account_file)
             if arguments.account

@@ -92,7 +92,7 @@ async def join(options: Options, stack: AsyncExitStack, say: Callable[[str], Non
     stack.push_async_callback(trainer.close)
     heads = await asyncio.to_thread(HeadStore, home / HEADS_NAME)
     stack.callback(heads.close)
-    replica = await asyncio.to_thread(Replica.open, home / DATABASE_NAME, options.invite.run)
+    replica = await asyncio.to_thread(Replica.open, home / DATABASE_NAME, options.invite.run, heads)
     stack.callback(replica.store.close)
     try:
         return await _join(options, stack, say, trainer, heads, replica)
@@ -132,6 +132,7 @@ async def _join(
     watch.refuse_convicted(replica, heads)
     await replica.catch_up(host, link.coordinator, run)
     watch.refuse_convicted(replica, heads)
+    await asyncio.to_thread(watch.refuse_older, replica, heads)
     origin = origin_of(run)
     keys = [VerifierKey(origin, bytes.fromhex(key)) for key in manifest.coordinators]
     name = witness_name(options.identity.peer_id)

@@ -28,12 +28,13 @@ from ledger.checkpoint import open_checkpoint, parse_checkpoint
 from ledger.evidence import SplitView
 from ledger.fork import SplitViewProven
 from ledger.heads import MAX_CONFLICTS, HeadStore
+from ledger.published import heads_error, known_heads
 from ledger.reading import LedgerReader
 from ledger.replica import CONFLICTS_PATH, Replica
 from ledger.rules_trust import signers_of
 from protocol import canonical, messages, wire
 from protocol.dsse import MAX_ENVELOPE_BYTES
-from protocol.errors import ArtelError, DecodeError
+from protocol.errors import ArtelError, CheckFailed, DecodeError
 from protocol.events import emit
 from protocol.identity import Identity
 from protocol.network import Host, short
@@ -346,3 +347,26 @@ def refuse_convicted(replica: Replica, heads: HeadStore) -> None:
     for value in heads.conflicts() if store.size else ():
         if fork.convicts_coordinator(value, store.origin, store.genesis):
             raise SplitViewProven(SplitView.from_dict(value))
+
+
+def refuse_older(replica: Replica, heads: HeadStore) -> None:
+    """Take no part in, and cosign nothing of, a ledger that lacks what this home saw signed.
+
+    :raises SplitViewProven: two signed heads of one size prove that there are two histories
+    :raises CheckFailed: it is older, or another one, and that is not proven for others
+    """
+    store = replica.store
+    known = known_heads(heads, store.genesis.run, store.genesis.coordinators)
+    for head in known:
+        ours, seen = store.note_at(head.size), heads.note(head.size)
+        if ours and seen and parse_checkpoint(ours).root != parse_checkpoint(seen).root:
+            proof = evidence.build(ours, store, seen, store)
+            evidence.check(proof, fork.log_keys(store.origin, store.genesis.coordinators))
+            raise SplitViewProven(proof)
+    error = heads_error(known, store.size, store.root_at)
+    if error:
+        raise CheckFailed(
+            f"the ledger that the coordinator shows lacks what this node saw signed: {error}",
+            "keep this home, and tell the organiser: the coordinator's ledger was put back from a "
+            "backup, and has to be restored from a member's copy before anything is added to it",
+        )

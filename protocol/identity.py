@@ -98,7 +98,9 @@ def load(path: Path) -> Identity:
         data = path.read_bytes()
         mode = path.stat().st_mode
     except OSError as error:
-        raise UsageError(f"cannot read the key file {path}: {error.strerror}") from None
+        raise UsageError(
+            f"cannot read the key file {path}: {error.strerror}", "restore it from your backup"
+        ) from None
     if mode & 0o077:
         raise UsageError(
             f"the key file {path} can be read by other users of this machine",

@@ -6,6 +6,7 @@ import argparse
 import shlex
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -270,6 +271,7 @@ def _verify_evidence(arguments: argparse.Namespace, path: Path) -> int:
 def _verify_home(arguments: argparse.Namespace) -> int:
     from ledger.cli import DEFAULT_HOME
     from ledger.finality import trust
+    from ledger.published import LostEntries
     from ledger.verify import verify_home
 
     home: Path = expanded(arguments.home or DEFAULT_HOME)
@@ -287,15 +289,17 @@ def _verify_home(arguments: argparse.Namespace) -> int:
             {"name": check.name, "ok": check.ok, "detail": check.detail} for check in result.checks
         ]
         facts = {"run": result.run, "size": result.size, "root": result.root}
-        print_json(facts | {"verified": result.verified, "label": label, "checks": checks})
+        facts |= {"verified": result.verified, "label": label, "checks": checks}
+        print_json(facts | {"not_checked": [asdict(item) for item in result.unchecked]})
         return EXIT_OK if result.verified else EXIT_FAILED
     for check in result.checks:
         print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<20}  {check.detail}")
+    print("\nnot checked:")
+    for item in result.unchecked:
+        print(f"--    {item.name:<20}  {item.detail}")
     if result.verified:
-        print(f"\nthe ledger holds: {result.size:,} entries, root {result.root}")
-        print("this is one copy: whether others see the same, artel ledger compare tells")
+        print(f"\nwhat was checked holds: {result.size:,} entries, root {result.root}")
         return EXIT_OK
     print(f"\nthe ledger in {home} does NOT hold", file=sys.stderr)
-    hint = "move it aside; a node fetches it again, a coordinator restores it from a node's copy"
-    print(f"  → {hint}", file=sys.stderr)
+    print(f"  → {LostEntries('', home, result.run).hint}", file=sys.stderr)
     return EXIT_FAILED
