@@ -481,7 +481,29 @@ def test_verify_says_what_holds_in_a_home(run: Run) -> None:
     assert all(check["ok"] for check in facts["checks"])
     shown = run("verify")
     assert shown.count("ok  ") == len(facts["checks"])
-    assert "the ledger holds: 41 entries" in shown
+    assert f"{SIZE} entries" in shown
+
+
+def test_verify_and_audit_say_what_they_do_not_check(
+    home: Path, tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts, shown = as_json(run, "verify"), run("verify")
+    left = {item["name"]: item["detail"] for item in facts["not_checked"]}
+    assert set(left) == {"state roots", "training", "other copies", "finality"}
+    assert "35 to 40" in left["finality"], "A and B have cosigned the first 35 entries"
+    assert all(detail in shown for detail in left.values())
+    # Without the heads it cannot know that it was put back from a backup, and says so.
+    copied = copy_of(home, tmp_path)
+    (copied / HEADS_NAME).unlink()
+    assert main(["verify", "--home", str(copied), "--json"]) == 0
+    without = json.loads(capsys.readouterr().out)
+    assert "kept tree heads" in {item["name"] for item in without["not_checked"]}
+    tiles = write_tiles(home, tmp_path / "tiles")
+    assert main(["audit", str(tiles), "--run", WORLD.run, "--full", "--json"]) == 0
+    names = {item["name"] for item in json.loads(capsys.readouterr().out)["not_checked"]}
+    assert names == set(left)
+    assert main(["audit", str(tiles), "--run", WORLD.run, "--full"]) == 0
+    assert "state roots" in capsys.readouterr().out
 
 
 def test_verify_fails_loudly(
@@ -501,6 +523,43 @@ def test_verify_fails_loudly(
     assert json.loads(capsys.readouterr().out)["verified"] is False
     assert artel.main(["ledger", "shares", "--home", str(tmp_path)]) == 1
     assert "damaged" in capsys.readouterr().err
+
+
+def contribution_of(member: Identity, round: int) -> int:
+    """Index of a contribution of the test's run."""
+    leaf = WORLD.contribution(member, round).encode()
+    return WORLD.leaves.index(leaf)
+
+
+def test_a_dry_run_of_a_dispute_says_what_the_ledger_would(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = copy_of(home, tmp_path)
+    disputed = contribution_of(B, 3)
+    dispute = WORLD.dispute(WORLD.owners[0], entries.entry_id(WORLD.leaves[disputed]))
+    with LedgerStore.open(copied / DATABASE_NAME) as store:
+        store.append([dispute.encode()], WORLD.sign)
+
+    def answer(index: int, *more: str) -> tuple[int, str, str]:
+        command = ["dispute", str(index), "--reason", "copied", "--home", str(copied)]
+        code = artel.main(["ledger", *command, "--dry-run", *more])
+        return code, *capsys.readouterr()
+
+    code, shown, _ = answer(contribution_of(A, 3))
+    assert (code, "pending" in shown) == (0, True)
+    assert json.loads(answer(contribution_of(A, 3), "--json")[1])["dry_run"] is True
+    for index, reason in (
+        (contribution_of(A, 0), "not_pending"),  # vested
+        (contribution_of(C, 3), "own_work"),
+        (disputed, "duplicate"),
+        (contribution_of(A, 4), "not_pending"),  # of a round that is not agreed on
+    ):
+        code, shown, error = answer(index)
+        assert (code, shown) == (1, ""), index
+        assert reason in error
+        assert answer(index, "--json")[0] == 1
+    for index in (0, 9999):
+        assert answer(index)[0] == 2
 
 
 # --- compare and evidence -------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,7 @@ def register(add: Add) -> None:
 
 
 def _audit(arguments: argparse.Namespace) -> int:
+    from ledger import labels
     from ledger.audit import audit
     from ledger.store import DATABASE_NAME
 
@@ -93,6 +95,8 @@ def _audit(arguments: argparse.Namespace) -> int:
         facts |= {"signatures": fold.signatures, "unsigned": fold.unsigned, "run": state.run}
         facts |= {"accounts": len(state.accounts), "vested": state.total_vested}
         facts |= {"pending": state.total_pending, "ignored": state.ignored}
+        left = labels.unchecked(len(state.states), report.size, state.final)
+        facts["not_checked"] = [asdict(item) for item in left]
     if arguments.json:
         print_json(facts)
     else:
@@ -127,6 +131,9 @@ def _print_report(facts: dict[str, Any], state: FoldState | None) -> None:
     )
     if facts["ignored"]:
         print(f"        entries that count for nothing: {text.counts(facts['ignored'])}")
+    print("\nnot checked:")
+    for item in facts["not_checked"]:
+        print(f"--      {item['name']}: {item['detail']}")
 
 
 def _is_run(newest: str) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ledger.cli import opening, print_json
-from ledger.cli.sending import account_named, dry_run, key_path, send, speaker
+from ledger.cli.sending import account_named, dry_run, key_path, require_effect, send, speaker
 from protocol.errors import EXIT_OK, ArtelError, CheckFailed, UsageError
 from protocol.paths import expanded
 
@@ -87,6 +88,7 @@ def _replace(
     3. The new key takes the place of the old one, which is kept.
     """
     from ledger import entries, keyfiles
+    from protocol import identity
 
     # Once there is a recovery key, only itself can name another one; "" keeps it.
     ours = keyfiles.recovery_of(path.parent)
@@ -95,6 +97,9 @@ def _replace(
     saying = f"account {name[:12]} changes its key"
     fields: dict[str, Any] = {"account": name, "seq": account.seq + 1, "recovery": recovery}
     if arguments.dry_run:
+        trial = identity.Identity.from_seed(os.urandom(32))
+        entry = entries.key_rotated(signer, trial, view.state.run, **fields)
+        require_effect(view, entries.decode(entry.encode()))
         body = {"kind": "key_rotated", "run": view.state.run, "key": "(made then)", **fields}
         dry_run(arguments, saying, body)
         return EXIT_OK

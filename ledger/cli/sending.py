@@ -16,7 +16,7 @@ from protocol.paths import expanded
 if TYPE_CHECKING:
     from ledger.accounts import Account
     from ledger.client import View
-    from ledger.entries import Body
+    from ledger.entries import Body, Entry
     from protocol.dsse import Envelope
     from protocol.identity import Identity
 
@@ -109,23 +109,16 @@ def send(arguments: argparse.Namespace, view: View, saying: str, envelope: Envel
     :raises CheckFailed: when the ledger would ignore it, or it is refused
     :raises Unreachable: when nobody takes it
     """
-    from ledger import entries, reasons
-    from ledger.shares import check
+    from ledger import entries
 
     entry = entries.decode(envelope.encode())
     body = entry.body.to_dict()
+    require_effect(view, entry)
     if arguments.dry_run:
         dry_run(arguments, saying, body)
         return
     if not arguments.json:
         print(saying, flush=True)
-    reason = check(view.state, entry)
-    if reason:
-        raise CheckFailed(
-            f"the ledger would ignore this: {reasons.explain(reason)} ({reason})",
-            f"nothing was sent; this copy of the ledger has {view.log.size} entries, "
-            "with --from another one is asked",
-        )
     index, note = _hand_in(view, envelope)
     if arguments.json:
         rules = view.state.rules
@@ -142,6 +135,23 @@ def send(arguments: argparse.Namespace, view: View, saying: str, envelope: Envel
         print_json(facts)
     else:
         print(f"it is entry {index} of the ledger, {_outlook(view)}")
+
+
+def require_effect(view: View, entry: Entry) -> None:
+    """Go on only with a statement that would change something if it came next.
+
+    :raises CheckFailed: when the ledger would ignore it
+    """
+    from ledger import reasons
+    from ledger.shares import check
+
+    reason = check(view.state, entry)
+    if reason:
+        raise CheckFailed(
+            f"the ledger would ignore this: {reasons.explain(reason)} ({reason})",
+            f"nothing was sent; this copy of the ledger has {view.log.size} entries, "
+            "with --from another one is asked",
+        )
 
 
 def dry_run(arguments: argparse.Namespace, saying: str, body: dict[str, Any]) -> None:

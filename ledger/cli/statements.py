@@ -260,7 +260,12 @@ def _rule(arguments: argparse.Namespace) -> int:
             envelope = envelope.merged(replace(earlier, signatures=entitled))
         saying = f"ruling on contribution {index}: {arguments.decision}"
         quorum = rules.ownership.arbiter_quorum
-        if len(envelope.signers) < quorum and not arguments.dry_run:
+        have = len(envelope.signers)
+        if have < quorum and arguments.dry_run:
+            saying += f"; {have} of the {quorum} arbiters that it needs have signed"
+            sending.dry_run(arguments, saying, entries.decode(envelope.encode()).body.to_dict())
+            return EXIT_OK
+        if have < quorum:
             return _collect(arguments, envelope, saying, quorum)
         sending.send(arguments, view, saying, envelope)
     return EXIT_OK
