@@ -269,7 +269,7 @@ def _publish_home(home: Path, url: str, invite: str) -> None:
     """Leave address and invite where ``artel coordinator status`` and people find them."""
     for name, text in ((INVITE_FILE, invite), (API_FILE, json.dumps({"http": url}))):
         try:
-            files.write(home / name, f"{text}\n".encode(), durable=False, mode=0o644)
+            files.write(home / name, f"{text}\n".encode(), durable=False)
         except OSError as error:
             raise disk_error(error, home) from None
 

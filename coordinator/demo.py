@@ -256,7 +256,7 @@ def _fresh_folder(wanted: Path | None) -> Path:
         number += 1
         folder = DEFAULT_OUT.with_name(f"{DEFAULT_OUT.name}-{number}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise UsageError(
                 f"{folder} is not empty",

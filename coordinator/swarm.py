@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
@@ -213,8 +214,9 @@ class LocalSwarm:
     ) -> Member:
         log = home / "console.log"
         try:
-            home.mkdir(parents=True, exist_ok=True)
-            with log.open("ab") as file:
+            home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            append = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+            with os.fdopen(os.open(log, append, 0o600), "ab") as file:
                 process = await asyncio.create_subprocess_exec(
                     *tether.command(*command),
                     stdin=asyncio.subprocess.DEVNULL,

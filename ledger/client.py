@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ledger import cache
 from ledger.alias import read_table
 from ledger.cache import TileCache
-from ledger.checkpoint import open_checkpoint, parse_checkpoint
+from ledger.checkpoint import Checkpoint, open_checkpoint, parse_checkpoint
 from ledger.holders import Holder, printable
 from ledger.published import term_of
 from ledger.remote import RemoteLog
@@ -93,8 +93,21 @@ def open_log(
         heads = [parse_checkpoint(text) for text in (newest, final) if text]
     except DecodeError as error:
         raise CheckFailed(f"{holder.name}: {error.message}") from None
-    head = max(heads, key=lambda item: item.size)
-    text = newest if head is heads[0] else final
+    log = open_head(holder, newest if heads[0] == max(heads, key=_size) else final, run, folder)
+    if final:
+        log.notes.setdefault(parse_checkpoint(final).size, final)
+    return log, final
+
+
+def open_head(
+    holder: Holder, text: str, run: str, folder: Callable[[str], Path] | None
+) -> RemoteLog:
+    """The tree behind one head of a holder, verified down from the run id.
+
+    :param folder: where tiles of a run are cached; None for nowhere
+    :raises CheckFailed: it is not served, or not signed by the run's coordinators
+    """
+    head = parse_checkpoint(text)
     claimed = head.origin.split("/")[1] if head.origin.count("/") == 3 else ""
     if term_of(head.origin, claimed) is None:
         raise CheckFailed(
@@ -110,9 +123,11 @@ def open_log(
             f"the manifest that {holder.name} shows is not that of run {claimed[:12]}…"
         )
     open_checkpoint(text, head.origin, log.genesis.coordinators)
-    if final:
-        log.notes.setdefault(parse_checkpoint(final).size, final)
-    return log, final
+    return log
+
+
+def _size(head: Checkpoint) -> int:
+    return head.size
 
 
 @contextmanager

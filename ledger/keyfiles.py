@@ -65,7 +65,7 @@ def write_new(path: Path, data: bytes) -> None:
     :raises ResourceError: when it cannot be written
     """
     with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         new = files.unfinished(path)
         with files.creating(new, mode=0o600) as file:
             file.write(data)
@@ -136,7 +136,6 @@ def create_recovery(home: Path) -> Identity:
         )
     recovery = create(home / RECOVERY_KEY)
     write_new(home / RECOVERY_PUB, f"{recovery.key}\n".encode())
-    (home / RECOVERY_PUB).chmod(0o644)
     return recovery
 
 

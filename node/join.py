@@ -318,7 +318,7 @@ async def _register(session: Session) -> tuple[messages.Welcome, list[preflight.
 
 def _keep_invite(path: Path, invite: Invite) -> None:
     """Leave the invite where commands find the run's coordinator; it holds no secret."""
-    files.write(path, f"{invite.encode()}\n".encode(), mode=0o644)
+    files.write(path, f"{invite.encode()}\n".encode())
 
 
 def _show(findings: list[preflight.Finding], say: Callable[[str], None]) -> None:

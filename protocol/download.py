@@ -48,7 +48,7 @@ class Download:
         self._store, self._most, self._progress = store, most, progress
         self._bytes = 0
         try:
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             self.is_new = os.fstat(self._file).st_size == 0
         except OSError as error:
             raise disk_error(error, store.root) from None

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
+import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -143,10 +146,45 @@ def no_home(home: Path, error: OSError) -> ResourceError:
     )
 
 
+# What we make in a home. Other files may lie there too, and are not ours to change; a key that
+# others could read is refused (see load), since they may have.
+_OURS = (
+    *("lock", "invite", "checkpoint*", "ledger.sqlite3*", "heads.sqlite3*"),
+    *("api.json", "manifest.json", "split-view.json", "claims.jsonl", "metrics.jsonl"),
+    *("console.log", "node.log", "trainer.log"),
+    *("blobs", "blobs/*", "run", "run/*.json", "run/lock", "work", "work/*"),
+)
+
+
+def tighten(home: Path) -> list[Path]:
+    """Let nobody but the owner into a home that an earlier version, or somebody, left open.
+
+    :returns: what is still open, because it is not ours to change
+    """
+    ours = [path for pattern in _OURS for path in home.glob(pattern)]
+    left = []
+    for path in (home, *ours):
+        with suppress(FileNotFoundError):  # another process's temporary file
+            mode = path.lstat().st_mode
+            if stat.S_ISLNK(mode) or not mode & 0o077:
+                continue
+            # Somebody's home or working directory is more than ours.
+            if path == home and str(path.resolve()) in (os.path.expanduser("~"), str(Path.cwd())):
+                left.append(path)
+                continue
+            try:
+                path.chmod(stat.S_IMODE(mode) & ~0o077)
+            except PermissionError:
+                left.append(path)
+    return left
+
+
 class HomeLock:
     """Exclusive use of a home directory by one process, held until :meth:`release`.
 
-    The kernel drops the lock when the process ends, however it ends.
+    The kernel drops the lock when the process ends, however it ends. As long as it is held, what
+    this process and its children make (SQLite, torch and the network daemon, too) is for its owner
+    alone: folders 0700, files 0600, whatever the umask was.
 
     What killed processes have left unfinished there is removed.
 
@@ -155,6 +193,22 @@ class HomeLock:
     """
 
     def __init__(self, home: Path) -> None:
+        self._umask = os.umask(0o077)
+        try:
+            self._lock(home)
+        except BaseException:
+            os.umask(self._umask)
+            raise
+        left = tighten(home)
+        if left:
+            more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+            print(
+                f"warning: other users of this machine may be able to read {left[0]}{more}; "
+                f"chmod -R go= would keep them out",
+                file=sys.stderr,
+            )
+
+    def _lock(self, home: Path) -> None:
         self.path = home / "lock"
         try:
             home.mkdir(parents=True, exist_ok=True)
@@ -177,3 +231,4 @@ class HomeLock:
 
     def release(self) -> None:
         os.close(self._descriptor)
+        os.umask(self._umask)

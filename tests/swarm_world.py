@@ -105,6 +105,12 @@ def write_run(
     return path
 
 
+def open_to_others(folder: Path) -> list[Path]:
+    """What other users of the machine could read in or below a folder."""
+    paths = [folder, *folder.rglob("*")]
+    return [path for path in paths if not path.is_socket() and path.lstat().st_mode & 0o077]
+
+
 def ledger_of(home: Path) -> tuple[list[entries.Entry], FoldState]:
     """All entries of a home's ledger, and what they amount to."""
     with snapshot(home) as copy, LedgerStore.open_copy(copy.path) as store:

@@ -28,7 +28,7 @@ from protocol.errors import DecodeError, Unreachable, UsageError
 from protocol.identity import HomeLock
 from protocol.invite import Invite
 from protocol.options import endpoint
-from swarm_world import write_run
+from swarm_world import open_to_others, write_run
 
 
 def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -201,7 +201,7 @@ async def test_it_stops_on_ctrl_c_and_goes_on_in_the_same_home(tmp_path: Path) -
         await swarm.start_coordinator()
         home, first = tmp_path / "coordinator", swarm.invite
         assert (home / "invite").read_text().strip() == first
-        assert (home / "invite").stat().st_mode & 0o777 == 0o644
+        assert open_to_others(home) == []
         run = await swarm.get("/api/v1/run")
         assert Invite.decode(first).run == run["run"]
         status = await swarm.status()

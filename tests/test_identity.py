@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from client_world import write_key
 from protocol import canonical, dsse, identity
 from protocol.errors import CheckFailed, DecodeError, ResourceError, UsageError
 from protocol.identity import HomeLock, Identity
 from protocol.invite import Invite
+from swarm_world import open_to_others
 
 ALICE = Identity.from_seed(b"a" * 32)
 BOB = Identity.from_seed(b"b" * 32)
@@ -117,6 +120,63 @@ def test_decoders_of_statements_raise_only_our_error(data: bytes) -> None:
 def test_only_canonical_json_is_accepted(text: bytes) -> None:
     with pytest.raises(DecodeError):
         canonical.loads(text)
+
+
+@pytest.fixture
+def open_umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def test_what_a_process_makes_under_a_lock_is_for_its_owner_alone(
+    tmp_path: Path, open_umask: None
+) -> None:
+    home = tmp_path / "home"
+    lock = HomeLock(home)
+    make = (
+        "import sqlite3, sys; from pathlib import Path; import torch\n"
+        "from safetensors.torch import save_file\n"
+        "home = Path(sys.argv[1]); (home / 'work').mkdir()\n"
+        "save_file({'a': torch.zeros(2)}, home / 'work' / 'state')\n"
+        "db = sqlite3.connect(home / 'ledger.sqlite3', isolation_level=None)\n"
+        "db.execute('PRAGMA journal_mode=WAL'); db.execute('CREATE TABLE t(a)')\n"
+        "import os; os._exit(0)\n"  # the log stays behind
+    )
+    subprocess.run([sys.executable, "-c", make, str(home)], check=True)
+    write_key(home / "node.key", ALICE)
+    (home / "blobs").mkdir()
+    assert {path.name for path in home.iterdir()} >= {"ledger.sqlite3-wal", "ledger.sqlite3-shm"}
+    lock.release()
+    assert open_to_others(home) == []
+    (tmp_path / "export").touch()
+    assert (tmp_path / "export").stat().st_mode & 0o777 == 0o666, "as before the lock"
+
+
+def test_a_home_that_was_open_is_closed_and_nothing_else_is(
+    tmp_path: Path, open_umask: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    (home / "blobs").mkdir(parents=True)
+    for name in ("ledger.sqlite3", "checkpoint", "node.log", "blobs/ab", "RUN.toml", "node.key"):
+        (home / name).touch()
+    (tmp_path / "elsewhere").touch()
+    (home / "invite").symlink_to(tmp_path / "elsewhere")
+    HomeLock(home).release()
+    # The organiser's own file stays as it was; a key that others could read is refused elsewhere.
+    left = {path.name for path in open_to_others(home)}
+    assert left == {"RUN.toml", "node.key", "invite"}
+    assert (tmp_path / "elsewhere").stat().st_mode & 0o777 == 0o666
+
+
+def test_a_working_directory_as_a_home_is_left_as_it_is_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    HomeLock(Path()).release()
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
+    assert "other users" in capsys.readouterr().err
 
 
 def test_an_invite_survives_copying_and_a_part_of_it_is_noticed() -> None:

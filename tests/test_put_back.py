@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import shlex
@@ -20,6 +21,7 @@ from client_world import write_key, write_tiles
 from coordinator import daemon, tether
 from coordinator.prepare import Prepared, manifest_path, prepare
 from coordinator.sequencer import Sequencer
+from coordinator.swarm import LocalSwarm
 from ledger import entries, evidence
 from ledger.checkpoint import origin_of, sign_checkpoint
 from ledger.fork import SplitViewProven
@@ -30,12 +32,13 @@ from ledger.replica import Replica
 from ledger.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore, Sign
 from ledger.verify import verify_home
 from ledger_world import World, key
+from node import status
 from node.watch import refuse_older
 from protocol import dsse
-from protocol.errors import ArtelError, CheckFailed, UsageError
+from protocol.errors import ArtelError, CheckFailed, Unreachable, UsageError
 from protocol.identity import load
 from protocol.invite import Invite
-from swarm_world import write_run
+from swarm_world import open_to_others, write_run
 from test_split_view import Net
 
 ENTRIES = 50
@@ -376,3 +379,35 @@ def test_a_node_does_not_begin_another_account_when_its_key_is_gone(
     assert artel.main(["node", "start", "--home", str(tmp_path), "--join", invite]) == 2
     assert "account.key" in capsys.readouterr().err
     assert not (tmp_path / "account.key").exists()
+
+
+@pytest.mark.slow  # eleven starts of a real node
+async def test_each_file_of_a_nodes_home_heals_when_the_node_starts_again(tmp_path: Path) -> None:
+    run_file = write_run(tmp_path, total=500, min_nodes=1)
+    async with LocalSwarm(tmp_path, run_file) as swarm:
+        await swarm.start(nodes=1)
+        home = swarm.home_of(1)
+
+        async def works() -> None:
+            """Wait until the node has joined and has cosigned what the coordinator has."""
+            for _ in range(240):
+                swarm.check()
+                with contextlib.suppress(Unreachable):
+                    now = await asyncio.to_thread(status.read, home)
+                    if now["phase"] == "training" and now["cosigned_size"]:
+                        return
+                await asyncio.sleep(0.5)
+            raise AssertionError(swarm.nodes[1].log.read_text()[-2000:])
+
+        await works()
+        names = ["ledger.sqlite3", "checkpoint", "heads.sqlite3", "manifest.json", "claims.jsonl"]
+        for name in [*names, "invite", "node.log", "trainer.log", "lock", "work", "blobs"]:
+            await swarm._end(swarm.nodes[1])
+            path = home / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            await swarm.start_node(1)
+            await works()
+            assert path.exists() or name == "claims.jsonl", name
+        await swarm._end(swarm.nodes[1])
+        assert (await asyncio.to_thread(verify_home, home)).verified
+        assert open_to_others(home) == []

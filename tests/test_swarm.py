@@ -22,7 +22,7 @@ from node import status as node_status
 from protocol import content, identity
 from protocol.errors import Unreachable
 from protocol.invite import Invite
-from swarm_world import ledger_of, node_named, write_run
+from swarm_world import ledger_of, node_named, open_to_others, write_run
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -123,7 +123,7 @@ async def test_all_homes_of_a_finished_run_hold_the_final_state_and_a_final_head
             assert {claim.entry for claim in claims.read(home)} <= mine
             assert len(claims.read(home)) == 3
             assert Invite.decode((home / "invite").read_text()).run == fold.run
-            assert (home / "invite").stat().st_mode & 0o777 == 0o644
+            assert open_to_others(home) == []
             console = (home / "console.log").read_text()
             assert console.count("public and permanent") == 1
             assert not (home / "split-view.json").exists()

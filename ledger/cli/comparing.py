@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from protocol.errors import EXIT_FAILED, EXIT_OK, CheckFailed, UsageError
 from protocol.paths import expanded
 
 if TYPE_CHECKING:
+    from ledger.client import Log
     from ledger.evidence import SplitView
     from ledger.holders import Holder
     from ledger.proof import HashReader
@@ -65,16 +66,27 @@ def register(add: Add) -> None:
 
 @dataclass(frozen=True)
 class _Head:
-    """One holder's newest tree head, its signature verified, and the tree behind it."""
+    """A signed tree head that somebody shows, and the tree behind it if he shows that, too."""
 
     name: str
     origin: str
     size: int
     root: bytes
     note: str
-    reader: HashReader
+    reader: HashReader | None
+    """None: its signature verifies, and that is all."""
     genesis: bytes
     """Entry 0 of a run; empty for other logs."""
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """Two heads that are not known to be of one history."""
+
+    heads: tuple[_Head, _Head]
+    split: bool
+    """Whether they are of two; otherwise nobody shows the tree that would tell."""
+    why: str
 
 
 def _compare(arguments: argparse.Namespace) -> int:
@@ -83,50 +95,77 @@ def _compare(arguments: argparse.Namespace) -> int:
         targets = [*targets, str(expanded(arguments.home))]
     run = run_id(arguments.run)
     with ExitStack() as stack:
-        heads = [_head(stack, target, run, arguments.vkey) for target in targets]
+        heads = _heads(stack, targets, run, arguments.vkey)
         logs = {_log_name(head) for head in heads}
         if len(logs) > 1:
             raise UsageError("these are different logs", f"they are: {', '.join(sorted(logs))}")
-        split = next((pair for pair in combinations(heads, 2) if not _consistent(*pair)), None)
-        proof, why = _evidence(*split) if split is not None else (None, "")
+        found = [_finding(*pair, heads) for pair in combinations(heads, 2)]
+        findings = [finding for finding in found if finding is not None]
+        finding, proof = _worst(findings, heads)
     rows = [
-        {"target": head.name, "origin": head.origin, "size": head.size, "root": head.root.hex()}
+        {
+            "target": head.name,
+            "origin": head.origin,
+            "size": head.size,
+            "root": head.root.hex(),
+            "tree": head.reader is not None,
+        }
         for head in heads
     ]
-    facts: dict[str, Any] = {"consistent": split is None, "heads": rows}
-    if split is not None:
-        facts |= {"between": [head.name for head in split], "reason": why}
+    consistent = None if finding is not None and not finding.split else finding is None
+    facts: dict[str, Any] = {"consistent": consistent, "heads": rows}
+    if finding is not None:
+        facts |= {"between": [head.name for head in finding.heads], "reason": finding.why}
         facts["evidence"] = str(arguments.output) if proof is not None else None
-    if proof is not None and split is not None:
+        facts["notes"] = [head.note for head in finding.heads]
+    if proof is not None:
         from ledger.offline import write_evidence
 
-        write(arguments.output, write_evidence(proof, split[0].genesis))
+        genesis = next((head.genesis for head in heads if head.genesis), b"")
+        write(arguments.output, write_evidence(proof, genesis))
     if arguments.json:
         print_json(facts)
     else:
-        _print_comparison(heads, split, proof, arguments.output, why)
-    return EXIT_OK if split is None else EXIT_FAILED
+        _print_comparison(heads, len(targets), finding, proof, arguments.output)
+    return EXIT_OK if finding is None else EXIT_FAILED
 
 
 def _print_comparison(
     heads: Sequence[_Head],
-    split: tuple[_Head, _Head] | None,
+    holders: int,
+    finding: _Finding | None,
     proof: SplitView | None,
     output: Path,
-    why: str,
 ) -> None:
     from ledger import text
     from ledger.cli.table import table
 
-    rows = [[f"{head.size:,}", head.root.hex(), text.printable(head.name)] for head in heads]
+    def shown(head: _Head) -> str:
+        return text.printable(head.name) + ("" if head.reader else "  (signed; no tree behind it)")
+
+    rows = [[f"{head.size:,}", head.root.hex(), shown(head)] for head in heads]
     print(table(["checkpoint", "root", "holder"], rows, right=(0,)))
-    if split is None:
-        print(f"\nconsistent: {len(heads)} holders show one history")
+    if finding is None:
+        print(f"\nconsistent: {holders} holders show one history")
         return
-    names = " and ".join(text.printable(head.name) for head in split)
+    one, other = finding.heads
+    names = " and ".join(dict.fromkeys(text.printable(head.name) for head in (one, other)))
+    if not finding.split:
+        print(f"\nNOT COMPARED: checkpoints {one.size:,} and {other.size:,} of {names}")
+        print("proven      the log has signed both")
+        print(
+            f"not proven  that one tree begins with the other, or that it does not: {finding.why}"
+        )
+        print("what to do: name more holders, such as other members or mirrors")
+        return
     print(f"\nSPLIT VIEW: {names} show two histories of one log")
     if proof is None:
-        print(f"no evidence for others: {why}")
+        print(
+            f"proven      to you: checkpoints {one.size:,} and {other.size:,} are both signed, and"
+        )
+        print("            neither tree begins with the other")
+        print(f"not proven  to others: {finding.why}")
+        print("what to do: keep both notes (--json prints them), and name more holders")
         return
     print(f"evidence written to {output}: it proves to anybody who signed both")
     print("what to do:")
@@ -135,27 +174,72 @@ def _print_comparison(
     print("  and tell the others: whoever holds the run's key lies, or somebody has stolen it")
 
 
-def _head(stack: ExitStack, target: str, run: str, vkeys: Sequence[str]) -> _Head:
+# --- the heads ------------------------------------------------------------------------------------
+
+
+def _heads(stack: ExitStack, targets: Sequence[str], run: str, vkeys: Sequence[str]) -> list[_Head]:
+    """Of each holder its newest tree, and every signed head that is not of that tree."""
+    from ledger.checkpoint import open_checkpoint, parse_checkpoint
+    from ledger.entries import Genesis, decode
+
+    found = [_shown(stack, target, run, vkeys) for target in targets]
+    heads = [head for trees, _, _ in found for head in trees]
+    genesis = next((head.genesis for head in heads if head.genesis), b"")
+    for target, (trees, texts, error) in zip(targets, found, strict=True):
+        if not trees and not genesis and error is not None:
+            raise error
+        for text in texts:
+            head = parse_checkpoint(text)
+            if any(_begins_with(tree, head.size, head.root) for tree in trees):
+                continue
+            body = decode(genesis).body
+            assert isinstance(body, Genesis)
+            open_checkpoint(text, head.origin, body.coordinators)
+            heads.append(_Head(target, head.origin, head.size, head.root, text, None, genesis))
+    return heads
+
+
+_Shown = tuple[list[_Head], list[str], CheckFailed | None]
+
+
+def _shown(stack: ExitStack, target: str, run: str, vkeys: Sequence[str]) -> _Shown:
+    """A holder's trees (of two the larger alone, when it begins with the other), the notes that
+    it shows, and why a tree could not be read."""
     from ledger import client
+    from ledger.finality import size_of
     from ledger.offline import run_of
     from ledger.store import DATABASE_NAME
 
     folder = expanded(Path(target))
     if "://" not in target and os.path.isfile(folder / DATABASE_NAME):
         view = stack.enter_context(client.home_view(folder, caching=False))
-        log: client.Log = view.log
-        if run and log.genesis.run != run:
-            raise CheckFailed(f"{target} holds run {log.genesis.run[:12]}…, not {run[:12]}…")
-    else:
-        holder, named = stack.enter_context(holding(target))
-        newest, _ = holder.heads()
-        if vkeys:
-            return _foreign(target, holder, newest, vkeys)
-        if not run_of(_origin(newest)):
-            raise UsageError(f"{target} holds a log that is no run of Artel", "add --vkey VKEY")
-        log, _ = client.open_log(holder, run or named, None)
-    genesis = log.leaf(0)
-    return _Head(target, log.origin, log.size, log.root, log.latest_note, log, genesis)
+        if run and view.log.genesis.run != run:
+            raise CheckFailed(f"{target} holds run {view.log.genesis.run[:12]}…, not {run[:12]}…")
+        kept = view.heads.newest(0) if view.heads is not None else ""
+        return [_tree(target, view.log)], [kept] if kept else [], None
+    holder, named = stack.enter_context(holding(target))
+    texts = [text for text in holder.heads() if text]
+    if vkeys:
+        return [_foreign(target, holder, texts[0], vkeys)], [], None
+    if not run_of(_origin(texts[0])):
+        raise UsageError(f"{target} holds a log that is no run of Artel", "add --vkey VKEY")
+    if run and run_of(_origin(texts[0])) != run:
+        raise CheckFailed(f"{target} holds another run than {run[:12]}…")
+    trees: list[_Head] = []
+    error = None
+    for text in sorted(texts, key=lambda text: -size_of(text)):
+        try:
+            head = _tree(target, client.open_head(holder, text, run or named, None))
+        except CheckFailed as failure:
+            error = error or failure
+            continue
+        if not any(_begins_with(tree, head.size, head.root) for tree in trees):
+            trees.append(head)
+    return trees, texts, error
+
+
+def _tree(target: str, log: Log) -> _Head:
+    return _Head(target, log.origin, log.size, log.root, log.latest_note, log, log.leaf(0))
 
 
 def _foreign(target: str, holder: Holder, newest: str, vkeys: Sequence[str]) -> _Head:
@@ -182,26 +266,67 @@ def _log_name(head: _Head) -> str:
     return run_of(head.origin) or head.origin
 
 
-def _consistent(a: _Head, b: _Head) -> bool:
-    """Whether one tree begins with the other; each is what its checkpoint signs."""
-    from ledger.proof import consistency, verify_consistency
+# --- two of them ----------------------------------------------------------------------------------
+
+
+def _begins_with(tree: _Head, size: int, root: bytes) -> bool:
+    """Whether the tree that a head has behind it begins with that one.
+
+    :raises CheckFailed: what is served of it does not belong to the head, or is missing
+    """
+    from ledger.proof import root_at
+
+    return tree.reader is not None and size <= tree.size and root_at(tree.reader, size) == root
+
+
+def _behind(head: _Head, heads: Sequence[_Head]) -> HashReader | None:
+    """The tree that a head signs, whoever shows it."""
+    trees = (tree for tree in heads if _begins_with(tree, head.size, head.root))
+    return head.reader or next((tree.reader for tree in trees), None)
+
+
+def _finding(a: _Head, b: _Head, heads: Sequence[_Head]) -> _Finding | None:
+    """What is wrong between two heads; None when the one tree begins with the other."""
+    from ledger.proof import root_at
 
     small, large = sorted((a, b), key=lambda head: head.size)
+    if small.size == large.size:
+        return None if small.root == large.root else _Finding((a, b), True, "")
     try:
-        proof = consistency(large.reader, small.size, large.size)
-        verify_consistency(small.size, large.size, proof, small.root, large.root)
-    except CheckFailed:
-        return False
-    return True
+        tree = _behind(large, heads)
+        if tree is None:
+            return _Finding((a, b), False, f"nobody shows the tree of {large.size:,} entries")
+        return None if root_at(tree, small.size) == small.root else _Finding((a, b), True, "")
+    except CheckFailed as error:
+        return _Finding((a, b), False, error.message)
 
 
-def _evidence(a: _Head, b: _Head) -> tuple[SplitView | None, str]:
-    """Evidence for others, or why there is none."""
+def _worst(
+    findings: Sequence[_Finding], heads: Sequence[_Head]
+) -> tuple[_Finding | None, SplitView | None]:
+    """The finding to report: one with evidence for others, or else one that is a split view."""
     from ledger import evidence
 
-    if a.origin != b.origin:
-        return None, "the two checkpoints are of different terms, signed with different names"
-    try:
-        return evidence.build(a.note, a.reader, b.note, b.reader), ""
-    except CheckFailed as error:
-        return None, error.message
+    splits = [finding for finding in findings if finding.split]
+    for number, finding in enumerate(splits):
+        a, b = finding.heads
+        if a.origin != b.origin:
+            why = "the two checkpoints are of different terms, signed with different names"
+        else:
+            try:
+                trees = [_behind(head, heads) or _NoTree(head.size) for head in (a, b)]
+                return finding, evidence.build(a.note, trees[0], b.note, trees[1])
+            except CheckFailed as error:
+                why = error.message
+        splits[number] = replace(finding, why=why)
+    return next(iter(splits or findings), None), None
+
+
+@dataclass(frozen=True)
+class _NoTree:
+    """Stands for a tree that nobody shows; of two heads of one size, the notes alone prove it."""
+
+    size: int
+
+    def subtree(self, level: int, index: int) -> bytes:
+        raise CheckFailed(f"nobody shows the tree of {self.size:,} entries")
