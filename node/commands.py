@@ -258,7 +258,7 @@ def _invite(given: str | None, home: Path) -> Invite:
                 f"{home} belongs to another run ({before.run[:12]}…)",
                 "choose another --home for this run",
             )
-    files.write(kept, f"{invite.encode()}\n".encode(), mode=0o644)
+    files.write(kept, f"{invite.encode()}\n".encode())
     return invite
 
 
