@@ -163,13 +163,16 @@ async def _sample(home: Path) -> str:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env=tether.environment(),
+        start_new_session=True,
     )
     try:
         output, errors = await within(process.communicate(), SAMPLE_TIMEOUT_S)
     except TimeoutError:
-        process.kill()
-        await process.wait()
         raise Unreachable(f"the model wrote nothing in {SAMPLE_TIMEOUT_S:.0f} s") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
     if process.returncode:
         raise CheckFailed(f"the model could not write: {errors.decode(errors='replace')[-500:]}")
     return PROMPT + output.decode("utf-8", "replace").rstrip("\n")

@@ -18,6 +18,7 @@ from protocol import files, terminal
 from protocol.errors import ArtelError, CheckFailed, ResourceError, UsageError
 from protocol.manifest import Manifest, open_manifest
 from protocol.state import Layout
+from protocol.tether import tied
 
 LAYOUT_NAME = "layout.json"
 MAX_MANIFEST_ENVELOPE_BYTES = 1 << 16
@@ -41,15 +42,17 @@ async def prepare_in_child(run_file: Path, home: Path) -> Published:
     :raises ArtelError: what the child could not do, in its words
     """
     child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "coordinator.preparation", str(run_file), "--home", str(home)),
+        *tied(sys.executable, "-P", "-m", __name__, str(run_file), "--home", str(home)),
+        stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         env=tether.environment(),
+        start_new_session=True,
     )
     try:
         output, _ = await child.communicate()
     except asyncio.CancelledError:
         with contextlib.suppress(ProcessLookupError):
-            child.terminate()
+            child.kill()  # what it writes is renamed into place when it is whole
         await child.wait()
         raise
     if child.returncode:
@@ -104,8 +107,6 @@ def main(argv: list[str]) -> int:
     except ArtelError as error:
         print(json.dumps({"error": error.message, "hint": error.hint}))
         return error.exit_code
-    except KeyboardInterrupt:
-        return 130
     return 0
 
 

@@ -1,26 +1,22 @@
-"""Runs an ``artel`` command as the child of a runner, and ends with it.
+"""``artel`` commands as children of a runner, which end when it ends, however it ends.
 
-``python -m coordinator.tether RUNNER-PID node start ...`` asks the kernel for a SIGTERM when the
-runner dies, however it dies (``PR_SET_PDEATHSIG``, prctl(2)), and then becomes that command. So a
-swarm whose runner was killed leaves no process behind.
+A swarm whose runner was killed leaves no process behind: each one then gets a SIGTERM from the
+kernel, and takes its leave (:mod:`protocol.tether`).
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
 from pathlib import Path
 
-import artel
-
-_PR_SET_PDEATHSIG = 1
+from protocol.tether import tied
 
 
 def command(*arguments: str) -> tuple[str, ...]:
     """The command line that runs ``artel ARGUMENTS`` tied to this process."""
-    return (sys.executable, "-m", "coordinator.tether", str(os.getpid()), *arguments)
+    return tied(sys.executable, "-P", "-m", "artel", *arguments, death=signal.SIGTERM)
 
 
 def environment() -> dict[str, str]:
@@ -31,17 +27,3 @@ def environment() -> dict[str, str]:
     # What it prints goes to pipes and logs, which are UTF-8 whatever the terminal is.
     fixed = {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
     return os.environ | {"PYTHONPATH": path} | fixed
-
-
-def main(argv: list[str]) -> int:
-    """Tie this process to the runner and run the command after it."""
-    runner = int(argv[0])
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != runner:  # it died before the kernel knew of our wish
-        return 1
-    return artel.main(argv[1:])
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

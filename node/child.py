@@ -26,7 +26,7 @@ START_S = 30.0
 CANCEL_S = 60.0
 """Until a cancelled command must have ended: one inner step."""
 STOP_S = 5.0
-"""For each of asking, terminating and killing."""
+"""For each of asking and killing."""
 MAX_WORDS_BYTES = 8192
 LAST_LINES, MAX_LINE = 3, 200
 """Of the child's log in the error that says why it ended."""
@@ -135,16 +135,15 @@ class Child:
             self._send({"command": "cancel", "target": number})
 
     async def end(self) -> None:
-        """Ask the process to end, then terminate it, then kill it."""
+        """Ask the process to end, then kill it."""
         if not self.dead.done():
             self._send({"command": "stop"})
-        for act in (None, self.process.terminate, self.process.kill):
-            if act is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    act()
-            with contextlib.suppress(TimeoutError):
-                await within(asyncio.shield(self.dead), STOP_S)
-                break
+        try:
+            await within(asyncio.shield(self.dead), STOP_S)
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.kill()
+            await asyncio.wait({self.dead}, timeout=STOP_S)
         self._reading.cancel()
         await asyncio.wait([self._reading])
 

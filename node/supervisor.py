@@ -332,7 +332,7 @@ class Trainer:
             self._child.cancel()
 
     async def close(self) -> None:
-        """End the child: ask, then terminate, then kill. Returns within about 15 s; idempotent."""
+        """End the child: ask, then kill. Returns within about 10 s; idempotent."""
         if self._child is not None:
             await self._child.end()
             self._child = None

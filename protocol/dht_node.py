@@ -34,8 +34,6 @@ MAX_STRANGERS = 32
 """Of them, records of peers that are no members of the run."""
 MAX_KEY_BYTES = 3 << 19
 """Records under one key, together."""
-MAX_MESSAGE_BYTES = 1 << 21
-"""What the network daemon passes on: all records of a key, and the neighbours beside them."""
 MAX_REQUEST_BYTES = 1 << 15
 MAX_REQUEST_KEYS = 1
 CALLS_PER_MINUTE, CALLS_AT_ONCE = 240, 60
@@ -76,10 +74,24 @@ async def start(p2p: P2P, identity: Identity, keys: Iterable[str], is_member: Is
     protocol.cache = Records((), is_member)
     protocol.routing_table = Table(node.node_id, protocol.bucket_size, 5)
     node.blacklist = Unreachable(base_time=5.0, backoff_rate=2.0)
+    _guard(p2p, is_member)
+    return node
+
+
+async def move(node: DHTNode, p2p: P2P, is_member: IsMember) -> None:
+    """Let a DHT node answer and ask through another network daemon than before.
+
+    Its records and its routing table are in our own memory: only the connection is new.
+    """
+    node.p2p = node.protocol.p2p = p2p
+    await node.protocol.add_p2p_handlers(p2p)
+    _guard(p2p, is_member)
+
+
+def _guard(p2p: P2P, is_member: IsMember) -> None:
     guard, handlers = Guard(is_member), p2p._client.control.unary_handlers
     for name, kind in _REQUESTS.items():
         handlers[name] = guard.around(kind, handlers[name])
-    return node
 
 
 class Records(DHTLocalStorage):  # type: ignore[misc]  # hivemind has no types

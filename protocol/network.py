@@ -13,15 +13,17 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("HIVEMIND_LOGLEVEL", "ERROR")  # read by hivemind when it is imported
 os.environ.setdefault("HIVEMIND_COLORS", "0")
 
 from hivemind.dht.node import DHTNode
-from hivemind.p2p import P2P, PeerID
+from hivemind.p2p import PeerID
 from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerInfo
 from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure, P2PDaemonError
 from hivemind.utils import get_dht_time
@@ -36,7 +38,7 @@ from protocol.identity import Identity
 from protocol.limits import network_of
 from protocol.messages import Message
 from protocol.options import check_port_free
-from protocol.p2pd import Daemon, raise_open_files
+from protocol.p2pd import Deaths, NetworkDaemon, Settings, make_folder, pinned, raise_open_files
 from protocol.slots import Members, Slots
 from protocol.sockets import Carried, SocketBytes
 from protocol.speeds import Speeds
@@ -49,6 +51,7 @@ log = logging.getLogger("artel.network")
 OPEN_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_S = 20.0
 CLOSE_TIMEOUT_S = 3.0
+_MAX_BOOTSTRAP = 32
 _KINDS: dict[str, Kind] = {wire.CONTROL: "control", wire.LEDGER: "ledger"}
 _STREAM_ERRORS = (ControlFailure, P2PDaemonError, OSError, EOFError, asyncio.IncompleteReadError)
 
@@ -59,7 +62,8 @@ class Host:
     def __init__(
         self,
         identity: Identity,
-        p2p: P2P,
+        daemon: NetworkDaemon,
+        settings: Settings,
         node: DHTNode,
         members: Members,
         uplink: float | None = None,
@@ -68,16 +72,22 @@ class Host:
         self.traffic = Traffic()
         self.uplink = Uplink(uplink)
         self.speeds = Speeds()
-        self._p2p, self._dht, self._members = p2p, node, members
-        daemon, ours = self._sockets()
-        self._gateway = Gateway(daemon, f"{ours}.streams", self._on_stream)
+        self._daemon, self._settings = daemon, settings
+        self._dht, self._members = node, members
+        self._gateway = Gateway(daemon.socket, f"{daemon.socket}.streams", self._on_stream)
         self._handlers: dict[str, wire.Handler] = {}
-        self._carried = SocketBytes(p2p._child.pid)
+        self._carried = SocketBytes(daemon.pid)
         self._slots = Slots(members)
         self._preferred: set[str] = set()
         self._answering: set[asyncio.Task[object]] = set()
         self._closing = False
         self._addresses: dict[str, list[str]] = {}  # where other peers said that they are
+        self._bootstrap: dict[str, None] = {}  # addresses of DHT peers, in the order of asking
+        self._joined = False
+        self._joining: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._joining.set_result(False)
+        self._keeping = asyncio.create_task(self._keep())
+        self._keeping.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     @classmethod
     async def start(
@@ -104,37 +114,27 @@ class Host:
         """
         for address in listen:
             check_port_free(address)
-        local = all("/127.0.0.1/" in address for address in listen)
         raise_open_files()
-        try:
-            p2p = await Daemon.create(
-                host_maddrs=list(listen),
-                announce_maddrs=list(announce) or None,
-                identity_path=str(key_file),
-                # With the check on, a second daemon starts first and only RSA keys are understood.
-                check_if_identity_free=False,
-                # A host that listens on loopback only must not ask a router for anything.
-                nat_port_map=not local,
-                auto_nat=not local,
-                startup_timeout=30,
-                persistent_conn_max_msg_size=dht_node.MAX_MESSAGE_BYTES,
-            )
-        except (P2PDaemonError, ValueError) as error:
-            raise ResourceError(
-                f"the network daemon does not start: {str(error)[:200]}",
-                f"check that the addresses {', '.join(listen)} exist on this machine",
-            ) from None
-        if str(p2p.peer_id) != identity.peer_id:
-            await p2p.shutdown()
-            raise ResourceError(f"the network daemon did not take the key {key_file}")
         members = Members(identity.peer_id)
+        folder = make_folder()
         try:
-            node = await dht_node.start(p2p, identity, keys, members)
+            settings = Settings(key_file, tuple(listen), tuple(announce))
+            daemon = await NetworkDaemon.start(settings, str(folder / "p2pd"))
+            try:
+                if str(daemon.p2p.peer_id) != identity.peer_id:
+                    raise ResourceError(f"the network daemon did not take the key {key_file}")
+                node = await dht_node.start(daemon.p2p, identity, keys, members)
+            except BaseException:
+                await daemon.close()
+                raise
         except BaseException:
-            await p2p.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
             raise
-        host = cls(identity, p2p, node, members, uplink)
+        host = cls(identity, daemon, settings, node, members, uplink)
         try:
+            if not announce:
+                seen = await host.addresses()
+                host._settings = replace(settings, listen=pinned(listen, seen))
             if bootstrap:
                 await host.join(bootstrap)
         except BaseException:
@@ -156,15 +156,19 @@ class Host:
     async def addresses(self) -> list[str]:
         """Full multiaddrs (with the peer id) under which others may reach this host."""
         try:
-            visible = await within(self._p2p.get_visible_maddrs(latest=True), 5)
+            visible = await within(self._daemon.p2p.get_visible_maddrs(latest=True), 5)
         except (*_STREAM_ERRORS, ValueError, TimeoutError):
             return []  # a host that listens nowhere has no address
         # Addresses of other hosts' loopback are useless to everybody else, ours are not to tests.
         return sorted({str(address) for address in visible}, key=_by_reach)[:8]
 
     async def join(self, bootstrap: Sequence[str]) -> bool:
-        """Connect to DHT peers and learn of others through them; True when one answered."""
+        """Connect to DHT peers and learn of others through them; True when one answered.
+
+        They are tried again when the network daemon was replaced, and while none has answered.
+        """
         reached = False
+        self._bootstrap = dict.fromkeys([*bootstrap, *self._bootstrap][:_MAX_BOOTSTRAP])
         for address in bootstrap:
             peer = peer_of(address)
             if peer == self.peer_id or not await self.connect(peer, [address]):
@@ -176,6 +180,7 @@ class Host:
                 reached = True
             except (*_STREAM_ERRORS, TimeoutError) as error:
                 emit(log, "dht.ping_failed", logging.DEBUG, peer=peer, error=error)
+        self._joined = reached
         return reached
 
     def remember(self, peer: str, addresses: Sequence[str]) -> None:
@@ -190,7 +195,8 @@ class Host:
             with contextlib.suppress(ValueError, KeyError):
                 plain.append(Multiaddr(address.removesuffix(f"/p2p/{peer}")))
         try:
-            await within(self._p2p._client.connect(PeerID.from_base58(peer), plain), OPEN_TIMEOUT_S)
+            connecting = self._daemon.p2p._client.connect(PeerID.from_base58(peer), plain)
+            await within(connecting, OPEN_TIMEOUT_S)
         except (*_STREAM_ERRORS, TimeoutError, ValueError) as error:
             emit(log, "peer.unreachable", logging.DEBUG, peer=peer, error=error)
             return False
@@ -203,7 +209,7 @@ class Host:
         nobody can make us knock on other people's doors.
         """
         try:
-            known = await within(self._p2p.list_peers(), 5)
+            known = await within(self._daemon.p2p.list_peers(), 5)
         except (*_STREAM_ERRORS, TimeoutError):
             return False
         from_hosts = {
@@ -363,21 +369,57 @@ class Host:
         """
         return await asyncio.to_thread(self._carried.read)
 
-    async def watch(self, period: float = 5.0) -> None:
-        """Ends only when the network daemon has died (hivemind itself does not notice).
+    async def watch(self) -> None:
+        """Ends only when the network daemon has been given up.
 
-        :raises ResourceError: always, when the daemon no longer answers
+        :raises ResourceError: always: it died, or hung, too often
         """
-        failures = 0
-        while failures < 2:
-            await asyncio.sleep(period)
-            try:
-                await self._prefer_members(await within(self._p2p.list_peers(), period))
-                await self.socket_bytes()  # before connections close
-                failures = 0
-            except (*_STREAM_ERRORS, TimeoutError):
-                failures += 1
-        raise ResourceError("the network daemon of this program died")
+        await asyncio.shield(self._keeping)
+
+    async def _keep(self) -> None:
+        """Replace the network daemon whenever it dies or hangs; owns ``_daemon``."""
+        deaths = Deaths()
+        while True:
+            reason = await self._daemon.ends(self._look_after)
+            while reason:
+                await deaths.another(reason)
+                reason = await self._replace()
+
+    async def _look_after(self, connected: Sequence[PeerInfo] = ()) -> None:
+        """What is to be done every few seconds while the daemon lives.
+
+        :param connected: its connections
+        """
+        await self._prefer_members(connected)
+        await self.socket_bytes()  # before connections close
+        if self._bootstrap and not self._joined and self._joining.done():
+            self._joining = asyncio.ensure_future(self.join(tuple(self._bootstrap)))
+
+    async def _replace(self) -> str:
+        """A new daemon in place of one that died: the same peer, addresses, services and DHT.
+
+        :returns: why it does not start, or ""
+        """
+        await self._daemon.close()
+        try:
+            for address in self._settings.listen:
+                check_port_free(address)
+            self._daemon = await NetworkDaemon.start(self._settings, self._daemon.socket)
+            self._carried.follow(self._daemon.pid)
+            # Its records and its routing table are in our own memory: only the connection is new.
+            moving = dht_node.move(self._dht, self._daemon.p2p, self._members)
+            await self._daemon.during(moving, REQUEST_TIMEOUT_S)
+            for service in self._handlers:
+                await self._daemon.during(self._gateway.serve(service), REQUEST_TIMEOUT_S)
+        except ResourceError as error:
+            return error.message
+        except (*_STREAM_ERRORS, TimeoutError):
+            await self._daemon.close()
+            return self._daemon.why()
+        emit(log, "network.restarted", logging.WARNING)
+        self._joined = False
+        await self._look_after()
+        return ""
 
     async def _prefer_members(self, connected: Sequence[PeerInfo]) -> None:
         """Tell the daemon whose connections to keep; it forgets that when they end."""
@@ -388,8 +430,10 @@ class Host:
 
     async def close(self) -> None:
         """End the DHT node and the daemon, and remove its sockets."""
-        sockets = self._sockets()
         self._closing = True
+        self._keeping.cancel()
+        self._joining.cancel()
+        await asyncio.gather(self._keeping, self._joining, return_exceptions=True)
         for task in self._answering:
             task.cancel()
         if self._answering:
@@ -398,21 +442,8 @@ class Host:
         with contextlib.suppress(*_STREAM_ERRORS, TimeoutError):
             # It tells the daemon, and would wait for ever when that has died.
             await within(self._dht.shutdown(), CLOSE_TIMEOUT_S)
-        try:
-            await within(self._p2p.shutdown(), CLOSE_TIMEOUT_S)
-        except TimeoutError:
-            self._p2p._child.kill()
-        for path in sockets:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-
-    def _sockets(self) -> tuple[str, str]:
-        """Paths of the daemon's socket and of the one on which hivemind listens to it."""
-        daemon, ours = (
-            str(address)[len("/unix") :]
-            for address in (self._p2p._daemon_listen_maddr, self._p2p._client_listen_maddr)
-        )
-        return daemon, ours
+        await self._daemon.close()
+        shutil.rmtree(os.path.dirname(self._daemon.socket), ignore_errors=True)
 
 
 def peer_of(address: str) -> str:

@@ -312,10 +312,10 @@ def test_the_plot_is_a_png(tmp_path: Path) -> None:
 
 
 def test_a_process_whose_runner_is_gone_does_not_start() -> None:
-    gone = ("-m", "coordinator.tether", "1", "run", "--help")
-    done = subprocess.run(
-        [sys.executable, *gone], capture_output=True, timeout=60, env=tether.environment()
-    )
+    command = list(tether.command("run", "--help"))
+    assert subprocess.run(command, capture_output=True, env=tether.environment()).returncode == 0
+    command[command.index(str(os.getpid()))] = "1"
+    done = subprocess.run(command, capture_output=True, timeout=60, env=tether.environment())
     assert (done.returncode, done.stdout) == (1, b"")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import faulthandler
-import signal
 import socket
 from pathlib import Path
 
@@ -21,8 +20,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="node.trainer", description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="inherited socket to the daemon")
     arguments = parser.parse_args()
-    # Ctrl-C reaches every process of the terminal; what it means for the trainer, the daemon says.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     terminal.prepare()  # the log is read in a terminal, and holds words of the manifest
     faulthandler.enable()
     with contextlib.suppress(OSError):  # no /proc, or not allowed: only the preference is lost

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from protocol import tether
 from protocol.cgroup import Groups
 from protocol.errors import ResourceError
 
@@ -31,18 +32,20 @@ async def launch(
     try:
         with theirs, _log(log_file) as (log, size):
             process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",  # the working directory is no place to import from
-                "-m",
-                "node.trainer",
-                "--fd",
-                str(theirs.fileno()),
+                *tether.tied(
+                    sys.executable,
+                    "-P",  # the working directory is no place to import from
+                    "-m",
+                    "node.trainer",
+                    "--fd",
+                    str(theirs.fileno()),
+                ),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 pass_fds=[theirs.fileno()],
                 env=_environment(threads),
-                start_new_session=True,  # Ctrl-C in the terminal is for the daemon
+                start_new_session=True,
             )
     except OSError as error:
         ours.close()
