@@ -120,7 +120,7 @@ def _steps(config: RunConfig) -> str:
 def _optimizer(config: RunConfig) -> str:
     optimizer = config.optimizer
     precision = {
-        "auto": "bf16 activations on CUDA, else fp32",
+        "auto": "bf16 activations where the machine is faster in them, else fp32",
         "fp32": "fp32 activations",
         "bf16": "bf16 activations where the machine computes in them",
     }[optimizer.precision]

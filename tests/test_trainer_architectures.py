@@ -122,7 +122,8 @@ def test_the_auxiliary_loss_keeps_experts_evenly_used(kind: str, tmp_path: Path)
         batches = list(Windows(world.run, windows).batches(4))
         module = model.build(world.run.config.model, 257, 0)
         model.load_parameters(module, session.inner.read())
-        plain, _ = objective.losses(module, torch.from_numpy(batches[0]))
+        with torch.no_grad():
+            plain, _ = objective.losses(module, torch.from_numpy(batches[0]))
         for number in range(40):
             loss = session.inner.step(batches[number % len(batches)], 3e-3)
             if number == 0:

@@ -230,10 +230,13 @@ def test_a_round_with_muon_trained_again_gives_the_same_blob(world: World, tmp_p
 def test_bf16_is_used_where_the_machine_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for able in (True, False):
         monkeypatch.setattr(device, "computes_bf16", lambda _, able=able: able)
-        assert device.autocast("bf16", "cpu") is able
-        assert device.autocast("auto", "cuda") is able
-        assert not device.autocast("auto", "cpu")
-        assert not device.autocast("fp32", "cuda")
+        for width in (32, 1024):
+            assert device.autocast("bf16", "cpu", width) is able
+            assert device.autocast("auto", "cuda", width) is able
+            assert not device.autocast("fp32", "cuda", width)
+        # On a CPU narrow models are slower in it.
+        assert device.autocast("auto", "cpu", 1024) is able
+        assert not device.autocast("auto", "cpu", 32)
     for wanted in ("tpu", "cuda" if not torch.cuda.is_available() else "mps"):
         with pytest.raises(ArtelError):
             device.choose(wanted)
@@ -252,3 +255,22 @@ def test_bf16_activations_are_close_to_fp32(
     assert sums[0] == pytest.approx(sums[1], rel=0.01)
     inner.step(first, 1e-3)
     assert inner.read().dtype == np.float32
+
+
+def test_a_short_run_in_bf16_ends_where_one_in_fp32_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lets "auto" mean bf16 on a CPU that has it."""
+    monkeypatch.setattr(device, "computes_bf16", lambda _: True)
+    wide = {"hidden_size": device.NARROWEST, "num_hidden_layers": 1, "num_attention_heads": 4}
+    losses = []
+    for precision in ("auto", "fp32"):
+        world = make_world(tmp_path / precision, optimizer={"precision": precision}, **wide)
+        inner, data = inner_of(world), batches(world)
+        assert inner.bf16 is (precision == "auto")
+        for _ in range(3):
+            for batch in data:
+                inner.step(batch, 2e-3)
+        losses.append(inner.loss_sum(inner.read(), data) / (len(data) * data[0][:, 1:].size))
+    assert losses[0] < 4 < np.log(257)
+    assert losses[0] == pytest.approx(losses[1], abs=0.02)

@@ -6,6 +6,13 @@ import torch
 
 from node.trainer.channel import TrainerError
 
+NARROWEST = 192
+"""Width from which bf16 is faster on a CPU that has it: converting costs more than small products
+save. Measured with AVX-512 (Llama, 4 layers, 256 and 1024 tokens a step), CPU time in fp32 divided
+by that in bf16: 0.6 at 64, 0.85 to 0.94 at 128, 1.07 to 1.3 at 192, 1.3 to 1.4 at 256, 1.9 at 512.
+The loss after 40 steps differs by 0.003 at most, between seeds by 0.1. It is a rule and not a
+measurement so that a node computes in the same precision whenever it starts."""
+
 
 def choose(wanted: str) -> str:
     """ "cpu" or "cuda" for "auto", "cpu" or "cuda".
@@ -32,7 +39,12 @@ def computes_bf16(device: str) -> bool:
     return any(features.get(name) is True for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def autocast(precision: str, device: str) -> bool:
-    """Whether activations are bf16, by the manifest's ``precision``: auto, fp32 or bf16."""
-    wanted = precision == "bf16" or (precision == "auto" and device == "cuda")
+def autocast(precision: str, device: str, width: int) -> bool:
+    """Whether activations are bf16.
+
+    :param precision: the manifest's: auto, fp32 or bf16
+    :param width: of the model's hidden states
+    """
+    fast = device == "cuda" or width >= NARROWEST
+    wanted = precision == "bf16" or (precision == "auto" and fast)
     return wanted and computes_bf16(device)

@@ -74,7 +74,8 @@ class Inner:
         self.device = torch.device(device)
         self.layout = layout
         # Weights stay fp32; only activations are narrower, and only where the hardware likes it.
-        self.bf16 = machine.autocast(settings.precision, device)
+        width = int(getattr(module.config, "hidden_size", 0) or 0)
+        self.bf16 = machine.autocast(settings.precision, device, width)
         self._peak, self._clip = settings.lr, settings.clip
         objective.without_memory(module)
         for parameter in module.parameters():
