@@ -13,7 +13,6 @@ import importlib
 import json
 import logging
 import os
-import signal
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -36,6 +35,7 @@ from protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ResourceError
 from protocol.events import configure, emit
 from protocol.identity import HomeLock, load_or_create
 from protocol.invite import PREFIX, Invite
+from protocol.leaving import on_signals
 from protocol.options import check_port_free
 from protocol.tasks import together, within
 
@@ -66,7 +66,7 @@ class Options:
 
 
 async def serve(options: Options) -> int:
-    """Coordinate the run of ``options.run_file`` until SIGINT or SIGTERM.
+    """Coordinate the run of ``options.run_file`` until SIGINT, SIGTERM or SIGHUP.
 
     :returns: the exit code, 0 after a clean stop
     :raises ArtelError: the run cannot be started, or cannot go on
@@ -93,17 +93,14 @@ async def serve(options: Options) -> int:
 
 
 def _stop_on_signals() -> asyncio.Event:
-    """The event that the first SIGINT or SIGTERM sets; a second one ends the process at once."""
+    """The event that the first signal sets; a second one ends the process at once."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def on_signal() -> None:
-        if not stop.is_set():
-            stop.set()
-            # Whatever hangs on the way out: the ledger is durable at every moment.
-            loop.call_later(STOP_AT_MOST_S, end_now, EXIT_OK)
-        else:
-            end_now(EXIT_INTERRUPTED)
+    def end() -> None:
+        stop.set()
+        # Whatever hangs on the way out: the ledger is durable at every moment.
+        loop.call_later(STOP_AT_MOST_S, end_now, EXIT_OK)
 
     def end_now(code: int) -> None:
         for child in psutil.Process().children(recursive=True):
@@ -111,8 +108,7 @@ def _stop_on_signals() -> asyncio.Event:
                 child.kill()
         os._exit(code)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
+    on_signals(end, lambda: end_now(EXIT_INTERRUPTED))
     return stop
 
 

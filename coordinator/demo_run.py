@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from coordinator.demo_check import Demo, Result, checked
 from coordinator.plot import loss_plot
 from coordinator.swarm import LocalSwarm, Status, finished
 from protocol.errors import EXIT_INTERRUPTED, ArtelError, CheckFailed, Unreachable
+from protocol.leaving import on_signals
 from protocol.tasks import within
 
 STALL_S = 300.0
@@ -84,23 +84,21 @@ async def _retold(log: Path, view: View) -> AsyncIterator[None]:
 
 
 def _interruptible() -> asyncio.Event:
-    """Let Ctrl-C cancel the present task; the event stays set.
+    """Let a signal cancel the present task; the event stays set.
 
     A cancellation that arrives in the middle of a library's own time-out can get lost, so whoever
-    loops looks at the event too. A second Ctrl-C ends this process at once, and the kernel then
+    loops looks at the event too. A second signal ends this process at once, and the kernel then
     ends what is tied to it.
     """
     interrupted = asyncio.Event()
     task = asyncio.current_task()
     assert task is not None
 
-    def on_interrupt() -> None:
-        if interrupted.is_set():
-            os._exit(EXIT_INTERRUPTED)
+    def interrupt() -> None:
         interrupted.set()
         task.cancel()
 
-    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, on_interrupt)
+    on_signals(interrupt, lambda: os._exit(EXIT_INTERRUPTED))
     return interrupted
 
 

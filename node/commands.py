@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 import socket
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ from protocol.arguments import Parser
 from protocol.cgroup import Groups
 from protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ArtelError, UsageError
 from protocol.invite import Invite
+from protocol.leaving import on_signals
 from protocol.paths import expanded
 from protocol.terminal import printable
 
@@ -36,14 +36,14 @@ LEAVE_AT_ONCE_S = 15.0
 _EXITS = """
 exit codes: 0 done · 1 failed · 2 wrong input (the invite, a key file) · 3 nobody answers
             4 this machine lacks something (memory, disk, a port, the home is in use)
-            130 left at once after a second Ctrl-C"""
+            130 left at once: a second Ctrl-C, or one before the node had joined"""
 
 _START = f"""\
 Join a run and train until it is finished.
 
 The invite is the line that the organiser published. Press Ctrl-C once to finish the round under way
-and leave with its credit, twice to leave at once. Start again with the same command: the node goes
-on where it was.
+and leave with its credit, twice to leave at once; SIGTERM and a terminal that closes do the same.
+Start again with the same command: the node goes on where it was.
 
 example:
   artel node start --join artel1.eyJwZWVycyI6…
@@ -263,7 +263,7 @@ def _invite(given: str | None, home: Path) -> Invite:
 
 
 async def _serve(options: Options, http: socket.socket) -> int:
-    """Join, take part, leave. Ctrl-C once leaves after the round, twice at once."""
+    """Join, take part, leave. A signal once leaves after the round, twice at once."""
     from node import status
     from node.join import join
 
@@ -271,18 +271,20 @@ async def _serve(options: Options, http: socket.socket) -> int:
     task = asyncio.current_task()
     assert task is not None
 
-    def interrupt() -> None:
-        if running and not running[0].leaving:
-            running[0].leave()
-            _say("finishing the round under way; press Ctrl-C again to leave now")
-        else:
-            task.cancel()
-            # Whatever hangs on the way out must not keep a machine that its owner wants back.
-            loop.call_later(LEAVE_AT_ONCE_S, os._exit, EXIT_INTERRUPTED)
+    def leave() -> None:
+        if not running:
+            leave_now()
+            return
+        seconds = running[0].leave()
+        after = f"finishing the round under way, {seconds:.0f} s at most" if seconds else "leaving"
+        _say(f"{after}; press Ctrl-C again to leave now")
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, interrupt)
+    def leave_now() -> None:
+        task.cancel()
+        # Whatever hangs on the way out must not keep a machine that its owner wants back.
+        asyncio.get_running_loop().call_later(LEAVE_AT_ONCE_S, os._exit, EXIT_INTERRUPTED)
+
+    on_signals(leave, leave_now)
     try:
         async with contextlib.AsyncExitStack() as stack:
             _say(f"node {options.identity.peer_id}")
@@ -309,7 +311,8 @@ async def _serve(options: Options, http: socket.socket) -> int:
 
 
 def _say(line: str) -> None:
-    print(printable(line), flush=True)
+    with contextlib.suppress(OSError):  # the terminal is gone; the node is not
+        print(printable(line), flush=True)
 
 
 # --- the others ----------------------------------------------------------------------------------

@@ -91,11 +91,14 @@ class Daemon:
 
     # --- for the owner ---
 
-    def leave(self) -> None:
-        """Finish the round under way, then go."""
+    def leave(self) -> float:
+        """Finish the round under way, then go; returns the seconds that this takes at most."""
         self.leaving = True
         self._report_soon()
         self._heard.set()
+        longest = self._round_left()
+        asyncio.get_running_loop().call_later(longest + LEAVE_WITHOUT_S, self._end.set)
+        return longest
 
     def credit(self) -> int:
         """Vested and pending credit of this node's account, as of the newest entry seen."""
@@ -322,6 +325,21 @@ class Daemon:
         attempt = self.session.replica.state.attempt
         me = self.session.identity.peer_id
         return attempt is not None and me in attempt.accounts and attempt.phase != "failed"
+
+    def _round_left(self) -> float:
+        """How long the round under way can still need this node, by the run's rules; in seconds."""
+        rounds, directive = self.session.manifest.config.rounds, self._directive
+        if directive is None or not self._in_round():
+            return 0.0
+        left = max(0.0, directive.remaining - (time.monotonic() - self._heard_at))
+        after = {
+            "train": rounds.grace_s + rounds.reveal_s + rounds.settle_s,
+            "reveal": rounds.settle_s,
+            "apply": 0.0,
+        }
+        if directive.task in after:
+            return left + after[directive.task]
+        return rounds.deadline_s + rounds.reveal_s + rounds.settle_s  # it waits for others
 
     async def _revive_trainer(self, death: TrainerDied, directive: messages.Directive) -> bool:
         """Start the trainer again; first hand the round back if there is no time to train anew."""

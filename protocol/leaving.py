@@ -1,0 +1,44 @@
+"""What asks a program to end: Ctrl-C, a service manager's SIGTERM, a terminal that closes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+
+from protocol.tether import SIGNALS
+
+
+def on_signals(first: Callable[[], None], again: Callable[[], None]) -> None:
+    """Have the running loop call ``first`` at the first of :data:`SIGNALS`, then ``again``.
+
+    SIGHUP never counts as a second one: when a terminal closes, kernel and shell both send it, and
+    service managers send it after their SIGTERM. A program under ``nohup`` goes on ignoring it.
+    """
+    loop = asyncio.get_running_loop()
+    terminals = [number for number in (0, 1, 2) if os.isatty(number)]
+    asked = False
+
+    def on_signal(number: signal.Signals) -> None:
+        nonlocal asked
+        if number == signal.SIGHUP:
+            _let_go(terminals)
+        if not asked:
+            asked = True
+            first()
+        elif number != signal.SIGHUP:
+            again()
+
+    for number in SIGNALS:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            loop.add_signal_handler(number, on_signal, number)
+
+
+def _let_go(terminals: list[int]) -> None:
+    """Point the descriptors of a terminal that is gone to nowhere: writing there would fail."""
+    for number in terminals:
+        if not os.isatty(number):
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nowhere, number)
+            os.close(nowhere)
