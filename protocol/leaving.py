@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -20,19 +21,25 @@ def on_signals(first: Callable[[], None], again: Callable[[], None]) -> None:
     terminals = [number for number in (0, 1, 2) if os.isatty(number)]
     asked = False
 
-    def on_signal(number: signal.Signals) -> None:
+    def act(number: int) -> None:
         nonlocal asked
-        if number == signal.SIGHUP:
-            _let_go(terminals)
         if not asked:
             asked = True
             first()
         elif number != signal.SIGHUP:
             again()
 
+    def on_signal(number: int, _: object) -> None:
+        if number == signal.SIGHUP:
+            _let_go(terminals)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the program ends already
+            loop.call_soon_threadsafe(act, number)
+
     for number in SIGNALS:
+        # Not the loop's own handlers: it takes them away in the end, and the next signal would kill
+        # a program that is about to return its exit code.
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-            loop.add_signal_handler(number, on_signal, number)
+            signal.signal(number, on_signal)
 
 
 def _let_go(terminals: list[int]) -> None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import psutil
 import pytest
@@ -32,6 +30,7 @@ from ledger_world import World
 from protocol.content import content_id
 from protocol.errors import UsageError
 from protocol.manifest import parse_config
+from terminal_world import Terminal, terminal
 
 STATE = b"the final state of a run" * 1000
 
@@ -353,43 +352,38 @@ def test_a_small_demo_from_end_to_end(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def started(tmp_path: Path) -> Any:
-    """A demo that has begun to start its nodes, and where its words go."""
+def started(tmp_path: Path) -> Iterator[tuple[Terminal, Path]]:
+    """A demo in a terminal that has begun to start its nodes, and its folder."""
     out = tmp_path / "demo"
-    with tempfile.TemporaryFile("w+") as words:
-        process = subprocess.Popen(
-            command("--nodes", "2", "--out", str(out)),
-            stdout=words,
-            stderr=subprocess.STDOUT,
-            env=tether.environment(),
-        )
-        log = out / "node-2" / "console.log"
-        try:
-            wait_until(lambda: log.exists() and log.stat().st_size > 0, 150, "node 2 starts")
-            assert len(processes_of(out)) >= 4
-            yield process, words, out
-        finally:
-            process.kill()
-            process.wait()
+    log = out / "node-2" / "console.log"
+    with terminal("demo", "--nodes", "2", "--out", str(out)) as opened:
+        opened.wait_for(lambda: log.exists() and log.stat().st_size > 0, 150, "node 2 starts")
+        assert len(opened.tree()) >= 4
+        yield opened, out
 
 
-def test_ctrl_c_ends_everything_with_one_line(
-    started: tuple[subprocess.Popen[str], IO[str], Path],
+@pytest.mark.parametrize(
+    "act",
+    [
+        Terminal.press_ctrl_c,
+        pytest.param(Terminal.signal_group, marks=pytest.mark.slow),
+        pytest.param(Terminal.stop_as_a_service, marks=pytest.mark.slow),
+        pytest.param(Terminal.hang_up, marks=pytest.mark.slow),
+    ],
+)
+def test_a_demo_in_a_terminal_ends_with_all_its_processes(
+    act: Callable[[Terminal], None], started: tuple[Terminal, Path]
 ) -> None:
-    process, words, out = started
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
-    words.seek(0)
-    text = words.read()
-    assert f"interrupted; everything is stopped, {out}" in text.splitlines()[-1]
-    assert "Traceback" not in text
+    opened, out = started
+    act(opened)
+    assert opened.ended(60) == 130
+    if act is not Terminal.hang_up:
+        assert f"everything is stopped, {out}" in opened.text.replace("\r\n", "")
     assert processes_of(out) == []
 
 
-def test_a_killed_demo_leaves_no_process_behind(
-    started: tuple[subprocess.Popen[str], IO[str], Path],
-) -> None:
-    process, _, out = started
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+def test_a_killed_demo_leaves_no_process_behind(started: tuple[Terminal, Path]) -> None:
+    opened, out = started
+    opened.process.kill()
+    opened.process.wait()
     wait_until(lambda: not processes_of(out), 60, "all processes of the demo are gone")
