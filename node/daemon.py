@@ -22,7 +22,7 @@ from node.corpus import Corpus
 from node.cosigning import Cosigner
 from node.overview import overview
 from node.session import Session
-from node.supervisor import TrainerDied, TrainerError
+from node.supervisor import MAX_RESTARTS, TrainerDied, TrainerError, given_up
 from node.sync import States
 from node.watch import Watch
 from node.worker import Worker
@@ -36,8 +36,6 @@ log = logging.getLogger("artel.node")
 PATIENCE_S = 3.0
 """How long the coordinator may keep a heartbeat's reply back; also how old its view of us gets."""
 RETRY_S = 1.0
-MAX_RESTARTS = 3
-"""Trainer deaths in a row, without a duty done in between, after which the node gives up."""
 LAST_HEAD_S = 5.0
 """How long a node of a finished run tries to get a final tree head over the whole ledger."""
 LEAVE_TIMEOUT_S = 3.0
@@ -363,9 +361,7 @@ class Daemon:
         self._restarts += 1
         if self._restarts > MAX_RESTARTS:
             await self.worker.hand_back(directive, cause.message)
-            raise ResourceError(
-                f"the trainer failed {self._restarts} times in a row: {cause.message}", cause.hint
-            )
+            raise given_up(self._restarts, cause)
 
         async def start() -> None:
             session = self.session

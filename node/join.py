@@ -7,9 +7,10 @@ the network) and so that nothing is downloaded before it is known that this mach
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,17 +31,21 @@ from node.history import closed_since
 from node.link import Link
 from node.session import Session
 from node.sizes import state_bytes
-from node.supervisor import Trainer, TrainerError
+from node.supervisor import Loaded, Speed, Trainer, TrainerDied, TrainerError
 from node.sync import States, delta_bytes
+from node.waiting import JOIN_PATIENCE_S, Waiting
 from protocol import assignment, dht, files, messages, transfer
 from protocol.blobs import BlobStore
 from protocol.errors import ArtelError, CheckFailed, ResourceError, Unreachable
+from protocol.events import emit
 from protocol.identity import Identity
 from protocol.invite import Invite
 from protocol.manifest import Manifest
 from protocol.network import Host
+from protocol.tasks import beside
 
-REGISTER_PATIENCE_S = 60.0
+log = logging.getLogger("artel.node")
+
 STATE_PATIENCE_S = 120.0
 STATE_RETRY_S = 2.0
 STATES_TRIED = 8
@@ -76,40 +81,28 @@ class Options:
     """Bytes per second that may be sent at most; None: as many as the line takes."""
     check: bool
     """Whether to refuse to start on a machine that cannot keep up."""
+    patience: float = JOIN_PATIENCE_S
+    """Seconds to wait for a run that this home has never reached."""
 
 
 async def join(options: Options, stack: AsyncExitStack, say: Callable[[str], None]) -> Daemon:
     """Do all that comes before the first round.
 
     :param stack: what was started here is ended by it, last first
-    :raises Unreachable: nobody named in the invite answers
+    :raises Unreachable: nobody named in the invite answers, in a home that never reached the run
     :raises CheckFailed: what they show is not the run of the invite
     :raises ResourceError: this machine cannot take part
     :raises SplitViewProven: the run's coordinator has signed two histories
     """
     home = options.home
-    trainer = await Trainer.start(log_file=home / "trainer.log", threads=options.threads)
+    trainer = Trainer(home / "trainer.log", options.threads)
     stack.push_async_callback(trainer.close)
+    with suppress(TrainerDied):  # it is started again, and says why it died, when it is needed
+        await trainer.restart()
     heads = await asyncio.to_thread(HeadStore, home / HEADS_NAME)
     stack.callback(heads.close)
     replica = await asyncio.to_thread(Replica.open, home / DATABASE_NAME, options.invite.run, heads)
     stack.callback(replica.store.close)
-    try:
-        return await _join(options, stack, say, trainer, heads, replica)
-    except SplitViewProven as found:
-        await asyncio.to_thread(watch.record, home, heads, found.evidence, replica.store)
-        raise
-
-
-async def _join(
-    options: Options,
-    stack: AsyncExitStack,
-    say: Callable[[str], None],
-    trainer: Trainer,
-    heads: HeadStore,
-    replica: Replica,
-) -> Daemon:
-    home = options.home
     host = await Host.start(
         options.identity,
         home / "node.key",
@@ -120,17 +113,41 @@ async def _join(
         uplink=options.uplink,
     )
     stack.push_async_callback(host.close)
+    try:
+        return await beside(host.watch(), _join(options, host, say, trainer, heads, replica))
+    except SplitViewProven as found:
+        await asyncio.to_thread(watch.record, home, heads, found.evidence, replica.store)
+        raise
+
+
+async def _join(
+    options: Options,
+    host: Host,
+    say: Callable[[str], None],
+    trainer: Trainer,
+    heads: HeadStore,
+    replica: Replica,
+) -> Daemon:
+    home, run = options.home, options.invite.run
+    manifest_file = home / "manifest.json"
+
+    def died(death: TrainerDied) -> None:
+        say(f"! trainer  {death.message}; starting it again")
+        emit(log, "trainer.died", logging.WARNING, task="join", reason=death.message)
+
     if options.device == "cuda":  # before anything is fetched for it; torch is imported by now
-        await _require_device(trainer, options.device)
+        await trainer.insist(lambda: _require_device(trainer, options.device), died)
     link = Link(host, options.invite)
-    manifest, envelope = await _manifest(link)
+    # A machine that starts before its coordinator finds the run that it knows, whenever that is.
+    patience = None if manifest_file.exists() else options.patience
+    waiting = Waiting(link, run, patience, say)
+    manifest, envelope = await waiting.insist(link.fetch_manifest)
     link.trust(manifest)
     preflight.require_quota(manifest, options.quota_bytes)
-    files.write(home / "manifest.json", envelope)
+    files.write(manifest_file, envelope)
     _keep_invite(home / INVITE_FILE, options.invite)
-    run = options.invite.run
     watch.refuse_convicted(replica, heads)
-    await replica.catch_up(host, link.coordinator, run)
+    await waiting.insist(lambda: replica.catch_up(host, link.coordinator, run))
     watch.refuse_convicted(replica, heads)
     await asyncio.to_thread(watch.refuse_older, replica, heads)
     origin = origin_of(run)
@@ -168,31 +185,38 @@ async def _join(
     if session.account_name not in replica.state.accounts:
         for line in PRIVACY:
             say(line)
-    welcome, more = await _register(session)
+    welcome, more = await waiting.insist(lambda: _register(session))
     _show(more, say)
     if not 0 < welcome.payload_bytes <= 8 * manifest.model.parameters + (1 << 20):
         raise CheckFailed("the coordinator names an impossible size for contributions")
     if manifest.tokenizer.id:
         here = blobs.has(manifest.tokenizer.id)
         found = {} if here else await holders.records(host, run)
-        await transfer.fetch(
-            host,
-            blobs,
-            manifest.tokenizer.id,
-            holders.ranked(found, manifest.tokenizer.id, [link.coordinator]),
-            max_bytes=MAX_TOKENIZER_BYTES,
-            kind="data",
+        ranked = holders.ranked(found, manifest.tokenizer.id, [link.coordinator])
+        await waiting.insist(
+            lambda: transfer.fetch(
+                host,
+                blobs,
+                manifest.tokenizer.id,
+                ranked,
+                max_bytes=MAX_TOKENIZER_BYTES,
+                kind="data",
+            )
         )
         blobs.pin(manifest.tokenizer.id)
     states.found_on_disk(replica.state.states)
-    root, path = await _state(session, states, say)
-    loaded = await trainer.load(session.manifest_file, path, device=options.device)
-    if loaded.root != root:  # a file of an earlier session, torn by a crash of the machine
-        blobs.delete(root)
-        root, path = await _state(session, states, say)
+
+    async def load() -> tuple[str, Loaded, Speed]:
+        root, path = await waiting.insist(lambda: _state(session, states, say))
         loaded = await trainer.load(session.manifest_file, path, device=options.device)
+        if loaded.root != root:  # a file of an earlier session, torn by a crash of the machine
+            blobs.delete(root)
+            root, path = await waiting.insist(lambda: _state(session, states, say))
+            loaded = await trainer.load(session.manifest_file, path, device=options.device)
+        return root, loaded, await trainer.benchmark(2)
+
+    root, loaded, measured = await trainer.insist(load, died)
     states.become(replica.state.states.index(root), root)
-    measured = await trainer.benchmark(2)
     last = [
         preflight.speed(manifest, measured.step_seconds, measured.tokens_per_second),
         await preflight.uplink(host, link.coordinator, manifest, welcome.payload_bytes),
@@ -217,16 +241,6 @@ async def _require_device(trainer: Trainer, device: str) -> None:
         await trainer.require_device(device)
     except TrainerError as error:
         raise ResourceError(error.message, error.hint) from None
-
-
-async def _manifest(link: Link) -> tuple[Manifest, bytes]:
-    """The manifest, tried a few times: the coordinator may just be starting."""
-    for pause in (0.5, 1.0, 2.0):
-        try:
-            return await link.fetch_manifest()
-        except Unreachable:
-            await asyncio.sleep(pause)
-    return await link.fetch_manifest()
 
 
 async def _state(session: Session, states: States, say: Callable[[str], None]) -> tuple[str, Path]:
@@ -307,7 +321,7 @@ async def _register(session: Session) -> tuple[messages.Welcome, list[preflight.
         addresses=await session.host.addresses(),
     )
     start = time.monotonic()
-    welcome = await session.link.insist(hello, session.run, REGISTER_PATIENCE_S)
+    welcome = await session.link.ask(hello)
     if not isinstance(welcome, messages.Welcome):
         raise CheckFailed(f"the coordinator answered hello with {welcome.KIND}")
     return welcome, [

@@ -29,11 +29,14 @@ class Link:
     def __init__(self, host: Host, invite: Invite) -> None:
         self._host = host
         self._invite = invite
-        self.coordinators: tuple[str, ...] = tuple(peer_of(a) for a in invite.peers)
+        where: dict[str, list[str]] = {}
+        for address in invite.peers:
+            where.setdefault(peer_of(address), []).append(address)
+        self.coordinators: tuple[str, ...] = tuple(where)
         self.lost_since: float | None = None
         """Since when (steady seconds) the coordinator has not answered."""
-        for address in invite.peers:
-            host.remember(peer_of(address), [address])
+        for peer, addresses in where.items():
+            host.remember(peer, addresses)
 
     @property
     def coordinator(self) -> str:
@@ -44,11 +47,10 @@ class Link:
         """The run's manifest from whoever of the invite answers, checked against the run id.
 
         :raises Unreachable: none of the invite's peers answers
-        :raises CheckFailed: a peer shows another manifest
+        :raises ArtelError: all that answer serve another run, or show what is wrong
         """
-        reasons, run = [], self._invite.run
-        for address in self._invite.peers:
-            peer = peer_of(address)
+        errors, run = list[ArtelError](), self._invite.run
+        for peer in self.coordinators:
             try:
                 _, leaves = await fetch_page(self._host, peer, run, 0)
                 # A restored home may have no signed head near enough for a page.
@@ -58,7 +60,10 @@ class Link:
                 manifest, _ = open_manifest(first)
                 return manifest, first
             except ArtelError as error:
-                reasons.append(error.message)
+                errors.append(error)
+        if not any(isinstance(error, Unreachable) for error in errors):
+            raise errors[0]
+        reasons = dict.fromkeys(error.message for error in errors)
         raise Unreachable(
             f"nobody named in the invite answers: {'; '.join(reasons)}"[:400],
             "check this machine's connection; ask the organiser whether the coordinator is running",

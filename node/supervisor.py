@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
@@ -34,6 +34,7 @@ from node.trainer.results import (
     Trained,
     Window,
 )
+from protocol.errors import ArtelError, ResourceError
 
 __all__ = [
     "Aggregated",
@@ -51,7 +52,11 @@ __all__ = [
     "Window",
 ]
 
+Result = TypeVar("Result")
+
 LOAD_S = 300.0
+MAX_RESTARTS = 3
+"""Deaths in a row, without anything done in between, after which the trainer is given up."""
 WORK_S = 600.0
 """Limit for everything but loading and training, which has none unless the caller sets one."""
 
@@ -84,6 +89,26 @@ class Trainer:
         """
         await self.close()
         self._child = await Child.start(self._log_file, self._threads)
+
+    async def insist(
+        self, work: Callable[[], Awaitable[Result]], died: Callable[[TrainerDied], None]
+    ) -> Result:
+        """Do ``work`` with this trainer; after a death again from the start, with a fresh child.
+
+        :param died: called with each death after which it goes on
+        :raises ResourceError: more than ``MAX_RESTARTS`` children died over it
+        """
+        deaths = 0
+        while True:
+            try:
+                if not self.alive:
+                    await self.restart()
+                return await work()
+            except TrainerDied as death:
+                deaths += 1
+                if deaths > MAX_RESTARTS:
+                    raise given_up(deaths, death) from None
+                died(death)
 
     @property
     def alive(self) -> bool:
@@ -353,6 +378,11 @@ class Trainer:
         if self._child is None or self._child.dead.done():
             raise TrainerDied("the trainer is not running", "start it again", None)
         return await self._child.call(command, timeout, on_progress, **arguments)
+
+
+def given_up(times: int, cause: ArtelError) -> ResourceError:
+    """The error of a trainer that failed too often in a row."""
+    return ResourceError(f"the trainer failed {times} times in a row: {cause.message}", cause.hint)
 
 
 def _listed(windows: Sequence[Window]) -> Message:

@@ -38,7 +38,15 @@ from protocol.identity import Identity
 from protocol.limits import network_of
 from protocol.messages import Message
 from protocol.options import check_port_free
-from protocol.p2pd import Deaths, NetworkDaemon, Settings, make_folder, pinned, raise_open_files
+from protocol.p2pd import (
+    Deaths,
+    NetworkDaemon,
+    Settings,
+    make_folder,
+    pinned,
+    raise_open_files,
+    reason_of,
+)
 from protocol.slots import Members, Slots
 from protocol.sockets import Carried, SocketBytes
 from protocol.speeds import Speeds
@@ -253,8 +261,8 @@ class Host:
                 sock = await self._dial(peer, service)
             yield self._stream(sock, peer, service, kind)
         except (*_STREAM_ERRORS, TimeoutError) as error:
-            detail = f"{type(error).__name__} {error}".strip()[:150]
-            raise Unreachable(f"peer {short(peer)} does not answer ({detail})") from None
+            emit(log, "stream.failed", logging.DEBUG, peer=peer, service=service, error=error)
+            raise Unreachable(f"peer {short(peer)} does not answer ({reason_of(error)})") from None
         finally:
             if sock is not None:
                 sock.close()

@@ -46,10 +46,11 @@ KEEP_CONNECTIONS, MOST_CONNECTIONS, GRACE_S = 320, 448, 20
 are older than the grace end, until the first number is left. Only connections with a handshake
 count: those without one the daemon ends after 15 s, and nothing bounds their number."""
 MAX_MESSAGE_BYTES = 1 << 21
-"""Of one call of the DHT: all records of a key (see ``dht_node``) and the neighbours beside them."""
+"""Of one call of the DHT: all records of a key (``dht_node``) and the neighbours beside them."""
 OPEN_FILES, FEW_OPEN_FILES = 1 << 16, 4096
 """Open files that we ask the system for, and how few of them to warn of."""
 _READY = b"Peer ID:"
+_TELLS_NOTHING = ("", "all dials failed", "dial backoff")
 _KEPT_BYTES = 4096
 _PATH = Path(next(iter(hivemind.hivemind_cli.__path__))) / "p2pd"
 
@@ -284,6 +285,21 @@ def pinned(listen: Sequence[str], seen: Sequence[str]) -> tuple[str, ...]:
                 parts[4] = other[4]
         found.append("/".join(parts))
     return tuple(found)
+
+
+def reason_of(error: Exception) -> str:
+    """What an error of the daemon or of its library comes down to, in a few words.
+
+    The library's own text has a line for each address that was dialled, ``* [ADDRESS] ...: WHY``.
+    """
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, asyncio.IncompleteReadError):
+        return "it closed the connection"
+    lines = (getattr(error, "strerror", None) or str(error)).splitlines()
+    said = [line.partition(": [")[0].rpartition("] ")[2].rpartition(": ")[2] for line in lines]
+    telling = [text.strip() for text in said if text.strip() not in _TELLS_NOTHING]
+    return telling[-1][:80] if telling else "no connection"
 
 
 def raise_open_files() -> None:

@@ -24,6 +24,20 @@ async def together(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
     return [task.result() for task in tasks]
 
 
+async def beside(guard: Coroutine[Any, Any, None], work: Coroutine[Any, Any, Result]) -> Result:
+    """Run ``work``; when ``guard``, which does not return, fails first, its error ends both."""
+    tasks = asyncio.ensure_future(guard), asyncio.ensure_future(work)
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[1].done():
+            tasks[0].result()
+        return tasks[1].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The error in a group that says most to a person: one of ours if there is any."""
     flat: list[BaseException] = []

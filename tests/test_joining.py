@@ -1,110 +1,171 @@
-"""A joiner and its first state: real hosts, of which the coordinator holds none."""
+"""Joining when not everything is there yet: the coordinator starts later, the trainer dies."""
 
 from __future__ import annotations
 
 import asyncio
-import os
+import contextlib
+import re
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
-from node import join
-from node.sync import States
-from protocol import dht, messages, wire
-from protocol.blobs import BlobStore
-from protocol.errors import EXIT_UNREACHABLE, Unreachable
-from protocol.network import Host
-from transfer_world import Holder, acquainted, answering
+from coordinator.swarm import LOOPBACK, LocalSwarm, Member
+from host_world import named
+from node import join as joining
+from node.supervisor import MAX_RESTARTS
+from protocol import identity
+from protocol.errors import EXIT_RESOURCE, EXIT_UNREACHABLE, DecodeError, ResourceError, Unreachable
+from protocol.invite import Invite
+from protocol.tasks import beside
+from swarm_world import ledger_of, write_run
 
-RUN = "ab" * 32
-MIB = 1 << 20
-
-
-class Replica:
-    """What a joiner knows of the agreed states; ``news`` come when a member is asked."""
-
-    def __init__(self, coordinator: str, states: list[str], news: list[str]) -> None:
-        self.state = SimpleNamespace(states=states)
-        self.store = SimpleNamespace(size=1)
-        self._coordinator, self._news = coordinator, news
-
-    async def catch_up(self, host: Host, peer: str, run: str) -> None:
-        if peer == self._coordinator:
-            raise Unreachable("the coordinator does not answer")
-        if self._news:
-            self.state.states.append(self._news.pop(0))
+pytestmark = pytest.mark.timeout(240)
 
 
-def session(joiner: Host, blobs: BlobStore, coordinator: str, replica: Replica) -> Any:
-    link = SimpleNamespace(coordinator=coordinator)
-    return SimpleNamespace(host=joiner, blobs=blobs, run=RUN, link=link, replica=replica)
+def options(home: Path, invite: Invite, patience: float) -> joining.Options:
+    home.mkdir(exist_ok=True)
+    return joining.Options(
+        home=home,
+        invite=invite,
+        identity=identity.load_or_create(home / "node.key"),
+        account=identity.load_or_create(home / "account.key"),
+        device="cpu",
+        threads=1,
+        listen=(LOOPBACK,),
+        announce=(),
+        quota_bytes=10**9,
+        uplink=None,
+        check=False,
+        patience=patience,
+    )
 
 
-async def announce(member: Host, state: str) -> None:
-    record = dht.HolderRecord(addresses=await member.addresses(), state=state, shards=b"")
-    assert await member.publish(dht.nodes_key(RUN), record)
+async def test_a_node_that_starts_before_its_coordinator_finds_it_later(tmp_path: Path) -> None:
+    run = write_run(tmp_path, total=500, min_nodes=1, inner_steps=60)
+    async with LocalSwarm(tmp_path, run) as swarm:
+        await swarm.start_coordinator()
+        await swarm.stop_coordinator()
+        await swarm.start_node(1)
+        log = swarm.nodes[1].log
+        await _until(lambda: "! waiting" in log.read_text(), swarm.nodes[1])
+        await asyncio.sleep(3)  # several tries
+        shown = log.read_text()
+        assert shown.count("! waiting") == 1
+        assert "10 minutes" in shown
+        assert "dial" not in shown, "the library's text"
+        assert len(shown.splitlines()) < 6, shown
+        await swarm.start_coordinator()
+        await swarm.wait_for(lambda status: status["round"] >= 1, 90, "the node has found its run")
+
+        # The same home with nobody there: it knows the run, and waits however long that takes.
+        swarm.interrupt_node(1)
+        assert await swarm.left(1) == 0
+        await swarm.stop_coordinator()
+        said = list[str]()
+        home = swarm.home_of(1)
+        async with AsyncExitStack() as stack:
+            chosen = options(home, Invite.decode(swarm.invite), patience=0.1)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(8):
+                    await joining.join(chosen, stack, said.append)
+        assert any("waiting" in line for line in said)
+        assert not any("minutes" in line for line in said)
+        assert "Traceback" not in log.read_text()
 
 
-def test_a_member_is_asked_for_a_state_that_the_coordinator_lacks(tmp_path: Path) -> None:
-    """Though the member announces the newer one that it has made since."""
-
-    async def go() -> None:
-        async with acquainted(tmp_path, 3) as (coordinator, member, joiner):
-            present = await answering((coordinator, member))
-            for host in (coordinator, member):
-                present[host] = Holder(host, tmp_path / f"store-{host.peer_id}")
-            data = os.urandom(2 * MIB)
-            root = present[member].store.put(data)
-            await announce(member, "cd" * 32)
-            states = States(joiner, BlobStore(tmp_path / "joiner"), RUN, 4 * MIB)
-            path = await states.obtain(root, [coordinator.peer_id])
-            assert path.read_bytes() == data
-
-    asyncio.run(go())
+async def test_a_run_that_was_never_reached_is_given_up_after_a_stated_time(tmp_path: Path) -> None:
+    addresses = [f"/ip4/127.0.0.{n}/tcp/1/p2p/{named('nobody').peer_id}" for n in range(1, 5)]
+    said = list[str]()
+    chosen = options(tmp_path / "home", Invite("ab" * 32, tuple(addresses)), patience=3.0)
+    async with AsyncExitStack() as stack:
+        with pytest.raises(Unreachable) as error:
+            await asyncio.wait_for(joining.join(chosen, stack, said.append), 30)
+    assert error.value.exit_code == EXIT_UNREACHABLE
+    assert "3 s" in error.value.message
+    assert error.value.message.count("…") == 1, "each peer is named once"
+    assert re.search(r"\((no connection|connection refused)\)", error.value.message)
+    assert len(error.value.message) < 160
+    assert len(said) == 1
 
 
-@pytest.mark.parametrize("wins", [True, False])
-def test_a_joiner_that_loses_the_race_with_pruning_takes_the_newer_state(
-    wins: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(join, "STATES_TRIED", 3)
+async def test_a_trainer_that_dies_while_its_node_joins_is_started_again(tmp_path: Path) -> None:
+    run = write_run(tmp_path, total=500, min_nodes=1, inner_steps=60)
+    async with LocalSwarm(tmp_path, run) as swarm:
+        await swarm.start_coordinator()
+        await swarm.start_node(1)
+        await swarm.start_node(2)
+        for number, times in ((1, 2), (2, MAX_RESTARTS + 1)):
+            member = swarm.nodes[number]
+            member.expected = True
+            # The state is here: what follows needs the trainer.
+            await _until(lambda member=member: "✓ address" in member.log.read_text(), member)
+            await _kill_trainers(member, times)
+        assert await swarm.left(2, 30) == EXIT_RESOURCE
+        text = swarm.nodes[2].log.read_text()
+        assert f"failed {MAX_RESTARTS + 1} times in a row" in text.splitlines()[-2]
+        assert "SIGKILL" in text.splitlines()[-2]
+        assert text.count("! trainer") == MAX_RESTARTS
+        peer = identity.load(swarm.home_of(1) / "node.key").peer_id
 
-    async def go() -> None:
-        async with acquainted(tmp_path, 3) as (coordinator, member, joiner):
-            present = await answering((coordinator, member))
-            for host in (coordinator, member):
-                present[host] = Holder(host, tmp_path / f"store-{host.peer_id}")
-            holder = present[member]
-            roots = [holder.store.put(os.urandom(5 * MIB)) for _ in range(4)]
-            last = roots[1] if wins else ""
+        def credited(status: dict[str, Any]) -> bool:
+            return any(row["node"] == peer and row["credit"] > 0 for row in status["nodes"])
 
-            async def prune(request: messages.Message, stream: wire.Stream) -> bool:
-                # Once the first state is begun; all the others are gone at once.
-                wanted = getattr(request, "id", last)
-                begun = isinstance(request, messages.GetChunks) or wanted in roots[1:]
-                if begun and wanted != last:
-                    holder.store.delete(wanted)
-                return False
+        await swarm.wait_for(credited, 90, "the first node has credit")
+        assert swarm.nodes[1].log.read_text().count("! trainer") == 2
+        for number in (1, 2):
+            assert "Traceback" not in swarm.nodes[number].log.read_text()
+    _, fold = ledger_of(tmp_path / "coordinator")
+    assert peer not in fold.rejected
 
-            holder.lie = prune
-            await announce(member, roots[-1])
-            replica = Replica(coordinator.peer_id, roots[:1], roots[1:])
-            blobs = BlobStore(tmp_path / "joiner")
-            states = States(joiner, blobs, RUN, 6 * MIB)
-            said: list[str] = []
-            joining = session(joiner, blobs, coordinator.peer_id, replica)
-            if wins:
-                root, path = await join._state(joining, states, said.append)
-                assert (root, path.stat().st_size) == (last, 5 * MIB)
-                assert not blobs.partial(roots[0]).exists()
-            else:
-                with pytest.raises(Unreachable) as given_up:
-                    await join._state(joining, states, said.append)
-                assert given_up.value.exit_code == EXIT_UNREACHABLE
-                assert given_up.value.hint
-                assert len(replica.state.states) == 3
-            assert any("went on" in line for line in said)
 
-    asyncio.run(go())
+async def test_what_guards_a_piece_of_work_ends_it() -> None:
+    async def fails() -> None:
+        await asyncio.sleep(0.01)
+        raise ResourceError("gone")
+
+    ended = asyncio.Event()
+
+    async def works(result: int | None) -> int:
+        try:
+            while result is None:
+                await asyncio.sleep(1)
+            return result
+        finally:
+            ended.set()
+
+    with pytest.raises(ResourceError, match="gone"):
+        await beside(fails(), works(None))
+    assert ended.is_set()
+    assert await beside(asyncio.sleep(60), works(7)) == 7
+
+    async def breaks() -> int:
+        raise DecodeError("its own")
+
+    with pytest.raises(DecodeError, match="its own"):
+        await beside(asyncio.sleep(60), breaks())
+    assert len(asyncio.all_tasks()) == 1
+
+
+async def _kill_trainers(member: Member, times: int) -> None:
+    """Kill the trainer of a node, and then those that take its place."""
+    daemon, killed = psutil.Process(member.process.pid), set[int]()
+    while len(killed) < times:
+        assert member.running, member.log.read_text()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in daemon.children():
+                command = child.cmdline()
+                if child.pid not in killed and command[1:3] == ["-P", "-m"]:
+                    child.kill()
+                    killed.add(child.pid)
+        await asyncio.sleep(0.02)
+
+
+async def _until(condition: Callable[[], bool], member: Member, seconds: float = 90) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            assert member.running, member.log.read_text()
+            await asyncio.sleep(0.05)

@@ -531,3 +531,24 @@ def _taken(port: int) -> socket.socket:
             return socket.create_server(("127.0.0.1", port))
         time.sleep(0.01)
     raise AssertionError(f"port {port} does not become free")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "no connection"),
+        (
+            "failed to dial: all dials failed\n  * [/ip4/10.0.0.1/tcp/1] dial backoff",
+            "no connection",
+        ),
+        (
+            "failed to dial 12D3: all dials failed\n"
+            "  * [/ip4/10.0.0.1/tcp/1] dial tcp4 0.0.0.0:1->10.0.0.1:1: connect: connection refused\n"
+            "  * [/ip4/10.0.0.2/tcp/1] dial backoff",
+            "connection refused",
+        ),
+        ("failed to open: protocols not supported: [/artel/x/1.0.0]", "protocols not supported"),
+    ],
+)
+async def test_the_reason_of_a_failure_is_a_few_words(text: str, reason: str) -> None:
+    assert p2pd.reason_of(OSError(text)) == reason
