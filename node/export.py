@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import json
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -75,6 +76,10 @@ def export(
             module.save_pretrained(unfinished)
             _write_tokenizer(run, tokens, unfinished)
             (unfinished / "README.md").write_text(_card(run, run_id, round, root))
+            # safetensors lets nobody else read its file, whatever the umask; an export is shared.
+            mode = (unfinished / "README.md").stat().st_mode
+            for path in unfinished.iterdir():
+                path.chmod(stat.S_IMODE(mode))
     except (OSError, SafetensorError) as error:
         raise ResourceError(
             f"cannot write the model to {out}: {getattr(error, 'strerror', None) or error}",

@@ -98,6 +98,9 @@ def test_the_command_prints_one_json_document(
     shown = capsys.readouterr()
     assert json.loads(shown.out)["directory"] == str(tmp_path / "model")
     assert shown.err == ""
+    (tmp_path / "any").touch()  # what the umask lets others do; an export is there to be shared
+    usual = (tmp_path / "any").stat().st_mode
+    assert {path.stat().st_mode for path in (tmp_path / "model").iterdir()} == {usual}
     assert export.main(["sample", *where, "--max-tokens", "5"]) == 0
     assert isinstance(json.loads(capsys.readouterr().out)["text"], str)
     assert export.main(["export", *where, "--out", str(tmp_path / "model")]) == 2

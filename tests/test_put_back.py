@@ -381,7 +381,8 @@ def test_a_node_does_not_begin_another_account_when_its_key_is_gone(
     assert not (tmp_path / "account.key").exists()
 
 
-@pytest.mark.slow  # eleven starts of a real node
+@pytest.mark.slow  # a dozen starts of a real node
+@pytest.mark.timeout(900)
 async def test_each_file_of_a_nodes_home_heals_when_the_node_starts_again(tmp_path: Path) -> None:
     run_file = write_run(tmp_path, total=500, min_nodes=1)
     async with LocalSwarm(tmp_path, run_file) as swarm:
