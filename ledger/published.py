@@ -25,12 +25,12 @@ class LostEntries(CheckFailed):
     """The ledger of a home does not hold all that the home has signed or seen signed."""
 
     def __init__(self, message: str, home: Path, run: str = "") -> None:
-        command = f"artel ledger restore --home {shlex.quote(str(home))}"
+        command = f"artel ledger restore --from TARGET --home {shlex.quote(str(home))}"
         super().__init__(
             message,
             "nothing was signed; take the ledger back from whoever has more of it (a member's page "
             "or address, a mirror) in the place of TARGET:\n"
-            f"    {command}{f' --run {run}' if run else ''} --from TARGET",
+            f"    {command}{f' --run {run}' if run else ''}",
         )
 
 

@@ -120,11 +120,12 @@ def start(run_file: Path, home: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(process.args, process.returncode, line, errors)
 
 
-def command_in(text: str) -> list[str]:
-    """The restore command that an error names."""
-    found = re.search(r"artel (ledger restore .*--from TARGET)$", text, re.MULTILINE)
+def command_in(text: str, target: Path) -> list[str]:
+    """The restore command that an error names, with a copy of the ledger as its target."""
+    found = re.search(r"artel (ledger restore --from TARGET .*)$", text, re.MULTILINE)
     assert found is not None, text
-    return shlex.split(found[1])
+    words = shlex.split(found[1])
+    return [str(target) if word == "TARGET" else word for word in words]
 
 
 # --- the coordinator ------------------------------------------------------------------------------
@@ -145,9 +146,9 @@ def test_a_coordinator_with_a_ledger_from_a_backup_signs_nothing_until_it_is_res
     shown = capsys.readouterr()
     assert str(ENTRIES) in shown.out
     # Both name a command that works as it stands, but for where the copy is.
-    command = command_in(done.stderr)
-    assert command == command_in(shown.err)
-    assert artel.main([*command[:-1], str(mirror)]) == 0
+    command = command_in(done.stderr, mirror)
+    assert command == command_in(shown.err, mirror)
+    assert artel.main(command) == 0
     capsys.readouterr()
     assert verify_home(home).verified
     assert start(run_file, home).returncode == 0
@@ -162,7 +163,7 @@ def test_a_deleted_ledger_of_a_coordinator_is_restored_by_the_command_that_it_na
     with pytest.raises(LostEntries) as caught:
         opened(run_file, home)
     assert not (home / DATABASE_NAME).exists()
-    assert artel.main([*command_in(caught.value.hint)[:-1], str(mirror)]) == 0
+    assert artel.main(command_in(caught.value.hint, mirror)) == 0
     assert verify_home(home).verified
     assert opened(run_file, home) == ENTRIES
 
