@@ -396,7 +396,8 @@ async def test_a_peer_that_comes_back_is_reached_again(tmp_path: Path) -> None:
         key = tmp_path / "host-0" / "node.key"
         hosts[0] = await Host.start(load_or_create(key), key, listen=[address])
         await hosts[0].serve(ECHO, _echo)
-        assert await other.ask(first.peer_id, ECHO, messages.Ok()) == messages.Ok()
+        # Not at once when a dial failed while it was away: libp2p then waits for 5 s.
+        await _answers(other, first.peer_id)
 
 
 async def test_close_leaves_no_process_and_no_socket_behind(tmp_path: Path) -> None:
@@ -543,7 +544,7 @@ def _taken(port: int) -> socket.socket:
         ),
         (
             "failed to dial 12D3: all dials failed\n"
-            "  * [/ip4/10.0.0.1/tcp/1] dial tcp4 0.0.0.0:1->10.0.0.1:1: connect: connection refused\n"
+            "  * [/ip4/10.0.0.1/tcp/1] dial tcp4 10.0.0.1:1: connect: connection refused\n"
             "  * [/ip4/10.0.0.2/tcp/1] dial backoff",
             "connection refused",
         ),

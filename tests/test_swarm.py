@@ -241,6 +241,26 @@ async def test_a_dead_trainer_is_started_again_and_the_round_is_met(tmp_path: Pa
         assert peer_of(swarm, 1) not in fold.rejected
 
 
+async def test_network_daemons_that_die_in_a_round_cost_nobody_the_round(tmp_path: Path) -> None:
+    run = write_run(tmp_path, total=3, inner_steps=600, deadline_s=120, quorum=1.0)
+    async with LocalSwarm(tmp_path, run) as swarm:
+        await swarm.start(nodes=2)
+        while training_step(swarm.home_of(1)) == 0:
+            await asyncio.sleep(0.05)
+        assert swarm.coordinator is not None
+        for member in (swarm.nodes[1], swarm.coordinator):
+            daemons = psutil.Process(member.process.pid).children()
+            next(child for child in daemons if child.name() == "p2pd").kill()
+        await swarm.wait_finished(150)
+        assert_no_traceback(swarm)
+        assert "network.restarted" in (swarm.home_of(1) / "node.log").read_text()
+        assert "network.restarted" in swarm.coordinator.log.read_text()
+        decoded, fold = ledger_of(tmp_path / "coordinator")
+        assert not fold.rejected
+        opened = [e.body for e in decoded if isinstance(e.body, entries.RoundOpened)]
+        assert [body.round for body in opened] == [0, 1, 2], "each round took one attempt"
+
+
 @pytest.mark.slow  # several trainings are thrown away on purpose
 async def test_a_round_that_a_dead_trainer_cannot_meet_is_handed_back(tmp_path: Path) -> None:
     run = write_run(tmp_path, total=50, inner_steps=800, deadline_s=16, quorum=1.0)
