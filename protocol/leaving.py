@@ -21,19 +21,17 @@ def on_signals(first: Callable[[], None], again: Callable[[], None]) -> None:
     terminals = [number for number in (0, 1, 2) if os.isatty(number)]
     asked = False
 
-    def act(number: int) -> None:
-        nonlocal asked
-        if not asked:
-            asked = True
-            first()
-        elif number != signal.SIGHUP:
-            again()
-
     def on_signal(number: int, _: object) -> None:
+        nonlocal asked
+        repeated, asked = asked, True
         if number == signal.SIGHUP:
             _let_go(terminals)
+            # The next one may come while the interpreter is taken apart, without handlers.
+            signal.signal(number, signal.SIG_IGN)
+            if repeated:
+                return
         with contextlib.suppress(RuntimeError):  # the loop is closed: the program ends already
-            loop.call_soon_threadsafe(act, number)
+            loop.call_soon_threadsafe(again if repeated else first)
 
     for number in SIGNALS:
         # Not the loop's own handlers: it takes them away in the end, and the next signal would kill

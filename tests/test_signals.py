@@ -123,10 +123,9 @@ def test_a_hang_up_is_never_a_second_wish() -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
-        process.send_signal(signal.SIGTERM)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGHUP):
+            process.send_signal(number)
         assert process.stdout.readline() == b"first\n"
-        for _ in range(2):
-            process.send_signal(signal.SIGHUP)
         time.sleep(0.2)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
