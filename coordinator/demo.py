@@ -124,12 +124,16 @@ def main(argv: list[str]) -> int:
     from coordinator.demo_view import LinesView, TableView, summary
 
     out = sys.stderr if arguments.json else sys.stdout
-    view = TableView(out) if out.isatty() else LinesView(out)
+    in_terminal = out.isatty()
+    view = TableView(out) if in_terminal else LinesView(out)
     demo = Demo(folder, run_file, arguments.nodes, arguments.rounds, arguments.port)
     try:
         with view:
             result = asyncio.run(run(demo, view))
-    except (KeyboardInterrupt, asyncio.CancelledError):
+    except (KeyboardInterrupt, asyncio.CancelledError, OSError) as error:
+        # Writing to a terminal fails a moment before its closing is told.
+        if isinstance(error, OSError) and not (in_terminal and not out.isatty()):
+            raise
         print(f"interrupted; everything is stopped, {folder} holds what there is", file=sys.stderr)
         return EXIT_INTERRUPTED
     if arguments.json:
