@@ -47,9 +47,8 @@ def on_signals(first: Callable[[], None], again: Callable[[], None]) -> None:
 
 
 def _let_go(terminals: list[int]) -> None:
-    """Point the descriptors of a terminal that is gone to nowhere: writing there would fail."""
+    """Point the descriptors of a terminal that goes to nowhere: writing there is about to fail."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
     for number in terminals:
-        if not os.isatty(number):
-            nowhere = os.open(os.devnull, os.O_RDWR)
-            os.dup2(nowhere, number)
-            os.close(nowhere)
+        os.dup2(nowhere, number)
+    os.close(nowhere)

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -77,8 +78,9 @@ class Terminal:
 
     def hang_up(self) -> None:
         """Close the terminal: what writes to it fails from now on. A shell repeats the signal."""
-        os.close(self._ours)
-        self._ours = -1
+        ours, self._ours = self._ours, -1
+        self._reader.join()
+        os.close(ours)
         time.sleep(0.2)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGHUP)
@@ -104,8 +106,10 @@ class Terminal:
 
     def _read(self) -> None:
         with contextlib.suppress(OSError):  # the other end is closed
-            while self._ours >= 0 and (piece := os.read(self._ours, 1 << 14)):
-                self._said += piece
+            while (ours := self._ours) >= 0:
+                # A read under way would keep the terminal open when it is closed.
+                if select.select([ours], [], [], 0.05)[0]:
+                    self._said += os.read(ours, 1 << 14)
 
 
 @contextlib.contextmanager
