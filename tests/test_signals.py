@@ -19,7 +19,7 @@ import pytest
 from coordinator.swarm import LOOPBACK, LocalSwarm
 from ledger import entries
 from node import status as node_status
-from protocol import identity, tether
+from protocol import identity, leaving, tether
 from protocol.errors import Unreachable
 from swarm_world import ledger_of, write_run
 from terminal_world import Terminal, terminal
@@ -126,10 +126,13 @@ def test_a_hang_up_is_never_a_second_wish() -> None:
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGHUP):
             process.send_signal(number)
         assert process.stdout.readline() == b"first\n"
-        time.sleep(0.2)
+        time.sleep(1.5 * leaving.ONE_WISH_S)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 7
+        try:
+            assert process.wait(10) == 7
+        finally:
+            process.kill()
 
 
 def test_a_tied_child_ignores_what_is_for_its_parent_and_ends_with_it() -> None:
