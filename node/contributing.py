@@ -193,7 +193,11 @@ class Contributing:
         place = (directive.round, directive.attempt)
         salt = self._salts.get(place)
         if made is None or salt is None or made.round != directive.round:
-            raise CheckFailed("the contribution was lost in a restart")
+            raise CheckFailed(
+                "this process did not make the contribution: it was lost in a restart, or another "
+                "process uses this node's key",
+                "give each node a --home of its own, and never copy one",
+            )
         await transfer.push_all(
             session.host,
             session.blobs,

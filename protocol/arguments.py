@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 from protocol.errors import EXIT_USAGE, suggestion
@@ -11,6 +12,12 @@ from protocol.errors import EXIT_USAGE, suggestion
 
 class Parser(argparse.ArgumentParser):
     """As :mod:`argparse`'s, with suggestions; the parsers of its sub-commands are of this class."""
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        """As argparse's, but an empty path, as an unset variable gives it, is no folder."""
+        if action.type is Path and not arg_string:
+            raise argparse.ArgumentError(action, "the path is empty\n  → name a file or a folder")
+        return super()._get_value(action, arg_string)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is None or value in action.choices:

@@ -55,7 +55,7 @@ def _plain(value: Any) -> str:
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
     # Values can come from a peer: no control characters, and no line that looks like another one.
     text = printable(text)
-    return json.dumps(text) if " " in text else text
+    return json.dumps(text, ensure_ascii=False) if " " in text else text
 
 
 def configure(*, json_lines: bool = False, verbose: bool = False, file: Path | None = None) -> None:

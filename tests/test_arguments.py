@@ -83,3 +83,13 @@ def test_a_wrong_verifier_key_gets_its_form(
     more = {"audit": [], "compare": [str(folder)], "mirror": [str(tmp_path / "copy")]}[command]
     said = refused(capsys, "ledger", command, str(folder), *more, "--vkey", vkey)
     assert "NAME+1a2b3c4d+" in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["node status --home", "coordinator start RUN.toml --home", "ledger me --home", "run new"],
+)
+def test_an_empty_path_is_not_the_working_directory(
+    line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "empty" in refused(capsys, *line.split(), "")
