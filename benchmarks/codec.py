@@ -30,13 +30,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from artel.protocol.exchange.codec import codec
+from artel.protocol.model import transformers_config
+from artel.protocol.state import Layout, Vector
 from benchmarks.codec_contenders import Contender, Ours, TorchHalf, TorchTopK, WithFeedback
 from benchmarks.convergence_model import Corpus, Worker, fast_loss
 from benchmarks.convergence_rows import Plan, Row
 from benchmarks.options import require_folder
-from protocol.codec import codec
-from protocol.model import transformers_config
-from protocol.state import Layout, Vector
 
 HELP = """\
 rerun, from the root of the repository:

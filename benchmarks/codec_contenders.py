@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from protocol import aggregate_kernels as kernels
-from protocol.codec import Codec
-from protocol.codec.interface import read_only
-from protocol.feedback import Feedback
-from protocol.parts import whole
-from protocol.state import Layout, Vector
+from artel.protocol.exchange import aggregate_kernels as kernels
+from artel.protocol.exchange.codec import Codec
+from artel.protocol.exchange.codec.interface import read_only
+from artel.protocol.exchange.feedback import Feedback
+from artel.protocol.exchange.parts import whole
+from artel.protocol.state import Layout, Vector
 
 CHUNK = 4096
 SHARE = 0.25

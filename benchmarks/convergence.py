@@ -31,11 +31,11 @@ from typing import Any
 
 import torch
 
+from artel.protocol.model import transformers_config
 from benchmarks.convergence_model import Corpus, fast_loss
 from benchmarks.convergence_report import markdown, plots, published
 from benchmarks.convergence_rows import CODECS, DDP, TABLES, Plan, Row, parse
 from benchmarks.convergence_train import World, train_ddp, train_rounds
-from protocol.model import transformers_config
 
 HELP = f"""\
 rerun, from the root of the repository:

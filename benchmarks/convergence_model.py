@@ -20,12 +20,12 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from node.trainer.muon import optimizers
-from protocol import model
-from protocol.manifest import Manifest
-from protocol.run_config import RunConfig
-from protocol.state import Layout, Vector
-from protocol.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer, train_bpe
+from artel.node.trainer.muon import optimizers
+from artel.protocol import model
+from artel.protocol.manifest import Manifest
+from artel.protocol.run_config import RunConfig
+from artel.protocol.state import Layout, Vector
+from artel.protocol.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer, train_bpe
 
 SKIPPED_DIRECTORIES = {
     "site-packages",

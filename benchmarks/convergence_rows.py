@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from protocol.run_config import RunConfig
+from artel.protocol.run_config import RunConfig
 
 DDP = "ddp"
 CODECS = (DDP, "fp32", "fp16", "int8", "int4", "sparse")

@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from artel.node.trainer.schedule import learning_rate, position
+from artel.protocol.assignment import Work
+from artel.protocol.exchange import codec as codecs
+from artel.protocol.exchange import outer, parts, pseudogradient
+from artel.protocol.exchange.aggregate import Contribution
+from artel.protocol.exchange.aggregate_slice import combine
+from artel.protocol.exchange.feedback import Feedback
+from artel.protocol.run_config import RunConfig
+from artel.protocol.state import State, Vector, state_root
 from benchmarks.convergence_model import Corpus, Loss, Worker
 from benchmarks.convergence_rows import Plan, Row
-from node.trainer.schedule import learning_rate, position
-from protocol import codec as codecs
-from protocol import outer, parts, pseudogradient
-from protocol.aggregate import Contribution
-from protocol.aggregate_slice import combine
-from protocol.assignment import Work
-from protocol.feedback import Feedback
-from protocol.run_config import RunConfig
-from protocol.state import State, Vector, state_root
 
 POINTS = 5
 """Losses of a row's curve; the last one is the result."""

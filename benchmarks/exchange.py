@@ -33,13 +33,13 @@ from pathlib import Path
 
 import psutil
 
+from artel.protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ArtelError
 from benchmarks import links
 from benchmarks.exchange_extra import sixteen, start_cost, whole_rounds
 from benchmarks.exchange_findings import Cell, Findings, Series, Table, rows, tables
 from benchmarks.exchange_peers import Group
 from benchmarks.exchange_worker import SIZES
 from benchmarks.options import empty_folder, require_folder
-from protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ArtelError
 
 HELP = """\
 examples, from the root of the repository:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from artel.coordinator.swarm import LocalSwarm
+from artel.protocol.errors import ArtelError
 from benchmarks import overhead
 from benchmarks.exchange_peers import Group, Sample
 from benchmarks.overhead_findings import Findings, Plan, medians
-from coordinator.swarm import LocalSwarm
-from protocol.errors import ArtelError
 
 Rows = list[dict[str, Any]]
 Say = Callable[[str], None]

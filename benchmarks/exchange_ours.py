@@ -19,18 +19,20 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from artel.protocol import messages
+from artel.protocol.exchange import codec, outer, pseudogradient
+from artel.protocol.exchange.aggregate import Contribution
+from artel.protocol.exchange.aggregate_slice import combine
+from artel.protocol.exchange.feedback import Feedback
+from artel.protocol.exchange.parts import whole
+from artel.protocol.identity import load_or_create
+from artel.protocol.net import transfer, wire
+from artel.protocol.net.blobs import BlobStore
+from artel.protocol.net.host import Host
+from artel.protocol.net.streams import Kind
+from artel.protocol.run_config import Exchange
+from artel.protocol.state import Layout, State, Vector, state_root
 from benchmarks.exchange_worker import Setup, initial, layout, steps
-from protocol import codec, messages, outer, pseudogradient, transfer, wire
-from protocol.aggregate import Contribution
-from protocol.aggregate_slice import combine
-from protocol.blobs import BlobStore
-from protocol.feedback import Feedback
-from protocol.identity import load_or_create
-from protocol.network import Host
-from protocol.parts import whole
-from protocol.run_config import Exchange
-from protocol.state import Layout, State, Vector, state_root
-from protocol.streams import Kind
 
 ANNOUNCE = "/artel/benchmark/1.0.0"
 TIMEOUT_S = 300.0

@@ -20,9 +20,9 @@ from typing import Any
 
 import psutil
 
+from artel.protocol.errors import ResourceError, Unreachable
 from benchmarks.exchange_worker import Setup
 from benchmarks.links import LOOPBACK, Links, Wire
-from protocol.errors import ResourceError, Unreachable
 
 START_TIMEOUT_S = 180.0
 PREPARE_TIMEOUT_S = 60.0

@@ -16,15 +16,16 @@ from typing import Any
 
 import numpy as np
 
+from artel.protocol import assignment
+from artel.protocol.content import content_id
+from artel.protocol.errors import CheckFailed
+from artel.protocol.exchange import pseudogradient
+from artel.protocol.exchange.aggregate import Contribution
+from artel.protocol.exchange.aggregate_slice import combine_slice
+from artel.protocol.exchange.codec import Entries
+from artel.protocol.exchange.parts import Part, cut, whole
 from benchmarks.exchange_ours import WEIGHT, Phases
 from benchmarks.exchange_ours import Peer as Gathering
-from protocol import assignment, pseudogradient
-from protocol.aggregate import Contribution
-from protocol.aggregate_slice import combine_slice
-from protocol.codec import Entries
-from protocol.content import content_id
-from protocol.errors import CheckFailed
-from protocol.parts import Part, cut, whole
 
 Listed = list[tuple[str, int]]
 """Content id and size of a contribution's blob for each slice."""

@@ -18,8 +18,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from protocol.errors import ArtelError
-from protocol.state import Layout, Vector
+from artel.protocol.errors import ArtelError
+from artel.protocol.state import Layout, Vector
 
 SYSTEMS = {
     "ours": "benchmarks.exchange_ours",

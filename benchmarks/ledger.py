@@ -39,6 +39,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from artel.coordinator.sequencer import Sequencer
+from artel.ledger.fold.accounts import FoldState
+from artel.ledger.fold.shares import apply
+from artel.ledger.store.store import DATABASE_NAME, MAX_BATCH, LedgerStore
+from artel.ledger.store.verify import verify_home
+from artel.ledger.tlog.proof import inclusion, verify_inclusion
+from artel.protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ArtelError, CheckFailed
+from artel.protocol.merkle import leaf_hash
 from benchmarks.ledger_entries import PER_ROUND, Run
 from benchmarks.ledger_machine import (
     Processors,
@@ -49,14 +57,6 @@ from benchmarks.ledger_machine import (
     verify_us,
 )
 from benchmarks.options import require_folder
-from coordinator.sequencer import Sequencer
-from ledger.accounts import FoldState
-from ledger.proof import inclusion, verify_inclusion
-from ledger.shares import apply
-from ledger.store import DATABASE_NAME, MAX_BATCH, LedgerStore
-from ledger.verify import verify_home
-from protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ArtelError, CheckFailed
-from protocol.merkle import leaf_hash
 
 HELP = """\
 examples, from the root of the repository:

@@ -13,13 +13,13 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from ledger import entries
-from ledger.checkpoint import origin_of, sign_checkpoint
-from ledger.entries import Body, Entry
-from protocol import canonical, dsse
-from protocol.dsse import Envelope
-from protocol.identity import Identity, peer_id_of
-from protocol.rounds import commitment
+from artel.ledger import entries
+from artel.ledger.entries import Body, Entry
+from artel.ledger.tlog.checkpoint import origin_of, sign_checkpoint
+from artel.protocol import canonical, dsse
+from artel.protocol.dsse import Envelope
+from artel.protocol.identity import Identity, peer_id_of
+from artel.protocol.rounds import commitment
 
 MEMBERS = 8
 """Of each round."""

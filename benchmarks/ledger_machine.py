@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from artel.ledger import entries
+from artel.protocol import dsse
+from artel.protocol.dsse import Envelope
+from artel.protocol.errors import CheckFailed
+from artel.protocol.identity import verify
+from artel.protocol.merkle import leaf_hash
 from benchmarks.ledger_entries import Run
-from ledger import entries
-from protocol import dsse
-from protocol.dsse import Envelope
-from protocol.errors import CheckFailed
-from protocol.identity import verify
-from protocol.merkle import leaf_hash
 
 
 @contextmanager

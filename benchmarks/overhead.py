@@ -39,6 +39,14 @@ from typing import Any
 
 import psutil
 
+from artel.coordinator.swarm import LocalSwarm, Member
+from artel.ledger import entries
+from artel.ledger.store.snapshot import snapshot
+from artel.ledger.store.store import LedgerStore
+from artel.ledger.store.verify import verify_home
+from artel.node import status as node_status
+from artel.protocol import dsse, tether
+from artel.protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ArtelError, Unreachable
 from benchmarks.options import empty_folder, require_folder
 from benchmarks.overhead_findings import (
     Findings,
@@ -50,15 +58,6 @@ from benchmarks.overhead_findings import (
     rows,
     table,
 )
-from coordinator import tether
-from coordinator.swarm import LocalSwarm, Member
-from ledger import entries
-from ledger.snapshot import snapshot
-from ledger.store import LedgerStore
-from ledger.verify import verify_home
-from node import status as node_status
-from protocol import dsse
-from protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ArtelError, Unreachable
 
 HELP = """\
 examples, from the root of the repository:
@@ -177,7 +176,7 @@ def processor_seconds(member: Member) -> dict[str, float]:
     for process in (daemon, *daemon.children()):
         with contextlib.suppress(psutil.Error):
             times = process.cpu_times()
-            is_trainer = "node.trainer" in process.cmdline()
+            is_trainer = "artel.node.trainer" in process.cmdline()
             if process == daemon or is_trainer:
                 used["trainer" if is_trainer else "daemon"] = times.user + times.system
     return used

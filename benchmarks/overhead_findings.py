@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from coordinator.swarm import Member
+from artel.coordinator.swarm import Member
 
 # Limits that Artel sets itself.
 HELP_S, FIRST_STEP_S, DAEMON_MB, NOT_TRAINING_S = 0.3, 20.0, 400.0, 1.5

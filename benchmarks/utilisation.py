@@ -27,6 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from artel.coordinator.metrics import Metrics
+from artel.protocol import tether
+from artel.protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from benchmarks.links import Links, refusal
 from benchmarks.options import empty_folder, require_folder
 from benchmarks.utilisation_forecast import (
@@ -36,9 +39,6 @@ from benchmarks.utilisation_forecast import (
     forecast_table,
     forecasts,
 )
-from coordinator import tether
-from coordinator.metrics import Metrics
-from protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 
 HELP = """\
 examples, from the root of the repository:

@@ -16,9 +16,9 @@ import argparse
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from coordinator.simulate import Load, Machine, forecast, traffic
-from protocol.assignment import Work
-from protocol.rounds import Rules
+from artel.coordinator.simulate import Load, Machine, forecast, traffic
+from artel.protocol.assignment import Work
+from artel.protocol.rounds import Rules
 
 CODECS = {"int4": 4.06, "sparse": 0.27}
 """Bits per parameter."""

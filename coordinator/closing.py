@@ -18,12 +18,13 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from coordinator.resuming import NoEffect
-from coordinator.service import Coordinator
-from ledger import entries, finality
-from ledger.checkpoint import parse_checkpoint
-from protocol.events import emit
-from protocol.tasks import within
+from artel.coordinator.resuming import NoEffect
+from artel.coordinator.service import Coordinator
+from artel.ledger import entries
+from artel.ledger.store import finality
+from artel.ledger.tlog.checkpoint import parse_checkpoint
+from artel.protocol.events import emit
+from artel.protocol.tasks import within
 
 log = logging.getLogger("artel.coordinator")
 

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from protocol import options
-from protocol.arguments import Parser
-from protocol.errors import EXIT_OK, DecodeError, Unreachable, UsageError
-from protocol.paths import expanded
-from protocol.terminal import printable
+from artel.protocol import options
+from artel.protocol.arguments import Parser
+from artel.protocol.errors import EXIT_OK, DecodeError, Unreachable, UsageError
+from artel.protocol.paths import expanded
+from artel.protocol.terminal import printable
 
 DEFAULT_HTTP = "127.0.0.1:8080"
 DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/4200"
@@ -108,12 +108,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _start(arguments: argparse.Namespace) -> int:
-    from protocol.manifest import load_config
+    from artel.protocol.manifest import load_config
 
     load_config(arguments.file)  # whatever is wrong with it is said before anything takes time
     import asyncio
 
-    from coordinator.daemon import Options, serve
+    from artel.coordinator.daemon import Options, serve
 
     warning = options.only_here(arguments.announce)
     if warning:
@@ -175,7 +175,7 @@ def get_json(url: str) -> dict[str, Any]:
     from http.client import HTTPException
     from urllib.error import HTTPError
 
-    from ledger.source import http_opener, not_reached, through_proxy
+    from artel.ledger.sync.source import http_opener, not_reached, through_proxy
 
     if not re.fullmatch(r"https?://[!-~]+", url):
         raise UsageError(f"{url!r} is no http address", "write it like http://127.0.0.1:8080")
@@ -200,7 +200,7 @@ def get_json(url: str) -> dict[str, Any]:
 
 def render(status: dict[str, Any], url: str) -> str:
     """The answer of ``/api/v1/status`` as a short table."""
-    from ledger.text import plural, short_key, short_peer
+    from artel.ledger.fold.text import plural, short_key, short_peer
 
     ledger, nodes = status["ledger"], status["nodes"]
     attempt = f", attempt {status['attempt'] + 1}" if status["attempt"] else ""

@@ -1,8 +1,8 @@
 """Takes in the cosignatures of witnesses, and writes the best of them into the ledger.
 
 A node that has replayed the entries up to one of our tree heads sends its cosignature. What holds
-is kept beside the ledger (:class:`ledger.heads.HeadStore`) and given to whoever asks; once a round
-one ``witnessed`` entry records it, which makes it part of the accounts.
+is kept beside the ledger (:class:`ledger.store.heads.HeadStore`) and given to whoever asks; once a
+round one ``witnessed`` entry records it, which makes it part of the accounts.
 """
 
 from __future__ import annotations
@@ -13,20 +13,24 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ledger import entries, finality, note, shares
-from ledger.checkpoint import Checkpoint, parse_checkpoint
-from ledger.cosignature import add_lines, time_of
-from ledger.heads import HeadStore
-from ledger.note import Note
-from ledger.shares import FoldState
-from ledger.store import LedgerStore
-from protocol import messages, wire
-from protocol.dsse import Envelope
-from protocol.errors import CheckFailed
-from protocol.events import emit
-from protocol.identity import Identity
-from protocol.limits import RateLimits
-from protocol.network import short
+from artel.ledger import entries
+from artel.ledger.fold import shares
+from artel.ledger.fold.shares import FoldState
+from artel.ledger.store import finality
+from artel.ledger.store.heads import HeadStore
+from artel.ledger.store.store import LedgerStore
+from artel.ledger.tlog import note
+from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint
+from artel.ledger.tlog.cosignature import add_lines, time_of
+from artel.ledger.tlog.note import Note
+from artel.protocol import messages
+from artel.protocol.dsse import Envelope
+from artel.protocol.errors import CheckFailed
+from artel.protocol.events import emit
+from artel.protocol.identity import Identity
+from artel.protocol.net import wire
+from artel.protocol.net.host import short
+from artel.protocol.net.limits import RateLimits
 
 log = logging.getLogger("artel.coordinator")
 

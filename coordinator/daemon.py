@@ -22,26 +22,27 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from coordinator.commands import API_FILE
-from coordinator.metrics import Metrics
-from coordinator.preparation import Published, prepare_in_child
-from coordinator.sequencer import Sequencer
-from ledger.heads import HEADS_NAME, HeadStore
-from ledger.published import require_heads
-from ledger.store import DATABASE_NAME, LedgerStore
-from protocol import dht, dsse, files
-from protocol.blobs import BlobStore, disk_error
-from protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ResourceError
-from protocol.events import configure, emit
-from protocol.identity import HomeLock, load_or_create
-from protocol.invite import PREFIX, Invite
-from protocol.leaving import on_signals
-from protocol.options import check_port_free
-from protocol.tasks import together, within
+from artel.coordinator.commands import API_FILE
+from artel.coordinator.metrics import Metrics
+from artel.coordinator.preparation import Published, prepare_in_child
+from artel.coordinator.sequencer import Sequencer
+from artel.ledger.store.heads import HEADS_NAME, HeadStore
+from artel.ledger.store.published import require_heads
+from artel.ledger.store.store import DATABASE_NAME, LedgerStore
+from artel.protocol import dsse, files
+from artel.protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ResourceError
+from artel.protocol.events import configure, emit
+from artel.protocol.identity import HomeLock, load_or_create
+from artel.protocol.invite import PREFIX, Invite
+from artel.protocol.leaving import on_signals
+from artel.protocol.net import dht
+from artel.protocol.net.blobs import BlobStore, disk_error
+from artel.protocol.options import check_port_free
+from artel.protocol.tasks import together, within
 
 if TYPE_CHECKING:
-    from coordinator.service import Coordinator
-    from protocol.network import Host
+    from artel.coordinator.service import Coordinator
+    from artel.protocol.net.host import Host
 
 log = logging.getLogger("artel.coordinator")
 
@@ -135,7 +136,7 @@ async def _stoppable(stop: asyncio.Event) -> AsyncIterator[None]:
 
 async def _prepared_and_imported(options: Options) -> Published:
     """Prepare the run in a child, and load the network (about 3 s) here at the same time."""
-    imported = asyncio.to_thread(importlib.import_module, "coordinator.service")
+    imported = asyncio.to_thread(importlib.import_module, "artel.coordinator.service")
     published, _ = await together((prepare_in_child(options.run_file, options.home), imported))
     assert isinstance(published, Published)
     return published
@@ -144,8 +145,8 @@ async def _prepared_and_imported(options: Options) -> Published:
 @contextlib.asynccontextmanager
 async def _opened(options: Options, published: Published) -> AsyncIterator[Coordinator]:
     """The coordinator on its ledger and its network, which are closed in the end."""
-    from coordinator.service import Coordinator
-    from protocol.network import Host
+    from artel.coordinator.service import Coordinator
+    from artel.protocol.net.host import Host
 
     home, identity = options.home, load_or_create(options.home / "node.key")
     with contextlib.ExitStack() as stack:
@@ -210,9 +211,9 @@ async def _close(host: Host) -> None:
 
 async def _run(core: Coordinator, options: Options, http: socket.socket, began: float) -> None:
     """Everything that goes on at the same time; ends with an error or by being cancelled."""
-    from coordinator.desk import Desk
-    from coordinator.upkeep import Upkeep
-    from coordinator.web import RunPage
+    from artel.coordinator.desk import Desk
+    from artel.coordinator.upkeep import Upkeep
+    from artel.coordinator.web import RunPage
 
     url = _url(http)
     await core.close_interrupted_attempt()

@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from protocol.arguments import Parser
-from protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, ResourceError, UsageError
-from protocol.options import check_port_free, whole
-from protocol.run_config import Exchange
+from artel.protocol.arguments import Parser
+from artel.protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, ResourceError, UsageError
+from artel.protocol.options import check_port_free, whole
+from artel.protocol.run_config import Exchange
 
 DEFAULT_NODES, MAX_NODES = 3, 16
 DEFAULT_ROUNDS, MAX_ROUNDS = 12, 1000
@@ -106,7 +106,7 @@ def main(argv: list[str]) -> int:
         overlap=arguments.overlap,
         fragments=arguments.fragments,
     )
-    from protocol.run_file import parse_config
+    from artel.protocol.run_file import parse_config
 
     parse_config(text.encode(), "the demo's run")  # options that contradict each other end here
     check_port_free(f"/ip4/127.0.0.1/tcp/{arguments.port}", "--port")
@@ -119,9 +119,9 @@ def main(argv: list[str]) -> int:
 
     import asyncio
 
-    from coordinator.demo_check import Demo
-    from coordinator.demo_run import run
-    from coordinator.demo_view import LinesView, TableView, summary
+    from artel.coordinator.demo_check import Demo
+    from artel.coordinator.demo_run import run
+    from artel.coordinator.demo_view import LinesView, TableView, summary
 
     out = sys.stderr if arguments.json else sys.stdout
     in_terminal = out.isatty()

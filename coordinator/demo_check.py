@@ -9,15 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ledger import entries, finality
-from ledger.heads import HEADS_NAME, HeadStore
-from ledger.shares import FoldState, shares
-from ledger.snapshot import snapshot
-from ledger.store import LedgerStore
-from ledger.verify import Verification, verify_home
-from protocol import content, merkle
-from protocol.errors import ArtelError
-from protocol.identity import public_of
+from artel.ledger import entries
+from artel.ledger.fold.shares import FoldState, shares
+from artel.ledger.store import finality
+from artel.ledger.store.heads import HEADS_NAME, HeadStore
+from artel.ledger.store.snapshot import snapshot
+from artel.ledger.store.store import LedgerStore
+from artel.ledger.store.verify import Verification, verify_home
+from artel.protocol import content, merkle
+from artel.protocol.errors import ArtelError
+from artel.protocol.identity import public_of
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Protocol
 
-from coordinator import tether
-from coordinator.demo_check import Demo, Result, checked
-from coordinator.plot import loss_plot
-from coordinator.swarm import LocalSwarm, Status, finished
-from protocol.errors import EXIT_INTERRUPTED, ArtelError, CheckFailed, Unreachable
-from protocol.leaving import on_signals
-from protocol.tasks import within
+from artel.coordinator.demo_check import Demo, Result, checked
+from artel.coordinator.plot import loss_plot
+from artel.coordinator.swarm import LocalSwarm, Status, finished
+from artel.protocol import tether
+from artel.protocol.errors import EXIT_INTERRUPTED, ArtelError, CheckFailed, Unreachable
+from artel.protocol.leaving import on_signals
+from artel.protocol.tasks import within
 
 STALL_S = 300.0
 """Without any change of round, phase or step the demo gives up."""

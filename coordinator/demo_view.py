@@ -12,10 +12,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from coordinator.demo_check import Result
-from coordinator.swarm import Status
-from ledger.shares import shares
-from ledger.text import plural, printable, short_key, short_peer
+from artel.coordinator.demo_check import Result
+from artel.coordinator.swarm import Status
+from artel.ledger.fold.shares import shares
+from artel.ledger.fold.text import plural, printable, short_key, short_peer
 
 LINE_EVERY_S = 5.0
 SAID_LINES = 4

@@ -8,20 +8,22 @@ import logging
 import time
 from collections.abc import Sequence
 
-from coordinator import intake
-from coordinator.puts import Puts
-from coordinator.service import Coordinator, Peer
-from ledger import entries, reasons, shares
-from ledger.entries import Entry
-from ledger.reasons import explain
-from ledger.replica import LedgerService
-from protocol import messages, rounds, wire
-from protocol.duties import Duty, directive
-from protocol.errors import CheckFailed, DecodeError
-from protocol.events import emit
-from protocol.identity import public_of
-from protocol.network import short
-from protocol.rounds import Phase
+from artel.coordinator import intake
+from artel.coordinator.puts import Puts
+from artel.coordinator.service import Coordinator, Peer
+from artel.ledger import entries
+from artel.ledger.entries import Entry, reasons
+from artel.ledger.entries.reasons import explain
+from artel.ledger.fold import shares
+from artel.ledger.sync.replica import LedgerService
+from artel.protocol import messages, rounds
+from artel.protocol.duties import Duty, directive
+from artel.protocol.errors import CheckFailed, DecodeError
+from artel.protocol.events import emit
+from artel.protocol.identity import public_of
+from artel.protocol.net import wire
+from artel.protocol.net.host import short
+from artel.protocol.rounds import Phase
 
 log = logging.getLogger("artel.coordinator")
 

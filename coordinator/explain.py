@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coordinator.wording import exchange_seconds, exchange_words
-from protocol.assignment import Work
-from protocol.errors import UsageError
-from protocol.manifest import RunConfig
-from protocol.state import Layout
+from artel.coordinator.wording import exchange_seconds, exchange_words
+from artel.protocol.assignment import Work
+from artel.protocol.errors import UsageError
+from artel.protocol.manifest import RunConfig
+from artel.protocol.state import Layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,11 +101,12 @@ def explain(
     :param on_file: called with the fraction of the files that have been read
     :raises UsageError: when the model cannot be built or trained, or a source cannot be used
     """
-    from coordinator.rehearsal import rehearse
-    from coordinator.sources import take_inventory
-    from coordinator.traffic import round_traffic, typical_share
-    from protocol import codec, model
-    from protocol.state import state_bytes
+    from artel.coordinator.rehearsal import rehearse
+    from artel.coordinator.sources import take_inventory
+    from artel.coordinator.traffic import round_traffic, typical_share
+    from artel.protocol import model
+    from artel.protocol.exchange import codec
+    from artel.protocol.state import state_bytes
 
     vocab_size = config.tokenizer.vocab_size
     module = model.empty(config.model, vocab_size)
@@ -248,7 +249,7 @@ def _memory(config: RunConfig, parameters: int, by_muon: int, shape: Any) -> int
 
 def _warnings(config: RunConfig, facts: Explanation, module: torch.nn.Module) -> list[str]:
     """Settings that work but are seldom meant."""
-    from protocol import model_keys
+    from artel.protocol import model_keys
 
     rounds, optimizer, outer = config.rounds, config.optimizer, config.exchange.outer
     found: list[str] = []

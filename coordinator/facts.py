@@ -13,15 +13,16 @@ from collections import Counter
 from statistics import mean
 from typing import Any
 
-from coordinator.metrics import RoundMetrics, computing
-from coordinator.service import Coordinator
-from coordinator.wording import exchange_words
-from ledger import entries, finality
-from ledger.checkpoint import parse_checkpoint
-from ledger.shares import shares
-from ledger.web.context import Context
-from ledger.web.standing import standing
-from protocol import rounds
+from artel.coordinator.metrics import RoundMetrics, computing
+from artel.coordinator.service import Coordinator
+from artel.coordinator.wording import exchange_words
+from artel.ledger import entries
+from artel.ledger.fold.shares import shares
+from artel.ledger.store import finality
+from artel.ledger.tlog.checkpoint import parse_checkpoint
+from artel.ledger.web.context import Context
+from artel.ledger.web.standing import standing
+from artel.protocol import rounds
 
 
 def run_facts(core: Coordinator, invite: str) -> dict[str, Any]:

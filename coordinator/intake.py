@@ -10,14 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from coordinator.shape import Shape
-from ledger import entries
-from protocol import dsse, pseudogradient, rounds
-from protocol.assignment import Work
-from protocol.blobs import BlobStore
-from protocol.errors import CheckFailed, DecodeError
-from protocol.identity import public_of
-from protocol.parts import Part
+from artel.coordinator.shape import Shape
+from artel.ledger import entries
+from artel.protocol import dsse, rounds
+from artel.protocol.assignment import Work
+from artel.protocol.errors import CheckFailed, DecodeError
+from artel.protocol.exchange import pseudogradient
+from artel.protocol.exchange.parts import Part
+from artel.protocol.identity import public_of
+from artel.protocol.net.blobs import BlobStore
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ledger import entries
-from protocol import messages
+from artel.ledger import entries
+from artel.protocol import messages
 
 Clock = Callable[[], float]
 """Steady seconds."""

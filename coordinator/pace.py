@@ -13,7 +13,7 @@ import math
 from collections import deque
 from statistics import median_low
 
-from protocol.assignment import Work
+from artel.protocol.assignment import Work
 
 SHARE = 0.9
 """Of the box that is planned for; the rest is for what a node cannot foresee."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ledger.reasons import explain
-from ledger.text import short_peer
-from ledger.web import markup
-from ledger.web.context import bidi
-from ledger.web.markup import (
+from artel.ledger.entries.reasons import explain
+from artel.ledger.fold.text import short_peer
+from artel.ledger.web import markup
+from artel.ledger.web.context import bidi
+from artel.ledger.web.markup import (
     account_link,
     bar,
     count,

@@ -1,7 +1,8 @@
 """Preparing a run in a child process, so that torch's memory does not stay in the coordinator.
 
-``python -m coordinator.preparation FILE --home DIR`` is that child: ``artel run prepare``, and the
-model's layout written beside the manifest, because a coordinator needs it and cannot build models.
+``python -m artel.coordinator.preparation FILE --home DIR`` is that child: ``artel run prepare``,
+and the model's layout written beside the manifest, because a coordinator needs it and cannot build
+models.
 """
 
 from __future__ import annotations
@@ -13,12 +14,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from coordinator import tether
-from protocol import files, terminal
-from protocol.errors import ArtelError, CheckFailed, ResourceError, UsageError
-from protocol.manifest import Manifest, open_manifest
-from protocol.state import Layout
-from protocol.tether import tied
+from artel.protocol import files, terminal, tether
+from artel.protocol.errors import ArtelError, CheckFailed, ResourceError, UsageError
+from artel.protocol.manifest import Manifest, open_manifest
+from artel.protocol.state import Layout
 
 LAYOUT_NAME = "layout.json"
 MAX_MANIFEST_ENVELOPE_BYTES = 1 << 16
@@ -42,7 +41,7 @@ async def prepare_in_child(run_file: Path, home: Path) -> Published:
     :raises ArtelError: what the child could not do, in its words
     """
     child = await asyncio.create_subprocess_exec(
-        *tied(sys.executable, "-P", "-m", __name__, str(run_file), "--home", str(home)),
+        *tether.tied(sys.executable, "-P", "-m", __name__, str(run_file), "--home", str(home)),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         env=tether.environment(),
@@ -111,7 +110,7 @@ def main(argv: list[str]) -> int:
 
 
 def _prepare(run_file: Path, home: Path) -> None:
-    from coordinator.prepare import manifest_path, prepare
+    from artel.coordinator.prepare import manifest_path, prepare
 
     shown = [""]
 
@@ -132,7 +131,7 @@ def _prepare(run_file: Path, home: Path) -> None:
 
 
 def _write_layout(manifest: Manifest, path: Path) -> None:
-    from protocol import model
+    from artel.protocol import model
 
     config = manifest.config.model
     layout = model.layout_of(model.empty(config, manifest.tokenizer.vocab_size))

@@ -16,17 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
-from coordinator import sources
-from coordinator.explain import require_fragments
-from coordinator.rehearsal import rehearse
-from ledger.snapshot import snapshot
-from ledger.store import DATABASE_NAME, LedgerStore
-from protocol import assignment, files, model, shards
-from protocol import tokenizer as tokenizers
-from protocol.blobs import BlobStore, disk_error
-from protocol.errors import ArtelError, CheckFailed, UsageError
-from protocol.identity import HomeLock, load, load_or_create
-from protocol.manifest import (
+from artel.coordinator import sources
+from artel.coordinator.explain import require_fragments
+from artel.coordinator.rehearsal import rehearse
+from artel.ledger.store.snapshot import snapshot
+from artel.ledger.store.store import DATABASE_NAME, LedgerStore
+from artel.protocol import assignment, files, model, shards
+from artel.protocol import tokenizer as tokenizers
+from artel.protocol.errors import ArtelError, CheckFailed, UsageError
+from artel.protocol.identity import HomeLock, load, load_or_create
+from artel.protocol.manifest import (
     ContributedTokens,
     DataFacts,
     Manifest,
@@ -39,7 +38,8 @@ from protocol.manifest import (
     run_id,
     sign,
 )
-from protocol.state import State, write_state
+from artel.protocol.net.blobs import BlobStore, disk_error
+from artel.protocol.state import State, write_state
 
 TOKENIZER_SAMPLE_BYTES = 6 << 20
 """Text that BPE is trained on; more of it changes a vocabulary of some thousand tokens little."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from coordinator.service import Coordinator
-from protocol import assignment, messages, rounds, transfer, wire
-from protocol.rounds import Phase
-from protocol.streams import Kind
+from artel.coordinator.service import Coordinator
+from artel.protocol import assignment, messages, rounds
+from artel.protocol.net import transfer, wire
+from artel.protocol.net.streams import Kind
+from artel.protocol.rounds import Phase
 
 TRIES = 2
 """How often a node may offer each blob that it owes; and once more."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from protocol import model, objective
-from protocol.errors import UsageError
-from protocol.run_config import RunConfig
+from artel.protocol import model, objective
+from artel.protocol.errors import UsageError
+from artel.protocol.run_config import RunConfig
 
 if TYPE_CHECKING:
     import torch

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ledger.accounts import FoldState
-from protocol import assignment
-from protocol.rounds import Phase, Presence, RunState
+from artel.ledger.fold.accounts import FoldState
+from artel.protocol import assignment
+from artel.protocol.rounds import Phase, Presence, RunState
 
 INTERRUPTED = ("training", "revealing")
 """Phases of an attempt whose messages are lost with the process."""

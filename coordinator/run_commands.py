@@ -12,8 +12,8 @@ import time
 import unicodedata
 from pathlib import Path
 
-from protocol.arguments import Parser
-from protocol.errors import EXIT_OK, UsageError
+from artel.protocol.arguments import Parser
+from artel.protocol.errors import EXIT_OK, UsageError
 
 EXIT_CODES = """\
 exit codes: 0 done · 1 a prepared run is damaged
@@ -93,9 +93,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _new(folder: Path, name: str | None, data: Path | None, size: str) -> int:
-    from coordinator.text_files import shown
-    from protocol.manifest import parse_config
-    from protocol.manifest_template import example, template
+    from artel.coordinator.text_files import shown
+    from artel.protocol.manifest import parse_config
+    from artel.protocol.manifest_template import example, template
 
     if data is not None and not data.exists():
         raise UsageError(f"the text {data} does not exist", "give a file or a folder with --data")
@@ -155,8 +155,8 @@ class _Progress:
 
 
 def _check(path: Path, *, as_json: bool) -> int:
-    from coordinator.explain import explain, render
-    from protocol.manifest import load_config
+    from artel.coordinator.explain import explain, render
+    from artel.protocol.manifest import load_config
 
     config = load_config(path)
     progress = _Progress(QUIET_S)
@@ -166,7 +166,7 @@ def _check(path: Path, *, as_json: bool) -> int:
 
 
 def _prepare(path: Path, home: Path, *, as_json: bool) -> int:
-    from coordinator.prepare import manifest_path, prepare
+    from artel.coordinator.prepare import manifest_path, prepare
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)

@@ -10,17 +10,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from ledger import entries, reasons
-from ledger.checkpoint import origin_of, sign_checkpoint
-from ledger.entries import Entry
-from ledger.heads import HeadStore
-from ledger.replay import check_all, cores, replay
-from ledger.shares import FoldState, Outcome, apply
-from ledger.store import MAX_BATCH, LedgerStore
-from protocol.dsse import Envelope
-from protocol.errors import ArtelError, CheckFailed, UsageError
-from protocol.identity import Identity
-from protocol.wire import Refused
+from artel.ledger import entries
+from artel.ledger.entries import Entry, reasons
+from artel.ledger.fold.replay import check_all, cores, replay
+from artel.ledger.fold.shares import FoldState, Outcome, apply
+from artel.ledger.store.heads import HeadStore
+from artel.ledger.store.store import MAX_BATCH, LedgerStore
+from artel.ledger.tlog.checkpoint import origin_of, sign_checkpoint
+from artel.protocol.dsse import Envelope
+from artel.protocol.errors import ArtelError, CheckFailed, UsageError
+from artel.protocol.identity import Identity
+from artel.protocol.net.wire import Refused
 
 MAX_WAITING = 4096
 """Entries accepted and not yet durable; more are refused, as Tessera's pushback does. What comes

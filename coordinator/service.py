@@ -19,26 +19,29 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from coordinator.cosigning import Cosigning
-from coordinator.metrics import Clock, Metrics, Numbers
-from coordinator.pace import Pace, steps_in_box
-from coordinator.resuming import INTERRUPTED, NoEffect, resumed
-from coordinator.sequencer import Sequencer
-from coordinator.shape import Shape, largest_contribution
-from coordinator.submission import Submissions
-from ledger import entries, reasons, shares
-from ledger.entries import Entry
-from ledger.heads import HeadStore
-from protocol import assignment, codec, messages, rounds, wire
-from protocol.blobs import BlobStore, disk_error
-from protocol.dsse import Envelope
-from protocol.errors import ArtelError
-from protocol.events import emit
-from protocol.identity import Identity
-from protocol.manifest import Manifest
-from protocol.network import Host, short
-from protocol.rounds import RunState
-from protocol.state import Layout
+from artel.coordinator.cosigning import Cosigning
+from artel.coordinator.metrics import Clock, Metrics, Numbers
+from artel.coordinator.pace import Pace, steps_in_box
+from artel.coordinator.resuming import INTERRUPTED, NoEffect, resumed
+from artel.coordinator.sequencer import Sequencer
+from artel.coordinator.shape import Shape, largest_contribution
+from artel.coordinator.submission import Submissions
+from artel.ledger import entries
+from artel.ledger.entries import Entry, reasons
+from artel.ledger.fold import shares
+from artel.ledger.store.heads import HeadStore
+from artel.protocol import assignment, messages, rounds
+from artel.protocol.dsse import Envelope
+from artel.protocol.errors import ArtelError
+from artel.protocol.events import emit
+from artel.protocol.exchange import codec
+from artel.protocol.identity import Identity
+from artel.protocol.manifest import Manifest
+from artel.protocol.net import wire
+from artel.protocol.net.blobs import BlobStore, disk_error
+from artel.protocol.net.host import Host, short
+from artel.protocol.rounds import RunState
+from artel.protocol.state import Layout
 
 log = logging.getLogger("artel.coordinator")
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from protocol import assignment, codec, parts, pseudogradient
-from protocol.codec import Codec
-from protocol.manifest import RunConfig
-from protocol.parts import Part
-from protocol.state import Layout
+from artel.protocol import assignment
+from artel.protocol.exchange import codec, parts, pseudogradient
+from artel.protocol.exchange.codec import Codec
+from artel.protocol.exchange.parts import Part
+from artel.protocol.manifest import RunConfig
+from artel.protocol.state import Layout
 
 
 @dataclass(frozen=True)

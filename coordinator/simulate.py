@@ -16,12 +16,12 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from protocol import duties, rounds
-from protocol.assignment import Work
-from protocol.errors import CheckFailed
-from protocol.identity import peer_id_of
-from protocol.pseudogradient import HEADER_BYTES, index_bytes
-from protocol.rounds import Phase, Presence, RunState
+from artel.protocol import duties, rounds
+from artel.protocol.assignment import Work
+from artel.protocol.errors import CheckFailed
+from artel.protocol.exchange.pseudogradient import HEADER_BYTES, index_bytes
+from artel.protocol.identity import peer_id_of
+from artel.protocol.rounds import Phase, Presence, RunState
 
 ENTRY_BYTES = 1100
 """A signed entry of the ledger about one node, as it crosses the wire."""

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from coordinator.text_files import (
+from artel.coordinator.text_files import (
     MAX_LINE_BYTES,
     NO_LINES,
     NOT_UTF8,
@@ -30,9 +30,9 @@ from coordinator.text_files import (
     open_text,
     shown,
 )
-from ledger.text import plural
-from protocol.errors import UsageError
-from protocol.manifest import StdlibSource, TextSource
+from artel.ledger.fold.text import plural
+from artel.protocol.errors import UsageError
+from artel.protocol.manifest import StdlibSource, TextSource
 
 SAME_TEXT = "the same text as another file"
 PIPE = "a pipe, a socket or a device"

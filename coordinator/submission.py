@@ -12,17 +12,18 @@ import logging
 import time
 from collections.abc import Callable
 
-from coordinator.sequencer import Sequencer
-from ledger import alias, entries, shares
-from ledger.entries import Entry
-from ledger.heads import HeadStore
-from ledger.reasons import explain
-from protocol import wire
-from protocol.dsse import MAX_ENVELOPE_BYTES
-from protocol.errors import CheckFailed
-from protocol.events import emit
-from protocol.limits import RateLimits
-from protocol.rounds import BAD_SIGNATURE
+from artel.coordinator.sequencer import Sequencer
+from artel.ledger import entries
+from artel.ledger.entries import Entry
+from artel.ledger.entries.reasons import explain
+from artel.ledger.fold import alias, shares
+from artel.ledger.store.heads import HeadStore
+from artel.protocol.dsse import MAX_ENVELOPE_BYTES
+from artel.protocol.errors import CheckFailed
+from artel.protocol.events import emit
+from artel.protocol.net import wire
+from artel.protocol.net.limits import RateLimits
+from artel.protocol.rounds import BAD_SIGNATURE
 
 log = logging.getLogger("artel.coordinator")
 

@@ -1,7 +1,7 @@
 """A whole swarm on this machine: a coordinator and nodes as real processes with real sockets.
 
 Used by ``artel demo`` and by the integration tests. The swarm owns its processes: each one is tied
-to the runner (:mod:`coordinator.tether`), and :meth:`LocalSwarm.close` ends them all, their network
+to the runner (:mod:`protocol.tether`), and :meth:`LocalSwarm.close` ends them all, their network
 daemons and trainers included.
 """
 
@@ -21,10 +21,10 @@ from typing import Any
 import aiohttp
 import psutil
 
-from coordinator import tether
-from protocol.errors import CheckFailed, ResourceError, Unreachable
-from protocol.invite import Invite
-from protocol.tasks import within
+from artel.protocol import tether
+from artel.protocol.errors import CheckFailed, ResourceError, Unreachable
+from artel.protocol.invite import Invite
+from artel.protocol.tasks import within
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 START_TIMEOUT_S = 240.0

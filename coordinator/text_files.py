@@ -18,8 +18,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import BinaryIO
 
-from ledger.text import printable
-from protocol.errors import ResourceError, UsageError
+from artel.ledger.fold.text import printable
+from artel.protocol.errors import ResourceError, UsageError
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from coordinator.shape import Shape
-from protocol import parts
-from protocol.codec import Codec
-from protocol.manifest import RunConfig
-from protocol.state import Layout
+from artel.coordinator.shape import Shape
+from artel.protocol.exchange import parts
+from artel.protocol.exchange.codec import Codec
+from artel.protocol.manifest import RunConfig
+from artel.protocol.state import Layout
 
 SAMPLE = (1 << 16,)
 """Shape of the noise that a codec of varying size is measured on: 16 chunks of "sparse"."""

@@ -8,13 +8,15 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from coordinator.closing import Closing
-from coordinator.service import Coordinator
-from ledger import entries
-from protocol import dht, pseudogradient, shards, transfer
-from protocol.errors import Unreachable
-from protocol.events import emit
-from protocol.state import state_bytes
+from artel.coordinator.closing import Closing
+from artel.coordinator.service import Coordinator
+from artel.ledger import entries
+from artel.protocol import shards
+from artel.protocol.errors import Unreachable
+from artel.protocol.events import emit
+from artel.protocol.exchange import pseudogradient
+from artel.protocol.net import dht, transfer
+from artel.protocol.state import state_bytes
 
 log = logging.getLogger("artel.coordinator")
 

@@ -24,14 +24,14 @@ from typing import Any
 
 from aiohttp import web
 
-from coordinator import facts
-from coordinator.page import render
-from coordinator.service import Coordinator
-from ledger.web.answers import note_text
-from ledger.web.server import Gate, Limits
-from ledger.web.site import LedgerSite
-from protocol.errors import UsageError
-from protocol.invite import Invite
+from artel.coordinator import facts
+from artel.coordinator.page import render
+from artel.coordinator.service import Coordinator
+from artel.ledger.web.answers import note_text
+from artel.ledger.web.server import Gate, Limits
+from artel.ledger.web.site import LedgerSite
+from artel.protocol.errors import UsageError
+from artel.protocol.invite import Invite
 
 DEFAULT_ROUNDS, MAX_ROUNDS = 50, 1000
 MAX_ENTRIES = 100

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from coordinator.pace import SHARE
-from protocol.assignment import GATHER_MEMBERS, Work
-from protocol.manifest import Exchange, Outer, RunConfig
+from artel.coordinator.pace import SHARE
+from artel.protocol.assignment import GATHER_MEMBERS, Work
+from artel.protocol.manifest import Exchange, Outer, RunConfig
 
 
 def exchange_words(config: RunConfig) -> dict[str, str]:

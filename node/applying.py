@@ -16,18 +16,20 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ledger import entries
-from node import supervisor
-from node.history import ClosedRound
-from node.session import Session
-from node.sync import States
-from protocol import assignment, messages, pseudogradient, transfer
-from protocol.errors import CheckFailed
-from protocol.events import emit
-from protocol.network import short
-from protocol.streams import Kind
-from protocol.tasks import uninterrupted
-from protocol.transfer import Wanted
+from artel.ledger import entries
+from artel.node import supervisor
+from artel.node.history import ClosedRound
+from artel.node.session import Session
+from artel.node.sync import States
+from artel.protocol import assignment, messages
+from artel.protocol.errors import CheckFailed
+from artel.protocol.events import emit
+from artel.protocol.exchange import pseudogradient
+from artel.protocol.net import transfer
+from artel.protocol.net.host import short
+from artel.protocol.net.streams import Kind
+from artel.protocol.net.transfer import Wanted
+from artel.protocol.tasks import uninterrupted
 
 log = logging.getLogger("artel.node")
 

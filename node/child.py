@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from node.trainer import channel
-from node.trainer.channel import Message, TrainerError
-from node.trainer.launch import launch
-from node.trainer.results import Progress
-from protocol.cgroup import Groups
-from protocol.errors import EXIT_RESOURCE, ArtelError, DecodeError
-from protocol.tasks import within
-from protocol.terminal import printable
+from artel.node.trainer import channel
+from artel.node.trainer.channel import Message, TrainerError
+from artel.node.trainer.launch import launch
+from artel.node.trainer.results import Progress
+from artel.protocol.cgroup import Groups
+from artel.protocol.errors import EXIT_RESOURCE, ArtelError, DecodeError
+from artel.protocol.tasks import within
+from artel.protocol.terminal import printable
 
 START_S = 30.0
 """Until a fresh child answers; it does so before it imports torch."""

@@ -1,8 +1,8 @@
 """What this node has shown in rounds, as it says itself: ``claims.jsonl`` in its home.
 
 One JSON object a line, appended right before a contribution is revealed. ``artel ledger me`` puts
-it beside what the ledger says (:mod:`ledger.claims` reads it), so that work that did not count can
-be seen. A torn last line, as a crash may leave it, is skipped.
+it beside what the ledger says (:mod:`ledger.fold.claims` reads it), so that work that did not count
+can be seen. A torn last line, as a crash may leave it, is skipped.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from ledger.claims import CLAIMS_FILE, Claim
-from protocol.blobs import disk_error
+from artel.ledger.fold.claims import CLAIMS_FILE, Claim
+from artel.protocol.net.blobs import disk_error
 
 
 class Claims:

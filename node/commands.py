@@ -12,20 +12,20 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from node.limits import MAX_SAMPLE_TOKENS, MAX_SEED, MAX_TEMPERATURE
-from protocol import files, identity
-from protocol import options as types
-from protocol.arguments import Parser
-from protocol.cgroup import Groups
-from protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ArtelError, UsageError
-from protocol.invite import Invite
-from protocol.leaving import on_signals
-from protocol.paths import expanded
-from protocol.terminal import printable
+from artel.node.limits import MAX_SAMPLE_TOKENS, MAX_SEED, MAX_TEMPERATURE
+from artel.protocol import files, identity
+from artel.protocol import options as types
+from artel.protocol.arguments import Parser
+from artel.protocol.cgroup import Groups
+from artel.protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ArtelError, UsageError
+from artel.protocol.invite import Invite
+from artel.protocol.leaving import on_signals
+from artel.protocol.paths import expanded
+from artel.protocol.terminal import printable
 
 if TYPE_CHECKING:
-    from node.daemon import Daemon
-    from node.join import Options
+    from artel.node.daemon import Daemon
+    from artel.node.join import Options
 
 DEFAULT_HOME = Path("~/.artel/node")
 DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/0"
@@ -178,8 +178,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _start(arguments: argparse.Namespace) -> int:
-    from node import status
-    from protocol import events
+    from artel.node import status
+    from artel.protocol import events
 
     home: Path = arguments.home
     lock = identity.HomeLock(home)
@@ -208,7 +208,7 @@ def _start(arguments: argparse.Namespace) -> int:
         events.configure(
             json_lines=arguments.log_json, verbose=arguments.verbose, file=home / "node.log"
         )
-        from node.join import Options
+        from artel.node.join import Options
 
         options = Options(
             home=home,
@@ -231,7 +231,7 @@ def _start(arguments: argparse.Namespace) -> int:
 
 
 def _is_manifest(data: bytes) -> bool:
-    from protocol.manifest import open_manifest
+    from artel.protocol.manifest import open_manifest
 
     try:
         open_manifest(data)
@@ -264,8 +264,8 @@ def _invite(given: str | None, home: Path) -> Invite:
 
 async def _serve(options: Options, http: socket.socket) -> int:
     """Join, take part, leave. A signal once leaves after the round, twice at once."""
-    from node import status
-    from node.join import join
+    from artel.node import status
+    from artel.node.join import join
 
     running: list[Daemon] = []
     task = asyncio.current_task()
@@ -319,7 +319,7 @@ def _say(line: str) -> None:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from node import status
+    from artel.node import status
 
     now = status.read(arguments.home)
     if arguments.json:
@@ -380,8 +380,8 @@ def _rate(text: str) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from node import export
-    from node.newest import newest
+    from artel.node import export
+    from artel.node.newest import newest
 
     with newest(arguments.home) as found:
         export.export(found.manifest, found.state, found.tokenizer, arguments.out, root=found.root)
@@ -394,8 +394,8 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _sample(arguments: argparse.Namespace) -> int:
-    from node import export
-    from node.newest import newest
+    from artel.node import export
+    from artel.node.newest import newest
 
     with newest(arguments.home) as found:
         text = export.sample(

@@ -8,16 +8,17 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ledger import entries
-from ledger.shares import Attempt
-from node import supervisor
-from node.corpus import Corpus, Windows
-from node.progress import Progress
-from node.session import Session
-from node.sync import States
-from protocol import assignment, messages, rounds, transfer
-from protocol.errors import ArtelError, CheckFailed
-from protocol.events import emit
+from artel.ledger import entries
+from artel.ledger.fold.shares import Attempt
+from artel.node import supervisor
+from artel.node.corpus import Corpus, Windows
+from artel.node.progress import Progress
+from artel.node.session import Session
+from artel.node.sync import States
+from artel.protocol import assignment, messages, rounds
+from artel.protocol.errors import ArtelError, CheckFailed
+from artel.protocol.events import emit
+from artel.protocol.net import transfer
 
 log = logging.getLogger("artel.node")
 

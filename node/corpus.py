@@ -6,14 +6,15 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from node import holders
-from protocol import assignment, content, dht, shards, transfer
-from protocol.blobs import BlobStore
-from protocol.errors import CheckFailed
-from protocol.manifest import Manifest, SplitFacts
-from protocol.network import Host
-from protocol.shards import ShardIndex
-from protocol.tasks import together
+from artel.node import holders
+from artel.protocol import assignment, content, shards
+from artel.protocol.errors import CheckFailed
+from artel.protocol.manifest import Manifest, SplitFacts
+from artel.protocol.net import dht, transfer
+from artel.protocol.net.blobs import BlobStore
+from artel.protocol.net.host import Host
+from artel.protocol.shards import ShardIndex
+from artel.protocol.tasks import together
 
 Windows = list[tuple[Path, int]]
 """Shard file and offset in tokens, in training order: what the trainer reads."""

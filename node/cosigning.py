@@ -10,16 +10,17 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from ledger import note
-from ledger.checkpoint import parse_checkpoint
-from ledger.cosignature import add_lines
-from ledger.fork import SplitViewProven
-from ledger.replica import Replica
-from node.session import Session
-from node.watch import Watch
-from protocol import messages, wire
-from protocol.errors import ArtelError, DecodeError, Unreachable
-from protocol.events import emit
+from artel.ledger.sync.fork import SplitViewProven
+from artel.ledger.sync.replica import Replica
+from artel.ledger.tlog import note
+from artel.ledger.tlog.checkpoint import parse_checkpoint
+from artel.ledger.tlog.cosignature import add_lines
+from artel.node.session import Session
+from artel.node.watch import Watch
+from artel.protocol import messages
+from artel.protocol.errors import ArtelError, DecodeError, Unreachable
+from artel.protocol.events import emit
+from artel.protocol.net import wire
 
 log = logging.getLogger("artel.node")
 

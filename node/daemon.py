@@ -16,20 +16,21 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ledger.fork import SplitViewProven
-from ledger.replica import LedgerService
-from node.corpus import Corpus
-from node.cosigning import Cosigner
-from node.overview import overview
-from node.session import Session
-from node.supervisor import MAX_RESTARTS, TrainerDied, TrainerError, given_up
-from node.sync import States
-from node.watch import Watch
-from node.worker import Worker
-from protocol import dht, messages, transfer, wire
-from protocol.errors import ArtelError, CheckFailed, DecodeError, ResourceError, Unreachable
-from protocol.events import emit
-from protocol.tasks import first_error, uninterrupted, within
+from artel.ledger.sync.fork import SplitViewProven
+from artel.ledger.sync.replica import LedgerService
+from artel.node.corpus import Corpus
+from artel.node.cosigning import Cosigner
+from artel.node.overview import overview
+from artel.node.session import Session
+from artel.node.supervisor import MAX_RESTARTS, TrainerDied, TrainerError, given_up
+from artel.node.sync import States
+from artel.node.watch import Watch
+from artel.node.worker import Worker
+from artel.protocol import messages
+from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, ResourceError, Unreachable
+from artel.protocol.events import emit
+from artel.protocol.net import dht, transfer, wire
+from artel.protocol.tasks import first_error, uninterrupted, within
 
 log = logging.getLogger("artel.node")
 

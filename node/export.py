@@ -4,8 +4,8 @@
 config.json, generation_config.json, model.safetensors, tokenizer.json, tokenizer_config.json and a
 README.md that names the run and the state root.
 
-Run as ``python -m node.export export|sample ...`` it prints one JSON document, so that a daemon can
-use it as a child process and keep torch out of its own.
+Run as ``python -m artel.node.export export|sample ...`` it prints one JSON document, so that a
+daemon can use it as a child process and keep torch out of its own.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from node.limits import MAX_SAMPLE_TOKENS, MAX_SEED, MAX_TEMPERATURE
-from protocol import content, dsse, files, tokenizer
-from protocol.errors import ArtelError, CheckFailed, ResourceError, UsageError
-from protocol.manifest import Manifest, open_manifest
-from protocol.options import number, whole
-from protocol.units import readable
+from artel.node.limits import MAX_SAMPLE_TOKENS, MAX_SEED, MAX_TEMPERATURE
+from artel.protocol import content, dsse, files, tokenizer
+from artel.protocol.errors import ArtelError, CheckFailed, ResourceError, UsageError
+from artel.protocol.manifest import Manifest, open_manifest
+from artel.protocol.options import number, whole
+from artel.protocol.units import readable
 
 SMALL_MODEL = 20_000_000
 """Parameters below which sampling takes one thread."""
@@ -193,8 +193,10 @@ def bytes_tokenizer_json() -> bytes:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """``python -m node.export``: one JSON document on standard output, exit codes as ``artel``."""
-    parser = argparse.ArgumentParser(prog="node.export", description="export or sample a state")
+    """``python -m artel.node.export``: one JSON document on stdout, exit codes as ``artel``."""
+    parser = argparse.ArgumentParser(
+        prog="artel.node.export", description="export or sample a state"
+    )
     parser.add_argument("action", choices=["export", "sample"])
     parser.add_argument("--manifest", type=Path, required=True, help="signed manifest")
     parser.add_argument("--state", type=Path, required=True, help="state file")
@@ -288,8 +290,8 @@ def _load(run: Manifest, source: Path | BufferedReader, wanted: str) -> tuple[An
 
     :raises CheckFailed: the root is not the one that is wanted
     """
-    from protocol import model
-    from protocol.state import read_state, state_root
+    from artel.protocol import model
+    from artel.protocol.state import read_state, state_root
 
     module: Any = model.build(run.config.model, run.tokenizer.vocab_size, run.config.run.seed)
     state = read_state(source, model.layout_of(module))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ledger import entries
-from ledger.replica import contributions
-from ledger.shares import Attempt
-from ledger.store import LedgerStore
-from protocol.errors import CheckFailed
+from artel.ledger import entries
+from artel.ledger.fold.shares import Attempt
+from artel.ledger.store.store import LedgerStore
+from artel.ledger.sync.replica import contributions
+from artel.protocol.errors import CheckFailed
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from protocol import content, dht
-from protocol.dht import HolderRecord
-from protocol.network import Host
+from artel.protocol import content
+from artel.protocol.net import dht
+from artel.protocol.net.dht import HolderRecord
+from artel.protocol.net.host import Host
 
 MOST = 16
 """Nodes that are asked for one piece of content, beside those that are named by others."""

@@ -14,35 +14,36 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ledger import keyfiles
-from ledger.checkpoint import origin_of
-from ledger.cosignature import witness_name
-from ledger.fork import SplitViewProven
-from ledger.heads import HEADS_NAME, HeadStore
-from ledger.note import VerifierKey
-from ledger.replica import Replica
-from ledger.store import DATABASE_NAME
-from ledger.witness import Witness
-from node import holders, preflight, watch
-from node.claims import Claims
-from node.corpus import Corpus
-from node.daemon import Daemon
-from node.history import closed_since
-from node.link import Link
-from node.session import Session
-from node.sizes import state_bytes
-from node.supervisor import Loaded, Speed, Trainer, TrainerDied, TrainerError
-from node.sync import States, delta_bytes
-from node.waiting import JOIN_PATIENCE_S, Waiting
-from protocol import assignment, dht, files, messages, transfer
-from protocol.blobs import BlobStore
-from protocol.errors import ArtelError, CheckFailed, ResourceError, Unreachable
-from protocol.events import emit
-from protocol.identity import Identity
-from protocol.invite import Invite
-from protocol.manifest import Manifest
-from protocol.network import Host
-from protocol.tasks import beside
+from artel.ledger.store import keyfiles
+from artel.ledger.store.heads import HEADS_NAME, HeadStore
+from artel.ledger.store.store import DATABASE_NAME
+from artel.ledger.sync.fork import SplitViewProven
+from artel.ledger.sync.replica import Replica
+from artel.ledger.sync.witness import Witness
+from artel.ledger.tlog.checkpoint import origin_of
+from artel.ledger.tlog.cosignature import witness_name
+from artel.ledger.tlog.note import VerifierKey
+from artel.node import holders, preflight, watch
+from artel.node.claims import Claims
+from artel.node.corpus import Corpus
+from artel.node.daemon import Daemon
+from artel.node.history import closed_since
+from artel.node.link import Link
+from artel.node.session import Session
+from artel.node.sizes import state_bytes
+from artel.node.supervisor import Loaded, Speed, Trainer, TrainerDied, TrainerError
+from artel.node.sync import States, delta_bytes
+from artel.node.waiting import JOIN_PATIENCE_S, Waiting
+from artel.protocol import assignment, files, messages
+from artel.protocol.errors import ArtelError, CheckFailed, ResourceError, Unreachable
+from artel.protocol.events import emit
+from artel.protocol.identity import Identity
+from artel.protocol.invite import Invite
+from artel.protocol.manifest import Manifest
+from artel.protocol.net import dht, transfer
+from artel.protocol.net.blobs import BlobStore
+from artel.protocol.net.host import Host
+from artel.protocol.tasks import beside
 
 log = logging.getLogger("artel.node")
 

@@ -6,16 +6,17 @@ import asyncio
 import logging
 import time
 
-from ledger import entries
-from ledger.bundled import first_entry
-from ledger.replica import fetch_page
-from protocol import dht, messages, wire
-from protocol.errors import ArtelError, CheckFailed, Unreachable
-from protocol.events import emit
-from protocol.identity import peer_id_of
-from protocol.invite import Invite
-from protocol.manifest import Manifest, open_manifest
-from protocol.network import Host, peer_of, short
+from artel.ledger import entries
+from artel.ledger.sync.bundled import first_entry
+from artel.ledger.sync.replica import fetch_page
+from artel.protocol import messages
+from artel.protocol.errors import ArtelError, CheckFailed, Unreachable
+from artel.protocol.events import emit
+from artel.protocol.identity import peer_id_of
+from artel.protocol.invite import Invite
+from artel.protocol.manifest import Manifest, open_manifest
+from artel.protocol.net import dht, wire
+from artel.protocol.net.host import Host, peer_of, short
 
 log = logging.getLogger("artel.node")
 

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 
-from ledger import entries
-from ledger.shares import fold
-from ledger.snapshot import snapshot
-from ledger.store import LedgerStore
-from node.sizes import state_bytes
-from protocol.errors import ResourceError, UsageError
-from protocol.manifest import Manifest, open_manifest
-from protocol.state import MAGIC
+from artel.ledger import entries
+from artel.ledger.fold.shares import fold
+from artel.ledger.store.snapshot import snapshot
+from artel.ledger.store.store import LedgerStore
+from artel.node.sizes import state_bytes
+from artel.protocol.errors import ResourceError, UsageError
+from artel.protocol.manifest import Manifest, open_manifest
+from artel.protocol.state import MAGIC
 
 TRIES = 5
 

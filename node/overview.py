@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from ledger.shares import shares
+from artel.ledger.fold.shares import shares
 
 if TYPE_CHECKING:
-    from node.daemon import Daemon
+    from artel.node.daemon import Daemon
 
 
 def overview(daemon: Daemon) -> dict[str, Any]:

@@ -12,14 +12,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from node.sizes import state_bytes
-from protocol import assignment, codec, messages, wire
-from protocol.cgroup import Groups
-from protocol.errors import ArtelError, ResourceError
-from protocol.manifest import Manifest
-from protocol.network import Host
-from protocol.state import Layout
-from protocol.units import readable
+from artel.node.sizes import state_bytes
+from artel.protocol import assignment, messages
+from artel.protocol.cgroup import Groups
+from artel.protocol.errors import ArtelError, ResourceError
+from artel.protocol.exchange import codec
+from artel.protocol.manifest import Manifest
+from artel.protocol.net import wire
+from artel.protocol.net.host import Host
+from artel.protocol.state import Layout
+from artel.protocol.units import readable
 
 MAX_CLOCK_OFFSET_S = 2.5
 """The DHT refuses peers whose clock is 3 s off."""

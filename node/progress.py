@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from protocol import messages
+from artel.protocol import messages
 
 COMPUTING = ("train", "tail")
 """Phases of the trainer in which it makes inner steps."""

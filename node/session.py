@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ledger import entries
-from ledger.heads import HeadStore
-from ledger.replica import Replica
-from ledger.witness import Witness
-from node.claims import Claims
-from node.link import Link
-from node.supervisor import Trainer
-from protocol.blobs import BlobStore
-from protocol.errors import UsageError
-from protocol.identity import Identity
-from protocol.manifest import Manifest
-from protocol.network import Host
+from artel.ledger import entries
+from artel.ledger.store.heads import HeadStore
+from artel.ledger.sync.replica import Replica
+from artel.ledger.sync.witness import Witness
+from artel.node.claims import Claims
+from artel.node.link import Link
+from artel.node.supervisor import Trainer
+from artel.protocol.errors import UsageError
+from artel.protocol.identity import Identity
+from artel.protocol.manifest import Manifest
+from artel.protocol.net.blobs import BlobStore
+from artel.protocol.net.host import Host
 
 
 @dataclass

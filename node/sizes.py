@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from protocol.manifest import Manifest
-from protocol.state import HEADER_BYTES
+from artel.protocol.manifest import Manifest
+from artel.protocol.state import HEADER_BYTES
 
 
 def state_bytes(manifest: Manifest) -> int:

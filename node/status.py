@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from ledger.shares import shares
-from ledger.source import http_opener
-from ledger.web import markup
-from ledger.web.answers import error
-from ledger.web.context import Context
-from ledger.web.markup import account_link, node_link, percent, section, text
-from ledger.web.server import Gate, Limits
-from ledger.web.site import LedgerSite
-from protocol import files
-from protocol.errors import ResourceError, Unreachable
+from artel.ledger.fold.shares import shares
+from artel.ledger.sync.source import http_opener
+from artel.ledger.web import markup
+from artel.ledger.web.answers import error
+from artel.ledger.web.context import Context
+from artel.ledger.web.markup import account_link, node_link, percent, section, text
+from artel.ledger.web.server import Gate, Limits
+from artel.ledger.web.site import LedgerSite
+from artel.protocol import files
+from artel.protocol.errors import ResourceError, Unreachable
 
 if TYPE_CHECKING:
-    from node.session import Session
+    from artel.node.session import Session
 
 ADDRESS_FILE = "api.json"
 BACKLOG = 64

@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 
 import psutil
 
-from node.child import Child, TrainerDied
-from node.trainer.channel import Message, TrainerError
-from node.trainer.results import (
+from artel.node.child import Child, TrainerDied
+from artel.node.trainer.channel import Message, TrainerError
+from artel.node.trainer.results import (
     Aggregated,
     Applied,
     Contribution,
@@ -34,7 +34,7 @@ from node.trainer.results import (
     Trained,
     Window,
 )
-from protocol.errors import ArtelError, ResourceError
+from artel.protocol.errors import ArtelError, ResourceError
 
 __all__ = [
     "Aggregated",

@@ -14,14 +14,15 @@ import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from node import holders
-from node.history import ClosedRound
-from node.supervisor import Trainer, TrainerError
-from protocol import pseudogradient, transfer
-from protocol.blobs import BlobStore
-from protocol.errors import CheckFailed
-from protocol.events import emit
-from protocol.network import Host
+from artel.node import holders
+from artel.node.history import ClosedRound
+from artel.node.supervisor import Trainer, TrainerError
+from artel.protocol.errors import CheckFailed
+from artel.protocol.events import emit
+from artel.protocol.exchange import pseudogradient
+from artel.protocol.net import transfer
+from artel.protocol.net.blobs import BlobStore
+from artel.protocol.net.host import Host
 
 log = logging.getLogger("artel.node")
 

@@ -8,10 +8,10 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from node.link import RETRY_FIRST_S, Link
-from protocol.errors import Unreachable
-from protocol.events import emit
-from protocol.wire import Refused
+from artel.node.link import RETRY_FIRST_S, Link
+from artel.protocol.errors import Unreachable
+from artel.protocol.events import emit
+from artel.protocol.net.wire import Refused
 
 log = logging.getLogger("artel.node")
 

@@ -3,8 +3,8 @@
 A log can show each node a sound history of its own. It is found out when nodes show each other what
 was signed for them: this node asks one other peer in turn for its newest heads, every 20 s and
 after each agreed state. A head that a coordinator signed and that is not of our tree becomes
-evidence that anybody can check (:mod:`ledger.evidence`). Nothing that others *say* counts: a head
-needs the coordinator's signature, a proof has to verify, and a peer that lies is only noted.
+evidence that anybody can check (:mod:`ledger.entries.evidence`). Nothing that others *say* counts:
+a head needs the coordinator's signature, a proof has to verify, and a peer that lies is only noted.
 
 A node that holds the proof takes no further part in the run: it cosigns and contributes nothing
 more, leaves the proof in its home, tells the others, and ends with an error for its owner.
@@ -23,22 +23,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ledger import entries, evidence, finality, fork
-from ledger.checkpoint import open_checkpoint, parse_checkpoint
-from ledger.evidence import SplitView
-from ledger.fork import SplitViewProven
-from ledger.heads import MAX_CONFLICTS, HeadStore
-from ledger.published import heads_error, known_heads
-from ledger.reading import LedgerReader
-from ledger.replica import CONFLICTS_PATH, Replica
-from ledger.rules_trust import signers_of
-from protocol import canonical, messages, wire
-from protocol.dsse import MAX_ENVELOPE_BYTES
-from protocol.errors import ArtelError, CheckFailed, DecodeError
-from protocol.events import emit
-from protocol.identity import Identity
-from protocol.network import Host, short
-from protocol.tasks import within
+from artel.ledger import entries
+from artel.ledger.entries import evidence
+from artel.ledger.entries.evidence import SplitView
+from artel.ledger.fold.rules_trust import signers_of
+from artel.ledger.store import finality
+from artel.ledger.store.heads import MAX_CONFLICTS, HeadStore
+from artel.ledger.store.published import heads_error, known_heads
+from artel.ledger.store.reading import LedgerReader
+from artel.ledger.sync import fork
+from artel.ledger.sync.fork import SplitViewProven
+from artel.ledger.sync.replica import CONFLICTS_PATH, Replica
+from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint
+from artel.protocol import canonical, messages
+from artel.protocol.dsse import MAX_ENVELOPE_BYTES
+from artel.protocol.errors import ArtelError, CheckFailed, DecodeError
+from artel.protocol.events import emit
+from artel.protocol.identity import Identity
+from artel.protocol.net import wire
+from artel.protocol.net.host import Host, short
+from artel.protocol.tasks import within
 
 log = logging.getLogger("artel.node")
 

@@ -13,20 +13,21 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from ledger import entries
-from ledger.shares import Attempt
-from node import sizes, sync
-from node.applying import Applying
-from node.contributing import Contributing
-from node.corpus import Corpus
-from node.history import ClosedRound, closed_since, under_way
-from node.progress import Progress
-from node.session import Session
-from node.sync import States
-from protocol import assignment, messages, wire
-from protocol.errors import ArtelError, CheckFailed, Unreachable
-from protocol.events import emit
-from protocol.tasks import uninterrupted
+from artel.ledger import entries
+from artel.ledger.fold.shares import Attempt
+from artel.node import sizes, sync
+from artel.node.applying import Applying
+from artel.node.contributing import Contributing
+from artel.node.corpus import Corpus
+from artel.node.history import ClosedRound, closed_since, under_way
+from artel.node.progress import Progress
+from artel.node.session import Session
+from artel.node.sync import States
+from artel.protocol import assignment, messages
+from artel.protocol.errors import ArtelError, CheckFailed, Unreachable
+from artel.protocol.events import emit
+from artel.protocol.net import wire
+from artel.protocol.tasks import uninterrupted
 
 log = logging.getLogger("artel.node")
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from protocol.errors import EXIT_USAGE, suggestion
+from artel.protocol.errors import EXIT_USAGE, suggestion
 
 
 class Parser(argparse.ArgumentParser):

@@ -52,10 +52,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from protocol.errors import CheckFailed, UsageError
+from artel.protocol.errors import CheckFailed, UsageError
 
 if TYPE_CHECKING:
-    from protocol.manifest import Manifest, RunConfig
+    from artel.protocol.manifest import Manifest, RunConfig
 
 FEISTEL_ROUNDS = 8
 BOX_FACTOR = 4

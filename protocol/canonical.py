@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import rfc8785
 
-from protocol.errors import DecodeError
+from artel.protocol.errors import DecodeError
 
 MAX_DEPTH = 16
 """Deepest nesting that a decoder accepts; our own documents use at most 6."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from protocol import merkle
+from artel.protocol import merkle
 
 CHUNK_BYTES = 1 << 20
 """1 MiB: small enough to bound what an unverified peer can make us hold, large enough to stream."""

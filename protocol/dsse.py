@@ -12,9 +12,9 @@ import binascii
 from dataclasses import dataclass
 from typing import Any
 
-from protocol import canonical
-from protocol.errors import CheckFailed, DecodeError
-from protocol.identity import Identity, verify
+from artel.protocol import canonical
+from artel.protocol.errors import CheckFailed, DecodeError
+from artel.protocol.identity import Identity, verify
 
 MAX_ENVELOPE_BYTES = 8192
 """Policy limit of a ledger leaf; the C2SP tile format would allow 65,535."""

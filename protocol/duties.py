@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from protocol.messages import Task
-from protocol.pauses import wait_before
-from protocol.rounds import Phase, Rules, RunState, ready
+from artel.protocol.messages import Task
+from artel.protocol.pauses import wait_before
+from artel.protocol.rounds import Phase, Rules, RunState, ready
 
 
 @dataclass(frozen=True)

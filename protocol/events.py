@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from protocol.terminal import clean, printable
+from artel.protocol.terminal import clean, printable
 
 
 def emit(log: logging.Logger, name: str, /, level: int = logging.INFO, **fields: Any) -> None:

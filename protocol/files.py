@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from protocol.errors import UsageError
+from artel.protocol.errors import UsageError
 
 _MARK = "artel-unfinished"
 _OURS = re.compile(rf"\..*\.[0-9a-f]{{16}}\.{_MARK}", re.ASCII | re.DOTALL)

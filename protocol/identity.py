@@ -21,8 +21,8 @@ import base58
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from protocol import files
-from protocol.errors import DecodeError, ResourceError, UsageError
+from artel.protocol import files
+from artel.protocol.errors import DecodeError, ResourceError, UsageError
 
 _PRIVATE_PREFIX = bytes.fromhex("08011240")  # protobuf: type = Ed25519, data = 64 bytes
 _PEER_ID_PREFIX = bytes.fromhex("002408011220")  # multihash: identity, 36 bytes; protobuf: 32 bytes

@@ -15,8 +15,8 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-from protocol import canonical
-from protocol.errors import DecodeError, UsageError
+from artel.protocol import canonical
+from artel.protocol.errors import DecodeError, UsageError
 
 PREFIX = "artel1."
 MAX_CHARACTERS = 4096

@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable
 
-from protocol.tether import SIGNALS
+from artel.protocol.tether import SIGNALS
 
 ONE_WISH_S = 1.0
 

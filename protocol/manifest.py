@@ -13,10 +13,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic import ValidationError as PydanticError
 
-from protocol import canonical, dsse
-from protocol.errors import CheckFailed, DecodeError
-from protocol.identity import Identity
-from protocol.run_config import (
+from artel.protocol import canonical, dsse
+from artel.protocol.errors import CheckFailed, DecodeError
+from artel.protocol.identity import Identity
+from artel.protocol.run_config import (
     MAX_EXACT,
     MAX_NODES,
     WSD_DECAY_FRACTION,
@@ -37,7 +37,7 @@ from protocol.run_config import (
     TextSource,
     Tokenizer,
 )
-from protocol.run_file import load_config, parse_config
+from artel.protocol.run_file import load_config, parse_config
 
 __all__ = [
     "MAX_MANIFEST_BYTES",

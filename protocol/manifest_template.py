@@ -14,7 +14,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from protocol.manifest import (
+from artel.protocol.manifest import (
     ContributedTokens,
     Data,
     DataFacts,
@@ -36,7 +36,7 @@ from protocol.manifest import (
     Tokenizer,
     TokenizerFacts,
 )
-from protocol.run_file import bounds
+from artel.protocol.run_file import bounds
 
 WIDTH = 100
 
@@ -125,7 +125,7 @@ _HEAD = """\
 _REFERENCE_HEAD = """\
 # The run file and the manifest
 
-<!-- Made by `python -m protocol.manifest_template > docs/manifest.md`; a test compares the two. -->
+<!-- Made by `python -m artel.protocol.manifest_template > docs/manifest.md`; tested. -->
 
 A run is described by one TOML file. `artel run new DIR` writes a commented one, `artel run check
 FILE` explains what it means, and `artel run prepare FILE --home DIR` turns it into a signed

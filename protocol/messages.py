@@ -11,8 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from protocol.dsse import MAX_ENVELOPE_BYTES
-from protocol.errors import DecodeError
+from artel.protocol.dsse import MAX_ENVELOPE_BYTES
+from artel.protocol.errors import DecodeError
 
 KIB = 1024
 MAX_LIMIT = 64 * KIB

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from protocol import model_keys
-from protocol.errors import CheckFailed, UsageError, suggestion
-from protocol.run_config import Model
-from protocol.state import MAX_PARAMETERS, Layout, Vector
+from artel.protocol import model_keys
+from artel.protocol.errors import CheckFailed, UsageError, suggestion
+from artel.protocol.run_config import Model
+from artel.protocol.state import MAX_PARAMETERS, Layout, Vector
 
 if TYPE_CHECKING:
     import torch

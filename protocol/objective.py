@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from protocol.run_config import Model
+from artel.protocol.run_config import Model
 
 if TYPE_CHECKING:
     import torch

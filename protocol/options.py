@@ -13,7 +13,7 @@ import math
 import socket
 from collections.abc import Callable, Sequence
 
-from protocol.errors import ResourceError
+from artel.protocol.errors import ResourceError
 
 LISTEN_FORM = "/ip4/0.0.0.0/tcp/4200"
 ANNOUNCE_FORM = "/ip4/203.0.113.7/tcp/4200 or /dns4/run.example.org/tcp/4200"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from protocol.errors import UsageError
+from artel.protocol.errors import UsageError
 
 
 def expanded(path: Path) -> Path:

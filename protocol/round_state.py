@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from protocol.pauses import Pause
+from artel.protocol.pauses import Pause
 
 
 class Phase(StrEnum):

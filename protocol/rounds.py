@@ -26,9 +26,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from protocol import pauses
-from protocol.identity import public_of
-from protocol.round_state import (
+from artel.protocol import pauses
+from artel.protocol.identity import public_of
+from artel.protocol.round_state import (
     BAD_SIGNATURE,
     COMMITMENT_MISMATCH,
     DISCONNECTED,

@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from protocol.terminal import steers
+from artel.protocol.terminal import steers
 
 MAX_NODES = 32
 """Members of a round: as many as one entry of the ledger can list."""

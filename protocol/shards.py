@@ -15,10 +15,10 @@ from typing import Literal, cast
 import numpy as np
 import numpy.typing as npt
 
-from protocol import canonical, merkle
-from protocol.content import content_id
-from protocol.errors import CheckFailed, DecodeError
-from protocol.manifest import SplitFacts
+from artel.protocol import canonical, merkle
+from artel.protocol.content import content_id
+from artel.protocol.errors import CheckFailed, DecodeError
+from artel.protocol.manifest import SplitFacts
 
 DType = Literal["uint16", "uint32"]
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]

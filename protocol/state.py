@@ -31,10 +31,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from protocol import canonical, files, merkle
-from protocol.content import CHUNK_BYTES
-from protocol.errors import CheckFailed, DecodeError, ResourceError
-from protocol.units import readable
+from artel.protocol import canonical, files, merkle
+from artel.protocol.content import CHUNK_BYTES
+from artel.protocol.errors import CheckFailed, DecodeError, ResourceError
+from artel.protocol.units import readable
 
 Vector = npt.NDArray[np.float32]
 """A flat fp32 vector, shape (N,): parameters, momentum, a pseudo-gradient or an update."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Coroutine, Iterable
 from typing import Any, TypeVar
 
-from protocol.errors import ArtelError
+from artel.protocol.errors import ArtelError
 
 Result = TypeVar("Result")
 

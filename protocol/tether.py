@@ -29,6 +29,24 @@ def tied(*argv: str, death: signal.Signals = signal.SIGKILL) -> tuple[str, ...]:
     return (sys.executable, "-I", "-S", here, str(os.getpid()), str(int(death)), *argv)
 
 
+def command(*arguments: str) -> tuple[str, ...]:
+    """The command line that runs ``artel ARGUMENTS`` tied to this process.
+
+    A swarm whose runner was killed leaves no process behind: each one then gets a SIGTERM from the
+    kernel, and takes its leave.
+    """
+    return tied(sys.executable, "-P", "-m", "artel", *arguments, death=signal.SIGTERM)
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Our environment for a Python child, which finds ``artel`` where this process found it."""
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    # What it prints goes to pipes and logs, which are UTF-8 whatever the terminal is.
+    fixed = {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+    return {**os.environ, "PYTHONPATH": path, **fixed, **more}
+
+
 def main(argv: list[str]) -> None:
     """Tie this process to its parent and become the command; exits with 1 without a parent."""
     parent, death = int(argv[0]), int(argv[1])

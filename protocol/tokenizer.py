@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from protocol.errors import DecodeError
+from artel.protocol.errors import DecodeError
 
 Ids = npt.NDArray[np.uint32]
 """Token ids of one text, shape (T,)."""

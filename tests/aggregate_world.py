@@ -6,9 +6,9 @@ import hashlib
 
 import numpy as np
 
-from protocol.aggregate import Contribution
-from protocol.codec import Entries
-from protocol.state import Layout, Vector
+from artel.protocol.exchange.aggregate import Contribution
+from artel.protocol.exchange.codec import Entries
+from artel.protocol.state import Layout, Vector
 
 LAYOUT = Layout.of([("matrix", (40, 70)), ("vector", (33,)), ("scalar", ())])
 

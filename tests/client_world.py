@@ -15,13 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ledger import entries, note, tiles
-from ledger.checkpoint import parse_checkpoint
-from ledger.cosignature import add_lines, cosign, witness_name
-from ledger.heads import HEADS_NAME, HeadStore
-from ledger.store import DATABASE_NAME, LedgerStore
+from artel.ledger import entries
+from artel.ledger.store.heads import HEADS_NAME, HeadStore
+from artel.ledger.store.store import DATABASE_NAME, LedgerStore
+from artel.ledger.tlog import note, tiles
+from artel.ledger.tlog.checkpoint import parse_checkpoint
+from artel.ledger.tlog.cosignature import add_lines, cosign, witness_name
+from artel.protocol.identity import Identity
 from ledger_world import TOKENS, World
-from protocol.identity import Identity
 
 ROOT = Path(__file__).parent.parent
 COSIGNED_AT = 1_700_000_000
@@ -126,7 +127,7 @@ def served(
 def run_command(*arguments: str, cwd: Path | None = None, **environment: str) -> Finished:
     """``artel ledger`` in a process of its own; with the modules that it had loaded at its end."""
     script = (
-        "import json, sys, artel; code = artel.main(['ledger', *sys.argv[1:]]); "
+        "import json, sys; from artel import cli; code = cli.main(['ledger', *sys.argv[1:]]); "
         "sys.stderr.write('\\nmodules ' + json.dumps(sorted(sys.modules))); sys.exit(code)"
     )
     done = subprocess.run(

@@ -11,20 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from coordinator.desk import Desk
-from coordinator.metrics import Metrics
-from coordinator.sequencer import Sequencer
-from coordinator.service import Coordinator
-from ledger import entries, note
-from ledger.cosignature import add_lines, cosign, witness_name
-from ledger.heads import HEADS_NAME, HeadStore
-from ledger.store import DATABASE_NAME, LedgerStore
-from protocol import content, dsse, messages, model, pseudogradient, rounds, wire
-from protocol.blobs import BlobStore
-from protocol.codec import codec
-from protocol.identity import Identity
-from protocol.manifest import Manifest, sign
-from protocol.state import Layout
+from artel.coordinator.desk import Desk
+from artel.coordinator.metrics import Metrics
+from artel.coordinator.sequencer import Sequencer
+from artel.coordinator.service import Coordinator
+from artel.ledger import entries
+from artel.ledger.store.heads import HEADS_NAME, HeadStore
+from artel.ledger.store.store import DATABASE_NAME, LedgerStore
+from artel.ledger.tlog import note
+from artel.ledger.tlog.cosignature import add_lines, cosign, witness_name
+from artel.protocol import content, dsse, messages, model, rounds
+from artel.protocol.exchange import pseudogradient
+from artel.protocol.exchange.codec import codec
+from artel.protocol.identity import Identity
+from artel.protocol.manifest import Manifest, sign
+from artel.protocol.net import wire
+from artel.protocol.net.blobs import BlobStore
+from artel.protocol.state import Layout
 from trainer_world import World, make_world
 
 ORGANISER = Identity.from_seed(b"\7" * 32)

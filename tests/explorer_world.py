@@ -11,15 +11,15 @@ from typing import Any
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from ledger import note
-from ledger.cosignature import add_lines, witness_name
-from ledger.heads import HEADS_NAME, HeadStore
-from ledger.note import VerifierKey
-from ledger.replay import replay
-from ledger.store import DATABASE_NAME, LedgerStore
-from ledger.web.server import Gate, Limits
-from ledger.web.site import LedgerSite
-from ledger.witness import Witness
+from artel.ledger.fold.replay import replay
+from artel.ledger.store.heads import HEADS_NAME, HeadStore
+from artel.ledger.store.store import DATABASE_NAME, LedgerStore
+from artel.ledger.sync.witness import Witness
+from artel.ledger.tlog import note
+from artel.ledger.tlog.cosignature import add_lines, witness_name
+from artel.ledger.tlog.note import VerifierKey
+from artel.ledger.web.server import Gate, Limits
+from artel.ledger.web.site import LedgerSite
 from ledger_world import TIME, World, key
 
 Client = TestClient[web.Request, web.Application]

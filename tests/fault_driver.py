@@ -18,12 +18,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ledger import entries
-from ledger.entries import entry_id
-from ledger.store import DATABASE_NAME, LedgerStore
-from ledger.verify import verify_home
+from artel.ledger import entries
+from artel.ledger.entries import entry_id
+from artel.ledger.store.store import DATABASE_NAME, LedgerStore
+from artel.ledger.store.verify import verify_home
+from artel.protocol.errors import ArtelError, CheckFailed
 from ledger_world import World, key
-from protocol.errors import ArtelError, CheckFailed
 
 HELD = 250  # entries before the fault: the second of the appends completes a tile
 BATCHES = (3, 9, 1)

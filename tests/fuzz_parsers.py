@@ -23,20 +23,29 @@ import numpy as np
 import psutil
 import rfc8785
 
-from ledger import entries, note, tiles, wal
-from ledger.checkpoint import Checkpoint, open_checkpoint
-from ledger.cosignature import CosignerKey, open_cosigned, time_of, witness_key, witness_name
-from ledger.evidence import SplitView
-from ledger.evidence import check as check_evidence
-from ledger.note import VerifierKey
-from ledger.proof import TlogProof, consistency, inclusion
-from ledger.tiles import Tile, decode_bundle, encode_bundle
-from ledger.witness import Witness, encode_request, read_cosignatures, read_size
+from artel.ledger import entries
+from artel.ledger.entries.evidence import SplitView
+from artel.ledger.entries.evidence import check as check_evidence
+from artel.ledger.store import wal
+from artel.ledger.sync.witness import Witness, encode_request, read_cosignatures, read_size
+from artel.ledger.tlog import note, tiles
+from artel.ledger.tlog.checkpoint import Checkpoint, open_checkpoint
+from artel.ledger.tlog.cosignature import (
+    CosignerKey,
+    open_cosigned,
+    time_of,
+    witness_key,
+    witness_name,
+)
+from artel.ledger.tlog.note import VerifierKey
+from artel.ledger.tlog.proof import TlogProof, consistency, inclusion
+from artel.ledger.tlog.tiles import Tile, decode_bundle, encode_bundle
+from artel.protocol import canonical, dsse, messages
+from artel.protocol.errors import ArtelError
+from artel.protocol.exchange.codec import codec
+from artel.protocol.net import wire
+from artel.protocol.state import Layout
 from ledger_world import World, digest, key
-from protocol import canonical, dsse, messages, wire
-from protocol.codec import codec
-from protocol.errors import ArtelError
-from protocol.state import Layout
 from tlog_world import LOG, LOG_KEY, ORIGIN, cosigned, leaves_of, signed, tree_of
 
 INPUTS = 1_000_000
@@ -350,7 +359,7 @@ def _evidence(data: bytes) -> bytes:
 
 
 def _views(tree: Any) -> list[SplitView]:
-    from ledger.evidence import build
+    from artel.ledger.entries.evidence import build
 
     other = tree_of(leaves_of(300, "other"))
     pairs = ((300, 300), (7, 300), (256, 299))

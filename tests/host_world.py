@@ -10,9 +10,9 @@ from pathlib import Path
 
 import psutil
 
-from protocol import dht
-from protocol.identity import Identity, load_or_create
-from protocol.network import Host
+from artel.protocol.identity import Identity, load_or_create
+from artel.protocol.net import dht
+from artel.protocol.net.host import Host
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 

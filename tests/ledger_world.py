@@ -9,19 +9,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ledger import entries, evidence
-from ledger.checkpoint import Checkpoint, origin_of, sign_checkpoint
-from ledger.cosignature import cosign, witness_name
-from ledger.genesis import read_genesis
-from ledger.note import Note
-from ledger.proof import LeafHashes
-from ledger.shares import FoldState, Outcome, fold
-from ledger.store import DATABASE_NAME, LedgerStore
-from protocol import dsse
-from protocol.dsse import Envelope
-from protocol.identity import Identity
-from protocol.merkle import leaf_hash, root
-from protocol.rounds import commitment
+from artel.ledger import entries
+from artel.ledger.entries import evidence
+from artel.ledger.entries.genesis import read_genesis
+from artel.ledger.fold.shares import FoldState, Outcome, fold
+from artel.ledger.store.store import DATABASE_NAME, LedgerStore
+from artel.ledger.tlog.checkpoint import Checkpoint, origin_of, sign_checkpoint
+from artel.ledger.tlog.cosignature import cosign, witness_name
+from artel.ledger.tlog.note import Note
+from artel.ledger.tlog.proof import LeafHashes
+from artel.protocol import dsse
+from artel.protocol.dsse import Envelope
+from artel.protocol.identity import Identity
+from artel.protocol.merkle import leaf_hash, root
+from artel.protocol.rounds import commitment
 
 INNER_STEPS, BATCH_SIZE, SEQ_LEN = 4, 2, 16
 WINDOWS = INNER_STEPS * BATCH_SIZE

@@ -8,15 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from ledger import reasons
-from ledger.alias import Alias, open_alias
-from ledger.entries import decode, entry_id
-from ledger.replay import replay
-from ledger.shares import FoldState, check, fold
-from ledger.store import LedgerStore
-from ledger.tiles import Tile
+from artel.ledger.entries import decode, entry_id, reasons
+from artel.ledger.fold.alias import Alias, open_alias
+from artel.ledger.fold.replay import replay
+from artel.ledger.fold.shares import FoldState, check, fold
+from artel.ledger.store.store import LedgerStore
+from artel.ledger.tlog.tiles import Tile
+from artel.protocol.errors import ArtelError
 from ledger_world import World
-from protocol.errors import ArtelError
 
 
 class LogServer:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-import artel
-from node.applying import Applying
-from node.history import ClosedRound
-from protocol import assignment
+from artel import cli
+from artel.node.applying import Applying
+from artel.node.history import ClosedRound
+from artel.protocol import assignment
 
 honest = Applying._aggregate
 
@@ -25,4 +25,4 @@ async def lying(self: Applying, closed: ClosedRound, number: int) -> str:
 
 if __name__ == "__main__":
     Applying._aggregate = lying  # type: ignore[method-assign]
-    sys.exit(artel.main(sys.argv[1:]))
+    sys.exit(cli.main(sys.argv[1:]))

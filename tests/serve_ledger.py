@@ -12,18 +12,18 @@ import socket
 import sys
 from pathlib import Path
 
+from artel.ledger import entries
+from artel.ledger.fold.alias import open_alias
+from artel.ledger.fold.replay import replay
+from artel.ledger.fold.shares import apply, check
+from artel.ledger.store.heads import HEADS_NAME, HeadStore
+from artel.ledger.store.store import DATABASE_NAME, LedgerStore
+from artel.ledger.sync.replica import LedgerService
+from artel.ledger.web.server import Gate
+from artel.ledger.web.site import LedgerSite
+from artel.protocol.net import wire
 from host_world import start
-from ledger import entries
-from ledger.alias import open_alias
-from ledger.heads import HEADS_NAME, HeadStore
-from ledger.replay import replay
-from ledger.replica import LedgerService
-from ledger.shares import apply, check
-from ledger.store import DATABASE_NAME, LedgerStore
-from ledger.web.server import Gate
-from ledger.web.site import LedgerSite
 from ledger_world import World
-from protocol import wire
 
 
 async def main(home: Path, witnesses: int) -> None:

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ledger import entries
-from ledger.shares import FoldState, fold
-from ledger.snapshot import snapshot
-from ledger.store import LedgerStore
+from artel.ledger import entries
+from artel.ledger.fold.shares import FoldState, fold
+from artel.ledger.store.snapshot import snapshot
+from artel.ledger.store.store import LedgerStore
 
 RUN = """\
 [run]

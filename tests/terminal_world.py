@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 
 import psutil
 
-from coordinator import tether
+from artel.protocol import tether
 
 
 class Terminal:

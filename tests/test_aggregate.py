@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aggregate_world import LAYOUT, contributions, fingerprint, largest, numbers
-from protocol.aggregate import Contribution, aggregate, norm_of, weights
-from protocol.aggregate_kernels import add_scaled, dense_dots, set_scaled
-from protocol.codec import Entries
-from protocol.errors import CheckFailed
-from protocol.state import Layout, Vector
+from artel.protocol.errors import CheckFailed
+from artel.protocol.exchange.aggregate import Contribution, aggregate, norm_of, weights
+from artel.protocol.exchange.aggregate_kernels import add_scaled, dense_dots, set_scaled
+from artel.protocol.exchange.codec import Entries
+from artel.protocol.state import Layout, Vector
 
 
 def vector_of(contribution: Contribution) -> Vector:

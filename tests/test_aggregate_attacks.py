@@ -15,9 +15,9 @@ import numpy.typing as npt
 import pytest
 
 from aggregate_world import largest
-from protocol.aggregate import Contribution, Method, aggregate, centered_clip
-from protocol.codec import Entries
-from protocol.state import Layout, Vector
+from artel.protocol.exchange.aggregate import Contribution, Method, aggregate, centered_clip
+from artel.protocol.exchange.codec import Entries
+from artel.protocol.state import Layout, Vector
 
 LAYOUT = Layout.of([("up", (120, 80)), ("down", (80, 120)), ("norm", (80,))])
 PEERS, BAD = 8, 2
@@ -138,5 +138,7 @@ def test_the_dot_products_do_not_depend_on_what_fits_into_memory(
     for sparse in (False, True):
         expected = combined(vectors, "centered_clip", sparse)
         for held in (1, 3):
-            monkeypatch.setattr("protocol.aggregate.HELD_BYTES", held * 4 * LAYOUT.parameters)
+            monkeypatch.setattr(
+                "artel.protocol.exchange.aggregate.HELD_BYTES", held * 4 * LAYOUT.parameters
+            )
             assert combined(vectors, "centered_clip", sparse).tobytes() == expected.tobytes()

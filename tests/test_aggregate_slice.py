@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 
 from aggregate_world import dense, numbers
-from protocol import content, pseudogradient
-from protocol.aggregate import Contribution
-from protocol.aggregate_slice import combine, combine_slice, recompute, round_slices
-from protocol.codec import Entries, of
-from protocol.errors import CheckFailed
-from protocol.parts import CHUNK, Part, fragment, whole
-from protocol.pseudogradient import BlobRefused
-from protocol.run_config import Exchange
-from protocol.state import Layout, Vector
+from artel.protocol import content
+from artel.protocol.errors import CheckFailed
+from artel.protocol.exchange import pseudogradient
+from artel.protocol.exchange.aggregate import Contribution
+from artel.protocol.exchange.aggregate_slice import combine, combine_slice, recompute, round_slices
+from artel.protocol.exchange.codec import Entries, of
+from artel.protocol.exchange.parts import CHUNK, Part, fragment, whole
+from artel.protocol.exchange.pseudogradient import BlobRefused
+from artel.protocol.run_config import Exchange
+from artel.protocol.state import Layout, Vector
 
 LAYOUT = Layout.of([("embed", (300, 64)), ("up", (64, 200)), ("norm", (64,)), ("down", (200, 64))])
 ROUND, BASE = 5, "5c" * 32
@@ -282,7 +283,9 @@ def test_a_sparse_slice_keeps_the_largest_elements_of_the_update() -> None:
 
 
 def test_recomputing_needs_no_torch() -> None:
-    program = "import sys, protocol.aggregate_slice; sys.exit('torch' in sys.modules)"
+    program = (
+        "import sys, artel.protocol.exchange.aggregate_slice; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 

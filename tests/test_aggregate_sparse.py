@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aggregate_world import LAYOUT, dense, fingerprint, largest, numbers
-from protocol.aggregate import Contribution, Method, _exact, aggregate, weights
-from protocol.aggregate_kernels import dense_dots, sparse_dots
-from protocol.codec import Entries
-from protocol.errors import CheckFailed
-from protocol.state import Layout, Vector
+from artel.protocol.errors import CheckFailed
+from artel.protocol.exchange.aggregate import Contribution, Method, _exact, aggregate, weights
+from artel.protocol.exchange.aggregate_kernels import dense_dots, sparse_dots
+from artel.protocol.exchange.codec import Entries
+from artel.protocol.state import Layout, Vector
 
 N = LAYOUT.parameters
 METHODS: tuple[Method, ...] = ("mean", "centered_clip")

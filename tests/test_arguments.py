@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-import artel
-from protocol.errors import EXIT_USAGE
+from artel import cli
+from artel.protocol.errors import EXIT_USAGE
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """What is said of a wrong command line."""
     try:
-        code = artel.main(list(arguments))
+        code = cli.main(list(arguments))
     except SystemExit as exit:
         code = int(exit.code or 0)
     captured = capsys.readouterr()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.assignment import (
+from artel.protocol.assignment import (
     Split,
     WindowRef,
     Work,
@@ -30,9 +30,9 @@ from protocol.assignment import (
     windows_at,
     windows_of,
 )
-from protocol.errors import CheckFailed, UsageError
-from protocol.manifest_template import EXAMPLE
-from protocol.run_config import RunConfig
+from artel.protocol.errors import CheckFailed, UsageError
+from artel.protocol.manifest_template import EXAMPLE
+from artel.protocol.run_config import RunConfig
 
 KEY = bytes(32)
 SPLIT = Split(tokens=10_000, shard_tokens=3_000, seq_len=16, span_windows=4)

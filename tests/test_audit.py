@@ -21,10 +21,8 @@ from tlog_scales.reader import TilesReader
 from tlog_scales.signing import PlainEd25519Signer, Vkey
 from tlog_scales.writer import TilesWriter
 
-from ledger.audit import audit
-from ledger.cosignature import CosignerKey
-from ledger.proof import consistency, inclusion, root_at, verify_consistency, verify_inclusion
-from ledger.source import (
+from artel.ledger.sync.audit import audit
+from artel.ledger.sync.source import (
     FolderSource,
     HttpSource,
     NotFound,
@@ -35,9 +33,17 @@ from ledger.source import (
     read_bundle,
     read_tile,
 )
-from ledger.tiles import ENTRIES, Tile
-from protocol.errors import CheckFailed, DecodeError, Unreachable, UsageError
-from protocol.merkle import leaf_hash
+from artel.ledger.tlog.cosignature import CosignerKey
+from artel.ledger.tlog.proof import (
+    consistency,
+    inclusion,
+    root_at,
+    verify_consistency,
+    verify_inclusion,
+)
+from artel.ledger.tlog.tiles import ENTRIES, Tile
+from artel.protocol.errors import CheckFailed, DecodeError, Unreachable, UsageError
+from artel.protocol.merkle import leaf_hash
 from tlog_world import (
     LOG,
     LOG_KEY,
@@ -531,6 +537,6 @@ def test_a_server_that_is_not_there_is_unreachable(server: str) -> None:
 
 
 def test_reading_a_folder_does_not_load_a_web_client() -> None:
-    code = "import sys, ledger.audit; sys.exit('http.client' in sys.modules)"
+    code = "import sys, artel.ledger.sync.audit; sys.exit('http.client' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from artel.ledger.fold.accounts import FoldState
+from artel.ledger.fold.shares import apply
 from benchmarks.ledger_entries import NODES, PER_ROUND, Run
-from ledger.accounts import FoldState
-from ledger.shares import apply
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = sorted(

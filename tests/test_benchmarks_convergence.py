@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from artel.protocol import model
+from artel.protocol.assignment import Work
 from benchmarks.convergence_model import Corpus, fast_loss
 from benchmarks.convergence_report import markdown, plots, published
 from benchmarks.convergence_rows import TABLES, Plan, Row, parse
 from benchmarks.convergence_train import Node, World, _lost, train_ddp, train_rounds
-from protocol import model
-from protocol.assignment import Work
 from test_benchmarks import rows_of, run
 
 PLAN = Plan("test", 32, 2, 16, None, batch=2, tokens=2048, K=3, H=4)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from protocol import content
-from protocol.blobs import BlobStore
-from protocol.errors import ResourceError
+from artel.protocol import content
+from artel.protocol.errors import ResourceError
+from artel.protocol.net.blobs import BlobStore
 
 
 def numbered(number: int, size: int = 1000) -> bytes:

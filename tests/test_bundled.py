@@ -10,22 +10,23 @@ from pathlib import Path
 
 import pytest
 
+from artel.ledger.fold.replay import replay
+from artel.ledger.store.heads import HEADS_NAME, HeadStore
+from artel.ledger.store.store import DATABASE_NAME, LedgerStore
+from artel.ledger.store.verify import verify_home
+from artel.ledger.sync import bundled
+from artel.ledger.sync.holders import FolderHolder
+from artel.ledger.sync.replica import LedgerService, Replica, fetch_page
+from artel.ledger.sync.restore import restore
+from artel.ledger.tlog.checkpoint import sign_checkpoint
+from artel.ledger.tlog.tiles import ENTRIES, Tile, encode_bundle
+from artel.protocol import messages
+from artel.protocol.errors import CheckFailed
+from artel.protocol.net import wire
+from artel.protocol.net.host import Host
 from client_world import write_tiles
 from host_world import start
-from ledger import bundled
-from ledger.checkpoint import sign_checkpoint
-from ledger.heads import HEADS_NAME, HeadStore
-from ledger.holders import FolderHolder
-from ledger.replay import replay
-from ledger.replica import LedgerService, Replica, fetch_page
-from ledger.restore import restore
-from ledger.store import DATABASE_NAME, LedgerStore
-from ledger.tiles import ENTRIES, Tile, encode_bundle
-from ledger.verify import verify_home
 from ledger_world import World, key
-from protocol import messages, wire
-from protocol.errors import CheckFailed
-from protocol.network import Host
 
 SIZE = 600
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ledger import claims
-from ledger.claims import Claim
-from node.claims import Claims
-from protocol.errors import ResourceError
+from artel.ledger.fold import claims
+from artel.ledger.fold.claims import Claim
+from artel.node.claims import Claims
+from artel.protocol.errors import ResourceError
 
 BLOB = "cd" * 32
 

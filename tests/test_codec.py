@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from protocol.codec import CODECS, Codec, NonFinite, codec
-from protocol.errors import CheckFailed, DecodeError, UsageError
-from protocol.state import Layout, Vector
+from artel.protocol.errors import CheckFailed, DecodeError, UsageError
+from artel.protocol.exchange.codec import CODECS, Codec, NonFinite, codec
+from artel.protocol.state import Layout, Vector
 
 LAYOUT = Layout.of([("odd", (3, 111)), ("scalar", ()), ("even", (2, 4096)), ("tail", (257,))])
 

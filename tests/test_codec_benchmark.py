@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from artel.protocol.state import Layout
 from benchmarks.codec_contenders import CHUNK, TorchHalf, TorchTopK
-from protocol.state import Layout
 from test_benchmarks import rows_of, run
 
 LAYOUT = Layout.of([("large", (3, CHUNK)), ("small", (50,)), ("odd", (CHUNK + 500,))])

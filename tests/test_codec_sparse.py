@@ -14,12 +14,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.codec import NonFinite, codec, device, of
-from protocol.codec.int8 import Int8
-from protocol.codec.sparse import CHUNK, GROUP, Selection, Sparse
-from protocol.errors import CheckFailed, DecodeError
-from protocol.run_config import Exchange
-from protocol.state import Layout, Vector
+from artel.protocol.errors import CheckFailed, DecodeError
+from artel.protocol.exchange.codec import NonFinite, codec, device, of
+from artel.protocol.exchange.codec.int8 import Int8
+from artel.protocol.exchange.codec.sparse import CHUNK, GROUP, Selection, Sparse
+from artel.protocol.run_config import Exchange
+from artel.protocol.state import Layout, Vector
 from test_codec import LAYOUT, numbers
 
 LARGE = Layout.of([("a", (2, CHUNK)), ("small", (40,)), ("b", (CHUNK + 1,)), ("c", (5000,))])
@@ -497,7 +497,9 @@ def test_impossible_top_k(k: int) -> None:
 
 def test_importing_codecs_costs_nothing() -> None:
     """Commands that move no contribution must not wait for the compiler's import."""
-    script = "import sys, protocol.codec; print({'numba', 'torch'} & set(sys.modules))"
+    script = (
+        "import sys, artel.protocol.exchange.codec; print({'numba', 'torch'} & set(sys.modules))"
+    )
     assert subprocess.check_output([sys.executable, "-c", script], text=True) == "set()\n"
 
 

@@ -17,14 +17,14 @@ import psutil
 import pytest
 
 import test_manifest
+from artel.node import child as children
+from artel.node import preflight
+from artel.node.child import Child, OutOfMemory, TrainerDied
+from artel.node.supervisor import Trainer
+from artel.node.trainer import launch
+from artel.protocol.cgroup import Groups
+from artel.protocol.errors import EXIT_RESOURCE
 from ledger_world import World
-from node import child as children
-from node import preflight
-from node.child import Child, OutOfMemory, TrainerDied
-from node.supervisor import Trainer
-from node.trainer import launch
-from protocol.cgroup import Groups
-from protocol.errors import EXIT_RESOURCE
 
 ROOT = Path(__file__).parent.parent
 MB = 1 << 20
@@ -161,7 +161,8 @@ def test_a_real_limit_is_seen(small_group: Path) -> None:
     done = script(
         entered(
             small_group,
-            "from protocol.cgroup import Groups\nm = Groups().memory()\nprint(m.free, m.limit)",
+            "from artel.protocol.cgroup import Groups\n"
+            "m = Groups().memory()\nprint(m.free, m.limit)",
         )
     )
     free, limit = map(int, done.stdout.split())
@@ -177,7 +178,7 @@ def test_a_trainer_that_the_kernel_kills_for_memory_says_so(
         entered(
             small_group,
             "import asyncio, pathlib\n"
-            "from node.supervisor import Trainer, TrainerDied\n"
+            "from artel.node.supervisor import Trainer, TrainerDied\n"
             "async def main():\n"
             "    try:\n"
             f"        t = await Trainer.start(log_file=pathlib.Path({str(tmp_path / 'log')!r}))\n"
@@ -265,7 +266,7 @@ def unknown(uid):
     raise KeyError(f"getpwuid(): uid not found: {uid}")
 pwd.getpwuid = unknown
 import artel
-sys.exit(artel.main(sys.argv[1:]))
+sys.exit(cli.main(sys.argv[1:]))
 """
 
 
@@ -321,7 +322,7 @@ for name in ("InTreeCacheLocator", "UserWideCacheLocator"):
     setattr(getattr(caching, name), "from_function", classmethod(lambda *_: None))
 {before}
 import numpy as np
-from protocol import outer_kernels, jit
+from artel.protocol.exchange import outer_kernels, jit
 made = [value for value in vars(outer_kernels).values() if hasattr(value, "py_func")]
 print(len(made), jit._private_cache(), tempfile.gettempdir() if {named} else "")
 """
@@ -361,12 +362,12 @@ def test_a_user_without_a_name_in_a_package_that_cannot_be_written(tmp_path: Pat
     tmp_path.chmod(0o777)
     text = (
         "import os; os.chdir(os.environ['TMPDIR'])\n"
-        "from node.trainer import session\n"
+        "from artel.node.trainer import session\n"
         "import torch\n"
         "weight = torch.nn.Parameter(torch.ones(4))\n"
         "torch.optim.AdamW([weight]).step()\n"
         "import numpy as np\n"
-        "from protocol import aggregate_kernels\n"
+        "from artel.protocol.exchange import aggregate_kernels\n"
         "print('ready')"
     )
     done = script(text, *prefix, TMPDIR=str(tmp_path))

@@ -19,15 +19,15 @@ from typing import Any
 import psutil
 import pytest
 
-import artel
-from coordinator import tether
-from coordinator.commands import api_of, get_json, render
-from coordinator.swarm import LocalSwarm
-from ledger.verify import verify_home
-from protocol.errors import DecodeError, Unreachable, UsageError
-from protocol.identity import HomeLock
-from protocol.invite import Invite
-from protocol.options import endpoint
+from artel import cli
+from artel.coordinator.commands import api_of, get_json, render
+from artel.coordinator.swarm import LocalSwarm
+from artel.ledger.store.verify import verify_home
+from artel.protocol import tether
+from artel.protocol.errors import DecodeError, Unreachable, UsageError
+from artel.protocol.identity import HomeLock
+from artel.protocol.invite import Invite
+from artel.protocol.options import endpoint
 from swarm_world import open_to_others, write_run
 
 
@@ -94,14 +94,14 @@ def test_an_address_is_host_and_port(text: str, parts: tuple[str, int]) -> None:
 @pytest.mark.parametrize("text", ["", "8080", ":8080", "host:", "host:65536", "host:-1", "h:8²"])
 def test_other_addresses_are_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
-        artel.main(["coordinator", "start", "RUN.toml", "--home", "x", "--http", text])
+        cli.main(["coordinator", "start", "RUN.toml", "--home", "x", "--http", text])
     assert exit.value.code == 2
     assert "HOST:PORT" in capsys.readouterr().err
 
 
 def test_a_missing_run_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     missing = tmp_path / "RUN.toml"
-    assert artel.main(["coordinator", "start", str(missing), "--home", str(tmp_path)]) == 2
+    assert cli.main(["coordinator", "start", str(missing), "--home", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert str(missing) in error
     assert "artel run new" in error
@@ -143,7 +143,7 @@ def test_status_of_a_stopped_coordinator_is_unreachable(tmp_path: Path) -> None:
     assert "artel coordinator start" in error.value.hint
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
-    assert artel.main(["coordinator", "status", "--url", f"http://127.0.0.1:{port}"]) == 3
+    assert cli.main(["coordinator", "status", "--url", f"http://127.0.0.1:{port}"]) == 3
 
 
 def test_status_does_not_trust_other_servers() -> None:
@@ -154,7 +154,7 @@ def test_status_does_not_trust_other_servers() -> None:
     with serving(b"{}", status=404) as url, pytest.raises(UsageError, match="404"):
         get_json(url)
     with serving(b"{}") as url:
-        assert artel.main(["coordinator", "status", "--url", url]) == 2
+        assert cli.main(["coordinator", "status", "--url", url]) == 2
     with pytest.raises(UsageError, match="no http address"):
         get_json("file:///etc/passwd")
 

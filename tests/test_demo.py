@@ -16,20 +16,21 @@ from typing import Any
 import psutil
 import pytest
 
-import artel
-from coordinator import demo, tether
-from coordinator.demo_check import Demo, checked
-from coordinator.demo_view import LinesView, TableView, summary
-from coordinator.plot import loss_plot
-from ledger import note
-from ledger.cosignature import add_lines
-from ledger.heads import HEADS_NAME, HeadStore
-from ledger.note import Note, SignatureLine
-from ledger.store import DATABASE_NAME
+from artel import cli
+from artel.coordinator import demo
+from artel.coordinator.demo_check import Demo, checked
+from artel.coordinator.demo_view import LinesView, TableView, summary
+from artel.coordinator.plot import loss_plot
+from artel.ledger.store.heads import HEADS_NAME, HeadStore
+from artel.ledger.store.store import DATABASE_NAME
+from artel.ledger.tlog import note
+from artel.ledger.tlog.cosignature import add_lines
+from artel.ledger.tlog.note import Note, SignatureLine
+from artel.protocol import tether
+from artel.protocol.content import content_id
+from artel.protocol.errors import UsageError
+from artel.protocol.manifest import parse_config
 from ledger_world import World
-from protocol.content import content_id
-from protocol.errors import UsageError
-from protocol.manifest import parse_config
 from terminal_world import Terminal, terminal
 
 STATE = b"the final state of a run" * 1000
@@ -74,7 +75,7 @@ def test_numbers_out_of_bounds_are_refused(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as exit:
-        artel.main(["demo", *arguments])
+        cli.main(["demo", *arguments])
     assert exit.value.code == 2
     assert "is not a whole number from" in capsys.readouterr().err
 

@@ -15,18 +15,21 @@ import pytest
 import pytest_asyncio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from coordinator import submission
-from coordinator.desk import evaluator
-from coordinator.puts import TRIES
-from coordinator.service import Peer
+from artel.coordinator import submission
+from artel.coordinator.desk import evaluator
+from artel.coordinator.puts import TRIES
+from artel.coordinator.service import Peer
+from artel.ledger import entries
+from artel.ledger.entries import reasons
+from artel.ledger.fold import shares
+from artel.ledger.store.store import LedgerStore
+from artel.ledger.sync.replica import Replica, fetch_page
+from artel.protocol import content, dsse, messages, rounds
+from artel.protocol.errors import CheckFailed, ResourceError, Unreachable
+from artel.protocol.net import wire
+from artel.protocol.rounds import Phase
 from desk_world import ORGANISER, Member, Office, run_of
 from host_world import start, swarm
-from ledger import entries, reasons, shares
-from ledger.replica import Replica, fetch_page
-from ledger.store import LedgerStore
-from protocol import content, dsse, messages, rounds, wire
-from protocol.errors import CheckFailed, ResourceError, Unreachable
-from protocol.rounds import Phase
 
 NEXT = hashlib.sha256(b"the state of round 1").hexdigest()
 OTHER = hashlib.sha256(b"another state").hexdigest()
@@ -782,7 +785,7 @@ async def test_a_replica_follows_the_coordinators_ledger(
             assert (leaves, page.size) == ([], store.size)
             replica.store.close()
             # A peer that does not answer in time is unreachable, whatever it is that takes long.
-            monkeypatch.setattr("ledger.replica.PAGE_TIMEOUT_S", 0.0)
+            monkeypatch.setattr("artel.ledger.sync.replica.PAGE_TIMEOUT_S", 0.0)
             with pytest.raises(Unreachable):
                 await fetch_page(client, peer, office.run, 0)
         finally:

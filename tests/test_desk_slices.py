@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from coordinator.puts import TRIES
-from coordinator.upkeep import KEEP_ROUNDS, Upkeep
+from artel.coordinator.puts import TRIES
+from artel.coordinator.upkeep import KEEP_ROUNDS, Upkeep
+from artel.ledger import entries
+from artel.ledger.entries import reasons
+from artel.protocol import assignment, content, messages, rounds
+from artel.protocol.net import wire
+from artel.protocol.rounds import Phase
+from artel.protocol.shards import ShardIndex
 from desk_world import Member, Office, run_of
-from ledger import entries, reasons
-from protocol import assignment, content, messages, rounds, wire
-from protocol.rounds import Phase
-from protocol.shards import ShardIndex
 
 NEXT = hashlib.sha256(b"the state of round 1").hexdigest()
 OTHER = hashlib.sha256(b"another state").hexdigest()
@@ -309,7 +311,7 @@ async def test_a_restart_while_slices_are_combined(office: Office, applying: lis
 async def test_old_blobs_go_with_all_that_they_list(
     office: Office, applying: list[Member], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coordinator.upkeep.KEEP_ROUNDS", KEEP_ROUNDS)
+    monkeypatch.setattr("artel.coordinator.upkeep.KEEP_ROUNDS", KEEP_ROUNDS)
     other = office.blobs.put(b"something else")
     await combine_all(applying)
     upkeep = Upkeep(office.core, "")
@@ -317,7 +319,7 @@ async def test_old_blobs_go_with_all_that_they_list(
     assert len(list(office.blobs.root.iterdir())) == 3 * 4 + 3 + 1
     for member in applying:
         await member.sign_state(NEXT)
-    monkeypatch.setattr("coordinator.upkeep.KEEP_ROUNDS", 0)
+    monkeypatch.setattr("artel.coordinator.upkeep.KEEP_ROUNDS", 0)
     for again in (upkeep, Upkeep(office.core, "")):  # the second one after a restart
         await again._prune()
         assert [path.name for path in office.blobs.root.iterdir()] == [other]

@@ -20,10 +20,10 @@ from hivemind.utils import MSGPackSerializer, get_dht_time
 from hypothesis import given
 from hypothesis import strategies as st
 
+from artel.protocol.errors import DecodeError
+from artel.protocol.net import dht, dht_node
+from artel.protocol.net.host import Host
 from host_world import named, swarm
-from protocol import dht, dht_node
-from protocol.errors import DecodeError
-from protocol.network import Host
 
 RUN = "cd" * 32
 RUNS = (RUN, "ee" * 32, "ff" * 32)

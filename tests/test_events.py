@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.events import _Human, _Json, configure, emit
+from artel.protocol.events import _Human, _Json, configure, emit
 
 log = logging.getLogger("artel.test")
 

@@ -10,15 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ledger import evidence, note
-from ledger.checkpoint import Checkpoint, origin_of
-from ledger.cosignature import CosignerKey, cosign, witness_key, witness_name
-from ledger.evidence import SplitView, build, check
-from ledger.note import VerifierKey
-from ledger.proof import LeafHashes, inclusion, root_at
-from protocol import canonical
-from protocol.errors import CheckFailed, DecodeError
-from protocol.merkle import leaf_hash, node_hash
+from artel.ledger.entries import evidence
+from artel.ledger.entries.evidence import SplitView, build, check
+from artel.ledger.tlog import note
+from artel.ledger.tlog.checkpoint import Checkpoint, origin_of
+from artel.ledger.tlog.cosignature import CosignerKey, cosign, witness_key, witness_name
+from artel.ledger.tlog.note import VerifierKey
+from artel.ledger.tlog.proof import LeafHashes, inclusion, root_at
+from artel.protocol import canonical
+from artel.protocol.errors import CheckFailed, DecodeError
+from artel.protocol.merkle import leaf_hash, node_hash
 from tlog_world import LOG, LOG_KEY, ORIGIN, cosigned, key, leaves_of, signed, tree_of
 
 TREE = tree_of(leaves_of(60))

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from ledger import entries, reasons
-from ledger.explain import Explanation, explain
+from artel.ledger import entries
+from artel.ledger.entries import reasons
+from artel.ledger.fold.explain import Explanation, explain
+from artel.protocol.dsse import Envelope
+from artel.protocol.errors import UsageError
 from ledger_world import CREDIT, World, key
-from protocol.dsse import Envelope
-from protocol.errors import UsageError
 
 GIVER = key("giver")
 WORLD = World(

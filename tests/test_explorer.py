@@ -18,35 +18,36 @@ from typing import Any
 
 import pytest
 
-import artel
+from artel import cli
+from artel.ledger import entries
+from artel.ledger.cli import main
+from artel.ledger.fold.accounts import FoldState
+from artel.ledger.fold.alias import read_table, write_table
+from artel.ledger.fold.replay import replay
+from artel.ledger.fold.shares import SHARE_SCALE, shares
+from artel.ledger.store.heads import HEADS_NAME, HeadStore
+from artel.ledger.sync.client import home_view
+from artel.ledger.sync.offline import verify
+from artel.ledger.sync.replica import LedgerService
+from artel.ledger.sync.witness import encode_request
+from artel.ledger.tlog import note
+from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint
+from artel.ledger.tlog.cosignature import open_cosigned, witness_key
+from artel.ledger.tlog.note import VerifierKey
+from artel.ledger.tlog.proof import LeafHashes, TlogProof, consistency, verify_inclusion
+from artel.ledger.tlog.tiles import ENTRIES, encode_bundle, level_tiles, tiles_of
+from artel.ledger.web import plot
+from artel.ledger.web.index import INVALIDATED, PENDING, VESTED, LedgerIndex
+from artel.ledger.web.server import Gate, Limits
+from artel.ledger.web.site import LedgerSite
+from artel.node import status
+from artel.protocol import canonical, messages
+from artel.protocol.errors import CheckFailed, DecodeError, ResourceError, Unreachable
+from artel.protocol.merkle import leaf_hash, root
+from artel.protocol.net.limits import network_of
+from artel.protocol.net.wire import Refused
 from explorer_world import NASTY, TURNED, Shown, busy_world, shown, witness_of
-from ledger import entries, note
-from ledger.accounts import FoldState
-from ledger.alias import read_table, write_table
-from ledger.checkpoint import open_checkpoint, parse_checkpoint
-from ledger.cli import main
-from ledger.client import home_view
-from ledger.cosignature import open_cosigned, witness_key
-from ledger.heads import HEADS_NAME, HeadStore
-from ledger.note import VerifierKey
-from ledger.offline import verify
-from ledger.proof import LeafHashes, TlogProof, consistency, verify_inclusion
-from ledger.replay import replay
-from ledger.replica import LedgerService
-from ledger.shares import SHARE_SCALE, shares
-from ledger.tiles import ENTRIES, encode_bundle, level_tiles, tiles_of
-from ledger.web import plot
-from ledger.web.index import INVALIDATED, PENDING, VESTED, LedgerIndex
-from ledger.web.server import Gate, Limits
-from ledger.web.site import LedgerSite
-from ledger.witness import encode_request
 from ledger_world import CREDIT, World
-from node import status
-from protocol import canonical, messages
-from protocol.errors import CheckFailed, DecodeError, ResourceError, Unreachable
-from protocol.limits import network_of
-from protocol.merkle import leaf_hash, root
-from protocol.wire import Refused
 
 
 @pytest.fixture
@@ -785,7 +786,7 @@ def test_a_port_in_use_is_a_clear_error() -> None:
 @pytest.mark.parametrize("given", ["8080", ":8080", "x:", "x:99999", "x:-1", "x:٣"])
 def test_an_address_that_is_none_is_refused(given: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
-        artel.main(["node", "start", "--http", given])
+        cli.main(["node", "start", "--http", given])
     assert exit.value.code == 2
     assert "is not HOST:PORT" in capsys.readouterr().err
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from artel.ledger.entries import reasons
+from artel.ledger.fold.replay import replay
+from artel.ledger.web.index import LedgerIndex
 from explorer_world import Shown, sharded_world, shown
-from ledger import reasons
-from ledger.replay import replay
-from ledger.web.index import LedgerIndex
 
 
 @pytest.fixture

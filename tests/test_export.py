@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from node import export
-from protocol import model, tokenizer
-from protocol.errors import DecodeError, UsageError
-from protocol.state import State, read_state, write_state
+from artel.node import export
+from artel.protocol import model, tokenizer
+from artel.protocol.errors import DecodeError, UsageError
+from artel.protocol.state import State, read_state, write_state
 from trainer_world import World, make_world
 
 TEXT = "def café(x):\n    return  x + 1  # 'ünï' ✓\n"

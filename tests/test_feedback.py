@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from protocol.codec import codec
-from protocol.errors import CheckFailed, DecodeError
-from protocol.feedback import CAP, REMEMBERED, Feedback
-from protocol.parts import Part, cut, fragment, whole
-from protocol.state import Layout, Vector
+from artel.protocol.errors import CheckFailed, DecodeError
+from artel.protocol.exchange.codec import codec
+from artel.protocol.exchange.feedback import CAP, REMEMBERED, Feedback
+from artel.protocol.exchange.parts import Part, cut, fragment, whole
+from artel.protocol.state import Layout, Vector
 
 LAYOUT = Layout.of([("a", (3, 4096)), ("b", (100,)), ("c", (5, 1024)), ("d", (9000,))])
 SPARSE = codec("sparse", 64)

@@ -18,16 +18,16 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from ledger import entries
-from ledger.accounts import Attempt, Pending
-from ledger.entries import Entry, decode, recovery_digest
-from ledger.explain import explain
-from ledger.rules_people import MAX_OPEN_DISPUTES
-from ledger.shares import SHARE_SCALE, FoldState, Outcome, apply, check, fold, shares
+from artel.ledger import entries
+from artel.ledger.entries import Entry, decode, recovery_digest
+from artel.ledger.fold.accounts import Attempt, Pending
+from artel.ledger.fold.explain import explain
+from artel.ledger.fold.rules_people import MAX_OPEN_DISPUTES
+from artel.ledger.fold.shares import SHARE_SCALE, FoldState, Outcome, apply, check, fold, shares
+from artel.protocol.dsse import Envelope
+from artel.protocol.errors import DecodeError
+from artel.protocol.identity import Identity
 from ledger_world import World, digest, forged, key
-from protocol.dsse import Envelope
-from protocol.errors import DecodeError
-from protocol.identity import Identity
 from test_explain import Log
 
 PEOPLE = 5

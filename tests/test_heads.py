@@ -17,13 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from ledger import note as notes
-from ledger.checkpoint import Checkpoint, parse_checkpoint, sign_checkpoint
-from ledger.cosignature import COSIGNATURE_BYTES
-from ledger.heads import HEADS_NAME, MAX_CONFLICTS, MAX_NOTES, HeadStore
-from ledger.note import Note, SignatureLine
+from artel.ledger.store.heads import HEADS_NAME, MAX_CONFLICTS, MAX_NOTES, HeadStore
+from artel.ledger.tlog import note as notes
+from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint, sign_checkpoint
+from artel.ledger.tlog.cosignature import COSIGNATURE_BYTES
+from artel.ledger.tlog.note import Note, SignatureLine
+from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, ResourceError, UsageError
 from ledger_world import key
-from protocol.errors import ArtelError, CheckFailed, DecodeError, ResourceError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 ORIGIN = f"artel/{'ab' * 32}/term/0"
@@ -242,7 +242,7 @@ def test_a_full_disk_is_said_and_nothing_is_half_done(heads: HeadStore) -> None:
 ADVANCER = """
 import sys
 from pathlib import Path
-from ledger.heads import HeadStore
+from artel.ledger.store.heads import HeadStore
 
 heads = HeadStore(Path(sys.argv[1]))
 size = (heads.witnessed("log") or (0,))[0]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ledger import entries
-from ledger.shares import fold
-from ledger.store import DATABASE_NAME, LedgerStore
+from artel.ledger import entries
+from artel.ledger.fold.shares import fold
+from artel.ledger.store.store import DATABASE_NAME, LedgerStore
+from artel.node.history import closed_since, under_way
+from artel.node.sync import delta_bytes
+from artel.protocol.dsse import Envelope
+from artel.protocol.exchange.pseudogradient import index_bytes
+from artel.protocol.net.blobs import BlobStore
 from ledger_world import World, digest
-from node.history import closed_since, under_way
-from node.sync import delta_bytes
-from protocol.blobs import BlobStore
-from protocol.dsse import Envelope
-from protocol.pseudogradient import index_bytes
 
 SHARDED = {"topology": "sharded"}
 

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from artel.protocol import canonical, dsse, identity
+from artel.protocol.errors import CheckFailed, DecodeError, ResourceError, UsageError
+from artel.protocol.identity import HomeLock, Identity
+from artel.protocol.invite import Invite
 from client_world import write_key
-from protocol import canonical, dsse, identity
-from protocol.errors import CheckFailed, DecodeError, ResourceError, UsageError
-from protocol.identity import HomeLock, Identity
-from protocol.invite import Invite
 from swarm_world import open_to_others
 
 ALICE = Identity.from_seed(b"a" * 32)
@@ -67,8 +67,8 @@ def test_a_damaged_key_file_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_a_second_process_on_the_same_home_is_refused(tmp_path: Path) -> None:
     lock = HomeLock(tmp_path)
     code = (
-        "import sys; from pathlib import Path; from protocol.identity import HomeLock\n"
-        "from protocol.errors import ResourceError\n"
+        "import sys; from pathlib import Path; from artel.protocol.identity import HomeLock\n"
+        "from artel.protocol.errors import ResourceError\n"
         "try: HomeLock(Path(sys.argv[1]))\n"
         "except ResourceError as error: print(error.diagnostics()); sys.exit(4)\n"
     )

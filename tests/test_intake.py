@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from coordinator import intake
+from artel.coordinator import intake
+from artel.ledger.entries.reasons import REJECTIONS
+from artel.protocol import content, dsse, messages, rounds
+from artel.protocol.exchange import pseudogradient
+from artel.protocol.net import wire
+from artel.protocol.rounds import Phase
 from desk_world import Member, Office, run_of
-from ledger.reasons import REJECTIONS
-from protocol import content, dsse, messages, pseudogradient, rounds, wire
-from protocol.rounds import Phase
 
 
 @pytest.fixture(scope="module")

@@ -16,15 +16,16 @@ from typing import Any, get_args
 import annotated_types
 import pytest
 
+from artel.ledger.fold.replay import replay
+from artel.ledger.store.heads import HEADS_NAME, HeadStore
+from artel.ledger.store.store import LedgerStore
+from artel.ledger.sync.replica import LedgerService
+from artel.protocol import content, messages
+from artel.protocol.errors import ArtelError
+from artel.protocol.net import transfer, wire
+from artel.protocol.net.blobs import BlobStore
 from host_world import LOOPBACK, start
-from ledger.heads import HEADS_NAME, HeadStore
-from ledger.replay import replay
-from ledger.replica import LedgerService
-from ledger.store import LedgerStore
 from ledger_world import World
-from protocol import content, messages, transfer, wire
-from protocol.blobs import BlobStore
-from protocol.errors import ArtelError
 
 CLIENT = Path(__file__).parent / "interop_client.py"
 SPEC = Path(__file__).parent.parent / "docs" / "protocol.md"
@@ -133,8 +134,8 @@ def test_the_specification_names_the_bounds_of_its_types() -> None:
 def test_every_refusal_code_is_documented() -> None:
     root = SPEC.parent.parent
     sources = [
-        *root.glob("protocol/*.py"),
-        *root.glob("ledger/*.py"),
+        *root.glob("protocol/**/*.py"),
+        *root.glob("ledger/**/*.py"),
         *root.glob("coordinator/*.py"),
     ]
     text = "\n".join(path.read_text() for path in sources)
@@ -145,7 +146,7 @@ def test_every_refusal_code_is_documented() -> None:
 
 
 def test_every_reason_code_is_documented() -> None:
-    from ledger.reasons import IGNORED, REJECTIONS
+    from artel.ledger.entries.reasons import IGNORED, REJECTIONS
 
     documented = set(re.findall(r"^\| `(\w+)` \|", ERRORS.read_text(), re.MULTILINE))
     assert REJECTIONS.keys() | IGNORED.keys() <= documented

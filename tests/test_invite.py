@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import artel
-from ledger import holders
-from ledger.lightnode import PeerHolder
-from protocol.errors import UsageError
-from protocol.identity import Identity
-from protocol.invite import MAX_PASTED, MAX_PEERS, PREFIX, Invite
+from artel import cli
+from artel.ledger.sync import holders
+from artel.ledger.sync.lightnode import PeerHolder
+from artel.protocol.errors import UsageError
+from artel.protocol.identity import Identity
+from artel.protocol.invite import MAX_PASTED, MAX_PEERS, PREFIX, Invite
 
 PEERS = [Identity.from_seed(bytes([number]) * 32).peer_id for number in range(MAX_PEERS)]
 INVITE = Invite("ab" * 32, tuple(f"/ip4/198.51.100.7/tcp/4200/p2p/{peer}" for peer in PEERS[:2]))
@@ -128,7 +128,7 @@ def test_an_invite_is_longer_than_a_files_name_can_be(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = [] if command != "status" else ["--from"]
-    assert artel.main(["ledger", command, *target, LINE[:300]]) == 2
+    assert cli.main(["ledger", command, *target, LINE[:300]]) == 2
     assert "invite" in capsys.readouterr().err
 
 

@@ -13,14 +13,20 @@ from typing import Any
 import psutil
 import pytest
 
-from coordinator.swarm import LOOPBACK, LocalSwarm, Member
+from artel.coordinator.swarm import LOOPBACK, LocalSwarm, Member
+from artel.node import join as joining
+from artel.node.supervisor import MAX_RESTARTS
+from artel.protocol import identity
+from artel.protocol.errors import (
+    EXIT_RESOURCE,
+    EXIT_UNREACHABLE,
+    DecodeError,
+    ResourceError,
+    Unreachable,
+)
+from artel.protocol.invite import Invite
+from artel.protocol.tasks import beside
 from host_world import named
-from node import join as joining
-from node.supervisor import MAX_RESTARTS
-from protocol import identity
-from protocol.errors import EXIT_RESOURCE, EXIT_UNREACHABLE, DecodeError, ResourceError, Unreachable
-from protocol.invite import Invite
-from protocol.tasks import beside
 from swarm_world import ledger_of, write_run
 
 pytestmark = pytest.mark.timeout(240)

@@ -11,25 +11,25 @@ from typing import Any
 
 import pytest
 
-import artel
 import client_world
+from artel import cli
+from artel.ledger import entries
+from artel.ledger.cli import main
+from artel.ledger.cli.reading import KINDS
+from artel.ledger.entries import entry_id, evidence, reasons
+from artel.ledger.fold.labels import Trust
+from artel.ledger.store.heads import HEADS_NAME, HeadStore
+from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
+from artel.ledger.tlog.checkpoint import sign_checkpoint
+from artel.ledger.tlog.cosignature import witness_key
+from artel.ledger.tlog.note import VerifierKey
+from artel.ledger.tlog.proof import LeafHashes, TlogProof, inclusion, root_at
+from artel.protocol import merkle
+from artel.protocol.errors import CheckFailed, UsageError
+from artel.protocol.identity import Identity
+from artel.protocol.rounds import LATE
 from client_world import become_member, claim, cosign_at, write_claims, write_key, write_tiles
-from ledger import entries, evidence, reasons
-from ledger.checkpoint import sign_checkpoint
-from ledger.cli import main
-from ledger.cli.reading import KINDS
-from ledger.cosignature import witness_key
-from ledger.entries import entry_id
-from ledger.heads import HEADS_NAME, HeadStore
-from ledger.labels import Trust
-from ledger.note import VerifierKey
-from ledger.proof import LeafHashes, TlogProof, inclusion, root_at
-from ledger.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
 from ledger_world import CREDIT, TOKENS, World
-from protocol import merkle
-from protocol.errors import CheckFailed, UsageError
-from protocol.identity import Identity
-from protocol.rounds import LATE
 from tlog_world import LOG_KEY, cosigned, key, leaves_of, signed, tree_of, write_log
 
 WORLD = World(ledger={"witnesses": 2})
@@ -330,10 +330,10 @@ def test_me_without_an_account_says_what_to_do(
     copied = copy_of(home, tmp_path)
     for name in ("account.key", "node.key", "claims.jsonl"):
         (copied / name).unlink()
-    assert artel.main(["ledger", "me", "--home", str(copied)]) == 2
+    assert cli.main(["ledger", "me", "--home", str(copied)]) == 2
     assert "--account KEY" in capsys.readouterr().err
     write_key(copied / "account.key", Identity.from_seed(bytes(32)))
-    assert artel.main(["ledger", "me", "--home", str(copied)]) == 1
+    assert cli.main(["ledger", "me", "--home", str(copied)]) == 1
     assert "artel node start --join INVITE" in capsys.readouterr().err
     write_claims(copied, claim(WORLD, C, 5))
     assert main(["me", "--home", str(copied)]) == 0
@@ -347,7 +347,7 @@ def test_torn_and_strange_claims_are_skipped(home: Path, tmp_path: Path) -> None
     path.write_text(
         "\n".join(["{}", "[1]", "\0", '{"round": -1}', good, "", good[: len(good) // 2]])
     )
-    from ledger.claims import read
+    from artel.ledger.fold.claims import read
 
     assert [item.round for item in read(copied)] == [0]
 
@@ -379,7 +379,13 @@ def test_a_proof_verifies_offline_from_the_run_id_alone(
     assert (facts["log_key"], facts["log_key_from"]) == (WORLD.coordinator.key, "the run id")
     assert len(facts["cosigners"]) == 2
     assert facts["signers"] == [C.key]
-    assert not done.heavy | done.modules & {"libp2p", "trio", "sqlite3", "ssl", "protocol.wire"}
+    assert not done.heavy | done.modules & {
+        "libp2p",
+        "trio",
+        "sqlite3",
+        "ssl",
+        "artel.protocol.net.wire",
+    }
 
 
 def test_verify_says_what_is_and_what_is_not_proven(
@@ -397,12 +403,12 @@ def test_verify_wants_as_many_witnesses_as_asked_for(
     proof: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["ledger", "verify", *map(str, proof)]
-    assert artel.main([*command, "--policy", "3"]) == 1
+    assert cli.main([*command, "--policy", "3"]) == 1
     assert "2 witnesses have cosigned, 3 are asked for" in capsys.readouterr().err
     vkeys = [VerifierKey(WORLD.origin, WORLD.coordinator.public), witness_key(A.peer_id)]
     pinned = [argument for vkey in vkeys for argument in ("--vkey", vkey.encode())]
-    assert artel.main([*command, *pinned, "--policy", "1"]) == 0
-    assert artel.main([*command, *pinned, "--policy", "2"]) == 1, "only the named witness counts"
+    assert cli.main([*command, *pinned, "--policy", "1"]) == 0
+    assert cli.main([*command, *pinned, "--policy", "2"]) == 1, "only the named witness counts"
 
 
 def test_verify_refuses_what_was_changed(
@@ -414,7 +420,7 @@ def test_verify_refuses_what_was_changed(
     def code(proof_text: str, leaf: bytes, *more: str) -> int:
         path.write_text(proof_text)
         entry.write_bytes(leaf)
-        return artel.main(["ledger", "verify", str(path), str(entry), *more])
+        return cli.main(["ledger", "verify", str(path), str(entry), *more])
 
     assert code(good_proof, good_entry) == 0
     assert code(good_proof, good_entry + b"\n") == 1
@@ -443,7 +449,7 @@ def test_a_signed_checkpoint_of_another_key_is_refused(
     tree = LeafHashes([merkle.leaf_hash(leaf) for leaf in WORLD.leaves])
     note = sign_checkpoint(impostor, WORLD.origin, 35, root_at(tree, 35))
     path.write_text(TlogProof(11, parsed.hashes, note, parsed.extra).encode())
-    assert artel.main(["ledger", "verify", str(path), str(entry)]) == 1
+    assert cli.main(["ledger", "verify", str(path), str(entry)]) == 1
 
 
 def test_an_entry_that_is_not_final_is_proven_under_the_newest_checkpoint(
@@ -456,7 +462,7 @@ def test_an_entry_that_is_not_final_is_proven_under_the_newest_checkpoint(
     assert (facts["proof"], facts["entry"]) == ("entry-40.tlog-proof", "entry-40.json")
     assert (tmp_path / "entry-40.json").read_bytes() == WORLD.leaves[40]
     assert main(["verify", "entry-40.tlog-proof"]) == 0
-    assert artel.main(["ledger", "prove", "41", "--home", str(home)]) == 2
+    assert cli.main(["ledger", "prove", "41", "--home", str(home)]) == 2
 
 
 def test_a_proof_of_a_foreign_log_verifies_with_its_key(
@@ -469,8 +475,8 @@ def test_a_proof_of_a_foreign_log_verifies_with_its_key(
     path.write_text(TlogProof(7, tuple(inclusion(tree, 7, 300)), note).encode())
     entry.write_bytes(leaves[7])
     command = ["ledger", "verify", str(path), str(entry)]
-    assert artel.main(command) == 2
-    assert artel.main([*command, "--vkey", LOG_KEY.encode()]) == 0
+    assert cli.main(command) == 2
+    assert cli.main([*command, "--vkey", LOG_KEY.encode()]) == 0
     assert "entry 7 is in the log of example.com/test-log" in capsys.readouterr().out
 
 
@@ -515,13 +521,13 @@ def test_verify_fails_loudly(
     data = bytearray(path.read_bytes())
     data[data.index(b"payloadType") + 40] ^= 1
     path.write_bytes(data)
-    assert artel.main(["ledger", "verify", "--home", str(tmp_path)]) == 1
+    assert cli.main(["ledger", "verify", "--home", str(tmp_path)]) == 1
     out, err = capsys.readouterr()
     assert "FAIL" in out
     assert "does NOT hold" in err
-    assert artel.main(["ledger", "verify", "--json", "--home", str(tmp_path)]) == 1
+    assert cli.main(["ledger", "verify", "--json", "--home", str(tmp_path)]) == 1
     assert json.loads(capsys.readouterr().out)["verified"] is False
-    assert artel.main(["ledger", "shares", "--home", str(tmp_path)]) == 1
+    assert cli.main(["ledger", "shares", "--home", str(tmp_path)]) == 1
     assert "damaged" in capsys.readouterr().err
 
 
@@ -542,7 +548,7 @@ def test_a_dry_run_of_a_dispute_says_what_the_ledger_would(
 
     def answer(index: int, *more: str) -> tuple[int, str, str]:
         command = ["dispute", str(index), "--reason", "copied", "--home", str(copied)]
-        code = artel.main(["ledger", *command, "--dry-run", *more])
+        code = cli.main(["ledger", *command, "--dry-run", *more])
         return code, *capsys.readouterr()
 
     code, shown, _ = answer(contribution_of(A, 3))
@@ -606,30 +612,30 @@ def test_compare_writes_evidence_of_a_split_view(
     with LedgerStore.open(other / DATABASE_NAME, create=True) as store:
         store.append(world.leaves, world.sign)
     tiles = write_tiles(other, tmp_path / "tiles")
-    assert artel.main(["ledger", "compare", str(home), str(tiles)]) == 1
+    assert cli.main(["ledger", "compare", str(home), str(tiles)]) == 1
     shown = capsys.readouterr().out
     assert "SPLIT VIEW" in shown
     assert "artel ledger split-view split-view.json" in shown
-    assert artel.main(["ledger", "verify", "split-view.json", "--json"]) == 0
+    assert cli.main(["ledger", "verify", "split-view.json", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["signer"], facts["sizes"], facts["index"]) == (WORLD.origin, [9, SIZE], 7)
     # Alone, without the manifest around it, the evidence needs the key.
     bare = tmp_path / "bare.json"
     bare.write_text(json.dumps(json.loads(Path("split-view.json").read_text())["evidence"]))
-    assert artel.main(["ledger", "verify", str(bare)]) == 2
+    assert cli.main(["ledger", "verify", str(bare)]) == 2
     vkey = VerifierKey(WORLD.origin, WORLD.coordinator.public).encode()
-    assert artel.main(["ledger", "verify", str(bare), "--vkey", vkey]) == 0
+    assert cli.main(["ledger", "verify", str(bare), "--vkey", vkey]) == 0
     value = json.loads(Path("split-view.json").read_text())
     value["evidence"]["leaves"].reverse()
     bare.write_text(json.dumps(value))
-    assert artel.main(["ledger", "verify", str(bare)]) == 1
+    assert cli.main(["ledger", "verify", str(bare)]) == 1
 
 
 def test_compare_wants_holders_of_one_log(home: Path, tmp_path: Path) -> None:
     other = World(name="other")
     other.write(tmp_path, rounds=0)
-    assert artel.main(["ledger", "compare", str(home), str(tmp_path)]) == 2
-    assert artel.main(["ledger", "compare", str(home), str(tmp_path / "nothing")]) == 2
+    assert cli.main(["ledger", "compare", str(home), str(tmp_path)]) == 2
+    assert cli.main(["ledger", "compare", str(home), str(tmp_path / "nothing")]) == 2
 
 
 # --- audit ----------------------------------------------------------------------------------------
@@ -647,19 +653,19 @@ def test_audit_of_a_run_replays_it(
         assert (facts["vested"], facts["pending"]) == (3 * CREDIT, 9 * CREDIT)
     assert main(["audit", str(tiles), "--vkey", vkey]) == 0
     assert "--full reads every entry" in capsys.readouterr().out
-    assert artel.main(["ledger", "audit", str(tiles)]) == 2
-    assert artel.main(["ledger", "audit", str(home)]) == 2
+    assert cli.main(["ledger", "audit", str(tiles)]) == 2
+    assert cli.main(["ledger", "audit", str(home)]) == 2
     assert f"artel ledger verify --home {home}" in capsys.readouterr().err
 
 
 def test_audit_finds_a_damaged_tile_and_a_wrong_key(home: Path, tmp_path: Path) -> None:
     tiles = write_tiles(home, tmp_path / "tiles")
-    assert artel.main(["ledger", "audit", str(tiles), "--run", "0" * 64]) == 1
+    assert cli.main(["ledger", "audit", str(tiles), "--run", "0" * 64]) == 1
     (path,) = (tiles / "tile/entries").rglob(str(SIZE))
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
     path.write_bytes(data)
-    assert artel.main(["ledger", "audit", str(tiles), "--run", WORLD.run, "--full"]) == 1
+    assert cli.main(["ledger", "audit", str(tiles), "--run", WORLD.run, "--full"]) == 1
 
 
 def test_audit_of_a_foreign_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -718,7 +724,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
 def test_what_is_not_there_exits_with_2(
     home: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert artel.main(["ledger", *arguments, "--home", str(home)]) == 2
+    assert cli.main(["ledger", *arguments, "--home", str(home)]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -726,7 +732,7 @@ def test_a_home_without_a_ledger_exits_with_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for command in ("status", "me", "log", "shares", "verify"):
-        assert artel.main(["ledger", command, "--home", str(tmp_path)]) == 2
+        assert cli.main(["ledger", command, "--home", str(tmp_path)]) == 2
         error = capsys.readouterr().err
         assert f"error: there is no ledger in {tmp_path}" in error
         assert "--home DIR" in error
@@ -779,4 +785,4 @@ def test_help_has_an_example_and_the_exit_codes(
 def test_a_command_on_a_home_loads_neither_torch_nor_the_network(home: Path) -> None:
     done = client_world.run_command("shares", "--home", str(home))
     assert (done.code, done.err) == (0, "")
-    assert not done.heavy | done.modules & {"libp2p", "trio", "ssl", "protocol.wire"}
+    assert not done.heavy | done.modules & {"libp2p", "trio", "ssl", "artel.protocol.net.wire"}

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
+from artel.ledger.cli import main
+from artel.ledger.store.store import DATABASE_NAME, LedgerStore
+from artel.ledger.sync.offline import verify_evidence
+from artel.ledger.sync.source import FINAL_PATH
+from artel.ledger.tlog.checkpoint import parse_checkpoint, sign_checkpoint
+from artel.protocol.errors import CheckFailed
 from client_world import served, write_tiles
-from ledger.checkpoint import parse_checkpoint, sign_checkpoint
-from ledger.cli import main
-from ledger.offline import verify_evidence
-from ledger.source import FINAL_PATH
-from ledger.store import DATABASE_NAME, LedgerStore
 from ledger_world import World
-from protocol.errors import CheckFailed
 
 OLDER, NEWER = 38, 50
 """The log was put back to OLDER entries when it had NEWER, and went on from there."""

@@ -20,11 +20,11 @@ from typing import Any
 
 import pytest
 
-from ledger import entries
-from ledger.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
-from ledger.verify import verify_home
+from artel.ledger import entries
+from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
+from artel.ledger.store.verify import verify_home
+from artel.protocol.errors import ArtelError
 from ledger_world import World, key
-from protocol.errors import ArtelError
 
 TESTS = Path(__file__).resolve().parent
 KINDS = {

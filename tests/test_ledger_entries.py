@@ -12,8 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ledger import entries
-from ledger.entries import decode
+from artel.ledger import entries
+from artel.ledger.entries import decode
+from artel.protocol import canonical, dsse
+from artel.protocol.assignment import Work
+from artel.protocol.dsse import Envelope
+from artel.protocol.errors import DecodeError
+from artel.protocol.identity import Identity
 from ledger_world import (
     BATCH_SIZE,
     INNER_STEPS,
@@ -24,11 +29,6 @@ from ledger_world import (
     key,
     manifest,
 )
-from protocol import canonical, dsse
-from protocol.assignment import Work
-from protocol.dsse import Envelope
-from protocol.errors import DecodeError
-from protocol.identity import Identity
 
 WORLD = World()
 A, B, _ = WORLD.members

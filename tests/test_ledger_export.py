@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 
+from artel.ledger.cli import main
+from artel.ledger.entries import decode, entry_id
+from artel.ledger.fold.accounts import Account, FoldState
+from artel.ledger.fold.shares import SHARE_SCALE
+from artel.ledger.store.store import DATABASE_NAME, LedgerStore
+from artel.ledger.sync import evm, export
+from artel.protocol.errors import EXIT_OK, CheckFailed, UsageError
 from client_world import cosigned, write_key
-from ledger import evm, export
-from ledger.accounts import Account, FoldState
-from ledger.cli import main
-from ledger.entries import decode, entry_id
-from ledger.shares import SHARE_SCALE
-from ledger.store import DATABASE_NAME, LedgerStore
 from ledger_world import CREDIT, World, digest
 from log_server import LogServer, serving
-from protocol.errors import EXIT_OK, CheckFailed, UsageError
 
 FIXTURES = Path(__file__).parent / "fixtures" / "openzeppelin"
 GOLDEN = FIXTURES / "golden.json"

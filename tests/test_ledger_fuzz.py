@@ -12,12 +12,14 @@ from collections.abc import Callable
 
 import pytest
 
+from artel.ledger import entries
+from artel.ledger.tlog import note
+from artel.ledger.tlog.proof import TlogProof
+from artel.ledger.tlog.tiles import Tile, decode_bundle
+from artel.protocol import dsse, messages
+from artel.protocol.errors import DecodeError
+from artel.protocol.net import wire
 from fuzz_parsers import MEMORY_BYTES, Parser, fuzz, mutated, parsers
-from ledger import entries, note
-from ledger.proof import TlogProof
-from ledger.tiles import Tile, decode_bundle
-from protocol import dsse, messages, wire
-from protocol.errors import DecodeError
 
 PARSERS = parsers()
 SLOW_INPUTS = int(os.environ.get("ARTEL_FUZZ_INPUTS", "100000"))

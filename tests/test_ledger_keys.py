@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from ledger import entries, keyfiles, reasons
-from ledger.cli import main
-from ledger.store import DATABASE_NAME, LedgerStore
-from ledger.view import View
-from ledger_world import CREDIT, World, digest, key
-from log_server import LogServer, serving
-from protocol import dsse, identity
-from protocol.errors import (
+from artel.ledger import entries
+from artel.ledger.cli import main
+from artel.ledger.entries import reasons
+from artel.ledger.store import keyfiles
+from artel.ledger.store.store import DATABASE_NAME, LedgerStore
+from artel.ledger.sync.view import View
+from artel.protocol import dsse, identity
+from artel.protocol.errors import (
     EXIT_FAILED,
     EXIT_OK,
     ArtelError,
@@ -30,7 +30,9 @@ from protocol.errors import (
     Unreachable,
     UsageError,
 )
-from protocol.identity import Identity
+from artel.protocol.identity import Identity
+from ledger_world import CREDIT, World, digest, key
+from log_server import LogServer, serving
 
 PASSPHRASE = "four random words here"
 RECOVERY = key("recovery")

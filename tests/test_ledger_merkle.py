@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol import merkle
+from artel.protocol import merkle
 
 # transparency-dev/merkle, testonly/constants.go: leaves and the roots over the first 1..8 of them.
 LEAVES = [

@@ -17,26 +17,23 @@ from typing import Any
 
 import pytest
 
-from client_world import cosigned, served, write_key
-from coordinator.sequencer import Sequencer
-from ledger.audit import audit
-from ledger.checkpoint import origin_of, parse_checkpoint
-from ledger.cli import main
-from ledger.entries import decode
-from ledger.fork import SPLIT_VIEW_FILE
-from ledger.heads import HEADS_NAME, HeadStore
-from ledger.holders import FolderHolder, HttpHolder, hold
-from ledger.mirror import mirror
-from ledger.note import VerifierKey
-from ledger.offline import verify_evidence
-from ledger.restore import restore
-from ledger.source import FINAL_PATH, FolderSource, HttpSource, Source
-from ledger.store import DATABASE_NAME, LedgerStore
-from ledger.tiles import ENTRIES, Tile, level_tiles, tiles_of
-from ledger.verify import verify_home
-from ledger_world import World, key
-from log_server import LogServer, serving
-from protocol.errors import (
+from artel.coordinator.sequencer import Sequencer
+from artel.ledger.cli import main
+from artel.ledger.entries import decode
+from artel.ledger.store.heads import HEADS_NAME, HeadStore
+from artel.ledger.store.store import DATABASE_NAME, LedgerStore
+from artel.ledger.store.verify import verify_home
+from artel.ledger.sync.audit import audit
+from artel.ledger.sync.fork import SPLIT_VIEW_FILE
+from artel.ledger.sync.holders import FolderHolder, HttpHolder, hold
+from artel.ledger.sync.mirror import mirror
+from artel.ledger.sync.offline import verify_evidence
+from artel.ledger.sync.restore import restore
+from artel.ledger.sync.source import FINAL_PATH, FolderSource, HttpSource, Source
+from artel.ledger.tlog.checkpoint import origin_of, parse_checkpoint
+from artel.ledger.tlog.note import VerifierKey
+from artel.ledger.tlog.tiles import ENTRIES, Tile, level_tiles, tiles_of
+from artel.protocol.errors import (
     EXIT_OK,
     ArtelError,
     CheckFailed,
@@ -44,7 +41,10 @@ from protocol.errors import (
     Unreachable,
     UsageError,
 )
-from protocol.identity import HomeLock
+from artel.protocol.identity import HomeLock
+from client_world import cosigned, served, write_key
+from ledger_world import World, key
+from log_server import LogServer, serving
 from tlog_world import LOG_KEY, leaves_of, signed, tree_of, write_log
 
 ROUNDS = 100  # 7 + 7 * 100 entries: two full tiles, and most of a third

@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ledger import note
-from ledger.checkpoint import (
+from artel.ledger.tlog import note
+from artel.ledger.tlog.checkpoint import (
     Checkpoint,
     open_checkpoint,
     origin_of,
     parse_checkpoint,
     sign_checkpoint,
 )
+from artel.protocol.errors import CheckFailed, DecodeError
 from ledger_world import key
-from protocol.errors import CheckFailed, DecodeError
 
 # The example of c2sp.org/signed-note.
 SPEC_KEY = "example.com/foo+530d903a+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k"

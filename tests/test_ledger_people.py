@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from ledger import entries, reasons
-from ledger.accounts import FoldState, Outcome
-from ledger.entries import recovery_digest
-from ledger.rules_people import MAX_OPEN_DISPUTES
+from artel.ledger import entries
+from artel.ledger.entries import reasons, recovery_digest
+from artel.ledger.fold.accounts import FoldState, Outcome
+from artel.ledger.fold.rules_people import MAX_OPEN_DISPUTES
+from artel.protocol.dsse import Envelope
 from ledger_world import CREDIT, RATE, TOKENS, World, digest, forged, key, outcomes
-from protocol.dsse import Envelope
 
 WORLD = World()
 A, B, C = WORLD.members

@@ -15,20 +15,19 @@ from typing import Any
 import pytest
 
 from aggregate_world import numbers
-from client_world import run_command
-from ledger.checkpoint import origin_of, sign_checkpoint
-from ledger.cli import main
-from ledger.genesis import read_genesis
-from ledger.layout import LAYOUT_FILE, layout_of
-from ledger.store import DATABASE_NAME, LedgerStore
-from ledger_world import World
-from protocol import codec, content, pseudogradient
-from protocol.aggregate_slice import recompute, round_slices
-from protocol.blobs import BlobStore
-from protocol.dsse import Envelope
-from protocol.errors import ResourceError, UsageError
-from protocol.identity import Identity
-from protocol.manifest import (
+from artel.ledger.cli import main
+from artel.ledger.entries.genesis import read_genesis
+from artel.ledger.fold.layout import LAYOUT_FILE, layout_of
+from artel.ledger.store.store import DATABASE_NAME, LedgerStore
+from artel.ledger.tlog.checkpoint import origin_of, sign_checkpoint
+from artel.protocol import content
+from artel.protocol.dsse import Envelope
+from artel.protocol.errors import ResourceError, UsageError
+from artel.protocol.exchange import codec, pseudogradient
+from artel.protocol.exchange.aggregate_slice import recompute, round_slices
+from artel.protocol.exchange.parts import Part
+from artel.protocol.identity import Identity
+from artel.protocol.manifest import (
     DataFacts,
     Manifest,
     ModelFacts,
@@ -36,10 +35,12 @@ from protocol.manifest import (
     TokenizerFacts,
     sign,
 )
-from protocol.manifest_template import EXAMPLE
-from protocol.parts import Part
-from protocol.run_config import Exchange, Model, RunConfig
-from protocol.state import Layout
+from artel.protocol.manifest_template import EXAMPLE
+from artel.protocol.net.blobs import BlobStore
+from artel.protocol.run_config import Exchange, Model, RunConfig
+from artel.protocol.state import Layout
+from client_world import run_command
+from ledger_world import World
 
 LAYOUT = Layout.of([("embed", (300, 64)), ("up", (64, 200)), ("norm", (64,)), ("down", (200, 64))])
 

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ledger import entries, reasons
-from ledger.accounts import Account
-from ledger.shares import SHARE_SCALE, FoldState, Outcome, check, fold, shares, step
+from artel.ledger import entries
+from artel.ledger.entries import reasons
+from artel.ledger.fold.accounts import Account
+from artel.ledger.fold.shares import SHARE_SCALE, FoldState, Outcome, check, fold, shares, step
+from artel.protocol.dsse import Envelope
 from ledger_world import CREDIT, RATE, TOKENS, World, digest, forged, key, outcomes, read
-from protocol.dsse import Envelope
 
 WORLD = World()
 A, B, C = WORLD.members

@@ -6,13 +6,14 @@ import json
 
 import pytest
 
-from ledger import entries, reasons
-from ledger.claims import REJECTED, Claim, stands
-from ledger.explain import explain
-from ledger.journal import Journal
-from ledger.shares import FoldState, Outcome, fold
+from artel.ledger import entries
+from artel.ledger.entries import reasons
+from artel.ledger.fold.claims import REJECTED, Claim, stands
+from artel.ledger.fold.explain import explain
+from artel.ledger.fold.journal import Journal
+from artel.ledger.fold.shares import FoldState, Outcome, fold
+from artel.protocol.dsse import Envelope
 from ledger_world import CREDIT, World, forged, key, outcomes, read
-from protocol.dsse import Envelope
 from test_explain import Log
 
 WORLD = World(nodes=4, exchange={"topology": "sharded"}, ownership={"vesting_rounds": 0})

@@ -6,9 +6,14 @@ import json
 
 import pytest
 
-from ledger import entries, reasons
-from ledger.explain import explain
-from ledger.shares import FoldState
+from artel.ledger import entries
+from artel.ledger.entries import reasons
+from artel.ledger.fold.explain import explain
+from artel.ledger.fold.shares import FoldState
+from artel.protocol import assignment
+from artel.protocol.dsse import Envelope
+from artel.protocol.identity import Identity
+from artel.protocol.rounds import WRONG_TOKENS
 from ledger_world import (
     BATCH_SIZE,
     INNER_STEPS,
@@ -18,10 +23,6 @@ from ledger_world import (
     key,
     outcomes,
 )
-from protocol import assignment
-from protocol.dsse import Envelope
-from protocol.identity import Identity
-from protocol.rounds import WRONG_TOKENS
 from test_explain import Log
 
 STEP = BATCH_SIZE * SEQ_LEN

@@ -20,17 +20,23 @@ from typing import Any
 
 import pytest
 
-from ledger import database, entries
-from ledger.checkpoint import open_checkpoint, origin_of, parse_checkpoint, sign_checkpoint
-from ledger.edge import Edge, place_of
-from ledger.entries import entry_id
-from ledger.proof import LeafHashes, consistency, inclusion, root_at
-from ledger.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
-from ledger.tiles import ENTRIES, Tile, decode_bundle, tile_at, tiles_of
-from ledger.verify import verify_home
+from artel.ledger import entries
+from artel.ledger.entries import entry_id
+from artel.ledger.store import database
+from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
+from artel.ledger.store.verify import verify_home
+from artel.ledger.tlog.checkpoint import (
+    open_checkpoint,
+    origin_of,
+    parse_checkpoint,
+    sign_checkpoint,
+)
+from artel.ledger.tlog.edge import Edge, place_of
+from artel.ledger.tlog.proof import LeafHashes, consistency, inclusion, root_at
+from artel.ledger.tlog.tiles import ENTRIES, Tile, decode_bundle, tile_at, tiles_of
+from artel.protocol import merkle
+from artel.protocol.errors import CheckFailed, DecodeError, ResourceError, UsageError
 from ledger_world import World, key
-from protocol import merkle
-from protocol.errors import CheckFailed, DecodeError, ResourceError, UsageError
 
 TESTS = Path(__file__).parent
 
@@ -229,8 +235,8 @@ def tall(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LedgerStore
     with LedgerStore.open(path, create=True) as store:
         store.append([leaves[0]], world.sign)
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("ledger.store.decode", lambda _leaf: None)
-            patched.setattr("ledger.store.os.fsync", lambda _file: None)
+            patched.setattr("artel.ledger.store.store.decode", lambda _leaf: None)
+            patched.setattr("artel.ledger.store.store.os.fsync", lambda _file: None)
             store._connection.execute("PRAGMA synchronous=OFF")
             for start in range(1, len(leaves), 256):
                 store.append(leaves[start : start + 256], world.sign)
@@ -430,7 +436,7 @@ def test_a_failure_to_publish_the_checkpoint_is_repaired_on_opening(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patched:
-        patched.setattr("ledger.store.os.replace", failing)
+        patched.setattr("artel.ledger.store.store.os.replace", failing)
         with pytest.raises(ResourceError):
             store.append([newcomer(world, 1)], world.sign)
     store.close()
@@ -590,9 +596,9 @@ APPENDER = """
 import sys
 from pathlib import Path
 from ledger_world import World, key
-from ledger import entries
-from ledger.entries import entry_id
-from ledger.store import LedgerStore
+from artel.ledger import entries
+from artel.ledger.entries import entry_id
+from artel.ledger.store.store import LedgerStore
 
 world, generation = World(), sys.argv[2]
 with LedgerStore.open(Path(sys.argv[1])) as store:

@@ -6,8 +6,12 @@ from typing import Any
 
 import pytest
 
-from ledger import entries, reasons
-from ledger.accounts import FoldState, Outcome
+from artel.ledger import entries
+from artel.ledger.entries import reasons
+from artel.ledger.fold.accounts import FoldState, Outcome
+from artel.protocol import assignment
+from artel.protocol.dsse import Envelope
+from artel.protocol.identity import Identity
 from ledger_world import (
     CREDIT,
     INNER_STEPS,
@@ -20,9 +24,6 @@ from ledger_world import (
     key,
     outcomes,
 )
-from protocol import assignment
-from protocol.dsse import Envelope
-from protocol.identity import Identity
 
 WORLD = World(ledger={"witnesses": 2})
 A, B, C = WORLD.members

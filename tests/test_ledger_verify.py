@@ -15,14 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from ledger import database, entries, wal
-from ledger.checkpoint import sign_checkpoint
-from ledger.snapshot import snapshot
-from ledger.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
-from ledger.verify import Verification, verify_home
+from artel.ledger import entries
+from artel.ledger.store import database, wal
+from artel.ledger.store.snapshot import snapshot
+from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
+from artel.ledger.store.verify import Verification, verify_home
+from artel.ledger.tlog.checkpoint import sign_checkpoint
+from artel.protocol.dsse import Envelope
+from artel.protocol.errors import CheckFailed, UsageError
 from ledger_world import World, key
-from protocol.dsse import Envelope
-from protocol.errors import CheckFailed, UsageError
 
 TESTS = Path(__file__).parent
 LOG_NAME = DATABASE_NAME + "-wal"
@@ -44,7 +45,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from ledger_world import World
-from ledger.store import LedgerStore
+from artel.ledger.store.store import LedgerStore
 
 world = World()
 batches = world.batches(3)

@@ -20,7 +20,17 @@ from typing import Any
 
 import pytest
 
-import artel
+from artel import cli
+from artel.ledger import entries
+from artel.ledger.cli import main
+from artel.ledger.store import cache
+from artel.ledger.store.store import DATABASE_NAME, LedgerStore
+from artel.ledger.sync import client
+from artel.ledger.sync.holders import HttpHolder
+from artel.protocol.errors import CheckFailed, Unreachable
+from artel.protocol.identity import Identity
+from artel.protocol.invite import Invite
+from artel.protocol.net.wire import Refused
 from client_world import (
     ROOT,
     become_member,
@@ -32,15 +42,7 @@ from client_world import (
     write_claims,
     write_tiles,
 )
-from ledger import cache, client, entries
-from ledger.cli import main
-from ledger.holders import HttpHolder
-from ledger.store import DATABASE_NAME, LedgerStore
 from ledger_world import CREDIT, World
-from protocol.errors import CheckFailed, Unreachable
-from protocol.identity import Identity
-from protocol.invite import Invite
-from protocol.wire import Refused
 
 ROUNDS = 40
 WORLD = World(ledger={"witnesses": 2})
@@ -122,7 +124,7 @@ def test_a_bare_url_is_not_trusted_silently(site: Path, capsys: pytest.CaptureFi
         assert "Ada?[2J" in out, "a stranger's words do not steer the terminal"
         assert main(["shares", "--from", url, "--run", WORLD.run]) == 0
         assert capsys.readouterr().err == ""
-        assert artel.main(["ledger", "shares", "--from", url, "--run", "0" * 64]) == 1
+        assert cli.main(["ledger", "shares", "--from", url, "--run", "0" * 64]) == 1
         assert "holds run" in capsys.readouterr().err
 
 
@@ -139,7 +141,7 @@ def test_nobody_there_exits_with_3(capsys: pytest.CaptureFixture[str]) -> None:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         for command in (["status", "--from", url], ["audit", url, "--run", WORLD.run]):
-            assert artel.main(["ledger", *command]) == 3
+            assert cli.main(["ledger", *command]) == 3
             assert "check the address" in capsys.readouterr().err
 
 
@@ -148,7 +150,7 @@ def test_a_damaged_tile_is_noticed_and_named(
     site: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with served(spoiled(site, tmp_path, name)) as url:
-        assert artel.main(["ledger", "shares", "--from", url]) == 1
+        assert cli.main(["ledger", "shares", "--from", url]) == 1
         assert "ask another one" in capsys.readouterr().err
 
 
@@ -156,9 +158,9 @@ def test_a_damaged_tile_is_noticed_and_named(
 def test_a_damaged_checkpoint_is_refused(site: Path, tmp_path: Path, name: str) -> None:
     copied = spoiled(site, tmp_path, name)
     with served(copied) as url:
-        assert artel.main(["ledger", "status", "--from", url]) in (1, 2)
+        assert cli.main(["ledger", "status", "--from", url]) in (1, 2)
         (copied / "ledger" / name).write_text("no checkpoint at all")
-        assert artel.main(["ledger", "status", "--from", url]) == 1
+        assert cli.main(["ledger", "status", "--from", url]) == 1
 
 
 def test_a_manifest_of_another_run_is_refused(tmp_path: Path) -> None:
@@ -167,12 +169,12 @@ def test_a_manifest_of_another_run_is_refused(tmp_path: Path) -> None:
     impostor.origin = WORLD.origin
     with LedgerStore.open(tmp_path / "h" / DATABASE_NAME, create=True) as store:
         store.append(impostor.add(*impostor.start), impostor.sign)
-    from ledger.checkpoint import sign_checkpoint
+    from artel.ledger.tlog.checkpoint import sign_checkpoint
 
     note = sign_checkpoint(impostor.coordinator, WORLD.origin, len(impostor.leaves), store.root)
     folder = write_tiles(tmp_path / "h", tmp_path / "tiles")
     (folder / "checkpoint").write_text(note)
-    assert artel.main(["ledger", "status", "--from", str(folder)]) == 1
+    assert cli.main(["ledger", "status", "--from", str(folder)]) == 1
 
 
 def test_a_log_that_is_no_run_is_left_to_audit(
@@ -181,7 +183,7 @@ def test_a_log_that_is_no_run_is_left_to_audit(
     from tlog_world import LOG_KEY, leaves_of, write_log
 
     write_log(tmp_path, leaves_of(300))
-    assert artel.main(["ledger", "status", "--from", str(tmp_path)]) == 1
+    assert cli.main(["ledger", "status", "--from", str(tmp_path)]) == 1
     assert "artel ledger audit TARGET --vkey VKEY" in capsys.readouterr().err
     with served(tmp_path) as url:
         assert main(["audit", url, "--vkey", LOG_KEY.encode(), "--full"]) == 0
@@ -289,9 +291,9 @@ def test_a_ledger_that_contradicts_what_was_seen_is_refused(
     with served(site) as url:
         assert main(["status", "--from", url]) == 0
     capsys.readouterr()
-    assert artel.main(["ledger", "status", "--from", str(forked)]) == 1
+    assert cli.main(["ledger", "status", "--from", str(forked)]) == 1
     assert "somebody has signed two histories" in capsys.readouterr().err
-    assert artel.main(["ledger", "status", "--from", str(forked), "--no-cache"]) == 0
+    assert cli.main(["ledger", "status", "--from", str(forked), "--no-cache"]) == 0
 
 
 def test_a_final_head_that_is_not_of_the_tree_is_a_split_view(site: Path, tmp_path: Path) -> None:
@@ -300,7 +302,7 @@ def test_a_final_head_that_is_not_of_the_tree_is_a_split_view(site: Path, tmp_pa
     final = cosigned(WORLD.sign(100, bytes(32)), A, B)
     (copied / "ledger" / "final").write_text(final)
     with served(copied) as url:
-        assert artel.main(["ledger", "status", "--from", url]) == 1
+        assert cli.main(["ledger", "status", "--from", url]) == 1
 
 
 def test_strangers_cosignatures_make_nothing_final(

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol import canonical, dsse, manifest_template
-from protocol.errors import CheckFailed, DecodeError, UsageError
-from protocol.identity import Identity
-from protocol.manifest import (
+from artel.protocol import canonical, dsse, manifest_template
+from artel.protocol.errors import CheckFailed, DecodeError, UsageError
+from artel.protocol.identity import Identity
+from artel.protocol.manifest import (
     MAX_MANIFEST_BYTES,
     PAYLOAD_TYPE,
     DataFacts,
@@ -209,7 +209,7 @@ def test_the_template_is_the_example() -> None:
 def test_the_reference_is_up_to_date() -> None:
     path = Path(__file__).parent.parent / "docs" / "manifest.md"
     assert path.read_text(encoding="utf-8") == manifest_template.reference(), (
-        "run: python -m protocol.manifest_template > docs/manifest.md"
+        "run: python -m artel.protocol.manifest_template > docs/manifest.md"
     )
 
 
@@ -335,7 +335,7 @@ def test_any_bytes_as_a_manifest_raise_only_decode_errors(data: bytes) -> None:
 
 def test_importing_the_manifest_loads_no_heavy_library() -> None:
     code = (
-        "import sys, protocol.manifest, protocol.assignment\n"
+        "import sys, artel.protocol.manifest, protocol.assignment\n"
         "heavy = {'torch', 'transformers', 'hivemind', 'numpy', 'tokenizers'} & set(sys.modules)\n"
         "sys.exit(', '.join(heavy) or 0)"
     )

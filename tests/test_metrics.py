@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from coordinator.metrics import Metrics, Numbers, computing
-from protocol.messages import Report
+from artel.coordinator.metrics import Metrics, Numbers, computing
+from artel.protocol.messages import Report
 
 
 def report(up: dict[str, int], down: dict[str, int], **seconds: float) -> Report:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from protocol import model, objective
-from protocol.errors import CheckFailed, UsageError
-from protocol.run_config import Model
-from protocol.run_file import causal_model_types
+from artel.protocol import model, objective
+from artel.protocol.errors import CheckFailed, UsageError
+from artel.protocol.run_config import Model
+from artel.protocol.run_file import causal_model_types
 
 TINY = {
     "hidden_size": 32,

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
-import artel
-from ledger import entries
-from ledger.export import write_file
-from ledger.keyfiles import write_new
-from ledger.store import LedgerStore
+from artel import cli
+from artel.ledger import entries
+from artel.ledger.store.keyfiles import write_new
+from artel.ledger.store.store import LedgerStore
+from artel.ledger.sync.export import write_file
+from artel.node import export
+from artel.node.trainer import files as trainer_files
+from artel.protocol import content, files
+from artel.protocol.errors import ArtelError, UsageError
+from artel.protocol.identity import HomeLock
+from artel.protocol.invite import Invite
+from artel.protocol.net.blobs import BlobStore
 from ledger_world import World as Ledger
-from node import export
-from node.trainer import files as trainer_files
-from protocol import content, files
-from protocol.blobs import BlobStore
-from protocol.errors import ArtelError, UsageError
-from protocol.identity import HomeLock
-from protocol.invite import Invite
 from trainer_world import World, make_world
 
 SUFFIXES = (".tmp", ".part", ".new", ".put", ".old", ".bak", "~", ".replaced-1", ".replaced-2")
@@ -129,7 +129,7 @@ def test_commands_leave_everything_beside_their_output_alone(
     line: str, names: tuple[str, ...], result: str, ledger: Path, tmp_path: Path
 ) -> None:
     out, keys, tiles = tmp_path / "out", tmp_path / "keys", tmp_path / "tiles"
-    assert artel.main(["ledger", "key", "new", "--home", str(keys)]) == 0
+    assert cli.main(["ledger", "key", "new", "--home", str(keys)]) == 0
     made = surround(out, *names)
     with LedgerStore.open_copy(ledger / "ledger.sqlite3") as store:
         run = entries.decode(store.leaf(0)).body.run
@@ -146,14 +146,14 @@ def test_commands_leave_everything_beside_their_output_alone(
         "tiles": tiles,
         "run": run,
     }
-    assert artel.main([word.format(**values) for word in line.split()]) == 0
+    assert cli.main([word.format(**values) for word in line.split()]) == 0
     untouched(made)
     assert list(out.glob(f"{result}*"))
 
 
 def write_tiles(home: Path, tiles: Path) -> None:
     """A log as a folder of static files."""
-    from ledger.tiles import CHECKPOINT_PATH, ENTRIES, Tile, tiles_of
+    from artel.ledger.tlog.tiles import CHECKPOINT_PATH, ENTRIES, Tile, tiles_of
 
     with LedgerStore.open_copy(home / "ledger.sqlite3") as store:
         for tile in tiles_of(store.size):
@@ -164,8 +164,8 @@ def write_tiles(home: Path, tiles: Path) -> None:
 
 
 def test_a_mirror_that_grows_drops_only_its_own_partial_tiles(tmp_path: Path) -> None:
-    from ledger.mirror import _drop_replaced
-    from ledger.tiles import tiles_of
+    from artel.ledger.sync.mirror import _drop_replaced
+    from artel.ledger.tlog.tiles import tiles_of
 
     (tile,) = tiles_of(10)
     path = tmp_path / tile.path
@@ -229,7 +229,7 @@ def test_a_node_refuses_a_home_in_which_somebody_elses_files_have_its_names(
     (tmp_path / name).write_bytes(mine[tmp_path / name])
     peer = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWBNn2mmzAXQXW4BAFxNEzRqVgXDGRCTPGYHGm7ioMiyru"
     invite = Invite("0" * 64, (peer,)).encode()
-    assert artel.main(["node", "start", "--home", str(tmp_path), "--join", invite]) == 2
+    assert cli.main(["node", "start", "--home", str(tmp_path), "--join", invite]) == 2
     assert "→" in capsys.readouterr().err
     untouched(mine)
 
@@ -242,22 +242,22 @@ def test_a_coordinator_refuses_it_too(name: str, tmp_path: Path) -> None:
     mine = {home / name: b"somebody's"}
     (home / name).write_bytes(b"somebody's")
     start = ["coordinator", "start", str(run_file), "--home", str(home), "--http", "127.0.0.1:0"]
-    assert artel.main(start) == 2
+    assert cli.main(start) == 2
     untouched(mine)
 
 
 def test_outputs_that_exist_are_refused(world: World, ledger: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
-    assert artel.main(["ledger", "key", "new", "--home", str(keys)]) == 0
+    assert cli.main(["ledger", "key", "new", "--home", str(keys)]) == 0
     for name in ("model", "backup.key", "run"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "RUN.toml").write_text("mine")
     with pytest.raises(UsageError):
         export.export(world.manifest, world.state, None, tmp_path / "model")
-    assert artel.main(["run", "new", str(tmp_path / "run")]) == 2
+    assert cli.main(["run", "new", str(tmp_path / "run")]) == 2
     backup = ["ledger", "key", "backup", "--home", str(keys), "-o", str(tmp_path / "backup.key")]
-    assert artel.main(backup) == 2
-    assert artel.main(["ledger", "key", "new", "--home", str(keys)]) != 0
-    assert artel.main(["demo", "--out", str(tmp_path / "run")]) == 2
+    assert cli.main(backup) == 2
+    assert cli.main(["ledger", "key", "new", "--home", str(keys)]) != 0
+    assert cli.main(["demo", "--out", str(tmp_path / "run")]) == 2
     for name in ("model", "backup.key", "run"):
         assert (tmp_path / name / "RUN.toml").read_text() == "mine"

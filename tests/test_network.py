@@ -23,12 +23,14 @@ import pytest
 import pytest_asyncio
 
 import host_world
+from artel.protocol import messages
+from artel.protocol.errors import ArtelError, DecodeError, ResourceError, Unreachable
+from artel.protocol.identity import load_or_create
+from artel.protocol.net import dht, p2pd, slots, streams, wire
+from artel.protocol.net import host as network
+from artel.protocol.net.host import Host, peer_of
+from artel.protocol.options import LISTEN_FORM
 from host_world import LOOPBACK, call, daemon_of, named, raw, swarm
-from protocol import dht, messages, network, p2pd, slots, streams, wire
-from protocol.errors import ArtelError, DecodeError, ResourceError, Unreachable
-from protocol.identity import load_or_create
-from protocol.network import Host, peer_of
-from protocol.options import LISTEN_FORM
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

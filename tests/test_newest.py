@@ -14,18 +14,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import artel
-from ledger import entries, shares
-from ledger.checkpoint import origin_of, sign_checkpoint
-from ledger.genesis import read_genesis
-from ledger.store import DATABASE_NAME, LedgerStore
+from artel import cli
+from artel.ledger import entries
+from artel.ledger.entries.genesis import read_genesis
+from artel.ledger.fold import shares
+from artel.ledger.store.store import DATABASE_NAME, LedgerStore
+from artel.ledger.tlog.checkpoint import origin_of, sign_checkpoint
+from artel.node.newest import newest
+from artel.protocol import dsse, model
+from artel.protocol.errors import UsageError
+from artel.protocol.identity import Identity
+from artel.protocol.manifest import open_manifest
+from artel.protocol.state import State, write_state
 from ledger_world import World as Ledger
-from node.newest import newest
-from protocol import dsse, model
-from protocol.errors import UsageError
-from protocol.identity import Identity
-from protocol.manifest import open_manifest
-from protocol.state import State, write_state
 from trainer_world import World, make_world
 
 ROUNDS = 8
@@ -154,11 +155,11 @@ def test_export_and_sample_hold_on_to_what_they_read(
     with churning(states, home):
         for number in range(10):
             out = tmp_path / f"model-{number}"
-            assert artel.main(["node", "export", str(out), "--home", str(home), "--json"]) == 0
+            assert cli.main(["node", "export", str(out), "--home", str(home), "--json"]) == 0
             root = json.loads(capsys.readouterr().out.splitlines()[-1])["state"]
             assert root in (out / "README.md").read_text()
             sample = ["node", "sample", "--home", str(home), "--tokens", "1"]
-            assert artel.main(sample) == 0
+            assert cli.main(sample) == 0
 
 
 def test_a_damaged_state_is_not_exported(
@@ -168,6 +169,6 @@ def test_a_damaged_state_is_not_exported(
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     (home / "blobs" / path.name.split("-")[1]).write_bytes(data)
-    assert artel.main(["node", "export", str(tmp_path / "model"), "--home", str(home)]) == 1
+    assert cli.main(["node", "export", str(tmp_path / "model"), "--home", str(home)]) == 1
     assert "damaged" in capsys.readouterr().err
     assert not (tmp_path / "model").exists()

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from coordinator import sources, text_files
-from coordinator.run_commands import main
-from coordinator.text_files import zstd
-from protocol.errors import ResourceError, UsageError
-from protocol.run_file import parse_config
+from artel.coordinator import sources, text_files
+from artel.coordinator.run_commands import main
+from artel.coordinator.text_files import zstd
+from artel.protocol.errors import ResourceError, UsageError
+from artel.protocol.run_file import parse_config
 from test_prepare import RUN, text_source, texts_of, write_run
 
 LINE = "the cat sat on the mat and looked at the moon.\n"
@@ -297,7 +297,7 @@ def test_check_and_prepare_say_what_is_used_and_what_is_not(
     told = capfd.readouterr().err
     assert used in told
     assert ".exe: 1 (5 bytes)" in told
-    from coordinator import preparation
+    from artel.coordinator import preparation
 
     assert preparation.main([str(path), "--home", str(tmp_path / "two")]) == 0
     assert used in capfd.readouterr().err

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-import artel
-from coordinator import commands as coordinator_commands
-from coordinator import demo, run_commands
-from ledger import cli
-from node import commands as node_commands
-from node import preflight
-from protocol import options
-from protocol.errors import ResourceError
-from protocol.identity import load_or_create
-from protocol.invite import Invite
-from protocol.units import readable
+from artel import cli
+from artel.coordinator import commands as coordinator_commands
+from artel.coordinator import demo, run_commands
+from artel.ledger import cli as ledger_cli
+from artel.node import commands as node_commands
+from artel.node import preflight
+from artel.protocol import options
+from artel.protocol.errors import ResourceError
+from artel.protocol.identity import load_or_create
+from artel.protocol.invite import Invite
+from artel.protocol.units import readable
 from trainer_world import make_world
 
 PARSERS = {
@@ -28,7 +28,7 @@ PARSERS = {
     "coordinator": coordinator_commands._parser,
     "demo": demo._parser,
     "run": run_commands._parser,
-    "ledger": cli.parser,
+    "ledger": ledger_cli.parser,
 }
 NONSENSE = [
     "",
@@ -112,7 +112,7 @@ def test_an_address_that_nobody_can_dial_is_refused_with_the_right_form(
     home = tmp_path / "home"
     file = ["RUN.toml"] if command == "coordinator" else []
     with pytest.raises(SystemExit) as ended:
-        artel.main([command, "start", *file, "--home", str(home), "--announce", text])
+        cli.main([command, "start", *file, "--home", str(home), "--announce", text])
     assert ended.value.code == 2
     assert meant in capsys.readouterr().err
     assert not home.exists()
@@ -136,7 +136,7 @@ def test_addresses_that_can_be_dialled_are_taken(text: str) -> None:
 @pytest.mark.parametrize("text", ["4200", "0.0.0.0:4200", "/dns4/a.example/tcp/1", "/ip4/0.0.0.0"])
 def test_where_one_cannot_listen_is_said_at_once(text: str, tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as ended:
-        artel.main(["node", "start", "--home", str(tmp_path / "home"), "--listen", text])
+        cli.main(["node", "start", "--home", str(tmp_path / "home"), "--listen", text])
     assert ended.value.code == 2
 
 
@@ -153,16 +153,16 @@ def test_a_port_in_use_is_said_before_anything_is_made(
     command: str, option: str, taken: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     home, run_file = tmp_path / "home", tmp_path / "a-run" / "RUN.toml"
-    assert artel.main(["run", "new", str(run_file.parent)]) == 0
+    assert cli.main(["run", "new", str(run_file.parent)]) == 0
     rest = [str(run_file), "--http", "127.0.0.1:0"] if command == "coordinator" else []
     where = f"/ip4/127.0.0.1/tcp/{taken}" if option == "--listen" else f"127.0.0.1:{taken}"
-    assert artel.main([command, "start", *rest, "--home", str(home), option, where]) == 4
+    assert cli.main([command, "start", *rest, "--home", str(home), option, where]) == 4
     assert option in capsys.readouterr().err
     assert {path.name for path in home.iterdir()} <= {"lock"}
 
 
 def test_the_demo_looks_at_its_port_before_it_makes_a_folder(taken: int, tmp_path: Path) -> None:
-    assert artel.main(["demo", "--port", str(taken), "--out", str(tmp_path / "demo")]) == 4
+    assert cli.main(["demo", "--port", str(taken), "--out", str(tmp_path / "demo")]) == 4
     assert not (tmp_path / "demo").exists()
 
 
@@ -174,7 +174,7 @@ def test_threads_are_bounded_by_the_cores(
     text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        artel.main(["node", "start", "--home", str(tmp_path / "home"), "--threads", text])
+        cli.main(["node", "start", "--home", str(tmp_path / "home"), "--threads", text])
     assert ended.value.code == 2
     assert f"0 to {len(os.sched_getaffinity(0))}" in capsys.readouterr().err
 
@@ -199,14 +199,14 @@ def test_a_home_in_an_impossible_place_is_one_error_with_a_hint(
 ) -> None:
     (tmp_path / "file").write_text("somebody's")
     (tmp_path / "run").mkdir()
-    artel.main(["run", "new", str(tmp_path / "run")])
+    cli.main(["run", "new", str(tmp_path / "run")])
     capsys.readouterr()
     values = {
         "HOME": str(tmp_path / place),
         "OUT": str(tmp_path / "out"),
         "RUN": str(tmp_path / "run" / "RUN.toml"),
     }
-    code = artel.main([values.get(word, word) for word in line.split()])
+    code = cli.main([values.get(word, word) for word in line.split()])
     error = capsys.readouterr().err
     assert code in (2, 3, 4)
     assert "unexpected" not in error
@@ -222,7 +222,7 @@ def test_a_device_that_is_not_there_is_found_out_before_anything_is_fetched(
     invite = Invite("0" * 64, (PEER,)).encode()
     home = tmp_path / "home"
     start = ["node", "start", "--home", str(home), "--join", invite, "--device", "cuda"]
-    assert artel.main([*start, "--listen", "/ip4/127.0.0.1/tcp/0"]) == 4
+    assert cli.main([*start, "--listen", "/ip4/127.0.0.1/tcp/0"]) == 4
     assert "--device cpu" in capsys.readouterr().err
     assert not (home / "manifest.json").exists()
 
@@ -246,8 +246,8 @@ def test_amounts_are_rounded_up_and_never_0(count: int, text: str) -> None:
 
 
 def test_a_full_disk_says_how_much_is_needed(tmp_path: Path) -> None:
-    from node.trainer import files
-    from node.trainer.channel import TrainerError
+    from artel.node.trainer import files
+    from artel.node.trainer.channel import TrainerError
 
     error = files._disk_error(OSError(28, "full"), tmp_path / "state", 400_000)
     assert isinstance(error, TrainerError)
@@ -257,5 +257,5 @@ def test_a_full_disk_says_how_much_is_needed(tmp_path: Path) -> None:
 def test_the_key_of_a_home_is_not_made_before_its_options_are_right(tmp_path: Path) -> None:
     load_or_create(tmp_path / "node.key")
     with pytest.raises(SystemExit):
-        artel.main(["node", "start", "--home", str(tmp_path / "other"), "--quota", "0"])
+        cli.main(["node", "start", "--home", str(tmp_path / "other"), "--quota", "0"])
     assert not (tmp_path / "other").exists()

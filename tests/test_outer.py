@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from protocol import pseudogradient
-from protocol.aggregate import Contribution, aggregate
-from protocol.aggregate_slice import combine, recompute, round_slices
-from protocol.codec import codec, of
-from protocol.errors import CheckFailed
-from protocol.outer import learning_rate, outer_step
-from protocol.parts import fragment
-from protocol.run_config import Exchange
-from protocol.state import Layout, State, Vector, state_root
+from artel.protocol.errors import CheckFailed
+from artel.protocol.exchange import pseudogradient
+from artel.protocol.exchange.aggregate import Contribution, aggregate
+from artel.protocol.exchange.aggregate_slice import combine, recompute, round_slices
+from artel.protocol.exchange.codec import codec, of
+from artel.protocol.exchange.outer import learning_rate, outer_step
+from artel.protocol.exchange.parts import fragment
+from artel.protocol.run_config import Exchange
+from artel.protocol.state import Layout, State, Vector, state_root
 
 
 def numbers(seed: str, count: int) -> Vector:

@@ -12,14 +12,14 @@ import pytest_asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.pace import KEEP, SHARE, Pace, steps_in_box
+from artel.coordinator.pace import KEEP, SHARE, Pace, steps_in_box
+from artel.protocol import messages, rounds
+from artel.protocol.assignment import Work
+from artel.protocol.duties import directive
+from artel.protocol.identity import Identity
+from artel.protocol.pauses import wait_before
+from artel.protocol.rounds import Phase, Rules, RunState, step
 from desk_world import Member, Office, run_of
-from protocol import messages, rounds
-from protocol.assignment import Work
-from protocol.duties import directive
-from protocol.identity import Identity
-from protocol.pauses import wait_before
-from protocol.rounds import Phase, Rules, RunState, step
 
 WORK = Work(
     total=12,

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.codec import codec
-from protocol.errors import CheckFailed
-from protocol.parts import CHUNK, Part, cut, fragment, stretches, whole
-from protocol.state import Layout, Vector
+from artel.protocol.errors import CheckFailed
+from artel.protocol.exchange.codec import codec
+from artel.protocol.exchange.parts import CHUNK, Part, cut, fragment, stretches, whole
+from artel.protocol.state import Layout, Vector
 
 LAYOUT = Layout.of(
     [("embed", (300, 100)), ("norm", (100,)), ("up", (100, 200)), ("down", (200, 100)), ("b", ())]

@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coordinator import sources
-from coordinator.prepare import Prepared, manifest_path, prepare, required_blobs
-from ledger.entries import Genesis, decode
-from protocol.assignment import assign, train_split, validation_split
-from protocol.blobs import BlobStore
-from protocol.errors import CheckFailed, ResourceError, UsageError
-from protocol.identity import HomeLock, load
-from protocol.manifest import StdlibSource, TextSource, open_manifest
-from protocol.shards import ShardIndex, decode_index, decode_shard
-from protocol.tokenizer import Tokenizer
-from protocol.tokenizer import load as load_tokenizer
+from artel.coordinator import sources
+from artel.coordinator.prepare import Prepared, manifest_path, prepare, required_blobs
+from artel.ledger.entries import Genesis, decode
+from artel.protocol.assignment import assign, train_split, validation_split
+from artel.protocol.errors import CheckFailed, ResourceError, UsageError
+from artel.protocol.identity import HomeLock, load
+from artel.protocol.manifest import StdlibSource, TextSource, open_manifest
+from artel.protocol.net.blobs import BlobStore
+from artel.protocol.shards import ShardIndex, decode_index, decode_shard
+from artel.protocol.tokenizer import Tokenizer
+from artel.protocol.tokenizer import load as load_tokenizer
 
 RUN = """
 [run]
@@ -128,8 +128,8 @@ def test_the_manifest_is_signed_and_its_parts_are_there(prepared: tuple[Prepared
 
 
 def test_the_first_state_is_the_model_of_the_seed(prepared: tuple[Prepared, Path]) -> None:
-    from protocol import model
-    from protocol.state import read_state
+    from artel.protocol import model
+    from artel.protocol.state import read_state
 
     run, folder = prepared
     module = model.build(run.manifest.config.model, run.manifest.tokenizer.vocab_size, 3)

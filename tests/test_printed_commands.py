@@ -24,26 +24,26 @@ from pathlib import Path
 import pytest
 from aiohttp.test_utils import TestServer
 
-import artel
+from artel import cli
+from artel.coordinator.commands import DEFAULT_HTTP
+from artel.ledger import entries
+from artel.ledger.entries.evidence import SplitView
+from artel.ledger.fold.alias import open_alias
+from artel.ledger.fold.replay import replay
+from artel.ledger.fold.shares import apply
+from artel.ledger.store.heads import HEADS_NAME, HeadStore
+from artel.ledger.store.store import DATABASE_NAME, LedgerStore
+from artel.ledger.tlog.note import VerifierKey
+from artel.ledger.web.server import Gate
+from artel.ledger.web.site import LedgerSite
+from artel.protocol.invite import Invite
 from client_world import become_member, claim, write_claims, write_key
-from coordinator.commands import DEFAULT_HTTP
 from explorer_world import busy_world
-from ledger import entries
-from ledger.alias import open_alias
-from ledger.evidence import SplitView
-from ledger.heads import HEADS_NAME, HeadStore
-from ledger.note import VerifierKey
-from ledger.replay import replay
-from ledger.shares import apply
-from ledger.store import DATABASE_NAME, LedgerStore
-from ledger.web.server import Gate
-from ledger.web.site import LedgerSite
 from ledger_world import World
-from protocol.invite import Invite
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
-CODE = ("artel.py", "protocol", "ledger", "coordinator", "node")
+CODE = ("artel/cli.py", "protocol", "ledger", "coordinator", "node")
 PORT = DEFAULT_HTTP.rpartition(":")[2]
 
 ONLY_PARSED = {
@@ -134,7 +134,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, Path]:
     write_home(folder / "coordinator", world)
     other = [*world.leaves[:3], world.leaves[4]]
     evidence = SplitView.from_dict(world.split_view(world.leaves[:4], other))
-    from ledger.offline import write_evidence
+    from artel.ledger.sync.offline import write_evidence
 
     (folder / "split-view.json").write_bytes(write_evidence(evidence, world.leaves[0]))
     (folder / "passphrase").write_text("a long passphrase, for tests\n")
@@ -221,7 +221,7 @@ def of_documents() -> Iterator[tuple[str, str]]:
 
 
 def parser_of(group: str) -> argparse.ArgumentParser:
-    module = importlib.import_module(artel.GROUPS[group][0])
+    module = importlib.import_module(cli.GROUPS[group][0])
     made = module.parser() if hasattr(module, "parser") else module._parser()
     assert isinstance(made, argparse.ArgumentParser)
     return made
@@ -236,12 +236,12 @@ def below(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
 
 
 def of_help() -> Iterator[tuple[str, str]]:
-    yield from ((line, "artel --help") for line in command_lines(artel.HELP))
-    for group in artel.GROUPS:
+    yield from ((line, "artel --help") for line in command_lines(cli.HELP))
+    for group in cli.GROUPS:
         for parser in below(parser_of(group)):
             for text in (parser.description, parser.epilog):
                 yield from ((line, f"{parser.prog} --help") for line in command_lines(text or ""))
-    from protocol.manifest_template import template
+    from artel.protocol.manifest_template import template
 
     comments = "\n".join(line.lstrip("# ") for line in template("my-run/RUN.toml").splitlines())
     yield from ((line, "RUN.toml") for line in command_lines(comments))
@@ -300,7 +300,7 @@ def run(
         return
     capsys.readouterr()
     try:
-        code = artel.main(arguments)
+        code = cli.main(arguments)
     except SystemExit as exit:
         code = int(exit.code or 0)
     shown = capsys.readouterr()
@@ -331,7 +331,7 @@ def test_every_port_in_a_text_is_the_coordinators() -> None:
 def test_the_documents_and_the_help_hold_commands() -> None:
     """So that a change of how they are written cannot make the tests above empty."""
     groups = {tuple(line.split()[:2]) for line in COMMANDS}
-    assert {("artel", group) for group in artel.GROUPS} <= groups
+    assert {("artel", group) for group in cli.GROUPS} <= groups
     assert sum("README.md" in where for where in COMMANDS.values()) > 20
     assert sum("docs/ledger.md" in where for where in COMMANDS.values()) > 5
 
@@ -385,7 +385,7 @@ def texts_of(path: Path) -> Iterator[str]:
 
 def hinted(text: str) -> Iterator[list[str]]:
     """The commands within a sentence, without the words that follow."""
-    groups = "|".join(artel.GROUPS)
+    groups = "|".join(cli.GROUPS)
     text = re.sub(r"</?\w+>", "\n", text)
     for match in re.finditer(rf"\bartel ({groups})\b([^`;→\n]*)", text):
         parser = parser_of(match[1])

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-import artel
+from artel import cli
+from artel.coordinator.commands import get_json
+from artel.coordinator.swarm import LocalSwarm
+from artel.ledger.sync.holders import HttpHolder
+from artel.ledger.sync.source import HttpSource, http_opener
+from artel.protocol.errors import ArtelError, Unreachable
 from client_world import served, write_tiles
-from coordinator.commands import get_json
-from coordinator.swarm import LocalSwarm
-from ledger.holders import HttpHolder
-from ledger.source import HttpSource, http_opener
 from ledger_world import World
-from protocol.errors import ArtelError, Unreachable
 from test_terminal import COORDINATOR, NODE, answering
 
 VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
@@ -47,13 +47,13 @@ def test_status_of_a_node_and_of_a_coordinator(
 ) -> None:
     with answering(NODE) as url:
         (tmp_path / "api.json").write_text(json.dumps({"url": url}))
-        assert artel.main(["node", "status", "--json", "--home", str(tmp_path)]) == 0
+        assert cli.main(["node", "status", "--json", "--home", str(tmp_path)]) == 0
     with answering(COORDINATOR) as url:
         (tmp_path / "api.json").write_text(json.dumps({"http": url}))
-        assert artel.main(["coordinator", "status", "--home", str(tmp_path)]) == 0
-        assert artel.main(["coordinator", "status", "--url", url]) == 0
+        assert cli.main(["coordinator", "status", "--home", str(tmp_path)]) == 0
+        assert cli.main(["coordinator", "status", "--url", url]) == 0
         named = url.replace("127.0.0.1", "localhost")
-        assert artel.main(["coordinator", "status", "--url", named]) == 0
+        assert cli.main(["coordinator", "status", "--url", named]) == 0
     assert not capsys.readouterr().err
 
 
@@ -71,7 +71,7 @@ def test_ledger_commands(
             ("mirror", url, str(tmp_path / "mirror"), "--run", world.run),
             ("compare", url, "--home", str(tmp_path / "home")),
         ):
-            assert artel.main(["ledger", *command]) == 0, capsys.readouterr().err
+            assert cli.main(["ledger", *command]) == 0, capsys.readouterr().err
 
 
 async def test_the_swarm_of_a_demo(tmp_path: Path) -> None:

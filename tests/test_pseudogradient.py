@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.codec import CODECS, Codec, Entries, codec
-from protocol.errors import CheckFailed, DecodeError
-from protocol.pseudogradient import (
+from artel.protocol.errors import CheckFailed, DecodeError
+from artel.protocol.exchange.codec import CODECS, Codec, Entries, codec
+from artel.protocol.exchange.pseudogradient import (
     HEADER_BYTES,
     MAX_INDEX_BYTES,
     SLICE_MAGIC,
@@ -25,7 +25,7 @@ from protocol.pseudogradient import (
     unpack,
     wrap,
 )
-from protocol.state import Layout
+from artel.protocol.state import Layout
 
 LAYOUT = Layout.of([("a", (70, 60)), ("b", (7,))])
 BASE = "5c" * 32

@@ -16,28 +16,29 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-import artel
+from artel import cli
+from artel.coordinator import daemon
+from artel.coordinator.prepare import Prepared, manifest_path, prepare
+from artel.coordinator.sequencer import Sequencer
+from artel.coordinator.swarm import LocalSwarm
+from artel.ledger import entries
+from artel.ledger.entries import evidence
+from artel.ledger.store.heads import HEADS_NAME, HeadStore
+from artel.ledger.store.published import LostEntries
+from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore, Sign
+from artel.ledger.store.verify import verify_home
+from artel.ledger.sync.fork import SplitViewProven
+from artel.ledger.sync.replica import Replica
+from artel.ledger.tlog.checkpoint import origin_of, sign_checkpoint
+from artel.ledger.tlog.note import VerifierKey
+from artel.node import status
+from artel.node.watch import refuse_older
+from artel.protocol import dsse, tether
+from artel.protocol.errors import ArtelError, CheckFailed, Unreachable, UsageError
+from artel.protocol.identity import load
+from artel.protocol.invite import Invite
 from client_world import write_key, write_tiles
-from coordinator import daemon, tether
-from coordinator.prepare import Prepared, manifest_path, prepare
-from coordinator.sequencer import Sequencer
-from coordinator.swarm import LocalSwarm
-from ledger import entries, evidence
-from ledger.checkpoint import origin_of, sign_checkpoint
-from ledger.fork import SplitViewProven
-from ledger.heads import HEADS_NAME, HeadStore
-from ledger.note import VerifierKey
-from ledger.published import LostEntries
-from ledger.replica import Replica
-from ledger.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore, Sign
-from ledger.verify import verify_home
 from ledger_world import World, key
-from node import status
-from node.watch import refuse_older
-from protocol import dsse
-from protocol.errors import ArtelError, CheckFailed, Unreachable, UsageError
-from protocol.identity import load
-from protocol.invite import Invite
 from swarm_world import open_to_others, write_run
 from test_split_view import Net
 
@@ -142,17 +143,17 @@ def test_a_coordinator_with_a_ledger_from_a_backup_signs_nothing_until_it_is_res
     assert "Traceback" not in done.stderr
     assert not done.stdout
     assert (home / DATABASE_NAME).read_bytes() == before
-    assert artel.main(["ledger", "verify", "--home", str(home)]) == 1
+    assert cli.main(["ledger", "verify", "--home", str(home)]) == 1
     shown = capsys.readouterr()
     assert str(ENTRIES) in shown.out
     # Both name a command that works as it stands, but for where the copy is.
     command = command_in(done.stderr, mirror)
     assert command == command_in(shown.err, mirror)
-    assert artel.main(command) == 0
+    assert cli.main(command) == 0
     capsys.readouterr()
     assert verify_home(home).verified
     assert start(run_file, home).returncode == 0
-    assert artel.main(["ledger", "verify", "--home", str(home)]) == 0
+    assert cli.main(["ledger", "verify", "--home", str(home)]) == 0
 
 
 def test_a_deleted_ledger_of_a_coordinator_is_restored_by_the_command_that_it_names(
@@ -163,7 +164,7 @@ def test_a_deleted_ledger_of_a_coordinator_is_restored_by_the_command_that_it_na
     with pytest.raises(LostEntries) as caught:
         opened(run_file, home)
     assert not (home / DATABASE_NAME).exists()
-    assert artel.main(command_in(caught.value.hint, mirror)) == 0
+    assert cli.main(command_in(caught.value.hint, mirror)) == 0
     assert verify_home(home).verified
     assert opened(run_file, home) == ENTRIES
 
@@ -246,9 +247,9 @@ def test_an_owner_may_go_on_from_an_older_ledger_that_nobody_has_more_of(
     (home / DATABASE_NAME).unlink()
     (home / CHECKPOINT_NAME).unlink()
     command = ["ledger", "restore", "--from", str(mirror), "--home", str(home)]
-    assert artel.main(command) == 1
+    assert cli.main(command) == 1
     assert "--accept-older" in capsys.readouterr().err
-    assert artel.main([*command, "--accept-older"]) == 0
+    assert cli.main([*command, "--accept-older"]) == 0
     assert opened(run_file, home) == OLDER
 
 
@@ -377,7 +378,7 @@ def test_a_node_does_not_begin_another_account_when_its_key_is_gone(
     write_key(tmp_path / "node.key", key("node"))
     invite = Invite("ab" * 32, (f"/ip4/127.0.0.1/tcp/1/p2p/{key('c').peer_id}",)).encode()
     (tmp_path / "invite").write_text(f"{invite}\n")
-    assert artel.main(["node", "start", "--home", str(tmp_path), "--join", invite]) == 2
+    assert cli.main(["node", "start", "--home", str(tmp_path), "--join", invite]) == 2
     assert "account.key" in capsys.readouterr().err
     assert not (tmp_path / "account.key").exists()
 

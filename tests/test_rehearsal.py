@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from coordinator.rehearsal import rehearse
-from protocol import model
-from protocol.errors import UsageError
-from protocol.manifest import RunConfig
+from artel.coordinator.rehearsal import rehearse
+from artel.protocol import model
+from artel.protocol.errors import UsageError
+from artel.protocol.manifest import RunConfig
 
 BLOCKS: dict[str, Any] = {
     "hidden_size": 32,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import psutil
 import pytest
 
-from ledger import entries, replay
-from ledger.entries import Entry
+from artel.ledger import entries
+from artel.ledger.entries import Entry
+from artel.ledger.fold import replay
+from artel.protocol.errors import DecodeError
 from ledger_world import World, forged, key
-from protocol.errors import DecodeError
 
 
 @pytest.fixture(scope="module")

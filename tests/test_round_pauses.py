@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from protocol import pauses, rounds
-from protocol.duties import directive
-from protocol.pauses import MAX_PAUSE, Pause, wait_before
-from protocol.rounds import Phase, Rules, RunState
+from artel.protocol import pauses, rounds
+from artel.protocol.duties import directive
+from artel.protocol.pauses import MAX_PAUSE, Pause, wait_before
+from artel.protocol.rounds import Phase, Rules, RunState
 
 RULES = Rules(
     total=60,

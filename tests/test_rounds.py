@@ -8,10 +8,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from protocol import rounds
-from protocol.duties import directive
-from protocol.identity import Identity
-from protocol.rounds import (
+from artel.protocol import rounds
+from artel.protocol.duties import directive
+from artel.protocol.identity import Identity
+from artel.protocol.rounds import (
     Accused,
     AgreeState,
     CloseCommitments,

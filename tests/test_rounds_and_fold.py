@@ -21,19 +21,21 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from coordinator.metrics import Metrics
-from coordinator.sequencer import AGAIN
-from coordinator.service import Coordinator
+from artel.coordinator.metrics import Metrics
+from artel.coordinator.sequencer import AGAIN
+from artel.coordinator.service import Coordinator
+from artel.ledger import entries
+from artel.ledger.entries import Entry
+from artel.ledger.fold import shares
+from artel.ledger.fold.shares import FoldState, Outcome
+from artel.protocol import assignment, dsse, rounds
+from artel.protocol.duties import directive
+from artel.protocol.identity import Identity
+from artel.protocol.manifest import Manifest, sign
+from artel.protocol.net import wire
+from artel.protocol.rounds import Phase, RunState
+from artel.protocol.state import Layout
 from desk_world import ORGANISER, Nowhere, run_of
-from ledger import entries, shares
-from ledger.entries import Entry
-from ledger.shares import FoldState, Outcome
-from protocol import assignment, dsse, rounds, wire
-from protocol.duties import directive
-from protocol.identity import Identity
-from protocol.manifest import Manifest, sign
-from protocol.rounds import Phase, RunState
-from protocol.state import Layout
 
 NODES = {
     node.peer_id: node

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-import artel
-from coordinator.run_commands import main
-from protocol.errors import EXIT_USAGE, UsageError
-from protocol.manifest import TextSource, load_config
+from artel import cli
+from artel.coordinator.run_commands import main
+from artel.protocol.errors import EXIT_USAGE, UsageError
+from artel.protocol.manifest import TextSource, load_config
 from test_prepare import write_run, write_texts
 
 
@@ -89,9 +89,9 @@ def test_new_in_a_file_says_so_and_nothing_of_a_run_file(tmp_path: Path, below: 
 def test_a_folder_in_place_of_its_run_file_is_told_the_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]
 ) -> None:
-    assert artel.main([*command, str(tmp_path)]) == EXIT_USAGE
+    assert cli.main([*command, str(tmp_path)]) == EXIT_USAGE
     assert str(tmp_path / "RUN.toml") in capsys.readouterr().err.splitlines()[1]
-    assert artel.main([*command, str(tmp_path / "nowhere")]) == EXIT_USAGE
+    assert cli.main([*command, str(tmp_path / "nowhere")]) == EXIT_USAGE
     assert "artel run new" in capsys.readouterr().err.splitlines()[1]
     assert not Path("h").exists()
 
@@ -225,7 +225,7 @@ def test_a_wrong_file_gives_one_line_and_exit_code_2(
 ) -> None:
     path = write_run(tmp_path)
     path.write_text(path.read_text().replace("inner_steps", "inner_step"))
-    assert artel.main(["run", "check", str(path)]) == EXIT_USAGE
+    assert cli.main(["run", "check", str(path)]) == EXIT_USAGE
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith(f"error: {path}: unknown key inner_step in [rounds]")
     assert "inner_steps" in lines[1]

@@ -14,18 +14,18 @@ from typing import Any
 
 import pytest
 
-from coordinator.sequencer import AGAIN, MAX_WAITING, Sequencer
-from ledger import entries, reasons
-from ledger.checkpoint import open_checkpoint, origin_of
-from ledger.entries import Entry, entry_id
-from ledger.replay import replay
-from ledger.store import DATABASE_NAME, MAX_BATCH, LedgerStore, Sign
-from ledger.verify import verify_home
+from artel.coordinator.sequencer import AGAIN, MAX_WAITING, Sequencer
+from artel.ledger import entries
+from artel.ledger.entries import Entry, entry_id, reasons
+from artel.ledger.fold.replay import replay
+from artel.ledger.store.store import DATABASE_NAME, MAX_BATCH, LedgerStore, Sign
+from artel.ledger.store.verify import verify_home
+from artel.ledger.tlog.checkpoint import open_checkpoint, origin_of
+from artel.protocol.dsse import Envelope
+from artel.protocol.errors import CheckFailed, DecodeError, ResourceError, UsageError
+from artel.protocol.net.limits import RateLimits
+from artel.protocol.net.wire import Refused
 from ledger_world import World, key
-from protocol.dsse import Envelope
-from protocol.errors import CheckFailed, DecodeError, ResourceError, UsageError
-from protocol.limits import RateLimits
-from protocol.wire import Refused
 
 _KEYS = count()
 ROOM = 1024
@@ -309,7 +309,7 @@ async def test_nothing_is_signed_when_bytes_read_back_differently(
 ) -> None:
     sequencer = Sequencer(store, world.coordinator, world.run)
     signed: list[object] = []
-    monkeypatch.setattr("coordinator.sequencer.sign_checkpoint", lambda *a: signed.append(a))
+    monkeypatch.setattr("artel.coordinator.sequencer.sign_checkpoint", lambda *a: signed.append(a))
 
     class Flipping:
         def __init__(self, connection: sqlite3.Connection) -> None:
@@ -340,7 +340,7 @@ async def test_a_fold_that_broke_lets_nothing_more_in(
     def broken(_state: object, _entry: object) -> None:
         raise AssertionError("no rule")
 
-    monkeypatch.setattr("coordinator.sequencer.apply", broken)
+    monkeypatch.setattr("artel.coordinator.sequencer.apply", broken)
     with pytest.raises(AssertionError, match="no rule"):
         await sequencer.append(new(world))
     monkeypatch.undo()

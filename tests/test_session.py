@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from ledger import entries, shares
-from ledger.accounts import FoldState
-from ledger.entries import recovery_digest
+from artel.ledger import entries
+from artel.ledger.entries import recovery_digest
+from artel.ledger.fold import shares
+from artel.ledger.fold.accounts import FoldState
+from artel.node.session import Session
+from artel.protocol.dsse import Envelope
+from artel.protocol.errors import UsageError
+from artel.protocol.identity import Identity
 from ledger_world import World, key
-from node.session import Session
-from protocol.dsse import Envelope
-from protocol.errors import UsageError
-from protocol.identity import Identity
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol import merkle
-from protocol.content import content_id
-from protocol.errors import CheckFailed, DecodeError
-from protocol.manifest import SplitFacts
-from protocol.shards import (
+from artel.protocol import merkle
+from artel.protocol.content import content_id
+from artel.protocol.errors import CheckFailed, DecodeError
+from artel.protocol.manifest import SplitFacts
+from artel.protocol.shards import (
     DType,
     ShardIndex,
     decode_index,

@@ -16,11 +16,11 @@ from typing import Any
 import psutil
 import pytest
 
-from coordinator.swarm import LOOPBACK, LocalSwarm
-from ledger import entries
-from node import status as node_status
-from protocol import identity, leaving, tether
-from protocol.errors import Unreachable
+from artel.coordinator.swarm import LOOPBACK, LocalSwarm
+from artel.ledger import entries
+from artel.node import status as node_status
+from artel.protocol import identity, leaving, tether
+from artel.protocol.errors import Unreachable
 from swarm_world import ledger_of, write_run
 from terminal_world import Terminal, terminal
 
@@ -111,7 +111,7 @@ def test_a_coordinator_ends_cleanly_however_it_is_asked_to(tmp_path: Path) -> No
 def test_a_hang_up_is_never_a_second_wish() -> None:
     script = (
         "import asyncio, sys\n"
-        "from protocol.leaving import on_signals\n"
+        "from artel.protocol.leaving import on_signals\n"
         "async def main():\n"
         "    done = asyncio.get_running_loop().create_future()\n"
         "    on_signals(lambda: print('first', flush=True), lambda: done.set_result(7))\n"
@@ -139,7 +139,7 @@ def test_a_tied_child_ignores_what_is_for_its_parent_and_ends_with_it() -> None:
     """However the parent ends, and even when the child stands still."""
     script = (
         "import subprocess, sys, time\n"
-        "from protocol.tether import tied\n"
+        "from artel.protocol.tether import tied\n"
         "child = subprocess.Popen(tied('/bin/sleep', '60'), start_new_session=True)\n"
         "print(child.pid, flush=True)\n"
         "time.sleep(60)\n"

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from coordinator.pace import steps_in_box
-from coordinator.simulate import Load, Machine, forecast, traffic
-from protocol.assignment import Work
-from protocol.errors import CheckFailed
-from protocol.rounds import Rules
+from artel.coordinator.pace import steps_in_box
+from artel.coordinator.simulate import Load, Machine, forecast, traffic
+from artel.protocol.assignment import Work
+from artel.protocol.errors import CheckFailed
+from artel.protocol.rounds import Rules
 
 RULES = Rules(
     total=12,

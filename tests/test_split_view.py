@@ -13,23 +13,25 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from artel.ledger.entries.evidence import SplitView, check
+from artel.ledger.fold.replay import replay
+from artel.ledger.store.heads import HeadStore
+from artel.ledger.store.store import LedgerStore
+from artel.ledger.sync import fork
+from artel.ledger.sync.fork import SplitViewProven
+from artel.ledger.sync.replica import LedgerService, Replica
+from artel.ledger.tlog import note
+from artel.ledger.tlog.checkpoint import Checkpoint, open_checkpoint, sign_checkpoint
+from artel.ledger.tlog.note import VerifierKey
+from artel.node import watch
+from artel.node.watch import Watch
+from artel.protocol import canonical, messages, tether
+from artel.protocol.dsse import Envelope
+from artel.protocol.errors import CheckFailed
+from artel.protocol.net import wire
+from artel.protocol.net.host import Host
 from host_world import named, start
-from ledger import fork, note
-from ledger.checkpoint import Checkpoint, open_checkpoint, sign_checkpoint
-from ledger.evidence import SplitView, check
-from ledger.fork import SplitViewProven
-from ledger.heads import HeadStore
-from ledger.note import VerifierKey
-from ledger.replay import replay
-from ledger.replica import LedgerService, Replica
-from ledger.store import LedgerStore
 from ledger_world import World
-from node import watch
-from node.watch import Watch
-from protocol import canonical, messages, wire
-from protocol.dsse import Envelope
-from protocol.errors import CheckFailed
-from protocol.network import Host
 
 INTERVAL_S = 0.05
 
@@ -188,10 +190,10 @@ async def verified_offline(path: Path) -> str:
 
     The manifest in it ties the key to the run id that stands in both heads.
     """
-    root = Path(__file__).parent.parent
     child = await asyncio.create_subprocess_exec(
-        *(sys.executable, str(root / "artel.py"), "ledger", "verify", str(path), "--json"),
+        *(sys.executable, "-m", "artel", "ledger", "verify", str(path), "--json"),
         cwd=path.anchor,
+        env=tether.environment(),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol import canonical, content
-from protocol.errors import CheckFailed, DecodeError, ResourceError
-from protocol.state import (
+from artel.protocol import canonical, content
+from artel.protocol.errors import CheckFailed, DecodeError, ResourceError
+from artel.protocol.state import (
     HEADER_BYTES,
     Layout,
     State,

@@ -15,13 +15,14 @@ from pathlib import Path
 import pytest
 from multiaddr import Multiaddr
 
+from artel.protocol import messages
+from artel.protocol.errors import ArtelError
+from artel.protocol.net import gateway, p2pd, slots, streams, wire
+from artel.protocol.net.host import Host
+from artel.protocol.net.slots import Members, Slots
+from artel.protocol.net.streams import Stream, Traffic
+from artel.protocol.net.uplink import Uplink
 from host_world import daemon_of, named, raw, start, swarm
-from protocol import gateway, messages, p2pd, slots, streams, wire
-from protocol.errors import ArtelError
-from protocol.network import Host
-from protocol.slots import Members, Slots
-from protocol.streams import Stream, Traffic
-from protocol.uplink import Uplink
 
 ECHO = "/artel/echo/1.0.0"
 ATTACKER = Path(__file__).parent / "slow_strangers.py"

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from coordinator import submission
+from artel.coordinator import submission
+from artel.ledger import entries
+from artel.ledger.fold import alias
+from artel.ledger.tlog.checkpoint import open_checkpoint
+from artel.protocol import dsse, messages
+from artel.protocol.net import wire
 from desk_world import ORGANISER, Member, Office, run_of
-from ledger import alias, entries
-from ledger.checkpoint import open_checkpoint
-from protocol import dsse, messages, wire
 from test_witnessing import play_round, refused, resource
 
 

@@ -15,9 +15,9 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from node import child
-from node.supervisor import Trainer, TrainerDied
-from node.trainer import launch
+from artel.node import child
+from artel.node.supervisor import Trainer, TrainerDied
+from artel.node.trainer import launch
 from trainer_world import NODES, World, make_world
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -146,7 +146,7 @@ async def test_a_command_that_hangs_ends_the_child_and_says_so(
 async def test_the_trainer_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     script = (
         "import asyncio, pathlib, sys\n"
-        "from node.supervisor import Trainer\n"
+        "from artel.node.supervisor import Trainer\n"
         "async def main():\n"
         f"    trainer = await Trainer.start(log_file=pathlib.Path({str(tmp_path / 'log')!r}))\n"
         "    print(trainer.pid, 'torch' in sys.modules, flush=True)\n"

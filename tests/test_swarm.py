@@ -12,16 +12,18 @@ from typing import Any
 import psutil
 import pytest
 
-from coordinator.swarm import LocalSwarm
-from ledger import claims, entries, finality
-from ledger.checkpoint import origin_of
-from ledger.heads import HEADS_NAME, HeadStore
-from ledger.offline import verify_evidence
-from ledger.verify import verify_home
-from node import status as node_status
-from protocol import content, identity
-from protocol.errors import Unreachable
-from protocol.invite import Invite
+from artel.coordinator.swarm import LocalSwarm
+from artel.ledger import entries
+from artel.ledger.fold import claims
+from artel.ledger.store import finality
+from artel.ledger.store.heads import HEADS_NAME, HeadStore
+from artel.ledger.store.verify import verify_home
+from artel.ledger.sync.offline import verify_evidence
+from artel.ledger.tlog.checkpoint import origin_of
+from artel.node import status as node_status
+from artel.protocol import content, identity
+from artel.protocol.errors import Unreachable
+from artel.protocol.invite import Invite
 from swarm_world import ledger_of, node_named, open_to_others, write_run
 
 pytestmark = pytest.mark.timeout(300)
@@ -228,7 +230,7 @@ async def test_a_dead_trainer_is_started_again_and_the_round_is_met(tmp_path: Pa
         while (now := node_status.read(swarm.home_of(1)))["phase"] != "training":
             await asyncio.sleep(0.05)
         daemon = psutil.Process(swarm.nodes[1].process.pid)
-        trainer = next(p for p in daemon.children() if "node.trainer" in p.cmdline())
+        trainer = next(p for p in daemon.children() if "artel.node.trainer" in p.cmdline())
         trainer.kill()
         await swarm.wait_for(round_at_least(now["state_round"] + 2), 90, "two more rounds")
         log = (swarm.home_of(1) / "node.log").read_text()
@@ -274,7 +276,7 @@ async def test_a_round_that_a_dead_trainer_cannot_meet_is_handed_back(tmp_path: 
                 lambda _status: training_step(swarm.home_of(1)) > 650, 120, "most of the training"
             )
             daemon = psutil.Process(swarm.nodes[1].process.pid)
-            trainers = [p for p in daemon.children() if "node.trainer" in p.cmdline()]
+            trainers = [p for p in daemon.children() if "artel.node.trainer" in p.cmdline()]
             for trainer in trainers:
                 trainer.kill()
             await swarm.wait_for(
@@ -312,5 +314,6 @@ async def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
         assert "left at once" in log.read_text()
         assert_no_traceback(swarm)
         assert not psutil.Process().children(recursive=True) or all(
-            "node.trainer" not in p.cmdline() for p in psutil.Process().children(recursive=True)
+            "artel.node.trainer" not in p.cmdline()
+            for p in psutil.Process().children(recursive=True)
         )

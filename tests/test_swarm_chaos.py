@@ -18,10 +18,10 @@ from typing import Any
 import psutil
 import pytest
 
-from coordinator.swarm import LocalSwarm, Member
-from ledger import entries
-from ledger.verify import verify_home
-from protocol import identity
+from artel.coordinator.swarm import LocalSwarm, Member
+from artel.ledger import entries
+from artel.ledger.store.verify import verify_home
+from artel.protocol import identity
 from swarm_world import ledger_of, write_run
 
 NODES = 3
@@ -47,7 +47,7 @@ async def kill_network(swarm: LocalSwarm, member: Member, number: int) -> None:
 
 
 async def kill_trainer(swarm: LocalSwarm, member: Member, number: int) -> None:
-    if (trainer := child(member, "node.trainer")) is not None:
+    if (trainer := child(member, "artel.node.trainer")) is not None:
         trainer.kill()
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import psutil
 import pytest
 
-import artel
-from coordinator.swarm import LocalSwarm, finished
-from ledger import entries
-from ledger.verify import verify_home
-from node import status as node_status
-from protocol import identity
+from artel import cli
+from artel.coordinator.swarm import LocalSwarm, finished
+from artel.ledger import entries
+from artel.ledger.store.verify import verify_home
+from artel.node import status as node_status
+from artel.protocol import identity
 from swarm_world import ledger_of, write_run
 
 pytestmark = pytest.mark.timeout(300)
@@ -80,7 +80,7 @@ async def test_a_sharded_run_agrees_and_anybody_can_check_its_slices(
     for number in range(3):
         assert {body.slice for body in made if body.round == number} == {0, 1, 2}
         assert len({body.node for body in made if body.round == number}) == 3
-    assert artel.main(["ledger", "recheck", "1", "--home", str(tmp_path / "coordinator")]) == 0
+    assert cli.main(["ledger", "recheck", "1", "--home", str(tmp_path / "coordinator")]) == 0
     assert "WRONG" not in capsys.readouterr().out
 
 
@@ -127,7 +127,7 @@ async def test_a_wrong_aggregator_is_convicted(
     others = [peer_of(tmp_path / f"node-{number}") for number in (1, 2)]
     assert all(fold.node_tokens[peer] for peer in others)
     # Whoever looks later finds the same, from the files alone.
-    assert artel.main(["ledger", "recheck", "2", "--home", str(tmp_path / "coordinator")]) == 1
+    assert cli.main(["ledger", "recheck", "2", "--home", str(tmp_path / "coordinator")]) == 1
     assert "WRONG" in capsys.readouterr().out
 
 
@@ -191,7 +191,7 @@ async def _slow_down(swarm: LocalSwarm, number: int) -> None:
         trainers = [
             child
             for child in psutil.Process(pid).children(recursive=True)
-            if any("node.trainer" in part for part in child.cmdline())
+            if any("artel.node.trainer" in part for part in child.cmdline())
         ]
         for child in trainers:
             child.suspend()

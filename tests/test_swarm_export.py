@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.swarm import LocalSwarm
+from artel.coordinator.swarm import LocalSwarm
 from swarm_world import write_run
 
 

@@ -21,16 +21,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import artel
 import ledger_world
 import test_manifest
-from coordinator import demo_view
+from artel import cli
+from artel.coordinator import demo_view
+from artel.node import commands, join
+from artel.protocol import messages, options, terminal
+from artel.protocol.errors import DecodeError, UsageError
+from artel.protocol.manifest import Manifest, parse_config
+from artel.protocol.manifest_template import template
+from artel.protocol.net import wire
 from ledger_world import World
-from node import commands, join
-from protocol import messages, options, terminal, wire
-from protocol.errors import DecodeError, UsageError
-from protocol.manifest import Manifest, parse_config
-from protocol.manifest_template import template
 
 ROOT = Path(__file__).parent.parent
 TITLE = "\x1b]0;owned\x07"
@@ -279,8 +280,8 @@ def test_errors_and_samples_pass_the_screen(
         sys.stdout.write(f"good {HOSTILE}\n")  # as a model may write
         raise ValueError(f"good {HOSTILE}")
 
-    monkeypatch.setattr(artel.importlib, "import_module", lambda _: SimpleNamespace(main=fail))
-    assert artel.main(["node"]) == 1
+    monkeypatch.setattr(cli.importlib, "import_module", lambda _: SimpleNamespace(main=fail))
+    assert cli.main(["node"]) == 1
     shown = capsys.readouterr()
     assert_steers_nothing(shown.out)
     assert_steers_nothing(shown.err)

@@ -9,9 +9,9 @@ import pytest
 from tlog_scales.signing import MLDSA44CosignatureSigner, PlainEd25519Signer, Vkey, VkeySet
 from tlog_scales.tlog import Checkpoint as ScalesCheckpoint
 
-from ledger import note
-from ledger.checkpoint import Checkpoint, origin_of
-from ledger.cosignature import (
+from artel.ledger.tlog import note
+from artel.ledger.tlog.checkpoint import Checkpoint, origin_of
+from artel.ledger.tlog.cosignature import (
     CosignerKey,
     add_lines,
     cosign,
@@ -22,9 +22,9 @@ from ledger.cosignature import (
     witness_key,
     witness_name,
 )
-from ledger.note import SignatureLine, VerifierKey
-from protocol.errors import CheckFailed, DecodeError, UsageError
-from protocol.identity import verify
+from artel.ledger.tlog.note import SignatureLine, VerifierKey
+from artel.protocol.errors import CheckFailed, DecodeError, UsageError
+from artel.protocol.identity import verify
 from tlog_world import LOG, LOG_KEY, ORIGIN, cosigned, key, leaves_of, signed, tree_of
 
 TREE = tree_of(leaves_of(11))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ledger.proof import (
+from artel.ledger.tlog.proof import (
     LeafHashes,
     TlogProof,
     consistency,
@@ -22,8 +22,8 @@ from ledger.proof import (
     verify_consistency,
     verify_inclusion,
 )
-from protocol.errors import CheckFailed, DecodeError, UsageError
-from protocol.merkle import EMPTY_ROOT, leaf_hash, node_hash
+from artel.protocol.errors import CheckFailed, DecodeError, UsageError
+from artel.protocol.merkle import EMPTY_ROOT, leaf_hash, node_hash
 from tlog_world import leaves_of, naive_root, signed, tree_of
 
 VECTORS = json.loads(Path(__file__).parent.joinpath("fixtures/merkle/proofs.json").read_text())

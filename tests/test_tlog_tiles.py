@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ledger.tiles import (
+from artel.ledger.tlog.tiles import (
     ENTRIES,
     TILE_WIDTH,
     Tile,
@@ -21,7 +21,7 @@ from ledger.tiles import (
     tiles_of,
     width_at,
 )
-from protocol.errors import DecodeError, UsageError
+from artel.protocol.errors import DecodeError, UsageError
 from tlog_world import leaves_of, tree_of
 
 

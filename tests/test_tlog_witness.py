@@ -11,13 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ledger import note
-from ledger.checkpoint import Checkpoint
-from ledger.cosignature import CosignerKey, open_cosigned, verify_cosignature
-from ledger.heads import HEADS_NAME, HeadStore
-from ledger.note import VerifierKey
-from ledger.proof import LeafHashes, consistency, root_at
-from ledger.witness import (
+from artel.ledger.store.heads import HEADS_NAME, HeadStore
+from artel.ledger.sync.witness import (
     MAX_BODY_BYTES,
     SIZE,
     TEXT,
@@ -28,8 +23,13 @@ from ledger.witness import (
     read_cosignatures,
     read_size,
 )
-from protocol.errors import CheckFailed, DecodeError
-from protocol.merkle import EMPTY_ROOT, leaf_hash
+from artel.ledger.tlog import note
+from artel.ledger.tlog.checkpoint import Checkpoint
+from artel.ledger.tlog.cosignature import CosignerKey, open_cosigned, verify_cosignature
+from artel.ledger.tlog.note import VerifierKey
+from artel.ledger.tlog.proof import LeafHashes, consistency, root_at
+from artel.protocol.errors import CheckFailed, DecodeError
+from artel.protocol.merkle import EMPTY_ROOT, leaf_hash
 from tlog_world import LOG, LOG_KEY, ORIGIN, key, leaves_of, signed, tree_of
 
 ALICE = key("alice")

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.errors import DecodeError
-from protocol.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer, load, train_bpe
+from artel.protocol.errors import DecodeError
+from artel.protocol.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer, load, train_bpe
 
 TEXTS = ["def add(a, b):\n    return a + b\n" * 20, "class Thing:\n    pass\n" * 20, "é ☃ 😀"]
 TRAINED = train_bpe(TEXTS, 300)

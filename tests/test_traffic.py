@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coordinator.shape import Shape, largest_contribution
-from coordinator.traffic import round_traffic, typical_share
-from coordinator.wording import exchange_seconds, exchange_words
-from protocol import codec, pseudogradient
-from protocol.manifest import RunConfig, parse_config
-from protocol.state import Layout
+from artel.coordinator.shape import Shape, largest_contribution
+from artel.coordinator.traffic import round_traffic, typical_share
+from artel.coordinator.wording import exchange_seconds, exchange_words
+from artel.protocol.exchange import codec, pseudogradient
+from artel.protocol.manifest import RunConfig, parse_config
+from artel.protocol.state import Layout
 
 LAYOUT = Layout.of([("a", (300, 300)), ("b", (40, 4096)), ("c", (77,)), ("d", (64, 1000))])
 BASE = "ab" * 32

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from node.supervisor import Contribution, Progress, Trainer, TrainerError
-from node.trainer import channel, exchange
-from node.trainer.exchange import Base, Listed, Phases
-from node.trainer.schedule import learning_rate, position
-from protocol import content, model, parts
-from protocol.errors import DecodeError
-from protocol.state import Vector, read_state
+from artel.node.supervisor import Contribution, Progress, Trainer, TrainerError
+from artel.node.trainer import channel, exchange
+from artel.node.trainer.exchange import Base, Listed, Phases
+from artel.node.trainer.schedule import learning_rate, position
+from artel.protocol import content, model
+from artel.protocol.errors import DecodeError
+from artel.protocol.exchange import parts
+from artel.protocol.state import Vector, read_state
 from trainer_world import NODES, World, make_world
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

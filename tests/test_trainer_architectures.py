@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from node.trainer import merging
-from node.trainer.data import Windows
-from node.trainer.heads import Order
-from node.trainer.merging import Listed, Run
-from node.trainer.session import Session, open_session
-from protocol import model, objective
-from protocol.run_config import Model
-from protocol.state import Vector
+from artel.node.trainer import merging
+from artel.node.trainer.data import Windows
+from artel.node.trainer.heads import Order
+from artel.node.trainer.merging import Listed, Run
+from artel.node.trainer.session import Session, open_session
+from artel.protocol import model, objective
+from artel.protocol.run_config import Model
+from artel.protocol.state import Vector
 from trainer_world import NODES, World, make_world
 
 STEPS = 4

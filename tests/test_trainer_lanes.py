@@ -12,8 +12,15 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from node import child
-from node.supervisor import Applied, Contribution, Progress, Trainer, TrainerDied, TrainerError
+from artel.node import child
+from artel.node.supervisor import (
+    Applied,
+    Contribution,
+    Progress,
+    Trainer,
+    TrainerDied,
+    TrainerError,
+)
 from trainer_world import NODES, World, make_world
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

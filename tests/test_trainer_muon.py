@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from node.trainer import device
-from node.trainer.data import Windows
-from node.trainer.heads import Order
-from node.trainer.inner import Inner
-from node.trainer.muon import Muon, optimizers, orthogonal
-from node.trainer.session import open_session
-from protocol import model
-from protocol.errors import ArtelError
-from protocol.run_config import Model
+from artel.node.trainer import device
+from artel.node.trainer.data import Windows
+from artel.node.trainer.heads import Order
+from artel.node.trainer.inner import Inner
+from artel.node.trainer.muon import Muon, optimizers, orthogonal
+from artel.node.trainer.session import open_session
+from artel.protocol import model
+from artel.protocol.errors import ArtelError
+from artel.protocol.run_config import Model
 from trainer_world import NODES, World, make_world
 
 

@@ -14,19 +14,20 @@ import torch
 from numba.core.dispatcher import Dispatcher
 from torch.nn import functional
 
-from node.supervisor import TrainerError
-from node.trainer import exchange, merging
-from node.trainer.data import Windows
-from node.trainer.exchange import Listed
-from node.trainer.heads import Order
-from node.trainer.merging import Run
-from node.trainer.schedule import learning_rate
-from node.trainer.session import Session, open_session
-from protocol import codec, model, outer, parts, pseudogradient
-from protocol.aggregate import Contribution, aggregate
-from protocol.codec import Entries
-from protocol.parts import Part
-from protocol.state import Layout, State, Vector, read_state, state_root
+from artel.node.supervisor import TrainerError
+from artel.node.trainer import exchange, merging
+from artel.node.trainer.data import Windows
+from artel.node.trainer.exchange import Listed
+from artel.node.trainer.heads import Order
+from artel.node.trainer.merging import Run
+from artel.node.trainer.schedule import learning_rate
+from artel.node.trainer.session import Session, open_session
+from artel.protocol import model
+from artel.protocol.exchange import codec, outer, parts, pseudogradient
+from artel.protocol.exchange.aggregate import Contribution, aggregate
+from artel.protocol.exchange.codec import Entries
+from artel.protocol.exchange.parts import Part
+from artel.protocol.state import Layout, State, Vector, read_state, state_root
 from trainer_world import NODES, World, make_world
 
 ROUNDS = 4

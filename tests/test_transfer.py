@@ -15,15 +15,16 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from artel.protocol import content, merkle, messages
+from artel.protocol.errors import DecodeError, ResourceError, Unreachable
+from artel.protocol.net import download, streams, transfer, wire
+from artel.protocol.net import swarm as swarming
+from artel.protocol.net.blobs import BlobStore
+from artel.protocol.net.host import Host
+from artel.protocol.net.speeds import Speeds
+from artel.protocol.net.uplink import Uplink
+from artel.protocol.tasks import together, uninterrupted
 from host_world import named
-from protocol import content, download, merkle, messages, streams, transfer, wire
-from protocol import swarm as swarming
-from protocol.blobs import BlobStore
-from protocol.errors import DecodeError, ResourceError, Unreachable
-from protocol.network import Host
-from protocol.speeds import Speeds
-from protocol.tasks import together, uninterrupted
-from protocol.uplink import Uplink
 from transfer_world import Answer, Holder, acquainted, answering
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -13,16 +13,17 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from protocol import content, messages, streams, transfer, wire
-from protocol import swarm as swarming
-from protocol.blobs import BlobStore
-from protocol.errors import Unreachable
-from protocol.network import Host
-from protocol.speeds import Speeds
-from protocol.streams import Traffic
-from protocol.swarm_job import Ask, Job
-from protocol.transfer import Wanted
-from protocol.uplink import Uplink
+from artel.protocol import content, messages
+from artel.protocol.errors import Unreachable
+from artel.protocol.net import streams, transfer, wire
+from artel.protocol.net import swarm as swarming
+from artel.protocol.net.blobs import BlobStore
+from artel.protocol.net.host import Host
+from artel.protocol.net.speeds import Speeds
+from artel.protocol.net.streams import Traffic
+from artel.protocol.net.swarm_job import Ask, Job
+from artel.protocol.net.transfer import Wanted
+from artel.protocol.net.uplink import Uplink
 from transfer_world import Holder, acquainted, answering
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

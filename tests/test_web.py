@@ -16,21 +16,20 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from coordinator.metrics import Metrics
-from coordinator.sequencer import Sequencer
-from coordinator.service import Coordinator, Peer
-from coordinator.web import MAX_ENTRIES, RunPage
-from ledger import entries, note
-from ledger.checkpoint import Checkpoint, open_checkpoint, origin_of
-from ledger.cosignature import add_lines, open_cosigned, witness_key
-from ledger.heads import HEADS_NAME, HeadStore
-from ledger.note import VerifierKey
-from ledger.store import DATABASE_NAME, LedgerStore
-from ledger_world import BATCH_SIZE, CREDIT, INNER_STEPS, SEQ_LEN, TOKENS, World, digest, key
-from protocol import merkle
-from protocol.blobs import BlobStore
-from protocol.invite import Invite
-from protocol.manifest import (
+from artel.coordinator.metrics import Metrics
+from artel.coordinator.sequencer import Sequencer
+from artel.coordinator.service import Coordinator, Peer
+from artel.coordinator.web import MAX_ENTRIES, RunPage
+from artel.ledger import entries
+from artel.ledger.store.heads import HEADS_NAME, HeadStore
+from artel.ledger.store.store import DATABASE_NAME, LedgerStore
+from artel.ledger.tlog import note
+from artel.ledger.tlog.checkpoint import Checkpoint, open_checkpoint, origin_of
+from artel.ledger.tlog.cosignature import add_lines, open_cosigned, witness_key
+from artel.ledger.tlog.note import VerifierKey
+from artel.protocol import merkle
+from artel.protocol.invite import Invite
+from artel.protocol.manifest import (
     DataFacts,
     Manifest,
     ModelFacts,
@@ -40,9 +39,11 @@ from protocol.manifest import (
     run_id,
     sign,
 )
-from protocol.messages import Cosigned, Report
-from protocol.network import Host
-from protocol.state import Layout
+from artel.protocol.messages import Cosigned, Report
+from artel.protocol.net.blobs import BlobStore
+from artel.protocol.net.host import Host
+from artel.protocol.state import Layout
+from ledger_world import BATCH_SIZE, CREDIT, INNER_STEPS, SEQ_LEN, TOKENS, World, digest, key
 
 LAYOUT = Layout.of([("weight", (4, 4))])
 NASTY = '"><script>alert(1)</script>'

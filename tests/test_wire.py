@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol import messages, wire
-from protocol.errors import DecodeError, Unreachable
+from artel.protocol import messages
+from artel.protocol.errors import DecodeError, Unreachable
+from artel.protocol.net import wire
 
 RUN = "ab" * 32
 SAMPLES: list[messages.Message] = [

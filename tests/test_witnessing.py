@@ -12,15 +12,18 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from coordinator import cosigning
-from coordinator.closing import Closing
+from artel.coordinator import cosigning
+from artel.coordinator.closing import Closing
+from artel.ledger import entries
+from artel.ledger.store import finality
+from artel.ledger.sync.source import TileHashes
+from artel.ledger.tlog import note
+from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint, sign_checkpoint
+from artel.ledger.tlog.cosignature import add_lines, cosign, witness_key, witness_name
+from artel.protocol import messages
+from artel.protocol.net import wire
+from artel.protocol.rounds import Phase
 from desk_world import ORGANISER, Line, Member, Office, run_of
-from ledger import entries, finality, note
-from ledger.checkpoint import open_checkpoint, parse_checkpoint, sign_checkpoint
-from ledger.cosignature import add_lines, cosign, witness_key, witness_name
-from ledger.source import TileHashes
-from protocol import messages, wire
-from protocol.rounds import Phase
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,14 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ledger import note
-from ledger.checkpoint import Checkpoint
-from ledger.cosignature import add_lines, cosign
-from ledger.note import SignatureLine, VerifierKey
-from ledger.proof import LeafHashes, root_at
-from ledger.tiles import ENTRIES, encode_bundle, encode_tile, level_tiles, tiles_of
-from protocol.identity import Identity
-from protocol.merkle import leaf_hash
+from artel.ledger.tlog import note
+from artel.ledger.tlog.checkpoint import Checkpoint
+from artel.ledger.tlog.cosignature import add_lines, cosign
+from artel.ledger.tlog.note import SignatureLine, VerifierKey
+from artel.ledger.tlog.proof import LeafHashes, root_at
+from artel.ledger.tlog.tiles import ENTRIES, encode_bundle, encode_tile, level_tiles, tiles_of
+from artel.protocol.identity import Identity
+from artel.protocol.merkle import leaf_hash
 
 ORIGIN = "example.com/test-log"
 

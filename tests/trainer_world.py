@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from node.supervisor import Window
-from protocol import assignment, content, model, tokenizer
-from protocol.identity import Identity
-from protocol.manifest import (
+from artel.node.supervisor import Window
+from artel.protocol import assignment, content, model, tokenizer
+from artel.protocol.identity import Identity
+from artel.protocol.manifest import (
     DataFacts,
     Manifest,
     ModelFacts,
@@ -21,7 +21,7 @@ from protocol.manifest import (
     TokenizerFacts,
     sign,
 )
-from protocol.state import State, write_state
+from artel.protocol.state import State, write_state
 
 NODES = (Identity.from_seed(b"\1" * 32).peer_id, Identity.from_seed(b"\2" * 32).peer_id)
 LLAMA = {

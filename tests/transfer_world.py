@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
+from artel.protocol import content, messages
+from artel.protocol.net import transfer, wire
+from artel.protocol.net.blobs import BlobStore
+from artel.protocol.net.host import Host
+from artel.protocol.net.streams import Kind
 from host_world import swarm
-from protocol import content, messages, transfer, wire
-from protocol.blobs import BlobStore
-from protocol.network import Host
-from protocol.streams import Kind
 
 Answer = Callable[[messages.Message, wire.Stream], Awaitable[bool]]
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from protocol.arguments import Parser
+from artel.protocol.arguments import Parser
 
 DEFAULT_HOME = Path("~/.artel/node")
 MODULES = (

@@ -9,15 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ledger.cli import Add, print_json, quote
-from ledger.cli.opening import holding, run_id
-from protocol.errors import EXIT_OK, CheckFailed, UsageError
-from protocol.paths import expanded
+from artel.ledger.cli import Add, print_json, quote
+from artel.ledger.cli.opening import holding, run_id
+from artel.protocol.errors import EXIT_OK, CheckFailed, UsageError
+from artel.protocol.paths import expanded
 
 if TYPE_CHECKING:
-    from ledger.accounts import FoldState
-    from ledger.entries import Entry
-    from ledger.source import Source
+    from artel.ledger.entries import Entry
+    from artel.ledger.fold.accounts import FoldState
+    from artel.ledger.sync.source import Source
 
 _BATCH = 1024
 
@@ -54,9 +54,9 @@ def register(add: Add) -> None:
 
 
 def _audit(arguments: argparse.Namespace) -> int:
-    from ledger import labels
-    from ledger.audit import audit
-    from ledger.store import DATABASE_NAME
+    from artel.ledger.fold import labels
+    from artel.ledger.store.store import DATABASE_NAME
+    from artel.ledger.sync.audit import audit
 
     folder = expanded(Path(arguments.target))
     if os.path.isfile(folder / DATABASE_NAME):  # also of an invite, too long for a name
@@ -105,7 +105,7 @@ def _audit(arguments: argparse.Namespace) -> int:
 
 
 def _print_report(facts: dict[str, Any], state: FoldState | None) -> None:
-    from ledger import text
+    from artel.ledger.fold import text
 
     print(f"origin  {text.printable(facts['origin'])}")
     print(f"size    {facts['size']:,}")
@@ -137,8 +137,8 @@ def _print_report(facts: dict[str, Any], state: FoldState | None) -> None:
 
 
 def _is_run(newest: str) -> bool:
-    from ledger.checkpoint import parse_checkpoint
-    from ledger.offline import run_of
+    from artel.ledger.sync.offline import run_of
+    from artel.ledger.tlog.checkpoint import parse_checkpoint
 
     return bool(run_of(parse_checkpoint(newest).origin))
 
@@ -148,10 +148,10 @@ def _vkeys(source: Source, newest: str, run: str) -> list[str]:
 
     :raises UsageError: when the run id is not given
     """
-    from ledger.cache import TileCache
-    from ledger.checkpoint import parse_checkpoint
-    from ledger.note import VerifierKey
-    from ledger.remote import RemoteLog
+    from artel.ledger.store.cache import TileCache
+    from artel.ledger.sync.remote import RemoteLog
+    from artel.ledger.tlog.checkpoint import parse_checkpoint
+    from artel.ledger.tlog.note import VerifierKey
 
     if not run:
         raise UsageError(
@@ -169,7 +169,7 @@ class _Fold:
     """Decodes entries, checks their signatures on all cores and folds them, as an audit goes."""
 
     def __init__(self) -> None:
-        from ledger.shares import FoldState
+        from artel.ledger.fold.shares import FoldState
 
         self._waiting: list[bytes] = []
         self._state = FoldState()
@@ -188,8 +188,8 @@ class _Fold:
         return self._state
 
     def _flush(self) -> None:
-        from ledger.shares import apply
-        from ledger.view import decoded_entries
+        from artel.ledger.fold.shares import apply
+        from artel.ledger.sync.view import decoded_entries
 
         entry: Entry
         for _, entry in decoded_entries(self._waiting, self._state.size):

@@ -11,17 +11,17 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ledger.cli import DEFAULT_HOME, Add, print_json, quote
-from ledger.cli.opening import holding, run_id
-from ledger.cli.proving import write
-from protocol.errors import EXIT_FAILED, EXIT_OK, CheckFailed, UsageError
-from protocol.paths import expanded
+from artel.ledger.cli import DEFAULT_HOME, Add, print_json, quote
+from artel.ledger.cli.opening import holding, run_id
+from artel.ledger.cli.proving import write
+from artel.protocol.errors import EXIT_FAILED, EXIT_OK, CheckFailed, UsageError
+from artel.protocol.paths import expanded
 
 if TYPE_CHECKING:
-    from ledger.client import Log
-    from ledger.evidence import SplitView
-    from ledger.holders import Holder
-    from ledger.proof import HashReader
+    from artel.ledger.entries.evidence import SplitView
+    from artel.ledger.sync.client import Log
+    from artel.ledger.sync.holders import Holder
+    from artel.ledger.tlog.proof import HashReader
 
 EVIDENCE_FILE = Path("split-view.json")
 
@@ -119,7 +119,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         facts["evidence"] = str(arguments.output) if proof is not None else None
         facts["notes"] = [head.note for head in finding.heads]
     if proof is not None:
-        from ledger.offline import write_evidence
+        from artel.ledger.sync.offline import write_evidence
 
         genesis = next((head.genesis for head in heads if head.genesis), b"")
         write(arguments.output, write_evidence(proof, genesis))
@@ -137,8 +137,8 @@ def _print_comparison(
     proof: SplitView | None,
     output: Path,
 ) -> None:
-    from ledger import text
-    from ledger.cli.table import table
+    from artel.ledger.cli.table import table
+    from artel.ledger.fold import text
 
     def shown(head: _Head) -> str:
         return text.printable(head.name) + ("" if head.reader else "  (signed; no tree behind it)")
@@ -179,8 +179,8 @@ def _print_comparison(
 
 def _heads(stack: ExitStack, targets: Sequence[str], run: str, vkeys: Sequence[str]) -> list[_Head]:
     """Of each holder its newest tree, and every signed head that is not of that tree."""
-    from ledger.checkpoint import open_checkpoint, parse_checkpoint
-    from ledger.entries import Genesis, decode
+    from artel.ledger.entries import Genesis, decode
+    from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint
 
     found = [_shown(stack, target, run, vkeys) for target in targets]
     heads = [head for trees, _, _ in found for head in trees]
@@ -205,10 +205,10 @@ _Shown = tuple[list[_Head], list[str], CheckFailed | None]
 def _shown(stack: ExitStack, target: str, run: str, vkeys: Sequence[str]) -> _Shown:
     """A holder's trees (of two the larger alone, when it begins with the other), the notes that
     it shows, and why a tree could not be read."""
-    from ledger import client
-    from ledger.finality import size_of
-    from ledger.offline import run_of
-    from ledger.store import DATABASE_NAME
+    from artel.ledger.store.finality import size_of
+    from artel.ledger.store.store import DATABASE_NAME
+    from artel.ledger.sync import client
+    from artel.ledger.sync.offline import run_of
 
     folder = expanded(Path(target))
     if "://" not in target and os.path.isfile(folder / DATABASE_NAME):
@@ -243,9 +243,9 @@ def _tree(target: str, log: Log) -> _Head:
 
 
 def _foreign(target: str, holder: Holder, newest: str, vkeys: Sequence[str]) -> _Head:
-    from ledger.cosignature import open_cosigned, parse_key
-    from ledger.note import VerifierKey
-    from ledger.source import TileHashes
+    from artel.ledger.sync.source import TileHashes
+    from artel.ledger.tlog.cosignature import open_cosigned, parse_key
+    from artel.ledger.tlog.note import VerifierKey
 
     keys = [key for key in map(parse_key, vkeys) if isinstance(key, VerifierKey)]
     head, _ = open_cosigned(newest, keys, [])
@@ -254,14 +254,14 @@ def _foreign(target: str, holder: Holder, newest: str, vkeys: Sequence[str]) -> 
 
 
 def _origin(newest: str) -> str:
-    from ledger.checkpoint import parse_checkpoint
+    from artel.ledger.tlog.checkpoint import parse_checkpoint
 
     return parse_checkpoint(newest).origin
 
 
 def _log_name(head: _Head) -> str:
     """What must be the same: the run, whatever the term; or the origin of another log."""
-    from ledger.offline import run_of
+    from artel.ledger.sync.offline import run_of
 
     return run_of(head.origin) or head.origin
 
@@ -274,7 +274,7 @@ def _begins_with(tree: _Head, size: int, root: bytes) -> bool:
 
     :raises CheckFailed: what is served of it does not belong to the head, or is missing
     """
-    from ledger.proof import root_at
+    from artel.ledger.tlog.proof import root_at
 
     return tree.reader is not None and size <= tree.size and root_at(tree.reader, size) == root
 
@@ -287,7 +287,7 @@ def _behind(head: _Head, heads: Sequence[_Head]) -> HashReader | None:
 
 def _finding(a: _Head, b: _Head, heads: Sequence[_Head]) -> _Finding | None:
     """What is wrong between two heads; None when the one tree begins with the other."""
-    from ledger.proof import root_at
+    from artel.ledger.tlog.proof import root_at
 
     small, large = sorted((a, b), key=lambda head: head.size)
     if small.size == large.size:
@@ -305,7 +305,7 @@ def _worst(
     findings: Sequence[_Finding], heads: Sequence[_Head]
 ) -> tuple[_Finding | None, SplitView | None]:
     """The finding to report: one with evidence for others, or else one that is a split view."""
-    from ledger import evidence
+    from artel.ledger.entries import evidence
 
     splits = [finding for finding in findings if finding.split]
     for number, finding in enumerate(splits):

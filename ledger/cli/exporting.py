@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ledger.cli import Add, count, opening, print_json, quote
-from ledger.cli.sending import account_named, home_of
-from protocol.errors import EXIT_OK, CheckFailed, UsageError
+from artel.ledger.cli import Add, count, opening, print_json, quote
+from artel.ledger.cli.sending import account_named, home_of
+from artel.protocol.errors import EXIT_OK, CheckFailed, UsageError
 
 if TYPE_CHECKING:
-    from ledger.accounts import FoldState
-    from ledger.client import View
+    from artel.ledger.fold.accounts import FoldState
+    from artel.ledger.sync.client import View
 
 
 def register(add: Add) -> None:
@@ -85,7 +85,7 @@ def _standing(view: View, size: int) -> str:
 
 def _put(arguments: argparse.Namespace, content: str, about: str) -> None:
     """Write the export, and say what it is where it does not get into it."""
-    from ledger.export import write_file
+    from artel.ledger.sync.export import write_file
 
     if arguments.output is None:
         sys.stdout.write(content)
@@ -99,8 +99,8 @@ def _put(arguments: argparse.Namespace, content: str, about: str) -> None:
 
 
 def _csv(arguments: argparse.Namespace) -> int:
-    from ledger import export
-    from ledger.text import plural
+    from artel.ledger.fold.text import plural
+    from artel.ledger.sync import export
 
     with opening.opened(arguments) as view:
         state, root = _as_of(arguments, view)
@@ -118,7 +118,7 @@ def _csv(arguments: argparse.Namespace) -> int:
 
 
 def _put_json(arguments: argparse.Namespace, facts: dict[str, Any]) -> None:
-    from ledger.export import write_file
+    from artel.ledger.sync.export import write_file
 
     if arguments.output is None:
         print_json(facts)
@@ -131,8 +131,8 @@ def _put_json(arguments: argparse.Namespace, facts: dict[str, Any]) -> None:
 
 def _openzeppelin(arguments: argparse.Namespace) -> int:
     """The dump alone goes to FILE or standard output, so that JavaScript can load it as it is."""
-    from ledger import export
-    from ledger.text import plural
+    from artel.ledger.fold.text import plural
+    from artel.ledger.sync import export
 
     with opening.opened(arguments) as view:
         state, root = _as_of(arguments, view)
@@ -178,7 +178,7 @@ def _openzeppelin(arguments: argparse.Namespace) -> int:
 
 
 def _proofs(arguments: argparse.Namespace) -> int:
-    from ledger import export
+    from artel.ledger.sync import export
 
     folder: Path = arguments.output
     with opening.opened(arguments) as view:
@@ -228,8 +228,8 @@ def _whose(arguments: argparse.Namespace, view: View) -> str:
 
     :raises CheckFailed: when the ledger does not know it
     """
-    from ledger.keyfiles import ACCOUNT_KEY
-    from protocol import identity
+    from artel.ledger.store.keyfiles import ACCOUNT_KEY
+    from artel.protocol import identity
 
     if arguments.account is not None:
         return account_named(view, arguments.account)

@@ -8,15 +8,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ledger.cli import DEFAULT_HOME, Add, opening, print_json, rotation
-from ledger.cli.sending import add_signing, home_of, key_path, speaker, stated
-from protocol.errors import EXIT_OK, ArtelError, CheckFailed, UsageError
-from protocol.paths import expanded
+from artel.ledger.cli import DEFAULT_HOME, Add, opening, print_json, rotation
+from artel.ledger.cli.sending import add_signing, home_of, key_path, speaker, stated
+from artel.protocol.errors import EXIT_OK, ArtelError, CheckFailed, UsageError
+from artel.protocol.paths import expanded
 
 if TYPE_CHECKING:
-    from ledger.accounts import Account
-    from ledger.client import View
-    from protocol.identity import Identity
+    from artel.ledger.fold.accounts import Account
+    from artel.ledger.sync.client import View
+    from artel.protocol.identity import Identity
 
 _MAX_PASSPHRASE_BYTES = 1024
 PUBLIC = """\
@@ -123,8 +123,8 @@ def _add_passphrase(parser: argparse.ArgumentParser) -> None:
 
 
 def _new(arguments: argparse.Namespace) -> int:
-    from ledger import keyfiles
-    from protocol import identity
+    from artel.ledger.store import keyfiles
+    from artel.protocol import identity
 
     path, home = key_path(arguments), home_of(arguments)
     recovery: Identity | None = None
@@ -158,8 +158,8 @@ def _new(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from ledger import keyfiles
-    from protocol import identity
+    from artel.ledger.store import keyfiles
+    from artel.protocol import identity
 
     path = key_path(arguments)
     owner = identity.load(path)
@@ -206,8 +206,8 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _backup(arguments: argparse.Namespace) -> int:
-    from ledger import keyfiles
-    from protocol import identity
+    from artel.ledger.store import keyfiles
+    from artel.protocol import identity
 
     path, file = key_path(arguments), expanded(arguments.output)
     owner = identity.load(path)
@@ -226,7 +226,7 @@ def _backup(arguments: argparse.Namespace) -> int:
 
 
 def _restore(arguments: argparse.Namespace) -> int:
-    from ledger import keyfiles
+    from artel.ledger.store import keyfiles
 
     path = key_path(arguments)
     try:
@@ -274,8 +274,8 @@ def _passphrase(arguments: argparse.Namespace, *, twice: bool) -> str:
 
 
 def _address(arguments: argparse.Namespace) -> int:
-    from ledger import evm
-    from ledger.entries import Address
+    from artel.ledger.entries import Address
+    from artel.ledger.sync import evm
 
     address = evm.parse_address(arguments.address)
 

@@ -9,15 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ledger.cli import DEFAULT_HOME, Add, count, print_json
-from ledger.cli.opening import opened
-from protocol.errors import EXIT_OK, CheckFailed, UsageError
-from protocol.paths import expanded
+from artel.ledger.cli import DEFAULT_HOME, Add, count, print_json
+from artel.ledger.cli.opening import opened
+from artel.protocol.errors import EXIT_OK, CheckFailed, UsageError
+from artel.protocol.paths import expanded
 
 if TYPE_CHECKING:
-    from ledger.accounts import FoldState
-    from ledger.claims import Claim, Stand
-    from ledger.client import View
+    from artel.ledger.fold.accounts import FoldState
+    from artel.ledger.fold.claims import Claim, Stand
+    from artel.ledger.sync.client import View
 
 DEFAULT_LIMIT = 10
 
@@ -46,7 +46,7 @@ def account_of(view: View, arguments: argparse.Namespace) -> str:
     :raises UsageError: when it is none, or there is no key in the home
     """
     if arguments.account:
-        from ledger.cli.sending import account_named
+        from artel.ledger.cli.sending import account_named
 
         return account_named(view, arguments.account)
     node = "" if getattr(arguments, "mine", False) else getattr(arguments, "node", None)
@@ -66,7 +66,7 @@ def _home(arguments: argparse.Namespace) -> Path:
 
 def _home_account(view: View, home: Path) -> str:
     """The account of a home by its key, or by its node's when the key lies elsewhere."""
-    from protocol import identity
+    from artel.protocol import identity
 
     state = view.state
     for file in ("account.key", "account.key.next"):
@@ -86,7 +86,7 @@ def _home_account(view: View, home: Path) -> str:
 
 
 def _peer_of(home: Path) -> str:
-    from protocol import identity
+    from artel.protocol import identity
 
     path = home / "node.key"
     return identity.load(path).peer_id if path.exists() else ""
@@ -96,7 +96,7 @@ def _peer_of(home: Path) -> str:
 
 
 def _me(arguments: argparse.Namespace) -> int:
-    from ledger import claims as own
+    from artel.ledger.fold import claims as own
 
     with opened(arguments) as view:
         if not view.log.size:
@@ -124,8 +124,8 @@ def _stands(
     view: View, account: str, peer: str, claims: Sequence[Claim], *, all_nodes: bool
 ) -> list[Stand]:
     """The claims of this home; without any, the account's contributions as the ledger has them."""
-    from ledger.claims import Claim, stands
-    from ledger.journal import Journal
+    from artel.ledger.fold.claims import Claim, stands
+    from artel.ledger.fold.journal import Journal
 
     journal = view.journal(account) if account else Journal("")
     if claims:
@@ -139,9 +139,9 @@ def _stands(
 
 
 def _facts(view: View, account: str, found: Sequence[Stand], claimed: bool) -> dict[str, Any]:
-    from ledger import claims
-    from ledger.accounts import Account
-    from ledger.shares import shares
+    from artel.ledger.fold import claims
+    from artel.ledger.fold.accounts import Account
+    from artel.ledger.fold.shares import shares
 
     state = view.state
     owner = state.accounts.get(account, Account(""))
@@ -214,7 +214,7 @@ def _vesting(state: FoldState, account: str) -> dict[str, int]:
 
 
 def _print_me(view: View, facts: dict[str, Any], found: Sequence[Stand], limit: int) -> None:
-    from ledger import labels, text
+    from artel.ledger.fold import labels, text
 
     account = facts["account"]
     if account:
@@ -242,8 +242,8 @@ def _print_me(view: View, facts: dict[str, Any], found: Sequence[Stand], limit: 
 
 def _steps(facts: dict[str, Any]) -> str:
     """Claimed, accepted, pending, vested, rejected side by side."""
-    from ledger import reasons
-    from ledger.cli.table import table
+    from artel.ledger.cli.table import table
+    from artel.ledger.entries import reasons
 
     steps: dict[str, dict[str, int]] = facts["steps"]
     names = ("awaiting", "pending", "vested", "invalidated")
@@ -281,7 +281,7 @@ def _steps(facts: dict[str, Any]) -> str:
 
 def _missing(facts: dict[str, Any]) -> str:
     """What to do about claims that are not in the ledger."""
-    from ledger.claims import NOT_YET
+    from artel.ledger.fold.claims import NOT_YET
 
     details = {item["detail"] for item in facts["contributions"] if item["status"] == "missing"}
     if details == {NOT_YET} and facts["from_home"]:
@@ -298,7 +298,7 @@ def _next(facts: dict[str, Any]) -> str:
 
 def _account(state: FoldState, facts: dict[str, Any]) -> str:
     """All work of the account, by kind, and what it comes to."""
-    from ledger.cli.table import table
+    from artel.ledger.cli.table import table
 
     units = {"compute": "tokens", "data": "tokens of text", "audit": "tokens", "witness": "entries"}
     rows = [
@@ -322,7 +322,7 @@ def _account(state: FoldState, facts: dict[str, Any]) -> str:
 
 
 def _contributions(found: Sequence[Stand], limit: int, final: int) -> str:
-    from ledger.cli.table import table
+    from artel.ledger.cli.table import table
 
     shown = found[-limit:] if limit else found
     rows = []

@@ -11,15 +11,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ledger.cli import DEFAULT_HOME, Add, print_json, quote
-from ledger.cli.opening import run_id
-from protocol.errors import EXIT_OK, Unreachable, UsageError
-from protocol.options import whole
-from protocol.paths import expanded
+from artel.ledger.cli import DEFAULT_HOME, Add, print_json, quote
+from artel.ledger.cli.opening import run_id
+from artel.protocol.errors import EXIT_OK, Unreachable, UsageError
+from artel.protocol.options import whole
+from artel.protocol.paths import expanded
 
 if TYPE_CHECKING:
-    from ledger.holders import Holder
-    from ledger.mirror import Mirrored, Progress
+    from artel.ledger.sync.holders import Holder
+    from artel.ledger.sync.mirror import Mirrored, Progress
 
 _EVERY_S = 10
 _PROGRESS_EVERY = 256
@@ -91,7 +91,7 @@ def register(add: Add) -> None:
 @contextmanager
 def _held(target: str) -> Iterator[tuple[Holder, str]]:
     """Who holds the log that a person names, and the run id that an invite adds."""
-    from ledger.holders import hold
+    from artel.ledger.sync.holders import hold
 
     holder, run = hold(target)
     try:
@@ -120,8 +120,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _mirror(arguments: argparse.Namespace) -> int:
-    from ledger.mirror import mirror
-    from ledger.note import VerifierKey
+    from artel.ledger.sync.mirror import mirror
+    from artel.ledger.tlog.note import VerifierKey
 
     vkeys = [VerifierKey.parse(text) for text in arguments.vkey]
     run = run_id(arguments.run or None)
@@ -149,7 +149,7 @@ def _say_trust(arguments: argparse.Namespace, origin: str, pinned: bool) -> None
 
 
 def _tell(arguments: argparse.Namespace, found: Mirrored) -> None:
-    from ledger.offline import run_of
+    from artel.ledger.sync.offline import run_of
 
     if arguments.json:
         facts = {
@@ -185,7 +185,7 @@ def _tell(arguments: argparse.Namespace, found: Mirrored) -> None:
 
 
 def _restore(arguments: argparse.Namespace) -> int:
-    from ledger.restore import restore
+    from artel.ledger.sync.restore import restore
 
     home = expanded(arguments.home)
     with ExitStack() as stack:

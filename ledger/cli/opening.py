@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from protocol.errors import UsageError
+from artel.protocol.errors import UsageError
 
 if TYPE_CHECKING:
-    from ledger.client import View
-    from ledger.holders import Holder
+    from artel.ledger.sync.client import View
+    from artel.ledger.sync.holders import Holder
 
 _RUN = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
@@ -26,7 +26,7 @@ def opened(arguments: argparse.Namespace) -> Iterator[View]:
     :raises CheckFailed: it does not hold
     :raises Unreachable: nobody answers
     """
-    from ledger import client
+    from artel.ledger.sync import client
 
     caching = not arguments.no_cache
     run = run_id(arguments.run)
@@ -45,7 +45,7 @@ def opened(arguments: argparse.Namespace) -> Iterator[View]:
 @contextmanager
 def remote(target: str, run: str = "", *, caching: bool = True) -> Iterator[View]:
     """The ledger that ``target`` holds."""
-    from ledger import client
+    from artel.ledger.sync import client
 
     with holding(target) as (holder, named):
         if run and named and run != named:
@@ -57,7 +57,7 @@ def remote(target: str, run: str = "", *, caching: bool = True) -> Iterator[View
 @contextmanager
 def holding(target: str) -> Iterator[tuple[Holder, str]]:
     """Whoever a person names, and the run id of an invite."""
-    from ledger.holders import hold
+    from artel.ledger.sync.holders import hold
 
     holder, run = hold(target)
     try:

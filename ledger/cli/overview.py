@@ -6,13 +6,13 @@ import argparse
 import time
 from typing import TYPE_CHECKING, Any
 
-from ledger.cli import Add, count, print_json
-from ledger.cli.opening import opened
-from protocol.errors import EXIT_OK, UsageError
+from artel.ledger.cli import Add, count, print_json
+from artel.ledger.cli.opening import opened
+from artel.protocol.errors import EXIT_OK, UsageError
 
 if TYPE_CHECKING:
-    from ledger.accounts import FoldState
-    from ledger.client import View
+    from artel.ledger.fold.accounts import FoldState
+    from artel.ledger.sync.client import View
 
 CLOCK_SKEW_S = 60
 """Clocks of witnesses may be so much ahead of ours before we say so."""
@@ -80,7 +80,7 @@ def _facts(view: View) -> dict[str, Any]:
 
 
 def _print_status(view: View, facts: dict[str, Any]) -> None:
-    from ledger import labels, text
+    from artel.ledger.fold import labels, text
 
     state, size = view.state, view.log.size
     retry = f", attempt {facts['attempt']}" if facts["attempt"] else ""
@@ -116,7 +116,7 @@ def _print_status(view: View, facts: dict[str, Any]) -> None:
 
 def _cosigned(view: View) -> str:
     """Who cosigned, and when last."""
-    from ledger import text
+    from artel.ledger.fold import text
 
     witnesses = view.witnesses()
     if not witnesses:
@@ -136,7 +136,7 @@ def _ago(seconds: int) -> str:
 
 
 def _alarms(view: View) -> list[str]:
-    from ledger import text
+    from artel.ledger.fold import text
 
     alarms = [
         f"key {text.short_key(key)} signed two histories (proven in entry {index})"
@@ -149,8 +149,8 @@ def _alarms(view: View) -> list[str]:
 
 
 def _empty(arguments: argparse.Namespace) -> int:
-    from ledger.labels import UNWITNESSED
-    from protocol import merkle
+    from artel.ledger.fold.labels import UNWITNESSED
+    from artel.protocol import merkle
 
     if arguments.json:
         print_json({"size": 0, "root": merkle.EMPTY_ROOT.hex(), "as_of": 0, "label": UNWITNESSED})
@@ -191,7 +191,7 @@ def _shares(arguments: argparse.Namespace) -> int:
 
 def _share_rows(state: FoldState, aliases: dict[str, tuple[str, str]]) -> list[dict[str, Any]]:
     """Accounts that have or had credit, the largest first."""
-    from ledger.shares import shares
+    from artel.ledger.fold.shares import shares
 
     now = {share.account: share for share in shares(state)}
     later = {share.account: share for share in shares(state, with_pending=True)}
@@ -222,8 +222,8 @@ def _share_rows(state: FoldState, aliases: dict[str, tuple[str, str]]) -> list[d
 
 
 def _print_shares(view: View, state: FoldState, facts: dict[str, Any], name: str) -> None:
-    from ledger import labels, text
-    from ledger.cli.table import table
+    from artel.ledger.cli.table import table
+    from artel.ledger.fold import labels, text
 
     size, rows = facts["as_of"], facts["shares"]
     where = f"checkpoint {size:,}" if facts["checkpoint"] else f"entry {size:,}"

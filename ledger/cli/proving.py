@@ -10,14 +10,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ledger.cli import Add, count, print_json, quote
-from ledger.cli.opening import opened, run_id
-from protocol import files
-from protocol.errors import EXIT_FAILED, EXIT_OK, CheckFailed, ResourceError, UsageError
-from protocol.paths import expanded
+from artel.ledger.cli import Add, count, print_json, quote
+from artel.ledger.cli.opening import opened, run_id
+from artel.protocol import files
+from artel.protocol.errors import EXIT_FAILED, EXIT_OK, CheckFailed, ResourceError, UsageError
+from artel.protocol.paths import expanded
 
 if TYPE_CHECKING:
-    from ledger.offline import Proven
+    from artel.ledger.sync.offline import Proven
 
 MAX_FILE_BYTES = 256 * 1024
 PROOF_SUFFIX = ".tlog-proof"
@@ -68,9 +68,10 @@ def register(add: Add) -> None:
 
 
 def _prove(arguments: argparse.Namespace) -> int:
-    from ledger import labels, offline
-    from ledger.checkpoint import parse_checkpoint
-    from ledger.cli.reading import index_of
+    from artel.ledger.cli.reading import index_of
+    from artel.ledger.fold import labels
+    from artel.ledger.sync import offline
+    from artel.ledger.tlog.checkpoint import parse_checkpoint
 
     with opened(arguments) as view:
         index = index_of(view, arguments.entry)
@@ -151,7 +152,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _verify_proof(arguments: argparse.Namespace, proof: Path, entry: Path) -> int:
-    from ledger import offline
+    from artel.ledger.sync import offline
 
     found = offline.verify(read(proof), read(entry), arguments.vkey, run_id(arguments.run))
     enough = len(found.cosigners) >= arguments.policy
@@ -187,9 +188,9 @@ def _proven(found: Proven) -> dict[str, Any]:
 
 
 def _print_proven(found: Proven) -> None:
-    from ledger import text
-    from ledger.accounts import Outcome
-    from ledger.cosignature import WITNESS_PREFIX
+    from artel.ledger.fold import text
+    from artel.ledger.fold.accounts import Outcome
+    from artel.ledger.tlog.cosignature import WITNESS_PREFIX
 
     head, entry = found.checkpoint, found.entry
     where = f"run {found.run}" if found.run else text.printable(head.origin)
@@ -226,8 +227,8 @@ def _when(at: int) -> str:
 
 def _signers(found: Proven) -> list[str]:
     """Who signed the entry, as far as the proof itself says."""
-    from ledger.text import short_key, short_peer
-    from protocol.identity import peer_id_of
+    from artel.ledger.fold.text import short_key, short_peer
+    from artel.protocol.identity import peer_id_of
 
     assert found.entry is not None
     body, genesis = found.entry.body, found.genesis
@@ -249,7 +250,8 @@ def _signers(found: Proven) -> list[str]:
 
 
 def _verify_evidence(arguments: argparse.Namespace, path: Path) -> int:
-    from ledger import offline, text
+    from artel.ledger.fold import text
+    from artel.ledger.sync import offline
 
     split, key = offline.verify_evidence(read(path), arguments.vkey)
     first, second = split.sizes
@@ -269,10 +271,10 @@ def _verify_evidence(arguments: argparse.Namespace, path: Path) -> int:
 
 
 def _verify_home(arguments: argparse.Namespace) -> int:
-    from ledger.cli import DEFAULT_HOME
-    from ledger.finality import trust
-    from ledger.published import LostEntries
-    from ledger.verify import verify_home
+    from artel.ledger.cli import DEFAULT_HOME
+    from artel.ledger.store.finality import trust
+    from artel.ledger.store.published import LostEntries
+    from artel.ledger.store.verify import verify_home
 
     home: Path = expanded(arguments.home or DEFAULT_HOME)
 

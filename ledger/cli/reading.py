@@ -9,14 +9,14 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from ledger.cli import Add, count, print_json
-from ledger.cli.opening import opened
-from protocol.errors import EXIT_OK, UsageError
+from artel.ledger.cli import Add, count, print_json
+from artel.ledger.cli.opening import opened
+from artel.protocol.errors import EXIT_OK, UsageError
 
 if TYPE_CHECKING:
-    from ledger.accounts import Credit, FoldState, Outcome
-    from ledger.client import View
-    from ledger.entries import Body, Entry, Genesis
+    from artel.ledger.entries import Body, Entry, Genesis
+    from artel.ledger.fold.accounts import Credit, FoldState, Outcome
+    from artel.ledger.sync.client import View
 
 DEFAULT_LIMIT = 50
 FOLLOW_S = 2.0
@@ -62,7 +62,7 @@ def register(add: Add) -> None:
 
 
 def _log(arguments: argparse.Namespace) -> int:
-    from ledger import text
+    from artel.ledger.fold import text
 
     shown = 0
     with opened(arguments) as view:
@@ -117,7 +117,7 @@ def _line(item: dict[str, Any]) -> str:
 
 def _follow(arguments: argparse.Namespace, shown: int, name: str) -> int:
     """Print what fits of the entries that come, until interrupted."""
-    from ledger import text
+    from artel.ledger.fold import text
 
     while True:
         sys.stdout.flush()
@@ -140,7 +140,7 @@ def _follow(arguments: argparse.Namespace, shown: int, name: str) -> int:
 
 def _whose(arguments: argparse.Namespace, view: View) -> tuple[str, set[str]]:
     """The account whose entries are wanted, and its nodes; "" for everybody's."""
-    from ledger.cli.mine import account_of
+    from artel.ledger.cli.mine import account_of
 
     if not arguments.mine and not arguments.account:
         return "", set()
@@ -178,7 +178,7 @@ def _round_of(body: Genesis | Body) -> int | None:
 
 def _nodes(entry: Entry) -> set[str]:
     """Peer ids that an entry names, as signers included."""
-    from protocol.identity import peer_id_of
+    from artel.protocol.identity import peer_id_of
 
     body = entry.body
     named = {peer_id_of(bytes.fromhex(key)) for key in entry.envelope.signers}
@@ -192,9 +192,9 @@ def _nodes(entry: Entry) -> set[str]:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from ledger.entries import decode
-    from protocol import merkle
-    from protocol.identity import peer_id_of
+    from artel.ledger.entries import decode
+    from artel.protocol import merkle
+    from artel.protocol.identity import peer_id_of
 
     with opened(arguments) as view:
         index = index_of(view, arguments.entry)
@@ -232,7 +232,8 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _print_entry(entry: Entry, outcome: Outcome, facts: dict[str, Any]) -> None:
-    from ledger import labels, reasons, text
+    from artel.ledger.entries import reasons
+    from artel.ledger.fold import labels, text
 
     index = facts["index"]
     print(f"entry {index}: {text.summary(entry.body, outcome)}\n")
@@ -291,7 +292,7 @@ def _role(key: str, genesis: Genesis, state: FoldState) -> str:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    from ledger import explain
+    from artel.ledger.fold import explain
 
     with opened(arguments) as view:
         index = index_of(view, arguments.entry)

@@ -6,10 +6,10 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from ledger.cli import DEFAULT_HOME, Add, add_source, count, print_json
-from ledger.cli.opening import opened
-from protocol.errors import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, UsageError
-from protocol.paths import expanded
+from artel.ledger.cli import DEFAULT_HOME, Add, add_source, count, print_json
+from artel.ledger.cli.opening import opened
+from artel.protocol.errors import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, UsageError
+from artel.protocol.paths import expanded
 
 
 def register(add: Add) -> None:
@@ -38,7 +38,7 @@ def register(add: Add) -> None:
 
 
 def _recheck(arguments: argparse.Namespace) -> int:
-    from ledger import recheck, text
+    from artel.ledger.fold import recheck, text
 
     homes = [expanded(home) for home in arguments.homes or [DEFAULT_HOME]]
     arguments.home = homes[0]

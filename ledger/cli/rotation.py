@@ -8,21 +8,21 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ledger.cli import opening, print_json
-from ledger.cli.sending import account_named, dry_run, key_path, require_effect, send, speaker
-from protocol.errors import EXIT_OK, ArtelError, CheckFailed, UsageError
-from protocol.paths import expanded
+from artel.ledger.cli import opening, print_json
+from artel.ledger.cli.sending import account_named, dry_run, key_path, require_effect, send, speaker
+from artel.protocol.errors import EXIT_OK, ArtelError, CheckFailed, UsageError
+from artel.protocol.paths import expanded
 
 if TYPE_CHECKING:
-    from ledger.accounts import Account
-    from ledger.client import View
-    from protocol.identity import Identity
+    from artel.ledger.fold.accounts import Account
+    from artel.ledger.sync.client import View
+    from artel.protocol.identity import Identity
 
 
 def rotate(arguments: argparse.Namespace) -> int:
     """Replace the account's key; finishes what a run that was cut off began."""
-    from ledger import keyfiles
-    from protocol import identity
+    from artel.ledger.store import keyfiles
+    from artel.protocol import identity
 
     path = key_path(arguments)
     with keyfiles.locked(path.parent), opening.opened(arguments) as view:
@@ -42,9 +42,9 @@ def rotate(arguments: argparse.Namespace) -> int:
 
 def recover(arguments: argparse.Namespace) -> int:
     """Replace the account's key by the word of its recovery key."""
-    from ledger import keyfiles
-    from ledger.entries import recovery_digest
-    from protocol import identity
+    from artel.ledger.entries import recovery_digest
+    from artel.ledger.store import keyfiles
+    from artel.protocol import identity
 
     path = key_path(arguments)
     recovery = identity.load(expanded(arguments.recovery_key))
@@ -87,8 +87,9 @@ def _replace(
        same key by the next run, and the ledger knows it.
     3. The new key takes the place of the old one, which is kept.
     """
-    from ledger import entries, keyfiles
-    from protocol import identity
+    from artel.ledger import entries
+    from artel.ledger.store import keyfiles
+    from artel.protocol import identity
 
     # Once there is a recovery key, only itself can name another one; "" keeps it.
     ours = keyfiles.recovery_of(path.parent)
@@ -124,8 +125,8 @@ def _replace(
 
 def _finished(arguments: argparse.Namespace, view: View, path: Path) -> bool:
     """Finish what an earlier run began, if the ledger has the new key already."""
-    from ledger import keyfiles
-    from protocol import identity
+    from artel.ledger.store import keyfiles
+    from artel.protocol import identity
 
     following = keyfiles.next_file(path)
     if not following.exists() or arguments.dry_run:

@@ -9,16 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ledger.cli import DEFAULT_HOME, opening, print_json
-from protocol.errors import EXIT_OK, ArtelError, CheckFailed, UsageError
-from protocol.paths import expanded
+from artel.ledger.cli import DEFAULT_HOME, opening, print_json
+from artel.protocol.errors import EXIT_OK, ArtelError, CheckFailed, UsageError
+from artel.protocol.paths import expanded
 
 if TYPE_CHECKING:
-    from ledger.accounts import Account
-    from ledger.client import View
-    from ledger.entries import Body, Entry
-    from protocol.dsse import Envelope
-    from protocol.identity import Identity
+    from artel.ledger.entries import Body, Entry
+    from artel.ledger.fold.accounts import Account
+    from artel.ledger.sync.client import View
+    from artel.protocol.dsse import Envelope
+    from artel.protocol.identity import Identity
 
 Make = Callable[["View", str, "Account"], tuple[dict[str, Any], str]]
 """From the ledger, and the name and the state of the account that speaks: the fields of the
@@ -53,7 +53,7 @@ def home_of(arguments: argparse.Namespace) -> Path:
 
 def key_path(arguments: argparse.Namespace) -> Path:
     """The account's key file."""
-    from ledger.keyfiles import ACCOUNT_KEY
+    from artel.ledger.store.keyfiles import ACCOUNT_KEY
 
     key: Path | None = arguments.key
     return expanded(key) if key is not None else home_of(arguments) / ACCOUNT_KEY
@@ -61,8 +61,8 @@ def key_path(arguments: argparse.Namespace) -> Path:
 
 def stated(arguments: argparse.Namespace, schema: type[Body], make: Make) -> int:
     """Run a command that makes one statement of one account; returns the exit code."""
-    from ledger import entries
-    from protocol import identity
+    from artel.ledger import entries
+    from artel.protocol import identity
 
     path = key_path(arguments)
     owner = identity.load(path)
@@ -80,8 +80,8 @@ def speaker(view: View, key: Identity, path: Path) -> tuple[str, Account]:
     :param path: where the key was found
     :raises CheckFailed: when it speaks for none
     """
-    from ledger import keyfiles
-    from protocol import identity
+    from artel.ledger.store import keyfiles
+    from artel.protocol import identity
 
     name = view.state.keys.get(key.key)
     if name is not None:
@@ -109,7 +109,7 @@ def send(arguments: argparse.Namespace, view: View, saying: str, envelope: Envel
     :raises CheckFailed: when the ledger would ignore it, or it is refused
     :raises Unreachable: when nobody takes it
     """
-    from ledger import entries
+    from artel.ledger import entries
 
     entry = entries.decode(envelope.encode())
     body = entry.body.to_dict()
@@ -142,8 +142,8 @@ def require_effect(view: View, entry: Entry) -> None:
 
     :raises CheckFailed: when the ledger would ignore it
     """
-    from ledger import reasons
-    from ledger.shares import check
+    from artel.ledger.entries import reasons
+    from artel.ledger.fold.shares import check
 
     reason = check(view.state, entry)
     if reason:
@@ -199,7 +199,7 @@ def account_named(view: View, wanted: str) -> str:
 
 def _hand_in(view: View, envelope: Envelope) -> tuple[int, str]:
     """Submit; a refusal is explained."""
-    from ledger import reasons
+    from artel.ledger.entries import reasons
 
     try:
         index, note = view.submit(envelope)

@@ -14,14 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ledger.cli import Add, count, opening, print_json, sending
-from protocol.errors import EXIT_OK, ArtelError, UsageError
-from protocol.paths import expanded
+from artel.ledger.cli import Add, count, opening, print_json, sending
+from artel.protocol.errors import EXIT_OK, ArtelError, UsageError
+from artel.protocol.paths import expanded
 
 if TYPE_CHECKING:
-    from ledger.accounts import Account
-    from ledger.client import View
-    from protocol.dsse import Envelope
+    from artel.ledger.fold.accounts import Account
+    from artel.ledger.sync.client import View
+    from artel.protocol.dsse import Envelope
 
 _REASON = re.compile(r"[a-z][a-z0-9_]{0,31}", re.ASCII)
 _MAX_FILE_BYTES = 64 * 1024
@@ -133,7 +133,7 @@ def _contribution(view: View, wanted: str) -> tuple[int, str]:
 
     :raises UsageError: when it is none
     """
-    from ledger import entries
+    from artel.ledger import entries
 
     if wanted.isascii() and wanted.isdigit() and len(wanted) < 8:
         index = int(wanted)
@@ -177,7 +177,7 @@ def _read(file: Path) -> bytes:
 
 
 def _dispute(arguments: argparse.Namespace) -> int:
-    from ledger.entries import Dispute
+    from artel.ledger.entries import Dispute
 
     evidence = _digest(arguments.evidence)
 
@@ -193,7 +193,7 @@ def _dispute(arguments: argparse.Namespace) -> int:
 
 
 def _transfer(arguments: argparse.Namespace) -> int:
-    from ledger.entries import Transfer
+    from artel.ledger.entries import Transfer
 
     if not arguments.amount:
         raise UsageError("there is nothing to transfer", "give an amount of 1 or more")
@@ -211,10 +211,10 @@ def _transfer(arguments: argparse.Namespace) -> int:
 
 
 def _split_view(arguments: argparse.Namespace) -> int:
-    from ledger import offline
-    from ledger.entries import SplitSeen
-    from ledger.evidence import check
-    from ledger.rules_trust import signers_of
+    from artel.ledger.entries import SplitSeen
+    from artel.ledger.entries.evidence import check
+    from artel.ledger.fold.rules_trust import signers_of
+    from artel.ledger.sync import offline
 
     evidence, _ = offline.read_evidence(_read(arguments.file))
 
@@ -229,8 +229,8 @@ def _split_view(arguments: argparse.Namespace) -> int:
 
 
 def _rule(arguments: argparse.Namespace) -> int:
-    from ledger import entries
-    from protocol import dsse, identity
+    from artel.ledger import entries
+    from artel.protocol import dsse, identity
 
     signers = [identity.load(expanded(path)) for path in arguments.keys]
     evidence = _digest(arguments.evidence)
@@ -273,7 +273,7 @@ def _rule(arguments: argparse.Namespace) -> int:
 
 def _collect(arguments: argparse.Namespace, envelope: Envelope, saying: str, quorum: int) -> int:
     """Keep a ruling that other arbiters still have to sign."""
-    from ledger.export import write_file
+    from artel.ledger.sync.export import write_file
 
     have = len(envelope.signers)
     if arguments.statement is None:
@@ -292,8 +292,8 @@ def _collect(arguments: argparse.Namespace, envelope: Envelope, saying: str, quo
 
 
 def _alias(arguments: argparse.Namespace) -> int:
-    from ledger.alias import alias
-    from protocol import identity
+    from artel.ledger.fold.alias import alias
+    from artel.protocol import identity
 
     path = sending.key_path(arguments)
     if arguments.forget and arguments.team:

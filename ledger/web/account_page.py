@@ -7,17 +7,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ledger import reasons
-from ledger.accounts import KINDS_OF_WORK, Account
-from ledger.shares import shares
-from ledger.text import short_key
-from ledger.web import markup
-from ledger.web.context import Context, bidi, mono
-from ledger.web.credit_table import STATES, credit_table, units
-from ledger.web.entry_page import short_title
-from ledger.web.index import Credited
-from ledger.web.markup import entry_link, percent, pill, round_link, section, soft, text
-from protocol.errors import UsageError
+from artel.ledger.entries import reasons
+from artel.ledger.fold.accounts import KINDS_OF_WORK, Account
+from artel.ledger.fold.shares import shares
+from artel.ledger.fold.text import short_key
+from artel.ledger.web import markup
+from artel.ledger.web.context import Context, bidi, mono
+from artel.ledger.web.credit_table import STATES, credit_table, units
+from artel.ledger.web.entry_page import short_title
+from artel.ledger.web.index import Credited
+from artel.ledger.web.markup import entry_link, percent, pill, round_link, section, soft, text
+from artel.protocol.errors import UsageError
 
 PAGE_ROWS = 100
 STATEMENTS = 50

@@ -7,11 +7,11 @@ import re
 
 from aiohttp import web
 
-from ledger.tiles import ENTRIES, TILE_WIDTH, Tile
-from ledger.web import markup
-from ledger.web.markup import text
-from protocol.errors import ArtelError, CheckFailed, DecodeError, UsageError
-from protocol.wire import Refused
+from artel.ledger.tlog.tiles import ENTRIES, TILE_WIDTH, Tile
+from artel.ledger.web import markup
+from artel.ledger.web.markup import text
+from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, UsageError
+from artel.protocol.net.wire import Refused
 
 FOREVER = "public, max-age=31536000, immutable"
 SHORT = "public, max-age=2"

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ledger.accounts import FoldState
-from ledger.checkpoint import origin_of
-from ledger.note import VerifierKey
-from ledger.reading import LedgerReader
-from ledger.text import short_key, short_peer
-from ledger.web import markup
-from ledger.web.index import LedgerIndex
-from ledger.web.markup import text
-from ledger.web.standing import Standing
-from protocol.errors import UsageError
+from artel.ledger.fold.accounts import FoldState
+from artel.ledger.fold.text import short_key, short_peer
+from artel.ledger.store.reading import LedgerReader
+from artel.ledger.tlog.checkpoint import origin_of
+from artel.ledger.tlog.note import VerifierKey
+from artel.ledger.web import markup
+from artel.ledger.web.index import LedgerIndex
+from artel.ledger.web.markup import text
+from artel.ledger.web.standing import Standing
+from artel.protocol.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ledger.text import plural
-from ledger.web import markup
-from ledger.web.context import Context
-from ledger.web.index import INVALIDATED, PENDING, VESTED, Credited
-from ledger.web.markup import Column, entry_link, round_link
+from artel.ledger.fold.text import plural
+from artel.ledger.web import markup
+from artel.ledger.web.context import Context
+from artel.ledger.web.index import INVALIDATED, PENDING, VESTED, Credited
+from artel.ledger.web.markup import Column, entry_link, round_link
 
 UNITS = {
     "compute": ("token trained on", "tokens trained on"),

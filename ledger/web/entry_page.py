@@ -6,19 +6,19 @@ import json
 import re
 from typing import Any
 
-from ledger import entries, reasons
-from ledger.accounts import Credit, Outcome
-from ledger.entries import Entry, Genesis
-from ledger.explain import Explanation
-from ledger.text import plural, summary
-from ledger.tiles import ENTRIES, TILE_WIDTH, tile_at
-from ledger.web import markup
-from ledger.web.context import Context, below, mono
-from ledger.web.credit_table import credit_table
-from ledger.web.index import INVALIDATED, VESTED, Credited
-from ledger.web.markup import entry_link, round_link, section, text
-from protocol.identity import public_of
-from protocol.merkle import leaf_hash
+from artel.ledger import entries
+from artel.ledger.entries import Entry, Genesis, reasons
+from artel.ledger.fold.accounts import Credit, Outcome
+from artel.ledger.fold.explain import Explanation
+from artel.ledger.fold.text import plural, summary
+from artel.ledger.tlog.tiles import ENTRIES, TILE_WIDTH, tile_at
+from artel.ledger.web import markup
+from artel.ledger.web.context import Context, below, mono
+from artel.ledger.web.credit_table import credit_table
+from artel.ledger.web.index import INVALIDATED, VESTED, Credited
+from artel.ledger.web.markup import entry_link, round_link, section, text
+from artel.protocol.identity import public_of
+from artel.protocol.merkle import leaf_hash
 
 MAX_ITEMS = 200
 """Lines of one list in a body; an entry of 8 KiB has fewer."""

@@ -14,14 +14,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from ledger import entries, reasons
-from ledger.accounts import KINDS_OF_WORK, Attempt, Credit, FoldState, Outcome, Pending
-from ledger.entries import BODIES, Entry, Genesis
-from ledger.reading import LedgerReader
-from ledger.replay import check_signatures
-from ledger.rules_slices import held_against
-from ledger.shares import apply
-from protocol.errors import CheckFailed
+from artel.ledger import entries
+from artel.ledger.entries import BODIES, Entry, Genesis, reasons
+from artel.ledger.fold.accounts import KINDS_OF_WORK, Attempt, Credit, FoldState, Outcome, Pending
+from artel.ledger.fold.replay import check_signatures
+from artel.ledger.fold.rules_slices import held_against
+from artel.ledger.fold.shares import apply
+from artel.ledger.store.reading import LedgerReader
+from artel.protocol.errors import CheckFailed
 
 KINDS = (Genesis.KIND, *BODIES)
 PENDING, VESTED, INVALIDATED = range(3)

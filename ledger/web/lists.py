@@ -6,16 +6,16 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ledger import entries
-from ledger.accounts import KINDS_OF_WORK
-from ledger.shares import SHARE_SCALE, shares
-from ledger.text import summary
-from ledger.web import markup, plot
-from ledger.web.context import Context
-from ledger.web.entry_page import TITLES, outcome_of
-from ledger.web.index import KINDS
-from ledger.web.markup import bar, entry_link, percent, round_link, section, soft, text
-from protocol.errors import UsageError
+from artel.ledger import entries
+from artel.ledger.fold.accounts import KINDS_OF_WORK
+from artel.ledger.fold.shares import SHARE_SCALE, shares
+from artel.ledger.fold.text import summary
+from artel.ledger.web import markup, plot
+from artel.ledger.web.context import Context
+from artel.ledger.web.entry_page import TITLES, outcome_of
+from artel.ledger.web.index import KINDS
+from artel.ledger.web.markup import bar, entry_link, percent, round_link, section, soft, text
+from artel.protocol.errors import UsageError
 
 MAX_ROWS = 500
 PAGE_ENTRIES = 50

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ledger import entries, reasons
-from ledger.entries import (
+from artel.ledger import entries
+from artel.ledger.entries import (
     Aggregate,
     Entry,
     RoundClosed,
@@ -14,16 +14,17 @@ from ledger.entries import (
     RoundOpened,
     SliceWrong,
     StateAgreed,
+    reasons,
 )
-from ledger.text import plural
-from ledger.web import markup
-from ledger.web.context import Context, mono
-from ledger.web.credit_table import state_of
-from ledger.web.entry_page import short_title
-from ledger.web.index import Credited
-from ledger.web.markup import entry_link, pill, section, soft, text
-from protocol.errors import UsageError
-from protocol.identity import public_of
+from artel.ledger.fold.text import plural
+from artel.ledger.web import markup
+from artel.ledger.web.context import Context, mono
+from artel.ledger.web.credit_table import state_of
+from artel.ledger.web.entry_page import short_title
+from artel.ledger.web.index import Credited
+from artel.ledger.web.markup import entry_link, pill, section, soft, text
+from artel.protocol.errors import UsageError
+from artel.protocol.identity import public_of
 
 MAX_ENTRIES = 400
 """Entries of a round that its page reads; a round that is tried again and again has more."""

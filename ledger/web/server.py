@@ -22,12 +22,12 @@ from typing import Any
 
 from aiohttp import web
 
-from ledger.web.answers import busy, error
-from ledger.web.markup import STYLE
-from ledger.witness import MAX_BODY_BYTES
-from protocol.errors import ArtelError, UsageError
-from protocol.events import emit
-from protocol.limits import RateLimits, network_of
+from artel.ledger.sync.witness import MAX_BODY_BYTES
+from artel.ledger.web.answers import busy, error
+from artel.ledger.web.markup import STYLE
+from artel.protocol.errors import ArtelError, UsageError
+from artel.protocol.events import emit
+from artel.protocol.net.limits import RateLimits, network_of
 
 log = logging.getLogger("artel.web")
 

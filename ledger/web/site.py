@@ -30,16 +30,19 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
-from ledger import alias, finality, offline
-from ledger.accounts import FoldState
-from ledger.explain import Explanation, explain
-from ledger.heads import HeadStore
-from ledger.note import VerifierKey
-from ledger.reading import LedgerReader
-from ledger.tiles import Tile
-from ledger.web import lists
-from ledger.web.account_page import Wanted, account_page
-from ledger.web.answers import (
+from artel.ledger.fold import alias
+from artel.ledger.fold.accounts import FoldState
+from artel.ledger.fold.explain import Explanation, explain
+from artel.ledger.store import finality
+from artel.ledger.store.heads import HeadStore
+from artel.ledger.store.reading import LedgerReader
+from artel.ledger.sync import offline
+from artel.ledger.sync.witness import Witness
+from artel.ledger.tlog.note import VerifierKey
+from artel.ledger.tlog.tiles import Tile
+from artel.ledger.web import lists
+from artel.ledger.web.account_page import Wanted, account_page
+from artel.ledger.web.answers import (
     FOREVER,
     body_of,
     download,
@@ -54,15 +57,14 @@ from ledger.web.answers import (
     url_of,
     whole,
 )
-from ledger.web.context import Context
-from ledger.web.credit_table import STATES
-from ledger.web.entry_page import entry_page
-from ledger.web.index import LedgerIndex
-from ledger.web.round_page import round_page
-from ledger.web.standing import standing
-from ledger.witness import Witness
-from protocol.dsse import MAX_ENVELOPE_BYTES
-from protocol.errors import ArtelError, DecodeError, UsageError
+from artel.ledger.web.context import Context
+from artel.ledger.web.credit_table import STATES
+from artel.ledger.web.entry_page import entry_page
+from artel.ledger.web.index import LedgerIndex
+from artel.ledger.web.round_page import round_page
+from artel.ledger.web.standing import standing
+from artel.protocol.dsse import MAX_ENVELOPE_BYTES
+from artel.protocol.errors import ArtelError, DecodeError, UsageError
 
 Submit = Callable[[bytes, str], Awaitable[tuple[int, str]]]
 """``submit(leaf, network address) -> (index, note)``"""

@@ -1,17 +1,18 @@
 """How much of a ledger is final, and who says so, for the foot of every page.
 
-What is final is worked out in :mod:`ledger.finality`; here it is only put beside the number of
-entries that a page speaks of.
+What is final is worked out in :mod:`ledger.store.finality`; here it is only put beside the number
+of entries that a page speaks of.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ledger import finality, labels
-from ledger.accounts import FoldState
-from ledger.heads import HeadStore
-from ledger.reading import LedgerReader
+from artel.ledger.fold import labels
+from artel.ledger.fold.accounts import FoldState
+from artel.ledger.store import finality
+from artel.ledger.store.heads import HeadStore
+from artel.ledger.store.reading import LedgerReader
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""``python -m node.trainer --fd N``: serve the daemon at the other end of socket N."""
+"""``python -m artel.node.trainer --fd N``: serve the daemon at the other end of socket N."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import faulthandler
 import socket
 from pathlib import Path
 
-from node.trainer.loop import Loop
-from protocol import terminal
+from artel.node.trainer.loop import Loop
+from artel.protocol import terminal
 
 _OOM_SCORE = 600
 """Of 1000: when memory runs out, the kernel takes the trainer and not the daemon."""
@@ -17,7 +17,7 @@ _OOM_SCORE = 600
 
 def main() -> None:
     """Entry point of the child process."""
-    parser = argparse.ArgumentParser(prog="node.trainer", description=__doc__)
+    parser = argparse.ArgumentParser(prog="artel.node.trainer", description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="inherited socket to the daemon")
     arguments = parser.parse_args()
     terminal.prepare()  # the log is read in a terminal, and holds words of the manifest

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from node.trainer.channel import TrainerError
-from protocol.state import State
+from artel.node.trainer.channel import TrainerError
+from artel.protocol.state import State
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import json
 import struct
 from typing import Any
 
-from protocol.errors import ArtelError, DecodeError
+from artel.protocol.errors import ArtelError, DecodeError
 
 MAX_FRAME_BYTES = 64 << 20
 """The longest frame lists a round's windows, about 10 bytes each: room for millions of them."""

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from node.trainer.channel import TrainerError
-from protocol.manifest import Manifest
+from artel.node.trainer.channel import TrainerError
+from artel.protocol.manifest import Manifest
 
 Batch = npt.NDArray[np.int64]
 """Windows of one inner step, shape (batch, seq_len + 1)."""

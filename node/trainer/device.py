@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from node.trainer.channel import TrainerError
+from artel.node.trainer.channel import TrainerError
 
 NARROWEST = 192
 """Width from which bf16 is faster on a CPU that has it: converting costs more than small products

@@ -2,7 +2,7 @@
 
 numpy and compiled loops on the CPU only, whatever device trains, so that every node gets the same
 bits. Everything here concerns one **part** of the model: the fragment that a round exchanges, or a
-slice of it (:mod:`protocol.parts`).
+slice of it (:mod:`protocol.exchange.parts`).
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from pathlib import Path
 
 import numpy as np
 
-from node.trainer import files
-from node.trainer.channel import TrainerError
-from protocol import aggregate_slice, codec, content, outer, parts, pseudogradient
-from protocol.aggregate import Contribution
-from protocol.codec import Entries
-from protocol.errors import ArtelError, CheckFailed
-from protocol.feedback import Feedback
-from protocol.manifest import Manifest
-from protocol.parts import Part
-from protocol.state import Layout, State, Vector
+from artel.node.trainer import files
+from artel.node.trainer.channel import TrainerError
+from artel.protocol import content
+from artel.protocol.errors import ArtelError, CheckFailed
+from artel.protocol.exchange import aggregate_slice, codec, outer, parts, pseudogradient
+from artel.protocol.exchange.aggregate import Contribution
+from artel.protocol.exchange.codec import Entries
+from artel.protocol.exchange.feedback import Feedback
+from artel.protocol.exchange.parts import Part
+from artel.protocol.manifest import Manifest
+from artel.protocol.state import Layout, State, Vector
 
 CACHE_BYTES = 512 << 20
 """Decoded contributions kept between the passes of the aggregation; beyond it, each is decoded for

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from node.trainer.channel import TrainerError
-from protocol import files
-from protocol.codec import Payload
-from protocol.errors import ResourceError
-from protocol.state import HEADER_BYTES, State, write_state
-from protocol.units import readable
+from artel.node.trainer.channel import TrainerError
+from artel.protocol import files
+from artel.protocol.errors import ResourceError
+from artel.protocol.exchange.codec import Payload
+from artel.protocol.state import HEADER_BYTES, State, write_state
+from artel.protocol.units import readable
 
 _disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from node.trainer.inner import Snapshot
-from protocol.parts import Part
+from artel.node.trainer.inner import Snapshot
+from artel.protocol.exchange.parts import Part
 
 
 @dataclass(frozen=True)

@@ -29,13 +29,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from node.trainer import device as machine
-from node.trainer.data import Batch
-from node.trainer.muon import optimizers
-from protocol import objective
-from protocol.manifest import Manifest
-from protocol.parts import Part
-from protocol.state import Layout, Vector
+from artel.node.trainer import device as machine
+from artel.node.trainer.data import Batch
+from artel.node.trainer.muon import optimizers
+from artel.protocol import objective
+from artel.protocol.exchange.parts import Part
+from artel.protocol.manifest import Manifest
+from artel.protocol.state import Layout, Vector
 
 _SEED = b"artel/training/v1\0"
 

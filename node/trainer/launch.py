@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from protocol import tether
-from protocol.cgroup import Groups
-from protocol.errors import ResourceError
+from artel.protocol import tether
+from artel.protocol.cgroup import Groups
+from artel.protocol.errors import ResourceError
 
 MAX_LOG_BYTES = 4 << 20
 """A longer log is set aside as ``NAME.old`` when a child starts."""
@@ -36,7 +36,7 @@ async def launch(
                     sys.executable,
                     "-P",  # the working directory is no place to import from
                     "-m",
-                    "node.trainer",
+                    "artel.node.trainer",
                     "--fd",
                     str(theirs.fileno()),
                 ),
@@ -70,7 +70,6 @@ def _log(path: Path | None) -> Iterator[tuple[IO[bytes] | int, int]]:
 
 def _environment(threads: int) -> dict[str, str]:
     """Environment of the child: ours, with the switches that its libraries read when imported."""
-    here = str(Path(__file__).resolve().parents[2])
     cores = threads or Groups().cores()
     return {
         # glibc gives arrays above 32 MiB back when they are freed, and fresh ones cost page faults:
@@ -79,11 +78,7 @@ def _environment(threads: int) -> dict[str, str]:
         "MALLOC_ARENA_MAX": "1",
         "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
         "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
-        **os.environ,
-        # Also where the packages are not installed but run from their folder.
-        "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH", "")])),
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONIOENCODING": "utf-8",  # of the log, whatever our terminal is
+        **tether.environment(),
         "OMP_NUM_THREADS": str(cores),
         "MKL_NUM_THREADS": str(cores),
         # Waiting threads sleep instead of spinning: on a machine with other work the spinning costs

@@ -28,12 +28,12 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from node.trainer import channel
-from node.trainer.channel import Message, TrainerError
-from protocol.errors import ArtelError
+from artel.node.trainer import channel
+from artel.node.trainer.channel import Message, TrainerError
+from artel.protocol.errors import ArtelError
 
 if TYPE_CHECKING:
-    from node.trainer.session import Session
+    from artel.node.trainer.session import Session
 
 _PARENT_GONE = 3
 _NICENESS = 5
@@ -141,7 +141,7 @@ class Loop:
 
         check()
         if command == "choose":
-            from node.trainer import device
+            from artel.node.trainer import device
 
             return {"device": device.choose(request["device"])}
         if command == "load":
@@ -154,8 +154,8 @@ class Loop:
         return self._main_lane(session, request, check)
 
     def _load(self, request: Message) -> Message:
-        from node.trainer import exchange
-        from node.trainer.session import open_session
+        from artel.node.trainer import exchange
+        from artel.node.trainer.session import open_session
 
         self._session = None  # frees the old run before the new one takes memory
         session = self._session = open_session(
@@ -172,7 +172,7 @@ class Loop:
         }
 
     def _main_lane(self, session: Session, request: Message, check: Any) -> Message:
-        from node.trainer.heads import Order
+        from artel.node.trainer.heads import Order
 
         def report(progress: Message) -> None:
             self._send({"id": request["id"], "progress": progress})
@@ -260,7 +260,7 @@ class Loop:
 
 def _merging(session: Session, request: Message) -> Message:
     """A command of the merge lane."""
-    from node.trainer import merging
+    from artel.node.trainer import merging
 
     run = merging.Run(session.manifest, session.layout, session.agreed)
     round, out = request["round"], Path(request["out"])
@@ -281,8 +281,8 @@ def _import_heavy() -> None:
     import torch
     import transformers.modeling_utils
 
-    import node.trainer.merging
-    import node.trainer.session  # noqa: F401
+    import artel.node.trainer.merging
+    import artel.node.trainer.session  # noqa: F401
 
     # One operation at a time; the parallelism that helps is inside it. Must precede any other work.
     torch.set_num_interop_threads(1)

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from node.trainer import exchange
-from node.trainer.agreed import Agreed, Change
-from node.trainer.channel import TrainerError
-from node.trainer.exchange import Base, Listed, Phases
-from protocol import parts
-from protocol.manifest import Manifest
-from protocol.parts import Part
-from protocol.state import Layout, Vector
+from artel.node.trainer import exchange
+from artel.node.trainer.agreed import Agreed, Change
+from artel.node.trainer.channel import TrainerError
+from artel.node.trainer.exchange import Base, Listed, Phases
+from artel.protocol.exchange import parts
+from artel.protocol.exchange.parts import Part
+from artel.protocol.manifest import Manifest
+from artel.protocol.state import Layout, Vector
 
 __all__ = ["Listed", "Run", "aggregate_slice", "apply", "apply_slices"]
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from protocol.manifest import Manifest
-from protocol.model import block_matrices
+from artel.protocol.manifest import Manifest
+from artel.protocol.model import block_matrices
 
 NEWTON_SCHULZ_STEPS = 5
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # those of the reference: the steepest start

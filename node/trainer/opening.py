@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from node.trainer.channel import TrainerError
-from protocol import content, dsse
-from protocol.errors import ArtelError
-from protocol.manifest import Manifest, open_manifest
-from protocol.state import Layout, State, read_state
+from artel.node.trainer.channel import TrainerError
+from artel.protocol import content, dsse
+from artel.protocol.errors import ArtelError
+from artel.protocol.manifest import Manifest, open_manifest
+from artel.protocol.state import Layout, State, read_state
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -33,22 +33,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from node.trainer import device as machine
-from node.trainer import exchange
-from node.trainer.agreed import Agreed, Change
-from node.trainer.channel import TrainerError
-from node.trainer.data import Batch, Windows, synthetic
-from node.trainer.heads import Head, Order, Sent
-from node.trainer.inner import Inner, mean_loss, training_seed
-from node.trainer.laps import Laps
-from node.trainer.opening import read_agreed, read_manifest
-from node.trainer.schedule import learning_rate, position
-from protocol import assignment, model, parts
-from protocol.cgroup import Groups
-from protocol.feedback import Feedback
-from protocol.manifest import Manifest
-from protocol.parts import Part
-from protocol.state import Layout, State, Vector
+from artel.node.trainer import device as machine
+from artel.node.trainer import exchange
+from artel.node.trainer.agreed import Agreed, Change
+from artel.node.trainer.channel import TrainerError
+from artel.node.trainer.data import Batch, Windows, synthetic
+from artel.node.trainer.heads import Head, Order, Sent
+from artel.node.trainer.inner import Inner, mean_loss, training_seed
+from artel.node.trainer.laps import Laps
+from artel.node.trainer.opening import read_agreed, read_manifest
+from artel.node.trainer.schedule import learning_rate, position
+from artel.protocol import assignment, model
+from artel.protocol.cgroup import Groups
+from artel.protocol.exchange import parts
+from artel.protocol.exchange.feedback import Feedback
+from artel.protocol.exchange.parts import Part
+from artel.protocol.manifest import Manifest
+from artel.protocol.state import Layout, State, Vector
 
 REPORT_S = 0.5
 """Seconds between two progress reports."""

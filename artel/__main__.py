@@ -1,0 +1,7 @@
+"""``python -m artel``: the ``artel`` command."""
+
+import sys
+
+from artel.cli import main
+
+sys.exit(main())

@@ -1,0 +1,109 @@
+"""The ``artel`` command: picks a group of commands and loads only that.
+
+``artel --help`` imports neither torch nor hivemind nor anything else that takes time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+from artel.protocol import terminal
+from artel.protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, ArtelError, suggestion
+
+VERSION = "0.1.0"
+
+GROUPS = {
+    "demo": ("artel.coordinator.demo", "train a small model with three nodes on this machine"),
+    "node": ("artel.node.commands", "join a run, see what this machine does, export the model"),
+    "run": (
+        "artel.coordinator.run_commands",
+        "write, check and prepare the file that describes a run",
+    ),
+    "coordinator": ("artel.coordinator.commands", "publish a run and coordinate its rounds"),
+    "ledger": ("artel.ledger.cli", "see and check who contributed what"),
+}
+
+DAEMONS = ("node", "coordinator")
+"""Groups whose commands take --verbose themselves, to log more."""
+
+HELP = """\
+usage: artel GROUP ...
+
+Train a language model together with strangers, and own it by accepted work.
+
+{groups}
+
+  artel GROUP --help    the commands of a group, each with an example
+  artel --version       the version
+  --verbose             (with any command) show the traceback of an error
+
+examples:
+  artel demo                                      a whole run on this machine
+  artel node start --join INVITE                  take part in a public run
+  artel ledger shares                             who owns what
+
+exit codes: 0 it holds · 1 a check or the work failed · 2 wrong input
+            3 a peer cannot be reached · 4 this machine lacks something · 130 interrupted"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    # Idle OpenMP threads sleep instead of spinning: beside other processes on the same cores the
+    # spinning costs torch up to ten times its speed. Read by libraries that are imported later.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("PYTHON_COLORS", "0")  # colours would not pass the screen
+    terminal.prepare()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verbose = "--verbose" in arguments
+    if verbose and arguments[0] not in DAEMONS:
+        arguments.remove("--verbose")
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        width = max(map(len, GROUPS))
+        groups = "\n".join(f"  {name:<{width}}  {about}" for name, (_, about) in GROUPS.items())
+        print(HELP.format(groups=groups))
+        return 0 if arguments else EXIT_USAGE
+    if arguments[0] == "--version":
+        print(f"artel {VERSION}")
+        return 0
+    if arguments[0] not in GROUPS:
+        print(f"error: there is no group of commands {arguments[0]!r}", file=sys.stderr)
+        hint = suggestion(arguments[0], GROUPS) or f"one of: {', '.join(GROUPS)}; see artel --help"
+        print(f"  → {hint}", file=sys.stderr)
+        return EXIT_USAGE
+    try:
+        module = importlib.import_module(GROUPS[arguments[0]][0])
+        return int(module.main(arguments[1:]))
+    except ArtelError as error:
+        if verbose:
+            raise
+        print(f"error: {error.diagnostics()}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away, as in `artel ledger log | head`
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        if verbose:
+            raise
+        odd = next((part for part in arguments if not _is_text(part)), None)
+        if isinstance(error, UnicodeEncodeError) and odd is not None:
+            print(f"error: the argument {odd!r} is not UTF-8 text", file=sys.stderr)
+            print(
+                "  → write it in UTF-8, as in a terminal whose locale is C.UTF-8", file=sys.stderr
+            )
+            return EXIT_USAGE
+        print(f"error: unexpected {type(error).__name__}: {error}", file=sys.stderr)
+        print("  → run the same command with --verbose and report what it prints", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _is_text(argument: str) -> bool:
+    """Whether an argument was UTF-8; a file's name need not be."""
+    return not any("\ud800" <= character <= "\udfff" for character in argument)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

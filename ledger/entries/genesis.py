@@ -1,0 +1,203 @@
+"""Entry 0 of a ledger: the organiser's signed manifest, as far as the ledger's rules need it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ValidationError as PydanticError
+
+from artel.ledger.entries.bodies import Digest, OptionalDigest, Positive, Record, decode_error
+from artel.protocol import canonical
+from artel.protocol.assignment import Work
+from artel.protocol.errors import DecodeError
+from artel.protocol.run_config import Ledger, Ownership
+
+
+@dataclass(frozen=True)
+class DataUse:
+    """What is needed to say whose text a round trains on."""
+
+    seed: int
+    tokens: int
+    shard_tokens: int
+    seq_len: int
+    span_windows: int
+    contributed: tuple[tuple[str, int], ...]  # (account or "", tokens), from the first token on
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The constants of the manifest by which credit is counted; see ``docs/manifest.md``."""
+
+    total: int
+    work: Work  # what a round asks of its members
+    ownership: Ownership
+    witnesses: int
+    arbiters: frozenset[str]
+    data: DataUse | None = None
+
+    @cached_property
+    def rates(self) -> dict[str, int]:
+        """Credit per unit, by kind of work."""
+        return self.ownership.rates.model_dump()
+
+
+@dataclass(frozen=True)
+class Genesis:
+    """Leaf 0: the manifest, of which the ledger reads only what its own rules need.
+
+    The rest of the manifest may change with the protocol without changing how credit is counted.
+    """
+
+    KIND: ClassVar[str] = "genesis"
+    run: str  # SHA-256 of the payload
+    manifest: dict[str, Any]
+    organiser: str  # hex key
+    coordinators: tuple[str, ...]  # hex keys
+    initial_state: str  # state root
+    rules: Rules
+
+    @property
+    def kind(self) -> str:
+        return self.KIND
+
+    @property
+    def name(self) -> str:
+        """The run's name for people; empty when the manifest has none."""
+        name = _at(self.manifest, "config", "run", "name")
+        return name if isinstance(name, str) else ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.manifest
+
+
+class _Owners(BaseModel):
+    model_config = ConfigDict(strict=True)
+    organiser: Digest
+    coordinators: Annotated[tuple[Digest, ...], Field(min_length=1, max_length=8, strict=False)]
+    initial_state: Digest
+
+
+class _Part(Record):
+    account: OptionalDigest
+    tokens: Positive
+
+
+class _Contributed(Record):
+    parts: Annotated[tuple[_Part, ...], Field(max_length=17, strict=False)]
+
+
+_S = TypeVar("_S", Ownership, Ledger)
+
+
+def read_genesis(payload: bytes) -> Genesis:
+    """Read the payload of leaf 0.
+
+    :raises DecodeError: when it lacks something that the ledger needs
+    """
+    manifest = canonical.loads(payload, floats=True)
+    if not isinstance(manifest, dict):
+        raise DecodeError("the manifest is not a JSON object")
+    keys = ("organiser", "coordinators", "initial_state")
+    try:
+        owners = _Owners.model_validate({key: manifest.get(key) for key in keys})
+    except PydanticError as error:
+        raise decode_error("genesis", error) from None
+    run = hashlib.sha256(payload).hexdigest()
+    rules = _rules(manifest, owners.organiser)
+    return Genesis(
+        run, manifest, owners.organiser, owners.coordinators, owners.initial_state, rules
+    )
+
+
+def _rules(manifest: dict[str, Any], organiser: str) -> Rules:
+    work = _work(manifest)
+    # A contribution has the tokens of a tail and of a head.
+    if 2 * work.tokens(work.most) >= 1 << 53:
+        raise DecodeError("entry genesis: a round assigns 2^52 tokens or more")
+    ownership = _section(manifest, Ownership, "ownership")
+    return Rules(
+        total=work.total,
+        work=work,
+        ownership=ownership,
+        witnesses=_section(manifest, Ledger, "ledger").witnesses,
+        arbiters=frozenset(ownership.arbiters or (organiser,)),
+        data=_data_use(manifest),
+    )
+
+
+def _work(manifest: dict[str, Any]) -> Work:
+    overlap = _at(manifest, "config", "exchange", "overlap_steps")
+    overlap = 0 if overlap is None else overlap
+    if not isinstance(overlap, int) or isinstance(overlap, bool) or not 0 <= overlap < 1 << 53:
+        raise DecodeError("entry genesis: config.exchange.overlap_steps is not a whole number")
+    box = _at(manifest, "config", "rounds", "box_s")
+    box = 0 if box is None else box
+    if not isinstance(box, int | float) or isinstance(box, bool):
+        raise DecodeError("entry genesis: config.rounds.box_s is not a number")
+    topology = _at(manifest, "config", "exchange", "topology")
+    topology = "auto" if topology is None else topology
+    if topology not in ("auto", "gather", "sharded"):
+        raise DecodeError("entry genesis: config.exchange.topology is none that is known")
+    return Work(
+        total=_rule(manifest, "config", "rounds", "total"),
+        inner_steps=_rule(manifest, "config", "rounds", "inner_steps"),
+        overlap_steps=overlap,
+        boxed=box > 0,
+        batch_size=_rule(manifest, "config", "optimizer", "batch_size"),
+        seq_len=_rule(manifest, "config", "data", "seq_len"),
+        topology=topology,
+    )
+
+
+def _section(manifest: dict[str, Any], schema: type[_S], name: str) -> _S:
+    """A section of the configuration; what it leaves out has the value of this version."""
+    try:
+        section = _at(manifest, "config", name)
+        return schema.model_validate_json(canonical.dumps({} if section is None else section))
+    except PydanticError as error:
+        raise decode_error("genesis", error) from None
+
+
+def _data_use(manifest: dict[str, Any]) -> DataUse | None:
+    contributed = _at(manifest, "data", "contributed")
+    try:
+        parts = _Contributed.model_validate({"parts": [] if contributed is None else contributed})
+    except PydanticError as error:
+        raise decode_error("genesis", error) from None
+    if not parts.parts:
+        return None
+    tokens = _rule(manifest, "data", "train", "tokens")
+    if sum(part.tokens for part in parts.parts) != tokens:
+        raise DecodeError("entry genesis: data.contributed is not the training split")
+    seed = _at(manifest, "config", "run", "seed")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 53:
+        raise DecodeError("entry genesis: config.run.seed is not a whole number")
+    return DataUse(
+        seed=seed,
+        tokens=tokens,
+        shard_tokens=_rule(manifest, "config", "data", "shard_tokens"),
+        seq_len=_rule(manifest, "config", "data", "seq_len"),
+        span_windows=_rule(manifest, "config", "data", "span_windows"),
+        contributed=tuple((part.account, part.tokens) for part in parts.parts),
+    )
+
+
+def _rule(manifest: dict[str, Any], *path: str) -> int:
+    """A positive whole number of the manifest."""
+    value = _at(manifest, *path)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise DecodeError(f"entry genesis: {'.'.join(path)} is not a positive whole number")
+    return value
+
+
+def _at(manifest: dict[str, Any], *path: str) -> Any:
+    """The value at a path of keys; None where there is none."""
+    value: Any = manifest
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value

@@ -1,0 +1,120 @@
+"""Every reason code that can stand in the ledger or in its fold, with a sentence for people.
+
+Two families: why the *coordinator* left a member's work out (written into ``round_closed``), and
+why the *fold* ignores an entry (never written; every reader finds it again for itself).
+"""
+
+from __future__ import annotations
+
+from artel.protocol.rounds import (
+    BAD_SIGNATURE,
+    COMMITMENT_MISMATCH,
+    DISCONNECTED,
+    HANDED_BACK,
+    LATE,
+    MALFORMED,
+    MISSING_REVEAL,
+    NON_FINITE,
+    TOO_LARGE,
+    WRONG_STATE,
+    WRONG_TOKENS,
+)
+
+NOT_AGREED = "not_agreed"
+"""Accepted by the coordinator, but no majority agreed on the state that came out."""
+WRONG_SLICE = "wrong_slice"
+"""Accepted, but a slice of the round that the node combined for all was wrong."""
+FALSE_ACCUSATION = "false_accusation"
+"""The node called a slice wrong, and those who agreed on the state found it right."""
+
+REJECTIONS = {
+    LATE: "came after the round's commitments were closed",
+    MISSING_REVEAL: "committed to a contribution and never showed it",
+    COMMITMENT_MISMATCH: "what was shown is not what had been committed to",
+    WRONG_STATE: "started from another state than the round's base",
+    MALFORMED: "could not be decoded",
+    NON_FINITE: "holds infinities or NaN",
+    BAD_SIGNATURE: "a signature does not verify",
+    TOO_LARGE: "larger than the run's limit",
+    WRONG_TOKENS: "claims other tokens than its steps have, or more steps than it was assigned",
+    HANDED_BACK: "the node gave the round back",
+    DISCONNECTED: "the node went away before its contribution was complete",
+    NOT_AGREED: "accepted, but no majority of nodes agreed on the resulting state",
+    WRONG_SLICE: "combined a slice of the round for all, and the result was wrong",
+    FALSE_ACCUSATION: "said that a slice was wrong which was right (this alone takes no credit)",
+}
+"""Why a member earned nothing in a round, or (false_accusation) what is held against it."""
+
+NO_GENESIS = "no_genesis"
+SECOND_GENESIS = "second_genesis"
+WRONG_RUN = "wrong_run"
+WRONG_SIGNERS = "wrong_signers"
+DUPLICATE = "duplicate"
+UNKNOWN_ACCOUNT = "unknown_account"
+UNKNOWN_NODE = "unknown_node"
+OUT_OF_ORDER = "out_of_order"
+NOT_MEMBER = "not_member"
+NOT_COMMITTED = "not_committed"
+UNKNOWN_CONTRIBUTION = "unknown_contribution"
+NO_MAJORITY = "no_majority"
+WRONG_SEQUENCE = "wrong_sequence"
+KEY_IN_USE = "key_in_use"
+NOT_ALLOWED = "not_allowed"
+NOT_ENOUGH = "not_enough"
+NOT_PENDING = "not_pending"
+OWN_WORK = "own_work"
+TOO_MANY = "too_many"
+NO_CREDIT = "no_credit"
+NOT_DRAWN = "not_drawn"
+BARRED = "barred"
+NO_QUORUM = "no_quorum"
+BAD_COSIGNATURE = "bad_cosignature"
+PROVES_NOTHING = "proves_nothing"
+WRONG_STEPS = "wrong_steps"
+NOT_SHARDED = "not_sharded"
+NOT_AGGREGATOR = "not_aggregator"
+UNKNOWN_SLICE = "unknown_slice"
+SAME_BLOB = "same_blob"
+
+IGNORED = {
+    BAD_SIGNATURE: "a signature does not verify",
+    NO_GENESIS: "the ledger does not begin with a valid manifest",
+    SECOND_GENESIS: "only the first entry can be the manifest",
+    WRONG_RUN: "made for another run",
+    WRONG_SIGNERS: "not signed by exactly those who may say this",
+    DUPLICATE: "says what the ledger already said",
+    UNKNOWN_ACCOUNT: "the account has not been registered",
+    UNKNOWN_NODE: "a member is bound to no account",
+    OUT_OF_ORDER: "does not fit the round, attempt or phase that the ledger is in",
+    WRONG_STATE: "names another state than the agreed one",
+    WRONG_TOKENS: "claims other tokens than its steps have, or more steps than were assigned",
+    NOT_MEMBER: "the node is not a member of the round",
+    NOT_COMMITTED: "the node committed to nothing in this round",
+    COMMITMENT_MISMATCH: "is not what the node had committed to",
+    UNKNOWN_CONTRIBUTION: "accepts a contribution that the ledger does not hold",
+    NO_MAJORITY: "fewer than half of the accepted contributors signed it",
+    WRONG_SEQUENCE: "its number is not the next one, so it is old or came out of order",
+    KEY_IN_USE: "the key already speaks for an account, or is the name of one",
+    NOT_ALLOWED: "the run's rules do not allow this transfer",
+    NOT_ENOUGH: "more than the account has vested",
+    NOT_PENDING: "names no contribution whose credit is pending",
+    OWN_WORK: "nobody can dispute their own work",
+    TOO_MANY: "the account has too many open disputes",
+    NO_CREDIT: "only accounts that have earned credit in this run can dispute",
+    NOT_DRAWN: "the node was not drawn to audit this contribution",
+    BARRED: "the account is barred for proven fraud",
+    NO_QUORUM: "signed by fewer arbiters than the manifest asks for",
+    BAD_COSIGNATURE: "a cosignature does not verify",
+    PROVES_NOTHING: "the evidence does not show that one key signed two histories",
+    WRONG_STEPS: "assigns a number of steps that the run's rules do not allow",
+    NOT_SHARDED: "the round is not sharded: there are no slices",
+    NOT_AGGREGATOR: "another member combines this slice",
+    UNKNOWN_SLICE: "speaks of a slice that nobody recorded, or that nobody has called wrong",
+    SAME_BLOB: "names the very blob that was recorded: there is no difference",
+}
+"""Why an entry changes nothing."""
+
+
+def explain(code: str) -> str:
+    """The sentence for a code; codes of newer versions are shown as they are."""
+    return REJECTIONS.get(code) or IGNORED.get(code) or code

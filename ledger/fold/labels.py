@@ -1,0 +1,116 @@
+"""What may honestly be said about a ledger: how final it is, and what its witnesses are worth.
+
+With q cosignatures needed and n accounts that could cosign, two sets of q share at least 2q - n
+accounts. A lying coordinator that wants two histories to look final needs all of those to lie too;
+when 2q <= n the sets need not meet, and nobody has to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from artel.ledger.fold.text import plural
+
+
+@dataclass(frozen=True)
+class Unchecked:
+    """Something that a check of a ledger does not cover."""
+
+    name: str
+    detail: str
+
+
+def unchecked(states: int, size: int, final: int) -> tuple[Unchecked, ...]:
+    """What a check of one whole ledger, however thorough, leaves open.
+
+    :param states: how many agreed states it records
+    :param final: entries before this index are final
+    """
+    found = [
+        Unchecked(
+            "state roots",
+            f"those of {plural(states, 'state')} are what members signed; none was recomputed "
+            "(artel ledger recheck ROUND does it for the slices of a round)",
+        ),
+        Unchecked("training", "no step was trained again, and no data was looked at"),
+        Unchecked("other copies", "whether others see this history: artel ledger compare"),
+    ]
+    if final < size:
+        last = f"entries {final} to {size - 1}" if size - final > 1 else f"entry {final}"
+        found.append(
+            Unchecked("finality", f"{last}: signed by the coordinator, not final by witnesses")
+        )
+    return tuple(found)
+
+
+UNWITNESSED = "tamper-evident to whoever kept a checkpoint; not witnessed"
+
+
+@dataclass(frozen=True)
+class Trust:
+    """``needed`` cosigning accounts make a checkpoint final, ``known`` accounts could cosign."""
+
+    needed: int
+    known: int
+
+    @property
+    def liars(self) -> int:
+        """Witness accounts that must lie beside the coordinator for two final histories."""
+        return max(0, 2 * self.needed - self.known) if self.needed else 0
+
+    @property
+    def absent(self) -> int:
+        """Witness accounts that may be away while entries still become final."""
+        return max(0, self.known - self.needed)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """One fact a line."""
+        if not self.needed:
+            return (UNWITNESSED,)
+        return (self._split(), self._progress(), self._seats())
+
+    @property
+    def label(self) -> str:
+        """All of it in one line."""
+        return "; ".join(self.lines)
+
+    def _split(self) -> str:
+        if self.known < self.needed:
+            return "nothing can become final yet"
+        of = f"{self.needed} of {plural(self.known, 'account')}"
+        if not self.liars:
+            return (
+                f"{of} do not prevent a split view, as two sets of witnesses need not overlap; "
+                "they make one detectable"
+            )
+        who = plural(self.liars, "witness account")
+        return f"two histories could both look final only if {who} lied beside the coordinator"
+
+    def _progress(self) -> str:
+        if self.known < self.needed:
+            missing = self.needed - self.known
+            return f"{plural(missing, 'more account')} with a node must join"
+        if not self.absent:
+            return "every witness account is needed for progress"
+        return f"progress survives {plural(self.absent, 'absent witness account')}"
+
+    def _seats(self) -> str:
+        return "seats are open: whoever registers enough accounts holds them"
+
+
+def finality(final: int, size: int, needed: int) -> str:
+    """ "final" or "pending", and up to where, as of the newest checkpoint."""
+    as_of = f"as of checkpoint {size:,}"
+    if not needed:
+        return f"pending: this run asks for no witnesses, so nothing becomes final; {as_of}"
+    if not final:
+        return f"pending: no checkpoint has {plural(needed, 'cosigning account')} yet; {as_of}"
+    if final >= size:
+        return f"final, {as_of}"
+    return f"final up to entry {final - 1:,} of {size - 1:,}, {as_of}"
+
+
+def of_entry(index: int, final: int) -> str:
+    """Whether one entry is final."""
+    return "final" if index < final else "pending"

@@ -1,0 +1,151 @@
+"""Reads leaves into entries with their signatures checked on all cores, and folds them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from itertools import chain, islice
+from multiprocessing import get_context
+from typing import TypeVar
+
+from artel.ledger.entries import Entry, decode
+from artel.ledger.fold.shares import FoldState, Outcome, fold
+from artel.protocol import dsse
+from artel.protocol.cgroup import Groups
+from artel.protocol.errors import ArtelError, DecodeError, ResourceError
+
+_SLICE = 64
+"""Entries that a thread takes at once. Fewer cost more in handing over than they are worth."""
+
+MANY = 8192
+"""Entries from which on processes are worth their start."""
+_BATCH = 512
+"""Entries that a process takes at once."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return Groups().cores()
+
+
+def check_signatures(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """The same entries, with :attr:`Entry.signers` computed ahead on all cores."""
+    return _ahead(entries, check_all)
+
+
+def decoded(leaves: Iterable[bytes], *, processes: bool = False) -> Iterator[tuple[bytes, Entry]]:
+    """Each leaf with its entry, decoded and with its signatures checked on all cores.
+
+    :param processes: check the signatures of a long ledger in processes of their own. Threads have
+        to hand the interpreter's lock back and forth for every signature, which costs what a second
+        core gains; a process takes about 0.3 s to start. Not for daemons.
+    :raises DecodeError: when it is the turn of a leaf that is no ledger entry
+    """
+    rest = iter(leaves)
+    if processes and cores() > 1:
+        head = list(islice(rest, MANY))
+        if len(head) == MANY:
+            yield from _by_processes(chain(head, rest))
+            return
+        rest = iter(head)
+    for leaf, entry in _ahead(rest, _decode_all):
+        if isinstance(entry, DecodeError):
+            raise entry
+        yield leaf, entry
+
+
+def replay(
+    leaves: Iterable[bytes],
+    state: FoldState | None = None,
+    observe: Callable[[int, Entry, Outcome], None] | None = None,
+) -> FoldState:
+    """Fold leaves, as :func:`ledger.fold.shares.fold` does entries.
+
+    :raises DecodeError: when a leaf is no ledger entry (a store accepts none)
+    """
+    return fold((entry for _, entry in decoded(leaves)), state, observe)
+
+
+def check_all(entries: Sequence[Entry]) -> Sequence[Entry]:
+    """Compute :attr:`Entry.signers` of all of these; the same entries again."""
+    for entry in entries:
+        if "signers" not in entry.__dict__:
+            # Not through the attribute: until Python 3.12 all entries would share one lock, and no
+            # two threads would ever check at the same time.
+            entry.__dict__["signers"] = vars(Entry)["signers"].func(entry)
+    return entries
+
+
+def _decode_all(leaves: Sequence[bytes]) -> list[tuple[bytes, Entry | DecodeError]]:
+    """Decode all, then check all: few changes between holding the interpreter's lock and not."""
+    found: list[tuple[bytes, Entry | DecodeError]] = []
+    for leaf in leaves:
+        try:
+            found.append((leaf, decode(leaf)))
+        except DecodeError as error:
+            found.append((leaf, error))
+            break
+    check_all([entry for _, entry in found if isinstance(entry, Entry)])
+    return found
+
+
+def _ahead(
+    items: Iterable[Item], work: Callable[[Sequence[Item]], Sequence[Result]]
+) -> Iterator[Result]:
+    """Results of ``work`` on slices of ``items``, in order, a few slices ahead of the consumer.
+
+    Signature checks release the interpreter's lock, so a thread for each core is worth it.
+    """
+    rest = iter(items)
+    slices = iter(lambda: list(islice(rest, _SLICE)), [])
+    first = next(slices, [])
+    if len(first) < _SLICE:  # no threads for a handful
+        yield from work(first)
+        return
+    with ThreadPoolExecutor(max_workers=cores()) as pool:
+        running: deque[Future[Sequence[Result]]] = deque([pool.submit(work, first)])
+        while running:
+            while len(running) < 4 * cores() and (batch := next(slices, None)) is not None:
+                running.append(pool.submit(work, batch))
+            yield from running.popleft().result()
+
+
+def _by_processes(leaves: Iterator[bytes]) -> Iterator[tuple[bytes, Entry]]:
+    """Decode here, in order, while other processes say whose signatures hold."""
+    batches = iter(lambda: list(islice(leaves, _BATCH)), [])
+    # Not forked: a fork copies the locks of threads that it does not copy.
+    pool = ProcessPoolExecutor(cores(), mp_context=get_context("spawn"))
+    running: deque[tuple[list[bytes], Future[bytes]]] = deque()
+    try:
+        while True:
+            while len(running) < 4 * cores() and (batch := next(batches, None)) is not None:
+                running.append((batch, pool.submit(signatures_hold, batch)))
+            if not running:
+                return
+            batch, answer = running.popleft()
+            for leaf, holds in zip(batch, answer.result(), strict=True):
+                entry = decode(leaf)
+                signers = entry.envelope.signers if holds else ()
+                entry.__dict__["signers"] = frozenset(signers)
+                yield leaf, entry
+    except BrokenExecutor:
+        raise ResourceError(
+            "a process that checks signatures was killed", "free some memory and try again"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def signatures_hold(leaves: list[bytes]) -> bytes:
+    """For each leaf 1 if every signature of its envelope verifies, else 0. Runs in a process."""
+    found = bytearray()
+    for leaf in leaves:
+        try:
+            found.append(bool(dsse.decode(leaf).verify()))
+        except ArtelError:
+            found.append(0)
+    return bytes(found)

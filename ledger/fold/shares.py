@@ -1,0 +1,169 @@
+"""Credit and shares: a pure integer fold over the entries.
+
+``state = step(state, index, entry)``. Balances are stored nowhere; whoever has the entries gets the
+same numbers. An entry that does not fit (wrong signer, wrong order, unknown contribution) stays in
+the log and changes nothing; the :class:`Outcome` says why. ``fold(prefix)`` and then ``fold(rest)``
+is ``fold(all)``: the state holds all that later entries need. Time and chance play no part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from artel.ledger.entries import (
+    Account,
+    Address,
+    Aggregate,
+    Contribution,
+    Dispute,
+    Entry,
+    Genesis,
+    KeyRotated,
+    Node,
+    RoundClosed,
+    RoundCommitted,
+    RoundOpened,
+    Ruling,
+    RunClosed,
+    SliceWrong,
+    SplitSeen,
+    StateAgreed,
+    Transfer,
+    Verdict,
+    Witnessed,
+    reasons,
+)
+from artel.ledger.fold import rules_people, rules_rounds, rules_slices, rules_trust
+from artel.ledger.fold.accounts import Attempt, Credit, Effect, FoldState, Outcome
+from artel.protocol.rounds import BAD_SIGNATURE
+
+__all__ = [
+    "SHARE_SCALE",
+    "Attempt",
+    "Credit",
+    "FoldState",
+    "Outcome",
+    "Share",
+    "apply",
+    "check",
+    "fold",
+    "shares",
+    "step",
+]
+
+SHARE_SCALE = 1 << 30
+"""Shares are whole multiples of 2^-30, so that as floats they still add up to exactly 1."""
+
+_RULES: Mapping[type, Callable[[FoldState, Any, Entry], str | Effect]] = {
+    Genesis: rules_rounds.genesis,
+    RoundOpened: rules_rounds.opened,
+    RoundCommitted: rules_rounds.committed,
+    Contribution: rules_rounds.contribution,
+    RoundClosed: rules_rounds.closed,
+    Aggregate: rules_slices.aggregate,
+    SliceWrong: rules_slices.slice_wrong,
+    StateAgreed: rules_rounds.agreed,
+    RunClosed: rules_rounds.run_closed,
+    Account: rules_people.account,
+    KeyRotated: rules_people.key_rotated,
+    Node: rules_people.node,
+    Address: rules_people.address,
+    Transfer: rules_people.transfer,
+    Dispute: rules_people.dispute,
+    Verdict: rules_people.verdict,
+    Ruling: rules_people.ruling,
+    Witnessed: rules_trust.witnessed,
+    SplitSeen: rules_trust.split_seen,
+}
+
+
+def check(state: FoldState, entry: Entry) -> str:
+    """Why the entry would change nothing if it came next; "" when it would count."""
+    decision = _decide(state, entry)
+    return decision if isinstance(decision, str) else ""
+
+
+def apply(state: FoldState, entry: Entry) -> Outcome:
+    """Apply the next entry to a state that the caller owns; the state is changed in place."""
+    decision = _decide(state, entry)
+    if isinstance(decision, str):
+        outcome = Outcome("ignored", decision)
+        state.ignored[decision] = state.ignored.get(decision, 0) + 1
+    else:
+        outcome = decision()
+    state.size += 1
+    return outcome
+
+
+def step(state: FoldState, index: int, entry: Entry) -> tuple[FoldState, Outcome]:
+    """Apply the entry at ``index``, which must be ``state.size``. Copies: for many, use fold."""
+    if index != state.size:
+        raise ValueError(f"the next entry is {state.size}, not {index}")
+    after = state.copy()
+    return after, apply(after, entry)
+
+
+def fold(
+    entries: Iterable[Entry],
+    state: FoldState | None = None,
+    observe: Callable[[int, Entry, Outcome], None] | None = None,
+) -> FoldState:
+    """Apply entries in order to ``state`` (default: the empty ledger) and return the new state.
+
+    :param observe: called after each entry with its index, itself and its outcome
+    """
+    state = FoldState() if state is None else state.copy()
+    for entry in entries:
+        outcome = apply(state, entry)
+        if observe is not None:
+            observe(state.size - 1, entry, outcome)
+    return state
+
+
+def _decide(state: FoldState, entry: Entry) -> str | Effect:
+    body = entry.body
+    if isinstance(body, Genesis):
+        return rules_rounds.genesis(state, body, entry)
+    if not state.run:
+        return reasons.NO_GENESIS
+    if body.run != state.run:
+        return reasons.WRONG_RUN
+    if not entry.signers:
+        return BAD_SIGNATURE
+    return _RULES[type(body)](state, body, entry)
+
+
+@dataclass(frozen=True)
+class Share:
+    """``credit``, ``units`` of 2^30, ``share`` = units / 2^30 exactly."""
+
+    account: str
+    credit: int
+    units: int
+    share: float
+
+
+def shares(state: FoldState, *, with_pending: bool = False) -> list[Share]:
+    """Split 2^30 units by vested credit, the largest share first; empty while nothing has vested.
+
+    Largest remainder: everybody gets the whole units of their quota, and the units that are left
+    go to the largest fractions, ties to the account that sorts first.
+
+    :param with_pending: as if everything that is pending would vest
+    """
+    credit = {
+        name: owner.vested + (owner.pending if with_pending else 0)
+        for name, owner in state.accounts.items()
+    }
+    credit = {name: amount for name, amount in credit.items() if amount > 0}
+    total = sum(credit.values())
+    if not total:
+        return []
+    units = {account: amount * SHARE_SCALE // total for account, amount in credit.items()}
+    remainders = sorted(credit, key=lambda a: (-(credit[a] * SHARE_SCALE % total), a))
+    for account in remainders[: SHARE_SCALE - sum(units.values())]:
+        units[account] += 1
+    ranked = sorted(credit, key=lambda account: (-units[account], account))
+    return [Share(a, credit[a], units[a], units[a] / SHARE_SCALE) for a in ranked]

@@ -1,0 +1,1 @@
+"""The ledger on disk: entries, tree heads, and their check."""

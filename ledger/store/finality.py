@@ -1,0 +1,258 @@
+"""Who has cosigned a tree head, and whether that makes it final.
+
+A head is **final** when nodes of as many accounts as the manifest asks for have cosigned it; every
+entry that it covers then is. Nodes of one account count once, those of a barred account not at all.
+A ledger also records in itself which of its heads were cosigned (``witnessed``), so what is final
+is the larger of the two. This is the one place that works it out, for every command and every page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from artel.ledger.fold import labels
+from artel.ledger.fold.accounts import FoldState
+from artel.ledger.store.published import term_of
+from artel.ledger.tlog import note
+from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint
+from artel.ledger.tlog.cosignature import (
+    COSIGNATURE_BYTES,
+    WITNESS_PREFIX,
+    CosignerKey,
+    add_lines,
+    verify_cosignature,
+    witness_key,
+)
+from artel.ledger.tlog.note import Note, SignatureLine, VerifierKey
+from artel.protocol.errors import ArtelError, CheckFailed
+
+if TYPE_CHECKING:
+    from artel.ledger.entries import Genesis
+    from artel.ledger.store.heads import HeadStore
+    from artel.ledger.store.reading import LedgerReader
+
+MAX_TOLD_CHARACTERS = 10 * 1024
+"""Longest note that a message carries: about 50 cosignatures."""
+
+
+class Tree(Protocol):
+    """What tree heads are held against: a home's ledger, or somebody else's."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def genesis(self) -> Genesis: ...
+    def root_at(self, size: int) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class Finality:
+    """How much of a ledger is final, and who says so."""
+
+    final: str
+    """The newest tree head at hand that is final, as a note; "" when there is none."""
+    cosigned: str
+    """The newest that any account has cosigned, final or not; "" when there is none."""
+    size: int
+    """Entries before this index are final, by ``final`` or by what the ledger records itself."""
+    needed: int
+    """Cosigning accounts that make a tree head final; 0: nothing ever is."""
+    seats: dict[str, list[str]]
+    """Account to those of its nodes that cosigned ``final``, or else ``cosigned``."""
+
+    @property
+    def head(self) -> int:
+        """Entries under ``final``; 0 without."""
+        return size_of(self.final)
+
+
+# --- one tree head --------------------------------------------------------------------------------
+
+
+def verified(
+    data: str | bytes, origin: str, coordinators: Iterable[str], nodes: Mapping[str, str]
+) -> tuple[Checkpoint, Note]:
+    """A run's tree head, with no other signature lines than those that were verified here.
+
+    :param coordinators: keys (hex) of which one must have signed
+    :param nodes: peer ids whose cosignatures count
+    :raises DecodeError: when it is malformed
+    :raises CheckFailed: when no coordinator signed it, a known key's signature does not verify, or
+        it is of another log
+    """
+    parsed = note.parse(data)
+    keys = [VerifierKey(origin, bytes.fromhex(key)) for key in coordinators]
+    signed = note.open_note(data, keys)
+    head = Checkpoint.parse(parsed.text)
+    if head.origin != origin:
+        raise CheckFailed(f"the checkpoint is of another log: {head.origin[:120]!r}")
+    lines = list(signed.signatures)
+    for line in parsed.signatures:
+        key = _known_witness(line, nodes)
+        if key is not None:
+            verify_cosignature(key, line, parsed.text)
+            lines.append(line)
+    return head, Note(parsed.text, tuple(lines))
+
+
+def cosigners(signed: Note, nodes: Mapping[str, str]) -> dict[str, SignatureLine]:
+    """Peer id to cosignature, of the known nodes; nothing is verified."""
+    found: dict[str, SignatureLine] = {}
+    for line in signed.signatures:
+        key = _known_witness(line, nodes)
+        if key is not None:
+            found[line.name.removeprefix(WITNESS_PREFIX)] = line
+    return found
+
+
+def seats(signed: Note, state: FoldState) -> dict[str, list[str]]:
+    """Account to those of its nodes that cosigned; without barred accounts."""
+    found: dict[str, list[str]] = {}
+    for peer in sorted(cosigners(signed, state.nodes)):
+        account = state.account_of(peer)
+        if not state.accounts[account].barred:
+            found.setdefault(account, []).append(peer)
+    return found
+
+
+def is_final(signed: Note, state: FoldState) -> bool:
+    """Whether enough accounts have cosigned this head; its lines were verified before."""
+    wanted = needed(state)
+    return wanted > 0 and len(seats(signed, state)) >= wanted
+
+
+def needed(state: FoldState) -> int:
+    """Cosigning accounts that make a tree head final; 0: nothing ever is."""
+    return state.rules.witnesses if state.rules is not None else 0
+
+
+def trust(state: FoldState) -> labels.Trust:
+    """What the witnesses of this run are worth; those that could cosign are not barred."""
+    able = {name for name in state.nodes.values() if not state.accounts[name].barred}
+    return labels.Trust(needed(state), len(able))
+
+
+# --- all tree heads at hand -----------------------------------------------------------------------
+
+
+def of_notes(notes: Iterable[str], tree: Tree, state: FoldState) -> Finality:
+    """What is final by these notes, each of which is verified; "" is skipped.
+
+    :raises DecodeError: when one is malformed
+    :raises CheckFailed: when one is not signed by the run's coordinators, has a false cosignature,
+        is of another log, or of another tree than this one
+    """
+    final = cosigned = ""
+    size = tree.size
+    coordinators = tree.genesis.coordinators if size else ()
+    for text in dict.fromkeys(filter(None, notes)):
+        origin = parse_checkpoint(text).origin
+        head, signed = verified(text, origin, coordinators, state.nodes)
+        if term_of(origin, state.run) is None:
+            raise CheckFailed(f"a checkpoint of another log: {origin[:120]!r}")
+        if head.size > size:
+            continue
+        if tree.root_at(head.size) != head.root:
+            raise CheckFailed(
+                f"two histories: a cosigned checkpoint of {head.size} entries is not of the "
+                "tree that is served",
+                "keep both; artel ledger compare makes evidence of them",
+            )
+        if is_final(signed, state) and head.size > size_of(final):
+            final = signed.encode()
+        if seats(signed, state) and head.size > size_of(cosigned):
+            cosigned = signed.encode()
+    return _found(final, cosigned, state)
+
+
+def of_heads(heads: HeadStore | None, state: FoldState) -> Finality:
+    """What is final by the notes that a home keeps, which were verified before they were kept."""
+    return _found(newest_final(heads, state), newest_cosigned(heads, state), state)
+
+
+def _found(final: str, cosigned: str, state: FoldState) -> Finality:
+    best = final or cosigned
+    return Finality(
+        final=final,
+        cosigned=cosigned,
+        size=max(state.final, size_of(final)),
+        needed=needed(state),
+        seats=seats(note.parse(best), state) if best else {},
+    )
+
+
+def kept_notes(heads: HeadStore | None, state: FoldState) -> list[str]:
+    """The notes of a home that :func:`of_notes` needs."""
+    return [newest_final(heads, state), newest_cosigned(heads, state)]
+
+
+def newest_final(heads: HeadStore | None, state: FoldState) -> str:
+    """The newest final head that is kept here, as a note; "" when there is none."""
+    wanted = needed(state)
+    if heads is None or not wanted:
+        return ""
+    # Newer ones may have as many lines and fewer seats: of barred accounts, of nodes of one.
+    notes = heads.newest_first(wanted)
+    return next((text for text in notes if is_final(note.parse(text), state)), "")
+
+
+def newest_cosigned(heads: HeadStore | None, state: FoldState) -> str:
+    """The newest head kept here that any account has cosigned, as a note; "" when there is none."""
+    notes = heads.newest_first(1) if heads is not None else iter(())
+    return next((text for text in notes if seats(note.parse(text), state)), "")
+
+
+# --- notes for others -----------------------------------------------------------------------------
+
+
+def final_note(store: LedgerReader, heads: HeadStore | None, state: FoldState) -> str:
+    """The newest final tree head as a note with all known cosignatures; "" when there is none."""
+    found = newest_final(heads, state)
+    return _merged(store.note_at(size_of(found)), found) if found else ""
+
+
+def newest_note(store: LedgerReader, heads: HeadStore | None) -> str:
+    """The newest tree head with all known cosignatures; "" for an empty ledger."""
+    signed = store.latest_note
+    known = heads.note(size_of(signed)) if heads is not None and signed else ""
+    return _merged(signed, known)
+
+
+def size_of(signed: str) -> int:
+    """Entries that a note covers; 0 for none."""
+    return parse_checkpoint(signed).size if signed else 0
+
+
+def _merged(signed: str, other: str) -> str:
+    """The lines of both under one text; the first where they have different texts."""
+    if not signed or not other:
+        return signed or other
+    first, second = note.parse(signed), note.parse(other)
+    if first.text != second.text:
+        return signed
+    try:
+        return add_lines(first, second.signatures).encode()
+    except ArtelError:  # more lines than a note may have
+        return signed
+
+
+def fitting(text: str, limit: int = MAX_TOLD_CHARACTERS) -> str:
+    """The note, without the last signature lines if it is too long for a message."""
+    if len(text) <= limit:
+        return text
+    lines = list(note.parse(text).signatures)
+    signed = Note(note.parse(text).text, tuple(lines))
+    while lines and len(signed.encode()) > limit:
+        lines.pop()
+        signed = Note(signed.text, tuple(lines))
+    return signed.encode()
+
+
+def _known_witness(line: SignatureLine, nodes: Mapping[str, str]) -> CosignerKey | None:
+    peer = line.name.removeprefix(WITNESS_PREFIX)
+    if peer == line.name or peer not in nodes or len(line.signature) != COSIGNATURE_BYTES:
+        return None
+    key = witness_key(peer)
+    return key if key.key_id == line.key_id else None

@@ -1,0 +1,358 @@
+"""What a home remembers about tree heads, and what it may forget: ``heads.sqlite3``.
+
+Everything that changes or may be erased lies here, apart from the ledger, which never changes:
+what this home cosigned (or, as the log itself, signed) last, notes with the witnesses' lines,
+evidence of split views, and the names that people gave themselves. A witness that forgot what it
+cosigned could cosign a second history, so every change is on the disk before its method returns
+(SQLite, WAL, ``synchronous=FULL``).
+
+Methods block and may be called from any thread; daemons call them through ``asyncio.to_thread``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from artel.ledger.tlog import note as notes
+from artel.ledger.tlog.checkpoint import MAX_SIZE, Checkpoint
+from artel.ledger.tlog.cosignature import COSIGNATURE_BYTES, add_lines
+from artel.ledger.tlog.note import Note
+from artel.protocol import canonical
+from artel.protocol.dsse import MAX_ENVELOPE_BYTES
+from artel.protocol.errors import CheckFailed, ResourceError, UsageError
+
+HEADS_NAME = "heads.sqlite3"
+MAX_NOTES = 256
+MAX_CONFLICTS = 64
+_FORMAT = 1
+_LOCK_WAIT_S = 10.0
+
+_SCHEMA = (
+    "CREATE TABLE witnessed(origin TEXT PRIMARY KEY, size INTEGER NOT NULL, root BLOB NOT NULL,"
+    " seal BLOB NOT NULL)",
+    "CREATE TABLE notes(origin TEXT, size INTEGER, lines INTEGER NOT NULL, note TEXT NOT NULL,"
+    " PRIMARY KEY(origin, size))",
+    "CREATE TABLE conflicts(id BLOB PRIMARY KEY, evidence BLOB NOT NULL)",
+    "CREATE TABLE aliases(account TEXT PRIMARY KEY, alias TEXT NOT NULL, team TEXT NOT NULL,"
+    " since INTEGER NOT NULL)",
+    f"PRAGMA user_version={_FORMAT}",
+)
+# Kept are the newest, and before them those that no newer note with as many lines replaces: the
+# newest final note must not go because many came after it that are not final yet.
+_PRUNE = f"""
+    DELETE FROM notes WHERE rowid NOT IN (
+        SELECT rowid FROM notes AS old ORDER BY EXISTS(
+            SELECT 1 FROM notes AS new WHERE new.size > old.size AND new.lines >= old.lines
+        ), size DESC, rowid DESC LIMIT {MAX_NOTES}
+    )"""
+
+
+class HeadStore:
+    """The changeable part of a home. Owned by one process."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file at ``path``, or make it.
+
+        :raises CheckFailed: when it is damaged
+        :raises ResourceError: when it cannot be read or written
+        """
+        self.path = path
+        self._lock = threading.Lock()
+        with self._errors():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(
+                path, timeout=_LOCK_WAIT_S, isolation_level=None, check_same_thread=False
+            )
+            try:
+                self._prepare()
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def _prepare(self) -> None:
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        self._connection.execute("PRAGMA synchronous=FULL")
+        self._connection.execute("PRAGMA fullfsync=ON")
+        # A name that somebody takes back is overwritten, not only unlinked.
+        self._connection.execute("PRAGMA secure_delete=ON")
+        with self._change():
+            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+            (tables,) = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if version == 0 and tables == 0:
+                for statement in _SCHEMA:
+                    self._connection.execute(statement)
+            elif version != _FORMAT:
+                raise CheckFailed(
+                    f"{self.path} is in format {version}, this program knows {_FORMAT}",
+                    "use the program that made it",
+                )
+        (found,) = self._connection.execute("PRAGMA integrity_check(1)").fetchone()
+        if found != "ok":
+            raise self._damaged(str(found))
+        for (origin,) in self._connection.execute("SELECT origin FROM witnessed").fetchall():
+            self._witnessed(origin)
+
+    def close(self) -> None:
+        """Close the file; the store cannot be used afterwards."""
+        with self._lock:
+            self._connection.close()
+
+    # --- what this home signed and cosigned -------------------------------------------------------
+
+    def witnessed_heads(self) -> list[Checkpoint]:
+        """The newest tree head of each log that was signed or cosigned here."""
+        with self._lock, self._errors():
+            rows = self._connection.execute("SELECT origin FROM witnessed").fetchall()
+            found = ((str(origin), self._witnessed(origin)) for (origin,) in rows)
+            return [Checkpoint(origin, *head) for origin, head in found if head is not None]
+
+    def witnessed(self, origin: str) -> tuple[int, bytes] | None:
+        """Size and root of the newest tree head of this log that was (co)signed here."""
+        with self._lock, self._errors():
+            return self._witnessed(origin)
+
+    def advance(self, origin: str, old_size: int, size: int, root: bytes) -> bool:
+        """Note that a tree head of ``size`` entries is about to be cosigned, before it is.
+
+        The log itself notes what it has signed, before anybody sees it.
+
+        :param old_size: the size that :meth:`witnessed` gave when consistency was checked; 0 for
+            none
+        :returns: whether it was noted. If not, another head was cosigned in the meantime (or one
+            of the same size with another root): sign nothing.
+        """
+        if not 0 <= old_size <= size < MAX_SIZE or len(root) != 32:
+            raise UsageError(f"a witness cannot go from {old_size} to {size} entries")
+        seal = _seal(origin, size, root)
+        # SPEC (tlog-witness): The witness MUST check that the old size matches the size of the
+        # latest checkpoint it cosigned for the checkpoint's origin, and MUST persist the new
+        # checkpoint before returning the cosignature; the check and the update are atomic. Here it
+        # is one statement, which changes one row or none.
+        with self._lock, self._errors(), self._change():
+            known = self._witnessed(origin)
+            if known is None:
+                if old_size:
+                    return False
+                changed = self._connection.execute(
+                    "INSERT INTO witnessed VALUES (?, ?, ?, ?)", (origin, size, root, seal)
+                )
+            else:
+                changed = self._connection.execute(
+                    "UPDATE witnessed SET size = ?1, root = ?2, seal = ?3"
+                    " WHERE origin = ?4 AND size = ?5 AND (size < ?1 OR root = ?2)",
+                    (size, root, seal, origin, old_size),
+                )
+            return changed.rowcount == 1
+
+    def _witnessed(self, origin: str) -> tuple[int, bytes] | None:
+        row = self._connection.execute(
+            "SELECT size, root, seal FROM witnessed WHERE origin = ?", (origin,)
+        ).fetchone()
+        if row is None:
+            return None
+        size, root, seal = row
+        if (
+            not isinstance(size, int)
+            or not isinstance(root, bytes)
+            or seal != _seal(origin, size, root)
+        ):
+            raise self._damaged("what was cosigned last is not what was written")
+        return size, root
+
+    def forget_after(self, size: int) -> None:
+        """Forget all heads of more entries: for a log whose owner says that nobody has seen them.
+
+        A witness must never do this.
+        """
+        with self._lock, self._errors(), self._change():
+            for table in ("witnessed", "notes"):
+                self._connection.execute(f"DELETE FROM {table} WHERE size > ?", (size,))
+
+    # --- notes with cosignatures ------------------------------------------------------------------
+
+    def add_note(self, note: str) -> None:
+        """Keep a signed note, or add its lines to the one that is here for its origin and size.
+
+        The caller has verified every line. Of two lines by one key the later cosignature stays.
+
+        :raises DecodeError: when it is malformed, or its lines would be too many
+        :raises CheckFailed: when another tree head of this origin and size is here: a split view
+        """
+        new = notes.parse(note)
+        head = Checkpoint.parse(new.text)
+        with self._lock, self._errors(), self._change():
+            query = "SELECT note FROM notes WHERE origin = ? AND size = ?"
+            row = self._connection.execute(query, (head.origin, head.size)).fetchone()
+            if row is not None:
+                new = _merged(notes.parse(str(row[0])), new)
+            self._connection.execute(
+                "INSERT INTO notes VALUES (?1, ?2, ?3, ?4)"
+                " ON CONFLICT DO UPDATE SET lines = ?3, note = ?4",
+                (head.origin, head.size, _cosignatures(new), new.encode()),
+            )
+            self._connection.execute(_PRUNE)
+
+    def note(self, size: int) -> str:
+        """The note of exactly this size; "" when there is none. (Of two terms the later.)"""
+        query = "SELECT note FROM notes WHERE size = ? ORDER BY rowid DESC LIMIT 1"
+        return self._text(query, size)
+
+    def newest(self, lines: int = 0) -> str:
+        """The note of the largest tree with at least so many cosignatures; "" when none has."""
+        query = "SELECT note FROM notes WHERE lines >= ? ORDER BY size DESC, rowid DESC LIMIT 1"
+        return self._text(query, lines)
+
+    def newest_first(self, lines: int) -> Iterator[str]:
+        """The notes with at least so many cosignatures, those of the largest trees first."""
+        query = (
+            "SELECT size, rowid, note FROM notes WHERE lines >= ? AND (size, rowid) < (?, ?)"
+            " ORDER BY size DESC, rowid DESC LIMIT 1"
+        )
+        place = (MAX_SIZE, 0)
+        while True:
+            with self._lock, self._errors():
+                row = self._connection.execute(query, (lines, *place)).fetchone()
+            if row is None:
+                return
+            place = (int(row[0]), int(row[1]))
+            yield str(row[2])
+
+    def _text(self, query: str, value: int) -> str:
+        with self._lock, self._errors():
+            row = self._connection.execute(query, (value,)).fetchone()
+            return str(row[0]) if row else ""
+
+    # --- evidence of split views ------------------------------------------------------------------
+
+    def add_conflict(self, evidence: dict[str, Any]) -> bool:
+        """Keep evidence (:mod:`ledger.entries.evidence`); False when it is here, or 64 others are.
+
+        :raises DecodeError: when it has no canonical JSON form
+        """
+        data = canonical.dumps(evidence)
+        if len(data) > MAX_ENVELOPE_BYTES:
+            raise UsageError(f"evidence of {len(data)} bytes, at most {MAX_ENVELOPE_BYTES} allowed")
+        with self._lock, self._errors(), self._change():
+            changed = self._connection.execute(
+                "INSERT INTO conflicts SELECT ?1, ?2"
+                " WHERE (SELECT count(*) FROM conflicts) < ?3 ON CONFLICT DO NOTHING",
+                (hashlib.sha256(data).digest(), data, MAX_CONFLICTS),
+            )
+            return changed.rowcount == 1
+
+    def conflicts(self) -> list[dict[str, Any]]:
+        """All evidence that was kept, the oldest first.
+
+        :raises CheckFailed: when the file is damaged
+        """
+        with self._lock, self._errors():
+            rows = self._connection.execute(
+                "SELECT id, evidence FROM conflicts ORDER BY rowid"
+            ).fetchall()
+        found: list[dict[str, Any]] = []
+        for digest, data in rows:
+            if not isinstance(data, bytes) or hashlib.sha256(data).digest() != digest:
+                raise self._damaged("evidence is not what was written")
+            found.append(canonical.loads(data))
+        return found
+
+    # --- names, which may be erased ---------------------------------------------------------------
+
+    def set_alias(self, account: str, alias: str, team: str, since: int) -> bool:
+        """Let an account be shown under a name; False when a statement as new as this is here.
+
+        :param since: when the owner signed it, seconds since 1970; an older statement, sent again
+            by somebody else, brings no old name back
+        """
+        with self._lock, self._errors(), self._change():
+            changed = self._connection.execute(
+                "INSERT INTO aliases VALUES (?1, ?2, ?3, ?4) ON CONFLICT(account)"
+                " DO UPDATE SET alias = ?2, team = ?3, since = ?4 WHERE since < ?4",
+                (account, alias, team, since),
+            )
+        return changed.rowcount == 1
+
+    def forget_alias(self, account: str) -> None:
+        """Erase an account's names, also from the write-ahead log.
+
+        What stays is the date of the erased statement, so that it cannot be brought back by
+        sending it again.
+        """
+        with self._lock, self._errors():
+            with self._change():
+                self._connection.execute(
+                    "UPDATE aliases SET alias = '', team = '' WHERE account = ?", (account,)
+                )
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def aliases(self) -> dict[str, tuple[str, str]]:
+        """Account to (alias, team), for those that have either."""
+        query = "SELECT account, alias, team FROM aliases WHERE alias != '' OR team != ''"
+        with self._lock, self._errors():
+            rows = self._connection.execute(query).fetchall()
+        return {str(account): (str(alias), str(team)) for account, alias, team in rows}
+
+    # --- transactions and errors ------------------------------------------------------------------
+
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._connection.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                self._connection.execute("ROLLBACK")
+            raise
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            if any(word in str(error) for word in ("no such", "malformed", "no column")):
+                raise self._damaged(str(error)) from None
+            raise ResourceError(
+                f"cannot use {self.path}: {error}",
+                "free some space, check the disk, and that no other process uses this home",
+            ) from None
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # a damaged schema's own text
+            raise self._damaged(str(error)) from None
+        except OSError as error:
+            raise ResourceError(
+                f"cannot use {self.path}: {error.strerror or error}",
+                "check the disk and the permissions of its folder",
+            ) from None
+
+    def _damaged(self, text: str) -> CheckFailed:
+        return CheckFailed(
+            f"{self.path} is damaged: {text[:200]}",
+            "restore it from a backup; without it this home no longer knows what it has cosigned: "
+            "whoever moves it aside should give the node a new key",
+        )
+
+
+def _seal(origin: str, size: int, root: bytes) -> bytes:
+    """SQLite notices most damage by itself, but not a bit that flips within a value."""
+    return hashlib.sha256(f"{origin}\n{size}\n{root.hex()}\n".encode()).digest()
+
+
+def _cosignatures(note: Note) -> int:
+    return sum(len(line.signature) == COSIGNATURE_BYTES for line in note.signatures)
+
+
+def _merged(old: Note, new: Note) -> Note:
+    """One note with the lines of both."""
+    if old.text != new.text:
+        head = Checkpoint.parse(old.text)
+        raise CheckFailed(
+            f"two tree heads of {head.origin} for {head.size} entries differ",
+            "keep both: they are the evidence of a split view",
+        )
+    return add_lines(old, new.signatures)

@@ -1,0 +1,308 @@
+"""Key files of an account: made, replaced and backed up so that no crash can lose one.
+
+A key file never changes: it appears complete and durable under its name, or not at all. The key
+that takes over is ``account.key.next`` from before the ledger hears of it until it is known to be
+in force; keys that it replaced stay as ``account.key.retired-1`` and so on. Backups are encrypted
+PKCS #8 (RFC 5958) in PEM, with PBES2 (RFC 8018), scrypt (RFC 7914) and AES-256-CBC, which OpenSSL
+and most libraries read: ``openssl pkey -in FILE``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from artel.ledger.entries import recovery_digest
+from artel.ledger.store.database import storage_errors
+from artel.protocol import files, identity
+from artel.protocol.errors import CheckFailed, ResourceError, UsageError
+from artel.protocol.files import sync_folder
+from artel.protocol.identity import Identity
+
+ACCOUNT_KEY = "account.key"
+RECOVERY_KEY = "recovery.key"
+RECOVERY_PUB = "recovery.pub"
+"""The public half, 64 hex digits: all that has to stay for registering and rotating."""
+MAX_BACKUP_BYTES = 8192
+MIN_PASSPHRASE = 10
+"""Characters. Whoever gets hold of the file can try about ten passphrases a second and core."""
+_KEY_FILE_PREFIX = bytes.fromhex("08011240")  # libp2p PrivateKey: type Ed25519, 64 bytes
+_SCRYPT_N, _SCRYPT_R, _SCRYPT_P = 1 << 14, 8, 5
+"""The most work that fits into the 32 MiB which OpenSSL grants scrypt."""
+_CHECKSUM = "sha256: "
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def create(path: Path) -> Identity:
+    """Make a new key; the file is durable and readable by its owner alone.
+
+    :raises UsageError: when the file exists
+    """
+    owner = Identity.from_seed(os.urandom(32))
+    write(path, owner)
+    return owner
+
+
+def write(path: Path, owner: Identity) -> None:
+    """Write a key file that must not exist yet.
+
+    :raises UsageError: when it exists
+    :raises ResourceError: when it cannot be written
+    """
+    write_new(path, _KEY_FILE_PREFIX + owner.seed + owner.public)
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a private file (mode 0600) that must not exist yet; durable when this returns.
+
+    :raises UsageError: when it exists
+    :raises ResourceError: when it cannot be written
+    """
+    with storage_errors(path):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        new = files.unfinished(path)
+        with files.creating(new, mode=0o600) as file:
+            file.write(data)
+        try:
+            # A link and not a rename: it fails when somebody else was faster.
+            os.link(new, path)
+        except FileExistsError:
+            raise UsageError(
+                f"{path} exists, and no key is ever overwritten",
+                "move it to a safe place first, or name another file",
+            ) from None
+        finally:
+            files.discard(new)
+        sync_folder(path.parent)
+
+
+@contextmanager
+def locked(folder: Path, doing: str = "changing the keys in") -> Iterator[None]:
+    """Keep two commands from doing the same thing to a folder, which is made if it is missing.
+
+    :raises ResourceError: when another process is at it
+    """
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ResourceError(
+                f"another process is {doing} {folder}", "wait until it is done"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def recovery_of(home: Path) -> str:
+    """What an account registers of its recovery key: the digest of ``recovery.pub``, or "".
+
+    :raises UsageError: when the file is damaged
+    """
+    path = home / RECOVERY_PUB
+    try:
+        text = path.read_bytes()[:80].decode("ascii", "replace").strip()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    with suppress(ValueError):
+        if len(text) == 64 and len(public := bytes.fromhex(text)) == 32:
+            return recovery_digest(public)
+    raise UsageError(
+        f"{path} does not hold a public key (64 hex digits)",
+        "write it again from recovery.key: `artel ledger key show --key recovery.key`",
+    )
+
+
+def create_recovery(home: Path) -> Identity:
+    """Make ``recovery.key`` and ``recovery.pub``.
+
+    :raises UsageError: when one of them exists
+    """
+    if (home / RECOVERY_PUB).exists():
+        raise UsageError(
+            f"{home / RECOVERY_PUB} exists: there is a recovery key already",
+            "to replace it, move recovery.pub away, make a new one and run key rotate",
+        )
+    recovery = create(home / RECOVERY_KEY)
+    write_new(home / RECOVERY_PUB, f"{recovery.key}\n".encode())
+    return recovery
+
+
+# --- taking over ----------------------------------------------------------------------------------
+
+
+def next_file(path: Path) -> Path:
+    """Where the key that is to replace the one at ``path`` waits."""
+    return path.with_name(f"{path.name}.next")
+
+
+def prepare_next(path: Path) -> Identity:
+    """The key that is to replace the one at ``path``; made now, or by a run that was cut off."""
+    following = next_file(path)
+    return identity.load(following) if following.exists() else create(following)
+
+
+def retired(path: Path) -> list[Path]:
+    """Earlier keys of ``path``, the newest last."""
+    found: dict[int, Path] = {}
+    prefix = f"{path.name}.retired-"
+    for file in path.parent.glob(f"{prefix}*"):
+        number = file.name.removeprefix(prefix)
+        if number.isascii() and number.isdigit() and len(number) < 7:
+            found[int(number)] = file
+    return [found[number] for number in sorted(found)]
+
+
+def take_over(path: Path) -> Path | None:
+    """Put the next key in the place of the present one, which is kept as retired.
+
+    To be called when the next key is known to be in force. May be cut off at any point and called
+    again; returns where the old key is, if there was one.
+
+    :raises ResourceError: when the disk does not work
+    """
+    following = next_file(path)
+    with storage_errors(path):
+        kept = None
+        if path.exists():
+            kept = _keep(path)
+        os.replace(following, path)
+        sync_folder(path.parent)
+    return kept
+
+
+def _keep(path: Path) -> Path:
+    """Give the key at ``path`` a second name; after a crash it may have that already."""
+    earlier = retired(path)
+    if earlier and os.path.samefile(earlier[-1], path):
+        return earlier[-1]
+    number = int(earlier[-1].name.rpartition("-")[2]) + 1 if earlier else 1
+    kept = path.with_name(f"{path.name}.retired-{number}")
+    os.link(path, kept)
+    # Durable before the present name is given to another key.
+    sync_folder(path.parent)
+    return kept
+
+
+# --- backups --------------------------------------------------------------------------------------
+
+
+def encrypt(owner: Identity, passphrase: str) -> bytes:
+    """A backup of a key: a few lines for people, then PEM.
+
+    :raises UsageError: when the passphrase is too short
+    """
+    if len(passphrase) < MIN_PASSPHRASE:
+        raise UsageError(
+            f"a passphrase has at least {MIN_PASSPHRASE} characters",
+            "take four or more random words",
+        )
+    pem = _pem(_encrypted(owner.seed, passphrase.encode()))
+    about = (
+        f"Key of an Artel account, encrypted. Public key: {owner.key}\n"
+        "To use it: artel ledger key restore FILE. Other tools: openssl pkey -in FILE\n"
+        f"{_CHECKSUM}{hashlib.sha256(pem).hexdigest()}\n\n"
+    )
+    return about.encode() + pem
+
+
+def decrypt(data: bytes, passphrase: str) -> Identity:
+    """Read a backup, or any PEM with an Ed25519 key.
+
+    :raises CheckFailed: when it is damaged, or the passphrase is wrong
+    :raises UsageError: when it is no backup of a key
+    """
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    head, dashes, rest = data.partition(b"-----BEGIN")
+    if len(data) > MAX_BACKUP_BYTES or not dashes:
+        raise UsageError("this is no backup of a key", "it is a file that `key backup` wrote")
+    pem = dashes + rest
+    claimed = [
+        line.removeprefix(_CHECKSUM)
+        for line in head.decode("utf-8", "replace").splitlines()
+        if line.startswith(_CHECKSUM)
+    ]
+    # Without it, a flipped byte could only be reported as a wrong passphrase.
+    if claimed and claimed != [hashlib.sha256(pem).hexdigest()]:
+        raise CheckFailed("the backup is damaged", "use another copy of it")
+    locked = b"ENCRYPTED" in pem
+    try:
+        key = load_pem_private_key(pem, passphrase.encode() if locked else None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        if claimed:
+            raise CheckFailed("the passphrase is wrong") from None
+        raise CheckFailed("the passphrase is wrong, or the backup is damaged") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise UsageError("the backup holds a key of another kind than Ed25519")
+    return Identity.from_seed(key.private_bytes_raw())
+
+
+def _encrypted(seed: bytes, passphrase: bytes) -> bytes:
+    """DER of EncryptedPrivateKeyInfo.
+
+    Written out here because ``cryptography`` writes PBKDF2 with 2,048 iterations only, which a
+    graphics card tries millions of times a second.
+    """
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+    from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+    from cryptography.hazmat.primitives.padding import PKCS7
+
+    salt, nonce = os.urandom(16), os.urandom(16)
+    kdf = Scrypt(salt=salt, length=32, n=_SCRYPT_N, r=_SCRYPT_R, p=_SCRYPT_P)
+    cipher = Cipher(algorithms.AES256(kdf.derive(passphrase)), modes.CBC(nonce)).encryptor()
+    padder = PKCS7(128).padder()
+    # RFC 8410 section 7: version 0, id-Ed25519, and the seed as an octet string inside another.
+    plain = _sequence(_integer(0), _sequence(_oid("2b6570")), _octets(_octets(seed)))
+    secret = cipher.update(padder.update(plain) + padder.finalize()) + cipher.finalize()
+    scrypt = _sequence(
+        _oid("2b06010401da47040b"),
+        _sequence(_octets(salt), _integer(_SCRYPT_N), _integer(_SCRYPT_R), _integer(_SCRYPT_P)),
+    )
+    aes = _sequence(_oid("60864801650304012a"), _octets(nonce))
+    pbes2 = _sequence(_oid("2a864886f70d01050d"), _sequence(scrypt, aes))
+    return _sequence(pbes2, _octets(secret))
+
+
+def _pem(der: bytes) -> bytes:
+    import base64
+
+    text = base64.b64encode(der).decode()
+    lines = [text[at : at + 64] for at in range(0, len(text), 64)]
+    name = "ENCRYPTED PRIVATE KEY"
+    return "\n".join((f"-----BEGIN {name}-----", *lines, f"-----END {name}-----", "")).encode()
+
+
+def _der(tag: int, content: bytes) -> bytes:
+    size = len(content)
+    length = bytes([size]) if size < 128 else bytes([0x81, size])
+    return bytes([tag]) + length + content
+
+
+def _sequence(*parts: bytes) -> bytes:
+    return _der(0x30, b"".join(parts))
+
+
+def _octets(content: bytes) -> bytes:
+    return _der(0x04, content)
+
+
+def _oid(encoded: str) -> bytes:
+    return _der(0x06, bytes.fromhex(encoded))
+
+
+def _integer(value: int) -> bytes:
+    return _der(0x02, value.to_bytes(value.bit_length() // 8 + 1, "big"))

@@ -1,0 +1,116 @@
+"""What a home has said in public: the checkpoint file, and the tree heads in ``heads.sqlite3``.
+
+A ledger that is older than that was put back from a backup, or lost its end. Who goes on from it
+signs a second history.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from artel.ledger.tlog.checkpoint import Checkpoint, open_checkpoint, parse_checkpoint
+from artel.ledger.tlog.note import MAX_NOTE_BYTES
+from artel.protocol.errors import CheckFailed, DecodeError
+
+if TYPE_CHECKING:
+    from artel.ledger.store.heads import HeadStore
+    from artel.ledger.store.reading import LedgerReader
+
+
+class LostEntries(CheckFailed):
+    """The ledger of a home does not hold all that the home has signed or seen signed."""
+
+    def __init__(self, message: str, home: Path, run: str = "") -> None:
+        command = f"artel ledger restore --from TARGET --home {shlex.quote(str(home))}"
+        super().__init__(
+            message,
+            "nothing was signed; take the ledger back from whoever has more of it (a member's page "
+            "or address, a mirror) in the place of TARGET:\n"
+            f"    {command}{f' --run {run}' if run else ''}",
+        )
+
+
+def term_of(origin: str, run: str) -> int | None:
+    """The term in an origin line of this run; None when it is the origin of something else."""
+    match = re.fullmatch(r"artel/([0-9a-f]{64})/term/(0|[1-9][0-9]{0,8})", origin, re.ASCII)
+    return int(match[2]) if match is not None and match[1] == run else None
+
+
+def read_checkpoint_file(path: Path) -> str:
+    """The note in the file; empty when there is none."""
+    try:
+        return path.read_bytes()[: MAX_NOTE_BYTES + 1].decode("utf-8", "replace")
+    except FileNotFoundError:
+        return ""
+
+
+def published_error(published: str, path: Path, note_at: Callable[[int], str], size: int) -> str:
+    """What is wrong between the published note (of file ``path``) and the database, or "".
+
+    :param note_at: gives the note that the database holds for a size, "" for none
+    :param size: number of entries in the database
+    """
+    if not published:
+        return ""
+    try:
+        head = parse_checkpoint(published)
+    except DecodeError as error:
+        return f"{path} is damaged: {error.message}"
+    if head.size > size:
+        return f"{path} covers {head.size} entries, the database holds {size}: entries are lost"
+    if published != note_at(head.size):
+        return f"{path} is not the checkpoint that the database holds for size {head.size}"
+    return ""
+
+
+# --- the tree heads that a home keeps -------------------------------------------------------------
+
+
+def known_heads(heads: HeadStore, run: str, coordinators: Collection[str]) -> list[Checkpoint]:
+    """Every head of this run that the home signed, cosigned or saw cosigned; the largest first.
+
+    :param coordinators: keys (hex) of which one must have signed the notes that are kept; when
+        empty, the notes are believed: they were verified before they were kept
+    :raises CheckFailed: when one of the kept notes is not by the run's coordinators
+    """
+    found = {head for head in heads.witnessed_heads() if term_of(head.origin, run) is not None}
+    for text in heads.newest_first(0):
+        head = parse_checkpoint(text)
+        if term_of(head.origin, run) is not None:
+            if coordinators:
+                open_checkpoint(text, head.origin, coordinators)
+            found.add(Checkpoint(head.origin, head.size, head.root))
+    return sorted(found, key=lambda head: -head.size)
+
+
+def heads_error(heads: Iterable[Checkpoint], size: int, root_at: Callable[[int], bytes]) -> str:
+    """What a tree of ``size`` entries lacks of these heads (largest first), or ""."""
+    for head in heads:
+        if head.size > size:
+            return (
+                f"it holds {size} entries, and this home has signed or seen a signed tree head of "
+                f"{head.size}: it is older, or its end is lost"
+            )
+        if root_at(head.size) != head.root:
+            return (
+                f"it is not the one whose tree head of {head.size} entries this home has signed or "
+                "seen signed: these are two histories"
+            )
+    return ""
+
+
+def require_heads(store: LedgerReader, heads: HeadStore, run: str) -> None:
+    """Go on only with a ledger that holds all that its home has signed or seen signed.
+
+    :raises LostEntries: when it does not
+    :raises CheckFailed: when a kept note is damaged
+    """
+    coordinators = store.genesis.coordinators if store.size else ()
+    known = known_heads(heads, run, coordinators)
+    error = heads_error(known, store.size, store.root_at)
+    if error:
+        raise LostEntries(f"the ledger {store.path} was put back: {error}", store.path.parent, run)

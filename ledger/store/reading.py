@@ -1,0 +1,225 @@
+"""Reading a ledger database: entries, notes, and the Merkle tree over them.
+
+What a :class:`LedgerReader` says about its size comes from one immutable :class:`Head`, which is
+replaced when an append is durable. So nothing here waits for an append that is under way, and
+whoever asks for the size, the root and a proof one after the other can name the size they mean.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from artel.ledger.entries import Genesis
+from artel.ledger.store.database import storage_errors
+from artel.ledger.tlog import edge, tiles
+from artel.ledger.tlog.checkpoint import origin_of
+from artel.ledger.tlog.edge import Edge
+from artel.ledger.tlog.proof import root_at
+from artel.ledger.tlog.tiles import TILE_HEIGHT, TILE_WIDTH, Tile
+from artel.protocol.errors import CheckFailed, UsageError
+from artel.protocol.merkle import EMPTY_ROOT, HASH_BYTES
+
+_READ_ROWS = 256
+_HASHED_TILES = 256
+"""Full tiles kept in memory with all hashes above them, 16 KiB each."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A ledger as of one append. ``edge`` is never changed, only copied."""
+
+    edge: Edge = field(default_factory=Edge)
+    root: bytes = EMPTY_ROOT
+    note: str = ""
+    genesis: Genesis | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return self.edge.size
+
+
+class LedgerReader:
+    """An append-only log and its tree, for any thread; see :class:`.store.LedgerStore`."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, term: int = 0) -> None:
+        self.path = path
+        self.term = term
+        self._reader = connection
+        self._reading = threading.RLock()  # guards the connection and the hashed tiles
+        self._hashed: OrderedDict[tuple[int, int], tuple[bytes, ...]] = OrderedDict()
+        self._head = Head()
+
+    # --- the newest head --------------------------------------------------------------------------
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return self._head.size
+
+    @property
+    def root(self) -> bytes:
+        """Merkle root over all entries, 32 bytes."""
+        return self._head.root
+
+    @property
+    def latest_note(self) -> str:
+        """The newest checkpoint as a signed note; empty for an empty ledger."""
+        return self._head.note
+
+    @property
+    def genesis(self) -> Genesis:
+        """Entry 0.
+
+        :raises CheckFailed: when the ledger is empty
+        """
+        genesis = self._head.genesis
+        if genesis is None:
+            raise CheckFailed(f"the ledger {self.path} is still empty")
+        return genesis
+
+    @property
+    def origin(self) -> str:
+        """The log's name, in its present term."""
+        return origin_of(self.genesis.run, self.term)
+
+    # --- entries and notes ------------------------------------------------------------------------
+
+    def leaf(self, index: int) -> bytes:
+        """The bytes of one entry.
+
+        :raises UsageError: when there is no such entry
+        """
+        found = next(self.leaves(index, index + 1), None) if index >= 0 else None
+        if found is None:
+            raise UsageError(f"there is no entry {index}; the ledger has {self.size}")
+        return found
+
+    def leaves(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """Entries ``start`` to ``stop`` (default: all that are there now), read in pages."""
+        stop = self.size if stop is None else min(stop, self.size)
+        query = "SELECT leaf FROM entries WHERE idx >= ? AND idx < ? ORDER BY idx"
+        for first in range(max(0, start), stop, _READ_ROWS):
+            with self._reading, storage_errors(self.path):
+                last = min(first + _READ_ROWS, stop)
+                rows = self._reader.execute(query, (first, last)).fetchall()
+            yield from (row[0] for row in rows)
+
+    def index_of(self, entry: str) -> int | None:
+        """Index of the entry with this id (hex), if it is there."""
+        return next(iter(self.find(entry)), None) if len(entry) == 64 else None
+
+    def find(self, prefix: str, limit: int = 2) -> list[int]:
+        """Indices of entries whose id begins with ``prefix`` (hex, at least 8 digits)."""
+        digits = prefix.lower()
+        if not 8 <= len(digits) <= 64 or not set(digits) <= set("0123456789abcdef"):
+            raise UsageError("an entry id is 64 hex digits, of which the first 8 or more will do")
+        low, high = bytes.fromhex(digits.ljust(64, "0")), bytes.fromhex(digits.ljust(64, "f"))
+        query = "SELECT idx FROM entries WHERE id BETWEEN ? AND ? ORDER BY idx LIMIT ?"
+        with self._reading, storage_errors(self.path):
+            return [row[0] for row in self._reader.execute(query, (low, high, limit))]
+
+    def known(self, ids: Iterable[str]) -> set[str]:
+        """Those of these entry ids (hex) that are in the ledger already."""
+        digests = [bytes.fromhex(entry) for entry in ids]
+        found: set[str] = set()
+        for first in range(0, len(digests), _READ_ROWS):
+            page = digests[first : first + _READ_ROWS]
+            query = f"SELECT id FROM entries WHERE id IN ({', '.join('?' * len(page))})"
+            with self._reading, storage_errors(self.path):
+                found.update(row[0].hex() for row in self._reader.execute(query, page))
+        return found
+
+    def note_at(self, size: int) -> str:
+        """The stored checkpoint of exactly this size, as a signed note; "" when there is none."""
+        return self.note_between(size - 1, size)
+
+    def note_between(self, after: int, up_to: int) -> str:
+        """The newest stored note with ``after < size <= up_to``; "" when there is none.
+
+        A replica that catches up asks for pages that end at such a note, and can check each page.
+        """
+        query = (
+            "SELECT note FROM checkpoints WHERE size > ? AND size <= ? ORDER BY size DESC LIMIT 1"
+        )
+        with self._reading, storage_errors(self.path):
+            row = self._reader.execute(query, (after, min(up_to, self.size))).fetchone()
+        return str(row[0]) if row else ""
+
+    # --- the tree ---------------------------------------------------------------------------------
+
+    def subtree(self, level: int, index: int) -> bytes:
+        """Hash over the 2^level leaves from leaf index·2^level on (see :mod:`ledger.tlog.proof`).
+
+        :raises UsageError: when the subtree is not wholly inside the tree
+        :raises CheckFailed: when the stored tile is not what its entries gave
+        """
+        head = self._head
+        tile, first, count = tiles.locate(level, index, head.size)
+        if tile.width < TILE_WIDTH:
+            return edge.perfect(head.edge.hashes(tile.level)[first : first + count])
+        row = self._rows(tile.level, tile.index)[count.bit_length() - 1]
+        at = first // count * HASH_BYTES
+        return row[at : at + HASH_BYTES]
+
+    def root_at(self, size: int) -> bytes:
+        """Root of the tree over the first ``size`` entries.
+
+        :raises UsageError: when the ledger has fewer
+        """
+        if not 0 <= size <= self.size:
+            raise UsageError(f"there is no tree of {size} entries; the ledger has {self.size}")
+        return root_at(self, size)
+
+    def tile(self, tile: Tile) -> bytes:
+        """The content of a tile or entry bundle, full or partial, that lies within the tree.
+
+        :raises UsageError: when the tree does not have it
+        :raises CheckFailed: when the stored tile is not what its entries gave
+        """
+        head = self._head
+        if tile.end > head.size:
+            raise UsageError(f"{tile.path} is outside a tree of {head.size} entries")
+        if tile.level == tiles.ENTRIES:
+            return tiles.encode_bundle(list(self.leaves(tile.start, tile.end)))
+        if tiles.width_at(tile.level, tile.index, head.size) < TILE_WIDTH:
+            return b"".join(head.edge.hashes(tile.level)[: tile.width])
+        return self._rows(tile.level, tile.index)[0][: tile.width * HASH_BYTES]
+
+    def _rows(self, level: int, index: int) -> tuple[bytes, ...]:
+        """The hashes of a full tile and all rows above them.
+
+        What is read is compared with the hash above it, up to the edge in memory, which comes from
+        the entries themselves: no byte that changes on the disk later can get into a proof.
+        """
+        with self._reading:
+            rows = self._hashed.get((level, index))
+            if rows is not None:
+                self._hashed.move_to_end((level, index))
+                return rows
+            query = "SELECT hashes FROM tiles WHERE place = ?"
+            with storage_errors(self.path):
+                place = edge.place_of(level, index)
+                row = self._reader.execute(query, (place,)).fetchone()
+            hashes = row[0] if row else None
+            if not isinstance(hashes, bytes) or len(hashes) != edge.TILE_BYTES:
+                raise _wrong_tile(self.path, level, index)
+            rows = edge.pyramid(hashes)
+            if rows[-1] != self.subtree(TILE_HEIGHT * (level + 1), index):
+                raise _wrong_tile(self.path, level, index)
+            self._hashed[level, index] = rows
+            if len(self._hashed) > _HASHED_TILES:
+                self._hashed.popitem(last=False)
+            return rows
+
+
+def _wrong_tile(path: Path, level: int, index: int) -> CheckFailed:
+    return CheckFailed(
+        f"{Tile(level, index).path} in {path} is not what its entries gave",
+        "stop and run `artel ledger verify`; restore the home from a backup or another node",
+    )

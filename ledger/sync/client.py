@@ -1,0 +1,183 @@
+"""Opens a ledger for reading: of a home, or of whoever holds it elsewhere.
+
+What is trusted is the run id alone: it is the hash of the manifest in entry 0, which names the
+coordinators, whose key signs the tree head, whose root binds every entry; the entries themselves
+are checked signature by signature. With nothing but a URL or an address, the run id is what the
+peer says, and :attr:`View.trust` says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from artel.ledger.fold.alias import read_table
+from artel.ledger.store import cache
+from artel.ledger.store.cache import TileCache
+from artel.ledger.store.published import term_of
+from artel.ledger.sync.holders import Holder, printable
+from artel.ledger.sync.remote import RemoteLog
+from artel.ledger.sync.view import Cosigner, Log, View
+from artel.ledger.tlog.checkpoint import Checkpoint, open_checkpoint, parse_checkpoint
+from artel.protocol.errors import ArtelError, CheckFailed, DecodeError
+from artel.protocol.paths import expanded
+
+if TYPE_CHECKING:
+    from artel.ledger.store.heads import HeadStore
+
+__all__ = ["Cosigner", "Log", "View", "heads_of", "home_view", "open_log", "remote_view"]
+
+_TRIES = 20
+
+
+@contextmanager
+def home_view(home: Path, *, caching: bool = True) -> Iterator[View]:
+    """The ledger of a home, from a private copy; nothing in the home is touched.
+
+    :raises UsageError: there is none
+    :raises CheckFailed: it is damaged, or its newest checkpoint is not the coordinator's
+    """
+    from artel.ledger.store.snapshot import snapshot
+    from artel.ledger.store.store import LedgerStore
+
+    home = expanded(home)
+    with snapshot(home) as copied, LedgerStore.open_copy(copied.path) as store:
+        view = View(store, str(home), home=home)
+        if store.size:
+            open_checkpoint(store.latest_note, store.origin, store.genesis.coordinators)
+            if caching:
+                place = hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:16]
+                view.keep = cache.default_folder(store.genesis.run) / f"home-{place}.json"
+        with heads_of(home, copied.path.parent) as heads:
+            if heads is not None:
+                view.heads = heads
+                view.names = heads.aliases()
+                view.evidence = heads.conflicts()
+            yield view
+
+
+@contextmanager
+def remote_view(holder: Holder, run: str = "", *, caching: bool = True) -> Iterator[View]:
+    """The ledger that somebody else holds.
+
+    :param run: the run id that it must have; "" takes the peer's word
+    :raises CheckFailed: what is served does not hold, or is of another run
+    :raises Unreachable: nobody answers
+    """
+    log, final = open_log(holder, run, None if not caching else cache.default_folder)
+    view = View(log, holder.name, holder=holder, notes=[final, log.latest_note])
+    found = log.genesis.run
+    if not run:
+        view.trust = f"trusting {holder.name} for the run id {found[:12]}…; give --run ID to check"
+    if caching:
+        view.keep, view.shared = cache.default_folder(found) / "log.json", True
+    view.names = _names(holder)
+    view.evidence = _conflicts(holder)
+    yield view
+
+
+def open_log(
+    holder: Holder, run: str, folder: Callable[[str], Path] | None
+) -> tuple[RemoteLog, str]:
+    """The newest tree of a holder, verified down from the run id, and its final tree head.
+
+    :param folder: where tiles of a run are cached; None for nowhere
+    """
+    try:
+        newest, final = holder.heads()
+        # Asked for one after the other, the final one may be the newer one.
+        heads = [parse_checkpoint(text) for text in (newest, final) if text]
+    except DecodeError as error:
+        raise CheckFailed(f"{holder.name}: {error.message}") from None
+    log = open_head(holder, newest if heads[0] == max(heads, key=_size) else final, run, folder)
+    if final:
+        log.notes.setdefault(parse_checkpoint(final).size, final)
+    return log, final
+
+
+def open_head(
+    holder: Holder, text: str, run: str, folder: Callable[[str], Path] | None
+) -> RemoteLog:
+    """The tree behind one head of a holder, verified down from the run id.
+
+    :param folder: where tiles of a run are cached; None for nowhere
+    :raises CheckFailed: it is not served, or not signed by the run's coordinators
+    """
+    head = parse_checkpoint(text)
+    claimed = head.origin.split("/")[1] if head.origin.count("/") == 3 else ""
+    if term_of(head.origin, claimed) is None:
+        raise CheckFailed(
+            f"{holder.name} holds a log that is no run of Artel: {printable(head.origin)!r}",
+            "other logs can be audited: artel ledger audit TARGET --vkey VKEY",
+        )
+    if run and claimed != run:
+        raise CheckFailed(f"{holder.name} holds run {claimed[:12]}…, not {run[:12]}…")
+    cached = TileCache(folder(claimed) if folder is not None else None)
+    log = RemoteLog(holder.source, head, text, cached)
+    if log.genesis.run != claimed:
+        raise CheckFailed(
+            f"the manifest that {holder.name} shows is not that of run {claimed[:12]}…"
+        )
+    open_checkpoint(text, head.origin, log.genesis.coordinators)
+    return log
+
+
+def _size(head: Checkpoint) -> int:
+    return head.size
+
+
+@contextmanager
+def heads_of(home: Path, folder: Path) -> Iterator[HeadStore | None]:
+    """A copy of a home's cosigned tree heads in ``folder``; None when it has none yet."""
+    from artel.ledger.store.heads import HEADS_NAME, HeadStore
+
+    source = home / HEADS_NAME
+    if not source.is_file():
+        yield None
+        return
+    for _ in range(_TRIES):
+        before = [_stamp(path) for path in (source, source.with_name(f"{HEADS_NAME}-wal"))]
+        for name in (HEADS_NAME, f"{HEADS_NAME}-wal"):
+            with suppress(FileNotFoundError):
+                shutil.copyfile(home / name, folder / name)
+        if before == [_stamp(path) for path in (source, source.with_name(f"{HEADS_NAME}-wal"))]:
+            break
+    heads = HeadStore(folder / HEADS_NAME)
+    try:
+        yield heads
+    finally:
+        heads.close()
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return (0, 0)
+    return status.st_size, status.st_mtime_ns
+
+
+def _names(holder: Holder) -> dict[str, tuple[str, str]]:
+    """What a holder says that accounts want to be called; shown, and trusted with nothing else."""
+    try:
+        names = read_table(holder.aliases())
+    except ArtelError:
+        return {}
+    return {
+        printable(account): (printable(name), printable(team))
+        for account, (name, team) in names.items()
+    }
+
+
+def _conflicts(holder: Holder) -> list[dict[str, Any]]:
+    try:
+        value = holder.conflicts()
+    except ArtelError:
+        return []
+    return (
+        [item for item in value[:64] if isinstance(item, dict)] if isinstance(value, list) else []
+    )

@@ -1,0 +1,224 @@
+"""What leaves the ledger for other programs: tables, Merkle trees for contracts, proof files.
+
+Everything here is a function of the entries up to one checkpoint, and says which.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from artel.ledger.entries import Contribution, Entry, Genesis, entry_id
+from artel.ledger.fold import text
+from artel.ledger.fold.accounts import KINDS_OF_WORK, FoldState
+from artel.ledger.fold.shares import Outcome, shares
+from artel.ledger.store.database import storage_errors
+from artel.ledger.sync import evm, offline
+from artel.ledger.tlog.checkpoint import parse_checkpoint
+from artel.protocol import files
+from artel.protocol.errors import CheckFailed
+
+if TYPE_CHECKING:
+    from artel.ledger.sync.client import View
+
+BILLION = 1_000_000_000
+PROOF_SUFFIX = ".tlog-proof"
+ENTRY_SUFFIX = ".json"
+"""An entry is canonical JSON, so a person can open the file that a proof speaks of."""
+_FORMULA = tuple("=+-@＝＋－＠")
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def table(
+    state: FoldState, root: bytes, aliases: Mapping[str, tuple[str, str]] | None = None
+) -> list[list[str]]:
+    """Accounts with their work, credit and share, the largest share first; first row: names.
+
+    ``share_units`` are of 2^30, ``share_ppb`` parts of 10^9; each column of shares is exact, so it
+    adds up to the whole. Names that begin with ``with_pending`` count what has not vested, too.
+
+    :param root: of the tree over the ``state.size`` entries
+    :param aliases: account to (alias, team), to show; only what its owner has published
+    """
+    vested = {share.account: share.units for share in shares(state)}
+    expected = {share.account: share.units for share in shares(state, with_pending=True)}
+    parts = _parts({name: owner.vested for name, owner in state.accounts.items()})
+    names = ["account", *(("alias", "team") if aliases is not None else ())]
+    names += [f"{kind}_units" for kind in KINDS_OF_WORK]
+    names += ["vested", "pending", "invalidated", "sent", "received"]
+    names += ["share_units", "share_ppb", "with_pending_share_units", "address", "as_of", "root"]
+    rows = [names]
+    ranked = sorted(state.accounts, key=lambda a: (-vested.get(a, 0), -expected.get(a, 0), a))
+    for name in ranked:
+        owner = state.accounts[name]
+        row: list[str | int] = [name]
+        if aliases is not None:
+            row += [cell(part) for part in aliases.get(name, ("", ""))]
+        row += [owner.units.get(kind, 0) for kind in KINDS_OF_WORK]
+        row += [owner.vested, owner.pending, owner.invalidated, owner.sent, owner.received]
+        row += [vested.get(name, 0), parts.get(name, 0), expected.get(name, 0)]
+        row += [evm.checksummed(owner.address) if owner.address else "", state.size, root.hex()]
+        rows.append([str(value) for value in row])
+    return rows
+
+
+def csv_text(rows: list[list[str]]) -> str:
+    """Comma-separated (RFC 4180, but with plain line ends)."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    return out.getvalue()
+
+
+def cell(foreign: str) -> str:
+    """Foreign text that no spreadsheet takes for a formula and no terminal for a command."""
+    shown = text.printable(foreign)
+    # A formula may also hide behind spaces, which some programs drop.
+    return f"'{shown}" if shown.lstrip().startswith(_FORMULA) else shown
+
+
+def _parts(credit: dict[str, int]) -> dict[str, int]:
+    """10^9 split by credit: largest remainder, ties to the account that sorts first."""
+    total = sum(credit.values())
+    if not total:
+        return {}
+    parts = {name: amount * BILLION // total for name, amount in credit.items()}
+    ranked = sorted(credit, key=lambda name: (-(credit[name] * BILLION % total), name))
+    for name in ranked[: BILLION - sum(parts.values())]:
+        parts[name] += 1
+    return parts
+
+
+# --- for contracts --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Claims:
+    """A Merkle tree over vested credit, and who is not in it for lack of an address."""
+
+    dump: dict[str, Any]
+    unclaimed: dict[str, int]
+    """Account to vested credit."""
+
+    @property
+    def root(self) -> str:
+        root: str = self.dump["tree"][0]
+        return root
+
+
+def claims(state: FoldState) -> Claims:
+    """Vested credit by address; what accounts with the same address have is added up.
+
+    :raises CheckFailed: when no account with vested credit has named an address
+    """
+    amounts: dict[str, int] = defaultdict(int)
+    unclaimed: dict[str, int] = {}
+    for name, owner in sorted(state.accounts.items()):
+        if owner.vested and owner.address:
+            amounts[owner.address] += owner.vested
+        elif owner.vested:
+            unclaimed[name] = owner.vested
+    if not amounts:
+        raise CheckFailed(
+            "no account that has vested credit has named an address, so there is nobody to export",
+            "owners name one with `artel ledger key address 0x...`",
+        )
+    rows = [(evm.checksummed(address), amounts[address]) for address in sorted(amounts)]
+    return Claims(evm.merkle_tree(rows), unclaimed)
+
+
+# --- proof files ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ProofFiles:
+    """An entry and the proof that it is in the log, both on disk."""
+
+    index: int
+    id: str
+    proof: Path
+    entry: Path
+    size: int
+    """Of the checkpoint in the proof."""
+    final: bool
+    """Whether that checkpoint carries the cosignatures that the run asks for."""
+
+
+def write_proof(view: View, index: int, stem: Path) -> ProofFiles:
+    """Write ``STEM.tlog-proof`` and ``STEM.json``, the entry; both are replaced when they exist.
+
+    ``artel ledger verify STEM.tlog-proof STEM.json`` checks them offline.
+
+    :raises UsageError: when there is no such entry
+    :raises ResourceError: when the files cannot be written
+    """
+    leaf, proof = view.log.leaf(index), offline.prove(view.log, view.finality, index)
+    files = ProofFiles(
+        index=index,
+        id=entry_id(leaf),
+        proof=stem.with_name(stem.name + PROOF_SUFFIX),
+        entry=stem.with_name(stem.name + ENTRY_SUFFIX),
+        size=parse_checkpoint(proof.checkpoint).size,
+        final=proof.checkpoint == view.final_note,
+    )
+    write_file(files.entry, leaf)
+    write_file(files.proof, proof.encode().encode())
+    return files
+
+
+def grounds(view: View, account: str) -> tuple[list[dict[str, Any]], dict[int, str]]:
+    """What an account's credit rests on.
+
+    :returns: each credit ever granted to it and what became of it; and the entries to keep for it,
+        index to kind: the manifest, what the account signed, its contributions, and the entries
+        that granted credit or took it away
+    """
+    granted: dict[str, dict[str, Any]] = {}
+    wanted: dict[int, str] = {}
+    places: dict[str, int] = {}
+
+    def observe(index: int, entry: Entry, outcome: Outcome) -> None:
+        body = entry.body
+        own = getattr(body, "account", "") == account and outcome.status != "ignored"
+        if isinstance(body, Genesis) or own:
+            wanted[index] = entry.kind
+        if isinstance(body, Contribution):
+            places[entry.id] = index
+        for credit in outcome.granted:
+            if credit.account != account:
+                continue
+            facts = {"source": credit.source, "kind": credit.kind, "round": credit.round}
+            facts |= {"units": credit.units, "rate": credit.rate, "amount": credit.amount}
+            facts |= {"contribution": places.get(credit.source), "granted_at": index}
+            granted[credit.source] = facts | {"vested_at": None, "invalidated_at": None}
+            wanted[index] = entry.kind
+            if credit.source in places:
+                wanted[places[credit.source]] = Contribution.KIND
+        for name, changed in (
+            ("vested_at", outcome.vested),
+            ("invalidated_at", outcome.invalidated),
+        ):
+            for credit in changed:
+                if credit.account == account:
+                    granted[credit.source][name] = index
+                    wanted[index] = entry.kind
+
+    view.replay(observe=observe)
+    return list(granted.values()), wanted
+
+
+def write_file(path: Path, data: bytes, *, durable: bool = False) -> None:
+    """Write a file that is there completely or not at all; what was there before is replaced.
+
+    :param durable: return only when it would survive a power cut
+    :raises ResourceError: when it cannot be written
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write(path, data, durable=durable)

@@ -1,0 +1,161 @@
+"""Tree heads that others show, held against one's own tree; and the proof when both cannot be true.
+
+A signed head that is not the root of our own tree at its size means that its signer shows different
+histories. That is evidence for others (:mod:`ledger.entries.evidence`) as soon as there is one
+index at which the two trees provably differ; for it, the hashes of the other tree are read from the
+peer that showed the head, and each of them is tied to the head's root.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from artel.ledger.entries import evidence
+from artel.ledger.entries.evidence import SplitView
+from artel.ledger.store.database import storage_errors
+from artel.ledger.sync.offline import write_evidence
+from artel.ledger.sync.source import NotFound, TileHashes
+from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint
+from artel.ledger.tlog.cosignature import CosignerKey
+from artel.ledger.tlog.note import VerifierKey
+from artel.ledger.tlog.proof import root_at
+from artel.protocol import files, messages
+from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, Unreachable
+from artel.protocol.net import wire
+
+if TYPE_CHECKING:
+    from artel.ledger.entries import Genesis
+    from artel.ledger.store.reading import LedgerReader
+    from artel.protocol.net.host import Host
+
+RESOURCE_TIMEOUT_S = 20.0
+SPLIT_VIEW_FILE = "split-view.json"
+
+
+class SplitViewProven(CheckFailed):
+    """A coordinator of the run has signed two histories; ``evidence`` proves it to anybody."""
+
+    def __init__(self, proof: SplitView) -> None:
+        super().__init__(
+            "the coordinator is proven to have signed two histories of this run; "
+            "this node takes no further part in it",
+            f"{SPLIT_VIEW_FILE} in the node's home is the proof: keep it, show it to the others, "
+            f"check it with `artel ledger verify {SPLIT_VIEW_FILE}`",
+        )
+        self.evidence = proof
+
+
+class PeerSource:
+    """The files of a log as a peer serves them (``get_resource``), for use in threads.
+
+    :param loop: the event loop that owns ``host``
+    """
+
+    def __init__(self, host: Host, peer: str, run: str, loop: asyncio.AbstractEventLoop) -> None:
+        self._host, self._peer, self._run, self._loop = host, peer, run, loop
+
+    def get(self, path: str, limit: int) -> bytes:
+        asked = asyncio.run_coroutine_threadsafe(
+            fetch_resource(self._host, self._peer, self._run, path, limit), self._loop
+        )
+        try:
+            return asked.result(RESOURCE_TIMEOUT_S + 10)
+        except TimeoutError:
+            asked.cancel()
+            raise Unreachable(f"{path} did not arrive from {self._peer[-8:]}") from None
+        except wire.Refused as refusal:
+            raise NotFound(refusal.message) from None
+
+
+async def fetch_resource(host: Host, peer: str, run: str, path: str, limit: int) -> bytes:
+    """What a peer has at ``path``, at most ``limit`` bytes; not checked against anything.
+
+    :raises Unreachable: the peer does not answer
+    :raises Refused: it does not have that
+    :raises DecodeError: the reply is malformed, or longer
+    """
+    try:
+        async with asyncio.timeout(RESOURCE_TIMEOUT_S), host.open(peer, wire.LEDGER) as stream:
+            reply = await wire.ask(stream, messages.GetResource(run=run, path=path))
+            if not isinstance(reply, messages.Resource):
+                raise DecodeError(f"unexpected reply {reply.KIND} to get_resource")
+            if reply.size > limit:
+                raise DecodeError(f"{path} of {reply.size} bytes, at most {limit} allowed")
+            return await stream.read_exactly(reply.size)
+    except TimeoutError:
+        raise Unreachable(
+            f"{path} of {peer[-8:]} did not arrive in {RESOURCE_TIMEOUT_S:.0f} s"
+        ) from None
+
+
+async def examine(
+    host: Host, peer: str, run: str, store: LedgerReader, note: str
+) -> SplitView | None:
+    """Hold a head that ``peer`` showed against our tree; the proof if its signer signed both.
+
+    None when the one tree begins with the other.
+
+    :raises DecodeError: the note is malformed
+    :raises CheckFailed: no coordinator signed it; or the histories differ, but the peer does not
+        show a tree that belongs to the note, so that nothing is proven
+    :raises Unreachable: the peer does not answer
+    """
+    source = PeerSource(host, peer, run, asyncio.get_running_loop())
+    return await asyncio.to_thread(_examine, store, note, source)
+
+
+def _examine(store: LedgerReader, note: str, source: PeerSource) -> SplitView | None:
+    coordinators = store.genesis.coordinators
+    head = open_checkpoint(note, store.origin, coordinators)
+    ours = store.latest_note
+    size = parse_checkpoint(ours).size
+    if head.size <= size:
+        if head.root == store.root_at(head.size):
+            return None
+        # Two roots of one size need no more than the two notes.
+        same = store.note_at(head.size)
+        if same:
+            return _checked(evidence.build(same, store, note, store), store.origin, coordinators)
+    theirs = TileHashes(source, head.size, head.root)
+    if head.size > size and root_at(theirs, size) == store.root_at(size):
+        return None
+    return _checked(evidence.build(ours, store, note, theirs), store.origin, coordinators)
+
+
+def _checked(proof: SplitView, origin: str, coordinators: tuple[str, ...]) -> SplitView:
+    evidence.check(proof, log_keys(origin, coordinators))
+    return proof
+
+
+def log_keys(origin: str, coordinators: tuple[str, ...]) -> list[VerifierKey | CosignerKey]:
+    """The keys that may sign this log's heads."""
+    return [VerifierKey(origin, bytes.fromhex(key)) for key in coordinators]
+
+
+def convicts_coordinator(value: dict[str, Any], origin: str, genesis: Genesis) -> bool:
+    """Whether evidence (as JSON) proves that a coordinator of this run signed two histories."""
+    try:
+        proof = SplitView.from_dict(value)
+        if proof.origin != origin:
+            return False
+        evidence.check(proof, log_keys(origin, genesis.coordinators))
+    except ArtelError:
+        return False
+    return True
+
+
+def write_split_view(home: Path, proof: SplitView, genesis: bytes) -> Path:
+    """Leave the evidence in a home as the file that ``artel ledger verify`` reads; durable.
+
+    An older file stays: the first proof is as good as any.
+
+    :param genesis: entry 0, which ties the coordinator's key to the run id in the two notes, so
+        that the file verifies with nothing else at hand
+    """
+    path = home / SPLIT_VIEW_FILE
+    with storage_errors(path):
+        if not path.exists():
+            files.write(path, write_evidence(proof, genesis))
+    return path

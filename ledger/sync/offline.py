@@ -1,0 +1,213 @@
+"""Proof files: made from a ledger, and checked later with nothing else at hand.
+
+A proof file is a c2sp.org/tlog-proof: inclusion in a signed checkpoint. Ours carry the signed
+manifest (entry 0) as extra data. That is not trusted as such: its hash is the run id, which stands
+in the checkpoint's origin line, and it names the keys that may sign the checkpoint. So whoever
+knows the run id needs no other key. Nothing here touches a network, a home or a clock.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from artel.ledger.entries import Entry, Genesis, decode, evidence
+from artel.ledger.store.published import term_of
+from artel.ledger.tlog import note
+from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint
+from artel.ledger.tlog.cosignature import (
+    WITNESS_PREFIX,
+    CosignerKey,
+    open_cosigned,
+    parse_key,
+    witness_key,
+)
+from artel.ledger.tlog.note import VerifierKey
+from artel.ledger.tlog.proof import TlogProof, inclusion, verify_inclusion
+from artel.protocol.errors import CheckFailed, DecodeError, UsageError
+from artel.protocol.merkle import leaf_hash
+
+if TYPE_CHECKING:
+    from artel.ledger.store.finality import Finality
+    from artel.ledger.sync.view import Log
+
+MAX_EVIDENCE_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Proven:
+    """What a proof shows."""
+
+    checkpoint: Checkpoint
+    index: int
+    log_key: str
+    """Hex key that signed the checkpoint."""
+    pinned: bool
+    """Whether the caller gave the key; otherwise it follows from the run id."""
+    run: str
+    """Run id in the origin; "" for a log that is no run."""
+    cosigners: dict[str, int]
+    """Names of the witnesses whose cosignatures verify, and when they signed (POSIX seconds)."""
+    entry: Entry | None
+    """None when the log is no run."""
+    genesis: Genesis | None = field(default=None)
+
+
+def prove(log: Log, standing: Finality, index: int) -> TlogProof:
+    """The proof of one entry, under the newest final checkpoint or, before there is one, the newest
+    cosigned one that covers it, or the newest at all.
+
+    :param standing: of this log
+    :raises UsageError: when there is no such entry
+    """
+    size = log.size
+    if not 0 <= index < size:
+        raise UsageError(f"there is no entry {index}; the ledger has {size}")
+    for signed in (standing.final, standing.cosigned):
+        if signed and parse_checkpoint(signed).size > index:
+            break
+    else:
+        # With no other lines than the log's own: whoever has the same log makes the same file.
+        newest = log.latest_note
+        keys = run_keys(parse_checkpoint(newest).origin, log.genesis)
+        signed = note.open_note(newest, keys).encode()
+    hashes = inclusion(log, index, parse_checkpoint(signed).size)
+    return TlogProof(index, tuple(hashes), signed, extra=log.leaf(0))
+
+
+def verify(proof: bytes, leaf: bytes, vkeys: Sequence[str] = (), run: str = "") -> Proven:
+    """Check a proof file.
+
+    :param leaf: the entry's exact bytes
+    :param vkeys: keys to trust, of the log (and then no others are) and of witnesses
+    :param run: run id that it must be of; "" for the one in the origin line
+    :raises DecodeError: when a file or a key is malformed
+    :raises UsageError: when there is no key of the log
+    :raises CheckFailed: when it does not hold
+    """
+    parsed = TlogProof.parse(proof)
+    origin = parse_checkpoint(parsed.checkpoint).origin
+    named = run_of(origin)
+    if run and named != run:
+        raise CheckFailed(f"the proof is of {f'run {named[:12]}…' if named else origin[:120]!r}")
+    keys = [parse_key(text) for text in vkeys]
+    log_keys = [key for key in keys if isinstance(key, VerifierKey)]
+    pinned = bool(log_keys)
+    genesis = _genesis(parsed.extra, named) if named and parsed.extra else None
+    if not pinned and genesis is not None:
+        log_keys = run_keys(origin, genesis)
+    if not log_keys:
+        raise UsageError(
+            "the proof does not carry the run's manifest, so the key of the log is not known",
+            "give it with --vkey; /ledger/run and `artel ledger status --json` show it",
+        )
+    cosigners = [key for key in keys if isinstance(key, CosignerKey)]
+    if not cosigners:
+        cosigners = _named_witnesses(parsed.checkpoint)
+    checkpoint, times = open_cosigned(parsed.checkpoint, log_keys, cosigners, origin)
+    signed = note.open_note(parsed.checkpoint, log_keys).signatures[0]
+    key = next(k for k in log_keys if (k.name, k.key_id) == (signed.name, signed.key_id))
+    verify_inclusion(leaf_hash(leaf), parsed.index, checkpoint.size, parsed.hashes, checkpoint.root)
+    entry = _entry(leaf) if named else None
+    return Proven(checkpoint, parsed.index, key.public.hex(), pinned, named, times, entry, genesis)
+
+
+def verify_evidence(
+    data: bytes, vkeys: Sequence[str] = ()
+) -> tuple[evidence.SplitView, VerifierKey | CosignerKey]:
+    """Check evidence of a split view; returned is also the key that is convicted.
+
+    The key of a run's log follows from the manifest in the file, that of a node from its name.
+
+    :raises DecodeError: when it is malformed
+    :raises UsageError: when the key is not known
+    :raises CheckFailed: when it proves nothing
+    """
+    split, leaf = read_evidence(data)
+    keys = [parse_key(text) for text in vkeys]
+    if not keys:
+        run = run_of(split.origin)
+        if leaf and run:
+            genesis = _genesis(leaf, run)
+            keys += run_keys(split.origin, genesis)
+        keys += _named_witnesses(split.first)
+    if not keys:
+        raise UsageError("the file does not say whose key it is about", "give it with --vkey")
+    return split, evidence.check(split, keys)
+
+
+def read_evidence(data: bytes) -> tuple[evidence.SplitView, bytes]:
+    """Evidence, with or without the manifest around it: a file that ``compare`` or a node wrote.
+
+    :returns: the evidence, not yet checked, and entry 0 of the run's ledger (empty without)
+    :raises DecodeError: when it is neither
+    """
+    if len(data) > MAX_EVIDENCE_BYTES:
+        raise DecodeError(f"evidence of {len(data)} bytes, at most {MAX_EVIDENCE_BYTES} allowed")
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        raise DecodeError("evidence is a JSON object") from None
+    if not isinstance(value, dict) or set(value) != {"evidence", "genesis"}:
+        return evidence.SplitView.from_dict(value), b""
+    try:
+        leaf = base64.b64decode(value["genesis"], validate=True)
+    except (binascii.Error, ValueError, TypeError):
+        raise DecodeError("genesis is not base64") from None
+    return evidence.SplitView.from_dict(value["evidence"]), leaf
+
+
+def write_evidence(split: evidence.SplitView, leaf: bytes) -> bytes:
+    """What :func:`read_evidence` reads."""
+    value: dict[str, Any] = {
+        "evidence": split.to_dict(),
+        "genesis": base64.b64encode(leaf).decode(),
+    }
+    return json.dumps(value, indent=1).encode() + b"\n"
+
+
+def run_of(origin: str) -> str:
+    """The run id in an origin line; "" when it is no run's."""
+    parts = origin.split("/")
+    run = parts[1] if len(parts) == 4 else ""
+    return run if run and term_of(origin, run) is not None else ""
+
+
+def run_keys(origin: str, genesis: Genesis) -> list[VerifierKey]:
+    """The keys that may sign the log of this run."""
+    return [VerifierKey(origin, bytes.fromhex(key)) for key in genesis.coordinators]
+
+
+def _genesis(leaf: bytes, run: str) -> Genesis:
+    """The manifest, tied to the run id."""
+    entry = decode(leaf)
+    body = entry.body
+    if not isinstance(body, Genesis) or body.run != run:
+        raise CheckFailed("the manifest in the file is not that of the run in the origin line")
+    if entry.signers != {body.organiser}:
+        raise CheckFailed("the manifest in the file is not signed by its organiser")
+    return body
+
+
+def _entry(leaf: bytes) -> Entry:
+    entry = decode(leaf)
+    if not entry.signers:
+        raise CheckFailed("a signature of the entry does not verify")
+    return entry
+
+
+def _named_witnesses(signed: str) -> list[CosignerKey]:
+    """The keys of nodes that have a line; a node's name contains its key."""
+    keys = []
+    for line in note.parse(signed).signatures:
+        peer = line.name.removeprefix(WITNESS_PREFIX)
+        if peer != line.name:
+            try:
+                keys.append(witness_key(peer))
+            except DecodeError:  # somebody else's name that begins alike
+                continue
+    return keys

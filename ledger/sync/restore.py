@@ -1,0 +1,412 @@
+"""A home's ledger, made again from a copy that somebody else holds: a mirror, a node, a peer.
+
+Taken over is exactly the tree of a checkpoint that the run's coordinator signed, and nothing that
+contradicts what the home itself is known to have published: a coordinator that goes on from an
+older ledger than others have seen would sign a second history.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from artel.ledger.entries import decode, evidence
+from artel.ledger.fold.accounts import FoldState
+from artel.ledger.fold.replay import replay
+from artel.ledger.store import database, finality
+from artel.ledger.store.database import storage_errors
+from artel.ledger.store.heads import HEADS_NAME, HeadStore
+from artel.ledger.store.published import (
+    heads_error,
+    known_heads,
+    published_error,
+    read_checkpoint_file,
+    term_of,
+)
+from artel.ledger.store.snapshot import snapshot
+from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, MAX_BATCH, LedgerStore
+from artel.ledger.sync.holders import Holder
+from artel.ledger.sync.mirror import SignedHead, keep_evidence, verified_head
+from artel.ledger.sync.offline import run_of
+from artel.ledger.sync.source import Source, TileHashes, read_bundle
+from artel.ledger.tlog import note
+from artel.ledger.tlog.checkpoint import Checkpoint, sign_checkpoint
+from artel.ledger.tlog.edge import Edge
+from artel.ledger.tlog.note import Note
+from artel.ledger.tlog.proof import HashReader, root_at
+from artel.ledger.tlog.tiles import ENTRIES, level_tiles
+from artel.protocol import files, identity, merkle
+from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, UsageError
+from artel.protocol.files import sync_folder
+from artel.protocol.identity import HomeLock, Identity
+
+Progress = Callable[[int, int], None]
+"""``progress(entries taken over, entries in all)``"""
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a home holds now."""
+
+    run: str
+    size: int
+    root: bytes
+    before: int
+    """Entries that its own ledger had, as far as it could be read."""
+    damage: str
+    """Why its own ledger could not be used; "" when it could, or there was none."""
+    kept: Path | None
+    """Where the old database is now."""
+    final: int
+    """Size of the newest final checkpoint that came along; 0 for none."""
+    source: str
+    """Which of the sources it was taken from."""
+    coordinator: bool
+    """Whether the home holds the key that signs this log."""
+
+
+def restore(
+    holders: Sequence[Holder],
+    home: Path,
+    run: str = "",
+    *,
+    accept_older: bool = False,
+    progress: Progress = lambda _done, _all: None,
+) -> Restored:
+    """Make the ledger of ``home`` again from the holder that has the newest checkpoint.
+
+    :param run: the run that it must be; when empty, that of the home's ledger or of the holders
+    :param accept_older: although the home itself has published a newer checkpoint
+    :raises CheckFailed: when something does not hold, when two histories are shown, or all holders
+        are older than what the home has published
+    :raises UsageError: when the home's own ledger is sound and as long
+    :raises Unreachable: when a holder does not answer
+    :raises ResourceError: when a daemon is using the home, or the disk is full
+    """
+    lock = HomeLock(home)
+    try:
+        with _own(home) as own:
+            wanted = run or (own.run if own is not None else "")
+            offers = [_offer(holder, wanted) for holder in holders]
+            best = max(offers, key=lambda offer: offer.head.size)
+            for offer in offers:
+                if offer is not best:
+                    _check_prefix(home, best, offer.head, offer.reader, offer.name)
+            _check_own(home, own, best, accept_older)
+            _check_heads(home, best, accept_older)
+            return _rebuild(home, own, best, progress)
+    finally:
+        lock.release()
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """A tree that somebody holds, and its signed head."""
+
+    name: str
+    source: Source
+    head: SignedHead
+    reader: TileHashes
+    final: str
+
+
+def _offer(holder: Holder, run: str) -> _Offer:
+    text, final = holder.heads()
+    head = verified_head(holder.source, text, run=run)
+    reader = TileHashes(holder.source, head.size, head.root)
+    return _Offer(holder.name, holder.source, head, reader, final)
+
+
+# --- what the home has ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Own:
+    """The home's ledger: ``store`` when it is sound; ``published`` is its checkpoint file."""
+
+    store: LedgerStore | None
+    damage: str
+    published: str
+
+    @property
+    def size(self) -> int:
+        return self.store.size if self.store is not None else 0
+
+    @property
+    def run(self) -> str:
+        if self.store is not None and self.store.size:
+            return self.store.genesis.run
+        with suppress(DecodeError):
+            return run_of(Checkpoint.parse(note.parse(self.published).text).origin)
+        return ""
+
+
+@contextmanager
+def _own(home: Path) -> Iterator[_Own | None]:
+    published = read_checkpoint_file(home / CHECKPOINT_NAME)
+    if not (home / DATABASE_NAME).exists():
+        yield _Own(None, "", published) if published else None
+        return
+    with ExitStack() as stack:
+        try:
+            copied = stack.enter_context(snapshot(home))
+            store = stack.enter_context(LedgerStore.open_copy(copied.path))
+        except CheckFailed as error:
+            yield _Own(None, error.message, published)
+            return
+        wrong = published_error(published, home / CHECKPOINT_NAME, store.note_at, store.size)
+        yield _Own(None if wrong else store, wrong, published)
+
+
+def _check_own(home: Path, own: _Own | None, best: _Offer, accept_older: bool) -> None:
+    """What the home holds, or has said, must not contradict what is to take its place."""
+    if own is None:
+        return
+    head, name = best.head, best.name
+    if own.store is not None and own.store.size:
+        keys = head.keys_for(own.store.origin)
+        signed = verified_head(best.source, own.store.latest_note, keys)
+        _check_prefix(home, best, signed, own.store, str(home))
+        if own.store.size >= head.size:
+            raise UsageError(
+                f"{home} has a sound ledger of {own.store.size} entries, {name} one of {head.size}",
+                "there is nothing to restore",
+            )
+        return
+    try:
+        said = Checkpoint.parse(note.parse(own.published).text)
+        note.open_note(own.published, head.keys_for(said.origin))
+    except ArtelError:
+        return  # it says nothing that could be relied on
+    if said.size > head.size and not accept_older:
+        raise _older(home, said.size, best)
+    if said.size <= head.size and root_at(best.reader, said.size) != said.root:
+        raise CheckFailed(
+            f"{home} has published another history than {name} shows: the log has signed both",
+            f"nothing was changed; keep {home / CHECKPOINT_NAME} and what {name} shows",
+        )
+
+
+def _older(home: Path, published: int, best: _Offer) -> CheckFailed:
+    return CheckFailed(
+        f"{home} has published a checkpoint of {published} entries, {best.name} has "
+        f"{best.head.size}",
+        "restore from somebody who has more. If nobody has, nothing of it was final: "
+        "--accept-older goes on without these entries. Should anybody have seen them, a "
+        "coordinator that does so is caught signing two histories",
+    )
+
+
+def _check_heads(home: Path, best: _Offer, accept_older: bool) -> None:
+    """The tree heads that the home keeps must not contradict what is to take its place, either."""
+    if not (home / HEADS_NAME).exists():
+        return
+    coordinators = [key.public.hex() for key in best.head.keys]
+    with closing(HeadStore(home / HEADS_NAME)) as heads:
+        known = known_heads(heads, run_of(best.head.checkpoint.origin), coordinators)
+    if known and known[0].size > best.head.size and not accept_older:
+        raise _older(home, known[0].size, best)
+    covered = [head for head in known if head.size <= best.head.size]
+    if heads_error(covered, best.head.size, lambda size: root_at(best.reader, size)):
+        raise CheckFailed(
+            f"{home} has signed or seen another history than {best.name} shows: the log has signed "
+            "both",
+            f"nothing was changed; keep {home / HEADS_NAME} and what {best.name} shows",
+        )
+
+
+def _check_prefix(
+    home: Path, best: _Offer, other: SignedHead, reader: HashReader, name: str
+) -> None:
+    """One of the two trees must begin with the other; else the evidence is left in the home."""
+    size = min(best.head.size, other.size)
+    if root_at(best.reader, size) == root_at(reader, size):
+        return
+    message = f"{best.name} and {name} show different histories"
+    if best.head.checkpoint.origin != other.checkpoint.origin:
+        raise CheckFailed(f"{message}, in different terms", "nothing was changed; keep both")
+    proof = evidence.build(best.head.note, best.reader, other.note, reader)
+    evidence.check(proof, best.head.keys)
+    path = keep_evidence(home, proof, best.source, best.head.size)
+    raise CheckFailed(
+        f"{message}: the log has signed both", f"nothing was changed; {path} is the proof"
+    )
+
+
+# --- making it again ------------------------------------------------------------------------------
+
+
+def _rebuild(home: Path, own: _Own | None, best: _Offer, progress: Progress) -> Restored:
+    head = best.head
+    run = run_of(head.checkpoint.origin)
+    term = term_of(head.checkpoint.origin, run) or 0
+    signer = _coordinator(home, head)
+    known = own.store if own is not None else None
+    work = files.unfinished(home / "ledger")
+    with storage_errors(home):
+        work.mkdir()
+    try:
+        leaves = _leaves(best.source, head.size, progress)
+        _build(work / DATABASE_NAME, leaves, head, _notes(known, signer, head))
+        # Reads all of it back, hashes it, and writes the checkpoint file.
+        with LedgerStore.open(work / DATABASE_NAME, run=run, term=term) as store:
+            if store.root != head.root:
+                raise CheckFailed("what was written reads back differently", "test the disk")
+            state = replay(store.leaves())
+        if state.run != run:
+            raise CheckFailed("the manifest is not signed by its organiser")
+        kept = _put_in_place(home, work)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return Restored(
+        run=run,
+        size=head.size,
+        root=head.root,
+        before=own.size if own is not None else 0,
+        damage=own.damage if own is not None else "",
+        kept=kept,
+        final=_keep_heads(home, best, state, signs=signer is not None),
+        source=best.name,
+        coordinator=signer is not None,
+    )
+
+
+def _leaves(source: Source, size: int, progress: Progress) -> Iterator[bytes]:
+    done = 0
+    for bundle in level_tiles(ENTRIES, size):
+        leaves = read_bundle(source, bundle)
+        yield from leaves
+        done += len(leaves)
+        progress(done, size)
+
+
+NoteOf = Callable[[int, Edge], str]
+"""``note_of(size of the note before, tree so far)`` gives the note to store at this size, or ""."""
+
+
+def _notes(known: LedgerStore | None, signer: Identity | None, head: SignedHead) -> NoteOf:
+    """The newest note, those that the home had, and, on the coordinator, some in between.
+
+    A replica catches up in pages that end at a note and have at most ``MAX_BATCH`` entries. A
+    mirror holds the newest note only; the log itself may sign any tree that its newest one begins
+    with.
+    """
+    lines = note.open_note(head.note, head.keys).signatures
+    newest = Note(note.parse(head.note).text, lines).encode()
+
+    def note_of(before: int, tree: Edge) -> str:
+        if tree.size == head.size:
+            return newest
+        if known is not None and tree.size <= known.size:
+            found = known.note_at(tree.size)
+            if found:
+                return found
+        if signer is not None and tree.size - before >= MAX_BATCH:
+            return sign_checkpoint(signer, head.checkpoint.origin, tree.size, tree.root())
+        return ""
+
+    return note_of
+
+
+def _build(path: Path, leaves: Iterable[bytes], head: SignedHead, note_of: NoteOf) -> None:
+    """Write a database with these entries; durable when this returns.
+
+    :raises CheckFailed: when they are not those of the checkpoint
+    """
+    edge, before = Edge(), 0
+    new = files.unfinished(path)
+    insert = database.insert_entries(1)
+    with storage_errors(path):
+        with closing(sqlite3.connect(new, isolation_level=None)) as target:
+            target.execute("PRAGMA synchronous=OFF")
+            target.execute("PRAGMA journal_mode=OFF")
+            database.write_schema(target, database.sqlite_version())
+            target.execute("BEGIN")
+            for leaf in leaves:
+                try:
+                    decode(leaf)
+                except DecodeError as error:
+                    raise CheckFailed(f"entry {edge.size}: {error.message}") from None
+                target.execute(insert, (edge.size, hashlib.sha256(leaf).digest(), leaf))
+                for tile in edge.append(merkle.leaf_hash(leaf)):
+                    target.execute(database.INSERT_TILE, database.tile_row(tile))
+                found = note_of(before, edge)
+                if found:
+                    target.execute(database.INSERT_CHECKPOINT, (edge.size, found))
+                    before = edge.size
+            target.execute("COMMIT")
+            if edge.root() != head.root:
+                raise CheckFailed(
+                    "the entries do not give the root that the checkpoint signs",
+                    "artel ledger audit TARGET --run ID --full names the one that is wrong",
+                )
+            target.execute("PRAGMA journal_mode=WAL")
+        database.publish(new, path)
+
+
+def _coordinator(home: Path, head: SignedHead) -> Identity | None:
+    """The key of the home's node, if it is one that signs this log."""
+    path = home / "node.key"
+    found = identity.load(path) if path.exists() else None
+    return found if found is not None and any(k.public == found.public for k in head.keys) else None
+
+
+def _put_in_place(home: Path, work: Path) -> Path | None:
+    """Let the new ledger take the place of the old one, which stays under another name.
+
+    At every moment the home has a ledger, or never had one: a coordinator that found none would
+    begin the run anew. Should this be cut off between the two replacements, the old checkpoint
+    file does not fit the database; it is then opened by nobody, and restored once more.
+    """
+    path = home / DATABASE_NAME
+    kept = None
+    with storage_errors(path):
+        if path.exists():
+            kept = _free_name(home)
+            os.link(path, kept)
+        beside = kept or _free_name(home)
+        # An old log must never be applied to the new file.
+        for suffix in ("-wal", "-shm"):
+            side = path.with_name(path.name + suffix)
+            if side.exists():
+                side.rename(f"{beside}{suffix}")
+        sync_folder(home)
+        os.replace(work / DATABASE_NAME, path)
+        os.replace(work / CHECKPOINT_NAME, home / CHECKPOINT_NAME)
+        sync_folder(home)
+    return kept
+
+
+def _free_name(home: Path) -> Path:
+    """A name for a ledger that is replaced, under which the home has nothing yet."""
+    stem = f"{DATABASE_NAME}.replaced-"
+    taken = {path.name.removeprefix(stem).partition("-")[0] for path in home.glob(f"{stem}*")}
+    number = next(n for n in itertools.count(1) if str(n) not in taken)
+    return home / f"{stem}{number}"
+
+
+def _keep_heads(home: Path, best: _Offer, state: FoldState, *, signs: bool) -> int:
+    """Keep the cosignatures that came along; returns the size of the final head, 0 for none."""
+    size = 0
+    keys = [key.public.hex() for key in best.head.keys]
+    with closing(HeadStore(home / HEADS_NAME)) as heads:
+        if signs:  # there are newer ones only when an older ledger was accepted
+            heads.forget_after(best.head.size)
+        for text in filter(None, (best.final, best.head.note)):
+            origin = Checkpoint.parse(note.parse(text).text).origin
+            found, signed = finality.verified(text, origin, keys, state.nodes)
+            if found.size > best.head.size or run_of(origin) != state.run:
+                continue
+            if root_at(best.reader, found.size) != found.root:
+                raise CheckFailed("the final checkpoint is not of this tree")
+            if finality.cosigners(signed, state.nodes):
+                heads.add_note(signed.encode())
+                size = max(size, found.size if finality.is_final(signed, state) else 0)
+    return size

@@ -1,0 +1,345 @@
+"""A ledger as its readers see it: the log, the fold over it, and how much of that is final.
+
+:mod:`ledger.sync.client` makes one, of a home or of whoever holds the ledger elsewhere.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from artel.ledger.entries import Entry, Genesis, entry_id
+from artel.ledger.entries.evidence import SplitView, check
+from artel.ledger.fold import labels
+from artel.ledger.fold.journal import Journal
+from artel.ledger.fold.replay import decoded
+from artel.ledger.fold.rules_trust import signers_of
+from artel.ledger.fold.shares import FoldState, Outcome, apply
+from artel.ledger.store import cache, finality
+from artel.ledger.store.cache import Replayed
+from artel.ledger.store.finality import Finality
+from artel.ledger.sync.holders import Holder
+from artel.ledger.tlog import note
+from artel.ledger.tlog.checkpoint import open_checkpoint
+from artel.ledger.tlog.cosignature import time_of
+from artel.protocol.errors import CheckFailed, DecodeError, Unreachable, UsageError
+
+if TYPE_CHECKING:
+    from artel.ledger.store.heads import HeadStore
+    from artel.protocol.dsse import Envelope
+
+HOME_CACHE_ENTRIES = 2000
+"""Homes of fewer entries are replayed each time: it takes less than a second."""
+SUBMITTED_WAIT_S = 20.0
+SUBMITTED_POLL_S = 0.5
+
+Observe = Callable[[int, Entry, Outcome], None]
+
+
+class Log(Protocol):
+    """What a :class:`ledger.store.reading.LedgerReader` and a :class:`RemoteLog` have in common."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def root(self) -> bytes: ...
+    @property
+    def origin(self) -> str: ...
+    @property
+    def genesis(self) -> Genesis: ...
+    @property
+    def latest_note(self) -> str: ...
+    def leaf(self, index: int) -> bytes: ...
+    def leaves(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]: ...
+    def find(self, prefix: str, limit: int = 2) -> list[int]: ...
+    def index_of(self, entry: str) -> int | None: ...
+    def note_at(self, size: int) -> str: ...
+    def note_between(self, after: int, up_to: int) -> str: ...
+    def subtree(self, level: int, index: int) -> bytes: ...
+    def root_at(self, size: int) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class Cosigner:
+    """A node that cosigned a tree head at ``time`` (POSIX seconds) for its account."""
+
+    account: str
+    node: str
+    time: int
+
+
+@dataclass
+class View:
+    """One ledger as of one checkpoint. Make one with :mod:`ledger.sync.client`."""
+
+    log: Log
+    where: str
+    """What a person wrote to get here."""
+    holder: Holder | None = None
+    home: Path | None = None
+    notes: list[str] = field(default_factory=list)
+    """Tree heads that a holder showed, not verified yet."""
+    heads: HeadStore | None = None
+    """The tree heads with cosignatures that a home keeps."""
+    names: dict[str, tuple[str, str]] = field(default_factory=dict)
+    evidence: list[dict[str, Any]] = field(default_factory=list)
+    """Of split views, as the holder has it; not verified, see :attr:`conflicts`."""
+    trust: str = ""
+    """What is taken on trust here, in words; "" when nothing is."""
+    keep: Path | None = None
+    """Where the replayed state is kept between calls."""
+    shared: bool = False
+    """Whether ``keep`` is about the run as such, so that another history is a contradiction."""
+
+    seen: int = 0
+    """Size of a newer checkpoint that was read here before, if this one is behind it."""
+
+    # --- the fold ---------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> FoldState:
+        """The fold over all entries; signatures checked on all cores, once.
+
+        :raises CheckFailed: when an entry does not decode, or the log is not the one seen before
+        """
+        return self._replayed.state
+
+    @cached_property
+    def _replayed(self) -> Replayed:
+        known = self._known()
+        if known is None:
+            known = Replayed()
+        if known.size < self.log.size:
+            self._replay(known, self.log.size)
+            self._save(known)
+        if self.log.size and not known.state.run:
+            raise CheckFailed("the manifest is not signed by its organiser")
+        return known
+
+    def _known(self) -> Replayed | None:
+        """The state of an earlier call, if this log begins with what it was computed from."""
+        known = cache.load(self.keep) if self.keep is not None else None
+        if known is None or not known.size:
+            return None
+        if known.size > self.log.size:
+            self.seen = known.size
+            return None
+        if self.log.root_at(known.size) == known.root:
+            return known
+        if self.shared:
+            raise CheckFailed(
+                f"this ledger does not begin with the {known.size:,} entries that were read and "
+                "checked here before: somebody has signed two histories",
+                "see which: artel ledger compare URL OTHER-URL; --no-cache reads this one anyway",
+            )
+        return None
+
+    def _replay(self, replayed: Replayed, stop: int, observe: Observe | None = None) -> None:
+        """Advance a state in place, with its journals."""
+        start, state = replayed.size, replayed.state
+        for index, (_, entry) in enumerate(
+            decoded_entries(self.log.leaves(start, stop), start), start
+        ):
+            if not entry.signers:
+                replayed.unsigned.append(index)
+            outcome = apply(state, entry)
+            for journal in replayed.journals.values():
+                journal.observe(index, entry, outcome)
+            if observe is not None:
+                observe(index, entry, outcome)
+        replayed.size, replayed.root = stop, self.log.root_at(stop)
+
+    def _save(self, replayed: Replayed) -> None:
+        worth = self.shared or replayed.size >= HOME_CACHE_ENTRIES
+        if self.keep is not None and worth and not self.seen:
+            cache.save(self.keep, replayed)
+
+    def replay(self, stop: int | None = None, observe: Observe | None = None) -> FoldState:
+        """Fold the first ``stop`` entries (default: all) once more, watching each one.
+
+        Signatures are not checked twice.
+        """
+        stop = self.log.size if stop is None else stop
+        checked = self._replayed if "_replayed" in vars(self) or self.keep is not None else None
+        if checked is None:
+            fresh = Replayed()
+            self._replay(fresh, stop, observe)
+            if stop == self.log.size:
+                vars(self)["_replayed"] = fresh
+            return fresh.state
+        unsigned, state = set(checked.unsigned), FoldState()
+        for index, leaf in enumerate(self.log.leaves(0, stop)):
+            entry = _trusted(leaf, index in unsigned)
+            outcome = apply(state, entry)
+            if observe is not None:
+                observe(index, entry, outcome)
+        return state
+
+    def journal(self, account: str) -> Journal:
+        """The story of one account, from the first entry on."""
+        replayed = self._replayed
+        journal = replayed.journals.pop(account, None)
+        if journal is None:
+            journal = Journal(account)
+            self.replay(observe=journal.observe)
+        replayed.journals[account] = journal
+        self._save(replayed)
+        return journal
+
+    # --- final or pending -------------------------------------------------------------------------
+
+    @cached_property
+    def finality(self) -> Finality:
+        """How much of this is final, by tree heads that are verified here.
+
+        :raises CheckFailed: when one of them is not of this ledger
+        """
+        kept = finality.kept_notes(self.heads, self.state)
+        return finality.of_notes((*kept, *self.notes, self.log.latest_note), self.log, self.state)
+
+    @property
+    def final_note(self) -> str:
+        """The newest final tree head, with the lines that were verified; "" when there is none."""
+        return self.finality.final
+
+    @property
+    def final_size(self) -> int:
+        """Entries before this index are final."""
+        return self.finality.size
+
+    @property
+    def needed(self) -> int:
+        """Cosigning accounts that make a tree head final; 0: nothing ever is."""
+        return finality.needed(self.state)
+
+    def witnesses(self) -> list[Cosigner]:
+        """Who cosigned the newest final tree head, or else the newest that anybody cosigned."""
+        found = self.finality
+        text = found.final or found.cosigned
+        lines = finality.cosigners(note.parse(text), self.state.nodes) if text else {}
+        return [
+            Cosigner(account, node, time_of(lines[node]) or 0)
+            for account, nodes in found.seats.items()
+            for node in nodes
+        ]
+
+    @property
+    def label(self) -> str:
+        """What may honestly be said about the witnesses, in one line."""
+        return self.trust_in_witnesses.label
+
+    @property
+    def trust_in_witnesses(self) -> labels.Trust:
+        """How many witnesses there could be, and what they can and cannot do."""
+        return finality.trust(self.state)
+
+    @property
+    def conflicts(self) -> list[dict[str, Any]]:
+        """Evidence that a key of this run has signed two histories, each piece verified."""
+        proven = []
+        for item in self.evidence:
+            try:
+                split = SplitView.from_dict(item)
+                check(split, signers_of(self.state, split))
+            except (CheckFailed, DecodeError):
+                continue
+            proven.append(item)
+        return proven
+
+    @property
+    def aliases(self) -> dict[str, tuple[str, str]]:
+        """Account to (alias, team), by what the holder says."""
+        return self.names
+
+    # --- handing in -------------------------------------------------------------------------------
+
+    def submit(self, envelope: Envelope) -> tuple[int, str]:
+        """Hand in an entry; returns its index and the checkpoint that covers it.
+
+        :raises Refused: when it is not taken
+        :raises Unreachable: when nobody answers, or it does not appear in the ledger in time
+        :raises UsageError: when nobody is known who could take it
+        """
+        leaf = envelope.encode()
+        with self._taker() as holder:
+            done = holder.submit(self.state.run, leaf)
+            index, text = done if done is not None else self._awaited(holder, entry_id(leaf))
+        head = open_checkpoint(text, self.log.origin, self.log.genesis.coordinators)
+        if not self.log.size <= index < head.size:
+            raise CheckFailed(
+                f"the peer says that it is entry {index}; the checkpoint that it shows covers "
+                f"{head.size} entries",
+                "look for it with artel ledger log, and ask another peer",
+            )
+        return index, text
+
+    def set_alias(self, envelope: Envelope) -> None:
+        """Hand in a wish to be shown under a name; raises like :meth:`submit`."""
+        with self._taker() as holder:
+            holder.set_alias(self.state.run, envelope.encode())
+
+    @contextmanager
+    def _taker(self) -> Iterator[Holder]:
+        if self.holder is not None:
+            yield self.holder
+            return
+        from artel.ledger.sync.lightnode import PeerHolder
+        from artel.protocol.invite import Invite
+
+        try:
+            invite = Invite.decode(((self.home or Path()) / "invite").read_text("utf-8"))
+        except (OSError, UnicodeError):
+            raise UsageError(
+                f"{self.home} has no invite, so nobody is known who could take this",
+                "add --from INVITE or --from http://HOST:PORT",
+            ) from None
+        if self.log.size and invite.run != self.state.run:
+            raise UsageError("the invite in this home is of another run", "add --from INVITE")
+        holder = PeerHolder(invite.peers)
+        try:
+            yield holder
+        finally:
+            holder.close()
+
+    def _awaited(self, holder: Holder, entry: str) -> tuple[int, str]:
+        """Wait until an entry that a peer passed on appears in the ledger."""
+        from artel.ledger.sync.client import open_log
+
+        deadline = time.monotonic() + SUBMITTED_WAIT_S
+        start = self.log.size
+        while time.monotonic() < deadline:
+            log = open_log(holder, self.state.run, None)[0]
+            for index, leaf in enumerate(log.leaves(start), start):
+                if entry_id(leaf) == entry:
+                    return index, log.latest_note
+            start = log.size
+            time.sleep(SUBMITTED_POLL_S)
+        raise Unreachable(
+            f"the peer passed it on, but it is not in the ledger after {SUBMITTED_WAIT_S:.0f} s",
+            "look for it later with artel ledger log; to be sure, hand it in at the coordinator",
+        )
+
+
+def decoded_entries(leaves: Iterable[bytes], start: int) -> Iterator[tuple[bytes, Entry]]:
+    """Entries with their signatures checked; what does not decode is a failed check."""
+    done = start
+    try:
+        for item in decoded(leaves, processes=True):
+            done += 1
+            yield item
+    except DecodeError as error:
+        raise CheckFailed(f"entry {done} does not decode: {error.message}") from None
+
+
+def _trusted(leaf: bytes, unsigned: bool) -> Entry:
+    """An entry whose signatures were checked before, with this result."""
+    from artel.ledger.entries import decode
+
+    entry = decode(leaf)
+    entry.__dict__["signers"] = frozenset() if unsigned else frozenset(entry.envelope.signers)
+    return entry

@@ -1,0 +1,1 @@
+"""The exchange: codecs, parts, error feedback, aggregation, outer step."""

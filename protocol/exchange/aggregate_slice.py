@@ -1,0 +1,99 @@
+"""A slice of a sharded round, combined: what its aggregator publishes, and what anybody recomputes.
+
+A slice blob follows from the accepted contributions' blobs for that slice, their tokens and the
+manifest alone, bit for bit, whoever computes it on whatever machine. So a slice blob whose content
+id differs from that of :func:`recompute` convicts the node that signed for it. No torch here, and
+no network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+
+from artel.protocol.errors import CheckFailed
+from artel.protocol.exchange import codec, pseudogradient
+from artel.protocol.exchange.aggregate import Contribution, aggregate
+from artel.protocol.exchange.codec import Payload
+from artel.protocol.exchange.parts import Part, cut, fragment
+from artel.protocol.run_config import Exchange
+from artel.protocol.state import Layout, Vector
+
+
+def round_slices(layout: Layout, exchange: Exchange, round: int, members: int) -> list[Part]:
+    """The slices of a sharded round: its fragment, cut into one for each member of the attempt (or
+    fewer, in a small model)."""
+    return cut(fragment(layout, exchange.fragments, round), members)
+
+
+def combine(layout: Layout, contributions: Iterable[Contribution], exchange: Exchange) -> Vector:
+    """The update (N,) of a fragment or slice by the rules of the run.
+
+    :raises CheckFailed: as :func:`protocol.exchange.aggregate.aggregate`
+    """
+    return aggregate(
+        layout, contributions, method=exchange.aggregator, floor=exchange.contributor_floor
+    )
+
+
+def combine_slice(
+    layout: Layout,
+    contributions: Iterable[Contribution],
+    exchange: Exchange,
+    *,
+    round: int,
+    base: str,
+) -> bytes:
+    """The slice blob: the update, encoded with the run's codec without error feedback.
+
+    :param layout: of the slice
+    :param contributions: of that slice; ``vector`` is what :func:`pseudogradient.load` gives
+    :param base: state root of the base state, hex
+    :raises CheckFailed: as :func:`combine`; or the update leaves the range of the codec
+    """
+    return pseudogradient.pack(
+        layout,
+        combine(layout, contributions, exchange),
+        round=round,
+        base=base,
+        codec=codec.of(exchange),
+        magic=pseudogradient.SLICE_MAGIC,
+    )
+
+
+def recompute(
+    layout: Layout,
+    exchange: Exchange,
+    *,
+    round: int,
+    members: int,
+    slice: int,
+    base: str,
+    blobs: Mapping[str, Payload | Callable[[], Payload]],
+    tokens: Mapping[str, int],
+) -> bytes:
+    """The right slice blob, from scratch.
+
+    :param layout: of the whole model, from the manifest
+    :param members: of the attempt (``round_opened``)
+    :param base: state root of the base state, hex
+    :param blobs: peer id to the bytes of its blob for this slice, or a function that reads them
+        (it is called more than once), for exactly the accepted contributions (``round_closed``)
+    :param tokens: peer id to its accepted tokens
+    :raises BlobRefused: a blob is not acceptable
+    :raises CheckFailed: there is no such slice, or blobs and tokens are not of the same nodes
+    """
+    slices = round_slices(layout, exchange, round, members)
+    if not 0 <= slice < len(slices):
+        raise CheckFailed(f"round {round} has no slice {slice}: there are {len(slices)}")
+    if blobs.keys() != tokens.keys():
+        raise CheckFailed("a slice is recomputed from the blobs of all accepted contributions")
+    part = slices[slice].layout
+
+    def load(node: str) -> Vector | codec.Entries:
+        held = blobs[node]
+        blob = held() if callable(held) else held
+        return pseudogradient.load(blob, part, round=round, base=base, codec=codec.of(exchange))
+
+    contributions = [Contribution(node, tokens[node], partial(load, node)) for node in blobs]
+    return combine_slice(part, contributions, exchange, round=round, base=base)

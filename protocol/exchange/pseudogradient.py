@@ -1,0 +1,278 @@
+"""The blobs of an exchange: a header that says what they are, and the codec's payload.
+
+A pseudo-gradient is the state before a node's inner steps minus the state after them (DiLoCo,
+arXiv 2311.08105), of the fragment that the round exchanges. A **contribution** holds a node's;
+where rounds are sharded there is one of them for each slice, and an **index** that lists them. A
+**slice** holds the aggregate of one slice. The header of both fixes what the numbers are relative
+to; all integers big-endian:
+
+=====  ==========================================================
+8      magic ``ARTELPG1`` (contribution) or ``ARTELSL1`` (slice)
+1      codec id
+7      reserved, zero
+8      round
+32     state root of the base state
+32     layout digest of the fragment or slice
+8      payload length
+=====  ==========================================================
+
+An index:
+
+=====  ==========================================================
+8      magic ``ARTELIX1``
+8      round
+32     state root of the base state
+2      count, then as often:
+32     content id of the contribution's blob for that slice
+8      its size
+=====  ==========================================================
+
+The ledger records why a blob does not count; the ``reason`` of :class:`BlobRefused` is that code.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Literal
+
+from artel.protocol.errors import CheckFailed, DecodeError
+from artel.protocol.exchange.codec import Codec, Entries, NonFinite, Payload
+from artel.protocol.state import Layout, Vector
+
+MAGIC = b"ARTELPG1"
+SLICE_MAGIC = b"ARTELSL1"
+INDEX_MAGIC = b"ARTELIX1"
+_HEADER = struct.Struct(">8sB7sQ32s32sQ")
+HEADER_BYTES = _HEADER.size  # 96
+_RESERVED = bytes(7)
+
+_INDEX_HEADER = struct.Struct(">8sQ32sH")
+_INDEX_ITEM = struct.Struct(">32sQ")
+MAX_INDEXED = (1 << 16) - 1
+MAX_INDEX_BYTES = _INDEX_HEADER.size + MAX_INDEXED * _INDEX_ITEM.size
+
+Reason = Literal["malformed", "wrong_state", "non_finite", "too_large"]
+
+
+class BlobRefused(DecodeError):
+    """A blob does not count.
+
+    ``reason``: ``too_large`` (more bytes than the run's codec can need), ``malformed`` (not the one
+    encoding of a vector), ``wrong_state`` (made for another round, base state or layout),
+    ``non_finite`` (decodes to NaN or infinity).
+    """
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason: Reason = reason
+
+
+def pack(
+    layout: Layout,
+    vector: Vector,
+    *,
+    round: int,
+    base: str,
+    codec: Codec,
+    magic: bytes = MAGIC,
+) -> bytes:
+    """The blob of a pseudo-gradient.
+
+    :param layout: of the fragment, or of the slice of it
+    :param vector: base state minus the state after the inner steps, shape (N,)
+    :param base: state root of the base state, hex
+    :param magic: what the blob is: :data:`MAGIC` or :data:`SLICE_MAGIC`
+    :raises CheckFailed: the vector has another shape or is not finite, or ``base`` is no root
+    """
+    payload = codec.encode(layout, vector)
+    return wrap(layout, payload, round=round, base=base, codec=codec, magic=magic)
+
+
+def wrap(
+    layout: Layout,
+    payload: bytes,
+    *,
+    round: int,
+    base: str,
+    codec: Codec,
+    magic: bytes = MAGIC,
+) -> bytes:
+    """As :func:`pack`, of what the codec has made already.
+
+    :raises CheckFailed: ``base`` is no root
+    """
+    return _header(layout, round, base, codec, magic, len(payload)) + payload
+
+
+def unpack(
+    blob: Payload,
+    layout: Layout,
+    *,
+    round: int,
+    base: str,
+    codec: Codec,
+    magic: bytes = MAGIC,
+) -> memoryview[int]:
+    """The payload of a blob, after all checks of size and header but none of the payload.
+
+    :raises BlobRefused: ``too_large``, ``malformed`` or ``wrong_state``
+    """
+    view = memoryview(blob)
+    limit = max_blob_bytes(layout, codec)
+    if len(view) > limit:
+        raise BlobRefused("too_large", f"blob of {len(view)} bytes, at most {limit} allowed")
+    if len(view) < HEADER_BYTES:
+        raise BlobRefused("malformed", f"blob of {len(view)} bytes is shorter than its header")
+    found, codec_id, reserved, *_, length = _HEADER.unpack_from(view)
+    if found != magic or reserved != _RESERVED:
+        raise BlobRefused("malformed", f"blob begins with {found!r} instead of {magic!r}")
+    if codec_id != codec.id:
+        raise BlobRefused("malformed", f"blob has codec {codec_id}, the run wants {codec.name}")
+    if length != len(view) - HEADER_BYTES:
+        raise BlobRefused("malformed", "blob's payload length does not fit its size")
+    if view[:HEADER_BYTES] != _header(layout, round, base, codec, magic, length):
+        raise BlobRefused("wrong_state", "blob was made for another round, state or layout")
+    return view[HEADER_BYTES:]
+
+
+def check(
+    blob: Payload,
+    layout: Layout,
+    *,
+    round: int,
+    base: str,
+    codec: Codec,
+    magic: bytes = MAGIC,
+) -> None:
+    """Accept exactly the blobs that :func:`decode` accepts, without building the vector.
+
+    :raises BlobRefused: with the reason
+    """
+    payload = unpack(blob, layout, round=round, base=base, codec=codec, magic=magic)
+    try:
+        codec.check(layout, payload)
+    except DecodeError as error:
+        raise _refused(error) from None
+
+
+def decode(
+    blob: Payload,
+    layout: Layout,
+    *,
+    round: int,
+    base: str,
+    codec: Codec,
+    magic: bytes = MAGIC,
+) -> Vector:
+    """The pseudo-gradient of a blob, shape (N,), finite.
+
+    :raises BlobRefused: with the reason
+    """
+    payload = unpack(blob, layout, round=round, base=base, codec=codec, magic=magic)
+    try:
+        return codec.decode(layout, payload)
+    except DecodeError as error:
+        raise _refused(error) from None
+
+
+def load(
+    blob: Payload,
+    layout: Layout,
+    *,
+    round: int,
+    base: str,
+    codec: Codec,
+    magic: bytes = MAGIC,
+) -> Vector | Entries:
+    """What the aggregation wants: the entries of a sparse codec, else the vector (N,).
+
+    :raises BlobRefused: with the reason
+    """
+    if not codec.sparse:
+        return decode(blob, layout, round=round, base=base, codec=codec, magic=magic)
+    payload = unpack(blob, layout, round=round, base=base, codec=codec, magic=magic)
+    try:
+        return codec.decode_entries(layout, payload)
+    except DecodeError as error:
+        raise _refused(error) from None
+
+
+def max_blob_bytes(layout: Layout, codec: Codec) -> int:
+    """The largest contribution, or slice, of this layout that a node may publish in a run."""
+    return HEADER_BYTES + codec.payload_bytes(layout)
+
+
+def pack_index(round: int, base: str, blobs: Sequence[tuple[str, int]]) -> bytes:
+    """The index of a contribution in slices.
+
+    :param base: state root of the base state, hex
+    :param blobs: content id (hex) and size of the blob for each slice, in order
+    :raises CheckFailed: ``base`` or an id is none, a size below 1, no blobs or too many
+    """
+    if not 0 < len(blobs) <= MAX_INDEXED or any(size < 1 for _, size in blobs):
+        raise CheckFailed("an index lists 1 to 65,535 blobs of at least one byte")
+    items = [_INDEX_ITEM.pack(_digest(blob, "content id"), size) for blob, size in blobs]
+    head = _INDEX_HEADER.pack(INDEX_MAGIC, round, _digest(base, "state root"), len(blobs))
+    return head + b"".join(items)
+
+
+def open_index(
+    data: Payload, *, round: int, base: str, max_sizes: Sequence[int] | None = None
+) -> list[tuple[str, int]]:
+    """Content id and size of the blob for each slice, in order.
+
+    :param max_sizes: :func:`max_blob_bytes` of each slice of the round, if the reader knows them:
+        then there are as many slices, and none is larger
+    :raises BlobRefused: ``too_large``, ``malformed`` or ``wrong_state``
+    """
+    view = memoryview(data)
+    if len(view) > MAX_INDEX_BYTES:
+        raise BlobRefused("too_large", f"index of {len(view)} bytes, at most {MAX_INDEX_BYTES}")
+    if len(view) < _INDEX_HEADER.size:
+        raise BlobRefused("malformed", f"index of {len(view)} bytes is shorter than its header")
+    magic, number, root, count = _INDEX_HEADER.unpack_from(view)
+    if magic != INDEX_MAGIC or count == 0 or len(view) != index_bytes(count):
+        raise BlobRefused("malformed", "not the index of a contribution in slices")
+    if number != round or root != _digest(base, "state root"):
+        raise BlobRefused("wrong_state", "index was made for another round or state")
+    if max_sizes is not None and len(max_sizes) != count:
+        raise BlobRefused("malformed", f"index of {count} slices instead of {len(max_sizes)}")
+    blobs: list[tuple[str, int]] = []
+    for blob, size in _INDEX_ITEM.iter_unpack(view[_INDEX_HEADER.size :]):
+        if size <= HEADER_BYTES:
+            raise BlobRefused("malformed", f"slice of {size} bytes is no longer than its header")
+        if max_sizes is not None and size > max_sizes[len(blobs)]:
+            raise BlobRefused(
+                "too_large", f"slice of {size} bytes, at most {max_sizes[len(blobs)]} allowed"
+            )
+        blobs.append((blob.hex(), size))
+    return blobs
+
+
+def index_bytes(count: int) -> int:
+    """Exact size of an index of ``count`` slices."""
+    return _INDEX_HEADER.size + count * _INDEX_ITEM.size
+
+
+def _header(
+    layout: Layout, round: int, base: str, codec: Codec, magic: bytes, length: int
+) -> bytes:
+    root = _digest(base, "state root")
+    digest = bytes.fromhex(layout.digest)
+    return _HEADER.pack(magic, codec.id, _RESERVED, round, root, digest, length)
+
+
+def _digest(text: str, what: str) -> bytes:
+    try:
+        digest = bytes.fromhex(text)
+    except ValueError:
+        digest = b""
+    if len(digest) != 32:
+        raise CheckFailed(f"{text[:80]!r} is not a {what}")
+    return digest
+
+
+def _refused(error: DecodeError) -> BlobRefused:
+    reason: Reason = "non_finite" if isinstance(error, NonFinite) else "malformed"
+    return BlobRefused(reason, error.message)

@@ -1,0 +1,1 @@
+"""The network: host, streams, messages on the wire, content, DHT."""

@@ -1,0 +1,241 @@
+"""The content store of a home: files named by their content id, under a disk quota.
+
+Contribution blobs, data shards and model states all live here. What is pinned stays; the rest is a
+cache, and the least recently used files go first when the quota is reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import re
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+from artel.protocol import content, files, merkle
+from artel.protocol.errors import ResourceError
+from artel.protocol.net.streams import Kind
+from artel.protocol.units import readable
+
+if TYPE_CHECKING:
+    from artel.protocol.net.download import Download
+
+_MAX_LABELS = 16_384
+_CONTENT_ID = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_CUT_OFF = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{8}\.put", re.ASCII)
+"""Names that :meth:`BlobStore.unfinished` has given."""
+
+
+class BlobStore:
+    """Files under ``root``, each named by its content id.
+
+    Safe to call from several threads of one process; one process owns a home.
+
+    :param root: the directory, made when missing
+    :param quota_bytes: limit for the sum of all files; None for no limit
+    """
+
+    def __init__(self, root: Path, quota_bytes: int | None = None) -> None:
+        self.root = root
+        self.quota_bytes = quota_bytes
+        self.downloads: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """Held by the one download of each content; used by :mod:`protocol.net.transfer` alone."""
+        self.partials: dict[str, Download] = {}
+        """Downloads under way: what they have is served to others already; for the event loop."""
+        self._labels: dict[str, Kind] = {}  # the newest last
+        self._lock = threading.Lock()
+        self._pinned: set[str] = set()  # guarded by _lock
+        self._hashes: dict[str, list[bytes]] = {}  # chunk hashes of files served lately; _lock
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise disk_error(error, root) from None
+        for entry in list(os.scandir(root)):
+            if _CUT_OFF.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                os.unlink(entry.path)
+        self._sizes = {  # guarded by _lock
+            entry.name: entry.stat().st_size
+            for entry in os.scandir(root)
+            if entry.is_file() and _CONTENT_ID.fullmatch(entry.name)
+        }
+
+    def has(self, blob: str) -> bool:
+        return blob in self._sizes
+
+    def path(self, blob: str) -> Path | None:
+        """Where the content lies, or None; counts as a use of it."""
+        if blob not in self._sizes:
+            return None
+        path = self.root / blob
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            self._forget(blob)
+            return None
+        return path
+
+    def put(self, data: bytes) -> str:
+        """Store bytes; returns their content id.
+
+        :raises ResourceError: the disk is full, or the quota cannot hold the bytes
+        """
+        hashes = content.chunk_hashes(data)
+        blob = merkle.root(hashes).hex()
+        if not self.has(blob):
+            part = self.unfinished(blob)
+            try:
+                with files.creating(part) as file:
+                    file.write(data)
+                self.adopt(blob, part, hashes)
+            except OSError as error:
+                raise disk_error(error, self.root) from None
+            finally:
+                part.unlink(missing_ok=True)
+        return blob
+
+    def put_file(self, path: Path) -> str:
+        """Move a finished file into the store; returns its content id."""
+        hashes = content.file_chunk_hashes(path)
+        blob = merkle.root(hashes).hex()
+        if self.has(blob):
+            path.unlink()
+        else:
+            self.adopt(blob, path, hashes)
+        return blob
+
+    def partial(self, blob: str) -> Path:
+        """Where an unfinished download of ``blob`` is kept; it survives a restart."""
+        return self.root / f"{blob}.part"
+
+    def unfinished(self, blob: str) -> Path:
+        """A new name for bytes on their way in that are not resumed when that fails."""
+        return self.root / f"{blob}.{os.urandom(4).hex()}.put"
+
+    def adopt(self, blob: str, path: Path, hashes: list[bytes] | None = None) -> None:
+        """Take a file whose content is known to match ``blob``.
+
+        :param hashes: of its chunks, where they are known: they need not be computed to serve it
+        :raises ResourceError: the quota cannot hold it even after eviction
+        """
+        size = path.stat().st_size
+        with self._lock:
+            self._make_room(size - self._sizes.get(blob, 0))
+            os.replace(path, self.root / blob)
+            self._sizes[blob] = size
+        if hashes is not None:
+            self._keep_hashes(blob, hashes)
+
+    def label(self, kind: Kind, *blobs: str) -> None:
+        """Say what content is, so that the bytes of serving it are counted as that."""
+        for blob in blobs:
+            self._labels.pop(blob, None)
+            self._labels[blob] = kind
+        while len(self._labels) > _MAX_LABELS:
+            self._labels.pop(next(iter(self._labels)))
+
+    def kind_of(self, blob: str) -> Kind:
+        """What :meth:`label` said about this content."""
+        return self._labels.get(blob, "other")
+
+    def chunk_hashes(self, blob: str) -> list[bytes] | None:
+        """Leaf hashes of stored content, or None when it is not here."""
+        path = self.path(blob)
+        if path is None:
+            return None
+        with self._lock:
+            cached = self._hashes.get(blob)
+        if cached is None:
+            try:
+                cached = content.file_chunk_hashes(path)
+            except FileNotFoundError:  # deleted in this moment
+                return None
+            self._keep_hashes(blob, cached)
+        return cached
+
+    def knows_hashes(self, blob: str) -> bool:
+        """Whether :meth:`chunk_hashes` needs no work."""
+        return blob in self._hashes
+
+    def pin(self, *blobs: str) -> None:
+        """Keep this content until it is deleted or unpinned."""
+        with self._lock:
+            self._pinned.update(blobs)
+
+    def unpin(self, *blobs: str) -> None:
+        """Make this content an ordinary cache entry again."""
+        with self._lock:
+            self._pinned.difference_update(blobs)
+
+    def delete(self, blob: str) -> None:
+        """Remove content, pinned or not."""
+        self.unpin(blob)
+        self._forget(blob)
+        (self.root / blob).unlink(missing_ok=True)
+
+    def drop(self, blob: str) -> None:
+        """Remove content unless it is pinned."""
+        with self._lock:
+            pinned = blob in self._pinned
+        if not pinned:
+            self.delete(blob)
+
+    def size_of(self, blob: str) -> int | None:
+        """Bytes of stored content, or None."""
+        return self._sizes.get(blob)
+
+    def used_bytes(self) -> int:
+        """Sum of all finished files."""
+        with self._lock:
+            return sum(self._sizes.values())
+
+    def _keep_hashes(self, blob: str, hashes: list[bytes]) -> None:
+        with self._lock:
+            while len(self._hashes) >= 64:
+                self._hashes.pop(next(iter(self._hashes)))
+            self._hashes[blob] = hashes
+
+    def _forget(self, blob: str) -> None:
+        with self._lock:
+            self._sizes.pop(blob, None)
+            self._hashes.pop(blob, None)
+
+    def _make_room(self, size: int) -> None:
+        """Evict until ``size`` more bytes fit the quota; the caller holds the lock."""
+        if self.quota_bytes is None:
+            return
+        excess = sum(self._sizes.values()) + size - self.quota_bytes
+        if excess <= 0:
+            return
+        loose = [blob for blob in self._sizes if blob not in self._pinned]
+        short = excess - sum(self._sizes[blob] for blob in loose)
+        if short > 0:
+            raise ResourceError(
+                f"the disk quota of {readable(self.quota_bytes)} is too small for this run",
+                f"{readable(short)} more are needed: raise --quota",
+            )
+        for blob in sorted(loose, key=lambda blob: _last_use(self.root / blob)):
+            (self.root / blob).unlink(missing_ok=True)
+            excess -= self._sizes.pop(blob)
+            self._hashes.pop(blob, None)
+            if excess <= 0:
+                return
+
+
+def disk_error(error: OSError, where: Path) -> ResourceError:
+    """The error for a person behind a failed write."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError(
+            f"the disk is full: cannot write below {where}",
+            "free some space, then start again: nothing that was finished is lost",
+        )
+    return ResourceError(f"cannot write below {where}: {error.strerror}")
+
+
+def _last_use(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

@@ -1,0 +1,136 @@
+"""DHT records: small, expiring, and signed by the peer that they speak of.
+
+A record is stored under ``key`` with the subkey = its author's peer id, and carries an Ed25519
+signature over key, subkey, value and expiration. Every node loads the same validator, so a forged
+record is refused by whoever is asked to store it and again by whoever reads it. Owners store their
+records again before they expire; nothing else does (a record lives on at most five nodes). What a
+node stores for others is bounded in :mod:`protocol.net.dht_node`.
+
+Keys, for a run id R:
+
+- ``artel/run/R``: one subkey per coordinator: :class:`RunRecord`.
+- ``artel/nodes/R``: one subkey per node or coordinator: :class:`HolderRecord`, who holds which
+  state and which data shards, and where to reach it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, TypeVar
+
+import msgpack
+from hivemind.dht.validation import DHTRecord, RecordValidatorBase
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from artel.protocol.errors import DecodeError
+from artel.protocol.identity import Identity, public_of, verify
+from artel.protocol.messages import Addresses, Count, Text
+
+MAX_RECORD_BYTES = 12_000
+"""hivemind loses records above about 16 KiB in places; ours stay clear of that."""
+SIGNATURE_BYTES = 64
+RENEW_S = 30.0
+LIFETIME_S = 3 * RENEW_S
+MAX_AHEAD_S = LIFETIME_S + RENEW_S
+"""Nobody stores a record that expires later than this from now: a lifetime, and clocks that differ.
+Only at storing: a reader with a slow clock would else refuse all records of a key for one."""
+
+Record = TypeVar("Record", bound=BaseModel)
+
+
+def run_key(run: str) -> str:
+    return f"artel/run/{run}"
+
+
+def nodes_key(run: str) -> str:
+    return f"artel/nodes/{run}"
+
+
+def keys_of(run: str) -> tuple[str, str]:
+    """All keys of a run."""
+    return run_key(run), nodes_key(run)
+
+
+class RunRecord(BaseModel):
+    """Where a coordinator of a run is."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    name: Text
+    addresses: Addresses
+    http: Text
+    round: Count
+
+
+class HolderRecord(BaseModel):
+    """What a peer can serve: one model state, and data shards as a bit field (bit i = shard i)."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    addresses: Addresses
+    state: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+    shards: Annotated[bytes, Field(max_length=10_000)]
+
+
+def encode(record: BaseModel) -> bytes:
+    """The stored value of a record."""
+    return bytes(msgpack.packb(record.model_dump(), use_bin_type=True))
+
+
+def decode(schema: type[Record], value: Any) -> Record:
+    """The record inside a value that the DHT returned.
+
+    :raises DecodeError: when it is malformed
+    """
+    try:
+        if not isinstance(value, bytes) or len(value) > MAX_RECORD_BYTES:
+            raise DecodeError("DHT record is no byte string of at most 12,000 bytes")
+        return schema.model_validate(msgpack.unpackb(value, raw=False, strict_map_key=True))
+    except (ValidationError, ValueError, TypeError, msgpack.UnpackException) as error:
+        raise DecodeError(f"DHT record is malformed: {str(error)[:100]}") from None
+
+
+class SignedRecords(RecordValidatorBase):  # type: ignore[misc]  # hivemind has no types
+    """Lets only the peer that a subkey names write below it."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._identity = identity
+
+    def _message(self, record: DHTRecord, value: bytes) -> bytes:
+        parts = (record.key, record.subkey, value, repr(float(record.expiration_time)).encode())
+        return b"artel/dht/v1\0" + b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+
+    def sign_value(self, record: DHTRecord) -> bytes:
+        return bytes(record.value) + self._identity.sign(self._message(record, record.value))
+
+    def strip_value(self, record: DHTRecord) -> bytes:
+        return bytes(record.value[:-SIGNATURE_BYTES])
+
+    def validate(self, record: DHTRecord) -> bool:
+        value, signature = record.value[:-SIGNATURE_BYTES], record.value[-SIGNATURE_BYTES:]
+        if len(record.value) > MAX_RECORD_BYTES + SIGNATURE_BYTES or len(signature) != 64:
+            return False
+        try:
+            # Not hivemind's own decoder, which builds objects that a peer chooses.
+            peer = msgpack.unpackb(record.subkey, raw=False)
+            public = public_of(peer if isinstance(peer, str) else "")
+            if msgpack.packb(peer) != record.subkey:
+                return False  # encoded anew for a reader, it would spoil all records of the key
+        except (DecodeError, ValueError, TypeError, msgpack.UnpackException):
+            return False
+        return verify(public, signature, self._message(record, value))
+
+    @property
+    def priority(self) -> int:
+        return 10
+
+
+def shard_bits(held: Iterable[int], count: int) -> bytes:
+    """The bit field of a :class:`HolderRecord` for ``count`` shards."""
+    bits = bytearray(-(-count // 8))
+    for number in held:
+        bits[number // 8] |= 1 << number % 8
+    return bytes(bits)
+
+
+def has_shard(bits: bytes, number: int) -> bool:
+    """Whether the bit field names this shard."""
+    return number // 8 < len(bits) and bool(bits[number // 8] >> number % 8 & 1)

@@ -1,0 +1,474 @@
+"""One node on the network: libp2p streams and the DHT, on a network daemon that we own.
+
+The transport is hivemind's go-libp2p daemon (Noise, NAT traversal, relays, hole punching) and
+hivemind's Kademlia ``DHTNode`` inside our own event loop. Our services are plain libp2p stream
+protocols, ``/artel/<service>/1.0.0``, so that any libp2p implementation can take part.
+
+Importing this module imports hivemind and with it torch: about 3 s and 280 MB.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+os.environ.setdefault("HIVEMIND_LOGLEVEL", "ERROR")  # read by hivemind when it is imported
+os.environ.setdefault("HIVEMIND_COLORS", "0")
+
+from hivemind.dht.node import DHTNode
+from hivemind.p2p import PeerID
+from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerInfo
+from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure, P2PDaemonError
+from hivemind.utils import get_dht_time
+from multiaddr import Multiaddr
+from pydantic import BaseModel
+
+from artel.protocol.errors import DecodeError, ResourceError, Unreachable
+from artel.protocol.events import emit
+from artel.protocol.identity import Identity
+from artel.protocol.messages import Message
+from artel.protocol.net import dht, dht_node, wire
+from artel.protocol.net.gateway import Gateway
+from artel.protocol.net.limits import network_of
+from artel.protocol.net.p2pd import (
+    Deaths,
+    NetworkDaemon,
+    Settings,
+    make_folder,
+    pinned,
+    raise_open_files,
+    reason_of,
+)
+from artel.protocol.net.slots import Members, Slots
+from artel.protocol.net.sockets import Carried, SocketBytes
+from artel.protocol.net.speeds import Speeds
+from artel.protocol.net.streams import Kind, Stream, Traffic
+from artel.protocol.net.uplink import Uplink
+from artel.protocol.options import check_port_free
+from artel.protocol.tasks import within
+
+log = logging.getLogger("artel.network")
+
+OPEN_TIMEOUT_S = 10.0
+REQUEST_TIMEOUT_S = 20.0
+CLOSE_TIMEOUT_S = 3.0
+_MAX_BOOTSTRAP = 32
+_KINDS: dict[str, Kind] = {wire.CONTROL: "control", wire.LEDGER: "ledger"}
+_STREAM_ERRORS = (ControlFailure, P2PDaemonError, OSError, EOFError, asyncio.IncompleteReadError)
+
+
+class Host:
+    """Our libp2p node; make one with :meth:`start`, end it with :meth:`close`."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        daemon: NetworkDaemon,
+        settings: Settings,
+        node: DHTNode,
+        members: Members,
+        uplink: float | None = None,
+    ) -> None:
+        self.identity = identity
+        self.traffic = Traffic()
+        self.uplink = Uplink(uplink)
+        self.speeds = Speeds()
+        self._daemon, self._settings = daemon, settings
+        self._dht, self._members = node, members
+        self._gateway = Gateway(daemon.socket, f"{daemon.socket}.streams", self._on_stream)
+        self._handlers: dict[str, wire.Handler] = {}
+        self._carried = SocketBytes(daemon.pid)
+        self._slots = Slots(members)
+        self._preferred: set[str] = set()
+        self._answering: set[asyncio.Task[object]] = set()
+        self._closing = False
+        self._addresses: dict[str, list[str]] = {}  # where other peers said that they are
+        self._bootstrap: dict[str, None] = {}  # addresses of DHT peers, in the order of asking
+        self._joined = False
+        self._joining: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._joining.set_result(False)
+        self._keeping = asyncio.create_task(self._keep())
+        self._keeping.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    @classmethod
+    async def start(
+        cls,
+        identity: Identity,
+        key_file: Path,
+        *,
+        listen: Sequence[str] = ("/ip4/0.0.0.0/tcp/0",),
+        announce: Sequence[str] = (),
+        bootstrap: Sequence[str] = (),
+        keys: Sequence[str] = (),
+        uplink: float | None = None,
+    ) -> Host:
+        """Start the network daemon and join the DHT.
+
+        :param key_file: the file of ``identity``; the daemon reads it itself
+        :param listen: multiaddrs to listen on, without a peer id
+        :param announce: multiaddrs to tell others instead of those that the daemon sees
+        :param bootstrap: full multiaddrs of peers already in the DHT; those that are down are
+            skipped, and :meth:`join` can be called again later
+        :param keys: DHT keys whose records are stored here for others (:func:`dht.keys_of`)
+        :param uplink: bytes per second that all streams together may write; None for no limit
+        :raises ResourceError: a port is in use, or the network daemon does not start
+        """
+        for address in listen:
+            check_port_free(address)
+        raise_open_files()
+        members = Members(identity.peer_id)
+        folder = make_folder()
+        try:
+            settings = Settings(key_file, tuple(listen), tuple(announce))
+            daemon = await NetworkDaemon.start(settings, str(folder / "p2pd"))
+            try:
+                if str(daemon.p2p.peer_id) != identity.peer_id:
+                    raise ResourceError(f"the network daemon did not take the key {key_file}")
+                node = await dht_node.start(daemon.p2p, identity, keys, members)
+            except BaseException:
+                await daemon.close()
+                raise
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        host = cls(identity, daemon, settings, node, members, uplink)
+        try:
+            if not announce:
+                seen = await host.addresses()
+                host._settings = replace(settings, listen=pinned(listen, seen))
+            if bootstrap:
+                await host.join(bootstrap)
+        except BaseException:
+            await host.close()
+            raise
+        return host
+
+    @property
+    def peer_id(self) -> str:
+        return self.identity.peer_id
+
+    def admit(self, is_member: Callable[[str], bool]) -> None:
+        """Say who is a member of the run: their streams, connections and DHT records come first.
+
+        Until then everybody is a stranger, who gets what :mod:`protocol.net.slots` leaves to those.
+        """
+        self._members.known = is_member
+
+    async def addresses(self) -> list[str]:
+        """Full multiaddrs (with the peer id) under which others may reach this host."""
+        try:
+            visible = await within(self._daemon.p2p.get_visible_maddrs(latest=True), 5)
+        except (*_STREAM_ERRORS, ValueError, TimeoutError):
+            return []  # a host that listens nowhere has no address
+        # Addresses of other hosts' loopback are useless to everybody else, ours are not to tests.
+        return sorted({str(address) for address in visible}, key=_by_reach)[:8]
+
+    async def join(self, bootstrap: Sequence[str]) -> bool:
+        """Connect to DHT peers and learn of others through them; True when one answered.
+
+        They are tried again when the network daemon was replaced, and while none has answered.
+        """
+        reached = False
+        self._bootstrap = dict.fromkeys([*bootstrap, *self._bootstrap][:_MAX_BOOTSTRAP])
+        for address in bootstrap:
+            peer = peer_of(address)
+            if peer == self.peer_id or not await self.connect(peer, [address]):
+                continue
+            try:
+                await within(
+                    self._dht.protocol.call_ping(PeerID.from_base58(peer), strict=False), 10
+                )
+                reached = True
+            except (*_STREAM_ERRORS, TimeoutError) as error:
+                emit(log, "dht.ping_failed", logging.DEBUG, peer=peer, error=error)
+        self._joined = reached
+        return reached
+
+    def remember(self, peer: str, addresses: Sequence[str]) -> None:
+        """Note where a peer is; it is dialled there when a stream to it is first wanted."""
+        if addresses and peer != self.peer_id:
+            self._addresses[peer] = list(addresses)
+
+    async def connect(self, peer: str, addresses: Sequence[str]) -> bool:
+        """Open a connection to a peer under one of its addresses; True when there is one."""
+        plain = []
+        for address in addresses:
+            with contextlib.suppress(ValueError, KeyError):
+                plain.append(Multiaddr(address.removesuffix(f"/p2p/{peer}")))
+        try:
+            connecting = self._daemon.p2p._client.connect(PeerID.from_base58(peer), plain)
+            await within(connecting, OPEN_TIMEOUT_S)
+        except (*_STREAM_ERRORS, TimeoutError, ValueError) as error:
+            emit(log, "peer.unreachable", logging.DEBUG, peer=peer, error=error)
+            return False
+        return True
+
+    async def dial_back(self, peer: str, addresses: Sequence[str]) -> bool:
+        """Whether a connected peer accepts new connections from outside.
+
+        Only an address at the host that its present connection comes from is dialled, so that
+        nobody can make us knock on other people's doors.
+        """
+        try:
+            known = await within(self._daemon.p2p.list_peers(), 5)
+        except (*_STREAM_ERRORS, TimeoutError):
+            return False
+        from_hosts = {
+            str(address).split("/")[2]
+            for info in known
+            if str(info.peer_id) == peer
+            for address in info.addrs
+        }
+        for address in addresses:
+            parts = address.split("/")
+            if len(parts) < 5 or parts[3] != "tcp" or parts[2] not in from_hosts:
+                continue
+            try:
+                _, writer = await within(asyncio.open_connection(parts[2], int(parts[4])), 3)
+            except (OSError, TimeoutError, ValueError, OverflowError):
+                continue
+            writer.close()
+            return True
+        return False
+
+    # --- streams ---------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def open(
+        self, peer: str, service: str, *, kind: Kind | None = None
+    ) -> AsyncIterator[Stream]:
+        """A fresh stream to a service of a peer.
+
+        :param kind: what its bytes are counted as; None for what the service says
+        :raises Unreachable: the peer does not answer, or the stream breaks inside the block
+        """
+        sock = None
+        try:
+            try:
+                sock = await self._dial(peer, service)
+            except (*_STREAM_ERRORS, TimeoutError):
+                # Not connected yet, or not any more: try where the peer said that it is.
+                known = self._addresses.get(peer)
+                if not known or not await self.connect(peer, known):
+                    raise
+                sock = await self._dial(peer, service)
+            yield self._stream(sock, peer, service, kind)
+        except (*_STREAM_ERRORS, TimeoutError) as error:
+            emit(log, "stream.failed", logging.DEBUG, peer=peer, service=service, error=error)
+            raise Unreachable(f"peer {short(peer)} does not answer ({reason_of(error)})") from None
+        finally:
+            if sock is not None:
+                sock.close()
+
+    def _stream(
+        self, sock: socket.socket, peer: str, service: str, kind: Kind | None = None
+    ) -> Stream:
+        return Stream(
+            sock,
+            peer,
+            kind or _KINDS.get(service, "other"),
+            self.traffic,
+            self.uplink,
+            content=service == wire.CONTENT,
+        )
+
+    async def _dial(self, peer: str, service: str) -> socket.socket:
+        try:
+            name = PeerID.from_base58(peer).to_bytes()
+        except ValueError:
+            raise Unreachable(f"peer {peer[:64]!r} does not answer: that is no peer id") from None
+        return await within(self._gateway.dial(name, service), OPEN_TIMEOUT_S)
+
+    async def ask(
+        self, peer: str, service: str, request: Message, timeout: float = REQUEST_TIMEOUT_S
+    ) -> Message:
+        """One request and its reply on a stream of its own.
+
+        :raises Unreachable: no reply in ``timeout`` seconds
+        :raises Refused: the peer says no
+        :raises DecodeError: the reply is malformed
+        """
+        try:
+            async with asyncio.timeout(timeout), self.open(peer, service) as stream:
+                return await wire.ask(stream, request)
+        except TimeoutError:
+            raise Unreachable(
+                f"peer {short(peer)} did not answer {request.KIND} in {timeout:.0f} s"
+            ) from None
+
+    async def serve(self, service: str, handler: wire.Handler) -> None:
+        """Answer requests to ``service``: one request per stream, bounded streams per peer."""
+        self._handlers[service] = handler
+        await self._gateway.serve(service)
+
+    async def _on_stream(
+        self, service: str, peer_id: bytes, address: str, sock: socket.socket
+    ) -> None:
+        """Answer the one request of a stream that a peer opened."""
+        peer = str(PeerID(peer_id))
+        handler = self._handlers.get(service)
+        stream = self._stream(sock, peer, service)
+        slot = self._slots.take(stream, network_of(address)) if handler is not None else None
+        if handler is None or slot is None:
+            sock.close()
+            return
+        task = asyncio.current_task()
+        assert task is not None
+        self._answering.add(task)
+        try:
+            await wire.answer(peer, stream, handler, slot.first_s)
+            await stream.closed_by_peer()
+        except (*_STREAM_ERRORS, Unreachable, DecodeError) as error:
+            emit(log, "stream.broken", logging.DEBUG, peer=peer, service=service, error=error)
+        except asyncio.CancelledError:
+            # Nobody awaits this task; asyncio would print its cancellation as an error.
+            if not self._closing:
+                raise
+        finally:
+            self._answering.discard(task)
+            self._slots.give_back(slot)
+            sock.close()
+
+    # --- DHT -------------------------------------------------------------------------------------
+
+    async def publish(self, key: str, record: BaseModel) -> bool:
+        """Store our own record under ``key`` for ``dht.LIFETIME_S`` seconds."""
+        value = dht.encode(record)
+        if len(value) > dht.MAX_RECORD_BYTES:
+            raise DecodeError(f"DHT record of {len(value)} bytes, at most {dht.MAX_RECORD_BYTES}")
+        expiration = get_dht_time() + dht.LIFETIME_S
+        try:
+            return bool(
+                await within(self._dht.store(key, value, expiration, subkey=self.peer_id), 15)
+            )
+        except (*_STREAM_ERRORS, TimeoutError) as error:
+            emit(log, "dht.store_failed", logging.DEBUG, key=key, error=error)
+            return False
+
+    async def lookup(self, key: str, schema: type[dht.Record]) -> dict[str, dht.Record]:
+        """Valid records under ``key`` by peer id; malformed ones are left out."""
+        try:
+            found = await within(self._dht.get(key, latest=True), 15)
+        except (*_STREAM_ERRORS, TimeoutError) as error:
+            emit(log, "dht.get_failed", logging.DEBUG, key=key, error=error)
+            return {}
+        records: dict[str, dht.Record] = {}
+        if found is not None and hasattr(found.value, "items"):
+            for peer, item in found.value.items():
+                with contextlib.suppress(DecodeError):
+                    records[str(peer)] = dht.decode(schema, item.value)
+        return records
+
+    # --- life ------------------------------------------------------------------------------------
+
+    async def socket_bytes(self) -> Carried | None:
+        """TCP payload that the network daemon's connections carried, as the kernel counts it.
+
+        More than :attr:`traffic` by what Noise, Yamux, libp2p's own protocols and the DHT add.
+        Missing are the last bytes, up to 5 s while :meth:`watch` runs, of connections that closed,
+        and QUIC. None where the system does not tell.
+        """
+        return await asyncio.to_thread(self._carried.read)
+
+    async def watch(self) -> None:
+        """Ends only when the network daemon has been given up.
+
+        :raises ResourceError: always: it died, or hung, too often
+        """
+        await asyncio.shield(self._keeping)
+
+    async def _keep(self) -> None:
+        """Replace the network daemon whenever it dies or hangs; owns ``_daemon``."""
+        deaths = Deaths()
+        while True:
+            reason = await self._daemon.ends(self._look_after)
+            while reason:
+                await deaths.another(reason)
+                reason = await self._replace()
+
+    async def _look_after(self, connected: Sequence[PeerInfo] = ()) -> None:
+        """What is to be done every few seconds while the daemon lives.
+
+        :param connected: its connections
+        """
+        await self._prefer_members(connected)
+        await self.socket_bytes()  # before connections close
+        if self._bootstrap and not self._joined and self._joining.done():
+            self._joining = asyncio.ensure_future(self.join(tuple(self._bootstrap)))
+
+    async def _replace(self) -> str:
+        """A new daemon in place of one that died: the same peer, addresses, services and DHT.
+
+        :returns: why it does not start, or ""
+        """
+        await self._daemon.close()
+        try:
+            for address in self._settings.listen:
+                check_port_free(address)
+            self._daemon = await NetworkDaemon.start(self._settings, self._daemon.socket)
+            self._carried.follow(self._daemon.pid)
+            # Its records and its routing table are in our own memory: only the connection is new.
+            moving = dht_node.move(self._dht, self._daemon.p2p, self._members)
+            await self._daemon.during(moving, REQUEST_TIMEOUT_S)
+            for service in self._handlers:
+                await self._daemon.during(self._gateway.serve(service), REQUEST_TIMEOUT_S)
+        except ResourceError as error:
+            return error.message
+        except (*_STREAM_ERRORS, TimeoutError):
+            await self._daemon.close()
+            return self._daemon.why()
+        emit(log, "network.restarted", logging.WARNING)
+        self._joined = False
+        await self._look_after()
+        return ""
+
+    async def _prefer_members(self, connected: Sequence[PeerInfo]) -> None:
+        """Tell the daemon whose connections to keep; it forgets that when they end."""
+        members = {str(info.peer_id) for info in connected if self._members(str(info.peer_id))}
+        for peer in members - self._preferred:
+            await self._gateway.prefer(PeerID.from_base58(peer).to_bytes())
+        self._preferred = members
+
+    async def close(self) -> None:
+        """End the DHT node and the daemon, and remove its sockets."""
+        self._closing = True
+        self._keeping.cancel()
+        self._joining.cancel()
+        await asyncio.gather(self._keeping, self._joining, return_exceptions=True)
+        for task in self._answering:
+            task.cancel()
+        if self._answering:
+            await asyncio.wait(set(self._answering), timeout=5)
+        await self._gateway.close()
+        with contextlib.suppress(*_STREAM_ERRORS, TimeoutError):
+            # It tells the daemon, and would wait for ever when that has died.
+            await within(self._dht.shutdown(), CLOSE_TIMEOUT_S)
+        await self._daemon.close()
+        shutil.rmtree(os.path.dirname(self._daemon.socket), ignore_errors=True)
+
+
+def peer_of(address: str) -> str:
+    """The peer id at the end of a full multiaddr.
+
+    :raises DecodeError: when there is none
+    """
+    head, mark, peer = address.rpartition("/p2p/")
+    if not (head and mark and peer):
+        raise DecodeError(f"the address {address[:80]!r} names no peer", "it must end in /p2p/PEER")
+    return peer
+
+
+def short(peer: str) -> str:
+    """A peer id as people read it: its last 8 characters."""
+    return f"…{peer[-8:]}"
+
+
+def _by_reach(address: str) -> tuple[bool, str]:
+    return ("/127.0.0.1/" in address or "/::1/" in address, address)

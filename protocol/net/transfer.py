@@ -1,0 +1,270 @@
+"""Moving content between peers: serve it, fetch it from those who have it, push it to one.
+
+Nothing is trusted: the list of chunk hashes is checked against the content id, each chunk against
+its hash, and a holder that sends anything else is not asked again. A download is resumed from the
+chunks that already lie in its partial file, and serves those to others while it is under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from artel.protocol import content, merkle, messages
+from artel.protocol.errors import DecodeError, Unreachable
+from artel.protocol.net import wire
+from artel.protocol.net.blobs import BlobStore, disk_error
+from artel.protocol.net.download import Progress
+from artel.protocol.net.host import Host
+from artel.protocol.net.streams import Kind, Stream
+from artel.protocol.net.swarm import Swarm
+from artel.protocol.net.swarm_job import Wanted
+from artel.protocol.net.wire import CONTENT
+from artel.protocol.tasks import together
+
+__all__ = ["Wanted", "fetch", "fetch_all", "push", "push_all", "receive", "serve_content"]
+
+PUSHES_AT_ONCE = 8
+
+
+async def serve_content(
+    store: BlobStore, request: messages.Message, stream: wire.Stream
+) -> messages.Message | None:
+    """Answer one request of the content service; what of a download is here is served too."""
+    if isinstance(request, messages.GetHave):
+        _count_as(stream, "control")
+        return _have(store, request.ids)
+    if not isinstance(request, messages.GetIndex | messages.GetChunks):
+        raise wire.Refused(f"the content service does not answer {request.KIND}", code="unknown")
+    _count_as(stream, store.kind_of(request.id))
+    if isinstance(request, messages.GetIndex):
+        size, hashes, lead = await _index(store, request.id)
+        with _opened(store, request.id) as file:
+            lead = min(lead, request.lead)
+            head = wire.encode(messages.Index(size=size, lead=lead))
+            await stream.write(head + b"".join(hashes))
+            await _send(stream, file, 0, min(size, lead * content.CHUNK_BYTES))
+        return None
+    with _opened(store, request.id) as file:
+        partial = store.partials.get(request.id)
+        size = store.size_of(request.id) or (partial.size if partial else 0)
+        start = request.first * content.CHUNK_BYTES
+        stop = min(size, start + request.count * content.CHUNK_BYTES)
+        if start >= max(size, 1):
+            raise wire.Refused("there is no such chunk", code="no_chunk")
+        if not store.has(request.id) and partial is not None:
+            last = request.first + content.chunk_count(stop - start)
+            if not partial.here[request.first : last].all():
+                raise wire.Refused("not all of these chunks are here", code="no_chunk")
+        await wire.write_message(stream, messages.Chunks(size=stop - start))
+        await _send(stream, file, start, stop - start)
+    return None
+
+
+async def fetch(
+    host: Host,
+    store: BlobStore,
+    blob: str,
+    holders: Sequence[str],
+    *,
+    max_bytes: int,
+    kind: Kind = "other",
+    progress: Progress | None = None,
+) -> Path:
+    """Bring content into the store, from as many holders as help.
+
+    Safe to call for the same content from several tasks: one of them fetches it.
+
+    :param holders: as in :class:`Wanted`; those that fail or lie are dropped
+    :param max_bytes: the most that this content may have
+    :param kind: what its bytes are counted as, here and when it is served
+    :param progress: called with (bytes present, bytes in all)
+    :raises Unreachable: no holder could give the rest
+    :raises ResourceError: the disk is full, or the quota too small
+    """
+    wanted = Wanted(blob, holders, max_bytes, kind)
+    (path,) = await fetch_all(host, store, [wanted], progress=progress)
+    return path
+
+
+async def fetch_all(
+    host: Host,
+    store: BlobStore,
+    wanted: Sequence[Wanted],
+    *,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Bring several pieces of content into the store: their paths, in the same order.
+
+    What several holders have is taken from the nearest, the rarest first; see
+    :mod:`protocol.net.swarm`. When one piece cannot be had the others are given up as well; a later
+    call goes on with what has arrived.
+
+    :param progress: called for each piece with (bytes present, bytes in all)
+    :raises Unreachable: no holder could give the rest of a piece
+    :raises ResourceError: the disk is full, or the quota too small
+    """
+    swarm = Swarm(host, store)
+
+    async def bring(one: Wanted) -> Path:
+        store.label(one.kind, one.blob)
+        # Two downloads would share the partial file, and the first to finish takes it away.
+        lock = store.downloads.setdefault(one.blob, asyncio.Lock())
+        async with lock:
+            path = store.path(one.blob)
+            if path is None:
+                await swarm.obtain(one, progress)
+                path = store.path(one.blob)
+                assert path is not None
+            return path
+
+    running = asyncio.create_task(swarm.run())
+    try:
+        return await together(map(bring, wanted))
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def push(host: Host, store: BlobStore, peer: str, blob: str, *, kind: Kind = "other") -> None:
+    """Give content to a peer that accepts it.
+
+    :raises Refused: the peer does not want it
+    :raises Unreachable: the peer went away
+    """
+    path = store.path(blob)
+    if path is None:
+        raise Unreachable(f"content {blob[:12]}… is not in the local store")
+    store.label(kind, blob)
+    size = path.stat().st_size
+    async with host.open(peer, CONTENT, kind=kind) as stream:
+        await wire.ask(stream, messages.Put(id=blob, size=size))
+        with _opened(store, blob) as file:
+            await _send(stream, file, 0, size)
+        reply = await wire.read_message(stream)
+        if isinstance(reply, messages.Refusal):
+            raise wire.refusal(reply)
+
+
+async def push_all(
+    host: Host, store: BlobStore, peer: str, blobs: Sequence[str], *, kind: Kind = "other"
+) -> None:
+    """Give several pieces of content to a peer, some at a time; what it has already is fine.
+
+    :raises Refused: the peer does not want one of them
+    :raises Unreachable: the peer went away
+    """
+    gate = asyncio.Semaphore(PUSHES_AT_ONCE)
+
+    async def give(blob: str) -> None:
+        async with gate:
+            try:
+                await push(host, store, peer, blob, kind=kind)
+            except wire.Refused as refusal:
+                if refusal.code != "present":
+                    raise
+
+    await together(map(give, blobs))
+
+
+async def receive(
+    store: BlobStore, request: messages.Put, stream: wire.Stream, *, kind: Kind = "other"
+) -> None:
+    """The other side of :func:`push`, after the caller has decided that it wants the content.
+
+    :raises DecodeError: what arrived is not the content that was offered
+    """
+    _count_as(stream, kind)
+    store.label(kind, request.id)
+    part = store.unfinished(request.id)
+    hashes: list[bytes] = []
+    await wire.write_message(stream, messages.Ok())
+    try:
+        with part.open("xb") as file:
+            left = request.size
+            while left or not hashes:
+                piece = await stream.read_exactly(min(left, content.CHUNK_BYTES))
+                hashes.append(await asyncio.to_thread(merkle.leaf_hash, piece))
+                await asyncio.to_thread(file.write, piece)
+                left -= len(piece)
+        if merkle.root(hashes).hex() != request.id:
+            raise DecodeError("the bytes that arrived do not match their content id")
+        store.adopt(request.id, part, hashes)
+    except OSError as error:
+        raise disk_error(error, store.root) from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _have(store: BlobStore, ids: Sequence[str]) -> messages.Have:
+    held: list[int] = []
+    parts: list[bytes] = []
+    room = messages.Have.LIMIT - 1024
+    for blob in ids:
+        partial = store.partials.get(blob)
+        bits = partial.bits() if partial is not None and partial.here.any() else b""
+        if store.has(blob):
+            held.append(2)
+        elif bits and len(bits) + 8 <= room:
+            held.append(1)
+            parts.append(bits)
+            room -= len(bits) + 8
+        else:
+            held.append(0)
+    return messages.Have(held=held, parts=parts)
+
+
+async def _index(store: BlobStore, blob: str) -> tuple[int, list[bytes], int]:
+    """Size, chunk hashes, and how many chunks are here from the first one on."""
+    if store.knows_hashes(blob):
+        hashes = store.chunk_hashes(blob)
+    else:
+        hashes = await asyncio.to_thread(store.chunk_hashes, blob)
+    size = store.size_of(blob)
+    if hashes is not None and size is not None:
+        return size, hashes, len(hashes)
+    partial = store.partials.get(blob)
+    if partial is None:
+        raise _not_here(blob)
+    return partial.size, partial.hashes, partial.lead()
+
+
+@contextlib.contextmanager
+def _opened(store: BlobStore, blob: str) -> Iterator[int]:
+    """A descriptor of the file of content, or of its part that is here."""
+    path = store.path(blob)
+    if path is None and blob in store.partials:
+        path = store.partial(blob)
+    try:
+        if path is None:
+            raise FileNotFoundError
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise _not_here(blob) from None
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+def _not_here(blob: str) -> wire.Refused:
+    return wire.Refused(f"content {blob[:12]}… is not here", code="not_here")
+
+
+async def _send(stream: wire.Stream, file: int, start: int, count: int) -> None:
+    if isinstance(stream, Stream):
+        await stream.send_file(file, start, count)
+        return
+    while count:
+        piece = await asyncio.to_thread(os.pread, file, min(content.CHUNK_BYTES, count), start)
+        await stream.write(piece)
+        start += len(piece)
+        count -= len(piece)
+
+
+def _count_as(stream: wire.Stream, kind: Kind) -> None:
+    if isinstance(stream, Stream):
+        stream.count_as(kind)

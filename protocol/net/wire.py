@@ -1,0 +1,165 @@
+"""The wire: one envelope, one version, one size limit per message kind, one place that decodes.
+
+A frame is a 4-byte big-endian length and that many bytes of canonical msgpack:
+``[version, kind, body]``. The kind is read first and its limit applied to the frame *before* the
+body is parsed; a body is then validated against its schema (:mod:`protocol.messages`). Raw chunks
+of content follow a message on the same stream, and their length is known from the message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import msgpack
+
+from artel.protocol import messages
+from artel.protocol.errors import ArtelError, DecodeError, Unreachable
+from artel.protocol.terminal import printable
+
+VERSION = 1
+
+CONTROL = "/artel/control/1.0.0"
+"""Node to coordinator."""
+CONTENT = "/artel/content/1.0.0"
+"""Anybody to any holder of content."""
+LEDGER = "/artel/ledger/1.0.0"
+"""Anybody to any holder of a ledger."""
+
+_HEADER = struct.Struct(">I")
+
+
+class Stream(Protocol):
+    """What the framing needs of a stream (asyncio's reader and writer in one)."""
+
+    async def read_exactly(self, count: int) -> bytes: ...
+
+    async def write(self, data: bytes) -> None: ...
+
+
+def encode(message: messages.Message) -> bytes:
+    """The frame of a message, length prefix included."""
+    body = msgpack.packb([VERSION, message.KIND, message.model_dump()], use_bin_type=True)
+    if len(body) > message.LIMIT:
+        raise DecodeError(f"message {message.KIND} of {len(body)} bytes, at most {message.LIMIT}")
+    return _HEADER.pack(len(body)) + bytes(body)
+
+
+def decode(frame: bytes) -> messages.Message:
+    """Decode the bytes after a length prefix.
+
+    :raises DecodeError: on anything but the canonical encoding of a known, valid message
+    """
+    kind = peek_kind(frame)
+    schema = messages.KINDS.get(kind)
+    if schema is None:
+        raise DecodeError(f"unknown message kind {kind!r}")
+    if len(frame) > schema.LIMIT:
+        raise DecodeError(f"message {kind} of {len(frame)} bytes, at most {schema.LIMIT} allowed")
+    try:
+        # The frame's size bounds every inner length, so msgpack's own limits need not be tighter;
+        # a body of empty maps costs at most about 75 times LIMIT for a moment.
+        value = msgpack.unpackb(frame, raw=False, strict_map_key=True, use_list=True)
+        canonical = msgpack.packb(value, use_bin_type=True)
+    except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
+        raise DecodeError(f"message {kind} is not valid msgpack: {str(error)[:100]}") from None
+    if canonical != frame:
+        raise DecodeError(f"message {kind} is not in canonical msgpack form")
+    return messages.validate(schema, value[2])
+
+
+def peek_kind(frame: bytes) -> str:
+    """Version and kind from the first bytes, without touching the body.
+
+    :raises DecodeError: on another version of the protocol or a malformed head
+    """
+    # fixarray(3), positive fixint version, fixstr kind: the head has exactly one encoding.
+    if len(frame) < 3 or frame[0] != 0x93:
+        raise DecodeError("truncated or malformed message")
+    if frame[1] != VERSION:
+        raise DecodeError(
+            f"the peer speaks protocol version {frame[1]}, this program speaks {VERSION}",
+            "update the older of the two programs",
+        )
+    length = frame[2] & 0x1F
+    if frame[2] & 0xE0 != 0xA0 or len(frame) < 3 + length:
+        raise DecodeError("truncated or malformed message")
+    try:
+        return frame[3 : 3 + length].decode("ascii")
+    except UnicodeDecodeError:
+        raise DecodeError("message kind is not ASCII") from None
+
+
+async def read_message(stream: Stream) -> messages.Message:
+    """Read one message.
+
+    :raises DecodeError: malformed, too large or invalid
+    :raises Unreachable: the stream ended early
+    """
+    try:
+        (length,) = _HEADER.unpack(await stream.read_exactly(_HEADER.size))
+        if length > messages.MAX_LIMIT:
+            raise DecodeError(f"frame of {length} bytes, at most {messages.MAX_LIMIT} allowed")
+        head = await stream.read_exactly(min(length, 64))
+        schema = messages.KINDS.get(peek_kind(head))
+        if schema is not None and length > schema.LIMIT:
+            raise DecodeError(f"message {schema.KIND} of {length} bytes, at most {schema.LIMIT}")
+        return decode(head + await stream.read_exactly(length - len(head)))
+    except asyncio.IncompleteReadError:
+        raise Unreachable("the connection closed in the middle of a message") from None
+
+
+async def write_message(stream: Stream, message: messages.Message) -> None:
+    """Write one message."""
+    await stream.write(encode(message))
+
+
+async def ask(stream: Stream, request: messages.Message) -> messages.Message:
+    """Write a request and read the reply.
+
+    :raises ArtelError: the error that the peer answered with
+    """
+    await write_message(stream, request)
+    reply = await read_message(stream)
+    if isinstance(reply, messages.Refusal):
+        raise refusal(reply)
+    return reply
+
+
+class Refused(ArtelError):
+    """The peer understood the request and says no; ``code`` is stable, for programs."""
+
+    def __init__(self, message: str, hint: str = "", code: str = "refused") -> None:
+        super().__init__(message, hint)
+        self.code = code
+
+
+def refusal(reply: messages.Refusal) -> Refused:
+    """The error for a peer's no; its words are one line each."""
+    return Refused(printable(reply.message), printable(reply.hint), printable(reply.code))
+
+
+Handler = Callable[[str, messages.Message, Stream], Awaitable[messages.Message | None]]
+"""``handler(peer id, request, stream)`` returns the reply, or None when it wrote one itself."""
+
+
+async def answer(peer: str, stream: Stream, handler: Handler, first_s: float | None = None) -> None:
+    """Serve one request on a fresh stream: read, hand over, reply; errors become refusals.
+
+    :param first_s: seconds in which the request has to be here; None for no limit
+    :raises TimeoutError: it was not
+    """
+    try:
+        async with asyncio.timeout(first_s):
+            request = await read_message(stream)
+        reply = await handler(peer, request, stream)
+    except Refused as error:
+        reply = messages.Refusal.of(error.code, error.message, error.hint)
+    except DecodeError as error:
+        reply = messages.Refusal.of("malformed", error.message, error.hint)
+    except ArtelError as error:
+        reply = messages.Refusal.of("failed", error.message, error.hint)
+    if reply is not None:
+        await write_message(stream, reply)
