@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from artel.ledger import entries
-from artel.ledger.entries import entry_id
+from artel.ledger.entries import Entry, entry_id
 from artel.ledger.store import database
 from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
 from artel.ledger.store.verify import verify_home
@@ -218,6 +218,44 @@ def test_a_bit_that_flips_in_a_tile_is_never_signed(world: World, store: LedgerS
     store._connection = sound
     assert signed == []
     assert_holds(store, world.leaves + many[:200])
+
+
+@pytest.fixture
+def with_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ledgers that are made now have a table beside the entries."""
+    table = "CREATE TABLE kinds(idx INTEGER PRIMARY KEY, kind TEXT)"
+    monkeypatch.setattr(database, "DERIVED", (table,))
+
+
+def write_kinds(connection: sqlite3.Connection, new: Sequence[Entry], first: int) -> None:
+    rows = [(first + at, entry.kind) for at, entry in enumerate(new)]
+    connection.executemany("INSERT INTO kinds VALUES (?, ?)", rows)
+
+
+@pytest.mark.usefixtures("with_kinds")
+def test_what_follows_from_entries_is_written_with_them_or_not_at_all(
+    world: World, path: Path, tmp_path: Path
+) -> None:
+    first, second, third = world.batches(1)[:3]
+    expected = [(at, entries.decode(leaf).kind) for at, leaf in enumerate(world.leaves)]
+
+    def failing(connection: sqlite3.Connection, new: Sequence[Entry], at: int) -> None:
+        write_kinds(connection, new, at)
+        raise CheckFailed("not with these")
+
+    with LedgerStore.open(path, create=True) as store:
+        notes = [store.append(first, world.sign, write_kinds)]
+        notes.append(store.append(second, world.sign, write_kinds))
+        with pytest.raises(CheckFailed, match="not with these"):
+            store.append(third, world.sign, failing)
+        found = store.query("SELECT idx, kind FROM kinds WHERE idx >= ? ORDER BY idx", (1,))
+        assert found == expected[1 : store.size]
+        with LedgerStore.open(tmp_path / "replica" / DATABASE_NAME, create=True) as replica:
+            replica.append_replica(first, notes[0], write_kinds)
+            with pytest.raises(CheckFailed):
+                replica.append_replica([*second, *third], notes[1], write_kinds)
+            replica.append_replica(second, notes[1], write_kinds)
+            assert replica.query("SELECT * FROM kinds ORDER BY idx") == expected[: store.size]
 
 
 # --- the tree -------------------------------------------------------------------------------------
@@ -597,7 +635,7 @@ import sys
 from pathlib import Path
 from ledger_world import World, key
 from artel.ledger import entries
-from artel.ledger.entries import entry_id
+from artel.ledger.entries import Entry, entry_id
 from artel.ledger.store.store import LedgerStore
 
 world, generation = World(), sys.argv[2]

@@ -40,6 +40,8 @@ _SCHEMA = (
     "CREATE TABLE tiles(place INTEGER PRIMARY KEY, level INTEGER NOT NULL, idx INTEGER NOT NULL,"
     " hashes BLOB NOT NULL)",
 )
+DERIVED: tuple[str, ...] = ()
+"""Tables of what follows from the entries (see :data:`.store.Beside`), made with the others."""
 INSERT_TILE = "INSERT INTO tiles(place, level, idx, hashes) VALUES (?, ?, ?, ?)"
 INSERT_CHECKPOINT = "INSERT INTO checkpoints(size, note) VALUES (?, ?)"
 
@@ -166,7 +168,7 @@ def write_schema(connection: sqlite3.Connection, version: int) -> None:
     connection.execute("PRAGMA auto_vacuum=NONE")
     connection.execute("PRAGMA encoding='UTF-8'")
     connection.execute("BEGIN")
-    for statement in _SCHEMA:
+    for statement in (*_SCHEMA, *DERIVED):
         connection.execute(statement)
     meta = (("format", FORMAT), ("sqlite", str(version)))
     connection.executemany("INSERT INTO meta(key, value) VALUES (?, ?)", meta)

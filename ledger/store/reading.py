@@ -10,9 +10,10 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from artel.ledger.entries import Genesis
 from artel.ledger.store.database import storage_errors
@@ -150,6 +151,14 @@ class LedgerReader:
         with self._reading, storage_errors(self.path):
             row = self._reader.execute(query, (after, min(up_to, self.size))).fetchone()
         return str(row[0]) if row else ""
+
+    def query(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """The rows of a reading statement, for what lies beside the entries.
+
+        What an append that is under way has written is not among them.
+        """
+        with self._reading, storage_errors(self.path):
+            return self._reader.execute(sql, parameters).fetchall()
 
     # --- the tree ---------------------------------------------------------------------------------
 

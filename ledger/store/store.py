@@ -35,6 +35,10 @@ can then end at a checkpoint, so a replica can check each page as it comes."""
 
 Sign = Callable[[int, bytes], str]
 """``sign(size, root) -> note``"""
+Beside = Callable[[sqlite3.Connection, Sequence[Entry], int], None]
+"""``beside(connection, entries, first)`` writes what follows from the entries ``first`` on into
+tables of its own (:data:`.database.DERIVED`), in the transaction that adds them: both are there
+after a crash, or neither is. It neither begins nor ends a transaction."""
 
 
 class LedgerStore(LedgerReader):
@@ -124,13 +128,17 @@ class LedgerStore(LedgerReader):
 
     # --- appending --------------------------------------------------------------------------------
 
-    def append(self, leaves: Sequence[bytes | Entry], sign: Sign) -> str:
+    def append(
+        self, leaves: Sequence[bytes | Entry], sign: Sign, beside: Beside | None = None
+    ) -> str:
         """Add entries as the log's sequencer; all of them or none. Returns the new note.
 
         When it raises, nothing was added; the one exception is named in :meth:`_commit`.
 
         :param leaves: bytes; or entries that came out of ``decode``, which are not decoded again
         :param sign: called once with the size and root to sign, before the commit
+        :param beside: called once when the entries are inserted, before ``sign``; what it raises
+            ends the append
         :raises DecodeError: when a leaf is no ledger entry
         :raises CheckFailed: when an entry is in the ledger already, or bytes changed on the way
         :raises ResourceError: when the disk is full or does not work
@@ -139,13 +147,16 @@ class LedgerStore(LedgerReader):
             raise UsageError("there is nothing to append")
         if len(leaves) > MAX_BATCH:
             raise UsageError(f"at most {MAX_BATCH} entries can be appended at once")
-        return self._commit(leaves, sign)
+        return self._commit(leaves, sign, beside)
 
-    def append_replica(self, leaves: Sequence[bytes | Entry], note: str) -> None:
+    def append_replica(
+        self, leaves: Sequence[bytes | Entry], note: str, beside: Beside | None = None
+    ) -> None:
         """Add entries that somebody else sequenced, up to exactly the tree that ``note`` signs.
 
         There may be any number of them: a copy of tiles has its newest note alone.
 
+        :param beside: as in :meth:`append`
         :raises DecodeError: when the note or a leaf is malformed
         :raises CheckFailed: when the note is not by the run's coordinators, or its tree is not
             ours plus these leaves: then the sender lies, or the log shows different histories
@@ -157,7 +168,7 @@ class LedgerStore(LedgerReader):
                 self._matching(note, self.size, self.root, self.genesis)
                 return
             first = genesis or _first(leaves[0])
-            self._commit(leaves, lambda size, root: self._matching(note, size, root, first))
+            self._commit(leaves, lambda size, root: self._matching(note, size, root, first), beside)
 
     def _matching(self, note: str, size: int, root: bytes, genesis: Genesis) -> str:
         head = open_checkpoint(note, origin_of(genesis.run, self.term), genesis.coordinators)
@@ -170,13 +181,13 @@ class LedgerStore(LedgerReader):
             )
         return note
 
-    def _commit(self, leaves: Sequence[bytes | Entry], sign: Sign) -> str:
+    def _commit(self, leaves: Sequence[bytes | Entry], sign: Sign, beside: Beside | None) -> str:
         """The one way in. The order of steps is what makes a crash at any point harmless.
 
         1. Rows go into a transaction; they are read back from the database and hashed, and only
            that hash is signed. (In 2022 a log had to be given up because a bit flipped between
            hashing and storing: what is signed has to be what is stored.) So are the tiles that
-           these entries complete.
+           these entries complete. What follows from the entries goes beside them (``beside``).
         2. The note goes into the same transaction, and, durably, into ``checkpoint.new``. This
            is the last step that needs disk space.
         3. COMMIT. From here on the entries are in the ledger.
@@ -195,7 +206,10 @@ class LedgerStore(LedgerReader):
                 with storage_errors(self.path):
                     self._connection.execute("BEGIN IMMEDIATE")
                     genesis = self._head.genesis or _first(leaves[0])
-                    self._insert(leaves, edge)
+                    first = edge.size
+                    entries = self._insert(leaves, edge)
+                    if beside is not None:
+                        beside(self._connection, entries, first)
                     root = edge.root()
                     note = sign(edge.size, root)
                     self._check_note(note, genesis, edge.size, root)
@@ -216,24 +230,22 @@ class LedgerStore(LedgerReader):
             self._fold_log()
             return note
 
-    def _insert(self, leaves: Sequence[bytes | Entry], edge: Edge) -> None:
+    def _insert(self, leaves: Sequence[bytes | Entry], edge: Edge) -> list[Entry]:
         """Insert into the open transaction, and add to ``edge`` what can be read back."""
         held = self._connection.execute("SELECT coalesce(max(idx) + 1, 0) FROM entries").fetchone()
         if held[0] != edge.size:
             raise CheckFailed(f"another process has changed {self.path}", "start again")
+        entries = [decode(leaf) if isinstance(leaf, bytes) else leaf for leaf in leaves]
         rows = []
         for leaf in leaves:
-            if isinstance(leaf, bytes):
-                decode(leaf)
-                data = leaf
-            else:
-                data = leaf.envelope.encode()
+            data = leaf if isinstance(leaf, bytes) else leaf.envelope.encode()
             rows.append((hashlib.sha256(data).digest(), data))
         while rows:
             # Up to the end of a tile: the tile is stored before the next entry.
             room = TILE_WIDTH - edge.size % TILE_WIDTH
             self._insert_rows(rows[:room], edge)
             rows = rows[room:]
+        return entries
 
     def _insert_rows(self, rows: list[tuple[bytes, bytes]], edge: Edge) -> None:
         expected = [(index, *row) for index, row in enumerate(rows, edge.size)]
