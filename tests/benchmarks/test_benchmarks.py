@@ -1,0 +1,125 @@
+"""The benchmarks run, refuse wrong arguments in one line, and write rows that programs can read."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from artel.ledger.fold.accounts import FoldState
+from artel.ledger.fold.shares import apply
+from benchmark_world import ROOT, rows_of, run
+from benchmarks.ledger_entries import NODES, PER_ROUND, Run
+
+BENCHMARKS = sorted(
+    path.stem
+    for path in (ROOT / "benchmarks").glob("*.py")
+    if '__name__ == "__main__"' in path.read_text()
+)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_help_shows_how_to_run_it(name: str) -> None:
+    done = run(name, "--help")
+    assert done.returncode == 0
+    assert f"python -m benchmarks.{name} --quick" in done.stdout
+    assert "--json FILE" in done.stdout
+    assert not done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "complaint"),
+    [
+        ("overhead", ["--nodes", "0"], "--nodes must be from 1 to 16"),
+        ("overhead", ["--rounds", "-1"], "--rounds and --inner-steps must be at least 1"),
+        ("overhead", ["--json", "no-such-folder/rows.json"], "there is no folder no-such-folder"),
+        ("overhead", ["--keep", "benchmarks"], "is not empty"),
+        ("utilisation", ["--rounds", "0"], "counts must be at least 1"),
+        ("utilisation", ["--json", "no-such-folder/rows.json"], "there is no folder"),
+        ("utilisation", ["--keep", "benchmarks"], "is not empty"),
+        ("overhead", ["--codec", "zip"], "invalid choice: 'zip'"),
+        ("ledger", ["--only", "proof,speed"], "unknown parts ['speed']"),
+        ("ledger", ["--entries", "10"], "--entries must be at least 5000"),
+        ("ledger", ["--submitters", "0"], "--submitters must be from 1 to 4096"),
+        ("ledger", ["--json", "no-such-folder/rows.json"], "there is no folder no-such-folder"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_runs(
+    name: str, arguments: list[str], complaint: str
+) -> None:
+    done = run(name, *arguments)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not done.stdout
+
+
+def test_quick_utilisation_says_what_larger_models_and_more_nodes_would_do(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    done = run("utilisation", "--quick", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(file.read_text())
+    forecasts = [row for row in rows if row["name"] == "forecast"]
+    assert {row["parameters"] for row in forecasts} == {10**8, 10**9, 10**10}
+    at = {(r["codec"], r["overlap_steps"]): r["computing"] for r in forecasts if r["up_mbit"] == 20}
+    assert at["sparse", 0] < 0.98 < at["sparse", 15]
+    assert at["int4", 0] < at["sparse", 0]
+    sharded = {r["nodes"]: r["down_payloads"] for r in rows if r.get("topology") == "sharded"}
+    assert sharded[8] < sharded[32] < 3 < sharded[10_000] < 3.5
+
+
+def test_the_entries_of_the_ledger_benchmark_all_count() -> None:
+    """They are made by hand, without the functions that runs use."""
+    state, size = FoldState(), 1 + 2 * NODES + 5 * PER_ROUND
+    for entry in Run(rounds=size).long(size):
+        apply(state, entry)
+    assert (state.size, state.round, state.ignored) == (size, 5, {})
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_quick_overhead_measures_every_limit(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    done = run("overhead", "--quick", "--json", str(file), timeout=580)
+    assert done.returncode == 0, done.stderr
+    rows = {row["name"]: row for row in rows_of(file)}
+    limits = {n: r["baseline"] for n, r in rows.items() if r["baseline_is"] == "limit"}
+    assert sorted(limits.values()) == [0.3, 1.5, 20.0, 400.0, 400.0]
+    for row in rows.values():
+        if row["baseline_is"] == "limit":
+            assert row["holds"] == (row["ours"] <= row["baseline"])
+        assert row["rounds"] >= 3
+        assert 0.8e6 < row["parameters"] < 1.3e6
+        assert row["name"] in done.stdout
+    # What does not depend on how busy the machine is.
+    waiting = rows["time of a round that is not training"]
+    assert {"commit", "upload", "fetch", "aggregate", "outer", "rest"} <= set(waiting["phases"])
+    assert waiting["round_seconds"] > waiting["train_seconds"] > 0
+    start = rows["artel node start to the first inner step"]
+    assert math.isclose(sum(start["phases"].values()), start["ours"], rel_tol=0.01)
+    payload = rows["contribution of a node"]
+    assert 0.12 < payload["ratio"] < 0.14, "int4 with a scale for 256 values, against 32 bits"
+    for way in ("up", "down"):
+        traffic = rows[f"bytes {way} of a node in a round"]
+        assert {"contribution", "control", "ledger"} <= set(traffic["kinds"])
+        assert traffic["ours"] > payload["ours"]
+    assert rows["check of the ledger"]["verified"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_quick_ledger_measures_every_limit(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    done = run("ledger", "--quick", "--json", str(file), timeout=580)
+    assert done.returncode == 0, done.stderr
+    rows = {row["name"]: row for row in rows_of(file)}
+    limits = {n for n, r in rows.items() if r["baseline_is"] == "limit"}
+    assert {"submit to durable, one core", "full audit, one core", "inclusion proof"} < limits
+    for name in limits:
+        assert rows[name]["holds"] == (rows[name]["ours"] <= rows[name]["baseline"])
+        assert name in done.stdout
+    for name in ("submit to durable, one core", "full audit, one core"):
+        assert 0 < rows[name]["hardware_percent"] <= 110, "no faster than its signature checks"
+    assert rows["inclusion proof"]["entries"] == 50_000

@@ -1,0 +1,359 @@
+"""Cosignatures at the coordinator's desk, what records them, and the closing of a run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from artel.coordinator import cosigning
+from artel.coordinator.closing import Closing
+from artel.ledger import entries
+from artel.ledger.store import finality
+from artel.ledger.sync.source import TileHashes
+from artel.ledger.tlog import note
+from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint, sign_checkpoint
+from artel.ledger.tlog.cosignature import add_lines, cosign, witness_key, witness_name
+from artel.protocol import messages
+from artel.protocol.net import wire
+from artel.protocol.rounds import Phase
+from desk_world import ORGANISER, Member, Office, run_of
+from witness_world import play_round, refused, resource
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    manifest, layout = run_of(tmp_path_factory.mktemp("run"))
+    config = manifest.config
+    changes = {
+        "ledger": config.ledger.model_copy(update={"witnesses": 2}),
+        "ownership": config.ownership.model_copy(update={"closing_s": 0.0}),
+    }
+    return manifest.model_copy(update={"config": config.model_copy(update=changes)}), layout
+
+
+@pytest_asyncio.fixture
+async def office(run: Any, tmp_path: Path) -> AsyncIterator[Office]:
+    office = await Office(tmp_path / "coordinator", *run).open()
+    yield office
+    office.close()
+
+
+@pytest_asyncio.fixture
+async def members(office: Office) -> list[Member]:
+    three = [Member(office, name) for name in "abc"]
+    for member in three:
+        await member.hello()
+    return three
+
+
+def newest(office: Office) -> str:
+    assert office.store is not None
+    return office.store.latest_note
+
+
+# --- cosignatures ---
+
+
+async def test_a_head_is_final_once_enough_accounts_have_cosigned_it(
+    office: Office, members: list[Member]
+) -> None:
+    signed = newest(office)
+    reply = await members[0].cosign()
+    assert (parse_checkpoint(reply.newest).size, reply.final) == (7, "")
+    reply = await members[1].cosign(signed)
+    assert reply.newest == reply.final
+    head, told = finality.verified(
+        reply.final,
+        office.core.ledger.store.origin,
+        [ORGANISER.key],
+        office.core.ledger.state.nodes,
+    )
+    assert head.size == 7
+    assert set(finality.cosigners(told, office.core.ledger.state.nodes)) == {
+        members[0].peer,
+        members[1].peer,
+    }
+    # The next entry is not covered; the final head stays the older one.
+    await Member(office, "late").hello()
+    reply = await members[2].cosign()
+    assert (parse_checkpoint(reply.newest).size, parse_checkpoint(reply.final).size) == (9, 7)
+
+
+async def test_two_nodes_of_one_account_count_once(office: Office, members: list[Member]) -> None:
+    twin = Member(office, "twin")
+    twin.owner = members[0].owner
+    await twin.hello(statements=[twin.statements()[1]])
+    signed = newest(office)
+    await members[0].cosign(signed)
+    assert (await twin.cosign(signed)).final == ""
+    assert (await members[1].cosign(signed)).final != ""
+
+
+async def test_what_is_no_cosignature_of_our_heads_is_refused(
+    office: Office, members: list[Member]
+) -> None:
+    one, store = members[0], office.core.ledger.store
+    stranger = Member(office, "stranger")
+    assert await refused(stranger.cosign()) == "unknown_node"
+    origin, size = store.origin, store.size
+
+    def cosigned(signed: str, member: Member = one, name: str = "") -> messages.Cosigned:
+        parsed = note.parse(signed)
+        line = cosign(member.identity, name or witness_name(one.peer), parsed.text, 1_700_000_000)
+        return messages.Cosigned(run=office.run, note=add_lines(parsed, [line]).encode())
+
+    async def say(message: messages.Cosigned) -> str:
+        return await refused(one.say(message, to=wire.LEDGER))
+
+    # Another root, another size, another log's name, a head that nobody signed.
+    assert await say(cosigned(sign_checkpoint(ORGANISER, origin, size, bytes(32)))) == "failed"
+    assert await say(cosigned(sign_checkpoint(ORGANISER, origin, 10**6, store.root))) == "failed"
+    assert await say(cosigned(sign_checkpoint(one.identity, origin, size, store.root))) == "failed"
+    # A line in another's name, and one of nobody that is known.
+    assert await say(cosigned(newest(office), members[1])) == "unknown_node"
+    spoiled = cosigned(newest(office)).note.replace(newest(office)[-30:-20], "A" * 10)
+    assert await say(messages.Cosigned(run=office.run, note=spoiled)) in ("failed", "malformed")
+    assert await say(messages.Cosigned(run=office.run, note="x")) == "malformed"
+    future = await refused(one.cosign(time=1 << 40))
+    assert future == "failed"
+    assert office.core.cosigning.nodes_at(size) == set()
+    assert office.core.heads.newest(1) == ""
+
+
+async def test_cosignatures_of_one_peer_are_bounded(
+    office: Office, members: list[Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cosigning, "COSIGNED_AT_ONCE", 3)
+    await office.reopen()
+    for number in range(3):
+        await members[0].cosign(time=1_700_000_000 + number)
+    assert await refused(members[0].cosign()) == "busy"
+    await members[1].cosign()
+
+
+async def test_each_round_records_one_head_and_who_cosigned_it(
+    office: Office, members: list[Member]
+) -> None:
+    await play_round(office, members)
+    signed = newest(office)
+    for member in members:
+        await member.cosign(signed)
+    await play_round(office, members)  # the one after it opens
+    (recorded,) = office.bodies("witnessed")
+    assert recorded.size == parse_checkpoint(signed).size
+    assert {item.node for item in recorded.cosignatures} == {m.peer for m in members}
+    kinds = [entries.decode(leaf).kind for leaf in office.core.ledger.store.leaves()]
+    assert kinds[kinds.index("witnessed") + 1] == "round_opened"
+    fold = office.core.ledger.state
+    assert (fold.final, fold.witnessed) == (recorded.size, recorded.size)
+    for member in members:
+        account = fold.accounts[member.owner.key]
+        # What was in the ledger before it came had been replayed by nobody for it.
+        assert 0 < account.units["witness"] < recorded.size
+    assert not fold.ignored
+    # Nothing new: nothing is recorded again.
+    assert office.core.cosigning.statement() is None
+    await members[0].cosign(signed)
+    assert office.core.cosigning.statement() is None
+
+
+async def test_cosignatures_survive_a_restart(office: Office, members: list[Member]) -> None:
+    signed = newest(office)
+    await members[0].cosign(signed)
+    await office.reopen()
+    reply = await members[1].cosign(signed)
+    assert reply.final
+    statement = office.core.cosigning.statement()
+    assert statement is not None
+    body = entries.decode(statement.encode()).body
+    assert isinstance(body, entries.Witnessed)
+    assert len(body.cosignatures) == 2
+
+
+async def test_a_head_that_few_have_cosigned_is_recorded_but_not_final(
+    office: Office, members: list[Member]
+) -> None:
+    await members[2].cosign()
+    for member in members:
+        await member.beat()
+    (recorded,) = office.bodies("witnessed")
+    fold = office.core.ledger.state
+    assert (recorded.size, fold.witnessed, fold.final) == (7, 7, 0)
+
+
+async def test_entries_hold_at_most_24_cosignatures_of_different_accounts_first(
+    office: Office, members: list[Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = [Member(office, f"witness {number}") for number in range(30)]
+    twins = [Member(office, f"twin {number}") for number in range(4)]
+    for member in many:
+        await member.hello()
+        office.now += 5
+    for twin in twins:
+        twin.owner = many[0].owner
+        await twin.hello(statements=[twin.statements()[1]])
+        office.now += 5
+    signed = newest(office)
+    for member in (*twins, *many):
+        reply = await member.cosign(signed)
+    assert len(reply.final) <= finality.MAX_TOLD_CHARACTERS
+    statement = office.core.cosigning.statement()
+    assert statement is not None
+    assert len(statement.encode()) <= 8192
+    body = entries.decode(statement.encode()).body
+    assert isinstance(body, entries.Witnessed)
+    accounts = {office.core.ledger.state.account_of(item.node) for item in body.cosignatures}
+    assert len(body.cosignatures) == len(accounts) == entries.MAX_COSIGNATURES
+
+
+# --- resources ---
+
+
+async def test_the_ledger_service_has_checkpoint_tiles_and_tables(
+    office: Office, members: list[Member]
+) -> None:
+    await members[0].cosign()
+    one, store = members[0], office.core.ledger.store
+    signed = (await resource(office, one, "checkpoint")).decode()
+    head = open_checkpoint(signed, store.origin, [ORGANISER.key])
+    assert (head.size, head.root) == (store.size, store.root)
+    assert witness_key(one.peer).name in signed
+    tile = await resource(office, one, f"tile/0/000.p/{store.size}", office.run)
+    assert tile[:32] == store.subtree(0, 0)
+
+    class Here:
+        def get(self, path: str, limit: int) -> bytes:
+            assert path == f"tile/0/000.p/{store.size}"
+            return tile
+
+    assert TileHashes(Here(), head.size, head.root).subtree(0, 3) == store.subtree(0, 3)
+    bundle = await resource(office, one, f"tile/entries/000.p/{store.size}")
+    assert store.leaf(2) in bundle
+    assert json.loads(await resource(office, one, "aliases")) == {}
+    assert json.loads(await resource(office, one, "conflicts")) == []
+    for path in ("tile/0/001", f"tile/0/000.p/{store.size + 1}", "tile/x", "nothing", "tile/9/000"):
+        assert await refused(resource(office, one, path)) == "not_here"
+    assert await refused(resource(office, one, "checkpoint", "cd" * 32)) == "other_run"
+    reply = await one.say(messages.GetCheckpoint(run=""), to=wire.LEDGER)
+    assert isinstance(reply, messages.Checkpoints)
+    assert (reply.run, reply.newest) == (office.run, signed)
+
+
+# --- the end ---
+
+
+async def finished(office: Office, members: list[Member]) -> None:
+    for _ in range(office.core.rules.total):
+        await play_round(office, members)
+    await office.pass_time(0)
+    assert office.core.state.phase is Phase.FINISHED
+    for member in members:
+        await member.beat()
+
+
+class Follower:
+    """Cosigns every head, as a node that is there does."""
+
+    def __init__(self, office: Office, members: list[Member]) -> None:
+        self.office, self.members = office, members
+
+    async def run(self) -> None:
+        seen = ""
+        while True:
+            signed = newest(self.office)
+            if signed != seen:
+                seen = signed
+                for member in self.members:
+                    await member.cosign(signed)
+            await asyncio.sleep(0.01)
+
+
+async def closed(office: Office, closing: Closing, *members: Member) -> None:
+    """Run the closing to its end, with these witnesses."""
+    follower = asyncio.create_task(Follower(office, list(members)).run())
+    try:
+        async with asyncio.timeout(20):
+            await closing.run()
+    finally:
+        follower.cancel()
+
+
+async def test_a_finished_run_is_witnessed_closed_and_final_to_the_last_entry(
+    office: Office, members: list[Member]
+) -> None:
+    await finished(office, members)
+    released: list[int] = []
+    closing = Closing(office.core, release=lambda: _note(released, office))
+    before = await members[0].beat()
+    await closed(office, closing, *members)
+    fold, store = office.core.ledger.state, office.core.ledger.store
+    kinds = [entries.decode(leaf).kind for leaf in store.leaves()]
+    assert kinds[-4:] == ["state_agreed", "witnessed", "run_closed", "witnessed"]
+    assert (fold.closed, fold.total_pending) == (1, 0)
+    assert fold.total_vested == fold.total > 0
+    assert released == [store.size], "nodes are kept until everything is written and cosigned"
+    final = finality.newest_final(office.core.heads, fold)
+    assert parse_checkpoint(final).size == store.size
+    assert not fold.ignored
+    # The directive changed although the duty did not, so that nodes look at the ledger.
+    assert (await members[0].beat()).version != before.version
+
+
+async def _note(released: list[int], office: Office) -> None:
+    released.append(office.core.ledger.store.size)
+
+
+async def test_a_run_without_witnesses_at_its_end_is_closed_all_the_same(
+    office: Office, members: list[Member]
+) -> None:
+    await finished(office, members)
+    closing = Closing(office.core, release=lambda: _note([], office), patience=0.05)
+    await closed(office, closing)
+    assert office.core.ledger.state.closed == 1
+    assert closing.nodes_may_go
+
+
+async def test_a_dispute_that_nobody_rules_on_ends_with_the_second_closing(
+    office: Office, members: list[Member]
+) -> None:
+    await finished(office, members)
+    fold = office.core.ledger.state
+    mine, theirs = members[0].owner.key, members[1].owner
+    (first, *_) = [i for i in fold.pending_of(mine) if i.credit.kind == "compute"]
+    dispute = entries.by_account(
+        entries.Dispute,
+        theirs,
+        office.run,
+        account=theirs.key,
+        contribution=first.credit.source,
+        reason="copied",
+        evidence="",
+    )
+    await members[1].submit(dispute)
+    steps: list[int] = []
+    closing = Closing(
+        office.core, release=lambda: _note(steps, office), at_least=0.2, patience=0.05
+    )
+    await closed(office, closing)
+    assert [body.closing for body in office.bodies("run_closed")] == [1, 2]
+    assert office.core.ledger.state.total_pending == 0
+    assert len(steps) == 1
+    assert steps[0] < office.core.ledger.store.size, "nodes did not wait for the second one"
+
+
+async def test_closing_goes_on_after_a_restart(office: Office, members: list[Member]) -> None:
+    await finished(office, members)
+    closing = Closing(office.core, release=lambda: _note([], office), patience=0.05)
+    await closed(office, closing)
+    size = office.core.ledger.store.size
+    await office.reopen()
+    again = Closing(office.core, release=lambda: _note([], office), patience=0.05)
+    await closed(office, again)
+    assert again.nodes_may_go
+    assert office.core.ledger.store.size == size, "nothing is closed twice"

@@ -1,0 +1,565 @@
+"""The fold under random histories, valid and not: what has to hold after every single entry."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from artel.ledger import entries
+from artel.ledger.entries import Entry, decode, recovery_digest
+from artel.ledger.fold.accounts import Attempt, Pending
+from artel.ledger.fold.explain import explain
+from artel.ledger.fold.rules_people import MAX_OPEN_DISPUTES
+from artel.ledger.fold.shares import SHARE_SCALE, FoldState, Outcome, apply, check, fold, shares
+from artel.protocol.dsse import Envelope
+from artel.protocol.errors import DecodeError
+from artel.protocol.identity import Identity
+from ledger_world import World, digest, forged, key
+from log_world import Log
+
+PEOPLE = 5
+"""Keys that may become accounts; the first three are registered from the start."""
+SPARE = [key(f"spare {number}") for number in range(6)]
+RECOVERY = [key(f"recovery {number}") for number in range(PEOPLE)]
+TOTAL = 4
+
+
+@cache
+def world_of(
+    wait: int, auditors: int, transfers: bool, contributed: bool, topology: str, uneven: bool
+) -> World:
+    """A run with these rules; worlds are only read, so each is made once."""
+    world = World(
+        nodes=PEOPLE,
+        total=TOTAL,
+        ownership={"vesting_rounds": wait, "auditors": auditors, "transfers": transfers},
+        ledger={"witnesses": 2},
+        contributed=[(key("giver").key, 2500), ("", 1500)] if contributed else (),
+        exchange={"topology": topology, "overlap_steps": 2 if uneven else 0},
+        rounds={"box_s": 60.0 if uneven else 0},
+    )
+    for identity in (*world.owners, *world.members, *SPARE, *RECOVERY, key("giver")):
+        KEYS[identity.key] = identity
+    for member in world.members:
+        NODES[member.peer_id] = member
+    return world
+
+
+KEYS: dict[str, Identity] = {}
+NODES: dict[str, Identity] = {}
+FOREIGN = World(name="foreign")
+FOREIGN_ENTRIES = [FOREIGN.genesis, *FOREIGN.introductions(), *FOREIGN.round(0)]
+
+some = st.integers(0, 1 << 30) | st.integers(1 << 29, 1 << 30)
+"""Chooses from what there is, by remainder: cheap to draw and to shrink."""
+
+
+def pick(items: Any, number: int) -> Any:
+    ordered = list(items)
+    return ordered[number % len(ordered)]
+
+
+def subset(items: Any, number: int) -> list[Any]:
+    return [item for bit, item in enumerate(items) if number >> bit & 1]
+
+
+class FoldMachine(RuleBasedStateMachine):
+    """Feeds one log; ``log`` holds its entries, ``state`` is changed in place, as a node's is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: list[Entry] = []
+        self.counted: list[Entry] = []
+        self.state = FoldState()
+        self.floor: dict[str, int] = {}
+
+    @initialize(
+        wait=st.sampled_from([0, 1, 2, 3]),
+        auditors=st.sampled_from([2, 2, 0]),
+        transfers=st.sampled_from([True, True, False]),
+        contributed=st.booleans(),
+        topology=st.sampled_from(["auto", "sharded", "sharded"]),
+        uneven=st.booleans(),
+    )
+    def begin(
+        self,
+        wait: int,
+        auditors: int,
+        transfers: bool,
+        contributed: bool,
+        topology: str,
+        uneven: bool,
+    ) -> None:
+        self.world = world_of(wait, auditors, transfers, contributed, topology, uneven)
+        self.paid = dict[str, int]()
+        """Node to the tokens that agreed rounds have credited it with."""
+        self.add(self.world.genesis)
+        for number in range(3):
+            owner, member = self.world.owners[number], self.world.members[number]
+            recovery = recovery_digest(RECOVERY[number].public) if number else ""
+            self.add(entries.account(owner, self.world.run, recovery))
+            self.add(entries.node(member, owner, self.world.run))
+
+    def add(self, statement: Envelope | Entry) -> Outcome:
+        """One more entry; checks what one entry may do."""
+        entry = statement if isinstance(statement, Entry) else decode(statement.encode())
+        before = self.state.to_dict()
+        reason = check(self.state, entry)
+        assert self.state.to_dict() == before
+        outcome = apply(self.state, entry)
+        assert (outcome.reason, outcome.status == "ignored") == (reason, bool(reason))
+        self.log.append(entry)
+        if reason:
+            after = self.state.to_dict()
+            assert after.pop("size") == before.pop("size") + 1
+            counts = before.pop("ignored")
+            assert after.pop("ignored") == counts | {reason: counts.get(reason, 0) + 1}
+            assert after == before
+        else:
+            self.counted.append(entry)
+        for credit in outcome.granted:
+            if credit.kind == "compute":
+                self.paid[credit.node] = self.paid.get(credit.node, 0) + credit.units
+        return outcome
+
+    # --- rounds -----------------------------------------------------------------------------------
+
+    @rule(number=some)
+    def on_with_the_round(self, number: int) -> None:
+        """One valid step of the round under way."""
+        state, world, attempt = self.state, self.world, self.state.attempt
+        if attempt is None or attempt.phase == "failed":
+            again = 0 if attempt is None or attempt.round != state.round else attempt.attempt + 1
+            members = (not number % 4 and subset(state.nodes, number)) or list(state.nodes)
+            self.add(world.opened(state.round, again, steps=self.steps(members, number)))
+        elif attempt.phase == "training":
+            chosen = [NODES[peer] for peer in subset(sorted(attempt.accounts), ~number // 8)]
+            self.add(world.committed(attempt.round, attempt.attempt, chosen))
+        elif attempt.phase == "revealing":
+            waiting = sorted(attempt.commitments.keys() - attempt.contributions.keys())
+            if waiting and number % 4:
+                self.show(attempt, pick(waiting, number), number)
+            else:
+                self.close(attempt, subset(sorted(attempt.contributions), ~number // 8))
+        elif number % 3:
+            self.slices(attempt, number)
+        else:
+            self.agree(attempt, number)
+
+    def steps(self, members: list[str], number: int) -> dict[str, int]:
+        """What these are assigned, by the rules of the run."""
+        work = self.world.work
+        span = work.most - work.least + 1
+        return {peer: work.least + (number // 5 + 7 * i) % span for i, peer in enumerate(members)}
+
+    def show(self, attempt: Attempt, peer: str, number: int) -> None:
+        """Mostly as many steps as the node may claim, sometimes fewer, or one too many."""
+        work, assigned = self.world.work, attempt.steps[peer]
+        head, most = work.head(attempt.round, assigned), self.state.tails.get(peer, 0)
+        least = work.least_head(attempt.round, assigned)
+        tail = number // 3 % (most + 1)
+        head = head - number // 11 % (head - least + 1)
+        if number % 8 == 5:
+            tail, head = tail + (most + 1) * (number // 16 % 2), head + 1
+        fields = {"head": head, "tail": tail, "up": number, "down": number // 2}
+        self.add(self.world.contribution(NODES[peer], attempt.round, attempt.attempt, **fields))
+
+    def slices(self, attempt: Attempt, number: int) -> None:
+        """One slice is recorded, or called wrong; by whoever may, or by somebody else."""
+        world, slices = self.world, len(attempt.accounts)
+        slice = number // 3 % slices
+        accepted = [NODES[peer] for peer in sorted(attempt.accepted)]
+        place = (attempt.round, slice)
+        if number % 2:
+            signer = world.aggregator(*place, accepted) if number % 8 != 7 else accepted[0]
+            fields = {"by": signer, "slices": slices}
+            self.add(world.aggregate(*place, attempt.attempt, **fields))
+        else:
+            recorded = pick(attempt.slices or [slice], number // 5)
+            accuser = pick(accepted, number // 7)
+            self.add(world.slice_wrong(accuser, attempt.round, recorded, attempt.attempt))
+
+    @rule(number=some, count=st.sampled_from([1, 1, 2, TOTAL]))
+    def whole_rounds(self, number: int, count: int) -> None:
+        """As many valid steps as it takes to agree on other states."""
+        for _ in range(min(count, TOTAL - self.state.round)):
+            self.whole_round(number)
+
+    def whole_round(self, number: int) -> None:
+        before = self.state.round
+        if self.state.attempt is not None:
+            self.close(self.state.attempt, [])
+        self.on_with_the_round(number)
+        self.on_with_the_round(0)  # all of them commit
+        attempt = self.state.attempt
+        assert attempt is not None
+        for peer in list(attempt.commitments):
+            self.show(attempt, peer, 16 * number)
+        self.close(attempt, sorted(attempt.contributions))
+        for step in range(number % 5):
+            self.slices(attempt, number // 5 + 3 * step)
+        self.agree(attempt, number // 32 * 32)
+        assert self.state.round == before + 1
+
+    @rule(number=some)
+    def attempt_fails(self, number: int) -> None:
+        if self.state.attempt is not None:
+            rejected = dict.fromkeys(subset(sorted(self.state.attempt.accounts), number), "late")
+            self.close(self.state.attempt, [], rejected)
+
+    @rule(number=some, round=st.integers(0, TOTAL + 1), attempt=st.integers(0, 2))
+    def any_round_entry(self, number: int, round: int, attempt: int) -> None:
+        """Whatever round and attempt the ledger may be in."""
+        world, member = self.world, pick(NODES.values(), number)
+        makers = [
+            lambda: world.opened(round, attempt, cursor=number % 99),
+            lambda: world.committed(round, attempt),
+            lambda: world.contribution(member, round, attempt),
+            lambda: world.closed(round, attempt, accepted=[member]),
+            lambda: world.aggregate(round, number % 4, attempt, by=member),
+            lambda: world.slice_wrong(member, round, number % 4, attempt),
+            lambda: world.agreed(round + 1, [member], wrong=[number % 4]),
+        ]
+        self.add(pick(makers, number)())
+
+    def close(
+        self, attempt: Attempt, accepted: list[str], rejected: dict[str, str] | None = None
+    ) -> None:
+        items = [
+            entries.Accepted(
+                node=peer, entry=attempt.contributions[peer], weight=attempt.tokens[peer]
+            )
+            for peer in accepted
+        ]
+        self.add(
+            entries.round_closed(
+                self.world.coordinator,
+                self.world.run,
+                round=attempt.round,
+                attempt=attempt.attempt,
+                accepted=items,
+                rejected=rejected,
+            )
+        )
+
+    def agree(self, attempt: Attempt, number: int) -> None:
+        signers = [NODES[peer] for peer in subset(sorted(attempt.accepted), ~number)]
+        wrong = subset(sorted(attempt.wrong), number // 32)
+        outcome = self.add(self.world.agreed(attempt.round + 1, signers, wrong=wrong))
+        if outcome.status != "ignored":
+            nodes = {attempt.slices[slice].node for slice in wrong}
+            guilty = {attempt.contributions[peer] for peer in nodes}
+            assert set(outcome.denied) == guilty
+            assert not guilty & {credit.source for credit in outcome.granted}
+
+    @precondition(lambda self: self.state.round == TOTAL or len(self.log) % 5 == 0)
+    @rule(closing=st.sampled_from([1, 1, 2]))
+    def run_closes(self, closing: int) -> None:
+        self.add(self.world.run_closed(max(1, self.state.round), closing))
+
+    # --- people -----------------------------------------------------------------------------------
+
+    @rule(number=some)
+    def account_appears(self, number: int) -> None:
+        index = number % PEOPLE
+        recovery = recovery_digest(RECOVERY[index].public) if number & 8 else ""
+        identities = [*self.world.owners, key("giver"), *SPARE]
+        self.add(entries.account(pick(identities, number), self.world.run, recovery))
+
+    @rule(number=some, seq=st.integers(0, 3))
+    def node_moves(self, number: int, seq: int) -> None:
+        member = pick(self.world.members, number)
+        name = pick(self.state.accounts, number // 7)
+        seq = max(1, self.state.node_seq.get(member.peer_id, 0) + seq - 1)
+        owner = self.speaker(name, number)
+        self.add(entries.node(member, owner, self.world.run, account=name, seq=seq))
+
+    @rule(number=some, old=st.booleans(), ahead=st.sampled_from([1, 1, 1, 0, 2]))
+    def key_is_rotated(self, number: int, old: bool, ahead: int) -> None:
+        name = pick(self.state.accounts, number)
+        account = self.state.accounts[name]
+        known = [k for k in RECOVERY if recovery_digest(k.public) == account.recovery]
+        signer = known[0] if known and number & 16 else self.speaker(name, number * old)
+        recovery = recovery_digest(pick(RECOVERY, number // 3).public) if number & 32 else ""
+        new, seq = pick([*SPARE, *self.world.owners], number // 5), max(1, account.seq + ahead)
+        self.add(
+            entries.key_rotated(
+                signer, new, self.world.run, account=name, seq=seq, recovery=recovery
+            )
+        )
+
+    @rule(number=some, ahead=st.sampled_from([1, 1, 0, 2]))
+    def address_is_named(self, number: int, ahead: int) -> None:
+        name = pick(self.state.accounts, number)
+        seq = max(1, self.state.accounts[name].seq + ahead)
+        self.say(entries.Address, name, number, address="0x" + digest(str(number))[:40], seq=seq)
+
+    @precondition(lambda self: self.state.total_vested or len(self.log) % 5 == 0)
+    @rule(number=some, ahead=st.sampled_from([1, 1, 1, 0, 2]), part=st.integers(1, 12))
+    def credit_is_given(self, number: int, ahead: int, part: int) -> None:
+        rich = [name for name, account in self.state.accounts.items() if account.vested]
+        name = pick((number % 4 and rich) or self.state.accounts, number)
+        account = self.state.accounts[name]
+        others = [n for n, other in self.state.accounts.items() if n != name and other.registered]
+        to = pick((number % 8 and others) or self.state.accounts, number // 7)
+        amount = max(1, account.vested * part // 10)
+        self.say(
+            entries.Transfer, name, number, to=to, amount=amount, seq=max(1, account.seq + ahead)
+        )
+
+    @precondition(lambda self: self.state.pending or len(self.log) % 5 == 0)
+    @rule(number=some)
+    def work_is_disputed(self, number: int) -> None:
+        source = self.contribution(number)
+        item = self.state.pending.get(source)
+        others = [n for n in self.state.accounts if item is None or n != item.credit.account]
+        name = pick((number % 8 and others) or self.state.accounts, number // 5)
+        fields = {"contribution": source, "reason": "doubt", "evidence": ""}
+        self.say(entries.Dispute, name, number, **fields)
+
+    @precondition(lambda self: any(item.auditors for item in self.state.pending.values()))
+    @rule(number=some, said=st.sampled_from(["accept", "reject", "inconclusive"]))
+    def auditor_gives_a_verdict(self, number: int, said: str) -> None:
+        item: Pending = pick(
+            [item for item in self.state.pending.values() if item.auditors], number
+        )
+        auditor = NODES[pick(item.auditors if number % 4 else list(NODES), number)]
+        self.add(self.world.verdict(auditor, item.credit.source, said))
+
+    @precondition(lambda self: self.state.pending or len(self.log) % 5 == 0)
+    @rule(number=some, decision=st.sampled_from(["dismissed", "soft", "soft", "hard"]))
+    def arbiter_rules(self, number: int, decision: str) -> None:
+        arbiter = self.world.organiser if number % 8 else self.world.coordinator
+        self.add(self.world.ruling(self.contribution(number), decision, arbiter))
+
+    # --- trust ------------------------------------------------------------------------------------
+
+    @rule(number=some, back=st.integers(-1, 6))
+    def tree_head_is_witnessed(self, number: int, back: int) -> None:
+        size = max(1, self.state.size - back)
+        bound = [NODES[peer] for peer in self.state.nodes]
+        members = subset(bound if number % 8 else self.world.members, ~number // 8) or bound
+        # The fold does not know roots; any that the witnesses cosigned will do.
+        self.add(self.world.witnessed([b"entry"] * size, members))
+
+    @precondition(lambda self: len(self.log) % 5 == 0)
+    @rule(number=some)
+    def two_histories_are_seen(self, number: int) -> None:
+        signer = pick([None, None, *self.world.members], number)
+        name = pick(self.state.accounts, number // 7)
+        self.say(entries.SplitSeen, name, number, evidence=split_view(self.world, signer))
+
+    # --- what does not belong there ---------------------------------------------------------------
+
+    @rule(number=some)
+    def entry_is_repeated(self, number: int) -> None:
+        """What counted once never counts again."""
+        assert self.add(pick(self.counted, number)).status == "ignored"
+
+    def teardown(self) -> None:
+        for entry in self.counted:
+            assert check(self.state, entry)
+
+    @rule(number=some)
+    def any_entry_is_played_back(self, number: int) -> None:
+        self.add(pick(self.log, number))
+
+    @rule(number=some)
+    def entry_of_another_run(self, number: int) -> None:
+        assert self.add(pick(FOREIGN_ENTRIES, number)).status == "ignored"
+
+    @rule(number=some, signer=some)
+    def the_wrong_ones_sign(self, number: int, signer: int) -> None:
+        """A stranger's signature is never enough, and never harmless."""
+        entry = pick(self.log, number)
+        strangers = [key("stranger")]
+        if signer % 2:
+            known = {identity.key: identity for identity in (*KEYS.values(), key("stranger"))}
+            strangers += [known[name] for name in entry.signers if name in known]
+        try:
+            false = forged(entry.envelope, *strangers)
+        except DecodeError:
+            return
+        assert self.add(false).status == "ignored"
+
+    # --- choices ----------------------------------------------------------------------------------
+
+    def speaker(self, name: str, number: int) -> Identity:
+        """Mostly the account's present key, sometimes its first one."""
+        return KEYS[name if number % 8 == 7 else self.state.accounts[name].key]
+
+    def say(self, schema: type[entries.Body], name: str, number: int, **fields: Any) -> None:
+        speaker = self.speaker(name, number)
+        self.add(entries.by_account(schema, speaker, self.world.run, account=name, **fields))
+
+    def contribution(self, number: int) -> str:
+        """Mostly something that is pending; or long vested, or nothing of the kind."""
+        pending = [s for s, item in self.state.pending.items() if item.credit.kind == "compute"]
+        made = [entry.id for entry in self.log if entry.kind == "contribution"]
+        return str(pick((pending if number % 8 else made) or [digest("nothing")], number // 4))
+
+    # --- what always holds ------------------------------------------------------------------------
+
+    @invariant()
+    def credit_is_conserved(self) -> None:
+        state = self.state
+        pending = dict.fromkeys(state.accounts, 0)
+        for source, item in state.pending.items():
+            assert source == item.credit.source
+            pending[item.credit.account] += item.credit.amount
+        for name, account in state.accounts.items():
+            assert account.pending == pending[name]
+            assert account.granted == (
+                account.vested
+                + account.pending
+                + account.invalidated
+                + account.sent
+                - account.received
+            )
+            rates = state.rules.rates if state.rules is not None else {}
+            assert account.granted == sum(n * rates[kind] for kind, n in account.units.items())
+            numbers = [value for value in vars(account).values() if isinstance(value, int)]
+            assert min((*numbers, *account.units.values())) >= 0
+            assert not (account.barred and account.pending)
+            # Nothing but the owner's own transfer takes vested credit away.
+            kept = account.vested + account.sent - account.received
+            assert kept >= self.floor.get(name, 0)
+            self.floor[name] = kept
+        assert sum(a.sent for a in state.accounts.values()) == sum(
+            a.received for a in state.accounts.values()
+        )
+        assert state.total == state.total_vested + state.total_pending
+
+    @invariant()
+    def nothing_that_is_pending_is_forgotten(self) -> None:
+        state = self.state
+        if state.closed == 2:
+            assert state.pending == {}
+        if not state.closed:
+            waiting = [source for number in state.due for source in state.due[number]]
+            for source in state.pending:
+                assert waiting.count(source) == 1
+            assert all(number > state.round for number in state.due)
+
+    @invariant()
+    def disputes_are_counted(self) -> None:
+        open_disputes = [item.disputed_by for item in self.state.pending.values()]
+        for name, account in self.state.accounts.items():
+            assert account.disputes == open_disputes.count(name)
+        assert MAX_OPEN_DISPUTES > 0
+
+    @invariant()
+    def every_key_speaks_for_one_account(self) -> None:
+        state = self.state
+        assert state.keys == {account.key: name for name, account in state.accounts.items()}
+        assert len(state.keys) == len(state.accounts)
+        assert all(name in state.accounts for name in state.nodes.values())
+
+    @invariant()
+    def nobody_is_paid_for_more_than_was_assigned(self) -> None:
+        state = self.state
+        assert state.node_tokens == self.paid
+        if state.rules is None:
+            return
+        work = state.work
+        # In so many agreed rounds nobody can have made more steps than all of them assign.
+        for peer, tokens in self.paid.items():
+            assert tokens <= work.tokens(work.most) * state.round, peer
+            assert tokens % work.tokens(1) == 0
+        attempt = state.attempt
+        for slice, accusers in attempt.wrong.items() if attempt is not None else ():
+            assert attempt is not None
+            recorded = attempt.slices[slice]
+            assert recorded.node not in accusers
+            assert recorded.blob not in accusers.values()
+            assert accusers.keys() <= attempt.accepted.keys()
+
+    @invariant()
+    def finality_and_rounds_go_on(self) -> None:
+        state = self.state
+        assert state.final <= state.witnessed <= state.size == len(self.log)
+        assert state.round <= TOTAL
+
+    @invariant()
+    def shares_add_up(self) -> None:
+        for with_pending in (False, True):
+            rows = shares(self.state, with_pending=with_pending)
+            if rows:
+                assert sum(row.units for row in rows) == SHARE_SCALE
+                assert sum(row.share for row in rows) == 1.0
+                assert sum(row.share for row in reversed(rows)) == 1.0
+            total = self.state.total if with_pending else self.state.total_vested
+            assert sum(row.credit for row in rows) == total
+
+    @rule(number=some)
+    def folding_in_two_parts_is_folding_once(self, number: int) -> None:
+        cut = number % (len(self.log) + 1)
+        prefix, seen = fold(self.log[:cut]), list[Outcome]()
+        assert fold(self.log[cut:], prefix) == self.state
+        stored = FoldState.from_dict(json.loads(json.dumps(prefix.to_dict(), sort_keys=True)))
+        assert stored == prefix
+        again = fold(self.log[cut:], stored, lambda _i, _e, outcome: seen.append(outcome))
+        assert again == self.state
+        # Not only the same numbers: the same outcomes, in the same order.
+        expected = list[Outcome]()
+        fold(self.log, observe=lambda _i, _e, outcome: expected.append(outcome))
+        assert expected[cut:] == seen
+
+    @precondition(lambda self: len(self.log) % 6 == 0)
+    @rule(number=some)
+    def any_entry_can_be_explained(self, number: int) -> None:
+        index = number % len(self.log)
+        seen: list[Outcome] = []
+        fold(self.log[: index + 1], observe=lambda _i, _e, outcome: seen.append(outcome))
+        told = explain(Log([entry.envelope for entry in self.log]), index)
+        assert (told.status, told.reason) == (seen[index].status, seen[index].reason)
+        assert len(told.lines()) > 1
+        moved = {"granted": seen[index].granted, "vested": seen[index].vested}
+        for what, credits in moved.items():
+            found = sum(line.amount for line in told.credits if getattr(line, PLACE[what]) == index)
+            assert found >= sum(credit.amount for credit in credits)
+
+
+PLACE = {"granted": "granted", "vested": "settled"}
+
+
+@cache
+def split_view(world: World, signer: Identity | None) -> dict[str, Any]:
+    one = [b"one", b"history"]
+    return world.split_view(one, [b"another", *one], signer)
+
+
+def run(examples: int, steps: int, *, fixed: bool) -> None:
+    run_state_machine_as_test(
+        FoldMachine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            derandomize=fixed,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_no_history_breaks_the_accounts() -> None:
+    run(examples=250, steps=40, fixed=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_no_long_history_breaks_the_accounts() -> None:
+    run(examples=2000, steps=80, fixed=False)

@@ -1,0 +1,684 @@
+"""Copies of a log as static files, and homes that are restored from them: files, HTTP, kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from artel.coordinator.sequencer import Sequencer
+from artel.ledger.cli import main
+from artel.ledger.entries import decode
+from artel.ledger.store.heads import HEADS_NAME, HeadStore
+from artel.ledger.store.store import DATABASE_NAME, LedgerStore
+from artel.ledger.store.verify import verify_home
+from artel.ledger.sync.audit import audit
+from artel.ledger.sync.fork import SPLIT_VIEW_FILE
+from artel.ledger.sync.holders import FolderHolder, HttpHolder, hold
+from artel.ledger.sync.mirror import mirror
+from artel.ledger.sync.offline import verify_evidence
+from artel.ledger.sync.restore import restore
+from artel.ledger.sync.source import FINAL_PATH, FolderSource, HttpSource, Source
+from artel.ledger.tlog.checkpoint import origin_of, parse_checkpoint
+from artel.ledger.tlog.note import VerifierKey
+from artel.ledger.tlog.tiles import ENTRIES, Tile, level_tiles, tiles_of
+from artel.protocol.errors import (
+    EXIT_OK,
+    ArtelError,
+    CheckFailed,
+    ResourceError,
+    Unreachable,
+    UsageError,
+)
+from artel.protocol.identity import HomeLock
+from client_world import cosigned, served, write_key
+from ledger_world import World, key
+from log_server import LogServer, serving
+from places import ROOT
+from tlog_world import LOG_KEY, leaves_of, signed, tree_of, write_log
+
+ROUNDS = 100  # 7 + 7 * 100 entries: two full tiles, and most of a third
+SIZES = [1, 7, 255, 256, 257, 511, 512, 600]
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    world = World(total=200, ledger={"witnesses": 2})
+    world.add(*world.start)
+    for number in range(ROUNDS):
+        world.add(*world.round(number))
+    return world
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def append(world: World, store: LedgerStore, size: int, leaves: list[bytes] | None = None) -> None:
+    """Let a log grow to ``size`` entries, with a checkpoint every hundred of them or so."""
+    leaves = world.leaves if leaves is None else leaves
+    while store.size < size:
+        store.append(leaves[store.size : min(size, store.size + 100)], world.sign)
+
+
+def write_home(world: World, home: Path, size: int, leaves: list[bytes] | None = None) -> Path:
+    with LedgerStore.open(home / DATABASE_NAME, create=True, run=world.run) as store:
+        append(world, store, size, leaves)
+    return home
+
+
+@pytest.fixture
+def server(world: World, tmp_path: Path) -> Iterator[LogServer]:
+    path = tmp_path / "coordinator" / DATABASE_NAME
+    with LedgerStore.open(path, create=True, run=world.run) as store:
+        append(world, store, 7)
+        with serving(world, store) as log:
+            yield log
+
+
+def forked(world: World, at: int) -> list[bytes]:
+    """The same history up to entry ``at``, and then another one."""
+    other = world.dispute(world.owners[0], world.earned(world.members[1], 0), "another")
+    return [*world.leaves[:at], other.encode(), *world.leaves[at + 1 :]]
+
+
+def vkey(world: World) -> str:
+    return VerifierKey(world.origin, world.coordinator.public).encode()
+
+
+def tree_files(size: int) -> set[str]:
+    return {tile.path for tile in (*tiles_of(size), *level_tiles(ENTRIES, size))}
+
+
+def files_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+# --- mirrors --------------------------------------------------------------------------------------
+
+
+def test_a_mirror_follows_a_growing_log_and_is_a_whole_log_each_time(
+    world: World, server: LogServer, tmp_path: Path
+) -> None:
+    folder = tmp_path / "public"
+    before = 0
+    for size in SIZES:
+        if size > server.store.size:
+            append(world, server.store, size)
+        if size < 7:
+            continue
+        found = mirror(HttpHolder(server.url), folder)
+        assert (found.before, found.size, found.behind) == (before, size, 0)
+        assert found.root == server.store.root
+        report = audit(FolderSource(folder), [vkey(world)], full=True)
+        assert (report.size, report.entries) == (size, size)
+        assert tree_files(size) <= files_in(folder)
+        for path in tree_files(size):
+            assert (folder / path).read_bytes() == server.store.tile(Tile.parse(path))
+        assert mirror(HttpHolder(server.url), folder).files == 0
+        before = size
+    # Only partial tiles without their full tile are left from earlier, and nothing else.
+    rest = files_in(folder) - tree_files(600) - {"checkpoint"}
+    assert all(
+        path.startswith(("tile/1/000.p/", "tile/entries/002.p/")) or "/002.p/" in path
+        for path in rest
+    )
+
+
+def test_any_web_server_can_serve_a_mirror(
+    world: World, server: LogServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    append(world, server.store, 300)
+    folder = tmp_path / "public"
+    assert main(["mirror", server.url, str(folder), "--json"]) == EXIT_OK
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["size"], facts["root"]) == (300, server.store.root.hex())
+    with served(folder) as url:
+        assert audit(HttpSource(url), [vkey(world)], full=True).size == 300
+        again = tmp_path / "again"  # a mirror of the mirror
+        assert main(["mirror", url, str(again), "--run", world.run]) == EXIT_OK
+        assert files_in(again) == files_in(folder)
+        assert main(["shares", "--from", url, "--json"]) == EXIT_OK
+
+
+class Spy:
+    """A source that counts, and that fails at the n-th file."""
+
+    def __init__(self, source: Source, fail_at: int = 0) -> None:
+        self.source, self.fail_at = source, fail_at
+        self.asked: list[str] = []
+
+    def get(self, path: str, limit: int) -> bytes:
+        self.asked.append(path)
+        if len(self.asked) == self.fail_at:
+            raise Unreachable("the cable is out")
+        return self.source.get(path, limit)
+
+
+class Watched(FolderHolder):
+    """A folder whose files are asked for through a :class:`Spy`."""
+
+    def __init__(self, folder: Path, fail_at: int = 0, final: str = "") -> None:
+        super().__init__(folder)
+        self.spy = Spy(self.source, fail_at)
+        self.source = self.spy
+        self.final = final
+
+    def heads(self) -> tuple[str, str]:
+        return super().heads()[0], self.final
+
+
+def tiles_folder(world: World, folder: Path, size: int, leaves: list[bytes] | None = None) -> Path:
+    """The log as static files, not made by the code under test."""
+    leaves = (world.leaves if leaves is None else leaves)[:size]
+    tree = tree_of(leaves)
+    write_log(folder, leaves, signed(tree, size, world.origin, world.coordinator))
+    return folder
+
+
+def test_full_tiles_are_fetched_once(world: World, tmp_path: Path) -> None:
+    folder, source = tmp_path / "public", tmp_path / "source"
+    mirror(FolderHolder(tiles_folder(world, source, 600)), folder)
+    grown = Watched(tiles_folder(world, source, 700))
+    mirror(grown, folder)
+    assert len(grown.spy.asked) == len(set(grown.spy.asked)) + 2  # the right edge is read twice
+    assert all(".p/" in path for path in grown.spy.asked if path not in ("checkpoint", "final"))
+    assert audit(FolderSource(folder), [vkey(world)], full=True).size == 700
+
+
+def test_a_mirror_that_is_interrupted_anywhere_goes_on(world: World, tmp_path: Path) -> None:
+    folder, source = tmp_path / "public", tmp_path / "source"
+    mirror(FolderHolder(tiles_folder(world, source, 300)), folder)
+    tiles_folder(world, source, 600)
+    asked = 0
+    for fail_at in range(1, 100):
+        copy = tmp_path / f"copy-{fail_at}"
+        shutil.copytree(folder, copy)
+        try:
+            mirror(Watched(source, fail_at), copy)
+        except Unreachable:
+            assert audit(FolderSource(copy), [vkey(world)], full=True).size == 300
+            resumed = Watched(source)
+            mirror(resumed, copy)
+            assert audit(FolderSource(copy), [vkey(world)], full=True).size == 600
+            asked = len(resumed.spy.asked)
+        else:
+            break
+    assert fail_at > 8
+    assert asked < fail_at  # the last one had less left to do
+
+
+def test_what_a_power_cut_left_half_written_is_fetched_again(world: World, tmp_path: Path) -> None:
+    folder, source = tmp_path / "public", tiles_folder(world, tmp_path / "source", 600)
+    for path in ("tile/entries/000", "tile/0/001", "tile/1/000.p/2", "tile/entries/002.p/88"):
+        shutil.rmtree(folder, ignore_errors=True)
+        mirror(FolderHolder(source), folder)
+        (folder / "checkpoint").unlink()
+        good = (folder / path).read_bytes()
+        for bad in (b"", good[:-1], good + b"x", bytes(len(good))):
+            (folder / path).write_bytes(bad)
+            mirror(FolderHolder(source), folder)
+            assert (folder / path).read_bytes() == good
+            assert audit(FolderSource(folder), [vkey(world)], full=True).size == 600
+            (folder / "checkpoint").unlink()
+
+
+def test_a_mirror_never_goes_back(world: World, tmp_path: Path) -> None:
+    folder = tmp_path / "public"
+    mirror(FolderHolder(tiles_folder(world, tmp_path / "new", 600)), folder)
+    before = {path: (folder / path).read_bytes() for path in files_in(folder)}
+    found = mirror(FolderHolder(tiles_folder(world, tmp_path / "old", 300)), folder)
+    assert (found.size, found.behind, found.files) == (600, 300, 0)
+    assert {path: (folder / path).read_bytes() for path in files_in(folder)} == before
+
+
+@pytest.mark.parametrize("size", [300, 500, 650])
+def test_another_history_is_refused_and_proven(world: World, tmp_path: Path, size: int) -> None:
+    folder = tmp_path / "public"
+    mirror(FolderHolder(tiles_folder(world, tmp_path / "a", 500)), folder)
+    before = {path: (folder / path).read_bytes() for path in files_in(folder)}
+    other = tiles_folder(world, tmp_path / "b", size, forked(world, 290))
+    with pytest.raises(CheckFailed, match="the log has signed both"):
+        mirror(FolderHolder(other), folder)
+    _, culprit = verify_evidence((folder / SPLIT_VIEW_FILE).read_bytes())
+    assert culprit.encode() == vkey(world)
+    (folder / SPLIT_VIEW_FILE).unlink()
+    assert {path: (folder / path).read_bytes() for path in files_in(folder)} == before
+
+
+@pytest.mark.parametrize("path", sorted(tree_files(600)))
+def test_no_wrong_file_gets_into_a_mirror(world: World, tmp_path: Path, path: str) -> None:
+    source, folder = tiles_folder(world, tmp_path / "source", 600), tmp_path / "public"
+    data = bytearray((source / path).read_bytes())
+    data[len(data) // 2] ^= 1
+    (source / path).write_bytes(data)
+    with pytest.raises(CheckFailed):
+        mirror(FolderHolder(source), folder)
+    assert not (folder / "checkpoint").exists()
+    assert not (folder / path).exists() or (folder / path).read_bytes() != bytes(data)
+
+
+def test_only_signed_checkpoints_of_the_run_are_taken(world: World, tmp_path: Path) -> None:
+    source, folder = tiles_folder(world, tmp_path / "source", 300), tmp_path / "public"
+    tree = tree_of(world.leaves[:300])
+    thief = key("thief")
+    for text in (
+        signed(tree, 300, world.origin, thief),
+        signed(tree, 300, origin_of("0" * 64), world.coordinator),
+        signed(tree, 300, "example.com/log", world.coordinator),
+        "nonsense",
+    ):
+        (source / "checkpoint").write_text(text)
+        with pytest.raises(ArtelError):
+            mirror(FolderHolder(source), folder)
+        assert not folder.exists() or not files_in(folder)
+    (source / "checkpoint").write_text(signed(tree, 300, world.origin, world.coordinator))
+    with pytest.raises(CheckFailed, match="not 000000000000"):
+        mirror(FolderHolder(source), folder, run="0" * 64)
+    assert mirror(FolderHolder(source), folder, run=world.run).size == 300
+
+
+def test_a_log_of_other_software_is_mirrored_with_its_key(tmp_path: Path) -> None:
+    source, folder = tmp_path / "source", tmp_path / "public"
+    write_log(source, leaves_of(70_000))
+    with pytest.raises(UsageError, match="not the log of a run"):
+        mirror(FolderHolder(source), folder)
+    assert mirror(FolderHolder(source), folder, [LOG_KEY]).size == 70_000
+    assert files_in(folder) == files_in(source)
+    assert audit(FolderSource(folder), [LOG_KEY.encode()], full=True).entries == 70_000
+    with pytest.raises(UsageError, match="not the log of a run"):
+        mirror(FolderHolder(source), folder)
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(world: World, tmp_path: Path) -> None:
+    source, folder = tiles_folder(world, tmp_path / "source", 300), tmp_path / "photos"
+    folder.mkdir()
+    (folder / "cat.jpg").write_bytes(b"meow")
+    with pytest.raises(UsageError, match="no log"):
+        mirror(FolderHolder(source), folder)
+    assert files_in(folder) == {"cat.jpg"}
+    with pytest.raises(UsageError, match="is a file"):
+        mirror(FolderHolder(source), folder / "cat.jpg")
+    log = tmp_path / "other"
+    write_log(log, leaves_of(10))
+    with pytest.raises(ArtelError):
+        mirror(FolderHolder(source), log)
+    assert parse_checkpoint((log / "checkpoint").read_text()).size == 10
+
+
+def test_the_final_checkpoint_comes_along_when_it_fits(world: World, tmp_path: Path) -> None:
+    source, folder = tiles_folder(world, tmp_path / "source", 300), tmp_path / "public"
+    tree = tree_of(world.leaves[:300])
+    final = cosigned(signed(tree, 250, world.origin, world.coordinator), *world.members[:2])
+    assert mirror(Watched(source, final=final), folder).final == 250
+    assert (folder / FINAL_PATH).read_text() == final
+    wrong = tree_of(forked(world, 100)[:300])
+    bad = cosigned(signed(wrong, 260, world.origin, world.coordinator), *world.members[:2])
+    with pytest.raises(CheckFailed, match="final checkpoint is not of this tree"):
+        mirror(Watched(source, final=bad), folder)
+    with pytest.raises(CheckFailed):
+        unsigned = cosigned(signed(tree, 260, world.origin, key("thief")), *world.members[:2])
+        mirror(Watched(source, final=unsigned), folder)
+    assert (folder / FINAL_PATH).read_text() == final
+
+
+@pytest.mark.parametrize("over", ["a folder", "any web server", "one that forbids"])
+def test_the_final_checkpoint_of_a_mirror_is_read(
+    world: World,
+    server: LogServer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    over: str,
+) -> None:
+    append(world, server.store, 300)
+    append(world, server.store, 310)
+    server.final = cosigned(server.store.note_at(300), *world.members[:2])
+    folder = tmp_path / "public"
+    assert mirror(HttpHolder(server.url), folder).final == 300
+    with served(folder, forbidding=over == "one that forbids") as url:
+        target = str(folder) if over == "a folder" else url
+        capsys.readouterr()
+        assert main(["status", "--from", target, "--json"]) == EXIT_OK
+        facts = json.loads(capsys.readouterr().out)
+        assert (facts["final_size"], facts["size"]) == (300, 310)
+        again = tmp_path / "again"
+        assert mirror(hold(target)[0], again).final == 300
+        assert (again / FINAL_PATH).read_bytes() == (folder / FINAL_PATH).read_bytes()
+        # It is verified like every note.
+        stolen = signed(tree_of(world.leaves[:305]), 305, world.origin, key("thief"))
+        (folder / FINAL_PATH).write_text(cosigned(stolen, *world.members[:2]))
+        with pytest.raises(CheckFailed, match="not signed by any key"):
+            main(["status", "--from", target])
+        other = tree_of(forked(world, 100)[:305])
+        split = signed(other, 305, world.origin, world.coordinator)
+        (folder / FINAL_PATH).write_text(cosigned(split, *world.members[:2]))
+        with pytest.raises(CheckFailed, match="two histories"):
+            main(["status", "--from", target])
+        (folder / FINAL_PATH).write_bytes(b"\xff")
+        with pytest.raises(CheckFailed, match="not UTF-8"):
+            main(["status", "--from", target])
+
+
+def test_cosignatures_that_come_later_are_added(world: World, tmp_path: Path) -> None:
+    source, folder = tiles_folder(world, tmp_path / "source", 300), tmp_path / "public"
+    text = (source / "checkpoint").read_text()
+    for member in world.members:
+        (source / "checkpoint").write_text(cosigned(text, member))
+        mirror(FolderHolder(source), folder)
+    assert (folder / "checkpoint").read_text().count("artel/witness/") == 3
+
+
+def test_following_goes_on_until_it_is_interrupted(
+    world: World, server: LogServer, tmp_path: Path
+) -> None:
+    folder = tmp_path / "public"
+    command = [sys.executable, "-m", "artel", "ledger", "mirror", server.url, str(folder)]
+    with subprocess.Popen(
+        [*command, "--follow", "--every", "1"],
+        cwd=ROOT,
+        # A shell that runs this suite in the background has it ignore SIGINT, children included.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        try:
+            for size in (7, 300, 700):
+                append(world, server.store, size)
+                wait_for(partial(holds, folder, size))
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 130
+        finally:
+            process.kill()
+    assert audit(FolderSource(folder), [vkey(world)], full=True).size == 700
+
+
+def holds(folder: Path, size: int) -> bool:
+    path = folder / "checkpoint"
+    return path.exists() and parse_checkpoint(path.read_text()).size == size
+
+
+def wait_for(done: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+# --- restoring ------------------------------------------------------------------------------------
+
+
+def sound(home: Path, size: int) -> None:
+    """The ledger of a home holds, to the last byte, and has this many entries."""
+    found = verify_home(home)
+    assert found.verified, [check for check in found.checks if not check.ok]
+    assert found.size == size
+
+
+def contents(home: Path) -> dict[str, bytes]:
+    return {path: (home / path).read_bytes() for path in files_in(home) if path != "lock"}
+
+
+async def test_a_coordinator_that_lost_its_disk_goes_on_with_a_nodes_copy(
+    world: World, server: LogServer, tmp_path: Path
+) -> None:
+    append(world, server.store, 600)
+    node, home = tmp_path / "node", tmp_path / "new-disk"
+    mirror(HttpHolder(server.url), node)
+    final = cosigned(server.store.note_at(507), *world.members[:2])
+    (node / "checkpoint").write_text(cosigned(server.store.latest_note, *world.members[:2]))
+    replica = write_home(world, tmp_path / "replica", 507)
+    write_key(home / "node.key", world.coordinator)  # from the backup
+    found = restore([Watched(node, final=final)], home)
+    assert (found.size, found.final, found.coordinator) == (600, 600, True)
+    sound(home, 600)
+    heads = HeadStore(home / HEADS_NAME)
+    assert parse_checkpoint(heads.newest(2)).size == 600
+    heads.close()
+    with LedgerStore.open(home / DATABASE_NAME, run=world.run) as store:
+        sequencer = Sequencer(store, world.coordinator, world.run)
+        assert sequencer.state.size == 600
+        await sequencer.append(*(decode(leaf).envelope for leaf in world.leaves[600:]))
+        assert store.size == len(world.leaves)
+        # Nodes that have an older copy, or none, catch up page by page.
+        for target in (replica, tmp_path / "newcomer"):
+            path = target / DATABASE_NAME
+            with LedgerStore.open(path, create=True, run=world.run) as copy:
+                while copy.size < store.size:
+                    note = store.note_between(copy.size, copy.size + 256)
+                    leaves = list(store.leaves(copy.size, parse_checkpoint(note).size))
+                    copy.append_replica(leaves, note)
+                assert copy.root == store.root
+    sound(home, len(world.leaves))
+    sound(replica, len(world.leaves))
+
+
+def test_a_home_without_the_logs_key_gets_the_newest_checkpoint_alone(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, home = tiles_folder(world, tmp_path / "source", 600), tmp_path / "home"
+    assert main(["restore", "--from", str(source), "--home", str(home), "--json"]) == EXIT_OK
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["size"], facts["coordinator"], facts["before"]) == (600, False, 0)
+    sound(home, 600)
+    with LedgerStore.open(home / DATABASE_NAME) as store:
+        assert [store.note_at(size) != "" for size in (256, 512, 600)] == [False, False, True]
+        store.append_replica(world.leaves[600:700], signed_at(world, 700))
+    sound(home, 700)
+
+
+def signed_at(world: World, size: int) -> str:
+    return signed(tree_of(world.leaves[:size]), size, world.origin, world.coordinator)
+
+
+def test_restoring_over_http_from_the_coordinators_own_server(
+    world: World, server: LogServer, tmp_path: Path
+) -> None:
+    append(world, server.store, 300)
+    holder, _ = hold(server.url)
+    assert restore([holder], tmp_path / "home", world.run).size == 300
+    sound(tmp_path / "home", 300)
+
+
+def test_a_shorter_ledger_is_extended_and_keeps_its_checkpoints(
+    world: World, tmp_path: Path
+) -> None:
+    home = write_home(world, tmp_path / "home", 450)
+    old = (home / DATABASE_NAME).read_bytes()
+    found = restore([FolderHolder(tiles_folder(world, tmp_path / "source", 600))], home)
+    assert (found.before, found.size, found.damage) == (450, 600, "")
+    assert found.kept is not None
+    assert found.kept.read_bytes() == old
+    sound(home, 600)
+    with LedgerStore.open(home / DATABASE_NAME) as store:
+        assert store.note_at(100)
+        assert store.note_at(450)
+
+
+def test_a_sound_ledger_that_is_as_long_is_left_alone(world: World, tmp_path: Path) -> None:
+    home = write_home(world, tmp_path / "home", 300)
+    before = contents(home)
+    for size in (299, 300):
+        source = tiles_folder(world, tmp_path / f"source-{size}", size)
+        with pytest.raises(UsageError, match="has a sound ledger"):
+            restore([FolderHolder(source)], home)
+    assert contents(home) == before
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "text", "lost entries", "no wal"])
+def test_a_damaged_ledger_is_moved_aside(world: World, tmp_path: Path, damage: str) -> None:
+    home = write_home(world, tmp_path / "home", 450)
+    path = home / DATABASE_NAME
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+        data[len(data) // 3] ^= 1
+    elif damage == "truncate":
+        del data[len(data) // 2 :]
+    elif damage == "empty":
+        data.clear()
+    elif damage == "text":
+        data[:] = b"this is no database" * 100
+    else:
+        older = write_home(world, tmp_path / "older", 300)
+        data[:] = (older / DATABASE_NAME).read_bytes()
+    path.write_bytes(data)
+    if damage == "no wal":
+        path.with_name(path.name + "-wal").write_bytes(b"garbage" * 1000)
+    found = restore([FolderHolder(tiles_folder(world, tmp_path / "source", 600))], home)
+    assert found.size == 600
+    assert found.damage
+    assert found.kept is not None
+    assert found.kept.read_bytes() == bytes(data)
+    assert not path.with_name(path.name + "-wal").exists()
+    sound(home, 600)
+
+
+def test_what_the_home_has_published_must_not_be_unsaid(world: World, tmp_path: Path) -> None:
+    home = write_home(world, tmp_path / "home", 450)
+    (home / DATABASE_NAME).write_bytes(b"gone")
+    source = FolderHolder(tiles_folder(world, tmp_path / "source", 300))
+    before = contents(home)
+    with pytest.raises(CheckFailed, match="has published a checkpoint of 450 entries") as caught:
+        restore([source], home)
+    assert "--accept-older" in caught.value.hint
+    assert contents(home) == before
+    assert restore([source], home, accept_older=True).size == 300
+    sound(home, 300)
+
+
+def test_a_home_that_published_another_history_is_not_overwritten(
+    world: World, tmp_path: Path
+) -> None:
+    source = FolderHolder(tiles_folder(world, tmp_path / "source", 600))
+    home = write_home(world, tmp_path / "home", 450, forked(world, 290))
+    with pytest.raises(CheckFailed, match="different histories"):
+        restore([source], home)
+    _, culprit = verify_evidence((home / SPLIT_VIEW_FILE).read_bytes())
+    assert culprit.encode() == vkey(world)
+    (home / DATABASE_NAME).write_bytes(b"gone")
+    with pytest.raises(CheckFailed, match="another history"):
+        restore([source], home)
+    assert (home / DATABASE_NAME).read_bytes() == b"gone"
+
+
+def test_the_newest_of_several_holders_is_taken_and_liars_are_proven(
+    world: World, tmp_path: Path
+) -> None:
+    short = FolderHolder(tiles_folder(world, tmp_path / "short", 300))
+    long = FolderHolder(tiles_folder(world, tmp_path / "long", 600))
+    found = restore([short, long, short], tmp_path / "home")
+    assert (found.size, found.source) == (600, long.name)
+    liar = FolderHolder(tiles_folder(world, tmp_path / "liar", 500, forked(world, 290)))
+    home = tmp_path / "other-home"
+    with pytest.raises(CheckFailed, match="different histories"):
+        restore([short, long, liar], home)
+    assert (home / SPLIT_VIEW_FILE).exists()
+    assert not (home / DATABASE_NAME).exists()
+
+
+@pytest.mark.parametrize("path", ["tile/entries/000", "tile/entries/002.p/88"])
+def test_wrong_entries_leave_the_home_as_it_was(world: World, tmp_path: Path, path: str) -> None:
+    source = tiles_folder(world, tmp_path / "source", 600)
+    home = write_home(world, tmp_path / "home", 100)
+    before = contents(home)
+    bundle = (source / path).read_bytes()
+    for bad in (bundle.replace(b"payload", b"Payload", 1), bundle[:-1], b""):
+        (source / path).write_bytes(bad)
+        with pytest.raises(ArtelError):
+            restore([FolderHolder(source)], home)
+        assert contents(home) == before
+    sound(home, 100)
+
+
+def test_another_run_is_refused(world: World, tmp_path: Path) -> None:
+    other = World(name="other")
+    home = write_home(other, tmp_path / "home", 1, [*(e.encode() for e in other.start)])
+    source = FolderHolder(tiles_folder(world, tmp_path / "source", 300))
+    with pytest.raises(CheckFailed, match="this is the log of run"):
+        restore([source], home)
+    (home / DATABASE_NAME).write_bytes(b"gone")
+    with pytest.raises(CheckFailed, match="this is the log of run"):
+        restore([source], home)
+
+
+def test_a_home_in_use_is_left_alone(world: World, tmp_path: Path) -> None:
+    home = write_home(world, tmp_path / "home", 100)
+    lock = HomeLock(home)
+    try:
+        with pytest.raises(ResourceError, match="is using the home"):
+            restore([FolderHolder(tiles_folder(world, tmp_path / "source", 300))], home)
+    finally:
+        lock.release()
+
+
+def killed_at(step: int, command: Callable[[], Any]) -> bool:
+    """Run something in a process that is killed before its n-th change of files; whether it was."""
+    child = os.fork()
+    if child == 0:
+        left = step
+
+        def counted(real: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*arguments: Any, **named: Any) -> Any:
+                nonlocal left
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(*arguments, **named)
+
+            return call
+
+        for name in ("link", "replace", "rename", "unlink", "fsync", "rmdir", "mkdir"):
+            setattr(os, name, counted(getattr(os, name)))
+        try:
+            command()
+        except BaseException:
+            os._exit(99)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        return True
+    assert os.WEXITSTATUS(status) == 0
+    return False
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_restore_that_is_killed_at_any_step_can_be_repeated(
+    world: World, tmp_path: Path, damaged: bool
+) -> None:
+    source = FolderHolder(tiles_folder(world, tmp_path / "source", 40))
+    start = write_home(world, tmp_path / "start", 14)
+    if damaged:
+        data = bytearray((start / DATABASE_NAME).read_bytes())
+        data[len(data) // 2] ^= 1
+        (start / DATABASE_NAME).write_bytes(data)
+    step = 0
+    while True:
+        step += 1
+        home = tmp_path / f"home-{step}"
+        shutil.copytree(start, home)
+        killed = killed_at(step, partial(restore, [source], home))
+        # Never a home that looks as if its run had not begun: a coordinator would begin it anew.
+        assert (home / DATABASE_NAME).exists()
+        if not killed:
+            sound(home, 40)
+            break
+        try:
+            with LedgerStore.open(home / DATABASE_NAME, run=world.run) as store:
+                assert store.size in (14, 40)
+        except CheckFailed:
+            assert restore([source], home).size == 40
+        else:
+            with pytest.raises(UsageError) if store.size == 40 else nullcontext():
+                assert restore([source], home).size == 40
+        sound(home, 40)
+    assert step > 8

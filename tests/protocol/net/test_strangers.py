@@ -1,0 +1,327 @@
+"""Strangers without number: streams, connections and DHT records that they may take."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import resource
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from multiaddr import Multiaddr
+
+from artel.protocol import messages
+from artel.protocol.errors import ArtelError
+from artel.protocol.net import gateway, p2pd, slots, streams, wire
+from artel.protocol.net.host import Host
+from artel.protocol.net.slots import Members, Slots
+from artel.protocol.net.streams import Stream, Traffic
+from artel.protocol.net.uplink import Uplink
+from host_world import daemon_of, named, raw, start, swarm
+from places import WORLDS
+
+ECHO = "/artel/echo/1.0.0"
+ATTACKER = WORLDS / "slow_strangers.py"
+
+
+async def _echo(peer: str, request: messages.Message, stream: wire.Stream) -> messages.Message:
+    return request
+
+
+@contextlib.asynccontextmanager
+async def slow_strangers(server: Host, peers: int, streams: int) -> AsyncIterator[None]:
+    """A process with that many peer ids that holds so many streams to the server with each."""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(ATTACKER),
+        (await server.addresses())[0],
+        str(peers),
+        str(streams),
+        ECHO,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        cwd=ATTACKER.anchor,
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    try:
+        assert await asyncio.wait_for(child.stdout.readline(), 60) == b"open\n"
+        yield
+        assert child.returncode is None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        await child.wait()
+
+
+async def seconds_of(host: Host, server: Host) -> float:
+    """How long one request takes; a minute when it fails."""
+    began = time.monotonic()
+    try:
+        await host.ask(server.peer_id, ECHO, messages.Ok(), timeout=10)
+    except ArtelError:
+        return 60.0
+    return time.monotonic() - began
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libp2p") is None, reason="py-libp2p is not installed")
+async def test_seventeen_slow_strangers_take_no_stream_of_a_member(tmp_path: Path) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        server = await start(tmp_path / "server")
+        stack.push_async_callback(server.close)
+        member = await start(tmp_path / "member", server)
+        stack.push_async_callback(member.close)
+        visitor = await start(tmp_path / "visitor", server)
+        stack.push_async_callback(visitor.close)
+        server.admit(lambda peer: peer == member.peer_id)
+        await server.serve(ECHO, _echo)
+        members, visitors = [], []
+        async with slow_strangers(server, 17, 16):
+            for _ in range(12):
+                members.append(await seconds_of(member, server))
+                visitors.append(await seconds_of(visitor, server))
+                await asyncio.sleep(0.3)
+        print(f"member: {max(members):.3f} s at most, visitor: {max(visitors):.3f} s at most")
+        assert max(members) < 2
+        assert max(visitors) < 5
+
+
+# --- slots ---
+
+
+class Held:
+    """A stream whose other end is in the test's hands."""
+
+    def __init__(self, peer: str) -> None:
+        ours, self.theirs = socket.socketpair()
+        ours.setblocking(False)
+        self.stream = Stream(ours, peer, "other", Traffic(), Uplink(None))
+        self.read = asyncio.create_task(self._read())
+
+    async def _read(self) -> str:
+        try:
+            await self.stream.read_exactly(1 << 20)
+        except ArtelError as error:
+            return error.message
+        return ""
+
+    async def send(self, count: int) -> None:
+        self.theirs.send(bytes(count))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0.02)
+
+
+MEMBER = named("member").peer_id
+
+
+@contextlib.asynccontextmanager
+async def held(*peers: str) -> AsyncIterator[list[Held]]:
+    made = [Held(peer) for peer in peers]
+    await asyncio.sleep(0.02)
+    try:
+        yield made
+    finally:
+        for one in made:
+            one.read.cancel()
+            one.theirs.close()
+            one.stream.close()
+
+
+async def test_the_slowest_stranger_gives_way_and_never_a_member() -> None:
+    count = slots.STRANGER_STREAMS
+    places = Slots(lambda peer: peer == MEMBER)
+    names = [named(f"stranger {number}").peer_id for number in range(count + 1)]
+    async with held(MEMBER, *names) as (member, *strangers):
+        assert places.take(member.stream, "203.0.113.1") is not None
+        for number, one in enumerate(strangers[:-1]):
+            assert places.take(one.stream, f"198.51.100.{number}") is not None
+        for one in (*strangers[:7], *strangers[8:-1]):
+            await one.send(4096)
+        assert places.take(strangers[-1].stream, "203.0.113.2") is not None
+        assert "others wait" in await asyncio.wait_for(strangers[7].read, 1)
+        assert not any(one.read.done() for one in (member, *strangers[:7], *strangers[8:]))
+        assert places.count() == count + 1
+
+
+async def test_strangers_at_one_address_compete_among_themselves() -> None:
+    most = slots.STRANGER_STREAMS_PER_ADDRESS
+    places = Slots(lambda peer: False)
+    names = [named(f"stranger {number}").peer_id for number in range(most + 2)]
+    async with held(*names) as (elsewhere, *here):
+        places.take(elsewhere.stream, "198.51.100.1")
+        for one in here:
+            assert places.take(one.stream, "2001:db8::/64") is not None
+        await asyncio.wait_for(here[0].read, 1)
+        assert not any(one.read.done() for one in (elsewhere, *here[1:]))
+    async with held(*names) as all_of_them:
+        for one in all_of_them:
+            assert places.take(one.stream, "127.0.0.1") is not None
+        await asyncio.sleep(0.02)
+        assert not any(one.read.done() for one in all_of_them), "loopback is no address"
+
+
+async def test_one_stranger_competes_with_itself_alone() -> None:
+    places = Slots(lambda peer: False)
+    one, other = named("one").peer_id, named("other").peer_id
+    async with held(other, *[one] * (slots.STRANGER_STREAMS_EACH + 1)) as (quiet, *mine):
+        for stream in (quiet, *mine):
+            assert places.take(stream.stream, "127.0.0.1") is not None
+        await asyncio.wait_for(mine[0].read, 1)
+        assert not quiet.read.done()
+        assert places.count(one) == slots.STRANGER_STREAMS_EACH
+
+
+async def test_a_stream_that_we_are_at_work_for_is_not_given_up() -> None:
+    places = Slots(lambda peer: False)
+    async with held(*[named("one").peer_id] * (slots.STRANGER_STREAMS_EACH + 1)) as mine:
+        for one in mine[:-1]:
+            one.read.cancel()
+            assert places.take(one.stream, "") is not None
+        await asyncio.sleep(0.02)
+        assert places.take(mine[-1].stream, "") is None
+
+
+@pytest.mark.parametrize(
+    ("address", "ip"),
+    [
+        ("/ip4/198.51.100.7/tcp/4001", "198.51.100.7"),
+        ("/ip6/2001:db8::1/udp/4001/quic-v1", "2001:db8::1"),
+        (f"/ip4/192.0.2.1/tcp/1/p2p/{MEMBER}/p2p-circuit", "192.0.2.1"),
+        ("/dns4/example.org/tcp/1", ""),
+    ],
+)
+async def test_where_a_stream_comes_from(address: str, ip: str) -> None:
+    whole = Multiaddr(address).to_bytes()
+    assert gateway._ip_of(whole) == ip
+    assert gateway._ip_of(whole[:3]) == gateway._ip_of(b"") == ""
+
+
+async def test_we_are_members_of_our_own_run() -> None:
+    members = Members(MEMBER)
+    assert members(MEMBER)
+    assert not members(named("stranger").peer_id)
+
+
+# --- deadlines ---
+
+
+async def test_a_strangers_first_frame_has_a_deadline_and_the_rest_a_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "STRANGER_FIRST_S", 1.0)
+    monkeypatch.setattr(slots, "STRANGER_PATIENCE_S", 1.5)
+
+    async def takes(peer: str, request: messages.Message, stream: wire.Stream) -> messages.Ok:
+        assert isinstance(request, messages.Probe)
+        await stream.read_exactly(request.size)
+        return messages.Ok()
+
+    async def seconds_until_closed(size: int, pause: float, begin: bytes) -> float:
+        reader, writer = await raw(client, server.peer_id, ECHO)
+        writer.write(begin)
+        began = time.monotonic()
+        gone = asyncio.create_task(reader.read(1))
+        with contextlib.suppress(OSError):
+            while not gone.done() and time.monotonic() - began < 6:
+                writer.write(bytes(size))
+                await writer.drain()
+                await asyncio.wait({gone}, timeout=pause)
+        writer.close()
+        with contextlib.suppress(OSError):
+            await gone
+        return time.monotonic() - began
+
+    async with swarm(tmp_path, 2) as (server, client):
+        await server.serve(ECHO, takes)
+        frame = b"\x00\x00\x10\x00\x93\x01\xa2ok"
+        probe = wire.encode(messages.Probe(size=1 << 20))
+        late, slow, steady = await asyncio.gather(
+            seconds_until_closed(1, 0.1, frame),
+            seconds_until_closed(1, 0.1, probe),
+            seconds_until_closed(400, 0.1, probe),
+        )
+        assert 0.8 < late < 4
+        assert 1.2 < slow < 5
+        assert steady > 6, "4 kB/s is quick enough"
+
+
+async def test_whoever_reads_a_byte_now_and_then_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(streams, "IDLE_TIMEOUT_S", 1.0)
+    async with held(MEMBER) as (one,):
+        one.read.cancel()
+        await asyncio.sleep(0)
+        sending = asyncio.create_task(one.stream.write(bytes(8 << 20)))
+        one.theirs.setblocking(False)
+        began = time.monotonic()
+        while not sending.done() and time.monotonic() - began < 10:
+            with contextlib.suppress(BlockingIOError):
+                one.theirs.recv(1)
+            await asyncio.sleep(0.05)
+        with pytest.raises(ArtelError, match="took nothing, or too little"):
+            await sending
+
+
+# --- connections ---
+
+
+async def test_this_process_may_have_as_many_open_files_as_the_system_gives() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(600, before[1]), before[1]))
+    try:
+        p2pd.raise_open_files()
+        most = p2pd.OPEN_FILES if before[1] == resource.RLIM_INFINITY else before[1]
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(most, p2pd.OPEN_FILES)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+async def test_the_daemon_keeps_members_connections_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(p2pd, "PROBE_EVERY_S", 0.05)
+    async with swarm(tmp_path, 3) as (server, member, stranger):
+        flags = daemon_of(server).cmdline()
+        assert {"-connLo=320", "-connHi=448", "-connGrace=20s"} <= set(flags)
+        server.admit(lambda peer: peer == member.peer_id)
+        for host in (member, stranger):
+            assert await host.connect(server.peer_id, await server.addresses())
+        async with asyncio.timeout(5):
+            while server._preferred != {member.peer_id}:
+                await asyncio.sleep(0.02)
+
+
+async def test_connections_without_a_handshake_do_not_stop_requests(tmp_path: Path) -> None:
+    async with swarm(tmp_path, 2) as (server, client):
+        await server.serve(ECHO, _echo)
+        if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < p2pd.FEW_OPEN_FILES:
+            pytest.skip("this machine allows few open files")
+        port = int((await server.addresses())[0].split("/")[4])
+        knocking = []
+        try:
+            for number in range(2000):
+                one = socket.socket()
+                one.setblocking(False)
+                one.connect_ex(("127.0.0.1", port))
+                knocking.append(one)
+                if number % 100 == 0:
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(0.5)
+            assert daemon_of(server).num_fds() > 1500
+            for number in range(3):
+                assert await seconds_of(client, server) < 2
+                newcomer = await start(tmp_path / f"new-{number}", server)
+                try:
+                    assert await seconds_of(newcomer, server) < 3
+                finally:
+                    await newcomer.close()
+        finally:
+            for one in knocking:
+                one.close()

@@ -1,0 +1,36 @@
+"""The benchmarks as programs, and what every row of their results must have."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from places import ROOT
+
+
+def run(name: str, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    """The rows of a result, checked for what every row must have."""
+    rows = json.loads(file.read_text())
+    assert rows
+    assert len({row["name"] for row in rows}) == len(rows)
+    for row in rows:
+        assert row["unit"]
+        assert row["baseline"] > 0
+        assert math.isclose(row["ratio"], row["ours"] / row["baseline"])
+        assert 0 < row["ours"] < math.inf
+        assert row["baseline_is"]
+    return rows
