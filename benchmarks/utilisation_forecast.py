@@ -18,7 +18,7 @@ from typing import Any
 
 from artel.coordinator.simulate import Load, Machine, forecast, traffic
 from artel.protocol.assignment import Work
-from artel.protocol.rounds import Rules
+from artel.protocol.round_state import Rules
 
 CODECS = {"int4": 4.06, "sparse": 0.27}
 """Bits per parameter."""

@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _start(arguments: argparse.Namespace) -> int:
-    from artel.protocol.manifest import load_config
+    from artel.protocol.run_file import load_config
 
     load_config(arguments.file)  # whatever is wrong with it is said before anything takes time
     import asyncio

@@ -16,14 +16,14 @@ from artel.ledger.entries import Entry, reasons
 from artel.ledger.entries.reasons import explain
 from artel.ledger.fold import shares
 from artel.ledger.sync.replica import LedgerService
-from artel.protocol import messages, rounds
+from artel.protocol import messages, round_state
 from artel.protocol.duties import Duty, directive
 from artel.protocol.errors import CheckFailed, DecodeError
 from artel.protocol.events import emit
 from artel.protocol.identity import public_of
 from artel.protocol.net import wire
 from artel.protocol.net.host import short
-from artel.protocol.rounds import Phase
+from artel.protocol.round_state import Phase
 
 log = logging.getLogger("artel.coordinator")
 
@@ -77,7 +77,7 @@ class Desk:
             return await self._heartbeat(peer, request)
         if isinstance(request, messages.Commit):
             await core.feed(
-                rounds.Committed(now, peer, request.round, request.attempt, request.commitment)
+                round_state.Committed(now, peer, request.round, request.attempt, request.commitment)
             )
         elif isinstance(request, messages.Reveal):
             await self._reveal(peer, request)
@@ -88,10 +88,10 @@ class Desk:
         elif isinstance(request, messages.SignedState):
             await self._signed_state(peer, request)
         elif isinstance(request, messages.HandBack):
-            await core.feed(rounds.HandedBack(now, peer, request.round, request.attempt))
+            await core.feed(round_state.HandedBack(now, peer, request.round, request.attempt))
             emit(log, "round.handed_back", node=short(peer), reason=request.reason)
         elif isinstance(request, messages.Leave):
-            await core.feed(rounds.Left(now, peer))
+            await core.feed(round_state.Left(now, peer))
             core.peers.pop(peer, None)
             emit(log, "node.left", node=short(peer))
         else:
@@ -154,7 +154,7 @@ class Desk:
         known.beats = mine = known.beats + 1
         if report.validation is not None:
             self._note_validation(report.validation)
-        await core.feed(rounds.Seen(now, peer, report.state_root, report.leaving))
+        await core.feed(round_state.Seen(now, peer, report.state_root, report.leaving))
         patience = min(request.patience, core.rules.heartbeat_timeout / 3)
         try:
             async with asyncio.timeout(patience), core.changed:
@@ -254,7 +254,7 @@ class Desk:
         shown = await intake.check(
             expected, peer, state.commitments.get(peer, ""), request.contribution, core.blobs
         )
-        event = rounds.Revealed(core.clock(), peer, state.round, state.attempt, shown.fault)
+        event = round_state.Revealed(core.clock(), peer, state.round, state.attempt, shown.fault)
         await core.feed(event, shown.envelope)
         self._puts.claim(shown.blobs)
         if shown.fault:
@@ -277,7 +277,7 @@ class Desk:
         attempt = core.ledger.state.attempt
         if body.wrong and (attempt is None or not attempt.wrong.keys() >= set(body.wrong)):
             raise wire.Refused(explain(reasons.UNKNOWN_SLICE), code=reasons.UNKNOWN_SLICE)
-        event = rounds.StateSigned(
+        event = round_state.StateSigned(
             core.clock(),
             peer,
             body.round - 1,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from artel.coordinator.wording import exchange_seconds, exchange_words
 from artel.protocol.assignment import Work
 from artel.protocol.errors import UsageError
-from artel.protocol.manifest import RunConfig
+from artel.protocol.run_config import RunConfig
 from artel.protocol.state import Layout
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from artel.coordinator.shape import Shape
 from artel.ledger import entries
-from artel.protocol import dsse, rounds
+from artel.protocol import dsse, round_state, rounds
 from artel.protocol.assignment import Work
 from artel.protocol.errors import CheckFailed, DecodeError
 from artel.protocol.exchange import pseudogradient
@@ -90,16 +90,16 @@ def _statement(
         envelope = dsse.decode(statement)
         body = entries.decode(statement).body
     except DecodeError as error:
-        raise NotCounted(rounds.MALFORMED, error.message) from None
+        raise NotCounted(round_state.MALFORMED, error.message) from None
     if not isinstance(body, entries.Contribution) or body.node != node:
-        raise NotCounted(rounds.MALFORMED, "not a contribution of this node")
+        raise NotCounted(round_state.MALFORMED, "not a contribution of this node")
     try:
         if envelope.verify() != (public_of(node).hex(),):
-            raise NotCounted(rounds.BAD_SIGNATURE, "signed by somebody else")
+            raise NotCounted(round_state.BAD_SIGNATURE, "signed by somebody else")
     except CheckFailed as error:
-        raise NotCounted(rounds.BAD_SIGNATURE, error.message) from None
+        raise NotCounted(round_state.BAD_SIGNATURE, error.message) from None
     if (body.run, body.round, body.attempt) != (expected.run, expected.round, expected.attempt):
-        raise NotCounted(rounds.MALFORMED, "for another run, round or attempt")
+        raise NotCounted(round_state.MALFORMED, "for another run, round or attempt")
     return envelope, body
 
 
@@ -108,23 +108,25 @@ def _require_right(
 ) -> None:
     """Base state, steps, tokens and commitment."""
     if body.base != expected.base:
-        raise NotCounted(rounds.WRONG_STATE, "from another base state")
+        raise NotCounted(round_state.WRONG_STATE, "from another base state")
     work, round = expected.work, expected.round
     least, most = work.least_head(round, expected.steps), work.head(round, expected.steps)
     if not least <= body.head <= most:
-        raise NotCounted(rounds.WRONG_TOKENS, f"{body.head} steps instead of {least} to {most}")
+        raise NotCounted(
+            round_state.WRONG_TOKENS, f"{body.head} steps instead of {least} to {most}"
+        )
     if body.tail > expected.tail:
         raise NotCounted(
-            rounds.WRONG_TOKENS,
+            round_state.WRONG_TOKENS,
             f"{body.tail} steps of the round before, at most {expected.tail} were left",
         )
     tokens = work.tokens(body.tail + body.head)
     if body.tokens != tokens:
-        raise NotCounted(rounds.WRONG_TOKENS, f"{body.tokens} tokens instead of {tokens}")
+        raise NotCounted(round_state.WRONG_TOKENS, f"{body.tokens} tokens instead of {tokens}")
     salt = bytes.fromhex(body.salt)
     opened = rounds.commitment(body.run, body.round, body.attempt, node, body.blob, salt)
     if opened != commitment:
-        raise NotCounted(rounds.COMMITMENT_MISMATCH, "not what was committed to")
+        raise NotCounted(round_state.COMMITMENT_MISMATCH, "not what was committed to")
 
 
 def _check_whole(
@@ -148,7 +150,7 @@ def _check_sharded(
             max_sizes=[shape.slice_bytes(number) for number in range(len(shape.slices))],
         )
     if body.size != len(data) + sum(size for _, size in listed):
-        raise NotCounted(rounds.MALFORMED, "its size is not that of its blobs")
+        raise NotCounted(round_state.MALFORMED, "its size is not that of its blobs")
     for part, (blob, size) in zip(shape.slices, listed, strict=True):
         _check_blob(expected, part, blob, size, store)
     return (body.blob, *(blob for blob, _ in listed))
@@ -187,9 +189,9 @@ def _read(store: BlobStore, blob: str, size: int, most: int) -> bytes:
     """Content of ``size`` bytes; what was not put by this node may be larger than it may be."""
     path = store.path(blob)
     if path is None or store.size_of(blob) != size:
-        raise NotCounted(rounds.MISSING_REVEAL, "one of its blobs was not sent")
+        raise NotCounted(round_state.MISSING_REVEAL, "one of its blobs was not sent")
     if size > most:
-        raise NotCounted(rounds.TOO_LARGE, f"a blob of {size} bytes, at most {most} allowed")
+        raise NotCounted(round_state.TOO_LARGE, f"a blob of {size} bytes, at most {most} allowed")
     return path.read_bytes()
 
 

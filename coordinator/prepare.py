@@ -30,15 +30,15 @@ from artel.protocol.manifest import (
     DataFacts,
     Manifest,
     ModelFacts,
-    RunConfig,
     SplitFacts,
     TokenizerFacts,
-    load_config,
     open_manifest,
     run_id,
     sign,
 )
 from artel.protocol.net.blobs import BlobStore, disk_error
+from artel.protocol.run_config import RunConfig
+from artel.protocol.run_file import load_config
 from artel.protocol.state import State, write_state
 
 TOKENIZER_SAMPLE_BYTES = 6 << 20

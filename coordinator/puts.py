@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterable
 
 from artel.coordinator.service import Coordinator
-from artel.protocol import assignment, messages, rounds
+from artel.protocol import assignment, messages, round_state
 from artel.protocol.net import transfer, wire
 from artel.protocol.net.streams import Kind
-from artel.protocol.rounds import Phase
+from artel.protocol.round_state import Phase
 
 TRIES = 2
 """How often a node may offer each blob that it owes; and once more."""
@@ -47,8 +47,8 @@ class Puts:
             owed, most = shape.blobs, shape.largest
             if request.size > most:
                 await core.feed(
-                    rounds.Revealed(
-                        core.clock(), peer, state.round, state.attempt, rounds.TOO_LARGE
+                    round_state.Revealed(
+                        core.clock(), peer, state.round, state.attempt, round_state.TOO_LARGE
                     )
                 )
                 raise _too_large("contribution's blob", request.size, most)
@@ -104,4 +104,6 @@ class Puts:
 
 
 def _too_large(what: str, size: int, most: int) -> wire.Refused:
-    return wire.Refused(f"a {what} of {size} bytes, at most {most} allowed", code=rounds.TOO_LARGE)
+    return wire.Refused(
+        f"a {what} of {size} bytes, at most {most} allowed", code=round_state.TOO_LARGE
+    )

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from artel.ledger.fold.accounts import FoldState
 from artel.protocol import assignment
-from artel.protocol.rounds import Phase, Presence, RunState
+from artel.protocol.round_state import Phase, Presence, RunState
 
 INTERRUPTED = ("training", "revealing")
 """Phases of an attempt whose messages are lost with the process."""

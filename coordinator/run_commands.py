@@ -94,8 +94,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _new(folder: Path, name: str | None, data: Path | None, size: str) -> int:
     from artel.coordinator.text_files import shown
-    from artel.protocol.manifest import parse_config
     from artel.protocol.manifest_template import example, template
+    from artel.protocol.run_file import parse_config
 
     if data is not None and not data.exists():
         raise UsageError(f"the text {data} does not exist", "give a file or a folder with --data")
@@ -156,7 +156,7 @@ class _Progress:
 
 def _check(path: Path, *, as_json: bool) -> int:
     from artel.coordinator.explain import explain, render
-    from artel.protocol.manifest import load_config
+    from artel.protocol.run_file import load_config
 
     config = load_config(path)
     progress = _Progress(QUIET_S)

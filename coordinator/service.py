@@ -30,7 +30,7 @@ from artel.ledger import entries
 from artel.ledger.entries import Entry, reasons
 from artel.ledger.fold import shares
 from artel.ledger.store.heads import HeadStore
-from artel.protocol import assignment, messages, rounds
+from artel.protocol import assignment, messages, round_state, rounds
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import ArtelError
 from artel.protocol.events import emit
@@ -40,7 +40,7 @@ from artel.protocol.manifest import Manifest
 from artel.protocol.net import wire
 from artel.protocol.net.blobs import BlobStore, disk_error
 from artel.protocol.net.host import Host, short
-from artel.protocol.rounds import RunState
+from artel.protocol.round_state import RunState
 from artel.protocol.state import Layout
 
 log = logging.getLogger("artel.coordinator")
@@ -124,7 +124,7 @@ class Coordinator:
         while not self._failure.done():
             await asyncio.wait([self._failure], timeout=TICK_S)
             if not self._failure.done():
-                await self.feed(rounds.Tick(self.clock()))
+                await self.feed(round_state.Tick(self.clock()))
         await self._failure
 
     async def submit(self, data: bytes, who: str) -> tuple[int, str]:
@@ -140,7 +140,7 @@ class Coordinator:
         async with self.changed:
             self.changed.notify_all()
 
-    async def feed(self, event: rounds.Event, statement: Envelope | None = None) -> None:
+    async def feed(self, event: round_state.Event, statement: Envelope | None = None) -> None:
         """Apply one event and everything that follows from it.
 
         :param statement: the signed statement behind a Revealed or StateSigned event
@@ -148,7 +148,7 @@ class Coordinator:
         """
         async with self._lock:
             actions = await self._step(event, statement)
-        if actions or not isinstance(event, rounds.Tick):
+        if actions or not isinstance(event, round_state.Tick):
             await self.tell()
 
     async def record(self, entry: Entry) -> None:
@@ -174,24 +174,26 @@ class Coordinator:
                 self.state.accepted, body.round, body.slice
             ):
                 await self._step(
-                    rounds.Accused(self.clock(), body.node, body.round, body.attempt, body.slice)
+                    round_state.Accused(
+                        self.clock(), body.node, body.round, body.attempt, body.slice
+                    )
                 )
         await self.tell()
 
     async def _step(
-        self, event: rounds.Event, statement: Envelope | None = None
-    ) -> list[rounds.Action]:
+        self, event: round_state.Event, statement: Envelope | None = None
+    ) -> list[round_state.Action]:
         """One event; the caller holds the lock."""
         state, actions = rounds.step(self.rules, self.state, event)
-        if actions and isinstance(actions[0], rounds.Refuse):
+        if actions and isinstance(actions[0], round_state.Refuse):
             raise wire.Refused(actions[0].reason, code=actions[0].code)
-        if isinstance(event, rounds.Committed):
+        if isinstance(event, round_state.Committed):
             self.pace.committed(event.peer, event.now)
         try:
             try:
-                if statement is not None and isinstance(event, rounds.Revealed):
+                if statement is not None and isinstance(event, round_state.Revealed):
                     await self._keep_shown(event.peer, statement)
-                if statement is not None and isinstance(event, rounds.StateSigned):
+                if statement is not None and isinstance(event, round_state.StateSigned):
                     self._votes[event.peer] = statement
                 for action in actions:
                     await self._execute(action)
@@ -270,10 +272,10 @@ class Coordinator:
             await self.record_own(statement)
             self._shown[peer] = entries.decode(statement.encode())
 
-    async def _execute(self, action: rounds.Action) -> None:
+    async def _execute(self, action: round_state.Action) -> None:
         """Make one decision durable."""
         sign, run = self.identity, self.run
-        if isinstance(action, rounds.OpenRound):
+        if isinstance(action, round_state.OpenRound):
             self._shown, self._votes = {}, {}
             steps = self._assigned(action)
             opened = entries.round_opened(
@@ -290,7 +292,7 @@ class Coordinator:
             self._numbers.opened(action.round, steps)
             self.pace.opened(self.clock(), action.attempt)
             emit(log, "round.opened", round=action.round, members=len(action.members))
-        elif isinstance(action, rounds.CloseCommitments):
+        elif isinstance(action, round_state.CloseCommitments):
             await self.record_own(
                 entries.round_committed(
                     sign,
@@ -301,9 +303,9 @@ class Coordinator:
                 )
             )
             self._numbers.phase(action.round, "training")
-        elif isinstance(action, rounds.CloseRound):
+        elif isinstance(action, round_state.CloseRound):
             await self._close_round(action)
-        elif isinstance(action, rounds.AgreeState):
+        elif isinstance(action, round_state.AgreeState):
             envelope = entries.state_agreed(
                 sign, run, round=action.round, root=action.root, wrong=action.wrong
             )
@@ -319,11 +321,11 @@ class Coordinator:
                 root=action.root[:12],
                 signers=len(action.signers),
             )
-        elif isinstance(action, rounds.Drop):
+        elif isinstance(action, round_state.Drop):
             self.peers.pop(action.peer, None)
             emit(log, "node.dropped", node=short(action.peer), reason=action.reason)
 
-    async def _close_round(self, action: rounds.CloseRound) -> None:
+    async def _close_round(self, action: round_state.CloseRound) -> None:
         shown = [(peer, self._shown[peer].id, self._shown[peer].body) for peer in action.accepted]
         bodies = {p: (name, b) for p, name, b in shown if isinstance(b, entries.Contribution)}
         accepted = [
@@ -352,18 +354,18 @@ class Coordinator:
         )
 
     def _learn_speeds(
-        self, action: rounds.CloseRound, accepted: Sequence[entries.Contribution]
+        self, action: round_state.CloseRound, accepted: Sequence[entries.Contribution]
     ) -> None:
         """Note how many tokens nodes had time for, for the rounds to come."""
         tokens, work = self.work.tokens, self.work
         for body in accepted:
             self.pace.accepted(body.node, tokens(body.head), tokens(body.tail))
         for peer, reason in action.rejected.items():
-            if reason == rounds.LATE:
+            if reason == round_state.LATE:
                 least = work.least_head(action.round, self.assigned(peer) or work.least)
                 self.pace.late(peer, self.rules.training, tokens(least))
 
-    def _assigned(self, action: rounds.OpenRound) -> dict[str, int]:
+    def _assigned(self, action: round_state.OpenRound) -> dict[str, int]:
         """Member to its inner steps in the round that opens.
 
         In a repeated attempt whoever was done keeps its number, so that what it has may do again.
@@ -393,10 +395,10 @@ class Coordinator:
         return assignment.round_start(self._split, cursor, self.work.windows(steps))
 
 
-def rules_of(manifest: Manifest) -> rounds.Rules:
+def rules_of(manifest: Manifest) -> round_state.Rules:
     """The round rules of a manifest."""
     config = manifest.config.rounds
-    return rounds.Rules(
+    return round_state.Rules(
         total=config.total,
         min_nodes=config.min_nodes,
         max_nodes=config.max_nodes,

@@ -8,7 +8,7 @@ from artel.protocol import assignment
 from artel.protocol.exchange import codec, parts, pseudogradient
 from artel.protocol.exchange.codec import Codec
 from artel.protocol.exchange.parts import Part
-from artel.protocol.manifest import RunConfig
+from artel.protocol.run_config import RunConfig
 from artel.protocol.state import Layout
 
 
@@ -31,7 +31,7 @@ class Shape:
         :param members: of the attempt, at least one
         """
         part = parts.fragment(layout, config.exchange.fragments, round)
-        sharded = assignment.topology(config, members) == "sharded"
+        sharded = assignment.Work.of(config).topology_of(members) == "sharded"
         slices = tuple(parts.cut(part, members)) if sharded else ()
         return cls(codec.of(config.exchange), part, slices)
 

@@ -16,12 +16,12 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from artel.protocol import duties, rounds
+from artel.protocol import duties, round_state, rounds
 from artel.protocol.assignment import Work
 from artel.protocol.errors import CheckFailed
 from artel.protocol.exchange.pseudogradient import HEADER_BYTES, index_bytes
 from artel.protocol.identity import peer_id_of
-from artel.protocol.rounds import Phase, Presence, RunState
+from artel.protocol.round_state import Phase, Presence, RunState
 
 ENTRY_BYTES = 1100
 """A signed entry of the ledger about one node, as it crosses the wire."""
@@ -141,7 +141,7 @@ def traffic(load: Load, work: Work, members: int, *, coordinator_serves: bool = 
 
 
 def forecast(
-    rules: rounds.Rules, work: Work, load: Load, machines: list[Machine], steps: list[int]
+    rules: round_state.Rules, work: Work, load: Load, machines: list[Machine], steps: list[int]
 ) -> Forecast:
     """Run ``rules.total`` rounds in virtual time.
 
@@ -170,7 +170,7 @@ class _Swarm:
 
     def __init__(
         self,
-        rules: rounds.Rules,
+        rules: round_state.Rules,
         work: Work,
         load: Load,
         machines: list[Machine],
@@ -191,7 +191,7 @@ class _Swarm:
             since=0.0,
             peers={peer: Presence(0.0, _root(0)) for peer in peers},
         )
-        self._queue: list[tuple[float, int, rounds.Event]] = []
+        self._queue: list[tuple[float, int, round_state.Event]] = []
         self._order = itertools.count()
         self._opened: list[float] = []
         self._tokens = self._rejected = 0
@@ -202,18 +202,18 @@ class _Swarm:
     def run(self) -> None:
         """Let time pass until the run is finished."""
         now = 0.0
-        self._feed(rounds.Tick(now))
+        self._feed(round_state.Tick(now))
         while self._state.phase is not Phase.FINISHED:
             if not self._queue or self._queue[0][0] > now + self._poll:
                 now += self._poll
-                self._feed(rounds.Tick(now))
+                self._feed(round_state.Tick(now))
                 continue
             now, _, event = heapq.heappop(self._queue)
             self._feed(event)
         self._opened.append(now)
 
-    def _feed(self, event: rounds.Event) -> None:
-        if isinstance(event, rounds.Seen) and event.root != self._state.base:
+    def _feed(self, event: round_state.Event) -> None:
+        if isinstance(event, round_state.Seen) and event.root != self._state.base:
             return  # what it has computed for an attempt that failed meanwhile is not kept
         # Everybody is there all the time: presence is not what is simulated.
         alive = {p: replace(seen, seen=event.now) for p, seen in self._state.peers.items()}
@@ -225,16 +225,16 @@ class _Swarm:
                 "give deadline_s, reveal_s or settle_s of [rounds] more time",
             )
         for action in actions:
-            if isinstance(action, rounds.OpenRound):
+            if isinstance(action, round_state.OpenRound):
                 self._opened.append(event.now)
-            elif isinstance(action, rounds.CloseRound):
+            elif isinstance(action, round_state.CloseRound):
                 self._rejected += len(action.rejected)
                 self._close(action)
-        if any(not isinstance(action, rounds.Refuse) for action in actions):
+        if any(not isinstance(action, round_state.Refuse) for action in actions):
             for node in self._nodes.values():
                 self._direct(node, event.now)
 
-    def _close(self, action: rounds.CloseRound) -> None:
+    def _close(self, action: round_state.CloseRound) -> None:
         for peer in action.accepted:
             node = self._nodes[peer]
             head = self._work.head(action.round, node.steps)
@@ -253,7 +253,7 @@ class _Swarm:
         for at, event in getattr(self, f"_{duty.task}")(node, now + node.machine.latency):
             heapq.heappush(self._queue, (at, next(self._order), event))
 
-    def _train(self, node: _Node, now: float) -> Iterator[tuple[float, rounds.Event]]:
+    def _train(self, node: _Node, now: float) -> Iterator[tuple[float, round_state.Event]]:
         state, machine = self._state, node.machine
         begin = max(now, node.free)
         node.waited[state.round] = begin - node.free
@@ -265,18 +265,18 @@ class _Swarm:
         node.free = done + tail
         yield (
             done + machine.latency,
-            rounds.Committed(
+            round_state.Committed(
                 done + machine.latency, node.peer, state.round, state.attempt, _root(state.round)
             ),
         )
 
-    def _reveal(self, node: _Node, now: float) -> Iterator[tuple[float, rounds.Event]]:
+    def _reveal(self, node: _Node, now: float) -> Iterator[tuple[float, round_state.Event]]:
         state, machine = self._state, node.machine
         moved = traffic(self._load, self._work, len(state.members))
         done = now + 8 * moved.reveal_up / machine.up + 2 * machine.latency
-        yield done, rounds.Revealed(done, node.peer, state.round, state.attempt, "")
+        yield done, round_state.Revealed(done, node.peer, state.round, state.attempt, "")
 
-    def _apply(self, node: _Node, now: float) -> Iterator[tuple[float, rounds.Event]]:
+    def _apply(self, node: _Node, now: float) -> Iterator[tuple[float, round_state.Event]]:
         state, machine, load = self._state, node.machine, self._load
         members = len(state.members)
         moved = traffic(load, self._work, members)
@@ -285,13 +285,13 @@ class _Swarm:
         seconds += decoded / load.decode_bytes_per_s + 4 * load.parameters / load.state_bytes_per_s
         done = now + seconds + 4 * machine.latency
         root = _root(state.round + 1)
-        yield done, rounds.StateSigned(done, node.peer, state.round, state.attempt, root)
+        yield done, round_state.StateSigned(done, node.peer, state.round, state.attempt, root)
         # When a majority was enough already, the next heartbeat says the same.
-        yield done + machine.latency, rounds.Seen(done + machine.latency, node.peer, root)
+        yield done + machine.latency, round_state.Seen(done + machine.latency, node.peer, root)
 
-    def _sync(self, node: _Node, now: float) -> Iterator[tuple[float, rounds.Event]]:
+    def _sync(self, node: _Node, now: float) -> Iterator[tuple[float, round_state.Event]]:
         """After an attempt that failed a node goes back to the state that it has kept."""
-        yield now, rounds.Seen(now, node.peer, self._state.base)
+        yield now, round_state.Seen(now, node.peer, self._state.base)
 
     def _gathers(self, members: int) -> bool:
         return self._work.topology_of(members) == "gather"

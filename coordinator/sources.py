@@ -32,7 +32,7 @@ from artel.coordinator.text_files import (
 )
 from artel.ledger.fold.text import plural
 from artel.protocol.errors import UsageError
-from artel.protocol.manifest import StdlibSource, TextSource
+from artel.protocol.run_config import StdlibSource, TextSource
 
 SAME_TEXT = "the same text as another file"
 PIPE = "a pipe, a socket or a device"

@@ -23,7 +23,7 @@ from artel.protocol.errors import CheckFailed
 from artel.protocol.events import emit
 from artel.protocol.net import wire
 from artel.protocol.net.limits import RateLimits
-from artel.protocol.rounds import BAD_SIGNATURE
+from artel.protocol.round_state import BAD_SIGNATURE
 
 log = logging.getLogger("artel.coordinator")
 

@@ -9,7 +9,7 @@ import numpy as np
 from artel.coordinator.shape import Shape
 from artel.protocol.exchange import parts
 from artel.protocol.exchange.codec import Codec
-from artel.protocol.manifest import RunConfig
+from artel.protocol.run_config import RunConfig
 from artel.protocol.state import Layout
 
 SAMPLE = (1 << 16,)

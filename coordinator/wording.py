@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from artel.coordinator.pace import SHARE
 from artel.protocol.assignment import GATHER_MEMBERS, Work
-from artel.protocol.manifest import Exchange, Outer, RunConfig
+from artel.protocol.run_config import Exchange, Outer, RunConfig
 
 
 def exchange_words(config: RunConfig) -> dict[str, str]:

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from artel.ledger import entries
-from artel.node import supervisor
 from artel.node.history import ClosedRound
 from artel.node.session import Session
 from artel.node.sync import States
+from artel.node.trainer import results
 from artel.protocol import assignment, messages
 from artel.protocol.errors import CheckFailed
 from artel.protocol.events import emit
@@ -77,7 +77,7 @@ class Applying:
 
     async def compute(
         self, closed: ClosedRound, *, refresh: Refresh | None = None, patience: float = 0.0
-    ) -> supervisor.Applied:
+    ) -> results.Applied:
         """Make the state after ``closed`` the current one; the one before it must be current.
 
         :param refresh: the round is under way: take part in aggregating and checking, and wait up
@@ -85,8 +85,8 @@ class Applying:
         :raises Unreachable: nobody can give something that is needed
         :raises CheckFailed: what was given is not what was signed for
         """
-        topology = assignment.topology(self._session.manifest.config, len(closed.members))
-        if topology == "gather":
+        work = assignment.Work.of(self._session.manifest.config)
+        if work.topology_of(len(closed.members)) == "gather":
             applied = await self._gather(closed)
             self._remember(closed, ())
             return applied
@@ -98,7 +98,7 @@ class Applying:
             closed = await self._all_aggregates(closed, refresh, patience)
         return await self._sharded(closed)
 
-    async def _gather(self, closed: ClosedRound) -> supervisor.Applied:
+    async def _gather(self, closed: ClosedRound) -> results.Applied:
         wanted = []
         for node in closed.accepted:
             body = closed.shown[node]
@@ -106,7 +106,7 @@ class Applying:
             wanted.append(Wanted(body.blob, self._holders(closed, node), most, KIND))
         paths = await self._fetch(wanted)
         counted = [
-            supervisor.Contribution(node, path, closed.weights[node])
+            results.Contribution(node, path, closed.weights[node])
             for node, path in zip(closed.accepted, paths, strict=True)
         ]
         trainer = self._session.trainer
@@ -115,8 +115,8 @@ class Applying:
         )
 
     async def _advance(
-        self, closed: ClosedRound, work: Awaitable[supervisor.Applied]
-    ) -> supervisor.Applied:
+        self, closed: ClosedRound, work: Awaitable[results.Applied]
+    ) -> results.Applied:
         """Trainer and book-keeping change together, or they would speak of different states."""
         applied = await work
         self._session.blobs.adopt(applied.root, applied.state)
@@ -229,7 +229,7 @@ class Applying:
             await self._tell(messages.Accuse, statement.encode(), patience)
             self._known.said.add(number)
 
-    async def _sharded(self, closed: ClosedRound) -> supervisor.Applied:
+    async def _sharded(self, closed: ClosedRound) -> results.Applied:
         """Fetch the aggregates, compute those that are missing or in doubt, take the outer step."""
         count = len(self._known.inputs)
         doubtful = {j for j in range(count) if j in closed.accused or j not in closed.aggregates}
@@ -280,7 +280,7 @@ class Applying:
         ]
         paths = await self._fetch(wanted)
         counted = [
-            supervisor.Contribution(node, path, closed.weights[node])
+            results.Contribution(node, path, closed.weights[node])
             for node, path in zip(closed.accepted, paths, strict=True)
         ]
         made = await session.trainer.aggregate(

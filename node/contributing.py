@@ -10,11 +10,11 @@ from pathlib import Path
 
 from artel.ledger import entries
 from artel.ledger.fold.shares import Attempt
-from artel.node import supervisor
 from artel.node.corpus import Corpus, Windows
 from artel.node.progress import Progress
 from artel.node.session import Session
 from artel.node.sync import States
+from artel.node.trainer import results
 from artel.protocol import assignment, messages, rounds
 from artel.protocol.errors import ArtelError, CheckFailed
 from artel.protocol.events import emit
@@ -66,13 +66,13 @@ class Contributing:
         :returns: the windows of the tail, for :meth:`go_on`
         """
         session, progress = self._session, self._progress
-        config, me = session.manifest.config, session.identity.peer_id
+        work, me = assignment.Work.of(session.manifest.config), session.identity.peer_id
         steps = attempt.steps[me]
         progress.round = attempt.round
         progress.phase = "fetching"
         windows = await self._corpus.assigned(attempt.steps, session.replica.state.cursor, me)
         progress.mark("data")
-        cut = assignment.windows_of(config, assignment.head_steps(config, attempt.round, steps))
+        cut = work.windows(work.head(attempt.round, steps))
         head, tail = windows[:cut], windows[cut:]
         made, members = self._made, len(attempt.accounts)
         wanted = (attempt.round, self._states.root, tuple(windows), members)
@@ -94,8 +94,9 @@ class Contributing:
         session, progress = self._session, self._progress
         config, me = session.manifest.config, session.identity.peer_id
         steps, members = attempt.steps[me], len(attempt.accounts)
-        tail = assignment.tail_steps(config, attempt.round, steps)
-        sharded = assignment.topology(config, members) == "sharded"
+        work = assignment.Work.of(config)
+        tail = work.tail(attempt.round, steps)
+        sharded = work.topology_of(members) == "sharded"
         if self._made is not None and self._made.round == attempt.round:
             await self.close()  # the tail of an attempt that failed leads nowhere
         progress.phase, progress.step, progress.steps = "training", 0, steps - tail
@@ -180,7 +181,7 @@ class Contributing:
         except ArtelError as error:
             emit(log, "round.tail_lost", logging.WARNING, round=round, reason=error.message)
 
-    def _report(self, news: supervisor.Progress) -> None:
+    def _report(self, news: results.Progress) -> None:
         self._progress.step, self._progress.loss = news.step, news.loss
         self._progress.steps = news.steps
         self._progress.tokens_per_second = news.tokens_per_second
@@ -207,7 +208,7 @@ class Contributing:
             kind="contribution",
         )
         self._progress.mark("upload")
-        tokens = assignment.tokens_of(session.manifest.config, made.tail + made.head)
+        tokens = assignment.Work.of(session.manifest.config).tokens(made.tail + made.head)
         if place not in self._statements:
             traffic = session.host.traffic
             totals = (traffic.up.total(), traffic.down.total())

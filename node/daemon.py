@@ -18,12 +18,14 @@ from typing import Any
 
 from artel.ledger.sync.fork import SplitViewProven
 from artel.ledger.sync.replica import LedgerService
+from artel.node.child import TrainerDied
 from artel.node.corpus import Corpus
 from artel.node.cosigning import Cosigner
 from artel.node.overview import overview
 from artel.node.session import Session
-from artel.node.supervisor import MAX_RESTARTS, TrainerDied, TrainerError, given_up
+from artel.node.supervisor import MAX_RESTARTS, given_up
 from artel.node.sync import States
+from artel.node.trainer.channel import TrainerError
 from artel.node.watch import Watch
 from artel.node.worker import Worker
 from artel.protocol import messages

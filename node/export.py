@@ -3,48 +3,28 @@
 ``export`` writes what ``from_pretrained`` of ``AutoModelForCausalLM`` and ``AutoTokenizer`` load:
 config.json, generation_config.json, model.safetensors, tokenizer.json, tokenizer_config.json and a
 README.md that names the run and the state root.
-
-Run as ``python -m artel.node.export export|sample ...`` it prints one JSON document, so that a
-daemon can use it as a child process and keep torch out of its own.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import shutil
 import stat
-import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from artel.node.limits import MAX_SAMPLE_TOKENS, MAX_SEED, MAX_TEMPERATURE
 from artel.protocol import content, dsse, files, tokenizer
-from artel.protocol.errors import ArtelError, CheckFailed, ResourceError, UsageError
+from artel.protocol.errors import CheckFailed, ResourceError, UsageError
 from artel.protocol.manifest import Manifest, open_manifest
-from artel.protocol.options import number, whole
 from artel.protocol.units import readable
 
 SMALL_MODEL = 20_000_000
 """Parameters below which sampling takes one thread."""
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What was written, and from which state."""
-
-    directory: str
-    run: str
-    round: int
-    root: str
-    parameters: int
-    files: tuple[str, ...]
 
 
 def export(
@@ -54,7 +34,7 @@ def export(
     out: Path,
     *,
     root: str = "",
-) -> Exported:
+) -> None:
     """Write a state as a Hugging Face directory.
 
     :param manifest: file of the signed manifest
@@ -85,8 +65,6 @@ def export(
             f"cannot write the model to {out}: {getattr(error, 'strerror', None) or error}",
             f"it needs about {readable(4 * run.model.parameters)} there",
         ) from None
-    names = tuple(sorted(path.name for path in out.iterdir()))
-    return Exported(str(out), run_id, round, root, run.model.parameters, names)
 
 
 def _require_empty(out: Path) -> None:
@@ -132,19 +110,8 @@ def sample(
 
     :param max_tokens: tokens to write; an end-of-text token ends it before
     :param temperature: 0 takes the likeliest token, 1 the model's own distribution
-    :raises UsageError: an argument out of range
     :raises ArtelError: as :func:`export`
     """
-    if (
-        not 1 <= max_tokens <= MAX_SAMPLE_TOKENS
-        or not 0 <= temperature <= MAX_TEMPERATURE
-        or not 0 <= seed <= MAX_SEED
-    ):
-        raise UsageError(
-            f"max_tokens = {max_tokens}, temperature = {temperature}, seed = {seed} cannot be",
-            f"tokens: 1 to {MAX_SAMPLE_TOKENS}, temperature: 0 to {MAX_TEMPERATURE}, "
-            f"seed: 0 to {MAX_SEED}",
-        )
     import torch
 
     run, _ = _read_manifest(manifest)
@@ -192,40 +159,6 @@ def bytes_tokenizer_json() -> bytes:
     return bytes(library.to_str().encode())
 
 
-def main(argv: list[str] | None = None) -> int:
-    """``python -m artel.node.export``: one JSON document on stdout, exit codes as ``artel``."""
-    parser = argparse.ArgumentParser(
-        prog="artel.node.export", description="export or sample a state"
-    )
-    parser.add_argument("action", choices=["export", "sample"])
-    parser.add_argument("--manifest", type=Path, required=True, help="signed manifest")
-    parser.add_argument("--state", type=Path, required=True, help="state file")
-    parser.add_argument("--tokenizer", type=Path, help="tokenizer.json of a run with BPE")
-    parser.add_argument("--out", type=Path, help="export: the new directory")
-    parser.add_argument("--prompt", default="", help="sample: what the text goes on from")
-    parser.add_argument(
-        "--max-tokens",
-        type=whole(1, MAX_SAMPLE_TOKENS),
-        default=200,
-        help="sample: tokens to write",
-    )
-    parser.add_argument(
-        "--temperature", type=number(0, MAX_TEMPERATURE), default=0.8, help="sample: 0 to 10"
-    )
-    parser.add_argument(
-        "--seed", type=whole(0, MAX_SEED), default=0, help="sample: seed of the choice"
-    )
-    arguments = parser.parse_args(argv)
-    try:
-        document = _run(arguments)
-    except ArtelError as error:
-        document = {"error": {"message": error.message, "hint": error.hint}}
-        print(json.dumps(document))
-        return error.exit_code
-    print(json.dumps(document))
-    return 0
-
-
 @contextlib.contextmanager
 def _few_threads(run: Manifest) -> Iterator[None]:
     """One thread for a small model: splitting its operations costs more than it saves, and on a
@@ -239,24 +172,6 @@ def _few_threads(run: Manifest) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _run(arguments: argparse.Namespace) -> dict[str, Any]:
-    where = (arguments.manifest, arguments.state, arguments.tokenizer)
-    # Whatever a library prints must not end up in our document.
-    with contextlib.redirect_stdout(sys.stderr):
-        if arguments.action == "sample":
-            text = sample(
-                *where,
-                prompt=arguments.prompt,
-                max_tokens=arguments.max_tokens,
-                temperature=arguments.temperature,
-                seed=arguments.seed,
-            )
-            return {"text": text}
-        if arguments.out is None:
-            raise UsageError("export needs --out", "name a directory that does not exist yet")
-        return asdict(export(*where, arguments.out))
 
 
 def _read_manifest(path: Path) -> tuple[Manifest, str]:
@@ -334,7 +249,3 @@ def _card(run: Manifest, run_id: str, round: int, root: str) -> str:
         f"- parameters: {run.model.parameters:,}\n\n"
         f"{run.config.ownership.statement}\n"
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

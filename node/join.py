@@ -24,6 +24,7 @@ from artel.ledger.tlog.checkpoint import origin_of
 from artel.ledger.tlog.cosignature import witness_name
 from artel.ledger.tlog.note import VerifierKey
 from artel.node import holders, preflight, watch
+from artel.node.child import TrainerDied
 from artel.node.claims import Claims
 from artel.node.corpus import Corpus
 from artel.node.daemon import Daemon
@@ -31,8 +32,10 @@ from artel.node.history import closed_since
 from artel.node.link import Link
 from artel.node.session import Session
 from artel.node.sizes import state_bytes
-from artel.node.supervisor import Loaded, Speed, Trainer, TrainerDied, TrainerError
+from artel.node.supervisor import Trainer
 from artel.node.sync import States, delta_bytes
+from artel.node.trainer.channel import TrainerError
+from artel.node.trainer.results import Loaded, Speed
 from artel.node.waiting import JOIN_PATIENCE_S, Waiting
 from artel.protocol import assignment, files, messages
 from artel.protocol.errors import ArtelError, CheckFailed, ResourceError, Unreachable

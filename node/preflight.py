@@ -114,7 +114,7 @@ def _quota_need(manifest: Manifest) -> int:
     payload = codec.of(config.exchange).payload_bytes(fragment)
     members = config.rounds.min_nodes
     # Of a sharded round: the inputs of one slice, and all that were combined.
-    payloads = members if assignment.topology(config, members) == "gather" else 2
+    payloads = members if assignment.Work.of(config).topology_of(members) == "gather" else 2
     width = 2 if data.dtype == "uint16" else 4
     shard = config.data.shard_tokens
     tokens = min(shard, data.train.tokens) + min(shard, data.validation.tokens)

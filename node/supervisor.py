@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import psutil
 
 from artel.node.child import Child, TrainerDied
-from artel.node.trainer.channel import Message, TrainerError
+from artel.node.trainer.channel import Message
 from artel.node.trainer.results import (
     Aggregated,
     Applied,
@@ -35,22 +35,6 @@ from artel.node.trainer.results import (
     Window,
 )
 from artel.protocol.errors import ArtelError, ResourceError
-
-__all__ = [
-    "Aggregated",
-    "Applied",
-    "Contribution",
-    "Evaluation",
-    "Loaded",
-    "Progress",
-    "RanOn",
-    "Speed",
-    "Trained",
-    "Trainer",
-    "TrainerDied",
-    "TrainerError",
-    "Window",
-]
 
 Result = TypeVar("Result")
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from artel.node import holders
 from artel.node.history import ClosedRound
-from artel.node.supervisor import Trainer, TrainerError
+from artel.node.supervisor import Trainer
+from artel.node.trainer.channel import TrainerError
 from artel.protocol.errors import CheckFailed
 from artel.protocol.events import emit
 from artel.protocol.exchange import pseudogradient

@@ -238,11 +238,11 @@ class Worker:
     def training_seconds(self) -> float:
         """How long a round's assignment takes here, by the speed last seen; 0 if unknown."""
         speed, attempt = self.progress.tokens_per_second, self.session.replica.state.attempt
-        config = self.session.manifest.config
-        steps = config.rounds.inner_steps
+        work = assignment.Work.of(self.session.manifest.config)
+        steps = work.inner_steps
         if attempt is not None:
             steps = attempt.steps.get(self.session.identity.peer_id, steps)
-        return assignment.tokens_of(config, steps) / speed if speed else 0.0
+        return work.tokens(steps) / speed if speed else 0.0
 
     def _attempt(self, directive: messages.Directive) -> Attempt:
         """The attempt under way according to the ledger, which must be the directive's."""

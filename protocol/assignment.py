@@ -55,7 +55,8 @@ from typing import TYPE_CHECKING, Literal
 from artel.protocol.errors import CheckFailed, UsageError
 
 if TYPE_CHECKING:
-    from artel.protocol.manifest import Manifest, RunConfig
+    from artel.protocol.manifest import Manifest
+    from artel.protocol.run_config import RunConfig
 
 FEISTEL_ROUNDS = 8
 BOX_FACTOR = 4
@@ -200,42 +201,6 @@ class Work:
         return "sharded" if self.topology == "sharded" else "gather"
 
 
-def tail_steps(config: RunConfig, round: int, h: int) -> int:
-    """Steps at the end of an assignment of ``h`` that count in the next round (:meth:`Work.tail`).
-
-    0 without overlap and in the last round of the run.
-    """
-    return Work.of(config).tail(round, h)
-
-
-def head_steps(config: RunConfig, round: int, h: int) -> int:
-    """Steps at the beginning of an assignment of ``h`` that count in this round: h - tail."""
-    return Work.of(config).head(round, h)
-
-
-def least_head(config: RunConfig, round: int, h: int) -> int:
-    """Fewest steps of its head that a member with ``h`` steps can contribute."""
-    return Work.of(config).least_head(round, h)
-
-
-def windows_of(config: RunConfig, steps: int) -> int:
-    """Windows that ``steps`` inner steps (of one member or of all) train on: steps × batch."""
-    return Work.of(config).windows(steps)
-
-
-def tokens_of(config: RunConfig, steps: int) -> int:
-    """Tokens that ``steps`` inner steps train on: steps × batch × seq_len. The unit of credit."""
-    return Work.of(config).tokens(steps)
-
-
-def topology(config: RunConfig, members: int) -> Topology:
-    """How a round of ``members`` members exchanges its contributions.
-
-    "auto" means sharded above :data:`GATHER_MEMBERS`.
-    """
-    return Work.of(config).topology_of(members)
-
-
 def aggregator(accepted: Sequence[str], round: int, slice: int) -> str:
     """The member that combines a slice for all: ``accepted[(slice + round) mod len(accepted)]``.
 
@@ -297,13 +262,8 @@ def next_cursor(split: Split, cursor: int, steps: int, config: RunConfig) -> int
 
     :param steps: of all its members together
     """
-    windows = windows_of(config, steps)
+    windows = Work.of(config).windows(steps)
     return round_start(split, cursor, windows) + windows
-
-
-def epoch_of(split: Split, cursor: int) -> int:
-    """Epoch (from 0) that a position lies in."""
-    return cursor // split.windows
 
 
 def assign(

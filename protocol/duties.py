@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from artel.protocol.messages import Task
 from artel.protocol.pauses import wait_before
-from artel.protocol.rounds import Phase, Rules, RunState, ready
+from artel.protocol.round_state import Phase, Rules, RunState
+from artel.protocol.rounds import ready
 
 
 @dataclass(frozen=True)

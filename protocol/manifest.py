@@ -18,62 +18,11 @@ from artel.protocol.errors import CheckFailed, DecodeError
 from artel.protocol.identity import Identity
 from artel.protocol.run_config import (
     MAX_EXACT,
-    MAX_NODES,
-    WSD_DECAY_FRACTION,
     Conflict,
-    Data,
-    Exchange,
-    Ledger,
-    Model,
-    Optimizer,
-    Outer,
-    Ownership,
-    Rates,
-    Rounds,
-    Run,
     RunConfig,
     Section,
-    StdlibSource,
-    TextSource,
-    Tokenizer,
 )
-from artel.protocol.run_file import load_config, parse_config
 
-__all__ = [
-    "MAX_MANIFEST_BYTES",
-    "MAX_NODES",
-    "PAYLOAD_TYPE",
-    "PROTOCOL_VERSION",
-    "WSD_DECAY_FRACTION",
-    "Conflict",
-    "ContributedTokens",
-    "Data",
-    "DataFacts",
-    "Exchange",
-    "Ledger",
-    "Manifest",
-    "Model",
-    "ModelFacts",
-    "Optimizer",
-    "Outer",
-    "Ownership",
-    "Rates",
-    "Rounds",
-    "Run",
-    "RunConfig",
-    "SplitFacts",
-    "StdlibSource",
-    "TextSource",
-    "Tokenizer",
-    "TokenizerFacts",
-    "load_config",
-    "open_manifest",
-    "parse_config",
-    "run_id",
-    "sign",
-]
-
-PROTOCOL_VERSION = 1
 PAYLOAD_TYPE = "application/vnd.artel.manifest+json"
 MAX_MANIFEST_BYTES = 5600
 """Base64 and one signature bring the envelope to at most 8 KiB, the limit of a ledger leaf."""

@@ -16,13 +16,17 @@ from pydantic.fields import FieldInfo
 
 from artel.protocol.manifest import (
     ContributedTokens,
-    Data,
     DataFacts,
+    Manifest,
+    ModelFacts,
+    SplitFacts,
+    TokenizerFacts,
+)
+from artel.protocol.run_config import (
+    Data,
     Exchange,
     Ledger,
-    Manifest,
     Model,
-    ModelFacts,
     Optimizer,
     Outer,
     Ownership,
@@ -30,11 +34,9 @@ from artel.protocol.manifest import (
     Rounds,
     Run,
     RunConfig,
-    SplitFacts,
     StdlibSource,
     TextSource,
     Tokenizer,
-    TokenizerFacts,
 )
 from artel.protocol.run_file import bounds
 

@@ -6,7 +6,7 @@ why the *fold* ignores an entry (never written; every reader finds it again for 
 
 from __future__ import annotations
 
-from artel.protocol.rounds import (
+from artel.protocol.round_state import (
     BAD_SIGNATURE,
     COMMITMENT_MISMATCH,
     DISCONNECTED,

@@ -48,13 +48,8 @@ from artel.ledger.fold.rules_common import (
     reject,
 )
 from artel.protocol import assignment
-from artel.protocol.rounds import (
-    BAD_SIGNATURE,
-    COMMITMENT_MISMATCH,
-    WRONG_STATE,
-    WRONG_TOKENS,
-    commitment,
-)
+from artel.protocol.round_state import BAD_SIGNATURE, COMMITMENT_MISMATCH, WRONG_STATE, WRONG_TOKENS
+from artel.protocol.rounds import commitment
 
 
 def genesis(state: FoldState, body: Genesis, entry: Entry) -> str | Effect:

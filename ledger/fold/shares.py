@@ -37,7 +37,7 @@ from artel.ledger.entries import (
 )
 from artel.ledger.fold import rules_people, rules_rounds, rules_slices, rules_trust
 from artel.ledger.fold.accounts import Attempt, Credit, Effect, FoldState, Outcome
-from artel.protocol.rounds import BAD_SIGNATURE
+from artel.protocol.round_state import BAD_SIGNATURE
 
 __all__ = [
     "SHARE_SCALE",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 
-from artel.protocol.manifest import WSD_DECAY_FRACTION, RunConfig
+from artel.protocol.run_config import WSD_DECAY_FRACTION, RunConfig
 
 
 def position(config: RunConfig, round: int, step: int, steps: int) -> float:

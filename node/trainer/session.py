@@ -142,7 +142,7 @@ class Session:
         try:
             self.inner.seed(training_seed(config.run.seed, order.round, order.node, tail=False))
             with phases.measured("train"):
-                least = assignment.least_head(config, order.round, order.steps)
+                least = assignment.Work.of(config).least_head(order.round, order.steps)
                 steps, loss = self._steps(
                     order, data, range(full), report, check, order.deadline, least
                 )

@@ -47,7 +47,6 @@ from artel.protocol.net.p2pd import (
     reason_of,
 )
 from artel.protocol.net.slots import Members, Slots
-from artel.protocol.net.sockets import Carried, SocketBytes
 from artel.protocol.net.speeds import Speeds
 from artel.protocol.net.streams import Kind, Stream, Traffic
 from artel.protocol.net.uplink import Uplink
@@ -84,7 +83,6 @@ class Host:
         self._dht, self._members = node, members
         self._gateway = Gateway(daemon.socket, f"{daemon.socket}.streams", self._on_stream)
         self._handlers: dict[str, wire.Handler] = {}
-        self._carried = SocketBytes(daemon.pid)
         self._slots = Slots(members)
         self._preferred: set[str] = set()
         self._answering: set[asyncio.Task[object]] = set()
@@ -368,15 +366,6 @@ class Host:
 
     # --- life ------------------------------------------------------------------------------------
 
-    async def socket_bytes(self) -> Carried | None:
-        """TCP payload that the network daemon's connections carried, as the kernel counts it.
-
-        More than :attr:`traffic` by what Noise, Yamux, libp2p's own protocols and the DHT add.
-        Missing are the last bytes, up to 5 s while :meth:`watch` runs, of connections that closed,
-        and QUIC. None where the system does not tell.
-        """
-        return await asyncio.to_thread(self._carried.read)
-
     async def watch(self) -> None:
         """Ends only when the network daemon has been given up.
 
@@ -399,7 +388,6 @@ class Host:
         :param connected: its connections
         """
         await self._prefer_members(connected)
-        await self.socket_bytes()  # before connections close
         if self._bootstrap and not self._joined and self._joining.done():
             self._joining = asyncio.ensure_future(self.join(tuple(self._bootstrap)))
 
@@ -413,7 +401,6 @@ class Host:
             for address in self._settings.listen:
                 check_port_free(address)
             self._daemon = await NetworkDaemon.start(self._settings, self._daemon.socket)
-            self._carried.follow(self._daemon.pid)
             # Its records and its routing table are in our own memory: only the connection is new.
             moving = dht_node.move(self._dht, self._daemon.p2p, self._members)
             await self._daemon.during(moving, REQUEST_TIMEOUT_S)

@@ -169,10 +169,6 @@ class NetworkDaemon:
         finally:
             task.cancel()
 
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
     async def ends(self, each: Callable[[Sequence[PeerInfo]], Awaitable[object]]) -> str:
         """Wait until the daemon is dead, or hangs and had to be killed; returns why.
 

@@ -29,7 +29,7 @@ from artel.ledger.tlog.note import Note, SignatureLine
 from artel.protocol import tether
 from artel.protocol.content import content_id
 from artel.protocol.errors import UsageError
-from artel.protocol.manifest import parse_config
+from artel.protocol.run_file import parse_config
 from ledger_world import World
 from terminal_world import Terminal, terminal
 

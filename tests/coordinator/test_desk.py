@@ -24,10 +24,10 @@ from artel.ledger.entries import reasons
 from artel.ledger.fold import shares
 from artel.ledger.store.store import LedgerStore
 from artel.ledger.sync.replica import Replica, fetch_page
-from artel.protocol import content, dsse, messages, rounds
+from artel.protocol import content, dsse, messages, round_state
 from artel.protocol.errors import CheckFailed, ResourceError, Unreachable
 from artel.protocol.net import wire
-from artel.protocol.rounds import Phase
+from artel.protocol.round_state import Phase
 from desk_world import ORGANISER, Member, Office, run_of
 from host_world import start, swarm
 
@@ -311,7 +311,10 @@ async def test_leaving_and_handing_back(office: Office, training: list[Member]) 
     await two.say(messages.Leave(run=office.run))
     assert two.peer not in office.core.peers
     await three.commit()  # one of three is below the quorum: the attempt fails
-    assert office.rejected() == {one.peer: rounds.HANDED_BACK, two.peer: rounds.DISCONNECTED}
+    assert office.rejected() == {
+        one.peer: round_state.HANDED_BACK,
+        two.peer: round_state.DISCONNECTED,
+    }
     assert office.accepted() == []
 
 
@@ -338,7 +341,7 @@ async def test_a_commitment_by_a_node_that_is_no_member(
 async def test_committing_twice(office: Office, training: list[Member]) -> None:
     await training[0].commit()
     await training[0].commit()  # the reply was lost: the same again is fine
-    assert await refused(training[0].commit(commitment=NEXT)) == rounds.COMMITMENT_MISMATCH
+    assert await refused(training[0].commit(commitment=NEXT)) == round_state.COMMITMENT_MISMATCH
     mine = training[0].commitment(content.content_id(training[0].blob()))
     assert office.core.state.commitments == {training[0].peer: mine}
 
@@ -348,10 +351,10 @@ async def test_a_commitment_that_comes_late(office: Office, training: list[Membe
     await training[1].commit()  # the quorum of three
     await office.pass_time(11)  # and the grace time
     assert office.core.state.phase is Phase.REVEALING
-    assert await refused(training[2].commit()) == rounds.LATE
+    assert await refused(training[2].commit()) == round_state.LATE
     for member in training[:2]:
         await member.show()
-    assert office.rejected() == {training[2].peer: rounds.LATE}
+    assert office.rejected() == {training[2].peer: round_state.LATE}
     assert office.accepted() == sorted(member.peer for member in training[:2])
 
 
@@ -379,10 +382,10 @@ async def test_messages_of_another_round_or_attempt_change_nothing(
     # A replay when it is time to reveal, by the one who said it first, hurts nobody else.
     for member in applying:
         await member.commit()
-    assert await refused(one.reveal(old)) == rounds.MALFORMED
+    assert await refused(one.reveal(old)) == round_state.MALFORMED
     for member in applying[1:]:
         await member.show()
-    assert office.rejected() == {one.peer: rounds.MALFORMED}
+    assert office.rejected() == {one.peer: round_state.MALFORMED}
     assert len(office.accepted()) == 2
 
 
@@ -428,7 +431,7 @@ async def test_what_was_put_and_never_counted_does_not_stay(
     for member in good:
         await member.show()
     await office.pass_time(21)
-    assert office.rejected() == {bad.peer: rounds.MISSING_REVEAL}
+    assert office.rejected() == {bad.peer: round_state.MISSING_REVEAL}
     for member in good:
         await member.sign_state(NEXT)
     for member in good:

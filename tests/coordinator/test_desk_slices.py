@@ -15,9 +15,9 @@ from artel.coordinator.puts import TRIES
 from artel.coordinator.upkeep import KEEP_ROUNDS, Upkeep
 from artel.ledger import entries
 from artel.ledger.entries import reasons
-from artel.protocol import assignment, content, messages, rounds
+from artel.protocol import assignment, content, messages, round_state
 from artel.protocol.net import wire
-from artel.protocol.rounds import Phase
+from artel.protocol.round_state import Phase
 from artel.protocol.shards import ShardIndex
 from desk_world import Member, Office, run_of
 
@@ -208,7 +208,7 @@ async def test_what_may_be_put_while_a_round_is_applied(
     assert await refused(late.put(one.slice_blob(0))) == "too_early"
     most = office.core.shape(3).slice_bytes(0)
     huge = messages.Put(id=NEXT, size=most + 1)
-    assert await refused(one.say(huge, to=wire.CONTENT)) == rounds.TOO_LARGE
+    assert await refused(one.say(huge, to=wire.CONTENT)) == round_state.TOO_LARGE
     assert not office.core.state.rejected, "its contribution counts all the same"
     for number in range(TRIES):
         await one.put(bytes([number]) * 100)
@@ -223,17 +223,17 @@ async def test_statements_about_slices_that_do_not_count(
 ) -> None:
     one, two, three = applying
     size = office.core.ledger.store.size
-    assert await refused(one.aggregated(0)) == rounds.MISSING_REVEAL, "its blob was not put"
+    assert await refused(one.aggregated(0)) == round_state.MISSING_REVEAL, "its blob was not put"
     await one.put(one.slice_blob(0))
     assert await refused(one.aggregated(0, slices=2)) == reasons.UNKNOWN_SLICE
     assert await refused(one.aggregated(2)) == reasons.NOT_AGGREGATOR
-    assert await refused(one.aggregated(0, size=7)) == rounds.MISSING_REVEAL
+    assert await refused(one.aggregated(0, size=7)) == round_state.MISSING_REVEAL
     # A blob of another slice, of a contribution, and noise.
     other, piece = two.slice_blob(1), one.blobs()[1]
     for data, code in (
-        (other, rounds.TOO_LARGE),
-        (piece, rounds.MALFORMED),
-        (b"\1" * 200, rounds.MALFORMED),
+        (other, round_state.TOO_LARGE),
+        (piece, round_state.MALFORMED),
+        (b"\1" * 200, round_state.MALFORMED),
     ):
         office.blobs.put(data)
         assert await refused(one.aggregated(0, data)) == code

@@ -13,10 +13,10 @@ import pytest_asyncio
 
 from artel.coordinator import intake
 from artel.ledger.entries.reasons import REJECTIONS
-from artel.protocol import content, dsse, messages, rounds
+from artel.protocol import content, dsse, messages, round_state
 from artel.protocol.exchange import pseudogradient
 from artel.protocol.net import wire
-from artel.protocol.rounds import Phase
+from artel.protocol.round_state import Phase
 from desk_world import Member, Office, run_of
 
 
@@ -152,22 +152,22 @@ async def wrong_size(bad: Member) -> None:
 
 
 LATER_FAULTS = {
-    commitment_mismatch: rounds.COMMITMENT_MISMATCH,
-    other_salt: rounds.COMMITMENT_MISMATCH,
-    oversize: rounds.TOO_LARGE,
-    wrong_base: rounds.WRONG_STATE,
-    wrong_tokens: rounds.WRONG_TOKENS,
-    too_many_steps: rounds.WRONG_TOKENS,
-    too_few_steps: rounds.WRONG_TOKENS,
-    a_tail_of_no_round: rounds.WRONG_TOKENS,
-    bad_signature: rounds.BAD_SIGNATURE,
-    signed_by_another: rounds.BAD_SIGNATURE,
-    an_extra_signature: rounds.BAD_SIGNATURE,
-    not_an_entry: rounds.MALFORMED,
-    anothers_statement: rounds.MALFORMED,
-    another_attempt: rounds.MALFORMED,
-    never_sent: rounds.MISSING_REVEAL,
-    wrong_size: rounds.MISSING_REVEAL,
+    commitment_mismatch: round_state.COMMITMENT_MISMATCH,
+    other_salt: round_state.COMMITMENT_MISMATCH,
+    oversize: round_state.TOO_LARGE,
+    wrong_base: round_state.WRONG_STATE,
+    wrong_tokens: round_state.WRONG_TOKENS,
+    too_many_steps: round_state.WRONG_TOKENS,
+    too_few_steps: round_state.WRONG_TOKENS,
+    a_tail_of_no_round: round_state.WRONG_TOKENS,
+    bad_signature: round_state.BAD_SIGNATURE,
+    signed_by_another: round_state.BAD_SIGNATURE,
+    an_extra_signature: round_state.BAD_SIGNATURE,
+    not_an_entry: round_state.MALFORMED,
+    anothers_statement: round_state.MALFORMED,
+    another_attempt: round_state.MALFORMED,
+    never_sent: round_state.MISSING_REVEAL,
+    wrong_size: round_state.MISSING_REVEAL,
 }
 
 
@@ -220,15 +220,15 @@ def _another_round(good: bytes) -> bytes:
 
 
 BLOBS = {
-    "a number that is not finite": (_non_finite, rounds.NON_FINITE),
-    "infinity": (lambda b: b[:-4] + struct.pack("<f", float("-inf")), rounds.NON_FINITE),
-    "another round": (_another_round, rounds.WRONG_STATE),
-    "another base": (lambda b: b[:24] + bytes(32) + b[56:], rounds.WRONG_STATE),
-    "a flipped bit in the magic": (lambda b: _flip(b, 0), rounds.MALFORMED),
-    "another codec": (lambda b: b[:8] + b"\2" + b[9:], rounds.MALFORMED),
-    "one byte less": (lambda b: b[:-1], rounds.MALFORMED),
-    "a header alone": (lambda b: b[: pseudogradient.HEADER_BYTES], rounds.MALFORMED),
-    "one byte": (lambda b: b[:1], rounds.MALFORMED),
+    "a number that is not finite": (_non_finite, round_state.NON_FINITE),
+    "infinity": (lambda b: b[:-4] + struct.pack("<f", float("-inf")), round_state.NON_FINITE),
+    "another round": (_another_round, round_state.WRONG_STATE),
+    "another base": (lambda b: b[:24] + bytes(32) + b[56:], round_state.WRONG_STATE),
+    "a flipped bit in the magic": (lambda b: _flip(b, 0), round_state.MALFORMED),
+    "another codec": (lambda b: b[:8] + b"\2" + b[9:], round_state.MALFORMED),
+    "one byte less": (lambda b: b[:-1], round_state.MALFORMED),
+    "a header alone": (lambda b: b[: pseudogradient.HEADER_BYTES], round_state.MALFORMED),
+    "one byte": (lambda b: b[:1], round_state.MALFORMED),
 }
 
 
@@ -276,9 +276,9 @@ async def test_a_commitment_of_another_cannot_be_copied(
     thief.vector, thief.salt = victim.vector, victim.salt
     with pytest.raises(wire.Refused) as refused:
         await thief.reveal()
-    assert refused.value.code == rounds.COMMITMENT_MISMATCH
+    assert refused.value.code == round_state.COMMITMENT_MISMATCH
     await third.show()
-    assert office.rejected() == {thief.peer: rounds.COMMITMENT_MISMATCH}
+    assert office.rejected() == {thief.peer: round_state.COMMITMENT_MISMATCH}
 
 
 async def test_only_members_that_committed_may_put(office: Office, trained: list[Member]) -> None:
@@ -291,7 +291,7 @@ async def test_only_members_that_committed_may_put(office: Office, trained: list
     await office.pass_time(11)
     with pytest.raises(wire.Refused) as refused:
         await bad.put()
-    assert refused.value.code == rounds.LATE
+    assert refused.value.code == round_state.LATE
     stranger = Member(office, "stranger")
     with pytest.raises(wire.Refused) as refused:
         await stranger.put(b"anything")
@@ -311,7 +311,7 @@ async def test_the_check_alone_says_what_is_wrong(office: Office, trained: list[
     assert good.envelope is not None
     assert good.envelope.encode() == statement
     bad = await intake.check(expected, one.peer, "", statement, office.blobs)
-    assert (bad.fault, bad.envelope) == (rounds.COMMITMENT_MISMATCH, None)
+    assert (bad.fault, bad.envelope) == (round_state.COMMITMENT_MISMATCH, None)
     assert bad.detail
 
 
@@ -372,13 +372,16 @@ def _index(bad: Member, pieces: list[bytes]) -> bytes:
 
 
 SPOILED: dict[str, tuple[Callable[[list[bytes]], list[bytes]], str]] = {
-    "a number that is not finite": (lambda p: [p[0], _non_finite(p[1]), p[2]], rounds.NON_FINITE),
-    "two slices swapped": (lambda p: [p[1], p[0], p[2]], rounds.TOO_LARGE),
-    "one slice twice": (lambda p: [p[0], p[0], p[2]], rounds.WRONG_STATE),
-    "another round": (lambda p: [_another_round(p[0]), p[1], p[2]], rounds.WRONG_STATE),
-    "one slice fewer": (lambda p: p[:2], rounds.MALFORMED),
-    "one slice more": (lambda p: [*p, p[0]], rounds.TOO_LARGE),  # the index, that is
-    "no slice at all": (lambda p: [b"\0" * 97, *p[1:]], rounds.MALFORMED),
+    "a number that is not finite": (
+        lambda p: [p[0], _non_finite(p[1]), p[2]],
+        round_state.NON_FINITE,
+    ),
+    "two slices swapped": (lambda p: [p[1], p[0], p[2]], round_state.TOO_LARGE),
+    "one slice twice": (lambda p: [p[0], p[0], p[2]], round_state.WRONG_STATE),
+    "another round": (lambda p: [_another_round(p[0]), p[1], p[2]], round_state.WRONG_STATE),
+    "one slice fewer": (lambda p: p[:2], round_state.MALFORMED),
+    "one slice more": (lambda p: [*p, p[0]], round_state.TOO_LARGE),  # the index, that is
+    "no slice at all": (lambda p: [b"\0" * 97, *p[1:]], round_state.MALFORMED),
 }
 
 
@@ -403,9 +406,9 @@ async def test_each_slice_has_to_be_put(sharded: list[Member]) -> None:
         await bad.put(data)
     with pytest.raises(wire.Refused) as refused:
         await bad.reveal()
-    assert refused.value.code == rounds.MISSING_REVEAL
+    assert refused.value.code == round_state.MISSING_REVEAL
     kept = {content.content_id(data) for member in good for data in member.blobs()}
-    await _finish(bad.office, bad, rounds.MISSING_REVEAL, good)
+    await _finish(bad.office, bad, round_state.MISSING_REVEAL, good)
     assert kept <= {path.name for path in bad.office.blobs.root.iterdir()}
 
 
@@ -417,8 +420,8 @@ async def test_a_slice_cannot_be_larger_than_its_codec_needs(sharded: list[Membe
     assert largest < bad.office.core.payload_bytes / 2
     with pytest.raises(wire.Refused) as refused:
         await bad.put(b"\1" * (largest + 1))
-    assert refused.value.code == rounds.TOO_LARGE
-    await _finish(bad.office, bad, rounds.TOO_LARGE, good)
+    assert refused.value.code == round_state.TOO_LARGE
+    await _finish(bad.office, bad, round_state.TOO_LARGE, good)
 
 
 async def test_a_size_that_is_not_that_of_all_blobs(sharded: list[Member]) -> None:
@@ -430,8 +433,8 @@ async def test_a_size_that_is_not_that_of_all_blobs(sharded: list[Member]) -> No
         await bad.put(data)
     with pytest.raises(wire.Refused) as refused:
         await bad.reveal(bad.statement(size=len(index)).encode())
-    assert refused.value.code == rounds.MALFORMED
-    await _finish(bad.office, bad, rounds.MALFORMED, good)
+    assert refused.value.code == round_state.MALFORMED
+    await _finish(bad.office, bad, round_state.MALFORMED, good)
 
 
 async def test_content_that_was_here_before_is_not_read_when_it_is_too_large(
@@ -446,6 +449,6 @@ async def test_content_that_was_here_before_is_not_read_when_it_is_too_large(
         await member.commit()
     with pytest.raises(wire.Refused) as refused:
         await bad.reveal(bad.statement(blob=huge, size=store.size_of(huge)).encode())
-    assert refused.value.code == rounds.TOO_LARGE
-    await _finish(bad.office, bad, rounds.TOO_LARGE, good)
+    assert refused.value.code == round_state.TOO_LARGE
+    await _finish(bad.office, bad, round_state.TOO_LARGE, good)
     assert store.has(huge)

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artel.coordinator.pace import KEEP, SHARE, Pace, steps_in_box
-from artel.protocol import messages, rounds
+from artel.protocol import messages, round_state
 from artel.protocol.assignment import Work
 from artel.protocol.duties import directive
 from artel.protocol.identity import Identity
 from artel.protocol.pauses import wait_before
-from artel.protocol.rounds import Phase, Rules, RunState, step
+from artel.protocol.round_state import Phase, Rules, RunState
+from artel.protocol.rounds import step
 from desk_world import Member, Office, run_of
 
 WORK = Work(
@@ -146,9 +147,9 @@ class Simulation:
         self.steps: dict[str, int] = {}
         self.training: list[float] = []
         self.failed = 0
-        here = {machine.peer: rounds.Presence(0.0, "r0") for machine in machines}
+        here = {machine.peer: round_state.Presence(0.0, "r0") for machine in machines}
         self.state = replace(self.state, peers=here)
-        self.feed(rounds.Tick(0.0))
+        self.feed(round_state.Tick(0.0))
 
     def run(self) -> None:
         while self.state.phase is not Phase.FINISHED and self.failed < 5:
@@ -157,19 +158,19 @@ class Simulation:
                 if self.state.phase is Phase.REVEALING:
                     self.now += 0.1
                     round, attempt = self.state.round, self.state.attempt
-                    self.feed(rounds.Revealed(self.now, peer, round, attempt, ""))
+                    self.feed(round_state.Revealed(self.now, peer, round, attempt, ""))
             root = f"r{self.state.round + 1}"
             while self.state.phase is Phase.APPLYING:
                 self.now += 0.5
                 round, attempt = self.state.round, self.state.attempt
                 peer = next(p for p in self.state.accepted if p not in self.state.votes)
-                self.feed(rounds.StateSigned(self.now, peer, round, attempt, root))
+                self.feed(round_state.StateSigned(self.now, peer, round, attempt, root))
             for peer in self.machines:
                 if self.state.phase is Phase.WAITING:
-                    self.feed(rounds.Seen(self.now, peer, self.state.base))
+                    self.feed(round_state.Seen(self.now, peer, self.state.base))
             if self.state.phase is Phase.WAITING:
                 self.now += GRACE + wait_before(self.state.attempt)
-                self.feed(rounds.Tick(self.now))
+                self.feed(round_state.Tick(self.now))
 
     def train(self) -> None:
         assert self.state.phase is Phase.TRAINING
@@ -185,24 +186,24 @@ class Simulation:
         for peer in waiting:
             while self.now < min(self.machines[peer].done_at, opened + BOX + GRACE):
                 self.now = min(self.now + 0.25, self.machines[peer].done_at)
-                self.feed(rounds.Tick(self.now))
+                self.feed(round_state.Tick(self.now))
             if self.state.phase is not Phase.TRAINING or self.state.attempt != attempt:
                 break
-            self.feed(rounds.Committed(self.now, peer, round, attempt, peer))
+            self.feed(round_state.Committed(self.now, peer, round, attempt, peer))
             self.pace.committed(peer, self.now)
         self.training.append(self.now - opened)
         for peer in self.state.commitments:
             machine = self.machines[peer]
             machine.waited = max(machine.waited, self.now - machine.done_at)
 
-    def feed(self, event: rounds.Event) -> None:
+    def feed(self, event: round_state.Event) -> None:
         self.state, actions = step(RULES, self.state, event)
         for action in actions:
-            assert not isinstance(action, rounds.Refuse), action
-            if isinstance(action, rounds.OpenRound):
+            assert not isinstance(action, round_state.Refuse), action
+            if isinstance(action, round_state.OpenRound):
                 self.pace.opened(self.now, action.attempt)
                 self.steps = {peer: self.steps_for(peer) for peer in action.members}
-            elif isinstance(action, rounds.CloseRound):
+            elif isinstance(action, round_state.CloseRound):
                 self.failed += not action.accepted
                 for peer in action.accepted:
                     machine = self.machines[peer]
@@ -210,7 +211,7 @@ class Simulation:
                     machine.rounds += 1
                     self.pace.accepted(peer, WORK.tokens(machine.head), 0)
                 for peer, reason in action.rejected.items():
-                    if reason == rounds.LATE:
+                    if reason == round_state.LATE:
                         least = WORK.least_head(action.round, self.steps[peer])
                         self.pace.late(peer, RULES.training, WORK.tokens(least))
 

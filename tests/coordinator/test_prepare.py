@@ -16,8 +16,9 @@ from artel.ledger.entries import Genesis, decode
 from artel.protocol.assignment import assign, train_split, validation_split
 from artel.protocol.errors import CheckFailed, ResourceError, UsageError
 from artel.protocol.identity import HomeLock, load
-from artel.protocol.manifest import StdlibSource, open_manifest
+from artel.protocol.manifest import open_manifest
 from artel.protocol.net.blobs import BlobStore
+from artel.protocol.run_config import StdlibSource
 from artel.protocol.shards import ShardIndex, decode_index, decode_shard
 from artel.protocol.tokenizer import Tokenizer
 from artel.protocol.tokenizer import load as load_tokenizer

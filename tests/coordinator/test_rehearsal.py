@@ -10,7 +10,7 @@ import pytest
 from artel.coordinator.rehearsal import rehearse
 from artel.protocol import model
 from artel.protocol.errors import UsageError
-from artel.protocol.manifest import RunConfig
+from artel.protocol.run_config import RunConfig
 
 BLOCKS: dict[str, Any] = {
     "hidden_size": 32,

@@ -28,12 +28,12 @@ from artel.ledger import entries
 from artel.ledger.entries import Entry
 from artel.ledger.fold import shares
 from artel.ledger.fold.shares import FoldState, Outcome
-from artel.protocol import assignment, dsse, rounds
+from artel.protocol import assignment, dsse, round_state, rounds
 from artel.protocol.duties import directive
 from artel.protocol.identity import Identity
 from artel.protocol.manifest import Manifest, sign
 from artel.protocol.net import wire
-from artel.protocol.rounds import Phase, RunState
+from artel.protocol.round_state import Phase, RunState
 from artel.protocol.state import Layout
 from desk_world import ORGANISER, Nowhere, run_of
 
@@ -189,15 +189,15 @@ class Office:
     def fold(self) -> FoldState:
         return self.paper.state
 
-    def feed(self, event: rounds.Event, statement: dsse.Envelope | None = None) -> bool:
+    def feed(self, event: round_state.Event, statement: dsse.Envelope | None = None) -> bool:
         return self.do(self.core.feed(event, statement))
 
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
-        self.feed(rounds.Tick(self.now))
+        self.feed(round_state.Tick(self.now))
 
     def beat(self, peer: str, root: str, leaving: bool = False) -> None:
-        self.feed(rounds.Seen(self.now, peer, root, leaving))
+        self.feed(round_state.Seen(self.now, peer, root, leaving))
 
     def secret(self, peer: str) -> tuple[str, bytes, int, int]:
         """Blob, salt, round and attempt of what a node commits to now."""
@@ -213,11 +213,11 @@ class Office:
     def commit(self, peer: str, off: int = 0) -> bool:
         blob, salt, round, attempt = self.secret(peer)
         made = rounds.commitment(self.run, round, attempt, peer, blob, salt)
-        return self.feed(rounds.Committed(self.now, peer, round, attempt + off, made))
+        return self.feed(round_state.Committed(self.now, peer, round, attempt + off, made))
 
     def reveal(self, peer: str, fault: str = "") -> bool:
         blob, salt, round, attempt = self.secret(peer)
-        event = rounds.Revealed(self.now, peer, round, attempt, fault)
+        event = round_state.Revealed(self.now, peer, round, attempt, fault)
         if fault:
             return self.feed(event)
         work = self.core.work
@@ -229,14 +229,14 @@ class Office:
     def vote(self, peer: str, root: str, *, wrong: tuple[int, ...] = (), off: int = 0) -> bool:
         state = self.state
         fields = {"round": state.round + 1, "root": root, "wrong": wrong}
-        event = rounds.StateSigned(
+        event = round_state.StateSigned(
             self.now, peer, state.round, state.attempt + off, root, wrong, state.accused
         )
         return self.feed(event, entries.state_agreed(NODES[peer], self.run, **fields))
 
     def hand_back(self, peer: str) -> bool:
         place = (self.state.round, self.state.attempt)
-        return self.feed(rounds.HandedBack(self.now, peer, *place))
+        return self.feed(round_state.HandedBack(self.now, peer, *place))
 
     def record(self, envelope: dsse.Envelope) -> bool:
         return self.do(self.core.record(entries.decode(envelope.encode())))
@@ -331,7 +331,7 @@ class SideBySide(RuleBasedStateMachine):
 
     @rule(peer=peers)
     def leave(self, peer: str) -> None:
-        self.office.feed(rounds.Left(self.office.now, peer))
+        self.office.feed(round_state.Left(self.office.now, peer))
 
     @rule(peer=peers)
     def hand_back(self, peer: str) -> None:
@@ -348,7 +348,7 @@ class SideBySide(RuleBasedStateMachine):
         if self.office.state.attempt + off >= 0:
             self.office.commit(peer, off)
 
-    @rule(peer=peers, fault=st.sampled_from(["", rounds.MALFORMED, rounds.TOO_LARGE]))
+    @rule(peer=peers, fault=st.sampled_from(["", round_state.MALFORMED, round_state.TOO_LARGE]))
     def reveal(self, peer: str, fault: str) -> None:
         self.office.reveal(peer, fault)
 

@@ -11,7 +11,8 @@ import pytest
 from artel import cli
 from artel.coordinator.run_commands import main
 from artel.protocol.errors import EXIT_USAGE, UsageError
-from artel.protocol.manifest import TextSource, load_config
+from artel.protocol.run_config import TextSource
+from artel.protocol.run_file import load_config
 from text_world import write_run, write_texts
 
 

@@ -10,7 +10,7 @@ from artel.coordinator.pace import steps_in_box
 from artel.coordinator.simulate import Load, Machine, forecast, traffic
 from artel.protocol.assignment import Work
 from artel.protocol.errors import CheckFailed
-from artel.protocol.rounds import Rules
+from artel.protocol.round_state import Rules
 
 RULES = Rules(
     total=12,

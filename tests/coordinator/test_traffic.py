@@ -11,7 +11,8 @@ from artel.coordinator.shape import Shape, largest_contribution
 from artel.coordinator.traffic import round_traffic, typical_share
 from artel.coordinator.wording import exchange_seconds, exchange_words
 from artel.protocol.exchange import codec, pseudogradient
-from artel.protocol.manifest import RunConfig, parse_config
+from artel.protocol.run_config import RunConfig
+from artel.protocol.run_file import parse_config
 from artel.protocol.state import Layout
 
 LAYOUT = Layout.of([("a", (300, 300)), ("b", (40, 4096)), ("c", (77,)), ("d", (64, 1000))])

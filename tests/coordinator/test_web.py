@@ -35,13 +35,13 @@ from artel.protocol.manifest import (
     ModelFacts,
     SplitFacts,
     TokenizerFacts,
-    parse_config,
     run_id,
     sign,
 )
 from artel.protocol.messages import Cosigned, Report
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host
+from artel.protocol.run_file import parse_config
 from artel.protocol.state import Layout
 from ledger_world import BATCH_SIZE, CREDIT, INNER_STEPS, SEQ_LEN, TOKENS, World, digest, key
 

@@ -21,7 +21,7 @@ from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint, sign
 from artel.ledger.tlog.cosignature import add_lines, cosign, witness_key, witness_name
 from artel.protocol import messages
 from artel.protocol.net import wire
-from artel.protocol.rounds import Phase
+from artel.protocol.round_state import Phase
 from desk_world import ORGANISER, Member, Office, run_of
 from witness_world import play_round, refused, resource
 

@@ -16,7 +16,8 @@ import pytest
 import pytest_asyncio
 
 from artel.node import child
-from artel.node.supervisor import Trainer, TrainerDied
+from artel.node.child import TrainerDied
+from artel.node.supervisor import Trainer
 from artel.node.trainer import launch
 from places import ROOT
 from trainer_world import NODES, World, make_world

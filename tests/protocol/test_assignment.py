@@ -15,20 +15,13 @@ from artel.protocol.assignment import (
     aggregator,
     assign,
     checker,
-    epoch_of,
     evaluation_windows,
-    head_steps,
-    least_head,
     next_cursor,
     permuted,
     require_capacity,
     round_start,
     shards_needed,
-    tail_steps,
-    tokens_of,
-    topology,
     windows_at,
-    windows_of,
 )
 from artel.protocol.errors import CheckFailed, UsageError
 from artel.protocol.manifest_template import EXAMPLE
@@ -149,7 +142,7 @@ def test_no_two_members_share_a_window(
     last = windows - steps[-1] * batch
     assert sorted(handed[last:]) == sorted(windows_at(1, split, start + last, windows - last))
     assert start >= cursor
-    assert epoch_of(split, start) == epoch_of(split, start + windows - 1)
+    assert start // split.windows == (start + windows - 1) // split.windows
     assert round_start(split, start, windows) == start
 
 
@@ -250,13 +243,13 @@ def test_head_and_tail_of_an_assignment(
 ) -> None:
     config = changed(steps=steps, overlap=overlap)
     for number in (0, 58):
-        assert tail_steps(config, number, h) == tail
-        assert head_steps(config, number, h) == h - tail
-        assert least_head(config, number, h) == least
+        assert Work.of(config).tail(number, h) == tail
+        assert Work.of(config).head(number, h) == h - tail
+        assert Work.of(config).least_head(number, h) == least
     # What would count in the round after the last one would never count.
-    assert tail_steps(config, 59, h) == 0
-    assert head_steps(config, 59, h) == h
-    assert least_head(config, 59, h) == -(-h // 4)
+    assert Work.of(config).tail(59, h) == 0
+    assert Work.of(config).head(59, h) == h
+    assert Work.of(config).least_head(59, h) == -(-h // 4)
 
 
 @given(st.integers(1, 10_000), st.data())
@@ -266,17 +259,17 @@ def test_the_head_is_never_empty_and_the_tail_about_in_proportion(
     overlap = data.draw(st.integers(0, steps // 2))
     h = data.draw(st.integers(1, 4 * steps))
     config = changed(steps=steps, overlap=overlap)
-    tail, head = tail_steps(config, 0, h), head_steps(config, 0, h)
+    tail, head = Work.of(config).tail(0, h), Work.of(config).head(0, h)
     assert tail + head == h
-    assert head >= least_head(config, 0, h) >= 1
-    assert 4 * least_head(config, 0, h) < head + 4
+    assert head >= Work.of(config).least_head(0, h) >= 1
+    assert 4 * Work.of(config).least_head(0, h) < head + 4
     if overlap and 1 <= round(overlap * h / steps) < h:
         assert abs(tail - overlap * h / steps) <= 0.5
 
 
 def test_steps_in_windows_and_tokens() -> None:
     config = changed()  # 8 sequences of 128 tokens
-    assert (windows_of(config, 20), tokens_of(config, 20)) == (160, 20_480)
+    assert (Work.of(config).windows(20), Work.of(config).tokens(20)) == (160, 20_480)
     assert next_cursor(SPLIT, 10, 3, config) == 34
     # Too near the end of the epoch: it starts at the next one.
     assert next_cursor(SPLIT, SPLIT.windows - 23, 3, config) == SPLIT.windows + 24
@@ -290,11 +283,11 @@ def test_steps_in_windows_and_tokens() -> None:
 
 
 def test_large_rounds_are_sharded_unless_the_manifest_says_otherwise() -> None:
-    assert [topology(changed(), members) for members in (1, 8, 9, 32)] == [
+    assert [Work.of(changed()).topology_of(members) for members in (1, 8, 9, 32)] == [
         *("gather", "gather", "sharded", "sharded")
     ]
     for how in ("gather", "sharded"):
-        assert {topology(changed(how=how), members) for members in (1, 8, 9)} == {how}
+        assert {Work.of(changed(how=how)).topology_of(members) for members in (1, 8, 9)} == {how}
 
 
 def test_slices_go_round() -> None:

@@ -17,12 +17,11 @@ from artel.protocol.manifest import (
     MAX_MANIFEST_BYTES,
     PAYLOAD_TYPE,
     Manifest,
-    load_config,
     open_manifest,
-    parse_config,
     run_id,
     sign,
 )
+from artel.protocol.run_file import load_config, parse_config
 from manifest_world import BASE, COORDINATOR, ORGANISER, config, manifest
 from places import ROOT
 

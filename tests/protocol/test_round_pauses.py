@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from artel.protocol import pauses, rounds
+from artel.protocol import pauses, round_state, rounds
 from artel.protocol.duties import directive
 from artel.protocol.pauses import MAX_PAUSE, Pause, wait_before
-from artel.protocol.rounds import Phase, Rules, RunState
+from artel.protocol.round_state import Phase, Rules, RunState
 
 RULES = Rules(
     total=60,
@@ -34,7 +34,7 @@ class Swarm:
     """Nodes, each of one kind, and the machine, in steps of a second."""
 
     def __init__(self, kinds: dict[str, str], rules: Rules = RULES, state: RunState = BASE) -> None:
-        here = {peer: rounds.Presence(0.0, state.base) for peer in kinds}
+        here = {peer: round_state.Presence(0.0, state.base) for peer in kinds}
         self.kinds, self.rules, self.state = kinds, rules, replace(state, peers=here)
         self.roots: dict[str, str] = {}
         self.now = 0.0
@@ -43,31 +43,31 @@ class Swarm:
         self.members: list[tuple[int, tuple[str, ...]]] = []
         self.signers: list[tuple[str, ...]] = []
 
-    def feed(self, event: rounds.Event) -> None:
+    def feed(self, event: round_state.Event) -> None:
         self.state, actions = rounds.step(self.rules, self.state, event)
-        if isinstance(event, rounds.Revealed) and not isinstance(
-            actions[0] if actions else None, rounds.Refuse
+        if isinstance(event, round_state.Revealed) and not isinstance(
+            actions[0] if actions else None, round_state.Refuse
         ):
             self.entries += 1
         for action in actions:
-            self.entries += not isinstance(action, rounds.Refuse | rounds.Drop)
-            if isinstance(action, rounds.OpenRound):
+            self.entries += not isinstance(action, round_state.Refuse | round_state.Drop)
+            if isinstance(action, round_state.OpenRound):
                 self.attempts[action.round] += 1
                 self.members.append((action.round, action.members))
-            elif isinstance(action, rounds.AgreeState):
+            elif isinstance(action, round_state.AgreeState):
                 self.signers.append(action.signers)
 
     def second(self) -> None:
         self.now += 1
         for peer in list(self.kinds):
             held = self.roots.setdefault(peer, self.state.base)
-            self.feed(rounds.Seen(self.now, peer, held))
+            self.feed(round_state.Seen(self.now, peer, held))
             self.act(peer, self.kinds[peer])
             if self.kinds[peer] != "good":  # it says that it holds whatever one will have to hold
                 ahead = self.state.phase is Phase.APPLYING
                 claimed = f"r{self.state.round + 1}" if ahead else self.state.base
-                self.feed(rounds.Seen(self.now, peer, claimed))
-        self.feed(rounds.Tick(self.now))
+                self.feed(round_state.Seen(self.now, peer, claimed))
+        self.feed(round_state.Tick(self.now))
 
     def act(self, peer: str, kind: str) -> None:
         state, now = self.state, self.now
@@ -76,15 +76,15 @@ class Swarm:
         if task == "sync":
             self.roots[peer] = state.base
         elif kind == "hands back" and state.phase is Phase.TRAINING and peer in state.members:
-            self.feed(rounds.HandedBack(now, peer, *place))
+            self.feed(round_state.HandedBack(now, peer, *place))
         elif task == "train" and kind not in ("silent", "hands back"):
-            self.feed(rounds.Committed(now, peer, *place, f"{peer}{place}"))
+            self.feed(round_state.Committed(now, peer, *place, f"{peer}{place}"))
         elif task == "reveal" and kind != "unrevealing":
-            self.feed(rounds.Revealed(now, peer, *place, ""))
+            self.feed(round_state.Revealed(now, peer, *place, ""))
         elif task == "apply" and kind != "unsigned":
             wrong = {"dissent": f"by {peer}", "conspires": "by us"}.get(kind)
             self.roots[peer] = wrong or f"r{state.round + 1}"
-            self.feed(rounds.StateSigned(now, peer, *place, self.roots[peer]))
+            self.feed(round_state.StateSigned(now, peer, *place, self.roots[peer]))
 
     def until(self, enough: Callable[[], bool], seconds: int = 10 * HOUR) -> None:
         for _ in range(seconds):
@@ -223,7 +223,7 @@ def test_strikes_of_a_node_that_stays_away_are_forgotten() -> None:
 @pytest.mark.parametrize("min_nodes", [2, 3])
 def test_nodes_that_sit_out_are_called_when_the_others_do_not_deliver(min_nodes: int) -> None:
     """Whatever happened before: whoever can make a round gets the chance within a few attempts."""
-    out = Pause(pauses.MAX_STRIKES, 100, rounds.LATE)
+    out = Pause(pauses.MAX_STRIKES, 100, round_state.LATE)
     state = replace(BASE, pauses=dict.fromkeys(("a", "b", "c"), out), proven=frozenset("abc"))
     for kind in ("silent", "dissent", "unrevealing"):
         others = {f"S{i}": kind for i in range(min_nodes)}
@@ -256,8 +256,8 @@ def test_waits_double_up_to_five_minutes() -> None:
     assert wait_before(10**6) == 300
     state = replace(BASE, attempt=4, since=100.0)
     for peer in "ab":
-        state, actions = rounds.step(RULES, state, rounds.Seen(101.0, peer, "r0"))
+        state, actions = rounds.step(RULES, state, round_state.Seen(101.0, peer, "r0"))
         assert not actions
     assert "19 s" in directive(RULES, state, "a", 101.0).reason
-    _, actions = rounds.step(replace(RULES, heartbeat_timeout=99), state, rounds.Tick(120.0))
-    assert isinstance(actions[0], rounds.OpenRound)
+    _, actions = rounds.step(replace(RULES, heartbeat_timeout=99), state, round_state.Tick(120.0))
+    assert isinstance(actions[0], round_state.OpenRound)

@@ -8,10 +8,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from artel.protocol import rounds
+from artel.protocol import round_state, rounds
 from artel.protocol.duties import directive
 from artel.protocol.identity import Identity
-from artel.protocol.rounds import (
+from artel.protocol.round_state import (
     Accused,
     AgreeState,
     CloseCommitments,
@@ -30,8 +30,8 @@ from artel.protocol.rounds import (
     StateSigned,
     Tick,
     Vote,
-    step,
 )
+from artel.protocol.rounds import step
 
 RULES = Rules(
     total=3,
@@ -49,9 +49,9 @@ A, B, C, D = (Identity.from_seed(bytes([i]) * 32).peer_id for i in range(4))
 START = RunState(Phase.WAITING, round=0, attempt=0, base="r0", since=0)
 
 
-def play(state: RunState, *events: rounds.Event) -> tuple[RunState, list[rounds.Action]]:
+def play(state: RunState, *events: round_state.Event) -> tuple[RunState, list[round_state.Action]]:
     """Apply events in order; returns the last state and all actions."""
-    actions: list[rounds.Action] = []
+    actions: list[round_state.Action] = []
     for event in events:
         state, more = step(RULES, state, event)
         actions += more
@@ -61,7 +61,7 @@ def play(state: RunState, *events: rounds.Event) -> tuple[RunState, list[rounds.
 def opened(*nodes: str) -> RunState:
     """A state in TRAINING with these members."""
     state, _ = play(START, *(Seen(0, node, "r0") for node in nodes[:1]))
-    state = replace(state, peers={n: rounds.Presence(0, "r0") for n in nodes})
+    state = replace(state, peers={n: round_state.Presence(0, "r0") for n in nodes})
     state, actions = play(state, Tick(0))
     assert actions == [OpenRound(0, 0, "r0", tuple(sorted(nodes)))]
     return state
@@ -109,9 +109,9 @@ def test_the_grace_time_starts_with_the_quorum_and_leaves_the_late_one_out() -> 
     keep = [Seen(14, node, "r0") for node in (A, B, C)]
     state, actions = play(state, *keep, Tick(15))
     assert actions == [CloseCommitments(0, 0, dict(sorted({A: "a", B: "b"}.items())))]
-    assert state.rejected == {C: rounds.LATE}
+    assert state.rejected == {C: round_state.LATE}
     _, refused = play(state, Committed(16, C, 0, 0, "c"))
-    assert refused == [Refuse(rounds.LATE, "this node is out of the round")]
+    assert refused == [Refuse(round_state.LATE, "this node is out of the round")]
 
 
 def test_without_a_quorum_the_deadline_fails_the_attempt_and_opens_the_next() -> None:
@@ -120,7 +120,7 @@ def test_without_a_quorum_the_deadline_fails_the_attempt_and_opens_the_next() ->
         state, actions = play(state, *(Seen(now, node, "r0") for node in (A, B, C)))
         assert actions == []
     state, actions = play(state, *(Seen(100, node, "r0") for node in (A, B, C)))
-    assert actions[0] == CloseRound(0, 0, (), dict.fromkeys(sorted((B, C)), rounds.LATE))
+    assert actions[0] == CloseRound(0, 0, (), dict.fromkeys(sorted((B, C)), round_state.LATE))
     # With who delivered, and so many more that there are enough.
     assert actions[1] == OpenRound(0, 1, "r0", tuple(sorted((A, min(B, C)))))
 
@@ -130,7 +130,7 @@ def test_a_killed_member_is_dropped_after_silence_and_the_others_finish() -> Non
     state, actions = play(state, Seen(14, A, "r0"), Seen(14, B, "r0"), Tick(15.5))
     assert Drop(C, "silent for 15 s") in actions
     assert any(isinstance(action, CloseCommitments) for action in actions)
-    assert state.rejected == {C: rounds.DISCONNECTED}
+    assert state.rejected == {C: round_state.DISCONNECTED}
 
 
 def test_a_member_that_hands_back_is_not_waited_for() -> None:
@@ -149,7 +149,7 @@ def test_what_was_revealed_before_a_hand_back_stays() -> None:
     _, actions = play(state, Revealed(3, B, 0, 0, ""))
     assert actions == [CloseRound(0, 0, tuple(sorted((A, B))), {})]
     state, _ = play(committed(A, B), HandedBack(2, A, 0, 0))
-    assert state.rejected == {A: rounds.HANDED_BACK}
+    assert state.rejected == {A: round_state.HANDED_BACK}
 
 
 def test_who_hands_back_while_applying_is_not_waited_for_and_still_counts() -> None:
@@ -179,14 +179,14 @@ def test_a_faulty_contribution_is_rejected_with_its_reason_and_sits_out_a_repeat
     state, actions = play(
         committed(A, B, C),
         Revealed(2, A, 0, 0, ""),
-        Revealed(2, B, 0, 0, rounds.NON_FINITE),
+        Revealed(2, B, 0, 0, round_state.NON_FINITE),
         Revealed(2, C, 0, 0, ""),
     )
-    assert actions == [CloseRound(0, 0, tuple(sorted((A, C))), {B: rounds.NON_FINITE})]
-    state, actions = play(committed(A, B), Revealed(2, A, 0, 0, rounds.MALFORMED), Left(3, B))
+    assert actions == [CloseRound(0, 0, tuple(sorted((A, C))), {B: round_state.NON_FINITE})]
+    state, actions = play(committed(A, B), Revealed(2, A, 0, 0, round_state.MALFORMED), Left(3, B))
     assert isinstance(actions[-1], CloseRound)
     assert actions[-1].accepted == ()
-    assert state.pauses[A].reason == rounds.MALFORMED
+    assert state.pauses[A].reason == round_state.MALFORMED
     assert "malformed" in directive(RULES, state, A, 4).reason
 
 
@@ -194,7 +194,7 @@ def test_what_was_committed_and_not_revealed_in_time_does_not_count() -> None:
     state, _ = play(committed(A, B, C), Revealed(2, A, 0, 0, ""), Revealed(2, B, 0, 0, ""))
     state, actions = play(state, *(Seen(14, n, "r0") for n in (A, B, C)), Tick(21.5))
     assert actions == [
-        CloseRound(0, 0, tuple(sorted((A, B))), {C: rounds.MISSING_REVEAL}),
+        CloseRound(0, 0, tuple(sorted((A, B))), {C: round_state.MISSING_REVEAL}),
     ]
 
 
@@ -232,8 +232,10 @@ def test_contributors_that_do_not_agree_fail_the_attempt_and_roll_back() -> None
 
 
 def test_in_a_time_box_nobody_is_hurried_and_nobody_waits_longer_than_the_grace() -> None:
-    def boxed(state: RunState, *events: rounds.Event) -> tuple[RunState, list[rounds.Action]]:
-        actions: list[rounds.Action] = []
+    def boxed(
+        state: RunState, *events: round_state.Event
+    ) -> tuple[RunState, list[round_state.Action]]:
+        actions: list[round_state.Action] = []
         for event in events:
             state, more = step(BOXED, state, event)
             actions += more
@@ -250,7 +252,7 @@ def test_in_a_time_box_nobody_is_hurried_and_nobody_waits_longer_than_the_grace(
     assert all_done.phase is Phase.REVEALING
     state, actions = boxed(state, Tick(60))
     assert isinstance(actions[0], CloseCommitments)
-    assert state.rejected == {C: rounds.LATE}
+    assert state.rejected == {C: round_state.LATE}
 
 
 def test_a_box_that_reaches_beyond_the_deadline_ends_with_it() -> None:
@@ -365,10 +367,10 @@ class RoundHistory(RuleBasedStateMachine):
         super().__init__()
         self.state = START
         self.now = 0.0
-        self.actions: list[rounds.Action] = []
+        self.actions: list[round_state.Action] = []
         self.known: dict[str, frozenset[int]] = {}
 
-    def feed(self, event: rounds.Event) -> None:
+    def feed(self, event: round_state.Event) -> None:
         before = self.state
         self.state, actions = step(self.RULES, self.state, event)
         if any(isinstance(action, Refuse) for action in actions):
@@ -405,7 +407,7 @@ class RoundHistory(RuleBasedStateMachine):
         attempt = self.state.attempt + off
         self.feed(Committed(self.now, node, self.state.round, attempt, f"{node}{attempt}"))
 
-    @rule(node=nodes, fault=st.sampled_from(("", "", "", rounds.MALFORMED)))
+    @rule(node=nodes, fault=st.sampled_from(("", "", "", round_state.MALFORMED)))
     def reveal(self, node: str, fault: str) -> None:
         self.feed(Revealed(self.now, node, self.state.round, self.state.attempt, fault))
 

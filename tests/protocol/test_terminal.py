@@ -25,9 +25,10 @@ from artel.coordinator import demo_view
 from artel.node import commands, join
 from artel.protocol import messages, options, terminal
 from artel.protocol.errors import DecodeError, UsageError
-from artel.protocol.manifest import Manifest, parse_config
+from artel.protocol.manifest import Manifest
 from artel.protocol.manifest_template import template
 from artel.protocol.net import wire
+from artel.protocol.run_file import parse_config
 from ledger_world import World
 from places import ROOT
 

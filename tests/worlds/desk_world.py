@@ -20,7 +20,7 @@ from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.tlog import note
 from artel.ledger.tlog.cosignature import add_lines, cosign, witness_name
-from artel.protocol import content, dsse, messages, model, rounds
+from artel.protocol import content, dsse, messages, model, round_state, rounds
 from artel.protocol.exchange import pseudogradient
 from artel.protocol.exchange.codec import codec
 from artel.protocol.identity import Identity
@@ -123,7 +123,7 @@ class Office:
 
     async def pass_time(self, seconds: float) -> None:
         self.now += seconds
-        await self.core.feed(rounds.Tick(self.now))
+        await self.core.feed(round_state.Tick(self.now))
 
     def bodies(self, kind: str) -> list[Any]:
         """Bodies of this kind in the ledger, oldest first."""

@@ -49,7 +49,7 @@ async def swarm(home: Path, count: int, runs: Sequence[str] = ()) -> AsyncIterat
 
 def daemon_of(host: Host) -> psutil.Process:
     """The network daemon, a child process of this one."""
-    return psutil.Process(host._daemon.pid)
+    return psutil.Process(host._daemon.process.pid)
 
 
 async def raw(

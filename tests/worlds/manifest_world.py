@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 from artel.protocol.identity import Identity
-from artel.protocol.manifest import (
-    DataFacts,
-    Manifest,
-    ModelFacts,
-    RunConfig,
-    SplitFacts,
-    TokenizerFacts,
-    parse_config,
-)
+from artel.protocol.manifest import DataFacts, Manifest, ModelFacts, SplitFacts, TokenizerFacts
+from artel.protocol.run_config import RunConfig
+from artel.protocol.run_file import parse_config
 
 ORGANISER = Identity.from_seed(bytes(range(32)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from artel.coordinator import sources
-from artel.protocol.manifest import StdlibSource, TextSource
+from artel.protocol.run_config import StdlibSource, TextSource
 
 RUN = """
 [run]

@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from artel.node.supervisor import Window
+from artel.node.trainer.results import Window
 from artel.protocol import assignment, content, model, tokenizer
 from artel.protocol.identity import Identity
 from artel.protocol.manifest import (
     DataFacts,
     Manifest,
     ModelFacts,
-    RunConfig,
     SplitFacts,
     TokenizerFacts,
     sign,
 )
+from artel.protocol.run_config import RunConfig
 from artel.protocol.state import State, write_state
 from places import ROOT
 
@@ -63,7 +63,7 @@ class World:
         """The same as head and tail, and how the trainer is told of them."""
         config = self.run.config
         steps = config.rounds.inner_steps if steps is None else steps
-        tail = assignment.tail_steps(config, round, steps)
+        tail = assignment.Work.of(config).tail(round, steps)
         windows = self.windows(member, round, steps)
         cut = (steps - tail) * config.optimizer.batch_size
         return windows[:cut], windows[cut:], {"steps": steps, "tail": tail}

@@ -9,7 +9,7 @@ import pytest
 
 from artel.protocol import messages
 from artel.protocol.net import wire
-from artel.protocol.rounds import Phase
+from artel.protocol.round_state import Phase
 from desk_world import Line, Member, Office
 
 

@@ -27,7 +27,7 @@ from artel.ledger.tlog.proof import LeafHashes, TlogProof, inclusion, root_at
 from artel.protocol import merkle
 from artel.protocol.errors import CheckFailed, UsageError
 from artel.protocol.identity import Identity
-from artel.protocol.rounds import LATE
+from artel.protocol.round_state import LATE
 from client_world import become_member, claim, cosign_at, write_claims, write_key, write_tiles
 from ledger_world import CREDIT, TOKENS, World
 from tlog_world import LOG_KEY, cosigned, key, leaves_of, signed, tree_of, write_log

@@ -13,7 +13,7 @@ from artel.ledger.fold.shares import FoldState
 from artel.protocol import assignment
 from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity
-from artel.protocol.rounds import WRONG_TOKENS
+from artel.protocol.round_state import WRONG_TOKENS
 from ledger_world import (
     BATCH_SIZE,
     INNER_STEPS,

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from artel.node.supervisor import Contribution, Progress, Trainer, TrainerError
+from artel.node.supervisor import Trainer
 from artel.node.trainer import channel, exchange
+from artel.node.trainer.channel import TrainerError
 from artel.node.trainer.exchange import Base, Listed, Phases
+from artel.node.trainer.results import Contribution, Progress
 from artel.node.trainer.schedule import learning_rate, position
 from artel.protocol import content, model
 from artel.protocol.errors import DecodeError

@@ -13,14 +13,10 @@ import pytest
 import pytest_asyncio
 
 from artel.node import child
-from artel.node.supervisor import (
-    Applied,
-    Contribution,
-    Progress,
-    Trainer,
-    TrainerDied,
-    TrainerError,
-)
+from artel.node.child import TrainerDied
+from artel.node.supervisor import Trainer
+from artel.node.trainer.channel import TrainerError
+from artel.node.trainer.results import Applied, Contribution, Progress
 from trainer_world import NODES, World, make_world
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

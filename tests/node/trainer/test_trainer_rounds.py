@@ -14,8 +14,8 @@ import torch
 from numba.core.dispatcher import Dispatcher
 from torch.nn import functional
 
-from artel.node.supervisor import TrainerError
 from artel.node.trainer import exchange, merging
+from artel.node.trainer.channel import TrainerError
 from artel.node.trainer.data import Windows
 from artel.node.trainer.exchange import Listed
 from artel.node.trainer.heads import Order

@@ -291,7 +291,7 @@ async def test_a_network_daemon_that_ends_is_replaced_in_place(
             old.send_signal(how)
             with pytest.raises(Unreachable):
                 await host.ask(other.peer_id, ECHO, messages.Ok(), timeout=1)
-            await _until(lambda host=host, old=old: host._daemon.pid != old.pid, 10)
+            await _until(lambda host=host, old=old: host._daemon.process.pid != old.pid, 10)
             assert not old.is_running() or old.status() == psutil.STATUS_ZOMBIE
             await _answers(other, host.peer_id)
             await _answers(host, victim.peer_id if host is server else server.peer_id)
