@@ -9,10 +9,17 @@ import importlib
 import os
 import sys
 
+from artel import __version__
 from artel.protocol import terminal
-from artel.protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, ArtelError, suggestion
-
-VERSION = "0.1.0"
+from artel.protocol.errors import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_RESOURCE,
+    EXIT_USAGE,
+    ArtelError,
+    ResourceError,
+    suggestion,
+)
 
 GROUPS = {
     "demo": ("artel.coordinator.demo", "train a small model with three nodes on this machine"),
@@ -24,6 +31,10 @@ GROUPS = {
     "coordinator": ("artel.coordinator.commands", "publish a run and coordinate its rounds"),
     "ledger": ("artel.ledger.cli", "see and check who contributed what"),
 }
+
+EXTRAS = {"demo": "coordinator", "run": "coordinator", "coordinator": "coordinator", "node": "node"}
+"""The extra of the package that brings what a group imports; ledgers need none, or these two."""
+LIBP2P = ("libp2p", "multiaddr", "trio")
 
 DAEMONS = ("node", "coordinator")
 """Groups whose commands take --verbose themselves, to log more."""
@@ -65,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         print(HELP.format(groups=groups))
         return 0 if arguments else EXIT_USAGE
     if arguments[0] == "--version":
-        print(f"artel {VERSION}")
+        print(f"artel {__version__}")
         return 0
     if arguments[0] not in GROUPS:
         print(f"error: there is no group of commands {arguments[0]!r}", file=sys.stderr)
@@ -80,6 +91,11 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"error: {error.diagnostics()}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        if verbose:
+            raise
+        print(f"error: {missing(error, arguments[0]).diagnostics()}", file=sys.stderr)
+        return EXIT_RESOURCE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away, as in `artel ledger log | head`
@@ -98,6 +114,16 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: unexpected {type(error).__name__}: {error}", file=sys.stderr)
         print("  → run the same command with --verbose and report what it prints", file=sys.stderr)
         return EXIT_FAILED
+
+
+def missing(error: ModuleNotFoundError, group: str) -> ResourceError:
+    """What to install for a module that the light client comes without."""
+    module = (error.name or str(error)).partition(".")[0]
+    extra = EXTRAS.get(group) or ("p2p" if module in LIBP2P else "node")
+    return ResourceError(
+        f"this command needs {module}, which is not installed",
+        f"install the extra that brings it: pip install 'artel-network[{extra}]'",
+    )
 
 
 def _is_text(argument: str) -> bool:

@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 _MAX_BYTES = 64 << 10
 _NO_LIMIT = 1 << 60
 """Version 1 writes a limit near 2^63 when there is none."""
@@ -44,6 +42,8 @@ class Groups:
 
     def memory(self) -> Memory:
         """Bytes that can be taken before something has to give way."""
+        import psutil  # the light client counts processors alone, and is installed without it
+
         free, tightest = psutil.virtual_memory().available, None
         for group in self._groups("memory"):
             limit = _number(group / "memory.max") or _number(group / "memory.limit_in_bytes")
