@@ -28,7 +28,7 @@ from artel.protocol.round_state import BAD_SIGNATURE
 log = logging.getLogger("artel.coordinator")
 
 KINDS = (
-    *(entries.Account, entries.KeyRotated, entries.Address, entries.Dispute, entries.Verdict),
+    *(entries.Account, entries.KeyRotated, entries.Dispute, entries.Verdict),
     *(entries.Ruling, entries.Transfer, entries.SplitSeen),
 )
 """What people sign. All other kinds belong to the rounds."""

@@ -32,8 +32,8 @@ exit codes: 0 it holds · 1 a check failed · 2 wrong input · 3 unreachable
             4 this machine lacks something (room for a copy, a working disk)"""
 
 GROUPS = {
-    "key": "the key of an account: new, show, rotate, recover, backup, restore, address",
-    "export": "shares and proofs as files: csv, openzeppelin, proofs",
+    "key": "the key of an account: new, show, rotate, recover, backup, restore",
+    "export": "shares and proofs as files: csv, proofs",
 }
 """Commands that have commands of their own."""
 

@@ -1,4 +1,4 @@
-"""``artel ledger export csv | openzeppelin | proofs``: the ledger for other programs."""
+"""``artel ledger export csv | proofs``: the ledger for other programs."""
 
 from __future__ import annotations
 
@@ -27,14 +27,6 @@ def register(add: Add) -> None:
     table.add_argument(
         "--aliases", action="store_true", help="with the names that accounts have published"
     )
-    tree = add(
-        "export openzeppelin",
-        _openzeppelin,
-        "write vested credit as the Merkle tree of a claim contract (@openzeppelin/merkle-tree)",
-        "-o tree.json",
-    )
-    _add_output(tree)
-    _add_at(tree)
     proofs = add(
         "export proofs",
         _proofs,
@@ -124,54 +116,6 @@ def _put_json(arguments: argparse.Namespace, facts: dict[str, Any]) -> None:
         print_json(facts)
     else:
         write_file(arguments.output, (json.dumps(facts, indent=2) + "\n").encode())
-
-
-# --- openzeppelin ---------------------------------------------------------------------------------
-
-
-def _openzeppelin(arguments: argparse.Namespace) -> int:
-    """The dump alone goes to FILE or standard output, so that JavaScript can load it as it is."""
-    from artel.ledger.fold.text import plural
-    from artel.ledger.sync import export
-
-    with opening.opened(arguments) as view:
-        state, root = _as_of(arguments, view)
-        claims = export.claims(state)
-        final = state.size <= view.final_size
-        standing = _standing(view, state.size)
-    rows = claims.dump["values"]
-    claimed = sum(int(item["value"][1]) for item in rows)
-    if arguments.json:
-        facts = {
-            "run": state.run,
-            "as_of": state.size,
-            "log_root": root.hex(),
-            "final": final,
-            "root": claims.root,
-            "rows": len(rows),
-            "claimed": claimed,
-            "unclaimed": claims.unclaimed,
-            "file": str(arguments.output) if arguments.output is not None else None,
-        }
-        if arguments.output is None:
-            facts["dump"] = claims.dump
-        else:
-            export.write_file(arguments.output, json.dumps(claims.dump).encode())
-        print_json(facts)
-        return EXIT_OK
-    addresses = plural(len(rows), "address", "addresses")
-    about = f"root {claims.root}, {addresses}, {claimed:,} vested credit, {standing}"
-    _put(arguments, json.dumps(claims.dump) + "\n", about)
-    if claims.unclaimed:
-        missing = sum(claims.unclaimed.values())
-        print(
-            f"not in it, for lack of an address: {missing:,} vested credit of "
-            f"{plural(len(claims.unclaimed), 'account')}",
-            file=sys.stderr,
-        )
-        for account, amount in sorted(claims.unclaimed.items()):
-            print(f"  {account}  {amount:,}", file=sys.stderr)
-    return EXIT_OK
 
 
 # --- proofs ---------------------------------------------------------------------------------------

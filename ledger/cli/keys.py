@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artel.ledger.cli import DEFAULT_HOME, Add, opening, print_json, rotation
-from artel.ledger.cli.sending import add_signing, home_of, key_path, speaker, stated
+from artel.ledger.cli.sending import add_signing, home_of, key_path, speaker
 from artel.protocol.errors import EXIT_OK, ArtelError, CheckFailed, UsageError
 from artel.protocol.paths import expanded
 
 if TYPE_CHECKING:
-    from artel.ledger.fold.accounts import Account
-    from artel.ledger.sync.client import View
     from artel.protocol.identity import Identity
 
 _MAX_PASSPHRASE_BYTES = 1024
@@ -84,15 +82,6 @@ def register(add: Add) -> None:
     restore.add_argument("file", type=Path, metavar="FILE", help="what `key backup` wrote")
     _add_home(restore)
     _add_passphrase(restore)
-
-    address = add(
-        "key address",
-        _address,
-        "name the EVM address that exports write for the account",
-        "0x52908400098527886E0F7030069857D2E4169EE7",
-    )
-    address.add_argument("address", metavar="0x...", help="it becomes public, for good")
-    add_signing(address)
 
 
 def _add_home(parser: argparse.ArgumentParser) -> None:
@@ -179,7 +168,6 @@ def _show(arguments: argparse.Namespace) -> int:
             facts |= {
                 "account": name,
                 "recovery": account.recovery,
-                "address": account.address,
                 "changes": account.seq,
                 "nodes": sorted(node for node, of in view.state.nodes.items() if of == name),
             }
@@ -194,7 +182,6 @@ def _show(arguments: argparse.Namespace) -> int:
     else:
         print(f"account  {facts['account']}, as of checkpoint {facts['as_of']}")
         print(f"recovery {'registered' if facts['recovery'] else 'none: see key new --recovery'}")
-        print(f"address  {facts['address'] or 'none'}")
         for node in facts["nodes"]:
             print(f"node     {node}")
     if facts["unfinished_rotation"]:
@@ -268,21 +255,3 @@ def _passphrase(arguments: argparse.Namespace, *, twice: bool) -> str:
     if twice and getpass.getpass("once more: ") != first:
         raise UsageError("the two passphrases differ", "try again")
     return first
-
-
-# --- address --------------------------------------------------------------------------------------
-
-
-def _address(arguments: argparse.Namespace) -> int:
-    from artel.ledger.entries import Address
-    from artel.ledger.sync import evm
-
-    address = evm.parse_address(arguments.address)
-
-    def make(_view: View, name: str, account: Account) -> tuple[dict[str, Any], str]:
-        return {"address": address, "seq": account.seq + 1}, (
-            f"account {name[:12]} names the address {evm.checksummed(address)}; whoever reads the "
-            "ledger can connect the two from now on, for good"
-        )
-
-    return stated(arguments, Address, make)

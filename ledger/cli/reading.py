@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 DEFAULT_LIMIT = 50
 FOLLOW_S = 2.0
 KINDS = (
-    *("genesis", "account", "key_rotated", "node", "address", "round_opened", "round_committed"),
+    *("genesis", "account", "key_rotated", "node", "round_opened", "round_committed"),
     *("contribution", "round_closed", "aggregate", "slice_wrong", "state_agreed", "run_closed"),
     *("witnessed", "verdict"),
     *("dispute", "ruling", "transfer", "split_seen"),

@@ -95,7 +95,7 @@ class Account(Body):
 class KeyRotated(Body):
     """Gives an account another key. Signed by the new key, and by the present or the recovery key.
 
-    ``seq`` is the account's next number; it counts rotations, addresses and transfers. An empty
+    ``seq`` is the account's next number; it counts rotations and transfers. An empty
     ``recovery`` keeps the recovery key; once there is one, only itself can name another, so that
     whoever stole the present key cannot shut the owner out.
     """
@@ -118,16 +118,6 @@ class Node(Body):
     kind: Literal["node"] = "node"
     node: PeerId
     account: Digest
-    seq: Positive
-
-
-class Address(Body):
-    """The EVM address to which an export writes this account's share; signed by the account."""
-
-    KIND = "address"
-    kind: Literal["address"] = "address"
-    account: Digest
-    address: Annotated[str, StringConstraints(pattern=r"^0x[0-9a-f]{40}$")]
     seq: Positive
 
 
@@ -349,7 +339,7 @@ class SplitSeen(Body):
 
 
 _BODIES = (
-    *(Account, KeyRotated, Node, Address, RoundOpened, RoundCommitted, Contribution, RoundClosed),
+    *(Account, KeyRotated, Node, RoundOpened, RoundCommitted, Contribution, RoundClosed),
     *(Aggregate, SliceWrong, StateAgreed, RunClosed, Witnessed, Verdict, Dispute, Ruling, Transfer),
     SplitSeen,
 )

@@ -91,7 +91,6 @@ class Account:
     seq: int = 0
     registered: bool = False
     """False for a contributor of data whom only the manifest names."""
-    address: str = ""
     units: dict[str, int] = field(default_factory=dict)
     """Units of work ever granted, by kind."""
     granted: int = 0

@@ -99,7 +99,7 @@ def _facts(story: Story) -> Iterator[Fact]:
     match body:
         case Genesis():
             yield from _genesis(body)
-        case entries.Account() | entries.KeyRotated() | entries.Address():
+        case entries.Account() | entries.KeyRotated():
             yield from _account(story, body)
         case entries.Node():
             yield from _node(story, body)
@@ -160,9 +160,7 @@ def _genesis(body: Genesis) -> Iterator[Fact]:
         yield Fact(f"{whose} {plural(tokens, 'token')} of the text (data.contributed)")
 
 
-def _account(
-    story: Story, body: entries.Account | entries.KeyRotated | entries.Address
-) -> Iterator[Fact]:
+def _account(story: Story, body: entries.Account | entries.KeyRotated) -> Iterator[Fact]:
     name, now = short_key(body.account), story.state.accounts[body.account]
     match body:
         case entries.Account():
@@ -178,10 +176,6 @@ def _account(
             by = "the recovery key" if by_recovery else "the key until then"
             yield Fact(f"signed by the new key {body.key} and by {by}")
             yield Fact(f"number {body.seq} of account {name}; its name and its credit stay")
-        case entries.Address():
-            yield Fact(f"number {body.seq} of account {name}, signed by its present key")
-            if now.address != body.address:
-                yield Fact(f"since replaced by the address {now.address}")
     at = as_of(story)
     yield Fact(
         f"{at} its key is {now.key}; it has {now.vested:,} credit vested, {now.pending:,} pending"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from artel.ledger.entries import Account as AccountBody
 from artel.ledger.entries import (
-    Address,
     Dispute,
     Entry,
     KeyRotated,
@@ -100,20 +99,6 @@ def node(state: FoldState, body: Node, entry: Entry) -> str | Effect:
     def effect() -> Outcome:
         state.nodes[body.node] = body.account
         state.node_seq[body.node] = body.seq
-        return RECORDED
-
-    return effect
-
-
-def address(state: FoldState, body: Address, entry: Entry) -> str | Effect:
-    owner = speaking(state, body.account, entry)
-    if isinstance(owner, str):
-        return owner
-    if body.seq != owner.seq + 1:
-        return reasons.WRONG_SEQUENCE
-
-    def effect() -> Outcome:
-        owner.address, owner.seq = body.address, body.seq
         return RECORDED
 
     return effect

@@ -14,7 +14,6 @@ from typing import Any
 
 from artel.ledger.entries import (
     Account,
-    Address,
     Aggregate,
     Contribution,
     Dispute,
@@ -69,7 +68,6 @@ _RULES: Mapping[type, Callable[[FoldState, Any, Entry], str | Effect]] = {
     Account: rules_people.account,
     KeyRotated: rules_people.key_rotated,
     Node: rules_people.node,
-    Address: rules_people.address,
     Transfer: rules_people.transfer,
     Dispute: rules_people.dispute,
     Verdict: rules_people.verdict,

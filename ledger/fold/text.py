@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from artel.ledger.entries import (
     Account,
-    Address,
     Aggregate,
     Body,
     Contribution,
@@ -76,8 +75,6 @@ def _says(body: Genesis | Body) -> str:
             return f"account {short_key(body.account)} has the key {short_key(body.key)}"
         case Node():
             return f"node {short_peer(body.node)} belongs to account {short_key(body.account)}"
-        case Address():
-            return f"account {short_key(body.account)} names the address {body.address}"
         case RunClosed():
             again = " again" if body.closing > 1 else ""
             return f"the run is closed{again} after {plural(body.round, 'round')}"

@@ -1,4 +1,4 @@
-"""What leaves the ledger for other programs: tables, Merkle trees for contracts, proof files.
+"""What leaves the ledger for other programs: tables and proof files.
 
 Everything here is a function of the entries up to one checkpoint, and says which.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,9 @@ from artel.ledger.fold import text
 from artel.ledger.fold.accounts import KINDS_OF_WORK, FoldState
 from artel.ledger.fold.shares import Outcome, shares
 from artel.ledger.store.database import storage_errors
-from artel.ledger.sync import evm, offline
+from artel.ledger.sync import offline
 from artel.ledger.tlog.checkpoint import parse_checkpoint
 from artel.protocol import files
-from artel.protocol.errors import CheckFailed
 
 if TYPE_CHECKING:
     from artel.ledger.sync.client import View
@@ -53,7 +51,7 @@ def table(
     names = ["account", *(("alias", "team") if aliases is not None else ())]
     names += [f"{kind}_units" for kind in KINDS_OF_WORK]
     names += ["vested", "pending", "invalidated", "sent", "received"]
-    names += ["share_units", "share_ppb", "with_pending_share_units", "address", "as_of", "root"]
+    names += ["share_units", "share_ppb", "with_pending_share_units", "as_of", "root"]
     rows = [names]
     ranked = sorted(state.accounts, key=lambda a: (-vested.get(a, 0), -expected.get(a, 0), a))
     for name in ranked:
@@ -64,7 +62,7 @@ def table(
         row += [owner.units.get(kind, 0) for kind in KINDS_OF_WORK]
         row += [owner.vested, owner.pending, owner.invalidated, owner.sent, owner.received]
         row += [vested.get(name, 0), parts.get(name, 0), expected.get(name, 0)]
-        row += [evm.checksummed(owner.address) if owner.address else "", state.size, root.hex()]
+        row += [state.size, root.hex()]
         rows.append([str(value) for value in row])
     return rows
 
@@ -93,44 +91,6 @@ def _parts(credit: dict[str, int]) -> dict[str, int]:
     for name in ranked[: BILLION - sum(parts.values())]:
         parts[name] += 1
     return parts
-
-
-# --- for contracts --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Claims:
-    """A Merkle tree over vested credit, and who is not in it for lack of an address."""
-
-    dump: dict[str, Any]
-    unclaimed: dict[str, int]
-    """Account to vested credit."""
-
-    @property
-    def root(self) -> str:
-        root: str = self.dump["tree"][0]
-        return root
-
-
-def claims(state: FoldState) -> Claims:
-    """Vested credit by address; what accounts with the same address have is added up.
-
-    :raises CheckFailed: when no account with vested credit has named an address
-    """
-    amounts: dict[str, int] = defaultdict(int)
-    unclaimed: dict[str, int] = {}
-    for name, owner in sorted(state.accounts.items()):
-        if owner.vested and owner.address:
-            amounts[owner.address] += owner.vested
-        elif owner.vested:
-            unclaimed[name] = owner.vested
-    if not amounts:
-        raise CheckFailed(
-            "no account that has vested credit has named an address, so there is nobody to export",
-            "owners name one with `artel ledger key address 0x...`",
-        )
-    rows = [(evm.checksummed(address), amounts[address]) for address in sorted(amounts)]
-    return Claims(evm.merkle_tree(rows), unclaimed)
 
 
 # --- proof files ----------------------------------------------------------------------------------

@@ -151,7 +151,6 @@ def _identity(page: Context, name: str, owner: Account) -> str:
             ("name", f'<span class="mono wrap">{text(name)}</span>'),
             ("present key", f'<span class="wrap">{keys}</span>'),
             ("recovery key", "set" if owner.recovery else "none: a lost key is lost for good"),
-            ("address for exports", mono(owner.address, owner.address) if owner.address else "–"),
             ("nodes", "<br>".join(lines) or "none"),
         )
     )

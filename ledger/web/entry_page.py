@@ -28,7 +28,6 @@ TITLES = {
     "account": "New account",
     "key_rotated": "New key",
     "node": "Node of an account",
-    "address": "Address for exports",
     "round_opened": "Round opened",
     "round_committed": "Commitments",
     "contribution": "Contribution",

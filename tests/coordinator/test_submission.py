@@ -103,13 +103,8 @@ async def test_what_would_change_nothing_never_enters_the_ledger(
         "not_drawn": entries.verdict(
             one.identity, run, contribution=pending(office, two), verdict="reject"
         ),
-        "wrong_sequence": entries.by_account(
-            entries.Address,
-            one.owner,
-            run,
-            account=one.owner.key,
-            address="0x" + "ab" * 20,
-            seq=2,
+        "wrong_sequence": entries.key_rotated(
+            one.owner, stranger.owner, run, account=one.owner.key, seq=2
         ),
         # These belong to the rounds, whoever signs them.
         "unknown": one.statement(),
@@ -129,17 +124,17 @@ async def test_what_would_change_nothing_never_enters_the_ledger(
     assert office.core.ledger.store.size == size
 
 
-async def test_accounts_keys_and_addresses(office: Office, members: list[Member]) -> None:
+async def test_accounts_and_their_keys(office: Office, members: list[Member]) -> None:
     person, run = Member(office, "person"), office.run
     await person.submit(entries.account(person.owner, run))
     new = Member(office, "new key").owner
     name = person.owner.key
     await person.submit(entries.key_rotated(person.owner, new, run, account=name, seq=1))
-    fields = {"account": name, "address": "0x" + "ab" * 20}
-    old = entries.by_account(entries.Address, person.owner, run, **fields, seq=2)
+    newer = Member(office, "newer key").owner
+    old = entries.key_rotated(person.owner, newer, run, account=name, seq=2)
     assert await refused(person.submit(old)) == "wrong_signers"
-    await person.submit(entries.by_account(entries.Address, new, run, **fields, seq=2))
-    assert office.core.ledger.state.accounts[name].address == "0x" + "ab" * 20
+    await person.submit(entries.key_rotated(new, newer, run, account=name, seq=2))
+    assert office.core.ledger.state.accounts[name].key == newer.key
 
 
 async def test_submissions_are_bounded_for_each_peer_and_each_key(
@@ -151,8 +146,9 @@ async def test_submissions_are_bounded_for_each_peer_and_each_key(
     one, two, _ = members
 
     def moved(seq: int) -> dsse.Envelope:
-        fields = {"account": one.owner.key, "address": "0x" + f"{seq:040x}", "seq": seq}
-        return entries.by_account(entries.Address, one.owner, office.run, **fields)
+        keys = [one.owner, *(Member(office, f"key {number}").owner for number in range(1, 4))]
+        before, new = keys[seq - 1 : seq + 1]
+        return entries.key_rotated(before, new, office.run, account=one.owner.key, seq=seq)
 
     junk = messages.Submit(run=office.run, statement=b"{}")
     for _ in range(3):

@@ -28,7 +28,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("ledgr", "ledger"),
         ("ledger statsu", "status"),
         ("ledger key rotat", "rotate"),
-        ("ledger export openzepelin", "openzeppelin"),
+        ("ledger export prooofs", "proofs"),
         ("ledger status --frm x", "--from"),
         ("ledger key rotate --hoem x", "--home"),
         ("ledger status --hoem=x", "--home"),

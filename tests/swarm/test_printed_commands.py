@@ -66,7 +66,7 @@ BEFORE = {
 """What has to be done first, where a text does it in other words."""
 MORE = {
     r"artel ledger key (backup|restore)\b.*": "--passphrase-file passphrase",
-    r"artel ledger (dispute|transfer|rule|alias|split-view|key (rotate|address))\b.*": (
+    r"artel ledger (dispute|transfer|rule|alias|split-view|key rotate)\b.*": (
         "--from URL --run RUN"
     ),
     r"artel ledger (transfer|alias) .*": "--yes",

@@ -68,7 +68,6 @@ def busy_world(store: LedgerStore | None = None) -> World:
             add(world.rotated(world.owners[1], key("explorer new key"), world.owners[1]))
         if number == 5:
             add(world.transfer(world.owners[0], world.owners[3].key, 12_800))
-            add(world.address(world.owners[0], seq=2))
             add(world.witnessed(world.leaves, [first, second, third]))
         if number == 6:
             other = [*world.leaves[:3], world.leaves[4]]

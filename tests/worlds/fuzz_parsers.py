@@ -213,7 +213,6 @@ def parsers() -> list[Parser]:
         world.aggregate(1, 2),
         world.slice_wrong(world.members[0], 1, 2),
         world.agreed(2, wrong=[0, 2]),
-        world.address(owner),
         world.transfer(owner, world.owners[1].key, 5),
         world.dispute(owner, digest("contribution")),
         world.verdict(world.members[0], digest("contribution")),

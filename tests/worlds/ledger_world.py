@@ -325,10 +325,6 @@ class World:
             signer, new, self.run, account=owner.key, seq=seq, recovery=recovery
         )
 
-    def address(self, owner: Identity, address: str = "0x" + "ab" * 20, seq: int = 1) -> Envelope:
-        fields = {"account": owner.key, "address": address, "seq": seq}
-        return entries.by_account(entries.Address, owner, self.run, **fields)
-
     def transfer(self, owner: Identity, to: str, amount: int, seq: int = 1) -> Envelope:
         fields = {"account": owner.key, "to": to, "amount": amount, "seq": seq}
         return entries.by_account(entries.Transfer, owner, self.run, **fields)

@@ -36,7 +36,6 @@ from log_server import LogServer, serving
 
 PASSPHRASE = "four random words here"
 RECOVERY = key("recovery")
-ADDRESS = "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed"
 
 
 @pytest.fixture(autouse=True)
@@ -229,9 +228,8 @@ def test_rotation_puts_the_new_key_in_place_and_keeps_the_old_one(artel: Artel) 
 
 def test_a_dry_run_makes_no_key_and_sends_nothing(artel: Artel) -> None:
     size, before = artel.server.store.size, sorted(artel.home.iterdir())
-    for command in (["key", "rotate"], ["key", "address", ADDRESS]):
-        artel(*command, "--dry-run")
-        assert artel.json(*command, "--dry-run")["dry_run"] is True
+    artel("key", "rotate", "--dry-run")
+    assert artel.json("key", "rotate", "--dry-run")["dry_run"] is True
     with pytest.raises(CheckFailed, match="not_enough"):  # nothing has vested
         artel("transfer", artel.server.world.owners[1].key, "1", "--dry-run")
     assert (artel.server.store.size, sorted(artel.home.iterdir())) == (size, before)
@@ -363,8 +361,8 @@ def test_a_lost_key_is_recovered_and_the_thiefs_key_stops_to_speak(
     assert present(artel.server, owner) == fresh.key
     assert present(artel.server, other) == other.key
     with pytest.raises(CheckFailed, match="speaks for no account"):
-        artel("key", "address", ADDRESS, "--key", str(stolen))
-    artel("key", "address", ADDRESS)
+        artel("key", "rotate", "--key", str(stolen))
+    artel("key", "rotate")
 
 
 def test_a_stranger_recovers_nothing(artel: Artel, tmp_path: Path) -> None:
@@ -493,20 +491,6 @@ def test_without_a_terminal_a_passphrase_has_to_come_from_a_file(
     with pytest.raises(UsageError, match="passphrase") as caught:
         main(["key", "backup", "-o", str(tmp_path / "b.pem"), "--home", str(home)])
     assert "--passphrase-file" in caught.value.hint
-
-
-# --- addresses ------------------------------------------------------------------------------------
-
-
-def test_an_address_is_entered_in_lower_case(artel: Artel) -> None:
-    owner = artel.server.world.owners[0]
-    assert ADDRESS in artel("key", "address", ADDRESS)
-    assert artel.server.state.accounts[owner.key].address == ADDRESS.lower()
-    assert artel.json("key", "show")["address"] == ADDRESS.lower()
-    size = artel.server.store.size
-    with pytest.raises(UsageError, match="checksum"):
-        artel("key", "address", ADDRESS.replace("a", "A", 1))
-    assert artel.server.store.size == size
 
 
 # --- statements -----------------------------------------------------------------------------------

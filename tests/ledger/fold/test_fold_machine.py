@@ -301,12 +301,6 @@ class FoldMachine(RuleBasedStateMachine):
             )
         )
 
-    @rule(number=some, ahead=st.sampled_from([1, 1, 0, 2]))
-    def address_is_named(self, number: int, ahead: int) -> None:
-        name = pick(self.state.accounts, number)
-        seq = max(1, self.state.accounts[name].seq + ahead)
-        self.say(entries.Address, name, number, address="0x" + digest(str(number))[:40], seq=seq)
-
     @precondition(lambda self: self.state.total_vested or len(self.log) % 5 == 0)
     @rule(number=some, ahead=st.sampled_from([1, 1, 1, 0, 2]), part=st.integers(1, 12))
     def credit_is_given(self, number: int, ahead: int, part: int) -> None:

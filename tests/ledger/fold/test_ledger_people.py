@@ -64,9 +64,6 @@ def test_a_rotated_account_keeps_its_name_and_credit_and_loses_the_old_key() -> 
     assert NEW.key not in state.accounts
     assert state.keys.get(NEW.key) == OWNER.key
     assert OWNER.key not in state.keys
-    address = WORLD.address(OWNER, seq=2)
-    assert reason(rotated, address) == reasons.WRONG_SIGNERS
-    assert reason(rotated, forged(address, NEW)) == "recorded"
     assert reason(rotated, WORLD.dispute(OWNER, WORK)) == reasons.WRONG_SIGNERS
     moved = {"account": OWNER.key, "seq": 2}
     assert reason(rotated, entries.node(B, OWNER, WORLD.run, **moved)) == reasons.WRONG_SIGNERS
@@ -129,16 +126,6 @@ def test_only_the_recovery_key_can_name_another_recovery_key() -> None:
 
 def test_an_account_without_a_recovery_key_cannot_be_recovered() -> None:
     assert reason(WORLD.rotated(RECOVERY, NEW, OWNER)) == reasons.WRONG_SIGNERS
-
-
-def test_an_address_is_named_by_the_account_in_order() -> None:
-    first, second = WORLD.address(OWNER), WORLD.address(OWNER, "0x" + "cd" * 20, seq=2)
-    state, outcome = after(first, second)
-    assert (outcome.status, state.accounts[OWNER.key].address) == ("recorded", "0x" + "cd" * 20)
-    assert reason(first, second, first) == reasons.WRONG_SEQUENCE
-    assert reason(second) == reasons.WRONG_SEQUENCE
-    assert reason(forged(first, OTHER)) == reasons.WRONG_SIGNERS
-    assert reason(WORLD.address(THIEF)) == reasons.UNKNOWN_ACCOUNT
 
 
 # --- nodes ----------------------------------------------------------------------------------------

@@ -313,7 +313,7 @@ def test_a_giver_of_text_can_register_later_and_acts_only_then() -> None:
     rotated = GIVEN.rotated(GIVER, new, GIVER)
     node = key("giver's node")
     bound = entries.node(node, GIVER, GIVEN.run)
-    for early in (rotated, GIVEN.address(GIVER), bound, GIVEN.dispute(GIVER, digest("x"))):
+    for early in (rotated, bound, GIVEN.dispute(GIVER, digest("x"))):
         assert outcomes([*history, early])[1][-1].reason == reasons.UNKNOWN_ACCOUNT
     account = entries.account(GIVER, GIVEN.run)
     earned = outcomes(history)[0].credit(GIVER.key)

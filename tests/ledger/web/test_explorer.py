@@ -179,8 +179,8 @@ async def test_the_run_is_named_with_its_keys(ledger: Shown) -> None:
 
 async def test_final_is_what_enough_accounts_cosigned(ledger: Shown) -> None:
     world = ledger.world
-    # The ledger itself records that three accounts cosigned the first 63 entries.
-    assert "final up to entry 62" in await ledger.get("/shares")
+    # The ledger itself records that three accounts cosigned the first 62 entries.
+    assert "final up to entry 61" in await ledger.get("/shares")
     ledger.cosign(70, 0)
     await ledger.get("/ledger/final", 404)
     ledger.cosign(70, 1)
@@ -570,7 +570,7 @@ async def test_an_entry_page_says_what_it_did_and_how_to_check_it(ledger: Shown)
         f"curl -s {url}/ledger/tile/entries/000.p/{size}",
     ):
         assert command in page, command
-    ignored = await ledger.get("/entry/80")
+    ignored = await ledger.get("/entry/79")
     assert "Nothing: it is ignored." in ignored
     assert "names no contribution whose credit is pending" in ignored
 
