@@ -265,7 +265,7 @@ import os, pwd, sys
 def unknown(uid):
     raise KeyError(f"getpwuid(): uid not found: {uid}")
 pwd.getpwuid = unknown
-import artel
+from artel import cli
 sys.exit(cli.main(sys.argv[1:]))
 """
 

@@ -294,7 +294,7 @@ def test_any_bytes_as_a_manifest_raise_only_decode_errors(data: bytes) -> None:
 
 def test_importing_the_manifest_loads_no_heavy_library() -> None:
     code = (
-        "import sys, artel.protocol.manifest, protocol.assignment\n"
+        "import sys, artel.protocol.manifest, artel.protocol.assignment\n"
         "heavy = {'torch', 'transformers', 'hivemind', 'numpy', 'tokenizers'} & set(sys.modules)\n"
         "sys.exit(', '.join(heavy) or 0)"
     )
