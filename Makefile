@@ -16,9 +16,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/artel demo
 
-## test: the fast suite (real processes, real sockets; a few minutes)
+## test: the fast suite (real processes, real sockets), a process for each core, a file at a time
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 ## test-slow: the rest of the suite
 test-slow: $(STAMP)
