@@ -43,8 +43,8 @@ class Desk:
             coordinator.run,
             lambda: coordinator.ledger.state,
             cosigned=coordinator.cosigning.take,
-            submit=lambda peer, statement: coordinator.submit(statement, peer),
-            set_alias=lambda peer, statement: coordinator.set_alias(statement, peer),
+            submit=lambda peer, statement: coordinator.submissions.submit(statement, peer),
+            set_alias=lambda peer, statement: coordinator.submissions.set_alias(statement, peer),
         )
 
     async def open(self) -> None:
@@ -100,12 +100,12 @@ class Desk:
 
     async def _hello(self, peer: str, request: messages.Hello) -> messages.Welcome:
         core = self._core
-        statements = [
-            await asyncio.to_thread(_registration, data, core.run) for data in request.statements
-        ]
+        statements = [await intake.opened(data) for data in request.statements]
         kinds = [entry.kind for entry in statements]
         if kinds != [kind for kind in ("account", "node") if kind in kinds]:
             raise DecodeError("a registration is an account entry, a node entry, or both in order")
+        if not all(entry.signers for entry in statements):
+            raise CheckFailed("a signature of the registration does not verify")
         account = ""
         for entry in statements:
             body = entry.body
@@ -128,15 +128,13 @@ class Desk:
     async def _admit(self, peer: str, entry: Entry) -> None:
         """Put one statement of a registration into the ledger, if it counts."""
         core, body = self._core, entry.body
-        state = core.ledger.state
-        reason = shares.check(state, entry)
-        bound = isinstance(body, entries.Node) and state.account_of(body.node) == body.account
-        if bound or reason == reasons.DUPLICATE:
+        fold = core.ledger.state
+        bound = isinstance(body, entries.Node) and fold.account_of(body.node) == body.account
+        if bound or shares.check(fold, entry) == reasons.DUPLICATE:
             return  # said before, and the reply got lost
-        if reason:
-            raise wire.Refused(f"the registration does not count: {explain(reason)}", code=reason)
+        intake.require(fold, entry)
         core.submissions.admit(peer)
-        await core.ledger.append(entry)
+        await intake.append(core.ledger, entry)
         if isinstance(body, entries.Node):
             emit(log, "node.admitted", node=short(body.node), account=body.account[:12])
 
@@ -241,36 +239,39 @@ class Desk:
         if peer in state.revealed:
             return  # the first reply got lost
         self._puts.require_reveals(peer)
-        expected = intake.Expected(
-            run=core.run,
-            round=state.round,
-            attempt=state.attempt,
-            base=state.base,
-            work=core.work,
-            steps=core.assigned(peer),
-            tail=core.ledger.state.tails.get(peer, 0),
-            shape=core.shape(len(state.members)),
-        )
-        shown = await intake.check(
-            expected, peer, state.commitments.get(peer, ""), request.contribution, core.blobs
-        )
-        event = round_state.Revealed(core.clock(), peer, state.round, state.attempt, shown.fault)
-        await core.feed(event, shown.envelope)
-        self._puts.claim(shown.blobs)
-        if shown.fault:
+
+        def revealed(fault: str = "") -> round_state.Revealed:
+            return round_state.Revealed(core.clock(), peer, state.round, state.attempt, fault)
+
+        try:
+            entry, blobs = await intake.contribution(
+                core.ledger.state,
+                peer,
+                request.contribution,
+                core.shape(len(state.members)),
+                core.blobs,
+            )
+        except intake.NotCounted as error:
+            if error.reason == reasons.DUPLICATE:
+                return  # the one that it showed before is in the ledger by now
+            await core.feed(revealed(error.reason))
             emit(
                 log,
                 "contribution.rejected",
                 logging.WARNING,
                 node=short(peer),
-                reason=shown.fault,
-                detail=shown.detail,
+                reason=error.reason,
+                detail=error.detail,
             )
-            raise wire.Refused(f"the contribution does not count: {shown.detail}", code=shown.fault)
+            raise wire.Refused(
+                f"the contribution does not count: {error.detail}", code=error.reason
+            ) from None
+        await core.feed(revealed(), entry)
+        self._puts.claim(blobs)
 
     async def _signed_state(self, peer: str, request: messages.SignedState) -> None:
         core = self._core
-        entry = self._signed(peer, request.statement)
+        entry = await self._signed(peer, request.statement)
         body = entry.body
         if not isinstance(body, entries.StateAgreed):
             raise DecodeError("not a signed state")
@@ -286,11 +287,11 @@ class Desk:
             body.wrong,
             frozenset(request.accused),
         )
-        await core.feed(event, entry.envelope)
+        await core.feed(event, entry)
 
     async def _aggregated(self, peer: str, request: messages.Aggregated) -> None:
         core = self._core
-        entry = self._signed(peer, request.statement)
+        entry = await self._signed(peer, request.statement)
         body = entry.body
         if not isinstance(body, entries.Aggregate) or body.node != peer:
             raise DecodeError("not an aggregate of this node")
@@ -316,31 +317,21 @@ class Desk:
             raise wire.Refused(f"not that slice: {error.detail}", code=error.reason) from None
 
     async def _accuse(self, peer: str, request: messages.Accuse) -> None:
-        entry = self._signed(peer, request.statement)
+        entry = await self._signed(peer, request.statement)
         body = entry.body
         if not isinstance(body, entries.SliceWrong) or body.node != peer:
             raise DecodeError("not an accusation by this node")
         await self._core.record(entry)
         emit(log, "slice.called_wrong", logging.WARNING, node=short(peer), slice=body.slice)
 
-    def _signed(self, peer: str, statement: bytes) -> Entry:
+    async def _signed(self, peer: str, statement: bytes) -> Entry:
         """A statement about this run, signed by this node alone."""
-        entry = entries.decode(statement)
+        entry = await intake.opened(statement)
         if entry.body.run != self._core.run:
             raise DecodeError("the statement is about another run")
         if entry.signers != {public_of(peer).hex()}:
             raise CheckFailed("the statement is not signed by this node alone")
         return entry
-
-
-def _registration(data: bytes, run: str) -> Entry:
-    """A statement of a registration, with its signatures checked."""
-    entry = entries.decode(data)
-    if entry.body.run != run:
-        raise DecodeError("the registration is for another run")
-    if not entry.signers:
-        raise CheckFailed("a signature of the registration does not verify")
-    return entry
 
 
 def evaluator(run: str, round: int, members: Sequence[str]) -> str:

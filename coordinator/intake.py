@@ -1,6 +1,9 @@
-"""Checks on what a node shows: is this contribution the one that it committed to, and sound?
+"""What comes in from outside: each statement is decoded and its signatures are checked here, once.
 
-Nothing here computes with tensors: the headers, sizes and scales of blobs are looked at, no more.
+Everybody after that passes the checked :class:`~artel.ledger.entries.Entry` on. Whether it counts
+is for the fold to say (:func:`artel.ledger.fold.shares.check`); what the fold cannot see, the blobs
+that a statement names, is looked at here. Nothing here computes with tensors: the headers, sizes
+and scales of blobs are looked at, no more.
 """
 
 from __future__ import annotations
@@ -8,151 +11,123 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
+from artel.coordinator.sequencer import AGAIN, Sequencer
 from artel.coordinator.shape import Shape
 from artel.ledger import entries
-from artel.protocol import dsse, round_state, rounds
-from artel.protocol.assignment import Work
-from artel.protocol.errors import CheckFailed, DecodeError
+from artel.ledger.entries import Entry, reasons
+from artel.ledger.fold import shares
+from artel.ledger.fold.shares import FoldState
+from artel.protocol import round_state
+from artel.protocol.errors import DecodeError
 from artel.protocol.exchange import pseudogradient
 from artel.protocol.exchange.parts import Part
-from artel.protocol.identity import public_of
+from artel.protocol.net import wire
 from artel.protocol.net.blobs import BlobStore
 
 
-@dataclass(frozen=True)
-class Expected:
-    """What a round expects of a member's contribution.
-
-    ``steps`` are those that it was assigned, ``tail`` those of its assignment before that count
-    here at most.
-    """
-
-    run: str
-    round: int
-    attempt: int
-    base: str
-    work: Work
-    steps: int
-    tail: int
-    shape: Shape
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A checked contribution; ``fault`` is a reason code of the ledger, "" when it holds.
-
-    ``blobs`` are all that it consists of.
-    """
-
-    envelope: dsse.Envelope | None
-    body: entries.Contribution | None
-    fault: str = ""
-    detail: str = ""
-    blobs: tuple[str, ...] = ()
-
-
 class NotCounted(Exception):
-    """Why it does not count: a reason code, and words."""
+    """Why a contribution, or the blob of a slice, does not count: a reason code, and words.
+
+    The code is one of :data:`~artel.ledger.entries.reasons.REJECTIONS`; or ``duplicate``: the node
+    has shown its contribution already.
+    """
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason, self.detail = reason, detail
 
 
-async def check(
-    expected: Expected, node: str, commitment: str, statement: bytes, store: BlobStore
-) -> Shown:
-    """Check a revealed contribution and its blobs.
+async def opened(data: bytes) -> Entry:
+    """Decode a statement and check its signatures, in a thread.
+
+    :raises DecodeError: it is no ledger entry
+    """
+
+    def work() -> Entry:
+        entry = entries.decode(data)
+        assert entry.signers is not None  # checked on first use, which is here
+        return entry
+
+    return await asyncio.to_thread(work)
+
+
+def require(fold: FoldState, entry: Entry) -> None:
+    """Refuse what would change nothing: only entries that count get into the ledger.
+
+    :raises Refused: the code says why
+    """
+    reason = shares.check(fold, entry)
+    if reason:
+        raise _refused(entry, reason)
+
+
+async def append(ledger: Sequencer, entry: Entry) -> None:
+    """Put what somebody else signed into the ledger; :func:`require` has let it pass.
+
+    :raises Refused: another one came first and it changed nothing, or too much is waiting
+    :raises ResourceError: the disk is full or does not work; nothing was appended
+    """
+    (outcome,) = await ledger.append(entry)
+    if outcome.status == "ignored" and outcome is not AGAIN:
+        raise _refused(entry, outcome.reason)
+
+
+def _refused(entry: Entry, reason: str) -> wire.Refused:
+    return wire.Refused(
+        f"this {entry.kind} entry would change nothing: {reasons.explain(reason)}", code=reason
+    )
+
+
+async def contribution(
+    fold: FoldState, node: str, statement: bytes, shape: Shape, store: BlobStore
+) -> tuple[Entry, tuple[str, ...]]:
+    """A revealed contribution, checked together with its blobs.
 
     :param node: the peer that shows it, as the connection's handshake says
-    :param commitment: what it had committed to
-    :param statement: the signed contribution entry
+    :param shape: what contributions to this round look like
+    :returns: the entry, and all blobs that it consists of
+    :raises NotCounted: it does not count
     """
     try:
-        envelope, body = _statement(expected, node, statement)
-        _require_right(expected, node, commitment, body)
-        if expected.shape.slices:
-            blobs = await asyncio.to_thread(_check_sharded, expected, body, store)
-        else:
-            blobs = await asyncio.to_thread(_check_whole, expected, body, store)
-    except NotCounted as error:
-        return Shown(None, None, error.reason, error.detail)
-    return Shown(envelope, body, blobs=blobs)
-
-
-def _statement(
-    expected: Expected, node: str, statement: bytes
-) -> tuple[dsse.Envelope, entries.Contribution]:
-    """The statement, when this node signed it for this run, round and attempt."""
-    try:
-        envelope = dsse.decode(statement)
-        body = entries.decode(statement).body
+        entry = await opened(statement)
     except DecodeError as error:
         raise NotCounted(round_state.MALFORMED, error.message) from None
+    body = entry.body
     if not isinstance(body, entries.Contribution) or body.node != node:
         raise NotCounted(round_state.MALFORMED, "not a contribution of this node")
-    try:
-        if envelope.verify() != (public_of(node).hex(),):
-            raise NotCounted(round_state.BAD_SIGNATURE, "signed by somebody else")
-    except CheckFailed as error:
-        raise NotCounted(round_state.BAD_SIGNATURE, error.message) from None
-    if (body.run, body.round, body.attempt) != (expected.run, expected.round, expected.attempt):
-        raise NotCounted(round_state.MALFORMED, "for another run, round or attempt")
-    return envelope, body
+    reason = shares.check(fold, entry)
+    if reason:
+        raise NotCounted(_rejection(reason), reasons.explain(reason))
+    return entry, await asyncio.to_thread(_check_blobs, body, shape, store)
 
 
-def _require_right(
-    expected: Expected, node: str, commitment: str, body: entries.Contribution
-) -> None:
-    """Base state, steps, tokens and commitment."""
-    if body.base != expected.base:
-        raise NotCounted(round_state.WRONG_STATE, "from another base state")
-    work, round = expected.work, expected.round
-    least, most = work.least_head(round, expected.steps), work.head(round, expected.steps)
-    if not least <= body.head <= most:
-        raise NotCounted(
-            round_state.WRONG_TOKENS, f"{body.head} steps instead of {least} to {most}"
-        )
-    if body.tail > expected.tail:
-        raise NotCounted(
-            round_state.WRONG_TOKENS,
-            f"{body.tail} steps of the round before, at most {expected.tail} were left",
-        )
-    tokens = work.tokens(body.tail + body.head)
-    if body.tokens != tokens:
-        raise NotCounted(round_state.WRONG_TOKENS, f"{body.tokens} tokens instead of {tokens}")
-    salt = bytes.fromhex(body.salt)
-    opened = rounds.commitment(body.run, body.round, body.attempt, node, body.blob, salt)
-    if opened != commitment:
-        raise NotCounted(round_state.COMMITMENT_MISMATCH, "not what was committed to")
+def _rejection(reason: str) -> str:
+    """What ``round_closed`` calls the reason why the fold would ignore a contribution."""
+    if reason == reasons.WRONG_SIGNERS:
+        return round_state.BAD_SIGNATURE
+    if reason == reasons.DUPLICATE or reason in reasons.REJECTIONS:
+        return reason
+    return round_state.MALFORMED  # for another run, round or attempt
 
 
-def _check_whole(
-    expected: Expected, body: entries.Contribution, store: BlobStore
-) -> tuple[str, ...]:
-    _check_blob(expected, expected.shape.part, body.blob, body.size, store)
-    return (body.blob,)
-
-
-def _check_sharded(
-    expected: Expected, body: entries.Contribution, store: BlobStore
-) -> tuple[str, ...]:
-    """The index and each blob that it lists."""
-    shape = expected.shape
+def _check_blobs(body: entries.Contribution, shape: Shape, store: BlobStore) -> tuple[str, ...]:
+    """All blobs of a contribution: the one of its part, or an index and those that it lists."""
+    if not shape.slices:
+        _check_blob(body, shape, shape.part, body.blob, body.size, store)
+        return (body.blob,)
     data = _read(store, body.blob, store.size_of(body.blob) or 0, shape.index_bytes)
     with _counted():
         listed = pseudogradient.open_index(
             data,
-            round=expected.round,
-            base=expected.base,
+            round=body.round,
+            base=body.base,
             max_sizes=[shape.slice_bytes(number) for number in range(len(shape.slices))],
         )
     if body.size != len(data) + sum(size for _, size in listed):
         raise NotCounted(round_state.MALFORMED, "its size is not that of its blobs")
     for part, (blob, size) in zip(shape.slices, listed, strict=True):
-        _check_blob(expected, part, blob, size, store)
+        _check_blob(body, shape, part, blob, size, store)
     return (body.blob, *(blob for blob, _ in listed))
 
 
@@ -176,13 +151,12 @@ def check_slice(
         )
 
 
-def _check_blob(expected: Expected, part: Part, blob: str, size: int, store: BlobStore) -> None:
-    codec = expected.shape.codec
-    data = _read(store, blob, size, pseudogradient.max_blob_bytes(part.layout, codec))
+def _check_blob(
+    body: entries.Contribution, shape: Shape, part: Part, blob: str, size: int, store: BlobStore
+) -> None:
+    data = _read(store, blob, size, pseudogradient.max_blob_bytes(part.layout, shape.codec))
     with _counted():
-        pseudogradient.check(
-            data, part.layout, round=expected.round, base=expected.base, codec=codec
-        )
+        pseudogradient.check(data, part.layout, round=body.round, base=body.base, codec=shape.codec)
 
 
 def _read(store: BlobStore, blob: str, size: int, most: int) -> bytes:

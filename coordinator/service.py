@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from artel.coordinator import intake
 from artel.coordinator.cosigning import Cosigning
 from artel.coordinator.metrics import Clock, Metrics, Numbers
 from artel.coordinator.pace import Pace, steps_in_box
@@ -27,8 +28,7 @@ from artel.coordinator.sequencer import Sequencer
 from artel.coordinator.shape import Shape, largest_contribution
 from artel.coordinator.submission import Submissions
 from artel.ledger import entries
-from artel.ledger.entries import Entry, reasons
-from artel.ledger.fold import shares
+from artel.ledger.entries import Entry
 from artel.ledger.store.heads import HeadStore
 from artel.protocol import assignment, messages, round_state, rounds
 from artel.protocol.dsse import Envelope
@@ -93,6 +93,8 @@ class Coordinator:
         self.peers: dict[str, Peer] = {}
         self.changed = asyncio.Condition()
         """Notified whenever the state, or what is known of a node, is new."""
+        self.exchanged: list[Entry] = []
+        """Contributions and slices recorded since :mod:`coordinator.upkeep` last looked."""
         self.released = False
         """Whether nodes of a finished run may go; see :mod:`coordinator.upkeep`."""
         self.state = resumed(sequencer.state, clock())
@@ -100,7 +102,7 @@ class Coordinator:
         self._lock = asyncio.Lock()  # one event at a time
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._shown: dict[str, Entry] = {}  # accepted contributions of this attempt, by node
-        self._votes: dict[str, Envelope] = {}  # state signatures of this round, by node
+        self._votes: dict[str, Entry] = {}  # state signatures of this round, by node
         self._shape: tuple[tuple[int, int], Shape] | None = None  # the last one asked for
         self._numbers = Numbers(metrics, clock)
 
@@ -127,23 +129,15 @@ class Coordinator:
                 await self.feed(round_state.Tick(self.clock()))
         await self._failure
 
-    async def submit(self, data: bytes, who: str) -> tuple[int, str]:
-        """Put an entry that a person signed into the ledger; see :class:`Submissions`."""
-        return await self.submissions.submit(data, who)
-
-    async def set_alias(self, data: bytes, who: str) -> None:
-        """Keep, or erase, the name under which an account is shown."""
-        await self.submissions.set_alias(data, who)
-
     async def tell(self) -> None:
         """Let everybody who waits for news look again."""
         async with self.changed:
             self.changed.notify_all()
 
-    async def feed(self, event: round_state.Event, statement: Envelope | None = None) -> None:
+    async def feed(self, event: round_state.Event, statement: Entry | None = None) -> None:
         """Apply one event and everything that follows from it.
 
-        :param statement: the signed statement behind a Revealed or StateSigned event
+        :param statement: the checked statement behind a Revealed or StateSigned event
         :raises Refused: the event does not fit; nothing changed
         """
         async with self._lock:
@@ -158,18 +152,17 @@ class Coordinator:
         """
         body = entry.body
         async with self._lock:
-            reason = shares.check(self.ledger.state, entry)
-            if reason == reasons.DUPLICATE and self.ledger.store.index_of(entry.id) is not None:
+            if self.ledger.store.index_of(entry.id) is not None:
                 return  # the first reply got lost
-            if reason:
-                raise wire.Refused(f"it does not count: {reasons.explain(reason)}", code=reason)
+            intake.require(self.ledger.state, entry)
             try:
-                (outcome,) = await self.ledger.append(entry)
+                await intake.append(self.ledger, entry)
+            except wire.Refused:
+                raise
             except ArtelError as error:
                 self._fail(error)
                 raise
-            if outcome.status == "ignored":
-                raise wire.Refused("it came too late to count", code=outcome.reason)
+            self.exchanged.append(entry)
             if isinstance(body, entries.SliceWrong) and body.node == assignment.checker(
                 self.state.accepted, body.round, body.slice
             ):
@@ -181,7 +174,7 @@ class Coordinator:
         await self.tell()
 
     async def _step(
-        self, event: round_state.Event, statement: Envelope | None = None
+        self, event: round_state.Event, statement: Entry | None = None
     ) -> list[round_state.Action]:
         """One event; the caller holds the lock."""
         state, actions = rounds.step(self.rules, self.state, event)
@@ -221,14 +214,16 @@ class Coordinator:
                     back_after=pause.until,
                 )
 
-    async def record_own(self, *statements: Envelope) -> None:
-        """Append what this coordinator says; the last of it has to have its effect.
+    async def record_own(self, *statements: Envelope | Entry) -> None:
+        """Append what the rounds rest on; the last of it has to have its effect.
 
         :raises NoEffect: it had none; it is in the ledger nevertheless
         """
         outcomes = await self.ledger.append(*statements)
         if outcomes[-1].status == "ignored":
-            lost = NoEffect(entries.decode(statements[-1].encode()).kind, outcomes[-1].reason)
+            last = statements[-1]
+            kind = (last if isinstance(last, Entry) else entries.decode(last.encode())).kind
+            lost = NoEffect(kind, outcomes[-1].reason)
             emit(log, "entry.no_effect", logging.ERROR, kind=lost.kind, reason=lost.reason)
             raise lost
 
@@ -262,7 +257,7 @@ class Coordinator:
         attempt = self.ledger.state.attempt
         return attempt.steps.get(peer, 0) if attempt is not None else 0
 
-    async def _keep_shown(self, peer: str, statement: Envelope) -> None:
+    async def _keep_shown(self, peer: str, statement: Entry) -> None:
         """Record a contribution that holds; only a node's first in an attempt counts.
 
         A signer can make many signatures, and so many entry ids, of one statement; the fold knows
@@ -270,7 +265,8 @@ class Coordinator:
         """
         if peer not in self._shown:
             await self.record_own(statement)
-            self._shown[peer] = entries.decode(statement.encode())
+            self._shown[peer] = statement
+            self.exchanged.append(statement)
 
     async def _execute(self, action: round_state.Action) -> None:
         """Make one decision durable."""
@@ -310,7 +306,7 @@ class Coordinator:
                 sign, run, round=action.round, root=action.root, wrong=action.wrong
             )
             for peer in action.signers:
-                envelope = envelope.merged(self._votes[peer])
+                envelope = envelope.merged(self._votes[peer].envelope)
             await self.record_own(envelope)
             reports = {name: peer.report for name, peer in self.peers.items()}
             self._numbers.agreed(action.round - 1, action.signers, reports)

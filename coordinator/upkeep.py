@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +19,8 @@ from artel.protocol.state import state_bytes
 
 log = logging.getLogger("artel.coordinator")
 
+Exchanged = entries.Contribution | entries.Aggregate
+"""What names blobs that a round exchanges."""
 KEEP_ROUNDS = 4
 """Contributions of at least this many closed rounds stay, for nodes that are behind; of more, as
 long as they are together fewer bytes than a state, which is what catching up takes otherwise."""
@@ -42,15 +43,14 @@ class Upkeep:
         self._core = coordinator
         self._http = http
         self._states: list[str] = []  # agreed states in the local store, oldest first
-        self._exchanged: dict[int, dict[str, str]] = {}  # see _delete; by round
-        self._bytes: Counter[int] = Counter()  # of them, by round
-        self._read_to = 0  # entries of the ledger that were searched for them
+        self._blobs: dict[int, dict[str, Exchanged]] = {}  # by round
         self._closing = Closing(coordinator, self._release)
         self._copied = False  # this home has the final state, or never will
 
     async def run(self) -> None:
         """Announce, mirror and prune until cancelled."""
         await asyncio.to_thread(self._label)
+        await asyncio.to_thread(self._look_back)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._announce())
             group.create_task(self._follow())
@@ -139,18 +139,22 @@ class Upkeep:
 
     async def _prune(self) -> None:
         """Delete the contributions and slices of rounds that nobody can still be applying."""
-        store = self._core.ledger.store
-        start, self._read_to = max(self._read_to, store.size - LOOK_BACK), store.size
-        for leaf in store.leaves(start, self._read_to):
-            body = entries.decode(leaf).body
-            if isinstance(body, entries.Contribution):
-                self._exchanged.setdefault(body.round, {})[body.blob] = body.base
-                self._bytes[body.round] += body.size
-            elif isinstance(body, entries.Aggregate):
-                self._exchanged.setdefault(body.round, {})[body.blob] = ""
-                self._bytes[body.round] += body.size
+        exchanged = self._core.exchanged
+        while exchanged:
+            self._note(exchanged.pop())
         for number in self._outdated():
-            await asyncio.to_thread(self._delete, number, self._exchanged.pop(number))
+            await asyncio.to_thread(self._delete, self._blobs.pop(number))
+
+    def _look_back(self) -> None:
+        """After a restart: find the blobs that the process before has left."""
+        store = self._core.ledger.store
+        for leaf in store.leaves(max(0, store.size - LOOK_BACK)):
+            self._note(entries.decode(leaf))
+
+    def _note(self, entry: entries.Entry) -> None:
+        body = entry.body
+        if isinstance(body, entries.Contribution | entries.Aggregate):
+            self._blobs.setdefault(body.round, {})[body.blob] = body
 
     def _outdated(self) -> list[int]:
         """Rounds whose contributions help nobody any more."""
@@ -158,29 +162,29 @@ class Upkeep:
         momentum = core.manifest.config.exchange.outer.momentum > 0
         room = state_bytes(core.layout, momentum=momentum)
         found = []
-        for number in sorted(self._exchanged, reverse=True):
-            room -= self._bytes[number]
+        for number in sorted(self._blobs, reverse=True):
+            room -= sum(body.size for body in self._blobs[number].values())
             if room < 0 and number < core.state.round - KEEP_ROUNDS:
                 found.append(number)
         return found
 
-    def _delete(self, round: int, blobs: Mapping[str, str]) -> None:
-        """Delete blobs of a round, each with the base of its contribution ("": a slice)."""
+    def _delete(self, named: Mapping[str, Exchanged]) -> None:
+        """Delete the blobs that these contributions and aggregates name, and what those list."""
         store = self._core.blobs
-        for blob, base in blobs.items():
+        for blob, body in named.items():
             path = store.path(blob)
             if path is None:
                 continue
-            for part in _listed(path, round, base) if base else ():
+            for part in _listed(path, body):
                 store.delete(part)
             store.delete(blob)
 
 
-def _listed(path: Path, round: int, base: str) -> list[str]:
+def _listed(path: Path, body: Exchanged) -> list[str]:
     """What a contribution lists when it is an index; it was checked before it counted."""
     with path.open("rb") as file:
         data = file.read(pseudogradient.index_bytes(entries.MAX_MEMBERS))
-    if not data.startswith(pseudogradient.INDEX_MAGIC):
+    if isinstance(body, entries.Aggregate) or not data.startswith(pseudogradient.INDEX_MAGIC):
         return []
-    listed = pseudogradient.open_index(data, round=round, base=base)
+    listed = pseudogradient.open_index(data, round=body.round, base=body.base)
     return [blob for blob, _ in listed]

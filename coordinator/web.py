@@ -54,8 +54,8 @@ class RunPage:
             core.ledger.store,
             core.heads,
             lambda: core.ledger.state,
-            submit=core.submit,
-            set_alias=core.set_alias,
+            submit=core.submissions.submit,
+            set_alias=core.submissions.set_alias,
             info=self._info,
         )
 

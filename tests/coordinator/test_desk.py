@@ -175,7 +175,7 @@ async def test_hello_for_another_run_or_with_garbage(office: Office) -> None:
     other = "cd" * 32
     assert await refused(node.hello(run=other)) == "other_run"
     entry = entries.account(node.owner, other).encode()
-    assert await refused(node.hello(statements=[entry])) == "malformed"
+    assert await refused(node.hello(statements=[entry])) == "wrong_run"
     assert await refused(node.hello(statements=[b"{}"])) == "malformed"
     assert office.core.ledger.store.size == 1
 
@@ -595,13 +595,16 @@ async def test_after_an_own_entry_without_effect_the_ledger_is_right(
     """The attempt fails, the rounds go on from the ledger's state, and nobody has to restart."""
     rule, left = shares._RULES[kind], times
 
-    def deaf(*args: Any) -> Any:
-        nonlocal left
-        decision = rule(*args)
-        if left and not isinstance(decision, str):
+    def deaf(fold: shares.FoldState, *args: Any) -> Any:
+        decision = rule(fold, *args)
+
+        def nothing() -> shares.Outcome:
+            nonlocal left
             left -= 1
-            return reasons.OUT_OF_ORDER
-        return decision
+            fold.ignored[reasons.OUT_OF_ORDER] = fold.ignored.get(reasons.OUT_OF_ORDER, 0) + 1
+            return shares.Outcome("ignored", reasons.OUT_OF_ORDER)
+
+        return nothing if left and not isinstance(decision, str) else decision
 
     monkeypatch.setitem(shares._RULES, kind, deaf)  # type: ignore[arg-type]
     with caplog.at_level(logging.ERROR, logger="artel.coordinator"):

@@ -3,6 +3,7 @@ round of the others goes on."""
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 from artel.coordinator import intake
+from artel.coordinator.upkeep import Upkeep
 from artel.ledger.entries.reasons import REJECTIONS
 from artel.protocol import content, dsse, messages, round_state
 from artel.protocol.exchange import pseudogradient
@@ -298,21 +300,56 @@ async def test_only_members_that_committed_may_put(office: Office, trained: list
     assert refused.value.code == "too_early"
 
 
-async def test_the_check_alone_says_what_is_wrong(office: Office, trained: list[Member]) -> None:
+async def test_a_contribution_is_decoded_and_its_signature_checked_once(
+    office: Office, trained: list[Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the reveal to the durable entry, its effect and the closing of the round."""
+    for member in trained:
+        await member.commit()
+    one, *others = trained
+    statement = one.statement()
+    decoded: list[bytes] = []
+    checked: list[bytes] = []
+    decode, verify = dsse.decode, dsse.verify
+
+    def counting_decode(data: bytes) -> dsse.Envelope:
+        decoded.append(data)
+        return decode(data)
+
+    def counting_verify(key: bytes, signature: bytes, message: bytes) -> bool:
+        checked.append(signature)
+        return verify(key, signature, message)
+
+    monkeypatch.setattr(dsse, "decode", counting_decode)
+    monkeypatch.setattr(dsse, "verify", counting_verify)
+    await one.put()
+    await one.reveal(statement.encode())
+    for member in others:
+        await member.show()
+    for member in trained:
+        await member.sign_state("ee" * 32)
+    upkeep = Upkeep(office.core, "")
+    await upkeep._prune()
+    assert office.core.ledger.state.credit(one.owner.key) == 100 * office.tokens
+    assert decoded.count(statement.encode()) == 1
+    assert checked.count(statement.signatures[0][1]) == 1
+
+
+async def test_a_contribution_that_was_shown_is_not_judged_again(
+    office: Office, trained: list[Member]
+) -> None:
+    for member in trained:
+        await member.commit()
     one = trained[0]
-    core = office.core
-    expected = intake.Expected(
-        core.run, 0, 0, core.state.base, core.work, steps=8, tail=0, shape=core.shape(3)
-    )
-    blob = office.blobs.put(one.blob())
+    await one.put()
     statement = one.statement().encode()
-    good = await intake.check(expected, one.peer, one.commitment(blob), statement, office.blobs)
-    assert (good.fault, good.detail) == ("", "")
-    assert good.envelope is not None
-    assert good.envelope.encode() == statement
-    bad = await intake.check(expected, one.peer, "", statement, office.blobs)
-    assert (bad.fault, bad.envelope) == (round_state.COMMITMENT_MISMATCH, None)
-    assert bad.detail
+    await asyncio.gather(*(one.reveal(statement) for _ in range(5)))
+    assert [body.node for body in office.bodies("contribution")] == [one.peer]
+    with pytest.raises(intake.NotCounted) as again:
+        fold, shape = office.core.ledger.state, office.core.shape(3)
+        await intake.contribution(fold, one.peer, statement, shape, office.blobs)
+    assert again.value.reason == "duplicate"
+    assert not office.core.state.rejected
 
 
 async def test_who_had_time_for_fewer_steps_counts_with_those(

@@ -189,8 +189,9 @@ class Office:
     def fold(self) -> FoldState:
         return self.paper.state
 
-    def feed(self, event: round_state.Event, statement: dsse.Envelope | None = None) -> bool:
-        return self.do(self.core.feed(event, statement))
+    def feed(self, event: rounds.Event, statement: dsse.Envelope | None = None) -> bool:
+        entry = None if statement is None else entries.decode(statement.encode())
+        return self.do(self.core.feed(event, entry))
 
     def pass_time(self, seconds: float) -> None:
         self.now += seconds

@@ -99,7 +99,7 @@ async def test_what_would_change_nothing_never_enters_the_ledger(
         "bad_signature": spoiled,
         "not_allowed": entries.by_account(entries.Transfer, one.owner, run, **transfer),
         "duplicate": entries.account(one.owner, run, "ab" * 32),
-        "other_run": entries.account(stranger.owner, "cd" * 32),
+        "wrong_run": entries.account(stranger.owner, "cd" * 32),
         "not_drawn": entries.verdict(
             one.identity, run, contribution=pending(office, two), verdict="reject"
         ),
@@ -119,7 +119,7 @@ async def test_what_would_change_nothing_never_enters_the_ledger(
     junk = messages.Submit(run=run, statement=b"{}")
     assert await refused(one.say(junk, to=wire.LEDGER)) == "malformed"
     with pytest.raises(wire.Refused) as large:
-        await office.core.submit(b"x" * 8193, "somebody")
+        await office.core.submissions.submit(b"x" * 8193, "somebody")
     assert large.value.code == "too_large"
     assert office.core.ledger.store.size == size
 
@@ -158,7 +158,7 @@ async def test_submissions_are_bounded_for_each_peer_and_each_key(
         await one.submit(moved(seq))
     assert await refused(one.submit(moved(3))) == "busy"  # the key's bucket is empty
     with pytest.raises(wire.Refused) as elsewhere:
-        await office.core.submit(moved(3).encode(), "another address")
+        await office.core.submissions.submit(moved(3).encode(), "another address")
     assert elsewhere.value.code == "busy"
     office.now += 61
     await one.submit(moved(3))
