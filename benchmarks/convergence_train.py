@@ -16,6 +16,7 @@ from artel.protocol.exchange import outer, parts, pseudogradient
 from artel.protocol.exchange.aggregate import Contribution
 from artel.protocol.exchange.aggregate_slice import combine
 from artel.protocol.exchange.feedback import Feedback
+from artel.protocol.exchange.pseudogradient import Header
 from artel.protocol.run_config import RunConfig
 from artel.protocol.state import State, Vector, state_root
 from benchmarks.convergence_model import Corpus, Loss, Worker
@@ -132,7 +133,7 @@ class Node:
             payload = self._codec.encode(part.layout, delta)
         else:
             payload = self.feedback.encode([part], [delta])[0]
-        return pseudogradient.wrap(part.layout, payload, round=round, base=base, codec=self._codec)
+        return Header(round, base, self._codec).wrap(part.layout, payload)
 
     def merge(self, round: int, params: Vector) -> None:
         """Take over what the round changed; the steps of the tail stay on top of it."""
@@ -198,7 +199,7 @@ def train_rounds(row: Row, config: RunConfig, world: World, tick: Tick) -> Outco
             if k in lost:
                 nodes[k].left_out(number, blob[pseudogradient.HEADER_BYTES :])
                 continue
-            vector = pseudogradient.load(blob, part.layout, round=number, base=base, codec=chosen)
+            vector = Header(number, base, chosen).load(blob, part.layout)
             contributions.append(Contribution(f"worker-{k}", weights[k], vector))
         update = combine(part.layout, contributions, exchange)
         params, momentum = _step(part, config, number, params, momentum, update)

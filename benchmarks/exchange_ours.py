@@ -25,6 +25,7 @@ from artel.protocol.exchange.aggregate import Contribution
 from artel.protocol.exchange.aggregate_slice import combine
 from artel.protocol.exchange.feedback import Feedback
 from artel.protocol.exchange.parts import whole
+from artel.protocol.exchange.pseudogradient import Header
 from artel.protocol.identity import load_or_create
 from artel.protocol.net import transfer, wire
 from artel.protocol.net.blobs import BlobStore
@@ -184,9 +185,9 @@ class Peer:
             delta = self._state.params - self._trained
         with phases("encode"):
             if self._feedback is None:
-                return pseudogradient.pack(self._layout, delta, **self._what())
+                return self._header().pack(self._layout, delta)
             (payload,) = self._feedback.encode([whole(self._layout)], [delta])
-            return pseudogradient.wrap(self._layout, payload, **self._what())
+            return self._header().wrap(self._layout, payload)
 
     async def _announce(self, blob: str, size: int) -> None:
         """Tell all others what to fetch."""
@@ -221,7 +222,7 @@ class Peer:
         contributions = []
         with phases("decode"):
             for peer, blob in blobs.items():
-                loaded = pseudogradient.load(blob, self._layout, **self._what())
+                loaded = self._header().load(blob, self._layout)
                 contributions.append(Contribution(peer, WEIGHT, loaded))
         with phases("aggregate"):
             update = combine(self._layout, contributions, self._exchange)
@@ -242,6 +243,6 @@ class Peer:
         with phases("root"):
             self._root = state_root(self._state)
 
-    def _what(self) -> dict[str, Any]:
+    def _header(self) -> Header:
         """What the blobs of this round are relative to."""
-        return {"round": self._state.round, "base": self._root, "codec": self._codec}
+        return Header(self._state.round, self._root, self._codec)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,10 @@ from artel.protocol.content import content_id
 from artel.protocol.errors import CheckFailed
 from artel.protocol.exchange import pseudogradient
 from artel.protocol.exchange.aggregate import Contribution
-from artel.protocol.exchange.aggregate_slice import combine_slice
+from artel.protocol.exchange.aggregate_slice import combine
 from artel.protocol.exchange.codec import Entries
 from artel.protocol.exchange.parts import Part, cut, whole
+from artel.protocol.exchange.pseudogradient import SLICE_MAGIC, Header
 from benchmarks.exchange_ours import WEIGHT, Phases
 from benchmarks.exchange_ours import Peer as Gathering
 
@@ -36,36 +38,36 @@ class Peer(Gathering):
 
     async def _sync(self) -> dict[str, Any]:
         assert self._host is not None
-        me, phases, what = self._host.peer_id, Phases(), self._what()
+        me, phases, header = self._host.peer_id, Phases(), self._header()
         everybody = sorted([me, *self._others])
         parts = cut(whole(self._layout), len(everybody))
         numbers = range(len(parts))
-        aggregators = [assignment.aggregator(everybody, what["round"], n) for n in numbers]
+        aggregators = [assignment.aggregator(everybody, header.round, n) for n in numbers]
         blobs = await asyncio.to_thread(self._encode_parts, parts, phases)
         with phases("store"):
             mine = [(await asyncio.to_thread(self._store.put, b), len(b)) for b in blobs]
-            index = pseudogradient.pack_index(what["round"], what["base"], mine)
+            index = pseudogradient.pack_index(header.round, header.base, mine)
             name = await asyncio.to_thread(self._store.put, index)
         with phases("indexes"):
-            got = [self._index(peer, what, parts) for peer in self._others]
+            got = [self._index(peer, header, parts) for peer in self._others]
             found, _ = await asyncio.gather(asyncio.gather(*got), self._announce(name, len(index)))
         listed = dict(zip(self._others, found, strict=True)) | {me: mine}
         results: dict[int, bytes] = {}
         for number in numbers:
             if aggregators[number] == me:
                 with phases("combine"):
-                    results[number] = await self._combine(number, parts[number], listed, what)
+                    results[number] = await self._combine(number, parts[number], listed, header)
                     published = await asyncio.to_thread(self._store.put, results[number])
                     await self._announce(published, len(results[number]))
         with phases("results"):
             wanted = [n for n in numbers if aggregators[n] != me]
             others = [self._result(aggregators[n], parts[n]) for n in wanted]
             results |= dict(zip(wanted, await asyncio.gather(*others), strict=True))
-        await asyncio.to_thread(self._take, parts, results, blobs, what, phases)
+        await asyncio.to_thread(self._take, parts, results, blobs, header, phases)
         for number in numbers:
-            if assignment.checker(everybody, what["round"], number) == me:
+            if assignment.checker(everybody, header.round, number) == me:
                 with phases("check"):
-                    again = await self._combine(number, parts[number], listed, what)
+                    again = await self._combine(number, parts[number], listed, header)
                     if content_id(again) != content_id(results[number]):
                         raise CheckFailed(f"slice {number} is wrong")
         return {
@@ -87,19 +89,19 @@ class Peer(Gathering):
                 pairs = zip(parts, deltas, strict=True)
                 payloads = [self._codec.encode(part.layout, one) for part, one in pairs]
             return [
-                pseudogradient.wrap(part.layout, payload, **self._what())
+                self._header().wrap(part.layout, payload)
                 for part, payload in zip(parts, payloads, strict=True)
             ]
 
-    async def _index(self, peer: str, what: dict[str, Any], parts: Sequence[Part]) -> Listed:
+    async def _index(self, peer: str, header: Header, parts: Sequence[Part]) -> Listed:
         data = await self._fetch(peer)
         sizes = [pseudogradient.max_blob_bytes(part.layout, self._codec) for part in parts]
         return pseudogradient.open_index(
-            data, round=what["round"], base=what["base"], max_sizes=sizes
+            data, round=header.round, base=header.base, max_sizes=sizes
         )
 
     async def _combine(
-        self, number: int, part: Part, listed: dict[str, Listed], what: dict[str, Any]
+        self, number: int, part: Part, listed: dict[str, Listed], header: Header
     ) -> bytes:
         """Fetch everybody's blob for a slice, and make the slice blob of them."""
         inputs = [
@@ -109,16 +111,11 @@ class Peer(Gathering):
 
         def work() -> bytes:
             contributions = [
-                Contribution(peer, WEIGHT, pseudogradient.load(blob, part.layout, **what))
+                Contribution(peer, WEIGHT, header.load(blob, part.layout))
                 for peer, blob in fetched.items()
             ]
-            return combine_slice(
-                part.layout,
-                contributions,
-                self._exchange,
-                round=what["round"],
-                base=what["base"],
-            )
+            update = combine(part.layout, contributions, self._exchange)
+            return replace(header, magic=SLICE_MAGIC).pack(part.layout, update)
 
         return await asyncio.to_thread(work)
 
@@ -131,15 +128,15 @@ class Peer(Gathering):
         parts: Sequence[Part],
         results: dict[int, bytes],
         blobs: Sequence[bytes],
-        what: dict[str, Any],
+        header: Header,
         phases: Phases,
     ) -> None:
         """The new state, from the slice blobs."""
         update = np.zeros(self._layout.parameters, np.float32)
+        combined = replace(header, magic=SLICE_MAGIC)
         with phases("decode"):
             for number, part in enumerate(parts):
-                magic = pseudogradient.SLICE_MAGIC
-                loaded = pseudogradient.load(results[number], part.layout, **what, magic=magic)
+                loaded = combined.load(results[number], part.layout)
                 if not isinstance(loaded, Entries):
                     part.put(loaded, update)
                     continue
@@ -147,6 +144,6 @@ class Peer(Gathering):
                 dense = np.zeros(part.parameters, np.float32)
                 dense[loaded.positions] = loaded.values
                 part.put(dense, update)
-                sent = pseudogradient.unpack(blobs[number], part.layout, **what)
+                sent = header.unpack(blobs[number], part.layout)
                 self._feedback.put_back(part, sent, loaded.positions)
         self._step(update, phases)

@@ -22,6 +22,7 @@ from artel.protocol import round_state
 from artel.protocol.errors import DecodeError
 from artel.protocol.exchange import pseudogradient
 from artel.protocol.exchange.parts import Part
+from artel.protocol.exchange.pseudogradient import Header
 from artel.protocol.net import wire
 from artel.protocol.net.blobs import BlobStore
 
@@ -141,14 +142,7 @@ def check_slice(
     data = _read(store, body.blob, body.size, shape.slice_bytes(body.slice))
     layout = shape.slices[body.slice].layout
     with _counted():
-        pseudogradient.check(
-            data,
-            layout,
-            round=round,
-            base=base,
-            codec=shape.codec,
-            magic=pseudogradient.SLICE_MAGIC,
-        )
+        Header(round, base, shape.codec, pseudogradient.SLICE_MAGIC).check(data, layout)
 
 
 def _check_blob(
@@ -156,7 +150,7 @@ def _check_blob(
 ) -> None:
     data = _read(store, blob, size, pseudogradient.max_blob_bytes(part.layout, shape.codec))
     with _counted():
-        pseudogradient.check(data, part.layout, round=body.round, base=body.base, codec=shape.codec)
+        Header(body.round, body.base, shape.codec).check(data, part.layout)
 
 
 def _read(store: BlobStore, blob: str, size: int, most: int) -> bytes:

@@ -24,6 +24,7 @@ from artel.protocol.exchange.aggregate import Contribution
 from artel.protocol.exchange.codec import Entries
 from artel.protocol.exchange.feedback import Feedback
 from artel.protocol.exchange.parts import Part
+from artel.protocol.exchange.pseudogradient import Header
 from artel.protocol.manifest import Manifest
 from artel.protocol.state import Layout, State, Vector
 
@@ -156,10 +157,9 @@ def write_contribution(
     :param base: root of the state that the pseudo-gradient is relative to
     :raises TrainerError: ``disk_full``, ``disk``
     """
-    run_codec = codec.of(manifest.config.exchange)
+    header = Header(round, base, codec.of(manifest.config.exchange))
     blobs = [
-        pseudogradient.wrap(piece.layout, payload, round=round, base=base, codec=run_codec)
-        for piece, payload in zip(pieces, payloads, strict=True)
+        header.wrap(piece.layout, payload) for piece, payload in zip(pieces, payloads, strict=True)
     ]
     path = out / f"contribution-{round}.blob"
     if not sharded:
@@ -208,14 +208,9 @@ def pack_slice(
     :raises TrainerError: ``disk_full``, ``disk``
     """
     with phases.measured("encode"):
-        blob = pseudogradient.pack(
-            piece.layout,
-            update,
-            round=base.state.round,
-            base=base.root,
-            codec=codec.of(manifest.config.exchange),
-            magic=pseudogradient.SLICE_MAGIC,
-        )
+        run_codec = codec.of(manifest.config.exchange)
+        header = Header(base.state.round, base.root, run_codec, pseudogradient.SLICE_MAGIC)
+        blob = header.pack(piece.layout, update)
     with phases.measured("write"):
         files.write(path, [blob])
 
@@ -307,9 +302,7 @@ def _load(manifest: Manifest, part: Part, base: Base, path: Path, magic: bytes) 
     try:
         with path.open("rb") as file:
             blob = file.read(pseudogradient.max_blob_bytes(part.layout, run_codec) + 1)
-        return pseudogradient.load(
-            blob, part.layout, round=base.state.round, base=base.root, codec=run_codec, magic=magic
-        )
+        return Header(base.state.round, base.root, run_codec, magic).load(blob, part.layout)
     except OSError as error:
         raise _BadBlob(error.strerror) from None
     except ArtelError as error:

@@ -9,13 +9,15 @@ no network.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 
 from artel.protocol.errors import CheckFailed
-from artel.protocol.exchange import codec, pseudogradient
+from artel.protocol.exchange import codec
 from artel.protocol.exchange.aggregate import Contribution, aggregate
-from artel.protocol.exchange.codec import Payload
+from artel.protocol.exchange.codec import Entries, Payload
 from artel.protocol.exchange.parts import Part, cut, fragment
+from artel.protocol.exchange.pseudogradient import SLICE_MAGIC, Header
 from artel.protocol.run_config import Exchange
 from artel.protocol.state import Layout, Vector
 
@@ -36,31 +38,6 @@ def combine(layout: Layout, contributions: Iterable[Contribution], exchange: Exc
     )
 
 
-def combine_slice(
-    layout: Layout,
-    contributions: Iterable[Contribution],
-    exchange: Exchange,
-    *,
-    round: int,
-    base: str,
-) -> bytes:
-    """The slice blob: the update, encoded with the run's codec without error feedback.
-
-    :param layout: of the slice
-    :param contributions: of that slice; ``vector`` is what :func:`pseudogradient.load` gives
-    :param base: state root of the base state, hex
-    :raises CheckFailed: as :func:`combine`; or the update leaves the range of the codec
-    """
-    return pseudogradient.pack(
-        layout,
-        combine(layout, contributions, exchange),
-        round=round,
-        base=base,
-        codec=codec.of(exchange),
-        magic=pseudogradient.SLICE_MAGIC,
-    )
-
-
 def recompute(
     layout: Layout,
     exchange: Exchange,
@@ -72,7 +49,7 @@ def recompute(
     blobs: Mapping[str, Payload | Callable[[], Payload]],
     tokens: Mapping[str, int],
 ) -> bytes:
-    """The right slice blob, from scratch.
+    """The right slice blob, from scratch: the update, encoded without error feedback.
 
     :param layout: of the whole model, from the manifest
     :param members: of the attempt (``round_opened``)
@@ -90,10 +67,12 @@ def recompute(
         raise CheckFailed("a slice is recomputed from the blobs of all accepted contributions")
     part = slices[slice].layout
 
-    def load(node: str) -> Vector | codec.Entries:
+    sent = Header(round, base, codec.of(exchange))
+
+    def load(node: str) -> Vector | Entries:
         held = blobs[node]
-        blob = held() if callable(held) else held
-        return pseudogradient.load(blob, part, round=round, base=base, codec=codec.of(exchange))
+        return sent.load(held() if callable(held) else held, part)
 
     contributions = [Contribution(node, tokens[node], partial(load, node)) for node in blobs]
-    return combine_slice(part, contributions, exchange, round=round, base=base)
+    update = combine(part, contributions, exchange)
+    return replace(sent, magic=SLICE_MAGIC).pack(part, update)

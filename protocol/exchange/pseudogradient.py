@@ -32,8 +32,10 @@ The ledger records why a blob does not count; the ``reason`` of :class:`BlobRefu
 
 from __future__ import annotations
 
+import contextlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from artel.protocol.errors import CheckFailed, DecodeError
@@ -68,134 +70,79 @@ class BlobRefused(DecodeError):
         self.reason: Reason = reason
 
 
-def pack(
-    layout: Layout,
-    vector: Vector,
-    *,
-    round: int,
-    base: str,
-    codec: Codec,
-    magic: bytes = MAGIC,
-) -> bytes:
-    """The blob of a pseudo-gradient.
+@dataclass(frozen=True)
+class Header:
+    """What a blob says of its numbers; the methods write and read blobs that say just that.
 
-    :param layout: of the fragment, or of the slice of it
-    :param vector: base state minus the state after the inner steps, shape (N,)
     :param base: state root of the base state, hex
-    :param magic: what the blob is: :data:`MAGIC` or :data:`SLICE_MAGIC`
-    :raises CheckFailed: the vector has another shape or is not finite, or ``base`` is no root
+    :param magic: what the blobs are: :data:`MAGIC` or :data:`SLICE_MAGIC`
     """
-    payload = codec.encode(layout, vector)
-    return wrap(layout, payload, round=round, base=base, codec=codec, magic=magic)
 
+    round: int
+    base: str
+    codec: Codec
+    magic: bytes = MAGIC
 
-def wrap(
-    layout: Layout,
-    payload: bytes,
-    *,
-    round: int,
-    base: str,
-    codec: Codec,
-    magic: bytes = MAGIC,
-) -> bytes:
-    """As :func:`pack`, of what the codec has made already.
+    def pack(self, layout: Layout, vector: Vector) -> bytes:
+        """The blob of a pseudo-gradient.
 
-    :raises CheckFailed: ``base`` is no root
-    """
-    return _header(layout, round, base, codec, magic, len(payload)) + payload
+        :param layout: of the fragment, or of the slice of it
+        :param vector: base state minus the state after the inner steps, shape (N,)
+        :raises CheckFailed: the vector has another shape or is not finite, or ``base`` is no root
+        """
+        return self.wrap(layout, self.codec.encode(layout, vector))
 
+    def wrap(self, layout: Layout, payload: bytes) -> bytes:
+        """As :meth:`pack`, of what the codec has made already.
 
-def unpack(
-    blob: Payload,
-    layout: Layout,
-    *,
-    round: int,
-    base: str,
-    codec: Codec,
-    magic: bytes = MAGIC,
-) -> memoryview[int]:
-    """The payload of a blob, after all checks of size and header but none of the payload.
+        :raises CheckFailed: ``base`` is no root
+        """
+        return self._bytes(layout, len(payload)) + payload
 
-    :raises BlobRefused: ``too_large``, ``malformed`` or ``wrong_state``
-    """
-    view = memoryview(blob)
-    limit = max_blob_bytes(layout, codec)
-    if len(view) > limit:
-        raise BlobRefused("too_large", f"blob of {len(view)} bytes, at most {limit} allowed")
-    if len(view) < HEADER_BYTES:
-        raise BlobRefused("malformed", f"blob of {len(view)} bytes is shorter than its header")
-    found, codec_id, reserved, *_, length = _HEADER.unpack_from(view)
-    if found != magic or reserved != _RESERVED:
-        raise BlobRefused("malformed", f"blob begins with {found!r} instead of {magic!r}")
-    if codec_id != codec.id:
-        raise BlobRefused("malformed", f"blob has codec {codec_id}, the run wants {codec.name}")
-    if length != len(view) - HEADER_BYTES:
-        raise BlobRefused("malformed", "blob's payload length does not fit its size")
-    if view[:HEADER_BYTES] != _header(layout, round, base, codec, magic, length):
-        raise BlobRefused("wrong_state", "blob was made for another round, state or layout")
-    return view[HEADER_BYTES:]
+    def unpack(self, blob: Payload, layout: Layout) -> memoryview[int]:
+        """The payload of a blob, after all checks of size and header but none of the payload.
 
+        :raises BlobRefused: ``too_large``, ``malformed`` or ``wrong_state``
+        """
+        view = memoryview(blob)
+        limit = max_blob_bytes(layout, self.codec)
+        if len(view) > limit:
+            raise BlobRefused("too_large", f"blob of {len(view)} bytes, at most {limit} allowed")
+        if len(view) < HEADER_BYTES:
+            raise BlobRefused("malformed", f"blob of {len(view)} bytes is shorter than its header")
+        found, codec_id, reserved, *_, length = _HEADER.unpack_from(view)
+        if found != self.magic or reserved != _RESERVED:
+            raise BlobRefused("malformed", f"blob begins with {found!r} instead of {self.magic!r}")
+        if codec_id != self.codec.id:
+            wanted = self.codec.name
+            raise BlobRefused("malformed", f"blob has codec {codec_id}, the run wants {wanted}")
+        if length != len(view) - HEADER_BYTES:
+            raise BlobRefused("malformed", "blob's payload length does not fit its size")
+        if view[:HEADER_BYTES] != self._bytes(layout, length):
+            raise BlobRefused("wrong_state", "blob was made for another round, state or layout")
+        return view[HEADER_BYTES:]
 
-def check(
-    blob: Payload,
-    layout: Layout,
-    *,
-    round: int,
-    base: str,
-    codec: Codec,
-    magic: bytes = MAGIC,
-) -> None:
-    """Accept exactly the blobs that :func:`decode` accepts, without building the vector.
+    def check(self, blob: Payload, layout: Layout) -> None:
+        """Accept exactly the blobs that :meth:`load` accepts, without building the vector.
 
-    :raises BlobRefused: with the reason
-    """
-    payload = unpack(blob, layout, round=round, base=base, codec=codec, magic=magic)
-    try:
-        codec.check(layout, payload)
-    except DecodeError as error:
-        raise _refused(error) from None
+        :raises BlobRefused: with the reason
+        """
+        payload = self.unpack(blob, layout)
+        with _refusing():
+            self.codec.check(layout, payload)
 
+    def load(self, blob: Payload, layout: Layout) -> Vector | Entries:
+        """What the aggregation wants: the entries of a sparse codec, else the vector (N,), finite.
 
-def decode(
-    blob: Payload,
-    layout: Layout,
-    *,
-    round: int,
-    base: str,
-    codec: Codec,
-    magic: bytes = MAGIC,
-) -> Vector:
-    """The pseudo-gradient of a blob, shape (N,), finite.
+        :raises BlobRefused: with the reason
+        """
+        payload, codec = self.unpack(blob, layout), self.codec
+        with _refusing():
+            return (codec.decode_entries if codec.sparse else codec.decode)(layout, payload)
 
-    :raises BlobRefused: with the reason
-    """
-    payload = unpack(blob, layout, round=round, base=base, codec=codec, magic=magic)
-    try:
-        return codec.decode(layout, payload)
-    except DecodeError as error:
-        raise _refused(error) from None
-
-
-def load(
-    blob: Payload,
-    layout: Layout,
-    *,
-    round: int,
-    base: str,
-    codec: Codec,
-    magic: bytes = MAGIC,
-) -> Vector | Entries:
-    """What the aggregation wants: the entries of a sparse codec, else the vector (N,).
-
-    :raises BlobRefused: with the reason
-    """
-    if not codec.sparse:
-        return decode(blob, layout, round=round, base=base, codec=codec, magic=magic)
-    payload = unpack(blob, layout, round=round, base=base, codec=codec, magic=magic)
-    try:
-        return codec.decode_entries(layout, payload)
-    except DecodeError as error:
-        raise _refused(error) from None
+    def _bytes(self, layout: Layout, length: int) -> bytes:
+        root, digest = _digest(self.base, "state root"), bytes.fromhex(layout.digest)
+        return _HEADER.pack(self.magic, self.codec.id, _RESERVED, self.round, root, digest, length)
 
 
 def max_blob_bytes(layout: Layout, codec: Codec) -> int:
@@ -255,14 +202,6 @@ def index_bytes(count: int) -> int:
     return _INDEX_HEADER.size + count * _INDEX_ITEM.size
 
 
-def _header(
-    layout: Layout, round: int, base: str, codec: Codec, magic: bytes, length: int
-) -> bytes:
-    root = _digest(base, "state root")
-    digest = bytes.fromhex(layout.digest)
-    return _HEADER.pack(magic, codec.id, _RESERVED, round, root, digest, length)
-
-
 def _digest(text: str, what: str) -> bytes:
     try:
         digest = bytes.fromhex(text)
@@ -273,6 +212,10 @@ def _digest(text: str, what: str) -> bytes:
     return digest
 
 
-def _refused(error: DecodeError) -> BlobRefused:
-    reason: Reason = "non_finite" if isinstance(error, NonFinite) else "malformed"
-    return BlobRefused(reason, error.message)
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    try:
+        yield
+    except DecodeError as error:
+        reason: Reason = "non_finite" if isinstance(error, NonFinite) else "malformed"
+        raise BlobRefused(reason, error.message) from None

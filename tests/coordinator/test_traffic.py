@@ -11,6 +11,7 @@ from artel.coordinator.shape import Shape, largest_contribution
 from artel.coordinator.traffic import round_traffic, typical_share
 from artel.coordinator.wording import exchange_seconds, exchange_words
 from artel.protocol.exchange import codec, pseudogradient
+from artel.protocol.exchange.pseudogradient import Header
 from artel.protocol.run_config import RunConfig
 from artel.protocol.run_file import parse_config
 from artel.protocol.state import Layout
@@ -44,7 +45,7 @@ def blobs(run: RunConfig, round: int, members: int) -> list[bytes]:
     vector = np.random.default_rng(round).normal(size=LAYOUT.parameters).astype(np.float32)
     fixed: dict[str, Any] = {"round": round, "base": BASE, "codec": shape.codec}
     pieces = shape.slices or (shape.part,)
-    packed = [pseudogradient.pack(p.layout, p.take(vector), **fixed) for p in pieces]
+    packed = [Header(**fixed).pack(p.layout, p.take(vector)) for p in pieces]
     if not shape.slices:
         return packed
     listed = [("cd" * 32, len(blob)) for blob in packed]

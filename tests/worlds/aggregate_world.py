@@ -35,8 +35,10 @@ def largest(vector: Vector, part: float = 0.03) -> Entries:
     return Entries(where, vector[where])
 
 
-def dense(entries: Entries, parameters: int) -> Vector:
-    """The vector of these entries."""
+def dense(entries: Vector | Entries, parameters: int) -> Vector:
+    """The vector of these elements."""
+    if not isinstance(entries, Entries):
+        return entries
     vector = np.zeros(parameters, np.float32)
     vector[entries.positions] = entries.values
     return vector

@@ -23,6 +23,7 @@ from artel.ledger.tlog.cosignature import add_lines, cosign, witness_name
 from artel.protocol import content, dsse, messages, model, round_state, rounds
 from artel.protocol.exchange import pseudogradient
 from artel.protocol.exchange.codec import codec
+from artel.protocol.exchange.pseudogradient import Header
 from artel.protocol.identity import Identity
 from artel.protocol.manifest import Manifest, sign
 from artel.protocol.net import wire
@@ -253,10 +254,9 @@ class Member:
         fixed = {"round": core.state.round, "base": core.state.base, "codec": FP32}
         if not shape.slices:
             vector = shape.part.take(self.vector)
-            return [pseudogradient.pack(shape.part.layout, vector, **fixed)]
+            return [Header(**fixed).pack(shape.part.layout, vector)]
         pieces = [
-            pseudogradient.pack(piece.layout, piece.take(self.vector), **fixed)
-            for piece in shape.slices
+            Header(**fixed).pack(piece.layout, piece.take(self.vector)) for piece in shape.slices
         ]
         listed = [(content.content_id(piece), len(piece)) for piece in pieces]
         return [pseudogradient.pack_index(core.state.round, core.state.base, listed), *pieces]
@@ -319,13 +319,8 @@ class Member:
         core = self.office.core
         piece = core.shape(len(core.state.members)).slices[number]
         update = np.full(piece.parameters, scale, np.float32)
-        return pseudogradient.pack(
-            piece.layout,
-            update,
-            round=core.state.round,
-            base=core.state.base,
-            codec=FP32,
-            magic=pseudogradient.SLICE_MAGIC,
+        return Header(core.state.round, core.state.base, FP32, pseudogradient.SLICE_MAGIC).pack(
+            piece.layout, update
         )
 
     async def aggregated(

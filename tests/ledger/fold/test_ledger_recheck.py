@@ -26,6 +26,7 @@ from artel.protocol.errors import ResourceError, UsageError
 from artel.protocol.exchange import codec, pseudogradient
 from artel.protocol.exchange.aggregate_slice import recompute, round_slices
 from artel.protocol.exchange.parts import Part
+from artel.protocol.exchange.pseudogradient import Header
 from artel.protocol.identity import Identity
 from artel.protocol.manifest import (
     DataFacts,
@@ -94,8 +95,7 @@ class Published(World):
         full = numbers(member.key, LAYOUT.parameters, -36)
         chosen = codec.of(self.rules)
         parts = [
-            pseudogradient.pack(part.layout, part.take(full), round=0, base=self.base, codec=chosen)
-            for part in self.parts
+            Header(0, self.base, chosen).pack(part.layout, part.take(full)) for part in self.parts
         ]
         listed = [(content.content_id(part), len(part)) for part in parts]
         return pseudogradient.pack_index(0, self.base, listed), parts

@@ -14,6 +14,7 @@ import torch
 from numba.core.dispatcher import Dispatcher
 from torch.nn import functional
 
+from aggregate_world import dense
 from artel.node.trainer import exchange, merging
 from artel.node.trainer.channel import TrainerError
 from artel.node.trainer.data import Windows
@@ -27,6 +28,7 @@ from artel.protocol.exchange import codec, outer, parts, pseudogradient
 from artel.protocol.exchange.aggregate import Contribution, aggregate
 from artel.protocol.exchange.codec import Entries
 from artel.protocol.exchange.parts import Part
+from artel.protocol.exchange.pseudogradient import Header
 from artel.protocol.state import Layout, State, Vector, read_state, state_root
 from trainer_world import NODES, World, make_world
 
@@ -323,14 +325,7 @@ def test_sharded_rounds_lead_everybody_to_one_root(
             expected = before.copy()
             for piece, sent, used in zip(pieces, m["parts"], slices, strict=True):
                 mine, all_of_it = (
-                    pseudogradient.load(
-                        path.read_bytes(),
-                        piece.layout,
-                        round=round,
-                        base=base,
-                        codec=run_codec,
-                        magic=magic,
-                    )
+                    Header(round, base, run_codec, magic).load(path.read_bytes(), piece.layout)
                     for path, magic in (
                         (Path(sent), pseudogradient.MAGIC),
                         (used, pseudogradient.SLICE_MAGIC),
@@ -401,7 +396,7 @@ def test_what_was_left_out_is_kept(
 
     def sent(blob: Path, round: int, base: str) -> Vector:
         data = blob.read_bytes()
-        return pseudogradient.decode(data, layout, round=round, base=base, codec=run_codec)
+        return dense(Header(round, base, run_codec).load(data, layout), layout.parameters)
 
     roots = [node.session.agreed.now()[1]]
     mine, theirs = node.contribute(0), other.contribute(0)

@@ -15,10 +15,10 @@ from artel.protocol import content
 from artel.protocol.errors import CheckFailed
 from artel.protocol.exchange import pseudogradient
 from artel.protocol.exchange.aggregate import Contribution
-from artel.protocol.exchange.aggregate_slice import combine, combine_slice, recompute, round_slices
+from artel.protocol.exchange.aggregate_slice import combine, recompute, round_slices
 from artel.protocol.exchange.codec import Entries, of
 from artel.protocol.exchange.parts import CHUNK, Part, fragment, whole
-from artel.protocol.exchange.pseudogradient import BlobRefused
+from artel.protocol.exchange.pseudogradient import BlobRefused, Header
 from artel.protocol.run_config import Exchange
 from artel.protocol.state import Layout, Vector
 
@@ -44,9 +44,7 @@ def sub_blobs(
 ) -> dict[str, bytes]:
     """What every node publishes for one slice; ``given`` are vectors of the whole model."""
     return {
-        node: pseudogradient.pack(
-            part.layout, part.take(vector), round=round, base=BASE, codec=of(rules)
-        )
+        node: Header(round, BASE, of(rules)).pack(part.layout, part.take(vector))
         for node, vector in given.items()
     }
 
@@ -70,15 +68,8 @@ def slice_blobs(
 
 
 def opened(blob: bytes, layout: Layout, rules: Exchange, round: int = ROUND) -> Vector:
-    loaded = pseudogradient.load(
-        blob,
-        layout,
-        round=round,
-        base=BASE,
-        codec=of(rules),
-        magic=pseudogradient.SLICE_MAGIC,
-    )
-    return dense(loaded, layout.parameters) if isinstance(loaded, Entries) else loaded
+    loaded = Header(round, BASE, of(rules), pseudogradient.SLICE_MAGIC).load(blob, layout)
+    return dense(loaded, layout.parameters)
 
 
 def sharded(
@@ -173,20 +164,12 @@ def test_anybody_gets_the_same_bytes_from_the_same_inputs() -> None:
     rules = exchange("int4")
     part = round_slices(LAYOUT, rules, ROUND, 4)[1]
     blobs = sub_blobs(part, vectors(), rules)
-    said = combine_slice(
-        part.layout,
-        [
-            Contribution(
-                node,
-                TOKENS[node],
-                pseudogradient.load(blob, part.layout, round=ROUND, base=BASE, codec=of(rules)),
-            )
-            for node, blob in blobs.items()
-        ],
-        rules,
-        round=ROUND,
-        base=BASE,
-    )
+    given = [
+        Contribution(node, TOKENS[node], Header(ROUND, BASE, of(rules)).load(blob, part.layout))
+        for node, blob in blobs.items()
+    ]
+    header = Header(ROUND, BASE, of(rules), pseudogradient.SLICE_MAGIC)
+    said = header.pack(part.layout, combine(part.layout, given, rules))
     backwards = dict(reversed(blobs.items()))
     reads: list[str] = []
 
@@ -260,7 +243,7 @@ def test_a_sparse_slice_keeps_the_largest_elements_of_the_update() -> None:
         round_slices(LAYOUT, rules, ROUND, 3), slice_blobs(given, rules, 3), strict=True
     ):
         loaded = [
-            pseudogradient.load(b, part.layout, round=ROUND, base=BASE, codec=of(rules))
+            Header(ROUND, BASE, of(rules)).load(b, part.layout)
             for b in sub_blobs(part, given, rules).values()
         ]
         assert all(isinstance(entries, Entries) for entries in loaded)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aggregate_world import dense
 from artel.protocol.errors import CheckFailed
 from artel.protocol.exchange import pseudogradient
 from artel.protocol.exchange.aggregate import Contribution, aggregate
@@ -18,6 +19,7 @@ from artel.protocol.exchange.aggregate_slice import combine, recompute, round_sl
 from artel.protocol.exchange.codec import codec, of
 from artel.protocol.exchange.outer import learning_rate, outer_step
 from artel.protocol.exchange.parts import fragment
+from artel.protocol.exchange.pseudogradient import Header
 from artel.protocol.run_config import Exchange
 from artel.protocol.state import Layout, State, Vector, state_root
 
@@ -138,8 +140,8 @@ def test_golden_trace_of_three_rounds(name: str, mu: float, golden: str) -> None
         given = []
         for node, tokens in TOKENS.items():
             delta = numbers(f"{number} {node}", layout.parameters)
-            blob = pseudogradient.pack(layout, delta, round=number, base=base, codec=chosen)
-            vector = pseudogradient.decode(blob, layout, round=number, base=base, codec=chosen)
+            blob = Header(number, base, chosen).pack(layout, delta)
+            vector = dense(Header(number, base, chosen).load(blob, layout), layout.parameters)
             given.append(Contribution(node, tokens, vector))
         update = aggregate(layout, given)
         params, momentum = outer_step(
@@ -216,9 +218,7 @@ def test_golden_trace_of_an_exchange(
             round_slices(layout, exchange, number, members) if members else [part]
         ):
             blobs = {
-                node: pseudogradient.pack(
-                    piece.layout, piece.take(delta), round=number, base=base, codec=of(exchange)
-                )
+                node: Header(number, base, of(exchange)).pack(piece.layout, piece.take(delta))
                 for node, delta in deltas.items()
             }
             if members:
@@ -232,22 +232,18 @@ def test_golden_trace_of_an_exchange(
                     blobs=blobs,
                     tokens=TOKENS,
                 )
-                agreed = pseudogradient.decode(
-                    blob,
-                    piece.layout,
-                    round=number,
-                    base=base,
-                    codec=of(exchange),
-                    magic=pseudogradient.SLICE_MAGIC,
+                agreed = dense(
+                    Header(number, base, of(exchange), pseudogradient.SLICE_MAGIC).load(
+                        blob, piece.layout
+                    ),
+                    piece.parameters,
                 )
             else:
                 loaded = [
                     Contribution(
                         node,
                         TOKENS[node],
-                        pseudogradient.load(
-                            blob, piece.layout, round=number, base=base, codec=of(exchange)
-                        ),
+                        Header(number, base, of(exchange)).load(blob, piece.layout),
                     )
                     for node, blob in blobs.items()
                 ]

@@ -7,23 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aggregate_world import dense
 from artel.protocol.errors import CheckFailed, DecodeError
-from artel.protocol.exchange.codec import CODECS, Codec, Entries, codec
+from artel.protocol.exchange.codec import CODECS, Codec, codec
 from artel.protocol.exchange.pseudogradient import (
     HEADER_BYTES,
     MAX_INDEX_BYTES,
     SLICE_MAGIC,
     BlobRefused,
-    check,
-    decode,
+    Header,
     index_bytes,
-    load,
     max_blob_bytes,
     open_index,
-    pack,
     pack_index,
-    unpack,
-    wrap,
 )
 from artel.protocol.state import Layout
 
@@ -36,15 +32,16 @@ every_codec = pytest.mark.parametrize("chosen", CODECS.values(), ids=list(CODECS
 
 
 def packed(chosen: Codec) -> bytearray:
-    return bytearray(pack(LAYOUT, VECTOR, round=9, base=BASE, codec=chosen))
+    return bytearray(Header(9, BASE, chosen).pack(LAYOUT, VECTOR))
 
 
 def reason(blob: bytes | bytearray, chosen: Codec, *, round: int = 9, base: str = BASE) -> str:
-    """Why the blob is refused ("" when it counts); check, decode and load must say the same."""
+    """Why the blob is refused ("" when it counts); check and load must say the same."""
     reasons = []
-    for accept in (check, decode, load):
+    header = Header(round, base, chosen)
+    for accept in (header.check, header.load):
         try:
-            accept(blob, LAYOUT, round=round, base=base, codec=chosen)
+            accept(blob, LAYOUT)
             reasons.append("")
         except BlobRefused as refused:
             reasons.append(refused.reason)
@@ -58,9 +55,9 @@ def test_blob_round_trips(chosen: Codec) -> None:
     assert len(blob) <= max_blob_bytes(LAYOUT, chosen)
     assert chosen.sparse or len(blob) == max_blob_bytes(LAYOUT, chosen)
     assert reason(blob, chosen) == ""
-    payload = unpack(blob, LAYOUT, round=9, base=BASE, codec=chosen)
+    payload = Header(9, BASE, chosen).unpack(blob, LAYOUT)
     assert bytes(payload) == chosen.encode(LAYOUT, VECTOR)
-    decoded = decode(blob, LAYOUT, round=9, base=BASE, codec=chosen)
+    decoded = dense(Header(9, BASE, chosen).load(blob, LAYOUT), LAYOUT.parameters)
     assert np.array_equal(decoded, chosen.decode(LAYOUT, payload))
 
 
@@ -94,7 +91,7 @@ def test_blob_of_another_round_or_state_is_refused(chosen: Codec) -> None:
 def test_blob_of_another_layout_is_refused() -> None:
     chosen = codec("fp32")
     turned = Layout.of([("a", (60, 70)), ("b", (7,))])  # the same number of parameters
-    blob = pack(turned, VECTOR, round=9, base=BASE, codec=chosen)
+    blob = Header(9, BASE, chosen).pack(turned, VECTOR)
     assert reason(blob, chosen) == "wrong_state"
 
 
@@ -145,7 +142,9 @@ def test_damaged_blobs_are_refused_and_nothing_else_is_raised(
     why = reason(blob, chosen)
     assert why in ("", "malformed", "wrong_state", "non_finite", "too_large")
     if why == "":
-        assert np.isfinite(decode(blob, LAYOUT, round=9, base=BASE, codec=chosen)).all()
+        assert np.isfinite(
+            dense(Header(9, BASE, chosen).load(blob, LAYOUT), LAYOUT.parameters)
+        ).all()
 
 
 @given(st.binary(max_size=800))
@@ -156,48 +155,35 @@ def test_noise_is_refused(noise: bytes) -> None:
 
 def test_refusal_is_a_decode_error() -> None:
     with pytest.raises(DecodeError):
-        check(b"", LAYOUT, round=9, base=BASE, codec=codec("int4"))
+        Header(9, BASE, codec("int4")).check(b"", LAYOUT)
 
 
 def test_pack_refuses_a_vector_that_is_not_finite_and_a_base_that_is_no_root() -> None:
     broken = VECTOR.copy()
     broken[5] = np.inf
     with pytest.raises(CheckFailed):
-        pack(LAYOUT, broken, round=9, base=BASE, codec=codec("int4"))
+        Header(9, BASE, codec("int4")).pack(LAYOUT, broken)
     for base in ("", "zz" * 32, "5c" * 31):
         with pytest.raises(CheckFailed):
-            pack(LAYOUT, VECTOR, round=9, base=base, codec=codec("int4"))
-
-
-@every_codec
-def test_load_gives_what_decode_gives(chosen: Codec) -> None:
-    loaded = load(packed(chosen), LAYOUT, round=9, base=BASE, codec=chosen)
-    decoded = decode(packed(chosen), LAYOUT, round=9, base=BASE, codec=chosen)
-    assert isinstance(loaded, Entries) == chosen.sparse
-    if isinstance(loaded, Entries):
-        filled = np.zeros(LAYOUT.parameters, np.float32)
-        filled[loaded.positions] = loaded.values
-        assert np.array_equal(filled, decoded)
-    else:
-        assert np.array_equal(loaded, decoded)
+            Header(9, base, codec("int4")).pack(LAYOUT, VECTOR)
 
 
 @every_codec
 def test_wrapped_payload_is_the_packed_vector(chosen: Codec) -> None:
     payload = chosen.encode(LAYOUT, VECTOR)
-    assert wrap(LAYOUT, payload, round=9, base=BASE, codec=chosen) == packed(chosen)
+    assert Header(9, BASE, chosen).wrap(LAYOUT, payload) == packed(chosen)
 
 
 @every_codec
 def test_a_slice_is_no_contribution_and_no_other_way_round(chosen: Codec) -> None:
     contribution = packed(chosen)
-    result = pack(LAYOUT, VECTOR, round=9, base=BASE, codec=chosen, magic=SLICE_MAGIC)
+    result = Header(9, BASE, chosen, SLICE_MAGIC).pack(LAYOUT, VECTOR)
     assert result[:8] == b"ARTELSL1"
     assert result[8:] == contribution[8:]
-    check(result, LAYOUT, round=9, base=BASE, codec=chosen, magic=SLICE_MAGIC)
+    Header(9, BASE, chosen, SLICE_MAGIC).check(result, LAYOUT)
     assert reason(result, chosen) == "malformed"
     with pytest.raises(BlobRefused) as refused:
-        check(contribution, LAYOUT, round=9, base=BASE, codec=chosen, magic=SLICE_MAGIC)
+        Header(9, BASE, chosen, SLICE_MAGIC).check(contribution, LAYOUT)
     assert refused.value.reason == "malformed"
 
 
