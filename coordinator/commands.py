@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from artel.coordinator.places import API_FILE
 from artel.protocol import options
 from artel.protocol.arguments import Parser
 from artel.protocol.errors import EXIT_OK, DecodeError, Unreachable, UsageError
@@ -17,7 +18,6 @@ from artel.protocol.terminal import printable
 
 DEFAULT_HTTP = "127.0.0.1:8080"
 DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/4200"
-API_FILE = "api.json"
 STATUS_TIMEOUT_S = 5.0
 MAX_REPLY_BYTES = 4 << 20
 

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from artel.coordinator.commands import API_FILE
 from artel.coordinator.metrics import Metrics
+from artel.coordinator.places import API_FILE, INVITE_FILE
 from artel.coordinator.preparation import Published, prepare_in_child
 from artel.coordinator.sequencer import Sequencer
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("artel.coordinator")
 
-INVITE_FILE = "invite"
 CLOSE_TIMEOUT_S = 10.0
 STOP_AT_MOST_S = 30.0
 
