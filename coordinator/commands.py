@@ -113,13 +113,13 @@ def _start(arguments: argparse.Namespace) -> int:
     load_config(arguments.file)  # whatever is wrong with it is said before anything takes time
     import asyncio
 
-    from artel.coordinator.daemon import Options, serve
+    from artel.coordinator.process import Startup, serve
 
     warning = options.only_here(arguments.announce)
     if warning:
         print(f"! {warning}", file=sys.stderr)
     host, port = arguments.http
-    wanted = Options(
+    wanted = Startup(
         run_file=arguments.file,
         home=expanded(arguments.home),
         http_host=host,

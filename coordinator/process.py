@@ -51,7 +51,7 @@ STOP_AT_MOST_S = 30.0
 
 
 @dataclass(frozen=True)
-class Options:
+class Startup:
     """What a person asked for on the command line."""
 
     run_file: Path
@@ -65,7 +65,7 @@ class Options:
     log_json: bool = False
 
 
-async def serve(options: Options) -> int:
+async def serve(options: Startup) -> int:
     """Coordinate the run of ``options.run_file`` until SIGINT, SIGTERM or SIGHUP.
 
     :returns: the exit code, 0 after a clean stop
@@ -133,7 +133,7 @@ async def _stoppable(stop: asyncio.Event) -> AsyncIterator[None]:
         watcher.cancel()
 
 
-async def _prepared_and_imported(options: Options) -> Published:
+async def _prepared_and_imported(options: Startup) -> Published:
     """Prepare the run in a child, and load the network (about 3 s) here at the same time."""
     imported = asyncio.to_thread(importlib.import_module, "artel.coordinator.service")
     published, _ = await together((prepare_in_child(options.run_file, options.home), imported))
@@ -142,7 +142,7 @@ async def _prepared_and_imported(options: Options) -> Published:
 
 
 @contextlib.asynccontextmanager
-async def _opened(options: Options, published: Published) -> AsyncIterator[Coordinator]:
+async def _opened(options: Startup, published: Published) -> AsyncIterator[Coordinator]:
     """The coordinator on its ledger and its network, which are closed in the end."""
     from artel.coordinator.service import Coordinator
     from artel.protocol.net.host import Host
@@ -208,7 +208,7 @@ async def _close(host: Host) -> None:
             child.kill()
 
 
-async def _run(core: Coordinator, options: Options, http: socket.socket, began: float) -> None:
+async def _run(core: Coordinator, options: Startup, http: socket.socket, began: float) -> None:
     """Everything that goes on at the same time; ends with an error or by being cancelled."""
     from artel.coordinator.desk import Desk
     from artel.coordinator.upkeep import Upkeep
@@ -270,7 +270,7 @@ def _publish_home(home: Path, url: str, invite: str) -> None:
             raise disk_error(error, home) from None
 
 
-def _greet(core: Coordinator, options: Options, url: str, invite: str) -> None:
+def _greet(core: Coordinator, options: Startup, url: str, invite: str) -> None:
     config = core.manifest.config
     if options.as_json:
         ready = {"run": core.run, "invite": invite, "http": url, "home": str(options.home)}
