@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from artel.coordinator.places import API_FILE
 from artel.protocol import options
 from artel.protocol.arguments import Parser
 from artel.protocol.errors import EXIT_OK, DecodeError, Unreachable, UsageError
@@ -18,6 +17,7 @@ from artel.protocol.terminal import printable
 
 DEFAULT_HTTP = "127.0.0.1:8080"
 DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/4200"
+API_FILE = "api.json"
 STATUS_TIMEOUT_S = 5.0
 MAX_REPLY_BYTES = 4 << 20
 
@@ -113,13 +113,13 @@ def _start(arguments: argparse.Namespace) -> int:
     load_config(arguments.file)  # whatever is wrong with it is said before anything takes time
     import asyncio
 
-    from artel.coordinator.process import Startup, serve
+    from artel.coordinator.daemon import Options, serve
 
     warning = options.only_here(arguments.announce)
     if warning:
         print(f"! {warning}", file=sys.stderr)
     host, port = arguments.http
-    wanted = Startup(
+    wanted = Options(
         run_file=arguments.file,
         home=expanded(arguments.home),
         http_host=host,
@@ -200,7 +200,7 @@ def get_json(url: str) -> dict[str, Any]:
 
 def render(status: dict[str, Any], url: str) -> str:
     """The answer of ``/api/v1/status`` as a short table."""
-    from artel.ledger.fold.text import plural, short_key, short_peer
+    from artel.ledger.entries.words import plural, short_key, short_peer
 
     ledger, nodes = status["ledger"], status["nodes"]
     attempt = f", attempt {status['attempt'] + 1}" if status["attempt"] else ""

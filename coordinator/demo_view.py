@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from artel.coordinator.demo_check import Result
-from artel.coordinator.local_run import Status
+from artel.coordinator.swarm import Status
+from artel.ledger.entries.words import plural, printable, short_key, short_peer
 from artel.ledger.fold.shares import shares
-from artel.ledger.fold.text import plural, printable, short_key, short_peer
 
 LINE_EVERY_S = 5.0
 SAID_LINES = 4

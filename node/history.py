@@ -48,7 +48,7 @@ class ClosedRound:
 
 def under_way(store: LedgerStore, attempt: Attempt) -> ClosedRound:
     """The attempt that is being applied, as the fold sees it."""
-    ids = [attempt.contributions[node] for node in attempt.accepted]
+    ids = [attempt.shown[node].entry for node in attempt.accepted]
     return ClosedRound(
         attempt.round,
         attempt.attempt,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from artel.ledger.fold.shares import shares
-from artel.node.daemon import Daemon
+
+if TYPE_CHECKING:
+    from artel.node.daemon import Daemon
 
 
 def overview(daemon: Daemon) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from typing import Any
 from artel.ledger import entries
 from artel.ledger.entries import evidence
 from artel.ledger.entries.evidence import SplitView
-from artel.ledger.fold.rules_trust import signers_of
+from artel.ledger.entries.kinds.split_seen import signers_of
 from artel.ledger.store import finality
 from artel.ledger.store.heads import MAX_CONFLICTS, HeadStore
 from artel.ledger.store.published import heads_error, known_heads

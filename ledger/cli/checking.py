@@ -16,7 +16,7 @@ from artel.protocol.paths import expanded
 
 if TYPE_CHECKING:
     from artel.ledger.entries import Entry
-    from artel.ledger.fold.accounts import FoldState
+    from artel.ledger.entries.state import FoldState
     from artel.ledger.sync.source import Source
 
 _BATCH = 1024
@@ -105,7 +105,7 @@ def _audit(arguments: argparse.Namespace) -> int:
 
 
 def _print_report(facts: dict[str, Any], state: FoldState | None) -> None:
-    from artel.ledger.fold import text
+    from artel.ledger.entries import words as text
 
     print(f"origin  {text.printable(facts['origin'])}")
     print(f"size    {facts['size']:,}")

@@ -138,7 +138,7 @@ def _print_comparison(
     output: Path,
 ) -> None:
     from artel.ledger.cli.table import table
-    from artel.ledger.fold import text
+    from artel.ledger.entries import words as text
 
     def shown(head: _Head) -> str:
         return text.printable(head.name) + ("" if head.reader else "  (signed; no tree behind it)")

@@ -13,7 +13,7 @@ from artel.ledger.cli.sending import account_named, home_of
 from artel.protocol.errors import EXIT_OK, CheckFailed, UsageError
 
 if TYPE_CHECKING:
-    from artel.ledger.fold.accounts import FoldState
+    from artel.ledger.entries.state import FoldState
     from artel.ledger.sync.client import View
 
 
@@ -91,7 +91,7 @@ def _put(arguments: argparse.Namespace, content: str, about: str) -> None:
 
 
 def _csv(arguments: argparse.Namespace) -> int:
-    from artel.ledger.fold.text import plural
+    from artel.ledger.entries.words import plural
     from artel.ledger.sync import export
 
     with opening.opened(arguments) as view:

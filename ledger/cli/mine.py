@@ -15,7 +15,7 @@ from artel.protocol.errors import EXIT_OK, CheckFailed, UsageError
 from artel.protocol.paths import expanded
 
 if TYPE_CHECKING:
-    from artel.ledger.fold.accounts import FoldState
+    from artel.ledger.entries.state import FoldState
     from artel.ledger.fold.claims import Claim, Stand
     from artel.ledger.sync.client import View
 
@@ -139,8 +139,8 @@ def _stands(
 
 
 def _facts(view: View, account: str, found: Sequence[Stand], claimed: bool) -> dict[str, Any]:
+    from artel.ledger.entries.state import Account
     from artel.ledger.fold import claims
-    from artel.ledger.fold.accounts import Account
     from artel.ledger.fold.shares import shares
 
     state = view.state
@@ -214,7 +214,8 @@ def _vesting(state: FoldState, account: str) -> dict[str, int]:
 
 
 def _print_me(view: View, facts: dict[str, Any], found: Sequence[Stand], limit: int) -> None:
-    from artel.ledger.fold import labels, text
+    from artel.ledger.entries import words as text
+    from artel.ledger.fold import labels
 
     account = facts["account"]
     if account:

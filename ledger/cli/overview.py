@@ -11,7 +11,7 @@ from artel.ledger.cli.opening import opened
 from artel.protocol.errors import EXIT_OK, UsageError
 
 if TYPE_CHECKING:
-    from artel.ledger.fold.accounts import FoldState
+    from artel.ledger.entries.state import FoldState
     from artel.ledger.sync.client import View
 
 CLOCK_SKEW_S = 60
@@ -80,7 +80,8 @@ def _facts(view: View) -> dict[str, Any]:
 
 
 def _print_status(view: View, facts: dict[str, Any]) -> None:
-    from artel.ledger.fold import labels, text
+    from artel.ledger.entries import words as text
+    from artel.ledger.fold import labels
 
     state, size = view.state, view.log.size
     retry = f", attempt {facts['attempt']}" if facts["attempt"] else ""
@@ -116,7 +117,7 @@ def _print_status(view: View, facts: dict[str, Any]) -> None:
 
 def _cosigned(view: View) -> str:
     """Who cosigned, and when last."""
-    from artel.ledger.fold import text
+    from artel.ledger.entries import words as text
 
     witnesses = view.witnesses()
     if not witnesses:
@@ -136,7 +137,7 @@ def _ago(seconds: int) -> str:
 
 
 def _alarms(view: View) -> list[str]:
-    from artel.ledger.fold import text
+    from artel.ledger.entries import words as text
 
     alarms = [
         f"key {text.short_key(key)} signed two histories (proven in entry {index})"
@@ -223,7 +224,8 @@ def _share_rows(state: FoldState, aliases: dict[str, tuple[str, str]]) -> list[d
 
 def _print_shares(view: View, state: FoldState, facts: dict[str, Any], name: str) -> None:
     from artel.ledger.cli.table import table
-    from artel.ledger.fold import labels, text
+    from artel.ledger.entries import words as text
+    from artel.ledger.fold import labels
 
     size, rows = facts["as_of"], facts["shares"]
     where = f"checkpoint {size:,}" if facts["checkpoint"] else f"entry {size:,}"

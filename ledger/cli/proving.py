@@ -188,8 +188,9 @@ def _proven(found: Proven) -> dict[str, Any]:
 
 
 def _print_proven(found: Proven) -> None:
-    from artel.ledger.fold import text
-    from artel.ledger.fold.accounts import Outcome
+    from artel.ledger.entries import story
+    from artel.ledger.entries import words as text
+    from artel.ledger.entries.state import Outcome
     from artel.ledger.tlog.cosignature import WITNESS_PREFIX
 
     head, entry = found.checkpoint, found.entry
@@ -206,7 +207,7 @@ def _print_proven(found: Proven) -> None:
         print("--  no witness has cosigned it")
     if entry is not None:
         print(f"ok  its signatures verify: {', '.join(sorted(_signers(found)))}")
-        says = text.summary(entry.body, Outcome("recorded"))
+        says = story.summary(entry.body, Outcome("recorded"))
         print(f"\nentry {found.index}: {entry.kind}, {says}")
     print("\nproven      the log committed to these bytes at this place; it cannot take them back")
     print(
@@ -227,7 +228,7 @@ def _when(at: int) -> str:
 
 def _signers(found: Proven) -> list[str]:
     """Who signed the entry, as far as the proof itself says."""
-    from artel.ledger.fold.text import short_key, short_peer
+    from artel.ledger.entries.words import short_key, short_peer
     from artel.protocol.identity import peer_id_of
 
     assert found.entry is not None
@@ -250,7 +251,7 @@ def _signers(found: Proven) -> list[str]:
 
 
 def _verify_evidence(arguments: argparse.Namespace, path: Path) -> int:
-    from artel.ledger.fold import text
+    from artel.ledger.entries import words as text
     from artel.ledger.sync import offline
 
     split, key = offline.verify_evidence(read(path), arguments.vkey)

@@ -15,7 +15,7 @@ from artel.protocol.errors import EXIT_OK, UsageError
 
 if TYPE_CHECKING:
     from artel.ledger.entries import Body, Entry, Genesis
-    from artel.ledger.fold.accounts import Credit, FoldState, Outcome
+    from artel.ledger.entries.state import Credit, FoldState, Outcome
     from artel.ledger.sync.client import View
 
 DEFAULT_LIMIT = 50
@@ -62,7 +62,7 @@ def register(add: Add) -> None:
 
 
 def _log(arguments: argparse.Namespace) -> int:
-    from artel.ledger.fold import text
+    from artel.ledger.entries import story
 
     shown = 0
     with opened(arguments) as view:
@@ -85,7 +85,7 @@ def _log(arguments: argparse.Namespace) -> int:
                     "status": outcome.status,
                     "reason": outcome.reason,
                     "final": False,
-                    "summary": text.summary(entry.body, outcome),
+                    "summary": story.summary(entry.body, outcome),
                 }
             )
 
@@ -117,7 +117,7 @@ def _line(item: dict[str, Any]) -> str:
 
 def _follow(arguments: argparse.Namespace, shown: int, name: str) -> int:
     """Print what fits of the entries that come, until interrupted."""
-    from artel.ledger.fold import text
+    from artel.ledger.entries import story
 
     while True:
         sys.stdout.flush()
@@ -132,7 +132,7 @@ def _follow(arguments: argparse.Namespace, shown: int, name: str) -> int:
             def observe(index: int, entry: Entry, outcome: Outcome) -> None:
                 if index >= shown and _fits(arguments, entry, outcome, account, nodes):  # noqa: B023
                     facts = {"index": index, "kind": entry.kind, "round": _round_of(entry.body)}
-                    print(_line(facts | {"summary": text.summary(entry.body, outcome)}))
+                    print(_line(facts | {"summary": story.summary(entry.body, outcome)}))
 
             view.replay(observe=observe)
             shown = view.log.size
@@ -232,11 +232,12 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _print_entry(entry: Entry, outcome: Outcome, facts: dict[str, Any]) -> None:
-    from artel.ledger.entries import reasons
-    from artel.ledger.fold import labels, text
+    from artel.ledger.entries import reasons, story
+    from artel.ledger.entries import words as text
+    from artel.ledger.fold import labels
 
     index = facts["index"]
-    print(f"entry {index}: {text.summary(entry.body, outcome)}\n")
+    print(f"entry {index}: {story.summary(entry.body, outcome)}\n")
     print(f"kind       {entry.kind}, {facts['bytes']:,} bytes, {entry.envelope.payload_type}")
     print(f"id         {entry.id}")
     print(f"leaf hash  {facts['leaf_hash']}")

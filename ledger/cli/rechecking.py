@@ -38,7 +38,8 @@ def register(add: Add) -> None:
 
 
 def _recheck(arguments: argparse.Namespace) -> int:
-    from artel.ledger.fold import recheck, text
+    from artel.ledger.entries import words as text
+    from artel.ledger.fold import recheck
 
     homes = [expanded(home) for home in arguments.homes or [DEFAULT_HOME]]
     arguments.home = homes[0]

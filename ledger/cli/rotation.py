@@ -14,7 +14,7 @@ from artel.protocol.errors import EXIT_OK, ArtelError, CheckFailed, UsageError
 from artel.protocol.paths import expanded
 
 if TYPE_CHECKING:
-    from artel.ledger.fold.accounts import Account
+    from artel.ledger.entries.state import Account
     from artel.ledger.sync.client import View
     from artel.protocol.identity import Identity
 

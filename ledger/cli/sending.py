@@ -15,7 +15,7 @@ from artel.protocol.paths import expanded
 
 if TYPE_CHECKING:
     from artel.ledger.entries import Body, Entry
-    from artel.ledger.fold.accounts import Account
+    from artel.ledger.entries.state import Account
     from artel.ledger.sync.client import View
     from artel.protocol.dsse import Envelope
     from artel.protocol.identity import Identity

@@ -19,7 +19,7 @@ from artel.protocol.errors import EXIT_OK, ArtelError, UsageError
 from artel.protocol.paths import expanded
 
 if TYPE_CHECKING:
-    from artel.ledger.fold.accounts import Account
+    from artel.ledger.entries.state import Account
     from artel.ledger.sync.client import View
     from artel.protocol.dsse import Envelope
 
@@ -213,7 +213,7 @@ def _transfer(arguments: argparse.Namespace) -> int:
 def _split_view(arguments: argparse.Namespace) -> int:
     from artel.ledger.entries import SplitSeen
     from artel.ledger.entries.evidence import check
-    from artel.ledger.fold.rules_trust import signers_of
+    from artel.ledger.entries.kinds.split_seen import signers_of
     from artel.ledger.sync import offline
 
     evidence, _ = offline.read_evidence(_read(arguments.file))

@@ -3,47 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic import ValidationError as PydanticError
 
-from artel.ledger.entries.bodies import Digest, OptionalDigest, Positive, Record, decode_error
+from artel.ledger.entries import reasons
+from artel.ledger.entries.body import Digest, Entry, OptionalDigest, Positive, Record, decode_error
+from artel.ledger.entries.rules import DataUse, Rules
+from artel.ledger.entries.state import RECORDED, Account, Effect, FoldState, Outcome
+from artel.ledger.entries.story import Fact, Story, assigned, vesting
+from artel.ledger.entries.words import plural, printable, short_key
 from artel.protocol import canonical
 from artel.protocol.assignment import Work
 from artel.protocol.errors import DecodeError
+from artel.protocol.round_state import BAD_SIGNATURE
 from artel.protocol.run_config import Ledger, Ownership
 
-
-@dataclass(frozen=True)
-class DataUse:
-    """What is needed to say whose text a round trains on."""
-
-    seed: int
-    tokens: int
-    shard_tokens: int
-    seq_len: int
-    span_windows: int
-    contributed: tuple[tuple[str, int], ...]  # (account or "", tokens), from the first token on
-
-
-@dataclass(frozen=True)
-class Rules:
-    """The constants of the manifest by which credit is counted; see ``docs/manifest.md``."""
-
-    total: int
-    work: Work  # what a round asks of its members
-    ownership: Ownership
-    witnesses: int
-    arbiters: frozenset[str]
-    data: DataUse | None = None
-
-    @cached_property
-    def rates(self) -> dict[str, int]:
-        """Credit per unit, by kind of work."""
-        return self.ownership.rates.model_dump()
+WORK = {
+    "compute": "token that was assigned, trained on and agreed on",
+    "data": "token of contributed text when it is first trained on",
+    "audit": "token of a contribution that an auditor repeated",
+    "witness": "entry that a contributing account replayed and cosigned",
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +38,7 @@ class Genesis:
     """
 
     KIND: ClassVar[str] = "genesis"
+    TITLE: ClassVar[str] = "Manifest"
     run: str  # SHA-256 of the payload
     manifest: dict[str, Any]
     organiser: str  # hex key
@@ -73,6 +58,73 @@ class Genesis:
 
     def to_dict(self) -> dict[str, Any]:
         return self.manifest
+
+    def rule(self, state: FoldState, entry: Entry) -> str | Effect:
+        """As of every other body; only that there is no state before it that names the run."""
+        if state.size:
+            return reasons.SECOND_GENESIS if state.run else reasons.NO_GENESIS
+        if not entry.signers:
+            return BAD_SIGNATURE
+        if entry.signers != {self.organiser}:
+            return reasons.WRONG_SIGNERS
+
+        def effect() -> Outcome:
+            state.run, state.organiser, state.rules = self.run, self.organiser, self.rules
+            state.coordinators = list(self.coordinators)
+            state.states = [self.initial_state]
+            # Contributors of data earn without having a node, or ever having registered.
+            for account, _ in self.rules.data.contributed if self.rules.data else ():
+                if account and account not in state.accounts:
+                    state.accounts[account] = Account(account)
+                    state.keys[account] = account
+            return RECORDED
+
+        return effect
+
+    def place(self, state: FoldState) -> tuple[int, int]:
+        """It belongs to no round."""
+        return -1, -1
+
+    def concerns(self, state: FoldState) -> set[str]:
+        """It names accounts, and says nothing about what they are."""
+        return set()
+
+    def says(self) -> str:
+        """What it says, in a few words."""
+        return f"manifest of {printable(self.name) or 'a run'}, run {short_key(self.run)}"
+
+    def explain(self, story: Story) -> Iterator[Fact]:
+        """The rules of the run, with their names in the manifest."""
+        rules, ownership = self.rules, self.rules.ownership
+        yield Fact(f"the run is the SHA-256 of this manifest: {self.run}")
+        yield Fact(f"{printable(ownership.statement)} (ownership.statement)")
+        yield Fact(f"{plural(rules.total, 'round')} (rounds.total); each assigns to each member")
+        yield Fact(assigned(self))
+        if rules.work.overlap_steps:
+            yield Fact(
+                f"the last {rules.work.overlap_steps} of {rules.work.inner_steps} inner steps are "
+                "trained while the exchange goes on and count in the next round "
+                "(exchange.overlap_steps)"
+            )
+        for kind, rate in rules.rates.items():
+            yield Fact(f"{rate:,} credit for each {WORK[kind]} (ownership.rates.{kind})")
+        yield Fact(vesting(ownership.vesting_rounds))
+        may = "may" if ownership.transfers else "may not"
+        yield Fact(f"vested credit {may} be given to others (ownership.transfers)")
+        who = plural(len(rules.arbiters), "arbiter")
+        yield Fact(
+            f"{ownership.arbiter_quorum} of {who} must sign a ruling (ownership.arbiter_quorum)"
+            + ("" if ownership.arbiters else "; none is named, so it is the organiser")
+        )
+        final = plural(rules.witnesses, "account")
+        yield Fact(
+            f"an entry is final when {final} cosigned a tree head that covers it (ledger.witnesses)"
+            if rules.witnesses
+            else "no entry ever becomes final (ledger.witnesses = 0)"
+        )
+        for account, tokens in rules.data.contributed if rules.data is not None else ():
+            whose = f"account {short_key(account)} gave" if account else "nobody earns with"
+            yield Fact(f"{whose} {plural(tokens, 'token')} of the text (data.contributed)")
 
 
 class _Owners(BaseModel):

@@ -15,8 +15,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 from pydantic import ValidationError as PydanticError
 
 from artel.ledger.entries import reasons
-from artel.ledger.entries.bodies import Count, Digest
-from artel.ledger.fold.accounts import FoldState
+from artel.ledger.entries.body import Count, Digest
+from artel.ledger.entries.state import FoldState
 from artel.protocol import canonical, dsse
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import CheckFailed, DecodeError

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artel.ledger.entries import reasons
-from artel.ledger.fold.accounts import FoldState
+from artel.ledger.entries.state import FoldState
 from artel.ledger.fold.journal import INVALIDATED, PENDING, VESTED, Journal, place
 
 MISSING, RECORDED, AWAITING, REJECTED, VOID = "missing", "recorded", "awaiting", "rejected", "void"

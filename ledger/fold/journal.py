@@ -9,10 +9,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from artel.ledger.entries import Contribution, Entry, Node, RoundClosed, reasons
-from artel.ledger.fold.accounts import Credit, Outcome
+from artel.ledger.entries import Contribution, Entry, Node, reasons
+from artel.ledger.entries.state import Credit, Outcome
 
 PENDING, VESTED, INVALIDATED = "pending", "vested", "invalidated"
+
+
+_HARMLESS = (reasons.NOT_AGREED, reasons.FALSE_ACCUSATION)
 
 
 @dataclass
@@ -63,14 +66,9 @@ class Journal:
         elif isinstance(body, Contribution) and body.node in self.nodes:
             facts = (index, body.round, body.attempt, body.node, body.tokens, outcome.reason)
             self.shown.setdefault(entry.id, Shown(*facts))
-        elif isinstance(body, RoundClosed) and outcome.status != "ignored":
-            for item in body.rejected:
-                if item.node in self.nodes:
-                    self.left_out[place(body.round, body.attempt, item.node)] = item.reason
-        for source in outcome.denied:
-            if (shown := self.shown.get(source)) is not None:
-                key = place(shown.round, shown.attempt, shown.node)
-                self.left_out[key] = reasons.WRONG_SLICE
+        for item in outcome.left_out:
+            if item.node in self.nodes and item.reason not in _HARMLESS:
+                self.left_out[place(item.round, item.attempt, item.node)] = item.reason
         self._credits(index, outcome)
 
     def _credits(self, index: int, outcome: Outcome) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from artel.ledger.fold.text import plural
+from artel.ledger.entries.words import plural
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from artel.ledger.entries import (
     SliceWrong,
     StateAgreed,
 )
-from artel.ledger.entries.genesis import Rules
+from artel.ledger.entries.rules import Rules
+from artel.ledger.entries.words import short_key, short_peer
 from artel.ledger.fold.layout import layout_of
 from artel.ledger.fold.shares import Outcome
-from artel.ledger.fold.text import short_key, short_peer
 from artel.protocol import content
 from artel.protocol.assignment import aggregator
 from artel.protocol.errors import ArtelError, CheckFailed, UsageError

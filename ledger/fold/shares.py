@@ -8,34 +8,11 @@ is ``fold(all)``: the state holds all that later entries need. Time and chance p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from artel.ledger.entries import (
-    Account,
-    Aggregate,
-    Contribution,
-    Dispute,
-    Entry,
-    Genesis,
-    KeyRotated,
-    Node,
-    RoundClosed,
-    RoundCommitted,
-    RoundOpened,
-    Ruling,
-    RunClosed,
-    SliceWrong,
-    SplitSeen,
-    StateAgreed,
-    Transfer,
-    Verdict,
-    Witnessed,
-    reasons,
-)
-from artel.ledger.fold import rules_people, rules_rounds, rules_slices, rules_trust
-from artel.ledger.fold.accounts import Attempt, Credit, Effect, FoldState, Outcome
+from artel.ledger.entries import Entry, Genesis, reasons
+from artel.ledger.entries.state import Attempt, Credit, Effect, FoldState, Outcome
 from artel.protocol.round_state import BAD_SIGNATURE
 
 __all__ = [
@@ -55,27 +32,6 @@ __all__ = [
 SHARE_SCALE = 1 << 30
 """Shares are whole multiples of 2^-30, so that as floats they still add up to exactly 1."""
 
-_RULES: Mapping[type, Callable[[FoldState, Any, Entry], str | Effect]] = {
-    Genesis: rules_rounds.genesis,
-    RoundOpened: rules_rounds.opened,
-    RoundCommitted: rules_rounds.committed,
-    Contribution: rules_rounds.contribution,
-    RoundClosed: rules_rounds.closed,
-    Aggregate: rules_slices.aggregate,
-    SliceWrong: rules_slices.slice_wrong,
-    StateAgreed: rules_rounds.agreed,
-    RunClosed: rules_rounds.run_closed,
-    Account: rules_people.account,
-    KeyRotated: rules_people.key_rotated,
-    Node: rules_people.node,
-    Transfer: rules_people.transfer,
-    Dispute: rules_people.dispute,
-    Verdict: rules_people.verdict,
-    Ruling: rules_people.ruling,
-    Witnessed: rules_trust.witnessed,
-    SplitSeen: rules_trust.split_seen,
-}
-
 
 def check(state: FoldState, entry: Entry) -> str:
     """Why the entry would change nothing if it came next; "" when it would count."""
@@ -84,13 +40,17 @@ def check(state: FoldState, entry: Entry) -> str:
 
 
 def apply(state: FoldState, entry: Entry) -> Outcome:
-    """Apply the next entry to a state that the caller owns; the state is changed in place."""
+    """Apply the next entry to a state that the caller owns; the state is changed in place.
+
+    What a rule says is decided before anything changes, and is cheap: a lookup or two.
+    """
     decision = _decide(state, entry)
     if isinstance(decision, str):
         outcome = Outcome("ignored", decision)
         state.ignored[decision] = state.ignored.get(decision, 0) + 1
     else:
         outcome = decision()
+    state.kinds[entry.kind] = state.kinds.get(entry.kind, 0) + 1
     state.size += 1
     return outcome
 
@@ -123,14 +83,14 @@ def fold(
 def _decide(state: FoldState, entry: Entry) -> str | Effect:
     body = entry.body
     if isinstance(body, Genesis):
-        return rules_rounds.genesis(state, body, entry)
+        return body.rule(state, entry)
     if not state.run:
         return reasons.NO_GENESIS
     if body.run != state.run:
         return reasons.WRONG_RUN
     if not entry.signers:
         return BAD_SIGNATURE
-    return _RULES[type(body)](state, body, entry)
+    return body.rule(state, entry)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any
 
 from artel import protocol
 from artel.ledger import entries, fold
-from artel.ledger.fold.accounts import FoldState
+from artel.ledger.entries.state import FoldState
 from artel.ledger.fold.journal import Journal
 from artel.protocol import files
 from artel.protocol.errors import UsageError
@@ -88,7 +88,7 @@ def load(path: Path) -> Replayed | None:
         return Replayed(
             value["size"],
             bytes.fromhex(value["root"]),
-            FoldState.from_dict(value["state"]),
+            FoldState.decode(value["state"].encode()),
             value["unsigned"],
             {name: Journal.from_dict(item) for name, item in value["journals"].items()},
         )
@@ -105,7 +105,7 @@ def save(path: Path, replayed: Replayed) -> None:
         "rules": _rules(),
         "size": replayed.size,
         "root": replayed.root.hex(),
-        "state": replayed.state.to_dict(),
+        "state": replayed.state.encode().decode(),
         "unsigned": replayed.unsigned,
         "journals": {name: journal.to_dict() for name, journal in replayed.journals.items()},
     }

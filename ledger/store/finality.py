@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from artel.ledger.entries.state import FoldState
 from artel.ledger.fold import labels
-from artel.ledger.fold.accounts import FoldState
 from artel.ledger.store.published import term_of
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint

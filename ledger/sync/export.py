@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artel.ledger.entries import Contribution, Entry, Genesis, entry_id
-from artel.ledger.fold import text
-from artel.ledger.fold.accounts import KINDS_OF_WORK, FoldState
+from artel.ledger.entries import words as text
+from artel.ledger.entries.state import KINDS_OF_WORK, FoldState
 from artel.ledger.fold.shares import Outcome, shares
 from artel.ledger.store.database import storage_errors
 from artel.ledger.sync import offline

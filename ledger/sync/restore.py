@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artel.ledger.entries import decode, evidence
-from artel.ledger.fold.accounts import FoldState
+from artel.ledger.entries.state import FoldState
 from artel.ledger.fold.replay import replay
 from artel.ledger.store import database, finality
 from artel.ledger.store.database import storage_errors

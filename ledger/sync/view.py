@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from artel.ledger.entries import Entry, Genesis, entry_id
 from artel.ledger.entries.evidence import SplitView, check
+from artel.ledger.entries.kinds.split_seen import signers_of
 from artel.ledger.fold import labels
 from artel.ledger.fold.journal import Journal
 from artel.ledger.fold.replay import decoded
-from artel.ledger.fold.rules_trust import signers_of
 from artel.ledger.fold.shares import FoldState, Outcome, apply
 from artel.ledger.store import cache, finality
 from artel.ledger.store.cache import Replayed

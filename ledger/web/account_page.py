@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from artel.ledger.entries import reasons
-from artel.ledger.fold.accounts import KINDS_OF_WORK, Account
+from artel.ledger.entries.state import KINDS_OF_WORK, Account
+from artel.ledger.entries.words import short_key
 from artel.ledger.fold.shares import shares
-from artel.ledger.fold.text import short_key
 from artel.ledger.web import markup
 from artel.ledger.web.context import Context, bidi, mono
 from artel.ledger.web.credit_table import STATES, credit_table, units

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from artel.ledger.fold.accounts import FoldState
-from artel.ledger.fold.text import short_key, short_peer
+from artel.ledger.entries.state import FoldState
+from artel.ledger.entries.words import short_key, short_peer
 from artel.ledger.store.reading import LedgerReader
 from artel.ledger.tlog.checkpoint import origin_of
 from artel.ledger.tlog.note import VerifierKey

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from artel.ledger.fold.text import plural
+from artel.ledger.entries.words import plural
 from artel.ledger.web import markup
 from artel.ledger.web.context import Context
 from artel.ledger.web.index import INVALIDATED, PENDING, VESTED, Credited

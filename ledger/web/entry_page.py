@@ -8,9 +8,10 @@ from typing import Any
 
 from artel.ledger import entries
 from artel.ledger.entries import Entry, Genesis, reasons
-from artel.ledger.fold.accounts import Credit, Outcome
+from artel.ledger.entries.state import Credit, LeftOut, Outcome
+from artel.ledger.entries.story import summary
+from artel.ledger.entries.words import plural
 from artel.ledger.fold.explain import Explanation
-from artel.ledger.fold.text import plural, summary
 from artel.ledger.tlog.tiles import ENTRIES, TILE_WIDTH, tile_at
 from artel.ledger.web import markup
 from artel.ledger.web.context import Context, below, mono
@@ -22,27 +23,6 @@ from artel.protocol.merkle import leaf_hash
 
 MAX_ITEMS = 200
 """Lines of one list in a body; an entry of 8 KiB has fewer."""
-
-TITLES = {
-    "genesis": "Manifest",
-    "account": "New account",
-    "key_rotated": "New key",
-    "node": "Node of an account",
-    "round_opened": "Round opened",
-    "round_committed": "Commitments",
-    "contribution": "Contribution",
-    "round_closed": "Round closed",
-    "aggregate": "Slice combined",
-    "slice_wrong": "Slice called wrong",
-    "state_agreed": "State agreed",
-    "run_closed": "Run closed",
-    "witnessed": "Tree head cosigned",
-    "verdict": "Verdict of an auditor",
-    "dispute": "Dispute",
-    "ruling": "Ruling",
-    "transfer": "Transfer",
-    "split_seen": "Two histories seen",
-}
 
 
 def entry_page(page: Context, index: int, explained: Explanation | None = None) -> str:
@@ -62,7 +42,7 @@ def entry_page(page: Context, index: int, explained: Explanation | None = None) 
         section("Where it is", _place(page, index, entry, leaf)),
         section("Verify it yourself", verify_box(page, index)),
     ]
-    return page.page(f"{title}: {TITLES.get(entry.kind, entry.kind)}", "".join(sections))
+    return page.page(f"{title}: {entries.title(entry.kind)}", "".join(sections))
 
 
 def outcome_of(page: Context, index: int) -> Outcome:
@@ -77,19 +57,21 @@ def outcome_of(page: Context, index: int) -> Outcome:
         granted,
         tuple(_credit(c) for c in settled if c.status == VESTED),
         tuple(_credit(c) for c in settled if c.status == INVALIDATED),
-        page.index.denied_by(index),
+        tuple(LeftOut(r.round, 0, r.node, "", r.reason) for r in page.index.left_out_by(index)),
     )
 
 
 def _credit(credit: Credited) -> Credit:
     return Credit(
-        str(credit.source),
+        credit.number,
+        "",
         credit.kind,
         credit.account,
         credit.node,
         credit.round,
         credit.units,
         credit.rate,
+        credit.source,
     )
 
 
@@ -99,7 +81,7 @@ def _header(page: Context, index: int, entry: Entry) -> str:
     said = text(summary(entry.body, outcome_of(page, index)))
     round = page.index.summary(index).round
     where = f" in round {round_link(round)}" if round >= 0 else ""
-    title = TITLES.get(entry.kind, text(entry.kind))
+    title = entries.title(entry.kind)
     return (
         f'<header><div class="top"><h1>Entry {index:,}</h1>{page.final(index)}'
         f'<span class="aside">{before} {after}</span></div>'
@@ -345,4 +327,4 @@ def text_lines(lines: list[str]) -> str:
 def short_title(page: Context, index: int) -> str:
     """``12 Contribution``, as a link."""
     kind = page.index.summary(index).kind
-    return f"{entry_link(index)} {TITLES.get(kind, kind)}"
+    return f"{entry_link(index)} {entries.title(kind)}"

@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import threading
 from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from artel.ledger import entries
-from artel.ledger.entries import BODIES, Entry, Genesis, reasons
-from artel.ledger.fold.accounts import KINDS_OF_WORK, Attempt, Credit, FoldState, Outcome, Pending
+from artel.ledger.entries import KINDS, Entry
+from artel.ledger.entries.state import KINDS_OF_WORK, Credit, FoldState, LeftOut, Outcome, Pending
 from artel.ledger.fold.replay import check_signatures
-from artel.ledger.fold.rules_slices import held_against
 from artel.ledger.fold.shares import apply
 from artel.ledger.store.reading import LedgerReader
 from artel.protocol.errors import CheckFailed
 
-KINDS = (Genesis.KIND, *BODIES)
 PENDING, VESTED, INVALIDATED = range(3)
 _BATCH = 256
 _NONE = -1
@@ -125,12 +124,10 @@ class LedgerIndex:
         self._trails: dict[str, _Trail] = {}
         self._granted: dict[int, range] = {}
         self._settled: dict[int, list[int]] = {}
-        self._denied: dict[int, tuple[str, ...]] = {}
         self._agreed = array("L")  # of state 1, 2, ...: index of the entry
         self._moves: list[tuple[int, int, int]] = []  # (state number, account, vested credit)
         self._open: dict[str, int] = {}  # source of pending credit to its number
         self._sources: dict[int, str] = {}  # and back
-        self._contributions: dict[str, int] = {}  # of the attempt under way: entry id to index
         self._credit = tuple(array(code) for code in "BLLlQLlLlB")  # columns, as in _add_credit
         self._left_out = tuple(array(code) for code in "LlLL")  # index, round, node, reason
 
@@ -175,10 +172,8 @@ class LedgerIndex:
 
     def _add(self, index: int, entry: Entry) -> None:
         state, body = self.state, entry.body
-        about = self._about(body)
-        attempt = state.attempt
-        awaited = list(attempt.accepted) if attempt is not None else []
-        round = self._round_of(body)
+        about = body.concerns(state)
+        round, _ = body.place(state)
         outcome = apply(state, entry)
         self._kinds.append(KINDS.index(body.KIND))
         self._rounds.append(round)
@@ -186,79 +181,23 @@ class LedgerIndex:
         self._by_kind.setdefault(body.KIND, array("L")).append(index)
         if round != _NONE:
             self._by_round.setdefault(round, array("L")).append(index)
-        for account in about | self._about(body):
+        for account in (about | body.concerns(state)) & state.accounts.keys():
             self._trail(account).statements.append(index)
-        if outcome.status == "ignored":
-            return
-        if isinstance(body, entries.RoundOpened):
-            self._contributions.clear()
-        elif isinstance(body, entries.Contribution):
-            self._contributions[entry.id] = index
-        elif isinstance(body, entries.StateAgreed):
+        if isinstance(body, entries.StateAgreed) and outcome.status != "ignored":
             self._agreed.append(index)
-        ends = isinstance(body, entries.RoundOpened | entries.RoundClosed | entries.StateAgreed)
-        if ends and attempt is not None:
-            self._note_rejections(index, attempt, body, awaited)
-        if isinstance(body, entries.Transfer):
-            for account, amount in ((body.account, -body.amount), (body.to, body.amount)):
-                self._moves.append((state.round, self._names.number(account), amount))
+        for item in outcome.left_out:
+            self._note_left_out(index, item)
+        for account, amount in outcome.moved:
+            self._moves.append((state.round, self._names.number(account), amount))
         self._note_credit(index, outcome)
 
-    def _about(self, body: Genesis | entries.Body) -> set[str]:
-        """Accounts that a statement of a person or an auditor concerns, where they are known."""
-        state, found = self.state, set[str]()
-        for field_name in ("account", "to"):
-            found.add(getattr(body, field_name, ""))
-        if isinstance(body, entries.Node | entries.Verdict):
-            found.add(state.account_of(body.node))
-        if isinstance(body, entries.Verdict | entries.Dispute | entries.Ruling):
-            number = self._open.get(body.contribution)
-            if number is not None:
-                found.add(self.credit(number).account)
-        return {account for account in found if account in state.accounts}
-
-    def _round_of(self, body: Genesis | entries.Body) -> int:
-        match body:
-            case entries.StateAgreed():
-                return body.round - 1  # it ends the round that made the state
-            case (
-                entries.RoundOpened()
-                | entries.RoundCommitted()
-                | entries.Contribution()
-                | entries.RoundClosed()
-                | entries.Aggregate()
-                | entries.SliceWrong()
-            ):
-                return body.round
-            case entries.Verdict() | entries.Dispute() | entries.Ruling():
-                number = self._open.get(body.contribution)
-                return _NONE if number is None else self.credit(number).round
-        return _NONE
-
-    def _note_rejections(
-        self,
-        index: int,
-        attempt: Attempt,
-        body: Genesis | entries.Body,
-        awaited: Sequence[str],
-    ) -> None:
-        """The same cases as in the fold: left out at the close, accepted and never agreed on, or
-        what the slices of an agreed round show."""
-        left_out = [(peer, reasons.NOT_AGREED) for peer in awaited]
-        if isinstance(body, entries.StateAgreed):
-            left_out = held_against(attempt, body.wrong)
-        elif isinstance(body, entries.RoundClosed) and not awaited:
-            left_out = [(item.node, item.reason) for item in body.rejected]
-        for peer, reason in left_out:
-            account = attempt.accounts[peer]
-            row = (index, attempt.round, self._names.number(peer), self._codes.number(reason))
-            self._trail(account).rejections.append(len(self._left_out[0]))
-            for column, value in zip(self._left_out, row, strict=True):
-                column.append(value)
+    def _note_left_out(self, index: int, item: LeftOut) -> None:
+        self._trail(item.account).rejections.append(len(self._left_out[0]))
+        row = (index, item.round, self._names.number(item.node), self._codes.number(item.reason))
+        for column, value in zip(self._left_out, row, strict=True):
+            column.append(value)
 
     def _note_credit(self, index: int, outcome: Outcome) -> None:
-        if outcome.denied:
-            self._denied[index] = outcome.denied
         first = len(self._credit[0])
         for number, credit in enumerate(outcome.granted, first):
             self._open[credit.source], self._sources[number] = number, credit.source
@@ -285,7 +224,7 @@ class LedgerIndex:
             credit.round,
             credit.units,
             credit.rate,
-            self._contributions.get(credit.source, index),
+            credit.work,
             index,
             _NONE,
             PENDING,
@@ -333,9 +272,11 @@ class LedgerIndex:
         """Credit that vested or was taken away by the entry at ``index``."""
         return [self.credit(number) for number in self._settled.get(index, ())]
 
-    def denied_by(self, index: int) -> tuple[str, ...]:
-        """Accepted contributions (ids) that earn nothing, by the entry at ``index``."""
-        return self._denied.get(index, ())
+    def left_out_by(self, index: int) -> list[Rejection]:
+        """Work that the entry at ``index`` left out."""
+        column = self._left_out[0]
+        found = range(bisect_left(column, index), bisect_right(column, index))
+        return [self.rejection(number) for number in found]
 
     def credits_of(self, account: str) -> Sequence[int]:
         """Numbers of all credit of an account, oldest first."""

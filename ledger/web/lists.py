@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from artel.ledger import entries
-from artel.ledger.fold.accounts import KINDS_OF_WORK
+from artel.ledger.entries.state import KINDS_OF_WORK
+from artel.ledger.entries.story import summary
 from artel.ledger.fold.shares import SHARE_SCALE, shares
-from artel.ledger.fold.text import summary
 from artel.ledger.web import markup, plot
 from artel.ledger.web.context import Context
-from artel.ledger.web.entry_page import TITLES, outcome_of
-from artel.ledger.web.index import KINDS
+from artel.ledger.web.entry_page import outcome_of
 from artel.ledger.web.markup import bar, entry_link, percent, round_link, section, soft, text
 from artel.protocol.errors import UsageError
 
@@ -180,7 +179,7 @@ def entries_page(page: Context, wanted: Filter) -> str:
 
     :raises UsageError: when the kind is none
     """
-    if wanted.kind and wanted.kind not in KINDS:
+    if wanted.kind and wanted.kind not in entries.KINDS:
         raise UsageError(f"there are no entries of kind {wanted.kind[:40]!r}", "see /entries")
     indices, older = _chosen(page, wanted)
     rows = []
@@ -190,7 +189,7 @@ def entries_page(page: Context, wanted: Filter) -> str:
         rows.append(
             (
                 entry_link(index),
-                TITLES.get(item.kind, item.kind),
+                entries.title(item.kind),
                 round_link(item.round) if item.round >= 0 else "–",
                 f'<span class="wide">{text(summary(body, outcome_of(page, index)))}</span>',
                 "final" if page.standing.is_final(index) else "pending",
@@ -236,7 +235,7 @@ def _chosen(page: Context, wanted: Filter) -> tuple[list[int], bool]:
 
 def _filters(page: Context, wanted: Filter) -> str:
     kinds = []
-    for kind in ("", *KINDS):
+    for kind in ("", *entries.KINDS):
         number = len(page.index.of_kind(kind)) if kind else page.index.size
         if not number:
             continue

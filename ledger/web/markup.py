@@ -11,7 +11,7 @@ import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from artel.ledger.fold.text import printable, short_key, short_peer
+from artel.ledger.entries.words import printable, short_key, short_peer
 
 STYLE = Path(__file__).with_name("explorer.css").read_text(encoding="utf-8")
 

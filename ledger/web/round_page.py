@@ -16,7 +16,7 @@ from artel.ledger.entries import (
     StateAgreed,
     reasons,
 )
-from artel.ledger.fold.text import plural
+from artel.ledger.entries.words import plural
 from artel.ledger.web import markup
 from artel.ledger.web.context import Context, mono
 from artel.ledger.web.credit_table import state_of

@@ -30,8 +30,8 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
+from artel.ledger.entries.state import FoldState
 from artel.ledger.fold import alias
-from artel.ledger.fold.accounts import FoldState
 from artel.ledger.fold.explain import Explanation, explain
 from artel.ledger.store import finality
 from artel.ledger.store.heads import HeadStore

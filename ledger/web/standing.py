@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from artel.ledger.entries.state import FoldState
 from artel.ledger.fold import labels
-from artel.ledger.fold.accounts import FoldState
 from artel.ledger.store import finality
 from artel.ledger.store.heads import HeadStore
 from artel.ledger.store.reading import LedgerReader

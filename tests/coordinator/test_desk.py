@@ -20,7 +20,7 @@ from artel.coordinator.desk import evaluator
 from artel.coordinator.puts import TRIES
 from artel.coordinator.service import Peer
 from artel.ledger import entries
-from artel.ledger.entries import reasons
+from artel.ledger.entries import Entry, reasons
 from artel.ledger.fold import shares
 from artel.ledger.store.store import LedgerStore
 from artel.ledger.sync.replica import Replica, fetch_page
@@ -593,10 +593,10 @@ async def test_after_an_own_entry_without_effect_the_ledger_is_right(
     times: int,
 ) -> None:
     """The attempt fails, the rounds go on from the ledger's state, and nobody has to restart."""
-    rule, left = shares._RULES[kind], times
+    rule, left = kind.rule, times
 
-    def deaf(fold: shares.FoldState, *args: Any) -> Any:
-        decision = rule(fold, *args)
+    def deaf(body: entries.Body, fold: shares.FoldState, entry: Entry) -> Any:
+        decision = rule(body, fold, entry)
 
         def nothing() -> shares.Outcome:
             nonlocal left
@@ -606,7 +606,7 @@ async def test_after_an_own_entry_without_effect_the_ledger_is_right(
 
         return nothing if left and not isinstance(decision, str) else decision
 
-    monkeypatch.setitem(shares._RULES, kind, deaf)  # type: ignore[arg-type]
+    monkeypatch.setattr(kind, "rule", deaf)
     with caplog.at_level(logging.ERROR, logger="artel.coordinator"):
         for number in (1, 2):
             for _ in range(4):  # a failed attempt is waited after
@@ -627,8 +627,7 @@ async def test_after_an_own_entry_without_effect_the_ledger_is_right(
 async def test_a_ledger_that_ignores_all_that_the_coordinator_says_is_not_filled_up(
     office: Office, members: list[Member], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    deaf = {entries.RoundOpened: lambda *_: reasons.OUT_OF_ORDER}
-    monkeypatch.setattr(shares, "_RULES", {**shares._RULES, **deaf})
+    monkeypatch.setattr(entries.RoundOpened, "rule", lambda *_: reasons.OUT_OF_ORDER)
     size = office.core.ledger.store.size
     for _ in range(3600):
         for member in members if office.now % 200 < 1 else []:

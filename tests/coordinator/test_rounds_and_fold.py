@@ -82,7 +82,7 @@ def differences(state: RunState, fold: FoldState) -> dict[str, tuple[Any, Any]]:
         if attempt.phase != "training":
             pairs["commitments"] = (dict(state.commitments), attempt.commitments)
         if attempt.phase == "revealing":
-            pairs["revealed"] = (state.revealed, frozenset(attempt.contributions))
+            pairs["revealed"] = (state.revealed, frozenset(attempt.shown))
         if attempt.phase == "applying":
             pairs["accepted"] = (state.accepted, tuple(sorted(attempt.accepted)))
     found = {what: pair for what, pair in pairs.items() if pair[0] != pair[1]}

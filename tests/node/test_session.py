@@ -10,8 +10,8 @@ import pytest
 
 from artel.ledger import entries
 from artel.ledger.entries import recovery_digest
+from artel.ledger.entries.state import FoldState
 from artel.ledger.fold import shares
-from artel.ledger.fold.accounts import FoldState
 from artel.node.session import Session
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import UsageError

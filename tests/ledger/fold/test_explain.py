@@ -146,7 +146,7 @@ def test_the_end_of_the_run() -> None:
     assert len(explanation.credits) == 3  # two contributions, and the text
     explanation = of(history, first + 1)
     told(explanation, "whatever is disputed included")
-    assert [credit.source for credit in explanation.credits] == [last]
+    assert [credit.work for credit in explanation.credits] == [START + 16]
 
 
 def test_witnesses_and_their_pay() -> None:
@@ -230,7 +230,7 @@ def test_a_split_view() -> None:
     split = WORLD.split_view(leaves, [b"another", *leaves], A)
     explanation = of([*ROUND, WORLD.split_seen(OTHER, split)], AGREED + 1)
     told(explanation, "loses what is pending and earns no more", "taken away: 12,800 credit")
-    assert [credit.source for credit in explanation.credits] == [WORK]
+    assert [credit.work for credit in explanation.credits] == [SHOWN]
 
 
 def test_the_manifest() -> None:

@@ -19,10 +19,10 @@ from hypothesis.stateful import (
 )
 
 from artel.ledger import entries
-from artel.ledger.entries import Entry, decode, recovery_digest
-from artel.ledger.fold.accounts import Attempt, Pending
+from artel.ledger.entries import Entry, decode, reasons, recovery_digest
+from artel.ledger.entries.kinds.dispute import MAX_OPEN_DISPUTES
+from artel.ledger.entries.state import Attempt, Pending
 from artel.ledger.fold.explain import explain
-from artel.ledger.fold.rules_people import MAX_OPEN_DISPUTES
 from artel.ledger.fold.shares import SHARE_SCALE, FoldState, Outcome, apply, check, fold, shares
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import DecodeError
@@ -116,14 +116,17 @@ class FoldMachine(RuleBasedStateMachine):
     def add(self, statement: Envelope | Entry) -> Outcome:
         """One more entry; checks what one entry may do."""
         entry = statement if isinstance(statement, Entry) else decode(statement.encode())
-        before = self.state.to_dict()
+        shown, encoded = self.state.copy(), self.state.encode()
         reason = check(self.state, entry)
-        assert self.state.to_dict() == before
         outcome = apply(self.state, entry)
+        # Whoever still reads the state before it sees no change.
+        assert shown.encode() == encoded
         assert (outcome.reason, outcome.status == "ignored") == (reason, bool(reason))
         self.log.append(entry)
         if reason:
-            after = self.state.to_dict()
+            before, after = json.loads(encoded), json.loads(self.state.encode())
+            kinds = before.pop("kinds")
+            assert after.pop("kinds") == kinds | {entry.kind: kinds.get(entry.kind, 0) + 1}
             assert after.pop("size") == before.pop("size") + 1
             counts = before.pop("ignored")
             assert after.pop("ignored") == counts | {reason: counts.get(reason, 0) + 1}
@@ -149,11 +152,11 @@ class FoldMachine(RuleBasedStateMachine):
             chosen = [NODES[peer] for peer in subset(sorted(attempt.accounts), ~number // 8)]
             self.add(world.committed(attempt.round, attempt.attempt, chosen))
         elif attempt.phase == "revealing":
-            waiting = sorted(attempt.commitments.keys() - attempt.contributions.keys())
+            waiting = sorted(attempt.commitments.keys() - attempt.shown.keys())
             if waiting and number % 4:
                 self.show(attempt, pick(waiting, number), number)
             else:
-                self.close(attempt, subset(sorted(attempt.contributions), ~number // 8))
+                self.close(attempt, subset(sorted(attempt.shown), ~number // 8))
         elif number % 3:
             self.slices(attempt, number)
         else:
@@ -208,7 +211,7 @@ class FoldMachine(RuleBasedStateMachine):
         assert attempt is not None
         for peer in list(attempt.commitments):
             self.show(attempt, peer, 16 * number)
-        self.close(attempt, sorted(attempt.contributions))
+        self.close(attempt, sorted(attempt.shown))
         for step in range(number % 5):
             self.slices(attempt, number // 5 + 3 * step)
         self.agree(attempt, number // 32 * 32)
@@ -239,10 +242,8 @@ class FoldMachine(RuleBasedStateMachine):
         self, attempt: Attempt, accepted: list[str], rejected: dict[str, str] | None = None
     ) -> None:
         items = [
-            entries.Accepted(
-                node=peer, entry=attempt.contributions[peer], weight=attempt.tokens[peer]
-            )
-            for peer in accepted
+            entries.Accepted(node=peer, entry=shown.entry, weight=shown.tokens)
+            for peer, shown in ((peer, attempt.shown[peer]) for peer in accepted)
         ]
         self.add(
             entries.round_closed(
@@ -261,9 +262,9 @@ class FoldMachine(RuleBasedStateMachine):
         outcome = self.add(self.world.agreed(attempt.round + 1, signers, wrong=wrong))
         if outcome.status != "ignored":
             nodes = {attempt.slices[slice].node for slice in wrong}
-            guilty = {attempt.contributions[peer] for peer in nodes}
-            assert set(outcome.denied) == guilty
-            assert not guilty & {credit.source for credit in outcome.granted}
+            held = {(item.node, item.reason) for item in outcome.left_out}
+            assert {peer for peer, reason in held if reason == reasons.WRONG_SLICE} == nodes
+            assert not nodes & {c.node for c in outcome.granted if c.kind == "compute"}
 
     @precondition(lambda self: self.state.round == TOTAL or len(self.log) % 5 == 0)
     @rule(closing=st.sampled_from([1, 1, 2]))
@@ -503,7 +504,7 @@ class FoldMachine(RuleBasedStateMachine):
         cut = number % (len(self.log) + 1)
         prefix, seen = fold(self.log[:cut]), list[Outcome]()
         assert fold(self.log[cut:], prefix) == self.state
-        stored = FoldState.from_dict(json.loads(json.dumps(prefix.to_dict(), sort_keys=True)))
+        stored = FoldState.decode(prefix.encode())
         assert stored == prefix
         again = fold(self.log[cut:], stored, lambda _i, _e, outcome: seen.append(outcome))
         assert again == self.state

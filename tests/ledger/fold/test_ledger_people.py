@@ -6,8 +6,8 @@ import pytest
 
 from artel.ledger import entries
 from artel.ledger.entries import reasons, recovery_digest
-from artel.ledger.fold.accounts import FoldState, Outcome
-from artel.ledger.fold.rules_people import MAX_OPEN_DISPUTES
+from artel.ledger.entries.kinds.dispute import MAX_OPEN_DISPUTES
+from artel.ledger.entries.state import FoldState, Outcome
 from artel.protocol.dsse import Envelope
 from ledger_world import CREDIT, RATE, TOKENS, World, digest, forged, key, outcomes
 
@@ -161,7 +161,8 @@ def test_transfers_are_off_unless_the_manifest_allows_them() -> None:
 def test_a_transfer_moves_vested_credit() -> None:
     given = GIVING.transfer(GIVING.owners[0], GIVING.owners[1].key, 300)
     state, outcome = after(*VESTED, given, world=GIVING)
-    assert outcome == Outcome("recorded")
+    names = [owner.key for owner in GIVING.owners[:2]]
+    assert outcome == Outcome("recorded", moved=((names[0], -300), (names[1], 300)))
     giver, taker = (state.accounts[owner.key] for owner in GIVING.owners[:2])
     assert (giver.vested, giver.sent, giver.pending) == (CREDIT - 300, 300, CREDIT)
     assert (taker.vested, taker.received, taker.pending) == (CREDIT + 300, 300, CREDIT)
@@ -375,7 +376,7 @@ def test_auditors_are_drawn_by_lot_from_other_accounts() -> None:
     world = World(nodes=2, ownership={"auditors": 2})
     moved = entries.node(world.members[1], world.owners[0], world.run, seq=2)
     state, _ = after(moved, *world.round(0), world=world)
-    assert [item.auditors for item in state.pending.values()] == [[], []]
+    assert [item.auditors for item in state.pending.values()] == [(), ()]
     assert len(drawn(World(nodes=2, ownership={"auditors": 2}), count=1)) == 1
 
 

@@ -98,7 +98,7 @@ def test_what_does_not_fit_changes_nothing(reason: str, history: list[Envelope])
     before, _ = after(*history[:-1])
     state, outcome = after(*history)
     assert outcome == Outcome("ignored", reason)
-    state.ignored, state.size = before.ignored, before.size
+    state.ignored, state.size, state.kinds = before.ignored, before.size, before.kinds
     assert state == before
 
 
@@ -121,7 +121,9 @@ def test_whoever_combined_a_slice_wrongly_earns_nothing_in_that_round() -> None:
     guilty = state.account_of(FIRST.peer_id)
     assert earned == {name: 0 if name == guilty else CREDIT for name in earned}
     assert state.rejected == {FIRST.peer_id: {reasons.WRONG_SLICE: 1}}
-    assert outcome.denied == (WORLD.earned(FIRST, 0),)
+    assert [(item.node, item.reason) for item in outcome.left_out] == [
+        (FIRST.peer_id, reasons.WRONG_SLICE)
+    ]
     assert [credit.node for credit in outcome.granted].count(FIRST.peer_id) == 0
     assert state.recent == sorted(set(earned) - {guilty})
     # In the next round all is as before.
@@ -157,7 +159,7 @@ def test_a_false_accusation_is_counted_and_takes_nothing() -> None:
     assert state.rejected == {
         member.peer_id: {reasons.FALSE_ACCUSATION: 1} for member in (SECOND, THIRD)
     }
-    assert outcome.denied == ()
+    assert {item.reason for item in outcome.left_out} == {reasons.FALSE_ACCUSATION}
     assert {owner.vested for owner in state.accounts.values()} == {CREDIT}
 
 
@@ -172,7 +174,7 @@ def test_nothing_is_held_against_anybody_when_no_state_is_agreed_on() -> None:
 
 def test_the_state_with_slices_survives_being_written_down() -> None:
     state, _ = after(*RECORDED, ACCUSED)
-    again = FoldState.from_dict(json.loads(json.dumps(state.to_dict(), sort_keys=True)))
+    again = FoldState.decode(state.encode())
     assert again == state
     assert again.attempt is not None
     assert again.attempt.slices[3].node == FOURTH.peer_id

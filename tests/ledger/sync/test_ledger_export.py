@@ -12,7 +12,7 @@ import pytest
 
 from artel.ledger.cli import main
 from artel.ledger.entries import decode, entry_id
-from artel.ledger.fold.accounts import Account, FoldState
+from artel.ledger.entries.state import Account, FoldState
 from artel.ledger.fold.shares import SHARE_SCALE
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.sync import export

@@ -21,7 +21,7 @@ import pytest
 from artel import cli
 from artel.ledger import entries
 from artel.ledger.cli import main
-from artel.ledger.fold.accounts import FoldState
+from artel.ledger.entries.state import FoldState
 from artel.ledger.fold.alias import read_table, write_table
 from artel.ledger.fold.replay import replay
 from artel.ledger.fold.shares import SHARE_SCALE, shares

@@ -1,21 +1,27 @@
 """What the entries of a ledger amount to: accounts, credit and the round under way.
 
-The state of the fold (:mod:`ledger.fold.shares`); only its rules (``ledger.rules_*``) change it.
-Credit is an integer: units of work times the manifest's rate. All that an account was ever granted
-is somewhere: ``granted == vested + pending + invalidated + sent - received``.
+The state of the fold (:mod:`ledger.fold.shares`); only the rules of the kinds change it. Credit is
+an integer: units of work times the manifest's rate. All that an account was ever granted is
+somewhere: ``granted == vested + pending + invalidated + sent - received``.
+
+A state that others may read is never changed: its owner works on a :meth:`FoldState.copy`, which
+is cheap because both share their accounts and pending credit until one of them changes them.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from typing import Any
 
-from artel.ledger.entries import DataUse, Rules
+from pydantic import TypeAdapter
+
+from artel.ledger.entries.rules import Rules
 from artel.protocol.assignment import Work
-from artel.protocol.run_config import Ownership
+from artel.protocol.identity import peer_id_of, public_of
 
 KINDS_OF_WORK = ("compute", "data", "audit", "witness")
 
@@ -24,9 +30,12 @@ KINDS_OF_WORK = ("compute", "data", "audit", "witness")
 class Credit:
     """``units`` of work of a ``kind``, worth ``amount`` = units × ``rate`` to an account.
 
-    ``source`` is what it was given for: a contribution's entry id, or a name made of the kind.
+    ``number`` counts all credit of the ledger. ``source`` is what it was given for: a
+    contribution's entry id, or a name made of the kind; ``work`` is the index of that contribution,
+    or of the entry that granted it.
     """
 
+    number: int
     source: str
     kind: str
     account: str
@@ -34,6 +43,7 @@ class Credit:
     round: int
     units: int
     rate: int
+    work: int
 
     @property
     def amount(self) -> int:
@@ -41,12 +51,24 @@ class Credit:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """Work of a member that does not count, or what is held against it; see ``reasons``."""
+
+    round: int
+    attempt: int
+    node: str
+    account: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What an entry did: ``credited``, ``recorded``, or ``ignored`` for ``reason``.
 
     The other fields list the credit that it granted (still pending, unless the run vests at once),
-    made vest, and took away. ``denied`` are accepted contributions (entry ids) that earn nothing,
-    because their node had combined a slice wrongly.
+    made vest and took away, whose work it left out, and the vested credit that changed owners
+    (account and amount, negative for the giver). ``notes`` is what an explanation has to know of
+    the moment and later entries may change: JSON values.
     """
 
     status: str
@@ -54,11 +76,15 @@ class Outcome:
     granted: tuple[Credit, ...] = ()
     vested: tuple[Credit, ...] = ()
     invalidated: tuple[Credit, ...] = ()
-    denied: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+    moved: tuple[tuple[str, int], ...] = ()
+    notes: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
 Effect = Callable[[], Outcome]
 """What a rule returns when an entry fits: a call of it changes the state. Otherwise a reason."""
+
+RECORDED = Outcome("recorded")
 
 
 @dataclass
@@ -68,7 +94,7 @@ class Pending:
     credit: Credit
     due: int
     """It vests when the state with this number is agreed."""
-    auditors: list[str] = field(default_factory=list)
+    auditors: tuple[str, ...] = ()
     """Nodes whose verdict on this contribution counts."""
     verdicts: dict[str, str] = field(default_factory=dict)
     """Auditing node to its verdict."""
@@ -80,6 +106,12 @@ class Pending:
     """Dismissed once: it cannot be disputed again."""
     about: str = ""
     """Of an audit: the contribution that it judges; while that one is frozen, so is this."""
+
+    def frozen(self) -> dict[str, Any]:
+        """What an explanation says of a dispute on this; empty when there is none."""
+        if not self.disputed_by:
+            return {}
+        return {"frozen_for": self.disputed_by, "due": self.due, "lapses": self.lapses}
 
 
 @dataclass
@@ -116,6 +148,18 @@ class Slice:
     size: int
 
 
+@dataclass(frozen=True)
+class Shown:
+    """A valid contribution: its entry id and index, tokens, steps of this round's assignment, and
+    the salt that the node revealed: secret until then, and fixed by its commitment."""
+
+    entry: str
+    index: int
+    tokens: int
+    head: int
+    salt: str
+
+
 @dataclass
 class Attempt:
     """The round that is under way."""
@@ -129,20 +173,28 @@ class Attempt:
     phase: str = "training"
     """training, revealing (commitments are known), applying (closed with somebody), failed."""
     commitments: dict[str, str] = field(default_factory=dict)
-    contributions: dict[str, str] = field(default_factory=dict)
-    """Node to entry id of its valid contribution."""
-    tokens: dict[str, int] = field(default_factory=dict)
-    """Node to the tokens of that contribution."""
-    heads: dict[str, int] = field(default_factory=dict)
-    """Node to the steps of this round's assignment in it."""
-    salts: dict[str, str] = field(default_factory=dict)
-    """Node to the salt that it revealed: secret until then, and fixed by its commitment."""
+    shown: dict[str, Shown] = field(default_factory=dict)
+    """Node to its valid contribution."""
     accepted: dict[str, int] = field(default_factory=dict)
     """Node to tokens."""
     slices: dict[int, Slice] = field(default_factory=dict)
     """Of a sharded round: what was recorded for each slice."""
     wrong: dict[int, dict[str, str]] = field(default_factory=dict)
     """Slice to those who say that it is wrong, and the blob that each got instead."""
+
+    def copy(self) -> Attempt:
+        other = copy.copy(self)
+        for name in ("accounts", "steps", "commitments", "shown", "accepted", "slices"):
+            setattr(other, name, dict(getattr(self, name)))
+        other.wrong = {number: dict(said) for number, said in self.wrong.items()}
+        return other
+
+    def left_out(self, reasons: Iterable[tuple[str, str]]) -> tuple[LeftOut, ...]:
+        """Members and reasons, with whose work that is."""
+        return tuple(
+            LeftOut(self.round, self.attempt, node, self.accounts[node], reason)
+            for node, reason in reasons
+        )
 
 
 @dataclass
@@ -176,8 +228,12 @@ class FoldState:
     """Member of the last agreed round to the steps of it that count in its next contribution."""
     rejected: dict[str, dict[str, int]] = field(default_factory=dict)
     """Node to how often its work was left out, by reason."""
+    kinds: dict[str, int] = field(default_factory=dict)
+    """How many entries there are, by kind."""
     ignored: dict[str, int] = field(default_factory=dict)
     """How many entries changed nothing, by reason."""
+    credits: int = 0
+    """How many credits were ever granted: the number of the next one."""
     pending: dict[str, Pending] = field(default_factory=dict)
     """Credit that has not vested, by source, oldest first."""
     due: dict[int, list[str]] = field(default_factory=dict)
@@ -195,16 +251,25 @@ class FoldState:
     convicted: dict[str, int] = field(default_factory=dict)
     """Key (hex) to the index of the entry that proves it signed two histories."""
 
+    def __post_init__(self) -> None:
+        # Names of the accounts and sources of the pending credit that no copy shares.
+        self._accounts, self._pending = set[str](), set[str]()
+
     @property
     def round(self) -> int:
         """The round that is under way or comes next: the number of the newest agreed state."""
         return max(0, len(self.states) - 1)
 
     @property
+    def founded(self) -> Rules:
+        """The rules of the manifest. Only where there is one."""
+        assert self.rules is not None
+        return self.rules
+
+    @property
     def work(self) -> Work:
         """How much a round asks of its members. Only where there is a manifest."""
-        assert self.rules is not None
-        return self.rules.work
+        return self.founded.work
 
     @property
     def total(self) -> int:
@@ -242,6 +307,11 @@ class FoldState:
         """What has not vested of one account, oldest first."""
         return (item for item in self.pending.values() if item.credit.account == account)
 
+    def work_pending(self, contribution: str) -> Pending | None:
+        """The pending compute credit of a contribution (entry id), if it is one."""
+        item = self.pending.get(contribution)
+        return item if item is not None and item.credit.kind == "compute" else None
+
     def rejected_by_account(self) -> dict[str, dict[str, int]]:
         """Present account to how often the work of its nodes was left out, by reason."""
         tally: dict[str, Counter[str]] = {}
@@ -249,138 +319,89 @@ class FoldState:
             tally.setdefault(self.account_of(peer), Counter()).update(counts)
         return {account: dict(counts) for account, counts in tally.items()}
 
-    def copy(self) -> FoldState:
-        """An independent state with the same contents."""
-        return copy.deepcopy(self)
+    # --- for rules and owners ---------------------------------------------------------------------
 
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON value that :meth:`from_dict` reads back (for a cache of one's own making)."""
-        rules, self_rules = self.rules, None
-        if rules is not None:
-            self_rules = {
-                "total": rules.total,
-                "work": asdict(rules.work),
-                "ownership": rules.ownership.model_dump(mode="json"),
-                "witnesses": rules.witnesses,
-                "arbiters": sorted(rules.arbiters),
-                "data": None if rules.data is None else asdict(rules.data),
-            }
-        fields = {name: value for name, value in vars(self).items() if name != "rules"}
-        plain = {name: _plain(value) for name, value in fields.items()}
-        # A list, because the order matters and not every JSON writer keeps that of an object.
-        return plain | {"rules": self_rules, "pending": list(plain["pending"].values())}
+    def copy(self) -> FoldState:
+        """An independent state with the same contents, for whoever wants to go on from here."""
+        other = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, dict | list):
+                setattr(other, name, value.copy())
+        other.due = {number: list(sources) for number, sources in self.due.items()}
+        other.attempt = self.attempt.copy() if self.attempt is not None else None
+        for state in (self, other):
+            state._accounts, state._pending = set(), set()
+        return other
+
+    def changing(self, name: str) -> Account:
+        """The account, to be changed: from here on no copy of the state shares it."""
+        if name not in self._accounts:
+            self.accounts[name] = copy.copy(self.accounts[name])
+            self._accounts.add(name)
+        return self.accounts[name]
+
+    def freezing(self, source: str) -> Pending:
+        """The pending credit, to be changed: from here on no copy of the state shares it."""
+        if source not in self._pending:
+            self.pending[source] = copy.copy(self.pending[source])
+            self._pending.add(source)
+        return self.pending[source]
+
+    def take(self, source: str) -> Credit:
+        """Credit that is pending no more."""
+        self._pending.discard(source)
+        return self.pending.pop(source).credit
+
+    def leave_out(self, left_out: tuple[LeftOut, ...]) -> tuple[LeftOut, ...]:
+        """Count these; they are returned."""
+        for item in left_out:
+            counts = self.rejected.get(item.node, {})
+            self.rejected[item.node] = counts | {item.reason: counts.get(item.reason, 0) + 1}
+        return left_out
+
+    def registered(self, name: str) -> Account | None:
+        """The account; one that only the manifest names can do nothing yet."""
+        owner = self.accounts.get(name)
+        return owner if owner is not None and owner.registered else None
+
+    def led_by(self, signers: frozenset[str]) -> bool:
+        """Signed by coordinators alone: a stranger's signature would make a second id."""
+        return signers <= set(self.coordinators)
+
+    def current(self, round: int, attempt: int, *phases: str) -> Attempt | None:
+        """The attempt under way, when it is this one and in one of these phases."""
+        now = self.attempt
+        if now is None or (now.round, now.attempt) != (round, attempt) or now.phase not in phases:
+            return None
+        return now
+
+    # --- at rest ----------------------------------------------------------------------------------
+
+    def encode(self) -> bytes:
+        """JSON that :meth:`decode` reads back."""
+        return _adapter().dump_json(self)
 
     @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> FoldState:
-        """Inverse of :meth:`to_dict`; not a decoder for what others wrote."""
-        fields = copy.deepcopy(value)
-        rules, attempt = fields.pop("rules"), fields.pop("attempt")
-        state = cls(**fields)
-        state.due = {int(number): sources for number, sources in fields["due"].items()}
-        state.accounts = {name: Account(**item) for name, item in fields["accounts"].items()}
-        state.pending = {
-            item["credit"]["source"]: Pending(**item | {"credit": Credit(**item["credit"])})
-            for item in fields["pending"]
-        }
-        state.attempt = None if attempt is None else _attempt(attempt)
-        if rules is not None:
-            data = rules["data"]
-            if data is not None:
-                pairs = tuple((account, tokens) for account, tokens in data["contributed"])
-                data = DataUse(**data | {"contributed": pairs})
-            ownership = Ownership(
-                **rules["ownership"] | {"arbiters": tuple(rules["ownership"]["arbiters"])}
-            )
-            state.rules = Rules(
-                total=rules["total"],
-                work=Work(**rules["work"]),
-                ownership=ownership,
-                witnesses=rules["witnesses"],
-                arbiters=frozenset(rules["arbiters"]),
-                data=data,
-            )
-        return state
+    def decode(cls, data: bytes) -> FoldState:
+        """Inverse of :meth:`encode`; not a decoder for what others wrote.
+
+        :raises ValueError: it is none
+        """
+        return _adapter().validate_json(data)
 
 
-def _attempt(fields: dict[str, Any]) -> Attempt:
-    slices = {int(number): Slice(**item) for number, item in fields["slices"].items()}
-    wrong = {int(number): item for number, item in fields["wrong"].items()}
-    return Attempt(**fields | {"slices": slices, "wrong": wrong})
+@cache
+def _adapter() -> TypeAdapter[FoldState]:
+    return TypeAdapter(FoldState)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return asdict(value) if hasattr(value, "__dataclass_fields__") else value
+@lru_cache(maxsize=4096)
+def key_of(peer: str) -> str:
+    """The key (hex) of a node."""
+    return public_of(peer).hex()
 
 
-# --- changes of credit, for the rules -------------------------------------------------------------
-
-
-def grant(state: FoldState, pending: Pending) -> None:
-    """Add credit that waits to vest; nothing for a barred account is ever granted."""
-    credit = pending.credit
-    account = state.accounts[credit.account]
-    account.units[credit.kind] = account.units.get(credit.kind, 0) + credit.units
-    account.granted += credit.amount
-    account.pending += credit.amount
-    state.pending[credit.source] = pending
-    state.due.setdefault(pending.due, []).append(credit.source)
-
-
-def vest(state: FoldState, source: str) -> Credit:
-    """Move pending credit to vested."""
-    credit = _taken(state, source)
-    state.accounts[credit.account].vested += credit.amount
-    return credit
-
-
-def invalidate(state: FoldState, source: str) -> Credit:
-    """Take pending credit away; the account's units keep what was once granted."""
-    credit = _taken(state, source)
-    state.accounts[credit.account].invalidated += credit.amount
-    return credit
-
-
-def bar(state: FoldState, account: str) -> tuple[Credit, ...]:
-    """Fraud is proven: everything that has not vested goes, and nothing more is earned."""
-    state.accounts[account].barred = True
-    sources = [item.credit.source for item in state.pending_of(account)]
-    return tuple(invalidate(state, source) for source in sources)
-
-
-def end_dispute(state: FoldState, item: Pending) -> None:
-    """Unfreeze; whoever froze it may begin another dispute."""
-    if item.disputed_by:
-        state.accounts[item.disputed_by].disputes -= 1
-        item.disputed_by = ""
-
-
-def frozen_until(state: FoldState, item: Pending) -> int:
-    """Number of the state whose agreement ends the dispute that holds this back; 0: none does."""
-    judged = state.pending.get(item.about) if item.about else item
-    return judged.lapses if judged is not None and judged.disputed_by else 0
-
-
-def vest_due(state: FoldState, number: int) -> tuple[Credit, ...]:
-    """Vest what is due now that state ``number`` is agreed; what is frozen waits."""
-    vested: list[Credit] = []
-    for source in state.due.pop(number, []):
-        item = state.pending.get(source)
-        if item is None:
-            continue  # invalidated, or vested by a ruling, in between
-        until = frozen_until(state, item)
-        if number < until:
-            state.due.setdefault(until, []).append(source)
-            continue
-        vested.append(vest(state, source))
-    return tuple(vested)
-
-
-def _taken(state: FoldState, source: str) -> Credit:
-    item = state.pending.pop(source)
-    end_dispute(state, item)
-    state.accounts[item.credit.account].pending -= item.credit.amount
-    return item.credit
+@lru_cache(maxsize=4096)
+def peer_of(key: str) -> str:
+    """The node whose key (hex) this is."""
+    return peer_id_of(bytes.fromhex(key))

@@ -1,0 +1,184 @@
+"""What every kind of entry is made of: strict fields, a rule, a summary and an explanation.
+
+A kind is one class in one file (:mod:`ledger.entries.kinds`). Its fields are integers and strings;
+what it *does* is decided by :meth:`Body.rule`, from the entries before it alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import ValidationError as PydanticError
+
+from artel.protocol import dsse
+from artel.protocol.dsse import MAX_ENVELOPE_BYTES, Envelope
+from artel.protocol.errors import CheckFailed, DecodeError
+from artel.protocol.identity import Identity, public_of
+
+if TYPE_CHECKING:
+    from artel.ledger.entries.genesis import Genesis
+    from artel.ledger.entries.state import Effect, FoldState
+    from artel.ledger.entries.story import Fact, Story
+
+ENTRY_TYPE = "application/vnd.artel.entry+json"
+MAX_MEMBERS = 64
+"""Bound of every list in a body; what fits into 8 KiB is fewer (about 35 accepted members)."""
+
+
+def _peer_id(value: str) -> str:
+    try:
+        public_of(value)
+    except DecodeError as error:
+        raise ValueError(error.message) from None
+    return value
+
+
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+OptionalDigest = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
+PeerId = Annotated[str, StringConstraints(max_length=64), AfterValidator(_peer_id)]
+Count = Annotated[int, Field(ge=0, lt=1 << 53)]
+Positive = Annotated[int, Field(ge=1, lt=1 << 53)]
+ReasonCode = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+SliceNumber = Annotated[int, Field(ge=0, lt=MAX_MEMBERS)]
+
+
+class Record(BaseModel):
+    """Strict and frozen: no unknown fields, no conversion between types."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+def ascending(items: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A validator: the items (or their nodes) are in order, each once."""
+    names = [getattr(item, "node", item) for item in items]
+    if any(left >= right for left, right in pairwise(names)):
+        raise ValueError("a list is not in ascending order, or names something twice")
+    return items
+
+
+# JSON has lists where the bodies have tuples; only that one conversion is allowed.
+LISTED = (Field(max_length=MAX_MEMBERS, strict=False), AfterValidator(ascending))
+
+
+class Body(Record):
+    """What every body has: its kind, and the run (id) that it belongs to."""
+
+    KIND: ClassVar[str]
+    TITLE: ClassVar[str]
+    """For people, as the heading of its page."""
+    run: Digest
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON value: what is signed."""
+        return self.model_dump(mode="json")
+
+    def rule(self, state: FoldState, entry: Entry) -> str | Effect:
+        """Why it changes nothing if it comes next, or the effect that changes the state.
+
+        The run is the state's and the signatures hold. Nothing is changed before the effect is
+        called.
+        """
+        raise NotImplementedError
+
+    def says(self) -> str:
+        """What it says, in a few words."""
+        raise NotImplementedError
+
+    def explain(self, story: Story) -> Iterator[Fact]:
+        """What it did, sentence by sentence with the numbers; it counted."""
+        raise NotImplementedError
+
+    def place(self, state: FoldState) -> tuple[int, int]:
+        """The round and attempt that it belongs to, by the state before it; -1 for none."""
+        return -1, -1
+
+    def concerns(self, state: FoldState) -> set[str]:
+        """Names of accounts that it says something about."""
+        return set()
+
+
+class OfAttempt(Body):
+    """A body that belongs to an attempt of a round."""
+
+    round: Count
+    attempt: Count
+
+    def place(self, state: FoldState) -> tuple[int, int]:
+        return self.round, self.attempt
+
+
+class OfWork(Body):
+    """A body that speaks of a contribution (entry id)."""
+
+    contribution: Digest
+
+    def event(self) -> str:
+        """What happened to the contribution, in a word or two."""
+        raise NotImplementedError
+
+    def place(self, state: FoldState) -> tuple[int, int]:
+        item = state.work_pending(self.contribution)
+        return (item.credit.round, -1) if item is not None else (-1, -1)
+
+    def concerns(self, state: FoldState) -> set[str]:
+        item = state.work_pending(self.contribution)
+        return {item.credit.account} if item is not None else set()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One decoded leaf."""
+
+    id: str  # hex
+    body: Genesis | Body
+    envelope: Envelope
+
+    @property
+    def kind(self) -> str:
+        return self.body.KIND
+
+    @cached_property
+    def signers(self) -> frozenset[str]:
+        """Hex keys whose signatures verified; empty when any signature does not.
+
+        The cost of an entry is here (about 0.2 ms a signature), so it is paid on first use.
+        """
+        try:
+            return frozenset(self.envelope.verify())
+        except CheckFailed:
+            return frozenset()
+
+
+def validated(schema: type[Body], value: dict[str, Any]) -> Body:
+    """The body that ``value`` holds.
+
+    :raises DecodeError: naming the first field that is wrong
+    """
+    try:
+        return schema.model_validate(value)
+    except PydanticError as error:
+        raise decode_error(schema.KIND, error) from None
+
+
+def decode_error(kind: str, error: PydanticError) -> DecodeError:
+    """What is wrong, in one sentence."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part)[:40] for part in first["loc"]) or "body"
+    return DecodeError(f"entry {kind}: {where}: {first['msg'][:200]}")
+
+
+def signed(schema: type[Body], fields: dict[str, Any], *signers: Identity) -> Envelope:
+    """Validate as strictly as ``decode`` does, sign, and refuse what would not be a leaf.
+
+    :raises DecodeError: it would not be decoded, or is too large
+    """
+    envelope = dsse.sign(ENTRY_TYPE, validated(schema, fields).to_dict(), *signers)
+    size = len(envelope.encode())
+    if size > MAX_ENVELOPE_BYTES:
+        raise DecodeError(f"a {schema.KIND} entry of {size} bytes exceeds {MAX_ENVELOPE_BYTES}")
+    return envelope

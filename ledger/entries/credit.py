@@ -1,0 +1,106 @@
+"""Changes of credit, for the rules of several kinds: granted, vested, taken away, frozen."""
+
+from __future__ import annotations
+
+from artel.ledger.entries.state import Account, Credit, FoldState, Pending
+
+
+def grant(
+    state: FoldState,
+    kind: str,
+    source: str,
+    account: str,
+    *,
+    units: int,
+    due: int,
+    round: int,
+    node: str = "",
+    work: int | None = None,
+    auditors: tuple[str, ...] = (),
+    about: str = "",
+) -> Credit:
+    """Add credit that waits to vest; the caller grants nothing to a barred account.
+
+    :param due: number of the state with which it vests
+    :param work: index of what it is for (default: of the entry that is being folded)
+    """
+    rate = state.founded.rates[kind]
+    at = state.size if work is None else work
+    credit = Credit(state.credits, source, kind, account, node, round, units, rate, at)
+    state.credits += 1
+    owner = state.changing(account)
+    owner.units = owner.units | {kind: owner.units.get(kind, 0) + units}
+    owner.granted += credit.amount
+    owner.pending += credit.amount
+    state.pending[source] = Pending(credit, due, auditors, about=about)
+    state.due.setdefault(due, []).append(source)
+    return credit
+
+
+def vest(state: FoldState, source: str) -> Credit:
+    """Move pending credit to vested."""
+    credit, owner = _taken(state, source)
+    owner.vested += credit.amount
+    return credit
+
+
+def invalidate(state: FoldState, source: str) -> Credit:
+    """Take pending credit away; the account's units keep what was once granted."""
+    credit, owner = _taken(state, source)
+    owner.invalidated += credit.amount
+    return credit
+
+
+def bar(state: FoldState, account: str) -> tuple[Credit, ...]:
+    """Fraud is proven: everything that has not vested goes, and nothing more is earned."""
+    state.changing(account).barred = True
+    sources = [item.credit.source for item in state.pending_of(account)]
+    return tuple(invalidate(state, source) for source in sources)
+
+
+def freeze(state: FoldState, source: str, by: str) -> Pending:
+    """Hold a contribution's credit back for the account ``by``, which disputes it."""
+    item = state.freezing(source)
+    item.disputed_by = by
+    # Counted from when it would vest, not from now: an accomplice who is the first to dispute it
+    # must not leave the arbiters less time.
+    item.lapses = item.due + max(1, state.founded.ownership.vesting_rounds)
+    state.changing(by).disputes += 1
+    return item
+
+
+def end_dispute(state: FoldState, source: str) -> None:
+    """Unfreeze; whoever froze it may begin another dispute."""
+    by = state.pending[source].disputed_by
+    if by:
+        state.changing(by).disputes -= 1
+        state.freezing(source).disputed_by = ""
+
+
+def frozen_until(state: FoldState, item: Pending) -> int:
+    """Number of the state whose agreement ends the dispute that holds this back; 0: none does."""
+    judged = state.pending.get(item.about) if item.about else item
+    return judged.lapses if judged is not None and judged.disputed_by else 0
+
+
+def vest_due(state: FoldState, number: int) -> tuple[Credit, ...]:
+    """Vest what is due now that state ``number`` is agreed; what is frozen waits."""
+    vested: list[Credit] = []
+    for source in state.due.pop(number, []):
+        item = state.pending.get(source)
+        if item is None:
+            continue  # invalidated, or vested by a ruling, in between
+        until = frozen_until(state, item)
+        if number < until:
+            state.due.setdefault(until, []).append(source)
+            continue
+        vested.append(vest(state, source))
+    return tuple(vested)
+
+
+def _taken(state: FoldState, source: str) -> tuple[Credit, Account]:
+    end_dispute(state, source)
+    credit = state.take(source)
+    owner = state.changing(credit.account)
+    owner.pending -= credit.amount
+    return credit, owner

@@ -1,0 +1,160 @@
+"""``contribution``: what a node made in a round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+from artel.ledger.entries import reasons
+from artel.ledger.entries.body import Count, Digest, Entry, OfAttempt, PeerId, Positive, signed
+from artel.ledger.entries.state import RECORDED, Attempt, Effect, FoldState, Outcome, Shown, key_of
+from artel.ledger.entries.story import (
+    Fact,
+    Story,
+    counted,
+    earning,
+    fate_of_work,
+    judged,
+    outcome_of,
+    steps_of,
+)
+from artel.ledger.entries.words import plural, short_key, short_peer
+from artel.protocol.dsse import Envelope
+from artel.protocol.identity import Identity
+from artel.protocol.round_state import COMMITMENT_MISMATCH, WRONG_STATE, WRONG_TOKENS
+from artel.protocol.rounds import commitment
+
+
+class Contribution(OfAttempt):
+    """A node's claim: from ``base``, with ``tokens`` assigned tokens, it made ``blob``.
+
+    ``blob`` is a content id, ``size`` all bytes of the contribution (in a sharded round the index
+    that the id names and its parts), ``salt`` opens the commitment. ``tail`` and ``head`` are the
+    steps in it: the last ones of the assignment of the round before, and the first ones of this
+    one. ``up`` and ``down`` are the bytes that the node's streams carried since its contribution
+    before; nobody can check them, and nothing is paid for them. Signed by the node.
+    """
+
+    KIND: ClassVar = "contribution"
+    TITLE: ClassVar = "Contribution"
+    kind: Literal["contribution"] = "contribution"
+    node: PeerId
+    base: Digest
+    blob: Digest
+    size: Positive
+    salt: Digest
+    tokens: Positive
+    tail: Count
+    head: Positive
+    up: Count
+    down: Count
+
+    def rule(self, state: FoldState, entry: Entry) -> str | Effect:
+        if entry.signers != {key_of(self.node)}:
+            return reasons.WRONG_SIGNERS
+        attempt = state.current(self.round, self.attempt, "revealing")
+        if attempt is None:
+            return reasons.OUT_OF_ORDER
+        if self.node not in attempt.accounts:
+            return reasons.NOT_MEMBER
+        if self.node not in attempt.commitments:
+            return reasons.NOT_COMMITTED
+        if self.node in attempt.shown:
+            return reasons.DUPLICATE
+        if self.base != state.states[-1]:
+            return WRONG_STATE
+        if not self._in_bounds(state, attempt):
+            return WRONG_TOKENS
+        salt = bytes.fromhex(self.salt)
+        shown = commitment(self.run, self.round, self.attempt, self.node, self.blob, salt)
+        if shown != attempt.commitments[self.node]:
+            return COMMITMENT_MISMATCH
+
+        def effect() -> Outcome:
+            made = Shown(entry.id, state.size, self.tokens, self.head, self.salt)
+            attempt.shown[self.node] = made
+            return RECORDED
+
+        return effect
+
+    def _in_bounds(self, state: FoldState, attempt: Attempt) -> bool:
+        """Whether the steps are ones that the node was assigned, and the tokens are theirs."""
+        work, assigned = state.work, attempt.steps[self.node]
+        return (
+            work.least_head(self.round, assigned) <= self.head <= work.head(self.round, assigned)
+            and self.tail <= state.tails.get(self.node, 0)
+            and self.tokens == work.tokens(self.tail + self.head)
+        )
+
+    def says(self) -> str:
+        steps = f"{self.tail} + {self.head}" if self.tail else f"{self.head}"
+        tokens, size = plural(self.tokens, "token"), plural(self.size, "byte")
+        many = "step" if self.tail + self.head == 1 else "steps"
+        return f"node {short_peer(self.node)}: {steps} {many}, {tokens}, {size}"
+
+    def explain(self, story: Story) -> Iterator[Fact]:
+        trail = story.trail
+        steps = steps_of(story.genesis, trail, self.node)
+        yield Fact(f"{steps} (entry {trail.opened})", (trail.opened,))
+        yield Fact(counted(story.genesis, trail, self))
+        yield Fact(
+            f"the node says that it sent {plural(self.up, 'byte')} and received "
+            f"{plural(self.down, 'byte')} since its contribution before; nothing is paid for that"
+        )
+        yield Fact(
+            f"round {self.round} was opened by entry {trail.opened}; the node had committed to "
+            f"exactly this by entry {trail.committed}",
+            (trail.opened, trail.committed),
+        )
+        yield from self._unpaid(story) if story.work is None else self._paid(story)
+
+    def _paid(self, story: Story) -> Iterator[Fact]:
+        trail = story.trail
+        yield Fact(
+            f"accepted by entry {trail.closed}, agreed by entry {trail.agreed} with "
+            f"{trail.agreeing} of {plural(trail.accepted, 'contributor')}",
+            (trail.closed, trail.agreed),
+        )
+        yield earning(story.about)
+        yield from fate_of_work(story)
+
+    def _unpaid(self, story: Story) -> Iterator[Fact]:
+        trail = story.trail
+        account = trail.accounts[self.node]
+        if self.node in trail.left_out:
+            reason = trail.left_out[self.node]
+            why = f"{reasons.explain(reason)} ({reason})"
+            yield Fact(f"left out by entry {trail.closed}: {why}", (trail.closed,))
+        yield from outcome_of(trail)
+        if trail.agreed >= 0 and story.state.accounts[account].barred:
+            yield Fact(f"account {short_key(account)} is barred and earns nothing")
+        for number in trail.wrong:
+            if trail.slices[number][1] == self.node:
+                yield from judged(trail, number)
+
+
+def contribution(
+    identity: Identity,
+    run: str,
+    *,
+    round: int,
+    attempt: int,
+    base: str,
+    blob: str,
+    size: int,
+    salt: bytes,
+    tokens: int,
+    head: int,
+    tail: int = 0,
+    up: int = 0,
+    down: int = 0,
+) -> Envelope:
+    """Claim a contribution of the node ``identity``. ``salt`` has 32 bytes.
+
+    :param head: steps of this round's assignment in it; ``tail``: of the round before
+    :param up: bytes sent since the contribution before; ``down``: bytes received
+    """
+    body = {"run": run, "round": round, "attempt": attempt, "node": identity.peer_id, "base": base}
+    body |= {"blob": blob, "size": size, "salt": salt.hex(), "tokens": tokens}
+    body |= {"tail": tail, "head": head, "up": up, "down": down}
+    return signed(Contribution, body, identity)

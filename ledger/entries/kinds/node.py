@@ -1,0 +1,77 @@
+"""``node``: a node works for an account."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+from artel.ledger.entries import reasons
+from artel.ledger.entries.body import Body, Digest, Entry, PeerId, Positive, signed
+from artel.ledger.entries.state import Effect, FoldState, Outcome, key_of
+from artel.ledger.entries.story import Fact, Story, as_of
+from artel.ledger.entries.words import short_key, short_peer
+from artel.protocol.dsse import Envelope
+from artel.protocol.identity import Identity
+
+
+class Node(Body):
+    """Binds a node to an account; signed by both keys. A later one moves *future* credit.
+
+    ``seq`` is above that of the node's earlier bindings, so that none can be played back.
+    """
+
+    KIND: ClassVar = "node"
+    TITLE: ClassVar = "Node of an account"
+    kind: Literal["node"] = "node"
+    node: PeerId
+    account: Digest
+    seq: Positive
+
+    def rule(self, state: FoldState, entry: Entry) -> str | Effect:
+        owner = state.registered(self.account)
+        if owner is None:
+            return reasons.UNKNOWN_ACCOUNT
+        if entry.signers != {owner.key, key_of(self.node)}:
+            return reasons.WRONG_SIGNERS
+        if self.seq <= state.node_seq.get(self.node, 0):
+            return reasons.WRONG_SEQUENCE
+        before = state.account_of(self.node)
+        if before == self.account:
+            return reasons.DUPLICATE
+
+        def effect() -> Outcome:
+            state.nodes[self.node] = self.account
+            state.node_seq[self.node] = self.seq
+            return Outcome("recorded", notes={"before": before} if before else {})
+
+        return effect
+
+    def concerns(self, state: FoldState) -> set[str]:
+        return {self.account, state.account_of(self.node)}
+
+    def says(self) -> str:
+        return f"node {short_peer(self.node)} belongs to account {short_key(self.account)}"
+
+    def explain(self, story: Story) -> Iterator[Fact]:
+        yield Fact("signed by the node's and the account's key")
+        before = story.outcome.notes.get("before")
+        if before:
+            yield Fact(f"until then the node belonged to account {short_key(before)}")
+        account = short_key(self.account)
+        yield Fact(
+            f"rounds that are opened after entry {story.index} give credit to account {account}"
+        )
+        now = story.state.account_of(self.node)
+        if now != self.account:
+            yield Fact(f"{as_of(story)} it belongs to account {short_key(now)}")
+
+
+def node(
+    identity: Identity, owner: Identity, run: str, *, account: str = "", seq: int = 1
+) -> Envelope:
+    """Bind the node ``identity`` to the account whose present key is ``owner``.
+
+    :param account: the account's name, when it is no longer its key
+    """
+    body = {"run": run, "node": identity.peer_id, "account": account or owner.key, "seq": seq}
+    return signed(Node, body, identity, owner)

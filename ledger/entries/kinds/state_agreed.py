@@ -1,0 +1,210 @@
+"""``state_agreed``: the next state, by which the round's credit is granted.
+
+Each accepted contribution of the closed round gives its tokens to the account that its node
+belonged to *when the round was opened*, unless that node combined a slice wrongly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
+from typing import Annotated, ClassVar, Literal
+
+from artel.ledger.entries import reasons
+from artel.ledger.entries.body import LISTED, Body, Digest, Entry, Positive, SliceNumber, signed
+from artel.ledger.entries.credit import grant, vest_due
+from artel.ledger.entries.rules import DataUse
+from artel.ledger.entries.state import Attempt, Credit, Effect, FoldState, Outcome, key_of, peer_of
+from artel.ledger.entries.story import Fact, Story, assigned, judged, totals, vesting
+from artel.ledger.entries.words import short_key
+from artel.protocol import assignment
+from artel.protocol.dsse import Envelope
+from artel.protocol.identity import Identity
+
+
+class StateAgreed(Body):
+    """State number ``round`` has this root; signed by a coordinator and the nodes that agree.
+
+    ``wrong`` lists the slices whose recorded aggregate was wrong; the state is made without them.
+    """
+
+    KIND: ClassVar = "state_agreed"
+    TITLE: ClassVar = "State agreed"
+    kind: Literal["state_agreed"] = "state_agreed"
+    round: Positive
+    root: Digest
+    wrong: Annotated[tuple[SliceNumber, ...], *LISTED]
+
+    def rule(self, state: FoldState, entry: Entry) -> str | Effect:
+        coordinators = set(state.coordinators)
+        others = (peer_of(key) for key in entry.signers - coordinators)
+        if not entry.signers & coordinators or not all(peer in state.nodes for peer in others):
+            return reasons.WRONG_SIGNERS
+        attempt = state.attempt
+        if attempt is None or attempt.phase != "applying" or self.round != attempt.round + 1:
+            return reasons.OUT_OF_ORDER
+        agreeing = [peer for peer in attempt.accepted if key_of(peer) in entry.signers]
+        if 2 * len(agreeing) <= len(attempt.accepted):
+            return reasons.NO_MAJORITY
+        # Whoever called one wrong spoke of a recorded one.
+        if not attempt.wrong.keys() >= set(self.wrong):
+            return reasons.UNKNOWN_SLICE
+
+        def effect() -> Outcome:
+            held = held_against(attempt, self.wrong)
+            left_out = state.leave_out(attempt.left_out(held))
+            denied = {node for node, reason in held if reason == reasons.WRONG_SLICE}
+            granted = _credit_round(state, attempt, denied)
+            state.states.append(self.root)
+            tails = {peer: state.work.tail(attempt.round, h) for peer, h in attempt.steps.items()}
+            state.tails = {peer: steps for peer, steps in tails.items() if steps}
+            state.attempt = None
+            vested = vest_due(state, state.round)
+            notes = {"agreeing": len(agreeing)}
+            return Outcome("credited", "", granted, vested, left_out=left_out, notes=notes)
+
+        return effect
+
+    def place(self, state: FoldState) -> tuple[int, int]:
+        """It ends the round that made the state."""
+        attempt = state.attempt
+        current = attempt is not None and attempt.round == self.round - 1
+        return self.round - 1, attempt.attempt if attempt is not None and current else -1
+
+    def says(self) -> str:
+        wrong = ", ".join(str(number) for number in self.wrong)
+        many = "s" if len(self.wrong) > 1 else ""
+        found = f", made without the wrong slice{many} {wrong}" if wrong else ""
+        return f"state {self.round} is {short_key(self.root)}{found}"
+
+    def explain(self, story: Story) -> Iterator[Fact]:
+        trail = story.trail
+        yield Fact(
+            f"signed by a coordinator and {trail.agreeing} of the {trail.accepted} contributors "
+            f"that entry {trail.closed} accepted in round {trail.round}; more than half are needed",
+            (trail.closed,),
+        )
+        for number in sorted({*trail.wrong, *trail.accused}):
+            yield from judged(trail, number)
+        yield Fact(assigned(story.genesis))
+        yield Fact(vesting(story.genesis.rules.ownership.vesting_rounds))
+        yield from totals(story)
+
+
+def state_agreed(
+    signer: Identity, run: str, *, round: int, root: str, wrong: Iterable[int] = ()
+) -> Envelope:
+    """One signer's agreement; combine the coordinator's and the nodes' with ``merged``.
+
+    :param wrong: slices whose recorded aggregate was wrong, in any order
+    """
+    body = {"run": run, "round": round, "root": root, "wrong": tuple(sorted(wrong))}
+    return signed(StateAgreed, body, signer)
+
+
+def held_against(attempt: Attempt, wrong: Iterable[int]) -> list[tuple[str, str]]:
+    """(node, reason) of whoever combined a slice wrongly, once, and of every false accusation.
+
+    :param wrong: the slices that an agreed state was made without
+    """
+    wrong = set(wrong)
+    found = [(node, reasons.WRONG_SLICE) for node in {attempt.slices[n].node for n in wrong}]
+    for number, accusers in attempt.wrong.items():
+        if number not in wrong:
+            found += [(node, reasons.FALSE_ACCUSATION) for node in accusers]
+    return sorted(found)
+
+
+# --- credit ---------------------------------------------------------------------------------------
+
+
+def _credit_round(state: FoldState, attempt: Attempt, denied: set[str]) -> tuple[Credit, ...]:
+    """Grant compute to the accepted members, and data to those whose text was new to the run.
+
+    :param denied: members who earn no compute in this round
+    """
+    rules = state.founded
+    place, due = attempt.round, attempt.round + 1 + rules.ownership.vesting_rounds
+    # Not the entry ids: a node can sign its contribution in many ways until it likes the lot.
+    salts = sorted(shown.salt for shown in attempt.shown.values())
+    seed = hashlib.sha256("".join(salts).encode()).digest()
+    granted: list[Credit] = []
+    for peer, tokens in attempt.accepted.items():
+        account, shown = attempt.accounts[peer], attempt.shown[peer]
+        if peer in denied or state.accounts[account].barred:
+            continue
+        granted.append(
+            grant(
+                state,
+                "compute",
+                shown.entry,
+                account,
+                node=peer,
+                round=place,
+                units=tokens,
+                due=due,
+                work=shown.index,
+                auditors=_auditors(attempt, peer, seed, rules.ownership.auditors),
+            )
+        )
+        state.node_tokens[peer] = state.node_tokens.get(peer, 0) + tokens
+    state.recent = sorted({credit.account for credit in granted})
+    used = _text_used(state, rules.data, attempt) if rules.data is not None else {}
+    for account, tokens in sorted(used.items()):
+        if not state.accounts[account].barred:
+            source = f"data/{place}/{account}"
+            given = grant(state, "data", source, account, round=place, units=tokens, due=due)
+            granted.append(given)
+    return tuple(granted)
+
+
+def _auditors(attempt: Attempt, peer: str, seed: bytes, count: int) -> tuple[str, ...]:
+    """Members of other accounts, by a lot that nobody knew when the work was committed to.
+
+    :param seed: made of the salts of everybody who revealed
+    """
+    if not count:
+        return ()
+    others = [m for m, account in attempt.accounts.items() if account != attempt.accounts[peer]]
+
+    def lot(member: str) -> bytes:
+        return hashlib.sha256(seed + f"/{peer}/{member}".encode()).digest()
+
+    return tuple(sorted(others, key=lot)[:count])
+
+
+def _text_used(state: FoldState, data: DataUse, attempt: Attempt) -> Counter[str]:
+    """Account to tokens of its text that the accepted members read for the first time.
+
+    Of the head the windows of the steps that were made count, of the tail all: how much of it a
+    member got to is known only when its next contribution is shown, if ever.
+    """
+    work = state.work
+    split = assignment.Split(data.tokens, data.shard_tokens, data.seq_len, data.span_windows)
+    ends = list(accumulate(tokens for _, tokens in data.contributed))
+    count = work.windows(sum(attempt.steps.values()))
+    used: Counter[str] = Counter()
+    if count > split.windows:
+        return used  # no such round can be assigned
+    start = first = assignment.round_start(split, state.cursor, count)
+    if first < state.text_used or first + count > split.windows:
+        return used  # this text has earned already, in an earlier round or the first pass
+    state.text_used = first + count
+    for member, steps in sorted(attempt.steps.items()):
+        stretch = assignment.windows_at(data.seed, split, start, work.windows(steps))
+        start += len(stretch)
+        if member not in attempt.accepted:
+            continue
+        made, head = attempt.shown[member].head, work.head(attempt.round, steps)
+        for index, window in enumerate(stretch):
+            if made <= index % steps < head:  # of a step that there was no time for
+                continue
+            # Its first token decides whose a window is.
+            token = window.shard * data.shard_tokens + window.offset
+            account = data.contributed[bisect_right(ends, token)][0]
+            if account:
+                used[account] += data.seq_len
+    return used

@@ -1,0 +1,38 @@
+"""The constants of a manifest by which credit is counted; see ``docs/manifest.md``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from artel.protocol.assignment import Work
+from artel.protocol.run_config import Ownership
+
+
+@dataclass(frozen=True)
+class DataUse:
+    """What is needed to say whose text a round trains on."""
+
+    seed: int
+    tokens: int
+    shard_tokens: int
+    seq_len: int
+    span_windows: int
+    contributed: tuple[tuple[str, int], ...]  # (account or "", tokens), from the first token on
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the ledger's rules read of the manifest."""
+
+    total: int
+    work: Work  # what a round asks of its members
+    ownership: Ownership
+    witnesses: int
+    arbiters: frozenset[str]
+    data: DataUse | None = None
+
+    @cached_property
+    def rates(self) -> dict[str, int]:
+        """Credit per unit, by kind of work."""
+        return self.ownership.rates.model_dump()
