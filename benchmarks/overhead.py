@@ -39,7 +39,7 @@ from typing import Any
 
 import psutil
 
-from artel.coordinator.swarm import LocalSwarm, Member
+from artel.coordinator.local_run import LocalRun, Program
 from artel.ledger import entries
 from artel.ledger.store.snapshot import snapshot
 from artel.ledger.store.store import LedgerStore
@@ -97,7 +97,7 @@ async def measure(plan: Plan, folder: Path, say: Callable[[str], None]) -> Findi
     result = Findings(plan, await asyncio.to_thread(help_seconds), load=load)
     run_file = folder / "RUN.toml"
     run_file.write_text(plan.run_text(), encoding="utf-8")
-    async with LocalSwarm(folder, run_file) as swarm:
+    async with LocalRun(folder, run_file) as swarm:
         say("the coordinator prepares the run")
         await swarm.start_coordinator()
         result.parameters = int((await swarm.get("/api/v1/run"))["parameters"])
@@ -134,7 +134,7 @@ def help_seconds() -> list[float]:
     return times[1:]
 
 
-async def first_step(swarm: LocalSwarm, plan: Plan, observed: Observed) -> Start:
+async def first_step(swarm: LocalRun, plan: Plan, observed: Observed) -> Start:
     """Start one more node and follow it to its first inner step of a round.
 
     :raises CheckFailed: it ended instead
@@ -169,7 +169,7 @@ async def first_step(swarm: LocalSwarm, plan: Plan, observed: Observed) -> Start
     )
 
 
-def processor_seconds(member: Member) -> dict[str, float]:
+def processor_seconds(member: Program) -> dict[str, float]:
     """Processor time used so far by a node's daemon and by its trainer."""
     used = {}
     daemon = psutil.Process(member.process.pid)
@@ -189,7 +189,7 @@ def durations(reached: dict[str, float]) -> dict[str, float]:
     return {name: end - begin for (name, end), begin in zip(ends, begins, strict=False)}
 
 
-async def leave(swarm: LocalSwarm, numbers: Iterable[int]) -> None:
+async def leave(swarm: LocalRun, numbers: Iterable[int]) -> None:
     """Interrupt nodes twice, and wait until they are gone: they leave at once, with a goodbye."""
 
     async def one(number: int) -> None:
@@ -206,7 +206,7 @@ async def leave(swarm: LocalSwarm, numbers: Iterable[int]) -> None:
     await asyncio.gather(*(one(number) for number in numbers))
 
 
-async def follow_rounds(swarm: LocalSwarm, result: Findings, say: Callable[[str], None]) -> None:
+async def follow_rounds(swarm: LocalRun, result: Findings, say: Callable[[str], None]) -> None:
     """Watch until enough rounds are measured, and take their numbers.
 
     The first round of all nodes is not measured (caches are filled in it), nor is the last one: it
@@ -244,7 +244,7 @@ async def follow_rounds(swarm: LocalSwarm, result: Findings, say: Callable[[str]
     result.traffic = {name: count / len(per_node) for name, count in sorted(totals.items())}
 
 
-async def watch_all(swarm: LocalSwarm, observed: Observed) -> AsyncIterator[None]:
+async def watch_all(swarm: LocalRun, observed: Observed) -> AsyncIterator[None]:
     """Note memory and status of every process again and again."""
     while True:
         swarm.check()
@@ -258,7 +258,7 @@ async def watch_all(swarm: LocalSwarm, observed: Observed) -> AsyncIterator[None
         await asyncio.sleep(WATCH_S)
 
 
-async def ask(member: Member) -> dict[str, Any] | None:
+async def ask(member: Program) -> dict[str, Any] | None:
     """A node's own status; None while it does not answer."""
     try:
         return await asyncio.to_thread(node_status.read, member.home)
@@ -266,7 +266,7 @@ async def ask(member: Member) -> dict[str, Any] | None:
         return None
 
 
-async def rounds_of(swarm: LocalSwarm) -> list[dict[str, Any]]:
+async def rounds_of(swarm: LocalRun) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = (await swarm.get("/api/v1/rounds?last=1000"))["rounds"]
     return rows
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from artel.coordinator.swarm import Member
+from artel.coordinator.local_run import Program
 
 # Limits that Artel sets itself.
 HELP_S, FIRST_STEP_S, DAEMON_MB, NOT_TRAINING_S = 0.3, 20.0, 400.0, 1.5
@@ -125,7 +125,7 @@ class Observed:
     """By peer id and round: bytes so far when it was first seen training, as "up control" ..."""
     _booked: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    def weigh(self, member: Member) -> None:
+    def weigh(self, member: Program) -> None:
         """Note the memory of one member's daemon, and of its network daemon."""
         kind = "coordinator" if member.name == "the coordinator" else "node daemon"
         with contextlib.suppress(psutil.Error, OSError):

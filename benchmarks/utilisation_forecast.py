@@ -1,9 +1,9 @@
 """The computed part of the utilisation benchmark: larger models, other links, more nodes.
 
-**Forecast.** The same state machine in virtual time (:mod:`coordinator.simulate`) with the sizes of
-100M, 1B and 10B parameters at 20, 100 and 500 Mbit/s down and a fifth of it up, 16 nodes. An inner
-step takes what ``--tflops`` says for 6 operations per parameter and token; codec speeds are those
-of docs/results/codec.md on one core of the machine that wrote it.
+**Forecast.** The same state machine in virtual time (:mod:`benchmarks.virtual_time`) with the sizes
+of 100M, 1B and 10B parameters at 20, 100 and 500 Mbit/s down and a fifth of it up, 16 nodes. An
+inner step takes what ``--tflops`` says for 6 operations per parameter and token; codec speeds are
+those of docs/results/codec.md on one core of the machine that wrote it.
 
 **Bytes of a topology**: payloads that a node receives and sends in a round, by number of nodes,
 with headers and lists of slices; the entries of the ledger about all nodes in a column of their
@@ -16,9 +16,9 @@ import argparse
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from artel.coordinator.simulate import Load, Machine, forecast, traffic
 from artel.protocol.assignment import Work
 from artel.protocol.round_state import Rules
+from benchmarks.virtual_time import Load, Machine, forecast, traffic
 
 CODECS = {"int4": 4.06, "sparse": 0.27}
 """Bits per parameter."""

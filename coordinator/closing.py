@@ -110,7 +110,7 @@ class Closing:
     async def _witness(self) -> None:
         """Record who has cosigned the newest head, once those who are here have."""
         await self._cosigned()
-        statement = self._core.cosigning.statement()
+        statement = self._core.witnessing.statement()
         if statement is not None:
             await self._core.ledger.append(statement)
             await self._core.tell()
@@ -123,10 +123,10 @@ class Closing:
         size = parse_checkpoint(core.ledger.store.latest_note).size
 
         async def all_have() -> None:
-            while not set(core.peers) <= core.cosigning.nodes_at(size):
-                core.cosigning.news.clear()
+            while not set(core.peers) <= core.witnessing.nodes_at(size):
+                core.witnessing.news.clear()
                 try:
-                    await within(core.cosigning.news.wait(), TICK_S)
+                    await within(core.witnessing.news.wait(), TICK_S)
                 except TimeoutError:
                     continue  # somebody may have left
 

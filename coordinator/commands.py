@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from artel.coordinator.places import API_FILE
 from artel.protocol import options
 from artel.protocol.arguments import Parser
 from artel.protocol.errors import EXIT_OK, DecodeError, Unreachable, UsageError
@@ -17,7 +18,6 @@ from artel.protocol.terminal import printable
 
 DEFAULT_HTTP = "127.0.0.1:8080"
 DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/4200"
-API_FILE = "api.json"
 STATUS_TIMEOUT_S = 5.0
 MAX_REPLY_BYTES = 4 << 20
 
@@ -113,13 +113,13 @@ def _start(arguments: argparse.Namespace) -> int:
     load_config(arguments.file)  # whatever is wrong with it is said before anything takes time
     import asyncio
 
-    from artel.coordinator.daemon import Options, serve
+    from artel.coordinator.process import Startup, serve
 
     warning = options.only_here(arguments.announce)
     if warning:
         print(f"! {warning}", file=sys.stderr)
     host, port = arguments.http
-    wanted = Options(
+    wanted = Startup(
         run_file=arguments.file,
         home=expanded(arguments.home),
         http_host=host,

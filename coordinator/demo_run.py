@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 from artel.coordinator.demo_check import Demo, Result, checked
+from artel.coordinator.local_run import LocalRun, Status, finished
 from artel.coordinator.plot import loss_plot
-from artel.coordinator.swarm import LocalSwarm, Status, finished
 from artel.protocol import tether
 from artel.protocol.errors import EXIT_INTERRUPTED, ArtelError, CheckFailed, Unreachable
 from artel.protocol.leaving import on_signals
@@ -24,7 +24,7 @@ SAMPLE_TIMEOUT_S = 120.0
 PROMPT, SAMPLE_TOKENS, TEMPERATURE = "def __init__(self", 120, 0.7
 
 
-class View(Protocol):
+class DemoView(Protocol):
     """What shows progress."""
 
     def say(self, text: str) -> None:
@@ -34,14 +34,14 @@ class View(Protocol):
         """The newest status, after this many seconds."""
 
 
-async def run(demo: Demo, view: View) -> Result:
+async def run(demo: Demo, view: DemoView) -> Result:
     """Run the demo.
 
     :raises ArtelError: the swarm could not be started, or a part of it failed
     """
     began = time.monotonic()
     interrupted = _interruptible()
-    async with LocalSwarm(demo.folder, demo.run_file, http_port=demo.port) as swarm:
+    async with LocalRun(demo.folder, demo.run_file, http_port=demo.port) as swarm:
         view.say("preparing the run: reading the text, training a tokenizer, drawing the model")
         async with _retold(demo.folder / "coordinator" / "console.log", view):
             await swarm.start_coordinator()
@@ -62,7 +62,7 @@ async def run(demo: Demo, view: View) -> Result:
 
 
 @contextlib.asynccontextmanager
-async def _retold(log: Path, view: View) -> AsyncIterator[None]:
+async def _retold(log: Path, view: DemoView) -> AsyncIterator[None]:
     """Pass the progress lines of a log on to the view while the block runs."""
 
     async def follow() -> None:
@@ -103,7 +103,7 @@ def _interruptible() -> asyncio.Event:
 
 
 async def _follow(
-    swarm: LocalSwarm, view: View, began: float, interrupted: asyncio.Event
+    swarm: LocalRun, view: DemoView, began: float, interrupted: asyncio.Event
 ) -> dict[str, int]:
     """Show the status until the run is finished; returns bytes sent by node."""
     bytes_up: dict[str, int] = {}

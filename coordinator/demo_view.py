@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from artel.coordinator.demo_check import Result
-from artel.coordinator.swarm import Status
+from artel.coordinator.local_run import Status
 from artel.ledger.entries.words import plural, printable, short_key, short_peer
 from artel.ledger.fold.shares import shares
 

@@ -42,7 +42,7 @@ class Desk:
             coordinator.heads,
             coordinator.run,
             lambda: coordinator.ledger.state,
-            cosigned=coordinator.cosigning.take,
+            cosigned=coordinator.witnessing.take,
             submit=lambda peer, statement: coordinator.submissions.submit(statement, peer),
             set_alias=lambda peer, statement: coordinator.submissions.set_alias(statement, peer),
         )

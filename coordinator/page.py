@@ -1,4 +1,4 @@
-"""The run's page as HTML: pure text made from the documents of :mod:`coordinator.facts`.
+"""The run's page as HTML: pure text made from the documents of :mod:`coordinator.api`.
 
 No scripts. Every value that is not ours goes through :func:`ledger.web.markup.text`, which escapes
 it. Each number that comes from the ledger is a link to the page that shows where it comes from.
@@ -41,10 +41,10 @@ Facts = dict[str, Any]
 def render(run: Facts, status: Facts, rounds: Sequence[Facts], shares: Facts) -> str:
     """The whole page.
 
-    :param run: :func:`coordinator.facts.run_facts`
-    :param status: :func:`coordinator.facts.status_facts`
-    :param rounds: rows of :func:`coordinator.facts.rounds_facts`, oldest first
-    :param shares: :func:`coordinator.facts.shares_facts`
+    :param run: :func:`coordinator.api.run_facts`
+    :param status: :func:`coordinator.api.status_facts`
+    :param rounds: rows of :func:`coordinator.api.rounds_facts`, oldest first
+    :param shares: :func:`coordinator.api.shares_facts`
     """
     finished = status["phase"] == "finished"
     sections = [

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from artel.coordinator import sources
-from artel.coordinator.explain import require_fragments
+from artel.coordinator.estimate import require_fragments
 from artel.coordinator.rehearsal import rehearse
 from artel.ledger.store.snapshot import snapshot
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
@@ -210,7 +210,7 @@ def _stage(report: Progress, name: str) -> Callable[[float], None]:
 
 
 def _tokenizer(
-    config: RunConfig, train: Sequence[sources.Part], store: BlobStore
+    config: RunConfig, train: Sequence[sources.Text], store: BlobStore
 ) -> tuple[tokenizers.Tokenizer, TokenizerFacts]:
     if config.tokenizer.kind == "bytes":
         return tokenizers.ByteTokenizer(), TokenizerFacts(id="", vocab_size=257)
@@ -221,7 +221,7 @@ def _tokenizer(
     return tokenizer, TokenizerFacts(id=store.put(data), vocab_size=tokenizer.vocab_size)
 
 
-def _training_sample(parts: Sequence[sources.Part], limit: int) -> Iterator[str]:
+def _training_sample(parts: Sequence[sources.Text], limit: int) -> Iterator[str]:
     """Text for the tokenizer: parts drawn as in :func:`sources.sample`, cut to ``limit`` bytes."""
     for part in sources.sample(parts, limit):
         for text, _ in sources.pieces(part):
@@ -231,7 +231,7 @@ def _training_sample(parts: Sequence[sources.Part], limit: int) -> Iterator[str]
 def _write_shards(
     config: RunConfig,
     tokenizer: tokenizers.Tokenizer,
-    parts: Sequence[sources.Part],
+    parts: Sequence[sources.Text],
     store: BlobStore,
     dtype: shards.DType,
     report: Callable[[float], None],
@@ -295,7 +295,7 @@ def _put_shard(
     return store.put(shards.encode_shard(tokens, dtype))
 
 
-def _batches(parts: Iterable[sources.Part]) -> Iterator[list[tuple[str, bool, str]]]:
+def _batches(parts: Iterable[sources.Text]) -> Iterator[list[tuple[str, bool, str]]]:
     """Pieces of text, about :data:`BATCH_BYTES` at a time: text, whether it ends a document, and
     whose it is."""
     batch: list[tuple[str, bool, str]] = []

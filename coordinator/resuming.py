@@ -41,6 +41,11 @@ def resumed(fold: FoldState, now: float, before: RunState | None = None) -> RunS
     )
     if before is not None:
         state = replace(state, peers=before.peers, pauses=before.pauses, proven=before.proven)
+    else:
+        # As if all had just been heard of, somewhere else: so the first round waits a moment for
+        # those who are on their way back, and an attempt does not fail before their heartbeats.
+        members = _last_members(fold)
+        state = replace(state, members=members, peers={peer: Presence(now, "") for peer in members})
     attempt = fold.attempt
     again = before.attempt + 1 if before is not None and before.round == fold.round else 0
     if attempt is None or attempt.round != fold.round:
@@ -58,8 +63,14 @@ def resumed(fold: FoldState, now: float, before: RunState | None = None) -> RunS
                 for number, accusers in attempt.wrong.items()
                 if assignment.checker(sorted(attempt.accepted), attempt.round, number) in accusers
             ),
-            # They are awaited, as if all had just been heard of: without anybody to wait for the
-            # attempt would fail at the first tick, before their next heartbeats.
             peers={peer: Presence(now, "") for peer in attempt.accepted} | dict(state.peers),
         )
     return replace(state, attempt=max(attempt.attempt + 1, again))
+
+
+def _last_members(fold: FoldState) -> tuple[str, ...]:
+    """The members of the newest attempt; after its state was agreed, the nodes that have earned
+    and whose accounts were credited with it."""
+    if fold.attempt is not None:
+        return tuple(sorted(fold.attempt.accounts))
+    return tuple(sorted(p for p in fold.node_tokens if fold.account_of(p) in fold.recent))

@@ -139,7 +139,7 @@ def _run_name(folder: Path) -> str:
     return "-".join(words)[:40].rstrip("-") or "my-run"
 
 
-class _Progress:
+class _Stages:
     """One line a stage and quarter, on stderr: stdout belongs to the result."""
 
     def __init__(self, quiet_s: float = 0.0) -> None:
@@ -155,13 +155,13 @@ class _Progress:
 
 
 def _check(path: Path, *, as_json: bool) -> int:
-    from artel.coordinator.explain import explain, render
+    from artel.coordinator.estimate import estimate, render
     from artel.protocol.run_file import load_config
 
     config = load_config(path)
-    progress = _Progress(QUIET_S)
-    explanation = explain(config, path, lambda done: progress("reading the text", done))
-    print(json.dumps(explanation.as_json(), indent=2) if as_json else render(explanation))
+    progress = _Stages(QUIET_S)
+    found = estimate(config, path, lambda done: progress("reading the text", done))
+    print(json.dumps(found.as_json(), indent=2) if as_json else render(found))
     return EXIT_OK
 
 
@@ -171,7 +171,7 @@ def _prepare(path: Path, home: Path, *, as_json: bool) -> int:
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    prepared = prepare(path, home, _Progress(), say)
+    prepared = prepare(path, home, _Stages(), say)
     manifest = prepared.manifest
     if as_json:
         facts = {

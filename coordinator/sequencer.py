@@ -33,7 +33,7 @@ AGAIN = Outcome("ignored", reasons.DUPLICATE)
 
 
 @dataclass(eq=False)
-class _Call:
+class _Append:
     """One call of :meth:`Sequencer.append`: its entries get neighbouring places, or none."""
 
     statements: tuple[Envelope | Entry, ...]
@@ -107,8 +107,8 @@ class Sequencer:
         # 5 ms, in which 50 signatures could have been checked.
         sys.setswitchinterval(min(SWITCH_S, sys.getswitchinterval()))
         self._threads = ThreadPoolExecutor(self._cores + 1, thread_name_prefix="sequencer")
-        self._arrived: deque[_Call] = deque()
-        self._ready: deque[_Call] = deque()
+        self._arrived: deque[_Append] = deque()
+        self._ready: deque[_Append] = deque()
         self._checking = self._writing = False
         self._waiting = 0
         self._broken = False
@@ -149,7 +149,7 @@ class Sequencer:
                 "send it again in a few seconds; nothing was kept of it",
                 code="busy",
             )
-        call = _Call(statements, asyncio.get_running_loop().create_future())
+        call = _Append(statements, asyncio.get_running_loop().create_future())
         self._arrived.append(call)
         self._waiting += len(statements)
         self._pump()
@@ -185,7 +185,7 @@ class Sequencer:
             write = loop.run_in_executor(self._threads, self._write, calls)
             write.add_done_callback(partial(self._written, calls))
 
-    def _checked(self, calls: list[_Call], check: asyncio.Future[list[None]]) -> None:
+    def _checked(self, calls: list[_Append], check: asyncio.Future[list[None]]) -> None:
         self._checking = False
         failure = check.exception()
         for call in calls:
@@ -198,7 +198,7 @@ class Sequencer:
                 self._end(call, error)
         self._pump()
 
-    def _check(self, calls: list[_Call]) -> None:
+    def _check(self, calls: list[_Append]) -> None:
         """Decode the entries of each call and check their signatures. In a thread of its own."""
         ids: dict[Envelope | Entry, str] = {}
         leaves: dict[str, bytes] = {}
@@ -232,7 +232,7 @@ class Sequencer:
                 name = f"{unsigned.kind} entry {unsigned.id[:16]}…"
                 call.error = CheckFailed(f"a signature of the {name} does not verify")
 
-    def _write(self, calls: list[_Call]) -> _Written:
+    def _write(self, calls: list[_Append]) -> _Written:
         """Commit what the ledger does not have yet. In a thread of its own."""
         before = self.store.size
         fresh: dict[str, Entry] = {}
@@ -249,7 +249,7 @@ class Sequencer:
             return _Written(added, error)
         return _Written(list(fresh.values()))
 
-    def _written(self, calls: list[_Call], write: asyncio.Future[_Written]) -> None:
+    def _written(self, calls: list[_Append], write: asyncio.Future[_Written]) -> None:
         self._writing = False
         written = write.result()
         error = written.error
@@ -264,7 +264,7 @@ class Sequencer:
             self._end(call, error)
         self._pump()
 
-    def _end(self, call: _Call, error: BaseException | None) -> None:
+    def _end(self, call: _Append, error: BaseException | None) -> None:
         self._waiting -= len(call.statements)
         if error is None:
             call.done.set_result(None)
@@ -287,9 +287,9 @@ class Sequencer:
             )
 
 
-def _take(queue: deque[_Call]) -> list[_Call]:
+def _take(queue: deque[_Append]) -> list[_Append]:
     """Whole calls from the front, of at most one batch of entries together."""
-    calls: list[_Call] = []
+    calls: list[_Append] = []
     room = MAX_BATCH
     while queue and (queue[0].dropped or len(queue[0].statements) <= room):
         call = queue.popleft()

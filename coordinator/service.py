@@ -20,13 +20,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from artel.coordinator import intake
-from artel.coordinator.cosigning import Cosigning
 from artel.coordinator.metrics import Clock, Metrics, Numbers
 from artel.coordinator.pace import Pace, steps_in_box
 from artel.coordinator.resuming import INTERRUPTED, NoEffect, resumed
 from artel.coordinator.sequencer import Sequencer
 from artel.coordinator.shape import Shape, largest_contribution
 from artel.coordinator.submission import Submissions
+from artel.coordinator.witnessing import Witnessing
 from artel.ledger import entries
 from artel.ledger.entries import Entry
 from artel.ledger.store.heads import HeadStore
@@ -83,7 +83,7 @@ class Coordinator:
         self.manifest, self.run, self.layout = manifest, run, layout
         self.identity, self.host, self.ledger, self.blobs = identity, host, sequencer, blobs
         self.heads, self.metrics, self.clock = heads, metrics, clock
-        self.cosigning = Cosigning(sequencer.store, heads, lambda: self.ledger.state, identity)
+        self.witnessing = Witnessing(sequencer.store, heads, lambda: self.ledger.state, identity)
         self.submissions = Submissions(sequencer, heads, run, clock)
         self.rules = rules_of(manifest)
         self.work = assignment.Work.of(manifest.config)
@@ -283,7 +283,7 @@ class Coordinator:
                 cursor=self._next_cursor(sum(steps.values())),
                 steps=steps,
             )
-            witnessed = self.cosigning.statement()
+            witnessed = self.witnessing.statement()
             await self.record_own(*([witnessed] if witnessed is not None else []), opened)
             self._numbers.opened(action.round, steps)
             self.pace.opened(self.clock(), action.attempt)

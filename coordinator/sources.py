@@ -43,7 +43,7 @@ _STDLIB_SKIP = frozenset({"site-packages", "dist-packages", "__pycache__"})
 
 
 @dataclass(frozen=True)
-class Part:
+class Text:
     """Bytes ``start .. stop`` of a file's content; mostly all of it.
 
     ``contributor`` is the account that earns with this text; "" for nobody.
@@ -106,7 +106,7 @@ class Skipped:
 class Inventory:
     """What the sources hold, and how many files were left out and why."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[Text, ...]
     documents: int
     linked: int
     """Linked folders that were followed."""
@@ -144,7 +144,7 @@ def take_inventory(
     left_out = [Skipped() for _ in sources]
     found = [_files(*pair, base) for pair in zip(sources, left_out, strict=True)]
     total = sum(len(paths) for paths, _ in found)
-    parts: list[Part] = []
+    parts: list[Text] = []
     seen: set[str] = set()
     warnings: list[str] = []
     done = documents = 0
@@ -203,7 +203,7 @@ def _judge(source: StdlibSource | TextSource, used: int, skipped: Skipped) -> li
     return [f"of {name} only {used:,} of {used + lost:,} bytes are used{why}"]
 
 
-def sample(parts: Sequence[Part], max_bytes: int) -> tuple[Part, ...]:
+def sample(parts: Sequence[Text], max_bytes: int) -> tuple[Text, ...]:
     """Parts with together at most ``max_bytes`` bytes (0: all of them), in the same order.
 
     Files are drawn in the order of their content's hash, which is as good as by chance and the same
@@ -211,7 +211,7 @@ def sample(parts: Sequence[Part], max_bytes: int) -> tuple[Part, ...]:
     """
     if not max_bytes or sum(part.size for part in parts) <= max_bytes:
         return tuple(parts)
-    kept: dict[Path, Part] = {}
+    kept: dict[Path, Text] = {}
     left = max_bytes
     for part in sorted(parts, key=lambda part: part.digest):
         if part.size > left:
@@ -223,7 +223,7 @@ def sample(parts: Sequence[Part], max_bytes: int) -> tuple[Part, ...]:
     return tuple(kept[part.path] for part in parts if part.path in kept)
 
 
-def split(parts: Sequence[Part], fraction: float) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
+def split(parts: Sequence[Text], fraction: float) -> tuple[tuple[Text, ...], tuple[Text, ...]]:
     """Train and validation parts; the two never share a file, unless there is only one.
 
     Files go to validation in the order of their content's hash until ``fraction`` of the bytes are
@@ -242,7 +242,7 @@ def split(parts: Sequence[Part], fraction: float) -> tuple[tuple[Part, ...], tup
             )
         return (replace(part, stop=cut),), (replace(part, start=cut),)
     target = fraction * sum(part.size for part in parts)
-    held: list[Part] = []
+    held: list[Text] = []
     taken = 0
     for part in sorted(parts, key=lambda part: part.digest):
         if taken + part.size <= target:
@@ -259,7 +259,7 @@ def split(parts: Sequence[Part], fraction: float) -> tuple[tuple[Part, ...], tup
     )
 
 
-def pieces(part: Part) -> Iterator[tuple[str, bool]]:
+def pieces(part: Text) -> Iterator[tuple[str, bool]]:
     """The text of a part in pieces, each with whether it ends a document.
 
     :raises UsageError: when the file changed since it was checked
@@ -342,7 +342,7 @@ def _walk(
     return [path for _, path in sorted(found)], linked
 
 
-def _inspect(path: Path) -> tuple[Part, int]:
+def _inspect(path: Path) -> tuple[Text, int]:
     """Read a file once: its digest and size, and its documents; whether it is sound text.
 
     :raises NotText: when it is something else than its name says
@@ -379,7 +379,7 @@ def _inspect(path: Path) -> tuple[Part, int]:
         ) from None
     except UnicodeDecodeError as error:
         raise not_utf8(path, line_before + 1 + raw[: error.start].count(b"\n")) from None
-    return Part(path, digest.hexdigest(), start, start + size), documents if lines else bool(size)
+    return Text(path, digest.hexdigest(), start, start + size), documents if lines else bool(size)
 
 
 def _document(raw: bytes, where: str) -> str:
@@ -402,7 +402,7 @@ def _document(raw: bytes, where: str) -> str:
     return text
 
 
-def _documents(part: Part) -> Iterator[tuple[str, bool]]:
+def _documents(part: Text) -> Iterator[tuple[str, bool]]:
     left, name = part.size, shown(part.path)
     with open_text(part.path, part.start) as file:
         while left > 0:
@@ -416,7 +416,7 @@ def _documents(part: Part) -> Iterator[tuple[str, bool]]:
                 yield text[start:stop], stop >= len(text)
 
 
-def _text_pieces(part: Part) -> Iterator[tuple[str, bool]]:
+def _text_pieces(part: Text) -> Iterator[tuple[str, bool]]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     left = part.size
     with open_text(part.path, part.start) as file:
@@ -428,7 +428,7 @@ def _text_pieces(part: Part) -> Iterator[tuple[str, bool]]:
             yield decoder.decode(raw, final=not left), not left
 
 
-def _line_end(part: Part, position: int) -> int:
+def _line_end(part: Text, position: int) -> int:
     """First line start at or behind ``position``; the part's end when there is none."""
     position = max(part.start, position - 1)
     with open_text(part.path, position) as file:

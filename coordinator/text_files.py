@@ -108,13 +108,13 @@ def open_text(path: Path, start: int = 0) -> BinaryIO:
         chunks = _unpacked(raw, path, form.packing) if form.packing else _read(raw)
     if form.ending in PAGES:
         chunks = _page(chunks, path)
-    stream = io.BufferedReader(_Stream(_bounded(chunks, path)), PIECE_BYTES)
+    stream = io.BufferedReader(_Unpacked(_bounded(chunks, path)), PIECE_BYTES)
     while start:  # unpacked content has no short cuts
         start -= len(stream.read(min(start, PIECE_BYTES))) or start
     return stream
 
 
-class _Stream(io.RawIOBase):
+class _Unpacked(io.RawIOBase):
     """Pieces of bytes as a file."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 
 from aiohttp import web
 
-from artel.coordinator import facts
+from artel.coordinator import api
 from artel.coordinator.page import render
 from artel.coordinator.service import Coordinator
 from artel.ledger.web.answers import note_text
@@ -85,10 +85,10 @@ class RunPage:
     async def _page(self, request: web.Request) -> web.Response:
         core = self._core
         html = render(
-            facts.run_facts(core, self._invite),
-            await facts.status_facts(core),
-            facts.rounds_facts(core, PAGE_ROUNDS)["rounds"],
-            await self.site.read(facts.shares_facts),
+            api.run_facts(core, self._invite),
+            await api.status_facts(core),
+            api.rounds_facts(core, PAGE_ROUNDS)["rounds"],
+            await self.site.read(api.shares_facts),
         )
         return web.Response(text=html, content_type="text/html", charset="utf-8")
 
@@ -96,25 +96,25 @@ class RunPage:
         return web.Response(text="ok\n")
 
     async def _run(self, request: web.Request) -> web.Response:
-        return web.json_response(facts.run_facts(self._core, self._invite))
+        return web.json_response(api.run_facts(self._core, self._invite))
 
     async def _status(self, request: web.Request) -> web.Response:
-        return web.json_response(await facts.status_facts(self._core))
+        return web.json_response(await api.status_facts(self._core))
 
     async def _rounds(self, request: web.Request) -> web.Response:
         last = _number(request, "last", DEFAULT_ROUNDS, 1, MAX_ROUNDS)
-        return web.json_response(facts.rounds_facts(self._core, last))
+        return web.json_response(api.rounds_facts(self._core, last))
 
     async def _shares(self, request: web.Request) -> web.Response:
-        return web.json_response(await self.site.read(facts.shares_facts))
+        return web.json_response(await self.site.read(api.shares_facts))
 
     async def _checkpoint(self, request: web.Request) -> web.Response:
-        return note_text(await facts.checkpoint_note(self._core))
+        return note_text(await api.checkpoint_note(self._core))
 
     async def _entries(self, request: web.Request) -> web.Response:
         start = _number(request, "start", 0, 0, MAX_INDEX)
         count = _number(request, "count", MAX_ENTRIES, 1, MAX_ENTRIES)
-        return web.json_response(await facts.entries_facts(self._core, start, count))
+        return web.json_response(await api.entries_facts(self._core, start, count))
 
 
 def _number(request: web.Request, name: str, default: int, low: int, high: int) -> int:

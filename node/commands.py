@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -266,6 +267,7 @@ async def _serve(options: Options, http: socket.socket) -> int:
     """Join, take part, leave. A signal once leaves after the round, twice at once."""
     from artel.node import status
     from artel.node.join import join
+    from artel.node.overview import overview
 
     running: list[Daemon] = []
     task = asyncio.current_task()
@@ -295,7 +297,7 @@ async def _serve(options: Options, http: socket.socket) -> int:
             running.append(daemon)
             site = await status.site_of(daemon.session)
             url = await stack.enter_async_context(
-                status.serving(options.home, daemon.status, site, http)
+                status.serving(options.home, partial(overview, daemon), site, http)
             )
             _say(f"page {url}")
             try:

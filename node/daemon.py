@@ -14,14 +14,12 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
 
 from artel.ledger.sync.fork import SplitViewProven
 from artel.ledger.sync.replica import LedgerService
 from artel.node.child import TrainerDied
 from artel.node.corpus import Corpus
 from artel.node.cosigning import Cosigner
-from artel.node.overview import overview
 from artel.node.session import Session
 from artel.node.supervisor import MAX_RESTARTS, given_up
 from artel.node.sync import States
@@ -104,10 +102,6 @@ class Daemon:
     def credit(self) -> int:
         """Vested and pending credit of this node's account, as of the newest entry seen."""
         return self.session.replica.state.credit(self.session.account_name)
-
-    def status(self) -> dict[str, Any]:
-        """Everything that ``artel node status`` shows."""
-        return overview(self)
 
     @property
     def directive(self) -> messages.Directive | None:

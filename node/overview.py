@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 
 from artel.ledger.fold.shares import shares
-
-if TYPE_CHECKING:
-    from artel.node.daemon import Daemon
+from artel.node.daemon import Daemon
 
 
 def overview(daemon: Daemon) -> dict[str, Any]:

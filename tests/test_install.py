@@ -49,9 +49,17 @@ class Lacking:
             return self.finder.find_spec(name, path, target)
 
 sys.meta_path = [Lacking(finder) for finder in sys.meta_path]
-from artel import cli
+"""
+COMMAND = "from artel import cli; sys.exit(cli.main(sys.argv[1:]))"
+IMPORT_ALL = """
+import importlib, pkgutil
+import artel.ledger
 
-sys.exit(cli.main(sys.argv[1:]))
+for module in pkgutil.walk_packages(artel.ledger.__path__, "artel.ledger."):
+    try:
+        importlib.import_module(module.name)
+    except ModuleNotFoundError as error:
+        print(module.name, error.name)
 """
 
 
@@ -89,11 +97,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def light(
-    absent: list[str], *arguments: str, cwd: Path | None = None
+    absent: list[str], *arguments: str, cwd: Path | None = None, code: str = COMMAND
 ) -> subprocess.CompletedProcess[str]:
     """An ``artel`` command in a process that finds only what the light client brings."""
     return subprocess.run(
-        [sys.executable, "-c", WITHOUT, json.dumps(absent), *arguments],
+        [sys.executable, "-c", WITHOUT + code, json.dumps(absent), *arguments],
         cwd=cwd,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -107,6 +115,18 @@ def test_the_heavy_packages_are_no_part_of_the_light_client(absent: list[str]) -
     heavy = {"torch", "hivemind", "libp2p", "numpy", "numba", "transformers", "psutil", "trio"}
     assert heavy <= set(absent)
     assert not {"pydantic", "cryptography", "aiohttp", "rich"} & set(absent)
+
+
+def test_what_reads_ledgers_imports_nothing_heavy(absent: list[str]) -> None:
+    done = light(absent, code=IMPORT_ALL)
+    assert (done.returncode, done.stderr) == (0, "")
+    needs = dict(line.split() for line in done.stdout.splitlines())
+    # Work is computed again in the one, a libp2p peer is asked in the other.
+    assert set(needs) <= {
+        "artel.ledger.fold.layout",
+        "artel.ledger.fold.recheck",
+        "artel.ledger.sync.lightnode",
+    }, needs
 
 
 @pytest.mark.parametrize("command", ["shares", "status", "log", "verify", "explain 3"])

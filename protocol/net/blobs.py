@@ -12,7 +12,7 @@ import os
 import re
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from weakref import WeakValueDictionary
 
 from artel.protocol import content, files, merkle
@@ -21,12 +21,24 @@ from artel.protocol.net.streams import Kind
 from artel.protocol.units import readable
 
 if TYPE_CHECKING:
-    from artel.protocol.net.download import Download
+    import numpy as np
+    from numpy.typing import NDArray
 
 _MAX_LABELS = 16_384
 _CONTENT_ID = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _CUT_OFF = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{8}\.put", re.ASCII)
 """Names that :meth:`BlobStore.unfinished` has given."""
+
+
+class Partial(Protocol):
+    """An unfinished download, as it is served to others who fetch the same content."""
+
+    size: int
+    hashes: list[bytes]
+    here: NDArray[np.bool_]  # one flag per chunk
+
+    def bits(self) -> bytes: ...
+    def lead(self) -> int: ...
 
 
 class BlobStore:
@@ -43,7 +55,7 @@ class BlobStore:
         self.quota_bytes = quota_bytes
         self.downloads: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """Held by the one download of each content; used by :mod:`protocol.net.transfer` alone."""
-        self.partials: dict[str, Download] = {}
+        self.partials: dict[str, Partial] = {}
         """Downloads under way: what they have is served to others already; for the event loop."""
         self._labels: dict[str, Kind] = {}  # the newest last
         self._lock = threading.Lock()

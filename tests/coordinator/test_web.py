@@ -253,7 +253,7 @@ async def test_cosignatures_make_the_ledger_final_on_every_display(
 ) -> None:
     store = core.ledger.store
     head = world.head(list(store.leaves()))
-    await core.cosigning.take(
+    await core.witnessing.take(
         world.members[0].peer_id,
         Cosigned(run=world.run, note=with_log_line(world, store.latest_note, head)),
     )

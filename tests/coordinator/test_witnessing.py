@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from artel.coordinator import cosigning
+from artel.coordinator import witnessing
 from artel.coordinator.closing import Closing
 from artel.ledger import entries
 from artel.ledger.store import finality
@@ -122,14 +122,14 @@ async def test_what_is_no_cosignature_of_our_heads_is_refused(
     assert await say(messages.Cosigned(run=office.run, note="x")) == "malformed"
     future = await refused(one.cosign(time=1 << 40))
     assert future == "failed"
-    assert office.core.cosigning.nodes_at(size) == set()
+    assert office.core.witnessing.nodes_at(size) == set()
     assert office.core.heads.newest(1) == ""
 
 
 async def test_cosignatures_of_one_peer_are_bounded(
     office: Office, members: list[Member], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cosigning, "COSIGNED_AT_ONCE", 3)
+    monkeypatch.setattr(witnessing, "COSIGNED_AT_ONCE", 3)
     await office.reopen()
     for number in range(3):
         await members[0].cosign(time=1_700_000_000 + number)
@@ -158,9 +158,9 @@ async def test_each_round_records_one_head_and_who_cosigned_it(
         assert 0 < account.units["witness"] < recorded.size
     assert not fold.ignored
     # Nothing new: nothing is recorded again.
-    assert office.core.cosigning.statement() is None
+    assert office.core.witnessing.statement() is None
     await members[0].cosign(signed)
-    assert office.core.cosigning.statement() is None
+    assert office.core.witnessing.statement() is None
 
 
 async def test_cosignatures_survive_a_restart(office: Office, members: list[Member]) -> None:
@@ -169,7 +169,7 @@ async def test_cosignatures_survive_a_restart(office: Office, members: list[Memb
     await office.reopen()
     reply = await members[1].cosign(signed)
     assert reply.final
-    statement = office.core.cosigning.statement()
+    statement = office.core.witnessing.statement()
     assert statement is not None
     body = entries.decode(statement.encode()).body
     assert isinstance(body, entries.Witnessed)
@@ -203,7 +203,7 @@ async def test_entries_hold_at_most_24_cosignatures_of_different_accounts_first(
     for member in (*twins, *many):
         reply = await member.cosign(signed)
     assert len(reply.final) <= finality.MAX_TOLD_CHARACTERS
-    statement = office.core.cosigning.statement()
+    statement = office.core.witnessing.statement()
     assert statement is not None
     assert len(statement.encode()) <= 8192
     body = entries.decode(statement.encode()).body

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from artel.coordinator.swarm import LOOPBACK, LocalSwarm, Member
+from artel.coordinator.local_run import LOOPBACK, LocalRun, Program
 from artel.node import join as joining
 from artel.node.supervisor import MAX_RESTARTS
 from artel.protocol import identity
@@ -52,7 +52,7 @@ def options(home: Path, invite: Invite, patience: float) -> joining.Options:
 
 async def test_a_node_that_starts_before_its_coordinator_finds_it_later(tmp_path: Path) -> None:
     run = write_run(tmp_path, total=500, min_nodes=1, inner_steps=60)
-    async with LocalSwarm(tmp_path, run) as swarm:
+    async with LocalRun(tmp_path, run) as swarm:
         await swarm.start_coordinator()
         await swarm.stop_coordinator()
         await swarm.start_node(1)
@@ -100,7 +100,7 @@ async def test_a_run_that_was_never_reached_is_given_up_after_a_stated_time(tmp_
 
 async def test_a_trainer_that_dies_while_its_node_joins_is_started_again(tmp_path: Path) -> None:
     run = write_run(tmp_path, total=500, min_nodes=1, inner_steps=60)
-    async with LocalSwarm(tmp_path, run) as swarm:
+    async with LocalRun(tmp_path, run) as swarm:
         await swarm.start_coordinator()
         await swarm.start_node(1)
         await swarm.start_node(2)
@@ -156,7 +156,7 @@ async def test_what_guards_a_piece_of_work_ends_it() -> None:
     assert len(asyncio.all_tasks()) == 1
 
 
-async def _kill_trainers(member: Member, times: int) -> None:
+async def _kill_trainers(member: Program, times: int) -> None:
     """Kill the trainer of a node, and then those that take its place."""
     daemon, killed = psutil.Process(member.process.pid), set[int]()
     while len(killed) < times:
@@ -170,7 +170,7 @@ async def _kill_trainers(member: Member, times: int) -> None:
         await asyncio.sleep(0.02)
 
 
-async def _until(condition: Callable[[], bool], member: Member, seconds: float = 90) -> None:
+async def _until(condition: Callable[[], bool], member: Program, seconds: float = 90) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             assert member.running, member.log.read_text()

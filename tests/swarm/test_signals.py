@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from artel.coordinator.swarm import LOOPBACK, LocalSwarm
+from artel.coordinator.local_run import LOOPBACK, LocalRun
 from artel.ledger import entries
 from artel.node import status as node_status
 from artel.protocol import identity, leaving, tether
@@ -36,7 +36,7 @@ WAYS: dict[str, Callable[[Terminal], None]] = {
 
 async def test_however_a_node_is_asked_to_end_it_finishes_its_round(tmp_path: Path) -> None:
     run = write_run(tmp_path, total=500, inner_steps=1500, min_nodes=4, quorum=1.0, deadline_s=120)
-    async with LocalSwarm(tmp_path, run) as swarm:
+    async with LocalRun(tmp_path, run) as swarm:
         await swarm.start(nodes=1)
         homes = {way: tmp_path / way for way in WAYS}
         with ExitStack() as stack:

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from artel.coordinator.swarm import LocalSwarm, Member
+from artel.coordinator.local_run import LocalRun, Program
 from artel.ledger import entries
 from artel.ledger.store.verify import verify_home
 from artel.protocol import identity
@@ -32,7 +32,7 @@ NEXT_STATE_S = 120.0
 SEED = 20261128
 
 
-def child(member: Member, named: str) -> psutil.Process | None:
+def child(member: Program, named: str) -> psutil.Process | None:
     """A process that the member has started: its network daemon, or its trainer."""
     try:
         children = psutil.Process(member.process.pid).children(recursive=True)
@@ -41,44 +41,44 @@ def child(member: Member, named: str) -> psutil.Process | None:
         return None
 
 
-async def kill_network(swarm: LocalSwarm, member: Member, number: int) -> None:
+async def kill_network(swarm: LocalRun, member: Program, number: int) -> None:
     if (daemon := child(member, "p2pd")) is not None:
         daemon.kill()
 
 
-async def kill_trainer(swarm: LocalSwarm, member: Member, number: int) -> None:
+async def kill_trainer(swarm: LocalRun, member: Program, number: int) -> None:
     if (trainer := child(member, "artel.node.trainer")) is not None:
         trainer.kill()
 
 
-async def stand_still(swarm: LocalSwarm, member: Member, number: int) -> None:
+async def stand_still(swarm: LocalRun, member: Program, number: int) -> None:
     os.kill(member.process.pid, signal.SIGSTOP)
     await asyncio.sleep(STANDING_S)
     os.kill(member.process.pid, signal.SIGCONT)
 
 
-async def power_cut(swarm: LocalSwarm, member: Member, number: int) -> None:
+async def power_cut(swarm: LocalRun, member: Program, number: int) -> None:
     await swarm.kill_node(number)
     await swarm.start_node(number)
 
 
-async def polite_restart(swarm: LocalSwarm, member: Member, number: int) -> None:
+async def polite_restart(swarm: LocalRun, member: Program, number: int) -> None:
     swarm.interrupt_node(number)
     assert await swarm.left(number) == 0
     await swarm.start_node(number)
 
 
-async def coordinator_cut(swarm: LocalSwarm, member: Member, number: int) -> None:
+async def coordinator_cut(swarm: LocalRun, member: Program, number: int) -> None:
     await swarm.stop_coordinator(signal.SIGKILL)
     await swarm.start_coordinator()
 
 
-async def coordinator_stop(swarm: LocalSwarm, member: Member, number: int) -> None:
+async def coordinator_stop(swarm: LocalRun, member: Program, number: int) -> None:
     await swarm.stop_coordinator(signal.SIGTERM)
     await swarm.start_coordinator()
 
 
-Fault = Callable[[LocalSwarm, Member, int], Awaitable[None]]
+Fault = Callable[[LocalRun, Program, int], Awaitable[None]]
 NODE_FAULTS: tuple[Fault, ...] = (
     *(kill_network, kill_trainer, stand_still, power_cut, polite_restart),
 )
@@ -95,7 +95,7 @@ async def test_a_run_goes_on_through_faults_and_counts_exactly(tmp_path: Path, f
     plan += [(fault, 0) for fault in COORDINATOR_FAULTS * 2]
     rng.shuffle(plan)
     run_file = write_run(tmp_path, total=1000, inner_steps=100, quorum=0.5, deadline_s=30.0)
-    async with LocalSwarm(tmp_path, run_file) as swarm:
+    async with LocalRun(tmp_path, run_file) as swarm:
         await swarm.start(nodes=NODES)
         await next_state(swarm, 0)
         for fault, number in plan[:faults]:
@@ -119,18 +119,18 @@ async def test_a_run_goes_on_through_faults_and_counts_exactly(tmp_path: Path, f
     assert_counted(swarm, tmp_path)
 
 
-async def settled_status(swarm: LocalSwarm) -> dict[str, Any]:
+async def settled_status(swarm: LocalRun) -> dict[str, Any]:
     """The coordinator's status, once it answers (it may have lost its network a moment ago)."""
     return await swarm.wait_for(lambda status: True, 60, "the coordinator answers")
 
 
-async def next_state(swarm: LocalSwarm, round: int) -> None:
+async def next_state(swarm: LocalRun, round: int) -> None:
     await swarm.wait_for(
         lambda status: status["round"] > round, NEXT_STATE_S, f"the state after round {round}"
     )
 
 
-def assert_counted(swarm: LocalSwarm, folder: Path) -> None:
+def assert_counted(swarm: LocalRun, folder: Path) -> None:
     """The ledger holds everywhere, no entry was without effect, credit is what was accepted."""
     decoded, fold = ledger_of(folder / "coordinator")
     assert not fold.ignored, "an own entry had no effect"

@@ -57,5 +57,5 @@ def text_source(path: str) -> list[StdlibSource | TextSource]:
     return [TextSource(kind="text", path=path)]
 
 
-def texts_of(parts: tuple[sources.Part, ...]) -> list[str]:
+def texts_of(parts: tuple[sources.Text, ...]) -> list[str]:
     return ["".join(text for text, _ in sources.pieces(part)) for part in parts]

@@ -46,6 +46,7 @@ from artel.protocol.exchange.codec.interface import (
     read_only,
     refuse_non_finite,
 )
+from artel.protocol.exchange.codec.selection import CHUNK, GROUP, Selection
 from artel.protocol.state import Layout, Tensor, Vector
 
 TOP_K = 128
@@ -53,23 +54,7 @@ TOP_K = 128
 Integers = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 
-CHUNK = 4096
-GROUP = 16
-"""Chunks that share two means."""
-
 _SMALL = Int8()
-
-
-@dataclass(frozen=True, eq=False)
-class Selection:
-    """What :meth:`Sparse.pack` writes: E entries of the larger tensors, all of the smaller ones."""
-
-    positions: npt.NDArray[np.uint16]
-    """Shape (E,): place in the entry's chunk; chunk by chunk, ascending in each."""
-    values: Vector
-    """Shape (E,)."""
-    small: Vector
-    """Shape (S,): the elements of all tensors below a chunk, one tensor behind the other."""
 
 
 @dataclass(frozen=True)

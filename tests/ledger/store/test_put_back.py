@@ -18,9 +18,9 @@ import pytest_asyncio
 
 from artel import cli
 from artel.coordinator import daemon
+from artel.coordinator.local_run import LocalRun
 from artel.coordinator.prepare import Prepared, manifest_path, prepare
 from artel.coordinator.sequencer import Sequencer
-from artel.coordinator.swarm import LocalSwarm
 from artel.ledger import entries
 from artel.ledger.entries import evidence
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
@@ -387,7 +387,7 @@ def test_a_node_does_not_begin_another_account_when_its_key_is_gone(
 @pytest.mark.timeout(900)
 async def test_each_file_of_a_nodes_home_heals_when_the_node_starts_again(tmp_path: Path) -> None:
     run_file = write_run(tmp_path, total=500, min_nodes=1)
-    async with LocalSwarm(tmp_path, run_file) as swarm:
+    async with LocalRun(tmp_path, run_file) as swarm:
         await swarm.start(nodes=1)
         home = swarm.home_of(1)
 

@@ -1,7 +1,7 @@
 """A whole swarm on this machine: a coordinator and nodes as real processes with real sockets.
 
 Used by ``artel demo`` and by the integration tests. The swarm owns its processes: each one is tied
-to the runner (:mod:`protocol.tether`), and :meth:`LocalSwarm.close` ends them all, their network
+to the runner (:mod:`protocol.tether`), and :meth:`LocalRun.close` ends them all, their network
 daemons and trainers included.
 """
 
@@ -42,8 +42,8 @@ Status = dict[str, Any]
 
 
 @dataclass
-class Member:
-    """One process of a swarm; owned by the :class:`LocalSwarm`.
+class Program:
+    """One process of a swarm; owned by the :class:`LocalRun`.
 
     ``expected`` says that it may end: it was killed, interrupted or told to stop by us.
     """
@@ -68,7 +68,7 @@ class Member:
 
 
 @dataclass
-class LocalSwarm:
+class LocalRun:
     """A coordinator and nodes below ``folder``, which gets ``coordinator``, ``node-1`` and so on.
 
     :param run_file: the run that the coordinator publishes
@@ -82,21 +82,21 @@ class LocalSwarm:
     run_file: Path
     node_options: tuple[str, ...] = ("--threads", "1")
     http_port: int = 0
-    coordinator: Member | None = None
-    nodes: dict[int, Member] = field(default_factory=dict)
+    coordinator: Program | None = None
+    nodes: dict[int, Program] = field(default_factory=dict)
     invite: str = ""
     http: str = ""
     _listen: str = LOOPBACK
     _session: aiohttp.ClientSession | None = None
 
-    async def __aenter__(self) -> LocalSwarm:
+    async def __aenter__(self) -> LocalRun:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     @property
-    def members(self) -> list[Member]:
+    def members(self) -> list[Program]:
         """All processes, the coordinator first."""
         first = [self.coordinator] if self.coordinator is not None else []
         return first + [self.nodes[number] for number in sorted(self.nodes)]
@@ -132,7 +132,7 @@ class LocalSwarm:
         self.http_port = int(self.http.rpartition(":")[2])
         self._listen = Invite.decode(self.invite).peers[0].partition("/p2p/")[0]
 
-    async def _ready(self, member: Member) -> dict[str, Any]:
+    async def _ready(self, member: Program) -> dict[str, Any]:
         """The one line that a coordinator prints when it answers."""
         output = member.process.stdout
         assert output is not None
@@ -211,7 +211,7 @@ class LocalSwarm:
 
     async def _spawn(
         self, name: str, home: Path, *command: str, output: int | None = None
-    ) -> Member:
+    ) -> Program:
         log = home / "console.log"
         try:
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -228,10 +228,10 @@ class LocalSwarm:
                 )
         except OSError as error:
             raise ResourceError(f"cannot start {name}: {error.strerror}") from None
-        return Member(name, home, process, log)
+        return Program(name, home, process, log)
 
     async def _end(
-        self, member: Member, first: signal.Signals = signal.SIGINT, patience: float = POLITE_S
+        self, member: Program, first: signal.Signals = signal.SIGINT, patience: float = POLITE_S
     ) -> None:
         """Signal a member until it is gone, and then kill what it had started and left behind."""
         member.expected = True
@@ -340,12 +340,12 @@ def finished(status: Status) -> bool:
     return status["phase"] == "finished" and last is not None and last["round"] == status["total"]
 
 
-def _signal(member: Member, number: signal.Signals) -> None:
+def _signal(member: Program, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         member.process.send_signal(number)
 
 
-def _descendants(member: Member) -> set[psutil.Process]:
+def _descendants(member: Program) -> set[psutil.Process]:
     """What the member has started; psutil knows a process again even if its id is given anew."""
     try:
         return set(psutil.Process(member.process.pid).children(recursive=True))

@@ -43,14 +43,14 @@ AHEAD_S = 3600
 
 
 @dataclass
-class Head:
+class _Gathered:
     """One of our tree heads, with the cosignatures that came for it."""
 
     checkpoint: Checkpoint
     signed: Note
 
 
-class Cosigning:
+class Witnessing:
     """The cosignatures of one run; the event loop owns it.
 
     :param state: the fold over the store
@@ -67,7 +67,7 @@ class Cosigning:
     ) -> None:
         self._store, self._kept, self._state = store, heads, state
         self._identity, self._clock = identity, clock
-        self._heads: dict[int, Head] = {}  # by size, the newest few
+        self._heads: dict[int, _Gathered] = {}  # by size, the newest few
         self._limits = RateLimits(COSIGNED_PER_MINUTE, COSIGNED_AT_ONCE)
         self.news = asyncio.Event()
         """Set whenever a cosignature was taken in."""
@@ -80,7 +80,7 @@ class Cosigning:
             text = self._kept.newest(lines)
             if text:
                 checkpoint = parse_checkpoint(text)
-                self._heads[checkpoint.size] = Head(checkpoint, note.parse(text))
+                self._heads[checkpoint.size] = _Gathered(checkpoint, note.parse(text))
 
     async def take(self, peer: str, message: messages.Cosigned) -> None:
         """Take in a note with cosignatures of nodes that the ledger knows.
@@ -108,7 +108,7 @@ class Cosigning:
         if known is not None and merged == known.signed:
             return
         # In memory first: while this one is being written, another one must not get lost.
-        self._heads[head.size] = Head(head, merged)
+        self._heads[head.size] = _Gathered(head, merged)
         for size in sorted(self._heads)[:-KEEP_HEADS]:
             del self._heads[size]
         await asyncio.to_thread(self._kept.add_note, merged.encode())
@@ -156,7 +156,7 @@ class Cosigning:
             return None
         return envelope
 
-    def _record(self, head: Head, seats: dict[str, list[str]], state: FoldState) -> Envelope:
+    def _record(self, head: _Gathered, seats: dict[str, list[str]], state: FoldState) -> Envelope:
         """One node of each account first: those that contribute, and have waited the longest."""
 
         def turn(account: str) -> tuple[bool, int, str]:

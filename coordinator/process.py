@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from artel.coordinator.commands import API_FILE
 from artel.coordinator.metrics import Metrics
+from artel.coordinator.places import API_FILE, INVITE_FILE
 from artel.coordinator.preparation import Published, prepare_in_child
 from artel.coordinator.sequencer import Sequencer
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
@@ -46,13 +46,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("artel.coordinator")
 
-INVITE_FILE = "invite"
 CLOSE_TIMEOUT_S = 10.0
 STOP_AT_MOST_S = 30.0
 
 
 @dataclass(frozen=True)
-class Options:
+class Startup:
     """What a person asked for on the command line."""
 
     run_file: Path
@@ -66,7 +65,7 @@ class Options:
     log_json: bool = False
 
 
-async def serve(options: Options) -> int:
+async def serve(options: Startup) -> int:
     """Coordinate the run of ``options.run_file`` until SIGINT, SIGTERM or SIGHUP.
 
     :returns: the exit code, 0 after a clean stop
@@ -134,7 +133,7 @@ async def _stoppable(stop: asyncio.Event) -> AsyncIterator[None]:
         watcher.cancel()
 
 
-async def _prepared_and_imported(options: Options) -> Published:
+async def _prepared_and_imported(options: Startup) -> Published:
     """Prepare the run in a child, and load the network (about 3 s) here at the same time."""
     imported = asyncio.to_thread(importlib.import_module, "artel.coordinator.service")
     published, _ = await together((prepare_in_child(options.run_file, options.home), imported))
@@ -143,7 +142,7 @@ async def _prepared_and_imported(options: Options) -> Published:
 
 
 @contextlib.asynccontextmanager
-async def _opened(options: Options, published: Published) -> AsyncIterator[Coordinator]:
+async def _opened(options: Startup, published: Published) -> AsyncIterator[Coordinator]:
     """The coordinator on its ledger and its network, which are closed in the end."""
     from artel.coordinator.service import Coordinator
     from artel.protocol.net.host import Host
@@ -209,7 +208,7 @@ async def _close(host: Host) -> None:
             child.kill()
 
 
-async def _run(core: Coordinator, options: Options, http: socket.socket, began: float) -> None:
+async def _run(core: Coordinator, options: Startup, http: socket.socket, began: float) -> None:
     """Everything that goes on at the same time; ends with an error or by being cancelled."""
     from artel.coordinator.desk import Desk
     from artel.coordinator.upkeep import Upkeep
@@ -271,7 +270,7 @@ def _publish_home(home: Path, url: str, invite: str) -> None:
             raise disk_error(error, home) from None
 
 
-def _greet(core: Coordinator, options: Options, url: str, invite: str) -> None:
+def _greet(core: Coordinator, options: Startup, url: str, invite: str) -> None:
     config = core.manifest.config
     if options.as_json:
         ready = {"run": core.run, "invite": invite, "http": url, "home": str(options.home)}

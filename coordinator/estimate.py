@@ -37,7 +37,7 @@ _ACTIVATIONS_PER_UNIT = 40
 
 
 @dataclass(frozen=True)
-class Explanation:
+class Estimate:
     """The facts of a run file; bytes and tokens are counts, seconds are seconds.
 
     ``payload_bytes`` is the most that a contribution can have, of the largest fragment;
@@ -93,9 +93,9 @@ class Explanation:
         return asdict(self) | {"warnings": list(self.warnings)}
 
 
-def explain(
+def estimate(
     config: RunConfig, path: Path, on_file: Callable[[float], None] = lambda fraction: None
-) -> Explanation:
+) -> Estimate:
     """Work the numbers of a run out; reads the text, and tries a small model.
 
     :param on_file: called with the fraction of the files that have been read
@@ -126,7 +126,7 @@ def explain(
     shape = getattr(module, "config", None)
     by_muon = model.block_matrices(module) if config.optimizer.kind == "muon" else []
     muon_parameters = sum(matrix.numel() for matrix in by_muon)
-    facts = Explanation(
+    facts = Estimate(
         name=config.run.name,
         model=config.model.type,
         parameters=layout.parameters,
@@ -180,7 +180,7 @@ def require_fragments(config: RunConfig, layout: Layout) -> None:
         )
 
 
-def render(facts: Explanation) -> str:
+def render(facts: Estimate) -> str:
     """The explanation in words."""
     lines = [
         f"{facts.name}: a {facts.model} model of {facts.parameters:,} parameters "
@@ -218,7 +218,7 @@ def render(facts: Explanation) -> str:
     return "\n".join(lines)
 
 
-def _contribution(facts: Explanation) -> str:
+def _contribution(facts: Estimate) -> str:
     most = f"{_size(facts.payload_bytes)} per node and round"
     if facts.typical_bytes < facts.payload_bytes:
         most = f"{most} at most, about {_size(facts.typical_bytes)} usually"
@@ -247,7 +247,7 @@ def _memory(config: RunConfig, parameters: int, by_muon: int, shape: Any) -> int
     return 4 * numbers
 
 
-def _warnings(config: RunConfig, facts: Explanation, module: torch.nn.Module) -> list[str]:
+def _warnings(config: RunConfig, facts: Estimate, module: torch.nn.Module) -> list[str]:
     """Settings that work but are seldom meant."""
     from artel.protocol import model_keys
 

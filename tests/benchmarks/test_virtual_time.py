@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from artel.coordinator.pace import steps_in_box
-from artel.coordinator.simulate import Load, Machine, forecast, traffic
 from artel.protocol.assignment import Work
 from artel.protocol.errors import CheckFailed
 from artel.protocol.round_state import Rules
+from benchmarks.virtual_time import Load, Machine, forecast, traffic
 
 RULES = Rules(
     total=12,
