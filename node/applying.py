@@ -20,7 +20,7 @@ from artel.ledger import entries
 from artel.node.history import ClosedRound
 from artel.node.session import Session
 from artel.node.sync import States
-from artel.node.trainer import results
+from artel.node.trainer.orders import Aggregate, Applied, Apply, ApplySlices, Command, Counted
 from artel.protocol import assignment, messages
 from artel.protocol.errors import CheckFailed
 from artel.protocol.events import emit
@@ -77,7 +77,7 @@ class Applying:
 
     async def compute(
         self, closed: ClosedRound, *, refresh: Refresh | None = None, patience: float = 0.0
-    ) -> results.Applied:
+    ) -> Applied:
         """Make the state after ``closed`` the current one; the one before it must be current.
 
         :param refresh: the round is under way: take part in aggregating and checking, and wait up
@@ -98,7 +98,7 @@ class Applying:
             closed = await self._all_aggregates(closed, refresh, patience)
         return await self._sharded(closed)
 
-    async def _gather(self, closed: ClosedRound) -> results.Applied:
+    async def _gather(self, closed: ClosedRound) -> Applied:
         wanted = []
         for node in closed.accepted:
             body = closed.shown[node]
@@ -106,19 +106,15 @@ class Applying:
             wanted.append(Wanted(body.blob, self._holders(closed, node), most, KIND))
         paths = await self._fetch(wanted)
         counted = [
-            results.Contribution(node, path, closed.weights[node])
+            Counted(node, path, closed.weights[node])
             for node, path in zip(closed.accepted, paths, strict=True)
         ]
-        trainer = self._session.trainer
-        return await uninterrupted(
-            self._advance(closed, trainer.apply(closed.round, counted, self._session.work_dir))
-        )
+        order = Apply(closed.round, counted, self._session.work_dir)
+        return await uninterrupted(self._advance(closed, order))
 
-    async def _advance(
-        self, closed: ClosedRound, work: Awaitable[results.Applied]
-    ) -> results.Applied:
+    async def _advance(self, closed: ClosedRound, order: Command[Applied]) -> Applied:
         """Trainer and book-keeping change together, or they would speak of different states."""
-        applied = await work
+        applied = await self._session.trainer.do(order)
         self._session.blobs.adopt(applied.root, applied.state)
         self._states.become(closed.round + 1, applied.root)
         return applied
@@ -229,7 +225,7 @@ class Applying:
             await self._tell(messages.Accuse, statement.encode(), patience)
             self._known.said.add(number)
 
-    async def _sharded(self, closed: ClosedRound) -> results.Applied:
+    async def _sharded(self, closed: ClosedRound) -> Applied:
         """Fetch the aggregates, compute those that are missing or in doubt, take the outer step."""
         count = len(self._known.inputs)
         doubtful = {j for j in range(count) if j in closed.accused or j not in closed.aggregates}
@@ -248,14 +244,14 @@ class Applying:
             path = self._session.blobs.path(self._known.own[number])
             assert path is not None
             paths[number] = path
-        work = self._session.trainer.apply_slices(
-            closed.round,
-            [paths[number] for number in range(count)],
-            closed.accepted,
-            self._session.work_dir,
+        order = ApplySlices(
+            round=closed.round,
+            slices=[paths[number] for number in range(count)],
+            nodes=closed.accepted,
+            out=self._session.work_dir,
             count=len(closed.members),
         )
-        applied = await uninterrupted(self._advance(closed, work))
+        applied = await uninterrupted(self._advance(closed, order))
         wrong = (
             j
             for j in sorted(closed.accused)
@@ -280,13 +276,13 @@ class Applying:
         ]
         paths = await self._fetch(wanted)
         counted = [
-            results.Contribution(node, path, closed.weights[node])
+            Counted(node, path, closed.weights[node])
             for node, path in zip(closed.accepted, paths, strict=True)
         ]
-        made = await session.trainer.aggregate(
-            closed.round, number, len(closed.members), counted, session.work_dir
+        made = await session.trainer.do(
+            Aggregate(closed.round, number, len(closed.members), counted, session.work_dir)
         )
-        blob = await asyncio.to_thread(session.blobs.put_file, made.blob)
+        blob = await asyncio.to_thread(session.blobs.put_file, made)
         session.blobs.label("slice", blob)
         self._known.own[number] = blob
         return blob

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from artel.node.trainer import channel
+from artel.node.trainer import channel, orders
 from artel.node.trainer.channel import Message, TrainerError
 from artel.node.trainer.launch import launch
-from artel.node.trainer.results import Progress
+from artel.node.trainer.orders import Answer, Command, Steps
 from artel.protocol.cgroup import Groups
 from artel.protocol.errors import EXIT_RESOURCE, ArtelError, DecodeError
 from artel.protocol.tasks import within
@@ -51,7 +51,7 @@ class _Call:
     """A request that waits for its answer."""
 
     answer: asyncio.Future[Message]
-    on_progress: Callable[[Progress], None] | None
+    on_progress: Callable[[Steps], None] | None
 
 
 class Child:
@@ -103,18 +103,20 @@ class Child:
 
     async def call(
         self,
-        command: str,
+        command: Command[Answer],
         timeout: float | None,
-        on_progress: Callable[[Progress], None] | None = None,
-        **arguments: Any,
-    ) -> Message:
-        """Have a command carried out; returns its result.
+        on_progress: Callable[[Steps], None] | None = None,
+    ) -> Answer:
+        """Have a command carried out.
+
+        What loads, sets a state, applies or aggregates is not interrupted once it runs.
 
         :raises TrainerError: the child says no, or ``timeout`` seconds have passed
         :raises TrainerDied: the child is gone
         """
         number = next(self._numbers)
-        frame = channel.encode({"id": number, "command": command, **arguments})
+        name, body = command.name(), orders.plain(command)
+        frame = channel.encode({"id": number, "command": name, "with": body})
         answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         answer.add_done_callback(lambda f: f.cancelled() or f.exception())  # looked at, always
         self._calls[number] = _Call(answer, on_progress)
@@ -122,17 +124,12 @@ class Child:
             self._writer.write(frame)
             await asyncio.wait({answer}, timeout=timeout)
             if not answer.done():
-                await self._out_of_time(number, command, timeout or 0.0)
-            return answer.result()
+                await self._out_of_time(number, name, timeout or 0.0)
+            return orders.answer(command, answer.result()["result"])
         finally:
             del self._calls[number]
             if not answer.done():  # the caller was cancelled: the child must not go on with it
                 self._send({"command": "cancel", "target": number})
-
-    def cancel(self) -> None:
-        """End the commands that run or wait."""
-        for number in self._calls:
-            self._send({"command": "cancel", "target": number})
 
     async def end(self) -> None:
         """Ask the process to end, then kill it."""
@@ -170,14 +167,14 @@ class Child:
         if "progress" in message:
             if call.on_progress is not None:
                 try:
-                    call.on_progress(Progress(**message["progress"]))
+                    call.on_progress(Steps(**message["progress"]))
                 except Exception as error:  # the callback's bug belongs to the caller of train()
                     call.answer.set_exception(error)
                     self._send({"command": "cancel", "target": message["id"]})
         elif "error" in message:
             call.answer.set_exception(TrainerError(**message["error"]))
         else:
-            call.answer.set_result(message["result"])
+            call.answer.set_result(message)
 
     async def _bury(self) -> None:
         """Reap the child and tell everybody who waits for it."""

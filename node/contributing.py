@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from artel.node.corpus import Corpus, Windows
 from artel.node.progress import Progress
 from artel.node.session import Session
 from artel.node.sync import States
-from artel.node.trainer import results
+from artel.node.trainer.orders import RunOn, Steps, Train
 from artel.protocol import assignment, messages, rounds
 from artel.protocol.errors import ArtelError, CheckFailed
 from artel.protocol.events import emit
@@ -100,7 +101,7 @@ class Contributing:
         if self._made is not None and self._made.round == attempt.round:
             await self.close()  # the tail of an attempt that failed leads nowhere
         progress.phase, progress.step, progress.steps = "training", 0, steps - tail
-        result = await session.trainer.train(
+        order = Train(
             attempt.round,
             me,
             head,
@@ -108,10 +109,10 @@ class Contributing:
             steps=steps,
             tail=tail,
             slices=members if sharded else 0,
-            seconds=directive.remaining if config.rounds.box_s else None,
+            deadline=time.monotonic() + directive.remaining if config.rounds.box_s else None,
             carried=session.replica.state.tails.get(me, 0),
-            on_progress=self._report,
         )
+        result = await session.trainer.do(order, on_progress=self._report)
         progress.step, progress.loss = result.head, result.loss
         store = session.blobs
         blob = await asyncio.to_thread(store.put_file, result.blob)
@@ -171,17 +172,12 @@ class Contributing:
         """The tail; if it fails, the next contribution is made without it."""
         session = self._session
         try:
-            await session.trainer.run_on(
-                round,
-                session.identity.peer_id,
-                windows,
-                steps=steps,
-                on_progress=self._report,
-            )
+            order = RunOn(round, session.identity.peer_id, windows, steps)
+            await session.trainer.do(order, on_progress=self._report)
         except ArtelError as error:
             emit(log, "round.tail_lost", logging.WARNING, round=round, reason=error.message)
 
-    def _report(self, news: results.Progress) -> None:
+    def _report(self, news: Steps) -> None:
         self._progress.step, self._progress.loss = news.step, news.loss
         self._progress.steps = news.steps
         self._progress.tokens_per_second = news.tokens_per_second

@@ -24,6 +24,7 @@ from artel.node.session import Session
 from artel.node.supervisor import MAX_RESTARTS, given_up
 from artel.node.sync import States
 from artel.node.trainer.channel import TrainerError
+from artel.node.trainer.orders import Load
 from artel.node.watch import Watch
 from artel.node.worker import Worker
 from artel.protocol import messages
@@ -363,9 +364,8 @@ class Daemon:
         async def start() -> None:
             session = self.session
             await session.trainer.restart()
-            await session.trainer.load(
-                session.manifest_file, self.states.path, device=session.device
-            )
+            order = Load(session.manifest_file, self.states.path, session.device)
+            await session.trainer.do(order)
 
         try:
             await uninterrupted(start())  # cancelled in between, it would have no run

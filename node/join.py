@@ -35,7 +35,7 @@ from artel.node.sizes import state_bytes
 from artel.node.supervisor import Trainer
 from artel.node.sync import States, delta_bytes
 from artel.node.trainer.channel import TrainerError
-from artel.node.trainer.results import Loaded, Speed
+from artel.node.trainer.orders import Benchmark, Choose, Load, Loaded, Measured
 from artel.node.waiting import JOIN_PATIENCE_S, Waiting
 from artel.protocol import assignment, files, messages
 from artel.protocol.errors import ArtelError, CheckFailed, ResourceError, Unreachable
@@ -173,7 +173,6 @@ async def _join(
         blobs,
         trainer,
         options.device,
-        options.threads,
         keyfiles.recovery_of(home),
     )
     session.work_dir.mkdir(exist_ok=True)
@@ -210,14 +209,14 @@ async def _join(
         blobs.pin(manifest.tokenizer.id)
     states.found_on_disk(replica.state.states)
 
-    async def load() -> tuple[str, Loaded, Speed]:
+    async def load() -> tuple[str, Loaded, Measured]:
         root, path = await waiting.insist(lambda: _state(session, states, say))
-        loaded = await trainer.load(session.manifest_file, path, device=options.device)
+        loaded = await trainer.do(Load(session.manifest_file, path, options.device))
         if loaded.root != root:  # a file of an earlier session, torn by a crash of the machine
             blobs.delete(root)
             root, path = await waiting.insist(lambda: _state(session, states, say))
-            loaded = await trainer.load(session.manifest_file, path, device=options.device)
-        return root, loaded, await trainer.benchmark(2)
+            loaded = await trainer.do(Load(session.manifest_file, path, options.device))
+        return root, loaded, await trainer.do(Benchmark(2))
 
     root, loaded, measured = await trainer.insist(load, died)
     states.become(replica.state.states.index(root), root)
@@ -242,7 +241,7 @@ async def _join(
 
 async def _require_device(trainer: Trainer, device: str) -> None:
     try:
-        await trainer.require_device(device)
+        await trainer.do(Choose(device))
     except TrainerError as error:
         raise ResourceError(error.message, error.hint) from None
 

@@ -37,7 +37,6 @@ class Session:
     blobs: BlobStore
     trainer: Trainer
     device: str
-    threads: int
     recovery: str = ""
     """Digest of the account's recovery key, for its registration."""
 

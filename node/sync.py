@@ -18,6 +18,7 @@ from artel.node import holders
 from artel.node.history import ClosedRound
 from artel.node.supervisor import Trainer
 from artel.node.trainer.channel import TrainerError
+from artel.node.trainer.orders import SetState
 from artel.protocol.errors import CheckFailed
 from artel.protocol.events import emit
 from artel.protocol.exchange import pseudogradient
@@ -87,7 +88,7 @@ class States:
         """Make a state the current one, in the trainer and in the books; must not be interrupted,
         or they would speak of different states."""
         try:
-            await trainer.set_state(path, root=root)
+            await trainer.do(SetState(path, root))
         except TrainerError as error:
             if error.code == "bad_state":  # torn by a power cut: the next try fetches it
                 self._blobs.delete(root)

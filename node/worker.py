@@ -23,6 +23,7 @@ from artel.node.history import ClosedRound, closed_since, under_way
 from artel.node.progress import Progress
 from artel.node.session import Session
 from artel.node.sync import States
+from artel.node.trainer.orders import Evaluate
 from artel.protocol import assignment, messages
 from artel.protocol.errors import ArtelError, CheckFailed, Unreachable
 from artel.protocol.events import emit
@@ -205,7 +206,7 @@ class Worker:
             windows = await self.corpus.validation()
             if self.states.round != round:
                 return  # fetching the data took so long that another state is current
-            measured = await self.session.trainer.evaluate(windows)
+            measured = await self.session.trainer.do(Evaluate(windows))
         except ArtelError as error:
             emit(log, "state.not_evaluated", round=round, reason=error.message)
             return

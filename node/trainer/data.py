@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from artel.node.trainer.channel import TrainerError
+from artel.node.trainer.orders import Window
 from artel.protocol.manifest import Manifest
 
 Batch = npt.NDArray[np.int64]
@@ -23,11 +24,11 @@ Batch = npt.NDArray[np.int64]
 class Windows:
     """An ordered list of windows over shard files.
 
-    :param windows: pairs (path of the shard file, first token)
+    :param windows: in training order
     :raises TrainerError: ``bad_data`` when a file is missing or too short
     """
 
-    def __init__(self, manifest: Manifest, windows: Sequence[tuple[str, int]]) -> None:
+    def __init__(self, manifest: Manifest, windows: Sequence[Window]) -> None:
         self._length = manifest.config.data.seq_len + 1
         self._vocab_size = manifest.tokenizer.vocab_size
         self._windows = windows
@@ -37,7 +38,7 @@ class Windows:
             if not 0 <= offset <= len(self._shards[path]) - self._length:
                 raise TrainerError(
                     "bad_data",
-                    f"shard {Path(path).name[:16]} has no window at token {offset}",
+                    f"shard {path.name[:16]} has no window at token {offset}",
                     "delete the shard; it is fetched again",
                 )
 
@@ -66,12 +67,12 @@ def synthetic(manifest: Manifest, steps: int) -> Iterator[Batch]:
         yield source.integers(0, manifest.tokenizer.vocab_size, shape, np.int64)
 
 
-def _open(path: str, dtype: str) -> npt.NDArray[np.unsignedinteger]:
+def _open(path: Path, dtype: str) -> npt.NDArray[np.unsignedinteger]:
     try:
         return np.memmap(path, dtype, mode="r")
     except (OSError, ValueError) as error:  # ValueError: an empty file, or half a token
         raise TrainerError(
             "bad_data",
-            f"cannot read shard {Path(path).name[:16]}: {error}",
+            f"cannot read shard {path.name[:16]}: {error}",
             "delete the shard; it is fetched again",
         ) from None

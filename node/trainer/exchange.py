@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from artel.node.trainer import files
+from artel.node.trainer import writing
 from artel.node.trainer.channel import TrainerError
+from artel.node.trainer.orders import Counted
 from artel.protocol import content
 from artel.protocol.errors import ArtelError, CheckFailed
 from artel.protocol.exchange import aggregate_slice, codec, outer, parts, pseudogradient
@@ -31,15 +32,6 @@ from artel.protocol.state import Layout, State, Vector
 CACHE_BYTES = 512 << 20
 """Decoded contributions kept between the passes of the aggregation; beyond it, each is decoded for
 each pass and at most one is in memory."""
-
-
-@dataclass(frozen=True)
-class Listed:
-    """A contribution of a closed round: the bytes of its blob lie at ``blob``."""
-
-    node: str
-    blob: Path
-    weight: int
 
 
 @dataclass(frozen=True)
@@ -133,7 +125,7 @@ def encode(
 
 
 @dataclass(frozen=True)
-class Made:
+class Written:
     """The files of a contribution: one blob, or an index and a blob for each slice."""
 
     blob: Path
@@ -151,7 +143,7 @@ def write_contribution(
     base: str,
     sharded: bool,
     out: Path,
-) -> Made:
+) -> Written:
     """Write what :func:`encode` has made.
 
     :param base: root of the state that the pseudo-gradient is relative to
@@ -164,23 +156,23 @@ def write_contribution(
     path = out / f"contribution-{round}.blob"
     if not sharded:
         (blob,) = blobs
-        files.write(path, [blob])
-        return Made(path, (), len(blob))
+        writing.write(path, [blob])
+        return Written(path, (), len(blob))
     index = pseudogradient.pack_index(
         round, base, [(content.content_id(blob), len(blob)) for blob in blobs]
     )
     slices = tuple(out / f"contribution-{round}-{number}.blob" for number in range(len(blobs)))
     for slice_path, blob in zip(slices, blobs, strict=True):
-        files.write(slice_path, [blob])
-    files.write(path, [index])
-    return Made(path, slices, len(index) + sum(map(len, blobs)))
+        writing.write(slice_path, [blob])
+    writing.write(path, [index])
+    return Written(path, slices, len(index) + sum(map(len, blobs)))
 
 
 # --- taking ---
 
 
 def combine(
-    manifest: Manifest, part: Part, base: Base, listed: Sequence[Listed], phases: Phases
+    manifest: Manifest, part: Part, base: Base, listed: Sequence[Counted], phases: Phases
 ) -> Vector:
     """The update of a part, (N,), from all contributions to it.
 
@@ -198,24 +190,19 @@ def combine(
     return update
 
 
-def pack_slice(
-    manifest: Manifest, piece: Part, base: Base, update: Vector, path: Path, phases: Phases
-) -> None:
-    """Encode the update of a slice for everybody.
+def write_slice(manifest: Manifest, piece: Part, base: Base, update: Vector, path: Path) -> None:
+    """Write the update of a slice for everybody.
 
     Without error feedback: whoever does it gets the same bytes.
 
     :raises TrainerError: ``disk_full``, ``disk``
     """
-    with phases.measured("encode"):
-        run_codec = codec.of(manifest.config.exchange)
-        header = Header(base.state.round, base.root, run_codec, pseudogradient.SLICE_MAGIC)
-        blob = header.pack(piece.layout, update)
-    with phases.measured("write"):
-        files.write(path, [blob])
+    run_codec = codec.of(manifest.config.exchange)
+    header = Header(base.state.round, base.root, run_codec, pseudogradient.SLICE_MAGIC)
+    writing.write(path, [header.pack(piece.layout, update)])
 
 
-def unpack_slices(
+def read_slices(
     manifest: Manifest, pieces: Sequence[Part], base: Base, blobs: Sequence[Path], phases: Phases
 ) -> tuple[Vector, list[Entries] | None]:
     """The update of a fragment from the blobs of its slices in order; the entries if it is sparse.
@@ -275,7 +262,7 @@ def step(
         raise TrainerError("diverged", error.message, error.hint) from None
     state = State(old.round + 1, old.layout_digest, params, momentum)
     with phases.measured("write"):
-        return Base(state, files.write_agreed(path, state))
+        return Base(state, writing.write_agreed(path, state))
 
 
 def _in_place(part: Part, new: Vector, old: Vector) -> Vector:
@@ -311,13 +298,13 @@ def _load(manifest: Manifest, part: Part, base: Base, path: Path, magic: bytes) 
 
 def _loader(
     manifest: Manifest, part: Part, base: Base, count: int, phases: Phases
-) -> Callable[[Listed], Callable[[], Vector | Entries]]:
+) -> Callable[[Counted], Callable[[], Vector | Entries]]:
     """How to decode a listed contribution when the aggregation asks for it."""
     sparse = codec.of(manifest.config.exchange).sparse
     keep = sparse or 4 * part.parameters * count <= CACHE_BYTES
     cache: dict[str, Vector | Entries] = {}
 
-    def lazily(listed: Listed) -> Callable[[], Vector | Entries]:
+    def lazily(listed: Counted) -> Callable[[], Vector | Entries]:
         def vector() -> Vector | Entries:
             if listed.node in cache:
                 return cache[listed.node]

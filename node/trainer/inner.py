@@ -10,7 +10,7 @@ An evaluation has a module of its own, made from a copy that no forward pass has
 eval mode some architectures change their weights in place, or remember that they did.
 
 Memory, N parameters in fp32: 4N parameters, 4N gradients, 8N moments on the device, and 12N more on
-the CPU for weights and moments at the beginning of the round (:class:`Snapshot`), which a repeated
+the CPU for weights and moments at the beginning of the round (:class:`Saved`), which a repeated
 attempt starts from; 4N more on the device during an evaluation. Muon's matrices have 4 bytes of
 moments instead of 8.
 
@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from artel.node.trainer import device as machine
+from artel.node.trainer import machine
 from artel.node.trainer.data import Batch
 from artel.node.trainer.muon import optimizers
 from artel.protocol import objective
@@ -47,7 +47,7 @@ def training_seed(run_seed: int, round: int, node: str, *, tail: bool) -> int:
 
 
 @dataclass
-class Snapshot:
+class Saved:
     """A copy, on the CPU, of the weights and of the optimisers' state.
 
     ``moments``: by position of the parameter, then by name.
@@ -164,14 +164,14 @@ class Inner:
                 total += float(loss)
         return total
 
-    def save(self, into: Snapshot | None = None) -> Snapshot:
+    def save(self, into: Saved | None = None) -> Saved:
         """Copy weights and moments to the CPU (12 bytes per parameter once it has stepped).
 
-        :param into: an older snapshot that nobody needs any more; its memory is used again, since
+        :param into: an older copy that nobody needs any more; its memory is used again, since
             fresh pages cost more than the copies
         """
         if into is None:
-            into = Snapshot(np.empty(self.layout.parameters, np.float32))
+            into = Saved(np.empty(self.layout.parameters, np.float32))
         self.read(into.weights)
         kept, into.moments = into.moments, {}
         for optimizer in self._optimizers:
@@ -184,19 +184,19 @@ class Inner:
                 }
         return into
 
-    def restore(self, snapshot: Snapshot) -> None:
+    def restore(self, saved: Saved) -> None:
         """Put weights and optimisers back to where :meth:`save` found them, to the bit."""
-        self.load(snapshot.weights)
+        self.load(saved.weights)
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
-                    saved = snapshot.moments.get(self._place[id(parameter)])
-                    if saved is None:
+                    kept = saved.moments.get(self._place[id(parameter)])
+                    if kept is None:
                         optimizer.state.pop(parameter, None)
                         continue
                     state = optimizer.state[parameter]
-                    for name, value in saved.items():
+                    for name, value in kept.items():
                         if name in state:
                             state[name].copy_(value)
                         else:

@@ -1,11 +1,9 @@
 """The trainer's command loop: requests come over a socket and are answered.
 
-Requests ``{"id", "command", ...}``, answers ``{"id", "result"}`` or ``{"id", "error": {code,
-message, hint, node}}``; while it trains also ``{"id", "progress"}``. Each command belongs to one of
-two **lanes**, which go on at the same time and take their own commands in order:
-
-- main: choose, load, set_state, benchmark, train, run_on, evaluate (:mod:`node.trainer.session`)
-- merge: apply, aggregate, apply_slices (:mod:`node.trainer.merging`)
+Requests ``{"id", "command", "with"}``, answers ``{"id", "result"}`` or ``{"id", "error": {code,
+message, hint, node}}``; while it trains also ``{"id", "progress"}``. :mod:`node.trainer.orders` has
+the commands and their two lanes: main (:mod:`node.trainer.training`) and merge
+(:mod:`node.trainer.merging`).
 
 Two more do not wait for their turn: ``cancel`` ends the request that it names, at once while it
 waits, between two of its steps while it runs; ``stop`` ends the process.
@@ -25,19 +23,31 @@ import socket
 import sys
 import threading
 import traceback
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from artel.node.trainer import channel
+from artel.node.trainer import channel, orders
 from artel.node.trainer.channel import Message, TrainerError
+from artel.node.trainer.orders import (
+    Aggregate,
+    Apply,
+    ApplySlices,
+    Benchmark,
+    Choose,
+    Evaluate,
+    Load,
+    Loaded,
+    RunOn,
+    SetState,
+    Steps,
+    Train,
+)
 from artel.protocol.errors import ArtelError
 
 if TYPE_CHECKING:
-    from artel.node.trainer.session import Session
+    from artel.node.trainer.training import Training
 
 _PARENT_GONE = 3
 _NICENESS = 5
-_MERGING = frozenset({"apply", "aggregate", "apply_slices"})
 
 
 class Lane:
@@ -73,8 +83,8 @@ class Loop:
 
     ``_cancelled`` is filled by the reader thread and looked up by the lanes; ``_state`` guards
     ``_stopping`` and ``_busy``, the number of lanes at work; ``_sending`` guards the socket's
-    outgoing side; ``_session`` is set by the main lane, and the merge lane uses its ``manifest``,
-    ``layout`` and ``agreed`` alone.
+    outgoing side; ``_training`` is set by the main lane, and the merge lane uses its ``merging``
+    alone.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -86,7 +96,7 @@ class Loop:
         self._busy = 0
         self._sending = threading.Lock()
         self._nice = False
-        self._session: Session | None = None
+        self._training: Training | None = None
 
     def run(self) -> NoReturn:
         """Serve until told to stop; ends the process."""
@@ -115,7 +125,8 @@ class Loop:
 
     def _answer(self, request: Message) -> None:
         try:
-            self._send({"id": request["id"], "result": self._execute(request)})
+            done = self._execute(request)
+            self._send({"id": request["id"], "result": orders.plain(done)})
         except Exception as error:
             self._answer_error(request["id"], _failure(error))
 
@@ -132,79 +143,66 @@ class Loop:
             }
         )
 
-    def _execute(self, request: Message) -> Message:
-        number, command = request["id"], request["command"]
+    def _execute(self, request: Message) -> Any:
+        """Carry a command out; returns what comes back."""
+        number = request["id"]
 
         def check() -> None:
             if number in self._cancelled or self._stopping.is_set():
-                raise _cancelled(command)
+                raise _cancelled(request["command"])
+
+        def report(steps: Steps) -> None:
+            self._send({"id": number, "progress": orders.plain(steps)})
 
         check()
-        if command == "choose":
-            from artel.node.trainer import device
+        command = orders.command(request["command"], request["with"])
+        match command:
+            case Choose():
+                from artel.node.trainer import machine
 
-            return {"device": device.choose(request["device"])}
-        if command == "load":
-            return self._load(request)
-        session = self._session
-        if session is None:
+                return machine.choose(command.device)
+            case Load():
+                return self._load(command)
+        training = self._training
+        if training is None:
             raise TrainerError("not_loaded", "the trainer has no run yet", "load one first")
-        if command in _MERGING:
-            return _merging(session, request)
-        return self._main_lane(session, request, check)
+        match command:
+            case Apply():
+                return training.merging.apply(command)
+            case Aggregate():
+                return training.merging.aggregate(command)
+            case ApplySlices():
+                return training.merging.apply_slices(command)
+            case SetState():
+                return training.set_state(command)
+            case Benchmark():
+                return training.benchmark(command, check)
+            case Train():
+                self._step_back()
+                return training.train(command, report, check)
+            case RunOn():
+                self._step_back()
+                return training.run_on(command, report, check)
+            case Evaluate():
+                return training.evaluate(command, check)
+        raise TrainerError("bad_request", f"the trainer does not know how to {command.name()}")
 
-    def _load(self, request: Message) -> Message:
+    def _load(self, command: Load) -> Loaded:
         from artel.node.trainer import exchange
-        from artel.node.trainer.session import open_session
+        from artel.node.trainer.training import open_training
 
-        self._session = None  # frees the old run before the new one takes memory
-        session = self._session = open_session(
-            Path(request["manifest"]), Path(request["state"]), request["device"], request["threads"]
+        self._training = None  # frees the old run before the new one takes memory
+        training = open_training(command.manifest, command.state, command.device)
+        exchange.warm_up(training.manifest, training.inner.device.type)
+        self._training = training
+        state, root = training.agreed.now()
+        return Loaded(
+            parameters=training.layout.parameters,
+            device=training.inner.device.type,
+            precision="bf16" if training.inner.bf16 else "fp32",
+            round=state.round,
+            root=root,
         )
-        exchange.warm_up(session.manifest, session.inner.device.type)
-        state, root = session.agreed.now()
-        return {
-            "parameters": session.layout.parameters,
-            "device": session.inner.device.type,
-            "precision": "bf16" if session.inner.bf16 else "fp32",
-            "round": state.round,
-            "root": root,
-        }
-
-    def _main_lane(self, session: Session, request: Message, check: Any) -> Message:
-        from artel.node.trainer.heads import Order
-
-        def report(progress: Message) -> None:
-            self._send({"id": request["id"], "progress": progress})
-
-        match request["command"]:
-            case "set_state":
-                return session.set_state(Path(request["state"]), request["root"])
-            case "benchmark":
-                return session.benchmark(request["steps"], check)
-            case "train":
-                self._step_back()
-                order = Order(
-                    round=request["round"],
-                    node=request["node"],
-                    windows=_windows(request),
-                    out=Path(request["out"]),
-                    steps=request["steps"],
-                    tail=request["tail"],
-                    slices=request["slices"],
-                    deadline=request["deadline"],
-                    carried=request["carried"],
-                )
-                return session.train(order, report, check)
-            case "run_on":
-                self._step_back()
-                windows = _windows(request)
-                return session.run_on(
-                    request["round"], request["node"], windows, request["steps"], report, check
-                )
-            case "evaluate":
-                return session.evaluate(_windows(request), check)
-        raise TrainerError("bad_request", f"there is no command {request['command']!r}")
 
     def _step_back(self) -> None:
         """From the first round on, whatever else the owner of the machine does goes first.
@@ -234,7 +232,8 @@ class Loop:
                             if not self._busy:  # importing, or waiting for commands
                                 os._exit(0)
                     case command:
-                        (self._merge if command in _MERGING else self._main).put(message)
+                        lane = self._merge if orders.COMMANDS[command].merges else self._main
+                        lane.put(message)
         except (EOFError, OSError):
             os._exit(_PARENT_GONE)
         except BaseException:
@@ -258,40 +257,17 @@ class Loop:
             os._exit(_PARENT_GONE)
 
 
-def _merging(session: Session, request: Message) -> Message:
-    """A command of the merge lane."""
-    from artel.node.trainer import merging
-
-    run = merging.Run(session.manifest, session.layout, session.agreed)
-    round, out = request["round"], Path(request["out"])
-    if request["command"] == "apply_slices":
-        paths = [Path(path) for path in request["slices"]]
-        return merging.apply_slices(run, round, paths, request["count"], request["nodes"], out)
-    listed = [
-        merging.Listed(item["node"], Path(item["blob"]), item["weight"])
-        for item in request["contributions"]
-    ]
-    if request["command"] == "apply":
-        return merging.apply(run, round, listed, out)
-    return merging.aggregate_slice(run, round, request["slice"], request["slices"], listed, out)
-
-
 def _import_heavy() -> None:
     """Import what every run needs, before the first command asks for it."""
     import torch
     import transformers.modeling_utils
 
     import artel.node.trainer.merging
-    import artel.node.trainer.session  # noqa: F401
+    import artel.node.trainer.training  # noqa: F401
 
     # One operation at a time; the parallelism that helps is inside it. Must precede any other work.
     torch.set_num_interop_threads(1)
     transformers.utils.logging.set_verbosity_error()
-
-
-def _windows(request: Message) -> list[tuple[str, int]]:
-    shards = request["shards"]
-    return [(shards[shard], offset) for shard, offset in request["windows"]]
 
 
 def _cancelled(what: str) -> TrainerError:

@@ -19,8 +19,10 @@ from artel.node import child
 from artel.node.child import TrainerDied
 from artel.node.supervisor import Trainer
 from artel.node.trainer import launch
+from artel.node.trainer.orders import Benchmark, Load, Train
 from places import ROOT
-from trainer_world import NODES, World, make_world
+from trainer_world import NODES, World, death_of, make_world
+from trainer_world import started as fresh
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -39,7 +41,7 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest_asyncio.fixture(loop_scope="module")
 async def trainer(tmp_path: Path) -> AsyncIterator[Trainer]:
     """A fresh child; it answers before it has imported torch."""
-    started = await Trainer.start(log_file=tmp_path / "trainer.log", threads=1)
+    started = await fresh(tmp_path / "trainer.log")
     yield started
     await started.close()
 
@@ -47,47 +49,39 @@ async def trainer(tmp_path: Path) -> AsyncIterator[Trainer]:
 async def test_a_killed_trainer_is_reported_and_a_fresh_one_repeats_its_work(
     world: World, endless: World, trainer: Trainer, tmp_path: Path
 ) -> None:
-    await trainer.load(world.manifest, world.state, device="cpu")
-    first = await trainer.train(0, NODES[0], world.windows(0), tmp_path / "a", steps=8)
-    await trainer.load(endless.manifest, endless.state, device="cpu")
+    await trainer.do(Load(world.manifest, world.state, device="cpu"))
+    first = await trainer.do(Train(0, NODES[0], world.windows(0), tmp_path / "a", steps=8))
+    await trainer.do(Load(endless.manifest, endless.state, device="cpu"))
     memory = trainer.memory_bytes()
     assert memory is not None
     assert memory > 100 << 20
     pid = trainer.pid
     assert pid is not None
     with pytest.raises(TrainerDied) as death:
-        await trainer.train(
-            0,
-            NODES[0],
-            endless.windows(0),
-            tmp_path / "b",
-            steps=5000,
+        await trainer.do(
+            Train(0, NODES[0], endless.windows(0), tmp_path / "b", steps=5000),
             on_progress=lambda _: os.kill(pid, signal.SIGKILL),
         )
     assert death.value.returncode == -signal.SIGKILL
     assert "SIGKILL" in death.value.message
     assert "memory" in death.value.hint
-    assert await trainer.wait_dead() is death.value
+    assert await death_of(trainer) is death.value
     assert not psutil.pid_exists(pid)  # reaped, not a zombie
     assert (trainer.alive, trainer.pid, trainer.memory_bytes()) == (False, None, None)
     with pytest.raises(TrainerDied):
-        await trainer.benchmark()
+        await trainer.do(Benchmark())
 
     await trainer.restart()
-    await trainer.load(world.manifest, world.state, device="cpu")
-    again = await trainer.train(0, NODES[0], world.windows(0), tmp_path / "c", steps=8)
+    await trainer.do(Load(world.manifest, world.state, device="cpu"))
+    again = await trainer.do(Train(0, NODES[0], world.windows(0), tmp_path / "c", steps=8))
     assert again.blob.read_bytes() == first.blob.read_bytes()
 
     # Closing in the middle of a round does not wait for its end.
-    await trainer.load(endless.manifest, endless.state, device="cpu")
+    await trainer.do(Load(endless.manifest, endless.state, device="cpu"))
     training = asyncio.Event()
     task = asyncio.ensure_future(
-        trainer.train(
-            0,
-            NODES[0],
-            endless.windows(0),
-            tmp_path / "d",
-            steps=5000,
+        trainer.do(
+            Train(0, NODES[0], endless.windows(0), tmp_path / "d", steps=5000),
             on_progress=lambda _: training.set(),
         )
     )
@@ -102,7 +96,7 @@ async def test_a_killed_trainer_is_reported_and_a_fresh_one_repeats_its_work(
 async def test_a_crash_names_the_signal_and_the_log(trainer: Trainer, tmp_path: Path) -> None:
     assert trainer.pid is not None
     os.kill(trainer.pid, signal.SIGSEGV)
-    death = await asyncio.wait_for(trainer.wait_dead(), 10)
+    death = await asyncio.wait_for(death_of(trainer), 10)
     assert "SIGSEGV" in death.message
     assert str(tmp_path / "trainer.log") in death.hint
     assert "Segmentation fault" in (tmp_path / "trainer.log").read_text()
@@ -114,7 +108,7 @@ async def test_ctrl_c_in_the_terminal_does_not_reach_the_trainer(trainer: Traine
     assert os.getpgid(pid) != os.getpgid(0)
     os.kill(pid, signal.SIGINT)  # and neither does one that is sent to it alone
     with pytest.raises(asyncio.TimeoutError):
-        await asyncio.wait_for(trainer.wait_dead(), 0.3)
+        await asyncio.wait_for(death_of(trainer), 0.3)
     assert trainer.pid == pid
     await trainer.close()
     await trainer.close()
@@ -139,7 +133,7 @@ async def test_a_command_that_hangs_ends_the_child_and_says_so(
     assert trainer.pid is not None
     os.kill(trainer.pid, signal.SIGSTOP)
     with pytest.raises(TrainerDied, match="hung in benchmark"):
-        await trainer.benchmark(1, timeout=0.2)
+        await trainer.do(Benchmark(1), timeout=0.2)
     assert not trainer.alive
 
 
@@ -148,9 +142,10 @@ async def test_the_trainer_ends_when_its_parent_is_killed(tmp_path: Path) -> Non
         "import asyncio, pathlib, sys\n"
         "from artel.node.supervisor import Trainer\n"
         "async def main():\n"
-        f"    trainer = await Trainer.start(log_file=pathlib.Path({str(tmp_path / 'log')!r}))\n"
+        f"    trainer = Trainer(pathlib.Path({str(tmp_path / 'log')!r}), 0)\n"
+        "    await trainer.restart()\n"
         "    print(trainer.pid, 'torch' in sys.modules, flush=True)\n"
-        "    await trainer.wait_dead()\n"
+        "    await trainer.child.dead\n"
         "asyncio.run(main())\n"
     )
     parent = await asyncio.create_subprocess_exec(
@@ -172,7 +167,8 @@ async def test_a_log_that_grew_too_long_is_set_aside(
     log = tmp_path / "logs" / "trainer.log"
     log.parent.mkdir()
     log.write_text("x" * 11)
-    async with await Trainer.start(log_file=log) as trainer:
-        assert trainer.alive
+    trainer = await fresh(log)
+    assert trainer.alive
+    await trainer.close()
     assert (tmp_path / "logs" / "trainer.log.old").read_text() == "x" * 11
     assert "x" not in log.read_text()

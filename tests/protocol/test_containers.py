@@ -20,12 +20,12 @@ import manifest_world
 from artel.node import child as children
 from artel.node import preflight
 from artel.node.child import Child, OutOfMemory, TrainerDied
-from artel.node.supervisor import Trainer
 from artel.node.trainer import launch
 from artel.protocol.cgroup import Groups
 from artel.protocol.errors import EXIT_RESOURCE
 from ledger_world import World
 from places import ROOT
+from trainer_world import death_of, started
 
 MB = 1 << 20
 
@@ -181,8 +181,9 @@ def test_a_trainer_that_the_kernel_kills_for_memory_says_so(
             "from artel.node.supervisor import Trainer, TrainerDied\n"
             "async def main():\n"
             "    try:\n"
-            f"        t = await Trainer.start(log_file=pathlib.Path({str(tmp_path / 'log')!r}))\n"
-            "        death = await t.wait_dead()\n"
+            f"        t = Trainer(pathlib.Path({str(tmp_path / 'log')!r}), 0)\n"
+            "        await t.restart()\n"
+            "        death = await t.child.dead\n"
             "    except TrainerDied as error:\n"
             "        death = error\n"
             "    print(type(death).__name__, death.exit_code, death.diagnostics())\n"
@@ -211,11 +212,11 @@ def broken(monkeypatch: pytest.MonkeyPatch, folder: Path, torch: str) -> None:
 
 async def dead(log: Path | None) -> TrainerDied:
     try:
-        trainer = await Trainer.start(log_file=log)
+        trainer = await started(log)
     except TrainerDied as death:
         return death
     try:
-        return await asyncio.wait_for(trainer.wait_dead(), 60)
+        return await asyncio.wait_for(death_of(trainer), 60)
     finally:
         await trainer.close()
 
@@ -362,7 +363,7 @@ def test_a_user_without_a_name_in_a_package_that_cannot_be_written(tmp_path: Pat
     tmp_path.chmod(0o777)
     text = (
         "import os; os.chdir(os.environ['TMPDIR'])\n"
-        "from artel.node.trainer import session\n"
+        "from artel.node.trainer import training\n"
         "import torch\n"
         "weight = torch.nn.Parameter(torch.ones(4))\n"
         "torch.optim.AdamW([weight]).step()\n"

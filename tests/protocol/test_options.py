@@ -246,10 +246,10 @@ def test_amounts_are_rounded_up_and_never_0(count: int, text: str) -> None:
 
 
 def test_a_full_disk_says_how_much_is_needed(tmp_path: Path) -> None:
-    from artel.node.trainer import files
+    from artel.node.trainer import writing
     from artel.node.trainer.channel import TrainerError
 
-    error = files._disk_error(OSError(28, "full"), tmp_path / "state", 400_000)
+    error = writing._disk_error(OSError(28, "full"), tmp_path / "state", 400_000)
     assert isinstance(error, TrainerError)
     assert "400.0 kB" in error.hint
 

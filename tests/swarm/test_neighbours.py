@@ -15,7 +15,7 @@ from artel.ledger.store.keyfiles import write_new
 from artel.ledger.store.store import LedgerStore
 from artel.ledger.sync.export import write_file
 from artel.node import export
-from artel.node.trainer import files as trainer_files
+from artel.node.trainer import writing
 from artel.protocol import content, files
 from artel.protocol.errors import ArtelError, UsageError
 from artel.protocol.identity import HomeLock
@@ -180,7 +180,7 @@ HELPERS: list[tuple[str, Callable[[Path], object]]] = [
     ("a", lambda path: files.write(path, b"new")),
     ("b", lambda path: write_file(path, b"new", durable=True)),
     ("c", lambda path: write_new(path, b"new")),
-    ("d", lambda path: trainer_files.write(path, [b"new"])),
+    ("d", lambda path: writing.write(path, [b"new"])),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from artel.node.trainer.results import Window
+from artel.node.child import TrainerDied
+from artel.node.supervisor import Trainer
+from artel.node.trainer.orders import Window
 from artel.protocol import assignment, content, model, tokenizer
 from artel.protocol.identity import Identity
 from artel.protocol.manifest import (
@@ -71,6 +74,19 @@ class World:
     @property
     def validation(self) -> list[Window]:
         return [(self.shard, 90_000 + 40 * i) for i in range(16)]
+
+
+async def started(log_file: Path | None, threads: int = 1) -> Trainer:
+    """A fresh trainer process; it has answered before it has imported torch."""
+    trainer = Trainer(log_file, threads)
+    await trainer.restart()
+    return trainer
+
+
+async def death_of(trainer: Trainer) -> TrainerDied:
+    """Wait until the child is gone, for whatever reason; why."""
+    assert trainer.child is not None
+    return await asyncio.shield(trainer.child.dead)
 
 
 def make_world(

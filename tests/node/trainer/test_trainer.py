@@ -17,14 +17,26 @@ import pytest_asyncio
 from artel.node.supervisor import Trainer
 from artel.node.trainer import channel, exchange
 from artel.node.trainer.channel import TrainerError
-from artel.node.trainer.exchange import Base, Listed, Phases
-from artel.node.trainer.results import Contribution, Progress
+from artel.node.trainer.exchange import Base, Phases
+from artel.node.trainer.orders import (
+    Aggregate,
+    Apply,
+    ApplySlices,
+    Benchmark,
+    Counted,
+    Evaluate,
+    Load,
+    RunOn,
+    SetState,
+    Steps,
+    Train,
+)
 from artel.node.trainer.schedule import learning_rate, position
 from artel.protocol import content, model
 from artel.protocol.errors import DecodeError
 from artel.protocol.exchange import parts
 from artel.protocol.state import Vector, read_state
-from trainer_world import NODES, World, make_world
+from trainer_world import NODES, World, make_world, started
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -42,8 +54,8 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def processes(world: World) -> AsyncIterator[tuple[Trainer, Trainer]]:
-    first = await Trainer.start(log_file=world.home / "first.log", threads=1)
-    second = await Trainer.start(log_file=world.home / "second.log", threads=1)
+    first = await started(world.home / "first.log")
+    second = await started(world.home / "second.log")
     yield first, second
     await first.close()
     await second.close()
@@ -53,22 +65,20 @@ async def processes(world: World) -> AsyncIterator[tuple[Trainer, Trainer]]:
 async def pair(world: World, processes: tuple[Trainer, Trainer]) -> tuple[Trainer, Trainer]:
     """Both trainers at the beginning of the run."""
     for trainer in processes:
-        loaded = await trainer.load(world.manifest, world.state, device="cpu")
+        loaded = await trainer.do(Load(world.manifest, world.state, device="cpu"))
         assert (loaded.root, loaded.round) == (world.run.initial_state, 0)
     return processes
 
 
-async def contribute(
-    trainer: Trainer, world: World, member: int, round: int, out: Path
-) -> Contribution:
-    done = await trainer.train(round, NODES[member], world.windows(member, round), out, steps=8)
-    return Contribution(NODES[member], done.blob, done.tokens)
+async def contribute(trainer: Trainer, world: World, member: int, round: int, out: Path) -> Counted:
+    done = await trainer.do(Train(round, NODES[member], world.windows(member, round), out, steps=8))
+    return Counted(NODES[member], done.blob, done.tokens)
 
 
 async def test_two_trainers_reach_the_same_roots_and_the_loss_falls(
     world: World, pair: tuple[Trainer, Trainer], tmp_path: Path
 ) -> None:
-    before = await pair[0].evaluate(world.validation)
+    before = await pair[0].do(Evaluate(world.validation))
     assert before.tokens == 16 * 32
     assert before.loss == pytest.approx(np.log(257), rel=0.05)
     for round in range(4):
@@ -76,14 +86,14 @@ async def test_two_trainers_reach_the_same_roots_and_the_loss_falls(
             await contribute(trainer, world, member, round, tmp_path / str(member))
             for member, trainer in enumerate(pair)
         ]
-        first = await pair[0].apply(round, listed, tmp_path / "0")
-        second = await pair[1].apply(round, list(reversed(listed)), tmp_path / "1")
+        first = await pair[0].do(Apply(round, listed, tmp_path / "0"))
+        second = await pair[1].do(Apply(round, list(reversed(listed)), tmp_path / "1"))
         assert first.root == second.root
         assert content.file_content_id(first.state) == first.root
         assert first.state.read_bytes() == second.state.read_bytes()
         assert set(first.seconds) == {"decode", "aggregate", "outer", "write"}
         assert all(seconds >= 0 for seconds in first.seconds.values())
-    losses = [(await trainer.evaluate(world.validation)).loss for trainer in pair]
+    losses = [(await trainer.do(Evaluate(world.validation))).loss for trainer in pair]
     assert losses[0] == losses[1] < 0.85 * before.loss
 
 
@@ -93,13 +103,13 @@ async def test_the_same_round_trained_again_gives_the_same_blob(
     """Also in the second round, when the optimiser's moments are not zero any more."""
     trainer, other = pair
     contribution = await contribute(trainer, world, 0, 0, tmp_path)
-    applied = await trainer.apply(0, [contribution], tmp_path)
+    applied = await trainer.do(Apply(0, [contribution], tmp_path))
     first = (await contribute(trainer, world, 0, 1, tmp_path / "a")).blob.read_bytes()
-    await trainer.benchmark(2)
+    await trainer.do(Benchmark(2))
     second = (await contribute(trainer, world, 0, 1, tmp_path / "b")).blob.read_bytes()
     assert first == second
     # The moments count: a node that joins with this state trains something else.
-    assert await other.set_state(applied.state) == 1
+    assert await other.do(SetState(applied.state)) == 1
     fresh = (await contribute(other, world, 0, 1, tmp_path / "c")).blob.read_bytes()
     assert fresh != first
 
@@ -108,13 +118,15 @@ async def test_training_and_benchmarking_leave_the_agreed_state_alone(
     world: World, pair: tuple[Trainer, Trainer], tmp_path: Path
 ) -> None:
     trainer, other = pair
-    before = (await trainer.evaluate(world.validation)).loss
-    speed = await trainer.benchmark(2)
+    before = (await trainer.do(Evaluate(world.validation))).loss
+    speed = await trainer.do(Benchmark(2))
     assert speed.tokens_per_second == pytest.approx(4 * 32 / speed.step_seconds)
-    reports: list[Progress] = []
+    reports: list[Steps] = []
     windows = world.windows(0)
-    done = await trainer.train(0, NODES[0], windows, tmp_path, steps=8, on_progress=reports.append)
-    assert (await trainer.evaluate(world.validation)).loss == before
+    done = await trainer.do(
+        Train(0, NODES[0], windows, tmp_path, steps=8), on_progress=reports.append
+    )
+    assert (await trainer.do(Evaluate(world.validation))).loss == before
     assert (reports[-1].step, reports[-1].steps) == (8, 8)
     assert done.tokens == 8 * 4 * 32
     assert (done.head, done.tail, done.parts) == (8, 0, ())
@@ -122,7 +134,7 @@ async def test_training_and_benchmarking_leave_the_agreed_state_alone(
     assert set(done.seconds) == {"merge", "idle", "train", "encode", "tail"}
     assert all(seconds >= 0 for seconds in done.seconds.values())
     # A benchmark before the first round changes nothing about the round.
-    undisturbed = await other.train(0, NODES[0], windows, tmp_path / "other", steps=8)
+    undisturbed = await other.do(Train(0, NODES[0], windows, tmp_path / "other", steps=8))
     assert undisturbed.blob.read_bytes() == done.blob.read_bytes()
     assert undisturbed.loss == done.loss
 
@@ -131,28 +143,22 @@ async def test_cancelled_training_can_be_repeated_from_its_beginning(
     world: World, endless: World, pair: tuple[Trainer, Trainer], tmp_path: Path
 ) -> None:
     trainer, _ = pair
-    await trainer.load(endless.manifest, endless.state, device="cpu")
-    before = (await trainer.evaluate(endless.validation)).loss
+    await trainer.do(Load(endless.manifest, endless.state, device="cpu"))
+    before = (await trainer.do(Evaluate(endless.validation))).loss
 
-    def stop_at_first_report(progress: Progress) -> None:
+    def stop_at_first_report(progress: Steps) -> None:
         assert progress.step < progress.steps
-        trainer.cancel()
+        task.cancel()
 
-    with pytest.raises(TrainerError) as failure:
-        await trainer.train(
-            0,
-            NODES[0],
-            endless.windows(0),
-            tmp_path,
-            steps=5000,
-            on_progress=stop_at_first_report,
-        )
-    assert failure.value.code == "cancelled"
+    order = Train(0, NODES[0], endless.windows(0), tmp_path, steps=5000)
+    task = asyncio.ensure_future(trainer.do(order, on_progress=stop_at_first_report))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (await trainer.do(Evaluate(endless.validation))).loss == before
     assert list(tmp_path.iterdir()) == []
-    assert (await trainer.evaluate(endless.validation)).loss == before
 
     with pytest.raises(TrainerError) as failure:
-        await trainer.train(0, NODES[0], endless.windows(0), tmp_path, steps=5000, timeout=0.2)
+        await trainer.do(Train(0, NODES[0], endless.windows(0), tmp_path, steps=5000), timeout=0.2)
     assert failure.value.code == "timeout"
 
 
@@ -160,15 +166,11 @@ async def test_training_stops_when_its_caller_is_cancelled(
     endless: World, pair: tuple[Trainer, Trainer], tmp_path: Path
 ) -> None:
     trainer, _ = pair
-    await trainer.load(endless.manifest, endless.state, device="cpu")
+    await trainer.do(Load(endless.manifest, endless.state, device="cpu"))
     reported = asyncio.Event()
     task = asyncio.ensure_future(
-        trainer.train(
-            0,
-            NODES[0],
-            endless.windows(0),
-            tmp_path,
-            steps=5000,
+        trainer.do(
+            Train(0, NODES[0], endless.windows(0), tmp_path, steps=5000),
             on_progress=lambda _: reported.set(),
         )
     )
@@ -177,7 +179,7 @@ async def test_training_stops_when_its_caller_is_cancelled(
     with pytest.raises(asyncio.CancelledError):
         await task
     # The next command has its turn at once, not after the rest of the round.
-    await asyncio.wait_for(trainer.benchmark(1), 10)
+    await asyncio.wait_for(trainer.do(Benchmark(1)), 10)
 
 
 async def test_a_damaged_blob_is_refused_by_name_and_nothing_changes(
@@ -188,7 +190,7 @@ async def test_a_damaged_blob_is_refused_by_name_and_nothing_changes(
         for member, trainer in enumerate(pair)
     ]
     trainer = pair[0]
-    before = (await trainer.evaluate(world.validation)).loss
+    before = (await trainer.do(Evaluate(world.validation))).loss
     blob = bytearray(good[1].blob.read_bytes())
     damaged = {
         "flipped": bytes([blob[0] ^ 1]) + bytes(blob[1:]),
@@ -199,16 +201,16 @@ async def test_a_damaged_blob_is_refused_by_name_and_nothing_changes(
     for name, data in damaged.items():
         bad = tmp_path / name
         bad.write_bytes(data)
-        listed = [good[0], Contribution(NODES[1], bad, good[1].weight)]
+        listed = [good[0], Counted(NODES[1], bad, good[1].weight)]
         with pytest.raises(TrainerError) as failure:
-            await trainer.apply(0, listed, tmp_path / "bad")
+            await trainer.do(Apply(0, listed, tmp_path / "bad"))
         assert (failure.value.code, failure.value.node) == ("bad_blob", NODES[1]), name
     with pytest.raises(TrainerError) as failure:
-        await trainer.apply(0, [Contribution(NODES[1], tmp_path / "missing", 1)], tmp_path / "bad")
+        await trainer.do(Apply(0, [Counted(NODES[1], tmp_path / "missing", 1)], tmp_path / "bad"))
     assert failure.value.code == "bad_blob"
     assert not (tmp_path / "bad").exists()
-    assert (await trainer.evaluate(world.validation)).loss == before
-    after = [await t.apply(0, good, tmp_path / f"good-{i}") for i, t in enumerate(pair)]
+    assert (await trainer.do(Evaluate(world.validation))).loss == before
+    after = [await t.do(Apply(0, good, tmp_path / f"good-{i}")) for i, t in enumerate(pair)]
     assert after[0].root == after[1].root
 
 
@@ -222,28 +224,28 @@ async def test_commands_that_do_not_fit_are_refused_with_a_code(
     stray = tmp_path / "state.bin"
     stray.write_bytes(world.state.read_bytes()[:-4])
     calls: list[tuple[str, Any]] = [
-        ("wrong_round", trainer.train(3, NODES[0], world.windows(0), tmp_path, steps=8)),
-        ("wrong_round", trainer.apply(1, [], tmp_path)),
-        ("bad_request", trainer.train(0, NODES[0], world.windows(0)[:-1], tmp_path, steps=8)),
-        ("bad_request", trainer.train(0, NODES[0], [], tmp_path, steps=8, tail=8)),
-        ("wrong_round", trainer.run_on(0, NODES[0], world.windows(0), steps=8)),
-        ("wrong_round", trainer.aggregate(1, 0, 2, [], tmp_path)),
-        ("bad_request", trainer.aggregate(0, 2, 2, [], tmp_path)),
-        ("bad_request", trainer.apply_slices(0, [], [], tmp_path, count=2)),
-        ("bad_data", trainer.evaluate([(world.shard, 100_000 - 32)])),
-        ("bad_data", trainer.evaluate([(tmp_path / "none", 0)])),
-        ("bad_data", trainer.train(0, NODES[0], [(wild, 0)] * count, tmp_path, steps=8)),
-        ("bad_state", trainer.set_state(stray)),
-        ("bad_state", trainer.set_state(world.state, root="0" * 64)),
-        ("bad_state", trainer.set_state(tmp_path / "none")),
-        ("bad_manifest", trainer.load(world.shard, world.state)),
+        ("wrong_round", trainer.do(Train(3, NODES[0], world.windows(0), tmp_path, steps=8))),
+        ("wrong_round", trainer.do(Apply(1, [], tmp_path))),
+        ("bad_request", trainer.do(Train(0, NODES[0], world.windows(0)[:-1], tmp_path, steps=8))),
+        ("bad_request", trainer.do(Train(0, NODES[0], [], tmp_path, steps=8, tail=8))),
+        ("wrong_round", trainer.do(RunOn(0, NODES[0], world.windows(0), steps=8))),
+        ("wrong_round", trainer.do(Aggregate(1, 0, 2, [], tmp_path))),
+        ("bad_request", trainer.do(Aggregate(0, 2, 2, [], tmp_path))),
+        ("bad_request", trainer.do(ApplySlices(0, [], [], tmp_path, count=2))),
+        ("bad_data", trainer.do(Evaluate([(world.shard, 100_000 - 32)]))),
+        ("bad_data", trainer.do(Evaluate([(tmp_path / "none", 0)]))),
+        ("bad_data", trainer.do(Train(0, NODES[0], [(wild, 0)] * count, tmp_path, steps=8))),
+        ("bad_state", trainer.do(SetState(stray))),
+        ("bad_state", trainer.do(SetState(world.state, root="0" * 64))),
+        ("bad_state", trainer.do(SetState(tmp_path / "none"))),
+        ("bad_manifest", trainer.do(Load(world.shard, world.state))),
     ]
     for code, call in calls:
         with pytest.raises(TrainerError) as failure:
             await call
         assert failure.value.code == code
     with pytest.raises(TrainerError) as failure:  # the failed load took the old run away
-        await trainer.benchmark(1)
+        await trainer.do(Benchmark(1))
     assert failure.value.code == "not_loaded"
 
 
@@ -289,7 +291,7 @@ async def test_decoding_one_blob_at_a_time_gives_the_same_update(
     listed = []
     for weight, node in enumerate(NODES, 1):
         after = base.state.params + source.standard_normal(layout.parameters).astype(np.float32)
-        listed.append(Listed(node, give(world, base, after, tmp_path / node), weight))
+        listed.append(Counted(node, give(world, base, after, tmp_path / node), weight))
     updates = []
     for limit in (exchange.CACHE_BYTES, 0):
         monkeypatch.setattr(exchange, "CACHE_BYTES", limit)

@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from artel.node.trainer import merging
 from artel.node.trainer.data import Windows
-from artel.node.trainer.heads import Order
-from artel.node.trainer.merging import Listed, Run
-from artel.node.trainer.session import Session, open_session
+from artel.node.trainer.orders import Apply, Counted, Evaluate, RunOn, Train
+from artel.node.trainer.training import Training, open_training
 from artel.protocol import model, objective
 from artel.protocol.run_config import Model
 from artel.protocol.state import Vector
@@ -47,14 +45,13 @@ def one_thread() -> None:
     torch.set_num_threads(1)  # more of them wait for each other on a busy machine
 
 
-def evaluate(world: World, session: Session) -> float:
-    windows = [(str(path), offset) for path, offset in world.validation]
-    return float(session.evaluate(windows, lambda: None)["loss"])
+def evaluate(world: World, session: Training) -> float:
+    return session.evaluate(Evaluate(world.validation), lambda: None).loss
 
 
 def rounds(world: World, out: Path, *, evaluations: bool) -> tuple[list[str], Vector, list[float]]:
     """Two rounds of one node that overlap: roots, its weights at the end, and losses."""
-    session = open_session(world.manifest, world.state, "cpu", 1)
+    session = open_training(world.manifest, world.state, "cpu")
     roots, losses = [], []
 
     def pause() -> None:
@@ -64,28 +61,23 @@ def rounds(world: World, out: Path, *, evaluations: bool) -> tuple[list[str], Ve
     pause()
     for round in range(2):
         head, tail, split = world.split(0, round)
-        windows = [[(str(path), offset) for path, offset in part] for part in (head, tail)]
-        order = Order(
+        order = Train(
             round=round,
             node=NODES[0],
-            windows=windows[0],
+            windows=head,
             out=out,
-            slices=0,
-            deadline=None,
-            carried=None,
             **split,
         )
         made = session.train(order, lambda _: None, lambda: None)
         pause()
-        session.run_on(round, NODES[0], windows[1], STEPS, lambda _: None, lambda: None)
+        session.run_on(RunOn(round, NODES[0], tail, STEPS), lambda _: None, lambda: None)
         pause()
-        run = Run(world.run, session.layout, session.agreed)
-        listed = [Listed(NODES[0], Path(made["blob"]), made["tokens"])]
-        applied = merging.apply(run, round, listed, out)
-        roots.append(str(applied["root"]))
+        listed = [Counted(NODES[0], made.blob, made.tokens)]
+        applied = session.merging.apply(Apply(round, listed, out))
+        roots.append(applied.root)
         pause()
         if evaluations:  # a node that has just joined with this state sees the same
-            joined = open_session(world.manifest, Path(applied["state"]), "cpu", 1)
+            joined = open_training(world.manifest, applied.state, "cpu")
             assert evaluate(world, joined) == losses[-1]
     return roots, session.inner.read(), losses
 
@@ -117,7 +109,7 @@ def test_the_auxiliary_loss_keeps_experts_evenly_used(kind: str, tmp_path: Path)
         world = make_world(
             tmp_path / str(weight), optimizer={"precision": "fp32"}, kind=kind, **keys
         )
-        session = open_session(world.manifest, world.state, "cpu", 1)
+        session = open_training(world.manifest, world.state, "cpu")
         windows = [(str(p), o) for round in range(3) for p, o in world.windows(0, round)]
         batches = list(Windows(world.run, windows).batches(4))
         module = model.build(world.run.config.model, 257, 0)

@@ -16,8 +16,18 @@ from artel.node import child
 from artel.node.child import TrainerDied
 from artel.node.supervisor import Trainer
 from artel.node.trainer.channel import TrainerError
-from artel.node.trainer.results import Applied, Contribution, Progress
-from trainer_world import NODES, World, make_world
+from artel.node.trainer.orders import (
+    Aggregate,
+    Applied,
+    Apply,
+    Counted,
+    Evaluate,
+    Load,
+    RunOn,
+    Steps,
+    Train,
+)
+from trainer_world import NODES, World, make_world, started
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -34,16 +44,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def process(world: World) -> AsyncIterator[Trainer]:
-    started = await Trainer.start(log_file=world.home / "trainer.log", threads=1)
-    yield started
-    await started.close()
+    fresh = await started(world.home / "trainer.log")
+    yield fresh
+    await fresh.close()
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def trainer(world: World, process: Trainer) -> Trainer:
     if not process.alive:
         await process.restart()
-    loaded = await process.load(world.manifest, world.state, device="cpu")
+    loaded = await process.do(Load(world.manifest, world.state, device="cpu"))
     assert loaded.precision == "fp32"
     return process
 
@@ -61,12 +71,12 @@ class Tail:
         assert len(tail) == 4 * STEPS // 2
         # In no time at all: the shortest head there is would still take a while.
         steps = split["tail"] + 4
-        made = await self.trainer.train(
-            0, NODES[0], head[: 4 * 4], self.out, steps=steps, tail=split["tail"]
+        made = await self.trainer.do(
+            Train(0, NODES[0], head[: 4 * 4], self.out, steps=steps, tail=split["tail"])
         )
-        self.contribution = Contribution(NODES[0], made.blob, made.tokens)
+        self.contribution = Counted(NODES[0], made.blob, made.tokens)
         self.task = asyncio.ensure_future(
-            self.trainer.run_on(0, NODES[0], tail, steps=steps, on_progress=self._report)
+            self.trainer.do(RunOn(0, NODES[0], tail, steps=steps), on_progress=self._report)
         )
         await self.progress()
         return self
@@ -75,7 +85,7 @@ class Tail:
         self.task.cancel()
         await asyncio.wait({self.task})
 
-    def _report(self, news: Progress) -> None:
+    def _report(self, news: Steps) -> None:
         assert 4 < news.step < news.steps == STEPS // 2 + 4
         self.last = news.step
         self.news.set()
@@ -90,8 +100,8 @@ class Tail:
 def blocked(trainer: Trainer, tail: Tail, pipe: Path) -> asyncio.Future[Applied]:
     """An apply that waits for its contribution's bytes from a pipe."""
     os.mkfifo(pipe)
-    listed = [Contribution(NODES[0], pipe, 1)]
-    return asyncio.ensure_future(trainer.apply(0, listed, tail.out))
+    listed = [Counted(NODES[0], pipe, 1)]
+    return asyncio.ensure_future(trainer.do(Apply(0, listed, tail.out)))
 
 
 async def test_steps_are_made_while_a_round_is_applied(
@@ -117,10 +127,10 @@ async def test_the_merge_lane_works_in_the_order_of_the_calls(
 ) -> None:
     async with Tail(trainer, world, tmp_path) as tail:
         listed = [tail.contribution]
-        first = asyncio.ensure_future(trainer.aggregate(0, 0, 1, listed, tmp_path))
-        second = asyncio.ensure_future(trainer.apply(0, listed, tmp_path))
-        third = asyncio.ensure_future(trainer.apply(1, listed, tmp_path))
-        assert (await first).blob.exists()
+        first = asyncio.ensure_future(trainer.do(Aggregate(0, 0, 1, listed, tmp_path)))
+        second = asyncio.ensure_future(trainer.do(Apply(0, listed, tmp_path)))
+        third = asyncio.ensure_future(trainer.do(Apply(1, listed, tmp_path)))
+        assert (await first).exists()
         assert (await second).state.exists()
         with pytest.raises(TrainerError) as failure:  # a contribution of round 0 is none of round 1
             await third
@@ -135,26 +145,31 @@ async def test_what_waits_is_cancelled_at_once_and_the_rest_goes_on(
         applying = blocked(trainer, tail, tmp_path / "pipe")
         with await asyncio.to_thread((tmp_path / "pipe").open, "wb") as pipe:
             with pytest.raises(TrainerError) as failure:
-                await asyncio.wait_for(trainer.evaluate(world.validation, timeout=0.2), 10)
+                await asyncio.wait_for(trainer.do(Evaluate(world.validation), timeout=0.2), 10)
             assert failure.value.code == "timeout"
             aggregating = asyncio.ensure_future(
-                trainer.aggregate(0, 0, 1, [tail.contribution], tmp_path)
+                trainer.do(Aggregate(0, 0, 1, [tail.contribution], tmp_path))
             )
             await tail.progress()
-            trainer.cancel()
-            with pytest.raises(TrainerError) as failure:  # it waited behind the apply
-                await asyncio.wait_for(aggregating, 10)
-            assert failure.value.code == "cancelled"
-            with pytest.raises(TrainerError) as failure:
-                await asyncio.wait_for(tail.task, 10)
-            assert failure.value.code == "cancelled"
+            for task in (aggregating, tail.task):  # the first one waits behind the apply
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await asyncio.wait_for(task, 10)
             assert not applying.done()
             pipe.write(tail.contribution.blob.read_bytes())
         await asyncio.wait_for(applying, 20)
         # The tail is lost, so the next contribution is made without one.
         head, _, split = world.split(0, 1, steps=8)
-        made = await trainer.train(
-            1, NODES[0], head, tmp_path, steps=8, tail=split["tail"], seconds=0
+        made = await trainer.do(
+            Train(
+                1,
+                NODES[0],
+                head,
+                tmp_path,
+                steps=8,
+                tail=split["tail"],
+                deadline=time.monotonic() + 0,
+            )
         )
         assert (made.tail, made.head) == (0, 1)
 

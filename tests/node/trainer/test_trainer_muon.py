@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from artel.node.trainer import device
+from artel.node.trainer import machine
 from artel.node.trainer.data import Windows
-from artel.node.trainer.heads import Order
 from artel.node.trainer.inner import Inner
 from artel.node.trainer.muon import Muon, optimizers, orthogonal
-from artel.node.trainer.session import open_session
+from artel.node.trainer.orders import Train
+from artel.node.trainer.training import open_training
 from artel.protocol import model
 from artel.protocol.errors import ArtelError
 from artel.protocol.run_config import Model
@@ -41,8 +41,7 @@ def inner_of(world: World) -> Inner:
 
 
 def batches(world: World) -> list[np.ndarray]:
-    windows = [(str(path), offset) for path, offset in world.windows(0)]
-    return list(Windows(world.run, windows).batches(4))
+    return list(Windows(world.run, world.windows(0)).batches(4))
 
 
 def test_muon_takes_the_matrices_of_the_blocks_and_no_others(world: World) -> None:
@@ -207,45 +206,38 @@ def test_a_snapshot_restores_to_the_bit(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_round_with_muon_trained_again_gives_the_same_blob(world: World, tmp_path: Path) -> None:
-    session = open_session(world.manifest, world.state, "cpu", 1)
-    windows = [(str(path), offset) for path, offset in world.windows(0)]
-    order = Order(
+    session = open_training(world.manifest, world.state, "cpu")
+    order = Train(
         round=0,
         node=NODES[0],
-        windows=windows,
+        windows=world.windows(0),
         out=tmp_path,
         steps=8,
         tail=0,
-        slices=0,
-        deadline=None,
-        carried=None,
     )
-    blobs = [
-        Path(session.train(order, lambda _: None, lambda: None)["blob"]).read_bytes()
-        for _ in range(2)
-    ]
+    blobs = [session.train(order, lambda _: None, lambda: None).blob.read_bytes() for _ in range(2)]
     assert blobs[0] == blobs[1]
 
 
 def test_bf16_is_used_where_the_machine_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for able in (True, False):
-        monkeypatch.setattr(device, "computes_bf16", lambda _, able=able: able)
+        monkeypatch.setattr(machine, "computes_bf16", lambda _, able=able: able)
         for width in (32, 1024):
-            assert device.autocast("bf16", "cpu", width) is able
-            assert device.autocast("auto", "cuda", width) is able
-            assert not device.autocast("fp32", "cuda", width)
+            assert machine.autocast("bf16", "cpu", width) is able
+            assert machine.autocast("auto", "cuda", width) is able
+            assert not machine.autocast("fp32", "cuda", width)
         # On a CPU narrow models are slower in it.
-        assert device.autocast("auto", "cpu", 1024) is able
-        assert not device.autocast("auto", "cpu", 32)
+        assert machine.autocast("auto", "cpu", 1024) is able
+        assert not machine.autocast("auto", "cpu", 32)
     for wanted in ("tpu", "cuda" if not torch.cuda.is_available() else "mps"):
         with pytest.raises(ArtelError):
-            device.choose(wanted)
+            machine.choose(wanted)
 
 
 def test_bf16_activations_are_close_to_fp32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device, "computes_bf16", lambda _: True)
+    monkeypatch.setattr(machine, "computes_bf16", lambda _: True)
     world = make_world(tmp_path, optimizer={"precision": "bf16"})
     inner, exact = inner_of(world), inner_of(make_world(tmp_path / "fp32"))
     assert (inner.bf16, exact.bf16) == (True, False)
@@ -261,8 +253,8 @@ def test_a_short_run_in_bf16_ends_where_one_in_fp32_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What lets "auto" mean bf16 on a CPU that has it."""
-    monkeypatch.setattr(device, "computes_bf16", lambda _: True)
-    wide = {"hidden_size": device.NARROWEST, "num_hidden_layers": 1, "num_attention_heads": 4}
+    monkeypatch.setattr(machine, "computes_bf16", lambda _: True)
+    wide = {"hidden_size": machine.NARROWEST, "num_hidden_layers": 1, "num_attention_heads": 4}
     losses = []
     for precision in ("auto", "fp32"):
         world = make_world(tmp_path / precision, optimizer={"precision": precision}, **wide)

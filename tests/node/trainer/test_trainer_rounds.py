@@ -15,14 +15,25 @@ from numba.core.dispatcher import Dispatcher
 from torch.nn import functional
 
 from aggregate_world import dense
-from artel.node.trainer import exchange, merging
+from artel.node.trainer import exchange
 from artel.node.trainer.channel import TrainerError
 from artel.node.trainer.data import Windows
-from artel.node.trainer.exchange import Listed
-from artel.node.trainer.heads import Order
-from artel.node.trainer.merging import Run
+from artel.node.trainer.orders import (
+    Aggregate,
+    Apply,
+    ApplySlices,
+    Benchmark,
+    Counted,
+    Evaluate,
+    RanOn,
+    RunOn,
+    SetState,
+    Steps,
+    Train,
+    Trained,
+)
 from artel.node.trainer.schedule import learning_rate
-from artel.node.trainer.session import Session, open_session
+from artel.node.trainer.training import Training, open_training
 from artel.protocol import model
 from artel.protocol.exchange import codec, outer, parts, pseudogradient
 from artel.protocol.exchange.aggregate import Contribution, aggregate
@@ -102,7 +113,7 @@ class Plain:
 
     def steps(self, round: int, first: int, last: int) -> None:
         config = self.world.run.config
-        windows = [(str(p), o) for p, o in self.world.windows(self.member, round)]
+        windows = self.world.windows(self.member, round)
         batches = list(Windows(self.world.run, windows).batches(config.optimizer.batch_size))
         for step in range(first, last):
             tokens = torch.from_numpy(batches[step])
@@ -191,39 +202,34 @@ class Node:
     world: World
     member: int
     out: Path
-    session: Session
+    session: Training
 
     @classmethod
     def join(cls, world: World, member: int, out: Path) -> Node:
-        return cls(world, member, out, open_session(world.manifest, world.state, "cpu", 1))
+        return cls(world, member, out, open_training(world.manifest, world.state, "cpu"))
 
     @property
     def name(self) -> str:
         return NODES[self.member]
 
-    @property
-    def run(self) -> Run:
-        return Run(self.world.run, self.session.layout, self.session.agreed)
-
-    def order(self, round: int, steps: int = STEPS, **changes: Any) -> Order:
+    def order(self, round: int, steps: int = STEPS, **changes: Any) -> Train:
         head, _, split = self.world.split(self.member, round, steps)
-        settings = {"slices": 0, "deadline": None, "carried": None} | split | changes
-        windows = [(str(path), offset) for path, offset in head]
-        return Order(round=round, node=self.name, windows=windows, out=self.out, **settings)
+        settings = split | changes
+        return Train(round=round, node=self.name, windows=head, out=self.out, **settings)
 
-    def train(self, round: int, **changes: Any) -> dict[str, Any]:
+    def train(self, round: int, **changes: Any) -> Trained:
         return self.session.train(self.order(round, **changes), lambda _: None, lambda: None)
 
-    def run_on(self, round: int, check: Callable[[], None] = lambda: None) -> dict[str, Any]:
-        tail = [(str(path), offset) for path, offset in self.world.split(self.member, round)[1]]
-        return self.session.run_on(round, self.name, tail, STEPS, lambda _: None, check)
+    def run_on(self, round: int, check: Callable[[], None] = lambda: None) -> RanOn:
+        tail = self.world.split(self.member, round)[1]
+        return self.session.run_on(RunOn(round, self.name, tail, STEPS), lambda _: None, check)
 
-    def contribute(self, round: int, **changes: Any) -> Listed:
+    def contribute(self, round: int, **changes: Any) -> Counted:
         made = self.train(round, **changes)
-        return Listed(self.name, Path(made["blob"]), made["tokens"])
+        return Counted(self.name, made.blob, made.tokens)
 
-    def apply(self, round: int, listed: list[Listed]) -> str:
-        return str(merging.apply(self.run, round, listed, self.out)["root"])
+    def apply(self, round: int, listed: list[Counted]) -> str:
+        return self.session.merging.apply(Apply(round, listed, self.out)).root
 
     @property
     def weights(self) -> Vector:
@@ -253,7 +259,7 @@ def kernels() -> dict[str, int]:
     return {
         f"{module.__name__}.{name}": len(value.signatures)
         for module in list(sys.modules.values())
-        if module is not None and module.__name__.startswith("protocol.")
+        if module is not None and module.__name__.startswith("artel.protocol.")
         for name, value in vars(module).items()
         if isinstance(value, Dispatcher)
     }
@@ -271,10 +277,10 @@ def test_rounds_are_those_of_the_reference(
         listed = []
         for node in nodes:
             made = node.train(round)
-            assert (made["head"], made["tail"]) == (STEPS - overlap, overlap if round else 0)
-            listed.append(Listed(node.name, Path(made["blob"]), made["tokens"]))
+            assert (made.head, made.tail) == (STEPS - overlap, overlap if round else 0)
+            listed.append(Counted(node.name, made.blob, made.tokens))
             if overlap:
-                assert node.run_on(round)["steps"] == overlap
+                assert node.run_on(round).steps == overlap
         first, second = (node.apply(round, listed) for node in nodes)
         assert first == second
         roots.append(first)
@@ -292,29 +298,30 @@ def test_sharded_rounds_lead_everybody_to_one_root(
     run_codec = codec.of(exchange_of(world))
     for round in range(3):
         made = [node.train(round, slices=2) for node in nodes]
-        assert all(m["size"] > sum(Path(p).stat().st_size for p in m["parts"]) for m in made)
+        assert all(m.size > sum(p.stat().st_size for p in m.parts) for m in made)
         pieces = parts.cut(fragment(world, nodes[0].session.layout, round), 2)
-        assert len(pieces) == len(made[0]["parts"]) == 2
+        assert len(pieces) == len(made[0].parts) == 2
         base = nodes[0].session.agreed.now()[1]
         for m in made:
-            index = Path(m["blob"]).read_bytes()
+            index = m.blob.read_bytes()
             listed = pseudogradient.open_index(index, round=round, base=base)
-            assert [size for _, size in listed] == [Path(p).stat().st_size for p in m["parts"]]
+            assert [size for _, size in listed] == [p.stat().st_size for p in m.parts]
         slices = []
         for number in range(2):
             inputs = [
-                Listed(node.name, Path(m["parts"][number]), m["tokens"])
+                Counted(node.name, m.parts[number], m.tokens)
                 for node, m in zip(nodes, made, strict=True)
             ]
             blobs = [
-                Path(merging.aggregate_slice(n.run, round, number, 2, given, n.out)["blob"])
+                n.session.merging.aggregate(Aggregate(round, number, 2, given, n.out))
                 for n, given in zip(nodes, (inputs, inputs[::-1]), strict=True)
             ]
             assert blobs[0].read_bytes() == blobs[1].read_bytes()
             slices.append(blobs[number])
         kept = [n.session.feedback.residual.copy() for n in nodes if n.session.feedback]
         roots = {
-            merging.apply_slices(n.run, round, slices, 2, list(NODES), n.out)["root"] for n in nodes
+            n.session.merging.apply_slices(ApplySlices(round, slices, NODES, n.out, 2)).root
+            for n in nodes
         }
         assert len(roots) == 1
         if not run_codec.sparse:
@@ -323,11 +330,11 @@ def test_sharded_rounds_lead_everybody_to_one_root(
         changed = 0
         for node, before, m in zip(nodes, kept, made, strict=True):
             expected = before.copy()
-            for piece, sent, used in zip(pieces, m["parts"], slices, strict=True):
+            for piece, sent, used in zip(pieces, m.parts, slices, strict=True):
                 mine, all_of_it = (
                     Header(round, base, run_codec, magic).load(path.read_bytes(), piece.layout)
                     for path, magic in (
-                        (Path(sent), pseudogradient.MAGIC),
+                        (sent, pseudogradient.MAGIC),
                         (used, pseudogradient.SLICE_MAGIC),
                     )
                 )
@@ -368,21 +375,21 @@ def test_a_repeated_attempt_gives_the_same_blob_and_drops_the_tail(
         node.run_on(round)
         node.apply(round, [contribution])
     first = node.train(2)
-    assert first["tail"] == 3
-    blob = Path(first["blob"]).read_bytes()
+    assert first.tail == 3
+    blob = first.blob.read_bytes()
     node.run_on(2)
     for _ in range(2):
         with pytest.raises(TrainerError, match="cancelled"):
             node.session.train(node.order(2), lambda _: None, cancelled_after(2))
         again = node.train(2)
-        assert Path(again["blob"]).read_bytes() == blob
-        assert (again["tail"], again["tokens"]) == (3, first["tokens"])
+        assert again.blob.read_bytes() == blob
+        assert (again.tail, again.tokens) == (3, first.tokens)
     # With another assignment it is another contribution, and the same one again after that.
-    assert Path(node.train(2, steps=6)["blob"]).read_bytes() != blob
-    assert Path(node.train(2)["blob"]).read_bytes() == blob
+    assert node.train(2, steps=6).blob.read_bytes() != blob
+    assert node.train(2).blob.read_bytes() == blob
     # And who joins with that state makes another one, since its optimiser knows nothing yet.
-    other.session.set_state(node.out / "state-2.bin", "")
-    assert Path(other.train(2)["blob"]).read_bytes() != blob
+    other.session.set_state(SetState(node.out / "state-2.bin"))
+    assert other.train(2).blob.read_bytes() != blob
 
 
 @pytest.mark.parametrize("decay", [0.95, 1.0])
@@ -409,7 +416,7 @@ def test_what_was_left_out_is_kept(
     assert np.allclose(now, total, rtol=1e-5, atol=1e-7)
     # A state that is not our own doing ends all that.
     other.apply(0, [theirs])
-    node.session.set_state(other.out / "state-1.bin", "")
+    node.session.set_state(SetState(other.out / "state-1.bin"))
     assert not node.session.feedback.residual.any()
 
 
@@ -426,7 +433,7 @@ def test_a_lost_tail_does_not_count_and_is_not_in_the_weights(
         node.run_on(0)
     assert failure.value.code == "wrong_round"
     node.apply(0, listed)
-    assert node.train(1)["tail"] == 0
+    assert node.train(1).tail == 0
 
     # A tail that was trained, but that the ledger knows nothing of, goes too.
     other.run_on(0)
@@ -435,7 +442,7 @@ def test_a_lost_tail_does_not_count_and_is_not_in_the_weights(
     with pytest.raises(TrainerError, match="cancelled"):
         other.session.train(other.order(1, carried=0), lambda _: None, cancelled_after(0))
     assert np.array_equal(other.weights, other.session.agreed.now()[0].params)
-    assert other.train(1)["tail"] == 0
+    assert other.train(1).tail == 0
 
 
 def test_a_node_that_sits_a_round_out_begins_with_the_state(
@@ -452,20 +459,20 @@ def test_a_node_that_sits_a_round_out_begins_with_the_state(
     with pytest.raises(TrainerError, match="cancelled"):
         node.session.train(node.order(2), lambda _: None, cancelled_after(0))
     assert np.array_equal(node.weights, node.session.agreed.now()[0].params)
-    assert node.train(2)["tail"] == 0
+    assert node.train(2).tail == 0
 
 
 def test_a_box_ends_the_head_but_not_before_a_quarter_is_done(
     world_of: MakeWorld, pair: Callable[[World], list[Node]]
 ) -> None:
     node, _ = pair(world_of(exchange={"overlap_steps": 4}))
-    reports: list[dict[str, Any]] = []
+    reports: list[Steps] = []
     order = node.order(0, steps=22, deadline=0.0)  # 11 of them are the tail
     made = node.session.train(order, reports.append, lambda: None)
-    assert (order.tail, made["head"], made["tokens"]) == (11, 3, 3 * 4 * 32)
-    assert (reports[-1]["step"], reports[-1]["steps"]) == (3, 22)
-    assert made["loss"] == pytest.approx(np.log(257), rel=0.05)
-    assert node.train(0, deadline=1e18)["head"] == 4
+    assert (order.tail, made.head, made.tokens) == (11, 3, 3 * 4 * 32)
+    assert (reports[-1].step, reports[-1].steps) == (3, 22)
+    assert made.loss == pytest.approx(np.log(257), rel=0.05)
+    assert node.train(0, deadline=1e18).head == 4
 
 
 def test_evaluating_and_measuring_leave_the_weights_alone(
@@ -473,28 +480,27 @@ def test_evaluating_and_measuring_leave_the_weights_alone(
 ) -> None:
     world = world_of(exchange={"overlap_steps": 3})
     node, other = pair(world)
-    validation = [(str(path), offset) for path, offset in world.validation]
-    before = other.session.evaluate(validation, lambda: None)["loss"]
+    before = other.session.evaluate(Evaluate(world.validation), lambda: None).loss
     blobs = []
     for quiet in (node, other):
         listed = [quiet.contribute(0)]
         quiet.run_on(0)
         weights = quiet.weights
         if quiet is node:
-            assert node.session.evaluate(validation, lambda: None)["loss"] == before
-            node.session.benchmark(2, lambda: None)
+            assert node.session.evaluate(Evaluate(world.validation), lambda: None).loss == before
+            node.session.benchmark(Benchmark(2), lambda: None)
             assert np.array_equal(node.weights, weights)
         quiet.apply(0, listed)
         if quiet is node:  # the state that was agreed on meanwhile, not the weights
-            assert node.session.evaluate(validation, lambda: None)["loss"] < before
+            assert node.session.evaluate(Evaluate(world.validation), lambda: None).loss < before
             assert np.array_equal(node.weights, weights)
-        blobs.append(Path(quiet.train(1)["blob"]))
+        blobs.append(quiet.train(1).blob)
     # The two nodes have different windows, but the same node would not have noticed.
     again = Node.join(world, 0, node.out / "again")
     listed = [again.contribute(0)]
     again.run_on(0)
     again.apply(0, listed)
-    assert Path(again.train(1)["blob"]).read_bytes() == blobs[0].read_bytes()
+    assert again.train(1).blob.read_bytes() == blobs[0].read_bytes()
 
 
 def test_a_round_can_be_applied_once_more_until_it_is_merged(
@@ -524,7 +530,7 @@ def test_the_seconds_add_up(world_of: MakeWorld, pair: Callable[[World], list[No
     waited = time.perf_counter()
     made = node.train(1)
     total = time.perf_counter() - begun
-    seconds = made["seconds"]
+    seconds = made.seconds
     assert set(seconds) == {"merge", "idle", "train", "encode", "tail"}
     assert sum(seconds.values()) == pytest.approx(total, rel=0.1, abs=0.01)
     assert seconds["idle"] < waited - begun
@@ -537,7 +543,7 @@ def test_centered_clip_is_used_when_the_manifest_says_so(
     for aggregator in ("mean", "centered_clip"):
         nodes = pair(world_of(exchange={"aggregator": aggregator}))
         listed = [node.contribute(0) for node in nodes]
-        weighted = [Listed(c.node, c.blob, weight) for weight, c in enumerate(listed, 2)]
+        weighted = [Counted(c.node, c.blob, weight) for weight, c in enumerate(listed, 2)]
         assert nodes[0].apply(0, weighted) == nodes[1].apply(0, weighted)
         roots.add(nodes[0].session.agreed.now()[1])
     assert len(roots) == 2
@@ -549,23 +555,23 @@ def test_slices_that_cannot_be_used_are_refused_and_nothing_changes(
     node, other = pair(world_of())
     made = [n.train(0, slices=2) for n in (node, other)]
     listed = [
-        [Listed(n, Path(m["parts"][j]), 1) for n, m in zip(NODES, made, strict=True)]
-        for j in range(2)
+        [Counted(n, m.parts[j], 1) for n, m in zip(NODES, made, strict=True)] for j in range(2)
     ]
     slices = [
-        Path(merging.aggregate_slice(node.run, 0, j, 2, listed[j], node.out)["blob"])
-        for j in range(2)
+        node.session.merging.aggregate(Aggregate(0, j, 2, listed[j], node.out)) for j in range(2)
     ]
     before = node.session.agreed.now()[1]
-    contribution = Path(made[0]["parts"][0])
+    contribution = made[0].parts[0]
     for given in (slices[::-1], [slices[0], contribution], [slices[0], node.out / "none"]):
         with pytest.raises(TrainerError) as failure:
-            merging.apply_slices(node.run, 0, given, 2, list(NODES), node.out)
+            node.session.merging.apply_slices(ApplySlices(0, given, NODES, node.out, 2))
         assert failure.value.code == "bad_blob"
     with pytest.raises(TrainerError) as failure:  # a slice is no contribution
-        merging.aggregate_slice(node.run, 0, 0, 2, [Listed(NODES[0], slices[0], 1)], node.out)
+        node.session.merging.aggregate(
+            Aggregate(0, 0, 2, [Counted(NODES[0], slices[0], 1)], node.out)
+        )
     assert (failure.value.code, failure.value.node) == ("bad_blob", NODES[0])
     with pytest.raises(TrainerError) as failure:
-        merging.apply_slices(node.run, 0, slices[:1], 2, list(NODES), node.out)
+        node.session.merging.apply_slices(ApplySlices(0, slices[:1], NODES, node.out, 2))
     assert failure.value.code == "bad_request"
     assert node.session.agreed.now()[1] == before

@@ -5,11 +5,11 @@ The weights are the node's own and live on between commands; what all nodes agre
 a member, with H its steps, the last ``tail`` of which overlap the exchange (Streaming DiLoCo, arXiv
 2501.18512):
 
-1. :meth:`Session.train` merges: the fragment that round r - 1 changed becomes ``state + (weights -
+1. :meth:`Training.train` merges: the fragment that round r - 1 changed becomes ``state + (weights -
    sent)``, where ``sent`` are the weights at which the last pseudo-gradient was formed, so that the
    tail's steps are kept; then it trains the head and encodes ``state - weights`` of round r's
    fragment.
-2. :meth:`Session.run_on` trains the tail, while the others' contributions come in and the merge
+2. :meth:`Training.run_on` trains the tail, while the others' contributions come in and the merge
    thread applies them.
 
 A command that fails leaves the weights, the optimisers and the error feedback as they were before
@@ -28,23 +28,33 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from artel.node.trainer import device as machine
-from artel.node.trainer import exchange
+from artel.node.trainer import exchange, machine
 from artel.node.trainer.agreed import Agreed, Change
 from artel.node.trainer.channel import TrainerError
 from artel.node.trainer.data import Batch, Windows, synthetic
-from artel.node.trainer.heads import Head, Order, Sent
-from artel.node.trainer.inner import Inner, mean_loss, training_seed
+from artel.node.trainer.inner import Inner, Saved, mean_loss, training_seed
 from artel.node.trainer.laps import Laps
-from artel.node.trainer.opening import read_agreed, read_manifest
+from artel.node.trainer.loading import read_agreed, read_manifest
+from artel.node.trainer.merging import Merging
+from artel.node.trainer.orders import (
+    Benchmark,
+    Evaluate,
+    Evaluation,
+    Measured,
+    RanOn,
+    RunOn,
+    SetState,
+    Steps,
+    Train,
+    Trained,
+    Window,
+)
 from artel.node.trainer.schedule import learning_rate, position
 from artel.protocol import assignment, model
-from artel.protocol.cgroup import Groups
 from artel.protocol.exchange import parts
 from artel.protocol.exchange.feedback import Feedback
 from artel.protocol.exchange.parts import Part
@@ -54,14 +64,41 @@ from artel.protocol.state import Layout, State, Vector
 REPORT_S = 0.5
 """Seconds between two progress reports."""
 
-Result = dict[str, Any]
-Report = Callable[[Result], None]
+Report = Callable[[Steps], None]
 Check = Callable[[], None]
 """Called between steps; raises ``cancelled`` when somebody asked for it."""
 
 
 @dataclass
-class Session:
+class Sent:
+    """A pseudo-gradient that was formed and encoded."""
+
+    order: Train
+    parts: list[Part]
+    payloads: list[bytes]
+    """Of each part; only where there is error feedback."""
+    tail: int = 0
+    """Steps trained since then: all of the tail or none."""
+    tail_seconds: float = 0.0
+    ran_on: bool = False
+
+
+@dataclass
+class Begun:
+    """A head that was begun, and what can be done about it."""
+
+    root: str
+    """State root that it started from."""
+    saved: Saved
+    """Weights and optimisers at its beginning."""
+    tail: int
+    """Steps of the round before that are in the weights."""
+    tail_seconds: float
+    sent: Sent | None = None
+
+
+@dataclass
+class Training:
     """One loaded run; owned by the trainer's main thread, but for ``agreed``."""
 
     manifest: Manifest
@@ -70,66 +107,54 @@ class Session:
     agreed: Agreed
     feedback: Feedback | None
     """Only with a sparse codec."""
-    _head: Head | None = None
+    _head: Begun | None = None
     """The head that was trained last, unless the state was set since."""
     _weights: Vector | None = None
     """Memory for the weights at which the last pseudo-gradient was formed, (N,)."""
     _laps: Laps = field(default_factory=Laps)
 
-    def set_state(self, path: Path, root: str) -> Result:
-        """Take over a state that does not come from our own applying: the weights become its.
+    @property
+    def merging(self) -> Merging:
+        """What the merge thread may use."""
+        return Merging(self.manifest, self.layout, self.agreed)
 
-        The optimisers keep their moments; tail and error feedback are dropped.
-
-        :param root: what its root has to be; "": whatever it is
-        :returns: round, root
-        :raises TrainerError: ``bad_state``; then nothing has changed
-        """
-        state, found = read_agreed(self.manifest, self.layout, path)
-        if root not in ("", found):
+    def set_state(self, order: SetState) -> int:
+        """Take over a state; returns its round."""
+        state, found = read_agreed(self.manifest, self.layout, order.state)
+        if order.root not in ("", found):
             raise TrainerError(
-                "bad_state", f"the file {path.name} is damaged", "delete it; it is fetched again"
+                "bad_state",
+                f"the file {order.state.name} is damaged",
+                "delete it; it is fetched again",
             )
         self.agreed.replace(state, found)
         self.inner.load(state.params)
         self._head = None
         if self.feedback is not None:
             self.feedback.reset()
-        return {"round": state.round, "root": found}
+        return state.round
 
-    def benchmark(self, steps: int, check: Check) -> Result:
-        """Time real inner steps on random tokens, then put everything back.
-
-        :returns: tokens_per_second, step_seconds; the first step is run but not timed
-        """
+    def benchmark(self, order: Benchmark, check: Check) -> Measured:
+        """Time real inner steps on random tokens, all but the first; then put everything back."""
         config = self.manifest.config
         with self._laps.work():
             before = self.inner.save()
             start = 0.0
             try:
-                for number, batch in enumerate(synthetic(self.manifest, steps + 1)):
+                for number, batch in enumerate(synthetic(self.manifest, order.steps + 1)):
                     check()
                     if number == 1:
                         start = time.perf_counter()
                     loss = self.inner.step(batch, learning_rate(config, number))
                     float(loss)  # waits for the device
-                seconds = (time.perf_counter() - start) / steps
+                seconds = (time.perf_counter() - start) / order.steps
             finally:
                 self.inner.restore(before)
         tokens = config.optimizer.batch_size * config.data.seq_len
-        return {"tokens_per_second": tokens / seconds, "step_seconds": seconds}
+        return Measured(tokens / seconds, seconds)
 
-    def train(self, order: Order, report: Report, check: Check) -> Result:
-        """Merge, train the head of a round and encode its pseudo-gradient into files.
-
-        The same order again, from the same state, starts where it started the first time and gives
-        the same bytes.
-
-        :returns: blob, parts, size (of all files), loss (mean of the head, nats per token), tokens
-            (of the head and of the tail before it), head and tail (steps), seconds per phase
-        :raises TrainerError: ``wrong_round``, ``bad_request``, ``bad_data``, ``cancelled``,
-            ``diverged``, ``disk_full``, ``disk``
-        """
+    def train(self, order: Train, report: Report, check: Check) -> Trained:
+        """Merge, train the head of a round and encode its pseudo-gradient into files."""
         self.agreed.of_round(order.round)
         config = self.manifest.config
         full = order.steps - order.tail
@@ -152,65 +177,47 @@ class Session:
             self._back_to(head)
             raise
         tokens = (head.tail + steps) * config.optimizer.batch_size * config.data.seq_len
-        return {
-            "blob": str(made.blob),
-            "parts": [str(path) for path in made.parts],
-            "size": made.size,
-            "loss": loss,
-            "tokens": tokens,
-            "head": steps,
-            "tail": head.tail,
-            "seconds": {
-                **phases.seconds,
-                "tail": head.tail_seconds,
-                "idle": self._laps.take_idle(),
-            },
-        }
+        idle = self._laps.take_idle()
+        return Trained(
+            blob=made.blob,
+            parts=made.parts,
+            size=made.size,
+            loss=loss,
+            tokens=tokens,
+            head=steps,
+            tail=head.tail,
+            seconds={**phases.seconds, "tail": head.tail_seconds, "idle": idle},
+        )
 
-    def run_on(
-        self,
-        round: int,
-        node: str,
-        windows: Sequence[tuple[str, int]],
-        steps: int,
-        report: Report,
-        check: Check,
-    ) -> Result:
-        """Train the tail of a round whose head has been trained; once for each head.
-
-        :param windows: those of the tail
-        :param steps: all that the node was assigned, as for the head
-        :returns: steps, loss, seconds
-        :raises TrainerError: ``wrong_round``, ``bad_request``, ``bad_data``, ``cancelled``,
-            ``diverged``; after the last three the steps are lost and the weights those before them
-        """
+    def run_on(self, tail: RunOn, report: Report, check: Check) -> RanOn:
+        """Train the tail of a round whose head has been trained."""
         sent = self._head.sent if self._head is not None else None
-        if sent is None or (sent.order.round, sent.order.node) != (round, node) or sent.ran_on:
-            raise TrainerError("wrong_round", f"there is no head of round {round} to go on from")
+        wanted = (tail.round, tail.node)
+        if sent is None or (sent.order.round, sent.order.node) != wanted or sent.ran_on:
+            raise TrainerError(
+                "wrong_round", f"there is no head of round {tail.round} to go on from"
+            )
         order = sent.order
-        if steps != order.steps or order.tail == 0:
+        if tail.steps != order.steps or order.tail == 0:
             raise TrainerError("bad_request", "the head was trained for another tail")
         sent.ran_on = True
         before = self._weights = self.inner.read(self._weights)
         start = time.perf_counter()
         try:
-            data = self._windows(windows, order.tail)
-            seed = training_seed(self.manifest.config.run.seed, round, node, tail=True)
+            data = self._windows(tail.windows, order.tail)
+            seed = training_seed(self.manifest.config.run.seed, *wanted, tail=True)
             self.inner.seed(seed)
-            numbers = range(steps - order.tail, steps)
+            numbers = range(order.steps - order.tail, order.steps)
             _, loss = self._steps(order, data, numbers, report, check)
         except BaseException:
             self.inner.load(before)
             raise
         sent.tail, sent.tail_seconds = order.tail, time.perf_counter() - start
-        return {"steps": order.tail, "loss": loss, "seconds": sent.tail_seconds}
+        return RanOn(order.tail, loss, sent.tail_seconds)
 
-    def evaluate(self, windows: Sequence[tuple[str, int]], check: Check) -> Result:
-        """Mean loss of the newest agreed state: loss (nats per token), tokens.
-
-        :raises TrainerError: ``bad_data``, ``cancelled``, ``diverged``
-        """
-        data = Windows(self.manifest, windows)
+    def evaluate(self, order: Evaluate, check: Check) -> Evaluation:
+        """Mean loss of the newest agreed state."""
+        data = Windows(self.manifest, order.windows)
         if len(data) == 0:
             raise TrainerError("bad_request", "there is nothing to evaluate")
         state, _ = self.agreed.now()
@@ -223,11 +230,11 @@ class Session:
         with self._laps.work():
             total = self.inner.loss_sum(state.params, batches())
         tokens = len(data) * self.manifest.config.data.seq_len
-        return {"loss": _finite(total / tokens), "tokens": tokens}
+        return Evaluation(_finite(total / tokens), tokens)
 
     # --- the parts of a head ---
 
-    def _begin(self, order: Order) -> tuple[State, Head]:
+    def _begin(self, order: Train) -> tuple[State, Begun]:
         """Weights and optimisers as they are at the beginning of the head."""
         state, root, changes = self.agreed.take_changes(order.round)
         head = self._head
@@ -236,8 +243,8 @@ class Session:
             return state, head
         tail, seconds = self._merge(state, changes, order.carried)
         old, self._head = head, None
-        snapshot = self.inner.save(old.snapshot if old is not None else None)
-        self._head = Head(root, snapshot, tail, seconds)
+        saved = self.inner.save(old.saved if old is not None else None)
+        self._head = Begun(root, saved, tail, seconds)
         return state, self._head
 
     def _merge(
@@ -271,14 +278,14 @@ class Session:
             for part, payload, kept in zip(sent.parts, sent.payloads, change.kept, strict=True):
                 self.feedback.put_back(part, payload, kept)
 
-    def _back_to(self, head: Head) -> None:
+    def _back_to(self, head: Begun) -> None:
         """Undo a head, and the tail behind it."""
-        self.inner.restore(head.snapshot)
+        self.inner.restore(head.saved)
         if head.sent is not None and self.feedback is not None:
             self.feedback.undo()
         head.sent = None
 
-    def _encode(self, order: Order, base: State, head: Head) -> exchange.Made:
+    def _encode(self, order: Train, base: State, head: Begun) -> exchange.Written:
         """The pseudo-gradient of the round's fragment, as files."""
         part = self._fragment(order.round)
         gradient = np.subtract(part.take(base.params), part.take(self.inner.look()))
@@ -300,7 +307,7 @@ class Session:
 
     def _steps(
         self,
-        order: Order,
+        order: Train,
         data: Windows,
         numbers: range,
         report: Report,
@@ -332,14 +339,7 @@ class Session:
                     loss = _finite(mean_loss(losses[-fresh:]))  # waits for the device
                     now = time.perf_counter()
                     speed = done * size * config.data.seq_len / (now - start)
-                    report(
-                        {
-                            "step": number + 1,
-                            "steps": order.steps,
-                            "loss": loss,
-                            "tokens_per_second": speed,
-                        }
-                    )
+                    report(Steps(number + 1, order.steps, loss, speed))
                     reported, fresh = now, 0
                 if last:
                     break
@@ -347,7 +347,7 @@ class Session:
             self._laps.pause()
         return len(losses), mean_loss(losses)
 
-    def _windows(self, windows: Sequence[tuple[str, int]], steps: int) -> Windows:
+    def _windows(self, windows: Sequence[Window], steps: int) -> Windows:
         data = Windows(self.manifest, windows)
         needed = steps * self.manifest.config.optimizer.batch_size
         if len(data) != needed:
@@ -370,17 +370,15 @@ def _finite(loss: float) -> float:
     return loss
 
 
-def open_session(manifest: Path, state: Path, device: str, threads: int) -> Session:
+def open_training(manifest: Path, state: Path, device: str) -> Training:
     """Load a run.
 
     :param manifest: file of the signed manifest
     :param state: file of a state of the run
     :param device: "auto", "cpu" or "cuda"
-    :param threads: torch threads; 0 takes every core that this process may use
     :raises TrainerError: ``bad_manifest``, ``bad_state``, ``no_device``, ``failed``
     """
     chosen = machine.choose(device)
-    torch.set_num_threads(threads or Groups().cores())
     run = read_manifest(manifest)
     config = run.config
     module = model.build(config.model, run.tokenizer.vocab_size, config.run.seed)
@@ -394,4 +392,4 @@ def open_session(manifest: Path, state: Path, device: str, threads: int) -> Sess
     inner = Inner(run, module, layout, chosen)
     first, root = read_agreed(run, layout, state)
     inner.load(first.params)
-    return Session(run, layout, inner, Agreed(first, root), exchange.feedback(run, layout, chosen))
+    return Training(run, layout, inner, Agreed(first, root), exchange.feedback(run, layout, chosen))

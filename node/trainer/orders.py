@@ -1,0 +1,343 @@
+"""The trainer's commands, and what comes back: one frozen value each, the same at both ends.
+
+The child carries them out in two **lanes**, which go on at the same time and take their own
+commands in order. What any of them may fail with is in :class:`node.trainer.channel.TrainerError`;
+unless it says otherwise, a command that fails has changed nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Generic, TypeVar, get_args
+
+from pydantic import BeforeValidator, PlainSerializer, TypeAdapter
+
+LOAD_S = 300.0
+WORK_S = 600.0
+"""Limit for everything but loading and training, which has none unless the caller sets one."""
+
+Window = tuple[Path, int]
+"""A shard file and the first token of a window in it."""
+
+
+def _listed(windows: Sequence[Window]) -> dict[str, Any]:
+    shards = {path: number for number, path in enumerate(dict.fromkeys(p for p, _ in windows))}
+    return {"shards": [str(p) for p in shards], "at": [[shards[p], start] for p, start in windows]}
+
+
+def _unlisted(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    shards = [Path(shard) for shard in value["shards"]]
+    return [(shards[number], start) for number, start in value["at"]]
+
+
+Windows = Annotated[Sequence[Window], PlainSerializer(_listed), BeforeValidator(_unlisted)]
+"""In training order. They pass to the child with every path once."""
+
+
+# --- what comes back ---
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A run is ready; ``round`` and ``root`` are the state's."""
+
+    parameters: int
+    device: str
+    """"cpu" or "cuda"."""
+    precision: str
+    """Of the activations: "fp32" or "bf16"."""
+    round: int
+    root: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a benchmark measured."""
+
+    tokens_per_second: float
+    step_seconds: float
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How far training is: step ``step`` of the ``steps`` that were assigned is done (those of the
+    head come first, then those of the tail); mean loss (nats) since the last report."""
+
+    step: int
+    steps: int
+    loss: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished contribution."""
+
+    blob: Path
+    """The contribution, or in a sharded round its index."""
+    parts: tuple[Path, ...]
+    """In a sharded round the blobs that the index lists, in order."""
+    size: int
+    """Bytes of all of them."""
+    loss: float
+    """Mean of the head, in nats per token."""
+    tokens: int
+    """Of head and tail together."""
+    head: int
+    """Steps of this round."""
+    tail: int
+    """Steps of the round before, trained during its exchange, that this contribution holds."""
+    seconds: dict[str, float]
+    """merge: taking the new state over; idle: of the main lane since the inner steps of the head
+    before, in which it did nothing for the run; train: the head; encode; tail: its ``tail`` steps.
+    """
+
+
+@dataclass(frozen=True)
+class RanOn:
+    """A finished tail: its steps, their mean loss (nats per token), and the time they took."""
+
+    steps: int
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean loss in nats per token of the agreed state."""
+
+    loss: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A contribution that counts in a closed round, with its blob as a file here."""
+
+    node: str
+    blob: Path
+    weight: int
+
+
+@dataclass(frozen=True)
+class Applied:
+    """The next state; ``seconds`` has decode, outer, write (with hashing), and aggregate where the
+    contributions were combined here."""
+
+    state: Path
+    root: str
+    seconds: dict[str, float]
+
+
+# --- the commands ---
+
+Answer = TypeVar("Answer")
+
+
+class Command(Generic[Answer]):
+    """Something that the trainer is to do. ``limit_s``: how long it may take by default; None:
+    without end. ``merges``: it belongs to the merge lane, and not to the main one."""
+
+    limit_s: ClassVar[float | None] = WORK_S
+    merges: ClassVar[bool] = False
+
+    @classmethod
+    def name(cls) -> str:
+        """As people read it: ``apply_slices``."""
+        return re.sub("(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+
+
+@dataclass(frozen=True)
+class Choose(Command[str]):
+    """Find out whether torch can train on a device; needs no run. Fails with ``no_device``."""
+
+    limit_s = LOAD_S
+    device: str
+
+
+@dataclass(frozen=True)
+class Load(Command[Loaded]):
+    """Load a run from its signed manifest and one of its states.
+
+    Fails with ``bad_manifest``, ``bad_state``, ``no_device``, ``failed``; then there is no run.
+    """
+
+    limit_s = LOAD_S
+    manifest: Path
+    state: Path
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class SetState(Command[int]):
+    """Take over a state that does not come from our own applying; the answer is its round.
+
+    The weights become the state's. The optimiser's moments stay; the tail of the round before and
+    the error feedback are dropped. Fails with ``bad_state``.
+    """
+
+    limit_s = LOAD_S
+    state: Path
+    root: str = ""
+    """What the state's root has to be, so that a torn file is found out; "": whatever it is."""
+
+
+@dataclass(frozen=True)
+class Benchmark(Command[Measured]):
+    """Time ``steps`` inner steps (and one before them); nothing changes."""
+
+    steps: int = 3
+
+
+@dataclass(frozen=True)
+class Train(Command[Trained]):
+    """Train the head of a node's part of a round, and write its contribution into ``out``.
+
+    First the weights follow the newest agreed state. The same command again, from the same state,
+    begins where the first one began and gives the same bytes; the tail of an attempt that failed
+    is dropped. Progress is reported about twice a second.
+
+    Fails with ``wrong_round``, ``bad_data``, ``bad_request``, ``cancelled``, ``timeout``,
+    ``diverged``, ``disk_full``, ``disk``, ``out_of_memory``.
+    """
+
+    limit_s = None
+    round: int
+    node: str
+    """Peer id; part of the seed of the node's own randomness."""
+    windows: Windows
+    """``(steps - tail) * batch`` of them; step i trains on those from ``i * batch`` on. Their files
+    must stay in place."""
+    out: Path
+    steps: int
+    """All that the node was assigned (h)."""
+    tail: int = 0
+    """How many of them are for :class:`RunOn`."""
+    slices: int = 0
+    """Slices that a sharded round asks for (its members); 0: one blob for everybody."""
+    deadline: float | None = None
+    """When a head of which a quarter is done ends, by :func:`time.monotonic`: the clock is the
+    machine's, both processes read the same one."""
+    carried: int | None = None
+    """Steps of the round before that may count in this one; another tail than that is dropped.
+    None: whatever was trained."""
+
+
+@dataclass(frozen=True)
+class RunOn(Command[RanOn]):
+    """Train the tail of a round after its head; its steps count in the next contribution.
+
+    Once for each head. A tail that fails or is cancelled is lost, and the weights are those before
+    it. Fails with ``wrong_round`` (no head to go on from) and as :class:`Train`.
+    """
+
+    limit_s = None
+    round: int
+    node: str
+    windows: Windows
+    """Those of the tail."""
+    steps: int
+    """All that the node was assigned, as in :class:`Train`."""
+
+
+@dataclass(frozen=True)
+class Evaluate(Command[Evaluation]):
+    """Loss of the newest agreed state on windows; the weights stay.
+
+    Fails with ``bad_data``, ``cancelled``, ``timeout``, ``diverged``.
+    """
+
+    windows: Windows
+
+
+@dataclass(frozen=True)
+class Apply(Command[Applied]):
+    """Combine the contributions of a closed ``gather`` round, and write the next state's file.
+
+    The next state is the agreed one from then on; the weights follow it in the next :class:`Train`.
+    Cannot be interrupted: after a cancelled wait, set the state before anything else. Until the
+    next round is trained, the round applied last may be applied once more.
+
+    Fails with ``bad_blob`` (``node`` says whose), ``wrong_round``, ``diverged``, ``disk_full``,
+    ``disk``, ``out_of_memory``.
+    """
+
+    merges = True
+    round: int
+    contributions: Sequence[Counted]
+    out: Path
+
+
+@dataclass(frozen=True)
+class Aggregate(Command[Path]):
+    """Combine one slice of a closed ``sharded`` round into a file; the same bytes whoever does it.
+
+    Fails with ``bad_blob`` (``node`` says whose), ``wrong_round``, ``bad_request``, ``disk_full``,
+    ``disk``, ``out_of_memory``.
+    """
+
+    merges = True
+    round: int
+    slice: int
+    slices: int
+    """As in :class:`Train`."""
+    contributions: Sequence[Counted]
+    """With the blobs of that slice."""
+    out: Path
+
+
+@dataclass(frozen=True)
+class ApplySlices(Command[Applied]):
+    """Apply a closed ``sharded`` round from the blobs of its slices; otherwise as :class:`Apply`.
+
+    Fails with ``bad_blob``, ``wrong_round``, ``bad_request``, ``diverged``, ``disk_full``,
+    ``disk``, ``out_of_memory``.
+    """
+
+    merges = True
+    round: int
+    slices: Sequence[Path]
+    """In order."""
+    nodes: Sequence[str]
+    """Those whose contributions count."""
+    out: Path
+    count: int
+    """As ``slices`` in :class:`Train`; a small model has fewer slices than that."""
+
+
+COMMANDS: dict[str, type[Command[Any]]] = {
+    kind.name(): kind
+    for kind in (
+        *(Choose, Load, SetState, Benchmark, Train, RunOn, Evaluate, Apply, Aggregate, ApplySlices),
+    )
+}
+
+
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
+
+
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return _ADAPTERS.get(kind) or _ADAPTERS.setdefault(kind, TypeAdapter(kind))
+
+
+def plain(value: Any) -> Any:
+    """A command, or what comes back, as JSON values."""
+    return _adapter(type(value)).dump_python(value, mode="json")
+
+
+def command(name: str, value: Any) -> Command[Any]:
+    """The command of a name and its JSON values."""
+    read: Command[Any] = _adapter(COMMANDS[name]).validate_python(value)
+    return read
+
+
+def answer(given: Command[Answer], value: Any) -> Answer:
+    """The answer to a command, of its JSON values."""
+    (kind,) = get_args(type(given).__orig_bases__[0])  # type: ignore[attr-defined]
+    read: Answer = _adapter(kind).validate_python(value)
+    return read
