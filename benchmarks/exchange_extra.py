@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from artel.coordinator.local_run import LocalRun
 from artel.protocol.errors import ArtelError
 from benchmarks import overhead
 from benchmarks.exchange_peers import Group, Sample
 from benchmarks.overhead_findings import Findings, Plan, medians
+from benchmarks.swarm import Swarm
 
 Rows = list[dict[str, Any]]
 Say = Callable[[str], None]
@@ -97,7 +97,7 @@ async def whole_rounds(plan: argparse.Namespace, folder: Path, say: Say) -> Rows
         result = Findings(round_plan, [])
         run_file = home / "RUN.toml"
         run_file.write_text(round_plan.run_text(), encoding="utf-8")
-        async with LocalRun(home, run_file) as swarm:
+        async with Swarm(home, run_file) as swarm:
             await swarm.start(round_plan.nodes)
             result.parameters = int((await swarm.get("/api/v1/run"))["parameters"])
             await overhead.follow_rounds(swarm, result, say)

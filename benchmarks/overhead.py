@@ -39,7 +39,7 @@ from typing import Any
 
 import psutil
 
-from artel.coordinator.local_run import LocalRun, Program
+from artel.coordinator.local_run import Program
 from artel.ledger import entries
 from artel.ledger.store.snapshot import snapshot
 from artel.ledger.store.store import LedgerStore
@@ -58,6 +58,7 @@ from benchmarks.overhead_findings import (
     rows,
     table,
 )
+from benchmarks.swarm import Swarm
 
 HELP = """\
 examples, from the root of the repository:
@@ -97,7 +98,7 @@ async def measure(plan: Plan, folder: Path, say: Callable[[str], None]) -> Findi
     result = Findings(plan, await asyncio.to_thread(help_seconds), load=load)
     run_file = folder / "RUN.toml"
     run_file.write_text(plan.run_text(), encoding="utf-8")
-    async with LocalRun(folder, run_file) as swarm:
+    async with Swarm(folder, run_file) as swarm:
         say("the coordinator prepares the run")
         await swarm.start_coordinator()
         result.parameters = int((await swarm.get("/api/v1/run"))["parameters"])
@@ -134,7 +135,7 @@ def help_seconds() -> list[float]:
     return times[1:]
 
 
-async def first_step(swarm: LocalRun, plan: Plan, observed: Observed) -> Start:
+async def first_step(swarm: Swarm, plan: Plan, observed: Observed) -> Start:
     """Start one more node and follow it to its first inner step of a round.
 
     :raises CheckFailed: it ended instead
@@ -189,7 +190,7 @@ def durations(reached: dict[str, float]) -> dict[str, float]:
     return {name: end - begin for (name, end), begin in zip(ends, begins, strict=False)}
 
 
-async def leave(swarm: LocalRun, numbers: Iterable[int]) -> None:
+async def leave(swarm: Swarm, numbers: Iterable[int]) -> None:
     """Interrupt nodes twice, and wait until they are gone: they leave at once, with a goodbye."""
 
     async def one(number: int) -> None:
@@ -206,7 +207,7 @@ async def leave(swarm: LocalRun, numbers: Iterable[int]) -> None:
     await asyncio.gather(*(one(number) for number in numbers))
 
 
-async def follow_rounds(swarm: LocalRun, result: Findings, say: Callable[[str], None]) -> None:
+async def follow_rounds(swarm: Swarm, result: Findings, say: Callable[[str], None]) -> None:
     """Watch until enough rounds are measured, and take their numbers.
 
     The first round of all nodes is not measured (caches are filled in it), nor is the last one: it
@@ -244,11 +245,11 @@ async def follow_rounds(swarm: LocalRun, result: Findings, say: Callable[[str], 
     result.traffic = {name: count / len(per_node) for name, count in sorted(totals.items())}
 
 
-async def watch_all(swarm: LocalRun, observed: Observed) -> AsyncIterator[None]:
+async def watch_all(swarm: Swarm, observed: Observed) -> AsyncIterator[None]:
     """Note memory and status of every process again and again."""
     while True:
         swarm.check()
-        for member in swarm.members:
+        for member in swarm.programs:
             if not member.running:
                 continue
             observed.weigh(member)
@@ -266,7 +267,7 @@ async def ask(member: Program) -> dict[str, Any] | None:
         return None
 
 
-async def rounds_of(swarm: LocalRun) -> list[dict[str, Any]]:
+async def rounds_of(swarm: Swarm) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = (await swarm.get("/api/v1/rounds?last=1000"))["rounds"]
     return rows
 

@@ -129,20 +129,17 @@ def main(argv: list[str]) -> int:
     demo = Demo(folder, run_file, arguments.nodes, arguments.rounds, arguments.port)
     try:
         with view:
-            result = asyncio.run(run(demo, view))
+            facts = asyncio.run(run(demo, view))
     except (KeyboardInterrupt, asyncio.CancelledError, OSError) as error:
         # Writing to a terminal fails a moment before its closing is told.
         if isinstance(error, OSError) and not (in_terminal and not out.isatty()):
             raise
         print(f"interrupted; everything is stopped, {folder} holds what there is", file=sys.stderr)
         return EXIT_INTERRUPTED
-    if arguments.json:
-        print(json.dumps(result.to_json(), indent=2))
-    else:
-        print(summary(result))
-    for problem in result.problems:
+    print(json.dumps(facts, indent=2) if arguments.json else summary(facts))
+    for problem in facts["problems"]:
         print(f"error: {problem}", file=sys.stderr)
-    return EXIT_FAILED if result.problems else EXIT_OK
+    return EXIT_OK if facts["ok"] else EXIT_FAILED
 
 
 def run_text(

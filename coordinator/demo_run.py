@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Protocol
 
-from artel.coordinator.demo_check import Demo, Result, checked
+from artel.coordinator.demo_check import Demo, Facts, checked
 from artel.coordinator.local_run import LocalRun, Status, finished
 from artel.coordinator.plot import loss_plot
 from artel.protocol import tether
@@ -34,7 +34,7 @@ class DemoView(Protocol):
         """The newest status, after this many seconds."""
 
 
-async def run(demo: Demo, view: DemoView) -> Result:
+async def run(demo: Demo, view: DemoView) -> Facts:
     """Run the demo.
 
     :raises ArtelError: the swarm could not be started, or a part of it failed
@@ -50,15 +50,14 @@ async def run(demo: Demo, view: DemoView) -> Result:
             await swarm.add_node()
         view.say(f"{demo.nodes} node(s) are starting; each one checks this machine first")
         bytes_up = await _follow(swarm, view, began, interrupted)
-        await swarm.wait_finished(timeout=60)
+        await swarm.ended()
         rows = (await swarm.get("/api/v1/rounds?last=1000"))["rounds"]
         view.say("the run is finished; stopping the processes")
     view.say("checking every ledger and every state that they left behind")
-    result = await asyncio.to_thread(checked, demo, rows, bytes_up)
+    facts = await asyncio.to_thread(checked, demo, rows, bytes_up)
     view.say("letting the model write")
-    await _finish(result)
-    result.seconds = time.monotonic() - began
-    return result
+    await _finish(demo, facts)
+    return {"ok": not facts["problems"], **facts, "seconds": round(time.monotonic() - began, 1)}
 
 
 @contextlib.asynccontextmanager
@@ -132,23 +131,23 @@ async def _follow(
 # --- what is nice to have -------------------------------------------------------------------------
 
 
-async def _finish(result: Result) -> None:
+async def _finish(demo: Demo, facts: Facts) -> None:
     """The picture and the sample; without them the run is still a good one, but say so."""
-    curve = result.curve
+    path, curve = demo.folder / "loss.png", facts["loss_curve"]
+    facts |= {"plot": str(path), "sample": ""}
     try:
         await asyncio.to_thread(
             loss_plot,
-            result.plot,
-            f"{result.demo.nodes} nodes, {sum(result.fold.node_tokens.values()):,} tokens",
-            [(r["round"], r["validation"]) for r in curve if r["validation"] is not None],
-            [(r["round"], r["loss"]) for r in curve if r["loss"] is not None],
+            path,
+            f"{demo.nodes} nodes, {facts['tokens']:,} tokens",
+            [(row["round"], row["validation"]) for row in curve if row["validation"] is not None],
+            [(row["round"], row["loss"]) for row in curve if row["loss"] is not None],
         )
+        facts["sample"] = await _sample(demo.folder / "node-1")
     except OSError as error:
-        result.problems.append(f"the plot could not be written: {error}")
-    try:
-        result.sample = await _sample(result.demo.folder / "node-1")
+        facts["problems"].append(f"the plot could not be written: {error}")
     except ArtelError as error:
-        result.problems.append(error.message)
+        facts["problems"].append(error.message)
 
 
 async def _sample(home: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console, Group
@@ -12,10 +13,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from artel.coordinator.demo_check import Result
+from artel.coordinator.demo_check import Facts
 from artel.coordinator.local_run import Status
 from artel.ledger.entries.words import plural, printable, short_key, short_peer
-from artel.ledger.fold.shares import shares
 
 LINE_EVERY_S = 5.0
 SAID_LINES = 4
@@ -134,56 +134,54 @@ def _nodes(status: Status) -> str:
     return "   " + "   ".join(parts) if parts else ""
 
 
-def _final(result: Result, size: int) -> str:
-    final = result.final
-    said = plural(len(final.witnesses), "account")
-    if not final.size:
-        return f"nothing: no tree head has the cosignatures of {plural(final.wanted, 'account')}"
-    part = "all entries" if final.size >= size else f"{final.size:,} of {size:,} entries"
-    return f"{part}, cosigned by {said}, of which {final.wanted} must"
-
-
-def summary(result: Result) -> str:
+def summary(facts: Facts) -> str:
     """The result for a person."""
-    first, last = (result.losses[0], result.losses[-1]) if result.losses else (0.0, 0.0)
+    first, last = facts["first_val_loss"] or 0.0, facts["final_val_loss"] or 0.0
     fall = 100 * (1 - last / first) if first else 0.0
-    verified = all(ledger.verified for ledger in result.ledgers.values())
-    main = next(iter(result.ledgers.values()))
-    agree = "agree bit for bit" if result.state_roots_agree else "DO NOT AGREE"
-    phases = ", ".join(f"{name.replace('_', ' ')} {s:.2f} s" for name, s in result.phases.items())
-    names = {
+    ledger, phases = facts["ledger"], facts["seconds_per_round"]
+    agree = "agree bit for bit" if facts["state_roots_agree"] else "DO NOT AGREE"
+    rows = {
         "loss": f"{first:.4f} → {last:.4f} on the validation split ({fall:.0f} % lower)",
-        "states": f"all nodes {agree}: {short_key(result.state_root)}",
-        "ledger": f"{main.size} entries, checked in {len(result.ledgers)} homes: "
-        + ("every byte, signature and share holds" if verified else "IT DOES NOT HOLD"),
-        "final": _final(result, main.size),
-        "traffic": f"{result.bytes_up_per_node_per_round / 1e6:.2f} MB sent per node and round",
-        "a round": phases or "-",
-        "time": f"{result.seconds:.0f} s in all",
+        "states": f"all nodes {agree}: {short_key(facts['state_root'])}",
+        "ledger": f"{ledger['size']} entries, checked in {len(ledger['homes'])} homes: "
+        + ("every byte, signature and share holds" if ledger["verified"] else "IT DOES NOT HOLD"),
+        "final": _final(ledger),
+        "traffic": f"{facts['bytes_up_per_node_per_round'] / 1e6:.2f} MB sent per node and round",
+        "a round": ", ".join(f"{name.replace('_', ' ')} {s:.2f} s" for name, s in phases.items()),
+        "time": f"{facts['seconds']:.0f} s in all",
     }
-    lines = ["", *(f"{name:<8} {text}" for name, text in names.items()), "", "who owns it:"]
+    lines = ["", *(f"{name:<8} {text or '-'}" for name, text in rows.items()), "", "who owns it:"]
     lines += [
-        f"  account {short_key(share.account)}  {share.credit:>12,} credit  "
-        f"{100 * share.share:7.3f} %"
-        for share in shares(result.fold)
+        f"  account {short_key(share['account'])}  {share['credit']:>12,} credit  "
+        f"{100 * share['share']:7.3f} %"
+        for share in facts["shares"]
     ]
-    if result.sample:
-        text = (line.replace("\t", "    ") for line in result.sample.splitlines())
+    if facts["sample"]:
+        text = (line.replace("\t", "    ") for line in facts["sample"].splitlines())
         lines += ["", "the model writes:", *(f"  │ {printable(line)}" for line in text)]
-    folder, entry = result.demo.folder, result.example
+    folder, entry = Path(facts["out"]), ledger["example"]
     node, coordinator = (shlex.quote(str(folder / name)) for name in ("node-1", "coordinator"))
-    lines += [
-        "",
-        f"everything lies in {folder}",
-        "  coordinator/  node-1/ …   homes; the ledger of each is its ledger.sqlite3",
-        "  loss.png                  the loss over the rounds",
-        "  RUN.toml                  what was trained, and by which rules",
-        "try:",
-        f"  artel ledger me --home {node}",
-        f"  artel ledger log --home {coordinator}",
-        f"  artel ledger explain {entry} --home {node}",
-        f"  artel ledger prove {entry} --home {node}",
-        f"  artel ledger verify entry-{entry}.tlog-proof entry-{entry}.json",
-        f'  artel node sample --home {node} --prompt "import "',
-    ]
-    return "\n".join(lines)
+    return (
+        "\n".join(lines)
+        + f"""
+
+everything lies in {folder}
+  coordinator/  node-1/ …   homes; the ledger of each is its ledger.sqlite3
+  loss.png                  the loss over the rounds
+  RUN.toml                  what was trained, and by which rules
+try:
+  artel ledger me --home {node}
+  artel ledger log --home {coordinator}
+  artel ledger explain {entry} --home {node}
+  artel ledger prove {entry} --home {node}
+  artel ledger verify entry-{entry}.tlog-proof entry-{entry}.json
+  artel node sample --home {node} --prompt "import \""""
+    )
+
+
+def _final(ledger: Facts) -> str:
+    size, final, wanted = ledger["size"], ledger["final"], ledger["witnesses_wanted"]
+    if not final:
+        return f"nothing: no tree head has the cosignatures of {plural(wanted, 'account')}"
+    part = "all entries" if final >= size else f"{final:,} of {size:,} entries"
+    return f"{part}, cosigned by {plural(ledger['witnesses'], 'account')}, of which {wanted} must"

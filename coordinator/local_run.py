@@ -1,8 +1,8 @@
-"""A whole swarm on this machine: a coordinator and nodes as real processes with real sockets.
+"""A whole run on this machine: a coordinator and nodes as real processes with real sockets.
 
-Used by ``artel demo`` and by the integration tests. The swarm owns its processes: each one is tied
-to the runner (:mod:`protocol.tether`), and :meth:`LocalRun.close` ends them all, their network
-daemons and trainers included.
+It owns its processes: each one is tied to the runner (:mod:`protocol.tether`), and
+:meth:`LocalRun.close` ends them all, their network daemons and trainers included. Benchmarks and
+tests use it too, and do more to the processes (``benchmarks/swarm.py``).
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import contextlib
 import json
 import os
 import signal
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ Status = dict[str, Any]
 
 @dataclass
 class Program:
-    """One process of a swarm; owned by the :class:`LocalRun`.
+    """One process; owned by the :class:`LocalRun`.
 
     ``expected`` says that it may end: it was killed, interrupted or told to stop by us.
     """
@@ -96,22 +95,12 @@ class LocalRun:
         await self.close()
 
     @property
-    def members(self) -> list[Program]:
+    def programs(self) -> list[Program]:
         """All processes, the coordinator first."""
         first = [self.coordinator] if self.coordinator is not None else []
         return first + [self.nodes[number] for number in sorted(self.nodes)]
 
-    def home_of(self, number: int) -> Path:
-        """Home of node ``number`` (from 1)."""
-        return self.folder / f"node-{number}"
-
     # --- start and stop ---------------------------------------------------------------------------
-
-    async def start(self, nodes: int = 3) -> None:
-        """Start the coordinator, and then this many nodes."""
-        await self.start_coordinator()
-        for _ in range(nodes):
-            await self.add_node()
 
     async def start_coordinator(self) -> None:
         """Start the coordinator, or start it again in the same home and on the same ports.
@@ -119,40 +108,35 @@ class LocalRun:
         :raises CheckFailed: it ended instead of becoming ready
         """
         home = self.folder / "coordinator"
-        member = await self._spawn(
+        program = await self._spawn(
             "the coordinator",
             home,
             *("coordinator", "start", str(self.run_file), "--home", str(home), "--json"),
             *("--http", f"127.0.0.1:{self.http_port}", "--listen", self._listen),
             output=asyncio.subprocess.PIPE,
         )
-        self.coordinator = member
-        ready = await self._ready(member)
+        self.coordinator = program
+        ready = await self._ready(program)
         self.invite, self.http = str(ready["invite"]), str(ready["http"])
         self.http_port = int(self.http.rpartition(":")[2])
         self._listen = Invite.decode(self.invite).peers[0].partition("/p2p/")[0]
 
-    async def _ready(self, member: Program) -> dict[str, Any]:
+    async def _ready(self, program: Program) -> dict[str, Any]:
         """The one line that a coordinator prints when it answers."""
-        output = member.process.stdout
+        output = program.process.stdout
         assert output is not None
         try:
             line = await within(output.readline(), START_TIMEOUT_S)
         except TimeoutError:
             raise Unreachable(
-                f"the coordinator was not ready after {START_TIMEOUT_S:.0f} s", f"see {member.log}"
+                f"the coordinator was not ready after {START_TIMEOUT_S:.0f} s", f"see {program.log}"
             ) from None
         if not line:
-            await member.process.wait()
-            raise member.failure()
+            await program.process.wait()
+            raise program.failure()
         ready = json.loads(line[:MAX_READY_BYTES])
         assert isinstance(ready, dict)
         return ready
-
-    async def stop_coordinator(self, how: signal.Signals = signal.SIGINT) -> None:
-        """Stop the coordinator with a signal and wait until it is gone."""
-        assert self.coordinator is not None
-        await self._end(self.coordinator, how)
 
     async def add_node(self, *options: str) -> int:
         """Start one more node; returns its number.
@@ -165,7 +149,7 @@ class LocalRun:
 
     async def start_node(self, number: int, *options: str) -> None:
         """Start node ``number``, in the home that it had before if it ran already."""
-        home = self.home_of(number)
+        home = self.folder / f"node-{number}"
         self.nodes[number] = await self._spawn(
             f"node {number}",
             home,
@@ -174,38 +158,30 @@ class LocalRun:
             *options,
         )
 
-    async def kill_node(self, number: int) -> None:
-        """SIGKILL to a node and to all that it started, as when its machine loses power."""
-        await self._end(self.nodes[number], signal.SIGKILL)
+    async def ended(self, timeout: float = 60.0) -> None:
+        """Wait until all nodes have ended by themselves, as they do when the run is finished.
 
-    def interrupt_node(self, number: int) -> None:
-        """One Ctrl-C: the node finishes its round and leaves by itself."""
-        member = self.nodes[number]
-        member.expected = True
-        _signal(member, signal.SIGINT)
-
-    async def left(self, number: int, timeout: float = 60.0) -> int:
-        """Wait until a node has ended by itself; returns its exit code.
-
-        :raises Unreachable: it still runs after ``timeout`` seconds
+        :raises Unreachable: one still runs after ``timeout`` seconds
+        :raises CheckFailed: one failed
         """
-        member = self.nodes[number]
-        try:
-            return await within(member.process.wait(), timeout)
-        except TimeoutError:
-            raise Unreachable(
-                f"{member.name} still runs after {timeout:.0f} s", f"see {member.log}"
-            ) from None
+        for program in self.nodes.values():
+            try:
+                await within(program.process.wait(), timeout)
+            except TimeoutError:
+                raise Unreachable(
+                    f"{program.name} still runs after {timeout:.0f} s", f"see {program.log}"
+                ) from None
+        self.check()
 
     async def close(self) -> None:
         """End every process: SIGINT, SIGTERM, SIGKILL, and then whatever they had started."""
         if self._session is not None:
             await self._session.close()
             self._session = None
-        running = [member for member in self.members if member.running]
+        running = [program for program in self.programs if program.running]
         # Nodes first, so that they can say goodbye to the coordinator.
-        nodes = [member for member in running if member is not self.coordinator]
-        await asyncio.gather(*(self._end(member, patience=HURRY_S) for member in nodes))
+        nodes = [program for program in running if program is not self.coordinator]
+        await asyncio.gather(*(self._end(program, patience=HURRY_S) for program in nodes))
         if self.coordinator is not None and self.coordinator.running:
             await self._end(self.coordinator)
 
@@ -231,21 +207,21 @@ class LocalRun:
         return Program(name, home, process, log)
 
     async def _end(
-        self, member: Program, first: signal.Signals = signal.SIGINT, patience: float = POLITE_S
+        self, program: Program, first: signal.Signals = signal.SIGINT, patience: float = POLITE_S
     ) -> None:
-        """Signal a member until it is gone, and then kill what it had started and left behind."""
-        member.expected = True
-        started = _descendants(member)
+        """Signal a program until it is gone, and then kill what it had started and left behind."""
+        program.expected = True
+        started = _descendants(program)
         for number in (first, signal.SIGTERM) if first is signal.SIGINT else (first,):
-            if member.running:
-                _signal(member, number)
+            if program.running:
+                _signal(program, number)
                 with contextlib.suppress(TimeoutError):
-                    await within(member.process.wait(), patience)
+                    await within(program.process.wait(), patience)
                 patience = POLITE_S
-            started |= _descendants(member)
-        if member.running:
-            _signal(member, signal.SIGKILL)
-            await member.process.wait()
+            started |= _descendants(program)
+        if program.running:
+            _signal(program, signal.SIGKILL)
+            await program.process.wait()
         for process in started:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -257,11 +233,11 @@ class LocalRun:
 
         :raises CheckFailed: with the end of its log
         """
-        for member in self.members:
-            code = member.process.returncode
+        for program in self.programs:
+            code = program.process.returncode
             # A node ends by itself, with 0, when the run is finished.
-            if code is not None and not member.expected and (code or member is self.coordinator):
-                raise member.failure()
+            if code is not None and not program.expected and (code or program is self.coordinator):
+                raise program.failure()
 
     async def get(self, path: str) -> Status:
         """A document of the coordinator's API, for example ``/api/v1/rounds?last=1000``.
@@ -280,10 +256,6 @@ class LocalRun:
         assert isinstance(value, dict)
         return value
 
-    async def status(self) -> Status:
-        """``/api/v1/status``."""
-        return await self.get("/api/v1/status")
-
     async def watch(self, period: float = POLL_S) -> AsyncIterator[Status]:
         """The status again and again, until the caller has seen enough.
 
@@ -294,7 +266,7 @@ class LocalRun:
         while True:
             self.check()
             try:
-                status = await self.status()
+                status = await self.get("/api/v1/status")
             except Unreachable:
                 failures += 1
                 if failures > 5:
@@ -304,35 +276,6 @@ class LocalRun:
                 yield status
             await asyncio.sleep(period)
 
-    async def wait_for(
-        self, predicate: Callable[[Status], bool], timeout: float, why: str
-    ) -> Status:
-        """Poll the status until ``predicate`` holds for it; returns that status.
-
-        :param why: what is waited for, for the error
-        :raises Unreachable: it does not hold after ``timeout`` seconds
-        """
-        began = time.monotonic()
-        async for status in self.watch():
-            if predicate(status):
-                return status
-            if time.monotonic() - began > timeout:
-                seen = {key: status[key] for key in ("phase", "round", "attempt", "members")}
-                raise Unreachable(
-                    f"{why}: not within {timeout:.0f} s (now {seen}, {len(status['nodes'])} nodes)",
-                    f"see the console.log of each process below {self.folder}",
-                )
-        raise AssertionError("not reached")
-
-    async def wait_finished(self, timeout: float) -> Status:
-        """Wait until the run is finished, its last state is evaluated, and all nodes have ended."""
-        status = await self.wait_for(finished, timeout, "the run is finished")
-        for number, member in self.nodes.items():
-            if member.running:
-                await self.left(number)
-        self.check()
-        return status
-
 
 def finished(status: Status) -> bool:
     """Whether a run is over and the loss of its last state is known."""
@@ -340,15 +283,15 @@ def finished(status: Status) -> bool:
     return status["phase"] == "finished" and last is not None and last["round"] == status["total"]
 
 
-def _signal(member: Program, number: signal.Signals) -> None:
+def _signal(program: Program, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
-        member.process.send_signal(number)
+        program.process.send_signal(number)
 
 
-def _descendants(member: Program) -> set[psutil.Process]:
-    """What the member has started; psutil knows a process again even if its id is given anew."""
+def _descendants(program: Program) -> set[psutil.Process]:
+    """What the program has started; psutil knows a process again even if its id is given anew."""
     try:
-        return set(psutil.Process(member.process.pid).children(recursive=True))
+        return set(psutil.Process(program.process.pid).children(recursive=True))
     except psutil.NoSuchProcess:
         return set()
 

@@ -21,13 +21,13 @@ import pytest
 
 from artel import cli
 from artel.coordinator.commands import api_of, get_json, render
-from artel.coordinator.local_run import LocalRun
 from artel.ledger.store.verify import verify_home
 from artel.protocol import tether
 from artel.protocol.errors import DecodeError, Unreachable, UsageError
 from artel.protocol.identity import HomeLock
 from artel.protocol.invite import Invite
 from artel.protocol.options import endpoint
+from benchmarks.swarm import Swarm
 from swarm_world import open_to_others, write_run
 
 
@@ -197,7 +197,7 @@ def test_status_shows_control_characters_of_nodes_as_question_marks() -> None:
 
 async def test_it_stops_on_ctrl_c_and_goes_on_in_the_same_home(tmp_path: Path) -> None:
     run_file = write_run(tmp_path, total=2)
-    async with LocalRun(tmp_path, run_file) as swarm:
+    async with Swarm(tmp_path, run_file) as swarm:
         await swarm.start_coordinator()
         home, first = tmp_path / "coordinator", swarm.invite
         assert (home / "invite").read_text().strip() == first

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from artel.coordinator.local_run import LOOPBACK, LocalRun, Program
+from artel.coordinator.local_run import LOOPBACK, Program
 from artel.node import join as joining
 from artel.node.supervisor import MAX_RESTARTS
 from artel.protocol import identity
@@ -26,6 +26,7 @@ from artel.protocol.errors import (
 )
 from artel.protocol.invite import Invite
 from artel.protocol.tasks import beside
+from benchmarks.swarm import Swarm
 from host_world import named
 from swarm_world import ledger_of, write_run
 
@@ -52,7 +53,7 @@ def options(home: Path, invite: Invite, patience: float) -> joining.Options:
 
 async def test_a_node_that_starts_before_its_coordinator_finds_it_later(tmp_path: Path) -> None:
     run = write_run(tmp_path, total=500, min_nodes=1, inner_steps=60)
-    async with LocalRun(tmp_path, run) as swarm:
+    async with Swarm(tmp_path, run) as swarm:
         await swarm.start_coordinator()
         await swarm.stop_coordinator()
         await swarm.start_node(1)
@@ -100,7 +101,7 @@ async def test_a_run_that_was_never_reached_is_given_up_after_a_stated_time(tmp_
 
 async def test_a_trainer_that_dies_while_its_node_joins_is_started_again(tmp_path: Path) -> None:
     run = write_run(tmp_path, total=500, min_nodes=1, inner_steps=60)
-    async with LocalRun(tmp_path, run) as swarm:
+    async with Swarm(tmp_path, run) as swarm:
         await swarm.start_coordinator()
         await swarm.start_node(1)
         await swarm.start_node(2)

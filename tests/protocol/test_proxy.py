@@ -15,10 +15,10 @@ import pytest
 from answer_world import COORDINATOR, NODE, answering
 from artel import cli
 from artel.coordinator.commands import get_json
-from artel.coordinator.local_run import LocalRun
 from artel.ledger.sync.holders import HttpHolder
 from artel.ledger.sync.source import HttpSource, http_opener
 from artel.protocol.errors import ArtelError, Unreachable
+from benchmarks.swarm import Swarm
 from client_world import served, write_tiles
 from ledger_world import World
 
@@ -76,7 +76,7 @@ def test_ledger_commands(
 
 async def test_the_swarm_of_a_demo(tmp_path: Path) -> None:
     with answering(COORDINATOR) as url:
-        async with LocalRun(tmp_path, tmp_path / "RUN.toml") as swarm:
+        async with Swarm(tmp_path, tmp_path / "RUN.toml") as swarm:
             swarm.http = url
             assert await swarm.status() == json.loads(json.dumps(COORDINATOR))
 

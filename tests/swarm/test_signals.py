@@ -16,11 +16,12 @@ from typing import Any
 import psutil
 import pytest
 
-from artel.coordinator.local_run import LOOPBACK, LocalRun
+from artel.coordinator.local_run import LOOPBACK
 from artel.ledger import entries
 from artel.node import status as node_status
 from artel.protocol import identity, leaving, tether
 from artel.protocol.errors import Unreachable
+from benchmarks.swarm import Swarm
 from places import ROOT
 from swarm_world import ledger_of, write_run
 from terminal_world import Terminal, terminal
@@ -36,7 +37,7 @@ WAYS: dict[str, Callable[[Terminal], None]] = {
 
 async def test_however_a_node_is_asked_to_end_it_finishes_its_round(tmp_path: Path) -> None:
     run = write_run(tmp_path, total=500, inner_steps=1500, min_nodes=4, quorum=1.0, deadline_s=120)
-    async with LocalRun(tmp_path, run) as swarm:
+    async with Swarm(tmp_path, run) as swarm:
         await swarm.start(nodes=1)
         homes = {way: tmp_path / way for way in WAYS}
         with ExitStack() as stack:

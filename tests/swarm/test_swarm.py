@@ -12,7 +12,6 @@ from typing import Any
 import psutil
 import pytest
 
-from artel.coordinator.local_run import LocalRun
 from artel.ledger import entries
 from artel.ledger.fold import claims
 from artel.ledger.store import finality
@@ -24,12 +23,13 @@ from artel.node import status as node_status
 from artel.protocol import content, identity
 from artel.protocol.errors import Unreachable
 from artel.protocol.invite import Invite
+from benchmarks.swarm import Swarm
 from swarm_world import ledger_of, node_named, open_to_others, write_run
 
 pytestmark = pytest.mark.timeout(300)
 
 
-def peer_of(swarm: LocalRun, number: int) -> str:
+def peer_of(swarm: Swarm, number: int) -> str:
     """Peer id of a node; "" before the node has made its key."""
     key = swarm.home_of(number) / "node.key"
     return identity.load(key).peer_id if key.exists() else ""
@@ -39,8 +39,8 @@ def round_at_least(number: int) -> Callable[[dict[str, Any]], bool]:
     return lambda status: status["round"] >= number
 
 
-def assert_no_traceback(swarm: LocalRun) -> None:
-    for member in swarm.members:
+def assert_no_traceback(swarm: Swarm) -> None:
+    for member in swarm.programs:
         assert "Traceback" not in member.log.read_text(), f"{member.log} shows a traceback"
 
 
@@ -50,7 +50,7 @@ def members_by_round(decoded: list[entries.Entry]) -> dict[int, tuple[str, ...]]
 
 
 async def test_a_late_joiner_catches_up_and_a_leaver_keeps_its_credit(tmp_path: Path) -> None:
-    async with LocalRun(tmp_path, write_run(tmp_path, total=500)) as swarm:
+    async with Swarm(tmp_path, write_run(tmp_path, total=500)) as swarm:
         await swarm.start(nodes=2)
         await swarm.wait_for(round_at_least(2), 90, "two rounds")
         late = await swarm.add_node()
@@ -93,7 +93,7 @@ async def test_a_late_joiner_catches_up_and_a_leaver_keeps_its_credit(tmp_path: 
 async def test_all_homes_of_a_finished_run_hold_the_final_state_and_a_final_head(
     tmp_path: Path,
 ) -> None:
-    async with LocalRun(tmp_path, write_run(tmp_path, total=3, witnesses=2)) as swarm:
+    async with Swarm(tmp_path, write_run(tmp_path, total=3, witnesses=2)) as swarm:
         await swarm.start(nodes=2)
         await swarm.wait_finished(120)
         assert_no_traceback(swarm)
@@ -134,7 +134,7 @@ async def test_all_homes_of_a_finished_run_hold_the_final_state_and_a_final_head
 async def test_a_node_killed_in_the_middle_of_a_round_does_not_stop_the_others(
     tmp_path: Path,
 ) -> None:
-    async with LocalRun(tmp_path, write_run(tmp_path, total=8, inner_steps=300)) as swarm:
+    async with Swarm(tmp_path, write_run(tmp_path, total=8, inner_steps=300)) as swarm:
         await swarm.start(nodes=3)
         victim = 3
 
@@ -167,7 +167,7 @@ async def test_a_node_killed_in_the_middle_of_a_round_does_not_stop_the_others(
 async def test_a_restarted_coordinator_goes_on_and_nodes_reconnect(
     tmp_path: Path, how: signal.Signals
 ) -> None:
-    async with LocalRun(tmp_path, write_run(tmp_path, total=8, inner_steps=300)) as swarm:
+    async with Swarm(tmp_path, write_run(tmp_path, total=8, inner_steps=300)) as swarm:
         await swarm.start(nodes=2)
         before = await swarm.wait_for(round_at_least(2), 90, "two rounds")
         await swarm.stop_coordinator(how)
@@ -192,7 +192,7 @@ async def test_a_coordinator_restored_from_an_old_backup_is_caught_by_every_node
 ) -> None:
     """It forgets what it has signed, and signs the entries of a newcomer in its place."""
     home, backup = tmp_path / "coordinator", tmp_path / "backup"
-    async with LocalRun(tmp_path, write_run(tmp_path, total=500, inner_steps=300)) as swarm:
+    async with Swarm(tmp_path, write_run(tmp_path, total=500, inner_steps=300)) as swarm:
         await swarm.start(nodes=2)
         await swarm.wait_for(round_at_least(1), 90, "a round")
         await swarm.stop_coordinator()
@@ -224,7 +224,7 @@ async def test_a_coordinator_restored_from_an_old_backup_is_caught_by_every_node
 
 async def test_a_dead_trainer_is_started_again_and_the_round_is_met(tmp_path: Path) -> None:
     run = write_run(tmp_path, total=5, inner_steps=600, deadline_s=120)
-    async with LocalRun(tmp_path, run) as swarm:
+    async with Swarm(tmp_path, run) as swarm:
         await swarm.start(nodes=2)
         await swarm.wait_for(round_at_least(1), 90, "one round")
         while (now := node_status.read(swarm.home_of(1)))["phase"] != "training":
@@ -245,7 +245,7 @@ async def test_a_dead_trainer_is_started_again_and_the_round_is_met(tmp_path: Pa
 
 async def test_network_daemons_that_die_in_a_round_cost_nobody_the_round(tmp_path: Path) -> None:
     run = write_run(tmp_path, total=3, inner_steps=600, deadline_s=120, quorum=1.0)
-    async with LocalRun(tmp_path, run) as swarm:
+    async with Swarm(tmp_path, run) as swarm:
         await swarm.start(nodes=2)
         while training_step(swarm.home_of(1)) == 0:
             await asyncio.sleep(0.05)
@@ -267,7 +267,7 @@ async def test_network_daemons_that_die_in_a_round_cost_nobody_the_round(tmp_pat
 async def test_a_round_that_a_dead_trainer_cannot_meet_is_handed_back(tmp_path: Path) -> None:
     run = write_run(tmp_path, total=50, inner_steps=800, deadline_s=16, quorum=1.0)
     options = ("--threads", "1", "--no-check")
-    async with LocalRun(tmp_path, run, node_options=options) as swarm:
+    async with Swarm(tmp_path, run, node_options=options) as swarm:
         await swarm.start(nodes=3)
         log = swarm.home_of(1) / "node.log"
         # Each kill costs most of a training; after the second or third the time is not enough.
@@ -302,7 +302,7 @@ def training_step(home: Path) -> int:
 
 async def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
     run = write_run(tmp_path, total=3, inner_steps=800, min_nodes=1, deadline_s=300)
-    async with LocalRun(tmp_path, run) as swarm:
+    async with Swarm(tmp_path, run) as swarm:
         await swarm.start(nodes=1)
         await swarm.wait_for(lambda s: s["phase"] == "training", 60, "training")
         swarm.interrupt_node(1)

@@ -18,10 +18,11 @@ from typing import Any
 import psutil
 import pytest
 
-from artel.coordinator.local_run import LocalRun, Program
+from artel.coordinator.local_run import Program
 from artel.ledger import entries
 from artel.ledger.store.verify import verify_home
 from artel.protocol import identity
+from benchmarks.swarm import Swarm
 from swarm_world import ledger_of, write_run
 
 NODES = 3
@@ -41,44 +42,44 @@ def child(member: Program, named: str) -> psutil.Process | None:
         return None
 
 
-async def kill_network(swarm: LocalRun, member: Program, number: int) -> None:
+async def kill_network(swarm: Swarm, member: Program, number: int) -> None:
     if (daemon := child(member, "p2pd")) is not None:
         daemon.kill()
 
 
-async def kill_trainer(swarm: LocalRun, member: Program, number: int) -> None:
+async def kill_trainer(swarm: Swarm, member: Program, number: int) -> None:
     if (trainer := child(member, "artel.node.trainer")) is not None:
         trainer.kill()
 
 
-async def stand_still(swarm: LocalRun, member: Program, number: int) -> None:
+async def stand_still(swarm: Swarm, member: Program, number: int) -> None:
     os.kill(member.process.pid, signal.SIGSTOP)
     await asyncio.sleep(STANDING_S)
     os.kill(member.process.pid, signal.SIGCONT)
 
 
-async def power_cut(swarm: LocalRun, member: Program, number: int) -> None:
+async def power_cut(swarm: Swarm, member: Program, number: int) -> None:
     await swarm.kill_node(number)
     await swarm.start_node(number)
 
 
-async def polite_restart(swarm: LocalRun, member: Program, number: int) -> None:
+async def polite_restart(swarm: Swarm, member: Program, number: int) -> None:
     swarm.interrupt_node(number)
     assert await swarm.left(number) == 0
     await swarm.start_node(number)
 
 
-async def coordinator_cut(swarm: LocalRun, member: Program, number: int) -> None:
+async def coordinator_cut(swarm: Swarm, member: Program, number: int) -> None:
     await swarm.stop_coordinator(signal.SIGKILL)
     await swarm.start_coordinator()
 
 
-async def coordinator_stop(swarm: LocalRun, member: Program, number: int) -> None:
+async def coordinator_stop(swarm: Swarm, member: Program, number: int) -> None:
     await swarm.stop_coordinator(signal.SIGTERM)
     await swarm.start_coordinator()
 
 
-Fault = Callable[[LocalRun, Program, int], Awaitable[None]]
+Fault = Callable[[Swarm, Program, int], Awaitable[None]]
 NODE_FAULTS: tuple[Fault, ...] = (
     *(kill_network, kill_trainer, stand_still, power_cut, polite_restart),
 )
@@ -95,7 +96,7 @@ async def test_a_run_goes_on_through_faults_and_counts_exactly(tmp_path: Path, f
     plan += [(fault, 0) for fault in COORDINATOR_FAULTS * 2]
     rng.shuffle(plan)
     run_file = write_run(tmp_path, total=1000, inner_steps=100, quorum=0.5, deadline_s=30.0)
-    async with LocalRun(tmp_path, run_file) as swarm:
+    async with Swarm(tmp_path, run_file) as swarm:
         await swarm.start(nodes=NODES)
         await next_state(swarm, 0)
         for fault, number in plan[:faults]:
@@ -114,23 +115,23 @@ async def test_a_run_goes_on_through_faults_and_counts_exactly(tmp_path: Path, f
         for number in swarm.nodes:
             assert await swarm.left(number, 120) == 0
         await swarm.stop_coordinator()
-        for member in swarm.members:
+        for member in swarm.programs:
             assert "Traceback" not in member.log.read_text(), member.log
     assert_counted(swarm, tmp_path)
 
 
-async def settled_status(swarm: LocalRun) -> dict[str, Any]:
+async def settled_status(swarm: Swarm) -> dict[str, Any]:
     """The coordinator's status, once it answers (it may have lost its network a moment ago)."""
     return await swarm.wait_for(lambda status: True, 60, "the coordinator answers")
 
 
-async def next_state(swarm: LocalRun, round: int) -> None:
+async def next_state(swarm: Swarm, round: int) -> None:
     await swarm.wait_for(
         lambda status: status["round"] > round, NEXT_STATE_S, f"the state after round {round}"
     )
 
 
-def assert_counted(swarm: LocalRun, folder: Path) -> None:
+def assert_counted(swarm: Swarm, folder: Path) -> None:
     """The ledger holds everywhere, no entry was without effect, credit is what was accepted."""
     decoded, fold = ledger_of(folder / "coordinator")
     assert not fold.ignored, "an own entry had no effect"

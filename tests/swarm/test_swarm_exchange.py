@@ -15,11 +15,12 @@ import psutil
 import pytest
 
 from artel import cli
-from artel.coordinator.local_run import LocalRun, finished
+from artel.coordinator.local_run import finished
 from artel.ledger import entries
 from artel.ledger.store.verify import verify_home
 from artel.node import status as node_status
 from artel.protocol import identity
+from benchmarks.swarm import Swarm
 from places import WORLDS
 from swarm_world import ledger_of, write_run
 
@@ -48,7 +49,7 @@ def assert_all_signed_every_state(decoded: list[entries.Entry]) -> None:
 
 
 async def run_to_the_end(folder: Path, run: Path, nodes: int) -> list[entries.Entry]:
-    async with LocalRun(folder, run) as swarm:
+    async with Swarm(folder, run) as swarm:
         await swarm.start(nodes=nodes)
         await swarm.wait_for(finished, 240, "the run is finished")
         await swarm.wait_finished(timeout=60)
@@ -89,7 +90,7 @@ async def test_a_wrong_aggregator_is_convicted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = write_run(tmp_path, total=4, min_nodes=3, inner_steps=20, exchange='topology = "sharded"')
-    async with LocalRun(tmp_path, run) as swarm:
+    async with Swarm(tmp_path, run) as swarm:
         await swarm.start(nodes=2)
         home = tmp_path / "liar"
         home.mkdir()
@@ -135,7 +136,7 @@ async def test_a_wrong_aggregator_is_convicted(
 async def test_who_comes_back_fetches_the_updates_and_not_the_state(tmp_path: Path) -> None:
     # Sparse updates of a node or two are smaller than this state for some fifty rounds.
     run = write_run(tmp_path, total=500, inner_steps=120, min_nodes=1, exchange=SPARSE, hidden=128)
-    async with LocalRun(tmp_path, run) as swarm:
+    async with Swarm(tmp_path, run) as swarm:
         await swarm.start(nodes=2)
         await swarm.wait_for(round_at_least(2), 120, "two rounds")
         swarm.interrupt_node(2)
@@ -163,7 +164,7 @@ async def test_who_comes_back_fetches_the_updates_and_not_the_state(tmp_path: Pa
 async def test_a_slow_machine_stalls_nobody_and_still_earns(tmp_path: Path) -> None:
     # So many steps that the slower node never reaches the most that anybody may make.
     run = write_run(tmp_path, total=6, inner_steps=200, box_s=4.0, deadline_s=60.0)
-    async with LocalRun(tmp_path, run) as swarm:
+    async with Swarm(tmp_path, run) as swarm:
         await swarm.start(nodes=2)
         await swarm.wait_for(lambda status: len(status["nodes"]) == 2, 120, "both are here")
         slow = asyncio.create_task(_slow_down(swarm, 2))
@@ -185,7 +186,7 @@ async def test_a_slow_machine_stalls_nobody_and_still_earns(tmp_path: Path) -> N
     assert max(last.values()) <= 800
 
 
-async def _slow_down(swarm: LocalRun, number: int) -> None:
+async def _slow_down(swarm: Swarm, number: int) -> None:
     """Let a node's trainer run for a quarter of the time."""
     while True:
         pid = swarm.nodes[number].process.pid

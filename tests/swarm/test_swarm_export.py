@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from artel.coordinator.local_run import LocalRun
+from benchmarks.swarm import Swarm
 from swarm_world import write_run
 
 
@@ -29,7 +29,7 @@ async def artel(*arguments: str) -> bytes:
 @pytest.mark.timeout(500)
 async def test_the_states_of_a_running_node_are_exported_and_sampled(tmp_path: Path) -> None:
     run = write_run(tmp_path, total=1000, inner_steps=10, quorum=0.5)
-    async with LocalRun(tmp_path, run) as swarm:
+    async with Swarm(tmp_path, run) as swarm:
         await swarm.start(2)
         await swarm.wait_for(lambda status: status["round"] >= 3, 240, "three rounds are agreed")
         home, rounds = str(swarm.home_of(1)), []

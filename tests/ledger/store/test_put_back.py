@@ -18,7 +18,6 @@ import pytest_asyncio
 
 from artel import cli
 from artel.coordinator import daemon
-from artel.coordinator.local_run import LocalRun
 from artel.coordinator.prepare import Prepared, manifest_path, prepare
 from artel.coordinator.sequencer import Sequencer
 from artel.ledger import entries
@@ -37,6 +36,7 @@ from artel.protocol import dsse, tether
 from artel.protocol.errors import ArtelError, CheckFailed, Unreachable, UsageError
 from artel.protocol.identity import load
 from artel.protocol.invite import Invite
+from benchmarks.swarm import Swarm
 from client_world import write_key, write_tiles
 from ledger_world import World, key
 from split_world import Net
@@ -387,7 +387,7 @@ def test_a_node_does_not_begin_another_account_when_its_key_is_gone(
 @pytest.mark.timeout(900)
 async def test_each_file_of_a_nodes_home_heals_when_the_node_starts_again(tmp_path: Path) -> None:
     run_file = write_run(tmp_path, total=500, min_nodes=1)
-    async with LocalRun(tmp_path, run_file) as swarm:
+    async with Swarm(tmp_path, run_file) as swarm:
         await swarm.start(nodes=1)
         home = swarm.home_of(1)
 
