@@ -67,7 +67,7 @@ class States:
         path = self._blobs.path(root)
         if path is None:
             if self._fetching not in ("", root):  # nobody needs it any more
-                self._blobs.partial(self._fetching).unlink(missing_ok=True)
+                self._blobs.resume(self._fetching).unlink(missing_ok=True)
             self._fetching = root
             found = await holders.records(self._host, self._run)
             # A node holds the state before the one that it names, too.

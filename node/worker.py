@@ -32,6 +32,9 @@ from artel.protocol.tasks import uninterrupted
 
 log = logging.getLogger("artel.node")
 
+FREE_SYNCS, SYNC_PAUSE_S = 2, 2.0
+"""From the third time in a row that the agreed state is to be taken over, without a duty of a round
+in between, each waits for this long first."""
 PATIENCE_FRACTION = 1 / 4
 """Part of the time to settle that a node waits for slices which others owe."""
 
@@ -55,6 +58,7 @@ class Worker:
         self._changed = changed
         self._own = Contributing(session, states, corpus, self.progress)
         self._applying = Applying(session, states, max_blob)
+        self._syncs = 0  # since the last duty of a round
         self._evaluated: set[int] = set()
         self._evaluation: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._evaluation.set_result(None)
@@ -70,6 +74,8 @@ class Worker:
         await session.replica.catch_up(
             session.host, session.link.coordinator, session.run, directive.ledger_size
         )
+        if directive.task in ("train", "reveal", "apply"):
+            self._syncs = 0
         if directive.task == "sync":
             await self._sync(directive)
         elif directive.task == "train":
@@ -91,7 +97,12 @@ class Worker:
         agreed = self.session.replica.state.states
         if directive.root != agreed[-1]:
             raise CheckFailed("the coordinator names a state that the ledger does not")
+        # Another process with this node's key may say that it holds another state; then this one is
+        # told to sync again and again, and must not do so at full speed.
+        if self._syncs >= FREE_SYNCS:
+            await asyncio.sleep(SYNC_PAUSE_S)
         await self._hold(len(agreed) - 1, directive.root, list(directive.peers))
+        self._syncs += 1
 
     async def _hold(self, round: int, root: str, others: list[str]) -> None:
         """Make the agreed state with this root the current one."""

@@ -7,10 +7,12 @@ cache, and the least recently used files go first when the quota is reached.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import re
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from weakref import WeakValueDictionary
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 _MAX_LABELS = 16_384
 _CONTENT_ID = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_PART = re.compile(r"[0-9a-f]{64}\.part", re.ASCII)
 _CUT_OFF = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{8}\.put", re.ASCII)
 """Names that :meth:`BlobStore.unfinished` has given."""
 
@@ -47,7 +50,8 @@ class BlobStore:
     Safe to call from several threads of one process; one process owns a home.
 
     :param root: the directory, made when missing
-    :param quota_bytes: limit for the sum of all files; None for no limit
+    :param quota_bytes: limit for the sum of all files but those of downloads under way; None for
+        no limit
     """
 
     def __init__(self, root: Path, quota_bytes: int | None = None) -> None:
@@ -68,11 +72,10 @@ class BlobStore:
         for entry in list(os.scandir(root)):
             if _CUT_OFF.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                 os.unlink(entry.path)
-        self._sizes = {  # guarded by _lock
-            entry.name: entry.stat().st_size
-            for entry in os.scandir(root)
-            if entry.is_file() and _CONTENT_ID.fullmatch(entry.name)
-        }
+        found = {e.name: e.stat().st_size for e in os.scandir(root) if e.is_file()}
+        self._sizes = {n: size for n, size in found.items() if _CONTENT_ID.fullmatch(n)}  # _lock
+        self._parts = {n: size for n, size in found.items() if _PART.fullmatch(n)}
+        """Partial files, by name, of downloads that are not under way; guarded by _lock."""
 
     def has(self, blob: str) -> bool:
         return blob in self._sizes
@@ -121,6 +124,19 @@ class BlobStore:
     def partial(self, blob: str) -> Path:
         """Where an unfinished download of ``blob`` is kept; it survives a restart."""
         return self.root / f"{blob}.part"
+
+    def resume(self, blob: str) -> Path:
+        """A download of ``blob`` begins, where an earlier one may have got to; its file stays."""
+        path = self.partial(blob)
+        with self._lock:
+            self._parts.pop(path.name, None)
+        return path
+
+    def interrupt(self, blob: str) -> None:
+        """A download is over without its end: what it has counts, and is the first to go."""
+        path = self.partial(blob)
+        with contextlib.suppress(FileNotFoundError), self._lock:
+            self._parts[path.name] = path.stat().st_size
 
     def unfinished(self, blob: str) -> Path:
         """A new name for bytes on their way in that are not resumed when that fails."""
@@ -198,11 +214,6 @@ class BlobStore:
         """Bytes of stored content, or None."""
         return self._sizes.get(blob)
 
-    def used_bytes(self) -> int:
-        """Sum of all finished files."""
-        with self._lock:
-            return sum(self._sizes.values())
-
     def _keep_hashes(self, blob: str, hashes: list[bytes]) -> None:
         with self._lock:
             while len(self._hashes) >= 64:
@@ -218,22 +229,26 @@ class BlobStore:
         """Evict until ``size`` more bytes fit the quota; the caller holds the lock."""
         if self.quota_bytes is None:
             return
-        excess = sum(self._sizes.values()) + size - self.quota_bytes
+        excess = sum(self._sizes.values()) + sum(self._parts.values()) + size - self.quota_bytes
         if excess <= 0:
             return
         loose = [blob for blob in self._sizes if blob not in self._pinned]
-        short = excess - sum(self._sizes[blob] for blob in loose)
-        if short > 0:
+        spare = sum(self._parts.values()) + sum(self._sizes[blob] for blob in loose)
+        if excess > spare:
             raise ResourceError(
                 f"the disk quota of {readable(self.quota_bytes)} is too small for this run",
-                f"{readable(short)} more are needed: raise --quota",
+                f"{readable(excess - spare)} more are needed: raise --quota",
             )
-        for blob in sorted(loose, key=lambda blob: _last_use(self.root / blob)):
-            (self.root / blob).unlink(missing_ok=True)
-            excess -= self._sizes.pop(blob)
-            self._hashes.pop(blob, None)
+        for name in [*self._by_use(self._parts), *self._by_use(loose)]:
+            (self.root / name).unlink(missing_ok=True)
+            excess -= self._parts.pop(name, 0) or self._sizes.pop(name, 0)
+            self._hashes.pop(name, None)
             if excess <= 0:
                 return
+
+    def _by_use(self, names: Iterable[str]) -> list[str]:
+        """The least recently used first."""
+        return sorted(names, key=lambda name: _last_use(self.root / name))
 
 
 def disk_error(error: OSError, where: Path) -> ResourceError:

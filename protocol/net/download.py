@@ -41,7 +41,7 @@ class Download:
         progress: Progress | None = None,
     ) -> None:
         self.blob, self.size, self.hashes = blob, size, hashes
-        self.path = store.partial(blob)
+        self.path = store.resume(blob)
         self.here: Mask = np.zeros(len(hashes), dtype=np.bool_)
         self.asked = np.zeros(len(hashes), dtype=np.uint8)
         """How many holders are being asked for each chunk."""
@@ -143,11 +143,15 @@ class Download:
             os.ftruncate(self._file, self.size)
         except OSError as error:
             raise disk_error(error, self._store.root) from None
-        self.close()
         self._store.adopt(self.blob, self.path, self.hashes)
+        self._release()
 
     def close(self) -> None:
-        """Leave the file for a later try."""
+        """Leave the file, if it is not finished, for a later try."""
         if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+            self._release()
+            self._store.interrupt(self.blob)
+
+    def _release(self) -> None:
+        os.close(self._file)
+        self._file = -1

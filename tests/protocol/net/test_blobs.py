@@ -23,6 +23,11 @@ def aged(store: BlobStore, *blobs: str) -> None:
         os.utime(store.root / blob, (second, second))
 
 
+def used(store: BlobStore) -> int:
+    """Bytes of all finished files."""
+    return sum(store._sizes.values())
+
+
 def files(store: BlobStore) -> set[str]:
     return {path.name for path in store.root.iterdir()}
 
@@ -34,9 +39,9 @@ def test_bytes_come_back_under_their_content_id(tmp_path: Path) -> None:
     assert blob == content.content_id(numbered(1))
     assert path is not None
     assert path.read_bytes() == numbered(1)
-    assert (store.has(blob), store.size_of(blob), store.used_bytes()) == (True, 1000, 1000)
+    assert (store.has(blob), store.size_of(blob), used(store)) == (True, 1000, 1000)
     assert store.put(numbered(1)) == blob
-    assert store.used_bytes() == 1000
+    assert used(store) == 1000
 
 
 def test_a_file_is_moved_in(tmp_path: Path) -> None:
@@ -55,7 +60,7 @@ def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
     assert store.path(one) is not None  # a use
     four = store.put(numbered(4))
     assert files(store) == {one, three, four}
-    assert store.used_bytes() == 3000
+    assert used(store) == 3000
     aged(store, four, one, three)
     five = store.put(numbered(5, 2000))
     assert files(store) == {five, three}
@@ -92,7 +97,7 @@ def test_taking_the_same_content_twice_needs_no_room(tmp_path: Path) -> None:
     again.write_bytes(numbered(2))
     store.adopt(two, again)
     assert files(store) == {one, two}
-    assert store.used_bytes() == 2000
+    assert used(store) == 2000
 
 
 def test_a_restart_finds_the_files_and_only_them(tmp_path: Path) -> None:
@@ -105,12 +110,34 @@ def test_a_restart_finds_the_files_and_only_them(tmp_path: Path) -> None:
     (tmp_path / ("cd" * 32)).mkdir()
     (tmp_path / f"{'ef' * 32}.0a1b2c3d.put").write_bytes(b"an upload that was cut off")
     again = BlobStore(tmp_path, quota_bytes=1000)
-    assert again.used_bytes() == 1000
+    again.resume("ab" * 32)
+    assert used(again) == 1000
     assert again.has(one)
     assert not any(again.has(name) for name in (*stray, "ab" * 32, "cd" * 32))
     two = again.put(numbered(2))
-    # What is not ours stays; downloads go on later, uploads never do.
+    # What is not ours stays; downloads go on, uploads never do.
     assert files(again) == {two, *stray, f"{'ab' * 32}.part", "cd" * 32}
+
+
+def test_what_an_earlier_process_had_of_a_download_counts_and_goes_first(tmp_path: Path) -> None:
+    parts = [BlobStore(tmp_path).partial(f"{n}b" * 32) for n in range(3)]
+    for second, part in enumerate(parts):
+        part.write_bytes(bytes(1000))
+        os.utime(part, (second, second))
+    store = BlobStore(tmp_path, quota_bytes=3000)
+    store.resume("0b" * 32)  # goes on: what is under way does not have to go
+    one = store.put(numbered(1))
+    two = store.put(numbered(2))
+    assert files(store) == {one, two, parts[0].name, parts[2].name}
+    store.interrupt("0b" * 32)
+    three = store.put(numbered(3))
+    assert files(store) == {one, two, three}
+    parts[0].write_bytes(bytes(2000))
+    store.interrupt("0b" * 32)
+    store.pin(one, two, three)
+    with pytest.raises(ResourceError, match="quota"):
+        store.put(numbered(4))
+    assert parts[0].exists()
 
 
 def test_a_file_deleted_by_hand_is_noticed(tmp_path: Path) -> None:
@@ -118,7 +145,7 @@ def test_a_file_deleted_by_hand_is_noticed(tmp_path: Path) -> None:
     blob = store.put(numbered(1))
     (tmp_path / blob).unlink()
     assert store.path(blob) is None
-    assert (store.has(blob), store.used_bytes(), store.chunk_hashes(blob)) == (False, 0, None)
+    assert (store.has(blob), used(store), store.chunk_hashes(blob)) == (False, 0, None)
     assert store.put(numbered(1)) == blob
     assert store.path(blob) is not None
 
@@ -130,7 +157,7 @@ def test_delete_takes_pinned_content_too(tmp_path: Path) -> None:
     store.delete(blob)
     store.delete(blob)
     assert files(store) == set()
-    assert store.used_bytes() == 0
+    assert used(store) == 0
 
 
 def test_chunk_hashes_are_those_of_the_content(tmp_path: Path) -> None:

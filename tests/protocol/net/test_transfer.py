@@ -498,7 +498,7 @@ async def test_a_full_disk_of_the_receiver_is_its_own_fault(
 ) -> None:
     blob = store.put(DATA[: 2 * CHUNK])
     taker = holders[0]
-    taker.store.quota_bytes = taker.store.used_bytes()
+    taker.store.quota_bytes = sum(taker.store._sizes.values())
     taker.store.pin(BLOB)
     before = sorted(taker.store.root.iterdir())
     with pytest.raises(wire.Refused, match="quota") as refused:

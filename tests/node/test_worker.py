@@ -1,0 +1,77 @@
+"""A node's duties, with everything around them faked."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from artel.node import worker
+from artel.node.worker import Worker
+from artel.protocol import messages
+
+ROOT = "ab" * 32
+
+
+def directive(task: messages.Task) -> messages.Directive:
+    return messages.Directive(
+        version=1,
+        task=task,
+        round=0,
+        attempt=0,
+        root=ROOT,
+        remaining=1.0,
+        ledger_size=0,
+        reason="",
+        evaluate=False,
+        peers={},
+    )
+
+
+class States:
+    """What the worker asks of the states that a node holds."""
+
+    round, root = -1, ""
+
+    async def obtain(self, root: str, others: list[str]) -> Path:
+        return Path(root)
+
+    async def switch(self, trainer: Any, path: Path, round: int, root: str) -> None:
+        self.round, self.root = round, root
+
+
+async def test_a_node_that_is_told_to_sync_again_and_again_pauses_in_between(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two processes on copies of one home did so as fast as the coordinator answered."""
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    async def caught_up(*_: object) -> None:
+        pass
+
+    session: Any = SimpleNamespace(
+        replica=SimpleNamespace(state=SimpleNamespace(states=[ROOT]), catch_up=caught_up),
+        host=None,
+        link=SimpleNamespace(coordinator="coordinator"),
+        run="",
+        trainer=None,
+    )
+    states: Any = States()
+    own = Worker(session, states, Any, 0, lambda: None)  # type: ignore[arg-type]
+    monkeypatch.setattr(worker, "asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": sleep}))
+    for _ in range(worker.FREE_SYNCS):
+        await own.perform(directive("sync"))
+    assert (states.root, pauses) == (ROOT, [])
+    for _ in range(3):
+        await own.perform(directive("sync"))
+    assert pauses == 3 * [worker.SYNC_PAUSE_S]
+    monkeypatch.setattr(own, "_train", caught_up)
+    await own.perform(directive("train"))  # it is a member again: the next time costs nothing
+    await own.perform(directive("sync"))
+    assert len(pauses) == 3
