@@ -41,8 +41,7 @@ import psutil
 
 from artel.coordinator.local_run import Program
 from artel.ledger import entries
-from artel.ledger.store.snapshot import snapshot
-from artel.ledger.store.store import LedgerStore
+from artel.ledger.store.reading import LedgerReader
 from artel.ledger.store.verify import verify_home
 from artel.node import status as node_status
 from artel.protocol import dsse, tether
@@ -354,7 +353,7 @@ def check_ledger(home: Path, result: Findings) -> None:
         result.verified = verify_home(home).verified
         times.append(time.perf_counter() - began)
     result.verify_seconds = statistics.median(times)
-    with snapshot(home) as copied, LedgerStore.open_copy(copied.path) as store:
+    with LedgerReader.of(home) as store:
         leaves = list(store.leaves())
     began = time.perf_counter()
     for leaf in leaves:

@@ -13,8 +13,7 @@ from artel.ledger import entries
 from artel.ledger.fold.shares import FoldState, shares
 from artel.ledger.store import finality
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
-from artel.ledger.store.snapshot import snapshot
-from artel.ledger.store.store import LedgerStore
+from artel.ledger.store.reading import LedgerReader
 from artel.ledger.store.verify import verify_home
 from artel.protocol import content
 from artel.protocol.errors import ArtelError
@@ -48,7 +47,7 @@ def checked(demo: Demo, rows: Sequence[dict[str, Any]], bytes_up: Mapping[str, i
     for name, ledger in ledgers.items():
         broken = [check for check in ledger.checks if not check.ok]
         problems += [f"ledger of {name}: {check.name}: {check.detail}" for check in broken]
-    with snapshot(demo.folder / "coordinator") as copied, LedgerStore.open_copy(copied.path) as log:
+    with LedgerReader.of(demo.folder / "coordinator") as log:
         example, unsigned = _signed_by_all(log)
         final, witnesses = 0, 0
         try:
@@ -107,7 +106,7 @@ def checked(demo: Demo, rows: Sequence[dict[str, Any]], bytes_up: Mapping[str, i
 
 
 def _newest_final(
-    demo: Demo, homes: Sequence[str], log: LedgerStore, fold: FoldState
+    demo: Demo, homes: Sequence[str], log: LedgerReader, fold: FoldState
 ) -> tuple[int, int]:
     """Entries that are final by the newest head that any home holds, and how many accounts say so;
     its signatures are checked again here, and its root."""
@@ -125,7 +124,7 @@ def _newest_final(
     return best
 
 
-def _signed_by_all(log: LedgerStore) -> tuple[int, list[str]]:
+def _signed_by_all(log: LedgerReader) -> tuple[int, list[str]]:
     """All accepted contributors must have signed each agreed root.
 
     :returns: index of the newest contribution, an entry worth explaining; and who has not, in words

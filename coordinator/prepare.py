@@ -19,8 +19,8 @@ import numpy as np
 from artel.coordinator import sources
 from artel.coordinator.estimate import require_fragments
 from artel.coordinator.rehearsal import rehearse
-from artel.ledger.store.snapshot import snapshot
-from artel.ledger.store.store import DATABASE_NAME, LedgerStore
+from artel.ledger.store.reading import LedgerReader
+from artel.ledger.store.store import DATABASE_NAME
 from artel.protocol import assignment, files, model, shards
 from artel.protocol import tokenizer as tokenizers
 from artel.protocol.errors import ArtelError, CheckFailed, UsageError
@@ -125,7 +125,7 @@ def _published(home: Path) -> bytes:
     """
     if not (home / DATABASE_NAME).exists():
         return b""
-    with snapshot(home) as copied, LedgerStore.open_copy(copied.path) as store:
+    with LedgerReader.of(home) as store:
         return store.leaf(0) if store.size else b""
 
 

@@ -16,8 +16,7 @@ from pathlib import Path
 
 from artel.ledger import entries
 from artel.ledger.fold.shares import fold
-from artel.ledger.store.snapshot import snapshot
-from artel.ledger.store.store import LedgerStore
+from artel.ledger.store.reading import LedgerReader
 from artel.node.sizes import state_bytes
 from artel.protocol.errors import ResourceError, UsageError
 from artel.protocol.manifest import Manifest, open_manifest
@@ -81,5 +80,5 @@ def _opened(
 
 def _agreed(home: Path, run: str) -> list[str]:
     """Roots of the states that were agreed on, oldest first."""
-    with snapshot(home) as copy, LedgerStore.open_copy(copy.path, run=run) as store:
+    with LedgerReader.of(home, run) as store:
         return fold(map(entries.decode, store.leaves())).states

@@ -1,10 +1,13 @@
 """What a home remembers about tree heads, and what it may forget: ``heads.sqlite3``.
 
-Everything that changes or may be erased lies here, apart from the ledger, which never changes:
-what this home cosigned (or, as the log itself, signed) last, notes with the witnesses' lines,
-evidence of split views, and the names that people gave themselves. A witness that forgot what it
-cosigned could cosign a second history, so every change is on the disk before its method returns
-(SQLite, WAL, ``synchronous=FULL``).
+Everything that changes or may be erased lies here, apart from the ledger, which only grows: what
+this home cosigned (or, as the log itself, signed) last, notes with the witnesses' lines, evidence
+of split views, and the names that people gave themselves. A witness that forgot what it cosigned
+could cosign a second history, so every change is on the disk before its method returns.
+
+It is a file of its own because it is held against the ledger: whoever puts ``ledger.sqlite3`` back
+from a backup, or lets a node fetch it again, would put tables inside it back as well. All rows
+together have a digest, so that one that changed or is gone is noticed when the file is opened.
 
 Methods block and may be called from any thread; daemons call them through ``asyncio.to_thread``.
 """
@@ -15,34 +18,39 @@ import hashlib
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from artel.ledger.store import database
+from artel.ledger.store.database import storage_errors, transaction
 from artel.ledger.tlog import note as notes
 from artel.ledger.tlog.checkpoint import MAX_SIZE, Checkpoint
 from artel.ledger.tlog.cosignature import COSIGNATURE_BYTES, add_lines
 from artel.ledger.tlog.note import Note
 from artel.protocol import canonical
 from artel.protocol.dsse import MAX_ENVELOPE_BYTES
-from artel.protocol.errors import CheckFailed, ResourceError, UsageError
+from artel.protocol.errors import CheckFailed, UsageError
 
 HEADS_NAME = "heads.sqlite3"
 MAX_NOTES = 256
 MAX_CONFLICTS = 64
-_FORMAT = 1
-_LOCK_WAIT_S = 10.0
-
-_SCHEMA = (
-    "CREATE TABLE witnessed(origin TEXT PRIMARY KEY, size INTEGER NOT NULL, root BLOB NOT NULL,"
-    " seal BLOB NOT NULL)",
-    "CREATE TABLE notes(origin TEXT, size INTEGER, lines INTEGER NOT NULL, note TEXT NOT NULL,"
-    " PRIMARY KEY(origin, size))",
-    "CREATE TABLE conflicts(id BLOB PRIMARY KEY, evidence BLOB NOT NULL)",
-    "CREATE TABLE aliases(account TEXT PRIMARY KEY, alias TEXT NOT NULL, team TEXT NOT NULL,"
-    " since INTEGER NOT NULL)",
-    f"PRAGMA user_version={_FORMAT}",
+_HINT = (
+    "restore it from a backup; without it this home no longer knows what it has cosigned: "
+    "whoever moves it aside should give the node a new key"
 )
+_TABLES = {
+    "witnessed": ("origin TEXT PRIMARY KEY", "size INTEGER NOT NULL", "root BLOB NOT NULL"),
+    "notes": (
+        *("origin TEXT", "size INTEGER", "lines INTEGER NOT NULL", "note TEXT NOT NULL"),
+        "PRIMARY KEY(origin, size)",
+    ),
+    "conflicts": ("id BLOB PRIMARY KEY", "evidence BLOB NOT NULL"),
+    "aliases": (
+        *("account TEXT PRIMARY KEY", "alias TEXT NOT NULL", "team TEXT NOT NULL"),
+        "since INTEGER NOT NULL",
+    ),
+}
 # Kept are the newest, and before them those that no newer note with as many lines replaces: the
 # newest final note must not go because many came after it that are not final yet.
 _PRUNE = f"""
@@ -53,12 +61,41 @@ _PRUNE = f"""
     )"""
 
 
+def _schema() -> Iterator[str]:
+    """The tables, and triggers that keep the digest over all rows.
+
+    The digest is the exclusive or of the hashes of the rows: what adds one also takes it away.
+    """
+    yield "CREATE TABLE seal(digest BLOB NOT NULL)"
+    yield "INSERT INTO seal VALUES (zeroblob(32))"
+    for table, columns in _TABLES.items():
+        yield f"CREATE TABLE {table}({', '.join(columns)})"
+        names = [column.split()[0] for column in columns if not column.startswith("PRIMARY")]
+        for event, rows in (("INSERT", ["new"]), ("UPDATE", ["old", "new"]), ("DELETE", ["old"])):
+            updates = ""
+            for row in rows:
+                values = ", ".join(f"{row}.{name}" for name in names)
+                updates += f" UPDATE seal SET digest = sealed(digest, '{table}', {values});"
+            trigger = f"CREATE TRIGGER {table}_{event} AFTER {event} ON {table}"
+            yield f"{trigger} BEGIN{updates} END"
+
+
+SCHEMA = tuple(_schema())
+
+
+def _sealed(digest: bytes, *values: object) -> bytes:
+    """The digest with a row added or taken away."""
+    row = hashlib.sha256(repr(values).encode()).digest()
+    return bytes(left ^ right for left, right in zip(digest, row, strict=True))
+
+
 class HeadStore:
     """The changeable part of a home. Owned by one process."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, reader: sqlite3.Connection | None = None) -> None:
         """Open the file at ``path``, or make it.
 
+        :param reader: reads it already; nothing can be changed then
         :raises CheckFailed: when it is damaged
         :raises ResourceError: when it cannot be read or written
         """
@@ -66,37 +103,41 @@ class HeadStore:
         self._lock = threading.Lock()
         with self._errors():
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(
-                path, timeout=_LOCK_WAIT_S, isolation_level=None, check_same_thread=False
-            )
-            try:
+        self._connection = reader or database.connect(path, SCHEMA, _HINT)
+        try:
+            with self._errors():
                 self._prepare()
-            except BaseException:
-                self._connection.close()
-                raise
+        except BaseException:
+            self._connection.close()
+            raise
 
     def _prepare(self) -> None:
-        self._connection.execute("PRAGMA journal_mode=WAL")
-        self._connection.execute("PRAGMA synchronous=FULL")
-        self._connection.execute("PRAGMA fullfsync=ON")
+        self._connection.create_function("sealed", -1, _sealed, deterministic=True)
         # A name that somebody takes back is overwritten, not only unlinked.
         self._connection.execute("PRAGMA secure_delete=ON")
-        with self._change():
-            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-            (tables,) = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            if version == 0 and tables == 0:
-                for statement in _SCHEMA:
-                    self._connection.execute(statement)
-            elif version != _FORMAT:
-                raise CheckFailed(
-                    f"{self.path} is in format {version}, this program knows {_FORMAT}",
-                    "use the program that made it",
-                )
-        (found,) = self._connection.execute("PRAGMA integrity_check(1)").fetchone()
-        if found != "ok":
-            raise self._damaged(str(found))
-        for (origin,) in self._connection.execute("SELECT origin FROM witnessed").fetchall():
-            self._witnessed(origin)
+        error = database.integrity_error(self._connection)
+        digest = bytes(32)
+        for table in _TABLES:
+            for row in self._connection.execute(f"SELECT * FROM {table}"):
+                digest = _sealed(digest, table, *row)
+        if self._connection.execute("SELECT digest FROM seal").fetchall() != [(digest,)]:
+            error = error or "its rows are not those that were written"
+        if error:
+            raise database.damaged(self.path, error, _HINT)
+
+    @classmethod
+    @contextmanager
+    def of(cls, home: Path) -> Iterator[HeadStore | None]:
+        """What a home keeps, for reading, whoever goes on writing it; None when it keeps nothing.
+
+        :raises CheckFailed: when it is damaged
+        """
+        path = home / HEADS_NAME
+        if not path.is_file():
+            yield None
+            return
+        with database.reading(path, SCHEMA, _HINT) as connection:
+            yield cls(path, connection)
 
     def close(self) -> None:
         """Close the file; the store cannot be used afterwards."""
@@ -108,14 +149,13 @@ class HeadStore:
     def witnessed_heads(self) -> list[Checkpoint]:
         """The newest tree head of each log that was signed or cosigned here."""
         with self._lock, self._errors():
-            rows = self._connection.execute("SELECT origin FROM witnessed").fetchall()
-            found = ((str(origin), self._witnessed(origin)) for (origin,) in rows)
-            return [Checkpoint(origin, *head) for origin, head in found if head is not None]
+            rows = self._connection.execute("SELECT origin, size, root FROM witnessed").fetchall()
+        return [Checkpoint(*row) for row in rows]
 
     def witnessed(self, origin: str) -> tuple[int, bytes] | None:
         """Size and root of the newest tree head of this log that was (co)signed here."""
-        with self._lock, self._errors():
-            return self._witnessed(origin)
+        heads = {head.origin: (head.size, head.root) for head in self.witnessed_heads()}
+        return heads.get(origin)
 
     def advance(self, origin: str, old_size: int, size: int, root: bytes) -> bool:
         """Note that a tree head of ``size`` entries is about to be cosigned, before it is.
@@ -129,48 +169,26 @@ class HeadStore:
         """
         if not 0 <= old_size <= size < MAX_SIZE or len(root) != 32:
             raise UsageError(f"a witness cannot go from {old_size} to {size} entries")
-        seal = _seal(origin, size, root)
         # SPEC (tlog-witness): The witness MUST check that the old size matches the size of the
         # latest checkpoint it cosigned for the checkpoint's origin, and MUST persist the new
         # checkpoint before returning the cosignature; the check and the update are atomic. Here it
         # is one statement, which changes one row or none.
-        with self._lock, self._errors(), self._change():
-            known = self._witnessed(origin)
-            if known is None:
-                if old_size:
-                    return False
-                changed = self._connection.execute(
-                    "INSERT INTO witnessed VALUES (?, ?, ?, ?)", (origin, size, root, seal)
-                )
-            else:
-                changed = self._connection.execute(
-                    "UPDATE witnessed SET size = ?1, root = ?2, seal = ?3"
-                    " WHERE origin = ?4 AND size = ?5 AND (size < ?1 OR root = ?2)",
-                    (size, root, seal, origin, old_size),
-                )
+        with self._changed():
+            changed = self._connection.execute(
+                "INSERT INTO witnessed SELECT ?1, ?2, ?3 WHERE ?4 = 0 OR EXISTS("
+                "SELECT 1 FROM witnessed WHERE origin = ?1)"
+                " ON CONFLICT DO UPDATE SET size = ?2, root = ?3"
+                " WHERE size = ?4 AND (size < ?2 OR root = ?3)",
+                (origin, size, root, old_size),
+            )
             return changed.rowcount == 1
-
-    def _witnessed(self, origin: str) -> tuple[int, bytes] | None:
-        row = self._connection.execute(
-            "SELECT size, root, seal FROM witnessed WHERE origin = ?", (origin,)
-        ).fetchone()
-        if row is None:
-            return None
-        size, root, seal = row
-        if (
-            not isinstance(size, int)
-            or not isinstance(root, bytes)
-            or seal != _seal(origin, size, root)
-        ):
-            raise self._damaged("what was cosigned last is not what was written")
-        return size, root
 
     def forget_after(self, size: int) -> None:
         """Forget all heads of more entries: for a log whose owner says that nobody has seen them.
 
         A witness must never do this.
         """
-        with self._lock, self._errors(), self._change():
+        with self._changed():
             for table in ("witnessed", "notes"):
                 self._connection.execute(f"DELETE FROM {table} WHERE size > ?", (size,))
 
@@ -186,7 +204,7 @@ class HeadStore:
         """
         new = notes.parse(note)
         head = Checkpoint.parse(new.text)
-        with self._lock, self._errors(), self._change():
+        with self._changed():
             query = "SELECT note FROM notes WHERE origin = ? AND size = ?"
             row = self._connection.execute(query, (head.origin, head.size)).fetchone()
             if row is not None:
@@ -238,7 +256,7 @@ class HeadStore:
         data = canonical.dumps(evidence)
         if len(data) > MAX_ENVELOPE_BYTES:
             raise UsageError(f"evidence of {len(data)} bytes, at most {MAX_ENVELOPE_BYTES} allowed")
-        with self._lock, self._errors(), self._change():
+        with self._changed():
             changed = self._connection.execute(
                 "INSERT INTO conflicts SELECT ?1, ?2"
                 " WHERE (SELECT count(*) FROM conflicts) < ?3 ON CONFLICT DO NOTHING",
@@ -252,15 +270,9 @@ class HeadStore:
         :raises CheckFailed: when the file is damaged
         """
         with self._lock, self._errors():
-            rows = self._connection.execute(
-                "SELECT id, evidence FROM conflicts ORDER BY rowid"
-            ).fetchall()
-        found: list[dict[str, Any]] = []
-        for digest, data in rows:
-            if not isinstance(data, bytes) or hashlib.sha256(data).digest() != digest:
-                raise self._damaged("evidence is not what was written")
-            found.append(canonical.loads(data))
-        return found
+            query = "SELECT evidence FROM conflicts ORDER BY rowid"
+            rows = self._connection.execute(query).fetchall()
+        return [canonical.loads(data) for (data,) in rows]
 
     # --- names, which may be erased ---------------------------------------------------------------
 
@@ -270,7 +282,7 @@ class HeadStore:
         :param since: when the owner signed it, seconds since 1970; an older statement, sent again
             by somebody else, brings no old name back
         """
-        with self._lock, self._errors(), self._change():
+        with self._changed():
             changed = self._connection.execute(
                 "INSERT INTO aliases VALUES (?1, ?2, ?3, ?4) ON CONFLICT(account)"
                 " DO UPDATE SET alias = ?2, team = ?3, since = ?4 WHERE since < ?4",
@@ -284,11 +296,11 @@ class HeadStore:
         What stays is the date of the erased statement, so that it cannot be brought back by
         sending it again.
         """
+        with self._changed():
+            self._connection.execute(
+                "UPDATE aliases SET alias = '', team = '' WHERE account = ?", (account,)
+            )
         with self._lock, self._errors():
-            with self._change():
-                self._connection.execute(
-                    "UPDATE aliases SET alias = '', team = '' WHERE account = ?", (account,)
-                )
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def aliases(self) -> dict[str, tuple[str, str]]:
@@ -301,46 +313,12 @@ class HeadStore:
     # --- transactions and errors ------------------------------------------------------------------
 
     @contextmanager
-    def _change(self) -> Iterator[None]:
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
+    def _changed(self) -> Iterator[None]:
+        with self._lock, self._errors(), transaction(self._connection):
             yield
-            self._connection.execute("COMMIT")
-        except BaseException:
-            with suppress(sqlite3.Error):
-                self._connection.execute("ROLLBACK")
-            raise
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.OperationalError as error:
-            if any(word in str(error) for word in ("no such", "malformed", "no column")):
-                raise self._damaged(str(error)) from None
-            raise ResourceError(
-                f"cannot use {self.path}: {error}",
-                "free some space, check the disk, and that no other process uses this home",
-            ) from None
-        except (sqlite3.Error, UnicodeDecodeError) as error:  # a damaged schema's own text
-            raise self._damaged(str(error)) from None
-        except OSError as error:
-            raise ResourceError(
-                f"cannot use {self.path}: {error.strerror or error}",
-                "check the disk and the permissions of its folder",
-            ) from None
-
-    def _damaged(self, text: str) -> CheckFailed:
-        return CheckFailed(
-            f"{self.path} is damaged: {text[:200]}",
-            "restore it from a backup; without it this home no longer knows what it has cosigned: "
-            "whoever moves it aside should give the node a new key",
-        )
-
-
-def _seal(origin: str, size: int, root: bytes) -> bytes:
-    """SQLite notices most damage by itself, but not a bit that flips within a value."""
-    return hashlib.sha256(f"{origin}\n{size}\n{root.hex()}\n".encode()).digest()
+    def _errors(self) -> AbstractContextManager[None]:
+        return storage_errors(self.path, _HINT)
 
 
 def _cosignatures(note: Note) -> int:

@@ -14,11 +14,15 @@ from typing import TYPE_CHECKING
 
 from artel.ledger.tlog.checkpoint import Checkpoint, open_checkpoint, parse_checkpoint
 from artel.ledger.tlog.note import MAX_NOTE_BYTES
-from artel.protocol.errors import CheckFailed, DecodeError
+from artel.protocol.errors import CheckFailed, DecodeError, UsageError
 
 if TYPE_CHECKING:
     from artel.ledger.store.heads import HeadStore
     from artel.ledger.store.reading import LedgerReader
+
+
+DATABASE_NAME = "ledger.sqlite3"
+CHECKPOINT_NAME = "checkpoint"
 
 
 class LostEntries(CheckFailed):
@@ -34,6 +38,20 @@ class LostEntries(CheckFailed):
         )
 
 
+def require_file(home: Path) -> Path:
+    """The ledger's file in a home.
+
+    :raises UsageError: when there is none
+    """
+    path = home / DATABASE_NAME
+    if not path.is_file():
+        raise UsageError(
+            f"there is no ledger in {home}",
+            "give the home directory of a node or a coordinator: --home DIR",
+        )
+    return path
+
+
 def term_of(origin: str, run: str) -> int | None:
     """The term in an origin line of this run; None when it is the origin of something else."""
     match = re.fullmatch(r"artel/([0-9a-f]{64})/term/(0|[1-9][0-9]{0,8})", origin, re.ASCII)
@@ -44,7 +62,7 @@ def read_checkpoint_file(path: Path) -> str:
     """The note in the file; empty when there is none."""
     try:
         return path.read_bytes()[: MAX_NOTE_BYTES + 1].decode("utf-8", "replace")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return ""
 
 

@@ -3,6 +3,11 @@
 What a :class:`LedgerReader` says about its size comes from one immutable :class:`Head`, which is
 replaced when an append is durable. So nothing here waits for an append that is under way, and
 whoever asks for the size, the root and a proof one after the other can name the size they mean.
+
+Opening a ledger reads the right edge of its tree, and holds it against the newest tree head and
+that against the coordinators' key. Every entry and every tile is then compared with the hash above
+it when it is read, up to that edge: opening costs the same for any length, and no byte that changed
+on the disk gets to anybody.
 """
 
 from __future__ import annotations
@@ -11,19 +16,23 @@ import sqlite3
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from artel.ledger.entries import Genesis
+from artel.ledger.entries import Entry, Genesis, decode, entry_id
+from artel.ledger.store import database
 from artel.ledger.store.database import storage_errors
+from artel.ledger.store.published import require_file, term_of
 from artel.ledger.tlog import edge, tiles
-from artel.ledger.tlog.checkpoint import origin_of
+from artel.ledger.tlog.checkpoint import open_checkpoint, origin_of, parse_checkpoint
 from artel.ledger.tlog.edge import Edge
 from artel.ledger.tlog.proof import root_at
 from artel.ledger.tlog.tiles import TILE_HEIGHT, TILE_WIDTH, Tile
 from artel.protocol.errors import CheckFailed, UsageError
-from artel.protocol.merkle import EMPTY_ROOT, HASH_BYTES
+from artel.protocol.merkle import EMPTY_ROOT, HASH_BYTES, leaf_hash
 
 _READ_ROWS = 256
 _HASHED_TILES = 256
@@ -55,6 +64,66 @@ class LedgerReader:
         self._reading = threading.RLock()  # guards the connection and the hashed tiles
         self._hashed: OrderedDict[tuple[int, int], tuple[bytes, ...]] = OrderedDict()
         self._head = Head()
+
+    @classmethod
+    @contextmanager
+    def of(cls, home: Path, run: str | None = None) -> Iterator[LedgerReader]:
+        """The ledger of a home as it is now, whoever goes on writing it; nothing is changed.
+
+        :param run: the run that it must belong to (when it is not empty)
+        :raises UsageError: when there is none, or it is of another run
+        :raises CheckFailed: when it is damaged
+        """
+        path = require_file(home)
+        with database.reading(path, database.tables()) as connection:
+            reader = cls(path, connection)
+            reader.term = reader._load()
+            reader._require_run(run)
+            yield reader
+
+    def _load(self) -> int:
+        """Take what the newest tree head signs as the ledger; returns the head's term.
+
+        :raises CheckFailed: when the edge of the tree is not the one that is signed
+        """
+        with storage_errors(self.path):
+            newest = "SELECT size, note FROM checkpoints ORDER BY size DESC LIMIT 1"
+            covered, note = self._reader.execute(newest).fetchone() or (0, "")
+            query = "SELECT coalesce(max(idx) + 1, 0) FROM entries"
+            (size,) = self._reader.execute(query).fetchone()
+        if covered != size:
+            raise CheckFailed(
+                f"{self.path} holds {size} entries, its newest checkpoint covers {covered}"
+            )
+        if not size:
+            return 0
+        head = parse_checkpoint(str(note))
+        grown = Edge.of(size, self._edge_hashes)
+        if (head.size, head.root) != (size, grown.root()):
+            raise database.damaged(self.path, "its newest entries or tiles are not what was signed")
+        self._head = Head(grown, head.root, str(note))
+        genesis = first_entry(self.leaf(0))
+        term = term_of(head.origin, genesis.run)
+        if term is None:
+            raise CheckFailed(f"the newest checkpoint of {self.path} is of another log")
+        open_checkpoint(str(note), head.origin, genesis.coordinators)
+        self._head = Head(grown, head.root, str(note), genesis)
+        return term
+
+    def _edge_hashes(self, level: int, index: int, count: int) -> Iterator[bytes]:
+        if level == 0:
+            yield from map(leaf_hash, self._stored(index, index + count))
+        else:
+            for tile in range(index, index + count):
+                yield edge.pyramid(self._stored_tile(level - 1, tile))[TILE_HEIGHT]
+
+    def _require_run(self, run: str | None) -> None:
+        genesis = self._head.genesis
+        if run is not None and genesis is not None and genesis.run != run:
+            raise UsageError(
+                f"{self.path} is the ledger of run {genesis.run[:12]}…, not {run[:12]}…",
+                "use another --home for each run",
+            )
 
     # --- the newest head --------------------------------------------------------------------------
 
@@ -102,18 +171,48 @@ class LedgerReader:
         return found
 
     def leaves(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        """Entries ``start`` to ``stop`` (default: all that are there now), read in pages."""
-        stop = self.size if stop is None else min(stop, self.size)
+        """Entries ``start`` to ``stop`` (default: all that are there now), a tile at a time.
+
+        :raises CheckFailed: when one is not what was signed
+        """
+        head = self._head
+        stop = head.size if stop is None else min(stop, head.size)
+        first = max(0, start)
+        while first < stop:
+            tile = tiles.tile_at(0, first // TILE_WIDTH, head.size)
+            last = min(stop, tile.end)
+            page = self._stored(first, last)
+            hashes = b"".join([sha256(b"\x00" + leaf).digest() for leaf in page])
+            within = slice((first - tile.start) * HASH_BYTES, (last - tile.start) * HASH_BYTES)
+            if hashes != self._leaf_hashes(head, tile)[within]:
+                raise database.damaged(self.path, f"an entry from {first} to {last - 1} is another")
+            yield from page
+            first = last
+
+    def _leaf_hashes(self, head: Head, tile: Tile) -> bytes:
+        if tile.width == TILE_WIDTH:
+            return self._rows(0, tile.index)[0]
+        return b"".join(head.edge.hashes(0))
+
+    def _stored(self, start: int, stop: int) -> list[bytes]:
+        """Entries as they are stored, not yet compared with anything."""
         query = "SELECT leaf FROM entries WHERE idx >= ? AND idx < ? ORDER BY idx"
-        for first in range(max(0, start), stop, _READ_ROWS):
-            with self._reading, storage_errors(self.path):
-                last = min(first + _READ_ROWS, stop)
-                rows = self._reader.execute(query, (first, last)).fetchall()
-            yield from (row[0] for row in rows)
+        with self._reading, storage_errors(self.path):
+            rows = self._reader.execute(query, (start, stop)).fetchall()
+        page = [row[0] for row in rows]
+        if len(page) != stop - start or not all(isinstance(leaf, bytes) for leaf in page):
+            raise database.damaged(self.path, f"an entry from {start} to {stop - 1} is missing")
+        return page
 
     def index_of(self, entry: str) -> int | None:
-        """Index of the entry with this id (hex), if it is there."""
-        return next(iter(self.find(entry)), None) if len(entry) == 64 else None
+        """Index of the entry with this id (hex), if it is there.
+
+        :raises CheckFailed: when the index of ids leads to another entry
+        """
+        index = next(iter(self.find(entry)), None) if len(entry) == 64 else None
+        if index is not None and entry_id(self.leaf(index)) != entry.lower():
+            raise database.damaged(self.path, f"entry {index} has another id")
+        return index
 
     def find(self, prefix: str, limit: int = 2) -> list[int]:
         """Indices of entries whose id begins with ``prefix`` (hex, at least 8 digits)."""
@@ -211,20 +310,33 @@ class LedgerReader:
             if rows is not None:
                 self._hashed.move_to_end((level, index))
                 return rows
-            query = "SELECT hashes FROM tiles WHERE place = ?"
-            with storage_errors(self.path):
-                place = edge.place_of(level, index)
-                row = self._reader.execute(query, (place,)).fetchone()
-            hashes = row[0] if row else None
-            if not isinstance(hashes, bytes) or len(hashes) != edge.TILE_BYTES:
-                raise _wrong_tile(self.path, level, index)
-            rows = edge.pyramid(hashes)
+            rows = edge.pyramid(self._stored_tile(level, index))
             if rows[-1] != self.subtree(TILE_HEIGHT * (level + 1), index):
                 raise _wrong_tile(self.path, level, index)
             self._hashed[level, index] = rows
             if len(self._hashed) > _HASHED_TILES:
                 self._hashed.popitem(last=False)
             return rows
+
+    def _stored_tile(self, level: int, index: int) -> bytes:
+        """A full tile as it is stored, not yet compared with anything."""
+        query = "SELECT hashes FROM tiles WHERE level = ? AND idx = ?"
+        with self._reading, storage_errors(self.path):
+            (hashes,) = self._reader.execute(query, (level, index)).fetchone() or (None,)
+        if not isinstance(hashes, bytes) or len(hashes) != edge.TILE_BYTES:
+            raise _wrong_tile(self.path, level, index)
+        return hashes
+
+
+def first_entry(leaf: bytes | Entry) -> Genesis:
+    """The manifest that entry 0 is.
+
+    :raises CheckFailed: when it is something else
+    """
+    body = (decode(leaf) if isinstance(leaf, bytes) else leaf).body
+    if not isinstance(body, Genesis):
+        raise CheckFailed("the first entry of a ledger must be the signed manifest")
+    return body
 
 
 def _wrong_tile(path: Path, level: int, index: int) -> CheckFailed:

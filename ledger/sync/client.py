@@ -9,11 +9,10 @@ peer says, and :attr:`View.trust` says so.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from artel.ledger.fold.alias import read_table
 from artel.ledger.store import cache
@@ -26,38 +25,31 @@ from artel.ledger.tlog.checkpoint import Checkpoint, open_checkpoint, parse_chec
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError
 from artel.protocol.paths import expanded
 
-if TYPE_CHECKING:
-    from artel.ledger.store.heads import HeadStore
-
-__all__ = ["Cosigner", "Log", "View", "heads_of", "home_view", "open_log", "remote_view"]
-
-_TRIES = 20
+__all__ = ["Cosigner", "Log", "View", "home_view", "open_log", "remote_view"]
 
 
 @contextmanager
 def home_view(home: Path, *, caching: bool = True) -> Iterator[View]:
-    """The ledger of a home, from a private copy; nothing in the home is touched.
+    """The ledger of a home as it is now; nothing in the home is changed.
 
     :raises UsageError: there is none
     :raises CheckFailed: it is damaged, or its newest checkpoint is not the coordinator's
     """
-    from artel.ledger.store.snapshot import snapshot
-    from artel.ledger.store.store import LedgerStore
+    from artel.ledger.store.heads import HeadStore
+    from artel.ledger.store.reading import LedgerReader
 
     home = expanded(home)
-    with snapshot(home) as copied, LedgerStore.open_copy(copied.path) as store:
+    # The kept heads first: the ledger is never behind them.
+    with HeadStore.of(home) as heads, LedgerReader.of(home) as store:
         view = View(store, str(home), home=home)
-        if store.size:
-            open_checkpoint(store.latest_note, store.origin, store.genesis.coordinators)
-            if caching:
-                place = hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:16]
-                view.keep = cache.default_folder(store.genesis.run) / f"home-{place}.json"
-        with heads_of(home, copied.path.parent) as heads:
-            if heads is not None:
-                view.heads = heads
-                view.names = heads.aliases()
-                view.evidence = heads.conflicts()
-            yield view
+        if store.size and caching:
+            place = hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:16]
+            view.keep = cache.default_folder(store.genesis.run) / f"home-{place}.json"
+        if heads is not None:
+            view.heads = heads
+            view.names = heads.aliases()
+            view.evidence = heads.conflicts()
+        yield view
 
 
 @contextmanager
@@ -128,37 +120,6 @@ def open_head(
 
 def _size(head: Checkpoint) -> int:
     return head.size
-
-
-@contextmanager
-def heads_of(home: Path, folder: Path) -> Iterator[HeadStore | None]:
-    """A copy of a home's cosigned tree heads in ``folder``; None when it has none yet."""
-    from artel.ledger.store.heads import HEADS_NAME, HeadStore
-
-    source = home / HEADS_NAME
-    if not source.is_file():
-        yield None
-        return
-    for _ in range(_TRIES):
-        before = [_stamp(path) for path in (source, source.with_name(f"{HEADS_NAME}-wal"))]
-        for name in (HEADS_NAME, f"{HEADS_NAME}-wal"):
-            with suppress(FileNotFoundError):
-                shutil.copyfile(home / name, folder / name)
-        if before == [_stamp(path) for path in (source, source.with_name(f"{HEADS_NAME}-wal"))]:
-            break
-    heads = HeadStore(folder / HEADS_NAME)
-    try:
-        yield heads
-    finally:
-        heads.close()
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return (0, 0)
-    return status.st_size, status.st_mtime_ns
 
 
 def _names(holder: Holder) -> dict[str, tuple[str, str]]:

@@ -7,20 +7,21 @@ older ledger than others have seen would sign a second history.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 import shutil
-import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
-from artel.ledger.entries import decode, evidence
+from artel.ledger.entries import evidence
 from artel.ledger.entries.state import FoldState
 from artel.ledger.fold.replay import replay
-from artel.ledger.store import database, finality
+from artel.ledger.store import finality
 from artel.ledger.store.database import storage_errors
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.published import (
@@ -30,19 +31,18 @@ from artel.ledger.store.published import (
     read_checkpoint_file,
     term_of,
 )
-from artel.ledger.store.snapshot import snapshot
+from artel.ledger.store.reading import LedgerReader
 from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, MAX_BATCH, LedgerStore
 from artel.ledger.sync.holders import Holder
 from artel.ledger.sync.mirror import SignedHead, keep_evidence, verified_head
 from artel.ledger.sync.offline import run_of
 from artel.ledger.sync.source import Source, TileHashes, read_bundle
 from artel.ledger.tlog import note
-from artel.ledger.tlog.checkpoint import Checkpoint, sign_checkpoint
-from artel.ledger.tlog.edge import Edge
+from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint, sign_checkpoint
 from artel.ledger.tlog.note import Note
 from artel.ledger.tlog.proof import HashReader, root_at
 from artel.ledger.tlog.tiles import ENTRIES, level_tiles
-from artel.protocol import files, identity, merkle
+from artel.protocol import files, identity
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, UsageError
 from artel.protocol.files import sync_folder
 from artel.protocol.identity import HomeLock, Identity
@@ -131,7 +131,7 @@ def _offer(holder: Holder, run: str) -> _Offer:
 class _Own:
     """The home's ledger: ``store`` when it is sound; ``published`` is its checkpoint file."""
 
-    store: LedgerStore | None
+    store: LedgerReader | None
     damage: str
     published: str
 
@@ -156,8 +156,8 @@ def _own(home: Path) -> Iterator[_Own | None]:
         return
     with ExitStack() as stack:
         try:
-            copied = stack.enter_context(snapshot(home))
-            store = stack.enter_context(LedgerStore.open_copy(copied.path))
+            store = stack.enter_context(LedgerReader.of(home))
+            deque(store.leaves(), maxlen=0)  # each is compared with the tree when it is read
         except CheckFailed as error:
             yield _Own(None, error.message, published)
             return
@@ -248,17 +248,13 @@ def _rebuild(home: Path, own: _Own | None, best: _Offer, progress: Progress) -> 
     run = run_of(head.checkpoint.origin)
     term = term_of(head.checkpoint.origin, run) or 0
     signer = _coordinator(home, head)
-    known = own.store if own is not None else None
     work = files.unfinished(home / "ledger")
     with storage_errors(home):
         work.mkdir()
     try:
-        leaves = _leaves(best.source, head.size, progress)
-        _build(work / DATABASE_NAME, leaves, head, _notes(known, signer, head))
-        # Reads all of it back, hashes it, and writes the checkpoint file.
-        with LedgerStore.open(work / DATABASE_NAME, run=run, term=term) as store:
-            if store.root != head.root:
-                raise CheckFailed("what was written reads back differently", "test the disk")
+        with LedgerStore.open(work / DATABASE_NAME, create=True, term=term) as store:
+            leaves = _leaves(best.source, head.size, progress)
+            _fill(store, leaves, head, own.store if own is not None else None, signer)
             state = replay(store.leaves())
         if state.run != run:
             raise CheckFailed("the manifest is not signed by its organiser")
@@ -287,68 +283,40 @@ def _leaves(source: Source, size: int, progress: Progress) -> Iterator[bytes]:
         progress(done, size)
 
 
-NoteOf = Callable[[int, Edge], str]
-"""``note_of(size of the note before, tree so far)`` gives the note to store at this size, or ""."""
+def _fill(
+    store: LedgerStore,
+    leaves: Iterator[bytes],
+    head: SignedHead,
+    known: LedgerReader | None,
+    signer: Identity | None,
+) -> None:
+    """Append these entries, up to exactly the tree that ``head`` signs.
 
-
-def _notes(known: LedgerStore | None, signer: Identity | None, head: SignedHead) -> NoteOf:
-    """The newest note, those that the home had, and, on the coordinator, some in between.
-
-    A replica catches up in pages that end at a note and have at most ``MAX_BATCH`` entries. A
-    mirror holds the newest note only; the log itself may sign any tree that its newest one begins
-    with.
-    """
-    lines = note.open_note(head.note, head.keys).signatures
-    newest = Note(note.parse(head.note).text, lines).encode()
-
-    def note_of(before: int, tree: Edge) -> str:
-        if tree.size == head.size:
-            return newest
-        if known is not None and tree.size <= known.size:
-            found = known.note_at(tree.size)
-            if found:
-                return found
-        if signer is not None and tree.size - before >= MAX_BATCH:
-            return sign_checkpoint(signer, head.checkpoint.origin, tree.size, tree.root())
-        return ""
-
-    return note_of
-
-
-def _build(path: Path, leaves: Iterable[bytes], head: SignedHead, note_of: NoteOf) -> None:
-    """Write a database with these entries; durable when this returns.
+    A replica catches up in pages that end at a note and have at most ``MAX_BATCH`` entries. The
+    source has the newest note alone; the home has those of its own ledger, and the log itself may
+    sign any tree that its newest one begins with.
 
     :raises CheckFailed: when they are not those of the checkpoint
     """
-    edge, before = Edge(), 0
-    new = files.unfinished(path)
-    insert = database.insert_entries(1)
-    with storage_errors(path):
-        with closing(sqlite3.connect(new, isolation_level=None)) as target:
-            target.execute("PRAGMA synchronous=OFF")
-            target.execute("PRAGMA journal_mode=OFF")
-            database.write_schema(target, database.sqlite_version())
-            target.execute("BEGIN")
-            for leaf in leaves:
-                try:
-                    decode(leaf)
-                except DecodeError as error:
-                    raise CheckFailed(f"entry {edge.size}: {error.message}") from None
-                target.execute(insert, (edge.size, hashlib.sha256(leaf).digest(), leaf))
-                for tile in edge.append(merkle.leaf_hash(leaf)):
-                    target.execute(database.INSERT_TILE, database.tile_row(tile))
-                found = note_of(before, edge)
-                if found:
-                    target.execute(database.INSERT_CHECKPOINT, (edge.size, found))
-                    before = edge.size
-            target.execute("COMMIT")
-            if edge.root() != head.root:
-                raise CheckFailed(
-                    "the entries do not give the root that the checkpoint signs",
-                    "artel ledger audit TARGET --run ID --full names the one that is wrong",
-                )
-            target.execute("PRAGMA journal_mode=WAL")
-        database.publish(new, path)
+    lines = note.open_note(head.note, head.keys).signatures
+    newest = Note(note.parse(head.note).text, lines).encode()
+    origin = head.checkpoint.origin
+    try:
+        while head.size - store.size > MAX_BATCH:
+            found = known.note_between(store.size, store.size + MAX_BATCH) if known else ""
+            if found and (end := parse_checkpoint(found)).origin == origin:
+                store.append_replica(islice(leaves, end.size - store.size), found)
+            elif signer is not None:
+                page = list(islice(leaves, MAX_BATCH))
+                store.append(page, partial(sign_checkpoint, signer, origin))
+            else:
+                break
+        store.append_replica(leaves, newest)
+    except (DecodeError, CheckFailed) as error:
+        raise CheckFailed(
+            f"the entries are not those that the checkpoint signs: {error.message}",
+            "artel ledger audit TARGET --run ID --full names the one that is wrong",
+        ) from None
 
 
 def _coordinator(home: Path, head: SignedHead) -> Identity | None:

@@ -8,7 +8,7 @@ handed out once, to be stored.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from artel.ledger.tlog.tiles import TILE_HEIGHT, TILE_WIDTH
@@ -25,22 +25,6 @@ class FullTile:
     index: int
     hashes: bytes
 
-    @property
-    def place(self) -> int:
-        """Its number in the order in which a growing tree completes tiles, from 0."""
-        return place_of(self.level, self.index)
-
-
-def place_of(level: int, index: int) -> int:
-    """How many tiles are complete before the one at this level and index is."""
-    # It is complete when its last level-0 tile is, after the tiles of the levels below it.
-    last = ((index + 1) << TILE_HEIGHT * level) - 1
-    place = level
-    while last:
-        place += last
-        last >>= TILE_HEIGHT
-    return place
-
 
 class Edge:
     """The right edge of a tree: for each tile level, the hashes of its partial tile."""
@@ -50,6 +34,21 @@ class Edge:
     def __init__(self) -> None:
         self.size = 0
         self._levels: list[list[bytes]] = [[]]
+
+    @classmethod
+    def of(cls, size: int, hashes: Callable[[int, int, int], Iterable[bytes]]) -> Edge:
+        """The edge of a tree that is there already.
+
+        :param hashes: gives so many hashes of a tile level from an index on: (level, index, count)
+        """
+        edge, level = cls(), 0
+        edge.size = size
+        while size >> TILE_HEIGHT * level:
+            end = size >> TILE_HEIGHT * level
+            count = end % TILE_WIDTH
+            edge._levels[level:] = [list(hashes(level, end - count, count)), []]
+            level += 1
+        return edge
 
     def append(self, digest: bytes) -> Sequence[FullTile]:
         """Add one leaf hash on the right; returns the tiles that are full now, lowest first."""

@@ -12,7 +12,7 @@ import pytest
 from artel import cli
 from artel.ledger import entries
 from artel.ledger.store.keyfiles import write_new
-from artel.ledger.store.store import LedgerStore
+from artel.ledger.store.reading import LedgerReader
 from artel.ledger.sync.export import write_file
 from artel.node import export
 from artel.node.trainer import writing
@@ -131,7 +131,7 @@ def test_commands_leave_everything_beside_their_output_alone(
     out, keys, tiles = tmp_path / "out", tmp_path / "keys", tmp_path / "tiles"
     assert cli.main(["ledger", "key", "new", "--home", str(keys)]) == 0
     made = surround(out, *names)
-    with LedgerStore.open_copy(ledger / "ledger.sqlite3") as store:
+    with LedgerReader.of(ledger) as store:
         run = entries.decode(store.leaf(0)).body.run
     if "{tiles}" in line:
         write_tiles(ledger, tiles)
@@ -155,7 +155,7 @@ def write_tiles(home: Path, tiles: Path) -> None:
     """A log as a folder of static files."""
     from artel.ledger.tlog.tiles import CHECKPOINT_PATH, ENTRIES, Tile, tiles_of
 
-    with LedgerStore.open_copy(home / "ledger.sqlite3") as store:
+    with LedgerReader.of(home) as store:
         for tile in tiles_of(store.size):
             level0 = [Tile(ENTRIES, tile.index, tile.width)] if tile.level == 0 else []
             for wanted in [tile, *level0]:

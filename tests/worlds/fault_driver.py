@@ -20,6 +20,7 @@ from typing import Any
 
 from artel.ledger import entries
 from artel.ledger.entries import entry_id
+from artel.ledger.store.reading import LedgerReader
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.store.verify import verify_home
 from artel.protocol.errors import ArtelError, CheckFailed
@@ -127,7 +128,7 @@ class Case:
 
 
 def _ids(home: Path) -> list[str]:
-    with LedgerStore.open_copy(home / DATABASE_NAME) as store:
+    with LedgerReader.of(home) as store:
         return [entry_id(leaf) for leaf in store.leaves()]
 
 

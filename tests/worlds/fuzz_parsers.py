@@ -26,7 +26,6 @@ import rfc8785
 from artel.ledger import entries
 from artel.ledger.entries.evidence import SplitView
 from artel.ledger.entries.evidence import check as check_evidence
-from artel.ledger.store import wal
 from artel.ledger.sync.witness import Witness, encode_request, read_cosignatures, read_size
 from artel.ledger.tlog import note, tiles
 from artel.ledger.tlog.checkpoint import Checkpoint, open_checkpoint
@@ -301,11 +300,6 @@ def parsers() -> list[Parser]:
             lambda data: wire.encode(wire.decode(data))[4:],
         ),
         Parser("sparse payload", _sparse_payloads(), _sparse),
-        Parser(
-            "write-ahead log",
-            (bytes.fromhex("377f0682002de21800001000") + bytes(5000),),
-            lambda data: _none(wal.read(data)),
-        ),
     ]
 
 

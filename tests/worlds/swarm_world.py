@@ -8,8 +8,7 @@ from typing import Any
 
 from artel.ledger import entries
 from artel.ledger.fold.shares import FoldState, fold
-from artel.ledger.store.snapshot import snapshot
-from artel.ledger.store.store import LedgerStore
+from artel.ledger.store.reading import LedgerReader
 
 RUN = """\
 [run]
@@ -113,7 +112,7 @@ def open_to_others(folder: Path) -> list[Path]:
 
 def ledger_of(home: Path) -> tuple[list[entries.Entry], FoldState]:
     """All entries of a home's ledger, and what they amount to."""
-    with snapshot(home) as copy, LedgerStore.open_copy(copy.path) as store:
+    with LedgerReader.of(home) as store:
         decoded = [entries.decode(leaf) for leaf in store.leaves()]
     return decoded, fold(decoded)
 

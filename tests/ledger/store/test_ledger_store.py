@@ -23,6 +23,7 @@ import pytest
 from artel.ledger import entries
 from artel.ledger.entries import Entry, entry_id
 from artel.ledger.store import database
+from artel.ledger.store.reading import LedgerReader
 from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
 from artel.ledger.store.verify import verify_home
 from artel.ledger.tlog.checkpoint import (
@@ -31,7 +32,7 @@ from artel.ledger.tlog.checkpoint import (
     parse_checkpoint,
     sign_checkpoint,
 )
-from artel.ledger.tlog.edge import Edge, place_of
+from artel.ledger.tlog.edge import Edge
 from artel.ledger.tlog.proof import LeafHashes, consistency, inclusion, root_at
 from artel.ledger.tlog.tiles import ENTRIES, Tile, decode_bundle, tile_at, tiles_of
 from artel.protocol import merkle
@@ -209,7 +210,7 @@ def test_a_bit_that_flips_in_a_tile_is_never_signed(world: World, store: LedgerS
     many = [newcomer(world, number) for number in range(250)]
     store.append(many[:200], world.sign)
     sound = store._connection
-    flipping = FlippingConnection(sound, "SELECT place", 5000)
+    flipping = FlippingConnection(sound, "SELECT hashes", 5000)
     store._connection = flipping  # type: ignore[assignment]
     signed: list[int] = []
     with pytest.raises(CheckFailed, match="tile/0/000 reads back differently"):
@@ -336,40 +337,77 @@ def test_a_tile_that_changes_on_the_disk_gets_into_no_proof(world: World, tmp_pa
         for start in range(0, 512, 128):
             store.append(many[start : start + 128], world.sign)
         with sqlite3.connect(path) as other:
-            other.execute("UPDATE tiles SET hashes = zeroblob(8192) WHERE place = 1")
+            other.execute("UPDATE tiles SET hashes = zeroblob(8192) WHERE idx = 1")
         other.close()
-        assert inclusion(store, 5, 100) == inclusion(LeafHashes(hashes_of(store)), 5, 100)
-        for action in (lambda: inclusion(store, 300, 500), lambda: store.tile(Tile(0, 1))):
+        hashes = [merkle.leaf_hash(leaf) for leaf in world.leaves + many]
+        assert inclusion(store, 5, 100) == inclusion(LeafHashes(hashes), 5, 100)
+        for action in (
+            lambda: inclusion(store, 300, 500),
+            lambda: store.tile(Tile(0, 1)),
+            lambda: store.leaf(300),
+        ):
             with pytest.raises(CheckFailed, match="tile/0/001"):
                 action()
-    with pytest.raises(CheckFailed, match="tile/0/001"):
+    with pytest.raises(CheckFailed, match="not what was signed"):
         LedgerStore.open(path)
-    result = verify_home(tmp_path)
-    failed = {check.name for check in result.checks if not check.ok}
-    assert failed == {"database file", "tiles"}
+    failed = {check.name: check.detail for check in verify_home(tmp_path).checks if not check.ok}
+    assert failed == {"tiles": "tile/0/001 is not what the entries give"}
 
 
-def hashes_of(store: LedgerStore) -> list[bytes]:
-    return [merkle.leaf_hash(leaf) for leaf in store.leaves()]
-
-
-def test_tiles_that_nobody_asked_for_are_refused(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE entries SET leaf = zeroblob(700) WHERE idx = 40",
+        "UPDATE entries SET leaf = 'text' WHERE idx = 40",
+        "UPDATE entries SET leaf = (SELECT leaf FROM entries WHERE idx = 41) WHERE idx = 40",
+        "DELETE FROM entries WHERE idx = 40",
+    ],
+)
+def test_an_entry_that_changes_on_the_disk_gets_to_nobody(
+    world: World, tmp_path: Path, damage: str
+) -> None:
+    """Also one that lies so far back that opening the ledger does not read it."""
     path = world.write(tmp_path)
+    with LedgerStore.open(path) as store:
+        store.append([newcomer(world, number) for number in range(256)], world.sign)
     with sqlite3.connect(path) as other:
-        other.execute("INSERT INTO tiles VALUES (0, 0, 0, zeroblob(8192))")
+        other.execute(damage)
     other.close()
-    with pytest.raises(CheckFailed, match="holds 1 tiles; its entries give 0"):
-        LedgerStore.open(path)
+    with LedgerStore.open(path) as store:
+        assert list(store.leaves(256)) == [newcomer(world, number) for number in range(235, 256)]
+        for action in (
+            lambda: store.leaf(40),
+            lambda: list(store.leaves()),
+            lambda: store.tile(Tile(ENTRIES, 0)),
+        ):
+            with pytest.raises(CheckFailed, match="damaged"):
+                action()
     assert not verify_home(tmp_path).verified
 
 
-def test_places_of_tiles_are_the_order_in_which_they_are_completed() -> None:
-    growing, places = Edge(), []
-    for number in range(1 << 17):
-        places += [tile.place for tile in growing.append(number.to_bytes(32, "big"))]
-    assert places == list(range(512 + 2))
-    # At level 2 and beyond, without growing a tree of 2^24 leaves.
-    assert place_of(0, 1 << 16) == place_of(2, 0) + 1 == (1 << 16) + 256 + 1
+def test_an_id_that_leads_to_another_entry_is_noticed(world: World, store: LedgerStore) -> None:
+    with sqlite3.connect(store.path) as other:
+        other.execute("UPDATE entries SET id = zeroblob(32) WHERE idx = 3")
+    other.close()
+    with pytest.raises(CheckFailed, match="another id"):
+        store.index_of("00" * 32)
+    failed = {check.name: check.detail for check in verify_home(store.path.parent).checks}
+    assert "entry 3" in failed["entries"]
+
+
+def test_an_edge_is_the_one_that_grew(tall: tuple[LedgerStore, LeafHashes]) -> None:
+    store, naive = tall
+
+    def hashes(level: int, index: int, count: int) -> Iterator[bytes]:
+        return (naive.subtree(8 * level, at) for at in range(index, index + count))
+
+    grown = Edge()
+    for size, digest in enumerate(naive.hashes, 1):
+        grown.append(digest)
+        if size % 256 in (0, 1, 255) or size == store.size:
+            found = Edge.of(size, hashes)
+            assert found.root() == grown.root()
+            assert found.append(bytes(32)) == grown.copy().append(bytes(32))
 
 
 def test_readers_do_not_wait_for_an_append(world: World, store: LedgerStore) -> None:
@@ -400,18 +438,23 @@ def test_a_next_term_continues_the_same_tree(world: World, tmp_path: Path) -> No
     assert verify_home(tmp_path).verified
     with pytest.raises(CheckFailed, match="in term 1 already"):
         LedgerStore.open(path)
-    with LedgerStore.open_copy(path) as copy:
+    with LedgerReader.of(path.parent) as copy:
         assert copy.origin == origin
 
 
-def test_an_older_format_is_named(path: Path) -> None:
-    database.create(path)
+@pytest.mark.parametrize(
+    "change", ["CREATE TABLE more(x)", "DROP TABLE tiles", "CREATE VIEW more AS SELECT 1"]
+)
+def test_another_format_is_named_and_left_alone(path: Path, change: str) -> None:
+    LedgerStore.open(path, create=True).close()
     with sqlite3.connect(path) as other:
-        other.execute("UPDATE meta SET value = 'artel-ledger-1' WHERE key = 'format'")
+        other.execute(change)
     other.close()
-    with pytest.raises(CheckFailed, match="artel-ledger-1; this program reads") as caught:
+    before = path.read_bytes()
+    with pytest.raises(CheckFailed, match="another format") as caught:
         LedgerStore.open(path)
     assert "--home" in caught.value.hint
+    assert path.read_bytes() == before
 
 
 # --- full disks and broken ones -------------------------------------------------------------------
@@ -549,17 +592,6 @@ def test_a_database_that_went_back_in_time_is_not_opened(world: World, tmp_path:
     assert not verify_home(tmp_path).verified
 
 
-def test_a_ledger_of_another_sqlite_version_is_rebuilt(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patched:
-        patched.setattr(database, "sqlite_version", lambda: 3_037_002)
-        path = world.write(tmp_path)
-    with LedgerStore.open(path) as store:
-        store.append([newcomer(world, 1)], world.sign)
-        assert_holds(store, [*world.leaves, newcomer(world, 1)])
-
-
 def test_two_stores_on_one_file_do_not_mix(world: World, store: LedgerStore) -> None:
     with LedgerStore.open(store.path) as second:
         second.append([newcomer(world, 1)], world.sign)
@@ -618,13 +650,23 @@ def test_a_replica_refuses_notes_that_are_not_of_its_tree(world: World, tmp_path
         assert_holds(replica, batches[0])
 
 
-def test_a_copy_is_for_reading_only(world: World, tmp_path: Path) -> None:
+def test_a_reader_sees_one_state_and_leaves_nothing_behind(world: World, tmp_path: Path) -> None:
     path = world.write(tmp_path)
-    with LedgerStore.open_copy(path) as copy:
-        assert list(copy.leaves()) == world.leaves
-        with pytest.raises(UsageError, match="reading"):
-            copy.append([newcomer(world, 1)], world.sign)
+    with LedgerReader.of(tmp_path, world.run) as reader:
+        assert list(reader.leaves()) == world.leaves
+        assert (reader.term, reader.origin) == (0, world.origin)
     assert sorted(os.listdir(tmp_path)) == [CHECKPOINT_NAME, DATABASE_NAME]
+    with LedgerStore.open(path) as store:
+        store.append([newcomer(world, 1)], world.sign)
+        with LedgerReader.of(tmp_path) as reader:
+            store.append([newcomer(world, number) for number in range(2, 200)], world.sign)
+            assert reader.size == 22
+            assert list(reader.leaves()) == [*world.leaves, newcomer(world, 1)]
+            assert reader.query("SELECT count(*) FROM entries") == [(22,)]
+        assert store.size == 220
+    assert sorted(os.listdir(tmp_path)) == [CHECKPOINT_NAME, DATABASE_NAME]
+    with pytest.raises(UsageError, match="is the ledger of run"), LedgerReader.of(tmp_path, "ab"):
+        pass
 
 
 # --- SIGKILL --------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 
 from artel import cli
-from artel.coordinator import daemon
+from artel.coordinator import process
 from artel.coordinator.prepare import Prepared, manifest_path, prepare
 from artel.coordinator.sequencer import Sequencer
 from artel.ledger import entries
@@ -173,7 +173,7 @@ def opened(run_file: Path, home: Path) -> int:
     """Prepare and open a coordinator's home as its process does; the size of its ledger."""
     found = prepare(run_file, home)
     with contextlib.ExitStack() as stack:
-        store, _ = daemon._ledger(home, found.run_id, stack)
+        store, _ = process._ledger(home, found.run_id, stack)
         return store.size
 
 
@@ -235,7 +235,7 @@ async def test_heads_that_nobody_cosigned_are_remembered_too(tmp_path: Path) -> 
     shutil.copy(tmp_path / "older", home / DATABASE_NAME)
     shutil.copy(tmp_path / "checkpoint", home / CHECKPOINT_NAME)
     with contextlib.ExitStack() as stack, pytest.raises(LostEntries):
-        daemon._ledger(home, world.run, stack)
+        process._ledger(home, world.run, stack)
     assert not verify_home(home).verified
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from artel.ledger.cli import main
+from artel.ledger.store.reading import LedgerReader
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.sync.offline import verify_evidence
 from artel.ledger.sync.source import FINAL_PATH
@@ -48,7 +49,7 @@ def history(world: World, home: Path, leaves: list[bytes]) -> Path:
 
 
 def note_of(home: Path, size: int) -> str:
-    with LedgerStore.open_copy(home / DATABASE_NAME) as store:
+    with LedgerReader.of(home) as store:
         return store.note_at(size)
 
 

@@ -24,6 +24,7 @@ from artel import cli
 from artel.ledger import entries
 from artel.ledger.cli import main
 from artel.ledger.store import cache
+from artel.ledger.store.reading import LedgerReader
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.sync import client
 from artel.ledger.sync.holders import HttpHolder
@@ -73,7 +74,7 @@ def site(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a coordinator serves: ``ledger/`` with tiles, the final head, aliases."""
     site = tmp_path_factory.mktemp("site")
     folder = write_tiles(home, site / "ledger")
-    with LedgerStore.open_copy(home / DATABASE_NAME) as store:
+    with LedgerReader.of(home) as store:
         (folder / "final").write_text(cosigned(store.note_at(SIZE - 1), A, B))
     names = {WORLD.owners[0].key: {"alias": "Ada\x1b[2J", "team": ""}, "x": 1, "y": ["Bob", "Team"]}
     (folder / "aliases").write_text(json.dumps(names))
@@ -197,7 +198,7 @@ def test_a_second_call_fetches_only_what_is_new(
 ) -> None:
     growing = tmp_path / "growing"
     shutil.copytree(site, growing)
-    with LedgerStore.open_copy(home / DATABASE_NAME) as store:
+    with LedgerReader.of(home) as store:
         earlier = store.note_at(SIZE - 7)
     shutil.rmtree(growing / "ledger")
     write_tiles(home, growing / "ledger", earlier)
@@ -223,7 +224,7 @@ def test_a_copy_that_is_behind_is_read_and_said_to_be_behind(
     folder_of_the_cache: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with LedgerStore.open_copy(home / DATABASE_NAME) as store:
+    with LedgerReader.of(home) as store:
         older = write_tiles(home, tmp_path / "older", store.note_at(14))
     assert main(["status", "--from", str(site / "ledger")]) == 0
     facts = answer(capsys, "status", "--from", str(older)) if capsys.readouterr() else {}
