@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from artel import __version__
 from artel.protocol import terminal
@@ -21,15 +22,19 @@ from artel.protocol.errors import (
     suggestion,
 )
 
+if TYPE_CHECKING:
+    from cyclopts import App
+
 GROUPS = {
     "demo": ("artel.coordinator.demo", "train a small model with three nodes on this machine"),
     "node": ("artel.node.commands", "join a run, see what this machine does, export the model"),
     "run": (
         "artel.coordinator.run_commands",
-        "write, check and prepare the file that describes a run",
+        "write, explain and prepare the file that describes a run",
     ),
     "coordinator": ("artel.coordinator.commands", "publish a run and coordinate its rounds"),
     "ledger": ("artel.ledger.cli", "see and check who contributed what"),
+    "completion": ("artel.completion", "let a shell complete commands with the Tab key"),
 }
 
 EXTRAS = {"demo": "coordinator", "run": "coordinator", "coordinator": "coordinator", "node": "node"}
@@ -84,8 +89,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"  → {hint}", file=sys.stderr)
         return EXIT_USAGE
     try:
-        module = importlib.import_module(GROUPS[arguments[0]][0])
-        return int(module.main(arguments[1:]))
+        return run(arguments)
     except ArtelError as error:
         if verbose:
             raise
@@ -114,6 +118,26 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: unexpected {type(error).__name__}: {error}", file=sys.stderr)
         print("  → run the same command with --verbose and report what it prints", file=sys.stderr)
         return EXIT_FAILED
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; returns its exit code.
+
+    :raises ArtelError: for :func:`main` to print
+    """
+    from artel.protocol import commandline
+
+    return commandline.call(root(), arguments)
+
+
+def root() -> App:
+    """All groups below ``artel``; a group is imported when something in it is looked at."""
+    from artel.protocol import commandline
+
+    app = commandline.group("artel", None, "")
+    for name, (module, _) in GROUPS.items():
+        app.command(f"{module}:app", name=name)
+    return app
 
 
 def missing(error: ModuleNotFoundError, group: str) -> ResourceError:

@@ -6,19 +6,17 @@ simulated. At the end everything is checked again from the files that they leave
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Annotated
 
-from artel.protocol.arguments import Parser
+from artel.protocol import commandline
+from artel.protocol.commandline import AsJson, Folder, value
 from artel.protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, ResourceError, UsageError
 from artel.protocol.options import check_port_free, whole
-from artel.protocol.run_config import Exchange
+from artel.protocol.run_config import Codec, Topology
 
-DEFAULT_NODES, MAX_NODES = 3, 16
-DEFAULT_ROUNDS, MAX_ROUNDS = 12, 1000
 DEFAULT_OUT = Path("demo-run")
 RUN_FILE = "RUN.toml"
 
@@ -82,35 +80,62 @@ closing_s = 0
 witnesses = {witnesses}
 """
 
-_EPILOG = """\
-examples: artel demo --nodes 3 --rounds 6 --json
-          artel demo --codec sparse --overlap 8
-          artel demo --nodes 8 --topology sharded --rounds 4 --inner-steps 12
+app = commandline.group(
+    "demo",
+    None,
+    "exit codes: 0 everything holds · 1 a check failed · 2 wrong input\n"
+    "            4 this machine lacks something · 130 interrupted",
+)
 
-exit codes: 0 everything holds · 1 a check failed · 2 wrong input
-            4 this machine lacks something · 130 interrupted"""
 
+@app.default
+def demo(
+    *,
+    nodes: Annotated[int, value(whole(1, 16), "N")] = 3,
+    rounds: Annotated[int, value(whole(1, 1000), "N")] = 12,
+    inner_steps: Annotated[int, value(whole(1, 1000), "H")] = INNER_STEPS,
+    codec: Codec = "int4",
+    topology: Topology = "auto",
+    overlap: Annotated[int, value(whole(0, 500), "STEPS")] = 0,
+    fragments: Annotated[int, value(whole(1, 16), "P")] = 1,
+    out: Folder | None = None,
+    port: Annotated[int, value(whole(0, 65535), "PORT")] = 0,
+    as_json: AsJson = False,
+) -> int:
+    """Train a small language model with a coordinator and several nodes on this machine.
 
-def main(argv: list[str]) -> int:
-    """Run ``artel demo``; returns the exit code.
+    The result is checked. Takes about four minutes on two cores.
 
-    :raises ArtelError: the demo cannot be run
+    examples: artel demo --nodes 3 --rounds 6 --json
+              artel demo --codec sparse --overlap 8
+              artel demo --nodes 8 --topology sharded --rounds 4 --inner-steps 12
+
+    :param nodes: how many
+    :param rounds: how many
+    :param inner_steps: training steps of each node in a round
+    :param codec: how pseudo-gradients are packed
+    :param topology: who fetches what
+    :param overlap: inner steps trained while the exchange is under way; at 0 nodes wait for it
+    :param fragments: parts of the model that take turns in being exchanged
+    :param out: an empty or new folder for everything; otherwise demo-run, or demo-run-2 and so on
+        when that is taken
+    :param port: of the page on 127.0.0.1; 0 is a free one
+    :param as_json: print one JSON object; progress goes to stderr
     """
-    arguments = _parser().parse_args(argv)
     text = run_text(
-        arguments.nodes,
-        arguments.rounds,
-        arguments.inner_steps,
-        codec=arguments.codec,
-        topology=arguments.topology,
-        overlap=arguments.overlap,
-        fragments=arguments.fragments,
+        nodes,
+        rounds,
+        inner_steps,
+        codec=codec,
+        topology=topology,
+        overlap=overlap,
+        fragments=fragments,
     )
     from artel.protocol.run_file import parse_config
 
     parse_config(text.encode(), "the demo's run")  # options that contradict each other end here
-    check_port_free(f"/ip4/127.0.0.1/tcp/{arguments.port}", "--port")
-    folder = _fresh_folder(arguments.out)
+    check_port_free(f"/ip4/127.0.0.1/tcp/{port}", "--port")
+    folder = _fresh_folder(out)
     run_file = folder / RUN_FILE
     try:
         run_file.write_text(text, encoding="utf-8")
@@ -123,20 +148,19 @@ def main(argv: list[str]) -> int:
     from artel.coordinator.demo_run import run
     from artel.coordinator.demo_view import LinesView, TableView, summary
 
-    out = sys.stderr if arguments.json else sys.stdout
-    in_terminal = out.isatty()
-    view = TableView(out) if in_terminal else LinesView(out)
-    demo = Demo(folder, run_file, arguments.nodes, arguments.rounds, arguments.port)
+    shown = sys.stderr if as_json else sys.stdout
+    in_terminal = shown.isatty()
+    view = TableView(shown) if in_terminal else LinesView(shown)
     try:
         with view:
-            facts = asyncio.run(run(demo, view))
+            facts = asyncio.run(run(Demo(folder, run_file, nodes, rounds, port), view))
     except (KeyboardInterrupt, asyncio.CancelledError, OSError) as error:
         # Writing to a terminal fails a moment before its closing is told.
-        if isinstance(error, OSError) and not (in_terminal and not out.isatty()):
+        if isinstance(error, OSError) and not (in_terminal and not shown.isatty()):
             raise
         print(f"interrupted; everything is stopped, {folder} holds what there is", file=sys.stderr)
         return EXIT_INTERRUPTED
-    print(json.dumps(facts, indent=2) if arguments.json else summary(facts))
+    print(json.dumps(facts, indent=2) if as_json else summary(facts))
     for problem in facts["problems"]:
         print(f"error: {problem}", file=sys.stderr)
     return EXIT_OK if facts["ok"] else EXIT_FAILED
@@ -169,81 +193,6 @@ def run_text(
         fragments=fragments,
         witnesses=nodes // 2 + 1,  # any two majorities have a witness in common
     )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="artel demo",
-        description="Train a small language model with a coordinator and several nodes on this\n"
-        "machine, and check the result. Takes about four minutes on two cores.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--nodes",
-        type=whole(1, MAX_NODES),
-        default=DEFAULT_NODES,
-        metavar="N",
-        help=f"how many (default: {DEFAULT_NODES})",
-    )
-    parser.add_argument(
-        "--rounds",
-        type=whole(1, MAX_ROUNDS),
-        default=DEFAULT_ROUNDS,
-        metavar="N",
-        help=f"how many (default: {DEFAULT_ROUNDS})",
-    )
-    parser.add_argument(
-        "--inner-steps",
-        type=whole(1, 1000),
-        default=INNER_STEPS,
-        metavar="H",
-        help=f"training steps of each node in a round (default: {INNER_STEPS})",
-    )
-    parser.add_argument(
-        "--codec",
-        choices=get_args(Exchange.model_fields["codec"].annotation),
-        default="int4",
-        help="how pseudo-gradients are packed (default: int4)",
-    )
-    parser.add_argument(
-        "--topology",
-        choices=get_args(Exchange.model_fields["topology"].annotation),
-        default="auto",
-        help="who fetches what (default: auto)",
-    )
-    parser.add_argument(
-        "--overlap",
-        type=whole(0, 500),
-        default=0,
-        metavar="STEPS",
-        help="inner steps trained while the exchange is under way (default: 0: nodes wait for it)",
-    )
-    parser.add_argument(
-        "--fragments",
-        type=whole(1, 16),
-        default=1,
-        metavar="P",
-        help="parts of the model that take turns in being exchanged (default: 1)",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help=f"an empty or new folder for everything (default: {DEFAULT_OUT}, or {DEFAULT_OUT}-2 "
-        "and so on when that is taken)",
-    )
-    parser.add_argument(
-        "--port",
-        type=whole(0, 65535),
-        default=0,
-        metavar="PORT",
-        help="of the page on 127.0.0.1 (default: a free one)",
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object; progress goes to stderr"
-    )
-    return parser
 
 
 def _fresh_folder(wanted: Path | None) -> Path:

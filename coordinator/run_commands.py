@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import re
 import shlex
@@ -11,88 +9,45 @@ import sys
 import time
 import unicodedata
 from pathlib import Path
+from typing import Annotated, Literal
 
-from artel.protocol.arguments import Parser
+from artel.protocol import commandline, options
+from artel.protocol.commandline import AsJson, File, Folder, fields, show
 from artel.protocol.errors import EXIT_OK, UsageError
 
-EXIT_CODES = """\
-exit codes: 0 done · 1 a prepared run is damaged
-            2 the file, its data or its model cannot be used
-            4 this machine lacks something (disk space, the lock of a home)"""
 RUN_FILE = "RUN.toml"
-SIZES = ("tiny", "small", "100m")
 QUIET_S = 3.0
 """A check that takes longer than this says what it does."""
 
+app = commandline.group(
+    "run",
+    "Write, explain and prepare the file that describes a run.",
+    "exit codes: 0 done · 1 a prepared run is damaged\n"
+    "            2 the file, its data or its model cannot be used\n"
+    "            4 this machine lacks something (disk space, the lock of a home)",
+)
 
-def main(argv: list[str]) -> int:
-    """Run ``artel run ...``; returns the exit code.
+RunFile = Annotated[Path, commandline.value(options.path, RUN_FILE)]
 
-    :raises ArtelError: with the exit code of its class
+
+@app.command
+def new(
+    folder: Folder,
+    /,
+    *,
+    name: str | None = None,
+    data: File | None = None,
+    size: Literal["tiny", "small", "100m"] = "tiny",
+) -> int:
+    """Write a commented RUN.toml into a folder.
+
+    example: artel run new my-run --size small
+
+    :param folder: made when it is not there
+    :param name: of the run; otherwise that of DIR
+    :param data: text to train on; otherwise Python's own sources
+    :param size: of the model: about 1, 17 or 98 million parameters
     """
-    arguments = _parser().parse_args(argv)
-    if arguments.command == "new":
-        return _new(arguments.folder, arguments.name, arguments.data, arguments.size)
-    if arguments.command == "check":
-        return _check(arguments.file, as_json=arguments.json)
-    return _prepare(arguments.file, arguments.home, as_json=arguments.json)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="artel run",
-        description="Write, explain and prepare the file that describes a run.",
-        epilog="example: artel run new my-run && artel run check my-run/RUN.toml\n" + EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def add(name: str, about: str, example: str) -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name,
-            help=about,
-            description=about[0].upper() + about[1:] + ".",
-            epilog=f"example: {example}\n{EXIT_CODES}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-
-    new = add(
-        "new", f"write a commented {RUN_FILE} into a folder", "artel run new my-run --size small"
-    )
-    new.add_argument("folder", type=Path, metavar="DIR", help="made when it is not there")
-    new.add_argument("--name", help="of the run (default: that of DIR)")
-    new.add_argument(
-        "--data", type=Path, metavar="PATH", help="text to train on (default: Python's own sources)"
-    )
-    new.add_argument(
-        "--size",
-        choices=SIZES,
-        default=SIZES[0],
-        help="of the model: about 1, 17 or 98 million parameters (default: %(default)s)",
-    )
-
-    check = add(
-        "check",
-        "explain what a run file means: parameters, bytes per round, memory, tokens",
-        "artel run check my-run/RUN.toml",
-    )
-    check.add_argument("file", type=Path, metavar="FILE", help="the run file")
-    check.add_argument("--json", action="store_true", help="print one JSON object")
-
-    prepare = add(
-        "prepare",
-        "cut the data into shards, draw the first parameters and sign the manifest",
-        "artel run prepare my-run/RUN.toml --home coordinator",
-    )
-    prepare.add_argument("file", type=Path, metavar="FILE", help="the run file")
-    prepare.add_argument(
-        "--home", type=Path, required=True, metavar="DIR", help="home of the coordinator"
-    )
-    prepare.add_argument("--json", action="store_true", help="print one JSON object")
-    return parser
-
-
-def _new(folder: Path, name: str | None, data: Path | None, size: str) -> int:
     from artel.coordinator.text_files import shown
     from artel.protocol.manifest_template import example, template
     from artel.protocol.run_file import parse_config
@@ -154,51 +109,64 @@ class _Stages:
             print(f"{stage}{percent}", file=sys.stderr, flush=True)
 
 
-def _check(path: Path, *, as_json: bool) -> int:
+@app.command
+def check(file: RunFile, /, *, as_json: AsJson = False) -> int:
+    """Explain what a run file means: parameters, bytes per round, memory, tokens.
+
+    example: artel run check my-run/RUN.toml
+
+    :param file: the run file
+    """
     from artel.coordinator.estimate import estimate, render
     from artel.protocol.run_file import load_config
 
-    config = load_config(path)
+    config = load_config(file)
     progress = _Stages(QUIET_S)
-    found = estimate(config, path, lambda done: progress("reading the text", done))
-    print(json.dumps(found.as_json(), indent=2) if as_json else render(found))
-    return EXIT_OK
+    found = estimate(config, file, lambda done: progress("reading the text", done))
+    return show(found.as_json(), [render(found)], as_json=as_json)
 
 
-def _prepare(path: Path, home: Path, *, as_json: bool) -> int:
-    from artel.coordinator.prepare import manifest_path, prepare
+@app.command
+def prepare(file: RunFile, /, *, home: Folder, as_json: AsJson = False) -> int:
+    """Cut the data into shards, draw the first parameters and sign the manifest.
+
+    example: artel run prepare my-run/RUN.toml --home coordinator
+
+    :param file: the run file
+    :param home: of the coordinator
+    """
+    from artel.coordinator import prepare as preparing
+    from artel.ledger.entries.words import plural
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    prepared = prepare(path, home, _Stages(), say)
+    prepared = preparing.prepare(file, home, _Stages(), say)
     manifest = prepared.manifest
-    if as_json:
-        facts = {
-            "run": prepared.run_id,
-            "name": manifest.config.run.name,
-            "fresh": prepared.fresh,
-            "manifest": str(manifest_path(home)),
-            "parameters": manifest.model.parameters,
-            "vocab_size": manifest.tokenizer.vocab_size,
-            "train_tokens": manifest.data.train.tokens,
-            "validation_tokens": manifest.data.validation.tokens,
-            "initial_state": manifest.initial_state,
-        }
-        print(json.dumps(facts, indent=2))
-        return EXIT_OK
-    data = manifest.data
-    print(f"{'prepared' if prepared.fresh else 'already prepared'}: {manifest.config.run.name}")
-    print(f"  run id      {prepared.run_id}")
-    print(f"  model       {manifest.model.parameters:,} parameters")
-    print(
-        f"  tokenizer   {manifest.config.tokenizer.kind}, {manifest.tokenizer.vocab_size:,} tokens"
+    data, config, vocabulary = manifest.data, manifest.config, manifest.tokenizer.vocab_size
+    facts = {
+        "run": prepared.run_id,
+        "name": config.run.name,
+        "fresh": prepared.fresh,
+        "manifest": str(preparing.manifest_path(home)),
+        "parameters": manifest.model.parameters,
+        "vocab_size": vocabulary,
+        "train_tokens": data.train.tokens,
+        "validation_tokens": data.validation.tokens,
+        "initial_state": manifest.initial_state,
+    }
+    shown = fields(
+        [
+            ("prepared" if prepared.fresh else "already prepared", config.run.name),
+            ("run id", prepared.run_id),
+            ("model", f"{manifest.model.parameters:,} parameters"),
+            ("tokenizer", f"{config.tokenizer.kind}, {vocabulary:,} tokens"),
+            ("train", f"{data.train.tokens:,} tokens ({plural(data.train.shards, 'shard')})"),
+            (
+                "validation",
+                f"{data.validation.tokens:,} tokens ({plural(data.validation.shards, 'shard')})",
+            ),
+            ("manifest", str(preparing.manifest_path(home))),
+        ]
     )
-    print(f"  train       {data.train.tokens:,} tokens ({_shards(data.train.shards)})")
-    print(f"  validation  {data.validation.tokens:,} tokens ({_shards(data.validation.shards)})")
-    print(f"  manifest    {manifest_path(home)}")
-    return EXIT_OK
-
-
-def _shards(count: int) -> str:
-    return f"{count} shard" if count == 1 else f"{count} shards"
+    return show(facts, [shown], as_json=as_json)

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
-import json
 import os
 import socket
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
 
 from artel.node.limits import MAX_SAMPLE_TOKENS, MAX_SEED, MAX_TEMPERATURE
-from artel.protocol import files, identity
+from artel.protocol import commandline, files, identity
 from artel.protocol import options as types
-from artel.protocol.arguments import Parser
 from artel.protocol.cgroup import Groups
+from artel.protocol.commandline import (
+    Announce,
+    AsJson,
+    File,
+    Folder,
+    Http,
+    Listen,
+    LogJson,
+    Verbose,
+    fields,
+    show,
+    value,
+)
 from artel.protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ArtelError, UsageError
 from artel.protocol.invite import Invite
 from artel.protocol.leaving import on_signals
@@ -30,204 +43,110 @@ if TYPE_CHECKING:
 
 DEFAULT_HOME = Path("~/.artel/node")
 DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/0"
-DEFAULT_QUOTA_MB = 10_000
-MAX_QUOTA_MB = 10**9
+DEFAULT_HTTP = types.Endpoint("127.0.0.1", 0)
+"""For this machine only, at a free port."""
 LEAVE_AT_ONCE_S = 15.0
 
-_EXITS = """
-exit codes: 0 done · 1 failed · 2 wrong input (the invite, a key file) · 3 nobody answers
-            4 this machine lacks something (memory, disk, a port, the home is in use)
-            130 left at once: a second Ctrl-C, or one before the node had joined"""
+app = commandline.group(
+    "node",
+    "Take part in a run.",
+    "exit codes: 0 done · 1 failed · 2 wrong input (the invite, a key file) · 3 nobody answers · "
+    "4 this machine lacks something (memory, disk, a port, the home is in use) · 130 left at once: "
+    "a second Ctrl-C, or one before the node had joined",
+)
 
-_START = f"""\
-Join a run and train until it is finished.
-
-The invite is the line that the organiser published. Press Ctrl-C once to finish the round under way
-and leave with its credit, twice to leave at once; SIGTERM and a terminal that closes do the same.
-Start again with the same command: the node goes on where it was.
-
-example:
-  artel node start --join artel1.eyJwZWVycyI6…
-{_EXITS}"""
-
-_STATUS = f"""\
-Show what the node of a home is doing: round, step, loss, speed, bytes, credit.
-
-example:
-  artel node status --json
-{_EXITS}"""
-
-_EXPORT = f"""\
-Write the newest state as a Hugging Face folder that transformers loads with from_pretrained.
-
-example:
-  artel node export my-model
-{_EXITS}"""
-
-_SAMPLE = f"""\
-Let the newest state continue a text.
-
-example:
-  artel node sample --prompt "def main(" --tokens 100
-{_EXITS}"""
+CORES = Groups().cores()
+NodeHome = Annotated[Folder, Parameter(help="the node's folder")]
 
 
-def main(argv: list[str]) -> int:
-    """Run one ``artel node`` command."""
-    arguments = _parser().parse_args(argv)
-    arguments.home = expanded(arguments.home)
-    result: int = arguments.run(arguments)
-    return result
-
-
-def _parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser(
-        prog="artel node", description="Take part in a run.", epilog=_EXITS, formatter_class=raw
-    )
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
-    def command(name: str, text: str, run: Any) -> argparse.ArgumentParser:
-        about = text.splitlines()[0]
-        sub = commands.add_parser(name, help=about, description=text, formatter_class=raw)
-        sub.add_argument(
-            "--home", type=Path, default=DEFAULT_HOME, help=f"the node's folder ({DEFAULT_HOME})"
-        )
-        sub.add_argument("--verbose", action="store_true", help="log more, show tracebacks")
-        sub.set_defaults(run=run)
-        return sub
-
-    start, cores = command("start", _START, _start), Groups().cores()
-    start.add_argument("--join", metavar="INVITE", help="needed the first time in a home")
-    start.add_argument(
-        "--account", type=Path, metavar="KEY", help="key file of the owner (HOME/account.key)"
-    )
-    start.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    start.add_argument(
-        "--threads",
-        type=types.whole(0, cores),
-        default=0,
-        metavar="N",
-        help=f"for training, at most the {cores} cores of this machine; 0 takes all (0)",
-    )
-    start.add_argument(
-        "--listen",
-        type=types.listen,
-        action="append",
-        metavar="MULTIADDR",
-        help=f"where to accept connections ({DEFAULT_LISTEN}: a free port)",
-    )
-    start.add_argument(
-        "--announce",
-        type=types.announce,
-        action="append",
-        metavar="MULTIADDR",
-        help=f"address to tell others instead, like {types.ANNOUNCE_FORM}",
-    )
-    start.add_argument(
-        "--http",
-        type=types.endpoint,
-        default=("127.0.0.1", 0),
-        metavar="HOST:PORT",
-        help="where to serve the run's ledger and this node's page (127.0.0.1:0: a free port, for "
-        "this machine only)",
-    )
-    start.add_argument(
-        "--quota",
-        type=types.whole(1, MAX_QUOTA_MB),
-        default=DEFAULT_QUOTA_MB,
-        metavar="MB",
-        help="disk space to use at most",
-    )
-    start.add_argument(
-        "--uplink",
-        type=_rate,
-        metavar="MBIT",
-        help="megabits per second to send at most, all traffic together (no limit)",
-    )
-    start.add_argument("--no-check", action="store_true", help="start on a slow machine too")
-    start.add_argument("--log-json", action="store_true", help="events as JSON lines")
-
-    status = command("status", _STATUS, _status)
-    status.add_argument("--json", action="store_true", help="print one JSON object")
-
-    export = command("export", _EXPORT, _export)
-    export.add_argument("out", type=Path, metavar="FOLDER")
-    export.add_argument("--json", action="store_true", help="print one JSON object")
-
-    sample = command("sample", _SAMPLE, _sample)
-    sample.add_argument("--prompt", type=types.text, default="def ")
-    sample.add_argument(
-        "--tokens",
-        type=types.whole(1, MAX_SAMPLE_TOKENS),
-        default=100,
-        metavar="N",
-        help="how many to add (100)",
-    )
-    sample.add_argument(
-        "--temperature",
-        type=types.number(0, MAX_TEMPERATURE),
-        default=0.8,
-        metavar="T",
-        help=f"0 takes the likeliest, at most {MAX_TEMPERATURE} (0.8)",
-    )
-    sample.add_argument("--seed", type=types.whole(0, MAX_SEED), default=0, metavar="N")
-    return parser
+def rate(text: str) -> int:
+    """Megabits per second as bytes per second."""
+    return round(types.number(0.01, 1e6)(text) * 1e6 / 8)
 
 
 # --- start ---------------------------------------------------------------------------------------
 
 
-def _start(arguments: argparse.Namespace) -> int:
+@app.command
+def start(
+    *,
+    home: NodeHome = DEFAULT_HOME,
+    join: str | None = None,
+    account: File | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    threads: Annotated[int, value(types.whole(0, CORES), "N")] = 0,
+    listen: Listen = (DEFAULT_LISTEN,),
+    announce: Announce = (),
+    http: Http = DEFAULT_HTTP,
+    quota: Annotated[int, value(types.whole(1, 10**9), "MB")] = 10_000,
+    uplink: Annotated[int | None, value(rate, "MBIT")] = None,
+    no_check: bool = False,
+    log_json: LogJson = False,
+    verbose: Verbose = False,
+) -> int:
+    """Join a run and train until it is finished.
+
+    The invite is the line that the organiser published. Press Ctrl-C once to finish the round under
+    way and leave with its credit, twice to leave at once; SIGTERM and a terminal that closes do the
+    same. Start again with the same command: the node goes on where it was.
+
+    example: artel node start --join artel1.eyJwZWVycyI6…
+
+    :param join: the invite, needed the first time in a home
+    :param account: key file of the owner; otherwise HOME/account.key
+    :param device: what the trainer computes on
+    :param threads: for training, at most the cores of this machine; 0 takes all
+    :param listen: where to accept connections; port 0 is a free one
+    :param announce: address to tell others instead, like /ip4/203.0.113.7/tcp/4200 or
+        /dns4/run.example.org/tcp/4200
+    :param http: where to serve the run's ledger and this node's page; port 0 is a free one
+    :param quota: disk space to use at most
+    :param uplink: megabits per second to send at most, all traffic together
+    :param no_check: start on a slow machine too
+    """
     from artel.node import status
     from artel.protocol import events
 
-    home: Path = arguments.home
+    home = expanded(home)
     lock = identity.HomeLock(home)
-    http: socket.socket | None = None
+    page: socket.socket | None = None
     try:
         # At once, so that nobody waits for a node that cannot start.
-        http = status.bind(*arguments.http)
-        for address in arguments.listen or ():
+        page = status.bind(*http)
+        for address in listen:
             types.check_port_free(address)
         files.require_ours(home / status.ADDRESS_FILE, files.holds("url"))
         files.require_ours(home / "manifest.json", _is_manifest)
-        invite = _invite(arguments.join, home)
-        account_file = arguments.account or home / "account.key"
+        invite = _invite(join, home)
+        account_file = account or home / "account.key"
         if not account_file.exists() and (home / "node.key").exists():
             raise UsageError(
                 f"the account of this node is not here: there is no {account_file}",
                 "restore it from a backup, or name its key file with --account; to begin anew with "
                 "another account, move node.key away too",
             )
-        account = (
-            identity.load(account_file)
-            if arguments.account
-            else identity.load_or_create(account_file)
-        )
+        owner = identity.load(account_file) if account else identity.load_or_create(account_file)
         node = identity.load_or_create(home / "node.key")
-        events.configure(
-            json_lines=arguments.log_json, verbose=arguments.verbose, file=home / "node.log"
-        )
+        events.configure(json_lines=log_json, verbose=verbose, file=home / "node.log")
         from artel.node.join import Options
 
         options = Options(
             home=home,
             invite=invite,
             identity=node,
-            account=account,
-            device=arguments.device,
-            threads=arguments.threads or Groups().cores(),
-            listen=tuple(arguments.listen or (DEFAULT_LISTEN,)),
-            announce=tuple(arguments.announce or ()),
-            quota_bytes=arguments.quota * 1_000_000,
-            uplink=arguments.uplink,
-            check=not arguments.no_check,
+            account=owner,
+            device=device,
+            threads=threads or CORES,
+            listen=listen,
+            announce=announce,
+            quota_bytes=quota * 1_000_000,
+            uplink=uplink,
+            check=not no_check,
         )
-        return asyncio.run(_serve(options, http))
+        return asyncio.run(_serve(options, page))
     finally:
-        if http is not None:
-            http.close()
+        if page is not None:
+            page.close()
         lock.release()
 
 
@@ -320,45 +239,58 @@ def _say(line: str) -> None:
 # --- the others ----------------------------------------------------------------------------------
 
 
-def _status(arguments: argparse.Namespace) -> int:
-    from artel.node import status
+@app.command
+def status(
+    *, home: NodeHome = DEFAULT_HOME, as_json: AsJson = False, verbose: Verbose = False
+) -> int:
+    """Show what the node of a home is doing: round, step, loss, speed, bytes, credit.
 
-    now = status.read(arguments.home)
-    if arguments.json:
-        print(json.dumps(now))
-        return EXIT_OK
+    example: artel node status --json
+    """
+    from artel.node.status import read
+
+    now = read(expanded(home))
+    return show(now, [] if as_json else [fields(_status(now))], as_json=as_json)
+
+
+def _status(now: dict[str, Any]) -> Iterator[tuple[str, str]]:
     step = f", step {now['step']}/{now['steps']}" if now["phase"] == "training" else ""
     loss = "unknown yet" if now["loss"] is None else f"{now['loss']:.3f} nats per token"
     seconds = "  ".join(f"{name} {value:.2f}" for name, value in now["seconds"].items())
     used = now["utilisation"]
-    lines = {
-        "run": f"{now['name']} ({now['run'][:12]}…)",
-        "node": now["node"],
-        "account": f"{now['account'][:16]}…",
-        "doing": f"{now['phase']}{step} ({now['reason']})",
-        "round": f"{now['state_round']} of {now['rounds_total']} agreed",
-        "loss": loss,
-        "speed": f"{now['tokens_per_second']:,.0f} tokens/s",
-        "computing": "unknown yet" if used is None else f"{100 * used:.1f} % of the last round",
-        "up": _traffic(now["bytes_up"]),
-        "down": _traffic(now["bytes_down"]),
-        "served": _peers(now["served"]),
-        "fetched": _peers(now["fetched"]),
-        "credit": f"{now['vested']:,} vested, {now['pending']:,} pending, {now['awaiting']:,} "
-        f"awaiting agreement ({100 * now['share']:.1f} % of the model, with pending)",
-        "rejected": ", ".join(f"{n} × {why}" for why, n in now["rejected"].items()) or "none",
-        "ledger": f"{now['ledger_size']:,} entries, {now['cosigned_size']:,} of them cosigned",
-        "memory": f"daemon {now['memory_daemon'] / 1e6:.0f} MB, "
-        f"trainer {now['memory_trainer'] / 1e6:.0f} MB",
-        "last round": f"{seconds} (seconds)" if seconds else "none yet",
-    }
+    yield "run", f"{now['name']} ({now['run'][:12]}…)"
+    yield "node", now["node"]
+    yield "account", f"{now['account'][:16]}…"
+    yield "doing", f"{now['phase']}{step} ({now['reason']})"
+    yield "round", f"{now['state_round']} of {now['rounds_total']} agreed"
+    yield "loss", loss
+    yield "speed", f"{now['tokens_per_second']:,.0f} tokens/s"
+    yield "computing", "unknown yet" if used is None else f"{100 * used:.1f} % of the last round"
+    yield "up", _traffic(now["bytes_up"])
+    yield "down", _traffic(now["bytes_down"])
+    yield "served", _peers(now["served"])
+    yield "fetched", _peers(now["fetched"])
+    yield (
+        "credit",
+        (
+            f"{now['vested']:,} vested, {now['pending']:,} pending, {now['awaiting']:,} "
+            f"awaiting agreement ({100 * now['share']:.1f} % of the model, with pending)"
+        ),
+    )
+    yield "rejected", ", ".join(f"{n} × {why}" for why, n in now["rejected"].items()) or "none"
+    yield "ledger", f"{now['ledger_size']:,} entries, {now['cosigned_size']:,} of them cosigned"
+    yield (
+        "memory",
+        (
+            f"daemon {now['memory_daemon'] / 1e6:.0f} MB, "
+            f"trainer {now['memory_trainer'] / 1e6:.0f} MB"
+        ),
+    )
+    yield "last round", f"{seconds} (seconds)" if seconds else "none yet"
     if now["coordinator_lost"]:
-        lines["coordinator"] = "does not answer; training goes on, this node keeps trying"
+        yield "coordinator", "does not answer; training goes on, this node keeps trying"
     if now["last_error"]:
-        lines["last error"] = now["last_error"]
-    for name, text in lines.items():
-        print(f"{name:<12}{printable(text)}")
-    return EXIT_OK
+        yield "last error", now["last_error"]
 
 
 def _traffic(by_kind: dict[str, int]) -> str:
@@ -376,39 +308,68 @@ def _peers(by_peer: dict[str, int]) -> str:
     return ", ".join(parts) or "nobody yet"
 
 
-def _rate(text: str) -> int:
-    """Megabits per second as bytes per second."""
-    return round(types.number(0.01, 1e6)(text) * 1e6 / 8)
+@app.command
+def export(
+    out: Folder,
+    /,
+    *,
+    home: NodeHome = DEFAULT_HOME,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> int:
+    """Write the newest state as a Hugging Face folder that transformers loads with from_pretrained.
 
+    example: artel node export my-model
 
-def _export(arguments: argparse.Namespace) -> int:
+    :param out: the folder
+    """
     from artel.node import export
     from artel.node.newest import newest
 
-    with newest(arguments.home) as found:
-        export.export(found.manifest, found.state, found.tokenizer, arguments.out, root=found.root)
-    if arguments.json:
-        print(json.dumps({"out": str(arguments.out), "state": found.root}))
-    else:
-        print(f"wrote state {found.root[:12]}… to {arguments.out}")
-        print(f'load it with: AutoModelForCausalLM.from_pretrained("{arguments.out}")')
-    return EXIT_OK
+    with newest(expanded(home)) as found:
+        export.export(found.manifest, found.state, found.tokenizer, out, root=found.root)
+    return show(
+        {"out": str(out), "state": found.root},
+        (
+            f"wrote state {found.root[:12]}… to {out}",
+            f'load it with: AutoModelForCausalLM.from_pretrained("{out}")',
+        ),
+        as_json=as_json,
+    )
 
 
-def _sample(arguments: argparse.Namespace) -> int:
+@app.command
+def sample(
+    *,
+    home: NodeHome = DEFAULT_HOME,
+    prompt: Annotated[str, value(types.text, "TEXT")] = "def ",
+    tokens: Annotated[int, value(types.whole(1, MAX_SAMPLE_TOKENS), "N")] = 100,
+    temperature: Annotated[float, value(types.number(0, MAX_TEMPERATURE), "T")] = 0.8,
+    seed: Annotated[int, value(types.whole(0, MAX_SEED), "N")] = 0,
+    verbose: Verbose = False,
+) -> int:
+    """Let the newest state continue a text.
+
+    example: artel node sample --prompt "def main(" --tokens 100
+
+    :param prompt: the text
+    :param tokens: how many to add
+    :param temperature: 0 takes the likeliest, at most 10
+    :param seed: another one gives another text
+    """
     from artel.node import export
     from artel.node.newest import newest
 
-    with newest(arguments.home) as found:
+    with newest(expanded(home)) as found:
         text = export.sample(
             found.manifest,
             found.state,
             found.tokenizer,
             root=found.root,
-            prompt=arguments.prompt,
-            max_tokens=arguments.tokens,
-            temperature=arguments.temperature,
-            seed=arguments.seed,
+            prompt=prompt,
+            max_tokens=tokens,
+            temperature=temperature,
+            seed=seed,
         )
     sys.stdout.write(text + "\n")
     return EXIT_OK

@@ -1,23 +1,26 @@
 """What a person writes behind an option, read as far as it can be judged at once.
 
-These are ``type`` functions of argparse. Each refuses what can never be right, so that nothing is
-fetched or made before it is noticed.
+Each of these refuses what can never be right with a ValueError, so that nothing is fetched or made
+before it is noticed; a second line of its text is a hint.
 """
 
 from __future__ import annotations
 
-import argparse
 import errno
 import ipaddress
 import math
+import re
 import socket
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 from artel.protocol.errors import ResourceError
 
 LISTEN_FORM = "/ip4/0.0.0.0/tcp/4200"
 ANNOUNCE_FORM = "/ip4/203.0.113.7/tcp/4200 or /dns4/run.example.org/tcp/4200"
 
+_RUN = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -28,7 +31,7 @@ def whole(low: int, high: int) -> Callable[[str], int]:
         digits = text.removeprefix("-") if low < 0 else text
         if digits.isascii() and digits.isdigit() and len(digits) < 20 and low <= int(text) <= high:
             return int(text)
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
+        raise ValueError(f"{text!r} is not a whole number from {low} to {high}")
 
     return parse
 
@@ -43,9 +46,23 @@ def number(low: float, high: float) -> Callable[[str], float]:
             value = math.nan
         if low <= value <= high:
             return value
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low:g} to {high:,g}")
+        raise ValueError(f"{text!r} is not a number from {low:g} to {high:,g}")
 
     return parse
+
+
+def path(text: str) -> Path:
+    """A file or a folder; an empty path, as an unset variable gives it, is none."""
+    if not text:
+        raise ValueError("the path is empty\nname a file or a folder")
+    return Path(text)
+
+
+def run_id(text: str) -> str:
+    """The id of a run."""
+    if not _RUN.fullmatch(text):
+        raise ValueError(f"{text[:80]!r} is no run id\nit is 64 hex digits")
+    return text
 
 
 def text(argument: str) -> str:
@@ -53,24 +70,34 @@ def text(argument: str) -> str:
     try:
         argument.encode()
     except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError(f"{argument!r} is not UTF-8 text") from None
+        raise ValueError(f"{argument!r} is not UTF-8 text") from None
     return argument
 
 
-def endpoint(text: str) -> tuple[str, int]:
-    """HOST:PORT, or [V6]:PORT, as its two parts."""
+class Endpoint(NamedTuple):
+    """Where something is served; port 0 is a free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def endpoint(text: str) -> Endpoint:
+    """HOST:PORT, or [V6]:PORT."""
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not host or _port(port) is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT, as in 127.0.0.1:8090")
-    return host, int(port)
+        raise ValueError(f"{text!r} is not HOST:PORT, as in 127.0.0.1:8090")
+    return Endpoint(host, int(port))
 
 
 def listen(text: str) -> str:
     """A multiaddr to listen on: an address of a machine, and a port (0: a free one)."""
     kind, host, _, _ = _multiaddr(text, LISTEN_FORM)
     if kind not in ("ip4", "ip6"):
-        raise argparse.ArgumentTypeError(
+        raise ValueError(
             f"one cannot listen on the name {host!r}: write an address, like {LISTEN_FORM}"
         )
     return text
@@ -80,14 +107,14 @@ def announce(text: str) -> str:
     """A multiaddr under which others can reach this machine."""
     kind, host, port, rest = _multiaddr(text, ANNOUNCE_FORM)
     if port == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} names no port: write it like {ANNOUNCE_FORM}")
+        raise ValueError(f"{text!r} names no port: write it like {ANNOUNCE_FORM}")
     if "p2p" in rest and "p2p-circuit" not in rest:
         bare = text.partition("/p2p/")[0]
-        raise argparse.ArgumentTypeError(f"the peer id is added to it: write {bare}")
+        raise ValueError(f"the peer id is added to it: write {bare}")
     if kind in ("ip4", "ip6"):
         address = ipaddress.ip_address(host)
         if address.is_unspecified or address.is_multicast or address.is_reserved:
-            raise argparse.ArgumentTypeError(
+            raise ValueError(
                 f"nobody can dial {host}: write the address under which others reach this machine, "
                 f"like {ANNOUNCE_FORM}"
             )
@@ -118,7 +145,7 @@ def _multiaddr(text: str, form: str) -> tuple[str, str, int, list[str]]:
             raise ValueError
         Multiaddr(text)
     except Exception:  # the library has classes of its own for what it cannot read
-        raise argparse.ArgumentTypeError(
+        raise ValueError(
             f"{text!r} is no multiaddr: write it like {_rewritten(text) or form}"
         ) from None
     return kind, host, port, [part for part in rest if part]
@@ -128,7 +155,7 @@ def _rewritten(text: str) -> str:
     """What is meant by HOST:PORT, as a multiaddr; "" for anything else."""
     try:
         host, port = endpoint(text.removeprefix("tcp://"))
-    except argparse.ArgumentTypeError:
+    except ValueError:
         return ""
     try:
         kind = f"ip{ipaddress.ip_address(host).version}"
@@ -151,7 +178,7 @@ def check_port_free(address: str, option: str = "--listen") -> None:
     """
     try:
         kind, host, port, _ = _multiaddr(listen(address), LISTEN_FORM)
-    except argparse.ArgumentTypeError as error:
+    except ValueError as error:
         raise ResourceError(f"cannot listen on {address!r}", str(error)) from None
     if port == 0:
         return

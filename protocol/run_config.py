@@ -23,6 +23,8 @@ from pydantic import (
 from artel.protocol.terminal import steers
 
 MAX_NODES = 32
+Codec = Literal["fp32", "fp16", "int8", "int4", "sparse"]
+Topology = Literal["auto", "gather", "sharded"]
 """Members of a round: as many as one entry of the ledger can list."""
 MAX_EXACT = 2**53 - 1
 """Largest integer that every JSON reader keeps exact."""
@@ -280,7 +282,7 @@ SPARSE_OUTER = {"lr": 1.0, "momentum": 0.0, "final_lr_fraction": 0.65}
 class Exchange(Section):
     """What travels between nodes, and how it is combined."""
 
-    codec: Literal["fp32", "fp16", "int8", "int4", "sparse"] = "int4"
+    codec: Codec = "int4"
     """How a pseudo-gradient is packed: about 32, 16, 8.1 or 4.1 bits per parameter; "sparse" \
 sends the largest elements alone, 0.15 to 0.3 bits, and keeps the rest for the next rounds."""
     top_k: Annotated[int, Field(ge=8, le=1024)] = 128
@@ -292,7 +294,7 @@ sends the largest elements alone, 0.15 to 0.3 bits, and keeps the rest for the n
     contributor_floor: Annotated[float, Field(gt=0, le=1)] = 0.25
     """With "sparse" an element is the mean over those who sent it, but never over less than this \
 part of all weights; 1: the mean over everybody."""
-    topology: Literal["auto", "gather", "sharded"] = "auto"
+    topology: Topology = "auto"
     """"gather": every node fetches every contribution; "sharded": each node combines one slice \
 for all; "auto": sharded for rounds of more than 8 members."""
     overlap_steps: Annotated[int, Field(ge=0, le=10_000)] = 0

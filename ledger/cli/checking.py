@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from artel.ledger.cli import Add, print_json, quote
-from artel.ledger.cli.opening import holding, run_id
-from artel.protocol.errors import EXIT_OK, CheckFailed, UsageError
+from cyclopts import Parameter
+
+from artel.ledger.cli.opening import holding, quote
+from artel.protocol.commandline import AsJson, RunId, VKeys, progress, show
+from artel.protocol.errors import CheckFailed, UsageError
 from artel.protocol.paths import expanded
 
 if TYPE_CHECKING:
@@ -22,59 +23,48 @@ if TYPE_CHECKING:
 _BATCH = 1024
 
 
-def register(add: Add) -> None:
-    """Add the command."""
-    audit = add(
-        "audit",
-        _audit,
-        "check that a log serves what it signed: ours, or any other of the C2SP format",
-        "http://HOST:8080 --vkey VKEY --full",
-        target=False,
-    )
-    audit.add_argument(
-        "target", metavar="TARGET", help="an http(s) URL, a folder of tiles, a multiaddr, an invite"
-    )
-    audit.add_argument(
-        "--vkey",
-        action="append",
-        default=[],
-        metavar="VKEY",
-        help="key to trust, of the log or of a witness; may be given several times",
-    )
-    audit.add_argument(
-        "--run", metavar="ID", help="run id, which vouches for the key of a run's log"
-    )
-    audit.add_argument("--origin", help="origin line, when it is not the name of the log's key")
-    audit.add_argument(
-        "--full", action="store_true", help="read every entry and tile; of a run, replay it all"
-    )
-
-
 # --- audit ----------------------------------------------------------------------------------------
 
 
-def _audit(arguments: argparse.Namespace) -> int:
+def audit(
+    target: Annotated[str, Parameter(metavar="TARGET")],
+    /,
+    *,
+    vkey: VKeys = (),
+    run: RunId = "",
+    origin: str | None = None,
+    full: bool = False,
+    as_json: AsJson = False,
+) -> int:
+    """Check that a log serves what it signed: ours, or any other of the C2SP format.
+
+    example: artel ledger audit http://HOST:8080 --vkey VKEY --full
+
+    :param target: an http(s) URL, a folder of tiles, a multiaddr, an invite
+    :param run: run id, which vouches for the key of a run's log
+    :param origin: origin line, when it is not the name of the log's key
+    :param full: read every entry and tile; of a run, replay it all
+    """
     from artel.ledger.fold import labels
     from artel.ledger.store.store import DATABASE_NAME
     from artel.ledger.sync.audit import audit
 
-    folder = expanded(Path(arguments.target))
+    folder = expanded(Path(target))
     if os.path.isfile(folder / DATABASE_NAME):  # also of an invite, too long for a name
         raise UsageError(
             f"{folder} is the home of a node or a coordinator",
             f"check it with: artel ledger verify --home {quote(folder)}",
         )
-    with holding(arguments.target) as (holder, named):
+    with holding(target) as (holder, named):
         newest, _ = holder.heads()  # also finds out where the tiles are
-        run = run_id(arguments.run) or named
-        vkeys = list(arguments.vkey) or _vkeys(holder.source, newest, run)
-        fold = _Fold() if arguments.full and _is_run(newest) else None
+        vkeys = list(vkey) or _vkeys(holder.source, newest, run or named)
+        fold = _Fold() if full and _is_run(newest) else None
         report = audit(
             holder.source,
             vkeys,
-            full=arguments.full,
-            origin=arguments.origin,
-            progress=_progress(),
+            full=full,
+            origin=origin,
+            progress=progress("entries audited"),
             on_entry=fold.add if fold is not None else None,
         )
         state = fold.done() if fold is not None else None
@@ -97,43 +87,39 @@ def _audit(arguments: argparse.Namespace) -> int:
         facts |= {"pending": state.total_pending, "ignored": state.ignored}
         left = labels.unchecked(len(state.states), report.size, state.final)
         facts["not_checked"] = [asdict(item) for item in left]
-    if arguments.json:
-        print_json(facts)
-    else:
-        _print_report(facts, state)
-    return EXIT_OK
+    return show(facts, _report(facts), as_json=as_json)
 
 
-def _print_report(facts: dict[str, Any], state: FoldState | None) -> None:
+def _report(facts: dict[str, Any]) -> Iterator[str]:
     from artel.ledger.entries import words as text
 
-    print(f"origin  {text.printable(facts['origin'])}")
-    print(f"size    {facts['size']:,}")
-    print(f"root    {facts['root']}")
+    yield f"origin  {text.printable(facts['origin'])}"
+    yield f"size    {facts['size']:,}"
+    yield f"root    {facts['root']}"
     signers = ", ".join(map(text.printable, facts["signers"]))
-    print(f"ok      the checkpoint is signed by {signers}")
+    yield f"ok      the checkpoint is signed by {signers}"
     if facts["cosigners"]:
-        print(f"ok      cosigned by {', '.join(map(text.printable, facts['cosigners']))}")
+        yield f"ok      cosigned by {', '.join(map(text.printable, facts['cosigners']))}"
     tiles = text.plural(facts["tiles"], "tile")
     if not facts["full"]:
-        print(f"ok      the {tiles} on the right edge give its root; --full reads every entry")
+        yield f"ok      the {tiles} on the right edge give its root; --full reads every entry"
         return
     entries = text.plural(facts["entries"], "entry", "entries")
-    print(f"ok      {entries} ({facts['entry_bytes']:,} bytes) and {tiles} give its root")
-    if state is None:
+    yield f"ok      {entries} ({facts['entry_bytes']:,} bytes) and {tiles} give its root"
+    if "run" not in facts:
         return
-    print(f"ok      every entry decodes; {facts['signatures']:,} signatures verify")
+    yield f"ok      every entry decodes; {facts['signatures']:,} signatures verify"
     if facts["unsigned"]:
-        print(f"        {facts['unsigned']:,} entries with a bad signature count for nothing")
-    print(
+        yield f"        {facts['unsigned']:,} entries with a bad signature count for nothing"
+    yield (
         f"ok      replayed: {text.plural(facts['accounts'], 'account')}, "
         f"{facts['vested']:,} credit vested, {facts['pending']:,} pending"
     )
     if facts["ignored"]:
-        print(f"        entries that count for nothing: {text.counts(facts['ignored'])}")
-    print("\nnot checked:")
+        yield f"        entries that count for nothing: {text.counts(facts['ignored'])}"
+    yield "\nnot checked:"
     for item in facts["not_checked"]:
-        print(f"--      {item['name']}: {item['detail']}")
+        yield f"--      {item['name']}: {item['detail']}"
 
 
 def _is_run(newest: str) -> bool:
@@ -197,16 +183,3 @@ class _Fold:
             self.unsigned += not entry.signers
             apply(self._state, entry)
         self._waiting = []
-
-
-def _progress() -> Any:
-    """Prints how far it is, on a terminal."""
-    if not sys.stderr.isatty():
-        return None
-
-    def progress(done: int, total: int) -> None:
-        if total > 2000:
-            end = "\n" if done == total else ""
-            print(f"\raudited {done:,} of {total:,} entries", end=end, file=sys.stderr, flush=True)
-
-    return progress

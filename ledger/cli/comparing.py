@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from artel.ledger.cli import DEFAULT_HOME, Add, print_json, quote
-from artel.ledger.cli.opening import holding, run_id
+from cyclopts import Parameter
+
+from artel.ledger.cli.opening import DEFAULT_HOME, Home, holding, quote
 from artel.ledger.cli.proving import write
+from artel.protocol.commandline import AsJson, File, RunId, Table, VKeys, show
 from artel.protocol.errors import EXIT_FAILED, EXIT_OK, CheckFailed, UsageError
 from artel.protocol.paths import expanded
+from artel.protocol.terminal import printable
 
 if TYPE_CHECKING:
     from artel.ledger.entries.evidence import SplitView
@@ -24,44 +26,6 @@ if TYPE_CHECKING:
     from artel.ledger.tlog.proof import HashReader
 
 EVIDENCE_FILE = Path("split-view.json")
-
-
-def register(add: Add) -> None:
-    """Add the command."""
-    compare = add(
-        "compare",
-        _compare,
-        "ask several holders for their tree heads: do all see one history?",
-        "http://HOST:8080 http://OTHER-NODE:PORT",
-        target=False,
-    )
-    compare.add_argument(
-        "targets",
-        nargs="+",
-        metavar="URL",
-        help="http(s) URLs, multiaddrs, invites, folders of tiles, or homes; with only one, the "
-        "home is the other",
-    )
-    compare.add_argument(
-        "--home", type=Path, default=DEFAULT_HOME, metavar="DIR", help="default: %(default)s"
-    )
-    compare.add_argument(
-        "--vkey",
-        action="append",
-        default=[],
-        metavar="VKEY",
-        help="key of the log, for logs that are no run of Artel",
-    )
-    compare.add_argument("--run", metavar="ID", help="run id that all of them have to have")
-    compare.add_argument(
-        "-o",
-        dest="output",
-        type=Path,
-        default=EVIDENCE_FILE,
-        metavar="FILE",
-        help=f"where evidence of a split view goes, replaced when it exists (default: "
-        f"{EVIDENCE_FILE})",
-    )
 
 
 @dataclass(frozen=True)
@@ -89,13 +53,28 @@ class _Finding:
     why: str
 
 
-def _compare(arguments: argparse.Namespace) -> int:
-    targets: list[str] = arguments.targets
-    if len(targets) == 1:
-        targets = [*targets, str(expanded(arguments.home))]
-    run = run_id(arguments.run)
+def compare(
+    target: Annotated[str, Parameter(metavar="URL")],
+    /,
+    *others: Annotated[str, Parameter(metavar="URL")],
+    home: Home = DEFAULT_HOME,
+    vkey: VKeys = (),
+    run: RunId = "",
+    output: Annotated[File, Parameter(name="-o")] = EVIDENCE_FILE,
+    as_json: AsJson = False,
+) -> int:
+    """Ask several holders for their tree heads: do all see one history?
+
+    example: artel ledger compare http://HOST:8080 http://OTHER-NODE:PORT
+
+    :param target: http(s) URLs, multiaddrs, invites, folders of tiles, or homes
+    :param others: with only one, the home is the other
+    :param run: run id that all of them have to have
+    :param output: where evidence of a split view goes, replaced when it exists
+    """
+    targets = [target, *(others or [str(expanded(home))])]
     with ExitStack() as stack:
-        heads = _heads(stack, targets, run, arguments.vkey)
+        heads = _heads(stack, targets, run, vkey)
         logs = {_log_name(head) for head in heads}
         if len(logs) > 1:
             raise UsageError("these are different logs", f"they are: {', '.join(sorted(logs))}")
@@ -116,62 +95,56 @@ def _compare(arguments: argparse.Namespace) -> int:
     facts: dict[str, Any] = {"consistent": consistent, "heads": rows}
     if finding is not None:
         facts |= {"between": [head.name for head in finding.heads], "reason": finding.why}
-        facts["evidence"] = str(arguments.output) if proof is not None else None
+        facts["evidence"] = str(output) if proof is not None else None
         facts["notes"] = [head.note for head in finding.heads]
     if proof is not None:
         from artel.ledger.sync.offline import write_evidence
 
         genesis = next((head.genesis for head in heads if head.genesis), b"")
-        write(arguments.output, write_evidence(proof, genesis))
-    if arguments.json:
-        print_json(facts)
-    else:
-        _print_comparison(heads, len(targets), finding, proof, arguments.output)
+        write(output, write_evidence(proof, genesis))
+    show(facts, _shown(heads, len(targets), finding, proof, output), as_json=as_json)
     return EXIT_OK if finding is None else EXIT_FAILED
 
 
-def _print_comparison(
+def _shown(
     heads: Sequence[_Head],
     holders: int,
     finding: _Finding | None,
     proof: SplitView | None,
     output: Path,
-) -> None:
-    from artel.ledger.cli.table import table
-    from artel.ledger.entries import words as text
-
-    def shown(head: _Head) -> str:
-        return text.printable(head.name) + ("" if head.reader else "  (signed; no tree behind it)")
-
-    rows = [[f"{head.size:,}", head.root.hex(), shown(head)] for head in heads]
-    print(table(["checkpoint", "root", "holder"], rows, right=(0,)))
+) -> Iterator[str | Table]:
+    rows = [
+        [
+            f"{head.size:,}",
+            head.root.hex(),
+            head.name + ("" if head.reader else "  (signed; no tree behind it)"),
+        ]
+        for head in heads
+    ]
+    yield Table(rows, ["checkpoint", "root", "holder"], right=(0,))
     if finding is None:
-        print(f"\nconsistent: {holders} holders show one history")
+        yield f"\nconsistent: {holders} holders show one history"
         return
     one, other = finding.heads
-    names = " and ".join(dict.fromkeys(text.printable(head.name) for head in (one, other)))
+    names = " and ".join(dict.fromkeys(printable(head.name) for head in (one, other)))
     if not finding.split:
-        print(f"\nNOT COMPARED: checkpoints {one.size:,} and {other.size:,} of {names}")
-        print("proven      the log has signed both")
-        print(
-            f"not proven  that one tree begins with the other, or that it does not: {finding.why}"
-        )
-        print("what to do: name more holders, such as other members or mirrors")
+        yield f"\nNOT COMPARED: checkpoints {one.size:,} and {other.size:,} of {names}"
+        yield "proven      the log has signed both"
+        yield f"not proven  that one tree begins with the other, or that it does not: {finding.why}"
+        yield "what to do: name more holders, such as other members or mirrors"
         return
-    print(f"\nSPLIT VIEW: {names} show two histories of one log")
+    yield f"\nSPLIT VIEW: {names} show two histories of one log"
     if proof is None:
-        print(
-            f"proven      to you: checkpoints {one.size:,} and {other.size:,} are both signed, and"
-        )
-        print("            neither tree begins with the other")
-        print(f"not proven  to others: {finding.why}")
-        print("what to do: keep both notes (--json prints them), and name more holders")
+        yield f"proven      to you: checkpoints {one.size:,} and {other.size:,} are both signed,"
+        yield "            and neither tree begins with the other"
+        yield f"not proven  to others: {finding.why}"
+        yield "what to do: keep both notes (--json prints them), and name more holders"
         return
-    print(f"evidence written to {output}: it proves to anybody who signed both")
-    print("what to do:")
-    print(f"  artel ledger verify {quote(output)}      # check it, offline")
-    print(f"  artel ledger split-view {quote(output)}  # enter it into the ledger")
-    print("  and tell the others: whoever holds the run's key lies, or somebody has stolen it")
+    yield f"evidence written to {output}: it proves to anybody who signed both"
+    yield "what to do:"
+    yield f"  artel ledger verify {quote(output)}      # check it, offline"
+    yield f"  artel ledger split-view {quote(output)}  # enter it into the ledger"
+    yield "  and tell the others: whoever holds the run's key lies, or somebody has stolen it"
 
 
 # --- the heads ------------------------------------------------------------------------------------
@@ -182,7 +155,7 @@ def _heads(stack: ExitStack, targets: Sequence[str], run: str, vkeys: Sequence[s
     from artel.ledger.entries import Genesis, decode
     from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint
 
-    found = [_shown(stack, target, run, vkeys) for target in targets]
+    found = [_held(stack, target, run, vkeys) for target in targets]
     heads = [head for trees, _, _ in found for head in trees]
     genesis = next((head.genesis for head in heads if head.genesis), b"")
     for target, (trees, texts, error) in zip(targets, found, strict=True):
@@ -199,10 +172,10 @@ def _heads(stack: ExitStack, targets: Sequence[str], run: str, vkeys: Sequence[s
     return heads
 
 
-_Shown = tuple[list[_Head], list[str], CheckFailed | None]
+_Held = tuple[list[_Head], list[str], CheckFailed | None]
 
 
-def _shown(stack: ExitStack, target: str, run: str, vkeys: Sequence[str]) -> _Shown:
+def _held(stack: ExitStack, target: str, run: str, vkeys: Sequence[str]) -> _Held:
     """A holder's trees (of two the larger alone, when it begins with the other), the notes that
     it shows, and why a tree could not be read."""
     from artel.ledger.store.finality import size_of

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from artel.ledger.cli import Add, count, opening, print_json, quote
-from artel.ledger.cli.sending import account_named, home_of
+from cyclopts import Parameter
+
+from artel.ledger.cli.opening import At, Ledger, quote
+from artel.ledger.cli.sending import account_named
+from artel.protocol import commandline
+from artel.protocol.commandline import File, Folder
 from artel.protocol.errors import EXIT_OK, CheckFailed, UsageError
 
 if TYPE_CHECKING:
@@ -17,52 +20,16 @@ if TYPE_CHECKING:
     from artel.ledger.sync.client import View
 
 
-def register(add: Add) -> None:
-    """Add the commands."""
-    table = add(
-        "export csv", _csv, "write accounts, work, credit and shares as a table", "-o shares.csv"
-    )
-    _add_output(table)
-    _add_at(table)
-    table.add_argument(
-        "--aliases", action="store_true", help="with the names that accounts have published"
-    )
-    proofs = add(
-        "export proofs",
-        _proofs,
-        "write a proof file for each entry that an account's credit comes from, to keep",
-        "-o my-proofs",
-    )
-    proofs.add_argument(
-        "-o",
-        "--output",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="folder for the files; those of the same entries are replaced",
-    )
-    proofs.add_argument(
-        "--account", metavar="ACCOUNT", help="whose (default: the one of HOME/account.key)"
-    )
+export = commandline.group("export", "Shares and proofs as files.", None)
+
+Output = Annotated[
+    File | None,
+    Parameter(name=("-o", "--output"), help="instead of standard output; replaced if it exists"),
+]
 
 
-def _add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="instead of standard output; replaced if it exists",
-    )
-
-
-def _add_at(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--at", type=count, metavar="N", help="as it was after the first N entries")
-
-
-def _as_of(arguments: argparse.Namespace, view: View) -> tuple[FoldState, bytes]:
+def _as_of(at: int | None, view: View) -> tuple[FoldState, bytes]:
     """The state to export, and the root of the tree that it comes from."""
-    at: int | None = arguments.at
     if at is None or at == view.log.size:
         return view.state, view.log.root
     if at > view.log.size:
@@ -75,58 +42,73 @@ def _standing(view: View, size: int) -> str:
     return f"as of entry {size} of the ledger, {trust}"
 
 
-def _put(arguments: argparse.Namespace, content: str, about: str) -> None:
+def _put(output: Path | None, content: str, about: str) -> None:
     """Write the export, and say what it is where it does not get into it."""
     from artel.ledger.sync.export import write_file
 
-    if arguments.output is None:
+    if output is None:
         sys.stdout.write(content)
-        print(about, file=sys.stderr)
+        if about:
+            print(about, file=sys.stderr)
     else:
-        write_file(arguments.output, content.encode())
-        print(f"wrote {arguments.output}: {about}")
+        write_file(output, content.encode())
+        if about:
+            print(f"wrote {output}: {about}")
 
 
 # --- csv ------------------------------------------------------------------------------------------
 
 
-def _csv(arguments: argparse.Namespace) -> int:
+@export.command
+def csv(
+    *, output: Output = None, at: At = None, aliases: bool = False, ledger: Ledger = Ledger()
+) -> int:
+    """Write accounts, work, credit and shares as a table.
+
+    example: artel ledger export csv -o shares.csv
+
+    :param aliases: with the names that accounts have published
+    """
     from artel.ledger.entries.words import plural
     from artel.ledger.sync import export
 
-    with opening.opened(arguments) as view:
-        state, root = _as_of(arguments, view)
-        rows = export.table(state, root, view.aliases if arguments.aliases else None)
+    with ledger.opened() as view:
+        state, root = _as_of(at, view)
+        rows = export.table(state, root, view.aliases if aliases else None)
         about = f"{plural(len(rows) - 1, 'account')}, {_standing(view, state.size)}"
-        if arguments.json:
+        if ledger.as_json:
             names, *accounts = rows
-            facts = {"run": state.run, "as_of": state.size, "root": root.hex()}
-            final = state.size <= view.final_size
-            listed = [dict(zip(names, row, strict=True)) for row in accounts]
-            _put_json(arguments, facts | {"final": final, "accounts": listed})
-            return EXIT_OK
-    _put(arguments, export.csv_text(rows), about)
+            facts: dict[str, Any] = {"run": state.run, "as_of": state.size, "root": root.hex()}
+            facts["final"] = state.size <= view.final_size
+            facts["accounts"] = [dict(zip(names, row, strict=True)) for row in accounts]
+            _put(output, json.dumps(facts, indent=2) + "\n", "")
+        else:
+            _put(output, export.csv_text(rows), about)
     return EXIT_OK
-
-
-def _put_json(arguments: argparse.Namespace, facts: dict[str, Any]) -> None:
-    from artel.ledger.sync.export import write_file
-
-    if arguments.output is None:
-        print_json(facts)
-    else:
-        write_file(arguments.output, (json.dumps(facts, indent=2) + "\n").encode())
 
 
 # --- proofs ---------------------------------------------------------------------------------------
 
 
-def _proofs(arguments: argparse.Namespace) -> int:
+@export.command
+def proofs(
+    *,
+    output: Annotated[Folder, Parameter(name=("-o", "--output"))],
+    account: Annotated[str | None, Parameter(metavar="ACCOUNT")] = None,
+    ledger: Ledger = Ledger(),
+) -> int:
+    """Write a proof file for each entry that an account's credit comes from, to keep.
+
+    example: artel ledger export proofs -o my-proofs
+
+    :param output: folder for the files; those of the same entries are replaced
+    :param account: whose; otherwise the one of HOME/account.key
+    """
     from artel.ledger.sync import export
 
-    folder: Path = arguments.output
-    with opening.opened(arguments) as view:
-        account = _whose(arguments, view)
+    folder = output
+    with ledger.opened() as view:
+        account = _whose(view, account, ledger.folder)
         credits, wanted = export.grounds(view, account)
         files = []
         for index in sorted(wanted):
@@ -155,19 +137,19 @@ def _proofs(arguments: argparse.Namespace) -> int:
         }
     index_file = folder / "index.json"
     export.write_file(index_file, (json.dumps(facts, indent=2) + "\n").encode())
-    if arguments.json:
-        print_json(facts)
-        return EXIT_OK
     final = sum(bool(file["final"]) for file in files)
-    print(f"wrote {len(files)} proofs ({final} final) and their entries to {folder}")
-    print(f"{index_file} lists which entry granted what; check one of them offline with")
-    first = files[-1]
-    proof, entry = (quote(folder / str(first[name])) for name in ("proof", "entry"))
-    print(f"  artel ledger verify {proof} {entry}")
-    return EXIT_OK
+    proof, entry = (quote(folder / str(files[-1][name])) for name in ("proof", "entry"))
+    return ledger.show(
+        facts,
+        (
+            f"wrote {len(files)} proofs ({final} final) and their entries to {folder}",
+            f"{index_file} lists which entry granted what; check one of them offline with",
+            f"  artel ledger verify {proof} {entry}",
+        ),
+    )
 
 
-def _whose(arguments: argparse.Namespace, view: View) -> str:
+def _whose(view: View, account: str | None, home: Path) -> str:
     """The account to export.
 
     :raises CheckFailed: when the ledger does not know it
@@ -175,9 +157,9 @@ def _whose(arguments: argparse.Namespace, view: View) -> str:
     from artel.ledger.store.keyfiles import ACCOUNT_KEY
     from artel.protocol import identity
 
-    if arguments.account is not None:
-        return account_named(view, arguments.account)
-    path = home_of(arguments) / ACCOUNT_KEY
+    if account is not None:
+        return account_named(view, account)
+    path = home / ACCOUNT_KEY
     if not path.exists():
         raise UsageError(f"there is no {path}", "say whose proofs: --account ACCOUNT")
     name = view.state.keys.get(identity.load(path).key)

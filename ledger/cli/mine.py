@@ -2,66 +2,43 @@
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artel.ledger.cli import DEFAULT_HOME, Add, count, print_json
-from artel.ledger.cli.opening import opened
-from artel.protocol.errors import EXIT_OK, CheckFailed, UsageError
-from artel.protocol.paths import expanded
+from artel.ledger.cli.opening import AccountName, Ledger, NodeName
+from artel.protocol.commandline import Count, Table
+from artel.protocol.errors import CheckFailed, UsageError
 
 if TYPE_CHECKING:
     from artel.ledger.entries.state import FoldState
     from artel.ledger.fold.claims import Claim, Stand
     from artel.ledger.sync.client import View
 
-DEFAULT_LIMIT = 10
-
-
-def register(add: Add) -> None:
-    """Add the command."""
-    me = add("me", _me, "what your work counts for, and what is missing", "--home node-1")
-    who = me.add_mutually_exclusive_group()
-    who.add_argument("--account", metavar="KEY", help="another account (key, its start, or name)")
-    who.add_argument("--node", metavar="PEER", help="the account of this node (peer id or its end)")
-    me.add_argument(
-        "--limit",
-        type=count,
-        default=DEFAULT_LIMIT,
-        metavar="N",
-        help=f"list the last N contributions, 0 for all (default: {DEFAULT_LIMIT})",
-    )
-
 
 # --- whose ----------------------------------------------------------------------------------------
 
 
-def account_of(view: View, arguments: argparse.Namespace) -> str:
+def account_of(view: View, home: Path, account: str | None, node: str | None = None) -> str:
     """The account that is meant: the one that is named, or else the one of this home.
 
+    :param account: its key, its start, or its name
+    :param node: the peer id of one of its nodes, or its end
     :raises UsageError: when it is none, or there is no key in the home
     """
-    if arguments.account:
+    if account:
         from artel.ledger.cli.sending import account_named
 
-        return account_named(view, arguments.account)
-    node = "" if getattr(arguments, "mine", False) else getattr(arguments, "node", None)
+        return account_named(view, account)
     if node:
         found = {peer for peer in view.state.nodes if peer.endswith(node)}
         if len(found) != 1:
             many = "several nodes have" if found else "no node has"
             raise UsageError(f"{many} a peer id that ends in {node[:64]}", "give all of it")
         return view.state.nodes[found.pop()]
-    return _home_account(view, _home(arguments))
-
-
-def _home(arguments: argparse.Namespace) -> Path:
-    home: Path = arguments.home or DEFAULT_HOME
-    return expanded(home)
+    return _home_account(view, home)
 
 
 def _home_account(view: View, home: Path) -> str:
@@ -95,15 +72,30 @@ def _peer_of(home: Path) -> str:
 # --- me -------------------------------------------------------------------------------------------
 
 
-def _me(arguments: argparse.Namespace) -> int:
+def me(
+    *,
+    account: AccountName = None,
+    node: NodeName = None,
+    limit: Count = 10,
+    ledger: Ledger = Ledger(),
+) -> int:
+    """What your work counts for, and what is missing.
+
+    example: artel ledger me --home node-1
+
+    :param account: another account: its key, the start of it, or its name
+    :param node: the account of this node: its peer id, or the end of it
+    :param limit: list the last N contributions, 0 for all
+    """
     from artel.ledger.fold import claims as own
 
-    with opened(arguments) as view:
+    if account and node:
+        raise UsageError("either --account or --node", "leave one of them out")
+    home, named = ledger.folder, bool(account or node)
+    with ledger.opened() as view:
         if not view.log.size:
             raise CheckFailed("the ledger is still empty", "the coordinator has not begun it yet")
-        account = account_of(view, arguments)
-        home = _home(arguments)
-        named = arguments.account or arguments.node
+        account = account_of(view, home, account, node)
         claims: list[Claim] = [] if named else own.read(home)
         peer = "" if named else _peer_of(home)
         if not account and not claims:
@@ -111,13 +103,9 @@ def _me(arguments: argparse.Namespace) -> int:
                 f"as of checkpoint {view.log.size:,}, the account of {home} is not in this ledger",
                 "it is registered when the node first joins: artel node start --join INVITE",
             )
-        found = _stands(view, account, peer, claims, all_nodes=bool(named))
+        found = _stands(view, account, peer, claims, all_nodes=named)
         facts = _facts(view, account, found, bool(claims))
-        if arguments.json:
-            print_json(facts)
-        else:
-            _print_me(view, facts, found, arguments.limit)
-    return EXIT_OK
+        return ledger.show(facts, _me(view, facts, found, limit))
 
 
 def _stands(
@@ -213,7 +201,9 @@ def _vesting(state: FoldState, account: str) -> dict[str, int]:
 # --- for people -----------------------------------------------------------------------------------
 
 
-def _print_me(view: View, facts: dict[str, Any], found: Sequence[Stand], limit: int) -> None:
+def _me(
+    view: View, facts: dict[str, Any], found: Sequence[Stand], limit: int
+) -> Iterator[str | Table]:
     from artel.ledger.entries import words as text
     from artel.ledger.fold import labels
 
@@ -223,27 +213,26 @@ def _print_me(view: View, facts: dict[str, Any], found: Sequence[Stand], limit: 
         replaced = (
             f", present key {text.short_key(facts['key'])}" if facts["key"] != account else ""
         )
-        print(f"account  {text.short_key(account)}{alias}{replaced}")
+        yield f"account  {text.short_key(account)}{alias}{replaced}"
         shown = ", ".join(map(text.short_peer, facts["nodes"])) or "none"
-        print(f"nodes    {shown}")
+        yield f"nodes    {shown}"
         if facts["barred"]:
-            print("         barred for proven fraud: it earns no more")
+            yield "         barred for proven fraud: it earns no more"
     else:
-        print("account  not in this ledger: it is registered when the node first joins the run")
-    print(f"as of    checkpoint {facts['as_of']:,} of run {text.short_key(facts['run'])}\n")
-    print(_steps(facts))
-    print()
-    print(_account(view.state, facts))
+        yield "account  not in this ledger: it is registered when the node first joins the run"
+    yield f"as of    checkpoint {facts['as_of']:,} of run {text.short_key(facts['run'])}\n"
+    yield _steps(facts)
+    yield ""
+    yield from _account(facts)
     if found:
-        print()
-        print(_contributions(found, limit, view.final_size))
+        yield ""
+        yield from _contributions(found, limit, view.final_size)
     final = labels.finality(facts["final_size"], facts["as_of"], view.needed)
-    print(f"\n{final}")
+    yield f"\n{final}"
 
 
-def _steps(facts: dict[str, Any]) -> str:
+def _steps(facts: dict[str, Any]) -> Table:
     """Claimed, accepted, pending, vested, rejected side by side."""
-    from artel.ledger.cli.table import table
     from artel.ledger.entries import reasons
 
     steps: dict[str, dict[str, int]] = facts["steps"]
@@ -277,7 +266,7 @@ def _steps(facts: dict[str, Any]) -> str:
         )
     if facts["has_claims"]:
         row("missing", ["missing"], _missing(facts), credit=False)
-    return table(["contributions", "count", "tokens", "credit", ""], rows, right=(1, 2, 3))
+    return Table(rows, ["contributions", "count", "tokens", "credit", ""], right=(1, 2, 3))
 
 
 def _missing(facts: dict[str, Any]) -> str:
@@ -297,9 +286,8 @@ def _next(facts: dict[str, Any]) -> str:
     return f"next: {amount:,} vest when state {number} is agreed"
 
 
-def _account(state: FoldState, facts: dict[str, Any]) -> str:
+def _account(facts: dict[str, Any]) -> Iterator[str | Table]:
     """All work of the account, by kind, and what it comes to."""
-    from artel.ledger.cli.table import table
 
     units = {"compute": "tokens", "data": "tokens of text", "audit": "tokens", "witness": "entries"}
     rows = [
@@ -309,21 +297,20 @@ def _account(state: FoldState, facts: dict[str, Any]) -> str:
         ]
         for kind, work in facts["work"].items()
     ]
-    lines = [table(["all work", "", "", "", "credit"], rows, right=(1, 4))] if rows else []
+    if rows:
+        yield Table(rows, ["all work", "", "", "", "credit"], right=(1, 4))
     parts = [f"{facts['vested']:,} vested", f"{facts['pending']:,} pending"]
     parts += [f"{facts[name]:,} {name}" for name in ("sent", "received") if facts[name]]
     if facts["invalidated"]:
         parts.append(f"{facts['invalidated']:,} taken away")
-    lines.append(f"credit   {', '.join(parts)}")
-    lines.append(
+    yield f"credit   {', '.join(parts)}"
+    yield (
         f"share    {100 * facts['share']:.3f} % now, "
         f"{100 * facts['share_with_pending']:.3f} % with all that is pending"
     )
-    return "\n".join(lines)
 
 
-def _contributions(found: Sequence[Stand], limit: int, final: int) -> str:
-    from artel.ledger.cli.table import table
+def _contributions(found: Sequence[Stand], limit: int, final: int) -> Iterator[str | Table]:
 
     shown = found[-limit:] if limit else found
     rows = []
@@ -336,9 +323,8 @@ def _contributions(found: Sequence[Stand], limit: int, final: int) -> str:
             status += " *"
         entry = "-" if index is None else str(index)
         rows.append([number, entry, f"{claim.tokens:,}", f"{stand.amount:,}", status])
-    lines = [table(["round", "entry", "tokens", "credit", "status"], rows, right=(0, 1, 2, 3))]
+    yield Table(rows, ["round", "entry", "tokens", "credit", "status"], right=(0, 1, 2, 3))
     if any(row[-1].endswith(" *") for row in rows):
-        lines.append("* this entry is not final yet")
+        yield "* this entry is not final yet"
     if len(shown) < len(found):
-        lines.append(f"the last {len(shown)} of {len(found):,}; --limit 0 shows all")
-    return "\n".join(lines)
+        yield f"the last {len(shown)} of {len(found):,}; --limit 0 shows all"

@@ -1,57 +1,130 @@
-"""Opens the ledger that a command is to read, from a home or from elsewhere."""
+"""Which ledger a command reads: the arguments that say so, and how it is opened."""
 
 from __future__ import annotations
 
-import argparse
-import re
+import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
+from cyclopts import Parameter
+
+from artel.protocol import commandline
+from artel.protocol.commandline import AsJson, Count, File, Folder, RunId, Table
 from artel.protocol.errors import UsageError
+from artel.protocol.paths import expanded
 
 if TYPE_CHECKING:
     from artel.ledger.sync.client import View
     from artel.ledger.sync.holders import Holder
 
-_RUN = re.compile(r"[0-9a-f]{64}", re.ASCII)
+DEFAULT_HOME = Path("~/.artel/node")
+Home = Annotated[Folder, Parameter(name="--home", help="home of a node or a coordinator")]
+
+KeyFile = Annotated[
+    File | None, Parameter(help="the account's key file; otherwise HOME/account.key")
+]
+AccountName = Annotated[str | None, Parameter(metavar="KEY")]
+NodeName = Annotated[str | None, Parameter(metavar="PEER")]
+At = Annotated[Count | None, Parameter(help="as it was after the first N entries")]
 
 
-@contextmanager
-def opened(arguments: argparse.Namespace) -> Iterator[View]:
-    """The ledger that ``--home`` or ``--from`` names, verified as far as ``View`` says.
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A ledger that may be read from elsewhere than a home."""
 
-    :raises UsageError: there is none, or the target cannot be understood
-    :raises CheckFailed: it does not hold
-    :raises Unreachable: nobody answers
-    """
-    from artel.ledger.sync import client
+    source: Annotated[
+        str | None,
+        Parameter(
+            name="--from",
+            metavar="TARGET",
+            help="read the ledger from elsewhere, the home is then only whose keys and claims are "
+            "meant: an invite, http(s)://..., a multiaddr with /p2p/PEER, or a folder of tiles",
+        ),
+    ] = None
+    run: Annotated[RunId, Parameter(help="run id that the ledger has to have")] = ""
+    no_cache: Annotated[bool, Parameter(help="with --from: fetch and check everything again")] = (
+        False
+    )
+    as_json: AsJson = False
 
-    caching = not arguments.no_cache
-    run = run_id(arguments.run)
-    if arguments.source is None:
-        with client.home_view(arguments.home, caching=caching) as view:
-            if run and view.log.size and view.log.genesis.run != run:
-                raise UsageError(f"{view.where} holds run {view.log.genesis.run[:12]}…")
-            yield view
-        return
-    with remote(arguments.source, run, caching=caching) as view:
-        if view.trust and not arguments.json:
-            print(view.trust, file=sys.stderr)
-        yield view
+    @contextmanager
+    def opened_or(self, home: Path) -> Iterator[View]:
+        """The ledger of ``--from``, or else of a home, verified as far as ``View`` says.
+
+        :raises UsageError: there is none, or the target cannot be understood
+        :raises CheckFailed: it does not hold
+        :raises Unreachable: nobody answers
+        """
+        from artel.ledger.sync import client
+
+        caching = not self.no_cache
+        if self.source is None:
+            with client.home_view(home, caching=caching) as view:
+                if self.run and view.log.size and view.log.genesis.run != self.run:
+                    raise UsageError(f"{view.where} holds run {view.log.genesis.run[:12]}…")
+                yield view
+            return
+        with holding(self.source) as (holder, named):
+            if self.run and named and self.run != named:
+                raise UsageError("the invite and --run name different runs")
+            with client.remote_view(holder, self.run or named, caching=caching) as view:
+                if view.trust and not self.as_json:
+                    print(view.trust, file=sys.stderr)
+                yield view
+
+    def show(self, facts: Any, lines: Iterable[str | Table]) -> int:
+        """As :func:`artel.protocol.commandline.show`."""
+        return commandline.show(facts, lines, as_json=self.as_json)
 
 
-@contextmanager
-def remote(target: str, run: str = "", *, caching: bool = True) -> Iterator[View]:
-    """The ledger that ``target`` holds."""
-    from artel.ledger.sync import client
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Ledger(Source):
+    """A ledger in a home, or elsewhere."""
 
-    with holding(target) as (holder, named):
-        if run and named and run != named:
-            raise UsageError("the invite and --run name different runs")
-        with client.remote_view(holder, run or named, caching=caching) as view:
-            yield view
+    home: Home = DEFAULT_HOME
+
+    @property
+    def folder(self) -> Path:
+        """The home: whose ledger is read, and with ``--from`` whose keys are meant."""
+        return expanded(self.home)
+
+    def opened(self) -> AbstractContextManager[View]:
+        """As :meth:`opened_or`."""
+        return self.opened_or(self.home)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Unsigned(Ledger):
+    """A ledger that something is to be said to."""
+
+    dry_run: Annotated[bool, Parameter(help="print the statement and send nothing")] = False
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Signed(Unsigned):
+    """A ledger, and whose key signs what is said to it."""
+
+    key: KeyFile = None
+
+    @property
+    def key_file(self) -> Path:
+        """The account's key file."""
+        return key_path(self.key, self.folder)
+
+
+def key_path(key: Path | None, home: Path) -> Path:
+    """The key file that a person means, or else the one of a home."""
+    from artel.ledger.store.keyfiles import ACCOUNT_KEY
+
+    return expanded(key) if key is not None else home / ACCOUNT_KEY
 
 
 @contextmanager
@@ -66,11 +139,6 @@ def holding(target: str) -> Iterator[tuple[Holder, str]]:
         holder.close()
 
 
-def run_id(value: str | None) -> str:
-    """A run id that a person wrote; "" for none.
-
-    :raises UsageError: when it is none
-    """
-    if value is not None and not _RUN.fullmatch(value):
-        raise UsageError(f"{value[:80]!r} is no run id", "it is 64 hex digits")
-    return value or ""
+def quote(path: Path) -> str:
+    """A path as a person can paste it behind a command."""
+    return shlex.quote(str(path))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from artel.ledger.cli import Add, count, print_json
-from artel.ledger.cli.opening import opened
-from artel.protocol.errors import EXIT_OK, UsageError
+from artel.ledger.cli.opening import At, Ledger
+from artel.protocol.commandline import Table, fields
+from artel.protocol.errors import UsageError
 
 if TYPE_CHECKING:
     from artel.ledger.entries.state import FoldState
@@ -18,26 +18,19 @@ CLOCK_SKEW_S = 60
 """Clocks of witnesses may be so much ahead of ours before we say so."""
 
 
-def register(add: Add) -> None:
-    """Add the commands."""
-    add("status", _status, "how far the ledger is, and what may be relied on", "--home DIR")
-    table = add("shares", _shares, "who owns how much, and from what work", "--json")
-    table.add_argument("--at", type=count, metavar="N", help="as it was after the first N entries")
-
-
 # --- status ---------------------------------------------------------------------------------------
 
 
-def _status(arguments: argparse.Namespace) -> int:
-    with opened(arguments) as view:
+def status(*, ledger: Ledger = Ledger()) -> int:
+    """How far the ledger is, and what may be relied on.
+
+    example: artel ledger status --home DIR
+    """
+    with ledger.opened() as view:
         if not view.log.size:
-            return _empty(arguments)
+            return _empty(ledger)
         facts = _facts(view)
-        if arguments.json:
-            print_json(facts)
-        else:
-            _print_status(view, facts)
-    return EXIT_OK
+        return ledger.show(facts, _status(view, facts))
 
 
 def _facts(view: View) -> dict[str, Any]:
@@ -79,7 +72,7 @@ def _facts(view: View) -> dict[str, Any]:
     }
 
 
-def _print_status(view: View, facts: dict[str, Any]) -> None:
+def _status(view: View, facts: dict[str, Any]) -> Iterator[str | Table]:
     from artel.ledger.entries import words as text
     from artel.ledger.fold import labels
 
@@ -88,7 +81,7 @@ def _print_status(view: View, facts: dict[str, Any]) -> None:
     closed = f"closed, {text.plural(state.round, 'round')} done" if state.closed else ""
     waiting = f", {facts['awaiting']:,} accepted but not agreed yet" if facts["awaiting"] else ""
     lines = [
-        ("run", f"{text.printable(facts['name'])} ({state.run})"),
+        ("run", f"{facts['name']} ({state.run})"),
         ("origin", f"{facts['origin']} (term {facts['term']})"),
         ("size", f"{text.plural(size, 'entry', 'entries')}, as of checkpoint {size:,}"),
         ("", f"behind: checkpoint {view.seen:,} was read here before" if view.seen else ""),
@@ -108,11 +101,7 @@ def _print_status(view: View, facts: dict[str, Any]) -> None:
             for number, line in enumerate(view.trust_in_witnesses.lines)
         ),
     ]
-    for label, line in lines:
-        if line:
-            print(f"{label:<8} {line}")
-    for alarm in _alarms(view):
-        print(f"ALARM    {alarm}")
+    yield fields([*lines, *(("ALARM", alarm) for alarm in _alarms(view))])
 
 
 def _cosigned(view: View) -> str:
@@ -149,23 +138,24 @@ def _alarms(view: View) -> list[str]:
     return alarms
 
 
-def _empty(arguments: argparse.Namespace) -> int:
+def _empty(ledger: Ledger) -> int:
     from artel.ledger.fold.labels import UNWITNESSED
     from artel.protocol import merkle
 
-    if arguments.json:
-        print_json({"size": 0, "root": merkle.EMPTY_ROOT.hex(), "as_of": 0, "label": UNWITNESSED})
-    else:
-        print("the ledger is still empty")
-    return EXIT_OK
+    facts = {"size": 0, "root": merkle.EMPTY_ROOT.hex(), "as_of": 0, "label": UNWITNESSED}
+    return ledger.show(facts, ["the ledger is still empty"])
 
 
 # --- shares ---------------------------------------------------------------------------------------
 
 
-def _shares(arguments: argparse.Namespace) -> int:
-    with opened(arguments) as view:
-        size = view.log.size if arguments.at is None else arguments.at
+def shares(*, at: At = None, ledger: Ledger = Ledger()) -> int:
+    """Who owns how much, and from what work.
+
+    example: artel ledger shares --json
+    """
+    with ledger.opened() as view:
+        size = view.log.size if at is None else at
         if size > view.log.size:
             raise UsageError(f"the ledger has {view.log.size} entries, not {size}")
         signed = size == 0 or bool(view.log.note_at(size))
@@ -183,11 +173,7 @@ def _shares(arguments: argparse.Namespace) -> int:
             "label": view.label if view.log.size else "",
             "shares": rows,
         }
-        if arguments.json:
-            print_json(facts)
-        else:
-            _print_shares(view, state, facts, name)
-    return EXIT_OK
+        return ledger.show(facts, _shares(view, facts, name))
 
 
 def _share_rows(state: FoldState, aliases: dict[str, tuple[str, str]]) -> list[dict[str, Any]]:
@@ -222,20 +208,19 @@ def _share_rows(state: FoldState, aliases: dict[str, tuple[str, str]]) -> list[d
     ]
 
 
-def _print_shares(view: View, state: FoldState, facts: dict[str, Any], name: str) -> None:
-    from artel.ledger.cli.table import table
+def _shares(view: View, facts: dict[str, Any], name: str) -> Iterator[str | Table]:
     from artel.ledger.entries import words as text
     from artel.ledger.fold import labels
 
     size, rows = facts["as_of"], facts["shares"]
     where = f"checkpoint {size:,}" if facts["checkpoint"] else f"entry {size:,}"
-    print(f"shares of {text.printable(name) or 'the run'} as of {where}, round {state.round}")
+    yield f"shares of {text.printable(name) or 'the run'} as of {where}, round {facts['round']:,}"
     if not rows:
-        print("nobody has credit yet; it is granted when a round's state is agreed")
+        yield "nobody has credit yet; it is granted when a round's state is agreed"
         return
     cells = [
         [
-            text.short_key(row["account"]) + (f" {text.printable(row['alias'])}"[:21]),
+            text.short_key(row["account"]) + f" {row['alias']}"[:21],
             f"{row['vested']:,}",
             f"{100 * row['share']:.3f} %",
             f"{row['pending']:,}",
@@ -248,11 +233,11 @@ def _print_shares(view: View, state: FoldState, facts: dict[str, Any], name: str
     total = ["total", f"{facts['vested']:,}", "100 %" if facts["vested"] else "0 %"]
     total += [f"{facts['pending']:,}", "100 %", "", ""]
     heads = ["account", "vested", "share", "pending", "with pending", "work", "left out"]
-    print()
-    print(table(heads, [*cells, total], right=(1, 2, 3, 4)))
+    yield ""
+    yield Table([*cells, total], heads, right=(1, 2, 3, 4))
     if not facts["vested"]:
-        print("\nnothing has vested yet; the share with pending is what it comes to if all vests")
-    print(f"\n{labels.finality(min(view.final_size, size), size, view.needed)}")
+        yield "\nnothing has vested yet; the share with pending is what it comes to if all vests"
+    yield f"\n{labels.finality(min(view.final_size, size), size, view.needed)}"
 
 
 def _work(units: dict[str, int]) -> str:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any
 
-from artel.ledger.cli import Add, count, print_json
-from artel.ledger.cli.opening import opened
+from cyclopts import Parameter
+
+from artel.ledger.cli.mine import account_of
+from artel.ledger.cli.opening import AccountName, Ledger, NodeName
+from artel.protocol.commandline import Count
 from artel.protocol.errors import EXIT_OK, UsageError
 
 if TYPE_CHECKING:
@@ -18,7 +22,6 @@ if TYPE_CHECKING:
     from artel.ledger.entries.state import Credit, FoldState, Outcome
     from artel.ledger.sync.client import View
 
-DEFAULT_LIMIT = 50
 FOLLOW_S = 2.0
 KINDS = (
     *("genesis", "account", "key_rotated", "node", "round_opened", "round_committed"),
@@ -26,53 +29,88 @@ KINDS = (
     *("witnessed", "verdict"),
     *("dispute", "ruling", "transfer", "split_seen"),
 )
-"""Written out, so that the parser need not load the entries."""
+"""Written out, so that the entries need not be loaded to read an option."""
 
-
-def register(add: Add) -> None:
-    """Add the commands."""
-    log = add("log", _log, "the entries, one line each", "--kind round_closed --limit 10")
-    log.add_argument(
-        "--kind", choices=KINDS, metavar="KIND", help=f"only this kind: {', '.join(KINDS)}"
-    )
-    log.add_argument("--round", type=count, metavar="R", help="only entries about this round")
-    log.add_argument(
-        "--node", metavar="PEER", help="only entries that name this node (peer id or its end)"
-    )
-    who = log.add_mutually_exclusive_group()
-    who.add_argument("--mine", action="store_true", help="only entries about this home's account")
-    who.add_argument(
-        "--account", metavar="KEY", help="only entries about this account (key, its start, or name)"
-    )
-    log.add_argument(
-        "--limit",
-        type=count,
-        default=DEFAULT_LIMIT,
-        metavar="N",
-        help=f"only the last N of them, 0 for all (default: {DEFAULT_LIMIT})",
-    )
-    log.add_argument("--follow", action="store_true", help="go on with new entries as they come")
-    show = add("show", _show, "one entry in full, with who signed it", "17")
-    show.add_argument("entry", metavar="INDEX|ID", help="its index, or 8 or more digits of its id")
-    why = add("explain", _explain, "the arithmetic of an entry's credit, in numbers", "17")
-    why.add_argument("entry", metavar="INDEX|ID", help="its index, or 8 or more digits of its id")
+EntryName = Annotated[
+    str, Parameter(metavar="INDEX|ID", help="its index, or 8 or more digits of its id")
+]
 
 
 # --- log and show ---------------------------------------------------------------------------------
 
 
-def _log(arguments: argparse.Namespace) -> int:
+@dataclass(frozen=True)
+class _Wanted:
+    """Which entries are asked for."""
+
+    kind: str | None
+    round: int | None
+    node: str | None
+    account: str = ""
+    nodes: frozenset[str] = frozenset()
+    """Those of the account."""
+
+    def fits(self, entry: Entry, outcome: Outcome) -> bool:
+        if self.kind and entry.kind != self.kind:
+            return False
+        if self.round is not None and _round_of(entry.body) != self.round:
+            return False
+        if self.node and not any(peer.endswith(self.node) for peer in _nodes(entry)):
+            return False
+        if not self.account:
+            return True
+        body = entry.body
+        if self.account in (getattr(body, "account", ""), getattr(body, "to", "")):
+            return True
+        touched = (*outcome.granted, *outcome.vested, *outcome.invalidated)
+        named = any(credit.account == self.account for credit in touched)
+        return named or bool(_nodes(entry) & self.nodes)
+
+
+def log(
+    *,
+    kind: Annotated[str | None, Parameter(choices=KINDS)] = None,
+    round: Count | None = None,
+    node: NodeName = None,
+    mine: bool = False,
+    account: AccountName = None,
+    limit: Count = 50,
+    follow: bool = False,
+    ledger: Ledger = Ledger(),
+) -> int:
+    """The entries, one line each.
+
+    example: artel ledger log --kind round_closed --limit 10
+
+    :param kind: only this kind
+    :param round: only entries about this round
+    :param node: only entries that name this node: its peer id, or the end of it
+    :param mine: only entries about this home's account
+    :param account: only entries about this account: its key, the start of it, or its name
+    :param limit: only the last N of them, 0 for all
+    :param follow: go on with new entries as they come
+    """
     from artel.ledger.entries import story
 
-    shown = 0
-    with opened(arguments) as view:
-        account, nodes = _whose(arguments, view)
-        found: deque[dict[str, Any]] = deque(maxlen=arguments.limit or None)
+    if mine and account:
+        raise UsageError("either --mine or --account", "leave one of them out")
+
+    def wanted(view: View) -> _Wanted:
+        rest = kind, round, node
+        if not (mine or account) or not view.log.size:
+            return _Wanted(*rest)
+        name = account_of(view, ledger.folder, account)
+        nodes = (node for node, owner in view.state.nodes.items() if owner == name)
+        return _Wanted(*rest, name, frozenset(nodes))
+
+    with ledger.opened() as view:
+        asked = wanted(view)
+        found: deque[dict[str, Any]] = deque(maxlen=limit or None)
         matches = 0
 
         def observe(index: int, entry: Entry, outcome: Outcome) -> None:
             nonlocal matches
-            if not _fits(arguments, entry, outcome, account, nodes):
+            if not asked.fits(entry, outcome):
                 return
             matches += 1
             found.append(
@@ -94,20 +132,22 @@ def _log(arguments: argparse.Namespace) -> int:
         final = view.final_size if shown else 0
         for item in found:
             item["final"] = item["index"] < final
-        name = arguments.account or account
-    if arguments.json:
-        print_json({"as_of": shown, "matches": matches, "entries": list(found)})
-        return EXIT_OK
+    facts = {"as_of": shown, "matches": matches, "entries": list(found)}
+    ledger.show(facts, _log(facts, final))
+    return _follow(ledger, wanted, shown) if follow and not ledger.as_json else EXIT_OK
+
+
+def _log(facts: dict[str, Any], final: int) -> Iterator[str]:
+    shown, found = facts["as_of"], facts["entries"]
     if not found:
-        print("no entry fits" if shown else "the ledger is still empty")
-    else:
-        print(f"{'index':>6}  {'kind':<15}  {'round':>5}  what it says")
-        for item in found:
-            print(_line(item))
-        if matches > len(found):
-            print(f"the last {len(found)} of {matches:,}; --limit 0 shows all")
-        print(f"as of checkpoint {shown:,}; final before entry {final:,}")
-    return _follow(arguments, shown, name) if arguments.follow else EXIT_OK
+        yield "no entry fits" if shown else "the ledger is still empty"
+        return
+    yield f"{'index':>6}  {'kind':<15}  {'round':>5}  what it says"
+    for item in found:
+        yield _line(item)
+    if facts["matches"] > len(found):
+        yield f"the last {len(found)} of {facts['matches']:,}; --limit 0 shows all"
+    yield f"as of checkpoint {shown:,}; final before entry {final:,}"
 
 
 def _line(item: dict[str, Any]) -> str:
@@ -115,57 +155,27 @@ def _line(item: dict[str, Any]) -> str:
     return f"{item['index']:>6}  {item['kind']:<15}  {number:>5}  {item['summary']}"
 
 
-def _follow(arguments: argparse.Namespace, shown: int, name: str) -> int:
+def _follow(ledger: Ledger, wanted: Callable[[View], _Wanted], shown: int) -> int:
     """Print what fits of the entries that come, until interrupted."""
     from artel.ledger.entries import story
 
     while True:
         sys.stdout.flush()
         time.sleep(FOLLOW_S)
-        with opened(arguments) as view:
-            if view.log.size:
-                arguments.run = view.log.genesis.run  # one run, and one word about trust
+        with ledger.opened() as view:
+            if view.log.size:  # one run, and one word about trust
+                ledger = replace(ledger, run=view.log.genesis.run)
             if view.log.size <= shown:
                 continue
-            account, nodes = _whose(arguments, view)
+            asked = wanted(view)
 
             def observe(index: int, entry: Entry, outcome: Outcome) -> None:
-                if index >= shown and _fits(arguments, entry, outcome, account, nodes):  # noqa: B023
+                if index >= shown and asked.fits(entry, outcome):  # noqa: B023
                     facts = {"index": index, "kind": entry.kind, "round": _round_of(entry.body)}
                     print(_line(facts | {"summary": story.summary(entry.body, outcome)}))
 
             view.replay(observe=observe)
             shown = view.log.size
-
-
-def _whose(arguments: argparse.Namespace, view: View) -> tuple[str, set[str]]:
-    """The account whose entries are wanted, and its nodes; "" for everybody's."""
-    from artel.ledger.cli.mine import account_of
-
-    if not arguments.mine and not arguments.account:
-        return "", set()
-    if not view.log.size:
-        return "", set()
-    account = account_of(view, arguments)
-    return account, {node for node, owner in view.state.nodes.items() if owner == account}
-
-
-def _fits(
-    arguments: argparse.Namespace, entry: Entry, outcome: Outcome, account: str, nodes: set[str]
-) -> bool:
-    if arguments.kind and entry.kind != arguments.kind:
-        return False
-    if arguments.round is not None and _round_of(entry.body) != arguments.round:
-        return False
-    if arguments.node and not any(peer.endswith(arguments.node) for peer in _nodes(entry)):
-        return False
-    if not account:
-        return True
-    body = entry.body
-    if account in (getattr(body, "account", ""), getattr(body, "to", "")):
-        return True
-    touched = (*outcome.granted, *outcome.vested, *outcome.invalidated)
-    return bool(_nodes(entry) & nodes) or any(credit.account == account for credit in touched)
 
 
 def _round_of(body: Genesis | Body) -> int | None:
@@ -191,28 +201,32 @@ def _nodes(entry: Entry) -> set[str]:
     return named
 
 
-def _show(arguments: argparse.Namespace) -> int:
+def show(entry: EntryName, /, *, ledger: Ledger = Ledger()) -> int:
+    """One entry in full, with who signed it.
+
+    example: artel ledger show 17
+    """
     from artel.ledger.entries import decode
     from artel.protocol import merkle
     from artel.protocol.identity import peer_id_of
 
-    with opened(arguments) as view:
-        index = index_of(view, arguments.entry)
+    with ledger.opened() as view:
+        index = index_of(view, entry)
         leaf = view.log.leaf(index)
         outcomes: deque[Outcome] = deque(maxlen=1)
         state = view.replay(index + 1, lambda _i, _e, outcome: outcomes.append(outcome))
-        entry, outcome = decode(leaf), outcomes[0]
+        found, outcome = decode(leaf), outcomes[0]
         size, final, genesis = view.log.size, view.final_size, view.log.genesis
     signers = [
         {"key": key, "role": _role(key, genesis, state), "peer_id": peer_id_of(bytes.fromhex(key))}
-        for key in sorted(entry.signers)
+        for key in sorted(found.signers)
     ]
     facts = {
         "index": index,
-        "id": entry.id,
+        "id": found.id,
         "leaf_hash": merkle.leaf_hash(leaf).hex(),
-        "kind": entry.kind,
-        "payload_type": entry.envelope.payload_type,
+        "kind": found.kind,
+        "payload_type": found.envelope.payload_type,
         "bytes": len(leaf),
         "signers": signers,
         "status": outcome.status,
@@ -222,46 +236,40 @@ def _show(arguments: argparse.Namespace) -> int:
         "invalidated": _credits(outcome.invalidated),
         "as_of": size,
         "final": index < final,
-        "body": entry.body.to_dict(),
+        "body": found.body.to_dict(),
     }
-    if arguments.json:
-        print_json(facts)
-    else:
-        _print_entry(entry, outcome, facts)
-    return EXIT_OK
+    return ledger.show(facts, _show(found, outcome, facts))
 
 
-def _print_entry(entry: Entry, outcome: Outcome, facts: dict[str, Any]) -> None:
+def _show(entry: Entry, outcome: Outcome, facts: dict[str, Any]) -> Iterator[str]:
     from artel.ledger.entries import reasons, story
     from artel.ledger.entries import words as text
     from artel.ledger.fold import labels
 
     index = facts["index"]
-    print(f"entry {index}: {story.summary(entry.body, outcome)}\n")
-    print(f"kind       {entry.kind}, {facts['bytes']:,} bytes, {entry.envelope.payload_type}")
-    print(f"id         {entry.id}")
-    print(f"leaf hash  {facts['leaf_hash']}")
+    yield f"entry {index}: {story.summary(entry.body, outcome)}\n"
+    yield f"kind       {entry.kind}, {facts['bytes']:,} bytes, {entry.envelope.payload_type}"
+    yield f"id         {entry.id}"
+    yield f"leaf hash  {facts['leaf_hash']}"
     if not facts["signers"]:
-        print("signed by  nobody: a signature does not verify")
+        yield "signed by  nobody: a signature does not verify"
     for signer in facts["signers"]:
         who = signer["peer_id"] if signer["role"] == "node" else signer["key"]
-        print(f"signed by  {signer['role']} {who}")
+        yield f"signed by  {signer['role']} {who}"
     why = f"ignored: {outcome.reason} ({reasons.explain(outcome.reason)})"
     status = {"credited": "counts, and changes credit", "recorded": "counts"}
-    print(f"status     {status.get(outcome.status, why)}")
+    yield f"status     {status.get(outcome.status, why)}"
     for what in ("granted", "vested", "invalidated"):
         for credit in facts[what]:
             to = f"account {text.short_key(credit['account'])}"
             worth = f"{credit['amount']:,} credit for {credit['units']:,} {credit['kind']} units"
-            print(f"{what:<10} {worth}, {to}")
+            yield f"{what:<10} {worth}, {to}"
     final = labels.of_entry(index, index + 1 if facts["final"] else 0)
-    print(f"as of      checkpoint {facts['as_of']:,}, {final}\n")
-    print(json.dumps(facts["body"], indent=2))
+    yield f"as of      checkpoint {facts['as_of']:,}, {final}\n"
+    yield json.dumps(facts["body"], indent=2)
 
 
 def _credits(credits: tuple[Credit, ...]) -> list[dict[str, Any]]:
-    from dataclasses import asdict
-
     return [asdict(credit) | {"amount": credit.amount} for credit in credits]
 
 
@@ -292,18 +300,19 @@ def _role(key: str, genesis: Genesis, state: FoldState) -> str:
 # --- explain --------------------------------------------------------------------------------------
 
 
-def _explain(arguments: argparse.Namespace) -> int:
-    from artel.ledger.fold import explain
+def explain(entry: EntryName, /, *, ledger: Ledger = Ledger()) -> int:
+    """The arithmetic of an entry's credit, in numbers.
 
-    with opened(arguments) as view:
-        index = index_of(view, arguments.entry)
-        found = explain.explain(view.log, index)
-        size, final = view.log.size, view.final_size
-    if arguments.json:
-        print_json(found.to_dict() | {"as_of": size, "final": index < final})
-        return EXIT_OK
-    print("\n".join(found.lines()))
-    print(
-        f"\nas of checkpoint {size:,}; entry {index} is {'final' if index < final else 'pending'}"
+    example: artel ledger explain 17
+    """
+    from artel.ledger.fold.explain import explain
+
+    with ledger.opened() as view:
+        index = index_of(view, entry)
+        found = explain(view.log, index)
+        size, final = view.log.size, index < view.final_size
+    stands = f"entry {index} is {'final' if final else 'pending'}"
+    return ledger.show(
+        found.to_dict() | {"as_of": size, "final": final},
+        (*found.lines(), f"\nas of checkpoint {size:,}; {stands}"),
     )
-    return EXIT_OK

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from artel.ledger.cli import opening, print_json
-from artel.ledger.cli.sending import account_named, dry_run, key_path, require_effect, send, speaker
+from cyclopts import Parameter
+
+from artel.ledger.cli.opening import Signed
+from artel.ledger.cli.sending import account_named, dry_run, require_effect, send, speaker
+from artel.protocol.commandline import File
 from artel.protocol.errors import EXIT_OK, ArtelError, CheckFailed, UsageError
 from artel.protocol.paths import expanded
 
@@ -19,14 +21,19 @@ if TYPE_CHECKING:
     from artel.protocol.identity import Identity
 
 
-def rotate(arguments: argparse.Namespace) -> int:
-    """Replace the account's key; finishes what a run that was cut off began."""
+def rotate(*, ledger: Signed = Signed()) -> int:
+    """Replace the account's key, for example because somebody may have seen it.
+
+    Finishes what a run that was cut off began.
+
+    example: artel ledger key rotate --home DIR
+    """
     from artel.ledger.store import keyfiles
     from artel.protocol import identity
 
-    path = key_path(arguments)
-    with keyfiles.locked(path.parent), opening.opened(arguments) as view:
-        if _finished(arguments, view, path):
+    path = ledger.key_file
+    with keyfiles.locked(path.parent), ledger.opened() as view:
+        if _finished(ledger, view, path):
             return EXIT_OK
         owner = identity.load(path)
         following = keyfiles.next_file(path)
@@ -37,19 +44,30 @@ def rotate(arguments: argparse.Namespace) -> int:
                 "try again when this copy of the ledger is newer, or read another with --from",
             )
         name, account = speaker(view, owner, path)
-        return _replace(arguments, view, path, owner, name, account)
+        return _replace(ledger, view, path, owner, name, account)
 
 
-def recover(arguments: argparse.Namespace) -> int:
-    """Replace the account's key by the word of its recovery key."""
+def recover(
+    *,
+    recovery_key: File,
+    account: Annotated[str | None, Parameter(metavar="ACCOUNT")] = None,
+    ledger: Signed = Signed(),
+) -> int:
+    """Replace a lost or stolen account key with the help of the recovery key.
+
+    example: artel ledger key recover --recovery-key /media/usb/recovery.key
+
+    :param recovery_key: recovery.key
+    :param account: needed when several accounts have this recovery key
+    """
     from artel.ledger.entries import recovery_digest
     from artel.ledger.store import keyfiles
     from artel.protocol import identity
 
-    path = key_path(arguments)
-    recovery = identity.load(expanded(arguments.recovery_key))
-    with keyfiles.locked(path.parent), opening.opened(arguments) as view:
-        if _finished(arguments, view, path):
+    path = ledger.key_file
+    recovery = identity.load(expanded(recovery_key))
+    with keyfiles.locked(path.parent), ledger.opened() as view:
+        if _finished(ledger, view, path):
             return EXIT_OK
         digest = recovery_digest(recovery.public)
         fitting = [n for n, owner in view.state.accounts.items() if owner.recovery == digest]
@@ -58,8 +76,8 @@ def recover(arguments: argparse.Namespace) -> int:
                 f"as of checkpoint {view.log.size}, no account has registered this recovery key",
                 "an account's newest registration or change of keys decides which one it is",
             )
-        if arguments.account is not None:
-            name = account_named(view, arguments.account)
+        if account is not None:
+            name = account_named(view, account)
         elif len(fitting) == 1:
             name = fitting[0]
         else:
@@ -69,11 +87,11 @@ def recover(arguments: argparse.Namespace) -> int:
             )
         if name not in fitting:
             raise CheckFailed(f"account {name[:12]} has registered another recovery key")
-        return _replace(arguments, view, path, recovery, name, view.state.accounts[name])
+        return _replace(ledger, view, path, recovery, name, view.state.accounts[name])
 
 
 def _replace(
-    arguments: argparse.Namespace,
+    ledger: Signed,
     view: View,
     path: Path,
     signer: Identity,
@@ -97,23 +115,22 @@ def _replace(
     recovery = ours if free and ours != account.recovery else ""
     saying = f"account {name[:12]} changes its key"
     fields: dict[str, Any] = {"account": name, "seq": account.seq + 1, "recovery": recovery}
-    if arguments.dry_run:
+    if ledger.dry_run:
         trial = identity.Identity.from_seed(os.urandom(32))
         entry = entries.key_rotated(signer, trial, view.state.run, **fields)
         require_effect(view, entries.decode(entry.encode()))
         body = {"kind": "key_rotated", "run": view.state.run, "key": "(made then)", **fields}
-        dry_run(arguments, saying, body)
-        return EXIT_OK
+        return dry_run(ledger, saying, body)
     fresh = keyfiles.prepare_next(path)
     envelope = entries.key_rotated(signer, fresh, view.state.run, **fields)
     try:
-        send(arguments, view, saying, envelope)
+        send(ledger, view, saying, envelope)
     except ArtelError as error:
         waiting = f"the new key waits in {keyfiles.next_file(path)}: keep it"
         error.hint = f"{waiting}, and run this again. {error.hint}".strip()
         raise
     kept = keyfiles.take_over(path)
-    _report(arguments, path, kept, name, bool(recovery or account.recovery))
+    _report(ledger, path, kept, name, bool(recovery or account.recovery))
     if not free and ours not in ("", account.recovery):
         print(
             f"{path.parent / keyfiles.RECOVERY_PUB} is not the recovery key that the ledger has; "
@@ -123,31 +140,27 @@ def _replace(
     return EXIT_OK
 
 
-def _finished(arguments: argparse.Namespace, view: View, path: Path) -> bool:
+def _finished(ledger: Signed, view: View, path: Path) -> bool:
     """Finish what an earlier run began, if the ledger has the new key already."""
     from artel.ledger.store import keyfiles
     from artel.protocol import identity
 
     following = keyfiles.next_file(path)
-    if not following.exists() or arguments.dry_run:
+    if not following.exists() or ledger.dry_run:
         return False
     fresh = identity.load(following)
     name = view.state.keys.get(fresh.key)
     if name is None:
         return False
     kept = keyfiles.take_over(path)
-    if arguments.json:
-        print_json({"account": name, "key": fresh.key, "finished": True})
-    else:
-        print("the ledger has the new key since an earlier run of this command")
-    _report(arguments, path, kept, name, bool(view.state.accounts[name].recovery))
+    facts = {"account": name, "key": fresh.key, "finished": True}
+    ledger.show(facts, ["the ledger has the new key since an earlier run of this command"])
+    _report(ledger, path, kept, name, bool(view.state.accounts[name].recovery))
     return True
 
 
-def _report(
-    arguments: argparse.Namespace, path: Path, kept: Path | None, name: str, recoverable: bool
-) -> None:
-    if arguments.json:
+def _report(ledger: Signed, path: Path, kept: Path | None, name: str, recoverable: bool) -> None:
+    if ledger.as_json:
         return
     print(f"{path} holds the new key of account {name[:12]}")
     if kept is not None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artel.ledger.cli import DEFAULT_HOME, opening, print_json
+from artel.ledger.cli.opening import Signed, Unsigned
 from artel.protocol.errors import EXIT_OK, ArtelError, CheckFailed, UsageError
-from artel.protocol.paths import expanded
 
 if TYPE_CHECKING:
     from artel.ledger.entries import Body, Entry
@@ -25,52 +23,17 @@ Make = Callable[["View", str, "Account"], tuple[dict[str, Any], str]]
 statement, and a sentence that says what it does."""
 
 
-def add_signing(parser: argparse.ArgumentParser) -> None:
-    """Add --key and --dry-run."""
-    parser.add_argument(
-        "--key", type=Path, metavar="FILE", help="the account's key file (HOME/account.key)"
-    )
-    add_dry_run(parser)
-
-
-def add_dry_run(parser: argparse.ArgumentParser) -> None:
-    """Add --dry-run."""
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print the statement and send nothing"
-    )
-
-
-def add_yes(parser: argparse.ArgumentParser, about: str) -> None:
-    """Add --yes, for :func:`ask`."""
-    parser.add_argument("--yes", action="store_true", help=about)
-
-
-def home_of(arguments: argparse.Namespace) -> Path:
-    """The home whose keys are meant, with or without --from."""
-    home: Path = arguments.home if arguments.home is not None else DEFAULT_HOME
-    return expanded(home)
-
-
-def key_path(arguments: argparse.Namespace) -> Path:
-    """The account's key file."""
-    from artel.ledger.store.keyfiles import ACCOUNT_KEY
-
-    key: Path | None = arguments.key
-    return expanded(key) if key is not None else home_of(arguments) / ACCOUNT_KEY
-
-
-def stated(arguments: argparse.Namespace, schema: type[Body], make: Make) -> int:
+def stated(ledger: Signed, schema: type[Body], make: Make) -> int:
     """Run a command that makes one statement of one account; returns the exit code."""
     from artel.ledger import entries
     from artel.protocol import identity
 
-    path = key_path(arguments)
-    owner = identity.load(path)
-    with opening.opened(arguments) as view:
-        name, account = speaker(view, owner, path)
+    owner = identity.load(ledger.key_file)
+    with ledger.opened() as view:
+        name, account = speaker(view, owner, ledger.key_file)
         fields, saying = make(view, name, account)
         envelope = entries.by_account(schema, owner, view.state.run, account=name, **fields)
-        send(arguments, view, saying, envelope)
+        send(ledger, view, saying, envelope)
     return EXIT_OK
 
 
@@ -102,7 +65,7 @@ def speaker(view: View, key: Identity, path: Path) -> tuple[str, Account]:
     )
 
 
-def send(arguments: argparse.Namespace, view: View, saying: str, envelope: Envelope) -> None:
+def send(ledger: Unsigned, view: View, saying: str, envelope: Envelope) -> None:
     """Say what is about to happen, check it here, hand it in, and say where it stands.
 
     :param saying: what the statement does, a sentence for a person
@@ -114,27 +77,24 @@ def send(arguments: argparse.Namespace, view: View, saying: str, envelope: Envel
     entry = entries.decode(envelope.encode())
     body = entry.body.to_dict()
     require_effect(view, entry)
-    if arguments.dry_run:
-        dry_run(arguments, saying, body)
+    if ledger.dry_run:
+        dry_run(ledger, saying, body)
         return
-    if not arguments.json:
+    if not ledger.as_json:
         print(saying, flush=True)
     index, note = _hand_in(view, envelope)
-    if arguments.json:
-        rules = view.state.rules
-        facts = {
-            "run": view.state.run,
-            "index": index,
-            "id": entry.id,
-            "statement": body,
-            "signers": list(envelope.signers),
-            "final": False,
-            "witnesses": rules.witnesses if rules is not None else 0,
-            "note": note,
-        }
-        print_json(facts)
-    else:
-        print(f"it is entry {index} of the ledger, {_outlook(view)}")
+    rules = view.state.rules
+    facts = {
+        "run": view.state.run,
+        "index": index,
+        "id": entry.id,
+        "statement": body,
+        "signers": list(envelope.signers),
+        "final": False,
+        "witnesses": rules.witnesses if rules is not None else 0,
+        "note": note,
+    }
+    ledger.show(facts, [f"it is entry {index} of the ledger, {_outlook(view)}"])
 
 
 def require_effect(view: View, entry: Entry) -> None:
@@ -154,20 +114,18 @@ def require_effect(view: View, entry: Entry) -> None:
         )
 
 
-def dry_run(arguments: argparse.Namespace, saying: str, body: dict[str, Any]) -> None:
+def dry_run(ledger: Unsigned, saying: str, body: dict[str, Any]) -> int:
     """Print what would be sent."""
-    if arguments.json:
-        print_json({"dry_run": True, "statement": body})
-    else:
-        print(f"{saying}\n\n{json.dumps(body, indent=2)}\n\nnothing was sent (--dry-run)")
+    shown = f"{saying}\n\n{json.dumps(body, indent=2)}\n\nnothing was sent (--dry-run)"
+    return ledger.show({"dry_run": True, "statement": body}, [shown])
 
 
-def ask(arguments: argparse.Namespace, question: str) -> None:
+def ask(ledger: Unsigned, question: str, yes: bool) -> None:
     """Ask a person; with --yes, or for a dry run, nobody is asked.
 
     :raises UsageError: when the answer is no, or there is nobody to ask
     """
-    if arguments.yes or arguments.dry_run:
+    if yes or ledger.dry_run:
         return
     if not sys.stdin.isatty():
         raise UsageError("this has to be agreed to, and nobody is there to ask", "add --yes")

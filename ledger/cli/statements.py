@@ -6,15 +6,19 @@ prints where it stands in the ledger. ``--dry-run`` sends nothing.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import re
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from artel.ledger.cli import Add, count, opening, print_json, sending
+from cyclopts import Parameter
+
+from artel.ledger.cli import sending
+from artel.ledger.cli.opening import Signed, Unsigned
+from artel.protocol import options
+from artel.protocol.commandline import Count, File, value, values
 from artel.protocol.errors import EXIT_OK, ArtelError, UsageError
 from artel.protocol.paths import expanded
 
@@ -24,108 +28,18 @@ if TYPE_CHECKING:
     from artel.protocol.dsse import Envelope
 
 _REASON = re.compile(r"[a-z][a-z0-9_]{0,31}", re.ASCII)
+REASONS = ("copied", "wrong_result", "wrong_data", "harmful")
+_CODES = f"one of {', '.join(REASONS)}, or a code of your own; it is public"
 _MAX_FILE_BYTES = 64 * 1024
 
 
-def register(add: Add) -> None:
-    """Add the commands."""
-    dispute = add(
-        "dispute",
-        _dispute,
-        "freeze a contribution's pending credit until an arbiter has ruled on it",
-        "412 --reason copied --evidence report.txt",
-    )
-    dispute.add_argument("entry", metavar="INDEX|ID", help="the contribution, as in `log`")
-    dispute.add_argument(
-        "--reason",
-        required=True,
-        type=_reason,
-        metavar="CODE",
-        help="a short code of your own, such as copied or wrong_result; it is public",
-    )
-    _add_evidence(dispute)
-    sending.add_signing(dispute)
-
-    transfer = add(
-        "transfer",
-        _transfer,
-        "give vested credit to another account, where the run allows it",
-        "6f1c… 120000",
-    )
-    transfer.add_argument("to", metavar="ACCOUNT", help="account that receives it, or its alias")
-    transfer.add_argument("amount", type=count, metavar="AMOUNT", help="credit, a whole number")
-    sending.add_signing(transfer)
-    sending.add_yes(transfer, "do not ask: a transfer cannot be taken back")
-
-    rule = add(
-        "rule",
-        _rule,
-        "rule on a contribution, as an arbiter of the run",
-        "412 soft --key alice.key --statement ruling-412.json",
-    )
-    rule.add_argument("entry", metavar="INDEX|ID", help="the contribution, as in `log`")
-    rule.add_argument(
-        "decision",
-        choices=("dismissed", "soft", "hard"),
-        help="dismissed: it counts; soft: its credit goes; hard: all of the account that is "
-        "pending goes, and it earns no more",
-    )
-    _add_evidence(rule)
-    rule.add_argument(
-        "--key",
-        dest="keys",
-        action="append",
-        required=True,
-        type=Path,
-        metavar="FILE",
-        help="key file of an arbiter; may be given several times",
-    )
-    rule.add_argument(
-        "--statement",
-        type=Path,
-        metavar="FILE",
-        help="collects the signatures of several arbiters, who pass it on to each other",
-    )
-    sending.add_dry_run(rule)
-
-    alias = add(
-        "alias",
-        _alias,
-        "be shown under a name, or no longer; the name never enters the ledger",
-        '"Ada" --team "Night shift"',
-    )
-    name = alias.add_mutually_exclusive_group(required=True)
-    name.add_argument("alias", nargs="?", metavar="NAME", help="1 to 40 characters, public")
-    name.add_argument("--forget", action="store_true", help="erase the name and the team")
-    alias.add_argument("--team", default="", metavar="TEAM", help="1 to 40 characters, public")
-    sending.add_signing(alias)
-    sending.add_yes(alias, "agree to publish it without being asked")
-
-    split = add(
-        "split-view",
-        _split_view,
-        "enter the proof that somebody signed two histories",
-        "split-view.json",
-    )
-    split.add_argument("file", type=Path, metavar="FILE", help="evidence that `compare` wrote")
-    sending.add_signing(split)
-
-
-def _add_evidence(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--evidence",
-        type=Path,
-        metavar="FILE",
-        help="only its SHA-256 goes into the ledger; keep the file to show it",
-    )
-
-
-def _reason(value: str) -> str:
-    if not _REASON.fullmatch(value):
-        raise argparse.ArgumentTypeError(
-            f"{value!r} is not a reason code: up to 32 of a-z, 0-9 and _, beginning with a letter"
+def _reason(text: str) -> str:
+    if not _REASON.fullmatch(text):
+        raise ValueError(
+            f"{text!r} is not a reason code: up to 32 of a-z, 0-9 and _, beginning with a letter\n"
+            f"{_CODES}"
         )
-    return value
+    return text
 
 
 def _contribution(view: View, wanted: str) -> tuple[int, str]:
@@ -175,48 +89,93 @@ def _read(file: Path) -> bytes:
 
 # --- the statements -------------------------------------------------------------------------------
 
+ContributionName = Annotated[
+    str, Parameter(metavar="INDEX|ID", help="the contribution, as in `log`")
+]
+Evidence = Annotated[
+    File | None,
+    Parameter(help="only its SHA-256 goes into the ledger; keep the file to show it"),
+]
 
-def _dispute(arguments: argparse.Namespace) -> int:
+
+def dispute(
+    entry: ContributionName,
+    /,
+    *,
+    reason: Annotated[str | None, value(_reason, "CODE")] = None,
+    evidence: Evidence = None,
+    ledger: Signed = Signed(),
+) -> int:
+    """Freeze a contribution's pending credit until an arbiter has ruled on it.
+
+    example: artel ledger dispute 412 --reason copied --evidence report.txt
+
+    :param reason: copied, wrong_result, wrong_data, harmful, or a short code of your own; needed,
+        and public
+    """
     from artel.ledger.entries import Dispute
 
-    evidence = _digest(arguments.evidence)
+    if reason is None:
+        raise UsageError("say why, with --reason CODE", _CODES)
+    digest = _digest(evidence)
 
     def make(view: View, name: str, _account: Account) -> tuple[dict[str, Any], str]:
-        index, contribution = _contribution(view, arguments.entry)
-        fields = {"contribution": contribution, "reason": arguments.reason, "evidence": evidence}
+        index, contribution = _contribution(view, entry)
+        fields = {"contribution": contribution, "reason": reason, "evidence": digest}
         return fields, (
-            f"account {name[:12]} disputes contribution {index} ({arguments.reason}); its credit "
+            f"account {name[:12]} disputes contribution {index} ({reason}); its credit "
             "stays pending until an arbiter rules, or nobody has when its time is over"
         )
 
-    return sending.stated(arguments, Dispute, make)
+    return sending.stated(ledger, Dispute, make)
 
 
-def _transfer(arguments: argparse.Namespace) -> int:
+def transfer(
+    to: Annotated[str, Parameter(metavar="ACCOUNT")],
+    amount: Annotated[Count, Parameter(metavar="AMOUNT")],
+    /,
+    *,
+    yes: bool = False,
+    ledger: Signed = Signed(),
+) -> int:
+    """Give vested credit to another account, where the run allows it.
+
+    example: artel ledger transfer 6f1c… 120000
+
+    :param to: account that receives it, or its alias
+    :param amount: credit, a whole number
+    :param yes: do not ask: a transfer cannot be taken back
+    """
     from artel.ledger.entries import Transfer
 
-    if not arguments.amount:
+    if not amount:
         raise UsageError("there is nothing to transfer", "give an amount of 1 or more")
 
     def make(view: View, name: str, account: Account) -> tuple[dict[str, Any], str]:
-        to = sending.account_named(view, arguments.to)
+        receiver = sending.account_named(view, to)
         saying = (
-            f"account {name[:12]} gives {arguments.amount:,} of its {account.vested:,} vested "
-            f"credit to account {to}, for good"
+            f"account {name[:12]} gives {amount:,} of its {account.vested:,} vested "
+            f"credit to account {receiver}, for good"
         )
-        sending.ask(arguments, f"{saying}.\nGo on?")
-        return {"to": to, "amount": arguments.amount, "seq": account.seq + 1}, saying
+        sending.ask(ledger, f"{saying}.\nGo on?", yes)
+        return {"to": receiver, "amount": amount, "seq": account.seq + 1}, saying
 
-    return sending.stated(arguments, Transfer, make)
+    return sending.stated(ledger, Transfer, make)
 
 
-def _split_view(arguments: argparse.Namespace) -> int:
+def split_view(file: File, /, *, ledger: Signed = Signed()) -> int:
+    """Enter the proof that somebody signed two histories.
+
+    example: artel ledger split-view split-view.json
+
+    :param file: evidence that `compare` wrote
+    """
     from artel.ledger.entries import SplitSeen
     from artel.ledger.entries.evidence import check
     from artel.ledger.entries.kinds.split_seen import signers_of
     from artel.ledger.sync import offline
 
-    evidence, _ = offline.read_evidence(_read(arguments.file))
+    evidence, _ = offline.read_evidence(_read(file))
 
     def make(view: View, name: str, _account: Account) -> tuple[dict[str, Any], str]:
         culprit = check(evidence, signers_of(view.state, evidence))
@@ -225,108 +184,140 @@ def _split_view(arguments: argparse.Namespace) -> int:
             f"{evidence.sizes[0]} and {evidence.sizes[1]} entries"
         )
 
-    return sending.stated(arguments, SplitSeen, make)
+    return sending.stated(ledger, SplitSeen, make)
 
 
-def _rule(arguments: argparse.Namespace) -> int:
+def rule(
+    entry: ContributionName,
+    decision: Literal["dismissed", "soft", "hard"],
+    /,
+    *,
+    key: Annotated[tuple[Path, ...], values(options.path, "FILE")],
+    statement: File | None = None,
+    evidence: Evidence = None,
+    ledger: Unsigned = Unsigned(),
+) -> int:
+    """Rule on a contribution, as an arbiter of the run.
+
+    example: artel ledger rule 412 soft --key alice.key --statement ruling-412.json
+
+    :param decision: dismissed: it counts; soft: its credit goes; hard: all of the account that is
+        pending goes, and it earns no more
+    :param key: key file of an arbiter; may be given several times
+    :param statement: collects the signatures of several arbiters, who pass it on to each other
+    """
     from artel.ledger import entries
     from artel.protocol import dsse, identity
 
-    signers = [identity.load(expanded(path)) for path in arguments.keys]
-    evidence = _digest(arguments.evidence)
-    with opening.opened(arguments) as view:
+    signers = [identity.load(expanded(path)) for path in key]
+    digest = _digest(evidence)
+    with ledger.opened() as view:
         rules = view.state.rules
         assert rules is not None
-        for signer, path in zip(signers, arguments.keys, strict=True):
+        for signer, path in zip(signers, key, strict=True):
             if signer.key not in rules.arbiters:
                 raise UsageError(
                     f"{path} is not the key of an arbiter of this run",
                     f"arbiters: {', '.join(sorted(rules.arbiters))}",
                 )
-        index, contribution = _contribution(view, arguments.entry)
+        index, contribution = _contribution(view, entry)
         envelope = entries.ruling(
             view.state.run,
             *signers,
             contribution=contribution,
-            decision=arguments.decision,
-            evidence=evidence,
+            decision=decision,
+            evidence=digest,
         )
-        statement: Path | None = arguments.statement
         if statement is not None and statement.exists():
             earlier = dsse.decode(_read(statement).strip())
             earlier.verify()
             # A stranger's signature would make the whole ruling void.
             entitled = tuple(pair for pair in earlier.signatures if pair[0] in rules.arbiters)
             envelope = envelope.merged(replace(earlier, signatures=entitled))
-        saying = f"ruling on contribution {index}: {arguments.decision}"
+        saying = f"ruling on contribution {index}: {decision}"
         quorum = rules.ownership.arbiter_quorum
         have = len(envelope.signers)
-        if have < quorum and arguments.dry_run:
+        if have < quorum and ledger.dry_run:
             saying += f"; {have} of the {quorum} arbiters that it needs have signed"
-            sending.dry_run(arguments, saying, entries.decode(envelope.encode()).body.to_dict())
-            return EXIT_OK
+            body = entries.decode(envelope.encode()).body.to_dict()
+            return sending.dry_run(ledger, saying, body)
         if have < quorum:
-            return _collect(arguments, envelope, saying, quorum)
-        sending.send(arguments, view, saying, envelope)
+            return _collect(ledger, statement, envelope, saying, quorum)
+        sending.send(ledger, view, saying, envelope)
     return EXIT_OK
 
 
-def _collect(arguments: argparse.Namespace, envelope: Envelope, saying: str, quorum: int) -> int:
+def _collect(
+    ledger: Unsigned, file: Path | None, envelope: Envelope, saying: str, quorum: int
+) -> int:
     """Keep a ruling that other arbiters still have to sign."""
     from artel.ledger.sync.export import write_file
 
     have = len(envelope.signers)
-    if arguments.statement is None:
+    if file is None:
         raise UsageError(
             f"{have} of the {quorum} arbiters that this run asks for have signed",
             "add --statement FILE, and let the others run the same command with that file",
         )
-    write_file(arguments.statement, envelope.encode() + b"\n", durable=True)
-    if arguments.json:
-        facts = {"index": None, "signers": list(envelope.signers), "quorum": quorum}
-        print_json(facts | {"file": str(arguments.statement)})
-    else:
-        print(f"{saying}: {have} of {quorum} arbiters have signed")
-        print(f"pass {arguments.statement} on; the last one to sign it hands it in")
-    return EXIT_OK
+    write_file(file, envelope.encode() + b"\n", durable=True)
+    facts = {"index": None, "signers": list(envelope.signers), "quorum": quorum, "file": str(file)}
+    return ledger.show(
+        facts,
+        (
+            f"{saying}: {have} of {quorum} arbiters have signed",
+            f"pass {file} on; the last one to sign it hands it in",
+        ),
+    )
 
 
-def _alias(arguments: argparse.Namespace) -> int:
+def alias(
+    name: str | None = None,
+    /,
+    *,
+    forget: bool = False,
+    team: str = "",
+    yes: bool = False,
+    ledger: Signed = Signed(),
+) -> int:
+    """Be shown under a name, or no longer; the name never enters the ledger.
+
+    example: artel ledger alias "Ada" --team "Night shift"
+
+    :param name: 1 to 40 characters, public
+    :param forget: erase the name and the team
+    :param team: 1 to 40 characters, public
+    :param yes: agree to publish it without being asked
+    """
     from artel.ledger.fold.alias import alias
     from artel.protocol import identity
 
-    path = sending.key_path(arguments)
-    if arguments.forget and arguments.team:
-        raise UsageError("--forget erases the team, too", "leave --team out")
-    shown = "" if arguments.forget else arguments.alias
-    if not arguments.forget and not shown:
+    path, shown = ledger.key_file, name or ""
+    if forget and (team or shown):
+        raise UsageError("--forget erases the name and the team", "leave them out")
+    if not forget and not shown:
         raise UsageError("a name has 1 to 40 characters", "to erase it: alias --forget")
     owner = identity.load(path)
-    with opening.opened(arguments) as view:
-        name, _ = sending.speaker(view, owner, path)
-        fields = {"account": name, "alias": shown, "team": arguments.team}
+    with ledger.opened() as view:
+        account, _ = sending.speaker(view, owner, path)
+        fields = {"account": account, "alias": shown, "team": team}
         now = int(time.time())
         # Made now, so that what cannot be shown is refused before anybody is asked.
         envelope = alias(owner, view.state.run, time=now, **fields)
-        saying = f"account {name[:12]} is no longer shown under a name"
-        if not arguments.forget:
-            saying = _consent(name, shown, arguments.team)
-            sending.ask(arguments, f"{saying}\nPublish it?")
+        saying = f"account {account[:12]} is no longer shown under a name"
+        if not forget:
+            saying = _consent(account, shown, team)
+            sending.ask(ledger, f"{saying}\nPublish it?", yes)
         body = {"run": view.state.run, **fields, "time": now}
-        if arguments.dry_run:
-            sending.dry_run(arguments, saying, body)
-            return EXIT_OK
+        if ledger.dry_run:
+            return sending.dry_run(ledger, saying, body)
         try:
             view.set_alias(envelope)
         except ArtelError as error:
             if getattr(error, "code", "") == "stale" and not error.hint:
                 error.hint = "wait a second, check this machine's clock, and run it again"
             raise
-    if arguments.json:
-        print_json(body)
-    else:
-        print(f"{saying}\ndone; who keeps a copy of the table hears of it with the next update")
-    return EXIT_OK
+    done = f"{saying}\ndone; who keeps a copy of the table hears of it with the next update"
+    return ledger.show(body, [done])
 
 
 def _consent(account: str, shown: str, team: str) -> str:

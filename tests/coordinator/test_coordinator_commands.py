@@ -93,9 +93,7 @@ def test_an_address_is_host_and_port(text: str, parts: tuple[str, int]) -> None:
 
 @pytest.mark.parametrize("text", ["", "8080", ":8080", "host:", "host:65536", "host:-1", "h:8²"])
 def test_other_addresses_are_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit:
-        cli.main(["coordinator", "start", "RUN.toml", "--home", "x", "--http", text])
-    assert exit.value.code == 2
+    assert cli.main(["coordinator", "start", "RUN.toml", "--home", "x", "--http", text]) == 2
     assert "HOST:PORT" in capsys.readouterr().err
 
 
@@ -185,7 +183,7 @@ def test_status_shows_control_characters_of_nodes_as_question_marks() -> None:
             }
         ],
     }
-    shown = render(status, "http://host")
+    shown = "\n".join(map(str, render(status, "http://host")))
     assert "\x1b" not in shown
     assert "?[2Jevil" in shown
     assert "3 of 9, training, attempt 2" in shown

@@ -74,9 +74,7 @@ def test_the_run_file_is_valid_for_every_size(nodes: int, rounds: int) -> None:
 def test_numbers_out_of_bounds_are_refused(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as exit:
-        cli.main(["demo", *arguments])
-    assert exit.value.code == 2
+    assert cli.main(["demo", *arguments]) == 2
     assert "is not a whole number from" in capsys.readouterr().err
 
 
@@ -92,7 +90,7 @@ def test_options_that_contradict_each_other_end_at_once(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=complaint):
-        demo.main(arguments)
+        cli.run(["demo", *arguments])
     assert list(tmp_path.iterdir()) == []
 
 

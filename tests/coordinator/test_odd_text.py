@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from artel.coordinator import sources, text_files
-from artel.coordinator.run_commands import main
 from artel.coordinator.text_files import zstd
 from artel.protocol.errors import ResourceError, UsageError
 from artel.protocol.run_file import parse_config
+from command_world import group
 from text_world import RUN, text_source, texts_of, write_run
+
+main = group("run")
 
 LINE = "the cat sat on the mat and looked at the moon.\n"
 TEXT = LINE * 300

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from artel import cli
 from artel.protocol.errors import EXIT_USAGE
+from command_world import commands
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """What is said of a wrong command line."""
-    try:
-        code = cli.main(list(arguments))
-    except SystemExit as exit:
-        code = int(exit.code or 0)
+    code = cli.main(list(arguments))
     captured = capsys.readouterr()
     assert code == EXIT_USAGE
     assert not captured.out
@@ -93,3 +94,50 @@ def test_an_empty_path_is_not_the_working_directory(
     line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "empty" in refused(capsys, *line.split(), "")
+
+
+@pytest.mark.parametrize("line", [line for line, app in commands() if line != "artel"])
+def test_help_has_an_example_and_the_exit_codes(
+    line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*line.split()[1:], "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "exit codes:" in shown
+    assert f"artel {line.split()[1]}" in shown
+    assert dict(commands())[line].default_command is None or re.search("examples?: artel", shown)
+
+
+# --- completion -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("artel led", {"ledger"}),
+        ("artel ledger sta", {"status"}),
+        ("artel ledger key ro", {"rotate"}),
+        ("artel node start --de", {"--device"}),
+        ("artel node start --device c", {"cpu", "cuda"}),
+        ("artel ledger me --fr", {"--from"}),
+    ],
+)
+def test_bash_completes_commands_options_and_choices(
+    line: str, completed: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["completion", "bash"]) == 0
+    script = tmp_path / "artel"
+    script.write_text(capsys.readouterr().out)
+    words = line.split()
+    ask = f"source {script}; COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _artel"
+    shown = subprocess.run(
+        ["bash", "-c", f'{ask}; echo "${{COMPREPLY[@]}}"'], capture_output=True, check=True
+    )
+    assert set(shown.stdout.decode().split()) == completed
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_completion_passes_the_screen_unchanged(
+    shell: Literal["bash", "zsh", "fish"], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["completion", shell]) == 0
+    assert capsys.readouterr().out == cli.root().generate_completion(shell=shell) + "\n"

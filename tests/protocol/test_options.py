@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cyclopts import Token
+from cyclopts.argument import Argument
 
 from artel import cli
-from artel.coordinator import commands as coordinator_commands
-from artel.coordinator import demo, run_commands
-from artel.ledger import cli as ledger_cli
-from artel.node import commands as node_commands
 from artel.node import preflight
 from artel.protocol import options
-from artel.protocol.errors import ResourceError
+from artel.protocol.errors import ResourceError, UsageError
 from artel.protocol.identity import load_or_create
 from artel.protocol.invite import Invite
 from artel.protocol.units import readable
+from command_world import commands
 from trainer_world import make_world
 
-PARSERS = {
-    "node": node_commands._parser,
-    "coordinator": coordinator_commands._parser,
-    "demo": demo._parser,
-    "run": run_commands._parser,
-    "ledger": ledger_cli.parser,
-}
 NONSENSE = [
     "",
     " ",
@@ -48,38 +39,36 @@ NONSENSE = [
 PEER = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWBNn2mmzAXQXW4BAFxNEzRqVgXDGRCTPGYHGm7ioMiyru"
 
 
-def typed(parser: argparse.ArgumentParser, name: str) -> Iterator[tuple[str, argparse.Action]]:
-    """Every argument with a type of its own, of a parser and those below it."""
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for command, below in action.choices.items():
-                yield from typed(below, f"{name} {command}")
-        elif action.type not in (None, str, Path):
-            yield f"{name} {'/'.join(action.option_strings) or action.dest}", action
+WORDS = (str, bool, Path, tuple[str, ...], tuple[Path, ...])
+"""What takes any text, or none."""
 
 
-ALL = [pair for name, make in PARSERS.items() for pair in typed(make(), name)]
-WORDS = ("reason", "--prompt")
-"""What takes free text."""
+def typed() -> Iterator[tuple[str, Argument]]:
+    """Every argument that not every text can be right for."""
+    for line, app in commands():
+        for argument in app.assemble_argument_collection() if app.default_command else ():
+            bounded = argument.name in ("--listen", "--announce", "--run")
+            if bounded or not (argument.children or argument.resolved_hint in WORDS):
+                yield f"{line} {argument.name}", argument
 
 
-@pytest.mark.parametrize(("name", "action"), ALL, ids=[name for name, _ in ALL])
-def test_nonsense_is_refused_by_every_option_with_a_type(
-    name: str, action: argparse.Action
-) -> None:
-    assert action.type not in (int, float), "bounds are missing"
-    if any(word in name for word in WORDS):
-        return
-    assert callable(action.type)
+ALL = [item for item in typed() if not item[1].get_choices()]
+
+
+@pytest.mark.parametrize(("name", "argument"), ALL, ids=[name for name, _ in ALL])
+def test_nonsense_is_refused_by_every_option_with_a_type(name: str, argument: Argument) -> None:
+    read = argument.parameter.converter
+    assert callable(read), "bounds are missing"
     for text in NONSENSE:
-        with pytest.raises((argparse.ArgumentTypeError, ValueError)):
-            action.type(text)
+        with pytest.raises(UsageError):
+            read(argument.hint, [Token(keyword="--x", value=text)])
 
 
-def test_the_walk_over_the_parsers_sees_them() -> None:
+def test_the_walk_over_the_commands_sees_them() -> None:
     names = {name for name, _ in ALL}
-    assert {"node start --threads", "node sample --seed", "coordinator start --announce"} <= names
-    assert {"demo --rounds", "ledger mirror --every", "node start --http"} <= names
+    assert {"artel node start --threads", "artel node sample --seed"} <= names
+    assert {"artel coordinator start --announce", "artel demo --rounds"} <= names
+    assert {"artel ledger mirror --every", "artel node start --http"} <= names
 
 
 # --- addresses ------------------------------------------------------------------------------------
@@ -111,9 +100,7 @@ def test_an_address_that_nobody_can_dial_is_refused_with_the_right_form(
 ) -> None:
     home = tmp_path / "home"
     file = ["RUN.toml"] if command == "coordinator" else []
-    with pytest.raises(SystemExit) as ended:
-        cli.main([command, "start", *file, "--home", str(home), "--announce", text])
-    assert ended.value.code == 2
+    assert cli.main([command, "start", *file, "--home", str(home), "--announce", text]) == 2
     assert meant in capsys.readouterr().err
     assert not home.exists()
 
@@ -135,9 +122,7 @@ def test_addresses_that_can_be_dialled_are_taken(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["4200", "0.0.0.0:4200", "/dns4/a.example/tcp/1", "/ip4/0.0.0.0"])
 def test_where_one_cannot_listen_is_said_at_once(text: str, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["node", "start", "--home", str(tmp_path / "home"), "--listen", text])
-    assert ended.value.code == 2
+    assert cli.main(["node", "start", "--home", str(tmp_path / "home"), "--listen", text]) == 2
 
 
 @pytest.fixture
@@ -173,9 +158,7 @@ def test_the_demo_looks_at_its_port_before_it_makes_a_folder(taken: int, tmp_pat
 def test_threads_are_bounded_by_the_cores(
     text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["node", "start", "--home", str(tmp_path / "home"), "--threads", text])
-    assert ended.value.code == 2
+    assert cli.main(["node", "start", "--home", str(tmp_path / "home"), "--threads", text]) == 2
     assert f"0 to {len(os.sched_getaffinity(0))}" in capsys.readouterr().err
 
 
@@ -256,6 +239,5 @@ def test_a_full_disk_says_how_much_is_needed(tmp_path: Path) -> None:
 
 def test_the_key_of_a_home_is_not_made_before_its_options_are_right(tmp_path: Path) -> None:
     load_or_create(tmp_path / "node.key")
-    with pytest.raises(SystemExit):
-        cli.main(["node", "start", "--home", str(tmp_path / "other"), "--quota", "0"])
+    assert cli.main(["node", "start", "--home", str(tmp_path / "other"), "--quota", "0"]) == 2
     assert not (tmp_path / "other").exists()

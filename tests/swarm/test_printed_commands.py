@@ -7,15 +7,14 @@ Every command line is collected and run against one small ledger, with the place
 
 from __future__ import annotations
 
-import argparse
 import ast
 import asyncio
 import html
-import importlib
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp.test_utils import TestServer
+from cyclopts import CycloptsError
 
 from artel import cli
 from artel.coordinator.commands import DEFAULT_HTTP
@@ -36,15 +36,17 @@ from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.tlog.note import VerifierKey
 from artel.ledger.web.server import Gate
 from artel.ledger.web.site import LedgerSite
+from artel.protocol.errors import UsageError
 from artel.protocol.invite import Invite
 from client_world import become_member, claim, write_claims, write_key
+from command_world import commands
 from explorer_world import busy_world
 from ledger_world import World
 from places import ROOT
 
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 CODE = ("artel/cli.py", "protocol", "ledger", "coordinator", "node")
-PORT = DEFAULT_HTTP.rpartition(":")[2]
+PORT = str(DEFAULT_HTTP.port)
 
 ONLY_PARSED = {
     r"artel node start( .*)?": "a daemon: test_swarm.py runs it",
@@ -206,7 +208,7 @@ def command_lines(text: str, columns: bool = True) -> Iterator[str]:
         line = re.sub(r"^.* (with|offline): (?=artel )", "", line)
         if re.match(r"(artel|make) (?!GROUP|\d)", line):
             line = re.split(r"\s+#\s|\s{3,}" if columns else r"\s+#\s", line)[0]
-            yield from (" ".join(part.split()) for part in line.split("&&"))
+            yield from (" ".join(part.split()) for part in re.sub(" > .*", "", line).split("&&"))
 
 
 def of_documents() -> Iterator[tuple[str, str]]:
@@ -220,27 +222,13 @@ def of_documents() -> Iterator[tuple[str, str]]:
             yield from ((line, name) for line in command_lines(" ".join(code.split())))
 
 
-def parser_of(group: str) -> argparse.ArgumentParser:
-    module = importlib.import_module(cli.GROUPS[group][0])
-    made = module.parser() if hasattr(module, "parser") else module._parser()
-    assert isinstance(made, argparse.ArgumentParser)
-    return made
-
-
-def below(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    yield parser
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for sub in action.choices.values():
-                yield from below(sub)
+COMMANDS_OF_HELP = dict(commands())
 
 
 def of_help() -> Iterator[tuple[str, str]]:
     yield from ((line, "artel --help") for line in command_lines(cli.HELP))
-    for group in cli.GROUPS:
-        for parser in below(parser_of(group)):
-            for text in (parser.description, parser.epilog):
-                yield from ((line, f"{parser.prog} --help") for line in command_lines(text or ""))
+    for line, app in COMMANDS_OF_HELP.items():
+        yield from ((example, f"{line} --help") for example in command_lines(app.help or ""))
     from artel.protocol.manifest_template import template
 
     comments = "\n".join(line.lstrip("# ") for line in template("my-run/RUN.toml").splitlines())
@@ -258,9 +246,10 @@ for _line, _where in (*of_documents(), *of_help()):
 def parses(arguments: list[str]) -> bool:
     """Whether the real parser takes a command line (after ``artel``)."""
     try:
-        parser_of(arguments[0]).parse_args(arguments[1:])
-    except SystemExit as exit:
-        return not exit.code
+        cli.root().parse_args(arguments, print_error=False, exit_on_error=False)
+    except (CycloptsError, UsageError) as error:
+        print(error, file=sys.stderr)
+        return False
     return True
 
 
@@ -299,10 +288,7 @@ def run(
     if is_mention(arguments) and not parses(arguments):
         return
     capsys.readouterr()
-    try:
-        code = cli.main(arguments)
-    except SystemExit as exit:
-        code = int(exit.code or 0)
+    code = cli.main(arguments)
     shown = capsys.readouterr()
     assert code == 0, f"{shlex.join(arguments)}\n{shown.out}{shown.err}"
     for text in (shown.out, shown.err):
@@ -383,28 +369,28 @@ def texts_of(path: Path) -> Iterator[str]:
             )
 
 
+def takes_value(line: str, option: str) -> bool:
+    """Whether an option of a command is more than a switch."""
+    app = COMMANDS_OF_HELP[line]
+    found = app.assemble_argument_collection() if app.default_command else ()
+    return any(option in item.names and item.resolved_hint is not bool for item in found)
+
+
 def hinted(text: str) -> Iterator[list[str]]:
     """The commands within a sentence, without the words that follow."""
     groups = "|".join(cli.GROUPS)
     text = re.sub(r"</?\w+>", "\n", text)
     for match in re.finditer(rf"\bartel ({groups})\b([^`;→\n]*)", text):
-        parser = parser_of(match[1])
+        line = f"artel {match[1]}"
         words = [match[1]]
         value = False  # whether an option waits for its value
         for word in match[2].replace("'", "").replace('"', "").split():
             end = word.endswith((",", ".", ")", ":")) and word != "0x..."
             word = word.rstrip(",.):") if end else word
-            subs = {
-                name: sub
-                for action in parser._actions
-                if isinstance(action, argparse._SubParsersAction)
-                for name, sub in action.choices.items()
-            }
-            if word in subs:
-                parser = subs[word]
+            if f"{line} {word}" in COMMANDS_OF_HELP:
+                line = f"{line} {word}"
             elif word.startswith("--"):
-                option = parser._option_string_actions.get(word)
-                value = option is not None and option.nargs != 0
+                value = takes_value(line, word)
                 words += [word] if word != "--verbose" else []  # of every command
                 if end:
                     break
@@ -434,6 +420,7 @@ HINTS = sorted(
 def test_a_command_in_a_hint_is_one(hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The real parser takes it, with numbers and names for what stands for them."""
     table = {"INDEX": "3", "ROUND": "3", "HOST:PORT": "h:1", "MBIT": "2", "AMOUNT": "1", "X": "3"}
+    table["ID"] = 64 * "0"
     arguments = [table.get(word, word) for word in shlex.split(hint)]
     assert is_mention(arguments) or parses(arguments), capsys.readouterr().err
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from artel.ledger import entries
-from artel.ledger.cli import main
+from artel.ledger.cli.statements import REASONS
 from artel.ledger.entries import reasons
 from artel.ledger.store import keyfiles
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
@@ -31,8 +31,11 @@ from artel.protocol.errors import (
     UsageError,
 )
 from artel.protocol.identity import Identity
+from command_world import group
 from ledger_world import CREDIT, World, digest, key
 from log_server import LogServer, serving
+
+main = group("ledger")
 
 PASSPHRASE = "four random words here"
 RECOVERY = key("recovery")
@@ -529,8 +532,10 @@ def test_what_the_ledger_would_ignore_is_not_sent(artel: Artel) -> None:
         artel("dispute", "0", "--reason", "copied")
     with pytest.raises(UsageError):
         artel("dispute", "999", "--reason", "copied")
-    with pytest.raises(SystemExit):
-        artel("dispute", "0", "--reason", "Bad Reason")
+    for wrong in ((), ("--reason", "Bad Reason")):
+        with pytest.raises(UsageError) as refused:
+            artel("dispute", "0", *wrong)
+        assert all(code in refused.value.hint for code in REASONS)
     assert artel.server.store.size == size
 
 

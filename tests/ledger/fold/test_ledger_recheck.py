@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from aggregate_world import numbers
-from artel.ledger.cli import main
 from artel.ledger.entries.genesis import read_genesis
 from artel.ledger.fold.layout import LAYOUT_FILE, layout_of
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
@@ -41,7 +40,10 @@ from artel.protocol.net.blobs import BlobStore
 from artel.protocol.run_config import Exchange, Model, RunConfig
 from artel.protocol.state import Layout
 from client_world import run_command
+from command_world import group
 from ledger_world import World
+
+main = group("ledger")
 
 LAYOUT = Layout.of([("embed", (300, 64)), ("up", (64, 200)), ("norm", (64,)), ("down", (200, 64))])
 

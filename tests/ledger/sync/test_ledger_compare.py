@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from artel.ledger.cli import main
 from artel.ledger.store.reading import LedgerReader
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.sync.offline import verify_evidence
@@ -18,7 +17,10 @@ from artel.ledger.sync.source import FINAL_PATH
 from artel.ledger.tlog.checkpoint import parse_checkpoint, sign_checkpoint
 from artel.protocol.errors import CheckFailed
 from client_world import served, write_tiles
+from command_world import group
 from ledger_world import World
+
+main = group("ledger")
 
 OLDER, NEWER = 38, 50
 """The log was put back to OLDER entries when it had NEWER, and went on from there."""

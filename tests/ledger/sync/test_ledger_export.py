@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from artel.ledger.cli import main
 from artel.ledger.entries import decode, entry_id
 from artel.ledger.entries.state import Account, FoldState
 from artel.ledger.fold.shares import SHARE_SCALE
@@ -18,8 +17,11 @@ from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.sync import export
 from artel.protocol.errors import EXIT_OK, CheckFailed, UsageError
 from client_world import cosigned, write_key
+from command_world import group
 from ledger_world import CREDIT, World, digest
 from log_server import LogServer, serving
+
+main = group("ledger")
 
 ROOT = bytes.fromhex(digest("root"))
 

@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 
 from artel.coordinator.sequencer import Sequencer
-from artel.ledger.cli import main
 from artel.ledger.entries import decode
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
@@ -43,10 +42,13 @@ from artel.protocol.errors import (
 )
 from artel.protocol.identity import HomeLock
 from client_world import cosigned, served, write_key
+from command_world import group
 from ledger_world import World, key
 from log_server import LogServer, serving
 from places import ROOT
 from tlog_world import LOG_KEY, leaves_of, signed, tree_of, write_log
+
+main = group("ledger")
 
 ROUNDS = 100  # 7 + 7 * 100 entries: two full tiles, and most of a third
 SIZES = [1, 7, 255, 256, 257, 511, 512, 600]

@@ -22,7 +22,6 @@ import pytest
 
 from artel import cli
 from artel.ledger import entries
-from artel.ledger.cli import main
 from artel.ledger.store import cache
 from artel.ledger.store.reading import LedgerReader
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
@@ -42,8 +41,11 @@ from client_world import (
     write_claims,
     write_tiles,
 )
+from command_world import group
 from ledger_world import CREDIT, World
 from places import ROOT, WORLDS
+
+main = group("ledger")
 
 ROUNDS = 40
 WORLD = World(ledger={"witnesses": 2})
