@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from artel.protocol.exchange import aggregate_kernels as kernels
+from artel.protocol.exchange import kernels
 from artel.protocol.exchange.codec import Codec
 from artel.protocol.exchange.codec.interface import read_only
 from artel.protocol.exchange.feedback import Feedback
@@ -71,7 +71,7 @@ class Ours(Contender):
 
     def add(self, payload: bytes, total: Vector) -> None:
         if self._codec.sparse:
-            sent = self._codec.decode_entries(self._layout, payload)
+            sent = self._codec.decode_elements(self._layout, payload)
             where, values = read_only(sent.positions), read_only(sent.values)
             kernels.scatter_scaled(
                 total, self._mass, where, values, self._offsets, self._scales, np.float32(SHARE)

@@ -13,7 +13,7 @@ from artel.node.trainer.schedule import learning_rate, position
 from artel.protocol.assignment import Work
 from artel.protocol.exchange import codec as codecs
 from artel.protocol.exchange import outer, parts, pseudogradient
-from artel.protocol.exchange.aggregate import Contribution
+from artel.protocol.exchange.aggregate import Weighted
 from artel.protocol.exchange.aggregate_slice import combine
 from artel.protocol.exchange.feedback import Feedback
 from artel.protocol.exchange.pseudogradient import Header
@@ -200,7 +200,7 @@ def train_rounds(row: Row, config: RunConfig, world: World, tick: Tick) -> Outco
                 nodes[k].left_out(number, blob[pseudogradient.HEADER_BYTES :])
                 continue
             vector = Header(number, base, chosen).load(blob, part.layout)
-            contributions.append(Contribution(f"worker-{k}", weights[k], vector))
+            contributions.append(Weighted(f"worker-{k}", weights[k], vector))
         update = combine(part.layout, contributions, exchange)
         params, momentum = _step(part, config, number, params, momentum, update)
         for node in nodes:

@@ -21,7 +21,7 @@ import torch
 
 from artel.protocol import messages
 from artel.protocol.exchange import codec, outer, pseudogradient
-from artel.protocol.exchange.aggregate import Contribution
+from artel.protocol.exchange.aggregate import Weighted
 from artel.protocol.exchange.aggregate_slice import combine
 from artel.protocol.exchange.feedback import Feedback
 from artel.protocol.exchange.parts import whole
@@ -223,7 +223,7 @@ class Peer:
         with phases("decode"):
             for peer, blob in blobs.items():
                 loaded = self._header().load(blob, self._layout)
-                contributions.append(Contribution(peer, WEIGHT, loaded))
+                contributions.append(Weighted(peer, WEIGHT, loaded))
         with phases("aggregate"):
             update = combine(self._layout, contributions, self._exchange)
         self._step(update, phases)

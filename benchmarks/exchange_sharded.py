@@ -21,9 +21,9 @@ from artel.protocol import assignment
 from artel.protocol.content import content_id
 from artel.protocol.errors import CheckFailed
 from artel.protocol.exchange import pseudogradient
-from artel.protocol.exchange.aggregate import Contribution
+from artel.protocol.exchange.aggregate import Weighted
 from artel.protocol.exchange.aggregate_slice import combine
-from artel.protocol.exchange.codec import Entries
+from artel.protocol.exchange.codec import Elements
 from artel.protocol.exchange.parts import Part, cut, whole
 from artel.protocol.exchange.pseudogradient import SLICE_MAGIC, Header
 from benchmarks.exchange_ours import WEIGHT, Phases
@@ -111,7 +111,7 @@ class Peer(Gathering):
 
         def work() -> bytes:
             contributions = [
-                Contribution(peer, WEIGHT, header.load(blob, part.layout))
+                Weighted(peer, WEIGHT, header.load(blob, part.layout))
                 for peer, blob in fetched.items()
             ]
             update = combine(part.layout, contributions, self._exchange)
@@ -137,7 +137,7 @@ class Peer(Gathering):
         with phases("decode"):
             for number, part in enumerate(parts):
                 loaded = combined.load(results[number], part.layout)
-                if not isinstance(loaded, Entries):
+                if not isinstance(loaded, Elements):
                     part.put(loaded, update)
                     continue
                 assert self._feedback is not None

@@ -21,8 +21,8 @@ from artel.node.trainer.orders import Counted
 from artel.protocol import content
 from artel.protocol.errors import ArtelError, CheckFailed
 from artel.protocol.exchange import aggregate_slice, codec, outer, parts, pseudogradient
-from artel.protocol.exchange.aggregate import Contribution
-from artel.protocol.exchange.codec import Entries
+from artel.protocol.exchange.aggregate import Weighted
+from artel.protocol.exchange.codec import Elements
 from artel.protocol.exchange.feedback import Feedback
 from artel.protocol.exchange.parts import Part
 from artel.protocol.exchange.pseudogradient import Header
@@ -84,9 +84,9 @@ def warm_up(manifest: Manifest, device: str) -> None:
     kept, whole = feedback(manifest, layout, device), parts.whole(layout)
     (payload,) = encode(manifest, [whole], vector, kept)
     run_codec = codec.of(settings)
-    values = (run_codec.decode_entries if run_codec.sparse else run_codec.decode)(layout, payload)
+    values = (run_codec.decode_elements if run_codec.sparse else run_codec.decode)(layout, payload)
     update = aggregate_slice.combine(
-        layout, [Contribution(name, 1, values) for name in ("a", "b")], settings
+        layout, [Weighted(name, 1, values) for name in ("a", "b")], settings
     )
     momentum = vector if settings.outer.momentum else None
     outer.outer_step(
@@ -182,7 +182,7 @@ def combine(
     _require_gradual_underflow()
     exchange = manifest.config.exchange
     load = _loader(manifest, part, base, len(listed), phases)
-    contributions = [Contribution(c.node, c.weight, load(c)) for c in listed]
+    contributions = [Weighted(c.node, c.weight, load(c)) for c in listed]
     with phases.measured("aggregate"):
         update = aggregate_slice.combine(part.layout, contributions, exchange)
     # Decoding happens inside the aggregation, but is told apart.
@@ -204,7 +204,7 @@ def write_slice(manifest: Manifest, piece: Part, base: Base, update: Vector, pat
 
 def read_slices(
     manifest: Manifest, pieces: Sequence[Part], base: Base, blobs: Sequence[Path], phases: Phases
-) -> tuple[Vector, list[Entries] | None]:
+) -> tuple[Vector, list[Elements] | None]:
     """The update of a fragment from the blobs of its slices in order; the entries if it is sparse.
 
     :raises TrainerError: ``bad_blob``
@@ -215,7 +215,7 @@ def read_slices(
             "bad_request", f"the round has {len(pieces)} slices, {len(blobs)} were given"
         )
     update = np.zeros(sum(piece.parameters for piece in pieces), np.float32)
-    entries: list[Entries] = []
+    entries: list[Elements] = []
     with phases.measured("decode"):
         for number, (piece, stretch, path) in enumerate(
             zip(pieces, parts.stretches(pieces), blobs, strict=True)
@@ -226,7 +226,7 @@ def read_slices(
                 raise TrainerError(
                     "bad_blob", f"slice {number} cannot be used: {error}", _FETCH_AGAIN
                 ) from None
-            if isinstance(values, Entries):
+            if isinstance(values, Elements):
                 update[stretch][values.positions] = values.values
                 entries.append(values)
             else:
@@ -283,7 +283,9 @@ class _BadBlob(Exception):
     """A file does not hold what it should; says why."""
 
 
-def _load(manifest: Manifest, part: Part, base: Base, path: Path, magic: bytes) -> Vector | Entries:
+def _load(
+    manifest: Manifest, part: Part, base: Base, path: Path, magic: bytes
+) -> Vector | Elements:
     """:raises _BadBlob: it cannot be read or does not count"""
     run_codec = codec.of(manifest.config.exchange)
     try:
@@ -298,14 +300,14 @@ def _load(manifest: Manifest, part: Part, base: Base, path: Path, magic: bytes) 
 
 def _loader(
     manifest: Manifest, part: Part, base: Base, count: int, phases: Phases
-) -> Callable[[Counted], Callable[[], Vector | Entries]]:
+) -> Callable[[Counted], Callable[[], Vector | Elements]]:
     """How to decode a listed contribution when the aggregation asks for it."""
     sparse = codec.of(manifest.config.exchange).sparse
     keep = sparse or 4 * part.parameters * count <= CACHE_BYTES
-    cache: dict[str, Vector | Entries] = {}
+    cache: dict[str, Vector | Elements] = {}
 
-    def lazily(listed: Counted) -> Callable[[], Vector | Entries]:
-        def vector() -> Vector | Entries:
+    def lazily(listed: Counted) -> Callable[[], Vector | Elements]:
+        def vector() -> Vector | Elements:
             if listed.node in cache:
                 return cache[listed.node]
             with phases.measured("decode"):

@@ -23,7 +23,7 @@ that it moves an element by at most half of what it asked for (or by its share, 
 :func:`centered_clip`; the x_i there are the contributions after the clip above.
 
 Same bits everywhere: norms, dot products and coefficients are float64 in a fixed order of additions
-(see :mod:`protocol.exchange.aggregate_kernels`), the sum is fp32 with separate multiplications and
+(see :mod:`protocol.exchange.kernels`), the sum is fp32 with separate multiplications and
 additions. ``np.sum``, ``np.dot`` and ``np.linalg.norm`` would choose an order that depends on the
 processor, and ``sum`` of floats one that depends on the version of Python.
 """
@@ -40,8 +40,8 @@ import numpy as np
 import numpy.typing as npt
 
 from artel.protocol.errors import CheckFailed
-from artel.protocol.exchange import aggregate_kernels as kernels
-from artel.protocol.exchange.codec import Entries
+from artel.protocol.exchange import kernels
+from artel.protocol.exchange.codec import Elements
 from artel.protocol.exchange.codec.interface import read_only
 from artel.protocol.state import Layout, Vector
 
@@ -57,7 +57,7 @@ _UNITS = 1 << 24  # shares in units of 2^-24: every sum of some of them is exact
 
 
 @dataclass(frozen=True, eq=False)
-class Contribution:
+class Weighted:
     """One node's pseudo-gradient and its integer weight (accepted tokens).
 
     ``vector``, shape (N,) or a sparse codec's entries of it, may be a function that returns it: it
@@ -67,15 +67,15 @@ class Contribution:
 
     peer_id: str
     weight: int
-    vector: Vector | Entries | Callable[[], Vector | Entries]
+    vector: Vector | Elements | Callable[[], Vector | Elements]
 
-    def load(self, layout: Layout) -> Vector | Entries:
+    def load(self, layout: Layout) -> Vector | Elements:
         """What was contributed.
 
         :raises CheckFailed: another dtype or shape than the layout's, entries out of order
         """
         vector = self.vector() if callable(self.vector) else self.vector
-        if isinstance(vector, Entries):
+        if isinstance(vector, Elements):
             _require_entries(vector, layout)
         else:
             layout.require(vector)
@@ -98,7 +98,7 @@ def weights(tokens: Sequence[int]) -> list[int]:
 
 def aggregate(
     layout: Layout,
-    contributions: Iterable[Contribution],
+    contributions: Iterable[Weighted],
     *,
     method: Method = "mean",
     floor: float = 1.0,
@@ -132,16 +132,16 @@ def aggregate(
 def _sum(
     layout: Layout,
     offsets: Offsets,
-    ordered: Sequence[Contribution],
-    coefficients: Vector,  # (R, T)
-    units: Sequence[float],
+    ordered: Sequence[Weighted],
+    coefficients: Vector,  # (R, T): of contribution r in tensor t, share * clip
+    units: Sequence[float],  # R shares in exact multiples of 2^-24
     floor: float,
 ) -> Vector:
     update: Vector | None = None
     mass: Vector | None = None  # of sparse contributions alone
     for contribution, row, share in zip(ordered, coefficients, units, strict=True):
         vector = contribution.load(layout)
-        if isinstance(vector, Entries):
+        if isinstance(vector, Elements):
             if update is None:
                 update = np.zeros(layout.parameters, np.float32)
                 mass = np.zeros(layout.parameters, np.float32)
@@ -163,16 +163,17 @@ def _sum(
     return update
 
 
-def centered_clip(gram: Doubles, shares: Sequence[float]) -> list[float]:
-    """The centered clip of vectors x_i as their convex combination: coefficients that replace the
-    shares.
+def centered_clip(
+    gram: Doubles,  # (R, R): the dot products of the x_i
+    shares: Sequence[float],  # R of them, which add up to 1
+) -> list[float]:
+    """The centered clip (arXiv 2012.10333) of vectors x_i as their convex combination: coefficients
+    that replace the shares.
 
         v = sum of share_i x_i, then 3 times:
         v += sum of share_i (x_i - v) min(1, radius / |x_i - v|), radius = the median of |x_i - v|
 
     The distances follow from the dot products alone, so that it works on sparse vectors as well.
-
-    :param gram: shape (R, R): the dot products of the x_i
     """
     products = gram.tolist()
     center = list(shares)
@@ -199,7 +200,11 @@ def norm_of(values: Vector) -> float:
     return math.sqrt(_dots(values, values, np.array([0, len(values)], np.int64))[0])
 
 
-def _clips(layout: Layout, offsets: Offsets, ordered: Sequence[Contribution]) -> Doubles:
+def _clips(
+    layout: Layout,
+    offsets: Offsets,  # (T + 1,): where each tensor begins, and where the last one ends
+    ordered: Sequence[Weighted],
+) -> Doubles:
     """How much of each contribution is left in each tensor, shape (R, T).
 
     Squares of finite fp32 numbers cannot overflow a float64 sum, so an infinite or NaN norm means
@@ -218,9 +223,7 @@ def _clips(layout: Layout, offsets: Offsets, ordered: Sequence[Contribution]) ->
     return clips
 
 
-def _gram(
-    layout: Layout, offsets: Offsets, ordered: Sequence[Contribution], clips: Doubles
-) -> Doubles:
+def _gram(layout: Layout, offsets: Offsets, ordered: Sequence[Weighted], clips: Doubles) -> Doubles:
     """Dot products of the clipped contributions, shape (R, R), a block of them in memory."""
     gram = np.empty((len(ordered), len(ordered)))
     width = max(1, HELD_BYTES // (4 * layout.parameters))
@@ -236,10 +239,10 @@ def _gram(
     return gram
 
 
-def _dots(a: Vector | Entries, b: Vector | Entries, offsets: Offsets) -> Doubles:
+def _dots(a: Vector | Elements, b: Vector | Elements, offsets: Offsets) -> Doubles:
     """Dot product in every tensor, shape (T,)."""
     out = np.empty(len(offsets) - 1)
-    if isinstance(a, Entries) and isinstance(b, Entries):
+    if isinstance(a, Elements) and isinstance(b, Elements):
         kernels.sparse_dots(
             read_only(a.positions),
             read_only(a.values),
@@ -248,7 +251,7 @@ def _dots(a: Vector | Entries, b: Vector | Entries, offsets: Offsets) -> Doubles
             offsets,
             out,
         )
-    elif isinstance(a, Entries) or isinstance(b, Entries):
+    elif isinstance(a, Elements) or isinstance(b, Elements):
         raise _mixed()
     else:
         kernels.dense_dots(read_only(a), read_only(b), offsets, out)
@@ -282,7 +285,7 @@ def _median(values: Iterable[float]) -> float:
     return (ordered[middle - 1] + ordered[middle]) * 0.5
 
 
-def _require_entries(entries: Entries, layout: Layout) -> None:
+def _require_entries(entries: Elements, layout: Layout) -> None:
     where, values = entries.positions, entries.values
     fits = where.dtype == np.int64 and values.dtype == np.float32 and where.ndim == 1
     if not fits or where.shape != values.shape:

@@ -14,8 +14,8 @@ from functools import partial
 
 from artel.protocol.errors import CheckFailed
 from artel.protocol.exchange import codec
-from artel.protocol.exchange.aggregate import Contribution, aggregate
-from artel.protocol.exchange.codec import Entries, Payload
+from artel.protocol.exchange.aggregate import Weighted, aggregate
+from artel.protocol.exchange.codec import Elements, Payload
 from artel.protocol.exchange.parts import Part, cut, fragment
 from artel.protocol.exchange.pseudogradient import SLICE_MAGIC, Header
 from artel.protocol.run_config import Exchange
@@ -28,7 +28,7 @@ def round_slices(layout: Layout, exchange: Exchange, round: int, members: int) -
     return cut(fragment(layout, exchange.fragments, round), members)
 
 
-def combine(layout: Layout, contributions: Iterable[Contribution], exchange: Exchange) -> Vector:
+def combine(layout: Layout, contributions: Iterable[Weighted], exchange: Exchange) -> Vector:
     """The update (N,) of a fragment or slice by the rules of the run.
 
     :raises CheckFailed: as :func:`protocol.exchange.aggregate.aggregate`
@@ -69,10 +69,10 @@ def recompute(
 
     sent = Header(round, base, codec.of(exchange))
 
-    def load(node: str) -> Vector | Entries:
+    def load(node: str) -> Vector | Elements:
         held = blobs[node]
         return sent.load(held() if callable(held) else held, part)
 
-    contributions = [Contribution(node, tokens[node], partial(load, node)) for node in blobs]
+    contributions = [Weighted(node, tokens[node], partial(load, node)) for node in blobs]
     update = combine(part, contributions, exchange)
     return replace(sent, magic=SLICE_MAGIC).pack(part, update)

@@ -77,24 +77,30 @@ class Feedback:
         view.flags.writeable = False
         return view
 
-    def encode(self, parts: Sequence[Part], deltas: Sequence[Vector]) -> list[bytes]:
+    def encode(
+        self,
+        parts: Sequence[Part],
+        deltas: Sequence[Vector],  # base minus weights: (its parameters,) for each part
+    ) -> list[bytes]:
         """Payloads of one round's pseudo-gradient, one for each part (fragment or slice of it).
 
-        :param deltas: for each part base minus weights, shape (its parameters,)
+        The residual takes the place of what it was before (SparseLoCo, arXiv 2508.15706), in this
+        order: all parts are encoded first, so that one that cannot be changes none of them.
+
         :raises CheckFailed: a vector of another shape, NaN or infinity; then nothing has changed
         """
-        from artel.protocol.exchange import feedback_kernels  # numba takes 0.4 s to import
+        from artel.protocol.exchange import kernels  # numba takes 0.4 s to import
 
         sums, payloads, squares = [], [], 0.0
         for part, delta in zip(parts, deltas, strict=True):
             part.layout.require(delta)
             total = np.empty(part.parameters, np.float32)
             kept = read_only(part.take(self._residual))
-            squares += feedback_kernels.accumulate(kept, read_only(delta), self._decay, total)
+            squares += kernels.accumulate(kept, read_only(delta), self._decay, total)
             payloads.append(self._codec.encode(part.layout, total))
             sums.append(total)
         for part, total, payload in zip(parts, sums, payloads, strict=True):
-            sent = self._codec.decode_entries(part.layout, payload)
+            sent = self._codec.decode_elements(part.layout, payload)
             total[sent.positions] -= sent.values
         before = self._replace(parts, sums)
         self._before = _Before(tuple(parts), before, tuple(self._sizes))
@@ -122,7 +128,7 @@ class Feedback:
         :raises DecodeError: other bytes
         """
         for part, payload in zip(parts, payloads, strict=True):
-            sent = self._codec.decode_entries(part.layout, payload)
+            sent = self._codec.decode_elements(part.layout, payload)
             self._add(part, sent.positions, sent.values)
         self._limit(parts)
 
@@ -130,10 +136,10 @@ class Feedback:
         """The aggregate of a slice has only the elements ``kept``: keep what we sent elsewhere.
 
         :param payload: what :meth:`encode` returned for the slice
-        :param kept: positions in the slice, ascending (``Entries.positions`` of the aggregate)
+        :param kept: positions in the slice, ascending (``Elements.positions`` of the aggregate)
         :raises DecodeError: other bytes
         """
-        sent = self._codec.decode_entries(part.layout, payload)
+        sent = self._codec.decode_elements(part.layout, payload)
         lost = ~np.isin(sent.positions, kept, assume_unique=True)
         self._add(part, sent.positions[lost], sent.values[lost])
         self._limit([part])

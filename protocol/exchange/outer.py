@@ -51,7 +51,7 @@ def outer_step(
     :raises CheckFailed: arrays that do not fit together, a momentum buffer with mu = 0 or none with
         mu > 0, or a result that is not finite
     """
-    from artel.protocol.exchange import outer_kernels  # numba takes 0.4 s to import
+    from artel.protocol.exchange import kernels  # numba takes 0.4 s to import
 
     arrays = [params, update] if momentum is None else [params, update, momentum]
     if any(a.dtype != np.float32 or a.shape != params.shape or a.ndim != 1 for a in arrays):
@@ -62,10 +62,10 @@ def outer_step(
     after, buffer = np.empty(len(params), np.float32), None
     before, rate = read_only(params), np.float32(lr)
     if momentum is None:
-        finite = outer_kernels.plain(before, read_only(update), rate, after)
+        finite = kernels.plain(before, read_only(update), rate, after)
     else:
         buffer = np.empty(len(params), np.float32)
-        step = outer_kernels.nesterov if nesterov else outer_kernels.heavy_ball
+        step = kernels.nesterov if nesterov else kernels.heavy_ball
         inputs = before, read_only(momentum), read_only(update)
         finite = step(*inputs, rate, np.float32(mu), after, buffer)
     if not finite:

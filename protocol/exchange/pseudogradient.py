@@ -39,7 +39,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from artel.protocol.errors import CheckFailed, DecodeError
-from artel.protocol.exchange.codec import Codec, Entries, NonFinite, Payload
+from artel.protocol.exchange.codec import Codec, Elements, NonFinite, Payload
 from artel.protocol.state import Layout, Vector
 
 MAGIC = b"ARTELPG1"
@@ -131,14 +131,14 @@ class Header:
         with _refusing():
             self.codec.check(layout, payload)
 
-    def load(self, blob: Payload, layout: Layout) -> Vector | Entries:
+    def load(self, blob: Payload, layout: Layout) -> Vector | Elements:
         """What the aggregation wants: the entries of a sparse codec, else the vector (N,), finite.
 
         :raises BlobRefused: with the reason
         """
         payload, codec = self.unpack(blob, layout), self.codec
         with _refusing():
-            return (codec.decode_entries if codec.sparse else codec.decode)(layout, payload)
+            return (codec.decode_elements if codec.sparse else codec.decode)(layout, payload)
 
     def _bytes(self, layout: Layout, length: int) -> bytes:
         root, digest = _digest(self.base, "state root"), bytes.fromhex(layout.digest)

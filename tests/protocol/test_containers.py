@@ -323,8 +323,8 @@ for name in ("InTreeCacheLocator", "UserWideCacheLocator"):
     setattr(getattr(caching, name), "from_function", classmethod(lambda *_: None))
 {before}
 import numpy as np
-from artel.protocol.exchange import outer_kernels, jit
-made = [value for value in vars(outer_kernels).values() if hasattr(value, "py_func")]
+from artel.protocol.exchange import kernels, jit
+made = [value for value in vars(kernels).values() if hasattr(value, "py_func")]
 print(len(made), jit._private_cache(), tempfile.gettempdir() if {named} else "")
 """
 
@@ -368,7 +368,7 @@ def test_a_user_without_a_name_in_a_package_that_cannot_be_written(tmp_path: Pat
         "weight = torch.nn.Parameter(torch.ones(4))\n"
         "torch.optim.AdamW([weight]).step()\n"
         "import numpy as np\n"
-        "from artel.protocol.exchange import aggregate_kernels\n"
+        "from artel.protocol.exchange import kernels\n"
         "print('ready')"
     )
     done = script(text, *prefix, TMPDIR=str(tmp_path))

@@ -6,8 +6,8 @@ import hashlib
 
 import numpy as np
 
-from artel.protocol.exchange.aggregate import Contribution
-from artel.protocol.exchange.codec import Entries
+from artel.protocol.exchange.aggregate import Weighted
+from artel.protocol.exchange.codec import Elements
 from artel.protocol.state import Layout, Vector
 
 LAYOUT = Layout.of([("matrix", (40, 70)), ("vector", (33,)), ("scalar", ())])
@@ -20,24 +20,24 @@ def numbers(seed: int | str, count: int, scale: int = -40) -> Vector:
     return words.astype(np.float32) * np.float32(2.0**scale)
 
 
-def contributions(weights: list[int]) -> list[Contribution]:
+def contributions(weights: list[int]) -> list[Weighted]:
     """Dense ones of growing norms."""
     return [
-        Contribution(f"peer-{i}", weight, numbers(i, LAYOUT.parameters) * np.float32(1 + i))
+        Weighted(f"peer-{i}", weight, numbers(i, LAYOUT.parameters) * np.float32(1 + i))
         for i, weight in enumerate(weights)
     ]
 
 
-def largest(vector: Vector, part: float = 0.03) -> Entries:
+def largest(vector: Vector, part: float = 0.03) -> Elements:
     """The elements of largest magnitude, as a sparse codec sends them."""
     count = max(1, round(len(vector) * part))
     where = np.sort(np.argsort(-np.abs(vector), kind="stable")[:count]).astype(np.int64)
-    return Entries(where, vector[where])
+    return Elements(where, vector[where])
 
 
-def dense(entries: Vector | Entries, parameters: int) -> Vector:
+def dense(entries: Vector | Elements, parameters: int) -> Vector:
     """The vector of these elements."""
-    if not isinstance(entries, Entries):
+    if not isinstance(entries, Elements):
         return entries
     vector = np.zeros(parameters, np.float32)
     vector[entries.positions] = entries.values

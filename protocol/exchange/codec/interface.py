@@ -20,7 +20,7 @@ class NonFinite(DecodeError):
 
 
 @dataclass(frozen=True, eq=False)
-class Entries:
+class Elements:
     """The elements of a flat vector that a sparse payload sends; all others are zero.
 
     Elements that a sparse codec sends only to fill a quota, with the value zero, are left out: to
@@ -46,12 +46,16 @@ class Codec(ABC):
     id: ClassVar[int]
     """Its byte in a blob's header; never reused."""
     sparse: ClassVar[bool] = False
-    """Whether most elements are not sent at all; then :meth:`decode_entries` exists, and the
+    """Whether most elements are not sent at all; then :meth:`decode_elements` exists, and the
     encoder belongs into a :class:`protocol.exchange.feedback.Feedback`."""
 
     @abstractmethod
-    def encode(self, layout: Layout, vector: Vector) -> bytes:
-        """Payload of ``vector``, shape (N,).
+    def encode(
+        self,
+        layout: Layout,
+        vector: Vector,  # (N,), N = layout.parameters
+    ) -> bytes:
+        """Payload of ``vector``.
 
         :raises CheckFailed: another dtype or shape than the layout's, NaN or infinity
         """
@@ -70,7 +74,7 @@ class Codec(ABC):
         :raises DecodeError: as :meth:`decode`
         """
 
-    def decode_entries(self, layout: Layout, payload: Payload) -> Entries:
+    def decode_elements(self, layout: Layout, payload: Payload) -> Elements:
         """What a sparse payload sends, without the dense vector.
 
         :raises DecodeError: as :meth:`decode`

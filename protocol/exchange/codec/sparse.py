@@ -40,7 +40,7 @@ from artel.protocol.errors import CheckFailed, DecodeError
 from artel.protocol.exchange.codec.int8 import Int8
 from artel.protocol.exchange.codec.interface import (
     Codec,
-    Entries,
+    Elements,
     NonFinite,
     Payload,
     read_only,
@@ -215,15 +215,15 @@ class Sparse(Codec):
         )
 
     def decode(self, layout: Layout, payload: Payload) -> Vector:
-        entries = self.decode_entries(layout, payload)
+        entries = self.decode_elements(layout, payload)
         vector = np.zeros(layout.parameters, np.float32)
         vector[entries.positions] = entries.values
         return vector
 
     def check(self, layout: Layout, payload: Payload) -> None:
-        self.decode_entries(layout, payload)
+        self.decode_elements(layout, payload)
 
-    def decode_entries(self, layout: Layout, payload: Payload) -> Entries:
+    def decode_elements(self, layout: Layout, payload: Payload) -> Elements:
         from artel.protocol.exchange.codec import _rice
 
         facts = plan(layout, self.top_k)
@@ -265,7 +265,7 @@ class Sparse(Codec):
             raise _refusal(fault, means)
         if -(-end // 8) != quotient_bytes or _any_from(quotients, end):
             raise DecodeError("sparse payload goes on behind its last entry")
-        return Entries(positions[:count], values[:count])
+        return Elements(positions[:count], values[:count])
 
 
 def _table(tensors: tuple[Tensor, ...]) -> tuple[Integers, Integers]:

@@ -36,8 +36,8 @@ from artel.node.trainer.schedule import learning_rate
 from artel.node.trainer.training import Training, open_training
 from artel.protocol import model
 from artel.protocol.exchange import codec, outer, parts, pseudogradient
-from artel.protocol.exchange.aggregate import Contribution, aggregate
-from artel.protocol.exchange.codec import Entries
+from artel.protocol.exchange.aggregate import Weighted, aggregate
+from artel.protocol.exchange.codec import Elements
 from artel.protocol.exchange.parts import Part
 from artel.protocol.exchange.pseudogradient import Header
 from artel.protocol.state import Layout, State, Vector, read_state, state_root
@@ -135,7 +135,7 @@ class Plain:
             own[piece] = state.params[piece] + (own[piece] - self.sent[piece])
         model.load_parameters(self.module, own)
 
-    def contribute(self, round: int, state: State) -> Vector | Entries:
+    def contribute(self, round: int, state: State) -> Vector | Elements:
         """What the others get of the node's pseudo-gradient."""
         part = fragment(self.world, self.layout, round)
         run_codec = codec.of(exchange_of(self.world))
@@ -147,7 +147,7 @@ class Plain:
         delta = part.take(self.kept) * decay + delta
         payload = run_codec.encode(part.layout, delta)
         part.put(delta - run_codec.decode(part.layout, payload), self.kept)
-        return run_codec.decode_entries(part.layout, payload)
+        return run_codec.decode_elements(part.layout, payload)
 
 
 def exchange_of(world: World) -> Any:
@@ -171,7 +171,7 @@ def reference(world: World, layout: Layout) -> list[str]:
             node.merge(round, state)
             node.steps(round, 0, head)
             vector = node.contribute(round, state)
-            given.append(Contribution(NODES[node.member], 1, vector))
+            given.append(Weighted(NODES[node.member], 1, vector))
             node.steps(round, head, STEPS)
         update = aggregate(part.layout, given, floor=settings.contributor_floor)
         momentum = None if state.momentum is None else state.momentum.copy()
@@ -338,8 +338,8 @@ def test_sharded_rounds_lead_everybody_to_one_root(
                         (used, pseudogradient.SLICE_MAGIC),
                     )
                 )
-                assert isinstance(mine, Entries)
-                assert isinstance(all_of_it, Entries)
+                assert isinstance(mine, Elements)
+                assert isinstance(all_of_it, Elements)
                 lost = ~np.isin(mine.positions, all_of_it.positions)
                 own = piece.take(expected).copy()
                 own[mine.positions[lost]] += mine.values[lost]

@@ -14,19 +14,19 @@ from hypothesis import strategies as st
 
 from aggregate_world import LAYOUT, contributions, fingerprint, largest, numbers
 from artel.protocol.errors import CheckFailed
-from artel.protocol.exchange.aggregate import Contribution, aggregate, norm_of, weights
-from artel.protocol.exchange.aggregate_kernels import add_scaled, dense_dots, set_scaled
-from artel.protocol.exchange.codec import Entries
+from artel.protocol.exchange.aggregate import Weighted, aggregate, norm_of, weights
+from artel.protocol.exchange.codec import Elements
+from artel.protocol.exchange.kernels import add_scaled, dense_dots, set_scaled
 from artel.protocol.state import Layout, Vector
 
 
-def vector_of(contribution: Contribution) -> Vector:
+def vector_of(contribution: Weighted) -> Vector:
     vector = contribution.load(LAYOUT)
     assert isinstance(vector, np.ndarray)
     return vector
 
 
-def reference(layout: Layout, given: list[Contribution]) -> list[float]:
+def reference(layout: Layout, given: list[Weighted]) -> list[float]:
     """The documented rule in exact rationals (the norms in float64), slowly."""
     weight = weights([c.weight for c in given])
     total = sum(weight)
@@ -72,12 +72,12 @@ def test_lazy_contributions_give_the_same_bits_one_vector_at_a_time() -> None:
     given = contributions([3, 1, 4])
     calls: list[str] = []
 
-    def lazy(c: Contribution) -> Contribution:
+    def lazy(c: Weighted) -> Weighted:
         def load() -> Vector:
             calls.append(c.peer_id)
             return vector_of(c).copy()
 
-        return Contribution(c.peer_id, c.weight, load)
+        return Weighted(c.peer_id, c.weight, load)
 
     update = aggregate(LAYOUT, [lazy(c) for c in reversed(given)])
     assert update.tobytes() == aggregate(LAYOUT, given).tobytes()
@@ -94,8 +94,8 @@ def test_inputs_stay_as_they_are() -> None:
 
 @pytest.mark.parametrize("factor", [1000.0, -1000.0, 1e30])
 def test_attacker_times_a_thousand_moves_no_more_than_an_honest_node(factor: float) -> None:
-    honest = [Contribution(f"h{i}", 1, numbers(i, LAYOUT.parameters)) for i in range(4)]
-    attack = Contribution("attacker", 1, numbers(9, LAYOUT.parameters) * np.float32(factor))
+    honest = [Weighted(f"h{i}", 1, numbers(i, LAYOUT.parameters)) for i in range(4)]
+    attack = Weighted("attacker", 1, numbers(9, LAYOUT.parameters) * np.float32(factor))
     plain = aggregate(LAYOUT, honest)
     moved = aggregate(LAYOUT, [*honest, attack])
     for tensor in LAYOUT.tensors:
@@ -106,12 +106,12 @@ def test_attacker_times_a_thousand_moves_no_more_than_an_honest_node(factor: flo
 
 
 def test_clip_is_per_tensor() -> None:
-    honest = [Contribution(f"h{i}", 1, numbers(i, LAYOUT.parameters)) for i in range(3)]
+    honest = [Weighted(f"h{i}", 1, numbers(i, LAYOUT.parameters)) for i in range(3)]
     vector = numbers(9, LAYOUT.parameters)
     spiked = vector.copy()
     spiked[2800:2833] *= np.float32(1e6)  # the tensor "vector"
-    update = aggregate(LAYOUT, [*honest, Contribution("x", 1, vector)])
-    attacked = aggregate(LAYOUT, [*honest, Contribution("x", 1, spiked)])
+    update = aggregate(LAYOUT, [*honest, Weighted("x", 1, vector)])
+    attacked = aggregate(LAYOUT, [*honest, Weighted("x", 1, spiked)])
     assert np.array_equal(update[:2800], attacked[:2800])
     assert np.array_equal(update[2833:], attacked[2833:])
     assert np.abs(update - attacked).max() < np.abs(vector).max()
@@ -119,15 +119,13 @@ def test_clip_is_per_tensor() -> None:
 
 def test_even_number_of_contributions_clips_to_the_mean_of_the_middle_norms() -> None:
     layout = Layout.of([("a", ())])
-    given = [
-        Contribution(str(i), 1, np.array([x], np.float32)) for i, x in enumerate([1, 2, 4, 100])
-    ]
+    given = [Weighted(str(i), 1, np.array([x], np.float32)) for i, x in enumerate([1, 2, 4, 100])]
     assert aggregate(layout, given)[0] == np.float32((1 + 2 + 3 + 3) / 4)
 
 
 def test_all_zero_contributions_give_a_zero_update() -> None:
     zero = np.zeros(LAYOUT.parameters, np.float32)
-    given = [Contribution(f"p{i}", 1, zero) for i in range(3)]
+    given = [Weighted(f"p{i}", 1, zero) for i in range(3)]
     assert not aggregate(LAYOUT, given).any()
 
 
@@ -142,7 +140,7 @@ def test_non_finite_contribution_is_refused_and_named(bad: float, at: int) -> No
 
 def test_largest_floats_do_not_overflow_the_norm() -> None:
     huge = np.full(LAYOUT.parameters, np.finfo(np.float32).max, np.float32)
-    given = [Contribution("a", 1, huge), Contribution("b", 1, huge)]
+    given = [Weighted("a", 1, huge), Weighted("b", 1, huge)]
     assert np.array_equal(aggregate(LAYOUT, given), huge)
 
 
@@ -152,11 +150,11 @@ def test_wrong_use_is_refused() -> None:
     for wrong in (
         [],
         [good[0], good[0]],
-        [Contribution("a", 0, vector)],
-        [Contribution("a", -1, vector)],
-        [Contribution("a", True, vector)],
-        [Contribution("a", 1, vector[1:])],
-        [Contribution("a", 1, vector.astype(np.float64))],
+        [Weighted("a", 0, vector)],
+        [Weighted("a", -1, vector)],
+        [Weighted("a", True, vector)],
+        [Weighted("a", 1, vector[1:])],
+        [Weighted("a", 1, vector.astype(np.float64))],
     ):
         with pytest.raises(CheckFailed):
             aggregate(LAYOUT, wrong)
@@ -215,7 +213,7 @@ def test_every_operation_is_rounded_alone() -> None:
 
 def test_a_sum_never_becomes_minus_zero() -> None:
     layout = Layout.of([("a", (2,))])
-    update = aggregate(layout, [Contribution("a", 1, np.array([-0.0, 1], np.float32))])
+    update = aggregate(layout, [Weighted("a", 1, np.array([-0.0, 1], np.float32))])
     assert not np.signbit(update[0])
 
 
@@ -237,10 +235,10 @@ def test_weights_of_weights_are_the_same(tokens: list[int]) -> None:
 
 
 def test_claiming_more_tokens_gains_little() -> None:
-    honest = [Contribution(f"h{i}", 1000, numbers(i, LAYOUT.parameters)) for i in range(3)]
+    honest = [Weighted(f"h{i}", 1000, numbers(i, LAYOUT.parameters)) for i in range(3)]
     vector = numbers(9, LAYOUT.parameters)
-    twice = aggregate(LAYOUT, [*honest, Contribution("x", 2000, vector)])
-    claimed = aggregate(LAYOUT, [*honest, Contribution("x", 10**12, vector)])
+    twice = aggregate(LAYOUT, [*honest, Weighted("x", 2000, vector)])
+    claimed = aggregate(LAYOUT, [*honest, Weighted("x", 10**12, vector)])
     assert np.array_equal(twice, claimed)
 
 
@@ -258,10 +256,10 @@ def test_memory_stays_flat_however_many_contribute(sparse: bool) -> None:
     vector = numbers(1, layout.parameters)
 
     def peak(count: int) -> int:
-        def fresh() -> Vector | Entries:
+        def fresh() -> Vector | Elements:
             return largest(vector) if sparse else vector.copy()
 
-        given = [Contribution(f"{i:02}", 1, fresh) for i in range(count)]
+        given = [Weighted(f"{i:02}", 1, fresh) for i in range(count)]
         tracemalloc.start()
         aggregate(layout, given, floor=0.25)
         _, most = tracemalloc.get_traced_memory()

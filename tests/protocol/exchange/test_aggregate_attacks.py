@@ -15,8 +15,8 @@ import numpy.typing as npt
 import pytest
 
 from aggregate_world import largest
-from artel.protocol.exchange.aggregate import Contribution, Method, aggregate, centered_clip
-from artel.protocol.exchange.codec import Entries
+from artel.protocol.exchange.aggregate import Method, Weighted, aggregate, centered_clip
+from artel.protocol.exchange.codec import Elements
 from artel.protocol.state import Layout, Vector
 
 LAYOUT = Layout.of([("up", (120, 80)), ("down", (80, 120)), ("norm", (80,))])
@@ -50,11 +50,11 @@ def peers(seed: int) -> Vectors:
 
 
 def combined(vectors: Vectors, method: Method, sparse: bool) -> Vector:
-    def send(vector: Vectors) -> Vector | Entries:
+    def send(vector: Vectors) -> Vector | Elements:
         rounded = vector.astype(np.float32)
         return largest(rounded) if sparse else rounded
 
-    given = [Contribution(f"peer-{i}", 512, send(v)) for i, v in enumerate(vectors)]
+    given = [Weighted(f"peer-{i}", 512, send(v)) for i, v in enumerate(vectors)]
     return aggregate(LAYOUT, given, method=method, floor=0.25)
 
 

@@ -14,9 +14,9 @@ from aggregate_world import dense, numbers
 from artel.protocol import content
 from artel.protocol.errors import CheckFailed
 from artel.protocol.exchange import pseudogradient
-from artel.protocol.exchange.aggregate import Contribution
+from artel.protocol.exchange.aggregate import Weighted
 from artel.protocol.exchange.aggregate_slice import combine, recompute, round_slices
-from artel.protocol.exchange.codec import Entries, of
+from artel.protocol.exchange.codec import Elements, of
 from artel.protocol.exchange.parts import CHUNK, Part, fragment, whole
 from artel.protocol.exchange.pseudogradient import BlobRefused, Header
 from artel.protocol.run_config import Exchange
@@ -84,7 +84,7 @@ def sharded(
 
 
 def gathered(part: Part, given: Mapping[str, Vector], rules: Exchange) -> Vector:
-    loaded = [Contribution(n, TOKENS[n], part.take(v)) for n, v in given.items()]
+    loaded = [Weighted(n, TOKENS[n], part.take(v)) for n, v in given.items()]
     return combine(part.layout, loaded, rules)
 
 
@@ -165,7 +165,7 @@ def test_anybody_gets_the_same_bytes_from_the_same_inputs() -> None:
     part = round_slices(LAYOUT, rules, ROUND, 4)[1]
     blobs = sub_blobs(part, vectors(), rules)
     given = [
-        Contribution(node, TOKENS[node], Header(ROUND, BASE, of(rules)).load(blob, part.layout))
+        Weighted(node, TOKENS[node], Header(ROUND, BASE, of(rules)).load(blob, part.layout))
         for node, blob in blobs.items()
     ]
     header = Header(ROUND, BASE, of(rules), pseudogradient.SLICE_MAGIC)
@@ -246,10 +246,10 @@ def test_a_sparse_slice_keeps_the_largest_elements_of_the_update() -> None:
             Header(ROUND, BASE, of(rules)).load(b, part.layout)
             for b in sub_blobs(part, given, rules).values()
         ]
-        assert all(isinstance(entries, Entries) for entries in loaded)
+        assert all(isinstance(entries, Elements) for entries in loaded)
         update = combine(
             part.layout,
-            [Contribution(n, TOKENS[n], x) for n, x in zip(given, loaded, strict=True)],
+            [Weighted(n, TOKENS[n], x) for n, x in zip(given, loaded, strict=True)],
             rules,
         )
         result = opened(blob, part.layout, rules)

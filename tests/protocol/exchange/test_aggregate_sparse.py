@@ -13,34 +13,34 @@ from hypothesis import strategies as st
 
 from aggregate_world import LAYOUT, dense, fingerprint, largest, numbers
 from artel.protocol.errors import CheckFailed
-from artel.protocol.exchange.aggregate import Contribution, Method, _exact, aggregate, weights
-from artel.protocol.exchange.aggregate_kernels import dense_dots, sparse_dots
-from artel.protocol.exchange.codec import Entries
+from artel.protocol.exchange.aggregate import Method, Weighted, _exact, aggregate, weights
+from artel.protocol.exchange.codec import Elements
+from artel.protocol.exchange.kernels import dense_dots, sparse_dots
 from artel.protocol.state import Layout, Vector
 
 N = LAYOUT.parameters
 METHODS: tuple[Method, ...] = ("mean", "centered_clip")
 
 
-def sent(seed: int, part: float = 0.3) -> Entries:
+def sent(seed: int, part: float = 0.3) -> Elements:
     return largest(numbers(seed, N) * np.float32(1 + seed), part)
 
 
-def sparse(tokens: list[int], part: float = 0.3) -> list[Contribution]:
-    return [Contribution(f"peer-{i}", t, sent(i, part)) for i, t in enumerate(tokens)]
+def sparse(tokens: list[int], part: float = 0.3) -> list[Weighted]:
+    return [Weighted(f"peer-{i}", t, sent(i, part)) for i, t in enumerate(tokens)]
 
 
-def entries_of(contribution: Contribution) -> Entries:
+def entries_of(contribution: Weighted) -> Elements:
     loaded = contribution.load(LAYOUT)
-    assert isinstance(loaded, Entries)
+    assert isinstance(loaded, Elements)
     return loaded
 
 
-def at(position: int, value: float) -> Entries:
-    return Entries(np.array([position], np.int64), np.array([value], np.float32))
+def at(position: int, value: float) -> Elements:
+    return Elements(np.array([position], np.int64), np.array([value], np.float32))
 
 
-def reference(given: list[Contribution], floor: float) -> Vector:
+def reference(given: list[Weighted], floor: float) -> Vector:
     """The documented rule in exact rationals (the norms in float64), slowly."""
     weight = weights([c.weight for c in given])
     shares = [Fraction(w, sum(weight)) for w in weight]
@@ -75,7 +75,7 @@ def test_with_a_floor_of_one_it_is_the_mean_of_the_dense_vectors_to_the_bit(
     method: Method,
 ) -> None:
     given = sparse([3, 1, 4, 1, 5])
-    filled = [Contribution(c.peer_id, c.weight, dense(entries_of(c), N)) for c in given]
+    filled = [Weighted(c.peer_id, c.weight, dense(entries_of(c), N)) for c in given]
     update = aggregate(LAYOUT, given, method=method, floor=1.0)
     assert update.tobytes() == aggregate(LAYOUT, filled, method=method).tobytes()
 
@@ -85,7 +85,7 @@ def test_where_everybody_sends_everything_the_floor_does_nothing(method: Method)
     """The mean over all is divided by exactly 1, whatever the shares."""
     tokens = [3, 1, 4, 1, 5, 9, 2]
     every = [
-        Contribution(f"p{i}", t, Entries(np.arange(N, dtype=np.int64), numbers(i, N)))
+        Weighted(f"p{i}", t, Elements(np.arange(N, dtype=np.int64), numbers(i, N)))
         for i, t in enumerate(tokens)
     ]
     plain = aggregate(LAYOUT, every, method=method, floor=1.0)
@@ -98,7 +98,7 @@ def test_nobody_alone_owns_an_element(count: int, floor: float, data: st.DataObj
     """At most half of what one peer asks for, or its share where that is more."""
     layout = Layout.of([("a", (50,))])
     tokens = data.draw(st.lists(st.integers(1, 10**6), min_size=count, max_size=count))
-    given = [Contribution(f"{i:02}", t, at(i, 1.0)) for i, t in enumerate(tokens)]
+    given = [Weighted(f"{i:02}", t, at(i, 1.0)) for i, t in enumerate(tokens)]
     weight = weights(tokens)
     update = aggregate(layout, given, floor=floor)
     for i, w in enumerate(weight):
@@ -113,7 +113,7 @@ def test_mean_is_over_those_who_sent_but_never_over_less_than_the_floor() -> Non
 
     def update(senders: int, floor: float) -> float:
         """Of 16 peers, of whom so many sent element 1 and the others element 3."""
-        given = [Contribution(f"{i:02}", 1, at(1 if i < senders else 3, 1.0)) for i in range(16)]
+        given = [Weighted(f"{i:02}", 1, at(1 if i < senders else 3, 1.0)) for i in range(16)]
         return float(aggregate(layout, given, floor=floor)[1])
 
     assert update(4, 0.25) == 1.0  # exactly at the floor: the mean over the four
@@ -127,7 +127,7 @@ def test_mean_is_over_those_who_sent_but_never_over_less_than_the_floor() -> Non
 
 def test_a_pair_owns_nothing_alone_and_one_peer_everything() -> None:
     layout = Layout.of([("a", (4,))])
-    pair = [Contribution("a", 1, at(0, 1.0)), Contribution("b", 1, at(1, 1.0))]
+    pair = [Weighted("a", 1, at(0, 1.0)), Weighted("b", 1, at(1, 1.0))]
     assert aggregate(layout, pair, floor=0.25).tolist() == [0.5, 0.5, 0, 0]
     assert aggregate(layout, pair[:1], floor=0.25).tolist() == [1, 0, 0, 0]
 
@@ -151,7 +151,7 @@ def test_dot_products_are_those_of_the_dense_vectors(seed: int, some: float, mor
     pair = []
     for part in (some, more):
         where = np.flatnonzero(rng.random(layout.parameters) < part).astype(np.int64)
-        pair.append(Entries(where, rng.standard_normal(len(where)).astype(np.float32)))
+        pair.append(Elements(where, rng.standard_normal(len(where)).astype(np.float32)))
     one, other = pair
     expected, got = np.empty(3), np.empty(3)
     filled = [dense(e, layout.parameters) for e in pair]
@@ -165,18 +165,18 @@ def test_dot_products_are_those_of_the_dense_vectors(seed: int, some: float, mor
 def test_attacker_times_a_thousand_is_an_ordinary_one(factor: float, method: Method) -> None:
     honest = sparse([1, 1, 1, 1])
     vector = sent(9)
-    loud = Entries(vector.positions, vector.values * np.float32(factor))
+    loud = Elements(vector.positions, vector.values * np.float32(factor))
     bound = max(float(np.abs(entries_of(c).values).max()) for c in honest)
-    update = aggregate(LAYOUT, [*honest, Contribution("x", 1, loud)], method=method, floor=0.25)
+    update = aggregate(LAYOUT, [*honest, Weighted("x", 1, loud)], method=method, floor=0.25)
     assert np.abs(update).max() < 2 * bound
 
 
 def test_nothing_sent_is_no_update() -> None:
-    none = Entries(np.empty(0, np.int64), np.empty(0, np.float32))
-    given = [Contribution(f"p{i}", 1, none) for i in range(3)]
+    none = Elements(np.empty(0, np.int64), np.empty(0, np.float32))
+    given = [Weighted(f"p{i}", 1, none) for i in range(3)]
     for method in METHODS:
         assert not aggregate(LAYOUT, given, method=method, floor=0.25).any()
-    update = aggregate(LAYOUT, [*given, Contribution("x", 1, at(3, 1.0))], floor=0.25)
+    update = aggregate(LAYOUT, [*given, Weighted("x", 1, at(3, 1.0))], floor=0.25)
     assert update[3] == 0  # the median norm is 0: most have nothing there
 
 
@@ -205,11 +205,11 @@ def test_wrong_use_is_refused() -> None:
     ]
     for positions, numbers_there in wrong:
         with pytest.raises(CheckFailed):
-            aggregate(LAYOUT, [Contribution("a", 1, Entries(positions, numbers_there))])
+            aggregate(LAYOUT, [Weighted("a", 1, Elements(positions, numbers_there))])
     given = sparse([1, 1])
-    other = Contribution("x", 1, numbers(1, N))
+    other = Weighted("x", 1, numbers(1, N))
     for method in METHODS:
-        for mixed in ([*given, other], [Contribution("a", 1, numbers(1, N)), *given]):
+        for mixed in ([*given, other], [Weighted("a", 1, numbers(1, N)), *given]):
             with pytest.raises(CheckFailed, match="dense and sparse"):
                 aggregate(LAYOUT, mixed, method=method)
     for floor in (0.0, -1.0, 1.5, math.nan):

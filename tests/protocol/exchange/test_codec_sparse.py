@@ -218,7 +218,9 @@ def test_two_means_cost_half_of_what_one_costs() -> None:
     layout = Layout.of([("a", (64, CHUNK))])
     vector = np.random.default_rng(1).standard_normal(layout.parameters).astype(np.float32)
     sent = codec("sparse", 64).select(layout, vector).values.astype(np.float64)
-    entries = codec("sparse", 64).decode_entries(layout, codec("sparse", 64).encode(layout, vector))
+    entries = codec("sparse", 64).decode_elements(
+        layout, codec("sparse", 64).encode(layout, vector)
+    )
     error = np.mean((vector[entries.positions] - entries.values) ** 2)
     assert error < 0.5 * np.mean((np.abs(sent) - np.abs(sent).mean()) ** 2)
 
@@ -246,7 +248,7 @@ def test_largest_magnitudes_of_equal_ones_the_first() -> None:
     vector = np.zeros(CHUNK, np.float32)
     vector[[5, 9, 70, 4000]] = [-1, 1, -1, 1]
     vector[3000] = 2
-    positions = Sparse(3).decode_entries(ONE, Sparse(3).encode(ONE, vector)).positions
+    positions = Sparse(3).decode_elements(ONE, Sparse(3).encode(ONE, vector)).positions
     assert positions.tolist() == [5, 9, 3000]
 
 
@@ -256,7 +258,7 @@ def test_entries_are_what_was_sent() -> None:
     vector[[7, 100]] = [2, -3]
     chosen = codec("sparse", 8)
     payload = chosen.encode(LARGE, vector)
-    entries = chosen.decode_entries(LARGE, payload)
+    entries = chosen.decode_elements(LARGE, payload)
     assert entries.positions.dtype == np.int64
     assert entries.values.dtype == np.float32
     assert (np.diff(entries.positions) > 0).all()
@@ -273,7 +275,7 @@ def test_entries_are_what_was_sent() -> None:
 
 def test_dense_codecs_have_no_entries() -> None:
     with pytest.raises(CheckFailed, match="int4"):
-        codec("int4").decode_entries(ONE, b"")
+        codec("int4").decode_elements(ONE, b"")
 
 
 @changes
@@ -371,7 +373,7 @@ def test_wrong_entries(
     means: tuple[float, float], first: list[tuple[int, int]], reason: str
 ) -> None:
     payload = chunk_payload(means, first + REST)
-    for accept in (Sparse(512).decode, Sparse(512).check, Sparse(512).decode_entries):
+    for accept in (Sparse(512).decode, Sparse(512).check, Sparse(512).decode_elements):
         with pytest.raises(DecodeError, match=reason):
             accept(ONE, payload)
 

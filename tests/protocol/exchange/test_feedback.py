@@ -30,7 +30,7 @@ def test_sent_and_kept_add_up_to_what_came_in() -> None:
     for round in range(12):
         came = before * np.float32(0.95) + delta(round)
         (payload,) = memory.encode([WHOLE], [delta(round)])
-        entries = SPARSE.decode_entries(LAYOUT, payload)
+        entries = SPARSE.decode_elements(LAYOUT, payload)
         assert payload == SPARSE.encode(LAYOUT, came)
         unsent = np.ones(LAYOUT.parameters, bool)
         unsent[entries.positions] = False
@@ -117,7 +117,7 @@ def test_what_an_aggregate_dropped_is_put_back() -> None:
     slices = cut(WHOLE, 3)
     payloads = memory.encode(slices, [part.take(delta(1)) for part in slices])
     before = memory.residual.copy()
-    sent = SPARSE.decode_entries(slices[1].layout, payloads[1])
+    sent = SPARSE.decode_elements(slices[1].layout, payloads[1])
     kept = np.union1d(sent.positions[::2], [2, 3])
     memory.put_back(slices[1], payloads[1], kept)
     for number in (0, 2):

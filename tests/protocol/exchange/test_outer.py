@@ -14,7 +14,7 @@ import pytest
 from aggregate_world import dense
 from artel.protocol.errors import CheckFailed
 from artel.protocol.exchange import pseudogradient
-from artel.protocol.exchange.aggregate import Contribution, aggregate
+from artel.protocol.exchange.aggregate import Weighted, aggregate
 from artel.protocol.exchange.aggregate_slice import combine, recompute, round_slices
 from artel.protocol.exchange.codec import codec, of
 from artel.protocol.exchange.outer import learning_rate, outer_step
@@ -142,7 +142,7 @@ def test_golden_trace_of_three_rounds(name: str, mu: float, golden: str) -> None
             delta = numbers(f"{number} {node}", layout.parameters)
             blob = Header(number, base, chosen).pack(layout, delta)
             vector = dense(Header(number, base, chosen).load(blob, layout), layout.parameters)
-            given.append(Contribution(node, tokens, vector))
+            given.append(Weighted(node, tokens, vector))
         update = aggregate(layout, given)
         params, momentum = outer_step(
             state.params, state.momentum, update, lr=0.7, mu=mu, nesterov=True
@@ -240,7 +240,7 @@ def test_golden_trace_of_an_exchange(
                 )
             else:
                 loaded = [
-                    Contribution(
+                    Weighted(
                         node,
                         TOKENS[node],
                         Header(number, base, of(exchange)).load(blob, piece.layout),

@@ -1,8 +1,10 @@
-"""The loops of the aggregation: sums in one fixed order, and one pass for clip, scale and add.
+"""The loops of aggregation, error feedback and outer step: one pass over memory each.
+
+Every operation is rounded once, and never fused with another (:mod:`protocol.exchange.jit`).
 
 Sums of products are float64 in :data:`LANES` lanes: element i of a tensor is added to lane i mod
 LANES, in ascending order; then the lanes are halved (lane j plus lane j + half) until one is left.
-Entries that are not there add nothing, so a sparse vector has the very sums of its dense form.
+Elements that are not there add nothing, so a sparse vector has the very sums of its dense form.
 """
 
 from __future__ import annotations
@@ -150,3 +152,78 @@ def divide(update: Vector, mass: Vector, floor: np.float32) -> None:
         held = mass[i]
         held = min(held * np.float32(-2.0), one) if held < 0 else held
         update[i] = update[i] / max(held, floor)
+
+
+# --- error feedback ---
+
+
+@kernel
+def accumulate(residual: Vector, delta: Vector, decay: np.float32, out: Vector) -> float:
+    """``out`` = decay*residual + delta, each operation rounded to fp32; returns the sum of the
+    squares of delta, added up as above."""
+    lanes = np.zeros(LANES, np.float64)
+    for start in range(0, len(out), LANES):
+        kept = residual[start : start + LANES]
+        came = delta[start : start + LANES]
+        total = out[start : start + LANES]
+        for i in range(len(total)):
+            total[i] = kept[i] * decay + came[i]
+            lanes[i] += np.float64(came[i]) * np.float64(came[i])
+    return folded(lanes)
+
+
+# --- outer step ---
+
+
+@kernel
+def plain(params: Vector, update: Vector, lr: np.float32, out: Vector) -> bool:
+    """``out`` = params - lr*update; whether all of it is finite."""
+    finite = True
+    for i in range(len(out)):
+        value = params[i] - lr * update[i]
+        finite &= abs(value) < np.inf
+        out[i] = value
+    return finite
+
+
+@kernel
+def heavy_ball(
+    params: Vector,
+    momentum: Vector,
+    update: Vector,
+    lr: np.float32,
+    mu: np.float32,
+    out: Vector,
+    buffer: Vector,
+) -> bool:
+    """``buffer`` = mu*momentum + update, ``out`` = params - lr*buffer; whether both are finite."""
+    finite = True
+    for i in range(len(out)):
+        ball = mu * momentum[i] + update[i]
+        value = params[i] - lr * ball
+        finite &= (abs(value) < np.inf) & (abs(ball) < np.inf)
+        buffer[i] = ball
+        out[i] = value
+    return finite
+
+
+@kernel
+def nesterov(
+    params: Vector,
+    momentum: Vector,
+    update: Vector,
+    lr: np.float32,
+    mu: np.float32,
+    out: Vector,
+    buffer: Vector,
+) -> bool:
+    """``buffer`` = mu*momentum + update, ``out`` = params - lr*(update + mu*buffer); whether both
+    are finite."""
+    finite = True
+    for i in range(len(out)):
+        ball = mu * momentum[i] + update[i]
+        value = params[i] - lr * (mu * ball + update[i])
+        finite &= (abs(value) < np.inf) & (abs(ball) < np.inf)
+        buffer[i] = ball
+        out[i] = value
+    return finite
