@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +82,20 @@ def sign(payload_type: str, body: dict[str, Any], *signers: Identity) -> Envelop
     message = pae(payload_type, payload)
     signatures = {identity.key: identity.sign(message) for identity in signers}
     return Envelope(payload_type, payload, tuple(sorted(signatures.items())))
+
+
+def which_hold(envelopes: Iterable[Envelope]) -> bytes:
+    """For each envelope 1 if it has signatures and all of them verify, else 0.
+
+    Lies here because it runs in processes of its own, which start sooner the less they import.
+    """
+    found = bytearray()
+    for envelope in envelopes:
+        try:
+            found.append(bool(envelope.verify()))
+        except CheckFailed:
+            found.append(0)
+    return bytes(found)
 
 
 def decode(data: bytes) -> Envelope:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from itertools import chain, islice
+from itertools import chain, islice, zip_longest
 from multiprocessing import get_context
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ from artel.ledger.entries import Entry, decode
 from artel.ledger.fold.shares import FoldState, Outcome, fold
 from artel.protocol import dsse
 from artel.protocol.cgroup import Groups
-from artel.protocol.errors import ArtelError, DecodeError, ResourceError
+from artel.protocol.errors import DecodeError, ResourceError
 
 _SLICE = 64
 """Entries that a thread takes at once. Fewer cost more in handing over than they are worth."""
@@ -82,6 +82,13 @@ def check_all(entries: Sequence[Entry]) -> Sequence[Entry]:
 
 def _decode_all(leaves: Sequence[bytes]) -> list[tuple[bytes, Entry | DecodeError]]:
     """Decode all, then check all: few changes between holding the interpreter's lock and not."""
+    found = _decode_some(leaves)
+    check_all([entry for _, entry in found if isinstance(entry, Entry)])
+    return found
+
+
+def _decode_some(leaves: Sequence[bytes]) -> list[tuple[bytes, Entry | DecodeError]]:
+    """Each leaf with its entry, up to the first that is none."""
     found: list[tuple[bytes, Entry | DecodeError]] = []
     for leaf in leaves:
         try:
@@ -89,7 +96,6 @@ def _decode_all(leaves: Sequence[bytes]) -> list[tuple[bytes, Entry | DecodeErro
         except DecodeError as error:
             found.append((leaf, error))
             break
-    check_all([entry for _, entry in found if isinstance(entry, Entry)])
     return found
 
 
@@ -119,16 +125,19 @@ def _by_processes(leaves: Iterator[bytes]) -> Iterator[tuple[bytes, Entry]]:
     batches = iter(lambda: list(islice(leaves, _BATCH)), [])
     # Not forked: a fork copies the locks of threads that it does not copy.
     pool = ProcessPoolExecutor(cores(), mp_context=get_context("spawn"))
-    running: deque[tuple[list[bytes], Future[bytes]]] = deque()
+    running: deque[tuple[list[tuple[bytes, Entry | DecodeError]], Future[bytes]]] = deque()
     try:
         while True:
             while len(running) < 4 * cores() and (batch := next(batches, None)) is not None:
-                running.append((batch, pool.submit(signatures_hold, batch)))
+                found = _decode_some(batch)
+                envelopes = [entry.envelope for _, entry in found if isinstance(entry, Entry)]
+                running.append((found, pool.submit(dsse.which_hold, envelopes)))
             if not running:
                 return
-            batch, answer = running.popleft()
-            for leaf, holds in zip(batch, answer.result(), strict=True):
-                entry = decode(leaf)
+            found, answer = running.popleft()
+            for (leaf, entry), holds in zip_longest(found, answer.result()):
+                if isinstance(entry, DecodeError):
+                    raise entry
                 signers = entry.envelope.signers if holds else ()
                 entry.__dict__["signers"] = frozenset(signers)
                 yield leaf, entry
@@ -138,14 +147,3 @@ def _by_processes(leaves: Iterator[bytes]) -> Iterator[tuple[bytes, Entry]]:
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def signatures_hold(leaves: list[bytes]) -> bytes:
-    """For each leaf 1 if every signature of its envelope verifies, else 0. Runs in a process."""
-    found = bytearray()
-    for leaf in leaves:
-        try:
-            found.append(bool(dsse.decode(leaf).verify()))
-        except ArtelError:
-            found.append(0)
-    return bytes(found)
