@@ -17,10 +17,8 @@ from artel.coordinator.metrics import RoundMetrics, computing
 from artel.coordinator.service import Coordinator
 from artel.coordinator.wording import exchange_words
 from artel.ledger import entries
-from artel.ledger.fold.shares import shares
 from artel.ledger.store import finality
 from artel.ledger.tlog.checkpoint import parse_checkpoint
-from artel.ledger.web.context import Context
 from artel.ledger.web.standing import standing
 from artel.protocol import rounds
 
@@ -67,54 +65,6 @@ async def status_facts(core: Coordinator) -> dict[str, Any]:
 def rounds_facts(core: Coordinator, last: int) -> dict[str, Any]:
     """The newest ``last`` rounds that have numbers, oldest first."""
     return {"total": core.rules.total, "rounds": core.metrics.table(last)}
-
-
-def shares_facts(page: Context) -> dict[str, Any]:
-    """Who owns what, as of a checkpoint. Shares are of vested credit and add up to exactly 1.
-
-    ``pending`` has been granted and can still be disputed; ``awaiting`` is accepted, and will be
-    granted when the nodes have agreed on the state.
-    """
-    fold, seen = page.state, page.standing
-    now = {share.account: share for share in shares(fold)}
-    later = {share.account: share.share for share in shares(fold, with_pending=True)}
-    awaiting, left_out = fold.awaiting(), fold.rejected_by_account()
-    names = {*later, *awaiting, *(name for name in left_out if name)}
-    return {
-        "run": fold.run,
-        "as_of": seen.size,
-        "round": fold.round,
-        "total": fold.total,
-        "vested": fold.total_vested,
-        "pending": fold.total_pending,
-        "final": seen.final,
-        "witnesses": list(seen.witnesses),
-        "witnesses_wanted": seen.wanted,
-        "label": seen.label,
-        "shares": [
-            {
-                "account": name,
-                "alias": page.aliases.get(name, ("", ""))[0],
-                "share": now[name].share if name in now else 0.0,
-                "units": now[name].units if name in now else 0,
-                "share_with_pending": later.get(name, 0.0),
-                "credit": fold.credit(name),
-                "vested": fold.accounts[name].vested,
-                "pending": fold.accounts[name].pending,
-                "awaiting": awaiting.get(name, 0),
-                "invalidated": fold.accounts[name].invalidated,
-                "left_out": left_out.get(name, {}),
-            }
-            for name in sorted(
-                names,
-                key=lambda name: (
-                    -(now[name].units if name in now else 0),
-                    -later.get(name, 0),
-                    name,
-                ),
-            )
-        ],
-    }
 
 
 async def entries_facts(core: Coordinator, start: int, count: int) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from typing import Protocol
 
 from artel.coordinator.demo_check import Demo, Facts, checked
 from artel.coordinator.local_run import LocalRun, Status, finished
-from artel.coordinator.plot import loss_plot
+from artel.coordinator.page import loss_chart
+from artel.ledger.web.render import Templates
 from artel.protocol import tether
 from artel.protocol.errors import EXIT_INTERRUPTED, ArtelError, CheckFailed, Unreachable
 from artel.protocol.leaving import on_signals
@@ -133,21 +134,24 @@ async def _follow(
 
 async def _finish(demo: Demo, facts: Facts) -> None:
     """The picture and the sample; without them the run is still a good one, but say so."""
-    path, curve = demo.folder / "loss.png", facts["loss_curve"]
+    path = demo.folder / "loss.svg"
     facts |= {"plot": str(path), "sample": ""}
     try:
-        await asyncio.to_thread(
-            loss_plot,
-            path,
-            f"{demo.nodes} nodes, {facts['tokens']:,} tokens",
-            [(row["round"], row["validation"]) for row in curve if row["validation"] is not None],
-            [(row["round"], row["loss"]) for row in curve if row["loss"] is not None],
-        )
+        await asyncio.to_thread(draw_loss, path, facts)
         facts["sample"] = await _sample(demo.folder / "node-1")
     except OSError as error:
         facts["problems"].append(f"the plot could not be written: {error}")
     except ArtelError as error:
         facts["problems"].append(error.message)
+
+
+def draw_loss(path: Path, facts: Facts) -> None:
+    """Write the chart of the run's page as a file of its own, where there is something to show."""
+    chart = loss_chart(facts["loss_curve"], facts["rounds"])
+    if chart is not None:
+        title = f"{facts['nodes']} nodes, {facts['tokens']:,} tokens"
+        picture = Templates().render("loss.svg", title=title, chart=chart)
+        path.write_text(picture, encoding="utf-8")
 
 
 async def _sample(home: Path) -> str:

@@ -167,7 +167,7 @@ def summary(facts: Facts) -> str:
 
 everything lies in {folder}
   coordinator/  node-1/ …   homes; the ledger of each is its ledger.sqlite3
-  loss.png                  the loss over the rounds
+  loss.svg                  the loss over the rounds
   RUN.toml                  what was trained, and by which rules
 try:
   artel ledger me --home {node}

@@ -3,6 +3,7 @@
 ====================================  ==============================================================
 ``GET /``                             the page (HTML, no scripts)
 ``GET /healthz``                      ``ok``
+``GET /metrics``                      the same numbers for Prometheus
 ``GET /api/v1/run``                   what the run is: manifest, invite, organiser
 ``GET /api/v1/status``                phase, round, nodes, loss, ledger size and root
 ``GET /api/v1/rounds?last=N``         numbers of the newest N rounds (1 to 1000, default 50)
@@ -19,15 +20,18 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
 
 from artel.coordinator import api
-from artel.coordinator.page import render
+from artel.coordinator.gauges import gauges
+from artel.coordinator.page import TEMPLATES, run_page
 from artel.coordinator.service import Coordinator
 from artel.ledger.web.answers import note_text
+from artel.ledger.web.exposition import exposed
+from artel.ledger.web.lists import shares_data
 from artel.ledger.web.server import Gate, Limits
 from artel.ledger.web.site import LedgerSite
 from artel.protocol.errors import UsageError
@@ -39,6 +43,9 @@ MAX_ENTRIES = 100
 PAGE_ROUNDS = 400
 """Rounds that the page's plot shows; its table shows fewer."""
 MAX_INDEX = (1 << 53) - 1
+
+Document = dict[str, Any]
+"""A JSON value that the API serves and the page shows."""
 
 
 class RunPage:
@@ -58,6 +65,7 @@ class RunPage:
             set_alias=core.submissions.set_alias,
             info=self._info,
         )
+        self.site.templates.add(TEMPLATES)
 
     def _info(self) -> dict[str, Any]:
         return {"addresses": list(Invite.decode(self._invite).peers), "invite": self._invite}
@@ -73,48 +81,63 @@ class RunPage:
         app = self._gate.application()
         app.router.add_get("/", self._page)
         app.router.add_get("/healthz", self._health)
-        app.router.add_get("/api/v1/run", self._run)
-        app.router.add_get("/api/v1/status", self._status)
-        app.router.add_get("/api/v1/rounds", self._rounds)
-        app.router.add_get("/api/v1/shares", self._shares)
+        app.router.add_get("/metrics", self._metrics)
+        for name, document in (
+            ("run", self._run),
+            ("status", self._status),
+            ("rounds", self._rounds),
+            ("shares", self._shares),
+            ("ledger/entries", self._entries),
+        ):
+            app.router.add_get(f"/api/v1/{name}", _json(document))
         app.router.add_get("/api/v1/ledger/checkpoint", self._checkpoint)
-        app.router.add_get("/api/v1/ledger/entries", self._entries)
         self.site.add_routes(app)
         return app
 
     async def _page(self, request: web.Request) -> web.Response:
-        core = self._core
-        html = render(
-            api.run_facts(core, self._invite),
-            await api.status_facts(core),
-            api.rounds_facts(core, PAGE_ROUNDS)["rounds"],
-            await self.site.read(api.shares_facts),
+        run, status = await self._run(request), await self._status(request)
+        rounds = api.rounds_facts(self._core, PAGE_ROUNDS)["rounds"]
+        return await self.site.page(
+            request, "run.html", lambda page, _: run_page(page, run, status, rounds)
         )
-        return web.Response(text=html, content_type="text/html", charset="utf-8")
 
     async def _health(self, request: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
-    async def _run(self, request: web.Request) -> web.Response:
-        return web.json_response(api.run_facts(self._core, self._invite))
-
-    async def _status(self, request: web.Request) -> web.Response:
-        return web.json_response(await api.status_facts(self._core))
-
-    async def _rounds(self, request: web.Request) -> web.Response:
-        last = _number(request, "last", DEFAULT_ROUNDS, 1, MAX_ROUNDS)
-        return web.json_response(api.rounds_facts(self._core, last))
-
-    async def _shares(self, request: web.Request) -> web.Response:
-        return web.json_response(await self.site.read(api.shares_facts))
+    async def _metrics(self, request: web.Request) -> web.Response:
+        return exposed(self._gate, gauges(await self._status(request)))
 
     async def _checkpoint(self, request: web.Request) -> web.Response:
         return note_text(await api.checkpoint_note(self._core))
 
-    async def _entries(self, request: web.Request) -> web.Response:
+    # --- documents --------------------------------------------------------------------------------
+
+    async def _run(self, request: web.Request) -> Document:
+        return api.run_facts(self._core, self._invite)
+
+    async def _status(self, request: web.Request) -> Document:
+        return await api.status_facts(self._core)
+
+    async def _rounds(self, request: web.Request) -> Document:
+        last = _number(request, "last", DEFAULT_ROUNDS, 1, MAX_ROUNDS)
+        return api.rounds_facts(self._core, last)
+
+    async def _shares(self, request: web.Request) -> Document:
+        return await self.site.read(shares_data)
+
+    async def _entries(self, request: web.Request) -> Document:
         start = _number(request, "start", 0, 0, MAX_INDEX)
         count = _number(request, "count", MAX_ENTRIES, 1, MAX_ENTRIES)
-        return web.json_response(await api.entries_facts(self._core, start, count))
+        return await api.entries_facts(self._core, start, count)
+
+
+def _json(
+    document: Callable[[web.Request], Awaitable[Document]],
+) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def answer(request: web.Request) -> web.Response:
+        return web.json_response(await document(request))
+
+    return answer
 
 
 def _number(request: web.Request, name: str, default: int, low: int, high: int) -> int:

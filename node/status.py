@@ -19,12 +19,12 @@ from aiohttp import web
 
 from artel.ledger.fold.shares import shares
 from artel.ledger.sync.source import http_opener
-from artel.ledger.web import markup
 from artel.ledger.web.answers import error
 from artel.ledger.web.context import Context
-from artel.ledger.web.markup import account_link, node_link, percent, section, text
-from artel.ledger.web.server import Gate, Limits
+from artel.ledger.web.exposition import exposed
+from artel.ledger.web.server import Gate, Handler, Limits
 from artel.ledger.web.site import LedgerSite
+from artel.node.gauges import gauges
 from artel.protocol import files
 from artel.protocol.errors import ResourceError, Unreachable
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 ADDRESS_FILE = "api.json"
 BACKLOG = 64
+TEMPLATES = Path(__file__).with_name("templates")
 
 
 def bind(host: str = "127.0.0.1", port: int = 0) -> socket.socket:
@@ -61,21 +62,31 @@ async def serving(
     limits: Limits | None = None,
 ) -> AsyncIterator[str]:
     """Serve for as long as the context lasts, and note the address in the home; yields the URL."""
+    site.templates.add(TEMPLATES)
     gate = Gate(limits)
     app = gate.application()
 
-    async def answer(request: web.Request) -> web.Response:
-        if not ipaddress.ip_address(request.remote or "0.0.0.0").is_loopback:
+    @web.middleware
+    async def owner_only(request: web.Request, handler: Handler) -> web.StreamResponse:
+        private = request.path in ("/api/v1/status", "/metrics")
+        if private and not ipaddress.ip_address(request.remote or "0.0.0.0").is_loopback:
             return error(403, "the status is for this machine alone", "see / and /shares")
+        return await handler(request)
+
+    async def answer(request: web.Request) -> web.Response:
         return web.json_response(status())
+
+    async def metrics(request: web.Request) -> web.Response:
+        return exposed(gate, gauges(status()))
 
     async def page(request: web.Request) -> web.Response:
         now = status()
-        html = await site.read(lambda seen: _page(seen, now))
-        return web.Response(text=html, content_type="text/html", charset="utf-8")
+        return await site.page(request, "node.html", lambda seen, _: node_page(seen, now))
 
+    app.middlewares.append(owner_only)
     app.router.add_get("/", page)
     app.router.add_get("/api/v1/status", answer)
+    app.router.add_get("/metrics", metrics)
     site.add_routes(app)
     url = _url(listener)
     async with gate.listening(app, listener):
@@ -123,34 +134,8 @@ def read(home: Path, timeout: float = 5.0) -> dict[str, Any]:
         ) from None
 
 
-def _page(seen: Context, now: dict[str, Any]) -> str:
-    """What this node is doing, and the way to the ledger that it holds."""
-    account = str(now["account"])
-    step = f", step {now['step']:,} of {now['steps']:,}" if now.get("steps") else ""
-    owner = seen.state.accounts.get(account)
+def node_page(seen: Context, now: dict[str, Any]) -> dict[str, Any]:
+    """Values for ``node.html``: the status, and what its account owns."""
+    account = now["account"]
     share = next((s.share for s in shares(seen.state) if s.account == account), 0.0)
-    credit = owner.vested if owner is not None else 0
-    waiting = owner.pending if owner is not None else 0
-    rows = (
-        ("doing", text(f"{now['phase']}{step}: {now['reason']}")),
-        ("node", node_link(str(now["node"]), account)),
-        ("account", account_link(account)),
-        ("coordinator", "does not answer" if now["coordinator_lost"] else "answers"),
-    )
-    cards = (
-        ("share", percent(share), "of vested credit"),
-        ("vested", f'<a href="/account/{text(account)}#credit">{credit:,}</a>', "credit"),
-        ("pending", f'<a href="/account/{text(account)}#credit">{waiting:,}</a>', "credit"),
-        ("ledger entries", f'<a href="/entries">{seen.standing.held:,}</a>', "held and checked"),
-    )
-    header = (
-        f'<header><div class="top"><h1>{text(seen.name)}</h1>{markup.pill("a node of this run")}'
-        "</div></header>\n"
-    )
-    about = markup.soft(
-        "The ledger on these pages is this node's own copy: it has checked every signature and "
-        "hash in it, and counted the credit itself."
-    )
-    return seen.page(
-        "Node", header + markup.cards(cards) + section("This node", markup.facts(rows)) + about
-    )
+    return {"now": now, "owner": seen.state.accounts.get(account), "share": share}

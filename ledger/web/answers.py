@@ -8,8 +8,6 @@ import re
 from aiohttp import web
 
 from artel.ledger.tlog.tiles import ENTRIES, TILE_WIDTH, Tile
-from artel.ledger.web import markup
-from artel.ledger.web.markup import text
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, UsageError
 from artel.protocol.net.wire import Refused
 
@@ -99,16 +97,9 @@ def refusal(refused: ArtelError) -> web.Response:
     return error(503, refused.message, refused.hint, "failed")
 
 
-def error_page(cause: UsageError) -> web.Response:
-    """The same for a person."""
-    body = (
-        '<nav class="small"><a href="/">start</a> · <a href="/shares">shares</a> · '
-        '<a href="/entries">entries</a></nav>'
-        f"<header><h1>Not here</h1><p>{text(cause.message)}</p>"
-        f'<p class="soft">{text(cause.hint)}</p></header>\n'
-    )
-    html = markup.document("Not here", body)
-    return web.Response(status=404, text=html, content_type="text/html", charset="utf-8")
+def html(text: str, status: int = 200) -> web.Response:
+    """A page for people."""
+    return web.Response(status=status, text=text, content_type="text/html", charset="utf-8")
 
 
 # --- questions ------------------------------------------------------------------------------------
@@ -127,15 +118,6 @@ async def body_of(request: web.Request, limit: int) -> bytes:
         if len(data) <= limit:
             return data
     raise UsageError(f"the body is longer than {limit:,} bytes", "send one signed statement")
-
-
-def optional(request: web.Request, name: str) -> int | None:
-    """A number in the query, if it is there.
-
-    :raises UsageError: when it is none
-    """
-    given = request.query.get(name)
-    return None if given is None else whole(given, name)
 
 
 def whole(given: str, name: str) -> int:

@@ -1,19 +1,20 @@
-"""The pages that list things: shares with their history, and entries; and the same as CSV."""
+"""What the pages list: shares with their history, and entries; and the same as CSV."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any
 
 from artel.ledger import entries
 from artel.ledger.entries.state import KINDS_OF_WORK
 from artel.ledger.entries.story import summary
 from artel.ledger.fold.shares import SHARE_SCALE, shares
-from artel.ledger.web import markup, plot
+from artel.ledger.web.answers import whole
+from artel.ledger.web.chart import history
 from artel.ledger.web.context import Context
 from artel.ledger.web.entry_page import outcome_of
-from artel.ledger.web.markup import bar, entry_link, percent, round_link, section, soft, text
 from artel.protocol.errors import UsageError
 
 MAX_ROWS = 500
@@ -24,98 +25,60 @@ MAX_CSV_ROWS = 100_000
 # --- shares ---------------------------------------------------------------------------------------
 
 
-def shares_page(page: Context) -> str:
+def shares_data(page: Context) -> dict[str, Any]:
+    """Who owns what, as of a checkpoint. Shares are of vested credit and add up to exactly 1.
+
+    ``pending`` has been granted and can still be disputed; ``awaiting`` is accepted, and will be
+    granted when the nodes have agreed on the state. A JSON value, which the API serves as it is.
+    """
+    fold, seen = page.state, page.standing
+    now = {share.account: share for share in shares(fold)}
+    later = {share.account: share.share for share in shares(fold, with_pending=True)}
+    awaiting, left_out = fold.awaiting(), fold.rejected_by_account()
+
+    def row(name: str) -> dict[str, Any]:
+        owner = fold.accounts[name]
+        return {
+            "account": name,
+            "alias": page.alias(name),
+            "share": now[name].share if name in now else 0.0,
+            "units": now[name].units if name in now else 0,
+            "share_with_pending": later.get(name, 0.0),
+            "credit": fold.credit(name),
+            "vested": owner.vested,
+            "pending": owner.pending,
+            "awaiting": awaiting.get(name, 0),
+            "invalidated": owner.invalidated,
+            "left_out": left_out.get(name, {}),
+        }
+
+    rows = [row(name) for name in {*later, *awaiting, *filter(None, left_out)}]
+    return {
+        "run": fold.run,
+        "as_of": seen.size,
+        "round": fold.round,
+        "total": fold.total,
+        "vested": fold.total_vested,
+        "pending": fold.total_pending,
+        "final": seen.final,
+        "witnesses": list(seen.witnesses),
+        "witnesses_wanted": seen.wanted,
+        "label": seen.label,
+        "shares": sorted(
+            rows, key=lambda row: (-row["units"], -row["share_with_pending"], row["account"])
+        ),
+    }
+
+
+def shares_page(page: Context, _: Mapping[str, str]) -> dict[str, Any]:
     """Who owns what now, and how that came about."""
-    state = page.state
-    now = shares(state)
-    later = {share.account: share.share for share in shares(state, with_pending=True)}
-    statement = state.rules.ownership.statement if state.rules is not None else ""
-    head = (
-        '<header><div class="top"><h1>Shares</h1></div>'
-        f"<p>{text(statement)}</p></header>\n"
-        + markup.cards(
-            (
-                ("vested", f"{state.total_vested:,}", "credit, by which the shares are counted"),
-                ("pending", f"{state.total_pending:,}", "credit that can still be disputed"),
-                ("accounts", f"{len(state.accounts):,}", f"{len(now):,} of them with a share"),
-                ("final", f"{page.standing.final:,}", f"of {page.standing.size:,} entries"),
-            )
-        )
-    )
-    return page.page(
-        "Shares",
-        head
-        + section("Now", _table(page, {s.account: s.share for s in now}, later))
-        + section("Over time", _history(page))
-        + section("Verify it yourself", _verify(page)),
-    )
-
-
-def _table(page: Context, now: dict[str, float], later: dict[str, float]) -> str:
-    state = page.state
-    names = sorted(later, key=lambda name: (-now.get(name, 0.0), -later[name], name))
-    if not names:
-        return '<p class="soft">nobody has credit yet: it comes with the first agreed state</p>\n'
-    columns = (
-        *(("account", True), ("share", True), ("vested", False), ("pending", False)),
-        *(("with pending", False), ("taken away", False), ("left out", False)),
-    )
-    rows = []
-    for name in names[:MAX_ROWS]:
-        owner = state.accounts[name]
-        link = f"/account/{name}"
-        left_out = len(page.index.rejections_of(name))
-        rows.append(
-            (
-                page.account(name),
-                f"{bar(now.get(name, 0.0))}{percent(now.get(name, 0.0))}",
-                f'<a href="{link}?state=vested#credit">{owner.vested:,}</a>',
-                f'<a href="{link}?state=pending#credit">{owner.pending:,}</a>',
-                percent(later[name]),
-                f'<a href="{link}?state=invalidated#credit">{owner.invalidated:,}</a>'
-                if owner.invalidated
-                else "–",
-                f'<a href="{link}#left-out">{left_out:,}</a>' if left_out else "–",
-            )
-        )
-    more = f"the largest {MAX_ROWS} of {len(names):,} accounts; all in the table below. "
-    download = '<a href="/shares.csv" download>shares.csv</a>'
-    exact = "shares are whole multiples of 2<sup>−30</sup> and add up to exactly 1"
-    return markup.table(columns, rows) + soft(
-        (more if len(names) > MAX_ROWS else "") + f"{download}; {exact}"
-    )
-
-
-def _history(page: Context) -> str:
-    shown = plot.history(page.index.moves(), page.state.round)
-    if not shown.states:
-        pending = f"{page.state.total_pending:,} are pending" if page.state.total_pending else ""
-        return f'<p class="soft">no credit has vested yet{pending and ", " + pending}</p>\n'
-    legend = "".join(
-        f"<li>{plot.swatch(k)} {page.account(name) if name else 'all others'} "
-        f"{percent(shown.parts[-1][k])}</li>"
-        for k, name in enumerate(shown.names)
-    )
-    label = "parts of the vested credit by account, from state to state"
-    return (
-        f'<div class="card">{plot.draw(shown, label)}</div><ul class="legend">{legend}</ul>\n'
-        + soft(
-            "parts of the vested credit when each state was agreed on; numbers: "
-            '<a href="/shares-by-round.csv" download>shares-by-round.csv</a>'
-        )
-    )
-
-
-def _verify(page: Context) -> str:
-    url = page.url or "http://HOST:PORT"
-    commands = (
-        f"artel ledger shares --from {url}",
-        f"artel ledger audit {url}/ledger --vkey '{page.vkeys[0]}' --full",
-        f"artel ledger compare {url} OTHER-NODE",
-    )
-    return f"<pre>{chr(10).join(text(line) for line in commands)}</pre>\n" + soft(
-        "The first one reads every entry and counts for itself; it does not ask for shares."
-    )
+    rules = page.state.rules
+    return {
+        "shares": shares_data(page),
+        "rows": MAX_ROWS,
+        "statement": rules.ownership.statement if rules is not None else "",
+        "history": history(page.index.moves(), page.state.round),
+    }
 
 
 def shares_csv(page: Context) -> str:
@@ -159,93 +122,37 @@ def history_csv(page: Context) -> str:
 # --- entries --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Filter:
-    """Which entries: of a kind, of a round, below an index; newest first."""
+def entries_page(page: Context, asked: Mapping[str, str]) -> dict[str, Any]:
+    """Entries, newest first: of a kind, of a round, below an index.
 
-    kind: str = ""
-    round: int | None = None
-    before: int | None = None
-
-    def link(self, words: str, **changes: str | int | None) -> str:
-        """To the same list with another filter."""
-        chosen = {"kind": self.kind, "round": self.round} | changes
-        query = "&amp;".join(f"{k}={v}" for k, v in chosen.items() if v not in ("", None))
-        return f'<a href="/entries{"?" if query else ""}{query}">{words}</a>'
-
-
-def entries_page(page: Context, wanted: Filter) -> str:
-    """A list of entries, newest first.
-
-    :raises UsageError: when the kind is none
+    :raises UsageError: when the kind is none, or a number
     """
-    if wanted.kind and wanted.kind not in entries.KINDS:
-        raise UsageError(f"there are no entries of kind {wanted.kind[:40]!r}", "see /entries")
-    indices, older = _chosen(page, wanted)
-    rows = []
-    for index in indices:
-        item = page.index.summary(index)
-        body = entries.decode(page.store.leaf(index)).body
-        rows.append(
-            (
-                entry_link(index),
-                entries.title(item.kind),
-                round_link(item.round) if item.round >= 0 else "–",
-                f'<span class="wide">{text(summary(body, outcome_of(page, index)))}</span>',
-                "final" if page.standing.is_final(index) else "pending",
-            )
-        )
-    columns = (
-        *(("entry", False), ("kind", True), ("round", False), ("what it says", True)),
-        ("", True),
-    )
-    listing = markup.table(columns, rows) if rows else '<p class="soft">none</p>\n'
-    ways = [wanted.link("newest", before=None)] if wanted.before is not None else []
-    if older:
-        ways.append(wanted.link("older →", before=indices[-1]))
-    return page.page(
-        "Entries",
-        '<header><div class="top"><h1>Entries</h1>'
-        f'<span class="aside">{page.index.size:,} in all</span></div></header>\n'
-        + _filters(page, wanted)
-        + listing
-        + f"<p>{' · '.join(ways)}</p>\n",
-    )
+    kind, numbers = asked.get("kind", ""), {}
+    for name in ("round", "before"):
+        numbers[name] = whole(asked[name], name) if name in asked else None
+    if kind and kind not in entries.KINDS:
+        raise UsageError(f"there are no entries of kind {kind[:40]!r}", "see /entries")
+    found = _chosen(page, kind, numbers["round"], numbers["before"])
+    return {
+        "kind": kind,
+        **numbers,
+        "kinds": {each: len(page.index.of_kind(each)) for each in entries.KINDS},
+        "rows": [(page.index.summary(index), _says(page, index)) for index in found[:PAGE_ENTRIES]],
+        "older": len(found) > PAGE_ENTRIES,
+    }
 
 
-def _chosen(page: Context, wanted: Filter) -> tuple[list[int], bool]:
-    """Indices of one page, newest first, and whether there are older ones."""
+def _says(page: Context, index: int) -> str:
+    return summary(entries.decode(page.store.leaf(index)).body, outcome_of(page, index))
+
+
+def _chosen(page: Context, kind: str, round: int | None, before: int | None) -> list[int]:
+    """Indices of one page, newest first, and one more when there are older ones."""
     index = page.index
-    pool: Sequence[int] = range(index.size)
-    if wanted.round is not None:
-        pool = index.of_round(wanted.round)
-    elif wanted.kind:
-        pool = index.of_kind(wanted.kind)
-    if wanted.before is not None:
-        pool = pool[: bisect_left(pool, wanted.before)]
-    found: list[int] = []
-    for place in reversed(pool):
-        if wanted.kind and index.summary(place).kind != wanted.kind:
-            continue
-        if len(found) == PAGE_ENTRIES:
-            return found, True
-        found.append(place)
-    return found, False
-
-
-def _filters(page: Context, wanted: Filter) -> str:
-    kinds = []
-    for kind in ("", *entries.KINDS):
-        number = len(page.index.of_kind(kind)) if kind else page.index.size
-        if not number:
-            continue
-        words = f"{text(kind.replace('_', ' ')) or 'all'} {number:,}"
-        if kind == wanted.kind:
-            kinds.append(f"<strong>{words}</strong>")
-        else:
-            kinds.append(wanted.link(words, kind=kind, before=None))
-    chosen = ""
-    if wanted.round is not None:
-        every = wanted.link("all rounds", round=None, before=None)
-        chosen = f"<p>of round {round_link(wanted.round)} ({every})</p>\n"
-    return f'<p class="small chips">{" ".join(kinds)}</p>\n{chosen}'
+    pool: Sequence[int] = index.of_kind(kind) if kind else range(index.size)
+    if round is not None:
+        pool = index.of_round(round)
+    if before is not None:
+        pool = pool[: bisect_left(pool, before)]
+    fitting = (place for place in reversed(pool) if kind in ("", index.summary(place).kind))
+    return list(islice(fitting, PAGE_ENTRIES + 1))

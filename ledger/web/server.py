@@ -24,7 +24,7 @@ from aiohttp import web
 
 from artel.ledger.sync.witness import MAX_BODY_BYTES
 from artel.ledger.web.answers import busy, error
-from artel.ledger.web.markup import STYLE
+from artel.ledger.web.render import STYLE
 from artel.protocol.errors import ArtelError, UsageError
 from artel.protocol.events import emit
 from artel.protocol.net.limits import RateLimits, network_of
@@ -85,6 +85,8 @@ class Gate:
     ) -> None:
         self.limits = limits or Limits()
         self._clock = clock
+        self.answers: Counter[str] = Counter()
+        """How many there were, by status."""
         self._active = 0
         self._posts = RateLimits(
             60 * self.limits.posts_per_s, self.limits.posts, MAX_ADDRESSES, clock
@@ -171,6 +173,7 @@ class Gate:
     async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         self._deadlines[request.protocol] = self._clock() + self.limits.request_s
         response = await self._admitted(request, handler)
+        self.answers[str(response.status)] += 1
         response.headers.update(HEADERS)
         response.headers.setdefault("Cache-Control", "no-store")
         if request.path.startswith(PUBLIC_PREFIX) and request.method in ("GET", "HEAD"):

@@ -24,7 +24,7 @@ import json
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -41,27 +41,27 @@ from artel.ledger.sync.witness import Witness
 from artel.ledger.tlog.note import VerifierKey
 from artel.ledger.tlog.tiles import Tile
 from artel.ledger.web import lists
-from artel.ledger.web.account_page import Wanted, account_page
+from artel.ledger.web.account_page import account_page
 from artel.ledger.web.answers import (
     FOREVER,
     body_of,
     download,
     error,
-    error_page,
+    html,
     json_text,
     missing,
     note_text,
-    optional,
     refusal,
     tile_bytes,
     url_of,
     whole,
 )
 from artel.ledger.web.context import Context
-from artel.ledger.web.credit_table import STATES
 from artel.ledger.web.entry_page import entry_page
 from artel.ledger.web.index import LedgerIndex
+from artel.ledger.web.render import Templates
 from artel.ledger.web.round_page import round_page
+from artel.ledger.web.server import Handler
 from artel.ledger.web.standing import standing
 from artel.protocol.dsse import MAX_ENVELOPE_BYTES
 from artel.protocol.errors import ArtelError, DecodeError, UsageError
@@ -69,6 +69,16 @@ from artel.protocol.errors import ArtelError, DecodeError, UsageError
 Submit = Callable[[bytes, str], Awaitable[tuple[int, str]]]
 """``submit(leaf, network address) -> (index, note)``"""
 SetAlias = Callable[[bytes, str], Awaitable[None]]
+View = Callable[[Context, Mapping[str, str]], dict[str, Any]]
+"""What a page shows, from what was asked (path and query); raises UsageError for what is not."""
+
+PAGES: tuple[tuple[str, str, View], ...] = (
+    ("/account/{key}", "account.html", account_page),
+    ("/round/{number}", "round.html", round_page),
+    ("/shares", "shares.html", lists.shares_page),
+    ("/entries", "entries.html", lists.entries_page),
+)
+TABLES = {"/shares.csv": lists.shares_csv, "/shares-by-round.csv": lists.history_csv}
 
 THREADS = 4
 FOLLOW_AT_ONCE = 1024
@@ -111,6 +121,7 @@ class LedgerSite:
         self._info = info
         # Threads of its own: visitors who ask for much do not hold up the daemon's other work.
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="web")
+        self.templates = Templates()
         self._explaining = threading.Lock()
         self._explanations: OrderedDict[tuple[int, int], Explanation] = OrderedDict()
         self._follower: asyncio.Task[None] | None = None
@@ -126,12 +137,10 @@ class LedgerSite:
         add("/ledger/leaf/{index}", self._leaf)
         add("/ledger/proof/{index}", self._proof)
         add("/entry/{index}", self._entry_page)
-        add("/account/{key}", self._account_page)
-        add("/round/{number}", self._round_page)
-        add("/shares", self._shares_page)
-        add("/entries", self._entries_page)
-        add("/shares.csv", self._shares_csv)
-        add("/shares-by-round.csv", self._history_csv)
+        for path, template, view in PAGES:
+            add(path, self._page_of(template, view))
+        for path, table in TABLES.items():
+            add(path, self._table_of(path, table))
         app.router.add_post("/ledger/submit", self._submitted)
         app.router.add_post("/ledger/alias", self._alias_set)
         app.router.add_post("/ledger/add-checkpoint", self._add_checkpoint)
@@ -269,13 +278,31 @@ class LedgerSite:
 
     # --- pages ------------------------------------------------------------------------------------
 
+    def _page_of(self, template: str, view: View) -> Handler:
+        async def answer(request: web.Request) -> web.Response:
+            return await self.page(request, template, view)
+
+        return answer
+
+    def _table_of(self, path: str, table: Callable[[Context], str]) -> Handler:
+        async def answer(request: web.Request) -> web.Response:
+            text = await self.read(table)
+            return download(text.encode(), "text/csv", path.removeprefix("/"), "no-store")
+
+        return answer
+
     async def _entry_page(self, request: web.Request) -> web.Response:
         given = request.match_info["index"]
-        if 8 <= len(given) <= 64 and not given.isdigit():
-            return await self._found(given)
-        index = whole(given, "an index")
+        try:
+            if 8 <= len(given) <= 64 and not given.isdigit():
+                return await self._found(given)
+            index = whole(given, "an index")
+        except UsageError as wrong:
+            return self._not_here(wrong)
         explained = await self._in_thread(self._explained, index)
-        return await self._page(request, lambda page: entry_page(page, index, explained))
+        return await self.page(
+            request, "entry.html", lambda page, _: entry_page(page, index, explained)
+        )
 
     def _explained(self, index: int) -> Explanation | None:
         """The arithmetic of an entry; None where that would take a replay of too many."""
@@ -293,60 +320,26 @@ class LedgerSite:
 
     async def _found(self, prefix: str) -> web.Response:
         """Send the reader of an entry id on to the entry."""
-        try:
-            found = await self._in_thread(self._store.find, prefix)
-            if len(found) != 1:
-                raise UsageError(f"{len(found) or 'no'} entries have an id that begins like that")
-        except UsageError as wrong:
-            return error_page(wrong)
+        found = await self._in_thread(self._store.find, prefix)
+        if len(found) != 1:
+            raise UsageError(f"{len(found) or 'no'} entries have an id that begins like that")
         return web.Response(status=302, headers={"Location": f"/entry/{found[0]}"})
 
-    async def _account_page(self, request: web.Request) -> web.Response:
-        key, query = request.match_info["key"], request.query
-        kind, state = query.get("kind", ""), query.get("state", "")
-        wanted = Wanted(
-            kind if kind.isalpha() and len(kind) < 20 else "",
-            state if state in STATES else "",
-            optional(request, "before"),
-        )
+    async def page(self, request: web.Request, template: str, view: View) -> web.Response:
+        """A page for people, or one that says that there is none."""
+        asked = {**request.query, **request.match_info}
 
         def render(page: Context) -> str:
-            return account_page(page, page.state.keys.get(key, key), wanted)
+            return self.templates.render(template, page=page, **view(page, asked))
 
-        return await self._page(request, render)
-
-    async def _round_page(self, request: web.Request) -> web.Response:
-        number = whole(request.match_info["number"], "a round")
-        return await self._page(request, lambda page: round_page(page, number))
-
-    async def _shares_page(self, request: web.Request) -> web.Response:
-        return await self._page(request, lists.shares_page)
-
-    async def _entries_page(self, request: web.Request) -> web.Response:
-        wanted = lists.Filter(
-            request.query.get("kind", ""),
-            optional(request, "round"),
-            optional(request, "before"),
-        )
-        return await self._page(request, lambda page: lists.entries_page(page, wanted))
-
-    async def _shares_csv(self, request: web.Request) -> web.Response:
-        table = await self._rendered(request, lists.shares_csv)
-        return download(table.encode(), "text/csv", "shares.csv", "no-store")
-
-    async def _history_csv(self, request: web.Request) -> web.Response:
-        table = await self._rendered(request, lists.history_csv)
-        return download(table.encode(), "text/csv", "shares-by-round.csv", "no-store")
-
-    async def _page(self, request: web.Request, render: Callable[[Context], str]) -> web.Response:
         try:
-            html = await self._rendered(request, render)
+            return html(await self.read(render, url_of(request)))
         except UsageError as wrong:
-            return error_page(wrong)
-        return web.Response(text=html, content_type="text/html", charset="utf-8")
+            return self._not_here(wrong)
 
-    async def _rendered(self, request: web.Request, render: Callable[[Context], str]) -> str:
-        return await self.read(render, url_of(request))
+    def _not_here(self, wrong: UsageError) -> web.Response:
+        text = self.templates.render("error.html", message=wrong.message, hint=wrong.hint)
+        return html(text, 404)
 
     async def read(self, look: Callable[[Context], T], url: str = "") -> T:
         """Look at the ledger in a thread, all of it as of one entry.

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import psutil
 import pytest
@@ -19,8 +20,8 @@ import pytest
 from artel import cli
 from artel.coordinator import demo
 from artel.coordinator.demo_check import Demo, Facts, checked
+from artel.coordinator.demo_run import draw_loss
 from artel.coordinator.demo_view import LinesView, TableView, summary
-from artel.coordinator.plot import loss_plot
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.store import DATABASE_NAME
 from artel.ledger.tlog import note
@@ -307,10 +308,12 @@ def test_the_table_keeps_nodes_that_have_left() -> None:
     assert "hello ?[2J" in last
 
 
-def test_the_plot_is_a_png(tmp_path: Path) -> None:
-    path = tmp_path / "loss.png"
-    loss_plot(path, "title", [(0, 6.9), (1, 6.2)], [(0, 6.4)])
-    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+def test_the_plot_is_a_picture_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "loss.svg"
+    draw_loss(path, checked(finished_demo(tmp_path / "demo"), rows(), {}))
+    picture = ElementTree.fromstring(path.read_text(encoding="utf-8"))
+    tags = [element.tag.rpartition("}")[2] for element in picture.iter()]
+    assert (tags[0], tags.count("polyline")) == ("svg", 2)
 
 
 def test_a_process_whose_runner_is_gone_does_not_start() -> None:
@@ -348,7 +351,7 @@ def test_a_small_demo_from_end_to_end(tmp_path: Path) -> None:
     assert found["bytes_up_per_node_per_round"] > 100_000
     assert found["sample"].startswith("def __init__(self")
     assert len(found["sample"]) > 30
-    for name in ("RUN.toml", "loss.png", "coordinator/ledger.sqlite3", "node-2/ledger.sqlite3"):
+    for name in ("RUN.toml", "loss.svg", "coordinator/ledger.sqlite3", "node-2/ledger.sqlite3"):
         assert (out / name).is_file(), name
     assert "round 2/2" in done.stderr
     assert processes_of(out) == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import json
 import re
 from collections.abc import AsyncIterator
@@ -15,12 +14,15 @@ from typing import Any, cast
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
+from prometheus_client.parser import text_string_to_metric_families
 
 from artel.coordinator.metrics import Metrics
 from artel.coordinator.sequencer import Sequencer
 from artel.coordinator.service import Coordinator, Peer
 from artel.coordinator.web import MAX_ENTRIES, RunPage
 from artel.ledger import entries
+from artel.ledger.entries import reasons
+from artel.ledger.entries.words import short_peer
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.tlog import note
@@ -44,6 +46,7 @@ from artel.protocol.net.host import Host
 from artel.protocol.run_file import parse_config
 from artel.protocol.state import Layout
 from ledger_world import BATCH_SIZE, CREDIT, INNER_STEPS, SEQ_LEN, TOKENS, World, digest, key
+from page_world import Node, read
 
 LAYOUT = Layout.of([("weight", (4, 4))])
 NASTY = '"><script>alert(1)</script>'
@@ -260,11 +263,11 @@ async def test_cosignatures_make_the_ledger_final_on_every_display(
     ledger = (await get(client, "/api/v1/status"))["ledger"]
     assert (ledger["final"], ledger["witnesses"]) == (store.size, 1)
     assert (await get(client, "/api/v1/shares"))["final"] == store.size
-    text = await (await client.get("/")).text()
-    assert f"final, as of checkpoint {store.size}" in text
-    assert f"{store.size} of them final" in text
-    entry = await (await client.get("/entry/3")).text()
-    assert '<span class="pill">final</span>' in entry
+    page = await page_of(client)
+    assert (await get(client, "/api/v1/shares"))["label"] in page.section("shares").text
+    assert "/ledger/final" in page.links
+    entry = read(await (await client.get("/entry/3")).text())
+    assert next(entry.all("span")).attributes["class"] == "pill"
     for path in ("/ledger/final", "/ledger/checkpoint", "/api/v1/ledger/checkpoint"):
         signed = await (await client.get(path)).text()
         keys = [VerifierKey(origin_of(world.run), world.coordinator.public)]
@@ -362,21 +365,38 @@ async def test_the_page_shows_what_the_api_says(
     client: Client, core: Coordinator, world: World
 ) -> None:
     connect(core, world.members[0].peer_id)
-    text = await (await client.get("/")).text()
-    for shown in ("web-test", "5.750", "1,234", "5.00 MB", INVITE, "waiting for 3 more nodes"):
-        assert shown in text, shown
-    for shown in ("90.0 %", "94.0 %", ">4 to 32<", "contribution 4.00 MB, control 1.00 MB"):
-        assert shown in text, shown
-    assert ">0.01 MB<" in text, "12 kB sent by a node in round 0"
-    assert "0.02 MB by all nodes: contribution 0.02 MB, control 4,000 B" in text
-    assert "the whole model in every round" in text
-    assert f"as of checkpoint {core.ledger.store.size}" in text
-    assert "pending, none final yet" in text
+    page = await page_of(client)
+    cards = page.cards()
+    assert (cards["validation loss"], cards["nodes computing"]) == ("5.750", "94.0 %")
+    assert cards["ledger entries"] == str(core.ledger.store.size)
+    (node,) = page.section("nodes").rows()
+    assert (node["tokens/s"].text, node["sent"].text, node["computing"].text) == (
+        *("1,234", "5.00 MB", "90.0 %"),
+    )
+    assert next(node["sent"].all("span")).attributes["title"] == (
+        "contribution 4.00 MB, control 1.00 MB"
+    )
+    (row,) = page.section("rounds").rows()
+    late = world.members[2].peer_id
+    assert (row["steps each"].text, row["sent / node"].text) == ("4 to 32", "0.01 MB")
+    assert short_peer(late) in row["left out"].text
+    told = list(row["left out"].all("span"))[-1].attributes["title"]
+    assert told == reasons.explain(reasons.LATE)
+    shares = page.section("shares").rows()
+    assert [row["share"].text for row in shares] == ["50.000 %", "50.000 %", "0.000 %"]
+    exchange = page.section("exchange").facts()
+    run = await get(client, "/api/v1/run")
+    assert {name: exchange[name].text for name in run["exchange"]} == run["exchange"]
+    assert exchange["sent in the last round"].text.startswith("0.02 MB")
+    assert INVITE in page.section("join").text
     for target in ("/shares", "/entries", "/round/0", f"/account/{world.owners[0].key}"):
-        assert f'href="{target}' in text, target
-    assert world.members[2].peer_id[-8:] in text
-    assert "came after the round&#x27;s commitments were closed" in text
-    assert text.count("50.000 %") == 4  # now, and with what is pending
+        assert target in page.links, target
+    drawn = page.section("loss")
+    assert len(list(drawn.all("polyline"))) == 2
+
+
+async def page_of(client: Client) -> Node:
+    return read(await (await client.get("/")).text())
 
 
 async def test_nothing_that_a_peer_or_organiser_writes_becomes_markup(
@@ -390,11 +410,38 @@ async def test_nothing_that_a_peer_or_organiser_writes_becomes_markup(
     core.peers[world.members[0].peer_id].report = report.model_copy(
         update={"up_by_kind": {NASTY: 7}, "down_by_kind": {NASTY: 7}}
     )
-    text = await (await client.get("/")).text()
-    assert "<script" not in text
-    assert "<img" not in text
-    assert html.escape(NASTY) in text
-    assert "&lt;img/src=x" in text
+    page = await page_of(client)
+    assert not list(page.all("script", "img"))
+    assert NASTY in next(page.all("header")).text
+    (node,) = page.section("nodes").rows()
+    assert node["doing"].text.startswith("<img/src=x")
+    assert next(node["sent"].all("span")).attributes["title"].startswith(NASTY)
+    (row,) = page.section("rounds").rows()
+    assert NASTY in row["left out"].text
+    connect(core, world.members[0].peer_id, phase='"} 1\nartel_x')
+    text = await (await client.get("/metrics")).text()
+    assert "\nartel_x" not in text
+
+
+async def test_metrics_are_what_the_status_says(
+    client: Client, core: Coordinator, world: World
+) -> None:
+    peer = world.members[0].peer_id
+    connect(core, peer)
+    samples: dict[str, float] = {}
+    for family in text_string_to_metric_families(await (await client.get("/metrics")).text()):
+        for sample in family.samples:
+            samples[" ".join((sample.name, *sample.labels.values()))] = sample.value
+    status = await get(client, "/api/v1/status")
+    assert samples["artel_round"] == status["round"]
+    assert samples["artel_ledger_entries"] == status["ledger"]["size"]
+    assert samples["artel_validation_loss"] == 5.75
+    assert samples["artel_phase waiting"] == 1
+    assert samples["artel_round_seconds training"] == 8
+    assert samples[f"artel_sent_bytes_total {peer}"] == 5_000_000
+    assert samples["process_resident_memory_bytes"] > 0
+    await get(client, "/nothing", 404)
+    assert 'status="404"} 1.0' in await (await client.get("/metrics")).text()
 
 
 async def test_the_page_may_load_and_run_nothing(client: Client) -> None:
@@ -419,8 +466,9 @@ async def test_a_run_without_nodes_rounds_or_losses_has_a_page(
 ) -> None:
     core.metrics = Metrics(tmp_path / "none.jsonl")
     text = await (await client.get("/")).text()
-    for shown in ("no node is connected", "no round has been opened", "nothing has been evaluated"):
-        assert shown in text
+    page = read(text)
+    for section in ("nodes", "rounds", "loss"):
+        assert not list(page.section(section).all("table", "svg"))
 
 
 async def test_health_is_plain_text(client: Client) -> None:

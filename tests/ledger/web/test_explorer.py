@@ -6,10 +6,8 @@ import asyncio
 import csv
 import gzip
 import hashlib
-import html
 import io
 import json
-import re
 import socket
 import struct
 from collections.abc import AsyncIterator
@@ -20,6 +18,7 @@ import pytest
 
 from artel import cli
 from artel.ledger import entries
+from artel.ledger.entries import reasons
 from artel.ledger.entries.state import FoldState
 from artel.ledger.fold.alias import read_table, write_table
 from artel.ledger.fold.replay import replay
@@ -35,7 +34,7 @@ from artel.ledger.tlog.cosignature import open_cosigned, witness_key
 from artel.ledger.tlog.note import VerifierKey
 from artel.ledger.tlog.proof import LeafHashes, TlogProof, consistency, verify_inclusion
 from artel.ledger.tlog.tiles import ENTRIES, encode_bundle, level_tiles, tiles_of
-from artel.ledger.web import plot
+from artel.ledger.web import account_page, chart
 from artel.ledger.web.index import INVALIDATED, PENDING, VESTED, LedgerIndex
 from artel.ledger.web.server import Gate, Limits
 from artel.ledger.web.site import LedgerSite
@@ -48,6 +47,7 @@ from artel.protocol.net.wire import Refused
 from command_world import group
 from explorer_world import NASTY, TURNED, Shown, busy_world, shown, witness_of
 from ledger_world import CREDIT, World
+from page_world import Node, numbers, read
 
 main = group("ledger")
 
@@ -192,8 +192,9 @@ async def test_final_is_what_enough_accounts_cosigned(ledger: Shown) -> None:
     checkpoint, times = open_cosigned(signed, log, witnesses)
     assert (checkpoint.size, len(times)) == (70, 2)
     assert "final up to entry 69" in await ledger.get("/shares")
-    assert '<span class="pill">final</span>' in await ledger.get("/entry/69")
-    assert '<span class="pill wait">pending</span>' in await ledger.get("/entry/70")
+    for index, wait in ((69, False), (70, True)):
+        pill = next(read(await ledger.get(f"/entry/{index}")).all("span"))
+        assert (pill.attributes["class"] == "pill wait") == wait
     # The proof is under the final head where there is one.
     assert TlogProof.parse(await ledger.get("/ledger/proof/69")).checkpoint == signed
     newest = TlogProof.parse(await ledger.get("/ledger/proof/70"))
@@ -257,9 +258,9 @@ async def test_pages_and_commands_say_the_same_of_what_is_final(
                 assert page.head == 70, "a line of a barred account hides no final head"
             accounts = {item.account for item in view.witnesses()}
             assert set(page.witnesses) == (accounts or set(view.state.cosigners))
-        foot = await ledger.get("/shares")
-        assert html.escape(page.label) in foot
-        assert html.escape(page.trust) in foot
+        foot = next(read(await ledger.get("/shares")).all("footer")).text
+        assert page.label in foot
+        assert page.trust in foot
 
 
 async def test_names_have_one_form_over_http_and_libp2p(ledger: Shown) -> None:
@@ -461,8 +462,8 @@ def test_all_addresses_of_an_ipv6_network_are_one_visitor() -> None:
 
 def links_of(page: str) -> list[str]:
     """Where a page leads to on this server, without the places on a page."""
-    found = re.findall(r'href="([^"#]*)', page)
-    return [html.unescape(link) for link in found if link.startswith("/")]
+    found = (link.partition("#")[0] for link in read(page).links)
+    return [link for link in found if link.startswith("/")]
 
 
 @pytest.mark.parametrize("final", [False, True])
@@ -494,9 +495,10 @@ async def test_every_link_of_every_page_leads_somewhere(ledger: Shown, final: bo
 
 async def test_places_on_a_page_exist(ledger: Shown) -> None:
     for path in ("/shares", "/entry/15", "/round/3", "/entries"):
-        page = await ledger.get(path)
-        for target, place in set(re.findall(r'href="([^"#]+)#([^"]+)"', page)):
-            assert f'id="{place}"' in await ledger.get(html.unescape(target)), (path, target, place)
+        for link in set(read(await ledger.get(path)).links):
+            target, _, place = link.partition("#")
+            if target and place:
+                assert place in read(await ledger.get(target)).ids, (path, link)
 
 
 async def test_nothing_that_anybody_writes_becomes_markup(ledger: Shown) -> None:
@@ -504,8 +506,8 @@ async def test_nothing_that_anybody_writes_becomes_markup(ledger: Shown) -> None
     ledger.heads.set_alias(owner, NASTY, TURNED, 1)
     for path in ("/shares", f"/account/{owner}", "/entry/1", "/round/0"):
         page = await ledger.get(path)
-        assert "<script" not in page
-        assert html.escape(NASTY) in page
+        assert not list(read(page).all("script"))
+        assert NASTY in read(page).text
         assert not any(mark in page for mark in ("\u202e", "\u200f", "\x1b"))
     ledger.heads.forget_alias(owner)
     assert "alert(1)" not in await ledger.get("/shares")
@@ -557,35 +559,49 @@ async def test_an_entry_page_says_what_it_did_and_how_to_check_it(ledger: Shown)
         for index, leaf in enumerate(world.leaves)
         if entries.decode(leaf).kind == "state_agreed"
     )
-    page = await ledger.get(f"/entry/{agreed}")
-    assert f"128 × 100 + 128 × 100 + 128 × 100 = <strong>{3 * CREDIT:,}</strong>" in page
-    assert leaf_hash(world.leaves[agreed]).hex() in page
-    assert "4 inner steps × 2 sequences × 16 tokens = 128 tokens" in page
-    assert "accepted in round 0" in page
+    page = read(await ledger.get(f"/entry/{agreed}"))
+    did = page.section("did")
+    assert f"128 × 100 + 128 × 100 + 128 × 100 = {3 * CREDIT:,} credit" in did.text
+    assert [numbers(row["credit"]) for row in did.rows()] == [[CREDIT]] * 3
+    assert "4 inner steps × 2 sequences × 16 tokens = 128 tokens" in did.text
+    assert "/round/0" in did.links
+    place = page.section("place").facts()
+    assert place["leaf hash"].text == leaf_hash(world.leaves[agreed]).hex()
     url = f"http://127.0.0.1:{ledger.client.port}"
     size = len(world.leaves)
     for command in (
         f"artel ledger prove {agreed} --from {url}",
         f"artel ledger verify entry-{agreed}.tlog-proof entry-{agreed}.json",
-        f"artel ledger audit {url}/ledger --vkey &#x27;{world.origin}+",
+        f"artel ledger audit {url}/ledger --vkey '{world.origin}+",
         f"curl -s {url}/ledger/checkpoint",
         f"curl -s {url}/ledger/tile/entries/000.p/{size}",
     ):
-        assert command in page, command
-    ignored = await ledger.get("/entry/79")
-    assert "Nothing: it is ignored." in ignored
-    assert "names no contribution whose credit is pending" in ignored
+        assert command in page.section("verify").text, command
+    late = entries_of(world, "dispute")[-1]
+    ignored = read(await ledger.get(f"/entry/{late}")).section("did")
+    assert next(ignored.all("code")).text == reasons.NOT_PENDING
+    assert reasons.explain(reasons.NOT_PENDING) in ignored.text
 
 
 async def test_signers_are_shown_with_their_roles(ledger: Shown) -> None:
     world = ledger.world
-    assert "the organiser" in await ledger.get("/entry/0")
-    assert "whose key it was then" in await ledger.get("/entry/2")  # the key was replaced later
-    ruling = entries_of(world, "ruling")[0]
-    assert "an arbiter" in await ledger.get(f"/entry/{ruling}")
-    bound = await ledger.get(f"/entry/{entries_of(world, 'node')[0]}")
-    assert "node <a" in bound
-    assert f"/account/{world.owners[0].key}" in bound
+
+    async def roles(index: int) -> dict[str, Node]:
+        rows = read(await ledger.get(f"/entry/{index}")).section("signers").rows()
+        return {
+            next(row["key"].all("span")).attributes["title"]: row["who that is"] for row in rows
+        }
+
+    (organiser,) = (await roles(0)).values()
+    assert "organiser" in organiser.text
+    former = world.owners[1].key
+    assert "former" in (await roles(2))[former].text  # the key was replaced later
+    for who in (await roles(entries_of(world, "ruling")[0])).values():
+        assert "arbiter" in who.text
+    account, peer = world.owners[0].key, world.members[0].peer_id
+    bound = await roles(entries_of(world, "node")[0])
+    links = [link for who in bound.values() for link in who.links]
+    assert {f"/account/{account}", f"/account/{account}#{peer}"} <= set(links)
 
 
 def entries_of(world: World, kind: str) -> list[int]:
@@ -596,16 +612,32 @@ async def test_an_account_page_leads_from_each_number_to_its_entries(ledger: Sho
     state = replay(ledger.world.leaves)
     for owner in ledger.world.owners:
         account = state.accounts[owner.key]
-        page = await ledger.get(f"/account/{owner.key}")
-        for amount in (account.vested, account.pending):
-            assert f"{amount:,}" in page
-        assert f"{account.granted:,} granted = {account.vested:,} vested" in page
+        page = read(await ledger.get(f"/account/{owner.key}"))
+        cards = page.cards()
+        assert (cards["vested"], cards["pending"]) == (
+            f"{account.vested:,}",
+            f"{account.pending:,}",
+        )
+        work = page.section("work").rows()
+        assert sum(numbers(row["granted"])[0] for row in work) == account.granted
         for name in ("vested", "pending", "invalidated"):
-            listed = await ledger.get(f"/account/{owner.key}?state={name}")
-            table = listed.partition('id="credit"')[2].partition("</section>")[0]
-            amounts = [int(n.replace(",", "")) for n in re.findall(r"<td>([\d,]+)</td><td ", table)]
+            listed = read(await ledger.get(f"/account/{owner.key}?state={name}")).section("credit")
+            rows = listed.rows() if list(listed.all("table")) else []
             moved = account.sent - account.received if name == "vested" else 0
-            assert sum(amounts) == getattr(account, name) + moved, (owner.key, name)
+            expected = getattr(account, name) + moved
+            assert sum(numbers(row["credit"])[0] for row in rows) == expected, (owner.key, name)
+
+
+async def test_credit_is_listed_in_pages(ledger: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(account_page, "PAGE_ROWS", 3)
+    path, seen = f"/account/{ledger.world.owners[0].key}", []
+    while path:
+        credit = read(await ledger.get(path)).section("credit")
+        seen += [row["for"].text for row in credit.rows()]
+        older = [link for link in credit.links if "before=" in link]
+        path = older[0] if older else ""
+    whole = ledger.site.index.credits_of(ledger.world.owners[0].key)
+    assert len(set(seen)) == len(seen) == len(whole) > 6
 
 
 async def test_an_account_is_found_by_its_present_key(ledger: Shown) -> None:
@@ -614,29 +646,39 @@ async def test_an_account_is_found_by_its_present_key(ledger: Shown) -> None:
     name = world.owners[1].key
     present = state.accounts[name].key
     assert present != name
-    page = await ledger.get(f"/account/{present}")
-    assert f"<title>Account {name[:12]}" in page
-    assert present in page
+    facts = read(await ledger.get(f"/account/{present}")).section("identity").facts()
+    assert (facts["name"].text, facts["present key"].text) == (name, present)
 
 
 async def test_a_round_page_tells_who_counts_and_who_was_left_out(ledger: Shown) -> None:
-    first = await ledger.get("/round/0")
-    assert "came after the round&#x27;s commitments were closed" in first
-    assert first.count(f"{CREDIT:,} credit vested by") == 3
-    again = await ledger.get("/round/2")
-    assert "Attempt 2" in again
-    assert "committed to a contribution and never showed it" in again
-    frozen = await ledger.get("/round/3")
-    assert "taken away" in frozen
-    now = await ledger.get("/round/8")
-    assert "under way" in now
+    world = ledger.world
+
+    async def outcomes(path: str, attempt: int = 0) -> dict[str, Node]:
+        page = read(await ledger.get(path))
+        rows = page.section(f"members-{attempt}").rows()
+        return {next(row["node"].all("a")).attributes["title"]: row["outcome"] for row in rows}
+
+    *members, late = (member.peer_id for member in world.members)
+    first = await outcomes("/round/0")
+    assert reasons.explain(reasons.LATE) in first[late].text
+    for peer in members:
+        assert numbers(first[peer])[0] == CREDIT
+        assert first[peer].links[0].startswith("/entry/")
+    for who in (await outcomes("/round/2")).values():
+        assert reasons.explain(reasons.MISSING_REVEAL) in who.text
+    assert len(await outcomes("/round/2", 1)) == 4
+    frozen = await outcomes("/round/3")
+    ruling = entries_of(world, "ruling")[0]
+    assert frozen[world.members[2].peer_id].links == [f"/entry/{ruling}"]
+    now = read(await ledger.get("/round/8"))
+    assert "agreed" not in now.ids
+    assert "agreed" in read(await ledger.get("/round/7")).ids
 
 
 async def test_shares_on_the_page_are_those_of_the_fold(ledger: Shown) -> None:
     state = replay(ledger.world.leaves)
-    page = await ledger.get("/shares")
-    for share in shares(state):
-        assert f"{100 * share.share:.3f} %" in page
+    table = read(await ledger.get("/shares")).section("now").rows()
+    assert [row["share"].text for row in table] == [f"{100 * s.share:.3f} %" for s in shares(state)]
     rows = list(csv.DictReader(io.StringIO(await ledger.get("/shares.csv"))))
     assert sum(int(row[f"share_of_{SHARE_SCALE}"]) for row in rows) == SHARE_SCALE
     for row in rows:
@@ -655,13 +697,13 @@ async def test_entries_are_listed_in_pages_and_by_kind(ledger: Shown) -> None:
     seen: list[int] = []
     path = "/entries"
     while path:
-        page = await ledger.get(path)
-        seen += [int(n) for n in re.findall(r'<tr><td><a href="/entry/(\d+)"', page)]
-        older = re.search(r'<a href="([^"]+)">older', page)
-        path = html.unescape(older[1]) if older else ""
+        page = read(await ledger.get(path))
+        seen += [numbers(row["entry"])[0] for row in page.rows()]
+        older = [link for link in page.all("a") if link.attributes.get("rel") == "next"]
+        path = older[0].attributes["href"] if older else ""
     assert seen == list(range(len(ledger.world.leaves)))[::-1]
-    listed = await ledger.get("/entries?kind=contribution&round=2")
-    assert len(re.findall(r'<tr><td><a href="/entry/', listed)) == 4
+    listed = read(await ledger.get("/entries?kind=contribution&round=2")).rows()
+    assert [numbers(row["round"]) for row in listed] == [[2]] * 4
 
 
 # --- the index ------------------------------------------------------------------------------------
@@ -673,7 +715,7 @@ async def test_the_index_knows_what_the_fold_knows(ledger: Shown) -> None:
     assert index.follow()
     outcomes: list[Any] = []
     state = replay(ledger.world.leaves, observe=lambda i, e, o: outcomes.append((e, o)))
-    assert index.state.to_dict() == state.to_dict()
+    assert index.state == state
     for number, (entry, outcome) in enumerate(outcomes):
         summary = index.summary(number)
         assert (summary.kind, summary.reason) == (entry.kind, outcome.reason)
@@ -711,19 +753,22 @@ async def test_pages_follow_what_is_appended(ledger: Shown) -> None:
 
 def test_the_plot_samples_long_runs_and_names_the_largest() -> None:
     moves = [(state, f"account {n}", 100 * (n + 1)) for state in range(1000) for n in range(12)]
-    found = plot.history(moves, newest=999)
-    assert len(found.states) <= plot.SAMPLES + 1
+    found = chart.history(moves, newest=999)
+    assert len(found.states) <= chart.SAMPLES + 1
     assert found.states[-1] == 999
-    assert len(found.names) == plot.COLOURS
+    assert len(found.names) == chart.COLOURS
     assert found.names[0] == "account 11"
     assert found.names[-1] == ""
     for row in found.parts:
         assert sum(row) == pytest.approx(1)
-    picture = plot.draw(found, "label")
-    assert picture.count("<polygon") == plot.COLOURS
-    assert "NaN" not in picture
-    assert plot.draw(plot.history([], 0), "label") == ""
-    assert plot.draw(plot.history([(3, "a", 5)], 3), "label").count("<polygon") == 1
+    drawn = found.chart()
+    assert drawn is not None
+    assert len(drawn.areas) == chart.COLOURS
+    assert "nan" not in str(drawn)
+    assert chart.history([], 0).chart() is None
+    single = chart.history([(3, "a", 5)], 3).chart()
+    assert single is not None
+    assert len(single.areas) == 1
 
 
 async def test_an_index_that_fell_over_shows_nothing_wrong(
@@ -753,6 +798,10 @@ NOW = {
     "step": 3,
     "steps": 9,
     "coordinator_lost": False,
+    **{"round": 8, "rounds_total": 20, "loss": None, "tokens_per_second": 12.5, "share": 0.25},
+    **{"vested": 100, "pending": 0, "awaiting": 0, "ledger_size": 85, "cosigned_size": 63},
+    **{"memory_daemon": 1 << 20, "memory_trainer": 0},
+    **{"bytes_up": {"control": 7}, "bytes_down": {"slice": 9}},
 }
 
 
@@ -766,13 +815,19 @@ async def test_a_node_serves_its_status_and_the_same_ledger(tmp_path: Path) -> N
             assert await asyncio.to_thread(status.read, tmp_path) == now
             async with ledger.client.session.get(f"{url}/") as reply:
                 page = await reply.text()
-            assert html.escape(NASTY) in page
-            assert "<script" not in page
+            assert NASTY in read(page).section("now").facts()["doing"].text
+            assert not list(read(page).all("script"))
             for link in links_of(page):
                 async with ledger.client.session.get(f"{url}{link}") as reply:
                     assert reply.status == 200, link
             async with ledger.client.session.get(f"{url}/ledger/checkpoint") as reply:
                 assert await reply.text() == await ledger.get("/ledger/checkpoint")
+            async with ledger.client.session.get(f"{url}/metrics") as reply:
+                numbers_now = (await reply.text()).splitlines()
+            assert "artel_round 8.0" in numbers_now
+            assert 'artel_credit{state="vested"} 100.0' in numbers_now
+            assert 'artel_received_bytes_total{kind="slice"} 9.0' in numbers_now
+            assert not any(line.startswith("artel_loss ") for line in numbers_now), "not known"
     with pytest.raises(Unreachable, match="no node is running"):
         status.read(tmp_path)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import re
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from artel.ledger.entries import reasons
+from artel.ledger.entries.words import short_peer
 from artel.ledger.fold.replay import replay
 from artel.ledger.web.index import LedgerIndex
 from explorer_world import Shown, sharded_world, shown
+from page_world import Node, numbers, read
 
 
 @pytest.fixture
@@ -22,46 +22,43 @@ async def ledger(tmp_path: Path) -> AsyncIterator[Shown]:
         yield found
 
 
-def plain(page: str) -> str:
-    """The text of a page, with single spaces."""
-    return " ".join(html.unescape(re.sub("<[^>]*>", " ", page)).split())
-
-
-def row(page: str, name: str) -> str:
-    """The text of the first line of a table that contains ``name``."""
-    return next(plain(line) for line in re.findall("<tr>.*?</tr>", page, re.S) if name in line)
+async def rows(ledger: Shown, path: str, section: str) -> dict[str, dict[str, Node]]:
+    """Lines of a table by the node (or the slice) that they are about."""
+    lines = read(await ledger.get(path)).section(section).rows()
+    return {next(iter(line.values())).text: line for line in lines}
 
 
 async def test_a_round_shows_steps_and_bytes_of_every_node(ledger: Shown) -> None:
-    page = await ledger.get("/round/1")
-    said = plain(page)
-    assert "steps 16 assigned to all of them" in said
+    assert read(await ledger.get("/round/1")).cards()["steps"] == "16"
+    members = await rows(ledger, "/round/1", "members-0")
     for member in ledger.world.members:
-        line = row(page, f">…{member.peer_id[-8:]}<")
-        # Assigned, made of the round before and of this one, weight, bytes of the blob, up, down.
-        assert re.search(r" 4 1 \+ 3 128 [0-9]+ [0-9a-f]{12} ?, 1,000 bytes 2,000 3,000 ", line)
-    assert "bytes as the nodes say" in said
+        line = members[short_peer(member.peer_id)]
+        # Made of the round before and of this one.
+        assert (line["steps"].text, line["made"].text, line["weight"].text) == ("4", "1 + 3", "128")
+        assert line["contribution"].text.endswith("1,000 bytes")
+        assert (line["bytes up"].text, line["bytes down"].text) == ("2,000", "3,000")
+        assert line["contribution"].links[0].startswith("/entry/")
 
 
 async def test_a_round_shows_its_slices_and_the_guilty(ledger: Shown) -> None:
     world = ledger.world
-    guilty, accuser = world.aggregator(1, 2), world.aggregator(1, 3)
-    page = await ledger.get("/round/1")
-    said = plain(page)
-    assert "wrong slices 2" in said
-    assert f"…{guilty.peer_id[-8:]}" in page
-    found = re.search(
-        r"called wrong by …(\S{8}) ([0-9]+) , which got ([0-9a-f]{12}) ?; found wrong", said
-    )
-    assert found is not None
-    assert found[1] == accuser.peer_id[-8:]
-    line = row(page, f">…{guilty.peer_id[-8:]}<")
-    assert "earns nothing : combined slice 2 wrongly" in line
-    assert said.count(" recorded ") >= 3
-    assert "found right" in plain(await ledger.get("/round/2"))
-    under_way = plain(await ledger.get("/round/3"))
-    assert "2 slices recorded by nobody" in under_way
-    assert "waits for the agreed state" in under_way
+    guilty, accuser = world.aggregator(1, 2).peer_id, world.aggregator(1, 3).peer_id
+    assert read(await ledger.get("/round/1")).section("agreed").facts()["wrong slices"].text == "2"
+    slices = await rows(ledger, "/round/1", "slices-0")
+    assert slices["2"]["combined by"].text == short_peer(guilty)
+    assert short_peer(accuser) in slices["2"]["outcome"].text
+    assert next(slices["2"]["outcome"].all("span")).text
+    assert [short_peer(accuser) in slices[n]["outcome"].text for n in "013"] == [False] * 3
+    members = await rows(ledger, "/round/1", "members-0")
+    assert "slice 2" in members[short_peer(guilty)]["outcome"].text
+    # A false accusation makes nothing wrong.
+    pills = [
+        span.attributes.get("class")
+        for line in (await rows(ledger, "/round/2", "slices-0")).values()
+        for span in line["outcome"].all("span")
+    ]
+    assert "pill bad" not in pills
+    assert "2 slices" in read(await ledger.get("/round/3")).section("slices-0").text
 
 
 async def test_entries_of_slices_have_pages(ledger: Shown) -> None:
@@ -70,19 +67,18 @@ async def test_entries_of_slices_have_pages(ledger: Shown) -> None:
     recorded, accused = index.of_kind("aggregate"), index.of_kind("slice_wrong")
     assert (len(recorded), len(accused)) == (14, 3)
     assert [index.summary(number).round for number in accused] == [1, 2, 2]
-    page = plain(await ledger.get(f"/entry/{recorded[6]}"))
-    assert "Slice combined" in page
-    assert "found wrong by those who signed" in page
-    assert "Slice called wrong" in plain(await ledger.get(f"/entry/{accused[0]}"))
-    opened = plain(await ledger.get(f"/entry/{index.of_kind('round_opened')[0]}"))
-    assert opened.count(", 4 steps") == 4
-    shown_at = index.of_kind("contribution")[0]
-    assert "up 2,000 bytes, by its own account" in plain(await ledger.get(f"/entry/{shown_at}"))
-    agreed = plain(await ledger.get(f"/entry/{index.of_kind('state_agreed')[1]}"))
-    assert "made without the wrong slice 2" in agreed
-    assert "1 contribution denied credit" in agreed
-    listing = plain(await ledger.get("/entries?kind=slice_wrong"))
-    assert listing.count("says that slice") == 3
+    assert (
+        read(await ledger.get(f"/entry/{recorded[6]}")).section("says").facts()["slice"].text == "2"
+    )
+    assert "wrong" in read(await ledger.get(f"/entry/{recorded[6]}")).section("did").text
+    opened = read(await ledger.get(f"/entry/{index.of_kind('round_opened')[0]}"))
+    assert opened.section("says").facts()["members"].text.count(", 4 steps") == 4
+    shown_at = read(await ledger.get(f"/entry/{index.of_kind('contribution')[0]}"))
+    assert numbers(shown_at.section("says").facts()["up"]) == [2000]
+    agreed = read(await ledger.get(f"/entry/{index.of_kind('state_agreed')[1]}"))
+    assert numbers(agreed.section("says").facts()["wrong"]) == [2]
+    assert len(agreed.section("did").rows()) == 3, "the fourth combined a slice wrongly"
+    assert len(read(await ledger.get("/entries?kind=slice_wrong")).rows()) == 3
 
 
 async def test_the_index_counts_what_the_fold_counts(ledger: Shown) -> None:
@@ -104,14 +100,13 @@ async def test_the_index_counts_what_the_fold_counts(ledger: Shown) -> None:
     assert sorted(reason for _, reason in expected) == [
         *(reasons.FALSE_ACCUSATION, reasons.FALSE_ACCUSATION, reasons.WRONG_SLICE)
     ]
-    page = plain(
-        await ledger.get(f"/account/{state.account_of(ledger.world.aggregator(1, 2).peer_id)}")
-    )
-    assert reasons.REJECTIONS[reasons.WRONG_SLICE] in page
+    guilty = state.account_of(ledger.world.aggregator(1, 2).peer_id)
+    codes = read(await ledger.get(f"/account/{guilty}")).section("left-out").all("code")
+    assert reasons.WRONG_SLICE in [code.text for code in codes]
 
 
 async def test_every_link_of_a_round_leads_somewhere(ledger: Shown) -> None:
     for number in range(4):
-        page = await ledger.get(f"/round/{number}")
-        for link in set(re.findall(r'href="(/[^"#]+)', page)):
-            await ledger.bytes(html.unescape(link))
+        for link in set(read(await ledger.get(f"/round/{number}")).links):
+            if link.startswith("/") and link != "/":  # the front page is the daemon's own
+                await ledger.bytes(link.partition("#")[0])
