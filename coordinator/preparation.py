@@ -1,8 +1,8 @@
-"""Preparing a run in a child process, so that torch's memory does not stay in the coordinator.
+"""A prepared run in a coordinator's home, and the child process that prepares it.
 
-``python -m artel.coordinator.preparation FILE --home DIR`` is that child: ``artel run prepare``,
-and the model's layout written beside the manifest, because a coordinator needs it and cannot build
-models.
+``python -m artel.coordinator.preparation FILE --home DIR`` is that child: torch's memory does not
+stay in the coordinator, which gets the model's layout from the file that the child leaves beside
+the manifest.
 """
 
 from __future__ import annotations
@@ -11,29 +11,56 @@ import asyncio
 import contextlib
 import json
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from artel.protocol import files, terminal, tether
+from artel.ledger.fold.layout import LAYOUT_FILE
+from artel.protocol import terminal, tether
 from artel.protocol.errors import ArtelError, CheckFailed, ResourceError, UsageError
 from artel.protocol.manifest import Manifest, open_manifest
 from artel.protocol.state import Layout
 
-LAYOUT_NAME = "layout.json"
 MAX_MANIFEST_ENVELOPE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
-class Published:
-    """A prepared run: what a coordinator serves. ``envelope`` is the signed manifest."""
+class Prepared:
+    """A run that is ready to start. ``envelope`` is the signed manifest; ``fresh`` if made now."""
 
     manifest: Manifest
     run: str
     envelope: bytes
     layout: Layout
+    fresh: bool = False
 
 
-async def prepare_in_child(run_file: Path, home: Path) -> Published:
+def manifest_path(home: Path) -> Path:
+    """Where a coordinator's home keeps the signed manifest."""
+    return home / "run" / "manifest.json"
+
+
+def load_prepared(home: Path) -> Prepared:
+    """Read the run that was prepared in ``home``.
+
+    :raises CheckFailed: when manifest and layout do not belong together
+    """
+    path = home / LAYOUT_FILE
+    try:
+        envelope = manifest_path(home).read_bytes()[:MAX_MANIFEST_ENVELOPE_BYTES]
+        layout = Layout.decode(path.read_bytes())
+    except OSError as error:
+        raise ResourceError(f"cannot read {error.filename}: {error.strerror}") from None
+    manifest, run = open_manifest(envelope)
+    if layout.digest != manifest.model.layout:
+        raise CheckFailed(
+            f"{path} is not the layout that the manifest names",
+            "delete that file and start again; it is then written anew",
+        )
+    return Prepared(manifest, run, envelope, layout)
+
+
+async def prepare_in_child(run_file: Path, home: Path) -> Prepared:
     """Prepare ``run_file`` in ``home`` (cheap when that was done before) and load the result.
 
     Progress lines of the child go to our standard error.
@@ -56,27 +83,7 @@ async def prepare_in_child(run_file: Path, home: Path) -> Published:
         raise
     if child.returncode:
         raise _failure(output, child.returncode)
-    return await asyncio.to_thread(load_published, home)
-
-
-def load_published(home: Path) -> Published:
-    """Read what the child has left in ``home``.
-
-    :raises CheckFailed: when manifest and layout do not belong together
-    """
-    path = home / "run" / "manifest.json"
-    try:
-        envelope = path.read_bytes()[:MAX_MANIFEST_ENVELOPE_BYTES]
-        layout = Layout.decode(path.with_name(LAYOUT_NAME).read_bytes())
-    except OSError as error:
-        raise ResourceError(f"cannot read {error.filename}: {error.strerror}") from None
-    manifest, run = open_manifest(envelope)
-    if layout.digest != manifest.model.layout:
-        raise CheckFailed(
-            f"{path.with_name(LAYOUT_NAME)} is not the layout that the manifest names",
-            "delete that file and start again; it is then written anew",
-        )
-    return Published(manifest, run, envelope, layout)
+    return await asyncio.to_thread(load_prepared, home)
 
 
 def _failure(output: bytes, code: int) -> ArtelError:
@@ -87,58 +94,47 @@ def _failure(output: bytes, code: int) -> ArtelError:
     except (ValueError, KeyError, TypeError):
         message = f"preparing the run failed (exit code {code})"
         hint = "run artel run prepare FILE --home DIR --verbose to see why"
-    for kind in (UsageError, ResourceError):
-        if kind.exit_code == code:
-            return kind(message, hint)
-    return CheckFailed(message, hint)
+    kinds = {kind.exit_code: kind for kind in (UsageError, ResourceError)}
+    return kinds.get(code, CheckFailed)(message, hint)
 
 
-# --- the child ------------------------------------------------------------------------------------
+class Stages:
+    """One line a stage and quarter, on stderr: stdout belongs to the result.
+
+    :param quiet_s: nothing is said before so many seconds have passed
+    """
+
+    def __init__(self, quiet_s: float = 0.0, indent: str = "") -> None:
+        self._begin, self._indent = time.monotonic() + quiet_s, indent
+        self._shown = ""
+
+    def __call__(self, stage: str, fraction: float) -> None:
+        """A stage in words, and the fraction of it that is done (0 to 1)."""
+        quarter = int(fraction * 4)
+        line = stage + (f" {quarter * 25:>3} %" if quarter else "")
+        if line != self._shown and time.monotonic() >= self._begin:
+            self._shown = line
+            self.say(line)
+
+    def say(self, line: str) -> None:
+        """A line that stands for itself."""
+        print(self._indent + line, file=sys.stderr, flush=True)
 
 
 def main(argv: list[str]) -> int:
-    """Prepare; on failure print the error as one JSON object."""
+    """The child: prepare; on failure print the error as one JSON object."""
+    from artel.coordinator.prepare import prepare
+
     run_file, option, home = argv
     assert option == "--home"
     terminal.prepare()
+    stages = Stages(indent="  ")
     try:
-        _prepare(Path(run_file), Path(home))
+        prepare(Path(run_file), Path(home), stages, stages.say)
     except ArtelError as error:
         print(json.dumps({"error": error.message, "hint": error.hint}))
         return error.exit_code
     return 0
-
-
-def _prepare(run_file: Path, home: Path) -> None:
-    from artel.coordinator.prepare import manifest_path, prepare
-
-    shown = [""]
-
-    def progress(stage: str, fraction: float) -> None:
-        quarter = int(fraction * 4)
-        line = f"  {stage}" + (f" {quarter * 25:>3} %" if quarter else "")
-        if line != shown[0]:
-            shown[0] = line
-            print(line, file=sys.stderr, flush=True)
-
-    def say(line: str) -> None:
-        print(f"  {line}", file=sys.stderr, flush=True)
-
-    prepared = prepare(run_file, home, progress, say)
-    path = manifest_path(home).with_name(LAYOUT_NAME)
-    if not path.exists():
-        _write_layout(prepared.manifest, path)
-
-
-def _write_layout(manifest: Manifest, path: Path) -> None:
-    from artel.protocol import model
-
-    config = manifest.config.model
-    layout = model.layout_of(model.empty(config, manifest.tokenizer.vocab_size))
-    try:
-        files.write(path, layout.encode())
-    except OSError as error:
-        raise ResourceError(f"cannot write {path}: {error.strerror}") from None
 
 
 if __name__ == "__main__":

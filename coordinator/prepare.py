@@ -11,14 +11,16 @@ coordinator.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from artel.coordinator import sources
 from artel.coordinator.estimate import require_fragments
+from artel.coordinator.preparation import Prepared, load_prepared, manifest_path
 from artel.coordinator.rehearsal import rehearse
+from artel.ledger.fold.layout import LAYOUT_FILE
 from artel.ledger.store.reading import LedgerReader
 from artel.ledger.store.store import DATABASE_NAME
 from artel.protocol import assignment, files, model, shards
@@ -33,7 +35,6 @@ from artel.protocol.manifest import (
     SplitFacts,
     TokenizerFacts,
     open_manifest,
-    run_id,
     sign,
 )
 from artel.protocol.net.blobs import BlobStore, disk_error
@@ -47,23 +48,7 @@ BATCH_BYTES = 4 << 20
 """Text that is tokenised at a time."""
 
 Progress = Callable[[str, float], None]
-"""Called with the stage in words and the fraction of it that is done (0 to 1), or with "! " and a
-warning."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A run that is ready to start. ``envelope`` is the signed manifest; ``fresh`` if made now."""
-
-    manifest: Manifest
-    run_id: str
-    envelope: bytes
-    fresh: bool
-
-
-def manifest_path(home: Path) -> Path:
-    """Where a coordinator's home keeps the signed manifest."""
-    return home / "run" / "manifest.json"
+"""Called with the stage in words and the fraction of it that is done (0 to 1)."""
 
 
 def prepare(
@@ -74,7 +59,7 @@ def prepare(
 ) -> Prepared:
     """Prepare the run of ``config_path`` in ``home``, or return the one that is already there.
 
-    :param say: called with lines about the text: what is used of it, and what is not and why
+    :param say: called with lines about what is used of the text, what is not and why, and warnings
     :raises UsageError: when the file, its data or its model cannot be used, or when ``home`` holds
         another run
     :raises ResourceError: when the disk is full or another process prepares the same home
@@ -83,22 +68,29 @@ def prepare(
     config = load_config(config_path)
     lock = HomeLock(home / "run")
     try:
-        existing = _existing(config, config_path, home)
-        return existing or _prepare(config, config_path, home, report, say)
+        fresh = not _is_prepared(config, config_path, home)
+        if fresh:
+            _prepare(config, config_path, home, report, say)
+        if not (home / LAYOUT_FILE).exists():
+            manifest, _ = open_manifest(manifest_path(home).read_bytes())
+            module = model.empty(manifest.config.model, manifest.tokenizer.vocab_size)
+            _write_durably(home / LAYOUT_FILE, model.layout_of(module).encode())
+        return replace(load_prepared(home), fresh=fresh)
     finally:
         lock.release()
 
 
-def _existing(config: RunConfig, config_path: Path, home: Path) -> Prepared | None:
+def _is_prepared(config: RunConfig, config_path: Path, home: Path) -> bool:
+    """Whether ``home`` holds the run of ``config``, with all that it needs."""
     path = manifest_path(home)
     try:
         envelope = path.read_bytes()
     except FileNotFoundError:
         envelope = _published(home)
         if not envelope:
-            return None
+            return False
         path.write_bytes(envelope)
-    manifest, name = open_manifest(envelope)
+    manifest, _ = open_manifest(envelope)
     if manifest.config != config:
         raise UsageError(
             f"{home} already holds the run {manifest.config.run.name!r}, and {config_path} "
@@ -115,7 +107,7 @@ def _existing(config: RunConfig, config_path: Path, home: Path) -> Prepared | No
                 f"{home} lacks {blob[:16]}…, a part of its run",
                 "restore the folder blobs, or prepare again with a new --home DIR",
             )
-    return Prepared(manifest, name, envelope, fresh=False)
+    return True
 
 
 def _published(home: Path) -> bytes:
@@ -146,7 +138,7 @@ def _prepare(
     home: Path,
     report: Progress,
     say: Callable[[str], None],
-) -> Prepared:
+) -> None:
     organiser = load_or_create(home / "organiser.key")
     coordinator = load_or_create(home / "node.key")
     store = BlobStore(home / "blobs", None)
@@ -166,7 +158,7 @@ def _prepare(
     module = model.empty(config.model, config.tokenizer.vocab_size)
     require_fragments(config, model.layout_of(module))
     for warning in rehearse(config, module):
-        report(f"! {warning}", 0.0)
+        say(f"! {warning}")
     report("training the tokenizer", 0.0)
     tokenizer, tokenizer_facts = _tokenizer(config, train, store)
     dtype = shards.dtype_for(tokenizer.vocab_size)
@@ -200,9 +192,7 @@ def _prepare(
         envelope = sign(manifest, organiser)
     except ArtelError as error:
         raise UsageError(error.message, error.hint) from None
-    encoded = envelope.encode()
-    _write_durably(manifest_path(home), encoded)
-    return Prepared(manifest, run_id(envelope.payload), encoded, fresh=True)
+    _write_durably(manifest_path(home), envelope.encode())
 
 
 def _stage(report: Progress, name: str) -> Callable[[float], None]:

@@ -24,7 +24,7 @@ import psutil
 
 from artel.coordinator.metrics import Metrics
 from artel.coordinator.places import API_FILE, INVITE_FILE
-from artel.coordinator.preparation import Published, prepare_in_child
+from artel.coordinator.preparation import Prepared, prepare_in_child
 from artel.coordinator.sequencer import Sequencer
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.published import require_heads
@@ -133,16 +133,16 @@ async def _stoppable(stop: asyncio.Event) -> AsyncIterator[None]:
         watcher.cancel()
 
 
-async def _prepared_and_imported(options: Startup) -> Published:
+async def _prepared_and_imported(options: Startup) -> Prepared:
     """Prepare the run in a child, and load the network (about 3 s) here at the same time."""
     imported = asyncio.to_thread(importlib.import_module, "artel.coordinator.service")
     published, _ = await together((prepare_in_child(options.run_file, options.home), imported))
-    assert isinstance(published, Published)
+    assert isinstance(published, Prepared)
     return published
 
 
 @contextlib.asynccontextmanager
-async def _opened(options: Startup, published: Published) -> AsyncIterator[Coordinator]:
+async def _opened(options: Startup, published: Prepared) -> AsyncIterator[Coordinator]:
     """The coordinator on its ledger and its network, which are closed in the end."""
     from artel.coordinator.service import Coordinator
     from artel.protocol.net.host import Host

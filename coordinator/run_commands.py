@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import sys
-import time
 import unicodedata
 from pathlib import Path
 from typing import Annotated, Literal
@@ -94,21 +92,6 @@ def _run_name(folder: Path) -> str:
     return "-".join(words)[:40].rstrip("-") or "my-run"
 
 
-class _Stages:
-    """One line a stage and quarter, on stderr: stdout belongs to the result."""
-
-    def __init__(self, quiet_s: float = 0.0) -> None:
-        self._begin = time.monotonic() + quiet_s
-        self._shown: tuple[str, int] = ("", -1)
-
-    def __call__(self, stage: str, fraction: float) -> None:
-        step = (stage, int(fraction * 4))
-        if step != self._shown and time.monotonic() >= self._begin:
-            self._shown = step
-            percent = f" {step[1] * 25:>3} %" if fraction else ""
-            print(f"{stage}{percent}", file=sys.stderr, flush=True)
-
-
 @app.command
 def check(file: RunFile, /, *, as_json: AsJson = False) -> int:
     """Explain what a run file means: parameters, bytes per round, memory, tokens.
@@ -118,10 +101,11 @@ def check(file: RunFile, /, *, as_json: AsJson = False) -> int:
     :param file: the run file
     """
     from artel.coordinator.estimate import estimate, render
+    from artel.coordinator.preparation import Stages
     from artel.protocol.run_file import load_config
 
     config = load_config(file)
-    progress = _Stages(QUIET_S)
+    progress = Stages(QUIET_S)
     found = estimate(config, file, lambda done: progress("reading the text", done))
     return show(found.as_json(), [render(found)], as_json=as_json)
 
@@ -136,19 +120,18 @@ def prepare(file: RunFile, /, *, home: Folder, as_json: AsJson = False) -> int:
     :param home: of the coordinator
     """
     from artel.coordinator import prepare as preparing
+    from artel.coordinator.preparation import Stages, manifest_path
     from artel.ledger.entries.words import plural
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    prepared = preparing.prepare(file, home, _Stages(), say)
+    stages = Stages()
+    prepared = preparing.prepare(file, home, stages, stages.say)
     manifest = prepared.manifest
     data, config, vocabulary = manifest.data, manifest.config, manifest.tokenizer.vocab_size
     facts = {
-        "run": prepared.run_id,
+        "run": prepared.run,
         "name": config.run.name,
         "fresh": prepared.fresh,
-        "manifest": str(preparing.manifest_path(home)),
+        "manifest": str(manifest_path(home)),
         "parameters": manifest.model.parameters,
         "vocab_size": vocabulary,
         "train_tokens": data.train.tokens,
@@ -158,7 +141,7 @@ def prepare(file: RunFile, /, *, home: Folder, as_json: AsJson = False) -> int:
     shown = fields(
         [
             ("prepared" if prepared.fresh else "already prepared", config.run.name),
-            ("run id", prepared.run_id),
+            ("run id", prepared.run),
             ("model", f"{manifest.model.parameters:,} parameters"),
             ("tokenizer", f"{config.tokenizer.kind}, {vocabulary:,} tokens"),
             ("train", f"{data.train.tokens:,} tokens ({plural(data.train.shards, 'shard')})"),
@@ -166,7 +149,7 @@ def prepare(file: RunFile, /, *, home: Folder, as_json: AsJson = False) -> int:
                 "validation",
                 f"{data.validation.tokens:,} tokens ({plural(data.validation.shards, 'shard')})",
             ),
-            ("manifest", str(preparing.manifest_path(home))),
+            ("manifest", str(manifest_path(home))),
         ]
     )
     return show(facts, [shown], as_json=as_json)

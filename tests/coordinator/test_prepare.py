@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from artel.coordinator import sources
-from artel.coordinator.prepare import Prepared, manifest_path, prepare, required_blobs
+from artel.coordinator.preparation import Prepared, manifest_path
+from artel.coordinator.prepare import prepare, required_blobs
 from artel.ledger.entries import Genesis, decode
 from artel.protocol.assignment import assign, train_split, validation_split
 from artel.protocol.errors import CheckFailed, ResourceError, UsageError
@@ -73,7 +74,7 @@ def test_the_manifest_is_signed_and_its_parts_are_there(prepared: tuple[Prepared
     run, folder = prepared
     home = folder / "home"
     manifest, name = open_manifest(manifest_path(home).read_bytes())
-    assert (manifest, name) == (run.manifest, run.run_id)
+    assert (manifest, name) == (run.manifest, run.run)
     assert manifest.organiser == load(home / "organiser.key").key
     assert manifest.coordinators == (load(home / "node.key").key,)
     store = BlobStore(home / "blobs")

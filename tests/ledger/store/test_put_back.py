@@ -18,7 +18,8 @@ import pytest_asyncio
 
 from artel import cli
 from artel.coordinator import process
-from artel.coordinator.prepare import Prepared, manifest_path, prepare
+from artel.coordinator.preparation import Prepared, manifest_path
+from artel.coordinator.prepare import prepare
 from artel.coordinator.sequencer import Sequencer
 from artel.ledger import entries
 from artel.ledger.entries import evidence
@@ -81,20 +82,20 @@ def grow(run_file: Path, home: Path, size: int) -> None:
         heads = HeadStore(home / HEADS_NAME)
         stack.callback(heads.close)
         store = stack.enter_context(
-            LedgerStore.open(home / DATABASE_NAME, create=True, run=run.run_id)
+            LedgerStore.open(home / DATABASE_NAME, create=True, run=run.run)
         )
         if not store.size:
             store.append([dsse.decode(run.envelope).encode()], signs(run, home))
         while store.size < size:
             last = min(size, store.size + 6)
-            new = [entries.account(key(f"{i}"), run.run_id) for i in range(store.size, last)]
+            new = [entries.account(key(f"{i}"), run.run) for i in range(store.size, last)]
             store.append([envelope.encode() for envelope in new], signs(run, home))
             heads.add_note(store.latest_note)
 
 
 def signs(run: Prepared, home: Path) -> Sign:
     """The coordinator's signature under a tree head."""
-    return partial(sign_checkpoint, load(home / "node.key"), origin_of(run.run_id))
+    return partial(sign_checkpoint, load(home / "node.key"), origin_of(run.run))
 
 
 def put_back(home: Path, *names: str) -> None:
@@ -173,7 +174,7 @@ def opened(run_file: Path, home: Path) -> int:
     """Prepare and open a coordinator's home as its process does; the size of its ledger."""
     found = prepare(run_file, home)
     with contextlib.ExitStack() as stack:
-        store, _ = process._ledger(home, found.run_id, stack)
+        store, _ = process._ledger(home, found.run, stack)
         return store.size
 
 
@@ -209,8 +210,8 @@ def test_another_history_than_the_heads_of_the_home_is_not_gone_on_with(
     for name in (DATABASE_NAME, CHECKPOINT_NAME):
         shutil.copy(home.with_name("backup") / name, other / name)
     run = prepare(run_file, other)
-    with LedgerStore.open(other / DATABASE_NAME, run=run.run_id) as store:
-        leaves = [entries.account(key(f"other {i}"), run.run_id).encode() for i in range(20)]
+    with LedgerStore.open(other / DATABASE_NAME, run=run.run) as store:
+        leaves = [entries.account(key(f"other {i}"), run.run).encode() for i in range(20)]
         store.append(leaves, signs(run, other))
     with pytest.raises(LostEntries, match="two histories"):
         opened(run_file, other)
@@ -273,13 +274,13 @@ def test_each_file_of_a_coordinators_home_heals_or_gives_one_clear_error(
     name: str,
     error: type[ArtelError] | None,
 ) -> None:
-    run = prepare(run_file, home).run_id
+    run = prepare(run_file, home).run
     path = home / name
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     for _ in range(2):  # a failed start leaves nothing behind that makes the next one worse
         if error is None:
             assert opened(run_file, home) == ENTRIES
-            assert prepare(run_file, home).run_id == run
+            assert prepare(run_file, home).run == run
         else:
             with pytest.raises(error) as caught:
                 opened(run_file, home)
