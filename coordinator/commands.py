@@ -149,7 +149,7 @@ def get_json(url: str) -> dict[str, Any]:
     from http.client import HTTPException
     from urllib.error import HTTPError
 
-    from artel.ledger.sync.source import http_opener, not_reached, through_proxy
+    from artel.protocol.net.http import http_opener, not_reached, through_proxy
 
     if not re.fullmatch(r"https?://[!-~]+", url):
         raise UsageError(f"{url!r} is no http address", "write it like http://127.0.0.1:8080")

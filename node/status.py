@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from artel.ledger.fold.shares import shares
-from artel.ledger.sync.source import http_opener
 from artel.ledger.web.answers import error
 from artel.ledger.web.context import Context
 from artel.ledger.web.exposition import exposed
@@ -27,6 +26,7 @@ from artel.ledger.web.site import LedgerSite
 from artel.node.gauges import gauges
 from artel.protocol import files
 from artel.protocol.errors import ResourceError, Unreachable
+from artel.protocol.net.http import http_opener
 
 if TYPE_CHECKING:
     from artel.node.session import Session

@@ -33,7 +33,9 @@ from artel.ledger.store.published import heads_error, known_heads
 from artel.ledger.store.reading import LedgerReader
 from artel.ledger.sync import fork
 from artel.ledger.sync.fork import SplitViewProven
-from artel.ledger.sync.replica import CONFLICTS_PATH, Replica
+from artel.ledger.sync.peers import HostSource
+from artel.ledger.sync.replica import Replica
+from artel.ledger.sync.source import CONFLICTS_PATH
 from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint
 from artel.protocol import canonical, messages
 from artel.protocol.dsse import MAX_ENVELOPE_BYTES
@@ -255,9 +257,8 @@ class Watch:
     # --- evidence by others -----------------------------------------------------------------------
 
     async def _hear(self, peer: str) -> None:
-        data = await fork.fetch_resource(
-            self._host, peer, self._run_id, CONFLICTS_PATH, MAX_CONFLICTS_BYTES
-        )
+        source = HostSource(self._host, peer, self._run_id)
+        data = await source.fetch(CONFLICTS_PATH, MAX_CONFLICTS_BYTES)
         values = await asyncio.to_thread(canonical.loads, data)
         if not isinstance(values, list) or len(values) > MAX_CONFLICTS:
             raise DecodeError("conflicts are a list of evidence")

@@ -18,7 +18,7 @@ from artel.protocol.paths import expanded
 if TYPE_CHECKING:
     from artel.ledger.entries import Entry
     from artel.ledger.entries.state import FoldState
-    from artel.ledger.sync.source import Source
+    from artel.ledger.sync.source import TileSource
 
 _BATCH = 1024
 
@@ -48,6 +48,7 @@ def audit(
     from artel.ledger.fold import labels
     from artel.ledger.store.store import DATABASE_NAME
     from artel.ledger.sync.audit import audit
+    from artel.ledger.sync.source import newest_heads
 
     folder = expanded(Path(target))
     if os.path.isfile(folder / DATABASE_NAME):  # also of an invite, too long for a name
@@ -56,11 +57,11 @@ def audit(
             f"check it with: artel ledger verify --home {quote(folder)}",
         )
     with holding(target) as (holder, named):
-        newest, _ = holder.heads()  # also finds out where the tiles are
-        vkeys = list(vkey) or _vkeys(holder.source, newest, run or named)
+        newest, _ = newest_heads(holder)  # also finds out where the tiles are
+        vkeys = list(vkey) or _vkeys(holder, newest, run or named)
         fold = _Fold() if full and _is_run(newest) else None
         report = audit(
-            holder.source,
+            holder,
             vkeys,
             full=full,
             origin=origin,
@@ -129,26 +130,19 @@ def _is_run(newest: str) -> bool:
     return bool(run_of(parse_checkpoint(newest).origin))
 
 
-def _vkeys(source: Source, newest: str, run: str) -> list[str]:
+def _vkeys(source: TileSource, newest: str, run: str) -> list[str]:
     """The keys of a run's log, by way of the manifest that the run id names.
 
     :raises UsageError: when the run id is not given
     """
-    from artel.ledger.store.cache import TileCache
-    from artel.ledger.sync.remote import RemoteLog
-    from artel.ledger.tlog.checkpoint import parse_checkpoint
-    from artel.ledger.tlog.note import VerifierKey
+    from artel.ledger.sync.tree import verified_head
 
     if not run:
         raise UsageError(
             "no key to check the log's signature with",
             "add --vkey VKEY (/ledger/run shows a run's), or --run ID for a run",
         )
-    head = parse_checkpoint(newest)
-    genesis = RemoteLog(source, head, newest, TileCache(None)).genesis
-    if genesis.run != run:
-        raise CheckFailed(f"this is the log of run {genesis.run[:12]}…, not of {run[:12]}…")
-    return [VerifierKey(head.origin, bytes.fromhex(key)).encode() for key in genesis.coordinators]
+    return [key.encode() for key in verified_head(source, newest, run=run).keys]
 
 
 class _Fold:

@@ -22,7 +22,7 @@ from artel.protocol.terminal import printable
 if TYPE_CHECKING:
     from artel.ledger.entries.evidence import SplitView
     from artel.ledger.sync.client import Log
-    from artel.ledger.sync.holders import Holder
+    from artel.ledger.sync.source import Holder
     from artel.ledger.tlog.proof import HashReader
 
 EVIDENCE_FILE = Path("split-view.json")
@@ -182,6 +182,7 @@ def _held(stack: ExitStack, target: str, run: str, vkeys: Sequence[str]) -> _Hel
     from artel.ledger.store.store import DATABASE_NAME
     from artel.ledger.sync import client
     from artel.ledger.sync.offline import run_of
+    from artel.ledger.sync.source import newest_heads
 
     folder = expanded(Path(target))
     if "://" not in target and os.path.isfile(folder / DATABASE_NAME):
@@ -191,7 +192,7 @@ def _held(stack: ExitStack, target: str, run: str, vkeys: Sequence[str]) -> _Hel
         kept = view.heads.newest(0) if view.heads is not None else ""
         return [_tree(target, view.log)], [kept] if kept else [], None
     holder, named = stack.enter_context(holding(target))
-    texts = [text for text in holder.heads() if text]
+    texts = [text for text in newest_heads(holder) if text]
     if vkeys:
         return [_foreign(target, holder, texts[0], vkeys)], [], None
     if not run_of(_origin(texts[0])):
@@ -216,13 +217,13 @@ def _tree(target: str, log: Log) -> _Head:
 
 
 def _foreign(target: str, holder: Holder, newest: str, vkeys: Sequence[str]) -> _Head:
-    from artel.ledger.sync.source import TileHashes
+    from artel.ledger.sync.tree import Tree
     from artel.ledger.tlog.cosignature import open_cosigned, parse_key
     from artel.ledger.tlog.note import VerifierKey
 
     keys = [key for key in map(parse_key, vkeys) if isinstance(key, VerifierKey)]
     head, _ = open_cosigned(newest, keys, [])
-    reader = TileHashes(holder.source, head.size, head.root)
+    reader = Tree(holder, head.size, head.root)
     return _Head(target, head.origin, head.size, head.root, newest, reader, b"")
 
 

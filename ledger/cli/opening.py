@@ -19,7 +19,7 @@ from artel.protocol.paths import expanded
 
 if TYPE_CHECKING:
     from artel.ledger.sync.client import View
-    from artel.ledger.sync.holders import Holder
+    from artel.ledger.sync.source import Holder
 
 DEFAULT_HOME = Path("~/.artel/node")
 Home = Annotated[Folder, Parameter(name="--home", help="home of a node or a coordinator")]
@@ -130,7 +130,7 @@ def key_path(key: Path | None, home: Path) -> Path:
 @contextmanager
 def holding(target: str) -> Iterator[tuple[Holder, str]]:
     """Whoever a person names, and the run id of an invite."""
-    from artel.ledger.sync.holders import hold
+    from artel.ledger.sync.source import hold
 
     holder, run = hold(target)
     try:

@@ -11,13 +11,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from artel.ledger.entries import Genesis, decode
-from artel.ledger.sync.fork import PeerSource
-from artel.ledger.sync.source import TileHashes, read_bundle
+from artel.ledger.sync.peers import HostSource
+from artel.ledger.sync.tree import Tree, manifest_of
 from artel.ledger.tlog.checkpoint import open_checkpoint, origin_of
-from artel.ledger.tlog.tiles import ENTRIES, Tile, level_tiles
 from artel.protocol.errors import CheckFailed
-from artel.protocol.merkle import leaf_hash
 
 if TYPE_CHECKING:
     from artel.ledger.store.reading import LedgerReader
@@ -39,41 +36,23 @@ async def fetch_bundled(
         tree of the note, or it is too much for this way
     :raises Unreachable: the peer does not answer
     """
-    source = PeerSource(host, peer, run, asyncio.get_running_loop())
+    source = HostSource(host, peer, run)
     return await asyncio.to_thread(_read, source, run, store, note)
 
 
 async def first_entry(host: Host, peer: str, run: str) -> bytes:
     """Entry 0 as the peer serves it, bound to be the run's manifest; raises like the other."""
-    source = PeerSource(host, peer, run, asyncio.get_running_loop())
-    return await asyncio.to_thread(lambda: _genesis(source, run)[1])
+    source = HostSource(host, peer, run)
+    return (await asyncio.to_thread(manifest_of, source, run))[1]
 
 
-def _read(source: PeerSource, run: str, store: LedgerReader, note: str) -> list[bytes]:
+def _read(source: HostSource, run: str, store: LedgerReader, note: str) -> list[bytes]:
     start = store.size
-    genesis = store.genesis if start else _genesis(source, run)[0]
+    genesis = store.genesis if start else manifest_of(source, run)[0]
     head = open_checkpoint(note, origin_of(run, store.term), genesis.coordinators)
     if head.size - start > MAX_BUNDLED:
         raise CheckFailed(
             f"the peer has {head.size - start:,} more entries and no signed tree head in between",
             "ask another peer, or take over all of it: artel ledger restore --from PEER",
         )
-    tree = TileHashes(source, head.size, head.root)
-    leaves: list[bytes] = []
-    for bundle in level_tiles(ENTRIES, head.size):
-        if bundle.end <= start:
-            continue
-        for index, leaf in enumerate(read_bundle(source, bundle), bundle.start):
-            if leaf_hash(leaf) != tree.subtree(0, index):
-                raise CheckFailed(f"entry {index} of the peer is not the one that its head covers")
-            if index >= start:
-                leaves.append(leaf)
-    return leaves
-
-
-def _genesis(source: PeerSource, run: str) -> tuple[Genesis, bytes]:
-    leaf = read_bundle(source, Tile(ENTRIES, 0, 1))[0]
-    body = decode(leaf).body
-    if not isinstance(body, Genesis) or body.run != run:
-        raise CheckFailed("the peer shows the ledger of another run than the invite names")
-    return body, leaf
+    return list(Tree(source, head.size, head.root).leaves(start))

@@ -12,18 +12,25 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from artel.ledger.fold.alias import read_table
 from artel.ledger.store import cache
 from artel.ledger.store.cache import TileCache
 from artel.ledger.store.published import term_of
-from artel.ledger.sync.holders import Holder, printable
 from artel.ledger.sync.remote import RemoteLog
+from artel.ledger.sync.source import (
+    ALIASES_PATH,
+    CONFLICTS_PATH,
+    MAX_WORDS,
+    Holder,
+    newest_heads,
+    read_json,
+)
 from artel.ledger.sync.view import Cosigner, Log, View
 from artel.ledger.tlog.checkpoint import Checkpoint, open_checkpoint, parse_checkpoint
-from artel.protocol.errors import ArtelError, CheckFailed, DecodeError
+from artel.protocol.errors import CheckFailed, DecodeError
 from artel.protocol.paths import expanded
+from artel.protocol.terminal import printable
 
 __all__ = ["Cosigner", "Log", "View", "home_view", "open_log", "remote_view"]
 
@@ -62,13 +69,15 @@ def remote_view(holder: Holder, run: str = "", *, caching: bool = True) -> Itera
     """
     log, final = open_log(holder, run, None if not caching else cache.default_folder)
     view = View(log, holder.name, holder=holder, notes=[final, log.latest_note])
-    found = log.genesis.run
+    name = log.genesis.run
     if not run:
-        view.trust = f"trusting {holder.name} for the run id {found[:12]}…; give --run ID to check"
+        view.trust = f"trusting {holder.name} for the run id {name[:12]}…; give --run ID to check"
     if caching:
-        view.keep, view.shared = cache.default_folder(found) / "log.json", True
+        view.keep, view.shared = cache.default_folder(name) / "log.json", True
     view.names = _names(holder)
-    view.evidence = _conflicts(holder)
+    found = read_json(holder, CONFLICTS_PATH)
+    if isinstance(found, list):
+        view.evidence = [item for item in found[:64] if isinstance(item, dict)]
     yield view
 
 
@@ -80,7 +89,7 @@ def open_log(
     :param folder: where tiles of a run are cached; None for nowhere
     """
     try:
-        newest, final = holder.heads()
+        newest, final = newest_heads(holder)
         # Asked for one after the other, the final one may be the newer one.
         heads = [parse_checkpoint(text) for text in (newest, final) if text]
     except DecodeError as error:
@@ -103,13 +112,13 @@ def open_head(
     claimed = head.origin.split("/")[1] if head.origin.count("/") == 3 else ""
     if term_of(head.origin, claimed) is None:
         raise CheckFailed(
-            f"{holder.name} holds a log that is no run of Artel: {printable(head.origin)!r}",
+            f"{holder.name} holds a log that is no run of Artel: {printable(head.origin[:120])!r}",
             "other logs can be audited: artel ledger audit TARGET --vkey VKEY",
         )
     if run and claimed != run:
         raise CheckFailed(f"{holder.name} holds run {claimed[:12]}…, not {run[:12]}…")
     cached = TileCache(folder(claimed) if folder is not None else None)
-    log = RemoteLog(holder.source, head, text, cached)
+    log = RemoteLog(holder, head, text, cached)
     if log.genesis.run != claimed:
         raise CheckFailed(
             f"the manifest that {holder.name} shows is not that of run {claimed[:12]}…"
@@ -125,20 +134,11 @@ def _size(head: Checkpoint) -> int:
 def _names(holder: Holder) -> dict[str, tuple[str, str]]:
     """What a holder says that accounts want to be called; shown, and trusted with nothing else."""
     try:
-        names = read_table(holder.aliases())
-    except ArtelError:
+        names = read_table(read_json(holder, ALIASES_PATH))
+    except DecodeError:
         return {}
-    return {
-        printable(account): (printable(name), printable(team))
-        for account, (name, team) in names.items()
-    }
 
+    def shown(text: str) -> str:
+        return printable(text[:MAX_WORDS])
 
-def _conflicts(holder: Holder) -> list[dict[str, Any]]:
-    try:
-        value = holder.conflicts()
-    except ArtelError:
-        return []
-    return (
-        [item for item in value[:64] if isinstance(item, dict)] if isinstance(value, list) else []
-    )
+    return {shown(key): (shown(name), shown(team)) for key, (name, team) in names.items()}

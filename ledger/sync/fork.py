@@ -9,6 +9,7 @@ peer that showed the head, and each of them is tied to the head's root.
 from __future__ import annotations
 
 import asyncio
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,21 +17,20 @@ from artel.ledger.entries import evidence
 from artel.ledger.entries.evidence import SplitView
 from artel.ledger.store.database import storage_errors
 from artel.ledger.sync.offline import write_evidence
-from artel.ledger.sync.source import NotFound, TileHashes
+from artel.ledger.sync.peers import HostSource
+from artel.ledger.sync.tree import Offer, SignedHead, Tree, manifest_of
 from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint
 from artel.ledger.tlog.cosignature import CosignerKey
 from artel.ledger.tlog.note import VerifierKey
-from artel.ledger.tlog.proof import root_at
-from artel.protocol import files, messages
-from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, Unreachable
-from artel.protocol.net import wire
+from artel.ledger.tlog.proof import HashReader, root_at
+from artel.protocol import files
+from artel.protocol.errors import ArtelError, CheckFailed
 
 if TYPE_CHECKING:
     from artel.ledger.entries import Genesis
     from artel.ledger.store.reading import LedgerReader
     from artel.protocol.net.host import Host
 
-RESOURCE_TIMEOUT_S = 20.0
 SPLIT_VIEW_FILE = "split-view.json"
 
 
@@ -47,49 +47,6 @@ class SplitViewProven(CheckFailed):
         self.evidence = proof
 
 
-class PeerSource:
-    """The files of a log as a peer serves them (``get_resource``), for use in threads.
-
-    :param loop: the event loop that owns ``host``
-    """
-
-    def __init__(self, host: Host, peer: str, run: str, loop: asyncio.AbstractEventLoop) -> None:
-        self._host, self._peer, self._run, self._loop = host, peer, run, loop
-
-    def get(self, path: str, limit: int) -> bytes:
-        asked = asyncio.run_coroutine_threadsafe(
-            fetch_resource(self._host, self._peer, self._run, path, limit), self._loop
-        )
-        try:
-            return asked.result(RESOURCE_TIMEOUT_S + 10)
-        except TimeoutError:
-            asked.cancel()
-            raise Unreachable(f"{path} did not arrive from {self._peer[-8:]}") from None
-        except wire.Refused as refusal:
-            raise NotFound(refusal.message) from None
-
-
-async def fetch_resource(host: Host, peer: str, run: str, path: str, limit: int) -> bytes:
-    """What a peer has at ``path``, at most ``limit`` bytes; not checked against anything.
-
-    :raises Unreachable: the peer does not answer
-    :raises Refused: it does not have that
-    :raises DecodeError: the reply is malformed, or longer
-    """
-    try:
-        async with asyncio.timeout(RESOURCE_TIMEOUT_S), host.open(peer, wire.LEDGER) as stream:
-            reply = await wire.ask(stream, messages.GetResource(run=run, path=path))
-            if not isinstance(reply, messages.Resource):
-                raise DecodeError(f"unexpected reply {reply.KIND} to get_resource")
-            if reply.size > limit:
-                raise DecodeError(f"{path} of {reply.size} bytes, at most {limit} allowed")
-            return await stream.read_exactly(reply.size)
-    except TimeoutError:
-        raise Unreachable(
-            f"{path} of {peer[-8:]} did not arrive in {RESOURCE_TIMEOUT_S:.0f} s"
-        ) from None
-
-
 async def examine(
     host: Host, peer: str, run: str, store: LedgerReader, note: str
 ) -> SplitView | None:
@@ -102,11 +59,35 @@ async def examine(
         show a tree that belongs to the note, so that nothing is proven
     :raises Unreachable: the peer does not answer
     """
-    source = PeerSource(host, peer, run, asyncio.get_running_loop())
-    return await asyncio.to_thread(_examine, store, note, source)
+    return await asyncio.to_thread(_examine, store, note, HostSource(host, peer, run))
 
 
-def _examine(store: LedgerReader, note: str, source: PeerSource) -> SplitView | None:
+def require_one_history(
+    place: Path, name: str, head: SignedHead, tree: HashReader, offer: Offer
+) -> None:
+    """One of two trees must begin with the other; else the evidence is left in ``place``.
+
+    :param name: who shows ``head``, and ``tree`` behind it
+    :raises CheckFailed: when neither begins with the other
+    """
+    size = min(head.size, offer.head.size)
+    if root_at(tree, size) == root_at(offer.tree, size):
+        return
+    message = f"{offer.name} and {name} show different histories"
+    if head.origin != offer.head.origin:
+        raise CheckFailed(f"{message}, in different terms", "nothing was changed; keep both")
+    proof = evidence.build(head.note, tree, offer.head.note, offer.tree)
+    evidence.check(proof, head.keys)
+    genesis = manifest_of(offer.source, head.run, offer.head.size)[1] if head.run else b""
+    path = shlex.quote(str(write_split_view(place, proof, genesis)))
+    raise CheckFailed(
+        f"{message}: the log has signed both",
+        f"nothing was changed; {path} is the proof, show it to others and enter it with "
+        f"artel ledger split-view {path}",
+    )
+
+
+def _examine(store: LedgerReader, note: str, source: HostSource) -> SplitView | None:
     coordinators = store.genesis.coordinators
     head = open_checkpoint(note, store.origin, coordinators)
     ours = store.latest_note
@@ -118,7 +99,7 @@ def _examine(store: LedgerReader, note: str, source: PeerSource) -> SplitView | 
         same = store.note_at(head.size)
         if same:
             return _checked(evidence.build(same, store, note, store), store.origin, coordinators)
-    theirs = TileHashes(source, head.size, head.root)
+    theirs = Tree(source, head.size, head.root)
     if head.size > size and root_at(theirs, size) == store.root_at(size):
         return None
     return _checked(evidence.build(ours, store, note, theirs), store.origin, coordinators)
@@ -146,16 +127,17 @@ def convicts_coordinator(value: dict[str, Any], origin: str, genesis: Genesis) -
     return True
 
 
-def write_split_view(home: Path, proof: SplitView, genesis: bytes) -> Path:
-    """Leave the evidence in a home as the file that ``artel ledger verify`` reads; durable.
+def write_split_view(place: Path, proof: SplitView, genesis: bytes) -> Path:
+    """Leave the evidence in a folder as the file that ``artel ledger verify`` reads; durable.
 
     An older file stays: the first proof is as good as any.
 
     :param genesis: entry 0, which ties the coordinator's key to the run id in the two notes, so
-        that the file verifies with nothing else at hand
+        that the file verifies with nothing else at hand; empty for a log that is no run's
     """
-    path = home / SPLIT_VIEW_FILE
+    path = place / SPLIT_VIEW_FILE
     with storage_errors(path):
+        place.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             files.write(path, write_evidence(proof, genesis))
     return path

@@ -17,17 +17,16 @@ from typing import Any, TypeVar
 
 import trio
 
-from artel.ledger.sync.holders import printable
-from artel.ledger.sync.source import NotFound, Source
+from artel.ledger.sync.source import MAX_WORDS, NotFound, Service
 from artel.protocol import messages
 from artel.protocol.errors import ArtelError, CheckFailed, Unreachable, UsageError
 from artel.protocol.net import wire
+from artel.protocol.terminal import printable
 
 DIAL_TIMEOUT_S = 10.0
 """For one address: connection, handshake and the negotiation of the protocol."""
 REQUEST_TIMEOUT_S = 20.0
 CLOSE_TIMEOUT_S = 2.0
-MAX_JSON_BYTES = 1 << 20
 
 Result = TypeVar("Result")
 
@@ -46,51 +45,27 @@ class PeerHolder:
                 "give a TCP address, as /ip4/203.0.113.5/tcp/4001/p2p/12D3KooW...",
             )
         self.name = dialled[0]
-        self.source: Source = self
         self._addresses = dialled
         self._network: _Network | None = None
 
     def get(self, path: str, limit: int) -> bytes:
-        """The content at ``path`` (see :class:`ledger.sync.source.Source`)."""
+        """The content at ``path`` (see :class:`ledger.sync.source.TileSource`)."""
         return self._ask(messages.GetResource(run="", path=path), limit)[1]
 
-    def heads(self) -> tuple[str, str]:
-        reply, _ = self._ask(messages.GetCheckpoint(run=""))
-        if not isinstance(reply, messages.Checkpoints):
-            raise _unexpected(reply)
-        return reply.newest, reply.final
-
-    def aliases(self) -> Any:
-        return self._json("aliases", {})
-
-    def conflicts(self) -> Any:
-        return self._json("conflicts", [])
-
-    def submit(self, run: str, leaf: bytes) -> tuple[int, str] | None:
-        reply, _ = self._ask(messages.Submit(run=run, statement=leaf))
-        if isinstance(reply, messages.Ok):
-            return None
-        if not isinstance(reply, messages.Submitted):
-            raise _unexpected(reply)
-        return reply.index, reply.note
-
-    def set_alias(self, run: str, statement: bytes) -> None:
-        reply, _ = self._ask(messages.SetAlias(run=run, statement=statement))
+    def send(self, service: Service, run: str, statement: bytes) -> tuple[int, str] | None:
+        """Hand in (see :class:`ledger.sync.source.Holder`)."""
+        kind = messages.Submit if service == "submit" else messages.SetAlias
+        reply, _ = self._ask(kind(run=run, statement=statement))
+        if isinstance(reply, messages.Submitted):
+            return reply.index, reply.note
         if not isinstance(reply, messages.Ok):
             raise _unexpected(reply)
+        return None
 
     def close(self) -> None:
         if self._network is not None:
             self._network.close()
             self._network = None
-
-    def _json(self, path: str, missing: Any) -> Any:
-        from artel.ledger.sync.holders import json_of
-
-        try:
-            return json_of(self.get(path, MAX_JSON_BYTES), path)
-        except NotFound:
-            return missing
 
     def _ask(self, request: messages.Message, limit: int = 0) -> tuple[messages.Message, bytes]:
         if self._network is None:
@@ -102,8 +77,7 @@ class PeerHolder:
             path = getattr(request, "path", "")
             if path and refusal.code in ("not_here", "unknown"):
                 raise NotFound(f"the peer does not have {path}") from None
-            message, hint = printable(refusal.message), printable(refusal.hint)
-            raise wire.Refused(message, hint, printable(refusal.code)) from None
+            raise
 
 
 def _dialable(address: str) -> bool:
@@ -275,7 +249,9 @@ async def _connect(host: Any, address: str) -> Any:
     try:
         info = info_from_p2p_addr(Multiaddr(address))
     except Exception as error:  # each of the libraries below has errors of its own
-        raise UsageError(f"{address[:200]!r} is no multiaddr: {printable(str(error))}") from None
+        raise UsageError(
+            f"{address[:200]!r} is no multiaddr: {printable(str(error)[:MAX_WORDS])}"
+        ) from None
     try:
         await _bounded(partial(host.connect, info), DIAL_TIMEOUT_S)
     except ArtelError as error:
@@ -304,5 +280,5 @@ def _translated(error: BaseException) -> BaseException:
         error = error.exceptions[0]
     if isinstance(error, ArtelError) or not isinstance(error, Exception):
         return error
-    text = printable(str(error)) or type(error).__name__
+    text = printable(str(error)[:MAX_WORDS]) or type(error).__name__
     return Unreachable(f"the peer cannot be reached: {text}", "check that it runs, or ask another")

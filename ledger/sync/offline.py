@@ -162,11 +162,10 @@ def read_evidence(data: bytes) -> tuple[evidence.SplitView, bytes]:
 
 
 def write_evidence(split: evidence.SplitView, leaf: bytes) -> bytes:
-    """What :func:`read_evidence` reads."""
-    value: dict[str, Any] = {
-        "evidence": split.to_dict(),
-        "genesis": base64.b64encode(leaf).decode(),
-    }
+    """What :func:`read_evidence` reads; ``leaf`` is empty when the log is no run's."""
+    value: dict[str, Any] = split.to_dict()
+    if leaf:
+        value = {"evidence": value, "genesis": base64.b64encode(leaf).decode()}
     return json.dumps(value, indent=1).encode() + b"\n"
 
 

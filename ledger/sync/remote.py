@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 
 from artel.ledger.entries import Genesis, decode, entry_id
 from artel.ledger.store.cache import TileCache
-from artel.ledger.sync.source import Source, fold, read_bundle, read_tile
+from artel.ledger.sync.source import TileSource
+from artel.ledger.sync.tree import read_bundle, read_tile
 from artel.ledger.tlog import tiles
 from artel.ledger.tlog.checkpoint import Checkpoint
+from artel.ledger.tlog.edge import perfect
 from artel.ledger.tlog.proof import root_at
 from artel.ledger.tlog.tiles import ENTRIES, TILE_HEIGHT, TILE_WIDTH, Tile
 from artel.protocol.errors import CheckFailed, DecodeError, UsageError
@@ -39,7 +41,7 @@ class RemoteLog:
     :raises Unreachable: when it does not answer
     """
 
-    def __init__(self, source: Source, head: Checkpoint, note: str, cache: TileCache) -> None:
+    def __init__(self, source: TileSource, head: Checkpoint, note: str, cache: TileCache) -> None:
         self.size = head.size
         self.root = head.root
         self.origin = head.origin
@@ -131,7 +133,7 @@ class RemoteLog:
     def subtree(self, level: int, index: int) -> bytes:
         """Hash over the 2^level leaves from leaf index·2^level on (:mod:`ledger.tlog.proof`)."""
         tile, first, count = tiles.locate(level, index, self.size)
-        return fold(self._hashes(tile)[first : first + count])
+        return perfect(self._hashes(tile)[first : first + count])
 
     def root_at(self, size: int) -> bytes:
         """Root of the tree over the first ``size`` entries."""
@@ -185,7 +187,7 @@ class RemoteLog:
 
 
 def _top(items: list[bytes], entries: bool) -> bytes:
-    return fold([leaf_hash(leaf) for leaf in items] if entries else items)
+    return perfect([leaf_hash(leaf) for leaf in items] if entries else items)
 
 
 def _remember(memory: Memory, tile: Tile, items: list[bytes], most: int) -> None:

@@ -23,6 +23,7 @@ from artel.ledger.store.store import CHECKPOINT_NAME, LedgerStore
 from artel.ledger.sync import fork
 from artel.ledger.sync.bundled import fetch_bundled
 from artel.ledger.sync.fork import SplitViewProven
+from artel.ledger.sync.source import ALIASES_PATH, CONFLICTS_PATH, FINAL_PATH
 from artel.ledger.tlog.checkpoint import parse_checkpoint
 from artel.ledger.tlog.tiles import CHECKPOINT_PATH, Tile
 from artel.protocol import canonical, messages
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
 PAGE_ENTRIES = 256
 PAGE_TIMEOUT_S = 60.0
-ALIASES_PATH = "aliases"
-CONFLICTS_PATH = "conflicts"
 
 
 class Replica:
@@ -220,7 +219,7 @@ class LedgerService:
         if isinstance(request, messages.GetCheckpoint):
             return await self.checkpoints()
         if isinstance(request, messages.GetResource):
-            data = await asyncio.to_thread(self._resource, request.path)
+            data = await asyncio.to_thread(self._resource, request.path, self._state())
             await wire.write_message(stream, messages.Resource(size=len(data)))
             await stream.write(data)
             return None
@@ -268,9 +267,14 @@ class LedgerService:
             raise wire.Refused("the ledger here is still empty", code="not_here")
         return note
 
-    def _resource(self, path: str) -> bytes:
+    def _resource(self, path: str, state: FoldState) -> bytes:
         if path == CHECKPOINT_PATH:
             return self._newest().encode()
+        if path == FINAL_PATH:
+            final = finality.final_note(self._store, self._heads, state)
+            if not final:
+                raise wire.Refused("nothing is final here yet", code="not_here")
+            return final.encode()
         if path == ALIASES_PATH:
             return alias.write_table(self._heads.aliases())
         if path == CONFLICTS_PATH:

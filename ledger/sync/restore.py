@@ -18,7 +18,6 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from artel.ledger.entries import evidence
 from artel.ledger.entries.state import FoldState
 from artel.ledger.fold.replay import replay
 from artel.ledger.store import finality
@@ -33,15 +32,14 @@ from artel.ledger.store.published import (
 )
 from artel.ledger.store.reading import LedgerReader
 from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, MAX_BATCH, LedgerStore
-from artel.ledger.sync.holders import Holder
-from artel.ledger.sync.mirror import SignedHead, keep_evidence, verified_head
+from artel.ledger.sync.fork import require_one_history
 from artel.ledger.sync.offline import run_of
-from artel.ledger.sync.source import Source, TileHashes, read_bundle
+from artel.ledger.sync.source import TileSource
+from artel.ledger.sync.tree import Offer, SignedHead, Tree, offered, verified_head
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint, sign_checkpoint
 from artel.ledger.tlog.note import Note
-from artel.ledger.tlog.proof import HashReader, root_at
-from artel.ledger.tlog.tiles import ENTRIES, level_tiles
+from artel.ledger.tlog.proof import root_at
 from artel.protocol import files, identity
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, UsageError
 from artel.protocol.files import sync_folder
@@ -73,55 +71,37 @@ class Restored:
 
 
 def restore(
-    holders: Sequence[Holder],
+    sources: Sequence[TileSource],
     home: Path,
     run: str = "",
     *,
     accept_older: bool = False,
     progress: Progress = lambda _done, _all: None,
 ) -> Restored:
-    """Make the ledger of ``home`` again from the holder that has the newest checkpoint.
+    """Make the ledger of ``home`` again from the source that has the newest checkpoint.
 
-    :param run: the run that it must be; when empty, that of the home's ledger or of the holders
+    :param run: the run that it must be; when empty, that of the home's ledger or of the sources
     :param accept_older: although the home itself has published a newer checkpoint
-    :raises CheckFailed: when something does not hold, when two histories are shown, or all holders
+    :raises CheckFailed: when something does not hold, when two histories are shown, or all sources
         are older than what the home has published
     :raises UsageError: when the home's own ledger is sound and as long
-    :raises Unreachable: when a holder does not answer
+    :raises Unreachable: when a source does not answer
     :raises ResourceError: when a daemon is using the home, or the disk is full
     """
     lock = HomeLock(home)
     try:
         with _own(home) as own:
             wanted = run or (own.run if own is not None else "")
-            offers = [_offer(holder, wanted) for holder in holders]
+            offers = [offered(source, run=wanted) for source in sources]
             best = max(offers, key=lambda offer: offer.head.size)
             for offer in offers:
                 if offer is not best:
-                    _check_prefix(home, best, offer.head, offer.reader, offer.name)
+                    require_one_history(home, offer.name, offer.head, offer.tree, best)
             _check_own(home, own, best, accept_older)
             _check_heads(home, best, accept_older)
             return _rebuild(home, own, best, progress)
     finally:
         lock.release()
-
-
-@dataclass(frozen=True)
-class _Offer:
-    """A tree that somebody holds, and its signed head."""
-
-    name: str
-    source: Source
-    head: SignedHead
-    reader: TileHashes
-    final: str
-
-
-def _offer(holder: Holder, run: str) -> _Offer:
-    text, final = holder.heads()
-    head = verified_head(holder.source, text, run=run)
-    reader = TileHashes(holder.source, head.size, head.root)
-    return _Offer(holder.name, holder.source, head, reader, final)
 
 
 # --- what the home has ----------------------------------------------------------------------------
@@ -165,7 +145,7 @@ def _own(home: Path) -> Iterator[_Own | None]:
         yield _Own(None if wrong else store, wrong, published)
 
 
-def _check_own(home: Path, own: _Own | None, best: _Offer, accept_older: bool) -> None:
+def _check_own(home: Path, own: _Own | None, best: Offer, accept_older: bool) -> None:
     """What the home holds, or has said, must not contradict what is to take its place."""
     if own is None:
         return
@@ -173,7 +153,7 @@ def _check_own(home: Path, own: _Own | None, best: _Offer, accept_older: bool) -
     if own.store is not None and own.store.size:
         keys = head.keys_for(own.store.origin)
         signed = verified_head(best.source, own.store.latest_note, keys)
-        _check_prefix(home, best, signed, own.store, str(home))
+        require_one_history(home, str(home), signed, own.store, best)
         if own.store.size >= head.size:
             raise UsageError(
                 f"{home} has a sound ledger of {own.store.size} entries, {name} one of {head.size}",
@@ -187,14 +167,14 @@ def _check_own(home: Path, own: _Own | None, best: _Offer, accept_older: bool) -
         return  # it says nothing that could be relied on
     if said.size > head.size and not accept_older:
         raise _older(home, said.size, best)
-    if said.size <= head.size and root_at(best.reader, said.size) != said.root:
+    if said.size <= head.size and root_at(best.tree, said.size) != said.root:
         raise CheckFailed(
             f"{home} has published another history than {name} shows: the log has signed both",
             f"nothing was changed; keep {home / CHECKPOINT_NAME} and what {name} shows",
         )
 
 
-def _older(home: Path, published: int, best: _Offer) -> CheckFailed:
+def _older(home: Path, published: int, best: Offer) -> CheckFailed:
     return CheckFailed(
         f"{home} has published a checkpoint of {published} entries, {best.name} has "
         f"{best.head.size}",
@@ -204,17 +184,17 @@ def _older(home: Path, published: int, best: _Offer) -> CheckFailed:
     )
 
 
-def _check_heads(home: Path, best: _Offer, accept_older: bool) -> None:
+def _check_heads(home: Path, best: Offer, accept_older: bool) -> None:
     """The tree heads that the home keeps must not contradict what is to take its place, either."""
     if not (home / HEADS_NAME).exists():
         return
     coordinators = [key.public.hex() for key in best.head.keys]
     with closing(HeadStore(home / HEADS_NAME)) as heads:
-        known = known_heads(heads, run_of(best.head.checkpoint.origin), coordinators)
+        known = known_heads(heads, run_of(best.head.origin), coordinators)
     if known and known[0].size > best.head.size and not accept_older:
         raise _older(home, known[0].size, best)
     covered = [head for head in known if head.size <= best.head.size]
-    if heads_error(covered, best.head.size, lambda size: root_at(best.reader, size)):
+    if heads_error(covered, best.head.size, lambda size: root_at(best.tree, size)):
         raise CheckFailed(
             f"{home} has signed or seen another history than {best.name} shows: the log has signed "
             "both",
@@ -222,38 +202,20 @@ def _check_heads(home: Path, best: _Offer, accept_older: bool) -> None:
         )
 
 
-def _check_prefix(
-    home: Path, best: _Offer, other: SignedHead, reader: HashReader, name: str
-) -> None:
-    """One of the two trees must begin with the other; else the evidence is left in the home."""
-    size = min(best.head.size, other.size)
-    if root_at(best.reader, size) == root_at(reader, size):
-        return
-    message = f"{best.name} and {name} show different histories"
-    if best.head.checkpoint.origin != other.checkpoint.origin:
-        raise CheckFailed(f"{message}, in different terms", "nothing was changed; keep both")
-    proof = evidence.build(best.head.note, best.reader, other.note, reader)
-    evidence.check(proof, best.head.keys)
-    path = keep_evidence(home, proof, best.source, best.head.size)
-    raise CheckFailed(
-        f"{message}: the log has signed both", f"nothing was changed; {path} is the proof"
-    )
-
-
 # --- making it again ------------------------------------------------------------------------------
 
 
-def _rebuild(home: Path, own: _Own | None, best: _Offer, progress: Progress) -> Restored:
+def _rebuild(home: Path, own: _Own | None, best: Offer, progress: Progress) -> Restored:
     head = best.head
-    run = run_of(head.checkpoint.origin)
-    term = term_of(head.checkpoint.origin, run) or 0
+    run = run_of(head.origin)
+    term = term_of(head.origin, run) or 0
     signer = _coordinator(home, head)
     work = files.unfinished(home / "ledger")
     with storage_errors(home):
         work.mkdir()
     try:
         with LedgerStore.open(work / DATABASE_NAME, create=True, term=term) as store:
-            leaves = _leaves(best.source, head.size, progress)
+            leaves = _leaves(best.tree, progress)
             _fill(store, leaves, head, own.store if own is not None else None, signer)
             state = replay(store.leaves())
         if state.run != run:
@@ -274,13 +236,10 @@ def _rebuild(home: Path, own: _Own | None, best: _Offer, progress: Progress) -> 
     )
 
 
-def _leaves(source: Source, size: int, progress: Progress) -> Iterator[bytes]:
-    done = 0
-    for bundle in level_tiles(ENTRIES, size):
-        leaves = read_bundle(source, bundle)
-        yield from leaves
-        done += len(leaves)
-        progress(done, size)
+def _leaves(tree: Tree, progress: Progress) -> Iterator[bytes]:
+    for done, leaf in enumerate(tree.leaves(), start=1):
+        yield leaf
+        progress(done, tree.size)
 
 
 def _fill(
@@ -360,7 +319,7 @@ def _free_name(home: Path) -> Path:
     return home / f"{stem}{number}"
 
 
-def _keep_heads(home: Path, best: _Offer, state: FoldState, *, signs: bool) -> int:
+def _keep_heads(home: Path, best: Offer, state: FoldState, *, signs: bool) -> int:
     """Keep the cosignatures that came along; returns the size of the final head, 0 for none."""
     size = 0
     keys = [key.public.hex() for key in best.head.keys]
@@ -372,7 +331,7 @@ def _keep_heads(home: Path, best: _Offer, state: FoldState, *, signs: bool) -> i
             found, signed = finality.verified(text, origin, keys, state.nodes)
             if found.size > best.head.size or run_of(origin) != state.run:
                 continue
-            if root_at(best.reader, found.size) != found.root:
+            if root_at(best.tree, found.size) != found.root:
                 raise CheckFailed("the final checkpoint is not of this tree")
             if finality.cosigners(signed, state.nodes):
                 heads.add_note(signed.encode())

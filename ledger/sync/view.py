@@ -23,7 +23,7 @@ from artel.ledger.fold.shares import FoldState, Outcome, apply
 from artel.ledger.store import cache, finality
 from artel.ledger.store.cache import Replayed
 from artel.ledger.store.finality import Finality
-from artel.ledger.sync.holders import Holder
+from artel.ledger.sync.source import Holder
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import open_checkpoint
 from artel.ledger.tlog.cosignature import time_of
@@ -267,7 +267,7 @@ class View:
         """
         leaf = envelope.encode()
         with self._taker() as holder:
-            done = holder.submit(self.state.run, leaf)
+            done = holder.send("submit", self.state.run, leaf)
             index, text = done if done is not None else self._awaited(holder, entry_id(leaf))
         head = open_checkpoint(text, self.log.origin, self.log.genesis.coordinators)
         if not self.log.size <= index < head.size:
@@ -281,7 +281,7 @@ class View:
     def set_alias(self, envelope: Envelope) -> None:
         """Hand in a wish to be shown under a name; raises like :meth:`submit`."""
         with self._taker() as holder:
-            holder.set_alias(self.state.run, envelope.encode())
+            holder.send("alias", self.state.run, envelope.encode())
 
     @contextmanager
     def _taker(self) -> Iterator[Holder]:

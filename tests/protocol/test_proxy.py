@@ -15,9 +15,9 @@ import pytest
 from answer_world import COORDINATOR, NODE, answering
 from artel import cli
 from artel.coordinator.commands import get_json
-from artel.ledger.sync.holders import HttpHolder
-from artel.ledger.sync.source import HttpSource, http_opener
+from artel.ledger.sync.source import HttpHolder, HttpSource, newest_heads
 from artel.protocol.errors import ArtelError, Unreachable
+from artel.protocol.net.http import http_opener
 from benchmarks.swarm import Swarm
 from client_world import served, write_tiles
 from ledger_world import World
@@ -85,7 +85,7 @@ def test_a_proxy_that_fails_is_named_without_its_password() -> None:
     """192.0.2.0/24 is for documentation: nobody is there, and nobody is asked."""
     for ask in (
         lambda: HttpSource("http://192.0.2.1").get("checkpoint", 100),
-        lambda: HttpHolder("http://192.0.2.1").submit("ab" * 32, b"{}"),
+        lambda: HttpHolder("http://192.0.2.1").send("submit", "ab" * 32, b"{}"),
         lambda: get_json("http://192.0.2.1/api/v1/status"),
         lambda: HttpSource("https://192.0.2.1").get("checkpoint", 100),
     ):
@@ -126,8 +126,8 @@ def test_what_a_proxy_answers_is_not_taken_for_the_peers_answer(
         use(monkeypatch, f"http://{proxy}")
         for ask in (
             lambda: HttpSource("http://192.0.2.1").get("checkpoint", 100),
-            lambda: HttpHolder("http://192.0.2.1").submit("ab" * 32, b"{}"),
-            lambda: HttpHolder("http://192.0.2.1").heads(),
+            lambda: HttpHolder("http://192.0.2.1").send("submit", "ab" * 32, b"{}"),
+            lambda: newest_heads(HttpHolder("http://192.0.2.1")),
             lambda: get_json("http://192.0.2.1/api/v1/status"),
             lambda: get_json("https://192.0.2.1/api/v1/status"),
         ):

@@ -24,15 +24,13 @@ from tlog_scales.writer import TilesWriter
 from artel.ledger.sync.audit import audit
 from artel.ledger.sync.source import (
     FolderSource,
+    HttpHolder,
     HttpSource,
     NotFound,
-    Source,
-    TileHashes,
-    http_opener,
-    open_source,
-    read_bundle,
-    read_tile,
+    TileSource,
+    hold,
 )
+from artel.ledger.sync.tree import Tree, read_bundle, read_tile
 from artel.ledger.tlog.cosignature import CosignerKey
 from artel.ledger.tlog.proof import (
     consistency,
@@ -44,6 +42,7 @@ from artel.ledger.tlog.proof import (
 from artel.ledger.tlog.tiles import ENTRIES, Tile
 from artel.protocol.errors import CheckFailed, DecodeError, Unreachable, UsageError
 from artel.protocol.merkle import leaf_hash
+from artel.protocol.net.http import http_opener
 from places import FIXTURES
 from tlog_world import (
     LOG,
@@ -116,7 +115,7 @@ def test_a_log_that_another_implementation_wrote(sizes: list[int], tmp_path: Pat
     report = audit(source, [VKEY], full=True)
     assert (report.size, report.entries, report.signers) == (written, written, (ORIGIN,))
     assert audit(source, [VKEY]).root == report.root
-    tree = TileHashes(source, report.size, report.root)
+    tree = Tree(source, report.size, report.root)
     for index in {0, written // 2, written - 1}:
         leaf = read_bundle(source, Tile(ENTRIES, index // 256, tile_width(index, written)))
         proof = inclusion(tree, index, written)
@@ -172,8 +171,8 @@ def test_report_says_what_was_checked(tmp_path: Path) -> None:
     [
         ("tile/0/000", "entry 100 in tile/entries/000 .* tile/0/000"),
         ("tile/0/001", "entry 356 in tile/entries/001 .* tile/0/001"),
-        ("tile/0/002.p/88", "entry 524 in tile/entries/002.p/88 .* tile/0/002.p/88"),
-        ("tile/1/000.p/2", "tile/0/000 .* tile/1/000.p/2"),
+        ("tile/0/002.p/88", "root of 600 .* tile/0/002.p/88"),
+        ("tile/1/000.p/2", "root of 600 .* tile/1/000.p/2"),
         ("tile/entries/000", "entry 100 "),
         ("tile/entries/002.p/88", "entry 524 "),
     ],
@@ -281,8 +280,8 @@ def test_memory_of_an_audit_does_not_grow_with_the_log(tmp_path: Path) -> None:
 class CountingSource:
     """Counts what is read from another source."""
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
+    def __init__(self, source: TileSource) -> None:
+        self.name, self.source = source.name, source
         self.paths: list[str] = []
 
     def get(self, path: str, limit: int) -> bytes:
@@ -301,7 +300,7 @@ def test_tiles_of_a_source_are_a_tree_of_verified_hashes(large: Path) -> None:
     size = 66_000
     tree = tree_of(leaves_of(size))
     source = CountingSource(FolderSource(large))
-    tiles = TileHashes(source, size, root_at(tree, size))
+    tiles = Tree(source, size, root_at(tree, size))
     assert len(source.paths) == tiles.edge_tiles == 3
     for index in (0, 40_000, 65_535, 65_536, size - 1):
         assert inclusion(tiles, index, size) == inclusion(tree, index, size)
@@ -321,16 +320,16 @@ def test_a_tile_that_does_not_belong_to_the_root_gives_no_hash(large: Path, tmp_
         data = bytearray((folder / path).read_bytes())
         data[5000] ^= 1
         (folder / path).write_bytes(data)
-        tiles = TileHashes(FolderSource(folder), size, root_at(tree, size))
+        tiles = Tree(FolderSource(folder), size, root_at(tree, size))
         with pytest.raises(CheckFailed, match=path):
             inclusion(tiles, index, size)
 
 
 def test_a_changed_higher_tile_is_named(large: Path, tmp_path: Path) -> None:
     for path, named in (
-        ("tile/1/000", "tile/0/156 .* tile/1/000"),
-        ("tile/1/001.p/1", "tile/0/256 .* tile/1/001.p/1"),
-        ("tile/2/000.p/1", "tile/1/000 .* tile/2/000.p/1"),
+        ("tile/1/000", "tile/1/000 does not have the hash"),
+        ("tile/1/001.p/1", "root of 66000 .* tile/1/001.p/1"),
+        ("tile/2/000.p/1", "root of 66000 .* tile/2/000.p/1"),
     ):
         folder = copy_of(large, tmp_path / path.replace("/", "-"))
         data = bytearray((folder / path).read_bytes())
@@ -344,7 +343,7 @@ def test_cache_of_tiles_is_bounded(large: Path) -> None:
     size = 66_000
     tree = tree_of(leaves_of(size))
     source = CountingSource(FolderSource(large))
-    tiles = TileHashes(source, size, root_at(tree, size), cached_tiles=2)
+    tiles = Tree(source, size, root_at(tree, size), cached_tiles=2)
     for index in range(0, 65_536, 2_560):
         assert tiles.subtree(0, index) == tree.hashes[index]
     assert len(tiles._cache) <= 2
@@ -402,8 +401,8 @@ def test_more_bytes_than_a_file_can_have_are_refused(log: Path, tmp_path: Path) 
 
 
 def test_targets_of_a_person(log: Path) -> None:
-    assert isinstance(open_source(str(log)), FolderSource)
-    assert isinstance(open_source("https://example.com/log/"), HttpSource)
+    assert isinstance(hold(str(log))[0], FolderSource)
+    assert isinstance(hold("https://example.com/log/")[0], HttpHolder)
     for target in (
         "/no/such/folder",
         str(log / "checkpoint"),
@@ -416,7 +415,7 @@ def test_targets_of_a_person(log: Path) -> None:
         "http://example.com/a b",
     ):
         with pytest.raises(UsageError) as caught:
-            open_source(target)
+            hold(target)
         assert caught.value.hint
 
 
@@ -485,9 +484,9 @@ def server(log: Path) -> Iterator[str]:
 
 
 def test_a_log_on_a_web_server_is_audited(server: str) -> None:
-    report = audit(open_source(f"{server}/log/"), [VKEY], full=True)
+    report = audit(HttpSource(f"{server}/log/"), [VKEY], full=True)
     assert (report.size, report.entries) == (SIZE, SIZE)
-    assert audit(open_source(f"{server}/there"), [VKEY]).root == report.root
+    assert audit(HttpSource(f"{server}/there"), [VKEY]).root == report.root
 
 
 @pytest.mark.parametrize(

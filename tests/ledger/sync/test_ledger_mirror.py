@@ -24,11 +24,16 @@ from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.store.verify import verify_home
 from artel.ledger.sync.audit import audit
 from artel.ledger.sync.fork import SPLIT_VIEW_FILE
-from artel.ledger.sync.holders import FolderHolder, HttpHolder, hold
 from artel.ledger.sync.mirror import mirror
 from artel.ledger.sync.offline import verify_evidence
 from artel.ledger.sync.restore import restore
-from artel.ledger.sync.source import FINAL_PATH, FolderSource, HttpSource, Source
+from artel.ledger.sync.source import (
+    FINAL_PATH,
+    FolderSource,
+    HttpHolder,
+    HttpSource,
+    hold,
+)
 from artel.ledger.tlog.checkpoint import origin_of, parse_checkpoint
 from artel.ledger.tlog.note import VerifierKey
 from artel.ledger.tlog.tiles import ENTRIES, Tile, level_tiles, tiles_of
@@ -155,31 +160,21 @@ def test_any_web_server_can_serve_a_mirror(
         assert main(["shares", "--from", url, "--json"]) == EXIT_OK
 
 
-class Spy:
-    """A source that counts, and that fails at the n-th file."""
-
-    def __init__(self, source: Source, fail_at: int = 0) -> None:
-        self.source, self.fail_at = source, fail_at
-        self.asked: list[str] = []
-
-    def get(self, path: str, limit: int) -> bytes:
-        self.asked.append(path)
-        if len(self.asked) == self.fail_at:
-            raise Unreachable("the cable is out")
-        return self.source.get(path, limit)
-
-
-class Watched(FolderHolder):
-    """A folder whose files are asked for through a :class:`Spy`."""
+class Watched(FolderSource):
+    """A folder that counts what is asked for, and that fails at the n-th file."""
 
     def __init__(self, folder: Path, fail_at: int = 0, final: str = "") -> None:
         super().__init__(folder)
-        self.spy = Spy(self.source, fail_at)
-        self.source = self.spy
-        self.final = final
+        self.fail_at, self.final = fail_at, final
+        self.asked: list[str] = []
 
-    def heads(self) -> tuple[str, str]:
-        return super().heads()[0], self.final
+    def get(self, path: str, limit: int) -> bytes:
+        if path == FINAL_PATH:
+            return self.final.encode() if self.final else super().get(path, limit)
+        self.asked.append(path)
+        if len(self.asked) == self.fail_at:
+            raise Unreachable("the cable is out")
+        return super().get(path, limit)
 
 
 def tiles_folder(world: World, folder: Path, size: int, leaves: list[bytes] | None = None) -> Path:
@@ -192,17 +187,17 @@ def tiles_folder(world: World, folder: Path, size: int, leaves: list[bytes] | No
 
 def test_full_tiles_are_fetched_once(world: World, tmp_path: Path) -> None:
     folder, source = tmp_path / "public", tmp_path / "source"
-    mirror(FolderHolder(tiles_folder(world, source, 600)), folder)
+    mirror(FolderSource(tiles_folder(world, source, 600)), folder)
     grown = Watched(tiles_folder(world, source, 700))
     mirror(grown, folder)
-    assert len(grown.spy.asked) == len(set(grown.spy.asked)) + 2  # the right edge is read twice
-    assert all(".p/" in path for path in grown.spy.asked if path not in ("checkpoint", "final"))
+    assert len(grown.asked) == len(set(grown.asked)) + 2  # the right edge is read twice
+    assert all(".p/" in path for path in grown.asked if path not in ("checkpoint", "final"))
     assert audit(FolderSource(folder), [vkey(world)], full=True).size == 700
 
 
 def test_a_mirror_that_is_interrupted_anywhere_goes_on(world: World, tmp_path: Path) -> None:
     folder, source = tmp_path / "public", tmp_path / "source"
-    mirror(FolderHolder(tiles_folder(world, source, 300)), folder)
+    mirror(FolderSource(tiles_folder(world, source, 300)), folder)
     tiles_folder(world, source, 600)
     asked = 0
     for fail_at in range(1, 100):
@@ -215,7 +210,7 @@ def test_a_mirror_that_is_interrupted_anywhere_goes_on(world: World, tmp_path: P
             resumed = Watched(source)
             mirror(resumed, copy)
             assert audit(FolderSource(copy), [vkey(world)], full=True).size == 600
-            asked = len(resumed.spy.asked)
+            asked = len(resumed.asked)
         else:
             break
     assert fail_at > 8
@@ -226,12 +221,12 @@ def test_what_a_power_cut_left_half_written_is_fetched_again(world: World, tmp_p
     folder, source = tmp_path / "public", tiles_folder(world, tmp_path / "source", 600)
     for path in ("tile/entries/000", "tile/0/001", "tile/1/000.p/2", "tile/entries/002.p/88"):
         shutil.rmtree(folder, ignore_errors=True)
-        mirror(FolderHolder(source), folder)
+        mirror(FolderSource(source), folder)
         (folder / "checkpoint").unlink()
         good = (folder / path).read_bytes()
         for bad in (b"", good[:-1], good + b"x", bytes(len(good))):
             (folder / path).write_bytes(bad)
-            mirror(FolderHolder(source), folder)
+            mirror(FolderSource(source), folder)
             assert (folder / path).read_bytes() == good
             assert audit(FolderSource(folder), [vkey(world)], full=True).size == 600
             (folder / "checkpoint").unlink()
@@ -239,9 +234,9 @@ def test_what_a_power_cut_left_half_written_is_fetched_again(world: World, tmp_p
 
 def test_a_mirror_never_goes_back(world: World, tmp_path: Path) -> None:
     folder = tmp_path / "public"
-    mirror(FolderHolder(tiles_folder(world, tmp_path / "new", 600)), folder)
+    mirror(FolderSource(tiles_folder(world, tmp_path / "new", 600)), folder)
     before = {path: (folder / path).read_bytes() for path in files_in(folder)}
-    found = mirror(FolderHolder(tiles_folder(world, tmp_path / "old", 300)), folder)
+    found = mirror(FolderSource(tiles_folder(world, tmp_path / "old", 300)), folder)
     assert (found.size, found.behind, found.files) == (600, 300, 0)
     assert {path: (folder / path).read_bytes() for path in files_in(folder)} == before
 
@@ -249,11 +244,11 @@ def test_a_mirror_never_goes_back(world: World, tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [300, 500, 650])
 def test_another_history_is_refused_and_proven(world: World, tmp_path: Path, size: int) -> None:
     folder = tmp_path / "public"
-    mirror(FolderHolder(tiles_folder(world, tmp_path / "a", 500)), folder)
+    mirror(FolderSource(tiles_folder(world, tmp_path / "a", 500)), folder)
     before = {path: (folder / path).read_bytes() for path in files_in(folder)}
     other = tiles_folder(world, tmp_path / "b", size, forked(world, 290))
     with pytest.raises(CheckFailed, match="the log has signed both"):
-        mirror(FolderHolder(other), folder)
+        mirror(FolderSource(other), folder)
     _, culprit = verify_evidence((folder / SPLIT_VIEW_FILE).read_bytes())
     assert culprit.encode() == vkey(world)
     (folder / SPLIT_VIEW_FILE).unlink()
@@ -267,7 +262,7 @@ def test_no_wrong_file_gets_into_a_mirror(world: World, tmp_path: Path, path: st
     data[len(data) // 2] ^= 1
     (source / path).write_bytes(data)
     with pytest.raises(CheckFailed):
-        mirror(FolderHolder(source), folder)
+        mirror(FolderSource(source), folder)
     assert not (folder / "checkpoint").exists()
     assert not (folder / path).exists() or (folder / path).read_bytes() != bytes(data)
 
@@ -284,24 +279,24 @@ def test_only_signed_checkpoints_of_the_run_are_taken(world: World, tmp_path: Pa
     ):
         (source / "checkpoint").write_text(text)
         with pytest.raises(ArtelError):
-            mirror(FolderHolder(source), folder)
+            mirror(FolderSource(source), folder)
         assert not folder.exists() or not files_in(folder)
     (source / "checkpoint").write_text(signed(tree, 300, world.origin, world.coordinator))
     with pytest.raises(CheckFailed, match="not 000000000000"):
-        mirror(FolderHolder(source), folder, run="0" * 64)
-    assert mirror(FolderHolder(source), folder, run=world.run).size == 300
+        mirror(FolderSource(source), folder, run="0" * 64)
+    assert mirror(FolderSource(source), folder, run=world.run).size == 300
 
 
 def test_a_log_of_other_software_is_mirrored_with_its_key(tmp_path: Path) -> None:
     source, folder = tmp_path / "source", tmp_path / "public"
     write_log(source, leaves_of(70_000))
-    with pytest.raises(UsageError, match="not the log of a run"):
-        mirror(FolderHolder(source), folder)
-    assert mirror(FolderHolder(source), folder, [LOG_KEY]).size == 70_000
+    with pytest.raises(CheckFailed, match="no run of Artel"):
+        mirror(FolderSource(source), folder)
+    assert mirror(FolderSource(source), folder, [LOG_KEY]).size == 70_000
     assert files_in(folder) == files_in(source)
     assert audit(FolderSource(folder), [LOG_KEY.encode()], full=True).entries == 70_000
-    with pytest.raises(UsageError, match="not the log of a run"):
-        mirror(FolderHolder(source), folder)
+    with pytest.raises(CheckFailed, match="no run of Artel"):
+        mirror(FolderSource(source), folder)
 
 
 def test_a_folder_with_other_things_in_it_is_left_alone(world: World, tmp_path: Path) -> None:
@@ -309,14 +304,14 @@ def test_a_folder_with_other_things_in_it_is_left_alone(world: World, tmp_path: 
     folder.mkdir()
     (folder / "cat.jpg").write_bytes(b"meow")
     with pytest.raises(UsageError, match="no log"):
-        mirror(FolderHolder(source), folder)
+        mirror(FolderSource(source), folder)
     assert files_in(folder) == {"cat.jpg"}
     with pytest.raises(UsageError, match="is a file"):
-        mirror(FolderHolder(source), folder / "cat.jpg")
+        mirror(FolderSource(source), folder / "cat.jpg")
     log = tmp_path / "other"
     write_log(log, leaves_of(10))
     with pytest.raises(ArtelError):
-        mirror(FolderHolder(source), log)
+        mirror(FolderSource(source), log)
     assert parse_checkpoint((log / "checkpoint").read_text()).size == 10
 
 
@@ -378,7 +373,7 @@ def test_cosignatures_that_come_later_are_added(world: World, tmp_path: Path) ->
     text = (source / "checkpoint").read_text()
     for member in world.members:
         (source / "checkpoint").write_text(cosigned(text, member))
-        mirror(FolderHolder(source), folder)
+        mirror(FolderSource(source), folder)
     assert (folder / "checkpoint").read_text().count("artel/witness/") == 3
 
 
@@ -496,7 +491,7 @@ def test_a_shorter_ledger_is_extended_and_keeps_its_checkpoints(
 ) -> None:
     home = write_home(world, tmp_path / "home", 450)
     old = (home / DATABASE_NAME).read_bytes()
-    found = restore([FolderHolder(tiles_folder(world, tmp_path / "source", 600))], home)
+    found = restore([FolderSource(tiles_folder(world, tmp_path / "source", 600))], home)
     assert (found.before, found.size, found.damage) == (450, 600, "")
     assert found.kept is not None
     assert found.kept.read_bytes() == old
@@ -512,7 +507,7 @@ def test_a_sound_ledger_that_is_as_long_is_left_alone(world: World, tmp_path: Pa
     for size in (299, 300):
         source = tiles_folder(world, tmp_path / f"source-{size}", size)
         with pytest.raises(UsageError, match="has a sound ledger"):
-            restore([FolderHolder(source)], home)
+            restore([FolderSource(source)], home)
     assert contents(home) == before
 
 
@@ -536,7 +531,7 @@ def test_a_damaged_ledger_is_moved_aside(world: World, tmp_path: Path, damage: s
     path.write_bytes(data)
     if damage == "no wal":
         path.with_name(path.name + "-wal").write_bytes(b"garbage" * 1000)
-    found = restore([FolderHolder(tiles_folder(world, tmp_path / "source", 600))], home)
+    found = restore([FolderSource(tiles_folder(world, tmp_path / "source", 600))], home)
     assert found.size == 600
     assert found.damage
     assert found.kept is not None
@@ -548,7 +543,7 @@ def test_a_damaged_ledger_is_moved_aside(world: World, tmp_path: Path, damage: s
 def test_what_the_home_has_published_must_not_be_unsaid(world: World, tmp_path: Path) -> None:
     home = write_home(world, tmp_path / "home", 450)
     (home / DATABASE_NAME).write_bytes(b"gone")
-    source = FolderHolder(tiles_folder(world, tmp_path / "source", 300))
+    source = FolderSource(tiles_folder(world, tmp_path / "source", 300))
     before = contents(home)
     with pytest.raises(CheckFailed, match="has published a checkpoint of 450 entries") as caught:
         restore([source], home)
@@ -561,7 +556,7 @@ def test_what_the_home_has_published_must_not_be_unsaid(world: World, tmp_path: 
 def test_a_home_that_published_another_history_is_not_overwritten(
     world: World, tmp_path: Path
 ) -> None:
-    source = FolderHolder(tiles_folder(world, tmp_path / "source", 600))
+    source = FolderSource(tiles_folder(world, tmp_path / "source", 600))
     home = write_home(world, tmp_path / "home", 450, forked(world, 290))
     with pytest.raises(CheckFailed, match="different histories"):
         restore([source], home)
@@ -576,11 +571,11 @@ def test_a_home_that_published_another_history_is_not_overwritten(
 def test_the_newest_of_several_holders_is_taken_and_liars_are_proven(
     world: World, tmp_path: Path
 ) -> None:
-    short = FolderHolder(tiles_folder(world, tmp_path / "short", 300))
-    long = FolderHolder(tiles_folder(world, tmp_path / "long", 600))
+    short = FolderSource(tiles_folder(world, tmp_path / "short", 300))
+    long = FolderSource(tiles_folder(world, tmp_path / "long", 600))
     found = restore([short, long, short], tmp_path / "home")
     assert (found.size, found.source) == (600, long.name)
-    liar = FolderHolder(tiles_folder(world, tmp_path / "liar", 500, forked(world, 290)))
+    liar = FolderSource(tiles_folder(world, tmp_path / "liar", 500, forked(world, 290)))
     home = tmp_path / "other-home"
     with pytest.raises(CheckFailed, match="different histories"):
         restore([short, long, liar], home)
@@ -597,7 +592,7 @@ def test_wrong_entries_leave_the_home_as_it_was(world: World, tmp_path: Path, pa
     for bad in (bundle.replace(b"payload", b"Payload", 1), bundle[:-1], b""):
         (source / path).write_bytes(bad)
         with pytest.raises(ArtelError):
-            restore([FolderHolder(source)], home)
+            restore([FolderSource(source)], home)
         assert contents(home) == before
     sound(home, 100)
 
@@ -605,11 +600,11 @@ def test_wrong_entries_leave_the_home_as_it_was(world: World, tmp_path: Path, pa
 def test_another_run_is_refused(world: World, tmp_path: Path) -> None:
     other = World(name="other")
     home = write_home(other, tmp_path / "home", 1, [*(e.encode() for e in other.start)])
-    source = FolderHolder(tiles_folder(world, tmp_path / "source", 300))
-    with pytest.raises(CheckFailed, match="this is the log of run"):
+    source = FolderSource(tiles_folder(world, tmp_path / "source", 300))
+    with pytest.raises(CheckFailed, match="holds run"):
         restore([source], home)
     (home / DATABASE_NAME).write_bytes(b"gone")
-    with pytest.raises(CheckFailed, match="this is the log of run"):
+    with pytest.raises(CheckFailed, match="holds run"):
         restore([source], home)
 
 
@@ -618,7 +613,7 @@ def test_a_home_in_use_is_left_alone(world: World, tmp_path: Path) -> None:
     lock = HomeLock(home)
     try:
         with pytest.raises(ResourceError, match="is using the home"):
-            restore([FolderHolder(tiles_folder(world, tmp_path / "source", 300))], home)
+            restore([FolderSource(tiles_folder(world, tmp_path / "source", 300))], home)
     finally:
         lock.release()
 
@@ -657,7 +652,7 @@ def killed_at(step: int, command: Callable[[], Any]) -> bool:
 def test_a_restore_that_is_killed_at_any_step_can_be_repeated(
     world: World, tmp_path: Path, damaged: bool
 ) -> None:
-    source = FolderHolder(tiles_folder(world, tmp_path / "source", 40))
+    source = FolderSource(tiles_folder(world, tmp_path / "source", 40))
     start = write_home(world, tmp_path / "start", 14)
     if damaged:
         data = bytearray((start / DATABASE_NAME).read_bytes())

@@ -26,7 +26,7 @@ from artel.ledger.store import cache
 from artel.ledger.store.reading import LedgerReader
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.sync import client
-from artel.ledger.sync.holders import HttpHolder
+from artel.ledger.sync.source import HttpHolder
 from artel.protocol.errors import CheckFailed, Unreachable
 from artel.protocol.identity import Identity
 from artel.protocol.invite import Invite

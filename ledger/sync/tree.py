@@ -1,0 +1,320 @@
+"""The tree behind a signed head, as a source shows it: every byte tied to the signed root.
+
+Spec: https://c2sp.org/tlog-tiles@v0.1.0, any log, not only Artel's. The partial tiles on the right
+edge give the root; the hash of every full tile is in the tile above it, and that of an entry in
+the level-0 tile beside its bundle. So nothing is used before it is known to be what was signed, and
+memory does not grow with the log.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from artel.ledger.entries import Genesis, decode
+from artel.ledger.sync.offline import run_keys, run_of
+from artel.ledger.sync.source import NotFound, TileSource, newest_heads
+from artel.ledger.tlog import note
+from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint
+from artel.ledger.tlog.edge import perfect
+from artel.ledger.tlog.note import VerifierKey
+from artel.ledger.tlog.proof import root_at
+from artel.ledger.tlog.tiles import (
+    ENTRIES,
+    TILE_HEIGHT,
+    TILE_WIDTH,
+    Tile,
+    decode_bundle,
+    decode_tile,
+    edge_of,
+    locate,
+    tile_at,
+)
+from artel.protocol.errors import CheckFailed, DecodeError, UsageError
+from artel.protocol.merkle import leaf_hash
+from artel.protocol.terminal import printable
+
+CACHED_TILES = 256
+"""2 MiB of hashes: enough to compute any proof without reading a tile twice."""
+_LIES = "the server is broken or lies; ask another one"
+
+
+# --- whose log it is ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SignedHead:
+    """A checkpoint whose signature was verified, the note around it, and the keys that it is by."""
+
+    note: str
+    checkpoint: Checkpoint
+    keys: tuple[VerifierKey, ...]
+
+    @property
+    def origin(self) -> str:
+        return self.checkpoint.origin
+
+    @property
+    def size(self) -> int:
+        return self.checkpoint.size
+
+    @property
+    def root(self) -> bytes:
+        return self.checkpoint.root
+
+    @property
+    def run(self) -> str:
+        """The run whose log it is; "" for a log that is no run's."""
+        return run_of(self.origin)
+
+    def same_log(self, origin: str) -> bool:
+        """Whether an origin is of this log; that of a run has a new origin in each term."""
+        return self.origin == origin or (self.run == run_of(origin) != "")
+
+    def keys_for(self, origin: str) -> tuple[VerifierKey, ...]:
+        """The same keys as they sign another term of the run."""
+        return tuple(VerifierKey(origin, key.public) for key in self.keys)
+
+
+def verified_head(
+    source: TileSource, data: str | bytes, vkeys: Sequence[VerifierKey] = (), run: str = ""
+) -> SignedHead:
+    """A log's checkpoint, verified.
+
+    Without keys, the log has to be that of a run: its origin names the manifest by its hash, and
+    the manifest, entry 0, names the keys.
+
+    :param source: where entry 0 is read from
+    :param run: the run that it must be; any, when empty
+    :raises DecodeError: when the checkpoint is malformed
+    :raises CheckFailed: when it is not signed by such a key, or of another run
+    :raises Unreachable: when the source does not answer
+    """
+    parsed = note.parse(data)
+    checkpoint = Checkpoint.parse(parsed.text)
+    keys = tuple(vkeys) or tuple(_run_keys(source, checkpoint, run))
+    signed = note.open_note(data, keys)
+    if checkpoint.origin not in {line.name for line in signed.signatures}:
+        raise CheckFailed(f"the checkpoint is of another log: {checkpoint.origin[:120]!r}")
+    # All lines are kept: those of witnesses, too, whoever reads this copy may know their keys.
+    return SignedHead(parsed.encode(), checkpoint, keys)
+
+
+def _run_keys(source: TileSource, checkpoint: Checkpoint, run: str) -> list[VerifierKey]:
+    found = run_of(checkpoint.origin)
+    if not found:
+        raise CheckFailed(
+            f"{source.name} holds a log that is no run of Artel: "
+            f"{printable(checkpoint.origin[:120])!r}",
+            "give the key to trust, as the log's operator publishes it: --vkey VKEY; any log can "
+            "be checked with artel ledger audit TARGET --vkey VKEY",
+        )
+    if run and found != run:
+        raise CheckFailed(f"{source.name} holds run {found[:12]}…, not {run[:12]}…")
+    if not checkpoint.size:
+        raise CheckFailed("the log is still empty", "try again when the run has started")
+    return run_keys(checkpoint.origin, manifest_of(source, found, checkpoint.size)[0])
+
+
+def manifest_of(source: TileSource, run: str, size: int = 1) -> tuple[Genesis, bytes]:
+    """Entry 0 as a source with ``size`` entries has it, which must be the manifest of ``run``.
+
+    :raises CheckFailed: when it is something else
+    """
+    leaf = read_bundle(source, Tile(ENTRIES, 0, min(TILE_WIDTH, size)))[0]
+    try:
+        body = decode(leaf).body
+    except DecodeError as error:
+        raise CheckFailed(f"entry 0 is no manifest: {error.message}") from None
+    if not isinstance(body, Genesis) or body.run != run:
+        raise CheckFailed(
+            f"the manifest that {source.name} shows is of another run than {run[:12]}…"
+        )
+    return body, leaf
+
+
+# --- what it holds --------------------------------------------------------------------------------
+
+
+class Tree:
+    """The tree of ``size`` leaves in the tiles of a source, as a HashReader, and its entries.
+
+    :param root: from a checkpoint whose signature was verified
+    :raises CheckFailed: when the right edge does not give the root
+    :raises Unreachable: when the source does not answer
+    """
+
+    def __init__(
+        self, source: TileSource, size: int, root: bytes, cached_tiles: int = CACHED_TILES
+    ) -> None:
+        self.size, self.root, self.source = size, root, source
+        self._cached_tiles = cached_tiles
+        self._edge = {(tile.level, tile.index): read_tile(source, tile) for tile in edge_of(size)}
+        self._cache: OrderedDict[tuple[int, int], list[bytes]] = OrderedDict()
+        self._bundle: tuple[int, list[bytes]] = (-1, [])
+        if root_at(self, size) != root:
+            paths = ", ".join(tile.path for tile in edge_of(size)) or "the empty tree"
+            raise CheckFailed(f"the root of {size} entries is not that of {paths}", _LIES)
+
+    @property
+    def edge_tiles(self) -> int:
+        """How many partial tiles the root was computed from."""
+        return len(self._edge)
+
+    def subtree(self, level: int, index: int) -> bytes:
+        """Hash over the 2^level leaves from leaf index·2^level on (:mod:`ledger.tlog.proof`)."""
+        tile, first, count = locate(level, index, self.size)
+        return perfect(self.hashes(tile)[first : first + count])
+
+    def root_at(self, size: int) -> bytes:
+        """Root of the tree over the first ``size`` entries."""
+        return root_at(self, size)
+
+    def hashes(self, tile: Tile) -> list[bytes]:
+        """The hashes of a tile of this tree."""
+        key = (tile.level, tile.index)
+        hashes = self._edge.get(key) or self._cache.get(key)
+        if hashes is None:
+            hashes = read_tile(self.source, tile)
+            # A full tile is one hash of the level above, whose tile is tied to the root in turn.
+            if perfect(hashes) != self.subtree(TILE_HEIGHT * (tile.level + 1), tile.index):
+                raise CheckFailed(
+                    f"{tile.path} does not have the hash that the tile above gives it", _LIES
+                )
+            self._cache[key] = hashes
+            if len(self._cache) > self._cached_tiles:
+                self._cache.popitem(last=False)
+        elif key in self._cache:
+            self._cache.move_to_end(key)
+        return hashes
+
+    def leaf(self, index: int) -> bytes:
+        """The bytes of one entry.
+
+        :raises UsageError: when there is no such entry
+        """
+        if not 0 <= index < self.size:
+            raise UsageError(f"there is no entry {index}; the ledger has {self.size}")
+        return next(self.leaves(index, index + 1))
+
+    def leaves(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """Entries ``start`` to ``stop`` (default: all), read bundle by bundle."""
+        stop = self.size if stop is None else min(stop, self.size)
+        while start < stop:
+            bundle, place = divmod(start, TILE_WIDTH)
+            if self._bundle[0] != bundle:
+                self._bundle = (bundle, self.entries(bundle)[0])
+            leaves = self._bundle[1][place : place + stop - start]
+            yield from leaves
+            start += len(leaves)
+
+    def entries(self, index: int) -> tuple[list[bytes], list[bytes]]:
+        """The entries of a bundle, and their leaf hashes."""
+        bundle = tile_at(ENTRIES, index, self.size)
+        leaves = read_bundle(self.source, bundle)
+        hashes = list(map(leaf_hash, leaves))
+        whole = bundle.width == TILE_WIDTH
+        if not whole or perfect(hashes) != self.subtree(TILE_HEIGHT, index):
+            tile = Tile(0, index, bundle.width)
+            require_same(tile, self.hashes(tile), hashes)
+        return leaves, hashes
+
+
+def require_same(tile: Tile, hashes: Iterable[bytes], found: Iterable[bytes]) -> None:
+    """Entries must have the hashes of their level-0 tile.
+
+    :raises CheckFailed: naming the first that has not
+    """
+    for index, (ours, theirs) in enumerate(zip(hashes, found, strict=True), tile.start):
+        if ours != theirs:
+            path = Tile(ENTRIES, tile.index, tile.width).path
+            raise CheckFailed(
+                f"entry {index} in {path} does not have the hash in {tile.path}", _LIES
+            )
+
+
+def read_tile(source: TileSource, tile: Tile) -> list[bytes]:
+    """The hashes of a tile, in the number that its width says; not verified.
+
+    :raises CheckFailed: when it is missing or not a tile
+    """
+    return _read_wide(source, tile, decode_tile)
+
+
+def read_bundle(source: TileSource, tile: Tile) -> list[bytes]:
+    """The entries of a bundle, in the number that its width says; not verified.
+
+    :raises CheckFailed: when it is missing or not a bundle
+    """
+    return _read_wide(source, tile, decode_bundle)
+
+
+def _read_wide(
+    source: TileSource, tile: Tile, decode: Callable[[bytes, int], list[bytes]]
+) -> list[bytes]:
+    try:
+        found = tile
+        try:
+            data = source.get(tile.path, tile.limit)
+        except NotFound:
+            # SPEC: Logs MAY delete any partial tile once the corresponding full tile is available.
+            # Clients MAY fetch the full tile as a fallback in case the partial tile is not
+            # available anymore.
+            if tile == tile.full:
+                raise
+            found = tile.full
+            try:
+                data = source.get(found.path, found.limit)
+            except NotFound:
+                raise NotFound(
+                    f"the log has neither {tile.path} nor {found.path}",
+                    "a log serves the tiles of its checkpoint: tell its operator",
+                ) from None
+        return decode(data, found.width)[: tile.width]
+    except DecodeError as error:
+        raise CheckFailed(f"{found.path}: {error.message}", _LIES) from None
+
+
+# --- both -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A tree that somebody holds, and its signed head: what there is to take over."""
+
+    source: TileSource
+    head: SignedHead
+    tree: Tree
+    final: str
+    """The newest final head that came with it, not verified; "" for none."""
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+
+def offered(
+    source: TileSource,
+    vkeys: Sequence[VerifierKey] = (),
+    run: str = "",
+    held: SignedHead | None = None,
+) -> Offer:
+    """What a source holds, verified down from the keys, or from the run id.
+
+    :param held: an earlier head of the same log, whose keys then need not be looked up again
+    :raises UsageError: when it is another log than ``held``
+    :raises CheckFailed: when what is served does not hold
+    :raises Unreachable: when the source does not answer
+    """
+    newest, final = newest_heads(source)
+    if held is not None:
+        origin = parse_checkpoint(newest).origin
+        if not held.same_log(origin):
+            raise UsageError(
+                f"{source.name} holds {origin[:120]!r}, and what is here is of {held.origin!r}",
+                "use another folder for each log",
+            )
+        vkeys = vkeys or held.keys_for(origin)
+    head = verified_head(source, newest, vkeys, run)
+    return Offer(source, head, Tree(source, head.size, head.root), final)

@@ -1,0 +1,166 @@
+"""Asking a web server for a few bytes: bounded, in time, by the proxy that the environment names.
+
+From Python's own ``urllib``, as a command that asks once should start fast.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from artel.protocol.errors import CheckFailed, Unreachable
+
+if TYPE_CHECKING:
+    from urllib.request import OpenerDirector
+
+MAX_REDIRECTS = 3
+MAX_ERROR_BYTES = 1 << 16
+_CHUNK = 1 << 16
+
+
+class BadStatus(Unreachable):
+    """A server answered with an HTTP status that is no success."""
+
+    def __init__(self, url: str, code: int, body: bytes) -> None:
+        super().__init__(f"{url} answered {code}{through_proxy(url)}", "try again later")
+        self.code = code
+        self.body = body
+        """At most 64 KiB of it."""
+
+
+def fetch(url: str, limit: int, timeout: float, body: bytes | None = None) -> bytes:
+    """What is at ``url``, or the answer to ``body`` (JSON), which is then posted.
+
+    :param limit: the most bytes that are accepted
+    :param timeout: seconds from the first byte sent to the last byte received
+    :raises BadStatus: the server refuses
+    :raises CheckFailed: there is more, or it came in a form that was not asked for
+    :raises Unreachable: nobody answers, or not to the end
+    """
+    from http.client import HTTPException
+    from urllib.error import HTTPError
+    from urllib.request import Request
+
+    headers = {"User-Agent": "artel", "Accept-Encoding": "identity"}
+    if body is not None:
+        headers["Content-Type"] = "application/json"
+    deadline = time.monotonic() + timeout
+    try:
+        request = Request(url, data=body, headers=headers)
+        with http_opener(url).open(request, timeout=timeout) as response:
+            if response.headers.get("Content-Encoding", "identity") != "identity":
+                raise CheckFailed(
+                    f"{url} came compressed, which nobody asked for",
+                    "ask the log's operator to honour Accept-Encoding: identity",
+                )
+            data = _read_until(response.read1, limit + 1, deadline)
+            if len(data) > limit:
+                raise CheckFailed(f"{url} is longer than the {limit} bytes that it can have")
+            if response.length:  # what Content-Length still promises
+                raise Unreachable(f"{url} was cut off after {len(data)} bytes", "try again")
+            return data
+    except HTTPError as error:
+        with error:
+            said = error.read(MAX_ERROR_BYTES)
+        raise BadStatus(url, error.code, said) from None
+    except (OSError, HTTPException, ValueError) as error:
+        raise not_reached(url, error) from None
+
+
+def _read_until(read: Callable[[int], bytes], limit: int, deadline: float) -> bytes:
+    """Up to ``limit`` bytes, piece by piece; a server that drips must not hold us for ever.
+
+    :raises TimeoutError: when the deadline (monotonic seconds) has passed
+    """
+    parts = []
+    while limit and (part := read(min(limit, _CHUNK))):
+        parts.append(part)
+        limit -= len(part)
+        if time.monotonic() > deadline:
+            raise TimeoutError("it took too long")
+    return b"".join(parts)
+
+
+def not_reached(url: str, error: Exception) -> Unreachable:
+    """The error for a request that got no answer; names the proxy that it went to, if any."""
+    reason = getattr(error, "reason", error)
+    proxy = through_proxy(url)
+    return Unreachable(
+        f"cannot reach {url}: {str(reason)[:200] or type(reason).__name__}{proxy}",
+        "check that the proxy of the environment works, or name this host in no_proxy"
+        if proxy
+        else "check the address and that the server runs",
+    )
+
+
+def through_proxy(url: str) -> str:
+    """Words for an error: by which proxy of the environment this URL is asked; "" without one."""
+    from urllib.request import getproxies, proxy_bypass
+
+    where = urlsplit(url)
+    proxy = getproxies().get(where.scheme, "")
+    address = where.netloc.rpartition("@")[2]
+    if not proxy or _is_here(address) or proxy_bypass(address):
+        return ""
+    return f" (through the proxy {proxy.rpartition('@')[2]}, {where.scheme}_proxy)"
+
+
+def _is_here(address: str) -> bool:
+    """Whether HOST[:PORT] is this machine, which no proxy can reach for us."""
+    host = urlsplit(f"//{address}").hostname or ""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        found = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return found.is_loopback or found.is_unspecified
+
+
+def http_opener(url: str) -> OpenerDirector:
+    """Opens http and https, and follows a few redirects, none of them from https to http.
+
+    Goes by the proxy that the environment names, except to this machine itself.
+
+    :param url: what it is for; says whether http is allowed
+    """
+    from urllib.request import getproxies
+
+    return _opener(url.startswith("https://"), tuple(getproxies().items()))
+
+
+@lru_cache(2)
+def _opener(secure: bool, proxies: tuple[tuple[str, str], ...]) -> OpenerDirector:
+    from urllib import request
+    from urllib.error import HTTPError
+
+    allowed = ("https://",) if secure else ("http://", "https://")
+
+    class Redirects(request.HTTPRedirectHandler):
+        max_redirections = MAX_REDIRECTS
+
+        def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]
+            if not newurl.startswith(allowed):
+                raise HTTPError(req.full_url, code, "redirect elsewhere", headers, fp)
+            return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+    class Proxies(request.ProxyHandler):
+        def proxy_open(self, req, proxy, type):  # type: ignore[no-untyped-def]
+            return None if _is_here(req.host) else super().proxy_open(req, proxy, type)
+
+    opener = request.OpenerDirector()
+    for handler in (
+        Proxies(dict(proxies)),
+        request.UnknownHandler(),
+        request.HTTPHandler(),
+        request.HTTPSHandler(),
+        request.HTTPDefaultErrorHandler(),
+        request.HTTPErrorProcessor(),
+        Redirects(),
+    ):
+        opener.add_handler(handler)
+    return opener
