@@ -247,7 +247,7 @@ class Desk:
             entry, blobs = await intake.contribution(
                 core.ledger.state,
                 peer,
-                request.contribution,
+                request.statement,
                 core.shape(len(state.members)),
                 core.blobs,
             )

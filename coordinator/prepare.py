@@ -37,7 +37,7 @@ from artel.protocol.manifest import (
     open_manifest,
     sign,
 )
-from artel.protocol.net.blobs import BlobStore, disk_error
+from artel.protocol.net.blobs import BlobStore
 from artel.protocol.run_config import RunConfig
 from artel.protocol.run_file import load_config
 from artel.protocol.state import State, write_state
@@ -329,4 +329,4 @@ def _write_durably(path: Path, data: bytes) -> None:
     try:
         files.write(path, data)
     except OSError as error:
-        raise disk_error(error, path.parent) from None
+        raise files.disk_error(error, path.parent) from None

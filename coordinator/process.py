@@ -36,7 +36,7 @@ from artel.protocol.identity import HomeLock, load_or_create
 from artel.protocol.invite import PREFIX, Invite
 from artel.protocol.leaving import on_signals
 from artel.protocol.net import dht
-from artel.protocol.net.blobs import BlobStore, disk_error
+from artel.protocol.net.blobs import BlobStore
 from artel.protocol.options import check_port_free
 from artel.protocol.tasks import together, within
 
@@ -267,7 +267,7 @@ def _publish_home(home: Path, url: str, invite: str) -> None:
         try:
             files.write(home / name, f"{text}\n".encode(), durable=False)
         except OSError as error:
-            raise disk_error(error, home) from None
+            raise files.disk_error(error, home) from None
 
 
 def _greet(core: Coordinator, options: Startup, url: str, invite: str) -> None:

@@ -30,7 +30,7 @@ from artel.coordinator.witnessing import Witnessing
 from artel.ledger import entries
 from artel.ledger.entries import Entry
 from artel.ledger.store.heads import HeadStore
-from artel.protocol import assignment, messages, round_state, rounds
+from artel.protocol import assignment, files, messages, round_state, rounds
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import ArtelError
 from artel.protocol.events import emit
@@ -38,7 +38,7 @@ from artel.protocol.exchange import codec
 from artel.protocol.identity import Identity
 from artel.protocol.manifest import Manifest
 from artel.protocol.net import wire
-from artel.protocol.net.blobs import BlobStore, disk_error
+from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host, short
 from artel.protocol.round_state import RunState
 from artel.protocol.state import Layout
@@ -195,7 +195,7 @@ class Coordinator:
         except (ArtelError, OSError) as error:
             # The machine's decision is not durable, so nobody may act upon it.
             if isinstance(error, OSError):
-                error = disk_error(error, self.metrics.path.parent)
+                error = files.disk_error(error, self.metrics.path.parent)
             self._fail(error)
             raise error from None
         self._say_who_sits_out(state)

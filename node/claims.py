@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from artel.ledger.fold.claims import CLAIMS_FILE, Claim
-from artel.protocol.net.blobs import disk_error
+from artel.protocol import files
 
 
 class Claims:
@@ -35,16 +35,13 @@ class Claims:
             return
         claim = Claim(round, attempt, entry, blob, tokens, int(self._clock()))
         line = json.dumps(asdict(claim)).encode() + b"\n"
-        try:
-            with self.path.open("ab") as file:
-                # Written after a torn line, a claim would be lost with it.
-                if file.tell() and not self._ends_whole():
-                    line = b"\n" + line
-                file.write(line)
-                file.flush()
-                os.fdatasync(file.fileno())
-        except OSError as error:
-            raise disk_error(error, self.path.parent) from None
+        with files.told(self.path.parent), self.path.open("ab") as file:
+            # Written after a torn line, a claim would be lost with it.
+            if file.tell() and not self._ends_whole():
+                line = b"\n" + line
+            file.write(line)
+            file.flush()
+            os.fdatasync(file.fileno())
         self._last = entry
 
     def _ends_whole(self) -> bool:

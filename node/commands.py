@@ -31,7 +31,7 @@ from artel.protocol.commandline import (
     show,
     value,
 )
-from artel.protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ArtelError, UsageError
+from artel.protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ArtelError, Unfit, UsageError
 from artel.protocol.invite import Invite
 from artel.protocol.leaving import on_signals
 from artel.protocol.paths import expanded
@@ -144,6 +144,9 @@ def start(
             check=not no_check,
         )
         return asyncio.run(_serve(options, page))
+    except (Unfit, UsageError):  # nobody knows the keys in it yet
+        lock.abandon()
+        raise
     finally:
         if page is not None:
             page.close()

@@ -234,7 +234,7 @@ class Contributing:
             blob=made.blob,
             tokens=tokens,
         )
-        reveal = messages.Reveal(run=session.run, contribution=statement)
+        reveal = messages.Reveal(run=session.run, statement=statement)
         await session.link.insist(reveal, session.run, max(directive.remaining, 5.0))
         self._progress.mark("reveal")
 

@@ -38,7 +38,7 @@ from artel.node.trainer.channel import TrainerError
 from artel.node.trainer.orders import Benchmark, Choose, Load, Loaded, Measured
 from artel.node.waiting import JOIN_PATIENCE_S, Waiting
 from artel.protocol import assignment, files, messages
-from artel.protocol.errors import ArtelError, CheckFailed, ResourceError, Unreachable
+from artel.protocol.errors import ArtelError, CheckFailed, ResourceError, Unfit, Unreachable
 from artel.protocol.events import emit
 from artel.protocol.identity import Identity
 from artel.protocol.invite import Invite
@@ -95,7 +95,8 @@ async def join(options: Options, stack: AsyncExitStack, say: Callable[[str], Non
     :param stack: what was started here is ended by it, last first
     :raises Unreachable: nobody named in the invite answers, in a home that never reached the run
     :raises CheckFailed: what they show is not the run of the invite
-    :raises ResourceError: this machine cannot take part
+    :raises Unfit: this machine cannot take part; nobody has heard of this node yet
+    :raises ResourceError: it turns out later that it cannot
     :raises SplitViewProven: the run's coordinator has signed two histories
     """
     home = options.home
@@ -183,7 +184,7 @@ async def _join(
     findings = [preflight.memory(manifest), preflight.disk(manifest, home, options.quota_bytes)]
     _show(findings, say)
     if options.check and any(finding.level == "problem" for finding in findings):
-        raise _cannot_keep_up(preflight.Verdict(tuple(findings), 0.0), manifest)
+        raise _cannot_keep_up(Unfit, preflight.Verdict(tuple(findings), 0.0), manifest)
 
     if session.account_name not in replica.state.accounts:
         for line in PRIVACY:
@@ -230,7 +231,7 @@ async def _join(
     round_seconds = measured.step_seconds * least
     verdict = preflight.Verdict((*findings, *more, *last), round_seconds)
     if options.check and not verdict.keeps_up:
-        raise _cannot_keep_up(verdict, manifest)
+        raise _cannot_keep_up(ResourceError, verdict, manifest)
     say(verdict.sentence(rounds.box_s or rounds.deadline_s) + f" ({loaded.device})")
     corpus = Corpus(host, blobs, manifest, run, link.coordinator)
     daemon = Daemon(session, states, corpus, welcome.payload_bytes, say)
@@ -243,7 +244,7 @@ async def _require_device(trainer: Trainer, device: str) -> None:
     try:
         await trainer.do(Choose(device))
     except TrainerError as error:
-        raise ResourceError(error.message, error.hint) from None
+        raise Unfit(error.message, error.hint) from None
 
 
 async def _state(session: Session, states: States, say: Callable[[str], None]) -> tuple[str, Path]:
@@ -344,8 +345,10 @@ def _show(findings: list[preflight.Finding], say: Callable[[str], None]) -> None
         say(f"{marks[finding.level]} {finding.name:<8} {finding.text}")
 
 
-def _cannot_keep_up(verdict: preflight.Verdict, manifest: Manifest) -> ResourceError:
-    return ResourceError(
+def _cannot_keep_up(
+    kind: type[ResourceError], verdict: preflight.Verdict, manifest: Manifest
+) -> ResourceError:
+    return kind(
         verdict.sentence(manifest.config.rounds.deadline_s),
         "mend what is marked ✗ above, or start with --no-check to try all the same",
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from artel.node.sizes import state_bytes
 from artel.protocol import assignment, messages
 from artel.protocol.cgroup import Groups
-from artel.protocol.errors import ArtelError, ResourceError
+from artel.protocol.errors import ArtelError, Unfit
 from artel.protocol.exchange import codec
 from artel.protocol.manifest import Manifest
 from artel.protocol.net import wire
@@ -96,11 +96,11 @@ def disk(manifest: Manifest, home: Path, quota: int) -> Finding:
 def require_quota(manifest: Manifest, quota: int) -> None:
     """Refuse a quota into which a node's part of one round does not fit.
 
-    :raises ResourceError: with the quota that would do
+    :raises Unfit: with the quota that would do
     """
     need = _quota_need(manifest)
     if quota < need:
-        raise ResourceError(
+        raise Unfit(
             f"--quota {quota // 10**6} is too small for this run: a node needs {readable(need)}",
             f"give it at least --quota {-(-need // 10**6)}",
         )

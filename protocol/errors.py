@@ -64,6 +64,10 @@ class ResourceError(ArtelError):
     exit_code = EXIT_RESOURCE
 
 
+class Unfit(ResourceError):
+    """This machine, or what its owner gives of it, is not enough for a run; nothing was begun."""
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """ "did you mean …?" for the nearest known word, or an empty text."""
     import difflib

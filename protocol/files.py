@@ -7,6 +7,7 @@ made only when it is free. So no command has to remove anything that it did not 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -16,7 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from artel.protocol.errors import UsageError
+from artel.protocol.errors import ResourceError, UsageError
+from artel.protocol.units import readable
 
 _MARK = "artel-unfinished"
 _OURS = re.compile(rf"\..*\.[0-9a-f]{{16}}\.{_MARK}", re.ASCII | re.DOTALL)
@@ -79,6 +81,37 @@ def write(path: Path, data: bytes, *, durable: bool = True, mode: int = 0o666) -
     """
     with replacing(path, durable=durable, mode=mode) as file:
         file.write(data)
+
+
+class DiskFull(ResourceError):
+    """There is no room left on a disk."""
+
+
+@contextlib.contextmanager
+def told(where: Path, size: int = 0) -> Iterator[None]:
+    """What the system says of a disk, as an error for a person.
+
+    :param where: the file or folder that the block writes
+    :param size: bytes that it needs there, if that is known
+    :raises ResourceError: in place of an OSError
+    """
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error, where, size) from None
+
+
+def disk_error(error: OSError, where: Path, size: int = 0) -> ResourceError:
+    """The error for a person behind a failed write; the parameters are those of :func:`told`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        room = f"free at least {readable(size)} there" if size else "free some space"
+        return DiskFull(
+            f"the disk is full: cannot write {where}",
+            f"{room}, then start again: nothing that was finished is lost",
+        )
+    return ResourceError(
+        f"cannot write {where}: {error.strerror}", "check that folder, and the disk"
+    )
 
 
 def discard(path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import stat
 import sys
 from contextlib import suppress
@@ -210,6 +211,7 @@ class HomeLock:
 
     def _lock(self, home: Path) -> None:
         self.path = home / "lock"
+        self._is_new = not home.exists()
         try:
             home.mkdir(parents=True, exist_ok=True)
             files.require_ours(self.path, lambda data: not data or data.strip().isdigit())
@@ -228,6 +230,11 @@ class HomeLock:
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
         files.sweep(home)
+
+    def abandon(self) -> None:
+        """Nothing comes of it: a home that this process has made goes again, with all in it."""
+        if self._is_new:
+            shutil.rmtree(self.path.parent, ignore_errors=True)
 
     def release(self) -> None:
         os.close(self._descriptor)

@@ -14,31 +14,22 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from artel.protocol.manifest import (
-    ContributedTokens,
-    DataFacts,
-    Manifest,
-    ModelFacts,
-    SplitFacts,
-    TokenizerFacts,
-)
+from artel.protocol.manifest import Manifest
 from artel.protocol.run_config import (
     Data,
     Exchange,
-    Ledger,
     Model,
     Optimizer,
     Outer,
-    Ownership,
-    Rates,
     Rounds,
     Run,
     RunConfig,
+    Section,
     StdlibSource,
     TextSource,
     Tokenizer,
 )
-from artel.protocol.run_file import bounds
+from artel.protocol.run_file import bounds, models_in
 
 WIDTH = 100
 
@@ -155,33 +146,28 @@ def template(name: str = "RUN.toml", config: RunConfig = EXAMPLE) -> str:
 def reference() -> str:
     """Every field of the run file and of the manifest, in Markdown."""
     parts = [_REFERENCE_HEAD]
-    for title, model in (
-        ("run", Run),
-        ("model", Model),
-        ("tokenizer", Tokenizer),
-        ("data", Data),
-        ('data.sources, kind = "stdlib"', StdlibSource),
-        ('data.sources, kind = "text"', TextSource),
-        ("optimizer", Optimizer),
-        ("rounds", Rounds),
-        ("exchange", Exchange),
-        ("exchange.outer", Outer),
-        ("ownership", Ownership),
-        ("ownership.rates", Rates),
-        ("ledger", Ledger),
-    ):
+    for title, model in _tables("", RunConfig):
         parts.append(f"\n## [{title}]\n\n{model.__doc__}\n\n" + _rows(model))
     parts.append(_MANIFEST_HEAD)
-    for title, facts in (
-        ("Manifest", Manifest),
-        ("tokenizer", TokenizerFacts),
-        ("data", DataFacts),
-        ("data.train, data.validation", SplitFacts),
-        ("data.contributed", ContributedTokens),
-        ("model", ModelFacts),
-    ):
-        parts.append(f"\n### {title}\n\n{facts.__doc__}\n\n" + _rows(facts))
+    tables: list[tuple[str, type[Section]]] = [("Manifest", Manifest), *_tables("", Manifest)]
+    for title, model in tables:
+        if title.startswith("config"):
+            continue  # above
+        parts.append(f"\n### {title}\n\n{model.__doc__}\n\n" + _rows(model))
     return "".join(parts)
+
+
+def _tables(path: str, model: type[Section]) -> Iterator[tuple[str, type[Section]]]:
+    """The tables inside a model, each followed by those in it; those of one kind come together."""
+    titles: dict[type[Section], list[str]] = {}
+    for name, field in model.model_fields.items():
+        for inner in models_in(field.annotation):
+            tag = inner.model_fields.get("kind") if get_args(field.annotation) else None
+            choice = f', kind = "{get_args(tag.annotation)[0]}"' if tag else ""
+            titles.setdefault(inner, []).append(f"{path}{name}{choice}")
+    for inner, names in titles.items():
+        yield ", ".join(names), inner
+        yield from _tables(f"{names[0]}.", inner)
 
 
 def _table(path: tuple[str, ...], section: BaseModel) -> str:

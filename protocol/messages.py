@@ -47,6 +47,14 @@ class Message(BaseModel):
     LIMIT: ClassVar[int] = 4 * KIB
 
 
+class Signed(Message):
+    """Base of those that carry a signed entry; its kind says what it is."""
+
+    LIMIT = 10 * KIB
+    run: Digest
+    statement: Statement
+
+
 class Ok(Message):
     """It is done."""
 
@@ -178,31 +186,22 @@ class Commit(Message):
     commitment: Digest
 
 
-class Reveal(Message):
+class Reveal(Signed):
     """The signed contribution; its blobs were put before."""
 
     KIND = "reveal"
-    LIMIT = 10 * KIB
-    run: Digest
-    contribution: Statement
 
 
-class Aggregated(Message):
+class Aggregated(Signed):
     """The signed ``aggregate`` entry of a slice that this node combined; it put the blob before."""
 
     KIND = "aggregated"
-    LIMIT = 10 * KIB
-    run: Digest
-    statement: Statement
 
 
-class Accuse(Message):
+class Accuse(Signed):
     """A signed ``slice_wrong`` entry: this node recomputed a slice and got another one."""
 
     KIND = "accuse"
-    LIMIT = 10 * KIB
-    run: Digest
-    statement: Statement
 
 
 class SignedState(Message):
@@ -377,13 +376,10 @@ class Cosigned(Message):
     note: Annotated[str, StringConstraints(max_length=10 * KIB)]
 
 
-class Submit(Message):
+class Submit(Signed):
     """A signed entry of a person's account for the ledger: a dispute, a key, a transfer, ..."""
 
     KIND = "submit"
-    LIMIT = 10 * KIB
-    run: Digest
-    statement: Statement
 
 
 class Submitted(Message):
@@ -395,13 +391,10 @@ class Submitted(Message):
     note: Annotated[str, StringConstraints(max_length=10 * KIB)]
 
 
-class SetAlias(Message):
+class SetAlias(Signed):
     """A signed wish to be shown under a name, or no longer; never part of the ledger."""
 
     KIND = "set_alias"
-    LIMIT = 10 * KIB
-    run: Digest
-    statement: Statement
 
 
 KINDS: dict[str, type[Message]] = {

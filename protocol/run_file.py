@@ -213,7 +213,7 @@ def _resolve(loc: Sequence[int | str]) -> tuple[type[BaseModel], FieldInfo | Non
     field: FieldInfo | None = None
     path: list[str] = []
     for part in loc:
-        members = _models_in(field.annotation) if field else []
+        members = models_in(field.annotation) if field else []
         if isinstance(part, int):
             path.append(str(part + 1))
         elif tagged := [m for m in members if part in get_args(_kind_of(m))]:
@@ -226,10 +226,11 @@ def _resolve(loc: Sequence[int | str]) -> tuple[type[BaseModel], FieldInfo | Non
     return model, field, path
 
 
-def _models_in(annotation: Any) -> list[type[Section]]:
+def models_in(annotation: Any) -> list[type[Section]]:
+    """The tables that a field can hold."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
-    return [model for part in get_args(annotation) for model in _models_in(part)]
+    return [model for part in get_args(annotation) for model in models_in(part)]
 
 
 def _kind_of(model: type[BaseModel]) -> Any:
@@ -246,7 +247,7 @@ def _elsewhere(key: str) -> str:
     homes = [
         section
         for section, field in RunConfig.model_fields.items()
-        for model in _models_in(field.annotation)
+        for model in models_in(field.annotation)
         if key in model.model_fields
     ]
     return f"it belongs in [{homes[0]}]" if homes else ""

@@ -16,7 +16,6 @@ The header fills one page so that the arrays can be memory-mapped page-aligned.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import struct
@@ -34,7 +33,6 @@ import numpy.typing as npt
 from artel.protocol import canonical, files, merkle
 from artel.protocol.content import CHUNK_BYTES
 from artel.protocol.errors import CheckFailed, DecodeError, ResourceError
-from artel.protocol.units import readable
 
 Vector = npt.NDArray[np.float32]
 """A flat fp32 vector, shape (N,): parameters, momentum, a pseudo-gradient or an update."""
@@ -198,23 +196,16 @@ def write_state(path: Path, state: State, *, durable: bool = True) -> str:
     """
     _require_sound(state)
     parts = _file_parts(state)
-    try:
-        # Hashing takes longer than writing, and both let other threads run.
-        with (
-            ThreadPoolExecutor(_HASHERS) as pool,
-            files.replacing(path, durable=durable) as file,
-        ):
-            hashes = [pool.submit(_hash_of, pieces) for pieces in _chunks(parts)]
-            for part in parts:
-                file.write(part)
-            root = merkle.root(each.result() for each in hashes)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        size = _header_of(state).file_bytes
-        raise ResourceError(
-            f"cannot write the state {path}: {error.strerror}",
-            f"free at least {readable(size)} there" if full else "check the home directory",
-        ) from None
+    # Hashing takes longer than writing, and both let other threads run.
+    with (
+        files.told(path, _header_of(state).file_bytes),
+        ThreadPoolExecutor(_HASHERS) as pool,
+        files.replacing(path, durable=durable) as file,
+    ):
+        hashes = [pool.submit(_hash_of, pieces) for pieces in _chunks(parts)]
+        for part in parts:
+            file.write(part)
+        root = merkle.root(each.result() for each in hashes)
     return root.hex()
 
 

@@ -8,10 +8,10 @@ and fetched again.
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from artel.protocol import files
 from artel.protocol.errors import ResourceError
 from artel.protocol.exchange.codec import Payload
 from artel.protocol.state import HEADER_BYTES, State, write_state
-from artel.protocol.units import readable
 
 _disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
 
@@ -30,14 +29,11 @@ def write(path: Path, pieces: Sequence[Payload]) -> None:
 
     :raises TrainerError: ``disk_full``, ``disk``
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _coded(path, sum(map(len, pieces))):
         with files.replacing(path, durable=False) as file:
             for piece in pieces:
                 file.write(piece)
         _flush_later(path)
-    except OSError as error:
-        raise _disk_error(error, path, sum(map(len, pieces))) from None
 
 
 def write_agreed(path: Path, state: State) -> str:
@@ -45,17 +41,23 @@ def write_agreed(path: Path, state: State) -> str:
 
     :raises TrainerError: ``disk_full``, ``disk``
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _coded(path, HEADER_BYTES + 4 * len(state.params)):
         root = write_state(path, state, durable=False)
         _flush_later(path)
-    except OSError as error:
-        raise _disk_error(error, path, HEADER_BYTES + 4 * len(state.params)) from None
-    except ResourceError as error:
-        cause = error.__context__
-        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise TrainerError("disk_full" if full else "disk", error.message, error.hint) from None
     return root
+
+
+@contextlib.contextmanager
+def _coded(path: Path, size: int) -> Iterator[None]:
+    """Make the folder of a file, and tell a full disk from one that does not work."""
+    try:
+        with files.told(path, size):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield
+    except files.DiskFull as error:
+        raise TrainerError("disk_full", error.message, error.hint) from None
+    except ResourceError as error:
+        raise TrainerError("disk", error.message, error.hint) from None
 
 
 def _flush_later(path: Path) -> None:
@@ -71,16 +73,3 @@ def _flush_later(path: Path) -> None:
             os.close(descriptor)
 
     _disk.submit(flush)
-
-
-def _disk_error(error: OSError, path: Path, size: int) -> TrainerError:
-    """A write that failed, as a person wants to hear it."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return TrainerError(
-            "disk_full",
-            f"the disk is full: cannot write {path}",
-            f"free at least {readable(size)} there",
-        )
-    return TrainerError(
-        "disk", f"cannot write {path}: {error.strerror}", "check the home directory"
-    )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import re
 import threading
@@ -65,10 +64,8 @@ class BlobStore:
         self._lock = threading.Lock()
         self._pinned: set[str] = set()  # guarded by _lock
         self._hashes: dict[str, list[bytes]] = {}  # chunk hashes of files served lately; _lock
-        try:
+        with files.told(root):
             root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise disk_error(error, root) from None
         for entry in list(os.scandir(root)):
             if _CUT_OFF.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                 os.unlink(entry.path)
@@ -102,11 +99,10 @@ class BlobStore:
         if not self.has(blob):
             part = self.unfinished(blob)
             try:
-                with files.creating(part) as file:
-                    file.write(data)
-                self.adopt(blob, part, hashes)
-            except OSError as error:
-                raise disk_error(error, self.root) from None
+                with files.told(self.root):
+                    with files.creating(part) as file:
+                        file.write(data)
+                    self.adopt(blob, part, hashes)
             finally:
                 part.unlink(missing_ok=True)
         return blob
@@ -249,16 +245,6 @@ class BlobStore:
     def _by_use(self, names: Iterable[str]) -> list[str]:
         """The least recently used first."""
         return sorted(names, key=lambda name: _last_use(self.root / name))
-
-
-def disk_error(error: OSError, where: Path) -> ResourceError:
-    """The error for a person behind a failed write."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceError(
-            f"the disk is full: cannot write below {where}",
-            "free some space, then start again: nothing that was finished is lost",
-        )
-    return ResourceError(f"cannot write below {where}: {error.strerror}")
 
 
 def _last_use(path: Path) -> float:

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from artel.protocol import content, merkle
+from artel.protocol import content, files, merkle
 from artel.protocol.errors import DecodeError
-from artel.protocol.net.blobs import BlobStore, disk_error
+from artel.protocol.net.blobs import BlobStore
 
 Progress = Callable[[int, int], None]
 """``progress(bytes here, bytes in all)``"""
@@ -47,11 +47,9 @@ class Download:
         """How many holders are being asked for each chunk."""
         self._store, self._most, self._progress = store, most, progress
         self._bytes = 0
-        try:
+        with files.told(store.root):
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             self.is_new = os.fstat(self._file).st_size == 0
-        except OSError as error:
-            raise disk_error(error, store.root) from None
 
     @property
     def complete(self) -> bool:
@@ -59,15 +57,13 @@ class Download:
 
     def resume(self) -> None:
         """Keep the chunks of an earlier try that verify."""
-        try:
+        with files.told(self._store.root):
             for index, digest in enumerate(self.hashes):
                 start = index * content.CHUNK_BYTES
                 piece = os.pread(self._file, self.chunk_bytes(index), start)
                 if merkle.leaf_hash(piece) == digest:
                     self.here[index] = True
                     self._bytes += len(piece)
-        except OSError as error:
-            raise disk_error(error, self._store.root) from None
 
     def chunk_bytes(self, index: int) -> int:
         """Length of a chunk."""
@@ -102,12 +98,10 @@ class Download:
         if merkle.leaf_hash(piece) != self.hashes[index]:
             raise DecodeError(f"chunk {index} does not match its hash")
         start = index * content.CHUNK_BYTES
-        try:
+        with files.told(self._store.root):
             written = 0
             while written < len(piece):
                 written += os.pwrite(self._file, piece[written:], start + written)
-        except OSError as error:
-            raise disk_error(error, self._store.root) from None
 
     def arrived(self, index: int, length: int) -> bool:
         """Take note of a chunk that was written; False when it was here already.
@@ -139,10 +133,8 @@ class Download:
 
     def finish(self) -> None:
         """Move the complete file into the store."""
-        try:
+        with files.told(self._store.root):
             os.ftruncate(self._file, self.size)
-        except OSError as error:
-            raise disk_error(error, self._store.root) from None
         self._store.adopt(self.blob, self.path, self.hashes)
         self._release()
 

@@ -13,10 +13,10 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from artel.protocol import content, merkle, messages
+from artel.protocol import content, files, merkle, messages
 from artel.protocol.errors import DecodeError, Unreachable
 from artel.protocol.net import wire
-from artel.protocol.net.blobs import BlobStore, disk_error
+from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.download import Progress
 from artel.protocol.net.host import Host
 from artel.protocol.net.streams import Kind, Stream
@@ -183,7 +183,7 @@ async def receive(
     hashes: list[bytes] = []
     await wire.write_message(stream, messages.Ok())
     try:
-        with part.open("xb") as file:
+        with files.told(store.root), part.open("xb") as file:
             left = request.size
             while left or not hashes:
                 piece = await stream.read_exactly(min(left, content.CHUNK_BYTES))
@@ -193,8 +193,6 @@ async def receive(
         if merkle.root(hashes).hex() != request.id:
             raise DecodeError("the bytes that arrived do not match their content id")
         store.adopt(request.id, part, hashes)
-    except OSError as error:
-        raise disk_error(error, store.root) from None
     finally:
         part.unlink(missing_ok=True)
 

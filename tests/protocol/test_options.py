@@ -13,7 +13,7 @@ from cyclopts.argument import Argument
 
 from artel import cli
 from artel.node import preflight
-from artel.protocol import options
+from artel.protocol import files, options
 from artel.protocol.errors import ResourceError, UsageError
 from artel.protocol.identity import load_or_create
 from artel.protocol.invite import Invite
@@ -207,7 +207,18 @@ def test_a_device_that_is_not_there_is_found_out_before_anything_is_fetched(
     start = ["node", "start", "--home", str(home), "--join", invite, "--device", "cuda"]
     assert cli.main([*start, "--listen", "/ip4/127.0.0.1/tcp/0"]) == 4
     assert "--device cpu" in capsys.readouterr().err
-    assert not (home / "manifest.json").exists()
+    assert not home.exists()
+
+
+def test_a_home_is_not_left_behind_by_a_start_that_was_refused(tmp_path: Path) -> None:
+    for name in ("new", "mine"):
+        home = tmp_path / name
+        if name == "mine":
+            home.mkdir()
+            load_or_create(home / "account.key")
+        assert cli.main(["node", "start", "--home", str(home), "--join", "artel1.no"]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert (tmp_path / "mine" / "account.key").exists()
 
 
 def test_a_quota_below_what_the_run_needs_is_refused_with_the_number(tmp_path: Path) -> None:
@@ -229,11 +240,8 @@ def test_amounts_are_rounded_up_and_never_0(count: int, text: str) -> None:
 
 
 def test_a_full_disk_says_how_much_is_needed(tmp_path: Path) -> None:
-    from artel.node.trainer import writing
-    from artel.node.trainer.channel import TrainerError
-
-    error = writing._disk_error(OSError(28, "full"), tmp_path / "state", 400_000)
-    assert isinstance(error, TrainerError)
+    error = files.disk_error(OSError(28, "full"), tmp_path / "state", 400_000)
+    assert isinstance(error, files.DiskFull)
     assert "400.0 kB" in error.hint
 
 

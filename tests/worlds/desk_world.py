@@ -306,7 +306,7 @@ class Member:
 
     async def reveal(self, statement: bytes | None = None) -> messages.Message:
         data = self.statement().encode() if statement is None else statement
-        return await self.say(messages.Reveal(run=self.office.run, contribution=data))
+        return await self.say(messages.Reveal(run=self.office.run, statement=data))
 
     async def show(self) -> None:
         """Put and reveal."""

@@ -189,5 +189,5 @@ def test_a_full_disk_is_said_and_leaves_nothing(
 
 def test_a_home_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(ResourceError, match="cannot write below"):
+    with pytest.raises(ResourceError, match="cannot write"):
         BlobStore(tmp_path / "file" / "blobs")

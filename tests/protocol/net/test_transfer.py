@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from artel.protocol import content, merkle, messages
+from artel.protocol import content, files, merkle, messages
 from artel.protocol.errors import DecodeError, ResourceError, Unreachable
 from artel.protocol.net import download, streams, transfer, wire
 from artel.protocol.net import swarm as swarming
@@ -480,7 +480,7 @@ async def test_a_full_disk_during_a_download(
         nonlocal written
         written += 1
         if written > 2:
-            raise transfer.disk_error(OSError(28, "No space left on device"), store.root)
+            raise files.disk_error(OSError(28, "No space left on device"), store.root)
         write(self, index, piece)
 
     with monkeypatch.context() as patch:
