@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from artel.ledger.cli.opening import holding, quote
+from artel.ledger.cli.meant import quote
+from artel.ledger.cli.opening import holding
 from artel.protocol.commandline import AsJson, RunId, VKeys, progress, show
 from artel.protocol.errors import CheckFailed, UsageError
 from artel.protocol.paths import expanded

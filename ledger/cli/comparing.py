@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from artel.ledger.cli.opening import DEFAULT_HOME, Home, holding, quote
-from artel.ledger.cli.proving import write
+from artel.ledger.cli.meant import quote, write
+from artel.ledger.cli.opening import DEFAULT_HOME, Home, holding
 from artel.protocol.commandline import AsJson, File, RunId, Table, VKeys, show
 from artel.protocol.errors import EXIT_FAILED, EXIT_OK, CheckFailed, UsageError
 from artel.protocol.paths import expanded

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from artel.ledger.cli.opening import At, Ledger, quote
-from artel.ledger.cli.sending import account_named
+from artel.ledger.cli.meant import account_of, quote
+from artel.ledger.cli.opening import At, Ledger
 from artel.protocol import commandline
 from artel.protocol.commandline import File, Folder
 from artel.protocol.errors import EXIT_OK, CheckFailed, UsageError
@@ -108,7 +108,12 @@ def proofs(
 
     folder = output
     with ledger.opened() as view:
-        account = _whose(view, account, ledger.folder)
+        account = account_of(view, ledger.folder, account)
+        if not account:
+            raise CheckFailed(
+                f"as of checkpoint {view.log.size}, the key of {ledger.folder} is of no account",
+                "say whose proofs: --account ACCOUNT",
+            )
         credits, wanted = export.grounds(view, account)
         files = []
         for index in sorted(wanted):
@@ -147,25 +152,3 @@ def proofs(
             f"  artel ledger verify {proof} {entry}",
         ),
     )
-
-
-def _whose(view: View, account: str | None, home: Path) -> str:
-    """The account to export.
-
-    :raises CheckFailed: when the ledger does not know it
-    """
-    from artel.ledger.store.keyfiles import ACCOUNT_KEY
-    from artel.protocol import identity
-
-    if account is not None:
-        return account_named(view, account)
-    path = home / ACCOUNT_KEY
-    if not path.exists():
-        raise UsageError(f"there is no {path}", "say whose proofs: --account ACCOUNT")
-    name = view.state.keys.get(identity.load(path).key)
-    if name is None:
-        raise CheckFailed(
-            f"as of checkpoint {view.log.size}, the key in {path} speaks for no account",
-            "say whose proofs: --account ACCOUNT",
-        )
-    return str(name)

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from artel.ledger.cli.meant import read
 from artel.ledger.cli.opening import DEFAULT_HOME, Home, KeyFile, Ledger, key_path
-from artel.ledger.cli.proving import read
 from artel.ledger.cli.sending import speaker
 from artel.protocol import commandline
 from artel.protocol.commandline import AsJson, File, show

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artel.ledger.cli.opening import AccountName, Ledger, NodeName
+from artel.ledger.cli.meant import AccountName, NodeName, account_of, peer_of
+from artel.ledger.cli.opening import Ledger
 from artel.protocol.commandline import Count, Table
 from artel.protocol.errors import CheckFailed, UsageError
 
@@ -16,57 +16,6 @@ if TYPE_CHECKING:
     from artel.ledger.entries.state import FoldState
     from artel.ledger.fold.claims import Claim, Stand
     from artel.ledger.sync.client import View
-
-
-# --- whose ----------------------------------------------------------------------------------------
-
-
-def account_of(view: View, home: Path, account: str | None, node: str | None = None) -> str:
-    """The account that is meant: the one that is named, or else the one of this home.
-
-    :param account: its key, its start, or its name
-    :param node: the peer id of one of its nodes, or its end
-    :raises UsageError: when it is none, or there is no key in the home
-    """
-    if account:
-        from artel.ledger.cli.sending import account_named
-
-        return account_named(view, account)
-    if node:
-        found = {peer for peer in view.state.nodes if peer.endswith(node)}
-        if len(found) != 1:
-            many = "several nodes have" if found else "no node has"
-            raise UsageError(f"{many} a peer id that ends in {node[:64]}", "give all of it")
-        return view.state.nodes[found.pop()]
-    return _home_account(view, home)
-
-
-def _home_account(view: View, home: Path) -> str:
-    """The account of a home by its key, or by its node's when the key lies elsewhere."""
-    from artel.protocol import identity
-
-    state = view.state
-    for file in ("account.key", "account.key.next"):
-        if (home / file).exists():
-            name = state.keys.get(identity.load(home / file).key)
-            if name is not None:
-                return name
-    peer = _peer_of(home)
-    if peer in state.nodes:
-        return state.nodes[peer]
-    if (home / "account.key").exists():
-        return ""
-    raise UsageError(
-        f"there is no account.key in {home}",
-        "give the home of your node with --home DIR, or name an account with --account KEY",
-    )
-
-
-def _peer_of(home: Path) -> str:
-    from artel.protocol import identity
-
-    path = home / "node.key"
-    return identity.load(path).peer_id if path.exists() else ""
 
 
 # --- me -------------------------------------------------------------------------------------------
@@ -97,7 +46,7 @@ def me(
             raise CheckFailed("the ledger is still empty", "the coordinator has not begun it yet")
         account = account_of(view, home, account, node)
         claims: list[Claim] = [] if named else own.read(home)
-        peer = "" if named else _peer_of(home)
+        peer = "" if named else peer_of(home)
         if not account and not claims:
             raise CheckFailed(
                 f"as of checkpoint {view.log.size:,}, the account of {home} is not in this ledger",

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from artel.ledger.cli.opening import DEFAULT_HOME, Home, holding, quote
+from artel.ledger.cli.meant import quote
+from artel.ledger.cli.opening import DEFAULT_HOME, Home, holding
 from artel.protocol import options
 from artel.protocol.commandline import AsJson, Folder, RunId, VKeys, progress, show, value
 from artel.protocol.errors import EXIT_OK, Unreachable, UsageError

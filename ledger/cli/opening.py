@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -27,8 +26,6 @@ Home = Annotated[Folder, Parameter(name="--home", help="home of a node or a coor
 KeyFile = Annotated[
     File | None, Parameter(help="the account's key file; otherwise HOME/account.key")
 ]
-AccountName = Annotated[str | None, Parameter(metavar="KEY")]
-NodeName = Annotated[str | None, Parameter(metavar="PEER")]
 At = Annotated[Count | None, Parameter(help="as it was after the first N entries")]
 
 
@@ -137,8 +134,3 @@ def holding(target: str) -> Iterator[tuple[Holder, str]]:
         yield holder, run
     finally:
         holder.close()
-
-
-def quote(path: Path) -> str:
-    """A path as a person can paste it behind a command."""
-    return shlex.quote(str(path))

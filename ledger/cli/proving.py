@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from artel.ledger.cli.opening import DEFAULT_HOME, Home, Ledger, quote
-from artel.ledger.cli.reading import EntryName, index_of
-from artel.protocol import files
+from artel.ledger.cli.meant import EntryName, index_of, quote, read, write
+from artel.ledger.cli.opening import DEFAULT_HOME, Home, Ledger
 from artel.protocol.commandline import (
     AsJson,
     Count,
@@ -25,14 +24,13 @@ from artel.protocol.commandline import (
     progress,
     show,
 )
-from artel.protocol.errors import EXIT_FAILED, EXIT_OK, CheckFailed, ResourceError, UsageError
+from artel.protocol.errors import EXIT_FAILED, EXIT_OK, CheckFailed, UsageError
 from artel.protocol.paths import expanded
 
 if TYPE_CHECKING:
     from artel.ledger.store.verify import Verification
     from artel.ledger.sync.offline import Proven
 
-MAX_FILE_BYTES = 256 * 1024
 PROOF_SUFFIX = ".tlog-proof"
 
 
@@ -88,32 +86,6 @@ def prove(
             f"\ncheck it offline, anywhere:\n  {command}",
         ),
     )
-
-
-def write(path: Path, data: bytes) -> None:
-    """Write a file that a person asked for; an older one of that name is replaced.
-
-    :raises ResourceError: when it cannot be written
-    """
-    try:
-        files.write(path, data)
-    except OSError as error:
-        raise ResourceError(f"cannot write {path}: {error.strerror}") from None
-
-
-def read(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
-    """Read a file that a person named.
-
-    :raises UsageError: when it cannot be read, or is longer than any that is meant here
-    """
-    try:
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    if len(data) > limit:
-        raise UsageError(f"{path} is larger than {limit:,} bytes", "name the proof or the evidence")
-    return data
 
 
 # --- verify ---------------------------------------------------------------------------------------

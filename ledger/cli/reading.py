@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from artel.ledger.cli.mine import account_of
-from artel.ledger.cli.opening import AccountName, Ledger, NodeName
+from artel.ledger.cli.meant import AccountName, EntryName, NodeName, account_of, index_of
+from artel.ledger.cli.opening import Ledger
 from artel.protocol.commandline import Count
 from artel.protocol.errors import EXIT_OK, UsageError
 
@@ -30,10 +30,6 @@ KINDS = (
     *("dispute", "ruling", "transfer", "split_seen"),
 )
 """Written out, so that the entries need not be loaded to read an option."""
-
-EntryName = Annotated[
-    str, Parameter(metavar="INDEX|ID", help="its index, or 8 or more digits of its id")
-]
 
 
 # --- log and show ---------------------------------------------------------------------------------
@@ -271,22 +267,6 @@ def _show(entry: Entry, outcome: Outcome, facts: dict[str, Any]) -> Iterator[str
 
 def _credits(credits: tuple[Credit, ...]) -> list[dict[str, Any]]:
     return [asdict(credit) | {"amount": credit.amount} for credit in credits]
-
-
-def index_of(view: View, wanted: str) -> int:
-    """The index that a person means; a short number is an index, anything else an id.
-
-    :raises UsageError: when there is no such entry, or more than one
-    """
-    if wanted.isascii() and wanted.isdigit() and len(wanted) < 8:
-        if int(wanted) >= view.log.size:
-            raise UsageError(f"there is no entry {wanted}; the ledger has {view.log.size}")
-        return int(wanted)
-    found = view.log.find(wanted)
-    if len(found) != 1:
-        many = "more than one entry" if found else "no entry"
-        raise UsageError(f"{many} has an id that begins with {wanted[:64]}", "see artel ledger log")
-    return found[0]
 
 
 def _role(key: str, genesis: Genesis, state: FoldState) -> str:

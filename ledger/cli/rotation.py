@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from artel.ledger.cli.meant import account_named
 from artel.ledger.cli.opening import Signed
-from artel.ledger.cli.sending import account_named, dry_run, require_effect, send, speaker
+from artel.ledger.cli.sending import dry_run, require_effect, send, speaker
 from artel.protocol.commandline import File
 from artel.protocol.errors import EXIT_OK, ArtelError, CheckFailed, UsageError
 from artel.protocol.paths import expanded

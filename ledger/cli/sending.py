@@ -134,27 +134,6 @@ def ask(ledger: Unsigned, question: str, yes: bool) -> None:
         raise UsageError("nothing was sent")
 
 
-def account_named(view: View, wanted: str) -> str:
-    """The account that a person means by its name, present key, the beginning of either, or alias.
-
-    :raises UsageError: when it is none or several
-    """
-    state, low = view.state, wanted.lower()
-    found = {low} & state.accounts.keys()
-    if not found and len(low) >= 8 and set(low) <= set("0123456789abcdef"):
-        found = {name for name in state.accounts if name.startswith(low)}
-        found |= {name for key, name in state.keys.items() if key.startswith(low)}
-    if not found:
-        found = {name for name, (alias, _) in view.aliases.items() if alias == wanted}
-        found &= state.accounts.keys()
-    if len(found) == 1:
-        return str(found.pop())
-    raise UsageError(
-        f"{'several accounts are' if found else 'no account is'} called {wanted[:64]!r}",
-        "give the account's name, 64 hex digits: see artel ledger shares --json",
-    )
-
-
 def _hand_in(view: View, envelope: Envelope) -> tuple[int, str]:
     """Submit; a refusal is explained."""
     from artel.ledger.entries import reasons

@@ -6,7 +6,6 @@ prints where it stands in the ledger. ``--dry-run`` sends nothing.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
 from dataclasses import replace
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from artel.ledger.cli import sending
+from artel.ledger.cli.meant import account_named, contribution_of, digest_of, read
 from artel.ledger.cli.opening import Signed, Unsigned
 from artel.protocol import options
 from artel.protocol.commandline import Count, File, value, values
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 _REASON = re.compile(r"[a-z][a-z0-9_]{0,31}", re.ASCII)
 REASONS = ("copied", "wrong_result", "wrong_data", "harmful")
 _CODES = f"one of {', '.join(REASONS)}, or a code of your own; it is public"
-_MAX_FILE_BYTES = 64 * 1024
 
 
 def _reason(text: str) -> str:
@@ -42,59 +41,16 @@ def _reason(text: str) -> str:
     return text
 
 
-def _contribution(view: View, wanted: str) -> tuple[int, str]:
-    """Index and id of the contribution that a person means.
-
-    :raises UsageError: when it is none
-    """
-    from artel.ledger import entries
-
-    if wanted.isascii() and wanted.isdigit() and len(wanted) < 8:
-        index = int(wanted)
-    else:
-        found = view.log.find(wanted)
-        if len(found) != 1:
-            many = "more than one entry" if found else "no entry"
-            raise UsageError(f"{many} has an id that begins with {wanted[:64]}", "see `log`")
-        index = found[0]
-    entry = entries.decode(view.log.leaf(index))
-    if not isinstance(entry.body, entries.Contribution):
-        raise UsageError(
-            f"entry {index} is no contribution, but {entry.kind}",
-            "see artel ledger log --kind contribution",
-        )
-    return index, entry.id
-
-
-def _digest(file: Path | None) -> str:
-    if file is None:
-        return ""
-    try:
-        with file.open("rb") as data:
-            return hashlib.file_digest(data, "sha256").hexdigest()
-    except OSError as error:
-        raise UsageError(f"cannot read {file}: {error.strerror}") from None
-
-
-def _read(file: Path) -> bytes:
-    try:
-        with file.open("rb") as data:
-            content = data.read(_MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise UsageError(f"cannot read {file}: {error.strerror}") from None
-    if len(content) > _MAX_FILE_BYTES:
-        raise UsageError(f"{file} is larger than any statement")
-    return content
-
-
 # --- the statements -------------------------------------------------------------------------------
 
 ContributionName = Annotated[
     str, Parameter(metavar="INDEX|ID", help="the contribution, as in `log`")
 ]
 Evidence = Annotated[
-    File | None,
-    Parameter(help="only its SHA-256 goes into the ledger; keep the file to show it"),
+    str,
+    value(
+        digest_of, "FILE", help="only its SHA-256 goes into the ledger; keep the file to show it"
+    ),
 ]
 
 
@@ -103,7 +59,7 @@ def dispute(
     /,
     *,
     reason: Annotated[str | None, value(_reason, "CODE")] = None,
-    evidence: Evidence = None,
+    evidence: Evidence = "",
     ledger: Signed = Signed(),
 ) -> int:
     """Freeze a contribution's pending credit until an arbiter has ruled on it.
@@ -117,11 +73,10 @@ def dispute(
 
     if reason is None:
         raise UsageError("say why, with --reason CODE", _CODES)
-    digest = _digest(evidence)
 
     def make(view: View, name: str, _account: Account) -> tuple[dict[str, Any], str]:
-        index, contribution = _contribution(view, entry)
-        fields = {"contribution": contribution, "reason": reason, "evidence": digest}
+        index, contribution = contribution_of(view, entry)
+        fields = {"contribution": contribution, "reason": reason, "evidence": evidence}
         return fields, (
             f"account {name[:12]} disputes contribution {index} ({reason}); its credit "
             "stays pending until an arbiter rules, or nobody has when its time is over"
@@ -152,7 +107,7 @@ def transfer(
         raise UsageError("there is nothing to transfer", "give an amount of 1 or more")
 
     def make(view: View, name: str, account: Account) -> tuple[dict[str, Any], str]:
-        receiver = sending.account_named(view, to)
+        receiver = account_named(view, to)
         saying = (
             f"account {name[:12]} gives {amount:,} of its {account.vested:,} vested "
             f"credit to account {receiver}, for good"
@@ -175,7 +130,7 @@ def split_view(file: File, /, *, ledger: Signed = Signed()) -> int:
     from artel.ledger.entries.kinds.split_seen import signers_of
     from artel.ledger.sync import offline
 
-    evidence, _ = offline.read_evidence(_read(file))
+    evidence, _ = offline.read_evidence(read(file))
 
     def make(view: View, name: str, _account: Account) -> tuple[dict[str, Any], str]:
         culprit = check(evidence, signers_of(view.state, evidence))
@@ -194,7 +149,7 @@ def rule(
     *,
     key: Annotated[tuple[Path, ...], values(options.path, "FILE")],
     statement: File | None = None,
-    evidence: Evidence = None,
+    evidence: Evidence = "",
     ledger: Unsigned = Unsigned(),
 ) -> int:
     """Rule on a contribution, as an arbiter of the run.
@@ -210,7 +165,6 @@ def rule(
     from artel.protocol import dsse, identity
 
     signers = [identity.load(expanded(path)) for path in key]
-    digest = _digest(evidence)
     with ledger.opened() as view:
         rules = view.state.rules
         assert rules is not None
@@ -220,16 +174,16 @@ def rule(
                     f"{path} is not the key of an arbiter of this run",
                     f"arbiters: {', '.join(sorted(rules.arbiters))}",
                 )
-        index, contribution = _contribution(view, entry)
+        index, contribution = contribution_of(view, entry)
         envelope = entries.ruling(
             view.state.run,
             *signers,
             contribution=contribution,
             decision=decision,
-            evidence=digest,
+            evidence=evidence,
         )
         if statement is not None and statement.exists():
-            earlier = dsse.decode(_read(statement).strip())
+            earlier = dsse.decode(read(statement).strip())
             earlier.verify()
             # A stranger's signature would make the whole ruling void.
             entitled = tuple(pair for pair in earlier.signatures if pair[0] in rules.arbiters)

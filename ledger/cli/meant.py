@@ -1,0 +1,175 @@
+"""What a person means: an entry by its index or id, an account by its key or name, a file."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from artel.protocol import files
+from artel.protocol.errors import ResourceError, UsageError
+
+if TYPE_CHECKING:
+    from artel.ledger.sync.client import View
+
+MAX_FILE_BYTES = 256 * 1024
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def quote(path: Path) -> str:
+    """A path as a person can paste it behind a command."""
+    return shlex.quote(str(path))
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file that a person asked for; an older one of that name is replaced.
+
+    :raises ResourceError: when it cannot be written
+    """
+    try:
+        files.write(path, data)
+    except OSError as error:
+        raise ResourceError(f"cannot write {path}: {error.strerror}") from None
+
+
+def read(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
+    """Read a file that a person named.
+
+    :raises UsageError: when it cannot be read, or is longer than any that is meant here
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    if len(data) > limit:
+        raise UsageError(f"{path} is larger than {limit:,} bytes", "name the proof or the evidence")
+    return data
+
+
+def digest_of(text: str) -> str:
+    """The SHA-256 of a file of any size that a person named, in hex digits."""
+    try:
+        with Path(text).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UsageError(f"cannot read {text}: {error.strerror}") from None
+
+
+# --- entries --------------------------------------------------------------------------------------
+
+EntryName = Annotated[
+    str, Parameter(metavar="INDEX|ID", help="its index, or 8 or more digits of its id")
+]
+
+
+def index_of(view: View, wanted: str) -> int:
+    """The index that a person means; a short number is an index, anything else an id.
+
+    :raises UsageError: when there is no such entry, or more than one
+    """
+    if wanted.isascii() and wanted.isdigit() and len(wanted) < 8:
+        if int(wanted) >= view.log.size:
+            raise UsageError(f"there is no entry {wanted}; the ledger has {view.log.size}")
+        return int(wanted)
+    found = view.log.find(wanted)
+    if len(found) != 1:
+        many = "more than one entry" if found else "no entry"
+        raise UsageError(f"{many} has an id that begins with {wanted[:64]}", "see artel ledger log")
+    return found[0]
+
+
+def contribution_of(view: View, wanted: str) -> tuple[int, str]:
+    """Index and id of the contribution that a person means.
+
+    :raises UsageError: when it is none
+    """
+    from artel.ledger import entries
+
+    index = index_of(view, wanted)
+    entry = entries.decode(view.log.leaf(index))
+    if not isinstance(entry.body, entries.Contribution):
+        raise UsageError(
+            f"entry {index} is no contribution, but {entry.kind}",
+            "see artel ledger log --kind contribution",
+        )
+    return index, entry.id
+
+
+# --- accounts -------------------------------------------------------------------------------------
+
+AccountName = Annotated[str | None, Parameter(metavar="KEY")]
+NodeName = Annotated[str | None, Parameter(metavar="PEER")]
+
+
+def account_named(view: View, wanted: str) -> str:
+    """The account that a person means by its name, present key, the beginning of either, or alias.
+
+    :raises UsageError: when it is none or several
+    """
+    state, low = view.state, wanted.lower()
+    found = {low} & state.accounts.keys()
+    if not found and len(low) >= 8 and set(low) <= set("0123456789abcdef"):
+        found = {name for name in state.accounts if name.startswith(low)}
+        found |= {name for key, name in state.keys.items() if key.startswith(low)}
+    if not found:
+        found = {name for name, (alias, _) in view.aliases.items() if alias == wanted}
+        found &= state.accounts.keys()
+    if len(found) == 1:
+        return str(found.pop())
+    raise UsageError(
+        f"{'several accounts are' if found else 'no account is'} called {wanted[:64]!r}",
+        "give the account's name, 64 hex digits: see artel ledger shares --json",
+    )
+
+
+def account_of(view: View, home: Path, account: str | None, node: str | None = None) -> str:
+    """The account that is meant: the one that is named, or else the one of this home.
+
+    :param account: its key, its start, or its name
+    :param node: the peer id of one of its nodes, or its end
+    :raises UsageError: when it is none, or there is no key in the home
+    """
+    if account:
+        return account_named(view, account)
+    if node:
+        found = {peer for peer in view.state.nodes if peer.endswith(node)}
+        if len(found) != 1:
+            many = "several nodes have" if found else "no node has"
+            raise UsageError(f"{many} a peer id that ends in {node[:64]}", "give all of it")
+        return view.state.nodes[found.pop()]
+    return _home_account(view, home)
+
+
+def _home_account(view: View, home: Path) -> str:
+    """The account of a home by its key, or by its node's when the key lies elsewhere."""
+    from artel.protocol import identity
+
+    state = view.state
+    for file in ("account.key", "account.key.next"):
+        if (home / file).exists():
+            name = state.keys.get(identity.load(home / file).key)
+            if name is not None:
+                return name
+    peer = peer_of(home)
+    if peer in state.nodes:
+        return state.nodes[peer]
+    if (home / "account.key").exists():
+        return ""
+    raise UsageError(
+        f"there is no account.key in {home}",
+        "give the home of your node with --home DIR, or name an account with --account KEY",
+    )
+
+
+def peer_of(home: Path) -> str:
+    """The peer id of the node of a home; "" when it has no key."""
+    from artel.protocol import identity
+
+    path = home / "node.key"
+    return identity.load(path).peer_id if path.exists() else ""
