@@ -78,22 +78,19 @@ def _stands(
 def _facts(view: View, account: str, found: Sequence[Stand], claimed: bool) -> dict[str, Any]:
     from artel.ledger.entries.state import Account
     from artel.ledger.fold import claims
-    from artel.ledger.fold.shares import shares
+    from artel.ledger.fold.holdings import Holding, holdings
 
     state = view.state
     owner = state.accounts.get(account, Account(""))
     rates = state.rules.rates if state.rules is not None else {}
-    now = {item.account: item.share for item in shares(state)}
-    later = {item.account: item.share for item in shares(state, with_pending=True)}
+    listed = {item.account: item for item in holdings(state, view.aliases)}
     tally = claims.sums(found)
     nodes = sorted(node for node, of in state.nodes.items() if of == account) if account else []
-    return {
+    return listed.get(account, Holding(account)).facts() | {
         "run": state.run,
         "as_of": view.log.size,
         "final_size": view.final_size,
         "label": view.label,
-        "account": account,
-        "alias": view.aliases.get(account, ("", ""))[0],
         "key": owner.key,
         "nodes": nodes,
         "barred": owner.barred,
@@ -107,17 +104,7 @@ def _facts(view: View, account: str, found: Sequence[Stand], claimed: bool) -> d
             kind: {"units": units, "rate": rates.get(kind, 0), "credit": units * rates.get(kind, 0)}
             for kind, units in owner.units.items()
         },
-        "granted": owner.granted,
-        "vested": owner.vested,
-        "pending": owner.pending,
-        "invalidated": owner.invalidated,
-        "sent": owner.sent,
-        "received": owner.received,
-        "awaiting": state.awaiting().get(account, 0),
         "vesting": _vesting(state, account),
-        "share": now.get(account, 0.0),
-        "share_with_pending": later.get(account, 0.0),
-        "rejected_ever": state.rejected_by_account().get(account, {}) if account else {},
         "contributions": [_contribution(stand) for stand in found],
     }
 

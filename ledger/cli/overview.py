@@ -11,7 +11,6 @@ from artel.protocol.commandline import Table, fields
 from artel.protocol.errors import UsageError
 
 if TYPE_CHECKING:
-    from artel.ledger.entries.state import FoldState
     from artel.ledger.sync.client import View
 
 CLOCK_SKEW_S = 60
@@ -154,6 +153,8 @@ def shares(*, at: At = None, ledger: Ledger = Ledger()) -> int:
 
     example: artel ledger shares --json
     """
+    from artel.ledger.fold.holdings import holdings
+
     with ledger.opened() as view:
         size = view.log.size if at is None else at
         if size > view.log.size:
@@ -161,7 +162,7 @@ def shares(*, at: At = None, ledger: Ledger = Ledger()) -> int:
         signed = size == 0 or bool(view.log.note_at(size))
         name = view.log.genesis.name if view.log.size else ""
         state = view.state if size == view.log.size else view.replay(size)
-        rows = _share_rows(state, view.aliases)
+        owners = [owner for owner in holdings(state, view.aliases) if owner.has_any]
         facts = {
             "run": state.run,
             "as_of": size,
@@ -171,41 +172,9 @@ def shares(*, at: At = None, ledger: Ledger = Ledger()) -> int:
             "pending": state.total_pending,
             "final": 0 < size <= view.final_size if view.log.size else False,
             "label": view.label if view.log.size else "",
-            "shares": rows,
+            "shares": [owner.facts() for owner in owners],
         }
         return ledger.show(facts, _shares(view, facts, name))
-
-
-def _share_rows(state: FoldState, aliases: dict[str, tuple[str, str]]) -> list[dict[str, Any]]:
-    """Accounts that have or had credit, the largest first."""
-    from artel.ledger.fold.shares import shares
-
-    now = {share.account: share for share in shares(state)}
-    later = {share.account: share for share in shares(state, with_pending=True)}
-    rejected, awaiting = state.rejected_by_account(), state.awaiting()
-    names = {name for name, owner in state.accounts.items() if owner.granted or owner.received}
-    names |= awaiting.keys() | {name for name in rejected if name}
-
-    def rank(name: str) -> tuple[int, int, str]:
-        owner = state.accounts[name]
-        return -owner.vested, -owner.pending, name
-
-    return [
-        {
-            "account": name,
-            "alias": aliases.get(name, ("", ""))[0],
-            "vested": state.accounts[name].vested,
-            "share": now[name].share if name in now else 0.0,
-            "units": now[name].units if name in now else 0,
-            "pending": state.accounts[name].pending,
-            "share_with_pending": later[name].share if name in later else 0.0,
-            "awaiting": awaiting.get(name, 0),
-            "invalidated": state.accounts[name].invalidated,
-            "work": state.accounts[name].units,
-            "rejected": rejected.get(name, {}),
-        }
-        for name in sorted(names, key=rank)
-    ]
 
 
 def _shares(view: View, facts: dict[str, Any], name: str) -> Iterator[str | Table]:
@@ -226,7 +195,7 @@ def _shares(view: View, facts: dict[str, Any], name: str) -> Iterator[str | Tabl
             f"{row['pending']:,}",
             f"{100 * row['share_with_pending']:.3f} %",
             _work(row["work"]),
-            text.counts(row["rejected"]) or "-",
+            text.counts(row["left_out"]) or "-",
         ]
         for row in rows
     ]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from artel.ledger.entries import Contribution, Entry, Genesis, entry_id
 from artel.ledger.entries import words as text
 from artel.ledger.entries.state import KINDS_OF_WORK, FoldState
-from artel.ledger.fold.shares import Outcome, shares
+from artel.ledger.fold.holdings import Aliases, holdings
+from artel.ledger.fold.shares import Outcome
 from artel.ledger.store.database import storage_errors
 from artel.ledger.sync import offline
 from artel.ledger.tlog.checkpoint import parse_checkpoint
@@ -34,9 +34,7 @@ _FORMULA = tuple("=+-@＝＋－＠")
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def table(
-    state: FoldState, root: bytes, aliases: Mapping[str, tuple[str, str]] | None = None
-) -> list[list[str]]:
+def table(state: FoldState, root: bytes, aliases: Aliases | None = None) -> list[list[str]]:
     """Accounts with their work, credit and share, the largest share first; first row: names.
 
     ``share_units`` are of 2^30, ``share_ppb`` parts of 10^9; each column of shares is exact, so it
@@ -45,23 +43,19 @@ def table(
     :param root: of the tree over the ``state.size`` entries
     :param aliases: account to (alias, team), to show; only what its owner has published
     """
-    vested = {share.account: share.units for share in shares(state)}
-    expected = {share.account: share.units for share in shares(state, with_pending=True)}
     parts = _parts({name: owner.vested for name, owner in state.accounts.items()})
     names = ["account", *(("alias", "team") if aliases is not None else ())]
     names += [f"{kind}_units" for kind in KINDS_OF_WORK]
-    names += ["vested", "pending", "invalidated", "sent", "received"]
+    names += ["granted", "vested", "pending", "invalidated", "sent", "received"]
     names += ["share_units", "share_ppb", "with_pending_share_units", "as_of", "root"]
     rows = [names]
-    ranked = sorted(state.accounts, key=lambda a: (-vested.get(a, 0), -expected.get(a, 0), a))
-    for name in ranked:
-        owner = state.accounts[name]
-        row: list[str | int] = [name]
+    for one in holdings(state, aliases):
+        row: list[str | int] = [one.account]
         if aliases is not None:
-            row += [cell(part) for part in aliases.get(name, ("", ""))]
-        row += [owner.units.get(kind, 0) for kind in KINDS_OF_WORK]
-        row += [owner.vested, owner.pending, owner.invalidated, owner.sent, owner.received]
-        row += [vested.get(name, 0), parts.get(name, 0), expected.get(name, 0)]
+            row += [cell(one.alias), cell(one.team)]
+        row += [one.work.get(kind, 0) for kind in KINDS_OF_WORK]
+        row += [one.granted, one.vested, one.pending, one.invalidated, one.sent, one.received]
+        row += [one.units, parts.get(one.account, 0), one.units_with_pending]
         row += [state.size, root.hex()]
         rows.append([str(value) for value in row])
     return rows

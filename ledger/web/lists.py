@@ -8,9 +8,9 @@ from itertools import islice
 from typing import Any
 
 from artel.ledger import entries
-from artel.ledger.entries.state import KINDS_OF_WORK
 from artel.ledger.entries.story import summary
-from artel.ledger.fold.shares import SHARE_SCALE, shares
+from artel.ledger.fold.holdings import holdings
+from artel.ledger.sync.export import csv_text, table
 from artel.ledger.web.answers import whole
 from artel.ledger.web.chart import history
 from artel.ledger.web.context import Context
@@ -32,27 +32,6 @@ def shares_data(page: Context) -> dict[str, Any]:
     granted when the nodes have agreed on the state. A JSON value, which the API serves as it is.
     """
     fold, seen = page.state, page.standing
-    now = {share.account: share for share in shares(fold)}
-    later = {share.account: share.share for share in shares(fold, with_pending=True)}
-    awaiting, left_out = fold.awaiting(), fold.rejected_by_account()
-
-    def row(name: str) -> dict[str, Any]:
-        owner = fold.accounts[name]
-        return {
-            "account": name,
-            "alias": page.alias(name),
-            "share": now[name].share if name in now else 0.0,
-            "units": now[name].units if name in now else 0,
-            "share_with_pending": later.get(name, 0.0),
-            "credit": fold.credit(name),
-            "vested": owner.vested,
-            "pending": owner.pending,
-            "awaiting": awaiting.get(name, 0),
-            "invalidated": owner.invalidated,
-            "left_out": left_out.get(name, {}),
-        }
-
-    rows = [row(name) for name in {*later, *awaiting, *filter(None, left_out)}]
     return {
         "run": fold.run,
         "as_of": seen.size,
@@ -64,9 +43,7 @@ def shares_data(page: Context) -> dict[str, Any]:
         "witnesses": list(seen.witnesses),
         "witnesses_wanted": seen.wanted,
         "label": seen.label,
-        "shares": sorted(
-            rows, key=lambda row: (-row["units"], -row["share_with_pending"], row["account"])
-        ),
+        "shares": [one.facts() for one in holdings(fold, page.aliases) if one.has_any],
     }
 
 
@@ -82,26 +59,8 @@ def shares_page(page: Context, _: Mapping[str, str]) -> dict[str, Any]:
 
 
 def shares_csv(page: Context) -> str:
-    """Every account with its numbers; keys and numbers only, so that no cell can be a formula."""
-    state = page.state
-    now = {share.account: share.units for share in shares(state)}
-    later = {share.account: share.units for share in shares(state, with_pending=True)}
-    units = [f"units_{kind}" for kind in KINDS_OF_WORK]
-    lines = [
-        f"account,{','.join(units)},granted,vested,pending,invalidated,sent,received,"
-        f"share_of_{SHARE_SCALE},share_with_pending_of_{SHARE_SCALE},as_of,final"
-    ]
-    standing = page.standing
-    for name in sorted(state.accounts):
-        owner = state.accounts[name]
-        numbers = (
-            *(owner.units.get(kind, 0) for kind in KINDS_OF_WORK),
-            *(owner.granted, owner.vested, owner.pending, owner.invalidated),
-            *(owner.sent, owner.received, now.get(name, 0), later.get(name, 0)),
-            *(standing.size, standing.final),
-        )
-        lines.append(",".join((name, *map(str, numbers))))
-    return "\n".join(lines) + "\n"
+    """Every account with its numbers, as ``artel ledger export csv`` writes them."""
+    return csv_text(table(page.state, page.store.root_at(page.state.size)))
 
 
 def history_csv(page: Context) -> str:

@@ -245,7 +245,7 @@ async def test_shares_add_up_to_exactly_one_and_name_their_checkpoint(
     assert {name for name, row in rows.items() if row["share"]} == {first, second}
     assert (rows[first]["vested"], rows[first]["pending"]) == (CREDIT, 0)
     # Who has nothing yet is told why.
-    assert (rows[late]["credit"], rows[late]["left_out"]) == (0, {"late": 1})
+    assert (rows[late]["granted"], rows[late]["left_out"]) == (0, {"late": 1})
     assert table["as_of"] == core.ledger.store.size
     assert table["final"] == 0
     assert "pending" in table["label"]

@@ -240,7 +240,7 @@ def test_shares(run: Run) -> None:
     assert [row["vested"] for row in ours] == [CREDIT] * 3
     assert [row["pending"] for row in ours] == [3 * CREDIT] * 3
     assert [row["awaiting"] for row in ours] == [CREDIT, CREDIT, 0]
-    assert ours[2]["rejected"] == {LATE: 1}
+    assert ours[2]["left_out"] == {LATE: 1}
     assert ours[0]["work"] == {"compute": 4 * TOKENS}
     shown = run("shares")
     assert "as of checkpoint 41, round 4" in shown

@@ -178,10 +178,10 @@ def test_proofs_of_whom(server: LogServer, home: Path, tmp_path: Path) -> None:
     other = server.world.owners[1].key
     assert main([*command, "--account", other[:12]]) == EXIT_OK
     assert json.loads((tmp_path / "p" / "index.json").read_text())["account"] == other
-    with pytest.raises(UsageError, match="there is no"):
+    with pytest.raises(UsageError, match=r"account\.key"):
         main([*command, "--home", str(tmp_path / "nobody")])
     write_key(tmp_path / "stranger" / "account.key", server.world.coordinator)
-    with pytest.raises(CheckFailed, match="speaks for no account"):
+    with pytest.raises(CheckFailed, match="stranger"):
         main([*command, "--home", str(tmp_path / "stranger")])
     with pytest.raises(UsageError, match="no account is called"):
         main([*command, "--account", "../../etc/passwd"])

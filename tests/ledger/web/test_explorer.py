@@ -680,7 +680,7 @@ async def test_shares_on_the_page_are_those_of_the_fold(ledger: Shown) -> None:
     table = read(await ledger.get("/shares")).section("now").rows()
     assert [row["share"].text for row in table] == [f"{100 * s.share:.3f} %" for s in shares(state)]
     rows = list(csv.DictReader(io.StringIO(await ledger.get("/shares.csv"))))
-    assert sum(int(row[f"share_of_{SHARE_SCALE}"]) for row in rows) == SHARE_SCALE
+    assert sum(int(row["share_units"]) for row in rows) == SHARE_SCALE
     for row in rows:
         account = state.accounts[row["account"]]
         assert int(row["vested"]) == account.vested
