@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artel.coordinator.wording import exchange_seconds, exchange_words
+from artel.coordinator.wording import exchange_seconds, exchange_words, number
+from artel.ledger.entries.words import plural
 from artel.protocol.assignment import Work
 from artel.protocol.errors import UsageError
 from artel.protocol.run_config import RunConfig
@@ -36,61 +36,16 @@ _ACTIVATIONS_PER_UNIT = 40
 """fp32 numbers kept for the backward pass, per token, layer and unit of width (a rough figure)."""
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """The facts of a run file; bytes and tokens are counts, seconds are seconds.
+Estimate = dict[str, Any]
+"""The facts of a run file, as ``--json`` prints them: bytes, tokens, steps and parameters are
+counts, seconds are seconds, ``exchange`` and ``data`` are in words.
 
-    ``payload_bytes`` is the most that a contribution can have, of the largest fragment;
-    ``typical_bytes`` what is to be expected of it. ``up_bytes`` and ``down_bytes`` are those of one
-    node in one round: of the exchange alone, the most there can be (``up_bytes_min``: the least).
-    """
-
-    name: str
-    model: str
-    parameters: int
-    vocab_size: int
-    codec: str
-    bits_per_parameter: float
-    payload_bytes: int
-    typical_bytes: int
-    topology_min_nodes: str
-    topology_max_nodes: str
-    up_bytes_min: int
-    """A node uploads its contribution once to the coordinator ..."""
-    up_bytes_max: int
-    """... and at most all that others need of it to each of them."""
-    down_bytes_min_nodes: int
-    down_bytes_max_nodes: int
-    exchange: dict[str, str]
-    """What the settings of the exchange mean, in words."""
-    muon_parameters: int
-    """Parameters that Muon trains; 0 without it."""
-    state_bytes: int
-    memory_bytes: int
-    min_nodes: int
-    max_nodes: int
-    tokens_per_node_and_round: int
-    """With rounds.inner_steps; in a time-boxed run a node makes a quarter to four times of it."""
-    tokens_in_all_min: int
-    tokens_in_all_max: int
-    inner_steps_in_all: int
-    data: dict[str, str]
-    """What is used of the sources, and what is not, in words."""
-    data_files: int
-    data_bytes: int
-    data_documents: int
-    data_not_used: dict[str, int]
-    """Files that are not used, by reason."""
-    train_tokens_estimate: int
-    epochs_min_estimate: float
-    epochs_max_estimate: float
-    deadline_s: float
-    longest_round_s: float
-    warnings: tuple[str, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self) | {"warnings": list(self.warnings)}
+``payload_bytes`` is the most that a contribution can have, of the largest fragment;
+``typical_bytes`` what is to be expected of it. ``up_bytes`` and ``down_bytes`` are those of one
+node in one round: of the exchange alone, the most there can be. A node uploads its contribution
+once to the coordinator (``up_bytes_min``), and at most all that others need of it to each of them.
+``tokens_per_node_and_round`` is with rounds.inner_steps; in a time-boxed run a node makes a quarter
+to four times of it."""
 
 
 def estimate(
@@ -117,54 +72,53 @@ def estimate(
     most = round_traffic(config, layout, config.rounds.max_nodes)
     inventory = take_inventory(config.data.sources, path.parent, on_file)
     text = min(inventory.size, config.data.max_bytes or inventory.size)
-    train_tokens = int(
-        text * (1 - config.data.validation_fraction) / BYTES_PER_TOKEN[config.tokenizer.kind]
-    )
+    kept = (1 - config.data.validation_fraction) / BYTES_PER_TOKEN[config.tokenizer.kind]
+    train_tokens = int(text * kept)
     rounds, work = config.rounds, Work.of(config)
     per_node = work.tokens(work.inner_steps)
     in_all = [nodes * per_node * rounds.total for nodes in (rounds.min_nodes, rounds.max_nodes)]
-    shape = getattr(module, "config", None)
     by_muon = model.block_matrices(module) if config.optimizer.kind == "muon" else []
     muon_parameters = sum(matrix.numel() for matrix in by_muon)
-    facts = Estimate(
-        name=config.run.name,
-        model=config.model.type,
-        parameters=layout.parameters,
-        vocab_size=vocab_size,
-        codec=config.exchange.codec,
-        bits_per_parameter=round(float(chosen.bits_per_parameter(layout)), 4),
-        payload_bytes=most.contribution,
-        typical_bytes=round(most.contribution * typical_share(chosen, layout)),
-        topology_min_nodes=fewest.topology,
-        topology_max_nodes=most.topology,
-        up_bytes_min=most.up_least,
-        up_bytes_max=most.up_most,
-        down_bytes_min_nodes=fewest.down,
-        down_bytes_max_nodes=most.down,
-        exchange=exchange_words(config),
-        muon_parameters=muon_parameters,
-        state_bytes=state_bytes(layout, momentum=config.exchange.outer.momentum > 0),
-        memory_bytes=_memory(config, layout.parameters, muon_parameters, shape),
-        min_nodes=rounds.min_nodes,
-        max_nodes=rounds.max_nodes,
-        tokens_per_node_and_round=per_node,
-        tokens_in_all_min=in_all[0],
-        tokens_in_all_max=in_all[1],
-        inner_steps_in_all=rounds.total * rounds.inner_steps,
-        data=inventory.words(),
-        data_files=len(inventory.parts),
-        data_bytes=inventory.size,
-        data_documents=inventory.documents,
-        data_not_used=dict(inventory.skipped.files),
-        train_tokens_estimate=train_tokens,
-        epochs_min_estimate=round(in_all[0] / max(1, train_tokens), 2),
-        epochs_max_estimate=round(in_all[1] / max(1, train_tokens), 2),
-        deadline_s=_training_s(config),
-        longest_round_s=_training_s(config) + rounds.reveal_s + rounds.settle_s,
-        warnings=(),
-    )
-    warnings = (*inventory.warnings, *_warnings(config, facts, module), *rehearse(config, module))
-    return replace(facts, warnings=warnings)
+    shape = getattr(module, "config", None)
+    trains_s = rounds.box_s + rounds.grace_s if rounds.box_s else rounds.deadline_s
+    facts = {
+        "name": config.run.name,
+        "model": config.model.type,
+        "parameters": layout.parameters,
+        "vocab_size": vocab_size,
+        "codec": config.exchange.codec,
+        "bits_per_parameter": round(float(chosen.bits_per_parameter(layout)), 4),
+        "payload_bytes": most.contribution,
+        "typical_bytes": round(most.contribution * typical_share(chosen, layout)),
+        "topology_min_nodes": fewest.topology,
+        "topology_max_nodes": most.topology,
+        "up_bytes_min": most.up_least,
+        "up_bytes_max": most.up_most,
+        "down_bytes_min_nodes": fewest.down,
+        "down_bytes_max_nodes": most.down,
+        "exchange": exchange_words(config),
+        "muon_parameters": muon_parameters,
+        "state_bytes": state_bytes(layout, momentum=config.exchange.outer.momentum > 0),
+        "memory_bytes": _memory(config, layout.parameters, muon_parameters, shape),
+        "min_nodes": rounds.min_nodes,
+        "max_nodes": rounds.max_nodes,
+        "tokens_per_node_and_round": per_node,
+        "tokens_in_all_min": in_all[0],
+        "tokens_in_all_max": in_all[1],
+        "inner_steps_in_all": rounds.total * rounds.inner_steps,
+        "data": inventory.words(),
+        "data_files": len(inventory.parts),
+        "data_bytes": inventory.size,
+        "data_documents": inventory.documents,
+        "data_not_used": dict(inventory.skipped.files),
+        "train_tokens_estimate": train_tokens,
+        "epochs_min_estimate": round(in_all[0] / max(1, train_tokens), 2),
+        "epochs_max_estimate": round(in_all[1] / max(1, train_tokens), 2),
+        "deadline_s": trains_s,
+        "longest_round_s": trains_s + rounds.reveal_s + rounds.settle_s,
+    }
+    warnings = [*inventory.warnings, *_warnings(config, facts, module), *rehearse(config, module)]
+    return facts | {"warnings": warnings}
 
 
 def require_fragments(config: RunConfig, layout: Layout) -> None:
@@ -181,55 +135,55 @@ def require_fragments(config: RunConfig, layout: Layout) -> None:
 
 
 def render(facts: Estimate) -> str:
-    """The explanation in words."""
-    lines = [
-        f"{facts.name}: a {facts.model} model of {facts.parameters:,} parameters "
-        f"(vocabulary {facts.vocab_size:,})",
-        "",
-        f"  contribution   {_contribution(facts)}",
-        f"  upload         {_size(facts.up_bytes_min)} per round to the coordinator, at most "
-        f"{_size(facts.up_bytes_max)} when every member fetches from this node",
-        f"  download       {_size(facts.down_bytes_min_nodes)} per round with "
-        f"{_nodes(facts.min_nodes)} ({facts.topology_min_nodes}), "
-        f"{_size(facts.down_bytes_max_nodes)} with {_nodes(facts.max_nodes)} "
-        f"({facts.topology_max_nodes})",
-        *(
-            f"  {name:<14} {words}"
-            for name, words in facts.exchange.items()
-            if name in ("topology", "overlap", "fragments", "steps", "outer", "optimizer")
-        ),
-        f"  joining        {_size(facts.state_bytes)} for the state, and the assigned data shards",
-        f"  memory         about {_size(facts.memory_bytes)} per node for the training process, "
+    """The estimate in words."""
+    muon = facts["muon_parameters"]
+    rows = {
+        "contribution": _contribution(facts),
+        "upload": f"{_size(facts['up_bytes_min'])} per round to the coordinator, at most "
+        f"{_size(facts['up_bytes_max'])} when every member fetches from this node",
+        "download": f"{_size(facts['down_bytes_min_nodes'])} per round with "
+        f"{plural(facts['min_nodes'], 'node')} ({facts['topology_min_nodes']}), "
+        f"{_size(facts['down_bytes_max_nodes'])} with "
+        f"{plural(facts['max_nodes'], 'node')} ({facts['topology_max_nodes']})",
+        **{
+            name: words
+            for name, words in facts["exchange"].items()
+            if name not in ("codec", "combining")
+        },
+        "joining": f"{_size(facts['state_bytes'])} for the state, and the assigned data shards",
+        "memory": f"about {_size(facts['memory_bytes'])} per node for the training process, "
         "beside 0.7 GB for the programs themselves"
-        + (f"; Muon trains {facts.muon_parameters:,} parameters" if facts.muon_parameters else ""),
-        f"  work           {facts.tokens_per_node_and_round:,} tokens per node and round, "
-        f"{facts.inner_steps_in_all:,} inner steps in all",
-        f"  tokens in all  {facts.tokens_in_all_min:,} with {_nodes(facts.min_nodes)}, "
-        f"{facts.tokens_in_all_max:,} with {_nodes(facts.max_nodes)}",
-        *(f"  {name:<14} {words}" for name, words in facts.data.items()),
-        f"  data           about {facts.train_tokens_estimate:,} tokens to train on: "
-        f"{facts.epochs_min_estimate:g} to {facts.epochs_max_estimate:g} epochs (estimates)",
-        f"  time           a round closes after {facts.deadline_s:g} s at the latest and settles "
-        f"within {facts.longest_round_s:g} s",
+        + (f"; Muon trains {muon:,} parameters" if muon else ""),
+        "work": f"{facts['tokens_per_node_and_round']:,} tokens per node and round, "
+        f"{facts['inner_steps_in_all']:,} inner steps in all",
+        "tokens in all": f"{facts['tokens_in_all_min']:,} with "
+        f"{plural(facts['min_nodes'], 'node')}, {facts['tokens_in_all_max']:,} with "
+        f"{plural(facts['max_nodes'], 'node')}",
+        **facts["data"],
+        "data": f"about {facts['train_tokens_estimate']:,} tokens to train on: "
+        f"{number(facts['epochs_min_estimate'])} to {number(facts['epochs_max_estimate'])} epochs "
+        "(estimates)",
+        "time": f"a round closes after {number(facts['deadline_s'])} s at the latest and settles "
+        f"within {number(facts['longest_round_s'])} s",
+    }
+    lines = [
+        f"{facts['name']}: a {facts['model']} model of {facts['parameters']:,} parameters "
+        f"(vocabulary {facts['vocab_size']:,})",
+        "",
     ]
-    lines = [textwrap.fill(line, WIDTH, subsequent_indent=" " * 17) for line in lines]
-    if facts.warnings:
-        lines += ["", "worth a second look:", *(f"  ! {warning}" for warning in facts.warnings)]
+    for name, words in rows.items():
+        line = f"  {name:<14} {words}"
+        lines.append(textwrap.fill(line, WIDTH, subsequent_indent=" " * 17))
+    if facts["warnings"]:
+        lines += ["", "worth a second look:", *(f"  ! {one}" for one in facts["warnings"])]
     return "\n".join(lines)
 
 
 def _contribution(facts: Estimate) -> str:
-    most = f"{_size(facts.payload_bytes)} per node and round"
-    if facts.typical_bytes < facts.payload_bytes:
-        most = f"{most} at most, about {_size(facts.typical_bytes)} usually"
-    bits = f"{facts.bits_per_parameter:.3g} bits per parameter"
-    return f"{most} ({facts.codec}, {bits})"
-
-
-def _training_s(config: RunConfig) -> float:
-    """The longest that a round trains."""
-    rounds = config.rounds
-    return rounds.box_s + rounds.grace_s if rounds.box_s else rounds.deadline_s
+    most = f"{_size(facts['payload_bytes'])} per node and round"
+    if facts["typical_bytes"] < facts["payload_bytes"]:
+        most = f"{most} at most, about {_size(facts['typical_bytes'])} usually"
+    return f"{most} ({facts['codec']}, {facts['bits_per_parameter']:.3g} bits per parameter)"
 
 
 def _memory(config: RunConfig, parameters: int, by_muon: int, shape: Any) -> int:
@@ -255,7 +209,7 @@ def _warnings(config: RunConfig, facts: Estimate, module: torch.nn.Module) -> li
     found: list[str] = []
     if outer.momentum >= 0.8 and rounds.inner_steps < 200:
         found.append(
-            f"exchange.outer.momentum = {outer.momentum:g} with {rounds.inner_steps} inner steps "
+            f"exchange.outer.momentum = {outer.momentum:g} with {rounds.inner_steps:,} inner steps "
             "overshoots; 0.5 is safe below 200"
         )
     if outer.momentum == 0 and outer.lr < 0.5:
@@ -274,14 +228,14 @@ def _warnings(config: RunConfig, facts: Estimate, module: torch.nn.Module) -> li
         found.append(
             f"optimizer.lr = {optimizer.lr:g} is high for AdamW (0.0003 to 0.003 is usual)"
         )
-    if optimizer.warmup_steps > 0.2 * facts.inner_steps_in_all:
+    if optimizer.warmup_steps > 0.2 * facts["inner_steps_in_all"]:
         found.append("the warm-up takes more than a fifth of the run")
-    upload_s = facts.up_bytes_min / SLOW_UPLINK
+    upload_s = facts["up_bytes_min"] / SLOW_UPLINK
     if upload_s > 0.25 * rounds.deadline_s:
         found.append(
             f"at 10 Mbit/s a contribution takes {upload_s:,.0f} s to send, of "
-            f"{rounds.deadline_s:g} s for the round: raise inner_steps and deadline_s, or choose "
-            "codec int4 or sparse"
+            f"{number(rounds.deadline_s)} s for the round: raise inner_steps and deadline_s, or "
+            "choose codec int4 or sparse"
         )
     room = exchange_seconds(config)
     if 0 < room < upload_s:
@@ -289,26 +243,27 @@ def _warnings(config: RunConfig, facts: Estimate, module: torch.nn.Module) -> li
             f"the overlap leaves {room:,.0f} s for the exchange, and at 10 Mbit/s a contribution "
             f"alone takes {upload_s:,.0f} s to send: raise overlap_steps or box_s"
         )
-    download_s = facts.down_bytes_max_nodes / (10 * SLOW_UPLINK)
+    download_s = facts["down_bytes_max_nodes"] / (10 * SLOW_UPLINK)
     if download_s > rounds.settle_s:
         found.append(
             f"at 100 Mbit/s a node needs {download_s:,.0f} s for the contributions of "
-            f"{rounds.max_nodes} nodes, settle_s is {rounds.settle_s:g}: raise it, or lower "
+            f"{rounds.max_nodes} nodes, settle_s is {number(rounds.settle_s)}: raise it, or lower "
             "max_nodes"
         )
     if rounds.quorum == 1 and rounds.min_nodes > 1 and not rounds.box_s:
         found.append("with rounds.quorum = 1 one slow node holds up every round until the deadline")
     if rounds.heartbeat_timeout_s > rounds.deadline_s:
         found.append("a node that dies is noticed only after its round (heartbeat_timeout_s)")
-    if facts.epochs_min_estimate > 4:
+    if facts["epochs_min_estimate"] > 4:
         found.append(
-            f"the data is read {facts.epochs_min_estimate:g} times: more text learns better"
+            f"the data is read {number(facts['epochs_min_estimate'])} times: more text learns "
+            "better"
         )
     if config.data.validation_windows * config.data.seq_len < 2048:
         found.append("the validation loss rests on fewer than 2,048 tokens and will be noisy")
     shape: Any = module.config
-    embedding = facts.vocab_size * int(getattr(shape, "hidden_size", 0) or 0)
-    if embedding > 0.6 * facts.parameters:
+    embedding = facts["vocab_size"] * int(getattr(shape, "hidden_size", 0) or 0)
+    if embedding > 0.6 * facts["parameters"]:
         found.append("most parameters are the embedding: lower vocab_size or enlarge the model")
     random = {
         key
@@ -323,12 +278,8 @@ def _warnings(config: RunConfig, facts: Estimate, module: torch.nn.Module) -> li
     return found
 
 
-def _nodes(count: int) -> str:
-    return f"{count} node" if count == 1 else f"{count} nodes"
-
-
 def _size(count: int) -> str:
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= factor:
             return f"{count / factor:.3g} {unit}"
     return f"{count} B"

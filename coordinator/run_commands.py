@@ -107,7 +107,7 @@ def check(file: RunFile, /, *, as_json: AsJson = False) -> int:
     config = load_config(file)
     progress = Stages(QUIET_S)
     found = estimate(config, file, lambda done: progress("reading the text", done))
-    return show(found.as_json(), [render(found)], as_json=as_json)
+    return show(found, [render(found)], as_json=as_json)
 
 
 @app.command

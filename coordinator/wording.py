@@ -22,6 +22,11 @@ def exchange_words(config: RunConfig) -> dict[str, str]:
     }
 
 
+def number(value: float) -> str:
+    """A number for people, with separators of thousands."""
+    return f"{value:,.10g}"
+
+
 def outer_words(outer: Outer) -> str:
     """The outer optimiser in words."""
     if not outer.momentum:
@@ -78,15 +83,15 @@ def _overlap(config: RunConfig) -> str:
     steps, whole = config.exchange.overlap_steps, config.rounds.inner_steps
     if not steps:
         return "none: nodes wait for the exchange"
-    room = f"{steps} of {whole} steps ({steps / whole:.0%} of the training)"
+    room = f"{steps:,} of {whole:,} steps ({steps / whole:.0%} of the training)"
     words = f"{room} go on during the exchange and count in the next round"
     if config.rounds.box_s:
         seconds = exchange_seconds(config)
-        return f"{words}; it may take {seconds:.3g} s without anybody waiting"
+        return f"{words}; it may take {number(round(seconds, 1))} s without anybody waiting"
     tokens = Work.of(config).tokens(steps)
     return (
-        f"{words}; it may take as long as they do ({tokens / 10_000:.3g} s at 10,000 tokens per "
-        "second)"
+        f"{words}; it may take as long as they do ({number(round(tokens / 10_000, 1))} s at "
+        "10,000 tokens per second)"
     )
 
 
@@ -110,10 +115,10 @@ def _fragments(config: RunConfig) -> str:
 def _steps(config: RunConfig) -> str:
     rounds, work = config.rounds, Work.of(config)
     if not work.boxed:
-        return f"{rounds.inner_steps} inner steps for everybody"
+        return f"{rounds.inner_steps:,} inner steps for everybody"
     return (
-        f"as many as each node makes in {rounds.box_s:g} s, from {work.least} to {work.most}; "
-        f"nobody is waited for longer than {rounds.box_s + rounds.grace_s:g} s"
+        f"as many as each node makes in {number(rounds.box_s)} s, from {work.least:,} to "
+        f"{work.most:,}; nobody is waited for longer than {number(rounds.box_s + rounds.grace_s)} s"
     )
 
 

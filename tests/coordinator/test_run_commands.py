@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -205,6 +206,19 @@ def test_check_says_what_the_exchange_costs_and_how_it_goes(
     path.write_text(path.read_text().replace("fragments = 2", "fragments = 30"))
     with pytest.raises(UsageError, match="the model has 12 tensors"):
         main(["check", str(path)])
+
+
+def test_large_numbers_are_written_for_people(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_run(tmp_path)
+    longer = "inner_steps = 3000\ndeadline_s = 86000"
+    path.write_text(path.read_text().replace("inner_steps = 3", longer))
+    assert main(["check", str(path)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "3,000 inner steps for everybody" in shown
+    assert "a round closes after 86,000 s" in shown
+    assert not re.search(r"\d{4}|e\+\d", shown)
 
 
 def test_prepare_prints_the_run_and_then_finds_it(
