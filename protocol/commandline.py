@@ -12,7 +12,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -173,11 +173,18 @@ def show(facts: Any, lines: Iterable[str | Table], *, as_json: bool) -> int:
     :returns: the exit code of success
     """
     if as_json:
-        print(json.dumps(facts, indent=2))
+        print(json.dumps(facts, indent=2, default=_plain))
     else:
         for line in lines:
             print(line)
     return EXIT_OK
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no form for: bytes in hex digits, paths, dataclasses."""
+    if isinstance(value, bytes):
+        return value.hex()
+    return str(value) if isinstance(value, Path) else asdict(value)
 
 
 def progress(what: str) -> Callable[[int, int], None]:

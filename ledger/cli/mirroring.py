@@ -64,15 +64,7 @@ def mirror(
                 pinned = bool(vkeys or run or named or found.before)
                 _say_trust(found.origin, pinned or as_json)
                 show(
-                    {
-                        "origin": found.origin,
-                        "size": found.size,
-                        "root": found.root.hex(),
-                        "before": found.before,
-                        "files": found.files,
-                        "final": found.final,
-                        "behind": found.behind,
-                    },
+                    found,
                     _mirrored(found, folder, vkey, follow),
                     as_json=as_json,
                 )
@@ -145,19 +137,8 @@ def restore(
             accept_older=accept_older,
             progress=progress("entries"),
         )
-    facts = {
-        "run": found.run,
-        "size": found.size,
-        "root": found.root.hex(),
-        "before": found.before,
-        "damage": found.damage,
-        "kept": str(found.kept) if found.kept is not None else None,
-        "final": found.final,
-        "source": found.source,
-        "coordinator": found.coordinator,
-    }
     _say_trust(f"run {found.run}", as_json or bool(runs or found.before))
-    return show(facts, _restored(found, home), as_json=as_json)
+    return show(found, _restored(found, home), as_json=as_json)
 
 
 def _restored(found: Restored, home: Path) -> Iterator[str]:

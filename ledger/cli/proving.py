@@ -6,7 +6,6 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -253,10 +252,9 @@ def _verify_home(home: Path, as_json: bool) -> int:
             f"check it with: artel ledger audit {quote(home)} --run ID --full",
         )
     result = verify_home(home, progress("entries checked"))
-    checks = [{"name": item.name, "ok": item.ok, "detail": item.detail} for item in result.checks]
     facts = {"run": result.run, "size": result.size, "root": result.root}
-    facts |= {"verified": result.verified, "label": trust(result.state).label, "checks": checks}
-    facts |= {"not_checked": [asdict(item) for item in result.unchecked]}
+    facts |= {"verified": result.verified, "label": trust(result.state).label}
+    facts |= {"checks": result.checks, "not_checked": result.unchecked}
     show(facts, _checked(result), as_json=as_json)
     if result.verified or as_json:
         return EXIT_OK if result.verified else EXIT_FAILED

@@ -10,14 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from artel.ledger.sync.source import TileSource
-from artel.ledger.sync.tree import Tree, read_tile, require_same
+from artel.ledger.entries.state import FoldState
+from artel.ledger.fold.shares import apply
+from artel.ledger.sync.offline import run_of
+from artel.ledger.sync.source import TileSource, newest_heads
+from artel.ledger.sync.tree import Tree, read_tile, require_same, verified_head
+from artel.ledger.sync.view import decoded_entries
 from artel.ledger.tlog import note
+from artel.ledger.tlog.checkpoint import parse_checkpoint
 from artel.ledger.tlog.cosignature import CosignerKey, open_cosigned, parse_key
 from artel.ledger.tlog.note import MAX_NOTE_BYTES, VerifierKey
 from artel.ledger.tlog.tiles import CHECKPOINT_PATH, TILE_WIDTH, level_tiles, tiles_of
-from artel.protocol.errors import UsageError
+from artel.protocol.errors import CheckFailed, UsageError
 
+_BATCH = 1024
 Progress = Callable[[int, int], None]
 """Called with the number of entries that were audited and the number of all."""
 OnEntry = Callable[[int, bytes], None]
@@ -92,6 +98,71 @@ def audit(
         entry_bytes=_read_all(tree, progress, on_entry) if full else 0,
         checkpoint=data.decode(),
     )
+
+
+@dataclass(frozen=True)
+class Audited:
+    """A log that holds, and what its entries amount to, if they are a run's and were all read."""
+
+    report: Report
+    state: FoldState | None = None
+    signatures: int = 0
+    """That verified."""
+    unsigned: int = 0
+    """Entries with a bad signature, which count for nothing."""
+
+
+def audit_log(
+    source: TileSource,
+    vkeys: Sequence[str],
+    run: str,
+    *,
+    full: bool = False,
+    origin: str | None = None,
+    progress: Progress | None = None,
+) -> Audited:
+    """As :func:`audit`; a run's id can stand for the keys, and a full audit of a run replays it."""
+    newest, _ = newest_heads(source)  # also finds out where the tiles are
+    if not vkeys and not run:
+        raise UsageError(
+            "no key to check the log's signature with",
+            "add --vkey VKEY (/ledger/run shows a run's), or --run ID for a run",
+        )
+    keys = vkeys or [key.encode() for key in verified_head(source, newest, run=run).keys]
+    fold = _Fold() if full and run_of(parse_checkpoint(newest).origin) else None
+    on_entry = fold.add if fold is not None else None
+    report = audit(source, keys, full=full, origin=origin, progress=progress, on_entry=on_entry)
+    if fold is None:
+        return Audited(report)
+    return Audited(report, fold.done(), fold.signatures, fold.unsigned)
+
+
+class _Fold:
+    """Decodes entries, checks their signatures on all cores and folds them, as an audit goes."""
+
+    def __init__(self) -> None:
+        self._waiting: list[bytes] = []
+        self._state = FoldState()
+        self.signatures = 0
+        self.unsigned = 0
+
+    def add(self, index: int, leaf: bytes) -> None:
+        self._waiting.append(leaf)
+        if len(self._waiting) >= _BATCH:
+            self._flush()
+
+    def done(self) -> FoldState:
+        self._flush()
+        if self._state.size and not self._state.run:
+            raise CheckFailed("the manifest is not signed by its organiser")
+        return self._state
+
+    def _flush(self) -> None:
+        for _, entry in decoded_entries(self._waiting, self._state.size):
+            self.signatures += len(entry.signers)
+            self.unsigned += not entry.signers
+            apply(self._state, entry)
+        self._waiting = []
 
 
 def _read_all(tree: Tree, progress: Progress | None, on_entry: OnEntry | None) -> int:
