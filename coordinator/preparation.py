@@ -1,8 +1,8 @@
 """A prepared run in a coordinator's home, and the child process that prepares it.
 
-``python -m artel.coordinator.preparation FILE --home DIR`` is that child: torch's memory does not
-stay in the coordinator, which gets the model's layout from the file that the child leaves beside
-the manifest.
+The child is ``python -m artel.coordinator.prepare FILE --home DIR``: torch's memory does not stay
+in the coordinator, which gets the model's layout from the file that the child leaves beside the
+manifest.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artel.ledger.fold.layout import LAYOUT_FILE
-from artel.protocol import terminal, tether
+from artel.protocol import tether
 from artel.protocol.errors import ArtelError, CheckFailed, ResourceError, UsageError
 from artel.protocol.manifest import Manifest, open_manifest
 from artel.protocol.state import Layout
 
+CHILD = "artel.coordinator.prepare"
 MAX_MANIFEST_ENVELOPE_BYTES = 1 << 16
 
 
@@ -68,7 +69,7 @@ async def prepare_in_child(run_file: Path, home: Path) -> Prepared:
     :raises ArtelError: what the child could not do, in its words
     """
     child = await asyncio.create_subprocess_exec(
-        *tether.tied(sys.executable, "-P", "-m", __name__, str(run_file), "--home", str(home)),
+        *tether.tied(sys.executable, "-P", "-m", CHILD, str(run_file), "--home", str(home)),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         env=tether.environment(),
@@ -119,23 +120,3 @@ class Stages:
     def say(self, line: str) -> None:
         """A line that stands for itself."""
         print(self._indent + line, file=sys.stderr, flush=True)
-
-
-def main(argv: list[str]) -> int:
-    """The child: prepare; on failure print the error as one JSON object."""
-    from artel.coordinator.prepare import prepare
-
-    run_file, option, home = argv
-    assert option == "--home"
-    terminal.prepare()
-    stages = Stages(indent="  ")
-    try:
-        prepare(Path(run_file), Path(home), stages, stages.say)
-    except ArtelError as error:
-        print(json.dumps({"error": error.message, "hint": error.hint}))
-        return error.exit_code
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

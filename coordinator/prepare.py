@@ -10,6 +10,8 @@ coordinator.
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +20,12 @@ import numpy as np
 
 from artel.coordinator import sources
 from artel.coordinator.estimate import require_fragments
-from artel.coordinator.preparation import Prepared, load_prepared, manifest_path
+from artel.coordinator.preparation import Prepared, Stages, load_prepared, manifest_path
 from artel.coordinator.rehearsal import rehearse
 from artel.ledger.fold.layout import LAYOUT_FILE
 from artel.ledger.store.reading import LedgerReader
 from artel.ledger.store.store import DATABASE_NAME
-from artel.protocol import assignment, files, model, shards
+from artel.protocol import assignment, files, model, shards, terminal
 from artel.protocol import tokenizer as tokenizers
 from artel.protocol.errors import ArtelError, CheckFailed, UsageError
 from artel.protocol.identity import HomeLock, load, load_or_create
@@ -330,3 +332,21 @@ def _write_durably(path: Path, data: bytes) -> None:
         files.write(path, data)
     except OSError as error:
         raise files.disk_error(error, path.parent) from None
+
+
+def main(argv: list[str]) -> int:
+    """The child of :mod:`.preparation`: on failure print the error as one JSON object."""
+    run_file, option, home = argv
+    assert option == "--home"
+    terminal.prepare()
+    stages = Stages(indent="  ")
+    try:
+        prepare(Path(run_file), Path(home), stages, stages.say)
+    except ArtelError as error:
+        print(json.dumps({"error": error.message, "hint": error.hint}))
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -127,7 +127,7 @@ def key_path(key: Path | None, home: Path) -> Path:
 @contextmanager
 def holding(target: str) -> Iterator[tuple[Holder, str]]:
     """Whoever a person names, and the run id of an invite."""
-    from artel.ledger.sync.source import hold
+    from artel.ledger.sync.holding import hold
 
     holder, run = hold(target)
     try:

@@ -14,8 +14,9 @@ from artel.ledger.entries.evidence import SplitView, build
 from artel.ledger.store.finality import size_of
 from artel.ledger.store.store import DATABASE_NAME
 from artel.ledger.sync.client import Log, home_view, open_head
+from artel.ledger.sync.holding import hold
 from artel.ledger.sync.offline import run_of
-from artel.ledger.sync.source import Holder, hold, newest_heads
+from artel.ledger.sync.source import Holder, newest_heads
 from artel.ledger.sync.tree import Tree
 from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint
 from artel.ledger.tlog.cosignature import open_cosigned, parse_key

@@ -19,7 +19,6 @@ from artel.ledger.tlog.note import MAX_NOTE_BYTES
 from artel.ledger.tlog.tiles import CHECKPOINT_PATH, Tile
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, Unreachable, UsageError
 from artel.protocol.net.http import BadStatus, fetch
-from artel.protocol.paths import expanded
 from artel.protocol.terminal import printable
 
 TIMEOUT = 20.0
@@ -91,37 +90,6 @@ def read_json(source: TileSource, path: str) -> Any:
         return _json(source.get(path, MAX_JSON_BYTES), path)
     except ArtelError:
         return None
-
-
-def hold(target: str) -> tuple[Holder, str]:
-    """Whoever a person names, and the run id that an invite adds ("" without one).
-
-    :param target: an invite, an http(s) URL, a multiaddr with /p2p/PEER, or a folder of tiles
-    :raises UsageError: when it is none of these
-    """
-    from artel.protocol.invite import PREFIX, Invite
-
-    folder = expanded(Path(target))
-    is_folder = os.path.isdir(folder)  # also of what is too long for a name
-    if re.match("[a-z]+://", target):
-        return HttpHolder(target), ""
-    if target.startswith("/") and "/p2p/" in target:
-        return _peer(target), ""
-    if PREFIX in target and not is_folder:
-        invite = Invite.decode(target)
-        return _peer(*invite.peers), invite.run
-    if not is_folder:
-        raise UsageError(
-            f"{target[:200]!r} is no invite, no URL, no multiaddr and no folder",
-            "write artel1..., http(s)://HOST[:PORT], /ip4/HOST/tcp/PORT/p2p/PEER or a folder",
-        )
-    return FolderSource(folder), ""
-
-
-def _peer(*addresses: str) -> Holder:
-    from artel.ledger.sync.lightnode import PeerHolder
-
-    return PeerHolder(addresses)
 
 
 # --- folders --------------------------------------------------------------------------------------

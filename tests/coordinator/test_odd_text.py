@@ -303,9 +303,9 @@ def test_check_and_prepare_say_what_is_used_and_what_is_not(
     told = capfd.readouterr().err
     assert used in told
     assert ".exe: 1 (5 bytes)" in told
-    from artel.coordinator import preparation
+    from artel.coordinator import prepare
 
-    assert preparation.main([str(path), "--home", str(tmp_path / "two")]) == 0
+    assert prepare.main([str(path), "--home", str(tmp_path / "two")]) == 0
     assert used in capfd.readouterr().err
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from artel import cli
-from artel.ledger.sync import source
+from artel.ledger.sync.holding import hold
 from artel.ledger.sync.lightnode import PeerHolder
 from artel.protocol.errors import UsageError
 from artel.protocol.identity import Identity
@@ -113,14 +113,14 @@ def test_an_address_that_would_steer_a_terminal_is_refused() -> None:
 def test_readers_of_ledgers_take_it_as_well(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, ...]] = []
     monkeypatch.setattr(PeerHolder, "__init__", lambda _, peers: asked.append(peers))
-    _, run = source.hold(text)
+    _, run = hold(text)
     assert (run, asked) == (INVITE.run, [INVITE.peers])
 
 
 @pytest.mark.parametrize("text", ["x" * 300, "x" * 5000, f"{PREFIX}{'x' * 5000}", "ftp://x"])
 def test_what_is_no_holder_is_wrong_input(text: str) -> None:
     with pytest.raises(UsageError):
-        source.hold(text)
+        hold(text)
 
 
 @pytest.mark.parametrize("command", ["audit", "compare", "status"])
@@ -133,5 +133,5 @@ def test_an_invite_is_longer_than_a_files_name_can_be(
 
 
 def test_a_url_may_have_the_words_of_an_invite() -> None:
-    holder, run = source.hold("http://artel1.example.org:8080")
+    holder, run = hold("http://artel1.example.org:8080")
     assert (holder.name, run) == ("http://artel1.example.org:8080", "")
