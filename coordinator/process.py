@@ -29,6 +29,7 @@ from artel.coordinator.sequencer import Sequencer
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.published import require_heads
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
+from artel.ledger.web.server import address_of, bind
 from artel.protocol import dsse, files
 from artel.protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ResourceError
 from artel.protocol.events import configure, emit
@@ -82,7 +83,7 @@ async def serve(options: Startup) -> int:
         stack.callback((home / API_FILE).unlink, missing_ok=True)
         async with _stoppable(stop):
             # The ports are looked at at once, so that nobody waits for a run that cannot start.
-            with contextlib.closing(_bind(options.http_host, options.http_port)) as http:
+            with contextlib.closing(bind(options.http_host, options.http_port)) as http:
                 for address in options.listen:
                     check_port_free(address)
                 published = await _prepared_and_imported(options)
@@ -214,7 +215,7 @@ async def _run(core: Coordinator, options: Startup, http: socket.socket, began: 
     from artel.coordinator.upkeep import Upkeep
     from artel.coordinator.web import RunPage
 
-    url = _url(http)
+    url = address_of(http)
     await core.close_interrupted_attempt()
     await Desk(core).open()
     addresses = await core.host.addresses()
@@ -230,30 +231,6 @@ async def _run(core: Coordinator, options: Startup, http: socket.socket, began: 
         emit(log, "coordinator.ready", run=core.run[:12], seconds=time.monotonic() - began)
         upkeep = Upkeep(core, _public(url, options.http_host))
         await together((core.drive(), upkeep.run(), core.host.watch()))
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    """A listening socket for the page.
-
-    :raises ResourceError: the port is in use, or the address is not of this machine
-    """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, _, _, _, where = found[0]
-        return socket.create_server(where[:2], family=family, backlog=64)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ResourceError(
-            f"cannot serve the page on {host}:{port}: {reason}",
-            "choose another address with --http HOST:PORT; port 0 takes a free one",
-        ) from None
-
-
-def _url(http: socket.socket) -> str:
-    host, port = http.getsockname()[:2]
-    if http.family is socket.AF_INET6:
-        host = f"[{host}]"
-    return f"http://{host}:{port}"
 
 
 def _public(url: str, host: str) -> str:

@@ -29,12 +29,11 @@ from artel.coordinator import api
 from artel.coordinator.gauges import gauges
 from artel.coordinator.page import TEMPLATES, run_page
 from artel.coordinator.service import Coordinator
-from artel.ledger.web.answers import note_text
+from artel.ledger.web.answers import MAX_NUMBER, note_text, whole
 from artel.ledger.web.exposition import exposed
 from artel.ledger.web.lists import shares_data
 from artel.ledger.web.server import Gate, Limits
 from artel.ledger.web.site import LedgerSite
-from artel.protocol.errors import UsageError
 from artel.protocol.invite import Invite
 
 DEFAULT_ROUNDS, MAX_ROUNDS = 50, 1000
@@ -42,8 +41,6 @@ MAX_ENTRIES = 100
 """Entries of up to 8 KiB in one reply; with base64 and the decoded body about 2 MB."""
 PAGE_ROUNDS = 400
 """Rounds that the page's plot shows; its table shows fewer."""
-MAX_INDEX = (1 << 53) - 1
-
 Document = dict[str, Any]
 """A JSON value that the API serves and the page shows."""
 
@@ -126,7 +123,7 @@ class RunPage:
         return await self.site.read(shares_data)
 
     async def _entries(self, request: web.Request) -> Document:
-        start = _number(request, "start", 0, 0, MAX_INDEX)
+        start = _number(request, "start", 0, 0)
         count = _number(request, "count", MAX_ENTRIES, 1, MAX_ENTRIES)
         return await api.entries_facts(self._core, start, count)
 
@@ -140,17 +137,7 @@ def _json(
     return answer
 
 
-def _number(request: web.Request, name: str, default: int, low: int, high: int) -> int:
-    """A whole number from the query.
-
-    :raises UsageError: when it is given twice, is none, or lies out of bounds
-    """
-    given = request.query.getall(name, [])
-    if not given:
-        return default
-    text = given[0]
-    if len(given) == 1 and text.isascii() and text.isdigit() and len(text) < 17:
-        number = int(text)
-        if low <= number <= high:
-            return number
-    raise UsageError(f"{name} is not a whole number from {low} to {high}", f"for example {default}")
+def _number(request: web.Request, name: str, default: int, low: int, high: int = MAX_NUMBER) -> int:
+    """A whole number from the query, given once at most."""
+    given = request.query.getall(name, [str(default)])
+    return whole(given[0] if len(given) == 1 else "", name, low, high)

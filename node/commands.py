@@ -104,6 +104,7 @@ def start(
     :param uplink: megabits per second to send at most, all traffic together
     :param no_check: start on a slow machine too
     """
+    from artel.ledger.web.server import bind
     from artel.node import status
     from artel.protocol import events
 
@@ -112,7 +113,7 @@ def start(
     page: socket.socket | None = None
     try:
         # At once, so that nobody waits for a node that cannot start.
-        page = status.bind(*http)
+        page = bind(*http)
         for address in listen:
             types.check_port_free(address)
         files.require_ours(home / status.ADDRESS_FILE, files.holds("url"))

@@ -21,36 +21,18 @@ from artel.ledger.fold.shares import shares
 from artel.ledger.web.answers import error
 from artel.ledger.web.context import Context
 from artel.ledger.web.exposition import exposed
-from artel.ledger.web.server import Gate, Handler, Limits
+from artel.ledger.web.server import Gate, Handler, Limits, address_of
 from artel.ledger.web.site import LedgerSite
 from artel.node.gauges import gauges
 from artel.protocol import files
-from artel.protocol.errors import ResourceError, Unreachable
+from artel.protocol.errors import Unreachable
 from artel.protocol.net.http import http_opener
 
 if TYPE_CHECKING:
     from artel.node.session import Session
 
 ADDRESS_FILE = "api.json"
-BACKLOG = 64
 TEMPLATES = Path(__file__).with_name("templates")
-
-
-def bind(host: str = "127.0.0.1", port: int = 0) -> socket.socket:
-    """A listening socket; port 0 takes a free one.
-
-    :raises ResourceError: the port is in use, or the address is not of this machine
-    """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, _, _, _, where = found[0]
-        return socket.create_server(where[:2], family=family, backlog=BACKLOG)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ResourceError(
-            f"cannot serve the ledger on {host}:{port}: {reason}",
-            "choose another address with --http HOST:PORT; port 0 takes a free one",
-        ) from None
 
 
 @contextlib.asynccontextmanager
@@ -88,7 +70,7 @@ async def serving(
     app.router.add_get("/api/v1/status", answer)
     app.router.add_get("/metrics", metrics)
     site.add_routes(app)
-    url = _url(listener)
+    url = address_of(listener)
     async with gate.listening(app, listener):
         files.write(home / ADDRESS_FILE, json.dumps({"url": url}).encode(), durable=False)
         try:
@@ -108,14 +90,6 @@ async def site_of(session: Session) -> LedgerSite:
         witness=session.witness,
         info=lambda: {"addresses": addresses},
     )
-
-
-def _url(listener: socket.socket) -> str:
-    """How the owner reaches it, on this machine."""
-    host, port = listener.getsockname()[:2]
-    if host in ("0.0.0.0", "::"):
-        host = "127.0.0.1" if host == "0.0.0.0" else "::1"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def read(home: Path, timeout: float = 5.0) -> dict[str, Any]:

@@ -120,14 +120,14 @@ async def body_of(request: web.Request, limit: int) -> bytes:
     raise UsageError(f"the body is longer than {limit:,} bytes", "send one signed statement")
 
 
-def whole(given: str, name: str) -> int:
+def whole(given: str, name: str, low: int = 0, high: int = MAX_NUMBER) -> int:
     """A number from a path or a query.
 
-    :raises UsageError: when it is none
+    :raises UsageError: when it is none, or out of bounds
     """
-    if given.isascii() and given.isdigit() and len(given) < 17 and int(given) <= MAX_NUMBER:
+    if given.isascii() and given.isdigit() and len(given) < 17 and low <= int(given) <= high:
         return int(given)
-    raise UsageError(f"{name} is a whole number from 0 on", "for example 0")
+    raise UsageError(f"{name} is not a whole number from {low} to {high}", f"for example {low}")
 
 
 def url_of(request: web.Request) -> str:

@@ -6,8 +6,8 @@ The pages and ``artel demo`` show the same charts; nothing here knows markup or 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 SAMPLES = 180
 """Points on the time axis, however many rounds there are."""
@@ -18,54 +18,39 @@ Points = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
-class Shape:
-    """A line or an area: its class in the style sheet, and its corners as SVG writes them."""
-
-    style: str
-    points: str
-
-
-@dataclass(frozen=True)
 class Chart:
     """Values from ``low`` to ``high`` over whole numbers from ``first`` to ``last``."""
 
     label: str
+    unit: str
+    """What is counted below: rounds, states."""
     first: float
     last: float
     low: float
     high: float
-    heights: tuple[tuple[float, str], ...] = ()
-    """Height and words of each line of the grid."""
-    ends: tuple[tuple[float, str, str], ...] = ()
-    """Place, alignment and words below the left and the right end."""
-    areas: tuple[Shape, ...] = ()
-    lines: tuple[Shape, ...] = ()
-    dots: tuple[tuple[float, float], ...] = ()
+    ticks: Sequence[tuple[float, str]]
+    """Values with a line across, and their words."""
+    lines: Mapping[str, Points] = field(default_factory=dict)
+    """By class in the style sheet."""
+    areas: Mapping[str, Points] = field(default_factory=dict)
+    dot: tuple[float, float] | None = None
 
     width, height = 720, 250
     left, right, top, bottom = 58, 708, 12, 224
 
-    def place(self, x: float, y: float) -> tuple[float, float]:
-        """Where a value is drawn; all to the right end when there is one number only."""
-        across = (x - self.first) / (self.last - self.first or 1)
-        up = (y - self.low) / (self.high - self.low)
-        return (
-            round(self.left + across * (self.right - self.left), 1),
-            round(self.bottom - up * (self.bottom - self.top), 1),
-        )
+    def x(self, number: float) -> float:
+        """How far to the right; the left end when there is one number only."""
+        across = (number - self.first) / (self.last - self.first or 1)
+        return round(self.left + across * (self.right - self.left), 1)
 
-    def shape(self, style: str, points: Points) -> Shape:
-        """A line through the values, or the area inside."""
-        return Shape(style, " ".join("{},{}".format(*self.place(x, y)) for x, y in points))
+    def y(self, value: float) -> float:
+        """How far down."""
+        up = (value - self.low) / (self.high - self.low)
+        return round(self.bottom - up * (self.bottom - self.top), 1)
 
-    def grid(self, ticks: Iterable[tuple[float, str]]) -> tuple[tuple[float, str], ...]:
-        """A line for each value, with its words."""
-        return tuple((self.place(self.first, y)[1], words) for y, words in ticks)
-
-    def under(self, what: str) -> tuple[tuple[float, str, str], ...]:
-        """The words below both ends."""
-        ends = ((self.first, "start"), (self.last, "end"))
-        return tuple((self.place(x, self.low)[0], at, f"{what} {x:,}") for x, at in ends)
+    def points(self, values: Points) -> str:
+        """A line through the values, or the edge of an area."""
+        return " ".join(f"{self.x(x)},{self.y(y)}" for x, y in values)
 
 
 # --- the loss of a run ----------------------------------------------------------------------------
@@ -83,17 +68,19 @@ def loss(validation: Points, training: Points, total: int) -> Chart | None:
     # Training in round r gives state r + 1, so that is where its loss is drawn.
     training = [(number + 1, value) for number, value in training]
     numbers, values = zip(*validation, *training, strict=True)
-    margin = 0.06 * (max(values) - min(values)) or 0.1
-    label = f"validation loss, now {validation[-1][1]:.3f}"
-    low, high = min(values) - margin, max(values) + margin
-    chart = Chart(label, min(numbers), max(*numbers, min(total, 1)), low, high)
-    ticks = [min(values) + (max(values) - min(values)) * third / 3 for third in range(4)]
-    return replace(
-        chart,
-        heights=chart.grid((y, f"{y:.2f}") for y in ticks),
-        ends=chart.under("round"),
-        lines=(chart.shape("train", training), chart.shape("curve", validation)),
-        dots=(chart.place(*validation[-1]),),
+    low, high = min(values), max(values)
+    margin = 0.06 * (high - low) or 0.1
+    ticks = [low + (high - low) * third / 3 for third in range(4)]
+    return Chart(
+        label=f"validation loss, now {validation[-1][1]:.3f}",
+        unit="round",
+        first=min(numbers),
+        last=max(*numbers, min(total, 1)),
+        low=low - margin,
+        high=high + margin,
+        ticks=[(tick, f"{tick:.2f}") for tick in ticks],
+        lines={"train": training, "curve": validation},
+        dot=validation[-1],
     )
 
 
@@ -118,18 +105,20 @@ class History:
         states, parts = self.states, self.parts
         if len(states) == 1:  # one moment: the same from end to end
             states, parts = (states[0], states[0] + 1), (parts[0], parts[0])
-        label = "parts of the vested credit by account, from state to state"
-        chart = Chart(label, states[0], states[-1], 0, 1)
-        areas = []
+        areas = {}
         for k in range(len(self.names)):
             below = [(state, sum(row[:k])) for state, row in zip(states, parts, strict=True)]
             above = [(state, sum(row[: k + 1])) for state, row in zip(states, parts, strict=True)]
-            areas.append(chart.shape(f"area c{k}", [*above, *below[::-1]]))
-        return replace(
-            chart,
-            heights=chart.grid((tenth / 10, f"{10 * tenth} %") for tenth in (0, 5, 10)),
-            ends=chart.under("state"),
-            areas=tuple(areas),
+            areas[f"area c{k}"] = [*above, *below[::-1]]
+        return Chart(
+            label="parts of the vested credit by account, from state to state",
+            unit="state",
+            first=states[0],
+            last=states[-1],
+            low=0,
+            high=1,
+            ticks=[(tenth / 10, f"{10 * tenth} %") for tenth in (0, 5, 10)],
+            areas=areas,
         )
 
 

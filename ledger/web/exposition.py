@@ -24,19 +24,19 @@ Values = float | Mapping[str, float | None] | None
 """A number, or numbers by the value of a label; None is not known and not shown."""
 
 
-def gauge(name: str, help: str, values: Values, label: str = "") -> Metric:
-    """What can go up and down."""
-    return _filled(GaugeMetricFamily(name, help, labels=[label] if label else []), values)
-
-
-def counter(name: str, help: str, values: Values, label: str = "") -> Metric:
-    """What only grows while the process runs."""
-    return _filled(CounterMetricFamily(name, help, labels=[label] if label else []), values)
+def metric(name: str, help: str, values: Values, label: str = "") -> Metric:
+    """A counter (what only grows) where the name ends with ``_total``, or else a gauge."""
+    kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+    family = kind(name, help, labels=[label] if label else [])
+    for value, number in (values if isinstance(values, Mapping) else {"": values}).items():
+        if number is not None:
+            family.add_metric([value] if label else [], number)
+    return family
 
 
 def exposed(gate: Gate, families: Iterable[Metric]) -> web.Response:
     """The answer of ``/metrics``: these numbers, those of the web server, and of the process."""
-    answers = counter("artel_http_answers", "Answers by HTTP status.", gate.answers, "status")
+    answers = metric("artel_http_answers_total", "Answers by HTTP status.", gate.answers, "status")
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Now([*families, answers]))
     ProcessCollector(registry=registry)
@@ -52,11 +52,3 @@ class _Now(Collector):
 
     def collect(self) -> Iterable[Metric]:
         return self._families
-
-
-def _filled(family: GaugeMetricFamily | CounterMetricFamily, values: Values) -> Metric:
-    by_label = values if isinstance(values, Mapping) else {"": values}
-    for value, number in by_label.items():
-        if number is not None:
-            family.add_metric([value] if isinstance(values, Mapping) else [], number)
-    return family

@@ -35,6 +35,7 @@ class Templates:
         self._environment = Environment(
             loader=self._loader,
             autoescape=True,
+            auto_reload=False,
             undefined=StrictUndefined,
             finalize=_shown,
             trim_blocks=True,

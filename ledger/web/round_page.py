@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from artel.ledger import entries
@@ -19,7 +20,6 @@ from artel.ledger.entries import (
 )
 from artel.ledger.web.answers import whole
 from artel.ledger.web.context import Context
-from artel.ledger.web.index import Credited
 from artel.protocol.errors import UsageError
 from artel.protocol.identity import public_of
 
@@ -41,41 +41,42 @@ class Attempt:
     slices: dict[int, tuple[int, Aggregate]] = field(default_factory=dict)
     accused: dict[int, list[tuple[int, SliceWrong]]] = field(default_factory=dict)
     agreed: tuple[int, StateAgreed] | None = None
-    members: list[Member] = field(default_factory=list)
 
-    @property
-    def wrong(self) -> tuple[int, ...]:
-        """Slices that those who signed the state found wrong."""
-        return self.agreed[1].wrong if self.agreed is not None else ()
+    @cached_property
+    def members(self) -> list[tuple[str, int]]:
+        """Nodes, and the inner steps that each was assigned."""
+        opened = self.opened[1] if self.opened is not None else None
+        return list(zip(opened.members, opened.steps, strict=True)) if opened is not None else []
 
-    @property
+    @cached_property
     def weights(self) -> dict[str, int]:
         """Accepted nodes and their weights; closed a second time, nobody is left: the nodes did
         not agree on a state."""
         closed = self.closed[-1][1].accepted if self.closed else ()
         return {item.node: item.weight for item in closed}
 
+    @cached_property
+    def rejected(self) -> dict[str, tuple[int, str]]:
+        """Node to the entry that left it out first, and the reason."""
+        return {
+            item.node: (index, item.reason)
+            for index, closed in reversed(self.closed)
+            for item in closed.rejected
+        }
+
+    @cached_property
+    def wrong(self) -> tuple[int, ...]:
+        """Slices that those who signed the state found wrong."""
+        return self.agreed[1].wrong if self.agreed is not None else ()
+
+    def wrong_of(self, peer: str) -> list[int]:
+        """Those that this node combined."""
+        return [n for n in self.wrong if n in self.slices and self.slices[n][1].node == peer]
+
     @property
     def unrecorded(self) -> int:
         """Slices whose result nobody has recorded."""
         return max((body.slices for _, body in self.slices.values()), default=0) - len(self.slices)
-
-
-@dataclass(frozen=True)
-class Member:
-    """A node in an attempt: what it was to do, what it did, and what came of it."""
-
-    node: str
-    account: str
-    steps: int
-    commitment: str | None
-    shown: tuple[int, Contribution] | None
-    weight: int | None
-    credit: Credited | None
-    rejected: tuple[int, str] | None
-    """The entry that left it out, and the reason."""
-    wrong: list[int]
-    """Slices that it combined wrongly."""
 
 
 def round_page(page: Context, asked: Mapping[str, str]) -> dict[str, Any]:
@@ -90,8 +91,6 @@ def round_page(page: Context, asked: Mapping[str, str]) -> dict[str, Any]:
         raise UsageError(f"round {number:,} has not begun", f"the newest one is round {newest:,}")
     attempts, agreed = _read(page, indices)
     granted = page.index.granted_by(agreed[0]) if agreed is not None else []
-    for attempt in attempts:
-        attempt.members = list(_members(page, attempt, granted))
     return {
         "number": number,
         "attempts": attempts[::-1][:MAX_ATTEMPTS],
@@ -100,6 +99,7 @@ def round_page(page: Context, asked: Mapping[str, str]) -> dict[str, Any]:
         "state": agreed[1].body if agreed is not None else None,
         "signers": list(_signers(page, agreed[1])) if agreed is not None else [],
         "granted": granted,
+        "credits": {credit.source: credit for credit in granted if credit.kind == "compute"},
         "rate": page.state.rules.rates["compute"] if page.state.rules is not None else 0,
         "indices": indices[-MAX_ENTRIES:],
         "older": max(0, len(indices) - MAX_ENTRIES),
@@ -136,36 +136,6 @@ def _read(page: Context, indices: Sequence[int]) -> tuple[list[Attempt], tuple[i
                 if found:
                     found[max(found)].agreed = index, body
     return [found[number] for number in sorted(found)], agreed
-
-
-def _members(page: Context, attempt: Attempt, granted: Sequence[Credited]) -> Iterator[Member]:
-    if attempt.opened is None:
-        return
-    credits = {credit.source: credit for credit in granted if credit.kind == "compute"}
-    weights, committed = attempt.weights, attempt.committed
-    rejected = {
-        item.node: (index, item.reason)
-        for index, closed in reversed(attempt.closed)  # the first reason is the one
-        for item in closed.rejected
-    }
-    for peer, steps in zip(attempt.opened[1].members, attempt.opened[1].steps, strict=True):
-        shown = attempt.shown.get(peer)
-        credit = credits.get(shown[0]) if shown else None
-        yield Member(
-            node=peer,
-            account=credit.account if credit is not None else page.state.account_of(peer),
-            steps=steps,
-            commitment=committed[1].commitments.get(peer) if committed else None,
-            shown=shown,
-            weight=weights.get(peer),
-            credit=credit,
-            rejected=rejected.get(peer),
-            wrong=[
-                n
-                for n in attempt.wrong
-                if n in attempt.slices and attempt.slices[n][1].node == peer
-            ],
-        )
 
 
 def _signers(page: Context, entry: Entry) -> Iterator[tuple[str, str]]:

@@ -25,7 +25,7 @@ from aiohttp import web
 from artel.ledger.sync.witness import MAX_BODY_BYTES
 from artel.ledger.web.answers import busy, error
 from artel.ledger.web.render import STYLE
-from artel.protocol.errors import ArtelError, UsageError
+from artel.protocol.errors import ArtelError, ResourceError, UsageError
 from artel.protocol.events import emit
 from artel.protocol.net.limits import RateLimits, network_of
 
@@ -220,6 +220,30 @@ class Gate:
             # A defect of ours: the visitor learns nothing about it, the operator everything.
             log.exception("web.defect")
             return error(500, "this page is broken", "tell the organiser")
+
+
+def bind(host: str = "127.0.0.1", port: int = 0) -> socket.socket:
+    """A listening socket; port 0 takes a free one.
+
+    :raises ResourceError: the port is in use, or the address is not of this machine
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, where = found[0]
+        return socket.create_server(where[:2], family=family, backlog=BACKLOG)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ResourceError(
+            f"cannot serve the page on {host}:{port}: {reason}",
+            "choose another address with --http HOST:PORT; port 0 takes a free one",
+        ) from None
+
+
+def address_of(listener: socket.socket) -> str:
+    """How somebody on this machine reaches it."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 class _Refused(asyncio.Protocol):

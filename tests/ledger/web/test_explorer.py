@@ -34,7 +34,7 @@ from artel.ledger.tlog.cosignature import open_cosigned, witness_key
 from artel.ledger.tlog.note import VerifierKey
 from artel.ledger.tlog.proof import LeafHashes, TlogProof, consistency, verify_inclusion
 from artel.ledger.tlog.tiles import ENTRIES, encode_bundle, level_tiles, tiles_of
-from artel.ledger.web import account_page, chart
+from artel.ledger.web import account_page, chart, server
 from artel.ledger.web.index import INVALIDATED, PENDING, VESTED, LedgerIndex
 from artel.ledger.web.server import Gate, Limits
 from artel.ledger.web.site import LedgerSite
@@ -810,7 +810,7 @@ async def test_a_node_serves_its_status_and_the_same_ledger(tmp_path: Path) -> N
         site = LedgerSite(ledger.store, ledger.heads, lambda: ledger.site.index.state)
         world = ledger.world
         now = NOW | {"node": world.members[0].peer_id, "account": world.owners[0].key}
-        listener = status.bind()
+        listener = server.bind()
         async with status.serving(tmp_path, lambda: now, site, listener) as url:
             assert await asyncio.to_thread(status.read, tmp_path) == now
             async with ledger.client.session.get(f"{url}/") as reply:
@@ -836,7 +836,7 @@ def test_a_port_in_use_is_a_clear_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ResourceError, match=f"127.0.0.1:{port}") as found:
-            status.bind("127.0.0.1", port)
+            server.bind("127.0.0.1", port)
     assert "--http" in found.value.hint
 
 
