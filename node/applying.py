@@ -302,4 +302,4 @@ class Applying:
         self, kind: type[messages.Aggregated | messages.Accuse], statement: bytes, patience: float
     ) -> None:
         message = kind(run=self._session.run, statement=statement)
-        await self._session.link.insist(message, self._session.run, max(patience, 5.0))
+        await self._session.link.tell(message, max(patience, 5.0))

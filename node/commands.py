@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from artel.node.limits import MAX_SAMPLE_TOKENS, MAX_SEED, MAX_TEMPERATURE
 from artel.protocol import commandline, files, identity
 from artel.protocol import options as types
 from artel.protocol.cgroup import Groups
@@ -41,6 +40,10 @@ if TYPE_CHECKING:
     from artel.node.daemon import Daemon
     from artel.node.join import Options
 
+MAX_SAMPLE_TOKENS = 100_000
+MAX_TEMPERATURE = 10
+MAX_SEED = 2**63 - 1
+"""The largest that torch takes."""
 DEFAULT_HOME = Path("~/.artel/node")
 DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/0"
 DEFAULT_HTTP = types.Endpoint("127.0.0.1", 0)
@@ -327,11 +330,11 @@ def export(
 
     :param out: the folder
     """
-    from artel.node import export
+    from artel.node import pretrained
     from artel.node.newest import newest
 
     with newest(expanded(home)) as found:
-        export.export(found.manifest, found.state, found.tokenizer, out, root=found.root)
+        pretrained.export(found.manifest, found.state, found.tokenizer, out, root=found.root)
     return show(
         {"out": str(out), "state": found.root},
         (
@@ -361,11 +364,11 @@ def sample(
     :param temperature: 0 takes the likeliest, at most 10
     :param seed: another one gives another text
     """
-    from artel.node import export
+    from artel.node import pretrained
     from artel.node.newest import newest
 
     with newest(expanded(home)) as found:
-        text = export.sample(
+        text = pretrained.sample(
             found.manifest,
             found.state,
             found.tokenizer,

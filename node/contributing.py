@@ -148,14 +148,13 @@ class Contributing:
             salt,
         )
         self._progress.phase = "committing"
-        await session.link.insist(
+        await session.link.tell(
             messages.Commit(
                 run=session.run,
                 round=directive.round,
                 attempt=directive.attempt,
                 commitment=commitment,
             ),
-            session.run,
             max(directive.remaining, 5.0),
         )
 
@@ -235,7 +234,7 @@ class Contributing:
             tokens=tokens,
         )
         reveal = messages.Reveal(run=session.run, statement=statement)
-        await session.link.insist(reveal, session.run, max(directive.remaining, 5.0))
+        await session.link.tell(reveal, max(directive.remaining, 5.0))
         self._progress.mark("reveal")
 
     def forget_before(self, round: int) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from artel.node import holders
-from artel.protocol import assignment, content, shards
+from artel.node.trainer.orders import Window
+from artel.protocol import assignment, shards
 from artel.protocol.errors import CheckFailed
 from artel.protocol.manifest import Manifest, SplitFacts
 from artel.protocol.net import dht, transfer
@@ -16,8 +17,10 @@ from artel.protocol.net.host import Host
 from artel.protocol.shards import ShardIndex
 from artel.protocol.tasks import together
 
-Windows = list[tuple[Path, int]]
-"""Shard file and offset in tokens, in training order: what the trainer reads."""
+Windows = list[Window]
+"""In training order: what the trainer reads."""
+Known = dict[int, list[str]]
+"""Shard to the peers that may have it."""
 
 
 class Corpus:
@@ -77,7 +80,7 @@ class Corpus:
         index = await self._index(split)
         needed = assignment.shards_needed(refs)
         missing = [n for n in needed if not self._blobs.has(index.shards[n])]
-        known = await self._holders(missing, first)
+        known = await self._holders(missing, index, first)
         gate = asyncio.Semaphore(4)
 
         async def bring(number: int) -> Path:
@@ -131,16 +134,15 @@ class Corpus:
             self._indexes[split.index] = known
         return known
 
-    async def _holders(self, missing: Sequence[int], first: int) -> dict[int, list[str]]:
-        """Nodes that say they hold each missing shard; the coordinator comes last, to spare it."""
-        if not missing:
-            return {}
-        records = await holders.records(self._host, self._run)
-        others = {p: r for p, r in records.items() if p != self._fallback}
-        found: dict[int, list[str]] = {}
-        for number in missing:
-            held = [p for p, r in others.items() if dht.has_shard(r.shards, first + number)]
-            # Different nodes begin with different holders, so that the load spreads.
-            held.sort(key=lambda p: content.content_id(f"{p}{number}{self._run}".encode()))
-            found[number] = [*held[:3], self._fallback]
-        return found
+    async def _holders(self, missing: Sequence[int], index: ShardIndex, first: int) -> Known:
+        """Whom to ask for each missing shard: nodes that say they hold it, then the coordinator."""
+        found = await holders.records(self._host, self._run) if missing else {}
+        return {
+            number: holders.ranked(
+                {p: r for p, r in found.items() if dht.has_shard(r.shards, first + number)},
+                index.shards[number],
+                [self._fallback],
+                most=3,
+            )
+            for number in missing
+        }

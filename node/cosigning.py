@@ -32,7 +32,7 @@ RETRIES = 3
 """Of one head; after that the next one is waited for."""
 
 
-class Cosigner:
+class Cosigning:
     """Cosigns for one node.
 
     :param watch: looks at every head that the coordinator shows

@@ -19,7 +19,7 @@ from artel.ledger.sync.fork import SplitViewProven
 from artel.ledger.sync.replica import LedgerService
 from artel.node.child import TrainerDied
 from artel.node.corpus import Corpus
-from artel.node.cosigning import Cosigner
+from artel.node.cosigning import Cosigning
 from artel.node.session import Session
 from artel.node.supervisor import MAX_RESTARTS, given_up
 from artel.node.sync import States
@@ -77,7 +77,7 @@ class Daemon:
             coordinator=lambda: session.link.coordinator,
             neighbours=lambda: self._directive.peers if self._directive else (),
         )
-        self.cosigner = Cosigner(session, self.watch)
+        self.cosigner = Cosigning(session, self.watch)
         self._heard_at = time.monotonic()
         self._heard = asyncio.Event()  # a directive came that the reconciler has not looked at
         self._news = asyncio.Event()  # the coordinator should hear from us now
@@ -174,7 +174,7 @@ class Daemon:
                     self._end.set()
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, 8.0)
-                await self.session.link.find_again(self.session.run)
+                await self.session.link.find_again()
 
     async def _beat(self) -> None:
         """One heartbeat; given up early when there is news to report in another one."""
@@ -292,7 +292,7 @@ class Daemon:
                 self._note("duty.retry", error, directive)
                 await asyncio.sleep(RETRY_S)
                 if isinstance(error, Unreachable):
-                    await self.session.link.find_again(self.session.run)
+                    await self.session.link.find_again()
 
     def _note(self, event: str, error: ArtelError, directive: messages.Directive) -> None:
         self.last_error = error.message

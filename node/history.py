@@ -6,19 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from artel.ledger import entries
-from artel.ledger.fold.shares import Attempt
+from artel.ledger.entries.state import Attempt, Slice
 from artel.ledger.store.store import LedgerStore
 from artel.ledger.sync.replica import contributions
 from artel.protocol.errors import CheckFailed
-
-
-@dataclass(frozen=True)
-class Aggregated:
-    """A slice that its aggregator signed for: its blob and the blob's bytes."""
-
-    node: str
-    blob: str
-    size: int
 
 
 @dataclass(frozen=True)
@@ -33,7 +24,7 @@ class ClosedRound:
     """Accepted node to its contribution."""
     weights: Mapping[str, int]
     """Accepted node to the tokens that count."""
-    aggregates: Mapping[int, Aggregated] = field(default_factory=dict)
+    aggregates: Mapping[int, Slice] = field(default_factory=dict)
     """Slice to what its aggregator made of it; only in sharded rounds."""
     accused: frozenset[int] = frozenset()
     """Slices whose aggregate somebody calls wrong."""
@@ -55,7 +46,7 @@ def under_way(store: LedgerStore, attempt: Attempt) -> ClosedRound:
         tuple(sorted(attempt.accounts)),
         dict(zip(attempt.accepted, contributions(store, ids), strict=True)),
         dict(attempt.accepted),
-        {j: Aggregated(made.node, made.blob, made.size) for j, made in attempt.slices.items()},
+        dict(attempt.slices),
         frozenset(attempt.wrong),
     )
 
@@ -70,7 +61,7 @@ def closed_since(store: LedgerStore, round: int) -> list[ClosedRound]:
     found: list[ClosedRound] = []
     root = ""
     closed: entries.RoundClosed | None = None
-    aggregates: dict[int, Aggregated] = {}
+    aggregates: dict[int, Slice] = {}
     accused: set[int] = set()
     for index in range(store.size - 1, -1, -1):
         body = entries.decode(store.leaf(index)).body
@@ -79,7 +70,7 @@ def closed_since(store: LedgerStore, round: int) -> list[ClosedRound]:
                 return found[::-1]
             root, closed, aggregates, accused = body.root, None, {}, set()
         elif isinstance(body, entries.Aggregate) and root and closed is None:
-            aggregates[body.slice] = Aggregated(body.node, body.blob, body.size)
+            aggregates[body.slice] = Slice(body.node, body.blob, body.size)
         elif isinstance(body, entries.SliceWrong) and root and closed is None:
             accused.add(body.slice)
         elif isinstance(body, entries.RoundClosed) and root and closed is None and body.accepted:

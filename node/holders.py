@@ -26,6 +26,7 @@ def ranked(
     blob: str,
     named: Sequence[str],
     sure: Callable[[HolderRecord], bool] = lambda _record: False,
+    most: int = MOST,
 ) -> list[str]:
     """Whom to ask for content, in this order: those that say that they have it, those that others
     name, and nodes that may have it; the coordinator comes last, to be spared.
@@ -33,6 +34,7 @@ def ranked(
     Different nodes begin with different ones, so that the load spreads.
 
     :param named: peers that may have it, the coordinator at the end
+    :param most: nodes to ask beside those
     """
     *likely, coordinator = named
 
@@ -41,4 +43,4 @@ def ranked(
         return not says_so, peer not in likely, content.content_id(f"{peer} {blob}".encode())
 
     others = set(found).union(likely) - {coordinator}
-    return [*sorted(others, key=rank)[: MOST + len(likely)], coordinator]
+    return [*sorted(others, key=rank)[: most + len(likely)], coordinator]

@@ -25,18 +25,17 @@ from artel.ledger.tlog.cosignature import witness_name
 from artel.ledger.tlog.note import VerifierKey
 from artel.node import holders, preflight, watch
 from artel.node.child import TrainerDied
-from artel.node.claims import Claims
+from artel.node.claim_file import ClaimFile
 from artel.node.corpus import Corpus
 from artel.node.daemon import Daemon
 from artel.node.history import closed_since
-from artel.node.link import Link
+from artel.node.link import JOIN_PATIENCE_S, Link, Waiting
 from artel.node.session import Session
 from artel.node.sizes import state_bytes
 from artel.node.supervisor import Trainer
 from artel.node.sync import States, delta_bytes
 from artel.node.trainer.channel import TrainerError
 from artel.node.trainer.orders import Benchmark, Choose, Load, Loaded, Measured
-from artel.node.waiting import JOIN_PATIENCE_S, Waiting
 from artel.protocol import assignment, files, messages
 from artel.protocol.errors import ArtelError, CheckFailed, ResourceError, Unfit, Unreachable
 from artel.protocol.events import emit
@@ -145,7 +144,7 @@ async def _join(
     link = Link(host, options.invite)
     # A machine that starts before its coordinator finds the run that it knows, whenever that is.
     patience = None if manifest_file.exists() else options.patience
-    waiting = Waiting(link, run, patience, say)
+    waiting = Waiting(link, patience, say)
     manifest, envelope = await waiting.insist(link.fetch_manifest)
     link.trust(manifest)
     preflight.require_quota(manifest, options.quota_bytes)
@@ -170,7 +169,7 @@ async def _join(
         replica,
         heads,
         Witness(heads, options.identity, name, {origin: keys}),
-        Claims(home),
+        ClaimFile(home),
         blobs,
         trainer,
         options.device,
@@ -184,7 +183,7 @@ async def _join(
     findings = [preflight.memory(manifest), preflight.disk(manifest, home, options.quota_bytes)]
     _show(findings, say)
     if options.check and any(finding.level == "problem" for finding in findings):
-        raise _cannot_keep_up(Unfit, preflight.Verdict(tuple(findings), 0.0), manifest)
+        raise _cannot_keep_up(Unfit, preflight.Findings(tuple(findings), 0.0), manifest)
 
     if session.account_name not in replica.state.accounts:
         for line in PRIVACY:
@@ -229,7 +228,7 @@ async def _join(
     rounds = manifest.config.rounds
     least = assignment.Work.of(manifest.config).least
     round_seconds = measured.step_seconds * least
-    verdict = preflight.Verdict((*findings, *more, *last), round_seconds)
+    verdict = preflight.Findings((*findings, *more, *last), round_seconds)
     if options.check and not verdict.keeps_up:
         raise _cannot_keep_up(ResourceError, verdict, manifest)
     say(verdict.sentence(rounds.box_s or rounds.deadline_s) + f" ({loaded.device})")
@@ -346,7 +345,7 @@ def _show(findings: list[preflight.Finding], say: Callable[[str], None]) -> None
 
 
 def _cannot_keep_up(
-    kind: type[ResourceError], verdict: preflight.Verdict, manifest: Manifest
+    kind: type[ResourceError], verdict: preflight.Findings, manifest: Manifest
 ) -> ResourceError:
     return kind(
         verdict.sentence(manifest.config.rounds.deadline_s),

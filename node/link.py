@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from artel.ledger import entries
 from artel.ledger.sync.bundled import first_entry
@@ -22,6 +24,10 @@ log = logging.getLogger("artel.node")
 
 RETRY_FIRST_S = 0.5
 RETRY_MOST_S = 8.0
+JOIN_PATIENCE_S = 600.0
+"""How long a node waits for a run that it has never reached; for one that it knows, without end."""
+
+Result = TypeVar("Result")
 
 
 class Link:
@@ -92,32 +98,84 @@ class Link:
             self.lost_since = None
         return reply
 
-    async def find_again(self, run: str) -> None:
+    async def find_again(self) -> None:
         """Look the coordinator up in the DHT and note its newest addresses."""
         await self._host.join(self._invite.peers)
-        for peer, record in (await self._host.lookup(dht.run_key(run), dht.RunRecord)).items():
+        found = await self._host.lookup(dht.run_key(self._invite.run), dht.RunRecord)
+        for peer, record in found.items():
             if peer in self.coordinators:
                 self._host.remember(peer, record.addresses)
 
-    async def insist(
-        self, request: messages.Message, run: str, patience: float
-    ) -> messages.Message:
-        """Ask until there is an answer other than ``busy``, for at most ``patience`` seconds.
+    async def tell(self, request: messages.Message, patience: float) -> messages.Message:
+        """Ask the coordinator as :meth:`insist` does."""
+        return await self.insist(lambda: self.ask(request), patience)
 
-        :raises Unreachable: there was none
-        :raises Refused: the coordinator says no
+    async def insist(
+        self,
+        work: Callable[[], Awaitable[Result]],
+        patience: float | None,
+        waits: Callable[[ArtelError], None] = lambda error: None,
+    ) -> Result:
+        """Do ``work`` until it succeeds; the coordinator is looked for in between.
+
+        :param patience: seconds after which it is not tried again; None for no end
+        :param waits: called with each error after which it is
+        :raises ArtelError: ``work`` fails in another way than ``Unreachable`` or ``busy``, or too
+            often
         """
-        pause = RETRY_FIRST_S
-        deadline = time.monotonic() + patience
+        pause, began = RETRY_FIRST_S, time.monotonic()
         while True:
             try:
-                return await self.ask(request)
+                return await work()
             except (Unreachable, wire.Refused) as error:
-                if isinstance(error, wire.Refused) and error.code != "busy":
+                over = patience is not None and time.monotonic() - began + pause > patience
+                if over or (isinstance(error, wire.Refused) and error.code != "busy"):
                     raise
-                if time.monotonic() + pause > deadline:
-                    raise
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, RETRY_MOST_S)
-                if isinstance(error, Unreachable):
-                    await self.find_again(run)
+                waits(error)
+                lost = isinstance(error, Unreachable)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, RETRY_MOST_S)
+            if lost:
+                await self.find_again()
+
+
+class Waiting:
+    """Patience with a run that cannot be reached yet: the coordinator may start after its nodes.
+
+    The node's owner hears of it in one line, however long it goes on.
+
+    :param patience: seconds for which nobody may have answered; None for no end
+    """
+
+    def __init__(self, link: Link, patience: float | None, say: Callable[[str], None]) -> None:
+        self._link, self._patience, self._say = link, patience, say
+
+    async def insist(self, work: Callable[[], Awaitable[Result]]) -> Result:
+        """As :meth:`Link.insist`.
+
+        :raises Unreachable: nobody has answered for as long as the patience goes
+        """
+        failed = 0
+        limit = "" if self._patience is None else f" for {_duration(self._patience)}"
+
+        def waits(error: ArtelError) -> None:
+            nonlocal failed
+            failed += 1
+            if failed == 2:  # one that fails once is no news
+                self._say(f"! waiting  {error.message}; this node keeps trying{limit}")
+            emit(log, "run.waiting", logging.DEBUG, reason=error.message)
+
+        try:
+            result = await self._link.insist(work, self._patience, waits)
+        except Unreachable as error:
+            raise Unreachable(
+                f"{error.message}, and that{limit}",
+                error.hint or "ask the organiser whether the coordinator is running",
+            ) from None
+        if failed > 1:
+            self._say("✓ waiting  the run answers")
+        return result
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:g} minutes" if seconds >= 60 else f"{seconds:g} s"

@@ -48,7 +48,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Findings:
     """All findings, and whether the machine can keep up."""
 
     findings: tuple[Finding, ...]

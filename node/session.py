@@ -9,7 +9,7 @@ from artel.ledger import entries
 from artel.ledger.store.heads import HeadStore
 from artel.ledger.sync.replica import Replica
 from artel.ledger.sync.witness import Witness
-from artel.node.claims import Claims
+from artel.node.claim_file import ClaimFile
 from artel.node.link import Link
 from artel.node.supervisor import Trainer
 from artel.protocol.errors import UsageError
@@ -33,7 +33,7 @@ class Session:
     replica: Replica
     heads: HeadStore
     witness: Witness
-    claims: Claims
+    claims: ClaimFile
     blobs: BlobStore
     trainer: Trainer
     device: str

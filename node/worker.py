@@ -206,7 +206,7 @@ class Worker:
             statement=statement.encode(),
             accused=sorted(self._applying.looked_at(directive.round, directive.attempt)),
         )
-        await session.link.insist(signed, session.run, max(directive.remaining, 5.0))
+        await session.link.tell(signed, max(directive.remaining, 5.0))
 
     async def _evaluate(self) -> None:
         """Measure the current state on the validation split; a failure costs only the number."""

@@ -73,7 +73,7 @@ async def start(p2p: P2P, identity: Identity, keys: Iterable[str], is_member: Is
     protocol.storage = Records(keys, is_member)
     protocol.cache = Records((), is_member)
     protocol.routing_table = Table(node.node_id, protocol.bucket_size, 5)
-    node.blacklist = Unreachable(base_time=5.0, backoff_rate=2.0)
+    node.blacklist = Silent(base_time=5.0, backoff_rate=2.0)
     _guard(p2p, is_member)
     return node
 
@@ -201,7 +201,7 @@ class Table(RoutingTable):  # type: ignore[misc]
         return replaced
 
 
-class Unreachable(Blacklist):  # type: ignore[misc]
+class Silent(Blacklist):  # type: ignore[misc]
     """Peers that did not answer, forgotten when there are too many."""
 
     def register_failure(self, peer: PeerID) -> None:

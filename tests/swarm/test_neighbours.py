@@ -14,7 +14,7 @@ from artel.ledger import entries
 from artel.ledger.store.keyfiles import write_new
 from artel.ledger.store.reading import LedgerReader
 from artel.ledger.sync.export import write_file
-from artel.node import export
+from artel.node import pretrained
 from artel.node.trainer import writing
 from artel.protocol import content, files
 from artel.protocol.errors import ArtelError, UsageError
@@ -70,7 +70,7 @@ def test_export_leaves_the_folder_beside_it_alone(world: World, tmp_path: Path) 
     mine = tmp_path / "model.tmp"
     mine.mkdir()
     (mine / "thesis").write_text("three years of work")
-    export.export(world.manifest, world.state, None, tmp_path / "model")
+    pretrained.export(world.manifest, world.state, None, tmp_path / "model")
     assert (mine / "thesis").read_text() == "three years of work"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.tmp"]
     assert (tmp_path / "model" / "config.json").exists()
@@ -85,9 +85,9 @@ def test_an_export_that_fails_leaves_nothing_and_takes_nothing(
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export, "_write_tokenizer", fail)
+    monkeypatch.setattr(pretrained, "_write_tokenizer", fail)
     with pytest.raises(ArtelError):
-        export.export(world.manifest, world.state, None, tmp_path / "model")
+        pretrained.export(world.manifest, world.state, None, tmp_path / "model")
     assert set(tmp_path.rglob("*")) == before
     untouched(made)
 
@@ -98,7 +98,7 @@ def test_an_empty_folder_that_is_there_is_filled_and_not_replaced(
     out = tmp_path / "mount"
     out.mkdir()
     number = out.stat().st_ino
-    export.export(world.manifest, world.state, None, out)
+    pretrained.export(world.manifest, world.state, None, out)
     assert out.stat().st_ino == number
     assert {"config.json", "model.safetensors"} <= {path.name for path in out.iterdir()}
     assert not [path for path in out.iterdir() if path.is_dir()]
@@ -253,7 +253,7 @@ def test_outputs_that_exist_are_refused(world: World, ledger: Path, tmp_path: Pa
         (tmp_path / name).mkdir()
         (tmp_path / name / "RUN.toml").write_text("mine")
     with pytest.raises(UsageError):
-        export.export(world.manifest, world.state, None, tmp_path / "model")
+        pretrained.export(world.manifest, world.state, None, tmp_path / "model")
     assert cli.main(["run", "new", str(tmp_path / "run")]) == 2
     backup = ["ledger", "key", "backup", "--home", str(keys), "-o", str(tmp_path / "backup.key")]
     assert cli.main(backup) == 2

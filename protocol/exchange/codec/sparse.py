@@ -161,9 +161,9 @@ class Sparse(Codec):
         """
         layout.require(vector)
         if self.device != "cpu":
-            from artel.protocol.exchange.codec import device
+            from artel.protocol.exchange.codec import gpu
 
-            return device.select(layout, vector, self.top_k, self.device)
+            return gpu.select(layout, vector, self.top_k, self.device)
         from artel.protocol.exchange.codec import _select
 
         facts = plan(layout, self.top_k)

@@ -9,18 +9,18 @@ import pytest
 
 from artel.ledger.fold import claims
 from artel.ledger.fold.claims import Claim
-from artel.node.claims import Claims
+from artel.node.claim_file import ClaimFile
 from artel.protocol.errors import ResourceError
 
 BLOB = "cd" * 32
 
 
-def add(notes: Claims, number: int) -> None:
+def add(notes: ClaimFile, number: int) -> None:
     notes.add(round=number, attempt=0, entry=f"{number:064x}", blob=BLOB, tokens=512)
 
 
 def test_claims_are_read_back_in_order(tmp_path: Path) -> None:
-    notes = Claims(tmp_path, clock=lambda: 1_700_000_000.9)
+    notes = ClaimFile(tmp_path, clock=lambda: 1_700_000_000.9)
     for number in range(3):
         add(notes, number)
         add(notes, number)  # a reveal that is said again is one claim
@@ -31,19 +31,19 @@ def test_claims_are_read_back_in_order(tmp_path: Path) -> None:
 
 
 def test_a_torn_last_line_costs_only_itself(tmp_path: Path) -> None:
-    notes = Claims(tmp_path)
+    notes = ClaimFile(tmp_path)
     for number in range(2):
         add(notes, number)
     path = tmp_path / "claims.jsonl"
     path.write_bytes(path.read_bytes()[:-9])
     assert [claim.round for claim in claims.read(tmp_path)] == [0]
-    add(Claims(tmp_path), 2)
+    add(ClaimFile(tmp_path), 2)
     assert [claim.round for claim in claims.read(tmp_path)] == [0, 2]
 
 
 def test_junk_is_left_out(tmp_path: Path) -> None:
     assert claims.read(tmp_path) == []
-    add(Claims(tmp_path), 5)
+    add(ClaimFile(tmp_path), 5)
     good = (tmp_path / "claims.jsonl").read_bytes()
     fields = json.loads(good)
     junk = [
@@ -63,4 +63,4 @@ def test_junk_is_left_out(tmp_path: Path) -> None:
 def test_a_home_that_cannot_be_written_is_said_plainly(tmp_path: Path) -> None:
     (tmp_path / "claims.jsonl").mkdir()
     with pytest.raises(ResourceError, match="cannot write"):
-        add(Claims(tmp_path), 1)
+        add(ClaimFile(tmp_path), 1)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artel.protocol.errors import CheckFailed, DecodeError
-from artel.protocol.exchange.codec import NonFinite, codec, device, of
+from artel.protocol.exchange.codec import NonFinite, codec, gpu, of
 from artel.protocol.exchange.codec.int8 import Int8
 from artel.protocol.exchange.codec.sparse import CHUNK, GROUP, Selection, Sparse
 from artel.protocol.run_config import Exchange
@@ -282,7 +282,7 @@ def test_dense_codecs_have_no_entries() -> None:
 @pytest.mark.parametrize("k", [8, 64, 1024])
 def test_selection_on_a_device_is_the_same(k: int, change: Callable[[Vector], Vector]) -> None:
     vector = change(numbers(k + 1, LARGE.parameters))
-    selection = device.select(LARGE, vector, k, "cpu")
+    selection = gpu.select(LARGE, vector, k, "cpu")
     chosen = Sparse(k)
     expected = chosen.select(LARGE, vector)
     for name in ("positions", "values", "small"):
@@ -294,17 +294,17 @@ def test_selection_on_a_device_is_the_same(k: int, change: Callable[[Vector], Ve
 
 def test_selection_on_a_device_refuses_what_does_not_fit() -> None:
     with pytest.raises(CheckFailed):
-        device.select(LARGE, np.zeros(LARGE.parameters), 8, "cpu")
+        gpu.select(LARGE, np.zeros(LARGE.parameters), 8, "cpu")
     with pytest.raises(CheckFailed):
-        device.select(LARGE, np.zeros(3, np.float32), 8, "cpu")
+        gpu.select(LARGE, np.zeros(3, np.float32), 8, "cpu")
     vector = np.zeros(LARGE.parameters, np.float32)
     for at in (3, 2 * CHUNK + 1):  # in a chunk, in a small tensor
         vector[at] = np.nan
         with pytest.raises(CheckFailed, match="NaN"):
-            Sparse(8).pack(LARGE, device.select(LARGE, vector, 8, "cpu"))
+            Sparse(8).pack(LARGE, gpu.select(LARGE, vector, 8, "cpu"))
         vector[at] = 0
     with pytest.raises(CheckFailed, match="another k"):
-        Sparse(9).pack(LARGE, device.select(LARGE, vector, 8, "cpu"))
+        Sparse(9).pack(LARGE, gpu.select(LARGE, vector, 8, "cpu"))
 
 
 def test_a_run_on_a_device_encodes_there_and_gives_the_same_bytes(
@@ -317,8 +317,8 @@ def test_a_run_on_a_device_encodes_there_and_gives_the_same_bytes(
         asked.append(where)
         return selecting(layout, vector, top_k, "cpu")
 
-    selecting = device.select
-    monkeypatch.setattr(device, "select", stand_in)
+    selecting = gpu.select
+    monkeypatch.setattr(gpu, "select", stand_in)
     exchange = Exchange(codec="sparse", top_k=64)
     vector = numbers(5, LARGE.parameters)
     assert of(exchange, "cuda").encode(LARGE, vector) == of(exchange).encode(LARGE, vector)

@@ -377,7 +377,7 @@ def test_the_lists_of_peers_have_an_end() -> None:
     table.add_or_update_node(DHTID.generate("node 7"), peer(8))
     assert table.get(node_id=DHTID.generate("node 7")) == peer(7)
 
-    unreachable = dht_node.Unreachable(base_time=5.0, backoff_rate=2.0)
+    unreachable = dht_node.Silent(base_time=5.0, backoff_rate=2.0)
     for number in range(dht_node.MAX_PEERS + 500):
         unreachable.register_failure(peer(number))
     assert len(unreachable.ban_counter) <= dht_node.MAX_PEERS

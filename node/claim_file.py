@@ -18,7 +18,7 @@ from artel.ledger.fold.claims import CLAIMS_FILE, Claim
 from artel.protocol import files
 
 
-class Claims:
+class ClaimFile:
     """The claims file of a home."""
 
     def __init__(self, home: Path, clock: Callable[[], float] = time.time) -> None:
