@@ -26,7 +26,6 @@ from artel.protocol.errors import UsageError
 from artel.protocol.paths import expanded
 
 _FORMAT = 1
-_DIGEST_BYTES = 32
 MAX_JOURNALS = 8
 """Accounts whose journal is kept up to date; the one that was asked for longest ago goes first."""
 
@@ -38,29 +37,6 @@ def default_folder(run: str) -> Path:
     except UsageError:  # a container's user without a home: nothing is kept
         base = Path(os.devnull)
     return base / "artel" / "ledger" / run
-
-
-class TileCache:
-    """Files of a log that never change (full tiles and bundles), each with its own checksum."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
-
-    def get(self, path: str) -> bytes | None:
-        """The content that was put there, or None."""
-        if self._folder is None:
-            return None
-        with suppress(OSError):
-            data = (self._folder / path).read_bytes()
-            content, checksum = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
-            if hashlib.sha256(content).digest() == checksum:
-                return content
-        return None
-
-    def put(self, path: str, content: bytes) -> None:
-        """Keep it, if there is room."""
-        if self._folder is not None:
-            write(self._folder / path, content + hashlib.sha256(content).digest())
 
 
 @dataclass

@@ -8,31 +8,38 @@ peer says, and :attr:`View.trust` says so.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from artel.ledger.fold.alias import read_table
 from artel.ledger.store import cache
-from artel.ledger.store.cache import TileCache
+from artel.ledger.store.heads import HeadStore
 from artel.ledger.store.published import term_of
-from artel.ledger.sync.remote import RemoteLog
+from artel.ledger.store.reading import LedgerReader
+from artel.ledger.store.store import DATABASE_NAME, LedgerStore
+from artel.ledger.sync.offline import run_keys, run_of
 from artel.ledger.sync.source import (
     ALIASES_PATH,
     CONFLICTS_PATH,
     MAX_WORDS,
     Holder,
-    newest_heads,
     read_json,
 )
+from artel.ledger.sync.tree import Offer, offered
 from artel.ledger.sync.view import Cosigner, Log, View
-from artel.ledger.tlog.checkpoint import Checkpoint, open_checkpoint, parse_checkpoint
-from artel.protocol.errors import CheckFailed, DecodeError
+from artel.ledger.tlog.note import VerifierKey
+from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, ResourceError
 from artel.protocol.paths import expanded
 from artel.protocol.terminal import printable
 
-__all__ = ["Cosigner", "Log", "View", "home_view", "open_log", "remote_view"]
+__all__ = ["Cosigner", "Log", "View", "home_view", "remote_view"]
+
+MAX_FETCHED = 1 << 21
+"""Entries that a reader takes over: some 3 GB, before a stranger's log fills the disk."""
 
 
 @contextmanager
@@ -42,9 +49,6 @@ def home_view(home: Path, *, caching: bool = True) -> Iterator[View]:
     :raises UsageError: there is none
     :raises CheckFailed: it is damaged, or its newest checkpoint is not the coordinator's
     """
-    from artel.ledger.store.heads import HeadStore
-    from artel.ledger.store.reading import LedgerReader
-
     home = expanded(home)
     # The kept heads first: the ledger is never behind them.
     with HeadStore.of(home) as heads, LedgerReader.of(home) as store:
@@ -61,74 +65,126 @@ def home_view(home: Path, *, caching: bool = True) -> Iterator[View]:
 
 @contextmanager
 def remote_view(holder: Holder, run: str = "", *, caching: bool = True) -> Iterator[View]:
-    """The ledger that somebody else holds.
+    """The ledger that somebody else holds, read from a replica that is brought up to date here.
 
     :param run: the run id that it must have; "" takes the peer's word
-    :raises CheckFailed: what is served does not hold, or is of another run
+    :param caching: keep the replica for the next call, which then fetches only what is new
+    :raises CheckFailed: what is served does not hold, is of another run, or contradicts what was
+        read here before
     :raises Unreachable: nobody answers
     """
-    log, final = open_log(holder, run, None if not caching else cache.default_folder)
-    view = View(log, holder.name, holder=holder, notes=[final, log.latest_note])
-    name = log.genesis.run
-    if not run:
-        view.trust = f"trusting {holder.name} for the run id {name[:12]}…; give --run ID to check"
-    if caching:
-        view.keep, view.shared = cache.default_folder(name) / "log.json", True
-    view.names = _names(holder)
-    found = read_json(holder, CONFLICTS_PATH)
-    if isinstance(found, list):
-        view.evidence = [item for item in found[:64] if isinstance(item, dict)]
-    yield view
-
-
-def open_log(
-    holder: Holder, run: str, folder: Callable[[str], Path] | None
-) -> tuple[RemoteLog, str]:
-    """The newest tree of a holder, verified down from the run id, and its final tree head.
-
-    :param folder: where tiles of a run are cached; None for nowhere
-    """
     try:
-        newest, final = newest_heads(holder)
-        # Asked for one after the other, the final one may be the newer one.
-        heads = [parse_checkpoint(text) for text in (newest, final) if text]
+        offer = offered(holder, run=run, known=_known_keys if caching else lambda _origin: ())
     except DecodeError as error:
         raise CheckFailed(f"{holder.name}: {error.message}") from None
-    log = open_head(holder, newest if heads[0] == max(heads, key=_size) else final, run, folder)
-    if final:
-        log.notes.setdefault(parse_checkpoint(final).size, final)
-    return log, final
+    name = offer.head.run
+    folder = cache.default_folder(name)
+    with _replica(folder if caching else None, offer) as store:
+        view = View(store, holder.name, holder=holder, notes=[offer.final, offer.head.note])
+        if not run:
+            said = f"trusting {holder.name} for the run id {name[:12]}…"
+            view.trust = f"{said}; give --run ID to check"
+        if caching:
+            view.keep, view.shared = folder / "log.json", True
+        view.names = _names(holder)
+        found = read_json(holder, CONFLICTS_PATH)
+        if isinstance(found, list):
+            view.evidence = [item for item in found[:64] if isinstance(item, dict)]
+        yield view
 
 
-def open_head(
-    holder: Holder, text: str, run: str, folder: Callable[[str], Path] | None
-) -> RemoteLog:
-    """The tree behind one head of a holder, verified down from the run id.
+@contextmanager
+def _replica(folder: Path | None, offer: Offer) -> Iterator[LedgerStore]:
+    """A store that holds exactly the tree that is offered: the one that is kept, or a passing one.
 
-    :param folder: where tiles of a run are cached; None for nowhere
-    :raises CheckFailed: it is not served, or not signed by the run's coordinators
+    A folder that cannot be written is no reason to fail, nor one that holds more than is offered.
     """
-    head = parse_checkpoint(text)
-    claimed = head.origin.split("/")[1] if head.origin.count("/") == 3 else ""
-    if term_of(head.origin, claimed) is None:
-        raise CheckFailed(
-            f"{holder.name} holds a log that is no run of Artel: {printable(head.origin[:120])!r}",
-            "other logs can be audited: artel ledger audit TARGET --vkey VKEY",
-        )
-    if run and claimed != run:
-        raise CheckFailed(f"{holder.name} holds run {claimed[:12]}…, not {run[:12]}…")
-    cached = TileCache(folder(claimed) if folder is not None else None)
-    log = RemoteLog(holder, head, text, cached)
-    if log.genesis.run != claimed:
-        raise CheckFailed(
-            f"the manifest that {holder.name} shows is not that of run {claimed[:12]}…"
-        )
-    open_checkpoint(text, head.origin, log.genesis.coordinators)
-    return log
+    with ExitStack() as stack:
+        store = None
+        if folder is not None:
+            with suppress(ResourceError, OSError):
+                store = stack.enter_context(_kept(folder / "replica", offer))
+        if store is None or store.size > offer.head.size:
+            passing = stack.enter_context(TemporaryDirectory(prefix="artel-ledger-"))
+            store = stack.enter_context(_opened(Path(passing), offer))
+            _bring_up_to_date(store, offer)
+        yield store
 
 
-def _size(head: Checkpoint) -> int:
-    return head.size
+@contextmanager
+def _kept(folder: Path, offer: Offer) -> Iterator[LedgerStore]:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # Two commands at once: the second one waits, and has then less to fetch.
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            store = _opened(folder, offer)
+        except CheckFailed:  # damaged: it is fetched again
+            _remove(folder)
+            store = _opened(folder, offer)
+        with closing(store):
+            try:
+                _bring_up_to_date(store, offer)
+                fcntl.flock(lock, fcntl.LOCK_UN)
+                yield store
+            except CheckFailed as error:
+                _explain_damage(folder, store, error)
+                raise
+
+
+def _known_keys(origin: str) -> list[VerifierKey]:
+    """The keys of a run whose manifest was read before."""
+    name = run_of(origin)
+    folder = cache.default_folder(name) / "replica"
+    if not name or not (folder / DATABASE_NAME).is_file():
+        return []
+    with suppress(ArtelError), LedgerReader.of(folder, name) as reader:
+        return run_keys(origin, reader.genesis) if reader.size else []
+    return []
+
+
+def _explain_damage(folder: Path, store: LedgerStore, error: CheckFailed) -> None:
+    """Was it the copy here that did not hold? Then the next call fetches it again."""
+    try:
+        for _ in store.leaves():
+            pass
+    except CheckFailed:
+        _remove(folder)
+        error.hint = f"the copy in {folder} was damaged and is removed: run the command again"
+
+
+def _remove(folder: Path) -> None:
+    for path in folder.glob("*"):
+        if path.name != "lock":
+            path.unlink(missing_ok=True)
+
+
+def _opened(folder: Path, offer: Offer) -> LedgerStore:
+    term = term_of(offer.head.origin, offer.head.run) or 0
+    path = folder / DATABASE_NAME
+    return LedgerStore.open(path, create=True, run=offer.head.run, term=term)
+
+
+def _bring_up_to_date(store: LedgerStore, offer: Offer) -> None:
+    """Take over what the store has not, if it goes on from what the store has.
+
+    :raises CheckFailed: it does not
+    """
+    head, tree = offer.head, offer.tree
+    if head.size - store.size > MAX_FETCHED:
+        raise CheckFailed(
+            f"{offer.name} has {head.size:,} entries, of which at most {MAX_FETCHED:,} are fetched",
+            "read its pages, or take a copy with artel ledger mirror",
+        )
+    shared = min(store.size, head.size)
+    if store.root_at(shared) != tree.root_at(shared):
+        raise CheckFailed(
+            f"this ledger does not begin with the {shared:,} entries that were read and checked "
+            "here before: somebody has signed two histories",
+            "see which: artel ledger compare URL OTHER-URL; --no-cache reads this one anyway",
+        )
+    if store.size < head.size:
+        store.append_replica(tree.leaves(store.size), head.own_note())
 
 
 def _names(holder: Holder) -> dict[str, tuple[str, str]]:

@@ -13,13 +13,13 @@ from artel.ledger.entries import Genesis, decode
 from artel.ledger.entries.evidence import SplitView, build
 from artel.ledger.store.finality import size_of
 from artel.ledger.store.store import DATABASE_NAME
-from artel.ledger.sync.client import Log, home_view, open_head
+from artel.ledger.sync.client import home_view
 from artel.ledger.sync.holding import hold
 from artel.ledger.sync.offline import run_of
-from artel.ledger.sync.source import Holder, newest_heads
-from artel.ledger.sync.tree import Tree
-from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint
-from artel.ledger.tlog.cosignature import open_cosigned, parse_key
+from artel.ledger.sync.source import newest_heads
+from artel.ledger.sync.tree import SignedHead, Tree, verified_head
+from artel.ledger.tlog.checkpoint import Checkpoint, open_checkpoint, parse_checkpoint
+from artel.ledger.tlog.cosignature import parse_key
 from artel.ledger.tlog.note import VerifierKey
 from artel.ledger.tlog.proof import HashReader, root_at
 from artel.protocol.errors import CheckFailed, UsageError
@@ -119,44 +119,31 @@ def _held(stack: ExitStack, target: str, run: str, vkeys: Sequence[str]) -> _Hel
         if run and view.log.genesis.run != run:
             raise CheckFailed(f"{target} holds run {view.log.genesis.run[:12]}…, not {run[:12]}…")
         kept = view.heads.newest(0) if view.heads is not None else ""
-        return [_tree(target, view.log)], [kept] if kept else [], None
+        log = view.log
+        head = SignedHead(log.latest_note, Checkpoint(log.origin, log.size, log.root), ())
+        return [_shown(target, head, log, log.leaf(0))], [kept] if kept else [], None
     holder, named = hold(target)
     stack.callback(holder.close)
-    texts = [text for text in newest_heads(holder) if text]
-    if vkeys:
-        return [_foreign(target, holder, texts[0], vkeys)], [], None
-    if not run_of(_origin(texts[0])):
-        raise UsageError(f"{target} holds a log that is no run of Artel", "add --vkey VKEY")
-    if run and run_of(_origin(texts[0])) != run:
-        raise CheckFailed(f"{target} holds another run than {run[:12]}…")
+    keys = [key for key in map(parse_key, vkeys) if isinstance(key, VerifierKey)]
+    texts = sorted(filter(None, newest_heads(holder)), key=size_of, reverse=True)
     trees: list[Head] = []
     error = None
-    for text in sorted(texts, key=lambda text: -size_of(text)):
+    for text in texts:
         try:
-            head = _tree(target, open_head(holder, text, run or named, None))
+            head = verified_head(holder, text, keys, run or named)
+            tree = Tree(holder, head.size, head.root)
         except CheckFailed as failure:
             error = error or failure
             continue
-        if not any(_begins_with(tree, head.size, head.root) for tree in trees):
-            trees.append(head)
-    return trees, texts, error
+        if not any(_begins_with(known, head.size, head.root) for known in trees):
+            trees.append(_shown(target, head, tree, tree.leaf(0) if head.run else b""))
+    if error is not None and (keys or not run_of(parse_checkpoint(texts[0]).origin)):
+        raise error
+    return trees, [] if keys else texts, error
 
 
-def _tree(target: str, log: Log) -> Head:
-    return Head(target, log.origin, log.size, log.root, log.latest_note, log, log.leaf(0))
-
-
-def _foreign(target: str, holder: Holder, newest: str, vkeys: Sequence[str]) -> Head:
-
-    keys = [key for key in map(parse_key, vkeys) if isinstance(key, VerifierKey)]
-    head, _ = open_cosigned(newest, keys, [])
-    reader = Tree(holder, head.size, head.root)
-    return Head(target, head.origin, head.size, head.root, newest, reader, b"")
-
-
-def _origin(newest: str) -> str:
-
-    return parse_checkpoint(newest).origin
+def _shown(target: str, head: SignedHead, tree: HashReader, genesis: bytes) -> Head:
+    return Head(target, head.origin, head.size, head.root, head.note, tree, genesis)
 
 
 def _log_name(head: Head) -> str:

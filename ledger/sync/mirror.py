@@ -75,7 +75,8 @@ def mirror(
     :raises ResourceError: when the disk is full or does not work
     """
     held = held_head(folder, vkeys, run)
-    offer = offered(source, vkeys, run, held)
+    known = _keys_of(folder, held) if held is not None else (lambda _origin: ())
+    offer = offered(source, vkeys, run, known)
     before = held.size if held is not None else 0
     if held is not None:
         ours = Tree(FolderSource(folder), held.size, held.root)
@@ -115,6 +116,18 @@ def held_head(folder: Path, vkeys: Sequence[VerifierKey] = (), run: str = "") ->
             f"{folder} holds files, but no log", "name an empty or a new folder"
         ) from None
     return verified_head(source, data, vkeys, run)
+
+
+def _keys_of(folder: Path, held: SignedHead) -> Callable[[str], tuple[VerifierKey, ...]]:
+    def keys_of(origin: str) -> tuple[VerifierKey, ...]:
+        if not held.same_log(origin):
+            raise UsageError(
+                f"{folder} is a copy of {held.origin}, not of {origin[:120]}",
+                "use another folder for each log",
+            )
+        return held.keys_for(origin)
+
+    return keys_of
 
 
 # --- copying --------------------------------------------------------------------------------------

@@ -38,7 +38,6 @@ from artel.ledger.sync.source import TileSource
 from artel.ledger.sync.tree import Offer, SignedHead, Tree, offered, verified_head
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint, sign_checkpoint
-from artel.ledger.tlog.note import Note
 from artel.ledger.tlog.proof import root_at
 from artel.protocol import files, identity
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, UsageError
@@ -257,8 +256,6 @@ def _fill(
 
     :raises CheckFailed: when they are not those of the checkpoint
     """
-    lines = note.open_note(head.note, head.keys).signatures
-    newest = Note(note.parse(head.note).text, lines).encode()
     origin = head.checkpoint.origin
     try:
         while head.size - store.size > MAX_BATCH:
@@ -270,7 +267,7 @@ def _fill(
                 store.append(page, partial(sign_checkpoint, signer, origin))
             else:
                 break
-        store.append_replica(leaves, newest)
+        store.append_replica(leaves, head.own_note())
     except (DecodeError, CheckFailed) as error:
         raise CheckFailed(
             f"the entries are not those that the checkpoint signs: {error.message}",

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from artel.ledger.entries import Genesis, decode
+from artel.ledger.store.finality import size_of
 from artel.ledger.sync.offline import run_keys, run_of
 from artel.ledger.sync.source import NotFound, TileSource, newest_heads
 from artel.ledger.tlog import note
@@ -72,6 +73,11 @@ class SignedHead:
         """Whether an origin is of this log; that of a run has a new origin in each term."""
         return self.origin == origin or (self.run == run_of(origin) != "")
 
+    def own_note(self) -> str:
+        """The note without the lines of others, such as witnesses."""
+        lines = note.open_note(self.note, self.keys).signatures
+        return note.Note(note.parse(self.note).text, lines).encode()
+
     def keys_for(self, origin: str) -> tuple[VerifierKey, ...]:
         """The same keys as they sign another term of the run."""
         return tuple(VerifierKey(origin, key.public) for key in self.keys)
@@ -93,7 +99,10 @@ def verified_head(
     """
     parsed = note.parse(data)
     checkpoint = Checkpoint.parse(parsed.text)
-    keys = tuple(vkeys) or tuple(_run_keys(source, checkpoint, run))
+    found = run_of(checkpoint.origin)
+    if run and found and found != run:
+        raise CheckFailed(f"{source.name} holds run {found[:12]}…, not {run[:12]}…")
+    keys = tuple(vkeys) or tuple(_run_keys(source, checkpoint, found))
     signed = note.open_note(data, keys)
     if checkpoint.origin not in {line.name for line in signed.signatures}:
         raise CheckFailed(f"the checkpoint is of another log: {checkpoint.origin[:120]!r}")
@@ -102,19 +111,16 @@ def verified_head(
 
 
 def _run_keys(source: TileSource, checkpoint: Checkpoint, run: str) -> list[VerifierKey]:
-    found = run_of(checkpoint.origin)
-    if not found:
+    if not run:
         raise CheckFailed(
             f"{source.name} holds a log that is no run of Artel: "
             f"{printable(checkpoint.origin[:120])!r}",
             "give the key to trust, as the log's operator publishes it: --vkey VKEY; any log can "
             "be checked with artel ledger audit TARGET --vkey VKEY",
         )
-    if run and found != run:
-        raise CheckFailed(f"{source.name} holds run {found[:12]}…, not {run[:12]}…")
     if not checkpoint.size:
         raise CheckFailed("the log is still empty", "try again when the run has started")
-    return run_keys(checkpoint.origin, manifest_of(source, found, checkpoint.size)[0])
+    return run_keys(checkpoint.origin, manifest_of(source, run, checkpoint.size)[0])
 
 
 def manifest_of(source: TileSource, run: str, size: int = 1) -> tuple[Genesis, bytes]:
@@ -298,23 +304,42 @@ def offered(
     source: TileSource,
     vkeys: Sequence[VerifierKey] = (),
     run: str = "",
-    held: SignedHead | None = None,
+    known: Callable[[str], Sequence[VerifierKey]] = lambda _origin: (),
 ) -> Offer:
     """What a source holds, verified down from the keys, or from the run id.
 
-    :param held: an earlier head of the same log, whose keys then need not be looked up again
-    :raises UsageError: when it is another log than ``held``
+    :param known: keys for an origin that were looked up before; may refuse it
     :raises CheckFailed: when what is served does not hold
     :raises Unreachable: when the source does not answer
     """
     newest, final = newest_heads(source)
-    if held is not None:
-        origin = parse_checkpoint(newest).origin
-        if not held.same_log(origin):
-            raise UsageError(
-                f"{source.name} holds {origin[:120]!r}, and what is here is of {held.origin!r}",
-                "use another folder for each log",
-            )
-        vkeys = vkeys or held.keys_for(origin)
-    head = verified_head(source, newest, vkeys, run)
-    return Offer(source, head, Tree(source, head.size, head.root), final)
+    texts = sorted(dict.fromkeys(filter(None, (newest, final))), key=size_of, reverse=True)
+    failed: CheckFailed | None = None
+    for text in texts:
+        try:
+            keys = vkeys or known(parse_checkpoint(text).origin)
+            head = verified_head(source, text, keys, run)
+            offer = Offer(source, head, Tree(source, head.size, head.root), final)
+        except CheckFailed as error:
+            failed = failed or error
+            continue
+        if failed is not None:
+            raise _mixed(offer, texts[0], failed)
+        return offer
+    assert failed is not None
+    raise failed
+
+
+def _mixed(offer: Offer, larger: str, failed: CheckFailed) -> CheckFailed:
+    """The error for a source that shows a larger signed head than the tree that it serves is of."""
+    head = parse_checkpoint(larger)
+    try:
+        note.open_note(larger, offer.head.keys_for(head.origin))
+    except CheckFailed:
+        return failed
+    return CheckFailed(
+        f"{offer.name} shows checkpoint {head.size:,} without the tree behind it "
+        f"({failed.message}). Proven: the log has signed it, and checkpoint {offer.head.size:,}, "
+        "whose tree is served. Not proven: that the one tree begins with the other",
+        "ask others for that tree: artel ledger compare URL OTHER-URL",
+    )

@@ -42,7 +42,7 @@ Observe = Callable[[int, Entry, Outcome], None]
 
 
 class Log(Protocol):
-    """What a :class:`ledger.store.reading.LedgerReader` and a :class:`RemoteLog` have in common."""
+    """What a reader needs of a :class:`ledger.store.reading.LedgerReader`."""
 
     @property
     def size(self) -> int: ...
@@ -308,16 +308,16 @@ class View:
 
     def _awaited(self, holder: Holder, entry: str) -> tuple[int, str]:
         """Wait until an entry that a peer passed on appears in the ledger."""
-        from artel.ledger.sync.client import open_log
+        from artel.ledger.sync.tree import offered
 
         deadline = time.monotonic() + SUBMITTED_WAIT_S
         start = self.log.size
         while time.monotonic() < deadline:
-            log = open_log(holder, self.state.run, None)[0]
-            for index, leaf in enumerate(log.leaves(start), start):
+            offer = offered(holder, run=self.state.run)
+            for index, leaf in enumerate(offer.tree.leaves(start), start):
                 if entry_id(leaf) == entry:
-                    return index, log.latest_note
-            start = log.size
+                    return index, offer.head.note
+            start = offer.head.size
             time.sleep(SUBMITTED_POLL_S)
         raise Unreachable(
             f"the peer passed it on, but it is not in the ledger after {SUBMITTED_WAIT_S:.0f} s",

@@ -9,6 +9,7 @@ import http.server
 import json
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -254,12 +255,16 @@ def test_a_damaged_or_evicted_cache_is_made_again(
     with served(site) as url:
         command = ("me", "--home", str(home), "--from", url)
         facts = answer(capsys, *command)
-        files = [path for path in folder_of_the_cache.rglob("*") if path.is_file()]
-        assert {path.name for path in files} >= {"log.json", "000"}
+        files = [path for path in folder_of_the_cache.rglob("*") if path.name != "lock"]
+        files = [path for path in files if path.is_file()]
+        assert {path.name for path in files} >= {"log.json", "ledger.sqlite3"}
         for path in files:
             data = bytearray(path.read_bytes())
             data[len(data) // 2] ^= 1
             path.write_bytes(data)
+        if cli.main(["ledger", *command]):  # an entry that is not what it was, far into the file
+            assert "is removed: run the command again" in capsys.readouterr().err
+        capsys.readouterr()
         assert answer(capsys, *command) == facts
         assert cache.load(folder_of_the_cache / "log.json") is not None, "it is whole again"
         for path in files:
@@ -269,15 +274,47 @@ def test_a_damaged_or_evicted_cache_is_made_again(
         assert answer(capsys, *command) == facts
 
 
-def test_a_tile_that_does_not_belong_to_the_log_is_not_taken_from_the_cache(
+def test_every_byte_of_what_is_kept_is_checked_when_it_is_read(
     site: Path, folder_of_the_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with served(site) as url:
-        leaf = answer(capsys, "show", "3", "--from", url)
-        tiles = cache.TileCache(folder_of_the_cache)
-        other = World(name="other").genesis.encode()
-        tiles.put("tile/entries/000", (len(other).to_bytes(2, "big") + other) * 256)
-        assert answer(capsys, "show", "3", "--from", url) == leaf
+        shown = ("show", "3", "--from", url)
+        leaf = answer(capsys, *shown)
+        kept = folder_of_the_cache / "replica" / DATABASE_NAME
+        with sqlite3.connect(kept) as database:
+            database.execute("UPDATE entries SET leaf = zeroblob(length(leaf)) WHERE idx = 3")
+        database.close()
+        assert cli.main(["ledger", *shown]) == 1
+        assert "was damaged and is removed: run the command again" in capsys.readouterr().err
+        assert answer(capsys, *shown) == leaf
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    home: Path, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with served(site) as url:
+        assert main(["me", "--home", str(home), "--from", url]) == 0
+
+
+def test_a_server_with_a_newer_head_than_its_tree_is_told_what_is_proven(
+    home: Path, site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(site, copied)
+    with LedgerReader.of(home) as store:
+        older = store.note_at(SIZE - 1)
+    shutil.rmtree(copied / "ledger")
+    write_tiles(home, copied / "ledger", older)
+    (copied / "ledger" / "final").write_text(older)
+    shutil.copy(site / "ledger" / "checkpoint", copied / "ledger" / "checkpoint")
+    with served(copied) as url:
+        assert cli.main(["ledger", "status", "--from", url, "--no-cache"]) == 1
+        said = capsys.readouterr().err
+    assert f"shows checkpoint {SIZE} without the tree behind it" in said
+    assert f"Proven: the log has signed it, and checkpoint {SIZE - 1}" in said
+    assert "artel ledger compare" in said
 
 
 def test_a_ledger_that_contradicts_what_was_seen_is_refused(
