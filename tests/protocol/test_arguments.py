@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -141,3 +142,39 @@ def test_a_completion_passes_the_screen_unchanged(
 ) -> None:
     assert cli.main(["completion", shell]) == 0
     assert capsys.readouterr().out == cli.root().generate_completion(shell=shell) + "\n"
+
+
+# --- what a person waits for ----------------------------------------------------------------------
+
+IMPORTED = """
+import contextlib, io, sys
+from artel import cli
+{code}
+files = {{name: getattr(module, "__file__", None) or "" for name, module in sys.modules.items()}}
+print(*sorted({{name.partition(".")[0] for name in files if "site-packages" in files[name]}}))
+"""
+WALK = """
+def walk(app):
+    for name, below in app.resolved_commands().items():
+        if not name.startswith("-"):
+            walk(below)
+walk(cli.root())
+"""
+
+
+def imported(code: str) -> set[str]:
+    """The installed packages that a process has imported after running the code."""
+    program = IMPORTED.format(code=code)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    return set(done.stdout.decode().splitlines()[-1].split())
+
+
+def test_the_first_help_imports_nothing_that_is_installed() -> None:
+    assert imported('cli.main(["--help"])') == set()
+
+
+def test_reading_any_command_imports_nothing_heavy() -> None:
+    found = imported(WALK)
+    assert "cyclopts" in found, "the walk saw commands"
+    assert not found & {"torch", "hivemind", "transformers", "numpy", "numba", "libp2p", "aiohttp"}
+    assert "rich" not in found
