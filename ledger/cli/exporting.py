@@ -106,7 +106,6 @@ def proofs(
     """
     from artel.ledger.sync import export
 
-    folder = output
     with ledger.opened() as view:
         account = account_of(view, ledger.folder, account)
         if not account:
@@ -114,41 +113,15 @@ def proofs(
                 f"as of checkpoint {view.log.size}, the key of {ledger.folder} is of no account",
                 "say whose proofs: --account ACCOUNT",
             )
-        credits, wanted = export.grounds(view, account)
-        files = []
-        for index in sorted(wanted):
-            made = export.write_proof(view, index, folder / f"entry-{index}")
-            files.append(
-                {
-                    "index": index,
-                    "id": made.id,
-                    "kind": wanted[index],
-                    "proof": made.proof.name,
-                    "entry": made.entry.name,
-                    "checkpoint": made.size,
-                    "final": made.final,
-                }
-            )
-        owner = view.state.accounts[account]
-        facts = {
-            "run": view.state.run,
-            "account": account,
-            "as_of": view.log.size,
-            "vested": owner.vested,
-            "pending": owner.pending,
-            "invalidated": owner.invalidated,
-            "credits": credits,
-            "files": files,
-        }
-    index_file = folder / "index.json"
-    export.write_file(index_file, (json.dumps(facts, indent=2) + "\n").encode())
+        facts = export.write_proofs(view, account, output)
+    files = facts["files"]
     final = sum(bool(file["final"]) for file in files)
-    proof, entry = (quote(folder / str(files[-1][name])) for name in ("proof", "entry"))
+    proof, entry = (quote(output / files[-1][name]) for name in ("proof", "entry"))
     return ledger.show(
         facts,
         (
-            f"wrote {len(files)} proofs ({final} final) and their entries to {folder}",
-            f"{index_file} lists which entry granted what; check one of them offline with",
+            f"wrote {len(files)} proofs ({final} final) and their entries to {output}",
+            f"{output / export.INDEX_FILE} lists which entry granted what; check one offline with",
             f"  artel ledger verify {proof} {entry}",
         ),
     )

@@ -12,7 +12,6 @@ from cyclopts import Parameter
 
 from artel.ledger.cli.meant import read
 from artel.ledger.cli.opening import DEFAULT_HOME, Home, KeyFile, Ledger, key_path
-from artel.ledger.cli.sending import speaker
 from artel.protocol import commandline
 from artel.protocol.commandline import AsJson, File, show
 from artel.protocol.errors import ArtelError, CheckFailed, UsageError
@@ -92,6 +91,7 @@ def show_key(*, file: Key = None, ledger: Ledger = Ledger()) -> int:
     example: artel ledger key show --home DIR
     """
     from artel.ledger.store import keyfiles
+    from artel.ledger.sync.saying import speaker
     from artel.protocol import identity
 
     path = key_path(file, ledger.folder)

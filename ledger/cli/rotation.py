@@ -11,9 +11,9 @@ from cyclopts import Parameter
 
 from artel.ledger.cli.meant import account_named
 from artel.ledger.cli.opening import Signed
-from artel.ledger.cli.sending import dry_run, require_effect, send, speaker
+from artel.ledger.cli.sending import dry_run, send
 from artel.protocol.commandline import File
-from artel.protocol.errors import EXIT_OK, ArtelError, CheckFailed, UsageError
+from artel.protocol.errors import EXIT_OK, ArtelError, CheckFailed
 from artel.protocol.paths import expanded
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def rotate(*, ledger: Signed = Signed()) -> int:
     example: artel ledger key rotate --home DIR
     """
     from artel.ledger.store import keyfiles
+    from artel.ledger.sync.saying import speaker
     from artel.protocol import identity
 
     path = ledger.key_file
@@ -61,8 +62,8 @@ def recover(
     :param recovery_key: recovery.key
     :param account: needed when several accounts have this recovery key
     """
-    from artel.ledger.entries import recovery_digest
     from artel.ledger.store import keyfiles
+    from artel.ledger.sync.saying import recovered
     from artel.protocol import identity
 
     path = ledger.key_file
@@ -70,24 +71,7 @@ def recover(
     with keyfiles.locked(path.parent), ledger.opened() as view:
         if _finished(ledger, view, path):
             return EXIT_OK
-        digest = recovery_digest(recovery.public)
-        fitting = [n for n, owner in view.state.accounts.items() if owner.recovery == digest]
-        if not fitting:
-            raise CheckFailed(
-                f"as of checkpoint {view.log.size}, no account has registered this recovery key",
-                "an account's newest registration or change of keys decides which one it is",
-            )
-        if account is not None:
-            name = account_named(view, account)
-        elif len(fitting) == 1:
-            name = fitting[0]
-        else:
-            raise UsageError(
-                f"{len(fitting)} accounts have registered this recovery key",
-                f"say which: --account with one of {', '.join(sorted(fitting))}",
-            )
-        if name not in fitting:
-            raise CheckFailed(f"account {name[:12]} has registered another recovery key")
+        name = recovered(view, recovery, account and account_named(view, account))
         return _replace(ledger, view, path, recovery, name, view.state.accounts[name])
 
 
@@ -108,6 +92,7 @@ def _replace(
     """
     from artel.ledger import entries
     from artel.ledger.store import keyfiles
+    from artel.ledger.sync.saying import require_effect
     from artel.protocol import identity
 
     # Once there is a recovery key, only itself can name another one; "" keeps it.

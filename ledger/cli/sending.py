@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artel.ledger.cli.opening import Signed, Unsigned
-from artel.protocol.errors import EXIT_OK, ArtelError, CheckFailed, UsageError
+from artel.protocol.errors import EXIT_OK, UsageError
 
 if TYPE_CHECKING:
-    from artel.ledger.entries import Body, Entry
+    from artel.ledger.entries import Body
     from artel.ledger.entries.state import Account
     from artel.ledger.sync.client import View
     from artel.protocol.dsse import Envelope
-    from artel.protocol.identity import Identity
 
 Make = Callable[["View", str, "Account"], tuple[dict[str, Any], str]]
 """From the ledger, and the name and the state of the account that speaks: the fields of the
@@ -26,6 +24,7 @@ statement, and a sentence that says what it does."""
 def stated(ledger: Signed, schema: type[Body], make: Make) -> int:
     """Run a command that makes one statement of one account; returns the exit code."""
     from artel.ledger import entries
+    from artel.ledger.sync.saying import speaker
     from artel.protocol import identity
 
     owner = identity.load(ledger.key_file)
@@ -37,34 +36,6 @@ def stated(ledger: Signed, schema: type[Body], make: Make) -> int:
     return EXIT_OK
 
 
-def speaker(view: View, key: Identity, path: Path) -> tuple[str, Account]:
-    """The account that a key speaks for: its name and what the ledger says about it.
-
-    :param path: where the key was found
-    :raises CheckFailed: when it speaks for none
-    """
-    from artel.ledger.store import keyfiles
-    from artel.protocol import identity
-
-    name = view.state.keys.get(key.key)
-    if name is not None:
-        return name, view.state.accounts[name]
-    following = keyfiles.next_file(path)
-    for file in (following, *reversed(keyfiles.retired(path))):
-        if file.exists() and identity.load(file).key in view.state.keys:
-            raise CheckFailed(
-                f"as of checkpoint {view.log.size}, the ledger knows {file}, not {path}",
-                "finish the change of keys: artel ledger key rotate"
-                if file == following
-                else f"wait until this copy of the ledger is newer, or give --key {file}",
-            )
-    raise CheckFailed(
-        f"as of checkpoint {view.log.size}, the key {key.key[:12]}… speaks for no account",
-        "an account is registered when its node first joins the run; if its key was replaced, "
-        "use the new one, or artel ledger key recover",
-    )
-
-
 def send(ledger: Unsigned, view: View, saying: str, envelope: Envelope) -> None:
     """Say what is about to happen, check it here, hand it in, and say where it stands.
 
@@ -73,6 +44,7 @@ def send(ledger: Unsigned, view: View, saying: str, envelope: Envelope) -> None:
     :raises Unreachable: when nobody takes it
     """
     from artel.ledger import entries
+    from artel.ledger.sync.saying import hand_in, require_effect
 
     entry = entries.decode(envelope.encode())
     body = entry.body.to_dict()
@@ -82,7 +54,7 @@ def send(ledger: Unsigned, view: View, saying: str, envelope: Envelope) -> None:
         return
     if not ledger.as_json:
         print(saying, flush=True)
-    index, note = _hand_in(view, envelope)
+    index, note = hand_in(view, envelope)
     rules = view.state.rules
     facts = {
         "run": view.state.run,
@@ -95,23 +67,6 @@ def send(ledger: Unsigned, view: View, saying: str, envelope: Envelope) -> None:
         "note": note,
     }
     ledger.show(facts, [f"it is entry {index} of the ledger, {_outlook(view)}"])
-
-
-def require_effect(view: View, entry: Entry) -> None:
-    """Go on only with a statement that would change something if it came next.
-
-    :raises CheckFailed: when the ledger would ignore it
-    """
-    from artel.ledger.entries import reasons
-    from artel.ledger.fold.shares import check
-
-    reason = check(view.state, entry)
-    if reason:
-        raise CheckFailed(
-            f"the ledger would ignore this: {reasons.explain(reason)} ({reason})",
-            f"nothing was sent; this copy of the ledger has {view.log.size} entries, "
-            "with --from another one is asked",
-        )
 
 
 def dry_run(ledger: Unsigned, saying: str, body: dict[str, Any]) -> int:
@@ -132,22 +87,6 @@ def ask(ledger: Unsigned, question: str, yes: bool) -> None:
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise UsageError("nothing was sent")
-
-
-def _hand_in(view: View, envelope: Envelope) -> tuple[int, str]:
-    """Submit; a refusal is explained."""
-    from artel.ledger.entries import reasons
-
-    try:
-        index, note = view.submit(envelope)
-    except ArtelError as error:
-        code = str(getattr(error, "code", ""))
-        sentence = reasons.explain(code)
-        if sentence == code or sentence in error.message:
-            raise
-        message = f"refused: {sentence} ({code}): {error.message}"
-        raise CheckFailed(message, error.hint) from error
-    return index, note
 
 
 def _outlook(view: View) -> str:

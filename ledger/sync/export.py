@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from artel.protocol import files
 if TYPE_CHECKING:
     from artel.ledger.sync.client import View
 
+INDEX_FILE = "index.json"
 BILLION = 1_000_000_000
 PROOF_SUFFIX = ".tlog-proof"
 ENTRY_SUFFIX = ".json"
@@ -126,7 +128,42 @@ def write_proof(view: View, index: int, stem: Path) -> ProofFiles:
     return files
 
 
-def grounds(view: View, account: str) -> tuple[list[dict[str, Any]], dict[int, str]]:
+def write_proofs(view: View, account: str, folder: Path) -> dict[str, Any]:
+    """Write a proof of each entry that an account's credit comes from, and an index of them all.
+
+    :returns: what the index says
+    """
+    credits, wanted = _grounds(view, account)
+    files: list[dict[str, Any]] = []
+    for index in sorted(wanted):
+        made = write_proof(view, index, folder / f"entry-{index}")
+        files.append(
+            {
+                "index": index,
+                "id": made.id,
+                "kind": wanted[index],
+                "proof": made.proof.name,
+                "entry": made.entry.name,
+                "checkpoint": made.size,
+                "final": made.final,
+            }
+        )
+    owner = view.state.accounts[account]
+    facts = {
+        "run": view.state.run,
+        "account": account,
+        "as_of": view.log.size,
+        "vested": owner.vested,
+        "pending": owner.pending,
+        "invalidated": owner.invalidated,
+        "credits": credits,
+        "files": files,
+    }
+    write_file(folder / INDEX_FILE, (json.dumps(facts, indent=2) + "\n").encode())
+    return facts
+
+
+def _grounds(view: View, account: str) -> tuple[list[dict[str, Any]], dict[int, str]]:
     """What an account's credit rests on.
 
     :returns: each credit ever granted to it and what became of it; and the entries to keep for it,
