@@ -36,6 +36,8 @@ def steers(text: str) -> bool:
 
 def printable(text: str) -> str:
     """Foreign text as a part of one line, whatever is in it."""
+    if text.isprintable():
+        return text
     return "".join(character if character.isprintable() else "?" for character in text)
 
 

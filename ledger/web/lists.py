@@ -17,7 +17,7 @@ from artel.ledger.web.context import Context
 from artel.ledger.web.entry_page import outcome_of
 from artel.protocol.errors import UsageError
 
-MAX_ROWS = 500
+MAX_ROWS = 200
 PAGE_ENTRIES = 50
 MAX_CSV_ROWS = 100_000
 
