@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,7 @@ def get_json(url: str) -> dict[str, Any]:
 
 def render(status: dict[str, Any], url: str) -> list[str | Table]:
     """The answer of ``/api/v1/status`` for a person."""
-    from artel.ledger.entries.words import plural, short_key, short_peer
+    from artel.ledger.entries.words import plural, short_key
 
     ledger, nodes = status["ledger"], status["nodes"]
     attempt = f", attempt {status['attempt'] + 1}" if status["attempt"] else ""
@@ -194,6 +195,20 @@ def render(status: dict[str, Any], url: str) -> list[str | Table]:
             ("nodes", str(len(nodes))),
         ]
     )
+    if not nodes:
+        return [run]
+    heard = {node["node"]: f"{node['heard_s']:.0f} s" for node in nodes}
+    return [run, "", nodes_table(nodes, "heard", heard)]
+
+
+def nodes_table(nodes: Iterable[dict[str, Any]], head: str, last: Mapping[str, str]) -> Table:
+    """What nodes do, as ``/api/v1/status`` has it.
+
+    :param head: of the last column
+    :param last: node to what stands there
+    """
+    from artel.ledger.entries.words import short_peer
+
     rows = [
         [
             short_peer(node["node"]),
@@ -203,12 +218,12 @@ def render(status: dict[str, Any], url: str) -> list[str | Table]:
             f"{node['tokens_per_second']:,.0f}",
             f"{node['bytes_up'] / 1e6:.2f}",
             f"{node['bytes_down'] / 1e6:.2f}",
-            f"{node['heard_s']:.0f} s",
+            last[node["node"]],
         ]
         for node in nodes
     ]
-    heads = ["node", "doing", "step", "loss", "tok/s", "up MB", "down MB", "heard"]
-    return [run, "", Table(rows, heads, right=range(2, 8))] if rows else [run]
+    heads = ["node", "doing", "step", "loss", "tok/s", "up MB", "down MB", head]
+    return Table(rows, heads, right=range(2, 8))
 
 
 def _loss(validation: dict[str, Any]) -> str:

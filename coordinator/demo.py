@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from artel.protocol import commandline
 from artel.protocol.commandline import AsJson, Folder, value
@@ -166,19 +166,11 @@ def demo(
     return EXIT_OK if facts["ok"] else EXIT_FAILED
 
 
-def run_text(
-    nodes: int,
-    rounds: int,
-    inner_steps: int = INNER_STEPS,
-    *,
-    codec: str = "int4",
-    topology: str = "auto",
-    overlap: int = 0,
-    fragments: int = 1,
-) -> str:
-    """The run file of the demo."""
+def run_text(nodes: int, rounds: int, inner_steps: int = INNER_STEPS, **exchange: Any) -> str:
+    """The run file of the demo; ``exchange``: what differs in its table of that name."""
     steps = rounds * inner_steps
     tokens = steps * nodes * BATCH_SIZE * SEQ_LEN
+    settings = {"codec": "int4", "topology": "auto", "overlap": 0, "fragments": 1} | exchange
     return _RUN.format(
         max_bytes=max(MIN_TEXT_BYTES, BYTES_PER_TOKEN * tokens),
         seq_len=SEQ_LEN,
@@ -187,11 +179,8 @@ def run_text(
         rounds=rounds,
         inner_steps=inner_steps,
         nodes=nodes,
-        codec=codec,
-        topology=topology,
-        overlap=overlap,
-        fragments=fragments,
         witnesses=nodes // 2 + 1,  # any two majorities have a witness in common
+        **settings,
     )
 
 

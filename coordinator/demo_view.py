@@ -10,9 +10,9 @@ from typing import Any, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
+from artel.coordinator.commands import nodes_table
 from artel.coordinator.demo_check import Facts
 from artel.coordinator.local_run import Status
 from artel.ledger.entries.words import plural, printable, short_key, short_peer
@@ -57,9 +57,8 @@ class TableView:
 
     def __init__(self, out: TextIO) -> None:
         self._said: list[str] = []
-        self._table: Table | None = None
+        self._table: list[Text] = []
         self._nodes: dict[str, dict[str, Any]] = {}  # as last heard; they leave before the end
-        self._title = Text("")
         drawn_on = getattr(out, "raw", out)  # it moves the cursor, and cleans what it shows itself
         self._live = Live(console=Console(file=drawn_on), auto_refresh=False, transient=False)
 
@@ -77,40 +76,21 @@ class TableView:
 
     def show(self, status: Status, seconds: float) -> None:
         """Draw the status."""
-        self._title = Text(
+        title = (
             f"round {_progress(status)}{_loss(status)}   {status['phase']}   "
-            f"ledger {status['ledger']['size']:,} entries   {seconds:.0f} s",
-            style="bold",
+            f"ledger {status['ledger']['size']:,} entries   {seconds:.0f} s"
         )
-        table = Table(box=None, padding=(0, 1), header_style="dim")
-        table.add_column("node", no_wrap=True)
-        table.add_column("doing")
-        for title in ("step", "loss", "tokens/s", "sent", "received", "credit"):
-            table.add_column(title, justify="right")
+        gone = {"phase": "finished" if status["phase"] == "finished" else "gone"}
         present = {node["node"]: node for node in status["nodes"]}
-        self._nodes |= present
-        gone = "finished" if status["phase"] == "finished" else "gone"
-        for name, node in self._nodes.items():
-            phase = node["phase"] if name in present else gone
-            loss = "–" if node["loss"] is None else f"{node['loss']:.3f}"
-            table.add_row(
-                short_peer(name),
-                Text(printable(phase)),
-                f"{node['step']}/{node['steps']}" if node["steps"] else "–",
-                loss,
-                f"{node['tokens_per_second']:,.0f}",
-                f"{node['bytes_up'] / 1e6:.2f} MB",
-                f"{node['bytes_down'] / 1e6:.2f} MB",
-                f"{node['credit']:,}",
-            )
-        self._table = table
+        self._nodes = {name: node | gone for name, node in self._nodes.items()} | present
+        credit = {name: f"{node['credit']:,}" for name, node in self._nodes.items()}
+        table = nodes_table(self._nodes.values(), "credit", credit)
+        self._table = [Text(title, style="bold"), Text(str(table))]
         self._draw()
 
     def _draw(self) -> None:
-        parts: list[Text | Table] = [Text(line, style="dim") for line in self._said]
-        if self._table is not None:
-            parts += [self._title, self._table]
-        self._live.update(Group(*parts), refresh=True)
+        said = [Text(line, style="dim") for line in self._said]
+        self._live.update(Group(*said, *self._table), refresh=True)
 
 
 def _progress(status: Status) -> str:
