@@ -93,7 +93,7 @@ class Coordinator:
         self.peers: dict[str, Peer] = {}
         self.changed = asyncio.Condition()
         """Notified whenever the state, or what is known of a node, is new."""
-        self.exchanged: list[Entry] = []
+        self.exchanged: list[entries.Contribution | entries.Aggregate] = []
         """Contributions and slices recorded since :mod:`coordinator.upkeep` last looked."""
         self.released = False
         """Whether nodes of a finished run may go; see :mod:`coordinator.upkeep`."""
@@ -101,7 +101,7 @@ class Coordinator:
         self._split = assignment.train_split(manifest)
         self._lock = asyncio.Lock()  # one event at a time
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._shown: dict[str, Entry] = {}  # accepted contributions of this attempt, by node
+        self._shown: dict[str, entries.Contribution] = {}  # of this attempt, by node
         self._votes: dict[str, Entry] = {}  # state signatures of this round, by node
         self._shape: tuple[tuple[int, int], Shape] | None = None  # the last one asked for
         self._numbers = Numbers(metrics, clock)
@@ -162,7 +162,8 @@ class Coordinator:
             except ArtelError as error:
                 self._fail(error)
                 raise
-            self.exchanged.append(entry)
+            if isinstance(body, entries.Aggregate):
+                self.exchanged.append(body)
             if isinstance(body, entries.SliceWrong) and body.node == assignment.checker(
                 self.state.accepted, body.round, body.slice
             ):
@@ -263,10 +264,10 @@ class Coordinator:
         A signer can make many signatures, and so many entry ids, of one statement; the fold knows
         the first alone.
         """
-        if peer not in self._shown:
+        if peer not in self._shown and isinstance(statement.body, entries.Contribution):
             await self.record_own(statement)
-            self._shown[peer] = statement
-            self.exchanged.append(statement)
+            self._shown[peer] = statement.body
+            self.exchanged.append(statement.body)
 
     async def _execute(self, action: round_state.Action) -> None:
         """Make one decision durable."""
@@ -322,12 +323,13 @@ class Coordinator:
             emit(log, "node.dropped", node=short(action.peer), reason=action.reason)
 
     async def _close_round(self, action: round_state.CloseRound) -> None:
-        shown = [(peer, self._shown[peer].id, self._shown[peer].body) for peer in action.accepted]
-        bodies = {p: (name, b) for p, name, b in shown if isinstance(b, entries.Contribution)}
+        attempt = self.ledger.state.attempt
+        shown = attempt.shown if attempt is not None else {}
         accepted = [
-            entries.Accepted(node=peer, entry=name, weight=body.tokens)
-            for peer, (name, body) in bodies.items()
+            entries.Accepted(node=peer, entry=shown[peer].entry, weight=shown[peer].tokens)
+            for peer in action.accepted
         ]
+        bodies = [self._shown[peer] for peer in action.accepted]
         await self.record_own(
             entries.round_closed(
                 self.identity,
@@ -338,9 +340,9 @@ class Coordinator:
                 rejected=action.rejected,
             )
         )
-        self._numbers.closed(action.round, [body for _, body in bodies.values()], action.rejected)
+        self._numbers.closed(action.round, bodies, action.rejected)
         if self.rules.box:
-            self._learn_speeds(action, [body for _, body in bodies.values()])
+            self._learn_speeds(action, bodies)
         emit(
             log,
             "round.closed" if accepted else "round.failed",

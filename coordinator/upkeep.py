@@ -149,12 +149,12 @@ class Upkeep:
         """After a restart: find the blobs that the process before has left."""
         store = self._core.ledger.store
         for leaf in store.leaves(max(0, store.size - LOOK_BACK)):
-            self._note(entries.decode(leaf))
+            body = entries.decode(leaf).body
+            if isinstance(body, entries.Contribution | entries.Aggregate):
+                self._note(body)
 
-    def _note(self, entry: entries.Entry) -> None:
-        body = entry.body
-        if isinstance(body, entries.Contribution | entries.Aggregate):
-            self._blobs.setdefault(body.round, {})[body.blob] = body
+    def _note(self, body: Exchanged) -> None:
+        self._blobs.setdefault(body.round, {})[body.blob] = body
 
     def _outdated(self) -> list[int]:
         """Rounds whose contributions help nobody any more."""
