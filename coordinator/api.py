@@ -96,38 +96,25 @@ def _entry(index: int, leaf: bytes) -> dict[str, Any]:
 
 
 def _node(core: Coordinator, peer: str, now: float) -> dict[str, Any]:
-    """``credit`` is all compute that was ever granted for this node's work.
+    """What a node says of itself, and what is known of it.
 
-    ``assigned`` are its inner steps in the round under way; ``round_up`` and ``round_down`` what it
-    sent and received in the last round, and ``computing`` how much of its time it computed.
+    ``credit`` is all compute that was ever granted for its work, ``assigned`` are its inner steps
+    in the round under way; ``round_up`` and ``round_down`` what it sent and received in the last
+    round, and ``computing`` how much of its time it computed.
     """
     known, state, fold = core.peers[peer], core.state, core.ledger.state
     report, tokens = known.report, fold.node_tokens.get(peer, 0)
     last = core.metrics.rounds.get(core.state.round - 1, RoundMetrics(-1)).traffic.get(peer)
-    return {
+    return report.model_dump(mode="json", exclude={"validation"}) | {
         "node": peer,
         "account": fold.account_of(peer),
         "tokens": tokens,
         "credit": tokens * (fold.rules.rates["compute"] if fold.rules is not None else 0),
-        "phase": report.phase,
         "member": peer in state.members,
-        "leaving": report.leaving,
-        "round": report.round,
-        "step": report.step,
-        "steps": report.steps,
         "assigned": core.assigned(peer),
-        "loss": report.loss,
-        "tokens_per_second": report.tokens_per_second,
-        "bytes_up": report.bytes_up,
-        "bytes_down": report.bytes_down,
-        "up_by_kind": dict(report.up_by_kind),
-        "down_by_kind": dict(report.down_by_kind),
         "round_up": sum(last["up"].values()) if last else None,
         "round_down": sum(last["down"].values()) if last else None,
         "computing": computing(report.seconds),
-        "state_round": report.state_round,
-        "state_root": report.state_root,
-        "seconds": dict(report.seconds),
         "heard_s": round(max(0.0, now - known.heard), 1),
     }
 

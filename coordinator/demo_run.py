@@ -8,10 +8,10 @@ import os
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Protocol
 
 from artel.coordinator.demo_check import Demo, Facts, checked
-from artel.coordinator.local_run import LocalRun, Status, finished
+from artel.coordinator.demo_view import LinesView, TableView
+from artel.coordinator.local_run import LocalRun, finished
 from artel.coordinator.page import loss_chart
 from artel.ledger.web.render import Templates
 from artel.protocol import tether
@@ -25,17 +25,7 @@ SAMPLE_TIMEOUT_S = 120.0
 PROMPT, SAMPLE_TOKENS, TEMPERATURE = "def __init__(self", 120, 0.7
 
 
-class DemoView(Protocol):
-    """What shows progress."""
-
-    def say(self, text: str) -> None:
-        """One line about what happens now."""
-
-    def show(self, status: Status, seconds: float) -> None:
-        """The newest status, after this many seconds."""
-
-
-async def run(demo: Demo, view: DemoView) -> Facts:
+async def run(demo: Demo, view: LinesView | TableView) -> Facts:
     """Run the demo.
 
     :raises ArtelError: the swarm could not be started, or a part of it failed
@@ -62,7 +52,7 @@ async def run(demo: Demo, view: DemoView) -> Facts:
 
 
 @contextlib.asynccontextmanager
-async def _retold(log: Path, view: DemoView) -> AsyncIterator[None]:
+async def _retold(log: Path, view: LinesView | TableView) -> AsyncIterator[None]:
     """Pass the progress lines of a log on to the view while the block runs."""
 
     async def follow() -> None:
@@ -103,7 +93,7 @@ def _interruptible() -> asyncio.Event:
 
 
 async def _follow(
-    swarm: LocalRun, view: DemoView, began: float, interrupted: asyncio.Event
+    swarm: LocalRun, view: LinesView | TableView, began: float, interrupted: asyncio.Event
 ) -> dict[str, int]:
     """Show the status until the run is finished; returns bytes sent by node."""
     bytes_up: dict[str, int] = {}

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from artel.ledger import entries
 from artel.ledger.fold import shares
@@ -42,14 +41,6 @@ AHEAD_S = 3600
 """How far a witness's clock may be ahead of ours."""
 
 
-@dataclass
-class _Gathered:
-    """One of our tree heads, with the cosignatures that came for it."""
-
-    checkpoint: Checkpoint
-    signed: Note
-
-
 class Witnessing:
     """The cosignatures of one run; the event loop owns it.
 
@@ -67,7 +58,7 @@ class Witnessing:
     ) -> None:
         self._store, self._kept, self._state = store, heads, state
         self._identity, self._clock = identity, clock
-        self._heads: dict[int, _Gathered] = {}  # by size, the newest few
+        self._heads: dict[int, Note] = {}  # with their cosignatures, by size; the newest few
         self._limits = RateLimits(COSIGNED_PER_MINUTE, COSIGNED_AT_ONCE)
         self.news = asyncio.Event()
         """Set whenever a cosignature was taken in."""
@@ -79,8 +70,7 @@ class Witnessing:
         for lines in {1, max(1, rules.witnesses if rules is not None else 1)}:
             text = self._kept.newest(lines)
             if text:
-                checkpoint = parse_checkpoint(text)
-                self._heads[checkpoint.size] = _Gathered(checkpoint, note.parse(text))
+                self._heads[parse_checkpoint(text).size] = note.parse(text)
 
     async def take(self, peer: str, message: messages.Cosigned) -> None:
         """Take in a note with cosignatures of nodes that the ledger knows.
@@ -101,14 +91,14 @@ class Witnessing:
         if not lines:
             raise wire.Refused("the note carries no node's cosignature", code="unknown_node")
         known = self._heads.get(head.size)
-        before = known.signed if known is not None else Note(given.text, given.signatures[:1])
+        before = known or Note(given.text, given.signatures[:1])
         if len(before.signatures) + len(lines) > note.MAX_SIGNATURE_LINES:
             return
         merged = add_lines(before, lines.values())
-        if known is not None and merged == known.signed:
+        if merged == known:
             return
         # In memory first: while this one is being written, another one must not get lost.
-        self._heads[head.size] = _Gathered(head, merged)
+        self._heads[head.size] = merged
         for size in sorted(self._heads)[:-KEEP_HEADS]:
             del self._heads[size]
         await asyncio.to_thread(self._kept.add_note, merged.encode())
@@ -131,8 +121,8 @@ class Witnessing:
 
     def nodes_at(self, size: int) -> set[str]:
         """The nodes that cosigned exactly this head."""
-        head = self._heads.get(size)
-        return set() if head is None else set(finality.cosigners(head.signed, self._state().nodes))
+        signed = self._heads.get(size)
+        return set() if signed is None else set(finality.cosigners(signed, self._state().nodes))
 
     def statement(self) -> Envelope | None:
         """The ``witnessed`` entry that is due, for the head that the most accounts have cosigned
@@ -142,8 +132,8 @@ class Witnessing:
         """
         state = self._state()
         found = (
-            (finality.seats(head.signed, state), size)
-            for size, head in self._heads.items()
+            (finality.seats(signed, state), size)
+            for size, signed in self._heads.items()
             if size > state.witnessed
         )
         seats, size = max(found, key=lambda item: (len(item[0]), item[1]), default=({}, 0))
@@ -156,7 +146,7 @@ class Witnessing:
             return None
         return envelope
 
-    def _record(self, head: _Gathered, seats: dict[str, list[str]], state: FoldState) -> Envelope:
+    def _record(self, signed: Note, seats: dict[str, list[str]], state: FoldState) -> Envelope:
         """One node of each account first: those that contribute, and have waited the longest."""
 
         def turn(account: str) -> tuple[bool, int, str]:
@@ -164,22 +154,21 @@ class Witnessing:
 
         first = [seats[account][0] for account in sorted(seats, key=turn)]
         rest = sorted(peer for peers in seats.values() for peer in peers[1:])
-        lines = finality.cosigners(head.signed, state.nodes)
-        cosignatures = []
-        for peer in (first + rest)[: entries.MAX_COSIGNATURES]:
-            signature = lines[peer].signature
-            cosignatures.append(
-                entries.Cosignature(
-                    node=peer,
-                    time=int.from_bytes(signature[:8], "big"),
-                    signature=signature[8:].hex(),
-                )
+        lines = finality.cosigners(signed, state.nodes)
+        cosignatures = [
+            entries.Cosignature(
+                node=peer,
+                time=int.from_bytes(lines[peer].signature[:8], "big"),
+                signature=lines[peer].signature[8:].hex(),
             )
+            for peer in (first + rest)[: entries.MAX_COSIGNATURES]
+        ]
+        head = parse_checkpoint(signed.encode())
         return entries.witnessed(
             self._identity,
             state.run,
-            size=head.checkpoint.size,
-            root=head.checkpoint.root.hex(),
+            size=head.size,
+            root=head.root.hex(),
             cosignatures=cosignatures,
             term=self._store.term,
         )
