@@ -48,7 +48,7 @@ class _Append:
 
 
 @dataclass
-class _Written:
+class _Commit:
     """What one commit added, and why it failed if it did."""
 
     entries: list[Entry]
@@ -232,7 +232,7 @@ class Sequencer:
                 name = f"{unsigned.kind} entry {unsigned.id[:16]}…"
                 call.error = CheckFailed(f"a signature of the {name} does not verify")
 
-    def _write(self, calls: list[_Append]) -> _Written:
+    def _write(self, calls: list[_Append]) -> _Commit:
         """Commit what the ledger does not have yet. In a thread of its own."""
         before = self.store.size
         fresh: dict[str, Entry] = {}
@@ -246,10 +246,10 @@ class Sequencer:
         except BaseException as error:  # whatever it is, it is for those who wait
             # An error after the commit (see LedgerStore) leaves the entries in the ledger.
             added = list(fresh.values()) if self.store.size > before else []
-            return _Written(added, error)
-        return _Written(list(fresh.values()))
+            return _Commit(added, error)
+        return _Commit(list(fresh.values()))
 
-    def _written(self, calls: list[_Append], write: asyncio.Future[_Written]) -> None:
+    def _written(self, calls: list[_Append], write: asyncio.Future[_Commit]) -> None:
         self._writing = False
         written = write.result()
         error = written.error
