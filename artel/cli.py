@@ -15,10 +15,12 @@ from artel.protocol import terminal
 from artel.protocol.errors import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
+    EXIT_OK,
     EXIT_RESOURCE,
     EXIT_USAGE,
     ArtelError,
     ResourceError,
+    UsageError,
     suggestion,
 )
 
@@ -75,19 +77,6 @@ def main(argv: list[str] | None = None) -> int:
     verbose = "--verbose" in arguments
     if verbose and arguments[0] not in DAEMONS:
         arguments.remove("--verbose")
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        width = max(map(len, GROUPS))
-        groups = "\n".join(f"  {name:<{width}}  {about}" for name, (_, about) in GROUPS.items())
-        print(HELP.format(groups=groups))
-        return 0 if arguments else EXIT_USAGE
-    if arguments[0] == "--version":
-        print(f"artel {__version__}")
-        return 0
-    if arguments[0] not in GROUPS:
-        print(f"error: there is no group of commands {arguments[0]!r}", file=sys.stderr)
-        hint = suggestion(arguments[0], GROUPS) or f"one of: {', '.join(GROUPS)}; see artel --help"
-        print(f"  → {hint}", file=sys.stderr)
-        return EXIT_USAGE
     try:
         return run(arguments)
     except ArtelError as error:
@@ -125,6 +114,17 @@ def run(arguments: Sequence[str]) -> int:
 
     :raises ArtelError: for :func:`main` to print
     """
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        width = max(map(len, GROUPS))
+        groups = "\n".join(f"  {name:<{width}}  {about}" for name, (_, about) in GROUPS.items())
+        print(HELP.format(groups=groups))
+        return EXIT_OK if arguments else EXIT_USAGE
+    if arguments[0] == "--version":
+        print(f"artel {__version__}")
+        return EXIT_OK
+    if arguments[0] not in GROUPS:
+        hint = suggestion(arguments[0], GROUPS) or f"one of: {', '.join(GROUPS)}; see artel --help"
+        raise UsageError(f"there is no group of commands {arguments[0]!r}", hint)
     from artel.protocol import commandline
 
     return commandline.call(root(), arguments)

@@ -92,7 +92,12 @@ def _help(app: App, words: Sequence[str], *, asked: bool) -> int:
     below = apps[-1].resolved_commands()  # what is not loaded has no help
     if not asked:
         raise UsageError("a command is missing", _choice("", _names(below)))
-    app.help_print(words, console=Console(color_system=None))
+    console = Console(
+        file=io.StringIO(), color_system=None
+    )  # to a pipe that broke it would exit with 1
+    with console.capture() as shown:
+        app.help_print(words, console=console)
+    print(shown.get(), end="")
     return EXIT_OK
 
 

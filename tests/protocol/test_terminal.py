@@ -132,6 +132,22 @@ def test_an_argument_that_is_no_text_is_wrong_input(
 # --- what strangers say ---------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("command", [["--help"], ["ledger", "--help"]])
+def test_a_reader_that_goes_away_is_no_error(command: list[str]) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with open(theirs, "wb") as gone:
+        done = subprocess.run(
+            [sys.executable, "-m", "artel", *command],
+            cwd=ROOT,
+            stdout=gone,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_an_organiser_is_told_and_a_volunteer_refuses_the_manifest() -> None:
     text = template()
     parse_config(text.encode(), "RUN.toml")
