@@ -7,7 +7,6 @@ import logging
 import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from artel.ledger import entries
 from artel.ledger.fold.shares import Attempt
@@ -15,7 +14,7 @@ from artel.node.corpus import Corpus, Windows
 from artel.node.progress import Progress
 from artel.node.session import Session
 from artel.node.sync import States
-from artel.node.trainer.orders import RunOn, Steps, Train
+from artel.node.trainer.orders import RunOn, Steps, Train, Trained, Window
 from artel.protocol import assignment, messages, rounds
 from artel.protocol.errors import ArtelError, CheckFailed
 from artel.protocol.events import emit
@@ -25,21 +24,26 @@ log = logging.getLogger("artel.node")
 
 
 @dataclass(frozen=True)
+class Wish:
+    """What a contribution is to be made of: the same wish again is met by what was made for it."""
+
+    round: int
+    base: str
+    windows: tuple[Window, ...]
+    members: int
+
+
+@dataclass(frozen=True)
 class Made:
     """A finished contribution that is not yet part of a closed round.
 
     ``parts`` are the sub-blobs that ``blob`` lists, in a sharded round.
     """
 
-    round: int
-    base: str
-    windows: tuple[tuple[Path, int], ...]
-    members: int
+    wish: Wish
+    trained: Trained
     blob: str
     parts: tuple[str, ...]
-    size: int
-    tail: int
-    head: int
 
 
 class Contributing:
@@ -75,40 +79,32 @@ class Contributing:
         progress.mark("data")
         cut = work.windows(work.head(attempt.round, steps))
         head, tail = windows[:cut], windows[cut:]
-        made, members = self._made, len(attempt.accounts)
-        wanted = (attempt.round, self._states.root, tuple(windows), members)
-        if (
-            made is None
-            or (made.round, made.base, made.windows, made.members) != wanted
-            or not all(map(session.blobs.has, (made.blob, *made.parts)))
-        ):
-            await self._train(attempt, directive, tuple(windows), head)
+        made = self._made
+        wish = Wish(attempt.round, self._states.root, tuple(windows), len(attempt.accounts))
+        held = made is not None and all(map(session.blobs.has, (made.blob, *made.parts)))
+        if made is None or made.wish != wish or not held:
+            await self._train(wish, steps, head, directive)
         return tail
 
     async def _train(
-        self,
-        attempt: Attempt,
-        directive: messages.Directive,
-        windows: tuple[tuple[Path, int], ...],
-        head: Windows,
+        self, wish: Wish, steps: int, head: Windows, directive: messages.Directive
     ) -> None:
         session, progress = self._session, self._progress
         config, me = session.manifest.config, session.identity.peer_id
-        steps, members = attempt.steps[me], len(attempt.accounts)
         work = assignment.Work.of(config)
-        tail = work.tail(attempt.round, steps)
-        sharded = work.topology_of(members) == "sharded"
-        if self._made is not None and self._made.round == attempt.round:
+        tail = work.tail(wish.round, steps)
+        sharded = work.topology_of(wish.members) == "sharded"
+        if self._made is not None and self._made.wish.round == wish.round:
             await self.close()  # the tail of an attempt that failed leads nowhere
         progress.phase, progress.step, progress.steps = "training", 0, steps - tail
         order = Train(
-            attempt.round,
+            wish.round,
             me,
             head,
             session.work_dir,
             steps=steps,
             tail=tail,
-            slices=members if sharded else 0,
+            slices=wish.members if sharded else 0,
             deadline=time.monotonic() + directive.remaining if config.rounds.box_s else None,
             carried=session.replica.state.tails.get(me, 0),
         )
@@ -122,17 +118,7 @@ class Contributing:
         progress.book(result.seconds)
         if self._made is not None:
             store.unpin(*({self._made.blob, *self._made.parts} - {blob, *parts}))
-        self._made = Made(
-            attempt.round,
-            self._states.root,
-            windows,
-            members,
-            blob,
-            tuple(parts),
-            result.size,
-            result.tail,
-            result.head,
-        )
+        self._made = Made(wish, result, blob, tuple(parts))
 
     async def commit(self, directive: messages.Directive) -> None:
         """Publish the hash of what was trained."""
@@ -189,7 +175,7 @@ class Contributing:
         session, made = self._session, self._made
         place = (directive.round, directive.attempt)
         salt = self._salts.get(place)
-        if made is None or salt is None or made.round != directive.round:
+        if made is None or salt is None or made.wish.round != directive.round:
             raise CheckFailed(
                 "this process did not make the contribution: it was lost in a restart, or another "
                 "process uses this node's key",
@@ -203,22 +189,22 @@ class Contributing:
             kind="contribution",
         )
         self._progress.mark("upload")
-        tokens = assignment.Work.of(session.manifest.config).tokens(made.tail + made.head)
+        wish, trained = made.wish, made.trained
         if place not in self._statements:
             traffic = session.host.traffic
             totals = (traffic.up.total(), traffic.down.total())
             self._statements[place] = entries.contribution(
                 session.identity,
                 session.run,
-                round=made.round,
+                round=wish.round,
                 attempt=directive.attempt,
-                base=made.base,
+                base=wish.base,
                 blob=made.blob,
-                size=made.size,
+                size=trained.size,
                 salt=salt,
-                tokens=tokens,
-                tail=made.tail,
-                head=made.head,
+                tokens=trained.tokens,
+                tail=trained.tail,
+                head=trained.head,
                 up=totals[0] - self._told[0],
                 down=totals[1] - self._told[1],
             ).encode()
@@ -227,11 +213,11 @@ class Contributing:
         # Before it is sent: the next directive may cancel this duty before the reply is here.
         await asyncio.to_thread(
             session.claims.add,
-            round=made.round,
+            round=wish.round,
             attempt=directive.attempt,
             entry=entries.entry_id(statement),
             blob=made.blob,
-            tokens=tokens,
+            tokens=trained.tokens,
         )
         reveal = messages.Reveal(run=session.run, statement=statement)
         await session.link.tell(reveal, max(directive.remaining, 5.0))

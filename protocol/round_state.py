@@ -159,8 +159,8 @@ class Left:
 
 
 @dataclass(frozen=True)
-class HandedBack:
-    """The member will not finish this attempt. What it has revealed stays."""
+class OfAttempt:
+    """Base of what a member does in an attempt."""
 
     now: float
     peer: str
@@ -169,43 +169,36 @@ class HandedBack:
 
 
 @dataclass(frozen=True)
-class Committed:
-    now: float
-    peer: str
-    round: int
-    attempt: int
+class HandedBack(OfAttempt):
+    """The member will not finish this attempt. What it has revealed stays."""
+
+
+@dataclass(frozen=True)
+class Committed(OfAttempt):
     commitment: str
 
 
 @dataclass(frozen=True)
-class Revealed:
+class Revealed(OfAttempt):
     """The member's contribution was checked; ``fault`` is "" when it holds."""
 
-    now: float
-    peer: str
-    round: int
-    attempt: int
     fault: str
 
 
 @dataclass(frozen=True)
-class StateSigned:
+class StateSigned(OfAttempt):
     """The peer computed this root for the state after ``round``; ``wrong`` as in :class:`Vote`.
 
     ``accused`` are the slices that it knew to be called wrong, and has recomputed.
     """
 
-    now: float
-    peer: str
-    round: int
-    attempt: int
     root: str
     wrong: tuple[int, ...] = ()
     accused: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
-class Accused:
+class Accused(OfAttempt):
     """The checker of a slice recomputed it and got another one than was recorded.
 
     Who has signed without knowing of it has to look again: that vote no longer counts, and one that
@@ -213,10 +206,6 @@ class Accused:
     nobody can hold a round up with one accusation after another.
     """
 
-    now: float
-    peer: str
-    round: int
-    attempt: int
     slice: int
 
 
