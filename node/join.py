@@ -54,7 +54,6 @@ STATE_RETRY_S = 2.0
 STATES_TRIED = 8
 """Of a run that makes states faster than this node fetches one."""
 MAX_TOKENIZER_BYTES = 64 << 20
-INVITE_FILE = "invite"
 PRIVACY = (
     "The run's ledger is public and permanent: it will hold this node's and its account's public "
     "keys, numbers of tokens, digests, and the times at which the node cosigns; no name, no IP "
@@ -149,7 +148,6 @@ async def _join(
     link.trust(manifest)
     preflight.require_quota(manifest, options.quota_bytes)
     files.write(manifest_file, envelope)
-    _keep_invite(home / INVITE_FILE, options.invite)
     watch.refuse_convicted(replica, heads)
     await waiting.insist(lambda: replica.catch_up(host, link.coordinator, run))
     watch.refuse_convicted(replica, heads)
@@ -331,11 +329,6 @@ async def _register(session: Session) -> tuple[messages.Welcome, list[preflight.
         preflight.clock(welcome.clock, time.monotonic() - start),
         preflight.reachable(welcome.reachable),
     ]
-
-
-def _keep_invite(path: Path, invite: Invite) -> None:
-    """Leave the invite where commands find the run's coordinator; it holds no secret."""
-    files.write(path, f"{invite.encode()}\n".encode())
 
 
 def _show(findings: list[preflight.Finding], say: Callable[[str], None]) -> None:

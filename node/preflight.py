@@ -26,7 +26,6 @@ from artel.protocol.units import readable
 MAX_CLOCK_OFFSET_S = 2.5
 """The DHT refuses peers whose clock is 3 s off."""
 PROBE_BYTES = 512 * 1024
-PROBE_TIMEOUT_S = 30.0
 BASE_MEMORY_BYTES = 900 << 20
 """Daemon and trainer before the model: interpreter, torch, network daemon."""
 COPIES_IN_MEMORY = 14

@@ -26,7 +26,6 @@ Addresses = Annotated[list[Address], Field(max_length=8)]
 Text = Annotated[str, StringConstraints(max_length=300)]
 Count = Annotated[int, Field(ge=0, lt=1 << 53)]
 ChunkRun = Annotated[int, Field(ge=0, le=64)]
-LeafSize = Annotated[int, Field(ge=1, le=MAX_ENVELOPE_BYTES)]
 SliceNumbers = Annotated[list[Annotated[int, Field(ge=0, lt=64)]], Field(max_length=64)]
 Statement = Annotated[bytes, Field(max_length=MAX_ENVELOPE_BYTES)]
 
