@@ -27,12 +27,9 @@ from artel.protocol.commandline import (
 from artel.protocol.errors import DecodeError, Unreachable, UsageError
 from artel.protocol.options import Endpoint
 from artel.protocol.paths import expanded
-from artel.protocol.terminal import printable
 
 DEFAULT_HTTP = Endpoint("127.0.0.1", 8080)
 DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/4200"
-STATUS_TIMEOUT_S = 5.0
-MAX_REPLY_BYTES = 4 << 20
 
 app = commandline.group(
     "coordinator",
@@ -147,30 +144,17 @@ def get_json(url: str) -> dict[str, Any]:
     :raises DecodeError: the answer is no JSON object
     :raises UsageError: the URL is none, or the API refuses the question
     """
-    from http.client import HTTPException
-    from urllib.error import HTTPError
-
-    from artel.protocol.net.http import http_opener, not_reached, through_proxy
+    from artel.protocol.net.http import BadStatus, fetch_object, through_proxy
 
     if not re.fullmatch(r"https?://[!-~]+", url):
         raise UsageError(f"{url!r} is no http address", "write it like http://127.0.0.1:8080")
     try:
-        with http_opener(url).open(url, timeout=STATUS_TIMEOUT_S) as reply:
-            body = reply.read(MAX_REPLY_BYTES + 1)
-        value = json.loads(body)
-    except HTTPError as error:
-        with error:
-            said = f"{url} answers {error.code} {printable(str(error.reason))}{through_proxy(url)}"
-            raise UsageError(said) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-        raise DecodeError(f"{url} does not answer with JSON", "check the address") from None
-    except (OSError, HTTPException, ValueError) as error:
-        found = not_reached(url, error)
-        hint = found.hint if through_proxy(url) else "check --url or --home, and that it runs"
-        raise Unreachable(f"no coordinator answers: {found.message}", hint) from None
-    if not isinstance(value, dict):
-        raise DecodeError(f"{url} does not answer with a JSON object", "check the address")
-    return value
+        return fetch_object(url)
+    except BadStatus as error:
+        raise UsageError(error.message) from None
+    except Unreachable as error:
+        hint = error.hint if through_proxy(url) else "check --url or --home, and that it runs"
+        raise Unreachable(f"no coordinator answers: {error.message}", hint) from None
 
 
 def render(status: dict[str, Any], url: str) -> list[str | Table]:

@@ -11,7 +11,6 @@ import ipaddress
 import json
 import socket
 from collections.abc import AsyncIterator, Callable
-from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +24,8 @@ from artel.ledger.web.server import Gate, Handler, Limits, address_of
 from artel.ledger.web.site import LedgerSite
 from artel.node.gauges import gauges
 from artel.protocol import files
-from artel.protocol.errors import Unreachable
-from artel.protocol.net.http import http_opener
+from artel.protocol.errors import ArtelError, Unreachable
+from artel.protocol.net.http import fetch_object
 
 if TYPE_CHECKING:
     from artel.node.session import Session
@@ -99,10 +98,8 @@ def read(home: Path, timeout: float = 5.0) -> dict[str, Any]:
     """
     try:
         url = json.loads((home / ADDRESS_FILE).read_text())["url"]
-        with http_opener(url).open(f"{url}/api/v1/status", timeout=timeout) as reply:
-            status: dict[str, Any] = json.loads(reply.read(1 << 20))
-            return status
-    except (OSError, HTTPException, ValueError, KeyError, TypeError, AttributeError):
+        return fetch_object(f"{url}/api/v1/status", timeout)
+    except (ArtelError, OSError, ValueError, KeyError, TypeError):
         raise Unreachable(
             f"no node is running in {home}", "start one with: artel node start --join INVITE"
         ) from None

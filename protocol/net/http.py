@@ -6,18 +6,20 @@ From Python's own ``urllib``, as a command that asks once should start fast.
 from __future__ import annotations
 
 import ipaddress
+import json
 import time
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from artel.protocol.errors import CheckFailed, Unreachable
+from artel.protocol.errors import CheckFailed, DecodeError, Unreachable
 
 if TYPE_CHECKING:
     from urllib.request import OpenerDirector
 
 MAX_REDIRECTS = 3
+MAX_OBJECT_BYTES = 4 << 20
 MAX_ERROR_BYTES = 1 << 16
 _CHUNK = 1 << 16
 
@@ -69,6 +71,22 @@ def fetch(url: str, limit: int, timeout: float, body: bytes | None = None) -> by
         raise BadStatus(url, error.code, said) from None
     except (OSError, HTTPException, ValueError) as error:
         raise not_reached(url, error) from None
+
+
+def fetch_object(url: str, timeout: float = 5.0) -> dict[str, Any]:
+    """The JSON object at ``url``, of 4 MiB at most.
+
+    :raises DecodeError: what is there is none
+    :raises BadStatus, CheckFailed, Unreachable: as :func:`fetch`
+    """
+    body = fetch(url, MAX_OBJECT_BYTES, timeout)
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise DecodeError(f"{url} does not answer with a JSON object", "check the address")
+    return value
 
 
 def _read_until(read: Callable[[int], bytes], limit: int, deadline: float) -> bytes:
