@@ -86,8 +86,6 @@ def log(
     :param limit: only the last N of them, 0 for all
     :param follow: go on with new entries as they come
     """
-    from artel.ledger.entries import story
-
     if mine and account:
         raise UsageError("either --mine or --account", "leave one of them out")
 
@@ -100,37 +98,43 @@ def log(
         return _Wanted(*rest, name, frozenset(nodes))
 
     with ledger.opened() as view:
-        asked = wanted(view)
-        found: deque[dict[str, Any]] = deque(maxlen=limit or None)
-        matches = 0
-
-        def observe(index: int, entry: Entry, outcome: Outcome) -> None:
-            nonlocal matches
-            if not asked.fits(entry, outcome):
-                return
-            matches += 1
-            found.append(
-                {
-                    "index": index,
-                    "id": entry.id,
-                    "kind": entry.kind,
-                    "round": _round_of(entry.body),
-                    "attempt": getattr(entry.body, "attempt", None),
-                    "status": outcome.status,
-                    "reason": outcome.reason,
-                    "final": False,
-                    "summary": story.summary(entry.body, outcome),
-                }
-            )
-
-        view.replay(observe=observe)
-        shown = view.log.size
+        shown, (found, matches) = view.log.size, _matching(view, wanted(view), limit=limit)
         final = view.final_size if shown else 0
-        for item in found:
-            item["final"] = item["index"] < final
-    facts = {"as_of": shown, "matches": matches, "entries": list(found)}
+    facts = {"as_of": shown, "matches": matches, "entries": found}
     ledger.show(facts, _log(facts, final))
     return _follow(ledger, wanted, shown) if follow and not ledger.as_json else EXIT_OK
+
+
+def _matching(
+    view: View, asked: _Wanted, since: int = 0, limit: int = 0
+) -> tuple[list[dict[str, Any]], int]:
+    """The last entries that fit, from ``since`` on, and how many fit in all."""
+    from artel.ledger.entries import story
+
+    found: deque[dict[str, Any]] = deque(maxlen=limit or None)
+    matches, final = 0, view.final_size if view.log.size else 0
+
+    def observe(index: int, entry: Entry, outcome: Outcome) -> None:
+        nonlocal matches
+        if index < since or not asked.fits(entry, outcome):
+            return
+        matches += 1
+        found.append(
+            {
+                "index": index,
+                "id": entry.id,
+                "kind": entry.kind,
+                "round": _round_of(entry.body),
+                "attempt": getattr(entry.body, "attempt", None),
+                "status": outcome.status,
+                "reason": outcome.reason,
+                "final": index < final,
+                "summary": story.summary(entry.body, outcome),
+            }
+        )
+
+    view.replay(observe=observe)
+    return list(found), matches
 
 
 def _log(facts: dict[str, Any], final: int) -> Iterator[str]:
@@ -153,8 +157,6 @@ def _line(item: dict[str, Any]) -> str:
 
 def _follow(ledger: Ledger, wanted: Callable[[View], _Wanted], shown: int) -> int:
     """Print what fits of the entries that come, until interrupted."""
-    from artel.ledger.entries import story
-
     while True:
         sys.stdout.flush()
         time.sleep(FOLLOW_S)
@@ -163,14 +165,8 @@ def _follow(ledger: Ledger, wanted: Callable[[View], _Wanted], shown: int) -> in
                 ledger = replace(ledger, run=view.log.genesis.run)
             if view.log.size <= shown:
                 continue
-            asked = wanted(view)
-
-            def observe(index: int, entry: Entry, outcome: Outcome) -> None:
-                if index >= shown and asked.fits(entry, outcome):  # noqa: B023
-                    facts = {"index": index, "kind": entry.kind, "round": _round_of(entry.body)}
-                    print(_line(facts | {"summary": story.summary(entry.body, outcome)}))
-
-            view.replay(observe=observe)
+            for item in _matching(view, wanted(view), since=shown)[0]:
+                print(_line(item))
             shown = view.log.size
 
 

@@ -14,6 +14,7 @@ import pytest
 import client_world
 from artel import cli
 from artel.ledger import entries
+from artel.ledger.cli import reading
 from artel.ledger.cli.reading import KINDS
 from artel.ledger.entries import entry_id, evidence, reasons
 from artel.ledger.fold.labels import Trust
@@ -225,6 +226,29 @@ def test_explain_fills_in_the_numbers(run: Run) -> None:
     assert "128 tokens × 100" in shown
     assert "as of checkpoint 41; entry 11 is final" in shown
     assert as_json(run, "explain", entry_id(WORLD.leaves[11]))["index"] == 11
+
+
+def test_a_log_that_is_followed_shows_what_comes(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LedgerStore.open(home / DATABASE_NAME) as store:
+        leaves = list(store.leaves())
+    path = tmp_path / "growing" / DATABASE_NAME
+    with LedgerStore.open(path, create=True, run=WORLD.run) as store:
+        store.append(leaves[:20], WORLD.sign)
+
+    def grow(_: float) -> None:
+        with LedgerStore.open(path, run=WORLD.run) as store:
+            if store.size == SIZE:
+                raise KeyboardInterrupt
+            store.append(leaves[20:], WORLD.sign)
+
+    monkeypatch.setattr(reading.time, "sleep", grow)
+    command = ["log", "--kind", "state_agreed", "--follow", "--home", str(path.parent)]
+    with pytest.raises(KeyboardInterrupt):
+        main(command)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [int(line[0]) for line in lines if line[1] == "state_agreed"] == list(AGREED)
 
 
 # --- shares ---------------------------------------------------------------------------------------
