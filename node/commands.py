@@ -149,6 +149,7 @@ def start(
         )
         return asyncio.run(_serve(options, page))
     except (Unfit, UsageError):  # nobody knows the keys in it yet
+        events.configure(json_lines=log_json, verbose=verbose)  # the log goes with the home
         lock.abandon()
         raise
     finally:
