@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
+
 import grimp
 import pytest
 from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 
 from places import ROOT
+
+FLOORS = ("protocol", "ledger", "coordinator", "node")
+MAP = (ROOT / "docs" / "code-map.md").read_text()
+NAMED = re.findall(r"`((?:artel|node|coordinator|ledger|protocol)/[\w./-]*)`", MAP)
 
 
 def test_no_room_imports_upwards_and_nothing_goes_in_circles(
@@ -18,8 +25,29 @@ def test_no_room_imports_upwards_and_nothing_goes_in_circles(
 
 
 def test_the_linter_sees_through_the_links_to_every_file() -> None:
-    rooms = ("protocol", "ledger", "coordinator", "node")
-    files = [file.relative_to(ROOT) for room in rooms for file in (ROOT / room).rglob("*.py")]
+    files = [file.relative_to(ROOT) for room in FLOORS for file in (ROOT / room).rglob("*.py")]
     names = {".".join(("artel", *file.with_suffix("").parts)) for file in files}
     modules = {name.removesuffix(".__init__") for name in names}
     assert modules <= grimp.build_graph("artel", cache_dir=None).modules
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMED)))
+def test_what_the_code_map_names_is_there(name: str) -> None:
+    assert (ROOT / name).exists()
+    assert (ROOT / name).is_dir() == name.endswith("/")
+
+
+def test_every_room_is_on_the_code_map() -> None:
+    files = [file for floor in FLOORS for file in (ROOT / floor).rglob("*.py")]
+    rooms = {f"{file.parent.relative_to(ROOT)}/" for file in files}
+    assert rooms <= set(NAMED)
+
+
+def test_rooms_stand_on_the_map_in_the_order_of_their_imports() -> None:
+    contracts = tomllib.loads((ROOT / "imports.toml").read_text())["tool"]["importlinter"][
+        "contracts"
+    ]
+    layers = next(c["layers"] for c in contracts if c.get("containers") == ["artel.ledger"])
+    rooms = [room for layer in layers for room in layer.split(" | ")]
+    on_map = re.findall(r"^\| `ledger/(\w+)/`", MAP, re.MULTILINE)
+    assert [room for room in on_map if room in rooms] == rooms
