@@ -16,7 +16,7 @@ from benchmarks.ledger_entries import NODES, PER_ROUND, Run
 BENCHMARKS = sorted(
     path.stem
     for path in (ROOT / "benchmarks").glob("*.py")
-    if '__name__ == "__main__"' in path.read_text()
+    if '__name__ == "__main__"' in path.read_text() and path.stem != "against"
 )
 
 
@@ -123,3 +123,20 @@ def test_quick_ledger_measures_every_limit(tmp_path: Path) -> None:
     for name in ("submit to durable, one core", "full audit, one core"):
         assert 0 < rows[name]["hardware_percent"] <= 110, "no faster than its signature checks"
     assert rows["inclusion proof"]["entries"] == 50_000
+
+
+def test_two_trees_are_measured_in_turns_and_compared(tmp_path: Path) -> None:
+    folder = tmp_path / "tree" / "benchmarks"
+    folder.mkdir(parents=True)
+    (folder / "codec.py").write_text(
+        "import json, pathlib, sys\n"
+        "rows = [{'name': 'theirs', 'ours': 1, 'unit': 's'}]\n"
+        "pathlib.Path(sys.argv[sys.argv.index('--json') + 1]).write_text(json.dumps(rows))\n"
+    )
+    tree, quick = str(tmp_path / "tree"), ["codec", "--quick", "--megabytes", "1", "--repeat", "1"]
+    done = run("against", tree, "--turns", "1", *quick)
+    assert done.returncode == 0, done.stderr
+    assert "theirs" in done.stdout
+    done = run("against", str(tmp_path), "--turns", "1", *quick)
+    assert done.returncode == 2
+    assert "has no benchmarks/codec.py" in done.stderr
