@@ -98,7 +98,7 @@ def estimate(
         "down_bytes_max_nodes": most.down,
         "exchange": exchange_words(config),
         "muon_parameters": muon_parameters,
-        "state_bytes": state_bytes(layout, momentum=config.exchange.outer.momentum > 0),
+        "state_bytes": state_bytes(layout.parameters, config.exchange.outer),
         "memory_bytes": _memory(config, layout.parameters, muon_parameters, shape),
         "min_nodes": rounds.min_nodes,
         "max_nodes": rounds.max_nodes,

@@ -256,7 +256,10 @@ def _write_shards(
         report(min(1.0, done / total))
     if held:
         ids.append(_put_shard(store, np.concatenate(pending), dtype, ids))
-    return shards.ShardIndex(dtype, size, tokens + held, tuple(ids)), stretches
+    index = shards.ShardIndex(
+        dtype=dtype, shard_tokens=size, tokens=tokens + held, shards=tuple(ids)
+    )
+    return index, stretches
 
 
 def _extend(stretches: list[tuple[str, int]], contributor: str, tokens: int) -> None:

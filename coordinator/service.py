@@ -41,7 +41,7 @@ from artel.protocol.net import wire
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host, short
 from artel.protocol.round_state import RunState
-from artel.protocol.state import Layout
+from artel.protocol.state import Layout, state_bytes
 
 log = logging.getLogger("artel.coordinator")
 
@@ -89,6 +89,7 @@ class Coordinator:
         self.work = assignment.Work.of(manifest.config)
         self.codec = codec.of(manifest.config.exchange)
         self.payload_bytes = largest_contribution(manifest.config, layout)
+        self.state_bytes = state_bytes(layout.parameters, manifest.config.exchange.outer)
         self.pace = Pace()
         self.peers: dict[str, Peer] = {}
         self.changed = asyncio.Condition()

@@ -15,7 +15,6 @@ from artel.protocol.errors import Unreachable
 from artel.protocol.events import emit
 from artel.protocol.exchange import pseudogradient
 from artel.protocol.net import dht, transfer
-from artel.protocol.state import state_bytes
 
 log = logging.getLogger("artel.coordinator")
 
@@ -122,10 +121,10 @@ class Upkeep:
         core = self._core
         if not core.blobs.has(root):
             holders = [name for name, peer in core.peers.items() if peer.report.state_root == root]
-            limit = 3 * 4 * core.layout.parameters + (1 << 20)
+            most = core.state_bytes
             try:
                 await transfer.fetch(
-                    core.host, core.blobs, root, holders, max_bytes=limit, kind="state"
+                    core.host, core.blobs, root, holders, max_bytes=most, kind="state"
                 )
             except Unreachable as error:
                 emit(log, "state.not_mirrored", logging.DEBUG, root=root[:12], reason=error.message)
@@ -159,8 +158,7 @@ class Upkeep:
     def _outdated(self) -> list[int]:
         """Rounds whose contributions help nobody any more."""
         core = self._core
-        momentum = core.manifest.config.exchange.outer.momentum > 0
-        room = state_bytes(core.layout, momentum=momentum)
+        room = core.state_bytes
         found = []
         for number in sorted(self._blobs, reverse=True):
             room -= sum(body.size for body in self._blobs[number].values())

@@ -31,7 +31,6 @@ from artel.node.daemon import Daemon
 from artel.node.history import closed_since
 from artel.node.link import JOIN_PATIENCE_S, Link, Waiting
 from artel.node.session import Session
-from artel.node.sizes import state_bytes
 from artel.node.supervisor import Trainer
 from artel.node.sync import States, delta_bytes
 from artel.node.trainer.channel import TrainerError
@@ -175,8 +174,7 @@ async def _join(
     )
     session.work_dir.mkdir(exist_ok=True)
     files.sweep(session.work_dir)
-    state_bytes = 2 * 4 * manifest.model.parameters + (1 << 20)
-    states = States(host, blobs, run, state_bytes)
+    states = States(host, blobs, run, session.state_bytes)
     say(f'run "{manifest.config.run.name}": {manifest.config.run.description or "no description"}')
     findings = [preflight.memory(manifest), preflight.disk(manifest, home, options.quota_bytes)]
     _show(findings, say)
@@ -257,7 +255,7 @@ async def _state(session: Session, states: States, say: Callable[[str], None]) -
     held = states.newest_held(agreed)
     if 0 <= held < len(agreed) - 1:
         missed = await asyncio.to_thread(closed_since, session.replica.store, held)
-        delta, whole = delta_bytes(missed, session.blobs), state_bytes(session.manifest)
+        delta, whole = delta_bytes(missed, session.blobs), session.state_bytes
         path = session.blobs.path(agreed[held])
         if delta < whole and path is not None:
             say(

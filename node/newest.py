@@ -17,10 +17,9 @@ from pathlib import Path
 from artel.ledger import entries
 from artel.ledger.fold.shares import fold
 from artel.ledger.store.reading import LedgerReader
-from artel.node.sizes import state_bytes
 from artel.protocol.errors import ResourceError, UsageError
 from artel.protocol.manifest import Manifest, open_manifest
-from artel.protocol.state import MAGIC
+from artel.protocol.state import MAGIC, state_bytes
 
 TRIES = 5
 
@@ -66,7 +65,7 @@ def _opened(
     blobs: Path, manifest: Manifest, stack: contextlib.ExitStack
 ) -> Iterator[BufferedReader]:
     """Every state of the run in a content store, opened before anything else is looked at."""
-    size = state_bytes(manifest)
+    size = state_bytes(manifest.model.parameters, manifest.config.exchange.outer)
     try:
         names = [item.path for item in os.scandir(blobs) if len(item.name) == 64]
     except FileNotFoundError:

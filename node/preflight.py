@@ -12,7 +12,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from artel.node.sizes import state_bytes
 from artel.protocol import assignment, messages
 from artel.protocol.cgroup import Groups
 from artel.protocol.errors import ArtelError, Unfit
@@ -20,7 +19,7 @@ from artel.protocol.exchange import codec
 from artel.protocol.manifest import Manifest
 from artel.protocol.net import wire
 from artel.protocol.net.host import Host
-from artel.protocol.state import Layout
+from artel.protocol.state import Layout, state_bytes
 from artel.protocol.units import readable
 
 MAX_CLOCK_OFFSET_S = 2.5
@@ -117,7 +116,8 @@ def _quota_need(manifest: Manifest) -> int:
     width = 2 if data.dtype == "uint16" else 4
     shard = config.data.shard_tokens
     tokens = min(shard, data.train.tokens) + min(shard, data.validation.tokens)
-    return 3 * state_bytes(manifest) + payloads * payload + width * tokens
+    state = state_bytes(manifest.model.parameters, config.exchange.outer)
+    return 3 * state + payloads * payload + width * tokens
 
 
 def _disk_need(manifest: Manifest) -> int:

@@ -17,6 +17,7 @@ from artel.protocol.identity import Identity
 from artel.protocol.manifest import Manifest
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host
+from artel.protocol.state import state_bytes
 
 
 @dataclass
@@ -48,6 +49,11 @@ class Session:
     def work_dir(self) -> Path:
         """Where the trainer leaves files before they are taken into the content store."""
         return self.home / "work"
+
+    @property
+    def state_bytes(self) -> int:
+        """Of a state file of this run."""
+        return state_bytes(self.manifest.model.parameters, self.manifest.config.exchange.outer)
 
     @property
     def account_name(self) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from artel.ledger import entries
 from artel.ledger.fold.shares import Attempt
-from artel.node import sizes, sync
+from artel.node import sync
 from artel.node.applying import Applying
 from artel.node.contributing import Contributing
 from artel.node.corpus import Corpus
@@ -126,7 +126,7 @@ class Worker:
             return False
         missed = await asyncio.to_thread(closed_since, session.replica.store, behind)
         size = sync.delta_bytes(missed, session.blobs)
-        if size >= sizes.state_bytes(session.manifest) or session.blobs.has(root):
+        if size >= session.state_bytes or session.blobs.has(root):
             return False
         emit(log, "state.catching_up", rounds=len(missed), bytes=size)
         try:

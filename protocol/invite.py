@@ -14,9 +14,13 @@ import hashlib
 import re
 import unicodedata
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from artel.protocol import canonical
 from artel.protocol.errors import DecodeError, UsageError
+from artel.protocol.schema import Digest, Record, parsed
 
 PREFIX = "artel1."
 MAX_CHARACTERS = 4096
@@ -24,8 +28,15 @@ MAX_PASTED = 4 * MAX_CHARACTERS
 """With the text around it and what mail adds to every line."""
 MAX_PEERS = 8
 _FOUND = re.compile(r"artel1\.[A-Za-z0-9_-]+\.[0-9a-f]{8}")
-_PEER = re.compile(r"/[!-~]*/p2p/[!-~]+")
 _HINT = "ask the organiser for the whole line: it starts with artel1. and has no spaces"
+
+
+class _Body(Record):
+    peers: Annotated[
+        tuple[Annotated[str, Field(pattern="^/[!-~]*/p2p/[!-~]+$")], ...],
+        Field(min_length=1, max_length=MAX_PEERS),
+    ]
+    run: Digest
 
 
 @dataclass(frozen=True)
@@ -64,21 +75,10 @@ class Invite:
         try:
             encoded = line[len(PREFIX) : -9]
             data = base64.b64decode(encoded + "=" * (-len(encoded) % 4), b"-_", validate=True)
-            value = canonical.loads(data)
+            body = parsed(_Body, data, "the invite", MAX_CHARACTERS)
         except (binascii.Error, ValueError, DecodeError):
             raise UsageError("the invite cannot be read", _HINT) from None
-        if not isinstance(value, dict) or set(value) != {"peers", "run"}:
-            raise UsageError("the invite is of another version", "update this program")
-        run, peers = value["run"], value["peers"]
-        if (
-            not isinstance(run, str)
-            or not re.fullmatch("[0-9a-f]{64}", run)
-            or not isinstance(peers, list)
-            or not 1 <= len(peers) <= MAX_PEERS
-            or not all(isinstance(peer, str) and _PEER.fullmatch(peer) for peer in peers)
-        ):
-            raise UsageError("the invite cannot be read", _HINT)
-        return cls(run, tuple(peers))
+        return cls(body.run, body.peers)
 
 
 def _counts(character: str) -> bool:

@@ -11,29 +11,22 @@ import hashlib
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
-from pydantic import ValidationError as PydanticError
 
 from artel.protocol import canonical, dsse
 from artel.protocol.errors import CheckFailed, DecodeError
 from artel.protocol.identity import Identity
-from artel.protocol.run_config import (
-    MAX_EXACT,
-    Conflict,
-    RunConfig,
-    Section,
-)
+from artel.protocol.run_config import MAX_EXACT, Conflict, RunConfig, Section
+from artel.protocol.schema import Digest, OptionalDigest, parsed
 
 PAYLOAD_TYPE = "application/vnd.artel.manifest+json"
 MAX_MANIFEST_BYTES = 5600
 """Base64 and one signature bring the envelope to at most 8 KiB, the limit of a ledger leaf."""
 
-Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
 
 class TokenizerFacts(Section):
     """The tokenizer that was trained."""
 
-    id: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+    id: OptionalDigest
     """Content id of its tokenizer.json; empty for bytes."""
     vocab_size: Annotated[int, Field(ge=257, le=262_144)]
     """Tokens in the vocabulary; a small text can give fewer than asked for."""
@@ -42,9 +35,9 @@ class TokenizerFacts(Section):
 class SplitFacts(Section):
     """One split of the prepared data."""
 
-    index: Hex32
+    index: Digest
     """Content id of the shard index."""
-    root: Hex32
+    root: Digest
     """RFC 6962 root over the shard ids."""
     shards: Annotated[int, Field(ge=1, le=65_536)]
     """Number of shards."""
@@ -55,7 +48,7 @@ class SplitFacts(Section):
 class ContributedTokens(Section):
     """A stretch of the training split, and who gave it."""
 
-    account: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+    account: OptionalDigest
     """The contributor's account; empty when nobody earns with it."""
     tokens: Annotated[int, Field(ge=1, le=MAX_EXACT)]
     """Its length."""
@@ -77,7 +70,7 @@ class DataFacts(Section):
 class ModelFacts(Section):
     """The model that was built."""
 
-    layout: Hex32
+    layout: Digest
     """Digest of the ordered names and shapes of the parameters."""
     parameters: Annotated[int, Field(ge=1, le=2**32)]
     """Number of parameters, tied ones once."""
@@ -90,9 +83,9 @@ class Manifest(Section):
     """Version of the protocol."""
     config: RunConfig
     """What the organiser wrote, defaults included."""
-    organiser: Hex32
+    organiser: Digest
     """Public key that signs this manifest."""
-    coordinators: Annotated[tuple[Hex32, ...], Field(min_length=1, max_length=8)]
+    coordinators: Annotated[tuple[Digest, ...], Field(min_length=1, max_length=8)]
     """Public keys that may open and close rounds, the first one in charge."""
     tokenizer: TokenizerFacts
     """The tokenizer."""
@@ -100,7 +93,7 @@ class Manifest(Section):
     """The data."""
     model: ModelFacts
     """The model."""
-    initial_state: Hex32
+    initial_state: Digest
     """State root of round 0."""
 
     @model_validator(mode="after")
@@ -140,15 +133,7 @@ class Manifest(Section):
 
         :raises DecodeError: on anything but the one encoding of a valid manifest
         """
-        if len(data) > MAX_MANIFEST_BYTES:
-            raise DecodeError(f"manifest of {len(data)} bytes, at most {MAX_MANIFEST_BYTES}")
-        canonical.loads(data, floats=True)
-        try:
-            manifest = cls.model_validate_json(data)
-        except PydanticError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise DecodeError(f"manifest: {where or 'body'}: {first['msg'][:200]}") from None
+        manifest = parsed(cls, data, "manifest", MAX_MANIFEST_BYTES, floats=True)
         if manifest.encode() != data:
             raise DecodeError("the manifest leaves fields out that must be written")
         return manifest

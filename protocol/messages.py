@@ -7,19 +7,17 @@ must outlive the connection is a signed statement (:mod:`protocol.dsse`) inside 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints
 
 from artel.protocol.dsse import MAX_ENVELOPE_BYTES
-from artel.protocol.errors import DecodeError
+from artel.protocol.schema import Digest, OptionalDigest, Record
 
 KIB = 1024
 MAX_LIMIT = 64 * KIB
 """Largest message of any kind. Bulk data follows messages as raw chunks and is not counted."""
 
-Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-OptionalDigest = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
 PeerId = Annotated[str, StringConstraints(pattern=r"^12D3KooW[1-9A-HJ-NP-Za-km-z]{44}$")]
 Address = Annotated[str, StringConstraints(max_length=200, pattern=r"^/[!-~]+$")]
 Addresses = Annotated[list[Address], Field(max_length=8)]
@@ -38,10 +36,9 @@ Task = Literal["wait", "sync", "train", "reveal", "apply", "stop"]
 """What the coordinator wants a node to do; see ``docs/protocol.md``."""
 
 
-class Message(BaseModel):
+class Message(Record):
     """Base of all messages."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
     KIND: ClassVar[str] = ""
     LIMIT: ClassVar[int] = 4 * KIB
 
@@ -124,7 +121,7 @@ class Report(Message):
 
     KIND = "report"
     state_round: Annotated[int, Field(ge=-1, lt=1 << 53)]
-    state_root: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
+    state_root: OptionalDigest
     phase: Annotated[str, StringConstraints(max_length=20)]
     leaving: bool = False
     round: Count = 0
@@ -167,7 +164,7 @@ class Directive(Message):
     task: Task
     round: Count
     attempt: Count
-    root: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
+    root: OptionalDigest
     remaining: float
     ledger_size: Count
     reason: Text
@@ -405,16 +402,3 @@ KINDS: dict[str, type[Message]] = {
         *(Submit, Submitted, SetAlias),
     )
 }
-
-
-def validate(schema: type[Message], body: Any) -> Message:
-    """The body of a message as its model.
-
-    :raises DecodeError: naming the first field that is wrong
-    """
-    try:
-        return schema.model_validate(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "body"
-        raise DecodeError(f"message {schema.KIND}: {where}: {first['msg']}") from None

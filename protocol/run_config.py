@@ -10,16 +10,9 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import AfterValidator, ConfigDict, Field, JsonValue, ValidationInfo, model_validator
 
+from artel.protocol.schema import Digest, OptionalDigest, Record
 from artel.protocol.terminal import steers
 
 MAX_NODES = 32
@@ -48,16 +41,10 @@ class Conflict(ValueError):
         self.hint = hint
 
 
-class Section(BaseModel):
-    """A strict, frozen table: no unknown keys, no conversion between types, no NaN."""
+class Section(Record):
+    """A table, whose fields have descriptions."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-    )
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
 
 def _one_line(value: str, info: ValidationInfo) -> str:
@@ -166,7 +153,7 @@ class TextSource(Section):
     """A file or a folder, relative to this file; published as written. Read are .txt, .md, .py, \
 .rst, .html, and .jsonl, .json and .parquet with a "text" in each line or row; .gz and .zst of \
 these."""
-    contributor: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+    contributor: OptionalDigest = ""
     """Account (64 hex digits) that earns data credit when this text is first trained on; empty: \
 nobody."""
 
@@ -353,9 +340,7 @@ class Ownership(Section):
     """Seconds after the last round until what is still pending vests."""
     auditors: Annotated[int, Field(ge=0, le=8)] = 0
     """Members drawn by lot for each contribution who may give a verdict on it."""
-    arbiters: Annotated[
-        tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...], Field(max_length=8)
-    ] = ()
+    arbiters: Annotated[tuple[Digest, ...], Field(max_length=8)] = ()
     """Keys (64 hex digits) that rule on disputes; none: the organiser."""
     arbiter_quorum: Annotated[int, Field(ge=1, le=8)] = 1
     """Arbiters that have to sign a ruling."""

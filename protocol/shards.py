@@ -9,16 +9,17 @@ each), so that a single id can be proven to belong to a run.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import FailFast, Field, model_validator
 
 from artel.protocol import canonical, merkle
 from artel.protocol.content import content_id
-from artel.protocol.errors import CheckFailed, DecodeError
+from artel.protocol.errors import CheckFailed
 from artel.protocol.manifest import SplitFacts
+from artel.protocol.schema import Digest, Record, parsed
 
 DType = Literal["uint16", "uint32"]
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
@@ -38,17 +39,22 @@ def dtype_for(vocab_size: int) -> DType:
     return "uint16" if vocab_size <= 1 << 16 else "uint32"
 
 
-@dataclass(frozen=True)
-class ShardIndex:
+class ShardIndex(Record):
     """The shards of one split in order.
 
     ``shards`` are content ids; ``shard_tokens`` is the size of every shard but the last.
     """
 
     dtype: DType
-    shard_tokens: int
+    shard_tokens: Annotated[int, Field(ge=1)]
     tokens: int
-    shards: tuple[str, ...]
+    shards: Annotated[tuple[Digest, ...], FailFast(), Field(min_length=1, max_length=MAX_SHARDS)]
+
+    @model_validator(mode="after")
+    def _is_full(self) -> ShardIndex:
+        if not 0 < self.tokens_in(len(self.shards) - 1) <= self.shard_tokens:
+            raise ValueError("the shards do not hold as many tokens as it says")
+        return self
 
     @property
     def root(self) -> str:
@@ -66,14 +72,7 @@ class ShardIndex:
 
     def encode(self) -> bytes:
         """Canonical JSON."""
-        return canonical.dumps(
-            {
-                "dtype": self.dtype,
-                "shard_tokens": self.shard_tokens,
-                "shards": list(self.shards),
-                "tokens": self.tokens,
-            }
-        )
+        return canonical.dumps(self.model_dump(mode="json"))
 
     def facts(self) -> SplitFacts:
         """What the manifest says about this split."""
@@ -91,27 +90,7 @@ def decode_index(data: bytes, facts: SplitFacts) -> ShardIndex:
     :raises DecodeError: when the bytes are no index
     :raises CheckFailed: when they are another index than the manifest's
     """
-    if len(data) > MAX_INDEX_BYTES:
-        raise DecodeError(f"shard index of {len(data)} bytes, at most {MAX_INDEX_BYTES} allowed")
-    raw = canonical.loads(data)
-    keys = {"dtype", "shard_tokens", "shards", "tokens"}
-    if not isinstance(raw, dict) or raw.keys() != keys:
-        raise DecodeError("a shard index needs exactly dtype, shard_tokens, shards and tokens")
-    dtype, size, shards, tokens = (
-        raw["dtype"],
-        raw["shard_tokens"],
-        raw["shards"],
-        raw["tokens"],
-    )
-    if dtype not in _NUMPY or not isinstance(shards, list) or not 1 <= len(shards) <= MAX_SHARDS:
-        raise DecodeError("the shard index has a wrong dtype or number of shards")
-    if not all(isinstance(shard, str) and _is_hash(shard) for shard in shards):
-        raise DecodeError("the shard index lists something that is no content id")
-    if type(size) is not int or type(tokens) is not int or size < 1:
-        raise DecodeError("the shard index has sizes that are no positive integers")
-    if not (len(shards) - 1) * size < tokens <= len(shards) * size:
-        raise DecodeError("the shard index does not hold as many tokens as it says")
-    index = ShardIndex(cast(DType, dtype), size, tokens, tuple(shards))
+    index = parsed(ShardIndex, data, "shard index", MAX_INDEX_BYTES)
     if index.facts() != facts:
         raise CheckFailed(
             "the shard index is not the one that the manifest names", "fetch it from another peer"
@@ -139,7 +118,3 @@ def decode_shard(data: bytes, index: ShardIndex, number: int, vocab_size: int) -
     if len(tokens) and int(tokens.max()) >= vocab_size:
         raise CheckFailed(f"data shard {number} holds a token outside the vocabulary")
     return tokens
-
-
-def _is_hash(text: str) -> bool:
-    return len(text) == 64 and set(text) <= set("0123456789abcdef")

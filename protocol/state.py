@@ -17,6 +17,7 @@ The header fills one page so that the arrays can be memory-mapped page-aligned.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,13 +27,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import BufferedReader
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from artel.protocol import canonical, files, merkle
 from artel.protocol.content import CHUNK_BYTES
 from artel.protocol.errors import CheckFailed, DecodeError, ResourceError
+from artel.protocol.schema import Digest, Record, parsed
+
+if TYPE_CHECKING:
+    from artel.protocol.run_config import Outer
 
 Vector = npt.NDArray[np.float32]
 """A flat fp32 vector, shape (N,): parameters, momentum, a pseudo-gradient or an update."""
@@ -48,10 +55,6 @@ MAGIC = b"ARTELST1"
 HEADER_BYTES = 4096
 _LENGTH = struct.Struct(">I")
 _JSON_AT = len(MAGIC) + _LENGTH.size
-_MOMENTUM = "momentum"
-_HEX = "0123456789abcdef"
-MAX_ROUND = (1 << 53) - 1
-"""The largest integer that canonical JSON can carry."""
 
 _PIECE = 1 << 18  # elements looked at in one go: 1 MiB of fp32 stays in the cache
 _HASHERS = 4  # threads at most
@@ -65,6 +68,12 @@ class Tensor:
     shape: tuple[int, ...]
     offset: int
     size: int
+
+
+class _Written(Record):
+    """A layout as canonical JSON; offsets follow from the order."""
+
+    tensors: Annotated[tuple[tuple[str, tuple[int, ...]], ...], Field(max_length=MAX_TENSORS)]
 
 
 @dataclass(frozen=True)
@@ -88,9 +97,7 @@ class Layout:
                 raise DecodeError(f"tensor name {name[:64]!r} is empty, too long or used twice")
             if len(dimensions) > MAX_DIMENSIONS or any(d < 1 for d in dimensions):
                 raise DecodeError(f"tensor {name[:64]!r} has the impossible shape {dimensions}")
-            size = 1
-            for dimension in dimensions:
-                size *= dimension
+            size = math.prod(dimensions)
             names.add(name)
             tensors.append(Tensor(name, dimensions, offset, size))
             offset += size
@@ -108,26 +115,10 @@ class Layout:
 
         :raises DecodeError: on anything but the canonical encoding of a valid layout
         """
-        if len(data) > MAX_LAYOUT_BYTES:
-            raise DecodeError(f"layout of {len(data)} bytes, at most {MAX_LAYOUT_BYTES} allowed")
-        value = canonical.loads(data)
-        if not isinstance(value, dict) or value.keys() != {"tensors"}:
-            raise DecodeError("layout must be an object with the one key 'tensors'")
-        items = value["tensors"]
-        if not isinstance(items, list):
-            raise DecodeError("layout's tensors must be a list")
-        shapes: list[tuple[str, list[int]]] = []
-        for item in items:
-            if not (isinstance(item, list) and len(item) == 2 and isinstance(item[0], str)):
-                raise DecodeError("layout's tensors must be [name, shape] pairs")
-            name, shape = item
-            if not (isinstance(shape, list) and all(type(d) is int for d in shape)):
-                raise DecodeError(f"shape of tensor {name[:64]!r} must be a list of integers")
-            shapes.append((name, shape))
-        return cls.of(shapes)
+        return cls.of(parsed(_Written, data, "layout", MAX_LAYOUT_BYTES).tensors)
 
     def encode(self) -> bytes:
-        """Canonical JSON: ``{"tensors": [[name, shape], ...]}``; offsets follow from the order."""
+        """Canonical JSON: ``{"tensors": [[name, shape], ...]}``."""
         return canonical.dumps({"tensors": [[t.name, list(t.shape)] for t in self.tensors]})
 
     @cached_property
@@ -163,19 +154,20 @@ class State:
     momentum: Vector | None  # (N,), or None when the run's outer momentum is 0
 
 
-@dataclass(frozen=True)
-class StateHeader:
+class StateHeader(Record):
     """What the first page of a state file says."""
 
-    round: int
-    layout_digest: str
-    parameters: int
-    momentum: bool
+    round: Annotated[int, Field(ge=0, le=canonical.MAX_INTEGER)]
+    layout: Digest
+    """Digest of the layout."""
+    params: Annotated[int, Field(ge=1, le=MAX_PARAMETERS)]
+    """N."""
+    buffers: Annotated[tuple[Literal["momentum"], ...], Field(max_length=1)]
 
     @property
     def file_bytes(self) -> int:
         """Exact size of the whole file."""
-        return HEADER_BYTES + (2 if self.momentum else 1) * 4 * self.parameters
+        return HEADER_BYTES + (1 + len(self.buffers)) * 4 * self.params
 
 
 def all_finite(vector: Vector) -> bool:
@@ -221,7 +213,7 @@ def read_state(source: Path | BufferedReader, layout: Layout) -> State:
     try:
         with source.open("rb") if isinstance(source, Path) else nullcontext(source) as file:
             header = decode_header(file.read(HEADER_BYTES))
-            if header.layout_digest != layout.digest or header.parameters != layout.parameters:
+            if (header.layout, header.params) != (layout.digest, layout.parameters):
                 raise DecodeError(f"the state {name} belongs to a model of another layout")
             size = os.fstat(file.fileno()).st_size
             if size != header.file_bytes:  # before any memory is taken
@@ -229,8 +221,8 @@ def read_state(source: Path | BufferedReader, layout: Layout) -> State:
                     f"the state {name} has {size} bytes, {header.file_bytes} expected"
                 )
             arrays: list[Vector] = []
-            for _ in range(2 if header.momentum else 1):
-                array = np.empty(header.parameters, "<f4")
+            for _ in range(1 + len(header.buffers)):
+                array = np.empty(header.params, "<f4")
                 if file.readinto(array.view(np.uint8).data) != array.nbytes:
                     raise DecodeError(f"the state {name} ended early")
                 arrays.append(array.astype(np.float32, copy=False))
@@ -240,8 +232,7 @@ def read_state(source: Path | BufferedReader, layout: Layout) -> State:
         ) from None
     if not all(all_finite(array) for array in arrays):
         raise DecodeError(f"the state {name} holds NaN or infinity")
-    momentum = arrays[1] if header.momentum else None
-    return State(header.round, header.layout_digest, arrays[0], momentum)
+    return State(header.round, header.layout, arrays[0], arrays[1] if header.buffers else None)
 
 
 def state_root(state: State) -> str:
@@ -255,21 +246,14 @@ def state_root(state: State) -> str:
     return merkle.root(map(_hash_of, _chunks(_file_parts(state)))).hex()
 
 
-def state_bytes(layout: Layout, *, momentum: bool) -> int:
-    """Exact size of a state file."""
-    return StateHeader(0, layout.digest, layout.parameters, momentum).file_bytes
+def state_bytes(parameters: int, outer: Outer) -> int:
+    """Exact size of a run's state files."""
+    return HEADER_BYTES + (2 if outer.momentum else 1) * 4 * parameters
 
 
 def encode_header(header: StateHeader) -> bytes:
     """The first page of a state file."""
-    text = canonical.dumps(
-        {
-            "buffers": [_MOMENTUM] if header.momentum else [],
-            "layout": header.layout_digest,
-            "params": header.parameters,
-            "round": header.round,
-        }
-    )
+    text = canonical.dumps(header.model_dump(mode="json"))
     return (MAGIC + _LENGTH.pack(len(text)) + text).ljust(HEADER_BYTES, b"\0")
 
 
@@ -285,24 +269,17 @@ def decode_header(page: bytes) -> StateHeader:
         raise DecodeError("the state file's header is longer than its page")
     if any(page[_JSON_AT + length :]):
         raise DecodeError("the state file's header is not padded with zeros")
-    value = canonical.loads(page[_JSON_AT : _JSON_AT + length])
-    if not isinstance(value, dict) or value.keys() != {"buffers", "layout", "params", "round"}:
-        raise DecodeError("the state file's header has other keys than expected")
-    digest, parameters, number = value["layout"], value["params"], value["round"]
-    if not (isinstance(digest, str) and len(digest) == 64 and set(digest) <= set(_HEX)):
-        raise DecodeError("the state file names no layout digest")
-    if type(parameters) is not int or not 0 < parameters <= MAX_PARAMETERS:
-        raise DecodeError("the state file's parameter count is out of range")
-    if type(number) is not int or not 0 <= number <= MAX_ROUND:
-        raise DecodeError("the state file's round is out of range")
-    if value["buffers"] not in ([], [_MOMENTUM]):
-        raise DecodeError("the state file lists unknown buffers")
-    return StateHeader(number, digest, parameters, bool(value["buffers"]))
+    text = page[_JSON_AT : _JSON_AT + length]
+    return parsed(StateHeader, text, "the state file's header", HEADER_BYTES)
 
 
 def _header_of(state: State) -> StateHeader:
-    momentum = state.momentum is not None
-    return StateHeader(state.round, state.layout_digest, len(state.params), momentum)
+    return StateHeader(
+        round=state.round,
+        layout=state.layout_digest,
+        params=len(state.params),
+        buffers=() if state.momentum is None else ("momentum",),
+    )
 
 
 def _arrays(state: State) -> list[Vector]:

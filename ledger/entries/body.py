@@ -12,10 +12,9 @@ from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
-from pydantic import ValidationError as PydanticError
+from pydantic import AfterValidator, Field, StringConstraints
 
-from artel.protocol import dsse
+from artel.protocol import dsse, schema
 from artel.protocol.dsse import MAX_ENVELOPE_BYTES, Envelope
 from artel.protocol.errors import CheckFailed, DecodeError
 from artel.protocol.identity import Identity, public_of
@@ -38,19 +37,14 @@ def _peer_id(value: str) -> str:
     return value
 
 
-Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-OptionalDigest = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
+Digest = schema.Digest
+OptionalDigest = schema.OptionalDigest
+Record = schema.Record
 PeerId = Annotated[str, StringConstraints(max_length=64), AfterValidator(_peer_id)]
 Count = Annotated[int, Field(ge=0, lt=1 << 53)]
 Positive = Annotated[int, Field(ge=1, lt=1 << 53)]
 ReasonCode = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 SliceNumber = Annotated[int, Field(ge=0, lt=MAX_MEMBERS)]
-
-
-class Record(BaseModel):
-    """Strict and frozen: no unknown fields, no conversion between types."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
 def ascending(items: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -154,31 +148,21 @@ class Entry:
             return frozenset()
 
 
-def validated(schema: type[Body], value: dict[str, Any]) -> Body:
+def validated(kind: type[Body], value: dict[str, Any]) -> Body:
     """The body that ``value`` holds.
 
     :raises DecodeError: naming the first field that is wrong
     """
-    try:
-        return schema.model_validate(value)
-    except PydanticError as error:
-        raise decode_error(schema.KIND, error) from None
+    return schema.checked(kind, value, f"entry {kind.KIND}")
 
 
-def decode_error(kind: str, error: PydanticError) -> DecodeError:
-    """What is wrong, in one sentence."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part)[:40] for part in first["loc"]) or "body"
-    return DecodeError(f"entry {kind}: {where}: {first['msg'][:200]}")
-
-
-def signed(schema: type[Body], fields: dict[str, Any], *signers: Identity) -> Envelope:
+def signed(kind: type[Body], fields: dict[str, Any], *signers: Identity) -> Envelope:
     """Validate as strictly as ``decode`` does, sign, and refuse what would not be a leaf.
 
     :raises DecodeError: it would not be decoded, or is too large
     """
-    envelope = dsse.sign(ENTRY_TYPE, validated(schema, fields).to_dict(), *signers)
+    envelope = dsse.sign(ENTRY_TYPE, validated(kind, fields).to_dict(), *signers)
     size = len(envelope.encode())
     if size > MAX_ENVELOPE_BYTES:
-        raise DecodeError(f"a {schema.KIND} entry of {size} bytes exceeds {MAX_ENVELOPE_BYTES}")
+        raise DecodeError(f"a {kind.KIND} entry of {size} bytes exceeds {MAX_ENVELOPE_BYTES}")
     return envelope

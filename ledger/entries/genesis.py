@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic import ValidationError as PydanticError
 
 from artel.ledger.entries import reasons
-from artel.ledger.entries.body import Digest, Entry, OptionalDigest, Positive, Record, decode_error
+from artel.ledger.entries.body import Digest, Entry, OptionalDigest, Positive, Record
 from artel.ledger.entries.rules import DataUse, Rules
 from artel.ledger.entries.state import RECORDED, Account, Effect, FoldState, Outcome
 from artel.ledger.entries.story import Fact, Story, assigned, vesting
@@ -21,6 +21,7 @@ from artel.protocol.assignment import Work
 from artel.protocol.errors import DecodeError
 from artel.protocol.round_state import BAD_SIGNATURE
 from artel.protocol.run_config import Ledger, Ownership
+from artel.protocol.schema import checked, refused
 
 WORK = {
     "compute": "token that was assigned, trained on and agreed on",
@@ -155,10 +156,7 @@ def read_genesis(payload: bytes) -> Genesis:
     if not isinstance(manifest, dict):
         raise DecodeError("the manifest is not a JSON object")
     keys = ("organiser", "coordinators", "initial_state")
-    try:
-        owners = _Owners.model_validate({key: manifest.get(key) for key in keys})
-    except PydanticError as error:
-        raise decode_error("genesis", error) from None
+    owners = checked(_Owners, {key: manifest.get(key) for key in keys}, "entry genesis")
     run = hashlib.sha256(payload).hexdigest()
     rules = _rules(manifest, owners.organiser)
     return Genesis(
@@ -212,15 +210,13 @@ def _section(manifest: dict[str, Any], schema: type[_S], name: str) -> _S:
         section = _at(manifest, "config", name)
         return schema.model_validate_json(canonical.dumps({} if section is None else section))
     except PydanticError as error:
-        raise decode_error("genesis", error) from None
+        raise refused(error, "entry genesis") from None
 
 
 def _data_use(manifest: dict[str, Any]) -> DataUse | None:
     contributed = _at(manifest, "data", "contributed")
-    try:
-        parts = _Contributed.model_validate({"parts": [] if contributed is None else contributed})
-    except PydanticError as error:
-        raise decode_error("genesis", error) from None
+    given = {"parts": [] if contributed is None else contributed}
+    parts = checked(_Contributed, given, "entry genesis")
     if not parts.parts:
         return None
     tokens = _rule(manifest, "data", "train", "tokens")

@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
-from pydantic import ValidationError as PydanticError
+from pydantic import AfterValidator, StringConstraints
 
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import Count, Digest
@@ -21,6 +20,7 @@ from artel.protocol import canonical, dsse
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import CheckFailed, DecodeError
 from artel.protocol.identity import Identity
+from artel.protocol.schema import Record, checked
 
 ALIAS_TYPE = "application/vnd.artel.alias+json"
 MAX_CHARACTERS = 40
@@ -39,10 +39,8 @@ def _shown(value: str) -> str:
 Name = Annotated[str, StringConstraints(max_length=MAX_CHARACTERS), AfterValidator(_shown)]
 
 
-class Alias(BaseModel):
+class Alias(Record):
     """``alias`` and ``team`` of an account as of ``time`` (POSIX seconds); "" for none."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     run: Digest
     account: Digest
@@ -112,12 +110,7 @@ def read_table(value: Any) -> dict[str, tuple[str, str]]:
 
 
 def _validated(value: object) -> Alias:
-    try:
-        body = Alias.model_validate(value)
-    except PydanticError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part)[:40] for part in first["loc"]) or "body"
-        raise DecodeError(f"alias: {where}: {first['msg'][:200]}") from None
+    body = checked(Alias, value, "alias")
     if body.team and not body.alias:
         raise DecodeError("alias: a team without an alias")
     return body

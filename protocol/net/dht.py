@@ -16,15 +16,17 @@ Keys, for a run id R:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgpack
+import numpy as np
 from hivemind.dht.validation import DHTRecord, RecordValidatorBase
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from artel.protocol.errors import DecodeError
 from artel.protocol.identity import Identity, public_of, verify
 from artel.protocol.messages import Addresses, Count, Text
+from artel.protocol.schema import OptionalDigest, Record, Schema, checked
 
 MAX_RECORD_BYTES = 12_000
 """hivemind loses records above about 16 KiB in places; ours stay clear of that."""
@@ -34,8 +36,6 @@ LIFETIME_S = 3 * RENEW_S
 MAX_AHEAD_S = LIFETIME_S + RENEW_S
 """Nobody stores a record that expires later than this from now: a lifetime, and clocks that differ.
 Only at storing: a reader with a slow clock would else refuse all records of a key for one."""
-
-Record = TypeVar("Record", bound=BaseModel)
 
 
 def run_key(run: str) -> str:
@@ -51,41 +51,40 @@ def keys_of(run: str) -> tuple[str, str]:
     return run_key(run), nodes_key(run)
 
 
-class RunRecord(BaseModel):
+class RunRecord(Record):
     """Where a coordinator of a run is."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     name: Text
     addresses: Addresses
     http: Text
     round: Count
 
 
-class HolderRecord(BaseModel):
+class HolderRecord(Record):
     """What a peer can serve: one model state, and data shards as a bit field (bit i = shard i)."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     addresses: Addresses
-    state: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+    state: OptionalDigest
     shards: Annotated[bytes, Field(max_length=10_000)]
 
 
-def encode(record: BaseModel) -> bytes:
+def encode(record: Record) -> bytes:
     """The stored value of a record."""
     return bytes(msgpack.packb(record.model_dump(), use_bin_type=True))
 
 
-def decode(schema: type[Record], value: Any) -> Record:
+def decode(schema: type[Schema], value: Any) -> Schema:
     """The record inside a value that the DHT returned.
 
     :raises DecodeError: when it is malformed
     """
+    if not isinstance(value, bytes) or len(value) > MAX_RECORD_BYTES:
+        raise DecodeError(f"a DHT record is a byte string of at most {MAX_RECORD_BYTES:,} bytes")
     try:
-        if not isinstance(value, bytes) or len(value) > MAX_RECORD_BYTES:
-            raise DecodeError("DHT record is no byte string of at most 12,000 bytes")
-        return schema.model_validate(msgpack.unpackb(value, raw=False, strict_map_key=True))
-    except (ValidationError, ValueError, TypeError, msgpack.UnpackException) as error:
-        raise DecodeError(f"DHT record is malformed: {str(error)[:100]}") from None
+        found = msgpack.unpackb(value, raw=False, strict_map_key=True)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise DecodeError(f"the DHT record is malformed: {str(error)[:100]}") from None
+    return checked(schema, found, "DHT record")
 
 
 class SignedRecords(RecordValidatorBase):  # type: ignore[misc]  # hivemind has no types
@@ -125,10 +124,9 @@ class SignedRecords(RecordValidatorBase):  # type: ignore[misc]  # hivemind has 
 
 def shard_bits(held: Iterable[int], count: int) -> bytes:
     """The bit field of a :class:`HolderRecord` for ``count`` shards."""
-    bits = bytearray(-(-count // 8))
-    for number in held:
-        bits[number // 8] |= 1 << number % 8
-    return bytes(bits)
+    flags = np.zeros(count, np.bool_)
+    flags[list(held)] = True
+    return np.packbits(flags, bitorder="little").tobytes()
 
 
 def has_shard(bits: bytes, number: int) -> bool:

@@ -28,7 +28,6 @@ from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerInfo
 from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure, P2PDaemonError
 from hivemind.utils import get_dht_time
 from multiaddr import Multiaddr
-from pydantic import BaseModel
 
 from artel.protocol.errors import DecodeError, ResourceError, Unreachable
 from artel.protocol.events import emit
@@ -51,6 +50,7 @@ from artel.protocol.net.speeds import Speeds
 from artel.protocol.net.streams import Kind, Stream, Traffic
 from artel.protocol.net.uplink import Uplink
 from artel.protocol.options import check_port_free
+from artel.protocol.schema import Record, Schema
 from artel.protocol.tasks import within
 
 log = logging.getLogger("artel.network")
@@ -336,7 +336,7 @@ class Host:
 
     # --- DHT -------------------------------------------------------------------------------------
 
-    async def publish(self, key: str, record: BaseModel) -> bool:
+    async def publish(self, key: str, record: Record) -> bool:
         """Store our own record under ``key`` for ``dht.LIFETIME_S`` seconds."""
         value = dht.encode(record)
         if len(value) > dht.MAX_RECORD_BYTES:
@@ -350,14 +350,14 @@ class Host:
             emit(log, "dht.store_failed", logging.DEBUG, key=key, error=error)
             return False
 
-    async def lookup(self, key: str, schema: type[dht.Record]) -> dict[str, dht.Record]:
+    async def lookup(self, key: str, schema: type[Schema]) -> dict[str, Schema]:
         """Valid records under ``key`` by peer id; malformed ones are left out."""
         try:
             found = await within(self._dht.get(key, latest=True), 15)
         except (*_STREAM_ERRORS, TimeoutError) as error:
             emit(log, "dht.get_failed", logging.DEBUG, key=key, error=error)
             return {}
-        records: dict[str, dht.Record] = {}
+        records: dict[str, Schema] = {}
         if found is not None and hasattr(found.value, "items"):
             for peer, item in found.value.items():
                 with contextlib.suppress(DecodeError):

@@ -17,6 +17,7 @@ import msgpack
 
 from artel.protocol import messages
 from artel.protocol.errors import ArtelError, DecodeError, Unreachable
+from artel.protocol.schema import checked
 from artel.protocol.terminal import printable
 
 VERSION = 1
@@ -67,7 +68,7 @@ def decode(frame: bytes) -> messages.Message:
         raise DecodeError(f"message {kind} is not valid msgpack: {str(error)[:100]}") from None
     if canonical != frame:
         raise DecodeError(f"message {kind} is not in canonical msgpack form")
-    return messages.validate(schema, value[2])
+    return checked(schema, value[2], f"message {kind}")
 
 
 def peek_kind(frame: bytes) -> str:

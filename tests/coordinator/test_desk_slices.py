@@ -328,7 +328,8 @@ async def test_old_blobs_go_with_all_that_they_list(
 async def test_what_is_served_is_counted_as_what_it_is(
     office: Office, applying: list[Member]
 ) -> None:
-    index = ShardIndex("uint16", 4096, 6000, (hashlib.sha256(b"1").hexdigest(), OTHER))
+    shards = (hashlib.sha256(b"1").hexdigest(), OTHER)
+    index = ShardIndex(dtype="uint16", shard_tokens=4096, tokens=6000, shards=shards)
     office.blobs.put(index.encode())
     manifest = office.core.manifest
     data = manifest.data.model_copy(update={"train": index.facts()})

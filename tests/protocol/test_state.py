@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from artel.protocol import canonical, content
 from artel.protocol.errors import CheckFailed, DecodeError, ResourceError
+from artel.protocol.run_config import Outer
 from artel.protocol.state import (
     HEADER_BYTES,
     Layout,
@@ -103,7 +104,7 @@ def test_state_file_round_trips(tmp_path: Path, momentum: bool) -> None:
         assert again.momentum is not None
         assert np.array_equal(again.momentum, state.momentum)
     assert root == state_root(state) == content.file_content_id(path)
-    assert path.stat().st_size == state_bytes(LAYOUT, momentum=momentum)
+    assert path.stat().st_size == state_bytes(LAYOUT.parameters, Outer(momentum=0.5 * momentum))
     assert state_root(again) == root
     assert os.listdir(tmp_path) == ["state"]
 
@@ -123,7 +124,7 @@ def test_file_bytes_are_as_documented(tmp_path: Path) -> None:
 def test_root_of_a_state_of_several_chunks_is_that_of_its_file(tmp_path: Path) -> None:
     layout = Layout.of([("a", (3, 1 << 17)), ("b", (12345,))])
     state = a_state(layout=layout)
-    assert state_bytes(layout, momentum=True) > 3 * content.CHUNK_BYTES
+    assert state_bytes(layout.parameters, Outer()) > 3 * content.CHUNK_BYTES
     root = write_state(tmp_path / "state", state)
     assert root == state_root(state) == content.file_content_id(tmp_path / "state")
 
@@ -252,7 +253,7 @@ def test_missing_directory_or_file_is_a_resource_error(tmp_path: Path) -> None:
 
 
 def test_header_round_trips_and_refuses_other_values() -> None:
-    header = StateHeader(3, "ab" * 32, 10, True)
+    header = StateHeader(round=3, layout="ab" * 32, params=10, buffers=("momentum",))
     assert decode_header(encode_header(header)) == header
     assert header.file_bytes == HEADER_BYTES + 80
     fields = {"buffers": [], "layout": "ab" * 32, "params": 10, "round": 3}

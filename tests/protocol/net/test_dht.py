@@ -383,5 +383,5 @@ def test_the_lists_of_peers_have_an_end() -> None:
     assert len(unreachable.ban_counter) <= dht_node.MAX_PEERS
 
 
-class _Wide(dht.BaseModel):
+class _Wide(dht.Record):
     data: bytes
