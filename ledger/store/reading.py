@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -29,21 +28,20 @@ from artel.ledger.store.published import require_file, term_of
 from artel.ledger.tlog import edge, tiles
 from artel.ledger.tlog.checkpoint import open_checkpoint, origin_of, parse_checkpoint
 from artel.ledger.tlog.edge import Edge
-from artel.ledger.tlog.proof import root_at
 from artel.ledger.tlog.tiles import TILE_HEIGHT, TILE_WIDTH, Tile
+from artel.ledger.tlog.tree import Tiles, TileTree
 from artel.protocol.errors import CheckFailed, UsageError
 from artel.protocol.merkle import EMPTY_ROOT, HASH_BYTES, leaf_hash
 
 _READ_ROWS = 256
-_HASHED_TILES = 256
-"""Full tiles kept in memory with all hashes above them, 16 KiB each."""
+_WRONG_TILE = "stop and run `artel ledger verify`; restore the home from a backup or another node"
 
 
 @dataclass(frozen=True)
 class Head:
-    """A ledger as of one append. ``edge`` is never changed, only copied."""
+    """A ledger as of one append."""
 
-    edge: Edge = field(default_factory=Edge)
+    tree: TileTree
     root: bytes = EMPTY_ROOT
     note: str = ""
     genesis: Genesis | None = None
@@ -51,7 +49,7 @@ class Head:
     @property
     def size(self) -> int:
         """Number of entries."""
-        return self.edge.size
+        return self.tree.size
 
 
 class LedgerReader:
@@ -61,9 +59,9 @@ class LedgerReader:
         self.path = path
         self.term = term
         self._reader = connection
-        self._reading = threading.RLock()  # guards the connection and the hashed tiles
-        self._hashed: OrderedDict[tuple[int, int], tuple[bytes, ...]] = OrderedDict()
-        self._head = Head()
+        self._reading = threading.RLock()  # guards the connection
+        self._tiles = Tiles(self._stored_tile, _WRONG_TILE)
+        self._head = Head(TileTree(Edge(), self._tiles))
 
     @classmethod
     @contextmanager
@@ -77,13 +75,14 @@ class LedgerReader:
         path = require_file(home)
         with database.reading(path, database.tables()) as connection:
             reader = cls(path, connection)
-            reader.term = reader._load()
+            reader.term = reader.load()
             reader._require_run(run)
             yield reader
 
-    def _load(self) -> int:
+    def load(self) -> int:
         """Take what the newest tree head signs as the ledger; returns the head's term.
 
+        :raises DecodeError: when that head or the manifest is malformed
         :raises CheckFailed: when the edge of the tree is not the one that is signed
         """
         with storage_errors(self.path):
@@ -99,23 +98,24 @@ class LedgerReader:
             return 0
         head = parse_checkpoint(str(note))
         grown = Edge.of(size, self._edge_hashes)
+        tree = TileTree(grown, self._tiles)
         if (head.size, head.root) != (size, grown.root()):
             raise database.damaged(self.path, "its newest entries or tiles are not what was signed")
-        self._head = Head(grown, head.root, str(note))
+        self._head = Head(tree, head.root, str(note))
         genesis = first_entry(self.leaf(0))
         term = term_of(head.origin, genesis.run)
         if term is None:
             raise CheckFailed(f"the newest checkpoint of {self.path} is of another log")
         open_checkpoint(str(note), head.origin, genesis.coordinators)
-        self._head = Head(grown, head.root, str(note), genesis)
+        self._head = Head(tree, head.root, str(note), genesis)
         return term
 
     def _edge_hashes(self, level: int, index: int, count: int) -> Iterator[bytes]:
         if level == 0:
             yield from map(leaf_hash, self._stored(index, index + count))
         else:
-            for tile in range(index, index + count):
-                yield edge.pyramid(self._stored_tile(level - 1, tile))[TILE_HEIGHT]
+            for place in range(index, index + count):
+                yield edge.pyramid(self._stored_tile(Tile(level - 1, place)))[TILE_HEIGHT]
 
     def _require_run(self, run: str | None) -> None:
         genesis = self._head.genesis
@@ -175,24 +175,19 @@ class LedgerReader:
 
         :raises CheckFailed: when one is not what was signed
         """
-        head = self._head
-        stop = head.size if stop is None else min(stop, head.size)
+        tree = self._head.tree
+        stop = tree.size if stop is None else min(stop, tree.size)
         first = max(0, start)
         while first < stop:
-            tile = tiles.tile_at(0, first // TILE_WIDTH, head.size)
+            tile = tiles.tile_at(0, first // TILE_WIDTH, tree.size)
             last = min(stop, tile.end)
             page = self._stored(first, last)
             hashes = b"".join([sha256(b"\x00" + leaf).digest() for leaf in page])
             within = slice((first - tile.start) * HASH_BYTES, (last - tile.start) * HASH_BYTES)
-            if hashes != self._leaf_hashes(head, tile)[within]:
+            if hashes != tree.hashes(tile)[within]:
                 raise database.damaged(self.path, f"an entry from {first} to {last - 1} is another")
             yield from page
             first = last
-
-    def _leaf_hashes(self, head: Head, tile: Tile) -> bytes:
-        if tile.width == TILE_WIDTH:
-            return self._rows(0, tile.index)[0]
-        return b"".join(head.edge.hashes(0))
 
     def _stored(self, start: int, stop: int) -> list[bytes]:
         """Entries as they are stored, not yet compared with anything."""
@@ -267,22 +262,14 @@ class LedgerReader:
         :raises UsageError: when the subtree is not wholly inside the tree
         :raises CheckFailed: when the stored tile is not what its entries gave
         """
-        head = self._head
-        tile, first, count = tiles.locate(level, index, head.size)
-        if tile.width < TILE_WIDTH:
-            return edge.perfect(head.edge.hashes(tile.level)[first : first + count])
-        row = self._rows(tile.level, tile.index)[count.bit_length() - 1]
-        at = first // count * HASH_BYTES
-        return row[at : at + HASH_BYTES]
+        return self._head.tree.subtree(level, index)
 
     def root_at(self, size: int) -> bytes:
         """Root of the tree over the first ``size`` entries.
 
         :raises UsageError: when the ledger has fewer
         """
-        if not 0 <= size <= self.size:
-            raise UsageError(f"there is no tree of {size} entries; the ledger has {self.size}")
-        return root_at(self, size)
+        return self._head.tree.root_at(size)
 
     def tile(self, tile: Tile) -> bytes:
         """The content of a tile or entry bundle, full or partial, that lies within the tree.
@@ -290,42 +277,19 @@ class LedgerReader:
         :raises UsageError: when the tree does not have it
         :raises CheckFailed: when the stored tile is not what its entries gave
         """
-        head = self._head
-        if tile.end > head.size:
-            raise UsageError(f"{tile.path} is outside a tree of {head.size} entries")
-        if tile.level == tiles.ENTRIES:
-            return tiles.encode_bundle(list(self.leaves(tile.start, tile.end)))
-        if tiles.width_at(tile.level, tile.index, head.size) < TILE_WIDTH:
-            return b"".join(head.edge.hashes(tile.level)[: tile.width])
-        return self._rows(tile.level, tile.index)[0][: tile.width * HASH_BYTES]
+        tree = self._head.tree
+        if tile.level != tiles.ENTRIES or tile.end > tree.size:
+            return tree.hashes(tile)
+        return tiles.encode_bundle(list(self.leaves(tile.start, tile.end)))
 
-    def _rows(self, level: int, index: int) -> tuple[bytes, ...]:
-        """The hashes of a full tile and all rows above them.
-
-        What is read is compared with the hash above it, up to the edge in memory, which comes from
-        the entries themselves: no byte that changes on the disk later can get into a proof.
-        """
-        with self._reading:
-            rows = self._hashed.get((level, index))
-            if rows is not None:
-                self._hashed.move_to_end((level, index))
-                return rows
-            rows = edge.pyramid(self._stored_tile(level, index))
-            if rows[-1] != self.subtree(TILE_HEIGHT * (level + 1), index):
-                raise _wrong_tile(self.path, level, index)
-            self._hashed[level, index] = rows
-            if len(self._hashed) > _HASHED_TILES:
-                self._hashed.popitem(last=False)
-            return rows
-
-    def _stored_tile(self, level: int, index: int) -> bytes:
+    def _stored_tile(self, tile: Tile) -> bytes:
         """A full tile as it is stored, not yet compared with anything."""
         query = "SELECT hashes FROM tiles WHERE level = ? AND idx = ?"
         with self._reading, storage_errors(self.path):
-            (hashes,) = self._reader.execute(query, (level, index)).fetchone() or (None,)
-        if not isinstance(hashes, bytes) or len(hashes) != edge.TILE_BYTES:
-            raise _wrong_tile(self.path, level, index)
-        return hashes
+            row = self._reader.execute(query, (tile.level, tile.index)).fetchone()
+        if row is None or not isinstance(row[0], bytes) or len(row[0]) != edge.TILE_BYTES:
+            raise database.damaged(self.path, f"{tile.path} is missing")
+        return row[0]
 
 
 def first_entry(leaf: bytes | Entry) -> Genesis:
@@ -337,10 +301,3 @@ def first_entry(leaf: bytes | Entry) -> Genesis:
     if not isinstance(body, Genesis):
         raise CheckFailed("the first entry of a ledger must be the signed manifest")
     return body
-
-
-def _wrong_tile(path: Path, level: int, index: int) -> CheckFailed:
-    return CheckFailed(
-        f"{Tile(level, index).path} in {path} is not what its entries gave",
-        "stop and run `artel ledger verify`; restore the home from a backup or another node",
-    )

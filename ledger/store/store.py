@@ -29,6 +29,7 @@ from artel.ledger.store.reading import Head, LedgerReader, first_entry
 from artel.ledger.tlog.checkpoint import Checkpoint, open_checkpoint, origin_of, parse_checkpoint
 from artel.ledger.tlog.edge import Edge
 from artel.ledger.tlog.tiles import TILE_WIDTH, Tile
+from artel.ledger.tlog.tree import TileTree
 from artel.protocol import files, merkle
 from artel.protocol.errors import CheckFailed, UsageError
 
@@ -92,7 +93,7 @@ class LedgerStore(LedgerReader):
             connection.close()
             raise
         try:
-            found = store._load()
+            found = store.load()
             if found > term:
                 raise CheckFailed(f"{path} is in term {found} already, not {term}")
             store._recover_checkpoint_file(run or "")
@@ -191,7 +192,7 @@ class LedgerStore(LedgerReader):
         5. The caller publishes the note. Nobody has seen a note that could still be lost.
         """
         with self._lock:
-            edge, genesis, rest = self._head.edge.copy(), self._head.genesis, iter(leaves)
+            edge, genesis, rest = self._head.tree.edge.copy(), self._head.genesis, iter(leaves)
             new = files.unfinished(self._checkpoint_path)
             try:
                 with storage_errors(self.path), database.transaction(self._connection):
@@ -209,7 +210,7 @@ class LedgerStore(LedgerReader):
             except BaseException:
                 files.discard(new)
                 raise
-            self._head = Head(edge, root, note, genesis)
+            self._head = Head(TileTree(edge, self._tiles), root, note, genesis)
             with storage_errors(self.path):
                 os.replace(new, self._checkpoint_path)
             return note

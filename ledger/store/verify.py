@@ -1,8 +1,9 @@
 """Full verification of the ledger in a home directory, trusting nothing that is stored there.
 
-Every entry, tile, tree head and id has to be what the signatures bind, and every signature by a key
-that the signed manifest names; SQLite's own check is for the file around them. Reads one state of
-the home (:func:`.database.reading`), so a daemon may be running.
+The newest tree head has to be signed by a key that the signed manifest names. All else goes through
+the reader (:mod:`.reading`), which holds every entry and tile that it reads against that head; what
+it does not need for that (ids, older heads, signatures) is looked at here. SQLite's own check is
+for the file around them. Reads one state of the home, so a daemon may be running.
 """
 
 from __future__ import annotations
@@ -11,10 +12,9 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
-from artel.ledger.entries import Entry, Genesis
+from artel.ledger.entries import Entry
 from artel.ledger.fold import labels
 from artel.ledger.fold.labels import Unchecked
 from artel.ledger.fold.replay import decoded
@@ -32,12 +32,11 @@ from artel.ledger.store.published import (
     require_file,
     term_of,
 )
-from artel.ledger.store.store import SELECT_TILE, read_rows
+from artel.ledger.store.reading import LedgerReader
 from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint
-from artel.ledger.tlog.edge import Edge
-from artel.ledger.tlog.tiles import Tile
-from artel.protocol import merkle
-from artel.protocol.errors import ArtelError, CheckFailed, DecodeError
+from artel.ledger.tlog.tiles import TILE_WIDTH, tiles_of
+from artel.protocol.errors import ArtelError, CheckFailed
+from artel.protocol.merkle import EMPTY_ROOT
 
 _PROGRESS_EVERY = 1000
 _READ_ROWS = 256
@@ -89,44 +88,53 @@ def verify_home(home: Path, progress: Progress = lambda _done, _all: None) -> Ve
 
 
 def _verify(home: Path, progress: Progress) -> Verification:
-    checks: list[Check] = []
-
-    def check(name: str, action: Callable[[], str]) -> None:
-        """Run one check; every way in which damaged bytes can fail is a result."""
-        try:
-            checks.append(Check(name, True, action()))
-        except ArtelError as error:
-            checks.append(Check(name, False, error.message))
-        except (sqlite3.Error, sqlite3.Warning, ValueError, TypeError, OverflowError) as error:
-            # Damaged rows can hold any type and any value.
-            checks.append(Check(name, False, f"{type(error).__name__}: {str(error)[:200]}"))
-
     with ExitStack() as stack:
         # The ledger is never behind what it is held against, if that is read first.
         heads = _heads(stack, home)
         published = read_checkpoint_file(home / CHECKPOINT_NAME)
-        reading = database.reading(home / DATABASE_NAME, database.tables())
+        path, checks = home / DATABASE_NAME, _Checks()
         try:
-            connection = stack.enter_context(reading)
+            connection = stack.enter_context(database.reading(path, database.tables()))
         except CheckFailed as error:
             failed = Check("database", False, error.message)
-            root = merkle.EMPTY_ROOT.hex()
-            return Verification("", 0, root, (failed,), (), FoldState())
-        replay = _Replay(connection, progress, heads if isinstance(heads, HeadStore) else None)
-        check("database", lambda: _integrity(connection))
-        check("entries", replay.run)
-        check("signatures", replay.signatures)
-        check("tiles", replay.tiles)
-        check("checkpoints", replay.checkpoints)
-        check("published checkpoint", lambda: replay.published(published, home / CHECKPOINT_NAME))
+            return Verification("", 0, EMPTY_ROOT.hex(), (failed,), (), FoldState())
+        store = LedgerReader(path, connection)
+        checks("database", lambda: _integrity(connection))
+        if not checks("newest tree head", lambda: _newest(store)):
+            return Verification("", 0, EMPTY_ROOT.hex(), tuple(checks.made), (), FoldState())
+        replay = _Replay(store)
+        if checks("entries", lambda: replay.run(progress)):
+            checks("signatures", replay.signatures)
+        checks("tiles", lambda: _tiles(store))
+        checks("checkpoints", lambda: _checkpoints(store))
+        checks("published checkpoint", lambda: _published(store, published))
         if isinstance(heads, HeadStore):
-            check("kept tree heads", replay.kept_heads)
+            checks("kept tree heads", lambda: _kept(store, heads))
         elif heads is not None:
-            checks.append(Check("kept tree heads", False, heads.message))
-        check("credit", replay.credit)
-        state, tree = replay.state, replay.tree
-        unchecked = _unchecked(replay, heads)
-    return Verification(state.run, tree.size, tree.root().hex(), tuple(checks), unchecked, state)
+            checks.made.append(Check("kept tree heads", False, heads.message))
+        checks("credit", lambda: _credit(replay.state))
+        unchecked = _unchecked(replay.state, store.size, heads)
+        size, root = store.size, store.root.hex()
+    return Verification(replay.state.run, size, root, tuple(checks.made), unchecked, replay.state)
+
+
+class _Checks:
+    """What was checked so far."""
+
+    def __init__(self) -> None:
+        self.made: list[Check] = []
+
+    def __call__(self, name: str, action: Callable[[], str]) -> bool:
+        """Run one check; every way in which damaged bytes can fail is a result."""
+        try:
+            detail, holds = action(), True
+        except ArtelError as error:
+            detail, holds = error.message, False
+        except (sqlite3.Error, sqlite3.Warning, ValueError, TypeError, OverflowError) as error:
+            # Damaged rows can hold any type and any value.
+            detail, holds = f"{type(error).__name__}: {str(error)[:200]}", False
+        self.made.append(Check(name, holds, detail))
+        return holds
 
 
 def _heads(stack: ExitStack, home: Path) -> HeadStore | ArtelError | None:
@@ -141,8 +149,9 @@ def _heads(stack: ExitStack, home: Path) -> HeadStore | ArtelError | None:
     return heads
 
 
-def _unchecked(replay: _Replay, heads: HeadStore | ArtelError | None) -> tuple[Unchecked, ...]:
-    state, size = replay.state, replay.tree.size
+def _unchecked(
+    state: FoldState, size: int, heads: HeadStore | ArtelError | None
+) -> tuple[Unchecked, ...]:
     final = state.final
     if isinstance(heads, HeadStore):
         with suppress(ArtelError):  # what is damaged is a failed check already
@@ -154,6 +163,9 @@ def _unchecked(replay: _Replay, heads: HeadStore | ArtelError | None) -> tuple[U
     return found
 
 
+# --- one check each -------------------------------------------------------------------------------
+
+
 def _integrity(connection: sqlite3.Connection) -> str:
     error = database.integrity_error(connection)
     if error:
@@ -161,167 +173,107 @@ def _integrity(connection: sqlite3.Connection) -> str:
     return "SQLite finds nothing wrong"
 
 
-# --- the entries ----------------------------------------------------------------------------------
+def _newest(store: LedgerReader) -> str:
+    """What the newest tree head signs; all other rows are held against it."""
+    store.term = store.load()
+    if not store.size:
+        raise CheckFailed("the ledger is empty")
+    return f"a coordinator of the manifest signed {store.size} entries, root {store.root.hex()}"
 
 
 class _Replay:
     """One pass over the entries; keeps what the checks after it report on."""
 
-    def __init__(
-        self, connection: sqlite3.Connection, progress: Progress, heads: HeadStore | None
-    ) -> None:
-        self._connection = connection
-        self._heads = heads
-        self._progress = progress
-        self.tree = merkle.CompactRange()
-        self._edge = Edge()
-        self._tiles = 0
-        self._wrong_tile = ""
+    def __init__(self, store: LedgerReader) -> None:
+        self._store = store
         self.state = FoldState()
-        self.genesis: Genesis | None = None
-        self._roots = {0: merkle.EMPTY_ROOT}  # size to root, for each stored or kept head
-        self._complete = False
         self._signatures = 0
         self._unsigned: list[int] = []
 
-    def run(self) -> str:
-        """Read, hash, decode and fold every entry."""
-        query = "SELECT count(*) FROM entries"
-        total = int(self._connection.execute(query).fetchone()[0])
-        rows = self._connection.execute("SELECT size FROM checkpoints")
-        wanted = {size for (size,) in rows if isinstance(size, int)}
-        if self._heads is not None:
-            wanted |= {head.size for head in self._heads.witnessed_heads()}
-            wanted |= {parse_checkpoint(text).size for text in self._heads.newest_first(0)}
-        sizes = iter(sorted(size for size in wanted if 0 < size <= total))
-        self._next_size = next(sizes, None)
-
-        def leaves() -> Iterator[bytes]:
-            for start in range(0, total, _READ_ROWS):
-                stop = min(start + _READ_ROWS, total)
-                rows = iter(read_rows(self._connection, start, stop))
-                for number in range(start, stop):
-                    yield self._leaf(number, next(rows, None))
-
-        def hashed() -> Iterator[Entry]:
-            try:
-                for leaf, entry in decoded(leaves(), processes=True):
-                    self._add(leaf, entry, sizes)
-                    yield entry
-            except DecodeError as error:
-                at = self.tree.size
-                raise CheckFailed(f"entry {at} does not decode: {error.message}") from None
+    def run(self, progress: Progress) -> str:
+        """Read, decode and fold every entry; the store compares each with what was signed."""
+        total = self._store.size
+        ids = self._ids()
 
         def observe(index: int, entry: Entry, _outcome: Outcome) -> None:
+            if next(ids, None) != entry.id:
+                raise CheckFailed(f"entry {index} is not stored under its own id")
             self._signatures += len(entry.envelope.signatures)
             if not entry.signers:
                 self._unsigned.append(index)
             if (index + 1) % _PROGRESS_EVERY == 0 or index + 1 == total:
-                self._progress(index + 1, total)
+                progress(index + 1, total)
 
-        self.state = fold(hashed(), observe=observe)
-        if self.genesis is None:
-            raise CheckFailed("the ledger is empty")
-        self._complete = True
-        return f"{self.tree.size} entries, every one decoded and hashed"
+        leaves = decoded(self._store.leaves(), processes=True)
+        self.state = fold((entry for _, entry in leaves), observe=observe)
+        return f"{total} entries, every one decoded and hashed"
 
-    @staticmethod
-    def _leaf(expected: int, row: tuple[int, bytes, bytes] | None) -> bytes:
-        if row is None or row[0] != expected:
-            raise CheckFailed(f"entry {expected} is missing or not stored as bytes")
-        _, digest, leaf = row
-        if digest != sha256(leaf).digest():
-            raise CheckFailed(f"entry {expected} is not stored under its own id")
-        return leaf
-
-    def _add(self, leaf: bytes, entry: Entry, sizes: Iterator[int]) -> None:
-        if self.tree.size == 0:
-            if not isinstance(entry.body, Genesis):
-                raise CheckFailed("entry 0 is not a manifest")
-            self.genesis = entry.body
-        digest = merkle.leaf_hash(leaf)
-        self.tree.append(digest)
-        for tile in self._edge.append(digest):
-            place = (tile.level, tile.index)
-            if self._connection.execute(SELECT_TILE, place).fetchone() == (tile.hashes,):
-                self._tiles += 1
-            else:
-                self._wrong_tile = self._wrong_tile or Tile(*place).path
-        if self._next_size == self.tree.size:
-            self._roots[self.tree.size] = self.tree.root()
-            self._next_size = next(sizes, None)
-
-    def _require(self) -> Genesis:
-        if self.genesis is None or not self._complete:
-            raise CheckFailed("not checked: not all entries can be read")
-        return self.genesis
+    def _ids(self) -> Iterator[str]:
+        query = "SELECT id FROM entries WHERE idx >= ? ORDER BY idx LIMIT ?"
+        for first in range(0, self._store.size, _READ_ROWS):
+            for (digest,) in self._store.query(query, (first, _READ_ROWS)):
+                yield digest.hex()
 
     def signatures(self) -> str:
-        self._require()
         if self._unsigned:
             more = f" and {len(self._unsigned) - 1} more" if len(self._unsigned) > 1 else ""
             raise CheckFailed(f"a signature of entry {self._unsigned[0]} does not verify{more}")
         return f"{self._signatures} signatures verify"
 
-    def tiles(self) -> str:
-        """Every stored tile of the tree, which proofs are read from."""
-        self._require()
-        if self._wrong_tile:
-            raise CheckFailed(f"{self._wrong_tile} is not what the entries give")
-        count = int(self._connection.execute("SELECT count(*) FROM tiles").fetchone()[0])
-        if count != self._tiles:
-            raise CheckFailed(f"{count} tiles are stored, the entries give {self._tiles}")
-        return f"{count} full tiles are what the entries give"
 
-    def checkpoints(self) -> str:
-        """Every stored note: by the manifest's coordinators, and of the tree that we computed."""
-        genesis = self._require()
-        count = last = term = 0
-        for size, note in self._connection.execute("SELECT size, note FROM checkpoints ORDER BY 1"):
-            origin = parse_checkpoint(str(note)).origin
-            found = term_of(origin, genesis.run)
-            if found is None or found < term:
-                raise CheckFailed(f"the checkpoint of size {size} is of another log")
-            head = open_checkpoint(str(note), origin, genesis.coordinators)
-            if head.size != size or head.root != self._roots.get(size):
-                raise CheckFailed(f"the checkpoint of size {size} is not of this tree")
-            count, last, term = count + 1, size, found
-        if last != self.tree.size:
-            raise CheckFailed(f"the newest checkpoint covers {last} of {self.tree.size} entries")
-        return f"{count} signed tree heads match the tree"
+def _tiles(store: LedgerReader) -> str:
+    """Every stored tile, which proofs are read from."""
+    full = [tile for tile in tiles_of(store.size) if tile.width == TILE_WIDTH]
+    for tile in full:
+        store.tile(tile)
+    ((count,),) = store.query("SELECT count(*) FROM tiles")
+    if count != len(full):
+        raise CheckFailed(f"{count} tiles are stored, the entries give {len(full)}")
+    return f"{count} full tiles are what the entries give"
 
-    def published(self, note: str, path: Path) -> str:
-        """The note in the checkpoint file: without it, a cut-off end could not be noticed."""
-        if not note:
-            raise CheckFailed(
-                f"there is no file {CHECKPOINT_NAME}, without which lost entries would not be "
-                "noticed; the node or coordinator writes it again when it starts"
-            )
 
-        def note_at(size: int) -> str:
-            query = "SELECT note FROM checkpoints WHERE size = ?"
-            row = self._connection.execute(query, (size,)).fetchone()
-            return str(row[0]) if row else ""
+def _checkpoints(store: LedgerReader) -> str:
+    """Every stored note: by the manifest's coordinators, and of this tree."""
+    genesis, count, term = store.genesis, 0, 0
+    for size, note in store.query("SELECT size, note FROM checkpoints ORDER BY size"):
+        origin = parse_checkpoint(str(note)).origin
+        found = term_of(origin, genesis.run)
+        if found is None or found < term:
+            raise CheckFailed(f"the checkpoint of size {size} is of another log")
+        head = open_checkpoint(str(note), origin, genesis.coordinators)
+        if head.size != size or head.root != store.root_at(size):
+            raise CheckFailed(f"the checkpoint of size {size} is not of this tree")
+        count, term = count + 1, found
+    return f"{count} signed tree heads match the tree"
 
-        error = published_error(note, path, note_at, self.tree.size)
-        if error:
-            raise CheckFailed(error)
-        return "the published tree head is in the database"
 
-    def kept_heads(self) -> str:
-        """Every tree head that this home signed, cosigned or saw cosigned."""
-        assert self._heads is not None
-        genesis = self._require()
-        known = known_heads(self._heads, genesis.run, genesis.coordinators)
-        error = heads_error(known, self.tree.size, lambda size: self._roots.get(size, b""))
-        if error:
-            raise CheckFailed(f"this ledger was put back: {error}")
-        return f"{len(known)} that this home signed or saw signed are of this tree"
+def _published(store: LedgerReader, note: str) -> str:
+    """The note in the checkpoint file: without it, a cut-off end could not be noticed."""
+    if not note:
+        raise CheckFailed(
+            f"there is no file {CHECKPOINT_NAME}, without which lost entries would not be "
+            "noticed; the node or coordinator writes it again when it starts"
+        )
+    error = published_error(note, store.path.parent / CHECKPOINT_NAME, store.note_at, store.size)
+    if error:
+        raise CheckFailed(error)
+    return "the published tree head is in the database"
 
-    def credit(self) -> str:
-        self._require()
-        if not self.state.run:
-            raise CheckFailed("the manifest is not signed by its organiser")
-        ignored = sum(self.state.ignored.values())
-        note = f"; {ignored} of the entries count for nothing" if ignored else ""
-        return f"{self.state.total} of credit in {self.state.round} rounds{note}"
+
+def _kept(store: LedgerReader, heads: HeadStore) -> str:
+    """Every tree head that this home signed, cosigned or saw cosigned."""
+    known = known_heads(heads, store.genesis.run, store.genesis.coordinators)
+    error = heads_error(known, store.size, store.root_at)
+    if error:
+        raise CheckFailed(f"this ledger was put back: {error}")
+    return f"{len(known)} that this home signed or saw signed are of this tree"
+
+
+def _credit(state: FoldState) -> str:
+    if not state.size:
+        raise CheckFailed("not checked: not all entries can be read")
+    if not state.run:
+        raise CheckFailed("the manifest is not signed by its organiser")
+    ignored = sum(state.ignored.values())
+    note = f"; {ignored} of the entries count for nothing" if ignored else ""
+    return f"{state.total} of credit in {state.round} rounds{note}"

@@ -20,7 +20,7 @@ from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import parse_checkpoint
 from artel.ledger.tlog.cosignature import CosignerKey, open_cosigned, parse_key
 from artel.ledger.tlog.note import MAX_NOTE_BYTES, VerifierKey
-from artel.ledger.tlog.tiles import CHECKPOINT_PATH, TILE_WIDTH, level_tiles, tiles_of
+from artel.ledger.tlog.tiles import CHECKPOINT_PATH, TILE_WIDTH, edge_of, level_tiles, tiles_of
 from artel.protocol.errors import CheckFailed, UsageError
 
 _BATCH = 1024
@@ -93,7 +93,7 @@ def audit(
         signers=tuple(dict.fromkeys(line.name for line in signed.signatures)),
         cosigners=cosigners,
         full=full,
-        tiles=sum(1 for _ in tiles_of(checkpoint.size)) if full else tree.edge_tiles,
+        tiles=sum(1 for _ in tiles_of(checkpoint.size)) if full else len(edge_of(checkpoint.size)),
         entries=checkpoint.size if full else 0,
         entry_bytes=_read_all(tree, progress, on_entry) if full else 0,
         checkpoint=data.decode(),

@@ -31,7 +31,6 @@ from artel.ledger.tlog.tiles import (
     Tile,
     edge_of,
     encode_bundle,
-    encode_tile,
     tiles_of,
 )
 from artel.protocol.errors import CheckFailed, DecodeError, UsageError
@@ -163,7 +162,7 @@ def _bring(folder: Path, tree: Tree, before: int, progress: Progress) -> int:
         if tile.level == ENTRIES:
             data = encode_bundle(tree.entries(tile.index)[0])
         else:
-            data = encode_tile(tree.hashes(tile))
+            data = tree.hashes(tile)
         with suppress(CheckFailed):
             if there.get(tile.path, len(data)) == data:
                 data = b""

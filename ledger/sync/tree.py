@@ -8,7 +8,6 @@ memory does not grow with the log.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,9 +17,8 @@ from artel.ledger.sync.offline import run_keys, run_of
 from artel.ledger.sync.source import NotFound, TileSource, newest_heads
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint
-from artel.ledger.tlog.edge import perfect
+from artel.ledger.tlog.edge import Edge, perfect
 from artel.ledger.tlog.note import VerifierKey
-from artel.ledger.tlog.proof import root_at
 from artel.ledger.tlog.tiles import (
     ENTRIES,
     TILE_HEIGHT,
@@ -29,15 +27,13 @@ from artel.ledger.tlog.tiles import (
     decode_bundle,
     decode_tile,
     edge_of,
-    locate,
     tile_at,
 )
+from artel.ledger.tlog.tree import CACHED_TILES, Tiles, TileTree
 from artel.protocol.errors import CheckFailed, DecodeError, UsageError
 from artel.protocol.merkle import leaf_hash
 from artel.protocol.terminal import printable
 
-CACHED_TILES = 256
-"""2 MiB of hashes: enough to compute any proof without reading a tile twice."""
 _LIES = "the server is broken or lies; ask another one"
 
 
@@ -143,8 +139,8 @@ def manifest_of(source: TileSource, run: str, size: int = 1) -> tuple[Genesis, b
 # --- what it holds --------------------------------------------------------------------------------
 
 
-class Tree:
-    """The tree of ``size`` leaves in the tiles of a source, as a HashReader, and its entries.
+class Tree(TileTree):
+    """The tree of ``size`` leaves in the tiles of a source, and its entries.
 
     :param root: from a checkpoint whose signature was verified
     :raises CheckFailed: when the right edge does not give the root
@@ -154,46 +150,17 @@ class Tree:
     def __init__(
         self, source: TileSource, size: int, root: bytes, cached_tiles: int = CACHED_TILES
     ) -> None:
-        self.size, self.root, self.source = size, root, source
-        self._cached_tiles = cached_tiles
-        self._edge = {(tile.level, tile.index): read_tile(source, tile) for tile in edge_of(size)}
-        self._cache: OrderedDict[tuple[int, int], list[bytes]] = OrderedDict()
+        def hashes(level: int, index: int, count: int) -> list[bytes]:
+            place = index // TILE_WIDTH
+            return read_tile(source, Tile(level, place, count)) if count else []
+
+        tiles = Tiles(lambda tile: b"".join(read_tile(source, tile)), _LIES, cached_tiles)
+        super().__init__(Edge.of(size, hashes), tiles)
+        self.root, self.source = root, source
         self._bundle: tuple[int, list[bytes]] = (-1, [])
-        if root_at(self, size) != root:
+        if self.edge.root() != root:
             paths = ", ".join(tile.path for tile in edge_of(size)) or "the empty tree"
             raise CheckFailed(f"the root of {size} entries is not that of {paths}", _LIES)
-
-    @property
-    def edge_tiles(self) -> int:
-        """How many partial tiles the root was computed from."""
-        return len(self._edge)
-
-    def subtree(self, level: int, index: int) -> bytes:
-        """Hash over the 2^level leaves from leaf index·2^level on (:mod:`ledger.tlog.proof`)."""
-        tile, first, count = locate(level, index, self.size)
-        return perfect(self.hashes(tile)[first : first + count])
-
-    def root_at(self, size: int) -> bytes:
-        """Root of the tree over the first ``size`` entries."""
-        return root_at(self, size)
-
-    def hashes(self, tile: Tile) -> list[bytes]:
-        """The hashes of a tile of this tree."""
-        key = (tile.level, tile.index)
-        hashes = self._edge.get(key) or self._cache.get(key)
-        if hashes is None:
-            hashes = read_tile(self.source, tile)
-            # A full tile is one hash of the level above, whose tile is tied to the root in turn.
-            if perfect(hashes) != self.subtree(TILE_HEIGHT * (tile.level + 1), tile.index):
-                raise CheckFailed(
-                    f"{tile.path} does not have the hash that the tile above gives it", _LIES
-                )
-            self._cache[key] = hashes
-            if len(self._cache) > self._cached_tiles:
-                self._cache.popitem(last=False)
-        elif key in self._cache:
-            self._cache.move_to_end(key)
-        return hashes
 
     def leaf(self, index: int) -> bytes:
         """The bytes of one entry.
@@ -223,7 +190,7 @@ class Tree:
         whole = bundle.width == TILE_WIDTH
         if not whole or perfect(hashes) != self.subtree(TILE_HEIGHT, index):
             tile = Tile(0, index, bundle.width)
-            require_same(tile, self.hashes(tile), hashes)
+            require_same(tile, decode_tile(self.hashes(tile), tile.width), hashes)
         return leaves, hashes
 
 

@@ -8,7 +8,7 @@ module is arithmetic and encoding only, nothing here reads or writes a file.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from artel.protocol.errors import DecodeError, UsageError
@@ -169,11 +169,6 @@ def locate(level: int, index: int, size: int) -> tuple[Tile, int, int]:
     tile_level, above = divmod(level, TILE_HEIGHT)
     place, first = divmod(index << above, TILE_WIDTH)
     return tile_at(tile_level, place, size), first, 1 << above
-
-
-def encode_tile(hashes: Iterable[bytes]) -> bytes:
-    """The content of a hash tile."""
-    return b"".join(hashes)
 
 
 def decode_tile(data: bytes, width: int) -> list[bytes]:

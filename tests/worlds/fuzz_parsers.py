@@ -281,7 +281,7 @@ def parsers() -> list[Parser]:
         Parser("envelope", leaves, lambda data: dsse.decode(data).encode(), json=True),
         Parser("entry", leaves, _entry, json=True),
         Parser("tile path", _bytes(*paths), lambda data: Tile.parse(_text(data)).path.encode()),
-        Parser("tile", (bytes(96),), lambda data: tiles.encode_tile(tiles.decode_tile(data, 3))),
+        Parser("tile", (bytes(96),), lambda data: b"".join(tiles.decode_tile(data, 3))),
         Parser(
             "bundle",
             (encode_bundle(leaves[:_BUNDLE]), encode_bundle([b""] * _BUNDLE)),

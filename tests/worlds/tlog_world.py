@@ -11,7 +11,7 @@ from artel.ledger.tlog.checkpoint import Checkpoint
 from artel.ledger.tlog.cosignature import add_lines, cosign
 from artel.ledger.tlog.note import SignatureLine, VerifierKey
 from artel.ledger.tlog.proof import LeafHashes, root_at
-from artel.ledger.tlog.tiles import ENTRIES, encode_bundle, encode_tile, level_tiles, tiles_of
+from artel.ledger.tlog.tiles import ENTRIES, encode_bundle, level_tiles, tiles_of
 from artel.protocol.identity import Identity
 from artel.protocol.merkle import leaf_hash
 
@@ -75,7 +75,7 @@ def write_log(folder: Path, leaves: Sequence[bytes], checkpoint: str = "") -> Le
     for tile in tiles_of(len(leaves)):
         first = tile.index * 256
         hashes = [tree.subtree(8 * tile.level, first + i) for i in range(tile.width)]
-        write_file(folder, tile.path, encode_tile(hashes))
+        write_file(folder, tile.path, b"".join(hashes))
     for bundle in level_tiles(ENTRIES, len(leaves)):
         part = leaves[bundle.start : bundle.start + bundle.width]
         write_file(folder, bundle.path, encode_bundle(part))

@@ -97,8 +97,8 @@ def test_a_sound_ledger_holds(closed_home: Path) -> None:
     assert result.state.total == 2 * 3 * 128 * 100  # rounds, members, tokens, for each token
     assert seen == [(21, 21)]
     assert [check.name for check in result.checks] == [
-        *("database", "entries", "signatures", "tiles", "checkpoints", "published checkpoint"),
-        *("kept tree heads", "credit"),
+        *("database", "newest tree head", "entries", "signatures", "tiles", "checkpoints"),
+        *("published checkpoint", "kept tree heads", "credit"),
     ]
 
 
@@ -368,7 +368,8 @@ def test_a_missing_checkpoint_file_is_a_failure(closed_home: Path, tmp_path: Pat
     assert failed(verify_home(home)) == {"published checkpoint"}
 
 
-def test_a_tree_head_of_another_key_is_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("goes_on", "named"), [(False, "newest tree head"), (True, "checkpoints")])
+def test_a_tree_head_of_another_key_is_found(tmp_path: Path, goes_on: bool, named: str) -> None:
     world = World()
     with LedgerStore.open(tmp_path / DATABASE_NAME, create=True) as store:
         store.append(world.add(world.genesis), world.sign)
@@ -376,7 +377,9 @@ def test_a_tree_head_of_another_key_is_found(tmp_path: Path) -> None:
             world.add(*world.introductions()),
             lambda size, root: sign_checkpoint(key("impostor"), world.origin, size, root),
         )
-    assert failed(verify_home(tmp_path)) == {"checkpoints"}
+        if goes_on:
+            store.append([entries.account(key("new"), world.run).encode()], world.sign)
+    assert failed(verify_home(tmp_path)) == {named}
 
 
 def test_an_entry_with_a_bad_signature_is_found(tmp_path: Path) -> None:
@@ -471,17 +474,19 @@ def tiled_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "statement",
+    ("statement", "named"),
     [
-        "UPDATE tiles SET hashes = zeroblob(8192) WHERE idx = 1",
-        "UPDATE tiles SET level = 1 WHERE idx = 0",
-        "DELETE FROM tiles WHERE idx = 0",
-        "INSERT INTO tiles SELECT 0, 2, hashes FROM tiles WHERE idx = 1",
+        ("UPDATE tiles SET hashes = zeroblob(8192) WHERE idx = 1", "newest tree head"),
+        ("UPDATE tiles SET level = 1 WHERE idx = 0", "newest tree head"),
+        ("DELETE FROM tiles WHERE idx = 0", "newest tree head"),
+        ("INSERT INTO tiles SELECT 0, 2, hashes FROM tiles WHERE idx = 1", "tiles"),
     ],
 )
-def test_a_changed_tile_is_named(tiled_home: Path, tmp_path: Path, statement: str) -> None:
+def test_a_changed_tile_is_found(
+    tiled_home: Path, tmp_path: Path, statement: str, named: str
+) -> None:
     home = copy_of(tiled_home, tmp_path)
-    assert altered(home, statement) == {"tiles"}
+    assert altered(home, statement) == {named}
 
 
 def test_every_flip_in_a_tile_is_found(tiled_home: Path, tmp_path: Path) -> None:
@@ -494,5 +499,5 @@ def test_every_flip_in_a_tile_is_found(tiled_home: Path, tmp_path: Path) -> None
     for offset in rng.sample(places, 20):
         data[offset] ^= 1
         (home / DATABASE_NAME).write_bytes(data)
-        assert failed(verify_home(home)) == {"tiles"}
+        assert failed(verify_home(home)) == {"newest tree head"}
         data[offset] ^= 1
