@@ -13,7 +13,7 @@ from collections import Counter
 from statistics import mean
 from typing import Any
 
-from artel.coordinator.metrics import RoundMetrics, computing
+from artel.coordinator.metrics import RoundMetrics
 from artel.coordinator.service import Coordinator
 from artel.coordinator.wording import exchange_words
 from artel.ledger import entries
@@ -114,7 +114,7 @@ def _node(core: Coordinator, peer: str, now: float) -> dict[str, Any]:
         "assigned": core.assigned(peer),
         "round_up": sum(last["up"].values()) if last else None,
         "round_down": sum(last["down"].values()) if last else None,
-        "computing": computing(report.seconds),
+        "computing": report.computing,
         "heard_s": round(max(0.0, now - known.heard), 1),
     }
 

@@ -24,61 +24,7 @@ INNER_STEPS, BATCH_SIZE, SEQ_LEN = 40, 4, 128
 BYTES_PER_TOKEN = 3
 """Of Python text with a vocabulary of 1024; decides how much text is taken."""
 MIN_TEXT_BYTES = 4_000_000
-
-_RUN = """\
-# Written by `artel demo`: a small Llama that learns Python from the interpreter's own sources.
-[run]
-name = "demo"
-description = "A small Llama learns Python from the sources of the interpreter that runs it."
-seed = 1
-
-[model]
-type = "llama"
-
-[model.config]
-hidden_size = 128
-intermediate_size = 384
-num_hidden_layers = 4
-num_attention_heads = 4
-num_key_value_heads = 4
-max_position_embeddings = 256
-tie_word_embeddings = true
-
-[tokenizer]
-kind = "bpe"
-vocab_size = 1024
-
-[data]
-sources = [{{ kind = "stdlib" }}]
-max_bytes = {max_bytes}
-seq_len = {seq_len}
-validation_windows = 48
-
-[optimizer]
-lr = 0.004
-batch_size = {batch_size}
-warmup_steps = {warmup}
-
-[rounds]
-total = {rounds}
-inner_steps = {inner_steps}
-min_nodes = {nodes}
-deadline_s = 600
-grace_s = 30
-mirror_every = 4
-
-[exchange]
-codec = "{codec}"
-topology = "{topology}"
-overlap_steps = {overlap}
-fragments = {fragments}
-
-[ownership]
-closing_s = 0
-
-[ledger]
-witnesses = {witnesses}
-"""
+ABOUT = "A small Llama learns Python from the sources of the interpreter that runs it."
 
 app = commandline.group(
     "demo",
@@ -128,7 +74,7 @@ def demo(
         inner_steps,
         codec=codec,
         topology=topology,
-        overlap=overlap,
+        overlap_steps=overlap,
         fragments=fragments,
     )
     from artel.protocol.run_file import parse_config
@@ -168,20 +114,37 @@ def demo(
 
 def run_text(nodes: int, rounds: int, inner_steps: int = INNER_STEPS, **exchange: Any) -> str:
     """The run file of the demo; ``exchange``: what differs in its table of that name."""
+    from artel.protocol import run_config as run
+    from artel.protocol.manifest_template import SIZES, template
+
     steps = rounds * inner_steps
     tokens = steps * nodes * BATCH_SIZE * SEQ_LEN
-    settings = {"codec": "int4", "topology": "auto", "overlap": 0, "fragments": 1} | exchange
-    return _RUN.format(
-        max_bytes=max(MIN_TEXT_BYTES, BYTES_PER_TOKEN * tokens),
-        seq_len=SEQ_LEN,
-        batch_size=BATCH_SIZE,
-        warmup=min(30, steps // 8),
-        rounds=rounds,
-        inner_steps=inner_steps,
-        nodes=nodes,
-        witnesses=nodes // 2 + 1,  # any two majorities have a witness in common
-        **settings,
-    )
+    tiny = SIZES["tiny"]
+    changed = {
+        "run": run.Run(name="demo", description=ABOUT, seed=1),
+        "data": run.Data(
+            sources=tiny.data.sources,
+            max_bytes=max(MIN_TEXT_BYTES, BYTES_PER_TOKEN * tokens),
+            seq_len=SEQ_LEN,
+            validation_windows=48,
+        ),
+        "optimizer": run.Optimizer(
+            lr=0.004, batch_size=BATCH_SIZE, warmup_steps=min(30, steps // 8)
+        ),
+        "rounds": run.Rounds(
+            total=rounds,
+            inner_steps=inner_steps,
+            min_nodes=nodes,
+            deadline_s=600.0,
+            grace_s=30.0,
+            mirror_every=4,
+        ),
+        "exchange": run.Exchange(**exchange),
+        "ownership": run.Ownership(closing_s=0.0),
+        # Any two majorities have a witness in common.
+        "ledger": run.Ledger(witnesses=nodes // 2 + 1),
+    }
+    return template(RUN_FILE, tiny.model_copy(update=changed))
 
 
 def _fresh_folder(wanted: Path | None) -> Path:

@@ -12,6 +12,7 @@ from artel.protocol.assignment import Work
 from artel.protocol.errors import UsageError
 from artel.protocol.run_config import RunConfig
 from artel.protocol.state import Layout
+from artel.protocol.units import readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,12 +25,6 @@ SLOW_UPLINK = 10e6 / 8
 """10 Mbit/s in bytes a second: what a home connection can send."""
 WIDTH = 100
 """Of the lines that explain."""
-_STATE_COPIES = 14
-"""fp32 vectors of the model that a node holds at its peak: weights and gradients, two moments of
-AdamW, a copy of weights and moments for a repeated attempt, the round's base with its momentum, the
-weights as they were sent, the pseudo-gradient, and those of an aggregation."""
-_SPARSE_COPIES = 2
-"""The error feedback of the codec "sparse", and its copy."""
 _MUON_SAVES = 2
 """Muon has one moment where AdamW has two; of the matrices that it trains, and of their copy."""
 _ACTIVATIONS_PER_UNIT = 40
@@ -139,19 +134,19 @@ def render(facts: Estimate) -> str:
     muon = facts["muon_parameters"]
     rows = {
         "contribution": _contribution(facts),
-        "upload": f"{_size(facts['up_bytes_min'])} per round to the coordinator, at most "
-        f"{_size(facts['up_bytes_max'])} when every member fetches from this node",
-        "download": f"{_size(facts['down_bytes_min_nodes'])} per round with "
+        "upload": f"{readable(facts['up_bytes_min'])} per round to the coordinator, at most "
+        f"{readable(facts['up_bytes_max'])} when every member fetches from this node",
+        "download": f"{readable(facts['down_bytes_min_nodes'])} per round with "
         f"{plural(facts['min_nodes'], 'node')} ({facts['topology_min_nodes']}), "
-        f"{_size(facts['down_bytes_max_nodes'])} with "
+        f"{readable(facts['down_bytes_max_nodes'])} with "
         f"{plural(facts['max_nodes'], 'node')} ({facts['topology_max_nodes']})",
         **{
             name: words
             for name, words in facts["exchange"].items()
             if name not in ("codec", "combining")
         },
-        "joining": f"{_size(facts['state_bytes'])} for the state, and the assigned data shards",
-        "memory": f"about {_size(facts['memory_bytes'])} per node for the training process, "
+        "joining": f"{readable(facts['state_bytes'])} for the state, and the assigned data shards",
+        "memory": f"about {readable(facts['memory_bytes'])} per node for the training process, "
         "beside 0.7 GB for the programs themselves"
         + (f"; Muon trains {muon:,} parameters" if muon else ""),
         "work": f"{facts['tokens_per_node_and_round']:,} tokens per node and round, "
@@ -180,20 +175,21 @@ def render(facts: Estimate) -> str:
 
 
 def _contribution(facts: Estimate) -> str:
-    most = f"{_size(facts['payload_bytes'])} per node and round"
+    most = f"{readable(facts['payload_bytes'])} per node and round"
     if facts["typical_bytes"] < facts["payload_bytes"]:
-        most = f"{most} at most, about {_size(facts['typical_bytes'])} usually"
+        most = f"{most} at most, about {readable(facts['typical_bytes'])} usually"
     return f"{most} ({facts['codec']}, {facts['bits_per_parameter']:.3g} bits per parameter)"
 
 
 def _memory(config: RunConfig, parameters: int, by_muon: int, shape: Any) -> int:
     """Rough peak of the training process in bytes: copies of the model, activations, logits."""
-    copies = _STATE_COPIES + (_SPARSE_COPIES if config.exchange.codec == "sparse" else 0)
+    from artel.protocol import model
+
     tokens = config.optimizer.batch_size * config.data.seq_len
     layers = int(getattr(shape, "num_hidden_layers", 1) or 1)
     width = int(getattr(shape, "hidden_size", 1) or 1)
     numbers = (
-        parameters * copies
+        parameters * model.copies(config.exchange)
         - by_muon * _MUON_SAVES
         + tokens * layers * width * _ACTIVATIONS_PER_UNIT
         + tokens * config.tokenizer.vocab_size * 3  # logits, their softmax and its gradient
@@ -276,10 +272,3 @@ def _warnings(config: RunConfig, facts: Estimate, module: torch.nn.Module) -> li
             "set to 0.0 in [model.config]"
         )
     return found
-
-
-def _size(count: int) -> str:
-    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= factor:
-            return f"{count / factor:.3g} {unit}"
-    return f"{count} B"

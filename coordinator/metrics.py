@@ -18,10 +18,6 @@ from artel.protocol import messages
 
 Clock = Callable[[], float]
 """Steady seconds."""
-COMPUTING = ("train", "tail")
-"""Of the seconds that a node reports: what it spent on inner steps."""
-NOT_COMPUTING = ("encode", "merge", "idle")
-"""The rest of its trainer's time."""
 
 
 @dataclass
@@ -124,7 +120,7 @@ class Numbers:
         losses = [r.loss for name, r in reports.items() if name in signers and r.loss is not None]
         metrics.loss = sum(losses) / len(losses) if losses else None
         metrics.traffic = {name: self._carried(name, r) for name, r in sorted(reports.items())}
-        shares = {name: computing(r.seconds) for name, r in sorted(reports.items())}
+        shares = {name: r.computing for name, r in sorted(reports.items())}
         metrics.computing = {name: share for name, share in shares.items() if share is not None}
         metrics.ended = time.time()
         self._metrics.save(round)
@@ -137,13 +133,6 @@ class Numbers:
         if any(now[way].get(kind, 0) < n for way in before for kind, n in before[way].items()):
             before = {}  # it was started again, and counts from 0
         return {way: _grown(before.get(way, {}), counts) for way, counts in now.items()}
-
-
-def computing(seconds: Mapping[str, float]) -> float | None:
-    """The share of a trainer's time (0 to 1) that went into inner steps; None when unknown."""
-    parts = {name: max(0.0, seconds.get(name, 0.0)) for name in (*COMPUTING, *NOT_COMPUTING)}
-    whole = sum(parts.values())
-    return round(sum(parts[name] for name in COMPUTING) / whole, 4) if whole > 0 else None
 
 
 def milliseconds(seconds: float) -> float:

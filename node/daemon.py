@@ -183,7 +183,7 @@ class Daemon:
             run=self.session.run,
             seen=seen,
             patience=PATIENCE_S,
-            report=self._report(),
+            report=self.report(),
             addresses=await self.session.host.addresses(),
         )
         reply = asyncio.create_task(self.session.link.ask(request, PATIENCE_S + 10))
@@ -203,7 +203,8 @@ class Daemon:
         if directive.version != seen:
             self._heard.set()
 
-    def _report(self) -> messages.Report:
+    def report(self) -> messages.Report:
+        """What the coordinator is told of this node."""
         progress, traffic = self.worker.progress, self.session.host.traffic
         return messages.Report(
             state_round=self.states.round,

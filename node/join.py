@@ -35,7 +35,7 @@ from artel.node.supervisor import Trainer
 from artel.node.sync import States, delta_bytes
 from artel.node.trainer.channel import TrainerError
 from artel.node.trainer.orders import Benchmark, Choose, Load, Loaded, Measured
-from artel.protocol import assignment, files, messages
+from artel.protocol import assignment, files, messages, tokenizer
 from artel.protocol.errors import ArtelError, CheckFailed, ResourceError, Unfit, Unreachable
 from artel.protocol.events import emit
 from artel.protocol.identity import Identity
@@ -52,7 +52,6 @@ STATE_PATIENCE_S = 120.0
 STATE_RETRY_S = 2.0
 STATES_TRIED = 8
 """Of a run that makes states faster than this node fetches one."""
-MAX_TOKENIZER_BYTES = 64 << 20
 PRIVACY = (
     "The run's ledger is public and permanent: it will hold this node's and its account's public "
     "keys, numbers of tokens, digests, and the times at which the node cosigns; no name, no IP "
@@ -198,7 +197,7 @@ async def _join(
                 blobs,
                 manifest.tokenizer.id,
                 ranked,
-                max_bytes=MAX_TOKENIZER_BYTES,
+                max_bytes=tokenizer.MAX_TOKENIZER_BYTES,
                 kind="data",
             )
         )

@@ -22,8 +22,9 @@ def overview(daemon: Daemon) -> dict[str, Any]:
     account, directive = session.account_name, daemon.directive
     owned = fold.accounts.get(account)
     share = next((s.share for s in shares(fold, with_pending=True) if s.account == account), 0.0)
-    traffic = session.host.traffic
+    traffic, report = session.host.traffic, daemon.report()
     return {
+        **report.model_dump(exclude={"validation", "up_by_kind", "down_by_kind"}),
         "run": session.run,
         "name": session.manifest.config.run.name,
         "node": session.identity.peer_id,
@@ -31,8 +32,7 @@ def overview(daemon: Daemon) -> dict[str, Any]:
         "task": directive.task if directive else "",
         "reason": directive.reason if directive else "not connected yet",
         "rounds_total": session.manifest.config.rounds.total,
-        "leaving": daemon.leaving,
-        **daemon.worker.status(),
+        "utilisation": report.computing,
         "credit": daemon.credit(),
         "vested": owned.vested if owned else 0,
         "pending": owned.pending if owned else 0,

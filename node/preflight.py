@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from artel.protocol import assignment, messages
+from artel.protocol import assignment, messages, model
 from artel.protocol.cgroup import Groups
 from artel.protocol.errors import ArtelError, Unfit
 from artel.protocol.exchange import codec
@@ -27,12 +27,6 @@ MAX_CLOCK_OFFSET_S = 2.5
 PROBE_BYTES = 512 * 1024
 BASE_MEMORY_BYTES = 900 << 20
 """Daemon and trainer before the model: interpreter, torch, network daemon."""
-COPIES_IN_MEMORY = 14
-"""fp32 copies of the parameters at the peak: weights and their copy from the round's beginning,
-gradients, two moments and their copy, base state with momentum, weights as they were sent,
-pseudo-gradient, the vectors of an aggregation."""
-SPARSE_COPIES = 2
-"""Beside them with the codec "sparse": the error feedback and its copy."""
 STATES_ON_DISK = 4
 
 
@@ -69,8 +63,7 @@ class Findings:
 
 def memory(manifest: Manifest) -> Finding:
     """Free memory, of the machine or of its container, against what a run takes."""
-    sparse = manifest.config.exchange.codec == "sparse"
-    copies = COPIES_IN_MEMORY + (SPARSE_COPIES if sparse else 0)
+    copies = model.copies(manifest.config.exchange)
     need = BASE_MEMORY_BYTES + copies * 4 * manifest.model.parameters
     now = Groups().memory()
     free = now.free

@@ -147,10 +147,7 @@ def bytes_tokenizer_json() -> bytes:
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-    # GPT-2's table of printable characters that stand for bytes, in the order of the bytes.
-    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = iter(range(0x100, 0x200))
-    vocabulary = {chr(b) if b in visible else chr(next(hidden)): b for b in range(256)}
+    vocabulary = {char: byte for byte, char in enumerate(tokenizer.byte_characters())}
     library = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     # Without the regular expression that splits words: with no merges it would change nothing.
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -8,11 +8,6 @@ from dataclasses import dataclass, field
 
 from artel.protocol import messages
 
-COMPUTING = ("train", "tail")
-"""Phases of the trainer in which it makes inner steps."""
-TRAINER = (*COMPUTING, "encode", "merge", "idle")
-"""Phases that together are all of the trainer's time from one round to the next."""
-
 
 @dataclass
 class Progress:
@@ -52,13 +47,3 @@ class Progress:
         """Take over what the trainer has measured itself; the clock goes on from now."""
         self.seconds |= seconds
         self._marked = time.monotonic()
-
-    @property
-    def utilisation(self) -> float | None:
-        """Part (0 to 1) of the trainer's time in the last round that went into inner steps.
-
-        None before there is one. With overlap it covers the tail of the round before as well.
-        """
-        spent = {name: self.last_seconds.get(name, 0.0) for name in TRAINER}
-        whole = sum(spent.values())
-        return sum(spent[name] for name in COMPUTING) / whole if whole else None

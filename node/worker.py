@@ -11,7 +11,6 @@ import asyncio
 import copy
 import logging
 from collections.abc import Callable
-from typing import Any
 
 from artel.ledger import entries
 from artel.ledger.fold.shares import Attempt
@@ -274,19 +273,3 @@ class Worker:
 
     def _phase(self, name: str) -> None:
         self.progress.phase = name
-
-    def status(self) -> dict[str, Any]:
-        """What the local status shows of the work."""
-        progress = self.progress
-        return {
-            "phase": progress.phase,
-            "round": progress.round,
-            "step": progress.step,
-            "steps": progress.steps,
-            "loss": progress.loss,
-            "tokens_per_second": progress.tokens_per_second,
-            "utilisation": progress.utilisation,
-            "state_round": self.states.round,
-            "state_root": self.states.root,
-            "seconds": progress.last_seconds,
-        }

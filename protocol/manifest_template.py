@@ -1,20 +1,14 @@
-"""The commented run file that ``artel run new`` writes, and the reference in ``docs/manifest.md``.
-
-Both are made from the models of :mod:`protocol.run_config`, so that neither can fall behind them.
-"""
+"""The commented run file that ``artel run new`` writes, made from the models that check it."""
 
 from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterator
 from pathlib import PurePath
-from typing import Any, get_args, get_origin
+from typing import Any
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
-from artel.protocol.manifest import Manifest
 from artel.protocol.run_config import (
     Data,
     Exchange,
@@ -24,12 +18,11 @@ from artel.protocol.run_config import (
     Rounds,
     Run,
     RunConfig,
-    Section,
     StdlibSource,
     TextSource,
     Tokenizer,
 )
-from artel.protocol.run_file import bounds, models_in
+from artel.protocol.run_file import bounds
 
 WIDTH = 100
 
@@ -115,59 +108,12 @@ _HEAD = """\
 # A value that is left out has the default that is written here. Once published a run never changes.
 """
 
-_REFERENCE_HEAD = """\
-# The run file and the manifest
-
-<!-- Made by `python -m artel.protocol.manifest_template > docs/manifest.md`; tested. -->
-
-A run is described by one TOML file. `artel run new DIR` writes a commented one, `artel run check
-FILE` explains what it means, and `artel run prepare FILE --home DIR` turns it into a signed
-**manifest**. Unknown keys, values of another type and values out of bounds are refused. A whole
-number may stand where a number is asked for; nothing else is converted.
-"""
-
-_MANIFEST_HEAD = """
-## The manifest
-
-The manifest holds the whole run file, defaults included, as `config`, and the facts that preparing
-it resolved. It is canonical JSON (RFC 8785) of at most 5,600 bytes, signed by the organiser in a
-DSSE envelope with the payload type `application/vnd.artel.manifest+json`. The SHA-256 of those
-bytes is the **run id**, and the envelope is the first entry of the run's ledger.
-"""
-
 
 def template(name: str = "RUN.toml", config: RunConfig = EXAMPLE) -> str:
     """A run as commented TOML; ``name`` is what the file is called in its comments."""
     return _HEAD.format(name=name) + "".join(
         _table((section,), getattr(config, section)) for section in RunConfig.model_fields
     )
-
-
-def reference() -> str:
-    """Every field of the run file and of the manifest, in Markdown."""
-    parts = [_REFERENCE_HEAD]
-    for title, model in _tables("", RunConfig):
-        parts.append(f"\n## [{title}]\n\n{model.__doc__}\n\n" + _rows(model))
-    parts.append(_MANIFEST_HEAD)
-    tables: list[tuple[str, type[Section]]] = [("Manifest", Manifest), *_tables("", Manifest)]
-    for title, model in tables:
-        if title.startswith("config"):
-            continue  # above
-        parts.append(f"\n### {title}\n\n{model.__doc__}\n\n" + _rows(model))
-    return "".join(parts)
-
-
-def _tables(path: str, model: type[Section]) -> Iterator[tuple[str, type[Section]]]:
-    """The tables inside a model, each followed by those in it; those of one kind come together."""
-    titles: dict[type[Section], list[str]] = {}
-    for name, field in model.model_fields.items():
-        for inner in models_in(field.annotation):
-            tag = inner.model_fields.get("kind") if get_args(field.annotation) else None
-            choice = f', kind = "{get_args(tag.annotation)[0]}"' if tag else ""
-            titles.setdefault(inner, []).append(f"{path}{name}{choice}")
-    for inner, names in titles.items():
-        yield ", ".join(names), inner
-        yield from _tables(f"{names[0]}.", inner)
 
 
 def _table(path: tuple[str, ...], section: BaseModel) -> str:
@@ -183,11 +129,11 @@ def _table(path: tuple[str, ...], section: BaseModel) -> str:
         comment = " ".join(filter(None, (field.description, f"({limits})" if limits else "")))
         if isinstance(value, dict):
             inner += "\n" + _comment(comment) + f"[{'.'.join((*path, name))}]\n"
-            inner += "".join(f"{key} = {_toml(item)}\n" for key, item in value.items())
+            inner += "".join(f"{key} = {toml(item)}\n" for key, item in value.items())
             continue
         # What depends on the codec is shown, and left to it until somebody takes the mark away.
         mark = "# " if isinstance(section, Outer) else ""
-        lines.append(_comment(comment) + f"{mark}{name} = {_toml(value)}")
+        lines.append(_comment(comment) + f"{mark}{name} = {toml(value)}")
     return "\n".join(lines) + "\n" + inner
 
 
@@ -196,43 +142,11 @@ def _comment(text: str) -> str:
     return "".join(f"# {line}\n" for line in lines)
 
 
-def _toml(value: Any) -> str:
+def toml(value: Any) -> str:
+    """A value as TOML."""
     if isinstance(value, BaseModel):
-        pairs = (f"{key} = {_toml(item)}" for key, item in value.model_dump().items())
+        pairs = (f"{key} = {toml(item)}" for key, item in value.model_dump().items())
         return "{ " + ", ".join(pairs) + " }"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
+        return "[" + ", ".join(toml(item) for item in value) + "]"
     return json.dumps(value, ensure_ascii=False)
-
-
-def _rows(model: type[BaseModel]) -> str:
-    return "| key | value | default | meaning |\n|---|---|---|---|\n" + "".join(
-        f"| `{name}` | {kind} | {default} | {meaning} |\n"
-        for name, kind, default, meaning in _described(model)
-    )
-
-
-def _described(model: type[BaseModel]) -> Iterator[tuple[str, str, str, str]]:
-    for name, field in model.model_fields.items():
-        kind = ", ".join(filter(None, (_type_words(field), bounds(field))))
-        default = "required" if field.is_required() else "table"
-        if not field.is_required() and not isinstance(field.default, BaseModel):
-            default = f"`{_toml(field.default)}`"
-        meaning = " ".join((field.description or "").split())
-        yield name, kind.replace("|", "\\|"), default, meaning.replace("|", "\\|")
-
-
-def _type_words(field: FieldInfo) -> str:
-    kind = field.annotation
-    if get_origin(kind) is tuple:
-        return "list"
-    if get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, BaseModel)):
-        return "table"
-    if get_args(kind):  # a Literal: its bounds say everything
-        return "" if bounds(field) else "the number " + str(get_args(kind)[0])
-    names = {int: "whole number", float: "number", bool: "true or false", str: "text"}
-    return names.get(kind, "value") if isinstance(kind, type) else "value"
-
-
-if __name__ == "__main__":
-    print(reference(), end="")

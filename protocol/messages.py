@@ -32,6 +32,11 @@ Kinds = Annotated[
 ]
 """Bytes by kind of traffic."""
 
+COMPUTING = ("train", "tail")
+"""Phases of a trainer in which it makes inner steps."""
+TRAINER = (*COMPUTING, "encode", "merge", "idle")
+"""Phases that together are all of its time from one round to the next."""
+
 Task = Literal["wait", "sync", "train", "reveal", "apply", "stop"]
 """What the coordinator wants a node to do; see ``docs/protocol.md``."""
 
@@ -137,6 +142,16 @@ class Report(Message):
     seconds: dict[Annotated[str, StringConstraints(max_length=20)], float] = Field(
         default_factory=dict, max_length=24
     )
+
+    @property
+    def computing(self) -> float | None:
+        """Part (0 to 1) of the trainer's time in that round that went into inner steps.
+
+        None before there is one. With overlap it covers the tail of the round before as well.
+        """
+        spent = {name: max(0.0, self.seconds.get(name, 0.0)) for name in TRAINER}
+        whole = sum(spent.values())
+        return round(sum(spent[name] for name in COMPUTING) / whole, 4) if whole else None
 
 
 class Heartbeat(Message):

@@ -14,7 +14,7 @@ import numpy as np
 
 from artel.protocol import model_keys
 from artel.protocol.errors import CheckFailed, UsageError, suggestion
-from artel.protocol.run_config import Model
+from artel.protocol.run_config import Exchange, Model
 from artel.protocol.state import MAX_PARAMETERS, Layout, Vector
 
 if TYPE_CHECKING:
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 MAX_LAYERS = 512
 """Most blocks of a model; each costs a module object even before any parameter is allocated."""
+
+
+def copies(exchange: Exchange) -> int:
+    """fp32 vectors of the model that a node holds at its peak: weights and their copy from the
+    round's beginning, gradients, two moments and their copy, the base state with momentum, weights
+    as they were sent, the pseudo-gradient, those of an aggregation (14 in all); with the codec
+    "sparse" also the error feedback and its copy."""
+    return 16 if exchange.codec == "sparse" else 14
 
 
 def transformers_config(model: Model, vocab_size: int) -> Any:

@@ -81,7 +81,7 @@ class BpeTokenizer:
         library.encode_special_tokens = True
         self._library: Any = library
         self.vocab_size: int = library.get_vocab_size()
-        bytes_of = {char: byte for byte, char in enumerate(_byte_characters())}
+        bytes_of = {char: byte for byte, char in enumerate(byte_characters())}
         self._pieces: list[bytes] = []  # bytes of each token
         for token in range(self.vocab_size):
             text = library.id_to_token(token)
@@ -161,7 +161,7 @@ def _require_plain(data: bytes) -> None:
         raise DecodeError("the tokenizer is not byte-level BPE with one end-of-text token 0")
 
 
-def _byte_characters() -> list[str]:
+def byte_characters() -> list[str]:
     """The printable character that byte-level BPE writes for each byte (GPT-2's table)."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = iter(range(0x100, 0x200))

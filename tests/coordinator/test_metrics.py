@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from artel.coordinator.metrics import Metrics, Numbers, computing
+from artel.coordinator.metrics import Metrics, Numbers
 from artel.protocol.messages import Report
 
 
@@ -62,4 +62,5 @@ def test_bytes_of_a_round_are_what_grew_since_the_one_before(tmp_path: Path) -> 
 def test_computing_is_the_share_of_inner_steps_in_the_trainers_time(
     seconds: dict[str, Any], share: float | None
 ) -> None:
-    assert computing(seconds) == share
+    report = Report(state_round=0, state_root="", phase="waiting", seconds=seconds)
+    assert report.computing == share

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import manifest_reference
 from artel.protocol import canonical, dsse, manifest_template
 from artel.protocol.errors import CheckFailed, DecodeError, UsageError
 from artel.protocol.manifest import (
@@ -167,8 +168,8 @@ def test_the_template_is_the_example() -> None:
 
 def test_the_reference_is_up_to_date() -> None:
     path = ROOT / "docs" / "manifest.md"
-    assert path.read_text(encoding="utf-8") == manifest_template.reference(), (
-        "run: python -m artel.protocol.manifest_template > docs/manifest.md"
+    assert path.read_text(encoding="utf-8") == manifest_reference.reference(), (
+        "run: python tests/worlds/manifest_reference.py > docs/manifest.md"
     )
 
 
