@@ -12,7 +12,7 @@ from typing import Any
 from artel.ledger import entries
 from artel.ledger.entries import evidence
 from artel.ledger.entries.genesis import read_genesis
-from artel.ledger.fold.shares import FoldState, Outcome, fold
+from artel.ledger.fold.shares import FoldState, Outcome, fold, shares
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.tlog.checkpoint import Checkpoint, origin_of, sign_checkpoint
 from artel.ledger.tlog.cosignature import cosign, witness_name
@@ -23,6 +23,7 @@ from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity
 from artel.protocol.merkle import leaf_hash, root
 from artel.protocol.rounds import commitment
+from tests.independent_fold import SUMS, Fold
 
 INNER_STEPS, BATCH_SIZE, SEQ_LEN = 4, 2, 16
 WINDOWS = INNER_STEPS * BATCH_SIZE
@@ -91,8 +92,30 @@ def read(envelopes: Iterable[Envelope]) -> list[entries.Entry]:
 def outcomes(envelopes: Iterable[Envelope]) -> tuple[FoldState, list[Outcome]]:
     """What these entries amount to, and what each of them did."""
     seen: list[Outcome] = []
-    state = fold(read(envelopes), observe=lambda _index, _entry, outcome: seen.append(outcome))
+    found = read(envelopes)
+    state = fold(found, observe=lambda _index, _entry, outcome: seen.append(outcome))
+    require_same(found, state, [outcome.reason for outcome in seen])
     return state, seen
+
+
+def folded(leaves: Iterable[bytes]) -> tuple[list[entries.Entry], FoldState]:
+    """All entries of a ledger, and what they amount to."""
+    found = [entries.decode(leaf) for leaf in leaves]
+    reasons: list[str] = []
+    state = fold(found, observe=lambda _index, _entry, outcome: reasons.append(outcome.reason))
+    require_same(found, state, reasons)
+    return found, state
+
+
+def require_same(found: Iterable[entries.Entry], state: FoldState, reasons: list[str]) -> None:
+    """Whoever has only ``docs/ledger.md`` comes to the same credit, shares and reasons."""
+    other = Fold(entry.envelope.encode() for entry in found)
+    assert other.reasons == reasons
+    assert other.totals() == {
+        name: {field: getattr(owner, field) for field in SUMS}
+        for name, owner in state.accounts.items()
+    }
+    assert other.shares() == {share.account: share.units for share in shares(state)}
 
 
 def forged(envelope: Envelope, *signers: Identity) -> Envelope:

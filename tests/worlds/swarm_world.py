@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from artel.ledger import entries
-from artel.ledger.fold.shares import FoldState, fold
+from artel.ledger.fold.shares import FoldState
 from artel.ledger.store.reading import LedgerReader
+from ledger_world import folded
 
 RUN = """\
 [run]
@@ -113,8 +114,7 @@ def open_to_others(folder: Path) -> list[Path]:
 def ledger_of(home: Path) -> tuple[list[entries.Entry], FoldState]:
     """All entries of a home's ledger, and what they amount to."""
     with LedgerReader.of(home) as store:
-        decoded = [entries.decode(leaf) for leaf in store.leaves()]
-    return decoded, fold(decoded)
+        return folded(store.leaves())
 
 
 def node_named(status: dict[str, Any], peer: str) -> dict[str, Any] | None:

@@ -27,7 +27,7 @@ from artel.ledger.fold.shares import SHARE_SCALE, FoldState, Outcome, apply, che
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import DecodeError
 from artel.protocol.identity import Identity
-from ledger_world import World, digest, forged, key
+from ledger_world import World, digest, forged, key, require_same
 from log_world import Log
 
 PEOPLE = 5
@@ -83,6 +83,7 @@ class FoldMachine(RuleBasedStateMachine):
         super().__init__()
         self.log: list[Entry] = []
         self.counted: list[Entry] = []
+        self.reasons: list[str] = []
         self.state = FoldState()
         self.floor: dict[str, int] = {}
 
@@ -123,6 +124,7 @@ class FoldMachine(RuleBasedStateMachine):
         assert shown.encode() == encoded
         assert (outcome.reason, outcome.status == "ignored") == (reason, bool(reason))
         self.log.append(entry)
+        self.reasons.append(reason)
         if reason:
             before, after = json.loads(encoded), json.loads(self.state.encode())
             kinds = before.pop("kinds")
@@ -367,6 +369,7 @@ class FoldMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         for entry in self.counted:
             assert check(self.state, entry)
+        require_same(self.log, self.state, self.reasons)
 
     @rule(number=some)
     def any_entry_is_played_back(self, number: int) -> None:

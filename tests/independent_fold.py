@@ -1,0 +1,544 @@
+"""The fold of docs/ledger.md, written from that page alone: nothing of the product is imported.
+
+A rule yields its reasons, each or a false value; the first one ends it. Behind them is its effect.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode, b64encode
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
+from itertools import accumulate
+from pathlib import Path
+from types import SimpleNamespace as Record
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+ALPHABET = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+RATES = {"compute": 100, "data": 10, "audit": 100, "witness": 100}
+SUMS = ("vested", "pending", "invalidated", "sent", "received")
+Rule = Iterator[object]
+
+
+def holds(key: str, signature: bytes, message: bytes) -> bool:
+    try:
+        Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)).verify(signature, message)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def key_of(peer: str) -> str:
+    number = 0
+    for character in peer:
+        number = number * 58 + ALPHABET.index(character)
+    return f"{number:076x}"[12:]
+
+
+def digest(*parts: bytes | str | int) -> bytes:
+    """Texts as UTF-8, numbers as u64."""
+    as_bytes = (p.encode() if isinstance(p, str) else p for p in parts)
+    return sha256(
+        b"".join(p.to_bytes(8, "big") if isinstance(p, int) else p for p in as_bytes)
+    ).digest()
+
+
+def leaves_of(folder: Path) -> Iterator[bytes]:
+    """The leaves of a mirror, from its bundles of entries (C2SP tlog-tiles)."""
+    files = [path for path in (folder / "tile" / "entries").rglob("*") if path.is_file()]
+    bundles = dict[int, Path]()
+    for path in sorted(files, key=lambda path: path.stat().st_size):  # the fullest one of each
+        name = str(path.relative_to(folder / "tile" / "entries")).partition(".p/")[0]
+        bundles[int(name.replace("x", "").replace("/", ""))] = path
+    for number in sorted(bundles):
+        data = bundles[number].read_bytes()
+        while data:
+            size = 2 + int.from_bytes(data[:2], "big")
+            yield data[2:size]
+            data = data[size:]
+
+
+def account(key: str) -> Any:
+    sums = dict.fromkeys(("seq", "mark", "open", *SUMS), 0)
+    return Record(key=key, recovery="", registered=False, barred=False, **sums)
+
+
+class Fold:
+    """``reasons`` says of each leaf why it was ignored, or ""."""
+
+    def __init__(self, leaves: Iterable[bytes]) -> None:
+        self.run, self.reasons, self.states = "", list[str](), list[str]()
+        self.accounts, self.pending = dict[str, Any](), dict[str, Any]()
+        self.speaks, self.nodes = dict[str, str](), dict[str, str]()
+        self.node_seq, self.tails, self.due = dict[str, int](), dict[str, int](), dict[int, Any]()
+        self.convicted, self.recent = set[str](), set[str]()
+        self.cursor = self.earned_to = self.witnessed_size = self.closed = 0
+        self.attempt: Any = None
+        for leaf in leaves:
+            self.add(leaf)
+
+    def add(self, leaf: bytes) -> None:
+        value = json.loads(leaf)
+        payload, kind = b64decode(value["payload"]), value["payloadType"]
+        message = b"DSSEv1 %d %b %d %b" % (len(kind), kind.encode(), len(payload), payload)
+        found = {item["keyid"]: b64decode(item["sig"]) for item in value["signatures"]}
+        self.signed = all(holds(key, sig, message) for key, sig in found.items()) and len(found)
+        self.by, self.index, self.id = set(found), len(self.reasons), sha256(leaf).hexdigest()
+        manifest = kind == "application/vnd.artel.manifest+json"
+        rule = self.genesis(payload) if manifest else self.other(Record(**json.loads(payload)))
+        self.reasons.append(next(filter(None, rule), ""))
+
+    def genesis(self, payload: bytes) -> Rule:
+        yield self.index and ("second_genesis" if self.run else "no_genesis")
+        manifest = json.loads(payload)
+        yield not self.signed and "bad_signature"
+        yield self.by != {manifest["organiser"]} and "wrong_signers"
+        self.run, self.states = sha256(payload).hexdigest(), [manifest["initial_state"]]
+        self.coordinators, self.text = set(manifest["coordinators"]), manifest.get("data", {})
+        self.config = config = manifest["config"]
+        self.seq_len, self.h = config["data"]["seq_len"], config["rounds"]["inner_steps"]
+        self.owned = {"vesting_rounds": 3, "auditors": 0, "transfers": False, "arbiter_quorum": 1}
+        self.owned |= config.get("ownership", {})
+        self.rates = RATES | self.owned.get("rates", {})
+        self.arbiters = set(self.owned.get("arbiters") or [manifest["organiser"]])
+        for part in filter(lambda part: part["account"], self.text.get("contributed") or ()):
+            self.accounts[part["account"]] = account(part["account"])
+            self.speaks[part["account"]] = part["account"]
+
+    def other(self, b: Any) -> Rule:
+        yield not self.run and "no_genesis"
+        yield b.run != self.run and "wrong_run"
+        yield not self.signed and "bad_signature"
+        yield from getattr(self, b.kind)(b)
+
+    @property
+    def round(self) -> int:
+        return len(self.states) - 1
+
+    @property
+    def led(self) -> bool:
+        return self.by <= self.coordinators
+
+    def named(self, name: str) -> Any:
+        owner = self.accounts.get(name)
+        return owner if owner is not None and owner.registered else None
+
+    def speaking(self, name: str) -> Rule:
+        yield not self.named(name) and "unknown_account"
+        yield self.by != {self.accounts[name].key} and "wrong_signers"
+
+    def now(self, b: Any, *phases: str) -> Any:
+        one = self.attempt
+        here = one and (one.round, one.attempt) == (b.round, b.attempt) and one.phase in phases
+        return one if here else None
+
+    # --- steps ------------------------------------------------------------------------------------
+
+    def tail(self, round: int, h: int) -> int:
+        tau = self.config.get("exchange", {}).get("overlap_steps", 0)
+        if not tau or round >= self.config["rounds"]["total"] - 1:
+            return 0
+        return min(h - 1, max(1, (2 * tau * h + self.h) // (2 * self.h)))
+
+    def windows(self, steps: int) -> int:
+        return steps * self.config["optimizer"]["batch_size"]
+
+    # --- credit -----------------------------------------------------------------------------------
+
+    def grant(self, kind: str, source: str, name: str, units: int, due: int, **more: Any) -> None:
+        fields = {"by": "", "lapses": 0, "ruled": False, "verdicts": {}, "about": source}
+        fields |= {"kind": kind, "account": name, "units": units, "due": due} | more
+        self.pending[source] = Record(amount=units * self.rates[kind], **fields)
+        self.accounts[name].pending += units * self.rates[kind]
+        self.due.setdefault(due, []).append(source)
+
+    def work(self, source: str) -> Any:
+        item = self.pending.get(source)
+        return item if item is not None and item.kind == "compute" else None
+
+    def settle(self, source: str, where: str) -> None:
+        item = self.pending.pop(source)
+        self.thaw(item)
+        owner = vars(self.accounts[item.account])
+        owner["pending"] -= item.amount
+        owner[where] += item.amount
+
+    def freeze(self, item: Any, by: str) -> None:
+        item.by, item.lapses = by, item.due + max(1, self.owned["vesting_rounds"])
+        self.accounts[by].open += 1
+
+    def thaw(self, item: Any) -> None:
+        if item.by:
+            self.accounts[item.by].open -= 1
+        item.by = ""
+
+    def frozen_until(self, source: str) -> int:
+        judged = self.pending.get(self.pending[source].about)
+        return judged.lapses if judged and judged.by else 0
+
+    def bar(self, name: str) -> None:
+        self.accounts[name].barred = True
+        for source in [s for s, item in self.pending.items() if item.account == name]:
+            self.settle(source, "invalidated")
+
+    def totals(self) -> dict[str, dict[str, int]]:
+        return {
+            name: {field: vars(owner)[field] for field in SUMS}
+            for name, owner in self.accounts.items()
+        }
+
+    def shares(self) -> dict[str, int]:
+        credit = {name: owner.vested for name, owner in self.accounts.items() if owner.vested}
+        total, scale = sum(credit.values()), 1 << 30
+        units = {name: amount * scale // total for name, amount in credit.items()}
+        order = sorted(credit, key=lambda name: (-(credit[name] * scale % total), name))
+        for name in order[: scale - sum(units.values())]:
+            units[name] += 1
+        return units
+
+    # --- accounts and nodes -----------------------------------------------------------------------
+
+    def account(self, b: Any) -> Rule:
+        yield self.by != {b.account} and "wrong_signers"
+        yield self.named(b.account) and "duplicate"
+        yield b.account not in self.accounts and b.account in self.speaks and "key_in_use"
+        owner = self.accounts.setdefault(b.account, account(b.account))
+        owner.registered, owner.recovery, owner.mark = True, b.recovery, self.index
+        self.speaks[b.account] = b.account
+
+    def key_rotated(self, b: Any) -> Rule:
+        owner, others = self.named(b.account), [*self.by - {b.key}]
+        yield owner is None and "unknown_account"
+        yield (b.key not in self.by or len(others) != 1) and "wrong_signers"
+        kept = not owner.recovery or b.recovery in ("", owner.recovery)
+        recovering = sha256(bytes.fromhex(others[0])).hexdigest() == owner.recovery
+        yield not (kept if others[0] == owner.key else recovering) and "wrong_signers"
+        yield b.seq != owner.seq + 1 and "wrong_sequence"
+        yield (b.key in self.speaks or b.key in self.accounts) and "key_in_use"
+        del self.speaks[owner.key]
+        self.speaks[b.key], owner.key, owner.seq = b.account, b.key, b.seq
+        owner.recovery = b.recovery or owner.recovery
+
+    def node(self, b: Any) -> Rule:
+        owner = self.named(b.account)
+        yield owner is None and "unknown_account"
+        yield self.by != {owner.key, key_of(b.node)} and "wrong_signers"
+        yield b.seq <= self.node_seq.get(b.node, 0) and "wrong_sequence"
+        yield self.nodes.get(b.node) == b.account and "duplicate"
+        self.nodes[b.node], self.node_seq[b.node] = b.account, b.seq
+
+    # --- rounds -----------------------------------------------------------------------------------
+
+    def round_opened(self, b: Any) -> Rule:
+        yield not self.led and "wrong_signers"
+        yield b.round != self.round and "out_of_order"
+        yield (
+            b.round >= self.config["rounds"]["total"] or b.cursor < self.cursor
+        ) and "out_of_order"
+        again = self.attempt and self.attempt.round == b.round
+        yield again and b.attempt <= self.attempt.attempt and "out_of_order"
+        yield b.base != self.states[-1] and "wrong_state"
+        yield not self.nodes.keys() >= set(b.members) and "unknown_node"
+        boxed = self.config["rounds"].get("box_s", 0) > 0
+        least, most = (-(-self.h // 4), 4 * self.h) if boxed else (self.h, self.h)
+        yield not all(least <= steps <= most for steps in b.steps) and "wrong_steps"
+        self.attempt = Record(round=b.round, attempt=b.attempt, phase="training", commitments={})
+        self.attempt.accounts = {peer: self.nodes[peer] for peer in b.members}
+        self.attempt.steps = dict(zip(b.members, b.steps, strict=True))
+        self.attempt.shown, self.attempt.slices, self.attempt.accused = {}, {}, {}
+        self.attempt.accepted, self.cursor = [], b.cursor
+
+    def round_committed(self, b: Any) -> Rule:
+        now = self.now(b, "training")
+        yield not self.led and "wrong_signers"
+        yield now is None and "out_of_order"
+        yield not now.accounts.keys() >= b.commitments.keys() and "not_member"
+        now.commitments, now.phase = b.commitments, "revealing"
+
+    def contribution(self, b: Any) -> Rule:
+        now = self.now(b, "revealing")
+        yield self.by != {key_of(b.node)} and "wrong_signers"
+        yield now is None and "out_of_order"
+        yield b.node not in now.accounts and "not_member"
+        yield b.node not in now.commitments and "not_committed"
+        yield b.node in now.shown and "duplicate"
+        yield b.base != self.states[-1] and "wrong_state"
+        head = now.steps[b.node] - self.tail(b.round, now.steps[b.node])
+        yield not max(1, -(-head // 4)) <= b.head <= head and "wrong_tokens"
+        tokens = self.windows(b.tail + b.head) * self.seq_len
+        yield (b.tail > self.tails.get(b.node, 0) or b.tokens != tokens) and "wrong_tokens"
+        ends = (bytes.fromhex(text) for text in (key_of(b.node), b.blob, b.salt))
+        run = bytes.fromhex(self.run)
+        made = digest("artel/commitment/v1\0", run, b.round, b.attempt, *ends).hex()
+        yield made != now.commitments[b.node] and "commitment_mismatch"
+        now.shown[b.node] = Record(entry=self.id, tokens=b.tokens, head=b.head, salt=b.salt)
+
+    def round_closed(self, b: Any) -> Rule:
+        phases = ("revealing",) if b.accepted else ("training", "revealing", "applying")
+        now, accepted = self.now(b, *phases), [item["node"] for item in b.accepted]
+        yield not self.led and "wrong_signers"
+        yield now is None and "out_of_order"
+        rejected = {item["node"] for item in b.rejected}
+        yield not rejected <= now.accounts.keys() - set(accepted) and "not_member"
+        for item in b.accepted:
+            shown = now.shown.get(item["node"])
+            yield (not shown or shown.entry != item["entry"]) and "unknown_contribution"
+            yield item["weight"] != shown.tokens and "wrong_tokens"
+        now.accepted, now.phase = accepted, "applying" if accepted else "failed"
+
+    def aggregate(self, b: Any) -> Rule:
+        now = self.now(b, "applying")
+        yield self.by != {key_of(b.node)} and "wrong_signers"
+        yield now is None and "out_of_order"
+        topology = self.config.get("exchange", {}).get("topology", "auto")
+        sharded = topology == "sharded" or (topology == "auto" and len(now.accounts) > 8)
+        yield not sharded and "not_sharded"
+        yield not b.slice < b.slices <= len(now.accounts) and "unknown_slice"
+        maker = now.accepted[(b.slice + b.round) % len(now.accepted)]
+        yield b.node != maker and "not_aggregator"
+        yield b.slice in now.slices and "duplicate"
+        now.slices[b.slice] = b
+
+    def slice_wrong(self, b: Any) -> Rule:
+        now = self.now(b, "applying")
+        yield self.by != {key_of(b.node)} and "wrong_signers"
+        yield now is None and "out_of_order"
+        yield b.node not in now.accepted and "not_member"
+        yield b.slice not in now.slices and "unknown_slice"
+        yield b.node == now.slices[b.slice].node and "own_work"
+        yield b.blob == now.slices[b.slice].blob and "same_blob"
+        yield b.node in now.accused.get(b.slice, ()) and "duplicate"
+        now.accused.setdefault(b.slice, set()).add(b.node)
+
+    def state_agreed(self, b: Any) -> Rule:
+        now, nodes = self.attempt, {key_of(peer) for peer in self.nodes}
+        led = self.by & self.coordinators and self.by - self.coordinators <= nodes
+        yield not led and "wrong_signers"
+        fits = now and now.phase == "applying" and b.round == now.round + 1
+        yield not fits and "out_of_order"
+        agreeing = [peer for peer in now.accepted if key_of(peer) in self.by]
+        yield 2 * len(agreeing) <= len(now.accepted) and "no_majority"
+        yield not now.accused.keys() >= set(b.wrong) and "unknown_slice"
+        due, denied = b.round + self.owned["vesting_rounds"], {now.slices[n].node for n in b.wrong}
+        seed = digest("".join(sorted(shown.salt for shown in now.shown.values())))
+        self.recent = set()
+        for peer in now.accepted:
+            name, shown = now.accounts[peer], now.shown[peer]
+            if peer in denied or self.accounts[name].barred:
+                continue
+            lots = {digest(seed, f"/{peer}/{m}"): m for m, n in now.accounts.items() if n != name}
+            drawn = [lots[lot] for lot in sorted(lots)[: self.owned["auditors"]]]
+            self.grant("compute", shown.entry, name, shown.tokens, due, auditors=drawn)
+            self.recent.add(name)
+        for name, units in sorted(self.text_read(now).items()):
+            if not self.accounts[name].barred:
+                self.grant("data", f"data/{now.round}/{name}", name, units, due)
+        self.states.append(b.root)
+        self.tails = {peer: self.tail(now.round, h) for peer, h in now.steps.items()}
+        self.attempt = None
+        for source in self.due.pop(self.round, []):
+            if source in self.pending:
+                until = self.frozen_until(source)
+                if until > self.round:
+                    self.due.setdefault(until, []).append(source)
+                else:
+                    self.settle(source, "vested")
+
+    def run_closed(self, b: Any) -> Rule:
+        yield not self.led and "wrong_signers"
+        over = b.round == self.round >= self.config["rounds"]["total"]
+        yield not over and "out_of_order"
+        yield b.closing <= self.closed and "duplicate"
+        yield b.closing != self.closed + 1 and "out_of_order"
+        self.closed = b.closing
+        free = [s for s in self.pending if b.closing == 2 or not self.frozen_until(s)]
+        for source in free:
+            self.settle(source, "vested")
+
+    def text_read(self, now: Any) -> Counter[str]:
+        parts, data, used = self.text.get("contributed"), self.config["data"], Counter[str]()
+        if not parts:
+            return used
+        shard, span = data["shard_tokens"], data["span_windows"]
+        full, rest = divmod(self.text["train"]["tokens"], shard)
+        each, last = (max(0, t - 1) // self.seq_len // span for t in (shard, rest or shard))
+        spans = (full - (not rest)) * each + last
+        count, total = self.windows(sum(now.steps.values())), spans * span
+        if count > total:
+            return used
+        start = self.cursor
+        if start % total + count > total:
+            start += total - start % total
+        if start < self.earned_to or start + count > total:
+            return used
+        self.earned_to, ends = start + count, [*accumulate(part["tokens"] for part in parts)]
+        for peer, h in sorted(now.steps.items()):
+            head = h - self.tail(now.round, h)
+            for i in range(self.windows(h)):
+                if peer not in now.accepted or now.shown[peer].head <= i % h < head:
+                    continue
+                slot, window = divmod(start + i, span)
+                where, local = divmod(self.permuted(slot, spans), each or 1)
+                token = where * shard + (local * span + window) * self.seq_len
+                name = parts[bisect_right(ends, token)]["account"]
+                used.update({name: self.seq_len} if name else {})
+            start += self.windows(h)
+        return used
+
+    def permuted(self, x: int, size: int) -> int:
+        key = digest("artel/epoch/v1\0", self.config["run"]["seed"], 0)
+        half = max(1, ((size - 1).bit_length() + 1) // 2)
+        while True:
+            left, right = x >> half, x % (1 << half)
+            for number in range(8):
+                drawn = int.from_bytes(digest(key, bytes([number]), right)[:8], "big")
+                left, right = right, left ^ drawn % (1 << half)
+            x = left << half | right
+            if x < size:
+                return x
+
+    # --- doubt ------------------------------------------------------------------------------------
+
+    def dispute(self, b: Any) -> Rule:
+        yield from self.speaking(b.account)
+        item, owner = self.work(b.contribution), self.accounts[b.account]
+        yield item is None and "not_pending"
+        yield item.account == b.account and "own_work"
+        yield (item.by or item.ruled) and "duplicate"
+        yield owner.barred and "barred"
+        yield owner.vested + owner.pending == 0 and "no_credit"
+        yield owner.open >= 8 and "too_many"
+        self.freeze(item, b.account)
+
+    def verdict(self, b: Any) -> Rule:
+        item, name = self.work(b.contribution), self.nodes.get(b.node, "")
+        yield self.by != {key_of(b.node)} and "wrong_signers"
+        yield item is None and "not_pending"
+        yield (b.node not in item.auditors or name == item.account) and "not_drawn"
+        yield b.node in item.verdicts and "duplicate"
+        yield self.accounts[name].barred and "barred"
+        item.verdicts[b.node] = b.verdict
+        if b.verdict == "reject" and not item.by and not item.ruled:
+            self.freeze(item, name)
+        source, due = f"audit/{b.contribution}/{b.node}", max(item.due, self.round + 1)
+        self.grant("audit", source, name, item.units, due, about=b.contribution)
+
+    def ruling(self, b: Any) -> Rule:
+        item, dismissed = self.work(b.contribution), b.decision == "dismissed"
+        yield not self.by <= self.arbiters and "wrong_signers"
+        yield len(self.by) < self.owned["arbiter_quorum"] and "no_quorum"
+        yield item is None and "not_pending"
+        yield item.ruled and dismissed and "duplicate"
+        for peer, said in item.verdicts.items():
+            source = f"audit/{b.contribution}/{peer}"
+            if said == ("reject" if dismissed else "accept") and source in self.pending:
+                self.settle(source, "invalidated")
+        if dismissed:
+            item.ruled = True
+            self.thaw(item)
+            if self.round >= item.due or self.closed:
+                self.settle(b.contribution, "vested")
+        elif b.decision == "soft":
+            self.settle(b.contribution, "invalidated")
+        else:
+            self.bar(item.account)
+
+    def transfer(self, b: Any) -> Rule:
+        yield from self.speaking(b.account)
+        giver, taker = self.accounts[b.account], self.named(b.to)
+        yield (not self.owned["transfers"] or b.to == b.account) and "not_allowed"
+        yield taker is None and "unknown_account"
+        yield b.seq != giver.seq + 1 and "wrong_sequence"
+        yield b.amount > giver.vested and "not_enough"
+        giver.seq, giver.vested, giver.sent = b.seq, giver.vested - b.amount, giver.sent + b.amount
+        taker.vested, taker.received = taker.vested + b.amount, taker.received + b.amount
+
+    # --- witnesses --------------------------------------------------------------------------------
+
+    def witnessed(self, b: Any) -> Rule:
+        yield not self.led and "wrong_signers"
+        yield not self.witnessed_size < b.size <= self.index and "out_of_order"
+        peers = [item["node"] for item in b.cosignatures]
+        yield not self.nodes.keys() >= set(peers) and "unknown_node"
+        root = b64encode(bytes.fromhex(b.root)).decode()
+        text = f"artel/{self.run}/term/{b.term}\n{b.size}\n{root}\n"
+        for item in b.cosignatures:
+            signature = bytes.fromhex(item["signature"])
+            good = cosigned(key_of(item["node"]), item["time"], signature, text)
+            yield not good and "bad_cosignature"
+        self.witnessed_size = b.size
+        for name in sorted({self.nodes[p] for p in peers if key_of(p) not in self.convicted}):
+            owner = self.accounts[name]
+            if owner.barred:
+                continue
+            units, owner.mark = b.size - owner.mark, max(owner.mark, b.size)
+            if units > 0 and name in self.recent and not self.closed:
+                due = self.round + max(1, self.owned["vesting_rounds"])
+                self.grant("witness", f"witness/{b.size}/{name}", name, units, due)
+
+    def split_seen(self, b: Any) -> Rule:
+        yield from self.speaking(b.account)
+        key = self.culprit(b.evidence)
+        yield not key and "proves_nothing"
+        yield key in self.convicted and "duplicate"
+        self.convicted.add(key)
+        for name in {name for peer, name in self.nodes.items() if key_of(peer) == key}:
+            self.bar(name)
+
+    def culprit(self, shown: dict[str, Any]) -> str:
+        """The key (hex) that signed two histories, or ""."""
+        notes = [shown[side].rpartition("\n\n") for side in ("first", "second")]
+        heads, name = [text.split("\n") for text, _, _ in notes], notes[0][2].split(" ")[1]
+        origin, peer = heads[0][0], name.removeprefix("artel/witness/")
+        log, witness = name == origin, peer != name and peer in self.nodes
+        keys = self.coordinators if log else {key_of(peer)} if witness else set[str]()
+        if not origin.startswith(f"artel/{self.run}/term/") or not keys:
+            return ""
+        for key in keys:
+            mark = sha256(f"{name}\n".encode() + bytes([1 if log else 4]) + bytes.fromhex(key))
+            lines = [b64decode(line.split(" ")[2]) for _, _, line in notes]
+            if not all(line.startswith(mark.digest()[:4]) for line in lines):
+                continue
+            for (text, _, _), line in zip(notes, lines, strict=True):
+                text, time = text + "\n", int.from_bytes(line[4:12], "big")
+                if not (
+                    holds(key, line[4:], text.encode())
+                    if log
+                    else cosigned(key, time, line[12:], text)
+                ):
+                    return ""
+            return key if self.differ(shown, heads) else ""
+        return ""
+
+    def differ(self, shown: dict[str, Any], heads: list[list[str]]) -> bool:
+        if "index" not in shown:
+            return heads[0][2] != heads[1][2]
+        one, other = map(b64decode, shown["leaves"])
+        proven = all(
+            led_to(b64decode(leaf), shown["index"], int(head[1]), proof) == b64decode(head[2])
+            for leaf, head, proof in zip(shown["leaves"], heads, shown["proofs"], strict=True)
+        )
+        return one != other and proven
+
+
+def cosigned(key: str, time: int, signature: bytes, text: str) -> bool:
+    return holds(key, signature, f"cosignature/v1\ntime {time}\n{text}".encode())
+
+
+def led_to(node: bytes, index: int, size: int, proof: list[str]) -> bytes:
+    """Where an inclusion proof leads (RFC 9162 section 2.1.3.2)."""
+    last, index = (size - 1, index) if index < size else (0, 1)
+    for step in map(b64decode, proof):
+        if index % 2 or index == last:
+            node = digest(b"\1", step, node)
+            while not index % 2 and index:
+                index, last = index >> 1, last >> 1
+        else:
+            node = digest(b"\1", node, step)
+        index, last = index >> 1, last >> 1
+    return node if last == 0 and index == 0 else b""
