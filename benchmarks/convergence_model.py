@@ -25,7 +25,8 @@ from artel.protocol import model
 from artel.protocol.manifest import Manifest
 from artel.protocol.run_config import RunConfig
 from artel.protocol.state import Layout, Vector
-from artel.protocol.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer, train_bpe
+from artel.protocol.tokenizer import BYTES_VOCAB, Tokenizer
+from artel.protocol.tokenizer import train as train_tokenizer
 
 SKIPPED_DIRECTORIES = {
     "site-packages",
@@ -56,10 +57,8 @@ class Corpus:
         train, held_out = _texts()
         self.files = len(train) + len(held_out)
         self.bytes = sum(len(text.encode()) for text in train)
-        tokenizer: Tokenizer = ByteTokenizer()
-        if vocab_size is not None:
-            step = max(1, self.bytes // BPE_BYTES)
-            tokenizer = BpeTokenizer(train_bpe(train[::step], vocab_size))
+        step = max(1, self.bytes // BPE_BYTES)
+        tokenizer = Tokenizer(train_tokenizer(train[::step], vocab_size or BYTES_VOCAB))
         self.vocab_size = tokenizer.vocab_size
         self.train, self.held_out = (_tokens(tokenizer, part) for part in (train, held_out))
         held_out_bytes = sum(len(text.encode()) for text in held_out)

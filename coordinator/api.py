@@ -8,7 +8,6 @@ shares come from the ledger.
 from __future__ import annotations
 
 import asyncio
-import base64
 from collections import Counter
 from statistics import mean
 from typing import Any
@@ -16,8 +15,6 @@ from typing import Any
 from artel.coordinator.metrics import RoundMetrics
 from artel.coordinator.service import Coordinator
 from artel.coordinator.wording import exchange_words
-from artel.ledger import entries
-from artel.ledger.store import finality
 from artel.ledger.tlog.checkpoint import parse_checkpoint
 from artel.ledger.web.standing import standing
 from artel.protocol import rounds
@@ -65,34 +62,6 @@ async def status_facts(core: Coordinator) -> dict[str, Any]:
 def rounds_facts(core: Coordinator, last: int) -> dict[str, Any]:
     """The newest ``last`` rounds that have numbers, oldest first."""
     return {"total": core.rules.total, "rounds": core.metrics.table(last)}
-
-
-async def entries_facts(core: Coordinator, start: int, count: int) -> dict[str, Any]:
-    """Up to ``count`` ledger entries from index ``start`` on; ``leaf`` is the base64 of the bytes
-    that the Merkle tree holds, the rest is what they say."""
-    store = core.ledger.store
-    leaves = await asyncio.to_thread(lambda: list(store.leaves(start, start + count)))
-    return {
-        "size": store.size,
-        "start": start,
-        "entries": [_entry(start + i, leaf) for i, leaf in enumerate(leaves)],
-    }
-
-
-async def checkpoint_note(core: Coordinator) -> str:
-    """The newest signed tree head, with the cosignatures that are known."""
-    return await asyncio.to_thread(finality.newest_note, core.ledger.store, core.heads)
-
-
-def _entry(index: int, leaf: bytes) -> dict[str, Any]:
-    entry = entries.decode(leaf)
-    return {
-        "index": index,
-        "id": entry.id,
-        "kind": entry.kind,
-        "body": entry.body.to_dict(),
-        "leaf": base64.b64encode(leaf).decode(),
-    }
 
 
 def _node(core: Coordinator, peer: str, now: float) -> dict[str, Any]:

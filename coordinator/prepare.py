@@ -125,8 +125,7 @@ def _published(home: Path) -> bytes:
 
 def required_blobs(manifest: Manifest, store: BlobStore) -> Iterator[str]:
     """What a coordinator needs to start the run: tokenizer, indexes, shards, first state."""
-    if manifest.tokenizer.id:
-        yield manifest.tokenizer.id
+    yield manifest.tokenizer.id
     yield manifest.initial_state
     for facts in (manifest.data.train, manifest.data.validation):
         yield facts.index
@@ -204,20 +203,11 @@ def _stage(report: Progress, name: str) -> Callable[[float], None]:
 def _tokenizer(
     config: RunConfig, train: Sequence[sources.Text], store: BlobStore
 ) -> tuple[tokenizers.Tokenizer, TokenizerFacts]:
-    if config.tokenizer.kind == "bytes":
-        return tokenizers.ByteTokenizer(), TokenizerFacts(id="", vocab_size=257)
-    data = tokenizers.train_bpe(
-        _training_sample(train, TOKENIZER_SAMPLE_BYTES), config.tokenizer.vocab_size
-    )
-    tokenizer = tokenizers.BpeTokenizer(data)
+    chosen = sources.sample(train, TOKENIZER_SAMPLE_BYTES)
+    texts = (text for part in chosen for text, _ in sources.pieces(part))
+    data = tokenizers.train(texts, config.tokenizer.vocab_size)
+    tokenizer = tokenizers.Tokenizer(data)
     return tokenizer, TokenizerFacts(id=store.put(data), vocab_size=tokenizer.vocab_size)
-
-
-def _training_sample(parts: Sequence[sources.Text], limit: int) -> Iterator[str]:
-    """Text for the tokenizer: parts drawn as in :func:`sources.sample`, cut to ``limit`` bytes."""
-    for part in sources.sample(parts, limit):
-        for text, _ in sources.pieces(part):
-            yield text
 
 
 def _write_shards(

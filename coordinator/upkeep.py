@@ -59,8 +59,7 @@ class Upkeep:
         """Say what the content of the prepared run is, so that its bytes are counted as that."""
         blobs, manifest = self._core.blobs, self._core.manifest
         blobs.label("state", manifest.initial_state)
-        if manifest.tokenizer.id:
-            blobs.label("data", manifest.tokenizer.id)
+        blobs.label("data", manifest.tokenizer.id)
         for facts in (manifest.data.train, manifest.data.validation):
             if (path := blobs.path(facts.index)) is not None:
                 index = shards.decode_index(path.read_bytes(), facts)

@@ -8,8 +8,6 @@
 ``GET /api/v1/status``                phase, round, nodes, loss, ledger size and root
 ``GET /api/v1/rounds?last=N``         numbers of the newest N rounds (1 to 1000, default 50)
 ``GET /api/v1/shares``                who owns what
-``GET /api/v1/ledger/checkpoint``     the newest signed tree head, a C2SP note as text/plain
-``GET /api/v1/ledger/entries``        entries with their leaf bytes: ``?start=I&count=N``, N <= 100
 ``/ledger/...``, ``/entry/...``, ...  the ledger itself; see :mod:`ledger.web.site`
 ====================================  ==============================================================
 
@@ -29,7 +27,7 @@ from artel.coordinator import api
 from artel.coordinator.gauges import gauges
 from artel.coordinator.page import TEMPLATES, run_page
 from artel.coordinator.service import Coordinator
-from artel.ledger.web.answers import MAX_NUMBER, note_text, whole
+from artel.ledger.web.answers import whole
 from artel.ledger.web.exposition import exposed
 from artel.ledger.web.lists import shares_data
 from artel.ledger.web.server import Gate, Limits
@@ -37,8 +35,6 @@ from artel.ledger.web.site import LedgerSite
 from artel.protocol.invite import Invite
 
 DEFAULT_ROUNDS, MAX_ROUNDS = 50, 1000
-MAX_ENTRIES = 100
-"""Entries of up to 8 KiB in one reply; with base64 and the decoded body about 2 MB."""
 PAGE_ROUNDS = 400
 """Rounds that the page's plot shows; its table shows fewer."""
 Document = dict[str, Any]
@@ -84,10 +80,8 @@ class RunPage:
             ("status", self._status),
             ("rounds", self._rounds),
             ("shares", self._shares),
-            ("ledger/entries", self._entries),
         ):
             app.router.add_get(f"/api/v1/{name}", _json(document))
-        app.router.add_get("/api/v1/ledger/checkpoint", self._checkpoint)
         self.site.add_routes(app)
         return app
 
@@ -104,9 +98,6 @@ class RunPage:
     async def _metrics(self, request: web.Request) -> web.Response:
         return exposed(self._gate, gauges(await self._status(request)))
 
-    async def _checkpoint(self, request: web.Request) -> web.Response:
-        return note_text(await api.checkpoint_note(self._core))
-
     # --- documents --------------------------------------------------------------------------------
 
     async def _run(self, request: web.Request) -> Document:
@@ -116,16 +107,12 @@ class RunPage:
         return await api.status_facts(self._core)
 
     async def _rounds(self, request: web.Request) -> Document:
-        last = _number(request, "last", DEFAULT_ROUNDS, 1, MAX_ROUNDS)
+        given = request.query.getall("last", [str(DEFAULT_ROUNDS)])
+        last = whole(given[0] if len(given) == 1 else "", "last", 1, MAX_ROUNDS)
         return api.rounds_facts(self._core, last)
 
     async def _shares(self, request: web.Request) -> Document:
         return await self.site.read(shares_data)
-
-    async def _entries(self, request: web.Request) -> Document:
-        start = _number(request, "start", 0, 0)
-        count = _number(request, "count", MAX_ENTRIES, 1, MAX_ENTRIES)
-        return await api.entries_facts(self._core, start, count)
 
 
 def _json(
@@ -135,9 +122,3 @@ def _json(
         return web.json_response(await document(request))
 
     return answer
-
-
-def _number(request: web.Request, name: str, default: int, low: int, high: int = MAX_NUMBER) -> int:
-    """A whole number from the query, given once at most."""
-    given = request.query.getall(name, [str(default)])
-    return whole(given[0] if len(given) == 1 else "", name, low, high)

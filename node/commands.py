@@ -335,7 +335,7 @@ def export(
     from artel.node.newest import newest
 
     with newest(expanded(home)) as found:
-        pretrained.export(found.manifest, found.state, found.tokenizer, out, root=found.root)
+        pretrained.export(found, out)
     return show(
         {"out": str(out), "state": found.root},
         (
@@ -370,14 +370,7 @@ def sample(
 
     with newest(expanded(home)) as found:
         text = pretrained.sample(
-            found.manifest,
-            found.state,
-            found.tokenizer,
-            root=found.root,
-            prompt=prompt,
-            max_tokens=tokens,
-            temperature=temperature,
-            seed=seed,
+            found, prompt, max_tokens=tokens, temperature=temperature, seed=seed
         )
     sys.stdout.write(text + "\n")
     return EXIT_OK

@@ -16,6 +16,7 @@ from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host
 from artel.protocol.shards import ShardIndex
 from artel.protocol.tasks import together
+from artel.protocol.tokenizer import MAX_TOKENIZER_BYTES
 
 Windows = list[Window]
 """In training order: what the trainer reads."""
@@ -119,20 +120,25 @@ class Corpus:
     async def _index(self, split: SplitFacts) -> ShardIndex:
         known = self._indexes.get(split.index)
         if known is None:
-            here = self._blobs.has(split.index)
-            found = {} if here else await holders.records(self._host, self._run)
-            path = await transfer.fetch(
-                self._host,
-                self._blobs,
-                split.index,
-                holders.ranked(found, split.index, [self._fallback]),
-                max_bytes=shards.MAX_INDEX_BYTES,
-                kind="data",
-            )
-            self._blobs.pin(split.index)
+            path = await self._kept(split.index, shards.MAX_INDEX_BYTES)
             known = shards.decode_index(await asyncio.to_thread(path.read_bytes), split)
             self._indexes[split.index] = known
         return known
+
+    async def tokenizer(self) -> Path:
+        """The run's tokenizer, for whoever exports the model or lets it write."""
+        return await self._kept(self._manifest.tokenizer.id, MAX_TOKENIZER_BYTES)
+
+    async def _kept(self, blob: str, max_bytes: int) -> Path:
+        """Content that every node of the run has, and keeps."""
+        here = self._blobs.has(blob)
+        found = {} if here else await holders.records(self._host, self._run)
+        ranked = holders.ranked(found, blob, [self._fallback])
+        path = await transfer.fetch(
+            self._host, self._blobs, blob, ranked, max_bytes=max_bytes, kind="data"
+        )
+        self._blobs.pin(blob)
+        return path
 
     async def _holders(self, missing: Sequence[int], index: ShardIndex, first: int) -> Known:
         """Whom to ask for each missing shard: nodes that say they hold it, then the coordinator."""

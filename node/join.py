@@ -35,13 +35,13 @@ from artel.node.supervisor import Trainer
 from artel.node.sync import States, delta_bytes
 from artel.node.trainer.channel import TrainerError
 from artel.node.trainer.orders import Benchmark, Choose, Load, Loaded, Measured
-from artel.protocol import assignment, files, messages, tokenizer
+from artel.protocol import assignment, files, messages
 from artel.protocol.errors import ArtelError, CheckFailed, ResourceError, Unfit, Unreachable
 from artel.protocol.events import emit
 from artel.protocol.identity import Identity
 from artel.protocol.invite import Invite
 from artel.protocol.manifest import Manifest
-from artel.protocol.net import dht, transfer
+from artel.protocol.net import dht
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host
 from artel.protocol.tasks import beside
@@ -187,21 +187,8 @@ async def _join(
     _show(more, say)
     if not 0 < welcome.payload_bytes <= 8 * manifest.model.parameters + (1 << 20):
         raise CheckFailed("the coordinator names an impossible size for contributions")
-    if manifest.tokenizer.id:
-        here = blobs.has(manifest.tokenizer.id)
-        found = {} if here else await holders.records(host, run)
-        ranked = holders.ranked(found, manifest.tokenizer.id, [link.coordinator])
-        await waiting.insist(
-            lambda: transfer.fetch(
-                host,
-                blobs,
-                manifest.tokenizer.id,
-                ranked,
-                max_bytes=tokenizer.MAX_TOKENIZER_BYTES,
-                kind="data",
-            )
-        )
-        blobs.pin(manifest.tokenizer.id)
+    corpus = Corpus(host, blobs, manifest, run, link.coordinator)
+    await waiting.insist(corpus.tokenizer)
     states.found_on_disk(replica.state.states)
 
     async def load() -> tuple[str, Loaded, Measured]:
@@ -227,7 +214,6 @@ async def _join(
     if options.check and not verdict.keeps_up:
         raise _cannot_keep_up(ResourceError, verdict, manifest)
     say(verdict.sentence(rounds.box_s or rounds.deadline_s) + f" ({loaded.device})")
-    corpus = Corpus(host, blobs, manifest, run, link.coordinator)
     daemon = Daemon(session, states, corpus, welcome.payload_bytes, say)
     # The coordinator assigns the steps of a time-boxed round by it.
     daemon.worker.progress.tokens_per_second = measured.tokens_per_second

@@ -28,11 +28,11 @@ TRIES = 5
 class Newest:
     """The newest agreed state that a home holds, open, and what is needed to read it."""
 
+    run: str
+    manifest: Manifest
     root: str
     state: BufferedReader
-    manifest: Path
-    tokenizer: Path | None
-    """None for a run on bytes."""
+    tokenizer: Path
 
 
 @contextlib.contextmanager
@@ -55,8 +55,7 @@ def newest(home: Path) -> Iterator[Newest]:
             for root in reversed(_agreed(home, run)):
                 state = held.get(str(blobs / root))
                 if state is not None:
-                    tokens = blobs / manifest.tokenizer.id if manifest.tokenizer.id else None
-                    yield Newest(root, state, path, tokens)
+                    yield Newest(run, manifest, root, state, blobs / manifest.tokenizer.id)
                     return
     raise UsageError(f"{home} holds no agreed state yet", "wait until the node has synced")
 

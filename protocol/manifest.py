@@ -26,8 +26,8 @@ MAX_MANIFEST_BYTES = 5600
 class TokenizerFacts(Section):
     """The tokenizer that was trained."""
 
-    id: OptionalDigest
-    """Content id of its tokenizer.json; empty for bytes."""
+    id: Digest
+    """Content id of its tokenizer.json."""
     vocab_size: Annotated[int, Field(ge=257, le=262_144)]
     """Tokens in the vocabulary; a small text can give fewer than asked for."""
 
@@ -108,8 +108,6 @@ class Manifest(Section):
         contributed = sum(part.tokens for part in self.data.contributed)
         if contributed not in (0, self.data.train.tokens):
             raise Conflict("the contributed stretches are not the training split")
-        if (self.config.tokenizer.kind == "bytes") != (self.tokenizer.id == ""):
-            raise Conflict("only a bpe tokenizer has a file")
         if self.data.dtype != ("uint16" if self.tokenizer.vocab_size <= 1 << 16 else "uint32"):
             raise Conflict("the dtype of the tokens does not fit the vocabulary")
         return self

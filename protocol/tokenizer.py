@@ -1,9 +1,9 @@
-"""Text to tokens and back: plain bytes, or byte-level BPE trained on the run's own data.
+"""Text to tokens and back: byte-level BPE (the GPT-2 scheme) trained on the run's own data.
 
-Both are lossless on any text, and both have an end-of-text token that stands between documents:
-256 for bytes, 0 for BPE. A BPE tokenizer is stored as the ``tokenizer.json`` of the ``tokenizers``
-library, so that any program that reads those can use it. Since that file comes from a stranger,
-only the one shape that :func:`train_bpe` writes is accepted (no regular expressions, no
+Lossless on any text; token 0 is end-of-text, which stands between documents. A run on plain bytes
+has the same without a single merge. A tokenizer is stored as the ``tokenizer.json`` of the
+``tokenizers`` library, so that any program that reads those can use it. Since that file comes from
+a stranger, only the one shape that :func:`train` writes is accepted (no regular expressions, no
 normalisers).
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,53 +22,21 @@ Ids = npt.NDArray[np.uint32]
 """Token ids of one text, shape (T,)."""
 
 END_OF_TEXT = "<|endoftext|>"
+BYTES_VOCAB = 257
+"""Tokens without any merge: end-of-text, and one for each byte."""
 MAX_TOKENIZER_BYTES = 64 << 20
 
 
-class Tokenizer(Protocol):
-    """What the data path and the sampler need of a tokenizer."""
+class Tokenizer:
+    """A run's tokenizer, over the ``tokenizers`` library."""
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens."""
-
-    @property
-    def end_of_text(self) -> int:
-        """The token between documents."""
-
-    def encode(self, texts: Sequence[str]) -> list[Ids]:
-        """Tokens of each text, without the end-of-text token."""
-
-    def to_bytes(self, ids: Iterable[int]) -> bytes:
-        """The exact UTF-8 bytes that the tokens stand for; end-of-text stands for none."""
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of the tokens; bytes that are no UTF-8 become U+FFFD."""
-
-
-class ByteTokenizer:
-    """One token per UTF-8 byte, and 256 for end-of-text."""
-
-    vocab_size = 257
-    end_of_text = 256
-
-    def encode(self, texts: Sequence[str]) -> list[Ids]:
-        return [np.frombuffer(text.encode(), np.uint8).astype(np.uint32) for text in texts]
-
-    def to_bytes(self, ids: Iterable[int]) -> bytes:
-        return bytes(token for token in ids if token < 256)
-
-    def decode(self, ids: Iterable[int]) -> str:
-        return self.to_bytes(ids).decode("utf-8", "replace")
-
-
-class BpeTokenizer:
-    """Byte-level BPE (the GPT-2 scheme) over the ``tokenizers`` library."""
+    end_of_text = 0
+    """The token between documents."""
 
     def __init__(self, data: bytes) -> None:
         """Load a ``tokenizer.json``.
 
-        :raises DecodeError: when it is no byte-level BPE tokenizer of ours
+        :raises DecodeError: when it is no tokenizer of ours
         """
         from tokenizers import Tokenizer as Library
 
@@ -81,7 +49,7 @@ class BpeTokenizer:
         library.encode_special_tokens = True
         self._library: Any = library
         self.vocab_size: int = library.get_vocab_size()
-        bytes_of = {char: byte for byte, char in enumerate(byte_characters())}
+        bytes_of = {char: byte for byte, char in enumerate(_byte_characters())}
         self._pieces: list[bytes] = []  # bytes of each token
         for token in range(self.vocab_size):
             text = library.id_to_token(token)
@@ -89,37 +57,25 @@ class BpeTokenizer:
                 raise DecodeError(f"the tokenizer's token {token} stands for no bytes")
             self._pieces.append(bytes(bytes_of[char] for char in text) if token else b"")
 
-    @property
-    def end_of_text(self) -> int:
-        return 0
-
     def encode(self, texts: Sequence[str]) -> list[Ids]:
+        """Tokens of each text, without the end-of-text token."""
         encodings = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
     def to_bytes(self, ids: Iterable[int]) -> bytes:
+        """The exact UTF-8 bytes that the tokens stand for; end-of-text stands for none."""
         return b"".join(self._pieces[token] for token in ids)
 
     def decode(self, ids: Iterable[int]) -> str:
+        """The text of the tokens; bytes that are no UTF-8 become U+FFFD."""
         return self.to_bytes(ids).decode("utf-8", "replace")
 
 
-def load(kind: str, data: bytes | None) -> Tokenizer:
-    """The tokenizer of a run: ``kind`` of the manifest, and its blob (None for bytes).
-
-    :raises DecodeError: when the blob is no tokenizer of ours
-    """
-    if kind == "bytes":
-        return ByteTokenizer()
-    if data is None:
-        raise DecodeError("a BPE tokenizer needs its tokenizer.json")
-    return BpeTokenizer(data)
-
-
-def train_bpe(texts: Iterable[str], vocab_size: int) -> bytes:
+def train(texts: Iterable[str], vocab_size: int) -> bytes:
     """Train byte-level BPE; returns its ``tokenizer.json``, the same bytes for the same texts.
 
-    A small text has fewer pairs to merge, and then the vocabulary is smaller than asked for.
+    A small text has fewer pairs to merge, and then the vocabulary is smaller than asked for. With
+    :data:`BYTES_VOCAB` nothing is merged, whatever the texts are: each token is a byte.
     """
     from tokenizers import Tokenizer as Library
     from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -138,7 +94,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> bytes:
 
 
 def _require_plain(data: bytes) -> None:
-    """Only what :func:`train_bpe` writes; everything else could run slow patterns on our texts."""
+    """Only what :func:`train` writes; everything else could run slow patterns on our texts."""
     if len(data) > MAX_TOKENIZER_BYTES:
         raise DecodeError(f"tokenizer of {len(data)} bytes, at most {MAX_TOKENIZER_BYTES} allowed")
     try:
@@ -161,7 +117,7 @@ def _require_plain(data: bytes) -> None:
         raise DecodeError("the tokenizer is not byte-level BPE with one end-of-text token 0")
 
 
-def byte_characters() -> list[str]:
+def _byte_characters() -> list[str]:
     """The printable character that byte-level BPE writes for each byte (GPT-2's table)."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = iter(range(0x100, 0x200))

@@ -22,7 +22,6 @@ from artel.protocol.net.blobs import BlobStore
 from artel.protocol.run_config import StdlibSource
 from artel.protocol.shards import ShardIndex, decode_index, decode_shard
 from artel.protocol.tokenizer import Tokenizer
-from artel.protocol.tokenizer import load as load_tokenizer
 from text_world import RUN, text_source, texts_of, write_run, write_texts
 
 
@@ -44,7 +43,8 @@ def read_split(prepared: Prepared, home: Path, name: str) -> tuple[ShardIndex, n
 
 def tokenizer_of(prepared: Prepared, home: Path) -> Tokenizer:
     path = BlobStore(home / "blobs").path(prepared.manifest.tokenizer.id)
-    return load_tokenizer("bpe", path.read_bytes() if path else None)
+    assert path is not None
+    return Tokenizer(path.read_bytes())
 
 
 def documents(tokens: np.ndarray, tokenizer: Tokenizer) -> set[str]:
@@ -128,9 +128,9 @@ def test_contributed_text_is_named_in_the_order_of_its_tokens(tmp_path: Path) ->
     start = 0
     for part, names in zip(parts, wanted, strict=True):
         stretch = tokens[start : start + part.tokens]
-        written = bytes(int(token) for token in stretch if token < 256).decode()
+        written = tokenizer_of(run, tmp_path / "home").decode(stretch.tolist())
         assert {line.split(" ")[0] for line in written.splitlines()} == names
-        assert stretch[-1] == 256
+        assert stretch[-1] == Tokenizer.end_of_text
         start += part.tokens
     # And the ledger reads it from the manifest.
     genesis = decode(run.envelope).body
@@ -177,7 +177,7 @@ def test_a_changed_file_needs_a_new_home(prepared: tuple[Prepared, Path], tmp_pa
 def test_a_missing_part_of_a_prepared_run_is_noticed(tmp_path: Path) -> None:
     path = write_run(tmp_path, RUN.replace('kind = "bpe"\nvocab_size = 300', 'kind = "bytes"'))
     run = prepare(path, tmp_path / "home")
-    assert run.manifest.tokenizer.id == ""
+    assert run.manifest.tokenizer.vocab_size == 257
     (tmp_path / "home" / "blobs" / run.manifest.initial_state).unlink()
     with pytest.raises(CheckFailed, match="lacks"):
         prepare(path, tmp_path / "home")

@@ -19,17 +19,15 @@ from prometheus_client.parser import text_string_to_metric_families
 from artel.coordinator.metrics import Metrics
 from artel.coordinator.sequencer import Sequencer
 from artel.coordinator.service import Coordinator, Peer
-from artel.coordinator.web import MAX_ENTRIES, RunPage
-from artel.ledger import entries
+from artel.coordinator.web import RunPage
 from artel.ledger.entries import reasons
 from artel.ledger.entries.words import short_peer
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.tlog import note
-from artel.ledger.tlog.checkpoint import Checkpoint, open_checkpoint, origin_of
+from artel.ledger.tlog.checkpoint import Checkpoint, origin_of
 from artel.ledger.tlog.cosignature import add_lines, open_cosigned, witness_key
 from artel.ledger.tlog.note import VerifierKey
-from artel.protocol import merkle
 from artel.protocol.invite import Invite
 from artel.protocol.manifest import (
     DataFacts,
@@ -85,7 +83,7 @@ def published(world: World) -> Manifest:
         config=parse_config(RUN.encode(), "RUN.toml"),
         organiser=world.organiser.key,
         coordinators=(world.coordinator.key,),
-        tokenizer=TokenizerFacts(id="", vocab_size=257),
+        tokenizer=TokenizerFacts(id=digest("tokenizer"), vocab_size=257),
         data=DataFacts(train=split, validation=split, dtype="uint16"),
         model=ModelFacts(layout=LAYOUT.digest, parameters=LAYOUT.parameters),
         initial_state=digest("state 0"),
@@ -268,7 +266,7 @@ async def test_cosignatures_make_the_ledger_final_on_every_display(
     assert "/ledger/final" in page.links
     entry = read(await (await client.get("/entry/3")).text())
     assert next(entry.all("span")).attributes["class"] == "pill"
-    for path in ("/ledger/final", "/ledger/checkpoint", "/api/v1/ledger/checkpoint"):
+    for path in ("/ledger/final", "/ledger/checkpoint"):
         signed = await (await client.get(path)).text()
         keys = [VerifierKey(origin_of(world.run), world.coordinator.public)]
         witness = witness_key(world.members[0].peer_id)
@@ -289,34 +287,6 @@ async def test_rounds_are_limited_to_the_newest(client: Client) -> None:
     assert [row["round"] for row in newest["rounds"]] == [1]
 
 
-async def test_a_stranger_can_check_the_ledger_with_what_the_api_serves(
-    client: Client, world: World
-) -> None:
-    signed = await client.get("/api/v1/ledger/checkpoint")
-    assert signed.content_type == "text/plain"
-    head = open_checkpoint(await signed.text(), origin_of(world.run), [world.coordinator.key])
-    leaves: list[bytes] = []
-    while len(leaves) < head.size:
-        page = await get(client, f"/api/v1/ledger/entries?start={len(leaves)}&count=4")
-        assert 1 <= len(page["entries"]) <= 4
-        leaves += [base64.b64decode(entry["leaf"]) for entry in page["entries"]]
-    assert merkle.root(map(merkle.leaf_hash, leaves)) == head.root
-
-
-async def test_an_entry_says_what_its_leaf_says(client: Client, world: World) -> None:
-    page = await get(client, "/api/v1/ledger/entries?start=1&count=1")
-    (entry,) = page["entries"]
-    decoded = entries.decode(base64.b64decode(entry["leaf"]))
-    assert (entry["index"], entry["id"], entry["kind"]) == (1, decoded.id, "account")
-    assert entry["body"] == decoded.body.to_dict()
-
-
-async def test_entries_behind_the_end_are_none(client: Client, core: Coordinator) -> None:
-    size = core.ledger.store.size
-    page = await get(client, f"/api/v1/ledger/entries?start={size}")
-    assert (page["size"], page["entries"]) == (size, [])
-
-
 @pytest.mark.parametrize(
     "path",
     [
@@ -327,10 +297,7 @@ async def test_entries_behind_the_end_are_none(client: Client, core: Coordinator
         "/api/v1/rounds?last=1&last=2",
         "/api/v1/rounds?last=%D9%A1",
         "/api/v1/rounds?last=1e3",
-        f"/api/v1/ledger/entries?count={MAX_ENTRIES + 1}",
-        "/api/v1/ledger/entries?count=0",
-        "/api/v1/ledger/entries?start=99999999999999999999",
-        "/api/v1/ledger/entries?start=%00",
+        "/api/v1/rounds?last=%00",
     ],
 )
 async def test_numbers_out_of_bounds_are_refused(client: Client, path: str) -> None:

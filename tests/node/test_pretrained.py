@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from artel.node import pretrained
 from artel.protocol import content, model, tokenizer
-from artel.protocol.errors import DecodeError, UsageError
+from artel.protocol.errors import CheckFailed, DecodeError, UsageError
 from artel.protocol.state import State, read_state, write_state
 from trainer_world import World, make_world
 
@@ -31,7 +32,8 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_transformers_loads_the_model_and_computes_the_same(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pretrained.export(world.manifest, world.state, world.tokenizer, tmp_path / "model")
+    with world.newest() as found:
+        pretrained.export(found, tmp_path / "model")
     assert capsys.readouterr() == ("", "")  # no progress bars of the library either
     card = (tmp_path / "model" / "README.md").read_text()
     assert content.file_content_id(world.state) in card
@@ -52,10 +54,10 @@ def test_transformers_loads_the_model_and_computes_the_same(
 
 
 def test_the_exported_tokenizer_gives_the_tokens_of_the_run(world: World, tmp_path: Path) -> None:
-    pretrained.export(world.manifest, world.state, world.tokenizer, tmp_path / "model")
+    with world.newest() as found:
+        pretrained.export(found, tmp_path / "model")
     theirs = AutoTokenizer.from_pretrained(tmp_path / "model")
-    data = world.tokenizer.read_bytes() if world.tokenizer else None
-    ours = tokenizer.load(world.run.config.tokenizer.kind, data)
+    ours = tokenizer.Tokenizer(world.tokenizer.read_bytes())
     ids = [int(token) for token in ours.encode([TEXT])[0]]
     assert theirs(TEXT)["input_ids"] == ids
     assert theirs.decode(ids) == TEXT
@@ -65,8 +67,8 @@ def test_the_exported_tokenizer_gives_the_tokens_of_the_run(world: World, tmp_pa
 
 def test_a_sample_follows_its_seed_and_ends_in_time(world: World) -> None:
     def text(**keys: float) -> str:
-        where = (world.manifest, world.state, world.tokenizer)
-        return pretrained.sample(*where, prompt="def ", max_tokens=40, **keys)  # type: ignore[arg-type]
+        with world.newest() as found:
+            return pretrained.sample(found, "def ", max_tokens=40, **keys)  # type: ignore[arg-type]
 
     assert text(seed=1) == text(seed=1)
     assert text(seed=1) != text(seed=2)
@@ -77,15 +79,12 @@ def test_wrong_inputs_are_refused_before_anything_is_written(world: World, tmp_p
     used = tmp_path / "used"
     used.mkdir()
     (used / "file").touch()
-    with pytest.raises(UsageError, match="not empty"):
-        pretrained.export(world.manifest, world.state, world.tokenizer, used)
+    with world.newest() as found, pytest.raises(UsageError, match="not empty"):
+        pretrained.export(found, used)
     cut = tmp_path / "cut.bin"
     cut.write_bytes(world.state.read_bytes()[:-4])
-    with pytest.raises(DecodeError):
-        pretrained.export(world.manifest, cut, world.tokenizer, tmp_path / "model")
-    if world.tokenizer is not None:
-        with pytest.raises(UsageError, match="not the tokenizer"):
-            pretrained.export(world.manifest, world.state, cut, tmp_path / "model")
-        with pytest.raises(UsageError, match="BPE"):
-            pretrained.export(world.manifest, world.state, None, tmp_path / "model")
+    with world.newest(cut) as found, pytest.raises(DecodeError):
+        pretrained.export(found, tmp_path / "model")
+    with world.newest() as found, pytest.raises(CheckFailed, match="not the tokenizer"):
+        pretrained.export(dataclasses.replace(found, tokenizer=cut), tmp_path / "model")
     assert not (tmp_path / "model").exists()

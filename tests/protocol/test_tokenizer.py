@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artel.protocol.errors import DecodeError
-from artel.protocol.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer, load, train_bpe
+from artel.protocol.tokenizer import BYTES_VOCAB, Tokenizer, train
 
 TEXTS = ["def add(a, b):\n    return a + b\n" * 20, "class Thing:\n    pass\n" * 20, "é ☃ 😀"]
-TRAINED = train_bpe(TEXTS, 300)
-BOTH: list[Tokenizer] = [ByteTokenizer(), BpeTokenizer(TRAINED)]
+TRAINED = train(TEXTS, 300)
+BYTES = Tokenizer(train(TEXTS, BYTES_VOCAB))
+BOTH = [BYTES, Tokenizer(TRAINED)]
 
 
 @settings(max_examples=60, deadline=None)
@@ -28,25 +29,25 @@ def test_every_text_comes_back_byte_for_byte(texts: list[str]) -> None:
 
 
 def test_the_name_of_the_end_token_inside_a_text_is_just_text() -> None:
-    tokenizer = BpeTokenizer(TRAINED)
+    tokenizer = Tokenizer(TRAINED)
     (ids,) = tokenizer.encode(["a<|endoftext|>b"])
     assert tokenizer.end_of_text not in ids
     assert tokenizer.decode([*ids.tolist(), tokenizer.end_of_text]) == "a<|endoftext|>b"
 
 
 def test_training_is_deterministic_and_compresses() -> None:
-    assert train_bpe(TEXTS, 300) == TRAINED
-    (ids,) = BpeTokenizer(TRAINED).encode(TEXTS[:1])
+    assert train(TEXTS, 300) == TRAINED
+    (ids,) = Tokenizer(TRAINED).encode(TEXTS[:1])
     assert len(ids) < len(TEXTS[0]) / 2
 
 
 def test_a_small_text_gives_a_smaller_vocabulary() -> None:
-    assert 257 <= BpeTokenizer(train_bpe(["ab"], 5000)).vocab_size < 300
+    assert 257 <= Tokenizer(train(["ab"], 5000)).vocab_size < 300
 
 
 def test_half_a_character_decodes_to_a_replacement() -> None:
-    (ids,) = ByteTokenizer().encode(["é"])
-    assert ByteTokenizer().decode(ids.tolist()[:1]) == "\ufffd"
+    (ids,) = BYTES.encode(["é"])
+    assert BYTES.decode(ids.tolist()[:1]) == "\ufffd"
 
 
 @pytest.mark.parametrize(
@@ -63,16 +64,16 @@ def test_half_a_character_decodes_to_a_replacement() -> None:
 def test_a_tokenizer_of_another_shape_is_refused(key: str, value: object) -> None:
     changed = json.dumps(json.loads(TRAINED) | {key: value}).encode()
     with pytest.raises(DecodeError, match="not byte-level BPE"):
-        load("bpe", changed)
+        Tokenizer(changed)
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"\xff", b'{"model": {}}', TRAINED[:-40]])
 def test_what_is_no_tokenizer_is_refused(data: bytes) -> None:
     with pytest.raises(DecodeError):
-        load("bpe", data)
+        Tokenizer(data)
 
 
-def test_a_bpe_run_needs_its_file() -> None:
-    with pytest.raises(DecodeError, match=r"needs its tokenizer\.json"):
-        load("bpe", None)
-    assert load("bytes", None).vocab_size == 257
+def test_without_room_for_a_merge_a_token_is_a_byte() -> None:
+    (ids,) = BYTES.encode(["é ☃"])
+    assert BYTES.vocab_size == 257
+    assert [BYTES.to_bytes([token])[0] for token in ids.tolist()] == list("é ☃".encode())

@@ -70,7 +70,8 @@ def test_export_leaves_the_folder_beside_it_alone(world: World, tmp_path: Path) 
     mine = tmp_path / "model.tmp"
     mine.mkdir()
     (mine / "thesis").write_text("three years of work")
-    pretrained.export(world.manifest, world.state, None, tmp_path / "model")
+    with world.newest() as found:
+        pretrained.export(found, tmp_path / "model")
     assert (mine / "thesis").read_text() == "three years of work"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.tmp"]
     assert (tmp_path / "model" / "config.json").exists()
@@ -86,8 +87,8 @@ def test_an_export_that_fails_leaves_nothing_and_takes_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pretrained, "_write_tokenizer", fail)
-    with pytest.raises(ArtelError):
-        pretrained.export(world.manifest, world.state, None, tmp_path / "model")
+    with world.newest() as found, pytest.raises(ArtelError):
+        pretrained.export(found, tmp_path / "model")
     assert set(tmp_path.rglob("*")) == before
     untouched(made)
 
@@ -98,7 +99,8 @@ def test_an_empty_folder_that_is_there_is_filled_and_not_replaced(
     out = tmp_path / "mount"
     out.mkdir()
     number = out.stat().st_ino
-    pretrained.export(world.manifest, world.state, None, out)
+    with world.newest() as found:
+        pretrained.export(found, out)
     assert out.stat().st_ino == number
     assert {"config.json", "model.safetensors"} <= {path.name for path in out.iterdir()}
     assert not [path for path in out.iterdir() if path.is_dir()]
@@ -252,8 +254,8 @@ def test_outputs_that_exist_are_refused(world: World, ledger: Path, tmp_path: Pa
     for name in ("model", "backup.key", "run"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "RUN.toml").write_text("mine")
-    with pytest.raises(UsageError):
-        pretrained.export(world.manifest, world.state, None, tmp_path / "model")
+    with world.newest() as found, pytest.raises(UsageError):
+        pretrained.export(found, tmp_path / "model")
     assert cli.main(["run", "new", str(tmp_path / "run")]) == 2
     backup = ["ledger", "key", "backup", "--home", str(keys), "-o", str(tmp_path / "backup.key")]
     assert cli.main(backup) == 2

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from artel.node.child import TrainerDied
+from artel.node.newest import Newest
 from artel.node.supervisor import Trainer
 from artel.node.trainer.orders import Window
 from artel.protocol import assignment, content, model, tokenizer
@@ -21,6 +24,7 @@ from artel.protocol.manifest import (
     ModelFacts,
     SplitFacts,
     TokenizerFacts,
+    open_manifest,
     sign,
 )
 from artel.protocol.run_config import RunConfig
@@ -50,7 +54,15 @@ class World:
     """Initial state."""
     shard: Path
     """100,000 tokens of text."""
-    tokenizer: Path | None = None
+    tokenizer: Path
+
+    @contextlib.contextmanager
+    def newest(self, state: Path | None = None) -> Iterator[Newest]:
+        """The initial state, or another file, as a home would show it."""
+        path = state or self.state
+        _, run = open_manifest(self.manifest.read_bytes())
+        with path.open("rb") as file:
+            yield Newest(run, self.run, content.file_content_id(path), file, self.tokenizer)
 
     def windows(self, member: int, round: int = 0, steps: int | None = None) -> list[Window]:
         """What a member is assigned in a round: its own part of the shard."""
@@ -104,8 +116,8 @@ def make_world(
     home.mkdir(parents=True, exist_ok=True)
     organiser = Identity.from_seed(b"\7" * 32)
     text = (ROOT / "protocol" / "state.py").read_text() * 10
-    trained = tokenizer.train_bpe([text], 300) if bpe else None
-    codec = tokenizer.load("bpe" if bpe else "bytes", trained)
+    trained = tokenizer.train([text], 300 if bpe else tokenizer.BYTES_VOCAB)
+    codec = tokenizer.Tokenizer(trained)
     tokens = np.resize(codec.encode([text])[0], 100_000)
     shard = home / "shard.bin"
     shard.write_bytes(tokens.astype("<u2").tobytes())
@@ -136,17 +148,13 @@ def make_world(
         config=config,
         organiser=organiser.key,
         coordinators=(organiser.key,),
-        tokenizer=TokenizerFacts(
-            id=content.content_id(trained) if trained else "", vocab_size=codec.vocab_size
-        ),
+        tokenizer=TokenizerFacts(id=content.content_id(trained), vocab_size=codec.vocab_size),
         data=DataFacts(train=split, validation=split, dtype="uint16"),
         model=ModelFacts(layout=layout.digest, parameters=layout.parameters),
         initial_state=root,
     )
     manifest = home / "manifest.json"
     manifest.write_bytes(sign(run, organiser).encode())
-    path = None
-    if trained is not None:
-        path = home / "tokenizer.json"
-        path.write_bytes(trained)
+    path = home / "tokenizer.json"
+    path.write_bytes(trained)
     return World(home, run, manifest, state, shard, path)
