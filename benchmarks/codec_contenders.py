@@ -78,7 +78,7 @@ class Ours(Contender):
             )
         else:
             vector = read_only(self._codec.decode(self._layout, payload))
-            kernels.add_scaled(total, vector, self._offsets, self._scales)
+            kernels.add_scaled(total, vector, self._offsets, self._scales, False)
 
     def size(self, payload: bytes) -> int:
         return len(payload)

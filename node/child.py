@@ -16,6 +16,7 @@ from artel.node.trainer import channel, orders
 from artel.node.trainer.channel import Message, TrainerError
 from artel.node.trainer.launch import launch
 from artel.node.trainer.orders import Answer, Command, Steps
+from artel.protocol import tether
 from artel.protocol.cgroup import Groups
 from artel.protocol.errors import EXIT_RESOURCE, ArtelError, DecodeError
 from artel.protocol.tasks import within
@@ -195,16 +196,9 @@ class Child:
         if returncode == 0:
             return TrainerDied("the trainer was stopped", "", 0)
         log = f"its log is {self._log}" if self._log else "its output is above"
-        said = self._last_words()
-        if returncode > 0:
-            message = f"the trainer ended with exit code {returncode}"
-            return TrainerDied(message + (f": {said}" if said else ""), log, returncode)
-        try:
-            name = signal.Signals(-returncode).name
-        except ValueError:
-            name = f"signal {-returncode}"
+        message = f"the trainer {tether.ending(returncode)}"
         if returncode != -signal.SIGKILL:
-            message = f"the trainer was killed by {name}"
+            said = self._last_words()
             return TrainerDied(message + (f": {said}" if said else ""), log, returncode)
         groups = Groups()
         kills, limit = groups.kills(), groups.memory().limit
@@ -214,10 +208,10 @@ class Child:
             helps = "give the container or service more memory, or join a run with a smaller model"
             bound = f"its container or service may use {limit / 1e6:,.0f} MB"
         if None not in (kills, self._kills) and kills != self._kills:
-            message = f"the kernel killed the trainer for lack of memory: {bound}"
-            return OutOfMemory(message, helps, returncode)
+            killed = f"the kernel killed the trainer for lack of memory: {bound}"
+            return OutOfMemory(killed, helps, returncode)
         hint = f"most likely there was no memory left: {helps}"
-        return TrainerDied(f"the trainer was killed by {name}", hint, returncode)
+        return TrainerDied(message, hint, returncode)
 
     def _last_words(self) -> str:
         """The end of what this child has written to its log, as one line."""

@@ -17,8 +17,8 @@ from pathlib import Path
 from artel.ledger import entries
 from artel.ledger.fold.shares import fold
 from artel.ledger.store.reading import LedgerReader
-from artel.protocol.errors import ResourceError, UsageError
-from artel.protocol.manifest import Manifest, open_manifest
+from artel.protocol.errors import UsageError
+from artel.protocol.manifest import Manifest, read_manifest
 from artel.protocol.state import MAGIC, state_bytes
 
 TRIES = 5
@@ -43,12 +43,9 @@ def newest(home: Path) -> Iterator[Newest]:
     :raises ResourceError: the home cannot be read
     """
     path, blobs = home / "manifest.json", home / "blobs"
-    try:
-        manifest, run = open_manifest(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(f"{home} has not joined a run", "check --home") from None
-    except OSError as error:
-        raise ResourceError(f"cannot read {path}: {error.strerror}", "check --home") from None
+    if not path.exists():
+        raise UsageError(f"{home} has not joined a run", "check --home")
+    manifest, run = read_manifest(path)
     for _ in range(TRIES):
         with contextlib.ExitStack() as stack:
             held = {file.name: file for file in _opened(blobs, manifest, stack)}

@@ -8,12 +8,13 @@ resolved (shards, tokenizer, layout, initial state) and the keys in charge. Its 
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from artel.protocol import canonical, dsse
-from artel.protocol.errors import CheckFailed, DecodeError
+from artel.protocol.errors import CheckFailed, DecodeError, ResourceError
 from artel.protocol.identity import Identity
 from artel.protocol.run_config import MAX_EXACT, Conflict, RunConfig, Section
 from artel.protocol.schema import Digest, OptionalDigest, parsed
@@ -167,3 +168,16 @@ def open_manifest(envelope: bytes) -> tuple[Manifest, str]:
     if statement.verify() != (manifest.organiser,):
         raise CheckFailed("the manifest must be signed by its organiser and nobody else")
     return manifest, run_id(statement.payload)
+
+
+def read_manifest(path: Path) -> tuple[Manifest, str]:
+    """As :func:`open_manifest`, of a file.
+
+    :raises ResourceError: it cannot be read
+    """
+    try:
+        with path.open("rb") as file:
+            envelope = file.read(dsse.MAX_ENVELOPE_BYTES + 1)
+    except OSError as error:
+        raise ResourceError(f"cannot read the manifest {path}: {error.strerror}") from None
+    return open_manifest(envelope)

@@ -51,7 +51,7 @@ def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return next((error for error in flat if isinstance(error, ArtelError)), flat[0])
 
 
-async def uninterrupted(work: Coroutine[Any, Any, Result]) -> Result:
+async def uninterrupted(work: Awaitable[Result]) -> Result:
     """Run to the end however often the caller is cancelled; the cancellation comes after."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None

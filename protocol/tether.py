@@ -47,6 +47,16 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, **fixed, **more}
 
 
+def ending(code: int) -> str:
+    """How a process ended, in words, from its exit code (negative: a signal)."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"
+
+
 def main(argv: list[str]) -> None:
     """Tie this process to its parent and become the command; exits with 1 without a parent."""
     parent, death = int(argv[0]), int(argv[1])

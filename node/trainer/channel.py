@@ -6,8 +6,10 @@ limit on a frame guards against a torn stream, not against an attacker; tensors 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 from artel.protocol.errors import ArtelError, DecodeError
@@ -38,6 +40,17 @@ class TrainerError(ArtelError):
         super().__init__(message, hint)
         self.code = code
         self.node = node
+
+
+@contextlib.contextmanager
+def coded(code: str, kind: type[ArtelError] = ArtelError) -> Iterator[None]:
+    """Errors of one kind in the block are failures of the command, with this code."""
+    try:
+        yield
+    except TrainerError:
+        raise
+    except kind as error:
+        raise TrainerError(code, error.message, error.hint) from None
 
 
 def encode(message: Message) -> bytes:

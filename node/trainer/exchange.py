@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from artel.node.trainer import writing
-from artel.node.trainer.channel import TrainerError
+from artel.node.trainer.channel import TrainerError, coded
 from artel.node.trainer.orders import Counted
 from artel.protocol import content
 from artel.protocol.errors import ArtelError, CheckFailed
@@ -112,7 +112,7 @@ def encode(
     :raises TrainerError: ``diverged``
     """
     vectors = [gradient[stretch] for stretch in parts.stretches(pieces)]
-    try:
+    with coded("diverged", CheckFailed):
         if kept is not None:
             return kept.encode(pieces, vectors)
         run_codec = codec.of(manifest.config.exchange)
@@ -120,8 +120,6 @@ def encode(
             run_codec.encode(piece.layout, vector)
             for piece, vector in zip(pieces, vectors, strict=True)
         ]
-    except CheckFailed as error:
-        raise TrainerError("diverged", error.message, error.hint) from None
 
 
 @dataclass(frozen=True)
@@ -220,12 +218,8 @@ def read_slices(
         for number, (piece, stretch, path) in enumerate(
             zip(pieces, parts.stretches(pieces), blobs, strict=True)
         ):
-            try:
+            with _usable(f"slice {number}"):
                 values = _load(manifest, piece, base, path, pseudogradient.SLICE_MAGIC)
-            except _BadBlob as error:
-                raise TrainerError(
-                    "bad_blob", f"slice {number} cannot be used: {error}", _FETCH_AGAIN
-                ) from None
             if isinstance(values, Elements):
                 update[stretch][values.positions] = values.values
                 entries.append(values)
@@ -245,21 +239,18 @@ def step(
     settings = manifest.config.exchange.outer
     old = base.state
     lr = outer.learning_rate(manifest.config.exchange, manifest.config.rounds.total, old.round)
-    try:
-        with phases.measured("outer"):
-            params, momentum = outer.outer_step(
-                part.take(old.params),
-                None if old.momentum is None else part.take(old.momentum),
-                update,
-                lr=lr,
-                mu=settings.momentum,
-                nesterov=settings.nesterov,
-            )
-            params = _in_place(part, params, old.params)
-            if momentum is not None and old.momentum is not None:
-                momentum = _in_place(part, momentum, old.momentum)
-    except CheckFailed as error:
-        raise TrainerError("diverged", error.message, error.hint) from None
+    with phases.measured("outer"), coded("diverged", CheckFailed):
+        params, momentum = outer.outer_step(
+            part.take(old.params),
+            None if old.momentum is None else part.take(old.momentum),
+            update,
+            lr=lr,
+            mu=settings.momentum,
+            nesterov=settings.nesterov,
+        )
+        params = _in_place(part, params, old.params)
+        if momentum is not None and old.momentum is not None:
+            momentum = _in_place(part, momentum, old.momentum)
     state = State(old.round + 1, old.layout_digest, params, momentum)
     with phases.measured("write"):
         return Base(state, writing.write_agreed(path, state))
@@ -276,26 +267,25 @@ def _in_place(part: Part, new: Vector, old: Vector) -> Vector:
 
 # --- reading blobs ---
 
-_FETCH_AGAIN = "delete the blob; it is fetched again"
 
-
-class _BadBlob(Exception):
-    """A file does not hold what it should; says why."""
+@contextlib.contextmanager
+def _usable(what: str, node: str = "") -> Iterator[None]:
+    """:raises TrainerError: ``bad_blob``: the file of ``what`` cannot be read, or does not count"""
+    try:
+        yield
+    except (OSError, ArtelError) as error:
+        why = error.message if isinstance(error, ArtelError) else error.strerror
+        hint = "delete the blob; it is fetched again"
+        raise TrainerError("bad_blob", f"{what} does not count: {why}", hint, node) from None
 
 
 def _load(
     manifest: Manifest, part: Part, base: Base, path: Path, magic: bytes
 ) -> Vector | Elements:
-    """:raises _BadBlob: it cannot be read or does not count"""
     run_codec = codec.of(manifest.config.exchange)
-    try:
-        with path.open("rb") as file:
-            blob = file.read(pseudogradient.max_blob_bytes(part.layout, run_codec) + 1)
-        return Header(base.state.round, base.root, run_codec, magic).load(blob, part.layout)
-    except OSError as error:
-        raise _BadBlob(error.strerror) from None
-    except ArtelError as error:
-        raise _BadBlob(error.message) from None
+    with path.open("rb") as file:
+        blob = file.read(pseudogradient.max_blob_bytes(part.layout, run_codec) + 1)
+    return Header(base.state.round, base.root, run_codec, magic).load(blob, part.layout)
 
 
 def _loader(
@@ -310,16 +300,9 @@ def _loader(
         def vector() -> Vector | Elements:
             if listed.node in cache:
                 return cache[listed.node]
-            with phases.measured("decode"):
-                try:
-                    values = _load(manifest, part, base, listed.blob, pseudogradient.MAGIC)
-                except _BadBlob as error:
-                    raise TrainerError(
-                        "bad_blob",
-                        f"the contribution of {listed.node} does not count: {error}",
-                        _FETCH_AGAIN,
-                        listed.node,
-                    ) from None
+            whose = _usable(f"the contribution of {listed.node}", listed.node)
+            with phases.measured("decode"), whose:
+                values = _load(manifest, part, base, listed.blob, pseudogradient.MAGIC)
             if keep:
                 cache[listed.node] = values
             return values

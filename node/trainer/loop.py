@@ -17,8 +17,8 @@ nothing half-made stays under a final name.
 
 from __future__ import annotations
 
-import collections
 import os
+import queue
 import socket
 import sys
 import threading
@@ -27,20 +27,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from artel.node.trainer import channel, orders
 from artel.node.trainer.channel import Message, TrainerError
-from artel.node.trainer.orders import (
-    Aggregate,
-    Apply,
-    ApplySlices,
-    Benchmark,
-    Choose,
-    Evaluate,
-    Load,
-    Loaded,
-    RunOn,
-    SetState,
-    Steps,
-    Train,
-)
 from artel.protocol.errors import ArtelError
 
 if TYPE_CHECKING:
@@ -49,47 +35,23 @@ if TYPE_CHECKING:
 _PARENT_GONE = 3
 _NICENESS = 5
 
-
-class Lane:
-    """Requests that wait for one thread, in order. Filled by the reader thread."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._waiting: collections.deque[Message] = collections.deque()
-
-    def put(self, request: Message) -> None:
-        with self._changed:
-            self._waiting.append(request)
-            self._changed.notify()
-
-    def get(self) -> Message:
-        """The next request, as soon as there is one."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting)
-            return self._waiting.popleft()
-
-    def remove(self, number: int) -> bool:
-        """Take a request out that still waits; False when it does not."""
-        with self._changed:
-            for request in self._waiting:
-                if request["id"] == number:
-                    self._waiting.remove(request)
-                    return True
-        return False
+Lane = queue.SimpleQueue[Message]
+"""Requests for one thread, in order; filled by the reader thread."""
 
 
 class Loop:
     """The child's end of the channel.
 
     ``_cancelled`` is filled by the reader thread and looked up by the lanes; ``_state`` guards
-    ``_stopping`` and ``_busy``, the number of lanes at work; ``_sending`` guards the socket's
-    outgoing side; ``_training`` is set by the main lane, and the merge lane uses its ``merging``
-    alone.
+    ``_stopping``, ``_busy``, the number of lanes at work, and ``_waiting``, the requests in lanes
+    (who takes one out of it answers it); ``_sending`` guards the socket's outgoing side;
+    ``_training`` is set by the main lane, and the merge lane uses its ``merging`` alone.
     """
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._main, self._merge = Lane(), Lane()
+        self._waiting: set[int] = set()
         self._cancelled: set[int] = set()
         self._state = threading.Lock()
         self._stopping = threading.Event()
@@ -111,6 +73,8 @@ class Loop:
         """Carry a lane's requests out, one after the other."""
         while True:
             request = lane.get()
+            if not self._take(request["id"]):
+                continue  # cancelled, and answered
             with self._state:
                 # Either the reader sees that we are busy and leaves the end to us, or we see it.
                 if self._stopping.is_set():
@@ -123,6 +87,13 @@ class Loop:
                 if self._stopping.is_set() and not self._busy:
                     os._exit(0)  # taking torch apart in order would take seconds
 
+    def _take(self, number: int) -> bool:
+        """Take a request that waits; False when it was taken before."""
+        with self._state:
+            waits = number in self._waiting
+            self._waiting.discard(number)
+        return waits
+
     def _answer(self, request: Message) -> None:
         try:
             done = self._execute(request)
@@ -131,17 +102,7 @@ class Loop:
             self._answer_error(request["id"], _failure(error))
 
     def _answer_error(self, number: int, failure: TrainerError) -> None:
-        self._send(
-            {
-                "id": number,
-                "error": {
-                    "code": failure.code,
-                    "message": failure.message,
-                    "hint": failure.hint,
-                    "node": failure.node,
-                },
-            }
-        )
+        self._send({"id": number, "error": vars(failure)})
 
     def _execute(self, request: Message) -> Any:
         """Carry a command out; returns what comes back."""
@@ -151,43 +112,43 @@ class Loop:
             if number in self._cancelled or self._stopping.is_set():
                 raise _cancelled(request["command"])
 
-        def report(steps: Steps) -> None:
+        def report(steps: orders.Steps) -> None:
             self._send({"id": number, "progress": orders.plain(steps)})
 
         check()
         command = orders.command(request["command"], request["with"])
         match command:
-            case Choose():
+            case orders.Choose():
                 from artel.node.trainer import machine
 
                 return machine.choose(command.device)
-            case Load():
+            case orders.Load():
                 return self._load(command)
         training = self._training
         if training is None:
             raise TrainerError("not_loaded", "the trainer has no run yet", "load one first")
         match command:
-            case Apply():
+            case orders.Apply():
                 return training.merging.apply(command)
-            case Aggregate():
+            case orders.Aggregate():
                 return training.merging.aggregate(command)
-            case ApplySlices():
+            case orders.ApplySlices():
                 return training.merging.apply_slices(command)
-            case SetState():
+            case orders.SetState():
                 return training.set_state(command)
-            case Benchmark():
+            case orders.Benchmark():
                 return training.benchmark(command, check)
-            case Train():
+            case orders.Train():
                 self._step_back()
                 return training.train(command, report, check)
-            case RunOn():
+            case orders.RunOn():
                 self._step_back()
                 return training.run_on(command, report, check)
-            case Evaluate():
+            case orders.Evaluate():
                 return training.evaluate(command, check)
         raise TrainerError("bad_request", f"the trainer does not know how to {command.name()}")
 
-    def _load(self, command: Load) -> Loaded:
+    def _load(self, command: orders.Load) -> orders.Loaded:
         from artel.node.trainer import exchange
         from artel.node.trainer.training import open_training
 
@@ -196,7 +157,7 @@ class Loop:
         exchange.warm_up(training.manifest, training.inner.device.type)
         self._training = training
         state, root = training.agreed.now()
-        return Loaded(
+        return orders.Loaded(
             parameters=training.layout.parameters,
             device=training.inner.device.type,
             precision="bf16" if training.inner.bf16 else "fp32",
@@ -224,7 +185,7 @@ class Loop:
                     case "cancel":
                         number = message["target"]
                         self._cancelled.add(number)
-                        if self._main.remove(number) or self._merge.remove(number):
+                        if self._take(number):
                             self._answer_error(number, _cancelled("the command"))
                     case "stop":
                         with self._state:
@@ -233,6 +194,8 @@ class Loop:
                                 os._exit(0)
                     case command:
                         lane = self._merge if orders.COMMANDS[command].merges else self._main
+                        with self._state:
+                            self._waiting.add(message["id"])
                         lane.put(message)
         except (EOFError, OSError):
             os._exit(_PARENT_GONE)

@@ -34,11 +34,10 @@ import torch
 
 from artel.node.trainer import exchange, machine
 from artel.node.trainer.agreed import Agreed, Change
-from artel.node.trainer.channel import TrainerError
+from artel.node.trainer.channel import TrainerError, coded
 from artel.node.trainer.data import Batch, Windows, synthetic
 from artel.node.trainer.inner import Inner, Saved, mean_loss, training_seed
 from artel.node.trainer.laps import Laps
-from artel.node.trainer.loading import read_agreed, read_manifest
 from artel.node.trainer.merging import Merging
 from artel.node.trainer.orders import (
     Benchmark,
@@ -54,12 +53,12 @@ from artel.node.trainer.orders import (
     Window,
 )
 from artel.node.trainer.schedule import learning_rate, position
-from artel.protocol import assignment, model
+from artel.protocol import assignment, content, model
 from artel.protocol.exchange import parts
 from artel.protocol.exchange.feedback import Feedback
 from artel.protocol.exchange.parts import Part
-from artel.protocol.manifest import Manifest
-from artel.protocol.state import Layout, State, Vector
+from artel.protocol.manifest import Manifest, read_manifest
+from artel.protocol.state import Layout, State, Vector, read_state
 
 REPORT_S = 0.5
 """Seconds between two progress reports."""
@@ -120,7 +119,7 @@ class Training:
 
     def set_state(self, order: SetState) -> int:
         """Take over a state; returns its round."""
-        state, found = read_agreed(self.manifest, self.layout, order.state)
+        state, found = _read_agreed(self.manifest, self.layout, order.state)
         if order.root not in ("", found):
             raise TrainerError(
                 "bad_state",
@@ -379,7 +378,8 @@ def open_training(manifest: Path, state: Path, device: str) -> Training:
     :raises TrainerError: ``bad_manifest``, ``bad_state``, ``no_device``, ``failed``
     """
     chosen = machine.choose(device)
-    run = read_manifest(manifest)
+    with coded("bad_manifest"):
+        run, _ = read_manifest(manifest)
     config = run.config
     module = model.build(config.model, run.tokenizer.vocab_size, config.run.seed)
     layout = model.layout_of(module)
@@ -390,6 +390,20 @@ def open_training(manifest: Path, state: Path, device: str) -> Training:
             "install the versions of constraints.txt",
         )
     inner = Inner(run, module, layout, chosen)
-    first, root = read_agreed(run, layout, state)
+    first, root = _read_agreed(run, layout, state)
     inner.load(first.params)
     return Training(run, layout, inner, Agreed(first, root), exchange.feedback(run, layout, chosen))
+
+
+def _read_agreed(manifest: Manifest, layout: Layout, path: Path) -> tuple[State, str]:
+    """A state of this run, with its root.
+
+    :raises TrainerError: ``bad_state``
+    """
+    with coded("bad_state"):
+        state = read_state(path, layout)
+    if (state.momentum is None) != (manifest.config.exchange.outer.momentum == 0):
+        raise TrainerError(
+            "bad_state", f"the state {path.name} does not fit the run's outer momentum"
+        )
+    return state, content.file_content_id(path)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from artel.node.trainer.channel import TrainerError
+from artel.node.trainer.channel import coded
 from artel.protocol import files
 from artel.protocol.errors import ResourceError
 from artel.protocol.exchange.codec import Payload
@@ -50,14 +50,9 @@ def write_agreed(path: Path, state: State) -> str:
 @contextlib.contextmanager
 def _coded(path: Path, size: int) -> Iterator[None]:
     """Make the folder of a file, and tell a full disk from one that does not work."""
-    try:
-        with files.told(path, size):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield
-    except files.DiskFull as error:
-        raise TrainerError("disk_full", error.message, error.hint) from None
-    except ResourceError as error:
-        raise TrainerError("disk", error.message, error.hint) from None
+    with coded("disk", ResourceError), coded("disk_full", files.DiskFull), files.told(path, size):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
 
 
 def _flush_later(path: Path) -> None:

@@ -151,11 +151,11 @@ def _sum(
             kernels.scatter_scaled(update, mass, where, values, offsets, row, np.float32(share))
         elif mass is not None:
             raise _mixed()
-        elif update is None:
-            update = np.empty(layout.parameters, np.float32)
-            kernels.set_scaled(update, read_only(vector), offsets, row)
         else:
-            kernels.add_scaled(update, read_only(vector), offsets, row)
+            first = update is None
+            if update is None:
+                update = np.empty(layout.parameters, np.float32)
+            kernels.add_scaled(update, read_only(vector), offsets, row, first)
         del vector  # before the next one is loaded
     assert update is not None
     if mass is not None:

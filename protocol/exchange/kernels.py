@@ -97,25 +97,18 @@ def ascending(where: Positions, parameters: int) -> bool:
 
 
 @kernel
-def set_scaled(update: Vector, vector: Vector, offsets: Positions, coefficients: Vector) -> None:
-    """``update`` = 0 + coefficient of the tensor * ``vector``, each operation rounded to fp32."""
+def add_scaled(
+    update: Vector, vector: Vector, offsets: Positions, coefficients: Vector, first: bool
+) -> None:
+    """``update`` (0 before the ``first``) += coefficient of the tensor * ``vector``, each operation
+    rounded to fp32."""
     for tensor in range(len(coefficients)):
         scale = coefficients[tensor]
         target = update[offsets[tensor] : offsets[tensor + 1]]
         source = vector[offsets[tensor] : offsets[tensor + 1]]
         for i in range(len(source)):
-            target[i] = np.float32(0.0) + scale * source[i]  # the sum makes a zero of -0
-
-
-@kernel
-def add_scaled(update: Vector, vector: Vector, offsets: Positions, coefficients: Vector) -> None:
-    """``update`` += coefficient of the tensor * ``vector``, each operation rounded to fp32."""
-    for tensor in range(len(coefficients)):
-        scale = coefficients[tensor]
-        target = update[offsets[tensor] : offsets[tensor + 1]]
-        source = vector[offsets[tensor] : offsets[tensor + 1]]
-        for i in range(len(source)):
-            target[i] = target[i] + scale * source[i]
+            before = np.float32(0.0) if first else target[i]  # the sum makes a zero of -0
+            target[i] = before + scale * source[i]
 
 
 @kernel
@@ -187,42 +180,22 @@ def plain(params: Vector, update: Vector, lr: np.float32, out: Vector) -> bool:
 
 
 @kernel
-def heavy_ball(
+def with_momentum(
     params: Vector,
     momentum: Vector,
     update: Vector,
     lr: np.float32,
     mu: np.float32,
+    nesterov: bool,
     out: Vector,
     buffer: Vector,
 ) -> bool:
-    """``buffer`` = mu*momentum + update, ``out`` = params - lr*buffer; whether both are finite."""
+    """``buffer`` = mu*momentum + update, ``out`` = params - lr*(Nesterov's: update + mu*buffer,
+    else: buffer); whether both are finite."""
     finite = True
     for i in range(len(out)):
         ball = mu * momentum[i] + update[i]
-        value = params[i] - lr * ball
-        finite &= (abs(value) < np.inf) & (abs(ball) < np.inf)
-        buffer[i] = ball
-        out[i] = value
-    return finite
-
-
-@kernel
-def nesterov(
-    params: Vector,
-    momentum: Vector,
-    update: Vector,
-    lr: np.float32,
-    mu: np.float32,
-    out: Vector,
-    buffer: Vector,
-) -> bool:
-    """``buffer`` = mu*momentum + update, ``out`` = params - lr*(update + mu*buffer); whether both
-    are finite."""
-    finite = True
-    for i in range(len(out)):
-        ball = mu * momentum[i] + update[i]
-        value = params[i] - lr * (mu * ball + update[i])
+        value = params[i] - lr * (mu * ball + update[i] if nesterov else ball)
         finite &= (abs(value) < np.inf) & (abs(ball) < np.inf)
         buffer[i] = ball
         out[i] = value

@@ -65,9 +65,8 @@ def outer_step(
         finite = kernels.plain(before, read_only(update), rate, after)
     else:
         buffer = np.empty(len(params), np.float32)
-        step = kernels.nesterov if nesterov else kernels.heavy_ball
         inputs = before, read_only(momentum), read_only(update)
-        finite = step(*inputs, rate, np.float32(mu), after, buffer)
+        finite = kernels.with_momentum(*inputs, rate, np.float32(mu), nesterov, after, buffer)
     if not finite:
         raise CheckFailed(
             "the outer step leaves the range of fp32",

@@ -157,13 +157,11 @@ class Gateway:
 def _ip_of(address: bytes) -> str:
     """The IP address that a multiaddr (bytes) begins with, "" if it begins with something else."""
     code, rest = address[:1], address[1:]
-    try:
+    with contextlib.suppress(ValueError):
         if code == bytes([_IP4]):
             return str(ipaddress.IPv4Address(rest[:4]))
         if code == bytes([_IP6]):
             return str(ipaddress.IPv6Address(rest[:16]))
-    except ValueError:
-        pass
     return ""
 
 

@@ -60,7 +60,8 @@ REQUEST_TIMEOUT_S = 20.0
 CLOSE_TIMEOUT_S = 3.0
 _MAX_BOOTSTRAP = 32
 _KINDS: dict[str, Kind] = {wire.CONTROL: "control", wire.LEDGER: "ledger"}
-_STREAM_ERRORS = (ControlFailure, P2PDaemonError, OSError, EOFError, asyncio.IncompleteReadError)
+_STREAM_ERRORS = (ControlFailure, P2PDaemonError, OSError, EOFError)
+"""TimeoutError is an OSError, IncompleteReadError an EOFError."""
 
 
 class Host:
@@ -163,7 +164,7 @@ class Host:
         """Full multiaddrs (with the peer id) under which others may reach this host."""
         try:
             visible = await within(self._daemon.p2p.get_visible_maddrs(latest=True), 5)
-        except (*_STREAM_ERRORS, ValueError, TimeoutError):
+        except (*_STREAM_ERRORS, ValueError):
             return []  # a host that listens nowhere has no address
         # Addresses of other hosts' loopback are useless to everybody else, ours are not to tests.
         return sorted({str(address) for address in visible}, key=_by_reach)[:8]
@@ -184,7 +185,7 @@ class Host:
                     self._dht.protocol.call_ping(PeerID.from_base58(peer), strict=False), 10
                 )
                 reached = True
-            except (*_STREAM_ERRORS, TimeoutError) as error:
+            except _STREAM_ERRORS as error:
                 emit(log, "dht.ping_failed", logging.DEBUG, peer=peer, error=error)
         self._joined = reached
         return reached
@@ -203,7 +204,7 @@ class Host:
         try:
             connecting = self._daemon.p2p._client.connect(PeerID.from_base58(peer), plain)
             await within(connecting, OPEN_TIMEOUT_S)
-        except (*_STREAM_ERRORS, TimeoutError, ValueError) as error:
+        except (*_STREAM_ERRORS, ValueError) as error:
             emit(log, "peer.unreachable", logging.DEBUG, peer=peer, error=error)
             return False
         return True
@@ -216,7 +217,7 @@ class Host:
         """
         try:
             known = await within(self._daemon.p2p.list_peers(), 5)
-        except (*_STREAM_ERRORS, TimeoutError):
+        except _STREAM_ERRORS:
             return False
         from_hosts = {
             str(address).split("/")[2]
@@ -251,14 +252,14 @@ class Host:
         try:
             try:
                 sock = await self._dial(peer, service)
-            except (*_STREAM_ERRORS, TimeoutError):
+            except _STREAM_ERRORS:
                 # Not connected yet, or not any more: try where the peer said that it is.
                 known = self._addresses.get(peer)
                 if not known or not await self.connect(peer, known):
                     raise
                 sock = await self._dial(peer, service)
             yield self._stream(sock, peer, service, kind)
-        except (*_STREAM_ERRORS, TimeoutError) as error:
+        except _STREAM_ERRORS as error:
             emit(log, "stream.failed", logging.DEBUG, peer=peer, service=service, error=error)
             raise Unreachable(f"peer {short(peer)} does not answer ({reason_of(error)})") from None
         finally:
@@ -346,7 +347,7 @@ class Host:
             return bool(
                 await within(self._dht.store(key, value, expiration, subkey=self.peer_id), 15)
             )
-        except (*_STREAM_ERRORS, TimeoutError) as error:
+        except _STREAM_ERRORS as error:
             emit(log, "dht.store_failed", logging.DEBUG, key=key, error=error)
             return False
 
@@ -354,7 +355,7 @@ class Host:
         """Valid records under ``key`` by peer id; malformed ones are left out."""
         try:
             found = await within(self._dht.get(key, latest=True), 15)
-        except (*_STREAM_ERRORS, TimeoutError) as error:
+        except _STREAM_ERRORS as error:
             emit(log, "dht.get_failed", logging.DEBUG, key=key, error=error)
             return {}
         records: dict[str, Schema] = {}
@@ -408,7 +409,7 @@ class Host:
                 await self._daemon.during(self._gateway.serve(service), REQUEST_TIMEOUT_S)
         except ResourceError as error:
             return error.message
-        except (*_STREAM_ERRORS, TimeoutError):
+        except _STREAM_ERRORS:
             await self._daemon.close()
             return self._daemon.why()
         emit(log, "network.restarted", logging.WARNING)
@@ -434,7 +435,7 @@ class Host:
         if self._answering:
             await asyncio.wait(set(self._answering), timeout=5)
         await self._gateway.close()
-        with contextlib.suppress(*_STREAM_ERRORS, TimeoutError):
+        with contextlib.suppress(*_STREAM_ERRORS):
             # It tells the daemon, and would wait for ever when that has died.
             await within(self._dht.shutdown(), CLOSE_TIMEOUT_S)
         await self._daemon.close()

@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import resource
-import signal
 import tempfile
 import time
 from collections import deque
@@ -135,7 +134,7 @@ class NetworkDaemon:
             await daemon._connect()
         except BaseException as error:
             await daemon.close()
-            if not isinstance(error, P2PDaemonError | OSError | EOFError | TimeoutError):
+            if not isinstance(error, P2PDaemonError | OSError | EOFError):
                 raise
             raise ResourceError(
                 f"the network daemon does not start: {daemon.last_words() or 'it does not answer'}",
@@ -182,7 +181,7 @@ class NetworkDaemon:
             try:
                 connected = await within(self.p2p.list_peers(), PROBE_S)
                 silent = 0
-            except (P2PDaemonError, OSError, EOFError, TimeoutError):
+            except (P2PDaemonError, OSError, EOFError):
                 silent += 1
             else:
                 await each(connected)
@@ -218,13 +217,7 @@ class NetworkDaemon:
 
     def why(self) -> str:
         """How the dead process ended, in words."""
-        code = self.process.returncode or 0
-        if code >= 0:
-            return f"it ended with exit code {code}"
-        try:
-            return f"it was killed by {signal.Signals(-code).name}"
-        except ValueError:
-            return f"it was killed by signal {-code}"
+        return f"it {tether.ending(self.process.returncode or 0)}"
 
 
 class Deaths:

@@ -14,22 +14,14 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from artel.protocol.errors import Unreachable
 from artel.protocol.net.uplink import PIECE_BYTES, Uplink
 
 Kind = Literal["control", "ledger", "contribution", "slice", "state", "data", "other"]
 """What a stream carries, for the accounts of traffic."""
-KINDS: tuple[Kind, ...] = (
-    "control",
-    "ledger",
-    "contribution",
-    "slice",
-    "state",
-    "data",
-    "other",
-)
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 IDLE_TIMEOUT_S = 60.0
 """A stream that moves no byte for this long is given up."""

@@ -394,7 +394,7 @@ class Swarm:
                     self._keep(ask, index, len(piece))
         finally:
             if keeping is not None:
-                await uninterrupted(_result(keeping))
+                await uninterrupted(keeping)
 
     async def _keep_in_thread(self, ask: Ask, index: int, piece: memoryview) -> None:
         assert ask.job.download is not None
@@ -417,7 +417,3 @@ class Swarm:
         assert job.download is not None
         if job.download.complete and not job.done.done():
             job.done.set_result(job.download)
-
-
-async def _result(task: asyncio.Task[None]) -> None:
-    await task

@@ -16,7 +16,7 @@ from aggregate_world import LAYOUT, contributions, fingerprint, largest, numbers
 from artel.protocol.errors import CheckFailed
 from artel.protocol.exchange.aggregate import Weighted, aggregate, norm_of, weights
 from artel.protocol.exchange.codec import Elements
-from artel.protocol.exchange.kernels import add_scaled, dense_dots, set_scaled
+from artel.protocol.exchange.kernels import add_scaled, dense_dots
 from artel.protocol.state import Layout, Vector
 
 
@@ -201,11 +201,11 @@ def test_every_operation_is_rounded_alone() -> None:
     offsets = np.array([0, 1000, 3000], np.int64)
     scale = np.array([1 / 3, -0.7], np.float32)
     out = np.empty_like(x)
-    set_scaled(out, x, offsets, scale)
+    add_scaled(out, x, offsets, scale, True)
     each = np.repeat(scale, [1000, 2000])
     first = np.array([np.float32(float(k) * float(v)) for k, v in zip(each, x, strict=True)])
     assert np.array_equal(out, first)
-    add_scaled(out, y, offsets, scale)
+    add_scaled(out, y, offsets, scale, False)
     second = [np.float32(float(k) * float(v)) for k, v in zip(each, y, strict=True)]
     sums = [np.float32(float(p) + float(q)) for p, q in zip(first, second, strict=True)]
     assert np.array_equal(out, np.array(sums))
