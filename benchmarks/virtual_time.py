@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -176,7 +177,9 @@ class _Swarm:
         machines: list[Machine],
         steps: list[int],
     ) -> None:
-        self._rules, self._work, self._load = rules, work, load
+        # Everybody is there all the time: presence is not what is simulated.
+        self._rules = replace(rules, heartbeat_timeout=math.inf)
+        self._work, self._load = work, load
         seeds = (number.to_bytes(32, "big") for number in itertools.count(1))
         peers = sorted(peer_id_of(seed) for seed, _ in zip(seeds, machines, strict=False))
         self._nodes = {
@@ -215,10 +218,7 @@ class _Swarm:
     def _feed(self, event: round_state.Event) -> None:
         if isinstance(event, round_state.Seen) and event.root != self._state.base:
             return  # what it has computed for an attempt that failed meanwhile is not kept
-        # Everybody is there all the time: presence is not what is simulated.
-        alive = {p: replace(seen, seen=event.now) for p, seen in self._state.peers.items()}
-        state = replace(self._state, peers=alive)
-        self._state, actions = rounds.step(self._rules, state, event)
+        self._state, actions = rounds.step(self._rules, self._state, event)
         if self._state.attempt == MAX_ATTEMPTS:
             raise CheckFailed(
                 f"round {self._state.round} fails again and again",

@@ -207,26 +207,6 @@ def test_gaps_compare_with_the_best_rate_of_every_method(tmp_path: Path) -> None
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        (["--rows", "ddp,int3"], "unknown row 'int3'"),
-        (["--rows", "int4/tau=15"], "overlap_steps = 15 is more than half"),
-        (["--rows", "sparse/mu=0.5"], "does not go with codec"),
-        (["--tokens", "5"], "--tokens must be at least 10000"),
-        (["--json", "no-such-folder/rows.json"], "there is no folder no-such-folder"),
-    ],
-)
-def test_wrong_arguments_are_refused_before_anything_runs(
-    arguments: list[str], complaint: str
-) -> None:
-    done = run("convergence", *arguments)
-    assert done.returncode == 2
-    assert complaint in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not done.stdout
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_quick_convergence_compares_every_codec_and_goes_on_where_it_was(tmp_path: Path) -> None:

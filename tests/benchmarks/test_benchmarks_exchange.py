@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from benchmark_world import run
 from benchmarks import links
 from benchmarks.exchange_findings import Cell, Findings, Series, rows, tables
 from benchmarks.exchange_peers import Group, Sample
@@ -158,30 +159,11 @@ def test_the_table_names_failures_and_targets() -> None:
     assert "target 0.5  0.33  holds  ours int4 / hivemind fp16" in text
 
 
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        (["--only", "links,speed"], "unknown ['speed']"),
-        (["--codecs", "zip"], "unknown ['zip']"),
-        (["--sizes", "2G"], "unknown ['2G']"),
-        (["--peers", "1"], "--peers must be from 2 to 16"),
-        (["--peers", "two"], "--peers must be numbers"),
-        (["--repeat", "0"], "--repeat must be at least 1"),
-        (["--json", "no-such-folder/rows.json"], "there is no folder no-such-folder"),
-    ],
-)
-def test_wrong_arguments_are_refused(arguments: list[str], complaint: str) -> None:
-    done = run(*arguments)
-    assert done.returncode == 2
-    assert complaint in done.stderr
-    assert not done.stdout
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_quick_run_fills_every_part(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
-    done = run("--quick", "--json", str(file), timeout=590)
+    done = run("exchange", "--quick", "--json", str(file), timeout=590)
     assert done.returncode == 0, done.stderr
     found: list[dict[str, Any]] = json.loads(file.read_text())
     assert len({row["name"] for row in found}) == len(found)
@@ -193,13 +175,3 @@ def test_the_quick_run_fills_every_part(tmp_path: Path) -> None:
     for part in ("loopback: ours int4 against", "4 peers", "whole round", "first sync"):
         assert part in names
     assert ("100/20 Mbit/s" in names) == (links.refusal() is None)
-
-
-def run(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks.exchange", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )

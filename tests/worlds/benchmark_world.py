@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import json
 import math
 import subprocess
@@ -20,6 +23,22 @@ def run(name: str, *arguments: str, timeout: float = 120) -> subprocess.Complete
         text=True,
         timeout=timeout,
     )
+
+
+def called(name: str, *arguments: str) -> tuple[int, str, str]:
+    """What ``main`` of a benchmark ends with and prints, without the start of a process."""
+    main = importlib.import_module(f"benchmarks.{name}").main
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.chdir(ROOT),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            code = main(list(arguments))
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+    return code, out.getvalue(), err.getvalue()
 
 
 def rows_of(file: Path) -> list[dict[str, Any]]:
