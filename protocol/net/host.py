@@ -123,30 +123,24 @@ class Host:
             check_port_free(address)
         raise_open_files()
         members = Members(identity.peer_id)
-        folder = make_folder()
-        try:
-            settings = Settings(key_file, tuple(listen), tuple(announce))
+        settings = Settings(key_file, tuple(listen), tuple(announce))
+        async with contextlib.AsyncExitStack() as undo:
+            folder = make_folder()
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
             daemon = await NetworkDaemon.start(settings, str(folder / "p2pd"))
-            try:
-                if str(daemon.p2p.peer_id) != identity.peer_id:
-                    raise ResourceError(f"the network daemon did not take the key {key_file}")
-                node = await dht_node.start(daemon.p2p, identity, keys, members)
-            except BaseException:
-                await daemon.close()
-                raise
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        host = cls(identity, daemon, settings, node, members, uplink)
-        try:
+            undo.push_async_callback(daemon.close)
+            if str(daemon.p2p.peer_id) != identity.peer_id:
+                raise ResourceError(f"the network daemon did not take the key {key_file}")
+            node = await dht_node.start(daemon.p2p, identity, keys, members)
+            host = cls(identity, daemon, settings, node, members, uplink)
+            undo.pop_all()
+            undo.push_async_callback(host.close)
             if not announce:
                 seen = await host.addresses()
                 host._settings = replace(settings, listen=pinned(listen, seen))
             if bootstrap:
                 await host.join(bootstrap)
-        except BaseException:
-            await host.close()
-            raise
+            undo.pop_all()
         return host
 
     @property
