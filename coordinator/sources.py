@@ -27,7 +27,7 @@ from artel.coordinator.text_files import (
     NotText,
     format_of,
     not_utf8,
-    open_text,
+    pieces_of,
     shown,
 )
 from artel.ledger.entries.words import plural
@@ -58,12 +58,6 @@ class Text:
     @property
     def size(self) -> int:
         return self.stop - self.start
-
-    @property
-    def lines(self) -> bool:
-        """Whether each line is a document of its own."""
-        form = format_of(self.path)
-        return form is not None and form.lines
 
 
 class Skipped:
@@ -264,12 +258,51 @@ def pieces(part: Text) -> Iterator[tuple[str, bool]]:
 
     :raises UsageError: when the file changed since it was checked
     """
+    left = part.size
     try:
-        yield from _documents(part) if part.lines else _text_pieces(part)
+        for size, text, ends in _decoded(part.path, part.start, part.stop):
+            left -= size
+            for start in range(0, len(text), PIECE_BYTES):
+                stop = start + PIECE_BYTES
+                yield text[start:stop], ends and stop >= len(text)
     except OSError as error:
         raise UsageError(f"cannot read {shown(part.path)}: {error.strerror}") from None
-    except (ValueError, KeyError):
-        raise UsageError(f"{shown(part.path)} changed while it was read", "start again") from None
+    except UsageError:
+        left = -1
+    if left:
+        raise UsageError(f"{shown(part.path)} changed while it was read", "start again")
+
+
+def _decoded(
+    path: Path, start: int = 0, stop: int | None = None, tell: Callable[[bytes], object] = len
+) -> Iterator[tuple[int, str, bool]]:
+    """Bytes ``start .. stop`` of a file's content: size and text of each piece, and whether it ends
+    a document.
+
+    :param tell: called with the bytes, without a byte-order mark
+    :raises NotText: when it is something else than its name says
+    """
+    form = format_of(path)
+    lines = form is not None and form.lines
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    number, at, raw = 1, start, b""
+    try:
+        for raw in pieces_of(path, start):
+            raw = raw if stop is None else raw[: stop - at]
+            plain = raw if at else raw.removeprefix(codecs.BOM_UTF8)
+            at += len(raw)
+            tell(plain)
+            if lines:
+                yield len(raw), _document(plain, f"{shown(path)}:{number}"), True
+            else:
+                yield len(raw), decoder.decode(plain, final=at == stop), at == stop
+            if at == stop:
+                return
+            number += 1 if lines else raw.count(b"\n")
+        raw = b""
+        decoder.decode(raw, final=True)
+    except UnicodeDecodeError as error:
+        raise not_utf8(path, number + raw[: error.start].count(b"\n")) from None
 
 
 def _files(
@@ -347,94 +380,55 @@ def _inspect(path: Path) -> tuple[Text, int]:
 
     :raises NotText: when it is something else than its name says
     """
-    form, name = format_of(path), shown(path)
-    digest = hashlib.sha256()
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    size = line = documents = start = 0
+    form, digest = format_of(path), hashlib.sha256()
+    size = documents = 0
     try:
-        with open_text(path) as file:
-            lines = form is not None and form.lines
-            while raw := file.readline(MAX_LINE_BYTES + 1) if lines else file.read(PIECE_BYTES):
-                if not size and not start and raw.startswith(codecs.BOM_UTF8):
-                    raw, start = raw[len(codecs.BOM_UTF8) :], len(codecs.BOM_UTF8)
-                size += len(raw)
-                digest.update(raw)
-                line_before = line
-                line += 1 if lines else raw.count(b"\n")
-                if not lines:
-                    decoder.decode(raw)
-                    continue
-                try:
-                    documents += bool(_document(raw, f"{name}:{line}"))
-                except UsageError as error:
-                    # Many a .json file is no text but a setting; .jsonl says what it is.
-                    if form is not None and form.ending == ".json" and not documents:
-                        raise NotText(error.message, error.hint, NO_LINES) from None
-                    raise
-            line_before = line
-            decoder.decode(b"", final=True)
+        for count, text, ends in _decoded(path, tell=digest.update):
+            size += count
+            documents += bool(text) if ends else bool(text) > documents
     except OSError as error:
         raise UsageError(
-            f"cannot read {name}: {error.strerror}", "check its permissions, or move it away"
+            f"cannot read {shown(path)}: {error.strerror}", "check its permissions, or move it away"
         ) from None
-    except UnicodeDecodeError as error:
-        raise not_utf8(path, line_before + 1 + raw[: error.start].count(b"\n")) from None
-    return Text(path, digest.hexdigest(), start, start + size), documents if lines else bool(size)
+    except BadLine as error:
+        # Many a .json file is no text but a setting; .jsonl says what it is.
+        if form is not None and form.ending == ".json" and not documents:
+            raise NotText(error.message, error.hint, NO_LINES) from None
+        raise
+    return Text(path, digest.hexdigest(), 0, size), documents
+
+
+class BadLine(UsageError):
+    """A line that is no document."""
 
 
 def _document(raw: bytes, where: str) -> str:
     """The text of one line of a .jsonl file; empty for a blank line."""
     if len(raw) > MAX_LINE_BYTES:
-        raise UsageError(f"{where} is longer than {MAX_LINE_BYTES >> 20} MiB")
+        raise BadLine(f"{where} is longer than {MAX_LINE_BYTES >> 20} MiB")
     if not raw.strip():
         return ""
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError):
-        raise UsageError(f"{where} is not valid JSON", "each line is one JSON object") from None
+        raise BadLine(f"{where} is not valid JSON", "each line is one JSON object") from None
     text = value.get("text") if isinstance(value, dict) else None
     if not isinstance(text, str):
-        raise UsageError(f'{where} has no field "text" with a text in it')
+        raise BadLine(f'{where} has no field "text" with a text in it')
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UsageError(f"{where} holds half a surrogate pair, which is no text") from None
+        raise BadLine(f"{where} holds half a surrogate pair, which is no text") from None
     return text
-
-
-def _documents(part: Text) -> Iterator[tuple[str, bool]]:
-    left, name = part.size, shown(part.path)
-    with open_text(part.path, part.start) as file:
-        while left > 0:
-            raw = file.readline(MAX_LINE_BYTES + 1)
-            if not raw:
-                raise ValueError("the file became shorter")
-            left -= len(raw)
-            text = _document(raw, name)
-            for start in range(0, len(text), PIECE_BYTES):
-                stop = start + PIECE_BYTES
-                yield text[start:stop], stop >= len(text)
-
-
-def _text_pieces(part: Text) -> Iterator[tuple[str, bool]]:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    left = part.size
-    with open_text(part.path, part.start) as file:
-        while left:
-            raw = file.read(min(PIECE_BYTES, left))
-            if not raw:
-                raise ValueError("the file became shorter")
-            left -= len(raw)
-            yield decoder.decode(raw, final=not left), not left
 
 
 def _line_end(part: Text, position: int) -> int:
     """First line start at or behind ``position``; the part's end when there is none."""
     position = max(part.start, position - 1)
-    with open_text(part.path, position) as file:
-        while position < part.stop:
-            line = file.readline(PIECE_BYTES)
-            position += len(line)
-            if line.endswith(b"\n") or not line:
-                return min(position, part.stop)
+    for piece in pieces_of(part.path, position):
+        if end := piece.find(b"\n") + 1:
+            return min(position + end, part.stop)
+        position += len(piece)
+        if position >= part.stop:
+            break
     return part.stop

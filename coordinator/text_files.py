@@ -8,11 +8,10 @@ pieces, except a page, which is bounded as a whole.
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -89,104 +88,61 @@ def not_utf8(path: Path, line: int) -> NotText:
     return NotText(message, "convert the file, or move it away", NOT_UTF8)
 
 
-def open_text(path: Path, start: int = 0) -> BinaryIO:
-    """The content of a file from byte ``start`` of the content on.
+def pieces_of(path: Path, start: int = 0) -> Iterator[bytes]:
+    """The content of a file from byte ``start`` of the content on, in pieces.
 
-    :raises UsageError: when it is damaged, unpacks to too much, or is not what its name says; also
-        raised by reading from the stream
+    A piece is a line where each is a document (at most one byte longer than it may be), otherwise
+    at most 1 MiB, or a whole page.
+
+    :raises UsageError: when it is damaged, unpacks to too much, or is not what its name says
     :raises ResourceError: when this machine lacks the library that reads it
     :raises OSError: when it cannot be read
     """
     form = format_of(path) or Format(".txt")
-    raw = path.open("rb")
-    if not form.packing and form.ending in (*TEXTS, *LINES):
-        raw.seek(start)
-        return raw
-    if form.ending in TABLES:
-        chunks = _rows(raw, path)
-    else:
-        chunks = _unpacked(raw, path, form.packing) if form.packing else _read(raw)
-    if form.ending in PAGES:
-        chunks = _page(chunks, path)
-    stream = io.BufferedReader(_Unpacked(_bounded(chunks, path)), PIECE_BYTES)
-    while start:  # unpacked content has no short cuts
-        start -= len(stream.read(min(start, PIECE_BYTES))) or start
-    return stream
-
-
-class _Unpacked(io.RawIOBase):
-    """Pieces of bytes as a file."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
-        self._left = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        while not self._left:
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                return 0
-            self._left = memoryview(chunk)
-        count = min(len(buffer), len(self._left))
-        buffer[:count] = self._left[:count]
-        self._left = self._left[count:]
-        return count
-
-    def close(self) -> None:
-        self._chunks.close()  # type: ignore[attr-defined]
-        super().close()
-
-
-def _read(raw: BinaryIO) -> Iterator[bytes]:
-    with raw:
-        while chunk := raw.read(PIECE_BYTES):
-            yield chunk
-
-
-def _unpacked(raw: BinaryIO, path: Path, packing: str) -> Iterator[bytes]:
-    opened = gzip.GzipFile(fileobj=raw) if packing == ".gz" else zstd.ZstdFile(raw)
-    with raw, opened:
-        try:
-            while chunk := opened.read(PIECE_BYTES):
-                yield chunk
-        except (EOFError, gzip.BadGzipFile, zlib.error, zstd.ZstdError) as error:
-            raise UsageError(
-                f"{shown(path)} is damaged: {str(error)[:100]}", "fetch it again, or move it away"
-            ) from None
-
-
-def _bounded(chunks: Iterator[bytes], path: Path) -> Iterator[bytes]:
     limit = max(FREE_UNPACKED_BYTES, MAX_EXPANSION * path.stat().st_size)
-    size = 0
-    for chunk in chunks:
-        size += len(chunk)
-        if size > limit:
-            raise UsageError(
-                f"{shown(path)} unpacks to more than {limit >> 20:,} MiB",
-                "unpack it yourself if that is meant, or move it away",
-            )
-        yield chunk
+    size = start
+    try:
+        for piece in _rows(path, start) if form.ending in TABLES else _read(path, form, start):
+            size += len(piece)
+            if size > limit:
+                raise UsageError(
+                    f"{shown(path)} unpacks to more than {limit >> 20:,} MiB",
+                    "unpack it yourself if that is meant, or move it away",
+                )
+            yield piece
+    except (EOFError, gzip.BadGzipFile, zlib.error, zstd.ZstdError) as error:
+        raise _damaged(path, str(error)) from None
 
 
-def _page(chunks: Iterator[bytes], path: Path) -> Iterator[bytes]:
-    data = bytearray()
-    for chunk in chunks:
-        data += chunk
-        if len(data) > MAX_PAGE_BYTES:
-            raise UsageError(
-                f"{shown(path)} is a page of more than {MAX_PAGE_BYTES >> 20} MiB",
-                "convert it to .txt, or move it away",
-            )
+def _damaged(path: Path, why: str) -> UsageError:
+    return UsageError(f"{shown(path)} is damaged: {why[:100]}", "fetch it again, or move it away")
+
+
+def _read(path: Path, form: Format, start: int) -> Iterator[bytes]:
+    openers: dict[str, Callable[..., BinaryIO]] = {".gz": gzip.open, ".zst": zstd.open}
+    with openers.get(form.packing, open)(path, "rb") as file:
+        if form.ending in PAGES:
+            yield _page(file.read(MAX_PAGE_BYTES + 1), path)[start:]
+            return
+        file.seek(start)
+        read, most = (file.readline, MAX_LINE_BYTES + 1) if form.lines else (file.read, PIECE_BYTES)
+        while piece := read(most):
+            yield piece
+
+
+def _page(data: bytes, path: Path) -> bytes:
+    if len(data) > MAX_PAGE_BYTES:
+        raise UsageError(
+            f"{shown(path)} is a page of more than {MAX_PAGE_BYTES >> 20} MiB",
+            "convert it to .txt, or move it away",
+        )
     try:
         page = _Page()
         page.feed(data.decode("utf-8-sig"))
         page.close()
     except UnicodeDecodeError as error:
         raise not_utf8(path, 1 + data[: error.start].count(b"\n")) from None
-    yield page.text().encode()
+    return page.text().encode()
 
 
 _INLINE = (
@@ -253,7 +209,7 @@ class _Page(HTMLParser):
         return "".join(f"{line}\n" for line in self._lines)
 
 
-def _rows(raw: BinaryIO, path: Path) -> Iterator[bytes]:
+def _rows(path: Path, start: int) -> Iterator[bytes]:
     """The column "text" of a table as JSON lines."""
     try:
         import pyarrow
@@ -263,17 +219,15 @@ def _rows(raw: BinaryIO, path: Path) -> Iterator[bytes]:
             f"{shown(path)} can be read only with pyarrow, which is not installed here",
             f"{sys.executable} -m pip install pyarrow",
         ) from None
-    with raw:
-        try:
-            table = parquet.ParquetFile(raw)
-            names = table.schema_arrow.names
-            if "text" not in names:
+    try:
+        with parquet.ParquetFile(path) as table:
+            if "text" not in table.schema_arrow.names:
                 raise UsageError(f'{shown(path)} has no column "text"')
             for batch in table.iter_batches(_ROWS, columns=["text"]):
                 for text in batch.column(0).to_pylist():
-                    yield json.dumps({"text": text}, default=str).encode() + b"\n"
-        except (pyarrow.ArrowException, OSError) as error:
-            raise UsageError(
-                f"{shown(path)} is damaged: {str(error).splitlines()[0][:100]}",
-                "fetch it again, or move it away",
-            ) from None
+                    line = json.dumps({"text": text}, default=str).encode() + b"\n"
+                    if len(line) > start:
+                        yield line[start:]
+                    start = max(0, start - len(line))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _damaged(path, str(error).splitlines()[0]) from None
