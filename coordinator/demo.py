@@ -92,13 +92,12 @@ def demo(
 
     from artel.coordinator.demo_check import Demo
     from artel.coordinator.demo_run import run
-    from artel.coordinator.demo_view import LinesView, TableView, summary
+    from artel.coordinator.demo_view import View, summary
 
     shown = sys.stderr if as_json else sys.stdout
     in_terminal = shown.isatty()
-    view = TableView(shown) if in_terminal else LinesView(shown)
     try:
-        with view:
+        with View(shown) as view:
             facts = asyncio.run(run(Demo(folder, run_file, nodes, rounds, port), view))
     except (KeyboardInterrupt, asyncio.CancelledError, OSError) as error:
         # Writing to a terminal fails a moment before its closing is told.

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from artel.coordinator.demo_check import Demo, Facts, checked
-from artel.coordinator.demo_view import LinesView, TableView
+from artel.coordinator.demo_view import View
 from artel.coordinator.local_run import LocalRun, finished
 from artel.coordinator.page import loss_chart
 from artel.ledger.web.render import Templates
@@ -25,7 +25,7 @@ SAMPLE_TIMEOUT_S = 120.0
 PROMPT, SAMPLE_TOKENS, TEMPERATURE = "def __init__(self", 120, 0.7
 
 
-async def run(demo: Demo, view: LinesView | TableView) -> Facts:
+async def run(demo: Demo, view: View) -> Facts:
     """Run the demo.
 
     :raises ArtelError: the swarm could not be started, or a part of it failed
@@ -40,7 +40,7 @@ async def run(demo: Demo, view: LinesView | TableView) -> Facts:
         for _ in range(demo.nodes):
             await swarm.add_node()
         view.say(f"{demo.nodes} node(s) are starting; each one checks this machine first")
-        bytes_up = await _follow(swarm, view, began, interrupted)
+        bytes_up = await _follow(swarm, view, interrupted)
         await swarm.ended()
         rows = (await swarm.get("/api/v1/rounds?last=1000"))["rounds"]
         view.say("the run is finished; stopping the processes")
@@ -52,7 +52,7 @@ async def run(demo: Demo, view: LinesView | TableView) -> Facts:
 
 
 @contextlib.asynccontextmanager
-async def _retold(log: Path, view: LinesView | TableView) -> AsyncIterator[None]:
+async def _retold(log: Path, view: View) -> AsyncIterator[None]:
     """Pass the progress lines of a log on to the view while the block runs."""
 
     async def follow() -> None:
@@ -92,16 +92,14 @@ def _interruptible() -> asyncio.Event:
     return interrupted
 
 
-async def _follow(
-    swarm: LocalRun, view: LinesView | TableView, began: float, interrupted: asyncio.Event
-) -> dict[str, int]:
+async def _follow(swarm: LocalRun, view: View, interrupted: asyncio.Event) -> dict[str, int]:
     """Show the status until the run is finished; returns bytes sent by node."""
     bytes_up: dict[str, int] = {}
     last, moved = None, time.monotonic()
     async for status in swarm.watch(1.0):
         if interrupted.is_set():
             raise asyncio.CancelledError
-        view.show(status, time.monotonic() - began)
+        view.show(status)
         for node in status["nodes"]:
             bytes_up[node["node"]] = max(node["bytes_up"], bytes_up.get(node["node"], 0))
         if finished(status):

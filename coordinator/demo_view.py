@@ -1,4 +1,4 @@
-"""How a demo looks: a live table in a terminal, plain lines anywhere else, and the summary."""
+"""How a demo looks: lines, in a terminal a live table below them, and the summary."""
 
 from __future__ import annotations
 
@@ -18,79 +18,59 @@ from artel.coordinator.local_run import Status
 from artel.ledger.entries.words import plural, printable, short_key, short_peer
 
 LINE_EVERY_S = 5.0
-SAID_LINES = 4
 
 
-class LinesView:
-    """Plain lines: what happens, each new round, and a sign of life every few seconds."""
+class View:
+    """Lines: what happens, each new round, and a sign of life every few seconds.
+
+    In a terminal a table below them says how the nodes are now, instead of the signs of life.
+    """
 
     def __init__(self, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        self._out, self._clock = out, clock
+        self._clock = clock
         self._began = self._shown = clock()
         self._round = -1
-
-    def __enter__(self) -> LinesView:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._out.flush()
-
-    def say(self, text: str) -> None:
-        """Print one line with the time since the start."""
-        now = self._clock()
-        print(f"{now - self._began:6.1f} s  {printable(text)}", file=self._out, flush=True)
-        self._shown = now
-
-    def show(self, status: Status, seconds: float) -> None:
-        """Print a line when a round is over, or when nothing was printed for a while."""
-        if status["round"] != self._round:
-            self._round = status["round"]
-            self.say(f"round {_progress(status)}{_loss(status)}")
-        elif self._clock() - self._shown >= LINE_EVERY_S:
-            missing = status.get("waiting_for", 0)
-            still = f" for {plural(missing, 'more node')}" if missing else ""
-            self.say(f"  {status['phase']}{still}{_nodes(status)}")
-
-
-class TableView:
-    """A table that is drawn again and again in a terminal."""
-
-    def __init__(self, out: TextIO) -> None:
-        self._said: list[str] = []
-        self._table: list[Text] = []
         self._nodes: dict[str, dict[str, Any]] = {}  # as last heard; they leave before the end
-        drawn_on = getattr(out, "raw", out)  # it moves the cursor, and cleans what it shows itself
-        self._live = Live(console=Console(file=drawn_on), auto_refresh=False, transient=False)
+        self._in_terminal = out.isatty()
+        if self._in_terminal:  # what draws moves the cursor; it cleans what it shows itself
+            out = getattr(out, "raw", out)
+        console = Console(file=out, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._live = Live(console=console, auto_refresh=False)
 
-    def __enter__(self) -> TableView:
-        self._live.start()
+    def __enter__(self) -> View:
+        if self._in_terminal:
+            self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
     def say(self, text: str) -> None:
-        """Show one line; the last few stay."""
-        self._said = [*self._said, printable(text)][-SAID_LINES:]
-        self._draw()
+        """Print one line with the time since the start."""
+        self._shown = self._clock()
+        self._live.console.print(f"{self._shown - self._began:6.1f} s  {printable(text)}")
 
-    def show(self, status: Status, seconds: float) -> None:
-        """Draw the status."""
-        title = (
-            f"round {_progress(status)}{_loss(status)}   {status['phase']}   "
-            f"ledger {status['ledger']['size']:,} entries   {seconds:.0f} s"
-        )
+    def show(self, status: Status) -> None:
+        """Show a status: a line when a round is over, or when nothing was printed for a while."""
+        if status["round"] != self._round:
+            self._round = status["round"]
+            self.say(f"round {_progress(status)}{_loss(status)}")
+        if self._in_terminal:
+            self._draw(status)
+        elif self._clock() - self._shown >= LINE_EVERY_S:
+            missing = status.get("waiting_for", 0)
+            still = f" for {plural(missing, 'more node')}" if missing else ""
+            self.say(f"  {status['phase']}{still}{_nodes(status)}")
+
+    def _draw(self, status: Status) -> None:
+        seconds = self._clock() - self._began
+        title = f"{status['phase']}   ledger {status['ledger']['size']:,} entries   {seconds:.0f} s"
         gone = {"phase": "finished" if status["phase"] == "finished" else "gone"}
         present = {node["node"]: node for node in status["nodes"]}
         self._nodes = {name: node | gone for name, node in self._nodes.items()} | present
         credit = {name: f"{node['credit']:,}" for name, node in self._nodes.items()}
         table = nodes_table(self._nodes.values(), "credit", credit)
-        self._table = [Text(title, style="bold"), Text(str(table))]
-        self._draw()
-
-    def _draw(self) -> None:
-        said = [Text(line, style="dim") for line in self._said]
-        self._live.update(Group(*said, *self._table), refresh=True)
+        self._live.update(Group(Text(title, style="bold"), Text(str(table))), refresh=True)
 
 
 def _progress(status: Status) -> str:

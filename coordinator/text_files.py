@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 from artel.ledger.entries.words import printable
 from artel.protocol.errors import ResourceError, UsageError
@@ -119,7 +119,7 @@ def _damaged(path: Path, why: str) -> UsageError:
 
 
 def _read(path: Path, form: Format, start: int) -> Iterator[bytes]:
-    openers: dict[str, Callable[..., BinaryIO]] = {".gz": gzip.open, ".zst": zstd.open}
+    openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".zst": zstd.open}
     with openers.get(form.packing, open)(path, "rb") as file:
         if form.ending in PAGES:
             yield _page(file.read(MAX_PAGE_BYTES + 1), path)[start:]

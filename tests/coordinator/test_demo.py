@@ -21,7 +21,7 @@ from artel import cli
 from artel.coordinator import demo
 from artel.coordinator.demo_check import Demo, Facts, checked
 from artel.coordinator.demo_run import draw_loss
-from artel.coordinator.demo_view import LinesView, TableView, summary
+from artel.coordinator.demo_view import View, summary
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.store import DATABASE_NAME
 from artel.ledger.tlog import note
@@ -262,7 +262,7 @@ def test_too_few_rounds_are_a_problem(tmp_path: Path) -> None:
 def test_lines_show_rounds_and_give_a_sign_of_life() -> None:
     now = [0.0]
     out = io.StringIO()
-    view = LinesView(out, clock=lambda: now[0])
+    view = View(out, clock=lambda: now[0])
     node = {"node": "12D3KooWabcdefgh", "phase": "train\x1bing", "step": 3, "steps": 9, "loss": 5.0}
     status = {
         "round": 0,
@@ -274,9 +274,9 @@ def test_lines_show_rounds_and_give_a_sign_of_life() -> None:
         "nodes": [node],
     }
     for now[0] in (0.0, 1.0, 4.9, 5.1, 6.0):
-        view.show(status, now[0])
+        view.show(status)
     status |= {"round": 1, "validation": {"first": None, "last": {"round": 0, "loss": 6.9}}}
-    view.show(status, 7.0)
+    view.show(status)
     lines = out.getvalue().splitlines()
     assert len(lines) == 3
     assert "round 0/4" in lines[0]
@@ -285,8 +285,13 @@ def test_lines_show_rounds_and_give_a_sign_of_life() -> None:
     assert "round 1/4   validation loss 6.9000 (state 0)" in lines[2]
 
 
+class Tty(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 def test_the_table_keeps_nodes_that_have_left() -> None:
-    out = io.StringIO()
+    out = Tty()
     node = {"node": "12D3KooWabcdefgh", "phase": "training", "step": 3, "steps": 9, "loss": 5.0}
     node |= {"tokens_per_second": 1000.0, "bytes_up": 1, "bytes_down": 1, "credit": 77}
     status = {
@@ -298,10 +303,10 @@ def test_the_table_keeps_nodes_that_have_left() -> None:
         "ledger": {"size": 9},
         "nodes": [node],
     }
-    with TableView(out) as view:
+    with View(out) as view:
         view.say("hello \x1b[2J")
-        view.show(status, 1.0)
-        view.show(status | {"phase": "finished", "nodes": []}, 2.0)
+        view.show(status)
+        view.show(status | {"phase": "finished", "nodes": []})
     last = out.getvalue()
     assert "…abcdefgh" in last
     assert "finished" in last
