@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-from artel.coordinator.places import API_FILE
 from artel.coordinator.run_commands import RunFile
 from artel.protocol import commandline, options
 from artel.protocol.commandline import (
@@ -24,7 +21,7 @@ from artel.protocol.commandline import (
     fields,
     show,
 )
-from artel.protocol.errors import DecodeError, Unreachable, UsageError
+from artel.protocol.errors import DecodeError, UsageError
 from artel.protocol.options import Endpoint
 from artel.protocol.paths import expanded
 
@@ -111,50 +108,20 @@ def status(
     :param home: its home, when on this machine
     :param as_json: print the API's answer
     """
+    from artel.protocol.net.http import announced_in, fetch_object
+
     if url is not None and home is not None:
         raise UsageError("either --url or --home", "leave one of them out")
-    url = url or f"http://{DEFAULT_HTTP}"
     if home is not None:
-        url = api_of(expanded(home))
-    answer = get_json(f"{url.rstrip('/')}/api/v1/status")
+        url = announced_in(expanded(home), "coordinator")
+    url = (url or f"http://{DEFAULT_HTTP}").rstrip("/")
+    if not re.fullmatch(r"https?://[!-~]+", url):
+        raise UsageError(f"{url!r} is no http address", "write it like http://127.0.0.1:8080")
+    answer = fetch_object(f"{url}/api/v1/status")
     try:
         return show(answer, [] if as_json else render(answer, url), as_json=as_json)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise DecodeError(f"{url} is not an Artel coordinator of this version") from None
-
-
-def api_of(home: Path) -> str:
-    """The address of the API of the coordinator with this home.
-
-    :raises Unreachable: when none has been started there
-    """
-    try:
-        return str(json.loads((home / API_FILE).read_text(encoding="utf-8"))["http"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise Unreachable(
-            f"no coordinator is running in {home}",
-            "start it with: artel coordinator start RUN.toml --home DIR",
-        ) from None
-
-
-def get_json(url: str) -> dict[str, Any]:
-    """A JSON object from a coordinator's API.
-
-    :raises Unreachable: nobody answers
-    :raises DecodeError: the answer is no JSON object
-    :raises UsageError: the URL is none, or the API refuses the question
-    """
-    from artel.protocol.net.http import BadStatus, fetch_object, through_proxy
-
-    if not re.fullmatch(r"https?://[!-~]+", url):
-        raise UsageError(f"{url!r} is no http address", "write it like http://127.0.0.1:8080")
-    try:
-        return fetch_object(url)
-    except BadStatus as error:
-        raise UsageError(error.message) from None
-    except Unreachable as error:
-        hint = error.hint if through_proxy(url) else "check --url or --home, and that it runs"
-        raise Unreachable(f"no coordinator answers: {error.message}", hint) from None
 
 
 def render(status: dict[str, Any], url: str) -> list[str | Table]:

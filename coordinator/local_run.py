@@ -17,19 +17,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import psutil
 
 from artel.protocol import tether
 from artel.protocol.errors import CheckFailed, ResourceError, Unreachable
 from artel.protocol.invite import Invite
+from artel.protocol.net.http import fetch_object
 from artel.protocol.tasks import within
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 START_TIMEOUT_S = 240.0
 """Preparing a run is part of it: the tokenizer is trained, the data is cut."""
 POLL_S = 0.3
-REQUEST_TIMEOUT_S = 5.0
 POLITE_S = 12.0
 """Until a process that was signalled gets the next stronger signal."""
 HURRY_S = 4.0
@@ -86,7 +85,6 @@ class LocalRun:
     invite: str = ""
     http: str = ""
     _listen: str = LOOPBACK
-    _session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> LocalRun:
         return self
@@ -175,9 +173,6 @@ class LocalRun:
 
     async def close(self) -> None:
         """End every process: SIGINT, SIGTERM, SIGKILL, and then whatever they had started."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
         running = [program for program in self.programs if program.running]
         # Nodes first, so that they can say goodbye to the coordinator.
         nodes = [program for program in running if program is not self.coordinator]
@@ -244,17 +239,7 @@ class LocalRun:
 
         :raises Unreachable: it does not answer
         """
-        if self._session is None:
-            timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
-            self._session = aiohttp.ClientSession(timeout=timeout)
-        try:
-            async with self._session.get(self.http + path) as reply:
-                reply.raise_for_status()
-                value = await reply.json()
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise Unreachable(f"the coordinator does not answer {path}: {error}") from None
-        assert isinstance(value, dict)
-        return value
+        return await asyncio.to_thread(fetch_object, self.http + path)
 
     async def watch(self, period: float = POLL_S) -> AsyncIterator[Status]:
         """The status again and again, until the caller has seen enough.

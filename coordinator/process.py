@@ -15,7 +15,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING
 import psutil
 
 from artel.coordinator.metrics import Metrics
-from artel.coordinator.places import API_FILE, INVITE_FILE
 from artel.coordinator.preparation import Prepared, prepare_in_child
 from artel.coordinator.sequencer import Sequencer
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
@@ -38,6 +37,7 @@ from artel.protocol.invite import PREFIX, Invite
 from artel.protocol.leaving import on_signals
 from artel.protocol.net import dht
 from artel.protocol.net.blobs import BlobStore
+from artel.protocol.net.http import API_FILE, announced
 from artel.protocol.options import check_port_free
 from artel.protocol.tasks import together, within
 
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("artel.coordinator")
 
+INVITE_FILE = "invite"
+"""In the home: the line that a volunteer pastes."""
 CLOSE_TIMEOUT_S = 10.0
 STOP_AT_MOST_S = 30.0
 
@@ -74,32 +76,34 @@ async def serve(options: Startup) -> int:
     """
     began = time.monotonic()
     configure(json_lines=options.log_json, verbose=options.verbose)
-    stop = _stop_on_signals()
     home = options.home
-    with contextlib.ExitStack() as stack:
+    with _until_stopped(), contextlib.ExitStack() as stack:
         stack.callback(HomeLock(home).release)
-        files.require_ours(home / API_FILE, files.holds("http"))
+        files.require_ours(home / API_FILE, files.holds("url"))
         files.require_ours(home / INVITE_FILE, lambda data: data.startswith(PREFIX.encode()))
-        stack.callback((home / API_FILE).unlink, missing_ok=True)
-        async with _stoppable(stop):
-            # The ports are looked at at once, so that nobody waits for a run that cannot start.
-            with contextlib.closing(bind(options.http_host, options.http_port)) as http:
-                for address in options.listen:
-                    check_port_free(address)
-                published = await _prepared_and_imported(options)
-                async with _opened(options, published) as core:
-                    await _run(core, options, http, began)
+        # The ports are looked at at once, so that nobody waits for a run that cannot start.
+        with contextlib.closing(bind(options.http_host, options.http_port)) as http:
+            for address in options.listen:
+                check_port_free(address)
+            published = await _prepared_and_imported(options)
+            async with _opened(options, published) as core:
+                await _run(core, options, http, began)
     emit(log, "coordinator.stopped")
     return EXIT_OK
 
 
-def _stop_on_signals() -> asyncio.Event:
-    """The event that the first signal sets; a second one ends the process at once."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
+@contextlib.contextmanager
+def _until_stopped() -> Iterator[None]:
+    """A block that the first signal cancels, and that then counts as done.
 
-    def end() -> None:
-        stop.set()
+    A second signal ends the process at once.
+    """
+    task, loop, stopped = asyncio.current_task(), asyncio.get_running_loop(), asyncio.Event()
+    assert task is not None
+
+    def stop() -> None:
+        stopped.set()
+        task.cancel()
         # Whatever hangs on the way out: the ledger is durable at every moment.
         loop.call_later(STOP_AT_MOST_S, end_now, EXIT_OK)
 
@@ -109,29 +113,13 @@ def _stop_on_signals() -> asyncio.Event:
                 child.kill()
         os._exit(code)
 
-    on_signals(end, lambda: end_now(EXIT_INTERRUPTED))
-    return stop
-
-
-@contextlib.asynccontextmanager
-async def _stoppable(stop: asyncio.Event) -> AsyncIterator[None]:
-    """Cancels its block when ``stop`` is set; the block then counts as done."""
-    body = asyncio.current_task()
-    assert body is not None
-
-    async def watch() -> None:
-        await stop.wait()
-        body.cancel()
-
-    watcher = asyncio.create_task(watch())
+    on_signals(stop, lambda: end_now(EXIT_INTERRUPTED))
     try:
         yield
     except asyncio.CancelledError:
-        if not stop.is_set():
+        if not stopped.is_set():
             raise
-        body.uncancel()
-    finally:
-        watcher.cancel()
+        task.uncancel()
 
 
 async def _prepared_and_imported(options: Startup) -> Prepared:
@@ -225,26 +213,19 @@ async def _run(core: Coordinator, options: Startup, http: socket.socket, began: 
             "check --listen, or name the address with --announce",
         )
     invite = Invite(core.run, tuple(addresses)).encode()
+    with files.told(options.home):
+        files.write(options.home / INVITE_FILE, f"{invite}\n".encode(), durable=False)
     async with RunPage(core, invite).listening(http):
-        _publish_home(options.home, url, invite)
-        _greet(core, options, url, invite)
-        emit(log, "coordinator.ready", run=core.run[:12], seconds=time.monotonic() - began)
-        upkeep = Upkeep(core, _public(url, options.http_host))
-        await together((core.drive(), upkeep.run(), core.host.watch()))
+        with announced(options.home, url):
+            _greet(core, options, url, invite)
+            emit(log, "coordinator.ready", run=core.run[:12], seconds=time.monotonic() - began)
+            upkeep = Upkeep(core, _public(url, options.http_host))
+            await together((core.drive(), upkeep.run(), core.host.watch()))
 
 
 def _public(url: str, host: str) -> str:
     """The page's address for the run's public record; "" when others could not open it."""
     return "" if host in ("0.0.0.0", "::", "localhost", "::1") or host[:4] == "127." else url
-
-
-def _publish_home(home: Path, url: str, invite: str) -> None:
-    """Leave address and invite where ``artel coordinator status`` and people find them."""
-    for name, text in ((INVITE_FILE, invite), (API_FILE, json.dumps({"http": url}))):
-        try:
-            files.write(home / name, f"{text}\n".encode(), durable=False)
-        except OSError as error:
-            raise files.disk_error(error, home) from None
 
 
 def _greet(core: Coordinator, options: Startup, url: str, invite: str) -> None:

@@ -108,8 +108,8 @@ def start(
     :param no_check: start on a slow machine too
     """
     from artel.ledger.web.server import bind
-    from artel.node import status
     from artel.protocol import events
+    from artel.protocol.net.http import API_FILE
 
     home = expanded(home)
     lock = identity.HomeLock(home)
@@ -119,7 +119,7 @@ def start(
         page = bind(*http)
         for address in listen:
             types.check_port_free(address)
-        files.require_ours(home / status.ADDRESS_FILE, files.holds("url"))
+        files.require_ours(home / API_FILE, files.holds("url"))
         files.require_ours(home / "manifest.json", _is_manifest)
         invite = _invite(join, home)
         account_file = account or home / "account.key"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import json
 import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -23,14 +22,11 @@ from artel.ledger.web.exposition import exposed
 from artel.ledger.web.server import Gate, Handler, Limits, address_of
 from artel.ledger.web.site import LedgerSite
 from artel.node.gauges import gauges
-from artel.protocol import files
-from artel.protocol.errors import ArtelError, Unreachable
-from artel.protocol.net.http import fetch_object
+from artel.protocol.net.http import announced, announced_in, fetch_object
 
 if TYPE_CHECKING:
     from artel.node.session import Session
 
-ADDRESS_FILE = "api.json"
 TEMPLATES = Path(__file__).with_name("templates")
 
 
@@ -71,11 +67,8 @@ async def serving(
     site.add_routes(app)
     url = address_of(listener)
     async with gate.listening(app, listener):
-        files.write(home / ADDRESS_FILE, json.dumps({"url": url}).encode(), durable=False)
-        try:
+        with announced(home, url):
             yield url
-        finally:
-            (home / ADDRESS_FILE).unlink(missing_ok=True)
 
 
 async def site_of(session: Session) -> LedgerSite:
@@ -91,18 +84,12 @@ async def site_of(session: Session) -> LedgerSite:
     )
 
 
-def read(home: Path, timeout: float = 5.0) -> dict[str, Any]:
+def read(home: Path) -> dict[str, Any]:
     """The status of the node that runs in ``home``.
 
     :raises Unreachable: none does
     """
-    try:
-        url = json.loads((home / ADDRESS_FILE).read_text())["url"]
-        return fetch_object(f"{url}/api/v1/status", timeout)
-    except (ArtelError, OSError, ValueError, KeyError, TypeError):
-        raise Unreachable(
-            f"no node is running in {home}", "start one with: artel node start --join INVITE"
-        ) from None
+    return fetch_object(f"{announced_in(home, 'node')}/api/v1/status")
 
 
 def node_page(seen: Context, now: dict[str, Any]) -> dict[str, Any]:

@@ -5,22 +5,27 @@ From Python's own ``urllib``, as a command that asks once should start fast.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from artel.protocol import files
 from artel.protocol.errors import CheckFailed, DecodeError, Unreachable
 
 if TYPE_CHECKING:
     from urllib.request import OpenerDirector
 
 MAX_REDIRECTS = 3
-MAX_OBJECT_BYTES = 4 << 20
+MAX_OBJECT_BYTES = 16 << 20
 MAX_ERROR_BYTES = 1 << 16
+API_FILE = "api.json"
+"""In the home of a program that serves an API, while it does: ``{"url": URL}``."""
 _CHUNK = 1 << 16
 
 
@@ -74,7 +79,7 @@ def fetch(url: str, limit: int, timeout: float, body: bytes | None = None) -> by
 
 
 def fetch_object(url: str, timeout: float = 5.0) -> dict[str, Any]:
-    """The JSON object at ``url``, of 4 MiB at most.
+    """The JSON object at ``url``, of 16 MiB at most.
 
     :raises DecodeError: what is there is none
     :raises BadStatus, CheckFailed, Unreachable: as :func:`fetch`
@@ -87,6 +92,34 @@ def fetch_object(url: str, timeout: float = 5.0) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DecodeError(f"{url} does not answer with a JSON object", "check the address")
     return value
+
+
+@contextlib.contextmanager
+def announced(home: Path, url: str) -> Iterator[None]:
+    """Leave the address of an API in the home of its program while the block runs.
+
+    :raises ResourceError: it cannot be written
+    """
+    with files.told(home):
+        files.write(home / API_FILE, json.dumps({"url": url}).encode(), durable=False)
+    try:
+        yield
+    finally:
+        (home / API_FILE).unlink(missing_ok=True)
+
+
+def announced_in(home: Path, program: str) -> str:
+    """The address of the API of the program that runs in a home.
+
+    :param program: the group of its commands, "node" or "coordinator"
+    :raises Unreachable: none does
+    """
+    try:
+        return str(json.loads((home / API_FILE).read_text(encoding="utf-8"))["url"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise Unreachable(
+            f"no {program} is running in {home}", f"start it with: artel {program} start"
+        ) from None
 
 
 def _read_until(read: Callable[[int], bytes], limit: int, deadline: float) -> bytes:

@@ -14,10 +14,9 @@ import pytest
 
 from answer_world import COORDINATOR, NODE, answering
 from artel import cli
-from artel.coordinator.commands import get_json
 from artel.ledger.sync.source import HttpHolder, HttpSource, newest_heads
 from artel.protocol.errors import ArtelError, Unreachable
-from artel.protocol.net.http import http_opener
+from artel.protocol.net.http import fetch_object, http_opener
 from benchmarks.swarm import Swarm
 from client_world import served, write_tiles
 from ledger_world import World
@@ -49,7 +48,7 @@ def test_status_of_a_node_and_of_a_coordinator(
         (tmp_path / "api.json").write_text(json.dumps({"url": url}))
         assert cli.main(["node", "status", "--json", "--home", str(tmp_path)]) == 0
     with answering(COORDINATOR) as url:
-        (tmp_path / "api.json").write_text(json.dumps({"http": url}))
+        (tmp_path / "api.json").write_text(json.dumps({"url": url}))
         assert cli.main(["coordinator", "status", "--home", str(tmp_path)]) == 0
         assert cli.main(["coordinator", "status", "--url", url]) == 0
         named = url.replace("127.0.0.1", "localhost")
@@ -86,7 +85,7 @@ def test_a_proxy_that_fails_is_named_without_its_password() -> None:
     for ask in (
         lambda: HttpSource("http://192.0.2.1").get("checkpoint", 100),
         lambda: HttpHolder("http://192.0.2.1").send("submit", "ab" * 32, b"{}"),
-        lambda: get_json("http://192.0.2.1/api/v1/status"),
+        lambda: fetch_object("http://192.0.2.1/api/v1/status"),
         lambda: HttpSource("https://192.0.2.1").get("checkpoint", 100),
     ):
         with pytest.raises(Unreachable) as failed:
@@ -128,8 +127,8 @@ def test_what_a_proxy_answers_is_not_taken_for_the_peers_answer(
             lambda: HttpSource("http://192.0.2.1").get("checkpoint", 100),
             lambda: HttpHolder("http://192.0.2.1").send("submit", "ab" * 32, b"{}"),
             lambda: newest_heads(HttpHolder("http://192.0.2.1")),
-            lambda: get_json("http://192.0.2.1/api/v1/status"),
-            lambda: get_json("https://192.0.2.1/api/v1/status"),
+            lambda: fetch_object("http://192.0.2.1/api/v1/status"),
+            lambda: fetch_object("https://192.0.2.1/api/v1/status"),
         ):
             with pytest.raises(ArtelError, match=proxy):
                 ask()
@@ -193,5 +192,5 @@ def test_garbage_instead_of_http_is_no_crash() -> None:
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
         with pytest.raises(Unreachable):
-            get_json(f"http://127.0.0.1:{server.getsockname()[1]}/api/v1/status")
+            fetch_object(f"http://127.0.0.1:{server.getsockname()[1]}/api/v1/status")
         thread.join()
