@@ -15,7 +15,7 @@ from artel.ledger import entries
 from artel.ledger.entries import Entry, reasons
 from artel.ledger.entries.reasons import explain
 from artel.ledger.fold import shares
-from artel.ledger.sync.replica import LedgerService
+from artel.ledger.sync.service import LedgerService
 from artel.protocol import messages, round_state
 from artel.protocol.duties import Duty, directive
 from artel.protocol.errors import CheckFailed, DecodeError

@@ -11,20 +11,18 @@ import asyncio
 import logging
 
 from artel.ledger.sync.fork import SplitViewProven
+from artel.ledger.sync.peers import HEADS, PeerSource, notes_in
 from artel.ledger.sync.replica import Replica
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import parse_checkpoint
 from artel.ledger.tlog.cosignature import add_lines
 from artel.node.session import Session
 from artel.node.watch import Watch
-from artel.protocol import messages
-from artel.protocol.errors import ArtelError, DecodeError, Unreachable
+from artel.protocol.errors import ArtelError, Unreachable
 from artel.protocol.events import emit
-from artel.protocol.net import wire
 
 log = logging.getLogger("artel.node")
 
-ASK_TIMEOUT_S = 10.0
 PACE_S = 0.5
 """Between two cosignatures, so that entries in quick succession need one alone."""
 RETRY_S = 2.0
@@ -96,14 +94,12 @@ class Cosigning:
 
         :raises ArtelError: it does not answer, or what it says does not hold
         """
+        await self._keep(notes_in(await self._coordinator.files(*HEADS)))
+
+    @property
+    def _coordinator(self) -> PeerSource:
         session = self._session
-        reply = await session.host.ask(
-            session.link.coordinator,
-            wire.LEDGER,
-            messages.GetCheckpoint(run=session.run),
-            ASK_TIMEOUT_S,
-        )
-        await self._keep(reply)
+        return PeerSource(session.host, session.link.coordinator, session.run)
 
     async def _cosign(self) -> None:
         session = self._session
@@ -116,26 +112,17 @@ class Cosigning:
         line = await asyncio.to_thread(session.witness.cosign, signed, self._replica.store)
         cosigned = add_lines(note.parse(signed), [line]).encode()
         await asyncio.to_thread(session.heads.add_note, cosigned)
-        reply = await session.host.ask(
-            session.link.coordinator,
-            wire.LEDGER,
-            messages.Cosigned(run=session.run, note=cosigned),
-            ASK_TIMEOUT_S,
-        )
+        heads = await self._coordinator.cosign(cosigned)
         self.size = size
-        await self._keep(reply)
+        await self._keep(heads)
 
-    async def _keep(self, reply: messages.Message) -> None:
-        """Keep the heads of a reply that are of our own tree.
+    async def _keep(self, heads: list[str]) -> None:
+        """Keep those heads of the coordinator that are of our own tree.
 
-        :raises DecodeError: it is another kind of reply
         :raises CheckFailed: a signature does not verify
         """
-        if not isinstance(reply, messages.Checkpoints):
-            raise DecodeError(f"the coordinator answered with {reply.KIND} instead of checkpoints")
-        for text in (reply.newest, reply.final):
-            if text:
-                await self._watch.consider(self._session.link.coordinator, text)
+        for text in heads:
+            await self._watch.consider(self._session.link.coordinator, text)
 
     def _note(self, error: ArtelError) -> None:
         emit(log, "head.not_cosigned", logging.DEBUG, reason=error.message)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 
 from artel.ledger.sync.fork import SplitViewProven
-from artel.ledger.sync.replica import LedgerService
+from artel.ledger.sync.service import LedgerService
 from artel.node.child import TrainerDied
 from artel.node.corpus import Corpus
 from artel.node.cosigning import Cosigning

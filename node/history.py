@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from artel.ledger import entries
 from artel.ledger.entries.state import Attempt, Slice
 from artel.ledger.store.store import LedgerStore
-from artel.ledger.sync.replica import contributions
 from artel.protocol.errors import CheckFailed
 
 
@@ -49,6 +48,21 @@ def under_way(store: LedgerStore, attempt: Attempt) -> ClosedRound:
         dict(attempt.slices),
         frozenset(attempt.wrong),
     )
+
+
+def contributions(store: LedgerStore, ids: Iterable[str]) -> list[entries.Contribution]:
+    """The bodies of the contribution entries with these ids, in the same order.
+
+    :raises CheckFailed: when an id names no contribution of this ledger
+    """
+    bodies: list[entries.Contribution] = []
+    for entry in ids:
+        index = store.index_of(entry)
+        body = entries.decode(store.leaf(index)).body if index is not None else None
+        if not isinstance(body, entries.Contribution):
+            raise CheckFailed(f"the ledger has no contribution with the id {entry[:16]}…")
+        bodies.append(body)
+    return bodies
 
 
 def closed_since(store: LedgerStore, round: int) -> list[ClosedRound]:

@@ -8,11 +8,10 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from artel.ledger import entries
-from artel.ledger.sync.bundled import first_entry
-from artel.ledger.sync.replica import fetch_page
+from artel.ledger.sync.peers import PeerSource
+from artel.ledger.sync.tree import manifest_of
 from artel.protocol import messages
-from artel.protocol.errors import ArtelError, CheckFailed, Unreachable
+from artel.protocol.errors import ArtelError, Unreachable
 from artel.protocol.events import emit
 from artel.protocol.identity import peer_id_of
 from artel.protocol.invite import Invite
@@ -59,11 +58,8 @@ class Link:
         errors, run = list[ArtelError](), self._invite.run
         for peer in self.coordinators:
             try:
-                _, leaves = await fetch_page(self._host, peer, run, 0)
-                # A restored home may have no signed head near enough for a page.
-                first = leaves[0] if leaves else await first_entry(self._host, peer, run)
-                if entries.decode(first).body.run != run:
-                    raise CheckFailed(f"peer {short(peer)} shows another run than the invite names")
+                source = PeerSource(self._host, peer, run)
+                _, first = await asyncio.to_thread(manifest_of, source, run)
                 manifest, _ = open_manifest(first)
                 return manifest, first
             except ArtelError as error:

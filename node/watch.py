@@ -33,12 +33,11 @@ from artel.ledger.store.published import heads_error, known_heads
 from artel.ledger.store.reading import LedgerReader
 from artel.ledger.sync import fork
 from artel.ledger.sync.fork import SplitViewProven
-from artel.ledger.sync.peers import HostSource
+from artel.ledger.sync.peers import HEADS, PeerSource, notes_in
 from artel.ledger.sync.replica import Replica
 from artel.ledger.sync.source import CONFLICTS_PATH
 from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint
 from artel.protocol import canonical, messages
-from artel.protocol.dsse import MAX_ENVELOPE_BYTES
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError
 from artel.protocol.events import emit
 from artel.protocol.identity import Identity
@@ -53,10 +52,8 @@ PATIENT_INTERVALS = 2
 """So long a head that is ahead of us may wait until we have caught up with it."""
 MAX_DOUBTS = 16
 MAX_TRIES = 5
-ASK_TIMEOUT_S = 10.0
 SPREAD_S = 5.0
 TOLD_AT_MOST = 16
-MAX_CONFLICTS_BYTES = MAX_CONFLICTS * MAX_ENVELOPE_BYTES
 MAX_HEARD = 1024
 
 
@@ -150,17 +147,14 @@ class Watch:
         :raises SplitViewProven: they prove that the coordinator signed two histories
         """
         try:
-            reply = await self._host.ask(
-                peer, wire.LEDGER, messages.GetCheckpoint(run=self._run_id), ASK_TIMEOUT_S
-            )
-            if not isinstance(reply, messages.Checkpoints):
-                raise DecodeError(f"unexpected reply {reply.KIND} to get_checkpoint")
-            for text in (reply.newest, reply.final):
-                if text:
-                    await self.consider(peer, text)
-            if peer == self._coordinator():
-                await self._follow(peer, parse_checkpoint(reply.newest).size)
-            await self._hear(peer)
+            source = PeerSource(self._host, peer, self._run_id)
+            *heads, conflicts = await source.files(*HEADS, CONFLICTS_PATH)
+            texts = notes_in(heads)
+            for text in texts:
+                await self.consider(peer, text)
+            if peer == self._coordinator() and texts:
+                await self._follow(peer, parse_checkpoint(texts[-1]).size)
+            await self._hear(conflicts or b"")
         except SplitViewProven:
             raise
         except ArtelError as error:
@@ -233,9 +227,8 @@ class Watch:
             return
         doubt.tries += 1
         try:
-            proof = await fork.examine(
-                self._host, doubt.peer, self._run_id, self._replica.store, doubt.note
-            )
+            source = PeerSource(self._host, doubt.peer, self._run_id)
+            proof = await asyncio.to_thread(fork.examine, source, self._replica.store, doubt.note)
         except ArtelError as error:
             differs = key[0] <= self._replica.store.size
             emit(
@@ -256,9 +249,7 @@ class Watch:
 
     # --- evidence by others -----------------------------------------------------------------------
 
-    async def _hear(self, peer: str) -> None:
-        source = HostSource(self._host, peer, self._run_id)
-        data = await source.fetch(CONFLICTS_PATH, MAX_CONFLICTS_BYTES)
+    async def _hear(self, data: bytes) -> None:
         values = await asyncio.to_thread(canonical.loads, data)
         if not isinstance(values, list) or len(values) > MAX_CONFLICTS:
             raise DecodeError("conflicts are a list of evidence")

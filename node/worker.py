@@ -8,7 +8,6 @@ contributions count, which state was agreed on.
 from __future__ import annotations
 
 import asyncio
-import copy
 import logging
 from collections.abc import Callable
 
@@ -263,8 +262,7 @@ class Worker:
             directive.attempt,
         ):
             raise CheckFailed("the coordinator's directive is not about the ledger's round")
-        # A copy: the replica grows, and its fold changes, while this duty is performed.
-        return copy.deepcopy(attempt)
+        return attempt
 
     def _forget(self, closed: ClosedRound) -> None:
         """Blobs of an applied round become ordinary cache, which others may still fetch."""

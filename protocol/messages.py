@@ -318,68 +318,31 @@ class Put(Message):
 # --- ledger: anybody to any holder ----------------------------------------------------------------
 
 
-class GetEntries(Message):
-    """Ask for ledger entries from index ``start`` on, and the newest tree head."""
+class Get(Message):
+    """Ask for files of a log by their paths, as ``checkpoint`` or ``tile/0/000``.
 
-    KIND = "get_entries"
-    run: Digest
-    start: Count
-
-
-class Entries(Message):
-    """Followed by the leaves, one after another.
-
-    ``note`` is the signed tree head over exactly the entries up to the last of these, so that each
-    page can be checked by itself; ``size`` is how many entries the holder has in all.
+    Each is answered in turn, by a :class:`File` or by a refusal. An empty ``run`` means whatever
+    run the peer serves; ``skip`` bytes at the beginning of the last file need not be sent.
     """
 
-    KIND = "entries"
-    LIMIT = 16 * KIB
-    start: Count
-    sizes: Annotated[
-        list[Annotated[int, Field(ge=1, le=MAX_ENVELOPE_BYTES)]], Field(max_length=256)
+    KIND = "get"
+    run: OptionalDigest
+    paths: Annotated[
+        list[Annotated[str, StringConstraints(max_length=100, pattern=r"^[a-z0-9/.]+$")]],
+        Field(min_length=1, max_length=8),
     ]
-    note: Annotated[str, StringConstraints(max_length=8 * KIB)]
-    size: Count
+    skip: Count = 0
 
 
-class GetCheckpoint(Message):
-    """Ask for tree heads; an empty ``run`` means whatever run the peer serves."""
-
-    KIND = "get_checkpoint"
-    run: OptionalDigest
-
-
-class Checkpoints(Message):
-    """The newest tree head, and the newest one with enough cosignatures ("" when there is none).
-
-    Both are C2SP notes with all the cosignatures that the sender knows.
-    """
-
-    KIND = "checkpoints"
-    LIMIT = 24 * KIB
-    run: Digest
-    newest: Annotated[str, StringConstraints(max_length=10 * KIB)]
-    final: Annotated[str, StringConstraints(max_length=10 * KIB)]
-
-
-class GetResource(Message):
-    """Ask for a resource of the C2SP log by its path, as ``tile/0/000`` or ``tile/entries/000``."""
-
-    KIND = "get_resource"
-    run: OptionalDigest
-    path: Annotated[str, StringConstraints(max_length=100, pattern=r"^[a-z0-9/.]+$")]
-
-
-class Resource(Message):
+class File(Message):
     """Followed by ``size`` raw bytes."""
 
-    KIND = "resource"
+    KIND = "file"
     size: Annotated[int, Field(ge=0, le=256 * (MAX_ENVELOPE_BYTES + 2))]
 
 
 class Cosigned(Message):
-    """A witness's cosignature lines under a tree head (a whole note); the reply is Checkpoints."""
+    """A witness's cosignature lines under a tree head (a whole note)."""
 
     KIND = "cosigned"
     LIMIT = 12 * KIB
@@ -393,15 +356,6 @@ class Submit(Signed):
     KIND = "submit"
 
 
-class Submitted(Message):
-    """It is in the ledger, durably, at ``index``, and ``note`` covers it."""
-
-    KIND = "submitted"
-    LIMIT = 12 * KIB
-    index: Count
-    note: Annotated[str, StringConstraints(max_length=10 * KIB)]
-
-
 class SetAlias(Signed):
     """A signed wish to be shown under a name, or no longer; never part of the ledger."""
 
@@ -413,7 +367,6 @@ KINDS: dict[str, type[Message]] = {
     for schema in (
         *(Ok, Refusal, Hello, Welcome, Probe, Heartbeat, Directive, Commit, Reveal, Aggregated),
         *(Accuse, SignedState, HandBack, Leave, GetIndex, Index, GetHave, Have, GetChunks, Chunks),
-        *(Put, GetEntries, Entries, GetCheckpoint, Checkpoints, GetResource, Resource, Cosigned),
-        *(Submit, Submitted, SetAlias),
+        *(Put, Get, File, Cosigned, Submit, SetAlias),
     )
 }

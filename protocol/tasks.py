@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from artel.protocol.errors import ArtelError
@@ -51,8 +51,13 @@ def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return next((error for error in flat if isinstance(error, ArtelError)), flat[0])
 
 
-async def uninterrupted(work: Awaitable[Result]) -> Result:
-    """Run to the end however often the caller is cancelled; the cancellation comes after."""
+async def uninterrupted(
+    work: Awaitable[Result], hurry: Callable[[], None] = lambda: None
+) -> Result:
+    """Run to the end however often the caller is cancelled; the cancellation comes after.
+
+    :param hurry: called at a cancellation, so that the end comes soon
+    """
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
@@ -60,6 +65,7 @@ async def uninterrupted(work: Awaitable[Result]) -> Result:
             await asyncio.wait({task})
         except asyncio.CancelledError as error:
             cancelled = error
+            hurry()
     if cancelled is not None:
         raise cancelled from (None if task.cancelled() else task.exception())
     return task.result()

@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from artel.ledger.store.heads import HeadStore
     from artel.ledger.store.reading import LedgerReader
 
-MAX_TOLD_CHARACTERS = 10 * 1024
-"""Longest note that a message carries: about 50 cosignatures."""
-
 
 class Tree(Protocol):
     """What tree heads are held against: a home's ledger, or somebody else's."""
@@ -236,18 +233,6 @@ def _merged(signed: str, other: str) -> str:
         return add_lines(first, second.signatures).encode()
     except ArtelError:  # more lines than a note may have
         return signed
-
-
-def fitting(text: str, limit: int = MAX_TOLD_CHARACTERS) -> str:
-    """The note, without the last signature lines if it is too long for a message."""
-    if len(text) <= limit:
-        return text
-    lines = list(note.parse(text).signatures)
-    signed = Note(note.parse(text).text, tuple(lines))
-    while lines and len(signed.encode()) > limit:
-        lines.pop()
-        signed = Note(signed.text, tuple(lines))
-    return signed.encode()
 
 
 def _known_witness(line: SignatureLine, nodes: Mapping[str, str]) -> CosignerKey | None:

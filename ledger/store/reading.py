@@ -232,18 +232,9 @@ class LedgerReader:
 
     def note_at(self, size: int) -> str:
         """The stored checkpoint of exactly this size, as a signed note; "" when there is none."""
-        return self.note_between(size - 1, size)
-
-    def note_between(self, after: int, up_to: int) -> str:
-        """The newest stored note with ``after < size <= up_to``; "" when there is none.
-
-        A replica that catches up asks for pages that end at such a note, and can check each page.
-        """
-        query = (
-            "SELECT note FROM checkpoints WHERE size > ? AND size <= ? ORDER BY size DESC LIMIT 1"
-        )
+        query = "SELECT note FROM checkpoints WHERE size = ? AND size <= ?"
         with self._reading, storage_errors(self.path):
-            row = self._reader.execute(query, (after, min(up_to, self.size))).fetchone()
+            row = self._reader.execute(query, (size, self.size)).fetchone()
         return str(row[0]) if row else ""
 
     def query(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:

@@ -36,8 +36,7 @@ from artel.protocol.errors import CheckFailed, UsageError
 __all__ = ["CHECKPOINT_NAME", "DATABASE_NAME", "MAX_BATCH", "Beside", "LedgerStore", "Sign"]
 
 MAX_BATCH = 256
-"""Entries in one append of the sequencer. As many as a page of the ledger service holds: every page
-can then end at a checkpoint, so a replica can check each page as it comes."""
+"""Entries in one append of the sequencer."""
 
 INSERT_CHECKPOINT = "INSERT INTO checkpoints(size, note) VALUES (?, ?)"
 INSERT_TILE = "INSERT INTO tiles(level, idx, hashes) VALUES (?, ?, ?)"

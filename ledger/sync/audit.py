@@ -19,7 +19,7 @@ from artel.ledger.sync.view import decoded_entries
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import parse_checkpoint
 from artel.ledger.tlog.cosignature import CosignerKey, open_cosigned, parse_key
-from artel.ledger.tlog.note import MAX_NOTE_BYTES, VerifierKey
+from artel.ledger.tlog.note import VerifierKey
 from artel.ledger.tlog.tiles import CHECKPOINT_PATH, TILE_WIDTH, edge_of, level_tiles, tiles_of
 from artel.protocol.errors import CheckFailed, UsageError
 
@@ -80,7 +80,7 @@ def audit(
             "no key of the log to check its signature with",
             "give the log's vkey, as in example.com/log+33d7b496+AeHT…",
         )
-    data = source.get(CHECKPOINT_PATH, MAX_NOTE_BYTES)
+    data = source.get(CHECKPOINT_PATH)
     checkpoint, cosigners = open_cosigned(
         data, log_keys, [key for key in keys if isinstance(key, CosignerKey)], origin
     )

@@ -8,7 +8,6 @@ peer that showed the head, and each of them is tied to the head's root.
 
 from __future__ import annotations
 
-import asyncio
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from artel.ledger.entries import evidence
 from artel.ledger.entries.evidence import SplitView
 from artel.ledger.store.database import storage_errors
 from artel.ledger.sync.offline import write_evidence
-from artel.ledger.sync.peers import HostSource
+from artel.ledger.sync.source import TileSource
 from artel.ledger.sync.tree import Offer, SignedHead, Tree, manifest_of
 from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint
 from artel.ledger.tlog.cosignature import CosignerKey
@@ -29,7 +28,6 @@ from artel.protocol.errors import ArtelError, CheckFailed
 if TYPE_CHECKING:
     from artel.ledger.entries import Genesis
     from artel.ledger.store.reading import LedgerReader
-    from artel.protocol.net.host import Host
 
 SPLIT_VIEW_FILE = "split-view.json"
 
@@ -45,21 +43,6 @@ class SplitViewProven(CheckFailed):
             f"check it with `artel ledger verify {SPLIT_VIEW_FILE}`",
         )
         self.evidence = proof
-
-
-async def examine(
-    host: Host, peer: str, run: str, store: LedgerReader, note: str
-) -> SplitView | None:
-    """Hold a head that ``peer`` showed against our tree; the proof if its signer signed both.
-
-    None when the one tree begins with the other.
-
-    :raises DecodeError: the note is malformed
-    :raises CheckFailed: no coordinator signed it; or the histories differ, but the peer does not
-        show a tree that belongs to the note, so that nothing is proven
-    :raises Unreachable: the peer does not answer
-    """
-    return await asyncio.to_thread(_examine, store, note, HostSource(host, peer, run))
 
 
 def require_one_history(
@@ -87,7 +70,16 @@ def require_one_history(
     )
 
 
-def _examine(store: LedgerReader, note: str, source: HostSource) -> SplitView | None:
+def examine(source: TileSource, store: LedgerReader, note: str) -> SplitView | None:
+    """Hold a head that a peer showed against our tree; the proof if its signer signed both.
+
+    None when the one tree begins with the other.
+
+    :raises DecodeError: the note is malformed
+    :raises CheckFailed: no coordinator signed it; or the histories differ, but the peer does not
+        show a tree that belongs to the note, so that nothing is proven
+    :raises Unreachable: the peer does not answer
+    """
     coordinators = store.genesis.coordinators
     head = open_checkpoint(note, store.origin, coordinators)
     ours = store.latest_note

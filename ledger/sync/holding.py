@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from artel.ledger.sync.source import FolderSource, Holder, HttpHolder
+from artel.ledger.sync.source import FolderSource, Holder, HttpSource
 from artel.protocol.errors import UsageError
 from artel.protocol.invite import PREFIX, Invite
 from artel.protocol.paths import expanded
@@ -21,7 +21,7 @@ def hold(target: str) -> tuple[Holder, str]:
     folder = expanded(Path(target))
     is_folder = os.path.isdir(folder)  # also of what is too long for a name
     if re.match("[a-z]+://", target):
-        return HttpHolder(target), ""
+        return HttpSource(target), ""
     if target.startswith("/") and "/p2p/" in target:
         return _peer(target), ""
     if PREFIX in target and not is_folder:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import trio
 
+from artel.ledger.sync.peers import ask_files
 from artel.ledger.sync.source import MAX_WORDS, NotFound, Service
 from artel.protocol import messages
 from artel.protocol.errors import ArtelError, CheckFailed, Unreachable, UsageError
@@ -48,36 +49,31 @@ class PeerHolder:
         self._addresses = dialled
         self._network: _Network | None = None
 
-    def get(self, path: str, limit: int) -> bytes:
+    def get(self, path: str, skip: int = 0) -> bytes:
         """The content at ``path`` (see :class:`ledger.sync.source.TileSource`)."""
-        return self._ask(messages.GetResource(run="", path=path), limit)[1]
+        request = messages.Get(run="", paths=[path], skip=skip)
+        (data,) = self._ask(lambda stream: ask_files(stream, request, [path]))
+        if data is None:
+            raise NotFound(f"the peer does not have {path}")
+        return data
 
-    def send(self, service: Service, run: str, statement: bytes) -> tuple[int, str] | None:
+    def send(self, service: Service, run: str, statement: bytes) -> None:
         """Hand in (see :class:`ledger.sync.source.Holder`)."""
         kind = messages.Submit if service == "submit" else messages.SetAlias
-        reply, _ = self._ask(kind(run=run, statement=statement))
-        if isinstance(reply, messages.Submitted):
-            return reply.index, reply.note
+        reply = self._ask(lambda stream: wire.ask(stream, kind(run=run, statement=statement)))
         if not isinstance(reply, messages.Ok):
-            raise _unexpected(reply)
-        return None
+            raise CheckFailed(f"the peer answered {reply.KIND}, which nobody asked for")
 
     def close(self) -> None:
         if self._network is not None:
             self._network.close()
             self._network = None
 
-    def _ask(self, request: messages.Message, limit: int = 0) -> tuple[messages.Message, bytes]:
+    def _ask(self, exchange: Callable[[wire.Stream], Awaitable[Result]]) -> Result:
         if self._network is None:
             self._network = _Network(self._addresses)
             self.name = self._network.address
-        try:
-            return self._network.ask(request, limit)
-        except wire.Refused as refusal:
-            path = getattr(request, "path", "")
-            if path and refusal.code in ("not_here", "unknown"):
-                raise NotFound(f"the peer does not have {path}") from None
-            raise
+        return self._network.ask(exchange)
 
 
 def _dialable(address: str) -> bool:
@@ -90,10 +86,6 @@ def _dialable(address: str) -> bool:
         and parts[5:6] == ["p2p"]
         and len(parts) == 7
     )
-
-
-def _unexpected(reply: messages.Message) -> CheckFailed:
-    return CheckFailed(f"the peer answered {reply.KIND}, which nobody asked for")
 
 
 class _Network:
@@ -117,11 +109,11 @@ class _Network:
         if self._error is not None:
             raise self._error
 
-    def ask(self, request: messages.Message, limit: int) -> tuple[messages.Message, bytes]:
-        """One request on a stream of its own; with the raw bytes (at most ``limit``) after it."""
+    def ask(self, exchange: Callable[[wire.Stream], Awaitable[Result]]) -> Result:
+        """One exchange on a stream of its own."""
 
-        async def call() -> tuple[messages.Message, bytes]:
-            return await _bounded(lambda: self._exchange(request, limit), REQUEST_TIMEOUT_S)
+        async def call() -> Result:
+            return await _bounded(lambda: self._exchange(exchange), REQUEST_TIMEOUT_S)
 
         return trio.from_thread.run(call, trio_token=self._token)
 
@@ -160,22 +152,12 @@ class _Network:
                 return
         raise problem
 
-    async def _exchange(
-        self, request: messages.Message, limit: int
-    ) -> tuple[messages.Message, bytes]:
+    async def _exchange(self, exchange: Callable[[wire.Stream], Awaitable[Result]]) -> Result:
         from libp2p.custom_types import TProtocol
 
         stream = _Stream(await self._host.new_stream(self._peer, [TProtocol(wire.LEDGER)]))
         try:
-            reply = await wire.ask(stream, request)
-            data = b""
-            if isinstance(reply, messages.Resource):
-                if reply.size > limit:
-                    raise CheckFailed(f"the peer sends {reply.size} bytes, at most {limit} can be")
-                data = await stream.read_exactly(reply.size)
-            elif isinstance(request, messages.GetResource):
-                raise _unexpected(reply)
-            return reply, data
+            return await exchange(stream)
         finally:
             await stream.reset()
 

@@ -107,7 +107,7 @@ def held_head(folder: Path, vkeys: Sequence[VerifierKey] = (), run: str = "") ->
         return None
     source = FolderSource(folder)
     try:
-        data = source.get(CHECKPOINT_PATH, MAX_NOTE_BYTES)
+        data = source.get(CHECKPOINT_PATH)
     except NotFound:
         if (folder / "tile").is_dir():
             return None  # the first copying was interrupted
@@ -139,11 +139,11 @@ class _Resumed:
         folder.mkdir(parents=True, exist_ok=True)
         self.name, self._local, self._remote = source.name, FolderSource(folder), source
 
-    def get(self, path: str, limit: int) -> bytes:
+    def get(self, path: str, skip: int = 0) -> bytes:
         if ".p/" not in path:
             with suppress(NotFound):
-                return self._local.get(path, limit)
-        return self._remote.get(path, limit)
+                return self._local.get(path, skip)
+        return self._remote.get(path, skip)
 
 
 def _copy(folder: Path, offer: Offer, before: int, progress: Progress) -> int:
@@ -164,7 +164,7 @@ def _bring(folder: Path, tree: Tree, before: int, progress: Progress) -> int:
         else:
             data = tree.hashes(tile)
         with suppress(CheckFailed):
-            if there.get(tile.path, len(data)) == data:
+            if there.get(tile.path) == data:
                 data = b""
         if data:
             write_file(folder / tile.path, data)

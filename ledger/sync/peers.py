@@ -1,62 +1,114 @@
-"""A peer of a daemon as a source of tiles, over the daemon's own libp2p host."""
+"""The files of a log over libp2p: how a peer is asked for them, and one of a daemon's peers."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING
 
-from artel.ledger.sync.source import NotFound
+from artel.ledger.sync.source import FINAL_PATH, TIMEOUT, NotFound, limit_of, text_of
+from artel.ledger.tlog.tiles import CHECKPOINT_PATH
 from artel.protocol import messages
-from artel.protocol.errors import DecodeError, Unreachable
+from artel.protocol.errors import CheckFailed, DecodeError, Unreachable
 from artel.protocol.net import wire
 
 if TYPE_CHECKING:
     from artel.protocol.net.host import Host
 
-RESOURCE_TIMEOUT_S = 20.0
+HEADS = (FINAL_PATH, CHECKPOINT_PATH)
+"""What a cosignature is answered with. The final head first: a log that grows meanwhile has then at
+least as large a newest one."""
 
 
-class HostSource:
-    """The files of a log as a peer serves them (``get_resource``), for use in threads.
+async def ask_files(
+    stream: wire.Stream, request: messages.Message, paths: Sequence[str]
+) -> list[bytes | None]:
+    """The files with which a request is answered; None for one that the peer does not have.
 
-    Make one in the event loop that owns ``host``.
+    :raises Refused: the peer says no to the request
+    :raises CheckFailed: a file is longer than it can be
+    :raises DecodeError: a reply is malformed
+    """
+    await wire.write_message(stream, request)
+    return [await _file(stream, path) for path in paths]
+
+
+async def _file(stream: wire.Stream, path: str) -> bytes | None:
+    reply = await wire.read_message(stream)
+    if isinstance(reply, messages.Refusal):
+        if reply.code == "not_here":
+            return None
+        raise wire.refusal(reply)
+    if not isinstance(reply, messages.File):
+        raise DecodeError(f"the peer answered {reply.KIND}, which nobody asked for")
+    if reply.size > limit_of(path):
+        raise CheckFailed(f"{path} of {reply.size} bytes, at most {limit_of(path)} can be")
+    return await stream.read_exactly(reply.size)
+
+
+class PeerSource:
+    """The files of a log as a peer of a daemon serves them.
+
+    Made in the event loop that owns ``host``. :meth:`get` is for one thread, the rest for the loop.
     """
 
     def __init__(self, host: Host, peer: str, run: str) -> None:
         self.name = f"peer {peer[-8:]}"
         self._host, self._peer, self._run = host, peer, run
         self._loop = asyncio.get_running_loop()
+        self._asked: Future[list[bytes | None]] | None = None
+        self._closed = False
 
-    def get(self, path: str, limit: int) -> bytes:
+    def get(self, path: str, skip: int = 0) -> bytes:
         """The content at ``path`` (see :class:`ledger.sync.source.TileSource`)."""
-        asked = asyncio.run_coroutine_threadsafe(self.fetch(path, limit), self._loop)
+        self._asked = asyncio.run_coroutine_threadsafe(self.files(path, skip=skip), self._loop)
         try:
-            return asked.result(RESOURCE_TIMEOUT_S + 10)
-        except TimeoutError:
-            asked.cancel()
+            if self._closed:
+                self._asked.cancel()
+            (data,) = self._asked.result(2 * TIMEOUT)
+        except (CancelledError, TimeoutError):
+            self._asked.cancel()
             raise Unreachable(f"{path} did not arrive from {self.name}") from None
-        except wire.Refused as refusal:
-            raise NotFound(refusal.message) from None
+        if data is None:
+            raise NotFound(f"{self.name} does not have {path}")
+        return data
 
-    async def fetch(self, path: str, limit: int) -> bytes:
-        """The same from within the event loop.
+    def close(self) -> None:
+        """Whoever waits in the thread is not answered any more."""
+        self._closed = True
+        if self._asked is not None:
+            self._asked.cancel()
 
-        :raises Refused: the peer does not have that
-        :raises DecodeError: the reply is malformed, or longer
+    async def files(self, *paths: str, skip: int = 0) -> list[bytes | None]:
+        """Several files by one stream; None for one that the peer does not have.
+
+        :param skip: leave so many bytes at the beginning of the last one out
+        :raises ArtelError: as :func:`ask_files`, or the peer does not answer
+        """
+        return await self.ask(messages.Get(run=self._run, paths=list(paths), skip=skip), paths)
+
+    async def cosign(self, note: str) -> list[str]:
+        """Show a cosigned head, and learn the newest heads; raises as :meth:`files`."""
+        request = messages.Cosigned(run=self._run, note=note)
+        return notes_in(await self.ask(request, HEADS))
+
+    async def ask(self, request: messages.Message, paths: Sequence[str]) -> list[bytes | None]:
+        """The files with which a request is answered, as :func:`ask_files`.
+
         :raises Unreachable: the peer does not answer
         """
         try:
-            async with (
-                asyncio.timeout(RESOURCE_TIMEOUT_S),
-                self._host.open(self._peer, wire.LEDGER) as stream,
-            ):
-                reply = await wire.ask(stream, messages.GetResource(run=self._run, path=path))
-                if not isinstance(reply, messages.Resource):
-                    raise DecodeError(f"unexpected reply {reply.KIND} to get_resource")
-                if reply.size > limit:
-                    raise DecodeError(f"{path} of {reply.size} bytes, at most {limit} allowed")
-                return await stream.read_exactly(reply.size)
+            async with asyncio.timeout(TIMEOUT):
+                async with self._host.open(self._peer, wire.LEDGER) as stream:
+                    return await ask_files(stream, request, paths)
         except TimeoutError:
-            raise Unreachable(
-                f"{path} of {self.name} did not arrive in {RESOURCE_TIMEOUT_S:.0f} s"
-            ) from None
+            raise Unreachable(f"{paths[-1]} did not arrive from {self.name} in time") from None
+
+
+def notes_in(files: Sequence[bytes | None]) -> list[str]:
+    """The texts of the signed heads among these files.
+
+    :raises CheckFailed: one of them is no text
+    """
+    return [text_of(data, "a signed tree head") for data in files if data is not None]

@@ -14,12 +14,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
 from pathlib import Path
 
 from artel.ledger.entries.state import FoldState
-from artel.ledger.fold.replay import replay
 from artel.ledger.store import finality
 from artel.ledger.store.database import storage_errors
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
@@ -31,13 +28,13 @@ from artel.ledger.store.published import (
     term_of,
 )
 from artel.ledger.store.reading import LedgerReader
-from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, MAX_BATCH, LedgerStore
+from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
 from artel.ledger.sync.fork import require_one_history
 from artel.ledger.sync.offline import run_of
 from artel.ledger.sync.source import TileSource
-from artel.ledger.sync.tree import Offer, SignedHead, Tree, offered, verified_head
+from artel.ledger.sync.tree import Offer, SignedHead, Tree, folding, offered, verified_head
 from artel.ledger.tlog import note
-from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint, sign_checkpoint
+from artel.ledger.tlog.checkpoint import Checkpoint
 from artel.ledger.tlog.proof import root_at
 from artel.protocol import files, identity
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, UsageError
@@ -214,9 +211,15 @@ def _rebuild(home: Path, own: _Own | None, best: Offer, progress: Progress) -> R
         work.mkdir()
     try:
         with LedgerStore.open(work / DATABASE_NAME, create=True, term=term) as store:
+            state = FoldState()
             leaves = _leaves(best.tree, progress)
-            _fill(store, leaves, head, own.store if own is not None else None, signer)
-            state = replay(store.leaves())
+            try:
+                store.append_replica(folding(state, leaves), head.own_note())
+            except (DecodeError, CheckFailed) as error:
+                raise CheckFailed(
+                    f"the entries are not those that the checkpoint signs: {error.message}",
+                    "artel ledger audit TARGET --run ID --full names the one that is wrong",
+                ) from None
         if state.run != run:
             raise CheckFailed("the manifest is not signed by its organiser")
         kept = _put_in_place(home, work)
@@ -239,40 +242,6 @@ def _leaves(tree: Tree, progress: Progress) -> Iterator[bytes]:
     for done, leaf in enumerate(tree.leaves(), start=1):
         yield leaf
         progress(done, tree.size)
-
-
-def _fill(
-    store: LedgerStore,
-    leaves: Iterator[bytes],
-    head: SignedHead,
-    known: LedgerReader | None,
-    signer: Identity | None,
-) -> None:
-    """Append these entries, up to exactly the tree that ``head`` signs.
-
-    A replica catches up in pages that end at a note and have at most ``MAX_BATCH`` entries. The
-    source has the newest note alone; the home has those of its own ledger, and the log itself may
-    sign any tree that its newest one begins with.
-
-    :raises CheckFailed: when they are not those of the checkpoint
-    """
-    origin = head.checkpoint.origin
-    try:
-        while head.size - store.size > MAX_BATCH:
-            found = known.note_between(store.size, store.size + MAX_BATCH) if known else ""
-            if found and (end := parse_checkpoint(found)).origin == origin:
-                store.append_replica(islice(leaves, end.size - store.size), found)
-            elif signer is not None:
-                page = list(islice(leaves, MAX_BATCH))
-                store.append(page, partial(sign_checkpoint, signer, origin))
-            else:
-                break
-        store.append_replica(leaves, head.own_note())
-    except (DecodeError, CheckFailed) as error:
-        raise CheckFailed(
-            f"the entries are not those that the checkpoint signs: {error.message}",
-            "artel ledger audit TARGET --run ID --full names the one that is wrong",
-        ) from None
 
 
 def _coordinator(home: Path, head: SignedHead) -> Identity | None:

@@ -1,7 +1,7 @@
 """Whoever has a log: a folder of tiles, a web server, a libp2p peer. All hand out bytes for paths.
 
 Spec: https://c2sp.org/tlog-tiles@v0.1.0. A source is trusted with nothing: it hands out a bounded
-number of bytes for the paths of the spec and three more, and what they mean is up to
+number of bytes for the paths of the spec and of :data:`FILES`, and what they mean is up to
 :mod:`ledger.sync.tree`, which ties every one of them to a signed root.
 """
 
@@ -11,25 +11,35 @@ import json
 import os
 import re
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
+from artel.ledger.fold.alias import MAX_TABLE_BYTES
+from artel.ledger.store.heads import MAX_CONFLICTS
 from artel.ledger.tlog.note import MAX_NOTE_BYTES
 from artel.ledger.tlog.tiles import CHECKPOINT_PATH, Tile
+from artel.protocol.dsse import MAX_ENVELOPE_BYTES
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, Unreachable, UsageError
 from artel.protocol.net.http import BadStatus, fetch
 from artel.protocol.terminal import printable
 
 TIMEOUT = 20.0
-"""Seconds for one file over HTTP, from the first byte sent to the last byte received."""
+"""Seconds for one file, from the first byte sent to the last byte received."""
 FINAL_PATH = "final"
 """The newest final checkpoint of a run, beside the newest one; not part of the C2SP layout."""
 ALIASES_PATH = "aliases"
 """JSON: account to the alias and team that its owner wishes to be shown."""
 CONFLICTS_PATH = "conflicts"
 """JSON: a list of evidence of split views."""
-MAX_JSON_BYTES = 4 << 20
+FILES = (
+    (CHECKPOINT_PATH, MAX_NOTE_BYTES),
+    (FINAL_PATH, MAX_NOTE_BYTES),
+    (ALIASES_PATH, MAX_TABLE_BYTES),
+    (CONFLICTS_PATH, MAX_CONFLICTS * MAX_ENVELOPE_BYTES),
+)
+"""What a log has beside tiles: patterns of whole paths, and the most bytes of each."""
 MAX_WORDS = 300
 """Characters of what a stranger says that are shown."""
 
@@ -46,12 +56,12 @@ class TileSource(Protocol):
     name: str
     """How a person wrote it."""
 
-    def get(self, path: str, limit: int) -> bytes:
-        """The content at ``path``: ``checkpoint``, a tile, or one of the three paths above.
+    def get(self, path: str, skip: int = 0) -> bytes:
+        """The content at ``path``: a tile, or one of :data:`FILES`.
 
-        :param limit: the most bytes that are accepted
+        :param skip: so many bytes at the beginning are known, and left out
         :raises NotFound: when there is no such file
-        :raises CheckFailed: when the content is longer than ``limit``
+        :raises CheckFailed: when the content is longer than it can be
         :raises Unreachable: when the source does not answer
         """
         ...
@@ -60,10 +70,9 @@ class TileSource(Protocol):
 class Holder(TileSource, Protocol):
     """A source that a person named, which may also take something in."""
 
-    def send(self, service: Service, run: str, statement: bytes) -> tuple[int, str] | None:
-        """Hand in an entry or an alias: the entry's index and a note that covers it.
+    def send(self, service: Service, run: str, statement: bytes) -> None:
+        """Hand in an entry or an alias; a node passes entries on.
 
-        :returns: None when it was passed on, or is an alias
         :raises Refused: with a code
         :raises Unreachable: nobody answers
         """
@@ -74,22 +83,47 @@ class Holder(TileSource, Protocol):
         ...
 
 
+def limit_of(path: str) -> int:
+    """The most bytes at a path. Only a log's own paths have one, and none can leave its folder.
+
+    :raises NotFound: logs have no such path
+    """
+    for pattern, limit in FILES:
+        if re.fullmatch(pattern, path, re.ASCII):
+            return limit
+    try:
+        return Tile.parse(path).limit
+    except DecodeError:
+        raise NotFound(f"{path[:80]!r} is not a path that logs have") from None
+
+
 def newest_heads(source: TileSource) -> tuple[str, str]:
     """The newest signed head and the newest final one ("" when there is none); not verified."""
     # The final one first: a log that grows meanwhile has then at least as large a newest one.
     try:
-        final = _text(source.get(FINAL_PATH, MAX_NOTE_BYTES), FINAL_PATH)
+        final = text_of(source.get(FINAL_PATH), FINAL_PATH)
     except NotFound:
         final = ""
-    return _text(source.get(CHECKPOINT_PATH, MAX_NOTE_BYTES), CHECKPOINT_PATH), final
+    return text_of(source.get(CHECKPOINT_PATH), CHECKPOINT_PATH), final
 
 
 def read_json(source: TileSource, path: str) -> Any:
     """What a source says there; None when it says nothing that can be read."""
     try:
-        return _json(source.get(path, MAX_JSON_BYTES), path)
-    except ArtelError:
+        return json.loads(source.get(path))
+    except (ArtelError, ValueError, RecursionError):
         return None
+
+
+def text_of(data: bytes, name: str) -> str:
+    """The text of a file.
+
+    :raises CheckFailed: when it is none
+    """
+    try:
+        return data.decode("utf-8")
+    except UnicodeError:
+        raise CheckFailed(f"{name} is not UTF-8 text") from None
 
 
 # --- folders --------------------------------------------------------------------------------------
@@ -110,9 +144,8 @@ class FolderSource:
         self.folder = folder.resolve()
         self.name = str(folder)
 
-    def get(self, path: str, limit: int) -> bytes:
-        _check_path(path)
-        place = self.folder / path
+    def get(self, path: str, skip: int = 0) -> bytes:
+        limit, place = limit_of(path), self.folder / path
         try:
             # A link in a folder that came from elsewhere must not lead out of it, nor a named pipe
             # stop the reader.
@@ -131,31 +164,22 @@ class FolderSource:
             ) from None
         if len(data) > limit:
             raise CheckFailed(f"{path} is longer than the {limit} bytes that it can have")
-        return data
+        return data[skip:]
 
-    def send(self, service: Service, run: str, statement: bytes) -> tuple[int, str] | None:
+    def send(self, service: Service, run: str, statement: bytes) -> None:
         raise UsageError("a folder takes nothing in", "name a node or a coordinator with --from")
 
     def close(self) -> None:
         pass
 
 
-def _check_path(path: str) -> None:
-    """Let only a log's own paths through; none of them can leave the log's folder."""
-    if path in (CHECKPOINT_PATH, FINAL_PATH, ALIASES_PATH, CONFLICTS_PATH):
-        return
-    try:
-        Tile.parse(path)
-    except DecodeError:
-        raise NotFound(f"{path[:80]!r} is not a path that logs have") from None
-
-
 # --- web servers ----------------------------------------------------------------------------------
 
 
 class HttpSource:
-    """A log behind a URL prefix.
+    """A coordinator, a node or a static mirror behind a URL.
 
+    :param url: of the run's page, of its ``/ledger``, or of any tiles
     :param timeout: seconds for one file
     :raises UsageError: when this is no http(s) URL prefix
     """
@@ -171,61 +195,32 @@ class HttpSource:
                 f"{url[:200]!r} is not the address of a log",
                 "write http(s)://HOST[:PORT]/PREFIX, without ? and #",
             )
-        self.name = url
-        self.url = url.rstrip("/")
-        self.timeout = timeout
+        self.name, self._timeout, base = url, timeout, url.rstrip("/")
+        self._prefixes = [base] if base.endswith("/ledger") else [f"{base}/ledger", base]
 
-    def get(self, path: str, limit: int) -> bytes:
-        _check_path(path)
+    def get(self, path: str, skip: int = 0) -> bytes:
+        limit = limit_of(path)
+        for prefix in self._prefixes[:-1]:
+            with suppress(NotFound, Unreachable):  # the last one says what is wrong
+                return self._at(prefix, path, limit)[skip:]
+        return self._at(self._prefixes[-1], path, limit)[skip:]
+
+    def _at(self, prefix: str, path: str, limit: int) -> bytes:
         try:
-            return fetch(f"{self.url}/{path}", limit, self.timeout)
+            data = fetch(f"{prefix}/{path}", limit, self._timeout)
         except BadStatus as error:
             if error.code in (401, 403, 404, 410):  # some forbid what they do not have
                 raise NotFound(f"the log has no {path}: {error.message}") from None
             raise
-
-
-class HttpHolder:
-    """A coordinator, a node or a static mirror behind a URL.
-
-    :param url: of the run's page, of its ``/ledger``, or of any tiles
-    :raises UsageError: when it is no http(s) URL
-    """
-
-    def __init__(self, url: str) -> None:
-        self.name = url
-        base = HttpSource(url)
-        self._places = [base]
-        if not base.url.endswith("/ledger"):
-            self._places.insert(0, HttpSource(f"{base.url}/ledger"))
-
-    def get(self, path: str, limit: int) -> bytes:
-        for place in self._places[:-1]:
-            try:
-                return self._at(place, path, limit)
-            except (NotFound, Unreachable):
-                continue  # the last one says what is wrong
-        return self._at(self._places[-1], path, limit)
-
-    def _at(self, place: HttpSource, path: str, limit: int) -> bytes:
-        data = place.get(path, limit)
         if path == CHECKPOINT_PATH:
-            self._places = [place]
+            self._prefixes = [prefix]
         return data
 
-    def send(self, service: Service, run: str, statement: bytes) -> tuple[int, str] | None:
-        url = f"{self._places[0].url}/{service}"
+    def send(self, service: Service, run: str, statement: bytes) -> None:
         try:
-            answer = _json(fetch(url, MAX_NOTE_BYTES * 2, TIMEOUT, statement), url)
+            fetch(f"{self._prefixes[0]}/{service}", MAX_NOTE_BYTES * 2, TIMEOUT, statement)
         except BadStatus as error:
             raise _refusal(error) from None
-        answer = answer if isinstance(answer, dict) else {}
-        index, note = answer.get("index"), answer.get("note")
-        if index is None:
-            return None
-        if type(index) is not int or not isinstance(note, str):
-            raise CheckFailed(f"{self.name} answered something else than an index and a note")
-        return index, note
 
     def close(self) -> None:
         pass
@@ -246,17 +241,3 @@ def _refusal(error: BadStatus) -> ArtelError:
     if error.code >= 500 or error.code == 429:
         return Unreachable(message, hint or error.hint)
     return Refused(message, hint, code or "refused")
-
-
-def _text(data: bytes, name: str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeError:
-        raise CheckFailed(f"{name} is not UTF-8 text") from None
-
-
-def _json(data: bytes, name: str) -> Any:
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
-        raise CheckFailed(f"{name} is not JSON") from None

@@ -11,8 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from artel.ledger.entries import Genesis, decode
+from artel.ledger.entries import Entry, Genesis, decode
+from artel.ledger.fold.replay import decoded
+from artel.ledger.fold.shares import FoldState, apply
 from artel.ledger.store.finality import size_of
+from artel.ledger.store.store import LedgerStore
 from artel.ledger.sync.offline import run_keys, run_of
 from artel.ledger.sync.source import NotFound, TileSource, newest_heads
 from artel.ledger.tlog import note
@@ -27,6 +30,7 @@ from artel.ledger.tlog.tiles import (
     decode_bundle,
     decode_tile,
     edge_of,
+    encode_bundle,
     tile_at,
 )
 from artel.ledger.tlog.tree import CACHED_TILES, Tiles, TileTree
@@ -215,21 +219,26 @@ def read_tile(source: TileSource, tile: Tile) -> list[bytes]:
     return _read_wide(source, tile, decode_tile)
 
 
-def read_bundle(source: TileSource, tile: Tile) -> list[bytes]:
+def read_bundle(source: TileSource, tile: Tile, known: Sequence[bytes] = ()) -> list[bytes]:
     """The entries of a bundle, in the number that its width says; not verified.
 
+    :param known: the first ones, which are not asked for and not returned
     :raises CheckFailed: when it is missing or not a bundle
     """
-    return _read_wide(source, tile, decode_bundle)
+    return _read_wide(source, tile, decode_bundle, len(known), len(encode_bundle(known)))
 
 
 def _read_wide(
-    source: TileSource, tile: Tile, decode: Callable[[bytes, int], list[bytes]]
+    source: TileSource,
+    tile: Tile,
+    decode: Callable[[bytes, int], list[bytes]],
+    known: int = 0,
+    skip: int = 0,
 ) -> list[bytes]:
     try:
         found = tile
         try:
-            data = source.get(tile.path, tile.limit)
+            data = source.get(tile.path, skip)
         except NotFound:
             # SPEC: Logs MAY delete any partial tile once the corresponding full tile is available.
             # Clients MAY fetch the full tile as a fallback in case the partial tile is not
@@ -238,15 +247,63 @@ def _read_wide(
                 raise
             found = tile.full
             try:
-                data = source.get(found.path, found.limit)
+                data = source.get(found.path, skip)
             except NotFound:
                 raise NotFound(
                     f"the log has neither {tile.path} nor {found.path}",
                     "a log serves the tiles of its checkpoint: tell its operator",
                 ) from None
-        return decode(data, found.width)[: tile.width]
+        return decode(data, found.width - known)[: tile.width - known]
     except DecodeError as error:
         raise CheckFailed(f"{found.path}: {error.message}", _LIES) from None
+
+
+# --- taking it over -------------------------------------------------------------------------------
+
+NEAR = 2 * TILE_WIDTH
+"""So many new entries are read before they are known to be what was signed: that they are is seen
+when they are appended, and no tile is needed for it."""
+
+
+def take_over(
+    store: LedgerStore,
+    source: TileSource,
+    head: SignedHead,
+    taken: Callable[[Iterable[bytes]], Iterable[bytes | Entry]] = iter,
+) -> None:
+    """Append what a source has beyond a store, up to a signed head; all of it or nothing.
+
+    :param taken: what becomes of the leaves on the way into the store
+    :raises CheckFailed: the tree of the head does not begin with what the store holds, or is not
+        what the source serves
+    :raises Unreachable: when the source does not answer
+    """
+    if head.size - store.size <= NEAR:
+        leaves = _near(store, source, head.size)
+    else:
+        leaves = Tree(source, head.size, head.root).leaves(store.size)
+    try:
+        store.append_replica(taken(leaves), head.own_note())
+    except DecodeError as error:
+        raise CheckFailed(f"{source.name} serves what is no entry: {error.message}") from None
+
+
+def _near(store: LedgerStore, source: TileSource, size: int) -> Iterator[bytes]:
+    start = store.size
+    while start < size:
+        bundle = tile_at(ENTRIES, start // TILE_WIDTH, size)
+        yield from read_bundle(source, bundle, list(store.leaves(bundle.start, start)))
+        start = bundle.end
+
+
+def folding(state: FoldState, leaves: Iterable[bytes]) -> Iterator[Entry]:
+    """The entries of leaves, their signatures checked on all cores, each applied to a state.
+
+    :raises DecodeError: one of them is no ledger entry
+    """
+    for _, entry in decoded(leaves):
+        apply(state, entry)
+        yield entry
 
 
 # --- both -----------------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ from artel.ledger import entries
 from artel.ledger.entries import Entry, reasons
 from artel.ledger.fold import shares
 from artel.ledger.store.store import LedgerStore
-from artel.ledger.sync.replica import Replica, fetch_page
+from artel.ledger.sync import peers
+from artel.ledger.sync.replica import Replica
 from artel.protocol import content, dsse, messages, round_state
 from artel.protocol.errors import CheckFailed, ResourceError, Unreachable
 from artel.protocol.net import wire
@@ -784,15 +785,13 @@ async def test_a_replica_follows_the_coordinators_ledger(
             with pytest.raises(CheckFailed, match="announced"):
                 await replica.catch_up(client, peer, office.run, target=store.size + 1)
             with pytest.raises(wire.Refused) as other:
-                await fetch_page(client, peer, "cd" * 32, 0)
+                await replica.catch_up(client, peer, "cd" * 32)
             assert other.value.code == "other_run"
-            page, leaves = await fetch_page(client, peer, office.run, 10**9)
-            assert (leaves, page.size) == ([], store.size)
             replica.store.close()
             # A peer that does not answer in time is unreachable, whatever it is that takes long.
-            monkeypatch.setattr("artel.ledger.sync.replica.PAGE_TIMEOUT_S", 0.0)
+            monkeypatch.setattr(peers, "TIMEOUT", 0.0)
             with pytest.raises(Unreachable):
-                await fetch_page(client, peer, office.run, 0)
+                await peers.PeerSource(client, peer, office.run).files("checkpoint")
         finally:
             await client.close()
 

@@ -14,7 +14,7 @@ import pytest
 
 from answer_world import COORDINATOR, NODE, answering
 from artel import cli
-from artel.ledger.sync.source import HttpHolder, HttpSource, newest_heads
+from artel.ledger.sync.source import HttpSource, newest_heads
 from artel.protocol.errors import ArtelError, Unreachable
 from artel.protocol.net.http import fetch_object, http_opener
 from benchmarks.swarm import Swarm
@@ -83,10 +83,10 @@ async def test_the_swarm_of_a_demo(tmp_path: Path) -> None:
 def test_a_proxy_that_fails_is_named_without_its_password() -> None:
     """192.0.2.0/24 is for documentation: nobody is there, and nobody is asked."""
     for ask in (
-        lambda: HttpSource("http://192.0.2.1").get("checkpoint", 100),
-        lambda: HttpHolder("http://192.0.2.1").send("submit", "ab" * 32, b"{}"),
+        lambda: HttpSource("http://192.0.2.1").get("checkpoint"),
+        lambda: HttpSource("http://192.0.2.1").send("submit", "ab" * 32, b"{}"),
         lambda: fetch_object("http://192.0.2.1/api/v1/status"),
-        lambda: HttpSource("https://192.0.2.1").get("checkpoint", 100),
+        lambda: HttpSource("https://192.0.2.1").get("checkpoint"),
     ):
         with pytest.raises(Unreachable) as failed:
             ask()
@@ -124,9 +124,9 @@ def test_what_a_proxy_answers_is_not_taken_for_the_peers_answer(
     with refusing_proxy(seen) as proxy:
         use(monkeypatch, f"http://{proxy}")
         for ask in (
-            lambda: HttpSource("http://192.0.2.1").get("checkpoint", 100),
-            lambda: HttpHolder("http://192.0.2.1").send("submit", "ab" * 32, b"{}"),
-            lambda: newest_heads(HttpHolder("http://192.0.2.1")),
+            lambda: HttpSource("http://192.0.2.1").get("checkpoint"),
+            lambda: HttpSource("http://192.0.2.1").send("submit", "ab" * 32, b"{}"),
+            lambda: newest_heads(HttpSource("http://192.0.2.1")),
             lambda: fetch_object("http://192.0.2.1/api/v1/status"),
             lambda: fetch_object("https://192.0.2.1/api/v1/status"),
         ):
@@ -138,14 +138,14 @@ def test_what_a_proxy_answers_is_not_taken_for_the_peers_answer(
 def test_what_the_environment_excludes_is_asked_directly(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, "http://127.0.0.1:9", no_proxy="artel.invalid")
     with pytest.raises(Unreachable) as failed:
-        HttpSource("http://artel.invalid").get("checkpoint", 100)
+        HttpSource("http://artel.invalid").get("checkpoint")
     assert "proxy" not in failed.value.diagnostics()
 
 
 def test_a_proxy_of_a_kind_that_python_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, "socks5://127.0.0.1:9")
     with pytest.raises(Unreachable, match="proxy"):
-        HttpSource("http://192.0.2.1").get("checkpoint", 100)
+        HttpSource("http://192.0.2.1").get("checkpoint")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "localhost", "[::1]"])
@@ -153,7 +153,7 @@ def test_this_machine_has_many_names(host: str) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         with pytest.raises(Unreachable) as failed:
-            HttpSource(f"http://{host}:{closed.getsockname()[1]}").get("checkpoint", 100)
+            HttpSource(f"http://{host}:{closed.getsockname()[1]}").get("checkpoint")
     assert "proxy" not in failed.value.diagnostics()
 
 

@@ -19,7 +19,7 @@ import pytest
 from artel.ledger.fold.replay import replay
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.store import LedgerStore
-from artel.ledger.sync.replica import LedgerService
+from artel.ledger.sync.service import LedgerService
 from artel.protocol import content, messages
 from artel.protocol.errors import ArtelError
 from artel.protocol.net import transfer, wire
@@ -82,10 +82,8 @@ async def test_py_libp2p_reads_ledger_and_content_over_noise_and_yamux(tmp_path:
                 "peer": host.peer_id,
                 "coordinator": world.coordinator.peer_id,
                 "entries": store.size,
-                "size": store.size,
                 "root": store.root.hex(),
                 "root_by_tiles": store.root.hex(),
-                "bundle": store.size,
                 "content_sha256": hashlib.sha256(data).hexdigest(),
                 "content_bytes": len(data),
                 "refusals": ["refusal", "not_here", "other_run", "not_here", "not_coordinator"],

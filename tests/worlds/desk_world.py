@@ -7,7 +7,7 @@ import hashlib
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from artel.coordinator.service import Coordinator
 from artel.ledger import entries
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
+from artel.ledger.sync.peers import HEADS, ask_files
 from artel.ledger.tlog import note
 from artel.ledger.tlog.cosignature import add_lines, cosign, witness_name
 from artel.protocol import content, dsse, messages, model, round_state, rounds
@@ -171,6 +172,13 @@ class Line:
             rest = rest[4 + length :]
 
 
+class Shown(NamedTuple):
+    """The newest heads that the coordinator shows; "" where there is none."""
+
+    final: str
+    newest: str
+
+
 class Member:
     """A node; each method says one thing to the desk, right unless told otherwise."""
 
@@ -217,22 +225,29 @@ class Member:
         }
         return await self.say(messages.Hello.model_validate(fields | changes))
 
-    async def cosign(self, signed: str = "", *, time: int = 1_700_000_000) -> messages.Checkpoints:
+    async def files(self, request: messages.Message, *paths: str) -> list[bytes | None]:
+        """The files with which the ledger service answers."""
+        line = self.last = Line(wire.encode(request))
+        await wire.answer(self.peer, line, self.office.desk._ledger.answer)
+        return await ask_files(Line(line.written), request, paths)
+
+    async def cosign(self, signed: str = "", *, time: int = 1_700_000_000) -> Shown:
         """Cosign a head of the coordinator, its newest by default, and send that."""
         assert self.office.store is not None
         parsed = note.parse(signed or self.office.store.latest_note)
         line = cosign(self.identity, witness_name(self.peer), parsed.text, time)
         text = add_lines(parsed, [line]).encode()
         message = messages.Cosigned(run=self.office.run, note=text)
-        reply = await self.say(message, to=wire.LEDGER)
-        assert isinstance(reply, messages.Checkpoints)
-        return reply
+        return Shown(*((data or b"").decode() for data in await self.files(message, *HEADS)))
 
-    async def submit(self, envelope: dsse.Envelope) -> messages.Submitted:
+    async def submit(self, envelope: dsse.Envelope) -> int:
+        """Hand in an entry; returns its index."""
+        assert self.office.store is not None
         message = messages.Submit(run=self.office.run, statement=envelope.encode())
-        reply = await self.say(message, to=wire.LEDGER)
-        assert isinstance(reply, messages.Submitted)
-        return reply
+        assert isinstance(await self.say(message, to=wire.LEDGER), messages.Ok)
+        index = self.office.store.index_of(entries.entry_id(envelope.encode()))
+        assert index is not None
+        return index
 
     async def beat(self, *, leaving: bool = False, **changes: Any) -> messages.Directive:
         report = messages.Report(state_round=0, state_root=self.root, phase="x", leaving=leaving)

@@ -394,15 +394,10 @@ def _request(log_key: VerifierKey) -> Callable[[bytes], None]:
 def _messages(world: World, text: str) -> list[messages.Message]:
     run, statement = world.run, world.introductions()[0].encode()
     return [
-        messages.GetEntries(run=run, start=5),
-        messages.Entries(start=5, sizes=[300, 8192], note=text, size=7),
-        messages.GetCheckpoint(run=""),
-        messages.Checkpoints(run=run, newest=text, final=""),
-        messages.GetResource(run=run, path="tile/0/000.p/7"),
-        messages.Resource(size=1234),
+        messages.Get(run=run, paths=["checkpoint", "tile/0/000.p/7"], skip=70),
+        messages.File(size=1234),
         messages.Cosigned(run=run, note=text),
         messages.Submit(run=run, statement=statement),
-        messages.Submitted(index=3, note=text),
         messages.SetAlias(run=run, statement=statement),
     ]
 

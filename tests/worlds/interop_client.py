@@ -39,10 +39,18 @@ async def read(stream, count):
     return data
 
 
-async def ask(stream, kind, body):
-    """One frame out, one frame in: length, then [version, kind, body] in msgpack."""
+async def send(stream, kind, body):
+    """One frame: length, then [version, kind, body] in msgpack."""
     frame = msgpack.packb([1, kind, body])
     await stream.write(struct.pack(">I", len(frame)) + frame)
+
+
+async def ask(stream, kind, body):
+    await send(stream, kind, body)
+    return await receive(stream)
+
+
+async def receive(stream):
     (length,) = struct.unpack(">I", await read(stream, 4))
     version, kind, body = msgpack.unpackb(await read(stream, length))
     assert version == 1
@@ -92,37 +100,33 @@ async def main(address, run, content):
         async def open_(service):
             return await host.new_stream(peer.peer_id, [TProtocol(service)])
 
-        stream = await open_("/artel/ledger/1.0.0")
-        kind, page = await ask(stream, "get_entries", {"run": run, "start": 0})
-        assert kind == "entries"
-        leaves = [await read(stream, size) for size in page["sizes"]]
-        payload = base64.b64decode(json.loads(leaves[0])["payload"])
-        assert hashlib.sha256(payload).hexdigest() == run
-        key = check_note(page["note"], run, leaves)
-
-        # What a reader with nothing but an address asks for: the newest head, the tree by tiles.
-        stream = await open_("/artel/ledger/1.0.0")
-        kind, heads = await ask(stream, "get_checkpoint", {"run": ""})
-        assert (kind, heads["run"], heads["final"]) == ("checkpoints", run, "")
-        assert check_note(heads["newest"], run, leaves) == key
-
-        async def resource(path):
+        # A reader with nothing but an address asks for the newest head, then for the tree by tiles.
+        async def files(*paths, run="", skip=0):
+            """Each path's bytes, or the code of its refusal, by one stream."""
             stream = await open_("/artel/ledger/1.0.0")
-            kind, reply = await ask(stream, "get_resource", {"run": "", "path": path})
-            return await read(stream, reply["size"]) if kind == "resource" else reply["code"]
+            await send(stream, "get", {"run": run, "paths": list(paths), "skip": skip})
+            found = []
+            for _ in paths:
+                kind, reply = await receive(stream)
+                found.append(await read(stream, reply["size"]) if kind == "file" else reply["code"])
+            return found
 
-        assert (await resource("checkpoint")).decode() == heads["newest"]
-        count = int(heads["newest"].split("\n")[1])
+        note, final, no_tile = await files("checkpoint", "final", "tile/0/999", run=run)
+        count = int(note.decode().split("\n")[1])
+        assert final == "not_here"
         assert count < 256
-        tile = await resource(f"tile/0/000.p/{count}")
+        path = f"tile/entries/000.p/{count}"
+        tile, bundle = await files(f"tile/0/000.p/{count}", path)
         by_tiles = root([tile[i : i + 32] for i in range(0, len(tile), 32)])
-        bundle, bundled = await resource(f"tile/entries/000.p/{count}"), []
+        assert await files(path, skip=100) == [bundle[100:]]
+        leaves = []
         while bundle:
             length = int.from_bytes(bundle[:2], "big")
-            bundled.append(bundle[2 : 2 + length])
+            leaves.append(bundle[2 : 2 + length])
             bundle = bundle[2 + length :]
-        assert bundled == leaves
-        no_tile = await resource("tile/0/999")
+        payload = base64.b64decode(json.loads(leaves[0])["payload"])
+        assert hashlib.sha256(payload).hexdigest() == run
+        key = check_note(note.decode(), run, leaves)
         stream = await open_("/artel/ledger/1.0.0")
         _, not_taken = await ask(stream, "submit", {"run": run, "statement": leaves[1]})
 
@@ -142,9 +146,8 @@ async def main(address, run, content):
 
         stream = await open_("/artel/content/1.0.0")
         refused, refusal = await ask(stream, "get_index", {"id": "00" * 32})
-        stream = await open_("/artel/ledger/1.0.0")
-        _, other = await ask(stream, "get_entries", {"run": "00" * 32, "start": 0})
-        codes = [refusal["code"], other["code"], no_tile, not_taken["code"]]
+        (other,) = await files("checkpoint", run="00" * 32)
+        codes = [refusal["code"], other, no_tile, not_taken["code"]]
         peer_id = base58.b58encode(bytes.fromhex("002408011220") + key).decode()
         print(
             json.dumps(
@@ -152,10 +155,8 @@ async def main(address, run, content):
                     "peer": str(peer.peer_id),
                     "coordinator": peer_id,
                     "entries": len(leaves),
-                    "size": page["size"],
                     "root": root([leaf_hash(leaf) for leaf in leaves]).hex(),
                     "root_by_tiles": by_tiles.hex(),
-                    "bundle": len(bundled),
                     "content_sha256": hashlib.sha256(data).hexdigest(),
                     "content_bytes": len(data),
                     "refusals": [refused, *codes],

@@ -10,7 +10,7 @@ import pytest
 from artel.protocol import messages
 from artel.protocol.net import wire
 from artel.protocol.round_state import Phase
-from desk_world import Line, Member, Office
+from desk_world import Member, Office
 
 
 async def play_round(office: Office, members: list[Member]) -> None:
@@ -37,13 +37,7 @@ async def refused(work: Any) -> str:
 
 async def resource(office: Office, member: Member, path: str, run: str = "") -> bytes:
     """What the ledger service has at a path."""
-    line = member.last = Line(wire.encode(messages.GetResource(run=run, path=path)))
-    await wire.answer(member.peer, line, office.desk._ledger.answer)
-    length = int.from_bytes(line.written[:4], "big")
-    reply = wire.decode(line.written[4 : 4 + length])
-    if isinstance(reply, messages.Refusal):
-        raise wire.Refused(reply.message, reply.hint, reply.code)
-    assert isinstance(reply, messages.Resource)
-    data = line.written[4 + length :]
-    assert len(data) == reply.size
+    (data,) = await member.files(messages.Get(run=run, paths=[path]), path)
+    if data is None:
+        raise wire.Refused("there is none", code="not_here")
     return data

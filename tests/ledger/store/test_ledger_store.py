@@ -112,14 +112,6 @@ def test_reading_goes_on_over_many_pages(world: World, store: LedgerStore) -> No
         store.append([newcomer(world, number) for number in range(600, 857)], world.sign)
 
 
-def test_notes_between_sizes_are_page_ends_for_replicas(world: World, store: LedgerStore) -> None:
-    sizes = [
-        parse_checkpoint(note).size if (note := store.note_between(after, up_to)) else 0
-        for after, up_to in ((0, 100), (0, 6), (1, 6), (6, 7), (7, 100))
-    ]
-    assert sizes == [7, 1, 0, 7, 0]
-
-
 def test_an_entry_twice_is_refused_and_nothing_is_added(world: World, store: LedgerStore) -> None:
     new = newcomer(world, 1)
     for batch in ([new, world.leaves[3]], [new, new], [new, world.leaves[0]]):
@@ -610,14 +602,13 @@ def test_threads_append_one_after_another(world: World, store: LedgerStore) -> N
 # --- replicas -------------------------------------------------------------------------------------
 
 
-def test_a_replica_follows_page_by_page(world: World, tmp_path: Path) -> None:
+def test_a_replica_follows_from_head_to_head(world: World, tmp_path: Path) -> None:
     source_path = world.write(tmp_path / "coordinator")
     with (
         LedgerStore.open(source_path) as source,
         LedgerStore.open(tmp_path / "node" / DATABASE_NAME, create=True) as replica,
     ):
-        while replica.size < source.size:
-            note = source.note_between(replica.size, replica.size + 8)
+        for note in filter(None, map(source.note_at, range(1, source.size + 1))):
             page = source.leaves(replica.size, parse_checkpoint(note).size)
             replica.append_replica(list(page), note)
         replica.append_replica([], source.latest_note)

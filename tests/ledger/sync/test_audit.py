@@ -25,7 +25,6 @@ from artel.ledger.sync.audit import audit
 from artel.ledger.sync.holding import hold
 from artel.ledger.sync.source import (
     FolderSource,
-    HttpHolder,
     HttpSource,
     NotFound,
     TileSource,
@@ -284,9 +283,9 @@ class CountingSource:
         self.name, self.source = source.name, source
         self.paths: list[str] = []
 
-    def get(self, path: str, limit: int) -> bytes:
+    def get(self, path: str, skip: int = 0) -> bytes:
         self.paths.append(path)
-        return self.source.get(path, limit)
+        return self.source.get(path, skip)
 
 
 @pytest.fixture(scope="module")
@@ -368,9 +367,9 @@ def test_cache_of_tiles_is_bounded(large: Path) -> None:
 def test_paths_that_logs_do_not_have_are_not_read(log: Path, path: str) -> None:
     (log.parent / "secret").write_text("secret")
     with pytest.raises(NotFound):
-        FolderSource(log).get(path, 100)
+        FolderSource(log).get(path)
     with pytest.raises(NotFound):
-        HttpSource("http://127.0.0.1:9/").get(path, 100)
+        HttpSource("http://127.0.0.1:9/").get(path)
 
 
 def test_links_and_pipes_in_a_folder_are_not_followed(tmp_path: Path) -> None:
@@ -387,9 +386,9 @@ def test_links_and_pipes_in_a_folder_are_not_followed(tmp_path: Path) -> None:
     source = FolderSource(folder)
     for path in ("tile/0/000.p/1", "tile/entries/000", "checkpoint", "tile/0/001"):
         with pytest.raises(NotFound):
-            source.get(path, 100)
+            source.get(path)
     with pytest.raises(Unreachable):
-        source.get("tile/0/002", 100)
+        source.get("tile/0/002")
 
 
 def test_more_bytes_than_a_file_can_have_are_refused(log: Path, tmp_path: Path) -> None:
@@ -402,7 +401,7 @@ def test_more_bytes_than_a_file_can_have_are_refused(log: Path, tmp_path: Path) 
 
 def test_targets_of_a_person(log: Path) -> None:
     assert isinstance(hold(str(log))[0], FolderSource)
-    assert isinstance(hold("https://example.com/log/")[0], HttpHolder)
+    assert isinstance(hold("https://example.com/log/")[0], HttpSource)
     for target in (
         "/no/such/folder",
         str(log / "checkpoint"),
@@ -509,7 +508,7 @@ def test_a_web_server_that_misbehaves(
 ) -> None:
     source = HttpSource(f"{server}/{prefix}", timeout=0.3)
     with pytest.raises(error, match=words):
-        source.get("checkpoint", 1000)
+        source.get("checkpoint")
 
 
 def test_no_redirect_leads_from_https_to_http() -> None:
@@ -530,9 +529,9 @@ def test_no_redirect_leads_from_https_to_http() -> None:
 
 def test_a_server_that_is_not_there_is_unreachable(server: str) -> None:
     with pytest.raises(NotFound):
-        HttpSource(f"{server}/log").get("tile/0/999", 1000)
+        HttpSource(f"{server}/log").get("tile/0/999")
     with pytest.raises(Unreachable) as caught:
-        HttpSource("http://127.0.0.1:9/log").get("checkpoint", 1000)
+        HttpSource("http://127.0.0.1:9/log").get("checkpoint")
     assert caught.value.hint
 
 

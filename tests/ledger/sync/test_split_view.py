@@ -16,6 +16,8 @@ from artel.ledger.entries.evidence import SplitView, check
 from artel.ledger.store.store import LedgerStore
 from artel.ledger.sync import fork
 from artel.ledger.sync.fork import SplitViewProven
+from artel.ledger.sync.peers import PeerSource
+from artel.ledger.sync.source import CONFLICTS_PATH
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint, open_checkpoint, sign_checkpoint
 from artel.ledger.tlog.note import VerifierKey
@@ -245,13 +247,12 @@ async def test_forged_heads_and_invented_evidence_accuse_nobody(net: Net, tmp_pa
     async def lie(
         peer: str, request: messages.Message, stream: wire.Stream
     ) -> messages.Message | None:
-        if isinstance(request, messages.GetCheckpoint):
-            text = str(shown["newest"])
-            return messages.Checkpoints(run=world.run, newest=text, final=text)
-        assert isinstance(request, messages.GetResource)
-        data = canonical.dumps(shown["conflicts"])
-        await wire.write_message(stream, messages.Resource(size=len(data)))
-        await stream.write(data)
+        assert isinstance(request, messages.Get)
+        for path in request.paths:
+            text = str(shown["newest"]).encode()
+            data = canonical.dumps(shown["conflicts"]) if path == CONFLICTS_PATH else text
+            await wire.write_message(stream, messages.File(size=len(data)))
+            await stream.write(data)
         return None
 
     await liar.serve(wire.LEDGER, lie)
@@ -286,7 +287,12 @@ async def test_a_real_head_with_an_invented_tree_proves_nothing(net: Net) -> Non
     garbage.add(world.genesis, *world.introductions(), world.opened(0), world.opened(0, attempt=9))
     b = await net.node("b", garbage)
     with pytest.raises(CheckFailed, match="not that of"):
-        await fork.examine(a.host, b.host.peer_id, world.run, a.replica.store, ahead)
+        await asyncio.to_thread(
+            fork.examine,
+            PeerSource(a.host, b.host.peer_id, world.run),
+            a.replica.store,
+            ahead,
+        )
     await a.watch.consider(b.host.peer_id, ahead)
     await a.meet(b)
     assert not a.watch.doubtful

@@ -26,7 +26,7 @@ from artel.ledger.fold.shares import SHARE_SCALE, shares
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.sync.client import home_view
 from artel.ledger.sync.offline import verify
-from artel.ledger.sync.replica import LedgerService
+from artel.ledger.sync.service import LedgerService
 from artel.ledger.sync.witness import encode_request
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint
@@ -275,7 +275,7 @@ async def test_names_have_one_form_over_http_and_libp2p(ledger: Shown) -> None:
     assert served == canonical.dumps(expected)
     service = LedgerService(ledger.store, ledger.heads, ledger.world.run, FoldState)
     told = _Told()
-    request = messages.GetResource(run="", path="aliases")
+    request = messages.Get(run="", paths=["aliases"])
     await service.answer("somebody", request, told)
     assert told.data.endswith(served)
     assert read_table(json.loads(served)) == ledger.heads.aliases()

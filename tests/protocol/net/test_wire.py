@@ -32,7 +32,7 @@ SAMPLES: list[messages.Message] = [
             seconds={"train": 1.5},
         ),
     ),
-    messages.Entries(start=0, sizes=[10, 20], note="n", size=2),
+    messages.Get(run=RUN, paths=["checkpoint", "tile/entries/000.p/3"], skip=70),
 ]
 
 

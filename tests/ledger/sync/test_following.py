@@ -1,4 +1,4 @@
-"""Catching up from a peer whose home was restored from tiles, over real hosts."""
+"""Following a peer's ledger, over real hosts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from artel.ledger.fold.replay import replay
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.store.verify import verify_home
-from artel.ledger.sync import bundled
-from artel.ledger.sync.replica import LedgerService, Replica, fetch_page
+from artel.ledger.sync.peers import PeerSource
+from artel.ledger.sync.replica import Replica
 from artel.ledger.sync.restore import restore
+from artel.ledger.sync.service import LedgerService
 from artel.ledger.sync.source import FolderSource
+from artel.ledger.sync.tree import manifest_of
 from artel.ledger.tlog.checkpoint import sign_checkpoint
 from artel.ledger.tlog.tiles import ENTRIES, Tile, encode_bundle
 from artel.protocol import messages
@@ -54,9 +56,11 @@ class Holder:
     store: LedgerStore
     heads: HeadStore
     instead: dict[str, bytes] = field(default_factory=dict)
-    note: str = ""
-    """The head to show, with pages that are always empty; "" for the true ones."""
     asked: list[str] = field(default_factory=list)
+    sent: int = 0
+    """Bytes of files."""
+    silent: asyncio.Event | None = None
+    """Set when somebody waits for an answer that does not come."""
 
     async def serve(self, run: str) -> None:
         state = replay(self.store.leaves())
@@ -65,15 +69,21 @@ class Holder:
         async def answer(
             peer: str, request: messages.Message, stream: wire.Stream
         ) -> messages.Message | None:
-            path = request.path if isinstance(request, messages.GetResource) else request.KIND
-            self.asked.append(path)
-            if path in self.instead:
-                await wire.write_message(stream, messages.Resource(size=len(self.instead[path])))
-                await stream.write(self.instead[path])
-                return None
-            if self.note and isinstance(request, messages.GetEntries):
-                return messages.Entries(start=request.start, sizes=[], note=self.note, size=10**6)
-            return await service.answer(peer, request, stream)
+            assert isinstance(request, messages.Get)
+            self.asked += request.paths
+            if self.silent is not None:
+                self.silent.set()
+                await asyncio.Event().wait()
+            for path in request.paths:
+                if path in self.instead:
+                    data = self.instead[path][request.skip :]
+                    await wire.write_message(stream, messages.File(size=len(data)))
+                    await stream.write(data)
+                    return None
+            before = stream.up
+            reply = await service.answer(peer, request, stream)
+            self.sent += stream.up - before
+            return reply
 
         await self.host.serve(wire.LEDGER, answer)
 
@@ -123,6 +133,11 @@ async def net(tmp_path: Path, world: World) -> AsyncIterator[Net]:
         yield Net(tmp_path, world, stack)
 
 
+async def manifest(host: Host, peer: str, run: str) -> bytes:
+    """Entry 0 as a peer shows it."""
+    return (await asyncio.to_thread(manifest_of, PeerSource(host, peer, run), run))[1]
+
+
 @asynccontextmanager
 async def soon() -> AsyncIterator[None]:
     """A limit for what must never go round in circles."""
@@ -136,15 +151,11 @@ def sound(replica: Replica, size: int) -> None:
     assert replica.state == replay(replica.store.leaves())
 
 
-@pytest.mark.parametrize("restored", [SIZE, 500])
-async def test_any_copy_catches_up_from_a_restored_node(
-    net: Net, world: World, restored: int
-) -> None:
+@pytest.mark.parametrize("restored", [SIZE, 500, 0])
+async def test_any_copy_catches_up_from_any_other(net: Net, world: World, restored: int) -> None:
     holder = await net.holder("restored", restored)
     peer = holder.host.peer_id
     host = await net.host("client", holder.host)
-    page, leaves = await fetch_page(host, peer, world.run, 0)
-    assert (leaves, page.size) == ([], SIZE), "no page of this peer begins at 0"
     for name, size, target in (
         ("newcomer", 0, 0),
         ("at-a-tile", 256, SIZE),
@@ -160,7 +171,33 @@ async def test_any_copy_catches_up_from_a_restored_node(
         sound(replica, SIZE)
         async with soon():
             await replica.catch_up(host, peer, world.run)
-    assert await bundled.first_entry(host, peer, world.run) == world.leaves[0]
+    assert await manifest(host, peer, world.run) == world.leaves[0]
+
+
+async def test_a_follower_is_sent_what_is_new_and_little_else(net: Net, world: World) -> None:
+    holder = await net.holder("whole")
+    host = await net.host("client", holder.host)
+    replica = net.replica("replica", SIZE - 1)
+    await replica.catch_up(host, holder.host.peer_id, world.run)
+    bundle = Tile(ENTRIES, 2, SIZE - 512).path
+    assert holder.asked == ["checkpoint", bundle]
+    assert holder.sent < len(world.leaves[SIZE - 1]) + 600
+    await replica.catch_up(host, holder.host.peer_id, world.run)
+    assert holder.asked == ["checkpoint", bundle, "checkpoint"]
+
+
+async def test_whoever_waits_for_a_silent_peer_can_be_cancelled(net: Net, world: World) -> None:
+    holder = await net.holder("whole")
+    host = await net.host("client", holder.host)
+    replica = net.replica("replica", 100)
+    holder.silent = asyncio.Event()
+    async with soon():
+        waiting = asyncio.create_task(replica.catch_up(host, holder.host.peer_id, world.run))
+        await holder.silent.wait()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    assert (replica.store.size, replica.state.size) == (100, 100)
 
 
 async def test_a_wrong_bundle_is_refused_before_the_next_one_is_asked_for(
@@ -170,13 +207,29 @@ async def test_a_wrong_bundle_is_refused_before_the_next_one_is_asked_for(
     host = await net.host("client", holder.host)
     wrong = [*world.leaves[256:511], world.leaves[600]]
     holder.instead[Tile(ENTRIES, 1).path] = encode_bundle(wrong)
-    for size in (0, 300):
+    for size in (0, 60):
         replica = net.replica(f"replica-{size}", size)
         with pytest.raises(CheckFailed, match="entry 511 in tile/entries/001 does not have"):
             async with soon():
                 await replica.catch_up(host, holder.host.peer_id, world.run)
         assert (replica.store.size, replica.state.size) == (size, size)
     assert Tile(ENTRIES, 2, SIZE - 512).path not in holder.asked
+
+
+async def test_entries_that_are_not_under_the_head_are_refused(net: Net, world: World) -> None:
+    """Near the end no tile is asked for: the root says it."""
+    holder = await net.holder("whole")
+    host = await net.host("client", holder.host)
+    replica = net.replica("replica", SIZE - 2)
+    path = Tile(ENTRIES, 2, SIZE - 512).path
+    for wrong in ([world.leaves[SIZE - 1], world.leaves[SIZE - 2]], [b"no entry"], [b"", b""]):
+        holder.instead[path] = encode_bundle([*world.leaves[512 : SIZE - 2], *wrong])
+        with pytest.raises(CheckFailed):
+            await replica.catch_up(host, holder.host.peer_id, world.run)
+        assert (replica.store.size, replica.state.size) == (SIZE - 2, SIZE - 2)
+    del holder.instead[path]
+    await replica.catch_up(host, holder.host.peer_id, world.run)
+    sound(replica, SIZE)
 
 
 @pytest.mark.parametrize("size", [0, 100])
@@ -190,10 +243,10 @@ async def test_the_head_must_be_of_the_run_and_of_the_tiles(
     other = world.head([*world.leaves[: SIZE - 2], *world.leaves[SIZE : SIZE + 2]])
     for note, said in (
         (sign_checkpoint(key("thief"), world.origin, SIZE, head.root), "not signed by any key"),
-        (world.sign(SIZE, other.root), "the root of 600 entries is not that of"),
+        (world.sign(SIZE, other.root), "the root of 600 entries is not that of|another ledger"),
         (world.sign(SIZE + 1, head.root), "outside a tree of 600 entries|neither"),
     ):
-        holder.note = note
+        holder.instead["checkpoint"] = note.encode()
         with pytest.raises(CheckFailed, match=said):
             async with soon():
                 await replica.catch_up(host, holder.host.peer_id, world.run)
@@ -207,28 +260,11 @@ async def test_the_manifest_must_be_that_of_the_invite(net: Net, world: World) -
     leaf = stranger.add(stranger.genesis)[0]
     holder.instead[Tile(ENTRIES, 0, 1).path] = encode_bundle([leaf])
     with pytest.raises(CheckFailed, match="of another run than"):
-        await bundled.first_entry(host, holder.host.peer_id, world.run)
+        await manifest(host, holder.host.peer_id, world.run)
     newcomer = net.replica("newcomer", 0)
     with pytest.raises(CheckFailed, match="of another run than"):
         await newcomer.catch_up(host, holder.host.peer_id, world.run)
     assert newcomer.store.size == 0
-
-
-async def test_what_is_too_much_at_once_is_had_from_another_peer(
-    net: Net, world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bundled, "MAX_BUNDLED", 499)
-    restored, whole = await net.holder("restored", SIZE), await net.holder("whole")
-    host = await net.host("client", restored.host, whole.host)
-    replica = net.replica("replica", 100)
-    with pytest.raises(CheckFailed, match="500 more entries and no signed tree head") as caught:
-        async with soon():
-            await replica.catch_up(host, restored.host.peer_id, world.run)
-    assert "another peer" in caught.value.hint
-    assert len(restored.asked) < 10
-    await replica.catch_up(host, whole.host.peer_id, world.run)
-    sound(replica, SIZE)
-    assert not any(path.startswith("tile/") for path in whole.asked), "pages are enough there"
 
 
 async def test_a_peer_that_only_says_that_it_is_longer_ends_the_matter(
@@ -237,7 +273,6 @@ async def test_a_peer_that_only_says_that_it_is_longer_ends_the_matter(
     holder = await net.holder("whole")
     host = await net.host("client", holder.host)
     replica = net.replica("replica", SIZE)
-    holder.note = holder.store.latest_note
     async with soon():
         await replica.catch_up(host, holder.host.peer_id, world.run)
         with pytest.raises(CheckFailed, match="announced 700 ledger entries and shows 600"):

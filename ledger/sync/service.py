@@ -1,0 +1,129 @@
+"""What a home serves of its log: its files by their paths, and what it takes in over libp2p."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from artel.ledger.fold import alias
+from artel.ledger.fold.shares import FoldState
+from artel.ledger.store import finality
+from artel.ledger.store.heads import HeadStore
+from artel.ledger.store.reading import LedgerReader
+from artel.ledger.sync.peers import HEADS
+from artel.ledger.sync.source import ALIASES_PATH, CONFLICTS_PATH, FINAL_PATH, NotFound
+from artel.ledger.tlog.tiles import CHECKPOINT_PATH, Tile
+from artel.protocol import canonical, messages
+from artel.protocol.errors import DecodeError, UsageError
+from artel.protocol.net import wire
+
+Cosigned = Callable[[str, messages.Cosigned], Awaitable[None]]
+"""``cosigned(peer, message)`` takes cosignatures, or refuses."""
+Take = Callable[[str, bytes], Awaitable[object]]
+"""``take(peer, statement)`` takes a signed statement, or refuses."""
+
+
+class Served:
+    """The files of a home's log (a :class:`ledger.sync.source.TileSource`), for any transport.
+
+    :param heads: None where none are kept
+    :param state: the fold over all of the store
+    """
+
+    def __init__(
+        self, store: LedgerReader, heads: HeadStore | None, state: Callable[[], FoldState]
+    ) -> None:
+        self.name = str(store.path)
+        self._store, self._heads, self._state = store, heads, state
+        self._files: dict[str, Callable[[str], bytes]] = {  # by the first part of the path
+            CHECKPOINT_PATH: lambda _: finality.newest_note(store, heads).encode(),
+            FINAL_PATH: lambda _: finality.final_note(store, heads, state()).encode(),
+            ALIASES_PATH: lambda _: alias.write_table(heads.aliases() if heads else {}),
+            CONFLICTS_PATH: lambda _: canonical.dumps(heads.conflicts() if heads else []),
+            "tile": self._tile,
+        }
+
+    def get(self, path: str, skip: int = 0) -> bytes:
+        """The content at ``path``.
+
+        :raises NotFound: there is nothing
+        :raises CheckFailed: the ledger here is damaged
+        """
+        read = self._files.get(path.partition("/")[0])
+        data = read(path) if read is not None else b""
+        if not data:
+            raise NotFound(f"there is no {path[:100]} here")
+        return data[skip:]
+
+    def _tile(self, path: str) -> bytes:
+        try:
+            return self._store.tile(Tile.parse(path))
+        except (DecodeError, UsageError) as error:
+            raise NotFound(error.message) from None
+
+
+class LedgerService:
+    """Answers the ledger protocol.
+
+    The three callables are for whoever takes such requests; without them they are refused.
+
+    :param state: the fold over all of the store
+    """
+
+    def __init__(
+        self,
+        store: LedgerReader,
+        heads: HeadStore,
+        run: str,
+        state: Callable[[], FoldState],
+        *,
+        cosigned: Cosigned | None = None,
+        submit: Take | None = None,
+        set_alias: Take | None = None,
+    ) -> None:
+        self._run, self._cosigned = run, cosigned
+        self._taking = {messages.Submit: submit, messages.SetAlias: set_alias}
+        self.files = Served(store, heads, state)
+
+    async def answer(
+        self, peer: str, request: messages.Message, stream: wire.Stream
+    ) -> messages.Message | None:
+        """Answer one request of the ledger service (a :data:`protocol.net.wire.Handler`)."""
+        if getattr(request, "run", "") not in ("", self._run):
+            raise wire.Refused("this peer holds the ledger of another run", code="other_run")
+        if isinstance(request, messages.Get):
+            await self._send(stream, request.paths, request.skip)
+            return None
+        if isinstance(request, messages.Cosigned):
+            if self._cosigned is None:
+                raise _not_here(request)
+            await self._cosigned(peer, request)
+            await self._send(stream, HEADS)
+            return None
+        if isinstance(request, messages.Submit | messages.SetAlias):
+            take = self._taking[type(request)]
+            if take is None:
+                raise _not_here(request)
+            await take(peer, request.statement)
+            return messages.Ok()
+        raise wire.Refused(f"the ledger service does not answer {request.KIND}", code="unknown")
+
+    async def _send(self, stream: wire.Stream, paths: Sequence[str], skip: int = 0) -> None:
+        for number, path in enumerate(paths, start=1):
+            try:
+                known = skip if number == len(paths) else 0
+                data = await asyncio.to_thread(self.files.get, path, known)
+            except NotFound as error:
+                refusal = messages.Refusal.of("not_here", error.message)
+                await wire.write_message(stream, refusal)
+                continue
+            await wire.write_message(stream, messages.File(size=len(data)))
+            await stream.write(data)
+
+
+def _not_here(request: messages.Message) -> wire.Refused:
+    return wire.Refused(
+        f"this peer does not take {request.KIND}",
+        "send it to the run's coordinator",
+        code="not_coordinator",
+    )
