@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,13 @@ from artel import cli
 from artel.coordinator.commands import render
 from artel.ledger.store.verify import verify_home
 from artel.protocol import tether
-from artel.protocol.errors import Unreachable
+from artel.protocol.errors import EXIT_RESOURCE, EXIT_USAGE, Unreachable
 from artel.protocol.identity import HomeLock
 from artel.protocol.invite import Invite
 from artel.protocol.net.http import announced_in
 from artel.protocol.options import endpoint
 from benchmarks.swarm import Swarm
+from command_world import as_if_alone
 from swarm_world import open_to_others, write_run
 
 
@@ -40,18 +41,6 @@ def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
         timeout=120,
         env=tether.environment(),
     )
-
-
-def start(run_file: Path, home: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """A start that is expected to fail."""
-    return run_cli("coordinator", "start", str(run_file), "--home", str(home), *options)
-
-
-def assert_one_clear_error(done: subprocess.CompletedProcess[str], code: int, text: str) -> None:
-    assert done.returncode == code, done.stderr
-    assert text in done.stderr
-    assert "Traceback" not in done.stderr
-    assert "→" in done.stderr
 
 
 @contextmanager
@@ -106,31 +95,55 @@ def test_a_missing_run_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "artel run new" in error
 
 
-def test_a_mistake_in_the_run_file_is_shown_as_the_preparing_child_says_it(tmp_path: Path) -> None:
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """What a start that fails at once ends with and says; it has prepared nothing."""
+
+    def start(run_file: Path, *more: str) -> tuple[int, str]:
+        home = tmp_path / "home"
+        with as_if_alone():
+            code = cli.main(["coordinator", "start", str(run_file), "--home", str(home), *more])
+        assert not (home / "blobs").exists()
+        said = capsys.readouterr().err
+        assert "→" in said
+        return code, said
+
+    return start
+
+
+Refused = Callable[..., tuple[int, str]]
+
+
+def test_a_mistake_in_the_run_file_is_shown(tmp_path: Path, refused: Refused) -> None:
     run_file = write_run(tmp_path, total=2)
     run_file.write_text(run_file.read_text().replace("inner_steps", "inner_stepz"))
-    done = start(run_file, tmp_path / "home", "--http", "127.0.0.1:0")
-    assert_one_clear_error(done, 2, "inner_stepz")
-    assert "inner_steps" in done.stderr
+    code, said = refused(run_file)
+    assert (code, "inner_stepz" in said, "inner_steps" in said) == (EXIT_USAGE, True, True)
 
 
-def test_a_web_port_in_use_is_refused_before_anything_is_prepared(tmp_path: Path) -> None:
-    run_file, home = write_run(tmp_path, total=2), tmp_path / "home"
+@pytest.mark.parametrize(
+    ("option", "address"), [("--http", "127.0.0.1:{}"), ("--listen", "/ip4/127.0.0.1/tcp/{}")]
+)
+def test_a_port_in_use_is_refused(
+    tmp_path: Path, refused: Refused, option: str, address: str
+) -> None:
+    options = {"--http": "127.0.0.1:0", "--listen": "/ip4/127.0.0.1/tcp/0"}
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        done = start(run_file, home, "--http", f"127.0.0.1:{port}")
-    assert_one_clear_error(done, 4, f"127.0.0.1:{port}: address already in use")
-    assert "--http" in done.stderr
-    assert not (home / "blobs").exists()
+        options[option] = address.format(taken.getsockname()[1])
+        words = [word for pair in options.items() for word in pair]
+        code, said = refused(write_run(tmp_path, total=2), *words)
+    assert code == EXIT_RESOURCE
+    assert options[option] in said
+    assert option in said
 
 
-def test_a_home_in_use_is_refused(tmp_path: Path) -> None:
+def test_a_home_in_use_is_refused(tmp_path: Path, refused: Refused) -> None:
     lock = HomeLock(tmp_path / "home")
     try:
-        done = start(write_run(tmp_path, total=2), tmp_path / "home")
+        code, said = refused(write_run(tmp_path, total=2))
     finally:
         lock.release()
-    assert_one_clear_error(done, 4, "is using the home directory")
+    assert (code, "home directory" in said) == (EXIT_RESOURCE, True)
 
 
 # --- status ---------------------------------------------------------------------------------------
@@ -226,20 +239,6 @@ async def test_it_stops_on_ctrl_c_and_goes_on_in_the_same_home(tmp_path: Path) -
         await swarm.stop_coordinator(signal.SIGTERM)
         assert swarm.coordinator.process.returncode == 0
     assert (await asyncio.to_thread(verify_home, home)).verified
-
-
-async def test_a_p2p_port_in_use_is_refused(tmp_path: Path) -> None:
-    run_file = write_run(tmp_path, total=2)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        done = await asyncio.to_thread(
-            start,
-            run_file,
-            tmp_path / "home",
-            *("--http", "127.0.0.1:0", "--listen", f"/ip4/127.0.0.1/tcp/{port}"),
-        )
-    assert_one_clear_error(done, 4, f"/tcp/{port}")
-    assert "--listen" in done.stderr
 
 
 async def test_json_gives_one_line_for_scripts(tmp_path: Path) -> None:

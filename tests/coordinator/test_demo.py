@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -362,15 +362,14 @@ def test_a_small_demo_from_end_to_end(tmp_path: Path) -> None:
     assert processes_of(out) == []
 
 
-@pytest.fixture
-def started(tmp_path: Path) -> Iterator[tuple[Terminal, Path]]:
-    """A demo in a terminal that has begun to start its nodes, and its folder."""
-    out = tmp_path / "demo"
-    log = out / "node-2" / "console.log"
+@contextmanager
+def started(out: Path, *, until: str) -> Iterator[Terminal]:
+    """A demo in a terminal, once the process of this name below its folder has begun to speak."""
+    log = out / until / "console.log"
     with terminal("demo", "--nodes", "2", "--out", str(out)) as opened:
-        opened.wait_for(lambda: log.exists() and log.stat().st_size > 0, 150, "node 2 starts")
-        assert len(opened.tree()) >= 4
-        yield opened, out
+        opened.wait_for(lambda: log.exists() and log.stat().st_size > 0, 150, f"{until} starts")
+        assert len(opened.tree()) >= 2
+        yield opened
 
 
 @pytest.mark.parametrize(
@@ -383,18 +382,21 @@ def started(tmp_path: Path) -> Iterator[tuple[Terminal, Path]]:
     ],
 )
 def test_a_demo_in_a_terminal_ends_with_all_its_processes(
-    act: Callable[[Terminal], None], started: tuple[Terminal, Path]
+    tmp_path: Path, act: Callable[[Terminal], None]
 ) -> None:
-    opened, out = started
-    act(opened)
-    assert opened.ended(60) == 130
+    out = tmp_path / "demo"
+    with started(out, until="node-2") as opened:
+        assert len(opened.tree()) >= 4
+        act(opened)
+        assert opened.ended(60) == 130
     if act is not Terminal.hang_up:
         assert f"everything is stopped, {out}" in opened.text.replace("\r\n", "")
     assert processes_of(out) == []
 
 
-def test_a_killed_demo_leaves_no_process_behind(started: tuple[Terminal, Path]) -> None:
-    opened, out = started
-    opened.process.kill()
-    opened.process.wait()
-    wait_until(lambda: not processes_of(out), 60, "all processes of the demo are gone")
+def test_a_killed_demo_leaves_no_process_behind(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    with started(out, until="coordinator") as opened:
+        opened.process.kill()
+        opened.process.wait()
+        wait_until(lambda: not processes_of(out), 60, "all processes of the demo are gone")

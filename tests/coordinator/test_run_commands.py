@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from artel import cli
+from artel.coordinator import rehearsal
 from artel.protocol.errors import EXIT_USAGE, UsageError
 from artel.protocol.run_config import TextSource
 from artel.protocol.run_file import load_config
@@ -34,8 +35,14 @@ def test_a_new_file_passes_the_check(tmp_path: Path, capsys: pytest.CaptureFixtu
     [("tiny", 0.5e6, 2e6), ("small", 10e6, 30e6), ("100m", 90e6, 110e6)],
 )
 def test_every_size_passes_the_check(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], size: str, least: float, most: float
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    size: str,
+    least: float,
+    most: float,
 ) -> None:
+    monkeypatch.setattr(rehearsal, "LARGEST", 2_000_000)
     path = str(write_texts(tmp_path / "My Tëxts"))
     folder = tmp_path / "runs" / "Größe_1 (neu)"
     assert main(["new", str(folder), "--data", path, "--size", size]) == 0
@@ -47,6 +54,13 @@ def test_every_size_passes_the_check(
     assert facts["data_files"] == 12
     config = load_config(folder / "RUN.toml")
     assert config.data.sources == (TextSource(kind="text", path="../../My Tëxts"),)
+
+
+@pytest.mark.slow  # a real training step of each in both precisions
+@pytest.mark.parametrize("size", ["small", "100m"])
+def test_every_size_can_be_trained(tmp_path: Path, size: str) -> None:
+    assert main(["new", str(tmp_path), "--size", size]) == 0
+    assert main(["check", str(tmp_path / "RUN.toml")]) == 0
 
 
 def test_a_new_run_has_the_name_that_is_given(
