@@ -9,12 +9,20 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from artel.node.trainer.channel import TrainerError
 from artel.protocol.state import State
+
+
+class Base(NamedTuple):
+    """An agreed state, which a round starts from, and its root."""
+
+    state: State
+    root: str
 
 
 @dataclass(frozen=True)
@@ -29,24 +37,24 @@ class Change:
 
 
 class Agreed:
-    """An agreed state, its root, and the changes since the main thread last merged.
+    """An agreed state, and the changes since the main thread last merged.
 
     Every method may be called from either thread.
     """
 
-    def __init__(self, state: State, root: str) -> None:
+    def __init__(self, base: Base) -> None:
         self._lock = threading.Lock()
-        self._state, self._root = state, root
+        self._now = base
         self._changes: list[Change] = []
-        self._before: tuple[State, str] | None = None  # where the last change started from
+        self._before: Base | None = None  # where the last change started from
 
-    def now(self) -> tuple[State, str]:
+    def now(self) -> Base:
         """The state and its root."""
         with self._lock:
-            return self._state, self._root
+            return self._now
 
-    def of_round(self, round: int) -> tuple[State, str]:
-        """The state that ``round`` starts from, and its root.
+    def of_round(self, round: int) -> Base:
+        """The state that ``round`` starts from.
 
         That is the newest one; or the one before it, until the main thread has merged, so that a
         round can be applied once more when it turns out that a slice was wrong.
@@ -54,12 +62,12 @@ class Agreed:
         :raises TrainerError: ``wrong_round``
         """
         with self._lock:
-            if self._before is not None and self._before[0].round == round:
+            if self._before is not None and self._before.state.round == round:
                 return self._before
             self._require(round)
-            return self._state, self._root
+            return self._now
 
-    def take_changes(self, round: int) -> tuple[State, str, list[Change]]:
+    def take_changes(self, round: int) -> tuple[Base, list[Change]]:
         """As :meth:`of_round`, and the changes that led to it since the last call.
 
         :raises TrainerError: ``wrong_round``
@@ -67,35 +75,35 @@ class Agreed:
         with self._lock:
             self._require(round)
             changes, self._changes, self._before = self._changes, [], None
-            return self._state, self._root, changes
+            return self._now, changes
 
-    def advance(self, base: str, state: State, root: str, change: Change) -> None:
-        """The round that started from the state with root ``base`` has led to ``state``.
+    def advance(self, base: Base, new: Base, change: Change) -> None:
+        """The round that started from ``base`` has led to ``new``.
 
         :raises TrainerError: ``wrong_round``: another state was set or merged meanwhile, it stays
         """
         with self._lock:
-            if self._before is not None and self._before[1] == base:
+            if self._before is not None and self._before.root == base.root:
                 self._changes.pop()  # applied once more
-            elif self._root == base:
-                self._before = self._state, self._root
+            elif self._now.root == base.root:
+                self._before = self._now
             else:
                 raise TrainerError(
                     "wrong_round", "another state was set while the round was applied"
                 )
-            self._state, self._root = state, root
+            self._now = new
             self._changes.append(change)
 
-    def replace(self, state: State, root: str) -> None:
+    def replace(self, base: Base) -> None:
         """Another state, whatever led to it."""
         with self._lock:
-            self._state, self._root = state, root
-            self._changes, self._before = [], None
+            self._now, self._changes, self._before = base, [], None
 
     def _require(self, round: int) -> None:
-        if round != self._state.round:
+        if round != self._now.state.round:
             raise TrainerError(
                 "wrong_round",
-                f"the trainer holds the state of round {self._state.round}, not of round {round}",
+                f"the trainer holds the state of round {self._now.state.round}, not of round "
+                f"{round}",
                 "set the state of that round first",
             )

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from artel.node.trainer import writing
+from artel.node.trainer.agreed import Base
 from artel.node.trainer.channel import TrainerError, coded
 from artel.node.trainer.orders import Counted
 from artel.protocol import content
@@ -32,14 +33,6 @@ from artel.protocol.state import Layout, State, Vector
 CACHE_BYTES = 512 << 20
 """Decoded contributions kept between the passes of the aggregation; beyond it, each is decoded for
 each pass and at most one is in memory."""
-
-
-@dataclass(frozen=True)
-class Base:
-    """The agreed state that a round starts from."""
-
-    state: State
-    root: str
 
 
 @dataclass

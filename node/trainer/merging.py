@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artel.node.trainer import exchange
-from artel.node.trainer.agreed import Agreed, Change
+from artel.node.trainer.agreed import Agreed, Base, Change
 from artel.node.trainer.channel import TrainerError
-from artel.node.trainer.exchange import Base, Phases
+from artel.node.trainer.exchange import Phases
 from artel.node.trainer.orders import Aggregate, Applied, Apply, ApplySlices
 from artel.protocol.exchange import parts
 from artel.protocol.exchange.parts import Part
@@ -31,15 +31,15 @@ class Merging:
 
     def apply(self, order: Apply) -> Applied:
         """Combine all contributions of a ``gather`` round; the outcome becomes the agreed state."""
-        base, part, phases = self._base(order.round), self._fragment(order.round), Phases()
+        base, part, phases = self._round(order.round)
         update = exchange.combine(self.manifest, part, base, order.contributions, phases)
         change = Change(order.round, frozenset(c.node for c in order.contributions))
         return self._advance(part, base, update, change, order.out, phases)
 
     def aggregate(self, order: Aggregate) -> Path:
         """Combine one slice of all contributions, for everybody, into a new file."""
-        base, phases = self._base(order.round), Phases()
-        pieces = parts.cut(self._fragment(order.round), order.slices)
+        base, part, phases = self._round(order.round)
+        pieces = parts.cut(part, order.slices)
         if not 0 <= order.slice < len(pieces):
             raise TrainerError(
                 "bad_request", f"there is no slice {order.slice}: the round has {len(pieces)}"
@@ -52,23 +52,21 @@ class Merging:
 
     def apply_slices(self, order: ApplySlices) -> Applied:
         """Take the outer step of a ``sharded`` round from the blobs of its slices."""
-        base, part, phases = self._base(order.round), self._fragment(order.round), Phases()
+        base, part, phases = self._round(order.round)
         pieces = parts.cut(part, order.count)
         update, entries = exchange.read_slices(self.manifest, pieces, base, order.slices, phases)
         kept = None if entries is None else tuple(e.positions for e in entries)
         change = Change(order.round, frozenset(order.nodes), kept)
         return self._advance(part, base, update, change, order.out, phases)
 
-    def _base(self, round: int) -> Base:
-        return Base(*self.agreed.of_round(round))
-
-    def _fragment(self, round: int) -> Part:
-        return exchange.fragment(self.manifest, self.layout, round)
+    def _round(self, round: int) -> tuple[Base, Part, Phases]:
+        part = exchange.fragment(self.manifest, self.layout, round)
+        return self.agreed.of_round(round), part, Phases()
 
     def _advance(
         self, part: Part, base: Base, update: Vector, change: Change, out: Path, phases: Phases
     ) -> Applied:
         path = out / f"state-{change.round + 1}.bin"
         new = exchange.step(self.manifest, part, base, update, path, phases)
-        self.agreed.advance(base.root, new.state, new.root, change)
+        self.agreed.advance(base, new, change)
         return Applied(path, new.root, phases.seconds)

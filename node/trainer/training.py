@@ -33,7 +33,7 @@ import numpy as np
 import torch
 
 from artel.node.trainer import exchange, machine
-from artel.node.trainer.agreed import Agreed, Change
+from artel.node.trainer.agreed import Agreed, Base, Change
 from artel.node.trainer.channel import TrainerError, coded
 from artel.node.trainer.data import Batch, Windows, synthetic
 from artel.node.trainer.inner import Inner, Saved, mean_loss, training_seed
@@ -119,19 +119,19 @@ class Training:
 
     def set_state(self, order: SetState) -> int:
         """Take over a state; returns its round."""
-        state, found = _read_agreed(self.manifest, self.layout, order.state)
-        if order.root not in ("", found):
+        base = _read_agreed(self.manifest, self.layout, order.state)
+        if order.root not in ("", base.root):
             raise TrainerError(
                 "bad_state",
                 f"the file {order.state.name} is damaged",
                 "delete it; it is fetched again",
             )
-        self.agreed.replace(state, found)
-        self.inner.load(state.params)
+        self.agreed.replace(base)
+        self.inner.load(base.state.params)
         self._head = None
         if self.feedback is not None:
             self.feedback.reset()
-        return state.round
+        return base.state.round
 
     def benchmark(self, order: Benchmark, check: Check) -> Measured:
         """Time real inner steps on random tokens, all but the first; then put everything back."""
@@ -235,7 +235,7 @@ class Training:
 
     def _begin(self, order: Train) -> tuple[State, Begun]:
         """Weights and optimisers as they are at the beginning of the head."""
-        state, root, changes = self.agreed.take_changes(order.round)
+        (state, root), changes = self.agreed.take_changes(order.round)
         head = self._head
         if head is not None and head.root == root:
             self._back_to(head)
@@ -390,12 +390,12 @@ def open_training(manifest: Path, state: Path, device: str) -> Training:
             "install the versions of constraints.txt",
         )
     inner = Inner(run, module, layout, chosen)
-    first, root = _read_agreed(run, layout, state)
-    inner.load(first.params)
-    return Training(run, layout, inner, Agreed(first, root), exchange.feedback(run, layout, chosen))
+    first = _read_agreed(run, layout, state)
+    inner.load(first.state.params)
+    return Training(run, layout, inner, Agreed(first), exchange.feedback(run, layout, chosen))
 
 
-def _read_agreed(manifest: Manifest, layout: Layout, path: Path) -> tuple[State, str]:
+def _read_agreed(manifest: Manifest, layout: Layout, path: Path) -> Base:
     """A state of this run, with its root.
 
     :raises TrainerError: ``bad_state``
@@ -406,4 +406,4 @@ def _read_agreed(manifest: Manifest, layout: Layout, path: Path) -> tuple[State,
         raise TrainerError(
             "bad_state", f"the state {path.name} does not fit the run's outer momentum"
         )
-    return state, content.file_content_id(path)
+    return Base(state, content.file_content_id(path))

@@ -72,12 +72,10 @@ class Weighted:
     def load(self, layout: Layout) -> Vector | Elements:
         """What was contributed.
 
-        :raises CheckFailed: another dtype or shape than the layout's, entries out of order
+        :raises CheckFailed: another dtype or shape than the layout's
         """
         vector = self.vector() if callable(self.vector) else self.vector
-        if isinstance(vector, Elements):
-            _require_entries(vector, layout)
-        else:
+        if not isinstance(vector, Elements):
             layout.require(vector)
         return vector
 
@@ -108,10 +106,8 @@ def aggregate(
     :param floor: sparse contributions alone: the smallest part of all weights (above 0, at most 1)
         that an element is the mean over
     :raises CheckFailed: no contributions, a peer twice, a weight below 1, a vector that does not
-        fit the layout, dense and sparse ones together, NaN or infinity
+        fit the layout, NaN or infinity
     """
-    if method not in ("mean", "centered_clip") or not 0 < floor <= 1:
-        raise CheckFailed(f"cannot aggregate with {method!r} and a floor of {floor}")
     ordered = sorted(contributions, key=lambda c: c.peer_id)
     if not ordered:
         raise CheckFailed("there is nothing to aggregate")
@@ -140,19 +136,13 @@ def _sum(
     update: Vector | None = None
     mass: Vector | None = None  # of sparse contributions alone
     for contribution, row, share in zip(ordered, coefficients, units, strict=True):
-        vector = contribution.load(layout)
+        vector, first = contribution.load(layout), update is None
         if isinstance(vector, Elements):
-            if update is None:
-                update = np.zeros(layout.parameters, np.float32)
-                mass = np.zeros(layout.parameters, np.float32)
-            if mass is None:
-                raise _mixed()
+            if update is None or mass is None:
+                update, mass = (np.zeros(layout.parameters, np.float32) for _ in range(2))
             where, values = read_only(vector.positions), read_only(vector.values)
             kernels.scatter_scaled(update, mass, where, values, offsets, row, np.float32(share))
-        elif mass is not None:
-            raise _mixed()
         else:
-            first = update is None
             if update is None:
                 update = np.empty(layout.parameters, np.float32)
             kernels.add_scaled(update, read_only(vector), offsets, row, first)
@@ -251,9 +241,9 @@ def _dots(a: Vector | Elements, b: Vector | Elements, offsets: Offsets) -> Doubl
             offsets,
             out,
         )
-    elif isinstance(a, Elements) or isinstance(b, Elements):
-        raise _mixed()
     else:
+        assert not isinstance(a, Elements)
+        assert not isinstance(b, Elements)
         kernels.dense_dots(read_only(a), read_only(b), offsets, out)
     return out
 
@@ -283,16 +273,3 @@ def _median(values: Iterable[float]) -> float:
     if len(ordered) % 2:
         return ordered[middle]
     return (ordered[middle - 1] + ordered[middle]) * 0.5
-
-
-def _require_entries(entries: Elements, layout: Layout) -> None:
-    where, values = entries.positions, entries.values
-    fits = where.dtype == np.int64 and values.dtype == np.float32 and where.ndim == 1
-    if not fits or where.shape != values.shape:
-        raise CheckFailed("entries are int64 positions and as many float32 values")
-    if not kernels.ascending(read_only(where), layout.parameters):
-        raise CheckFailed("the positions of entries are out of range or not in ascending order")
-
-
-def _mixed() -> CheckFailed:
-    return CheckFailed("a round has dense and sparse contributions")

@@ -86,17 +86,6 @@ def sparse_dots(
 
 
 @kernel
-def ascending(where: Positions, parameters: int) -> bool:
-    """Whether positions are in range, each once, in ascending order."""
-    last = -1
-    for position in where:
-        if position <= last:
-            return False
-        last = position
-    return last < parameters
-
-
-@kernel
 def add_scaled(
     update: Vector, vector: Vector, offsets: Positions, coefficients: Vector, first: bool
 ) -> None:

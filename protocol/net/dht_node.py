@@ -151,13 +151,6 @@ class Records(DHTLocalStorage):  # type: ignore[misc]  # hivemind has no types
     def __len__(self) -> int:
         return sum(len(self._fresh(key) or ()) for key in self._held)
 
-    @property
-    def size(self) -> int:
-        """Bytes of all values."""
-        return sum(
-            len(value) for key in self._held for value, _ in (self._fresh(key) or {}).values()
-        )
-
     def _fresh(self, key: int) -> dict[str, tuple[bytes, float]] | None:
         """What is held under a key, without what has expired; None when the key is not ours."""
         records = self._held.get(key)

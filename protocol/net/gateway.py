@@ -14,6 +14,7 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from google.protobuf.message import DecodeError as BadProtobuf
 from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure
@@ -57,12 +58,10 @@ class Gateway:
         :raises ControlFailure: the daemon says that there is none
         :raises OSError: the daemon does not answer
         """
-        request = p2pd_pb2.Request(
-            type=p2pd_pb2.Request.STREAM_OPEN,
+        return await self._command(
+            p2pd_pb2.Request.STREAM_OPEN,
             streamOpen=p2pd_pb2.StreamOpenRequest(peer=peer, proto=[protocol]),
         )
-        sock, _ = await self._command(request)
-        return sock
 
     async def serve(self, protocol: str) -> None:
         """Have the daemon hand us the streams of ``protocol``."""
@@ -72,15 +71,9 @@ class Gateway:
             self._listener.bind(self._path)
             self._listener.listen(_BACKLOG)
             self._accepting = asyncio.create_task(self._accept(self._listener))
-        request = p2pd_pb2.Request(
-            type=p2pd_pb2.Request.STREAM_HANDLER,
-            streamHandler=p2pd_pb2.StreamHandlerRequest(
-                addr=DaemonMultiaddr(f"/unix{self._path}").to_bytes(),
-                proto=[protocol],
-                balanced=False,
-            ),
-        )
-        sock, _ = await self._command(request)
+        address = DaemonMultiaddr(f"/unix{self._path}").to_bytes()
+        handler = p2pd_pb2.StreamHandlerRequest(addr=address, proto=[protocol], balanced=False)
+        sock = await self._command(p2pd_pb2.Request.STREAM_HANDLER, streamHandler=handler)
         sock.close()
 
     async def prefer(self, peer: bytes) -> None:
@@ -88,13 +81,10 @@ class Gateway:
 
         :raises OSError: the daemon does not answer
         """
-        request = p2pd_pb2.Request(
-            type=p2pd_pb2.Request.CONNMANAGER,
-            connManager=p2pd_pb2.ConnManagerRequest(
-                type=p2pd_pb2.ConnManagerRequest.TAG_PEER, peer=peer, tag="member", weight=1000
-            ),
+        tag = p2pd_pb2.ConnManagerRequest(
+            type=p2pd_pb2.ConnManagerRequest.TAG_PEER, peer=peer, tag="member", weight=1000
         )
-        sock, _ = await self._command(request)
+        sock = await self._command(p2pd_pb2.Request.CONNMANAGER, connManager=tag)
         sock.close()
 
     async def close(self) -> None:
@@ -108,13 +98,14 @@ class Gateway:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)
 
-    async def _command(self, request: p2pd_pb2.Request) -> tuple[socket.socket, p2pd_pb2.Response]:
+    async def _command(self, kind: int, **what: Any) -> socket.socket:
+        """Ask the daemon for something; the socket that it answered on."""
         loop = asyncio.get_running_loop()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.setblocking(False)
         try:
             await loop.sock_connect(sock, self._daemon)
-            body = request.SerializeToString()
+            body = p2pd_pb2.Request(type=kind, **what).SerializeToString()
             await loop.sock_sendall(sock, _varint(len(body)) + body)
             response = p2pd_pb2.Response()
             response.ParseFromString(await _read_framed(loop, sock))
@@ -123,7 +114,7 @@ class Gateway:
         except BaseException:
             sock.close()
             raise
-        return sock, response
+        return sock
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -145,12 +136,11 @@ class Gateway:
         try:
             loop = asyncio.get_running_loop()
             info.ParseFromString(await within(_read_framed(loop, sock), _GREETING_TIMEOUT_S))
-        except (OSError, EOFError, TimeoutError, BadProtobuf):
+        except BaseException as error:
             sock.close()
+            if not isinstance(error, OSError | EOFError | BadProtobuf):
+                raise
             return
-        except BaseException:
-            sock.close()
-            raise
         await self._on_stream(info.proto, info.peer, _ip_of(info.addr), sock)
 
 

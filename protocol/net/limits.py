@@ -25,8 +25,6 @@ class RateLimits:
         keys: int = 10_000,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if per_minute <= 0 or burst < 1 or keys < 1:
-            raise ValueError("a limit allows something, at some rate, to somebody")
         self._per_second = per_minute / 60
         self._burst = float(burst)
         self._keys = keys
@@ -44,9 +42,6 @@ class RateLimits:
         if len(self._buckets) > self._keys:
             self._buckets.popitem(last=False)
         return 0.0 if allowed else (1 - tokens) / self._per_second
-
-    def __len__(self) -> int:
-        return len(self._buckets)
 
 
 def network_of(address: str) -> str:

@@ -90,10 +90,6 @@ class Slots:
         """The stream is over."""
         self._held.pop(slot, None)
 
-    def count(self, peer: str = "") -> int:
-        """Streams of one peer, or of all."""
-        return sum(peer in ("", slot.stream.peer) for slot in self._held)
-
     def _end_slowest(self, strangers: Iterable[Slot]) -> bool:
         """Give up the stream that is waited for most, the oldest of equals; False without any."""
         behind = {slot: slot.stream.behind for slot in strangers}

@@ -24,14 +24,12 @@ class Uplink:
     The bucket may go below zero by one piece, which is waited for before the next one: over
     seconds the rate is exact. For the tasks of one event loop.
 
-    :param rate: bytes per second
+    :param rate: bytes per second, above 0
     """
 
     def __init__(
         self, rate: float | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        if rate is not None and rate <= 0:
-            raise ValueError("an uplink cap is a positive number of bytes per second")
         self.rate = rate
         self._clock = clock
         self._tokens = 0.0

@@ -479,10 +479,4 @@ def test_buckets_are_bounded_and_the_busiest_are_remembered() -> None:
     for number in range(10_000):
         limits.take(f"stranger {number}")
         assert (limits.take("flooder") == 0) == (number == 0)
-        assert len(limits) <= 100
-
-
-def test_limits_that_make_no_sense_are_refused() -> None:
-    for wrong in ((0, 1, 1), (1, 0, 1), (1, 1, 0)):
-        with pytest.raises(ValueError):
-            RateLimits(*wrong)
+        assert len(limits._buckets) <= 100

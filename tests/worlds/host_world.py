@@ -47,6 +47,11 @@ async def swarm(home: Path, count: int, runs: Sequence[str] = ()) -> AsyncIterat
             await host.close()
 
 
+def held(host: Host, peer: str = "") -> int:
+    """Streams that one peer, or all of them, opened to a host."""
+    return len([slot for slot in host._slots._held if peer in ("", slot.stream.peer)])
+
+
 def daemon_of(host: Host) -> psutil.Process:
     """The network daemon, a child process of this one."""
     return psutil.Process(host._daemon.process.pid)

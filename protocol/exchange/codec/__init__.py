@@ -1,14 +1,13 @@
-"""Codecs: how a pseudo-gradient becomes bytes. One file each; a manifest chooses by name."""
+"""Codecs: how a pseudo-gradient becomes bytes; a manifest chooses by name."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from artel.protocol.errors import UsageError
+from artel.protocol.exchange.codec.blockwise import Int4, Int8
 from artel.protocol.exchange.codec.fp16 import Fp16
 from artel.protocol.exchange.codec.fp32 import Fp32
-from artel.protocol.exchange.codec.int4 import Int4
-from artel.protocol.exchange.codec.int8 import Int8
 from artel.protocol.exchange.codec.interface import Codec, Elements, NonFinite, Payload
 from artel.protocol.exchange.codec.sparse import TOP_K, Sparse
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from artel.protocol.exchange.codec._blocks import HALVES
-from artel.protocol.exchange.codec.selection import CHUNK, GROUP
+from artel.protocol.exchange.codec.interface import CHUNK, GROUP
 from artel.protocol.exchange.jit import kernel
 from artel.protocol.state import Vector
 

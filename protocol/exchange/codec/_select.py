@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from artel.protocol.exchange.codec.selection import CHUNK
+from artel.protocol.exchange.codec.interface import CHUNK
 from artel.protocol.exchange.jit import kernel
 from artel.protocol.state import Vector
 

@@ -1,4 +1,4 @@
-"""The core of ``int4`` and ``int8``: blocks with one scale each, symmetrical levels.
+"""``int4`` and ``int8``: blocks with one scale each, symmetrical levels.
 
 Every tensor is cut into blocks of B consecutive elements (its last block is as short as needed; no
 block crosses tensors, because their magnitudes differ). A block sends its largest magnitude m as
@@ -130,3 +130,31 @@ class Blockwise(Codec):
             elements = slice(tensor.offset, tensor.offset + tensor.size)
             yield elements, slice(at, levels), slice(levels, end)
             at = end
+
+
+class Int4(Blockwise):
+    """Blocks of 256, levels -7..7, two to a byte: 4.06 bits a parameter.
+
+    Streaming DiLoCo (arXiv 2501.18512) and Decoupled DiLoCo (arXiv 2604.21428) send four bits
+    without error feedback.
+    """
+
+    name = "int4"
+    id = 4
+    block = 256
+    top = 7
+    nibbles = True
+
+
+class Int8(Blockwise):
+    """Blocks of 4096, levels -127..127, one byte each: 8.004 bits a parameter.
+
+    INTELLECT-1 (arXiv 2412.01152) trained 10B parameters on 8-bit pseudo-gradients. With 255 levels
+    a large block costs little: relative mean square error about 5e-5 on Gaussian values.
+    """
+
+    name = "int8"
+    id = 3
+    block = 4096
+    top = 127
+    nibbles = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from artel.protocol.exchange.codec.selection import CHUNK, Selection
+from artel.protocol.exchange.codec.interface import CHUNK, Selection
 from artel.protocol.state import Layout, Vector
 
 _MAGNITUDE = 0x7FFFFFFF

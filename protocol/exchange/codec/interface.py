@@ -13,6 +13,10 @@ from artel.protocol.errors import CheckFailed, DecodeError
 from artel.protocol.state import Layout, Vector
 
 Payload = bytes | bytearray | memoryview
+CHUNK = 4096
+"""Elements of a tensor among which the largest are sought."""
+GROUP = 16
+"""Chunks that share two means."""
 
 
 class NonFinite(DecodeError):
@@ -31,6 +35,18 @@ class Elements:
     """Shape (M,), ascending, each once."""
     values: Vector
     """Shape (M,), finite."""
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """What :meth:`Sparse.pack` writes: E entries of the larger tensors, all of the smaller ones."""
+
+    positions: npt.NDArray[np.uint16]
+    """Shape (E,): place in the entry's chunk; chunk by chunk, ascending in each."""
+    values: Vector
+    """Shape (E,)."""
+    small: Vector
+    """Shape (S,): the elements of all tensors below a chunk, one tensor behind the other."""
 
 
 class Codec(ABC):

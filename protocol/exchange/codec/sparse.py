@@ -37,16 +37,18 @@ import numpy as np
 import numpy.typing as npt
 
 from artel.protocol.errors import CheckFailed, DecodeError
-from artel.protocol.exchange.codec.int8 import Int8
+from artel.protocol.exchange.codec.blockwise import Int8
 from artel.protocol.exchange.codec.interface import (
+    CHUNK,
+    GROUP,
     Codec,
     Elements,
     NonFinite,
     Payload,
+    Selection,
     read_only,
     refuse_non_finite,
 )
-from artel.protocol.exchange.codec.selection import CHUNK, GROUP, Selection
 from artel.protocol.state import Layout, Tensor, Vector
 
 TOP_K = 128

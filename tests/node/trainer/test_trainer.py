@@ -16,8 +16,9 @@ import pytest_asyncio
 
 from artel.node.supervisor import Trainer
 from artel.node.trainer import channel, exchange
+from artel.node.trainer.agreed import Base
 from artel.node.trainer.channel import TrainerError
-from artel.node.trainer.exchange import Base, Phases
+from artel.node.trainer.exchange import Phases
 from artel.node.trainer.orders import (
     Aggregate,
     Apply,

@@ -252,7 +252,7 @@ def test_weights_refuse_what_is_no_count() -> None:
 @pytest.mark.parametrize("sparse", [False, True])
 def test_memory_stays_flat_however_many_contribute(sparse: bool) -> None:
     """One contribution and the update (sparse: and the mass), not all of them."""
-    layout = Layout.of([("a", (1 << 20,))])
+    layout = Layout.of([("a", (1 << 18,))])
     vector = numbers(1, layout.parameters)
 
     def peak(count: int) -> int:
@@ -267,6 +267,6 @@ def test_memory_stays_flat_however_many_contribute(sparse: bool) -> None:
         return most
 
     peak(2)
-    assert peak(8) < peak(2) + (1 << 20)
+    assert peak(8) < peak(2) + (1 << 18)
     if not sparse:
         assert peak(8) < 2.1 * 4 * layout.parameters

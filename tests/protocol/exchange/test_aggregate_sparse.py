@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import pytest
@@ -188,36 +187,6 @@ def test_non_finite_contribution_is_refused_and_named(bad: float, place: int) ->
     for method in METHODS:
         with pytest.raises(CheckFailed, match="peer-1"):
             aggregate(LAYOUT, given, method=method, floor=0.25)
-
-
-def test_wrong_use_is_refused() -> None:
-    values = np.ones(2, np.float32)
-    where, values = np.array([4, 5]), np.ones(2, np.float32)
-    wrong: list[tuple[Any, Any]] = [
-        (np.array([4, 4]), values),
-        (np.array([5, 4]), values),
-        (np.array([-1, 4]), values),
-        (np.array([4, N]), values),
-        (np.array([4, 5, 6]), values),
-        (where.astype(np.int32), values),
-        (where, values.astype(np.float64)),
-        (where[np.newaxis], values[np.newaxis]),
-    ]
-    for positions, numbers_there in wrong:
-        with pytest.raises(CheckFailed):
-            aggregate(LAYOUT, [Weighted("a", 1, Elements(positions, numbers_there))])
-    given = sparse([1, 1])
-    other = Weighted("x", 1, numbers(1, N))
-    for method in METHODS:
-        for mixed in ([*given, other], [Weighted("a", 1, numbers(1, N)), *given]):
-            with pytest.raises(CheckFailed, match="dense and sparse"):
-                aggregate(LAYOUT, mixed, method=method)
-    for floor in (0.0, -1.0, 1.5, math.nan):
-        with pytest.raises(CheckFailed):
-            aggregate(LAYOUT, given, floor=floor)
-    unknown: Any = "median"
-    with pytest.raises(CheckFailed, match="median"):
-        aggregate(LAYOUT, given, method=unknown)
 
 
 @given(st.lists(st.integers(1, 8), min_size=1, max_size=64))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from artel.protocol.errors import CheckFailed, DecodeError
 from artel.protocol.exchange.codec import NonFinite, codec, gpu, of
-from artel.protocol.exchange.codec.int8 import Int8
+from artel.protocol.exchange.codec.blockwise import Int8
 from artel.protocol.exchange.codec.sparse import CHUNK, GROUP, Selection, Sparse
 from artel.protocol.run_config import Exchange
 from artel.protocol.state import Layout, Vector

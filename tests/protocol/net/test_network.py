@@ -31,7 +31,7 @@ from artel.protocol.net import dht, p2pd, slots, streams, wire
 from artel.protocol.net import host as network
 from artel.protocol.net.host import Host, peer_of
 from artel.protocol.options import LISTEN_FORM
-from host_world import LOOPBACK, call, daemon_of, named, raw, swarm
+from host_world import LOOPBACK, call, daemon_of, held, named, raw, swarm
 from places import ROOT
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -155,17 +155,17 @@ async def test_one_member_cannot_take_all_streams(
 ) -> None:
     server, client = hosts
     monkeypatch.setattr(server._members, "known", lambda peer: True)
-    await _until(lambda: not server._slots.count())  # those of the tests before
+    await _until(lambda: not held(server))  # those of the tests before
     opened = []
     for _ in range(slots.MEMBER_STREAMS_EACH):
         reader, writer = await raw(client, server.peer_id, HANG)
         opened.append((reader, writer))
-    await _until(lambda: server._slots.count(client.peer_id) == slots.MEMBER_STREAMS_EACH)
+    await _until(lambda: held(server, client.peer_id) == slots.MEMBER_STREAMS_EACH)
     with pytest.raises(ArtelError):
         await client.ask(server.peer_id, ECHO, messages.Ok())
     for _, writer in opened:
         writer.close()
-    await _until(lambda: not server._slots.count())
+    await _until(lambda: not held(server))
     assert await client.ask(server.peer_id, ECHO, messages.Ok()) == messages.Ok()
 
 
@@ -205,7 +205,7 @@ async def test_a_message_cut_off_ends_the_stream(hosts: list[Host], data: bytes)
     reply = await asyncio.wait_for(call(client, server.peer_id, ECHO, data), 5)
     if reply:
         assert isinstance(wire.decode(reply[4:]), messages.Refusal)
-    await _until(lambda: not server._slots.count())
+    await _until(lambda: not held(server))
     assert await client.ask(server.peer_id, ECHO, messages.Ok()) == messages.Ok()
 
 
@@ -227,14 +227,14 @@ async def test_a_storm_of_garbage_costs_no_memory(hosts: list[Host]) -> None:
             await call(client, server.peer_id, ECHO, chance.randbytes(chance.randrange(200)))
 
     await throw(20)
-    await _until(lambda: not server._slots.count())
+    await _until(lambda: not held(server))
     gc.collect()
     logging.disable()  # what pytest keeps of the log is not what we keep
     tracemalloc.start()
     try:
         before = tracemalloc.take_snapshot()
         await throw(150)
-        await _until(lambda: not server._slots.count())
+        await _until(lambda: not held(server))
         gc.collect()
         after = tracemalloc.take_snapshot()
     finally:

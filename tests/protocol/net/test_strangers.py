@@ -146,7 +146,7 @@ async def test_the_slowest_stranger_gives_way_and_never_a_member() -> None:
         assert places.take(strangers[-1].stream, "203.0.113.2") is not None
         assert "others wait" in await asyncio.wait_for(strangers[7].read, 1)
         assert not any(one.read.done() for one in (member, *strangers[:7], *strangers[8:]))
-        assert places.count() == count + 1
+        assert len(places._held) == count + 1
 
 
 async def test_strangers_at_one_address_compete_among_themselves() -> None:
@@ -174,7 +174,7 @@ async def test_one_stranger_competes_with_itself_alone() -> None:
             assert places.take(stream.stream, "127.0.0.1") is not None
         await asyncio.wait_for(mine[0].read, 1)
         assert not quiet.read.done()
-        assert places.count(one) == slots.STRANGER_STREAMS_EACH
+        assert [slot.stream.peer for slot in places._held].count(one) == slots.STRANGER_STREAMS_EACH
 
 
 async def test_a_stream_that_we_are_at_work_for_is_not_given_up() -> None:

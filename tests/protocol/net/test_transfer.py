@@ -24,7 +24,7 @@ from artel.protocol.net.host import Host
 from artel.protocol.net.speeds import Speeds
 from artel.protocol.net.uplink import Uplink
 from artel.protocol.tasks import together, uninterrupted
-from host_world import named
+from host_world import held, named
 from transfer_world import Answer, Holder, acquainted, answering
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -428,7 +428,7 @@ async def test_pushed_bytes_that_are_not_what_was_offered_leave_nothing(
     async with us.open(taker.peer, wire.CONTENT) as stream:  # and then nothing more comes
         await wire.ask(stream, messages.Put(id=blob, size=len(data)))
         await stream.write(bytes(data[:-1]))
-    await _until(lambda: not taker.host._slots.count())
+    await _until(lambda: not held(taker.host))
     assert sorted(taker.store.root.iterdir()) == before
 
 
