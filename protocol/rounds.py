@@ -15,8 +15,8 @@ while and with those who delivered (:func:`members_of`, :mod:`protocol.pauses`).
 been closed with somebody accepted, no event changes who that is: the ledger has it.
 
 In a run with a time box (``Rules.box`` > 0) every member trains as many steps as fit into it
-(:mod:`coordinator.pace`), so nobody is waited for longer: commitments close when all have committed,
-or ``grace`` seconds after the box.
+(:mod:`coordinator.pace`), so nobody is waited for longer: commitments close when all have
+committed, or ``grace`` seconds after the box.
 """
 
 from __future__ import annotations
