@@ -34,7 +34,7 @@ from artel.ledger.sync.offline import run_of
 from artel.ledger.sync.source import TileSource
 from artel.ledger.sync.tree import Offer, SignedHead, Tree, folding, offered, verified_head
 from artel.ledger.tlog import note
-from artel.ledger.tlog.checkpoint import Checkpoint
+from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint
 from artel.ledger.tlog.proof import root_at
 from artel.protocol import files, identity
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, UsageError
@@ -87,14 +87,13 @@ def restore(
     lock = HomeLock(home)
     try:
         with _own(home) as own:
-            wanted = run or (own.run if own is not None else "")
-            offers = [offered(source, run=wanted) for source in sources]
+            offers = [offered(source, run=run or own.run) for source in sources]
             best = max(offers, key=lambda offer: offer.head.size)
             for offer in offers:
                 if offer is not best:
                     require_one_history(home, offer.name, offer.head, offer.tree, best)
-            _check_own(home, own, best, accept_older)
-            _check_heads(home, best, accept_older)
+            _require_older(home, own, best)
+            _require_all_said(home, own, best, accept_older)
             return _rebuild(home, own, best, progress)
     finally:
         lock.release()
@@ -120,15 +119,15 @@ class _Own:
         if self.store is not None and self.store.size:
             return self.store.genesis.run
         with suppress(DecodeError):
-            return run_of(Checkpoint.parse(note.parse(self.published).text).origin)
+            return run_of(parse_checkpoint(self.published).origin)
         return ""
 
 
 @contextmanager
-def _own(home: Path) -> Iterator[_Own | None]:
+def _own(home: Path) -> Iterator[_Own]:
     published = read_checkpoint_file(home / CHECKPOINT_NAME)
     if not (home / DATABASE_NAME).exists():
-        yield _Own(None, "", published) if published else None
+        yield _Own(None, "", published)
         return
     with ExitStack() as stack:
         try:
@@ -141,69 +140,58 @@ def _own(home: Path) -> Iterator[_Own | None]:
         yield _Own(None if wrong else store, wrong, published)
 
 
-def _check_own(home: Path, own: _Own | None, best: Offer, accept_older: bool) -> None:
-    """What the home holds, or has said, must not contradict what is to take its place."""
-    if own is None:
+def _require_older(home: Path, own: _Own, best: Offer) -> None:
+    """A sound ledger of the home must be the beginning of what is to take its place."""
+    if own.store is None or not own.store.size:
         return
     head, name = best.head, best.name
-    if own.store is not None and own.store.size:
-        keys = head.keys_for(own.store.origin)
-        signed = verified_head(best.source, own.store.latest_note, keys)
-        require_one_history(home, str(home), signed, own.store, best)
-        if own.store.size >= head.size:
-            raise UsageError(
-                f"{home} has a sound ledger of {own.store.size} entries, {name} one of {head.size}",
-                "there is nothing to restore",
-            )
-        return
-    try:
-        said = Checkpoint.parse(note.parse(own.published).text)
-        note.open_note(own.published, head.keys_for(said.origin))
-    except ArtelError:
-        return  # it says nothing that could be relied on
-    if said.size > head.size and not accept_older:
-        raise _older(home, said.size, best)
-    if said.size <= head.size and root_at(best.tree, said.size) != said.root:
-        raise CheckFailed(
-            f"{home} has published another history than {name} shows: the log has signed both",
-            f"nothing was changed; keep {home / CHECKPOINT_NAME} and what {name} shows",
+    signed = verified_head(best.source, own.store.latest_note, head.keys_for(own.store.origin))
+    require_one_history(home, str(home), signed, own.store, best)
+    if own.store.size >= head.size:
+        raise UsageError(
+            f"{home} has a sound ledger of {own.store.size} entries, {name} one of {head.size}",
+            "there is nothing to restore",
         )
 
 
-def _older(home: Path, published: int, best: Offer) -> CheckFailed:
-    return CheckFailed(
-        f"{home} has published a checkpoint of {published} entries, {best.name} has "
-        f"{best.head.size}",
-        "restore from somebody who has more. If nobody has, nothing of it was final: "
-        "--accept-older goes on without these entries. Should anybody have seen them, a "
-        "coordinator that does so is caught signing two histories",
-    )
-
-
-def _check_heads(home: Path, best: Offer, accept_older: bool) -> None:
-    """The tree heads that the home keeps must not contradict what is to take its place, either."""
-    if not (home / HEADS_NAME).exists():
-        return
-    coordinators = [key.public.hex() for key in best.head.keys]
-    with closing(HeadStore(home / HEADS_NAME)) as heads:
-        known = known_heads(heads, run_of(best.head.origin), coordinators)
-    if known and known[0].size > best.head.size and not accept_older:
-        raise _older(home, known[0].size, best)
-    covered = [head for head in known if head.size <= best.head.size]
-    if heads_error(covered, best.head.size, lambda size: root_at(best.tree, size)):
+def _require_all_said(home: Path, own: _Own, best: Offer, accept_older: bool) -> None:
+    """No tree head that the home has published, signed or seen must be of another history."""
+    known, size = _said(home, own, best), best.head.size
+    if known and known[0].size > size and not accept_older:
         raise CheckFailed(
-            f"{home} has signed or seen another history than {best.name} shows: the log has signed "
-            "both",
-            f"nothing was changed; keep {home / HEADS_NAME} and what {best.name} shows",
+            f"{home} has published a checkpoint of {known[0].size} entries, {best.name} has {size}",
+            "restore from somebody who has more. If nobody has, nothing of it was final: "
+            "--accept-older goes on without these entries. Should anybody have seen them, a "
+            "coordinator that does so is caught signing two histories",
         )
+    covered = [head for head in known if head.size <= size]
+    if heads_error(covered, size, best.tree.root_at):
+        raise CheckFailed(
+            f"{home} has published, signed or seen another history than {best.name} shows: the log "
+            "has signed both",
+            f"nothing was changed; keep {home}, and what {best.name} shows",
+        )
+
+
+def _said(home: Path, own: _Own, best: Offer) -> list[Checkpoint]:
+    """The tree heads of the log that the home keeps, the largest first."""
+    known: list[Checkpoint] = []
+    with suppress(ArtelError):  # a file that says nothing that could be relied on
+        said = parse_checkpoint(own.published)
+        note.open_note(own.published, best.head.keys_for(said.origin))
+        known.append(said)
+    if (home / HEADS_NAME).exists():
+        coordinators = [key.public.hex() for key in best.head.keys]
+        with closing(HeadStore(home / HEADS_NAME)) as heads:
+            known += known_heads(heads, best.head.run, coordinators)
+    return sorted(known, key=lambda head: -head.size)
 
 
 # --- making it again ------------------------------------------------------------------------------
 
 
-def _rebuild(home: Path, own: _Own | None, best: Offer, progress: Progress) -> Restored:
-    head = best.head
-    run = run_of(head.origin)
+def _rebuild(home: Path, own: _Own, best: Offer, progress: Progress) -> Restored:
+    head, run = best.head, best.head.run
     term = term_of(head.origin, run) or 0
     signer = _coordinator(home, head)
     work = files.unfinished(home / "ledger")
@@ -229,8 +217,8 @@ def _rebuild(home: Path, own: _Own | None, best: Offer, progress: Progress) -> R
         run=run,
         size=head.size,
         root=head.root,
-        before=own.size if own is not None else 0,
-        damage=own.damage if own is not None else "",
+        before=own.size,
+        damage=own.damage,
         kept=kept,
         final=_keep_heads(home, best, state, signs=signer is not None),
         source=best.name,

@@ -10,12 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint
-from artel.ledger.tlog.cosignature import CosignerKey, cosign, verify_cosignature
-from artel.ledger.tlog.note import Note, SignatureLine, VerifierKey, encode_base64
+from artel.ledger.tlog.cosignature import CosignerKey, cosign
+from artel.ledger.tlog.note import Note, SignatureLine, VerifierKey
 from artel.ledger.tlog.proof import (
     MAX_HASHES,
     HashReader,
@@ -28,26 +28,13 @@ from artel.protocol.errors import CheckFailed, DecodeError, UsageError
 from artel.protocol.identity import Identity
 from artel.protocol.merkle import EMPTY_ROOT
 
+if TYPE_CHECKING:
+    from artel.ledger.store.heads import HeadStore
+
 MAX_BODY_BYTES = note.MAX_NOTE_BYTES + 45 * MAX_HASHES + 32
 """The longest request: an old size, 63 hashes, an empty line and the longest note."""
 TEXT = "text/plain; charset=utf-8"
 SIZE = "text/x.tlog.size"
-
-
-class HeadStorage(Protocol):
-    """Where a witness keeps, durably, the last tree head that it cosigned for each log."""
-
-    def witnessed(self, origin: str) -> tuple[int, bytes] | None:
-        """Size and root of the last head, or None."""
-        ...
-
-    def advance(self, origin: str, old_size: int, size: int, root: bytes) -> bool:
-        """Replace the head, in one step, if its size (0 when there is none) is still ``old_size``.
-
-        Durable when it returns True; False means that nothing was changed. When ``size`` is
-        ``old_size`` and the head that is kept has another root, that is False too.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -69,7 +56,7 @@ class Witness:
 
     def __init__(
         self,
-        heads: HeadStorage,
+        heads: HeadStore,
         identity: Identity,
         name: str,
         origins: Mapping[str, Sequence[VerifierKey]],
@@ -172,48 +159,6 @@ class Witness:
 
     def _sign(self, text: str) -> SignatureLine:
         return cosign(self._identity, self.key.name, text, int(self._clock()))
-
-
-def encode_request(old: int, proof: Sequence[bytes], signed: str) -> bytes:
-    """The body of ``POST add-checkpoint``: the old size, the proof from there, the checkpoint."""
-    lines = "".join(f"{encode_base64(digest)}\n" for digest in proof)
-    return f"old {old}\n{lines}\n{signed}".encode()
-
-
-def read_cosignatures(
-    body: bytes, note_text: str, cosigners: Sequence[CosignerKey]
-) -> list[SignatureLine]:
-    """The cosignatures of known witnesses in the body of a 200 answer.
-
-    :param note_text: the checkpoint that was sent, without its signatures
-    :raises DecodeError: when it is malformed
-    :raises CheckFailed: when a known key's cosignature does not verify, or there is none
-    """
-    lines = []
-    # SPEC: The client MUST ignore any cosignatures from unknown keys. To parse the response, the
-    # client MAY concatenate it to the checkpoint.
-    joined = note.parse(note_text.encode() + b"\n" + body)
-    if joined.text != note_text:
-        raise DecodeError("the answer of a witness consists of signature lines")
-    for line in joined.signatures:
-        for key in cosigners:
-            if (line.name, line.key_id) == (key.name, key.key_id):
-                verify_cosignature(key, line, note_text)
-                lines.append(line)
-    if not lines:
-        raise CheckFailed("the answer holds no cosignature of a witness that is known here")
-    return lines
-
-
-def read_size(body: bytes) -> int:
-    """The tree size in the body of a 409 answer of type ``text/x.tlog.size``.
-
-    :raises DecodeError: when it is anything else
-    """
-    text = body[:32].decode("ascii", "replace")
-    if not text.endswith("\n") or len(body) > 32:
-        raise DecodeError("a tree size is a decimal number and a newline")
-    return decimal(text[:-1])
 
 
 def _parse_request(body: bytes) -> tuple[int, tuple[bytes, ...], Note, Checkpoint]:

@@ -26,7 +26,7 @@ import rfc8785
 from artel.ledger import entries
 from artel.ledger.entries.evidence import SplitView
 from artel.ledger.entries.evidence import check as check_evidence
-from artel.ledger.sync.witness import Witness, encode_request, read_cosignatures, read_size
+from artel.ledger.sync.witness import Witness
 from artel.ledger.tlog import note, tiles
 from artel.ledger.tlog.checkpoint import Checkpoint, open_checkpoint
 from artel.ledger.tlog.cosignature import (
@@ -45,7 +45,7 @@ from artel.protocol.exchange.codec import codec
 from artel.protocol.net import wire
 from artel.protocol.state import Layout
 from ledger_world import World, digest, key
-from tlog_world import LOG, LOG_KEY, ORIGIN, cosigned, leaves_of, signed, tree_of
+from tlog_world import LOG, LOG_KEY, ORIGIN, cosigned, encode_request, leaves_of, signed, tree_of
 
 INPUTS = 1_000_000
 MEMORY_BYTES = 24 << 20
@@ -239,8 +239,6 @@ def parsers() -> list[Parser]:
         encode_request(0, [], plain[1]),
         encode_request(7, consistency(tree, 7, 300), plain[3]),
     ]
-    answers = _bytes("".join(line.encode() for line in note.parse(with_lines[2]).signatures[1:]))
-    text = note.parse(with_lines[2]).text
     paths = [
         tile.path for tile in (Tile(0, 0), Tile(-1, 1234067, 9), Tile(3, 1), Tile(0, 999, 255))
     ]
@@ -262,14 +260,6 @@ def parsers() -> list[Parser]:
             lambda data: CosignerKey.parse(_text(data)).encode().encode(),
         ),
         Parser("cosignatures", notes, lambda data: _cosignatures(data, keys)),
-        Parser(
-            "witness's answer", answers, lambda data: _none(read_cosignatures(data, text, keys))
-        ),
-        Parser(
-            "tree size",
-            (b"17\n", b"0\n", b"9007199254740991\n"),
-            lambda data: b"%d\n" % read_size(data),
-        ),
         Parser("witness's request", tuple(requests), _request(LOG_KEY)),
         Parser(
             "canonical JSON",

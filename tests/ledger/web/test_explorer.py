@@ -27,7 +27,6 @@ from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.sync.client import home_view
 from artel.ledger.sync.offline import verify
 from artel.ledger.sync.service import LedgerService
-from artel.ledger.sync.witness import encode_request
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint
 from artel.ledger.tlog.cosignature import open_cosigned, witness_key
@@ -48,6 +47,7 @@ from command_world import group
 from explorer_world import NASTY, TURNED, Shown, busy_world, shown, witness_of
 from ledger_world import CREDIT, World
 from page_world import Node, numbers, read
+from tlog_world import encode_request
 
 main = group("ledger")
 
