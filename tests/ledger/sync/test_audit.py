@@ -22,12 +22,12 @@ from tlog_scales.signing import PlainEd25519Signer, Vkey
 from tlog_scales.writer import TilesWriter
 
 from artel.ledger.sync.audit import audit
+from artel.ledger.sync.holding import hold
 from artel.ledger.sync.source import (
     FolderSource,
     HttpSource,
     NotFound,
     TileSource,
-    hold,
 )
 from artel.ledger.sync.tree import Tree, read_bundle, read_tile
 from artel.ledger.tlog.cosignature import CosignerKey

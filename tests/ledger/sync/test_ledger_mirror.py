@@ -24,6 +24,7 @@ from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.store.verify import verify_home
 from artel.ledger.sync.audit import audit
 from artel.ledger.sync.fork import SPLIT_VIEW_FILE
+from artel.ledger.sync.holding import hold
 from artel.ledger.sync.mirror import mirror
 from artel.ledger.sync.offline import verify_evidence
 from artel.ledger.sync.restore import restore
@@ -31,7 +32,6 @@ from artel.ledger.sync.source import (
     FINAL_PATH,
     FolderSource,
     HttpSource,
-    hold,
 )
 from artel.ledger.tlog.checkpoint import origin_of, parse_checkpoint
 from artel.ledger.tlog.note import VerifierKey
