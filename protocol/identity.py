@@ -71,12 +71,13 @@ def verify(public: bytes, signature: bytes, message: bytes) -> bool:
     return True
 
 
+@lru_cache(maxsize=4096)  # base58 is slow, and a run's nodes are few
 def peer_id_of(public: bytes) -> str:
     """Base58 peer id of a 32-byte public key."""
     return str(base58.b58encode(_PEER_ID_PREFIX + public), "ascii")
 
 
-@lru_cache(maxsize=4096)  # base58 is slow, and a run's nodes are few
+@lru_cache(maxsize=4096)
 def public_of(peer_id: str) -> bytes:
     """The 32-byte public key inside an Ed25519 peer id.
 

@@ -21,8 +21,12 @@ _DAMAGE = ("no such", "malformed", "no column", "decode", "unsupported")
 """Words in SQLite's errors that are about what is in the file, not about the machine."""
 
 LEDGER = (
-    "CREATE TABLE entries(idx INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, leaf BLOB NOT NULL)",
-    "CREATE TABLE checkpoints(size INTEGER PRIMARY KEY, note TEXT NOT NULL)",
+    "CREATE TABLE entries(idx INTEGER PRIMARY KEY, packed BLOB NOT NULL)",
+    # The first 8 bytes of each entry's id. A prefix is found by them, and compared in full.
+    "CREATE TABLE ids(id INTEGER, idx INTEGER, PRIMARY KEY(id, idx)) WITHOUT ROWID",
+    # The log's signatures; what they sign is made again from the entries (see .reading).
+    "CREATE TABLE checkpoints(size INTEGER PRIMARY KEY, term INTEGER NOT NULL,"
+    " lines BLOB NOT NULL)",
     "CREATE TABLE tiles(level INTEGER, idx INTEGER, hashes BLOB NOT NULL,"
     " PRIMARY KEY(level, idx)) WITHOUT ROWID",
 )

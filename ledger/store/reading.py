@@ -18,19 +18,23 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from artel.ledger.entries import Entry, Genesis, decode, entry_id
 from artel.ledger.store import database
 from artel.ledger.store.database import storage_errors
+from artel.ledger.store.packing import unpack
 from artel.ledger.store.published import require_file, term_of
 from artel.ledger.tlog import edge, tiles
-from artel.ledger.tlog.checkpoint import open_checkpoint, origin_of, parse_checkpoint
+from artel.ledger.tlog import note as notes
+from artel.ledger.tlog.checkpoint import Checkpoint, open_checkpoint, origin_of, parse_checkpoint
 from artel.ledger.tlog.edge import Edge
+from artel.ledger.tlog.note import KEY_ID_BYTES, SIGNATURE_BYTES, SignatureLine
 from artel.ledger.tlog.tiles import TILE_HEIGHT, TILE_WIDTH, Tile
 from artel.ledger.tlog.tree import Tiles, TileTree
-from artel.protocol.errors import CheckFailed, UsageError
+from artel.protocol.errors import CheckFailed, DecodeError, UsageError
 from artel.protocol.merkle import EMPTY_ROOT, HASH_BYTES, leaf_hash
 
 _READ_ROWS = 256
@@ -86,29 +90,23 @@ class LedgerReader:
         :raises CheckFailed: when the edge of the tree is not the one that is signed
         """
         with storage_errors(self.path):
-            newest = "SELECT size, note FROM checkpoints ORDER BY size DESC LIMIT 1"
-            covered, note = self._reader.execute(newest).fetchone() or (0, "")
+            newest = "SELECT max(size) FROM checkpoints"
+            (covered,) = self._reader.execute(newest).fetchone()
             query = "SELECT coalesce(max(idx) + 1, 0) FROM entries"
             (size,) = self._reader.execute(query).fetchone()
-        if covered != size:
+        if (covered or 0) != size:
             raise CheckFailed(
-                f"{self.path} holds {size} entries, its newest checkpoint covers {covered}"
+                f"{self.path} holds {size} entries, its newest checkpoint covers {covered or 0}"
             )
         if not size:
             return 0
-        head = parse_checkpoint(str(note))
-        grown = Edge.of(size, self._edge_hashes)
-        tree = TileTree(grown, self._tiles)
-        if (head.size, head.root) != (size, grown.root()):
-            raise database.damaged(self.path, "its newest entries or tiles are not what was signed")
-        self._head = Head(tree, head.root, str(note))
+        tree = TileTree(Edge.of(size, self._edge_hashes), self._tiles)
+        self._head = Head(tree, tree.edge.root())
         genesis = first_entry(self.leaf(0))
-        term = term_of(head.origin, genesis.run)
-        if term is None:
-            raise CheckFailed(f"the newest checkpoint of {self.path} is of another log")
-        open_checkpoint(str(note), head.origin, genesis.coordinators)
-        self._head = Head(tree, head.root, str(note), genesis)
-        return term
+        self._head = Head(tree, self.root, genesis=genesis)
+        note = self.note_at(size)
+        self._head = Head(tree, self.root, note, genesis)
+        return term_of(parse_checkpoint(note).origin, genesis.run) or 0
 
     def _edge_hashes(self, level: int, index: int, count: int) -> Iterator[bytes]:
         if level == 0:
@@ -191,51 +189,78 @@ class LedgerReader:
 
     def _stored(self, start: int, stop: int) -> list[bytes]:
         """Entries as they are stored, not yet compared with anything."""
-        query = "SELECT leaf FROM entries WHERE idx >= ? AND idx < ? ORDER BY idx"
+        query = "SELECT packed FROM entries WHERE idx >= ? AND idx < ? ORDER BY idx"
         with self._reading, storage_errors(self.path):
             rows = self._reader.execute(query, (start, stop)).fetchall()
-        page = [row[0] for row in rows]
-        if len(page) != stop - start or not all(isinstance(leaf, bytes) for leaf in page):
+        if len(rows) != stop - start or not all(isinstance(row[0], bytes) for row in rows):
             raise database.damaged(self.path, f"an entry from {start} to {stop - 1} is missing")
-        return page
+        try:
+            return [unpack(row[0]) for row in rows]
+        except DecodeError as error:
+            raise database.damaged(self.path, error.message) from None
 
     def index_of(self, entry: str) -> int | None:
-        """Index of the entry with this id (hex), if it is there.
-
-        :raises CheckFailed: when the index of ids leads to another entry
-        """
-        index = next(iter(self.find(entry)), None) if len(entry) == 64 else None
-        if index is not None and entry_id(self.leaf(index)) != entry.lower():
-            raise database.damaged(self.path, f"entry {index} has another id")
-        return index
+        """Index of the entry with this id (hex), if it is there."""
+        return next(iter(self.find(entry)), None) if len(entry) == 64 else None
 
     def find(self, prefix: str, limit: int = 2) -> list[int]:
         """Indices of entries whose id begins with ``prefix`` (hex, at least 8 digits)."""
         digits = prefix.lower()
         if not 8 <= len(digits) <= 64 or not set(digits) <= set("0123456789abcdef"):
             raise UsageError("an entry id is 64 hex digits, of which the first 8 or more will do")
-        low, high = bytes.fromhex(digits.ljust(64, "0")), bytes.fromhex(digits.ljust(64, "f"))
-        query = "SELECT idx FROM entries WHERE id BETWEEN ? AND ? ORDER BY idx LIMIT ?"
-        with self._reading, storage_errors(self.path):
-            return [row[0] for row in self._reader.execute(query, (low, high, limit))]
+        query = "SELECT idx FROM ids WHERE id BETWEEN ? AND ? ORDER BY idx"
+        between = (short_id(digits.ljust(64, "0")), short_id(digits.ljust(64, "f")))
+        found = (index for (index,) in self.query(query, between))
+        return list(islice((i for i in found if self._id(i).startswith(digits)), limit))
 
     def known(self, ids: Iterable[str]) -> set[str]:
         """Those of these entry ids (hex) that are in the ledger already."""
-        digests = [bytes.fromhex(entry) for entry in ids]
+        wanted = list(ids)
         found: set[str] = set()
-        for first in range(0, len(digests), _READ_ROWS):
-            page = digests[first : first + _READ_ROWS]
-            query = f"SELECT id FROM entries WHERE id IN ({', '.join('?' * len(page))})"
-            with self._reading, storage_errors(self.path):
-                found.update(row[0].hex() for row in self._reader.execute(query, page))
+        for first in range(0, len(wanted), _READ_ROWS):
+            page = wanted[first : first + _READ_ROWS]
+            query = f"SELECT idx FROM ids WHERE id IN ({', '.join('?' * len(page))})"
+            indices = self.query(query, [short_id(entry) for entry in page])
+            found.update({self._id(index) for (index,) in indices}.intersection(page))
         return found
 
+    def _id(self, index: int) -> str:
+        """An id needs no check: it is that of exactly these bytes."""
+        return entry_id(self._stored(index, index + 1)[0])
+
+    def require_ids(self, ids: Sequence[str], first: int) -> None:
+        """Entries have to be found by their ids, which are those of the entries ``first`` on.
+
+        :raises CheckFailed: when one is not
+        """
+        places = ", ".join(["(?, ?)"] * len(ids))
+        values = [value for at, entry in enumerate(ids, first) for value in (short_id(entry), at)]
+        query = f"SELECT count(*) FROM ids WHERE (id, idx) IN (VALUES {places})"
+        if self.query(query, values) != [(len(ids),)]:
+            last = first + len(ids) - 1
+            raise CheckFailed(f"an entry from {first} to {last} is not stored under its own id")
+
     def note_at(self, size: int) -> str:
-        """The stored checkpoint of exactly this size, as a signed note; "" when there is none."""
-        query = "SELECT note FROM checkpoints WHERE size = ? AND size <= ?"
-        with self._reading, storage_errors(self.path):
-            row = self._reader.execute(query, (size, self.size)).fetchone()
-        return str(row[0]) if row else ""
+        """The checkpoint of exactly this size, as a signed note; "" when there is none.
+
+        :raises CheckFailed: when what is stored is no signature of that tree
+        """
+        head, query = self._head, "SELECT term, lines FROM checkpoints WHERE size = ?"
+        rows = self.query(query, (size,)) if size <= head.size else []
+        if not rows or head.genesis is None:
+            return ""
+        ((term, lines),) = rows
+        origin = origin_of(head.genesis.run, term)
+        if not isinstance(lines, bytes) or term_of(origin, head.genesis.run) is None:
+            raise database.damaged(self.path, f"no checkpoint is stored for {size} entries")
+        text = Checkpoint(origin, size, head.tree.root_at(size)).encode()
+        note = notes.Note(text, signed_lines(origin, lines)).encode()
+        try:
+            open_checkpoint(note, origin, head.genesis.coordinators)
+        except (CheckFailed, DecodeError):
+            text = f"its tree of {size} entries is not what was signed"
+            raise database.damaged(self.path, text) from None
+        return note
 
     def query(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """The rows of a reading statement, for what lies beside the entries.
@@ -292,3 +317,15 @@ def first_entry(leaf: bytes | Entry) -> Genesis:
     if not isinstance(body, Genesis):
         raise CheckFailed("the first entry of a ledger must be the signed manifest")
     return body
+
+
+def short_id(entry: str) -> int:
+    """What an entry is found by: the first 8 bytes of its id (hex)."""
+    return int.from_bytes(bytes.fromhex(entry[:16]), "big", signed=True)
+
+
+def signed_lines(origin: str, stored: bytes) -> tuple[SignatureLine, ...]:
+    """The lines under a checkpoint, which are stored without the name that they have in common."""
+    width = KEY_ID_BYTES + SIGNATURE_BYTES
+    lines = [stored[at : at + width] for at in range(0, len(stored), width)]
+    return tuple(SignatureLine(origin, e[:KEY_ID_BYTES], e[KEY_ID_BYTES:]) for e in lines)

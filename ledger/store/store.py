@@ -11,13 +11,13 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from hashlib import sha256
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 
-from artel.ledger.entries import Entry, Genesis, decode
+from artel.ledger.entries import Entry, Genesis, decode, entry_id
 from artel.ledger.store import database
 from artel.ledger.store.database import storage_errors
+from artel.ledger.store.packing import pack, unpack
 from artel.ledger.store.published import (
     CHECKPOINT_NAME,
     DATABASE_NAME,
@@ -25,22 +25,29 @@ from artel.ledger.store.published import (
     published_error,
     read_checkpoint_file,
 )
-from artel.ledger.store.reading import Head, LedgerReader, first_entry
-from artel.ledger.tlog.checkpoint import Checkpoint, open_checkpoint, origin_of, parse_checkpoint
+from artel.ledger.store.reading import (
+    Head,
+    LedgerReader,
+    first_entry,
+    short_id,
+    signed_lines,
+)
+from artel.ledger.tlog import note as notes
+from artel.ledger.tlog.checkpoint import Checkpoint, open_signed, origin_of
 from artel.ledger.tlog.edge import Edge
 from artel.ledger.tlog.tiles import TILE_WIDTH, Tile
 from artel.ledger.tlog.tree import TileTree
 from artel.protocol import files, merkle
-from artel.protocol.errors import CheckFailed, UsageError
+from artel.protocol.errors import CheckFailed, DecodeError, UsageError
 
 __all__ = ["CHECKPOINT_NAME", "DATABASE_NAME", "MAX_BATCH", "Beside", "LedgerStore", "Sign"]
 
 MAX_BATCH = 256
 """Entries in one append of the sequencer."""
 
-INSERT_CHECKPOINT = "INSERT INTO checkpoints(size, note) VALUES (?, ?)"
-INSERT_TILE = "INSERT INTO tiles(level, idx, hashes) VALUES (?, ?, ?)"
-SELECT_TILE = "SELECT hashes FROM tiles WHERE level = ? AND idx = ?"
+_INSERT_CHECKPOINT = "INSERT INTO checkpoints(size, term, lines) VALUES (?, ?, ?)"
+_INSERT_TILE = "INSERT INTO tiles(level, idx, hashes) VALUES (?, ?, ?)"
+_SELECT_TILE = "SELECT hashes FROM tiles WHERE level = ? AND idx = ?"
 
 Sign = Callable[[int, bytes], str]
 """``sign(size, root) -> note``"""
@@ -165,7 +172,8 @@ class LedgerStore(LedgerReader):
             )
 
     def _matching(self, note: str, size: int, root: bytes, genesis: Genesis) -> str:
-        head = open_checkpoint(note, origin_of(genesis.run, self.term), genesis.coordinators)
+        origin = origin_of(genesis.run, self.term)
+        head, signed = open_signed(note, origin, genesis.coordinators)
         if head.size != size:
             raise CheckFailed(f"the tree head covers {head.size} entries; with these it is {size}")
         if head.root != root:
@@ -173,7 +181,7 @@ class LedgerStore(LedgerReader):
                 f"the coordinator signed another ledger than ours at {size} entries",
                 "keep this home as it is: its checkpoint and the one received are the evidence",
             )
-        return note
+        return signed.encode()
 
     def _commit(self, leaves: Iterable[bytes | Entry], sign: Sign, beside: Beside | None) -> str:
         """The one way in. The order of steps is what makes a crash at any point harmless.
@@ -202,9 +210,9 @@ class LedgerStore(LedgerReader):
                         self._insert(page, edge, beside)
                     assert genesis is not None
                     root = edge.root()
-                    note = sign(edge.size, root)
-                    self._check_note(note, genesis, edge.size, root)
-                    self._connection.execute(INSERT_CHECKPOINT, (edge.size, note))
+                    head = Checkpoint(origin_of(genesis.run, self.term), edge.size, root)
+                    note, lines = _own_lines(sign(edge.size, root), head)
+                    self._connection.execute(_INSERT_CHECKPOINT, (edge.size, self.term, lines))
                     self._write_new_checkpoint(new, note)
             except BaseException:
                 files.discard(new)
@@ -224,31 +232,40 @@ class LedgerStore(LedgerReader):
         first = edge.size
         entries = [decode(leaf) if isinstance(leaf, bytes) else leaf for leaf in page]
         leaves = [leaf if isinstance(leaf, bytes) else leaf.envelope.encode() for leaf in page]
-        rows = [(index, sha256(leaf).digest(), leaf) for index, leaf in enumerate(leaves, first)]
+        ids = [entry.id for entry in entries]
+        self._require_new(ids)
+        packed = [pack(leaf, entry.envelope) for leaf, entry in zip(leaves, entries, strict=True)]
+        insert_rows(self._connection, "entries(idx, packed)", enumerate(packed, first))
+        named = [(short_id(entry), index) for index, entry in enumerate(ids, first)]
+        insert_rows(self._connection, "ids(id, idx)", named)
         try:
-            insert_rows(self._connection, rows)
-        except sqlite3.IntegrityError:
-            known = self.known(digest.hex() for _, digest, _ in rows)
-            name = f"entry {min(known)}" if known else "an entry of this append"
-            raise CheckFailed(f"{name} is in the ledger already") from None
-        try:
-            stored = read_rows(self._connection, first, first + len(rows))
-        except ValueError:
+            stored = read_leaves(self._connection, first, first + len(leaves))
+        except (ValueError, DecodeError):
             stored = []
-        for index, (expected, row) in enumerate(zip_longest(rows, stored), first):
-            if row != expected or sha256(row[2]).digest() != row[1]:
+        for index, (leaf, read) in enumerate(zip_longest(leaves, stored), first):
+            if read != (index, leaf):
                 raise _changed(f"entry {index}")
-            for tile in edge.append(merkle.leaf_hash(row[2])):
+            for tile in edge.append(merkle.leaf_hash(read[1])):
                 place = (tile.level, tile.index)
-                self._connection.execute(INSERT_TILE, (*place, tile.hashes))
-                if self._connection.execute(SELECT_TILE, place).fetchone() != (tile.hashes,):
+                self._connection.execute(_INSERT_TILE, (*place, tile.hashes))
+                if self._connection.execute(_SELECT_TILE, place).fetchone() != (tile.hashes,):
                     raise _changed(Tile(*place).path)
         if beside is not None:
             beside(self._connection, entries, first)
 
-    def _check_note(self, note: str, genesis: Genesis, size: int, root: bytes) -> None:
-        if parse_checkpoint(note) != Checkpoint(origin_of(genesis.run, self.term), size, root):
-            raise CheckFailed("the checkpoint to be stored is not of this tree")
+    def _require_new(self, ids: list[str]) -> None:
+        """Each entry is in the ledger once; asked in the transaction that adds these."""
+        query = f"SELECT idx FROM ids WHERE id IN ({', '.join('?' * len(ids))})"
+        alike = self._connection.execute(query, [short_id(entry) for entry in ids]).fetchall()
+        held = {
+            entry_id(leaf)
+            for (start,) in alike
+            for _, leaf in read_leaves(self._connection, start, start + 1)
+        }
+        for entry in ids:
+            if entry in held:
+                raise CheckFailed(f"entry {entry} is in the ledger already")
+            held.add(entry)
 
     # --- the checkpoint file, and the write-ahead log ---------------------------------------------
 
@@ -277,38 +294,48 @@ class LedgerStore(LedgerReader):
                 files.write(path, self.latest_note.encode())
 
 
-def insert_rows(connection: sqlite3.Connection, rows: Sequence[tuple[int, bytes, bytes]]) -> None:
-    """Insert entries (idx, id, leaf) in one statement.
+def insert_rows(
+    connection: sqlite3.Connection, into: str, pairs: Iterable[tuple[object, object]]
+) -> None:
+    """Insert rows of two columns in one statement.
 
     Python gives up its lock for each step of a statement: with a busy thread beside this one,
     getting it back can take 5 ms every time.
     """
-    places = ", ".join(["(?, ?, ?)"] * len(rows))
-    values = [value for row in rows for value in row]
-    connection.execute(f"INSERT INTO entries(idx, id, leaf) VALUES {places}", values)
+    values = [value for pair in pairs for value in pair]
+    places = ", ".join(["(?, ?)"] * (len(values) // 2))
+    connection.execute(f"INSERT INTO {into} VALUES {places}", values)
 
 
-def read_rows(
-    connection: sqlite3.Connection, start: int, stop: int
-) -> list[tuple[int, bytes, bytes]]:
-    """The rows (idx, id, leaf) of entries ``start`` to ``stop``, read in one step.
-
-    A row whose id or leaf is not stored as bytes is left out.
+def read_leaves(connection: sqlite3.Connection, start: int, stop: int) -> list[tuple[int, bytes]]:
+    """Entries ``start`` to ``stop`` with their indices, read in one step.
 
     :raises ValueError: when what comes out of the database is not what was put together in it
+    :raises DecodeError: when it is nothing that was packed
     """
     # As one text, because of Python's lock (see insert_rows); in hex, because texts are cut at a
     # zero byte.
     query = (
-        "SELECT group_concat(idx || ' ' || hex(id) || ' ' || hex(leaf)) FROM (SELECT idx, id, leaf"
-        " FROM entries WHERE idx >= ? AND idx < ? AND typeof(id) = 'blob' AND typeof(leaf) = 'blob'"
-        " ORDER BY idx)"
+        "SELECT group_concat(idx || ' ' || hex(packed)) FROM (SELECT idx, packed FROM entries"
+        " WHERE idx >= ? AND idx < ? ORDER BY idx)"
     )
     (text,) = connection.execute(query, (start, stop)).fetchone()
-    if text is None:
-        return []
-    rows = [row.split(" ") for row in text.split(",")]
-    return [(int(idx), bytes.fromhex(digest), bytes.fromhex(leaf)) for idx, digest, leaf in rows]
+    rows = [row.split(" ") for row in text.split(",")] if text else []
+    return [(int(index), unpack(bytes.fromhex(packed))) for index, packed in rows]
+
+
+def _own_lines(note: str, head: Checkpoint) -> tuple[str, bytes]:
+    """The note without the lines of others, and its lines as they are stored.
+
+    :raises CheckFailed: when it is not of this head
+    """
+    signed = notes.parse(note)
+    lines = tuple(line for line in signed.signatures if line.name == head.origin)
+    stored = b"".join(line.key_id + line.signature for line in lines)
+    own = notes.Note(head.encode(), signed_lines(head.origin, stored))
+    if own != notes.Note(signed.text, lines):
+        raise CheckFailed("the checkpoint to be stored is not of this tree")
+    return own.encode(), stored
 
 
 def _changed(what: str) -> CheckFailed:

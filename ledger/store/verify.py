@@ -9,7 +9,7 @@ for the file around them. Reads one state of the home, so a daemon may be runnin
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +30,8 @@ from artel.ledger.store.published import (
     published_error,
     read_checkpoint_file,
     require_file,
-    term_of,
 )
 from artel.ledger.store.reading import LedgerReader
-from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint
 from artel.ledger.tlog.tiles import TILE_WIDTH, tiles_of
 from artel.protocol.errors import ArtelError, CheckFailed
 from artel.protocol.merkle import EMPTY_ROOT
@@ -192,12 +190,13 @@ class _Replay:
 
     def run(self, progress: Progress) -> str:
         """Read, decode and fold every entry; the store compares each with what was signed."""
-        total = self._store.size
-        ids = self._ids()
+        total, ids = self._store.size, list[str]()
 
         def observe(index: int, entry: Entry, _outcome: Outcome) -> None:
-            if next(ids, None) != entry.id:
-                raise CheckFailed(f"entry {index} is not stored under its own id")
+            ids.append(entry.id)
+            if len(ids) == _READ_ROWS or index + 1 == total:
+                self._store.require_ids(ids, index + 1 - len(ids))
+                ids.clear()
             self._signatures += len(entry.envelope.signatures)
             if not entry.signers:
                 self._unsigned.append(index)
@@ -206,13 +205,9 @@ class _Replay:
 
         leaves = decoded(self._store.leaves(), processes=True)
         self.state = fold((entry for _, entry in leaves), observe=observe)
+        if self._store.query("SELECT count(*) FROM ids") != [(total,)]:
+            raise CheckFailed(f"there are more ids than the {total} entries have")
         return f"{total} entries, every one decoded and hashed"
-
-    def _ids(self) -> Iterator[str]:
-        query = "SELECT id FROM entries WHERE idx >= ? ORDER BY idx LIMIT ?"
-        for first in range(0, self._store.size, _READ_ROWS):
-            for (digest,) in self._store.query(query, (first, _READ_ROWS)):
-                yield digest.hex()
 
     def signatures(self) -> str:
         if self._unsigned:
@@ -234,17 +229,13 @@ def _tiles(store: LedgerReader) -> str:
 
 def _checkpoints(store: LedgerReader) -> str:
     """Every stored note: by the manifest's coordinators, and of this tree."""
-    genesis, count, term = store.genesis, 0, 0
-    for size, note in store.query("SELECT size, note FROM checkpoints ORDER BY size"):
-        origin = parse_checkpoint(str(note)).origin
-        found = term_of(origin, genesis.run)
-        if found is None or found < term:
-            raise CheckFailed(f"the checkpoint of size {size} is of another log")
-        head = open_checkpoint(str(note), origin, genesis.coordinators)
-        if head.size != size or head.root != store.root_at(size):
+    heads = store.query("SELECT size, term FROM checkpoints ORDER BY size")
+    for size, _ in heads:
+        if not store.note_at(size):
             raise CheckFailed(f"the checkpoint of size {size} is not of this tree")
-        count, term = count + 1, found
-    return f"{count} signed tree heads match the tree"
+    if (terms := [term for _, term in heads]) != sorted(terms):
+        raise CheckFailed("a checkpoint is of an earlier term than the one before it")
+    return f"{len(heads)} signed tree heads match the tree"
 
 
 def _published(store: LedgerReader, note: str) -> str:

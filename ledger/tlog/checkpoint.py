@@ -85,13 +85,21 @@ def parse_checkpoint(data: str | bytes) -> Checkpoint:
 
 
 def open_checkpoint(data: str | bytes, origin: str, keys: Iterable[str]) -> Checkpoint:
-    """Verify a signed note against the log's keys (hex) and read it.
+    """Verify a signed note against the log's keys (hex) and read it; see :func:`open_signed`."""
+    return open_signed(data, origin, keys)[0]
+
+
+def open_signed(
+    data: str | bytes, origin: str, keys: Iterable[str]
+) -> tuple[Checkpoint, note.Note]:
+    """A checkpoint, and its note with no other lines than the log's own, which were verified.
 
     :raises DecodeError: when it is malformed
     :raises CheckFailed: when no key signed it, a signature fails, or it is of another log
     """
     verifiers = [note.VerifierKey(origin, bytes.fromhex(key)) for key in keys]
-    checkpoint = Checkpoint.parse(note.open_note(data, verifiers).text)
+    signed = note.open_note(data, verifiers)
+    checkpoint = Checkpoint.parse(signed.text)
     if checkpoint.origin != origin:
         raise CheckFailed(f"the checkpoint is of another log: {checkpoint.origin[:120]!r}")
-    return checkpoint
+    return checkpoint, signed

@@ -18,6 +18,7 @@ from artel.protocol.identity import Identity, verify
 
 ED25519_TYPE = b"\x01"
 KEY_ID_BYTES = 4
+SIGNATURE_BYTES = 64
 MAX_NOTE_BYTES = 64 * 1024
 """Far more than the 16 signatures that a verifier has to accept, post-quantum ones included."""
 MAX_SIGNATURE_LINES = 100

@@ -19,6 +19,7 @@ from artel.ledger.cli.reading import KINDS
 from artel.ledger.entries import entry_id, evidence, reasons
 from artel.ledger.fold.labels import Trust
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
+from artel.ledger.store.packing import pack
 from artel.ledger.store.reading import LedgerReader
 from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
 from artel.ledger.tlog.checkpoint import sign_checkpoint
@@ -547,7 +548,8 @@ def test_verify_fails_loudly(
         (tmp_path / name).write_bytes((home / name).read_bytes())
     path = tmp_path / DATABASE_NAME
     data = bytearray(path.read_bytes())
-    data[data.index(b"payloadType") + 40] ^= 1
+    leaf = WORLD.leaves[-1]
+    data[data.index(pack(leaf, entries.decode(leaf).envelope)) + 40] ^= 1
     path.write_bytes(data)
     assert cli.main(["ledger", "verify", "--home", str(tmp_path)]) == 1
     out, err = capsys.readouterr()

@@ -284,7 +284,7 @@ def test_every_byte_of_what_is_kept_is_checked_when_it_is_read(
         leaf = answer(capsys, *shown)
         kept = folder_of_the_cache / "replica" / DATABASE_NAME
         with sqlite3.connect(kept) as database:
-            database.execute("UPDATE entries SET leaf = zeroblob(length(leaf)) WHERE idx = 3")
+            database.execute("UPDATE entries SET packed = zeroblob(length(packed)) WHERE idx = 3")
         database.close()
         assert cli.main(["ledger", *shown]) == 1
         assert "was damaged and is removed: run the command again" in capsys.readouterr().err
