@@ -163,7 +163,7 @@ class Watch:
     async def _follow(self, coordinator: str, size: int) -> None:
         """Also a node without duties keeps up, and compares what it was shown."""
         if size > self._replica.store.size:
-            await self._replica.catch_up(self._host, coordinator, self._run_id)
+            await self._replica.catch_up(self._host, coordinator, self._run_id, size)
             await self._resolve()
         elif size < self._replica.store.size and size != self._behind:
             # Nothing is forged, but the only one who adds entries has lost some that it signed.

@@ -50,7 +50,8 @@ async def _file(stream: wire.Stream, path: str) -> bytes | None:
 class PeerSource:
     """The files of a log as a peer of a daemon serves them.
 
-    Made in the event loop that owns ``host``. :meth:`get` is for one thread, the rest for the loop.
+    Made in the event loop that owns ``host``. :meth:`get` and :meth:`bring` are for one thread, the
+    rest is for the loop.
     """
 
     def __init__(self, host: Host, peer: str, run: str) -> None:
@@ -58,21 +59,28 @@ class PeerSource:
         self._host, self._peer, self._run = host, peer, run
         self._loop = asyncio.get_running_loop()
         self._asked: Future[list[bytes | None]] | None = None
+        self._brought: dict[str, bytes | None] = {}
         self._closed = False
 
     def get(self, path: str, skip: int = 0) -> bytes:
         """The content at ``path`` (see :class:`ledger.sync.source.TileSource`)."""
-        self._asked = asyncio.run_coroutine_threadsafe(self.files(path, skip=skip), self._loop)
-        try:
-            if self._closed:
-                self._asked.cancel()
-            (data,) = self._asked.result(2 * TIMEOUT)
-        except (CancelledError, TimeoutError):
-            self._asked.cancel()
-            raise Unreachable(f"{path} did not arrive from {self.name}") from None
+        if path not in self._brought:
+            self.bring(path, skip=skip)
+        data = self._brought.pop(path)
         if data is None:
             raise NotFound(f"{self.name} does not have {path}")
         return data
+
+    def bring(self, *paths: str, skip: int = 0) -> None:
+        """Ask for what :meth:`get` is asked for next, by one stream; raises as :meth:`files`."""
+        self._asked = asyncio.run_coroutine_threadsafe(self.files(*paths, skip=skip), self._loop)
+        try:
+            if self._closed:
+                self._asked.cancel()
+            self._brought |= zip(paths, self._asked.result(2 * TIMEOUT), strict=True)
+        except (CancelledError, TimeoutError):
+            self._asked.cancel()
+            raise Unreachable(f"{paths[-1]} did not arrive from {self.name}") from None
 
     def close(self) -> None:
         """Whoever waits in the thread is not answered any more."""

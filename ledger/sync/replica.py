@@ -21,9 +21,9 @@ from artel.ledger.sync.fork import SplitViewProven
 from artel.ledger.sync.offline import run_keys
 from artel.ledger.sync.peers import PeerSource
 from artel.ledger.sync.source import text_of
-from artel.ledger.sync.tree import folding, manifest_of, take_over, verified_head
+from artel.ledger.sync.tree import folding, manifest_of, next_bundle, take_over, verified_head
 from artel.ledger.tlog.checkpoint import parse_checkpoint
-from artel.ledger.tlog.tiles import CHECKPOINT_PATH
+from artel.ledger.tlog.tiles import CHECKPOINT_PATH, encode_bundle
 from artel.protocol.errors import ArtelError, CheckFailed
 from artel.protocol.tasks import uninterrupted
 
@@ -85,26 +85,26 @@ class Replica:
             if not target or self.store.size < target:
                 source = PeerSource(host, peer, run)
                 # Cancelled in between, store and fold would speak of different ledgers.
-                await uninterrupted(self._follow(source, run), source.close)
+                await uninterrupted(self._follow(source, run, target), source.close)
             if self.store.size < target:
                 raise CheckFailed(
                     f"the peer announced {target} ledger entries and shows {self.store.size}"
                 )
 
-    async def _follow(self, source: PeerSource, run: str) -> None:
-        state = await asyncio.to_thread(self._grown, source, run)
+    async def _follow(self, source: PeerSource, run: str, target: int) -> None:
+        state = await asyncio.to_thread(self._grown, source, run, target)
         if state is not self.state:
             self.state = state
             for event in self._growth:
                 event.set()
 
-    def _grown(self, source: PeerSource, run: str) -> FoldState:
+    def _grown(self, source: PeerSource, run: str, target: int) -> FoldState:
         """Append what the source has beyond this copy; returns the fold over all there is then."""
-        text, store, state = (
-            text_of(source.get(CHECKPOINT_PATH), CHECKPOINT_PATH),
-            self.store,
-            self.state,
-        )
+        store, state = self.store, self.state
+        if target:  # what is new lies most probably there: one stream brings all
+            bundle, known = next_bundle(store, store.size, target)
+            source.bring(CHECKPOINT_PATH, bundle.path, skip=len(encode_bundle(known)))
+        text = text_of(source.get(CHECKPOINT_PATH), CHECKPOINT_PATH)
         genesis = store.genesis if store.size else manifest_of(source, run)[0]
         keys = run_keys(parse_checkpoint(text).origin, genesis)
         head = verified_head(source, text, keys, run)

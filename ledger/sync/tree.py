@@ -15,6 +15,7 @@ from artel.ledger.entries import Entry, Genesis, decode
 from artel.ledger.fold.replay import decoded
 from artel.ledger.fold.shares import FoldState, apply
 from artel.ledger.store.finality import size_of
+from artel.ledger.store.reading import LedgerReader
 from artel.ledger.store.store import LedgerStore
 from artel.ledger.sync.offline import run_keys, run_of
 from artel.ledger.sync.source import NotFound, TileSource, newest_heads
@@ -291,9 +292,15 @@ def take_over(
 def _near(store: LedgerStore, source: TileSource, size: int) -> Iterator[bytes]:
     start = store.size
     while start < size:
-        bundle = tile_at(ENTRIES, start // TILE_WIDTH, size)
-        yield from read_bundle(source, bundle, list(store.leaves(bundle.start, start)))
+        bundle, known = next_bundle(store, start, size)
+        yield from read_bundle(source, bundle, known)
         start = bundle.end
+
+
+def next_bundle(store: LedgerReader, start: int, size: int) -> tuple[Tile, list[bytes]]:
+    """The bundle of a tree of ``size`` entries that holds entry ``start``, and those before it."""
+    bundle = tile_at(ENTRIES, start // TILE_WIDTH, size)
+    return bundle, list(store.leaves(bundle.start, start))
 
 
 def folding(state: FoldState, leaves: Iterable[bytes]) -> Iterator[Entry]:

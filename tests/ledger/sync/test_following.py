@@ -57,6 +57,7 @@ class Holder:
     heads: HeadStore
     instead: dict[str, bytes] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    streams: int = 0
     sent: int = 0
     """Bytes of files."""
     silent: asyncio.Event | None = None
@@ -71,6 +72,7 @@ class Holder:
         ) -> messages.Message | None:
             assert isinstance(request, messages.Get)
             self.asked += request.paths
+            self.streams += 1
             if self.silent is not None:
                 self.silent.set()
                 await asyncio.Event().wait()
@@ -183,7 +185,20 @@ async def test_a_follower_is_sent_what_is_new_and_little_else(net: Net, world: W
     assert holder.asked == ["checkpoint", bundle]
     assert holder.sent < len(world.leaves[SIZE - 1]) + 600
     await replica.catch_up(host, holder.host.peer_id, world.run)
-    assert holder.asked == ["checkpoint", bundle, "checkpoint"]
+    assert (holder.streams, holder.asked) == (3, ["checkpoint", bundle, "checkpoint"])
+
+
+async def test_what_was_announced_comes_by_one_stream(net: Net, world: World) -> None:
+    holder = await net.holder("whole")
+    host = await net.host("client", holder.host)
+    for size in (SIZE - 1, 513):
+        replica = net.replica(f"replica-{size}", size)
+        await replica.catch_up(host, holder.host.peer_id, world.run, SIZE)
+        assert replica.store.size == SIZE
+    assert holder.streams == 2
+    behind = net.replica("behind", SIZE - 20)  # the log has grown since then
+    await behind.catch_up(host, holder.host.peer_id, world.run, SIZE - 10)
+    assert (behind.store.size, holder.streams) == (SIZE, 4)
 
 
 async def test_whoever_waits_for_a_silent_peer_can_be_cancelled(net: Net, world: World) -> None:
