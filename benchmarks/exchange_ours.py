@@ -207,14 +207,9 @@ class Peer:
     ) -> bytes:
         """A blob that one peer has."""
         assert self._host is not None
-        path = await transfer.fetch(
-            self._host,
-            self._store,
-            blob,
-            [peer],
-            max_bytes=pseudogradient.max_blob_bytes(part, self._codec),
-            kind=kind,
-        )
+        most = pseudogradient.max_blob_bytes(part, self._codec)
+        wanted = transfer.Wanted(blob, [peer], most, kind)
+        path = await transfer.fetch(self._host, self._store, wanted)
         return await asyncio.to_thread(path.read_bytes)
 
     def _apply(self, blobs: dict[str, bytes], phases: Phases) -> None:

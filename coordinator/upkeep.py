@@ -120,11 +120,9 @@ class Upkeep:
         core = self._core
         if not core.blobs.has(root):
             holders = [name for name, peer in core.peers.items() if peer.report.state_root == root]
-            most = core.state_bytes
+            wanted = transfer.Wanted(root, holders, core.state_bytes, "state")
             try:
-                await transfer.fetch(
-                    core.host, core.blobs, root, holders, max_bytes=most, kind="state"
-                )
+                await transfer.fetch(core.host, core.blobs, wanted)
             except Unreachable as error:
                 emit(log, "state.not_mirrored", logging.DEBUG, root=root[:12], reason=error.message)
                 return False

@@ -14,8 +14,8 @@ from artel.protocol.manifest import Manifest, SplitFacts
 from artel.protocol.net import dht, transfer
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host
+from artel.protocol.net.transfer import Wanted
 from artel.protocol.shards import ShardIndex
-from artel.protocol.tasks import together
 from artel.protocol.tokenizer import MAX_TOKENIZER_BYTES
 
 Windows = list[Window]
@@ -82,25 +82,16 @@ class Corpus:
         needed = assignment.shards_needed(refs)
         missing = [n for n in needed if not self._blobs.has(index.shards[n])]
         known = await self._holders(missing, index, first)
-        gate = asyncio.Semaphore(4)
-
-        async def bring(number: int) -> Path:
-            async with gate:
-                blob = index.shards[number]
-                path = await transfer.fetch(
-                    self._host,
-                    self._blobs,
-                    blob,
-                    known.get(number, [self._fallback]),
-                    max_bytes=index.bytes_in(number),
-                    kind="data",
-                )
-                if blob not in self._verified:
-                    await asyncio.to_thread(self._verify, path, index, number)
-                    self._verified.add(blob)
-                return path
-
-        paths = dict(zip(needed, await together(map(bring, needed)), strict=True))
+        wanted = [
+            Wanted(index.shards[n], known.get(n, [self._fallback]), index.bytes_in(n), "data")
+            for n in needed
+        ]
+        fetched = await transfer.fetch_all(self._host, self._blobs, wanted)
+        paths = dict(zip(needed, fetched, strict=True))
+        for number, path in paths.items():
+            if index.shards[number] not in self._verified:
+                await asyncio.to_thread(self._verify, path, index, number)
+                self._verified.add(index.shards[number])
         # What a round reads must not be evicted while the trainer has it mapped.
         pinned = tuple(index.shards[number] for number in needed)
         self._blobs.pin(*pinned)
@@ -134,9 +125,8 @@ class Corpus:
         here = self._blobs.has(blob)
         found = {} if here else await holders.records(self._host, self._run)
         ranked = holders.ranked(found, blob, [self._fallback])
-        path = await transfer.fetch(
-            self._host, self._blobs, blob, ranked, max_bytes=max_bytes, kind="data"
-        )
+        wanted = Wanted(blob, ranked, max_bytes, "data")
+        path = await transfer.fetch(self._host, self._blobs, wanted)
         self._blobs.pin(blob)
         return path
 

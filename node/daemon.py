@@ -64,9 +64,11 @@ class Daemon:
         say: Callable[[str], None],
     ) -> None:
         self.session, self.states, self.corpus = session, states, corpus
-        self.worker = Worker(session, states, corpus, max_blob, self._report_soon)
+        self._news = asyncio.Event()  # the coordinator should hear from us now
+        self.worker = Worker(session, states, corpus, max_blob, self._news.set)
         self._say = say
-        self._directive: messages.Directive | None = None
+        self.directive: messages.Directive | None = None
+        """What the coordinator last said that this node should be doing."""
         self.watch = Watch(
             host=session.host,
             home=session.home,
@@ -75,12 +77,11 @@ class Daemon:
             heads=session.heads,
             account=session.account,
             coordinator=lambda: session.link.coordinator,
-            neighbours=lambda: self._directive.peers if self._directive else (),
+            neighbours=lambda: self.directive.peers if self.directive else (),
         )
         self.cosigner = Cosigning(session, self.watch)
         self._heard_at = time.monotonic()
         self._heard = asyncio.Event()  # a directive came that the reconciler has not looked at
-        self._news = asyncio.Event()  # the coordinator should hear from us now
         self._holds_more = asyncio.Event()  # others could fetch something new from us
         self._end = asyncio.Event()
         self.leaving = False
@@ -94,7 +95,7 @@ class Daemon:
     def leave(self) -> float:
         """Finish the round under way, then go; returns the seconds that this takes at most."""
         self.leaving = True
-        self._report_soon()
+        self._news.set()
         self._heard.set()
         longest = self._round_left()
         asyncio.get_running_loop().call_later(longest + LEAVE_WITHOUT_S, self._end.set)
@@ -103,11 +104,6 @@ class Daemon:
     def credit(self) -> int:
         """Vested and pending credit of this node's account, as of the newest entry seen."""
         return self.session.replica.state.credit(self.session.account_name)
-
-    @property
-    def directive(self) -> messages.Directive | None:
-        """What the coordinator last said that this node should be doing."""
-        return self._directive
 
     # --- the tasks ---
 
@@ -118,7 +114,10 @@ class Daemon:
         """
         session = self.session
         session.host.admit(session.is_member)
-        await session.host.serve(wire.CONTENT, self._content)
+        await session.host.serve(
+            wire.CONTENT,
+            lambda _, request, stream: transfer.serve_content(session.blobs, request, stream),
+        )
         ledger = LedgerService(
             session.replica.store,
             session.heads,
@@ -153,9 +152,6 @@ class Daemon:
                 messages.Leave(run=self.session.run), timeout=LEAVE_TIMEOUT_S
             )
 
-    def _report_soon(self) -> None:
-        self._news.set()
-
     async def _heartbeat(self) -> None:
         pause = RETRY_S
         while True:
@@ -178,7 +174,7 @@ class Daemon:
 
     async def _beat(self) -> None:
         """One heartbeat; given up early when there is news to report in another one."""
-        seen = self._directive.version if self._directive else 0
+        seen = self.directive.version if self.directive else 0
         request = messages.Heartbeat(
             run=self.session.run,
             seen=seen,
@@ -199,7 +195,7 @@ class Daemon:
             await asyncio.wait({reply, news})
         if not isinstance(directive, messages.Directive):
             raise Unreachable(f"the coordinator answered a heartbeat with {directive.KIND}")
-        self._directive, self._heard_at = directive, time.monotonic()
+        self.directive, self._heard_at = directive, time.monotonic()
         if directive.version != seen:
             self._heard.set()
 
@@ -254,8 +250,8 @@ class Daemon:
                 if duty is not None:
                     duty.cancel()
                     await asyncio.wait({duty})
-                if self._directive is not None:
-                    duty = asyncio.create_task(self._perform(self._directive))
+                if self.directive is not None:
+                    duty = asyncio.create_task(self._perform(self.directive))
         finally:
             if duty is not None:
                 duty.cancel()
@@ -283,7 +279,7 @@ class Daemon:
                 again = False
                 with contextlib.suppress(TimeoutError):
                     await within(self._heard.wait(), RETRY_S)
-                self._report_soon()
+                self._news.set()
             except ResourceError as error:
                 await self.worker.hand_back(directive, error.message)
                 raise
@@ -325,7 +321,7 @@ class Daemon:
 
     def _round_left(self) -> float:
         """How long the round under way can still need this node, by the run's rules; in seconds."""
-        rounds, directive = self.session.manifest.config.rounds, self._directive
+        rounds, directive = self.session.manifest.config.rounds, self.directive
         if directive is None or not self._in_round():
             return 0.0
         left = max(0.0, directive.remaining - (time.monotonic() - self._heard_at))
@@ -342,7 +338,7 @@ class Daemon:
         """Start the trainer again; first hand the round back if there is no time to train anew."""
         self._note("trainer.died", death, directive)
         # The newest directive knows whether the others wait for us already.
-        newest = self._directive or directive
+        newest = self.directive or directive
         left = newest.remaining - (time.monotonic() - self._heard_at)
         needed = self.worker.training_seconds()
         hopeless = directive.task == "train" and needed > left
@@ -405,10 +401,3 @@ class Daemon:
             self._holds_more.clear()
             with contextlib.suppress(TimeoutError):
                 await within(self._holds_more.wait(), dht.RENEW_S)
-
-    # --- what others ask of this node ---
-
-    async def _content(
-        self, peer: str, request: messages.Message, stream: wire.Stream
-    ) -> messages.Message | None:
-        return await transfer.serve_content(self.session.blobs, request, stream)

@@ -25,6 +25,7 @@ from artel.protocol.exchange import pseudogradient
 from artel.protocol.net import transfer
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host
+from artel.protocol.net.transfer import Wanted
 
 log = logging.getLogger("artel.node")
 
@@ -73,15 +74,8 @@ class States:
             # A node holds the state before the one that it names, too.
             asked = holders.ranked(found, root, others, lambda record: record.state == root)
             emit(log, "state.fetching", root=root[:12], holders=len(asked))
-            path = await transfer.fetch(
-                self._host,
-                self._blobs,
-                root,
-                asked,
-                max_bytes=self._max_bytes,
-                kind="state",
-                progress=progress,
-            )
+            wanted = Wanted(root, asked, self._max_bytes, "state")
+            path = await transfer.fetch(self._host, self._blobs, wanted, progress)
         return path
 
     async def switch(self, trainer: Trainer, path: Path, round: int, root: str) -> None:

@@ -74,20 +74,18 @@ class Worker:
         )
         if directive.task in ("train", "reveal", "apply"):
             self._syncs = 0
-        if directive.task == "sync":
-            await self._sync(directive)
-        elif directive.task == "train":
-            await self._train(directive)
-        elif directive.task == "reveal":
-            await self._reveal(directive)
-        elif directive.task == "apply":
-            await self._apply(directive)
-        elif directive.task == "stop":
-            if directive.evaluate:
+        match directive.task:
+            case "sync":
+                await self._sync(directive)
+            case "train":
+                await self._train(directive)
+            case "reveal":
+                await self._reveal(directive)
+            case "apply":
+                await self._apply(directive)
+            case "stop" if directive.evaluate:
                 await self._evaluate()
-            self._phase("finished")
-        else:
-            self._phase("waiting")
+        self.progress.phase = "finished" if directive.task == "stop" else "waiting"
 
     # --- duties ---
 
@@ -104,13 +102,13 @@ class Worker:
 
     async def _hold(self, round: int, root: str, others: list[str]) -> None:
         """Make the agreed state with this root the current one."""
-        self._phase("syncing")
+        self.progress.phase = "syncing"
         if not await self._catch_up(root):
             everybody = [*others, self.session.link.coordinator]
             path = await self.states.obtain(root, everybody)
             await uninterrupted(self.states.switch(self.session.trainer, path, round, root))
         emit(log, "state.synced", round=round, root=root[:12])
-        self._phase("waiting")
+        self.progress.phase = "waiting"
         self._changed()
 
     async def _catch_up(self, root: str) -> bool:
@@ -148,17 +146,14 @@ class Worker:
         self._own.go_on(attempt.round, attempt.steps[session.identity.peer_id], tail)
         await self._own.commit(directive)
         self.progress.mark("commit")
-        self._phase("waiting")
 
     async def _reveal(self, directive: messages.Directive) -> None:
         self.progress.mark("commit_wait")
-        self._phase("revealing")
+        self.progress.phase = "revealing"
         try:
             await self._own.reveal(directive)
         except CheckFailed as error:
             await self.hand_back(directive, error.message)
-            return
-        self._phase("waiting")
 
     async def _apply(self, directive: messages.Directive) -> None:
         session, attempt = self.session, self._attempt(directive)
@@ -171,7 +166,7 @@ class Worker:
         if not done or not self._applying.settled(closed):
             if not done and self.states.root != base:
                 await self._hold(attempt.round, base, list(directive.peers))
-            self._phase("applying")
+            self.progress.phase = "applying"
             patience = max(1.0, PATIENCE_FRACTION * directive.remaining)
             applied = await self._applying.compute(
                 closed, refresh=lambda: self._closed_now(directive), patience=patience
@@ -181,7 +176,7 @@ class Worker:
         await self._sign_state(directive)
         self.progress.mark("sign")
         self.progress.last_seconds = dict(self.progress.seconds)
-        self._phase("waiting")
+        self.progress.phase = "waiting"
         self._changed()
 
     async def _closed_now(self, directive: messages.Directive) -> ClosedRound:
@@ -268,6 +263,3 @@ class Worker:
         """Blobs of an applied round become ordinary cache, which others may still fetch."""
         self.session.blobs.unpin(*(body.blob for body in closed.shown.values()))
         self._own.forget_before(self.states.round)
-
-    def _phase(self, name: str) -> None:
-        self.progress.phase = name

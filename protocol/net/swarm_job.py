@@ -19,8 +19,10 @@ class Wanted:
     """Content to fetch.
 
     :param holders: peer ids. The first one is believed to have it; those after it may; the last
-        one of several (a coordinator, as a rule) is asked only when the others lack it or are slow
+        one of several (a coordinator, as a rule) is asked only when the others lack it or are slow;
+        those that fail or lie are dropped
     :param max_bytes: the most that it may have
+    :param kind: what its bytes are counted as, here and when it is served
     """
 
     blob: str

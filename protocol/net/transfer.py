@@ -65,37 +65,18 @@ async def serve_content(
 
 
 async def fetch(
-    host: Host,
-    store: BlobStore,
-    blob: str,
-    holders: Sequence[str],
-    *,
-    max_bytes: int,
-    kind: Kind = "other",
-    progress: Progress | None = None,
+    host: Host, store: BlobStore, wanted: Wanted, progress: Progress | None = None
 ) -> Path:
-    """Bring content into the store, from as many holders as help.
+    """As :func:`fetch_all`, of one piece.
 
     Safe to call for the same content from several tasks: one of them fetches it.
-
-    :param holders: as in :class:`Wanted`; those that fail or lie are dropped
-    :param max_bytes: the most that this content may have
-    :param kind: what its bytes are counted as, here and when it is served
-    :param progress: called with (bytes present, bytes in all)
-    :raises Unreachable: no holder could give the rest
-    :raises ResourceError: the disk is full, or the quota too small
     """
-    wanted = Wanted(blob, holders, max_bytes, kind)
-    (path,) = await fetch_all(host, store, [wanted], progress=progress)
+    (path,) = await fetch_all(host, store, [wanted], progress)
     return path
 
 
 async def fetch_all(
-    host: Host,
-    store: BlobStore,
-    wanted: Sequence[Wanted],
-    *,
-    progress: Progress | None = None,
+    host: Host, store: BlobStore, wanted: Sequence[Wanted], progress: Progress | None = None
 ) -> list[Path]:
     """Bring several pieces of content into the store: their paths, in the same order.
 

@@ -22,6 +22,7 @@ from artel.protocol.net import swarm as swarming
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host
 from artel.protocol.net.speeds import Speeds
+from artel.protocol.net.transfer import Wanted
 from artel.protocol.net.uplink import Uplink
 from artel.protocol.tasks import together, uninterrupted
 from host_world import held, named
@@ -77,7 +78,7 @@ def store(tmp_path: Path) -> BlobStore:
 
 async def fetch(us: Host, store: BlobStore, *holders: Holder, blob: str = BLOB) -> bytes:
     peers = [holder.peer for holder in holders]
-    path = await transfer.fetch(us, store, blob, peers, max_bytes=len(DATA))
+    path = await transfer.fetch(us, store, Wanted(blob, peers, len(DATA)))
     assert {entry.name for entry in store.root.iterdir() if entry.name.startswith(blob)} == {blob}
     return path.read_bytes()
 
@@ -89,14 +90,8 @@ async def test_content_comes_from_one_holder(
     us: Host, store: BlobStore, holders: list[Holder]
 ) -> None:
     seen: list[tuple[int, int]] = []
-    path = await transfer.fetch(
-        us,
-        store,
-        BLOB,
-        [holders[0].peer],
-        max_bytes=len(DATA),
-        progress=lambda done, size: seen.append((done, size)),
-    )
+    wanted = Wanted(BLOB, [holders[0].peer], len(DATA))
+    path = await transfer.fetch(us, store, wanted, lambda done, size: seen.append((done, size)))
     assert path.read_bytes() == DATA
     assert seen == sorted(seen)
     assert len(seen) == len(HASHES)
@@ -139,13 +134,8 @@ async def test_holders_without_the_content_are_passed_over(
     us: Host, store: BlobStore, holders: list[Holder]
 ) -> None:
     holders[0].store.delete(BLOB)
-    path = await transfer.fetch(
-        us,
-        store,
-        BLOB,
-        [named("nobody").peer_id, holders[0].peer, holders[1].peer],
-        max_bytes=len(DATA),
-    )
+    peers = [named("nobody").peer_id, holders[0].peer, holders[1].peer]
+    path = await transfer.fetch(us, store, Wanted(BLOB, peers, len(DATA)))
     assert path.read_bytes() == DATA
 
 
@@ -311,7 +301,7 @@ async def test_content_larger_than_expected_is_not_fetched(
     us: Host, store: BlobStore, holders: list[Holder]
 ) -> None:
     with pytest.raises(Unreachable, match="at most 1000 expected"):
-        await transfer.fetch(us, store, BLOB, [holders[0].peer], max_bytes=1000)
+        await transfer.fetch(us, store, Wanted(BLOB, [holders[0].peer], 1000))
     assert holders[0].asked["get_chunks"] == 0
     assert list(store.root.iterdir()) == []
 
@@ -462,7 +452,7 @@ async def test_a_full_disk_is_said_and_a_later_try_succeeds(
     data = DATA[: 3 * CHUNK]
     blob = holders[0].store.put(data)
     with pytest.raises(ResourceError, match="the disk is full") as error:
-        await transfer.fetch(us, store, blob, [holders[0].peer], max_bytes=len(data))
+        await transfer.fetch(us, store, Wanted(blob, [holders[0].peer], len(data)))
     assert "free some space" in error.value.hint
     assert not store.has(blob)
     ballast.unlink()

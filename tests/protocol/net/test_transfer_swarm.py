@@ -63,9 +63,8 @@ def peers(hosts: list[Host], serving: dict[Host, Holder], tmp_path: Path) -> lis
 
 async def fetch(us: Holder, blob: str, *holders: Holder, size: int) -> bytes:
     ids = [holder.peer for holder in holders]
-    return (
-        await transfer.fetch(us.host, us.store, blob, ids, max_bytes=size, kind="state")
-    ).read_bytes()
+    wanted = transfer.Wanted(blob, ids, size, "state")
+    return (await transfer.fetch(us.host, us.store, wanted)).read_bytes()
 
 
 async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
