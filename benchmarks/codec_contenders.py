@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from artel.protocol.exchange import kernels
 from artel.protocol.exchange.codec import Codec
-from artel.protocol.exchange.codec.interface import read_only
+from artel.protocol.exchange.codec.interface import Elements, read_only
 from artel.protocol.exchange.feedback import Feedback
 from artel.protocol.exchange.parts import whole
 from artel.protocol.state import Layout, Vector
@@ -70,15 +70,14 @@ class Ours(Contender):
         return self._codec.encode(self._layout, vector)
 
     def add(self, payload: bytes, total: Vector) -> None:
-        if self._codec.sparse:
-            sent = self._codec.decode_elements(self._layout, payload)
+        sent = self._codec.decode(self._layout, payload)
+        if isinstance(sent, Elements):
             where, values = read_only(sent.positions), read_only(sent.values)
             kernels.scatter_scaled(
                 total, self._mass, where, values, self._offsets, self._scales, np.float32(SHARE)
             )
         else:
-            vector = read_only(self._codec.decode(self._layout, payload))
-            kernels.add_scaled(total, vector, self._offsets, self._scales, False)
+            kernels.add_scaled(total, read_only(sent), self._offsets, self._scales, False)
 
     def size(self, payload: bytes) -> int:
         return len(payload)

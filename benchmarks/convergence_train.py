@@ -99,7 +99,9 @@ class Node:
         self.layout = self._worker.layout
         decay = config.exchange.error_feedback
         self.feedback = (
-            Feedback(self._codec, self.layout, decay=decay) if self._codec.sparse else None
+            Feedback(self._codec, self.layout, decay=decay)
+            if isinstance(self._codec, codecs.Sparse)
+            else None
         )
         slow = row.slow if number == 0 else 1
         self._steps = max(self._work.least, round(config.rounds.inner_steps / slow))

@@ -72,7 +72,7 @@ class Peer:
         self._feedback: Feedback | None = None
         self._exchange = exchange = exchange_of(setup.variant)
         self._codec = codec.of(exchange)
-        if self._codec.sparse:
+        if isinstance(self._codec, codec.Sparse):
             self._feedback = Feedback(self._codec, self._layout, decay=exchange.error_feedback)
         base = initial(setup.size)
         momentum = np.zeros_like(base) if exchange.outer.momentum else None

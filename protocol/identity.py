@@ -13,7 +13,6 @@ import os
 import shutil
 import stat
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -148,37 +147,22 @@ def no_home(home: Path, error: OSError) -> ResourceError:
     )
 
 
-# What we make in a home. Other files may lie there too, and are not ours to change; a key that
-# others could read is refused (see load), since they may have.
-_OURS = (
-    *("lock", "invite", "checkpoint*", "ledger.sqlite3*", "heads.sqlite3*"),
-    *("api.json", "manifest.json", "split-view.json", "claims.jsonl", "metrics.jsonl"),
-    *("console.log", "node.log", "trainer.log"),
-    *("blobs", "blobs/*", "run", "run/*.json", "run/lock", "work", "work/*"),
-)
+def closed(home: Path) -> bool:
+    """Let nobody but the owner into a home that was left open; False: it is not ours to change.
 
-
-def tighten(home: Path) -> list[Path]:
-    """Let nobody but the owner into a home that an earlier version, or somebody, left open.
-
-    :returns: what is still open, because it is not ours to change
+    What a lock's process makes in there is closed by itself (see :class:`HomeLock`).
     """
-    ours = [path for pattern in _OURS for path in home.glob(pattern)]
-    left = []
-    for path in (home, *ours):
-        with suppress(FileNotFoundError):  # another process's temporary file
-            mode = path.lstat().st_mode
-            if stat.S_ISLNK(mode) or not mode & 0o077:
-                continue
-            # Somebody's home or working directory is more than ours.
-            if path == home and str(path.resolve()) in (os.path.expanduser("~"), str(Path.cwd())):
-                left.append(path)
-                continue
-            try:
-                path.chmod(stat.S_IMODE(mode) & ~0o077)
-            except PermissionError:
-                left.append(path)
-    return left
+    mode = home.stat().st_mode
+    if not mode & 0o077:
+        return True
+    # Somebody's home or working directory is more than ours.
+    if str(home.resolve()) in (os.path.expanduser("~"), str(Path.cwd())):
+        return False
+    try:
+        home.chmod(stat.S_IMODE(mode) & ~0o077)
+    except PermissionError:
+        return False
+    return True
 
 
 class HomeLock:
@@ -201,11 +185,9 @@ class HomeLock:
         except BaseException:
             os.umask(self._umask)
             raise
-        left = tighten(home)
-        if left:
-            more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        if not closed(home):
             print(
-                f"warning: other users of this machine may be able to read {left[0]}{more}; "
+                f"warning: other users of this machine may be able to read {home}; "
                 f"chmod -R go= would keep them out",
                 file=sys.stderr,
             )

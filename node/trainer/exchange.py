@@ -23,7 +23,7 @@ from artel.protocol import content
 from artel.protocol.errors import ArtelError, CheckFailed
 from artel.protocol.exchange import aggregate_slice, codec, outer, parts, pseudogradient
 from artel.protocol.exchange.aggregate import Weighted
-from artel.protocol.exchange.codec import Elements
+from artel.protocol.exchange.codec import Elements, Sparse
 from artel.protocol.exchange.feedback import Feedback
 from artel.protocol.exchange.parts import Part
 from artel.protocol.exchange.pseudogradient import Header
@@ -51,18 +51,13 @@ class Phases:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
-def fragment(manifest: Manifest, layout: Layout, round: int) -> Part:
-    """What of the model a round exchanges."""
-    return parts.fragment(layout, manifest.config.exchange.fragments, round)
-
-
 def feedback(manifest: Manifest, layout: Layout, device: str) -> Feedback | None:
     """The error feedback of a run with a sparse codec, empty; it encodes on ``device``."""
     exchange = manifest.config.exchange
     run_codec = codec.of(exchange, device)
-    if not run_codec.sparse:
-        return None
-    return Feedback(run_codec, layout, decay=exchange.error_feedback)
+    if isinstance(run_codec, Sparse):
+        return Feedback(run_codec, layout, decay=exchange.error_feedback)
+    return None
 
 
 def warm_up(manifest: Manifest, device: str) -> None:
@@ -77,7 +72,7 @@ def warm_up(manifest: Manifest, device: str) -> None:
     kept, whole = feedback(manifest, layout, device), parts.whole(layout)
     (payload,) = encode(manifest, [whole], vector, kept)
     run_codec = codec.of(settings)
-    values = (run_codec.decode_elements if run_codec.sparse else run_codec.decode)(layout, payload)
+    values = run_codec.decode(layout, payload)
     update = aggregate_slice.combine(
         layout, [Weighted(name, 1, values) for name in ("a", "b")], settings
     )

@@ -60,7 +60,7 @@ class Merging:
         return self._advance(part, base, update, change, order.out, phases)
 
     def _round(self, round: int) -> tuple[Base, Part, Phases]:
-        part = exchange.fragment(self.manifest, self.layout, round)
+        part = parts.fragment(self.layout, self.manifest.config.exchange.fragments, round)
         return self.agreed.of_round(round), part, Phases()
 
     def _advance(

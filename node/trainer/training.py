@@ -356,7 +356,7 @@ class Training:
         return data
 
     def _fragment(self, round: int) -> Part:
-        return exchange.fragment(self.manifest, self.layout, round)
+        return parts.fragment(self.layout, self.manifest.config.exchange.fragments, round)
 
 
 def _finite(loss: float) -> float:

@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from artel.protocol.errors import CheckFailed
 from artel.protocol.exchange.aggregate import norm_of
-from artel.protocol.exchange.codec import Codec, Payload
+from artel.protocol.exchange.codec import Payload, Sparse
 from artel.protocol.exchange.codec.interface import read_only
 from artel.protocol.exchange.parts import Part
 from artel.protocol.state import Layout, Vector
@@ -52,16 +52,13 @@ class _Before:
 class Feedback:
     """The residual of one node, over the whole model. Not for two threads at once."""
 
-    def __init__(self, codec: Codec, layout: Layout, *, decay: float) -> None:
+    def __init__(self, codec: Sparse, layout: Layout, *, decay: float) -> None:
         """Nothing is kept yet.
 
-        :param codec: a sparse one
         :param layout: of the whole model
         :param decay: part of the residual that survives a round (0 to 1)
-        :raises CheckFailed: a dense codec, or a decay out of bounds
+        :raises CheckFailed: a decay out of bounds
         """
-        if not codec.sparse:
-            raise CheckFailed(f"the codec {codec.name} sends everything: it leaves no residual")
         if not 0 <= decay <= 1:
             raise CheckFailed(f"the decay of the error feedback is {decay}, not from 0 to 1")
         self._codec = codec
@@ -100,7 +97,7 @@ class Feedback:
             payloads.append(self._codec.encode(part.layout, total))
             sums.append(total)
         for part, total, payload in zip(parts, sums, payloads, strict=True):
-            sent = self._codec.decode_elements(part.layout, payload)
+            sent = self._codec.decode(part.layout, payload)
             total[sent.positions] -= sent.values
         before = self._replace(parts, sums)
         self._before = _Before(tuple(parts), before, tuple(self._sizes))
@@ -128,7 +125,7 @@ class Feedback:
         :raises DecodeError: other bytes
         """
         for part, payload in zip(parts, payloads, strict=True):
-            sent = self._codec.decode_elements(part.layout, payload)
+            sent = self._codec.decode(part.layout, payload)
             self._add(part, sent.positions, sent.values)
         self._limit(parts)
 
@@ -139,7 +136,7 @@ class Feedback:
         :param kept: positions in the slice, ascending (``Elements.positions`` of the aggregate)
         :raises DecodeError: other bytes
         """
-        sent = self._codec.decode_elements(part.layout, payload)
+        sent = self._codec.decode(part.layout, payload)
         lost = ~np.isin(sent.positions, kept, assume_unique=True)
         self._add(part, sent.positions[lost], sent.values[lost])
         self._limit([part])

@@ -136,9 +136,9 @@ class Header:
 
         :raises BlobRefused: with the reason
         """
-        payload, codec = self.unpack(blob, layout), self.codec
+        payload = self.unpack(blob, layout)
         with _refusing():
-            return (codec.decode_elements if codec.sparse else codec.decode)(layout, payload)
+            return self.codec.decode(layout, payload)
 
     def _bytes(self, layout: Layout, length: int) -> bytes:
         root, digest = _digest(self.base, "state root"), bytes.fromhex(layout.digest)

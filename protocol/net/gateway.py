@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import ipaddress
 import logging
 import os
@@ -16,6 +17,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from google.protobuf import proto
 from google.protobuf.message import DecodeError as BadProtobuf
 from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure
 from hivemind.proto import p2pd_pb2
@@ -105,8 +107,9 @@ class Gateway:
         sock.setblocking(False)
         try:
             await loop.sock_connect(sock, self._daemon)
-            body = p2pd_pb2.Request(type=kind, **what).SerializeToString()
-            await loop.sock_sendall(sock, _varint(len(body)) + body)
+            framed = io.BytesIO()
+            proto.serialize_length_prefixed(p2pd_pb2.Request(type=kind, **what), framed)
+            await loop.sock_sendall(sock, framed.getbuffer())
             response = p2pd_pb2.Response()
             response.ParseFromString(await _read_framed(loop, sock))
             if response.type == p2pd_pb2.Response.ERROR:
@@ -153,15 +156,6 @@ def _ip_of(address: bytes) -> str:
         if code == bytes([_IP6]):
             return str(ipaddress.IPv6Address(rest[:16]))
     return ""
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 async def _read_framed(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> bytes:

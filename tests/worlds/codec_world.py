@@ -6,6 +6,8 @@ import hashlib
 
 import numpy as np
 
+from aggregate_world import dense
+from artel.protocol.exchange.codec import Codec, Payload
 from artel.protocol.state import Layout, Vector
 
 LAYOUT = Layout.of([("odd", (3, 111)), ("scalar", ()), ("even", (2, 4096)), ("tail", (257,))])
@@ -17,3 +19,8 @@ def numbers(seed: int, count: int) -> Vector:
     parts = np.frombuffer(b"".join(blocks), "u1")[: 4 * count].reshape(count, 4)
     sums: Vector = (parts.sum(axis=1, dtype=np.int32) - 510).astype(np.float32)
     return sums * np.float32(2**-16)
+
+
+def vector_of(codec: Codec, layout: Layout, payload: Payload) -> Vector:
+    """The vector that a payload stands for, also of a sparse codec."""
+    return dense(codec.decode(layout, payload), layout.parameters)

@@ -44,6 +44,7 @@ from artel.protocol.errors import ArtelError
 from artel.protocol.exchange.codec import codec
 from artel.protocol.net import wire
 from artel.protocol.state import Layout
+from codec_world import vector_of
 from ledger_world import World, digest, key
 from tlog_world import LOG, LOG_KEY, ORIGIN, cosigned, encode_request, leaves_of, signed, tree_of
 
@@ -353,7 +354,7 @@ SPARSE, LAYOUT = codec("sparse", 16), Layout.of([("large", (5000,)), ("small", (
 
 
 def _sparse(data: bytes) -> bytes:
-    return SPARSE.encode(LAYOUT, SPARSE.decode(LAYOUT, data))
+    return SPARSE.encode(LAYOUT, vector_of(SPARSE, LAYOUT, data))
 
 
 def _sparse_payloads() -> tuple[bytes, ...]:

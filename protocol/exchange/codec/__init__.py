@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING
 
 from artel.protocol.errors import UsageError
 from artel.protocol.exchange.codec.blockwise import Int4, Int8
-from artel.protocol.exchange.codec.fp16 import Fp16
-from artel.protocol.exchange.codec.fp32 import Fp32
+from artel.protocol.exchange.codec.floats import Fp16, Fp32
 from artel.protocol.exchange.codec.interface import Codec, Elements, NonFinite, Payload
 from artel.protocol.exchange.codec.sparse import TOP_K, Sparse
 
 if TYPE_CHECKING:
     from artel.protocol.run_config import Exchange
 
-__all__ = ["CODECS", "Codec", "Elements", "NonFinite", "Payload", "codec", "of"]
+__all__ = ["CODECS", "Codec", "Elements", "NonFinite", "Payload", "Sparse", "codec", "of"]
 
 CODECS: dict[str, Codec] = {c.name: c for c in (Fp32(), Fp16(), Int8(), Int4(), Sparse())}
 """All codecs by name, ``sparse`` with its usual k."""

@@ -62,7 +62,7 @@ class Codec(ABC):
     id: ClassVar[int]
     """Its byte in a blob's header; never reused."""
     sparse: ClassVar[bool] = False
-    """Whether most elements are not sent at all; then :meth:`decode_elements` exists, and the
+    """Whether most elements are not sent at all; then :meth:`decode` gives those that are, and the
     encoder belongs into a :class:`protocol.exchange.feedback.Feedback`."""
 
     @abstractmethod
@@ -77,26 +77,18 @@ class Codec(ABC):
         """
 
     @abstractmethod
-    def decode(self, layout: Layout, payload: Payload) -> Vector:
-        """The vector, shape (N,), finite, writable.
+    def decode(self, layout: Layout, payload: Payload) -> Vector | Elements:
+        """The vector, shape (N,), finite, writable; of a sparse codec the elements that it sends.
 
         :raises DecodeError: on anything but the one encoding of a finite vector
         """
 
-    @abstractmethod
     def check(self, layout: Layout, payload: Payload) -> None:
         """Accept exactly the payloads that :meth:`decode` accepts, without the dense vector.
 
         :raises DecodeError: as :meth:`decode`
         """
-
-    def decode_elements(self, layout: Layout, payload: Payload) -> Elements:
-        """What a sparse payload sends, without the dense vector.
-
-        :raises DecodeError: as :meth:`decode`
-        :raises CheckFailed: this codec is dense
-        """
-        raise CheckFailed(f"the codec {self.name} has no entries: it sends every element")
+        self.decode(layout, payload)
 
     @abstractmethod
     def payload_bytes(self, layout: Layout) -> int:

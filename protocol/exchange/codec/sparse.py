@@ -216,16 +216,7 @@ class Sparse(Codec):
             )
         )
 
-    def decode(self, layout: Layout, payload: Payload) -> Vector:
-        entries = self.decode_elements(layout, payload)
-        vector = np.zeros(layout.parameters, np.float32)
-        vector[entries.positions] = entries.values
-        return vector
-
-    def check(self, layout: Layout, payload: Payload) -> None:
-        self.decode_elements(layout, payload)
-
-    def decode_elements(self, layout: Layout, payload: Payload) -> Elements:
+    def decode(self, layout: Layout, payload: Payload) -> Elements:
         from artel.protocol.exchange.codec import _rice
 
         facts = plan(layout, self.top_k)
