@@ -51,9 +51,9 @@ def compare(
         "heads": [
             {
                 "target": head.name,
-                "origin": head.origin,
+                "origin": head.signed.origin,
                 "size": head.size,
-                "root": head.root.hex(),
+                "root": head.signed.root.hex(),
                 "tree": head.reader is not None,
             }
             for head in heads
@@ -62,7 +62,7 @@ def compare(
     if finding is not None:
         facts |= {"between": [head.name for head in finding.heads], "reason": finding.why}
         facts["evidence"] = str(output) if found.proof is not None else None
-        facts["notes"] = [head.note for head in finding.heads]
+        facts["notes"] = [head.signed.note for head in finding.heads]
     if found.proof is not None:
         write(output, write_evidence(found.proof, found.genesis))
     show(facts, _shown(found, len(targets), output), as_json=as_json)
@@ -73,7 +73,7 @@ def _shown(found: Comparison, holders: int, output: Path) -> Iterator[str | Tabl
     rows = [
         [
             f"{head.size:,}",
-            head.root.hex(),
+            head.signed.root.hex(),
             head.name + ("" if head.reader else "  (signed; no tree behind it)"),
         ]
         for head in found.heads
