@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from artel.ledger.cli.meant import quote, write
+from artel.ledger.cli.meant import quote
 from artel.ledger.cli.opening import DEFAULT_HOME, Home
 from artel.protocol.commandline import AsJson, File, RunId, Table, VKeys, show
 from artel.protocol.errors import EXIT_FAILED, EXIT_OK
@@ -41,6 +41,7 @@ def compare(
     :param output: where evidence of a split view goes, replaced when it exists
     """
     from artel.ledger.sync.compare import compare
+    from artel.ledger.sync.export import write_file
     from artel.ledger.sync.offline import write_evidence
 
     targets = [target, *(others or [str(expanded(home))])]
@@ -64,7 +65,7 @@ def compare(
         facts["evidence"] = str(output) if found.proof is not None else None
         facts["notes"] = [head.signed.note for head in finding.heads]
     if found.proof is not None:
-        write(output, write_evidence(found.proof, found.genesis))
+        write_file(output, write_evidence(found.proof, found.genesis))
     show(facts, _shown(found, len(targets), output), as_json=as_json)
     return EXIT_OK if finding is None else EXIT_FAILED
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from artel.protocol import files
-from artel.protocol.errors import ResourceError, UsageError
+from artel.protocol.errors import UsageError
 
 if TYPE_CHECKING:
     from artel.ledger.sync.client import View
@@ -24,17 +23,6 @@ MAX_FILE_BYTES = 256 * 1024
 def quote(path: Path) -> str:
     """A path as a person can paste it behind a command."""
     return shlex.quote(str(path))
-
-
-def write(path: Path, data: bytes) -> None:
-    """Write a file that a person asked for; an older one of that name is replaced.
-
-    :raises ResourceError: when it cannot be written
-    """
-    try:
-        files.write(path, data)
-    except OSError as error:
-        raise ResourceError(f"cannot write {path}: {error.strerror}") from None
 
 
 def read(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from artel.ledger.cli.meant import EntryName, index_of, quote, read, write
+from artel.ledger.cli.meant import EntryName, index_of, quote, read
 from artel.ledger.cli.opening import DEFAULT_HOME, Home, Ledger
 from artel.protocol.commandline import (
     AsJson,
@@ -29,9 +29,6 @@ from artel.protocol.paths import expanded
 if TYPE_CHECKING:
     from artel.ledger.store.verify import Verification
     from artel.ledger.sync.offline import Proven
-
-PROOF_SUFFIX = ".tlog-proof"
-
 
 # --- prove ----------------------------------------------------------------------------------------
 
@@ -51,36 +48,25 @@ def prove(
         the ending .json; both are replaced when they exist
     """
     from artel.ledger.fold import labels
-    from artel.ledger.sync import offline
-    from artel.ledger.tlog.checkpoint import parse_checkpoint
+    from artel.ledger.sync.export import write_proof
+    from artel.ledger.sync.offline import PROOF_SUFFIX
 
     with ledger.opened() as view:
         index = index_of(view, entry)
-        proof = offline.prove(view.log, view.finality, index)
-        leaf, size = view.log.leaf(index), view.log.size
-        covered = parse_checkpoint(proof.checkpoint).size
-        final = bool(view.final_note) and proof.checkpoint == view.final_note
-        needed, run = view.needed, view.state.run
-    path = output or Path(f"entry-{index}{PROOF_SUFFIX}")
-    beside = path.with_name(path.name.removesuffix(PROOF_SUFFIX) + ".json")
-    if beside == path:
-        raise UsageError(f"{path} ends in .json", f"end it in {PROOF_SUFFIX}")
-    # Checked before it is written: a proof that does not verify helps nobody.
-    offline.verify(proof.encode().encode(), leaf, run=run)
-    write(path, proof.encode().encode())
-    write(beside, leaf)
-    policy = ["--policy", str(needed)] if final else []
-    command = shlex.join(["artel", "ledger", "verify", str(path), str(beside), *policy])
-    facts = {"index": index, "run": run, "proof": str(path), "entry": str(beside)}
-    facts |= {"checkpoint": covered, "final": final, "as_of": size, "verify": command}
+        made = write_proof(view, index, output or Path(f"entry-{index}{PROOF_SUFFIX}"))
+        size, needed, run = view.log.size, view.needed, view.state.run
+    policy = ["--policy", str(needed)] if made.final else []
+    command = shlex.join(["artel", "ledger", "verify", str(made.proof), str(made.entry), *policy])
+    facts = {"index": index, "run": run, "proof": str(made.proof), "entry": str(made.entry)}
+    facts |= {"checkpoint": made.size, "final": made.final, "as_of": size, "verify": command}
     state = labels.finality(0, size, needed).partition(";")[0]
     return ledger.show(
         facts,
         (
-            f"{path}  that entry {index} is in the ledger, as of checkpoint {covered:,}",
-            f"{beside}  the entry, byte for byte",
+            f"{made.proof}  that entry {index} is in the ledger, as of checkpoint {made.size:,}",
+            f"{made.entry}  the entry, byte for byte",
             f"final: the proof carries {needed} or more cosignatures"
-            if final
+            if made.final
             else f"{state}; prove it again later for a proof with cosignatures",
             f"\ncheck it offline, anywhere:\n  {command}",
         ),
@@ -115,11 +101,11 @@ def verify(
         raise UsageError("either files or --home", "leave one of them out")
     if proof is None:
         return _verify_home(expanded(home or DEFAULT_HOME), as_json)
-    if entry is None:
-        if not proof.name.endswith(PROOF_SUFFIX):
-            return _verify_evidence(proof, vkey, as_json)
-        entry = proof.with_name(proof.name.removesuffix(PROOF_SUFFIX) + ".json")
-    return _verify_proof(proof, entry, vkey, run, policy, as_json)
+    from artel.ledger.sync.offline import PROOF_SUFFIX, entry_beside
+
+    if entry is None and not proof.name.endswith(PROOF_SUFFIX):
+        return _verify_evidence(proof, vkey, as_json)
+    return _verify_proof(proof, entry or entry_beside(proof), vkey, run, policy, as_json)
 
 
 def _verify_proof(

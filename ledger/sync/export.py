@@ -19,17 +19,16 @@ from artel.ledger.fold.holdings import Aliases, holdings
 from artel.ledger.fold.shares import Outcome
 from artel.ledger.store.database import storage_errors
 from artel.ledger.sync import offline
+from artel.ledger.sync.offline import ENTRY_SUFFIX, PROOF_SUFFIX, entry_beside
 from artel.ledger.tlog.checkpoint import parse_checkpoint
 from artel.protocol import files
+from artel.protocol.errors import UsageError
 
 if TYPE_CHECKING:
     from artel.ledger.sync.client import View
 
 INDEX_FILE = "index.json"
 BILLION = 1_000_000_000
-PROOF_SUFFIX = ".tlog-proof"
-ENTRY_SUFFIX = ".json"
-"""An entry is canonical JSON, so a person can open the file that a proof speaks of."""
 _FORMULA = tuple("=+-@＝＋－＠")
 
 
@@ -106,26 +105,25 @@ class ProofFiles:
     """Whether that checkpoint carries the cosignatures that the run asks for."""
 
 
-def write_proof(view: View, index: int, stem: Path) -> ProofFiles:
-    """Write ``STEM.tlog-proof`` and ``STEM.json``, the entry; both are replaced when they exist.
+def write_proof(view: View, index: int, path: Path) -> ProofFiles:
+    """Write a proof, and the entry beside it; both are replaced when they exist.
 
-    ``artel ledger verify STEM.tlog-proof STEM.json`` checks them offline.
+    ``artel ledger verify PATH`` checks them offline.
 
-    :raises UsageError: when there is no such entry
+    :raises UsageError: when there is no such entry, or ``path`` has the name of the entry's file
     :raises ResourceError: when the files cannot be written
     """
     leaf, proof = view.log.leaf(index), offline.prove(view.log, view.finality, index)
-    files = ProofFiles(
-        index=index,
-        id=entry_id(leaf),
-        proof=stem.with_name(stem.name + PROOF_SUFFIX),
-        entry=stem.with_name(stem.name + ENTRY_SUFFIX),
-        size=parse_checkpoint(proof.checkpoint).size,
-        final=proof.checkpoint == view.final_note,
-    )
-    write_file(files.entry, leaf)
-    write_file(files.proof, proof.encode().encode())
-    return files
+    entry, data = entry_beside(path), proof.encode().encode()
+    if entry == path:
+        raise UsageError(f"{path} ends in {ENTRY_SUFFIX}", f"end it in {PROOF_SUFFIX}")
+    # Checked before it is written: a proof that does not verify helps nobody.
+    offline.verify(data, leaf, run=view.state.run)
+    write_file(entry, leaf)
+    write_file(path, data)
+    size = parse_checkpoint(proof.checkpoint).size
+    final = bool(view.final_note) and proof.checkpoint == view.final_note
+    return ProofFiles(index, entry_id(leaf), path, entry, size, final)
 
 
 def write_proofs(view: View, account: str, folder: Path) -> dict[str, Any]:
@@ -136,7 +134,7 @@ def write_proofs(view: View, account: str, folder: Path) -> dict[str, Any]:
     credits, wanted = _grounds(view, account)
     files: list[dict[str, Any]] = []
     for index in sorted(wanted):
-        made = write_proof(view, index, folder / f"entry-{index}")
+        made = write_proof(view, index, folder / f"entry-{index}{PROOF_SUFFIX}")
         files.append(
             {
                 "index": index,

@@ -13,6 +13,7 @@ import binascii
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artel.ledger.entries import Entry, Genesis, decode, evidence
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from artel.ledger.sync.view import Log
 
 MAX_EVIDENCE_BYTES = 64 * 1024
+PROOF_SUFFIX = ".tlog-proof"
+ENTRY_SUFFIX = ".json"
+"""An entry is canonical JSON, so a person can open the file that a proof speaks of."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,11 @@ def prove(log: Log, standing: Finality, index: int) -> TlogProof:
         signed = note.open_note(newest, keys).encode()
     hashes = inclusion(log, index, parse_checkpoint(signed).size)
     return TlogProof(index, tuple(hashes), signed, extra=log.leaf(0))
+
+
+def entry_beside(proof: Path) -> Path:
+    """Where the entry lies that a proof file is of."""
+    return proof.with_name(proof.name.removesuffix(PROOF_SUFFIX) + ENTRY_SUFFIX)
 
 
 def verify(proof: bytes, leaf: bytes, vkeys: Sequence[str] = (), run: str = "") -> Proven:
