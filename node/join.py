@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from artel.ledger.store import keyfiles
@@ -29,7 +30,7 @@ from artel.node.claim_file import ClaimFile
 from artel.node.corpus import Corpus
 from artel.node.daemon import Daemon
 from artel.node.history import closed_since
-from artel.node.link import JOIN_PATIENCE_S, Link, Waiting
+from artel.node.link import JOIN_PATIENCE_S, Link
 from artel.node.session import Session
 from artel.node.supervisor import Trainer
 from artel.node.sync import States, delta_bytes
@@ -40,7 +41,6 @@ from artel.protocol.errors import ArtelError, CheckFailed, ResourceError, Unfit,
 from artel.protocol.events import emit
 from artel.protocol.identity import Identity
 from artel.protocol.invite import Invite
-from artel.protocol.manifest import Manifest
 from artel.protocol.net import dht
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host
@@ -141,13 +141,13 @@ async def _join(
     link = Link(host, options.invite)
     # A machine that starts before its coordinator finds the run that it knows, whenever that is.
     patience = None if manifest_file.exists() else options.patience
-    waiting = Waiting(link, patience, say)
-    manifest, envelope = await waiting.insist(link.fetch_manifest)
+    insist = partial(link.insist, patience=patience, say=say)
+    manifest, envelope = await insist(link.fetch_manifest)
     link.trust(manifest)
     preflight.require_quota(manifest, options.quota_bytes)
     files.write(manifest_file, envelope)
     watch.refuse_convicted(replica, heads)
-    await waiting.insist(lambda: replica.catch_up(host, link.coordinator, run))
+    await insist(lambda: replica.catch_up(host, link.coordinator, run))
     watch.refuse_convicted(replica, heads)
     await asyncio.to_thread(watch.refuse_older, replica, heads)
     origin = origin_of(run)
@@ -175,45 +175,41 @@ async def _join(
     files.sweep(session.work_dir)
     states = States(host, blobs, run, session.state_bytes)
     say(f'run "{manifest.config.run.name}": {manifest.config.run.description or "no description"}')
-    findings = [preflight.memory(manifest), preflight.disk(manifest, home, options.quota_bytes)]
-    _show(findings, say)
-    if options.check and any(finding.level == "problem" for finding in findings):
-        raise _cannot_keep_up(Unfit, preflight.Findings(tuple(findings), 0.0), manifest)
-
+    found = preflight.Findings(say, strict=options.check)
+    found.add(preflight.memory(manifest), preflight.disk(manifest, home, options.quota_bytes))
+    found.conclude(Unfit)
     if session.account_name not in replica.state.accounts:
         for line in PRIVACY:
             say(line)
-    welcome, more = await waiting.insist(lambda: _register(session))
-    _show(more, say)
+    welcome = await insist(lambda: _register(session, found))
     if not 0 < welcome.payload_bytes <= 8 * manifest.model.parameters + (1 << 20):
         raise CheckFailed("the coordinator names an impossible size for contributions")
     corpus = Corpus(host, blobs, manifest, run, link.coordinator)
-    await waiting.insist(corpus.tokenizer)
+    await insist(corpus.tokenizer)
     states.found_on_disk(replica.state.states)
 
     async def load() -> tuple[str, Loaded, Measured]:
-        root, path = await waiting.insist(lambda: _state(session, states, say))
+        root, path = await insist(lambda: _state(session, states, say))
         loaded = await trainer.do(Load(session.manifest_file, path, options.device))
         if loaded.root != root:  # a file of an earlier session, torn by a crash of the machine
             blobs.delete(root)
-            root, path = await waiting.insist(lambda: _state(session, states, say))
+            root, path = await insist(lambda: _state(session, states, say))
             loaded = await trainer.do(Load(session.manifest_file, path, options.device))
         return root, loaded, await trainer.do(Benchmark(2))
 
     root, loaded, measured = await trainer.insist(load, died)
     states.become(replica.state.states.index(root), root)
-    last = [
+    found.add(
         preflight.speed(manifest, measured.step_seconds, measured.tokens_per_second),
         await preflight.uplink(host, link.coordinator, manifest, welcome.payload_bytes),
-    ]
-    _show(last, say)
-    rounds = manifest.config.rounds
-    least = assignment.Work.of(manifest.config).least
-    round_seconds = measured.step_seconds * least
-    verdict = preflight.Findings((*findings, *more, *last), round_seconds)
-    if options.check and not verdict.keeps_up:
-        raise _cannot_keep_up(ResourceError, verdict, manifest)
-    say(verdict.sentence(rounds.box_s or rounds.deadline_s) + f" ({loaded.device})")
+    )
+    rounds, least = manifest.config.rounds, assignment.Work.of(manifest.config).least
+    found.conclude(
+        ResourceError,
+        f"This machine can keep up: its part of a round takes about "
+        f"{measured.step_seconds * least:.0f} s of the {rounds.box_s or rounds.deadline_s:.0f} s "
+        f"allowed. ({loaded.device})",
+    )
     daemon = Daemon(session, states, corpus, welcome.payload_bytes, say)
     # The coordinator assigns the steps of a time-boxed round by it.
     daemon.worker.progress.tokens_per_second = measured.tokens_per_second
@@ -298,7 +294,7 @@ async def _caught_up(session: Session, peer: str) -> bool:
     return True
 
 
-async def _register(session: Session) -> tuple[messages.Welcome, list[preflight.Finding]]:
+async def _register(session: Session, found: preflight.Findings) -> messages.Welcome:
     hello = messages.Hello(
         run=session.run,
         statements=session.registration(),
@@ -308,22 +304,8 @@ async def _register(session: Session) -> tuple[messages.Welcome, list[preflight.
     welcome = await session.link.ask(hello)
     if not isinstance(welcome, messages.Welcome):
         raise CheckFailed(f"the coordinator answered hello with {welcome.KIND}")
-    return welcome, [
+    found.add(
         preflight.clock(welcome.clock, time.monotonic() - start),
         preflight.reachable(welcome.reachable),
-    ]
-
-
-def _show(findings: list[preflight.Finding], say: Callable[[str], None]) -> None:
-    marks = {"ok": "✓", "warning": "!", "problem": "✗"}
-    for finding in findings:
-        say(f"{marks[finding.level]} {finding.name:<8} {finding.text}")
-
-
-def _cannot_keep_up(
-    kind: type[ResourceError], verdict: preflight.Findings, manifest: Manifest
-) -> ResourceError:
-    return kind(
-        verdict.sentence(manifest.config.rounds.deadline_s),
-        "mend what is marked ✗ above, or start with --no-check to try all the same",
     )
+    return welcome

@@ -110,67 +110,40 @@ class Link:
         self,
         work: Callable[[], Awaitable[Result]],
         patience: float | None,
-        waits: Callable[[ArtelError], None] = lambda error: None,
+        say: Callable[[str], None] = lambda line: None,
     ) -> Result:
         """Do ``work`` until it succeeds; the coordinator is looked for in between.
 
         :param patience: seconds after which it is not tried again; None for no end
-        :param waits: called with each error after which it is
+        :param say: tells the node's owner in one line that this goes on, however long it does
         :raises ArtelError: ``work`` fails in another way than ``Unreachable`` or ``busy``, or too
             often
         """
-        pause, began = RETRY_FIRST_S, time.monotonic()
+        pause, began, failed = RETRY_FIRST_S, time.monotonic(), 0
+        limit = "" if patience is None else f" for {_duration(patience)}"
         while True:
             try:
-                return await work()
+                result = await work()
+                if failed > 1:
+                    say("✓ waiting  the run answers")
+                return result
             except (Unreachable, wire.Refused) as error:
-                over = patience is not None and time.monotonic() - began + pause > patience
-                if over or (isinstance(error, wire.Refused) and error.code != "busy"):
-                    raise
-                waits(error)
                 lost = isinstance(error, Unreachable)
+                if isinstance(error, wire.Refused) and error.code != "busy":
+                    raise
+                if patience is not None and time.monotonic() - began + pause > patience:
+                    if not lost:
+                        raise
+                    hint = error.hint or "ask the organiser whether the coordinator is running"
+                    raise Unreachable(f"{error.message}, and that{limit}", hint) from None
+                failed += 1
+                if failed == 2:  # one that fails once is no news
+                    say(f"! waiting  {error.message}; this node keeps trying{limit}")
+                emit(log, "run.waiting", logging.DEBUG, reason=error.message)
             await asyncio.sleep(pause)
             pause = min(2 * pause, RETRY_MOST_S)
             if lost:
                 await self.find_again()
-
-
-class Waiting:
-    """Patience with a run that cannot be reached yet: the coordinator may start after its nodes.
-
-    The node's owner hears of it in one line, however long it goes on.
-
-    :param patience: seconds for which nobody may have answered; None for no end
-    """
-
-    def __init__(self, link: Link, patience: float | None, say: Callable[[str], None]) -> None:
-        self._link, self._patience, self._say = link, patience, say
-
-    async def insist(self, work: Callable[[], Awaitable[Result]]) -> Result:
-        """As :meth:`Link.insist`.
-
-        :raises Unreachable: nobody has answered for as long as the patience goes
-        """
-        failed = 0
-        limit = "" if self._patience is None else f" for {_duration(self._patience)}"
-
-        def waits(error: ArtelError) -> None:
-            nonlocal failed
-            failed += 1
-            if failed == 2:  # one that fails once is no news
-                self._say(f"! waiting  {error.message}; this node keeps trying{limit}")
-            emit(log, "run.waiting", logging.DEBUG, reason=error.message)
-
-        try:
-            result = await self._link.insist(work, self._patience, waits)
-        except Unreachable as error:
-            raise Unreachable(
-                f"{error.message}, and that{limit}",
-                error.hint or "ask the organiser whether the coordinator is running",
-            ) from None
-        if failed > 1:
-            self._say("✓ waiting  the run answers")
-        return result
 
 
 def _duration(seconds: float) -> str:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from artel.protocol import assignment, messages, model
 from artel.protocol.cgroup import Groups
-from artel.protocol.errors import ArtelError, Unfit
+from artel.protocol.errors import ArtelError, ResourceError, Unfit
 from artel.protocol.exchange import codec
 from artel.protocol.manifest import Manifest
 from artel.protocol.net import wire
@@ -39,26 +40,43 @@ class Finding:
     text: str
 
 
-@dataclass(frozen=True)
 class Findings:
-    """All findings, and whether the machine can keep up."""
+    """What the checks found; each is shown to the node's owner.
 
-    findings: tuple[Finding, ...]
-    round_seconds: float
+    :param strict: refuse to start on a machine that cannot keep up
+    """
 
-    @property
-    def keeps_up(self) -> bool:
-        return all(finding.level != "problem" for finding in self.findings)
+    def __init__(self, say: Callable[[str], None], *, strict: bool) -> None:
+        self._say, self._strict = say, strict
+        self._problems: list[str] = []
 
-    def sentence(self, deadline: float) -> str:
-        """The conclusion for a person."""
-        problems = [f.name for f in self.findings if f.level == "problem"]
-        if problems:
-            return f"This machine cannot keep up with this run ({', '.join(problems)})."
-        return (
-            f"This machine can keep up: its part of a round takes about "
-            f"{self.round_seconds:.0f} s of the {deadline:.0f} s allowed."
-        )
+    def add(self, *findings: Finding) -> None:
+        """Note and show what was found."""
+        for finding in findings:
+            mark = {"ok": "✓", "warning": "!", "problem": "✗"}[finding.level]
+            self._say(f"{mark} {finding.name:<8} {finding.text}")
+            self._problems += [finding.name] * (finding.level == "problem")
+
+    def conclude(self, kind: type[ResourceError], otherwise: str = "") -> None:
+        """Say that this machine can keep up, or what it lacks.
+
+        :param otherwise: said when there is no problem
+        :raises ResourceError: of this kind, when problems are to end the start
+        """
+        said = f"This machine cannot keep up with this run ({', '.join(self._problems)})."
+        if self._problems and self._strict:
+            raise kind(
+                said, "mend what is marked ✗ above, or start with --no-check to try all the same"
+            )
+        if otherwise:
+            self._say(said if self._problems else otherwise)
+
+
+def _level(needed: float, allowed: float, well_below: float) -> str:
+    """How good it is to need so much of what is allowed."""
+    if needed > allowed:
+        return "problem"
+    return "ok" if needed < well_below * allowed else "warning"
 
 
 def memory(manifest: Manifest) -> Finding:
@@ -67,13 +85,12 @@ def memory(manifest: Manifest) -> Finding:
     need = BASE_MEMORY_BYTES + copies * 4 * manifest.model.parameters
     now = Groups().memory()
     free = now.free
-    level = "ok" if free > 1.2 * need else "warning" if free > need else "problem"
     text = f"{readable(free)} free, about {readable(need)} needed"
     if now.limit is not None:
         text += (
             f"; this program may use {readable(now.limit)} (the limit of its container or service)"
         )
-    return Finding("memory", level, text)
+    return Finding("memory", _level(need, free, 1 / 1.2), text)
 
 
 def disk(manifest: Manifest, home: Path, quota: int) -> Finding:
@@ -140,8 +157,7 @@ def speed(manifest: Manifest, step_seconds: float, tokens_per_second: float) -> 
         f"{tokens_per_second:,.0f} tokens/s, {seconds:.0f} s for {least}{steps} steps of a round "
         f"({allowed:.0f} s allowed)"
     )
-    level = "ok" if seconds < 0.7 * allowed else "warning"
-    return Finding("speed", "problem" if seconds > allowed else level, text)
+    return Finding("speed", _level(seconds, allowed, 0.7), text)
 
 
 async def uplink(host: Host, coordinator: str, manifest: Manifest, payload: int) -> Finding:
@@ -162,8 +178,7 @@ async def uplink(host: Host, coordinator: str, manifest: Manifest, payload: int)
         f"{rate * 8 / 1e6:,.0f} Mbit/s up, {seconds:.1f} s for one contribution of "
         f"{readable(payload)} ({allowed:.0f} s allowed)"
     )
-    level = "ok" if seconds < 0.5 * allowed else "warning"
-    return Finding("uplink", "problem" if seconds > allowed else level, text)
+    return Finding("uplink", _level(seconds, allowed, 0.5), text)
 
 
 def reachable(answer: bool) -> Finding:

@@ -21,7 +21,7 @@ import manifest_world
 from answer_world import COORDINATOR, HOSTILE, NODE, answering
 from artel import cli
 from artel.coordinator import demo_view
-from artel.node import commands, join
+from artel.node import commands, preflight
 from artel.protocol import messages, options, terminal
 from artel.protocol.errors import DecodeError, UsageError
 from artel.protocol.manifest import Manifest
@@ -103,7 +103,8 @@ def test_a_node_says_what_it_finds_on_a_stream_without_its_marks(encoding: str) 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", stream)
         terminal.prepare()
-        join._show([join.preflight.Finding("memory", "ok", "enough … really")], commands._say)
+        found = preflight.Findings(commands._say, strict=True)
+        found.add(preflight.Finding("memory", "ok", "enough … really"))
     assert raw.getvalue().split() == [b"+", b"memory", b"enough", b"...", b"really"]
 
 
@@ -174,7 +175,8 @@ def test_a_hostile_manifest_is_refused_without_being_quoted() -> None:
 
 def test_preflight_and_join_print_lines(capsys: pytest.CaptureFixture[str]) -> None:
     commands._say(f'run "x": {HOSTILE}\n✓ memory plenty')
-    join._show([join.preflight.Finding("uplink", "warning", HOSTILE)], commands._say)
+    found = preflight.Findings(commands._say, strict=True)
+    found.add(preflight.Finding("uplink", "warning", HOSTILE))
     shown = capsys.readouterr().out
     assert_steers_nothing(shown)
     assert len(shown.splitlines()) == 2
