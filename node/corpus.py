@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from artel.node import holders
+from artel.node.session import Session
 from artel.node.trainer.orders import Window
 from artel.protocol import assignment, shards
 from artel.protocol.errors import CheckFailed
-from artel.protocol.manifest import Manifest, SplitFacts
+from artel.protocol.manifest import SplitFacts
 from artel.protocol.net import dht, transfer
-from artel.protocol.net.blobs import BlobStore
-from artel.protocol.net.host import Host
 from artel.protocol.net.transfer import Wanted
 from artel.protocol.shards import ShardIndex
 from artel.protocol.tokenizer import MAX_TOKENIZER_BYTES
@@ -27,14 +26,11 @@ Known = dict[int, list[str]]
 class Corpus:
     """Fetches the shards that a round needs, verifies each, and keeps them in the cache.
 
-    :param fallback: peer that always has everything (the coordinator)
+    The coordinator always has everything; it is asked last.
     """
 
-    def __init__(
-        self, host: Host, blobs: BlobStore, manifest: Manifest, run: str, fallback: str
-    ) -> None:
-        self._host, self._blobs, self._manifest = host, blobs, manifest
-        self._run, self._fallback = run, fallback
+    def __init__(self, session: Session) -> None:
+        self._session, self._manifest, self._blobs = session, session.manifest, session.blobs
         self._indexes: dict[str, ShardIndex] = {}
         self._verified: set[str] = set()
         self._pinned: tuple[str, ...] = ()
@@ -83,10 +79,15 @@ class Corpus:
         missing = [n for n in needed if not self._blobs.has(index.shards[n])]
         known = await self._holders(missing, index, first)
         wanted = [
-            Wanted(index.shards[n], known.get(n, [self._fallback]), index.bytes_in(n), "data")
+            Wanted(
+                index.shards[n],
+                known.get(n, [self._session.link.coordinator]),
+                index.bytes_in(n),
+                "data",
+            )
             for n in needed
         ]
-        fetched = await transfer.fetch_all(self._host, self._blobs, wanted)
+        fetched = await transfer.fetch_all(self._session.host, self._blobs, wanted)
         paths = dict(zip(needed, fetched, strict=True))
         for number, path in paths.items():
             if index.shards[number] not in self._verified:
@@ -123,21 +124,21 @@ class Corpus:
     async def _kept(self, blob: str, max_bytes: int) -> Path:
         """Content that every node of the run has, and keeps."""
         here = self._blobs.has(blob)
-        found = {} if here else await holders.records(self._host, self._run)
-        ranked = holders.ranked(found, blob, [self._fallback])
+        found = {} if here else await holders.records(self._session.host, self._session.run)
+        ranked = holders.ranked(found, blob, [self._session.link.coordinator])
         wanted = Wanted(blob, ranked, max_bytes, "data")
-        path = await transfer.fetch(self._host, self._blobs, wanted)
+        path = await transfer.fetch(self._session.host, self._blobs, wanted)
         self._blobs.pin(blob)
         return path
 
     async def _holders(self, missing: Sequence[int], index: ShardIndex, first: int) -> Known:
         """Whom to ask for each missing shard: nodes that say they hold it, then the coordinator."""
-        found = await holders.records(self._host, self._run) if missing else {}
+        found = await holders.records(self._session.host, self._session.run) if missing else {}
         return {
             number: holders.ranked(
                 {p: r for p, r in found.items() if dht.has_shard(r.shards, first + number)},
                 index.shards[number],
-                [self._fallback],
+                [self._session.link.coordinator],
                 most=3,
             )
             for number in missing

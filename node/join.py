@@ -173,7 +173,7 @@ async def _join(
     )
     session.work_dir.mkdir(exist_ok=True)
     files.sweep(session.work_dir)
-    states = States(host, blobs, run, session.state_bytes)
+    states = States(session)
     say(f'run "{manifest.config.run.name}": {manifest.config.run.description or "no description"}')
     found = preflight.Findings(say, strict=options.check)
     found.add(preflight.memory(manifest), preflight.disk(manifest, home, options.quota_bytes))
@@ -184,11 +184,11 @@ async def _join(
     welcome = await insist(lambda: _register(session, found))
     if not 0 < welcome.payload_bytes <= 8 * manifest.model.parameters + (1 << 20):
         raise CheckFailed("the coordinator names an impossible size for contributions")
-    corpus = Corpus(host, blobs, manifest, run, link.coordinator)
-    await insist(corpus.tokenizer)
+    corpus = Corpus(session)
     states.found_on_disk(replica.state.states)
 
     async def load() -> tuple[str, Loaded, Measured]:
+        await insist(corpus.tokenizer)
         root, path = await insist(lambda: _state(session, states, say))
         loaded = await trainer.do(Load(session.manifest_file, path, options.device))
         if loaded.root != root:  # a file of an earlier session, torn by a crash of the machine

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from artel.node import holders
 from artel.node.history import ClosedRound
-from artel.node.supervisor import Trainer
+from artel.node.session import Session
 from artel.node.trainer.channel import TrainerError
 from artel.node.trainer.orders import SetState
 from artel.protocol.errors import CheckFailed
@@ -24,7 +24,6 @@ from artel.protocol.events import emit
 from artel.protocol.exchange import pseudogradient
 from artel.protocol.net import transfer
 from artel.protocol.net.blobs import BlobStore
-from artel.protocol.net.host import Host
 from artel.protocol.net.transfer import Wanted
 
 log = logging.getLogger("artel.node")
@@ -39,8 +38,8 @@ class States:
     ``round`` and ``root`` name the current state; -1 and "" before there is one.
     """
 
-    def __init__(self, host: Host, blobs: BlobStore, run: str, max_bytes: int) -> None:
-        self._host, self._blobs, self._run, self._max_bytes = host, blobs, run, max_bytes
+    def __init__(self, session: Session) -> None:
+        self._session, self._blobs = session, session.blobs
         self._held: list[str] = []  # roots in the store, newest last
         self._fetching = ""  # root of the state that was last asked of others
         self.round = -1
@@ -70,19 +69,19 @@ class States:
             if self._fetching not in ("", root):  # nobody needs it any more
                 self._blobs.resume(self._fetching).unlink(missing_ok=True)
             self._fetching = root
-            found = await holders.records(self._host, self._run)
+            found = await holders.records(self._session.host, self._session.run)
             # A node holds the state before the one that it names, too.
             asked = holders.ranked(found, root, others, lambda record: record.state == root)
             emit(log, "state.fetching", root=root[:12], holders=len(asked))
-            wanted = Wanted(root, asked, self._max_bytes, "state")
-            path = await transfer.fetch(self._host, self._blobs, wanted, progress)
+            wanted = Wanted(root, asked, self._session.state_bytes, "state")
+            path = await transfer.fetch(self._session.host, self._blobs, wanted, progress)
         return path
 
-    async def switch(self, trainer: Trainer, path: Path, round: int, root: str) -> None:
+    async def switch(self, path: Path, round: int, root: str) -> None:
         """Make a state the current one, in the trainer and in the books; must not be interrupted,
         or they would speak of different states."""
         try:
-            await trainer.do(SetState(path, root))
+            await self._session.trainer.do(SetState(path, root))
         except TrainerError as error:
             if error.code == "bad_state":  # torn by a power cut: the next try fetches it
                 self._blobs.delete(root)

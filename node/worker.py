@@ -106,7 +106,7 @@ class Worker:
         if not await self._catch_up(root):
             everybody = [*others, self.session.link.coordinator]
             path = await self.states.obtain(root, everybody)
-            await uninterrupted(self.states.switch(self.session.trainer, path, round, root))
+            await uninterrupted(self.states.switch(path, round, root))
         emit(log, "state.synced", round=round, root=root[:12])
         self.progress.phase = "waiting"
         self._changed()

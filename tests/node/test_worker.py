@@ -39,7 +39,7 @@ class States:
     async def obtain(self, root: str, others: list[str]) -> Path:
         return Path(root)
 
-    async def switch(self, trainer: Any, path: Path, round: int, root: str) -> None:
+    async def switch(self, path: Path, round: int, root: str) -> None:
         self.round, self.root = round, root
 
 
