@@ -12,8 +12,9 @@ from functools import partial
 
 from artel.ledger import entries
 from artel.ledger.entries import Entry, reasons
-from artel.ledger.fold.replay import check_all, cores, replay
-from artel.ledger.fold.shares import FoldState, Outcome, apply
+from artel.ledger.fold.effects import Fold
+from artel.ledger.fold.replay import check_all, cores
+from artel.ledger.fold.shares import FoldState, Outcome
 from artel.ledger.store.heads import HeadStore
 from artel.ledger.store.store import MAX_BATCH, LedgerStore
 from artel.ledger.tlog.checkpoint import origin_of, sign_checkpoint
@@ -70,8 +71,8 @@ class Sequencer:
     when many submit, the time that a commit takes is what fills the next one. (Logs whose commit
     is a round trip to a cloud store collect for 250 ms or so; here that would only be delay.)
 
-    The fold is changed in place, in the event loop, after the commit: ``state`` never speaks of
-    entries that are not durable. A caller may read it between two awaits as one value.
+    The fold's effects are committed with the entries. Its ``state`` never speaks of entries that
+    are not durable: after a commit, in the event loop, another one takes its place.
 
     The event loop owns it: no other thread may call.
 
@@ -89,7 +90,7 @@ class Sequencer:
         term: int = 0,
     ) -> None:
         self.store = store
-        self.state: FoldState = replay(store.leaves())
+        self.fold = Fold.open(store)
         if store.size and self.state.run != run:
             raise CheckFailed(
                 "the ledger in this home belongs to another run", "use another --home"
@@ -111,7 +112,11 @@ class Sequencer:
         self._ready: deque[_Append] = deque()
         self._checking = self._writing = False
         self._waiting = 0
-        self._broken = False
+
+    @property
+    def state(self) -> FoldState:
+        """The fold over all that is durable."""
+        return self.fold.state
 
     @property
     def waiting(self) -> int:
@@ -138,11 +143,6 @@ class Sequencer:
             return []
         if len(statements) > MAX_BATCH:
             raise UsageError(f"at most {MAX_BATCH} entries can be appended at once")
-        if self._broken:
-            raise CheckFailed(
-                "the fold is not at the end of the ledger, because applying an entry failed",
-                "start the coordinator again",
-            )
         if self._waiting + len(statements) > MAX_WAITING:
             raise Refused(
                 f"{self._waiting} entries are waiting to be written",
@@ -241,7 +241,7 @@ class Sequencer:
             known = self.store.known(found)
             fresh = {entry: found[entry] for entry in found if entry not in known}
             if fresh:
-                self.store.append(list(fresh.values()), self._sign)
+                self.store.append(list(fresh.values()), self._sign, self.fold.beside)
                 self._remember()
         except BaseException as error:  # whatever it is, it is for those who wait
             # An error after the commit (see LedgerStore) leaves the entries in the ledger.
@@ -252,16 +252,13 @@ class Sequencer:
     def _written(self, calls: list[_Append], write: asyncio.Future[_Commit]) -> None:
         self._writing = False
         written = write.result()
-        error = written.error
         outcomes: dict[str, Outcome] = {}
-        try:
-            for entry in written.entries:
-                outcomes[entry.id] = apply(self.state, entry)
-        except Exception as failure:  # a rule of the fold has a fault
-            error, self._broken = failure, True
+        if written.entries:
+            names = (entry.id for entry in written.entries)
+            outcomes = dict(zip(names, self.fold.settle(), strict=True))
         for call in calls:
             call.outcomes = [outcomes.get(name, AGAIN) for name in call.ids]
-            self._end(call, error)
+            self._end(call, written.error)
         self._pump()
 
     def _end(self, call: _Append, error: BaseException | None) -> None:

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 
-from artel.ledger import entries
-from artel.ledger.fold.shares import fold
+from artel.ledger.fold import history
 from artel.ledger.store.reading import LedgerReader
 from artel.protocol.errors import UsageError
 from artel.protocol.manifest import Manifest, read_manifest
@@ -76,4 +75,4 @@ def _opened(
 def _agreed(home: Path, run: str) -> list[str]:
     """Roots of the states that were agreed on, oldest first."""
     with LedgerReader.of(home, run) as store:
-        return fold(map(entries.decode, store.leaves())).states
+        return history.read(store, processes=False).state.states

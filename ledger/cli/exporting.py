@@ -34,7 +34,7 @@ def _as_of(at: int | None, view: View) -> tuple[FoldState, bytes]:
         return view.state, view.log.root
     if at > view.log.size:
         raise UsageError(f"the ledger has {view.log.size} entries, not {at}")
-    return view.replay(at), view.log.root_at(at)
+    return view.as_of(at), view.log.root_at(at)
 
 
 def _standing(view: View, size: int) -> str:

@@ -62,16 +62,15 @@ def _stands(
 ) -> list[Stand]:
     """The claims of this home; without any, the account's contributions as the ledger has them."""
     from artel.ledger.fold.claims import Claim, stands
-    from artel.ledger.fold.journal import Journal
 
-    journal = view.journal(account) if account else Journal("")
+    work = view.history.work_of(account)
     if claims:
-        return stands(claims, peer, view.state, journal)
+        return stands(claims, peer, view.state, work)
     found: list[Stand] = []
-    for entry, shown in journal.shown.items():
+    for entry, shown in work.shown.items():
         if all_nodes or not peer or shown.node == peer:
             claim = Claim(shown.round, shown.attempt, entry, "", shown.tokens, 0)
-            found += stands([claim], shown.node, view.state, journal)
+            found += stands([claim], shown.node, view.state, work)
     return found
 
 

@@ -59,9 +59,8 @@ class Source:
         """
         from artel.ledger.sync import client
 
-        caching = not self.no_cache
         if self.source is None:
-            with client.home_view(home, caching=caching) as view:
+            with client.home_view(home) as view:
                 if self.run and view.log.size and view.log.genesis.run != self.run:
                     raise UsageError(f"{view.where} holds run {view.log.genesis.run[:12]}…")
                 yield view
@@ -69,7 +68,7 @@ class Source:
         with holding(self.source) as (holder, named):
             if self.run and named and self.run != named:
                 raise UsageError("the invite and --run name different runs")
-            with client.remote_view(holder, self.run or named, caching=caching) as view:
+            with client.remote_view(holder, self.run or named, caching=not self.no_cache) as view:
                 if view.trust and not self.as_json:
                     print(view.trust, file=sys.stderr)
                 yield view

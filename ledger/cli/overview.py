@@ -161,7 +161,7 @@ def shares(*, at: At = None, ledger: Ledger = Ledger()) -> int:
             raise UsageError(f"the ledger has {view.log.size} entries, not {size}")
         signed = size == 0 or bool(view.log.note_at(size))
         name = view.log.genesis.name if view.log.size else ""
-        state = view.state if size == view.log.size else view.replay(size)
+        state = view.as_of(size)
         owners = [owner for owner in holdings(state, view.aliases) if owner.has_any]
         facts = {
             "run": state.run,

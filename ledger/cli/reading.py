@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -18,8 +17,9 @@ from artel.protocol.commandline import Count
 from artel.protocol.errors import EXIT_OK, UsageError
 
 if TYPE_CHECKING:
-    from artel.ledger.entries import Body, Entry, Genesis
-    from artel.ledger.entries.state import Credit, FoldState, Outcome
+    from artel.ledger.entries import Entry
+    from artel.ledger.entries.state import Credit, Outcome
+    from artel.ledger.fold.history import History
     from artel.ledger.sync.client import View
 
 FOLLOW_S = 2.0
@@ -33,34 +33,6 @@ KINDS = (
 
 
 # --- log and show ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """Which entries are asked for."""
-
-    kind: str | None
-    round: int | None
-    node: str | None
-    account: str = ""
-    nodes: frozenset[str] = frozenset()
-    """Those of the account."""
-
-    def fits(self, entry: Entry, outcome: Outcome) -> bool:
-        if self.kind and entry.kind != self.kind:
-            return False
-        if self.round is not None and _round_of(entry.body) != self.round:
-            return False
-        if self.node and not any(peer.endswith(self.node) for peer in _nodes(entry)):
-            return False
-        if not self.account:
-            return True
-        body = entry.body
-        if self.account in (getattr(body, "account", ""), getattr(body, "to", "")):
-            return True
-        touched = (*outcome.granted, *outcome.vested, *outcome.invalidated)
-        named = any(credit.account == self.account for credit in touched)
-        return named or bool(_nodes(entry) & self.nodes)
 
 
 def log(
@@ -89,52 +61,47 @@ def log(
     if mine and account:
         raise UsageError("either --mine or --account", "leave one of them out")
 
-    def wanted(view: View) -> _Wanted:
-        rest = kind, round, node
-        if not (mine or account) or not view.log.size:
-            return _Wanted(*rest)
-        name = account_of(view, ledger.folder, account)
-        nodes = (node for node, owner in view.state.nodes.items() if owner == name)
-        return _Wanted(*rest, name, frozenset(nodes))
+    def wanted(view: View) -> dict[str, Any]:
+        asked: dict[str, Any] = {"kind": kind or "", "round": round}
+        if not view.log.size:
+            return asked
+        owners = view.state.nodes
+        if node:
+            asked["nodes"] = [peer for peer in owners if peer.endswith(node)]
+        if mine or account:
+            asked["account"] = account_of(view, ledger.folder, account)
+        return asked
 
     with ledger.opened() as view:
-        shown, (found, matches) = view.log.size, _matching(view, wanted(view), limit=limit)
+        shown, asked = view.log.size, wanted(view)
+        found = list(_found(view, asked, limit or -1)) if shown else []
+        matches = view.history.count(**asked) if shown else 0
         final = view.final_size if shown else 0
     facts = {"as_of": shown, "matches": matches, "entries": found}
     ledger.show(facts, _log(facts, final))
     return _follow(ledger, wanted, shown) if follow and not ledger.as_json else EXIT_OK
 
 
-def _matching(
-    view: View, asked: _Wanted, since: int = 0, limit: int = 0
-) -> tuple[list[dict[str, Any]], int]:
-    """The last entries that fit, from ``since`` on, and how many fit in all."""
+def _found(
+    view: View, asked: dict[str, Any], limit: int = -1, since: int = 0
+) -> Iterator[dict[str, Any]]:
+    """The last entries that fit, from ``since`` on, in order."""
     from artel.ledger.entries import story
 
-    found: deque[dict[str, Any]] = deque(maxlen=limit or None)
-    matches, final = 0, view.final_size if view.log.size else 0
-
-    def observe(index: int, entry: Entry, outcome: Outcome) -> None:
-        nonlocal matches
-        if index < since or not asked.fits(entry, outcome):
-            return
-        matches += 1
-        found.append(
-            {
-                "index": index,
-                "id": entry.id,
-                "kind": entry.kind,
-                "round": _round_of(entry.body),
-                "attempt": getattr(entry.body, "attempt", None),
-                "status": outcome.status,
-                "reason": outcome.reason,
-                "final": index < final,
-                "summary": story.summary(entry.body, outcome),
-            }
-        )
-
-    view.replay(observe=observe)
-    return list(found), matches
+    history, final = view.history, view.final_size
+    for did in reversed(history.chosen(**asked, since=since, limit=limit)):
+        entry = history.entry(did.index)
+        yield {
+            "index": did.index,
+            "id": entry.id,
+            "kind": did.kind,
+            "round": did.round if did.round >= 0 else None,
+            "attempt": did.attempt if did.attempt >= 0 else None,
+            "status": did.status,
+            "reason": did.reason,
+            "final": did.index < final,
+            "summary": story.summary(entry.body, history.outcome(did)),
+        }
 
 
 def _log(facts: dict[str, Any], final: int) -> Iterator[str]:
@@ -155,7 +122,7 @@ def _line(item: dict[str, Any]) -> str:
     return f"{item['index']:>6}  {item['kind']:<15}  {number:>5}  {item['summary']}"
 
 
-def _follow(ledger: Ledger, wanted: Callable[[View], _Wanted], shown: int) -> int:
+def _follow(ledger: Ledger, wanted: Callable[[View], dict[str, Any]], shown: int) -> int:
     """Print what fits of the entries that come, until interrupted."""
     while True:
         sys.stdout.flush()
@@ -165,32 +132,9 @@ def _follow(ledger: Ledger, wanted: Callable[[View], _Wanted], shown: int) -> in
                 ledger = replace(ledger, run=view.log.genesis.run)
             if view.log.size <= shown:
                 continue
-            for item in _matching(view, wanted(view), since=shown)[0]:
+            for item in _found(view, wanted(view), since=shown):
                 print(_line(item))
             shown = view.log.size
-
-
-def _round_of(body: Genesis | Body) -> int | None:
-    """The round that an entry belongs to; a new state belongs to the round that made it."""
-    number = getattr(body, "round", None)
-    if not isinstance(number, int):
-        return None
-    return number - 1 if body.KIND == "state_agreed" else number
-
-
-def _nodes(entry: Entry) -> set[str]:
-    """Peer ids that an entry names, as signers included."""
-    from artel.protocol.identity import peer_id_of
-
-    body = entry.body
-    named = {peer_id_of(bytes.fromhex(key)) for key in entry.envelope.signers}
-    if isinstance(node := getattr(body, "node", None), str):
-        named.add(node)
-    named.update(getattr(body, "members", ()))
-    named.update(getattr(body, "commitments", ()))
-    for listed in ("accepted", "rejected", "cosignatures"):
-        named.update(item.node for item in getattr(body, listed, ()))
-    return named
 
 
 def show(entry: EntryName, /, *, ledger: Ledger = Ledger()) -> int:
@@ -199,20 +143,18 @@ def show(entry: EntryName, /, *, ledger: Ledger = Ledger()) -> int:
     example: artel ledger show 17
     """
     from artel.ledger.entries import decode
+    from artel.ledger.entries.state import peer_of
     from artel.protocol import merkle
-    from artel.protocol.identity import peer_id_of
 
     with ledger.opened() as view:
         index = index_of(view, entry)
-        leaf = view.log.leaf(index)
-        outcomes: deque[Outcome] = deque(maxlen=1)
-        state = view.replay(index + 1, lambda _i, _e, outcome: outcomes.append(outcome))
-        found, outcome = decode(leaf), outcomes[0]
-        size, final, genesis = view.log.size, view.final_size, view.log.genesis
-    signers = [
-        {"key": key, "role": _role(key, genesis, state), "peer_id": peer_id_of(bytes.fromhex(key))}
-        for key in sorted(found.signers)
-    ]
+        leaf, history = view.log.leaf(index), view.history
+        found, outcome = decode(leaf), history.outcome(history.did(index))
+        size, final = view.log.size, view.final_size
+        signers = [
+            {"key": key, "role": _role(key, history), "peer_id": peer_of(key)}
+            for key in sorted(found.signers)
+        ]
     facts = {
         "index": index,
         "id": found.id,
@@ -265,12 +207,15 @@ def _credits(credits: tuple[Credit, ...]) -> list[dict[str, Any]]:
     return [asdict(credit) | {"amount": credit.amount} for credit in credits]
 
 
-def _role(key: str, genesis: Genesis, state: FoldState) -> str:
-    if key in genesis.coordinators:
+def _role(key: str, history: History) -> str:
+    from artel.ledger.entries.state import peer_of
+
+    if key in history.genesis.coordinators:
         return "coordinator"
-    if key == genesis.organiser:
+    if key == history.genesis.organiser:
         return "organiser"
-    return "account" if key in state.keys or key in state.accounts else "node"
+    # Whoever is no node speaks for an account, be it with a key that was replaced since.
+    return "node" if peer_of(key) in history.state.nodes else "account"
 
 
 # --- explain --------------------------------------------------------------------------------------
@@ -285,7 +230,7 @@ def explain(entry: EntryName, /, *, ledger: Ledger = Ledger()) -> int:
 
     with ledger.opened() as view:
         index = index_of(view, entry)
-        found = explain(view.log, index)
+        found = explain(view.history, index)
         size, final = view.log.size, index < view.final_size
     stands = f"entry {index} is {'final' if final else 'pending'}"
     return ledger.show(

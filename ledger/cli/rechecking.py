@@ -38,8 +38,9 @@ def recheck(
     homes = [expanded(folder) for folder in home]
     round = recheck.Round(number)
     with ledger.opened_or(homes[0]) as view:
-        rules = view.replay(observe=round.observe).rules
-        size = view.log.size
+        rules, size = view.state.rules, view.log.size
+        for did in view.history.of_round(number):
+            round.observe(did.index, view.history.entry(did.index))
         leaf = view.log.leaf(0) if size else b""
     if rules is None:
         raise UsageError("the ledger is still empty")

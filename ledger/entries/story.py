@@ -75,7 +75,7 @@ class Trail:
     lapses: int = 0
     """While it is disputed: with this one at the latest."""
     status: str = "pending"
-    """pending, vested or taken away."""
+    """pending, vested or invalidated."""
     settled: int = -1
     attempt: AttemptTrail | None = None
     """Of compute: the attempt that it was earned in, where that is told."""
@@ -286,8 +286,9 @@ def fate(story: Story, trail: Trail) -> Fact:
     if trail.status != "pending":
         last = trail.events[-1] if trail.events else (-1, "")
         why = f" ({last[1]})" if last[0] == trail.settled else ""
+        gone = "vested" if trail.status == "vested" else "taken away"
         return Fact(
-            f"pending since entry {trail.granted}, {trail.status} by entry {trail.settled}{why}",
+            f"pending since entry {trail.granted}, {gone} by entry {trail.settled}{why}",
             (trail.granted, trail.settled),
         )
     rounds = story.genesis.rules.ownership.vesting_rounds

@@ -16,8 +16,10 @@ from pathlib import Path
 
 from artel.ledger.entries import reasons
 from artel.ledger.entries.state import FoldState
-from artel.ledger.fold.journal import INVALIDATED, PENDING, VESTED, Journal, place
+from artel.ledger.fold.history import CREDIT_STATES, Work
 
+PENDING, VESTED, INVALIDATED = CREDIT_STATES
+PENDING, VESTED, INVALIDATED = CREDIT_STATES
 MISSING, RECORDED, AWAITING, REJECTED, VOID = "missing", "recorded", "awaiting", "rejected", "void"
 NOT_YET = "this copy of the ledger does not reach so far yet"
 NEVER = "the coordinator took it and never recorded it: keep claims.jsonl and ask the organiser"
@@ -82,18 +84,22 @@ class Stand:
     """A sentence: why, or what is still to happen."""
 
 
-def stands(claims: Iterable[Claim], node: str, state: FoldState, journal: Journal) -> list[Stand]:
-    """Where each claim of ``node`` stands by this state, in the order of the claims."""
-    return [_stand(claim, node, state, journal) for claim in claims]
+def stands(claims: Iterable[Claim], node: str, state: FoldState, work: Work) -> list[Stand]:
+    """Where each claim of ``node`` stands by this state, in the order of the claims.
+
+    :param work: of the account that the node belongs to
+    """
+    return [_stand(claim, node, state, work) for claim in claims]
 
 
-def _stand(claim: Claim, node: str, state: FoldState, journal: Journal) -> Stand:
-    shown = journal.shown.get(claim.entry)
+def _stand(claim: Claim, node: str, state: FoldState, work: Work) -> Stand:
+    shown = work.shown.get(claim.entry)
     index = shown.index if shown is not None else None
-    earned = journal.earned.get(claim.entry)
+    earned = work.earned.get(claim.entry)
     if earned is not None:
-        return Stand(claim, earned.status, index, earned.amount, "", _outlook(claim, state))
-    left_out = journal.left_out.get(place(claim.round, claim.attempt, node))
+        amount = earned.credit.amount
+        return Stand(claim, earned.status, index, amount, "", _outlook(claim, state))
+    left_out = work.left_out.get((claim.round, claim.attempt, node))
     if left_out is not None:
         return Stand(claim, REJECTED, index, 0, left_out, reasons.explain(left_out))
     attempt = state.attempt

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from artel.ledger.entries import reasons
+from artel.ledger.entries import Witnessed, reasons
+from artel.ledger.entries.body import OfWork
 from artel.ledger.entries.story import Fact, Story, Trail, earning, fate, summary
-from artel.ledger.fold.trail import Leaves, follow
+from artel.ledger.fold.history import History
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class CreditLine:
     due: int
     """Number of the state with which it vests."""
     status: str
-    """pending, vested or taken away, as of the newest entry."""
+    """pending, vested or invalidated, as of the newest entry."""
     settled: int
     """Index of the entry that vested it or took it away; -1 while it is pending."""
 
@@ -89,12 +90,12 @@ class Explanation:
         return asdict(self)
 
 
-def explain(log: Leaves, index: int) -> Explanation:
+def explain(history: History, index: int) -> Explanation:
     """Explain one entry.
 
     :raises UsageError: when there is no such entry
     """
-    story = follow(log, index)
+    story = _story(history, index)
     outcome = story.outcome
     return Explanation(
         index=index,
@@ -105,8 +106,29 @@ def explain(log: Leaves, index: int) -> Explanation:
         summary=summary(story.entry.body, outcome),
         facts=tuple(_facts(story)),
         credits=tuple(CreditLine.of(trail) for trail in story.credits),
-        size=story.state.size,
+        size=history.size,
     )
+
+
+def _story(history: History, index: int) -> Story:
+    did = history.did(index)
+    entry = history.entry(index)
+    story = Story(index, entry, history.outcome(did), history.genesis, history.state)
+    body = entry.body
+    if did.status != "ignored" and did.round >= 0 and not isinstance(body, OfWork):
+        story.attempt = history.attempt(did.round, did.attempt)
+    story.credits = history.moved_by(index)
+    work: int | None = index
+    if isinstance(body, OfWork):
+        work = did.work if did.work >= 0 else history.log.index_of(body.contribution)
+    if work is not None and (trail := history.earned_by(work)) is not None:
+        shown = history.did(work)
+        trail.attempt = history.attempt(shown.round, shown.attempt)
+        trail.events = history.events(work)
+        story.work = trail
+    if isinstance(body, Witnessed):
+        story.root = history.log.root_at(min(body.size, history.size)).hex()
+    return story
 
 
 def _facts(story: Story) -> Iterator[Fact]:

@@ -24,7 +24,6 @@ from artel.ledger.entries import (
 from artel.ledger.entries.rules import Rules
 from artel.ledger.entries.words import short_key, short_peer
 from artel.ledger.fold.layout import layout_of
-from artel.ledger.fold.shares import Outcome
 from artel.protocol import content
 from artel.protocol.assignment import aggregator
 from artel.protocol.errors import ArtelError, CheckFailed, UsageError
@@ -50,16 +49,11 @@ class Round:
     accused: dict[int, list[tuple[int, SliceWrong]]] = field(default_factory=dict)
     agreed: tuple[int, StateAgreed] | None = None
 
-    def observe(self, index: int, entry: Entry, outcome: Outcome) -> None:
-        """Take note of the next entry of the ledger (:meth:`ledger.sync.view.View.replay`)."""
+    def observe(self, index: int, entry: Entry) -> None:
+        """Take note of the next entry that belongs to the round and counts."""
         body = entry.body
-        if outcome.status == "ignored":
-            return
         if isinstance(body, StateAgreed):
-            if body.round == self.number + 1:
-                self.agreed = index, body
-        elif getattr(body, "round", -1) != self.number:
-            return
+            self.agreed = index, body
         elif isinstance(body, RoundOpened):
             self.opened, self.closed = body, None
             self.shown, self.slices, self.accused = {}, {}, {}

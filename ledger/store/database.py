@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from artel.ledger.fold import effects
 from artel.protocol.errors import CheckFailed, ResourceError
 
 LOCK_WAIT_S = 10.0
@@ -30,7 +31,7 @@ LEDGER = (
     "CREATE TABLE tiles(level INTEGER, idx INTEGER, hashes BLOB NOT NULL,"
     " PRIMARY KEY(level, idx)) WITHOUT ROWID",
 )
-DERIVED: tuple[str, ...] = ()
+DERIVED: tuple[str, ...] = effects.TABLES
 """Tables of what follows from the entries (see :data:`.store.Beside`), made with the others."""
 
 

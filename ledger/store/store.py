@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 
@@ -170,6 +171,15 @@ class LedgerStore(LedgerReader):
                 lambda size, root: self._matching(note, size, root, genesis),
                 beside,
             )
+
+    @contextmanager
+    def deriving(self) -> Iterator[sqlite3.Connection]:
+        """A transaction of its own for what follows from entries that are in already.
+
+        :raises ResourceError: when the disk is full or does not work
+        """
+        with self._lock, storage_errors(self.path), database.transaction(self._connection):
+            yield self._connection
 
     def _matching(self, note: str, size: int, root: bytes, genesis: Genesis) -> str:
         origin = origin_of(genesis.run, self.term)

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from artel.ledger.entries import Entry
 from artel.ledger.fold import labels
+from artel.ledger.fold.effects import SELECT_KEPT, Loose, checked, rules
 from artel.ledger.fold.labels import Unchecked
-from artel.ledger.fold.replay import decoded
-from artel.ledger.fold.shares import FoldState, Outcome, fold
+from artel.ledger.fold.shares import FoldState
 from artel.ledger.store import database, finality
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.keyfiles import NODE_KEY
@@ -38,6 +38,7 @@ from artel.protocol.merkle import EMPTY_ROOT
 
 _PROGRESS_EVERY = 1000
 _READ_ROWS = 256
+_COMPUTED = "the entries are sound: effects are computed from them again when the home is opened"
 
 Progress = Callable[[int, int], None]
 """``progress(entries checked, entries in all)``"""
@@ -100,7 +101,7 @@ def _verify(home: Path, progress: Progress) -> Verification:
         checks("database", lambda: _integrity(connection))
         if not checks("newest tree head", lambda: _newest(store)):
             return Verification("", 0, EMPTY_ROOT.hex(), tuple(checks.made), (), FoldState())
-        replay = _Replay(store)
+        replay = stack.enter_context(closing(_Replay(store)))
         if checks("entries", lambda: replay.run(progress)):
             checks("signatures", replay.signatures)
         checks("tiles", lambda: _tiles(store))
@@ -111,6 +112,7 @@ def _verify(home: Path, progress: Progress) -> Verification:
         elif heads is not None:
             checks.made.append(Check("kept tree heads", False, heads.message))
         checks("credit", lambda: _credit(replay.state))
+        checks("effects", lambda: replay.effects(connection))
         unchecked = _unchecked(replay.state, store.size, heads)
         size, root = store.size, store.root.hex()
     return Verification(replay.state.run, size, root, tuple(checks.made), unchecked, replay.state)
@@ -184,15 +186,24 @@ class _Replay:
 
     def __init__(self, store: LedgerReader) -> None:
         self._store = store
-        self.state = FoldState()
+        self._fresh = Loose()
         self._signatures = 0
         self._unsigned: list[int] = []
+
+    @property
+    def state(self) -> FoldState:
+        """The fold over all that could be read."""
+        return self._fresh.state
+
+    def close(self) -> None:
+        """Throw away what was computed."""
+        self._fresh.close()
 
     def run(self, progress: Progress) -> str:
         """Read, decode and fold every entry; the store compares each with what was signed."""
         total, ids = self._store.size, list[str]()
 
-        def observe(index: int, entry: Entry, _outcome: Outcome) -> None:
+        def observe(index: int, entry: Entry) -> None:
             ids.append(entry.id)
             if len(ids) == _READ_ROWS or index + 1 == total:
                 self._store.require_ids(ids, index + 1 - len(ids))
@@ -203,8 +214,11 @@ class _Replay:
             if (index + 1) % _PROGRESS_EVERY == 0 or index + 1 == total:
                 progress(index + 1, total)
 
-        leaves = decoded(self._store.leaves(), processes=True)
-        self.state = fold((entry for _, entry in leaves), observe=observe)
+        self._fresh = Loose(self._store.query(SELECT_KEPT))
+        for index, entry in enumerate(checked(self._store.leaves(), 0, processes=True)):
+            self._fresh.add(entry)
+            observe(index, entry)
+        self._fresh.flush()
         if self._store.query("SELECT count(*) FROM ids") != [(total,)]:
             raise CheckFailed(f"there are more ids than the {total} entries have")
         return f"{total} entries, every one decoded and hashed"
@@ -214,6 +228,21 @@ class _Replay:
             more = f" and {len(self._unsigned) - 1} more" if len(self._unsigned) > 1 else ""
             raise CheckFailed(f"a signature of entry {self._unsigned[0]} does not verify{more}")
         return f"{self._signatures} signatures verify"
+
+    def effects(self, stored: sqlite3.Connection) -> str:
+        """What is stored of what each entry did, and of the fold's state."""
+        if self.state.size < self._store.size:
+            raise CheckFailed("not checked: not all entries can be read")
+        ((written,),) = self._store.query("SELECT count(*) FROM effects")
+        kept = [by for _, by, *_ in self._store.query(SELECT_KEPT)]
+        if not written and not kept:
+            return "none are stored; they are computed when they are asked for"
+        if kept and rules() not in kept and not self._fresh.wrong:
+            return "not compared: another version of this program wrote them"
+        error = self._fresh.differing(stored)
+        if error or not kept:
+            raise CheckFailed(f"{error or 'no state is kept beside them'}; {_COMPUTED}")
+        return f"those of {written} entries are what a fresh fold gives, and so is the kept state"
 
 
 def _tiles(store: LedgerReader) -> str:

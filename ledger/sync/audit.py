@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from artel.ledger.entries.state import FoldState
+from artel.ledger.fold.effects import checked
 from artel.ledger.fold.shares import apply
 from artel.ledger.sync.offline import run_of
 from artel.ledger.sync.source import TileSource, newest_heads
 from artel.ledger.sync.tree import Tree, read_tile, require_same, verified_head
-from artel.ledger.sync.view import decoded_entries
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import parse_checkpoint
 from artel.ledger.tlog.cosignature import CosignerKey, open_cosigned, parse_key
@@ -158,7 +158,7 @@ class _Fold:
         return self._state
 
     def _flush(self) -> None:
-        for _, entry in decoded_entries(self._waiting, self._state.size):
+        for entry in checked(self._waiting, self._state.size, processes=True):
             self.signatures += len(entry.signers)
             self.unsigned += not entry.signers
             apply(self._state, entry)

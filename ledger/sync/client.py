@@ -9,14 +9,14 @@ peer says, and :attr:`View.trust` says so.
 from __future__ import annotations
 
 import fcntl
-import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from artel.ledger.fold.alias import read_table
-from artel.ledger.store import cache
+from artel.ledger.fold.effects import Fold, checked
 from artel.ledger.store.heads import HeadStore
 from artel.ledger.store.published import term_of
 from artel.ledger.store.reading import LedgerReader
@@ -32,7 +32,7 @@ from artel.ledger.sync.source import (
 from artel.ledger.sync.tree import Offer, offered
 from artel.ledger.sync.view import Cosigner, Log, View
 from artel.ledger.tlog.note import VerifierKey
-from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, ResourceError
+from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, ResourceError, UsageError
 from artel.protocol.paths import expanded
 from artel.protocol.terminal import printable
 
@@ -43,7 +43,7 @@ MAX_FETCHED = 1 << 21
 
 
 @contextmanager
-def home_view(home: Path, *, caching: bool = True) -> Iterator[View]:
+def home_view(home: Path) -> Iterator[View]:
     """The ledger of a home as it is now; nothing in the home is changed.
 
     :raises UsageError: there is none
@@ -53,9 +53,6 @@ def home_view(home: Path, *, caching: bool = True) -> Iterator[View]:
     # The kept heads first: the ledger is never behind them.
     with HeadStore.of(home) as heads, LedgerReader.of(home) as store:
         view = View(store, str(home), home=home)
-        if store.size and caching:
-            place = hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:16]
-            view.keep = cache.default_folder(store.genesis.run) / f"home-{place}.json"
         if heads is not None:
             view.heads = heads
             view.names = heads.aliases()
@@ -78,14 +75,12 @@ def remote_view(holder: Holder, run: str = "", *, caching: bool = True) -> Itera
     except DecodeError as error:
         raise CheckFailed(f"{holder.name}: {error.message}") from None
     name = offer.head.run
-    folder = cache.default_folder(name)
-    with _replica(folder if caching else None, offer) as store:
-        view = View(store, holder.name, holder=holder, notes=[offer.final, offer.head.note])
+    with _replica(default_folder(name) if caching else None, offer) as (store, seen):
+        notes = [offer.final, offer.head.note]
+        view = View(store, holder.name, holder=holder, notes=notes, seen=seen)
         if not run:
             said = f"trusting {holder.name} for the run id {name[:12]}…"
             view.trust = f"{said}; give --run ID to check"
-        if caching:
-            view.keep, view.shared = folder / "log.json", True
         view.names = _names(holder)
         found = read_json(holder, CONFLICTS_PATH)
         if isinstance(found, list):
@@ -93,22 +88,39 @@ def remote_view(holder: Holder, run: str = "", *, caching: bool = True) -> Itera
         yield view
 
 
+def default_folder(run: str) -> Path:
+    """Where readers keep what they fetched of a run: ``$XDG_CACHE_HOME/artel/ledger/RUN``.
+
+    It can be lost, and is then fetched again.
+    """
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or expanded(Path("~/.cache")))
+    except UsageError:  # a container's user without a home: nothing is kept
+        base = Path(os.devnull)
+    return base / "artel" / "ledger" / run
+
+
 @contextmanager
-def _replica(folder: Path | None, offer: Offer) -> Iterator[LedgerStore]:
+def _replica(folder: Path | None, offer: Offer) -> Iterator[tuple[LedgerStore, int]]:
     """A store that holds exactly the tree that is offered: the one that is kept, or a passing one.
+
+    And the size of what is kept, if that is larger.
 
     A folder that cannot be written is no reason to fail, nor one that holds more than is offered.
     """
     with ExitStack() as stack:
-        store = None
+        store: LedgerStore | None = None
+        seen = 0
         if folder is not None:
             with suppress(ResourceError, OSError):
                 store = stack.enter_context(_kept(folder / "replica", offer))
-        if store is None or store.size > offer.head.size:
+        if store is not None and store.size > offer.head.size:
+            seen, store = store.size, None
+        if store is None:
             passing = stack.enter_context(TemporaryDirectory(prefix="artel-ledger-"))
             store = stack.enter_context(_opened(Path(passing), offer))
             _bring_up_to_date(store, offer)
-        yield store
+        yield store, seen
 
 
 @contextmanager
@@ -135,7 +147,7 @@ def _kept(folder: Path, offer: Offer) -> Iterator[LedgerStore]:
 def _known_keys(origin: str) -> list[VerifierKey]:
     """The keys of a run whose manifest was read before."""
     name = run_of(origin)
-    folder = cache.default_folder(name) / "replica"
+    folder = default_folder(name) / "replica"
     if not name or not (folder / DATABASE_NAME).is_file():
         return []
     with suppress(ArtelError), LedgerReader.of(folder, name) as reader:
@@ -183,8 +195,10 @@ def _bring_up_to_date(store: LedgerStore, offer: Offer) -> None:
             "here before: somebody has signed two histories",
             "see which: artel ledger compare URL OTHER-URL; --no-cache reads this one anyway",
         )
+    fold = Fold.open(store)
     if store.size < head.size:
-        store.append_replica(tree.leaves(store.size), head.own_note())
+        new = checked(tree.leaves(store.size), store.size, processes=True)
+        store.append_replica(new, head.own_note(), fold.beside)
 
 
 def _names(holder: Holder) -> dict[str, tuple[str, str]]:

@@ -113,7 +113,7 @@ def _held(stack: ExitStack, target: str, run: str, vkeys: Sequence[str]) -> _Hel
     it shows, and why a tree could not be read."""
     folder = expanded(Path(target))
     if "://" not in target and os.path.isfile(folder / DATABASE_NAME):
-        view = stack.enter_context(home_view(folder, caching=False))
+        view = stack.enter_context(home_view(folder))
         log = view.log
         if run and log.genesis.run != run:
             raise CheckFailed(f"{target} holds run {log.genesis.run[:12]}…, not {run[:12]}…")

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artel.ledger.entries import Contribution, Entry, Genesis, entry_id
+from artel.ledger.entries import entry_id
 from artel.ledger.entries import words as text
 from artel.ledger.entries.state import KINDS_OF_WORK, FoldState
 from artel.ledger.fold.holdings import Aliases, holdings
-from artel.ledger.fold.shares import Outcome
 from artel.ledger.store.database import storage_errors
 from artel.ledger.sync import offline
 from artel.ledger.sync.offline import ENTRY_SUFFIX, PROOF_SUFFIX, entry_beside
@@ -168,38 +167,26 @@ def _grounds(view: View, account: str) -> tuple[list[dict[str, Any]], dict[int, 
         index to kind: the manifest, what the account signed, its contributions, and the entries
         that granted credit or took it away
     """
-    granted: dict[str, dict[str, Any]] = {}
-    wanted: dict[int, str] = {}
-    places: dict[str, int] = {}
-
-    def observe(index: int, entry: Entry, outcome: Outcome) -> None:
-        body = entry.body
-        own = getattr(body, "account", "") == account and outcome.status != "ignored"
-        if isinstance(body, Genesis) or own:
-            wanted[index] = entry.kind
-        if isinstance(body, Contribution):
-            places[entry.id] = index
-        for credit in outcome.granted:
-            if credit.account != account:
-                continue
-            facts = {"source": credit.source, "kind": credit.kind, "round": credit.round}
-            facts |= {"units": credit.units, "rate": credit.rate, "amount": credit.amount}
-            facts |= {"contribution": places.get(credit.source), "granted_at": index}
-            granted[credit.source] = facts | {"vested_at": None, "invalidated_at": None}
-            wanted[index] = entry.kind
-            if credit.source in places:
-                wanted[places[credit.source]] = Contribution.KIND
-        for name, changed in (
-            ("vested_at", outcome.vested),
-            ("invalidated_at", outcome.invalidated),
-        ):
-            for credit in changed:
-                if credit.account == account:
-                    granted[credit.source][name] = index
-                    wanted[index] = entry.kind
-
-    view.replay(observe=observe)
-    return list(granted.values()), wanted
+    history = view.history
+    spoken = [did for did in history.statements_of(account) if did.status != "ignored"]
+    own = (
+        d.index for d in spoken if getattr(history.entry(d.index).body, "account", "") == account
+    )
+    wanted, credits = {0, *own}, []
+    for trail in reversed(history.credits_of(account)):
+        credit = trail.credit
+        settled: dict[str, int | None] = {"vested_at": None, "invalidated_at": None}
+        if trail.status != "pending":
+            settled[f"{trail.status}_at"] = trail.settled
+            wanted.add(trail.settled)
+        facts = {"source": credit.source, "kind": credit.kind, "round": credit.round}
+        facts |= {"units": credit.units, "rate": credit.rate, "amount": credit.amount}
+        work = credit.work if credit.kind == "compute" else None
+        credits.append(facts | {"contribution": work, "granted_at": trail.granted} | settled)
+        wanted.add(trail.granted)
+        if work is not None:
+            wanted.add(work)
+    return credits, {index: history.did(index).kind for index in sorted(wanted)}
 
 
 def write_file(path: Path, data: bytes, *, durable: bool = False) -> None:

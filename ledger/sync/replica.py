@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from artel.ledger.fold.replay import replay
+from artel.ledger.fold.effects import Fold
 from artel.ledger.fold.shares import FoldState
 from artel.ledger.store.published import LostEntries, read_checkpoint_file
 from artel.ledger.store.store import CHECKPOINT_NAME, LedgerStore
@@ -21,7 +21,7 @@ from artel.ledger.sync.fork import SplitViewProven
 from artel.ledger.sync.offline import run_keys
 from artel.ledger.sync.peers import PeerSource
 from artel.ledger.sync.source import text_of
-from artel.ledger.sync.tree import folding, manifest_of, next_bundle, take_over, verified_head
+from artel.ledger.sync.tree import manifest_of, next_bundle, take_over, verified_head
 from artel.ledger.tlog.checkpoint import parse_checkpoint
 from artel.ledger.tlog.tiles import CHECKPOINT_PATH, encode_bundle
 from artel.protocol.errors import ArtelError, CheckFailed
@@ -33,22 +33,21 @@ if TYPE_CHECKING:
 
 
 class Replica:
-    """This home's copy of a run's ledger: the store, and the fold over it (``state``).
+    """This home's copy of a run's ledger: the store, and the fold over it.
 
     Make one with :meth:`open`. Owned by one daemon; :meth:`catch_up` may be awaited from several
-    tasks and runs one at a time. ``state`` is replaced by a newer one in the event loop, when what
-    is new is in the store; none is ever changed.
+    tasks and runs one at a time.
     """
 
-    def __init__(self, store: LedgerStore, state: FoldState) -> None:
+    def __init__(self, store: LedgerStore, fold: Fold) -> None:
         self.store = store
-        self.state = state
+        self.fold = fold
         self._lock = asyncio.Lock()
         self._growth: list[asyncio.Event] = []
 
     @classmethod
     def open(cls, path: Path, run: str, heads: HeadStore | None = None) -> Replica:
-        """Open or make the replica at ``path`` and replay it.
+        """Open or make the replica at ``path`` and fold what is new in it.
 
         :param heads: keeps the published head of a copy that is gone or has lost its end; what is
             fetched again then has to hold it (:func:`ledger.store.published.require_heads`)
@@ -65,7 +64,16 @@ class Replica:
             heads.add_note(read_checkpoint_file(published))
             published.unlink()
             store = LedgerStore.open(path, create=True, run=run)
-        return cls(store, replay(store.leaves()))
+        try:
+            return cls(store, Fold.open(store))
+        except BaseException:
+            store.close()
+            raise
+
+    @property
+    def state(self) -> FoldState:
+        """The fold over the store; replaced by a newer one in the event loop, never changed."""
+        return self.fold.state
 
     def growth(self) -> asyncio.Event:
         """A new event that is set, from now on, whenever the replica has grown."""
@@ -92,15 +100,17 @@ class Replica:
                 )
 
     async def _follow(self, source: PeerSource, run: str, target: int) -> None:
-        state = await asyncio.to_thread(self._grown, source, run, target)
-        if state is not self.state:
-            self.state = state
-            for event in self._growth:
-                event.set()
+        try:
+            await asyncio.to_thread(self._grow, source, run, target)
+        finally:
+            if self.store.size > self.state.size:  # it can fail after the commit, too
+                self.fold.settle()
+                for event in self._growth:
+                    event.set()
 
-    def _grown(self, source: PeerSource, run: str, target: int) -> FoldState:
-        """Append what the source has beyond this copy; returns the fold over all there is then."""
-        store, state = self.store, self.state
+    def _grow(self, source: PeerSource, run: str, target: int) -> None:
+        """Append what the source has beyond this copy."""
+        store = self.store
         if target:  # what is new lies most probably there: one stream brings all
             bundle, known = next_bundle(store, store.size, target)
             source.bring(CHECKPOINT_PATH, bundle.path, skip=len(encode_bundle(known)))
@@ -110,14 +120,12 @@ class Replica:
         head = verified_head(source, text, keys, run)
         if head.size <= store.size:
             self._prove_fork(source, text)
-            return state
-        state = state.copy()
+            return
         try:
-            take_over(store, source, head, lambda leaves: folding(state, leaves))
+            take_over(store, source, head, self.fold)
         except CheckFailed:
             self._prove_fork(source, text)
             raise
-        return state
 
     def _prove_fork(self, source: PeerSource, note: str) -> None:
         """Raise SplitViewProven if the note is a coordinator's and not of our tree."""

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artel.ledger.entries.state import FoldState
+from artel.ledger.fold.effects import Fold
+from artel.ledger.fold.replay import decoded
 from artel.ledger.store import finality
 from artel.ledger.store.database import storage_errors
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
@@ -32,7 +34,7 @@ from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
 from artel.ledger.sync.fork import require_one_history
 from artel.ledger.sync.offline import run_of
 from artel.ledger.sync.source import TileSource
-from artel.ledger.sync.tree import Offer, SignedHead, Tree, folding, offered, verified_head
+from artel.ledger.sync.tree import Offer, SignedHead, Tree, offered, verified_head
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint
 from artel.ledger.tlog.proof import root_at
@@ -199,15 +201,17 @@ def _rebuild(home: Path, own: _Own, best: Offer, progress: Progress) -> Restored
         work.mkdir()
     try:
         with LedgerStore.open(work / DATABASE_NAME, create=True, term=term) as store:
-            state = FoldState()
-            leaves = _leaves(best.tree, progress)
+            fold = Fold.open(store)
+            new = (entry for _, entry in decoded(_leaves(best.tree, progress)))
             try:
-                store.append_replica(folding(state, leaves), head.own_note())
+                store.append_replica(new, head.own_note(), fold.beside)
             except (DecodeError, CheckFailed) as error:
                 raise CheckFailed(
                     f"the entries are not those that the checkpoint signs: {error.message}",
                     "artel ledger audit TARGET --run ID --full names the one that is wrong",
                 ) from None
+            fold.settle()
+        state = fold.state
         if state.run != run:
             raise CheckFailed("the manifest is not signed by its organiser")
         kept = _put_in_place(home, work)

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from artel.ledger.entries import Entry, Genesis, decode
+from artel.ledger.entries import Genesis, decode
+from artel.ledger.fold.effects import Fold
 from artel.ledger.fold.replay import decoded
-from artel.ledger.fold.shares import FoldState, apply
 from artel.ledger.store.finality import size_of
 from artel.ledger.store.reading import LedgerReader
 from artel.ledger.store.store import LedgerStore
@@ -270,11 +270,11 @@ def take_over(
     store: LedgerStore,
     source: TileSource,
     head: SignedHead,
-    taken: Callable[[Iterable[bytes]], Iterable[bytes | Entry]] = iter,
+    fold: Fold,
 ) -> None:
     """Append what a source has beyond a store, up to a signed head; all of it or nothing.
 
-    :param taken: what becomes of the leaves on the way into the store
+    :param fold: over the store; whoever owns it settles what is new
     :raises CheckFailed: the tree of the head does not begin with what the store holds, or is not
         what the source serves
     :raises Unreachable: when the source does not answer
@@ -284,7 +284,7 @@ def take_over(
     else:
         leaves = Tree(source, head.size, head.root).leaves(store.size)
     try:
-        store.append_replica(taken(leaves), head.own_note())
+        store.append_replica((entry for _, entry in decoded(leaves)), head.own_note(), fold.beside)
     except DecodeError as error:
         raise CheckFailed(f"{source.name} serves what is no entry: {error.message}") from None
 
@@ -301,16 +301,6 @@ def next_bundle(store: LedgerReader, start: int, size: int) -> tuple[Tile, list[
     """The bundle of a tree of ``size`` entries that holds entry ``start``, and those before it."""
     bundle = tile_at(ENTRIES, start // TILE_WIDTH, size)
     return bundle, list(store.leaves(bundle.start, start))
-
-
-def folding(state: FoldState, leaves: Iterable[bytes]) -> Iterator[Entry]:
-    """The entries of leaves, their signatures checked on all cores, each applied to a state.
-
-    :raises DecodeError: one of them is no ledger entry
-    """
-    for _, entry in decoded(leaves):
-        apply(state, entry)
-        yield entry
 
 
 # --- both -----------------------------------------------------------------------------------------

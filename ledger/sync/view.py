@@ -6,22 +6,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from artel.ledger.entries import Entry, Genesis, entry_id
+from artel.ledger.entries import Genesis, entry_id
 from artel.ledger.entries.evidence import SplitView, check
 from artel.ledger.entries.kinds.split_seen import signers_of
-from artel.ledger.fold import labels
-from artel.ledger.fold.journal import Journal
-from artel.ledger.fold.replay import decoded
-from artel.ledger.fold.shares import FoldState, Outcome, apply
-from artel.ledger.store import cache, finality
-from artel.ledger.store.cache import Replayed
+from artel.ledger.entries.state import FoldState
+from artel.ledger.fold import history, labels
+from artel.ledger.fold.history import History
+from artel.ledger.store import finality
 from artel.ledger.store.finality import Finality
 from artel.ledger.sync.source import Holder
 from artel.ledger.tlog import note
@@ -32,12 +30,8 @@ if TYPE_CHECKING:
     from artel.ledger.store.heads import HeadStore
     from artel.protocol.dsse import Envelope
 
-HOME_CACHE_ENTRIES = 2000
-"""Homes of fewer entries are replayed each time: it takes less than a second."""
 SUBMITTED_WAIT_S = 20.0
 SUBMITTED_POLL_S = 0.5
-
-Observe = Callable[[int, Entry, Outcome], None]
 
 
 class Log(Protocol):
@@ -89,105 +83,30 @@ class View:
     """Of split views, as the holder has it; not verified, see :attr:`conflicts`."""
     trust: str = ""
     """What is taken on trust here, in words; "" when nothing is."""
-    keep: Path | None = None
-    """Where the replayed state is kept between calls."""
-    shared: bool = False
-    """Whether ``keep`` is about the run as such, so that another history is a contradiction."""
-
     seen: int = 0
     """Size of a newer checkpoint that was read here before, if this one is behind it."""
 
     # --- the fold ---------------------------------------------------------------------------------
 
+    @cached_property
+    def history(self) -> History:
+        """What happened in it; computed only where it is not stored with the ledger.
+
+        :raises CheckFailed: when an entry does not decode, or the manifest is not its organiser's
+        """
+        found = history.read(self.log)
+        if self.log.size and not found.state.run:
+            raise CheckFailed("the manifest is not signed by its organiser")
+        return found
+
     @property
     def state(self) -> FoldState:
-        """The fold over all entries; signatures checked on all cores, once.
+        """The fold over all entries; raises as :attr:`history` does."""
+        return self.history.state
 
-        :raises CheckFailed: when an entry does not decode, or the log is not the one seen before
-        """
-        return self._replayed.state
-
-    @cached_property
-    def _replayed(self) -> Replayed:
-        known = self._known()
-        if known is None:
-            known = Replayed()
-        if known.size < self.log.size:
-            self._replay(known, self.log.size)
-            self._save(known)
-        if self.log.size and not known.state.run:
-            raise CheckFailed("the manifest is not signed by its organiser")
-        return known
-
-    def _known(self) -> Replayed | None:
-        """The state of an earlier call, if this log begins with what it was computed from."""
-        known = cache.load(self.keep) if self.keep is not None else None
-        if known is None or not known.size:
-            return None
-        if known.size > self.log.size:
-            self.seen = known.size
-            return None
-        if self.log.root_at(known.size) == known.root:
-            return known
-        if self.shared:
-            raise CheckFailed(
-                f"this ledger does not begin with the {known.size:,} entries that were read and "
-                "checked here before: somebody has signed two histories",
-                "see which: artel ledger compare URL OTHER-URL; --no-cache reads this one anyway",
-            )
-        return None
-
-    def _replay(self, replayed: Replayed, stop: int, observe: Observe | None = None) -> None:
-        """Advance a state in place, with its journals."""
-        start, state = replayed.size, replayed.state
-        for index, (_, entry) in enumerate(
-            decoded_entries(self.log.leaves(start, stop), start), start
-        ):
-            if not entry.signers:
-                replayed.unsigned.append(index)
-            outcome = apply(state, entry)
-            for journal in replayed.journals.values():
-                journal.observe(index, entry, outcome)
-            if observe is not None:
-                observe(index, entry, outcome)
-        replayed.size, replayed.root = stop, self.log.root_at(stop)
-
-    def _save(self, replayed: Replayed) -> None:
-        worth = self.shared or replayed.size >= HOME_CACHE_ENTRIES
-        if self.keep is not None and worth and not self.seen:
-            cache.save(self.keep, replayed)
-
-    def replay(self, stop: int | None = None, observe: Observe | None = None) -> FoldState:
-        """Fold the first ``stop`` entries (default: all) once more, watching each one.
-
-        Signatures are not checked twice.
-        """
-        stop = self.log.size if stop is None else stop
-        checked = self._replayed if "_replayed" in vars(self) or self.keep is not None else None
-        if checked is None:
-            fresh = Replayed()
-            self._replay(fresh, stop, observe)
-            if stop == self.log.size:
-                vars(self)["_replayed"] = fresh
-            return fresh.state
-        unsigned, state = set(checked.unsigned), FoldState()
-        for index, leaf in enumerate(self.log.leaves(0, stop)):
-            entry = _trusted(leaf, index in unsigned)
-            outcome = apply(state, entry)
-            if observe is not None:
-                observe(index, entry, outcome)
-        return state
-
-    def journal(self, account: str) -> Journal:
-        """The story of one account, from the first entry on."""
-        replayed = self._replayed
-        journal = replayed.journals.pop(account, None)
-        if journal is None:
-            journal = Journal(account)
-            self.replay(observe=journal.observe)
-        replayed.journals[account] = journal
-        self._save(replayed)
-        return journal
+    def as_of(self, size: int) -> FoldState:
+        """The fold over the first ``size`` entries; raises as :attr:`history` does."""
+        return self.state if size == self.log.size else history.read(self.log, size).state
 
     # --- final or pending -------------------------------------------------------------------------
 
@@ -316,23 +235,3 @@ class View:
             f"the peer passed it on, but it is not in the ledger after {SUBMITTED_WAIT_S:.0f} s",
             "look for it later with artel ledger log; to be sure, hand it in at the coordinator",
         )
-
-
-def decoded_entries(leaves: Iterable[bytes], start: int) -> Iterator[tuple[bytes, Entry]]:
-    """Entries with their signatures checked; what does not decode is a failed check."""
-    done = start
-    try:
-        for item in decoded(leaves, processes=True):
-            done += 1
-            yield item
-    except DecodeError as error:
-        raise CheckFailed(f"entry {done} does not decode: {error.message}") from None
-
-
-def _trusted(leaf: bytes, unsigned: bool) -> Entry:
-    """An entry whose signatures were checked before, with this result."""
-    from artel.ledger.entries import decode
-
-    entry = decode(leaf)
-    entry.__dict__["signers"] = frozenset() if unsigned else frozenset(entry.envelope.signers)
-    return entry

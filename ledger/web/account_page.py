@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from typing import Any
 
 from artel.ledger.entries.state import KINDS_OF_WORK
 from artel.ledger.entries.words import short_key
+from artel.ledger.fold.history import CREDIT_STATES
 from artel.ledger.fold.shares import shares
 from artel.ledger.web.answers import whole
-from artel.ledger.web.context import STATES, Context
-from artel.ledger.web.index import Credited
+from artel.ledger.web.context import Context
 from artel.protocol.errors import UsageError
 
 PAGE_ROWS = 100
@@ -40,9 +37,10 @@ def account_page(page: Context, asked: Mapping[str, str]) -> dict[str, Any]:
             f"there is no account {short_key(name)}", "see /shares for those there are"
         )
     kind = asked.get("kind", "") if asked.get("kind") in KINDS_OF_WORK else ""
-    state = asked.get("state", "") if asked.get("state") in STATES else ""
+    state = asked.get("state", "") if asked.get("state") in CREDIT_STATES else ""
     before = whole(asked["before"], "before") if "before" in asked else None
-    shown = list(islice(_credits(page, name, kind, state, before), PAGE_ROWS + 1))
+    history, more = page.history, PAGE_ROWS + 1
+    shown = history.credits_of(name, kind=kind, state=state, before=before, limit=more)
     now, later = (
         next(
             (share.share for share in shares(page.state, with_pending=p) if share.account == name),
@@ -50,7 +48,7 @@ def account_page(page: Context, asked: Mapping[str, str]) -> dict[str, Any]:
         )
         for p in (False, True)
     )
-    rejections = [page.index.rejection(number) for number in page.index.rejections_of(name)]
+    reasons = history.reasons_of(name)
     return {
         "name": name,
         "owner": owner,
@@ -62,40 +60,23 @@ def account_page(page: Context, asked: Mapping[str, str]) -> dict[str, Any]:
         "nodes": sorted(peer for peer, account in page.state.nodes.items() if account == name),
         "kind": kind,
         "state": state,
-        "states": STATES,
+        "states": CREDIT_STATES,
         "credits": shown[:PAGE_ROWS],
         "older": len(shown) > PAGE_ROWS,
-        "reasons": Counter(item.reason for item in rejections).most_common(MAX_REASONS),
-        "rejections": rejections[::-1],
-        "rows": PAGE_ROWS,
-        "statements": page.index.statements_of(name)[::-1],
+        "reasons": reasons[:MAX_REASONS],
+        "times": sum(times for _, times in reasons),
+        "left_out": history.left_out_of(name, PAGE_ROWS),
+        "statements": history.statements_of(name, STATEMENTS + 1),
         "statement_rows": STATEMENTS,
     }
 
 
-def _work(
-    page: Context, name: str
-) -> Iterator[tuple[str, int, tuple[str, str], int, Counter[str]]]:
+def _work(page: Context, name: str) -> Iterator[tuple[str, int, tuple[str, str], int, list[int]]]:
     """Kind of work, units of it and their name, rate, and credit in each state."""
-    sums: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS_OF_WORK}
-    for number in page.index.credits_of(name):
-        credit = page.index.credit(number)
-        sums[credit.kind][page.status(credit)] += credit.amount
+    sums = page.history.sums_of(name)
     rates = page.state.rules.rates if page.state.rules is not None else {}
     done = page.state.accounts[name].units
     for kind in KINDS_OF_WORK:
         if done.get(kind):
-            yield kind, done[kind], UNITS[kind], rates.get(kind, 0), sums[kind]
-
-
-def _credits(
-    page: Context, name: str, kind: str, state: str, before: int | None
-) -> Iterator[Credited]:
-    """What fits, newest first."""
-    numbers = page.index.credits_of(name)
-    if before is not None:
-        numbers = numbers[: bisect_left(numbers, before)]
-    for number in reversed(numbers):
-        credit = page.index.credit(number)
-        if kind in ("", credit.kind) and state in ("", page.status(credit)):
-            yield credit
+            credit = [sums.get((kind, state), 0) for state in CREDIT_STATES]
+            yield kind, done[kind], UNITS[kind], rates.get(kind, 0), credit

@@ -5,9 +5,12 @@ The pages and ``artel demo`` show the same charts; nothing here knows markup or 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from artel.ledger.fold.history import History as Told
 
 SAMPLES = 180
 """Points on the time axis, however many rounds there are."""
@@ -122,29 +125,21 @@ class History:
         )
 
 
-def history(moves: Iterable[tuple[int, str, int]], newest: int) -> History:
-    """Sample the changes (state, account, vested credit), which come in order of the state."""
-    moves = list(moves)
-    totals: Counter[str] = Counter()
-    for _, account, amount in moves:
-        totals[account] += amount
-    ranked = [name for name, total in totals.most_common() if total > 0]
+def history(told: Told) -> History:
+    """Sample the vested credit of the largest accounts, and of the others together."""
+    held = {name: owner.vested for name, owner in told.state.accounts.items() if owner.vested}
+    ranked = sorted(held, key=lambda name: (-held[name], name))
     names = tuple(ranked if len(ranked) <= COLOURS else (*ranked[: COLOURS - 1], ""))
-    place = {name: k for k, name in enumerate(names)}
-    first = moves[0][0] if moves else 0
+    first, newest = told.first_vested, told.state.round
     step = max(1, -(-(newest - first + 1) // SAMPLES))
     wanted = sorted({*range(first, newest + 1, step), newest})
-    held = [0] * len(names)
-    states, parts, at = [], [], 0
-    for state in wanted:
-        while at < len(moves) and moves[at][0] <= state:
-            _, account, amount = moves[at]
-            where = place.get(account, place.get(""))
-            if where is not None:
-                held[where] += amount
-            at += 1
-        total = sum(held)
-        if total > 0:
-            states.append(state)
-            parts.append(tuple(max(0, amount) / total for amount in held))
-    return History(tuple(states), names, tuple(parts))
+    totals = told.vested_at("", wanted)
+    columns = [told.vested_at(name, wanted) for name in names if name]
+    if "" in names:
+        columns.append([t - sum(row) for t, *row in zip(totals, *columns, strict=True)])
+    rows = [
+        (state, tuple(amount / total for amount in row))
+        for state, total, *row in zip(wanted, totals, *columns, strict=True)
+        if total
+    ]
+    return History(tuple(state for state, _ in rows), names, tuple(parts for _, parts in rows))

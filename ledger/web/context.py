@@ -1,4 +1,4 @@
-"""What every page needs: the index as of one entry, the standing, and names."""
+"""What every page needs: the history as of one entry, the standing, and names."""
 
 from __future__ import annotations
 
@@ -7,31 +7,29 @@ from dataclasses import dataclass, field
 
 from artel.ledger.entries.state import FoldState
 from artel.ledger.entries.words import short_key
+from artel.ledger.fold.history import History
 from artel.ledger.store.reading import LedgerReader
 from artel.ledger.tlog.checkpoint import origin_of
 from artel.ledger.tlog.note import VerifierKey
-from artel.ledger.web.index import INVALIDATED, PENDING, VESTED, Credited, LedgerIndex
 from artel.ledger.web.standing import Standing
-
-STATES = {"pending": PENDING, "vested": VESTED, "invalidated": INVALIDATED}
 
 
 @dataclass(frozen=True)
 class Context:
-    """Made for one page, inside :meth:`LedgerIndex.reading`; ``page`` in the templates.
+    """Made for one page; ``page`` in the templates.
 
     :param visited: how the reader reaches this server, without a slash at the end; "" when unknown
     """
 
     store: LedgerReader
-    index: LedgerIndex
+    history: History
     standing: Standing
     visited: str
     aliases: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def state(self) -> FoldState:
-        return self.index.state
+        return self.history.state
 
     @property
     def url(self) -> str:
@@ -60,11 +58,7 @@ class Context:
         """The name that an account chose, or ""."""
         return self.aliases.get(account, ("", ""))[0]
 
-    def status(self, credit: Credited) -> str:
-        """Where credit is: pending, vested or invalidated."""
-        return next(name for name, status in STATES.items() if status == credit.status)
-
     def find(self, entry: str) -> int | None:
         """The index of the entry with this id, when it is in this ledger."""
         index = self.store.index_of(entry)
-        return index if index is not None and index < self.index.size else None
+        return index if index is not None and index < self.history.size else None

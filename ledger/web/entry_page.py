@@ -9,15 +9,14 @@ from typing import Any
 
 from artel.ledger import entries
 from artel.ledger.entries import Entry, Genesis
-from artel.ledger.entries.state import Credit, LeftOut, Outcome
-from artel.ledger.entries.story import summary
-from artel.ledger.fold.explain import Explanation
+from artel.ledger.fold.explain import explain
+from artel.ledger.fold.history import CREDIT_STATES
 from artel.ledger.tlog.tiles import ENTRIES, TILE_WIDTH, tile_at
 from artel.ledger.web.context import Context
-from artel.ledger.web.index import INVALIDATED, VESTED, Credited
-from artel.protocol.errors import UsageError
 from artel.protocol.identity import public_of
 from artel.protocol.merkle import leaf_hash
+
+_, VESTED, INVALIDATED = CREDIT_STATES
 
 
 @dataclass(frozen=True)
@@ -28,31 +27,27 @@ class Signer:
     roles: tuple[tuple[str, str, str], ...]
 
 
-def entry_page(page: Context, index: int, explained: Explanation | None = None) -> dict[str, Any]:
+def entry_page(page: Context, index: int) -> dict[str, Any]:
     """The entry at ``index``.
 
-    :param explained: its arithmetic, where that is known
     :raises UsageError: when there is none
     """
-    if index >= page.index.size:
-        raise UsageError(
-            f"there is no entry {index:,}", f"the newest one is {page.index.size - 1:,}"
-        )
-    leaf = page.store.leaf(index)
-    entry = entries.decode(leaf)
-    about, outcome = page.index.summary(index), outcome_of(page, index)
-    settled = page.index.settled_by(index)
+    history = page.history
+    about, leaf = history.did(index), page.store.leaf(index)
+    entry, explained = entries.decode(leaf), explain(history, index)
+    moved = history.moved_by(index)
+    earned = history.earned_by(index) if about.kind == "contribution" else None
     return {
         "entry": entry,
         "about": about,
-        "says": summary(entry.body, outcome),
-        "granted": page.index.granted_by(index),
+        "says": explained.summary,
+        "granted": [trail for trail in moved if trail.granted == index],
         "moved": [
-            (words, [credit for credit in settled if credit.status == status])
-            for status, words in ((VESTED, "It makes vest"), (INVALIDATED, "It takes away"))
+            (words, [trail for trail in moved if (trail.settled, trail.status) == (index, status)])
+            for words, status in (("It makes vest", VESTED), ("It takes away", INVALIDATED))
         ],
-        "earned": _earned(page, index, entry.body),
-        "facts": explained.facts if explained is not None else (),
+        "earned": [earned] if earned is not None else [],
+        "facts": explained.facts if about.status != "ignored" else (),
         "fields": _fields(entry.body),
         "json": _json,
         "signers": list(_signers(page, entry)),
@@ -61,35 +56,6 @@ def entry_page(page: Context, index: int, explained: Explanation | None = None) 
         "bundle": tile_at(ENTRIES, index // TILE_WIDTH, page.standing.size).path,
         "tile": tile_at(0, index // TILE_WIDTH, page.standing.size).path,
     }
-
-
-def outcome_of(page: Context, index: int) -> Outcome:
-    """What the fold said when it came to this entry."""
-    reason = page.index.summary(index).reason
-    granted = tuple(_credit(c) for c in page.index.granted_by(index))
-    settled = page.index.settled_by(index)
-    status = "ignored" if reason else "credited" if granted else "recorded"
-    return Outcome(
-        status,
-        reason,
-        granted,
-        tuple(_credit(c) for c in settled if c.status == VESTED),
-        tuple(_credit(c) for c in settled if c.status == INVALIDATED),
-        tuple(LeftOut(r.round, 0, r.node, "", r.reason) for r in page.index.left_out_by(index)),
-    )
-
-
-def _credit(c: Credited) -> Credit:
-    return Credit(c.number, "", c.kind, c.account, c.node, c.round, c.units, c.rate, c.source)
-
-
-def _earned(page: Context, index: int, body: object) -> list[Credited] | None:
-    """What a contribution has given so far; None for other entries."""
-    if not isinstance(body, entries.Contribution):
-        return None
-    agreed = page.index.agreed(body.round + 1)
-    granted = page.index.granted_by(agreed) if agreed is not None else []
-    return [credit for credit in granted if credit.source == index]
 
 
 def _fields(body: Genesis | entries.Body) -> dict[str, Any]:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping
 from typing import Any
 
 from artel.ledger import entries
 from artel.ledger.entries.story import summary
+from artel.ledger.fold.history import Did
 from artel.ledger.fold.holdings import holdings
 from artel.ledger.sync.export import csv_text, table
 from artel.ledger.web.answers import whole
 from artel.ledger.web.chart import history
 from artel.ledger.web.context import Context
-from artel.ledger.web.entry_page import outcome_of
 from artel.protocol.errors import UsageError
 
 MAX_ROWS = 200
@@ -54,7 +52,7 @@ def shares_page(page: Context, _: Mapping[str, str]) -> dict[str, Any]:
         "shares": shares_data(page),
         "rows": MAX_ROWS,
         "statement": rules.ownership.statement if rules is not None else "",
-        "history": history(page.index.moves(), page.state.round),
+        "history": history(page.history),
     }
 
 
@@ -65,16 +63,8 @@ def shares_csv(page: Context) -> str:
 
 def history_csv(page: Context) -> str:
     """Vested credit whenever it changed, the newest changes when there are very many."""
-    held: dict[str, int] = {}
-    rows: dict[tuple[int, str], tuple[int, int]] = {}
-    for state, account, amount in page.index.moves():
-        held[account] = held.get(account, 0) + amount
-        before, _ = rows.get((state, account), (0, 0))
-        rows[state, account] = before + amount, held[account]
-    lines = [
-        f"{state},{account},{change},{total}"
-        for (state, account), (change, total) in list(rows.items())[-MAX_CSV_ROWS:]
-    ]
+    rows = page.history.changes(MAX_CSV_ROWS)
+    lines = [",".join(map(str, row)) for row in rows]
     return "\n".join(("state,account,change,vested", *lines)) + "\n"
 
 
@@ -86,32 +76,22 @@ def entries_page(page: Context, asked: Mapping[str, str]) -> dict[str, Any]:
 
     :raises UsageError: when the kind is none, or a number
     """
-    kind, numbers = asked.get("kind", ""), {}
-    for name in ("round", "before"):
-        numbers[name] = whole(asked[name], name) if name in asked else None
+    kind = asked.get("kind", "")
+    round, before = (
+        whole(asked[name], name) if name in asked else None for name in ("round", "before")
+    )
     if kind and kind not in entries.KINDS:
         raise UsageError(f"there are no entries of kind {kind[:40]!r}", "see /entries")
-    found = _chosen(page, kind, numbers["round"], numbers["before"])
+    found = page.history.chosen(kind=kind, round=round, before=before, limit=PAGE_ENTRIES + 1)
     return {
         "kind": kind,
-        **numbers,
-        "kinds": {each: len(page.index.of_kind(each)) for each in entries.KINDS},
-        "rows": [(page.index.summary(index), _says(page, index)) for index in found[:PAGE_ENTRIES]],
+        "round": round,
+        "before": before,
+        "kinds": {each: page.state.kinds.get(each, 0) for each in entries.KINDS},
+        "rows": [(did, _says(page, did)) for did in found[:PAGE_ENTRIES]],
         "older": len(found) > PAGE_ENTRIES,
     }
 
 
-def _says(page: Context, index: int) -> str:
-    return summary(entries.decode(page.store.leaf(index)).body, outcome_of(page, index))
-
-
-def _chosen(page: Context, kind: str, round: int | None, before: int | None) -> list[int]:
-    """Indices of one page, newest first, and one more when there are older ones."""
-    index = page.index
-    pool: Sequence[int] = index.of_kind(kind) if kind else range(index.size)
-    if round is not None:
-        pool = index.of_round(round)
-    if before is not None:
-        pool = pool[: bisect_left(pool, before)]
-    fitting = (place for place in reversed(pool) if kind in ("", index.summary(place).kind))
-    return list(islice(fitting, PAGE_ENTRIES + 1))
+def _says(page: Context, did: Did) -> str:
+    return summary(page.history.entry(did.index).body, page.history.outcome(did))

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from artel.ledger import entries
 from artel.ledger.entries import (
     Aggregate,
     Contribution,
@@ -18,6 +17,7 @@ from artel.ledger.entries import (
     SliceWrong,
     StateAgreed,
 )
+from artel.ledger.fold.history import Did
 from artel.ledger.web.answers import whole
 from artel.ledger.web.context import Context
 from artel.protocol.errors import UsageError
@@ -85,12 +85,12 @@ def round_page(page: Context, asked: Mapping[str, str]) -> dict[str, Any]:
     :raises UsageError: when it has not begun
     """
     number = whole(asked["number"], "a round")
-    indices = page.index.of_round(number)
-    newest = page.newest_round
-    if not indices and number != newest:
+    history, newest = page.history, page.newest_round
+    found = history.chosen(round=number, limit=MAX_ENTRIES)[::-1]
+    if not found and number != newest:
         raise UsageError(f"round {number:,} has not begun", f"the newest one is round {newest:,}")
-    attempts, agreed = _read(page, indices)
-    granted = page.index.granted_by(agreed[0]) if agreed is not None else []
+    attempts, agreed = _read(page, found)
+    granted = history.granted_by(agreed[0]) if agreed is not None else []
     return {
         "number": number,
         "attempts": attempts[::-1][:MAX_ATTEMPTS],
@@ -99,25 +99,23 @@ def round_page(page: Context, asked: Mapping[str, str]) -> dict[str, Any]:
         "state": agreed[1].body if agreed is not None else None,
         "signers": list(_signers(page, agreed[1])) if agreed is not None else [],
         "granted": granted,
-        "credits": {credit.source: credit for credit in granted if credit.kind == "compute"},
+        "credits": {t.credit.work: t for t in granted if t.credit.kind == "compute"},
         "rate": page.state.rules.rates["compute"] if page.state.rules is not None else 0,
-        "indices": indices[-MAX_ENTRIES:],
-        "older": max(0, len(indices) - MAX_ENTRIES),
+        "found": found,
+        "older": history.count(round=number) - len(found),
     }
 
 
-def _read(page: Context, indices: Sequence[int]) -> tuple[list[Attempt], tuple[int, Entry] | None]:
-    """The newest entries of the round, those that count, by attempt."""
+def _read(page: Context, dids: Sequence[Did]) -> tuple[list[Attempt], tuple[int, Entry] | None]:
+    """Entries of the round, those that count, by attempt."""
     found: dict[int, Attempt] = {}
     agreed = None
 
     def attempt(number: int) -> Attempt:
         return found.setdefault(number, Attempt(number))
 
-    for index in indices[-MAX_ENTRIES:]:
-        if page.index.summary(index).reason:
-            continue
-        entry = entries.decode(page.store.leaf(index))
+    for index in (did.index for did in dids if not did.reason):
+        entry = page.history.entry(index)
         match entry.body:
             case RoundOpened() as body:
                 attempt(body.attempt).opened = index, body

@@ -21,9 +21,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-import threading
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -32,7 +29,7 @@ from aiohttp import web
 
 from artel.ledger.entries.state import FoldState
 from artel.ledger.fold import alias
-from artel.ledger.fold.explain import Explanation, explain
+from artel.ledger.fold.history import History
 from artel.ledger.store import finality
 from artel.ledger.store.heads import HeadStore
 from artel.ledger.store.reading import LedgerReader
@@ -58,7 +55,6 @@ from artel.ledger.web.answers import (
 )
 from artel.ledger.web.context import Context
 from artel.ledger.web.entry_page import entry_page
-from artel.ledger.web.index import LedgerIndex
 from artel.ledger.web.render import Templates
 from artel.ledger.web.round_page import round_page
 from artel.ledger.web.server import Handler
@@ -81,24 +77,15 @@ PAGES: tuple[tuple[str, str, View], ...] = (
 TABLES = {"/shares.csv": lists.shares_csv, "/shares-by-round.csv": lists.history_csv}
 
 THREADS = 4
-FOLLOW_AT_ONCE = 1024
-"""Entries that a request reads on in the index before it shows what there is."""
-FOLLOW_WAIT_S = 1.0
-EXPLAIN_AT_MOST = 2000
-"""Entries of a ledger that is replayed for one page, about half a second; of a larger one the pages
-show what the index knows, and ``artel ledger explain`` the rest."""
-EXPLANATIONS = 256
 BYTES = "application/octet-stream"
 
 T = TypeVar("T")
-
-log = logging.getLogger("artel.web")
 
 
 class LedgerSite:
     """A ledger on the web, of a coordinator or of a node. The event loop owns it.
 
-    :param state: the daemon's own fold, always as new as its ledger; looked at between two awaits
+    :param state: the daemon's own fold, always as new as its ledger; with its effects in the store
     :param submit: puts an entry into the log; None where that is not possible
     :param set_alias: keeps a name; None where that is not possible
     :param witness: answers ``add-checkpoint``; None where there is no witness
@@ -115,16 +102,12 @@ class LedgerSite:
         witness: Witness | None = None,
         info: Callable[[], dict[str, Any]] = dict,
     ) -> None:
-        self.index = LedgerIndex(store)
         self._store, self._heads, self._state = store, heads, state
         self._submit, self._set_alias, self._witness = submit, set_alias, witness
         self._info = info
         # Threads of its own: visitors who ask for much do not hold up the daemon's other work.
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="web")
         self.templates = Templates()
-        self._explaining = threading.Lock()
-        self._explanations: OrderedDict[tuple[int, int], Explanation] = OrderedDict()
-        self._follower: asyncio.Task[None] | None = None
 
     def add_routes(self, app: web.Application) -> None:
         """Add everything to an application behind a :class:`ledger.web.server.Gate`."""
@@ -144,24 +127,9 @@ class LedgerSite:
         app.router.add_post("/ledger/submit", self._submitted)
         app.router.add_post("/ledger/alias", self._alias_set)
         app.router.add_post("/ledger/add-checkpoint", self._add_checkpoint)
-        app.on_startup.append(self._start)
         app.on_cleanup.append(self._stop)
 
-    async def _start(self, app: web.Application) -> None:
-        self._follower = asyncio.create_task(self._follow_first())
-
-    async def _follow_first(self) -> None:
-        """Read what is there at the start, so that the first visitor does not wait for it."""
-        try:
-            while not await self._in_thread(self.index.follow, FOLLOW_AT_ONCE):
-                pass
-        except Exception:  # every page tells its reader; the operator hears it now
-            log.exception("web.index")
-
     async def _stop(self, app: web.Application) -> None:
-        if self._follower is not None:
-            self._follower.cancel()
-            await asyncio.wait({self._follower})
         await asyncio.to_thread(self._threads.shutdown, wait=True, cancel_futures=True)
 
     async def _in_thread(self, call: Callable[..., T], *arguments: Any) -> T:
@@ -299,24 +267,7 @@ class LedgerSite:
             index = whole(given, "an index")
         except UsageError as wrong:
             return self._not_here(wrong)
-        explained = await self._in_thread(self._explained, index)
-        return await self.page(
-            request, "entry.html", lambda page, _: entry_page(page, index, explained)
-        )
-
-    def _explained(self, index: int) -> Explanation | None:
-        """The arithmetic of an entry; None where that would take a replay of too many."""
-        size = self._store.size
-        if not index < size <= EXPLAIN_AT_MOST:
-            return None
-        with self._explaining:  # one at a time: each is a replay
-            known = self._explanations.get((index, size))
-            if known is None:
-                known = explain(self._store, index)
-                self._explanations[index, size] = known
-                if len(self._explanations) > EXPLANATIONS:
-                    self._explanations.popitem(last=False)
-            return known
+        return await self.page(request, "entry.html", lambda page, _: entry_page(page, index))
 
     async def _found(self, prefix: str) -> web.Response:
         """Send the reader of an entry id on to the entry."""
@@ -344,16 +295,14 @@ class LedgerSite:
     async def read(self, look: Callable[[Context], T], url: str = "") -> T:
         """Look at the ledger in a thread, all of it as of one entry.
 
-        :raises UsageError: when the first entry has not been read yet
+        :raises UsageError: when there is none yet
         """
         return await self._in_thread(self._look, look, url)
 
     def _look(self, look: Callable[[Context], T], url: str) -> T:
-        index = self.index
-        index.follow(FOLLOW_AT_ONCE, FOLLOW_WAIT_S)
-        aliases = self._names()
-        with index.reading():
-            if not index.size:
-                raise UsageError("the ledger is still being read", "try again in a moment")
-            seen = standing(self._store, self._heads, index.state)
-            return look(Context(self._store, index, seen, url, aliases))
+        state = self._state()
+        if not state.size:
+            raise UsageError("the ledger is still empty", "try again in a moment")
+        history = History(self._store, self._store.query, state)
+        seen = standing(self._store, self._heads, state)
+        return look(Context(self._store, history, seen, url, self._names()))

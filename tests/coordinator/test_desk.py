@@ -549,7 +549,7 @@ async def test_a_member_that_hands_back_while_applying_stops_nobody(
     credit = {fold.credit(member.owner.key) for member in applying}
     assert credit == {100 * office.tokens}, "what was accepted stays accepted"
     await _whole_round(office, applying)
-    assert fold.round == office.core.state.round == 2
+    assert office.core.ledger.state.round == office.core.state.round == 2
     assert not fold.ignored
 
 
@@ -566,6 +566,7 @@ async def test_a_state_that_too_few_can_sign_fails_and_the_run_goes_on(
     assert fold.attempt.phase == "failed"
     assert office.accepted() == []
     await _whole_round(office, applying)
+    fold = office.core.ledger.state
     assert fold.round == office.core.state.round == 1
     assert fold.states[-1] == office.core.state.base
     assert not fold.ignored
@@ -655,7 +656,7 @@ class _Full:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    def append(self, leaves: Any, sign: Any) -> str:
+    def append(self, *_: Any) -> str:
         raise ResourceError("the disk is full; nothing was added", "free some space")
 
 

@@ -26,11 +26,9 @@ from cyclopts import CycloptsError
 
 from artel import cli
 from artel.coordinator.commands import DEFAULT_HTTP
-from artel.ledger import entries
 from artel.ledger.entries.evidence import SplitView
 from artel.ledger.fold.alias import open_alias
-from artel.ledger.fold.replay import replay
-from artel.ledger.fold.shares import apply
+from artel.ledger.fold.effects import Fold
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.tlog.note import VerifierKey
@@ -163,20 +161,20 @@ def printed(
     thread.start()
     heads = HeadStore(folder / "server-heads.sqlite3")
     store = LedgerStore.open(folder / "coordinator" / DATABASE_NAME, run=world.run)
-    state = replay(store.leaves())
+    fold = Fold.open(store)
 
     async def submit(leaf: bytes, _who: str) -> tuple[int, str]:
-        note = store.append([leaf], world.sign)
-        apply(state, entries.decode(leaf))
+        note = store.append([leaf], world.sign, fold.beside)
+        fold.settle()
         return store.size - 1, note
 
     async def set_alias(statement: bytes, _who: str) -> None:
-        wish = open_alias(statement, state)
+        wish = open_alias(statement, fold.state)
         heads.set_alias(wish.account, wish.alias, wish.team, wish.time)
 
     async def serve() -> TestServer:
         app = Gate(None).application()
-        site = LedgerSite(store, heads, lambda: state, submit=submit, set_alias=set_alias)
+        site = LedgerSite(store, heads, lambda: fold.state, submit=submit, set_alias=set_alias)
         site.add_routes(app)
         server = TestServer(app)
         await server.start_server()

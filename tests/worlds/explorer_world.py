@@ -11,7 +11,8 @@ from typing import Any
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from artel.ledger.fold.replay import replay
+from artel.ledger.fold.effects import Fold
+from artel.ledger.fold.history import History
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.sync.witness import Witness
@@ -20,6 +21,7 @@ from artel.ledger.tlog.cosignature import add_lines, witness_name
 from artel.ledger.tlog.note import VerifierKey
 from artel.ledger.web.server import Gate, Limits
 from artel.ledger.web.site import LedgerSite
+from artel.protocol.dsse import Envelope
 from ledger_world import TIME, World, key
 
 Client = TestClient[web.Request, web.Application]
@@ -117,9 +119,18 @@ class Shown:
 
     world: World
     store: LedgerStore
+    fold: Fold
     heads: HeadStore
     site: LedgerSite
     client: Client
+
+    @property
+    def history(self) -> History:
+        return History(self.store, self.store.query, self.fold.state)
+
+    def append(self, *envelopes: Envelope) -> None:
+        self.store.append(self.world.add(*envelopes), self.world.sign, self.fold.beside)
+        self.fold.settle()
 
     async def get(self, path: str, status: int = 200) -> str:
         """A page or a document as text."""
@@ -154,13 +165,13 @@ async def shown(
     heads = HeadStore(home / HEADS_NAME)
     with LedgerStore.open(home / DATABASE_NAME, create=True, run=run) as store:
         world = made(store)
-        state = replay(store.leaves())
-        site = LedgerSite(store, heads, lambda: state, **services)
+        fold = Fold.open(store)
+        site = LedgerSite(store, heads, lambda: fold.state, **services)
         app = Gate(limits).application()
         site.add_routes(app)
         plain = {"Accept-Encoding": "identity"}
         async with TestClient(TestServer(app), auto_decompress=False, headers=plain) as client:
-            yield Shown(world, store, heads, site, client)
+            yield Shown(world, store, fold, heads, site, client)
     heads.close()
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from artel.ledger.entries import entry_id
 from artel.protocol.dsse import Envelope
+from artel.protocol.merkle import CompactRange, leaf_hash
 
 
 class Log(list[bytes]):
@@ -19,6 +21,15 @@ class Log(list[bytes]):
 
     def leaf(self, index: int) -> bytes:
         return self[index]
+
+    def index_of(self, entry: str) -> int | None:
+        return next((at for at, leaf in enumerate(self) if entry_id(leaf) == entry), None)
+
+    def root_at(self, size: int) -> bytes:
+        tree = CompactRange()
+        for leaf in self[:size]:
+            tree.append(leaf_hash(leaf))
+        return tree.root()
 
     def leaves(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         return iter(self[start:stop])

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from artel.ledger import entries
 from artel.ledger.fold.alias import open_alias
-from artel.ledger.fold.replay import replay
-from artel.ledger.fold.shares import apply, check
+from artel.ledger.fold.effects import Fold
+from artel.ledger.fold.shares import check
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.sync.service import LedgerService
@@ -32,29 +32,29 @@ async def main(home: Path, witnesses: int) -> None:
     heads = HeadStore(home / HEADS_NAME)
     try:
         with LedgerStore.open(home / DATABASE_NAME, run=world.run) as store:
-            state = replay(store.leaves())
+            fold = Fold.open(store)
 
             async def submit(_who: str, leaf: bytes) -> tuple[int, str]:
                 entry = entries.decode(leaf)
-                reason = check(state, entry)
+                reason = check(fold.state, entry)
                 if reason:
                     raise wire.Refused("it would change nothing", code=reason)
-                note = store.append([leaf], world.sign)
-                apply(state, entry)
+                note = store.append([entry], world.sign, fold.beside)
+                fold.settle()
                 return store.size - 1, note
 
             async def set_alias(_who: str, statement: bytes) -> None:
-                wish = open_alias(statement, state)
+                wish = open_alias(statement, fold.state)
                 heads.set_alias(wish.account, wish.alias, wish.team, wish.time)
 
             service = LedgerService(
-                store, heads, world.run, lambda: state, submit=submit, set_alias=set_alias
+                store, heads, world.run, lambda: fold.state, submit=submit, set_alias=set_alias
             )
             await host.serve(wire.LEDGER, service.answer)
             site = LedgerSite(
                 store,
                 heads,
-                lambda: state,
+                lambda: fold.state,
                 submit=lambda leaf, who: submit(who, leaf),
                 set_alias=lambda statement, who: set_alias(who, statement),
             )

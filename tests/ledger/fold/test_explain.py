@@ -10,6 +10,7 @@ import pytest
 from artel.ledger import entries
 from artel.ledger.entries import reasons
 from artel.ledger.fold.explain import Explanation, explain
+from artel.ledger.fold.history import read
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import UsageError
 from ledger_world import CREDIT, World, key
@@ -30,7 +31,7 @@ WORK = WORLD.earned(A, 0)
 def of(envelopes: Sequence[Envelope], index: int) -> Explanation:
     """Entry ``index`` of the start and these; checks what holds for every explanation."""
     log = Log([*WORLD.start, *envelopes])
-    explanation = explain(log, index)
+    explanation = explain(read(log), index)
     assert json.loads(json.dumps(explanation.to_dict()))["index"] == index
     lines = explanation.lines()
     assert lines[0].startswith(f"entry {index}, {explanation.kind}: ")
@@ -192,7 +193,7 @@ def test_verdicts_disputes_and_rulings() -> None:
         f"audited: accept (entry {AGREED + 2})",
         "taken away: 25,600 credit in 2 parts",
     )
-    assert {credit.status for credit in ruling.credits} == {"taken away"}
+    assert {credit.status for credit in ruling.credits} == {"invalidated"}
     dispute = of([*ROUND, WORLD.dispute(OTHER, WORK)], AGREED + 1)
     told(dispute, "an account can have 8 disputes open", "disputed, so not before state 3")
     assert dispute.credits == ()
@@ -260,4 +261,4 @@ def test_what_is_ignored_says_why() -> None:
 def test_there_is_nothing_beyond_the_end() -> None:
     for index in (-1, START):
         with pytest.raises(UsageError, match="no entry"):
-            explain(Log(WORLD.start), index)
+            explain(read(Log(WORLD.start)), index)

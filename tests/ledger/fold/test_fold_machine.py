@@ -23,6 +23,7 @@ from artel.ledger.entries import Entry, decode, reasons, recovery_digest
 from artel.ledger.entries.kinds.dispute import MAX_OPEN_DISPUTES
 from artel.ledger.entries.state import Attempt, Pending
 from artel.ledger.fold.explain import explain
+from artel.ledger.fold.history import read
 from artel.ledger.fold.shares import SHARE_SCALE, FoldState, Outcome, apply, check, fold, shares
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import DecodeError
@@ -522,7 +523,7 @@ class FoldMachine(RuleBasedStateMachine):
         index = number % len(self.log)
         seen: list[Outcome] = []
         fold(self.log[: index + 1], observe=lambda _i, _e, outcome: seen.append(outcome))
-        told = explain(Log([entry.envelope for entry in self.log]), index)
+        told = explain(read(Log([entry.envelope for entry in self.log])), index)
         assert (told.status, told.reason) == (seen[index].status, seen[index].reason)
         assert len(told.lines()) > 1
         moved = {"granted": seen[index].granted, "vested": seen[index].vested}

@@ -10,7 +10,7 @@ from artel.ledger import entries
 from artel.ledger.entries import reasons
 from artel.ledger.fold.claims import REJECTED, Claim, stands
 from artel.ledger.fold.explain import explain
-from artel.ledger.fold.journal import Journal
+from artel.ledger.fold.history import read as history_of
 from artel.ledger.fold.shares import FoldState, Outcome, fold
 from artel.protocol.dsse import Envelope
 from ledger_world import CREDIT, World, forged, key, outcomes, read
@@ -187,18 +187,15 @@ def test_the_node_itself_is_told_why_it_earned_nothing() -> None:
     account = next(
         owner for owner, member in zip(WORLD.owners, WORLD.members, strict=True) if member is FIRST
     )
-    journal = Journal(account.key)
-    history = [*START, *CLOSED, *RECORDED, ACCUSED, WORLD.agreed(1, wrong=[0])]
-    state = fold(read(history), observe=journal.observe)
+    told = history_of(Log([*START, *CLOSED, *RECORDED, ACCUSED, WORLD.agreed(1, wrong=[0])]))
     claim = Claim(0, 0, WORLD.earned(FIRST, 0), "", 128, 0)
-    (stand,) = stands([claim], FIRST.peer_id, state, journal)
+    (stand,) = stands([claim], FIRST.peer_id, told.state, told.work_of(account.key))
     assert (stand.status, stand.reason) == (REJECTED, reasons.WRONG_SLICE)
-    assert Journal.from_dict(json.loads(json.dumps(journal.to_dict()))) == journal
 
 
 def test_slices_are_explained() -> None:
     history = [*START, *CLOSED, *RECORDED, ACCUSED, WORLD.agreed(1, wrong=[0])]
-    log, closed = Log(history), len(START) + len(CLOSED) - 1
+    log, closed = history_of(Log(history)), len(START) + len(CLOSED) - 1
     told = "\n".join(explain(log, closed + 1).lines())
     assert "the round is sharded: 4 members (exchange.topology = sharded)" in told
     assert (
@@ -218,5 +215,5 @@ def test_slices_are_explained() -> None:
         if isinstance(entry.body, entries.Contribution) and entry.body.node == FIRST.peer_id
     )
     assert "earns nothing in this round (wrong_slice)" in "\n".join(explain(log, index).lines())
-    false = Log([*START, *CLOSED, *RECORDED, ACCUSED, WORLD.agreed(1)])
+    false = history_of(Log([*START, *CLOSED, *RECORDED, ACCUSED, WORLD.agreed(1)]))
     assert "counted as false_accusation" in "\n".join(explain(false, closed + 5).lines())

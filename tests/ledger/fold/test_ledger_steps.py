@@ -7,6 +7,7 @@ import pytest
 from artel.ledger import entries
 from artel.ledger.entries import reasons
 from artel.ledger.fold.explain import explain
+from artel.ledger.fold.history import read
 from artel.ledger.fold.shares import FoldState
 from artel.protocol import assignment
 from artel.protocol.dsse import Envelope
@@ -221,7 +222,7 @@ def test_every_number_of_a_contribution_is_explained() -> None:
         for number, envelope in enumerate(history)
         if b'"kind":"contribution"' in envelope.payload and b'"round":1' in envelope.payload
     )
-    told = "\n".join(explain(Log(history), index).lines())
+    told = "\n".join(explain(read(Log(history)), index).lines())
     assert "is assigned 4 inner steps: 3 count in this round, the last 1 in the next" in told
     assert "exchange.overlap_steps 1 × 4 / rounds.inner_steps 4" in told
     assert (
@@ -230,9 +231,11 @@ def test_every_number_of_a_contribution_is_explained() -> None:
     ) in told
     assert "it sent 2,000 bytes and received 3,000 bytes" in told
     assert "128 tokens × 100 (ownership.rates.compute) = 12,800 credit" in told
-    manifest = "\n".join(explain(Log(history), 0).lines())
+    manifest = "\n".join(explain(read(Log(history)), 0).lines())
     assert "the last 1 of 4 inner steps are trained while the exchange goes on" in manifest
-    opened = "\n".join(explain(Log([*BOXED.start, *round_of(BOXED, 0, FULL, STEPS)]), 7).lines())
+    opened = "\n".join(
+        explain(read(Log([*BOXED.start, *round_of(BOXED, 0, FULL, STEPS)])), 7).lines()
+    )
     assert "assigned: 1 to 16 inner steps × 2 sequences × 16 tokens = 32 to 512 tokens" in opened
     assert f"node …{A.peer_id[-8:]} is assigned 16 inner steps" in opened
 

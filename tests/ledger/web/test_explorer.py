@@ -10,7 +10,8 @@ import io
 import json
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pytest
 from artel import cli
 from artel.ledger import entries
 from artel.ledger.entries import reasons
-from artel.ledger.entries.state import FoldState
+from artel.ledger.entries.state import Account, FoldState
 from artel.ledger.fold.alias import read_table, write_table
 from artel.ledger.fold.replay import replay
 from artel.ledger.fold.shares import SHARE_SCALE, shares
@@ -34,7 +35,6 @@ from artel.ledger.tlog.note import VerifierKey
 from artel.ledger.tlog.proof import LeafHashes, TlogProof, consistency, verify_inclusion
 from artel.ledger.tlog.tiles import ENTRIES, encode_bundle, level_tiles, tiles_of
 from artel.ledger.web import account_page, chart, server
-from artel.ledger.web.index import INVALIDATED, PENDING, VESTED, LedgerIndex
 from artel.ledger.web.server import Gate, Limits
 from artel.ledger.web.site import LedgerSite
 from artel.node import status
@@ -636,7 +636,7 @@ async def test_credit_is_listed_in_pages(ledger: Shown, monkeypatch: pytest.Monk
         seen += [row["for"].text for row in credit.rows()]
         older = [link for link in credit.links if "before=" in link]
         path = older[0] if older else ""
-    whole = ledger.site.index.credits_of(ledger.world.owners[0].key)
+    whole = ledger.history.credits_of(ledger.world.owners[0].key)
     assert len(set(seen)) == len(seen) == len(whole) > 6
 
 
@@ -706,44 +706,14 @@ async def test_entries_are_listed_in_pages_and_by_kind(ledger: Shown) -> None:
     assert [numbers(row["round"]) for row in listed] == [[2]] * 4
 
 
-# --- the index ------------------------------------------------------------------------------------
-
-
-async def test_the_index_knows_what_the_fold_knows(ledger: Shown) -> None:
-    index = LedgerIndex(ledger.store)
-    assert not index.follow(at_most=1) or index.size == ledger.store.size
-    assert index.follow()
-    outcomes: list[Any] = []
-    state = replay(ledger.world.leaves, observe=lambda i, e, o: outcomes.append((e, o)))
-    assert index.state == state
-    for number, (entry, outcome) in enumerate(outcomes):
-        summary = index.summary(number)
-        assert (summary.kind, summary.reason) == (entry.kind, outcome.reason)
-        assert [c.amount for c in index.granted_by(number)] == [c.amount for c in outcome.granted]
-        settled = index.settled_by(number)
-        assert len(settled) == len(outcome.vested) + len(outcome.invalidated)
-    for name, account in state.accounts.items():
-        sums = {PENDING: 0, VESTED: 0, INVALIDATED: 0}
-        for number in index.credits_of(name):
-            credit = index.credit(number)
-            assert credit.account == name
-            sums[credit.status] += credit.amount
-        assert sums[PENDING] == account.pending
-        assert sums[INVALIDATED] == account.invalidated
-        assert sums[VESTED] == account.vested + account.sent - account.received
-    rejected = sum(sum(counts.values()) for counts in state.rejected.values())
-    assert sum(len(index.rejections_of(name)) for name in state.accounts) == rejected
-    moved: dict[str, int] = {}
-    for _, name, amount in index.moves():
-        moved[name] = moved.get(name, 0) + amount
-    assert moved == {name: a.vested for name, a in state.accounts.items() if a.vested}
+# --- while it grows -------------------------------------------------------------------------------
 
 
 async def test_pages_follow_what_is_appended(ledger: Shown) -> None:
     before = await ledger.get("/shares")
     world = ledger.world
     third = world.contribution(world.members[2], 8)
-    ledger.store.append(world.add(third), world.sign)
+    ledger.append(third)
     after = await ledger.get("/shares")
     size = len(world.leaves)
     assert f"as of checkpoint {size - 1}" in before
@@ -751,9 +721,27 @@ async def test_pages_follow_what_is_appended(ledger: Shown) -> None:
     assert "Contribution" in await ledger.get(f"/entry/{size - 1}")
 
 
+@dataclass
+class Vested:
+    """Twelve accounts of which each gets as much in every state."""
+
+    state: FoldState
+    first_vested: int = 0
+
+    def vested_at(self, account: str, states: Sequence[int]) -> list[int]:
+        owners = [account] if account else list(self.state.accounts)
+        newest = self.state.round + 1
+        held = sum(self.state.accounts[name].vested for name in owners)
+        return [held // newest * (state + 1) for state in states]
+
+
+def vested(states: int, *amounts: int) -> Any:
+    accounts = {f"account {n}": Account("", vested=states * a) for n, a in enumerate(amounts)}
+    return Vested(FoldState(states=["root"] * states, accounts=accounts))
+
+
 def test_the_plot_samples_long_runs_and_names_the_largest() -> None:
-    moves = [(state, f"account {n}", 100 * (n + 1)) for state in range(1000) for n in range(12)]
-    found = chart.history(moves, newest=999)
+    found = chart.history(vested(1000, *(100 * (n + 1) for n in range(12))))
     assert len(found.states) <= chart.SAMPLES + 1
     assert found.states[-1] == 999
     assert len(found.names) == chart.COLOURS
@@ -765,27 +753,10 @@ def test_the_plot_samples_long_runs_and_names_the_largest() -> None:
     assert drawn is not None
     assert len(drawn.areas) == chart.COLOURS
     assert "nan" not in str(drawn)
-    assert chart.history([], 0).chart() is None
-    single = chart.history([(3, "a", 5)], 3).chart()
+    assert chart.history(vested(1)).chart() is None
+    single = chart.history(vested(1, 5)).chart()
     assert single is not None
     assert len(single.areas) == 1
-
-
-async def test_an_index_that_fell_over_shows_nothing_wrong(
-    ledger: Shown, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await ledger.get("/shares")
-
-    def fail(*_: object) -> None:
-        raise RuntimeError("a defect")
-
-    world = ledger.world
-    monkeypatch.setattr(ledger.site.index, "_note_credit", fail)
-    ledger.store.append(world.add(world.contribution(world.members[2], 8)), world.sign)
-    await ledger.get("/shares", 500)
-    monkeypatch.undo()
-    assert "index is broken" in await ledger.get("/shares", 503)
-    await ledger.get("/ledger/checkpoint")  # the log itself does not need it
 
 
 # --- a node's own server --------------------------------------------------------------------------
@@ -807,7 +778,7 @@ NOW = {
 
 async def test_a_node_serves_its_status_and_the_same_ledger(tmp_path: Path) -> None:
     async with shown(tmp_path) as ledger:
-        site = LedgerSite(ledger.store, ledger.heads, lambda: ledger.site.index.state)
+        site = LedgerSite(ledger.store, ledger.heads, lambda: ledger.fold.state)
         world = ledger.world
         now = NOW | {"node": world.members[0].peer_id, "account": world.owners[0].key}
         listener = server.bind()

@@ -11,7 +11,6 @@ import pytest
 from artel.ledger.entries import reasons
 from artel.ledger.entries.words import short_peer
 from artel.ledger.fold.replay import replay
-from artel.ledger.web.index import LedgerIndex
 from explorer_world import Shown, sharded_world, shown
 from page_world import Node, numbers, read
 
@@ -62,34 +61,32 @@ async def test_a_round_shows_its_slices_and_the_guilty(ledger: Shown) -> None:
 
 
 async def test_entries_of_slices_have_pages(ledger: Shown) -> None:
-    index = LedgerIndex(ledger.store)
-    index.follow()
-    recorded, accused = index.of_kind("aggregate"), index.of_kind("slice_wrong")
+    def of_kind(kind: str) -> list[int]:
+        return [did.index for did in ledger.history.chosen(kind=kind)][::-1]
+
+    recorded, accused = of_kind("aggregate"), of_kind("slice_wrong")
     assert (len(recorded), len(accused)) == (14, 3)
-    assert [index.summary(number).round for number in accused] == [1, 2, 2]
+    assert [ledger.history.did(number).round for number in accused] == [1, 2, 2]
     assert (
         read(await ledger.get(f"/entry/{recorded[6]}")).section("says").facts()["slice"].text == "2"
     )
     assert "wrong" in read(await ledger.get(f"/entry/{recorded[6]}")).section("did").text
-    opened = read(await ledger.get(f"/entry/{index.of_kind('round_opened')[0]}"))
+    opened = read(await ledger.get(f"/entry/{of_kind('round_opened')[0]}"))
     assert opened.section("says").facts()["members"].text.count(", 4 steps") == 4
-    shown_at = read(await ledger.get(f"/entry/{index.of_kind('contribution')[0]}"))
+    shown_at = read(await ledger.get(f"/entry/{of_kind('contribution')[0]}"))
     assert numbers(shown_at.section("says").facts()["up"]) == [2000]
-    agreed = read(await ledger.get(f"/entry/{index.of_kind('state_agreed')[1]}"))
+    agreed = read(await ledger.get(f"/entry/{of_kind('state_agreed')[1]}"))
     assert numbers(agreed.section("says").facts()["wrong"]) == [2]
     assert len(agreed.section("did").rows()) == 3, "the fourth combined a slice wrongly"
     assert len(read(await ledger.get("/entries?kind=slice_wrong")).rows()) == 3
 
 
-async def test_the_index_counts_what_the_fold_counts(ledger: Shown) -> None:
-    index = LedgerIndex(ledger.store)
-    index.follow()
+async def test_the_history_counts_what_the_fold_counts(ledger: Shown) -> None:
     state = replay(ledger.store.leaves())
-    assert index.state == state
+    assert ledger.fold.state == state
     tally: Counter[tuple[str, str]] = Counter()
     for account in state.accounts:
-        for number in index.rejections_of(account):
-            item = index.rejection(number)
+        for _, item in ledger.history.left_out_of(account):
             tally[item.node, item.reason] += 1
     expected = {
         (node, reason): count

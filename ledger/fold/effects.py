@@ -1,0 +1,435 @@
+"""What each entry did, kept beside the entries: written by whoever owns the fold, read by the rest.
+
+A :class:`Fold` follows a store. While the store appends, it applies the new entries to a copy of
+its state and writes their effects into tables of the ledger's file, in the transaction that adds
+the entries; when that is committed, the copy becomes the state. Now and then the state itself is
+kept, with its digest, so that a start costs what is new. Nothing in these tables says more than the
+entries do: they can be thrown away, and :func:`differing` finds what is not as a fresh fold has it.
+:mod:`ledger.fold.history` reads them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import cache
+from itertools import islice, zip_longest
+from pathlib import Path
+from typing import Any, Protocol
+
+from artel import protocol
+from artel.ledger import entries
+from artel.ledger.entries import KINDS, Entry, decode
+from artel.ledger.entries.body import OfWork
+from artel.ledger.entries.state import KINDS_OF_WORK, FoldState, Outcome, peer_of
+from artel.ledger.fold.replay import decoded
+from artel.ledger.fold.shares import apply
+from artel.protocol.errors import CheckFailed, DecodeError
+from artel.protocol.round_state import BAD_SIGNATURE
+
+STATUSES = ("ignored", "recorded", "credited")
+"""Of entries."""
+PENDING, VESTED, INVALIDATED = range(3)
+"""Of credit."""
+NONE = -1
+"""Stands for the index of an entry, or the number of a round, that there is not."""
+
+TABLES = (
+    # Accounts and nodes; the other tables name them by these numbers.
+    "CREATE TABLE names(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)",
+    "CREATE TABLE effects(idx INTEGER PRIMARY KEY, kind INTEGER NOT NULL, round INTEGER NOT NULL,"
+    " attempt INTEGER NOT NULL, work INTEGER NOT NULL, status INTEGER NOT NULL,"
+    " reason TEXT NOT NULL, notes TEXT NOT NULL)",
+    "CREATE INDEX effects_by_kind ON effects(kind)",
+    "CREATE INDEX effects_by_round ON effects(round) WHERE round >= 0",
+    "CREATE INDEX effects_by_work ON effects(work) WHERE work >= 0",
+    # Which entries say something about an account, or name a node.
+    "CREATE TABLE mentions(name INTEGER, idx INTEGER, PRIMARY KEY(name, idx)) WITHOUT ROWID",
+    # Which node belongs to which account from which entry on.
+    "CREATE TABLE bindings(node INTEGER, idx INTEGER, account INTEGER NOT NULL,"
+    " PRIMARY KEY(node, idx)) WITHOUT ROWID",
+    "CREATE INDEX bindings_by_account ON bindings(account)",
+    "CREATE TABLE shown(idx INTEGER PRIMARY KEY, node INTEGER NOT NULL, id TEXT NOT NULL,"
+    " tokens INTEGER NOT NULL)",
+    "CREATE INDEX shown_by_node ON shown(node)",
+    # The source of compute is the id of the contribution, and stands in shown.
+    "CREATE TABLE credits(number INTEGER PRIMARY KEY, source TEXT NOT NULL, kind INTEGER NOT NULL,"
+    " account INTEGER NOT NULL, node INTEGER, round INTEGER NOT NULL, units INTEGER NOT NULL,"
+    " rate INTEGER NOT NULL, work INTEGER NOT NULL, granted INTEGER NOT NULL, due INTEGER NOT NULL,"
+    " settled INTEGER NOT NULL DEFAULT -1, status INTEGER NOT NULL DEFAULT 0)",
+    "CREATE INDEX credits_by_account ON credits(account)",
+    "CREATE INDEX credits_by_work ON credits(work)",
+    "CREATE INDEX credits_by_granted ON credits(granted)",
+    "CREATE INDEX credits_by_settled ON credits(settled) WHERE settled >= 0",
+    "CREATE TABLE left_out(number INTEGER PRIMARY KEY, idx INTEGER NOT NULL,"
+    " round INTEGER NOT NULL, attempt INTEGER NOT NULL, node INTEGER NOT NULL,"
+    " account INTEGER NOT NULL, reason TEXT NOT NULL)",
+    "CREATE INDEX left_out_by_idx ON left_out(idx)",
+    "CREATE INDEX left_out_by_node ON left_out(node)",
+    "CREATE INDEX left_out_by_account ON left_out(account)",
+    # Vested credit whenever it changed, by the number of the newest state; without a name: in all.
+    "CREATE TABLE held(name INTEGER, state INTEGER, vested INTEGER NOT NULL,"
+    " PRIMARY KEY(name, state)) WITHOUT ROWID",
+    "CREATE TABLE kept(size INTEGER PRIMARY KEY, rules BLOB NOT NULL, state BLOB NOT NULL,"
+    " digest BLOB NOT NULL)",
+)
+
+KEEP_EVERY = 1024
+"""Entries after which the state is kept again; with very many accounts, after more."""
+KEPT = 16
+"""About as many older states stay, spread over the ledger."""
+_BATCH = 256
+
+Query = Callable[[str, Sequence[object]], list[tuple[Any, ...]]]
+"""The rows of a reading statement."""
+
+
+class Leaves(Protocol):
+    """Where a ledger is read from."""
+
+    @property
+    def size(self) -> int: ...
+
+    def leaf(self, index: int) -> bytes: ...
+
+    def leaves(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]: ...
+
+
+class Store(Leaves, Protocol):
+    """A ledger in a file that this process owns (:class:`ledger.store.store.LedgerStore`)."""
+
+    def query(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]: ...
+
+    def deriving(self) -> AbstractContextManager[sqlite3.Connection]: ...
+
+
+class Fold:
+    """The fold over a store, for the one process that appends to it. Make one with :meth:`open`.
+
+    ``state`` is never changed: after a commit another one takes its place, so any thread may look
+    at it. The store calls :meth:`beside`, its owner :meth:`settle` when entries are in.
+    """
+
+    def __init__(self, state: FoldState) -> None:
+        self.state = state
+        self._next, self._outcomes = state.copy(), list[Outcome]()
+
+    @classmethod
+    def open(cls, store: Store) -> Fold:
+        """The fold over all that is in a store; what has no effects yet gets them.
+
+        :raises CheckFailed: when an entry does not decode
+        """
+        found = kept_by(store.query, store, store.size)
+        if found is None:
+            with store.deriving() as connection:
+                clear(connection)
+            found = FoldState()
+        fold = cls(found)
+        rest = checked(store.leaves(found.size), found.size)
+        while page := list(islice(rest, 16 * _BATCH)):
+            with store.deriving() as connection:
+                fold.beside(connection, page, fold.state.size)
+            fold.settle()
+        return fold
+
+    def beside(self, connection: sqlite3.Connection, new: Sequence[Entry], first: int) -> None:
+        """Apply entries and write their effects (a :data:`ledger.store.store.Beside`)."""
+        if first == self.state.size:  # whatever was begun before has come to nothing
+            self._next, self._outcomes = self.state.copy(), []
+        if first != self._next.size:
+            raise CheckFailed(f"the fold is at entry {self._next.size}, the ledger at {first}")
+        self._outcomes += write(connection, self._next, new)
+
+    def settle(self) -> list[Outcome]:
+        """What :meth:`beside` was given is committed: go on from there.
+
+        :returns: what each entry did
+        """
+        outcomes, self._outcomes = self._outcomes, []
+        self.state = self._next
+        return outcomes
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+_COLUMNS = {
+    "effects": "idx kind round attempt work status reason notes",
+    "mentions": "name idx",
+    "bindings": "node idx account",
+    "shown": "idx node id tokens",
+    "credits": "number source kind account node round units rate work granted due",
+    "left_out": "idx round attempt node account reason",
+    "held": "name state vested",
+}
+_NAMED = ("name", "node", "account")
+
+Rows = dict[str, list[tuple[object, ...]]]
+
+
+def write(connection: sqlite3.Connection, state: FoldState, new: Sequence[Entry]) -> list[Outcome]:
+    """Apply the next entries to a state of one's own, and write what they do.
+
+    Everything of one table goes in with one statement: Python gives up its lock for each step of a
+    statement, and with a busy thread beside this one getting it back can take 5 ms every time.
+    """
+    rows: Rows = {table: [] for table in _COLUMNS}
+    settled: list[tuple[int, int, int]] = []
+    outcomes = [_applied(state, entry, rows, settled) for entry in new]
+    for table, columns in _COLUMNS.items():
+        if rows[table]:
+            _insert(connection, table, columns.split(), rows[table])
+    if settled:
+        connection.execute(
+            "UPDATE credits SET settled = json_extract(value, '$[1]'),"
+            " status = json_extract(value, '$[2]') FROM json_each(?)"
+            " WHERE number = json_extract(value, '$[0]')",
+            (json.dumps(settled),),
+        )
+    _keep(connection, state)
+    return outcomes
+
+
+def _applied(
+    state: FoldState, entry: Entry, rows: Rows, settled: list[tuple[int, int, int]]
+) -> Outcome:
+    index, body = state.size, entry.body
+    about, (round, attempt) = body.concerns(state), body.place(state)
+    judged = state.work_pending(body.contribution) if isinstance(body, OfWork) else None
+    work = judged.credit.work if judged is not None else NONE
+    outcome = apply(state, entry)
+    notes = json.dumps(outcome.notes) if outcome.notes else ""
+    row = (index, KINDS.index(entry.kind), round, attempt, work)
+    rows["effects"].append((*row, STATUSES.index(outcome.status), outcome.reason, notes))
+    named = (about | body.concerns(state)) & state.accounts.keys()
+    named |= _nodes(entry) & state.nodes.keys()
+    rows["mentions"] += [(name, index) for name in sorted(named)]
+    if isinstance(body, entries.Contribution):
+        rows["shown"].append((index, body.node, entry.id, body.tokens))
+    elif isinstance(body, entries.Node) and outcome.status != "ignored":
+        rows["bindings"].append((body.node, index, body.account))
+    for item in outcome.left_out:
+        place = (item.round, item.attempt, item.node, item.account)
+        rows["left_out"].append((index, *place, item.reason))
+    _moved(state, index, outcome, rows, settled)
+    return outcome
+
+
+def _moved(
+    state: FoldState,
+    index: int,
+    outcome: Outcome,
+    rows: Rows,
+    settled: list[tuple[int, int, int]],
+) -> None:
+    """Credit that an entry granted, settled or gave to another account."""
+    for c in outcome.granted:
+        item = state.pending.get(c.source)
+        due = item.due if item is not None else state.round
+        source, kind = "" if c.kind == "compute" else c.source, KINDS_OF_WORK.index(c.kind)
+        row = (c.number, source, kind, c.account, c.node, c.round, c.units, c.rate, c.work)
+        rows["credits"].append((*row, index, due))
+    settled += [(c.number, index, VESTED) for c in outcome.vested]
+    settled += [(c.number, index, INVALIDATED) for c in outcome.invalidated]
+    changed = {c.account for c in outcome.vested} | {name for name, _ in outcome.moved}
+    for name in sorted(changed):
+        rows["held"].append((name, state.round, state.accounts[name].vested))
+    if changed:
+        rows["held"].append(("", state.round, state.total_vested))
+
+
+def _insert(
+    connection: sqlite3.Connection, table: str, columns: list[str], rows: list[tuple[object, ...]]
+) -> None:
+    named = [place for place, column in enumerate(columns) if column in _NAMED]
+    if named:
+        names = list(dict.fromkeys(row[place] for row in rows for place in named))
+        connection.execute(
+            "INSERT OR IGNORE INTO names(name) SELECT value FROM json_each(?)", (json.dumps(names),)
+        )
+    values = [f"json_extract(value, '$[{place}]')" for place in range(len(columns))]
+    for place in named:
+        values[place] = f"(SELECT id FROM names WHERE name = {values[place]})"
+    # A later row about the same state takes the place of an earlier one.
+    verb = "INSERT OR REPLACE" if table == "held" else "INSERT"
+    connection.execute(
+        f"{verb} INTO {table}({', '.join(columns)}) SELECT {', '.join(values)} FROM json_each(?)",
+        (json.dumps(rows),),
+    )
+
+
+def _nodes(entry: Entry) -> set[str]:
+    """Peer ids that an entry names, as signers included."""
+    body = entry.body
+    named = {peer_of(key) for key in entry.envelope.signers}
+    if isinstance(node := getattr(body, "node", None), str):
+        named.add(node)
+    named.update(getattr(body, "members", ()))
+    named.update(getattr(body, "commitments", ()))
+    for listed in ("accepted", "rejected", "cosignatures"):
+        named.update(item.node for item in getattr(body, listed, ()))
+    return named
+
+
+def clear(connection: sqlite3.Connection) -> None:
+    """Throw everything away."""
+    for table in tables():
+        connection.execute(f"DELETE FROM {table}")
+
+
+def tables() -> list[str]:
+    """Names of the tables, without their indices."""
+    words = [text.replace("(", " ").split() for text in TABLES]
+    return [name for _, what, name, *_ in words if what == "TABLE"]
+
+
+# --- the state at rest ----------------------------------------------------------------------------
+
+SELECT_KEPT = (  # damaged rows can hold any type
+    "SELECT size, CAST(rules AS BLOB), CAST(state AS BLOB), CAST(digest AS BLOB) FROM kept"
+)
+
+
+def _keep(connection: sqlite3.Connection, state: FoldState) -> None:
+    """Keep the state when enough has come since it was kept last; it is kept from the start."""
+    (last,) = connection.execute("SELECT max(size) FROM kept").fetchone()
+    if last is not None and state.size - last < max(KEEP_EVERY, len(state.accounts) // 8):
+        return
+    data = zlib.compress(state.encode(), 1)
+    row = (state.size, rules(), data)
+    connection.execute("INSERT INTO kept VALUES (?, ?, ?, ?)", (*row, _digest(*row)))
+    step = max(1, state.size // KEPT)
+    sizes = [size for (size,) in connection.execute("SELECT size FROM kept ORDER BY size")]
+    # The first one in each stretch, and the newest.
+    firsts = {size // step: size for size in reversed(sizes)}.values()
+    gone = [(size,) for size in sizes if size not in firsts and size != state.size]
+    connection.executemany("DELETE FROM kept WHERE size = ?", gone)
+
+
+def _digest(size: int, by: bytes, data: bytes) -> bytes:
+    return hashlib.sha256(size.to_bytes(8, "big") + by + data).digest()
+
+
+@cache
+def rules() -> bytes:
+    """Names the code that counts: a state of another version must not be continued."""
+    fold = Path(__file__).parent
+    folders = (Path(protocol.__path__[0]).glob("*.py"), fold.glob("*.py"))
+    paths = [*(p for found in folders for p in found), *Path(entries.__path__[0]).rglob("*.py")]
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(path.read_bytes())
+    return digest.digest()
+
+
+def kept_by(query: Query, log: Leaves, size: int) -> FoldState | None:
+    """The state after ``size`` entries, by the newest kept one before and the entries since.
+
+    The signatures of entries that have effects are not checked again.
+
+    :returns: None when the effects do not reach so far, or are not by these very rules
+    :raises CheckFailed: when an entry does not decode
+    """
+    rows = query(f"{SELECT_KEPT} WHERE size <= ? ORDER BY size DESC LIMIT 1", (size,))
+    if not rows or rows[0][1] != rules() or _digest(*rows[0][:3]) != rows[0][3]:
+        return None
+    at, _, data, _ = rows[0]
+    state = FoldState.decode(zlib.decompress(data))
+    reasons = query(
+        "SELECT reason FROM effects WHERE idx >= ? AND idx < ? ORDER BY idx", (at, size)
+    )
+    if len(reasons) != size - at:
+        return None
+    for leaf, (reason,) in zip(log.leaves(at, size), reasons, strict=True):
+        apply(state, trusted(leaf, reason != BAD_SIGNATURE))
+    return state
+
+
+def trusted(leaf: bytes, signed: bool) -> Entry:
+    """An entry whose signatures were checked before, with this result."""
+    entry = decode(leaf)
+    entry.__dict__["signers"] = frozenset(entry.envelope.signers) if signed else frozenset()
+    return entry
+
+
+def checked(leaves: Iterable[bytes], start: int, *, processes: bool = False) -> Iterator[Entry]:
+    """Entries from ``start`` on with their signatures checked.
+
+    :param processes: as in :func:`ledger.fold.replay.decoded`
+    :raises CheckFailed: when one does not decode
+    """
+    done = start
+    try:
+        for _, entry in decoded(leaves, processes=processes):
+            done += 1
+            yield entry
+    except DecodeError as error:
+        raise CheckFailed(f"entry {done} does not decode: {error.message}") from None
+
+
+# --- computed again -------------------------------------------------------------------------------
+
+
+class Loose:
+    """Effects in a passing file of their own: of a ledger that is not ours to write to, or to hold
+    those of a ledger against them.
+
+    :param kept: states that another one has kept (size, rules, state, digest)
+    """
+
+    def __init__(self, kept: Iterable[tuple[Any, ...]] = ()) -> None:
+        self.connection = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        for statement in TABLES:
+            self.connection.execute(statement)
+        self.connection.execute("BEGIN")
+        self.state = FoldState()
+        self.wrong = ""
+        """Which of the kept states is not the one of this fold, in words."""
+        self._kept = {row[0]: row for row in kept}
+        self._new: list[Entry] = []
+
+    def add(self, entry: Entry) -> None:
+        """Take the next entry; it is folded with those after it."""
+        self._new.append(entry)
+        if len(self._new) == _BATCH or self.state.size + len(self._new) in self._kept:
+            self.flush()
+
+    def flush(self) -> None:
+        """Fold what was taken."""
+        write(self.connection, self.state, self._new)
+        self._new = []
+        row = self._kept.pop(self.state.size, None)
+        if row is not None and not self._own(*row):
+            self.wrong = self.wrong or f"the kept state of {self.state.size} entries is another"
+
+    def _own(self, size: int, by: bytes, data: bytes, digest: bytes) -> bool:
+        if _digest(size, by, data) != digest:
+            return False
+        return by != rules() or zlib.decompress(data) == self.state.encode()
+
+    def query(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """The rows of a reading statement."""
+        return self.connection.execute(sql, parameters).fetchall()
+
+    def differing(self, stored: sqlite3.Connection) -> str:
+        """The first effect or kept state in another ledger's file that is not as here, in words;
+        "" when there is none."""
+        if self._kept:
+            return f"a state of {min(self._kept)} entries is kept, and there is none"
+        if self.wrong:
+            return self.wrong
+        for table in tables()[:-1]:
+            query = f"SELECT * FROM {table}"
+            rows = zip_longest(stored.execute(query), self.connection.execute(query))
+            for number, (row, expected) in enumerate(rows):
+                if row != expected:
+                    return f"row {number} of {table} is not what the entries give"
+        return ""
+
+    def close(self) -> None:
+        """Throw it away."""
+        self.connection.close()

@@ -1,0 +1,478 @@
+"""What happened in a ledger, as of a number of its entries: the one reader of the effects.
+
+Pages, ``me``, ``log``, ``explain`` and exports ask here. Every answer is a look into an index, and
+costs the same in a ledger of any length; rows of later entries are left out, so that all answers of
+one :class:`History` belong together while the ledger grows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+from artel.ledger import entries
+from artel.ledger.entries import KINDS, Entry, Genesis, decode
+from artel.ledger.entries.state import (
+    KINDS_OF_WORK,
+    Credit,
+    FoldState,
+    LeftOut,
+    Outcome,
+    Pending,
+)
+from artel.ledger.entries.story import AttemptTrail, Trail
+from artel.ledger.fold.effects import (
+    NONE,
+    PENDING,
+    STATUSES,
+    Leaves,
+    Loose,
+    Query,
+    checked,
+    kept_by,
+)
+from artel.protocol.errors import UsageError
+
+CREDIT_STATES = ("pending", "vested", "invalidated")
+_CREDIT = (
+    "SELECT c.number, coalesce(s.id, c.source), c.kind, a.name, n.name, c.round, c.units, c.rate,"
+    " c.work, c.granted, c.due, c.settled, c.status FROM credits c"
+    " JOIN names a ON a.id = c.account JOIN names n ON n.id = c.node"
+    " LEFT JOIN shown s ON s.idx = c.work AND c.source = ''"
+)
+
+
+class Log(Leaves, Protocol):
+    """A ledger and its tree."""
+
+    def index_of(self, entry: str) -> int | None: ...
+
+    def root_at(self, size: int) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class Did:
+    """What is known of an entry without reading it."""
+
+    index: int
+    kind: str
+    round: int
+    """-1 for entries that belong to no round; likewise ``attempt``."""
+    attempt: int
+    work: int
+    """Index of the contribution that it speaks of, -1 for none."""
+    status: str
+    """recorded, credited or ignored."""
+    reason: str
+    """Why it changed nothing; "" when it counts."""
+    notes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A contribution in the ledger; ``reason`` says why the fold ignores it, if it does."""
+
+    index: int
+    entry: str
+    """Its id."""
+    round: int
+    attempt: int
+    node: str
+    tokens: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an account showed, and what became of it, oldest first."""
+
+    shown: dict[str, Shown] = field(default_factory=dict)
+    """By entry id."""
+    earned: dict[str, Trail] = field(default_factory=dict)
+    """By source."""
+    left_out: dict[tuple[int, int, str], str] = field(default_factory=dict)
+    """Reasons, by round, attempt and node; what costs nobody credit is not among them."""
+
+
+class History:
+    """As of the ``state`` after so many entries."""
+
+    def __init__(self, log: Log, query: Query, state: FoldState) -> None:
+        self.log, self.state, self.size = log, state, state.size
+        self._query = query
+
+    # --- entries ----------------------------------------------------------------------------------
+
+    def did(self, index: int) -> Did:
+        """What is known of the entry at ``index``.
+
+        :raises UsageError: when there is none
+        """
+        found = self._did("idx = ?", (index,))
+        if not found:
+            raise UsageError(f"there is no entry {index:,}", f"the newest one is {self.size - 1:,}")
+        return found[0]
+
+    def chosen(
+        self,
+        *,
+        kind: str = "",
+        round: int | None = None,
+        nodes: Iterable[str] | None = None,
+        account: str | None = None,
+        before: int | None = None,
+        since: int = 0,
+        limit: int = NONE,
+    ) -> list[Did]:
+        """Entries that fit, newest first.
+
+        :param nodes: they name one of these
+        :param account: they speak of it, name one of its present nodes, or move its credit
+        :param limit: at most so many; -1 for all
+        """
+        where, values = self._fitting(kind, round, nodes, account, before, since)
+        return self._did(f"{where} ORDER BY idx DESC LIMIT ?", (*values, limit))
+
+    def count(self, **wanted: Any) -> int:
+        """How many entries fit; see :meth:`chosen`."""
+        filled = {"kind": "", "round": None, "nodes": None, "account": None, "before": None}
+        where, values = self._fitting(**filled | {"since": 0} | wanted)
+        return int(self._query(f"SELECT count(*) FROM effects WHERE {where}", values)[0][0])
+
+    def _fitting(
+        self,
+        kind: str,
+        round: int | None,
+        nodes: Iterable[str] | None,
+        account: str | None,
+        before: int | None,
+        since: int,
+    ) -> tuple[str, tuple[object, ...]]:
+        where = ["idx >= ?", "idx < ?"]
+        values: list[object] = [since, min(self.size, self.size if before is None else before)]
+        if kind:
+            where.append("kind = ?")
+            values.append(KINDS.index(kind))
+        if round is not None:
+            where.append("round = ?")
+            values.append(round)
+        if nodes is not None:
+            where.append(f"idx IN ({_MENTIONS})")
+            values.append(json.dumps(list(nodes)))
+        if account is not None:
+            own = [peer for peer, owner in self.state.nodes.items() if owner == account]
+            places = [f"SELECT {c} FROM credits WHERE account = {_NAME}" for c in _MOVES]
+            where.append(f"idx IN ({' UNION '.join((_MENTIONS, *places))})")
+            values += (json.dumps([account, *own]), account, account)
+        return " AND ".join(where), tuple(values)
+
+    def _did(self, where: str, values: Sequence[object]) -> list[Did]:
+        columns = "idx, kind, round, attempt, work, status, reason, notes"
+        rows = self._query(
+            f"SELECT {columns} FROM effects WHERE idx < ? AND {where}", (self.size, *values)
+        )
+        return [
+            Did(
+                index=index,
+                kind=KINDS[kind],
+                round=round,
+                attempt=attempt,
+                work=work,
+                status=STATUSES[status],
+                reason=reason,
+                notes=json.loads(notes) if notes else {},
+            )
+            for index, kind, round, attempt, work, status, reason, notes in rows
+        ]
+
+    def outcome(self, did: Did) -> Outcome:
+        """What the fold said when it came to an entry."""
+        settled = self._credits("c.settled = ?", (did.index,))
+        return Outcome(
+            did.status,
+            did.reason,
+            tuple(trail.credit for trail in self.granted_by(did.index)),
+            tuple(trail.credit for trail in settled if trail.status == "vested"),
+            tuple(trail.credit for trail in settled if trail.status == "invalidated"),
+            tuple(item for _, item in self._left_out("l.idx = ?", (did.index,))),
+            notes=did.notes,
+        )
+
+    def entry(self, index: int) -> Entry:
+        """The entry itself."""
+        return decode(self.log.leaf(index))
+
+    @cached_property
+    def genesis(self) -> Genesis:
+        """Entry 0."""
+        body = self.entry(0).body
+        assert isinstance(body, Genesis)
+        return body
+
+    # --- credit -----------------------------------------------------------------------------------
+
+    def granted_by(self, index: int) -> list[Trail]:
+        """Credit that the entry at ``index`` granted."""
+        return self._credits("c.granted = ?", (index,))
+
+    def moved_by(self, index: int) -> list[Trail]:
+        """Credit that the entry at ``index`` granted, made vest or took away."""
+        return self._credits("? IN (c.granted, c.settled)", (index,))
+
+    def earned_by(self, work: int) -> Trail | None:
+        """The compute of the contribution at an index, if it has earned any."""
+        found = self._credits("c.work = ? AND c.kind = 0", (work,))
+        return found[0] if found else None
+
+    def credits_of(
+        self,
+        account: str,
+        *,
+        kind: str = "",
+        state: str = "",
+        before: int | None = None,
+        limit: int = NONE,
+    ) -> list[Trail]:
+        """Credit of an account, newest first: of a kind, in a state, before a number."""
+        where, values = [f"c.account = {_NAME}"], list[object]([account])
+        for condition, wanted, value in (
+            ("c.kind = ?", kind, KINDS_OF_WORK.index(kind) if kind else 0),
+            ("c.number < ?", before is not None, before),
+            (f"{self._status} = ?", state, CREDIT_STATES.index(state) if state else 0),
+        ):
+            if wanted:
+                where.append(condition)
+                values.append(value)
+        order = " ORDER BY c.number DESC LIMIT ?"
+        return self._credits(" AND ".join(where), (*values, limit), order)
+
+    def sums_of(self, account: str) -> dict[tuple[str, str], int]:
+        """Credit of an account by kind of work and state."""
+        rows = self._query(
+            f"SELECT c.kind, {self._status}, sum(c.units * c.rate) FROM credits c"
+            f" WHERE c.account = {_NAME} AND c.granted < ? GROUP BY 1, 2",
+            (account, self.size),
+        )
+        return {(KINDS_OF_WORK[kind], CREDIT_STATES[at]): amount for kind, at, amount in rows}
+
+    @property
+    def _status(self) -> str:
+        return f"(CASE WHEN c.settled < {self.size} THEN c.status ELSE {PENDING} END)"
+
+    def _credits(
+        self, where: str, values: Sequence[object], order: str = " ORDER BY c.number"
+    ) -> list[Trail]:
+        rows = self._query(
+            f"{_CREDIT} WHERE c.granted < ? AND {where}{order}", (self.size, *values)
+        )
+        return [self._trail(*row) for row in rows]
+
+    def _trail(
+        self, number: int, source: str, kind: int, account: str, node: str, *rest: int
+    ) -> Trail:
+        round, units, rate, work, granted, due, settled, status = rest
+        work_kind = KINDS_OF_WORK[kind]
+        credit = Credit(number, source, work_kind, account, node, round, units, rate, work)
+        if settled >= self.size:
+            settled, status = NONE, PENDING
+        item = self.state.pending.get(source)
+        lapses = item.lapses if item is not None and item.disputed_by else 0
+        return Trail(credit, granted, due, lapses, CREDIT_STATES[status], settled)
+
+    def waiting(self, trail: Trail) -> Pending | None:
+        """Credit that has not vested, as the fold has it."""
+        return self.state.pending.get(trail.credit.source)
+
+    # --- accounts and nodes -----------------------------------------------------------------------
+
+    def statements_of(self, account: str, limit: int = NONE) -> list[Did]:
+        """Entries that say something about an account, newest first."""
+        spoken = "SELECT idx FROM mentions WHERE name = " + _NAME
+        return self._did(f"idx IN ({spoken}) ORDER BY idx DESC LIMIT ?", (account, limit))
+
+    def left_out_of(self, account: str, limit: int = NONE) -> list[tuple[int, LeftOut]]:
+        """Work of an account's nodes that was left out and by which entry, newest first."""
+        return self._left_out(
+            f"l.account = {_NAME}", (account, limit), " ORDER BY l.number DESC LIMIT ?"
+        )
+
+    def reasons_of(self, account: str) -> list[tuple[str, int]]:
+        """Why work of an account's nodes was left out and how often, the most frequent first."""
+        return self._query(
+            f"SELECT reason, count(*) FROM left_out WHERE account = {_NAME} AND idx < ?"
+            " GROUP BY 1 ORDER BY 2 DESC, 1",
+            (account, self.size),
+        )
+
+    def _left_out(
+        self, where: str, values: Sequence[object], order: str = " ORDER BY l.number"
+    ) -> list[tuple[int, LeftOut]]:
+        rows = self._query(
+            "SELECT l.idx, l.round, l.attempt, n.name, a.name, l.reason FROM left_out l"
+            " JOIN names n ON n.id = l.node JOIN names a ON a.id = l.account"
+            f" WHERE l.idx < ? AND {where}{order}",
+            (self.size, *values),
+        )
+        return [(row[0], LeftOut(*row[1:])) for row in rows]
+
+    def work_of(self, account: str) -> Work:
+        """What an account's nodes showed since they belonged to it, and what became of it."""
+        nodes = f"SELECT node, min(idx) AS since FROM bindings WHERE account = {_NAME} GROUP BY 1"
+        rows = self._query(
+            "SELECT s.idx, s.id, e.round, e.attempt, n.name, s.tokens, e.reason"
+            f" FROM ({nodes}) b JOIN shown s ON s.node = b.node AND s.idx > b.since"
+            " JOIN effects e ON e.idx = s.idx JOIN names n ON n.id = s.node"
+            " WHERE s.idx < ? ORDER BY s.idx",
+            (account, self.size),
+        )
+        left_out = self._query(
+            "SELECT l.round, l.attempt, n.name, l.reason FROM left_out l"
+            f" JOIN ({nodes}) b ON b.node = l.node JOIN names n ON n.id = l.node"
+            " WHERE l.idx < ? ORDER BY l.number",
+            (account, self.size),
+        )
+        return Work(
+            {row[1]: Shown(*row) for row in rows},
+            {trail.credit.source: trail for trail in reversed(self.credits_of(account))},
+            {tuple(place): why for *place, why in left_out if why not in _HARMLESS},
+        )
+
+    # --- rounds -----------------------------------------------------------------------------------
+
+    def agreed(self, state: int) -> int | None:
+        """Index of the entry that agreed on the state with this number (from 1)."""
+        found = self.of_round(state - 1, "state_agreed")
+        return found[-1].index if found else None
+
+    def of_round(self, round: int, *kinds: str) -> list[Did]:
+        """Entries of a round that count, in order; of these kinds, or all."""
+        fitting = "round = ? AND reason = '' ORDER BY idx"
+        return [did for did in self._did(fitting, (round,)) if not kinds or did.kind in kinds]
+
+    def attempt(self, round: int, number: int) -> AttemptTrail:
+        """One attempt of a round that was opened."""
+        found = [did for did in self.of_round(round) if did.attempt >= number]
+        steps = [did for did in found if did.attempt == number]
+        opened = next(did for did in steps if did.kind == "round_opened")
+        body = self.entry(opened.index).body
+        assert isinstance(body, entries.RoundOpened)
+        accounts, bound = self._bound(body.members, opened.index)
+        trail = AttemptTrail(
+            round,
+            number,
+            opened.index,
+            accounts,
+            bound,
+            dict(zip(body.members, body.steps, strict=True)),
+            opened.notes.get("tails", {}),
+        )
+        rows = self._query(
+            "SELECT n.name, s.idx FROM shown s JOIN names n ON n.id = s.node WHERE s.idx IN"
+            " (SELECT value FROM json_each(?))",
+            (json.dumps([did.index for did in steps if did.kind == "contribution"]),),
+        )
+        trail.contributed = dict(rows)
+        for did in steps:
+            self._step(trail, did)
+        later = next((d.index for d in found if d.attempt > number), NONE)
+        if trail.void < 0 and trail.agreed < 0 and (trail.closed < 0 or trail.accepted):
+            trail.void = later
+        return trail
+
+    def _step(self, trail: AttemptTrail, did: Did) -> None:
+        if did.kind == "round_committed":
+            trail.committed = did.index
+        elif did.kind in ("round_closed", "state_agreed", "aggregate", "slice_wrong"):
+            body = self.entry(did.index).body
+            match body:
+                case entries.RoundClosed() if trail.closed < 0:
+                    trail.closed, trail.accepted = did.index, len(body.accepted)
+                    trail.left_out = {item.node: item.reason for item in body.rejected}
+                case entries.RoundClosed():
+                    trail.void = did.index
+                case entries.StateAgreed():
+                    trail.agreed, trail.agreeing = did.index, did.notes["agreeing"]
+                    trail.wrong = body.wrong
+                case entries.Aggregate():
+                    trail.slices[body.slice] = (did.index, body.node, body.blob, body.size)
+                case entries.SliceWrong():
+                    said = trail.accused.setdefault(body.slice, {})
+                    said[body.node] = (did.index, body.blob)
+
+    def _bound(self, members: Sequence[str], at: int) -> tuple[dict[str, str], dict[str, int]]:
+        """Whose each of these nodes was before the entry at an index, and by which entry."""
+        rows = self._query(
+            "SELECT n.name, a.name, max(b.idx) FROM bindings b JOIN names n ON n.id = b.node"
+            " JOIN names a ON a.id = b.account WHERE b.idx < ? AND n.name IN"
+            " (SELECT value FROM json_each(?)) GROUP BY b.node",
+            (at, json.dumps(members)),
+        )
+        accounts, bound = {n: a for n, a, _ in rows}, {n: index for n, _, index in rows}
+        return {n: accounts[n] for n in members}, {n: bound[n] for n in members}
+
+    def events(self, work: int) -> list[tuple[int, str]]:
+        """Disputes, verdicts and rulings on the contribution at an index: index, and in a word."""
+        found = self._did("work = ? AND reason = '' ORDER BY idx", (work,))
+        bodies = ((did.index, self.entry(did.index).body) for did in found)
+        return [(i, body.event()) for i, body in bodies if isinstance(body, entries.body.OfWork)]
+
+    # --- over time --------------------------------------------------------------------------------
+
+    def vested_at(self, account: str, states: Sequence[int]) -> list[int]:
+        """Vested credit of an account when each of these states was the newest; "": of all."""
+        rows = self._query(
+            "SELECT coalesce((SELECT h.vested FROM held h WHERE h.name = (SELECT id FROM names"
+            " WHERE name = ?) AND h.state <= value ORDER BY h.state DESC LIMIT 1), 0)"
+            " FROM json_each(?)",
+            (account, json.dumps(states)),
+        )
+        return [vested for (vested,) in rows]
+
+    @property
+    def first_vested(self) -> int:
+        """Number of the newest state when credit vested for the first time; 0 when none has."""
+        named = "SELECT min(state) FROM held WHERE name = " + _NAME
+        return int(self._query(named, ("",))[0][0] or 0)
+
+    def changes(self, limit: int) -> list[tuple[int, str, int, int]]:
+        """State, account, change of its vested credit and what it has then: the newest, in order of
+        the state."""
+        rows = self._query(
+            "SELECT h.state, n.name, h.vested - coalesce((SELECT p.vested FROM held p"
+            " WHERE p.name = h.name AND p.state < h.state ORDER BY p.state DESC LIMIT 1), 0),"
+            " h.vested FROM held h JOIN names n ON n.id = h.name WHERE n.name <> ''"
+            " ORDER BY h.state DESC, n.name DESC LIMIT ?",
+            (limit,),
+        )
+        return rows[::-1]
+
+
+_MOVES = ("granted", "settled")
+_MENTIONS = (
+    "SELECT idx FROM mentions WHERE name IN"
+    " (SELECT id FROM names WHERE name IN (SELECT value FROM json_each(?)))"
+)
+_NAME = "(SELECT id FROM names WHERE name = ?)"
+_HARMLESS = (entries.reasons.NOT_AGREED, entries.reasons.FALSE_ACCUSATION)
+
+
+def read(log: Any, size: int | None = None, *, processes: bool = True) -> History:
+    """The history of a ledger, up to ``size`` entries (default: all), whoever writes it.
+
+    Where the effects are in its file and reach so far, they are read there; otherwise all entries
+    are folded once, signatures included.
+
+    :raises CheckFailed: when an entry does not decode
+    """
+    size = log.size if size is None else size
+    query: Callable[..., Any] | None = getattr(log, "query", None)
+    if query is not None and (state := kept_by(query, log, size)) is not None:
+        return History(log, query, state)
+    loose = Loose()
+    for entry in checked(log.leaves(0, size), 0, processes=processes):
+        loose.add(entry)
+    loose.flush()
+    return History(log, loose.query, loose.state)
