@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-from artel.protocol import commandline
+from artel.protocol import commandline, files
 from artel.protocol.commandline import AsJson, Folder, value
-from artel.protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, ResourceError, UsageError
+from artel.protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, UsageError
 from artel.protocol.options import check_port_free, whole
 from artel.protocol.run_config import Codec, Topology
 
@@ -83,10 +83,8 @@ def demo(
     check_port_free(f"/ip4/127.0.0.1/tcp/{port}", "--port")
     folder = _fresh_folder(out)
     run_file = folder / RUN_FILE
-    try:
+    with files.told(run_file):
         run_file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ResourceError(f"cannot write {run_file}: {error.strerror}") from None
 
     import asyncio
 
@@ -156,13 +154,9 @@ def _fresh_folder(wanted: Path | None) -> Path:
     while wanted is None and folder.exists():
         number += 1
         folder = DEFAULT_OUT.with_name(f"{DEFAULT_OUT.name}-{number}")
+    files.require_empty(folder)  # a demo never writes over another one
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise UsageError(
-                f"{folder} is not empty",
-                "a demo never writes over another one: choose a new --out DIR, or remove it",
-            )
     except OSError as error:
         raise UsageError(f"cannot use {folder}: {error.strerror}", "choose another --out") from None
     return folder.resolve()

@@ -14,6 +14,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,8 @@ def prepare(
         if not (home / LAYOUT_FILE).exists():
             manifest, _ = open_manifest(manifest_path(home).read_bytes())
             module = model.empty(manifest.config.model, manifest.tokenizer.vocab_size)
-            _write_durably(home / LAYOUT_FILE, model.layout_of(module).encode())
+            with files.told(home):
+                files.write(home / LAYOUT_FILE, model.layout_of(module).encode())
         return replace(load_prepared(home), fresh=fresh)
     finally:
         lock.release()
@@ -166,8 +168,9 @@ def _prepare(
     facts: dict[str, SplitFacts] = {}
     given: dict[str, list[tuple[str, int]]] = {}
     for name, chosen in (("train", train), ("validation", validation)):
-        cut = _write_shards(config, tokenizer, chosen, store, dtype, _stage(report, name))
-        index, given[name] = cut
+        index, given[name] = _write_shards(
+            config, tokenizer, chosen, store, dtype, partial(report, f"tokenising the {name} split")
+        )
         facts[name] = index.facts()
         store.put(index.encode())
     data = DataFacts(
@@ -193,11 +196,8 @@ def _prepare(
         envelope = sign(manifest, organiser)
     except ArtelError as error:
         raise UsageError(error.message, error.hint) from None
-    _write_durably(manifest_path(home), envelope.encode())
-
-
-def _stage(report: Progress, name: str) -> Callable[[float], None]:
-    return lambda done: report(f"tokenising the {name} split", done)
+    with files.told(home):
+        files.write(manifest_path(home), envelope.encode())
 
 
 def _tokenizer(
@@ -317,14 +317,6 @@ def _require_enough(manifest: Manifest) -> None:
             f"the validation split has {tokens} tokens, less than one window of {seq_len}",
             "use more text, raise validation_fraction or lower seq_len",
         )
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    """Write a file so that it holds all of its bytes or is not there."""
-    try:
-        files.write(path, data)
-    except OSError as error:
-        raise files.disk_error(error, path.parent) from None
 
 
 def main(argv: list[str]) -> int:

@@ -61,24 +61,19 @@ def new(
         )
     text = template(config=example(size, name, source))
     parse_config(text.encode(), "the new run file")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UsageError(f"{folder} is, or lies in, a file", "name a folder") from None
-    except OSError as error:
-        raise UsageError(
-            f"cannot make the folder {folder}: {error.strerror}", "choose another folder"
-        ) from None
     path = folder / RUN_FILE
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         # "x": never write over a file that somebody edited.
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
-    except FileExistsError:
-        raise UsageError(f"{path} already exists", "choose another folder, or edit it") from None
+    except FileExistsError as error:
+        raise UsageError(
+            f"the file {error.filename} already exists", "choose another folder"
+        ) from None
     except OSError as error:
         raise UsageError(
-            f"cannot write {path}: {error.strerror}", "choose another folder"
+            f"cannot write {error.filename}: {error.strerror}", "choose another folder"
         ) from None
     print(f"wrote {path}")
     print(f"  next: artel run check {shlex.quote(str(path))}")

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from artel.node.newest import Newest
 from artel.protocol import content, files
-from artel.protocol.errors import CheckFailed, ResourceError, UsageError
+from artel.protocol.errors import CheckFailed, ResourceError
 from artel.protocol.manifest import Manifest
 from artel.protocol.tokenizer import END_OF_TEXT, MAX_TOKENIZER_BYTES, Tokenizer
 from artel.protocol.units import readable
@@ -38,7 +38,7 @@ def export(found: Newest, out: Path) -> None:
     :raises CheckFailed: an id does not fit
     :raises ResourceError: a file cannot be read or written
     """
-    _require_empty(out)
+    files.require_empty(out)
     run, tokens = found.manifest, _tokenizer_json(found)
     module, round = _load(found)
     try:
@@ -55,14 +55,6 @@ def export(found: Newest, out: Path) -> None:
             f"cannot write the model to {out}: {getattr(error, 'strerror', None) or error}",
             f"it needs about {readable(4 * run.model.parameters)} there",
         ) from None
-
-
-def _require_empty(out: Path) -> None:
-    try:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UsageError(f"{out} is not empty", "name a directory that does not exist yet")
-    except OSError as error:
-        raise UsageError(f"cannot use {out}: {error.strerror}", "name another directory") from None
 
 
 @contextlib.contextmanager

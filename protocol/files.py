@@ -141,6 +141,18 @@ def sweep(folder: Path) -> None:
                 path.unlink()
 
 
+def require_empty(folder: Path) -> None:
+    """Refuse to write into a folder that has something in it.
+
+    :raises UsageError: it has, it is something else, or it cannot be looked at
+    """
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UsageError(f"{folder} is not empty", "name a folder that does not exist yet")
+    except OSError as error:
+        raise UsageError(f"cannot use {folder}: {error.strerror}", "name another folder") from None
+
+
 def holds(key: str) -> Callable[[bytes], bool]:
     """Whether bytes are the JSON of an object that has ``key`` alone."""
 

@@ -97,9 +97,8 @@ def test_options_that_contradict_each_other_end_at_once(
 
 def test_a_folder_with_something_in_it_is_never_used(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("precious")
-    with pytest.raises(UsageError, match="is not empty") as error:
+    with pytest.raises(UsageError, match="is not empty"):
         demo._fresh_folder(tmp_path)
-    assert "--out" in error.value.hint
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
