@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo test test-slow lint check clean format
+.PHONY: demo test test-slow durations lint check clean format
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Artel needs Python 3.11 or newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
@@ -16,13 +16,20 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/artel demo
 
-## test: the fast suite (real processes, real sockets), a process for each core, a file at a time
+PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
+
+## test: the fast suite (real processes, real sockets), a process for each core, a file at a time,
+## the longest first
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest $(PARALLEL)
 
 ## test-slow: the rest of the suite
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+## durations: what each file of tests takes, for the order of the next `make test`
+durations: $(STAMP)
+	$(BIN)/python -m pytest $(PARALLEL) --durations-out
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

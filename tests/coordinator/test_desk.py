@@ -7,7 +7,6 @@ import contextlib
 import errno
 import hashlib
 import logging
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -29,32 +28,11 @@ from artel.protocol import content, dsse, messages, round_state
 from artel.protocol.errors import CheckFailed, ResourceError, Unreachable
 from artel.protocol.net import wire
 from artel.protocol.round_state import Phase
-from desk_world import ORGANISER, Member, Office, run_of
+from desk_world import ORGANISER, Member, Office, refused
 from host_world import start, swarm
 
 NEXT = hashlib.sha256(b"the state of round 1").hexdigest()
 OTHER = hashlib.sha256(b"another state").hexdigest()
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return run_of(tmp_path_factory.mktemp("run"))
-
-
-@pytest_asyncio.fixture
-async def office(run: Any, tmp_path: Path) -> AsyncIterator[Office]:
-    office = await Office(tmp_path / "coordinator", *run).open()
-    yield office
-    office.close()
-
-
-@pytest_asyncio.fixture
-async def members(office: Office) -> list[Member]:
-    """Three admitted nodes that have not said what they do yet."""
-    three = [Member(office, name) for name in "abc"]
-    for member in three:
-        await member.hello()
-    return three
 
 
 @pytest_asyncio.fixture
@@ -79,13 +57,6 @@ async def applying(office: Office, revealing: list[Member]) -> list[Member]:
         await member.show()
     assert office.core.state.phase is Phase.APPLYING
     return revealing
-
-
-async def refused(work: Any) -> str:
-    """The code of the refusal that this must end in."""
-    with pytest.raises(wire.Refused) as error:
-        await work
-    return error.value.code
 
 
 # --- a round in which all goes well ---

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from artel.protocol import assignment, content, messages, round_state
 from artel.protocol.net import wire
 from artel.protocol.round_state import Phase
 from artel.protocol.shards import ShardIndex
-from desk_world import Member, Office, run_of
+from desk_world import Member, Office, refused, run_of
 
 NEXT = hashlib.sha256(b"the state of round 1").hexdigest()
 OTHER = hashlib.sha256(b"another state").hexdigest()
@@ -28,13 +27,6 @@ OTHER = hashlib.sha256(b"another state").hexdigest()
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return run_of(tmp_path_factory.mktemp("run"), exchange={"topology": "sharded"})
-
-
-@pytest_asyncio.fixture
-async def office(run: Any, tmp_path: Path) -> AsyncIterator[Office]:
-    office = await Office(tmp_path / "coordinator", *run).open()
-    yield office
-    office.close()
 
 
 async def open_round(office: Office, members: list[Member]) -> None:
@@ -66,12 +58,6 @@ async def combine_all(members: list[Member]) -> None:
     """Member j records slice j, each rightly."""
     for number, member in enumerate(members):
         await member.combine(number)
-
-
-async def refused(work: Any) -> str:
-    with pytest.raises(wire.Refused) as error:
-        await work
-    return error.value.code
 
 
 async def test_everybody_is_woken_when_all_slices_are_there(

@@ -22,18 +22,6 @@ from artel.protocol.round_state import Phase
 from desk_world import Member, Office, run_of
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return run_of(tmp_path_factory.mktemp("run"))
-
-
-@pytest_asyncio.fixture
-async def office(run: Any, tmp_path: Path) -> AsyncIterator[Office]:
-    office = await Office(tmp_path / "coordinator", *run).open()
-    yield office
-    office.close()
-
-
 @pytest_asyncio.fixture
 async def trained(office: Office) -> list[Member]:
     """Three members of round 0, ready to commit."""

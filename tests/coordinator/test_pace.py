@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -296,13 +293,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
         rounds={"box_s": 40.0, "total": 6},
         exchange={"overlap_steps": 2},
     )
-
-
-@pytest_asyncio.fixture
-async def office(run: Any, tmp_path: Path) -> AsyncIterator[Office]:
-    office = await Office(tmp_path / "coordinator", *run).open()
-    yield office
-    office.close()
 
 
 def report(member: Member, speed: float) -> messages.Report:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from artel.coordinator import submission
 from artel.ledger import entries
@@ -17,28 +14,8 @@ from artel.ledger.fold import alias
 from artel.ledger.tlog.checkpoint import open_checkpoint
 from artel.protocol import dsse, messages
 from artel.protocol.net import wire
-from desk_world import ORGANISER, Member, Office, run_of
-from witness_world import play_round, refused, resource
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return run_of(tmp_path_factory.mktemp("run"))
-
-
-@pytest_asyncio.fixture
-async def office(run: Any, tmp_path: Path) -> AsyncIterator[Office]:
-    office = await Office(tmp_path / "coordinator", *run).open()
-    yield office
-    office.close()
-
-
-@pytest_asyncio.fixture
-async def members(office: Office) -> list[Member]:
-    three = [Member(office, name) for name in "abc"]
-    for member in three:
-        await member.hello()
-    return three
+from desk_world import ORGANISER, Member, Office, refused
+from witness_world import play_round, resource
 
 
 def pending(office: Office, member: Member) -> str:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from artel.coordinator import witnessing
 from artel.coordinator.closing import Closing
@@ -22,8 +19,8 @@ from artel.ledger.tlog.cosignature import add_lines, cosign, witness_key, witnes
 from artel.protocol import messages
 from artel.protocol.net import wire
 from artel.protocol.round_state import Phase
-from desk_world import ORGANISER, Member, Office, run_of
-from witness_world import play_round, refused, resource
+from desk_world import ORGANISER, Member, Office, refused, run_of
+from witness_world import play_round, resource
 
 
 @pytest.fixture(scope="module")
@@ -35,21 +32,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
         "ownership": config.ownership.model_copy(update={"closing_s": 0.0}),
     }
     return manifest.model_copy(update={"config": config.model_copy(update=changes)}), layout
-
-
-@pytest_asyncio.fixture
-async def office(run: Any, tmp_path: Path) -> AsyncIterator[Office]:
-    office = await Office(tmp_path / "coordinator", *run).open()
-    yield office
-    office.close()
-
-
-@pytest_asyncio.fixture
-async def members(office: Office) -> list[Member]:
-    three = [Member(office, name) for name in "abc"]
-    for member in three:
-        await member.hello()
-    return three
 
 
 def newest(office: Office) -> str:

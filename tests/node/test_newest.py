@@ -28,7 +28,7 @@ from artel.protocol.identity import Identity
 from artel.protocol.manifest import open_manifest
 from artel.protocol.state import State, write_state
 from ledger_world import World as Ledger
-from trainer_world import World, make_world
+from trainer_world import World
 
 ROUNDS = 8
 
@@ -49,11 +49,6 @@ while os.getppid() == int(os.environ["PARENT"]):
     time.sleep(0.003)
 """
 """A node whose rounds take 3 ms: two states are there at any time."""
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")

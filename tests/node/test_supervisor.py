@@ -21,21 +21,10 @@ from artel.node.supervisor import Trainer
 from artel.node.trainer import launch
 from artel.node.trainer.orders import Benchmark, Load, Train
 from places import ROOT
-from trainer_world import NODES, World, death_of, make_world
+from trainer_world import NODES, World, death_of
 from trainer_world import started as fresh
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def endless(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """A run whose rounds take a minute."""
-    return make_world(tmp_path_factory.mktemp("endless"), inner_steps=5000)
 
 
 @pytest_asyncio.fixture(loop_scope="module")

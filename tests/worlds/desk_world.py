@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 
 from artel.coordinator.desk import Desk
 from artel.coordinator.metrics import Metrics
@@ -67,6 +68,13 @@ def run_of(
     manifest = world.run.model_copy(update={"config": config})
     module = model.build(config.model, manifest.tokenizer.vocab_size, config.run.seed)
     return manifest, model.layout_of(module)
+
+
+async def refused(work: Any) -> str:
+    """The code of the refusal that this must end in."""
+    with pytest.raises(wire.Refused) as error:
+        await work
+    return error.value.code
 
 
 class Nowhere:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
-
-import pytest
 
 from artel.protocol import messages
 from artel.protocol.net import wire
@@ -27,12 +24,6 @@ async def play_round(office: Office, members: list[Member]) -> None:
     for member in members:
         await member.sign_state(root)
     assert office.core.state.round == number + 1
-
-
-async def refused(work: Any) -> str:
-    with pytest.raises(wire.Refused) as error:
-        await work
-    return error.value.code
 
 
 async def resource(office: Office, member: Member, path: str, run: str = "") -> bytes:

@@ -555,7 +555,7 @@ def run(examples: int, steps: int, *, fixed: bool) -> None:
 
 
 def test_no_history_breaks_the_accounts() -> None:
-    run(examples=250, steps=40, fixed=True)
+    run(examples=100, steps=40, fixed=True)
 
 
 @pytest.mark.slow

@@ -37,20 +37,9 @@ from artel.protocol import content, model
 from artel.protocol.errors import DecodeError
 from artel.protocol.exchange import parts
 from artel.protocol.state import Vector, read_state
-from trainer_world import NODES, World, make_world, started
+from trainer_world import NODES, World, started
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def endless(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """A run whose rounds take a minute."""
-    return make_world(tmp_path_factory.mktemp("endless"), inner_steps=5000)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -31,7 +31,7 @@ from artel.protocol.net import dht, p2pd, slots, streams, wire
 from artel.protocol.net import host as network
 from artel.protocol.net.host import Host, peer_of
 from artel.protocol.options import LISTEN_FORM
-from host_world import LOOPBACK, call, daemon_of, held, named, raw, swarm
+from host_world import LOOPBACK, call, daemon_of, held, named, raw, swarm, until
 from places import ROOT
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -50,12 +50,6 @@ async def _echo(
         await stream.write(await stream.read_exactly(request.size))
         return None
     return request
-
-
-@pytest.fixture(autouse=True)
-def _short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raw streams of these tests never close first; nobody wants to wait for them."""
-    monkeypatch.setattr(streams, "LINGER_S", 0.3)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -155,17 +149,17 @@ async def test_one_member_cannot_take_all_streams(
 ) -> None:
     server, client = hosts
     monkeypatch.setattr(server._members, "known", lambda peer: True)
-    await _until(lambda: not held(server))  # those of the tests before
+    await until(lambda: not held(server))  # those of the tests before
     opened = []
     for _ in range(slots.MEMBER_STREAMS_EACH):
         reader, writer = await raw(client, server.peer_id, HANG)
         opened.append((reader, writer))
-    await _until(lambda: held(server, client.peer_id) == slots.MEMBER_STREAMS_EACH)
+    await until(lambda: held(server, client.peer_id) == slots.MEMBER_STREAMS_EACH)
     with pytest.raises(ArtelError):
         await client.ask(server.peer_id, ECHO, messages.Ok())
     for _, writer in opened:
         writer.close()
-    await _until(lambda: not held(server))
+    await until(lambda: not held(server))
     assert await client.ask(server.peer_id, ECHO, messages.Ok()) == messages.Ok()
 
 
@@ -205,7 +199,7 @@ async def test_a_message_cut_off_ends_the_stream(hosts: list[Host], data: bytes)
     reply = await asyncio.wait_for(call(client, server.peer_id, ECHO, data), 5)
     if reply:
         assert isinstance(wire.decode(reply[4:]), messages.Refusal)
-    await _until(lambda: not held(server))
+    await until(lambda: not held(server))
     assert await client.ask(server.peer_id, ECHO, messages.Ok()) == messages.Ok()
 
 
@@ -227,14 +221,14 @@ async def test_a_storm_of_garbage_costs_no_memory(hosts: list[Host]) -> None:
             await call(client, server.peer_id, ECHO, chance.randbytes(chance.randrange(200)))
 
     await throw(20)
-    await _until(lambda: not held(server))
+    await until(lambda: not held(server))
     gc.collect()
     logging.disable()  # what pytest keeps of the log is not what we keep
     tracemalloc.start()
     try:
         before = tracemalloc.take_snapshot()
         await throw(150)
-        await _until(lambda: not held(server))
+        await until(lambda: not held(server))
         gc.collect()
         after = tracemalloc.take_snapshot()
     finally:
@@ -276,12 +270,12 @@ async def test_a_network_daemon_that_ends_is_replaced_in_place(
             old.send_signal(how)
             with pytest.raises(Unreachable):
                 await host.ask(other.peer_id, ECHO, messages.Ok(), timeout=1)
-            await _until(lambda host=host, old=old: host._daemon.process.pid != old.pid, 10)
+            await until(lambda host=host, old=old: host._daemon.process.pid != old.pid, 10)
             assert not old.is_running() or old.status() == psutil.STATUS_ZOMBIE
             await _answers(other, host.peer_id)
             await _answers(host, victim.peer_id if host is server else server.peer_id)
             assert await host.addresses() == before
-            await _until(lambda host=host: not host._bootstrap or host._joined)
+            await until(lambda host=host: not host._bootstrap or host._joined)
             record = _Note(name="x", addresses=[], http="", round=number)
             assert await host.publish(dht.run_key(RUN), record)
             assert (await other.lookup(dht.run_key(RUN), _Note))[host.peer_id] == record
@@ -303,7 +297,7 @@ async def test_a_network_daemon_that_dies_again_and_again_is_given_up(
         while not watching.done():
             daemon_of(victim).kill()
             daemon = victim._daemon
-            await _until(lambda daemon=daemon: watching.done() or victim._daemon is not daemon, 10)
+            await until(lambda daemon=daemon: watching.done() or victim._daemon is not daemon, 10)
         error = watching.exception()
         assert isinstance(error, ResourceError)
         assert "died 3 times" in error.message
@@ -486,13 +480,6 @@ async def test_a_handler_that_fails_unexpectedly_does_not_end_the_service(
         await client.ask(server.peer_id, "/artel/broken/1.0.0", messages.Ok())
     assert any(record.message == "stream.broken" for record in caplog.records)
     assert await client.ask(server.peer_id, ECHO, messages.Ok()) == messages.Ok()
-
-
-async def _until(condition: object, seconds: float = 5.0) -> None:
-    """Wait for something that another task brings about."""
-    async with asyncio.timeout(seconds):
-        while not condition():  # type: ignore[operator]
-            await asyncio.sleep(0.01)
 
 
 async def _answers(host: Host, peer: str, seconds: float = 10.0) -> None:

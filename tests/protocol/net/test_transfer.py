@@ -9,7 +9,7 @@ import random
 import shutil
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ import pytest_asyncio
 
 from artel.protocol import content, files, merkle, messages
 from artel.protocol.errors import DecodeError, ResourceError, Unreachable
-from artel.protocol.net import download, streams, transfer, wire
+from artel.protocol.net import download, transfer, wire
 from artel.protocol.net import swarm as swarming
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host
@@ -25,8 +25,8 @@ from artel.protocol.net.speeds import Speeds
 from artel.protocol.net.transfer import Wanted
 from artel.protocol.net.uplink import Uplink
 from artel.protocol.tasks import together, uninterrupted
-from host_world import held, named
-from transfer_world import Answer, Holder, acquainted, answering
+from host_world import held, named, until
+from transfer_world import Answer, Holder, answering
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -34,18 +34,6 @@ CHUNK = content.CHUNK_BYTES
 DATA = random.Random(3).randbytes(6 * CHUNK + 1234)
 BLOB = content.content_id(DATA)
 HASHES = content.chunk_hashes(DATA)
-
-
-@pytest.fixture(autouse=True)
-def _short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raw streams of these tests never close first; nobody wants to wait for them."""
-    monkeypatch.setattr(streams, "LINGER_S", 0.3)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def hosts(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[list[Host]]:
-    async with acquainted(tmp_path_factory.mktemp("hosts"), 4) as four:
-        yield four
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -357,7 +345,7 @@ async def test_a_cancelled_download_goes_on_where_it_was(
     holders[0].lie = stall
     first = asyncio.create_task(fetch(us, store, holders[0]))
     await asyncio.wait_for(reached.wait(), 5)
-    await _until(lambda: store.partials[BLOB].lead() == swarming.CHUNKS_UNKNOWN)
+    await until(lambda: store.partials[BLOB].lead() == swarming.CHUNKS_UNKNOWN)
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
@@ -418,7 +406,7 @@ async def test_pushed_bytes_that_are_not_what_was_offered_leave_nothing(
     async with us.open(taker.peer, wire.CONTENT) as stream:  # and then nothing more comes
         await wire.ask(stream, messages.Put(id=blob, size=len(data)))
         await stream.write(bytes(data[:-1]))
-    await _until(lambda: not held(taker.host))
+    await until(lambda: not held(taker.host))
     assert sorted(taker.store.root.iterdir()) == before
 
 
@@ -561,12 +549,6 @@ def raise_refusal(reply: messages.Message) -> None:
 
 def _chunks(request: messages.GetChunks) -> bytes:
     return DATA[request.first * CHUNK :][: request.count * CHUNK]
-
-
-async def _until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def test_the_index_is_the_rfc_6962_tree() -> None:

@@ -7,7 +7,7 @@ import contextlib
 import random
 import time
 import tracemalloc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,8 +24,8 @@ from artel.protocol.net.streams import Traffic
 from artel.protocol.net.swarm_job import Ask, Job
 from artel.protocol.net.transfer import Wanted
 from artel.protocol.net.uplink import Uplink
-from host_world import held
-from transfer_world import Holder, acquainted, answering
+from host_world import held, until
+from transfer_world import Holder, answering
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -34,17 +34,6 @@ CHUNK = content.CHUNK_BYTES
 
 def made(seed: int, size: int) -> bytes:
     return random.Random(seed).randbytes(size)
-
-
-@pytest.fixture(autouse=True)
-def _short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "LINGER_S", 0.3)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def hosts(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[list[Host]]:
-    async with acquainted(tmp_path_factory.mktemp("hosts"), 4) as four:
-        yield four
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -65,12 +54,6 @@ async def fetch(us: Holder, blob: str, *holders: Holder, size: int) -> bytes:
     ids = [holder.peer for holder in holders]
     wanted = transfer.Wanted(blob, ids, size, "state")
     return (await transfer.fetch(us.host, us.store, wanted)).read_bytes()
-
-
-async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 # --- accounts ---

@@ -1,0 +1,50 @@
+"""The longest files first: with a file at a time for each core, all of them are done together.
+
+``durations.json`` holds the seconds of each file that takes long, as ``make durations`` measured
+them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+
+from places import TESTS
+
+DURATIONS = TESTS / "durations.json"
+LONG = 2.0
+"""Seconds of a file that is written down."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--durations-out", action="store_true", help=f"write {DURATIONS.name} anew")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--durations-out") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Recorder())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    known = json.loads(DURATIONS.read_text())
+    items.sort(key=lambda item: -known.get(file_of(item.nodeid), 0))
+
+
+def file_of(nodeid: str) -> str:
+    return nodeid.partition("::")[0]
+
+
+class Recorder:
+    """Adds up what every file takes, its fixtures too."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.seconds[file_of(report.nodeid)] += report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        long = {file: round(took) for file, took in self.seconds.most_common() if took >= LONG}
+        DURATIONS.write_text(json.dumps(long, indent=1) + "\n")
