@@ -138,7 +138,7 @@ async def test_streams_share_the_uplink_evenly() -> None:
     for task in tasks:
         task.cancel()
     seconds = time.monotonic() - began
-    assert max(moved) - min(moved) <= 3 * 16_384
+    assert max(moved) < 1.3 * min(moved)
     assert 0.5 < sum(moved) / (2e6 * seconds) < 1.06  # a busy machine lets some of it pass unused
     await uplink.take(10, small=True)  # those that are gone hold nobody up
 
