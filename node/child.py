@@ -88,7 +88,7 @@ class Child:
         :raises ResourceError: it cannot be started
         """
         process, ours, log_size = await launch(log_file, threads)
-        reader, writer = await asyncio.open_connection(sock=ours)
+        reader, writer = await asyncio.open_connection(sock=ours, limit=channel.MAX_BYTES)
         child = cls(process, writer, log_file, log_size)
         child._reading = asyncio.create_task(child._read(reader))
         try:
@@ -117,12 +117,12 @@ class Child:
         """
         number = next(self._numbers)
         name, body = command.name(), orders.plain(command)
-        frame = channel.encode({"id": number, "command": name, "with": body})
+        line = channel.encode({"id": number, "command": name, "with": body})
         answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         answer.add_done_callback(lambda f: f.cancelled() or f.exception())  # looked at, always
         self._calls[number] = _Call(answer, on_progress)
         try:
-            self._writer.write(frame)
+            self._writer.write(line)
             await asyncio.wait({answer}, timeout=timeout)
             if not answer.done():
                 await self._out_of_time(number, name, timeout or 0.0)
@@ -148,12 +148,12 @@ class Child:
     async def _read(self, reader: asyncio.StreamReader) -> None:
         """Owner of the incoming side; ends with the child."""
         try:
-            while True:
-                length = channel.length_of(await reader.readexactly(channel.LENGTH.size))
-                self._dispatch(channel.decode(await reader.readexactly(length)))
-        except (asyncio.IncompleteReadError, OSError):
-            pass  # the child closed its end: it is ending, or dead
-        except DecodeError:
+            # Without its end a line is the last words of a child that is ending, or dead.
+            while (line := await reader.readline()).endswith(b"\n"):
+                self._dispatch(channel.decode(line))
+        except OSError:
+            pass  # as above
+        except (DecodeError, ValueError):  # ValueError: an endless line
             self.process.kill()
         finally:
             await self._bury()

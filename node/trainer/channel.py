@@ -1,22 +1,20 @@
-"""Frames between the daemon and its trainer: a 4-byte big-endian length, then a JSON object.
+"""Messages between the daemon and its trainer: JSON objects, each on a line of its own.
 
 The two ends are one program on one machine and share a socket pair that nobody else can reach. The
-limit on a frame guards against a torn stream, not against an attacker; tensors never pass here.
+limit on a line guards against a mistake, not against an attacker; tensors never pass here.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import struct
 from collections.abc import Iterator
 from typing import Any
 
 from artel.protocol.errors import ArtelError, DecodeError
 
-MAX_FRAME_BYTES = 64 << 20
-"""The longest frame lists a round's windows, about 10 bytes each: room for millions of them."""
-LENGTH = struct.Struct(">I")
+MAX_BYTES = 64 << 20
+"""The longest message lists a round's windows, about 10 bytes each: room for millions of them."""
 
 Message = dict[str, Any]
 
@@ -54,7 +52,7 @@ def coded(code: str, kind: type[ArtelError] = ArtelError) -> Iterator[None]:
 
 
 def encode(message: Message) -> bytes:
-    """One frame.
+    """A message as its line.
 
     :raises TrainerError: ``bad_request`` when the message is too large or not JSON
     """
@@ -62,35 +60,24 @@ def encode(message: Message) -> bytes:
         body = json.dumps(message, allow_nan=False, separators=(",", ":")).encode()
     except (TypeError, ValueError) as error:
         raise TrainerError("bad_request", f"message has no JSON form: {error}") from None
-    if len(body) > MAX_FRAME_BYTES:
+    if len(body) >= MAX_BYTES:
         raise TrainerError(
             "bad_request",
-            f"message of {len(body)} bytes, at most {MAX_FRAME_BYTES} pass to the trainer",
+            f"message of {len(body)} bytes, at most {MAX_BYTES} pass to the trainer",
             "lower rounds.inner_steps or optimizer.batch_size",
         )
-    return LENGTH.pack(len(body)) + body
+    return body + b"\n"
 
 
-def length_of(head: bytes) -> int:
-    """Body length that a frame's first four bytes announce.
-
-    :raises DecodeError: when it is beyond the limit
-    """
-    (length,) = LENGTH.unpack(head)
-    if length > MAX_FRAME_BYTES:
-        raise DecodeError(f"frame of {length} bytes, at most {MAX_FRAME_BYTES} allowed")
-    return int(length)
-
-
-def decode(body: bytes) -> Message:
-    """The message of a frame's body.
+def decode(line: bytes) -> Message:
+    """The message of a line.
 
     :raises DecodeError: when it is no JSON object
     """
     try:
-        message = json.loads(body)
+        message = json.loads(line)
     except (ValueError, RecursionError):
-        raise DecodeError("the frame is not JSON") from None
+        raise DecodeError("the message is not JSON") from None
     if not isinstance(message, dict):
-        raise DecodeError("the frame is not a JSON object")
+        raise DecodeError("the message is not a JSON object")
     return message

@@ -178,9 +178,10 @@ class Loop:
     def _read(self) -> None:
         """The reader thread: queue requests, take cancel and stop at once."""
         try:
-            while True:
-                length = channel.length_of(self._receive(channel.LENGTH.size))
-                message = channel.decode(self._receive(length))
+            for line in self._connection.makefile("rb"):
+                if not line.endswith(b"\n"):
+                    break
+                message = channel.decode(line)
                 match message["command"]:
                     case "cancel":
                         number = message["target"]
@@ -197,20 +198,12 @@ class Loop:
                         with self._state:
                             self._waiting.add(message["id"])
                         lane.put(message)
-        except (EOFError, OSError):
-            os._exit(_PARENT_GONE)
+        except OSError:
+            pass
         except BaseException:
             traceback.print_exc()
             os._exit(1)
-
-    def _receive(self, size: int) -> bytes:
-        data = bytearray()
-        while len(data) < size:
-            piece = self._connection.recv(min(size - len(data), 1 << 16))
-            if not piece:
-                raise EOFError
-            data += piece
-        return bytes(data)
+        os._exit(_PARENT_GONE)
 
     def _send(self, message: Message) -> None:
         try:

@@ -53,12 +53,8 @@ def decode(frame: bytes) -> messages.Message:
 
     :raises DecodeError: on anything but the canonical encoding of a known, valid message
     """
-    kind = peek_kind(frame)
-    schema = messages.KINDS.get(kind)
-    if schema is None:
-        raise DecodeError(f"unknown message kind {kind!r}")
-    if len(frame) > schema.LIMIT:
-        raise DecodeError(f"message {kind} of {len(frame)} bytes, at most {schema.LIMIT} allowed")
+    schema = _schema(frame, len(frame))
+    kind = schema.KIND
     try:
         # The frame's size bounds every inner length, so msgpack's own limits need not be tighter;
         # a body of empty maps costs at most about 75 times LIMIT for a moment.
@@ -71,10 +67,12 @@ def decode(frame: bytes) -> messages.Message:
     return checked(schema, value[2], f"message {kind}")
 
 
-def peek_kind(frame: bytes) -> str:
-    """Version and kind from the first bytes, without touching the body.
+def _schema(frame: bytes, length: int) -> type[messages.Message]:
+    """Of the kind that the first bytes of a frame name; the body is not touched.
 
-    :raises DecodeError: on another version of the protocol or a malformed head
+    :param length: of the whole frame
+    :raises DecodeError: another version of the protocol, a malformed head, an unknown kind, or a
+        frame that is too long for its kind
     """
     # fixarray(3), positive fixint version, fixstr kind: the head has exactly one encoding.
     if len(frame) < 3 or frame[0] != 0x93:
@@ -84,13 +82,16 @@ def peek_kind(frame: bytes) -> str:
             f"the peer speaks protocol version {frame[1]}, this program speaks {VERSION}",
             "update the older of the two programs",
         )
-    length = frame[2] & 0x1F
-    if frame[2] & 0xE0 != 0xA0 or len(frame) < 3 + length:
+    end = 3 + (frame[2] & 0x1F)
+    if frame[2] & 0xE0 != 0xA0 or len(frame) < end:
         raise DecodeError("truncated or malformed message")
-    try:
-        return frame[3 : 3 + length].decode("ascii")
-    except UnicodeDecodeError:
-        raise DecodeError("message kind is not ASCII") from None
+    kind = frame[3:end].decode("ascii", "replace")
+    schema = messages.KINDS.get(kind)
+    if schema is None:
+        raise DecodeError(f"unknown message kind {kind!r}")
+    if length > schema.LIMIT:
+        raise DecodeError(f"message {kind} of {length} bytes, at most {schema.LIMIT} allowed")
+    return schema
 
 
 async def read_message(stream: Stream) -> messages.Message:
@@ -104,9 +105,7 @@ async def read_message(stream: Stream) -> messages.Message:
         if length > messages.MAX_LIMIT:
             raise DecodeError(f"frame of {length} bytes, at most {messages.MAX_LIMIT} allowed")
         head = await stream.read_exactly(min(length, 64))
-        schema = messages.KINDS.get(peek_kind(head))
-        if schema is not None and length > schema.LIMIT:
-            raise DecodeError(f"message {schema.KIND} of {length} bytes, at most {schema.LIMIT}")
+        _schema(head, length)
         return decode(head + await stream.read_exactly(length - len(head)))
     except asyncio.IncompleteReadError:
         raise Unreachable("the connection closed in the middle of a message") from None

@@ -320,14 +320,15 @@ async def test_the_learning_rate_warms_up_and_ends_where_the_manifest_says(
         assert rates[71] == pytest.approx(0.55)
 
 
-async def test_frames_are_bounded_and_strict() -> None:
-    frame = channel.encode({"id": 1})
-    assert channel.length_of(frame[:4]) == len(frame) - 4
-    assert channel.decode(frame[4:]) == {"id": 1}
-    with pytest.raises(DecodeError):
-        channel.length_of(b"\xff\xff\xff\xff")
-    for body in (b"", b"[1]", b"\xff", b"{" * 100_000):
+async def test_messages_are_lines_bounded_and_strict(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = channel.encode({"id": 1, "text": "a\nb"})
+    assert line.index(b"\n") == len(line) - 1
+    assert channel.decode(line) == {"id": 1, "text": "a\nb"}
+    for other in (b"\n", b"[1]\n", b"\xff\n", b"{" * 100_000):
         with pytest.raises(DecodeError):
-            channel.decode(body)
-    with pytest.raises(TrainerError):
+            channel.decode(other)
+    with pytest.raises(TrainerError, match="JSON"):
         channel.encode({"loss": float("nan")})
+    monkeypatch.setattr(channel, "MAX_BYTES", 10)
+    with pytest.raises(TrainerError, match="at most 10"):
+        channel.encode({"id": 1, "text": "long"})
