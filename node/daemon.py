@@ -224,13 +224,7 @@ class Daemon:
         """Be admitted again by a coordinator that does not know this node."""
         session = self.session
         await session.replica.catch_up(session.host, session.link.coordinator, session.run)
-        await session.link.ask(
-            messages.Hello(
-                run=session.run,
-                statements=session.registration(),
-                addresses=await session.host.addresses(),
-            )
-        )
+        await session.link.ask(await session.hello())
 
     async def _reconcile(self) -> None:
         """Keep the duty of the newest directive under way, and only that one."""

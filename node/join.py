@@ -295,11 +295,7 @@ async def _caught_up(session: Session, peer: str) -> bool:
 
 
 async def _register(session: Session, found: preflight.Findings) -> messages.Welcome:
-    hello = messages.Hello(
-        run=session.run,
-        statements=session.registration(),
-        addresses=await session.host.addresses(),
-    )
+    hello = await session.hello()
     start = time.monotonic()
     welcome = await session.link.ask(hello)
     if not isinstance(welcome, messages.Welcome):

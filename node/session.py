@@ -12,6 +12,7 @@ from artel.ledger.sync.witness import Witness
 from artel.node.claim_file import ClaimFile
 from artel.node.link import Link
 from artel.node.supervisor import Trainer
+from artel.protocol import messages
 from artel.protocol.errors import UsageError
 from artel.protocol.identity import Identity
 from artel.protocol.manifest import Manifest
@@ -63,6 +64,14 @@ class Session:
     def is_member(self, peer: str) -> bool:
         """Whether the ledger binds this peer to an account, or it coordinates the run."""
         return peer in self.replica.state.nodes or peer in self.link.coordinators
+
+    async def hello(self) -> messages.Hello:
+        """The request to take part.
+
+        :raises UsageError: the owner's key has been replaced by another one
+        """
+        addresses = await self.host.addresses()
+        return messages.Hello(run=self.run, statements=self.registration(), addresses=addresses)
 
     def registration(self) -> list[bytes]:
         """Those of the signed entries (account, node) that the replica does not have yet.
