@@ -2,12 +2,13 @@
 
 Spec: https://c2sp.org/tlog-tiles@v0.1.0. It takes any such log, not only Artel's, from any source,
 and the keys to trust. The short audit computes the root from the tiles on the right edge; the full
-one reads every entry and every tile. What the entries mean is up to ``on_entry``.
+one reads every entry and every tile, and of a run it replays them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from artel.ledger.entries.state import FoldState
@@ -23,12 +24,8 @@ from artel.ledger.tlog.note import VerifierKey
 from artel.ledger.tlog.tiles import CHECKPOINT_PATH, TILE_WIDTH, edge_of, level_tiles, tiles_of
 from artel.protocol.errors import CheckFailed, UsageError
 
-_BATCH = 1024
 Progress = Callable[[int, int], None]
 """Called with the number of entries that were audited and the number of all."""
-OnEntry = Callable[[int, bytes], None]
-"""Called with index and content of each entry in order, after it was tied to the signed root. May
-raise CheckFailed."""
 
 
 @dataclass(frozen=True)
@@ -58,21 +55,21 @@ def audit(
     *,
     full: bool = False,
     origin: str | None = None,
-    progress: Progress | None = None,
-    on_entry: OnEntry | None = None,
+    progress: Progress = lambda _done, _all: None,
+    reader: Callable[[Iterator[bytes]], object] = lambda leaves: deque(leaves, maxlen=0),
 ) -> Report:
     """Audit the log's newest checkpoint. Memory does not grow with the log.
 
     :param vkeys: keys to trust, at least one of the log (type 0x01), others of witnesses (0x04)
-    :param full: read all entries and tiles; ``on_entry`` is called only then
+    :param full: read all entries and tiles
     :param origin: the log's origin line when it is not the name of its key
-    :raises UsageError: when no log key is given, or ``on_entry`` without ``full``
+    :param reader: takes the entries of a full audit to the last one, each after it was tied to the
+        signed root; what it raises ends the audit
+    :raises UsageError: when no log key is given
     :raises DecodeError: when a key is malformed
     :raises CheckFailed: when something does not hold; the message names the tile or the entry
     :raises Unreachable: when the source does not answer
     """
-    if on_entry is not None and not full:
-        raise UsageError("entries are read only in a full audit")
     keys = [parse_key(text) for text in vkeys]
     log_keys = [key for key in keys if isinstance(key, VerifierKey)]
     if not log_keys:
@@ -86,6 +83,9 @@ def audit(
     )
     signed = note.open_note(data, log_keys)
     tree = Tree(source, checkpoint.size, checkpoint.root)
+    read = _Read(tree, progress)
+    if full:
+        reader(read.leaves())
     return Report(
         origin=checkpoint.origin,
         size=checkpoint.size,
@@ -95,7 +95,7 @@ def audit(
         full=full,
         tiles=sum(1 for _ in tiles_of(checkpoint.size)) if full else len(edge_of(checkpoint.size)),
         entries=checkpoint.size if full else 0,
-        entry_bytes=_read_all(tree, progress, on_entry) if full else 0,
+        entry_bytes=read.bytes,
         checkpoint=data.decode(),
     )
 
@@ -119,7 +119,7 @@ def audit_log(
     *,
     full: bool = False,
     origin: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress = lambda _done, _all: None,
 ) -> Audited:
     """As :func:`audit`; a run's id can stand for the keys, and a full audit of a run replays it."""
     newest, _ = newest_heads(source)  # also finds out where the tiles are
@@ -129,53 +129,35 @@ def audit_log(
             "add --vkey VKEY (/ledger/run shows a run's), or --run ID for a run",
         )
     keys = vkeys or [key.encode() for key in verified_head(source, newest, run=run).keys]
-    fold = _Fold() if full and run_of(parse_checkpoint(newest).origin) else None
-    on_entry = fold.add if fold is not None else None
-    report = audit(source, keys, full=full, origin=origin, progress=progress, on_entry=on_entry)
-    if fold is None:
-        return Audited(report)
-    return Audited(report, fold.done(), fold.signatures, fold.unsigned)
+    if not full or not run_of(parse_checkpoint(newest).origin):
+        return Audited(audit(source, keys, full=full, origin=origin, progress=progress))
+    state, signed = FoldState(), Counter[bool]()
+
+    def replay(leaves: Iterator[bytes]) -> None:
+        for entry in checked(leaves, 0, processes=True):
+            signed[True] += len(entry.signers)
+            signed[False] += not entry.signers
+            apply(state, entry)
+
+    report = audit(source, keys, full=True, origin=origin, progress=progress, reader=replay)
+    if state.size and not state.run:
+        raise CheckFailed("the manifest is not signed by its organiser")
+    return Audited(report, state, signed[True], signed[False])
 
 
-class _Fold:
-    """Decodes entries, checks their signatures on all cores and folds them, as an audit goes."""
+class _Read:
+    """What a full audit reads; ``bytes`` of entries so far."""
 
-    def __init__(self) -> None:
-        self._waiting: list[bytes] = []
-        self._state = FoldState()
-        self.signatures = 0
-        self.unsigned = 0
+    def __init__(self, tree: Tree, progress: Progress) -> None:
+        self._tree, self._progress = tree, progress
+        self.bytes = 0
 
-    def add(self, index: int, leaf: bytes) -> None:
-        self._waiting.append(leaf)
-        if len(self._waiting) >= _BATCH:
-            self._flush()
-
-    def done(self) -> FoldState:
-        self._flush()
-        if self._state.size and not self._state.run:
-            raise CheckFailed("the manifest is not signed by its organiser")
-        return self._state
-
-    def _flush(self) -> None:
-        for entry in checked(self._waiting, self._state.size, processes=True):
-            self.signatures += len(entry.signers)
-            self.unsigned += not entry.signers
-            apply(self._state, entry)
-        self._waiting = []
-
-
-def _read_all(tree: Tree, progress: Progress | None, on_entry: OnEntry | None) -> int:
-    """Tie every entry to the root, and so every tile above; returned are the bytes of them all."""
-    total = 0
-    for tile in level_tiles(0, tree.size):
-        leaves, hashes = tree.entries(tile.index)
-        if tile.width == TILE_WIDTH:  # the entries gave the hash above: no tile was needed for it
-            require_same(tile, read_tile(tree.source, tile), hashes)
-        total += sum(map(len, leaves))
-        if on_entry is not None:
-            for index, leaf in enumerate(leaves, tile.start):
-                on_entry(index, leaf)
-        if progress is not None:
-            progress(tile.start + len(leaves), tree.size)
-    return total
+    def leaves(self) -> Iterator[bytes]:
+        """Tie every entry to the root, and so every tile above."""
+        for tile in level_tiles(0, self._tree.size):
+            leaves, hashes = self._tree.entries(tile.index)
+            if tile.width == TILE_WIDTH:  # the entries gave the hash above: no tile was needed
+                require_same(tile, read_tile(self._tree.source, tile), hashes)
+            self.bytes += sum(map(len, leaves))
+            yield from leaves
+            self._progress(tile.start + len(leaves), self._tree.size)
