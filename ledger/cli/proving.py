@@ -180,28 +180,20 @@ def _when(at: int) -> str:
         return f"{at} seconds after 1970"
 
 
-def _signers(found: Proven) -> list[str]:
+def _signers(found: Proven) -> Iterator[str]:
     """Who signed the entry, as far as the proof itself says."""
-    from artel.ledger.entries.words import short_key, short_peer
-    from artel.protocol.identity import peer_id_of
+    from artel.ledger.entries.state import FoldState
+    from artel.ledger.entries.words import short_key, short_peer, signers
 
     assert found.entry is not None
-    body, genesis = found.entry.body, found.genesis
-    node = getattr(body, "node", "")
-    names = []
-    for key in found.entry.signers:
-        peer = peer_id_of(bytes.fromhex(key))
-        if genesis is not None and key in genesis.coordinators:
-            names.append(f"coordinator {short_key(key)}")
-        elif genesis is not None and key == genesis.organiser:
-            names.append(f"organiser {short_key(key)}")
-        elif peer == node:
-            names.append(f"node {short_peer(peer)}")
-        elif key == getattr(body, "account", ""):
-            names.append(f"account {short_key(key)}")
-        else:
-            names.append(f"key {short_key(key)}")
-    return names
+    account, state = getattr(found.entry.body, "account", ""), FoldState()
+    if found.genesis is not None:
+        state.organiser, state.coordinators = found.genesis.organiser, [*found.genesis.coordinators]
+    state.keys = {account: account}
+    for key, roles in signers(found.entry, state).items():
+        role = next((role.name for role in roles), "key")
+        node = next((role.node for role in roles if role.node), "")
+        yield f"{role} {short_peer(node) if role == 'node' else short_key(key)}"
 
 
 def _verify_evidence(path: Path, vkeys: Sequence[str], as_json: bool) -> int:

@@ -1,8 +1,50 @@
-"""How ledger facts are written for a person: short names, counts."""
+"""How ledger facts are written for a person: short names, counts, who signed."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from artel.protocol.identity import peer_id_of
 from artel.protocol.terminal import printable as printable
+
+if TYPE_CHECKING:
+    from artel.ledger.entries import Entry
+    from artel.ledger.entries.state import FoldState
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a key stands for, in words, and the node or the account that it speaks for."""
+
+    name: str
+    node: str = ""
+    account: str = ""
+
+
+def signers(entry: Entry, state: FoldState) -> dict[str, list[Role]]:
+    """Who signed an entry: each key, ascending, and what it stands for as of ``state``; nothing for
+    a key that speaks for nobody now."""
+    return {key: _roles(key, entry, state) for key in sorted(entry.signers)}
+
+
+def _roles(key: str, entry: Entry, state: FoldState) -> list[Role]:
+    peer, named = peer_id_of(bytes.fromhex(key)), getattr(entry.body, "node", None)
+    roles = []
+    if key in state.coordinators:
+        roles.append(Role("coordinator"))
+    if key == state.organiser:
+        roles.append(Role("organiser"))
+    if peer == named or (named is None and peer in state.nodes):
+        roles.append(Role("node", peer, state.account_of(peer)))
+    if key in state.keys:
+        roles.append(Role("account", account=state.keys[key]))
+    elif key in state.accounts:
+        roles.append(Role("former key of account", account=key))
+    arbiters = state.rules.arbiters if state.rules is not None else ()
+    if entry.kind == "ruling" and key in arbiters:
+        roles.append(Role("arbiter"))
+    return roles
 
 
 def short_key(key: str) -> str:

@@ -16,6 +16,8 @@ from artel.protocol.net import wire
 if TYPE_CHECKING:
     from artel.protocol.net.host import Host
 
+BRING_TIMEOUT_S = 60.0
+"""Seconds for an entry bundle, which can have 2 MiB, over a slow link."""
 HEADS = (FINAL_PATH, CHECKPOINT_PATH)
 """What a cosignature is answered with. The final head first: a log that grows meanwhile has then at
 least as large a newest one."""
@@ -73,11 +75,12 @@ class PeerSource:
 
     def bring(self, *paths: str, skip: int = 0) -> None:
         """Ask for what :meth:`get` is asked for next, by one stream; raises as :meth:`files`."""
-        self._asked = asyncio.run_coroutine_threadsafe(self.files(*paths, skip=skip), self._loop)
+        work = self.files(*paths, skip=skip, timeout=BRING_TIMEOUT_S)
+        self._asked = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             if self._closed:
                 self._asked.cancel()
-            self._brought |= zip(paths, self._asked.result(2 * TIMEOUT), strict=True)
+            self._brought |= zip(paths, self._asked.result(2 * BRING_TIMEOUT_S), strict=True)
         except (CancelledError, TimeoutError):
             self._asked.cancel()
             raise Unreachable(f"{paths[-1]} did not arrive from {self.name}") from None
@@ -88,26 +91,32 @@ class PeerSource:
         if self._asked is not None:
             self._asked.cancel()
 
-    async def files(self, *paths: str, skip: int = 0) -> list[bytes | None]:
+    async def files(
+        self, *paths: str, skip: int = 0, timeout: float = TIMEOUT
+    ) -> list[bytes | None]:
         """Several files by one stream; None for one that the peer does not have.
 
         :param skip: leave so many bytes at the beginning of the last one out
+        :param timeout: seconds for all of them
         :raises ArtelError: as :func:`ask_files`, or the peer does not answer
         """
-        return await self.ask(messages.Get(run=self._run, paths=list(paths), skip=skip), paths)
+        request = messages.Get(run=self._run, paths=list(paths), skip=skip)
+        return await self.ask(request, paths, timeout)
 
     async def cosign(self, note: str) -> list[str]:
         """Show a cosigned head, and learn the newest heads; raises as :meth:`files`."""
         request = messages.Cosigned(run=self._run, note=note)
-        return notes_in(await self.ask(request, HEADS))
+        return notes_in(await self.ask(request, HEADS, TIMEOUT))
 
-    async def ask(self, request: messages.Message, paths: Sequence[str]) -> list[bytes | None]:
+    async def ask(
+        self, request: messages.Message, paths: Sequence[str], timeout: float
+    ) -> list[bytes | None]:
         """The files with which a request is answered, as :func:`ask_files`.
 
         :raises Unreachable: the peer does not answer
         """
         try:
-            async with asyncio.timeout(TIMEOUT):
+            async with asyncio.timeout(timeout):
                 async with self._host.open(self._peer, wire.LEDGER) as stream:
                     return await ask_files(stream, request, paths)
         except TimeoutError:

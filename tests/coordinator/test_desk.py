@@ -22,7 +22,7 @@ from artel.ledger import entries
 from artel.ledger.entries import Entry, reasons
 from artel.ledger.fold import shares
 from artel.ledger.store.store import LedgerStore
-from artel.ledger.sync import peers
+from artel.ledger.sync.peers import PeerSource
 from artel.ledger.sync.replica import Replica
 from artel.protocol import content, dsse, messages, round_state
 from artel.protocol.errors import CheckFailed, ResourceError, Unreachable
@@ -740,7 +740,7 @@ async def test_versions_of_a_restarted_coordinator_are_new(
 
 
 async def test_a_replica_follows_the_coordinators_ledger(
-    office: Office, applying: list[Member], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    office: Office, applying: list[Member], tmp_path: Path
 ) -> None:
     async with swarm(tmp_path / "net", 1) as (server,):
         client = await start(tmp_path / "client", server)
@@ -761,9 +761,8 @@ async def test_a_replica_follows_the_coordinators_ledger(
             assert other.value.code == "other_run"
             replica.store.close()
             # A peer that does not answer in time is unreachable, whatever it is that takes long.
-            monkeypatch.setattr(peers, "TIMEOUT", 0.0)
             with pytest.raises(Unreachable):
-                await peers.PeerSource(client, peer, office.run).files("checkpoint")
+                await PeerSource(client, peer, office.run).files("checkpoint", timeout=0.0)
         finally:
             await client.close()
 
