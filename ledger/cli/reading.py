@@ -19,7 +19,6 @@ from artel.protocol.errors import EXIT_OK, UsageError
 if TYPE_CHECKING:
     from artel.ledger.entries import Entry
     from artel.ledger.entries.state import Credit, Outcome
-    from artel.ledger.fold.history import History
     from artel.ledger.sync.client import View
 
 FOLLOW_S = 2.0
@@ -142,7 +141,7 @@ def show(entry: EntryName, /, *, ledger: Ledger = Ledger()) -> int:
 
     example: artel ledger show 17
     """
-    from artel.ledger.entries import decode
+    from artel.ledger.entries import decode, words
     from artel.ledger.entries.state import peer_of
     from artel.protocol import merkle
 
@@ -152,8 +151,8 @@ def show(entry: EntryName, /, *, ledger: Ledger = Ledger()) -> int:
         found, outcome = decode(leaf), history.outcome(history.did(index))
         size, final = view.log.size, view.final_size
         signers = [
-            {"key": key, "role": _role(key, history), "peer_id": peer_of(key)}
-            for key in sorted(found.signers)
+            {"key": key, "role": roles[0].name if roles else "account", "peer_id": peer_of(key)}
+            for key, roles in words.signers(found, history.state).items()
         ]
     facts = {
         "index": index,
@@ -205,17 +204,6 @@ def _show(entry: Entry, outcome: Outcome, facts: dict[str, Any]) -> Iterator[str
 
 def _credits(credits: tuple[Credit, ...]) -> list[dict[str, Any]]:
     return [asdict(credit) | {"amount": credit.amount} for credit in credits]
-
-
-def _role(key: str, history: History) -> str:
-    from artel.ledger.entries.state import peer_of
-
-    if key in history.genesis.coordinators:
-        return "coordinator"
-    if key == history.genesis.organiser:
-        return "organiser"
-    # Whoever is no node speaks for an account, be it with a key that was replaced since.
-    return "node" if peer_of(key) in history.state.nodes else "account"
 
 
 # --- explain --------------------------------------------------------------------------------------

@@ -30,13 +30,13 @@ from artel.ledger.sync.source import (
     read_json,
 )
 from artel.ledger.sync.tree import Offer, offered
-from artel.ledger.sync.view import Cosigner, Log, View
+from artel.ledger.sync.view import View
 from artel.ledger.tlog.note import VerifierKey
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, ResourceError, UsageError
 from artel.protocol.paths import expanded
 from artel.protocol.terminal import printable
 
-__all__ = ["Cosigner", "Log", "View", "home_view", "remote_view"]
+__all__ = ["View", "home_view", "remote_view"]
 
 MAX_FETCHED = 1 << 21
 """Entries that a reader takes over: some 3 GB, before a stranger's log fills the disk."""

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from artel.ledger.entries.evidence import SplitView, build
 from artel.ledger.store.finality import size_of
+from artel.ledger.store.reading import LedgerReader
 from artel.ledger.store.store import DATABASE_NAME
-from artel.ledger.sync.client import Log, home_view
+from artel.ledger.sync.client import home_view
 from artel.ledger.sync.holding import hold
 from artel.ledger.sync.offline import run_keys, run_of
 from artel.ledger.sync.source import newest_heads
@@ -31,7 +32,7 @@ class Head:
 
     name: str
     signed: SignedHead
-    reader: Log | Tree | None
+    reader: LedgerReader | Tree | None
     """None: its signature verifies, and that is all."""
 
     @property

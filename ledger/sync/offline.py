@@ -34,7 +34,7 @@ from artel.protocol.merkle import leaf_hash
 
 if TYPE_CHECKING:
     from artel.ledger.store.finality import Finality
-    from artel.ledger.sync.view import Log
+    from artel.ledger.store.reading import LedgerReader
 
 MAX_EVIDENCE_BYTES = 64 * 1024
 PROOF_SUFFIX = ".tlog-proof"
@@ -61,7 +61,7 @@ class Proven:
     genesis: Genesis | None = field(default=None)
 
 
-def prove(log: Log, standing: Finality, index: int) -> TlogProof:
+def prove(log: LedgerReader, standing: Finality, index: int) -> TlogProof:
     """The proof of one entry, under the newest final checkpoint or, before there is one, the newest
     cosigned one that covers it, or the newest at all.
 

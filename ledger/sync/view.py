@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from artel.ledger.entries import Genesis, entry_id
+from artel.ledger.entries import entry_id
 from artel.ledger.entries.evidence import SplitView, check
 from artel.ledger.entries.kinds.split_seen import signers_of
 from artel.ledger.entries.state import FoldState
@@ -28,32 +28,11 @@ from artel.protocol.errors import CheckFailed, DecodeError, Unreachable, UsageEr
 
 if TYPE_CHECKING:
     from artel.ledger.store.heads import HeadStore
+    from artel.ledger.store.reading import LedgerReader
     from artel.protocol.dsse import Envelope
 
 SUBMITTED_WAIT_S = 20.0
 SUBMITTED_POLL_S = 0.5
-
-
-class Log(Protocol):
-    """What a reader needs of a :class:`ledger.store.reading.LedgerReader`."""
-
-    @property
-    def size(self) -> int: ...
-    @property
-    def root(self) -> bytes: ...
-    @property
-    def origin(self) -> str: ...
-    @property
-    def genesis(self) -> Genesis: ...
-    @property
-    def latest_note(self) -> str: ...
-    def leaf(self, index: int) -> bytes: ...
-    def leaves(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]: ...
-    def find(self, prefix: str, limit: int = 2) -> list[int]: ...
-    def index_of(self, entry: str) -> int | None: ...
-    def note_at(self, size: int) -> str: ...
-    def subtree(self, level: int, index: int) -> bytes: ...
-    def root_at(self, size: int) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -69,7 +48,7 @@ class Cosigner:
 class View:
     """One ledger as of one checkpoint. Make one with :mod:`ledger.sync.client`."""
 
-    log: Log
+    log: LedgerReader
     where: str
     """What a person wrote to get here."""
     holder: Holder | None = None

@@ -7,7 +7,8 @@ import re
 
 from aiohttp import web
 
-from artel.ledger.tlog.tiles import ENTRIES, TILE_WIDTH, Tile
+from artel.ledger.sync.source import FINAL_PATH
+from artel.ledger.tlog.tiles import CHECKPOINT_PATH, ENTRIES, TILE_WIDTH, Tile
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, UsageError
 from artel.protocol.net.wire import Refused
 
@@ -33,16 +34,17 @@ def busy(message: str, status: int) -> web.Response:
     return response
 
 
-def note_text(signed: str) -> web.Response:
-    """A signed note; 404 when there is none."""
-    if not signed:
-        return error(404, "there is none yet", "see /ledger/checkpoint")
+def log_file(request: web.Request, path: str, data: bytes) -> web.Response:
+    """A file of the log, by its path below ``/ledger/``."""
+    if path.startswith("tile/"):
+        return tile_bytes(request, Tile.parse(path), data)
+    if path not in (CHECKPOINT_PATH, FINAL_PATH):
+        return json_text(data)
     # SPEC: The Signed Tree Head MUST be served as a checkpoint at <prefix>/checkpoint with
     # Content-Type: text/plain; charset=utf-8. This endpoint is mutable, so its headers SHOULD
     # prevent caching beyond a few seconds.
-    return web.Response(
-        text=signed, content_type="text/plain", charset="utf-8", headers={"Cache-Control": SHORT}
-    )
+    headers = {"Cache-Control": SHORT}
+    return web.Response(body=data, content_type="text/plain", charset="utf-8", headers=headers)
 
 
 def tile_bytes(request: web.Request, tile: Tile, data: bytes) -> web.Response:

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from artel.ledger import entries
-from artel.ledger.entries import Entry, Genesis
+from artel.ledger.entries import Genesis
+from artel.ledger.entries.words import signers
 from artel.ledger.fold.explain import explain
 from artel.ledger.fold.history import CREDIT_STATES
 from artel.ledger.tlog.tiles import ENTRIES, TILE_WIDTH, tile_at
 from artel.ledger.web.context import Context
-from artel.protocol.identity import public_of
 from artel.protocol.merkle import leaf_hash
 
 _, VESTED, INVALIDATED = CREDIT_STATES
-
-
-@dataclass(frozen=True)
-class Signer:
-    """A key that signed, and what it stands for: words, with the node or account that they name."""
-
-    key: str
-    roles: tuple[tuple[str, str, str], ...]
 
 
 def entry_page(page: Context, index: int) -> dict[str, Any]:
@@ -50,7 +40,7 @@ def entry_page(page: Context, index: int) -> dict[str, Any]:
         "facts": explained.facts if about.status != "ignored" else (),
         "fields": _fields(entry.body),
         "json": _json,
-        "signers": list(_signers(page, entry)),
+        "signers": signers(entry, page.state),
         "leaf": {"hash": leaf_hash(leaf).hex(), "size": len(leaf)},
         "place": index % TILE_WIDTH,
         "bundle": tile_at(ENTRIES, index // TILE_WIDTH, page.standing.size).path,
@@ -71,26 +61,3 @@ def _fields(body: Genesis | entries.Body) -> dict[str, Any]:
 def _json(value: object) -> list[str]:
     # Line by line: a line break is the one character without print that is meant.
     return json.dumps(value, indent=2, ensure_ascii=True, sort_keys=True).split("\n")
-
-
-def _signers(page: Context, entry: Entry) -> Iterator[Signer]:
-    body, state = entry.body, page.state
-    named = getattr(body, "node", None)  # or else all that are known may have signed
-    peers = {named} if isinstance(named, str) else set(state.nodes)
-    nodes = {public_of(peer).hex(): peer for peer in peers}
-    arbiters = state.rules.arbiters if state.rules is not None else ()
-    for key in sorted(entry.signers):
-        roles = []
-        if key == state.organiser:
-            roles.append(("the organiser", "", ""))
-        if key in state.coordinators:
-            roles.append(("the coordinator", "", ""))
-        if key in nodes:
-            roles.append(("node", nodes[key], state.account_of(nodes[key])))
-        if key in state.keys:
-            roles.append(("account", "", state.keys[key]))
-        elif key in state.accounts:
-            roles.append(("a former key of account", "", key))
-        if key in arbiters and isinstance(body, entries.Ruling):
-            roles.append(("an arbiter", "", ""))
-        yield Signer(key, tuple(roles))

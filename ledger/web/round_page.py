@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,11 +17,11 @@ from artel.ledger.entries import (
     SliceWrong,
     StateAgreed,
 )
+from artel.ledger.entries.words import signers
 from artel.ledger.fold.history import Did
 from artel.ledger.web.answers import whole
 from artel.ledger.web.context import Context
 from artel.protocol.errors import UsageError
-from artel.protocol.identity import public_of
 
 MAX_ENTRIES = 400
 """Entries of a round that its page reads; a round that is tried again and again has more."""
@@ -97,7 +97,7 @@ def round_page(page: Context, asked: Mapping[str, str]) -> dict[str, Any]:
         "last": attempts[-1] if attempts else Attempt(0),
         "agreed": agreed[0] if agreed is not None else None,
         "state": agreed[1].body if agreed is not None else None,
-        "signers": list(_signers(page, agreed[1])) if agreed is not None else [],
+        "signers": signers(agreed[1], page.state) if agreed is not None else {},
         "granted": granted,
         "credits": {t.credit.work: t for t in granted if t.credit.kind == "compute"},
         "rate": page.state.rules.rates["compute"] if page.state.rules is not None else 0,
@@ -134,9 +134,3 @@ def _read(page: Context, dids: Sequence[Did]) -> tuple[list[Attempt], tuple[int,
                 if found:
                     found[max(found)].agreed = index, body
     return [found[number] for number in sorted(found)], agreed
-
-
-def _signers(page: Context, entry: Entry) -> Iterator[tuple[str, str]]:
-    """Each key that signed, and the node whose it is, or "" when it is none's."""
-    peers = {public_of(peer).hex(): peer for peer in page.state.nodes}
-    return ((key, peers.get(key, "")) for key in sorted(entry.signers))

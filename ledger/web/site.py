@@ -6,6 +6,7 @@
 ``GET /ledger/final``                       the newest tree head that is final; 404 when none is
 ``GET /ledger/run``                         which run this is, and where else to ask (JSON)
 ``GET /ledger/aliases``                     names that accounts chose; erasable, not in the log
+``GET /ledger/conflicts``                   evidence of split views (JSON)
 ``GET /ledger/leaf/INDEX``                  an entry's bytes
 ``GET /ledger/proof/INDEX``                 its proof file (c2sp.org/tlog-proof)
 ``POST /ledger/submit``                     one signed entry of a person's account
@@ -28,15 +29,15 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 from artel.ledger.entries.state import FoldState
-from artel.ledger.fold import alias
 from artel.ledger.fold.history import History
 from artel.ledger.store import finality
 from artel.ledger.store.heads import HeadStore
 from artel.ledger.store.reading import LedgerReader
 from artel.ledger.sync import offline
+from artel.ledger.sync.service import Served
+from artel.ledger.sync.source import NotFound
 from artel.ledger.sync.witness import Witness
 from artel.ledger.tlog.note import VerifierKey
-from artel.ledger.tlog.tiles import Tile
 from artel.ledger.web import lists
 from artel.ledger.web.account_page import account_page
 from artel.ledger.web.answers import (
@@ -46,10 +47,9 @@ from artel.ledger.web.answers import (
     error,
     html,
     json_text,
+    log_file,
     missing,
-    note_text,
     refusal,
-    tile_bytes,
     url_of,
     whole,
 )
@@ -60,7 +60,7 @@ from artel.ledger.web.round_page import round_page
 from artel.ledger.web.server import Handler
 from artel.ledger.web.standing import standing
 from artel.protocol.dsse import MAX_ENVELOPE_BYTES
-from artel.protocol.errors import ArtelError, DecodeError, UsageError
+from artel.protocol.errors import ArtelError, UsageError
 
 Submit = Callable[[bytes, str], Awaitable[tuple[int, str]]]
 """``submit(leaf, network address) -> (index, note)``"""
@@ -103,6 +103,7 @@ class LedgerSite:
         info: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self._store, self._heads, self._state = store, heads, state
+        self._files = Served(store, heads, state)
         self._submit, self._set_alias, self._witness = submit, set_alias, witness
         self._info = info
         # Threads of its own: visitors who ask for much do not hold up the daemon's other work.
@@ -112,13 +113,10 @@ class LedgerSite:
     def add_routes(self, app: web.Application) -> None:
         """Add everything to an application behind a :class:`ledger.web.server.Gate`."""
         add = app.router.add_get
-        add("/ledger/checkpoint", self._checkpoint)
-        add("/ledger/final", self._final)
         add("/ledger/run", self._run)
-        add("/ledger/aliases", self._aliases)
-        add("/ledger/tile/{rest:.+}", self._tile)
         add("/ledger/leaf/{index}", self._leaf)
         add("/ledger/proof/{index}", self._proof)
+        add("/ledger/{path:.+}", self._file)
         add("/entry/{index}", self._entry_page)
         for path, template, view in PAGES:
             add(path, self._page_of(template, view))
@@ -138,24 +136,14 @@ class LedgerSite:
 
     # --- the log ----------------------------------------------------------------------------------
 
-    async def _checkpoint(self, request: web.Request) -> web.Response:
-        return note_text(await self._in_thread(finality.newest_note, self._store, self._heads))
-
-    async def _final(self, request: web.Request) -> web.Response:
-        state = self._state()
-        return note_text(
-            await self._in_thread(finality.final_note, self._store, self._heads, state)
-        )
-
-    async def _tile(self, request: web.Request) -> web.Response:
+    async def _file(self, request: web.Request) -> web.Response:
         # The raw path: a tile has one spelling, without percent signs.
         path = request.raw_path.partition("?")[0].removeprefix("/ledger/")
         try:
-            tile = Tile.parse(path)
-            data = await self._in_thread(self._store.tile, tile)
-        except (DecodeError, UsageError) as wrong:
+            data = await self._in_thread(self._files.get, path)
+        except NotFound as wrong:
             return missing(wrong)
-        return await self._in_thread(tile_bytes, request, tile, data)
+        return await self._in_thread(log_file, request, path, data)
 
     async def _leaf(self, request: web.Request) -> web.Response:
         index = whole(request.match_info["index"], "an index")
@@ -201,10 +189,6 @@ class LedgerSite:
             ],
         }
         return json_text(json.dumps(facts | self._info()).encode())
-
-    async def _aliases(self, request: web.Request) -> web.Response:
-        table = alias.write_table(await self._in_thread(self._names))
-        return json_text(table)
 
     def _names(self) -> dict[str, tuple[str, str]]:
         return self._heads.aliases() if self._heads is not None else {}
