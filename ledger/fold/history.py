@@ -21,7 +21,6 @@ from artel.ledger.entries.state import (
     FoldState,
     LeftOut,
     Outcome,
-    Pending,
 )
 from artel.ledger.entries.story import AttemptTrail, Trail
 from artel.ledger.fold.effects import (
@@ -281,10 +280,6 @@ class History:
         item = self.state.pending.get(source)
         lapses = item.lapses if item is not None and item.disputed_by else 0
         return Trail(credit, granted, due, lapses, CREDIT_STATES[status], settled)
-
-    def waiting(self, trail: Trail) -> Pending | None:
-        """Credit that has not vested, as the fold has it."""
-        return self.state.pending.get(trail.credit.source)
 
     # --- accounts and nodes -----------------------------------------------------------------------
 

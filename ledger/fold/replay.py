@@ -1,4 +1,4 @@
-"""Reads leaves into entries with their signatures checked on all cores, and folds them."""
+"""Reads leaves into entries with their signatures checked on all cores."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from multiprocessing import get_context
 from typing import TypeVar
 
 from artel.ledger.entries import Entry, decode
-from artel.ledger.fold.shares import FoldState, Outcome, fold
 from artel.protocol import dsse
 from artel.protocol.cgroup import Groups
 from artel.protocol.errors import DecodeError, ResourceError
@@ -32,11 +31,6 @@ def cores() -> int:
     return Groups().cores()
 
 
-def check_signatures(entries: Iterable[Entry]) -> Iterator[Entry]:
-    """The same entries, with :attr:`Entry.signers` computed ahead on all cores."""
-    return _ahead(entries, check_all)
-
-
 def decoded(leaves: Iterable[bytes], *, processes: bool = False) -> Iterator[tuple[bytes, Entry]]:
     """Each leaf with its entry, decoded and with its signatures checked on all cores.
 
@@ -56,18 +50,6 @@ def decoded(leaves: Iterable[bytes], *, processes: bool = False) -> Iterator[tup
         if isinstance(entry, DecodeError):
             raise entry
         yield leaf, entry
-
-
-def replay(
-    leaves: Iterable[bytes],
-    state: FoldState | None = None,
-    observe: Callable[[int, Entry, Outcome], None] | None = None,
-) -> FoldState:
-    """Fold leaves, as :func:`ledger.fold.shares.fold` does entries.
-
-    :raises DecodeError: when a leaf is no ledger entry (a store accepts none)
-    """
-    return fold((entry for _, entry in decoded(leaves)), state, observe)
 
 
 def check_all(entries: Sequence[Entry]) -> Sequence[Entry]:

@@ -17,7 +17,6 @@ import pytest
 from artel.coordinator.sequencer import AGAIN, MAX_WAITING, Sequencer
 from artel.ledger import entries
 from artel.ledger.entries import Entry, entry_id, reasons
-from artel.ledger.fold.replay import replay
 from artel.ledger.store.store import DATABASE_NAME, MAX_BATCH, Beside, LedgerStore, Sign
 from artel.ledger.store.verify import verify_home
 from artel.ledger.tlog.checkpoint import open_checkpoint, origin_of
@@ -26,6 +25,7 @@ from artel.protocol.errors import CheckFailed, DecodeError, ResourceError, Usage
 from artel.protocol.net.limits import RateLimits
 from artel.protocol.net.wire import Refused
 from ledger_world import World, key
+from log_world import replay
 
 _KEYS = count()
 ROOM = 1024

@@ -16,7 +16,6 @@ from typing import Any, get_args
 import annotated_types
 import pytest
 
-from artel.ledger.fold.replay import replay
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.store import LedgerStore
 from artel.ledger.sync.service import LedgerService
@@ -26,6 +25,7 @@ from artel.protocol.net import transfer, wire
 from artel.protocol.net.blobs import BlobStore
 from host_world import LOOPBACK, start
 from ledger_world import World
+from log_world import replay
 from places import ROOT, WORLDS
 
 CLIENT = WORLDS / "interop_client.py"

@@ -10,12 +10,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from artel.ledger.entries import decode, entry_id, reasons
 from artel.ledger.fold.alias import Alias, open_alias
-from artel.ledger.fold.replay import replay
 from artel.ledger.fold.shares import FoldState, check, fold
 from artel.ledger.store.store import LedgerStore
 from artel.ledger.tlog.tiles import Tile
 from artel.protocol.errors import ArtelError
 from ledger_world import World
+from log_world import replay
 
 
 class LogServer:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from artel.ledger.entries import entry_id
+from artel.ledger.entries import Entry, decode, entry_id
+from artel.ledger.entries.state import FoldState, Outcome
+from artel.ledger.fold.shares import fold
 from artel.protocol.dsse import Envelope
 from artel.protocol.merkle import CompactRange, leaf_hash
+
+
+def replay(
+    leaves: Iterable[bytes], observe: Callable[[int, Entry, Outcome], None] | None = None
+) -> FoldState:
+    """The fold over leaves, from the first on."""
+    return fold(map(decode, leaves), observe=observe)
 
 
 class Log(list[bytes]):

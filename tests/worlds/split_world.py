@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from artel.ledger.fold.replay import replay
 from artel.ledger.store.heads import HeadStore
 from artel.ledger.store.store import LedgerStore
 from artel.ledger.sync.replica import Replica
@@ -18,6 +17,7 @@ from artel.protocol.net import wire
 from artel.protocol.net.host import Host
 from host_world import named, start
 from ledger_world import World
+from log_world import replay
 
 INTERVAL_S = 0.05
 

@@ -13,13 +13,13 @@ from artel.ledger.entries.state import FoldState, Outcome
 from artel.ledger.fold import effects
 from artel.ledger.fold.effects import Fold
 from artel.ledger.fold.history import History, read
-from artel.ledger.fold.replay import replay
 from artel.ledger.store.reading import LedgerReader
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.store.verify import verify_home
 from artel.protocol.errors import CheckFailed
 from explorer_world import busy_world, sharded_world
 from ledger_world import World
+from log_world import replay
 
 KEEP = 16
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from artel.ledger.fold.replay import replay
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.store.verify import verify_home
@@ -29,6 +28,7 @@ from artel.protocol.net.host import Host
 from client_world import write_tiles
 from host_world import start
 from ledger_world import World, key
+from log_world import replay
 
 SIZE = 600
 

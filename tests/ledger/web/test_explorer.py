@@ -22,7 +22,6 @@ from artel.ledger import entries
 from artel.ledger.entries import reasons
 from artel.ledger.entries.state import Account, FoldState
 from artel.ledger.fold.alias import read_table, write_table
-from artel.ledger.fold.replay import replay
 from artel.ledger.fold.shares import SHARE_SCALE, shares
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.sync.client import home_view
@@ -46,6 +45,7 @@ from artel.protocol.net.wire import Refused
 from command_world import group
 from explorer_world import NASTY, TURNED, Shown, busy_world, shown, witness_of
 from ledger_world import CREDIT, World
+from log_world import replay
 from page_world import Node, numbers, read
 from tlog_world import encode_request
 

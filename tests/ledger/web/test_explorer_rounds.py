@@ -10,8 +10,8 @@ import pytest
 
 from artel.ledger.entries import reasons
 from artel.ledger.entries.words import short_peer
-from artel.ledger.fold.replay import replay
 from explorer_world import Shown, sharded_world, shown
+from log_world import replay
 from page_world import Node, numbers, read
 
 
