@@ -57,6 +57,10 @@ class Identity:
         """64-byte Ed25519 signature."""
         return Ed25519PrivateKey.from_private_bytes(self.seed).sign(message)
 
+    def encode(self) -> bytes:
+        """The bytes of a key file."""
+        return _PRIVATE_PREFIX + self.seed + self.public
+
     def __repr__(self) -> str:  # never print the seed
         return f"Identity({self.peer_id})"
 
@@ -130,7 +134,7 @@ def load_or_create(path: Path) -> Identity:
     except FileExistsError:
         return load(path)
     with os.fdopen(descriptor, "wb") as file:
-        file.write(_PRIVATE_PREFIX + identity.seed + identity.public)
+        file.write(identity.encode())
         file.flush()
         os.fsync(file.fileno())
     return identity

@@ -16,7 +16,7 @@ from artel.ledger.entries.state import FoldState
 from artel.ledger.fold import labels
 from artel.ledger.store.published import term_of
 from artel.ledger.tlog import note
-from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint
+from artel.ledger.tlog.checkpoint import Checkpoint, open_signed, parse_checkpoint
 from artel.ledger.tlog.cosignature import (
     COSIGNATURE_BYTES,
     WITNESS_PREFIX,
@@ -25,7 +25,7 @@ from artel.ledger.tlog.cosignature import (
     verify_cosignature,
     witness_key,
 )
-from artel.ledger.tlog.note import Note, SignatureLine, VerifierKey
+from artel.ledger.tlog.note import Note, SignatureLine
 from artel.protocol.errors import ArtelError, CheckFailed
 
 if TYPE_CHECKING:
@@ -79,19 +79,14 @@ def verified(
     :raises CheckFailed: when no coordinator signed it, a known key's signature does not verify, or
         it is of another log
     """
-    parsed = note.parse(data)
-    keys = [VerifierKey(origin, bytes.fromhex(key)) for key in coordinators]
-    signed = note.open_note(data, keys)
-    head = Checkpoint.parse(parsed.text)
-    if head.origin != origin:
-        raise CheckFailed(f"the checkpoint is of another log: {head.origin[:120]!r}")
+    head, signed = open_signed(data, origin, coordinators)
     lines = list(signed.signatures)
-    for line in parsed.signatures:
+    for line in note.parse(data).signatures:
         key = _known_witness(line, nodes)
         if key is not None:
-            verify_cosignature(key, line, parsed.text)
+            verify_cosignature(key, line, signed.text)
             lines.append(line)
-    return head, Note(parsed.text, tuple(lines))
+    return head, Note(signed.text, tuple(lines))
 
 
 def cosigners(signed: Note, nodes: Mapping[str, str]) -> dict[str, SignatureLine]:

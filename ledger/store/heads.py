@@ -219,12 +219,13 @@ class HeadStore:
     def note(self, size: int) -> str:
         """The note of exactly this size; "" when there is none. (Of two terms the later.)"""
         query = "SELECT note FROM notes WHERE size = ? ORDER BY rowid DESC LIMIT 1"
-        return self._text(query, size)
+        with self._lock, self._errors():
+            row = self._connection.execute(query, (size,)).fetchone()
+        return str(row[0]) if row else ""
 
     def newest(self, lines: int = 0) -> str:
         """The note of the largest tree with at least so many cosignatures; "" when none has."""
-        query = "SELECT note FROM notes WHERE lines >= ? ORDER BY size DESC, rowid DESC LIMIT 1"
-        return self._text(query, lines)
+        return next(self.newest_first(lines), "")
 
     def newest_first(self, lines: int) -> Iterator[str]:
         """The notes with at least so many cosignatures, those of the largest trees first."""
@@ -240,11 +241,6 @@ class HeadStore:
                 return
             place = (int(row[0]), int(row[1]))
             yield str(row[2])
-
-    def _text(self, query: str, value: int) -> str:
-        with self._lock, self._errors():
-            row = self._connection.execute(query, (value,)).fetchone()
-            return str(row[0]) if row else ""
 
     # --- evidence of split views ------------------------------------------------------------------
 

@@ -31,7 +31,6 @@ RECOVERY_PUB = "recovery.pub"
 MAX_BACKUP_BYTES = 8192
 MIN_PASSPHRASE = 10
 """Characters. Whoever gets hold of the file can try about ten passphrases a second and core."""
-_KEY_FILE_PREFIX = bytes.fromhex("08011240")  # libp2p PrivateKey: type Ed25519, 64 bytes
 _SCRYPT_N, _SCRYPT_R, _SCRYPT_P = 1 << 14, 8, 5
 """The most work that fits into the 32 MiB which OpenSSL grants scrypt."""
 _CHECKSUM = "sha256: "
@@ -56,7 +55,7 @@ def write(path: Path, owner: Identity) -> None:
     :raises UsageError: when it exists
     :raises ResourceError: when it cannot be written
     """
-    write_new(path, _KEY_FILE_PREFIX + owner.seed + owner.public)
+    write_new(path, owner.encode())
 
 
 def write_new(path: Path, data: bytes) -> None:

@@ -2,7 +2,7 @@
 
 Specs: RFC 6962 section 2.1 (the tree and the order of the hashes), RFC 9162 sections 2.1.3.2 and
 2.1.4.2 (how to verify), https://c2sp.org/tlog-proof (the file). A proof is computed from a
-:class:`HashReader`, whatever it stands on: a database, tiles over HTTP, a list in memory.
+:class:`HashReader`, whatever it stands on: see :mod:`.tree`.
 """
 
 from __future__ import annotations
@@ -31,26 +31,6 @@ class HashReader(Protocol):
     def subtree(self, level: int, index: int) -> bytes:
         """Hash over the 2^level leaves that start at leaf index·2^level; level 0 is a leaf hash."""
         ...
-
-
-class LeafHashes:
-    """A tree in memory, over leaf hashes in order; it may grow on the right."""
-
-    def __init__(self, hashes: Sequence[bytes]) -> None:
-        self.hashes = hashes
-        self._nodes: dict[tuple[int, int], bytes] = {}
-
-    def subtree(self, level: int, index: int) -> bytes:
-        if level < 0 or index < 0 or (index + 1) << level > len(self.hashes):
-            raise UsageError(f"subtree {index} of 2^{level} leaves is outside the tree")
-        if level == 0:
-            return self.hashes[index]
-        known = self._nodes.get((level, index))
-        if known is None:
-            left = self.subtree(level - 1, 2 * index)
-            known = node_hash(left, self.subtree(level - 1, 2 * index + 1))
-            self._nodes[level, index] = known
-        return known
 
 
 def root_at(reader: HashReader, size: int) -> bytes:

@@ -26,13 +26,12 @@ from ledger_world import TOKENS, World
 from places import ROOT
 
 COSIGNED_AT = 1_700_000_000
-_KEY_FILE_PREFIX = bytes.fromhex("08011240")
 
 
 def write_key(path: Path, owner: Identity) -> None:
     """A key file as :mod:`protocol.identity` reads it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(_KEY_FILE_PREFIX + owner.seed + owner.public)
+    path.write_bytes(owner.encode())
     path.chmod(0o600)
 
 

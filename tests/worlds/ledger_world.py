@@ -17,12 +17,12 @@ from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.tlog.checkpoint import Checkpoint, origin_of, sign_checkpoint
 from artel.ledger.tlog.cosignature import cosign, witness_name
 from artel.ledger.tlog.note import Note
-from artel.ledger.tlog.proof import LeafHashes
 from artel.protocol import dsse
 from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity
 from artel.protocol.merkle import leaf_hash, root
 from artel.protocol.rounds import commitment
+from leaf_hashes import LeafHashes
 from tests.independent_fold import SUMS, Fold
 
 INNER_STEPS, BATCH_SIZE, SEQ_LEN = 4, 2, 16

@@ -10,10 +10,11 @@ from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint
 from artel.ledger.tlog.cosignature import add_lines, cosign
 from artel.ledger.tlog.note import SignatureLine, VerifierKey, encode_base64
-from artel.ledger.tlog.proof import LeafHashes, root_at
+from artel.ledger.tlog.proof import root_at
 from artel.ledger.tlog.tiles import ENTRIES, encode_bundle, level_tiles, tiles_of
 from artel.protocol.identity import Identity
 from artel.protocol.merkle import leaf_hash
+from leaf_hashes import LeafHashes
 
 ORIGIN = "example.com/test-log"
 

@@ -25,13 +25,14 @@ from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
 from artel.ledger.tlog.checkpoint import sign_checkpoint
 from artel.ledger.tlog.cosignature import witness_key
 from artel.ledger.tlog.note import VerifierKey
-from artel.ledger.tlog.proof import LeafHashes, TlogProof, inclusion, root_at
+from artel.ledger.tlog.proof import TlogProof, inclusion, root_at
 from artel.protocol import merkle
 from artel.protocol.errors import CheckFailed, UsageError
 from artel.protocol.identity import Identity
 from artel.protocol.round_state import LATE
 from client_world import become_member, claim, cosign_at, write_claims, write_key, write_tiles
 from command_world import group
+from leaf_hashes import LeafHashes
 from ledger_world import CREDIT, TOKENS, World
 from tlog_world import LOG_KEY, cosigned, key, leaves_of, signed, tree_of, write_log
 

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artel.ledger.tlog.proof import (
-    LeafHashes,
     TlogProof,
     consistency,
     decimal,
@@ -23,6 +22,7 @@ from artel.ledger.tlog.proof import (
 )
 from artel.protocol.errors import CheckFailed, DecodeError, UsageError
 from artel.protocol.merkle import EMPTY_ROOT, leaf_hash, node_hash
+from leaf_hashes import LeafHashes
 from places import FIXTURES
 from tlog_world import leaves_of, naive_root, signed, tree_of
 
