@@ -200,26 +200,24 @@ class Sequencer:
 
     def _check(self, calls: list[_Append]) -> None:
         """Decode the entries of each call and check their signatures. In a thread of its own."""
-        ids: dict[Envelope | Entry, str] = {}
         leaves: dict[str, bytes] = {}
         for call in calls:
             for statement in call.statements:
-                if isinstance(statement, Envelope):
-                    leaf = statement.encode()
-                    ids[statement] = entries.entry_id(leaf)
-                    leaves[ids[statement]] = leaf
+                if isinstance(statement, Entry):
+                    call.ids.append(statement.id)
                 else:
-                    ids[statement] = statement.id
-                call.ids.append(ids[statement])
+                    leaf = statement.encode()
+                    call.ids.append(entries.entry_id(leaf))
+                    leaves[call.ids[-1]] = leaf
         # What is there already costs no signature check: sending it again is the cheapest flood.
         known = self.store.known(leaves)
         for call in calls:
             try:
-                for statement in call.statements:
+                for name, statement in zip(call.ids, call.statements, strict=True):
                     if isinstance(statement, Entry):
                         call.entries.append(statement)
-                    elif ids[statement] not in known:
-                        call.entries.append(entries.decode(leaves[ids[statement]]))
+                    elif name not in known:
+                        call.entries.append(entries.decode(leaves[name]))
             except ArtelError as error:
                 call.error = error
         # First all are decoded, then all are checked: few changes between holding the

@@ -10,8 +10,9 @@ import pytest
 
 from artel.coordinator import submission
 from artel.ledger import entries
+from artel.ledger.entries.evidence import SplitView
 from artel.ledger.fold import alias
-from artel.ledger.tlog.checkpoint import open_checkpoint
+from artel.ledger.tlog.checkpoint import open_checkpoint, sign_checkpoint
 from artel.protocol import dsse, messages
 from artel.protocol.net import wire
 from desk_world import ORGANISER, Member, Office, refused
@@ -32,6 +33,18 @@ def dispute(office: Office, by: Member, of: Member, **changes: Any) -> dsse.Enve
         "evidence": "",
     }
     return entries.by_account(entries.Dispute, by.owner, office.run, **fields | changes)
+
+
+async def test_evidence_of_two_histories_gets_into_the_ledger(
+    office: Office, members: list[Member]
+) -> None:
+    one, store = members[0], office.core.ledger.store
+    roots = (bytes([number]) * 32 for number in (1, 2))
+    split = SplitView(*sorted(sign_checkpoint(ORGANISER, store.origin, 9, root) for root in roots))
+    fields = {"account": one.owner.key, "evidence": split.to_dict()}
+    entry = entries.by_account(entries.SplitSeen, one.owner, office.run, **fields)
+    assert await one.submit(entry) == store.size - 1
+    assert ORGANISER.key in office.core.ledger.state.convicted
 
 
 async def test_a_dispute_and_its_ruling(office: Office, members: list[Member]) -> None:
