@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from artel.protocol import tether
 from artel.protocol.errors import CheckFailed, ResourceError, Unreachable
 from artel.protocol.invite import Invite
@@ -172,7 +170,7 @@ class LocalRun:
         self.check()
 
     async def close(self) -> None:
-        """End every process: SIGINT, SIGTERM, SIGKILL, and then whatever they had started."""
+        """End every process: SIGINT, SIGTERM, SIGKILL; the kernel ends what they had started."""
         running = [program for program in self.programs if program.running]
         # Nodes first, so that they can say goodbye to the coordinator.
         nodes = [program for program in running if program is not self.coordinator]
@@ -204,22 +202,17 @@ class LocalRun:
     async def _end(
         self, program: Program, first: signal.Signals = signal.SIGINT, patience: float = POLITE_S
     ) -> None:
-        """Signal a program until it is gone, and then kill what it had started and left behind."""
+        """Signal a program until it is gone; what it had started and left behind ends with it."""
         program.expected = True
-        started = _descendants(program)
         for number in (first, signal.SIGTERM) if first is signal.SIGINT else (first,):
             if program.running:
                 _signal(program, number)
                 with contextlib.suppress(TimeoutError):
                     await within(program.process.wait(), patience)
                 patience = POLITE_S
-            started |= _descendants(program)
         if program.running:
             _signal(program, signal.SIGKILL)
             await program.process.wait()
-        for process in started:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
 
     # --- watching ---------------------------------------------------------------------------------
 
@@ -271,14 +264,6 @@ def finished(status: Status) -> bool:
 def _signal(program: Program, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         program.process.send_signal(number)
-
-
-def _descendants(program: Program) -> set[psutil.Process]:
-    """What the program has started; psutil knows a process again even if its id is given anew."""
-    try:
-        return set(psutil.Process(program.process.pid).children(recursive=True))
-    except psutil.NoSuchProcess:
-        return set()
 
 
 def _tail(path: Path) -> str:

@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
-
 from artel.coordinator.metrics import Metrics
 from artel.coordinator.preparation import Prepared, prepare_in_child
 from artel.coordinator.sequencer import Sequencer
@@ -43,7 +41,6 @@ from artel.protocol.tasks import together, within
 
 if TYPE_CHECKING:
     from artel.coordinator.service import Coordinator
-    from artel.protocol.net.host import Host
 
 log = logging.getLogger("artel.coordinator")
 
@@ -96,7 +93,7 @@ async def serve(options: Startup) -> int:
 def _until_stopped() -> Iterator[None]:
     """A block that the first signal cancels, and that then counts as done.
 
-    A second signal ends the process at once.
+    A second signal ends the process at once, and the kernel what it had started.
     """
     task, loop, stopped = asyncio.current_task(), asyncio.get_running_loop(), asyncio.Event()
     assert task is not None
@@ -105,15 +102,9 @@ def _until_stopped() -> Iterator[None]:
         stopped.set()
         task.cancel()
         # Whatever hangs on the way out: the ledger is durable at every moment.
-        loop.call_later(STOP_AT_MOST_S, end_now, EXIT_OK)
+        loop.call_later(STOP_AT_MOST_S, os._exit, EXIT_OK)
 
-    def end_now(code: int) -> None:
-        for child in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
-        os._exit(code)
-
-    on_signals(stop, lambda: end_now(EXIT_INTERRUPTED))
+    on_signals(stop, lambda: os._exit(EXIT_INTERRUPTED))
     try:
         yield
     except asyncio.CancelledError:
@@ -162,7 +153,8 @@ async def _opened(options: Startup, published: Prepared) -> AsyncIterator[Coordi
                 metrics=Metrics(home / "metrics.jsonl"),
             )
         finally:
-            await _close(host)
+            with contextlib.suppress(TimeoutError):  # the kernel ends its daemon with us
+                await within(host.close(), CLOSE_TIMEOUT_S)
 
 
 def _ledger(home: Path, run: str, stack: contextlib.ExitStack) -> tuple[LedgerStore, HeadStore]:
@@ -186,15 +178,6 @@ def _ledger(home: Path, run: str, stack: contextlib.ExitStack) -> tuple[LedgerSt
             "backup: artel ledger compare with a member's copy tells",
         )
     return store, heads
-
-
-async def _close(host: Host) -> None:
-    """Close the network; a daemon that does not end in time is killed."""
-    try:
-        await within(host.close(), CLOSE_TIMEOUT_S)
-    except TimeoutError:
-        for child in psutil.Process().children():
-            child.kill()
 
 
 async def _run(core: Coordinator, options: Startup, http: socket.socket, began: float) -> None:
