@@ -15,6 +15,8 @@ from typing import Any
 
 from artel.ledger import entries
 from artel.ledger.entries import Body, Entry
+from artel.ledger.entries.state import FoldState
+from artel.ledger.fold.shares import apply
 from artel.ledger.tlog.checkpoint import origin_of, sign_checkpoint
 from artel.protocol import canonical, dsse
 from artel.protocol.dsse import Envelope
@@ -63,6 +65,7 @@ class Run:
         }
         self.genesis = dsse.sign(entries.MANIFEST_TYPE, manifest, self.organiser)
         self.run = hashlib.sha256(self.genesis.payload).hexdigest()
+        self._state = FoldState()
         self.sign = partial(sign_checkpoint, self.coordinator, origin_of(self.run))
 
     def accounts(self, number: int, first: int = 0) -> list[Envelope]:
@@ -76,7 +79,8 @@ class Run:
     def long(self, size: int) -> Iterator[Entry]:
         """A ledger of ``size`` entries in which everything counts: registrations, then rounds."""
         genesis = entries.decode(self.genesis.encode())
-        made = 1
+        made, self._state = 1, FoldState()
+        apply(self._state, genesis)
         yield genesis
         publics = [bytes.fromhex(digest(f"node {at}")) for at in range(NODES)]
         nodes = [peer_id_of(public) for public in publics]
@@ -118,7 +122,10 @@ class Run:
             yield entry
         body = {"accepted": tuple(accepted), "rejected": ()}
         yield self._entry(entries.RoundClosed, at | body, coordinator)
+        attempt = self._state.attempt
+        assert attempt is not None
         body = {"round": number + 1, "root": digest(f"state {number + 1}"), "wrong": ()}
+        body |= {"credits": attempt.credits.root}
         signers = (coordinator, *(keys[node] for node in members))
         yield self._entry(entries.StateAgreed, body, *signers)
 
@@ -128,6 +135,7 @@ class Run:
         envelope = Envelope(entries.ENTRY_TYPE, b"", ())
         entry = Entry(hashlib.sha256(b"%d" % number).hexdigest(), body, envelope)
         entry.__dict__["signers"] = frozenset(signers)
+        apply(self._state, entry)
         return entry
 
     def leaves(self, number: int) -> Iterator[Entry]:

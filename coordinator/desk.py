@@ -278,6 +278,10 @@ class Desk:
         attempt = core.ledger.state.attempt
         if body.wrong and (attempt is None or not attempt.wrong.keys() >= set(body.wrong)):
             raise wire.Refused(explain(reasons.UNKNOWN_SLICE), code=reasons.UNKNOWN_SLICE)
+        # Whoever counts credit otherwise has another ledger, or another version.
+        attempt = core.ledger.state.current(body.round - 1, request.attempt, "applying")
+        if attempt is not None and body.credits != attempt.credits.root:
+            raise wire.Refused(explain(reasons.WRONG_CREDITS), code=reasons.WRONG_CREDITS)
         event = round_state.StateSigned(
             core.clock(),
             peer,

@@ -304,8 +304,11 @@ class Coordinator:
         elif isinstance(action, round_state.CloseRound):
             await self._close_round(action)
         elif isinstance(action, round_state.AgreeState):
+            attempt = self.ledger.state.attempt
+            assert attempt is not None
+            credits = attempt.credits.root
             envelope = entries.state_agreed(
-                sign, run, round=action.round, root=action.root, wrong=action.wrong
+                sign, run, round=action.round, root=action.root, credits=credits, wrong=action.wrong
             )
             for peer in action.signers:
                 envelope = envelope.merged(self._votes[peer].envelope)

@@ -173,7 +173,7 @@ class Worker:
             )
             self.progress.mark("fetch", applied.seconds)
             self._forget(closed)
-        await self._sign_state(directive)
+        await self._sign_state(directive, attempt.credits.root)
         self.progress.mark("sign")
         self.progress.last_seconds = dict(self.progress.seconds)
         self.progress.phase = "waiting"
@@ -184,13 +184,14 @@ class Worker:
         await session.replica.catch_up(session.host, session.link.coordinator, session.run)
         return under_way(session.replica.store, self._attempt(directive))
 
-    async def _sign_state(self, directive: messages.Directive) -> None:
+    async def _sign_state(self, directive: messages.Directive, credits: str) -> None:
         session = self.session
         statement = entries.state_agreed(
             session.identity,
             session.run,
             round=self.states.round,
             root=self.states.root,
+            credits=credits,
             wrong=self._applying.wrong,
         )
         signed = messages.SignedState(

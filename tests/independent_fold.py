@@ -186,6 +186,19 @@ class Fold:
         for source in [s for s, item in self.pending.items() if item.account == name]:
             self.settle(source, "invalidated")
 
+    def page(self, names: list[str], digits: int) -> tuple[bytes, int, int]:
+        """The row of the page of these accounts, which have so many hex digits in common."""
+        if len(names) <= 64:
+            owners = ((bytes.fromhex(name), self.accounts[name]) for name in names)
+            rows, kind = [(name, owner.vested, owner.pending) for name, owner in owners], b"\0"
+        else:
+            parts = [[n for n in names if n[digits] == digit] for digit in "0123456789abcdef"]
+            rows = [self.page(part, digits + 1) if part else (bytes(32), 0, 0) for part in parts]
+            kind = b"\1"
+        numbers = ((name, v.to_bytes(16, "big"), p.to_bytes(16, "big")) for name, v, p in rows)
+        whole = digest(kind, *(part for row in numbers for part in row))
+        return whole, sum(v for _, v, _ in rows), sum(p for _, _, p in rows)
+
     def totals(self) -> dict[str, dict[str, int]]:
         return {
             name: {field: vars(owner)[field] for field in SUMS}
@@ -290,6 +303,7 @@ class Fold:
             yield (not shown or shown.entry != item["entry"]) and "unknown_contribution"
             yield item["weight"] != shown.tokens and "wrong_tokens"
         now.accepted, now.phase = accepted, "applying" if accepted else "failed"
+        now.credits = self.page(sorted(self.accounts), 0)[0].hex()
 
     def aggregate(self, b: Any) -> Rule:
         now = self.now(b, "applying")
@@ -324,6 +338,7 @@ class Fold:
         agreeing = [peer for peer in now.accepted if key_of(peer) in self.by]
         yield 2 * len(agreeing) <= len(now.accepted) and "no_majority"
         yield not now.accused.keys() >= set(b.wrong) and "unknown_slice"
+        yield b.credits != now.credits and "wrong_credits"
         due, denied = b.round + self.owned["vesting_rounds"], {now.slices[n].node for n in b.wrong}
         seed = digest("".join(sorted(shown.salt for shown in now.shown.values())))
         self.recent = set()

@@ -77,6 +77,7 @@ class Genesis:
             for account, _ in self.rules.data.contributed if self.rules.data else ():
                 if account and account not in state.accounts:
                     state.accounts[account] = Account(account)
+                    state.changing(account)
                     state.keys[account] = account
             return RECORDED
 

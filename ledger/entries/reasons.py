@@ -75,6 +75,7 @@ NOT_SHARDED = "not_sharded"
 NOT_AGGREGATOR = "not_aggregator"
 UNKNOWN_SLICE = "unknown_slice"
 SAME_BLOB = "same_blob"
+WRONG_CREDITS = "wrong_credits"
 
 IGNORED = {
     BAD_SIGNATURE: "a signature does not verify",
@@ -110,6 +111,7 @@ IGNORED = {
     NOT_SHARDED: "the round is not sharded: there are no slices",
     NOT_AGGREGATOR: "another member combines this slice",
     UNKNOWN_SLICE: "speaks of a slice that nobody recorded, or that nobody has called wrong",
+    WRONG_CREDITS: "names another credit root than the ledger has when the round was closed",
     SAME_BLOB: "names the very blob that was recorded: there is no difference",
 }
 """Why an entry changes nothing."""

@@ -19,6 +19,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from artel.ledger.entries.credit_map import CreditMap, KeptMap
 from artel.ledger.entries.rules import Rules
 from artel.protocol.assignment import Work
 from artel.protocol.identity import peer_id_of, public_of
@@ -181,6 +182,8 @@ class Attempt:
     """Of a sharded round: what was recorded for each slice."""
     wrong: dict[int, dict[str, str]] = field(default_factory=dict)
     """Slice to those who say that it is wrong, and the blob that each got instead."""
+    credits: KeptMap = field(default_factory=CreditMap)
+    """What every account had when it was closed with somebody: the next state names its root."""
 
     def copy(self) -> Attempt:
         other = copy.copy(self)
@@ -250,10 +253,15 @@ class FoldState:
     """Accounts whose nodes cosigned the newest recorded tree head."""
     convicted: dict[str, int] = field(default_factory=dict)
     """Key (hex) to the index of the entry that proves it signed two histories."""
+    agreed: int = 0
+    """Index of the newest ``state_agreed`` that counted; 0: there is none."""
+    agreed_credits: KeptMap = field(default_factory=CreditMap)
+    """The credit map whose root it names."""
 
     def __post_init__(self) -> None:
         # Names of the accounts and sources of the pending credit that no copy shares.
         self._accounts, self._pending = set[str](), set[str]()
+        self._credits, self._moved = CreditMap(), set(self.accounts)
 
     @property
     def round(self) -> int:
@@ -331,10 +339,12 @@ class FoldState:
         other.attempt = self.attempt.copy() if self.attempt is not None else None
         for state in (self, other):
             state._accounts, state._pending = set(), set()
+        other._moved = set(self._moved)
         return other
 
     def changing(self, name: str) -> Account:
         """The account, to be changed: from here on no copy of the state shares it."""
+        self._moved.add(name)
         if name not in self._accounts:
             self.accounts[name] = copy.copy(self.accounts[name])
             self._accounts.add(name)
@@ -346,6 +356,13 @@ class FoldState:
             self.pending[source] = copy.copy(self.pending[source])
             self._pending.add(source)
         return self.pending[source]
+
+    def credit_map(self) -> CreditMap:
+        """What every account has now; costs what changed since it was asked for last."""
+        moved = ((name, self.accounts[name]) for name in self._moved)
+        now = {name: (owner.vested, owner.pending) for name, owner in moved}
+        self._credits, self._moved = self._credits.changed(now), set()
+        return self._credits
 
     def take(self, source: str) -> Credit:
         """Credit that is pending no more."""

@@ -434,8 +434,9 @@ async def test_a_state_signed_by_somebody_else(office: Office, applying: list[Me
     one, two, _ = applying
     assert await refused(one.sign_state(NEXT, signer=two.identity)) == "failed"
     assert await refused(one.sign_state(NEXT, signer=ORGANISER)) == "failed"
-    both = entries.state_agreed(one.identity, office.run, round=1, root=NEXT).merged(
-        entries.state_agreed(two.identity, office.run, round=1, root=NEXT)
+    fields = {"round": 1, "root": NEXT, "credits": office.credits}
+    both = entries.state_agreed(one.identity, office.run, **fields).merged(
+        entries.state_agreed(two.identity, office.run, **fields)
     )
     statement = messages.SignedState(run=office.run, attempt=0, statement=both.encode(), accused=[])
     assert await refused(one.say(statement)) == "failed"

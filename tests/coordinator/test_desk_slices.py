@@ -14,6 +14,7 @@ from artel.coordinator.puts import TRIES
 from artel.coordinator.upkeep import KEEP_ROUNDS, Upkeep
 from artel.ledger import entries
 from artel.ledger.entries import reasons
+from artel.ledger.entries.credit_map import CreditMap
 from artel.protocol import assignment, content, messages, round_state
 from artel.protocol.net import wire
 from artel.protocol.round_state import Phase
@@ -182,6 +183,18 @@ async def test_a_vote_against_a_slice_that_nobody_has_accused(
     assert await refused(one.sign_state(NEXT, wrong=(1,))) == reasons.UNKNOWN_SLICE
     assert not office.core.state.votes
     await one.sign_state(NEXT)
+
+
+async def test_a_vote_for_another_credit_root(office: Office, applying: list[Member]) -> None:
+    await combine_all(applying)
+    assert await refused(applying[0].sign_state(NEXT, credits=OTHER)) == reasons.WRONG_CREDITS
+    assert not office.core.state.votes
+    for member in applying:
+        await member.sign_state(NEXT)
+    assert (
+        office.bodies("state_agreed")[-1].credits
+        == CreditMap().changed(dict.fromkeys(office.core.ledger.state.accounts, (0, 0))).root
+    )
 
 
 async def test_what_may_be_put_while_a_round_is_applied(

@@ -229,7 +229,9 @@ class Office:
 
     def vote(self, peer: str, root: str, *, wrong: tuple[int, ...] = (), off: int = 0) -> bool:
         state = self.state
-        fields = {"round": state.round + 1, "root": root, "wrong": wrong}
+        attempt = self.core.ledger.state.attempt
+        credits = attempt.credits.root if attempt is not None else ""
+        fields = {"round": state.round + 1, "root": root, "wrong": wrong, "credits": credits}
         event = round_state.StateSigned(
             self.now, peer, state.round, state.attempt + off, root, wrong, state.accused
         )

@@ -105,10 +105,10 @@ async def core(world: World, tmp_path: Path) -> AsyncIterator[Coordinator]:
     heads = HeadStore(tmp_path / HEADS_NAME)
     with closing(heads), LedgerStore.open(tmp_path / DATABASE_NAME, create=True) as store:
         sequencer = Sequencer(store, world.coordinator, world.run)
-        await sequencer.append(world.genesis)
-        await sequencer.append(*world.introductions())
+        await sequencer.append(*world.followed(world.genesis))
+        await sequencer.append(*world.followed(*world.introductions()))
         first, second, late = world.members
-        await sequencer.append(
+        await sequencer.append(*world.followed(
             world.opened(0),
             world.committed(0, members=[first, second]),
             world.contribution(first, 0),
@@ -116,7 +116,7 @@ async def core(world: World, tmp_path: Path) -> AsyncIterator[Coordinator]:
             world.closed(0, accepted=sorted([first, second], key=lambda m: m.peer_id),
                          rejected={late.peer_id: "late"}),
             world.agreed(1, nodes=[first, second]),
-        )  # fmt: skip
+        ))  # fmt: skip
         yield Coordinator(
             heads=heads,
             manifest=manifest,

@@ -150,6 +150,12 @@ class Office:
         """Tokens of a whole assignment in a round without a time box."""
         return self.core.work.tokens(self.core.work.inner_steps)
 
+    @property
+    def credits(self) -> str:
+        """The credit root that the next state has to name."""
+        attempt = self.core.ledger.state.attempt
+        return "" if attempt is None else attempt.credits.root
+
     def accepted(self) -> list[str]:
         return [item.node for item in self.bodies("round_closed")[-1].accepted]
 
@@ -388,11 +394,17 @@ class Member:
         round: int | None = None,
         wrong: tuple[int, ...] = (),
         accused: tuple[int, ...] | None = None,
+        credits: str = "",
     ) -> messages.Message:
         """Vote for a root; ``accused`` is what it knows to be called wrong, all unless told."""
         number = self.office.core.state.round + 1 if round is None else round
         statement = entries.state_agreed(
-            signer or self.identity, self.office.run, round=number, root=root, wrong=wrong
+            signer or self.identity,
+            self.office.run,
+            round=number,
+            root=root,
+            credits=credits or self.office.credits,
+            wrong=wrong,
         )
         state = self.office.core.state
         known = sorted(state.accused if accused is None else accused)

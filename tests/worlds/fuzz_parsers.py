@@ -45,7 +45,7 @@ from artel.protocol.exchange.codec import codec
 from artel.protocol.net import wire
 from artel.protocol.state import Layout
 from codec_world import vector_of
-from ledger_world import World, digest, key
+from ledger_world import World, complete, digest, key
 from tlog_world import LOG, LOG_KEY, ORIGIN, cosigned, encode_request, leaves_of, signed, tree_of
 
 INPUTS = 1_000_000
@@ -203,7 +203,7 @@ def _dumps(value: Any) -> bytes:
 def parsers() -> list[Parser]:
     """All of them, with inputs that they accept."""
     world = World()
-    facts = [world.genesis, *world.introductions(), *world.round(0), *world.round(1)]
+    facts = complete([*world.start, *world.round(0), *world.round(1)])
     owner = world.owners[0]
     tree = tree_of(leaves_of(300))
     held = [envelope.encode() for envelope in facts]
@@ -212,7 +212,7 @@ def parsers() -> list[Parser]:
         world.split_seen(owner, world.split_view(held[:3], held[1:9])),
         world.aggregate(1, 2),
         world.slice_wrong(world.members[0], 1, 2),
-        world.agreed(2, wrong=[0, 2]),
+        world.agreed(2, wrong=[0, 2], credits=digest("credits")),
         world.transfer(owner, world.owners[1].key, 5),
         world.dispute(owner, digest("contribution")),
         world.verdict(world.members[0], digest("contribution")),

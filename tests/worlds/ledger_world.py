@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
 from artel.ledger import entries
 from artel.ledger.entries import evidence
 from artel.ledger.entries.genesis import read_genesis
-from artel.ledger.fold.shares import FoldState, Outcome, fold, shares
+from artel.ledger.fold.shares import FoldState, Outcome, apply, fold, shares
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.tlog.checkpoint import Checkpoint, origin_of, sign_checkpoint
 from artel.ledger.tlog.cosignature import cosign, witness_name
@@ -84,9 +85,47 @@ def manifest(
     }
 
 
-def read(envelopes: Iterable[Envelope]) -> list[entries.Entry]:
-    """Decoded leaves."""
-    return [entries.decode(envelope.encode()) for envelope in envelopes]
+@dataclass(frozen=True)
+class Agreed(Envelope):
+    """Agreement on a state whose credit root is not known yet: it follows from what comes before.
+
+    ``signers`` sign what :func:`complete` makes of it.
+    """
+
+    by: tuple[Identity, ...] = ()
+
+    def encode(self) -> bytes:
+        raise AssertionError("what comes before decides the credit root: see ledger_world.complete")
+
+
+def complete(envelopes: Iterable[Envelope], state: FoldState | None = None) -> list[Envelope]:
+    """The same entries with the credit roots that the entries before them lead to.
+
+    :param state: what the entries before amount to; it is changed
+    """
+    state = FoldState() if state is None else state
+    found = []
+    for envelope in envelopes:
+        if isinstance(envelope, Agreed):
+            attempt = state.attempt
+            credits = digest("none") if attempt is None else attempt.credits.root
+            body = json.loads(envelope.payload) | {"credits": credits}
+            envelope = dsse.sign(envelope.payload_type, body, *envelope.by)
+        entry = entries.decode(envelope.encode())
+        entry.__dict__["signers"] = frozenset(envelope.signers)  # whoever asks checks them
+        apply(state, entry)
+        found.append(envelope)
+    return found
+
+
+def encoded(envelopes: Iterable[Envelope]) -> list[bytes]:
+    """Leaves, see :func:`complete`."""
+    return [envelope.encode() for envelope in complete(envelopes)]
+
+
+def read(envelopes: Iterable[Envelope], state: FoldState | None = None) -> list[entries.Entry]:
+    """Decoded leaves, see :func:`complete`."""
+    return [entries.decode(envelope.encode()) for envelope in complete(envelopes, state)]
 
 
 def outcomes(envelopes: Iterable[Envelope]) -> tuple[FoldState, list[Outcome]]:
@@ -120,6 +159,8 @@ def require_same(found: Iterable[entries.Entry], state: FoldState, reasons: list
 
 def forged(envelope: Envelope, *signers: Identity) -> Envelope:
     """The same statement, signed by these instead."""
+    if isinstance(envelope, Agreed):
+        return replace(envelope, by=signers)
     body = entries.decode(envelope.encode()).body.to_dict()
     return dsse.sign(envelope.payload_type, body, *signers)
 
@@ -143,6 +184,7 @@ class World:
     exchange: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.state = FoldState()
         self.organiser = key(f"{self.name} organiser")
         self.coordinator = key(f"{self.name} coordinator")
         self.owners = [key(f"{self.name} account {i}") for i in range(self.nodes)]
@@ -165,9 +207,13 @@ class World:
 
     def add(self, *envelopes: Envelope) -> list[bytes]:
         """Encode, remember and return."""
-        leaves = [envelope.encode() for envelope in envelopes]
+        leaves = [envelope.encode() for envelope in self.followed(*envelopes)]
         self.leaves += leaves
         return leaves
+
+    def followed(self, *envelopes: Envelope) -> list[Envelope]:
+        """What comes after all that :meth:`add` or this was given before, see :func:`complete`."""
+        return complete(envelopes, self.state)
 
     @property
     def start(self) -> list[Envelope]:
@@ -272,14 +318,16 @@ class World:
         nodes: Sequence[Identity] | None = None,
         root: str = "",
         wrong: Iterable[int] = (),
+        credits: str = "",
     ) -> Envelope:
-        """Agreement on the state with number ``round``."""
+        """Agreement on the state with number ``round``; ``credits`` follow unless given."""
         fields: dict[str, Any] = {"round": round, "root": root or digest(f"state {round}")}
-        fields["wrong"] = tuple(wrong)
-        envelope = entries.state_agreed(self.coordinator, self.run, **fields)
-        for member in self.members if nodes is None else nodes:
-            envelope = envelope.merged(entries.state_agreed(member, self.run, **fields))
-        return envelope
+        fields |= {"credits": credits or digest("not known yet"), "wrong": tuple(wrong)}
+        signers = (self.coordinator, *(self.members if nodes is None else nodes))
+        one, *others = (entries.state_agreed(signer, self.run, **fields) for signer in signers)
+        if not credits:
+            return Agreed(one.payload_type, one.payload, (), signers)
+        return reduce(Envelope.merged, others, one)
 
     def aggregator(
         self, round: int, slice: int, accepted: Sequence[Identity] | None = None

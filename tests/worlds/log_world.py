@@ -9,6 +9,7 @@ from artel.ledger.entries.state import FoldState, Outcome
 from artel.ledger.fold.shares import fold
 from artel.protocol.dsse import Envelope
 from artel.protocol.merkle import CompactRange, leaf_hash
+from ledger_world import encoded
 
 
 def replay(
@@ -22,7 +23,7 @@ class Log(list[bytes]):
     """Leaves in memory."""
 
     def __init__(self, envelopes: Sequence[Envelope]) -> None:
-        super().__init__(envelope.encode() for envelope in envelopes)
+        super().__init__(encoded(envelopes))
 
     @property
     def size(self) -> int:

@@ -16,7 +16,7 @@ from artel.protocol.dsse import Envelope
 from artel.protocol.net import wire
 from artel.protocol.net.host import Host
 from host_world import named, start
-from ledger_world import World
+from ledger_world import World, complete
 from log_world import replay
 
 INTERVAL_S = 0.05
@@ -31,7 +31,9 @@ class History:
     world: World
 
     def add(self, *envelopes: Envelope) -> None:
-        self.store.append([envelope.encode() for envelope in envelopes], self.world.sign)
+        before = replay(self.store.leaves())
+        leaves = [envelope.encode() for envelope in complete(envelopes, before)]
+        self.store.append(leaves, self.world.sign)
 
     def service(self) -> LedgerService:
         state = replay(self.store.leaves())

@@ -78,6 +78,8 @@ class RoundClosed(OfAttempt):
                 left_out = state.leave_out(attempt.left_out(rejected.items()))
             attempt.accepted = {peer: item.weight for peer, item in accepted.items()}
             attempt.phase = "applying" if accepted else "failed"
+            if accepted:
+                attempt.credits = state.credit_map()
             return Outcome("recorded", left_out=left_out)
 
         return effect

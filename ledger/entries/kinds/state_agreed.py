@@ -29,6 +29,8 @@ class StateAgreed(Body):
     """State number ``round`` has this root; signed by a coordinator and the nodes that agree.
 
     ``wrong`` lists the slices whose recorded aggregate was wrong; the state is made without them.
+    ``credits`` is the root of the credit map (:mod:`ledger.entries.credit_map`) as it was when the
+    round was closed: by it an account's credit can be proven without the entries before.
     """
 
     KIND: ClassVar = "state_agreed"
@@ -36,6 +38,7 @@ class StateAgreed(Body):
     kind: Literal["state_agreed"] = "state_agreed"
     round: Positive
     root: Digest
+    credits: Digest
     wrong: Annotated[tuple[SliceNumber, ...], *LISTED]
 
     def rule(self, state: FoldState, entry: Entry) -> str | Effect:
@@ -52,6 +55,8 @@ class StateAgreed(Body):
         # Whoever called one wrong spoke of a recorded one.
         if not attempt.wrong.keys() >= set(self.wrong):
             return reasons.UNKNOWN_SLICE
+        if self.credits != attempt.credits.root:
+            return reasons.WRONG_CREDITS
 
         def effect() -> Outcome:
             held = held_against(attempt, self.wrong)
@@ -61,7 +66,7 @@ class StateAgreed(Body):
             state.states.append(self.root)
             tails = {peer: state.work.tail(attempt.round, h) for peer, h in attempt.steps.items()}
             state.tails = {peer: steps for peer, steps in tails.items() if steps}
-            state.attempt = None
+            state.attempt, state.agreed_credits, state.agreed = None, attempt.credits, state.size
             vested = vest_due(state, state.round)
             notes = {"agreeing": len(agreeing)}
             return Outcome("credited", "", granted, vested, left_out=left_out, notes=notes)
@@ -95,13 +100,14 @@ class StateAgreed(Body):
 
 
 def state_agreed(
-    signer: Identity, run: str, *, round: int, root: str, wrong: Iterable[int] = ()
+    signer: Identity, run: str, *, round: int, root: str, credits: str, wrong: Iterable[int] = ()
 ) -> Envelope:
     """One signer's agreement; combine the coordinator's and the nodes' with ``merged``.
 
     :param wrong: slices whose recorded aggregate was wrong, in any order
     """
-    body = {"run": run, "round": round, "root": root, "wrong": tuple(sorted(wrong))}
+    body = {"run": run, "round": round, "root": root, "credits": credits}
+    body |= {"wrong": tuple(sorted(wrong))}
     return signed(StateAgreed, body, signer)
 
 

@@ -65,7 +65,7 @@ def server(world: World, tmp_path: Path) -> Iterator[LogServer]:
         accounts = [entries.account(owner, world.run, registered) for owner in world.owners[:2]]
         # The third account has no recovery key.
         start = [world.genesis, *accounts, *world.introductions()[2:]]
-        store.append([envelope.encode() for envelope in (*start, *world.round(0))], world.sign)
+        store.append(world.add(*start, *world.round(0)), world.sign)
         with serving(world, store) as log:
             yield log
 
@@ -558,7 +558,7 @@ def test_a_transfer_needs_agreement_and_vested_credit(artel: Artel) -> None:
     with pytest.raises(CheckFailed, match="more than the account has vested"):
         artel("transfer", to, "100", "--yes")
     for number in (1, 2, 3):
-        artel.server.append(*(envelope.encode() for envelope in world.round(number)))
+        artel.server.append(*world.add(*world.round(number)))
     artel("transfer", to[:10], "100", "--yes")
     assert artel.server.state.accounts[world.owners[0].key].vested == CREDIT - 100
     assert artel.server.state.accounts[to].vested == CREDIT + 100

@@ -25,6 +25,7 @@ from ledger_world import (
     SEQ_LEN,
     TOKENS,
     World,
+    complete,
     digest,
     key,
     manifest,
@@ -50,7 +51,7 @@ SAMPLES = [
     WORLD.transfer(OWNER, OTHER.key, 7),
     WORLD.split_seen(OWNER, WORLD.split_view(LEAVES[:3], [*LEAVES[:2], b"another", b"one more"])),
 ]
-ONE_OF_EACH = {decode(envelope.encode()).kind: envelope for envelope in SAMPLES}
+ONE_OF_EACH = {decode(sample.encode()).kind: sample for sample in complete(SAMPLES)}
 
 
 def test_every_kind_decodes_to_what_was_signed() -> None:
@@ -209,6 +210,7 @@ PROOF = json.loads(ONE_OF_EACH["split_seen"].payload)["evidence"]
         ("round_closed", {"rejected": [REJECTED | {"note": "x"}]}),
         ("state_agreed", {"round": 0}),
         ("state_agreed", {"root": ""}),
+        ("state_agreed", {"credits": ""}),
         ("state_agreed", {"wrong": None}),
         ("state_agreed", {"wrong": [1, 0]}),
         ("state_agreed", {"wrong": [1, 1]}),
@@ -322,7 +324,7 @@ def test_a_round_of_thirty_two_members_fits_into_entries() -> None:
             world.coordinator, world.run, round=last, attempt=last, accepted=accepted
         ),
         "rejected": world.closed(last, last, accepted=[], rejected=rejected),
-        "agreed": world.agreed(many, wrong=range(32)),
+        "agreed": world.agreed(many, wrong=range(32), credits=digest("credits")),
         "aggregate": world.aggregate(last, 31, last, slices=32, size=many, by=members[0]),
         "wrong": world.slice_wrong(members[0], last, 31, last),
         "contribution": world.contribution(

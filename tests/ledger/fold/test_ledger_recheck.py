@@ -41,7 +41,7 @@ from artel.protocol.run_config import Exchange, Model, RunConfig
 from artel.protocol.state import Layout
 from client_world import run_command
 from command_world import group
-from ledger_world import World
+from ledger_world import World, encoded
 
 main = group("ledger")
 
@@ -138,7 +138,7 @@ class Published(World):
         coordinator = folder / "coordinator"
         (coordinator / LAYOUT_FILE).parent.mkdir(parents=True)
         (coordinator / LAYOUT_FILE).write_bytes(LAYOUT.encode())
-        leaves = [envelope.encode() for envelope in (*self.start, *history)]
+        leaves = encoded((*self.start, *history))
         with LedgerStore.open(coordinator / DATABASE_NAME, create=True, run=self.run) as store:
             store.append(leaves, self.sign)
         homes = [coordinator]

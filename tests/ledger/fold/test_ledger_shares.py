@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from artel.ledger import entries
 from artel.ledger.entries import reasons
+from artel.ledger.entries.credit_map import CreditMap
 from artel.ledger.entries.state import Account
 from artel.ledger.fold.shares import SHARE_SCALE, FoldState, Outcome, check, fold, shares, step
 from artel.protocol.dsse import Envelope
@@ -253,6 +254,7 @@ CLOSED = WORLD.round(0)[:-1]
         (reasons.OUT_OF_ORDER, [*CLOSED[:-1], WORLD.agreed(1)]),
         (reasons.OUT_OF_ORDER, [*CLOSED, WORLD.agreed(2)]),
         (reasons.NO_MAJORITY, [*CLOSED, WORLD.agreed(1, nodes=[A])]),
+        (reasons.WRONG_CREDITS, [*CLOSED, WORLD.agreed(1, credits=digest("credit after it"))]),
         (reasons.OUT_OF_ORDER, [*CLOSED, WORLD.agreed(1), WORLD.agreed(1, nodes=[A, B])]),
     ],
 )
@@ -263,6 +265,24 @@ def test_what_does_not_fit_changes_nothing(reason: str, history: list[Envelope])
     assert after.ignored == {reason: 1}
     after.ignored, after.size, after.kinds = before.ignored, before.size, before.kinds
     assert after == before
+
+
+def test_a_state_names_the_credit_that_there_was_when_its_round_was_closed() -> None:
+    first, _ = outcomes([*START, *CLOSED, WORLD.agreed(1)])
+    assert (first.agreed, first.agreed_credits.root) == (
+        first.size - 1,
+        CreditMap().changed(dict.fromkeys(first.accounts, (0, 0))).root,
+    )
+    # What comes between the closing and the agreement counts for the next state.
+    moved = (
+        WORLD.verdict(WORLD.members[1], WORLD.earned(A, 0)),
+        entries.account(key("x"), WORLD.run),
+    )
+    second, _ = outcomes([*START, *WORLD.round(0), *WORLD.until_closed(1), *moved, WORLD.agreed(2)])
+    had = {name: (owner.vested, owner.pending) for name, owner in first.accounts.items()}
+    assert second.round == 2
+    assert second.agreed_credits == CreditMap().changed(had)
+    assert FoldState.decode(second.encode()).agreed_credits == second.agreed_credits
 
 
 def test_a_weight_other_than_the_assigned_tokens_is_ignored() -> None:

@@ -128,7 +128,7 @@ def test_whoever_combined_a_slice_wrongly_earns_nothing_in_that_round() -> None:
     assert state.recent == sorted(set(earned) - {guilty})
     # In the next round all is as before.
     later, _ = outcomes([*START, *CLOSED, *RECORDED, ACCUSED, WORLD.agreed(1, wrong=[0])])
-    assert fold(read(WORLD.round(1)), later).accounts[guilty].vested == CREDIT
+    assert fold(read(WORLD.round(1), later.copy()), later).accounts[guilty].vested == CREDIT
 
 
 def test_two_wrong_slices_of_one_node_are_counted_once() -> None:

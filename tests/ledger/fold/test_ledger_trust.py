@@ -20,6 +20,7 @@ from ledger_world import (
     WINDOWS,
     World,
     digest,
+    encoded,
     forged,
     key,
     outcomes,
@@ -29,7 +30,7 @@ WORLD = World(ledger={"witnesses": 2})
 A, B, C = WORLD.members
 OWNER, OTHER, THIRD = WORLD.owners
 HISTORY = [*WORLD.start, *WORLD.round(0)]
-LEAVES = [envelope.encode() for envelope in HISTORY]
+LEAVES = encoded(HISTORY)
 SIZE = len(LEAVES)
 
 
@@ -143,13 +144,13 @@ def test_only_accounts_that_contributed_lately_are_paid_for_watching() -> None:
         WORLD.closed(1, accepted=[A]),
         WORLD.agreed(2, nodes=[A]),
     ]
-    leaves = [*LEAVES, *(envelope.encode() for envelope in round_)]
+    leaves = encoded([*HISTORY, *round_])
     state, outcome = after(*round_, WORLD.witnessed(leaves))
     assert [credit.account for credit in outcome.granted] == [OWNER.key]
     assert state.final == len(leaves)  # the others are witnesses, though they are not paid
     again = WORLD.witnessed(leaves)
     more = [again, *WORLD.round(2)]
-    leaves += [envelope.encode() for envelope in more]
+    leaves = encoded([*HISTORY, *round_, *more])
     state, outcome = after(*round_, *more, WORLD.witnessed(leaves))
     units = {credit.account: credit.units for credit in outcome.granted}
     assert set(units.values()) == {len(more)}  # what they once watched for nothing stays unpaid
@@ -160,7 +161,7 @@ def test_watching_is_not_paid_before_the_first_state_or_after_the_end() -> None:
     start = [envelope.encode() for envelope in world.start]
     assert outcomes([*world.start, world.witnessed(start)])[1][-1] == Outcome("recorded")
     whole = [*world.start, *world.round(0), world.run_closed(1)]
-    leaves = [envelope.encode() for envelope in whole]
+    leaves = encoded(whole)
     state, seen = outcomes([*whole, world.witnessed(leaves)])
     assert (seen[-1], state.final) == (Outcome("recorded"), len(leaves))
 

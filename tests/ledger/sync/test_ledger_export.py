@@ -106,9 +106,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LogServe
     world = World(ledger={"witnesses": 2})
     path = tmp_path / "coordinator" / DATABASE_NAME
     with LedgerStore.open(path, create=True, run=world.run) as store:
-        store.append([envelope.encode() for envelope in world.start], world.sign)
+        store.append(world.add(*world.start), world.sign)
         for number in range(6):
-            store.append([envelope.encode() for envelope in world.round(number)], world.sign)
+            store.append(world.add(*world.round(number)), world.sign)
         with serving(world, store) as log:
             log.final = cosigned(store.note_at(28), *world.members[:2])
             yield log

@@ -1,0 +1,199 @@
+"""The credit map: a hash over all accounts' credit, by which one account's part can be proven.
+
+The map is cut into **pages**. A page is a byte and rows of 64 bytes: a name (32 bytes), what has
+vested and what is pending (16 bytes each, big-endian). Up to 64 accounts are one page, of a byte 0
+and a row for each, ascending. More of them are a byte 1 and sixteen rows: of the accounts whose
+names, in hex, go on with 0, 1, ... f the name of their page and what they have together, and zeros
+where there are none. The name of a page is its SHA-256, and that of the page of all accounts is the
+**credit root**. So the pages from the root to an account prove what it has, of how much in all; or
+that there is no such account. (A Merkle sum tree with RFC 6962's domain separation; sixteen ways as
+in Ethereum's Merkle Patricia trie.)
+
+A map never changes. Another one that differs in a few accounts shares all other pages with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, NamedTuple
+
+from pydantic import PlainSerializer, PlainValidator
+
+from artel.protocol.errors import CheckFailed
+
+PAGE_ACCOUNTS = 64
+"""Of more accounts a page has no rows, but those of sixteen pages."""
+WAYS = 16
+NAME_BYTES, AMOUNT_BYTES = 32, 16
+ROW_BYTES = NAME_BYTES + 2 * AMOUNT_BYTES
+MAX_PAGE_BYTES = 1 + PAGE_ACCOUNTS * ROW_BYTES
+EMPTY = bytes(ROW_BYTES)
+"""The row of no accounts."""
+
+
+class Credits(NamedTuple):
+    """What an account has, or several together."""
+
+    vested: int
+    pending: int
+
+
+class Page(NamedTuple):
+    """A page and what is below it; ``pages`` are sixteen, or none."""
+
+    row: bytes  # (64,): of the page above
+    data: bytes
+    pages: tuple[Page | None, ...] = ()
+
+
+def _page(data: bytes, total: int, pages: tuple[Page | None, ...] = ()) -> Page:
+    row = hashlib.sha256(data).digest() + total.to_bytes(2 * AMOUNT_BYTES)
+    return Page(row, data, pages)
+
+
+NOBODY = _page(b"\0", 0)
+SIXTEEN = Page(EMPTY, b"\1" + EMPTY * WAYS, (None,) * WAYS)
+"""Pages of nobody, to be filled."""
+
+
+def _number(row: bytes | bytearray) -> int:
+    """Both amounts of a row as one number: sums of such numbers are sums of both."""
+    return int.from_bytes(row[NAME_BYTES:])
+
+
+def _credits(number: int) -> Credits:
+    return Credits(number >> 8 * AMOUNT_BYTES, number & (1 << 8 * AMOUNT_BYTES) - 1)
+
+
+class CreditMap:
+    """Account (hex) to credit, as of one entry of a ledger."""
+
+    def __init__(self, page: Page | None = None) -> None:
+        self._page = NOBODY if page is None else page
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CreditMap) and self.root == other.root
+
+    def __hash__(self) -> int:
+        return hash(self.root)
+
+    @property
+    def root(self) -> str:
+        """The credit root, in hex."""
+        return self._page.row[:NAME_BYTES].hex()
+
+    def changed(self, credits: Mapping[str, tuple[int, int]]) -> CreditMap:
+        """The map with other credit of these accounts; costs what lies on the way to them."""
+        rows = [
+            bytes.fromhex(account) + (vested << 8 * AMOUNT_BYTES | pending).to_bytes(32)
+            for account, (vested, pending) in credits.items()
+        ]
+        return CreditMap(_changed(self._page, rows, 0)) if rows else self
+
+    @cached_property
+    def pages(self) -> Mapping[str, Page]:
+        """Every page by its name (hex)."""
+        found, waiting = dict[str, Page](), [self._page]
+        while waiting:
+            page = waiting.pop()
+            found[page.row[:NAME_BYTES].hex()] = page
+            waiting += [other for other in page.pages if other is not None]
+        return found
+
+    def encode(self) -> str:
+        """Text that :meth:`decode` reads back."""
+        return b"".join(page.data[1:] for page in self.pages.values() if not page.pages).hex()
+
+    @classmethod
+    def decode(cls, text: str) -> CreditMap:
+        """Inverse of :meth:`encode`; not a decoder for what others wrote."""
+        return cls(_changed(NOBODY, list(_rows(bytes.fromhex(text))), 0))
+
+
+def _changed(page: Page, rows: list[bytes], depth: int) -> Page:
+    """The page with these rows in it.
+
+    :param depth: hex digits that the accounts on it have in common
+    """
+    if page.pages:
+        return _spread(page, rows, depth)
+    if len(rows) > PAGE_ACCOUNTS:
+        merged = {row[:NAME_BYTES]: row for row in (*_rows(page.data[1:]), *rows)}
+        return _spread(SIXTEEN, list(merged.values()), depth)
+    data, total = bytearray(page.data), _number(page.row)
+    for row in rows:
+        at = data.find(row[:NAME_BYTES], 1)
+        if at > 0 and at % ROW_BYTES == 1:
+            total -= _number(data[at : at + ROW_BYTES])
+            data[at : at + ROW_BYTES] = row
+        else:
+            at = 1 + ROW_BYTES * bisect_left(list(_rows(data[1:])), row)
+            data[at:at] = row
+        total += _number(row)
+    if len(data) <= MAX_PAGE_BYTES:
+        return _page(bytes(data), total)
+    return _spread(SIXTEEN, list(_rows(bytes(data[1:]))), depth)
+
+
+def _spread(page: Page, rows: list[bytes], depth: int) -> Page:
+    """As :func:`_changed`, for a page of pages."""
+    parts: dict[int, list[bytes]] = {}
+    for row in rows:
+        parts.setdefault(_digit(row, depth), []).append(row)
+    data, total, pages = bytearray(page.data), _number(page.row), list(page.pages)
+    for digit, part in parts.items():
+        before = pages[digit] or NOBODY
+        pages[digit] = after = _changed(before, part, depth + 1)
+        total += _number(after.row) - _number(before.row)
+        data[1 + digit * ROW_BYTES : 1 + (digit + 1) * ROW_BYTES] = after.row
+    return _page(bytes(data), total, tuple(pages))
+
+
+def _digit(account: bytes, depth: int) -> int:
+    return account[depth // 2] >> (0 if depth % 2 else 4) & 15
+
+
+def _rows(data: bytes) -> Iterator[bytes]:
+    return (data[at : at + ROW_BYTES] for at in range(0, len(data), ROW_BYTES))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a credit root proves of one account; ``credits`` is None when there is none."""
+
+    credits: Credits | None
+    total: Credits
+    """Of all accounts."""
+
+
+def look_up(root: str, account: str, get: Callable[[str], bytes]) -> Found:
+    """What an account has by a credit root.
+
+    :param get: the page with a name (hex); what it gives is checked
+    :raises CheckFailed: it gives something else
+    """
+    wanted, name, total = bytes.fromhex(root), bytes.fromhex(account), -1
+    for depth in range(2 * NAME_BYTES):
+        data = get(wanted.hex())
+        if hashlib.sha256(data).digest() != wanted:
+            raise CheckFailed(f"the page {wanted.hex()} of the credit map is another one")
+        rows = list(_rows(data[1:]))
+        total = sum(map(_number, rows)) if total < 0 else total
+        if data[:1] == b"\0":
+            mine = [_credits(_number(row)) for row in rows if row[:NAME_BYTES] == name]
+            return Found(mine[0] if mine else None, _credits(total))
+        row = rows[_digit(name, depth)]
+        if row == EMPTY:
+            return Found(None, _credits(total))
+        wanted = row[:NAME_BYTES]
+    raise CheckFailed("the credit map has no end")
+
+
+KeptMap = Annotated[
+    CreditMap, PlainValidator(CreditMap.decode), PlainSerializer(CreditMap.encode, str)
+]
+"""A map as part of a state at rest."""
