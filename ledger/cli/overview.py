@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from artel.ledger.cli.opening import At, Ledger
+from artel.ledger.cli.meant import AccountName
+from artel.ledger.cli.opening import At, Ledger, holding
 from artel.protocol.commandline import Table, fields
 from artel.protocol.errors import UsageError
 
 if TYPE_CHECKING:
     from artel.ledger.sync.client import View
+    from artel.ledger.sync.source import TileSource
 
 CLOCK_SKEW_S = 60
 """Clocks of witnesses may be so much ahead of ours before we say so."""
@@ -148,12 +152,20 @@ def _empty(ledger: Ledger) -> int:
 # --- shares ---------------------------------------------------------------------------------------
 
 
-def shares(*, at: At = None, ledger: Ledger = Ledger()) -> int:
+def shares(*, at: At = None, account: AccountName = None, ledger: Ledger = Ledger()) -> int:
     """Who owns how much, and from what work.
 
     example: artel ledger shares --json
+
+    :param account: only what this one has, as the newest agreed state proves it; with --from
+        without reading the whole ledger
     """
     from artel.ledger.fold.holdings import holdings
+
+    if account is not None:
+        if at is not None:
+            raise UsageError("either --at or --account", "leave one of them out")
+        return _proven(account, ledger)
 
     with ledger.opened() as view:
         size = view.log.size if at is None else at
@@ -175,6 +187,77 @@ def shares(*, at: At = None, ledger: Ledger = Ledger()) -> int:
             "shares": [owner.facts() for owner in owners],
         }
         return ledger.show(facts, _shares(view, facts, name))
+
+
+def _proven(account: str, ledger: Ledger) -> int:
+    from artel.ledger.sync.share_proof import prove_share
+
+    with _files(account, ledger) as (source, run, name):
+        found = prove_share(source, name, run)
+    proven, body = found.agreed.proven, found.agreed.body
+    vested, pending = found.credits or (0, 0)
+    facts = {
+        "run": proven.run,
+        "account": name,
+        "known": found.credits is not None,
+        "vested": vested,
+        "pending": pending,
+        "share": vested / (found.total.vested or 1),
+        "share_with_pending": (vested + pending) / (sum(found.total) or 1),
+        "total_vested": found.total.vested,
+        "total_pending": found.total.pending,
+        "round": body.round - 1,
+        "entry": proven.index,
+        "as_of": proven.checkpoint.size,
+        "credit_root": body.credits,
+        "signed_by": found.agreed.nodes,
+        "cosigned_by": len(proven.cosigners),
+        "trusting": "" if run else source.name,
+    }
+    return ledger.show(facts, _share_lines(facts))
+
+
+@contextmanager
+def _files(account: str, ledger: Ledger) -> Iterator[tuple[TileSource, str, str]]:
+    """Where the proof comes from, the run id that is known, and the account's whole name."""
+    if ledger.source is None:
+        from artel.ledger.cli.meant import account_of
+        from artel.ledger.store.reading import LedgerReader
+        from artel.ledger.sync.service import Served
+
+        with ledger.opened() as view:
+            assert isinstance(view.log, LedgerReader)
+            name = account_of(view, ledger.folder, account)
+            yield Served(view.log, view.heads, lambda: view.state), view.state.run, name
+        return
+    if not re.fullmatch("[0-9a-f]{64}", account):
+        raise UsageError(
+            f"{account[:80]!r} is not the whole name of an account",
+            "give all 64 hex digits: artel ledger shares --from TARGET lists all accounts",
+        )
+    with holding(ledger.source) as (holder, named):
+        yield holder, ledger.run or named, account
+
+
+def _share_lines(facts: dict[str, Any]) -> Iterator[str | Table]:
+    from artel.ledger.entries import words as text
+
+    cosigned = text.plural(facts["cosigned_by"], "witness", "witnesses")
+    yield fields(
+        [
+            ("account", facts["account"] + ("" if facts["known"] else ": there is none")),
+            ("vested", f"{facts['vested']:,} of {facts['total_vested']:,}"),
+            ("share", f"{100 * facts['share']:.6f} %"),
+            ("pending", f"{facts['pending']:,} of {facts['total_pending']:,}"),
+            ("with pending", f"{100 * facts['share_with_pending']:.6f} %"),
+            ("as of", f"the closing of round {facts['round']:,}"),
+            ("proven by", f"entry {facts['entry']:,} of {facts['as_of']:,}, its credit root"),
+            ("signed by", f"the coordinator and {text.plural(facts['signed_by'], 'node')}"),
+            ("", f"tree head cosigned by {cosigned}"),
+            ("trusting", facts["trusting"] and f"{facts['trusting']} for the run id"),
+        ]
+    )
+    yield "the history before was not checked: artel ledger audit does that"
 
 
 def _shares(view: View, facts: dict[str, Any], name: str) -> Iterator[str | Table]:

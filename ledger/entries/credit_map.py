@@ -131,7 +131,7 @@ def _changed(page: Page, rows: list[bytes], depth: int) -> Page:
             total -= _number(data[at : at + ROW_BYTES])
             data[at : at + ROW_BYTES] = row
         else:
-            at = 1 + ROW_BYTES * bisect_left(list(_rows(data[1:])), row)
+            at = 1 + ROW_BYTES * bisect_left(list(_rows(bytes(data[1:]))), row)
             data[at:at] = row
         total += _number(row)
     if len(data) <= MAX_PAGE_BYTES:
@@ -178,9 +178,7 @@ def look_up(root: str, account: str, get: Callable[[str], bytes]) -> Found:
     """
     wanted, name, total = bytes.fromhex(root), bytes.fromhex(account), -1
     for depth in range(2 * NAME_BYTES):
-        data = get(wanted.hex())
-        if hashlib.sha256(data).digest() != wanted:
-            raise CheckFailed(f"the page {wanted.hex()} of the credit map is another one")
+        data = _checked(wanted, get)
         rows = list(_rows(data[1:]))
         total = sum(map(_number, rows)) if total < 0 else total
         if data[:1] == b"\0":
@@ -191,6 +189,24 @@ def look_up(root: str, account: str, get: Callable[[str], bytes]) -> Found:
             return Found(None, _credits(total))
         wanted = row[:NAME_BYTES]
     raise CheckFailed("the credit map has no end")
+
+
+def all_pages(root: str, get: Callable[[str], bytes]) -> Iterator[tuple[str, bytes]]:
+    """Every page of a map with its name, as :func:`look_up` gets them."""
+    waiting = [bytes.fromhex(root)]
+    while waiting:
+        name = waiting.pop()
+        data = _checked(name, get)
+        yield name.hex(), data
+        if data[:1] == b"\1":
+            waiting += [row[:NAME_BYTES] for row in _rows(data[1:]) if row != EMPTY]
+
+
+def _checked(name: bytes, get: Callable[[str], bytes]) -> bytes:
+    data = get(name.hex())
+    if hashlib.sha256(data).digest() != name:
+        raise CheckFailed(f"the page {name.hex()} of the credit map is another one")
+    return data
 
 
 KeptMap = Annotated[

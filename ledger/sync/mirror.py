@@ -7,17 +7,28 @@ is served all the time is a whole log at every moment, and one that was interrup
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from artel.ledger.entries.credit_map import all_pages
 from artel.ledger.store.database import storage_errors
 from artel.ledger.store.keyfiles import locked
 from artel.ledger.sync.export import write_file
 from artel.ledger.sync.fork import require_one_history
-from artel.ledger.sync.source import FINAL_PATH, FolderSource, NotFound, TileSource
+from artel.ledger.sync.share_proof import read_agreed
+from artel.ledger.sync.source import (
+    CREDIT_PATH,
+    FINAL_PATH,
+    FolderSource,
+    NotFound,
+    TileSource,
+    page_path,
+)
 from artel.ledger.sync.tree import Offer, SignedHead, Tree, offered, verified_head
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint
@@ -35,6 +46,7 @@ from artel.ledger.tlog.tiles import (
 )
 from artel.protocol.errors import CheckFailed, DecodeError, UsageError
 from artel.protocol.files import sync_folder
+from artel.protocol.merkle import leaf_hash
 
 Progress = Callable[[int, int], None]
 """``progress(files that are there, files in all)``"""
@@ -89,6 +101,7 @@ def mirror(
         merged = add_lines(note.parse(held.note), note.parse(newest.note).signatures)
         newest = SignedHead(merged.encode(), newest.checkpoint, newest.keys)
     _keep_final(folder, offer)
+    _keep_credits(folder, offer)
     if held is None or newest.note != held.note:
         write_file(folder / CHECKPOINT_PATH, newest.note.encode(), durable=True)
     _drop_replaced(folder, before, newest.size)
@@ -214,6 +227,42 @@ def _keep_final(folder: Path, offer: Offer) -> None:
     if root_at(offer.tree, checkpoint.size) != checkpoint.root:
         raise CheckFailed("the final checkpoint is not of this tree")
     write_file(folder / FINAL_PATH, offer.final.encode(), durable=True)
+
+
+def _keep_credits(folder: Path, offer: Offer) -> None:
+    """Keep the newest agreed state and the pages of its credit map; what they replace goes."""
+    try:
+        data = offer.source.get(CREDIT_PATH)
+    except NotFound:
+        return
+    agreed = read_agreed(data, offer.head.run)
+    index = agreed.proven.index
+    if index >= offer.head.size:
+        return  # it comes with the next update
+    if offer.tree.subtree(0, index) != leaf_hash(agreed.leaf):
+        raise CheckFailed(f"the state in {CREDIT_PATH} is not of this tree")
+    (folder / CREDIT_PATH).parent.mkdir(exist_ok=True)
+    kept = {folder / CREDIT_PATH}
+    try:
+        page_of = partial(_credit_page, folder, offer.source)
+        for name, page in all_pages(agreed.body.credits, page_of):
+            kept.add(folder / page_path(name))
+            write_file(folder / page_path(name), page)
+    except NotFound:
+        return  # another state was agreed on meanwhile
+    write_file(folder / CREDIT_PATH, data, durable=True)
+    for path in (folder / CREDIT_PATH).parent.iterdir():
+        if path not in kept:
+            path.unlink()
+
+
+def _credit_page(folder: Path, source: TileSource, name: str) -> bytes:
+    """A page that is here already, or as the source has it."""
+    with suppress(OSError):
+        data = (folder / page_path(name)).read_bytes()
+        if hashlib.sha256(data).hexdigest() == name:
+            return data
+    return source.get(page_path(name))
 
 
 def _size_of(path: Path) -> int:

@@ -11,6 +11,7 @@ from artel.ledger.store import finality
 from artel.ledger.store.heads import HeadStore
 from artel.ledger.store.reading import LedgerReader
 from artel.ledger.sync.peers import HEADS
+from artel.ledger.sync.share_proof import CreditFiles
 from artel.ledger.sync.source import ALIASES_PATH, CONFLICTS_PATH, FINAL_PATH, NotFound
 from artel.ledger.tlog.tiles import CHECKPOINT_PATH, Tile
 from artel.protocol import canonical, messages
@@ -40,6 +41,7 @@ class Served:
             FINAL_PATH: lambda _: finality.final_note(store, heads, state()).encode(),
             ALIASES_PATH: lambda _: alias.write_table(heads.aliases() if heads else {}),
             CONFLICTS_PATH: lambda _: canonical.dumps(heads.conflicts() if heads else []),
+            "credit": CreditFiles(store, heads, state).get,
             "tile": self._tile,
         }
 

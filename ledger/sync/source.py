@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
+from artel.ledger.entries.credit_map import MAX_PAGE_BYTES
 from artel.ledger.fold.alias import MAX_TABLE_BYTES
 from artel.ledger.store.heads import MAX_CONFLICTS
 from artel.ledger.tlog.note import MAX_NOTE_BYTES
@@ -33,11 +34,16 @@ ALIASES_PATH = "aliases"
 """JSON: account to the alias and team that its owner wishes to be shown."""
 CONFLICTS_PATH = "conflicts"
 """JSON: a list of evidence of split views."""
+CREDIT_PATH = "credit/newest"
+"""JSON: the newest agreed state, with a proof; by its credit root go the pages beside it."""
+MAX_AGREED_BYTES = 48 << 10
 FILES = (
     (CHECKPOINT_PATH, MAX_NOTE_BYTES),
     (FINAL_PATH, MAX_NOTE_BYTES),
     (ALIASES_PATH, MAX_TABLE_BYTES),
     (CONFLICTS_PATH, MAX_CONFLICTS * MAX_ENVELOPE_BYTES),
+    (CREDIT_PATH, MAX_AGREED_BYTES),
+    ("credit/[0-9a-f]{64}", MAX_PAGE_BYTES),
 )
 """What a log has beside tiles: patterns of whole paths, and the most bytes of each."""
 MAX_WORDS = 300
@@ -81,6 +87,11 @@ class Holder(TileSource, Protocol):
     def close(self) -> None:
         """Hang up."""
         ...
+
+
+def page_path(name: str) -> str:
+    """Where a page of a credit map is."""
+    return f"credit/{name}"
 
 
 def limit_of(path: str) -> int:

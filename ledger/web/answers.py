@@ -7,7 +7,7 @@ import re
 
 from aiohttp import web
 
-from artel.ledger.sync.source import FINAL_PATH
+from artel.ledger.sync.source import CREDIT_PATH, FINAL_PATH
 from artel.ledger.tlog.tiles import CHECKPOINT_PATH, ENTRIES, TILE_WIDTH, Tile
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, UsageError
 from artel.protocol.net.wire import Refused
@@ -38,6 +38,9 @@ def log_file(request: web.Request, path: str, data: bytes) -> web.Response:
     """A file of the log, by its path below ``/ledger/``."""
     if path.startswith("tile/"):
         return tile_bytes(request, Tile.parse(path), data)
+    if path.startswith("credit/") and path != CREDIT_PATH:
+        headers = {"Cache-Control": FOREVER}
+        return web.Response(body=data, content_type="application/octet-stream", headers=headers)
     if path not in (CHECKPOINT_PATH, FINAL_PATH):
         return json_text(data)
     # SPEC: The Signed Tree Head MUST be served as a checkpoint at <prefix>/checkpoint with

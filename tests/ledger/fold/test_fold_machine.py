@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 )
 
 from artel.ledger import entries
-from artel.ledger.entries import Entry, reasons, recovery_digest
+from artel.ledger.entries import Entry, decode, reasons, recovery_digest
 from artel.ledger.entries.kinds.dispute import MAX_OPEN_DISPUTES
 from artel.ledger.entries.state import Attempt, Pending
 from artel.ledger.fold.explain import explain
@@ -28,7 +28,7 @@ from artel.ledger.fold.shares import SHARE_SCALE, FoldState, Outcome, apply, che
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import DecodeError
 from artel.protocol.identity import Identity
-from ledger_world import World, digest, forged, key, read, require_same
+from ledger_world import World, complete, digest, forged, key, require_same
 from log_world import Log
 
 PEOPLE = 5
@@ -120,7 +120,8 @@ class FoldMachine(RuleBasedStateMachine):
         if isinstance(statement, Entry):
             entry = statement
         else:
-            (entry,) = read([statement], self.state.copy())
+            (statement,) = complete([statement], self.state.copy())
+            entry = decode(statement.encode())
         shown, encoded = self.state.copy(), self.state.encode()
         reason = check(self.state, entry)
         outcome = apply(self.state, entry)
