@@ -7,6 +7,8 @@
 ``GET /ledger/run``                         which run this is, and where else to ask (JSON)
 ``GET /ledger/aliases``                     names that accounts chose; erasable, not in the log
 ``GET /ledger/conflicts``                   evidence of split views (JSON)
+``GET /ledger/credit/newest``               the newest agreed state with its proof (JSON)
+``GET /ledger/credit/HEX``                  a page of its credit map
 ``GET /ledger/leaf/INDEX``                  an entry's bytes
 ``GET /ledger/proof/INDEX``                 its proof file (c2sp.org/tlog-proof)
 ``POST /ledger/submit``                     one signed entry of a person's account
