@@ -26,43 +26,18 @@ def node_hash(left: bytes, right: bytes) -> bytes:
     return hashlib.sha256(b"\x01" + left + right).digest()
 
 
-class CompactRange:
-    """The root of a growing tree, in O(log n) memory.
-
-    Holds one hash per perfect subtree, the largest first (transparency-dev calls this a compact
-    range); appending folds equal-sized neighbours like a binary counter.
-    """
-
-    def __init__(self, leaf_hashes: Iterable[bytes] = ()) -> None:
-        self.size = 0
-        self._subtrees: list[bytes] = []
-        for digest in leaf_hashes:
-            self.append(digest)
-
-    def append(self, digest: bytes) -> None:
-        """Add one leaf *hash* on the right."""
-        size = self.size
-        while size & 1:
-            digest = node_hash(self._subtrees.pop(), digest)
-            size >>= 1
-        self._subtrees.append(digest)
-        self.size += 1
-
-    def root(self) -> bytes:
-        """Root of the tree so far."""
-        if not self._subtrees:
-            return EMPTY_ROOT
-        digest = self._subtrees[-1]
-        for left in reversed(self._subtrees[:-1]):
-            digest = node_hash(left, digest)
-        return digest
-
-    def copy(self) -> CompactRange:
-        twin = CompactRange()
-        twin.size, twin._subtrees = self.size, list(self._subtrees)
-        return twin
-
-
 def root(leaf_hashes: Iterable[bytes]) -> bytes:
-    """Root over leaf hashes in order."""
-    return CompactRange(leaf_hashes).root()
+    """Root over leaf hashes in order, in O(log n) memory."""
+    subtrees: list[bytes] = []  # perfect ones, the largest first
+    for index, leaf in enumerate(leaf_hashes):
+        digest, size = leaf, index
+        while size & 1:  # neighbours of one size become one, as a binary counter carries
+            digest = node_hash(subtrees.pop(), digest)
+            size >>= 1
+        subtrees.append(digest)
+    if not subtrees:
+        return EMPTY_ROOT
+    digest = subtrees.pop()
+    while subtrees:
+        digest = node_hash(subtrees.pop(), digest)
+    return digest

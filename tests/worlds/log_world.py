@@ -8,7 +8,7 @@ from artel.ledger.entries import Entry, decode, entry_id
 from artel.ledger.entries.state import FoldState, Outcome
 from artel.ledger.fold.shares import fold
 from artel.protocol.dsse import Envelope
-from artel.protocol.merkle import CompactRange, leaf_hash
+from artel.protocol.merkle import leaf_hash, root
 from ledger_world import encoded
 
 
@@ -36,10 +36,7 @@ class Log(list[bytes]):
         return next((at for at, leaf in enumerate(self) if entry_id(leaf) == entry), None)
 
     def root_at(self, size: int) -> bytes:
-        tree = CompactRange()
-        for leaf in self[:size]:
-            tree.append(leaf_hash(leaf))
-        return tree.root()
+        return root(map(leaf_hash, self[:size]))
 
     def leaves(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         return iter(self[start:stop])
