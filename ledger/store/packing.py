@@ -63,7 +63,8 @@ _WORDS = b"".join(
         b'"tokens":20480,"up":1000000}',
     )
 )
-"""What texts of entries have in common, the most frequent last, where it is found most cheaply."""
+"""What texts of entries have in common, the most frequent last, where it is found most cheaply.
+Part of the format: with other words, no row could be read."""
 # Copied for each entry, which is cheaper than to read the words in again.
 _DEFLATE = zlib.compressobj(6, zlib.DEFLATED, _WINDOW, 4, zlib.Z_DEFAULT_STRATEGY, _WORDS)
 
