@@ -90,14 +90,12 @@ def _node(core: Coordinator, peer: str, now: float) -> dict[str, Any]:
 
 def _validation(core: Coordinator) -> dict[str, Any]:
     """First and newest evaluation: the loss of the state that a round starts from."""
-    known = [m for _, m in sorted(core.metrics.rounds.items()) if m.validation is not None]
-    if not known:
-        return {"first": None, "last": None}
-    return {"first": _loss(known[0]), "last": _loss(known[-1])}
-
-
-def _loss(metrics: RoundMetrics) -> dict[str, Any]:
-    return {"round": metrics.round, "loss": metrics.validation}
+    known = [
+        {"round": number, "loss": metrics.validation}
+        for number, metrics in sorted(core.metrics.rounds.items())
+        if metrics.validation is not None
+    ]
+    return {"first": known[0], "last": known[-1]} if known else {"first": None, "last": None}
 
 
 def _last_round(core: Coordinator) -> dict[str, Any]:

@@ -265,7 +265,7 @@ def _status(now: dict[str, Any]) -> Iterator[tuple[str, str]]:
     step = f", step {now['step']}/{now['steps']}" if now["phase"] == "training" else ""
     loss = "unknown yet" if now["loss"] is None else f"{now['loss']:.3f} nats per token"
     seconds = "  ".join(f"{name} {value:.2f}" for name, value in now["seconds"].items())
-    used = now["utilisation"]
+    used = now["computing"]
     yield "run", f"{now['name']} ({now['run'][:12]}…)"
     yield "node", now["node"]
     yield "account", f"{now['account'][:16]}…"
@@ -274,8 +274,8 @@ def _status(now: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "loss", loss
     yield "speed", f"{now['tokens_per_second']:,.0f} tokens/s"
     yield "computing", "unknown yet" if used is None else f"{100 * used:.1f} % of the last round"
-    yield "up", _traffic(now["bytes_up"])
-    yield "down", _traffic(now["bytes_down"])
+    yield "up", _traffic(now["up_by_kind"])
+    yield "down", _traffic(now["down_by_kind"])
     yield "served", _peers(now["served"])
     yield "fetched", _peers(now["fetched"])
     yield (

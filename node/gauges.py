@@ -26,5 +26,5 @@ def gauges(now: dict[str, Any]) -> Iterator[Metric]:
     yield metric("artel_ledger_cosigned_entries", "Under own cosignature.", now["cosigned_size"])
     yield metric("artel_memory_bytes", "Of each process.", memory, "process")
     yield metric("artel_coordinator_lost", "1 while it does not answer.", now["coordinator_lost"])
-    yield metric("artel_sent_bytes_total", "By kind of traffic.", now["bytes_up"], "kind")
-    yield metric("artel_received_bytes_total", "By kind of traffic.", now["bytes_down"], "kind")
+    yield metric("artel_sent_bytes_total", "By kind of traffic.", now["up_by_kind"], "kind")
+    yield metric("artel_received_bytes_total", "By kind of traffic.", now["down_by_kind"], "kind")

@@ -15,7 +15,7 @@ def overview(daemon: Daemon) -> dict[str, Any]:
     """Everything that ``artel node status`` shows.
 
     ``credit`` is vested and pending; ``awaiting`` is accepted, but its state is not agreed yet;
-    ``bytes_up`` and ``bytes_down`` are by kind, ``served`` and ``fetched`` content by peer.
+    ``served`` and ``fetched`` are the bytes of content by peer.
     ``share`` is what it would be if everything that is pending vested.
     """
     session, fold = daemon.session, daemon.session.replica.state
@@ -24,7 +24,7 @@ def overview(daemon: Daemon) -> dict[str, Any]:
     share = next((s.share for s in shares(fold, with_pending=True) if s.account == account), 0.0)
     traffic, report = session.host.traffic, daemon.report()
     return {
-        **report.model_dump(exclude={"validation", "up_by_kind", "down_by_kind"}),
+        **report.model_dump(exclude={"validation"}),
         "run": session.run,
         "name": session.manifest.config.run.name,
         "node": session.identity.peer_id,
@@ -32,7 +32,7 @@ def overview(daemon: Daemon) -> dict[str, Any]:
         "task": directive.task if directive else "",
         "reason": directive.reason if directive else "not connected yet",
         "rounds_total": session.manifest.config.rounds.total,
-        "utilisation": report.computing,
+        "computing": report.computing,
         "credit": daemon.credit(),
         "vested": owned.vested if owned else 0,
         "pending": owned.pending if owned else 0,
@@ -42,8 +42,6 @@ def overview(daemon: Daemon) -> dict[str, Any]:
         "ledger_size": session.replica.store.size,
         "cosigned_size": daemon.cosigner.size,
         "doubtful": daemon.watch.doubtful,
-        "bytes_up": dict(traffic.up),
-        "bytes_down": dict(traffic.down),
         "served": dict(traffic.served),
         "fetched": dict(traffic.fetched),
         "memory_daemon": psutil.Process().memory_info().rss,

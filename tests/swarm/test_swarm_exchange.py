@@ -156,9 +156,9 @@ async def test_who_comes_back_fetches_the_updates_and_not_the_state(tmp_path: Pa
         assert "behind: fetching" in console
         assert "state.not_caught_up" not in console
         # Not a byte of any state came over the wire.
-        assert "state" not in now["bytes_down"]
+        assert "state" not in now["down_by_kind"]
         state = (home / "blobs" / now["state_root"]).stat().st_size
-        assert 0 < now["bytes_down"]["contribution"] < state
+        assert 0 < now["down_by_kind"]["contribution"] < state
 
 
 async def test_a_slow_machine_stalls_nobody_and_still_earns(tmp_path: Path) -> None:

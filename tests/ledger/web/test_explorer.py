@@ -773,7 +773,7 @@ NOW = {
     **{"round": 8, "rounds_total": 20, "loss": None, "tokens_per_second": 12.5, "share": 0.25},
     **{"vested": 100, "pending": 0, "awaiting": 0, "ledger_size": 85, "cosigned_size": 63},
     **{"memory_daemon": 1 << 20, "memory_trainer": 0},
-    **{"bytes_up": {"control": 7}, "bytes_down": {"slice": 9}},
+    **{"up_by_kind": {"control": 7}, "down_by_kind": {"slice": 9}},
 }
 
 
