@@ -89,7 +89,6 @@ def test_the_entries_of_the_ledger_benchmark_all_count() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_quick_overhead_measures_every_limit(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     done = run("overhead", "--quick", "--json", str(file), timeout=580)
@@ -119,7 +118,6 @@ def test_quick_overhead_measures_every_limit(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_quick_ledger_measures_every_limit(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     done = run("ledger", "--quick", "--json", str(file), timeout=580)

@@ -208,7 +208,6 @@ def test_gaps_compare_with_the_best_rate_of_every_method(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_quick_convergence_compares_every_codec_and_goes_on_where_it_was(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     done = run("convergence", "--quick", "--json", str(file), timeout=580)

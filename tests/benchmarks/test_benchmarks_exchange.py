@@ -160,7 +160,6 @@ def test_the_table_names_failures_and_targets() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_the_quick_run_fills_every_part(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     done = run("exchange", "--quick", "--json", str(file), timeout=590)

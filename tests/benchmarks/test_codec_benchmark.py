@@ -46,7 +46,6 @@ def test_cast_is_a_cast() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_quick_codec_measures_every_codec(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     done = run("codec", "--quick", "--json", str(file), timeout=580)

@@ -189,14 +189,14 @@ def test_a_decompression_bomb_is_bounded(
     data = (b" " * 999 + b"\n") * 8000
     pack = gzip.compress if name.endswith(".gz") else zstd.compress
     (tmp_path / name).write_bytes(pack(data))
-    with pytest.raises(UsageError, match="unpacks to more than 1 MiB"):
+    with pytest.raises(UsageError, match="1 MiB"):
         sources.take_inventory(text_source(name), tmp_path)
 
 
 def test_a_page_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_files, "MAX_PAGE_BYTES", 1 << 20)
     (tmp_path / "a.html.gz").write_bytes(gzip.compress(b"<p>x" * (1 << 19)))
-    with pytest.raises(UsageError, match="a page of more than 1 MiB"):
+    with pytest.raises(UsageError, match="1 MiB"):
         sources.take_inventory(text_source("a.html.gz"), tmp_path)
 
 

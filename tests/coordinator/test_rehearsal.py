@@ -94,13 +94,13 @@ def test_an_auxiliary_loss_that_there_is_not_is_refused(kind: str, keys: dict[st
 def test_a_model_that_its_library_cannot_train_is_refused_in_one_line() -> None:
     assert tried("dbrx", DBRX, "fp32") == ()
     for precision in ("auto", "bf16"):
-        with pytest.raises(UsageError, match="cannot train this dbrx model") as caught:
+        with pytest.raises(UsageError, match="dbrx") as caught:
             tried("dbrx", DBRX, precision)
         assert "bf16" in caught.value.message
         assert "\n" not in caught.value.message
         assert 'precision = "fp32"' in caught.value.hint
     roberta = {key: value for key, value in BLOCKS.items() if key != "num_key_value_heads"}
-    with pytest.raises(UsageError, match="cannot train this roberta model") as caught:
+    with pytest.raises(UsageError, match="roberta") as caught:
         tried("roberta", roberta | {"is_decoder": True})  # it needs a padding token
     assert "\n" not in caught.value.message
 

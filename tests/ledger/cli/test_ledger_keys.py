@@ -191,7 +191,7 @@ def test_only_the_recovery_key_itself_names_another_one(artel: Artel, tmp_path: 
 @pytest.mark.parametrize("content", [b"", b"00", b"z" * 64, b"00" * 33, b"\xff" * 64])
 def test_a_damaged_recovery_pub_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "recovery.pub").write_bytes(content)
-    with pytest.raises(UsageError, match=r"recovery\.pub does not hold a public key"):
+    with pytest.raises(UsageError, match=r"recovery\.pub"):
         keyfiles.recovery_of(tmp_path)
 
 
@@ -357,7 +357,7 @@ def test_a_lost_key_is_recovered_and_the_thiefs_key_stops_to_speak(
     usb = tmp_path / "recovery.key"
     keyfiles.write(usb, RECOVERY)
     stolen = artel.key.rename(tmp_path / "thief.key")
-    with pytest.raises(UsageError, match="2 accounts have registered this recovery key"):
+    with pytest.raises(UsageError, match="2 accounts"):
         artel("key", "recover", "--recovery-key", str(usb))
     artel("key", "recover", "--recovery-key", str(usb), "--account", owner.key[:12])
     fresh = identity.load(artel.key)
@@ -370,7 +370,7 @@ def test_a_lost_key_is_recovered_and_the_thiefs_key_stops_to_speak(
 
 def test_a_stranger_recovers_nothing(artel: Artel, tmp_path: Path) -> None:
     keyfiles.create(tmp_path / "mine.key")
-    with pytest.raises(CheckFailed, match="no account has registered this recovery key"):
+    with pytest.raises(CheckFailed, match="no account"):
         artel("key", "recover", "--recovery-key", str(tmp_path / "mine.key"))
     assert not keyfiles.next_file(artel.key).exists()
 
@@ -393,7 +393,7 @@ def test_a_backup_comes_back_with_its_passphrase_alone(tmp_path: Path, home: Pat
     assert owner.seed not in file.read_bytes()
     with pytest.raises(UsageError, match="exists"):
         main(["key", "backup", "-o", str(file), *common])
-    with pytest.raises(UsageError, match="exists, and no key is ever overwritten"):
+    with pytest.raises(UsageError, match="exists"):
         main(["key", "restore", str(file), *common])
     (home / "account.key").unlink()
     passphrase.write_text("four random words where")
@@ -425,7 +425,7 @@ def test_a_backup_that_another_tool_made_can_be_restored(tmp_path: Path) -> None
         check=True,
     ).stdout
     owner = keyfiles.decrypt(made, PASSPHRASE)
-    with pytest.raises(CheckFailed, match="wrong, or the backup is damaged"):
+    with pytest.raises(CheckFailed, match="damaged"):
         keyfiles.decrypt(made, "something else")
     public = subprocess.run(
         [openssl, "pkey", "-pubout", "-outform", "DER", "-passin", f"pass:{PASSPHRASE}"],
@@ -526,9 +526,9 @@ def test_a_dispute_freezes_and_only_the_evidences_hash_is_published(
 
 def test_what_the_ledger_would_ignore_is_not_sent(artel: Artel) -> None:
     size = artel.server.store.size
-    with pytest.raises(CheckFailed, match="nobody can dispute their own work"):
+    with pytest.raises(CheckFailed, match="own work"):
         artel("dispute", str(index_of(artel, 0)), "--reason", "copied")
-    with pytest.raises(UsageError, match="is no contribution, but genesis"):
+    with pytest.raises(UsageError, match="genesis"):
         artel("dispute", "0", "--reason", "copied")
     with pytest.raises(UsageError):
         artel("dispute", "999", "--reason", "copied")
@@ -555,7 +555,7 @@ def test_a_transfer_needs_agreement_and_vested_credit(artel: Artel) -> None:
     with pytest.raises(UsageError, match="agreed to") as caught:
         artel("transfer", to, "100")
     assert caught.value.hint == "add --yes"
-    with pytest.raises(CheckFailed, match="more than the account has vested"):
+    with pytest.raises(CheckFailed, match="vested"):
         artel("transfer", to, "100", "--yes")
     for number in (1, 2, 3):
         artel.server.append(*world.add(*world.round(number)))
@@ -576,9 +576,9 @@ def test_arbiters_sign_one_after_the_other_until_there_are_enough(
         keyfiles.write(keys[-1], key(f"arbiter {number}"))
     source = world.earned(world.members[2], 0)
     rule = ["rule", source[:12], "soft"]
-    with pytest.raises(UsageError, match="1 of the 2 arbiters"):
+    with pytest.raises(UsageError, match="arbiters"):
         artel(*rule, "--key", str(keys[0]))
-    with pytest.raises(UsageError, match="not the key of an arbiter"):
+    with pytest.raises(UsageError, match="arbiter"):
         artel(*rule, "--key", str(artel.key))
     file = tmp_path / "ruling.json"
     assert "1 of 2 arbiters" in artel(*rule, "--key", str(keys[0]), "--statement", str(file))

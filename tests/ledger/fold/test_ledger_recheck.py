@@ -270,7 +270,7 @@ def test_rounds_without_slices_are_refused_with_a_way_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     homes = WORLD.homes(tmp_path / "open", *CLOSED[:-1])
-    with pytest.raises(UsageError, match="has not been closed with anybody accepted"):
+    with pytest.raises(UsageError, match="not been closed"):
         recheck(homes, capsys)
     gather = Published(rules=config_of(topology="gather").exchange)
     homes = gather.homes(tmp_path / "gather", *gather.round(0))
@@ -316,7 +316,7 @@ def test_the_layout_is_worked_out_where_there_is_no_file(monkeypatch: pytest.Mon
     assert layout_of(leaf, []) == GPT2_LAYOUT
     for broken in ("/nowhere/python", "/bin/false", "/bin/cat"):
         monkeypatch.setattr(sys, "executable", broken)
-        with pytest.raises(ResourceError, match="cannot be worked out here"):
+        with pytest.raises(ResourceError, match="worked out"):
             layout_of(leaf, [])
 
 

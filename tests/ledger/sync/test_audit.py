@@ -240,11 +240,11 @@ def test_a_partial_tile_that_was_replaced_by_the_full_one_is_read_from_it(
 def test_only_the_named_keys_are_trusted(log: Path) -> None:
     source = FolderSource(log)
     stranger = key("stranger")
-    with pytest.raises(CheckFailed, match="not signed by any key"):
+    with pytest.raises(CheckFailed, match="not signed"):
         audit(source, [type(LOG_KEY)(ORIGIN, stranger.public).encode()])
     with pytest.raises(CheckFailed, match="another log"):
         audit(source, [VKEY], origin="elsewhere")
-    with pytest.raises(UsageError, match="no key of the log"):
+    with pytest.raises(UsageError, match="no key"):
         audit(source, [CosignerKey("alice", stranger.public).encode()])
     with pytest.raises(UsageError):
         audit(source, [])
@@ -394,7 +394,7 @@ def test_more_bytes_than_a_file_can_have_are_refused(log: Path, tmp_path: Path) 
     folder = copy_of(log, tmp_path)
     with (folder / "tile/0/000").open("wb") as file:
         file.truncate(1 << 40)  # a terabyte of nothing
-    with pytest.raises(CheckFailed, match="longer than the 8192 bytes"):
+    with pytest.raises(CheckFailed, match="8192"):
         read_tile(FolderSource(folder), Tile(0, 0))
 
 

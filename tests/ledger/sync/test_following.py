@@ -224,7 +224,7 @@ async def test_a_wrong_bundle_is_refused_before_the_next_one_is_asked_for(
     holder.instead[Tile(ENTRIES, 1).path] = encode_bundle(wrong)
     for size in (0, 60):
         replica = net.replica(f"replica-{size}", size)
-        with pytest.raises(CheckFailed, match="entry 511 in tile/entries/001 does not have"):
+        with pytest.raises(CheckFailed, match="entry 511"):
             async with soon():
                 await replica.catch_up(host, holder.host.peer_id, world.run)
         assert (replica.store.size, replica.state.size) == (size, size)
@@ -290,5 +290,5 @@ async def test_a_peer_that_only_says_that_it_is_longer_ends_the_matter(
     replica = net.replica("replica", SIZE)
     async with soon():
         await replica.catch_up(host, holder.host.peer_id, world.run)
-        with pytest.raises(CheckFailed, match="announced 700 ledger entries and shows 600"):
+        with pytest.raises(CheckFailed, match="shows 600"):
             await replica.catch_up(host, holder.host.peer_id, world.run, target=700)

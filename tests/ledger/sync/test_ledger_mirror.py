@@ -246,7 +246,7 @@ def test_another_history_is_refused_and_proven(world: World, tmp_path: Path, siz
     mirror(FolderSource(tiles_folder(world, tmp_path / "a", 500)), folder)
     before = {path: (folder / path).read_bytes() for path in files_in(folder)}
     other = tiles_folder(world, tmp_path / "b", size, forked(world, 290))
-    with pytest.raises(CheckFailed, match="the log has signed both"):
+    with pytest.raises(CheckFailed, match="signed both"):
         mirror(FolderSource(other), folder)
     _, culprit = verify_evidence((folder / SPLIT_VIEW_FILE).read_bytes())
     assert culprit.encode() == vkey(world)
@@ -322,7 +322,7 @@ def test_the_final_checkpoint_comes_along_when_it_fits(world: World, tmp_path: P
     assert (folder / FINAL_PATH).read_text() == final
     wrong = tree_of(forked(world, 100)[:300])
     bad = cosigned(signed(wrong, 260, world.origin, world.coordinator), *world.members[:2])
-    with pytest.raises(CheckFailed, match="final checkpoint is not of this tree"):
+    with pytest.raises(CheckFailed, match="final checkpoint"):
         mirror(Watched(source, final=bad), folder)
     with pytest.raises(CheckFailed):
         unsigned = cosigned(signed(tree, 260, world.origin, key("thief")), *world.members[:2])
@@ -355,7 +355,7 @@ def test_the_final_checkpoint_of_a_mirror_is_read(
         # It is verified like every note.
         stolen = signed(tree_of(world.leaves[:305]), 305, world.origin, key("thief"))
         (folder / FINAL_PATH).write_text(cosigned(stolen, *world.members[:2]))
-        with pytest.raises(CheckFailed, match="not signed by any key"):
+        with pytest.raises(CheckFailed, match="not signed"):
             main(["status", "--from", target])
         other = tree_of(forked(world, 100)[:305])
         split = signed(other, 305, world.origin, world.coordinator)
@@ -536,7 +536,7 @@ def test_what_the_home_has_published_must_not_be_unsaid(world: World, tmp_path: 
     (home / DATABASE_NAME).write_bytes(b"gone")
     source = FolderSource(tiles_folder(world, tmp_path / "source", 300))
     before = contents(home)
-    with pytest.raises(CheckFailed, match="has published a checkpoint of 450 entries") as caught:
+    with pytest.raises(CheckFailed, match="of 450") as caught:
         restore([source], home)
     assert "--accept-older" in caught.value.hint
     assert contents(home) == before

@@ -87,7 +87,7 @@ def test_twenty_signatures_of_strangers_are_ignored() -> None:
     strangers.append(note.sign("hello\n", ORIGIN, key("impostor")).signatures[0])
     crowded = note.Note(signed.text, (*strangers, *signed.signatures))
     assert note.open_note(crowded.encode(), [KEY]) == signed
-    with pytest.raises(CheckFailed, match="not signed by any key"):
+    with pytest.raises(CheckFailed, match="not signed"):
         note.open_note(note.Note(signed.text, tuple(strangers)).encode(), [KEY])
 
 

@@ -104,7 +104,7 @@ async def test_raw_bytes_follow_a_message_and_are_counted(hosts: list[Host]) -> 
 async def test_a_silent_peer_is_given_up_in_time(hosts: list[Host]) -> None:
     server, client = hosts
     began = time.monotonic()
-    with pytest.raises(Unreachable, match="did not answer ok in 1 s"):
+    with pytest.raises(Unreachable, match="in 1 s"):
         await client.ask(server.peer_id, HANG, messages.Ok(), timeout=1)
     assert time.monotonic() - began < 3
 

@@ -128,9 +128,9 @@ async def test_holders_without_the_content_are_passed_over(
 
 
 async def test_content_that_nobody_has(us: Host, store: BlobStore, holders: list[Holder]) -> None:
-    with pytest.raises(Unreachable, match=r"cannot be fetched.*is not here"):
+    with pytest.raises(Unreachable, match=r"not here"):
         await fetch(us, store, *holders, blob="ab" * 32)
-    with pytest.raises(Unreachable, match="nobody is known to have it"):
+    with pytest.raises(Unreachable, match="nobody"):
         await fetch(us, store, blob="ab" * 32)
     assert list(store.root.iterdir()) == []
 
@@ -386,7 +386,7 @@ async def test_content_can_be_pushed(us: Host, store: BlobStore, holders: list[H
         path = holders[0].store.path(blob)
         assert path is not None
         assert path.read_bytes() == data
-    with pytest.raises(Unreachable, match="not in the local store"):
+    with pytest.raises(Unreachable, match="local store"):
         await transfer.push(us, store, holders[0].peer, "ab" * 32)
 
 

@@ -410,7 +410,7 @@ async def test_one_that_cannot_be_had_is_said_and_the_rest_goes_on_later(
     us, one, *_ = peers
     blob = one.store.put(made(70, 1000))
     wanted = [Wanted(blob, [one.peer], 1000), Wanted("ab" * 32, [one.peer], 1000)]
-    with pytest.raises(Unreachable, match=r"abababababab… cannot be fetched.*is not here"):
+    with pytest.raises(Unreachable, match=r"abababababab….*not here"):
         await transfer.fetch_all(us.host, us.store, wanted)
     assert await transfer.fetch_all(us.host, us.store, []) == []
     (path,) = await transfer.fetch_all(us.host, us.store, wanted[:1])
@@ -461,5 +461,5 @@ async def test_pushing_many_skips_what_is_there(peers: list[Holder]) -> None:
     await transfer.push_all(us.host, us.store, one.peer, blobs, kind="slice")
     assert all(one.store.has(blob) for blob in blobs)
     assert one.asked["put"] == 12
-    with pytest.raises(Unreachable, match="not in the local store"):
+    with pytest.raises(Unreachable, match="local store"):
         await transfer.push_all(us.host, us.store, one.peer, ["ab" * 32])
