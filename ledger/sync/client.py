@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from artel.ledger.fold.alias import read_table
-from artel.ledger.fold.effects import Fold, checked
+from artel.ledger.fold.effects import Fold
 from artel.ledger.store.heads import HeadStore
 from artel.ledger.store.published import term_of
 from artel.ledger.store.reading import LedgerReader
@@ -29,7 +29,7 @@ from artel.ledger.sync.source import (
     Holder,
     read_json,
 )
-from artel.ledger.sync.tree import Offer, offered
+from artel.ledger.sync.tree import Offer, offered, take_over
 from artel.ledger.sync.view import View
 from artel.ledger.tlog.note import VerifierKey
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, ResourceError, UsageError
@@ -197,8 +197,7 @@ def _bring_up_to_date(store: LedgerStore, offer: Offer) -> None:
         )
     fold = Fold.open(store)
     if store.size < head.size:
-        new = checked(tree.leaves(store.size), store.size, processes=True)
-        store.append_replica(new, head.own_note(), fold.beside)
+        take_over(store, offer.source, head, fold, tree, processes=True)
 
 
 def _names(holder: Holder) -> dict[str, tuple[str, str]]:

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from artel.ledger.entries.state import FoldState
 from artel.ledger.fold.effects import Fold
-from artel.ledger.fold.replay import decoded
 from artel.ledger.store import finality
 from artel.ledger.store.database import storage_errors
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
@@ -34,7 +33,7 @@ from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
 from artel.ledger.sync.fork import require_one_history
 from artel.ledger.sync.offline import run_of
 from artel.ledger.sync.source import TileSource
-from artel.ledger.sync.tree import Offer, SignedHead, Tree, offered, verified_head
+from artel.ledger.sync.tree import Offer, SignedHead, offered, take_over, verified_head
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint
 from artel.ledger.tlog.proof import root_at
@@ -202,10 +201,9 @@ def _rebuild(home: Path, own: _Own, best: Offer, progress: Progress) -> Restored
     try:
         with LedgerStore.open(work / DATABASE_NAME, create=True, term=term) as store:
             fold = Fold.open(store)
-            new = (entry for _, entry in decoded(_leaves(best.tree, progress)))
             try:
-                store.append_replica(new, head.own_note(), fold.beside)
-            except (DecodeError, CheckFailed) as error:
+                take_over(store, best.source, head, fold, best.tree, progress=progress)
+            except CheckFailed as error:
                 raise CheckFailed(
                     f"the entries are not those that the checkpoint signs: {error.message}",
                     "artel ledger audit TARGET --run ID --full names the one that is wrong",
@@ -228,12 +226,6 @@ def _rebuild(home: Path, own: _Own, best: Offer, progress: Progress) -> Restored
         source=best.name,
         coordinator=signer is not None,
     )
-
-
-def _leaves(tree: Tree, progress: Progress) -> Iterator[bytes]:
-    for done, leaf in enumerate(tree.leaves(), start=1):
-        yield leaf
-        progress(done, tree.size)
 
 
 def _coordinator(home: Path, head: SignedHead) -> Identity | None:

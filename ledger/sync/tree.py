@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from artel.ledger.entries import Genesis, decode
-from artel.ledger.fold.effects import Fold
-from artel.ledger.fold.replay import decoded
+from artel.ledger.entries import Entry, Genesis, decode
+from artel.ledger.fold.effects import Fold, checked
 from artel.ledger.store.finality import size_of
 from artel.ledger.store.reading import LedgerReader
 from artel.ledger.store.store import LedgerStore
@@ -271,20 +270,33 @@ def take_over(
     source: TileSource,
     head: SignedHead,
     fold: Fold,
+    tree: Tree | None = None,
+    *,
+    processes: bool = False,
+    progress: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> None:
     """Append what a source has beyond a store, up to a signed head; all of it or nothing.
 
     :param fold: over the store; whoever owns it settles what is new
+    :param tree: of the head, where it is known already
+    :param processes: as in :func:`ledger.fold.replay.decoded`
+    :param progress: called with the number of entries that were read and the number of all
     :raises CheckFailed: the tree of the head does not begin with what the store holds, or is not
         what the source serves
     :raises Unreachable: when the source does not answer
     """
-    if head.size - store.size <= NEAR:
-        leaves = _near(store, source, head.size)
-    else:
-        leaves = Tree(source, head.size, head.root).leaves(store.size)
+    start = store.size
+    if tree is None and head.size - start > NEAR:
+        tree = Tree(source, head.size, head.root)
+    leaves = _near(store, source, head.size) if tree is None else tree.leaves(start)
+
+    def read() -> Iterator[Entry]:
+        for done, entry in enumerate(checked(leaves, start, processes=processes), start + 1):
+            yield entry
+            progress(done, head.size)
+
     try:
-        store.append_replica((entry for _, entry in decoded(leaves)), head.own_note(), fold.beside)
+        store.append_replica(read(), head.own_note(), fold.beside)
     except DecodeError as error:
         raise CheckFailed(f"{source.name} serves what is no entry: {error.message}") from None
 

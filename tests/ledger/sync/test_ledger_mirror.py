@@ -19,6 +19,7 @@ import pytest
 
 from artel.coordinator.sequencer import Sequencer
 from artel.ledger.entries import decode
+from artel.ledger.fold.effects import Fold
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.store.verify import verify_home
@@ -465,7 +466,8 @@ def test_a_home_without_the_logs_key_gets_the_newest_checkpoint_alone(
     sound(home, 600)
     with LedgerStore.open(home / DATABASE_NAME) as store:
         assert [store.note_at(size) != "" for size in (256, 512, 600)] == [False, False, True]
-        store.append_replica(world.leaves[600:700], signed_at(world, 700))
+        beside = Fold.open(store).beside
+        store.append_replica(world.leaves[600:700], signed_at(world, 700), beside)
     sound(home, 700)
 
 
