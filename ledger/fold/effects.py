@@ -317,9 +317,9 @@ def _digest(size: int, by: bytes, data: bytes) -> bytes:
 @cache
 def rules() -> bytes:
     """Names the code that counts: a state of another version must not be continued."""
-    fold = Path(__file__).parent
-    folders = (Path(protocol.__path__[0]).glob("*.py"), fold.glob("*.py"))
-    paths = [*(p for found in folders for p in found), *Path(entries.__path__[0]).rglob("*.py")]
+    here = Path(__file__)
+    paths = [here, here.with_name("shares.py"), *Path(entries.__path__[0]).rglob("*.py")]
+    paths += Path(protocol.__path__[0]).glob("*.py")
     digest = hashlib.sha256()
     for path in sorted(paths):
         digest.update(path.read_bytes())
