@@ -156,7 +156,7 @@ class History:
             where.append("kind = ?")
             values.append(KINDS.index(kind))
         if round is not None:
-            where.append("round = ?")
+            where.append(_ROUND)
             values.append(round)
         if nodes is not None:
             where.append(f"idx IN ({_MENTIONS})")
@@ -189,7 +189,7 @@ class History:
 
     def outcome(self, did: Did) -> Outcome:
         """What the fold said when it came to an entry."""
-        settled = self._credits("c.settled = ?", (did.index,))
+        settled = self._credits(_SETTLED, (did.index,))
         return Outcome(
             did.status,
             did.reason,
@@ -219,7 +219,9 @@ class History:
 
     def moved_by(self, index: int) -> list[Trail]:
         """Credit that the entry at ``index`` granted, made vest or took away."""
-        return self._credits("? IN (c.granted, c.settled)", (index,))
+        either = f"SELECT number FROM credits c WHERE {_SETTLED}"
+        either += " UNION SELECT number FROM credits WHERE granted = ?"
+        return self._credits(f"c.number IN ({either})", (index, index))
 
     def earned_by(self, work: int) -> Trail | None:
         """The compute of the contribution at an index, if it has earned any."""
@@ -344,7 +346,7 @@ class History:
 
     def of_round(self, round: int, *kinds: str) -> list[Did]:
         """Entries of a round that count, in order; of these kinds, or all."""
-        fitting = "round = ? AND reason = '' ORDER BY idx"
+        fitting = f"{_ROUND} AND reason = '' ORDER BY idx"
         return [did for did in self._did(fitting, (round,)) if not kinds or did.kind in kinds]
 
     def attempt(self, round: int, number: int) -> AttemptTrail:
@@ -410,7 +412,7 @@ class History:
 
     def events(self, work: int) -> list[tuple[int, str]]:
         """Disputes, verdicts and rulings on the contribution at an index: index, and in a word."""
-        found = self._did("work = ? AND reason = '' ORDER BY idx", (work,))
+        found = self._did("work >= 0 AND work = ? AND reason = '' ORDER BY idx", (work,))
         bodies = ((did.index, self.entry(did.index).body) for did in found)
         return [(i, body.event()) for i, body in bodies if isinstance(body, entries.body.OfWork)]
 
@@ -445,6 +447,8 @@ class History:
         return rows[::-1]
 
 
+# Said twice, so that SQLite sees that an index of a part of the rows will do.
+_SETTLED, _ROUND = "c.settled >= 0 AND c.settled = ?", "round >= 0 AND round = ?"
 _MOVES = ("granted", "settled")
 _MENTIONS = (
     "SELECT idx FROM mentions WHERE name IN"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from artel.ledger.entries import Entry, decode
 from artel.ledger.entries.state import FoldState, Outcome
 from artel.ledger.fold import effects
 from artel.ledger.fold.effects import Fold
+from artel.ledger.fold.explain import explain
 from artel.ledger.fold.history import History, read
 from artel.ledger.store.reading import LedgerReader
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
@@ -194,3 +196,29 @@ def test_readers_beside_the_owner_see_its_effects(home: Path, world: World) -> N
     with LedgerReader.of(home) as reader:
         assert_told(read(reader), world, reader.size)
         assert decode(reader.leaf(0)).kind == "genesis"
+
+
+def test_no_answer_reads_a_whole_table(store: LedgerStore) -> None:
+    asked: list[tuple[str, Sequence[object]]] = []
+
+    def query(sql: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
+        asked.append((sql, values))
+        return store.query(sql, values)
+
+    history = History(store, query, read(store).state)
+    account, node = next(iter(history.state.accounts)), next(iter(history.state.nodes))
+    for index in range(history.size):
+        explain(history, index)
+    history.chosen(kind="contribution", round=2, limit=5)
+    history.chosen(nodes=[node], account=account, limit=5)
+    history.credits_of(account, kind="compute", state="vested", before=9, limit=5)
+    history.sums_of(account)
+    history.reasons_of(account)
+    history.left_out_of(account, 5)
+    history.statements_of(account, 5)
+    history.work_of(account)
+    history.vested_at("", [history.first_vested, 3])
+    for sql, values in asked:
+        for *_, step in store.query(f"EXPLAIN QUERY PLAN {sql}", values):
+            scanned = step.removeprefix("SCAN ").split()[0] if step.startswith("SCAN") else ""
+            assert scanned not in effects.tables() + list("aceghlnps"), (step, sql)
