@@ -17,7 +17,6 @@ from artel.ledger.store.reading import LedgerReader
 from artel.ledger.store.verify import verify_home
 from artel.protocol import content
 from artel.protocol.errors import ArtelError
-from artel.protocol.identity import public_of
 
 Facts = dict[str, Any]
 """What came out, as ``--json`` prints it; ``problems`` lists, in words, all that does not hold."""
@@ -136,9 +135,9 @@ def _signed_by_all(log: LedgerReader) -> tuple[int, list[str]]:
         if isinstance(body, entries.Contribution):
             example = index
         elif isinstance(body, entries.RoundClosed):
-            accepted = {public_of(item.node).hex() for item in body.accepted}
-        elif isinstance(body, entries.StateAgreed) and not accepted <= entry.signers:
-            missing = len(accepted - entry.signers)
+            accepted = {item.node for item in body.accepted}
+        elif isinstance(body, entries.StateAgreed) and not accepted <= body.signatures.keys():
+            missing = len(accepted - body.signatures.keys())
             problems.append(f"{missing} contributor(s) did not sign state {body.round}")
     return example, problems
 

@@ -271,27 +271,26 @@ class Desk:
 
     async def _signed_state(self, peer: str, request: messages.SignedState) -> None:
         core = self._core
-        entry = await self._signed(peer, request.statement)
-        body = entry.body
-        if not isinstance(body, entries.StateAgreed):
-            raise DecodeError("not a signed state")
+        vote, signature = await intake.vote(peer, request.statement)
+        if vote.run != core.run:
+            raise DecodeError("the vote is about another run")
         attempt = core.ledger.state.attempt
-        if body.wrong and (attempt is None or not attempt.wrong.keys() >= set(body.wrong)):
+        if vote.wrong and (attempt is None or not attempt.wrong.keys() >= set(vote.wrong)):
             raise wire.Refused(explain(reasons.UNKNOWN_SLICE), code=reasons.UNKNOWN_SLICE)
         # Whoever counts credit otherwise has another ledger, or another version.
-        attempt = core.ledger.state.current(body.round - 1, request.attempt, "applying")
-        if attempt is not None and body.credits != attempt.credits.root:
+        attempt = core.ledger.state.current(vote.round - 1, request.attempt, "applying")
+        if attempt is not None and vote.credits != attempt.credits.root:
             raise wire.Refused(explain(reasons.WRONG_CREDITS), code=reasons.WRONG_CREDITS)
         event = round_state.StateSigned(
             core.clock(),
             peer,
-            body.round - 1,
+            vote.round - 1,
             request.attempt,
-            body.root,
-            body.wrong,
+            vote.root,
+            vote.wrong,
             frozenset(request.accused),
         )
-        await core.feed(event, entry)
+        await core.feed(event, signature)
 
     async def _aggregated(self, peer: str, request: messages.Aggregated) -> None:
         core = self._core

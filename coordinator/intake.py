@@ -15,14 +15,15 @@ from contextlib import contextmanager
 from artel.coordinator.sequencer import AGAIN, Sequencer
 from artel.coordinator.shape import Shape
 from artel.ledger import entries
-from artel.ledger.entries import Entry, reasons
+from artel.ledger.entries import Entry, StateVote, reasons
 from artel.ledger.fold import shares
 from artel.ledger.fold.shares import FoldState
 from artel.protocol import round_state
-from artel.protocol.errors import DecodeError
+from artel.protocol.errors import CheckFailed, DecodeError
 from artel.protocol.exchange import pseudogradient
 from artel.protocol.exchange.parts import Part
 from artel.protocol.exchange.pseudogradient import Header
+from artel.protocol.identity import public_of
 from artel.protocol.net import wire
 from artel.protocol.net.blobs import BlobStore
 
@@ -49,6 +50,22 @@ async def opened(data: bytes) -> Entry:
         entry = entries.decode(data)
         assert entry.signers is not None  # checked on first use, which is here
         return entry
+
+    return await asyncio.to_thread(work)
+
+
+async def vote(peer: str, data: bytes) -> tuple[StateVote, str]:
+    """What a node signed of a new state, and its signature in hex; checked in a thread.
+
+    :raises DecodeError: it is something else
+    :raises CheckFailed: it is not signed by this node alone
+    """
+
+    def work() -> tuple[StateVote, str]:
+        said, envelope = entries.open_vote(data)
+        if envelope.verify() != (public_of(peer).hex(),):
+            raise CheckFailed("the state is not signed by this node alone")
+        return said, envelope.signatures[0][1].hex()
 
     return await asyncio.to_thread(work)
 

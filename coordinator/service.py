@@ -103,7 +103,7 @@ class Coordinator:
         self._lock = asyncio.Lock()  # one event at a time
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._shown: dict[str, entries.Contribution] = {}  # of this attempt, by node
-        self._votes: dict[str, Entry] = {}  # state signatures of this round, by node
+        self._votes: dict[str, str] = {}  # state signatures (hex) of this round, by node
         self._shape: tuple[tuple[int, int], Shape] | None = None  # the last one asked for
         self._numbers = Numbers(metrics, clock)
 
@@ -135,14 +135,15 @@ class Coordinator:
         async with self.changed:
             self.changed.notify_all()
 
-    async def feed(self, event: round_state.Event, statement: Entry | None = None) -> None:
+    async def feed(self, event: round_state.Event, shown: Entry | str | None = None) -> None:
         """Apply one event and everything that follows from it.
 
-        :param statement: the checked statement behind a Revealed or StateSigned event
+        :param shown: the checked contribution behind a Revealed event, or the checked signature
+            (hex) behind a StateSigned one
         :raises Refused: the event does not fit; nothing changed
         """
         async with self._lock:
-            actions = await self._step(event, statement)
+            actions = await self._step(event, shown)
         if actions or not isinstance(event, round_state.Tick):
             await self.tell()
 
@@ -176,7 +177,7 @@ class Coordinator:
         await self.tell()
 
     async def _step(
-        self, event: round_state.Event, statement: Entry | None = None
+        self, event: round_state.Event, shown: Entry | str | None = None
     ) -> list[round_state.Action]:
         """One event; the caller holds the lock."""
         state, actions = rounds.step(self.rules, self.state, event)
@@ -186,10 +187,10 @@ class Coordinator:
             self.pace.committed(event.peer, event.now)
         try:
             try:
-                if statement is not None and isinstance(event, round_state.Revealed):
-                    await self._keep_shown(event.peer, statement)
-                if statement is not None and isinstance(event, round_state.StateSigned):
-                    self._votes[event.peer] = statement
+                if isinstance(shown, Entry) and isinstance(event, round_state.Revealed):
+                    await self._keep_shown(event.peer, shown)
+                if isinstance(shown, str) and isinstance(event, round_state.StateSigned):
+                    self._votes[event.peer] = shown
                 for action in actions:
                     await self._execute(action)
             except NoEffect:
@@ -307,12 +308,17 @@ class Coordinator:
             attempt = self.ledger.state.attempt
             assert attempt is not None
             credits = attempt.credits.root
-            envelope = entries.state_agreed(
-                sign, run, round=action.round, root=action.root, credits=credits, wrong=action.wrong
+            agreed = entries.state_agreed(
+                sign,
+                run,
+                round=action.round,
+                root=action.root,
+                credits=credits,
+                wrong=action.wrong,
+                signatures={peer: self._votes[peer] for peer in action.signers},
             )
-            for peer in action.signers:
-                envelope = envelope.merged(self._votes[peer].envelope)
-            await self.record_own(envelope)
+            # Each signature was checked when it came.
+            await self.record_own(entries.decode(agreed.encode()).checked(True))
             reports = {name: peer.report for name, peer in self.peers.items()}
             self._numbers.agreed(action.round - 1, action.signers, reports)
             emit(

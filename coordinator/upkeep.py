@@ -10,7 +10,7 @@ from pathlib import Path
 from artel.coordinator.closing import Closing
 from artel.coordinator.service import Coordinator
 from artel.ledger import entries
-from artel.protocol import shards
+from artel.protocol import assignment, shards
 from artel.protocol.errors import Unreachable
 from artel.protocol.events import emit
 from artel.protocol.exchange import pseudogradient
@@ -178,7 +178,7 @@ class Upkeep:
 def _listed(path: Path, body: Exchanged) -> list[str]:
     """What a contribution lists when it is an index; it was checked before it counted."""
     with path.open("rb") as file:
-        data = file.read(pseudogradient.index_bytes(entries.MAX_MEMBERS))
+        data = file.read(pseudogradient.index_bytes(assignment.MAX_SLICES))
     if isinstance(body, entries.Aggregate) or not data.startswith(pseudogradient.INDEX_MAGIC):
         return []
     listed = pseudogradient.open_index(data, round=body.round, base=body.base)

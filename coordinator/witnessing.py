@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 from artel.ledger import entries
+from artel.ledger.entries import Entry
 from artel.ledger.fold import shares
 from artel.ledger.fold.shares import FoldState
 from artel.ledger.store import finality
@@ -124,7 +125,7 @@ class Witnessing:
         signed = self._heads.get(size)
         return set() if signed is None else set(finality.cosigners(signed, self._state().nodes))
 
-    def statement(self) -> Envelope | None:
+    def statement(self) -> Entry | None:
         """The ``witnessed`` entry that is due, for the head that the most accounts have cosigned
         and of these the newest; None when there is none, or the fold would ignore it.
 
@@ -139,12 +140,14 @@ class Witnessing:
         seats, size = max(found, key=lambda item: (len(item[0]), item[1]), default=({}, 0))
         if not seats:
             return None
-        envelope = self._record(self._heads[size], seats, state)
-        reason = shares.check(state, entries.decode(envelope.encode()))
+        # Each cosignature was checked when it came.
+        made = self._record(self._heads[size], seats, state).encode()
+        entry = entries.decode(made).checked(True)
+        reason = shares.check(state, entry)
         if reason:
             emit(log, "head.not_recorded", logging.WARNING, reason=reason)
             return None
-        return envelope
+        return entry
 
     def _record(self, signed: Note, seats: dict[str, list[str]], state: FoldState) -> Envelope:
         """One node of each account first: those that contribute, and have waited the longest."""
@@ -161,7 +164,7 @@ class Witnessing:
                 time=int.from_bytes(lines[peer].signature[:8], "big"),
                 signature=lines[peer].signature[8:].hex(),
             )
-            for peer in (first + rest)[: entries.MAX_COSIGNATURES]
+            for peer in (first + rest)[: entries.MAX_MEMBERS]
         ]
         head = parse_checkpoint(signed.encode())
         return entries.witnessed(

@@ -186,7 +186,7 @@ class Worker:
 
     async def _sign_state(self, directive: messages.Directive, credits: str) -> None:
         session = self.session
-        statement = entries.state_agreed(
+        statement = entries.state_vote(
             session.identity,
             session.run,
             round=self.states.round,

@@ -63,6 +63,8 @@ BOX_FACTOR = 4
 """A time-boxed round assigns from H / 4 to 4 H steps."""
 GATHER_MEMBERS = 8
 """Up to this many members everybody fetches everything, unless the manifest says otherwise."""
+MAX_SLICES = 64
+"""Of a sharded round, however many members it has."""
 Topology = Literal["gather", "sharded"]
 _EPOCH = b"artel/epoch/v1\0"
 

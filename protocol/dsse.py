@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from artel.protocol import canonical
 from artel.protocol.errors import CheckFailed, DecodeError
@@ -20,6 +20,24 @@ from artel.protocol.identity import Identity, verify
 MAX_ENVELOPE_BYTES = 8192
 """Policy limit of a ledger leaf; the C2SP tile format would allow 65,535."""
 MAX_SIGNATURES = 40
+
+Seal = tuple[str, bytes, bytes]
+"""A signature to be checked: the public key in hex, the signature, and the message."""
+
+
+class Leaf(bytes):
+    """The bytes of an envelope, and beside them the document that its payload names by hash.
+
+    Both travel as one, so that nobody goes on with the one alone. A copy that is plain bytes has
+    lost the document.
+    """
+
+    document: bytes
+
+    def __new__(cls, data: bytes, document: bytes = b"") -> Self:
+        leaf = super().__new__(cls, data)
+        leaf.document = document
+        return leaf
 
 
 def pae(payload_type: str, payload: bytes) -> bytes:
@@ -35,33 +53,40 @@ class Envelope:
     payload_type: str
     payload: bytes
     signatures: tuple[tuple[str, bytes], ...]
+    document: bytes = b""
+    """What the payload names by its SHA-256, if it names something; not signed as such."""
 
     def encode(self) -> bytes:
-        """Canonical bytes: what is hashed into the ledger."""
+        """Canonical bytes: what is hashed into the ledger; a :class:`Leaf` with a document."""
         # Written out, because a ledger encodes every entry that it takes in. Base64 needs no
         # escapes, and the names of the fields are in RFC 8785's order.
         signatures = b",".join(
             b'{"keyid":%b,"sig":"%b"}' % (canonical.dumps(key), base64.b64encode(signature))
             for key, signature in self.signatures
         )
-        return b'{"payload":"%b","payloadType":%b,"signatures":[%b]}' % (
+        data = b'{"payload":"%b","payloadType":%b,"signatures":[%b]}' % (
             base64.b64encode(self.payload),
             canonical.dumps(self.payload_type),
             signatures,
         )
+        return Leaf(data, self.document) if self.document else data
 
     @property
     def signers(self) -> tuple[str, ...]:
         """Hex public keys that the envelope names (not yet verified)."""
         return tuple(key for key, _ in self.signatures)
 
+    def seals(self) -> list[Seal]:
+        """What :meth:`verify` checks."""
+        message = pae(self.payload_type, self.payload)
+        return [(key, signature, message) for key, signature in self.signatures]
+
     def verify(self) -> tuple[str, ...]:
         """Check every signature and return the signers.
 
         :raises CheckFailed: when any signature does not verify or there is none
         """
-        message = pae(self.payload_type, self.payload)
-        for key, signature in self.signatures:
+        for key, signature, message in self.seals():
             if not verify(bytes.fromhex(key), signature, message):
                 raise CheckFailed(f"the signature of {key[:16]}… does not verify")
         if not self.signatures:
@@ -73,7 +98,7 @@ class Envelope:
         if (self.payload_type, self.payload) != (other.payload_type, other.payload):
             raise CheckFailed("cannot merge the signatures of two different statements")
         both = dict(self.signatures) | dict(other.signatures)
-        return Envelope(self.payload_type, self.payload, tuple(sorted(both.items())))
+        return replace(self, signatures=tuple(sorted(both.items())))
 
 
 def sign(payload_type: str, body: dict[str, Any], *signers: Identity) -> Envelope:
@@ -84,18 +109,17 @@ def sign(payload_type: str, body: dict[str, Any], *signers: Identity) -> Envelop
     return Envelope(payload_type, payload, tuple(sorted(signatures.items())))
 
 
-def which_hold(envelopes: Iterable[Envelope]) -> bytes:
-    """For each envelope 1 if it has signatures and all of them verify, else 0.
+def hold(seals: Iterable[Seal]) -> bool:
+    """Whether all of these signatures verify."""
+    return all(verify(bytes.fromhex(key), signature, text) for key, signature, text in seals)
+
+
+def which_hold(batch: Iterable[Sequence[Seal]]) -> bytes:
+    """For each list of signatures 1 if it has some and all of them verify, else 0.
 
     Lies here because it runs in processes of its own, which start sooner the less they import.
     """
-    found = bytearray()
-    for envelope in envelopes:
-        try:
-            found.append(bool(envelope.verify()))
-        except CheckFailed:
-            found.append(0)
-    return bytes(found)
+    return bytes(bool(seals) and hold(seals) for seals in batch)
 
 
 def decode(data: bytes) -> Envelope:
@@ -120,7 +144,8 @@ def decode(data: bytes) -> Envelope:
         pairs.append((_key(item["keyid"]), _base64(item["sig"], 64)))
     if [key for key, _ in pairs] != sorted({key for key, _ in pairs}):
         raise DecodeError("signatures are not sorted by key, or a key signs twice")
-    return Envelope(payload_type, _base64(raw["payload"]), tuple(pairs))
+    document = data.document if isinstance(data, Leaf) else b""
+    return Envelope(payload_type, _base64(raw["payload"]), tuple(pairs), document)
 
 
 def _key(value: Any) -> str:

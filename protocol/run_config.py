@@ -15,10 +15,10 @@ from pydantic import AfterValidator, ConfigDict, Field, JsonValue, ValidationInf
 from artel.protocol.schema import Digest, OptionalDigest, Record
 from artel.protocol.terminal import steers
 
-MAX_NODES = 32
+MAX_NODES = 1024
+"""Members of a round: the ledger lists them in documents of at most 1 MiB."""
 Codec = Literal["fp32", "fp16", "int8", "int4", "sparse"]
 Topology = Literal["auto", "gather", "sharded"]
-"""Members of a round: as many as one entry of the ledger can list."""
 MAX_EXACT = 2**53 - 1
 """Largest integer that every JSON reader keeps exact."""
 WSD_DECAY_FRACTION = 0.2
@@ -226,7 +226,7 @@ class Rounds(Section):
     """Inner steps of every node in a round (H)."""
     min_nodes: Annotated[int, Field(ge=1, le=MAX_NODES)] = 1
     """Nodes that must be ready before a round opens."""
-    max_nodes: Annotated[int, Field(ge=1, le=MAX_NODES)] = MAX_NODES
+    max_nodes: Annotated[int, Field(ge=1, le=MAX_NODES)] = 32
     """Most members of a round."""
     quorum: Annotated[float, Field(gt=0, le=1)] = 0.66
     """Part of the members whose commitments start the grace time (0 to 1), rounded up to nodes."""

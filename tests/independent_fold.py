@@ -9,7 +9,7 @@ import json
 from base64 import b64decode, b64encode
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
@@ -63,15 +63,24 @@ def leaves_of(folder: Path) -> Iterator[bytes]:
             data = data[size:]
 
 
+def documents_of(folder: Path) -> dict[str, bytes]:
+    """Hash (hex) to content of the documents of a mirror."""
+    return {path.name: path.read_bytes() for path in (folder / "document").iterdir()}
+
+
 def account(key: str) -> Any:
     sums = dict.fromkeys(("seq", "mark", "open", *SUMS), 0)
     return Record(key=key, recovery="", registered=False, barred=False, **sums)
 
 
 class Fold:
-    """``reasons`` says of each leaf why it was ignored, or ""."""
+    """``reasons`` says of each leaf why it was ignored, or "".
 
-    def __init__(self, leaves: Iterable[bytes]) -> None:
+    :param documents: what entries name, by hash (hex)
+    """
+
+    def __init__(self, leaves: Iterable[bytes], documents: Mapping[str, bytes]) -> None:
+        self.documents = documents
         self.run, self.reasons, self.states = "", list[str](), list[str]()
         self.accounts, self.pending = dict[str, Any](), dict[str, Any]()
         self.speaks, self.nodes = dict[str, str](), dict[str, str]()
@@ -87,11 +96,37 @@ class Fold:
         payload, kind = b64decode(value["payload"]), value["payloadType"]
         message = b"DSSEv1 %d %b %d %b" % (len(kind), kind.encode(), len(payload), payload)
         found = {item["keyid"]: b64decode(item["sig"]) for item in value["signatures"]}
-        self.signed = all(holds(key, sig, message) for key, sig in found.items()) and len(found)
-        self.by, self.index, self.id = set(found), len(self.reasons), sha256(leaf).hexdigest()
         manifest = kind == "application/vnd.artel.manifest+json"
-        rule = self.genesis(payload) if manifest else self.other(Record(**json.loads(payload)))
+        body = {} if manifest else self.whole(json.loads(payload))
+        seals = [(key, sig, message) for key, sig in found.items()] + [*self.seals(Record(**body))]
+        self.signed = all(holds(*seal) for seal in seals) and len(found)
+        self.by, self.index, self.id = set(found), len(self.reasons), sha256(leaf).hexdigest()
+        rule = self.genesis(payload) if manifest else self.other(Record(**body))
         self.reasons.append(next(filter(None, rule), ""))
+
+    def whole(self, body: dict[str, Any]) -> dict[str, Any]:
+        """With the fields of its document."""
+        name = body.get("document")
+        if name is None:
+            return body
+        assert sha256(self.documents[name]).hexdigest() == name
+        return body | json.loads(self.documents[name])
+
+    def seals(self, b: Any) -> Iterator[tuple[str, bytes, bytes]]:
+        """Key, signature and message of each signature in a document."""
+        if vars(b).get("kind") == "state_agreed":
+            kind = "application/vnd.artel.state+json"
+            said = {name: vars(b)[name] for name in ("credits", "root", "round", "run", "wrong")}
+            vote = json.dumps(said, separators=(",", ":"))
+            message = f"DSSEv1 {len(kind)} {kind} {len(vote)} {vote}".encode()
+            for peer, signature in b.signatures.items():
+                yield key_of(peer), bytes.fromhex(signature), message
+        if vars(b).get("kind") == "witnessed":
+            root = b64encode(bytes.fromhex(b.root)).decode()
+            head = f"artel/{b.run}/term/{b.term}\n{b.size}\n{root}\n"
+            for item in b.cosignatures:
+                message = f"cosignature/v1\ntime {item['time']}\n{head}".encode()
+                yield key_of(item["node"]), bytes.fromhex(item["signature"]), message
 
     def genesis(self, payload: bytes) -> Rule:
         yield self.index and ("second_genesis" if self.run else "no_genesis")
@@ -330,12 +365,11 @@ class Fold:
         now.accused.setdefault(b.slice, set()).add(b.node)
 
     def state_agreed(self, b: Any) -> Rule:
-        now, nodes = self.attempt, {key_of(peer) for peer in self.nodes}
-        led = self.by & self.coordinators and self.by - self.coordinators <= nodes
-        yield not led and "wrong_signers"
+        now = self.attempt
+        yield not (self.led and self.nodes.keys() >= b.signatures.keys()) and "wrong_signers"
         fits = now and now.phase == "applying" and b.round == now.round + 1
         yield not fits and "out_of_order"
-        agreeing = [peer for peer in now.accepted if key_of(peer) in self.by]
+        agreeing = [peer for peer in now.accepted if peer in b.signatures]
         yield 2 * len(agreeing) <= len(now.accepted) and "no_majority"
         yield not now.accused.keys() >= set(b.wrong) and "unknown_slice"
         yield b.credits != now.credits and "wrong_credits"
@@ -480,12 +514,6 @@ class Fold:
         yield not self.witnessed_size < b.size <= self.index and "out_of_order"
         peers = [item["node"] for item in b.cosignatures]
         yield not self.nodes.keys() >= set(peers) and "unknown_node"
-        root = b64encode(bytes.fromhex(b.root)).decode()
-        text = f"artel/{self.run}/term/{b.term}\n{b.size}\n{root}\n"
-        for item in b.cosignatures:
-            signature = bytes.fromhex(item["signature"])
-            good = cosigned(key_of(item["node"]), item["time"], signature, text)
-            yield not good and "bad_cosignature"
         self.witnessed_size = b.size
         for name in sorted({self.nodes[p] for p in peers if key_of(p) not in self.convicted}):
             owner = self.accounts[name]

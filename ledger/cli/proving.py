@@ -23,6 +23,7 @@ from artel.protocol.commandline import (
     progress,
     show,
 )
+from artel.protocol.dsse import Leaf
 from artel.protocol.errors import EXIT_FAILED, EXIT_OK, CheckFailed, UsageError
 from artel.protocol.paths import expanded
 
@@ -45,7 +46,8 @@ def prove(
     example: artel ledger prove 17
 
     :param output: the proof, otherwise entry-INDEX.tlog-proof; the entry's bytes go beside it, with
-        the ending .json; both are replaced when they exist
+        the ending .json, and the document that it names if it does with .document.json; what exists
+        is replaced
     """
     from artel.ledger.fold import labels
     from artel.ledger.sync.export import write_proof
@@ -64,7 +66,8 @@ def prove(
         facts,
         (
             f"{made.proof}  that entry {index} is in the ledger, as of checkpoint {made.size:,}",
-            f"{made.entry}  the entry, byte for byte",
+            f"{made.entry}  the entry, byte for byte"
+            + (f"; what it names is in {made.document}" if made.document is not None else ""),
             f"final: the proof carries {needed} or more cosignatures"
             if made.final
             else f"{state}; prove it again later for a proof with cosignatures",
@@ -113,7 +116,7 @@ def _verify_proof(
 ) -> int:
     from artel.ledger.sync import offline
 
-    found = offline.verify(read(proof), read(entry), vkeys, run)
+    found = offline.verify(read(proof), _leaf(entry), vkeys, run)
     enough = len(found.cosigners) >= policy
     facts = _facts(found) | {"verified": enough, "policy": policy}
     show(facts, _proven(found), as_json=as_json)
@@ -123,6 +126,16 @@ def _verify_proof(
             "the rest holds; a later proof of the same entry may carry more",
         )
     return EXIT_OK
+
+
+def _leaf(entry: Path) -> bytes:
+    """An entry in a file, with the document that it names if that lies beside it."""
+    from artel.ledger.entries import documents
+
+    leaf, beside = read(entry), documents.beside(entry)
+    if not documents.document_of(leaf) or not beside.is_file():
+        return leaf
+    return Leaf(leaf, read(beside, documents.MAX_DOCUMENT_BYTES))
 
 
 def _facts(found: Proven) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def show(entry: EntryName, /, *, ledger: Ledger = Ledger()) -> int:
 
     example: artel ledger show 17
     """
-    from artel.ledger.entries import decode, words
+    from artel.ledger.entries import decode, documents, words
     from artel.ledger.entries.state import peer_of
     from artel.protocol import merkle
 
@@ -161,6 +161,7 @@ def show(entry: EntryName, /, *, ledger: Ledger = Ledger()) -> int:
         "kind": found.kind,
         "payload_type": found.envelope.payload_type,
         "bytes": len(leaf),
+        "document": documents.document_of(leaf),
         "signers": signers,
         "status": outcome.status,
         "reason": outcome.reason,

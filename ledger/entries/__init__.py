@@ -1,6 +1,7 @@
 """The entries of the ledger: how their bytes are read, and how they are made.
 
-A leaf is the canonical encoding of a DSSE envelope. Leaf 0, the **genesis**, is the organiser's
+A leaf is the canonical encoding of a DSSE envelope, with a document beside it if its kind has
+one (:mod:`ledger.entries.documents`). Leaf 0, the **genesis**, is the organiser's
 signed manifest (:mod:`ledger.entries.genesis`); every other payload is canonical JSON of one of the
 kinds (:mod:`ledger.entries.kinds`). The **entry id** is the SHA-256 of the leaf. Whether an entry
 *counts* depends on the entries before it and is decided in :mod:`ledger.fold.shares`, never here.
@@ -11,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from artel.ledger.entries.body import ENTRY_TYPE, MAX_MEMBERS, Body, Entry, signed, validated
+from artel.ledger.entries.body import ENTRY_TYPE, MAX_MEMBERS, Body, Entry, opened, signed
 from artel.ledger.entries.genesis import Genesis, read_genesis
 from artel.ledger.entries.kinds import BODIES
 from artel.ledger.entries.kinds.account import Account, account, recovery_digest
@@ -27,10 +28,16 @@ from artel.ledger.entries.kinds.ruling import Ruling, ruling
 from artel.ledger.entries.kinds.run_closed import RunClosed, run_closed
 from artel.ledger.entries.kinds.slice_wrong import SliceWrong, slice_wrong
 from artel.ledger.entries.kinds.split_seen import SplitSeen
-from artel.ledger.entries.kinds.state_agreed import StateAgreed, state_agreed
+from artel.ledger.entries.kinds.state_agreed import (
+    StateAgreed,
+    StateVote,
+    open_vote,
+    state_agreed,
+    state_vote,
+)
 from artel.ledger.entries.kinds.transfer import Transfer
 from artel.ledger.entries.kinds.verdict import Verdict, verdict
-from artel.ledger.entries.kinds.witnessed import MAX_COSIGNATURES, Cosignature, Witnessed, witnessed
+from artel.ledger.entries.kinds.witnessed import Cosignature, Witnessed, witnessed
 from artel.ledger.entries.rules import DataUse, Rules
 from artel.protocol import canonical, dsse
 from artel.protocol.dsse import Envelope
@@ -42,7 +49,6 @@ __all__ = [
     "ENTRY_TYPE",
     "KINDS",
     "MANIFEST_TYPE",
-    "MAX_COSIGNATURES",
     "MAX_MEMBERS",
     "Accepted",
     "Account",
@@ -66,6 +72,7 @@ __all__ = [
     "SliceWrong",
     "SplitSeen",
     "StateAgreed",
+    "StateVote",
     "Transfer",
     "Verdict",
     "Witnessed",
@@ -77,6 +84,7 @@ __all__ = [
     "entry_id",
     "key_rotated",
     "node",
+    "open_vote",
     "recovery_digest",
     "round_closed",
     "round_committed",
@@ -85,6 +93,7 @@ __all__ = [
     "run_closed",
     "slice_wrong",
     "state_agreed",
+    "state_vote",
     "title",
     "verdict",
     "witnessed",
@@ -102,6 +111,8 @@ def entry_id(leaf: bytes) -> str:
 def decode(leaf: bytes) -> Entry:
     """Read a leaf; signatures are not checked until :attr:`Entry.signers` is asked for.
 
+    :param leaf: with its document (:class:`protocol.dsse.Leaf`) if it names one
+    :raises MissingDocument: without that
     :raises DecodeError: on anything but the one encoding of a valid entry of at most 8 KiB
     """
     envelope = dsse.decode(leaf)
@@ -114,7 +125,7 @@ def decode(leaf: bytes) -> Entry:
     schema = BODIES.get(kind) if isinstance(kind, str) else None
     if schema is None:
         raise DecodeError(f"there is no ledger entry of kind {str(kind)[:40]!r}")
-    return Entry(entry_id(leaf), validated(schema, value), envelope)
+    return Entry(entry_id(leaf), opened(schema, value, envelope.document), envelope)
 
 
 def title(kind: str) -> str:

@@ -7,17 +7,20 @@ what it *does* is decided by :meth:`Body.rule`, from the entries before it alone
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field, StringConstraints
 
+from artel.ledger.entries.documents import divide, join
 from artel.protocol import dsse, schema
-from artel.protocol.dsse import MAX_ENVELOPE_BYTES, Envelope
-from artel.protocol.errors import CheckFailed, DecodeError
+from artel.protocol.assignment import MAX_SLICES
+from artel.protocol.dsse import MAX_ENVELOPE_BYTES, Envelope, Seal
+from artel.protocol.errors import DecodeError
 from artel.protocol.identity import Identity, public_of
+from artel.protocol.run_config import MAX_NODES
 
 if TYPE_CHECKING:
     from artel.ledger.entries.genesis import Genesis
@@ -25,8 +28,8 @@ if TYPE_CHECKING:
     from artel.ledger.entries.story import Fact, Story
 
 ENTRY_TYPE = "application/vnd.artel.entry+json"
-MAX_MEMBERS = 64
-"""Bound of every list in a body; what fits into 8 KiB is fewer (about 35 accepted members)."""
+MAX_MEMBERS = MAX_NODES
+"""Bound of every list of members; such lists lie in documents (:mod:`.documents`)."""
 
 
 def _peer_id(value: str) -> str:
@@ -43,8 +46,9 @@ Record = schema.Record
 PeerId = Annotated[str, StringConstraints(max_length=64), AfterValidator(_peer_id)]
 Count = Annotated[int, Field(ge=0, lt=1 << 53)]
 Positive = Annotated[int, Field(ge=1, lt=1 << 53)]
+Signature = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")]
 ReasonCode = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
-SliceNumber = Annotated[int, Field(ge=0, lt=MAX_MEMBERS)]
+SliceNumber = Annotated[int, Field(ge=0, lt=MAX_SLICES)]
 
 
 def ascending(items: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -65,11 +69,17 @@ class Body(Record):
     KIND: ClassVar[str]
     TITLE: ClassVar[str]
     """For people, as the heading of its page."""
+    DOCUMENT: ClassVar[tuple[str, ...]] = ()
+    """Fields that lie in a document, because they grow with the members of a round."""
     run: Digest
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON value: what is signed."""
+        """Plain JSON value, its document included."""
         return self.model_dump(mode="json")
+
+    def seals(self) -> Iterator[Seal]:
+        """Signatures in its document, which have to verify as those of the envelope do."""
+        return iter(())
 
     def rule(self, state: FoldState, entry: Entry) -> str | Effect:
         """Why it changes nothing if it comes next, or the effect that changes the state.
@@ -132,20 +142,43 @@ class Entry:
     body: Genesis | Body
     envelope: Envelope
 
+    def __hash__(self) -> int:
+        return hash(self.id)
+
     @property
     def kind(self) -> str:
         return self.body.KIND
 
     @cached_property
     def signers(self) -> frozenset[str]:
-        """Hex keys whose signatures verified; empty when any signature does not.
+        """Hex keys whose signatures verified, in the envelope and in the document; empty when any
+        does not.
 
         The cost of an entry is here (about 0.2 ms a signature), so it is paid on first use.
         """
-        try:
-            return frozenset(self.envelope.verify())
-        except CheckFailed:
-            return frozenset()
+        return self.named_signers if dsse.hold(self.seals()) else frozenset()
+
+    @property
+    def named_signers(self) -> frozenset[str]:
+        """Hex keys of all signatures, verified or not; none without one in the envelope."""
+        return frozenset(key for key, _, _ in self.seals() if self.envelope.signers)
+
+    def seals(self) -> list[Seal]:
+        """Every signature that has to verify."""
+        return [*self.envelope.seals(), *self.body.seals()]
+
+    def checked(self, holds: bool) -> Entry:
+        """The entry itself, after somebody else has found out whether its signatures verify."""
+        self.__dict__["signers"] = self.named_signers if holds else frozenset()
+        return self
+
+
+def opened(kind: type[Body], value: dict[str, Any], document: bytes) -> Body:
+    """The body that a payload and its document hold.
+
+    :raises DecodeError: as :func:`validated`, or because of the document
+    """
+    return validated(kind, join(kind.KIND, value, document, kind.DOCUMENT))
 
 
 def validated(kind: type[Body], value: dict[str, Any]) -> Body:
@@ -161,7 +194,8 @@ def signed(kind: type[Body], fields: dict[str, Any], *signers: Identity) -> Enve
 
     :raises DecodeError: it would not be decoded, or is too large
     """
-    envelope = dsse.sign(ENTRY_TYPE, validated(kind, fields).to_dict(), *signers)
+    payload, document = divide(validated(kind, fields).to_dict(), kind.DOCUMENT)
+    envelope = replace(dsse.sign(ENTRY_TYPE, payload, *signers), document=document)
     size = len(envelope.encode())
     if size > MAX_ENVELOPE_BYTES:
         raise DecodeError(f"a {kind.KIND} entry of {size} bytes exceeds {MAX_ENVELOPE_BYTES}")

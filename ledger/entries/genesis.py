@@ -18,6 +18,7 @@ from artel.ledger.entries.story import Fact, Story, assigned, vesting
 from artel.ledger.entries.words import plural, printable, short_key
 from artel.protocol import canonical
 from artel.protocol.assignment import Work
+from artel.protocol.dsse import Seal
 from artel.protocol.errors import DecodeError
 from artel.protocol.round_state import BAD_SIGNATURE
 from artel.protocol.run_config import Ledger, Ownership
@@ -82,6 +83,10 @@ class Genesis:
             return RECORDED
 
         return effect
+
+    def seals(self) -> Iterator[Seal]:
+        """It has no document."""
+        return iter(())
 
     def place(self, state: FoldState) -> tuple[int, int]:
         """It belongs to no round."""

@@ -68,7 +68,6 @@ NO_CREDIT = "no_credit"
 NOT_DRAWN = "not_drawn"
 BARRED = "barred"
 NO_QUORUM = "no_quorum"
-BAD_COSIGNATURE = "bad_cosignature"
 PROVES_NOTHING = "proves_nothing"
 WRONG_STEPS = "wrong_steps"
 NOT_SHARDED = "not_sharded"
@@ -105,7 +104,6 @@ IGNORED = {
     NOT_DRAWN: "the node was not drawn to audit this contribution",
     BARRED: "the account is barred for proven fraud",
     NO_QUORUM: "signed by fewer arbiters than the manifest asks for",
-    BAD_COSIGNATURE: "a cosignature does not verify",
     PROVES_NOTHING: "the evidence does not show that one key signed two histories",
     WRONG_STEPS: "assigns a number of steps that the run's rules do not allow",
     NOT_SHARDED: "the round is not sharded: there are no slices",

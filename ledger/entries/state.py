@@ -381,9 +381,9 @@ class FoldState:
         owner = self.accounts.get(name)
         return owner if owner is not None and owner.registered else None
 
-    def led_by(self, signers: frozenset[str]) -> bool:
+    def led_by(self, signers: Iterable[str]) -> bool:
         """Signed by coordinators alone: a stranger's signature would make a second id."""
-        return signers <= set(self.coordinators)
+        return set(signers) <= set(self.coordinators)
 
     def current(self, round: int, attempt: int, *phases: str) -> Attempt | None:
         """The attempt under way, when it is this one and in one of these phases."""

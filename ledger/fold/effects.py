@@ -269,7 +269,8 @@ def _nodes(entry: Entry) -> set[str]:
     if isinstance(node := getattr(body, "node", None), str):
         named.add(node)
     named.update(getattr(body, "members", ()))
-    named.update(getattr(body, "commitments", ()))
+    for by_node in ("commitments", "signatures"):
+        named.update(getattr(body, by_node, ()))
     for listed in ("accepted", "rejected", "cosignatures"):
         named.update(item.node for item in getattr(body, listed, ()))
     return named
@@ -351,9 +352,7 @@ def kept_by(query: Query, log: Leaves, size: int) -> FoldState | None:
 
 def trusted(leaf: bytes, signed: bool) -> Entry:
     """An entry whose signatures were checked before, with this result."""
-    entry = decode(leaf)
-    entry.__dict__["signers"] = frozenset(entry.envelope.signers) if signed else frozenset()
-    return entry
+    return decode(leaf).checked(signed)
 
 
 def checked(leaves: Iterable[bytes], start: int, *, processes: bool = False) -> Iterator[Entry]:

@@ -112,17 +112,15 @@ def _by_processes(leaves: Iterator[bytes]) -> Iterator[tuple[bytes, Entry]]:
         while True:
             while len(running) < 4 * cores() and (batch := next(batches, None)) is not None:
                 found = _decode_some(batch)
-                envelopes = [entry.envelope for _, entry in found if isinstance(entry, Entry)]
-                running.append((found, pool.submit(dsse.which_hold, envelopes)))
+                seals = [entry.seals() for _, entry in found if isinstance(entry, Entry)]
+                running.append((found, pool.submit(dsse.which_hold, seals)))
             if not running:
                 return
             found, answer = running.popleft()
             for (leaf, entry), holds in zip_longest(found, answer.result()):
                 if isinstance(entry, DecodeError):
                     raise entry
-                signers = entry.envelope.signers if holds else ()
-                entry.__dict__["signers"] = frozenset(signers)
-                yield leaf, entry
+                yield leaf, entry.checked(bool(holds))
     except BrokenExecutor:
         raise ResourceError(
             "a process that checks signatures was killed", "free some memory and try again"

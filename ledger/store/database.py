@@ -30,6 +30,7 @@ LEDGER = (
     " lines BLOB NOT NULL)",
     "CREATE TABLE tiles(level INTEGER, idx INTEGER, hashes BLOB NOT NULL,"
     " PRIMARY KEY(level, idx)) WITHOUT ROWID",
+    "CREATE TABLE documents(id BLOB PRIMARY KEY, content BLOB NOT NULL)",
 )
 DERIVED: tuple[str, ...] = effects.TABLES
 """Tables of what follows from the entries (see :data:`.store.Beside`), made with the others."""

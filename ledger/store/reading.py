@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from artel.ledger.entries import Entry, Genesis, decode, entry_id
+from artel.ledger.entries.documents import attached, path_of
 from artel.ledger.store import database
 from artel.ledger.store.database import storage_errors
 from artel.ledger.store.packing import unpack
@@ -169,10 +170,34 @@ class LedgerReader:
         return found
 
     def leaves(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        """Entries ``start`` to ``stop`` (default: all that are there now), a tile at a time.
+        """Entries ``start`` to ``stop`` (default: all that are there now) with their documents.
 
         :raises CheckFailed: when one is not what was signed
         """
+        return attached(self.bare(start, stop), self._named)
+
+    def _named(self, name: str) -> bytes:
+        try:
+            return self.document(name)
+        except UsageError:
+            raise database.damaged(self.path, f"{path_of(name)} is missing") from None
+
+    def document(self, name: str) -> bytes:
+        """The document with this SHA-256 (hex).
+
+        :raises UsageError: when no entry names such a one
+        :raises CheckFailed: when it is not what was stored
+        """
+        rows = self.query("SELECT content FROM documents WHERE id = ?", (bytes.fromhex(name),))
+        if not rows:
+            raise UsageError(f"there is no {path_of(name)}")
+        ((content,),) = rows
+        if not isinstance(content, bytes) or sha256(content).hexdigest() != name:
+            raise database.damaged(self.path, f"{path_of(name)} is another")
+        return content
+
+    def bare(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """The same entries without their documents, a tile at a time."""
         tree = self._head.tree
         stop = tree.size if stop is None else min(stop, tree.size)
         first = max(0, start)
@@ -296,7 +321,7 @@ class LedgerReader:
         tree = self._head.tree
         if tile.level != tiles.ENTRIES or tile.end > tree.size:
             return tree.hashes(tile)
-        return tiles.encode_bundle(list(self.leaves(tile.start, tile.end)))
+        return tiles.encode_bundle(list(self.bare(tile.start, tile.end)))
 
     def _stored_tile(self, tile: Tile) -> bytes:
         """A full tile as it is stored, not yet compared with anything."""

@@ -12,6 +12,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 
@@ -47,6 +48,8 @@ MAX_BATCH = 256
 """Entries in one append of the sequencer."""
 
 _INSERT_CHECKPOINT = "INSERT INTO checkpoints(size, term, lines) VALUES (?, ?, ?)"
+_INSERT_DOCUMENT = "INSERT OR IGNORE INTO documents(id, content) VALUES (?, ?)"
+_SELECT_DOCUMENT = "SELECT content FROM documents WHERE id = ?"
 _INSERT_TILE = "INSERT INTO tiles(level, idx, hashes) VALUES (?, ?, ?)"
 _SELECT_TILE = "SELECT hashes FROM tiles WHERE level = ? AND idx = ?"
 
@@ -260,8 +263,17 @@ class LedgerStore(LedgerReader):
                 self._connection.execute(_INSERT_TILE, (*place, tile.hashes))
                 if self._connection.execute(_SELECT_TILE, place).fetchone() != (tile.hashes,):
                     raise _changed(Tile(*place).path)
+        self._insert_documents(entries)
         if beside is not None:
             beside(self._connection, entries, first)
+
+    def _insert_documents(self, entries: Iterable[Entry]) -> None:
+        """Store what these entries name; ``decode`` has held it against the name."""
+        for document in filter(None, (entry.envelope.document for entry in entries)):
+            name = sha256(document).digest()
+            self._connection.execute(_INSERT_DOCUMENT, (name, document))
+            if self._connection.execute(_SELECT_DOCUMENT, (name,)).fetchone() != (document,):
+                raise _changed(f"document {name.hex()}")
 
     def _require_new(self, ids: list[str]) -> None:
         """Each entry is in the ledger once; asked in the transaction that adds these."""

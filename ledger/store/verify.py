@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artel.ledger.entries import Entry
+from artel.ledger.entries.documents import document_of
 from artel.ledger.fold import labels
 from artel.ledger.fold.effects import SELECT_KEPT, Loose, checked, rules
 from artel.ledger.fold.labels import Unchecked
@@ -104,6 +105,7 @@ def _verify(home: Path, progress: Progress) -> Verification:
         replay = stack.enter_context(closing(_Replay(store)))
         if checks("entries", lambda: replay.run(progress)):
             checks("signatures", replay.signatures)
+            checks("documents", replay.documents)
         checks("tiles", lambda: _tiles(store))
         checks("checkpoints", lambda: _checkpoints(store))
         checks("published checkpoint", lambda: _published(store, published))
@@ -187,6 +189,7 @@ class _Replay:
     def __init__(self, store: LedgerReader) -> None:
         self._store = store
         self._fresh = Loose()
+        self._documents: set[str] = set()
         self._signatures = 0
         self._unsigned: list[int] = []
 
@@ -208,7 +211,9 @@ class _Replay:
             if len(ids) == _READ_ROWS or index + 1 == total:
                 self._store.require_ids(ids, index + 1 - len(ids))
                 ids.clear()
-            self._signatures += len(entry.envelope.signatures)
+            self._signatures += len(entry.seals())
+            if entry.envelope.document:
+                self._documents.add(document_of(entry.envelope.encode()))
             if not entry.signers:
                 self._unsigned.append(index)
             if (index + 1) % _PROGRESS_EVERY == 0 or index + 1 == total:
@@ -222,6 +227,13 @@ class _Replay:
         if self._store.query("SELECT count(*) FROM ids") != [(total,)]:
             raise CheckFailed(f"there are more ids than the {total} entries have")
         return f"{total} entries, every one decoded and hashed"
+
+    def documents(self) -> str:
+        """No more of them than the entries name; those were held against their names."""
+        ((count,),) = self._store.query("SELECT count(*) FROM documents")
+        if count != len(self._documents):
+            raise CheckFailed(f"{count} are stored, the entries name {len(self._documents)}")
+        return f"{count} are what the entries name"
 
     def signatures(self) -> str:
         if self._unsigned:

@@ -16,7 +16,7 @@ from artel.ledger.fold.effects import checked
 from artel.ledger.fold.shares import apply
 from artel.ledger.sync.offline import run_of
 from artel.ledger.sync.source import TileSource, newest_heads
-from artel.ledger.sync.tree import Tree, read_tile, require_same, verified_head
+from artel.ledger.sync.tree import Tree, read_tile, require_same, verified_head, with_documents
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import parse_checkpoint
 from artel.ledger.tlog.cosignature import CosignerKey, open_cosigned, parse_key
@@ -134,8 +134,9 @@ def audit_log(
     state, signed = FoldState(), Counter[bool]()
 
     def replay(leaves: Iterator[bytes]) -> None:
-        for entry in checked(leaves, 0, processes=True):
-            signed[True] += len(entry.signers)
+        whole = with_documents(source, leaves)
+        for entry in checked(whole, 0, processes=True):
+            signed[True] += len(entry.seals()) if entry.signers else 0
             signed[False] += not entry.signers
             apply(state, entry)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artel.ledger.entries import entry_id
+from artel.ledger.entries import documents, entry_id
 from artel.ledger.entries import words as text
 from artel.ledger.entries.state import KINDS_OF_WORK, FoldState
 from artel.ledger.fold.holdings import Aliases, holdings
@@ -21,6 +21,7 @@ from artel.ledger.sync import offline
 from artel.ledger.sync.offline import ENTRY_SUFFIX, PROOF_SUFFIX, entry_beside
 from artel.ledger.tlog.checkpoint import parse_checkpoint
 from artel.protocol import files
+from artel.protocol.dsse import Leaf
 from artel.protocol.errors import UsageError
 
 if TYPE_CHECKING:
@@ -98,6 +99,8 @@ class ProofFiles:
     id: str
     proof: Path
     entry: Path
+    document: Path | None
+    """What the entry names, if it does."""
     size: int
     """Of the checkpoint in the proof."""
     final: bool
@@ -105,7 +108,8 @@ class ProofFiles:
 
 
 def write_proof(view: View, index: int, path: Path) -> ProofFiles:
-    """Write a proof, and the entry beside it; both are replaced when they exist.
+    """Write a proof, and beside it the entry and its document, if it has one; what exists is
+    replaced.
 
     ``artel ledger verify PATH`` checks them offline.
 
@@ -120,9 +124,12 @@ def write_proof(view: View, index: int, path: Path) -> ProofFiles:
     offline.verify(data, leaf, run=view.state.run)
     write_file(entry, leaf)
     write_file(path, data)
+    document = documents.beside(entry) if isinstance(leaf, Leaf) else None
+    if isinstance(leaf, Leaf) and document is not None:
+        write_file(document, leaf.document)
     size = parse_checkpoint(proof.checkpoint).size
     final = bool(view.final_note) and proof.checkpoint == view.final_note
-    return ProofFiles(index, entry_id(leaf), path, entry, size, final)
+    return ProofFiles(index, entry_id(leaf), path, entry, document, size, final)
 
 
 def write_proofs(view: View, account: str, folder: Path) -> dict[str, Any]:
@@ -141,6 +148,7 @@ def write_proofs(view: View, account: str, folder: Path) -> dict[str, Any]:
                 "kind": wanted[index],
                 "proof": made.proof.name,
                 "entry": made.entry.name,
+                "document": made.document.name if made.document is not None else "",
                 "checkpoint": made.size,
                 "final": made.final,
             }

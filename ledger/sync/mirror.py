@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from artel.ledger.entries.credit_map import all_pages
+from artel.ledger.entries.documents import document_of, path_of, require_named
 from artel.ledger.store.database import storage_errors
 from artel.ledger.store.keyfiles import locked
 from artel.ledger.sync.export import write_file
@@ -29,7 +30,7 @@ from artel.ledger.sync.source import (
     TileSource,
     page_path,
 )
-from artel.ledger.sync.tree import Offer, SignedHead, Tree, offered, verified_head
+from artel.ledger.sync.tree import Offer, SignedHead, Tree, offered, read_document, verified_head
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint
 from artel.ledger.tlog.cosignature import add_lines
@@ -163,17 +164,21 @@ def _copy(folder: Path, offer: Offer, before: int, progress: Progress) -> int:
     """Bring the files that the tree before had not; returns how many were written."""
     head, source = offer.head, _Resumed(folder, offer.source)
     try:
-        return _bring(folder, Tree(source, head.size, head.root), before, progress)
+        tree = Tree(source, head.size, head.root)
+        return _bring(folder, tree, head.run, before, progress)
     except CheckFailed:
         # A power cut may have spoilt what an earlier run brought; now all from the source.
-        return _bring(folder, offer.tree, before, progress)
+        return _bring(folder, offer.tree, head.run, before, progress)
 
 
-def _bring(folder: Path, tree: Tree, before: int, progress: Progress) -> int:
+def _bring(folder: Path, tree: Tree, run: str, before: int, progress: Progress) -> int:
     there, wanted, written = FolderSource(folder), list(_missing(before, tree.size)), 0
     for done, tile in enumerate(wanted, start=1):
         if tile.level == ENTRIES:
-            data = encode_bundle(tree.entries(tile.index)[0])
+            leaves = tree.entries(tile.index)[0]
+            if run:
+                written += _bring_documents(folder, tree, leaves)
+            data = encode_bundle(leaves)
         else:
             data = tree.hashes(tile)
         with suppress(CheckFailed):
@@ -185,6 +190,20 @@ def _bring(folder: Path, tree: Tree, before: int, progress: Progress) -> int:
         progress(done, len(wanted))
     _sync(folder, [folder / tile.path for tile in wanted])
     return written
+
+
+def _bring_documents(folder: Path, tree: Tree, leaves: Sequence[bytes]) -> int:
+    """Bring what these entries of a run name; on the disk before their bundle is."""
+    there, written = FolderSource(folder), list[Path]()
+    for name in filter(None, map(document_of, leaves)):
+        path = path_of(name)
+        with suppress(CheckFailed):
+            require_named(name, there.get(path))
+            continue
+        write_file(folder / path, read_document(tree.source, name))
+        written.append(folder / path)
+    _sync(folder, written)
+    return len(written)
 
 
 def _missing(before: int, size: int) -> Iterator[Tile]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
+from artel.ledger.entries.documents import FOLDER, named_by
 from artel.ledger.fold import alias
 from artel.ledger.fold.shares import FoldState
 from artel.ledger.store import finality
@@ -43,6 +44,7 @@ class Served:
             CONFLICTS_PATH: lambda _: canonical.dumps(heads.conflicts() if heads else []),
             "credit": CreditFiles(store, heads, state).get,
             "tile": self._tile,
+            FOLDER: self._document,
         }
 
     def get(self, path: str, skip: int = 0) -> bytes:
@@ -56,6 +58,13 @@ class Served:
         if not data:
             raise NotFound(f"there is no {path[:100]} here")
         return data[skip:]
+
+    def _document(self, path: str) -> bytes:
+        name = named_by(path)
+        try:
+            return self._store.document(name) if name else b""
+        except UsageError as error:
+            raise NotFound(error.message) from None
 
     def _tile(self, path: str) -> bytes:
         try:

@@ -23,6 +23,7 @@ from artel.ledger.store.reading import LedgerReader
 from artel.ledger.sync import offline
 from artel.ledger.sync.offline import Proven
 from artel.ledger.sync.source import CREDIT_PATH, NotFound, TileSource, page_path
+from artel.protocol.dsse import Leaf
 from artel.protocol.errors import CheckFailed
 
 
@@ -79,14 +80,15 @@ def read_agreed(data: bytes, run: str = "") -> AgreedCredits:
     """
     try:
         value = json.loads(data)
-        leaf, proof = base64.b64decode(value["entry"], validate=True), value["proof"].encode()
+        bare, proof = base64.b64decode(value["entry"], validate=True), value["proof"].encode()
+        leaf = Leaf(bare, value["document"].encode())
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise CheckFailed(f"{CREDIT_PATH} is not a proof with its entry") from None
     proven = offline.verify(proof, leaf, run=run)
     entry, genesis = proven.entry, proven.genesis
     if entry is None or genesis is None or not isinstance(entry.body, StateAgreed):
         raise CheckFailed(f"{CREDIT_PATH} does not show an agreed state of a run")
-    if entry.body.run != genesis.run or not entry.signers & set(genesis.coordinators):
+    if entry.body.run != genesis.run or not set(entry.envelope.signers) & set(genesis.coordinators):
         raise CheckFailed(f"the state in {CREDIT_PATH} is not signed by the run's coordinator")
     return AgreedCredits(entry.body, proven, leaf)
 
@@ -120,5 +122,7 @@ class CreditFiles:
         notes = (*finality.kept_notes(self._heads, state), store.latest_note)
         standing = finality.of_notes(notes, store, state)
         proof = offline.prove(store, standing, state.agreed).encode()
-        entry = base64.b64encode(store.leaf(state.agreed)).decode()
-        return json.dumps({"entry": entry, "proof": proof}).encode()
+        leaf = store.leaf(state.agreed)
+        document = leaf.document.decode() if isinstance(leaf, Leaf) else ""
+        entry = base64.b64encode(leaf).decode()
+        return json.dumps({"document": document, "entry": entry, "proof": proof}).encode()

@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 from artel.ledger.entries.credit_map import MAX_PAGE_BYTES
+from artel.ledger.entries.documents import MAX_DOCUMENT_BYTES, path_of
 from artel.ledger.fold.alias import MAX_TABLE_BYTES
 from artel.ledger.store.heads import MAX_CONFLICTS
 from artel.ledger.tlog.note import MAX_NOTE_BYTES
@@ -42,7 +43,8 @@ FILES = (
     (FINAL_PATH, MAX_NOTE_BYTES),
     (ALIASES_PATH, MAX_TABLE_BYTES),
     (CONFLICTS_PATH, MAX_CONFLICTS * MAX_ENVELOPE_BYTES),
-    (CREDIT_PATH, MAX_AGREED_BYTES),
+    (CREDIT_PATH, MAX_AGREED_BYTES + 2 * MAX_DOCUMENT_BYTES),
+    (path_of("[0-9a-f]{64}"), MAX_DOCUMENT_BYTES),
     ("credit/[0-9a-f]{64}", MAX_PAGE_BYTES),
 )
 """What a log has beside tiles: patterns of whole paths, and the most bytes of each."""

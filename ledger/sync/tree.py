@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from artel.ledger.entries import Entry, Genesis, decode
+from artel.ledger.entries.documents import attached, path_of, require_named
 from artel.ledger.fold.effects import Fold, checked
 from artel.ledger.store.finality import size_of
 from artel.ledger.store.reading import LedgerReader
@@ -176,7 +177,10 @@ class Tree(TileTree):
         return next(self.leaves(index, index + 1))
 
     def leaves(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        """Entries ``start`` to ``stop`` (default: all), read bundle by bundle."""
+        """Entries ``start`` to ``stop`` (default: all), read bundle by bundle, with documents."""
+        return with_documents(self.source, self._bare(start, stop))
+
+    def _bare(self, start: int, stop: int | None) -> Iterator[bytes]:
         stop = self.size if stop is None else min(stop, self.size)
         while start < stop:
             bundle, place = divmod(start, TILE_WIDTH)
@@ -226,6 +230,25 @@ def read_bundle(source: TileSource, tile: Tile, known: Sequence[bytes] = ()) -> 
     :raises CheckFailed: when it is missing or not a bundle
     """
     return _read_wide(source, tile, decode_bundle, len(known), len(encode_bundle(known)))
+
+
+def read_document(source: TileSource, name: str) -> bytes:
+    """The document with this SHA-256 (hex).
+
+    :raises CheckFailed: when the source does not have it, or has another one
+    """
+    try:
+        return require_named(name, source.get(path_of(name)))
+    except NotFound:
+        raise CheckFailed(
+            f"{source.name} lacks {path_of(name)}, which an entry names",
+            "ask another holder of the ledger",
+        ) from None
+
+
+def with_documents(source: TileSource, leaves: Iterable[bytes]) -> Iterator[bytes]:
+    """The same leaves of a run with what they name; raises as :func:`read_document`."""
+    return attached(leaves, lambda name: read_document(source, name))
 
 
 def _read_wide(
@@ -288,7 +311,8 @@ def take_over(
     start = store.size
     if tree is None and head.size - start > NEAR:
         tree = Tree(source, head.size, head.root)
-    leaves = _near(store, source, head.size) if tree is None else tree.leaves(start)
+    near = with_documents(source, _near(store, source, head.size))
+    leaves = near if tree is None else tree.leaves(start)
 
     def read() -> Iterator[Entry]:
         for done, entry in enumerate(checked(leaves, start, processes=processes), start + 1):
@@ -312,7 +336,7 @@ def _near(store: LedgerStore, source: TileSource, size: int) -> Iterator[bytes]:
 def next_bundle(store: LedgerReader, start: int, size: int) -> tuple[Tile, list[bytes]]:
     """The bundle of a tree of ``size`` entries that holds entry ``start``, and those before it."""
     bundle = tile_at(ENTRIES, start // TILE_WIDTH, size)
-    return bundle, list(store.leaves(bundle.start, start))
+    return bundle, list(store.bare(bundle.start, start))
 
 
 # --- both -----------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def cosign(identity: Identity, name: str, note_text: str, time: int) -> Signatur
     if not 0 < time <= MAX_TIME:
         raise UsageError(f"{time} is not a time to sign", "set this machine's clock")
     key = CosignerKey(name, identity.public)
-    signature = identity.sign(_message(note_text, time))
+    signature = identity.sign(cosigned_bytes(note_text, time))
     return SignatureLine(name, key.key_id, time.to_bytes(8, "big") + signature)
 
 
@@ -79,7 +79,7 @@ def verify_cosignature(key: CosignerKey, line: SignatureLine, note_text: str) ->
     if (line.name, line.key_id) != (key.name, key.key_id):
         raise CheckFailed(f"the signature line is not by the cosigner {key.name}")
     time = time_of(line)
-    if time is None or not verify(key.public, line.signature[8:], _message(note_text, time)):
+    if time is None or not verify(key.public, line.signature[8:], cosigned_bytes(note_text, time)):
         raise CheckFailed(f"the cosignature by {key.name} does not verify")
     return time
 
@@ -142,7 +142,8 @@ def add_lines(signed: Note, lines: Iterable[SignatureLine]) -> Note:
     return Note(signed.text, tuple(kept.values()))
 
 
-def _message(note_text: str, time: int) -> bytes:
+def cosigned_bytes(note_text: str, time: int) -> bytes:
+    """What a cosigner signs at ``time``."""
     # SPEC: The signed message MUST be two newline terminated lines (one header line and one
     # timestamp line) followed by the whole note body of the cosigned checkpoint (including the
     # final newline, but not including any signature lines). The header line MUST be the fixed

@@ -7,6 +7,7 @@ from typing import Any
 
 from artel.ledger import entries
 from artel.ledger.entries import Genesis
+from artel.ledger.entries.documents import document_of
 from artel.ledger.entries.words import signers
 from artel.ledger.fold.explain import explain
 from artel.ledger.fold.history import CREDIT_STATES
@@ -42,6 +43,7 @@ def entry_page(page: Context, index: int) -> dict[str, Any]:
         "json": _json,
         "signers": signers(entry, page.state),
         "leaf": {"hash": leaf_hash(leaf).hex(), "size": len(leaf)},
+        "document": document_of(leaf),
         "place": index % TILE_WIDTH,
         "bundle": tile_at(ENTRIES, index // TILE_WIDTH, page.standing.size).path,
         "tile": tile_at(0, index // TILE_WIDTH, page.standing.size).path,
@@ -52,7 +54,7 @@ def _fields(body: Genesis | entries.Body) -> dict[str, Any]:
     """What the body says, by name, without what other parts of the page show."""
     if isinstance(body, Genesis):
         return {"manifest": body.manifest}
-    fields = {k: v for k, v in body.to_dict().items() if k not in ("kind", "run")}
+    fields = {k: v for k, v in body.to_dict().items() if k not in ("kind", "run", "signatures")}
     if isinstance(body, entries.RoundOpened):
         fields["members"] = list(zip(body.members, fields.pop("steps"), strict=True))
     return fields

@@ -435,8 +435,8 @@ async def test_a_state_signed_by_somebody_else(office: Office, applying: list[Me
     assert await refused(one.sign_state(NEXT, signer=two.identity)) == "failed"
     assert await refused(one.sign_state(NEXT, signer=ORGANISER)) == "failed"
     fields = {"round": 1, "root": NEXT, "credits": office.credits}
-    both = entries.state_agreed(one.identity, office.run, **fields).merged(
-        entries.state_agreed(two.identity, office.run, **fields)
+    both = entries.state_vote(one.identity, office.run, **fields).merged(
+        entries.state_vote(two.identity, office.run, **fields)
     )
     statement = messages.SignedState(run=office.run, attempt=0, statement=both.encode(), accused=[])
     assert await refused(one.say(statement)) == "failed"

@@ -235,7 +235,8 @@ class Office:
         event = round_state.StateSigned(
             self.now, peer, state.round, state.attempt + off, root, wrong, state.accused
         )
-        return self.feed(event, entries.state_agreed(NODES[peer], self.run, **fields))
+        made = entries.state_vote(NODES[peer], self.run, **fields)
+        return self.do(self.core.feed(event, made.signatures[0][1].hex()))
 
     def hand_back(self, peer: str) -> bool:
         place = (self.state.round, self.state.attempt)

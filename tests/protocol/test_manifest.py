@@ -64,7 +64,7 @@ from places import ROOT
         ('[optimizer]\nkind = "moun"', 'kind = "moun" is none of', "did you mean muon?"),
         ("[exchange]\ntop_k = 4", "top_k = 4 is out of bounds: at least 8", "4096"),
         ("[exchange]\ncontributor_floor = 0", "out of bounds: above 0", "everybody"),
-        ("[rounds]\nmax_nodes = 33", "max_nodes = 33 is out of bounds", "members"),
+        ("[rounds]\nmax_nodes = 1025", "max_nodes = 1025 is out of bounds", "members"),
         ("[rounds]\ntotal = 2024-01-01", "2024-01-01 is a date", ""),
         ("[rounds", "is not valid TOML", "brackets"),
     ],

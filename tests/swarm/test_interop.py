@@ -84,9 +84,13 @@ async def test_py_libp2p_reads_ledger_and_content_over_noise_and_yamux(tmp_path:
                 "entries": store.size,
                 "root": store.root.hex(),
                 "root_by_tiles": store.root.hex(),
+                "documents": 8,
                 "content_sha256": hashlib.sha256(data).hexdigest(),
                 "content_bytes": len(data),
-                "refusals": ["refusal", "not_here", "other_run", "not_here", "not_coordinator"],
+                "refusals": [
+                    *("refusal", "not_here", "other_run", "not_here", "not_here"),
+                    "not_coordinator",
+                ],
                 "modules": [],
             }
     finally:

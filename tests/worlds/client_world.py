@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from artel.ledger import entries
+from artel.ledger.entries.documents import document_of, path_of
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.tlog import note, tiles
 from artel.ledger.tlog.checkpoint import parse_checkpoint
 from artel.ledger.tlog.cosignature import add_lines, cosign, witness_name
+from artel.protocol.dsse import Leaf
 from artel.protocol.identity import Identity
 from ledger_world import TOKENS, World
 from places import ROOT
@@ -85,6 +87,11 @@ def write_tiles(home: Path, folder: Path, note_text: str = "") -> Path:
             path = folder / tile.path
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(store.tile(tile))
+        for leaf in store.leaves(0, size):
+            if isinstance(leaf, Leaf):
+                path = folder / path_of(document_of(leaf))
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(leaf.document)
     (folder / "checkpoint").write_text(text)
     return folder
 

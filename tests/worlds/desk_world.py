@@ -398,7 +398,7 @@ class Member:
     ) -> messages.Message:
         """Vote for a root; ``accused`` is what it knows to be called wrong, all unless told."""
         number = self.office.core.state.round + 1 if round is None else round
-        statement = entries.state_agreed(
+        statement = entries.state_vote(
             signer or self.identity,
             self.office.run,
             round=number,

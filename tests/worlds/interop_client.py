@@ -127,6 +127,14 @@ async def main(address, run, content):
         payload = base64.b64decode(json.loads(leaves[0])["payload"])
         assert hashlib.sha256(payload).hexdigest() == run
         key = check_note(note.decode(), run, leaves)
+        documents = 0
+        for leaf in leaves[1:]:
+            name = json.loads(base64.b64decode(json.loads(leaf)["payload"])).get("document")
+            if name is not None:
+                (document,) = await files(f"document/{name}")
+                assert hashlib.sha256(document).hexdigest() == name
+                documents += 1
+        (no_document,) = await files("document/" + "00" * 32)
         stream = await open_("/artel/ledger/1.0.0")
         _, not_taken = await ask(stream, "submit", {"run": run, "statement": leaves[1]})
 
@@ -147,7 +155,7 @@ async def main(address, run, content):
         stream = await open_("/artel/content/1.0.0")
         refused, refusal = await ask(stream, "get_index", {"id": "00" * 32})
         (other,) = await files("checkpoint", run="00" * 32)
-        codes = [refusal["code"], other, no_tile, not_taken["code"]]
+        codes = [refusal["code"], other, no_tile, no_document, not_taken["code"]]
         peer_id = base58.b58encode(bytes.fromhex("002408011220") + key).decode()
         print(
             json.dumps(
@@ -157,6 +165,7 @@ async def main(address, run, content):
                     "entries": len(leaves),
                     "root": root([leaf_hash(leaf) for leaf in leaves]).hex(),
                     "root_by_tiles": by_tiles.hex(),
+                    "documents": documents,
                     "content_sha256": hashlib.sha256(data).hexdigest(),
                     "content_bytes": len(data),
                     "refusals": [refused, *codes],

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.tlog.checkpoint import Checkpoint, origin_of, sign_checkpoint
 from artel.ledger.tlog.cosignature import cosign, witness_name
 from artel.ledger.tlog.note import Note
-from artel.protocol import dsse
+from artel.protocol import canonical, dsse
 from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity
 from artel.protocol.merkle import leaf_hash, root
@@ -89,13 +89,25 @@ def manifest(
 class Agreed(Envelope):
     """Agreement on a state whose credit root is not known yet: it follows from what comes before.
 
-    ``signers`` sign what :func:`complete` makes of it.
+    ``by`` sign what :func:`complete` makes of it, with the votes of ``nodes``.
     """
 
     by: tuple[Identity, ...] = ()
+    nodes: tuple[Identity, ...] = ()
 
     def encode(self) -> bytes:
         raise AssertionError("what comes before decides the credit root: see ledger_world.complete")
+
+
+def agreed(said: dict[str, Any], nodes: Iterable[Identity], *signers: Identity) -> Envelope:
+    """A ``state_agreed`` entry by ``signers`` that says so, with the votes of these nodes."""
+    fields = {name: said[name] for name in ("round", "root", "credits", "wrong")}
+    signatures = {}
+    for node in nodes:
+        vote = entries.state_vote(node, said["run"], **fields)
+        signatures[node.peer_id] = vote.signatures[0][1].hex()
+    made = entries.state_agreed(signers[0], said["run"], **fields, signatures=signatures)
+    return forged(made, *signers)
 
 
 def complete(envelopes: Iterable[Envelope], state: FoldState | None = None) -> list[Envelope]:
@@ -110,10 +122,9 @@ def complete(envelopes: Iterable[Envelope], state: FoldState | None = None) -> l
             attempt = state.attempt
             credits = digest("none") if attempt is None else attempt.credits.root
             body = json.loads(envelope.payload) | {"credits": credits}
-            envelope = dsse.sign(envelope.payload_type, body, *envelope.by)
-        entry = entries.decode(envelope.encode())
-        entry.__dict__["signers"] = frozenset(envelope.signers)  # whoever asks checks them
-        apply(state, entry)
+            envelope = agreed(body, envelope.nodes, *envelope.by)
+        # Whoever asks checks the signatures.
+        apply(state, entries.decode(envelope.encode()).checked(True))
         found.append(envelope)
     return found
 
@@ -148,7 +159,9 @@ def folded(leaves: Iterable[bytes]) -> tuple[list[entries.Entry], FoldState]:
 
 def require_same(found: Iterable[entries.Entry], state: FoldState, reasons: list[str]) -> None:
     """Whoever has only ``docs/ledger.md`` comes to the same credit, shares and reasons."""
-    other = Fold(entry.envelope.encode() for entry in found)
+    envelopes = [entry.envelope for entry in found]
+    documents = {hashlib.sha256(each.document).hexdigest(): each.document for each in envelopes}
+    other = Fold((each.encode() for each in envelopes), documents)
     assert other.reasons == reasons
     assert other.totals() == {
         name: {field: getattr(owner, field) for field in SUMS}
@@ -161,8 +174,9 @@ def forged(envelope: Envelope, *signers: Identity) -> Envelope:
     """The same statement, signed by these instead."""
     if isinstance(envelope, Agreed):
         return replace(envelope, by=signers)
-    body = entries.decode(envelope.encode()).body.to_dict()
-    return dsse.sign(envelope.payload_type, body, *signers)
+    said = canonical.loads(envelope.payload, floats=True)
+    made = dsse.sign(envelope.payload_type, said, *signers)
+    return replace(made, document=envelope.document)
 
 
 @dataclass(eq=False)
@@ -322,12 +336,12 @@ class World:
     ) -> Envelope:
         """Agreement on the state with number ``round``; ``credits`` follow unless given."""
         fields: dict[str, Any] = {"round": round, "root": root or digest(f"state {round}")}
-        fields |= {"credits": credits or digest("not known yet"), "wrong": tuple(wrong)}
-        signers = (self.coordinator, *(self.members if nodes is None else nodes))
-        one, *others = (entries.state_agreed(signer, self.run, **fields) for signer in signers)
-        if not credits:
-            return Agreed(one.payload_type, one.payload, (), signers)
-        return reduce(Envelope.merged, others, one)
+        fields |= {"run": self.run, "credits": credits, "wrong": list(wrong)}
+        voters = tuple(self.members if nodes is None else nodes)
+        if credits:
+            return agreed(fields, voters, self.coordinator)
+        body = canonical.dumps(fields)
+        return Agreed(entries.ENTRY_TYPE, body, (), by=(self.coordinator,), nodes=voters)
 
     def aggregator(
         self, round: int, slice: int, accepted: Sequence[Identity] | None = None

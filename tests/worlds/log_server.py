@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from artel.ledger.entries import decode, entry_id, reasons
+from artel.ledger.entries.documents import named_by
 from artel.ledger.fold.alias import Alias, open_alias
 from artel.ledger.fold.shares import FoldState, check, fold
 from artel.ledger.store.store import LedgerStore
@@ -46,8 +47,10 @@ class LogServer:
         if path == "aliases":
             names = {a: {"alias": n.alias, "team": n.team} for a, n in self.aliases.items()}
             return 200, json.dumps(names).encode()
-        if path.startswith("tile/"):
+        if path.startswith(("tile/", "document/")):
             try:
+                if name := named_by(path):
+                    return 200, self.store.document(name)
                 return 200, self.store.tile(Tile.parse(path))
             except ArtelError:
                 return 404, b""

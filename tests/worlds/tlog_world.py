@@ -6,12 +6,14 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from artel.ledger.entries.documents import document_of, path_of
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint
 from artel.ledger.tlog.cosignature import add_lines, cosign
 from artel.ledger.tlog.note import SignatureLine, VerifierKey, encode_base64
 from artel.ledger.tlog.proof import root_at
 from artel.ledger.tlog.tiles import ENTRIES, encode_bundle, level_tiles, tiles_of
+from artel.protocol.dsse import Leaf
 from artel.protocol.identity import Identity
 from artel.protocol.merkle import leaf_hash
 from leaf_hashes import LeafHashes
@@ -86,5 +88,8 @@ def write_log(folder: Path, leaves: Sequence[bytes], checkpoint: str = "") -> Le
     for bundle in level_tiles(ENTRIES, len(leaves)):
         part = leaves[bundle.start : bundle.start + bundle.width]
         write_file(folder, bundle.path, encode_bundle(part))
+    for leaf in leaves:
+        if isinstance(leaf, Leaf):
+            write_file(folder, path_of(document_of(leaf)), leaf.document)
     write_file(folder, "checkpoint", (checkpoint or signed(tree, len(leaves))).encode())
     return tree

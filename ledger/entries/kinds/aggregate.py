@@ -14,7 +14,6 @@ from pydantic import Field
 
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import (
-    MAX_MEMBERS,
     Digest,
     Entry,
     OfAttempt,
@@ -41,7 +40,7 @@ class Aggregate(OfAttempt):
     TITLE: ClassVar = "Slice combined"
     kind: Literal["aggregate"] = "aggregate"
     slice: SliceNumber
-    slices: Annotated[int, Field(ge=1, le=MAX_MEMBERS)]
+    slices: Annotated[int, Field(ge=1, le=assignment.MAX_SLICES)]
     node: PeerId
     blob: Digest
     size: Positive

@@ -46,6 +46,7 @@ class RoundClosed(OfAttempt):
 
     KIND: ClassVar = "round_closed"
     TITLE: ClassVar = "Round closed"
+    DOCUMENT: ClassVar = ("accepted", "rejected")
     kind: Literal["round_closed"] = "round_closed"
     accepted: Annotated[tuple[Accepted, ...], *LISTED]
     rejected: Annotated[tuple[Rejected, ...], *LISTED]

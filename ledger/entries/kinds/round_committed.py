@@ -21,6 +21,7 @@ class RoundCommitted(OfAttempt):
 
     KIND: ClassVar = "round_committed"
     TITLE: ClassVar = "Commitments"
+    DOCUMENT: ClassVar = ("commitments",)
     kind: Literal["round_committed"] = "round_committed"
     commitments: Annotated[dict[PeerId, Digest], Field(max_length=MAX_MEMBERS)]
 

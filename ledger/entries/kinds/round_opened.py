@@ -36,6 +36,7 @@ class RoundOpened(OfAttempt):
 
     KIND: ClassVar = "round_opened"
     TITLE: ClassVar = "Round opened"
+    DOCUMENT: ClassVar = ("members", "steps")
     kind: Literal["round_opened"] = "round_opened"
     base: Digest
     cursor: Count

@@ -9,47 +9,88 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 from typing import Annotated, ClassVar, Literal
 
+from pydantic import Field
+
 from artel.ledger.entries import reasons
-from artel.ledger.entries.body import LISTED, Body, Digest, Entry, Positive, SliceNumber, signed
+from artel.ledger.entries.body import (
+    LISTED,
+    MAX_MEMBERS,
+    Body,
+    Digest,
+    Entry,
+    PeerId,
+    Positive,
+    Record,
+    Signature,
+    SliceNumber,
+    signed,
+)
 from artel.ledger.entries.credit import grant, vest_due
 from artel.ledger.entries.rules import DataUse
-from artel.ledger.entries.state import Attempt, Credit, Effect, FoldState, Outcome, key_of, peer_of
+from artel.ledger.entries.state import Attempt, Credit, Effect, FoldState, Outcome, key_of
 from artel.ledger.entries.story import Fact, Story, assigned, judged, totals, vesting
 from artel.ledger.entries.words import short_key
-from artel.protocol import assignment
-from artel.protocol.dsse import Envelope
+from artel.protocol import assignment, canonical, dsse, schema
+from artel.protocol.dsse import Envelope, Seal
+from artel.protocol.errors import DecodeError
 from artel.protocol.identity import Identity
 
+STATE_TYPE = "application/vnd.artel.state+json"
 
-class StateAgreed(Body):
-    """State number ``round`` has this root; signed by a coordinator and the nodes that agree.
 
-    ``wrong`` lists the slices whose recorded aggregate was wrong; the state is made without them.
-    ``credits`` is the root of the credit map (:mod:`ledger.entries.credit_map`) as it was when the
-    round was closed: by it an account's credit can be proven without the entries before.
-    """
+class StateVote(Record):
+    """What a node signs of a new state: the fields of :class:`StateAgreed`, as a statement of type
+    :data:`STATE_TYPE`."""
 
-    KIND: ClassVar = "state_agreed"
-    TITLE: ClassVar = "State agreed"
-    kind: Literal["state_agreed"] = "state_agreed"
+    run: Digest
     round: Positive
     root: Digest
     credits: Digest
     wrong: Annotated[tuple[SliceNumber, ...], *LISTED]
 
+    def payload(self) -> bytes:
+        """The signed bytes."""
+        return canonical.dumps(self.model_dump(mode="json"))
+
+
+class StateAgreed(Body):
+    """State number ``round`` has this root; signed by a coordinator.
+
+    ``wrong`` lists the slices whose recorded aggregate was wrong; the state is made without them.
+    ``credits`` is the root of the credit map (:mod:`ledger.entries.credit_map`) as it was when the
+    round was closed: by it an account's credit can be proven without the entries before.
+    ``signatures`` holds those of the nodes that agree, by peer id, over :class:`StateVote`.
+    """
+
+    KIND: ClassVar = "state_agreed"
+    TITLE: ClassVar = "State agreed"
+    DOCUMENT: ClassVar = ("signatures",)
+    kind: Literal["state_agreed"] = "state_agreed"
+    round: Positive
+    root: Digest
+    credits: Digest
+    wrong: Annotated[tuple[SliceNumber, ...], *LISTED]
+    signatures: Annotated[dict[PeerId, Signature], Field(max_length=MAX_MEMBERS)]
+
+    def seals(self) -> Iterator[Seal]:
+        names = StateVote.model_fields
+        said = StateVote.model_validate({name: getattr(self, name) for name in names})
+        message = dsse.pae(STATE_TYPE, said.payload())
+        for peer, signature in self.signatures.items():
+            yield key_of(peer), bytes.fromhex(signature), message
+
     def rule(self, state: FoldState, entry: Entry) -> str | Effect:
-        coordinators = set(state.coordinators)
-        others = (peer_of(key) for key in entry.signers - coordinators)
-        if not entry.signers & coordinators or not all(peer in state.nodes for peer in others):
+        known = all(peer in state.nodes for peer in self.signatures)
+        if not known or not state.led_by(entry.envelope.signers):
             return reasons.WRONG_SIGNERS
         attempt = state.attempt
         if attempt is None or attempt.phase != "applying" or self.round != attempt.round + 1:
             return reasons.OUT_OF_ORDER
-        agreeing = [peer for peer in attempt.accepted if key_of(peer) in entry.signers]
+        agreeing = [peer for peer in attempt.accepted if peer in self.signatures]
         if 2 * len(agreeing) <= len(attempt.accepted):
             return reasons.NO_MAJORITY
         # Whoever called one wrong spoke of a recorded one.
@@ -100,15 +141,42 @@ class StateAgreed(Body):
 
 
 def state_agreed(
-    signer: Identity, run: str, *, round: int, root: str, credits: str, wrong: Iterable[int] = ()
+    coordinator: Identity,
+    run: str,
+    *,
+    round: int,
+    root: str,
+    credits: str,
+    signatures: Mapping[str, str],
+    wrong: Iterable[int] = (),
 ) -> Envelope:
-    """One signer's agreement; combine the coordinator's and the nodes' with ``merged``.
+    """Record an agreed state.
 
+    :param signatures: peer id to what :func:`state_vote` signed (hex)
     :param wrong: slices whose recorded aggregate was wrong, in any order
     """
     body = {"run": run, "round": round, "root": root, "credits": credits}
-    body |= {"wrong": tuple(sorted(wrong))}
-    return signed(StateAgreed, body, signer)
+    body |= {"wrong": tuple(sorted(wrong)), "signatures": dict(signatures)}
+    return signed(StateAgreed, body, coordinator)
+
+
+def state_vote(
+    node: Identity, run: str, *, round: int, root: str, credits: str, wrong: Iterable[int] = ()
+) -> Envelope:
+    """A node's statement that it computed this state; no entry by itself."""
+    said = StateVote(run=run, round=round, root=root, credits=credits, wrong=tuple(sorted(wrong)))
+    return dsse.sign(STATE_TYPE, said.model_dump(mode="json"), node)
+
+
+def open_vote(data: bytes) -> tuple[StateVote, Envelope]:
+    """Read what :func:`state_vote` made; the signature is not checked.
+
+    :raises DecodeError: it is something else
+    """
+    envelope = dsse.decode(data)
+    if envelope.payload_type != STATE_TYPE:
+        raise DecodeError("not a vote")
+    return schema.checked(StateVote, canonical.loads(envelope.payload), "vote"), envelope
 
 
 def held_against(attempt: Attempt, wrong: Iterable[int]) -> list[tuple[str, str]]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import Field
 
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import (
+    LISTED,
     Body,
     Count,
     Digest,
@@ -16,7 +17,7 @@ from artel.ledger.entries.body import (
     PeerId,
     Positive,
     Record,
-    ascending,
+    Signature,
     signed,
 )
 from artel.ledger.entries.credit import grant
@@ -24,14 +25,9 @@ from artel.ledger.entries.state import Credit, Effect, FoldState, Outcome, key_o
 from artel.ledger.entries.story import Fact, Story, arithmetic
 from artel.ledger.entries.words import plural, short_key
 from artel.ledger.tlog.checkpoint import Checkpoint, origin_of
-from artel.ledger.tlog.cosignature import verify_cosignature, witness_key
-from artel.ledger.tlog.note import SignatureLine
-from artel.protocol.dsse import Envelope
-from artel.protocol.errors import ArtelError
+from artel.ledger.tlog.cosignature import cosigned_bytes
+from artel.protocol.dsse import Envelope, Seal
 from artel.protocol.identity import Identity
-
-MAX_COSIGNATURES = 24
-"""As many as fit into an entry with room to spare."""
 
 
 class Cosignature(Record):
@@ -39,7 +35,7 @@ class Cosignature(Record):
 
     node: PeerId
     time: Count
-    signature: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")]
+    signature: Signature
 
 
 class Witnessed(Body):
@@ -47,25 +43,27 @@ class Witnessed(Body):
 
     KIND: ClassVar = "witnessed"
     TITLE: ClassVar = "Tree head cosigned"
+    DOCUMENT: ClassVar = ("cosignatures",)
     kind: Literal["witnessed"] = "witnessed"
     term: Count
     size: Positive
     root: Digest
-    cosignatures: Annotated[
-        tuple[Cosignature, ...],
-        Field(min_length=1, max_length=MAX_COSIGNATURES, strict=False),
-        AfterValidator(ascending),
-    ]
+    cosignatures: Annotated[tuple[Cosignature, ...], Field(min_length=1), *LISTED]
+
+    def seals(self) -> Iterator[Seal]:
+        head = Checkpoint(origin_of(self.run, self.term), self.size, bytes.fromhex(self.root))
+        text = head.encode()
+        for item in self.cosignatures:
+            signature = bytes.fromhex(item.signature)
+            yield key_of(item.node), signature, cosigned_bytes(text, item.time)
 
     def rule(self, state: FoldState, entry: Entry) -> str | Effect:
-        if not state.led_by(entry.signers):
+        if not state.led_by(entry.envelope.signers):
             return reasons.WRONG_SIGNERS
         if not state.witnessed < self.size <= state.size:
             return reasons.OUT_OF_ORDER
         if not all(item.node in state.nodes for item in self.cosignatures):
             return reasons.UNKNOWN_NODE
-        if not self._signed():
-            return reasons.BAD_COSIGNATURE
         seats = {
             state.account_of(item.node): item.node
             for item in reversed(self.cosignatures)
@@ -85,18 +83,6 @@ class Witnessed(Body):
             return Outcome(status, granted=granted, notes=notes)
 
         return effect
-
-    def _signed(self) -> bool:
-        head = Checkpoint(origin_of(self.run, self.term), self.size, bytes.fromhex(self.root))
-        text = head.encode()
-        for item in self.cosignatures:
-            key = witness_key(item.node)
-            signature = item.time.to_bytes(8, "big") + bytes.fromhex(item.signature)
-            try:
-                verify_cosignature(key, SignatureLine(key.name, key.key_id, signature), text)
-            except ArtelError:
-                return False
-        return True
 
     def _pay(self, state: FoldState, name: str, node: str) -> Credit | None:
         """Pay an account for the entries that it had not cosigned before; mark them, paid or not.

@@ -6,6 +6,8 @@ import base64
 import contextlib
 import hashlib
 import json
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,9 +16,16 @@ from hypothesis import strategies as st
 
 from artel.ledger import entries
 from artel.ledger.entries import decode
+from artel.ledger.entries.documents import (
+    MAX_DOCUMENT_BYTES,
+    MissingDocument,
+    attached,
+    divide,
+    document_of,
+)
 from artel.protocol import canonical, dsse
 from artel.protocol.assignment import Work
-from artel.protocol.dsse import Envelope
+from artel.protocol.dsse import Envelope, Leaf
 from artel.protocol.errors import DecodeError
 from artel.protocol.identity import Identity
 from ledger_world import (
@@ -52,6 +61,7 @@ SAMPLES = [
     WORLD.split_seen(OWNER, WORLD.split_view(LEAVES[:3], [*LEAVES[:2], b"another", b"one more"])),
 ]
 ONE_OF_EACH = {decode(sample.encode()).kind: sample for sample in complete(SAMPLES)}
+FIELDS = {kind: decode(each.encode()).body.to_dict() for kind, each in ONE_OF_EACH.items()}
 
 
 def test_every_kind_decodes_to_what_was_signed() -> None:
@@ -61,8 +71,11 @@ def test_every_kind_decodes_to_what_was_signed() -> None:
         entry = decode(leaf)
         assert entry.id == entries.entry_id(leaf) == hashlib.sha256(leaf).hexdigest()
         assert (entry.kind, entry.body.run) == (kind, WORLD.run)
-        assert canonical.dumps(entry.body.to_dict()) == envelope.payload
-        assert entry.signers == set(envelope.signers)
+        fields = entry.body.DOCUMENT if isinstance(entry.body, entries.Body) else ()
+        payload, document = divide(entry.body.to_dict(), fields)
+        assert canonical.dumps(payload) == envelope.payload
+        assert document == envelope.document
+        assert entry.signers >= set(envelope.signers)
 
 
 def test_genesis_gives_the_rules_of_the_run() -> None:
@@ -104,26 +117,36 @@ def test_genesis_reads_what_the_organiser_wrote_about_ownership() -> None:
 
 
 def test_one_bad_signature_leaves_no_signer() -> None:
-    envelope = ONE_OF_EACH["state_agreed"]
-    (name, good), *rest = envelope.signatures
-    bad = Envelope(
-        envelope.payload_type, envelope.payload, ((name, bytes([good[0] ^ 1]) + good[1:]), *rest)
-    )
-    assert decode(bad.encode()).signers == frozenset()
-    assert decode(Envelope(bad.payload_type, bad.payload, ()).encode()).signers == frozenset()
+    for kind in ("node", "state_agreed"):
+        envelope = ONE_OF_EACH[kind]
+        (name, good), *rest = envelope.signatures
+        bad = ((name, bytes([good[0] ^ 1]) + good[1:]), *rest)
+        for signatures in (bad, ()):
+            assert decode(replace(envelope, signatures=signatures).encode()).signers == frozenset()
+
+
+@pytest.mark.parametrize("kind", ["state_agreed", "witnessed"])
+def test_one_bad_signature_in_a_document_leaves_no_signer(kind: str) -> None:
+    document = ONE_OF_EACH[kind].document
+    other = re.sub(rb'[0-9a-f]{8}(?=")', b"00000000", document, count=1)
+    assert decode(resigned(kind, {})).signers >= {WORLD.coordinator.key}
+    assert decode(resigned(kind, json.loads(other))).signers == frozenset()
 
 
 def resigned(kind: str, changes: dict[str, Any]) -> bytes:
     """A sample with fields changed (or, given None, taken away), correctly signed."""
-    body = json.loads(ONE_OF_EACH[kind].payload) | changes
+    body = FIELDS[kind] | changes
     body = {name: value for name, value in body.items() if value is not None}
-    return dsse.sign(entries.ENTRY_TYPE, body, WORLD.coordinator).encode()
+    listed = [name for name in entries.BODIES[kind].DOCUMENT if name in body]
+    payload, document = divide(body, listed)
+    signed = dsse.sign(entries.ENTRY_TYPE, payload, WORLD.coordinator)
+    return replace(signed, document=document).encode()
 
 
 MEMBERS = sorted(member.peer_id for member in WORLD.members)
 REJECTED = {"node": MEMBERS[0], "reason": "late"}
-COSIGNED = json.loads(ONE_OF_EACH["witnessed"].payload)["cosignatures"]
-PROOF = json.loads(ONE_OF_EACH["split_seen"].payload)["evidence"]
+COSIGNED = FIELDS["witnessed"]["cosignatures"]
+PROOF = FIELDS["split_seen"]["evidence"]
 
 
 @pytest.mark.parametrize(
@@ -218,6 +241,10 @@ PROOF = json.loads(ONE_OF_EACH["split_seen"].payload)["evidence"]
         ("state_agreed", {"wrong": [True]}),
         ("state_agreed", {"wrong": 1}),
         ("state_agreed", {"wrong": list(range(65))}),
+        ("state_agreed", {"signatures": []}),
+        ("state_agreed", {"signatures": {"nobody": "ab" * 64}}),
+        ("state_agreed", {"signatures": {MEMBERS[0]: "ab" * 63}}),
+        ("state_agreed", {"signatures": None}),
     ],
 )
 def test_bodies_that_break_the_schema_are_refused(kind: str, changes: dict[str, Any]) -> None:
@@ -308,9 +335,9 @@ def test_oversized_and_foreign_leaves_are_refused() -> None:
         decode(dsse.sign("application/x", {"kind": "account"}, key("a")).encode())
 
 
-def test_a_round_of_thirty_two_members_fits_into_entries() -> None:
-    """The largest round that a manifest allows, with names and numbers at their longest."""
-    members = [Identity.from_seed(bytes([i]) * 32) for i in range(32)]
+def test_as_many_members_as_are_allowed_fit_into_entries_and_documents() -> None:
+    """With names and numbers at their longest."""
+    members = [Identity.from_seed(i.to_bytes(32, "big")) for i in range(entries.MAX_MEMBERS)]
     world = World()
     world.members = members
     many, last = 2**53 - 1, 2**53 - 2
@@ -324,9 +351,10 @@ def test_a_round_of_thirty_two_members_fits_into_entries() -> None:
             world.coordinator, world.run, round=last, attempt=last, accepted=accepted
         ),
         "rejected": world.closed(last, last, accepted=[], rejected=rejected),
-        "agreed": world.agreed(many, wrong=range(32), credits=digest("credits")),
-        "aggregate": world.aggregate(last, 31, last, slices=32, size=many, by=members[0]),
-        "wrong": world.slice_wrong(members[0], last, 31, last),
+        "agreed": world.agreed(many, wrong=range(64), credits=digest("credits")),
+        "witnessed": WORLD.witnessed(LEAVES, members, time=2**53 - 1),
+        "aggregate": world.aggregate(last, 63, last, slices=64, size=many, by=members[0]),
+        "wrong": world.slice_wrong(members[0], last, 63, last),
         "contribution": world.contribution(
             members[0], last, last, size=many, head=40_000, tail=20_000, up=many, down=many
         ),
@@ -334,14 +362,76 @@ def test_a_round_of_thirty_two_members_fits_into_entries() -> None:
     found = {name: len(envelope.encode()) for name, envelope in sizes.items()}
     for envelope in sizes.values():
         assert decode(envelope.encode()).signers
-    assert max(found.values()) <= 8192
+    assert max(found.values()) <= 1024
     assert found["aggregate"] + found["wrong"] + found["contribution"] < 2800  # many of these
+    assert max(len(envelope.document) for envelope in sizes.values()) < MAX_DOCUMENT_BYTES // 3
 
 
-def test_as_many_cosignatures_as_are_allowed_fit_into_an_entry() -> None:
-    members = [Identity.from_seed(bytes([i]) * 32) for i in range(entries.MAX_COSIGNATURES)]
-    envelope = WORLD.witnessed(LEAVES, members, time=2**53 - 1)
-    assert decode(envelope.encode()).signers
+# --- documents ------------------------------------------------------------------------------------
+
+LISTED = sorted(kind for kind, body in entries.BODIES.items() if body.DOCUMENT)
+
+
+@pytest.mark.parametrize("kind", LISTED)
+def test_an_entry_is_nothing_without_the_document_that_it_names(kind: str) -> None:
+    envelope = ONE_OF_EACH[kind]
+    leaf = envelope.encode()
+    name = hashlib.sha256(envelope.document).hexdigest()
+    assert document_of(leaf) == json.loads(envelope.payload)["document"] == name
+    with pytest.raises(MissingDocument, match=name):
+        decode(bytes(leaf))
+    assert decode(next(attached([bytes(leaf)], {name: envelope.document}.__getitem__))).id == (
+        entries.entry_id(leaf)
+    )
+    for other in (envelope.document + b" ", b"{}", ONE_OF_EACH["account"].payload):
+        with pytest.raises(DecodeError, match="another"):
+            decode(Leaf(leaf, other))
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        b"[]",
+        b"{}",
+        b"\xff",
+        b'{"commitments":{},"round":0}',
+        b'{"commitments":{},"kind":"round_committed"}',
+        b'{"commitments": {}}',
+        b'{"commitments":{},"more":1}',
+        b'{"commitments":{"' + MEMBERS[0].encode() + b'":1.5}}',
+        b'{"commitments":' + b"[" * 100 + b"]" * 100 + b"}",
+        b'{"commitments":"' + b"x" * MAX_DOCUMENT_BYTES + b'"}',
+    ],
+)
+def test_documents_that_break_the_schema_are_refused(document: bytes) -> None:
+    body = {name: FIELDS["round_committed"][name] for name in ("kind", "run", "round", "attempt")}
+    body["document"] = hashlib.sha256(document).hexdigest()
+    signed = dsse.sign(entries.ENTRY_TYPE, body, WORLD.coordinator)
+    with pytest.raises(DecodeError):
+        decode(replace(signed, document=document).encode())
+
+
+def test_a_list_is_not_both_in_the_entry_and_in_its_document() -> None:
+    body = json.loads(ONE_OF_EACH["round_committed"].payload) | {"commitments": {}}
+    signed = dsse.sign(entries.ENTRY_TYPE, body, WORLD.coordinator)
+    with pytest.raises(DecodeError):
+        decode(replace(signed, document=ONE_OF_EACH["round_committed"].document).encode())
+
+
+@pytest.mark.parametrize("name", ["", "ab", "AB" * 32, 7, None, ["ab" * 32]])
+def test_what_names_no_document(name: Any) -> None:
+    body = json.loads(ONE_OF_EACH["round_committed"].payload) | {"document": name}
+    signed = dsse.sign(entries.ENTRY_TYPE, body, WORLD.coordinator)
+    assert document_of(signed.encode()) == ""
+    with pytest.raises(DecodeError, match="document"):
+        decode(replace(signed, document=ONE_OF_EACH["round_committed"].document).encode())
+
+
+def test_what_names_a_document_is_found_without_an_error() -> None:
+    for kind, envelope in ONE_OF_EACH.items():
+        assert bool(document_of(envelope.encode())) == (kind in LISTED)
+    for data in (b"", b'{"payload":"', b'{"payload":"!"', b'{"payload":"eyJk"}', b"\xff" * 99):
+        assert document_of(data) == ""
 
 
 def test_constructors_refuse_what_would_not_decode() -> None:
@@ -349,9 +439,9 @@ def test_constructors_refuse_what_would_not_decode() -> None:
         WORLD.opened(0, members=[])
     with pytest.raises(DecodeError):
         WORLD.contribution(WORLD.members[0], 0, salt=b"short")
-    names = [Identity.from_seed(i.to_bytes(32, "big")).peer_id for i in range(60)]
-    accepted = [entries.Accepted(node=n, entry="ab" * 32, weight=1) for n in names]
-    with pytest.raises(DecodeError, match="exceeds"):
+    peers = [Identity.from_seed(i.to_bytes(32, "big")).peer_id for i in range(1025)]
+    accepted = [entries.Accepted(node=n, entry="ab" * 32, weight=1) for n in peers]
+    with pytest.raises(DecodeError, match="accepted"):
         entries.round_closed(WORLD.coordinator, WORLD.run, round=0, attempt=0, accepted=accepted)
 
 
@@ -374,14 +464,17 @@ JSON = st.recursive(
 def test_any_json_in_any_field_gives_an_entry_or_a_decode_error(
     kind: str, data: st.DataObject
 ) -> None:
-    body = json.loads(ONE_OF_EACH[kind].payload)
+    body = FIELDS[kind].copy()
     field = data.draw(st.sampled_from(sorted(body)))
     body[field] = data.draw(JSON)
-    leaf = canonical_leaf(entries.ENTRY_TYPE, body)
-    if leaf is None:
+    payload: Any = None
+    with contextlib.suppress(DecodeError):
+        payload, document = divide(body, entries.BODIES[kind].DOCUMENT)
+    leaf = canonical_leaf(entries.ENTRY_TYPE, payload)
+    if leaf is None or payload is None:
         return
     try:
-        entry = decode(leaf)
+        entry = decode(Leaf(leaf, document))
     except DecodeError:
         return
     assert entry.envelope.encode() == leaf
@@ -424,4 +517,5 @@ def test_a_flipped_bit_is_refused_or_loses_the_signers(kind: str, offset: int, b
     leaf = bytearray(ONE_OF_EACH[kind].encode())
     leaf[offset % len(leaf)] ^= 1 << bit
     with contextlib.suppress(DecodeError):
-        assert decode(bytes(leaf)).signers == frozenset()
+        flipped = Leaf(bytes(leaf), ONE_OF_EACH[kind].document)
+        assert decode(flipped).signers == frozenset()

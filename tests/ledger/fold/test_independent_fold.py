@@ -40,7 +40,12 @@ def test_a_mirror_is_enough(tmp_path: Path) -> None:
     world = World(total=200)
     world.write(tmp_path / "home", rounds=40)  # more than one bundle of entries
     mirror(FolderSource(write_tiles(tmp_path / "home", tmp_path / "tiles")), tmp_path / "mirror")
-    assert [*independent_fold.leaves_of(tmp_path / "mirror")] == world.leaves
+    copy = tmp_path / "mirror"
+    leaves = [*independent_fold.leaves_of(copy)]
+    assert leaves == world.leaves
+    read = independent_fold.Fold(leaves, independent_fold.documents_of(copy))
+    assert read.round == 40
+    assert not any(read.reasons)
 
 
 def test_it_is_independent() -> None:

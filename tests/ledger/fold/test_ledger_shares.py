@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -322,14 +323,30 @@ def test_wrong_signers_in_the_middle_of_a_round() -> None:
         assert last(OPENED, COMMITTED, wrong) == reasons.WRONG_SIGNERS
     agreed, coordinator = WORLD.agreed(1), WORLD.coordinator
     assert last(*CLOSED, forged(agreed, A, B, C)) == reasons.WRONG_SIGNERS
-    assert last(*CLOSED, forged(agreed, coordinator, key("x"), A, B, C)) == reasons.WRONG_SIGNERS
-    assert last(*CLOSED, forged(agreed, coordinator)) == reasons.NO_MAJORITY
-    assert last(*CLOSED, forged(agreed, coordinator, A, B)) == "credited"
+    assert last(*CLOSED, forged(agreed, coordinator, A)) == reasons.WRONG_SIGNERS
+    assert last(*CLOSED, WORLD.agreed(1, [key("x"), A, B, C])) == reasons.WRONG_SIGNERS
+    assert last(*CLOSED, WORLD.agreed(1, [])) == reasons.NO_MAJORITY
+    assert last(*CLOSED, WORLD.agreed(1, [A])) == reasons.NO_MAJORITY
+    assert last(*CLOSED, WORLD.agreed(1, [A, B])) == "credited"
+    assert last(*CLOSED, forged(agreed, coordinator)) == "credited"
+
+
+def test_a_vote_for_another_state_is_no_vote_for_this_one() -> None:
+    credits = outcomes([*START, *CLOSED])[0].attempt.credits.root  # type: ignore[union-attr]
+    fields: dict[str, Any] = {"round": 1, "root": digest("state 1"), "credits": credits}
+    for change in ({}, {"root": digest("x")}, {"round": 2}, {"credits": digest("x")}):
+        made = [entries.state_vote(node, WORLD.run, **fields | change) for node in (A, B)]
+        votes = {
+            node.peer_id: vote.signatures[0][1].hex()
+            for node, vote in zip((A, B), made, strict=True)
+        }
+        entry = entries.state_agreed(WORLD.coordinator, WORLD.run, **fields, signatures=votes)
+        assert last(*CLOSED, entry) == (reasons.BAD_SIGNATURE if change else "credited")
 
 
 def test_a_signature_that_does_not_verify_is_ignored() -> None:
     signatures = ((WORLD.coordinator.key, bytes(64)),)
-    bad = Envelope(OPENED.payload_type, OPENED.payload, signatures)
+    bad = replace(OPENED, signatures=signatures)
     assert last(bad) == reasons.BAD_SIGNATURE
 
 

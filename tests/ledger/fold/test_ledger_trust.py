@@ -12,6 +12,7 @@ from artel.ledger.entries.state import FoldState, Outcome
 from artel.protocol import assignment
 from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity
+from artel.protocol.round_state import BAD_SIGNATURE
 from ledger_world import (
     CREDIT,
     INNER_STEPS,
@@ -94,13 +95,13 @@ def test_cosignatures_of_another_tree_head_do_not_count(field: str, value: Any) 
     assert isinstance(body, entries.Witnessed)
     fields = {name: getattr(body, name) for name in ("size", "root", "term", "cosignatures")}
     changed = entries.witnessed(WORLD.coordinator, WORLD.run, **fields | {field: value})
-    assert reason(changed) == reasons.BAD_COSIGNATURE
+    assert reason(changed) == BAD_SIGNATURE
     late = tuple(
         entries.Cosignature(node=c.node, time=c.time + 1, signature=c.signature)
         for c in body.cosignatures
     )
     changed = entries.witnessed(WORLD.coordinator, WORLD.run, **fields | {"cosignatures": late})
-    assert reason(changed) == reasons.BAD_COSIGNATURE
+    assert reason(changed) == BAD_SIGNATURE
 
 
 def test_one_node_cannot_cosign_for_another() -> None:
@@ -110,9 +111,7 @@ def test_one_node_cannot_cosign_for_another() -> None:
         node=B.peer_id, time=body.cosignatures[0].time, signature=body.cosignatures[0].signature
     )
     fields = {"size": SIZE, "root": body.root, "cosignatures": [stolen]}
-    assert reason(entries.witnessed(WORLD.coordinator, WORLD.run, **fields)) == (
-        reasons.BAD_COSIGNATURE
-    )
+    assert reason(entries.witnessed(WORLD.coordinator, WORLD.run, **fields)) == BAD_SIGNATURE
 
 
 def test_witnesses_are_paid_for_each_entry_once_from_their_registration_on() -> None:

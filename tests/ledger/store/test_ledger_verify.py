@@ -99,7 +99,15 @@ def test_a_sound_ledger_holds(closed_home: Path) -> None:
     assert result.state.total == 2 * 3 * 128 * 100  # rounds, members, tokens, for each token
     assert seen == [(21, 21)]
     assert [check.name for check in result.checks] == [
-        *("database", "newest tree head", "entries", "signatures", "tiles", "checkpoints"),
+        *(
+            "database",
+            "newest tree head",
+            "entries",
+            "signatures",
+            "documents",
+            "tiles",
+            "checkpoints",
+        ),
         *("published checkpoint", "kept tree heads", "credit", "effects"),
     ]
 

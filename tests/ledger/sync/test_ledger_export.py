@@ -15,6 +15,7 @@ from artel.ledger.entries.state import Account, FoldState
 from artel.ledger.fold.shares import SHARE_SCALE
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.sync import export
+from artel.protocol.dsse import Leaf
 from artel.protocol.errors import EXIT_OK, CheckFailed, UsageError
 from client_world import cosigned, write_key
 from command_world import group
@@ -166,11 +167,15 @@ def test_export_proofs_are_all_that_an_owner_needs_later(
     for item in facts["files"]:
         leaf = (folder / item["entry"]).read_bytes()
         assert leaf == server.store.leaf(item["index"])
-        assert (entry_id(leaf), decode(leaf).kind) == (item["id"], item["kind"])
+        assert (entry_id(leaf), item["kind"]) == (item["id"], kinds[item["index"]])
+        if item["document"]:
+            leaf = Leaf(leaf, (folder / item["document"]).read_bytes())
+        assert decode(leaf).kind == item["kind"]
         # Offline, and knowing nothing but the run.
         files = [str(folder / item["proof"]), str(folder / item["entry"])]
         assert main(["verify", *files, "--run", world.run]) == EXIT_OK
-    assert len(list(folder.iterdir())) == 2 * len(kinds) + 1
+    agreed = sum(kind == "state_agreed" for kind in kinds.values())
+    assert len(list(folder.iterdir())) == 2 * len(kinds) + agreed + 1
 
 
 def test_proofs_of_whom(server: LogServer, home: Path, tmp_path: Path) -> None:

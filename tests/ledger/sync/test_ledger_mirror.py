@@ -19,6 +19,7 @@ import pytest
 
 from artel.coordinator.sequencer import Sequencer
 from artel.ledger.entries import decode
+from artel.ledger.entries.documents import document_of, path_of
 from artel.ledger.fold.effects import Fold
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
@@ -37,6 +38,7 @@ from artel.ledger.sync.source import (
 from artel.ledger.tlog.checkpoint import origin_of, parse_checkpoint
 from artel.ledger.tlog.note import VerifierKey
 from artel.ledger.tlog.tiles import ENTRIES, Tile, level_tiles, tiles_of
+from artel.protocol.dsse import Leaf
 from artel.protocol.errors import (
     EXIT_OK,
     ArtelError,
@@ -137,7 +139,10 @@ def test_a_mirror_follows_a_growing_log_and_is_a_whole_log_each_time(
         assert mirror(HttpSource(server.url), folder).files == 0
         before = size
     # Only partial tiles without their full tile are left from earlier, and nothing else.
+    named = {path_of(document_of(leaf)) for leaf in world.leaves[:600] if isinstance(leaf, Leaf)}
     rest = files_in(folder) - tree_files(600) - {"checkpoint"}
+    assert named <= rest
+    rest -= named
     assert all(
         path.startswith(("tile/1/000.p/", "tile/entries/002.p/")) or "/002.p/" in path
         for path in rest
@@ -191,7 +196,10 @@ def test_full_tiles_are_fetched_once(world: World, tmp_path: Path) -> None:
     grown = Watched(tiles_folder(world, source, 700))
     mirror(grown, folder)
     assert len(grown.asked) == len(set(grown.asked)) + 2  # the right edge is read twice
-    assert all(".p/" in path for path in grown.asked if path not in ("checkpoint", "final"))
+    tiles = [path for path in grown.asked if path.startswith("tile/")]
+    assert all(".p/" in path for path in tiles)
+    named = {path_of(document_of(leaf)) for leaf in world.leaves[512:700]} - {path_of("")}
+    assert named >= {path for path in grown.asked if path.startswith("document/")}
     assert audit(FolderSource(folder), [vkey(world)], full=True).size == 700
 
 
@@ -219,7 +227,9 @@ def test_a_mirror_that_is_interrupted_anywhere_goes_on(world: World, tmp_path: P
 
 def test_what_a_power_cut_left_half_written_is_fetched_again(world: World, tmp_path: Path) -> None:
     folder, source = tmp_path / "public", tiles_folder(world, tmp_path / "source", 600)
-    for path in ("tile/entries/000", "tile/0/001", "tile/1/000.p/2", "tile/entries/002.p/88"):
+    named = path_of(next(filter(None, map(document_of, world.leaves))))
+    tiles = ("tile/entries/000", "tile/0/001", "tile/1/000.p/2", "tile/entries/002.p/88")
+    for path in (*tiles, named):
         shutil.rmtree(folder, ignore_errors=True)
         mirror(FolderSource(source), folder)
         (folder / "checkpoint").unlink()

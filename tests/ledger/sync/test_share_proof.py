@@ -18,6 +18,7 @@ from artel.ledger.sync.mirror import mirror
 from artel.ledger.sync.service import Served
 from artel.ledger.sync.share_proof import prove_share
 from artel.ledger.sync.source import CREDIT_PATH, FolderSource, NotFound, page_path
+from artel.protocol.dsse import Leaf
 from artel.protocol.errors import ArtelError, CheckFailed, UsageError
 from client_world import served
 from command_world import group
@@ -162,8 +163,10 @@ def test_another_entry_is_no_agreed_state(world: World, store: LedgerStore, home
 
     def shown(index: int) -> bytes:
         proof = offline.prove(store, standing, index).encode()
-        entry = base64.b64encode(store.leaf(index)).decode()
-        return json.dumps({"entry": entry, "proof": proof}).encode()
+        leaf = store.leaf(index)
+        document = leaf.document.decode() if isinstance(leaf, Leaf) else ""
+        entry = base64.b64encode(leaf).decode()
+        return json.dumps({"document": document, "entry": entry, "proof": proof}).encode()
 
     name = world.owners[0].key
     assert prove_share(Lying(home, CREDIT_PATH, shown(store.size - 1)), name).credits is not None

@@ -19,7 +19,7 @@ import pytest
 
 from artel import cli
 from artel.ledger import entries
-from artel.ledger.entries import reasons
+from artel.ledger.entries import documents, reasons
 from artel.ledger.entries.state import Account, FoldState
 from artel.ledger.fold.alias import read_table, write_table
 from artel.ledger.fold.shares import SHARE_SCALE, shares
@@ -38,6 +38,7 @@ from artel.ledger.web.server import Gate, Limits
 from artel.ledger.web.site import LedgerSite
 from artel.node import status
 from artel.protocol import canonical, messages
+from artel.protocol.dsse import Leaf
 from artel.protocol.errors import CheckFailed, DecodeError, ResourceError, Unreachable
 from artel.protocol.merkle import leaf_hash, root
 from artel.protocol.net.limits import network_of
@@ -224,6 +225,10 @@ async def test_a_downloaded_proof_is_what_the_command_writes_and_verifies_offlin
         url = str(ledger.client.make_url("/"))
         assert await asyncio.to_thread(main, [*prove, "--from", url]) == 0
         assert path.read_bytes() == proof
+        if (beside := documents.beside(path.with_suffix(".json"))).exists():
+            leaf = Leaf(leaf, beside.read_bytes())
+            shown = await ledger.bytes("/ledger/" + documents.path_of(documents.document_of(leaf)))
+            assert shown == leaf.document
         found = verify(proof, leaf, run=ledger.world.run)
         assert (found.index, found.checkpoint.size) == (index, size)
         assert (found.pinned, len(found.cosigners)) == (False, cosigners)
