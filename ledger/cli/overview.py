@@ -223,12 +223,12 @@ def _files(account: str, ledger: Ledger) -> Iterator[tuple[TileSource, str, str]
     if ledger.source is None:
         from artel.ledger.cli.meant import account_of
         from artel.ledger.store.reading import LedgerReader
-        from artel.ledger.sync.service import Served
+        from artel.ledger.sync.share_proof import CreditFiles
 
         with ledger.opened() as view:
             assert isinstance(view.log, LedgerReader)
             name = account_of(view, ledger.folder, account)
-            yield Served(view.log, view.heads, lambda: view.state), view.state.run, name
+            yield CreditFiles(view.log, view.heads, lambda: view.state), view.state.run, name
         return
     if not re.fullmatch("[0-9a-f]{64}", account):
         raise UsageError(

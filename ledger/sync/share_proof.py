@@ -102,20 +102,24 @@ class CreditFiles:
     def __init__(
         self, store: LedgerReader, heads: HeadStore | None, state: Callable[[], FoldState]
     ) -> None:
+        self.name = str(store.path)
         self._store, self._heads, self._state = store, heads, state
         self._maps: deque[CreditMap] = deque(maxlen=2)  # for readers who are at the one before
 
-    def get(self, path: str) -> bytes:
-        """The content at a path; empty when there is none."""
+    def get(self, path: str, skip: int = 0) -> bytes:
+        """The content at a path, see :class:`ledger.sync.source.TileSource`."""
         state = self._state()
         if not state.agreed:
-            return b""
+            raise NotFound("no state is agreed yet: nobody has credit")
         if state.agreed_credits not in self._maps:
             self._maps.append(state.agreed_credits)
         if path == CREDIT_PATH:
-            return self._newest(state)
-        found = (known.pages.get(path.rpartition("/")[2]) for known in tuple(self._maps))
-        return next((page.data for page in found if page is not None), b"")
+            return self._newest(state)[skip:]
+        for known in tuple(self._maps):
+            page = known.pages.get(path.rpartition("/")[2])
+            if page is not None:
+                return page.data[skip:]
+        raise NotFound(f"there is no {path[:100]} here")
 
     def _newest(self, state: FoldState) -> bytes:
         store = self._store
