@@ -179,7 +179,18 @@ def write(connection: sqlite3.Connection, state: FoldState, new: Sequence[Entry]
     """
     rows: Rows = {table: [] for table in _COLUMNS}
     settled: list[tuple[int, int, int]] = []
-    outcomes = [_applied(state, entry, rows, settled) for entry in new]
+    outcomes, names = list[Outcome](), dict[object, None]()
+    for entry in new:
+        written: Rows = {table: [] for table in _COLUMNS}
+        outcomes.append(_applied(state, entry, written, settled))
+        for table, made in written.items():
+            rows[table] += made
+            # In the order of the entries: numbered alike however many are written at once.
+            names.update(dict.fromkeys(row[at] for row in made for at in _places(table)))
+    connection.execute(
+        "INSERT OR IGNORE INTO names(name) SELECT value FROM json_each(?)",
+        (json.dumps(list(names)),),
+    )
     for table, columns in _COLUMNS.items():
         if rows[table]:
             _insert(connection, table, columns.split(), rows[table])
@@ -242,17 +253,17 @@ def _moved(
         rows["held"].append(("", state.round, state.total_vested))
 
 
+@cache
+def _places(table: str) -> list[int]:
+    """Where the rows of a table have names."""
+    return [at for at, column in enumerate(_COLUMNS[table].split()) if column in _NAMED]
+
+
 def _insert(
     connection: sqlite3.Connection, table: str, columns: list[str], rows: list[tuple[object, ...]]
 ) -> None:
-    named = [place for place, column in enumerate(columns) if column in _NAMED]
-    if named:
-        names = list(dict.fromkeys(row[place] for row in rows for place in named))
-        connection.execute(
-            "INSERT OR IGNORE INTO names(name) SELECT value FROM json_each(?)", (json.dumps(names),)
-        )
     values = [f"json_extract(value, '$[{place}]')" for place in range(len(columns))]
-    for place in named:
+    for place in _places(table):
         values[place] = f"(SELECT id FROM names WHERE name = {values[place]})"
     # A later row about the same state takes the place of an earlier one.
     verb = "INSERT OR REPLACE" if table == "held" else "INSERT"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from artel.ledger import entries
 from artel.ledger.entries import Entry, decode
 from artel.ledger.entries.state import FoldState, Outcome
 from artel.ledger.fold import effects
@@ -20,7 +21,7 @@ from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.store.verify import verify_home
 from artel.protocol.errors import CheckFailed
 from explorer_world import busy_world, sharded_world
-from ledger_world import World
+from ledger_world import World, key
 from log_world import replay
 
 KEEP = 16
@@ -181,6 +182,31 @@ def test_verify_notices_a_change_in_any_effect_or_kept_state(
     failed = [check.name for check in found.checks if not check.ok]
     # One state less is kept than might be: nothing that anybody reads is another for it.
     assert failed == ([] if (table, damage[:6]) == ("kept", "DELETE") else ["effects"])
+
+
+@pytest.mark.parametrize("most", [1, 1000])
+def test_it_is_the_same_however_many_entries_are_written_at_once(
+    world: World, tmp_path: Path, most: int
+) -> None:
+    """A newcomer's first entry behind the first credit that vests is where names could differ."""
+    newcomer, peer = key("newcomer"), key("newcomer's node")
+    joins = [entries.account(newcomer, world.run), entries.node(peer, newcomer, world.run)]
+    leaves = [*world.leaves, *(statement.encode() for statement in joins)]
+    with LedgerStore.open(tmp_path / DATABASE_NAME, create=True) as store:
+        fold = Fold.open(store)
+        for start in range(0, len(leaves), most):
+            store.append(leaves[start : start + most], world.sign, fold.beside)
+            fold.settle()
+        assert newcomer.key in fold.state.accounts
+        names = store.query("SELECT * FROM names")
+    state, made = FoldState(), sqlite3.connect(":memory:")
+    for table in effects.TABLES:
+        made.execute(table)
+    for leaf in leaves:
+        effects.write(made, state, [decode(leaf)])
+    assert made.execute("SELECT * FROM names").fetchall() == names
+    made.close()
+    assert verify_home(tmp_path).verified
 
 
 def test_a_fold_that_is_not_at_the_end_takes_nothing(world: World, home: Path) -> None:
