@@ -13,6 +13,9 @@ from artel.coordinator.local_run import LocalRun, Status, finished
 from artel.protocol.errors import Unreachable
 from artel.protocol.tasks import within
 
+PATIENCE_S = 280.0
+"""A busy machine takes its time; what never comes is all that this is for."""
+
 
 class Swarm(LocalRun):
     """A :class:`LocalRun` to experiment with."""
@@ -43,7 +46,7 @@ class Swarm(LocalRun):
         with contextlib.suppress(ProcessLookupError):
             node.process.send_signal(signal.SIGINT)
 
-    async def left(self, number: int, timeout: float = 60.0) -> int:
+    async def left(self, number: int, timeout: float = PATIENCE_S) -> int:
         """Wait until a node has ended by itself; returns its exit code.
 
         :raises Unreachable: it still runs after ``timeout`` seconds
@@ -59,7 +62,7 @@ class Swarm(LocalRun):
         return await self.get("/api/v1/status")
 
     async def wait_for(
-        self, predicate: Callable[[Status], bool], timeout: float, why: str
+        self, predicate: Callable[[Status], bool], why: str, timeout: float = PATIENCE_S
     ) -> Status:
         """Poll the status until ``predicate`` holds for it; returns that status.
 
@@ -78,8 +81,8 @@ class Swarm(LocalRun):
                 )
         raise AssertionError("not reached")
 
-    async def wait_finished(self, timeout: float) -> Status:
+    async def wait_finished(self, timeout: float = PATIENCE_S) -> Status:
         """Wait until the run is finished, its last state is evaluated, and all nodes have ended."""
-        status = await self.wait_for(finished, timeout, "the run is finished")
+        status = await self.wait_for(finished, "the run is finished", timeout)
         await self.ended()
         return status

@@ -366,7 +366,7 @@ def started(out: Path, *, until: str) -> Iterator[Terminal]:
     """A demo in a terminal, once the process of this name below its folder has begun to speak."""
     log = out / until / "console.log"
     with terminal("demo", "--nodes", "2", "--out", str(out)) as opened:
-        opened.wait_for(lambda: log.exists() and log.stat().st_size > 0, 150, f"{until} starts")
+        opened.wait_for(lambda: log.exists() and log.stat().st_size > 0, f"{until} starts")
         assert len(opened.tree()) >= 2
         yield opened
 

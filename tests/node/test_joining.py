@@ -30,8 +30,6 @@ from benchmarks.swarm import Swarm
 from host_world import named
 from swarm_world import ledger_of, write_run
 
-pytestmark = pytest.mark.timeout(240)
-
 
 def options(home: Path, invite: Invite, patience: float) -> joining.Options:
     home.mkdir(exist_ok=True)
@@ -66,7 +64,7 @@ async def test_a_node_that_starts_before_its_coordinator_finds_it_later(tmp_path
         assert "dial" not in shown, "the library's text"
         assert len(shown.splitlines()) < 6, shown
         await swarm.start_coordinator()
-        await swarm.wait_for(lambda status: status["round"] >= 1, 90, "the node has found its run")
+        await swarm.wait_for(lambda status: status["round"] >= 1, "the node has found its run")
 
         # The same home with nobody there: it knows the run, and waits however long that takes.
         swarm.interrupt_node(1)
@@ -121,7 +119,7 @@ async def test_a_trainer_that_dies_while_its_node_joins_is_started_again(tmp_pat
         def credited(status: dict[str, Any]) -> bool:
             return any(row["node"] == peer and row["credit"] > 0 for row in status["nodes"])
 
-        await swarm.wait_for(credited, 90, "the first node has credit")
+        await swarm.wait_for(credited, "the first node has credit")
         assert swarm.nodes[1].log.read_text().count("! trainer") == 2
         for number in (1, 2):
             assert "Traceback" not in swarm.nodes[number].log.read_text()

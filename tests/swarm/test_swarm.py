@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
+from artel.coordinator.local_run import Program
 from artel.ledger import entries
 from artel.ledger.fold import claims
 from artel.ledger.store import finality
@@ -24,19 +25,20 @@ from artel.protocol import content, identity
 from artel.protocol.errors import Unreachable
 from artel.protocol.invite import Invite
 from benchmarks.swarm import Swarm
-from swarm_world import ledger_of, node_named, open_to_others, write_run
-
-pytestmark = pytest.mark.timeout(300)
+from swarm_world import (
+    assert_all_signed_every_state,
+    ledger_of,
+    node_named,
+    open_to_others,
+    round_at_least,
+    write_run,
+)
 
 
 def peer_of(swarm: Swarm, number: int) -> str:
     """Peer id of a node; "" before the node has made its key."""
     key = swarm.home_of(number) / "node.key"
     return identity.load(key).peer_id if key.exists() else ""
-
-
-def round_at_least(number: int) -> Callable[[dict[str, Any]], bool]:
-    return lambda status: status["round"] >= number
 
 
 def assert_no_traceback(swarm: Swarm) -> None:
@@ -49,24 +51,38 @@ def members_by_round(decoded: list[entries.Entry]) -> dict[int, tuple[str, ...]]
     return {body.round: body.members for body in opened}
 
 
-async def test_a_late_joiner_catches_up_and_a_leaver_keeps_its_credit(tmp_path: Path) -> None:
-    async with Swarm(tmp_path, write_run(tmp_path, total=500)) as swarm:
-        await swarm.start(nodes=2)
-        await swarm.wait_for(round_at_least(2), 90, "two rounds")
+async def test_nodes_and_the_coordinator_are_killed_come_late_and_leave(tmp_path: Path) -> None:
+    async with Swarm(tmp_path, write_run(tmp_path, total=500, inner_steps=300)) as swarm:
+        await swarm.start(nodes=3)
+        victim = 3
+
+        def training(status: dict[str, Any]) -> bool:
+            row = node_named(status, peer_of(swarm, victim))
+            return status["phase"] == "training" and row is not None and row["member"]
+
+        await swarm.wait_for(round_at_least(1), "one round")
+        status = await swarm.wait_for(training, "the victim is training")
+        await swarm.kill_node(victim)
+        await swarm.wait_for(round_at_least(status["round"] + 2), "two more rounds")
+        await swarm.stop_coordinator(signal.SIGKILL)
+        old, _ = ledger_of(tmp_path / "coordinator")
+        await swarm.start_coordinator()
         late = await swarm.add_node()
 
         def joined(status: dict[str, Any]) -> bool:
             row = node_named(status, peer_of(swarm, late))
             return row is not None and row["credit"] > 0
 
-        await swarm.wait_for(joined, 120, "the late joiner has credit")
+        await swarm.wait_for(joined, "the late joiner has credit")
         swarm.interrupt_node(1)
         assert await swarm.left(1) == 0
         left_in = (await swarm.status())["round"]
-        await swarm.wait_for(round_at_least(left_in + 2), 60, "the others go on")
+        await swarm.wait_for(round_at_least(left_in + 2), "the others go on")
         assert_no_traceback(swarm)
 
         decoded, fold = ledger_of(tmp_path / "coordinator")
+        assert [entry.id for entry in decoded[: len(old)]] == [entry.id for entry in old]
+        assert not fold.ignored
         members = members_by_round(decoded)
         assert peer_of(swarm, late) not in members[0]
         # The late joiner computed the same state as the others, bit for bit: it signed its root.
@@ -74,6 +90,8 @@ async def test_a_late_joiner_catches_up_and_a_leaver_keeps_its_credit(tmp_path: 
         key = identity.public_of(peer_of(swarm, late)).hex()
         assert any(key in entry.signers for entry in agreed)
         assert peer_of(swarm, late) not in fold.rejected
+        of_the_victim = fold.rejected.get(peer_of(swarm, victim), {})
+        assert set(of_the_victim) <= {"disconnected", "late", "missing_reveal"}
         # The leaver is in no later round, and every round that it was a member of was credited.
         assert peer_of(swarm, 1) not in members[max(members)]
         per_round = fold.work.tokens(fold.work.inner_steps)
@@ -90,90 +108,81 @@ async def test_a_late_joiner_catches_up_and_a_leaver_keeps_its_credit(tmp_path: 
         assert verify_home(swarm.home_of(1)).verified
 
 
-async def test_all_homes_of_a_finished_run_hold_the_final_state_and_a_final_head(
-    tmp_path: Path,
-) -> None:
-    async with Swarm(tmp_path, write_run(tmp_path, total=3, witnesses=2)) as swarm:
-        await swarm.start(nodes=2)
-        await swarm.wait_finished(120)
-        assert_no_traceback(swarm)
-        decoded, fold = ledger_of(tmp_path / "coordinator")
-        assert not fold.ignored
-        # Each round recorded who had replayed the ledger, and in the end everything vested.
-        kinds = [entry.kind for entry in decoded]
-        assert kinds[-3:] == ["witnessed", "run_closed", "witnessed"]
-        assert kinds.count("witnessed") >= 4
-        assert (fold.closed, fold.total_pending) == (1, 0)
-        assert {kind for a in fold.accounts.values() for kind in a.units} == {"compute", "witness"}
-        root = fold.states[-1]
-        for home in (swarm.home_of(1), swarm.home_of(2), tmp_path / "coordinator"):
-            assert content.file_content_id(home / "blobs" / root) == root
-            assert verify_home(home).verified
-            heads = HeadStore(home / HEADS_NAME)
-            try:
-                final = finality.newest_final(heads, fold)
-            finally:
-                heads.close()
-            head, signed = finality.verified(
-                final, origin_of(fold.run), fold.coordinators, fold.nodes
-            )
-            assert head.size == len(decoded), f"{home} has no final head over the whole ledger"
-            assert len(finality.seats(signed, fold)) == 2
-        for number in (1, 2):
-            home = swarm.home_of(number)
-            mine = {e.id for e in decoded if getattr(e.body, "node", "") == peer_of(swarm, number)}
-            assert {claim.entry for claim in claims.read(home)} <= mine
-            assert len(claims.read(home)) == 3
-            assert Invite.decode((home / "invite").read_text()).run == fold.run
-            assert open_to_others(home) == []
-            console = (home / "console.log").read_text()
-            assert console.count("public and permanent") == 1
-            assert not (home / "split-view.json").exists()
+ROUNDS = 5
 
 
-async def test_a_node_killed_in_the_middle_of_a_round_does_not_stop_the_others(
-    tmp_path: Path,
-) -> None:
-    async with Swarm(tmp_path, write_run(tmp_path, total=8, inner_steps=300)) as swarm:
-        await swarm.start(nodes=3)
-        victim = 3
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run of two nodes left behind that needed everything an exchange can be."""
+    folder = tmp_path_factory.mktemp("finished")
+    exchange = 'codec = "sparse"\ntop_k = 128\noverlap_steps = 10\nfragments = 2'
+    run = write_run(folder, total=ROUNDS, inner_steps=30, witnesses=2, exchange=exchange)
 
-        def training(status: dict[str, Any]) -> bool:
-            row = node_named(status, peer_of(swarm, victim))
-            return status["phase"] == "training" and row is not None and row["member"]
+    async def to_the_end() -> None:
+        async with Swarm(folder, run) as swarm:
+            await swarm.start(nodes=2)
+            await swarm.wait_finished()
+            assert_no_traceback(swarm)
 
-        await swarm.wait_for(round_at_least(1), 90, "one round")
-        status = await swarm.wait_for(training, 60, "the victim is training")
-        await swarm.kill_node(victim)
-        await swarm.wait_for(round_at_least(status["round"] + 2), 60, "two more rounds")
-        await swarm.wait_finished(120)
-        assert_no_traceback(swarm)
-        decoded, fold = ledger_of(tmp_path / "coordinator")
-        assert len(fold.states) == 9
-        reasons = {
-            item.reason
-            for entry in decoded
-            if isinstance(entry.body, entries.RoundClosed)
-            for item in entry.body.rejected
-            if item.node == peer_of(swarm, victim)
-        }
-        assert reasons <= {"disconnected", "late", "missing_reveal"}
-        assert verify_home(tmp_path / "coordinator").verified
+    asyncio.run(to_the_end())
+    return folder
 
 
-@pytest.mark.parametrize(
-    "how", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL]
-)
-async def test_a_restarted_coordinator_goes_on_and_nodes_reconnect(
-    tmp_path: Path, how: signal.Signals
-) -> None:
+def test_all_homes_of_a_finished_run_hold_the_final_state_and_a_final_head(finished: Path) -> None:
+    decoded, fold = ledger_of(finished / "coordinator")
+    assert not fold.ignored
+    # Each round recorded who had replayed the ledger, and in the end everything vested.
+    kinds = [entry.kind for entry in decoded]
+    assert kinds[-3:] == ["witnessed", "run_closed", "witnessed"]
+    assert kinds.count("witnessed") > ROUNDS
+    assert (fold.closed, fold.total_pending) == (1, 0)
+    assert {kind for a in fold.accounts.values() for kind in a.units} == {"compute", "witness"}
+    root = fold.states[-1]
+    for home in (finished / "node-1", finished / "node-2", finished / "coordinator"):
+        assert content.file_content_id(home / "blobs" / root) == root
+        assert verify_home(home).verified
+        heads = HeadStore(home / HEADS_NAME)
+        try:
+            final = finality.newest_final(heads, fold)
+        finally:
+            heads.close()
+        head, signed = finality.verified(final, origin_of(fold.run), fold.coordinators, fold.nodes)
+        assert head.size == len(decoded), f"{home} has no final head over the whole ledger"
+        assert len(finality.seats(signed, fold)) == 2
+    for number in (1, 2):
+        home = finished / f"node-{number}"
+        peer = identity.load(home / "node.key").peer_id
+        mine = {e.id for e in decoded if getattr(e.body, "node", "") == peer}
+        assert {claim.entry for claim in claims.read(home)} <= mine
+        assert len(claims.read(home)) == ROUNDS
+        assert Invite.decode((home / "invite").read_text()).run == fold.run
+        assert open_to_others(home) == []
+        console = (home / "console.log").read_text()
+        assert console.count("public and permanent") == 1
+        assert not (home / "split-view.json").exists()
+
+
+def test_sparse_overlap_and_fragments_give_one_state_everywhere(finished: Path) -> None:
+    decoded, fold = ledger_of(finished / "coordinator")
+    assert not fold.rejected
+    assert_all_signed_every_state(decoded)
+    shown = [e.body for e in decoded if isinstance(e.body, entries.Contribution)]
+    # The first round has no tail before it, the last none behind: 20, 30, 30, 30, 40 steps.
+    made = [(body.round, body.tail, body.head) for body in shown]
+    assert {(0, 0, 20), (1, 10, 20), (4, 10, 30)} <= set(made)
+    assert all(body.tokens == (body.tail + body.head) * 4 * 32 for body in shown)
+    assert all(body.up > body.size for body in shown)
+
+
+@pytest.mark.slow  # in the middle of other things it is killed, and goes on, above
+async def test_a_restarted_coordinator_goes_on_and_nodes_reconnect(tmp_path: Path) -> None:
     async with Swarm(tmp_path, write_run(tmp_path, total=8, inner_steps=300)) as swarm:
         await swarm.start(nodes=2)
-        before = await swarm.wait_for(round_at_least(2), 90, "two rounds")
-        await swarm.stop_coordinator(how)
+        before = await swarm.wait_for(round_at_least(2), "two rounds")
+        await swarm.stop_coordinator()
         old, _ = ledger_of(tmp_path / "coordinator")
         await swarm.start_coordinator()
-        await swarm.wait_finished(150)
+        await swarm.wait_finished()
         assert_no_traceback(swarm)
         decoded, fold = ledger_of(tmp_path / "coordinator")
         assert [entry.id for entry in decoded[: len(old)]] == [entry.id for entry in old]
@@ -194,13 +203,13 @@ async def test_a_coordinator_restored_from_an_old_backup_is_caught_by_every_node
     home, backup = tmp_path / "coordinator", tmp_path / "backup"
     async with Swarm(tmp_path, write_run(tmp_path, total=500, inner_steps=300)) as swarm:
         await swarm.start(nodes=2)
-        await swarm.wait_for(round_at_least(1), 90, "a round")
+        await swarm.wait_for(round_at_least(1), "a round")
         await swarm.stop_coordinator()
         shutil.copytree(home, backup)
         await swarm.start_coordinator()
         for member in swarm.nodes.values():
             member.expected = True  # they are to end by themselves
-        await swarm.wait_for(round_at_least(4), 120, "more rounds")
+        await swarm.wait_for(round_at_least(4), "more rounds")
         await swarm.stop_coordinator(signal.SIGKILL)
         shutil.rmtree(home)
         backup.rename(home)
@@ -222,45 +231,50 @@ async def test_a_coordinator_restored_from_an_old_backup_is_caught_by_every_node
         assert_no_traceback(swarm)
 
 
-async def test_a_dead_trainer_is_started_again_and_the_round_is_met(tmp_path: Path) -> None:
-    run = write_run(tmp_path, total=5, inner_steps=600, deadline_s=120)
+async def test_what_dies_in_a_round_costs_nobody_the_round(tmp_path: Path) -> None:
+    """A trainer and two network daemons; behind that, a second Ctrl-C leaves at once."""
+    run = write_run(tmp_path, total=500, inner_steps=800, deadline_s=120, quorum=1.0)
     async with Swarm(tmp_path, run) as swarm:
         await swarm.start(nodes=2)
-        await swarm.wait_for(round_at_least(1), 90, "one round")
-        while (now := node_status.read(swarm.home_of(1)))["phase"] != "training":
-            await asyncio.sleep(0.05)
-        daemon = psutil.Process(swarm.nodes[1].process.pid)
-        trainer = next(p for p in daemon.children() if "artel.node.trainer" in p.cmdline())
-        trainer.kill()
-        await swarm.wait_for(round_at_least(now["state_round"] + 2), 90, "two more rounds")
-        log = (swarm.home_of(1) / "node.log").read_text()
-        assert "trainer.died" in log
-        assert "trainer.restarted" in log
-        assert swarm.nodes[1].running
-        await swarm.wait_finished(120)
-        assert_no_traceback(swarm)
-        _, fold = ledger_of(tmp_path / "coordinator")
-        assert peer_of(swarm, 1) not in fold.rejected
-
-
-async def test_network_daemons_that_die_in_a_round_cost_nobody_the_round(tmp_path: Path) -> None:
-    run = write_run(tmp_path, total=3, inner_steps=600, deadline_s=120, quorum=1.0)
-    async with Swarm(tmp_path, run) as swarm:
-        await swarm.start(nodes=2)
-        while training_step(swarm.home_of(1)) == 0:
-            await asyncio.sleep(0.05)
         assert swarm.coordinator is not None
+        while not (training_step(swarm.home_of(1)) and training_step(swarm.home_of(2))):
+            await asyncio.sleep(0.05)
         for member in (swarm.nodes[1], swarm.coordinator):
-            daemons = psutil.Process(member.process.pid).children()
-            next(child for child in daemons if child.name() == "p2pd").kill()
-        await swarm.wait_finished(150)
-        assert_no_traceback(swarm)
+            child_of(member, lambda child: child.name() == "p2pd").kill()
+        died_in = node_status.read(swarm.home_of(2))["round"]
+        child_of(swarm.nodes[2], is_trainer).kill()
+        await swarm.wait_for(round_at_least(died_in + 2), "two rounds")
         assert "network.restarted" in (swarm.home_of(1) / "node.log").read_text()
         assert "network.restarted" in swarm.coordinator.log.read_text()
+        log = (swarm.home_of(2) / "node.log").read_text()
+        assert "trainer.died" in log
+        assert "trainer.restarted" in log
+
+        while training_step(swarm.home_of(1)) == 0:
+            await asyncio.sleep(0.05)
+        trainer = child_of(swarm.nodes[1], is_trainer)
+        swarm.interrupt_node(1)
+        console = swarm.nodes[1].log
+        while "press Ctrl-C again" not in console.read_text():
+            await asyncio.sleep(0.05)
+        swarm.interrupt_node(1)
+        assert await swarm.left(1, timeout=20) == 130
+        assert "left at once" in console.read_text()
+        trainer.wait(5)
+        assert_no_traceback(swarm)
         decoded, fold = ledger_of(tmp_path / "coordinator")
         assert not fold.rejected
         opened = [e.body for e in decoded if isinstance(e.body, entries.RoundOpened)]
-        assert [body.round for body in opened] == [0, 1, 2], "each round took one attempt"
+        assert [body.round for body in opened] == list(range(len(opened))), "one attempt each"
+
+
+def is_trainer(child: psutil.Process) -> bool:
+    return "artel.node.trainer" in child.cmdline()
+
+
+def child_of(member: Program, wanted: Callable[[psutil.Process], bool]) -> psutil.Process:
+    """The one child process of a program that is wanted."""
+    return next(filter(wanted, psutil.Process(member.process.pid).children()))
 
 
 @pytest.mark.slow  # several trainings are thrown away on purpose
@@ -273,18 +287,15 @@ async def test_a_round_that_a_dead_trainer_cannot_meet_is_handed_back(tmp_path: 
         # Each kill costs most of a training; after the second or third the time is not enough.
         while not log.exists() or "round.handed_back" not in log.read_text():
             await swarm.wait_for(
-                lambda _status: training_step(swarm.home_of(1)) > 650, 120, "most of the training"
+                lambda _status: training_step(swarm.home_of(1)) > 650, "most of the training"
             )
-            daemon = psutil.Process(swarm.nodes[1].process.pid)
-            trainers = [p for p in daemon.children() if "artel.node.trainer" in p.cmdline()]
-            for trainer in trainers:
-                trainer.kill()
+            child_of(swarm.nodes[1], is_trainer).kill()
             await swarm.wait_for(
-                lambda _status: training_step(swarm.home_of(1)) < 650, 60, "the kill is noticed"
+                lambda _status: training_step(swarm.home_of(1)) < 650, "the kill is noticed"
             )
         handed_back_in = node_status.read(swarm.home_of(1))["round"]
         # All must commit in this run, so the round is opened again, and then all do.
-        await swarm.wait_for(round_at_least(handed_back_in + 1), 120, "the round is agreed on")
+        await swarm.wait_for(round_at_least(handed_back_in + 1), "the round is agreed on")
         _, fold = ledger_of(tmp_path / "coordinator")
         assert "handed_back" in fold.rejected[peer_of(swarm, 1)]
         assert swarm.nodes[1].running
@@ -298,22 +309,3 @@ def training_step(home: Path) -> int:
     except Unreachable:
         return 0
     return int(now["step"]) if now["phase"] == "training" else 0
-
-
-async def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
-    run = write_run(tmp_path, total=3, inner_steps=800, min_nodes=1, deadline_s=300)
-    async with Swarm(tmp_path, run) as swarm:
-        await swarm.start(nodes=1)
-        await swarm.wait_for(lambda s: s["phase"] == "training", 60, "training")
-        swarm.interrupt_node(1)
-        log = swarm.nodes[1].log
-        while "press Ctrl-C again" not in log.read_text():
-            await asyncio.sleep(0.05)
-        swarm.interrupt_node(1)
-        assert await swarm.left(1, timeout=20) == 130
-        assert "left at once" in log.read_text()
-        assert_no_traceback(swarm)
-        assert not psutil.Process().children(recursive=True) or all(
-            "artel.node.trainer" not in p.cmdline()
-            for p in psutil.Process().children(recursive=True)
-        )

@@ -109,7 +109,7 @@ async def test_a_run_goes_on_through_faults_and_counts_exactly(tmp_path: Path, f
             await next_state(swarm, status["round"])
         await next_state(swarm, (await settled_status(swarm))["round"] + 1)
         # Who is asked to end while it still joins has no round to finish.
-        await swarm.wait_for(lambda status: len(status["nodes"]) == NODES, 120, "all are back")
+        await swarm.wait_for(lambda status: len(status["nodes"]) == NODES, "all are back")
         for number in swarm.nodes:
             swarm.interrupt_node(number)
         for number in swarm.nodes:
@@ -122,12 +122,12 @@ async def test_a_run_goes_on_through_faults_and_counts_exactly(tmp_path: Path, f
 
 async def settled_status(swarm: Swarm) -> dict[str, Any]:
     """The coordinator's status, once it answers (it may have lost its network a moment ago)."""
-    return await swarm.wait_for(lambda status: True, 60, "the coordinator answers")
+    return await swarm.wait_for(lambda status: True, "the coordinator answers")
 
 
 async def next_state(swarm: Swarm, round: int) -> None:
     await swarm.wait_for(
-        lambda status: status["round"] > round, NEXT_STATE_S, f"the state after round {round}"
+        lambda status: status["round"] > round, f"the state after round {round}", NEXT_STATE_S
     )
 
 

@@ -31,7 +31,7 @@ async def test_the_states_of_a_running_node_are_exported_and_sampled(tmp_path: P
     run = write_run(tmp_path, total=1000, inner_steps=10, quorum=0.5)
     async with Swarm(tmp_path, run) as swarm:
         await swarm.start(2)
-        await swarm.wait_for(lambda status: status["round"] >= 3, 240, "three rounds are agreed")
+        await swarm.wait_for(lambda status: status["round"] >= 3, "three rounds are agreed")
         home, rounds = str(swarm.home_of(1)), []
         for number in range(3):
             out = tmp_path / f"model-{number}"
@@ -41,6 +41,4 @@ async def test_the_states_of_a_running_node_are_exported_and_sampled(tmp_path: P
             rounds.append((await swarm.status())["round"])
         assert rounds[-1] > rounds[0], "no round was agreed meanwhile"
         await swarm.add_node()
-        await swarm.wait_for(
-            lambda status: status["members"] == 3, 120, "the late node is a member"
-        )
+        await swarm.wait_for(lambda status: status["members"] == 3, "the late node is a member")

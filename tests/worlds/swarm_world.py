@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from artel.ledger import entries
 from artel.ledger.fold.shares import FoldState
 from artel.ledger.store.reading import LedgerReader
+from artel.protocol import identity
 from ledger_world import folded
 
 RUN = """\
@@ -120,3 +122,19 @@ def ledger_of(home: Path) -> tuple[list[entries.Entry], FoldState]:
 def node_named(status: dict[str, Any], peer: str) -> dict[str, Any] | None:
     """The row of one node in a coordinator's status."""
     return next((node for node in status["nodes"] if node["node"] == peer), None)
+
+
+def round_at_least(number: int) -> Callable[[dict[str, Any]], bool]:
+    """A condition on a status: so many rounds are over."""
+    return lambda status: status["round"] >= number
+
+
+def assert_all_signed_every_state(decoded: list[entries.Entry]) -> None:
+    """Everybody whose contribution counted came to the agreed root."""
+    accepted: set[str] = set()
+    for entry in decoded:
+        if isinstance(entry.body, entries.RoundClosed):
+            accepted = {identity.public_of(item.node).hex() for item in entry.body.accepted}
+        elif isinstance(entry.body, entries.StateAgreed):
+            assert accepted <= entry.signers
+            assert entry.body.wrong == ()

@@ -52,7 +52,7 @@ class Terminal:
             self.known |= {program, *program.children(recursive=True)}
         return self.known
 
-    def wait_for(self, condition: Callable[[], object], seconds: float, what: str) -> None:
+    def wait_for(self, condition: Callable[[], object], what: str, seconds: float = 280) -> None:
         """Wait until a condition holds, while the program runs."""
         ends = time.monotonic() + seconds
         while not condition():
