@@ -13,8 +13,8 @@ from artel.node.trainer.schedule import learning_rate, position
 from artel.protocol.assignment import Work
 from artel.protocol.exchange import codec as codecs
 from artel.protocol.exchange import outer, parts, pseudogradient
-from artel.protocol.exchange.aggregate import Weighted
 from artel.protocol.exchange.aggregate_slice import combine
+from artel.protocol.exchange.aggregation import Weighted
 from artel.protocol.exchange.feedback import Feedback
 from artel.protocol.exchange.pseudogradient import Header
 from artel.protocol.run_config import RunConfig

@@ -21,13 +21,13 @@ import torch
 
 from artel.protocol import messages
 from artel.protocol.exchange import codec, outer, pseudogradient
-from artel.protocol.exchange.aggregate import Weighted
 from artel.protocol.exchange.aggregate_slice import combine
+from artel.protocol.exchange.aggregation import Weighted
 from artel.protocol.exchange.feedback import Feedback
 from artel.protocol.exchange.parts import whole
 from artel.protocol.exchange.pseudogradient import Header
 from artel.protocol.identity import load_or_create
-from artel.protocol.net import transfer, wire
+from artel.protocol.net import delivery, wire
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host
 from artel.protocol.net.streams import Kind
@@ -132,7 +132,7 @@ class Peer:
         async def content(
             peer: str, request: messages.Message, stream: wire.Stream
         ) -> messages.Message | None:
-            return await transfer.serve_content(self._store, request, stream)
+            return await delivery.serve_content(self._store, request, stream)
 
         async def announced(
             peer: str, request: messages.Message, stream: wire.Stream
@@ -208,8 +208,8 @@ class Peer:
         """A blob that one peer has."""
         assert self._host is not None
         most = pseudogradient.max_blob_bytes(part, self._codec)
-        wanted = transfer.Wanted(blob, [peer], most, kind)
-        path = await transfer.fetch(self._host, self._store, wanted)
+        wanted = delivery.Wanted(blob, [peer], most, kind)
+        path = await delivery.fetch(self._host, self._store, wanted)
         return await asyncio.to_thread(path.read_bytes)
 
     def _apply(self, blobs: dict[str, bytes], phases: Phases) -> None:

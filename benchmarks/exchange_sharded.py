@@ -21,8 +21,8 @@ from artel.protocol import assignment
 from artel.protocol.content import content_id
 from artel.protocol.errors import CheckFailed
 from artel.protocol.exchange import pseudogradient
-from artel.protocol.exchange.aggregate import Weighted
 from artel.protocol.exchange.aggregate_slice import combine
+from artel.protocol.exchange.aggregation import Weighted
 from artel.protocol.exchange.codec import Elements
 from artel.protocol.exchange.parts import Part, cut, whole
 from artel.protocol.exchange.pseudogradient import SLICE_MAGIC, Header

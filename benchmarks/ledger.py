@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any
 
 from artel.coordinator.sequencer import Sequencer
-from artel.ledger.entries.state import FoldState
+from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.fold.shares import apply
 from artel.ledger.store.store import DATABASE_NAME, MAX_BATCH, LedgerStore
 from artel.ledger.store.verify import verify_home

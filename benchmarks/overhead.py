@@ -41,7 +41,7 @@ import psutil
 
 from artel.coordinator.local_run import Program
 from artel.ledger import entries
-from artel.ledger.store.reading import LedgerReader
+from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.verify import verify_home
 from artel.node import status as node_status
 from artel.protocol import dsse, tether

@@ -158,7 +158,7 @@ def nodes_table(nodes: Iterable[dict[str, Any]], head: str, last: Mapping[str, s
     :param head: of the last column
     :param last: node to what stands there
     """
-    from artel.ledger.entries.words import short_peer
+    from artel.protocol.identity import short_peer
 
     rows = [
         [

@@ -13,7 +13,7 @@ from artel.ledger import entries
 from artel.ledger.fold.shares import FoldState, shares
 from artel.ledger.store import finality
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
-from artel.ledger.store.reading import LedgerReader
+from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.verify import verify_home
 from artel.protocol import content
 from artel.protocol.errors import ArtelError

@@ -15,7 +15,8 @@ from rich.text import Text
 from artel.coordinator.commands import nodes_table
 from artel.coordinator.demo_check import Facts
 from artel.coordinator.local_run import Status
-from artel.ledger.entries.words import plural, printable, short_key, short_peer
+from artel.ledger.entries.words import plural, printable, short_key
+from artel.protocol.identity import short_peer
 
 LINE_EVERY_S = 5.0
 

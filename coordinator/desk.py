@@ -15,14 +15,13 @@ from artel.ledger import entries
 from artel.ledger.entries import Entry, reasons
 from artel.ledger.entries.reasons import explain
 from artel.ledger.fold import shares
-from artel.ledger.sync.service import LedgerService
+from artel.ledger.sync.serving import LedgerService
 from artel.protocol import messages, round_state
 from artel.protocol.duties import Duty, directive
 from artel.protocol.errors import CheckFailed, DecodeError
 from artel.protocol.events import emit
-from artel.protocol.identity import public_of
+from artel.protocol.identity import public_of, short_peer
 from artel.protocol.net import wire
-from artel.protocol.net.host import short
 from artel.protocol.round_state import Phase
 
 log = logging.getLogger("artel.coordinator")
@@ -89,11 +88,11 @@ class Desk:
             await self._signed_state(peer, request)
         elif isinstance(request, messages.HandBack):
             await core.feed(round_state.HandedBack(now, peer, request.round, request.attempt))
-            emit(log, "round.handed_back", node=short(peer), reason=request.reason)
+            emit(log, "round.handed_back", node=short_peer(peer), reason=request.reason)
         elif isinstance(request, messages.Leave):
             await core.feed(round_state.Left(now, peer))
             core.peers.pop(peer, None)
-            emit(log, "node.left", node=short(peer))
+            emit(log, "node.left", node=short_peer(peer))
         else:
             raise wire.Refused(f"{request.KIND} is not for a coordinator", code="unknown")
         return messages.Ok()
@@ -136,7 +135,7 @@ class Desk:
         core.submissions.admit(peer)
         await intake.append(core.ledger, entry)
         if isinstance(body, entries.Node):
-            emit(log, "node.admitted", node=short(body.node), account=body.account[:12])
+            emit(log, "node.admitted", node=short_peer(body.node), account=body.account[:12])
 
     async def _heartbeat(self, peer: str, request: messages.Heartbeat) -> messages.Directive:
         core = self._core
@@ -147,7 +146,7 @@ class Desk:
             # Versions of a coordinator that was started again must differ from the old ones.
             known = Peer(report, request.addresses, now, version=int(time.time() * 1000) % 2**40)
             core.peers[peer] = known
-            emit(log, "node.joined", node=short(peer), nodes=len(core.peers))
+            emit(log, "node.joined", node=short_peer(peer), nodes=len(core.peers))
         known.report, known.addresses, known.heard = report, request.addresses, now
         known.beats = mine = known.beats + 1
         if report.validation is not None:
@@ -259,7 +258,7 @@ class Desk:
                 log,
                 "contribution.rejected",
                 logging.WARNING,
-                node=short(peer),
+                node=short_peer(peer),
                 reason=error.reason,
                 detail=error.detail,
             )
@@ -325,7 +324,7 @@ class Desk:
         if not isinstance(body, entries.SliceWrong) or body.node != peer:
             raise DecodeError("not an accusation by this node")
         await self._core.record(entry)
-        emit(log, "slice.called_wrong", logging.WARNING, node=short(peer), slice=body.slice)
+        emit(log, "slice.called_wrong", logging.WARNING, node=short_peer(peer), slice=body.slice)
 
     async def _signed(self, peer: str, statement: bytes) -> Entry:
         """A statement about this run, signed by this node alone."""

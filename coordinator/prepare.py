@@ -24,7 +24,7 @@ from artel.coordinator.estimate import require_fragments
 from artel.coordinator.preparation import Prepared, Stages, load_prepared, manifest_path
 from artel.coordinator.rehearsal import rehearse
 from artel.ledger.fold.layout import LAYOUT_FILE
-from artel.ledger.store.reading import LedgerReader
+from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import DATABASE_NAME
 from artel.protocol import assignment, files, model, shards, terminal
 from artel.protocol import tokenizer as tokenizers

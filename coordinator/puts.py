@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from artel.coordinator.service import Coordinator
 from artel.protocol import assignment, messages, round_state
-from artel.protocol.net import transfer, wire
+from artel.protocol.net import delivery, wire
 from artel.protocol.net.streams import Kind
 from artel.protocol.round_state import Phase
 
@@ -34,7 +34,7 @@ class Puts:
         """One request of the content service."""
         core = self._core
         if not isinstance(request, messages.Put):
-            return await transfer.serve_content(core.blobs, request, stream)
+            return await delivery.serve_content(core.blobs, request, stream)
         if core.state.phase is Phase.APPLYING:
             kind: Kind = "slice"
             owed, most = self._slices_owed(peer)
@@ -99,7 +99,7 @@ class Puts:
             raise wire.Refused("too many tries in this round", code="too_many")
         if core.blobs.has(request.id):
             raise wire.Refused("this content is here already", code="present")
-        await transfer.receive(core.blobs, request, stream, kind=kind)
+        await delivery.receive(core.blobs, request, stream, kind=kind)
         self._unclaimed.add(request.id)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from artel.ledger.entries.state import FoldState
+from artel.ledger.entries.fold_state import FoldState
 from artel.protocol import assignment
 from artel.protocol.round_state import Phase, Presence, RunState
 

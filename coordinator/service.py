@@ -35,11 +35,11 @@ from artel.protocol.dsse import Envelope
 from artel.protocol.errors import ArtelError
 from artel.protocol.events import emit
 from artel.protocol.exchange import codec
-from artel.protocol.identity import Identity
+from artel.protocol.identity import Identity, short_peer
 from artel.protocol.manifest import Manifest
 from artel.protocol.net import wire
 from artel.protocol.net.blobs import BlobStore
-from artel.protocol.net.host import Host, short
+from artel.protocol.net.host import Host
 from artel.protocol.round_state import RunState
 from artel.protocol.state import Layout, state_bytes
 
@@ -211,7 +211,7 @@ class Coordinator:
                 emit(
                     log,
                     "node.in_the_way",
-                    node=short(peer),
+                    node=short_peer(peer),
                     reason=pause.reason,
                     times=pause.strikes,
                     back_after=pause.until,
@@ -330,7 +330,7 @@ class Coordinator:
             )
         elif isinstance(action, round_state.Drop):
             self.peers.pop(action.peer, None)
-            emit(log, "node.dropped", node=short(action.peer), reason=action.reason)
+            emit(log, "node.dropped", node=short_peer(action.peer), reason=action.reason)
 
     async def _close_round(self, action: round_state.CloseRound) -> None:
         attempt = self.ledger.state.attempt
@@ -358,7 +358,8 @@ class Coordinator:
             "round.closed" if accepted else "round.failed",
             round=action.round,
             accepted=len(accepted),
-            rejected=", ".join(f"{short(p)}: {why}" for p, why in action.rejected.items()) or "-",
+            rejected=", ".join(f"{short_peer(p)}: {why}" for p, why in action.rejected.items())
+            or "-",
         )
 
     def _learn_speeds(

@@ -14,7 +14,7 @@ from artel.protocol import assignment, shards
 from artel.protocol.errors import Unreachable
 from artel.protocol.events import emit
 from artel.protocol.exchange import pseudogradient
-from artel.protocol.net import dht, transfer
+from artel.protocol.net import delivery, dht
 
 log = logging.getLogger("artel.coordinator")
 
@@ -120,9 +120,9 @@ class Upkeep:
         core = self._core
         if not core.blobs.has(root):
             holders = [name for name, peer in core.peers.items() if peer.report.state_root == root]
-            wanted = transfer.Wanted(root, holders, core.state_bytes, "state")
+            wanted = delivery.Wanted(root, holders, core.state_bytes, "state")
             try:
-                await transfer.fetch(core.host, core.blobs, wanted)
+                await delivery.fetch(core.host, core.blobs, wanted)
             except Unreachable as error:
                 emit(log, "state.not_mirrored", logging.DEBUG, root=root[:12], reason=error.message)
                 return False

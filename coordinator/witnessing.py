@@ -27,9 +27,8 @@ from artel.protocol import messages
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import CheckFailed
 from artel.protocol.events import emit
-from artel.protocol.identity import Identity
+from artel.protocol.identity import Identity, short_peer
 from artel.protocol.net import wire
-from artel.protocol.net.host import short
 from artel.protocol.net.limits import RateLimits
 
 log = logging.getLogger("artel.coordinator")
@@ -104,7 +103,7 @@ class Witnessing:
             del self._heads[size]
         await asyncio.to_thread(self._kept.add_note, merged.encode())
         self.news.set()
-        emit(log, "head.cosigned", logging.DEBUG, size=head.size, node=short(peer))
+        emit(log, "head.cosigned", logging.DEBUG, size=head.size, node=short_peer(peer))
 
     def _checked(self, data: str, nodes: dict[str, str]) -> tuple[Checkpoint, Note]:
         """The note with our own signature first, and only lines that verify."""

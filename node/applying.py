@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from artel.ledger import entries
-from artel.node.history import ClosedRound
+from artel.node.closed_rounds import ClosedRound
 from artel.node.session import Session
 from artel.node.sync import States
 from artel.node.trainer.orders import Aggregate, Applied, Apply, ApplySlices, Command, Counted
@@ -25,10 +25,10 @@ from artel.protocol import assignment, messages
 from artel.protocol.errors import CheckFailed
 from artel.protocol.events import emit
 from artel.protocol.exchange import pseudogradient
-from artel.protocol.net import transfer
-from artel.protocol.net.host import short
+from artel.protocol.identity import short_peer
+from artel.protocol.net import delivery
+from artel.protocol.net.delivery import Wanted
 from artel.protocol.net.streams import Kind
-from artel.protocol.net.transfer import Wanted
 from artel.protocol.tasks import uninterrupted
 
 log = logging.getLogger("artel.node")
@@ -160,7 +160,7 @@ class Applying:
                 continue
             blob = await self._aggregate(closed, number)
             size = self._session.blobs.size_of(blob) or 0
-            await transfer.push_all(
+            await delivery.push_all(
                 self._session.host,
                 self._session.blobs,
                 self._session.link.coordinator,
@@ -213,7 +213,7 @@ class Applying:
             made, mine = closed.aggregates.get(number), self._known.own.get(number)
             if made is None or mine is None or made.blob == mine or number in self._known.said:
                 continue
-            emit(log, "slice.wrong", logging.WARNING, slice=number, node=short(made.node))
+            emit(log, "slice.wrong", logging.WARNING, slice=number, node=short_peer(made.node))
             statement = entries.slice_wrong(
                 self._session.identity,
                 self._session.run,
@@ -290,7 +290,7 @@ class Applying:
     # --- what both share ---
 
     async def _fetch(self, wanted: Sequence[Wanted]) -> list[Path]:
-        return await transfer.fetch_all(self._session.host, self._session.blobs, wanted)
+        return await delivery.fetch_all(self._session.host, self._session.blobs, wanted)
 
     def _holders(self, closed: ClosedRound, maker: str) -> list[str]:
         """Who may give what ``maker`` made: itself, other members, and last the coordinator."""

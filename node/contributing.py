@@ -18,7 +18,7 @@ from artel.node.trainer.orders import RunOn, Steps, Train, Trained, Window
 from artel.protocol import assignment, messages, rounds
 from artel.protocol.errors import ArtelError, CheckFailed
 from artel.protocol.events import emit
-from artel.protocol.net import transfer
+from artel.protocol.net import delivery
 
 log = logging.getLogger("artel.node")
 
@@ -181,7 +181,7 @@ class Contributing:
                 "process uses this node's key",
                 "give each node a --home of its own, and never copy one",
             )
-        await transfer.push_all(
+        await delivery.push_all(
             session.host,
             session.blobs,
             session.link.coordinator,

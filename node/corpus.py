@@ -12,8 +12,8 @@ from artel.node.trainer.orders import Window
 from artel.protocol import assignment, shards
 from artel.protocol.errors import CheckFailed
 from artel.protocol.manifest import SplitFacts
-from artel.protocol.net import dht, transfer
-from artel.protocol.net.transfer import Wanted
+from artel.protocol.net import delivery, dht
+from artel.protocol.net.delivery import Wanted
 from artel.protocol.shards import ShardIndex
 from artel.protocol.tokenizer import MAX_TOKENIZER_BYTES
 
@@ -87,7 +87,7 @@ class Corpus:
             )
             for n in needed
         ]
-        fetched = await transfer.fetch_all(self._session.host, self._blobs, wanted)
+        fetched = await delivery.fetch_all(self._session.host, self._blobs, wanted)
         paths = dict(zip(needed, fetched, strict=True))
         for number, path in paths.items():
             if index.shards[number] not in self._verified:
@@ -127,7 +127,7 @@ class Corpus:
         found = {} if here else await holders.records(self._session.host, self._session.run)
         ranked = holders.ranked(found, blob, [self._session.link.coordinator])
         wanted = Wanted(blob, ranked, max_bytes, "data")
-        path = await transfer.fetch(self._session.host, self._blobs, wanted)
+        path = await delivery.fetch(self._session.host, self._blobs, wanted)
         self._blobs.pin(blob)
         return path
 

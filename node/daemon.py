@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 
 from artel.ledger.sync.fork import SplitViewProven
-from artel.ledger.sync.service import LedgerService
+from artel.ledger.sync.serving import LedgerService
 from artel.node.child import TrainerDied
 from artel.node.corpus import Corpus
 from artel.node.cosigning import Cosigning
@@ -30,7 +30,7 @@ from artel.node.worker import Worker
 from artel.protocol import messages
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, ResourceError, Unreachable
 from artel.protocol.events import emit
-from artel.protocol.net import dht, transfer, wire
+from artel.protocol.net import delivery, dht, wire
 from artel.protocol.tasks import first_error, uninterrupted, within
 
 log = logging.getLogger("artel.node")
@@ -116,7 +116,7 @@ class Daemon:
         session.host.admit(session.is_member)
         await session.host.serve(
             wire.CONTENT,
-            lambda _, request, stream: transfer.serve_content(session.blobs, request, stream),
+            lambda _, request, stream: delivery.serve_content(session.blobs, request, stream),
         )
         ledger = LedgerService(
             session.replica.store,

@@ -27,9 +27,9 @@ from artel.ledger.tlog.note import VerifierKey
 from artel.node import holders, preflight, watch
 from artel.node.child import TrainerDied
 from artel.node.claim_file import ClaimFile
+from artel.node.closed_rounds import closed_since
 from artel.node.corpus import Corpus
 from artel.node.daemon import Daemon
-from artel.node.history import closed_since
 from artel.node.link import JOIN_PATIENCE_S, Link
 from artel.node.session import Session
 from artel.node.supervisor import Trainer

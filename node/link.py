@@ -9,15 +9,15 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from artel.ledger.sync.peers import PeerSource
-from artel.ledger.sync.tree import manifest_of
+from artel.ledger.sync.signed_tree import manifest_of
 from artel.protocol import messages
 from artel.protocol.errors import ArtelError, Unreachable
 from artel.protocol.events import emit
-from artel.protocol.identity import peer_id_of
+from artel.protocol.identity import peer_id_of, short_peer
 from artel.protocol.invite import Invite
 from artel.protocol.manifest import Manifest, open_manifest
 from artel.protocol.net import dht, wire
-from artel.protocol.net.host import Host, peer_of, short
+from artel.protocol.net.host import Host, peer_of
 
 log = logging.getLogger("artel.node")
 
@@ -87,7 +87,7 @@ class Link:
         except Unreachable:
             if self.lost_since is None:
                 self.lost_since = time.monotonic()
-                emit(log, "coordinator.lost", logging.WARNING, peer=short(self.coordinator))
+                emit(log, "coordinator.lost", logging.WARNING, peer=short_peer(self.coordinator))
             raise
         if self.lost_since is not None:
             emit(log, "coordinator.found", after=time.monotonic() - self.lost_since)

@@ -15,7 +15,7 @@ from io import BufferedReader
 from pathlib import Path
 
 from artel.ledger.fold import history
-from artel.ledger.store.reading import LedgerReader
+from artel.ledger.store.reader import LedgerReader
 from artel.protocol.errors import UsageError
 from artel.protocol.manifest import Manifest, read_manifest
 from artel.protocol.state import MAGIC, state_bytes

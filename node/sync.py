@@ -15,16 +15,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from artel.node import holders
-from artel.node.history import ClosedRound
+from artel.node.closed_rounds import ClosedRound
 from artel.node.session import Session
 from artel.node.trainer.channel import TrainerError
 from artel.node.trainer.orders import SetState
 from artel.protocol.errors import CheckFailed
 from artel.protocol.events import emit
 from artel.protocol.exchange import pseudogradient
-from artel.protocol.net import transfer
+from artel.protocol.net import delivery
 from artel.protocol.net.blobs import BlobStore
-from artel.protocol.net.transfer import Wanted
+from artel.protocol.net.delivery import Wanted
 
 log = logging.getLogger("artel.node")
 
@@ -74,7 +74,7 @@ class States:
             asked = holders.ranked(found, root, others, lambda record: record.state == root)
             emit(log, "state.fetching", root=root[:12], holders=len(asked))
             wanted = Wanted(root, asked, self._session.state_bytes, "state")
-            path = await transfer.fetch(self._session.host, self._blobs, wanted, progress)
+            path = await delivery.fetch(self._session.host, self._blobs, wanted, progress)
         return path
 
     async def switch(self, path: Path, round: int, root: str) -> None:

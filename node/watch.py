@@ -30,7 +30,7 @@ from artel.ledger.entries.kinds.split_seen import signers_of
 from artel.ledger.store import finality
 from artel.ledger.store.heads import MAX_CONFLICTS, HeadStore
 from artel.ledger.store.published import heads_error, known_heads
-from artel.ledger.store.reading import LedgerReader
+from artel.ledger.store.reader import LedgerReader
 from artel.ledger.sync import fork
 from artel.ledger.sync.fork import SplitViewProven
 from artel.ledger.sync.peers import HEADS, PeerSource, notes_in
@@ -40,9 +40,9 @@ from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint
 from artel.protocol import canonical, messages
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError
 from artel.protocol.events import emit
-from artel.protocol.identity import Identity
+from artel.protocol.identity import Identity, short_peer
 from artel.protocol.net import wire
-from artel.protocol.net.host import Host, short
+from artel.protocol.net.host import Host
 from artel.protocol.tasks import within
 
 log = logging.getLogger("artel.node")
@@ -158,7 +158,13 @@ class Watch:
         except SplitViewProven:
             raise
         except ArtelError as error:
-            emit(log, "head.not_exchanged", logging.DEBUG, peer=short(peer), reason=error.message)
+            emit(
+                log,
+                "head.not_exchanged",
+                logging.DEBUG,
+                peer=short_peer(peer),
+                reason=error.message,
+            )
 
     async def _follow(self, coordinator: str, size: int) -> None:
         """Also a node without duties keeps up, and compares what it was shown."""
@@ -236,7 +242,7 @@ class Watch:
                 "ledger.head_differs" if differs else "ledger.head_not_compared",
                 logging.WARNING,
                 size=key[0],
-                peer=short(doubt.peer),
+                peer=short_peer(doubt.peer),
                 reason=error.message,
             )
             # One that differs stays: it is signed, so nothing more may be cosigned here.

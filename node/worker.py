@@ -15,9 +15,9 @@ from artel.ledger import entries
 from artel.ledger.fold.shares import Attempt
 from artel.node import sync
 from artel.node.applying import Applying
+from artel.node.closed_rounds import ClosedRound, closed_since, under_way
 from artel.node.contributing import Contributing
 from artel.node.corpus import Corpus
-from artel.node.history import ClosedRound, closed_since, under_way
 from artel.node.progress import Progress
 from artel.node.session import Session
 from artel.node.sync import States

@@ -97,6 +97,11 @@ def public_of(peer_id: str) -> bytes:
     return raw[len(_PEER_ID_PREFIX) :]
 
 
+def short_peer(peer: str) -> str:
+    """A node, for people; all peer ids begin alike, so the end is shown."""
+    return f"…{peer[-8:]}"
+
+
 def load(path: Path) -> Identity:
     """Read a key file.
 

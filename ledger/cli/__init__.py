@@ -12,7 +12,7 @@ from __future__ import annotations
 from artel.protocol import commandline
 
 COMMANDS = {
-    "overview": ("status", "shares"),
+    "totals": ("status", "shares"),
     "mine": ("me",),
     "reading": ("log", "show", "explain"),
     "proving": ("prove", "verify"),

@@ -16,7 +16,7 @@ from artel.protocol.commandline import File, Folder
 from artel.protocol.errors import EXIT_OK, CheckFailed, UsageError
 
 if TYPE_CHECKING:
-    from artel.ledger.entries.state import FoldState
+    from artel.ledger.entries.fold_state import FoldState
     from artel.ledger.sync.client import View
 
 

@@ -13,7 +13,7 @@ from artel.protocol.commandline import Count, Table
 from artel.protocol.errors import CheckFailed, UsageError
 
 if TYPE_CHECKING:
-    from artel.ledger.entries.state import FoldState
+    from artel.ledger.entries.fold_state import FoldState
     from artel.ledger.fold.claims import Claim, Stand
     from artel.ledger.sync.client import View
 
@@ -75,7 +75,7 @@ def _stands(
 
 
 def _facts(view: View, account: str, found: Sequence[Stand], claimed: bool) -> dict[str, Any]:
-    from artel.ledger.entries.state import Account
+    from artel.ledger.entries.fold_state import Account
     from artel.ledger.fold import claims
     from artel.ledger.fold.holdings import Holding, holdings
 
@@ -141,6 +141,7 @@ def _me(
 ) -> Iterator[str | Table]:
     from artel.ledger.entries import words as text
     from artel.ledger.fold import labels
+    from artel.protocol.identity import short_peer
 
     account = facts["account"]
     if account:
@@ -149,7 +150,7 @@ def _me(
             f", present key {text.short_key(facts['key'])}" if facts["key"] != account else ""
         )
         yield f"account  {text.short_key(account)}{alias}{replaced}"
-        shown = ", ".join(map(text.short_peer, facts["nodes"])) or "none"
+        shown = ", ".join(map(short_peer, facts["nodes"])) or "none"
         yield f"nodes    {shown}"
         if facts["barred"]:
             yield "         barred for proven fraud: it earns no more"

@@ -159,8 +159,9 @@ def _facts(found: Proven) -> dict[str, Any]:
 def _proven(found: Proven) -> Iterator[str]:
     from artel.ledger.entries import story
     from artel.ledger.entries import words as text
-    from artel.ledger.entries.state import Outcome
+    from artel.ledger.entries.fold_state import Outcome
     from artel.ledger.tlog.cosignature import WITNESS_PREFIX
+    from artel.protocol.identity import short_peer
 
     head, entry = found.checkpoint, found.entry
     where = f"run {found.run}" if found.run else text.printable(head.origin)
@@ -170,7 +171,7 @@ def _proven(found: Proven) -> Iterator[str]:
     yield f"    {'which you gave' if found.pinned else 'which the manifest of that run names'}"
     for name, at in found.cosigners.items():
         peer = name.removeprefix(WITNESS_PREFIX)
-        who = f"node {text.short_peer(peer)}" if peer != name else text.printable(name)
+        who = f"node {short_peer(peer)}" if peer != name else text.printable(name)
         yield f"ok  cosigned by {who}, {_when(at)}"
     if not found.cosigners:
         yield "--  no witness has cosigned it"
@@ -195,8 +196,9 @@ def _when(at: int) -> str:
 
 def _signers(found: Proven) -> Iterator[str]:
     """Who signed the entry, as far as the proof itself says."""
-    from artel.ledger.entries.state import FoldState
-    from artel.ledger.entries.words import short_key, short_peer, signers
+    from artel.ledger.entries.fold_state import FoldState
+    from artel.ledger.entries.words import short_key, signers
+    from artel.protocol.identity import short_peer
 
     assert found.entry is not None
     account, state = getattr(found.entry.body, "account", ""), FoldState()

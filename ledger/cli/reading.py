@@ -18,7 +18,7 @@ from artel.protocol.errors import EXIT_OK, UsageError
 
 if TYPE_CHECKING:
     from artel.ledger.entries import Entry
-    from artel.ledger.entries.state import Credit, Outcome
+    from artel.ledger.entries.fold_state import Credit, Outcome
     from artel.ledger.sync.client import View
 
 FOLLOW_S = 2.0
@@ -142,7 +142,7 @@ def show(entry: EntryName, /, *, ledger: Ledger = Ledger()) -> int:
     example: artel ledger show 17
     """
     from artel.ledger.entries import decode, documents, words
-    from artel.ledger.entries.state import peer_of
+    from artel.ledger.entries.fold_state import peer_of
     from artel.protocol import merkle
 
     with ledger.opened() as view:

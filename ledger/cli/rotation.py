@@ -17,7 +17,7 @@ from artel.protocol.errors import EXIT_OK, ArtelError, CheckFailed
 from artel.protocol.paths import expanded
 
 if TYPE_CHECKING:
-    from artel.ledger.entries.state import Account
+    from artel.ledger.entries.fold_state import Account
     from artel.ledger.sync.client import View
     from artel.protocol.identity import Identity
 

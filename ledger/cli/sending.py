@@ -12,7 +12,7 @@ from artel.protocol.errors import EXIT_OK, UsageError
 
 if TYPE_CHECKING:
     from artel.ledger.entries import Body
-    from artel.ledger.entries.state import Account
+    from artel.ledger.entries.fold_state import Account
     from artel.ledger.sync.client import View
     from artel.protocol.dsse import Envelope
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from artel.ledger.entries.state import Account, Credit, FoldState, Pending
+from artel.ledger.entries.fold_state import Account, Credit, FoldState, Pending
 
 
 def grant(

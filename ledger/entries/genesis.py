@@ -12,8 +12,8 @@ from pydantic import ValidationError as PydanticError
 
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import Digest, Entry, OptionalDigest, Positive, Record
+from artel.ledger.entries.fold_state import RECORDED, Account, Effect, FoldState, Outcome
 from artel.ledger.entries.rules import DataUse, Rules
-from artel.ledger.entries.state import RECORDED, Account, Effect, FoldState, Outcome
 from artel.ledger.entries.story import Fact, Story, assigned, vesting
 from artel.ledger.entries.words import plural, printable, short_key
 from artel.protocol import canonical

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import Body, Entry
-from artel.ledger.entries.state import Credit, FoldState, Outcome
-from artel.ledger.entries.words import plural, short_key, short_peer
+from artel.ledger.entries.fold_state import Credit, FoldState, Outcome
+from artel.ledger.entries.words import plural, short_key
 from artel.protocol.assignment import GATHER_MEMBERS
+from artel.protocol.identity import short_peer
 
 if TYPE_CHECKING:
     from artel.ledger.entries.genesis import Genesis

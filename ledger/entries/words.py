@@ -10,7 +10,7 @@ from artel.protocol.terminal import printable as printable
 
 if TYPE_CHECKING:
     from artel.ledger.entries import Entry
-    from artel.ledger.entries.state import FoldState
+    from artel.ledger.entries.fold_state import FoldState
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,6 @@ def _roles(key: str, entry: Entry, state: FoldState) -> list[Role]:
 def short_key(key: str) -> str:
     """An account, a root or another hex name."""
     return key[:12]
-
-
-def short_peer(peer: str) -> str:
-    """A node; all peer ids begin alike, so the end is shown."""
-    return "…" + peer[-8:]
 
 
 def plural(count: int, one: str, many: str = "") -> str:

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, StringConstraints
 
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import Count, Digest
-from artel.ledger.entries.state import FoldState
+from artel.ledger.entries.fold_state import FoldState
 from artel.protocol import canonical, dsse
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import CheckFailed, DecodeError

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artel.ledger.entries import reasons
-from artel.ledger.entries.state import FoldState
+from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.fold.history import CREDIT_STATES, Work
 
 PENDING, VESTED, INVALIDATED = CREDIT_STATES

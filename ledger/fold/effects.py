@@ -25,7 +25,7 @@ from artel import protocol
 from artel.ledger import entries
 from artel.ledger.entries import KINDS, Entry, decode
 from artel.ledger.entries.body import OfWork
-from artel.ledger.entries.state import KINDS_OF_WORK, FoldState, Outcome, peer_of
+from artel.ledger.entries.fold_state import KINDS_OF_WORK, FoldState, Outcome, peer_of
 from artel.ledger.fold.replay import decoded
 from artel.ledger.fold.shares import apply
 from artel.protocol.errors import CheckFailed, DecodeError

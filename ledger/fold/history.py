@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from artel.ledger import entries
 from artel.ledger.entries import KINDS, Entry, Genesis, decode
-from artel.ledger.entries.state import (
+from artel.ledger.entries.fold_state import (
     KINDS_OF_WORK,
     Credit,
     FoldState,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from artel.ledger.entries.state import FoldState
+from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.fold.shares import shares
 
 Aliases = Mapping[str, tuple[str, str]]

@@ -22,11 +22,12 @@ from artel.ledger.entries import (
     StateAgreed,
 )
 from artel.ledger.entries.rules import Rules
-from artel.ledger.entries.words import short_key, short_peer
+from artel.ledger.entries.words import short_key
 from artel.ledger.fold.layout import layout_of
 from artel.protocol import content
 from artel.protocol.assignment import aggregator
 from artel.protocol.errors import ArtelError, CheckFailed, UsageError
+from artel.protocol.identity import short_peer
 from artel.protocol.manifest import open_manifest
 from artel.protocol.paths import expanded
 

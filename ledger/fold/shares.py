@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from artel.ledger.entries import Entry, Genesis, reasons
-from artel.ledger.entries.state import Attempt, Credit, Effect, FoldState, Outcome
+from artel.ledger.entries.fold_state import Attempt, Credit, Effect, FoldState, Outcome
 from artel.protocol.round_state import BAD_SIGNATURE
 
 __all__ = [

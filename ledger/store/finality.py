@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from artel.ledger.entries.state import FoldState
+from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.fold import labels
 from artel.ledger.store.published import term_of
 from artel.ledger.tlog import note
@@ -31,7 +31,7 @@ from artel.protocol.errors import ArtelError, CheckFailed
 if TYPE_CHECKING:
     from artel.ledger.entries import Genesis
     from artel.ledger.store.heads import HeadStore
-    from artel.ledger.store.reading import LedgerReader
+    from artel.ledger.store.reader import LedgerReader
 
 
 class Tree(Protocol):

@@ -18,7 +18,7 @@ from artel.protocol.errors import CheckFailed, DecodeError, UsageError
 
 if TYPE_CHECKING:
     from artel.ledger.store.heads import HeadStore
-    from artel.ledger.store.reading import LedgerReader
+    from artel.ledger.store.reader import LedgerReader
 
 
 DATABASE_NAME = "ledger.sqlite3"

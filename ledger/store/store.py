@@ -27,7 +27,7 @@ from artel.ledger.store.published import (
     published_error,
     read_checkpoint_file,
 )
-from artel.ledger.store.reading import (
+from artel.ledger.store.reader import (
     Head,
     LedgerReader,
     first_entry,

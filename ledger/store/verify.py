@@ -32,7 +32,7 @@ from artel.ledger.store.published import (
     read_checkpoint_file,
     require_file,
 )
-from artel.ledger.store.reading import LedgerReader
+from artel.ledger.store.reader import LedgerReader
 from artel.ledger.tlog.tiles import TILE_WIDTH, tiles_of
 from artel.protocol.errors import ArtelError, CheckFailed
 from artel.protocol.merkle import EMPTY_ROOT

@@ -11,12 +11,18 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from artel.ledger.entries.state import FoldState
+from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.fold.effects import checked
 from artel.ledger.fold.shares import apply
 from artel.ledger.sync.offline import run_of
+from artel.ledger.sync.signed_tree import (
+    Tree,
+    read_tile,
+    require_same,
+    verified_head,
+    with_documents,
+)
 from artel.ledger.sync.source import TileSource, newest_heads
-from artel.ledger.sync.tree import Tree, read_tile, require_same, verified_head, with_documents
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import parse_checkpoint
 from artel.ledger.tlog.cosignature import CosignerKey, open_cosigned, parse_key

@@ -19,9 +19,10 @@ from artel.ledger.fold.alias import read_table
 from artel.ledger.fold.effects import Fold
 from artel.ledger.store.heads import HeadStore
 from artel.ledger.store.published import term_of
-from artel.ledger.store.reading import LedgerReader
+from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.sync.offline import run_keys, run_of
+from artel.ledger.sync.signed_tree import Offer, offered, take_over
 from artel.ledger.sync.source import (
     ALIASES_PATH,
     CONFLICTS_PATH,
@@ -29,7 +30,6 @@ from artel.ledger.sync.source import (
     Holder,
     read_json,
 )
-from artel.ledger.sync.tree import Offer, offered, take_over
 from artel.ledger.sync.view import View
 from artel.ledger.tlog.note import VerifierKey
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, ResourceError, UsageError

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from artel.ledger.entries.evidence import SplitView, build
 from artel.ledger.store.finality import size_of
-from artel.ledger.store.reading import LedgerReader
+from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import DATABASE_NAME
 from artel.ledger.sync.client import home_view
 from artel.ledger.sync.holding import hold
 from artel.ledger.sync.offline import run_keys, run_of
+from artel.ledger.sync.signed_tree import SignedHead, Tree, verified_head
 from artel.ledger.sync.source import newest_heads
-from artel.ledger.sync.tree import SignedHead, Tree, verified_head
 from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint
 from artel.ledger.tlog.cosignature import parse_key
 from artel.ledger.tlog.note import VerifierKey, open_note

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from artel.ledger.entries import documents, entry_id
 from artel.ledger.entries import words as text
-from artel.ledger.entries.state import KINDS_OF_WORK, FoldState
+from artel.ledger.entries.fold_state import KINDS_OF_WORK, FoldState
 from artel.ledger.fold.holdings import Aliases, holdings
 from artel.ledger.store.database import storage_errors
 from artel.ledger.sync import offline

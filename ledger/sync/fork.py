@@ -16,8 +16,8 @@ from artel.ledger.entries import evidence
 from artel.ledger.entries.evidence import SplitView
 from artel.ledger.store.database import storage_errors
 from artel.ledger.sync.offline import write_evidence
+from artel.ledger.sync.signed_tree import Offer, SignedHead, Tree, manifest_of
 from artel.ledger.sync.source import TileSource
-from artel.ledger.sync.tree import Offer, SignedHead, Tree, manifest_of
 from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint
 from artel.ledger.tlog.cosignature import CosignerKey
 from artel.ledger.tlog.note import VerifierKey
@@ -27,7 +27,7 @@ from artel.protocol.errors import ArtelError, CheckFailed
 
 if TYPE_CHECKING:
     from artel.ledger.entries import Genesis
-    from artel.ledger.store.reading import LedgerReader
+    from artel.ledger.store.reader import LedgerReader
 
 SPLIT_VIEW_FILE = "split-view.json"
 

@@ -22,6 +22,14 @@ from artel.ledger.store.keyfiles import locked
 from artel.ledger.sync.export import write_file
 from artel.ledger.sync.fork import require_one_history
 from artel.ledger.sync.share_proof import read_agreed
+from artel.ledger.sync.signed_tree import (
+    Offer,
+    SignedHead,
+    Tree,
+    offered,
+    read_document,
+    verified_head,
+)
 from artel.ledger.sync.source import (
     CREDIT_PATH,
     FINAL_PATH,
@@ -30,7 +38,6 @@ from artel.ledger.sync.source import (
     TileSource,
     page_path,
 )
-from artel.ledger.sync.tree import Offer, SignedHead, Tree, offered, read_document, verified_head
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint
 from artel.ledger.tlog.cosignature import add_lines

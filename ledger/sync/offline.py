@@ -34,7 +34,7 @@ from artel.protocol.merkle import leaf_hash
 
 if TYPE_CHECKING:
     from artel.ledger.store.finality import Finality
-    from artel.ledger.store.reading import LedgerReader
+    from artel.ledger.store.reader import LedgerReader
 
 MAX_EVIDENCE_BYTES = 64 * 1024
 PROOF_SUFFIX = ".tlog-proof"

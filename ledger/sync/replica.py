@@ -20,8 +20,8 @@ from artel.ledger.sync import fork
 from artel.ledger.sync.fork import SplitViewProven
 from artel.ledger.sync.offline import run_keys
 from artel.ledger.sync.peers import PeerSource
+from artel.ledger.sync.signed_tree import manifest_of, next_bundle, take_over, verified_head
 from artel.ledger.sync.source import text_of
-from artel.ledger.sync.tree import manifest_of, next_bundle, take_over, verified_head
 from artel.ledger.tlog.checkpoint import parse_checkpoint
 from artel.ledger.tlog.tiles import CHECKPOINT_PATH, encode_bundle
 from artel.protocol.errors import ArtelError, CheckFailed

@@ -16,7 +16,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from artel.ledger.entries.state import FoldState
+from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.fold.effects import Fold
 from artel.ledger.store import finality
 from artel.ledger.store.database import storage_errors
@@ -28,12 +28,12 @@ from artel.ledger.store.published import (
     read_checkpoint_file,
     term_of,
 )
-from artel.ledger.store.reading import LedgerReader
+from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
 from artel.ledger.sync.fork import require_one_history
 from artel.ledger.sync.offline import run_of
+from artel.ledger.sync.signed_tree import Offer, SignedHead, offered, take_over, verified_head
 from artel.ledger.sync.source import TileSource
-from artel.ledger.sync.tree import Offer, SignedHead, offered, take_over, verified_head
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint
 from artel.ledger.tlog.proof import root_at

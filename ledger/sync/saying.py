@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from artel.ledger.entries import Entry, reasons, recovery_digest
-from artel.ledger.entries.state import Account
+from artel.ledger.entries.fold_state import Account
 from artel.ledger.fold.shares import check
 from artel.ledger.store import keyfiles
 from artel.ledger.sync.view import View

@@ -15,11 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from artel.ledger.entries.credit_map import CreditMap, Credits, look_up
+from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.entries.kinds.state_agreed import StateAgreed
-from artel.ledger.entries.state import FoldState
 from artel.ledger.store import finality
 from artel.ledger.store.heads import HeadStore
-from artel.ledger.store.reading import LedgerReader
+from artel.ledger.store.reader import LedgerReader
 from artel.ledger.sync import offline
 from artel.ledger.sync.offline import Proven
 from artel.ledger.sync.source import CREDIT_PATH, NotFound, TileSource, page_path

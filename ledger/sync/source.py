@@ -2,7 +2,7 @@
 
 Spec: https://c2sp.org/tlog-tiles@v0.1.0. A source is trusted with nothing: it hands out a bounded
 number of bytes for the paths of the spec and of :data:`FILES`, and what they mean is up to
-:mod:`ledger.sync.tree`, which ties every one of them to a signed root.
+:mod:`ledger.sync.signed_tree`, which ties every one of them to a signed root.
 """
 
 from __future__ import annotations

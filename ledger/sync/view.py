@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from artel.ledger.entries import entry_id
 from artel.ledger.entries.evidence import SplitView, check
+from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.entries.kinds.split_seen import signers_of
-from artel.ledger.entries.state import FoldState
 from artel.ledger.fold import history, labels
 from artel.ledger.fold.history import History
 from artel.ledger.store import finality
@@ -28,7 +28,7 @@ from artel.protocol.errors import CheckFailed, DecodeError, Unreachable, UsageEr
 
 if TYPE_CHECKING:
     from artel.ledger.store.heads import HeadStore
-    from artel.ledger.store.reading import LedgerReader
+    from artel.ledger.store.reader import LedgerReader
     from artel.protocol.dsse import Envelope
 
 SUBMITTED_WAIT_S = 20.0
@@ -199,7 +199,7 @@ class View:
 
     def _awaited(self, holder: Holder, entry: str) -> tuple[int, str]:
         """Wait until an entry that was handed in is in the ledger: a node passes it on."""
-        from artel.ledger.sync.tree import offered
+        from artel.ledger.sync.signed_tree import offered
 
         deadline = time.monotonic() + SUBMITTED_WAIT_S
         start = self.log.size

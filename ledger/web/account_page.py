@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from artel.ledger.entries.state import KINDS_OF_WORK
+from artel.ledger.entries.fold_state import KINDS_OF_WORK
 from artel.ledger.entries.words import short_key
 from artel.ledger.fold.history import CREDIT_STATES
 from artel.ledger.fold.shares import shares

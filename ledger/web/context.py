@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from artel.ledger.entries.state import FoldState
+from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.entries.words import short_key
 from artel.ledger.fold.history import History
-from artel.ledger.store.reading import LedgerReader
+from artel.ledger.store.reader import LedgerReader
 from artel.ledger.tlog.checkpoint import origin_of
 from artel.ledger.tlog.note import VerifierKey
 from artel.ledger.web.standing import Standing

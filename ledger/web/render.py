@@ -19,7 +19,8 @@ from markupsafe import Markup
 
 from artel.ledger import entries
 from artel.ledger.entries import reasons
-from artel.ledger.entries.words import plural, printable, short_key, short_peer
+from artel.ledger.entries.words import plural, printable, short_key
+from artel.protocol.identity import short_peer
 
 TEMPLATES = Path(__file__).with_name("templates")
 STYLE = (TEMPLATES / "explorer.css").read_text(encoding="utf-8")

@@ -30,13 +30,13 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
-from artel.ledger.entries.state import FoldState
+from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.fold.history import History
 from artel.ledger.store import finality
 from artel.ledger.store.heads import HeadStore
-from artel.ledger.store.reading import LedgerReader
+from artel.ledger.store.reader import LedgerReader
 from artel.ledger.sync import offline
-from artel.ledger.sync.service import Served
+from artel.ledger.sync.serving import Served
 from artel.ledger.sync.source import NotFound
 from artel.ledger.sync.witness import Witness
 from artel.ledger.tlog.note import VerifierKey

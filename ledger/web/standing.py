@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from artel.ledger.entries.state import FoldState
+from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.fold import labels
 from artel.ledger.store import finality
 from artel.ledger.store.heads import HeadStore
-from artel.ledger.store.reading import LedgerReader
+from artel.ledger.store.reader import LedgerReader
 
 
 @dataclass(frozen=True)

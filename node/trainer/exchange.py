@@ -22,7 +22,7 @@ from artel.node.trainer.orders import Counted
 from artel.protocol import content
 from artel.protocol.errors import ArtelError, CheckFailed
 from artel.protocol.exchange import aggregate_slice, codec, outer, parts, pseudogradient
-from artel.protocol.exchange.aggregate import Weighted
+from artel.protocol.exchange.aggregation import Weighted
 from artel.protocol.exchange.codec import Elements, Sparse
 from artel.protocol.exchange.feedback import Feedback
 from artel.protocol.exchange.parts import Part

@@ -14,7 +14,7 @@ from functools import partial
 
 from artel.protocol.errors import CheckFailed
 from artel.protocol.exchange import codec
-from artel.protocol.exchange.aggregate import Weighted, aggregate
+from artel.protocol.exchange.aggregation import Weighted, aggregate
 from artel.protocol.exchange.codec import Elements, Payload
 from artel.protocol.exchange.parts import Part, cut, fragment
 from artel.protocol.exchange.pseudogradient import SLICE_MAGIC, Header
@@ -31,7 +31,7 @@ def round_slices(layout: Layout, exchange: Exchange, round: int, members: int) -
 def combine(layout: Layout, contributions: Iterable[Weighted], exchange: Exchange) -> Vector:
     """The update (N,) of a fragment or slice by the rules of the run.
 
-    :raises CheckFailed: as :func:`protocol.exchange.aggregate.aggregate`
+    :raises CheckFailed: as :func:`protocol.exchange.aggregation.aggregate`
     """
     return aggregate(
         layout, contributions, method=exchange.aggregator, floor=exchange.contributor_floor

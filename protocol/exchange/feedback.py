@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from artel.protocol.errors import CheckFailed
-from artel.protocol.exchange.aggregate import norm_of
+from artel.protocol.exchange.aggregation import norm_of
 from artel.protocol.exchange.codec import Payload, Sparse
 from artel.protocol.exchange.codec.interface import read_only
 from artel.protocol.exchange.parts import Part

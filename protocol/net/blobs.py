@@ -57,7 +57,7 @@ class BlobStore:
         self.root = root
         self.quota_bytes = quota_bytes
         self.downloads: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        """Held by the one download of each content; used by :mod:`protocol.net.transfer` alone."""
+        """Held by the one download of each content; used by :mod:`protocol.net.delivery` alone."""
         self.partials: dict[str, Partial] = {}
         """Downloads under way: what they have is served to others already; for the event loop."""
         self._labels: dict[str, Kind] = {}  # the newest last

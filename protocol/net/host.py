@@ -31,7 +31,7 @@ from multiaddr import Multiaddr
 
 from artel.protocol.errors import DecodeError, ResourceError, Unreachable
 from artel.protocol.events import emit
-from artel.protocol.identity import Identity
+from artel.protocol.identity import Identity, short_peer
 from artel.protocol.messages import Message
 from artel.protocol.net import dht, dht_node, wire
 from artel.protocol.net.gateway import Gateway
@@ -255,7 +255,9 @@ class Host:
             yield self._stream(sock, peer, service, kind)
         except _STREAM_ERRORS as error:
             emit(log, "stream.failed", logging.DEBUG, peer=peer, service=service, error=error)
-            raise Unreachable(f"peer {short(peer)} does not answer ({reason_of(error)})") from None
+            raise Unreachable(
+                f"peer {short_peer(peer)} does not answer ({reason_of(error)})"
+            ) from None
         finally:
             if sock is not None:
                 sock.close()
@@ -293,7 +295,7 @@ class Host:
                 return await wire.ask(stream, request)
         except TimeoutError:
             raise Unreachable(
-                f"peer {short(peer)} did not answer {request.KIND} in {timeout:.0f} s"
+                f"peer {short_peer(peer)} did not answer {request.KIND} in {timeout:.0f} s"
             ) from None
 
     async def serve(self, service: str, handler: wire.Handler) -> None:
@@ -445,11 +447,6 @@ def peer_of(address: str) -> str:
     if not (head and mark and peer):
         raise DecodeError(f"the address {address[:80]!r} names no peer", "it must end in /p2p/PEER")
     return peer
-
-
-def short(peer: str) -> str:
-    """A peer id as people read it: its last 8 characters."""
-    return f"…{peer[-8:]}"
 
 
 def _by_reach(address: str) -> tuple[bool, str]:

@@ -17,10 +17,11 @@ from collections.abc import Iterator
 from artel.protocol import content, merkle, messages
 from artel.protocol.errors import ArtelError, DecodeError, ResourceError, Unreachable
 from artel.protocol.events import emit
+from artel.protocol.identity import short_peer
 from artel.protocol.net import wire
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.download import Download, Progress
-from artel.protocol.net.host import Host, short
+from artel.protocol.net.host import Host
 from artel.protocol.net.streams import Stream
 from artel.protocol.net.swarm_census import Census
 from artel.protocol.net.swarm_job import Ask, Job, Wanted
@@ -60,7 +61,7 @@ TICK_S = 0.1
 class Swarm:
     """Fetches into ``store`` what :meth:`obtain` asks for, while :meth:`run` runs.
 
-    Owned by one call of :func:`protocol.net.transfer.fetch_all`.
+    Owned by one call of :func:`protocol.net.delivery.fetch_all`.
     """
 
     def __init__(self, host: Host, store: BlobStore) -> None:
@@ -202,7 +203,7 @@ class Swarm:
 
     def _fail(self, job: Job) -> None:
         what = "cannot be fetched" if job.download is None else "is incomplete"
-        told = "; ".join(f"{short(peer)}: {reason}" for peer, reason in job.reasons.items())
+        told = "; ".join(f"{short_peer(peer)}: {reason}" for peer, reason in job.reasons.items())
         detail = told or "nobody is known to have it"
         error = Unreachable(f"content {job.blob[:12]}… {what} ({detail})"[:300])
         if not job.done.done():
@@ -235,8 +236,8 @@ class Swarm:
                 "content.doubled",
                 logging.DEBUG,
                 blob=job.blob[:12],
-                slow=short(ask.holder),
-                asked=short(other),
+                slow=short_peer(ask.holder),
+                asked=short_peer(other),
             )
             ask.doubled = True
             self._start(Ask(job, other, now, ask.rest(), doubles=ask))
@@ -283,7 +284,7 @@ class Swarm:
 
     def _drop(self, holder: str, reason: str) -> None:
         """Ask this holder for nothing more in this swarm."""
-        emit(log, "content.holder_failed", peer=short(holder), reason=reason)
+        emit(log, "content.holder_failed", peer=short_peer(holder), reason=reason)
         self._dropped[holder] = reason
         for job in self._jobs:
             if holder in job.wanted.holders:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from artel.ledger.entries.state import FoldState
+from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.fold.shares import apply
 from benchmark_world import ROOT, called, rows_of, run
 from benchmarks.ledger_entries import NODES, PER_ROUND, Run

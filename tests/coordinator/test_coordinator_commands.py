@@ -21,7 +21,7 @@ import pytest
 
 from artel import cli
 from artel.coordinator.commands import render
-from artel.ledger.store.reading import LedgerReader
+from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.verify import verify_home
 from artel.protocol import tether
 from artel.protocol.errors import EXIT_RESOURCE, EXIT_USAGE, Unreachable

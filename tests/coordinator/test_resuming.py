@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from artel.coordinator.resuming import resumed
-from artel.ledger.entries.state import Attempt, FoldState
+from artel.ledger.entries.fold_state import Attempt, FoldState
 from artel.protocol import assignment, rounds
 from artel.protocol.pauses import Pause
 from artel.protocol.round_state import Phase, Presence, Rules, RunState, Seen, Tick

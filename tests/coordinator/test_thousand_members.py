@@ -16,9 +16,9 @@ from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.store.verify import verify_home
 from artel.ledger.sync.audit import audit_log
 from artel.ledger.sync.mirror import mirror
-from artel.ledger.sync.service import Served
+from artel.ledger.sync.serving import Served
+from artel.ledger.sync.signed_tree import offered, take_over
 from artel.ledger.sync.source import FolderSource
-from artel.ledger.sync.tree import offered, take_over
 from artel.protocol import messages, round_state
 from artel.protocol.dsse import Envelope, Leaf
 from desk_world import Member, Office, run_of

@@ -21,13 +21,13 @@ from artel.coordinator.sequencer import Sequencer
 from artel.coordinator.service import Coordinator, Peer
 from artel.coordinator.web import RunPage
 from artel.ledger.entries import reasons
-from artel.ledger.entries.words import short_peer
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint, origin_of
 from artel.ledger.tlog.cosignature import add_lines, open_cosigned, witness_key
 from artel.ledger.tlog.note import VerifierKey
+from artel.protocol.identity import short_peer
 from artel.protocol.invite import Invite
 from artel.protocol.manifest import (
     DataFacts,

@@ -12,7 +12,7 @@ from artel.coordinator import witnessing
 from artel.coordinator.closing import Closing
 from artel.ledger import entries
 from artel.ledger.store import finality
-from artel.ledger.sync.tree import Tree
+from artel.ledger.sync.signed_tree import Tree
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint, sign_checkpoint
 from artel.ledger.tlog.cosignature import add_lines, cosign, witness_key, witness_name

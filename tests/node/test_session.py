@@ -10,7 +10,7 @@ import pytest
 
 from artel.ledger import entries
 from artel.ledger.entries import recovery_digest
-from artel.ledger.entries.state import FoldState
+from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.fold import shares
 from artel.node.session import Session
 from artel.protocol.dsse import Envelope

@@ -18,10 +18,10 @@ import pytest
 
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.store import LedgerStore
-from artel.ledger.sync.service import LedgerService
+from artel.ledger.sync.serving import LedgerService
 from artel.protocol import content, messages
 from artel.protocol.errors import ArtelError
-from artel.protocol.net import transfer, wire
+from artel.protocol.net import delivery, wire
 from artel.protocol.net.blobs import BlobStore
 from host_world import LOOPBACK, start
 from ledger_world import World
@@ -71,7 +71,7 @@ async def test_py_libp2p_reads_ledger_and_content_over_noise_and_yamux(tmp_path:
             async def files(
                 peer: str, request: messages.Message, stream: wire.Stream
             ) -> messages.Message | None:
-                return await transfer.serve_content(blobs, request, stream)
+                return await delivery.serve_content(blobs, request, stream)
 
             await host.serve(wire.LEDGER, ledger.answer)
             await host.serve(wire.CONTENT, files)

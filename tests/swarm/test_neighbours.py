@@ -12,7 +12,7 @@ import pytest
 from artel import cli
 from artel.ledger import entries
 from artel.ledger.store.keyfiles import write_new
-from artel.ledger.store.reading import LedgerReader
+from artel.ledger.store.reader import LedgerReader
 from artel.ledger.sync.export import write_file
 from artel.node import pretrained
 from artel.node.trainer import writing

@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from artel.protocol.exchange.aggregate import Weighted
+from artel.protocol.exchange.aggregation import Weighted
 from artel.protocol.exchange.codec import Elements
 from artel.protocol.state import Layout, Vector
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from artel.ledger import entries
 from artel.ledger.entries import entry_id
-from artel.ledger.store.reading import LedgerReader
+from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.store.verify import verify_home
 from artel.protocol.errors import ArtelError, CheckFailed

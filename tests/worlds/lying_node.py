@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from artel import cli
 from artel.node.applying import Applying
-from artel.node.history import ClosedRound
+from artel.node.closed_rounds import ClosedRound
 from artel.protocol import assignment
 
 FIRST_LIE = 2

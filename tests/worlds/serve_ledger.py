@@ -18,7 +18,7 @@ from artel.ledger.fold.effects import Fold
 from artel.ledger.fold.shares import check
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
-from artel.ledger.sync.service import LedgerService
+from artel.ledger.sync.serving import LedgerService
 from artel.ledger.web.server import Gate
 from artel.ledger.web.site import LedgerSite
 from artel.protocol.net import wire

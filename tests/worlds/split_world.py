@@ -9,7 +9,7 @@ from pathlib import Path
 from artel.ledger.store.heads import HeadStore
 from artel.ledger.store.store import LedgerStore
 from artel.ledger.sync.replica import Replica
-from artel.ledger.sync.service import LedgerService
+from artel.ledger.sync.serving import LedgerService
 from artel.node.watch import Watch
 from artel.protocol import messages
 from artel.protocol.dsse import Envelope

@@ -9,7 +9,7 @@ from typing import Any
 
 from artel.ledger import entries
 from artel.ledger.fold.shares import FoldState
-from artel.ledger.store.reading import LedgerReader
+from artel.ledger.store.reader import LedgerReader
 from artel.protocol import identity
 from ledger_world import folded
 

@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 
+from artel.ledger.entries import fold_state as fold
 from artel.ledger.entries import reasons
-from artel.ledger.entries import state as fold
 from artel.ledger.entries.body import Body, Digest, Entry, OptionalDigest, signed
-from artel.ledger.entries.state import RECORDED, Effect, FoldState, Outcome
+from artel.ledger.entries.fold_state import RECORDED, Effect, FoldState, Outcome
 from artel.ledger.entries.story import Fact, Story, standing
 from artel.ledger.entries.words import short_key
 from artel.protocol.dsse import Envelope

@@ -22,12 +22,12 @@ from artel.ledger.entries.body import (
     SliceNumber,
     signed,
 )
-from artel.ledger.entries.state import RECORDED, Effect, FoldState, Outcome, Slice, key_of
+from artel.ledger.entries.fold_state import RECORDED, Effect, FoldState, Outcome, Slice, key_of
 from artel.ledger.entries.story import Fact, Story, of_slice
-from artel.ledger.entries.words import plural, short_peer
+from artel.ledger.entries.words import plural
 from artel.protocol import assignment
 from artel.protocol.dsse import Envelope
-from artel.protocol.identity import Identity
+from artel.protocol.identity import Identity, short_peer
 
 
 class Aggregate(OfAttempt):

@@ -7,7 +7,15 @@ from typing import ClassVar, Literal
 
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import Count, Digest, Entry, OfAttempt, PeerId, Positive, signed
-from artel.ledger.entries.state import RECORDED, Attempt, Effect, FoldState, Outcome, Shown, key_of
+from artel.ledger.entries.fold_state import (
+    RECORDED,
+    Attempt,
+    Effect,
+    FoldState,
+    Outcome,
+    Shown,
+    key_of,
+)
 from artel.ledger.entries.story import (
     Fact,
     Story,
@@ -18,9 +26,9 @@ from artel.ledger.entries.story import (
     outcome_of,
     steps_of,
 )
-from artel.ledger.entries.words import plural, short_key, short_peer
+from artel.ledger.entries.words import plural, short_key
 from artel.protocol.dsse import Envelope
-from artel.protocol.identity import Identity
+from artel.protocol.identity import Identity, short_peer
 from artel.protocol.round_state import COMMITMENT_MISMATCH, WRONG_STATE, WRONG_TOKENS
 from artel.protocol.rounds import commitment
 

@@ -17,12 +17,11 @@ from artel.ledger.entries.body import (
     Record,
     signed,
 )
+from artel.ledger.entries.fold_state import Effect, FoldState, Outcome
 from artel.ledger.entries.kinds.round_opened import given_up
-from artel.ledger.entries.state import Effect, FoldState, Outcome
 from artel.ledger.entries.story import Fact, Story, outcome_of
-from artel.ledger.entries.words import short_peer
 from artel.protocol.dsse import Envelope
-from artel.protocol.identity import Identity
+from artel.protocol.identity import Identity, short_peer
 from artel.protocol.round_state import WRONG_TOKENS
 
 

@@ -9,11 +9,11 @@ from pydantic import Field
 
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import MAX_MEMBERS, Digest, Entry, OfAttempt, PeerId, signed
-from artel.ledger.entries.state import RECORDED, Effect, FoldState, Outcome
+from artel.ledger.entries.fold_state import RECORDED, Effect, FoldState, Outcome
 from artel.ledger.entries.story import Fact, Story, outcome_of
-from artel.ledger.entries.words import plural, short_peer
+from artel.ledger.entries.words import plural
 from artel.protocol.dsse import Envelope
-from artel.protocol.identity import Identity
+from artel.protocol.identity import Identity, short_peer
 
 
 class RoundCommitted(OfAttempt):

@@ -19,7 +19,7 @@ from artel.ledger.entries.body import (
     Positive,
     signed,
 )
-from artel.ledger.entries.state import Attempt, Effect, FoldState, LeftOut, Outcome
+from artel.ledger.entries.fold_state import Attempt, Effect, FoldState, LeftOut, Outcome
 from artel.ledger.entries.story import Fact, Story, assigned, belonged, outcome_of, steps_of
 from artel.ledger.entries.words import plural
 from artel.protocol.dsse import Envelope

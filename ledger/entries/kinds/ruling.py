@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import Entry, OfWork, OptionalDigest, signed
 from artel.ledger.entries.credit import bar, end_dispute, invalidate, vest
+from artel.ledger.entries.fold_state import Credit, Effect, FoldState, Outcome
 from artel.ledger.entries.kinds.verdict import audit_source
-from artel.ledger.entries.state import Credit, Effect, FoldState, Outcome
 from artel.ledger.entries.story import Fact, Story, earning, fate_of_work, totals
 from artel.ledger.entries.words import plural, short_key
 from artel.protocol.dsse import Envelope

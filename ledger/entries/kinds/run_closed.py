@@ -10,7 +10,7 @@ from pydantic import Field
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import Body, Entry, Positive, signed
 from artel.ledger.entries.credit import frozen_until, vest
-from artel.ledger.entries.state import Effect, FoldState, Outcome
+from artel.ledger.entries.fold_state import Effect, FoldState, Outcome
 from artel.ledger.entries.story import Fact, Story, totals
 from artel.ledger.entries.words import plural
 from artel.protocol.dsse import Envelope

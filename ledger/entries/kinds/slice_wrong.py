@@ -7,11 +7,10 @@ from typing import ClassVar, Literal
 
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import Digest, Entry, OfAttempt, PeerId, SliceNumber, signed
-from artel.ledger.entries.state import RECORDED, Effect, FoldState, Outcome, key_of
+from artel.ledger.entries.fold_state import RECORDED, Effect, FoldState, Outcome, key_of
 from artel.ledger.entries.story import Fact, Story, of_slice
-from artel.ledger.entries.words import short_peer
 from artel.protocol.dsse import Envelope
-from artel.protocol.identity import Identity
+from artel.protocol.identity import Identity, short_peer
 
 
 class SliceWrong(OfAttempt):

@@ -30,8 +30,8 @@ from artel.ledger.entries.body import (
     signed,
 )
 from artel.ledger.entries.credit import grant, vest_due
+from artel.ledger.entries.fold_state import Attempt, Credit, Effect, FoldState, Outcome, key_of
 from artel.ledger.entries.rules import DataUse
-from artel.ledger.entries.state import Attempt, Credit, Effect, FoldState, Outcome, key_of
 from artel.ledger.entries.story import Fact, Story, assigned, judged, totals, vesting
 from artel.ledger.entries.words import short_key
 from artel.protocol import assignment, canonical, dsse, schema

@@ -20,7 +20,7 @@ from artel.ledger.entries import entry_id, evidence, reasons
 from artel.ledger.fold.labels import Trust
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.packing import pack
-from artel.ledger.store.reading import LedgerReader
+from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
 from artel.ledger.tlog.checkpoint import sign_checkpoint
 from artel.ledger.tlog.cosignature import witness_key

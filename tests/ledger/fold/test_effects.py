@@ -11,12 +11,12 @@ import pytest
 
 from artel.ledger import entries
 from artel.ledger.entries import Entry, decode
-from artel.ledger.entries.state import FoldState, Outcome
+from artel.ledger.entries.fold_state import FoldState, Outcome
 from artel.ledger.fold import effects
 from artel.ledger.fold.effects import Fold
 from artel.ledger.fold.explain import explain
 from artel.ledger.fold.history import History, read
-from artel.ledger.store.reading import LedgerReader
+from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.store.verify import verify_home
 from artel.protocol.errors import CheckFailed

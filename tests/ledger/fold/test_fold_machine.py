@@ -20,8 +20,8 @@ from hypothesis.stateful import (
 
 from artel.ledger import entries
 from artel.ledger.entries import Entry, decode, reasons, recovery_digest
+from artel.ledger.entries.fold_state import Attempt, Pending
 from artel.ledger.entries.kinds.dispute import MAX_OPEN_DISPUTES
-from artel.ledger.entries.state import Attempt, Pending
 from artel.ledger.fold.explain import explain
 from artel.ledger.fold.history import read
 from artel.ledger.fold.shares import SHARE_SCALE, FoldState, Outcome, apply, check, fold, shares

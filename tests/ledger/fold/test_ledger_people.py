@@ -6,8 +6,8 @@ import pytest
 
 from artel.ledger import entries
 from artel.ledger.entries import reasons, recovery_digest
+from artel.ledger.entries.fold_state import FoldState, Outcome
 from artel.ledger.entries.kinds.dispute import MAX_OPEN_DISPUTES
-from artel.ledger.entries.state import FoldState, Outcome
 from artel.protocol.dsse import Envelope
 from ledger_world import CREDIT, RATE, TOKENS, World, digest, forged, key, outcomes
 

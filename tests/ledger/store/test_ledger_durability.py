@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from artel.ledger import entries
-from artel.ledger.store.reading import LedgerReader
+from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
 from artel.ledger.store.verify import verify_home
 from artel.protocol.errors import ArtelError

@@ -23,7 +23,7 @@ import pytest
 from artel.ledger import entries
 from artel.ledger.entries import Entry, entry_id
 from artel.ledger.store import database
-from artel.ledger.store.reading import LedgerReader
+from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
 from artel.ledger.store.verify import verify_home
 from artel.ledger.tlog.checkpoint import (

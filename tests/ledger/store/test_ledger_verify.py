@@ -21,7 +21,7 @@ from artel.ledger import entries
 from artel.ledger.store import database
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.packing import pack, unpack
-from artel.ledger.store.reading import LedgerReader
+from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
 from artel.ledger.store.verify import Verification, verify_home
 from artel.ledger.tlog import note as notes

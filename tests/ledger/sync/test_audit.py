@@ -23,13 +23,13 @@ from tlog_scales.writer import TilesWriter
 
 from artel.ledger.sync.audit import audit
 from artel.ledger.sync.holding import hold
+from artel.ledger.sync.signed_tree import Tree, read_bundle, read_tile
 from artel.ledger.sync.source import (
     FolderSource,
     HttpSource,
     NotFound,
     TileSource,
 )
-from artel.ledger.sync.tree import Tree, read_bundle, read_tile
 from artel.ledger.tlog.cosignature import CosignerKey
 from artel.ledger.tlog.proof import (
     consistency,

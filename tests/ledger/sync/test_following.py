@@ -16,9 +16,9 @@ from artel.ledger.store.verify import verify_home
 from artel.ledger.sync.peers import PeerSource
 from artel.ledger.sync.replica import Replica
 from artel.ledger.sync.restore import restore
-from artel.ledger.sync.service import LedgerService
+from artel.ledger.sync.serving import LedgerService
+from artel.ledger.sync.signed_tree import manifest_of
 from artel.ledger.sync.source import FolderSource
-from artel.ledger.sync.tree import manifest_of
 from artel.ledger.tlog.checkpoint import sign_checkpoint
 from artel.ledger.tlog.tiles import ENTRIES, Tile, encode_bundle
 from artel.protocol import messages

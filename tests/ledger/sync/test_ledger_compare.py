@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from artel.ledger.store.reading import LedgerReader
+from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.sync.offline import verify_evidence
 from artel.ledger.sync.source import FINAL_PATH

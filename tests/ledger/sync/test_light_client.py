@@ -23,7 +23,7 @@ import pytest
 
 from artel import cli
 from artel.ledger import entries
-from artel.ledger.store.reading import LedgerReader
+from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.sync import client
 from artel.ledger.sync.source import HttpSource

@@ -15,7 +15,7 @@ from artel.ledger.fold.shares import FoldState
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.sync import offline
 from artel.ledger.sync.mirror import mirror
-from artel.ledger.sync.service import Served
+from artel.ledger.sync.serving import Served
 from artel.ledger.sync.share_proof import prove_share
 from artel.ledger.sync.source import CREDIT_PATH, FolderSource, NotFound, page_path
 from artel.protocol.dsse import Leaf

@@ -20,13 +20,13 @@ import pytest
 from artel import cli
 from artel.ledger import entries
 from artel.ledger.entries import documents, reasons
-from artel.ledger.entries.state import Account, FoldState
+from artel.ledger.entries.fold_state import Account, FoldState
 from artel.ledger.fold.alias import read_table, write_table
 from artel.ledger.fold.shares import SHARE_SCALE, shares
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.sync.client import home_view
 from artel.ledger.sync.offline import verify
-from artel.ledger.sync.service import LedgerService
+from artel.ledger.sync.serving import LedgerService
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint
 from artel.ledger.tlog.cosignature import open_cosigned, witness_key

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from artel.ledger.entries import reasons
-from artel.ledger.entries.words import short_peer
+from artel.protocol.identity import short_peer
 from explorer_world import Shown, sharded_world, shown
 from log_world import replay
 from page_world import Node, numbers, read

@@ -36,7 +36,7 @@ from artel.node.trainer.schedule import learning_rate
 from artel.node.trainer.training import Training, open_training
 from artel.protocol import model
 from artel.protocol.exchange import codec, outer, parts, pseudogradient
-from artel.protocol.exchange.aggregate import Weighted, aggregate
+from artel.protocol.exchange.aggregation import Weighted, aggregate
 from artel.protocol.exchange.codec import Elements
 from artel.protocol.exchange.parts import Part
 from artel.protocol.exchange.pseudogradient import Header

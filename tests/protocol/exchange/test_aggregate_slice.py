@@ -14,8 +14,8 @@ from aggregate_world import dense, numbers
 from artel.protocol import content
 from artel.protocol.errors import CheckFailed
 from artel.protocol.exchange import pseudogradient
-from artel.protocol.exchange.aggregate import Weighted
 from artel.protocol.exchange.aggregate_slice import combine, recompute, round_slices
+from artel.protocol.exchange.aggregation import Weighted
 from artel.protocol.exchange.codec import Elements, of
 from artel.protocol.exchange.parts import CHUNK, Part, fragment, whole
 from artel.protocol.exchange.pseudogradient import BlobRefused, Header

@@ -14,8 +14,8 @@ import pytest
 from aggregate_world import dense
 from artel.protocol.errors import CheckFailed
 from artel.protocol.exchange import pseudogradient
-from artel.protocol.exchange.aggregate import Weighted, aggregate
 from artel.protocol.exchange.aggregate_slice import combine, recompute, round_slices
+from artel.protocol.exchange.aggregation import Weighted, aggregate
 from artel.protocol.exchange.codec import codec, of
 from artel.protocol.exchange.outer import learning_rate, outer_step
 from artel.protocol.exchange.parts import fragment

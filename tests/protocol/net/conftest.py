@@ -9,7 +9,7 @@ import pytest_asyncio
 
 from artel.protocol.net import streams
 from artel.protocol.net.host import Host
-from transfer_world import acquainted
+from delivery_world import acquainted
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from artel.ledger.fold import alias
 from artel.ledger.fold.shares import FoldState
 from artel.ledger.store import finality
 from artel.ledger.store.heads import HeadStore
-from artel.ledger.store.reading import LedgerReader
+from artel.ledger.store.reader import LedgerReader
 from artel.ledger.sync.peers import HEADS
 from artel.ledger.sync.share_proof import CreditFiles
 from artel.ledger.sync.source import ALIASES_PATH, CONFLICTS_PATH, FINAL_PATH, NotFound

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from aggregate_world import LAYOUT, dense, fingerprint, largest, numbers
 from artel.protocol.errors import CheckFailed
-from artel.protocol.exchange.aggregate import Method, Weighted, _exact, aggregate, weights
+from artel.protocol.exchange.aggregation import Method, Weighted, _exact, aggregate, weights
 from artel.protocol.exchange.codec import Elements
 from artel.protocol.exchange.kernels import dense_dots, sparse_dots
 from artel.protocol.state import Layout, Vector

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from aggregate_world import LAYOUT, contributions, fingerprint, largest, numbers
 from artel.protocol.errors import CheckFailed
-from artel.protocol.exchange.aggregate import Weighted, aggregate, norm_of, weights
+from artel.protocol.exchange.aggregation import Weighted, aggregate, norm_of, weights
 from artel.protocol.exchange.codec import Elements
 from artel.protocol.exchange.kernels import add_scaled, dense_dots
 from artel.protocol.state import Layout, Vector

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 from artel.protocol import content, messages
-from artel.protocol.net import transfer, wire
+from artel.protocol.net import delivery, wire
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host
 from artel.protocol.net.streams import Kind
@@ -48,11 +48,11 @@ class Holder:
             self.asked["chunks"] += min(request.lead, self.count(request.id))
             self.order.append(request.id)
         if isinstance(request, messages.Put):
-            await transfer.receive(self.store, request, stream, kind=self.takes)
+            await delivery.receive(self.store, request, stream, kind=self.takes)
             return messages.Ok()
         if self.lie is not None and await self.lie(request, stream):
             return None
-        return await transfer.serve_content(self.store, request, stream)
+        return await delivery.serve_content(self.store, request, stream)
 
 
 @contextlib.asynccontextmanager

@@ -15,17 +15,17 @@ import pytest_asyncio
 
 from artel.protocol import content, messages
 from artel.protocol.errors import Unreachable
-from artel.protocol.net import streams, transfer, wire
+from artel.protocol.net import delivery, streams, wire
 from artel.protocol.net import swarm as swarming
 from artel.protocol.net.blobs import BlobStore
+from artel.protocol.net.delivery import Wanted
 from artel.protocol.net.host import Host
 from artel.protocol.net.speeds import Speeds
 from artel.protocol.net.streams import Traffic
 from artel.protocol.net.swarm_job import Ask, Job
-from artel.protocol.net.transfer import Wanted
 from artel.protocol.net.uplink import Uplink
+from delivery_world import Holder, answering
 from host_world import held, until
-from transfer_world import Holder, answering
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -52,8 +52,8 @@ def peers(hosts: list[Host], serving: dict[Host, Holder], tmp_path: Path) -> lis
 
 async def fetch(us: Holder, blob: str, *holders: Holder, size: int) -> bytes:
     ids = [holder.peer for holder in holders]
-    wanted = transfer.Wanted(blob, ids, size, "state")
-    return (await transfer.fetch(us.host, us.store, wanted)).read_bytes()
+    wanted = delivery.Wanted(blob, ids, size, "state")
+    return (await delivery.fetch(us.host, us.store, wanted)).read_bytes()
 
 
 # --- accounts ---
@@ -68,10 +68,10 @@ async def test_both_sides_count_the_same_bytes_by_kind_and_by_peer(peers: list[H
             blob = holder.store.put(data)
             holder.store.label(kind, blob)  # type: ignore[arg-type]
         wanted.append(Wanted(blob, [one.peer, two.peer], len(data), kind))  # type: ignore[arg-type]
-    paths = await transfer.fetch_all(us.host, us.store, wanted)
+    paths = await delivery.fetch_all(us.host, us.store, wanted)
     assert [path.read_bytes() for path in paths] == list(pieces.values())
     pushed, one.takes = us.store.put(made(3, 2 * CHUNK)), "data"
-    await transfer.push_all(us.host, us.store, one.peer, [pushed], kind="data")
+    await delivery.push_all(us.host, us.store, one.peer, [pushed], kind="data")
     await until(lambda: not held(one.host) and not held(two.host))
 
     ours, theirs = us.host.traffic, [one.host.traffic, two.host.traffic]
@@ -164,7 +164,7 @@ async def test_the_rarest_content_is_asked_for_first(
     wanted = [Wanted(content.content_id(data), many, 1000) for data in common]
     wanted.append(Wanted(blob, [one.peer], 1000))
     monkeypatch.setattr(swarming, "AT_ONCE", 1)  # so that the order can be seen
-    await transfer.fetch_all(us.host, us.store, wanted)
+    await delivery.fetch_all(us.host, us.store, wanted)
     assert one.order[0] == blob
 
 
@@ -185,12 +185,12 @@ async def test_the_last_holder_is_spared_while_others_do(peers: list[Holder]) ->
         blobs.append(one.store.put(data))
         last.store.put(data)
     holders = [one.peer, two.peer, last.peer]
-    await transfer.fetch_all(us.host, us.store, [Wanted(b, holders, 2 * CHUNK) for b in blobs])
+    await delivery.fetch_all(us.host, us.store, [Wanted(b, holders, 2 * CHUNK) for b in blobs])
     assert not last.asked["get_chunks"] + last.asked["get_index"]
     for blob in blobs:
         us.store.delete(blob)
         one.store.delete(blob)
-    await transfer.fetch_all(us.host, us.store, [Wanted(b, holders, 2 * CHUNK) for b in blobs])
+    await delivery.fetch_all(us.host, us.store, [Wanted(b, holders, 2 * CHUNK) for b in blobs])
     assert last.asked["get_index"] == 4
 
 
@@ -411,9 +411,9 @@ async def test_one_that_cannot_be_had_is_said_and_the_rest_goes_on_later(
     blob = one.store.put(made(70, 1000))
     wanted = [Wanted(blob, [one.peer], 1000), Wanted("ab" * 32, [one.peer], 1000)]
     with pytest.raises(Unreachable, match=r"abababababab….*not here"):
-        await transfer.fetch_all(us.host, us.store, wanted)
-    assert await transfer.fetch_all(us.host, us.store, []) == []
-    (path,) = await transfer.fetch_all(us.host, us.store, wanted[:1])
+        await delivery.fetch_all(us.host, us.store, wanted)
+    assert await delivery.fetch_all(us.host, us.store, []) == []
+    (path,) = await delivery.fetch_all(us.host, us.store, wanted[:1])
     assert path.name == blob
     assert not us.store.partials
 
@@ -447,7 +447,7 @@ async def test_memory_stays_flat_however_much_is_fetched(peers: list[Holder]) ->
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        await transfer.fetch_all(us.host, us.store, sizes)
+        await delivery.fetch_all(us.host, us.store, sizes)
         peak = tracemalloc.get_traced_memory()[1] - before
     finally:
         tracemalloc.stop()
@@ -458,8 +458,8 @@ async def test_memory_stays_flat_however_much_is_fetched(peers: list[Holder]) ->
 async def test_pushing_many_skips_what_is_there(peers: list[Holder]) -> None:
     us, one, *_ = peers
     blobs = [us.store.put(made(90 + n, 5000 * n)) for n in range(12)]
-    await transfer.push_all(us.host, us.store, one.peer, blobs, kind="slice")
+    await delivery.push_all(us.host, us.store, one.peer, blobs, kind="slice")
     assert all(one.store.has(blob) for blob in blobs)
     assert one.asked["put"] == 12
     with pytest.raises(Unreachable, match="local store"):
-        await transfer.push_all(us.host, us.store, one.peer, ["ab" * 32])
+        await delivery.push_all(us.host, us.store, one.peer, ["ab" * 32])

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from artel.ledger import entries
-from artel.ledger.entries.state import Attempt, Slice
+from artel.ledger.entries.fold_state import Attempt, Slice
 from artel.ledger.store.store import LedgerStore
 from artel.protocol.errors import CheckFailed
 

@@ -17,16 +17,16 @@ import pytest_asyncio
 
 from artel.protocol import content, files, merkle, messages
 from artel.protocol.errors import DecodeError, ResourceError, Unreachable
-from artel.protocol.net import download, transfer, wire
+from artel.protocol.net import delivery, download, wire
 from artel.protocol.net import swarm as swarming
 from artel.protocol.net.blobs import BlobStore
+from artel.protocol.net.delivery import Wanted
 from artel.protocol.net.host import Host
 from artel.protocol.net.speeds import Speeds
-from artel.protocol.net.transfer import Wanted
 from artel.protocol.net.uplink import Uplink
 from artel.protocol.tasks import together, uninterrupted
+from delivery_world import Answer, Holder, answering
 from host_world import held, named, until
-from transfer_world import Answer, Holder, answering
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -66,7 +66,7 @@ def store(tmp_path: Path) -> BlobStore:
 
 async def fetch(us: Host, store: BlobStore, *holders: Holder, blob: str = BLOB) -> bytes:
     peers = [holder.peer for holder in holders]
-    path = await transfer.fetch(us, store, Wanted(blob, peers, len(DATA)))
+    path = await delivery.fetch(us, store, Wanted(blob, peers, len(DATA)))
     assert {entry.name for entry in store.root.iterdir() if entry.name.startswith(blob)} == {blob}
     return path.read_bytes()
 
@@ -79,7 +79,7 @@ async def test_content_comes_from_one_holder(
 ) -> None:
     seen: list[tuple[int, int]] = []
     wanted = Wanted(BLOB, [holders[0].peer], len(DATA))
-    path = await transfer.fetch(us, store, wanted, lambda done, size: seen.append((done, size)))
+    path = await delivery.fetch(us, store, wanted, lambda done, size: seen.append((done, size)))
     assert path.read_bytes() == DATA
     assert seen == sorted(seen)
     assert len(seen) == len(HASHES)
@@ -123,7 +123,7 @@ async def test_holders_without_the_content_are_passed_over(
 ) -> None:
     holders[0].store.delete(BLOB)
     peers = [named("nobody").peer_id, holders[0].peer, holders[1].peer]
-    path = await transfer.fetch(us, store, Wanted(BLOB, peers, len(DATA)))
+    path = await delivery.fetch(us, store, Wanted(BLOB, peers, len(DATA)))
     assert path.read_bytes() == DATA
 
 
@@ -289,7 +289,7 @@ async def test_content_larger_than_expected_is_not_fetched(
     us: Host, store: BlobStore, holders: list[Holder]
 ) -> None:
     with pytest.raises(Unreachable, match="at most 1000 expected"):
-        await transfer.fetch(us, store, Wanted(BLOB, [holders[0].peer], 1000))
+        await delivery.fetch(us, store, Wanted(BLOB, [holders[0].peer], 1000))
     assert holders[0].asked["get_chunks"] == 0
     assert list(store.root.iterdir()) == []
 
@@ -382,12 +382,12 @@ async def test_a_second_download_takes_over_when_the_first_fails(
 async def test_content_can_be_pushed(us: Host, store: BlobStore, holders: list[Holder]) -> None:
     for data in (DATA[:5], b"", DATA[: 2 * CHUNK]):
         blob = store.put(data)
-        await transfer.push(us, store, holders[0].peer, blob)
+        await delivery.push(us, store, holders[0].peer, blob)
         path = holders[0].store.path(blob)
         assert path is not None
         assert path.read_bytes() == data
     with pytest.raises(Unreachable, match="local store"):
-        await transfer.push(us, store, holders[0].peer, "ab" * 32)
+        await delivery.push(us, store, holders[0].peer, "ab" * 32)
 
 
 async def test_pushed_bytes_that_are_not_what_was_offered_leave_nothing(
@@ -440,7 +440,7 @@ async def test_a_full_disk_is_said_and_a_later_try_succeeds(
     data = DATA[: 3 * CHUNK]
     blob = holders[0].store.put(data)
     with pytest.raises(ResourceError, match="the disk is full") as error:
-        await transfer.fetch(us, store, Wanted(blob, [holders[0].peer], len(data)))
+        await delivery.fetch(us, store, Wanted(blob, [holders[0].peer], len(data)))
     assert "free some space" in error.value.hint
     assert not store.has(blob)
     ballast.unlink()
@@ -480,7 +480,7 @@ async def test_a_full_disk_of_the_receiver_is_its_own_fault(
     taker.store.pin(BLOB)
     before = sorted(taker.store.root.iterdir())
     with pytest.raises(wire.Refused, match="quota") as refused:
-        await transfer.push(us, store, taker.peer, blob)
+        await delivery.push(us, store, taker.peer, blob)
     assert refused.value.code == "failed"
     assert sorted(taker.store.root.iterdir()) == before
 

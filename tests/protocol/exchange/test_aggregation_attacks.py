@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pytest
 
 from aggregate_world import largest
-from artel.protocol.exchange.aggregate import Method, Weighted, aggregate, centered_clip
+from artel.protocol.exchange.aggregation import Method, Weighted, aggregate, centered_clip
 from artel.protocol.exchange.codec import Elements
 from artel.protocol.state import Layout, Vector
 
@@ -139,6 +139,6 @@ def test_the_dot_products_do_not_depend_on_what_fits_into_memory(
         expected = combined(vectors, "centered_clip", sparse)
         for held in (1, 3):
             monkeypatch.setattr(
-                "artel.protocol.exchange.aggregate.HELD_BYTES", held * 4 * LAYOUT.parameters
+                "artel.protocol.exchange.aggregation.HELD_BYTES", held * 4 * LAYOUT.parameters
             )
             assert combined(vectors, "centered_clip", sparse).tobytes() == expected.tobytes()

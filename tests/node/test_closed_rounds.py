@@ -7,7 +7,7 @@ from pathlib import Path
 from artel.ledger import entries
 from artel.ledger.fold.shares import fold
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
-from artel.node.history import closed_since, under_way
+from artel.node.closed_rounds import closed_since, under_way
 from artel.node.sync import delta_bytes
 from artel.protocol.dsse import Envelope
 from artel.protocol.exchange.pseudogradient import index_bytes

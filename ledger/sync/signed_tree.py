@@ -15,7 +15,7 @@ from artel.ledger.entries import Entry, Genesis, decode
 from artel.ledger.entries.documents import attached, path_of, require_named
 from artel.ledger.fold.effects import Fold, checked
 from artel.ledger.store.finality import size_of
-from artel.ledger.store.reading import LedgerReader
+from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import LedgerStore
 from artel.ledger.sync.offline import run_keys, run_of
 from artel.ledger.sync.source import NotFound, TileSource, newest_heads

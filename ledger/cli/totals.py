@@ -222,7 +222,7 @@ def _files(account: str, ledger: Ledger) -> Iterator[tuple[TileSource, str, str]
     """Where the proof comes from, the run id that is known, and the account's whole name."""
     if ledger.source is None:
         from artel.ledger.cli.meant import account_of
-        from artel.ledger.store.reading import LedgerReader
+        from artel.ledger.store.reader import LedgerReader
         from artel.ledger.sync.share_proof import CreditFiles
 
         with ledger.opened() as view:
