@@ -222,12 +222,14 @@ class Fold:
             self.settle(source, "invalidated")
 
     def page(self, names: list[str], digits: int) -> tuple[bytes, int, int]:
-        """The row of the page of these accounts, which have so many hex digits in common."""
+        """The row of the page of these accounts, which have so many digits in common."""
         if len(names) <= 64:
             owners = ((bytes.fromhex(name), self.accounts[name]) for name in names)
             rows, kind = [(name, owner.vested, owner.pending) for name, owner in owners], b"\0"
         else:
-            parts = [[n for n in names if n[digits] == digit] for digit in "0123456789abcdef"]
+            places = [int(name, 16) << 2 >> 6 * (42 - digits) & 63 for name in names]
+            pairs = list(zip(names, places, strict=True))
+            parts = [[name for name, place in pairs if place == at] for at in range(64)]
             rows = [self.page(part, digits + 1) if part else (bytes(32), 0, 0) for part in parts]
             kind = b"\1"
         numbers = ((name, v.to_bytes(16, "big"), p.to_bytes(16, "big")) for name, v, p in rows)

@@ -1,13 +1,14 @@
 """The credit map: a hash over all accounts' credit, by which one account's part can be proven.
 
-The map is cut into **pages**. A page is a byte and rows of 64 bytes: a name (32 bytes), what has
-vested and what is pending (16 bytes each, big-endian). Up to 64 accounts are one page, of a byte 0
-and a row for each, ascending. More of them are a byte 1 and sixteen rows: of the accounts whose
-names, in hex, go on with 0, 1, ... f the name of their page and what they have together, and zeros
-where there are none. The name of a page is its SHA-256, and that of the page of all accounts is the
-**credit root**. So the pages from the root to an account prove what it has, of how much in all; or
-that there is no such account. (A Merkle sum tree with RFC 6962's domain separation; sixteen ways as
-in Ethereum's Merkle Patricia trie.)
+The map is cut into **pages**. A page is a byte and at most 64 rows of 64 bytes: a name (32 bytes),
+what has vested and what is pending (16 bytes each, big-endian). Up to 64 accounts are one page, of
+a byte 0 and a row for each, ascending. More of them are a byte 1 and 64 rows: of the accounts whose
+names, cut into 6 bits each, go on with 0, 1, ... 63 the name of their page and what they have
+together, and zeros where there are none. The name of a page is its SHA-256, and that of the page of
+all accounts is the **credit root**. So the pages from the root to an account prove what it has, of
+how much in all; or that there is no such account. (A Merkle sum tree with RFC 6962's domain
+separation; branching as in Ethereum's Merkle Patricia trie. It branches 64 ways, not 16: a round
+changes a few accounts here and there, and pays for every page on the way to each.)
 
 A map never changes. Another one that differs in a few accounts shares all other pages with it.
 """
@@ -25,14 +26,18 @@ from pydantic import PlainSerializer, PlainValidator
 
 from artel.protocol.errors import CheckFailed
 
-PAGE_ACCOUNTS = 64
-"""Of more accounts a page has no rows, but those of sixteen pages."""
-WAYS = 16
+PAGE_ROWS = 64
+DIGITS, DIGIT_BITS = 43, 6
+"""Of a name: its bits and two zeros."""
 NAME_BYTES, AMOUNT_BYTES = 32, 16
-ROW_BYTES = NAME_BYTES + 2 * AMOUNT_BYTES
-MAX_PAGE_BYTES = 1 + PAGE_ACCOUNTS * ROW_BYTES
+NUMBER_BYTES = 2 * AMOUNT_BYTES
+ROW_BYTES = NAME_BYTES + NUMBER_BYTES
+MAX_PAGE_BYTES = 1 + PAGE_ROWS * ROW_BYTES
 EMPTY = bytes(ROW_BYTES)
 """The row of no accounts."""
+
+Row = tuple[bytes, int]
+"""A name and its :func:`_number`."""
 
 
 class Credits(NamedTuple):
@@ -43,20 +48,21 @@ class Credits(NamedTuple):
 
 
 class Page(NamedTuple):
-    """A page and what is below it; ``pages`` are sixteen, or none."""
+    """A page and what is below it; ``pages`` are as many as it has rows, or none."""
 
-    row: bytes  # (64,): of the page above
+    name: bytes  # (32,)
+    number: int
+    """What all accounts on it have together, as :func:`_number`."""
     data: bytes
     pages: tuple[Page | None, ...] = ()
 
 
-def _page(data: bytes, total: int, pages: tuple[Page | None, ...] = ()) -> Page:
-    row = hashlib.sha256(data).digest() + total.to_bytes(2 * AMOUNT_BYTES)
-    return Page(row, data, pages)
+def _page(data: bytes, number: int, pages: tuple[Page | None, ...] = ()) -> Page:
+    return Page(hashlib.sha256(data).digest(), number, data, pages)
 
 
 NOBODY = _page(b"\0", 0)
-SIXTEEN = Page(EMPTY, b"\1" + EMPTY * WAYS, (None,) * WAYS)
+FORK = _page(b"\1" + EMPTY * PAGE_ROWS, 0, (None,) * PAGE_ROWS)
 """Pages of nobody, to be filled."""
 
 
@@ -84,12 +90,12 @@ class CreditMap:
     @property
     def root(self) -> str:
         """The credit root, in hex."""
-        return self._page.row[:NAME_BYTES].hex()
+        return self._page.name.hex()
 
     def changed(self, credits: Mapping[str, tuple[int, int]]) -> CreditMap:
         """The map with other credit of these accounts; costs what lies on the way to them."""
         rows = [
-            bytes.fromhex(account) + (vested << 8 * AMOUNT_BYTES | pending).to_bytes(32)
+            (bytes.fromhex(account), vested << 8 * AMOUNT_BYTES | pending)
             for account, (vested, pending) in credits.items()
         ]
         return CreditMap(_changed(self._page, rows, 0)) if rows else self
@@ -100,7 +106,7 @@ class CreditMap:
         found, waiting = dict[str, Page](), [self._page]
         while waiting:
             page = waiting.pop()
-            found[page.row[:NAME_BYTES].hex()] = page
+            found[page.name.hex()] = page
             waiting += [other for other in page.pages if other is not None]
         return found
 
@@ -111,50 +117,61 @@ class CreditMap:
     @classmethod
     def decode(cls, text: str) -> CreditMap:
         """Inverse of :meth:`encode`; not a decoder for what others wrote."""
-        return cls(_changed(NOBODY, list(_rows(bytes.fromhex(text))), 0))
+        return cls(_changed(NOBODY, _named(bytes.fromhex(text)), 0))
 
 
-def _changed(page: Page, rows: list[bytes], depth: int) -> Page:
+def _changed(page: Page, rows: list[Row], depth: int) -> Page:
     """The page with these rows in it.
 
-    :param depth: hex digits that the accounts on it have in common
+    :param depth: digits that the accounts on it have in common
     """
     if page.pages:
         return _spread(page, rows, depth)
-    if len(rows) > PAGE_ACCOUNTS:
-        merged = {row[:NAME_BYTES]: row for row in (*_rows(page.data[1:]), *rows)}
-        return _spread(SIXTEEN, list(merged.values()), depth)
-    data, total = bytearray(page.data), _number(page.row)
-    for row in rows:
-        at = data.find(row[:NAME_BYTES], 1)
-        if at > 0 and at % ROW_BYTES == 1:
-            total -= _number(data[at : at + ROW_BYTES])
-            data[at : at + ROW_BYTES] = row
-        else:
-            at = 1 + ROW_BYTES * bisect_left(list(_rows(bytes(data[1:]))), row)
-            data[at:at] = row
-        total += _number(row)
+    if len(rows) > PAGE_ROWS:
+        return _spread(FORK, list((dict(_named(page.data[1:])) | dict(rows)).items()), depth)
+    data, total = page.data, page.number
+    for name, number in rows:
+        row = name + number.to_bytes(NUMBER_BYTES)
+        at, after = _place(data, name)
+        total += number - int.from_bytes(data[at + NAME_BYTES : after])
+        data = data[:at] + row + data[after:]
     if len(data) <= MAX_PAGE_BYTES:
-        return _page(bytes(data), total)
-    return _spread(SIXTEEN, list(_rows(bytes(data[1:]))), depth)
+        return _page(data, total)
+    return _spread(FORK, _named(data[1:]), depth)
 
 
-def _spread(page: Page, rows: list[bytes], depth: int) -> Page:
+def _spread(page: Page, rows: list[Row], depth: int) -> Page:
     """As :func:`_changed`, for a page of pages."""
-    parts: dict[int, list[bytes]] = {}
+    parts: dict[int, list[Row]] = {}
     for row in rows:
-        parts.setdefault(_digit(row, depth), []).append(row)
-    data, total, pages = bytearray(page.data), _number(page.row), list(page.pages)
+        parts.setdefault(_digit(row[0], depth), []).append(row)
+    data, total, pages = bytearray(page.data), page.number, list(page.pages)
     for digit, part in parts.items():
         before = pages[digit] or NOBODY
         pages[digit] = after = _changed(before, part, depth + 1)
-        total += _number(after.row) - _number(before.row)
-        data[1 + digit * ROW_BYTES : 1 + (digit + 1) * ROW_BYTES] = after.row
+        total += after.number - before.number
+        at = 1 + digit * ROW_BYTES
+        data[at : at + ROW_BYTES] = after.name + after.number.to_bytes(NUMBER_BYTES)
     return _page(bytes(data), total, tuple(pages))
 
 
-def _digit(account: bytes, depth: int) -> int:
-    return account[depth // 2] >> (0 if depth % 2 else 4) & 15
+def _place(data: bytes, name: bytes) -> tuple[int, int]:
+    """From where to where the row with a name is in a page, or would be."""
+    at = data.find(name, 1)
+    while at >= 0 and at % ROW_BYTES != 1:  # the end of a row can look like a name
+        at = data.find(name, at + 1)
+    if at >= 0:
+        return at, at + ROW_BYTES
+    at = 1 + ROW_BYTES * bisect_left(list(_rows(data[1:])), name)
+    return at, at
+
+
+def _digit(name: bytes, depth: int) -> int:
+    return int.from_bytes(name) << 2 >> DIGIT_BITS * (DIGITS - 1 - depth) & PAGE_ROWS - 1
+
+
+def _named(data: bytes) -> list[Row]:
+    return [(row[:NAME_BYTES], _number(row)) for row in _rows(data)]
 
 
 def _rows(data: bytes) -> Iterator[bytes]:
@@ -177,7 +194,7 @@ def look_up(root: str, account: str, get: Callable[[str], bytes]) -> Found:
     :raises CheckFailed: it gives something else
     """
     wanted, name, total = bytes.fromhex(root), bytes.fromhex(account), -1
-    for depth in range(2 * NAME_BYTES):
+    for depth in range(DIGITS):
         data = _checked(wanted, get)
         rows = list(_rows(data[1:]))
         total = sum(map(_number, rows)) if total < 0 else total

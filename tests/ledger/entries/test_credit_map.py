@@ -46,7 +46,7 @@ def test_the_root_follows_from_what_accounts_have_and_from_nothing_else(
 def test_a_changed_account_leaves_the_pages_of_others_alone() -> None:
     before = CreditMap().changed({name(number): (number, 0) for number in range(5000)})
     after = before.changed({name(7): (7, 1)})
-    assert len(after.pages.keys() - before.pages.keys()) == 3
+    assert len(after.pages.keys() - before.pages.keys()) == 3  # root, fork, accounts
     assert before.changed({name(7): (7, 0)}) == before != after
 
 
@@ -58,3 +58,9 @@ def test_a_page_that_is_not_the_one_that_was_asked_for_is_refused() -> None:
             with pytest.raises(CheckFailed):
                 for number in range(100):
                     look_up(found.root, name(number), (pages | {wanted: damaged}).__getitem__)
+
+
+def test_an_account_whose_name_looks_like_the_end_of_a_row_has_one_row() -> None:
+    mean = name(1)[32:] + f"{7:032x}"
+    before = CreditMap().changed({name(1): (7, 0), mean: (1, 1)})
+    assert before.changed({mean: (2, 2)}) == CreditMap().changed({name(1): (7, 0), mean: (2, 2)})
