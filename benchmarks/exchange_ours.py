@@ -31,7 +31,7 @@ from artel.protocol.net import delivery, wire
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host
 from artel.protocol.net.streams import Kind
-from artel.protocol.run_config import Exchange
+from artel.protocol.run_config import ExchangeSection
 from artel.protocol.state import Layout, State, Vector, state_root
 from benchmarks.exchange_worker import Setup, initial, layout, steps
 
@@ -42,11 +42,11 @@ WEIGHT = 1000
 _T = TypeVar("_T")
 
 
-def exchange_of(variant: str) -> Exchange:
+def exchange_of(variant: str) -> ExchangeSection:
     """A manifest's [exchange] with its defaults: of "int4", "fp16", "sparse64" (k = 64), ..."""
     if variant.startswith("sparse"):
-        return Exchange.model_validate({"codec": "sparse", "top_k": int(variant[6:])})
-    return Exchange.model_validate({"codec": variant})
+        return ExchangeSection.model_validate({"codec": "sparse", "top_k": int(variant[6:])})
+    return ExchangeSection.model_validate({"codec": variant})
 
 
 class Phases:
@@ -130,12 +130,12 @@ class Peer:
         )
 
         async def content(
-            peer: str, request: messages.Message, stream: wire.Stream
+            peer: str, request: messages.Message, stream: wire.ByteStream
         ) -> messages.Message | None:
             return await delivery.serve_content(self._store, request, stream)
 
         async def announced(
-            peer: str, request: messages.Message, stream: wire.Stream
+            peer: str, request: messages.Message, stream: wire.ByteStream
         ) -> messages.Message | None:
             if isinstance(request, messages.Put) and peer in self._told:
                 self._told[peer].put_nowait(request)

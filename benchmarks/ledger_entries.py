@@ -89,7 +89,7 @@ class Run:
         for node, account in zip(nodes, accounts, strict=True):
             if made + 2 > size:
                 return
-            yield self._entry(entries.Account, {"account": account, "recovery": ""}, account)
+            yield self._entry(entries.AccountBody, {"account": account, "recovery": ""}, account)
             body = {"node": node, "account": account, "seq": 1}
             yield self._entry(entries.Node, body, account, keys[node])
             made += 2
@@ -146,5 +146,5 @@ class Run:
             payload = canonical.dumps(body | {"account": account})
             signature = (account, at.to_bytes(64, "big"))
             envelope = Envelope(entries.ENTRY_TYPE, payload, (signature,))
-            parsed = entries.Account.model_construct(None, **body, account=account)
+            parsed = entries.AccountBody.model_construct(None, **body, account=account)
             yield Entry(entries.entry_id(envelope.encode()), parsed, envelope)

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from artel.protocol.assignment import Work
-from artel.protocol.round_state import Rules
+from artel.protocol.round_state import RoundRules
 from benchmarks.virtual_time import Load, Machine, forecast, traffic
 
 CODECS = {"int4": 4.06, "sparse": 0.27}
@@ -30,7 +30,7 @@ ENCODE, DECODE, STATE = 1e9, 2e9, 1e9
 
 def forecasts(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every size, line, codec, with and without overlap."""
-    rules = Rules(10, 1, 10_000, 0.66, 1e6, 60.0, 1e6, 1e6, 1e9)
+    rules = RoundRules(10, 1, 10_000, 0.66, 1e6, 60.0, 1e6, 1e6, 1e9)
     for parameters in SIZES:
         step = 6 * parameters * BATCH_TOKENS / (options.tflops * 1e12)
         for mbit in LINKS:

@@ -142,7 +142,7 @@ def traffic(load: Load, work: Work, members: int, *, coordinator_serves: bool = 
 
 
 def forecast(
-    rules: round_state.Rules, work: Work, load: Load, machines: list[Machine], steps: list[int]
+    rules: round_state.RoundRules, work: Work, load: Load, machines: list[Machine], steps: list[int]
 ) -> Forecast:
     """Run ``rules.total`` rounds in virtual time.
 
@@ -171,7 +171,7 @@ class _Swarm:
 
     def __init__(
         self,
-        rules: round_state.Rules,
+        rules: round_state.RoundRules,
         work: Work,
         load: Load,
         machines: list[Machine],

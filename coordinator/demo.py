@@ -90,12 +90,12 @@ def demo(
 
     from artel.coordinator.demo_check import Demo
     from artel.coordinator.demo_run import run
-    from artel.coordinator.demo_view import View, summary
+    from artel.coordinator.demo_view import DemoView, summary
 
     shown = sys.stderr if as_json else sys.stdout
     in_terminal = shown.isatty()
     try:
-        with View(shown) as view:
+        with DemoView(shown) as view:
             facts = asyncio.run(run(Demo(folder, run_file, nodes, rounds, port), view))
     except (KeyboardInterrupt, asyncio.CancelledError, OSError) as error:
         # Writing to a terminal fails a moment before its closing is told.
@@ -118,17 +118,17 @@ def run_text(nodes: int, rounds: int, inner_steps: int = INNER_STEPS, **exchange
     tokens = steps * nodes * BATCH_SIZE * SEQ_LEN
     tiny = SIZES["tiny"]
     changed = {
-        "run": run.Run(name="demo", description=ABOUT, seed=1),
-        "data": run.Data(
+        "run": run.RunSection(name="demo", description=ABOUT, seed=1),
+        "data": run.DataSection(
             sources=tiny.data.sources,
             max_bytes=max(MIN_TEXT_BYTES, BYTES_PER_TOKEN * tokens),
             seq_len=SEQ_LEN,
             validation_windows=48,
         ),
-        "optimizer": run.Optimizer(
+        "optimizer": run.OptimizerSection(
             lr=0.004, batch_size=BATCH_SIZE, warmup_steps=min(30, steps // 8)
         ),
-        "rounds": run.Rounds(
+        "rounds": run.RoundsSection(
             total=rounds,
             inner_steps=inner_steps,
             min_nodes=nodes,
@@ -136,10 +136,10 @@ def run_text(nodes: int, rounds: int, inner_steps: int = INNER_STEPS, **exchange
             grace_s=30.0,
             mirror_every=4,
         ),
-        "exchange": run.Exchange(**exchange),
-        "ownership": run.Ownership(closing_s=0.0),
+        "exchange": run.ExchangeSection(**exchange),
+        "ownership": run.OwnershipSection(closing_s=0.0),
         # Any two majorities have a witness in common.
-        "ledger": run.Ledger(witnesses=nodes // 2 + 1),
+        "ledger": run.LedgerSection(witnesses=nodes // 2 + 1),
     }
     return template(RUN_FILE, tiny.model_copy(update=changed))
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from artel.coordinator.demo_check import Demo, Facts, checked
-from artel.coordinator.demo_view import View
+from artel.coordinator.demo_view import DemoView
 from artel.coordinator.local_run import LocalRun, finished
 from artel.coordinator.page import loss_chart
 from artel.ledger.web.render import Templates
@@ -25,7 +25,7 @@ SAMPLE_TIMEOUT_S = 120.0
 PROMPT, SAMPLE_TOKENS, TEMPERATURE = "def __init__(self", 120, 0.7
 
 
-async def run(demo: Demo, view: View) -> Facts:
+async def run(demo: Demo, view: DemoView) -> Facts:
     """Run the demo.
 
     :raises ArtelError: the swarm could not be started, or a part of it failed
@@ -52,7 +52,7 @@ async def run(demo: Demo, view: View) -> Facts:
 
 
 @contextlib.asynccontextmanager
-async def _retold(log: Path, view: View) -> AsyncIterator[None]:
+async def _retold(log: Path, view: DemoView) -> AsyncIterator[None]:
     """Pass the progress lines of a log on to the view while the block runs."""
 
     async def follow() -> None:
@@ -92,7 +92,7 @@ def _interruptible() -> asyncio.Event:
     return interrupted
 
 
-async def _follow(swarm: LocalRun, view: View, interrupted: asyncio.Event) -> dict[str, int]:
+async def _follow(swarm: LocalRun, view: DemoView, interrupted: asyncio.Event) -> dict[str, int]:
     """Show the status until the run is finished; returns bytes sent by node."""
     bytes_up: dict[str, int] = {}
     last, moved = None, time.monotonic()

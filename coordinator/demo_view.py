@@ -21,7 +21,7 @@ from artel.protocol.identity import short_peer
 LINE_EVERY_S = 5.0
 
 
-class View:
+class DemoView:
     """Lines: what happens, each new round, and a sign of life every few seconds.
 
     In a terminal a table below them says how the nodes are now, instead of the signs of life.
@@ -38,7 +38,7 @@ class View:
         console = Console(file=out, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._live = Live(console=console, auto_refresh=False)
 
-    def __enter__(self) -> View:
+    def __enter__(self) -> DemoView:
         if self._in_terminal:
             self._live.start()
         return self

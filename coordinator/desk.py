@@ -55,7 +55,7 @@ class Desk:
         await host.serve(wire.LEDGER, self._ledger.answer)
 
     async def _control(
-        self, peer: str, request: messages.Message, stream: wire.Stream
+        self, peer: str, request: messages.Message, stream: wire.ByteStream
     ) -> messages.Message | None:
         core = self._core
         if isinstance(request, messages.Probe):
@@ -108,7 +108,7 @@ class Desk:
         account = ""
         for entry in statements:
             body = entry.body
-            assert isinstance(body, entries.Account | entries.Node)
+            assert isinstance(body, entries.AccountBody | entries.Node)
             if (account and body.account != account) or getattr(body, "node", peer) != peer:
                 raise CheckFailed("the registration does not bind this node to that account")
             account = body.account

@@ -29,7 +29,7 @@ class Puts:
         self._unclaimed: set[str] = set()
 
     async def answer(
-        self, peer: str, request: messages.Message, stream: wire.Stream
+        self, peer: str, request: messages.Message, stream: wire.ByteStream
     ) -> messages.Message | None:
         """One request of the content service."""
         core = self._core
@@ -84,7 +84,7 @@ class Puts:
         return len(mine), max(map(shape.slice_bytes, mine))
 
     async def _take(
-        self, peer: str, request: messages.Put, stream: wire.Stream, owed: int, kind: Kind
+        self, peer: str, request: messages.Put, stream: wire.ByteStream, owed: int, kind: Kind
     ) -> None:
         """Receive content from a node that owes ``owed`` blobs in this phase."""
         core, state = self._core, self._core.state

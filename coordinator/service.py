@@ -404,10 +404,10 @@ class Coordinator:
         return assignment.round_start(self._split, cursor, self.work.windows(steps))
 
 
-def rules_of(manifest: Manifest) -> round_state.Rules:
+def rules_of(manifest: Manifest) -> round_state.RoundRules:
     """The round rules of a manifest."""
     config = manifest.config.rounds
-    return round_state.Rules(
+    return round_state.RoundRules(
         total=config.total,
         min_nodes=config.min_nodes,
         max_nodes=config.max_nodes,

@@ -26,7 +26,7 @@ from artel.protocol.net.limits import RateLimits
 log = logging.getLogger("artel.coordinator")
 
 KINDS = (
-    *(entries.Account, entries.KeyRotated, entries.Dispute, entries.Verdict),
+    *(entries.AccountBody, entries.KeyRotated, entries.Dispute, entries.Verdict),
     *(entries.Ruling, entries.Transfer, entries.SplitSeen),
 )
 """What people sign. All other kinds belong to the rounds."""
@@ -94,7 +94,7 @@ class Submissions:
             raise wire.Refused(f"{entry.kind} entries are not submitted by people", code="unknown")
         intake.require(self._ledger.state, entry)
         self._spend(self._keys, _speaker(entry))
-        if isinstance(entry.body, entries.Account):
+        if isinstance(entry.body, entries.AccountBody):
             self.admit(who)
         await intake.append(self._ledger, entry)
         index = self._ledger.store.index_of(entry.id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from artel.coordinator.pace import SHARE
 from artel.protocol.assignment import GATHER_MEMBERS, Work
-from artel.protocol.run_config import Exchange, Outer, RunConfig
+from artel.protocol.run_config import ExchangeSection, OuterSection, RunConfig
 
 
 def exchange_words(config: RunConfig) -> dict[str, str]:
@@ -27,7 +27,7 @@ def number(value: float) -> str:
     return f"{value:,.10g}"
 
 
-def outer_words(outer: Outer) -> str:
+def outer_words(outer: OuterSection) -> str:
     """The outer optimiser in words."""
     if not outer.momentum:
         how = f"plain steps of {outer.lr:g}"
@@ -40,7 +40,7 @@ def outer_words(outer: Outer) -> str:
     return f"{how}, falling to {last:g} over the last quarter of the rounds"
 
 
-def _codec(exchange: Exchange) -> str:
+def _codec(exchange: ExchangeSection) -> str:
     if exchange.codec != "sparse":
         return f"{exchange.codec}, every element of a pseudo-gradient"
     kept = f"the {exchange.top_k} largest of every 4,096 elements"
@@ -52,7 +52,7 @@ def _codec(exchange: Exchange) -> str:
     )
 
 
-def _combining(exchange: Exchange) -> str:
+def _combining(exchange: ExchangeSection) -> str:
     first = "each contribution is clipped to the median norm and weighs by its accepted tokens"
     if exchange.aggregator == "centered_clip":
         first += "; those far from the others are drawn towards them (centred clipping)"

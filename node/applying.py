@@ -20,7 +20,7 @@ from artel.ledger import entries
 from artel.node.closed_rounds import ClosedRound
 from artel.node.session import Session
 from artel.node.sync import States
-from artel.node.trainer.orders import Aggregate, Applied, Apply, ApplySlices, Command, Counted
+from artel.node.trainer.orders import Applied, Apply, ApplySlices, Combine, Command, Counted
 from artel.protocol import assignment, messages
 from artel.protocol.errors import CheckFailed
 from artel.protocol.events import emit
@@ -280,7 +280,7 @@ class Applying:
             for node, path in zip(closed.accepted, paths, strict=True)
         ]
         made = await session.trainer.do(
-            Aggregate(closed.round, number, len(closed.members), counted, session.work_dir)
+            Combine(closed.round, number, len(closed.members), counted, session.work_dir)
         )
         blob = await asyncio.to_thread(session.blobs.put_file, made)
         session.blobs.label("slice", blob)

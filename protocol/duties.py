@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from artel.protocol.messages import Task
 from artel.protocol.pauses import wait_before
-from artel.protocol.round_state import Phase, Rules, RunState
+from artel.protocol.round_state import Phase, RoundRules, RunState
 from artel.protocol.rounds import ready
 
 
@@ -20,7 +20,7 @@ class Duty:
     remaining: float = 0.0
 
 
-def directive(rules: Rules, state: RunState, peer: str, now: float) -> Duty:
+def directive(rules: RoundRules, state: RunState, peer: str, now: float) -> Duty:
     """The duty of ``peer``; ``remaining`` is in seconds.
 
     In a time box that of ``train`` is what is left of the box: a node then commits what it has.

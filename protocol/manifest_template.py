@@ -10,25 +10,25 @@ from typing import Any
 from pydantic import BaseModel
 
 from artel.protocol.run_config import (
-    Data,
-    Exchange,
-    Model,
-    Optimizer,
-    Outer,
-    Rounds,
-    Run,
+    DataSection,
+    ExchangeSection,
+    ModelSection,
+    OptimizerSection,
+    OuterSection,
+    RoundsSection,
     RunConfig,
+    RunSection,
     StdlibSource,
     TextSource,
-    Tokenizer,
+    TokenizerSection,
 )
 from artel.protocol.run_file import bounds
 
 WIDTH = 100
 
 
-def _llama(width: int, inner: int, layers: int, heads: int, positions: int) -> Model:
-    return Model(
+def _llama(width: int, inner: int, layers: int, heads: int, positions: int) -> ModelSection:
+    return ModelSection(
         type="llama",
         config={
             "hidden_size": width,
@@ -46,26 +46,26 @@ _PYTHON: tuple[StdlibSource | TextSource, ...] = (StdlibSource(kind="stdlib"),)
 
 SIZES = {
     "tiny": RunConfig(
-        run=Run(name="my-first-run"),
+        run=RunSection(name="my-first-run"),
         model=_llama(128, 344, 4, 4, 256),
-        tokenizer=Tokenizer(kind="bpe", vocab_size=1024),
-        data=Data(sources=_PYTHON),
+        tokenizer=TokenizerSection(kind="bpe", vocab_size=1024),
+        data=DataSection(sources=_PYTHON),
     ),
     "small": RunConfig(
-        run=Run(name="my-first-run"),
+        run=RunSection(name="my-first-run"),
         model=_llama(384, 1024, 8, 6, 512),
-        tokenizer=Tokenizer(kind="bpe", vocab_size=8192),
-        data=Data(sources=_PYTHON, seq_len=256),
-        optimizer=Optimizer(lr=1e-3, warmup_steps=200),
-        rounds=Rounds(total=200, inner_steps=40, max_nodes=16, deadline_s=1800.0),
+        tokenizer=TokenizerSection(kind="bpe", vocab_size=8192),
+        data=DataSection(sources=_PYTHON, seq_len=256),
+        optimizer=OptimizerSection(lr=1e-3, warmup_steps=200),
+        rounds=RoundsSection(total=200, inner_steps=40, max_nodes=16, deadline_s=1800.0),
     ),
     "100m": RunConfig(
-        run=Run(name="my-first-run"),
+        run=RunSection(name="my-first-run"),
         model=_llama(768, 2048, 12, 12, 1024),
-        tokenizer=Tokenizer(kind="bpe", vocab_size=16384),
-        data=Data(sources=_PYTHON, seq_len=512, shard_tokens=2**20),
-        optimizer=Optimizer(lr=6e-4, warmup_steps=500),
-        rounds=Rounds(
+        tokenizer=TokenizerSection(kind="bpe", vocab_size=16384),
+        data=DataSection(sources=_PYTHON, seq_len=512, shard_tokens=2**20),
+        optimizer=OptimizerSection(lr=6e-4, warmup_steps=500),
+        rounds=RoundsSection(
             total=400,
             inner_steps=50,
             max_nodes=16,
@@ -73,7 +73,7 @@ SIZES = {
             reveal_s=300.0,
             settle_s=300.0,
         ),
-        exchange=Exchange(codec="sparse"),
+        exchange=ExchangeSection(codec="sparse"),
     ),
 }
 """What ``artel run new --size`` writes: about 1, 17 and 98 million parameters. The first is for a
@@ -92,7 +92,7 @@ def example(size: str = "tiny", name: str = "my-first-run", data: str = "") -> R
     sources = (source,) if data else _PYTHON
     return config.model_copy(
         update={
-            "run": Run.model_construct(name=name, description=about),
+            "run": RunSection.model_construct(name=name, description=about),
             "data": config.data.model_copy(update={"sources": sources}),
         }
     )
@@ -132,7 +132,7 @@ def _table(path: tuple[str, ...], section: BaseModel) -> str:
             inner += "".join(f"{key} = {toml(item)}\n" for key, item in value.items())
             continue
         # What depends on the codec is shown, and left to it until somebody takes the mark away.
-        mark = "# " if isinstance(section, Outer) else ""
+        mark = "# " if isinstance(section, OuterSection) else ""
         lines.append(_comment(comment) + f"{mark}{name} = {toml(value)}")
     return "\n".join(lines) + "\n" + inner
 

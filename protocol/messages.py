@@ -48,7 +48,7 @@ class Message(Record):
     LIMIT: ClassVar[int] = 4 * KIB
 
 
-class Signed(Message):
+class SignedMessage(Message):
     """Base of those that carry a signed entry; its kind says what it is."""
 
     LIMIT = 10 * KIB
@@ -197,19 +197,19 @@ class Commit(Message):
     commitment: Digest
 
 
-class Reveal(Signed):
+class Reveal(SignedMessage):
     """The signed contribution; its blobs were put before."""
 
     KIND = "reveal"
 
 
-class Aggregated(Signed):
+class Aggregated(SignedMessage):
     """The signed ``aggregate`` entry of a slice that this node combined; it put the blob before."""
 
     KIND = "aggregated"
 
 
-class Accuse(Signed):
+class Accuse(SignedMessage):
     """A signed ``slice_wrong`` entry: this node recomputed a slice and got another one."""
 
     KIND = "accuse"
@@ -350,13 +350,13 @@ class Cosigned(Message):
     note: Annotated[str, StringConstraints(max_length=10 * KIB)]
 
 
-class Submit(Signed):
+class Submit(SignedMessage):
     """A signed entry of a person's account for the ledger: a dispute, a key, a transfer, ..."""
 
     KIND = "submit"
 
 
-class SetAlias(Signed):
+class SetAlias(SignedMessage):
     """A signed wish to be shown under a name, or no longer; never part of the ledger."""
 
     KIND = "set_alias"

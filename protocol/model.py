@@ -14,7 +14,7 @@ import numpy as np
 
 from artel.protocol import model_keys
 from artel.protocol.errors import CheckFailed, UsageError, suggestion
-from artel.protocol.run_config import Exchange, Model
+from artel.protocol.run_config import ExchangeSection, ModelSection
 from artel.protocol.state import MAX_PARAMETERS, Layout, Vector
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ MAX_LAYERS = 512
 """Most blocks of a model; each costs a module object even before any parameter is allocated."""
 
 
-def copies(exchange: Exchange) -> int:
+def copies(exchange: ExchangeSection) -> int:
     """fp32 vectors of the model that a node holds at its peak: weights and their copy from the
     round's beginning, gradients, two moments and their copy, the base state with momentum, weights
     as they were sent, the pseudo-gradient, those of an aggregation (14 in all); with the codec
@@ -32,7 +32,7 @@ def copies(exchange: Exchange) -> int:
     return 16 if exchange.codec == "sparse" else 14
 
 
-def transformers_config(model: Model, vocab_size: int) -> Any:
+def transformers_config(model: ModelSection, vocab_size: int) -> Any:
     """The transformers configuration of a run's model.
 
     :raises UsageError: naming the key, when one is unknown or has a value that does not work
@@ -85,7 +85,7 @@ def transformers_config(model: Model, vocab_size: int) -> Any:
     return config
 
 
-def build(model: Model, vocab_size: int, seed: int) -> torch.nn.Module:
+def build(model: ModelSection, vocab_size: int, seed: int) -> torch.nn.Module:
     """A freshly initialised fp32 model on the CPU, in training mode.
 
     The numbers depend on the machine and the version of torch: only the organiser's count.
@@ -100,7 +100,7 @@ def build(model: Model, vocab_size: int, seed: int) -> torch.nn.Module:
         return _from_config(model, config)
 
 
-def empty(model: Model, vocab_size: int) -> torch.nn.Module:
+def empty(model: ModelSection, vocab_size: int) -> torch.nn.Module:
     """The model without memory for its parameters (torch's meta device)."""
     import torch
 
@@ -168,7 +168,7 @@ def _parameters(module: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]
     return sorted(module.named_parameters(), key=lambda pair: pair[0])
 
 
-def _from_config(model: Model, config: Any) -> torch.nn.Module:
+def _from_config(model: ModelSection, config: Any) -> torch.nn.Module:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -199,7 +199,7 @@ def last_line(error: Exception) -> str:
     return (lines[-1] if lines else type(error).__name__)[:300]
 
 
-def _unusable(model: Model, error: Exception) -> UsageError:
+def _unusable(model: ModelSection, error: Exception) -> UsageError:
     return UsageError(
         f"transformers cannot build this {model.type} model: {last_line(error)}",
         "correct [model.config]",

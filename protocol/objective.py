@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from artel.protocol.run_config import Model
+from artel.protocol.run_config import ModelSection
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +17,7 @@ BALANCE_KEYS = ("router_aux_loss_coef", "aux_loss_coef")
 """Names of the auxiliary loss's weight, in configurations and on the models that compute one."""
 
 
-def balance_weight(described: Model, module: torch.nn.Module) -> float:
+def balance_weight(described: ModelSection, module: torch.nn.Module) -> float:
     """How much the auxiliary loss of the routers counts in training, beside the next token's.
 
     It is the model's coefficient, transformers' default included; ``output_router_logits = false``

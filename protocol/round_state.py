@@ -46,7 +46,7 @@ DISSENT = "signed another state"
 
 
 @dataclass(frozen=True)
-class Rules:
+class RoundRules:
     """The manifest's rules of a round. Times in seconds.
 
     ``quorum`` is the fraction of members that must commit, rounded up; ``grace`` is how long the
@@ -159,7 +159,7 @@ class Left:
 
 
 @dataclass(frozen=True)
-class OfAttempt:
+class AttemptEvent:
     """Base of what a member does in an attempt."""
 
     now: float
@@ -169,24 +169,24 @@ class OfAttempt:
 
 
 @dataclass(frozen=True)
-class HandedBack(OfAttempt):
+class HandedBack(AttemptEvent):
     """The member will not finish this attempt. What it has revealed stays."""
 
 
 @dataclass(frozen=True)
-class Committed(OfAttempt):
+class Committed(AttemptEvent):
     commitment: str
 
 
 @dataclass(frozen=True)
-class Revealed(OfAttempt):
+class Revealed(AttemptEvent):
     """The member's contribution was checked; ``fault`` is "" when it holds."""
 
     fault: str
 
 
 @dataclass(frozen=True)
-class StateSigned(OfAttempt):
+class StateSigned(AttemptEvent):
     """The peer computed this root for the state after ``round``; ``wrong`` as in :class:`Vote`.
 
     ``accused`` are the slices that it knew to be called wrong, and has recomputed.
@@ -198,7 +198,7 @@ class StateSigned(OfAttempt):
 
 
 @dataclass(frozen=True)
-class Accused(OfAttempt):
+class Accused(AttemptEvent):
     """The checker of a slice recomputed it and got another one than was recorded.
 
     Who has signed without knowing of it has to look again: that vote no longer counts, and one that

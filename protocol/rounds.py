@@ -52,7 +52,7 @@ from artel.protocol.round_state import (
     Presence,
     Refuse,
     Revealed,
-    Rules,
+    RoundRules,
     RunState,
     Seen,
     StateSigned,
@@ -61,7 +61,7 @@ from artel.protocol.round_state import (
 )
 
 
-def step(rules: Rules, state: RunState, event: Event) -> tuple[RunState, list[Action]]:
+def step(rules: RoundRules, state: RunState, event: Event) -> tuple[RunState, list[Action]]:
     """Apply one event, then everything that follows from it."""
     refusal = _refusal(state, event)
     if refusal is not None:
@@ -157,7 +157,7 @@ def _without(state: RunState, peer: str) -> RunState:
     return state
 
 
-def _advance(rules: Rules, state: RunState, now: float) -> tuple[RunState, list[Action]]:
+def _advance(rules: RoundRules, state: RunState, now: float) -> tuple[RunState, list[Action]]:
     """One transition if its condition holds, else no actions."""
     if state.phase is Phase.WAITING:
         return _try_open(rules, state, now)
@@ -179,7 +179,7 @@ def ready(state: RunState) -> list[str]:
     )
 
 
-def members_of(rules: Rules, state: RunState) -> tuple[str, ...]:
+def members_of(rules: RoundRules, state: RunState) -> tuple[str, ...]:
     """Who the attempt that comes next is opened with, ascending; () when there are too few.
 
     - The first attempt of a round: everybody who does not sit it out.
@@ -211,7 +211,7 @@ def members_of(rules: Rules, state: RunState) -> tuple[str, ...]:
     return tuple(sorted(chosen[: rules.max_nodes]))
 
 
-def _try_open(rules: Rules, state: RunState, now: float) -> tuple[RunState, list[Action]]:
+def _try_open(rules: RoundRules, state: RunState, now: float) -> tuple[RunState, list[Action]]:
     if state.round >= rules.total:
         return replace(state, phase=Phase.FINISHED, since=now), []
     if now - state.since < pauses.wait_before(state.attempt):
@@ -244,7 +244,7 @@ def _try_open(rules: Rules, state: RunState, now: float) -> tuple[RunState, list
 
 
 def _try_close_commitments(
-    rules: Rules, state: RunState, now: float
+    rules: RoundRules, state: RunState, now: float
 ) -> tuple[RunState, list[Action]]:
     open_members = [peer for peer in state.members if peer not in state.rejected]
     committed = [peer for peer in open_members if peer in state.commitments]
@@ -266,7 +266,9 @@ def _try_close_commitments(
     return state, [CloseCommitments(state.round, state.attempt, kept)]
 
 
-def _try_close_round(rules: Rules, state: RunState, now: float) -> tuple[RunState, list[Action]]:
+def _try_close_round(
+    rules: RoundRules, state: RunState, now: float
+) -> tuple[RunState, list[Action]]:
     missing = [
         peer
         for peer in state.commitments
@@ -282,7 +284,7 @@ def _try_close_round(rules: Rules, state: RunState, now: float) -> tuple[RunStat
     return state, [CloseRound(state.round, state.attempt, state.accepted, rejected)]
 
 
-def _try_agree(rules: Rules, state: RunState, now: float) -> tuple[RunState, list[Action]]:
+def _try_agree(rules: RoundRules, state: RunState, now: float) -> tuple[RunState, list[Action]]:
     accepted = state.accepted
     votes = {peer: state.votes[peer] for peer in accepted if peer in state.votes}
     awaited = [

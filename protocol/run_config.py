@@ -93,7 +93,7 @@ def _plain(value: JsonValue, where: str, depth: int) -> JsonValue:
     return value
 
 
-class Run(Section):
+class RunSection(Section):
     """Who the run is for people, and the seed that fixes everything random in it."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
@@ -104,7 +104,7 @@ class Run(Section):
     """Seed of the initial parameters and of the order of the data."""
 
 
-class Model(Section):
+class ModelSection(Section):
     """The architecture: any causal language model that transformers knows."""
 
     type: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]{1,64}$")]
@@ -114,7 +114,7 @@ class Model(Section):
 router_aux_loss_coef is how much their even use counts in training."""
 
 
-class Tokenizer(Section):
+class TokenizerSection(Section):
     """How text becomes tokens."""
 
     kind: Literal["bytes", "bpe"]
@@ -123,7 +123,7 @@ class Tokenizer(Section):
     """Tokens in the vocabulary; "bytes" always has 257, "bpe" needs at least 258."""
 
     @model_validator(mode="after")
-    def _fits_kind(self) -> Tokenizer:
+    def _fits_kind(self) -> TokenizerSection:
         if self.kind == "bytes" and self.vocab_size != 257:
             raise Conflict(
                 f"[tokenizer] vocab_size = {self.vocab_size} does not fit kind = 'bytes'",
@@ -161,7 +161,7 @@ nobody."""
 Source = Annotated[StdlibSource | TextSource, Field(discriminator="kind")]
 
 
-class Data(Section):
+class DataSection(Section):
     """What is trained on, and how it is cut."""
 
     sources: Annotated[tuple[Source, ...], Field(min_length=1, max_length=16)]
@@ -181,7 +181,7 @@ machine, { kind = "text", path = "FILE or FOLDER" } any text."""
     """Bytes of text to use; a sample of the files is drawn when there is more; 0 means all."""
 
 
-class Optimizer(Section):
+class OptimizerSection(Section):
     """The inner optimiser, which every node runs on its own data."""
 
     kind: Literal["adamw", "muon"] = "adamw"
@@ -217,7 +217,7 @@ faster: on CUDA, and on CPUs for models at least 192 wide. Parameters stay 32-bi
     """Learning rate of the last step, as a part of lr."""
 
 
-class Rounds(Section):
+class RoundsSection(Section):
     """The rules of a round: train, commit, reveal, settle."""
 
     total: Annotated[int, Field(ge=1, le=1_000_000)] = 60
@@ -248,7 +248,7 @@ the box."""
     """The coordinator keeps a copy of every n-th agreed state and of the last; 0 means none."""
 
 
-class Outer(Section):
+class OuterSection(Section):
     """The outer optimiser, applied to the mean pseudo-gradient by everybody alike."""
 
     lr: Annotated[float, Field(gt=0, le=2)] = 0.7
@@ -266,7 +266,7 @@ SPARSE_OUTER = {"lr": 1.0, "momentum": 0.0, "final_lr_fraction": 0.65}
 """What [exchange.outer] means by default with the codec "sparse": its memory is the momentum."""
 
 
-class Exchange(Section):
+class ExchangeSection(Section):
     """What travels between nodes, and how it is combined."""
 
     codec: Codec = "int4"
@@ -289,7 +289,7 @@ for all; "auto": sharded for rounds of more than 8 members."""
 next round. 0: nodes wait for the exchange."""
     fragments: Annotated[int, Field(ge=1, le=64)] = 1
     """Parts of the model that take turns: each round exchanges one of them."""
-    outer: Outer = Outer()
+    outer: OuterSection = OuterSection()
     """The outer optimiser."""
 
     @model_validator(mode="before")
@@ -302,7 +302,7 @@ next round. 0: nodes wait for the exchange."""
         return value
 
     @model_validator(mode="after")
-    def _no_second_momentum(self) -> Exchange:
+    def _no_second_momentum(self) -> ExchangeSection:
         if self.codec == "sparse" and self.outer.momentum > 0:
             raise Conflict(
                 f"[exchange.outer] momentum = {self.outer.momentum} does not go with codec = "
@@ -325,7 +325,7 @@ class Rates(Section):
     """For a ledger entry that a contributing account replayed and cosigned."""
 
 
-class Ownership(Section):
+class OwnershipSection(Section):
     """How work turns into shares of the model. Fixed for the whole run."""
 
     statement: Annotated[str, Field(max_length=300), AfterValidator(_one_line)] = (
@@ -348,7 +348,7 @@ class Ownership(Section):
     """Whether vested credit may be given to another account."""
 
     @model_validator(mode="after")
-    def _can_rule(self) -> Ownership:
+    def _can_rule(self) -> OwnershipSection:
         if self.arbiter_quorum > max(1, len(set(self.arbiters))):
             raise Conflict(
                 f"[ownership] arbiter_quorum = {self.arbiter_quorum} is more than there are "
@@ -358,7 +358,7 @@ class Ownership(Section):
         return self
 
 
-class Ledger(Section):
+class LedgerSection(Section):
     """When an entry of the ledger counts as final."""
 
     witnesses: Annotated[int, Field(ge=0, le=24)] = 1
@@ -368,23 +368,23 @@ class Ledger(Section):
 class RunConfig(Section):
     """A whole run, as written in TOML."""
 
-    run: Run
+    run: RunSection
     """Name and seed."""
-    model: Model
+    model: ModelSection
     """Architecture."""
-    tokenizer: Tokenizer
+    tokenizer: TokenizerSection
     """Tokenizer."""
-    data: Data
+    data: DataSection
     """Text."""
-    optimizer: Optimizer = Optimizer()
+    optimizer: OptimizerSection = OptimizerSection()
     """Inner optimiser."""
-    rounds: Rounds = Rounds()
+    rounds: RoundsSection = RoundsSection()
     """Rounds."""
-    exchange: Exchange = Exchange()
+    exchange: ExchangeSection = ExchangeSection()
     """Exchange."""
-    ownership: Ownership = Ownership()
+    ownership: OwnershipSection = OwnershipSection()
     """Ownership."""
-    ledger: Ledger = Ledger()
+    ledger: LedgerSection = LedgerSection()
     """Ledger."""
 
     @model_validator(mode="after")

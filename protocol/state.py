@@ -39,7 +39,7 @@ from artel.protocol.errors import CheckFailed, DecodeError, ResourceError
 from artel.protocol.schema import Digest, Record, parsed
 
 if TYPE_CHECKING:
-    from artel.protocol.run_config import Outer
+    from artel.protocol.run_config import OuterSection
 
 Vector = npt.NDArray[np.float32]
 """A flat fp32 vector, shape (N,): parameters, momentum, a pseudo-gradient or an update."""
@@ -246,7 +246,7 @@ def state_root(state: State) -> str:
     return merkle.root(map(_hash_of, _chunks(_file_parts(state)))).hex()
 
 
-def state_bytes(parameters: int, outer: Outer) -> int:
+def state_bytes(parameters: int, outer: OuterSection) -> int:
     """Exact size of a run's state files."""
     return HEADER_BYTES + (2 if outer.momentum else 1) * 4 * parameters
 

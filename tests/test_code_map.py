@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
+from collections import Counter
 
 import grimp
 import pytest
@@ -51,3 +53,16 @@ def test_rooms_stand_on_the_map_in_the_order_of_their_imports() -> None:
     rooms = [room for layer in layers for room in layer.split(" | ")]
     on_map = re.findall(r"^\| `ledger/(\w+)/`", MAP, re.MULTILINE)
     assert [room for room in on_map if room in rooms] == rooms
+
+
+def test_a_name_of_a_class_or_a_file_means_one_thing() -> None:
+    files = [file for floor in FLOORS for file in (ROOT / floor).rglob("*.py")]
+    modules = Counter(file.stem for file in files if not file.stem.startswith("_"))
+    classes = Counter(
+        item.name
+        for file in files
+        for item in ast.parse(file.read_text()).body
+        if isinstance(item, ast.ClassDef) and not item.name.startswith("_")
+    )
+    assert {name for name, count in modules.items() if count > 1} == {"commands", "gauges"}
+    assert [name for name, count in classes.items() if count > 1] == []

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from artel.ledger.cli.meant import account_of, quote
-from artel.ledger.cli.opening import At, Ledger
+from artel.ledger.cli.opening import At, LedgerOptions
 from artel.protocol import commandline
 from artel.protocol.commandline import File, Folder
 from artel.protocol.errors import EXIT_OK, CheckFailed, UsageError
 
 if TYPE_CHECKING:
     from artel.ledger.entries.fold_state import FoldState
-    from artel.ledger.sync.client import View
+    from artel.ledger.sync.client import LedgerView
 
 
 export = commandline.group("export", "Shares and proofs as files.", None)
@@ -28,7 +28,7 @@ Output = Annotated[
 ]
 
 
-def _as_of(at: int | None, view: View) -> tuple[FoldState, bytes]:
+def _as_of(at: int | None, view: LedgerView) -> tuple[FoldState, bytes]:
     """The state to export, and the root of the tree that it comes from."""
     if at is None or at == view.log.size:
         return view.state, view.log.root
@@ -37,7 +37,7 @@ def _as_of(at: int | None, view: View) -> tuple[FoldState, bytes]:
     return view.as_of(at), view.log.root_at(at)
 
 
-def _standing(view: View, size: int) -> str:
+def _standing(view: LedgerView, size: int) -> str:
     trust = "final" if 0 < size <= view.final_size else "pending"
     return f"as of entry {size} of the ledger, {trust}"
 
@@ -61,7 +61,11 @@ def _put(output: Path | None, content: str, about: str) -> None:
 
 @export.command
 def csv(
-    *, output: Output = None, at: At = None, aliases: bool = False, ledger: Ledger = Ledger()
+    *,
+    output: Output = None,
+    at: At = None,
+    aliases: bool = False,
+    ledger: LedgerOptions = LedgerOptions(),
 ) -> int:
     """Write accounts, work, credit and shares as a table.
 
@@ -95,7 +99,7 @@ def proofs(
     *,
     output: Annotated[Folder, Parameter(name=("-o", "--output"))],
     account: Annotated[str | None, Parameter(metavar="ACCOUNT")] = None,
-    ledger: Ledger = Ledger(),
+    ledger: LedgerOptions = LedgerOptions(),
 ) -> int:
     """Write a proof file for each entry that an account's credit comes from, to keep.
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from artel.ledger.cli.meant import read
-from artel.ledger.cli.opening import DEFAULT_HOME, Home, KeyFile, Ledger, key_path
+from artel.ledger.cli.opening import DEFAULT_HOME, Home, KeyFile, LedgerOptions, key_path
 from artel.protocol import commandline
 from artel.protocol.commandline import AsJson, File, show
 from artel.protocol.errors import ArtelError, CheckFailed, UsageError
@@ -85,7 +85,7 @@ def _new(facts: dict[str, Any], kept: str) -> Iterator[str]:
 
 
 @key.command(name="show")
-def show_key(*, file: Key = None, ledger: Ledger = Ledger()) -> int:
+def show_key(*, file: Key = None, ledger: LedgerOptions = LedgerOptions()) -> int:
     """Which account a key speaks for.
 
     example: artel ledger key show --home DIR

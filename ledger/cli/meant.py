@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from artel.protocol.errors import UsageError
 
 if TYPE_CHECKING:
-    from artel.ledger.sync.client import View
+    from artel.ledger.sync.client import LedgerView
 
 MAX_FILE_BYTES = 256 * 1024
 
@@ -56,7 +56,7 @@ EntryName = Annotated[
 ]
 
 
-def index_of(view: View, wanted: str) -> int:
+def index_of(view: LedgerView, wanted: str) -> int:
     """The index that a person means; a short number is an index, anything else an id.
 
     :raises UsageError: when there is no such entry, or more than one
@@ -72,7 +72,7 @@ def index_of(view: View, wanted: str) -> int:
     return found[0]
 
 
-def contribution_of(view: View, wanted: str) -> tuple[int, str]:
+def contribution_of(view: LedgerView, wanted: str) -> tuple[int, str]:
     """Index and id of the contribution that a person means.
 
     :raises UsageError: when it is none
@@ -95,7 +95,7 @@ AccountName = Annotated[str | None, Parameter(metavar="KEY")]
 NodeName = Annotated[str | None, Parameter(metavar="PEER")]
 
 
-def account_named(view: View, wanted: str) -> str:
+def account_named(view: LedgerView, wanted: str) -> str:
     """The account that a person means by its name, present key, the beginning of either, or alias.
 
     :raises UsageError: when it is none or several
@@ -116,7 +116,7 @@ def account_named(view: View, wanted: str) -> str:
     )
 
 
-def account_of(view: View, home: Path, account: str | None, node: str | None = None) -> str:
+def account_of(view: LedgerView, home: Path, account: str | None, node: str | None = None) -> str:
     """The account that is meant: the one that is named, or else the one of this home.
 
     :param account: its key, its start, or its name
@@ -134,7 +134,7 @@ def account_of(view: View, home: Path, account: str | None, node: str | None = N
     return _home_account(view, home)
 
 
-def _home_account(view: View, home: Path) -> str:
+def _home_account(view: LedgerView, home: Path) -> str:
     """The account of a home by its key, or by its node's when the key lies elsewhere."""
     from artel.protocol import identity
 

@@ -8,14 +8,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from artel.ledger.cli.meant import AccountName, NodeName, account_of, peer_of
-from artel.ledger.cli.opening import Ledger
+from artel.ledger.cli.opening import LedgerOptions
 from artel.protocol.commandline import Count, Table
 from artel.protocol.errors import CheckFailed, UsageError
 
 if TYPE_CHECKING:
     from artel.ledger.entries.fold_state import FoldState
     from artel.ledger.fold.claims import Claim, Stand
-    from artel.ledger.sync.client import View
+    from artel.ledger.sync.client import LedgerView
 
 
 # --- me -------------------------------------------------------------------------------------------
@@ -26,7 +26,7 @@ def me(
     account: AccountName = None,
     node: NodeName = None,
     limit: Count = 10,
-    ledger: Ledger = Ledger(),
+    ledger: LedgerOptions = LedgerOptions(),
 ) -> int:
     """What your work counts for, and what is missing.
 
@@ -58,7 +58,7 @@ def me(
 
 
 def _stands(
-    view: View, account: str, peer: str, claims: Sequence[Claim], *, all_nodes: bool
+    view: LedgerView, account: str, peer: str, claims: Sequence[Claim], *, all_nodes: bool
 ) -> list[Stand]:
     """The claims of this home; without any, the account's contributions as the ledger has them."""
     from artel.ledger.fold.claims import Claim, stands
@@ -74,7 +74,7 @@ def _stands(
     return found
 
 
-def _facts(view: View, account: str, found: Sequence[Stand], claimed: bool) -> dict[str, Any]:
+def _facts(view: LedgerView, account: str, found: Sequence[Stand], claimed: bool) -> dict[str, Any]:
     from artel.ledger.entries.fold_state import Account
     from artel.ledger.fold import claims
     from artel.ledger.fold.holdings import Holding, holdings
@@ -137,7 +137,7 @@ def _vesting(state: FoldState, account: str) -> dict[str, int]:
 
 
 def _me(
-    view: View, facts: dict[str, Any], found: Sequence[Stand], limit: int
+    view: LedgerView, facts: dict[str, Any], found: Sequence[Stand], limit: int
 ) -> Iterator[str | Table]:
     from artel.ledger.entries import words as text
     from artel.ledger.fold import labels

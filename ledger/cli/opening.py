@@ -17,7 +17,7 @@ from artel.protocol.errors import UsageError
 from artel.protocol.paths import expanded
 
 if TYPE_CHECKING:
-    from artel.ledger.sync.client import View
+    from artel.ledger.sync.client import LedgerView
     from artel.ledger.sync.source import Holder
 
 DEFAULT_HOME = Path("~/.artel/node")
@@ -31,7 +31,7 @@ At = Annotated[Count | None, Parameter(help="as it was after the first N entries
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class SourceOptions:
     """A ledger that may be read from elsewhere than a home."""
 
     source: Annotated[
@@ -50,7 +50,7 @@ class Source:
     as_json: AsJson = False
 
     @contextmanager
-    def opened_or(self, home: Path) -> Iterator[View]:
+    def opened_or(self, home: Path) -> Iterator[LedgerView]:
         """The ledger of ``--from``, or else of a home, verified as far as ``View`` says.
 
         :raises UsageError: there is none, or the target cannot be understood
@@ -80,7 +80,7 @@ class Source:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class Ledger(Source):
+class LedgerOptions(SourceOptions):
     """A ledger in a home, or elsewhere."""
 
     home: Home = DEFAULT_HOME
@@ -90,14 +90,14 @@ class Ledger(Source):
         """The home: whose ledger is read, and with ``--from`` whose keys are meant."""
         return expanded(self.home)
 
-    def opened(self) -> AbstractContextManager[View]:
+    def opened(self) -> AbstractContextManager[LedgerView]:
         """As :meth:`opened_or`."""
         return self.opened_or(self.home)
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class Unsigned(Ledger):
+class StatementOptions(LedgerOptions):
     """A ledger that something is to be said to."""
 
     dry_run: Annotated[bool, Parameter(help="print the statement and send nothing")] = False
@@ -105,7 +105,7 @@ class Unsigned(Ledger):
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class Signed(Unsigned):
+class SigningOptions(StatementOptions):
     """A ledger, and whose key signs what is said to it."""
 
     key: KeyFile = None

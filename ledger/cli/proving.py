@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from artel.ledger.cli.meant import EntryName, index_of, quote, read
-from artel.ledger.cli.opening import DEFAULT_HOME, Home, Ledger
+from artel.ledger.cli.opening import DEFAULT_HOME, Home, LedgerOptions
 from artel.protocol.commandline import (
     AsJson,
     Count,
@@ -39,7 +39,7 @@ def prove(
     /,
     *,
     output: Annotated[File | None, Parameter(name="-o")] = None,
-    ledger: Ledger = Ledger(),
+    ledger: LedgerOptions = LedgerOptions(),
 ) -> int:
     """Write a proof of an entry that anybody can check offline.
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from artel.ledger.cli.meant import AccountName, EntryName, NodeName, account_of, index_of
-from artel.ledger.cli.opening import Ledger
+from artel.ledger.cli.opening import LedgerOptions
 from artel.protocol.commandline import Count
 from artel.protocol.errors import EXIT_OK, UsageError
 
 if TYPE_CHECKING:
     from artel.ledger.entries import Entry
     from artel.ledger.entries.fold_state import Credit, Outcome
-    from artel.ledger.sync.client import View
+    from artel.ledger.sync.client import LedgerView
 
 FOLLOW_S = 2.0
 KINDS = (
@@ -43,7 +43,7 @@ def log(
     account: AccountName = None,
     limit: Count = 50,
     follow: bool = False,
-    ledger: Ledger = Ledger(),
+    ledger: LedgerOptions = LedgerOptions(),
 ) -> int:
     """The entries, one line each.
 
@@ -60,7 +60,7 @@ def log(
     if mine and account:
         raise UsageError("either --mine or --account", "leave one of them out")
 
-    def wanted(view: View) -> dict[str, Any]:
+    def wanted(view: LedgerView) -> dict[str, Any]:
         asked: dict[str, Any] = {"kind": kind or "", "round": round}
         if not view.log.size:
             return asked
@@ -82,7 +82,7 @@ def log(
 
 
 def _found(
-    view: View, asked: dict[str, Any], limit: int = -1, since: int = 0
+    view: LedgerView, asked: dict[str, Any], limit: int = -1, since: int = 0
 ) -> Iterator[dict[str, Any]]:
     """The last entries that fit, from ``since`` on, in order."""
     from artel.ledger.entries import story
@@ -121,7 +121,9 @@ def _line(item: dict[str, Any]) -> str:
     return f"{item['index']:>6}  {item['kind']:<15}  {number:>5}  {item['summary']}"
 
 
-def _follow(ledger: Ledger, wanted: Callable[[View], dict[str, Any]], shown: int) -> int:
+def _follow(
+    ledger: LedgerOptions, wanted: Callable[[LedgerView], dict[str, Any]], shown: int
+) -> int:
     """Print what fits of the entries that come, until interrupted."""
     while True:
         sys.stdout.flush()
@@ -136,7 +138,7 @@ def _follow(ledger: Ledger, wanted: Callable[[View], dict[str, Any]], shown: int
             shown = view.log.size
 
 
-def show(entry: EntryName, /, *, ledger: Ledger = Ledger()) -> int:
+def show(entry: EntryName, /, *, ledger: LedgerOptions = LedgerOptions()) -> int:
     """One entry in full, with who signed it.
 
     example: artel ledger show 17
@@ -210,7 +212,7 @@ def _credits(credits: tuple[Credit, ...]) -> list[dict[str, Any]]:
 # --- explain --------------------------------------------------------------------------------------
 
 
-def explain(entry: EntryName, /, *, ledger: Ledger = Ledger()) -> int:
+def explain(entry: EntryName, /, *, ledger: LedgerOptions = LedgerOptions()) -> int:
     """The arithmetic of an entry's credit, in numbers.
 
     example: artel ledger explain 17

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-from artel.ledger.cli.opening import DEFAULT_HOME, Source
+from artel.ledger.cli.opening import DEFAULT_HOME, SourceOptions
 from artel.protocol import options
 from artel.protocol.commandline import value, values
 from artel.protocol.errors import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, UsageError
@@ -18,7 +18,7 @@ def recheck(
     /,
     *,
     home: Annotated[tuple[Path, ...], values(options.path, "DIR")] = (DEFAULT_HOME,),
-    ledger: Source = Source(),
+    ledger: SourceOptions = SourceOptions(),
 ) -> int:
     """Recompute the slices of a sharded round from what its nodes published.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from artel.ledger.cli.meant import account_named
-from artel.ledger.cli.opening import Signed
+from artel.ledger.cli.opening import SigningOptions
 from artel.ledger.cli.sending import dry_run, send
 from artel.protocol.commandline import File
 from artel.protocol.errors import EXIT_OK, ArtelError, CheckFailed
@@ -18,11 +18,11 @@ from artel.protocol.paths import expanded
 
 if TYPE_CHECKING:
     from artel.ledger.entries.fold_state import Account
-    from artel.ledger.sync.client import View
+    from artel.ledger.sync.client import LedgerView
     from artel.protocol.identity import Identity
 
 
-def rotate(*, ledger: Signed = Signed()) -> int:
+def rotate(*, ledger: SigningOptions = SigningOptions()) -> int:
     """Replace the account's key, for example because somebody may have seen it.
 
     Finishes what a run that was cut off began.
@@ -53,7 +53,7 @@ def recover(
     *,
     recovery_key: File,
     account: Annotated[str | None, Parameter(metavar="ACCOUNT")] = None,
-    ledger: Signed = Signed(),
+    ledger: SigningOptions = SigningOptions(),
 ) -> int:
     """Replace a lost or stolen account key with the help of the recovery key.
 
@@ -76,8 +76,8 @@ def recover(
 
 
 def _replace(
-    ledger: Signed,
-    view: View,
+    ledger: SigningOptions,
+    view: LedgerView,
     path: Path,
     signer: Identity,
     name: str,
@@ -126,7 +126,7 @@ def _replace(
     return EXIT_OK
 
 
-def _finished(ledger: Signed, view: View, path: Path) -> bool:
+def _finished(ledger: SigningOptions, view: LedgerView, path: Path) -> bool:
     """Finish what an earlier run began, if the ledger has the new key already."""
     from artel.ledger.store import keyfiles
     from artel.protocol import identity
@@ -145,7 +145,9 @@ def _finished(ledger: Signed, view: View, path: Path) -> bool:
     return True
 
 
-def _report(ledger: Signed, path: Path, kept: Path | None, name: str, recoverable: bool) -> None:
+def _report(
+    ledger: SigningOptions, path: Path, kept: Path | None, name: str, recoverable: bool
+) -> None:
     if ledger.as_json:
         return
     print(f"{path} holds the new key of account {name[:12]}")

@@ -7,21 +7,21 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from artel.ledger.cli.opening import Signed, Unsigned
+from artel.ledger.cli.opening import SigningOptions, StatementOptions
 from artel.protocol.errors import EXIT_OK, UsageError
 
 if TYPE_CHECKING:
     from artel.ledger.entries import Body
     from artel.ledger.entries.fold_state import Account
-    from artel.ledger.sync.client import View
+    from artel.ledger.sync.client import LedgerView
     from artel.protocol.dsse import Envelope
 
-Make = Callable[["View", str, "Account"], tuple[dict[str, Any], str]]
+Make = Callable[["LedgerView", str, "Account"], tuple[dict[str, Any], str]]
 """From the ledger, and the name and the state of the account that speaks: the fields of the
 statement, and a sentence that says what it does."""
 
 
-def stated(ledger: Signed, schema: type[Body], make: Make) -> int:
+def stated(ledger: SigningOptions, schema: type[Body], make: Make) -> int:
     """Run a command that makes one statement of one account; returns the exit code."""
     from artel.ledger import entries
     from artel.ledger.sync.saying import speaker
@@ -36,7 +36,7 @@ def stated(ledger: Signed, schema: type[Body], make: Make) -> int:
     return EXIT_OK
 
 
-def send(ledger: Unsigned, view: View, saying: str, envelope: Envelope) -> None:
+def send(ledger: StatementOptions, view: LedgerView, saying: str, envelope: Envelope) -> None:
     """Say what is about to happen, check it here, hand it in, and say where it stands.
 
     :param saying: what the statement does, a sentence for a person
@@ -69,13 +69,13 @@ def send(ledger: Unsigned, view: View, saying: str, envelope: Envelope) -> None:
     ledger.show(facts, [f"it is entry {index} of the ledger, {_outlook(view)}"])
 
 
-def dry_run(ledger: Unsigned, saying: str, body: dict[str, Any]) -> int:
+def dry_run(ledger: StatementOptions, saying: str, body: dict[str, Any]) -> int:
     """Print what would be sent."""
     shown = f"{saying}\n\n{json.dumps(body, indent=2)}\n\nnothing was sent (--dry-run)"
     return ledger.show({"dry_run": True, "statement": body}, [shown])
 
 
-def ask(ledger: Unsigned, question: str, yes: bool) -> None:
+def ask(ledger: StatementOptions, question: str, yes: bool) -> None:
     """Ask a person; with --yes, or for a dry run, nobody is asked.
 
     :raises UsageError: when the answer is no, or there is nobody to ask
@@ -89,7 +89,7 @@ def ask(ledger: Unsigned, question: str, yes: bool) -> None:
         raise UsageError("nothing was sent")
 
 
-def _outlook(view: View) -> str:
+def _outlook(view: LedgerView) -> str:
     rules = view.state.rules
     if rules is None or not rules.witnesses:
         return "pending; nothing becomes final in this run, which asks for no witnesses"

@@ -16,7 +16,7 @@ from cyclopts import Parameter
 
 from artel.ledger.cli import sending
 from artel.ledger.cli.meant import account_named, contribution_of, digest_of, read
-from artel.ledger.cli.opening import Signed, Unsigned
+from artel.ledger.cli.opening import SigningOptions, StatementOptions
 from artel.protocol import options
 from artel.protocol.commandline import Count, File, value, values
 from artel.protocol.errors import EXIT_OK, ArtelError, UsageError
@@ -24,7 +24,7 @@ from artel.protocol.paths import expanded
 
 if TYPE_CHECKING:
     from artel.ledger.entries.fold_state import Account
-    from artel.ledger.sync.client import View
+    from artel.ledger.sync.client import LedgerView
     from artel.protocol.dsse import Envelope
 
 _REASON = re.compile(r"[a-z][a-z0-9_]{0,31}", re.ASCII)
@@ -60,7 +60,7 @@ def dispute(
     *,
     reason: Annotated[str | None, value(_reason, "CODE")] = None,
     evidence: Evidence = "",
-    ledger: Signed = Signed(),
+    ledger: SigningOptions = SigningOptions(),
 ) -> int:
     """Freeze a contribution's pending credit until an arbiter has ruled on it.
 
@@ -74,7 +74,7 @@ def dispute(
     if reason is None:
         raise UsageError("say why, with --reason CODE", _CODES)
 
-    def make(view: View, name: str, _account: Account) -> tuple[dict[str, Any], str]:
+    def make(view: LedgerView, name: str, _account: Account) -> tuple[dict[str, Any], str]:
         index, contribution = contribution_of(view, entry)
         fields = {"contribution": contribution, "reason": reason, "evidence": evidence}
         return fields, (
@@ -91,7 +91,7 @@ def transfer(
     /,
     *,
     yes: bool = False,
-    ledger: Signed = Signed(),
+    ledger: SigningOptions = SigningOptions(),
 ) -> int:
     """Give vested credit to another account, where the run allows it.
 
@@ -106,7 +106,7 @@ def transfer(
     if not amount:
         raise UsageError("there is nothing to transfer", "give an amount of 1 or more")
 
-    def make(view: View, name: str, account: Account) -> tuple[dict[str, Any], str]:
+    def make(view: LedgerView, name: str, account: Account) -> tuple[dict[str, Any], str]:
         receiver = account_named(view, to)
         saying = (
             f"account {name[:12]} gives {amount:,} of its {account.vested:,} vested "
@@ -118,7 +118,7 @@ def transfer(
     return sending.stated(ledger, Transfer, make)
 
 
-def split_view(file: File, /, *, ledger: Signed = Signed()) -> int:
+def split_view(file: File, /, *, ledger: SigningOptions = SigningOptions()) -> int:
     """Enter the proof that somebody signed two histories.
 
     example: artel ledger split-view split-view.json
@@ -132,7 +132,7 @@ def split_view(file: File, /, *, ledger: Signed = Signed()) -> int:
 
     evidence, _ = offline.read_evidence(read(file))
 
-    def make(view: View, name: str, _account: Account) -> tuple[dict[str, Any], str]:
+    def make(view: LedgerView, name: str, _account: Account) -> tuple[dict[str, Any], str]:
         culprit = check(evidence, signers_of(view.state, evidence))
         return {"evidence": evidence.to_dict()}, (
             f"account {name[:12]} shows that {culprit.name} signed two histories, of "
@@ -150,7 +150,7 @@ def rule(
     key: Annotated[tuple[Path, ...], values(options.path, "FILE")],
     statement: File | None = None,
     evidence: Evidence = "",
-    ledger: Unsigned = Unsigned(),
+    ledger: StatementOptions = StatementOptions(),
 ) -> int:
     """Rule on a contribution, as an arbiter of the run.
 
@@ -202,7 +202,7 @@ def rule(
 
 
 def _collect(
-    ledger: Unsigned, file: Path | None, envelope: Envelope, saying: str, quorum: int
+    ledger: StatementOptions, file: Path | None, envelope: Envelope, saying: str, quorum: int
 ) -> int:
     """Keep a ruling that other arbiters still have to sign."""
     from artel.ledger.sync.export import write_file
@@ -231,7 +231,7 @@ def alias(
     forget: bool = False,
     team: str = "",
     yes: bool = False,
-    ledger: Signed = Signed(),
+    ledger: SigningOptions = SigningOptions(),
 ) -> int:
     """Be shown under a name, or no longer; the name never enters the ledger.
 

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from artel.ledger.cli.meant import AccountName
-from artel.ledger.cli.opening import At, Ledger, holding
+from artel.ledger.cli.opening import At, LedgerOptions, holding
 from artel.protocol.commandline import Table, fields
 from artel.protocol.errors import UsageError
 
 if TYPE_CHECKING:
-    from artel.ledger.sync.client import View
+    from artel.ledger.sync.client import LedgerView
     from artel.ledger.sync.source import TileSource
 
 CLOCK_SKEW_S = 60
@@ -24,7 +24,7 @@ CLOCK_SKEW_S = 60
 # --- status ---------------------------------------------------------------------------------------
 
 
-def status(*, ledger: Ledger = Ledger()) -> int:
+def status(*, ledger: LedgerOptions = LedgerOptions()) -> int:
     """How far the ledger is, and what may be relied on.
 
     example: artel ledger status --home DIR
@@ -36,7 +36,7 @@ def status(*, ledger: Ledger = Ledger()) -> int:
         return ledger.show(facts, _status(view, facts))
 
 
-def _facts(view: View) -> dict[str, Any]:
+def _facts(view: LedgerView) -> dict[str, Any]:
     state, log = view.state, view.log
     attempt = state.attempt
     witnesses = view.witnesses()
@@ -75,7 +75,7 @@ def _facts(view: View) -> dict[str, Any]:
     }
 
 
-def _status(view: View, facts: dict[str, Any]) -> Iterator[str | Table]:
+def _status(view: LedgerView, facts: dict[str, Any]) -> Iterator[str | Table]:
     from artel.ledger.entries import words as text
     from artel.ledger.fold import labels
 
@@ -107,7 +107,7 @@ def _status(view: View, facts: dict[str, Any]) -> Iterator[str | Table]:
     yield fields([*lines, *(("ALARM", alarm) for alarm in _alarms(view))])
 
 
-def _cosigned(view: View) -> str:
+def _cosigned(view: LedgerView) -> str:
     """Who cosigned, and when last."""
     from artel.ledger.entries import words as text
 
@@ -128,7 +128,7 @@ def _ago(seconds: int) -> str:
     return f"{max(0, seconds)} s ago"
 
 
-def _alarms(view: View) -> list[str]:
+def _alarms(view: LedgerView) -> list[str]:
     from artel.ledger.entries import words as text
 
     alarms = [
@@ -141,7 +141,7 @@ def _alarms(view: View) -> list[str]:
     return alarms
 
 
-def _empty(ledger: Ledger) -> int:
+def _empty(ledger: LedgerOptions) -> int:
     from artel.ledger.fold.labels import UNWITNESSED
     from artel.protocol import merkle
 
@@ -152,7 +152,9 @@ def _empty(ledger: Ledger) -> int:
 # --- shares ---------------------------------------------------------------------------------------
 
 
-def shares(*, at: At = None, account: AccountName = None, ledger: Ledger = Ledger()) -> int:
+def shares(
+    *, at: At = None, account: AccountName = None, ledger: LedgerOptions = LedgerOptions()
+) -> int:
     """Who owns how much, and from what work.
 
     example: artel ledger shares --json
@@ -189,7 +191,7 @@ def shares(*, at: At = None, account: AccountName = None, ledger: Ledger = Ledge
         return ledger.show(facts, _shares(view, facts, name))
 
 
-def _proven(account: str, ledger: Ledger) -> int:
+def _proven(account: str, ledger: LedgerOptions) -> int:
     from artel.ledger.sync.share_proof import prove_share
 
     with _files(account, ledger) as (source, run, name):
@@ -218,7 +220,7 @@ def _proven(account: str, ledger: Ledger) -> int:
 
 
 @contextmanager
-def _files(account: str, ledger: Ledger) -> Iterator[tuple[TileSource, str, str]]:
+def _files(account: str, ledger: LedgerOptions) -> Iterator[tuple[TileSource, str, str]]:
     """Where the proof comes from, the run id that is known, and the account's whole name."""
     if ledger.source is None:
         from artel.ledger.cli.meant import account_of
@@ -260,7 +262,7 @@ def _share_lines(facts: dict[str, Any]) -> Iterator[str | Table]:
     yield "the history before was not checked: artel ledger audit does that"
 
 
-def _shares(view: View, facts: dict[str, Any], name: str) -> Iterator[str | Table]:
+def _shares(view: LedgerView, facts: dict[str, Any], name: str) -> Iterator[str | Table]:
     from artel.ledger.entries import words as text
     from artel.ledger.fold import labels
 

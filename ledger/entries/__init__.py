@@ -15,7 +15,7 @@ from typing import Any
 from artel.ledger.entries.body import ENTRY_TYPE, MAX_MEMBERS, Body, Entry, opened, signed
 from artel.ledger.entries.genesis import Genesis, read_genesis
 from artel.ledger.entries.kinds import BODIES
-from artel.ledger.entries.kinds.account import Account, account, recovery_digest
+from artel.ledger.entries.kinds.account import AccountBody, account, recovery_digest
 from artel.ledger.entries.kinds.aggregate import Aggregate, aggregate
 from artel.ledger.entries.kinds.contribution import Contribution, contribution
 from artel.ledger.entries.kinds.dispute import Dispute
@@ -38,7 +38,7 @@ from artel.ledger.entries.kinds.state_agreed import (
 from artel.ledger.entries.kinds.transfer import Transfer
 from artel.ledger.entries.kinds.verdict import Verdict, verdict
 from artel.ledger.entries.kinds.witnessed import Cosignature, Witnessed, witnessed
-from artel.ledger.entries.rules import DataUse, Rules
+from artel.ledger.entries.rules import DataUse, LedgerRules
 from artel.protocol import canonical, dsse
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import DecodeError
@@ -51,7 +51,7 @@ __all__ = [
     "MANIFEST_TYPE",
     "MAX_MEMBERS",
     "Accepted",
-    "Account",
+    "AccountBody",
     "Aggregate",
     "Body",
     "Contribution",
@@ -61,12 +61,12 @@ __all__ = [
     "Entry",
     "Genesis",
     "KeyRotated",
+    "LedgerRules",
     "Node",
     "Rejected",
     "RoundClosed",
     "RoundCommitted",
     "RoundOpened",
-    "Rules",
     "Ruling",
     "RunClosed",
     "SliceWrong",

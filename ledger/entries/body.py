@@ -106,7 +106,7 @@ class Body(Record):
         return set()
 
 
-class OfAttempt(Body):
+class AttemptBody(Body):
     """A body that belongs to an attempt of a round."""
 
     round: Count

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from artel.ledger.entries.credit_map import CreditMap, KeptMap
-from artel.ledger.entries.rules import Rules
+from artel.ledger.entries.rules import LedgerRules
 from artel.protocol.assignment import Work
 from artel.protocol.identity import peer_id_of, public_of
 
@@ -150,7 +150,7 @@ class Slice:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ValidContribution:
     """A valid contribution: its entry id and index, tokens, steps of this round's assignment, and
     the salt that the node revealed: secret until then, and fixed by its commitment."""
 
@@ -174,7 +174,7 @@ class Attempt:
     phase: str = "training"
     """training, revealing (commitments are known), applying (closed with somebody), failed."""
     commitments: dict[str, str] = field(default_factory=dict)
-    shown: dict[str, Shown] = field(default_factory=dict)
+    shown: dict[str, ValidContribution] = field(default_factory=dict)
     """Node to its valid contribution."""
     accepted: dict[str, int] = field(default_factory=dict)
     """Node to tokens."""
@@ -209,7 +209,7 @@ class FoldState:
     run: str = ""
     organiser: str = ""
     coordinators: list[str] = field(default_factory=list)
-    rules: Rules | None = None
+    rules: LedgerRules | None = None
     states: list[str] = field(default_factory=list)
     """Agreed state roots; ``states[r]`` is what round r starts from."""
     accounts: dict[str, Account] = field(default_factory=dict)
@@ -269,7 +269,7 @@ class FoldState:
         return max(0, len(self.states) - 1)
 
     @property
-    def founded(self) -> Rules:
+    def founded(self) -> LedgerRules:
         """The rules of the manifest. Only where there is one."""
         assert self.rules is not None
         return self.rules

@@ -13,7 +13,7 @@ from pydantic import ValidationError as PydanticError
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import Digest, Entry, OptionalDigest, Positive, Record
 from artel.ledger.entries.fold_state import RECORDED, Account, Effect, FoldState, Outcome
-from artel.ledger.entries.rules import DataUse, Rules
+from artel.ledger.entries.rules import DataUse, LedgerRules
 from artel.ledger.entries.story import Fact, Story, assigned, vesting
 from artel.ledger.entries.words import plural, printable, short_key
 from artel.protocol import canonical
@@ -21,7 +21,7 @@ from artel.protocol.assignment import Work
 from artel.protocol.dsse import Seal
 from artel.protocol.errors import DecodeError
 from artel.protocol.round_state import BAD_SIGNATURE
-from artel.protocol.run_config import Ledger, Ownership
+from artel.protocol.run_config import LedgerSection, OwnershipSection
 from artel.protocol.schema import checked, refused
 
 WORK = {
@@ -46,7 +46,7 @@ class Genesis:
     organiser: str  # hex key
     coordinators: tuple[str, ...]  # hex keys
     initial_state: str  # state root
-    rules: Rules
+    rules: LedgerRules
 
     @property
     def kind(self) -> str:
@@ -150,7 +150,7 @@ class _Contributed(Record):
     parts: Annotated[tuple[_Part, ...], Field(max_length=17, strict=False)]
 
 
-_S = TypeVar("_S", Ownership, Ledger)
+_S = TypeVar("_S", OwnershipSection, LedgerSection)
 
 
 def read_genesis(payload: bytes) -> Genesis:
@@ -170,17 +170,17 @@ def read_genesis(payload: bytes) -> Genesis:
     )
 
 
-def _rules(manifest: dict[str, Any], organiser: str) -> Rules:
+def _rules(manifest: dict[str, Any], organiser: str) -> LedgerRules:
     work = _work(manifest)
     # A contribution has the tokens of a tail and of a head.
     if 2 * work.tokens(work.most) >= 1 << 53:
         raise DecodeError("entry genesis: a round assigns 2^52 tokens or more")
-    ownership = _section(manifest, Ownership, "ownership")
-    return Rules(
+    ownership = _section(manifest, OwnershipSection, "ownership")
+    return LedgerRules(
         total=work.total,
         work=work,
         ownership=ownership,
-        witnesses=_section(manifest, Ledger, "ledger").witnesses,
+        witnesses=_section(manifest, LedgerSection, "ledger").witnesses,
         arbiters=frozenset(ownership.arbiters or (organiser,)),
         data=_data_use(manifest),
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from artel.protocol.assignment import Work
-from artel.protocol.run_config import Ownership
+from artel.protocol.run_config import OwnershipSection
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class DataUse:
 
 
 @dataclass(frozen=True)
-class Rules:
+class LedgerRules:
     """What the ledger's rules read of the manifest."""
 
     total: int
     work: Work  # what a round asks of its members
-    ownership: Ownership
+    ownership: OwnershipSection
     witnesses: int
     arbiters: frozenset[str]
     data: DataUse | None = None

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from artel.ledger.entries import reasons
 from artel.ledger.entries.fold_state import FoldState
-from artel.ledger.fold.history import CREDIT_STATES, Work
+from artel.ledger.fold.history import CREDIT_STATES, AccountWork
 
 PENDING, VESTED, INVALIDATED = CREDIT_STATES
 PENDING, VESTED, INVALIDATED = CREDIT_STATES
@@ -84,7 +84,7 @@ class Stand:
     """A sentence: why, or what is still to happen."""
 
 
-def stands(claims: Iterable[Claim], node: str, state: FoldState, work: Work) -> list[Stand]:
+def stands(claims: Iterable[Claim], node: str, state: FoldState, work: AccountWork) -> list[Stand]:
     """Where each claim of ``node`` stands by this state, in the order of the claims.
 
     :param work: of the account that the node belongs to
@@ -92,7 +92,7 @@ def stands(claims: Iterable[Claim], node: str, state: FoldState, work: Work) -> 
     return [_stand(claim, node, state, work) for claim in claims]
 
 
-def _stand(claim: Claim, node: str, state: FoldState, work: Work) -> Stand:
+def _stand(claim: Claim, node: str, state: FoldState, work: AccountWork) -> Stand:
     shown = work.shown.get(claim.entry)
     index = shown.index if shown is not None else None
     earned = work.earned.get(claim.entry)

@@ -71,7 +71,7 @@ class Did:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ContributionOutcome:
     """A contribution in the ledger; ``reason`` says why the fold ignores it, if it does."""
 
     index: int
@@ -85,10 +85,10 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Work:
+class AccountWork:
     """What an account showed, and what became of it, oldest first."""
 
-    shown: dict[str, Shown] = field(default_factory=dict)
+    shown: dict[str, ContributionOutcome] = field(default_factory=dict)
     """By entry id."""
     earned: dict[str, Trail] = field(default_factory=dict)
     """By source."""
@@ -315,7 +315,7 @@ class History:
         )
         return [(row[0], LeftOut(*row[1:])) for row in rows]
 
-    def work_of(self, account: str) -> Work:
+    def work_of(self, account: str) -> AccountWork:
         """What an account's nodes showed since they belonged to it, and what became of it."""
         nodes = f"SELECT node, min(idx) AS since FROM bindings WHERE account = {_NAME} GROUP BY 1"
         rows = self._query(
@@ -331,8 +331,8 @@ class History:
             " WHERE l.idx < ? ORDER BY l.number",
             (account, self.size),
         )
-        return Work(
-            {row[1]: Shown(*row) for row in rows},
+        return AccountWork(
+            {row[1]: ContributionOutcome(*row) for row in rows},
             {trail.credit.source: trail for trail in reversed(self.credits_of(account))},
             {tuple(place): why for *place, why in left_out if why not in _HARMLESS},
         )

@@ -21,7 +21,7 @@ from artel.ledger.entries import (
     SliceWrong,
     StateAgreed,
 )
-from artel.ledger.entries.rules import Rules
+from artel.ledger.entries.rules import LedgerRules
 from artel.ledger.entries.words import short_key
 from artel.ledger.fold.layout import layout_of
 from artel.protocol import content
@@ -119,7 +119,9 @@ class Checked:
         return f"{name}  {said}"
 
 
-def recheck(leaf: bytes, rules: Rules, round: Round, homes: Sequence[Path]) -> Iterator[Checked]:
+def recheck(
+    leaf: bytes, rules: LedgerRules, round: Round, homes: Sequence[Path]
+) -> Iterator[Checked]:
     """Recompute every slice of a round, in order.
 
     :param leaf: entry 0, the signed manifest

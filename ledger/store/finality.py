@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from artel.ledger.store.reader import LedgerReader
 
 
-class Tree(Protocol):
+class KnownTree(Protocol):
     """What tree heads are held against: a home's ledger, or somebody else's."""
 
     @property
@@ -129,7 +129,7 @@ def trust(state: FoldState) -> labels.Trust:
 # --- all tree heads at hand -----------------------------------------------------------------------
 
 
-def of_notes(notes: Iterable[str], tree: Tree, state: FoldState) -> Finality:
+def of_notes(notes: Iterable[str], tree: KnownTree, state: FoldState) -> Finality:
     """What is final by these notes, each of which is verified; "" is skipped.
 
     :raises DecodeError: when one is malformed

@@ -1,7 +1,7 @@
 """Reading a ledger database: entries, notes, and the Merkle tree over them.
 
-What a :class:`LedgerReader` says about its size comes from one immutable :class:`Head`, which is
-replaced when an append is durable. So nothing here waits for an append that is under way, and
+What a :class:`LedgerReader` says about its size comes from one immutable :class:`LedgerHead`, which
+is replaced when an append is durable. So nothing here waits for an append that is under way, and
 whoever asks for the size, the root and a proof one after the other can name the size they mean.
 
 Opening a ledger reads the right edge of its tree, and holds it against the newest tree head and
@@ -43,7 +43,7 @@ _WRONG_TILE = "stop and run `artel ledger verify`; restore the home from a backu
 
 
 @dataclass(frozen=True)
-class Head:
+class LedgerHead:
     """A ledger as of one append."""
 
     tree: TileTree
@@ -66,7 +66,7 @@ class LedgerReader:
         self._reader = connection
         self._reading = threading.RLock()  # guards the connection
         self._tiles = Tiles(self._stored_tile, _WRONG_TILE)
-        self._head = Head(TileTree(Edge(), self._tiles))
+        self._head = LedgerHead(TileTree(Edge(), self._tiles))
 
     @classmethod
     @contextmanager
@@ -102,11 +102,11 @@ class LedgerReader:
         if not size:
             return 0
         tree = TileTree(Edge.of(size, self._edge_hashes), self._tiles)
-        self._head = Head(tree, tree.edge.root())
+        self._head = LedgerHead(tree, tree.edge.root())
         genesis = first_entry(self.leaf(0))
-        self._head = Head(tree, self.root, genesis=genesis)
+        self._head = LedgerHead(tree, self.root, genesis=genesis)
         note = self.note_at(size)
-        self._head = Head(tree, self.root, note, genesis)
+        self._head = LedgerHead(tree, self.root, note, genesis)
         return term_of(parse_checkpoint(note).origin, genesis.run) or 0
 
     def _edge_hashes(self, level: int, index: int, count: int) -> Iterator[bytes]:

@@ -28,7 +28,7 @@ from artel.ledger.store.published import (
     read_checkpoint_file,
 )
 from artel.ledger.store.reader import (
-    Head,
+    LedgerHead,
     LedgerReader,
     first_entry,
     short_id,
@@ -230,7 +230,7 @@ class LedgerStore(LedgerReader):
             except BaseException:
                 files.discard(new)
                 raise
-            self._head = Head(TileTree(edge, self._tiles), root, note, genesis)
+            self._head = LedgerHead(TileTree(edge, self._tiles), root, note, genesis)
             with storage_errors(self.path):
                 os.replace(new, self._checkpoint_path)
             return note

@@ -16,7 +16,7 @@ from artel.ledger.fold.effects import checked
 from artel.ledger.fold.shares import apply
 from artel.ledger.sync.offline import run_of
 from artel.ledger.sync.signed_tree import (
-    Tree,
+    SignedTree,
     read_tile,
     require_same,
     verified_head,
@@ -35,7 +35,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Report:
+class AuditReport:
     """What was found to hold, as of one checkpoint."""
 
     origin: str
@@ -63,7 +63,7 @@ def audit(
     origin: str | None = None,
     progress: Progress = lambda _done, _all: None,
     reader: Callable[[Iterator[bytes]], object] = lambda leaves: deque(leaves, maxlen=0),
-) -> Report:
+) -> AuditReport:
     """Audit the log's newest checkpoint. Memory does not grow with the log.
 
     :param vkeys: keys to trust, at least one of the log (type 0x01), others of witnesses (0x04)
@@ -88,11 +88,11 @@ def audit(
         data, log_keys, [key for key in keys if isinstance(key, CosignerKey)], origin
     )
     signed = note.open_note(data, log_keys)
-    tree = Tree(source, checkpoint.size, checkpoint.root)
+    tree = SignedTree(source, checkpoint.size, checkpoint.root)
     read = _Read(tree, progress)
     if full:
         reader(read.leaves())
-    return Report(
+    return AuditReport(
         origin=checkpoint.origin,
         size=checkpoint.size,
         root=checkpoint.root,
@@ -110,7 +110,7 @@ def audit(
 class Audited:
     """A log that holds, and what its entries amount to, if they are a run's and were all read."""
 
-    report: Report
+    report: AuditReport
     state: FoldState | None = None
     signatures: int = 0
     """That verified."""
@@ -155,7 +155,7 @@ def audit_log(
 class _Read:
     """What a full audit reads; ``bytes`` of entries so far."""
 
-    def __init__(self, tree: Tree, progress: Progress) -> None:
+    def __init__(self, tree: SignedTree, progress: Progress) -> None:
         self._tree, self._progress = tree, progress
         self.bytes = 0
 

@@ -3,7 +3,7 @@
 What is trusted is the run id alone: it is the hash of the manifest in entry 0, which names the
 coordinators, whose key signs the tree head, whose root binds every entry; the entries themselves
 are checked signature by signature. With nothing but a URL or an address, the run id is what the
-peer says, and :attr:`View.trust` says so.
+peer says, and :attr:`LedgerView.trust` says so.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from artel.ledger.sync.source import (
     Holder,
     read_json,
 )
-from artel.ledger.sync.view import View
+from artel.ledger.sync.view import LedgerView
 from artel.ledger.tlog.note import VerifierKey
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, ResourceError, UsageError
 from artel.protocol.paths import expanded
 from artel.protocol.terminal import printable
 
-__all__ = ["View", "home_view", "remote_view"]
+__all__ = ["LedgerView", "home_view", "remote_view"]
 
 MAX_FETCHED = 1 << 21
 """Entries that a reader takes over: some 3 GB, before a stranger's log fills the disk."""
 
 
 @contextmanager
-def home_view(home: Path) -> Iterator[View]:
+def home_view(home: Path) -> Iterator[LedgerView]:
     """The ledger of a home as it is now; nothing in the home is changed.
 
     :raises UsageError: there is none
@@ -52,7 +52,7 @@ def home_view(home: Path) -> Iterator[View]:
     home = expanded(home)
     # The kept heads first: the ledger is never behind them.
     with HeadStore.of(home) as heads, LedgerReader.of(home) as store:
-        view = View(store, str(home), home=home)
+        view = LedgerView(store, str(home), home=home)
         if heads is not None:
             view.heads = heads
             view.names = heads.aliases()
@@ -61,7 +61,7 @@ def home_view(home: Path) -> Iterator[View]:
 
 
 @contextmanager
-def remote_view(holder: Holder, run: str = "", *, caching: bool = True) -> Iterator[View]:
+def remote_view(holder: Holder, run: str = "", *, caching: bool = True) -> Iterator[LedgerView]:
     """The ledger that somebody else holds, read from a replica that is brought up to date here.
 
     :param run: the run id that it must have; "" takes the peer's word
@@ -77,7 +77,7 @@ def remote_view(holder: Holder, run: str = "", *, caching: bool = True) -> Itera
     name = offer.head.run
     with _replica(default_folder(name) if caching else None, offer) as (store, seen):
         notes = [offer.final, offer.head.note]
-        view = View(store, holder.name, holder=holder, notes=notes, seen=seen)
+        view = LedgerView(store, holder.name, holder=holder, notes=notes, seen=seen)
         if not run:
             said = f"trusting {holder.name} for the run id {name[:12]}…"
             view.trust = f"{said}; give --run ID to check"

@@ -16,7 +16,7 @@ from artel.ledger.store.store import DATABASE_NAME
 from artel.ledger.sync.client import home_view
 from artel.ledger.sync.holding import hold
 from artel.ledger.sync.offline import run_keys, run_of
-from artel.ledger.sync.signed_tree import SignedHead, Tree, verified_head
+from artel.ledger.sync.signed_tree import SignedHead, SignedTree, verified_head
 from artel.ledger.sync.source import newest_heads
 from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint
 from artel.ledger.tlog.cosignature import parse_key
@@ -27,12 +27,12 @@ from artel.protocol.paths import expanded
 
 
 @dataclass(frozen=True)
-class Head:
+class ShownHead:
     """A signed tree head that somebody shows, and the tree behind it if they show that, too."""
 
     name: str
     signed: SignedHead
-    reader: LedgerReader | Tree | None
+    reader: LedgerReader | SignedTree | None
     """None: its signature verifies, and that is all."""
 
     @property
@@ -41,10 +41,10 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Mismatch:
     """Two heads that are not known to be of one history."""
 
-    heads: tuple[Head, Head]
+    heads: tuple[ShownHead, ShownHead]
     split: bool
     """Whether they are of two; otherwise nobody shows the tree that would tell."""
     why: str
@@ -54,8 +54,8 @@ class Finding:
 class Comparison:
     """What several holders show, and the worst that was found between two of them."""
 
-    heads: list[Head]
-    finding: Finding | None
+    heads: list[ShownHead]
+    finding: Mismatch | None
     """None: one history, as far as they show it."""
     proof: SplitView | None
     """Of the finding, for others who have seen neither."""
@@ -89,7 +89,9 @@ def compare(targets: Sequence[str], run: str = "", vkeys: Sequence[str] = ()) ->
 # --- the heads ------------------------------------------------------------------------------------
 
 
-def _heads(stack: ExitStack, targets: Sequence[str], run: str, vkeys: Sequence[str]) -> list[Head]:
+def _heads(
+    stack: ExitStack, targets: Sequence[str], run: str, vkeys: Sequence[str]
+) -> list[ShownHead]:
     """Of each holder its newest tree, and every signed head that is not of that tree."""
     found = [_held(stack, target, run, vkeys) for target in targets]
     heads = [head for trees, _, _ in found for head in trees]
@@ -102,11 +104,11 @@ def _heads(stack: ExitStack, targets: Sequence[str], run: str, vkeys: Sequence[s
             if known is not None and not any(_begins_with(tree, head) for tree in trees):
                 keys = known.keys_for(known.origin)
                 open_note(text, keys)
-                heads.append(Head(target, SignedHead(text, head, keys), None))
+                heads.append(ShownHead(target, SignedHead(text, head, keys), None))
     return heads
 
 
-_Held = tuple[list[Head], list[str], CheckFailed | None]
+_Held = tuple[list[ShownHead], list[str], CheckFailed | None]
 
 
 def _held(stack: ExitStack, target: str, run: str, vkeys: Sequence[str]) -> _Held:
@@ -121,22 +123,22 @@ def _held(stack: ExitStack, target: str, run: str, vkeys: Sequence[str]) -> _Hel
         kept = view.heads.newest(0) if view.heads is not None else ""
         keys = tuple(run_keys(log.origin, log.genesis))
         head = SignedHead(log.latest_note, Checkpoint(log.origin, log.size, log.root), keys)
-        return [Head(target, head, log)], [kept] if kept else [], None
+        return [ShownHead(target, head, log)], [kept] if kept else [], None
     holder, named = hold(target)
     stack.callback(holder.close)
     given = [key for key in map(parse_key, vkeys) if isinstance(key, VerifierKey)]
     texts = sorted(filter(None, newest_heads(holder)), key=size_of, reverse=True)
-    trees: list[Head] = []
+    trees: list[ShownHead] = []
     error = None
     for text in texts:
         try:
             head = verified_head(holder, text, given, run or named)
-            tree = Tree(holder, head.size, head.root)
+            tree = SignedTree(holder, head.size, head.root)
         except CheckFailed as failure:
             error = error or failure
             continue
         if not any(_begins_with(known, head.checkpoint) for known in trees):
-            trees.append(Head(target, head, tree))
+            trees.append(ShownHead(target, head, tree))
     if error is not None and (given or not run_of(parse_checkpoint(texts[0]).origin)):
         raise error
     return trees, [] if given else texts, error
@@ -145,7 +147,7 @@ def _held(stack: ExitStack, target: str, run: str, vkeys: Sequence[str]) -> _Hel
 # --- two of them ----------------------------------------------------------------------------------
 
 
-def _begins_with(tree: Head, head: Checkpoint) -> bool:
+def _begins_with(tree: ShownHead, head: Checkpoint) -> bool:
     """Whether the tree that a head has behind it begins with that of another.
 
     :raises CheckFailed: what is served of it does not belong to the head, or is missing
@@ -155,31 +157,31 @@ def _begins_with(tree: Head, head: Checkpoint) -> bool:
     return root_at(tree.reader, head.size) == head.root
 
 
-def _behind(head: Head, heads: Sequence[Head]) -> HashReader | None:
+def _behind(head: ShownHead, heads: Sequence[ShownHead]) -> HashReader | None:
     """The tree that a head signs, whoever shows it."""
     trees = (tree for tree in heads if _begins_with(tree, head.signed.checkpoint))
     return head.reader or next((tree.reader for tree in trees), None)
 
 
-def _between(a: Head, b: Head, heads: Sequence[Head]) -> Finding | None:
+def _between(a: ShownHead, b: ShownHead, heads: Sequence[ShownHead]) -> Mismatch | None:
     """What is wrong between two heads; None when the one tree begins with the other."""
     small, large = sorted((a, b), key=lambda head: head.size)
     if small.size == large.size:
         same = small.signed.root == large.signed.root
-        return None if same else Finding((a, b), True, "")
+        return None if same else Mismatch((a, b), True, "")
     try:
         tree = _behind(large, heads)
         if tree is None:
-            return Finding((a, b), False, f"nobody shows the tree of {large.size:,} entries")
+            return Mismatch((a, b), False, f"nobody shows the tree of {large.size:,} entries")
         same = root_at(tree, small.size) == small.signed.root
-        return None if same else Finding((a, b), True, "")
+        return None if same else Mismatch((a, b), True, "")
     except CheckFailed as error:
-        return Finding((a, b), False, error.message)
+        return Mismatch((a, b), False, error.message)
 
 
 def _worst(
-    findings: Sequence[Finding], heads: Sequence[Head]
-) -> tuple[Finding | None, SplitView | None]:
+    findings: Sequence[Mismatch], heads: Sequence[ShownHead]
+) -> tuple[Mismatch | None, SplitView | None]:
     """The finding to report: one with evidence for others, or else one that is a split view."""
     splits = [finding for finding in findings if finding.split]
     for number, finding in enumerate(splits):

@@ -25,7 +25,7 @@ from artel.protocol.dsse import Leaf
 from artel.protocol.errors import UsageError
 
 if TYPE_CHECKING:
-    from artel.ledger.sync.client import View
+    from artel.ledger.sync.client import LedgerView
 
 INDEX_FILE = "index.json"
 BILLION = 1_000_000_000
@@ -107,7 +107,7 @@ class ProofFiles:
     """Whether that checkpoint carries the cosignatures that the run asks for."""
 
 
-def write_proof(view: View, index: int, path: Path) -> ProofFiles:
+def write_proof(view: LedgerView, index: int, path: Path) -> ProofFiles:
     """Write a proof, and beside it the entry and its document, if it has one; what exists is
     replaced.
 
@@ -132,7 +132,7 @@ def write_proof(view: View, index: int, path: Path) -> ProofFiles:
     return ProofFiles(index, entry_id(leaf), path, entry, document, size, final)
 
 
-def write_proofs(view: View, account: str, folder: Path) -> dict[str, Any]:
+def write_proofs(view: LedgerView, account: str, folder: Path) -> dict[str, Any]:
     """Write a proof of each entry that an account's credit comes from, and an index of them all.
 
     :returns: what the index says
@@ -168,7 +168,7 @@ def write_proofs(view: View, account: str, folder: Path) -> dict[str, Any]:
     return facts
 
 
-def _grounds(view: View, account: str) -> tuple[list[dict[str, Any]], dict[int, str]]:
+def _grounds(view: LedgerView, account: str) -> tuple[list[dict[str, Any]], dict[int, str]]:
     """What an account's credit rests on.
 
     :returns: each credit ever granted to it and what became of it; and the entries to keep for it,

@@ -16,7 +16,7 @@ from artel.ledger.entries import evidence
 from artel.ledger.entries.evidence import SplitView
 from artel.ledger.store.database import storage_errors
 from artel.ledger.sync.offline import write_evidence
-from artel.ledger.sync.signed_tree import Offer, SignedHead, Tree, manifest_of
+from artel.ledger.sync.signed_tree import Offer, SignedHead, SignedTree, manifest_of
 from artel.ledger.sync.source import TileSource
 from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint
 from artel.ledger.tlog.cosignature import CosignerKey
@@ -91,7 +91,7 @@ def examine(source: TileSource, store: LedgerReader, note: str) -> SplitView | N
         same = store.note_at(head.size)
         if same:
             return _checked(evidence.build(same, store, note, store), store.origin, coordinators)
-    theirs = Tree(source, head.size, head.root)
+    theirs = SignedTree(source, head.size, head.root)
     if head.size > size and root_at(theirs, size) == store.root_at(size):
         return None
     return _checked(evidence.build(ours, store, note, theirs), store.origin, coordinators)

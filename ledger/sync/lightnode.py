@@ -69,7 +69,7 @@ class PeerHolder:
             self._network.close()
             self._network = None
 
-    def _ask(self, exchange: Callable[[wire.Stream], Awaitable[Result]]) -> Result:
+    def _ask(self, exchange: Callable[[wire.ByteStream], Awaitable[Result]]) -> Result:
         if self._network is None:
             self._network = _Network(self._addresses)
             self.name = self._network.address
@@ -109,7 +109,7 @@ class _Network:
         if self._error is not None:
             raise self._error
 
-    def ask(self, exchange: Callable[[wire.Stream], Awaitable[Result]]) -> Result:
+    def ask(self, exchange: Callable[[wire.ByteStream], Awaitable[Result]]) -> Result:
         """One exchange on a stream of its own."""
 
         async def call() -> Result:
@@ -152,7 +152,7 @@ class _Network:
                 return
         raise problem
 
-    async def _exchange(self, exchange: Callable[[wire.Stream], Awaitable[Result]]) -> Result:
+    async def _exchange(self, exchange: Callable[[wire.ByteStream], Awaitable[Result]]) -> Result:
         from libp2p.custom_types import TProtocol
 
         stream = _Stream(await self._host.new_stream(self._peer, [TProtocol(wire.LEDGER)]))

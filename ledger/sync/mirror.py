@@ -25,7 +25,7 @@ from artel.ledger.sync.share_proof import read_agreed
 from artel.ledger.sync.signed_tree import (
     Offer,
     SignedHead,
-    Tree,
+    SignedTree,
     offered,
     read_document,
     verified_head,
@@ -98,7 +98,7 @@ def mirror(
     offer = offered(source, vkeys, run, known)
     before = held.size if held is not None else 0
     if held is not None:
-        ours = Tree(FolderSource(folder), held.size, held.root)
+        ours = SignedTree(FolderSource(folder), held.size, held.root)
         require_one_history(folder, str(folder), held, ours, offer)
         if offer.head.size < before:
             return _report(folder, held, before, files=0, behind=before - offer.head.size)
@@ -171,14 +171,14 @@ def _copy(folder: Path, offer: Offer, before: int, progress: Progress) -> int:
     """Bring the files that the tree before had not; returns how many were written."""
     head, source = offer.head, _Resumed(folder, offer.source)
     try:
-        tree = Tree(source, head.size, head.root)
+        tree = SignedTree(source, head.size, head.root)
         return _bring(folder, tree, head.run, before, progress)
     except CheckFailed:
         # A power cut may have spoilt what an earlier run brought; now all from the source.
         return _bring(folder, offer.tree, head.run, before, progress)
 
 
-def _bring(folder: Path, tree: Tree, run: str, before: int, progress: Progress) -> int:
+def _bring(folder: Path, tree: SignedTree, run: str, before: int, progress: Progress) -> int:
     there, wanted, written = FolderSource(folder), list(_missing(before, tree.size)), 0
     for done, tile in enumerate(wanted, start=1):
         if tile.level == ENTRIES:
@@ -199,7 +199,7 @@ def _bring(folder: Path, tree: Tree, run: str, before: int, progress: Progress) 
     return written
 
 
-def _bring_documents(folder: Path, tree: Tree, leaves: Sequence[bytes]) -> int:
+def _bring_documents(folder: Path, tree: SignedTree, leaves: Sequence[bytes]) -> int:
     """Bring what these entries of a run name; on the disk before their bundle is."""
     there, written = FolderSource(folder), list[Path]()
     for name in filter(None, map(document_of, leaves)):

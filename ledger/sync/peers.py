@@ -24,7 +24,7 @@ least as large a newest one."""
 
 
 async def ask_files(
-    stream: wire.Stream, request: messages.Message, paths: Sequence[str]
+    stream: wire.ByteStream, request: messages.Message, paths: Sequence[str]
 ) -> list[bytes | None]:
     """The files with which a request is answered; None for one that the peer does not have.
 
@@ -36,7 +36,7 @@ async def ask_files(
     return [await _file(stream, path) for path in paths]
 
 
-async def _file(stream: wire.Stream, path: str) -> bytes | None:
+async def _file(stream: wire.ByteStream, path: str) -> bytes | None:
     reply = await wire.read_message(stream)
     if isinstance(reply, messages.Refusal):
         if reply.code == "not_here":

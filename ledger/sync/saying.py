@@ -8,14 +8,14 @@ from artel.ledger.entries import Entry, reasons, recovery_digest
 from artel.ledger.entries.fold_state import Account
 from artel.ledger.fold.shares import check
 from artel.ledger.store import keyfiles
-from artel.ledger.sync.view import View
+from artel.ledger.sync.view import LedgerView
 from artel.protocol import identity
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import ArtelError, CheckFailed, UsageError
 from artel.protocol.identity import Identity
 
 
-def speaker(view: View, key: Identity, path: Path) -> tuple[str, Account]:
+def speaker(view: LedgerView, key: Identity, path: Path) -> tuple[str, Account]:
     """The account that a key speaks for: its name and what the ledger says about it.
 
     :param path: where the key was found
@@ -40,7 +40,7 @@ def speaker(view: View, key: Identity, path: Path) -> tuple[str, Account]:
     )
 
 
-def recovered(view: View, recovery: Identity, wanted: str | None = None) -> str:
+def recovered(view: LedgerView, recovery: Identity, wanted: str | None = None) -> str:
     """The account that has registered a recovery key.
 
     :param wanted: which, where several have
@@ -65,7 +65,7 @@ def recovered(view: View, recovery: Identity, wanted: str | None = None) -> str:
     return name
 
 
-def require_effect(view: View, entry: Entry) -> None:
+def require_effect(view: LedgerView, entry: Entry) -> None:
     """Go on only with a statement that would change something if it came next.
 
     :raises CheckFailed: when the ledger would ignore it
@@ -79,7 +79,7 @@ def require_effect(view: View, entry: Entry) -> None:
         )
 
 
-def hand_in(view: View, envelope: Envelope) -> tuple[int, str]:
+def hand_in(view: LedgerView, envelope: Envelope) -> tuple[int, str]:
     """Submit a statement; returns its index and the checkpoint that covers it.
 
     :raises CheckFailed: it is refused; the message says why

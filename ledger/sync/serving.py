@@ -97,7 +97,7 @@ class LedgerService:
         self.files = Served(store, heads, state)
 
     async def answer(
-        self, peer: str, request: messages.Message, stream: wire.Stream
+        self, peer: str, request: messages.Message, stream: wire.ByteStream
     ) -> messages.Message | None:
         """Answer one request of the ledger service (a :data:`protocol.net.wire.Handler`)."""
         if getattr(request, "run", "") not in ("", self._run):
@@ -119,7 +119,7 @@ class LedgerService:
             return messages.Ok()
         raise wire.Refused(f"the ledger service does not answer {request.KIND}", code="unknown")
 
-    async def _send(self, stream: wire.Stream, paths: Sequence[str], skip: int = 0) -> None:
+    async def _send(self, stream: wire.ByteStream, paths: Sequence[str], skip: int = 0) -> None:
         for number, path in enumerate(paths, start=1):
             try:
                 known = skip if number == len(paths) else 0

@@ -144,7 +144,7 @@ def manifest_of(source: TileSource, run: str, size: int = 1) -> tuple[Genesis, b
 # --- what it holds --------------------------------------------------------------------------------
 
 
-class Tree(TileTree):
+class SignedTree(TileTree):
     """The tree of ``size`` leaves in the tiles of a source, and its entries.
 
     :param root: from a checkpoint whose signature was verified
@@ -293,7 +293,7 @@ def take_over(
     source: TileSource,
     head: SignedHead,
     fold: Fold,
-    tree: Tree | None = None,
+    tree: SignedTree | None = None,
     *,
     processes: bool = False,
     progress: Callable[[int, int], None] = lambda _done, _all: None,
@@ -310,7 +310,7 @@ def take_over(
     """
     start = store.size
     if tree is None and head.size - start > NEAR:
-        tree = Tree(source, head.size, head.root)
+        tree = SignedTree(source, head.size, head.root)
     near = with_documents(source, _near(store, source, head.size))
     leaves = near if tree is None else tree.leaves(start)
 
@@ -348,7 +348,7 @@ class Offer:
 
     source: TileSource
     head: SignedHead
-    tree: Tree
+    tree: SignedTree
     final: str
     """The newest final head that came with it, not verified; "" for none."""
 
@@ -376,7 +376,7 @@ def offered(
         try:
             keys = vkeys or known(parse_checkpoint(text).origin)
             head = verified_head(source, text, keys, run)
-            offer = Offer(source, head, Tree(source, head.size, head.root), final)
+            offer = Offer(source, head, SignedTree(source, head.size, head.root), final)
         except CheckFailed as error:
             failed = failed or error
             continue

@@ -45,7 +45,7 @@ class Cosigner:
 
 
 @dataclass
-class View:
+class LedgerView:
     """One ledger as of one checkpoint. Make one with :mod:`ledger.sync.client`."""
 
     log: LedgerReader

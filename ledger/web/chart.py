@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from artel.ledger.fold.history import History as Told
+    from artel.ledger.fold.history import History
 
 SAMPLES = 180
 """Points on the time axis, however many rounds there are."""
@@ -91,7 +91,7 @@ def loss(validation: Points, training: Points, total: int) -> Chart | None:
 
 
 @dataclass(frozen=True)
-class History:
+class SharesOverTime:
     """``parts[i][k]`` is the part (0 to 1) of ``names[k]`` when state ``states[i]`` was newest.
 
     ``names`` are accounts, the largest first; the last one is "" when it stands for all others.
@@ -125,7 +125,7 @@ class History:
         )
 
 
-def history(told: Told) -> History:
+def history(told: History) -> SharesOverTime:
     """Sample the vested credit of the largest accounts, and of the others together."""
     held = {name: owner.vested for name, owner in told.state.accounts.items() if owner.vested}
     ranked = sorted(held, key=lambda name: (-held[name], name))
@@ -142,4 +142,6 @@ def history(told: Told) -> History:
         for state, total, *row in zip(wanted, totals, *columns, strict=True)
         if total
     ]
-    return History(tuple(state for state, _ in rows), names, tuple(parts for _, parts in rows))
+    return SharesOverTime(
+        tuple(state for state, _ in rows), names, tuple(parts for _, parts in rows)
+    )

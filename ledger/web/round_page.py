@@ -29,7 +29,7 @@ MAX_ATTEMPTS = 8
 
 
 @dataclass
-class Attempt:
+class AttemptEntries:
     """What the ledger says of one attempt: (index, body) of each step."""
 
     number: int
@@ -94,7 +94,7 @@ def round_page(page: Context, asked: Mapping[str, str]) -> dict[str, Any]:
     return {
         "number": number,
         "attempts": attempts[::-1][:MAX_ATTEMPTS],
-        "last": attempts[-1] if attempts else Attempt(0),
+        "last": attempts[-1] if attempts else AttemptEntries(0),
         "agreed": agreed[0] if agreed is not None else None,
         "state": agreed[1].body if agreed is not None else None,
         "signers": signers(agreed[1], page.state) if agreed is not None else {},
@@ -106,13 +106,15 @@ def round_page(page: Context, asked: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _read(page: Context, dids: Sequence[Did]) -> tuple[list[Attempt], tuple[int, Entry] | None]:
+def _read(
+    page: Context, dids: Sequence[Did]
+) -> tuple[list[AttemptEntries], tuple[int, Entry] | None]:
     """Entries of the round, those that count, by attempt."""
-    found: dict[int, Attempt] = {}
+    found: dict[int, AttemptEntries] = {}
     agreed = None
 
-    def attempt(number: int) -> Attempt:
-        return found.setdefault(number, Attempt(number))
+    def attempt(number: int) -> AttemptEntries:
+        return found.setdefault(number, AttemptEntries(number))
 
     for index in (did.index for did in dids if not did.reason):
         entry = page.history.entry(index)

@@ -130,7 +130,7 @@ class Loop:
         match command:
             case orders.Apply():
                 return training.merging.apply(command)
-            case orders.Aggregate():
+            case orders.Combine():
                 return training.merging.aggregate(command)
             case orders.ApplySlices():
                 return training.merging.apply_slices(command)

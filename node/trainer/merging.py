@@ -14,7 +14,7 @@ from artel.node.trainer import exchange
 from artel.node.trainer.agreed import Agreed, Base, Change
 from artel.node.trainer.channel import TrainerError
 from artel.node.trainer.exchange import Phases
-from artel.node.trainer.orders import Aggregate, Applied, Apply, ApplySlices
+from artel.node.trainer.orders import Applied, Apply, ApplySlices, Combine
 from artel.protocol.exchange import parts
 from artel.protocol.exchange.parts import Part
 from artel.protocol.manifest import Manifest
@@ -36,7 +36,7 @@ class Merging:
         change = Change(order.round, frozenset(c.node for c in order.contributions))
         return self._advance(part, base, update, change, order.out, phases)
 
-    def aggregate(self, order: Aggregate) -> Path:
+    def aggregate(self, order: Combine) -> Path:
         """Combine one slice of all contributions, for everybody, into a new file."""
         base, part, phases = self._round(order.round)
         pieces = parts.cut(part, order.slices)

@@ -275,7 +275,7 @@ class Apply(Command[Applied]):
 
 
 @dataclass(frozen=True)
-class Aggregate(Command[Path]):
+class Combine(Command[Path]):
     """Combine one slice of a closed ``sharded`` round into a file; the same bytes whoever does it.
 
     Fails with ``bad_blob`` (``node`` says whose), ``wrong_round``, ``bad_request``, ``disk_full``,
@@ -314,7 +314,7 @@ class ApplySlices(Command[Applied]):
 COMMANDS: dict[str, type[Command[Any]]] = {
     kind.name(): kind
     for kind in (
-        *(Choose, Load, SetState, Benchmark, Train, RunOn, Evaluate, Apply, Aggregate, ApplySlices),
+        *(Choose, Load, SetState, Benchmark, Train, RunOn, Evaluate, Apply, Combine, ApplySlices),
     )
 }
 

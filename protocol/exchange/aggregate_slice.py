@@ -18,17 +18,17 @@ from artel.protocol.exchange.aggregation import Weighted, aggregate
 from artel.protocol.exchange.codec import Elements, Payload
 from artel.protocol.exchange.parts import Part, cut, fragment
 from artel.protocol.exchange.pseudogradient import SLICE_MAGIC, Header
-from artel.protocol.run_config import Exchange
+from artel.protocol.run_config import ExchangeSection
 from artel.protocol.state import Layout, Vector
 
 
-def round_slices(layout: Layout, exchange: Exchange, round: int, members: int) -> list[Part]:
+def round_slices(layout: Layout, exchange: ExchangeSection, round: int, members: int) -> list[Part]:
     """The slices of a sharded round: its fragment, cut into one for each member of the attempt (or
     fewer, in a small model)."""
     return cut(fragment(layout, exchange.fragments, round), members)
 
 
-def combine(layout: Layout, contributions: Iterable[Weighted], exchange: Exchange) -> Vector:
+def combine(layout: Layout, contributions: Iterable[Weighted], exchange: ExchangeSection) -> Vector:
     """The update (N,) of a fragment or slice by the rules of the run.
 
     :raises CheckFailed: as :func:`protocol.exchange.aggregation.aggregate`
@@ -40,7 +40,7 @@ def combine(layout: Layout, contributions: Iterable[Weighted], exchange: Exchang
 
 def recompute(
     layout: Layout,
-    exchange: Exchange,
+    exchange: ExchangeSection,
     *,
     round: int,
     members: int,

@@ -17,11 +17,11 @@ import numpy as np
 
 from artel.protocol.errors import CheckFailed
 from artel.protocol.exchange.codec.interface import read_only
-from artel.protocol.run_config import Exchange
+from artel.protocol.run_config import ExchangeSection
 from artel.protocol.state import Vector
 
 
-def learning_rate(exchange: Exchange, total_rounds: int, round: int) -> float:
+def learning_rate(exchange: ExchangeSection, total_rounds: int, round: int) -> float:
     """Outer learning rate of round ``round`` (from 0): constant, then, over the last quarter of the
     rounds (rounded down), linear to ``final_lr_fraction`` of it, which the last round has.
 

@@ -31,7 +31,7 @@ PUSHES_AT_ONCE = 8
 
 
 async def serve_content(
-    store: BlobStore, request: messages.Message, stream: wire.Stream
+    store: BlobStore, request: messages.Message, stream: wire.ByteStream
 ) -> messages.Message | None:
     """Answer one request of the content service; what of a download is here is served too."""
     if isinstance(request, messages.GetHave):
@@ -152,7 +152,7 @@ async def push_all(
 
 
 async def receive(
-    store: BlobStore, request: messages.Put, stream: wire.Stream, *, kind: Kind = "other"
+    store: BlobStore, request: messages.Put, stream: wire.ByteStream, *, kind: Kind = "other"
 ) -> None:
     """The other side of :func:`push`, after the caller has decided that it wants the content.
 
@@ -233,7 +233,7 @@ def _not_here(blob: str) -> wire.Refused:
     return wire.Refused(f"content {blob[:12]}… is not here", code="not_here")
 
 
-async def _send(stream: wire.Stream, file: int, start: int, count: int) -> None:
+async def _send(stream: wire.ByteStream, file: int, start: int, count: int) -> None:
     if isinstance(stream, Stream):
         await stream.send_file(file, start, count)
         return
@@ -244,6 +244,6 @@ async def _send(stream: wire.Stream, file: int, start: int, count: int) -> None:
         count -= len(piece)
 
 
-def _count_as(stream: wire.Stream, kind: Kind) -> None:
+def _count_as(stream: wire.ByteStream, kind: Kind) -> None:
     if isinstance(stream, Stream):
         stream.count_as(kind)

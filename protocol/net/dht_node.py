@@ -72,7 +72,7 @@ async def start(p2p: P2P, identity: Identity, keys: Iterable[str], is_member: Is
     protocol = node.protocol
     protocol.storage = Records(keys, is_member)
     protocol.cache = Records((), is_member)
-    protocol.routing_table = Table(node.node_id, protocol.bucket_size, 5)
+    protocol.routing_table = BoundedTable(node.node_id, protocol.bucket_size, 5)
     node.blacklist = Silent(base_time=5.0, backoff_rate=2.0)
     _guard(p2p, is_member)
     return node
@@ -175,7 +175,7 @@ class Records(DHTLocalStorage):  # type: ignore[misc]  # hivemind has no types
         return True
 
 
-class Table(RoutingTable):  # type: ignore[misc]
+class BoundedTable(RoutingTable):  # type: ignore[misc]
     """A routing table with an end, and one place in it for each peer."""
 
     def add_or_update_node(self, node_id: int, peer_id: PeerID) -> tuple[int, PeerID] | None:

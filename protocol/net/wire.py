@@ -32,7 +32,7 @@ LEDGER = "/artel/ledger/1.0.0"
 _HEADER = struct.Struct(">I")
 
 
-class Stream(Protocol):
+class ByteStream(Protocol):
     """What the framing needs of a stream (asyncio's reader and writer in one)."""
 
     async def read_exactly(self, count: int) -> bytes: ...
@@ -94,7 +94,7 @@ def _schema(frame: bytes, length: int) -> type[messages.Message]:
     return schema
 
 
-async def read_message(stream: Stream) -> messages.Message:
+async def read_message(stream: ByteStream) -> messages.Message:
     """Read one message.
 
     :raises DecodeError: malformed, too large or invalid
@@ -111,12 +111,12 @@ async def read_message(stream: Stream) -> messages.Message:
         raise Unreachable("the connection closed in the middle of a message") from None
 
 
-async def write_message(stream: Stream, message: messages.Message) -> None:
+async def write_message(stream: ByteStream, message: messages.Message) -> None:
     """Write one message."""
     await stream.write(encode(message))
 
 
-async def ask(stream: Stream, request: messages.Message) -> messages.Message:
+async def ask(stream: ByteStream, request: messages.Message) -> messages.Message:
     """Write a request and read the reply.
 
     :raises ArtelError: the error that the peer answered with
@@ -141,11 +141,13 @@ def refusal(reply: messages.Refusal) -> Refused:
     return Refused(printable(reply.message), printable(reply.hint), printable(reply.code))
 
 
-Handler = Callable[[str, messages.Message, Stream], Awaitable[messages.Message | None]]
+Handler = Callable[[str, messages.Message, ByteStream], Awaitable[messages.Message | None]]
 """``handler(peer id, request, stream)`` returns the reply, or None when it wrote one itself."""
 
 
-async def answer(peer: str, stream: Stream, handler: Handler, first_s: float | None = None) -> None:
+async def answer(
+    peer: str, stream: ByteStream, handler: Handler, first_s: float | None = None
+) -> None:
     """Serve one request on a fresh stream: read, hand over, reply; errors become refusals.
 
     :param first_s: seconds in which the request has to be here; None for no limit

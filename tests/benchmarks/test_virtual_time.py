@@ -9,10 +9,10 @@ import pytest
 from artel.coordinator.pace import steps_in_box
 from artel.protocol.assignment import Work
 from artel.protocol.errors import CheckFailed
-from artel.protocol.round_state import Rules
+from artel.protocol.round_state import RoundRules
 from benchmarks.virtual_time import Load, Machine, forecast, traffic
 
-RULES = Rules(
+RULES = RoundRules(
     total=12,
     min_nodes=1,
     max_nodes=32,

@@ -21,7 +21,7 @@ from artel import cli
 from artel.coordinator import demo
 from artel.coordinator.demo_check import Demo, Facts, checked
 from artel.coordinator.demo_run import draw_loss
-from artel.coordinator.demo_view import View, summary
+from artel.coordinator.demo_view import DemoView, summary
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.store import DATABASE_NAME
 from artel.ledger.tlog import note
@@ -261,7 +261,7 @@ def test_too_few_rounds_are_a_problem(tmp_path: Path) -> None:
 def test_lines_show_rounds_and_give_a_sign_of_life() -> None:
     now = [0.0]
     out = io.StringIO()
-    view = View(out, clock=lambda: now[0])
+    view = DemoView(out, clock=lambda: now[0])
     node = {"node": "12D3KooWabcdefgh", "phase": "train\x1bing", "step": 3, "steps": 9, "loss": 5.0}
     status = {
         "round": 0,
@@ -302,7 +302,7 @@ def test_the_table_keeps_nodes_that_have_left() -> None:
         "ledger": {"size": 9},
         "nodes": [node],
     }
-    with View(out) as view:
+    with DemoView(out) as view:
         view.say("hello \x1b[2J")
         view.show(status)
         view.show(status | {"phase": "finished", "nodes": []})

@@ -15,7 +15,7 @@ from artel.protocol.assignment import Work
 from artel.protocol.duties import directive
 from artel.protocol.identity import Identity
 from artel.protocol.pauses import wait_before
-from artel.protocol.round_state import Phase, Rules, RunState
+from artel.protocol.round_state import Phase, RoundRules, RunState
 from artel.protocol.rounds import step
 from desk_world import Member, Office, run_of
 
@@ -119,7 +119,7 @@ class Machine:
     """The longest that it waited for others, from its commitment on."""
 
 
-RULES = Rules(
+RULES = RoundRules(
     total=WORK.total,
     min_nodes=1,
     max_nodes=8,

@@ -10,11 +10,11 @@ from artel.coordinator.resuming import resumed
 from artel.ledger.entries.fold_state import Attempt, FoldState
 from artel.protocol import assignment, rounds
 from artel.protocol.pauses import Pause
-from artel.protocol.round_state import Phase, Presence, Rules, RunState, Seen, Tick
+from artel.protocol.round_state import Phase, Presence, RoundRules, RunState, Seen, Tick
 
 ROOTS = [f"{number:064x}" for number in range(4)]
 ACCOUNTS = {"a": "ann", "b": "bob", "c": "ann"}
-RULES = Rules(10, 2, 8, 0.6, 100.0, 10.0, 20.0, 30.0, 60.0)
+RULES = RoundRules(10, 2, 8, 0.6, 100.0, 10.0, 20.0, 30.0, 60.0)
 
 
 def folded(attempt: Attempt | None = None, states: int = 3) -> FoldState:

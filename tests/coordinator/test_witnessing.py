@@ -12,7 +12,7 @@ from artel.coordinator import witnessing
 from artel.coordinator.closing import Closing
 from artel.ledger import entries
 from artel.ledger.store import finality
-from artel.ledger.sync.signed_tree import Tree
+from artel.ledger.sync.signed_tree import SignedTree
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint, sign_checkpoint
 from artel.ledger.tlog.cosignature import add_lines, cosign, witness_key, witness_name
@@ -214,7 +214,7 @@ async def test_the_ledger_service_has_checkpoint_tiles_and_tables(
             assert path == f"tile/0/000.p/{store.size}"
             return tile
 
-    assert Tree(Here(), head.size, head.root).subtree(0, 3) == store.subtree(0, 3)
+    assert SignedTree(Here(), head.size, head.root).subtree(0, 3) == store.subtree(0, 3)
     bundle = await resource(office, one, f"tile/entries/000.p/{store.size}")
     assert store.leaf(2) in bundle
     assert json.loads(await resource(office, one, "aliases")) == {}

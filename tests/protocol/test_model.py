@@ -8,7 +8,7 @@ import torch
 
 from artel.protocol import model, objective
 from artel.protocol.errors import CheckFailed, UsageError
-from artel.protocol.run_config import Model
+from artel.protocol.run_config import ModelSection
 from artel.protocol.run_file import causal_model_types
 
 TINY = {
@@ -20,8 +20,8 @@ TINY = {
 }
 
 
-def llama(**keys: object) -> Model:
-    return Model.model_validate({"type": "llama", "config": TINY | keys})
+def llama(**keys: object) -> ModelSection:
+    return ModelSection.model_validate({"type": "llama", "config": TINY | keys})
 
 
 def test_the_seed_decides_the_parameters_and_leaves_torch_alone() -> None:
@@ -63,7 +63,7 @@ def test_the_layout_is_known_without_allocating() -> None:
     assert model.layout_of(model.empty(llama(), 257)) == model.layout_of(
         model.build(llama(), 257, seed=0)
     )
-    huge = Model.model_validate(
+    huge = ModelSection.model_validate(
         {"type": "llama", "config": TINY | {"hidden_size": 12_000, "num_hidden_layers": 3}}
     )
     assert model.layout_of(model.empty(huge, 100_000)).parameters > 3 * 10**9
@@ -78,7 +78,7 @@ def test_the_layout_is_known_without_allocating() -> None:
     ],
 )
 def test_other_architectures_build(kind: str, keys: dict[str, object]) -> None:
-    module = model.empty(Model.model_validate({"type": kind, "config": keys}), 300)
+    module = model.empty(ModelSection.model_validate({"type": kind, "config": keys}), 300)
     assert model.layout_of(module).parameters > 0
     assert module.config.pad_token_id is None  # type: ignore[union-attr]
 
@@ -109,11 +109,11 @@ def test_keys_that_only_the_code_of_a_model_names_are_taken(
 ) -> None:
     widths = []
     for more in ({}, {"head_dim": 64}):
-        described = Model.model_validate({"type": kind, "config": keys | more})
+        described = ModelSection.model_validate({"type": kind, "config": keys | more})
         named = dict(model.empty(described, 257).named_parameters())
         widths.append(named["model.layers.0.self_attn.q_proj.weight"].shape[0])
     assert widths == [2 * 16, 2 * 64]
-    typo = Model.model_validate({"type": kind, "config": keys | {"head_dims": 64}})
+    typo = ModelSection.model_validate({"type": kind, "config": keys | {"head_dims": 64}})
     with pytest.raises(UsageError, match="head_dims is no key") as caught:
         model.empty(typo, 257)
     assert "head_dim?" in caught.value.hint
@@ -121,14 +121,14 @@ def test_keys_that_only_the_code_of_a_model_names_are_taken(
 
 def test_a_key_that_other_uses_of_a_model_read_has_no_effect() -> None:
     """GPT-2's classifiers read it; the language model does not."""
-    described = Model.model_validate({"type": "gpt2", "config": {"hidden_dropout": 0.5}})
+    described = ModelSection.model_validate({"type": "gpt2", "config": {"hidden_dropout": 0.5}})
     with pytest.raises(UsageError, match="hidden_dropout has no effect"):
         model.empty(described, 257)
 
 
 def test_a_model_of_byte_patches_works_and_its_defaults_are_too_large() -> None:
     with pytest.raises(UsageError, match=r"4,633,124,608 parameters, at most 4,294,967,296"):
-        model.empty(Model(type="blt", config={}), 257)
+        model.empty(ModelSection(type="blt", config={}), 257)
     inner = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     outside = inner | {"hidden_size_global": 64}
     keys = {
@@ -138,7 +138,7 @@ def test_a_model_of_byte_patches_works_and_its_defaults_are_too_large() -> None:
         "decoder_config": outside,
         "global_config": inner | {"hidden_size": 64},
     }
-    module = model.build(Model.model_validate({"type": "blt", "config": keys}), 257, 0)
+    module = model.build(ModelSection.model_validate({"type": "blt", "config": keys}), 257, 0)
     objective.without_memory(module)
     windows = torch.arange(2 * 33).view(2, 33)
     for bf16 in (False, True):
@@ -149,7 +149,7 @@ def test_a_model_of_byte_patches_works_and_its_defaults_are_too_large() -> None:
 
 def test_token_ids_that_cannot_be_left_out_are_small_ones() -> None:
     keys = TINY | {"num_key_value_heads": 2}
-    module = model.empty(Model.model_validate({"type": "cwm", "config": keys}), 257)
+    module = model.empty(ModelSection.model_validate({"type": "cwm", "config": keys}), 257)
     assert module.config.bos_token_id == 0  # type: ignore[union-attr]
 
 
@@ -161,10 +161,12 @@ def test_token_ids_that_cannot_be_left_out_are_small_ones() -> None:
         (llama(hidden_size=33), "not a multiple of the number of attention heads", ""),
         (llama(hidden_act="gelUU"), "cannot build this llama model", ""),
         (llama(num_hidden_layers=9999), "9999 layers, at most 512", ""),
-        (Model(type="lama", config={}), "'lama' is unknown to transformers", "llama"),
+        (ModelSection(type="lama", config={}), "'lama' is unknown to transformers", "llama"),
     ],
 )
-def test_a_model_that_does_not_work_is_explained(described: Model, message: str, hint: str) -> None:
+def test_a_model_that_does_not_work_is_explained(
+    described: ModelSection, message: str, hint: str
+) -> None:
     with pytest.raises(UsageError) as caught:
         model.empty(described, 257)
     assert message in caught.value.message

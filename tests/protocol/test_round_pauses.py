@@ -11,9 +11,9 @@ import pytest
 from artel.protocol import pauses, round_state, rounds
 from artel.protocol.duties import directive
 from artel.protocol.pauses import MAX_PAUSE, Pause, wait_before
-from artel.protocol.round_state import Phase, Rules, RunState
+from artel.protocol.round_state import Phase, RoundRules, RunState
 
-RULES = Rules(
+RULES = RoundRules(
     total=60,
     min_nodes=2,
     max_nodes=8,
@@ -33,7 +33,9 @@ KINDS = ("silent", "unrevealing", "unsigned", "dissent")
 class Swarm:
     """Nodes, each of one kind, and the machine, in steps of a second."""
 
-    def __init__(self, kinds: dict[str, str], rules: Rules = RULES, state: RunState = BASE) -> None:
+    def __init__(
+        self, kinds: dict[str, str], rules: RoundRules = RULES, state: RunState = BASE
+    ) -> None:
         here = {peer: round_state.Presence(0.0, state.base) for peer in kinds}
         self.kinds, self.rules, self.state = kinds, rules, replace(state, peers=here)
         self.roots: dict[str, str] = {}

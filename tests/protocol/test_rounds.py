@@ -24,7 +24,7 @@ from artel.protocol.round_state import (
     Phase,
     Refuse,
     Revealed,
-    Rules,
+    RoundRules,
     RunState,
     Seen,
     StateSigned,
@@ -33,7 +33,7 @@ from artel.protocol.round_state import (
 )
 from artel.protocol.rounds import step
 
-RULES = Rules(
+RULES = RoundRules(
     total=3,
     min_nodes=2,
     max_nodes=4,

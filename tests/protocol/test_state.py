@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from artel.protocol import canonical, content
 from artel.protocol.errors import CheckFailed, DecodeError, ResourceError
-from artel.protocol.run_config import Outer
+from artel.protocol.run_config import OuterSection
 from artel.protocol.state import (
     HEADER_BYTES,
     Layout,
@@ -104,7 +104,9 @@ def test_state_file_round_trips(tmp_path: Path, momentum: bool) -> None:
         assert again.momentum is not None
         assert np.array_equal(again.momentum, state.momentum)
     assert root == state_root(state) == content.file_content_id(path)
-    assert path.stat().st_size == state_bytes(LAYOUT.parameters, Outer(momentum=0.5 * momentum))
+    assert path.stat().st_size == state_bytes(
+        LAYOUT.parameters, OuterSection(momentum=0.5 * momentum)
+    )
     assert state_root(again) == root
     assert os.listdir(tmp_path) == ["state"]
 
@@ -124,7 +126,7 @@ def test_file_bytes_are_as_documented(tmp_path: Path) -> None:
 def test_root_of_a_state_of_several_chunks_is_that_of_its_file(tmp_path: Path) -> None:
     layout = Layout.of([("a", (3, 1 << 17)), ("b", (12345,))])
     state = a_state(layout=layout)
-    assert state_bytes(layout.parameters, Outer()) > 3 * content.CHUNK_BYTES
+    assert state_bytes(layout.parameters, OuterSection()) > 3 * content.CHUNK_BYTES
     root = write_state(tmp_path / "state", state)
     assert root == state_root(state) == content.file_content_id(tmp_path / "state")
 

@@ -227,7 +227,7 @@ def test_ledger_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
-    view = demo_view.View(sys.stdout)
+    view = demo_view.DemoView(sys.stdout)
     view.say(HOSTILE)
     view.show({**COORDINATOR, "waiting_for": 0})
     assert_steers_nothing(capsys.readouterr().out)

@@ -69,7 +69,7 @@ async def test_py_libp2p_reads_ledger_and_content_over_noise_and_yamux(tmp_path:
             ledger = LedgerService(store, heads, world.run, lambda: state)
 
             async def files(
-                peer: str, request: messages.Message, stream: wire.Stream
+                peer: str, request: messages.Message, stream: wire.ByteStream
             ) -> messages.Message | None:
                 return await delivery.serve_content(blobs, request, stream)
 

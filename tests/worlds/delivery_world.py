@@ -14,7 +14,7 @@ from artel.protocol.net.host import Host
 from artel.protocol.net.streams import Kind
 from host_world import swarm
 
-Answer = Callable[[messages.Message, wire.Stream], Awaitable[bool]]
+Answer = Callable[[messages.Message, wire.ByteStream], Awaitable[bool]]
 
 
 class Holder:
@@ -38,7 +38,7 @@ class Holder:
         return self.host.peer_id
 
     async def serve(
-        self, peer: str, request: messages.Message, stream: wire.Stream
+        self, peer: str, request: messages.Message, stream: wire.ByteStream
     ) -> messages.Message | None:
         self.asked[request.KIND] += 1
         if isinstance(request, messages.GetChunks):
@@ -71,7 +71,7 @@ async def answering(hosts: Sequence[Host]) -> dict[Host, Holder]:
     for host in hosts:
 
         async def serve(
-            peer: str, request: messages.Message, stream: wire.Stream, host: Host = host
+            peer: str, request: messages.Message, stream: wire.ByteStream, host: Host = host
         ) -> messages.Message | None:
             return await present[host].serve(peer, request, stream)
 

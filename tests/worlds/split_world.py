@@ -86,7 +86,7 @@ class Net:
         return self
 
     async def _ledger(
-        self, peer: str, request: messages.Message, stream: wire.Stream
+        self, peer: str, request: messages.Message, stream: wire.ByteStream
     ) -> messages.Message | None:
         if isinstance(request, messages.Submit):
             self.submitted.append(request.statement)

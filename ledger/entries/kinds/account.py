@@ -16,7 +16,7 @@ from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity
 
 
-class Account(Body):
+class AccountBody(Body):
     """Registers an account, which is named by its first key for ever; signed by that key.
 
     ``recovery`` is the SHA-256 of a second public key that can replace a lost or stolen one.
@@ -64,7 +64,7 @@ class Account(Body):
 
 def account(owner: Identity, run: str, recovery: str = "") -> Envelope:
     """Register ``owner`` as an account; ``recovery`` as in :func:`recovery_digest`."""
-    return signed(Account, {"run": run, "account": owner.key, "recovery": recovery}, owner)
+    return signed(AccountBody, {"run": run, "account": owner.key, "recovery": recovery}, owner)
 
 
 def recovery_digest(public: bytes) -> str:

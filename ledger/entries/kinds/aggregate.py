@@ -14,9 +14,9 @@ from pydantic import Field
 
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import (
+    AttemptBody,
     Digest,
     Entry,
-    OfAttempt,
     PeerId,
     Positive,
     SliceNumber,
@@ -30,7 +30,7 @@ from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity, short_peer
 
 
-class Aggregate(OfAttempt):
+class Aggregate(AttemptBody):
     """A node has combined ``slice`` of ``slices`` of a sharded round: ``blob``, of ``size`` bytes.
 
     Signed by the node.

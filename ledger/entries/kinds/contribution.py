@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from artel.ledger.entries import reasons
-from artel.ledger.entries.body import Count, Digest, Entry, OfAttempt, PeerId, Positive, signed
+from artel.ledger.entries.body import AttemptBody, Count, Digest, Entry, PeerId, Positive, signed
 from artel.ledger.entries.fold_state import (
     RECORDED,
     Attempt,
     Effect,
     FoldState,
     Outcome,
-    Shown,
+    ValidContribution,
     key_of,
 )
 from artel.ledger.entries.story import (
@@ -33,7 +33,7 @@ from artel.protocol.round_state import COMMITMENT_MISMATCH, WRONG_STATE, WRONG_T
 from artel.protocol.rounds import commitment
 
 
-class Contribution(OfAttempt):
+class Contribution(AttemptBody):
     """A node's claim: from ``base``, with ``tokens`` assigned tokens, it made ``blob``.
 
     ``blob`` is a content id, ``size`` all bytes of the contribution (in a sharded round the index
@@ -79,7 +79,7 @@ class Contribution(OfAttempt):
             return COMMITMENT_MISMATCH
 
         def effect() -> Outcome:
-            made = Shown(entry.id, state.size, self.tokens, self.head, self.salt)
+            made = ValidContribution(entry.id, state.size, self.tokens, self.head, self.salt)
             attempt.shown[self.node] = made
             return RECORDED
 

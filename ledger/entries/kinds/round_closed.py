@@ -8,9 +8,9 @@ from typing import Annotated, ClassVar, Literal
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import (
     LISTED,
+    AttemptBody,
     Digest,
     Entry,
-    OfAttempt,
     PeerId,
     Positive,
     ReasonCode,
@@ -40,7 +40,7 @@ class Rejected(Record):
     reason: ReasonCode
 
 
-class RoundClosed(OfAttempt):
+class RoundClosed(AttemptBody):
     """Ends an attempt; with nobody accepted it failed. Signed by a coordinator."""
 
     KIND: ClassVar = "round_closed"

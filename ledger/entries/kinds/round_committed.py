@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from artel.ledger.entries import reasons
-from artel.ledger.entries.body import MAX_MEMBERS, Digest, Entry, OfAttempt, PeerId, signed
+from artel.ledger.entries.body import MAX_MEMBERS, AttemptBody, Digest, Entry, PeerId, signed
 from artel.ledger.entries.fold_state import RECORDED, Effect, FoldState, Outcome
 from artel.ledger.entries.story import Fact, Story, outcome_of
 from artel.ledger.entries.words import plural
@@ -16,7 +16,7 @@ from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity, short_peer
 
 
-class RoundCommitted(OfAttempt):
+class RoundCommitted(AttemptBody):
     """The commitments that came in time; signed by a coordinator."""
 
     KIND: ClassVar = "round_committed"

@@ -11,10 +11,10 @@ from artel.ledger.entries import reasons
 from artel.ledger.entries.body import (
     LISTED,
     MAX_MEMBERS,
+    AttemptBody,
     Count,
     Digest,
     Entry,
-    OfAttempt,
     PeerId,
     Positive,
     signed,
@@ -27,7 +27,7 @@ from artel.protocol.identity import Identity
 from artel.protocol.round_state import WRONG_STATE
 
 
-class RoundOpened(OfAttempt):
+class RoundOpened(AttemptBody):
     """Opens an attempt of a round for its members; signed by a coordinator.
 
     ``base`` is the root of the agreed state, ``cursor`` the first window that the round consumes,

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from artel.ledger.entries import reasons
-from artel.ledger.entries.body import Digest, Entry, OfAttempt, PeerId, SliceNumber, signed
+from artel.ledger.entries.body import AttemptBody, Digest, Entry, PeerId, SliceNumber, signed
 from artel.ledger.entries.fold_state import RECORDED, Effect, FoldState, Outcome, key_of
 from artel.ledger.entries.story import Fact, Story, of_slice
 from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity, short_peer
 
 
-class SliceWrong(OfAttempt):
+class SliceWrong(AttemptBody):
     """A node has recomputed a slice and got ``blob``, not what was recorded; signed by it."""
 
     KIND: ClassVar = "slice_wrong"

@@ -11,7 +11,7 @@ from artel.protocol.exchange.codec.interface import Codec, Elements, NonFinite, 
 from artel.protocol.exchange.codec.sparse import TOP_K, Sparse
 
 if TYPE_CHECKING:
-    from artel.protocol.run_config import Exchange
+    from artel.protocol.run_config import ExchangeSection
 
 __all__ = ["CODECS", "Codec", "Elements", "NonFinite", "Payload", "Sparse", "codec", "of"]
 
@@ -35,7 +35,7 @@ def codec(name: str, top_k: int = TOP_K) -> Codec:
         ) from None
 
 
-def of(exchange: Exchange, device: str = "cpu") -> Codec:
+def of(exchange: ExchangeSection, device: str = "cpu") -> Codec:
     """The codec of a run's ``[exchange]``.
 
     :param device: where ``sparse`` looks for what to send; the payload is the same

@@ -19,7 +19,7 @@ from artel.ledger.cli.statements import REASONS
 from artel.ledger.entries import reasons
 from artel.ledger.store import keyfiles
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
-from artel.ledger.sync.view import View
+from artel.ledger.sync.view import LedgerView
 from artel.protocol import dsse, identity
 from artel.protocol.errors import (
     EXIT_FAILED,
@@ -280,7 +280,7 @@ def _die_at(step: int) -> None:
 
     for name in ("link", "replace", "unlink", "fsync"):
         counted(os, name)
-    counted(View, "submit")
+    counted(LedgerView, "submit")
 
 
 @pytest.mark.parametrize("recovering", [False, True])

@@ -37,7 +37,7 @@ from artel.protocol.manifest import (
 )
 from artel.protocol.manifest_template import EXAMPLE
 from artel.protocol.net.blobs import BlobStore
-from artel.protocol.run_config import Exchange, Model, RunConfig
+from artel.protocol.run_config import ExchangeSection, ModelSection, RunConfig
 from artel.protocol.state import Layout
 from client_world import run_command
 from command_world import group
@@ -67,7 +67,7 @@ def config_of(**exchange: Any) -> RunConfig:
     return EXAMPLE.model_copy(
         update={
             "rounds": EXAMPLE.rounds.model_copy(update={"inner_steps": 4}),
-            "exchange": Exchange.model_validate(rules),
+            "exchange": ExchangeSection.model_validate(rules),
         }
     )
 
@@ -78,7 +78,7 @@ class Published(World):
 
     nodes: int = 4
     name: str = "published"
-    rules: Exchange = config_of().exchange
+    rules: ExchangeSection = config_of().exchange
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -294,7 +294,9 @@ def test_it_takes_no_torch_where_a_coordinator_has_left_the_layout(tmp_path: Pat
     assert not {"torch", "hivemind", "transformers"} & done.modules
 
 
-GPT2 = Model(type="gpt2", config={"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 128})
+GPT2 = ModelSection(
+    type="gpt2", config={"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 128}
+)
 GPT2_LAYOUT = Layout.of(
     (f"transformer.{name}", shape)
     for name, shape in (

@@ -23,7 +23,7 @@ from tlog_scales.writer import TilesWriter
 
 from artel.ledger.sync.audit import audit
 from artel.ledger.sync.holding import hold
-from artel.ledger.sync.signed_tree import Tree, read_bundle, read_tile
+from artel.ledger.sync.signed_tree import SignedTree, read_bundle, read_tile
 from artel.ledger.sync.source import (
     FolderSource,
     HttpSource,
@@ -114,7 +114,7 @@ def test_a_log_that_another_implementation_wrote(sizes: list[int], tmp_path: Pat
     report = audit(source, [VKEY], full=True)
     assert (report.size, report.entries, report.signers) == (written, written, (ORIGIN,))
     assert audit(source, [VKEY]).root == report.root
-    tree = Tree(source, report.size, report.root)
+    tree = SignedTree(source, report.size, report.root)
     for index in {0, written // 2, written - 1}:
         leaf = read_bundle(source, Tile(ENTRIES, index // 256, tile_width(index, written)))
         proof = inclusion(tree, index, written)
@@ -298,7 +298,7 @@ def test_tiles_of_a_source_are_a_tree_of_verified_hashes(large: Path) -> None:
     size = 66_000
     tree = tree_of(leaves_of(size))
     source = CountingSource(FolderSource(large))
-    tiles = Tree(source, size, root_at(tree, size))
+    tiles = SignedTree(source, size, root_at(tree, size))
     assert len(source.paths) == 3
     for index in (0, 40_000, 65_535, 65_536, size - 1):
         assert inclusion(tiles, index, size) == inclusion(tree, index, size)
@@ -318,7 +318,7 @@ def test_a_tile_that_does_not_belong_to_the_root_gives_no_hash(large: Path, tmp_
         data = bytearray((folder / path).read_bytes())
         data[5000] ^= 1
         (folder / path).write_bytes(data)
-        tiles = Tree(FolderSource(folder), size, root_at(tree, size))
+        tiles = SignedTree(FolderSource(folder), size, root_at(tree, size))
         with pytest.raises(CheckFailed, match=path):
             inclusion(tiles, index, size)
 
@@ -341,7 +341,7 @@ def test_cache_of_tiles_is_bounded(large: Path) -> None:
     size = 66_000
     tree = tree_of(leaves_of(size))
     source = CountingSource(FolderSource(large))
-    tiles = Tree(source, size, root_at(tree, size), cached_tiles=2)
+    tiles = SignedTree(source, size, root_at(tree, size), cached_tiles=2)
     for index in range(0, 65_536, 2_560):
         assert tiles.subtree(0, index) == tree.hashes[index]
     assert len(tiles._tiles._rows) <= 2

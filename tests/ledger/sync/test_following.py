@@ -68,7 +68,7 @@ class Holder:
         service = LedgerService(self.store, self.heads, run, lambda: state)
 
         async def answer(
-            peer: str, request: messages.Message, stream: wire.Stream
+            peer: str, request: messages.Message, stream: wire.ByteStream
         ) -> messages.Message | None:
             assert isinstance(request, messages.Get)
             self.asked += request.paths

@@ -245,7 +245,7 @@ async def test_forged_heads_and_invented_evidence_accuse_nobody(net: Net, tmp_pa
     shown = {"newest": "", "conflicts": [invented.to_dict()]}
 
     async def lie(
-        peer: str, request: messages.Message, stream: wire.Stream
+        peer: str, request: messages.Message, stream: wire.ByteStream
     ) -> messages.Message | None:
         assert isinstance(request, messages.Get)
         for path in request.paths:

@@ -20,10 +20,10 @@ from artel.node.trainer.agreed import Base
 from artel.node.trainer.channel import TrainerError
 from artel.node.trainer.exchange import Phases
 from artel.node.trainer.orders import (
-    Aggregate,
     Apply,
     ApplySlices,
     Benchmark,
+    Combine,
     Counted,
     Evaluate,
     Load,
@@ -219,8 +219,8 @@ async def test_commands_that_do_not_fit_are_refused_with_a_code(
         ("bad_request", trainer.do(Train(0, NODES[0], world.windows(0)[:-1], tmp_path, steps=8))),
         ("bad_request", trainer.do(Train(0, NODES[0], [], tmp_path, steps=8, tail=8))),
         ("wrong_round", trainer.do(RunOn(0, NODES[0], world.windows(0), steps=8))),
-        ("wrong_round", trainer.do(Aggregate(1, 0, 2, [], tmp_path))),
-        ("bad_request", trainer.do(Aggregate(0, 2, 2, [], tmp_path))),
+        ("wrong_round", trainer.do(Combine(1, 0, 2, [], tmp_path))),
+        ("bad_request", trainer.do(Combine(0, 2, 2, [], tmp_path))),
         ("bad_request", trainer.do(ApplySlices(0, [], [], tmp_path, count=2))),
         ("bad_data", trainer.do(Evaluate([(world.shard, 100_000 - 32)]))),
         ("bad_data", trainer.do(Evaluate([(tmp_path / "none", 0)]))),

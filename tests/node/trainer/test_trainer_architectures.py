@@ -13,7 +13,7 @@ from artel.node.trainer.data import Windows
 from artel.node.trainer.orders import Apply, Counted, Evaluate, RunOn, Train
 from artel.node.trainer.training import Training, open_training
 from artel.protocol import model, objective
-from artel.protocol.run_config import Model
+from artel.protocol.run_config import ModelSection
 from artel.protocol.state import Vector
 from trainer_world import NODES, World, make_world
 
@@ -147,7 +147,7 @@ def test_what_an_organiser_writes_decides_whether_experts_are_balanced() -> None
         ({"router_aux_loss_coef": 0.3, "output_router_logits": True}, 0.3),
         ({"router_aux_loss_coef": 0.3, "output_router_logits": False}, 0.0),
     ):
-        described = Model.model_validate({"type": kind, "config": keys | written})
+        described = ModelSection.model_validate({"type": kind, "config": keys | written})
         module = model.empty(described, 257)
         assert objective.balance_weight(described, module) == weight
         # The configuration, which is exported, stays what was written.

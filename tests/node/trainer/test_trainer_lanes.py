@@ -17,9 +17,9 @@ from artel.node.child import TrainerDied
 from artel.node.supervisor import Trainer
 from artel.node.trainer.channel import TrainerError
 from artel.node.trainer.orders import (
-    Aggregate,
     Applied,
     Apply,
+    Combine,
     Counted,
     Evaluate,
     Load,
@@ -127,7 +127,7 @@ async def test_the_merge_lane_works_in_the_order_of_the_calls(
 ) -> None:
     async with Tail(trainer, world, tmp_path) as tail:
         listed = [tail.contribution]
-        first = asyncio.ensure_future(trainer.do(Aggregate(0, 0, 1, listed, tmp_path)))
+        first = asyncio.ensure_future(trainer.do(Combine(0, 0, 1, listed, tmp_path)))
         second = asyncio.ensure_future(trainer.do(Apply(0, listed, tmp_path)))
         third = asyncio.ensure_future(trainer.do(Apply(1, listed, tmp_path)))
         assert (await first).exists()
@@ -148,7 +148,7 @@ async def test_what_waits_is_cancelled_at_once_and_the_rest_goes_on(
                 await asyncio.wait_for(trainer.do(Evaluate(world.validation), timeout=0.2), 10)
             assert failure.value.code == "timeout"
             aggregating = asyncio.ensure_future(
-                trainer.do(Aggregate(0, 0, 1, [tail.contribution], tmp_path))
+                trainer.do(Combine(0, 0, 1, [tail.contribution], tmp_path))
             )
             await tail.progress()
             for task in (aggregating, tail.task):  # the first one waits behind the apply

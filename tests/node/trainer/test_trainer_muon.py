@@ -18,7 +18,7 @@ from artel.node.trainer.orders import Train
 from artel.node.trainer.training import open_training
 from artel.protocol import model
 from artel.protocol.errors import ArtelError
-from artel.protocol.run_config import Model
+from artel.protocol.run_config import ModelSection
 from trainer_world import NODES, World, make_world
 
 
@@ -141,7 +141,7 @@ EXPERTS: dict[str, Any] = {
 def test_muon_takes_experts_but_no_filters_and_no_vectors(
     kind: str, keys: dict[str, Any], left: tuple[str, ...]
 ) -> None:
-    described = Model.model_validate({"type": kind, "config": keys})
+    described = ModelSection.model_validate({"type": kind, "config": keys})
     module = model.empty(described, 257)
     taken = {id(p) for p in model.block_matrices(module)}
     for name, parameter in module.named_parameters():

@@ -19,10 +19,10 @@ from artel.node.trainer import exchange
 from artel.node.trainer.channel import TrainerError
 from artel.node.trainer.data import Windows
 from artel.node.trainer.orders import (
-    Aggregate,
     Apply,
     ApplySlices,
     Benchmark,
+    Combine,
     Counted,
     Evaluate,
     RanOn,
@@ -314,7 +314,7 @@ def test_sharded_rounds_lead_everybody_to_one_root(
                 for node, m in zip(nodes, made, strict=True)
             ]
             blobs = [
-                n.session.merging.aggregate(Aggregate(round, number, 2, given, n.out))
+                n.session.merging.aggregate(Combine(round, number, 2, given, n.out))
                 for n, given in zip(nodes, (inputs, inputs[::-1]), strict=True)
             ]
             assert blobs[0].read_bytes() == blobs[1].read_bytes()
@@ -559,7 +559,7 @@ def test_slices_that_cannot_be_used_are_refused_and_nothing_changes(
         [Counted(n, m.parts[j], 1) for n, m in zip(NODES, made, strict=True)] for j in range(2)
     ]
     slices = [
-        node.session.merging.aggregate(Aggregate(0, j, 2, listed[j], node.out)) for j in range(2)
+        node.session.merging.aggregate(Combine(0, j, 2, listed[j], node.out)) for j in range(2)
     ]
     before = node.session.agreed.now()[1]
     contribution = made[0].parts[0]
@@ -569,7 +569,7 @@ def test_slices_that_cannot_be_used_are_refused_and_nothing_changes(
         assert failure.value.code == "bad_blob"
     with pytest.raises(TrainerError) as failure:  # a slice is no contribution
         node.session.merging.aggregate(
-            Aggregate(0, 0, 2, [Counted(NODES[0], slices[0], 1)], node.out)
+            Combine(0, 0, 2, [Counted(NODES[0], slices[0], 1)], node.out)
         )
     assert (failure.value.code, failure.value.node) == ("bad_blob", NODES[0])
     with pytest.raises(TrainerError) as failure:

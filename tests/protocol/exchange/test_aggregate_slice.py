@@ -19,7 +19,7 @@ from artel.protocol.exchange.aggregation import Weighted
 from artel.protocol.exchange.codec import Elements, of
 from artel.protocol.exchange.parts import CHUNK, Part, fragment, whole
 from artel.protocol.exchange.pseudogradient import BlobRefused, Header
-from artel.protocol.run_config import Exchange
+from artel.protocol.run_config import ExchangeSection
 from artel.protocol.state import Layout, Vector
 from codec_world import vector_of
 
@@ -28,8 +28,8 @@ ROUND, BASE = 5, "5c" * 32
 TOKENS = {"12D3a": 512, "12D3b": 512, "12D3c": 256, "12D3d": 2048}
 
 
-def exchange(name: str, **more: object) -> Exchange:
-    return Exchange.model_validate({"codec": name, **more})
+def exchange(name: str, **more: object) -> ExchangeSection:
+    return ExchangeSection.model_validate({"codec": name, **more})
 
 
 def vectors(layout: Layout = LAYOUT) -> dict[str, Vector]:
@@ -41,7 +41,7 @@ def vectors(layout: Layout = LAYOUT) -> dict[str, Vector]:
 
 
 def sub_blobs(
-    part: Part, given: Mapping[str, Vector], rules: Exchange, round: int = ROUND
+    part: Part, given: Mapping[str, Vector], rules: ExchangeSection, round: int = ROUND
 ) -> dict[str, bytes]:
     """What every node publishes for one slice; ``given`` are vectors of the whole model."""
     return {
@@ -51,7 +51,7 @@ def sub_blobs(
 
 
 def slice_blobs(
-    given: Mapping[str, Vector], rules: Exchange, members: int, round: int = ROUND
+    given: Mapping[str, Vector], rules: ExchangeSection, members: int, round: int = ROUND
 ) -> list[bytes]:
     return [
         recompute(
@@ -68,13 +68,13 @@ def slice_blobs(
     ]
 
 
-def opened(blob: bytes, layout: Layout, rules: Exchange, round: int = ROUND) -> Vector:
+def opened(blob: bytes, layout: Layout, rules: ExchangeSection, round: int = ROUND) -> Vector:
     loaded = Header(round, BASE, of(rules), pseudogradient.SLICE_MAGIC).load(blob, layout)
     return dense(loaded, layout.parameters)
 
 
 def sharded(
-    given: Mapping[str, Vector], rules: Exchange, members: int, round: int = ROUND
+    given: Mapping[str, Vector], rules: ExchangeSection, members: int, round: int = ROUND
 ) -> Vector:
     """The update of the whole model; zero outside the round's fragment."""
     update = np.zeros(LAYOUT.parameters, np.float32)
@@ -84,7 +84,7 @@ def sharded(
     return update
 
 
-def gathered(part: Part, given: Mapping[str, Vector], rules: Exchange) -> Vector:
+def gathered(part: Part, given: Mapping[str, Vector], rules: ExchangeSection) -> Vector:
     loaded = [Weighted(n, TOKENS[n], part.take(v)) for n, v in given.items()]
     return combine(part.layout, loaded, rules)
 

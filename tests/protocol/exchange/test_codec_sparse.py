@@ -18,7 +18,7 @@ from artel.protocol.errors import CheckFailed, DecodeError
 from artel.protocol.exchange.codec import NonFinite, codec, gpu, of
 from artel.protocol.exchange.codec.blockwise import Int8
 from artel.protocol.exchange.codec.sparse import CHUNK, GROUP, Selection, Sparse
-from artel.protocol.run_config import Exchange
+from artel.protocol.run_config import ExchangeSection
 from artel.protocol.state import Layout, Vector
 from codec_world import LAYOUT, numbers, vector_of
 
@@ -312,11 +312,11 @@ def test_a_run_on_a_device_encodes_there_and_gives_the_same_bytes(
 
     selecting = gpu.select
     monkeypatch.setattr(gpu, "select", stand_in)
-    exchange = Exchange(codec="sparse", top_k=64)
+    exchange = ExchangeSection(codec="sparse", top_k=64)
     vector = numbers(5, LARGE.parameters)
     assert of(exchange, "cuda").encode(LARGE, vector) == of(exchange).encode(LARGE, vector)
     assert asked == ["cuda"]
-    assert of(Exchange(codec="int4"), "cuda") is of(Exchange(codec="int4"))
+    assert of(ExchangeSection(codec="int4"), "cuda") is of(ExchangeSection(codec="int4"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
@@ -476,11 +476,11 @@ def test_damaged_payloads_are_refused_or_mean_something(k: int) -> None:
 
 
 def test_top_k_comes_from_the_manifest() -> None:
-    chosen = of(Exchange(codec="sparse", top_k=64))
+    chosen = of(ExchangeSection(codec="sparse", top_k=64))
     assert isinstance(chosen, Sparse)
     assert chosen.top_k == 64
     assert chosen.sparse
-    assert not of(Exchange()).sparse
+    assert not of(ExchangeSection()).sparse
     assert codec("sparse").payload_bytes(LAYOUT) == codec("sparse", 128).payload_bytes(LAYOUT)
 
 

@@ -20,7 +20,7 @@ from artel.protocol.exchange.codec import codec, of
 from artel.protocol.exchange.outer import learning_rate, outer_step
 from artel.protocol.exchange.parts import fragment
 from artel.protocol.exchange.pseudogradient import Header
-from artel.protocol.run_config import Exchange
+from artel.protocol.run_config import ExchangeSection
 from artel.protocol.state import Layout, State, Vector, state_root
 
 
@@ -204,7 +204,7 @@ def test_golden_trace_of_an_exchange(
     """State root after four rounds of three nodes, by the rules of a manifest; sharded when
     ``members`` is not 0. A change here means that versions can no longer train together."""
     layout = Layout.of([("embed", (150, 70)), ("norm", (70,)), ("head", (70, 150))])
-    exchange = Exchange.model_validate({"codec": name, **settings})
+    exchange = ExchangeSection.model_validate({"codec": name, **settings})
     outer = exchange.outer
     params = numbers("initial", layout.parameters)
     momentum = np.zeros_like(params) if outer.momentum else None
@@ -291,7 +291,7 @@ def test_recorded_traces_hold_without_vector_instructions() -> None:
 
 
 def test_learning_rate_falls_in_the_last_quarter() -> None:
-    exchange = Exchange.model_validate({"outer": {"lr": 0.8, "final_lr_fraction": 0.5}})
+    exchange = ExchangeSection.model_validate({"outer": {"lr": 0.8, "final_lr_fraction": 0.5}})
     rates = [learning_rate(exchange, 16, number) for number in range(16)]
     assert rates[:12] == [0.8] * 12
     assert rates[12:] == pytest.approx([0.7, 0.6, 0.5, 0.4])
@@ -300,7 +300,7 @@ def test_learning_rate_falls_in_the_last_quarter() -> None:
 
 @pytest.mark.parametrize("total", [1, 2, 3, 4, 5, 7, 1000])
 def test_learning_rate_ends_at_its_fraction(total: int) -> None:
-    exchange = Exchange.model_validate({"codec": "sparse"})
+    exchange = ExchangeSection.model_validate({"codec": "sparse"})
     rates = [learning_rate(exchange, total, number) for number in range(total)]
     assert rates[: total - total // 4] == [1.0] * (total - total // 4)
     assert rates[-1] == (0.65 if total >= 4 else 1.0)
@@ -308,11 +308,11 @@ def test_learning_rate_ends_at_its_fraction(total: int) -> None:
 
 
 def test_learning_rate_is_constant_by_default() -> None:
-    rates = {learning_rate(Exchange(), 60, number) for number in range(60)}
-    assert rates == {Exchange().outer.lr}
+    rates = {learning_rate(ExchangeSection(), 60, number) for number in range(60)}
+    assert rates == {ExchangeSection().outer.lr}
 
 
 @pytest.mark.parametrize("round", [-1, 16])
 def test_there_is_no_learning_rate_outside_the_run(round: int) -> None:
     with pytest.raises(CheckFailed, match="no round"):
-        learning_rate(Exchange(), 16, round)
+        learning_rate(ExchangeSection(), 16, round)

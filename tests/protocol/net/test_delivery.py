@@ -138,7 +138,7 @@ async def test_content_that_nobody_has(us: Host, store: BlobStore, holders: list
 # --- holders that lie ---
 
 
-async def flipped(request: messages.Message, stream: wire.Stream) -> bool:
+async def flipped(request: messages.Message, stream: wire.ByteStream) -> bool:
     if not isinstance(request, messages.GetChunks):
         return False
     piece = bytearray(_chunks(request))
@@ -148,7 +148,7 @@ async def flipped(request: messages.Message, stream: wire.Stream) -> bool:
     return True
 
 
-async def shifted(request: messages.Message, stream: wire.Stream) -> bool:
+async def shifted(request: messages.Message, stream: wire.ByteStream) -> bool:
     """Whole chunks of the content, but others than those asked for."""
     if not isinstance(request, messages.GetChunks):
         return False
@@ -159,7 +159,7 @@ async def shifted(request: messages.Message, stream: wire.Stream) -> bool:
     return True
 
 
-async def short(request: messages.Message, stream: wire.Stream) -> bool:
+async def short(request: messages.Message, stream: wire.ByteStream) -> bool:
     if not isinstance(request, messages.GetChunks):
         return False
     piece = _chunks(request)
@@ -168,7 +168,7 @@ async def short(request: messages.Message, stream: wire.Stream) -> bool:
     return True
 
 
-async def promising_more(request: messages.Message, stream: wire.Stream) -> bool:
+async def promising_more(request: messages.Message, stream: wire.ByteStream) -> bool:
     if not isinstance(request, messages.GetChunks):
         return False
     await wire.write_message(stream, messages.Chunks(size=1 << 50))
@@ -178,7 +178,7 @@ async def promising_more(request: messages.Message, stream: wire.Stream) -> bool
     return True
 
 
-async def endless(request: messages.Message, stream: wire.Stream) -> bool:
+async def endless(request: messages.Message, stream: wire.ByteStream) -> bool:
     """The right chunks, and then more than was asked for."""
     if not isinstance(request, messages.GetChunks):
         return False
@@ -191,7 +191,7 @@ async def endless(request: messages.Message, stream: wire.Stream) -> bool:
     return True
 
 
-async def wrong_index(request: messages.Message, stream: wire.Stream) -> bool:
+async def wrong_index(request: messages.Message, stream: wire.ByteStream) -> bool:
     if not isinstance(request, messages.GetIndex):
         return False
     await wire.write_message(stream, messages.Index(size=len(DATA)))
@@ -199,7 +199,7 @@ async def wrong_index(request: messages.Message, stream: wire.Stream) -> bool:
     return True
 
 
-async def wrong_size(request: messages.Message, stream: wire.Stream) -> bool:
+async def wrong_size(request: messages.Message, stream: wire.ByteStream) -> bool:
     """The right hashes with another size, which no hash covers."""
     if not isinstance(request, messages.GetIndex):
         return False
@@ -208,19 +208,19 @@ async def wrong_size(request: messages.Message, stream: wire.Stream) -> bool:
     return True
 
 
-async def huge_index(request: messages.Message, stream: wire.Stream) -> bool:
+async def huge_index(request: messages.Message, stream: wire.ByteStream) -> bool:
     if not isinstance(request, messages.GetIndex):
         return False
     await wire.write_message(stream, messages.Index(size=(1 << 53) - 1))
     return True
 
 
-async def another_reply(request: messages.Message, stream: wire.Stream) -> bool:
+async def another_reply(request: messages.Message, stream: wire.ByteStream) -> bool:
     await wire.write_message(stream, messages.Ok())
     return True
 
 
-async def nonsense(request: messages.Message, stream: wire.Stream) -> bool:
+async def nonsense(request: messages.Message, stream: wire.ByteStream) -> bool:
     await stream.write(b"\0\0\0\5hello" * 10)
     return True
 
@@ -266,11 +266,11 @@ async def test_a_wrong_size_in_the_index_does_not_hinder(
 async def test_a_silent_holder_delays_only_once(
     us: Host, store: BlobStore, holders: list[Holder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def silent(request: messages.Message, stream: wire.Stream) -> bool:
+    async def silent(request: messages.Message, stream: wire.ByteStream) -> bool:
         await asyncio.sleep(4)
         return True
 
-    async def silent_later(request: messages.Message, stream: wire.Stream) -> bool:
+    async def silent_later(request: messages.Message, stream: wire.ByteStream) -> bool:
         return isinstance(request, messages.GetChunks) and await silent(request, stream)
 
     monkeypatch.setattr(swarming, "SLOW_S", 0.2)
@@ -336,7 +336,7 @@ async def test_a_cancelled_download_goes_on_where_it_was(
 ) -> None:
     reached = asyncio.Event()
 
-    async def stall(request: messages.Message, stream: wire.Stream) -> bool:
+    async def stall(request: messages.Message, stream: wire.ByteStream) -> bool:
         if isinstance(request, messages.GetChunks) and request.first:
             reached.set()
             await asyncio.sleep(3)

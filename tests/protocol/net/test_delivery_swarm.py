@@ -235,7 +235,7 @@ async def test_speeds_follow_measurements_and_forget_the_oldest() -> None:
 def trickle(piece: int, pause: float) -> Callable[..., object]:
     """Serves the right bytes, slowly."""
 
-    async def lie(request: messages.Message, stream: wire.Stream, store: BlobStore) -> bool:
+    async def lie(request: messages.Message, stream: wire.ByteStream, store: BlobStore) -> bool:
         if not isinstance(request, messages.GetChunks | messages.GetIndex):
             return False
         data = store.path(request.id).read_bytes()  # type: ignore[union-attr]
@@ -363,7 +363,7 @@ async def test_holders_that_only_say_that_they_have_it(
     seed.host.uplink = Uplink(3e6)
     monkeypatch.setattr(swarming, "HAVE_AFTER_S", 0.0)
 
-    async def boast(request: messages.Message, stream: wire.Stream) -> bool:
+    async def boast(request: messages.Message, stream: wire.ByteStream) -> bool:
         if isinstance(request, messages.GetHave):
             await wire.write_message(stream, messages.Have(held=[2], parts=[]))
         return isinstance(request, messages.GetHave)
@@ -394,7 +394,7 @@ async def test_nonsense_about_having_does_no_harm(
     seed.host.uplink = Uplink(20e6)
     monkeypatch.setattr(swarming, "HAVE_AFTER_S", 0.0)
 
-    async def lie(request: messages.Message, stream: wire.Stream) -> bool:
+    async def lie(request: messages.Message, stream: wire.ByteStream) -> bool:
         if isinstance(request, messages.GetHave):
             await wire.write_message(stream, reply)
         return isinstance(request, messages.GetHave)

@@ -367,7 +367,7 @@ def test_the_lists_of_peers_have_an_end() -> None:
     def peer(number: int) -> PeerID:
         return PeerID.from_base58(named(f"sybil {number}").peer_id)
 
-    table = dht_node.Table(DHTID.generate("ours"), 20, 5)
+    table = dht_node.BoundedTable(DHTID.generate("ours"), 20, 5)
     for number in range(500):
         table.add_or_update_node(DHTID.generate(f"place {number}"), peer(0))
     assert len(table.uid_to_peer_id) == len(table.peer_id_to_uid) == 1

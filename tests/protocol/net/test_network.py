@@ -42,7 +42,7 @@ RUN = "ab" * 32
 
 
 async def _echo(
-    peer: str, request: messages.Message, stream: wire.Stream
+    peer: str, request: messages.Message, stream: wire.ByteStream
 ) -> messages.Message | None:
     if isinstance(request, messages.Leave):
         raise wire.Refused("not today", "come tomorrow", code="closed")
@@ -56,7 +56,9 @@ async def _echo(
 async def hosts(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[list[Host]]:
     """A server with an echo and a service that does not answer, and a client."""
 
-    async def hang(peer: str, request: messages.Message, stream: wire.Stream) -> messages.Message:
+    async def hang(
+        peer: str, request: messages.Message, stream: wire.ByteStream
+    ) -> messages.Message:
         await asyncio.sleep(3)
         return messages.Ok()
 
@@ -472,7 +474,9 @@ async def test_a_handler_that_fails_unexpectedly_does_not_end_the_service(
 ) -> None:
     server, client = hosts
 
-    async def broken(peer: str, request: messages.Message, stream: wire.Stream) -> messages.Message:
+    async def broken(
+        peer: str, request: messages.Message, stream: wire.ByteStream
+    ) -> messages.Message:
         raise OSError("the disk went away")
 
     await server.serve("/artel/broken/1.0.0", broken)

@@ -29,7 +29,7 @@ ECHO = "/artel/echo/1.0.0"
 ATTACKER = WORLDS / "slow_strangers.py"
 
 
-async def _echo(peer: str, request: messages.Message, stream: wire.Stream) -> messages.Message:
+async def _echo(peer: str, request: messages.Message, stream: wire.ByteStream) -> messages.Message:
     return request
 
 
@@ -217,7 +217,7 @@ async def test_a_strangers_first_frame_has_a_deadline_and_the_rest_a_rate(
     monkeypatch.setattr(slots, "STRANGER_FIRST_S", 1.0)
     monkeypatch.setattr(slots, "STRANGER_PATIENCE_S", 1.5)
 
-    async def takes(peer: str, request: messages.Message, stream: wire.Stream) -> messages.Ok:
+    async def takes(peer: str, request: messages.Message, stream: wire.ByteStream) -> messages.Ok:
         assert isinstance(request, messages.Probe)
         await stream.read_exactly(request.size)
         return messages.Ok()

@@ -133,7 +133,7 @@ def test_arbitrary_bytes_only_raise_our_error(data: bytes) -> None:
 
 
 async def test_a_handlers_error_reaches_the_caller_as_a_refusal() -> None:
-    async def handler(peer: str, request: messages.Message, stream: wire.Stream) -> None:
+    async def handler(peer: str, request: messages.Message, stream: wire.ByteStream) -> None:
         raise wire.Refused("too late", "try the next round", code="late")
 
     pipe = Pipe(wire.encode(messages.Leave(run=RUN)))
