@@ -274,7 +274,7 @@ def test_recorded_traces_hold_without_vector_instructions() -> None:
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "golden", __file__]
         + [
             __file__.replace("outer", other)
-            for other in ("codec", "aggregate", "aggregate_sparse", "aggregate_slice")
+            for other in ("codec", "aggregation", "aggregation_sparse", "aggregate_slice")
         ],
         env={
             **os.environ,
