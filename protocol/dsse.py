@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -20,6 +21,13 @@ from artel.protocol.identity import Identity, verify
 MAX_ENVELOPE_BYTES = 8192
 """Policy limit of a ledger leaf; the C2SP tile format would allow 65,535."""
 MAX_SIGNATURES = 40
+_SIGNED = rb'{"keyid":"[0-9a-f]{64}","sig":"[^"]*"}'
+_SIGNATURE = re.compile(rb'"keyid":"([^"]*)","sig":"([^"]*)"')
+# The one form that canonical JSON has for it; types are printable ASCII that is not escaped.
+_ENVELOPE = re.compile(
+    rb'{"payload":"([^"]*)","payloadType":"([ !#-\[\]-~]*)",'
+    rb'"signatures":\[((?:%b(?:,%b){0,%d})?)\]}' % (_SIGNED, _SIGNED, MAX_SIGNATURES - 1)
+)
 
 Seal = tuple[str, bytes, bytes]
 """A signature to be checked: the public key in hex, the signature, and the message."""
@@ -129,38 +137,24 @@ def decode(data: bytes) -> Envelope:
     """
     if len(data) > MAX_ENVELOPE_BYTES:
         raise DecodeError(f"envelope of {len(data)} bytes, at most {MAX_ENVELOPE_BYTES} allowed")
-    raw = canonical.loads(data)
-    if not isinstance(raw, dict) or set(raw) != {"payload", "payloadType", "signatures"}:
-        raise DecodeError("an envelope needs exactly payload, payloadType and signatures")
-    payload_type, signatures = raw["payloadType"], raw["signatures"]
-    if not isinstance(payload_type, str) or not isinstance(signatures, list):
-        raise DecodeError("an envelope field has the wrong type")
-    if len(signatures) > MAX_SIGNATURES:
-        raise DecodeError(f"envelope with {len(signatures)} signatures, at most {MAX_SIGNATURES}")
-    pairs: list[tuple[str, bytes]] = []
-    for item in signatures:
-        if not isinstance(item, dict) or set(item) != {"keyid", "sig"}:
-            raise DecodeError("a signature needs exactly keyid and sig")
-        pairs.append((_key(item["keyid"]), _base64(item["sig"], 64)))
+    match = _ENVELOPE.fullmatch(data)
+    if match is None:
+        raise DecodeError("not the canonical encoding of a signed statement")
+    payload, payload_type, signed = match.groups()
+    pairs = [(key.decode(), _base64(value, 64)) for key, value in _SIGNATURE.findall(signed)]
     if [key for key, _ in pairs] != sorted({key for key, _ in pairs}):
         raise DecodeError("signatures are not sorted by key, or a key signs twice")
     document = data.document if isinstance(data, Leaf) else b""
-    return Envelope(payload_type, _base64(raw["payload"]), tuple(pairs), document)
+    return Envelope(payload_type.decode(), _base64(payload), tuple(pairs), document)
 
 
-def _key(value: Any) -> str:
-    if not isinstance(value, str) or len(value) != 64 or not set(value) <= set("0123456789abcdef"):
-        raise DecodeError("a keyid is 64 lower-case hex digits")
-    return value
-
-
-def _base64(value: Any, length: int | None = None) -> bytes:
+def _base64(value: bytes, length: int | None = None) -> bytes:
     """Strict base64: only the canonical encoding is accepted."""
     try:
-        data = base64.b64decode(value, validate=True) if isinstance(value, str) else None
-    except (binascii.Error, ValueError):
-        data = None
-    if data is None or base64.b64encode(data).decode() != value:
+        data = binascii.a2b_base64(value)
+    except binascii.Error:
+        raise DecodeError("a field is not base64") from None
+    if binascii.b2a_base64(data, newline=False) != value:
         raise DecodeError("a field is not canonical base64")
     if length is not None and len(data) != length:
         raise DecodeError(f"a field has {len(data)} bytes instead of {length}")

@@ -156,13 +156,14 @@ class Entry:
 
         The cost of an entry is here (about 0.2 ms a signature), so it is paid on first use.
         """
-        return self.named_signers if dsse.hold(self.seals()) else frozenset()
+        return self.named_signers if dsse.hold(self.seals) else frozenset()
 
     @property
     def named_signers(self) -> frozenset[str]:
         """Hex keys of all signatures, verified or not; none without one in the envelope."""
-        return frozenset(key for key, _, _ in self.seals() if self.envelope.signers)
+        return frozenset(key for key, _, _ in self.seals if self.envelope.signatures)
 
+    @cached_property
     def seals(self) -> list[Seal]:
         """Every signature that has to verify."""
         return [*self.envelope.seals(), *self.body.seals()]

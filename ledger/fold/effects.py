@@ -186,7 +186,8 @@ def write(connection: sqlite3.Connection, state: FoldState, new: Sequence[Entry]
         for table, made in written.items():
             rows[table] += made
             # In the order of the entries: numbered alike however many are written at once.
-            names.update(dict.fromkeys(row[at] for row in made for at in _places(table)))
+            for at in _places(table) if made else ():
+                names.update(dict.fromkeys([row[at] for row in made]))
     connection.execute(
         "INSERT OR IGNORE INTO names(name) SELECT value FROM json_each(?)",
         (json.dumps(list(names)),),
@@ -275,15 +276,14 @@ def _insert(
 
 def _nodes(entry: Entry) -> set[str]:
     """Peer ids that an entry names, as signers included."""
-    body = entry.body
+    fields = vars(entry.body)
     named = {peer_of(key) for key in entry.envelope.signers}
-    if isinstance(node := getattr(body, "node", None), str):
+    if isinstance(node := fields.get("node"), str):
         named.add(node)
-    named.update(getattr(body, "members", ()))
-    for by_node in ("commitments", "signatures"):
-        named.update(getattr(body, by_node, ()))
+    for listed in ("members", "commitments", "signatures"):
+        named.update(fields.get(listed, ()))
     for listed in ("accepted", "rejected", "cosignatures"):
-        named.update(item.node for item in getattr(body, listed, ()))
+        named.update(item.node for item in fields.get(listed, ()))
     return named
 
 

@@ -112,7 +112,7 @@ def _by_processes(leaves: Iterator[bytes]) -> Iterator[tuple[bytes, Entry]]:
         while True:
             while len(running) < 4 * cores() and (batch := next(batches, None)) is not None:
                 found = _decode_some(batch)
-                seals = [entry.seals() for _, entry in found if isinstance(entry, Entry)]
+                seals = [entry.seals for _, entry in found if isinstance(entry, Entry)]
                 running.append((found, pool.submit(dsse.which_hold, seals)))
             if not running:
                 return

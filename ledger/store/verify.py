@@ -8,6 +8,7 @@ for the file around them. Reads one state of the home, so a daemon may be runnin
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
@@ -15,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artel.ledger.entries import Entry
-from artel.ledger.entries.documents import document_of
 from artel.ledger.fold import labels
 from artel.ledger.fold.effects import SELECT_KEPT, Loose, checked, rules
 from artel.ledger.fold.labels import Unchecked
@@ -189,7 +189,7 @@ class _Replay:
     def __init__(self, store: LedgerReader) -> None:
         self._store = store
         self._fresh = Loose()
-        self._documents: set[str] = set()
+        self._documents: set[bytes] = set()
         self._signatures = 0
         self._unsigned: list[int] = []
 
@@ -211,9 +211,9 @@ class _Replay:
             if len(ids) == _READ_ROWS or index + 1 == total:
                 self._store.require_ids(ids, index + 1 - len(ids))
                 ids.clear()
-            self._signatures += len(entry.seals())
+            self._signatures += len(entry.seals)
             if entry.envelope.document:
-                self._documents.add(document_of(entry.envelope.encode()))
+                self._documents.add(hashlib.sha256(entry.envelope.document).digest())
             if not entry.signers:
                 self._unsigned.append(index)
             if (index + 1) % _PROGRESS_EVERY == 0 or index + 1 == total:

@@ -10,6 +10,7 @@ it was. Run alone it feeds each parser a million inputs and shows its progress a
 from __future__ import annotations
 
 import argparse
+import base64
 import hashlib
 import json
 import random
@@ -160,7 +161,7 @@ def _changed_value(rng: random.Random, data: bytes) -> bytes:
     """Another value somewhere, in the right encoding, so that the schemas are reached."""
     value = json.loads(data)
     if isinstance(value, dict) and "payload" in value and rng.random() < 0.7:
-        inner = json.loads(dsse._base64(value["payload"]))
+        inner = json.loads(base64.b64decode(value["payload"]))
         value["payload"] = note.encode_base64(_dumps(_replaced(rng, inner)))
         return _dumps(value)
     return _dumps(_replaced(rng, value))
@@ -340,7 +341,7 @@ def _document(world: World) -> Callable[[bytes], bytes]:
     """Whatever stands in a document, an entry that names it by its hash is read or refused."""
     kinds = {body.DOCUMENT[0].encode(): body for body in entries.BODIES.values() if body.DOCUMENT}
     place = {"run": world.run, "round": 1, "attempt": 0, "base": "0" * 64, "cursor": 0}
-    place |= {"root": "0" * 64, "wrong": [], "term": 0, "size": 1}
+    place |= {"root": "0" * 64, "credits": "0" * 64, "wrong": [], "term": 0, "size": 1}
 
     def parse(data: bytes) -> bytes:
         body = next(

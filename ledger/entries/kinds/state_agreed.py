@@ -52,10 +52,6 @@ class StateVote(Record):
     credits: Digest
     wrong: Annotated[tuple[SliceNumber, ...], *LISTED]
 
-    def payload(self) -> bytes:
-        """The signed bytes."""
-        return canonical.dumps(self.model_dump(mode="json"))
-
 
 class StateAgreed(Body):
     """State number ``round`` has this root; signed by a coordinator.
@@ -77,9 +73,8 @@ class StateAgreed(Body):
     signatures: Annotated[dict[PeerId, Signature], Field(max_length=MAX_MEMBERS)]
 
     def seals(self) -> Iterator[Seal]:
-        names = StateVote.model_fields
-        said = StateVote.model_validate({name: getattr(self, name) for name in names})
-        message = dsse.pae(STATE_TYPE, said.payload())
+        said = {name: getattr(self, name) for name in StateVote.model_fields}
+        message = dsse.pae(STATE_TYPE, canonical.dumps(said))
         for peer, signature in self.signatures.items():
             yield key_of(peer), bytes.fromhex(signature), message
 
