@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from artel.ledger.entries import Entry, Genesis, decode
-from artel.ledger.entries.documents import attached, path_of, require_named
+from artel.ledger.entries.documents import attached, document_of, path_of, require_named
 from artel.ledger.fold.effects import Fold, checked
 from artel.ledger.store.finality import size_of
 from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import LedgerStore
 from artel.ledger.sync.offline import run_keys, run_of
-from artel.ledger.sync.source import NotFound, TileSource, newest_heads
+from artel.ledger.sync.source import Bringing, NotFound, TileSource, newest_heads
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint
 from artel.ledger.tlog.edge import Edge, perfect
@@ -40,6 +41,8 @@ from artel.protocol.merkle import leaf_hash
 from artel.protocol.terminal import printable
 
 _LIES = "the server is broken or lies; ask another one"
+_AT_ONCE = 8
+"""Entries whose documents are asked for together: as many paths as one request may have."""
 
 
 # --- whose log it is ------------------------------------------------------------------------------
@@ -248,7 +251,15 @@ def read_document(source: TileSource, name: str) -> bytes:
 
 def with_documents(source: TileSource, leaves: Iterable[bytes]) -> Iterator[bytes]:
     """The same leaves of a run with what they name; raises as :func:`read_document`."""
-    return attached(leaves, lambda name: read_document(source, name))
+    rest, known = iter(leaves), dict[str, bytes]()
+    while some := list(islice(rest, _AT_ONCE)):
+        names = dict.fromkeys(filter(None, map(document_of, some)))
+        new = [path_of(name) for name in names if name not in known]
+        if new and isinstance(source, Bringing):
+            source.bring(*new)
+        # Rounds with the same members name the same document, one after the other.
+        known = {name: known.get(name) or read_document(source, name) for name in names}
+        yield from attached(some, known.__getitem__)
 
 
 def _read_wide(

@@ -13,7 +13,7 @@ import re
 import stat
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from artel.ledger.entries.credit_map import MAX_PAGE_BYTES
@@ -72,6 +72,15 @@ class TileSource(Protocol):
         :raises CheckFailed: when the content is longer than it can be
         :raises Unreachable: when the source does not answer
         """
+        ...
+
+
+@runtime_checkable
+class Bringing(TileSource, Protocol):
+    """A source to which every question costs a way there and back."""
+
+    def bring(self, *paths: str) -> None:
+        """Ask for what :meth:`get` is asked for next, all at once; raises as it does."""
         ...
 
 

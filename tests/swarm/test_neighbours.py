@@ -21,6 +21,7 @@ from artel.protocol.errors import ArtelError, UsageError
 from artel.protocol.identity import HomeLock
 from artel.protocol.invite import Invite
 from artel.protocol.net.blobs import BlobStore
+from client_world import write_tiles
 from ledger_world import World as Ledger
 from trainer_world import World, make_world
 
@@ -151,18 +152,6 @@ def test_commands_leave_everything_beside_their_output_alone(
     assert cli.main([word.format(**values) for word in line.split()]) == 0
     untouched(made)
     assert list(out.glob(f"{result}*"))
-
-
-def write_tiles(home: Path, tiles: Path) -> None:
-    """A log as a folder of static files."""
-    from artel.ledger.tlog.tiles import CHECKPOINT_PATH, ENTRIES, Tile, tiles_of
-
-    with LedgerReader.of(home) as store:
-        for tile in tiles_of(store.size):
-            level0 = [Tile(ENTRIES, tile.index, tile.width)] if tile.level == 0 else []
-            for wanted in [tile, *level0]:
-                write_file(tiles / wanted.path, store.tile(wanted))
-        write_file(tiles / CHECKPOINT_PATH, store.latest_note.encode())
 
 
 def test_a_mirror_that_grows_drops_only_its_own_partial_tiles(tmp_path: Path) -> None:
