@@ -148,7 +148,12 @@ def tiles_of(size: int) -> Iterator[Tile]:
 
 def edge_of(size: int) -> list[Tile]:
     """The partial tiles on the right edge, lowest level first: they alone give the root."""
-    return [tile for tile in tiles_of(size) if tile.width < TILE_WIDTH]
+    edge, level = [], 0
+    while hashes := size >> TILE_HEIGHT * level:
+        if rest := hashes % TILE_WIDTH:
+            edge.append(Tile(level, hashes // TILE_WIDTH, rest))
+        level += 1
+    return edge
 
 
 def locate(level: int, index: int, size: int) -> tuple[Tile, int, int]:
