@@ -27,6 +27,17 @@ from artel.protocol.state import Layout, Vector
 class _Floats(Codec):
     stored: ClassVar[npt.DTypeLike]
 
+    def _numbers(self, vector: Vector) -> npt.NDArray[Any] | None:
+        """What is sent, N numbers; None when one is NaN or infinity."""
+        raise NotImplementedError
+
+    def encode(self, layout: Layout, vector: Vector) -> bytes:
+        layout.require(vector)
+        numbers = self._numbers(read_only(vector))
+        if numbers is None:
+            raise refuse_non_finite()
+        return numbers.astype(self.stored, copy=False).tobytes()
+
     def payload_bytes(self, layout: Layout) -> int:
         return np.dtype(self.stored).itemsize * layout.parameters
 
@@ -52,14 +63,11 @@ class Fp16(_Floats):
     id = 2
     stored = "<u2"
 
-    def encode(self, layout: Layout, vector: Vector) -> bytes:
+    def _numbers(self, vector: Vector) -> npt.NDArray[Any] | None:
         from artel.protocol.exchange.codec import _blocks
 
-        layout.require(vector)
         halves = np.empty(len(vector), np.uint16)
-        if not _blocks.encode_halves(read_only(vector), halves):
-            raise refuse_non_finite()
-        return halves.astype(self.stored, copy=False).tobytes()
+        return halves if _blocks.encode_halves(vector, halves) else None
 
     def decode(self, layout: Layout, payload: Payload) -> Vector:
         from artel.protocol.exchange.codec import _blocks
@@ -76,13 +84,10 @@ class Fp32(_Floats):
     id = 1
     stored = "<f4"
 
-    def encode(self, layout: Layout, vector: Vector) -> bytes:
+    def _numbers(self, vector: Vector) -> npt.NDArray[Any] | None:
         from artel.protocol.exchange.codec import _blocks
 
-        layout.require(vector)
-        if not _blocks.all_finite(read_only(vector)):
-            raise refuse_non_finite()
-        return vector.astype(self.stored, copy=False).tobytes()
+        return vector if _blocks.all_finite(vector) else None
 
     def decode(self, layout: Layout, payload: Payload) -> Vector:
         return self._checked(layout, payload).copy()

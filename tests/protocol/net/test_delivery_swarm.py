@@ -24,7 +24,7 @@ from artel.protocol.net.speeds import Speeds
 from artel.protocol.net.streams import Traffic
 from artel.protocol.net.swarm_job import Ask, Job
 from artel.protocol.net.uplink import Uplink
-from delivery_world import Holder, answering
+from delivery_world import Answer, Holder, answering
 from host_world import held, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -354,6 +354,17 @@ async def test_what_is_half_here_is_served_already(peers: list[Holder]) -> None:
     assert reply == messages.Have(held=[2], parts=[])
 
 
+def saying(reply: messages.Message) -> Answer:
+    """Whoever asks what is held gets this reply."""
+
+    async def lie(request: messages.Message, stream: wire.ByteStream) -> bool:
+        if isinstance(request, messages.GetHave):
+            await wire.write_message(stream, reply)
+        return isinstance(request, messages.GetHave)
+
+    return lie
+
+
 async def test_holders_that_only_say_that_they_have_it(
     peers: list[Holder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,12 +374,7 @@ async def test_holders_that_only_say_that_they_have_it(
     seed.host.uplink = Uplink(3e6)
     monkeypatch.setattr(swarming, "HAVE_AFTER_S", 0.0)
 
-    async def boast(request: messages.Message, stream: wire.ByteStream) -> bool:
-        if isinstance(request, messages.GetHave):
-            await wire.write_message(stream, messages.Have(held=[2], parts=[]))
-        return isinstance(request, messages.GetHave)
-
-    liar.lie = boast
+    liar.lie = saying(messages.Have(held=[2], parts=[]))
     assert await fetch(us, blob, seed, liar, peers[3], size=len(data)) == data
     assert liar.asked["get_have"] >= 1
     assert liar.asked["get_chunks"] + liar.asked["get_index"] <= 2
@@ -394,12 +400,7 @@ async def test_nonsense_about_having_does_no_harm(
     seed.host.uplink = Uplink(20e6)
     monkeypatch.setattr(swarming, "HAVE_AFTER_S", 0.0)
 
-    async def lie(request: messages.Message, stream: wire.ByteStream) -> bool:
-        if isinstance(request, messages.GetHave):
-            await wire.write_message(stream, reply)
-        return isinstance(request, messages.GetHave)
-
-    liar.lie = lie
+    liar.lie = saying(reply)
     assert await fetch(us, blob, seed, liar, peers[3], size=len(data)) == data
     assert liar.asked["get_have"] >= 1
 
