@@ -191,20 +191,24 @@ def look_up(root: str, account: str, get: Callable[[str], bytes]) -> Found:
     """What an account has by a credit root.
 
     :param get: the page with a name (hex); what it gives is checked
-    :raises CheckFailed: it gives something else
+    :raises CheckFailed: it gives something else, or what the root stands for is no credit map
     """
     wanted, name, total = bytes.fromhex(root), bytes.fromhex(account), -1
+    together = -1
     for depth in range(DIGITS):
         data = _checked(wanted, get)
         rows = list(_rows(data[1:]))
-        total = sum(map(_number, rows)) if total < 0 else total
+        below = sum(map(_number, rows))
+        if together not in (-1, below):
+            raise CheckFailed(f"the page {wanted.hex()} of the credit map has another sum")
+        total = below if total < 0 else total
         if data[:1] == b"\0":
             mine = [_credits(_number(row)) for row in rows if row[:NAME_BYTES] == name]
             return Found(mine[0] if mine else None, _credits(total))
         row = rows[_digit(name, depth)]
         if row == EMPTY:
             return Found(None, _credits(total))
-        wanted = row[:NAME_BYTES]
+        wanted, together = row[:NAME_BYTES], _number(row)
     raise CheckFailed("the credit map has no end")
 
 
@@ -223,6 +227,10 @@ def _checked(name: bytes, get: Callable[[str], bytes]) -> bytes:
     data = get(name.hex())
     if hashlib.sha256(data).digest() != name:
         raise CheckFailed(f"the page {name.hex()} of the credit map is another one")
+    count, rest = divmod(len(data) - 1, ROW_BYTES)
+    rows_of = {b"\0": range(PAGE_ROWS + 1), b"\1": (PAGE_ROWS,)}
+    if rest or count not in rows_of.get(data[:1], ()):
+        raise CheckFailed(f"the page {name.hex()} of the credit map has no form of one")
     return data
 
 

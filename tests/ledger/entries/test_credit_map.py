@@ -64,3 +64,15 @@ def test_an_account_whose_name_looks_like_the_end_of_a_row_has_one_row() -> None
     mean = name(1)[32:] + f"{7:032x}"
     before = CreditMap().changed({name(1): (7, 0), mean: (1, 1)})
     assert before.changed({mean: (2, 2)}) == CreditMap().changed({name(1): (7, 0), mean: (2, 2)})
+
+
+def test_a_root_of_what_is_no_credit_map_is_refused() -> None:
+    """Coordinators choose what they sign: its hash holds, whatever it is."""
+    account = bytes.fromhex(name(1))
+    mine = account + (7).to_bytes(32)
+    below = b"\0" + mine
+    fork = b"\1" + (hashlib.sha256(below).digest() + (8).to_bytes(32)) * 64
+    for page in (b"", b"\2", b"\0" + mine[1:], b"\1", b"\1" + mine, b"\0" + mine * 65, fork):
+        pages = {hashlib.sha256(data).hexdigest(): data for data in (page, below)}
+        with pytest.raises(CheckFailed):
+            look_up(hashlib.sha256(page).hexdigest(), name(1), pages.__getitem__)
