@@ -88,7 +88,8 @@ def read_agreed(data: bytes, run: str = "") -> AgreedCredits:
     entry, genesis = proven.entry, proven.genesis
     if entry is None or genesis is None or not isinstance(entry.body, StateAgreed):
         raise CheckFailed(f"{CREDIT_PATH} does not show an agreed state of a run")
-    if entry.body.run != genesis.run or not entry.signers & set(genesis.coordinators):
+    by_coordinator = entry.signers and set(entry.envelope.signers) & set(genesis.coordinators)
+    if entry.body.run != genesis.run or not by_coordinator:
         raise CheckFailed(f"the state in {CREDIT_PATH} is not signed by the run's coordinator")
     return AgreedCredits(entry.body, proven, leaf)
 
