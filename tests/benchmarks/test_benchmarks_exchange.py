@@ -122,7 +122,10 @@ async def test_our_peers_end_with_the_same_state(tmp_path: Path, codec: str) -> 
 
 async def test_hivemind_averages(tmp_path: Path) -> None:
     async with Group("hivemind", "8bit", "0.1M", 2, tmp_path) as group:
-        sample = await group.sync(0)
+        for number in range(4):  # on a busy machine its peers may not find each other in time
+            sample = await group.sync(number)
+            if sample.complete:
+                break
     assert sample.complete
     # Eight bits of weights of size 0.02, against their true mean.
     assert all(0 < reply["error_of_mean"] < 0.05 for reply in sample.replies)
