@@ -68,6 +68,20 @@ exit codes: 0 it holds · 1 a check or the work failed · 2 wrong input
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    code = EXIT_OK
+    try:
+        code = _judged(argv)
+        sys.stdout.flush()  # here, where it can be told what went wrong, and not after the end
+    except BrokenPipeError:  # the reader of our output went away, as in `artel ledger log | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return code
+
+
+def _judged(argv: list[str] | None) -> int:
+    """As :func:`main`; what fails has been said.
+
+    :raises BrokenPipeError: nobody reads our output any more
+    """
     # Idle OpenMP threads sleep instead of spinning: beside other processes on the same cores the
     # spinning costs torch up to ten times its speed. Read by libraries that are imported later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -91,9 +105,8 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_RESOURCE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of our output went away, as in `artel ledger log | head`
-        sys.stderr.close()
-        return 0
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if verbose:
             raise

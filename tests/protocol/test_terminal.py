@@ -133,14 +133,16 @@ def test_an_argument_that_is_no_text_is_wrong_input(
 # --- what strangers say ---------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("command", [["--help"], ["ledger", "--help"]])
-def test_a_reader_that_goes_away_is_no_error(command: list[str]) -> None:
+def test_a_reader_that_goes_away_is_no_error(command: list[str], unbuffered: str) -> None:
     ours, theirs = os.pipe()
     os.close(ours)
     with open(theirs, "wb") as gone:
         done = subprocess.run(
             [sys.executable, "-m", "artel", *command],
             cwd=ROOT,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
             stdout=gone,
             stderr=subprocess.PIPE,
             timeout=60,
