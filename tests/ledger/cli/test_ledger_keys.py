@@ -8,6 +8,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -285,8 +286,9 @@ def _die_at(step: int) -> None:
 
 @pytest.mark.parametrize("recovering", [False, True])
 def test_a_rotation_that_is_killed_at_any_step_loses_no_key(
-    artel: Artel, tmp_path: Path, recovering: bool
+    artel: Artel, tmp_path: Path, recovering: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # whoever is killed tidies nothing up
     owner = artel.server.world.owners[0]
     command = ["key", "rotate"]
     if recovering:
