@@ -2,9 +2,8 @@
 
 A key file never changes: it appears complete and durable under its name, or not at all. The key
 that takes over is ``account.key.next`` from before the ledger hears of it until it is known to be
-in force; keys that it replaced stay as ``account.key.retired-1`` and so on. Backups are encrypted
-PKCS #8 (RFC 5958) in PEM, with PBES2 (RFC 8018), scrypt (RFC 7914) and AES-256-CBC, which OpenSSL
-and most libraries read: ``openssl pkey -in FILE``.
+in force; keys that it replaced stay as ``account.key.retired-1`` and so on. A backup is a private
+key of OpenSSH, encrypted with bcrypt and AES-256; ``ssh-keygen -y -f FILE`` reads it, too.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,10 +30,13 @@ RECOVERY_PUB = "recovery.pub"
 """The public half, 64 hex digits: all that has to stay for registering and rotating."""
 MAX_BACKUP_BYTES = 8192
 MIN_PASSPHRASE = 10
-"""Characters. Whoever gets hold of the file can try about ten passphrases a second and core."""
-_SCRYPT_N, _SCRYPT_R, _SCRYPT_P = 1 << 14, 8, 5
-"""The most work that fits into the 32 MiB which OpenSSL grants scrypt."""
-_CHECKSUM = "sha256: "
+"""Characters. Whoever gets hold of the file can try about two passphrases a second and core."""
+MAX_PASSPHRASE = 1023
+"""Bytes that ``cryptography`` takes."""
+_ROUNDS = 64
+"""Of bcrypt: half a second."""
+_PEM = re.compile(rb"-----BEGIN .*-----END [A-Z ]+-----", re.DOTALL)
+_CHECKSUM = re.compile(rb"^sha256: (.*)$", re.MULTILINE)
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -199,22 +202,31 @@ def _keep(path: Path) -> Path:
 
 
 def encrypt(owner: Identity, passphrase: str) -> bytes:
-    """A backup of a key: a few lines for people, then PEM.
+    """A backup of a key: PEM, and a few lines for people, for which OpenSSH has room after it.
 
-    :raises UsageError: when the passphrase is too short
+    :raises UsageError: when the passphrase is too short or too long
     """
-    if len(passphrase) < MIN_PASSPHRASE:
+    # Not PKCS #8: ``cryptography`` writes that with 2,048 iterations of PBKDF2, which a graphics
+    # card tries millions of times a second.
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat
+
+    secret = passphrase.encode()
+    if len(passphrase) < MIN_PASSPHRASE or len(secret) > MAX_PASSPHRASE:
         raise UsageError(
-            f"a passphrase has at least {MIN_PASSPHRASE} characters",
+            f"a passphrase has at least {MIN_PASSPHRASE} characters"
+            f" and at most {MAX_PASSPHRASE} bytes",
             "take four or more random words",
         )
-    pem = _pem(_encrypted(owner.seed, passphrase.encode()))
+    key = Ed25519PrivateKey.from_private_bytes(owner.seed)
+    locking = PrivateFormat.OpenSSH.encryption_builder().kdf_rounds(_ROUNDS).build(secret)
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, locking).strip()
     about = (
-        f"Key of an Artel account, encrypted. Public key: {owner.key}\n"
-        "To use it: artel ledger key restore FILE. Other tools: openssl pkey -in FILE\n"
-        f"{_CHECKSUM}{hashlib.sha256(pem).hexdigest()}\n\n"
+        f"\n\nKey of an Artel account, encrypted. Public key: {owner.key}\n"
+        "To use it: artel ledger key restore FILE. Other tools: ssh-keygen -y -f FILE\n"
+        f"sha256: {hashlib.sha256(pem).hexdigest()}\n"
     )
-    return about.encode() + pem
+    return pem + about.encode()
 
 
 def decrypt(data: bytes, passphrase: str) -> Identity:
@@ -223,86 +235,30 @@ def decrypt(data: bytes, passphrase: str) -> Identity:
     :raises CheckFailed: when it is damaged, or the passphrase is wrong
     :raises UsageError: when it is no backup of a key
     """
-    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    head, dashes, rest = data.partition(b"-----BEGIN")
-    if len(data) > MAX_BACKUP_BYTES or not dashes:
-        raise UsageError("this is no backup of a key", "it is a file that `key backup` wrote")
-    pem = dashes + rest
-    claimed = [
-        line.removeprefix(_CHECKSUM)
-        for line in head.decode("utf-8", "replace").splitlines()
-        if line.startswith(_CHECKSUM)
-    ]
+    found = _PEM.search(data) if len(data) <= MAX_BACKUP_BYTES else None
+    if found is None:
+        raise UsageError(
+            "this is no backup of a key, or not all of it", "it is a file that `key backup` wrote"
+        )
+    pem, claimed = found[0], _CHECKSUM.findall(data)
     # Without it, a flipped byte could only be reported as a wrong passphrase.
-    if claimed and claimed != [hashlib.sha256(pem).hexdigest()]:
+    if claimed and claimed != [hashlib.sha256(pem).hexdigest().encode()]:
         raise CheckFailed("the backup is damaged", "use another copy of it")
-    locked = b"ENCRYPTED" in pem
+    ssh = pem.startswith(b"-----BEGIN OPENSSH")
+    load = serialization.load_ssh_private_key if ssh else serialization.load_pem_private_key
     try:
-        key = load_pem_private_key(pem, passphrase.encode() if locked else None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+        try:
+            key = load(pem, None)
+        except TypeError:  # it is encrypted
+            key = load(pem, passphrase.encode())
+    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidTag):
         if claimed:
             raise CheckFailed("the passphrase is wrong") from None
         raise CheckFailed("the passphrase is wrong, or the backup is damaged") from None
     if not isinstance(key, Ed25519PrivateKey):
         raise UsageError("the backup holds a key of another kind than Ed25519")
     return Identity.from_seed(key.private_bytes_raw())
-
-
-def _encrypted(seed: bytes, passphrase: bytes) -> bytes:
-    """DER of EncryptedPrivateKeyInfo.
-
-    Written out here because ``cryptography`` writes PBKDF2 with 2,048 iterations only, which a
-    graphics card tries millions of times a second.
-    """
-    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-    from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
-    from cryptography.hazmat.primitives.padding import PKCS7
-
-    salt, nonce = os.urandom(16), os.urandom(16)
-    kdf = Scrypt(salt=salt, length=32, n=_SCRYPT_N, r=_SCRYPT_R, p=_SCRYPT_P)
-    cipher = Cipher(algorithms.AES256(kdf.derive(passphrase)), modes.CBC(nonce)).encryptor()
-    padder = PKCS7(128).padder()
-    # RFC 8410 section 7: version 0, id-Ed25519, and the seed as an octet string inside another.
-    plain = _sequence(_integer(0), _sequence(_oid("2b6570")), _octets(_octets(seed)))
-    secret = cipher.update(padder.update(plain) + padder.finalize()) + cipher.finalize()
-    scrypt = _sequence(
-        _oid("2b06010401da47040b"),
-        _sequence(_octets(salt), _integer(_SCRYPT_N), _integer(_SCRYPT_R), _integer(_SCRYPT_P)),
-    )
-    aes = _sequence(_oid("60864801650304012a"), _octets(nonce))
-    pbes2 = _sequence(_oid("2a864886f70d01050d"), _sequence(scrypt, aes))
-    return _sequence(pbes2, _octets(secret))
-
-
-def _pem(der: bytes) -> bytes:
-    import base64
-
-    text = base64.b64encode(der).decode()
-    lines = [text[at : at + 64] for at in range(0, len(text), 64)]
-    name = "ENCRYPTED PRIVATE KEY"
-    return "\n".join((f"-----BEGIN {name}-----", *lines, f"-----END {name}-----", "")).encode()
-
-
-def _der(tag: int, content: bytes) -> bytes:
-    size = len(content)
-    length = bytes([size]) if size < 128 else bytes([0x81, size])
-    return bytes([tag]) + length + content
-
-
-def _sequence(*parts: bytes) -> bytes:
-    return _der(0x30, b"".join(parts))
-
-
-def _octets(content: bytes) -> bytes:
-    return _der(0x04, content)
-
-
-def _oid(encoded: str) -> bytes:
-    return _der(0x06, bytes.fromhex(encoded))
-
-
-def _integer(value: int) -> bytes:
-    return _der(0x02, value.to_bytes(value.bit_length() // 8 + 1, "big"))

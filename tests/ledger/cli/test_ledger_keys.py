@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import signal
 import stat
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -407,47 +409,67 @@ def test_a_backup_comes_back_with_its_passphrase_alone(tmp_path: Path, home: Pat
     assert mode(home / "account.key") == 0o600
 
 
-def test_openssl_reads_a_backup_too(backup: bytes, tmp_path: Path) -> None:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("openssl is not installed")
-    (tmp_path / "b.pem").write_bytes(backup)
-    command = [openssl, "pkey", "-in", str(tmp_path / "b.pem"), "-passin", f"pass:{PASSPHRASE}"]
-    shown = subprocess.run([*command, "-outform", "DER"], capture_output=True, check=True).stdout
-    assert shown.endswith(key("backup").seed)
+def tool(name: str) -> str:
+    """Where a program is that reads and writes keys, too."""
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found
 
 
-def test_a_backup_that_another_tool_made_can_be_restored(tmp_path: Path) -> None:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("openssl is not installed")
-    made = subprocess.run(
-        [openssl, "genpkey", "-algorithm", "ed25519", "-aes256", "-pass", f"pass:{PASSPHRASE}"],
-        capture_output=True,
-        check=True,
-    ).stdout
+def public_of(file: Path) -> bytes:
+    """What ``ssh-keygen`` says is the public key in a file."""
+    command = [tool("ssh-keygen"), "-y", "-P", PASSPHRASE, "-f", str(file)]
+    said = subprocess.run(command, capture_output=True, check=True).stdout
+    return base64.b64decode(said.split()[1])[-32:]
+
+
+def test_openssh_reads_a_backup_too(backup: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "b.pem"
+    keyfiles.write_new(file, backup)
+    assert public_of(file) == key("backup").public
+
+
+@pytest.mark.parametrize("cipher", ["aes256-ctr", "aes256-cbc", "aes256-gcm@openssh.com"])
+def test_a_key_that_openssh_made_can_be_restored(cipher: str, tmp_path: Path) -> None:
+    file = tmp_path / "made"
+    command = [tool("ssh-keygen"), "-q", "-t", "ed25519", "-Z", cipher, "-N", PASSPHRASE]
+    subprocess.run([*command, "-f", str(file)], check=True)
+    assert keyfiles.decrypt(file.read_bytes(), PASSPHRASE).public == public_of(file)
+    with pytest.raises(CheckFailed, match="damaged"):
+        keyfiles.decrypt(file.read_bytes(), "something else")
+
+
+def test_a_key_that_openssl_made_can_be_restored() -> None:
+    openssl, secret = tool("openssl"), f"pass:{PASSPHRASE}"
+    command = [openssl, "genpkey", "-algorithm", "ed25519", "-aes256", "-pass", secret]
+    made = subprocess.run(command, capture_output=True, check=True).stdout
     owner = keyfiles.decrypt(made, PASSPHRASE)
     with pytest.raises(CheckFailed, match="damaged"):
         keyfiles.decrypt(made, "something else")
-    public = subprocess.run(
-        [openssl, "pkey", "-pubout", "-outform", "DER", "-passin", f"pass:{PASSPHRASE}"],
-        input=made,
-        capture_output=True,
-        check=True,
-    ).stdout
+    command = [openssl, "pkey", "-pubout", "-outform", "DER", "-passin", secret]
+    public = subprocess.run(command, input=made, capture_output=True, check=True).stdout
     assert public.endswith(owner.public)
 
 
 def test_damage_anywhere_in_a_backup_is_noticed(backup: bytes) -> None:
-    start = backup.index(b"-----BEGIN")
-    for place in range(start, len(backup), 3):
+    end = backup.index(b"\n\n")
+    digits = range(backup.index(b"sha256: ") + 8, len(backup) - 1)
+    for place in (*range(0, end, 3), *digits):
         damaged = bytearray(backup)
         damaged[place] ^= 1
-        with pytest.raises(ArtelError):
+        with pytest.raises(ArtelError) as caught:
             keyfiles.decrypt(bytes(damaged), PASSPHRASE)
-    for length in (0, 1, start, start + 20, len(backup) - 30):
+        assert "passphrase" not in caught.value.message
+    for length in (0, 1, 20, end - 20, end - 1):
         with pytest.raises(ArtelError):
             keyfiles.decrypt(backup[:length], PASSPHRASE)
+
+
+def test_trying_a_passphrase_takes_long(backup: bytes) -> None:
+    start = time.process_time()
+    assert keyfiles.decrypt(backup, PASSPHRASE) == key("backup")
+    assert time.process_time() - start > 0.1
 
 
 @pytest.mark.parametrize(
@@ -481,8 +503,11 @@ def test_keys_of_other_kinds_are_refused() -> None:
         keyfiles.decrypt(pem, "")
 
 
-def test_a_short_passphrase_is_refused(tmp_path: Path, home: Path) -> None:
-    (tmp_path / "p").write_text("123456789")
+@pytest.mark.parametrize("passphrase", ["123456789", "ü" * 512])
+def test_a_passphrase_is_neither_short_nor_endless(
+    passphrase: str, tmp_path: Path, home: Path
+) -> None:
+    (tmp_path / "p").write_text(passphrase)
     file = tmp_path / "b.pem"
     command = ["key", "backup", "-o", str(file), "--passphrase-file", str(tmp_path / "p")]
     with pytest.raises(UsageError, match="at least 10"):
