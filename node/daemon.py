@@ -354,15 +354,17 @@ class Daemon:
 
         async def start() -> None:
             session = self.session
-            await session.trainer.restart()
-            order = Load(session.manifest_file, self.states.path, session.device)
-            await session.trainer.do(order)
+            try:
+                await session.trainer.restart()
+                await session.trainer.do(
+                    Load(session.manifest_file, self.states.path, session.device)
+                )
+                emit(log, "trainer.restarted", round=directive.round)
+            except (TrainerDied, TrainerError) as error:
+                self._note("trainer.not_restarted", error, directive)  # the next try says why again
 
-        try:
-            await uninterrupted(start())  # cancelled in between, it would have no run
-            emit(log, "trainer.restarted", round=directive.round)
-        except (TrainerDied, TrainerError) as error:
-            self._note("trainer.not_restarted", error, directive)  # the next try says why again
+        # A new directive, as when the coordinator is back, must not leave one without a run.
+        await uninterrupted(start())
 
     async def _trainer_failed(self, error: TrainerError, directive: messages.Directive) -> bool:
         """The trainer lives and says no; True when trying again makes sense."""

@@ -1,0 +1,59 @@
+"""What a node's daemon does around its duties, with a real trainer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from artel.ledger.store.heads import HeadStore
+from artel.ledger.sync.replica import Replica
+from artel.node.daemon import Daemon
+from artel.node.session import Session
+from artel.node.trainer.orders import Benchmark
+from artel.protocol import messages
+from host_world import named
+from trainer_world import World, death_of, started
+
+TRAIN = messages.Directive(
+    version=1,
+    task="train",
+    round=3,
+    attempt=0,
+    root="ab" * 32,
+    remaining=60.0,
+    ledger_size=0,
+    reason="",
+    evaluate=False,
+    peers={},
+)
+
+
+async def test_a_trainer_started_again_is_told_of_also_when_a_directive_comes_meanwhile(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The coordinator came back before the new trainer had loaded the run: nothing was logged."""
+    caplog.set_level(logging.INFO, "artel.node")
+    trainer = await started(tmp_path / "trainer.log")
+    parts: dict[str, Any] = dict.fromkeys(Session.__dataclass_fields__)
+    parts |= {"home": world.home, "account": named("owner"), "device": "cpu", "trainer": trainer}
+    heads = HeadStore(tmp_path / "heads.sqlite3")
+    replica = Replica.open(tmp_path / "ledger.sqlite3", "ab" * 32, heads)
+    states: Any = SimpleNamespace(path=world.state)
+    daemon = Daemon(Session(**parts | {"replica": replica}), states, None, 0, print)  # type: ignore[arg-type]
+    assert trainer.child is not None
+    trainer.child.process.kill()
+    death, dead = await death_of(trainer), trainer.child
+    reviving = asyncio.create_task(daemon._fresh_trainer(death, TRAIN))
+    while trainer.child in (dead, None):
+        await asyncio.sleep(0.01)
+    reviving.cancel()
+    await asyncio.wait({reviving})
+    assert reviving.cancelled()
+    assert "trainer.restarted" in caplog.text
+    await trainer.do(Benchmark())  # it has its run
+    await trainer.close()
