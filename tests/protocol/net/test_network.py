@@ -38,6 +38,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ECHO = "/artel/echo/1.0.0"
 HANG = "/artel/hang/1.0.0"
+STORM = 60
+"""Bad streams."""
 RUN = "ab" * 32
 
 
@@ -218,30 +220,26 @@ async def test_a_storm_of_garbage_costs_no_memory(hosts: list[Host]) -> None:
     server, client = hosts
     chance = random.Random(7)
 
-    async def throw(count: int) -> None:
-        for _ in range(count):
+    async def kept() -> int:
+        """Bytes that stay after a storm."""
+        gc.collect()
+        before = tracemalloc.take_snapshot()
+        for _ in range(STORM):
             await call(client, server.peer_id, ECHO, chance.randbytes(chance.randrange(200)))
+        await until(lambda: not held(server))
+        gc.collect()
+        lines = tracemalloc.take_snapshot().compare_to(before, "filename")
+        return sum(line.size_diff for line in lines if "tracemalloc" not in str(line.traceback))
 
-    await throw(20)
-    await until(lambda: not held(server))
-    gc.collect()
     logging.disable()  # what pytest keeps of the log is not what we keep
     tracemalloc.start()
     try:
-        before = tracemalloc.take_snapshot()
-        await throw(150)
-        await until(lambda: not held(server))
-        gc.collect()
-        after = tracemalloc.take_snapshot()
+        # What fills a cache, or happens to run in this process too, is not in every storm alike.
+        _, growth, _ = sorted([await kept() for _ in range(3)])
     finally:
         tracemalloc.stop()
         logging.disable(logging.NOTSET)
-    kept = sum(
-        line.size_diff
-        for line in after.compare_to(before, "filename")
-        if "tracemalloc" not in str(line.traceback)
-    )
-    assert kept < 150 * 300, f"{kept} bytes stay after 150 bad streams"
+    assert growth < STORM * 300, f"{growth} bytes stay after {STORM} bad streams"
     assert not server._answering
     assert await client.ask(server.peer_id, ECHO, messages.Ok()) == messages.Ok()
 
