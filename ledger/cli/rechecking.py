@@ -36,28 +36,24 @@ def recheck(
     from artel.ledger.fold import recheck
 
     homes = [expanded(folder) for folder in home]
-    round = recheck.Round(number)
-    with ledger.opened_or(homes[0]) as view:
-        rules, size = view.state.rules, view.log.size
-        for did in view.history.of_round(number):
-            round.observe(did.index, view.history.entry(did.index))
-        leaf = view.log.leaf(0) if size else b""
-    if rules is None:
-        raise UsageError("the ledger is still empty")
     found: list[recheck.Checked] = []
-    for checked in recheck.recheck(leaf, rules, round, homes):
-        found.append(checked)
-        if not ledger.as_json:
-            print(checked.line(), flush=True)
+    with ledger.opened_or(homes[0]) as view:
+        size = view.log.size
+        if not size:
+            raise UsageError("the ledger is still empty")
+        for checked in recheck.recheck(view.history, number, homes):
+            found.append(checked)
+            if not ledger.as_json:
+                print(checked.line(), flush=True)
     tally = {
         status: sum(item.status == status for item in found)
         for status in (recheck.RIGHT, recheck.WRONG, recheck.UNRECORDED, recheck.UNCHECKED)
     }
     holds = all(item.holds for item in found)
-    facts: dict[str, Any] = {"round": round.number, "as_of": size, "holds": holds}
+    facts: dict[str, Any] = {"round": number, "as_of": size, "holds": holds}
     facts |= {"slices": [asdict(item) | {"holds": item.holds} for item in found]}
     counts = ", ".join(f"{count} {status}" for status, count in tally.items() if count)
-    ledger.show(facts, [f"round {round.number}: {text.plural(len(found), 'slice')}: {counts}"])
+    ledger.show(facts, [f"round {number}: {text.plural(len(found), 'slice')}: {counts}"])
     if not holds:
         return EXIT_FAILED
     return EXIT_RESOURCE if tally[recheck.UNCHECKED] == len(found) else EXIT_OK

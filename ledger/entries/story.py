@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from artel.ledger.entries import reasons
@@ -20,7 +21,13 @@ from artel.protocol.identity import short_peer
 
 if TYPE_CHECKING:
     from artel.ledger.entries.genesis import Genesis
+    from artel.ledger.entries.kinds.aggregate import Aggregate
     from artel.ledger.entries.kinds.contribution import Contribution
+    from artel.ledger.entries.kinds.round_closed import RoundClosed
+    from artel.ledger.entries.kinds.round_committed import RoundCommitted
+    from artel.ledger.entries.kinds.round_opened import RoundOpened
+    from artel.ledger.entries.kinds.slice_wrong import SliceWrong
+    from artel.ledger.entries.kinds.state_agreed import StateAgreed
 
 
 @dataclass(frozen=True)
@@ -33,36 +40,66 @@ class Fact:
 
 @dataclass
 class AttemptTrail:
-    """One attempt of a round; numbers are indices of entries, -1 where there is none."""
+    """What the ledger says of one attempt of a round: the entries that count, (index, body) each;
+    and what the history adds. Other numbers are indices of entries, -1 where there is none."""
 
     round: int
     attempt: int
-    opened: int
-    accounts: dict[str, str]
-    """Members and the account of each when the round was opened."""
-    bound: dict[str, int]
-    """Member to the entry that had bound it to its account then."""
-    steps: dict[str, int]
-    """Member to the inner steps that it was assigned."""
-    tails: dict[str, int]
-    """Member to the steps of the round before that may count in this one."""
-    committed: int = -1
-    contributed: dict[str, int] = field(default_factory=dict)
-    """Node to the entry that shows its contribution."""
-    closed: int = -1
-    accepted: int = 0
-    left_out: dict[str, str] = field(default_factory=dict)
-    slices: dict[int, tuple[int, str, str, int]] = field(default_factory=dict)
-    """Slice to the entry that records it, and its node, blob and size."""
-    accused: dict[int, dict[str, tuple[int, str]]] = field(default_factory=dict)
-    """Slice to those who say that it is wrong: the entry, and the blob that they got."""
-    wrong: tuple[int, ...] = ()
-    """Slices that the agreed state was made without."""
-    agreed: int = -1
+    opened: tuple[int, RoundOpened] | None = None
+    committed: tuple[int, RoundCommitted] | None = None
+    shown: dict[str, int] = field(default_factory=dict)
+    """Node to its contribution. There are as many as members: who needs the bodies reads them."""
+    closed: list[tuple[int, RoundClosed]] = field(default_factory=list)
+    """A second time with nobody: no majority agreed on a state."""
+    slices: dict[int, tuple[int, Aggregate]] = field(default_factory=dict)
+    accused: dict[int, list[tuple[int, SliceWrong]]] = field(default_factory=dict)
+    """Slice to the entries that call it wrong."""
+    agreed: tuple[int, StateAgreed] | None = None
     agreeing: int = 0
     """How many of the accepted contributors signed the state."""
     void: int = -1
     """The entry by which what had been accepted came to nothing."""
+    accounts: dict[str, str] = field(default_factory=dict)
+    """Members and the account of each when the round was opened."""
+    bound: dict[str, int] = field(default_factory=dict)
+    """Member to the entry that had bound it to its account then."""
+    tails: dict[str, int] = field(default_factory=dict)
+    """Member to the steps of the round before that may count in this one."""
+
+    @cached_property
+    def steps(self) -> dict[str, int]:
+        """Members, and the inner steps that each was assigned."""
+        opened = self.opened[1] if self.opened is not None else None
+        return dict(zip(opened.members, opened.steps, strict=True)) if opened is not None else {}
+
+    @cached_property
+    def weights(self) -> dict[str, int]:
+        """Accepted nodes and their weights; closed a second time, nobody is left."""
+        closed = self.closed[-1][1].accepted if self.closed else ()
+        return {item.node: item.weight for item in closed}
+
+    @cached_property
+    def rejected(self) -> dict[str, tuple[int, str]]:
+        """Node to the entry that left it out first, and the reason."""
+        return {
+            item.node: (index, item.reason)
+            for index, closed in reversed(self.closed)
+            for item in closed.rejected
+        }
+
+    @property
+    def wrong(self) -> tuple[int, ...]:
+        """Slices that those who signed the state found wrong."""
+        return self.agreed[1].wrong if self.agreed is not None else ()
+
+    def wrong_of(self, peer: str) -> list[int]:
+        """Those that this node combined."""
+        return [n for n in self.wrong if n in self.slices and self.slices[n][1].node == peer]
+
+    @property
+    def unrecorded(self) -> int:
+        """Slices whose result nobody has recorded."""
+        return max((body.slices for _, body in self.slices.values()), default=0) - len(self.slices)
 
 
 @dataclass
@@ -164,30 +201,34 @@ def counted(genesis: Genesis, trail: AttemptTrail, body: Contribution) -> str:
 
 def judged(trail: AttemptTrail, number: int) -> Iterator[Fact]:
     """Who recorded a slice, who called it wrong, and what was agreed on."""
-    index, node, recorded, size = trail.slices[number]
+    index, slice = trail.slices[number]
+    node = short_peer(slice.node)
     yield Fact(
-        f"slice {number}: entry {index} of node {short_peer(node)} names the blob "
-        f"{short_key(recorded)}, {plural(size, 'byte')}",
+        f"slice {number}: entry {index} of node {node} names the blob "
+        f"{short_key(slice.blob)}, {plural(slice.size, 'byte')}",
         (index,),
     )
-    for peer, (accusation, blob) in sorted(trail.accused.get(number, {}).items()):
+    accusers = sorted(trail.accused.get(number, []), key=lambda said: said[1].node)
+    for accusation, said in accusers:
         yield Fact(
-            f"node {short_peer(peer)} recomputed it and got {short_key(blob)} (entry {accusation})",
+            f"node {short_peer(said.node)} recomputed it and got {short_key(said.blob)} "
+            f"(entry {accusation})",
             (accusation,),
         )
-    if trail.agreed < 0:
+    if trail.agreed is None:
         return
-    if number in trail.wrong:
+    agreed, state = trail.agreed
+    if number in state.wrong:
         yield Fact(
-            f"found wrong by those who signed entry {trail.agreed}: node "
-            f"{short_peer(node)} earns nothing in this round ({reasons.WRONG_SLICE})",
-            (trail.agreed,),
+            f"found wrong by those who signed entry {agreed}: node {node} earns nothing in this "
+            f"round ({reasons.WRONG_SLICE})",
+            (agreed,),
         )
-    elif number in trail.accused:
+    elif accusers:
         yield Fact(
-            f"found right by those who signed entry {trail.agreed}: counted as "
+            f"found right by those who signed entry {agreed}: counted as "
             f"{reasons.FALSE_ACCUSATION} of whoever called it wrong",
-            (trail.agreed,),
+            (agreed,),
         )
 
 
@@ -235,8 +276,8 @@ def earning(trail: Trail) -> Fact:
     """What was earned, for what, and why by this account."""
     credit, attempt = trail.credit, trail.attempt
     text = f"{arithmetic(trail)} to account {short_key(credit.account)}"
-    if credit.node and attempt is not None:
-        bound, opened = attempt.bound[credit.node], attempt.opened
+    if credit.node and attempt is not None and attempt.opened is not None:
+        bound, opened = attempt.bound[credit.node], attempt.opened[0]
         return Fact(
             f"{text} (node {short_peer(credit.node)} belonged to it, entry {bound}, when the round "
             f"was opened, entry {opened}), for entry {credit.work}",
@@ -266,17 +307,19 @@ def fate_of_work(story: Story) -> Iterator[Fact]:
 def of_slice(story: Story, number: int) -> Iterator[Fact]:
     """A slice: whose it is, what was recorded, and what came of it."""
     trail, work = story.trail, story.genesis.rules.work
+    closed, chosen = trail.closed[0]
     yield Fact(
-        f"the round is sharded: {plural(len(trail.accounts), 'member')} (exchange.topology = "
+        f"the round is sharded: {plural(len(trail.steps), 'member')} (exchange.topology = "
         f"{work.topology}"
         + (f", sharded above {GATHER_MEMBERS})" if work.topology == "auto" else ")")
     )
-    rank = (number + trail.round) % trail.accepted
+    accepted = len(chosen.accepted)
+    rank = (number + trail.round) % accepted
     yield Fact(
         f"slice {number} is for number {rank} = ({number} + round {trail.round}) mod "
-        f"{trail.accepted} of the members that entry {trail.closed} accepted, from 0 and "
-        f"ascending: node {short_peer(trail.slices[number][1])}",
-        (trail.closed,),
+        f"{accepted} of the members that entry {closed} accepted, from 0 and ascending: node "
+        f"{short_peer(trail.slices[number][1].node)}",
+        (closed,),
     )
     yield from judged(trail, number)
     yield from outcome_of(trail)
@@ -304,18 +347,18 @@ def fate(story: Story, trail: Trail) -> Fact:
 
 def outcome_of(trail: AttemptTrail) -> Iterator[Fact]:
     """How an attempt came out."""
-    if trail.agreed >= 0:
-        yield Fact(f"the resulting state was agreed on by entry {trail.agreed}", (trail.agreed,))
+    closed, chosen = trail.closed[0] if trail.closed else (-1, None)
+    if trail.agreed is not None:
+        agreed, _ = trail.agreed
+        yield Fact(f"the resulting state was agreed on by entry {agreed}", (agreed,))
     elif trail.void >= 0:
         yield Fact(f"nothing came of it: given up by entry {trail.void}", (trail.void,))
-    elif trail.closed >= 0 and not trail.accepted:
-        yield Fact(f"closed by entry {trail.closed} with nobody accepted", (trail.closed,))
-    elif trail.closed >= 0:
-        yield Fact(
-            f"closed by entry {trail.closed}; nobody has agreed on a state yet", (trail.closed,)
-        )
-    else:
+    elif chosen is None:
         yield Fact("the round is still under way")
+    elif not chosen.accepted:
+        yield Fact(f"closed by entry {closed} with nobody accepted", (closed,))
+    else:
+        yield Fact(f"closed by entry {closed}; nobody has agreed on a state yet", (closed,))
 
 
 def totals(story: Story) -> Iterator[Fact]:

@@ -19,7 +19,6 @@ from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.fold.history import CREDIT_STATES, AccountWork
 
 PENDING, VESTED, INVALIDATED = CREDIT_STATES
-PENDING, VESTED, INVALIDATED = CREDIT_STATES
 MISSING, RECORDED, AWAITING, REJECTED, VOID = "missing", "recorded", "awaiting", "rejected", "void"
 NOT_YET = "this copy of the ledger does not reach so far yet"
 NEVER = "the coordinator took it and never recorded it: keep claims.jsonl and ask the organiser"

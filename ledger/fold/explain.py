@@ -123,7 +123,7 @@ def _story(history: History, index: int) -> Story:
         work = did.work if did.work >= 0 else history.log.index_of(body.contribution)
     if work is not None and (trail := history.earned_by(work)) is not None:
         shown = history.did(work)
-        trail.attempt = history.attempt(shown.round, shown.attempt)
+        trail.attempt = story.attempt or history.attempt(shown.round, shown.attempt)
         trail.events = history.events(work)
         story.work = trail
     if isinstance(body, Witnessed):

@@ -8,9 +8,11 @@ one :class:`History` belong together while the ledger grows.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, Protocol
 
 from artel.ledger import entries
@@ -204,6 +206,10 @@ class History:
         """The entry itself."""
         return decode(self.log.leaf(index))
 
+    def counted(self, index: int) -> Entry:
+        """An entry that counts: so its signatures have been checked."""
+        return self.entry(index).checked(True)
+
     @cached_property
     def genesis(self) -> Genesis:
         """Entry 0."""
@@ -351,53 +357,46 @@ class History:
 
     def attempt(self, round: int, number: int) -> AttemptTrail:
         """One attempt of a round that was opened."""
-        found = [did for did in self.of_round(round) if did.attempt >= number]
-        steps = [did for did in found if did.attempt == number]
-        opened = next(did for did in steps if did.kind == "round_opened")
-        body = self.entry(opened.index).body
-        assert isinstance(body, entries.RoundOpened)
-        accounts, bound = self._bound(body.members, opened.index)
-        trail = AttemptTrail(
-            round,
-            number,
-            opened.index,
-            accounts,
-            bound,
-            dict(zip(body.members, body.steps, strict=True)),
-            opened.notes.get("tails", {}),
-        )
+        found = _by_attempt(self.of_round(round))
+        return next(self._attempt(*each) for each in found if each[0][0].attempt == number)
+
+    def attempts(self, dids: Iterable[Did]) -> Iterator[AttemptTrail]:
+        """Attempts of a round, the newest first, as far as these entries of it say, in order."""
+        return (self._attempt(*each) for each in _by_attempt(dids))
+
+    def _attempt(self, dids: Sequence[Did], later: int) -> AttemptTrail:
+        trail = AttemptTrail(dids[0].round, dids[0].attempt)
+        shown = [did.index for did in dids if did.kind == entries.Contribution.KIND]
         rows = self._query(
             "SELECT n.name, s.idx FROM shown s JOIN names n ON n.id = s.node WHERE s.idx IN"
-            " (SELECT value FROM json_each(?))",
-            (json.dumps([did.index for did in steps if did.kind == "contribution"]),),
+            " (SELECT value FROM json_each(?)) ORDER BY s.idx",
+            (json.dumps(shown),),
         )
-        trail.contributed = dict(rows)
-        for did in steps:
-            self._step(trail, did)
-        later = next((d.index for d in found if d.attempt > number), NONE)
-        if trail.void < 0 and trail.agreed < 0 and (trail.closed < 0 or trail.accepted):
+        trail.shown = dict(rows)
+        for did in dids:
+            if did.kind != entries.Contribution.KIND:
+                self._note(trail, did)
+        if trail.agreed is None and (not trail.closed or trail.weights):
             trail.void = later
         return trail
 
-    def _step(self, trail: AttemptTrail, did: Did) -> None:
-        if did.kind == "round_committed":
-            trail.committed = did.index
-        elif did.kind in ("round_closed", "state_agreed", "aggregate", "slice_wrong"):
-            body = self.entry(did.index).body
-            match body:
-                case entries.RoundClosed() if trail.closed < 0:
-                    trail.closed, trail.accepted = did.index, len(body.accepted)
-                    trail.left_out = {item.node: item.reason for item in body.rejected}
-                case entries.RoundClosed():
-                    trail.void = did.index
-                case entries.StateAgreed():
-                    trail.agreed, trail.agreeing = did.index, did.notes["agreeing"]
-                    trail.wrong = body.wrong
-                case entries.Aggregate():
-                    trail.slices[body.slice] = (did.index, body.node, body.blob, body.size)
-                case entries.SliceWrong():
-                    said = trail.accused.setdefault(body.slice, {})
-                    said[body.node] = (did.index, body.blob)
+    def _note(self, trail: AttemptTrail, did: Did) -> None:
+        index, body = did.index, self.entry(did.index).body
+        match body:
+            case entries.RoundOpened():
+                trail.opened, trail.tails = (index, body), did.notes.get("tails", {})
+                trail.accounts, trail.bound = self._bound(body.members, index)
+            case entries.RoundCommitted():
+                trail.committed = index, body
+            case entries.RoundClosed():
+                trail.void = index if trail.closed else trail.void
+                trail.closed.append((index, body))
+            case entries.Aggregate():
+                trail.slices[body.slice] = index, body
+            case entries.SliceWrong():
+                trail.accused.setdefault(body.slice, []).append((index, body))
+            case entries.StateAgreed():
+                trail.agreed, trail.agreeing = (index, body), did.notes["agreeing"]
 
     def _bound(self, members: Sequence[str], at: int) -> tuple[dict[str, str], dict[str, int]]:
         """Whose each of these nodes was before the entry at an index, and by which entry."""
@@ -445,6 +444,14 @@ class History:
             (limit,),
         )
         return rows[::-1]
+
+
+def _by_attempt(dids: Iterable[Did]) -> list[tuple[list[Did], int]]:
+    """The entries that count, of each attempt, the newest first; and where the next one begins."""
+    counted = (did for did in dids if did.attempt >= 0 and not did.reason)
+    found = [list(group) for _, group in groupby(counted, key=attrgetter("attempt"))]
+    later = [group[0].index for group in found[1:]]
+    return list(zip(found, [*later, NONE], strict=True))[::-1]
 
 
 # Said twice, so that SQLite sees that an index of a part of the rows will do.

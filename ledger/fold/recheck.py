@@ -8,21 +8,14 @@ blobs, whoever computes it. A recorded slice with another content id convicts wh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from artel.ledger.entries import (
-    Aggregate,
-    Contribution,
-    Entry,
-    RoundClosed,
-    RoundOpened,
-    SliceWrong,
-    StateAgreed,
-)
-from artel.ledger.entries.rules import LedgerRules
+from artel.ledger.entries import Contribution, RoundClosed, RoundOpened
+from artel.ledger.entries.story import AttemptTrail
 from artel.ledger.entries.words import short_key
+from artel.ledger.fold.history import History
 from artel.ledger.fold.layout import layout_of
 from artel.protocol import content
 from artel.protocol.assignment import aggregator
@@ -34,39 +27,6 @@ from artel.protocol.paths import expanded
 RIGHT, WRONG, UNRECORDED, UNCHECKED = "right", "wrong", "not recorded", "not checkable"
 BLOBS = "blobs"
 """The content store in a home."""
-
-
-@dataclass
-class Round:
-    """What the ledger says of the newest attempt of a round that was closed with somebody."""
-
-    number: int
-    opened: RoundOpened | None = None
-    shown: dict[str, Contribution] = field(default_factory=dict)
-    """By entry id."""
-    closed: RoundClosed | None = None
-    slices: dict[int, tuple[int, Aggregate]] = field(default_factory=dict)
-    """Slice to the entry that records it."""
-    accused: dict[int, list[tuple[int, SliceWrong]]] = field(default_factory=dict)
-    agreed: tuple[int, StateAgreed] | None = None
-
-    def observe(self, index: int, entry: Entry) -> None:
-        """Take note of the next entry that belongs to the round and counts."""
-        body = entry.body
-        if isinstance(body, StateAgreed):
-            self.agreed = index, body
-        elif isinstance(body, RoundOpened):
-            self.opened, self.closed = body, None
-            self.shown, self.slices, self.accused = {}, {}, {}
-        elif isinstance(body, Contribution):
-            self.shown[entry.id] = body
-        elif isinstance(body, RoundClosed):
-            # Closed a second time, with nobody: no majority agreed on a state. That may be why.
-            self.closed = body if body.accepted else self.closed
-        elif isinstance(body, Aggregate):
-            self.slices[body.slice] = index, body
-        elif isinstance(body, SliceWrong):
-            self.accused.setdefault(body.slice, []).append((index, body))
 
 
 @dataclass(frozen=True)
@@ -119,12 +79,10 @@ class Checked:
         return f"{name}  {said}"
 
 
-def recheck(
-    leaf: bytes, rules: LedgerRules, round: Round, homes: Sequence[Path]
-) -> Iterator[Checked]:
-    """Recompute every slice of a round, in order.
+def recheck(history: History, round: int, homes: Sequence[Path]) -> Iterator[Checked]:
+    """Recompute every slice of a round, in order: of its newest attempt that was closed with
+    somebody, whether a state was agreed on or not.
 
-    :param leaf: entry 0, the signed manifest
     :param homes: homes of nodes or coordinators, whose content stores hold the blobs
     :raises UsageError: the round was never closed with anybody, or was not sharded
     :raises ResourceError: the model's layout cannot be worked out
@@ -132,22 +90,23 @@ def recheck(
     from artel.protocol.exchange import codec, pseudogradient
     from artel.protocol.exchange.aggregate_slice import recompute, round_slices
 
-    opened, closed = _settled(round)
+    trail, opened, closed = _settled(history, round)
     members = len(opened.members)
-    if rules.work.topology_of(members) != "sharded":
+    if history.genesis.rules.work.topology_of(members) != "sharded":
         raise UsageError(
-            f"round {round.number} was not sharded: every node combined all of it for itself",
+            f"round {round} was not sharded: every node combined all of it for itself",
             "artel ledger log --kind aggregate shows the rounds that have slices",
         )
+    leaf = history.log.leaf(0)
     manifest, _ = open_manifest(leaf)
     layout, exchange = layout_of(leaf, homes), manifest.config.exchange
-    parts = round_slices(layout, exchange, round.number, members)
+    parts = round_slices(layout, exchange, round, members)
     chosen = codec.of(exchange)
     sizes = [pseudogradient.max_blob_bytes(part.layout, chosen) for part in parts]
     store = _Blobs(homes)
-    inputs = {
-        item.node: _sub_blobs(store, round.shown[item.entry], sizes) for item in closed.accepted
-    }
+    shown = (history.entry(trail.shown[item.node]).body for item in closed.accepted)
+    works = [body for body in shown if isinstance(body, Contribution)]
+    inputs = {body.node: _sub_blobs(store, body, sizes) for body in works}
     for number, size in enumerate(sizes):
         missing, blobs = _inputs(store, inputs, number, size)
         right = ""
@@ -157,7 +116,7 @@ def recheck(
                     recompute(
                         layout,
                         exchange,
-                        round=round.number,
+                        round=round,
                         members=members,
                         slice=number,
                         base=opened.base,
@@ -167,20 +126,24 @@ def recheck(
                 )
             except ArtelError as error:
                 missing = error.message
-        yield _judged(round, closed, number, right, missing)
+        yield _judged(trail, closed, number, right, missing)
 
 
-def _settled(round: Round) -> tuple[RoundOpened, RoundClosed]:
-    if round.opened is None or round.closed is None or not round.closed.accepted:
-        raise UsageError(
-            f"round {round.number} has not been closed with anybody accepted",
-            "artel ledger log --kind round_closed shows those that have",
-        )
-    return round.opened, round.closed
+def _settled(history: History, round: int) -> tuple[AttemptTrail, RoundOpened, RoundClosed]:
+    for trail in history.attempts(history.of_round(round)):
+        # Closed a second time, with nobody: no majority agreed on a state. That may be why.
+        if trail.opened is not None and trail.closed and trail.closed[0][1].accepted:
+            return trail, trail.opened[1], trail.closed[0][1]
+    raise UsageError(
+        f"round {round} has not been closed with anybody accepted",
+        "artel ledger log --kind round_closed shows those that have",
+    )
 
 
-def _judged(round: Round, closed: RoundClosed, number: int, right: str, missing: str) -> Checked:
-    index, recorded = round.slices.get(number, (None, None))
+def _judged(
+    trail: AttemptTrail, closed: RoundClosed, number: int, right: str, missing: str
+) -> Checked:
+    index, recorded = trail.slices.get(number, (None, None))
     blob = recorded.blob if recorded is not None else ""
     if missing:
         status = UNCHECKED
@@ -191,12 +154,12 @@ def _judged(round: Round, closed: RoundClosed, number: int, right: str, missing:
     return Checked(
         slice=number,
         status=status,
-        node=aggregator([item.node for item in closed.accepted], round.number, number),
+        node=aggregator([item.node for item in closed.accepted], trail.round, number),
         entry=index,
         recorded=blob,
         recomputed=right,
-        accused=tuple(where for where, _ in round.accused.get(number, [])),
-        denied=number in round.agreed[1].wrong if round.agreed is not None else None,
+        accused=tuple(where for where, _ in trail.accused.get(number, [])),
+        denied=number in trail.wrong if trail.agreed is not None else None,
         why=missing,
     )
 

@@ -26,6 +26,8 @@ def entry_page(page: Context, index: int) -> dict[str, Any]:
     history = page.history
     about, leaf = history.did(index), page.store.leaf(index)
     entry, explained = entries.decode(leaf), explain(history, index)
+    if about.status != "ignored":
+        entry.checked(True)  # by the fold
     moved = history.moved_by(index)
     earned = history.earned_by(index) if about.kind == "contribution" else None
     return {

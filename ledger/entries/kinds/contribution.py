@@ -102,26 +102,30 @@ class Contribution(AttemptBody):
 
     def explain(self, story: Story) -> Iterator[Fact]:
         trail = story.trail
+        assert trail.opened is not None
+        assert trail.committed is not None
+        (opened, _), (committed, _) = trail.opened, trail.committed
         steps = steps_of(story.genesis, trail, self.node)
-        yield Fact(f"{steps} (entry {trail.opened})", (trail.opened,))
+        yield Fact(f"{steps} (entry {opened})", (opened,))
         yield Fact(counted(story.genesis, trail, self))
         yield Fact(
             f"the node says that it sent {plural(self.up, 'byte')} and received "
             f"{plural(self.down, 'byte')} since its contribution before; nothing is paid for that"
         )
         yield Fact(
-            f"round {self.round} was opened by entry {trail.opened}; the node had committed to "
-            f"exactly this by entry {trail.committed}",
-            (trail.opened, trail.committed),
+            f"round {self.round} was opened by entry {opened}; the node had committed to "
+            f"exactly this by entry {committed}",
+            (opened, committed),
         )
         yield from self._unpaid(story) if story.work is None else self._paid(story)
 
     def _paid(self, story: Story) -> Iterator[Fact]:
-        trail = story.trail
+        closed, chosen = story.trail.closed[0]
+        agreed, accepted = story.about.granted, len(chosen.accepted)
         yield Fact(
-            f"accepted by entry {trail.closed}, agreed by entry {trail.agreed} with "
-            f"{trail.agreeing} of {plural(trail.accepted, 'contributor')}",
-            (trail.closed, trail.agreed),
+            f"accepted by entry {closed}, agreed by entry {agreed} with "
+            f"{story.trail.agreeing} of {plural(accepted, 'contributor')}",
+            (closed, agreed),
         )
         yield earning(story.about)
         yield from fate_of_work(story)
@@ -129,16 +133,15 @@ class Contribution(AttemptBody):
     def _unpaid(self, story: Story) -> Iterator[Fact]:
         trail = story.trail
         account = trail.accounts[self.node]
-        if self.node in trail.left_out:
-            reason = trail.left_out[self.node]
+        if self.node in trail.rejected:
+            closed, reason = trail.rejected[self.node]
             why = f"{reasons.explain(reason)} ({reason})"
-            yield Fact(f"left out by entry {trail.closed}: {why}", (trail.closed,))
+            yield Fact(f"left out by entry {closed}: {why}", (closed,))
         yield from outcome_of(trail)
-        if trail.agreed >= 0 and story.state.accounts[account].barred:
+        if trail.agreed is not None and story.state.accounts[account].barred:
             yield Fact(f"account {short_key(account)} is barred and earns nothing")
-        for number in trail.wrong:
-            if trail.slices[number][1] == self.node:
-                yield from judged(trail, number)
+        for number in trail.wrong_of(self.node):
+            yield from judged(trail, number)
 
 
 def contribution(

@@ -91,7 +91,7 @@ class RoundClosed(AttemptBody):
 
     def explain(self, story: Story) -> Iterator[Fact]:
         for item in self.accepted:
-            work = story.trail.contributed[item.node]
+            work = story.trail.shown[item.node]
             yield Fact(
                 f"node {short_peer(item.node)}: accepted with {item.weight:,} tokens, "
                 f"shown by entry {work}",

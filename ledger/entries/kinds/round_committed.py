@@ -45,7 +45,7 @@ class RoundCommitted(AttemptBody):
         return plural(len(self.commitments), "commitment")
 
     def explain(self, story: Story) -> Iterator[Fact]:
-        for peer in sorted(story.trail.accounts):
+        for peer in sorted(story.trail.steps):
             did = "committed" if peer in self.commitments else "did not commit in time"
             yield Fact(f"node {short_peer(peer)} {did}")
         yield from outcome_of(story.trail)

@@ -123,10 +123,12 @@ class StateAgreed(Body):
 
     def explain(self, story: Story) -> Iterator[Fact]:
         trail = story.trail
+        closed, chosen = trail.closed[0]
         yield Fact(
-            f"signed by a coordinator and {trail.agreeing} of the {trail.accepted} contributors "
-            f"that entry {trail.closed} accepted in round {trail.round}; more than half are needed",
-            (trail.closed,),
+            f"signed by a coordinator and {trail.agreeing} of the {len(chosen.accepted)} "
+            f"contributors that entry {closed} accepted in round {trail.round}; more than half are "
+            "needed",
+            (closed,),
         )
         for number in sorted({*trail.wrong, *trail.accused}):
             yield from judged(trail, number)

@@ -287,6 +287,15 @@ def test_a_round_that_came_to_nothing_can_be_rechecked(
     assert shown.count("right: ") == 3
 
 
+def test_a_repetition_that_is_not_closed_hides_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    history = [*CLOSED, *WORLD.recorded(1), WORLD.closed(0, accepted=[]), WORLD.opened(0, 1)]
+    code, shown = recheck(WORLD.homes(tmp_path, *history), capsys, "--json")
+    assert code == 1
+    assert [item["denied"] for item in json.loads(shown)["slices"]] == [None] * 4
+
+
 def test_it_takes_no_torch_where_a_coordinator_has_left_the_layout(tmp_path: Path) -> None:
     homes = WORLD.homes(tmp_path, *CLOSED, *WORLD.recorded())
     done = run_command("recheck", "0", *(part for home in homes for part in ("--home", str(home))))
