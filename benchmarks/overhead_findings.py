@@ -150,7 +150,7 @@ class Observed:
             so_far = {
                 f"{way} {kind}": count
                 for way in ("up", "down")
-                for kind, count in node[f"bytes_{way}"].items()
+                for kind, count in node[f"{way}_by_kind"].items()
             }
             self.traffic.setdefault((name, node["round"]), so_far)
 
