@@ -36,7 +36,7 @@ from artel.ledger.sync.fork import SplitViewProven
 from artel.ledger.sync.peers import HEADS, PeerSource, notes_in
 from artel.ledger.sync.replica import Replica
 from artel.ledger.sync.source import CONFLICTS_PATH
-from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint
+from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint, verifier_keys
 from artel.protocol import canonical, messages
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError
 from artel.protocol.events import emit
@@ -205,7 +205,7 @@ class Watch:
         for (size, root), other in self._doubts.items():
             if size == head.size and root != head.root:
                 proof = evidence.build(other.note, store, text, store)
-                evidence.check(proof, fork.log_keys(store.origin, keys))
+                evidence.check(proof, verifier_keys(store.origin, keys))
                 raise SplitViewProven(proof)
         key = (head.size, head.root)
         if key not in self._doubts and len(self._doubts) < MAX_DOUBTS:
@@ -363,7 +363,7 @@ def refuse_older(replica: Replica, heads: HeadStore) -> None:
         ours, seen = store.note_at(head.size), heads.note(head.size)
         if ours and seen and parse_checkpoint(ours).root != parse_checkpoint(seen).root:
             proof = evidence.build(ours, store, seen, store)
-            evidence.check(proof, fork.log_keys(store.origin, store.genesis.coordinators))
+            evidence.check(proof, verifier_keys(store.origin, store.genesis.coordinators))
             raise SplitViewProven(proof)
     error = heads_error(known, store.size, store.root_at)
     if error:

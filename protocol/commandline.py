@@ -29,6 +29,7 @@ from cyclopts import (
 
 from artel.protocol import options
 from artel.protocol.errors import EXIT_OK, UsageError, suggestion
+from artel.protocol.telling import Tell, silent
 from artel.protocol.terminal import printable
 
 _TOLD_EVERY = 256
@@ -192,7 +193,7 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else asdict(value)
 
 
-def progress(what: str) -> Callable[[int, int], None]:
+def progress(what: str) -> Tell:
     """Tells a person how far it is, on one line of a terminal; nothing of what is soon done."""
 
     def tell(done: int, total: int) -> None:
@@ -201,7 +202,7 @@ def progress(what: str) -> Callable[[int, int], None]:
         if done == total >= _TOLD_EVERY:
             print(file=sys.stderr)
 
-    return tell if sys.stderr.isatty() else lambda _done, _total: None
+    return tell if sys.stderr.isatty() else silent
 
 
 # --- values ---------------------------------------------------------------------------------------

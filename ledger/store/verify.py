@@ -36,13 +36,11 @@ from artel.ledger.store.reader import LedgerReader
 from artel.ledger.tlog.tiles import TILE_WIDTH, tiles_of
 from artel.protocol.errors import ArtelError, CheckFailed
 from artel.protocol.merkle import EMPTY_ROOT
+from artel.protocol.telling import Tell, silent
 
 _PROGRESS_EVERY = 1000
 _READ_ROWS = 256
 _COMPUTED = "the entries are sound: effects are computed from them again when the home is opened"
-
-Progress = Callable[[int, int], None]
-"""``progress(entries checked, entries in all)``"""
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class Verification:
         return all(check.ok for check in self.checks)
 
 
-def verify_home(home: Path, progress: Progress = lambda _done, _all: None) -> Verification:
+def verify_home(home: Path, progress: Tell = silent) -> Verification:
     """Check the ledger of a home directory.
 
     :returns: what was checked; damage is a failed check, not an exception
@@ -87,7 +85,7 @@ def verify_home(home: Path, progress: Progress = lambda _done, _all: None) -> Ve
     return result
 
 
-def _verify(home: Path, progress: Progress) -> Verification:
+def _verify(home: Path, progress: Tell) -> Verification:
     with ExitStack() as stack:
         # The ledger is never behind what it is held against, if that is read first.
         heads = _heads(stack, home)
@@ -202,7 +200,7 @@ class _Replay:
         """Throw away what was computed."""
         self._fresh.close()
 
-    def run(self, progress: Progress) -> str:
+    def run(self, progress: Tell) -> str:
         """Read, decode and fold every entry; the store compares each with what was signed."""
         total, ids = self._store.size, list[str]()
 

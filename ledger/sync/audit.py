@@ -29,9 +29,7 @@ from artel.ledger.tlog.cosignature import CosignerKey, open_cosigned, parse_key
 from artel.ledger.tlog.note import VerifierKey
 from artel.ledger.tlog.tiles import CHECKPOINT_PATH, TILE_WIDTH, edge_of, level_tiles, tiles_of
 from artel.protocol.errors import CheckFailed, UsageError
-
-Progress = Callable[[int, int], None]
-"""Called with the number of entries that were audited and the number of all."""
+from artel.protocol.telling import Tell, silent
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ def audit(
     *,
     full: bool = False,
     origin: str | None = None,
-    progress: Progress = lambda _done, _all: None,
+    progress: Tell = silent,
     reader: Callable[[Iterator[bytes]], object] = lambda leaves: deque(leaves, maxlen=0),
 ) -> AuditReport:
     """Audit the log's newest checkpoint. Memory does not grow with the log.
@@ -125,7 +123,7 @@ def audit_log(
     *,
     full: bool = False,
     origin: str | None = None,
-    progress: Progress = lambda _done, _all: None,
+    progress: Tell = silent,
 ) -> Audited:
     """As :func:`audit`; a run's id can stand for the keys, and a full audit of a run replays it."""
     newest, _ = newest_heads(source)  # also finds out where the tiles are
@@ -155,7 +153,7 @@ def audit_log(
 class _Read:
     """What a full audit reads; ``bytes`` of entries so far."""
 
-    def __init__(self, tree: SignedTree, progress: Progress) -> None:
+    def __init__(self, tree: SignedTree, progress: Tell) -> None:
         self._tree, self._progress = tree, progress
         self.bytes = 0
 

@@ -21,7 +21,7 @@ from artel.ledger.store.heads import HeadStore
 from artel.ledger.store.published import term_of
 from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
-from artel.ledger.sync.offline import run_keys, run_of
+from artel.ledger.sync.offline import run_of
 from artel.ledger.sync.signed_tree import Offer, offered, take_over
 from artel.ledger.sync.source import (
     ALIASES_PATH,
@@ -31,6 +31,7 @@ from artel.ledger.sync.source import (
     read_json,
 )
 from artel.ledger.sync.view import LedgerView
+from artel.ledger.tlog.checkpoint import verifier_keys
 from artel.ledger.tlog.note import VerifierKey
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, ResourceError, UsageError
 from artel.protocol.paths import expanded
@@ -55,7 +56,7 @@ def home_view(home: Path) -> Iterator[LedgerView]:
         view = LedgerView(store, str(home), home=home)
         if heads is not None:
             view.heads = heads
-            view.names = heads.aliases()
+            view.aliases = heads.aliases()
             view.evidence = heads.conflicts()
         yield view
 
@@ -81,7 +82,7 @@ def remote_view(holder: Holder, run: str = "", *, caching: bool = True) -> Itera
         if not run:
             said = f"trusting {holder.name} for the run id {name[:12]}…"
             view.trust = f"{said}; give --run ID to check"
-        view.names = _names(holder)
+        view.aliases = _names(holder)
         found = read_json(holder, CONFLICTS_PATH)
         if isinstance(found, list):
             view.evidence = [item for item in found[:64] if isinstance(item, dict)]
@@ -151,7 +152,7 @@ def _known_keys(origin: str) -> list[VerifierKey]:
     if not name or not (folder / DATABASE_NAME).is_file():
         return []
     with suppress(ArtelError), LedgerReader.of(folder, name) as reader:
-        return run_keys(origin, reader.genesis) if reader.size else []
+        return verifier_keys(origin, reader.genesis.coordinators) if reader.size else []
     return []
 
 

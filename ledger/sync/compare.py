@@ -15,10 +15,10 @@ from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import DATABASE_NAME
 from artel.ledger.sync.client import home_view
 from artel.ledger.sync.holding import hold
-from artel.ledger.sync.offline import run_keys, run_of
+from artel.ledger.sync.offline import run_of
 from artel.ledger.sync.signed_tree import SignedHead, SignedTree, verified_head
 from artel.ledger.sync.source import newest_heads
-from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint
+from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint, verifier_keys
 from artel.ledger.tlog.cosignature import parse_key
 from artel.ledger.tlog.note import VerifierKey, open_note
 from artel.ledger.tlog.proof import HashReader, root_at
@@ -121,7 +121,7 @@ def _held(stack: ExitStack, target: str, run: str, vkeys: Sequence[str]) -> _Hel
         if run and log.genesis.run != run:
             raise CheckFailed(f"{target} holds run {log.genesis.run[:12]}…, not {run[:12]}…")
         kept = view.heads.newest(0) if view.heads is not None else ""
-        keys = tuple(run_keys(log.origin, log.genesis))
+        keys = tuple(verifier_keys(log.origin, log.genesis.coordinators))
         head = SignedHead(log.latest_note, Checkpoint(log.origin, log.size, log.root), keys)
         return [ShownHead(target, head, log)], [kept] if kept else [], None
     holder, named = hold(target)

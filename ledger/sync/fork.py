@@ -18,9 +18,7 @@ from artel.ledger.store.database import storage_errors
 from artel.ledger.sync.offline import write_evidence
 from artel.ledger.sync.signed_tree import Offer, SignedHead, SignedTree, manifest_of
 from artel.ledger.sync.source import TileSource
-from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint
-from artel.ledger.tlog.cosignature import CosignerKey
-from artel.ledger.tlog.note import VerifierKey
+from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint, verifier_keys
 from artel.ledger.tlog.proof import HashReader, root_at
 from artel.protocol import files
 from artel.protocol.errors import ArtelError, CheckFailed
@@ -98,13 +96,8 @@ def examine(source: TileSource, store: LedgerReader, note: str) -> SplitView | N
 
 
 def _checked(proof: SplitView, origin: str, coordinators: tuple[str, ...]) -> SplitView:
-    evidence.check(proof, log_keys(origin, coordinators))
+    evidence.check(proof, verifier_keys(origin, coordinators))
     return proof
-
-
-def log_keys(origin: str, coordinators: tuple[str, ...]) -> list[VerifierKey | CosignerKey]:
-    """The keys that may sign this log's heads."""
-    return [VerifierKey(origin, bytes.fromhex(key)) for key in coordinators]
 
 
 def convicts_coordinator(value: dict[str, Any], origin: str, genesis: Genesis) -> bool:
@@ -113,7 +106,7 @@ def convicts_coordinator(value: dict[str, Any], origin: str, genesis: Genesis) -
         proof = SplitView.from_dict(value)
         if proof.origin != origin:
             return False
-        evidence.check(proof, log_keys(origin, genesis.coordinators))
+        evidence.check(proof, verifier_keys(origin, genesis.coordinators))
     except ArtelError:
         return False
     return True

@@ -18,7 +18,9 @@ from pathlib import Path
 from artel.ledger.entries.credit_map import all_pages
 from artel.ledger.entries.documents import document_of, path_of, require_named
 from artel.ledger.store.database import storage_errors
+from artel.ledger.store.finality import size_of
 from artel.ledger.store.keyfiles import locked
+from artel.ledger.store.published import read_checkpoint_file
 from artel.ledger.sync.export import write_file
 from artel.ledger.sync.fork import require_one_history
 from artel.ledger.sync.share_proof import read_agreed
@@ -39,9 +41,9 @@ from artel.ledger.sync.source import (
     page_path,
 )
 from artel.ledger.tlog import note
-from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint
+from artel.ledger.tlog.checkpoint import parse_checkpoint
 from artel.ledger.tlog.cosignature import add_lines
-from artel.ledger.tlog.note import MAX_NOTE_BYTES, VerifierKey
+from artel.ledger.tlog.note import VerifierKey
 from artel.ledger.tlog.proof import root_at
 from artel.ledger.tlog.tiles import (
     CHECKPOINT_PATH,
@@ -55,9 +57,7 @@ from artel.ledger.tlog.tiles import (
 from artel.protocol.errors import CheckFailed, DecodeError, UsageError
 from artel.protocol.files import sync_folder
 from artel.protocol.merkle import leaf_hash
-
-Progress = Callable[[int, int], None]
-"""``progress(files that are there, files in all)``"""
+from artel.protocol.telling import Tell, silent
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def mirror(
     folder: Path,
     vkeys: Sequence[VerifierKey] = (),
     run: str = "",
-    progress: Progress = lambda _done, _all: None,
+    progress: Tell = silent,
 ) -> Mirrored:
     """Bring the copy in ``folder`` up to the source's newest checkpoint.
 
@@ -167,7 +167,7 @@ class _Resumed:
         return self._remote.get(path, skip)
 
 
-def _copy(folder: Path, offer: Offer, before: int, progress: Progress) -> int:
+def _copy(folder: Path, offer: Offer, before: int, progress: Tell) -> int:
     """Bring the files that the tree before had not; returns how many were written."""
     head, source = offer.head, _Resumed(folder, offer.source)
     try:
@@ -178,7 +178,7 @@ def _copy(folder: Path, offer: Offer, before: int, progress: Progress) -> int:
         return _bring(folder, offer.tree, head.run, before, progress)
 
 
-def _bring(folder: Path, tree: SignedTree, run: str, before: int, progress: Progress) -> int:
+def _bring(folder: Path, tree: SignedTree, run: str, before: int, progress: Tell) -> int:
     there, wanted, written = FolderSource(folder), list(_missing(before, tree.size)), 0
     for done, tile in enumerate(wanted, start=1):
         if tile.level == ENTRIES:
@@ -294,7 +294,7 @@ def _credit_page(folder: Path, source: TileSource, name: str) -> bytes:
 def _size_of(path: Path) -> int:
     """Size of the checkpoint in a file of ours; 0 when there is none."""
     try:
-        return Checkpoint.parse(note.parse(path.read_bytes()[: MAX_NOTE_BYTES + 1]).text).size
+        return size_of(read_checkpoint_file(path))
     except (OSError, DecodeError):
         return 0
 

@@ -8,8 +8,6 @@ knows the run id needs no other key. Nothing here touches a network, a home or a
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from artel.ledger.entries import Entry, Genesis, decode, evidence
 from artel.ledger.store.published import term_of
 from artel.ledger.tlog import note
-from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint
+from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint, verifier_keys
 from artel.ledger.tlog.cosignature import (
     WITNESS_PREFIX,
     CosignerKey,
@@ -68,16 +66,13 @@ def prove(log: LedgerReader, standing: Finality, index: int) -> TlogProof:
     :param standing: of this log
     :raises UsageError: when there is no such entry
     """
-    size = log.size
-    if not 0 <= index < size:
-        raise UsageError(f"there is no entry {index}; the ledger has {size}")
     for signed in (standing.final, standing.cosigned):
         if signed and parse_checkpoint(signed).size > index:
             break
     else:
         # With no other lines than the log's own: whoever has the same log makes the same file.
         newest = log.latest_note
-        keys = run_keys(parse_checkpoint(newest).origin, log.genesis)
+        keys = verifier_keys(parse_checkpoint(newest).origin, log.genesis.coordinators)
         signed = note.open_note(newest, keys).encode()
     hashes = inclusion(log, index, parse_checkpoint(signed).size)
     return TlogProof(index, tuple(hashes), signed, extra=log.leaf(0))
@@ -108,7 +103,7 @@ def verify(proof: bytes, leaf: bytes, vkeys: Sequence[str] = (), run: str = "") 
     pinned = bool(log_keys)
     genesis = _genesis(parsed.extra, named) if named and parsed.extra else None
     if not pinned and genesis is not None:
-        log_keys = run_keys(origin, genesis)
+        log_keys = verifier_keys(origin, genesis.coordinators)
     if not log_keys:
         raise UsageError(
             "the proof does not carry the run's manifest, so the key of the log is not known",
@@ -142,7 +137,7 @@ def verify_evidence(
         run = run_of(split.origin)
         if leaf and run:
             genesis = _genesis(leaf, run)
-            keys += run_keys(split.origin, genesis)
+            keys += verifier_keys(split.origin, genesis.coordinators)
         keys += _named_witnesses(split.first)
     if not keys:
         raise UsageError("the file does not say whose key it is about", "give it with --vkey")
@@ -164,8 +159,8 @@ def read_evidence(data: bytes) -> tuple[evidence.SplitView, bytes]:
     if not isinstance(value, dict) or set(value) != {"evidence", "genesis"}:
         return evidence.SplitView.from_dict(value), b""
     try:
-        leaf = base64.b64decode(value["genesis"], validate=True)
-    except (binascii.Error, ValueError, TypeError):
+        leaf = note.decode_base64(value["genesis"])
+    except TypeError:
         raise DecodeError("genesis is not base64") from None
     return evidence.SplitView.from_dict(value["evidence"]), leaf
 
@@ -174,7 +169,7 @@ def write_evidence(split: evidence.SplitView, leaf: bytes) -> bytes:
     """What :func:`read_evidence` reads; ``leaf`` is empty when the log is no run's."""
     value: dict[str, Any] = split.to_dict()
     if leaf:
-        value = {"evidence": value, "genesis": base64.b64encode(leaf).decode()}
+        value = {"evidence": value, "genesis": note.encode_base64(leaf)}
     return json.dumps(value, indent=1).encode() + b"\n"
 
 
@@ -183,11 +178,6 @@ def run_of(origin: str) -> str:
     parts = origin.split("/")
     run = parts[1] if len(parts) == 4 else ""
     return run if run and term_of(origin, run) is not None else ""
-
-
-def run_keys(origin: str, genesis: Genesis) -> list[VerifierKey]:
-    """The keys that may sign the log of this run."""
-    return [VerifierKey(origin, bytes.fromhex(key)) for key in genesis.coordinators]
 
 
 def _genesis(leaf: bytes, run: str) -> Genesis:

@@ -18,11 +18,10 @@ from artel.ledger.store.published import LostEntries, read_checkpoint_file
 from artel.ledger.store.store import CHECKPOINT_NAME, LedgerStore
 from artel.ledger.sync import fork
 from artel.ledger.sync.fork import SplitViewProven
-from artel.ledger.sync.offline import run_keys
 from artel.ledger.sync.peers import PeerSource
 from artel.ledger.sync.signed_tree import manifest_of, next_bundle, take_over, verified_head
 from artel.ledger.sync.source import text_of
-from artel.ledger.tlog.checkpoint import parse_checkpoint
+from artel.ledger.tlog.checkpoint import parse_checkpoint, verifier_keys
 from artel.ledger.tlog.tiles import CHECKPOINT_PATH, encode_bundle
 from artel.protocol.errors import ArtelError, CheckFailed
 from artel.protocol.tasks import uninterrupted
@@ -116,7 +115,7 @@ class Replica:
             source.bring(CHECKPOINT_PATH, bundle.path, skip=len(encode_bundle(known)))
         text = text_of(source.get(CHECKPOINT_PATH), CHECKPOINT_PATH)
         genesis = store.genesis if store.size else manifest_of(source, run)[0]
-        keys = run_keys(parse_checkpoint(text).origin, genesis)
+        keys = verifier_keys(parse_checkpoint(text).origin, genesis.coordinators)
         head = verified_head(source, text, keys, run)
         if head.size <= store.size:
             self._prove_fork(source, text)

@@ -11,7 +11,7 @@ import itertools
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,9 @@ from pathlib import Path
 from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.fold.effects import Fold
 from artel.ledger.store import finality
-from artel.ledger.store.database import storage_errors
+from artel.ledger.store.database import SIDE_FILES, storage_errors
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
+from artel.ledger.store.keyfiles import NODE_KEY
 from artel.ledger.store.published import (
     heads_error,
     known_heads,
@@ -41,9 +42,7 @@ from artel.protocol import files, identity
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, UsageError
 from artel.protocol.files import sync_folder
 from artel.protocol.identity import HomeLock, Identity
-
-Progress = Callable[[int, int], None]
-"""``progress(entries taken over, entries in all)``"""
+from artel.protocol.telling import Tell, silent
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def restore(
     run: str = "",
     *,
     accept_older: bool = False,
-    progress: Progress = lambda _done, _all: None,
+    progress: Tell = silent,
 ) -> Restored:
     """Make the ledger of ``home`` again from the source that has the newest checkpoint.
 
@@ -191,7 +190,7 @@ def _said(home: Path, own: _Own, best: Offer) -> list[Checkpoint]:
 # --- making it again ------------------------------------------------------------------------------
 
 
-def _rebuild(home: Path, own: _Own, best: Offer, progress: Progress) -> Restored:
+def _rebuild(home: Path, own: _Own, best: Offer, progress: Tell) -> Restored:
     head, run = best.head, best.head.run
     term = term_of(head.origin, run) or 0
     signer = _coordinator(home, head)
@@ -230,7 +229,7 @@ def _rebuild(home: Path, own: _Own, best: Offer, progress: Progress) -> Restored
 
 def _coordinator(home: Path, head: SignedHead) -> Identity | None:
     """The key of the home's node, if it is one that signs this log."""
-    path = home / "node.key"
+    path = home / NODE_KEY
     found = identity.load(path) if path.exists() else None
     return found if found is not None and any(k.public == found.public for k in head.keys) else None
 
@@ -250,7 +249,7 @@ def _put_in_place(home: Path, work: Path) -> Path | None:
             os.link(path, kept)
         beside = kept or _free_name(home)
         # An old log must never be applied to the new file.
-        for suffix in ("-wal", "-shm"):
+        for suffix in SIDE_FILES:
             side = path.with_name(path.name + suffix)
             if side.exists():
                 side.rename(f"{beside}{suffix}")
@@ -277,7 +276,7 @@ def _keep_heads(home: Path, best: Offer, state: FoldState, *, signs: bool) -> in
         if signs:  # there are newer ones only when an older ledger was accepted
             heads.forget_after(best.head.size)
         for text in filter(None, (best.final, best.head.note)):
-            origin = Checkpoint.parse(note.parse(text).text).origin
+            origin = parse_checkpoint(text).origin
             found, signed = finality.verified(text, origin, keys, state.nodes)
             if found.size > best.head.size or run_of(origin) != state.run:
                 continue

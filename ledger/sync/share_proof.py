@@ -8,7 +8,6 @@ accepted nodes signed it, and that there is no newer one. Whoever replays the le
 
 from __future__ import annotations
 
-import base64
 import json
 from collections import deque
 from collections.abc import Callable
@@ -23,8 +22,9 @@ from artel.ledger.store.reader import LedgerReader
 from artel.ledger.sync import offline
 from artel.ledger.sync.offline import Proven
 from artel.ledger.sync.source import CREDIT_PATH, NotFound, TileSource, page_path
+from artel.ledger.tlog.note import decode_base64, encode_base64
 from artel.protocol.dsse import Leaf
-from artel.protocol.errors import CheckFailed
+from artel.protocol.errors import CheckFailed, DecodeError
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ def read_agreed(data: bytes, run: str = "") -> AgreedCredits:
     """
     try:
         value = json.loads(data)
-        bare, proof = base64.b64decode(value["entry"], validate=True), value["proof"].encode()
+        bare, proof = decode_base64(value["entry"]), value["proof"].encode()
         leaf = Leaf(bare, value["document"].encode())
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, DecodeError):
         raise CheckFailed(f"{CREDIT_PATH} is not a proof with its entry") from None
     proven = offline.verify(proof, leaf, run=run)
     entry, genesis = proven.entry, proven.genesis
@@ -129,5 +129,5 @@ class CreditFiles:
         proof = offline.prove(store, standing, state.agreed).encode()
         leaf = store.leaf(state.agreed)
         document = leaf.document.decode() if isinstance(leaf, Leaf) else ""
-        entry = base64.b64encode(leaf).decode()
-        return json.dumps({"document": document, "entry": entry, "proof": proof}).encode()
+        shown = {"document": document, "entry": encode_base64(leaf), "proof": proof}
+        return json.dumps(shown).encode()

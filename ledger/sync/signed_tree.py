@@ -18,10 +18,10 @@ from artel.ledger.fold.effects import Fold, checked
 from artel.ledger.store.finality import size_of
 from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import LedgerStore
-from artel.ledger.sync.offline import run_keys, run_of
+from artel.ledger.sync.offline import run_of
 from artel.ledger.sync.source import Bringing, NotFound, TileSource, newest_heads
 from artel.ledger.tlog import note
-from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint
+from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint, verifier_keys
 from artel.ledger.tlog.edge import Edge, perfect
 from artel.ledger.tlog.note import VerifierKey
 from artel.ledger.tlog.tiles import (
@@ -38,6 +38,7 @@ from artel.ledger.tlog.tiles import (
 from artel.ledger.tlog.tree import CACHED_TILES, Tiles, TileTree
 from artel.protocol.errors import CheckFailed, DecodeError, UsageError
 from artel.protocol.merkle import leaf_hash
+from artel.protocol.telling import Tell, silent
 from artel.protocol.terminal import printable
 
 _LIES = "the server is broken or lies; ask another one"
@@ -124,7 +125,8 @@ def _run_keys(source: TileSource, checkpoint: Checkpoint, run: str) -> list[Veri
         )
     if not checkpoint.size:
         raise CheckFailed("the log is still empty", "try again when the run has started")
-    return run_keys(checkpoint.origin, manifest_of(source, run, checkpoint.size)[0])
+    genesis, _ = manifest_of(source, run, checkpoint.size)
+    return verifier_keys(checkpoint.origin, genesis.coordinators)
 
 
 def manifest_of(source: TileSource, run: str, size: int = 1) -> tuple[Genesis, bytes]:
@@ -307,7 +309,7 @@ def take_over(
     tree: SignedTree | None = None,
     *,
     processes: bool = False,
-    progress: Callable[[int, int], None] = lambda _done, _all: None,
+    progress: Tell = silent,
 ) -> None:
     """Append what a source has beyond a store, up to a signed head; all of it or nothing.
 

@@ -57,7 +57,8 @@ class LedgerView:
     """Tree heads that a holder showed, not verified yet."""
     heads: HeadStore | None = None
     """The tree heads with cosignatures that a home keeps."""
-    names: dict[str, tuple[str, str]] = field(default_factory=dict)
+    aliases: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Account to (alias, team), by what the holder says."""
     evidence: list[dict[str, Any]] = field(default_factory=list)
     """Of split views, as the holder has it; not verified, see :attr:`conflicts`."""
     trust: str = ""
@@ -146,11 +147,6 @@ class LedgerView:
                 continue
             proven.append(item)
         return proven
-
-    @property
-    def aliases(self) -> dict[str, tuple[str, str]]:
-        """Account to (alias, team), by what the holder says."""
-        return self.names
 
     # --- handing in -------------------------------------------------------------------------------
 

@@ -13,18 +13,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from artel.ledger.tlog import note
-from artel.ledger.tlog.checkpoint import Checkpoint
+from artel.ledger.tlog.checkpoint import Checkpoint, decimal, parse_checkpoint
 from artel.ledger.tlog.cosignature import CosignerKey, cosign
 from artel.ledger.tlog.note import Note, SignatureLine, VerifierKey
 from artel.ledger.tlog.proof import (
     MAX_HASHES,
     HashReader,
-    decimal,
+    begins_with,
     decode_hashes,
-    root_at,
     verify_consistency,
 )
-from artel.protocol.errors import CheckFailed, DecodeError, UsageError
+from artel.protocol.errors import CheckFailed, DecodeError
 from artel.protocol.identity import Identity
 from artel.protocol.merkle import EMPTY_ROOT
 
@@ -125,7 +124,7 @@ class Witness:
         :raises CheckFailed: when the log or its key is not known here, the root is not the one of
             this copy, or the tree does not extend what this node has cosigned before
         """
-        checkpoint = Checkpoint.parse(note.parse(signed).text)
+        checkpoint = parse_checkpoint(signed)
         keys = self._origins.get(checkpoint.origin)
         if keys is None:
             raise CheckFailed(f"{checkpoint.origin[:120]!r} is not a log that is witnessed here")
@@ -133,12 +132,12 @@ class Witness:
         size, root = self._latest(checkpoint.origin)
         if checkpoint.size < size:
             raise CheckFailed(f"a tree of {size} entries was cosigned before this one")
-        if _root(reader, size) != root:
+        if not begins_with(reader, size, root):
             raise CheckFailed(
                 f"the copy here does not begin with the tree of {size} entries that was cosigned",
                 "keep this home as it is: the log has shown two histories",
             )
-        if _root(reader, checkpoint.size) != checkpoint.root:
+        if not begins_with(reader, checkpoint.size, checkpoint.root):
             raise CheckFailed(
                 f"the checkpoint's root is not that of the {checkpoint.size} entries here",
                 "keep this home as it is: the log has shown two histories",
@@ -184,12 +183,3 @@ def _parse_request(body: bytes) -> tuple[int, tuple[bytes, ...], Note, Checkpoin
 
 def _refusal(status: int, message: str) -> Answer:
     return Answer(status, TEXT, f"{message}\n".encode())
-
-
-def _root(reader: HashReader, size: int) -> bytes:
-    try:
-        return root_at(reader, size)
-    except UsageError:
-        raise CheckFailed(
-            f"the copy here does not have {size} entries yet", "catch up, then try again"
-        ) from None

@@ -6,13 +6,12 @@ log's key has the same name. The term grows when another sequencer takes over (f
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from artel.ledger.tlog import note
+from artel.ledger.tlog.note import VerifierKey, decode_hash, encode_base64
 from artel.protocol.errors import CheckFailed, DecodeError
 from artel.protocol.identity import Identity
 
@@ -32,8 +31,8 @@ class Checkpoint:
 
     def encode(self) -> str:
         """The note text."""
-        root = base64.b64encode(self.root).decode()
-        return "".join(f"{line}\n" for line in (self.origin, self.size, root, *self.extensions))
+        lines = (self.origin, self.size, encode_base64(self.root), *self.extensions)
+        return "".join(f"{line}\n" for line in lines)
 
     @classmethod
     def parse(cls, text: str) -> Checkpoint:
@@ -46,25 +45,31 @@ class Checkpoint:
         lines = text.split("\n")
         if lines.pop() or len(lines) < 3 or not all(lines):
             raise DecodeError("a checkpoint has at least three non-empty lines")
-        origin, decimal, encoded, *extensions = lines
+        origin, size, root, *extensions = lines
         # SPEC: The second line is the tree size, the ASCII decimal representation of the number of
-        # leaves in the tree, with no leading zeroes.
-        if not _DECIMAL.fullmatch(decimal) or int(decimal) >= MAX_SIZE:
-            raise DecodeError("a checkpoint's size is a decimal number without leading zeros")
-        # SPEC: The third line is the root hash, the base64 encoding of the root of the RFC 6962
-        # Merkle hash tree at the specified tree size.
-        try:
-            root = base64.b64decode(encoded, validate=True)
-        except (binascii.Error, ValueError):
-            root = b""
-        if len(root) != 32 or base64.b64encode(root).decode() != encoded:
-            raise DecodeError("a checkpoint's root is the base64 of 32 bytes")
-        return cls(origin, int(decimal), root, tuple(extensions))
+        # leaves in the tree, with no leading zeroes. The third line is the root hash, the base64
+        # encoding of the root of the RFC 6962 Merkle hash tree at the specified tree size.
+        return cls(origin, decimal(size), decode_hash(root), tuple(extensions))
+
+
+def decimal(text: str) -> int:
+    """An ASCII decimal below 2^53 without leading zeros, sign or space.
+
+    :raises DecodeError: on any other text
+    """
+    if not _DECIMAL.fullmatch(text) or int(text) >= MAX_SIZE:
+        raise DecodeError(f"{text[:32]!r} is not a decimal number without leading zeros")
+    return int(text)
 
 
 def origin_of(run: str, term: int = 0) -> str:
     """The log's name: origin line and key name."""
     return f"artel/{run}/term/{term}"
+
+
+def verifier_keys(origin: str, keys: Iterable[str]) -> list[VerifierKey]:
+    """The keys (hex) that may sign a log, as they are called in its notes."""
+    return [VerifierKey(origin, bytes.fromhex(key)) for key in keys]
 
 
 def sign_checkpoint(identity: Identity, origin: str, size: int, root: bytes) -> str:
@@ -97,8 +102,7 @@ def open_signed(
     :raises DecodeError: when it is malformed
     :raises CheckFailed: when no key signed it, a signature fails, or it is of another log
     """
-    verifiers = [note.VerifierKey(origin, bytes.fromhex(key)) for key in keys]
-    signed = note.open_note(data, verifiers)
+    signed = note.open_note(data, verifier_keys(origin, keys))
     checkpoint = Checkpoint.parse(signed.text)
     if checkpoint.origin != origin:
         raise CheckFailed(f"the checkpoint is of another log: {checkpoint.origin[:120]!r}")

@@ -15,6 +15,7 @@ from typing import ClassVar, Self
 
 from artel.protocol.errors import CheckFailed, DecodeError
 from artel.protocol.identity import Identity, verify
+from artel.protocol.merkle import HASH_BYTES
 
 ED25519_TYPE = b"\x01"
 KEY_ID_BYTES = 4
@@ -231,6 +232,17 @@ def decode_base64(text: str) -> bytes:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         data = b""
-    if not data or base64.b64encode(data).decode() != text:
+    if not data or encode_base64(data) != text:
         raise DecodeError("a note field is not canonical base64")
     return data
+
+
+def decode_hash(text: str) -> bytes:
+    """The base64 of a hash.
+
+    :raises DecodeError: when it is not that of 32 bytes
+    """
+    digest = decode_base64(text)
+    if len(digest) != HASH_BYTES:
+        raise DecodeError(f"a hash is the base64 of {HASH_BYTES} bytes")
+    return digest

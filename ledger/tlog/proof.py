@@ -7,13 +7,12 @@ Specs: RFC 6962 section 2.1 (the tree and the order of the hashes), RFC 9162 sec
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from artel.ledger.tlog.checkpoint import MAX_SIZE, parse_checkpoint
-from artel.ledger.tlog.note import MAX_NOTE_BYTES, decode_base64, encode_base64
+from artel.ledger.tlog.checkpoint import MAX_SIZE, decimal, parse_checkpoint
+from artel.ledger.tlog.note import MAX_NOTE_BYTES, decode_base64, decode_hash, encode_base64
 from artel.protocol.errors import CheckFailed, DecodeError, UsageError
 from artel.protocol.merkle import EMPTY_ROOT, HASH_BYTES, node_hash
 
@@ -22,7 +21,6 @@ MAX_HASHES = 63
 MAX_EXTRA_BYTES = 64 * 1024
 MAX_PROOF_BYTES = MAX_NOTE_BYTES + 2 * MAX_EXTRA_BYTES
 HEADER = "c2sp.org/tlog-proof@v1"
-_DECIMAL = re.compile(r"(0|[1-9][0-9]{0,15})", re.ASCII)
 
 
 class HashReader(Protocol):
@@ -38,8 +36,22 @@ def root_at(reader: HashReader, size: int) -> bytes:
 
     :raises UsageError: when there cannot be such a tree
     """
-    _check_sizes(0, size)
+    if not 0 <= size <= MAX_SIZE:
+        raise UsageError(f"there is no tree of {size} entries")
     return _range_hash(reader, 0, size) if size else EMPTY_ROOT
+
+
+def begins_with(reader: HashReader, size: int, root: bytes) -> bool:
+    """Whether the tree at hand begins with one that somebody claims.
+
+    :raises CheckFailed: when it has fewer entries
+    """
+    try:
+        return root_at(reader, size) == root
+    except UsageError:
+        raise CheckFailed(
+            f"the copy here does not have {size} entries yet", "catch up, then try again"
+        ) from None
 
 
 def inclusion(reader: HashReader, index: int, size: int) -> list[bytes]:
@@ -49,45 +61,19 @@ def inclusion(reader: HashReader, index: int, size: int) -> list[bytes]:
 
     :raises UsageError: when the tree has no such leaf
     """
-    _check_sizes(0, size)
-    if not 0 <= index < size:
+    if not 0 <= index < size <= MAX_SIZE:
         raise UsageError(f"a tree of {size} entries has no entry {index}")
     path: list[bytes] = []
     start, end = 0, size
     while end - start > 1:
-        middle = start + _split(end - start)
+        # The largest power of two below the count: where RFC 6962 splits a tree.
+        middle = start + (1 << (end - start - 1).bit_length() - 1)
         if index < middle:
             path.append(_range_hash(reader, middle, end))
             end = middle
         else:
             path.append(_range_hash(reader, start, middle))
             start = middle
-    path.reverse()
-    return path
-
-
-def consistency(reader: HashReader, old: int, new: int) -> list[bytes]:
-    """The proof that the tree of ``new`` leaves begins with the tree of ``old`` leaves.
-
-    Empty when ``old`` is 0 or ``new``.
-
-    :raises UsageError: unless 0 <= old <= new
-    """
-    _check_sizes(old, new)
-    if old in (0, new):
-        return []
-    path: list[bytes] = []
-    start, end = 0, new
-    while end != old:
-        middle = start + _split(end - start)
-        if old <= middle:
-            path.append(_range_hash(reader, middle, end))
-            end = middle
-        else:
-            path.append(_range_hash(reader, start, middle))
-            start = middle
-    if start:  # otherwise it is the whole old tree, whose root the verifier has
-        path.append(_range_hash(reader, start, end))
     path.reverse()
     return path
 
@@ -225,16 +211,6 @@ class TlogProof:
         return cls(index, hashes, checkpoint, extra)
 
 
-def decimal(text: str) -> int:
-    """An ASCII decimal below 2^53 without leading zeros, sign or space.
-
-    :raises DecodeError: on any other text
-    """
-    if not _DECIMAL.fullmatch(text) or int(text) >= MAX_SIZE:
-        raise DecodeError(f"{text[:32]!r} is not a decimal number without leading zeros")
-    return int(text)
-
-
 def decode_hashes(lines: Sequence[str]) -> tuple[bytes, ...]:
     """The hashes of a proof, one base64 line each.
 
@@ -242,15 +218,7 @@ def decode_hashes(lines: Sequence[str]) -> tuple[bytes, ...]:
     """
     if len(lines) > MAX_HASHES:
         raise DecodeError(f"a proof has at most {MAX_HASHES} hashes")
-    hashes = tuple(decode_base64(line) for line in lines)
-    if any(len(digest) != HASH_BYTES for digest in hashes):
-        raise DecodeError(f"each hash of a proof is the base64 of {HASH_BYTES} bytes")
-    return hashes
-
-
-def _split(count: int) -> int:
-    """The largest power of two below ``count`` (at least 2): where RFC 6962 splits a tree."""
-    return 1 << (count - 1).bit_length() - 1
+    return tuple(map(decode_hash, lines))
 
 
 def _range_hash(reader: HashReader, start: int, end: int) -> bytes:
@@ -266,11 +234,6 @@ def _range_hash(reader: HashReader, start: int, end: int) -> bytes:
     while parts:
         digest = node_hash(parts.pop(), digest)
     return digest
-
-
-def _check_sizes(old: int, new: int) -> None:
-    if not 0 <= old <= new <= MAX_SIZE:
-        raise UsageError(f"no tree of {new} entries begins with a tree of {old}")
 
 
 def _check_hashes(proof: Sequence[bytes]) -> None:

@@ -17,13 +17,13 @@ from artel.protocol import content, files, merkle, messages
 from artel.protocol.errors import DecodeError, Unreachable
 from artel.protocol.net import wire
 from artel.protocol.net.blobs import BlobStore
-from artel.protocol.net.download import Progress
 from artel.protocol.net.host import Host
 from artel.protocol.net.streams import Kind, Stream
 from artel.protocol.net.swarm import Swarm
 from artel.protocol.net.swarm_job import Wanted
 from artel.protocol.net.wire import CONTENT
 from artel.protocol.tasks import together
+from artel.protocol.telling import Tell
 
 __all__ = ["Wanted", "fetch", "fetch_all", "push", "push_all", "receive", "serve_content"]
 
@@ -64,9 +64,7 @@ async def serve_content(
     return None
 
 
-async def fetch(
-    host: Host, store: BlobStore, wanted: Wanted, progress: Progress | None = None
-) -> Path:
+async def fetch(host: Host, store: BlobStore, wanted: Wanted, progress: Tell | None = None) -> Path:
     """As :func:`fetch_all`, of one piece.
 
     Safe to call for the same content from several tasks: one of them fetches it.
@@ -76,7 +74,7 @@ async def fetch(
 
 
 async def fetch_all(
-    host: Host, store: BlobStore, wanted: Sequence[Wanted], progress: Progress | None = None
+    host: Host, store: BlobStore, wanted: Sequence[Wanted], progress: Tell | None = None
 ) -> list[Path]:
     """Bring several pieces of content into the store: their paths, in the same order.
 

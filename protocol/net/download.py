@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +11,8 @@ from numpy.typing import NDArray
 from artel.protocol import content, files, merkle
 from artel.protocol.errors import DecodeError
 from artel.protocol.net.blobs import BlobStore
+from artel.protocol.telling import Tell
 
-Progress = Callable[[int, int], None]
-"""``progress(bytes here, bytes in all)``"""
 Mask = NDArray[np.bool_]
 """One flag per chunk."""
 Counts = NDArray[np.int32]
@@ -38,7 +36,7 @@ class Download:
         size: int,
         hashes: list[bytes],
         most: int,
-        progress: Progress | None = None,
+        progress: Tell | None = None,
     ) -> None:
         self.blob, self.size, self.hashes = blob, size, hashes
         self.path = store.resume(blob)

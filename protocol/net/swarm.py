@@ -20,12 +20,13 @@ from artel.protocol.events import emit
 from artel.protocol.identity import short_peer
 from artel.protocol.net import wire
 from artel.protocol.net.blobs import BlobStore
-from artel.protocol.net.download import Download, Progress
+from artel.protocol.net.download import Download
 from artel.protocol.net.host import Host
 from artel.protocol.net.streams import Stream
 from artel.protocol.net.swarm_census import Census
 from artel.protocol.net.swarm_job import Ask, Job, Wanted
 from artel.protocol.tasks import uninterrupted
+from artel.protocol.telling import Tell
 
 log = logging.getLogger("artel.transfer")
 
@@ -78,7 +79,7 @@ class Swarm:
         self._wanted_bytes = self._doubled_bytes = 0
         self._census = Census(host, self._wake)
 
-    async def obtain(self, wanted: Wanted, progress: Progress | None = None) -> None:
+    async def obtain(self, wanted: Wanted, progress: Tell | None = None) -> None:
         """Bring one piece of content into the store; the caller holds its lock.
 
         :raises Unreachable: no holder could give the rest

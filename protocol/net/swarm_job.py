@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from artel.protocol import content
-from artel.protocol.net.download import Counts, Download, Mask, Progress
+from artel.protocol.net.download import Counts, Download, Mask
 from artel.protocol.net.streams import Kind, Stream
+from artel.protocol.telling import Tell
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Job:
     wanted: Wanted
     us: str
     began: float
-    progress: Progress | None = None
+    progress: Tell | None = None
     download: Download | None = None
     reasons: dict[str, str] = field(default_factory=dict)
     """What those said who could not give it."""

@@ -40,7 +40,7 @@ from artel.ledger.tlog.cosignature import (
     witness_name,
 )
 from artel.ledger.tlog.note import VerifierKey
-from artel.ledger.tlog.proof import TlogProof, consistency, inclusion
+from artel.ledger.tlog.proof import TlogProof, inclusion
 from artel.ledger.tlog.tiles import Tile, decode_bundle, encode_bundle
 from artel.protocol import canonical, dsse, messages
 from artel.protocol.dsse import Envelope
@@ -49,6 +49,7 @@ from artel.protocol.exchange.codec import codec
 from artel.protocol.net import wire
 from artel.protocol.state import Layout
 from codec_world import vector_of
+from leaf_hashes import consistency
 from ledger_world import World, complete, digest, key
 from tlog_world import LOG, LOG_KEY, ORIGIN, cosigned, encode_request, leaves_of, signed, tree_of
 

@@ -32,7 +32,6 @@ from artel.ledger.sync.source import (
 )
 from artel.ledger.tlog.cosignature import CosignerKey
 from artel.ledger.tlog.proof import (
-    consistency,
     inclusion,
     root_at,
     verify_consistency,
@@ -42,6 +41,7 @@ from artel.ledger.tlog.tiles import ENTRIES, Tile
 from artel.protocol.errors import CheckFailed, DecodeError, Unreachable, UsageError
 from artel.protocol.merkle import leaf_hash
 from artel.protocol.net.http import http_opener
+from leaf_hashes import consistency
 from places import FIXTURES
 from tlog_world import (
     LOG,

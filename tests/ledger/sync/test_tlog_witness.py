@@ -23,10 +23,10 @@ from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint
 from artel.ledger.tlog.cosignature import CosignerKey, open_cosigned, verify_cosignature
 from artel.ledger.tlog.note import VerifierKey
-from artel.ledger.tlog.proof import consistency, root_at
+from artel.ledger.tlog.proof import root_at
 from artel.protocol.errors import CheckFailed, DecodeError
 from artel.protocol.merkle import EMPTY_ROOT, leaf_hash
-from leaf_hashes import LeafHashes
+from leaf_hashes import LeafHashes, consistency
 from tlog_world import LOG, LOG_KEY, ORIGIN, encode_request, key, leaves_of, signed, tree_of
 
 ALICE = key("alice")

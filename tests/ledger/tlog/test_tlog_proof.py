@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from artel.ledger.tlog.proof import (
     TlogProof,
-    consistency,
     decimal,
     inclusion,
     root_at,
@@ -22,7 +21,7 @@ from artel.ledger.tlog.proof import (
 )
 from artel.protocol.errors import CheckFailed, DecodeError, UsageError
 from artel.protocol.merkle import EMPTY_ROOT, leaf_hash, node_hash
-from leaf_hashes import LeafHashes
+from leaf_hashes import LeafHashes, consistency
 from places import FIXTURES
 from tlog_world import leaves_of, naive_root, signed, tree_of
 
@@ -245,9 +244,6 @@ def test_what_is_not_in_the_tree_has_no_proof() -> None:
             inclusion(TREE, index, size)
         with pytest.raises(CheckFailed):
             verify_inclusion(bytes(32), index, size, [], bytes(32))
-    for old, new in ((6, 5), (-1, 5), (1, 301)):
-        with pytest.raises(UsageError):
-            consistency(TREE, old, new)
 
 
 def test_proofs_ask_for_few_subtrees() -> None:
@@ -266,9 +262,6 @@ def test_proofs_ask_for_few_subtrees() -> None:
             hashes[index], index, size, inclusion(reader, index, size), root_at(tree, size)
         )
         assert len(reader.asked) <= 2 * size.bit_length()
-    reader = Reader(hashes)
-    consistency(reader, 65_537, size)
-    assert len(reader.asked) <= 2 * size.bit_length()
     reader = Reader(hashes)
     root_at(reader, size)
     assert len(reader.asked) == size.bit_count()

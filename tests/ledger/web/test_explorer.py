@@ -31,7 +31,7 @@ from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint
 from artel.ledger.tlog.cosignature import open_cosigned, witness_key
 from artel.ledger.tlog.note import VerifierKey
-from artel.ledger.tlog.proof import TlogProof, consistency, verify_inclusion
+from artel.ledger.tlog.proof import TlogProof, verify_inclusion
 from artel.ledger.tlog.tiles import ENTRIES, encode_bundle, level_tiles, tiles_of
 from artel.ledger.web import account_page, chart, server
 from artel.ledger.web.server import Gate, Limits
@@ -45,7 +45,7 @@ from artel.protocol.net.limits import network_of
 from artel.protocol.net.wire import Refused
 from command_world import group
 from explorer_world import NASTY, TURNED, Shown, busy_world, shown, witness_of
-from leaf_hashes import LeafHashes
+from leaf_hashes import LeafHashes, consistency
 from ledger_world import CREDIT, World
 from log_world import replay
 from page_world import Node, numbers, read
