@@ -7,7 +7,7 @@ from typing import Any
 
 import psutil
 
-from artel.ledger.fold.shares import shares
+from artel.ledger.fold.shares import share_of
 from artel.node.daemon import Daemon
 
 
@@ -21,7 +21,6 @@ def overview(daemon: Daemon) -> dict[str, Any]:
     session, fold = daemon.session, daemon.session.replica.state
     account, directive = session.account_name, daemon.directive
     owned = fold.accounts.get(account)
-    share = next((s.share for s in shares(fold, with_pending=True) if s.account == account), 0.0)
     traffic, report = session.host.traffic, daemon.report()
     return {
         **report.model_dump(exclude={"validation"}),
@@ -38,7 +37,7 @@ def overview(daemon: Daemon) -> dict[str, Any]:
         "pending": owned.pending if owned else 0,
         "awaiting": fold.awaiting().get(account, 0),
         "rejected": fold.rejected.get(session.identity.peer_id, {}),
-        "share": share,
+        "share": share_of(fold, account, with_pending=True),
         "ledger_size": session.replica.store.size,
         "cosigned_size": daemon.cosigner.size,
         "doubtful": daemon.watch.doubtful,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from artel.ledger.fold.shares import shares
+from artel.ledger.fold.shares import share_of
 from artel.ledger.web.answers import error
 from artel.ledger.web.context import Context
 from artel.ledger.web.exposition import exposed
@@ -95,5 +95,5 @@ def read(home: Path) -> dict[str, Any]:
 def node_page(seen: Context, now: dict[str, Any]) -> dict[str, Any]:
     """Values for ``node.html``: the status, and what its account owns."""
     account = now["account"]
-    share = next((s.share for s in shares(seen.state) if s.account == account), 0.0)
+    share = share_of(seen.state, account)
     return {"now": now, "owner": seen.state.accounts.get(account), "share": share}

@@ -113,7 +113,7 @@ def show_key(*, file: Key = None, ledger: LedgerOptions = LedgerOptions()) -> in
                 "account": name,
                 "recovery": account.recovery,
                 "changes": account.seq,
-                "nodes": sorted(node for node, of in view.state.nodes.items() if of == name),
+                "nodes": view.state.nodes_of(name),
             }
     except ArtelError as error:  # the key can be shown without any ledger
         why = error.message

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -17,8 +17,6 @@ from artel.protocol.commandline import Count
 from artel.protocol.errors import EXIT_OK, UsageError
 
 if TYPE_CHECKING:
-    from artel.ledger.entries import Entry
-    from artel.ledger.entries.fold_state import Credit, Outcome
     from artel.ledger.sync.client import LedgerView
 
 FOLLOW_S = 2.0
@@ -143,70 +141,61 @@ def show(entry: EntryName, /, *, ledger: LedgerOptions = LedgerOptions()) -> int
 
     example: artel ledger show 17
     """
-    from artel.ledger.entries import decode, documents, words
+    from artel.ledger.entries import documents, words
     from artel.ledger.entries.fold_state import peer_of
+    from artel.ledger.fold.explain import explain
     from artel.protocol import merkle
 
     with ledger.opened() as view:
-        index = index_of(view, entry)
-        leaf, history = view.log.leaf(index), view.history
-        found, outcome = decode(leaf), history.outcome(history.did(index))
-        size, final = view.log.size, view.final_size
+        found = explain(view.history, index_of(view, entry))
+        final = found.did.index < view.final_size
         signers = [
             {"key": key, "role": roles[0].name if roles else "account", "peer_id": peer_of(key)}
-            for key, roles in words.signers(found, history.state).items()
+            for key, roles in words.signers(found.entry, view.state).items()
         ]
-    facts = {
-        "index": index,
-        "id": found.id,
-        "leaf_hash": merkle.leaf_hash(leaf).hex(),
-        "kind": found.kind,
-        "payload_type": found.envelope.payload_type,
-        "bytes": len(leaf),
-        "document": documents.document_of(leaf),
+    moved = {"granted": found.granted}
+    moved |= {status: found.settled(status) for status in ("vested", "invalidated")}
+    facts = found.to_dict() | {
+        "leaf_hash": merkle.leaf_hash(found.leaf).hex(),
+        "payload_type": found.entry.envelope.payload_type,
+        "bytes": len(found.leaf),
+        "document": documents.document_of(found.leaf),
         "signers": signers,
-        "status": outcome.status,
-        "reason": outcome.reason,
-        "granted": _credits(outcome.granted),
-        "vested": _credits(outcome.vested),
-        "invalidated": _credits(outcome.invalidated),
-        "as_of": size,
-        "final": index < final,
-        "body": found.body.to_dict(),
+        **{what: [trail.facts() for trail in trails] for what, trails in moved.items()},
+        "as_of": found.size,
+        "final": final,
+        "body": found.entry.body.to_dict(),
     }
-    return ledger.show(facts, _show(found, outcome, facts))
+    return ledger.show(facts, _show(facts))
 
 
-def _show(entry: Entry, outcome: Outcome, facts: dict[str, Any]) -> Iterator[str]:
-    from artel.ledger.entries import reasons, story
+def _show(facts: dict[str, Any]) -> Iterator[str]:
+    from artel.ledger.entries import reasons
     from artel.ledger.entries import words as text
-    from artel.ledger.fold import labels
 
-    index = facts["index"]
-    yield f"entry {index}: {story.summary(entry.body, outcome)}\n"
-    yield f"kind       {entry.kind}, {facts['bytes']:,} bytes, {entry.envelope.payload_type}"
-    yield f"id         {entry.id}"
+    yield f"entry {facts['index']}: {facts['summary']}\n"
+    yield f"kind       {facts['kind']}, {facts['bytes']:,} bytes, {facts['payload_type']}"
+    yield f"id         {facts['id']}"
     yield f"leaf hash  {facts['leaf_hash']}"
     if not facts["signers"]:
         yield "signed by  nobody: a signature does not verify"
     for signer in facts["signers"]:
         who = signer["peer_id"] if signer["role"] == "node" else signer["key"]
         yield f"signed by  {signer['role']} {who}"
-    why = f"ignored: {outcome.reason} ({reasons.explain(outcome.reason)})"
+    why = f"ignored: {facts['reason']} ({reasons.explain(facts['reason'])})"
     status = {"credited": "counts, and changes credit", "recorded": "counts"}
-    yield f"status     {status.get(outcome.status, why)}"
+    yield f"status     {status.get(facts['status'], why)}"
     for what in ("granted", "vested", "invalidated"):
         for credit in facts[what]:
             to = f"account {text.short_key(credit['account'])}"
             worth = f"{credit['amount']:,} credit for {credit['units']:,} {credit['kind']} units"
             yield f"{what:<10} {worth}, {to}"
-    final = labels.of_entry(index, index + 1 if facts["final"] else 0)
-    yield f"as of      checkpoint {facts['as_of']:,}, {final}\n"
+    yield f"as of      checkpoint {facts['as_of']:,}, {_final(facts)}\n"
     yield json.dumps(facts["body"], indent=2)
 
 
-def _credits(credits: tuple[Credit, ...]) -> list[dict[str, Any]]:
-    return [asdict(credit) | {"amount": credit.amount} for credit in credits]
+def _final(facts: dict[str, Any]) -> str:
+    return "final" if facts["final"] else "pending"
 
 
 # --- explain --------------------------------------------------------------------------------------
@@ -220,11 +209,8 @@ def explain(entry: EntryName, /, *, ledger: LedgerOptions = LedgerOptions()) -> 
     from artel.ledger.fold.explain import explain
 
     with ledger.opened() as view:
-        index = index_of(view, entry)
-        found = explain(view.history, index)
-        size, final = view.log.size, index < view.final_size
-    stands = f"entry {index} is {'final' if final else 'pending'}"
-    return ledger.show(
-        found.to_dict() | {"as_of": size, "final": final},
-        (*found.lines(), f"\nas of checkpoint {size:,}; {stands}"),
-    )
+        found = explain(view.history, index_of(view, entry))
+        final = found.did.index < view.final_size
+    facts = found.to_dict() | {"as_of": found.size, "final": final}
+    stands = f"entry {found.did.index} is {_final(facts)}"
+    return ledger.show(facts, (*found.lines(), f"\nas of checkpoint {found.size:,}; {stands}"))

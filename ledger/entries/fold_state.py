@@ -301,6 +301,10 @@ class FoldState:
         """The account that a node belongs to now; "" when it is unknown."""
         return self.nodes.get(node, "")
 
+    def nodes_of(self, account: str) -> list[str]:
+        """The nodes that belong to an account now."""
+        return sorted(node for node, owner in self.nodes.items() if owner == account)
+
     def awaiting(self) -> dict[str, int]:
         """Account to credit that is accepted, but whose state is not agreed yet."""
         tally: Counter[str] = Counter()

@@ -8,9 +8,9 @@ manifest, as in ``ownership.rates.compute``.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import Body, Entry
@@ -119,6 +119,22 @@ class Trail:
     """Of compute: the attempt that it was earned in, where that is told."""
     events: list[tuple[int, str]] = field(default_factory=list)
     """Disputes, verdicts and rulings on it: index, and what in a word."""
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON: the credit with its amount, and what became of it."""
+        told = {name: getattr(self, name) for name in ("granted", "due", "status", "settled")}
+        return asdict(self.credit) | {"amount": self.credit.amount} | told
+
+    def line(self) -> str:
+        """One line of a table."""
+        credit, state = self.credit, f"{self.status} by entry {self.settled}"
+        if self.status == "pending":
+            state = f"pending until state {self.due}"
+        return (
+            f"{short_key(credit.account):<12}  {credit.kind:<7}  {credit.units:>9,} × "
+            f"{credit.rate:<5,} = {credit.amount:>12,}  for entry {credit.work}, granted by "
+            f"{self.granted}, {state}"
+        )
 
 
 @dataclass

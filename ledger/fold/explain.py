@@ -9,85 +9,53 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from artel.ledger.entries import Witnessed, reasons
+from artel.ledger.entries import Entry, Witnessed, decode, reasons
 from artel.ledger.entries.body import OfWork
 from artel.ledger.entries.story import Fact, Story, Trail, earning, fate, summary
-from artel.ledger.fold.history import History
-
-
-@dataclass(frozen=True)
-class CreditLine:
-    """One credit that the entry granted or settled; ``amount`` = units × rate."""
-
-    kind: str
-    account: str
-    node: str
-    units: int
-    rate: int
-    amount: int
-    work: int
-    """Index of the contribution or verdict that it is for."""
-    granted: int
-    """Index of the entry that granted it."""
-    due: int
-    """Number of the state with which it vests."""
-    status: str
-    """pending, vested or invalidated, as of the newest entry."""
-    settled: int
-    """Index of the entry that vested it or took it away; -1 while it is pending."""
-
-    @classmethod
-    def of(cls, trail: Trail) -> CreditLine:
-        credit = trail.credit
-        return cls(
-            kind=credit.kind,
-            account=credit.account,
-            node=credit.node,
-            units=credit.units,
-            rate=credit.rate,
-            amount=credit.amount,
-            work=credit.work,
-            granted=trail.granted,
-            due=trail.due,
-            status=trail.status,
-            settled=trail.settled,
-        )
-
-    def line(self) -> str:
-        """One line of a table."""
-        state = f"{self.status} by entry {self.settled}"
-        if self.status == "pending":
-            state = f"pending until state {self.due}"
-        return (
-            f"{self.account[:12]:<12}  {self.kind:<7}  {self.units:>9,} × {self.rate:<5,} = "
-            f"{self.amount:>12,}  for entry {self.work}, granted by {self.granted}, {state}"
-        )
+from artel.ledger.fold.history import Did, History
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What the entry at ``index`` did, as of the first ``size`` entries."""
+    """What an entry says and did, as of the first ``size`` entries."""
 
-    index: int
-    id: str
-    kind: str
-    status: str
-    """recorded, credited or ignored."""
-    reason: str
+    did: Did
+    entry: Entry
+    leaf: bytes
     summary: str
     facts: tuple[Fact, ...]
-    credits: tuple[CreditLine, ...]
+    credits: tuple[Trail, ...]
+    """What it granted, made vest or took away."""
     size: int
+
+    @property
+    def granted(self) -> list[Trail]:
+        """What it granted."""
+        return [trail for trail in self.credits if trail.granted == self.did.index]
+
+    def settled(self, status: str) -> list[Trail]:
+        """What it made vest (``vested``) or took away (``invalidated``)."""
+        place = (self.did.index, status)
+        return [trail for trail in self.credits if (trail.settled, trail.status) == place]
 
     def lines(self) -> list[str]:
         """For people; the sentences say which entries they rest on."""
-        rows = [f"  {credit.line()}" for credit in self.credits]
+        rows = [f"  {trail.line()}" for trail in self.credits]
         facts = [f"  {fact.text}" for fact in self.facts]
-        return [f"entry {self.index}, {self.kind}: {self.summary}", *facts, *rows]
+        return [f"entry {self.did.index}, {self.did.kind}: {self.summary}", *facts, *rows]
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON value."""
-        return asdict(self)
+        return {
+            "index": self.did.index,
+            "id": self.entry.id,
+            "kind": self.did.kind,
+            "status": self.did.status,
+            "reason": self.did.reason,
+            "summary": self.summary,
+            "facts": [asdict(fact) for fact in self.facts],
+            "credits": [trail.facts() for trail in self.credits],
+        }
 
 
 def explain(history: History, index: int) -> Explanation:
@@ -95,26 +63,25 @@ def explain(history: History, index: int) -> Explanation:
 
     :raises UsageError: when there is no such entry
     """
-    story = _story(history, index)
-    outcome = story.outcome
+    did, leaf = history.did(index), history.log.leaf(index)
+    entry = decode(leaf)
+    if not did.reason:
+        entry.checked(True)  # by the fold
+    story = _story(history, did, entry)
     return Explanation(
-        index=index,
-        id=story.entry.id,
-        kind=story.entry.kind,
-        status=outcome.status,
-        reason=outcome.reason,
-        summary=summary(story.entry.body, outcome),
+        did=did,
+        entry=entry,
+        leaf=leaf,
+        summary=summary(entry.body, story.outcome),
         facts=tuple(_facts(story)),
-        credits=tuple(CreditLine.of(trail) for trail in story.credits),
+        credits=tuple(story.credits),
         size=history.size,
     )
 
 
-def _story(history: History, index: int) -> Story:
-    did = history.did(index)
-    entry = history.entry(index)
+def _story(history: History, did: Did, entry: Entry) -> Story:
+    index, body = did.index, entry.body
     story = Story(index, entry, history.outcome(did), history.genesis, history.state)
-    body = entry.body
     if did.status != "ignored" and did.round >= 0 and not isinstance(body, OfWork):
         story.attempt = history.attempt(did.round, did.attempt)
     story.credits = history.moved_by(index)

@@ -164,10 +164,9 @@ class History:
             where.append(f"idx IN ({_MENTIONS})")
             values.append(json.dumps(list(nodes)))
         if account is not None:
-            own = [peer for peer, owner in self.state.nodes.items() if owner == account]
             places = [f"SELECT {c} FROM credits WHERE account = {_NAME}" for c in _MOVES]
             where.append(f"idx IN ({' UNION '.join((_MENTIONS, *places))})")
-            values += (json.dumps([account, *own]), account, account)
+            values += (json.dumps([account, *self.state.nodes_of(account)]), account, account)
         return " AND ".join(where), tuple(values)
 
     def _did(self, where: str, values: Sequence[object]) -> list[Did]:

@@ -109,8 +109,3 @@ def finality(final: int, size: int, needed: int) -> str:
     if final >= size:
         return f"final, {as_of}"
     return f"final up to entry {final - 1:,} of {size - 1:,}, {as_of}"
-
-
-def of_entry(index: int, final: int) -> str:
-    """Whether one entry is final."""
-    return "final" if index < final else "pending"

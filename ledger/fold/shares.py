@@ -8,7 +8,7 @@ is ``fold(all)``: the state holds all that later entries need. Time and chance p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from artel.ledger.entries import Entry, Genesis, reasons
@@ -25,7 +25,9 @@ __all__ = [
     "apply",
     "check",
     "fold",
+    "share_of",
     "shares",
+    "split",
     "step",
 ]
 
@@ -106,22 +108,32 @@ class Share:
 def shares(state: FoldState, *, with_pending: bool = False) -> list[Share]:
     """Split 2^30 units by vested credit, the largest share first; empty while nothing has vested.
 
-    Largest remainder: everybody gets the whole units of their quota, and the units that are left
-    go to the largest fractions, ties to the account that sorts first.
-
     :param with_pending: as if everything that is pending would vest
     """
     credit = {
         name: owner.vested + (owner.pending if with_pending else 0)
         for name, owner in state.accounts.items()
     }
-    credit = {name: amount for name, amount in credit.items() if amount > 0}
-    total = sum(credit.values())
-    if not total:
-        return []
-    units = {account: amount * SHARE_SCALE // total for account, amount in credit.items()}
-    remainders = sorted(credit, key=lambda a: (-(credit[a] * SHARE_SCALE % total), a))
-    for account in remainders[: SHARE_SCALE - sum(units.values())]:
-        units[account] += 1
-    ranked = sorted(credit, key=lambda account: (-units[account], account))
+    units = split(credit, SHARE_SCALE)
+    ranked = sorted(units, key=lambda account: (-units[account], account))
     return [Share(a, credit[a], units[a], units[a] / SHARE_SCALE) for a in ranked]
+
+
+def share_of(state: FoldState, account: str, *, with_pending: bool = False) -> float:
+    """The share of one account; see :func:`shares`."""
+    found = shares(state, with_pending=with_pending)
+    return next((one.share for one in found if one.account == account), 0.0)
+
+
+def split(credit: Mapping[str, int], whole: int) -> dict[str, int]:
+    """Parts of ``whole`` for those who have any credit; they add up to it, unless nobody has.
+
+    Largest remainder: everybody gets the whole units of their quota, and the units that are left
+    go to the largest fractions, ties to the account that sorts first.
+    """
+    total = sum(credit.values())
+    parts = {name: amount * whole // total for name, amount in credit.items() if amount > 0}
+    remainders = sorted(parts, key=lambda name: (-(credit[name] * whole % total), name))
+    for name in remainders[: whole - sum(parts.values())]:
+        parts[name] += 1
+    return parts

@@ -16,6 +16,7 @@ from artel.ledger.entries import documents, entry_id
 from artel.ledger.entries import words as text
 from artel.ledger.entries.fold_state import KINDS_OF_WORK, FoldState
 from artel.ledger.fold.holdings import Aliases, holdings
+from artel.ledger.fold.shares import split
 from artel.ledger.store.database import storage_errors
 from artel.ledger.sync import offline
 from artel.ledger.sync.offline import ENTRY_SUFFIX, PROOF_SUFFIX, entry_beside
@@ -44,7 +45,7 @@ def table(state: FoldState, root: bytes, aliases: Aliases | None = None) -> list
     :param root: of the tree over the ``state.size`` entries
     :param aliases: account to (alias, team), to show; only what its owner has published
     """
-    parts = _parts({name: owner.vested for name, owner in state.accounts.items()})
+    parts = split({name: owner.vested for name, owner in state.accounts.items()}, BILLION)
     names = ["account", *(("alias", "team") if aliases is not None else ())]
     names += [f"{kind}_units" for kind in KINDS_OF_WORK]
     names += ["granted", "vested", "pending", "invalidated", "sent", "received"]
@@ -74,18 +75,6 @@ def cell(foreign: str) -> str:
     shown = text.printable(foreign)
     # A formula may also hide behind spaces, which some programs drop.
     return f"'{shown}" if shown.lstrip().startswith(_FORMULA) else shown
-
-
-def _parts(credit: dict[str, int]) -> dict[str, int]:
-    """10^9 split by credit: largest remainder, ties to the account that sorts first."""
-    total = sum(credit.values())
-    if not total:
-        return {}
-    parts = {name: amount * BILLION // total for name, amount in credit.items()}
-    ranked = sorted(credit, key=lambda name: (-(credit[name] * BILLION % total), name))
-    for name in ranked[: BILLION - sum(parts.values())]:
-        parts[name] += 1
-    return parts
 
 
 # --- proof files ----------------------------------------------------------------------------------
@@ -182,18 +171,9 @@ def _grounds(view: LedgerView, account: str) -> tuple[list[dict[str, Any]], dict
     )
     wanted, credits = {0, *own}, []
     for trail in reversed(history.credits_of(account)):
-        credit = trail.credit
-        settled: dict[str, int | None] = {"vested_at": None, "invalidated_at": None}
-        if trail.status != "pending":
-            settled[f"{trail.status}_at"] = trail.settled
-            wanted.add(trail.settled)
-        facts = {"source": credit.source, "kind": credit.kind, "round": credit.round}
-        facts |= {"units": credit.units, "rate": credit.rate, "amount": credit.amount}
-        work = credit.work if credit.kind == "compute" else None
-        credits.append(facts | {"contribution": work, "granted_at": trail.granted} | settled)
-        wanted.add(trail.granted)
-        if work is not None:
-            wanted.add(work)
+        credits.append(trail.facts())
+        settled = {trail.settled} if trail.status != "pending" else set()
+        wanted |= {trail.granted, trail.credit.work} | settled
     return credits, {index: history.did(index).kind for index in sorted(wanted)}
 
 

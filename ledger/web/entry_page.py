@@ -10,12 +10,9 @@ from artel.ledger.entries import Genesis
 from artel.ledger.entries.documents import document_of
 from artel.ledger.entries.words import signers
 from artel.ledger.fold.explain import explain
-from artel.ledger.fold.history import CREDIT_STATES
 from artel.ledger.tlog.tiles import ENTRIES, TILE_WIDTH, tile_at
 from artel.ledger.web.context import Context
 from artel.protocol.merkle import leaf_hash
-
-_, VESTED, INVALIDATED = CREDIT_STATES
 
 
 def entry_page(page: Context, index: int) -> dict[str, Any]:
@@ -23,24 +20,20 @@ def entry_page(page: Context, index: int) -> dict[str, Any]:
 
     :raises UsageError: when there is none
     """
-    history = page.history
-    about, leaf = history.did(index), page.store.leaf(index)
-    entry, explained = entries.decode(leaf), explain(history, index)
-    if about.status != "ignored":
-        entry.checked(True)  # by the fold
-    moved = history.moved_by(index)
+    history, found = page.history, explain(page.history, index)
+    about, entry, leaf = found.did, found.entry, found.leaf
     earned = history.earned_by(index) if about.kind == "contribution" else None
     return {
         "entry": entry,
         "about": about,
-        "says": explained.summary,
-        "granted": [trail for trail in moved if trail.granted == index],
+        "says": found.summary,
+        "granted": found.granted,
         "moved": [
-            (words, [trail for trail in moved if (trail.settled, trail.status) == (index, status)])
-            for words, status in (("It makes vest", VESTED), ("It takes away", INVALIDATED))
+            ("It makes vest", found.settled("vested")),
+            ("It takes away", found.settled("invalidated")),
         ],
         "earned": [earned] if earned is not None else [],
-        "facts": explained.facts if about.status != "ignored" else (),
+        "facts": found.facts if about.status != "ignored" else (),
         "fields": _fields(entry.body),
         "json": _json,
         "signers": signers(entry, page.state),

@@ -34,12 +34,12 @@ def of(envelopes: Sequence[Envelope], index: int) -> Explanation:
     explanation = explain(read(log), index)
     assert json.loads(json.dumps(explanation.to_dict()))["index"] == index
     lines = explanation.lines()
-    assert lines[0].startswith(f"entry {index}, {explanation.kind}: ")
+    assert lines[0].startswith(f"entry {index}, {explanation.did.kind}: ")
     for fact in explanation.facts:
         assert all(0 <= number < log.size for number in fact.entries)
         assert all(f"entry {number}" in fact.text for number in fact.entries)
-    for credit in explanation.credits:
-        assert credit.amount == credit.units * credit.rate
+    for credit in explanation.to_dict()["credits"]:
+        assert credit["amount"] == credit["units"] * credit["rate"]
     return explanation
 
 
@@ -114,14 +114,14 @@ def test_an_agreed_state_shows_who_got_what() -> None:
         ASSIGNED,
         "credit vests after 1 more round (ownership.vesting_rounds)",
     )
-    compute = [credit for credit in explanation.credits if credit.kind == "compute"]
-    assert {(c.work, c.granted, c.status, c.settled) for c in compute} == {
+    compute = [trail for trail in explanation.credits if trail.credit.kind == "compute"]
+    assert {(t.credit.work, t.granted, t.status, t.settled) for t in compute} == {
         *((SHOWN + n, AGREED, "vested", AGREED + 7) for n in range(3)),
         *((AGREED + 3 + n, AGREED + 7, "pending", -1) for n in range(3)),
     }
-    data = [credit for credit in explanation.credits if credit.kind == "data"]
+    data = [trail.credit for trail in explanation.credits if trail.credit.kind == "data"]
     assert [(c.account, c.units, c.rate) for c in data] == [(GIVER.key, 3 * 128, 10)] * 2
-    granted = sum(credit.amount for credit in explanation.credits) // 2
+    granted = sum(trail.credit.amount for trail in explanation.credits) // 2
     told(explanation, f"granted: {granted:,} credit in 4 parts", f"vested: {granted:,} credit in 4")
 
 
@@ -147,7 +147,7 @@ def test_the_end_of_the_run() -> None:
     assert len(explanation.credits) == 3  # two contributions, and the text
     explanation = of(history, first + 1)
     told(explanation, "whatever is disputed included")
-    assert [credit.work for credit in explanation.credits] == [START + 16]
+    assert [trail.credit.work for trail in explanation.credits] == [START + 16]
 
 
 def test_witnesses_and_their_pay() -> None:
@@ -182,8 +182,9 @@ def test_verdicts_disputes_and_rulings() -> None:
         f"frozen for account {OTHER.key[:12]} until somebody rules on it, or state 3 is agreed",
         f"taken away by entry {AGREED + 3} (ruling: hard)",
     )
-    audit = next(credit for credit in verdict.credits if credit.kind == "audit")
-    assert (audit.account, audit.amount, audit.status) == (OTHER.key, CREDIT, "pending")
+    audit = next(trail for trail in verdict.credits if trail.credit.kind == "audit")
+    assert (audit.credit.account, audit.credit.amount) == (OTHER.key, CREDIT)
+    assert audit.status == "pending"
     ruling = of(history, AGREED + 3)
     told(
         ruling,
@@ -193,7 +194,7 @@ def test_verdicts_disputes_and_rulings() -> None:
         f"audited: accept (entry {AGREED + 2})",
         "taken away: 25,600 credit in 2 parts",
     )
-    assert {credit.status for credit in ruling.credits} == {"invalidated"}
+    assert {trail.status for trail in ruling.credits} == {"invalidated"}
     dispute = of([*ROUND, WORLD.dispute(OTHER, WORK)], AGREED + 1)
     told(dispute, "an account can have 8 disputes open", "disputed, so not before state 3")
     assert dispute.credits == ()
@@ -231,7 +232,7 @@ def test_a_split_view() -> None:
     split = WORLD.split_view(leaves, [b"another", *leaves], A)
     explanation = of([*ROUND, WORLD.split_seen(OTHER, split)], AGREED + 1)
     told(explanation, "loses what is pending and earns no more", "taken away: 12,800 credit")
-    assert [credit.work for credit in explanation.credits] == [SHOWN]
+    assert [trail.credit.work for trail in explanation.credits] == [SHOWN]
 
 
 def test_the_manifest() -> None:
@@ -250,7 +251,7 @@ def test_the_manifest() -> None:
 
 def test_what_is_ignored_says_why() -> None:
     again = of([*ROUND, ROUND[-1]], AGREED + 1)
-    assert (again.status, again.reason) == ("ignored", reasons.OUT_OF_ORDER)
+    assert (again.did.status, again.did.reason) == ("ignored", reasons.OUT_OF_ORDER)
     told(again, "it changes nothing: does not fit the round, attempt or phase", "(out_of_order)")
     late = of([*ROUND, *WORLD.round(1), WORLD.dispute(OTHER, WORK)], AGREED + 8)
     told(late, "(not_pending)", f"vested by entry {AGREED + 7}")

@@ -152,13 +152,14 @@ def test_export_proofs_are_all_that_an_owner_needs_later(
     facts = json.loads(capsys.readouterr().out)
     assert facts == json.loads((folder / "index.json").read_text())
     assert facts["account"] == owner.key
-    assert facts["vested"] == sum(c["amount"] for c in facts["credits"] if c["vested_at"])
+    vested = [credit for credit in facts["credits"] if credit["status"] == "vested"]
+    assert facts["vested"] == sum(credit["amount"] for credit in vested)
     assert facts["vested"] + facts["pending"] == sum(c["amount"] for c in facts["credits"])
     assert [c["source"] for c in facts["credits"]] == [world.earned(member, n) for n in range(6)]
     kinds = {item["index"]: item["kind"] for item in facts["files"]}
     for credit in facts["credits"]:
-        assert kinds[credit["contribution"]] == "contribution"
-        assert kinds[credit["granted_at"]] == "state_agreed"
+        assert kinds[credit["work"]] == "contribution"
+        assert kinds[credit["granted"]] == "state_agreed"
     assert kinds[0] == "genesis"
     assert set(kinds.values()) == {*("genesis", "account", "node", "contribution", "state_agreed")}
     assert {item["index"] for item in facts["files"] if item["final"]} == {
