@@ -13,7 +13,7 @@ from artel.ledger.cli.meant import account_named
 from artel.ledger.cli.opening import SigningOptions
 from artel.ledger.cli.sending import dry_run, send
 from artel.protocol.commandline import File
-from artel.protocol.errors import EXIT_OK, ArtelError, CheckFailed
+from artel.protocol.errors import EXIT_OK, CheckFailed
 from artel.protocol.paths import expanded
 
 if TYPE_CHECKING:
@@ -83,13 +83,7 @@ def _replace(
     name: str,
     account: Account,
 ) -> int:
-    """Give the account a new key, so that a crash at any point costs nothing.
-
-    1. The new key is on the disk, durably, before anybody hears of it.
-    2. The ledger takes the entry. If the answer is lost, the same entry is made again with the
-       same key by the next run, and the ledger knows it.
-    3. The new key takes the place of the old one, which is kept.
-    """
+    """Give the account a new key; a run that was cut off made the same entry with the same key."""
     from artel.ledger import entries
     from artel.ledger.store import keyfiles
     from artel.ledger.sync.saying import require_effect
@@ -107,16 +101,9 @@ def _replace(
         require_effect(view, entries.decode(entry.encode()))
         body = {"kind": "key_rotated", "run": view.state.run, "key": "(made then)", **fields}
         return dry_run(ledger, saying, body)
-    fresh = keyfiles.prepare_next(path)
-    envelope = entries.key_rotated(signer, fresh, view.state.run, **fields)
-    try:
-        send(ledger, view, saying, envelope)
-    except ArtelError as error:
-        waiting = f"the new key waits in {keyfiles.next_file(path)}: keep it"
-        error.hint = f"{waiting}, and run this again. {error.hint}".strip()
-        raise
-    kept = keyfiles.take_over(path)
-    _report(ledger, path, kept, name, bool(recovery or account.recovery))
+    with keyfiles.replacing(path) as fresh:
+        send(ledger, view, saying, entries.key_rotated(signer, fresh, view.state.run, **fields))
+    _report(ledger, path, name, bool(recovery or account.recovery))
     if not free and ours not in ("", account.recovery):
         print(
             f"{path.parent / keyfiles.RECOVERY_PUB} is not the recovery key that the ledger has; "
@@ -138,21 +125,21 @@ def _finished(ledger: SigningOptions, view: LedgerView, path: Path) -> bool:
     name = view.state.keys.get(fresh.key)
     if name is None:
         return False
-    kept = keyfiles.take_over(path)
+    keyfiles.take_over(path)
     facts = {"account": name, "key": fresh.key, "finished": True}
     ledger.show(facts, ["the ledger has the new key since an earlier run of this command"])
-    _report(ledger, path, kept, name, bool(view.state.accounts[name].recovery))
+    _report(ledger, path, name, bool(view.state.accounts[name].recovery))
     return True
 
 
-def _report(
-    ledger: SigningOptions, path: Path, kept: Path | None, name: str, recoverable: bool
-) -> None:
+def _report(ledger: SigningOptions, path: Path, name: str, recoverable: bool) -> None:
+    from artel.ledger.store import keyfiles
+
     if ledger.as_json:
         return
     print(f"{path} holds the new key of account {name[:12]}")
-    if kept is not None:
-        print(f"the old one is kept in {kept}; it speaks for nobody any more")
+    for old in keyfiles.retired(path)[-1:]:
+        print(f"the last one before it is kept in {old}; it speaks for nobody any more")
     if not recoverable:
         print("there is no recovery key: see artel ledger key new --recovery")
     print("a node that runs goes on as it is; back the new key up: artel ledger key backup")

@@ -225,12 +225,12 @@ def _files(account: str, ledger: LedgerOptions) -> Iterator[tuple[TileSource, st
     if ledger.source is None:
         from artel.ledger.cli.meant import account_of
         from artel.ledger.store.reader import LedgerReader
-        from artel.ledger.sync.share_proof import CreditFiles
+        from artel.ledger.sync.serving import Served
 
         with ledger.opened() as view:
             assert isinstance(view.log, LedgerReader)
             name = account_of(view, ledger.folder, account)
-            yield CreditFiles(view.log, view.heads, lambda: view.state), view.state.run, name
+            yield Served(view.log, view.heads, lambda: view.state), view.state.run, name
         return
     if not re.fullmatch("[0-9a-f]{64}", account):
         raise UsageError(

@@ -79,9 +79,10 @@ def verified(
     :raises CheckFailed: when no coordinator signed it, a known key's signature does not verify, or
         it is of another log
     """
-    head, signed = open_signed(data, origin, coordinators)
+    parsed = note.parse(data)
+    head, signed = open_signed(parsed, origin, coordinators)
     lines = list(signed.signatures)
-    for line in note.parse(data).signatures:
+    for line in parsed.signatures:
         key = _known_witness(line, nodes)
         if key is not None:
             verify_cosignature(key, line, signed.text)

@@ -19,7 +19,7 @@ from pathlib import Path
 from artel.ledger.entries import recovery_digest
 from artel.ledger.store.database import storage_errors
 from artel.protocol import files, identity
-from artel.protocol.errors import CheckFailed, ResourceError, UsageError
+from artel.protocol.errors import ArtelError, CheckFailed, ResourceError, UsageError
 from artel.protocol.files import sync_folder
 from artel.protocol.identity import Identity
 
@@ -150,10 +150,25 @@ def next_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.next")
 
 
-def prepare_next(path: Path) -> Identity:
-    """The key that is to replace the one at ``path``; made now, or by a run that was cut off."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Identity]:
+    """The key that is in the place of the one at ``path`` when the block ends without an error.
+
+    The block makes it known. Whatever is cut off, nothing is lost, and it can be done again: the
+    key is on the disk, durably, before anybody hears of it, and the next time it is the same one,
+    so that who had heard of it already knows it.
+
+    :raises ResourceError: when the disk does not work
+    """
     following = next_file(path)
-    return identity.load(following) if following.exists() else create(following)
+    fresh = identity.load(following) if following.exists() else create(following)
+    try:
+        yield fresh
+    except ArtelError as error:
+        waiting = f"the new key waits in {following}: keep it"
+        error.hint = f"{waiting}, and run this again. {error.hint}".strip()
+        raise
+    take_over(path)
 
 
 def retired(path: Path) -> list[Path]:
@@ -167,35 +182,30 @@ def retired(path: Path) -> list[Path]:
     return [found[number] for number in sorted(found)]
 
 
-def take_over(path: Path) -> Path | None:
+def take_over(path: Path) -> None:
     """Put the next key in the place of the present one, which is kept as retired.
 
     To be called when the next key is known to be in force. May be cut off at any point and called
-    again; returns where the old key is, if there was one.
+    again.
 
     :raises ResourceError: when the disk does not work
     """
-    following = next_file(path)
     with storage_errors(path):
-        kept = None
         if path.exists():
-            kept = _keep(path)
-        os.replace(following, path)
+            _keep(path)
+        os.replace(next_file(path), path)
         sync_folder(path.parent)
-    return kept
 
 
-def _keep(path: Path) -> Path:
+def _keep(path: Path) -> None:
     """Give the key at ``path`` a second name; after a crash it may have that already."""
     earlier = retired(path)
     if earlier and os.path.samefile(earlier[-1], path):
-        return earlier[-1]
+        return
     number = int(earlier[-1].name.rpartition("-")[2]) + 1 if earlier else 1
-    kept = path.with_name(f"{path.name}.retired-{number}")
-    os.link(path, kept)
+    os.link(path, path.with_name(f"{path.name}.retired-{number}"))
     # Durable before the present name is given to another key.
     sync_folder(path.parent)
-    return kept
 
 
 # --- backups --------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ class Served:
         self, store: LedgerReader, heads: HeadStore | None, state: Callable[[], FoldState]
     ) -> None:
         self.name = str(store.path)
-        self._store, self._heads, self._state = store, heads, state
+        self._store = store
         self._files: dict[str, Callable[[str], bytes]] = {  # by the first part of the path
             CHECKPOINT_PATH: lambda _: finality.newest_note(store, heads).encode(),
             FINAL_PATH: lambda _: finality.final_note(store, heads, state()).encode(),

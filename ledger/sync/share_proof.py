@@ -95,31 +95,30 @@ def read_agreed(data: bytes, run: str = "") -> AgreedCredits:
 
 
 class CreditFiles:
-    """What a home serves of it: the newest agreed state, and the pages of the newest credit maps.
-
-    :param state: the fold over all of the store
-    """
+    """What a home serves of it: the newest agreed state, and the pages of the newest maps."""
 
     def __init__(
         self, store: LedgerReader, heads: HeadStore | None, state: Callable[[], FoldState]
     ) -> None:
-        self.name = str(store.path)
         self._store, self._heads, self._state = store, heads, state
         self._maps: deque[CreditMap] = deque(maxlen=2)  # for readers who are at the one before
 
-    def get(self, path: str, skip: int = 0) -> bytes:
-        """The content at a path, see :class:`ledger.sync.source.TileSource`."""
+    def get(self, path: str) -> bytes:
+        """The content at a path.
+
+        :raises NotFound: there is nothing
+        """
         state = self._state()
         if not state.agreed:
             raise NotFound("no state is agreed yet: nobody has credit")
         if state.agreed_credits not in self._maps:
             self._maps.append(state.agreed_credits)
         if path == CREDIT_PATH:
-            return self._newest(state)[skip:]
+            return self._newest(state)
         for known in tuple(self._maps):
             page = known.pages.get(path.rpartition("/")[2])
             if page is not None:
-                return page.data[skip:]
+                return page.data
         raise NotFound(f"there is no {path[:100]} here")
 
     def _newest(self, state: FoldState) -> bytes:

@@ -80,8 +80,7 @@ class SignedHead:
 
     def own_note(self) -> str:
         """The note without the lines of others, such as witnesses."""
-        lines = note.open_note(self.note, self.keys).signatures
-        return note.Note(note.parse(self.note).text, lines).encode()
+        return note.open_note(self.note, self.keys).encode()
 
     def keys_for(self, origin: str) -> tuple[VerifierKey, ...]:
         """The same keys as they sign another term of the run."""
@@ -108,7 +107,7 @@ def verified_head(
     if run and found and found != run:
         raise CheckFailed(f"{source.name} holds run {found[:12]}…, not {run[:12]}…")
     keys = tuple(vkeys) or tuple(_run_keys(source, checkpoint, found))
-    signed = note.open_note(data, keys)
+    signed = note.open_note(parsed, keys)
     if checkpoint.origin not in {line.name for line in signed.signatures}:
         raise CheckFailed(f"the checkpoint is of another log: {checkpoint.origin[:120]!r}")
     # All lines are kept: those of witnesses, too, whoever reads this copy may know their keys.

@@ -83,7 +83,7 @@ class Witness:
         # signatures verify against a trusted public key, the witness MUST respond with a "403
         # Forbidden" HTTP status code.
         try:
-            note.open_note(signed.encode(), keys)
+            note.open_note(signed, keys)
         except CheckFailed as error:
             return _refusal(403, error.message)
         # SPEC: The old size MUST be equal to or lower than the checkpoint size. Otherwise, the

@@ -95,7 +95,7 @@ def open_checkpoint(data: str | bytes, origin: str, keys: Iterable[str]) -> Chec
 
 
 def open_signed(
-    data: str | bytes, origin: str, keys: Iterable[str]
+    data: str | bytes | note.Note, origin: str, keys: Iterable[str]
 ) -> tuple[Checkpoint, note.Note]:
     """A checkpoint, and its note with no other lines than the log's own, which were verified.
 

@@ -107,7 +107,7 @@ def open_cosigned(
         another log
     """
     parsed = note.parse(data)
-    signed = note.open_note(data, log_keys)
+    signed = note.open_note(parsed, log_keys)
     checkpoint = Checkpoint.parse(parsed.text)
     origins = {line.name for line in signed.signatures} if origin is None else {origin}
     if checkpoint.origin not in origins:

@@ -149,13 +149,13 @@ def parse(data: str | bytes) -> Note:
     return Note(body + "\n", tuple(_signature_line(line) for line in lines))
 
 
-def open_note(data: str | bytes, keys: Iterable[VerifierKey]) -> Note:
-    """Parse a note and verify it; returned are only the signatures of ``keys`` that verified.
+def open_note(data: str | bytes | Note, keys: Iterable[VerifierKey]) -> Note:
+    """Verify a note, parsed or not; returned are only the signatures of ``keys`` that verified.
 
     :raises DecodeError: when it is malformed
     :raises CheckFailed: when a known key's signature fails, or no known key signed
     """
-    note = parse(data)
+    note = data if isinstance(data, Note) else parse(data)
     known = {(key.name, key.key_id): key for key in keys}
     verified: list[SignatureLine] = []
     for line in note.signatures:
