@@ -78,8 +78,7 @@ def start(
     wanted = Startup(
         run_file=file,
         home=expanded(home),
-        http_host=http.host,
-        http_port=http.port,
+        http=http,
         listen=listen,
         announce=announce,
         as_json=as_json,

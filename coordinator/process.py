@@ -26,17 +26,16 @@ from artel.coordinator.sequencer import Sequencer
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.published import require_heads
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
-from artel.ledger.web.server import address_of, bind
+from artel.ledger.web.server import Gate, claimed
 from artel.protocol import dsse, files
 from artel.protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ResourceError
 from artel.protocol.events import configure, emit
-from artel.protocol.identity import HomeLock, load_or_create
+from artel.protocol.identity import load_or_create
 from artel.protocol.invite import PREFIX, Invite
 from artel.protocol.leaving import on_signals
 from artel.protocol.net import dht
 from artel.protocol.net.blobs import BlobStore
-from artel.protocol.net.http import API_FILE, announced
-from artel.protocol.options import check_port_free
+from artel.protocol.options import Endpoint
 from artel.protocol.tasks import together, within
 
 if TYPE_CHECKING:
@@ -56,8 +55,7 @@ class Startup:
 
     run_file: Path
     home: Path
-    http_host: str
-    http_port: int
+    http: Endpoint
     listen: tuple[str, ...]
     announce: tuple[str, ...] = ()
     as_json: bool = False
@@ -74,17 +72,11 @@ async def serve(options: Startup) -> int:
     began = time.monotonic()
     configure(json_lines=options.log_json, verbose=options.verbose)
     home = options.home
-    with _until_stopped(), contextlib.ExitStack() as stack:
-        stack.callback(HomeLock(home).release)
-        files.require_ours(home / API_FILE, files.holds("url"))
+    with _until_stopped(), claimed(home, options.http, options.listen) as (_, http):
         files.require_ours(home / INVITE_FILE, lambda data: data.startswith(PREFIX.encode()))
-        # The ports are looked at at once, so that nobody waits for a run that cannot start.
-        with contextlib.closing(bind(options.http_host, options.http_port)) as http:
-            for address in options.listen:
-                check_port_free(address)
-            published = await _prepared_and_imported(options)
-            async with _opened(options, published) as core:
-                await _run(core, options, http, began)
+        published = await _prepared_and_imported(options)
+        async with _opened(options, published) as core:
+            await _run(core, options, http, began)
     emit(log, "coordinator.stopped")
     return EXIT_OK
 
@@ -186,7 +178,6 @@ async def _run(core: Coordinator, options: Startup, http: socket.socket, began: 
     from artel.coordinator.upkeep import Upkeep
     from artel.coordinator.web import RunPage
 
-    url = address_of(http)
     await core.close_interrupted_attempt()
     await Desk(core).open()
     addresses = await core.host.addresses()
@@ -198,12 +189,13 @@ async def _run(core: Coordinator, options: Startup, http: socket.socket, began: 
     invite = Invite(core.run, tuple(addresses)).encode()
     with files.told(options.home):
         files.write(options.home / INVITE_FILE, f"{invite}\n".encode(), durable=False)
-    async with RunPage(core, invite).listening(http):
-        with announced(options.home, url):
-            _greet(core, options, url, invite)
-            emit(log, "coordinator.ready", run=core.run[:12], seconds=time.monotonic() - began)
-            upkeep = Upkeep(core, _public(url, options.http_host))
-            await together((core.drive(), upkeep.run(), core.host.watch()))
+    gate = Gate()
+    application = RunPage(core, invite).application(gate)
+    async with gate.serving(application, http, options.home) as url:
+        _greet(core, options, url, invite)
+        emit(log, "coordinator.ready", run=core.run[:12], seconds=time.monotonic() - began)
+        upkeep = Upkeep(core, _public(url, options.http.host))
+        await together((core.drive(), upkeep.run(), core.host.watch()))
 
 
 def _public(url: str, host: str) -> str:

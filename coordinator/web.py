@@ -16,29 +16,21 @@ Errors are ``{"error": ..., "hint": ...}`` with a fitting status code.
 
 from __future__ import annotations
 
-import contextlib
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
-
 from aiohttp import web
 
 from artel.coordinator import api
-from artel.coordinator.gauges import gauges
-from artel.coordinator.page import TEMPLATES, run_page
+from artel.coordinator.page import TEMPLATES, Facts, run_page
 from artel.coordinator.service import Coordinator
+from artel.ledger.web import exposition
 from artel.ledger.web.answers import whole
-from artel.ledger.web.exposition import exposed
 from artel.ledger.web.lists import shares_data
-from artel.ledger.web.server import Gate, Limits
+from artel.ledger.web.server import Gate
 from artel.ledger.web.site import LedgerSite
 from artel.protocol.invite import Invite
 
 DEFAULT_ROUNDS, MAX_ROUNDS = 50, 1000
 PAGE_ROUNDS = 400
 """Rounds that the page's plot shows; its table shows fewer."""
-Document = dict[str, Any]
-"""A JSON value that the API serves and the page shows."""
 
 
 class RunPage:
@@ -47,9 +39,8 @@ class RunPage:
     :param invite: the line that volunteers paste
     """
 
-    def __init__(self, core: Coordinator, invite: str, limits: Limits | None = None) -> None:
+    def __init__(self, core: Coordinator, invite: str) -> None:
         self._core, self._invite = core, invite
-        self._gate = Gate(limits)
         self.site = LedgerSite(
             core.ledger.store,
             core.heads,
@@ -60,29 +51,19 @@ class RunPage:
         )
         self.site.templates.add(TEMPLATES)
 
-    def _info(self) -> dict[str, Any]:
+    def _info(self) -> Facts:
         return {"addresses": list(Invite.decode(self._invite).peers), "invite": self._invite}
 
-    @contextlib.asynccontextmanager
-    async def listening(self, listener: socket.socket) -> AsyncIterator[None]:
-        """Serve on a listening socket for as long as the context lasts."""
-        async with self._gate.listening(self.application(), listener):
-            yield
-
-    def application(self) -> web.Application:
-        """The aiohttp application."""
-        app = self._gate.application()
-        app.router.add_get("/", self._page)
+    def application(self, gate: Gate) -> web.Application:
+        """The aiohttp application, behind a gate."""
+        documents = {
+            "run": self._run,
+            "status": self._status,
+            "rounds": self._rounds,
+            "shares": self._shares,
+        }
+        app = exposition.application(gate, self.site, self._page, documents, api.gauges)
         app.router.add_get("/healthz", self._health)
-        app.router.add_get("/metrics", self._metrics)
-        for name, document in (
-            ("run", self._run),
-            ("status", self._status),
-            ("rounds", self._rounds),
-            ("shares", self._shares),
-        ):
-            app.router.add_get(f"/api/v1/{name}", _json(document))
-        self.site.add_routes(app)
         return app
 
     async def _page(self, request: web.Request) -> web.Response:
@@ -95,30 +76,18 @@ class RunPage:
     async def _health(self, request: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
-    async def _metrics(self, request: web.Request) -> web.Response:
-        return exposed(self._gate, gauges(await self._status(request)))
-
     # --- documents --------------------------------------------------------------------------------
 
-    async def _run(self, request: web.Request) -> Document:
+    async def _run(self, request: web.Request) -> Facts:
         return api.run_facts(self._core, self._invite)
 
-    async def _status(self, request: web.Request) -> Document:
+    async def _status(self, request: web.Request) -> Facts:
         return await api.status_facts(self._core)
 
-    async def _rounds(self, request: web.Request) -> Document:
+    async def _rounds(self, request: web.Request) -> Facts:
         given = request.query.getall("last", [str(DEFAULT_ROUNDS)])
         last = whole(given[0] if len(given) == 1 else "", "last", 1, MAX_ROUNDS)
         return api.rounds_facts(self._core, last)
 
-    async def _shares(self, request: web.Request) -> Document:
+    async def _shares(self, request: web.Request) -> Facts:
         return await self.site.read(shares_data)
-
-
-def _json(
-    document: Callable[[web.Request], Awaitable[Document]],
-) -> Callable[[web.Request], Awaitable[web.Response]]:
-    async def answer(request: web.Request) -> web.Response:
-        return web.json_response(await document(request))
-
-    return answer

@@ -18,7 +18,7 @@ from artel.node.trainer.launch import launch
 from artel.node.trainer.orders import Answer, Command, Steps
 from artel.protocol import tether
 from artel.protocol.cgroup import Groups
-from artel.protocol.errors import EXIT_RESOURCE, ArtelError, DecodeError
+from artel.protocol.errors import ArtelError, DecodeError
 from artel.protocol.tasks import within
 from artel.protocol.terminal import printable
 
@@ -34,17 +34,7 @@ LAST_LINES, MAX_LINE = 3, 200
 
 
 class TrainerDied(ArtelError):
-    """The child process is gone. ``returncode``: its exit code, negative for a signal."""
-
-    def __init__(self, message: str, hint: str, returncode: int | None) -> None:
-        super().__init__(message, hint)
-        self.returncode = returncode
-
-
-class OutOfMemory(TrainerDied):
-    """The kernel killed it because there was no memory left for it."""
-
-    exit_code = EXIT_RESOURCE
+    """The child process is gone."""
 
 
 @dataclass
@@ -105,14 +95,13 @@ class Child:
     async def call(
         self,
         command: Command[Answer],
-        timeout: float | None,
-        on_progress: Callable[[Steps], None] | None = None,
+        on_progress: Callable[[Steps], None] | None,
     ) -> Answer:
         """Have a command carried out.
 
         What loads, sets a state, applies or aggregates is not interrupted once it runs.
 
-        :raises TrainerError: the child says no, or ``timeout`` seconds have passed
+        :raises TrainerError: the child says no, or the command's time is over
         :raises TrainerDied: the child is gone
         """
         number = next(self._numbers)
@@ -123,9 +112,9 @@ class Child:
         self._calls[number] = _Call(answer, on_progress)
         try:
             self._writer.write(line)
-            await asyncio.wait({answer}, timeout=timeout)
+            await asyncio.wait({answer}, timeout=command.limit_s)
             if not answer.done():
-                await self._out_of_time(number, name, timeout or 0.0)
+                await self._out_of_time(number, name, command.limit_s or 0.0)
             return orders.answer(command, answer.result()["result"])
         finally:
             del self._calls[number]
@@ -194,12 +183,12 @@ class Child:
 
     def _death(self, returncode: int) -> TrainerDied:
         if returncode == 0:
-            return TrainerDied("the trainer was stopped", "", 0)
+            return TrainerDied("the trainer was stopped")
         log = f"its log is {self._log}" if self._log else "its output is above"
         message = f"the trainer {tether.ending(returncode)}"
         if returncode != -signal.SIGKILL:
             said = self._last_words()
-            return TrainerDied(message + (f": {said}" if said else ""), log, returncode)
+            return TrainerDied(message + (f": {said}" if said else ""), log)
         groups = Groups()
         kills, limit = groups.kills(), groups.memory().limit
         helps = "close other programs, or join a run with a smaller model or batch"
@@ -209,9 +198,8 @@ class Child:
             bound = f"its container or service may use {limit / 1e6:,.0f} MB"
         if None not in (kills, self._kills) and kills != self._kills:
             killed = f"the kernel killed the trainer for lack of memory: {bound}"
-            return OutOfMemory(killed, helps, returncode)
-        hint = f"most likely there was no memory left: {helps}"
-        return TrainerDied(message, hint, returncode)
+            return TrainerDied(killed, helps)
+        return TrainerDied(message, f"most likely there was no memory left: {helps}")
 
     def _last_words(self) -> str:
         """The end of what this child has written to its log, as one line."""
@@ -241,7 +229,7 @@ class Child:
         self.process.kill()
         await self.dead
         raise TrainerDied(
-            f"the trainer hung in {command} for {timeout + CANCEL_S:g} s and was killed", hint, None
+            f"the trainer hung in {command} for {timeout + CANCEL_S:g} s and was killed", hint
         )
 
     def _send(self, message: Message) -> None:

@@ -107,55 +107,50 @@ def start(
     :param uplink: megabits per second to send at most, all traffic together
     :param no_check: start on a slow machine too
     """
-    from artel.ledger.web.server import bind
+    from artel.ledger.web.server import claimed
     from artel.protocol import events
-    from artel.protocol.net.http import API_FILE
 
     home = expanded(home)
-    lock = identity.HomeLock(home)
-    page: socket.socket | None = None
-    try:
-        # At once, so that nobody waits for a node that cannot start.
-        page = bind(*http)
-        for address in listen:
-            types.check_port_free(address)
-        files.require_ours(home / API_FILE, files.holds("url"))
-        files.require_ours(home / "manifest.json", _is_manifest)
-        invite = _invite(join, home)
-        account_file = account or home / "account.key"
-        if not account_file.exists() and (home / "node.key").exists():
-            raise UsageError(
-                f"the account of this node is not here: there is no {account_file}",
-                "restore it from a backup, or name its key file with --account; to begin anew with "
-                "another account, move node.key away too",
-            )
-        owner = identity.load(account_file) if account else identity.load_or_create(account_file)
-        node = identity.load_or_create(home / "node.key")
-        events.configure(json_lines=log_json, verbose=verbose, file=home / "node.log")
-        from artel.node.join import Options
+    with claimed(home, http, listen) as (lock, page):
+        try:
+            files.require_ours(home / "manifest.json", _is_manifest)
+            invite = _invite(join, home)
+            owner = _owner(account, home)
+            node = identity.load_or_create(home / "node.key")
+            events.configure(json_lines=log_json, verbose=verbose, file=home / "node.log")
+            from artel.node.join import Options  # takes seconds
 
-        options = Options(
-            home=home,
-            invite=invite,
-            identity=node,
-            account=owner,
-            device=device,
-            threads=threads or CORES,
-            listen=listen,
-            announce=announce,
-            quota_bytes=quota * 1_000_000,
-            uplink=uplink,
-            check=not no_check,
+            options = Options(
+                home=home,
+                invite=invite,
+                identity=node,
+                account=owner,
+                device=device,
+                threads=threads or CORES,
+                listen=listen,
+                announce=announce,
+                quota_bytes=quota * 1_000_000,
+                uplink=uplink,
+                check=not no_check,
+            )
+            return asyncio.run(_serve(options, page))
+        except (Unfit, UsageError):  # nobody knows the keys in it yet
+            events.configure(json_lines=log_json, verbose=verbose)  # the log goes with the home
+            lock.abandon()
+            raise
+
+
+def _owner(given: Path | None, home: Path) -> identity.Identity:
+    """The key of the account: the file that was given, or this home's own, made when it is new."""
+    own = home / "account.key"
+    path = given or own
+    if not path.exists() and (home / "node.key").exists():
+        raise UsageError(
+            f"the account of this node is not here: there is no {path}",
+            "restore it from a backup, or name its key file with --account; to begin anew with "
+            "another account, move node.key away too",
         )
-        return asyncio.run(_serve(options, page))
-    except (Unfit, UsageError):  # nobody knows the keys in it yet
-        events.configure(json_lines=log_json, verbose=verbose)  # the log goes with the home
-        lock.abandon()
-        raise
-    finally:
-        if page is not None:
-            page.close()
-        lock.release()
+    return identity.load(given) if given else identity.load_or_create(own)
 
 
 def _is_manifest(data: bytes) -> bool:

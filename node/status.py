@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from artel.ledger.fold.shares import share_of
+from artel.ledger.web import exposition
 from artel.ledger.web.answers import error
 from artel.ledger.web.context import Context
-from artel.ledger.web.exposition import exposed
-from artel.ledger.web.server import Gate, Handler, Limits, address_of
+from artel.ledger.web.server import Gate, Handler
 from artel.ledger.web.site import LedgerSite
-from artel.node.gauges import gauges
-from artel.protocol.net.http import announced, announced_in, fetch_object
+from artel.node.overview import gauges
+from artel.protocol.net.http import announced_in, fetch_object
 
 if TYPE_CHECKING:
     from artel.node.session import Session
@@ -36,12 +36,9 @@ async def serving(
     status: Callable[[], dict[str, Any]],
     site: LedgerSite,
     listener: socket.socket,
-    limits: Limits | None = None,
 ) -> AsyncIterator[str]:
     """Serve for as long as the context lasts, and note the address in the home; yields the URL."""
     site.templates.add(TEMPLATES)
-    gate = Gate(limits)
-    app = gate.application()
 
     @web.middleware
     async def owner_only(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -50,25 +47,18 @@ async def serving(
             return error(403, "the status is for this machine alone", "see / and /shares")
         return await handler(request)
 
-    async def answer(request: web.Request) -> web.Response:
-        return web.json_response(status())
-
-    async def metrics(request: web.Request) -> web.Response:
-        return exposed(gate, gauges(status()))
+    async def document(request: web.Request) -> dict[str, Any]:
+        return status()
 
     async def page(request: web.Request) -> web.Response:
         now = status()
         return await site.page(request, "node.html", lambda seen, _: node_page(seen, now))
 
+    gate = Gate()
+    app = exposition.application(gate, site, page, {"status": document}, gauges)
     app.middlewares.append(owner_only)
-    app.router.add_get("/", page)
-    app.router.add_get("/api/v1/status", answer)
-    app.router.add_get("/metrics", metrics)
-    site.add_routes(app)
-    url = address_of(listener)
-    async with gate.listening(app, listener):
-        with announced(home, url):
-            yield url
+    async with gate.serving(app, listener, home) as url:
+        yield url
 
 
 async def site_of(session: Session) -> LedgerSite:

@@ -51,20 +51,18 @@ class Trainer:
         command: Command[Answer],
         *,
         on_progress: Callable[[Steps], None] | None = None,
-        timeout: float | None = None,
     ) -> Answer:
         """Have a command carried out, after those of its lane before it.
 
         A caller that is itself cancelled cancels the command.
 
         :param on_progress: called with the reports of one that trains
-        :param timeout: seconds, if not the command's own
         :raises TrainerError: the trainer says no, or the time is over
         :raises TrainerDied: there is none, or it died over it
         """
         if self.child is None or self.child.dead.done():
-            raise TrainerDied("the trainer is not running", "start it again", None)
-        return await self.child.call(command, timeout or command.limit_s, on_progress)
+            raise TrainerDied("the trainer is not running", "start it again")
+        return await self.child.call(command, on_progress)
 
     async def insist(
         self, work: Callable[[], Awaitable[Result]], died: Callable[[TrainerDied], None]

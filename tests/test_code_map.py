@@ -64,5 +64,5 @@ def test_a_name_of_a_class_or_a_file_means_one_thing() -> None:
         for item in ast.parse(file.read_text()).body
         if isinstance(item, ast.ClassDef) and not item.name.startswith("_")
     )
-    assert {name for name, count in modules.items() if count > 1} == {"commands", "gauges"}
+    assert {name for name, count in modules.items() if count > 1} == {"commands"}
     assert [name for name, count in classes.items() if count > 1] == []

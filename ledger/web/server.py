@@ -16,8 +16,9 @@ import math
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -25,9 +26,13 @@ from aiohttp import web
 from artel.ledger.sync.witness import MAX_BODY_BYTES
 from artel.ledger.web.answers import busy, error
 from artel.ledger.web.render import STYLE
+from artel.protocol import files
 from artel.protocol.errors import ArtelError, ResourceError, UsageError
 from artel.protocol.events import emit
+from artel.protocol.identity import HomeLock
+from artel.protocol.net.http import API_FILE, announced
 from artel.protocol.net.limits import RateLimits, network_of
+from artel.protocol.options import Endpoint, check_port_free
 
 log = logging.getLogger("artel.web")
 
@@ -96,6 +101,16 @@ class Gate:
     def application(self) -> web.Application:
         """An application without routes, behind this gate."""
         return web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._guarded])
+
+    @contextlib.asynccontextmanager
+    async def serving(
+        self, application: web.Application, listener: socket.socket, home: Path
+    ) -> AsyncIterator[str]:
+        """As :meth:`listening`, with the address noted in a daemon's home; yields the URL."""
+        url = address_of(listener)
+        async with self.listening(application, listener):
+            with announced(home, url):
+                yield url
 
     @contextlib.asynccontextmanager
     async def listening(
@@ -220,6 +235,29 @@ class Gate:
             # A defect of ours: the visitor learns nothing about it, the operator everything.
             log.exception("web.defect")
             return error(500, "this page is broken", "tell the organiser")
+
+
+@contextlib.contextmanager
+def claimed(
+    home: Path, http: Endpoint, listen: Iterable[str]
+) -> Iterator[tuple[HomeLock, socket.socket]]:
+    """The home of a daemon and the socket of its page, until the block ends.
+
+    All that can be in the way is looked at, so that nobody waits for a daemon that cannot start.
+
+    :param listen: libp2p addresses whose ports have to be free
+    :raises ResourceError: the home or a port is in use
+    :raises UsageError: the home is not one of ours
+    """
+    lock = HomeLock(home)
+    try:
+        files.require_ours(home / API_FILE, files.holds("url"))
+        with contextlib.closing(bind(*http)) as page:
+            for address in listen:
+                check_port_free(address)
+            yield lock, page
+    finally:
+        lock.release()
 
 
 def bind(host: str = "127.0.0.1", port: int = 0) -> socket.socket:

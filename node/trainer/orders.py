@@ -141,8 +141,8 @@ Answer = TypeVar("Answer")
 
 
 class Command(Generic[Answer]):
-    """Something that the trainer is to do. ``limit_s``: how long it may take by default; None:
-    without end. ``merges``: it belongs to the merge lane, and not to the main one."""
+    """Something that the trainer is to do. ``limit_s``: how long it may take; None: without end.
+    ``merges``: it belongs to the merge lane, and not to the main one."""
 
     limit_s: ClassVar[float | None] = WORK_S
     merges: ClassVar[bool] = False

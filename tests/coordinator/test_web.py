@@ -27,6 +27,7 @@ from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint, origin_of
 from artel.ledger.tlog.cosignature import add_lines, open_cosigned, witness_key
 from artel.ledger.tlog.note import VerifierKey
+from artel.ledger.web.server import Gate
 from artel.protocol.identity import short_peer
 from artel.protocol.invite import Invite
 from artel.protocol.manifest import (
@@ -149,7 +150,7 @@ def numbers(folder: Path, late: str) -> Metrics:
 
 @pytest.fixture
 async def client(core: Coordinator) -> AsyncIterator[TestClient[web.Request, web.Application]]:
-    async with TestClient(TestServer(RunPage(core, INVITE).application())) as client:
+    async with TestClient(TestServer(RunPage(core, INVITE).application(Gate()))) as client:
         yield client
 
 

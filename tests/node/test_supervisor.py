@@ -51,7 +51,6 @@ async def test_a_killed_trainer_is_reported_and_a_fresh_one_repeats_its_work(
             Train(0, NODES[0], endless.windows(0), tmp_path / "b", steps=5000),
             on_progress=lambda _: os.kill(pid, signal.SIGKILL),
         )
-    assert death.value.returncode == -signal.SIGKILL
     assert "SIGKILL" in death.value.message
     assert "memory" in death.value.hint
     assert await death_of(trainer) is death.value
@@ -119,10 +118,11 @@ async def test_a_command_that_hangs_ends_the_child_and_says_so(
     trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(child, "CANCEL_S", 0.2)
+    monkeypatch.setattr(Benchmark, "limit_s", 0.2)
     assert trainer.pid is not None
     os.kill(trainer.pid, signal.SIGSTOP)
     with pytest.raises(TrainerDied, match="hung in benchmark"):
-        await trainer.do(Benchmark(1), timeout=0.2)
+        await trainer.do(Benchmark(1))
     assert not trainer.alive
 
 

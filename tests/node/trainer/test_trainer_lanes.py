@@ -139,13 +139,14 @@ async def test_the_merge_lane_works_in_the_order_of_the_calls(
 
 
 async def test_what_waits_is_cancelled_at_once_and_the_rest_goes_on(
-    world: World, trainer: Trainer, tmp_path: Path
+    world: World, trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Tail(trainer, world, tmp_path) as tail:
         applying = blocked(trainer, tail, tmp_path / "pipe")
         with await asyncio.to_thread((tmp_path / "pipe").open, "wb") as pipe:
-            with pytest.raises(TrainerError) as failure:
-                await asyncio.wait_for(trainer.do(Evaluate(world.validation), timeout=0.2), 10)
+            with monkeypatch.context() as hurried, pytest.raises(TrainerError) as failure:
+                hurried.setattr(Evaluate, "limit_s", 0.2)
+                await asyncio.wait_for(trainer.do(Evaluate(world.validation)), 10)
             assert failure.value.code == "timeout"
             aggregating = asyncio.ensure_future(
                 trainer.do(Combine(0, 0, 1, [tail.contribution], tmp_path))
