@@ -19,10 +19,13 @@ import time
 from collections.abc import Awaitable, Callable
 
 from artel.coordinator.resuming import NoEffect
+from artel.coordinator.sequencer import Late
 from artel.coordinator.service import Coordinator
 from artel.ledger import entries
+from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.store import finality
 from artel.ledger.tlog.checkpoint import parse_checkpoint
+from artel.protocol.dsse import Envelope
 from artel.protocol.events import emit
 from artel.protocol.tasks import within
 
@@ -98,10 +101,15 @@ class Closing:
     async def _close(self) -> None:
         core = self._core
         total, closing = core.rules.total, core.ledger.state.closed + 1
-        try:
-            await core.record_own(
-                entries.run_closed(core.identity, core.run, round=total, closing=closing)
+
+        def closed(state: FoldState) -> Envelope:
+            credits = entries.credits_after(state, closing).root
+            return entries.run_closed(
+                core.identity, core.run, round=total, closing=closing, credits=credits
             )
+
+        try:
+            await core.record_own(Late(entries.RunClosed.KIND, closed))
         except NoEffect:
             return  # it has been said in the log; the nodes are let go all the same
         emit(log, "run.closed", disputed=len(core.ledger.state.pending))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -33,11 +34,25 @@ AGAIN = Outcome("ignored", reasons.DUPLICATE)
 """Of a statement that the ledger had already."""
 
 
+@dataclass(frozen=True)
+class Late:
+    """An entry of the coordinator's own that says what the entries before it amount to.
+
+    It is made when its place is known, gets a commit of its own, and is appended alone.
+    """
+
+    kind: str
+    make: Callable[[FoldState], Envelope]
+
+
+Statement = Envelope | Entry | Late
+
+
 @dataclass(eq=False)
 class _Append:
     """One call of :meth:`Sequencer.append`: its entries get neighbouring places, or none."""
 
-    statements: tuple[Envelope | Entry, ...]
+    statements: tuple[Statement, ...]
     done: asyncio.Future[None]
     entries: list[Entry] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
@@ -46,6 +61,11 @@ class _Append:
     error: ArtelError | None = None
     dropped: bool = False
     writing: bool = False
+
+    @property
+    def late(self) -> Late | None:
+        first = self.statements[0]
+        return first if isinstance(first, Late) else None
 
 
 @dataclass
@@ -123,7 +143,7 @@ class Sequencer:
         """Entries that were accepted and are not durable yet."""
         return self._waiting
 
-    async def append(self, *statements: Envelope | Entry) -> list[Outcome]:
+    async def append(self, *statements: Statement) -> list[Outcome]:
         """Append statements in this order, without others in between.
 
         Those that the ledger has already are left out. An :class:`Entry` (which came out of
@@ -200,12 +220,13 @@ class Sequencer:
 
     def _check(self, calls: list[_Append]) -> None:
         """Decode the entries of each call and check their signatures. In a thread of its own."""
+        calls = [call for call in calls if call.late is None]
         leaves: dict[str, bytes] = {}
         for call in calls:
             for statement in call.statements:
                 if isinstance(statement, Entry):
                     call.ids.append(statement.id)
-                else:
+                elif isinstance(statement, Envelope):
                     leaf = statement.encode()
                     call.ids.append(entries.entry_id(leaf))
                     leaves[call.ids[-1]] = leaf
@@ -235,6 +256,10 @@ class Sequencer:
         before = self.store.size
         fresh: dict[str, Entry] = {}
         try:
+            for call in calls:
+                if call.late is not None:
+                    entry = entries.decode(call.late.make(self.state).encode())
+                    call.entries, call.ids = [entry], [entry.id]
             found = {entry.id: entry for call in calls for entry in call.entries}
             known = self.store.known(found)
             fresh = {entry: found[entry] for entry in found if entry not in known}
@@ -283,12 +308,14 @@ class Sequencer:
 
 
 def _take(queue: deque[_Append]) -> list[_Append]:
-    """Whole calls from the front, of at most one batch of entries together."""
+    """Whole calls from the front, of at most one batch of entries together; a late one alone."""
     calls: list[_Append] = []
     room = MAX_BATCH
     while queue and (queue[0].dropped or len(queue[0].statements) <= room):
+        if calls and queue[0].late is not None:
+            break
         call = queue.popleft()
         if not call.dropped:
             calls.append(call)
-            room -= len(call.statements)
+            room = 0 if call.late is not None else room - len(call.statements)
     return calls

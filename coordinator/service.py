@@ -23,7 +23,7 @@ from artel.coordinator import intake
 from artel.coordinator.metrics import Clock, Metrics, Numbers
 from artel.coordinator.pace import Pace, steps_in_box
 from artel.coordinator.resuming import INTERRUPTED, NoEffect, resumed
-from artel.coordinator.sequencer import Sequencer
+from artel.coordinator.sequencer import Sequencer, Statement
 from artel.coordinator.shape import Shape, largest_contribution
 from artel.coordinator.submission import Submissions
 from artel.coordinator.witnessing import Witnessing
@@ -217,7 +217,7 @@ class Coordinator:
                     back_after=pause.until,
                 )
 
-    async def record_own(self, *statements: Envelope | Entry) -> None:
+    async def record_own(self, *statements: Statement) -> None:
         """Append what the rounds rest on; the last of it has to have its effect.
 
         :raises NoEffect: it had none; it is in the ledger nevertheless
@@ -225,7 +225,7 @@ class Coordinator:
         outcomes = await self.ledger.append(*statements)
         if outcomes[-1].status == "ignored":
             last = statements[-1]
-            kind = (last if isinstance(last, Entry) else entries.decode(last.encode())).kind
+            kind = (entries.decode(last.encode()) if isinstance(last, Envelope) else last).kind
             lost = NoEffect(kind, outcomes[-1].reason)
             emit(log, "entry.no_effect", logging.ERROR, kind=lost.kind, reason=lost.reason)
             raise lost

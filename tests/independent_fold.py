@@ -221,16 +221,27 @@ class Fold:
         for source in [s for s, item in self.pending.items() if item.account == name]:
             self.settle(source, "invalidated")
 
-    def page(self, names: list[str], digits: int) -> tuple[bytes, int, int]:
+    def credit_root(self, vesting: Iterable[str] = ()) -> str:
+        """As if what is pending from these sources had vested."""
+        credit = {name: [each.vested, each.pending] for name, each in self.accounts.items()}
+        for item in (self.pending[source] for source in vesting):
+            credit[item.account][0] += item.amount
+            credit[item.account][1] -= item.amount
+        return self.page(sorted(credit), credit, 0)[0].hex()
+
+    def page(
+        self, names: list[str], credit: dict[str, list[int]], digits: int
+    ) -> tuple[bytes, int, int]:
         """The row of the page of these accounts, which have so many digits in common."""
         if len(names) <= 64:
-            owners = ((bytes.fromhex(name), self.accounts[name]) for name in names)
-            rows, kind = [(name, owner.vested, owner.pending) for name, owner in owners], b"\0"
+            rows, kind = [(bytes.fromhex(name), *credit[name]) for name in names], b"\0"
         else:
             places = [int(name, 16) << 2 >> 6 * (42 - digits) & 63 for name in names]
             pairs = list(zip(names, places, strict=True))
             parts = [[name for name, place in pairs if place == at] for at in range(64)]
-            rows = [self.page(part, digits + 1) if part else (bytes(32), 0, 0) for part in parts]
+            rows = [
+                self.page(part, credit, digits + 1) if part else (bytes(32), 0, 0) for part in parts
+            ]
             kind = b"\1"
         numbers = ((name, v.to_bytes(16, "big"), p.to_bytes(16, "big")) for name, v, p in rows)
         whole = digest(kind, *(part for row in numbers for part in row))
@@ -340,7 +351,7 @@ class Fold:
             yield (not shown or shown.entry != item["entry"]) and "unknown_contribution"
             yield item["weight"] != shown.tokens and "wrong_tokens"
         now.accepted, now.phase = accepted, "applying" if accepted else "failed"
-        now.credits = self.page(sorted(self.accounts), 0)[0].hex()
+        now.credits = self.credit_root()
 
     def aggregate(self, b: Any) -> Rule:
         now = self.now(b, "applying")
@@ -406,8 +417,9 @@ class Fold:
         yield not over and "out_of_order"
         yield b.closing <= self.closed and "duplicate"
         yield b.closing != self.closed + 1 and "out_of_order"
-        self.closed = b.closing
         free = [s for s in self.pending if b.closing == 2 or not self.frozen_until(s)]
+        yield b.credits != self.credit_root(free) and "wrong_credits"
+        self.closed = b.closing
         for source in free:
             self.settle(source, "vested")
 

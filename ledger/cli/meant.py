@@ -147,8 +147,21 @@ def _home_account(view: LedgerView, home: Path) -> str:
     peer = peer_of(home)
     if peer in state.nodes:
         return state.nodes[peer]
-    if (home / "account.key").exists():
-        return ""
+    first_key(home)  # there has to be one
+    return ""
+
+
+def first_key(home: Path) -> str:
+    """The name that the account of a home has by the earliest key that is there.
+
+    :raises UsageError: there is none
+    """
+    from artel.ledger.store import keyfiles
+    from artel.protocol import identity
+
+    file = keyfiles.first(home / keyfiles.ACCOUNT_KEY)
+    if file.exists():
+        return identity.load(file).key
     raise UsageError(
         f"there is no account.key in {home}",
         "give the home of your node with --home DIR, or name an account with --account KEY",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from artel.ledger.cli.meant import AccountName, NodeName, account_of, peer_of
 from artel.ledger.cli.opening import LedgerOptions
+from artel.ledger.cli.totals import proven_share
 from artel.protocol.commandline import Count, Table
 from artel.protocol.errors import CheckFailed, UsageError
 
@@ -26,6 +27,7 @@ def me(
     account: AccountName = None,
     node: NodeName = None,
     limit: Count = 10,
+    proven: bool = False,
     ledger: LedgerOptions = LedgerOptions(),
 ) -> int:
     """What your work counts for, and what is missing.
@@ -35,11 +37,17 @@ def me(
     :param account: another account: its key, the start of it, or its name
     :param node: the account of this node: its peer id, or the end of it
     :param limit: list the last N contributions, 0 for all
+    :param proven: only the share, as shares --account KEY proves it; with --from without reading
+        the whole ledger: the account is then that of the first key that is here
     """
     from artel.ledger.fold import claims as own
 
     if account and node:
         raise UsageError("either --account or --node", "leave one of them out")
+    if node and proven:
+        raise UsageError("either --node or --proven", "name the account with --account KEY")
+    if proven:
+        return proven_share(account, ledger)
     home, named = ledger.folder, bool(account or node)
     with ledger.opened() as view:
         if not view.log.size:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from artel.ledger.cli.meant import AccountName
+from artel.ledger.cli.meant import AccountName, account_of, first_key
 from artel.ledger.cli.opening import At, LedgerOptions, holding
 from artel.protocol.commandline import Table, fields
 from artel.protocol.errors import UsageError
@@ -159,7 +159,7 @@ def shares(
 
     example: artel ledger shares --json
 
-    :param account: only what this one has, as the newest agreed state proves it; with --from
+    :param account: only what this one has, as the newest credit root proves it; with --from
         without reading the whole ledger
     """
     from artel.ledger.fold.holdings import holdings
@@ -167,7 +167,7 @@ def shares(
     if account is not None:
         if at is not None:
             raise UsageError("either --at or --account", "leave one of them out")
-        return _proven(account, ledger)
+        return proven_share(account, ledger)
 
     with ledger.opened() as view:
         size = view.log.size if at is None else at
@@ -191,12 +191,16 @@ def shares(
         return ledger.show(facts, _shares(view, facts, name))
 
 
-def _proven(account: str, ledger: LedgerOptions) -> int:
+def proven_share(account: str | None, ledger: LedgerOptions) -> int:
+    """Print what an account has by the newest credit root; without the history with ``--from``.
+
+    :param account: None: that of the home
+    """
     from artel.ledger.sync.share_proof import prove_share
 
     with _files(account, ledger) as (source, run, name):
         found = prove_share(source, name, run)
-    proven, body = found.agreed.proven, found.agreed.body
+    proven, body = found.root.proven, found.root.body
     vested, pending = found.credits or (0, 0)
     facts = {
         "run": proven.run,
@@ -209,10 +213,11 @@ def _proven(account: str, ledger: LedgerOptions) -> int:
         "total_vested": found.total.vested,
         "total_pending": found.total.pending,
         "round": body.round - 1,
+        "closing": found.root.closing,
         "entry": proven.index,
         "as_of": proven.checkpoint.size,
         "credit_root": body.credits,
-        "signed_by": found.agreed.nodes,
+        "signed_by": found.root.nodes,
         "cosigned_by": len(proven.cosigners),
         "trusting": "" if run else source.name,
     }
@@ -220,18 +225,18 @@ def _proven(account: str, ledger: LedgerOptions) -> int:
 
 
 @contextmanager
-def _files(account: str, ledger: LedgerOptions) -> Iterator[tuple[TileSource, str, str]]:
+def _files(account: str | None, ledger: LedgerOptions) -> Iterator[tuple[TileSource, str, str]]:
     """Where the proof comes from, the run id that is known, and the account's whole name."""
     if ledger.source is None:
-        from artel.ledger.cli.meant import account_of
         from artel.ledger.store.reader import LedgerReader
         from artel.ledger.sync.serving import Served
 
         with ledger.opened() as view:
             assert isinstance(view.log, LedgerReader)
-            name = account_of(view, ledger.folder, account)
+            name = account_of(view, ledger.folder, account) or first_key(ledger.folder)
             yield Served(view.log, view.heads, lambda: view.state), view.state.run, name
         return
+    account = account or first_key(ledger.folder)
     if not re.fullmatch("[0-9a-f]{64}", account):
         raise UsageError(
             f"{account[:80]!r} is not the whole name of an account",
@@ -245,6 +250,9 @@ def _share_lines(facts: dict[str, Any]) -> Iterator[str | Table]:
     from artel.ledger.entries import words as text
 
     cosigned = text.plural(facts["cosigned_by"], "witness", "witnesses")
+    of_round = f"the closing of round {facts['round']:,}"
+    moment = {0: of_round, 1: "the closing of the run", 2: "the second closing of the run"}
+    nodes = text.plural(facts["signed_by"], "node")
     yield fields(
         [
             ("account", facts["account"] + ("" if facts["known"] else ": there is none")),
@@ -252,13 +260,15 @@ def _share_lines(facts: dict[str, Any]) -> Iterator[str | Table]:
             ("share", f"{100 * facts['share']:.6f} %"),
             ("pending", f"{facts['pending']:,} of {facts['total_pending']:,}"),
             ("with pending", f"{100 * facts['share_with_pending']:.6f} %"),
-            ("as of", f"the closing of round {facts['round']:,}"),
+            ("as of", moment[facts["closing"]]),
             ("proven by", f"entry {facts['entry']:,} of {facts['as_of']:,}, its credit root"),
-            ("signed by", f"the coordinator and {text.plural(facts['signed_by'], 'node')}"),
+            ("signed by", f"the coordinator {'alone' if facts['closing'] else f'and {nodes}'}"),
             ("", f"tree head cosigned by {cosigned}"),
             ("trusting", facts["trusting"] and f"{facts['trusting']} for the run id"),
         ]
     )
+    if not facts["known"]:
+        yield "an account is named by its first key: give that with --account KEY"
     yield "the history before was not checked: artel ledger audit does that"
 
 

@@ -25,7 +25,7 @@ from artel.ledger.entries.kinds.round_closed import Accepted, Rejected, RoundClo
 from artel.ledger.entries.kinds.round_committed import RoundCommitted, round_committed
 from artel.ledger.entries.kinds.round_opened import RoundOpened, round_opened
 from artel.ledger.entries.kinds.ruling import Ruling, ruling
-from artel.ledger.entries.kinds.run_closed import RunClosed, run_closed
+from artel.ledger.entries.kinds.run_closed import RunClosed, credits_after, run_closed
 from artel.ledger.entries.kinds.slice_wrong import SliceWrong, slice_wrong
 from artel.ledger.entries.kinds.split_seen import SplitSeen
 from artel.ledger.entries.kinds.state_agreed import (
@@ -80,6 +80,7 @@ __all__ = [
     "aggregate",
     "by_account",
     "contribution",
+    "credits_after",
     "decode",
     "entry_id",
     "key_rotated",

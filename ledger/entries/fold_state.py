@@ -253,10 +253,10 @@ class FoldState:
     """Accounts whose nodes cosigned the newest recorded tree head."""
     convicted: dict[str, int] = field(default_factory=dict)
     """Key (hex) to the index of the entry that proves it signed two histories."""
-    agreed: int = 0
-    """Index of the newest ``state_agreed`` that counted; 0: there is none."""
-    agreed_credits: KeptMap = field(default_factory=CreditMap)
-    """The credit map whose root it names."""
+    rooted: KeptMap = field(default_factory=CreditMap)
+    """The newest credit map whose root an entry names: a state, or a closing of the run."""
+    rooted_by: int = 0
+    """Index of that entry; 0: there is none."""
 
     def __post_init__(self) -> None:
         # Names of the accounts and sources of the pending credit that no copy shares.

@@ -109,7 +109,7 @@ IGNORED = {
     NOT_SHARDED: "the round is not sharded: there are no slices",
     NOT_AGGREGATOR: "another member combines this slice",
     UNKNOWN_SLICE: "speaks of a slice that nobody recorded, or that nobody has called wrong",
-    WRONG_CREDITS: "names another credit root than the ledger has when the round was closed",
+    WRONG_CREDITS: "names another credit root than the entries before it lead to",
     SAME_BLOB: "names the very blob that was recorded: there is no difference",
 }
 """Why an entry changes nothing."""

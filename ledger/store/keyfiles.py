@@ -182,6 +182,11 @@ def retired(path: Path) -> list[Path]:
     return [found[number] for number in sorted(found)]
 
 
+def first(path: Path) -> Path:
+    """The earliest key of ``path`` that is kept: by it the account is named, unless it is gone."""
+    return [*retired(path), path][0]
+
+
 def take_over(path: Path) -> None:
     """Put the next key in the place of the present one, which is kept as retired.
 

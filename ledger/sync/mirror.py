@@ -23,7 +23,7 @@ from artel.ledger.store.keyfiles import locked
 from artel.ledger.store.published import read_checkpoint_file
 from artel.ledger.sync.export import write_file
 from artel.ledger.sync.fork import require_one_history
-from artel.ledger.sync.share_proof import read_agreed
+from artel.ledger.sync.share_proof import read_root
 from artel.ledger.sync.signed_tree import (
     Offer,
     SignedHead,
@@ -256,26 +256,26 @@ def _keep_final(folder: Path, offer: Offer) -> None:
 
 
 def _keep_credits(folder: Path, offer: Offer) -> None:
-    """Keep the newest agreed state and the pages of its credit map; what they replace goes."""
+    """Keep the newest credit root and the pages of its map; what they replace goes."""
     try:
         data = offer.source.get(CREDIT_PATH)
     except NotFound:
         return
-    agreed = read_agreed(data, offer.head.run)
-    index = agreed.proven.index
+    root = read_root(data, offer.head.run)
+    index = root.proven.index
     if index >= offer.head.size:
         return  # it comes with the next update
-    if offer.tree.subtree(0, index) != leaf_hash(agreed.leaf):
-        raise CheckFailed(f"the state in {CREDIT_PATH} is not of this tree")
+    if offer.tree.subtree(0, index) != leaf_hash(root.leaf):
+        raise CheckFailed(f"the entry in {CREDIT_PATH} is not of this tree")
     (folder / CREDIT_PATH).parent.mkdir(exist_ok=True)
     kept = {folder / CREDIT_PATH}
     try:
         page_of = partial(_credit_page, folder, offer.source)
-        for name, page in all_pages(agreed.body.credits, page_of):
+        for name, page in all_pages(root.body.credits, page_of):
             kept.add(folder / page_path(name))
             write_file(folder / page_path(name), page)
     except NotFound:
-        return  # another state was agreed on meanwhile
+        return  # there is a newer one meanwhile
     write_file(folder / CREDIT_PATH, data, durable=True)
     for path in (folder / CREDIT_PATH).parent.iterdir():
         if path not in kept:

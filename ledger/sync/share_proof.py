@@ -1,9 +1,10 @@
-"""One account's share without the history: a signed state's credit root, and the pages below it.
+"""One account's share without the history: a signed credit root, and the pages below it.
 
-What it rests on: the coordinator signed the tree head and the state, the nodes that computed the
-state signed its credit root (they refuse another than that of their own fold), and witnesses
-cosigned the head. What it does not show: that the fold counted this entry, that most of the
-accepted nodes signed it, and that there is no newer one. Whoever replays the ledger knows that.
+An agreed state names the root, or the closing of the run. What it rests on: the coordinator signed
+the tree head and the entry, and witnesses cosigned the head; of a state, the nodes that computed it
+signed its credit root too (they refuse another than that of their own fold). What it does not show:
+that the fold counted this entry, that most of the accepted nodes signed it, and that there is no
+newer one. Whoever replays the ledger knows that.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 
 from artel.ledger.entries.credit_map import CreditMap, Credits, look_up
 from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.entries.kinds.run_closed import RunClosed
 from artel.ledger.entries.kinds.state_agreed import StateAgreed
 from artel.ledger.store import finality
 from artel.ledger.store.heads import HeadStore
@@ -28,16 +30,21 @@ from artel.protocol.errors import CheckFailed, DecodeError
 
 
 @dataclass(frozen=True)
-class AgreedCredits:
-    """A state that was agreed on, proven to be an entry of a signed tree."""
+class SignedRoot:
+    """An entry that names a credit root, proven to be in a signed tree."""
 
-    body: StateAgreed
+    body: StateAgreed | RunClosed
     proven: Proven
     leaf: bytes
 
     @property
+    def closing(self) -> int:
+        """Which closing of the run names it; 0: a state does."""
+        return self.body.closing if isinstance(self.body, RunClosed) else 0
+
+    @property
     def nodes(self) -> int:
-        """How many nodes signed it."""
+        """How many nodes signed it; 0 of a closing, which is the coordinator's alone."""
         genesis, entry = self.proven.genesis, self.proven.entry
         assert genesis is not None
         assert entry is not None
@@ -46,9 +53,9 @@ class AgreedCredits:
 
 @dataclass(frozen=True)
 class ProvenShare:
-    """What an account had when the round before the state was closed."""
+    """What an account had by a credit root."""
 
-    agreed: AgreedCredits
+    root: SignedRoot
     credits: Credits | None
     """None: there is no such account."""
     total: Credits
@@ -56,7 +63,7 @@ class ProvenShare:
 
 
 def prove_share(source: TileSource, account: str, run: str = "") -> ProvenShare:
-    """What an account has by the newest state that a source shows.
+    """What an account has by the newest credit root that a source shows.
 
     :param account: its name, 64 hex digits
     :param run: run id that it must be of; "" takes the source's word
@@ -64,16 +71,16 @@ def prove_share(source: TileSource, account: str, run: str = "") -> ProvenShare:
     :raises NotFound: no state is agreed yet, or the source serves no credit
     :raises Unreachable: the source does not answer
     """
-    agreed = read_agreed(source.get(CREDIT_PATH), run)
+    root = read_root(source.get(CREDIT_PATH), run)
     try:
-        found = look_up(agreed.body.credits, account, lambda name: source.get(page_path(name)))
-    except NotFound:  # another state was agreed on meanwhile
-        agreed = read_agreed(source.get(CREDIT_PATH), run)
-        found = look_up(agreed.body.credits, account, lambda name: source.get(page_path(name)))
-    return ProvenShare(agreed, found.credits, found.total)
+        found = look_up(root.body.credits, account, lambda name: source.get(page_path(name)))
+    except NotFound:  # there is a newer one meanwhile
+        root = read_root(source.get(CREDIT_PATH), run)
+        found = look_up(root.body.credits, account, lambda name: source.get(page_path(name)))
+    return ProvenShare(root, found.credits, found.total)
 
 
-def read_agreed(data: bytes, run: str = "") -> AgreedCredits:
+def read_root(data: bytes, run: str = "") -> SignedRoot:
     """Check what a source shows at :data:`CREDIT_PATH`.
 
     :raises CheckFailed: it does not hold
@@ -86,16 +93,16 @@ def read_agreed(data: bytes, run: str = "") -> AgreedCredits:
         raise CheckFailed(f"{CREDIT_PATH} is not a proof with its entry") from None
     proven = offline.verify(proof, leaf, run=run)
     entry, genesis = proven.entry, proven.genesis
-    if entry is None or genesis is None or not isinstance(entry.body, StateAgreed):
-        raise CheckFailed(f"{CREDIT_PATH} does not show an agreed state of a run")
+    if entry is None or genesis is None or not isinstance(entry.body, StateAgreed | RunClosed):
+        raise CheckFailed(f"{CREDIT_PATH} does not show a state or the closing of a run")
     by_coordinator = entry.signers and set(entry.envelope.signers) & set(genesis.coordinators)
     if entry.body.run != genesis.run or not by_coordinator:
-        raise CheckFailed(f"the state in {CREDIT_PATH} is not signed by the run's coordinator")
-    return AgreedCredits(entry.body, proven, leaf)
+        raise CheckFailed(f"the entry in {CREDIT_PATH} is not signed by the run's coordinator")
+    return SignedRoot(entry.body, proven, leaf)
 
 
 class CreditFiles:
-    """What a home serves of it: the newest agreed state, and the pages of the newest maps."""
+    """What a home serves of it: the newest credit root, and the pages of the newest maps."""
 
     def __init__(
         self, store: LedgerReader, heads: HeadStore | None, state: Callable[[], FoldState]
@@ -109,10 +116,10 @@ class CreditFiles:
         :raises NotFound: there is nothing
         """
         state = self._state()
-        if not state.agreed:
+        if not state.rooted_by:
             raise NotFound("no state is agreed yet: nobody has credit")
-        if state.agreed_credits not in self._maps:
-            self._maps.append(state.agreed_credits)
+        if state.rooted not in self._maps:
+            self._maps.append(state.rooted)
         if path == CREDIT_PATH:
             return self._newest(state)
         for known in tuple(self._maps):
@@ -125,8 +132,8 @@ class CreditFiles:
         store = self._store
         notes = (*finality.kept_notes(self._heads, state), store.latest_note)
         standing = finality.of_notes(notes, store, state)
-        proof = offline.prove(store, standing, state.agreed).encode()
-        leaf = store.leaf(state.agreed)
+        proof = offline.prove(store, standing, state.rooted_by).encode()
+        leaf = store.leaf(state.rooted_by)
         document = leaf.document.decode() if isinstance(leaf, Leaf) else ""
         shown = {"document": document, "entry": encode_base64(leaf), "proof": proof}
         return json.dumps(shown).encode()

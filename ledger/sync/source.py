@@ -36,14 +36,14 @@ ALIASES_PATH = "aliases"
 CONFLICTS_PATH = "conflicts"
 """JSON: a list of evidence of split views."""
 CREDIT_PATH = "credit/newest"
-"""JSON: the newest agreed state, with a proof; by its credit root go the pages beside it."""
-MAX_AGREED_BYTES = 48 << 10
+"""JSON: the entry that names the newest credit root, with a proof; its pages lie beside it."""
+MAX_ROOTED_BYTES = 48 << 10
 FILES = (
     (CHECKPOINT_PATH, MAX_NOTE_BYTES),
     (FINAL_PATH, MAX_NOTE_BYTES),
     (ALIASES_PATH, MAX_TABLE_BYTES),
     (CONFLICTS_PATH, MAX_CONFLICTS * MAX_ENVELOPE_BYTES),
-    (CREDIT_PATH, MAX_AGREED_BYTES + 2 * MAX_DOCUMENT_BYTES),
+    (CREDIT_PATH, MAX_ROOTED_BYTES + 2 * MAX_DOCUMENT_BYTES),
     (path_of("[0-9a-f]{64}"), MAX_DOCUMENT_BYTES),
     ("credit/[0-9a-f]{64}", MAX_PAGE_BYTES),
 )

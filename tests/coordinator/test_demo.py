@@ -331,7 +331,7 @@ def test_a_process_whose_runner_is_gone_does_not_start() -> None:
 # --- real ones ------------------------------------------------------------------------------------
 
 
-def test_a_small_demo_from_end_to_end(tmp_path: Path) -> None:
+def test_a_small_demo_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "demo"
     done = subprocess.run(
         command("--json", "--nodes=2", "--rounds=2", "--inner-steps=6", "--out", str(out)),
@@ -359,6 +359,25 @@ def test_a_small_demo_from_end_to_end(tmp_path: Path) -> None:
         assert (out / name).is_file(), name
     assert "round 2/2" in done.stderr
     assert processes_of(out) == []
+    everybody = asked(capsys, "shares", "--home", str(out / "node-1"))
+    sums = {name: everybody[name] for name in ("vested", "pending")}
+    for row in everybody["shares"]:
+        proven = asked(
+            capsys, "shares", "--account", row["account"], "--home", str(out / "coordinator")
+        )
+        assert (proven["closing"], proven["signed_by"]) == (1, 0)
+        assert {name: proven[f"total_{name}"] for name in sums} == sums
+        assert {name: proven[name] for name in sums} == {name: row[name] for name in sums}
+    mine = asked(capsys, "me", "--home", str(out / "node-2"))
+    proven = asked(capsys, "me", "--proven", "--home", str(out / "node-2"))
+    assert (proven["account"], proven["vested"]) == (mine["account"], mine["vested"])
+
+
+def asked(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    """What ``artel ledger`` answers."""
+    assert cli.main(["ledger", *arguments, "--json"]) == 0
+    facts: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return facts
 
 
 @contextmanager

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from artel.coordinator.sequencer import AGAIN, MAX_WAITING, Sequencer
+from artel.coordinator.sequencer import AGAIN, MAX_WAITING, Late, Sequencer, Statement
 from artel.ledger import entries
 from artel.ledger.entries import Entry, entry_id, reasons
+from artel.ledger.fold.shares import FoldState
 from artel.ledger.store.store import DATABASE_NAME, MAX_BATCH, Beside, LedgerStore, Sign
 from artel.ledger.store.verify import verify_home
 from artel.ledger.tlog.checkpoint import open_checkpoint, origin_of
@@ -177,6 +178,35 @@ async def test_it_says_what_the_fold_made_of_each_statement(
     known = entries.decode(account.encode())
     assert await sequencer.append(new(world), known, early) == [first, AGAIN, AGAIN]
     assert await sequencer.append() == []
+
+
+async def test_a_late_entry_is_made_of_all_that_comes_before_it(
+    world: World, sequencer: Sequencer, watched: Watched
+) -> None:
+    gate, seen = Gate(watched), list[int]()
+    before = asyncio.create_task(sequencer.append(new(world)))
+    await started(gate.reached)
+    made = new(world)
+
+    def make(state: FoldState) -> Envelope:
+        seen.append(state.size)
+        return made
+
+    def fail(_state: FoldState) -> Envelope:
+        raise CheckFailed("nothing can be made of it")
+
+    calls: list[Statement] = [new(world), Late("account", make), new(world), Late("x", fail)]
+    waiting = [asyncio.create_task(sequencer.append(call)) for call in calls]
+    while len(sequencer._ready) < len(calls):
+        await asyncio.sleep(0.001)
+    gate.open.set()
+    await before
+    done = await asyncio.gather(*waiting, return_exceptions=True)
+    assert isinstance(done.pop(), CheckFailed)
+    assert [outcome.status for (outcome,) in done] == ["recorded"] * 3  # type: ignore[misc]
+    assert (watched.commits, seen) == ([1, 1, 1, 1], [3])
+    assert entry_id(sequencer.store.leaf(3)) == entry_id(made.encode())
+    assert_sound(sequencer, [made])
 
 
 async def test_a_bad_call_fails_alone(world: World, sequencer: Sequencer) -> None:

@@ -104,7 +104,7 @@ async def test_what_would_change_nothing_never_enters_the_ledger(
             continue
         assert await refused(one.submit(envelope)) == code
     assert await refused(one.submit(refusals["not_drawn"])) in ("not_drawn", "not_pending")
-    closed = entries.run_closed(ORGANISER, run, round=1)
+    closed = entries.run_closed(ORGANISER, run, round=1, closing=1, credits="00" * 32)
     assert await refused(one.submit(closed)) == "unknown"
     junk = messages.Submit(run=run, statement=b"{}")
     assert await refused(one.say(junk, to=wire.LEDGER)) == "malformed"

@@ -222,7 +222,7 @@ def parsers() -> list[Parser]:
         world.dispute(owner, digest("contribution")),
         world.verdict(world.members[0], digest("contribution")),
         world.ruling(digest("contribution"), "soft", world.organiser),
-        world.run_closed(2),
+        world.run_closed(2, credits=digest("credits")),
         world.rotated(owner, key("new"), owner),
     ]
     leaves = tuple(envelope.encode() for envelope in facts)

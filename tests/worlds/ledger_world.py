@@ -86,10 +86,11 @@ def manifest(
 
 
 @dataclass(frozen=True)
-class Agreed(Envelope):
-    """Agreement on a state whose credit root is not known yet: it follows from what comes before.
+class Rooted(Envelope):
+    """An entry whose credit root is not known yet: it follows from what comes before.
 
-    ``by`` sign what :func:`complete` makes of it, with the votes of ``nodes``.
+    ``by`` sign what :func:`complete` makes of it: an agreed state with the votes of ``nodes``, or
+    the closing of the run.
     """
 
     by: tuple[Identity, ...] = ()
@@ -118,15 +119,23 @@ def complete(envelopes: Iterable[Envelope], state: FoldState | None = None) -> l
     state = FoldState() if state is None else state
     found = []
     for envelope in envelopes:
-        if isinstance(envelope, Agreed):
-            attempt = state.attempt
-            credits = digest("none") if attempt is None else attempt.credits.root
-            body = json.loads(envelope.payload) | {"credits": credits}
-            envelope = agreed(body, envelope.nodes, *envelope.by)
+        if isinstance(envelope, Rooted):
+            envelope = rooted(envelope, state)
         # Whoever asks checks the signatures.
         apply(state, entries.decode(envelope.encode()).checked(True))
         found.append(envelope)
     return found
+
+
+def rooted(envelope: Rooted, state: FoldState) -> Envelope:
+    """The entry with the credit root that this state leads to."""
+    said = json.loads(envelope.payload)
+    if "closing" in said:
+        credits = entries.credits_after(state, said["closing"]).root
+        made = entries.run_closed(envelope.by[0], **said, credits=credits)
+        return forged(made, *envelope.by)
+    credits = digest("none") if state.attempt is None else state.attempt.credits.root
+    return agreed(said | {"credits": credits}, envelope.nodes, *envelope.by)
 
 
 def encoded(envelopes: Iterable[Envelope]) -> list[bytes]:
@@ -172,7 +181,7 @@ def require_same(found: Iterable[entries.Entry], state: FoldState, reasons: list
 
 def forged(envelope: Envelope, *signers: Identity) -> Envelope:
     """The same statement, signed by these instead."""
-    if isinstance(envelope, Agreed):
+    if isinstance(envelope, Rooted):
         return replace(envelope, by=signers)
     said = canonical.loads(envelope.payload, floats=True)
     made = dsse.sign(envelope.payload_type, said, *signers)
@@ -341,7 +350,7 @@ class World:
         if credits:
             return agreed(fields, voters, self.coordinator)
         body = canonical.dumps(fields)
-        return Agreed(entries.ENTRY_TYPE, body, (), by=(self.coordinator,), nodes=voters)
+        return Rooted(entries.ENTRY_TYPE, body, (), by=(self.coordinator,), nodes=voters)
 
     def aggregator(
         self, round: int, slice: int, accepted: Sequence[Identity] | None = None
@@ -426,8 +435,13 @@ class World:
         signers = arbiters or (self.organiser,)
         return entries.ruling(self.run, *signers, contribution=contribution, decision=decision)
 
-    def run_closed(self, round: int, closing: int = 1) -> Envelope:
-        return entries.run_closed(self.coordinator, self.run, round=round, closing=closing)
+    def run_closed(self, round: int, closing: int = 1, credits: str = "") -> Envelope:
+        """``credits`` follow unless given."""
+        fields: dict[str, Any] = {"run": self.run, "round": round, "closing": closing}
+        if credits:
+            return entries.run_closed(self.coordinator, **fields, credits=credits)
+        body = canonical.dumps(fields)
+        return Rooted(entries.ENTRY_TYPE, body, (), by=(self.coordinator,))
 
     # --- tree heads -------------------------------------------------------------------------------
 

@@ -8,9 +8,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from artel.ledger.entries import reasons
-from artel.ledger.entries.body import Body, Entry, Positive, signed
+from artel.ledger.entries.body import Body, Digest, Entry, Positive, signed
 from artel.ledger.entries.credit import frozen_until, vest
-from artel.ledger.entries.fold_state import Effect, FoldState, Outcome
+from artel.ledger.entries.credit_map import CreditMap
+from artel.ledger.entries.fold_state import Credit, Effect, FoldState, Outcome
 from artel.ledger.entries.story import Fact, Story, totals
 from artel.ledger.entries.words import plural
 from artel.protocol.dsse import Envelope
@@ -20,7 +21,8 @@ from artel.protocol.identity import Identity
 class RunClosed(Body):
     """After the last round: what is pending and not disputed vests; signed by a coordinator.
 
-    The first ``closing`` is 1; closing 2 ends the disputes that nobody ruled on.
+    The first ``closing`` is 1; closing 2 ends the disputes that nobody ruled on. ``credits`` is the
+    root of the credit map (:mod:`ledger.entries.credit_map`) after it.
     """
 
     KIND: ClassVar = "run_closed"
@@ -28,6 +30,7 @@ class RunClosed(Body):
     kind: Literal["run_closed"] = "run_closed"
     round: Positive
     closing: Annotated[int, Field(ge=1, le=2)]
+    credits: Digest
 
     def rule(self, state: FoldState, entry: Entry) -> str | Effect:
         if not state.led_by(entry.signers):
@@ -36,16 +39,13 @@ class RunClosed(Body):
             return reasons.OUT_OF_ORDER
         if self.closing != state.closed + 1:
             return reasons.DUPLICATE if self.closing <= state.closed else reasons.OUT_OF_ORDER
+        credits = credits_after(state, self.closing)
+        if self.credits != credits.root:
+            return reasons.WRONG_CREDITS
 
         def effect() -> Outcome:
-            state.closed = self.closing
-            state.due = {}  # there will be no further state
-            free = [
-                source
-                for source, item in state.pending.items()
-                if state.closed == 2 or not frozen_until(state, item)
-            ]
-            return Outcome("recorded", vested=tuple(vest(state, source) for source in free))
+            state.rooted, state.rooted_by = credits, state.size
+            return Outcome("recorded", vested=_close(state, self.closing))
 
         return effect
 
@@ -63,6 +63,32 @@ class RunClosed(Body):
         yield from totals(story)
 
 
-def run_closed(coordinator: Identity, run: str, *, round: int, closing: int = 1) -> Envelope:
-    """Close the accounts after the last round; ``closing`` is 1, and 2 the second time."""
-    return signed(RunClosed, {"run": run, "round": round, "closing": closing}, coordinator)
+def run_closed(
+    coordinator: Identity, run: str, *, round: int, closing: int, credits: str
+) -> Envelope:
+    """Close the accounts after the last round.
+
+    :param closing: 1, and 2 the second time
+    :param credits: the root of what :func:`credits_after` says
+    """
+    body = {"run": run, "round": round, "closing": closing, "credits": credits}
+    return signed(RunClosed, body, coordinator)
+
+
+def credits_after(state: FoldState, closing: int) -> CreditMap:
+    """What every account has once the run is closed; the state stays as it is."""
+    after = state.copy()
+    _close(after, closing)
+    return after.credit_map()
+
+
+def _close(state: FoldState, closing: int) -> tuple[Credit, ...]:
+    """Vest what no dispute holds back; the second time all."""
+    state.closed = closing
+    state.due = {}  # there will be no further state
+    free = [
+        source
+        for source, item in state.pending.items()
+        if closing == 2 or not frozen_until(state, item)
+    ]
+    return tuple(vest(state, source) for source in free)

@@ -102,7 +102,7 @@ class StateAgreed(Body):
             state.states.append(self.root)
             tails = {peer: state.work.tail(attempt.round, h) for peer, h in attempt.steps.items()}
             state.tails = {peer: steps for peer, steps in tails.items() if steps}
-            state.attempt, state.agreed_credits, state.agreed = None, attempt.credits, state.size
+            state.attempt, state.rooted, state.rooted_by = None, attempt.credits, state.size
             vested = vest_due(state, state.round)
             notes = {"agreeing": len(agreeing)}
             return Outcome("credited", "", granted, vested, left_out=left_out, notes=notes)

@@ -276,7 +276,12 @@ class FoldMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.state.round == TOTAL or len(self.log) % 5 == 0)
     @rule(closing=st.sampled_from([1, 1, 2]))
     def run_closes(self, closing: int) -> None:
-        self.add(self.world.run_closed(max(1, self.state.round), closing))
+        outcome = self.add(self.world.run_closed(max(1, self.state.round), closing))
+        if outcome.status != "ignored":
+            assert (self.state.rooted, self.state.rooted_by + 1) == (
+                self.state.credit_map(),
+                self.state.size,
+            )
 
     # --- people -----------------------------------------------------------------------------------
 

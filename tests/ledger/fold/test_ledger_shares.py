@@ -270,7 +270,7 @@ def test_what_does_not_fit_changes_nothing(reason: str, history: list[Envelope])
 
 def test_a_state_names_the_credit_that_there_was_when_its_round_was_closed() -> None:
     first, _ = outcomes([*START, *CLOSED, WORLD.agreed(1)])
-    assert (first.agreed, first.agreed_credits.root) == (
+    assert (first.rooted_by, first.rooted.root) == (
         first.size - 1,
         CreditMap().changed(dict.fromkeys(first.accounts, (0, 0))).root,
     )
@@ -282,8 +282,33 @@ def test_a_state_names_the_credit_that_there_was_when_its_round_was_closed() -> 
     second, _ = outcomes([*START, *WORLD.round(0), *WORLD.until_closed(1), *moved, WORLD.agreed(2)])
     had = {name: (owner.vested, owner.pending) for name, owner in first.accounts.items()}
     assert second.round == 2
-    assert second.agreed_credits == CreditMap().changed(had)
-    assert FoldState.decode(second.encode()).agreed_credits == second.agreed_credits
+    assert second.rooted == CreditMap().changed(had)
+    assert FoldState.decode(second.encode()).rooted == second.rooted
+
+
+def test_a_closing_names_the_credit_that_there_is_after_it() -> None:
+    world = World(total=2)
+    played = [*world.start, *world.round(0), *world.round(1)]
+    run = [*played, world.dispute(world.owners[1], world.earned(world.members[0], 1))]
+    shared = outcomes(run)[0]
+    before = shared.encode()
+    roots = []
+    for closing in (1, 2):
+        state, seen = outcomes([*run, world.run_closed(2, closing)])
+        had = {name: (owner.vested, owner.pending) for name, owner in state.accounts.items()}
+        assert (len(seen[-1].vested), state.total_pending) == ((5, CREDIT), (1, 0))[closing - 1]
+        assert (state.rooted, state.rooted_by) == (CreditMap().changed(had), len(run))
+        roots.append(state.rooted.root)
+        run.append(world.run_closed(2, closing))
+    assert entries.credits_after(shared, 1).root == roots[0]
+    assert shared.encode() == before, "whoever asks what would be changes nothing"
+    for closing, wrong in ((1, shared.rooted.root), (1, roots[1]), (2, roots[0])):
+        state, seen = outcomes(
+            [*run[: len(run) + closing - 3], world.run_closed(2, closing, wrong)]
+        )
+        assert seen[-1] == Outcome("ignored", reasons.WRONG_CREDITS)
+        assert state.closed == closing - 1
+        assert state.total_pending > 0
 
 
 def test_a_weight_other_than_the_assigned_tokens_is_ignored() -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from artel.ledger.entries import decode
 from artel.ledger.entries.credit_map import Credits
-from artel.ledger.fold.shares import FoldState
+from artel.ledger.fold.shares import FoldState, fold
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.sync import offline
 from artel.ledger.sync.mirror import mirror
@@ -20,9 +21,9 @@ from artel.ledger.sync.share_proof import prove_share
 from artel.ledger.sync.source import CREDIT_PATH, FolderSource, NotFound, page_path
 from artel.protocol.dsse import Leaf
 from artel.protocol.errors import ArtelError, CheckFailed, UsageError
-from client_world import served
+from client_world import served, write_key
 from command_world import group
-from ledger_world import World, complete, digest, key
+from ledger_world import CREDIT, World, complete, digest, key
 
 main = group("ledger")
 ROUNDS = 3
@@ -69,7 +70,7 @@ def test_a_share_is_what_the_fold_had_when_the_round_was_closed(world: World, ho
         found = prove_share(home, name, world.run)
         assert found.credits == Credits(owner.vested, owner.pending) != Credits(0, 0)
         assert found.total == Credits(state.total_vested, state.total_pending)
-        assert (found.agreed.body.round, found.agreed.nodes) == (ROUNDS, 3)
+        assert (found.root.body.round, found.root.nodes) == (ROUNDS, 3)
     assert prove_share(home, key("stranger").key, world.run).credits is None
 
 
@@ -81,6 +82,41 @@ def test_a_mirror_and_a_web_server_prove_the_same(world: World, home: Served, co
     with served(copy, asked) as url:
         assert main(["shares", "--account", name, "--from", url, "--run", world.run]) == 0
     assert not [path for path in asked if "tile" in path]
+
+
+def test_the_share_of_a_finished_run_is_all_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = World(total=2)
+    last = world.earned(world.members[0], 1)
+    batches = [*world.batches(2), world.add(world.dispute(world.owners[1], last))]
+    batches += [world.add(world.run_closed(2, closing)) for closing in (1, 2)]
+    state = FoldState()
+    with LedgerStore.open(tmp_path / DATABASE_NAME, create=True, run=world.run) as store:
+        home = Served(store, None, lambda: state)
+        for batch in batches:
+            store.append(batch, world.sign)
+            state = fold(map(decode, batch), state)
+            if not state.closed:
+                continue
+            folder = tmp_path / "mirror"
+            mirror(home, folder)
+            for account, owner in state.accounts.items():
+                found = prove_share(FolderSource(folder), account, world.run)
+                assert found.credits == Credits(owner.vested, owner.pending)
+                assert (found.root.closing, found.root.nodes) == (state.closed, 0)
+                assert found.root.proven.index == store.size - 1
+    line = ["shares", "--account", world.owners[0].key, "--from", str(folder)]
+    assert main([*line, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["closing"], facts["signed_by"], facts["round"]) == (2, 0, 1)
+    assert (facts["vested"], facts["total_vested"], facts["total_pending"]) == (
+        2 * CREDIT,
+        6 * CREDIT,
+        0,
+    )
+    assert main(line) == 0
+    assert "the coordinator alone" in capsys.readouterr().out
 
 
 def test_the_command_says_what_it_is_proven_by(
@@ -101,6 +137,36 @@ def test_the_command_says_what_it_is_proven_by(
         main(["shares", "--account", "abc", "--from", str(copy)])
 
 
+def test_a_home_proves_its_own_share_by_its_first_key(
+    world: World, store: LedgerStore, copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert store.size
+    owner = world.owners[1]
+
+    def mine(home: Path, *more: str) -> dict[str, Any]:
+        assert main(["me", "--proven", "--home", str(home), "--json", *more]) == 0
+        facts: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return facts
+
+    write_key(tmp_path / "account.key", owner)
+    elsewhere = ["--from", str(copy), "--run", world.run]
+    wanted = mine(tmp_path)
+    assert (wanted["account"], wanted["known"]) == (owner.key, True)
+    assert mine(tmp_path, *elsewhere) == wanted
+    assert mine(tmp_path, "--account", world.owners[0].key, *elsewhere)["vested"] > 0
+    # Replaced twice: what names the account is the first of its keys.
+    moved = tmp_path / "moved"
+    names = ("account.key.retired-1", "account.key.retired-2", "account.key")
+    for name, held in zip(names, (owner, key("second"), key("third")), strict=True):
+        write_key(moved / name, held)
+    assert mine(moved, *elsewhere) == wanted
+    (moved / names[0]).unlink()
+    assert not mine(moved, *elsewhere)["known"]
+    for arguments in (["--node", "x"], ["--home", str(tmp_path / "empty")]):
+        with pytest.raises(UsageError):
+            main(["me", "--proven", *elsewhere, *arguments])
+
+
 def test_a_mirror_follows_and_keeps_no_page_that_is_replaced(
     world: World, store: LedgerStore, home: Served, copy: Path
 ) -> None:
@@ -110,7 +176,7 @@ def test_a_mirror_follows_and_keeps_no_page_that_is_replaced(
     store.append(other.add(*other.round(ROUNDS)), other.sign)
     grown = Served(store, None, lambda: other.state)
     mirror(grown, copy)
-    assert prove_share(FolderSource(copy), world.owners[0].key).agreed.body.round == ROUNDS + 1
+    assert prove_share(FolderSource(copy), world.owners[0].key).root.body.round == ROUNDS + 1
     assert len(set((copy / "credit").iterdir())) == len(before) == 2
     # Who asked just before still finds the pages of the state before.
     old = Served(store, None, lambda: state)
@@ -118,7 +184,7 @@ def test_a_mirror_follows_and_keeps_no_page_that_is_replaced(
     old.get(CREDIT_PATH)
     state = other.state
     old.get(CREDIT_PATH)
-    assert old.get(page_path(world.state.agreed_credits.root))
+    assert old.get(page_path(world.state.rooted.root))
 
 
 def test_before_the_first_state_there_is_nothing_to_prove(tmp_path: Path) -> None:
@@ -144,7 +210,7 @@ class Lying:
 
 def test_no_changed_byte_is_believed(world: World, home: Served) -> None:
     wanted = prove_share(home, world.owners[0].key, world.run)
-    for path in (CREDIT_PATH, page_path(world.state.agreed_credits.root)):
+    for path in (CREDIT_PATH, page_path(world.state.rooted.root)):
         data = home.get(path)
         for at in range(0, len(data), max(1, len(data) // 150)):
             changed = data[:at] + bytes([data[at] ^ 2]) + data[at + 1 :]
