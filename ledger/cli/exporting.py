@@ -13,10 +13,9 @@ from artel.ledger.cli.meant import account_of, quote
 from artel.ledger.cli.opening import At, LedgerOptions
 from artel.protocol import commandline
 from artel.protocol.commandline import File, Folder
-from artel.protocol.errors import EXIT_OK, CheckFailed, UsageError
+from artel.protocol.errors import EXIT_OK, CheckFailed
 
 if TYPE_CHECKING:
-    from artel.ledger.entries.fold_state import FoldState
     from artel.ledger.sync.client import LedgerView
 
 
@@ -26,15 +25,6 @@ Output = Annotated[
     File | None,
     Parameter(name=("-o", "--output"), help="instead of standard output; replaced if it exists"),
 ]
-
-
-def _as_of(at: int | None, view: LedgerView) -> tuple[FoldState, bytes]:
-    """The state to export, and the root of the tree that it comes from."""
-    if at is None or at == view.log.size:
-        return view.state, view.log.root
-    if at > view.log.size:
-        raise UsageError(f"the ledger has {view.log.size} entries, not {at}")
-    return view.as_of(at), view.log.root_at(at)
 
 
 def _standing(view: LedgerView, size: int) -> str:
@@ -77,7 +67,8 @@ def csv(
     from artel.ledger.sync import export
 
     with ledger.opened() as view:
-        state, root = _as_of(at, view)
+        state = view.as_of(at)
+        root = view.log.root_at(state.size)
         rows = export.table(state, root, view.aliases if aliases else None)
         about = f"{plural(len(rows) - 1, 'account')}, {_standing(view, state.size)}"
         if ledger.as_json:

@@ -85,21 +85,18 @@ def _stands(
 def _facts(view: LedgerView, account: str, found: Sequence[Stand], claimed: bool) -> dict[str, Any]:
     from artel.ledger.entries.fold_state import Account
     from artel.ledger.fold import claims
-    from artel.ledger.fold.holdings import Holding, holdings
+    from artel.ledger.fold.holdings import holding
 
     state = view.state
     owner = state.accounts.get(account, Account(""))
-    rates = state.rules.rates if state.rules is not None else {}
-    listed = {item.account: item for item in holdings(state, view.aliases)}
     tally = claims.sums(found)
-    nodes = sorted(node for node, of in state.nodes.items() if of == account) if account else []
-    return listed.get(account, Holding(account)).facts() | {
+    return holding(state, account, view.aliases).facts() | {
         "run": state.run,
         "as_of": view.log.size,
         "final_size": view.final_size,
         "label": view.label,
         "key": owner.key,
-        "nodes": nodes,
+        "nodes": state.nodes_of(account),
         "barred": owner.barred,
         "has_claims": claimed,
         "from_home": view.holder is None,
@@ -107,10 +104,7 @@ def _facts(view: LedgerView, account: str, found: Sequence[Stand], claimed: bool
         "in_ledger": sum(stand.index is not None for stand in found),
         "steps": {status: asdict(item) for status, item in tally.items()},
         "rejected": claims.rejections(found),
-        "work": {
-            kind: {"units": units, "rate": rates.get(kind, 0), "credit": units * rates.get(kind, 0)}
-            for kind, units in owner.units.items()
-        },
+        "work": view.history.done_by(account),
         "vesting": _vesting(state, account),
         "contributions": [_contribution(stand) for stand in found],
     }
@@ -148,7 +142,6 @@ def _me(
     view: LedgerView, facts: dict[str, Any], found: Sequence[Stand], limit: int
 ) -> Iterator[str | Table]:
     from artel.ledger.entries import words as text
-    from artel.ledger.fold import labels
     from artel.protocol.identity import short_peer
 
     account = facts["account"]
@@ -171,8 +164,7 @@ def _me(
     if found:
         yield ""
         yield from _contributions(found, limit, view.final_size)
-    final = labels.finality(facts["final_size"], facts["as_of"], view.needed)
-    yield f"\n{final}"
+    yield f"\n{view.finality.label(facts['as_of'])}"
 
 
 def _steps(facts: dict[str, Any]) -> Table:
@@ -232,13 +224,10 @@ def _next(facts: dict[str, Any]) -> str:
 
 def _account(facts: dict[str, Any]) -> Iterator[str | Table]:
     """All work of the account, by kind, and what it comes to."""
+    from artel.ledger.entries.words import units
 
-    units = {"compute": "tokens", "data": "tokens of text", "audit": "tokens", "witness": "entries"}
     rows = [
-        [
-            *(kind, f"{work['units']:,} {units.get(kind, '')}", f"x {work['rate']:,}", "="),
-            f"{work['credit']:,}",
-        ]
+        [kind, units(work["units"], kind), f"x {work['rate']:,}", "=", f"{work['credit']:,}"]
         for kind, work in facts["work"].items()
     ]
     if rows:

@@ -61,7 +61,6 @@ def prove(
     command = shlex.join(["artel", "ledger", "verify", str(made.proof), str(made.entry), *policy])
     facts = {"index": index, "run": run, "proof": str(made.proof), "entry": str(made.entry)}
     facts |= {"checkpoint": made.size, "final": made.final, "as_of": size, "verify": command}
-    state = labels.finality(0, size, needed).partition(";")[0]
     return ledger.show(
         facts,
         (
@@ -70,7 +69,7 @@ def prove(
             + (f"; what it names is in {made.document}" if made.document is not None else ""),
             f"final: the proof carries {needed} or more cosignatures"
             if made.final
-            else f"{state}; prove it again later for a proof with cosignatures",
+            else f"{labels.pending(needed)}; prove it again later for a proof with cosignatures",
             f"\ncheck it offline, anywhere:\n  {command}",
         ),
     )

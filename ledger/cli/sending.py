@@ -44,6 +44,7 @@ def send(ledger: StatementOptions, view: LedgerView, saying: str, envelope: Enve
     :raises Unreachable: when nobody takes it
     """
     from artel.ledger import entries
+    from artel.ledger.fold import labels
     from artel.ledger.sync.saying import hand_in, require_effect
 
     entry = entries.decode(envelope.encode())
@@ -55,7 +56,6 @@ def send(ledger: StatementOptions, view: LedgerView, saying: str, envelope: Enve
     if not ledger.as_json:
         print(saying, flush=True)
     index, note = hand_in(view, envelope)
-    rules = view.state.rules
     facts = {
         "run": view.state.run,
         "index": index,
@@ -63,10 +63,10 @@ def send(ledger: StatementOptions, view: LedgerView, saying: str, envelope: Enve
         "statement": body,
         "signers": list(envelope.signers),
         "final": False,
-        "witnesses": rules.witnesses if rules is not None else 0,
+        "witnesses": view.needed,
         "note": note,
     }
-    ledger.show(facts, [f"it is entry {index} of the ledger, {_outlook(view)}"])
+    ledger.show(facts, [f"it is entry {index} of the ledger, {labels.pending(view.needed)}"])
 
 
 def dry_run(ledger: StatementOptions, saying: str, body: dict[str, Any]) -> int:
@@ -87,11 +87,3 @@ def ask(ledger: StatementOptions, question: str, yes: bool) -> None:
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise UsageError("nothing was sent")
-
-
-def _outlook(view: LedgerView) -> str:
-    rules = view.state.rules
-    if rules is None or not rules.witnesses:
-        return "pending; nothing becomes final in this run, which asks for no witnesses"
-    who = "1 witness has" if rules.witnesses == 1 else f"{rules.witnesses} witnesses have"
-    return f"pending until {who} cosigned it"

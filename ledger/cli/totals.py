@@ -77,7 +77,6 @@ def _facts(view: LedgerView) -> dict[str, Any]:
 
 def _status(view: LedgerView, facts: dict[str, Any]) -> Iterator[str | Table]:
     from artel.ledger.entries import words as text
-    from artel.ledger.fold import labels
 
     state, size = view.state, view.log.size
     retry = f", attempt {facts['attempt']}" if facts["attempt"] else ""
@@ -97,7 +96,7 @@ def _status(view: LedgerView, facts: dict[str, Any]) -> Iterator[str | Table]:
         ),
         ("credit", f"{state.total_vested:,} vested, {state.total_pending:,} pending{waiting}"),
         ("ignored", text.counts(state.ignored)),
-        ("final", labels.finality(view.final_size, size, view.needed)),
+        ("final", view.finality.label(size)),
         ("", _cosigned(view)),
         *(
             ("trust" if not number else "", line)
@@ -162,7 +161,7 @@ def shares(
     :param account: only what this one has, as the newest credit root proves it; with --from
         without reading the whole ledger
     """
-    from artel.ledger.fold.holdings import holdings
+    from artel.ledger.fold.holdings import shares_facts
 
     if account is not None:
         if at is not None:
@@ -170,24 +169,14 @@ def shares(
         return proven_share(account, ledger)
 
     with ledger.opened() as view:
-        size = view.log.size if at is None else at
-        if size > view.log.size:
-            raise UsageError(f"the ledger has {view.log.size} entries, not {size}")
-        signed = size == 0 or bool(view.log.note_at(size))
-        name = view.log.genesis.name if view.log.size else ""
-        state = view.as_of(size)
-        owners = [owner for owner in holdings(state, view.aliases) if owner.has_any]
-        facts = {
-            "run": state.run,
-            "as_of": size,
-            "checkpoint": signed,
-            "round": state.round,
-            "vested": state.total_vested,
-            "pending": state.total_pending,
-            "final": 0 < size <= view.final_size if view.log.size else False,
-            "label": view.label if view.log.size else "",
-            "shares": [owner.facts() for owner in owners],
+        state = view.as_of(at)
+        size, known = state.size, view.log.size > 0
+        facts = shares_facts(state, view.aliases) | {
+            "checkpoint": not size or bool(view.log.note_at(size)),
+            "final": known and 0 < size <= view.final_size,
+            "label": view.label if known else "",
         }
+        name = view.log.genesis.name if known else ""
         return ledger.show(facts, _shares(view, facts, name))
 
 
@@ -274,7 +263,6 @@ def _share_lines(facts: dict[str, Any]) -> Iterator[str | Table]:
 
 def _shares(view: LedgerView, facts: dict[str, Any], name: str) -> Iterator[str | Table]:
     from artel.ledger.entries import words as text
-    from artel.ledger.fold import labels
 
     size, rows = facts["as_of"], facts["shares"]
     where = f"checkpoint {size:,}" if facts["checkpoint"] else f"entry {size:,}"
@@ -289,7 +277,7 @@ def _shares(view: LedgerView, facts: dict[str, Any], name: str) -> Iterator[str 
             f"{100 * row['share']:.3f} %",
             f"{row['pending']:,}",
             f"{100 * row['share_with_pending']:.3f} %",
-            _work(row["work"]),
+            ", ".join(text.units(n, kind) for kind, n in row["work"].items()) or "-",
             text.counts(row["left_out"]) or "-",
         ]
         for row in rows
@@ -301,9 +289,4 @@ def _shares(view: LedgerView, facts: dict[str, Any], name: str) -> Iterator[str 
     yield Table([*cells, total], heads, right=(1, 2, 3, 4))
     if not facts["vested"]:
         yield "\nnothing has vested yet; the share with pending is what it comes to if all vests"
-    yield f"\n{labels.finality(min(view.final_size, size), size, view.needed)}"
-
-
-def _work(units: dict[str, int]) -> str:
-    names = {"compute": "tokens", "data": "data", "audit": "audit", "witness": "witness"}
-    return ", ".join(f"{count:,} {names.get(kind, kind)}" for kind, count in units.items()) or "-"
+    yield f"\n{view.finality.label(size)}"

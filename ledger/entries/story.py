@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import Body, Entry
 from artel.ledger.entries.fold_state import Credit, FoldState, Outcome
-from artel.ledger.entries.words import plural, short_key
+from artel.ledger.entries.words import plural, short_key, units
 from artel.protocol.assignment import GATHER_MEMBERS
 from artel.protocol.identity import short_peer
 
@@ -277,15 +277,13 @@ def belonged(peer: str, account: str, trail: AttemptTrail) -> str:
     )
 
 
-_TOKENS = ("token", "tokens")
-_UNIT = {"compute": _TOKENS, "data": _TOKENS, "audit": _TOKENS, "witness": ("entry", "entries")}
-
-
 def arithmetic(trail: Trail) -> str:
     """The arithmetic of one credit."""
     credit = trail.credit
-    units = plural(credit.units, *_UNIT[credit.kind])
-    return f"{units} × {credit.rate:,} (ownership.rates.{credit.kind}) = {credit.amount:,} credit"
+    return (
+        f"{units(credit.units, credit.kind)} × {credit.rate:,} (ownership.rates.{credit.kind}) = "
+        f"{credit.amount:,} credit"
+    )
 
 
 def earning(trail: Trail) -> Fact:

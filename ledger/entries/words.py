@@ -47,6 +47,19 @@ def _roles(key: str, entry: Entry, state: FoldState) -> list[Role]:
     return roles
 
 
+UNITS = {
+    "compute": ("token", "tokens"),
+    "data": ("token of text", "tokens of text"),
+    "audit": ("token trained again", "tokens trained again"),
+    "witness": ("entry cosigned", "entries cosigned"),
+}
+
+
+def units(count: int, kind: str) -> str:
+    """Work of a kind."""
+    return plural(count, *UNITS[kind])
+
+
 def short_key(key: str) -> str:
     """An account, a root or another hex name."""
     return key[:12]

@@ -255,6 +255,17 @@ class History:
         order = " ORDER BY c.number DESC LIMIT ?"
         return self._credits(" AND ".join(where), (*values, limit), order)
 
+    def done_by(self, account: str) -> dict[str, dict[str, int]]:
+        """Units of each kind of work that an account has done, their rate, and credit by state."""
+        owner, rates = self.state.accounts.get(account), self.state.founded.rates
+        sums, done = self.sums_of(account), owner.units if owner is not None else {}
+        return {
+            kind: {"units": done[kind], "rate": rates[kind], "credit": done[kind] * rates[kind]}
+            | {state: sums.get((kind, state), 0) for state in CREDIT_STATES}
+            for kind in KINDS_OF_WORK
+            if done.get(kind)
+        }
+
     def sums_of(self, account: str) -> dict[tuple[str, str], int]:
         """Credit of an account by kind of work and state."""
         rows = self._query(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -53,16 +53,39 @@ class Holding:
 
 def holdings(state: FoldState, aliases: Aliases | None = None) -> list[Holding]:
     """All accounts, the largest share first, then the largest with what is pending."""
+    found = _held(state, state.accounts, aliases or {})
+    return sorted(found, key=lambda one: (-one.units, -one.units_with_pending, one.account))
+
+
+def holding(state: FoldState, account: str, aliases: Aliases | None = None) -> Holding:
+    """What one account has; nothing when there is none."""
+    found = _held(state, {account} & state.accounts.keys(), aliases or {})
+    return next(found, Holding(account))
+
+
+def shares_facts(state: FoldState, aliases: Aliases) -> dict[str, Any]:
+    """Who owns what, as JSON. Shares are of vested credit and add up to exactly 1."""
+    return {
+        "run": state.run,
+        "as_of": state.size,
+        "round": state.round,
+        "total": state.total,
+        "vested": state.total_vested,
+        "pending": state.total_pending,
+        "shares": [one.facts() for one in holdings(state, aliases) if one.has_any],
+    }
+
+
+def _held(state: FoldState, names: Iterable[str], aliases: Aliases) -> Iterator[Holding]:
     now = {share.account: share for share in shares(state)}
     later = {share.account: share for share in shares(state, with_pending=True)}
     awaiting, left_out = state.awaiting(), state.rejected_by_account()
-
-    def held(name: str) -> Holding:
-        owner, names = state.accounts[name], (aliases or {}).get(name, ("", ""))
-        return Holding(
+    for name in names:
+        owner, (alias, team) = state.accounts[name], aliases.get(name, ("", ""))
+        yield Holding(
             account=name,
-            alias=names[0],
-            team=names[1],
+            alias=alias,
+            team=team,
             work=owner.units,
             granted=owner.granted,
             vested=owner.vested,
@@ -77,6 +100,3 @@ def holdings(state: FoldState, aliases: Aliases | None = None) -> list[Holding]:
             share_with_pending=later[name].share if name in later else 0.0,
             left_out=left_out.get(name, {}),
         )
-
-    found = map(held, state.accounts)
-    return sorted(found, key=lambda one: (-one.units, -one.units_with_pending, one.account))

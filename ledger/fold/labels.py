@@ -102,10 +102,15 @@ class Trust:
 def finality(final: int, size: int, needed: int) -> str:
     """ "final" or "pending", and up to where, as of the newest checkpoint."""
     as_of = f"as of checkpoint {size:,}"
-    if not needed:
-        return f"pending: this run asks for no witnesses, so nothing becomes final; {as_of}"
-    if not final:
-        return f"pending: no checkpoint has {plural(needed, 'cosigning account')} yet; {as_of}"
+    if not final or not needed:
+        return f"{pending(needed)}; {as_of}"
     if final >= size:
         return f"final, {as_of}"
     return f"final up to entry {final - 1:,} of {size - 1:,}, {as_of}"
+
+
+def pending(needed: int) -> str:
+    """Why something is not final yet."""
+    if not needed:
+        return "pending: this run asks for no witnesses, so nothing becomes final"
+    return f"pending: no checkpoint has {plural(needed, 'cosigning account')} yet"

@@ -64,6 +64,10 @@ class Finality:
         """Entries under ``final``; 0 without."""
         return size_of(self.final)
 
+    def label(self, size: int) -> str:
+        """Final or pending, and up to where, of the first ``size`` entries."""
+        return labels.finality(min(self.size, size), size, self.needed)
+
 
 # --- one tree head --------------------------------------------------------------------------------
 

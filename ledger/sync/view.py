@@ -84,9 +84,16 @@ class LedgerView:
         """The fold over all entries; raises as :attr:`history` does."""
         return self.history.state
 
-    def as_of(self, size: int) -> FoldState:
-        """The fold over the first ``size`` entries; raises as :attr:`history` does."""
-        return self.state if size == self.log.size else history.read(self.log, size).state
+    def as_of(self, size: int | None) -> FoldState:
+        """The fold over the first ``size`` entries, or all; raises as :attr:`history` does.
+
+        :raises UsageError: when there are fewer
+        """
+        if size is None or size == self.log.size:
+            return self.state
+        if size > self.log.size:
+            raise UsageError(f"the ledger has {self.log.size} entries, not {size}")
+        return history.read(self.log, size).state
 
     # --- final or pending -------------------------------------------------------------------------
 

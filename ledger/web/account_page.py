@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from artel.ledger.entries.fold_state import KINDS_OF_WORK
 from artel.ledger.entries.words import short_key
 from artel.ledger.fold.history import CREDIT_STATES
-from artel.ledger.fold.shares import shares
+from artel.ledger.fold.holdings import holding
 from artel.ledger.web.answers import whole
 from artel.ledger.web.context import Context
 from artel.protocol.errors import UsageError
@@ -16,12 +16,6 @@ from artel.protocol.errors import UsageError
 PAGE_ROWS = 100
 STATEMENTS = 50
 MAX_REASONS = 20
-UNITS = {
-    "compute": ("token trained on", "tokens trained on"),
-    "data": ("token of text", "tokens of text"),
-    "audit": ("token trained again", "tokens trained again"),
-    "witness": ("entry cosigned", "entries cosigned"),
-}
 
 
 def account_page(page: Context, asked: Mapping[str, str]) -> dict[str, Any]:
@@ -41,23 +35,13 @@ def account_page(page: Context, asked: Mapping[str, str]) -> dict[str, Any]:
     before = whole(asked["before"], "before") if "before" in asked else None
     history, more = page.history, PAGE_ROWS + 1
     shown = history.credits_of(name, kind=kind, state=state, before=before, limit=more)
-    now, later = (
-        next(
-            (share.share for share in shares(page.state, with_pending=p) if share.account == name),
-            0.0,
-        )
-        for p in (False, True)
-    )
     reasons = history.reasons_of(name)
     return {
         "name": name,
         "owner": owner,
-        "team": page.aliases.get(name, ("", ""))[1],
-        "share": now,
-        "share_later": later,
-        "awaiting": page.state.awaiting().get(name, 0),
-        "work": list(_work(page, name)),
-        "nodes": sorted(peer for peer, account in page.state.nodes.items() if account == name),
+        "held": holding(page.state, name, page.aliases),
+        "work": history.done_by(name),
+        "nodes": page.state.nodes_of(name),
         "kind": kind,
         "state": state,
         "states": CREDIT_STATES,
@@ -69,14 +53,3 @@ def account_page(page: Context, asked: Mapping[str, str]) -> dict[str, Any]:
         "statements": history.statements_of(name, STATEMENTS + 1),
         "statement_rows": STATEMENTS,
     }
-
-
-def _work(page: Context, name: str) -> Iterator[tuple[str, int, tuple[str, str], int, list[int]]]:
-    """Kind of work, units of it and their name, rate, and credit in each state."""
-    sums = page.history.sums_of(name)
-    rates = page.state.rules.rates if page.state.rules is not None else {}
-    done = page.state.accounts[name].units
-    for kind in KINDS_OF_WORK:
-        if done.get(kind):
-            credit = [sums.get((kind, state), 0) for state in CREDIT_STATES]
-            yield kind, done[kind], UNITS[kind], rates.get(kind, 0), credit

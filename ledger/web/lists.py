@@ -8,7 +8,7 @@ from typing import Any
 from artel.ledger import entries
 from artel.ledger.entries.story import summary
 from artel.ledger.fold.history import Did
-from artel.ledger.fold.holdings import holdings
+from artel.ledger.fold.holdings import shares_facts
 from artel.ledger.sync.export import csv_text, table
 from artel.ledger.web.answers import whole
 from artel.ledger.web.chart import history
@@ -29,19 +29,12 @@ def shares_data(page: Context) -> dict[str, Any]:
     ``pending`` has been granted and can still be disputed; ``awaiting`` is accepted, and will be
     granted when the nodes have agreed on the state. A JSON value, which the API serves as it is.
     """
-    fold, seen = page.state, page.standing
-    return {
-        "run": fold.run,
-        "as_of": seen.size,
-        "round": fold.round,
-        "total": fold.total,
-        "vested": fold.total_vested,
-        "pending": fold.total_pending,
+    seen = page.standing
+    return shares_facts(page.state, page.aliases) | {
         "final": seen.final,
         "witnesses": list(seen.witnesses),
         "witnesses_wanted": seen.wanted,
         "label": seen.label,
-        "shares": [one.facts() for one in holdings(fold, page.aliases) if one.has_any],
     }
 
 

@@ -159,8 +159,8 @@ def test_witnesses_and_their_pay() -> None:
         "that was cosigned",
         "cosigned by 2 nodes of 2 accounts; 2 must (ledger.witnesses)",
         f"entries 0 to {size - 1} became final",
-        f"account {OWNER.key[:12]} replayed entries 1 to {size - 1}: {size - 1} entries × 100 "
-        f"(ownership.rates.witness) = {(size - 1) * 100:,} credit",
+        f"account {OWNER.key[:12]} replayed entries 1 to {size - 1}: {size - 1} entries cosigned "
+        f"× 100 (ownership.rates.witness) = {(size - 1) * 100:,} credit",
     )
     alone = of([*ROUND, WORLD.witnessed(log, [A])], size)
     told(alone, "cosigned by 1 node of 1 account; 2 must")
