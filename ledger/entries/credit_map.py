@@ -193,45 +193,80 @@ def look_up(root: str, account: str, get: Callable[[str], bytes]) -> Found:
     :param get: the page with a name (hex); what it gives is checked
     :raises CheckFailed: it gives something else, or what the root stands for is no credit map
     """
-    wanted, name, total = bytes.fromhex(root), bytes.fromhex(account), -1
-    together = -1
-    for depth in range(DIGITS):
-        data = _checked(wanted, get)
-        rows = list(_rows(data[1:]))
-        below = sum(map(_number, rows))
-        if together not in (-1, below):
-            raise CheckFailed(f"the page {wanted.hex()} of the credit map has another sum")
-        total = below if total < 0 else total
-        if data[:1] == b"\0":
-            mine = [_credits(_number(row)) for row in rows if row[:NAME_BYTES] == name]
-            return Found(mine[0] if mine else None, _credits(total))
-        row = rows[_digit(name, depth)]
+    name, place = bytes.fromhex(account), _Place(bytes.fromhex(root))
+    data = place.read(get)
+    total = _credits(sum(map(_number, _rows(data[1:]))))
+    while data[:1] == b"\1":
+        digit = _digit(name, place.depth)
+        row = data[1 + digit * ROW_BYTES :][:ROW_BYTES]
         if row == EMPTY:
-            return Found(None, _credits(total))
-        wanted, together = row[:NAME_BYTES], _number(row)
-    raise CheckFailed("the credit map has no end")
+            return Found(None, total)
+        place = place.below(digit, row)
+        data = place.read(get)
+    mine = [_credits(_number(row)) for row in _rows(data[1:]) if row[:NAME_BYTES] == name]
+    return Found(mine[0] if mine else None, total)
 
 
-def all_pages(root: str, get: Callable[[str], bytes]) -> Iterator[tuple[str, bytes]]:
-    """Every page of a map with its name, as :func:`look_up` gets them."""
-    waiting = [bytes.fromhex(root)]
+def all_pages(root: str, get: Callable[[str], bytes], accounts: int) -> Iterator[tuple[str, bytes]]:
+    """Every page of a map with its name, as :func:`look_up` gets them.
+
+    :param accounts: there can be at most so many
+    """
+    waiting = [_Place(bytes.fromhex(root))]
     while waiting:
-        name = waiting.pop()
-        data = _checked(name, get)
-        yield name.hex(), data
+        place = waiting.pop()
+        data = place.read(get)
+        yield place.name.hex(), data
+        rows = list(_rows(data[1:]))
         if data[:1] == b"\1":
-            waiting += [row[:NAME_BYTES] for row in _rows(data[1:]) if row != EMPTY]
+            waiting += [place.below(d, row) for d, row in enumerate(rows) if row != EMPTY]
+        elif (accounts := accounts - len(rows)) < 0:
+            raise CheckFailed("the credit map has more accounts than the ledger can have")
 
 
-def _checked(name: bytes, get: Callable[[str], bytes]) -> bytes:
-    data = get(name.hex())
-    if hashlib.sha256(data).digest() != name:
-        raise CheckFailed(f"the page {name.hex()} of the credit map is another one")
-    count, rest = divmod(len(data) - 1, ROW_BYTES)
-    rows_of = {b"\0": range(PAGE_ROWS + 1), b"\1": (PAGE_ROWS,)}
-    if rest or count not in rows_of.get(data[:1], ()):
-        raise CheckFailed(f"the page {name.hex()} of the credit map has no form of one")
-    return data
+@dataclass(frozen=True)
+class _Place:
+    """A page that is to be read, and what must be on it; no page fits two places of a map."""
+
+    name: bytes
+    depth: int = 0
+    digits: int = 0
+    """Those ``depth`` that its accounts begin with."""
+    number: int | None = None
+    """What they have together, by the page above."""
+
+    def below(self, digit: int, row: bytes) -> _Place:
+        """The page that a row of this one stands for."""
+        digits = self.digits << DIGIT_BITS | digit
+        return _Place(row[:NAME_BYTES], self.depth + 1, digits, _number(row))
+
+    def read(self, get: Callable[[str], bytes]) -> bytes:
+        """The page.
+
+        :raises CheckFailed: it is another one, or none that could be here
+        """
+        data = get(self.name.hex())
+        if hashlib.sha256(data).digest() != self.name:
+            raise self._refused("is another one")
+        count, rest = divmod(len(data) - 1, ROW_BYTES)
+        rows = list(_rows(data[1:]))
+        if rest or data[:1] not in (b"\0", b"\1") or count > PAGE_ROWS:
+            raise self._refused("has no form of one")
+        if data[:1] == b"\1":
+            fits = count == PAGE_ROWS and self.depth < DIGITS
+        else:
+            names = [row[:NAME_BYTES] for row in rows]
+            shift = 8 * NAME_BYTES + 2 - DIGIT_BITS * self.depth
+            fits = all(int.from_bytes(name) << 2 >> shift == self.digits for name in names)
+            fits = fits and names == sorted(set(names)) and (bool(names) or not self.depth)
+        if not fits:
+            raise self._refused("cannot be where it is")
+        if self.number not in (None, sum(map(_number, rows))):
+            raise self._refused("has another sum")
+        return data
+
+    def _refused(self, why: str) -> CheckFailed:
+        return CheckFailed(f"the page {self.name.hex()} of the credit map {why}")
 
 
 KeptMap = Annotated[

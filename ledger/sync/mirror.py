@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from artel.ledger.entries.credit_map import all_pages
+from artel.ledger.entries.credit_map import PAGE_ROWS, all_pages
 from artel.ledger.entries.documents import document_of, path_of, require_named
 from artel.ledger.store.database import storage_errors
 from artel.ledger.store.finality import size_of
@@ -109,10 +109,10 @@ def mirror(
         merged = add_lines(note.parse(held.note), note.parse(newest.note).signatures)
         newest = SignedHead(merged.encode(), newest.checkpoint, newest.keys)
     _keep_final(folder, offer)
-    _keep_credits(folder, offer)
     if held is None or newest.note != held.note:
         write_file(folder / CHECKPOINT_PATH, newest.note.encode(), durable=True)
     _drop_replaced(folder, before, newest.size)
+    _keep_credits(folder, offer)  # last: what is wrong with it must not hold the log up
     return _report(folder, newest, before, files=files, behind=0)
 
 
@@ -269,9 +269,10 @@ def _keep_credits(folder: Path, offer: Offer) -> None:
         raise CheckFailed(f"the entry in {CREDIT_PATH} is not of this tree")
     (folder / CREDIT_PATH).parent.mkdir(exist_ok=True)
     kept = {folder / CREDIT_PATH}
+    most = offer.head.size + PAGE_ROWS  # the manifest, one entry, names a few
     try:
         page_of = partial(_credit_page, folder, offer.source)
-        for name, page in all_pages(root.body.credits, page_of):
+        for name, page in all_pages(root.body.credits, page_of, most):
             kept.add(folder / page_path(name))
             write_file(folder / page_path(name), page)
     except NotFound:
