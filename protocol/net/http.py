@@ -6,11 +6,8 @@ From Python's own ``urllib``, as a command that asks once should start fast.
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import json
-import time
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -19,14 +16,12 @@ from artel.protocol import files
 from artel.protocol.errors import CheckFailed, DecodeError, Unreachable
 
 if TYPE_CHECKING:
-    from urllib.request import OpenerDirector
+    from http.client import HTTPResponse
 
-MAX_REDIRECTS = 3
 MAX_OBJECT_BYTES = 16 << 20
 MAX_ERROR_BYTES = 1 << 16
 API_FILE = "api.json"
 """In the home of a program that serves an API, while it does: ``{"url": URL}``."""
-_CHUNK = 1 << 16
 
 
 class BadStatus(Unreachable):
@@ -52,30 +47,34 @@ def fetch(url: str, limit: int, timeout: float, body: bytes | None = None) -> by
     from urllib.error import HTTPError
     from urllib.request import Request
 
-    headers = {"User-Agent": "artel", "Accept-Encoding": "identity"}
-    if body is not None:
-        headers["Content-Type"] = "application/json"
-    deadline = time.monotonic() + timeout
+    from artel.protocol.net.opener import http_opener
+
+    headers = {} if body is None else {"Content-Type": "application/json"}
     try:
         request = Request(url, data=body, headers=headers)
-        with http_opener(url).open(request, timeout=timeout) as response:
-            if response.headers.get("Content-Encoding", "identity") != "identity":
-                raise CheckFailed(
-                    f"{url} came compressed, which nobody asked for",
-                    "ask the log's operator to honour Accept-Encoding: identity",
-                )
-            data = _read_until(response.read1, limit + 1, deadline)
-            if len(data) > limit:
-                raise CheckFailed(f"{url} is longer than the {limit} bytes that it can have")
-            if response.length:  # what Content-Length still promises
-                raise Unreachable(f"{url} was cut off after {len(data)} bytes", "try again")
-            return data
-    except HTTPError as error:
-        with error:
-            said = error.read(MAX_ERROR_BYTES)
-        raise BadStatus(url, error.code, said) from None
+        try:
+            with http_opener(url, timeout).open(request) as response:
+                return _whole(url, response, limit)
+        except HTTPError as error:
+            with error:
+                raise BadStatus(url, error.code, error.read(MAX_ERROR_BYTES)) from None
     except (OSError, HTTPException, ValueError) as error:
         raise not_reached(url, error) from None
+
+
+def _whole(url: str, response: HTTPResponse, limit: int) -> bytes:
+    """The body of an answer, if it is all there and in the form that was asked for."""
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        raise CheckFailed(
+            f"{url} came compressed, which nobody asked for",
+            "ask the log's operator to honour Accept-Encoding: identity",
+        )
+    data = response.read(limit + 1)
+    if len(data) > limit:
+        raise CheckFailed(f"{url} is longer than the {limit} bytes that it can have")
+    if response.length:  # what Content-Length still promises
+        raise Unreachable(f"{url} was cut off after {len(data)} bytes", "try again")
+    return data
 
 
 def fetch_object(url: str, timeout: float = 5.0) -> dict[str, Any]:
@@ -122,20 +121,6 @@ def announced_in(home: Path, program: str) -> str:
         ) from None
 
 
-def _read_until(read: Callable[[int], bytes], limit: int, deadline: float) -> bytes:
-    """Up to ``limit`` bytes, piece by piece; a server that drips must not hold us for ever.
-
-    :raises TimeoutError: when the deadline (monotonic seconds) has passed
-    """
-    parts = []
-    while limit and (part := read(min(limit, _CHUNK))):
-        parts.append(part)
-        limit -= len(part)
-        if time.monotonic() > deadline:
-            raise TimeoutError("it took too long")
-    return b"".join(parts)
-
-
 def not_reached(url: str, error: Exception) -> Unreachable:
     """The error for a request that got no answer; names the proxy that it went to, if any."""
     reason = getattr(error, "reason", error)
@@ -150,68 +135,9 @@ def not_reached(url: str, error: Exception) -> Unreachable:
 
 def through_proxy(url: str) -> str:
     """Words for an error: by which proxy of the environment this URL is asked; "" without one."""
-    from urllib.request import getproxies, proxy_bypass
+    from artel.protocol.net.opener import proxy_of
 
-    where = urlsplit(url)
-    proxy = getproxies().get(where.scheme, "")
-    address = where.netloc.rpartition("@")[2]
-    if not proxy or _is_here(address) or proxy_bypass(address):
+    proxy = proxy_of(url)
+    if not proxy:
         return ""
-    return f" (through the proxy {proxy.rpartition('@')[2]}, {where.scheme}_proxy)"
-
-
-def _is_here(address: str) -> bool:
-    """Whether HOST[:PORT] is this machine, which no proxy can reach for us."""
-    host = urlsplit(f"//{address}").hostname or ""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        found = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return found.is_loopback or found.is_unspecified
-
-
-def http_opener(url: str) -> OpenerDirector:
-    """Opens http and https, and follows a few redirects, none of them from https to http.
-
-    Goes by the proxy that the environment names, except to this machine itself.
-
-    :param url: what it is for; says whether http is allowed
-    """
-    from urllib.request import getproxies
-
-    return _opener(url.startswith("https://"), tuple(getproxies().items()))
-
-
-@lru_cache(2)
-def _opener(secure: bool, proxies: tuple[tuple[str, str], ...]) -> OpenerDirector:
-    from urllib import request
-    from urllib.error import HTTPError
-
-    allowed = ("https://",) if secure else ("http://", "https://")
-
-    class Redirects(request.HTTPRedirectHandler):
-        max_redirections = MAX_REDIRECTS
-
-        def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]
-            if not newurl.startswith(allowed):
-                raise HTTPError(req.full_url, code, "redirect elsewhere", headers, fp)
-            return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-    class Proxies(request.ProxyHandler):
-        def proxy_open(self, req, proxy, type):  # type: ignore[no-untyped-def]
-            return None if _is_here(req.host) else super().proxy_open(req, proxy, type)
-
-    opener = request.OpenerDirector()
-    for handler in (
-        Proxies(dict(proxies)),
-        request.UnknownHandler(),
-        request.HTTPHandler(),
-        request.HTTPSHandler(),
-        request.HTTPDefaultErrorHandler(),
-        request.HTTPErrorProcessor(),
-        Redirects(),
-    ):
-        opener.add_handler(handler)
-    return opener
+    return f" (through the proxy {proxy.rpartition('@')[2]}, {urlsplit(url).scheme}_proxy)"

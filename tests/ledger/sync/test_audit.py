@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import http.server
-import io
 import os
 import subprocess
 import sys
 import threading
 import tracemalloc
 from collections.abc import Iterator
-from email.message import Message
 from pathlib import Path
-from urllib.error import HTTPError
-from urllib.request import HTTPRedirectHandler, Request
 
 import pytest
 from tlog_scales.backend import LocalBackend
@@ -40,7 +36,6 @@ from artel.ledger.tlog.proof import (
 from artel.ledger.tlog.tiles import ENTRIES, Tile
 from artel.protocol.errors import CheckFailed, DecodeError, Unreachable, UsageError
 from artel.protocol.merkle import leaf_hash
-from artel.protocol.net.http import http_opener
 from leaf_hashes import consistency
 from places import FIXTURES
 from tlog_world import (
@@ -491,7 +486,7 @@ def test_a_log_on_a_web_server_is_audited(server: str) -> None:
     ("prefix", "error", "words"),
     [
         ("hang", Unreachable, "timed out"),
-        ("drip", Unreachable, "too long"),
+        ("drip", Unreachable, "timed out"),
         ("cut", Unreachable, "cut off after 5 bytes"),
         ("file", Unreachable, "302"),
         ("ftp", Unreachable, "302"),
@@ -508,22 +503,6 @@ def test_a_web_server_that_misbehaves(
     source = HttpSource(f"{server}/{prefix}", timeout=0.3)
     with pytest.raises(error, match=words):
         source.get("checkpoint")
-
-
-def test_no_redirect_leads_from_https_to_http() -> None:
-    for first, then, allowed in (
-        ("https://a/checkpoint", "http://b/checkpoint", False),
-        ("https://a/checkpoint", "https://b/checkpoint", True),
-        ("http://a/checkpoint", "https://b/checkpoint", True),
-        ("http://a/checkpoint", "http://b/checkpoint", True),
-    ):
-        (handler,) = (h for h in http_opener(first).handlers if isinstance(h, HTTPRedirectHandler))
-        arguments = (Request(first), io.BytesIO(), 302, "found", Message(), then)
-        if allowed:
-            assert handler.redirect_request(*arguments) is not None
-            continue
-        with pytest.raises(HTTPError):
-            handler.redirect_request(*arguments)
 
 
 def test_a_server_that_is_not_there_is_unreachable(server: str) -> None:
