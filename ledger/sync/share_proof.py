@@ -98,7 +98,10 @@ def read_root(data: bytes, run: str = "") -> SignedRoot:
     by_coordinator = entry.signers and set(entry.envelope.signers) & set(genesis.coordinators)
     if entry.body.run != genesis.run or not by_coordinator:
         raise CheckFailed(f"the entry in {CREDIT_PATH} is not signed by the run's coordinator")
-    return SignedRoot(entry.body, proven, leaf)
+    found = SignedRoot(entry.body, proven, leaf)
+    if not found.closing and not found.nodes:
+        raise CheckFailed(f"the state in {CREDIT_PATH} is signed by no node")
+    return found
 
 
 class CreditFiles:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from artel.ledger import entries
 from artel.ledger.entries import decode
 from artel.ledger.entries.credit_map import Credits
 from artel.ledger.fold.shares import FoldState, fold
@@ -240,3 +242,17 @@ def test_another_entry_is_no_agreed_state(world: World, store: LedgerStore, home
         prove_share(Lying(home, CREDIT_PATH, shown(store.size - 2)), name)
     with pytest.raises(CheckFailed):
         prove_share(home, name, digest("another run"))
+
+
+def test_a_state_that_no_node_signed_is_none(tmp_path: Path) -> None:
+    """The fold ignores it; whoever does not fold must not take the coordinator's word alone."""
+    world = World()
+    lie = entries.state_agreed(
+        world.coordinator, world.run, round=1, root=digest("r"), credits=digest("c"), signatures={}
+    )
+    leaves = world.add(*world.start, lie)
+    state = replace(world.state, rooted_by=len(leaves) - 1)
+    with LedgerStore.open(tmp_path / DATABASE_NAME, create=True, run=world.run) as store:
+        store.append(leaves, world.sign)
+        with pytest.raises(CheckFailed, match="signed by no node"):
+            prove_share(Served(store, None, lambda: state), world.owners[0].key)
