@@ -211,12 +211,12 @@ class Worker:
             windows = await self.corpus.validation()
             if self.states.round != round:
                 return  # fetching the data took so long that another state is current
-            measured = await self.session.trainer.do(Evaluate(windows))
+            loss = await self.session.trainer.do(Evaluate(windows))
         except ArtelError as error:
             emit(log, "state.not_evaluated", round=round, reason=error.message)
             return
         self._evaluated.add(round)
-        self.progress.validation = messages.Validation(round=round, loss=measured.loss)
+        self.progress.validation = messages.Validation(round=round, loss=loss)
         self._changed()
 
     async def close(self) -> None:

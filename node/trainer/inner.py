@@ -76,7 +76,7 @@ class Inner:
         # Weights stay fp32; only activations are narrower, and only where the hardware likes it.
         width = int(getattr(module.config, "hidden_size", 0) or 0)
         self.bf16 = machine.autocast(settings.precision, device, width)
-        self._peak, self._clip = settings.lr, settings.clip
+        self._clip = settings.clip
         objective.without_memory(module)
         for parameter in module.parameters():
             parameter.data = torch.empty(0)

@@ -156,14 +156,7 @@ class Loop:
         training = open_training(command.manifest, command.state, command.device)
         exchange.warm_up(training.manifest, training.inner.device.type)
         self._training = training
-        state, root = training.agreed.now()
-        return orders.Loaded(
-            parameters=training.layout.parameters,
-            device=training.inner.device.type,
-            precision="bf16" if training.inner.bf16 else "fp32",
-            round=state.round,
-            root=root,
-        )
+        return orders.Loaded(training.inner.device.type, training.agreed.now().root)
 
     def _step_back(self) -> None:
         """From the first round on, whatever else the owner of the machine does goes first.

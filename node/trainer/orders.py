@@ -45,14 +45,9 @@ Windows = Annotated[Sequence[Window], PlainSerializer(_listed), BeforeValidator(
 
 @dataclass(frozen=True)
 class Loaded:
-    """A run is ready; ``round`` and ``root`` are the state's."""
+    """A run is ready; ``root`` is the state's, ``device`` "cpu" or "cuda"."""
 
-    parameters: int
     device: str
-    """"cpu" or "cuda"."""
-    precision: str
-    """Of the activations: "fp32" or "bf16"."""
-    round: int
     root: str
 
 
@@ -97,23 +92,6 @@ class Trained:
     """merge: taking the new state over; idle: of the main lane since the inner steps of the head
     before, in which it did nothing for the run; train: the head; encode; tail: its ``tail`` steps.
     """
-
-
-@dataclass(frozen=True)
-class RanOn:
-    """A finished tail: its steps, their mean loss (nats per token), and the time they took."""
-
-    steps: int
-    loss: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Mean loss in nats per token of the agreed state."""
-
-    loss: float
-    tokens: int
 
 
 @dataclass(frozen=True)
@@ -175,8 +153,8 @@ class Load(Command[Loaded]):
 
 
 @dataclass(frozen=True)
-class SetState(Command[int]):
-    """Take over a state that does not come from our own applying; the answer is its round.
+class SetState(Command[None]):
+    """Take over a state that does not come from our own applying.
 
     The weights become the state's. The optimiser's moments stay; the tail of the round before and
     the error feedback are dropped. Fails with ``bad_state``.
@@ -230,7 +208,7 @@ class Train(Command[Trained]):
 
 
 @dataclass(frozen=True)
-class RunOn(Command[RanOn]):
+class RunOn(Command[None]):
     """Train the tail of a round after its head; its steps count in the next contribution.
 
     Once for each head. A tail that fails or is cancelled is lost, and the weights are those before
@@ -247,8 +225,8 @@ class RunOn(Command[RanOn]):
 
 
 @dataclass(frozen=True)
-class Evaluate(Command[Evaluation]):
-    """Loss of the newest agreed state on windows; the weights stay.
+class Evaluate(Command[float]):
+    """Mean loss of the newest agreed state on windows, in nats per token; the weights stay.
 
     Fails with ``bad_data``, ``cancelled``, ``timeout``, ``diverged``.
     """

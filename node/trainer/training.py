@@ -42,9 +42,7 @@ from artel.node.trainer.merging import Merging
 from artel.node.trainer.orders import (
     Benchmark,
     Evaluate,
-    Evaluation,
     Measured,
-    RanOn,
     RunOn,
     SetState,
     Steps,
@@ -117,8 +115,8 @@ class Training:
         """What the merge thread may use."""
         return Merging(self.manifest, self.layout, self.agreed)
 
-    def set_state(self, order: SetState) -> int:
-        """Take over a state; returns its round."""
+    def set_state(self, order: SetState) -> None:
+        """Take over a state."""
         base = _read_agreed(self.manifest, self.layout, order.state)
         if order.root not in ("", base.root):
             raise TrainerError(
@@ -131,7 +129,6 @@ class Training:
         self._head = None
         if self.feedback is not None:
             self.feedback.reset()
-        return base.state.round
 
     def benchmark(self, order: Benchmark, check: Check) -> Measured:
         """Time real inner steps on random tokens, all but the first; then put everything back."""
@@ -188,7 +185,7 @@ class Training:
             seconds={**phases.seconds, "tail": head.tail_seconds, "idle": idle},
         )
 
-    def run_on(self, tail: RunOn, report: Report, check: Check) -> RanOn:
+    def run_on(self, tail: RunOn, report: Report, check: Check) -> None:
         """Train the tail of a round whose head has been trained."""
         sent = self._head.sent if self._head is not None else None
         wanted = (tail.round, tail.node)
@@ -207,15 +204,14 @@ class Training:
             seed = training_seed(self.manifest.config.run.seed, *wanted, tail=True)
             self.inner.seed(seed)
             numbers = range(order.steps - order.tail, order.steps)
-            _, loss = self._steps(order, data, numbers, report, check)
+            self._steps(order, data, numbers, report, check)
         except BaseException:
             self.inner.load(before)
             raise
         sent.tail, sent.tail_seconds = order.tail, time.perf_counter() - start
-        return RanOn(order.tail, loss, sent.tail_seconds)
 
-    def evaluate(self, order: Evaluate, check: Check) -> Evaluation:
-        """Mean loss of the newest agreed state."""
+    def evaluate(self, order: Evaluate, check: Check) -> float:
+        """Mean loss of the newest agreed state, in nats per token."""
         data = Windows(self.manifest, order.windows)
         if len(data) == 0:
             raise TrainerError("bad_request", "there is nothing to evaluate")
@@ -228,8 +224,7 @@ class Training:
 
         with self._laps.work():
             total = self.inner.loss_sum(state.params, batches())
-        tokens = len(data) * self.manifest.config.data.seq_len
-        return Evaluation(_finite(total / tokens), tokens)
+        return _finite(total / (len(data) * self.manifest.config.data.seq_len))
 
     # --- the parts of a head ---
 

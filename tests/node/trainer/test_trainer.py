@@ -56,7 +56,7 @@ async def pair(world: World, processes: tuple[Trainer, Trainer]) -> tuple[Traine
     """Both trainers at the beginning of the run."""
     for trainer in processes:
         loaded = await trainer.do(Load(world.manifest, world.state, device="cpu"))
-        assert (loaded.root, loaded.round) == (world.run.initial_state, 0)
+        assert loaded.root == world.run.initial_state
     return processes
 
 
@@ -69,8 +69,7 @@ async def test_two_trainers_reach_the_same_roots_and_the_loss_falls(
     world: World, pair: tuple[Trainer, Trainer], tmp_path: Path
 ) -> None:
     before = await pair[0].do(Evaluate(world.validation))
-    assert before.tokens == 16 * 32
-    assert before.loss == pytest.approx(np.log(257), rel=0.05)
+    assert before == pytest.approx(np.log(257), rel=0.05)
     for round in range(4):
         listed = [
             await contribute(trainer, world, member, round, tmp_path / str(member))
@@ -83,8 +82,8 @@ async def test_two_trainers_reach_the_same_roots_and_the_loss_falls(
         assert first.state.read_bytes() == second.state.read_bytes()
         assert set(first.seconds) == {"decode", "aggregate", "outer", "write"}
         assert all(seconds >= 0 for seconds in first.seconds.values())
-    losses = [(await trainer.do(Evaluate(world.validation))).loss for trainer in pair]
-    assert losses[0] == losses[1] < 0.85 * before.loss
+    losses = [await trainer.do(Evaluate(world.validation)) for trainer in pair]
+    assert losses[0] == losses[1] < 0.85 * before
 
 
 async def test_the_same_round_trained_again_gives_the_same_blob(
@@ -99,7 +98,7 @@ async def test_the_same_round_trained_again_gives_the_same_blob(
     second = (await contribute(trainer, world, 0, 1, tmp_path / "b")).blob.read_bytes()
     assert first == second
     # The moments count: a node that joins with this state trains something else.
-    assert await other.do(SetState(applied.state)) == 1
+    await other.do(SetState(applied.state))
     fresh = (await contribute(other, world, 0, 1, tmp_path / "c")).blob.read_bytes()
     assert fresh != first
 
@@ -108,7 +107,7 @@ async def test_training_and_benchmarking_leave_the_agreed_state_alone(
     world: World, pair: tuple[Trainer, Trainer], tmp_path: Path
 ) -> None:
     trainer, other = pair
-    before = (await trainer.do(Evaluate(world.validation))).loss
+    before = await trainer.do(Evaluate(world.validation))
     speed = await trainer.do(Benchmark(2))
     assert speed.tokens_per_second == pytest.approx(4 * 32 / speed.step_seconds)
     reports: list[Steps] = []
@@ -116,7 +115,7 @@ async def test_training_and_benchmarking_leave_the_agreed_state_alone(
     done = await trainer.do(
         Train(0, NODES[0], windows, tmp_path, steps=8), on_progress=reports.append
     )
-    assert (await trainer.do(Evaluate(world.validation))).loss == before
+    assert await trainer.do(Evaluate(world.validation)) == before
     assert (reports[-1].step, reports[-1].steps) == (8, 8)
     assert done.tokens == 8 * 4 * 32
     assert (done.head, done.tail, done.parts) == (8, 0, ())
@@ -138,7 +137,7 @@ async def test_cancelled_training_can_be_repeated_from_its_beginning(
 ) -> None:
     trainer, _ = pair
     await trainer.do(Load(endless.manifest, endless.state, device="cpu"))
-    before = (await trainer.do(Evaluate(endless.validation))).loss
+    before = await trainer.do(Evaluate(endless.validation))
 
     def stop_at_first_report(progress: Steps) -> None:
         assert progress.step < progress.steps
@@ -148,7 +147,7 @@ async def test_cancelled_training_can_be_repeated_from_its_beginning(
     task = asyncio.ensure_future(trainer.do(order, on_progress=stop_at_first_report))
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert (await trainer.do(Evaluate(endless.validation))).loss == before
+    assert await trainer.do(Evaluate(endless.validation)) == before
     assert list(tmp_path.iterdir()) == []
 
     monkeypatch.setattr(Train, "limit_s", 0.2)
@@ -185,7 +184,7 @@ async def test_a_damaged_blob_is_refused_by_name_and_nothing_changes(
         for member, trainer in enumerate(pair)
     ]
     trainer = pair[0]
-    before = (await trainer.do(Evaluate(world.validation))).loss
+    before = await trainer.do(Evaluate(world.validation))
     blob = bytearray(good[1].blob.read_bytes())
     damaged = {
         "flipped": bytes([blob[0] ^ 1]) + bytes(blob[1:]),
@@ -204,7 +203,7 @@ async def test_a_damaged_blob_is_refused_by_name_and_nothing_changes(
         await trainer.do(Apply(0, [Counted(NODES[1], tmp_path / "missing", 1)], tmp_path / "bad"))
     assert failure.value.code == "bad_blob"
     assert not (tmp_path / "bad").exists()
-    assert (await trainer.do(Evaluate(world.validation))).loss == before
+    assert await trainer.do(Evaluate(world.validation)) == before
     after = [await t.do(Apply(0, good, tmp_path / f"good-{i}")) for i, t in enumerate(pair)]
     assert after[0].root == after[1].root
 

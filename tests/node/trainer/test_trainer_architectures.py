@@ -46,7 +46,7 @@ def one_thread() -> None:
 
 
 def evaluate(world: World, session: Training) -> float:
-    return session.evaluate(Evaluate(world.validation), lambda: None).loss
+    return session.evaluate(Evaluate(world.validation), lambda: None)
 
 
 def rounds(world: World, out: Path, *, evaluations: bool) -> tuple[list[str], Vector, list[float]]:

@@ -53,8 +53,7 @@ async def process(world: World) -> AsyncIterator[Trainer]:
 async def trainer(world: World, process: Trainer) -> Trainer:
     if not process.alive:
         await process.restart()
-    loaded = await process.do(Load(world.manifest, world.state, device="cpu"))
-    assert loaded.precision == "fp32"
+    await process.do(Load(world.manifest, world.state, device="cpu"))
     return process
 
 
