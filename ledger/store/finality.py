@@ -29,7 +29,6 @@ from artel.ledger.tlog.note import Note, SignatureLine
 from artel.protocol.errors import ArtelError, CheckFailed
 
 if TYPE_CHECKING:
-    from artel.ledger.entries import Genesis
     from artel.ledger.store.heads import HeadStore
     from artel.ledger.store.reader import LedgerReader
 
@@ -39,8 +38,6 @@ class KnownTree(Protocol):
 
     @property
     def size(self) -> int: ...
-    @property
-    def genesis(self) -> Genesis: ...
     def root_at(self, size: int) -> bytes: ...
 
 
@@ -143,10 +140,9 @@ def of_notes(notes: Iterable[str], tree: KnownTree, state: FoldState) -> Finalit
     """
     final = cosigned = ""
     size = tree.size
-    coordinators = tree.genesis.coordinators if size else ()
     for text in dict.fromkeys(filter(None, notes)):
         origin = parse_checkpoint(text).origin
-        head, signed = verified(text, origin, coordinators, state.nodes)
+        head, signed = verified(text, origin, state.coordinators, state.nodes)
         if term_of(origin, state.run) is None:
             raise CheckFailed(f"a checkpoint of another log: {origin[:120]!r}")
         if head.size > size:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.fold.effects import checked
 from artel.ledger.fold.shares import apply
+from artel.ledger.store.finality import of_notes
 from artel.ledger.sync.offline import run_of
 from artel.ledger.sync.signed_tree import (
     SignedTree,
@@ -114,6 +115,8 @@ class Audited:
     """That verified."""
     unsigned: int = 0
     """Entries with a bad signature, which count for nothing."""
+    final: int = 0
+    """Entries before this index are final."""
 
 
 def audit_log(
@@ -125,8 +128,11 @@ def audit_log(
     origin: str | None = None,
     progress: Tell = silent,
 ) -> Audited:
-    """As :func:`audit`; a run's id can stand for the keys, and a full audit of a run replays it."""
-    newest, _ = newest_heads(source)  # also finds out where the tiles are
+    """As :func:`audit`; a run's id can stand for the keys, and a full audit of a run replays it.
+
+    What is final follows from the cosignatures of its nodes, on the two heads that a source shows.
+    """
+    newest, final = newest_heads(source)  # also finds out where the tiles are
     if not vkeys and not run:
         raise UsageError(
             "no key to check the log's signature with",
@@ -147,7 +153,9 @@ def audit_log(
     report = audit(source, keys, full=True, origin=origin, progress=progress, reader=replay)
     if state.size and not state.run:
         raise CheckFailed("the manifest is not signed by its organiser")
-    return Audited(report, state, signed[True], signed[False])
+    tree = SignedTree(source, report.size, report.root)
+    standing = of_notes((final, report.checkpoint), tree, state)
+    return Audited(report, state, signed[True], signed[False], standing.size)
 
 
 class _Read:

@@ -22,6 +22,7 @@ from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.packing import pack
 from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
+from artel.ledger.sync.source import FINAL_PATH
 from artel.ledger.tlog.checkpoint import sign_checkpoint
 from artel.ledger.tlog.cosignature import witness_key
 from artel.ledger.tlog.note import VerifierKey
@@ -535,11 +536,19 @@ def test_verify_and_audit_say_what_they_do_not_check(
     without = json.loads(capsys.readouterr().out)
     assert "kept tree heads" in {item["name"] for item in without["not_checked"]}
     tiles = write_tiles(home, tmp_path / "tiles")
-    assert main(["audit", str(tiles), "--run", WORLD.run, "--full", "--json"]) == 0
-    names = {item["name"] for item in json.loads(capsys.readouterr().out)["not_checked"]}
-    assert names == set(left)
-    assert main(["audit", str(tiles), "--run", WORLD.run, "--full"]) == 0
+    with LedgerReader.of(home) as store:
+        notes = {size: store.note_at(size) for size in (35, SIZE)}
+    (tiles / FINAL_PATH).write_text(client_world.cosigned(notes[35], A, B))
+    audit = ["audit", str(tiles), "--run", WORLD.run, "--full"]
+    assert main([*audit, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["not_checked"]
+    assert {item["name"]: item["detail"] for item in found} == left
+    assert main(audit) == 0
     assert "state roots" in capsys.readouterr().out
+    (tiles / CHECKPOINT_NAME).write_text(client_world.cosigned(notes[SIZE], A, B))
+    assert main([*audit, "--json"]) == 0
+    names = {item["name"] for item in json.loads(capsys.readouterr().out)["not_checked"]}
+    assert names == set(left) - {"finality"}, "the checkpoint itself is final"
 
 
 def test_verify_fails_loudly(
