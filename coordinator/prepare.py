@@ -50,30 +50,21 @@ TOKENIZER_SAMPLE_BYTES = 6 << 20
 BATCH_BYTES = 4 << 20
 """Text that is tokenised at a time."""
 
-Progress = Callable[[str, float], None]
-"""Called with the stage in words and the fraction of it that is done (0 to 1)."""
 
-
-def prepare(
-    config_path: Path,
-    home: Path,
-    progress: Progress | None = None,
-    say: Callable[[str], None] = lambda line: None,
-) -> Prepared:
+def prepare(config_path: Path, home: Path, stages: Stages | None = None) -> Prepared:
     """Prepare the run of ``config_path`` in ``home``, or return the one that is already there.
 
-    :param say: called with lines about what is used of the text, what is not and why, and warnings
+    :param stages: shows how far it is, what is used of the text, what is not and why, and warnings
     :raises UsageError: when the file, its data or its model cannot be used, or when ``home`` holds
         another run
     :raises ResourceError: when the disk is full or another process prepares the same home
     """
-    report = progress or (lambda stage, fraction: None)
     config = load_config(config_path)
     lock = HomeLock(home / "run")
     try:
         fresh = not _is_prepared(config, config_path, home)
         if fresh:
-            _prepare(config, config_path, home, report, say)
+            _prepare(config, config_path, home, stages or Stages())
         if not (home / LAYOUT_FILE).exists():
             manifest, _ = open_manifest(manifest_path(home).read_bytes())
             module = model.empty(manifest.config.model, manifest.tokenizer.vocab_size)
@@ -135,41 +126,35 @@ def required_blobs(manifest: Manifest, store: BlobStore) -> Iterator[str]:
             yield from shards.decode_index(path.read_bytes(), facts).shards
 
 
-def _prepare(
-    config: RunConfig,
-    config_path: Path,
-    home: Path,
-    report: Progress,
-    say: Callable[[str], None],
-) -> None:
+def _prepare(config: RunConfig, config_path: Path, home: Path, stages: Stages) -> None:
     organiser = load_or_create(home / "organiser.key")
     coordinator = load_or_create(home / "node.key")
     store = BlobStore(home / "blobs", None)
 
     inventory = sources.take_inventory(
-        config.data.sources, config_path.parent, lambda done: report("reading the text", done)
+        config.data.sources, config_path.parent, lambda done: stages("reading the text", done)
     )
     for name, words in inventory.words().items():
-        say(f"{name}: {words}")
+        stages.say(f"{name}: {words}")
     for warning in inventory.warnings:
-        say(f"! {warning}")
+        stages.say(f"! {warning}")
     parts = sources.sample(inventory.parts, config.data.max_bytes)
     train, validation = sources.split(parts, config.data.validation_fraction)
 
     # The model is tried before the slow part, so that a wrong key is reported within seconds.
-    report("checking the model", 0.0)
+    stages("checking the model", 0.0)
     module = model.empty(config.model, config.tokenizer.vocab_size)
     require_fragments(config, model.layout_of(module))
     for warning in rehearse(config, module):
-        say(f"! {warning}")
-    report("training the tokenizer", 0.0)
+        stages.say(f"! {warning}")
+    stages("training the tokenizer", 0.0)
     tokenizer, tokenizer_facts = _tokenizer(config, train, store)
     dtype = shards.dtype_for(tokenizer.vocab_size)
     facts: dict[str, SplitFacts] = {}
     given: dict[str, list[tuple[str, int]]] = {}
     for name, chosen in (("train", train), ("validation", validation)):
         index, given[name] = _write_shards(
-            config, tokenizer, chosen, store, dtype, partial(report, f"tokenising the {name} split")
+            config, tokenizer, chosen, store, dtype, partial(stages, f"tokenising the {name} split")
         )
         facts[name] = index.facts()
         store.put(index.encode())
@@ -180,7 +165,7 @@ def _prepare(
         contributed=_contributed(given["train"]),
     )
 
-    report("drawing the first parameters", 0.0)
+    stages("drawing the first parameters", 0.0)
     model_facts, initial_state = _initial_state(config, tokenizer.vocab_size, store)
     manifest = Manifest(
         config=config,
@@ -324,9 +309,8 @@ def main(argv: list[str]) -> int:
     run_file, option, home = argv
     assert option == "--home"
     terminal.prepare()
-    stages = Stages(indent="  ")
     try:
-        prepare(Path(run_file), Path(home), stages, stages.say)
+        prepare(Path(run_file), Path(home), Stages(indent="  "))
     except ArtelError as error:
         print(json.dumps({"error": error.message, "hint": error.hint}))
         return error.exit_code

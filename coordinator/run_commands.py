@@ -118,8 +118,7 @@ def prepare(file: RunFile, /, *, home: Folder, as_json: AsJson = False) -> int:
     from artel.coordinator.preparation import Stages, manifest_path
     from artel.ledger.entries.words import plural
 
-    stages = Stages()
-    prepared = preparing.prepare(file, home, stages, stages.say)
+    prepared = preparing.prepare(file, home, Stages())
     manifest = prepared.manifest
     data, config, vocabulary = manifest.data, manifest.config, manifest.tokenizer.vocab_size
     facts = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -225,11 +226,11 @@ def test_the_text_has_to_do_for_the_fastest_nodes_of_a_time_box(tmp_path: Path) 
         prepare(path, tmp_path / "boxed")
 
 
-def test_progress_is_reported(tmp_path: Path) -> None:
-    seen: list[tuple[str, float]] = []
-    prepare(write_run(tmp_path), tmp_path / "home", lambda *step: seen.append(step))
-    stages = list(dict.fromkeys(stage for stage, _ in seen))
-    assert stages == [
+def test_progress_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare(write_run(tmp_path), tmp_path / "home")
+    lines = [line for line in capsys.readouterr().err.splitlines() if ":" not in line]
+    parts = [re.split(r" +(\d+) %$", line) for line in lines]
+    assert list(dict.fromkeys(stage for stage, *_ in parts)) == [
         "reading the text",
         "checking the model",
         "training the tokenizer",
@@ -237,7 +238,9 @@ def test_progress_is_reported(tmp_path: Path) -> None:
         "tokenising the validation split",
         "drawing the first parameters",
     ]
-    assert all(0 <= fraction <= 1 for _, fraction in seen)
+    percents = {int(done) for _, *rest in parts for done in rest[:1]}
+    assert percents <= {25, 50, 75, 100}
+    assert percents
 
 
 # --- sources -------------------------------------------------------------------------------------
