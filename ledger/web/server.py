@@ -39,6 +39,8 @@ log = logging.getLogger("artel.web")
 MAX_LINE_BYTES = 4096
 BACKLOG = 64
 SWEEP_S = 0.5
+TOLD_EVERY_S = 60.0
+"""Between two lines in the log that say of requests that are none."""
 MAX_ADDRESSES = 4096
 """Addresses whose rate is remembered; the one that was quiet longest is forgotten first."""
 PUBLIC_PREFIX = "/ledger/"
@@ -97,10 +99,13 @@ class Gate:
             60 * self.limits.posts_per_s, self.limits.posts, MAX_ADDRESSES, clock
         )
         self._deadlines: dict[Any, float] = {}  # connection: when it has to have begun a request
+        self._malformed, self._told_at = 0, -math.inf
 
     def application(self) -> web.Application:
         """An application without routes, behind this gate."""
-        return web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._guarded])
+        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._guarded])
+        app.on_response_prepare.append(self._prepared)
+        return app
 
     @contextlib.asynccontextmanager
     async def serving(
@@ -117,14 +122,7 @@ class Gate:
         self, application: web.Application, listener: socket.socket
     ) -> AsyncIterator[None]:
         """Serve on a listening socket for as long as the context lasts."""
-        runner = web.AppRunner(
-            application,
-            access_log=None,
-            keepalive_timeout=15.0,
-            max_line_size=MAX_LINE_BYTES,
-            max_field_size=MAX_LINE_BYTES,
-            shutdown_timeout=2.0,
-        )
+        runner = web.AppRunner(application, shutdown_timeout=2.0)
         await runner.setup()
         sweeper = None
         try:
@@ -153,8 +151,7 @@ class Gate:
             if victim is None:
                 return _Refused()
             _abort(victim)
-        protocol: asyncio.Protocol = server()
-        return protocol
+        return _Connection(self, server)
 
     def _victim(self, live: list[Any]) -> Any:
         """Whoever has most connections loses the one that has been idle longest; None when nobody
@@ -187,14 +184,19 @@ class Gate:
     @web.middleware
     async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         self._deadlines[request.protocol] = self._clock() + self.limits.request_s
-        response = await self._admitted(request, handler)
+        return await self._admitted(request, handler)
+
+    async def _prepared(self, request: web.Request, response: web.StreamResponse) -> None:
+        self.dress(request, response)
+
+    def dress(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+        """Count an answer, and give it the headers that all have."""
         self.answers[str(response.status)] += 1
         response.headers.update(HEADERS)
         response.headers.setdefault("Cache-Control", "no-store")
         if request.path.startswith(PUBLIC_PREFIX) and request.method in ("GET", "HEAD"):
             response.headers["Access-Control-Allow-Origin"] = "*"
             response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
-        return response
 
     async def _admitted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if self._active >= self.limits.requests:
@@ -229,12 +231,25 @@ class Gate:
         except ArtelError as failed:
             emit(log, "web.failed", logging.WARNING, path=request.path, reason=failed.message)
             return error(503, failed.message, failed.hint)
+        except (web.RequestPayloadError, ConnectionError) as broken:
+            return self.refusal(request.remote, broken)
         except TimeoutError:
             return busy("this server is too busy to answer", 503)
         except Exception:
             # A defect of ours: the visitor learns nothing about it, the operator everything.
             log.exception("web.defect")
             return error(500, "this page is broken", "tell the organiser")
+
+    def refusal(self, address: str | None, reason: BaseException | None) -> web.Response:
+        """The answer to what is no whole request; the log tells of these now and then."""
+        self._malformed += 1
+        now = self._clock()
+        if now >= self._told_at + TOLD_EVERY_S:
+            said = " ".join(str(reason).split())[:100]
+            fields = {"times": self._malformed, "address": address, "reason": said}
+            emit(log, "web.malformed", logging.WARNING, **fields)
+            self._malformed, self._told_at = 0, now
+        return error(400, "this is no whole HTTP request", "")
 
 
 @contextlib.contextmanager
@@ -282,6 +297,38 @@ def address_of(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _Connection(web.RequestHandler):
+    """aiohttp's, which prints a traceback of each request that it cannot read."""
+
+    __slots__ = ("_gate",)
+
+    def __init__(self, gate: Gate, server: Any) -> None:
+        super().__init__(
+            server,
+            loop=asyncio.get_running_loop(),
+            access_log=None,  # type: ignore[arg-type]
+            keepalive_timeout=15.0,
+            max_line_size=MAX_LINE_BYTES,
+            max_field_size=MAX_LINE_BYTES,
+            auto_decompress=False,  # nobody sends compressed statements
+        )
+        self._gate = gate
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if status != 400:
+            return super().handle_error(request, status, exc, message)
+        response = self._gate.refusal(request.remote, exc)
+        self._gate.dress(request, response)
+        response.force_close()
+        return response
 
 
 class _Refused(asyncio.Protocol):

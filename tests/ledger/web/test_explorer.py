@@ -10,7 +10,8 @@ import io
 import json
 import socket
 import struct
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from artel.ledger.tlog.note import VerifierKey
 from artel.ledger.tlog.proof import TlogProof, verify_inclusion
 from artel.ledger.tlog.tiles import ENTRIES, encode_bundle, level_tiles, tiles_of
 from artel.ledger.web import account_page, chart, server
+from artel.ledger.web.answers import body_of
 from artel.ledger.web.server import Gate, Limits
 from artel.ledger.web.site import LedgerSite
 from artel.node import status
@@ -829,10 +831,12 @@ def test_an_address_that_is_none_is_refused(given: str, capsys: pytest.CaptureFi
 class Door:
     """A gate on a real port, with handlers that wait until they are told."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(
+        self, limits: Limits | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
-        self.gate = Gate(limits)
+        self.gate = Gate(limits, clock)
         self.waiting = 0
         self.go = asyncio.Event()
 
@@ -850,10 +854,14 @@ class Door:
         async def large(request: web.Request) -> web.Response:
             return web.Response(body=bytes(64 << 20))
 
+        async def post(request: web.Request) -> web.Response:
+            return web.Response(text=str(len(await body_of(request, 100))))
+
         app = self.gate.application()
         app.router.add_get("/slow", slow)
         app.router.add_get("/quick", quick)
         app.router.add_get("/large", large)
+        app.router.add_post("/post", post)
         return app
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -944,3 +952,81 @@ async def test_a_burst_of_connections_stays_below_the_cap() -> None:
         for each in sockets:
             each.close()
         assert b"200" in await door.ask("/quick")
+
+
+POST = b"POST /post HTTP/1.1\r\nHost: x\r\n"
+MALFORMED = {
+    "no line": b"\x00\xff\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01",
+    "long line": b"GET /" + b"a" * 10_000 + b" HTTP/1.1\r\n\r\n",
+    "many headers": b"GET /quick HTTP/1.1\r\n" + b"A: b\r\n" * 2000 + b"\r\n",
+    "version": b"GET /quick HTTP/9.9\r\n\r\n",
+    "address": b"GET http://[ HTTP/1.1\r\nHost: x\r\n\r\n",
+    "length": POST + b"Content-Length: -1\r\n\r\n",
+    "two lengths": POST
+    + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+    "chunk": POST + b"Transfer-Encoding: chunked\r\n\r\nZZ\r\nabc",
+}
+
+
+@pytest.mark.parametrize("what", MALFORMED)
+async def test_what_is_no_request_is_refused_counted_and_not_printed(
+    what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    door = Door()
+    async with door.gate.listening(door.application(), door.listener):
+        reader, writer = await door.connect()
+        writer.write(MALFORMED[what])
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+    assert head.split()[1] == b"400"
+    assert b"aiohttp" not in head
+    assert b"Content-Security-Policy" in head
+    assert json.loads(body)["error"]
+    assert door.gate.answers == {"400": 1}
+    assert [record.message for record in caplog.records] == ["web.malformed"]
+
+
+async def test_a_storm_of_malformed_requests_is_one_line_a_minute(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    now = [0.0]
+    door = Door(clock=lambda: now[0])
+    async with door.gate.listening(door.application(), door.listener):
+        for now[0] in (0.0, 1.0, 59.0, 61.0):
+            reader, writer = await door.connect()
+            writer.write(MALFORMED["no line"])
+            assert await ended(reader)
+            writer.close()
+    assert [record.fields["times"] for record in caplog.records] == [1, 3]  # type: ignore[attr-defined]
+    assert door.gate.answers == {"400": 4}
+
+
+@pytest.mark.parametrize(
+    "body", [b"Content-Length: 30\r\n\r\na", b"Transfer-Encoding: chunked\r\n\r\n3\r\na"]
+)
+async def test_whoever_goes_away_before_the_body_is_here_is_no_defect(
+    body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    door = Door()
+    async with door.gate.listening(door.application(), door.listener):
+        _, writer = await door.connect()
+        writer.write(POST + body)
+        while not door.gate._active:
+            await asyncio.sleep(0.01)
+        writer.transport.abort()
+        while door.gate._active:
+            await asyncio.sleep(0.01)
+    assert [record.message for record in caplog.records] == ["web.malformed"]
+
+
+async def test_what_comes_compressed_is_not_unpacked(caplog: pytest.LogCaptureFixture) -> None:
+    door = Door()
+    async with door.gate.listening(door.application(), door.listener):
+        for packed in (b"abc", gzip.compress(bytes(1000))):
+            reader, writer = await door.connect()
+            length = b"Content-Encoding: gzip\r\nContent-Length: %d\r\n" % len(packed)
+            writer.write(POST + length + b"Connection: close\r\n\r\n" + packed)
+            assert (await reader.read()).endswith(b"\r\n\r\n%d" % len(packed))
+            writer.close()
+    assert not caplog.records
