@@ -235,7 +235,7 @@ async def _state(session: Session, states: States, say: Callable[[str], None]) -
     agreed = session.replica.state.states
     held = states.newest_held(agreed)
     if 0 <= held < len(agreed) - 1:
-        missed = await asyncio.to_thread(closed_since, session.replica.store, held)
+        missed = await asyncio.to_thread(closed_since, session.replica.history, held)
         delta, whole = delta_bytes(missed, session.blobs), session.state_bytes
         path = session.blobs.path(agreed[held])
         if delta < whole and path is not None:

@@ -120,7 +120,7 @@ class Worker:
         behind = self.states.round
         if not 0 <= behind < len(agreed) - 1 or self.states.root != agreed[behind]:
             return False
-        missed = await asyncio.to_thread(closed_since, session.replica.store, behind)
+        missed = await asyncio.to_thread(closed_since, session.replica.history, behind)
         size = sync.delta_bytes(missed, session.blobs)
         if size >= session.state_bytes or session.blobs.has(root):
             return False

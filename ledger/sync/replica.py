@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from artel.ledger.fold.effects import Fold
+from artel.ledger.fold.history import History
 from artel.ledger.fold.shares import FoldState
 from artel.ledger.store.published import LostEntries, read_checkpoint_file
 from artel.ledger.store.store import CHECKPOINT_NAME, LedgerStore
@@ -73,6 +74,11 @@ class Replica:
     def state(self) -> FoldState:
         """The fold over the store; replaced by a newer one in the event loop, never changed."""
         return self.fold.state
+
+    @property
+    def history(self) -> History:
+        """What happened, as of now."""
+        return History(self.store, self.store.query, self.state)
 
     def growth(self) -> asyncio.Event:
         """A new event that is set, from now on, whenever the replica has grown."""

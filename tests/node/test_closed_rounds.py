@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from artel.ledger import entries
+from artel.ledger.fold.history import read
 from artel.ledger.fold.shares import fold
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.node.closed_rounds import closed_since, under_way
@@ -27,13 +28,13 @@ def stored(world: World, home: Path, *batches: list[Envelope]) -> LedgerStore:
 def test_missed_rounds_are_those_behind_the_state_that_one_has(tmp_path: Path) -> None:
     world = World()
     with stored(world, tmp_path, *(world.round(number) for number in range(5))) as store:
-        missed = closed_since(store, 3)
+        missed = closed_since(read(store), 3)
         assert [(closed.round, closed.root) for closed in missed] == [
             (3, digest("state 4")),
             (4, digest("state 5")),
         ]
-        assert [closed.round for closed in closed_since(store, 0)] == [0, 1, 2, 3, 4]
-        assert closed_since(store, 5) == []
+        assert [closed.round for closed in closed_since(read(store), 0)] == [0, 1, 2, 3, 4]
+        assert closed_since(read(store), 5) == []
         first = missed[0]
         assert first.accepted == sorted(member.peer_id for member in world.members)
         for member in world.members:
@@ -53,7 +54,7 @@ def test_an_attempt_that_failed_is_not_repeated(tmp_path: Path) -> None:
     ]
     under = [world.opened(2), world.committed(2)]
     with stored(world, tmp_path, world.round(0), failed, redone, under) as store:
-        (missed,) = closed_since(store, 1)
+        (missed,) = closed_since(read(store), 1)
         assert (missed.round, missed.attempt) == (1, 1)
         assert missed.shown[world.members[0].peer_id].blob == world.blob(1, 1, world.members[0])[0]
 
@@ -64,13 +65,23 @@ def test_slices_and_accusations_come_along(tmp_path: Path) -> None:
     round_0 = world.until_closed(0) + [world.aggregate(0, number) for number in range(3)]
     round_0 += [world.slice_wrong(accuser, 0, 1), world.agreed(1, wrong=[1])]
     with stored(world, tmp_path, round_0, world.round(1)) as store:
-        first, second = closed_since(store, 0)
+        first, second = closed_since(read(store), 0)
     assert first.accused == {1}
     assert second.accused == frozenset()
     assert {number: made.blob for number, made in second.aggregates.items()} == {
         number: digest(f"slice 1 0 {number}") for number in range(3)
     }
     assert first.aggregates[2].node == world.aggregator(0, 2).peer_id
+
+
+def test_what_does_not_count_in_the_ledger_is_not_applied(tmp_path: Path) -> None:
+    world = World(exchange=SHARDED)
+    right = world.aggregate(0, 1)
+    wrong = world.aggregate(0, 1, by=world.aggregator(0, 2), blob=digest("another"))
+    round_0 = [*world.until_closed(0), wrong, right, world.agreed(1)]
+    with stored(world, tmp_path, round_0) as store:
+        (closed,) = closed_since(read(store), 0)
+    assert closed.aggregates[1].blob == digest("slice 0 0 1")
 
 
 def test_the_attempt_under_way_is_read_from_the_fold(tmp_path: Path) -> None:
@@ -89,8 +100,8 @@ def test_a_delta_costs_what_is_not_here_yet(tmp_path: Path) -> None:
     world, sharded = World(), World(exchange=SHARDED, name="sharded")
     blobs = BlobStore(tmp_path / "blobs")
     with stored(world, tmp_path / "a", world.round(0), world.round(1)) as store:
-        missed = closed_since(store, 0)
+        missed = closed_since(read(store), 0)
     assert delta_bytes(missed, blobs) == 2 * 3 * 1000
     with stored(sharded, tmp_path / "b", sharded.round(0)) as store:
-        (closed,) = closed_since(store, 0)
+        (closed,) = closed_since(read(store), 0)
     assert delta_bytes([closed], blobs) == 3 * 500 + 3 * index_bytes(3)
