@@ -147,7 +147,7 @@ def root() -> App:
     """All groups below ``artel``; a group is imported when something in it is looked at."""
     from artel.protocol import commandline
 
-    app = commandline.group("artel", None, "")
+    app = commandline.group("artel", None, {})
     for name, (module, _) in GROUPS.items():
         app.command(f"{module}:app", name=name)
     return app

@@ -8,7 +8,7 @@ from artel import cli
 from artel.protocol import commandline
 from artel.protocol.errors import EXIT_OK
 
-app = commandline.group("completion", None, "exit codes: 0 done · 2 wrong input")
+app = commandline.group("completion", None, {0: "done", 2: "wrong input"})
 
 
 @app.default

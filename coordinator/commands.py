@@ -31,8 +31,14 @@ DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/4200"
 app = commandline.group(
     "coordinator",
     "Publish a run and coordinate its rounds.",
-    "exit codes: 0 done · 1 a check failed · 2 wrong input · 3 the coordinator cannot be reached\n"
-    "            4 this machine lacks something (port, disk, lock) · 130 interrupted twice",
+    {
+        0: "done",
+        1: "a check failed",
+        2: "wrong input",
+        3: "the coordinator cannot be reached",
+        4: "this machine lacks something (port, disk, lock)",
+        130: "interrupted twice",
+    },
 )
 
 

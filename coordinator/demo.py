@@ -29,8 +29,13 @@ ABOUT = "A small Llama learns Python from the sources of the interpreter that ru
 app = commandline.group(
     "demo",
     None,
-    "exit codes: 0 everything holds · 1 a check failed · 2 wrong input\n"
-    "            4 this machine lacks something · 130 interrupted",
+    {
+        0: "everything holds",
+        1: "a check failed",
+        2: "wrong input",
+        4: "this machine lacks something",
+        130: "interrupted",
+    },
 )
 
 
@@ -52,9 +57,11 @@ def demo(
 
     The result is checked. Takes about four minutes on two cores.
 
-    examples: artel demo --nodes 3 --rounds 6 --json
-              artel demo --codec sparse --overlap 8
-              artel demo --nodes 8 --topology sharded --rounds 4 --inner-steps 12
+    example: artel demo --nodes 3 --rounds 6 --json
+
+    example: artel demo --codec sparse --overlap 8
+
+    example: artel demo --nodes 8 --topology sharded --rounds 4 --inner-steps 12
 
     :param nodes: how many
     :param rounds: how many

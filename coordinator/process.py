@@ -209,12 +209,17 @@ def _greet(core: Coordinator, options: Startup, url: str, invite: str) -> None:
         ready = {"run": core.run, "invite": invite, "http": url, "home": str(options.home)}
         print(json.dumps(ready), flush=True)
         return
+    needed = f"{core.rules.min_nodes} node(s) to begin"
+    call = (
+        "Volunteers take part with this line:\n\n"
+        f"artel node start --join {invite} --home artel-node\n"
+    )
+    if core.ledger.state.closed:
+        needed, call = "closed", "The run is over; its ledger is served until Ctrl-C.\n"
     print(
         f"{config.run.name}: {core.manifest.model.parameters:,} parameters, round "
-        f"{core.state.round} of {core.rules.total}, {core.rules.min_nodes} node(s) to begin\n"
+        f"{core.state.round} of {core.rules.total}, {needed}\n"
         f"  run id  {core.run}\n"
-        f"  page    {url}\n\n"
-        "Volunteers take part with this line:\n\n"
-        f"artel node start --join {invite} --home artel-node\n",
+        f"  page    {url}\n\n{call}",
         flush=True,
     )

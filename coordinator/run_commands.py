@@ -20,9 +20,12 @@ QUIET_S = 3.0
 app = commandline.group(
     "run",
     "Write, explain and prepare the file that describes a run.",
-    "exit codes: 0 done · 1 a prepared run is damaged\n"
-    "            2 the file, its data or its model cannot be used\n"
-    "            4 this machine lacks something (disk space, the lock of a home)",
+    {
+        0: "done",
+        1: "a prepared run is damaged",
+        2: "the file, its data or its model cannot be used",
+        4: "this machine lacks something (disk space, the lock of a home)",
+    },
 )
 
 RunFile = Annotated[Path, commandline.value(options.path, RUN_FILE)]

@@ -53,9 +53,14 @@ LEAVE_AT_ONCE_S = 15.0
 app = commandline.group(
     "node",
     "Take part in a run.",
-    "exit codes: 0 done · 1 failed · 2 wrong input (the invite, a key file) · 3 nobody answers · "
-    "4 this machine lacks something (memory, disk, a port, the home is in use) · 130 left at once: "
-    "a second Ctrl-C, or one before the node had joined",
+    {
+        0: "done",
+        1: "failed",
+        2: "wrong input (the invite, a key file)",
+        3: "nobody answers",
+        4: "this machine lacks something (memory, disk, a port, the home is in use)",
+        130: "left at once: a second Ctrl-C, or one before the node had joined",
+    },
 )
 
 CORES = Groups().cores()

@@ -11,7 +11,7 @@ import io
 import json
 import shutil
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -37,17 +37,18 @@ _ENDLESS = 1_000_000
 """Columns of what is no terminal: lines are for other programs, and stay whole."""
 
 
-def group(name: str, about: str | None, epilogue: str | None) -> App:
+def group(name: str, about: str | None, exits: Mapping[int, str] | None) -> App:
     """An empty group of commands.
 
     :param about: what ``--help`` says of it; None: the docstring of its default command
-    :param epilogue: what stands below the help of its commands: the exit codes; None: the same as
-        of the group above
+    :param exits: what the exit codes of its commands mean, which stands below their help; None: the
+        same as of the group above
     """
+    codes = " · ".join(f"{code} {meaning}" for code, meaning in (exits or {}).items())
     return App(
         name=name,
         help=about,
-        help_epilogue=epilogue,
+        help_epilogue=None if exits is None else f"exit codes: {codes}" if codes else "",
         help_format="markdown",
         version_flags=(),
         # No --no-json beside --json; of an option that is given twice the last counts.
@@ -124,6 +125,8 @@ def _explained(error: CycloptsError) -> UsageError:
     if isinstance(error, UnknownOptionError):
         word = error.token.keyword or error.token.value.partition("=")[0]
         known = [name for item in error.argument_collection for name in item.names]
+        if word in known:
+            return UsageError(f"after -- {word} is no option", "write -- behind all options")
         return UsageError(f"there is no option {word}", suggestion(word, known) or see)
     if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
         return UsageError(f"unknown arguments: {' '.join(error.unused_tokens)}", see)

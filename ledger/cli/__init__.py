@@ -32,8 +32,13 @@ app = commandline.group(
     "example: artel ledger me\n\n"
     "example: artel ledger shares --from http://HOST:8080\n\n"
     "example: artel ledger verify entry-17.tlog-proof",
-    "exit codes: 0 it holds · 1 a check failed · 2 wrong input · 3 unreachable · "
-    "4 this machine lacks something (room for a copy, a working disk)",
+    {
+        0: "it holds",
+        1: "a check failed",
+        2: "wrong input",
+        3: "unreachable",
+        4: "this machine lacks something (room for a copy, a working disk)",
+    },
 )
 
 for _module, _commands in COMMANDS.items():

@@ -112,7 +112,7 @@ def account_named(view: LedgerView, wanted: str) -> str:
         return str(found.pop())
     raise UsageError(
         f"{'several accounts are' if found else 'no account is'} called {wanted[:64]!r}",
-        "give the account's name, 64 hex digits: see artel ledger shares --json",
+        "give its name, or 8 or more of its key's 64 digits: see artel ledger shares --json",
     )
 
 

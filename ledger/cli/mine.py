@@ -34,7 +34,7 @@ def me(
 
     example: artel ledger me --home node-1
 
-    :param account: another account: its key, the start of it, or its name
+    :param account: another account: its key, 8 or more digits of it, or its name
     :param node: the account of this node: its peer id, or the end of it
     :param limit: list the last N contributions, 0 for all
     :param proven: only the share, as shares --account KEY proves it; with --from without reading

@@ -51,7 +51,7 @@ def log(
     :param round: only entries about this round
     :param node: only entries that name this node: its peer id, or the end of it
     :param mine: only entries about this home's account
-    :param account: only entries about this account: its key, the start of it, or its name
+    :param account: only entries about this account: its key, 8 or more digits of it, or its name
     :param limit: only the last N of them, 0 for all
     :param follow: go on with new entries as they come
     """

@@ -72,6 +72,12 @@ def test_a_word_like_no_other_gets_the_choice(
     assert named in refused(capsys, *line.split()).splitlines()[-1]
 
 
+def test_after_two_dashes_nothing_is_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "ledger", "explain", "--", "-1", "--home", ".").splitlines()
+    assert "--home" in said[0]
+    assert "did you mean" not in said[-1]
+
+
 @pytest.mark.parametrize(
     "vkey", ["abc", "a+b", "a+b+c", "a+1a2b3c4d+AQ==", "a+1a2b3c4d+" + "A" * 44, "a b+1+AQ=="]
 )
@@ -103,9 +109,12 @@ def test_help_has_an_example_and_the_exit_codes(
 ) -> None:
     assert cli.main([*line.split()[1:], "--help"]) == 0
     shown = capsys.readouterr().out
-    assert "exit codes:" in shown
+    codes = " ".join(shown.partition("exit codes: ")[2].split()).split(" · ")
+    assert all(re.fullmatch(r"\d+ \D+", code) for code in codes)
     assert f"artel {line.split()[1]}" in shown
-    assert dict(commands())[line].default_command is None or re.search("examples?: artel", shown)
+    examples = [text for text in shown.splitlines() if text.startswith("example")]
+    assert all(text.count("artel ") == 1 for text in examples)
+    assert dict(commands())[line].default_command is None or examples
 
 
 # --- completion -----------------------------------------------------------------------------------

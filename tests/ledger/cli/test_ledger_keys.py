@@ -589,8 +589,10 @@ def test_a_transfer_needs_agreement_and_vested_credit(artel: Artel) -> None:
     artel("transfer", to[:10], "100", "--yes")
     assert artel.server.state.accounts[world.owners[0].key].vested == CREDIT - 100
     assert artel.server.state.accounts[to].vested == CREDIT + 100
-    with pytest.raises(UsageError, match="no account is called"):
-        artel("transfer", "nobody", "100", "--yes")
+    for unknown in ("nobody", to[:7]):
+        with pytest.raises(UsageError, match="no account is called") as refused:
+            artel("transfer", unknown, "100", "--yes")
+        assert " 8 " in refused.value.hint
 
 
 def test_arbiters_sign_one_after_the_other_until_there_are_enough(
