@@ -106,13 +106,15 @@ def _mirrored(found: Mirrored, folder: Path, vkeys: Sequence[str], follow: bool)
 
 def restore(
     *,
-    source: Annotated[tuple[str, ...], Parameter(name="--from", metavar="TARGET")],
+    source: Annotated[tuple[str, ...], Parameter(name="--from", metavar="TARGET")] = (),
     home: Home = DEFAULT_HOME,
     run: RunId = "",
     accept_older: bool = False,
     as_json: AsJson = False,
 ) -> int:
     """Make a home's ledger again out of a copy that somebody else holds.
+
+    Without --from, out of its own entries: whatever follows from them is computed again.
 
     example: artel ledger restore --from http://HOST:8080 --home coordinator
 
@@ -145,11 +147,12 @@ def _restored(found: Restored, home: Path) -> Iterator[str]:
     yield f"run {found.run}"
     if found.damage:
         yield f"the old ledger could not be used: {found.damage}"
-    yield f"{home} has {found.size} entries now, taken from {found.source} ({found.before} before)"
+    taken = f"taken from {found.source} ({found.before} before)" if found.source else "its own"
+    yield f"{home} has {found.size} entries now, {taken}"
     yield f"every one is covered by the coordinator's checkpoint, root {found.root.hex()}"
     if found.kept is not None:
         yield f"the old database is {found.kept}"
-    if found.coordinator:
+    if found.coordinator and found.source:
         yield (
             "this home signs the log: before you start it, make sure that nobody holds more than "
             f"these\n{found.size} entries. Whoever does would see a second history, and prove it"

@@ -251,7 +251,11 @@ def _verify_home(home: Path, as_json: bool) -> int:
     if result.verified or as_json:
         return EXIT_OK if result.verified else EXIT_FAILED
     print(f"\nthe ledger in {home} does NOT hold", file=sys.stderr)
-    print(f"  → {LostEntries('', home, result.run).hint}", file=sys.stderr)
+    hint = LostEntries("", home, result.run).hint
+    if result.entries_hold:
+        hint = "its entries do: stop whatever uses it, and compute the rest from them again:\n"
+        hint += f"    artel ledger restore --home {quote(home)}"
+    print(f"  → {hint}", file=sys.stderr)
     return EXIT_FAILED
 
 

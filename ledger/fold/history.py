@@ -8,6 +8,7 @@ one :class:`History` belong together while the ledger grows.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -33,14 +34,15 @@ from artel.ledger.fold.effects import (
     Loose,
     Query,
     checked,
+    credited,
     kept_by,
 )
-from artel.protocol.errors import UsageError
+from artel.protocol.errors import CheckFailed, UsageError
 
 CREDIT_STATES = ("pending", "vested", "invalidated")
 _CREDIT = (
     "SELECT c.number, coalesce(s.id, c.source), c.kind, a.name, n.name, c.round, c.units, c.rate,"
-    " c.work, c.granted, c.due, c.settled, c.status FROM credits c"
+    " c.work, c.granted, c.due, c.settled, c.status, s.tokens FROM credits c"
     " JOIN names a ON a.id = c.account JOIN names n ON n.id = c.node"
     " LEFT JOIN shown s ON s.idx = c.work AND c.source = ''"
 )
@@ -267,12 +269,21 @@ class History:
         }
 
     def sums_of(self, account: str) -> dict[tuple[str, str], int]:
-        """Credit of an account by kind of work and state."""
+        """Credit of an account by kind of work and state.
+
+        :raises CheckFailed: when it does not come to what the state says
+        """
         rows = self._query(
             f"SELECT c.kind, {self._status}, sum(c.units * c.rate) FROM credits c"
             f" WHERE c.account = {_NAME} AND c.granted < ? GROUP BY 1, 2",
             (account, self.size),
         )
+        sums = Counter[int]()
+        for _, at, amount in rows:
+            sums[at] += amount
+        owner = self.state.accounts.get(account)
+        if sums != (credited(owner) if owner is not None else {}):
+            raise _contradiction(f"account {account[:12]}…")
         return {(KINDS_OF_WORK[kind], CREDIT_STATES[at]): amount for kind, at, amount in rows}
 
     @property
@@ -290,8 +301,10 @@ class History:
     def _trail(
         self, number: int, source: str, kind: int, account: str, node: str, *rest: int
     ) -> Trail:
-        round, units, rate, work, granted, due, settled, status = rest
+        round, units, rate, work, granted, due, settled, status, tokens = rest
         work_kind = KINDS_OF_WORK[kind]
+        if rate != self.state.founded.rates[work_kind] or tokens not in (None, units):
+            raise _contradiction(f"the credit for entry {work}")
         credit = Credit(number, source, work_kind, account, node, round, units, rate, work)
         if settled >= self.size:
             settled, status = NONE, PENDING
@@ -473,6 +486,13 @@ _MENTIONS = (
 )
 _NAME = "(SELECT id FROM names WHERE name = ?)"
 _HARMLESS = (entries.reasons.NOT_AGREED, entries.reasons.FALSE_ACCUSATION)
+
+
+def _contradiction(what: str) -> CheckFailed:
+    return CheckFailed(
+        f"what is stored of {what} contradicts itself",
+        "artel ledger verify --home HOME says which command computes it again from the entries",
+    )
 
 
 def read(log: Any, size: int | None = None, *, processes: bool = True) -> History:

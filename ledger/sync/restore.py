@@ -1,4 +1,5 @@
-"""A home's ledger, made again from a copy that somebody else holds: a mirror, a node, a peer.
+"""A home's ledger, made again from a copy that somebody else holds: a mirror, a node, a peer; or
+from its own entries, where only what follows from them is damaged.
 
 Taken over is exactly the tree of a checkpoint that the run's coordinator signed, and nothing that
 contradicts what the home itself is known to have published: a coordinator that goes on from an
@@ -11,18 +12,20 @@ import itertools
 import os
 import shutil
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from artel.ledger.entries import Entry
 from artel.ledger.entries.fold_state import FoldState
-from artel.ledger.fold.effects import Fold
+from artel.ledger.fold.effects import Fold, checked
 from artel.ledger.store import finality
 from artel.ledger.store.database import SIDE_FILES, storage_errors
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.keyfiles import NODE_KEY
 from artel.ledger.store.published import (
+    LostEntries,
     heads_error,
     known_heads,
     published_error,
@@ -31,9 +34,10 @@ from artel.ledger.store.published import (
 )
 from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
+from artel.ledger.store.verify import verify_home
 from artel.ledger.sync.fork import require_one_history
 from artel.ledger.sync.offline import run_of
-from artel.ledger.sync.signed_tree import Offer, SignedHead, offered, take_over, verified_head
+from artel.ledger.sync.signed_tree import Offer, offered, take_over, verified_head
 from artel.ledger.sync.source import TileSource
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint
@@ -41,7 +45,7 @@ from artel.ledger.tlog.proof import root_at
 from artel.protocol import files, identity
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, UsageError
 from artel.protocol.files import sync_folder
-from artel.protocol.identity import HomeLock, Identity
+from artel.protocol.identity import HomeLock
 from artel.protocol.telling import Tell, silent
 
 
@@ -61,7 +65,7 @@ class Restored:
     final: int
     """Size of the newest final checkpoint that came along; 0 for none."""
     source: str
-    """Which of the sources it was taken from."""
+    """Which of the sources it was taken from; "" for its own entries."""
     coordinator: bool
     """Whether the home holds the key that signs this log."""
 
@@ -76,17 +80,23 @@ def restore(
 ) -> Restored:
     """Make the ledger of ``home`` again from the source that has the newest checkpoint.
 
+    Without sources, from its own entries and its newest head: whatever follows from them is
+    computed again.
+
     :param run: the run that it must be; when empty, that of the home's ledger or of the sources
     :param accept_older: although the home itself has published a newer checkpoint
     :raises CheckFailed: when something does not hold, when two histories are shown, or all sources
         are older than what the home has published
-    :raises UsageError: when the home's own ledger is sound and as long
+    :raises UsageError: when the home's own ledger is sound and as long; without sources, when there
+        is none, or nothing is wrong with it
     :raises Unreachable: when a source does not answer
     :raises ResourceError: when a daemon is using the home, or the disk is full
     """
     lock = HomeLock(home)
     try:
         with _own(home) as own:
+            if not sources:
+                return _from_itself(home, own, run, progress)
             offers = [offered(source, run=run or own.run) for source in sources]
             best = max(offers, key=lambda offer: offer.head.size)
             for offer in offers:
@@ -150,7 +160,8 @@ def _require_older(home: Path, own: _Own, best: Offer) -> None:
     if own.store.size >= head.size:
         raise UsageError(
             f"{home} has a sound ledger of {own.store.size} entries, {name} one of {head.size}",
-            "there is nothing to restore",
+            "there is nothing to restore; if artel ledger verify finds its effects wrong, "
+            "artel ledger restore without --from computes them again",
         )
 
 
@@ -192,28 +203,18 @@ def _said(home: Path, own: _Own, best: Offer) -> list[Checkpoint]:
 
 def _rebuild(home: Path, own: _Own, best: Offer, progress: Tell) -> Restored:
     head, run = best.head, best.head.run
-    term = term_of(head.origin, run) or 0
-    signer = _coordinator(home, head)
-    work = files.unfinished(home / "ledger")
-    with storage_errors(home):
-        work.mkdir()
-    try:
-        with LedgerStore.open(work / DATABASE_NAME, create=True, term=term) as store:
-            fold = Fold.open(store)
-            try:
-                take_over(store, best.source, head, fold, best.tree, progress=progress)
-            except CheckFailed as error:
-                raise CheckFailed(
-                    f"the entries are not those that the checkpoint signs: {error.message}",
-                    "artel ledger audit TARGET --run ID --full names the one that is wrong",
-                ) from None
-            fold.settle()
-        state = fold.state
-        if state.run != run:
-            raise CheckFailed("the manifest is not signed by its organiser")
-        kept = _put_in_place(home, work)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    signs = _signs(home, [key.public.hex() for key in head.keys])
+
+    def take(store: LedgerStore, fold: Fold) -> None:
+        try:
+            take_over(store, best.source, head, fold, best.tree, progress=progress)
+        except CheckFailed as error:
+            raise CheckFailed(
+                f"the entries are not those that the checkpoint signs: {error.message}",
+                "artel ledger audit TARGET --run ID --full names the one that is wrong",
+            ) from None
+
+    state, kept = _replaced(home, run, term_of(head.origin, run) or 0, take)
     return Restored(
         run=run,
         size=head.size,
@@ -221,17 +222,70 @@ def _rebuild(home: Path, own: _Own, best: Offer, progress: Tell) -> Restored:
         before=own.size,
         damage=own.damage,
         kept=kept,
-        final=_keep_heads(home, best, state, signs=signer is not None),
+        final=_keep_heads(home, best, state, signs=signs),
         source=best.name,
-        coordinator=signer is not None,
+        coordinator=signs,
     )
 
 
-def _coordinator(home: Path, head: SignedHead) -> Identity | None:
-    """The key of the home's node, if it is one that signs this log."""
+def _from_itself(home: Path, own: _Own, run: str, progress: Tell) -> Restored:
+    """The home's sound entries under its newest head in a new file."""
+    store = own.store
+    if store is None and own.damage:
+        raise CheckFailed(own.damage, LostEntries("", home, run or own.run).hint)
+    if store is None or not store.size:
+        raise UsageError(f"there is no ledger in {home}", "name a copy of it with --from TARGET")
+    if run not in ("", store.genesis.run):
+        raise UsageError(f"{home} has the ledger of another run: {store.genesis.run}")
+    if verify_home(home).verified:
+        raise UsageError(f"{home} has a sound ledger of {store.size} entries", "nothing to restore")
+    signed = store
+
+    def take(new: LedgerStore, fold: Fold) -> None:
+        def read() -> Iterator[Entry]:
+            for done, entry in enumerate(checked(signed.leaves(), 0), 1):
+                yield entry
+                progress(done, signed.size)
+
+        new.append_replica(read(), signed.latest_note, fold.beside)
+
+    _, kept = _replaced(home, store.genesis.run, store.term, take)
+    return Restored(
+        run=store.genesis.run,
+        size=store.size,
+        root=store.root,
+        before=store.size,
+        damage="",
+        kept=kept,
+        final=0,
+        source="",
+        coordinator=_signs(home, store.genesis.coordinators),
+    )
+
+
+def _replaced(
+    home: Path, run: str, term: int, take: Callable[[LedgerStore, Fold], None]
+) -> tuple[FoldState, Path | None]:
+    """Put a ledger that ``take`` fills in the place of the home's; says where the old one is."""
+    work = files.unfinished(home / "ledger")
+    with storage_errors(home):
+        work.mkdir()
+    try:
+        with LedgerStore.open(work / DATABASE_NAME, create=True, term=term) as store:
+            fold = Fold.open(store)
+            take(store, fold)
+            fold.settle()
+        if fold.state.run != run:
+            raise CheckFailed("the manifest is not signed by its organiser")
+        return fold.state, _put_in_place(home, work)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _signs(home: Path, coordinators: Collection[str]) -> bool:
+    """Whether the key of the home's node is one of those that sign this log."""
     path = home / NODE_KEY
-    found = identity.load(path) if path.exists() else None
-    return found if found is not None and any(k.public == found.public for k in head.keys) else None
+    return path.exists() and identity.load(path).public.hex() in coordinators
 
 
 def _put_in_place(home: Path, work: Path) -> Path | None:

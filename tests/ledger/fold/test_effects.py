@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,13 @@ def test_a_restart_folds_only_what_is_new(
         "UPDATE kept SET rules = zeroblob(32)",
         "DELETE FROM kept",
         "DELETE FROM effects WHERE idx > 20",
+        "UPDATE effects SET reason = 'late', status = 0 WHERE idx = 9",
+        "UPDATE effects SET kind = 99 WHERE idx = 9",
+        "UPDATE effects SET reason = 'bad_signature' WHERE idx = (SELECT max(idx) FROM effects)",
+        "UPDATE credits SET units = units * 2",
+        "UPDATE credits SET status = 2 WHERE number = 3",
+        "DELETE FROM credits WHERE number = 3",
+        "DELETE FROM names WHERE id = 3",
     ],
 )
 def test_what_is_damaged_or_by_other_rules_is_computed_again(home: Path, damage: str) -> None:
@@ -215,6 +223,24 @@ def test_a_fold_that_is_not_at_the_end_takes_nothing(world: World, home: Path) -
         with pytest.raises(CheckFailed, match="the fold is at"):
             store.append([world.add(world.opened(30))[0]], world.sign, fold.beside)
         assert store.size == size
+
+
+def test_credit_that_contradicts_itself_is_not_told(home: Path) -> None:
+    with sqlite3.connect(home / DATABASE_NAME) as connection:
+        ((work, index),) = connection.execute(
+            "SELECT work, granted FROM credits WHERE kind = 0 LIMIT 1"
+        ).fetchall()
+        connection.execute("UPDATE credits SET units = units * 2")
+    connection.close()
+    with LedgerReader.of(home) as reader:
+        history = read(reader)
+        for told in (
+            lambda: explain(history, index),
+            lambda: explain(history, work),
+            *(partial(history.sums_of, name) for name in history.state.accounts),
+        ):
+            with pytest.raises(CheckFailed, match="contradicts itself"):
+                told()
 
 
 def test_readers_beside_the_owner_see_its_effects(home: Path, world: World) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -598,6 +601,56 @@ def test_wrong_entries_leave_the_home_as_it_was(world: World, tmp_path: Path, pa
             restore([FolderSource(source)], home)
         assert contents(home) == before
     sound(home, 100)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE credits SET units = units * 2",
+        "UPDATE held SET vested = vested + 1",
+        "DELETE FROM ids WHERE idx = 5",
+        "UPDATE checkpoints SET lines = zeroblob(68) WHERE size = 56",
+    ],
+)
+def test_what_follows_from_the_entries_is_made_again_without_a_source(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    home = tmp_path / "home"
+    with LedgerStore.open(home / DATABASE_NAME, create=True) as store:
+        fold = Fold.open(store)
+        for start in (0, 56):
+            store.append(world.leaves[start : start + 56], world.sign, fold.beside)
+            fold.settle()
+    with pytest.raises(UsageError, match="sound"):
+        restore([], home)
+    changed(home, damage)
+    assert main(["verify", "--home", str(home)]) == 1
+    told = re.search(r"^ *artel ledger (restore .*)$", capsys.readouterr().err, re.MULTILINE)
+    assert told is not None
+    assert main(shlex.split(told[1])) == EXIT_OK
+    sound(home, 112)
+    assert [path.name for path in home.glob("*.replaced-*")] == [f"{DATABASE_NAME}.replaced-1"]
+
+
+def test_lost_entries_need_a_source(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UsageError, match="no ledger"):
+        restore([], tmp_path / "nobody")
+    home = write_home(world, tmp_path / "home", 100)
+    changed(home, "DELETE FROM entries WHERE idx = 7")
+    before = contents(home)
+    with pytest.raises(CheckFailed, match="missing"):
+        restore([], home)
+    assert contents(home) == before
+    assert main(["verify", "--home", str(home)]) == 1
+    assert "--from TARGET" in capsys.readouterr().err
+
+
+def changed(home: Path, statement: str) -> None:
+    connection = sqlite3.connect(home / DATABASE_NAME, isolation_level=None)
+    connection.execute(statement)
+    connection.close()
 
 
 def test_another_run_is_refused(world: World, tmp_path: Path) -> None:
