@@ -69,8 +69,10 @@ class SourceOptions:
             if self.run and named and self.run != named:
                 raise UsageError("the invite and --run name different runs")
             with client.remote_view(holder, self.run or named, caching=not self.no_cache) as view:
-                if view.trust and not self.as_json:
-                    print(view.trust, file=sys.stderr)
+                behind = f"behind: checkpoint {view.seen:,} of it was read here before"
+                for said in (view.trust, behind if view.seen else ""):
+                    if said and not self.as_json:
+                        print(said, file=sys.stderr)
                 yield view
 
     def show(self, facts: Any, lines: Iterable[str | Table]) -> int:

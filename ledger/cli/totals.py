@@ -86,7 +86,6 @@ def _status(view: LedgerView, facts: dict[str, Any]) -> Iterator[str | Table]:
         ("run", f"{facts['name']} ({state.run})"),
         ("origin", f"{facts['origin']} (term {facts['term']})"),
         ("size", f"{text.plural(size, 'entry', 'entries')}, as of checkpoint {size:,}"),
-        ("", f"behind: checkpoint {view.seen:,} was read here before" if view.seen else ""),
         ("root", facts["root"]),
         ("round", closed or f"{state.round}, {facts['phase']}{retry}"),
         ("state", facts["state_root"]),

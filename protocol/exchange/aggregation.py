@@ -9,8 +9,9 @@ to that median; then the mean is taken.
     update[p] = sum over i, in ascending peer id, of fp32(share_i * clip_it) * contribution_i[p]
 
 The mean is DiLoCo's (arXiv 2311.08105); the clip is that of the Templar code base (SparseLoCo,
-arXiv 2508.15706): without attackers it changes next to nothing, and one contribution multiplied by
-1000 cannot do more than an ordinary one. It does not stop colluders that stay inside the norm.
+arXiv 2508.15706): without attackers it changes next to nothing, and of three contributions or more
+one that is multiplied by 1000 cannot do more than an ordinary one. It does not stop half of all, as
+one of two is, nor colluders that stay inside the norm.
 
 **Sparse** contributions are averaged over those who sent an element, within bounds:
 

@@ -233,6 +233,9 @@ def test_a_copy_that_is_behind_is_read_and_said_to_be_behind(
     assert main(["status", "--from", str(site / "ledger")]) == 0
     facts = answer(capsys, "status", "--from", str(older)) if capsys.readouterr() else {}
     assert (facts["as_of"], facts["seen"]) == (14, SIZE)
+    for command in ("status", "shares", "log"):
+        assert main([command, "--from", str(older)]) == 0
+        assert f"checkpoint {SIZE} " in capsys.readouterr().err
     with LedgerReader.of(folder_of_the_cache / "replica") as kept:
         assert kept.size == SIZE, "what was seen is not forgotten"
 
