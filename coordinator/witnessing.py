@@ -77,7 +77,7 @@ class Witnessing:
 
         :raises Refused: too many, from an unknown node, or not of our newest heads
         :raises DecodeError: it is malformed
-        :raises CheckFailed: it is not one of our heads, or a signature does not verify
+        :raises CheckFailed: it is not one of our heads, or we have not signed it
         """
         state = self._state()
         if peer not in state.nodes:

@@ -188,7 +188,7 @@ class Watch:
 
         :raises SplitViewProven: it is another history, and that is proven
         :raises DecodeError: it is malformed
-        :raises CheckFailed: no coordinator signed it, or a known witness's line does not verify
+        :raises CheckFailed: no coordinator signed it
         """
         store, state = self._replica.store, self._replica.state
         if not store.size:

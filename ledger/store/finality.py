@@ -18,12 +18,10 @@ from artel.ledger.store.published import term_of
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint, open_signed, parse_checkpoint
 from artel.ledger.tlog.cosignature import (
-    COSIGNATURE_BYTES,
     WITNESS_PREFIX,
-    CosignerKey,
     add_lines,
-    verify_cosignature,
-    witness_key,
+    named_key,
+    node_lines,
 )
 from artel.ledger.tlog.note import Note, SignatureLine
 from artel.protocol.errors import ArtelError, CheckFailed
@@ -77,27 +75,20 @@ def verified(
     :param coordinators: keys (hex) of which one must have signed
     :param nodes: peer ids whose cosignatures count
     :raises DecodeError: when it is malformed
-    :raises CheckFailed: when no coordinator signed it, a known key's signature does not verify, or
-        it is of another log
+    :raises CheckFailed: when no coordinator signed it, or it is of another log
     """
     parsed = note.parse(data)
     head, signed = open_signed(parsed, origin, coordinators)
-    lines = list(signed.signatures)
-    for line in parsed.signatures:
-        key = _known_witness(line, nodes)
-        if key is not None:
-            verify_cosignature(key, line, signed.text)
-            lines.append(line)
-    return head, Note(signed.text, tuple(lines))
+    return head, Note(signed.text, (*signed.signatures, *node_lines(parsed, nodes)))
 
 
 def cosigners(signed: Note, nodes: Mapping[str, str]) -> dict[str, SignatureLine]:
     """Peer id to cosignature, of the known nodes; nothing is verified."""
     found: dict[str, SignatureLine] = {}
     for line in signed.signatures:
-        key = _known_witness(line, nodes)
-        if key is not None:
-            found[line.name.removeprefix(WITNESS_PREFIX)] = line
+        peer = line.name.removeprefix(WITNESS_PREFIX)
+        if peer in nodes and named_key(line) is not None:
+            found[peer] = line
     return found
 
 
@@ -135,8 +126,8 @@ def of_notes(notes: Iterable[str], tree: KnownTree, state: FoldState) -> Finalit
     """What is final by these notes, each of which is verified; "" is skipped.
 
     :raises DecodeError: when one is malformed
-    :raises CheckFailed: when one is not signed by the run's coordinators, has a false cosignature,
-        is of another log, or of another tree than this one
+    :raises CheckFailed: when one is not signed by the run's coordinators, is of another log, or of
+        another tree than this one
     """
     final = cosigned = ""
     size = tree.size
@@ -229,11 +220,3 @@ def _merged(signed: str, other: str) -> str:
         return add_lines(first, second.signatures).encode()
     except ArtelError:  # more lines than a note may have
         return signed
-
-
-def _known_witness(line: SignatureLine, nodes: Mapping[str, str]) -> CosignerKey | None:
-    peer = line.name.removeprefix(WITNESS_PREFIX)
-    if peer == line.name or peer not in nodes or len(line.signature) != COSIGNATURE_BYTES:
-        return None
-    key = witness_key(peer)
-    return key if key.key_id == line.key_id else None

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -42,17 +42,18 @@ from artel.ledger.sync.source import (
 )
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import parse_checkpoint
-from artel.ledger.tlog.cosignature import add_lines
+from artel.ledger.tlog.cosignature import WITNESS_PREFIX, add_lines, node_lines
 from artel.ledger.tlog.note import VerifierKey
 from artel.ledger.tlog.proof import root_at
 from artel.ledger.tlog.tiles import (
     CHECKPOINT_PATH,
     ENTRIES,
+    TILE_HEIGHT,
     TILE_WIDTH,
     Tile,
     edge_of,
     encode_bundle,
-    tiles_of,
+    tile_at,
 )
 from artel.protocol.errors import CheckFailed, DecodeError, UsageError
 from artel.protocol.files import sync_folder
@@ -96,7 +97,7 @@ def mirror(
     held = held_head(folder, vkeys, run)
     known = _keys_of(folder, held) if held is not None else (lambda _origin: ())
     offer = offered(source, vkeys, run, known)
-    before = held.size if held is not None else 0
+    before, had = (held.size, held.note) if held is not None else (0, "")
     if held is not None:
         ours = SignedTree(FolderSource(folder), held.size, held.root)
         require_one_history(folder, str(folder), held, ours, offer)
@@ -104,12 +105,9 @@ def mirror(
             return _report(folder, held, before, files=0, behind=before - offer.head.size)
     with locked(folder, "copying a log into"):
         files = _copy(folder, offer, before, progress)
-    newest = offer.head
-    if held is not None and held.checkpoint == newest.checkpoint:
-        merged = add_lines(note.parse(held.note), note.parse(newest.note).signatures)
-        newest = SignedHead(merged.encode(), newest.checkpoint, newest.keys)
+    newest = replace(offer.head, note=_kept(offer.head.note, offer.head.keys, had))
     _keep_final(folder, offer)
-    if held is None or newest.note != held.note:
+    if newest.note != had:
         write_file(folder / CHECKPOINT_PATH, newest.note.encode(), durable=True)
     _drop_replaced(folder, before, newest.size)
     _keep_credits(folder, offer)  # last: what is wrong with it must not hold the log up
@@ -179,8 +177,9 @@ def _copy(folder: Path, offer: Offer, before: int, progress: Tell) -> int:
 
 
 def _bring(folder: Path, tree: SignedTree, run: str, before: int, progress: Tell) -> int:
-    there, wanted, written = FolderSource(folder), list(_missing(before, tree.size)), 0
-    for done, tile in enumerate(wanted, start=1):
+    there, written = FolderSource(folder), 0
+    wanted = sum(len(places) * (1 + (level == 0)) for level, places in _grown(before, tree.size))
+    for done, tile in enumerate(_missing(before, tree.size), start=1):
         if tile.level == ENTRIES:
             leaves = tree.entries(tile.index)[0]
             if run:
@@ -194,8 +193,8 @@ def _bring(folder: Path, tree: SignedTree, run: str, before: int, progress: Tell
         if data:
             write_file(folder / tile.path, data)
             written += 1
-        progress(done, len(wanted))
-    _sync(folder, [folder / tile.path for tile in wanted])
+        progress(done, wanted)
+    _sync(folder, (folder / tile.path for tile in _missing(before, tree.size)))
     return written
 
 
@@ -215,16 +214,27 @@ def _bring_documents(folder: Path, tree: SignedTree, leaves: Sequence[bytes]) ->
 
 def _missing(before: int, size: int) -> Iterator[Tile]:
     """Tiles that the tree has and had not before, bundles right before their hash tile."""
-    had = set(edge_of(before))
-    for tile in tiles_of(size):
-        if tile in had or (tile.width == TILE_WIDTH and tile.end <= before):
-            continue
-        if tile.level == 0:
-            yield Tile(ENTRIES, tile.index, tile.width)
-        yield tile
+    for level, places in _grown(before, size):
+        for index in places:
+            if level == 0:
+                yield tile_at(ENTRIES, index, size)
+            yield tile_at(level, index, size)
 
 
-def _sync(root: Path, written: Sequence[Path]) -> None:
+def _grown(before: int, size: int) -> Iterator[tuple[int, range]]:
+    """Each level at which the tree has more than before, and the places of the tiles with it.
+
+    Only arithmetic: a signed size may be any number, and nothing behind it exist.
+    """
+    level = 0
+    while hashes := size >> TILE_HEIGHT * level:
+        had = before >> TILE_HEIGHT * level
+        if had < hashes:
+            yield level, range(had // TILE_WIDTH, -(-hashes // TILE_WIDTH))
+        level += 1
+
+
+def _sync(root: Path, written: Iterable[Path]) -> None:
     """Everything on the disk before a checkpoint speaks of it."""
     folders: set[Path] = set()
     with storage_errors(root):
@@ -240,19 +250,42 @@ def _sync(root: Path, written: Sequence[Path]) -> None:
 
 
 def _keep_final(folder: Path, offer: Offer) -> None:
-    """Keep the final checkpoint that came along, if it is newer than the one that is kept."""
+    """Keep the final checkpoint that came along.
+
+    Also an older one than is kept: whose cosignatures make a checkpoint final only the fold knows,
+    and one that anybody has cosigned must not stay for good.
+    """
     if not offer.final:
         return
     checkpoint, head = parse_checkpoint(offer.final), offer.head
-    note.open_note(offer.final, head.keys_for(checkpoint.origin))
+    held = read_checkpoint_file(folder / FINAL_PATH)
+    final = _kept(offer.final, head.keys_for(checkpoint.origin), held)
     # One that is ahead of the tree comes with the next update.
-    if not _size_of(folder / FINAL_PATH) < checkpoint.size <= head.size:
+    if checkpoint.size > head.size or not node_lines(note.parse(final)):
         return
     if not head.same_log(checkpoint.origin):
         raise CheckFailed("the final checkpoint is of another log")
     if root_at(offer.tree, checkpoint.size) != checkpoint.root:
         raise CheckFailed("the final checkpoint is not of this tree")
-    write_file(folder / FINAL_PATH, offer.final.encode(), durable=True)
+    if final != held:
+        write_file(folder / FINAL_PATH, final.encode(), durable=True)
+
+
+def _kept(shown: str, keys: Sequence[VerifierKey], held: str) -> str:
+    """A note as it is kept: of nodes, whose keys are in their names, only lines that verify.
+
+    The lines of other witnesses are the source's, whatever they are worth: another source shows
+    better ones. From the note that is ``held`` only lines of nodes go on, as far as there is room.
+    """
+    parsed = note.parse(shown)
+    own = note.open_note(parsed, keys)
+    lines = [line for line in parsed.signatures if not line.name.startswith(WITNESS_PREFIX)]
+    kept = add_lines(own, (*node_lines(parsed), *lines))
+    with suppress(DecodeError):  # there is none, or no room
+        before = note.parse(held)
+        for line in node_lines(before) if before.text == kept.text else ():
+            kept = add_lines(kept, [line])
+    return kept.encode()
 
 
 def _keep_credits(folder: Path, offer: Offer) -> None:

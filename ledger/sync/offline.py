@@ -19,11 +19,10 @@ from artel.ledger.store.published import term_of
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint, verifier_keys
 from artel.ledger.tlog.cosignature import (
-    WITNESS_PREFIX,
     CosignerKey,
+    named_key,
     open_cosigned,
     parse_key,
-    witness_key,
 )
 from artel.ledger.tlog.note import VerifierKey
 from artel.ledger.tlog.proof import TlogProof, inclusion, verify_inclusion
@@ -200,12 +199,4 @@ def _entry(leaf: bytes) -> Entry:
 
 def _named_witnesses(signed: str) -> list[CosignerKey]:
     """The keys of nodes that have a line; a node's name contains its key."""
-    keys = []
-    for line in note.parse(signed).signatures:
-        peer = line.name.removeprefix(WITNESS_PREFIX)
-        if peer != line.name:
-            try:
-                keys.append(witness_key(peer))
-            except DecodeError:  # somebody else's name that begins alike
-                continue
-    return keys
+    return list(filter(None, map(named_key, note.parse(signed).signatures)))

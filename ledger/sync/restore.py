@@ -204,6 +204,7 @@ def _said(home: Path, own: _Own, best: Offer) -> list[Checkpoint]:
 def _rebuild(home: Path, own: _Own, best: Offer, progress: Tell) -> Restored:
     head, run = best.head, best.head.run
     signs = _signs(home, [key.public.hex() for key in head.keys])
+    shown = _shown(best)
 
     def take(store: LedgerStore, fold: Fold) -> None:
         try:
@@ -222,7 +223,7 @@ def _rebuild(home: Path, own: _Own, best: Offer, progress: Tell) -> Restored:
         before=own.size,
         damage=own.damage,
         kept=kept,
-        final=_keep_heads(home, best, state, signs=signs),
+        final=_keep_heads(home, best, shown, state, signs=signs),
         source=best.name,
         coordinator=signs,
     )
@@ -322,21 +323,35 @@ def _free_name(home: Path) -> Path:
     return home / f"{stem}{number}"
 
 
-def _keep_heads(home: Path, best: Offer, state: FoldState, *, signs: bool) -> int:
+def _shown(best: Offer) -> list[str]:
+    """The heads of the tree that came along.
+
+    :raises CheckFailed: one is not by the log, or of another tree
+    """
+    found = []
+    for text in filter(None, (best.final, best.head.note)):
+        head = parse_checkpoint(text)
+        note.open_note(text, best.head.keys_for(head.origin))
+        if head.size > best.head.size or not best.head.same_log(head.origin):
+            continue
+        if root_at(best.tree, head.size) != head.root:
+            raise CheckFailed("the final checkpoint is not of this tree")
+        found.append(text)
+    return found
+
+
+def _keep_heads(
+    home: Path, best: Offer, shown: Sequence[str], state: FoldState, *, signs: bool
+) -> int:
     """Keep the cosignatures that came along; returns the size of the final head, 0 for none."""
     size = 0
     keys = [key.public.hex() for key in best.head.keys]
     with closing(HeadStore(home / HEADS_NAME)) as heads:
         if signs:  # there are newer ones only when an older ledger was accepted
             heads.forget_after(best.head.size)
-        for text in filter(None, (best.final, best.head.note)):
-            origin = parse_checkpoint(text).origin
-            found, signed = finality.verified(text, origin, keys, state.nodes)
-            if found.size > best.head.size or run_of(origin) != state.run:
-                continue
-            if root_at(best.tree, found.size) != found.root:
-                raise CheckFailed("the final checkpoint is not of this tree")
+        for text in shown:
+            head, signed = finality.verified(text, parse_checkpoint(text).origin, keys, state.nodes)
             if finality.cosigners(signed, state.nodes):
                 heads.add_note(signed.encode())
-                size = max(size, found.size if finality.is_final(signed, state) else 0)
+                size = max(size, head.size if finality.is_final(signed, state) else 0)
     return size

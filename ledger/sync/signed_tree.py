@@ -110,7 +110,7 @@ def verified_head(
     signed = note.open_note(parsed, keys)
     if checkpoint.origin not in {line.name for line in signed.signatures}:
         raise CheckFailed(f"the checkpoint is of another log: {checkpoint.origin[:120]!r}")
-    # All lines are kept: those of witnesses, too, whoever reads this copy may know their keys.
+    # With the lines of witnesses, not verified: whoever reads it may know their keys.
     return SignedHead(parsed.encode(), checkpoint, keys)
 
 

@@ -7,7 +7,8 @@ key of its network identity, under the name ``artel/witness/<peer id>``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
+from contextlib import suppress
 
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint
@@ -41,6 +42,33 @@ def witness_key(peer_id: str) -> CosignerKey:
     :raises DecodeError: when it is no Ed25519 peer id
     """
     return CosignerKey(witness_name(peer_id), public_of(peer_id))
+
+
+def named_key(line: SignatureLine) -> CosignerKey | None:
+    """The key that a node's line names; None for the lines of others."""
+    peer = line.name.removeprefix(WITNESS_PREFIX)
+    if peer == line.name:
+        return None
+    with suppress(DecodeError):  # somebody else's name that begins alike
+        key = witness_key(peer)
+        return key if key.key_id == line.key_id else None
+    return None
+
+
+def node_lines(signed: Note, nodes: Container[str] | None = None) -> list[SignatureLine]:
+    """The lines of nodes that verify. A false one says nothing of its node: anybody can add it.
+
+    :param nodes: peer ids of those that are meant; None: whoever has such a line
+    """
+    found = []
+    for line in signed.signatures:
+        key = named_key(line)
+        if key is None or (nodes is not None and line.name[len(WITNESS_PREFIX) :] not in nodes):
+            continue
+        with suppress(CheckFailed):
+            verify_cosignature(key, line, signed.text)
+            found.append(line)
+    return found
 
 
 def parse_key(text: str) -> VerifierKey | CosignerKey:

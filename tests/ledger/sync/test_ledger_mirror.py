@@ -12,8 +12,10 @@ import sqlite3
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,9 +40,20 @@ from artel.ledger.sync.source import (
     FolderSource,
     HttpSource,
 )
+from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import origin_of, parse_checkpoint
-from artel.ledger.tlog.note import VerifierKey
-from artel.ledger.tlog.tiles import ENTRIES, Tile, level_tiles, tiles_of
+from artel.ledger.tlog.cosignature import WITNESS_PREFIX
+from artel.ledger.tlog.edge import perfect
+from artel.ledger.tlog.note import Note, VerifierKey
+from artel.ledger.tlog.tiles import (
+    ENTRIES,
+    Tile,
+    decode_tile,
+    edge_of,
+    encode_bundle,
+    level_tiles,
+    tiles_of,
+)
 from artel.protocol.dsse import Leaf
 from artel.protocol.errors import (
     EXIT_OK,
@@ -56,7 +69,7 @@ from command_world import group
 from ledger_world import World, key
 from log_server import LogServer, serving
 from places import ROOT
-from tlog_world import LOG_KEY, leaves_of, signed, tree_of, write_log
+from tlog_world import LOG_KEY, leaves_of, signed, tree_of, write_file, write_log
 
 main = group("ledger")
 
@@ -124,14 +137,16 @@ def files_in(folder: Path) -> set[str]:
 def test_a_mirror_follows_a_growing_log_and_is_a_whole_log_each_time(
     world: World, server: LogServer, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "public"
+    folder, told = tmp_path / "public", list[tuple[int, int]]()
     before = 0
     for size in SIZES:
         if size > server.store.size:
             append(world, server.store, size)
         if size < 7:
             continue
-        found = mirror(HttpSource(server.url), folder)
+        told.clear()
+        found = mirror(HttpSource(server.url), folder, progress=lambda *said: told.append(said))
+        assert told[-1] == (len(told), len(told))
         assert (found.before, found.size, found.behind) == (before, size, 0)
         assert found.root == server.store.root
         report = audit(FolderSource(folder), [vkey(world)], full=True)
@@ -388,6 +403,82 @@ def test_cosignatures_that_come_later_are_added(world: World, tmp_path: Path) ->
         (source / "checkpoint").write_text(cosigned(text, member))
         mirror(FolderSource(source), folder)
     assert (folder / "checkpoint").read_text().count("artel/witness/") == 3
+
+
+def test_a_size_that_is_only_claimed_takes_no_memory(world: World, tmp_path: Path) -> None:
+    source, size, edge = tmp_path / "source", 1 << 28, bytes(16 * 32)
+    signed_head = world.sign(size, perfect(decode_tile(edge, 16)))
+    bundle = encode_bundle([world.leaves[0], *[b"x"] * 255])
+    for path, data in (
+        ("checkpoint", signed_head.encode()),
+        (edge_of(size)[0].path, edge),
+        (Tile(ENTRIES, 0).path, bundle),
+    ):
+        write_file(source, path, data)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckFailed, match="has no tile/1/000"):
+            mirror(FolderSource(source), tmp_path / "public")
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20  # a bundle can have 16 MiB
+    finally:
+        tracemalloc.stop()
+
+
+def spoiled(text: str) -> str:
+    """The note with lines of its witnesses that none of them made, of a time that never comes."""
+    parsed = note.parse(text)
+    lines = [
+        replace(line, signature=(1 << 40).to_bytes(8, "big") + bytes(64))
+        if line.name.startswith(WITNESS_PREFIX)
+        else line
+        for line in parsed.signatures
+    ]
+    return Note(parsed.text, tuple(lines)).encode()
+
+
+@pytest.mark.parametrize("name", ["checkpoint", FINAL_PATH])
+def test_lines_that_nobody_signed_neither_stay_in_a_mirror_nor_keep_others_out(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    source, folder = tiles_folder(world, tmp_path / "source", 300), tmp_path / "public"
+    plain = signed_at(world, 300)
+    good = cosigned(plain, *world.members[:2])
+    strangers = [key(f"stranger {number}") for number in range(98)]
+
+    def final() -> int:
+        capsys.readouterr()
+        assert main(["status", "--from", str(folder), "--json"]) == EXIT_OK
+        return int(json.loads(capsys.readouterr().out)["final_size"])
+
+    def mirrored(text: str) -> str:
+        (source / name).write_text(text)
+        mirror(FolderSource(source), folder)
+        return (folder / name).read_text() if (folder / name).exists() else ""
+
+    for bad in (spoiled(good), cosigned(plain, *strangers)):
+        assert "AAAAAAAAAA" not in mirrored(bad)
+        assert final() == 0
+        assert set(note.parse(good).signatures) <= set(note.parse(mirrored(good)).signatures)
+        assert final() == 300
+    mirrored(spoiled(good))
+    assert final() == 300
+    # One that holds such lines already is read, and mended.
+    for bad in (spoiled(good), cosigned(plain, *strangers)):
+        (folder / name).write_text(bad)
+        assert final() == 0
+        mirrored(good)
+        assert final() == 300
+
+
+def test_a_newer_final_checkpoint_that_strangers_cosigned_does_not_stay(
+    world: World, tmp_path: Path
+) -> None:
+    source, folder = tiles_folder(world, tmp_path / "source", 300), tmp_path / "public"
+    final = cosigned(signed_at(world, 250), *world.members[:2])
+    worthless = cosigned(signed_at(world, 300), key("stranger"))
+    for shown in (final, worthless, final):
+        mirror(Watched(source, final=shown), folder)
+        assert (folder / FINAL_PATH).read_text() == shown
 
 
 def test_following_goes_on_until_it_is_interrupted(
@@ -651,6 +742,30 @@ def changed(home: Path, statement: str) -> None:
     connection = sqlite3.connect(home / DATABASE_NAME, isolation_level=None)
     connection.execute(statement)
     connection.close()
+
+
+def test_a_cosignature_that_nobody_made_hinders_no_restore(world: World, tmp_path: Path) -> None:
+    source = tiles_folder(world, tmp_path / "source", 300)
+    good = note.parse(cosigned(signed_at(world, 300), *world.members[:2]))
+    false = note.parse(spoiled(cosigned(good.encode(), world.members[2])))
+    mixed = Note(good.text, (*good.signatures, false.signatures[-1]))
+    (source / "checkpoint").write_text(mixed.encode())
+    assert restore([FolderSource(source)], tmp_path / "home").final == 300
+    with closing(HeadStore(tmp_path / "home" / HEADS_NAME)) as heads:
+        assert heads.newest(2) == good.encode()
+
+
+def test_a_final_checkpoint_of_another_tree_leaves_the_home_as_it_was(
+    world: World, tmp_path: Path
+) -> None:
+    source = tiles_folder(world, tmp_path / "source", 300)
+    other = tree_of(forked(world, 100)[:250])
+    final = cosigned(signed(other, 250, world.origin, world.coordinator), *world.members[:2])
+    home = write_home(world, tmp_path / "home", 100)
+    before = contents(home)
+    with pytest.raises(CheckFailed, match="final checkpoint"):
+        restore([Watched(source, final=final)], home)
+    assert contents(home) == before
 
 
 def test_another_run_is_refused(world: World, tmp_path: Path) -> None:
