@@ -57,7 +57,7 @@ def prove(
         index = index_of(view, entry)
         made = write_proof(view, index, output or Path(f"entry-{index}{PROOF_SUFFIX}"))
         size, needed, run = view.log.size, view.needed, view.state.run
-    policy = ["--policy", str(needed)] if made.final else []
+        policy = view.finality.policy if made.final else []
     command = shlex.join(["artel", "ledger", "verify", str(made.proof), str(made.entry), *policy])
     facts = {"index": index, "run": run, "proof": str(made.proof), "entry": str(made.entry)}
     facts |= {"checkpoint": made.size, "final": made.final, "as_of": size, "verify": command}
@@ -97,7 +97,8 @@ def verify(
     :param entry: of the proof; otherwise the file beside it
     :param home: of a node or a coordinator, when no file is given; otherwise ~/.artel/node
     :param run: run id that the proof has to be of
-    :param policy: witnesses that must have cosigned
+    :param policy: how many of the witnesses that --vkey names must have cosigned; `prove` prints
+        them
     """
     if proof is not None and home is not None:
         raise UsageError("either files or --home", "leave one of them out")
@@ -121,8 +122,10 @@ def _verify_proof(
     show(facts, _proven(found), as_json=as_json)
     if not enough:
         raise CheckFailed(
-            f"{len(found.cosigners)} witnesses have cosigned, {policy} are asked for",
-            "the rest holds; a later proof of the same entry may carry more",
+            f"{len(found.cosigners)} witnesses that --vkey names have cosigned, "
+            f"{policy} are asked for",
+            "the rest holds; artel ledger prove prints the keys of those that make an entry final, "
+            "and a later proof of it may carry more",
         )
     return EXIT_OK
 
@@ -148,6 +151,7 @@ def _facts(found: Proven) -> dict[str, Any]:
         "log_key": found.log_key,
         "log_key_from": "--vkey" if found.pinned else "the run id",
         "cosigners": found.cosigners,
+        "unknown_cosigners": found.unknown_cosigners,
     }
     if entry is not None:
         facts |= {"id": entry.id, "kind": entry.kind, "signers": sorted(entry.signers)}
@@ -159,8 +163,6 @@ def _proven(found: Proven) -> Iterator[str]:
     from artel.ledger.entries import story
     from artel.ledger.entries import words as text
     from artel.ledger.entries.fold_state import Outcome
-    from artel.ledger.tlog.cosignature import WITNESS_PREFIX
-    from artel.protocol.identity import short_peer
 
     head, entry = found.checkpoint, found.entry
     where = f"run {found.run}" if found.run else text.printable(head.origin)
@@ -169,10 +171,10 @@ def _proven(found: Proven) -> Iterator[str]:
     yield f"ok  signed by the log with key {found.log_key},"
     yield f"    {'which you gave' if found.pinned else 'which the manifest of that run names'}"
     for name, at in found.cosigners.items():
-        peer = name.removeprefix(WITNESS_PREFIX)
-        who = f"node {short_peer(peer)}" if peer != name else text.printable(name)
-        yield f"ok  cosigned by {who}, {_when(at)}"
-    if not found.cosigners:
+        yield f"ok  cosigned by {_witness(name)}, {_when(at)}"
+    for name, at in found.unknown_cosigners.items():
+        yield f"--  cosigned by the key that calls itself {_witness(name)}, {_when(at)}"
+    if not found.cosigners and not found.unknown_cosigners:
         yield "--  no witness has cosigned it"
     if entry is not None:
         yield f"ok  its signatures verify: {', '.join(sorted(_signers(found)))}"
@@ -182,8 +184,19 @@ def _proven(found: Proven) -> Iterator[str]:
     yield "not proven  that the entry counts, by those before it: see artel ledger explain"
     if found.run:
         yield "            that it is the only history: artel ledger compare asks several holders"
+    if found.unknown_cosigners:
+        yield "            that a key that cosigned it is of a node of the run: --vkey names those"
     if found.cosigners:
         yield "            that the witnesses are different people: seats are open to any account"
+
+
+def _witness(name: str) -> str:
+    from artel.ledger.entries.words import printable
+    from artel.ledger.tlog.cosignature import WITNESS_PREFIX
+    from artel.protocol.identity import short_peer
+
+    peer = name.removeprefix(WITNESS_PREFIX)
+    return f"node {short_peer(peer)}" if peer != name else printable(name)
 
 
 def _when(at: int) -> str:

@@ -206,7 +206,7 @@ def proven_share(account: str | None, ledger: LedgerOptions) -> int:
         "as_of": proven.checkpoint.size,
         "credit_root": body.credits,
         "signed_by": found.root.nodes,
-        "cosigned_by": len(proven.cosigners),
+        "cosigning_keys": len(proven.unknown_cosigners),
         "trusting": "" if run else source.name,
     }
     return ledger.show(facts, _share_lines(facts))
@@ -237,7 +237,7 @@ def _files(account: str | None, ledger: LedgerOptions) -> Iterator[tuple[TileSou
 def _share_lines(facts: dict[str, Any]) -> Iterator[str | Table]:
     from artel.ledger.entries import words as text
 
-    cosigned = text.plural(facts["cosigned_by"], "witness", "witnesses")
+    cosigned = text.plural(facts["cosigning_keys"], "key")
     of_round = f"the closing of round {facts['round']:,}"
     moment = {0: of_round, 1: "the closing of the run", 2: "the second closing of the run"}
     nodes = text.plural(facts["signed_by"], "node")
@@ -252,6 +252,7 @@ def _share_lines(facts: dict[str, Any]) -> Iterator[str | Table]:
             ("proven by", f"entry {facts['entry']:,} of {facts['as_of']:,}, its credit root"),
             ("signed by", f"the coordinator {'alone' if facts['closing'] else f'and {nodes}'}"),
             ("", f"tree head cosigned by {cosigned}"),
+            ("", "which of these are nodes of the run, the whole ledger shows, not this proof"),
             ("trusting", facts["trusting"] and f"{facts['trusting']} for the run id"),
         ]
     )

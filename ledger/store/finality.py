@@ -22,6 +22,7 @@ from artel.ledger.tlog.cosignature import (
     add_lines,
     named_key,
     node_lines,
+    witness_key,
 )
 from artel.ledger.tlog.note import Note, SignatureLine
 from artel.protocol.errors import ArtelError, CheckFailed
@@ -58,6 +59,17 @@ class Finality:
     def head(self) -> int:
         """Entries under ``final``; 0 without."""
         return size_of(self.final)
+
+    @property
+    def policy(self) -> list[str]:
+        """How ``artel ledger verify`` is told whose cosignatures make ``final`` final.
+
+        A proof does not say who the run's nodes are: one key for each account that is needed.
+        """
+        if not self.final:
+            return []
+        keys = [witness_key(nodes[0]).encode() for nodes in self.seats.values()][: self.needed]
+        return ["--policy", str(len(keys)), *(word for key in keys for word in ("--vkey", key))]
 
     def label(self, size: int) -> str:
         """Final or pending, and up to where, of the first ``size`` entries."""

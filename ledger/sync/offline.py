@@ -52,7 +52,11 @@ class Proven:
     run: str
     """Run id in the origin; "" for a log that is no run."""
     cosigners: dict[str, int]
-    """Names of the witnesses whose cosignatures verify, and when they signed (POSIX seconds)."""
+    """Names of the witnesses that the caller named and whose cosignatures verify, and when they
+    signed (POSIX seconds)."""
+    unknown_cosigners: dict[str, int]
+    """If the caller named none: whose names contain the key that signed. Anybody can make such a
+    key; a proof does not say which are of nodes of the run."""
     entry: Entry | None
     """None when the log is no run."""
     genesis: Genesis | None = field(default=None)
@@ -108,15 +112,17 @@ def verify(proof: bytes, leaf: bytes, vkeys: Sequence[str] = (), run: str = "") 
             "the proof does not carry the run's manifest, so the key of the log is not known",
             "give it with --vkey; /ledger/run and `artel ledger status --json` show it",
         )
-    cosigners = [key for key in keys if isinstance(key, CosignerKey)]
-    if not cosigners:
-        cosigners = _named_witnesses(parsed.checkpoint)
+    given = [key for key in keys if isinstance(key, CosignerKey)]
+    cosigners = given or _named_witnesses(parsed.checkpoint)
     checkpoint, times = open_cosigned(parsed.checkpoint, log_keys, cosigners, origin)
+    known, unknown = (times, {}) if given else ({}, times)
     signed = note.open_note(parsed.checkpoint, log_keys).signatures[0]
     key = next(k for k in log_keys if (k.name, k.key_id) == (signed.name, signed.key_id))
     verify_inclusion(leaf_hash(leaf), parsed.index, checkpoint.size, parsed.hashes, checkpoint.root)
     entry = _entry(leaf) if named else None
-    return Proven(checkpoint, parsed.index, key.public.hex(), pinned, named, times, entry, genesis)
+    return Proven(
+        checkpoint, parsed.index, key.public.hex(), pinned, named, known, unknown, entry, genesis
+    )
 
 
 def verify_evidence(

@@ -1,10 +1,10 @@
 """One account's share without the history: a signed credit root, and the pages below it.
 
 An agreed state names the root, or the closing of the run. What it rests on: the coordinator signed
-the tree head and the entry, and witnesses cosigned the head; of a state, the nodes that computed it
-signed its credit root too (they refuse another than that of their own fold). What it does not show:
-that the fold counted this entry, that most of the accepted nodes signed it, and that there is no
-newer one. Whoever replays the ledger knows that.
+the tree head and the entry; of a state, the nodes that computed it signed its credit root too (they
+refuse another than that of their own fold). What it does not show: that these and the keys that
+cosigned the head are of nodes of the run, that the fold counted this entry, that most of the
+accepted nodes signed it, and that there is no newer one. Whoever replays the ledger knows that.
 """
 
 from __future__ import annotations

@@ -32,6 +32,8 @@ class Standing:
     head: int
     """Entries under the newest final tree head whose cosignatures are kept here; the ledger itself
     may record a newer one."""
+    policy: str
+    """What ``artel ledger verify`` is told to see that a proof under that head is final."""
     trust: str
     """What the witnesses are worth."""
     convicted: tuple[str, ...]
@@ -61,6 +63,7 @@ def standing(store: LedgerReader, heads: HeadStore | None, state: FoldState) -> 
         # Without a single note the ledger itself says who cosigned what it records as final.
         witnesses=tuple(sorted(found.seats if found.cosigned else state.cosigners)),
         head=found.head,
+        policy=" ".join(found.policy),
         trust=finality.trust(state).label,
         convicted=tuple(state.convicted),
     )

@@ -6,8 +6,11 @@ import asyncio
 import csv
 import gzip
 import hashlib
+import html
 import io
 import json
+import re
+import shlex
 import socket
 import struct
 import time
@@ -233,8 +236,13 @@ async def test_a_downloaded_proof_is_what_the_command_writes_and_verifies_offlin
             assert shown == leaf.document
         found = verify(proof, leaf, run=ledger.world.run)
         assert (found.index, found.checkpoint.size) == (index, size)
-        assert (found.pinned, len(found.cosigners)) == (False, cosigners)
-        assert main(["verify", str(path), "--policy", str(cosigners)]) == 0
+        assert (found.pinned, len(found.unknown_cosigners)) == (False, cosigners)
+        page = html.unescape(await ledger.get(f"/entry/{index}"))
+        (line,) = re.findall(r"artel (ledger verify .*)", page)
+        command = shlex.split(line)
+        assert ("--policy" in command) == (index == 69), "the one that is final"
+        monkeypatch.chdir(tmp_path)
+        assert cli.main(command) == 0
 
     await same(0, newest, 0)
     await same(newest - 1, newest, 0)
