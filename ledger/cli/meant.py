@@ -100,16 +100,37 @@ def account_named(view: LedgerView, wanted: str) -> str:
 
     :raises UsageError: when it is none or several
     """
-    state, low = view.state, wanted.lower()
-    found = {low} & state.accounts.keys()
-    if not found and len(low) >= 8 and set(low) <= set("0123456789abcdef"):
-        found = {name for name in state.accounts if name.startswith(low)}
-        found |= {name for key, name in state.keys.items() if key.startswith(low)}
+    found = _by_key(view, wanted, 8)
     if not found:
         found = {name for name, (alias, _) in view.aliases.items() if alias == wanted}
-        found &= state.accounts.keys()
+        found &= view.state.accounts.keys()
+    return _only(found, wanted)
+
+
+def receiver_named(view: LedgerView, wanted: str) -> str:
+    """The account that is to be given something: as :func:`account_named`, but by no alias.
+
+    Nobody signs a holder's table of aliases, and another account can bear the same one. Of a key
+    16 digits or more: nobody finds another key that begins with them.
+
+    :raises UsageError: when it is none or several
+    """
+    return _only(_by_key(view, wanted, 16), wanted)
+
+
+def _by_key(view: LedgerView, wanted: str, least: int) -> set[str]:
+    state, low = view.state, wanted.lower()
+    if low in state.accounts:
+        return {low}
+    if len(low) < least or not set(low) <= set("0123456789abcdef"):
+        return set()
+    found = {name for name in state.accounts if name.startswith(low)}
+    return found | {name for key, name in state.keys.items() if key.startswith(low)}
+
+
+def _only(found: set[str], wanted: str) -> str:
     if len(found) == 1:
-        return str(found.pop())
+        return found.pop()
     raise UsageError(
         f"{'several accounts are' if found else 'no account is'} called {wanted[:64]!r}",
         "give its name, or 8 or more of its key's 64 digits: see artel ledger shares --json",

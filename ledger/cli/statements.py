@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from artel.ledger.cli import sending
-from artel.ledger.cli.meant import account_named, contribution_of, digest_of, read
+from artel.ledger.cli.meant import contribution_of, digest_of, read, receiver_named
 from artel.ledger.cli.opening import SigningOptions, StatementOptions
 from artel.protocol import options
 from artel.protocol.commandline import Count, File, value, values
@@ -97,7 +97,7 @@ def transfer(
 
     example: artel ledger transfer 6f1c… 120000
 
-    :param to: account that receives it, or its alias
+    :param to: account that receives it: its name or its key, or 16 or more digits of either
     :param amount: credit, a whole number
     :param yes: do not ask: a transfer cannot be taken back
     """
@@ -107,7 +107,7 @@ def transfer(
         raise UsageError("there is nothing to transfer", "give an amount of 1 or more")
 
     def make(view: LedgerView, name: str, account: Account) -> tuple[dict[str, Any], str]:
-        receiver = account_named(view, to)
+        receiver = receiver_named(view, to)
         saying = (
             f"account {name[:12]} gives {amount:,} of its {account.vested:,} vested "
             f"credit to account {receiver}, for good"

@@ -20,6 +20,7 @@ import pytest
 from artel.ledger import entries
 from artel.ledger.cli.statements import REASONS
 from artel.ledger.entries import reasons
+from artel.ledger.fold.alias import Alias
 from artel.ledger.store import keyfiles
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.sync.view import LedgerView
@@ -586,7 +587,12 @@ def test_a_transfer_needs_agreement_and_vested_credit(artel: Artel) -> None:
         artel("transfer", to, "100", "--yes")
     for number in (1, 2, 3):
         artel.server.append(*world.add(*world.round(number)))
-    artel("transfer", to[:10], "100", "--yes")
+    shown = Alias(run=world.run, account=to, alias="Ada", team="", time=1)
+    artel.server.aliases[to] = shown
+    for name in ("Ada", to[:15]):
+        with pytest.raises(UsageError, match="no account is called"):
+            artel("transfer", name, "100", "--yes")
+    artel("transfer", to[:16], "100", "--yes")
     assert artel.server.state.accounts[world.owners[0].key].vested == CREDIT - 100
     assert artel.server.state.accounts[to].vested == CREDIT + 100
     for unknown in ("nobody", to[:7]):
