@@ -25,9 +25,10 @@ LEDGER = (
     "CREATE TABLE entries(idx INTEGER PRIMARY KEY, packed BLOB NOT NULL)",
     # The first 8 bytes of each entry's id. A prefix is found by them, and compared in full.
     "CREATE TABLE ids(id INTEGER, idx INTEGER, PRIMARY KEY(id, idx)) WITHOUT ROWID",
-    # The log's signatures; what they sign is made again from the entries (see .reading).
-    "CREATE TABLE checkpoints(size INTEGER PRIMARY KEY, term INTEGER NOT NULL,"
-    " lines BLOB NOT NULL)",
+    # The log's signatures; what they sign is made again from the entries (see .reading). Each head
+    # names the size of the one before it, so that none can go unnoticed.
+    "CREATE TABLE checkpoints(size INTEGER PRIMARY KEY, follows INTEGER NOT NULL,"
+    " term INTEGER NOT NULL, lines BLOB NOT NULL)",
     "CREATE TABLE tiles(level INTEGER, idx INTEGER, hashes BLOB NOT NULL,"
     " PRIMARY KEY(level, idx)) WITHOUT ROWID",
     "CREATE TABLE documents(id BLOB PRIMARY KEY, content BLOB NOT NULL)",

@@ -47,7 +47,7 @@ __all__ = ["CHECKPOINT_NAME", "DATABASE_NAME", "MAX_BATCH", "Beside", "LedgerSto
 MAX_BATCH = 256
 """Entries in one append of the sequencer."""
 
-_INSERT_CHECKPOINT = "INSERT INTO checkpoints(size, term, lines) VALUES (?, ?, ?)"
+_INSERT_CHECKPOINT = "INSERT INTO checkpoints(size, follows, term, lines) VALUES (?, ?, ?, ?)"
 _INSERT_DOCUMENT = "INSERT OR IGNORE INTO documents(id, content) VALUES (?, ?)"
 _SELECT_DOCUMENT = "SELECT content FROM documents WHERE id = ?"
 _INSERT_TILE = "INSERT INTO tiles(level, idx, hashes) VALUES (?, ?, ?)"
@@ -225,7 +225,8 @@ class LedgerStore(LedgerReader):
                     root = edge.root()
                     head = Checkpoint(origin_of(genesis.run, self.term), edge.size, root)
                     note, lines = _own_lines(sign(edge.size, root), head)
-                    self._connection.execute(_INSERT_CHECKPOINT, (edge.size, self.term, lines))
+                    place = (edge.size, self.size, self.term)
+                    self._connection.execute(_INSERT_CHECKPOINT, (*place, lines))
                     self._write_new_checkpoint(new, note)
             except BaseException:
                 files.discard(new)

@@ -280,12 +280,16 @@ def _tiles(store: LedgerReader) -> str:
 
 
 def _checkpoints(store: LedgerReader) -> str:
-    """Every stored note: by the manifest's coordinators, and of this tree."""
-    heads = store.query("SELECT size, term FROM checkpoints ORDER BY size")
-    for size, _ in heads:
+    """Every note that was stored: by the manifest's coordinators, and of this tree."""
+    heads = store.query("SELECT size, follows, term FROM checkpoints ORDER BY size")
+    before = 0
+    for size, follows, _ in heads:
+        if follows != before:
+            raise CheckFailed(f"the checkpoint before the one of size {size} is not the one stored")
+        before = size
         if not store.note_at(size):
             raise CheckFailed(f"the checkpoint of size {size} is not of this tree")
-    if (terms := [term for _, term in heads]) != sorted(terms):
+    if (terms := [term for *_, term in heads]) != sorted(terms):
         raise CheckFailed("a checkpoint is of an earlier term than the one before it")
     return f"{len(heads)} signed tree heads match the tree"
 
