@@ -27,6 +27,7 @@ from artel.protocol.terminal import printable
 DIAL_TIMEOUT_S = 10.0
 """For one address: connection, handshake and the negotiation of the protocol."""
 REQUEST_TIMEOUT_S = 20.0
+"""For one statement, or one file."""
 CLOSE_TIMEOUT_S = 2.0
 
 Result = TypeVar("Result")
@@ -48,14 +49,23 @@ class PeerHolder:
         self.name = dialled[0]
         self._addresses = dialled
         self._network: _Network | None = None
+        self._brought: dict[str, bytes | None] = {}
 
     def get(self, path: str, skip: int = 0) -> bytes:
         """The content at ``path`` (see :class:`ledger.sync.source.TileSource`)."""
-        request = messages.Get(run="", paths=[path], skip=skip)
-        (data,) = self._ask(lambda stream: ask_files(stream, request, [path]))
+        if path not in self._brought:
+            self.bring(path, skip=skip)
+        data = self._brought.pop(path)
         if data is None:
             raise NotFound(f"the peer does not have {path}")
         return data
+
+    def bring(self, *paths: str, skip: int = 0) -> None:
+        """Ask for what :meth:`get` is asked for next, by one stream."""
+        request = messages.Get(run="", paths=list(paths), skip=skip)
+        seconds = REQUEST_TIMEOUT_S * len(paths)
+        found = self._ask(lambda stream: ask_files(stream, request, paths), seconds)
+        self._brought |= zip(paths, found, strict=True)
 
     def send(self, service: Service, run: str, statement: bytes) -> None:
         """Hand in (see :class:`ledger.sync.source.Holder`)."""
@@ -69,11 +79,15 @@ class PeerHolder:
             self._network.close()
             self._network = None
 
-    def _ask(self, exchange: Callable[[wire.ByteStream], Awaitable[Result]]) -> Result:
+    def _ask(
+        self,
+        exchange: Callable[[wire.ByteStream], Awaitable[Result]],
+        seconds: float = REQUEST_TIMEOUT_S,
+    ) -> Result:
         if self._network is None:
             self._network = _Network(self._addresses)
             self.name = self._network.address
-        return self._network.ask(exchange)
+        return self._network.ask(exchange, seconds)
 
 
 def _dialable(address: str) -> bool:
@@ -109,11 +123,13 @@ class _Network:
         if self._error is not None:
             raise self._error
 
-    def ask(self, exchange: Callable[[wire.ByteStream], Awaitable[Result]]) -> Result:
-        """One exchange on a stream of its own."""
+    def ask(
+        self, exchange: Callable[[wire.ByteStream], Awaitable[Result]], seconds: float
+    ) -> Result:
+        """One exchange on a stream of its own, within so many seconds."""
 
         async def call() -> Result:
-            return await _bounded(lambda: self._exchange(exchange), REQUEST_TIMEOUT_S)
+            return await _bounded(lambda: self._exchange(exchange), seconds)
 
         return trio.from_thread.run(call, trio_token=self._token)
 
