@@ -30,7 +30,8 @@ log = logging.getLogger("artel.network")
 
 MAX_REPLY_BYTES = 1 << 16
 """The daemon's replies to us have some hundred bytes."""
-_GREETING_TIMEOUT_S = 10.0
+ANSWER_S = 10.0
+"""The daemon answers a command, or says whose stream it hands over, within this many seconds."""
 _BACKLOG = 256
 
 _IP4, _IP6 = 4, 41  # codes of a multiaddr's parts, each followed by the address
@@ -101,17 +102,21 @@ class Gateway:
                 os.unlink(self._path)
 
     async def _command(self, kind: int, **what: Any) -> socket.socket:
-        """Ask the daemon for something; the socket that it answered on."""
+        """Ask the daemon for something; the socket that it answered on.
+
+        :raises OSError: it does not answer in time
+        """
         loop = asyncio.get_running_loop()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.setblocking(False)
+        framed = io.BytesIO()
+        proto.serialize_length_prefixed(p2pd_pb2.Request(type=kind, **what), framed)
+        response = p2pd_pb2.Response()
         try:
-            await loop.sock_connect(sock, self._daemon)
-            framed = io.BytesIO()
-            proto.serialize_length_prefixed(p2pd_pb2.Request(type=kind, **what), framed)
-            await loop.sock_sendall(sock, framed.getbuffer())
-            response = p2pd_pb2.Response()
-            response.ParseFromString(await _read_framed(loop, sock))
+            async with asyncio.timeout(ANSWER_S):
+                await loop.sock_connect(sock, self._daemon)
+                await loop.sock_sendall(sock, framed.getbuffer())
+                response.ParseFromString(await _read_framed(loop, sock))
             if response.type == p2pd_pb2.Response.ERROR:
                 raise ControlFailure(response.error.msg)
         except BaseException:
@@ -138,7 +143,7 @@ class Gateway:
         info = p2pd_pb2.StreamInfo()
         try:
             loop = asyncio.get_running_loop()
-            info.ParseFromString(await within(_read_framed(loop, sock), _GREETING_TIMEOUT_S))
+            info.ParseFromString(await within(_read_framed(loop, sock), ANSWER_S))
         except BaseException as error:
             sock.close()
             if not isinstance(error, OSError | EOFError | BadProtobuf):

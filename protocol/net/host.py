@@ -279,7 +279,7 @@ class Host:
             name = PeerID.from_base58(peer).to_bytes()
         except ValueError:
             raise Unreachable(f"peer {peer[:64]!r} does not answer: that is no peer id") from None
-        return await within(self._gateway.dial(name, service), OPEN_TIMEOUT_S)
+        return await self._gateway.dial(name, service)
 
     async def ask(
         self, peer: str, service: str, request: Message, timeout: float = REQUEST_TIMEOUT_S
@@ -416,9 +416,10 @@ class Host:
     async def _prefer_members(self, connected: Sequence[PeerInfo]) -> None:
         """Tell the daemon whose connections to keep; it forgets that when they end."""
         members = {str(info.peer_id) for info in connected if self._members(str(info.peer_id))}
-        for peer in members - self._preferred:
-            await self._gateway.prefer(PeerID.from_base58(peer).to_bytes())
-        self._preferred = members
+        with contextlib.suppress(*_STREAM_ERRORS):  # a daemon that hangs is found out elsewhere
+            for peer in members - self._preferred:
+                await self._gateway.prefer(PeerID.from_base58(peer).to_bytes())
+            self._preferred = members
 
     async def close(self) -> None:
         """End the DHT node and the daemon, and remove its sockets."""

@@ -27,7 +27,7 @@ import host_world
 from artel.protocol import messages
 from artel.protocol.errors import ArtelError, DecodeError, ResourceError, Unreachable
 from artel.protocol.identity import load_or_create
-from artel.protocol.net import dht, p2pd, slots, streams, wire
+from artel.protocol.net import dht, gateway, p2pd, slots, streams, wire
 from artel.protocol.net import host as network
 from artel.protocol.net.host import Host, peer_of
 from artel.protocol.options import LISTEN_FORM
@@ -283,6 +283,29 @@ async def test_a_network_daemon_that_ends_is_replaced_in_place(
 
     loud = [r for r in caplog.records if r.exc_info or r.name == "asyncio"]
     assert not loud, loud
+
+
+async def test_a_network_daemon_that_answers_some_questions_alone_holds_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(p2pd, "PROBE_EVERY_S", 0.1)
+    monkeypatch.setattr(p2pd, "PROBE_S", 0.5)
+    monkeypatch.setattr(gateway, "ANSWER_S", 0.3)
+    silent = str(tmp_path / "silent")
+    asked = asyncio.Event()
+    async with swarm(tmp_path, 2) as (host, other):
+        server = await asyncio.start_unix_server(lambda *_: asked.set(), silent)
+        host._gateway._daemon = silent
+        for asking in (host._gateway.dial(b"x", ECHO), host._gateway.prefer(b"x")):
+            with pytest.raises(TimeoutError):
+                await asking
+        asked.clear()
+        host.admit(lambda peer: peer == other.peer_id)  # whose connections are to be preferred
+        await asyncio.wait_for(asked.wait(), 10)
+        old = daemon_of(host)
+        old.send_signal(signal.SIGSTOP)
+        await until(lambda: host._daemon.process.pid != old.pid, 10)
+        server.close()
 
 
 async def test_a_network_daemon_that_dies_again_and_again_is_given_up(
