@@ -184,11 +184,14 @@ def proven_share(account: str | None, ledger: LedgerOptions) -> int:
 
     :param account: None: that of the home
     """
+    from artel.ledger.sync.client import require_known_history
     from artel.ledger.sync.share_proof import prove_share
 
     with _files(account, ledger) as (source, run, name):
         found = prove_share(source, name, run)
-    proven, body = found.root.proven, found.root.body
+        proven, body = found.root.proven, found.root.body
+        if ledger.source is not None and not ledger.no_cache:
+            require_known_history(source, proven.checkpoint, proven.run)
     vested, pending = found.credits or (0, 0)
     facts = {
         "run": proven.run,

@@ -28,10 +28,11 @@ from artel.ledger.sync.source import (
     CONFLICTS_PATH,
     MAX_WORDS,
     Holder,
+    TileSource,
     read_json,
 )
 from artel.ledger.sync.view import LedgerView
-from artel.ledger.tlog.checkpoint import verifier_keys
+from artel.ledger.tlog.checkpoint import Checkpoint, verifier_keys
 from artel.ledger.tlog.note import VerifierKey
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, ResourceError, UsageError
 from artel.protocol.paths import expanded
@@ -147,13 +148,56 @@ def _kept(folder: Path, offer: Offer) -> Iterator[LedgerStore]:
 
 def _known_keys(origin: str) -> list[VerifierKey]:
     """The keys of a run whose manifest was read before."""
-    name = run_of(origin)
-    folder = default_folder(name) / "replica"
-    if not name or not (folder / DATABASE_NAME).is_file():
-        return []
-    with suppress(ArtelError), LedgerReader.of(folder, name) as reader:
-        return verifier_keys(origin, reader.genesis.coordinators) if reader.size else []
+    with suppress(ArtelError), _read_before(run_of(origin)) as reader:
+        if reader is not None and reader.size:
+            return verifier_keys(origin, reader.genesis.coordinators)
     return []
+
+
+@contextmanager
+def _read_before(run: str) -> Iterator[LedgerReader | None]:
+    """The replica of a run that is kept; None when there is none, or it cannot be opened."""
+    folder = default_folder(run) / "replica"
+    with ExitStack() as stack:
+        reader = None
+        if run and (folder / DATABASE_NAME).is_file():
+            with suppress(ArtelError):
+                reader = stack.enter_context(LedgerReader.of(folder, run))
+        yield reader
+
+
+def require_known_history(source: TileSource, head: Checkpoint, run: str) -> None:
+    """Hold a head that a source proves something by against what was read of the run before.
+
+    The log is not fetched: where the head is newer than the replica that is kept, a few tiles tell.
+
+    :raises CheckFailed: they are of two histories, or the source does not show the head's tree
+    :raises Unreachable: the source does not answer
+    """
+    with _read_before(run) as kept:
+        if kept is None or not kept.size:
+            return
+        shared = min(kept.size, head.size)
+        try:
+            ours = kept.root_at(shared)
+        except CheckFailed:  # damaged: whoever reads the ledger fetches it again
+            return
+    theirs = head.root
+    if head.size > shared:
+        tree = offered(source, run=run).tree
+        if tree.size < head.size or tree.root_at(head.size) != head.root:
+            raise CheckFailed(f"{source.name} does not show the tree that it proves something by")
+        theirs = tree.root_at(shared)
+    if ours != theirs:
+        raise _two_histories(shared)
+
+
+def _two_histories(shared: int) -> CheckFailed:
+    return CheckFailed(
+        f"this ledger does not begin with the {shared:,} entries that were read and checked "
+        "here before: somebody has signed two histories",
+        "see which: artel ledger compare URL OTHER-URL; --no-cache reads this one anyway",
+    )
 
 
 def _explain_damage(folder: Path, store: LedgerStore, error: CheckFailed) -> None:
@@ -191,11 +235,7 @@ def _bring_up_to_date(store: LedgerStore, offer: Offer) -> None:
         )
     shared = min(store.size, head.size)
     if store.root_at(shared) != tree.root_at(shared):
-        raise CheckFailed(
-            f"this ledger does not begin with the {shared:,} entries that were read and checked "
-            "here before: somebody has signed two histories",
-            "see which: artel ledger compare URL OTHER-URL; --no-cache reads this one anyway",
-        )
+        raise _two_histories(shared)
     fold = Fold.open(store)
     if store.size < head.size:
         take_over(store, offer.source, head, fold, tree, processes=True)

@@ -55,7 +55,7 @@ from artel.ledger.tlog.tiles import (
     encode_bundle,
     tile_at,
 )
-from artel.protocol.errors import CheckFailed, DecodeError, UsageError
+from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, UsageError
 from artel.protocol.files import sync_folder
 from artel.protocol.merkle import leaf_hash
 from artel.protocol.telling import Tell, silent
@@ -289,7 +289,7 @@ def _kept(shown: str, keys: Sequence[VerifierKey], held: str) -> str:
 
 
 def _keep_credits(folder: Path, offer: Offer) -> None:
-    """Keep the newest credit root and the pages of its map; what they replace goes."""
+    """Keep the credit root, unless it is older, and the pages of its map; what it replaces goes."""
     try:
         data = offer.source.get(CREDIT_PATH)
     except NotFound:
@@ -298,6 +298,9 @@ def _keep_credits(folder: Path, offer: Offer) -> None:
     index = root.proven.index
     if index >= offer.head.size:
         return  # it comes with the next update
+    with suppress(ArtelError):  # there is none here, or it is spoilt
+        if index < read_root(FolderSource(folder).get(CREDIT_PATH)).proven.index:
+            return
     if offer.tree.subtree(0, index) != leaf_hash(root.leaf):
         raise CheckFailed(f"the entry in {CREDIT_PATH} is not of this tree")
     (folder / CREDIT_PATH).parent.mkdir(exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from artel import cli
 from artel.ledger import entries
 from artel.ledger.entries import decode
 from artel.ledger.entries.credit_map import Credits
@@ -20,7 +22,7 @@ from artel.ledger.sync import offline
 from artel.ledger.sync.mirror import mirror
 from artel.ledger.sync.serving import Served
 from artel.ledger.sync.share_proof import prove_share
-from artel.ledger.sync.source import CREDIT_PATH, FolderSource, NotFound, page_path
+from artel.ledger.sync.source import CREDIT_PATH, FolderSource, NotFound, TileSource, page_path
 from artel.protocol.dsse import Leaf
 from artel.protocol.errors import ArtelError, CheckFailed, UsageError
 from client_world import served, write_key
@@ -29,6 +31,11 @@ from ledger_world import CREDIT, World, complete, digest, key
 
 main = group("ledger")
 ROUNDS = 3
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
@@ -170,9 +177,10 @@ def test_a_home_proves_its_own_share_by_its_first_key(
 
 
 def test_a_mirror_follows_and_keeps_no_page_that_is_replaced(
-    world: World, store: LedgerStore, home: Served, copy: Path
+    world: World, store: LedgerStore, copy: Path, tmp_path: Path
 ) -> None:
     before = set((copy / "credit").iterdir())
+    older = FolderSource(shutil.copytree(copy, tmp_path / "older"))
     other = World(total=60, ownership={"vesting_rounds": 1})
     other.batches(ROUNDS)
     store.append(other.add(*other.round(ROUNDS)), other.sign)
@@ -180,6 +188,12 @@ def test_a_mirror_follows_and_keeps_no_page_that_is_replaced(
     mirror(grown, copy)
     assert prove_share(FolderSource(copy), world.owners[0].key).root.body.round == ROUNDS + 1
     assert len(set((copy / "credit").iterdir())) == len(before) == 2
+    # Nor does it go back, with what the log had signed before.
+    replayed: TileSource = grown
+    for path in (CREDIT_PATH, page_path(world.state.rooted.root)):
+        replayed = Lying(replayed, path, older.get(path))
+    mirror(replayed, copy)
+    assert prove_share(FolderSource(copy), world.owners[0].key).root.body.round == ROUNDS + 1
     # Who asked just before still finds the pages of the state before.
     old = Served(store, None, lambda: state)
     state = world.state
@@ -187,6 +201,34 @@ def test_a_mirror_follows_and_keeps_no_page_that_is_replaced(
     state = other.state
     old.get(CREDIT_PATH)
     assert old.get(page_path(world.state.rooted.root))
+
+
+def test_a_share_is_of_the_history_that_was_read_before(
+    world: World, copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def shown(name: str, rounds: int, *, fork: bool) -> str:
+        other = World(total=60, ownership={"vesting_rounds": 1})
+        other.batches(1)
+        if fork:
+            other.add(other.dispute(other.owners[0], other.earned(other.members[1], 0), "lie"))
+        for number in range(1, rounds):
+            other.add(*other.round(number))
+        with LedgerStore.open(tmp_path / name / DATABASE_NAME, create=True, run=world.run) as store:
+            store.append(other.leaves, other.sign)
+            mirror(Served(store, None, lambda: other.state), tmp_path / f"{name}-copy")
+        return str(tmp_path / f"{name}-copy")
+
+    line = ["ledger", "shares", "--account", world.owners[0].key, "--run", world.run, "--from"]
+    forks = [shown(f"fork-{rounds}", rounds, fork=True) for rounds in (ROUNDS - 1, ROUNDS + 1)]
+    honest = [shown(f"honest-{rounds}", rounds, fork=False) for rounds in (ROUNDS - 1, ROUNDS + 1)]
+    assert [cli.main([*line, where]) for where in (*forks, *honest)] == [0] * 4
+    assert cli.main(["ledger", "status", "--from", str(copy)]) == 0
+    assert [cli.main([*line, where]) for where in (*honest, str(copy))] == [0] * 3
+    for where in forks:
+        capsys.readouterr()
+        assert cli.main([*line, where]) == 1
+        assert "two histories" in capsys.readouterr().err
+        assert cli.main([*line, where, "--no-cache"]) == 0
 
 
 def test_before_the_first_state_there_is_nothing_to_prove(tmp_path: Path) -> None:
@@ -203,7 +245,7 @@ class Lying:
 
     name = "liar"
 
-    def __init__(self, source: Served, path: str, data: bytes) -> None:
+    def __init__(self, source: TileSource, path: str, data: bytes) -> None:
         self._source, self._path, self._data = source, path, data
 
     def get(self, path: str, skip: int = 0) -> bytes:
