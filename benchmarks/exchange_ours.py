@@ -27,10 +27,10 @@ from artel.protocol.exchange.feedback import Feedback
 from artel.protocol.exchange.parts import whole
 from artel.protocol.exchange.pseudogradient import Header
 from artel.protocol.identity import load_or_create
+from artel.protocol.messages import Kind
 from artel.protocol.net import delivery, wire
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host
-from artel.protocol.net.streams import Kind
 from artel.protocol.run_config import ExchangeSection
 from artel.protocol.state import Layout, State, Vector, state_root
 from benchmarks.exchange_worker import Setup, initial, layout, steps

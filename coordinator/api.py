@@ -57,7 +57,7 @@ async def status_facts(core: Coordinator) -> dict[str, Any]:
         "revealed": len(state.revealed),
         "waiting_for": max(0, rules.min_nodes - ready) if state.phase.value == "waiting" else 0,
         "validation": _validation(core),
-        "nodes": [_node(core, peer, now) for peer in sorted(core.peers)],
+        "nodes": [_node(core, peer, now) for peer in _members_first(core)],
         "last_round": _last_round(core),
         "ledger": await _ledger(core),
     }
@@ -97,6 +97,11 @@ def gauges(status: dict[str, Any]) -> Iterator[Metric]:
     yield metric("artel_heard_seconds", "Since the last report.", of_nodes("heard_s"), "node")
     yield metric("artel_sent_bytes_total", "By each node.", of_nodes("bytes_up"), "node")
     yield metric("artel_received_bytes_total", "By each node.", of_nodes("bytes_down"), "node")
+
+
+def _members_first(core: Coordinator) -> list[str]:
+    """The connected nodes; a page has room for so many, which strangers are not to fill."""
+    return sorted(core.peers, key=lambda peer: (peer not in core.state.members, peer))
 
 
 def _node(core: Coordinator, peer: str, now: float) -> dict[str, Any]:

@@ -149,8 +149,8 @@ class Desk:
             emit(log, "node.joined", node=short_peer(peer), nodes=len(core.peers))
         known.report, known.addresses, known.heard = report, request.addresses, now
         known.beats = mine = known.beats + 1
-        if report.validation is not None:
-            self._note_validation(report.validation)
+        if report.validation is not None and report.validation.round in known.evaluates:
+            self._note_validation(report)
         await core.feed(round_state.Seen(now, peer, report.state_root, report.leaving))
         patience = min(request.patience, core.rules.heartbeat_timeout / 3)
         try:
@@ -194,7 +194,9 @@ class Desk:
         core = self._core
         version = self._version(peer, known)
         duty = self._duty(peer)
-        everyone = duty.task == "stop" or core.state.round == 0
+        evaluates = self._evaluates(peer)
+        if evaluates:
+            known.evaluates.add(core.state.round)
         return messages.Directive(
             version=version,
             task=duty.task,
@@ -204,7 +206,7 @@ class Desk:
             remaining=duty.remaining,
             ledger_size=core.ledger.store.size,
             reason=duty.reason[:300],
-            evaluate=everyone or peer == evaluator(core.run, core.state.round, core.state.members),
+            evaluate=evaluates,
             peers=self._neighbours(),
         )
 
@@ -221,16 +223,26 @@ class Desk:
             found[name] = addresses
         return found
 
-    def _note_validation(self, validation: messages.Validation) -> None:
-        """Keep the first report for a state; it is a number for people, not a fact."""
-        core = self._core
-        if validation.round > core.state.round:
-            return
-        metrics = core.metrics.of(validation.round)
-        if metrics.validation is None:
-            metrics.validation = validation.loss
-            core.metrics.save(validation.round)
-            emit(log, "state.evaluated", round=validation.round, loss=validation.loss)
+    def _evaluates(self, peer: str) -> bool:
+        """Whether a node is to evaluate the state that the round starts from."""
+        state = self._core.state
+        if state.round == 0 or state.phase is Phase.FINISHED:
+            return peer in state.members
+        return peer == evaluator(self._core.run, state.round, state.members)
+
+    def _note_validation(self, report: messages.Report) -> None:
+        """Keep the first report for a state by a node that was asked; it may have gone on since.
+
+        It is a number for people, not a fact.
+        """
+        core, found = self._core, report.validation
+        assert found is not None
+        metrics = core.metrics.of(found.round)
+        held = core.ledger.state.states[found.round :]
+        if metrics.validation is None and report.state_root in held:
+            metrics.validation = found.loss
+            core.metrics.save(found.round)
+            emit(log, "state.evaluated", round=found.round, loss=found.loss)
 
     async def _reveal(self, peer: str, request: messages.Reveal) -> None:
         core = self._core

@@ -11,10 +11,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict, TypeAdapter
 
 from artel.ledger import entries
 from artel.protocol import messages
+from artel.protocol.messages import Loss, Seconds
 
 Clock = Callable[[], float]
 """Steady seconds."""
@@ -30,19 +33,24 @@ class RoundMetrics:
     ``computing`` is node to the share of its time (0 to 1) that went into inner steps.
     """
 
-    round: int
+    __pydantic_config__: ClassVar = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    round: messages.Count
     members: int = 0
     accepted: int = 0
     rejected: dict[str, str] = field(default_factory=dict)
     steps: dict[str, int] = field(default_factory=dict)
     tokens: int = 0
-    loss: float | None = None
-    validation: float | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
+    loss: Loss | None = None
+    validation: Loss | None = None
+    seconds: dict[str, Seconds] = field(default_factory=dict)
     blob_bytes: int = 0
     traffic: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
     computing: dict[str, float] = field(default_factory=dict)
     ended: float = 0.0
+
+
+_ROW = TypeAdapter(RoundMetrics)
 
 
 class Metrics:
@@ -57,9 +65,8 @@ class Metrics:
 
     def _restore(self, line: str) -> None:
         try:
-            values = json.loads(line)
-            metrics = RoundMetrics(**values)
-        except (ValueError, TypeError):
+            metrics = _ROW.validate_json(line)
+        except ValueError:
             return  # the last line of a killed process may be cut off; these numbers are no facts
         self.rounds[metrics.round] = metrics
 
@@ -114,13 +121,17 @@ class Numbers:
     def agreed(
         self, round: int, signers: Sequence[str], reports: Mapping[str, messages.Report]
     ) -> None:
-        """The round is over; the ledger has its facts already. ``reports`` are the newest ones."""
+        """The round is over; the ledger has its facts already. ``reports`` are the newest ones.
+
+        Kept are those of its members: whoever else is here may say what they like.
+        """
         self.phase(round, "applying")
         metrics = self._metrics.of(round)
         losses = [r.loss for name, r in reports.items() if name in signers and r.loss is not None]
         metrics.loss = sum(losses) / len(losses) if losses else None
-        metrics.traffic = {name: self._carried(name, r) for name, r in sorted(reports.items())}
-        shares = {name: r.computing for name, r in sorted(reports.items())}
+        carried = {name: self._carried(name, r) for name, r in sorted(reports.items())}
+        metrics.traffic = {name: ways for name, ways in carried.items() if name in metrics.steps}
+        shares = {name: reports[name].computing for name in metrics.traffic}
         metrics.computing = {name: share for name, share in shares.items() if share is not None}
         metrics.ended = time.time()
         self._metrics.save(round)

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from artel.coordinator.service import Coordinator
 from artel.protocol import assignment, messages, round_state
+from artel.protocol.messages import Kind
 from artel.protocol.net import delivery, wire
-from artel.protocol.net.streams import Kind
 from artel.protocol.round_state import Phase
 
 TRIES = 2

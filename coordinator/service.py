@@ -17,7 +17,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from artel.coordinator import intake
 from artel.coordinator.metrics import Clock, Metrics, Numbers
@@ -58,6 +58,8 @@ class Peer:
     duty: tuple[object, ...] = ()
     version: int = 0
     beats: int = 0
+    evaluates: set[int] = field(default_factory=set)
+    """The states that it was asked to evaluate."""
 
 
 class Coordinator:

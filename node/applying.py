@@ -26,9 +26,9 @@ from artel.protocol.errors import CheckFailed
 from artel.protocol.events import emit
 from artel.protocol.exchange import pseudogradient
 from artel.protocol.identity import short_peer
+from artel.protocol.messages import Kind
 from artel.protocol.net import delivery
 from artel.protocol.net.delivery import Wanted
-from artel.protocol.net.streams import Kind
 from artel.protocol.tasks import uninterrupted
 
 log = logging.getLogger("artel.node")

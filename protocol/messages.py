@@ -7,7 +7,7 @@ must outlive the connection is a signed statement (:mod:`protocol.dsse`) inside 
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, StringConstraints
 
@@ -27,10 +27,15 @@ ChunkRun = Annotated[int, Field(ge=0, le=64)]
 SliceNumbers = Annotated[list[Annotated[int, Field(ge=0, lt=64)]], Field(max_length=64)]
 Statement = Annotated[bytes, Field(max_length=MAX_ENVELOPE_BYTES)]
 
-Kinds = Annotated[
-    dict[Annotated[str, StringConstraints(max_length=20)], Count], Field(max_length=8)
-]
+Kind = Literal["control", "ledger", "contribution", "slice", "state", "data", "other"]
+"""What a stream carries, for the accounts of traffic."""
+Kinds = dict[Annotated[str, StringConstraints(pattern=f"^({'|'.join(get_args(Kind))})$")], Count]
 """Bytes by kind of traffic."""
+
+MAX_LOSS = 1e6
+"""Nats per token. The logarithm of a vocabulary is some 10; whoever is here has diverged."""
+Loss = Annotated[float, Field(ge=0, le=MAX_LOSS)]
+Seconds = Annotated[float, Field(ge=0, le=1e9)]
 
 COMPUTING = ("train", "tail")
 """Phases of a trainer in which it makes inner steps."""
@@ -113,7 +118,7 @@ class Validation(Message):
 
     KIND = "validation"
     round: Count
-    loss: Annotated[float, Field(allow_inf_nan=False)]
+    loss: Loss
 
 
 class Report(Message):
@@ -132,14 +137,14 @@ class Report(Message):
     round: Count = 0
     step: Count = 0
     steps: Count = 0
-    loss: float | None = None
-    tokens_per_second: float = 0.0
+    loss: Loss | None = None
+    tokens_per_second: Annotated[float, Field(ge=0, le=1e12)] = 0.0
     bytes_up: Count = 0
     bytes_down: Count = 0
     up_by_kind: Kinds = Field(default_factory=dict)
     down_by_kind: Kinds = Field(default_factory=dict)
     validation: Validation | None = None
-    seconds: dict[Annotated[str, StringConstraints(max_length=20)], float] = Field(
+    seconds: dict[Annotated[str, StringConstraints(max_length=20)], Seconds] = Field(
         default_factory=dict, max_length=24
     )
 
@@ -149,7 +154,7 @@ class Report(Message):
 
         None before there is one. With overlap it covers the tail of the round before as well.
         """
-        spent = {name: max(0.0, self.seconds.get(name, 0.0)) for name in TRAINER}
+        spent = {name: self.seconds.get(name, 0.0) for name in TRAINER}
         whole = sum(spent.values())
         return round(sum(spent[name] for name in COMPUTING) / whole, 4) if whole else None
 

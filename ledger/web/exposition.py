@@ -6,7 +6,9 @@ format that Prometheus and its kin read; nothing is kept between two questions.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -21,6 +23,8 @@ from prometheus_client.registry import Collector
 
 from artel.ledger.web.server import Gate, Handler
 from artel.ledger.web.site import LedgerSite
+
+_DUMPS = partial(json.dumps, allow_nan=False)
 
 Document = Callable[[web.Request], Awaitable[dict[str, Any]]]
 """An object of a daemon's API, as of now."""
@@ -66,7 +70,7 @@ def application(
 
 def _json_of(document: Document) -> Handler:
     async def answer(request: web.Request) -> web.Response:
-        return web.json_response(await document(request))
+        return web.json_response(await document(request), dumps=_DUMPS)
 
     return answer
 

@@ -23,7 +23,6 @@ evaluation 4N.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -56,6 +55,7 @@ from artel.protocol.exchange import parts
 from artel.protocol.exchange.feedback import Feedback
 from artel.protocol.exchange.parts import Part
 from artel.protocol.manifest import Manifest, read_manifest
+from artel.protocol.messages import MAX_LOSS
 from artel.protocol.state import Layout, State, Vector, read_state
 
 REPORT_S = 0.5
@@ -355,10 +355,10 @@ class Training:
 
 
 def _finite(loss: float) -> float:
-    if not math.isfinite(loss):
+    if not 0 <= loss <= MAX_LOSS:
         raise TrainerError(
             "diverged",
-            "the loss is not a number",
+            f"the loss is {loss:g}",
             "the inner steps diverged on this machine: check its numerics or the learning rate",
         )
     return loss

@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 
 from artel.protocol import content, files, merkle
 from artel.protocol.errors import ResourceError
-from artel.protocol.net.streams import Kind
+from artel.protocol.messages import Kind
 from artel.protocol.units import readable
 
 if TYPE_CHECKING:

@@ -15,10 +15,11 @@ from pathlib import Path
 
 from artel.protocol import content, files, merkle, messages
 from artel.protocol.errors import DecodeError, Unreachable
+from artel.protocol.messages import Kind
 from artel.protocol.net import wire
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host
-from artel.protocol.net.streams import Kind, Stream
+from artel.protocol.net.streams import Stream
 from artel.protocol.net.swarm import Swarm
 from artel.protocol.net.swarm_job import Wanted
 from artel.protocol.net.wire import CONTENT

@@ -32,7 +32,7 @@ from multiaddr import Multiaddr
 from artel.protocol.errors import DecodeError, ResourceError, Unreachable
 from artel.protocol.events import emit
 from artel.protocol.identity import Identity, short_peer
-from artel.protocol.messages import Message
+from artel.protocol.messages import Kind, Message
 from artel.protocol.net import dht, dht_node, wire
 from artel.protocol.net.gateway import Gateway
 from artel.protocol.net.limits import network_of
@@ -47,7 +47,7 @@ from artel.protocol.net.p2pd import (
 )
 from artel.protocol.net.slots import Members, Slots
 from artel.protocol.net.speeds import Speeds
-from artel.protocol.net.streams import Kind, Stream, Traffic
+from artel.protocol.net.streams import Stream, Traffic
 from artel.protocol.net.uplink import Uplink
 from artel.protocol.options import check_port_free
 from artel.protocol.schema import Record, Schema

@@ -14,13 +14,12 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import get_args
 
 from artel.protocol.errors import Unreachable
+from artel.protocol.messages import Kind
 from artel.protocol.net.uplink import PIECE_BYTES, Uplink
 
-Kind = Literal["control", "ledger", "contribution", "slice", "state", "data", "other"]
-"""What a stream carries, for the accounts of traffic."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 IDLE_TIMEOUT_S = 60.0

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from artel.protocol import content
+from artel.protocol.messages import Kind
 from artel.protocol.net.download import Counts, Download, Mask
-from artel.protocol.net.streams import Kind, Stream
+from artel.protocol.net.streams import Stream
 from artel.protocol.telling import Tell
 
 

@@ -7,12 +7,14 @@ import contextlib
 import errno
 import hashlib
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import ValidationError
 
 from artel.coordinator import submission
 from artel.coordinator.desk import evaluator
@@ -27,6 +29,7 @@ from artel.ledger.sync.replica import Replica
 from artel.protocol import content, dsse, messages, round_state
 from artel.protocol.errors import CheckFailed, ResourceError, Unreachable
 from artel.protocol.net import wire
+from artel.protocol.net.streams import KINDS
 from artel.protocol.round_state import Phase
 from desk_world import ORGANISER, Member, Office, refused
 from host_world import start, swarm
@@ -240,7 +243,7 @@ async def test_a_probe_is_read_to_its_end(office: Office, members: list[Member])
 
 async def test_the_largest_report_fits_a_heartbeat(office: Office, members: list[Member]) -> None:
     most = (1 << 53) - 1
-    kinds = {f"{n:020}": most for n in range(8)}
+    kinds = dict.fromkeys(KINDS, most)
     report = messages.Report(
         state_round=most,
         state_root="ab" * 32,
@@ -288,6 +291,74 @@ async def test_leaving_and_handing_back(office: Office, training: list[Member]) 
         two.peer: round_state.DISCONNECTED,
     }
     assert office.accepted() == []
+
+
+def _evaluated(member: Member, round: int, loss: float) -> dict[str, Any]:
+    """What a heartbeat with a validation loss holds."""
+    return {
+        "report": messages.Report(
+            state_round=round,
+            state_root=member.root,
+            phase="x",
+            validation=messages.Validation(round=round, loss=loss),
+        )
+    }
+
+
+async def test_a_validation_loss_is_taken_from_those_who_were_asked_for_it(
+    office: Office, members: list[Member]
+) -> None:
+    stranger, rounds = Member(office, "stranger"), office.core.metrics.rounds
+    await stranger.hello()
+    stranger.root = ""
+    for _ in range(2):  # before the first round, when nobody is a member
+        await stranger.beat(**_evaluated(stranger, 0, 1.0))
+    await _whole_round(office, members)
+    for _ in range(2):
+        await stranger.beat(**_evaluated(stranger, 0, 1.0))
+    await members[0].beat(**_evaluated(members[0], 0, 6.0))
+    await members[1].beat(**_evaluated(members[1], 0, 7.0))
+    assert rounds[0].validation == 6.0, "of the first state by any member, and the first counts"
+    while office.core.state.phase is not Phase.TRAINING:
+        for member in members:
+            member.root = (await member.beat()).root
+        await office.pass_time(1)
+    chosen = evaluator(office.run, 1, office.core.state.members)
+    for member in members:
+        assert (await member.beat()).evaluate == (member.peer == chosen)
+        if member.peer != chosen:
+            await member.beat(**_evaluated(member, 1, 1.0))
+    (one,) = (member for member in members if member.peer == chosen)
+    root, one.root = one.root, OTHER
+    await one.beat(**_evaluated(one, 1, 2.0))
+    assert rounds[1].validation is None, "it says itself that it has not got that state"
+    one.root = root
+    await _whole_round(office, members)
+    one.root = (await one.beat()).root
+    await one.beat(**_evaluated(one, 1, 5.0))
+    assert rounds[1].validation == 5.0, "also when it took longer than the round"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"validation": {"round": 0, "loss": 1.7e308}},
+        {"validation": {"round": 0, "loss": -1.0}},
+        {"loss": 1.7e308},
+        {"loss": -1.0},
+        {"loss": math.nan},
+        {"seconds": {"train": 1.7e308}},
+        {"seconds": {"train": -1.0}},
+        {"tokens_per_second": 1.7e308},
+        {"tokens_per_second": -1.0},
+        {"up_by_kind": {"<img>": 1}},
+    ],
+)
+def test_numbers_that_no_node_has_are_no_report(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        messages.Report.model_validate(
+            {"state_round": 0, "state_root": "", "phase": "x", **changes}
+        )
 
 
 def test_one_member_evaluates_and_all_agree_who() -> None:

@@ -35,8 +35,10 @@ def test_bytes_of_a_round_are_what_grew_since_the_one_before(tmp_path: Path) -> 
     numbers.opened(1, {"a": 8})
     grown = report({"slice": 150, "control": 1}, {"control": 7}, train=3.0, tail=1.0, idle=1.0)
     numbers.agreed(1, ["a"], {"a": grown})
+    numbers.opened(2, {"a": 8})
     # The node was started again: it counts from 0.
-    numbers.agreed(2, ["a"], {"a": report({"slice": 20}, {"control": 30})})
+    stranger = report({"slice": 1 << 50}, {}, idle=9.0)
+    numbers.agreed(2, ["a"], {"a": report({"slice": 20}, {"control": 30}), "c": stranger})
     rounds = metrics.rounds
     assert rounds[0].traffic == {
         "a": {"up": {"slice": 100}, "down": {"control": 7}},
@@ -50,13 +52,30 @@ def test_bytes_of_a_round_are_what_grew_since_the_one_before(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
+    "line",
+    [
+        '{"round": 1e999}',
+        '{"round": 1, "loss": 1e308}',
+        '{"round": 1, "computing": {"a": NaN}}',
+        '{"round": 1, "seconds": 5}',
+        "[]",
+        '{"round": 1, "loss"',
+    ],
+)
+def test_lines_that_this_program_would_not_write_are_no_numbers(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    Metrics(path).save(0)
+    path.write_text(f"{path.read_text()}{line}\n")
+    assert set(Metrics(path).rounds) == {0}
+
+
+@pytest.mark.parametrize(
     ("seconds", "share"),
     [
         ({}, None),
         ({"fetch": 9.0, "apply": 4.0}, None),
         ({"train": 4.0}, 1.0),
         ({"train": 2.0, "tail": 1.0, "idle": 0.5, "encode": 0.25, "merge": 0.25}, 0.75),
-        ({"train": 2.0, "idle": -5.0}, 1.0),
     ],
 )
 def test_computing_is_the_share_of_inner_steps_in_the_trainers_time(

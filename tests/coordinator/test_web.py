@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -39,7 +41,7 @@ from artel.protocol.manifest import (
     run_id,
     sign,
 )
-from artel.protocol.messages import Cosigned, Report
+from artel.protocol.messages import MAX_LOSS, Cosigned, Report
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host
 from artel.protocol.run_file import parse_config
@@ -437,6 +439,42 @@ async def test_a_run_without_nodes_rounds_or_losses_has_a_page(
     page = read(text)
     for section in ("nodes", "rounds", "loss"):
         assert not list(page.section(section).all("table", "svg"))
+
+
+async def test_the_worst_that_nodes_may_report_can_still_be_shown(
+    client: Client, core: Coordinator, world: World
+) -> None:
+    most = {"loss": MAX_LOSS, "tokens_per_second": 1e12, "seconds": {"idle": 1e9, "train": 5e-324}}
+    peer = world.members[0].peer_id
+    connect(core, peer)
+    report = core.peers[peer].report
+    core.peers[peer].report = Report.model_validate(report.model_dump() | most)
+    for loss in (0.0, 5e-324, MAX_LOSS):
+        core.metrics.of(1).validation = core.metrics.of(1).loss = loss
+        page = await (await client.get("/")).text()
+        assert not re.search(r"\b(nan|inf)\b", page)
+        text = await (await client.get("/api/v1/status")).text()
+        assert json.loads(text, parse_constant=pytest.fail)["nodes"][0]["computing"] == 0.0
+
+
+async def test_no_document_holds_what_json_has_not(client: Client, core: Coordinator) -> None:
+    core.metrics.of(0).loss = math.nan
+    await get(client, "/api/v1/rounds", 500)
+
+
+async def test_members_come_first_and_they_alone_count_for_the_speed(
+    client: Client, core: Coordinator, world: World
+) -> None:
+    first, last = sorted(member.peer_id for member in world.members)[::2]
+    connect(core, first)
+    connect(core, last)
+    core.state = dataclasses.replace(core.state, members=(last,))
+    assert [node["node"] for node in (await get(client, "/api/v1/status"))["nodes"]] == [
+        last,
+        first,
+    ]
+    page = await (await client.get("/")).text()
+    assert "1,234 tokens per second" in page
 
 
 async def test_health_is_plain_text(client: Client) -> None:

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 from artel.protocol import content, messages
+from artel.protocol.messages import Kind
 from artel.protocol.net import delivery, wire
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host
-from artel.protocol.net.streams import Kind
 from host_world import swarm
 
 Answer = Callable[[messages.Message, wire.ByteStream], Awaitable[bool]]
