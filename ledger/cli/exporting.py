@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from artel.ledger.cli.meant import account_of, quote
+from artel.ledger.cli.meant import account_of
 from artel.ledger.cli.opening import At, LedgerOptions
 from artel.protocol import commandline
 from artel.protocol.commandline import File, Folder
@@ -111,12 +112,14 @@ def proofs(
         facts = export.write_proofs(view, account, output)
     files = facts["files"]
     final = sum(bool(file["final"]) for file in files)
-    proof, entry = (quote(output / files[-1][name]) for name in ("proof", "entry"))
+    sample = next((file for file in reversed(files) if file["final"]), files[-1])
+    paths = (str(output / sample[name]) for name in ("proof", "entry"))
+    verify = shlex.join([*paths, *(facts["policy"] if sample["final"] else [])])
     return ledger.show(
         facts,
         (
             f"wrote {len(files)} proofs ({final} final) and their entries to {output}",
             f"{output / export.INDEX_FILE} lists which entry granted what; check one offline with",
-            f"  artel ledger verify {proof} {entry}",
+            f"  artel ledger verify {verify}",
         ),
     )

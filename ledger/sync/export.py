@@ -124,7 +124,8 @@ def write_proof(view: LedgerView, index: int, path: Path) -> ProofFiles:
 def write_proofs(view: LedgerView, account: str, folder: Path) -> dict[str, Any]:
     """Write a proof of each entry that an account's credit comes from, and an index of them all.
 
-    :returns: what the index says
+    :returns: what the index says; ``policy`` is how ``verify`` is told whose cosignatures make
+        those final that are
     """
     credits, wanted = _grounds(view, account)
     files: list[dict[str, Any]] = []
@@ -152,6 +153,7 @@ def write_proofs(view: LedgerView, account: str, folder: Path) -> dict[str, Any]
         "invalidated": owner.invalidated,
         "credits": credits,
         "files": files,
+        "policy": view.finality.policy,
     }
     write_file(folder / INDEX_FILE, (json.dumps(facts, indent=2) + "\n").encode())
     return facts

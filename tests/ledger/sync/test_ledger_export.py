@@ -174,7 +174,9 @@ def test_export_proofs_are_all_that_an_owner_needs_later(
         assert decode(leaf).kind == item["kind"]
         # Offline, and knowing nothing but the run.
         files = [str(folder / item["proof"]), str(folder / item["entry"])]
-        assert main(["verify", *files, "--run", world.run]) == EXIT_OK
+        policy = facts["policy"] if item["final"] else []
+        assert main(["verify", *files, "--run", world.run, *policy]) == EXIT_OK
+    assert facts["policy"][0] == "--policy"
     agreed = sum(kind == "state_agreed" for kind in kinds.values())
     assert len(list(folder.iterdir())) == 2 * len(kinds) + agreed + 1
 
