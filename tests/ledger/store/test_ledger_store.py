@@ -388,7 +388,7 @@ def test_an_id_that_leads_to_another_entry_is_noticed(world: World, store: Ledge
     assert store.index_of("00" * 32) is None
     assert store.find("00" * 8) == []
     failed = [check.name for check in verify_home(store.path.parent).checks if not check.ok]
-    assert failed == ["entries", "credit", "effects"]
+    assert failed == ["entries"], "they can all be read: the rest is compared"
 
 
 def test_an_edge_is_the_one_that_grew(tall: tuple[LedgerStore, LeafHashes]) -> None:
