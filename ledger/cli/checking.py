@@ -72,7 +72,7 @@ def _report(facts: dict[str, Any]) -> Iterator[str]:
         yield f"ok      cosigned by {', '.join(map(text.printable, facts['cosigners']))}"
     tiles = text.plural(facts["tiles"], "tile")
     if not facts["full"]:
-        yield f"ok      the {tiles} on the right edge give its root; --full reads every entry"
+        yield f"ok      the root is that of {tiles} on the right edge; --full reads every entry"
         return
     entries = text.plural(facts["entries"], "entry", "entries")
     yield f"ok      {entries} ({facts['entry_bytes']:,} bytes) and {tiles} give its root"

@@ -208,10 +208,16 @@ class LedgerView:
         start = self.log.size
         while time.monotonic() < deadline:
             offer = offered(holder, run=self.state.run)
+            size = self.log.size
+            if offer.head.size >= size and offer.tree.root_at(size) != self.log.root:
+                raise CheckFailed(
+                    f"{offer.name} shows another history than a moment ago",
+                    "see which: artel ledger compare URL OTHER-URL",
+                )
             for index, leaf in enumerate(offer.tree.leaves(start), start):
                 if entry_id(leaf) == entry:
                     return index, offer.head.note
-            start = offer.head.size
+            start = max(start, offer.head.size)
             time.sleep(SUBMITTED_POLL_S)
         raise Unreachable(
             f"the peer passed it on, but it is not in the ledger after {SUBMITTED_WAIT_S:.0f} s",

@@ -29,7 +29,7 @@ from artel.ledger.sync import client
 from artel.ledger.sync.source import HttpSource
 from artel.ledger.tlog.checkpoint import parse_checkpoint
 from artel.protocol.dsse import Envelope
-from artel.protocol.errors import Unreachable
+from artel.protocol.errors import CheckFailed, Unreachable
 from artel.protocol.identity import Identity
 from artel.protocol.invite import Invite
 from artel.protocol.net.wire import Refused
@@ -319,17 +319,24 @@ def test_a_server_with_a_newer_head_than_its_tree_is_told_what_is_proven(
     assert "artel ledger compare" in said
 
 
-def test_a_ledger_that_contradicts_what_was_seen_is_refused(
-    site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def another_history(home: Path, *more: Envelope) -> Path:
+    """A home whose longer ledger does not go on from the one that is served here."""
     other = World(ledger={"witnesses": 2})
-    other.write(tmp_path / "other", rounds=1)
-    with LedgerStore.open(tmp_path / "other" / DATABASE_NAME) as store:
+    other.write(home, rounds=1)
+    with LedgerStore.open(home / DATABASE_NAME) as store:
         for attempt in range(150):
             closed = other.closed(1, attempt, accepted=())
             store.append(other.add(other.opened(1, attempt, cursor=24), closed), other.sign)
         assert store.size > SIZE
-    forked = write_tiles(tmp_path / "other", tmp_path / "forked")
+        if more:
+            store.append(other.add(*more), other.sign)
+    return home
+
+
+def test_a_ledger_that_contradicts_what_was_seen_is_refused(
+    site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forked = write_tiles(another_history(tmp_path / "other"), tmp_path / "forked")
     with served(site) as url:
         assert main(["status", "--from", url]) == 0
     capsys.readouterr()
@@ -417,6 +424,17 @@ def test_an_entry_is_handed_in_and_looked_for_in_the_log(
     assert (refused.value.code, refused.value.message) == ("duplicate", "not now?")
     with pytest.raises(Unreachable):
         submit(503, {"error": "busy", "hint": "", "code": "busy"})
+
+
+def test_an_entry_in_another_history_is_not_in_the_ledger(site: Path, tmp_path: Path) -> None:
+    new = entries.account(Identity.from_seed(b"7" * 32), WORLD.run)
+    forked = write_tiles(another_history(tmp_path / "other", new), tmp_path / "forked")
+    copied = Path(shutil.copytree(site, tmp_path / "copied"))
+    with taking(copied, 200, {}) as (url, _), client.remote_view(HttpSource(url)) as view:
+        shutil.rmtree(copied / "ledger")
+        shutil.copytree(forked, copied / "ledger")
+        with pytest.raises(CheckFailed, match="another history"):
+            view.submit(new)
 
 
 # --- libp2p, and a real server --------------------------------------------------------------------
