@@ -119,7 +119,7 @@ class Cosigning:
     async def _keep(self, heads: list[str]) -> None:
         """Keep those heads of the coordinator that are of our own tree.
 
-        :raises CheckFailed: a signature does not verify
+        :raises CheckFailed: no coordinator signed one
         """
         for text in heads:
             await self._watch.consider(self._session.link.coordinator, text)

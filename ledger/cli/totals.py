@@ -184,14 +184,16 @@ def proven_share(account: str | None, ledger: LedgerOptions) -> int:
 
     :param account: None: that of the home
     """
-    from artel.ledger.sync.client import require_known_history
+    from artel.ledger.sync.client import newest_known_root, require_known_history
     from artel.ledger.sync.share_proof import prove_share
 
     with _files(account, ledger) as (source, run, name):
         found = prove_share(source, name, run)
         proven, body = found.root.proven, found.root.body
+        newest = 0
         if ledger.source is not None and not ledger.no_cache:
             require_known_history(source, proven.checkpoint, proven.run)
+            newest = newest_known_root(proven.run)
     vested, pending = found.credits or (0, 0)
     facts = {
         "run": proven.run,
@@ -209,6 +211,7 @@ def proven_share(account: str | None, ledger: LedgerOptions) -> int:
         "as_of": proven.checkpoint.size,
         "credit_root": body.credits,
         "signed_by": found.root.nodes,
+        "behind": newest if newest > proven.index else None,
         "cosigning_keys": len(proven.unknown_cosigners),
         "trusting": "" if run else source.name,
     }
@@ -253,6 +256,7 @@ def _share_lines(facts: dict[str, Any]) -> Iterator[str | Table]:
             ("with pending", f"{100 * facts['share_with_pending']:.6f} %"),
             ("as of", moment[facts["closing"]]),
             ("proven by", f"entry {facts['entry']:,} of {facts['as_of']:,}, its credit root"),
+            ("", facts["behind"] and f"behind: entry {facts['behind']:,} names a newer one"),
             ("signed by", f"the coordinator {'alone' if facts['closing'] else f'and {nodes}'}"),
             ("", f"tree head cosigned by {cosigned}"),
             ("", "which of these are nodes of the run, the whole ledger shows, not this proof"),

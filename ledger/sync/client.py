@@ -15,6 +15,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from artel.ledger.fold import history
 from artel.ledger.fold.alias import read_table
 from artel.ledger.fold.effects import Fold
 from artel.ledger.store.heads import HeadStore
@@ -190,6 +191,14 @@ def require_known_history(source: TileSource, head: Checkpoint, run: str) -> Non
         theirs = tree.root_at(shared)
     if ours != theirs:
         raise _two_histories(shared)
+
+
+def newest_known_root(run: str) -> int:
+    """The entry that names the newest credit root in what was read of a run before; 0 for none."""
+    with suppress(ArtelError), _read_before(run) as kept:
+        if kept is not None and kept.size:
+            return history.read(kept).state.rooted_by
+    return 0
 
 
 def _two_histories(shared: int) -> CheckFailed:

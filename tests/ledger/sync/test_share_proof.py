@@ -223,7 +223,13 @@ def test_a_share_is_of_the_history_that_was_read_before(
     honest = [shown(f"honest-{rounds}", rounds, fork=False) for rounds in (ROUNDS - 1, ROUNDS + 1)]
     assert [cli.main([*line, where]) for where in (*forks, *honest)] == [0] * 4
     assert cli.main(["ledger", "status", "--from", str(copy)]) == 0
-    assert [cli.main([*line, where]) for where in (*honest, str(copy))] == [0] * 3
+    for where, behind in zip((*honest, str(copy)), (True, False, False), strict=True):
+        capsys.readouterr()
+        assert cli.main([*line, where, "--json"]) == 0
+        known = len(world.leaves) - 1 if behind else None
+        assert json.loads(capsys.readouterr().out)["behind"] == known
+        assert cli.main([*line, where]) == 0
+        assert ("names a newer one" in capsys.readouterr().out) == behind
     for where in forks:
         capsys.readouterr()
         assert cli.main([*line, where]) == 1
