@@ -6,18 +6,18 @@ what it *does* is decided by :meth:`Body.rule`, from the entries before it alone
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from pydantic import AfterValidator, Field, StringConstraints
 
 from artel.ledger.entries.documents import divide, join
 from artel.protocol import dsse, schema
 from artel.protocol.assignment import MAX_SLICES
-from artel.protocol.dsse import MAX_ENVELOPE_BYTES, Envelope, Seal
+from artel.protocol.dsse import MAX_ENVELOPE_BYTES, Envelope, Leaf, Seal
 from artel.protocol.errors import DecodeError
 from artel.protocol.identity import Identity, public_of
 from artel.protocol.run_config import MAX_NODES
@@ -156,22 +156,49 @@ class Entry:
 
         The cost of an entry is here (about 0.2 ms a signature), so it is paid on first use.
         """
-        return self.named_signers if dsse.hold(self.seals) else frozenset()
+        holds = dsse.hold(chain(self.envelope.seals(), self.body.seals()))
+        return self.named_signers if holds else frozenset()
 
     @property
     def named_signers(self) -> frozenset[str]:
         """Hex keys of all signatures, verified or not; none without one in the envelope."""
         return frozenset(key for key, _, _ in self.seals if self.envelope.signatures)
 
-    @cached_property
+    @property
     def seals(self) -> list[Seal]:
-        """Every signature that has to verify."""
+        """Every signature that has to verify: made anew, as they take more than the entry."""
         return [*self.envelope.seals(), *self.body.seals()]
 
     def checked(self, holds: bool) -> Entry:
         """The entry itself, after somebody else has found out whether its signatures verify."""
         self.__dict__["signers"] = self.named_signers if holds else frozenset()
         return self
+
+
+Item = TypeVar("Item", bound=bytes | Entry)
+
+
+def size_of(item: bytes | Entry) -> int:
+    """Bytes of a leaf (of an entry: of what it says) and of its document.
+
+    They bound how many signatures it has, and how much memory it takes.
+    """
+    if isinstance(item, Entry):
+        return len(item.envelope.payload) + len(item.envelope.document)
+    return len(item) + (len(item.document) if isinstance(item, Leaf) else 0)
+
+
+def portions(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """The items in lists, each ended by the one with which it comes to ``size`` bytes."""
+    some, total = list[Item](), 0
+    for item in items:
+        some.append(item)
+        total += size_of(item)
+        if total >= size:
+            yield some
+            some, total = [], 0
+    if some:
+        yield some
 
 
 def opened(kind: type[Body], value: dict[str, Any], document: bytes) -> Body:

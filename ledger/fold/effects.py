@@ -18,14 +18,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
-from itertools import islice, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
 from artel import protocol
 from artel.ledger import entries
 from artel.ledger.entries import KINDS, Entry, decode
-from artel.ledger.entries.body import OfWork
+from artel.ledger.entries.body import OfWork, portions, size_of
 from artel.ledger.entries.fold_state import (
     KINDS_OF_WORK,
     Account,
@@ -89,7 +89,8 @@ KEEP_EVERY = 1024
 """Entries after which the state is kept again; with very many accounts, after more."""
 KEPT = 16
 """About as many older states stay, spread over the ledger."""
-_BATCH = 256
+_PAGE = 128 << 10
+"""Bytes of entries whose effects are written together."""
 
 Query = Callable[[str, Sequence[object]], list[tuple[Any, ...]]]
 """The rows of a reading statement."""
@@ -142,7 +143,7 @@ class Fold:
             found = FoldState()
         fold = cls(found)
         rest = checked(store.leaves(found.size), found.size)
-        while page := list(islice(rest, 16 * _BATCH)):
+        for page in portions(rest, 16 * _PAGE):
             with store.deriving() as connection:
                 fold.beside(connection, page, fold.state.size)
             fold.settle()
@@ -437,18 +438,19 @@ class Loose:
         self.wrong = ""
         """Which of the kept states is not the one of this fold, in words."""
         self._kept = {row[0]: row for row in kept}
-        self._new: list[Entry] = []
+        self._new, self._bytes = list[Entry](), 0
 
     def add(self, entry: Entry) -> None:
         """Take the next entry; it is folded with those after it."""
         self._new.append(entry)
-        if len(self._new) == _BATCH or self.state.size + len(self._new) in self._kept:
+        self._bytes += size_of(entry)
+        if self._bytes >= _PAGE or self.state.size + len(self._new) in self._kept:
             self.flush()
 
     def flush(self) -> None:
         """Fold what was taken."""
         write(self.connection, self.state, self._new)
-        self._new = []
+        self._new, self._bytes = [], 0
         row = self._kept.pop(self.state.size, None)
         if row is not None and not self._own(*row):
             self.wrong = self.wrong or f"the kept state of {self.state.size} entries is another"

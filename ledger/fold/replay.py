@@ -5,25 +5,29 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from itertools import chain, islice, zip_longest
+from functools import partial
+from itertools import chain
 from multiprocessing import get_context
-from typing import TypeVar
 
 from artel.ledger.entries import Entry, decode
+from artel.ledger.entries.body import portions, size_of
 from artel.protocol import dsse
 from artel.protocol.cgroup import Groups
 from artel.protocol.errors import DecodeError, ResourceError
 
-_SLICE = 64
-"""Entries that a thread takes at once. Fewer cost more in handing over than they are worth."""
+_SLICE = 32 << 10
+"""Bytes that a thread takes at once. Fewer cost more in handing over than they are worth."""
 
-MANY = 8192
-"""Entries from which on processes are worth their start."""
-_BATCH = 512
-"""Entries that a process takes at once."""
+MANY = 4 << 20
+"""Bytes from which on processes are worth their start."""
+_BATCH = 256 << 10
+"""Bytes that a process takes at once."""
+_IN_FLIGHT = 6 << 20
+"""Bytes that are at work at a time; decoded, and with what is to be checked, 10 times as many.
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+Entries are not counted: one with its document can take as much as a thousand others."""
+
+Found = tuple[bytes, Entry | DecodeError]
 
 
 def cores() -> int:
@@ -41,12 +45,16 @@ def decoded(leaves: Iterable[bytes], *, processes: bool = False) -> Iterator[tup
     """
     rest = iter(leaves)
     if processes and cores() > 1:
-        head = list(islice(rest, MANY))
-        if len(head) == MANY:
-            yield from _by_processes(chain(head, rest))
+        head = next(portions(rest, MANY), [])
+        if sum(map(size_of, head)) >= MANY:
+            yield from _in_order(_by_processes(chain(head, rest)))
             return
         rest = iter(head)
-    for leaf, entry in _ahead(rest, _decode_all):
+    yield from _in_order(_by_threads(rest))
+
+
+def _in_order(found: Iterable[Found]) -> Iterator[tuple[bytes, Entry]]:
+    for leaf, entry in found:
         if isinstance(entry, DecodeError):
             raise entry
         yield leaf, entry
@@ -62,16 +70,16 @@ def check_all(entries: Sequence[Entry]) -> Sequence[Entry]:
     return entries
 
 
-def _decode_all(leaves: Sequence[bytes]) -> list[tuple[bytes, Entry | DecodeError]]:
+def _decode_all(leaves: Sequence[bytes]) -> list[Found]:
     """Decode all, then check all: few changes between holding the interpreter's lock and not."""
     found = _decode_some(leaves)
     check_all([entry for _, entry in found if isinstance(entry, Entry)])
     return found
 
 
-def _decode_some(leaves: Sequence[bytes]) -> list[tuple[bytes, Entry | DecodeError]]:
+def _decode_some(leaves: Sequence[bytes]) -> list[Found]:
     """Each leaf with its entry, up to the first that is none."""
-    found: list[tuple[bytes, Entry | DecodeError]] = []
+    found: list[Found] = []
     for leaf in leaves:
         try:
             found.append((leaf, decode(leaf)))
@@ -82,48 +90,62 @@ def _decode_some(leaves: Sequence[bytes]) -> list[tuple[bytes, Entry | DecodeErr
 
 
 def _ahead(
-    items: Iterable[Item], work: Callable[[Sequence[Item]], Sequence[Result]]
-) -> Iterator[Result]:
-    """Results of ``work`` on slices of ``items``, in order, a few slices ahead of the consumer.
+    leaves: Iterable[list[bytes]], start: Callable[[list[bytes]], Callable[[], Sequence[Found]]]
+) -> Iterator[Found]:
+    """What is found in portions of leaves, in order, a few portions ahead of the consumer.
 
-    Signature checks release the interpreter's lock, so a thread for each core is worth it.
+    :param start: begins the work on a portion; what it returns waits for the end
     """
-    rest = iter(items)
-    slices = iter(lambda: list(islice(rest, _SLICE)), [])
+    running: deque[tuple[int, Callable[[], Sequence[Found]]]] = deque()
+    rest, flying = iter(leaves), 0
+    while True:
+        while len(running) < 4 * cores() and flying < _IN_FLIGHT and (some := next(rest, [])):
+            size = sum(map(size_of, some))
+            running.append((size, start(some)))
+            flying += size
+        if not running:
+            return
+        size, finish = running.popleft()
+        yield from finish()
+        flying -= size
+
+
+def _by_threads(leaves: Iterator[bytes]) -> Iterator[Found]:
+    """Signature checks release the interpreter's lock, so a thread for each core is worth it."""
+    slices = portions(leaves, _SLICE)
     first = next(slices, [])
-    if len(first) < _SLICE:  # no threads for a handful
-        yield from work(first)
+    if sum(map(size_of, first)) < _SLICE:  # no threads for a handful
+        yield from _decode_all(first)
         return
     with ThreadPoolExecutor(max_workers=cores()) as pool:
-        running: deque[Future[Sequence[Result]]] = deque([pool.submit(work, first)])
-        while running:
-            while len(running) < 4 * cores() and (batch := next(slices, None)) is not None:
-                running.append(pool.submit(work, batch))
-            yield from running.popleft().result()
+        yield from _ahead(
+            chain([first], slices), lambda some: pool.submit(_decode_all, some).result
+        )
 
 
-def _by_processes(leaves: Iterator[bytes]) -> Iterator[tuple[bytes, Entry]]:
+def _by_processes(leaves: Iterator[bytes]) -> Iterator[Found]:
     """Decode here, in order, while other processes say whose signatures hold."""
-    batches = iter(lambda: list(islice(leaves, _BATCH)), [])
     # Not forked: a fork copies the locks of threads that it does not copy.
     pool = ProcessPoolExecutor(cores(), mp_context=get_context("spawn"))
-    running: deque[tuple[list[tuple[bytes, Entry | DecodeError]], Future[bytes]]] = deque()
+
+    def start(some: list[bytes]) -> Callable[[], list[Found]]:
+        found = _decode_some(some)
+        seals = [entry.seals for _, entry in found if isinstance(entry, Entry)]
+        return partial(_told, found, pool.submit(dsse.which_hold, seals))
+
     try:
-        while True:
-            while len(running) < 4 * cores() and (batch := next(batches, None)) is not None:
-                found = _decode_some(batch)
-                seals = [entry.seals for _, entry in found if isinstance(entry, Entry)]
-                running.append((found, pool.submit(dsse.which_hold, seals)))
-            if not running:
-                return
-            found, answer = running.popleft()
-            for (leaf, entry), holds in zip_longest(found, answer.result()):
-                if isinstance(entry, DecodeError):
-                    raise entry
-                yield leaf, entry.checked(bool(holds))
+        yield from _ahead(portions(leaves, _BATCH), start)
     except BrokenExecutor:
         raise ResourceError(
             "a process that checks signatures was killed", "free some memory and try again"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _told(found: list[Found], answer: Future[bytes]) -> list[Found]:
+    """The same, with the signatures of the entries said to hold or not."""
+    for (_, entry), holds in zip(found, answer.result(), strict=False):
+        if isinstance(entry, Entry):
+            entry.checked(bool(holds))
+    return found

@@ -17,6 +17,7 @@ from itertools import chain, islice, zip_longest
 from pathlib import Path
 
 from artel.ledger.entries import Entry, Genesis, decode, entry_id
+from artel.ledger.entries.body import portions
 from artel.ledger.store import database
 from artel.ledger.store.database import storage_errors
 from artel.ledger.store.packing import pack, unpack
@@ -46,6 +47,8 @@ __all__ = ["CHECKPOINT_NAME", "DATABASE_NAME", "MAX_BATCH", "Beside", "LedgerSto
 
 MAX_BATCH = 256
 """Entries in one append of the sequencer."""
+_PAGE = 1 << 20
+"""Bytes that are decoded and inserted at a time."""
 
 _INSERT_CHECKPOINT = "INSERT INTO checkpoints(size, follows, term, lines) VALUES (?, ?, ?, ?)"
 _INSERT_DOCUMENT = "INSERT OR IGNORE INTO documents(id, content) VALUES (?, ?)"
@@ -218,7 +221,7 @@ class LedgerStore(LedgerReader):
                 with storage_errors(self.path), database.transaction(self._connection):
                     self._require_end(edge.size)
                     # To the end of a tile: the tile is stored before the next entry.
-                    while page := list(islice(rest, TILE_WIDTH - edge.size % TILE_WIDTH)):
+                    while page := self._page(rest, edge):
                         genesis = genesis or first_entry(page[0])
                         self._insert(page, edge, beside)
                     assert genesis is not None
@@ -235,6 +238,10 @@ class LedgerStore(LedgerReader):
             with storage_errors(self.path):
                 os.replace(new, self._checkpoint_path)
             return note
+
+    def _page(self, rest: Iterator[bytes | Entry], edge: Edge) -> list[bytes | Entry]:
+        room = islice(rest, TILE_WIDTH - edge.size % TILE_WIDTH)
+        return next(portions(room, _PAGE), [])
 
     def _require_end(self, size: int) -> None:
         query = "SELECT coalesce(max(idx) + 1, 0) FROM entries"
