@@ -230,7 +230,7 @@ class Office:
     def vote(self, peer: str, root: str, *, wrong: tuple[int, ...] = (), off: int = 0) -> bool:
         state = self.state
         attempt = self.core.ledger.state.attempt
-        credits = attempt.credits.root if attempt is not None else ""
+        credits = attempt.credits.root if attempt is not None else "0" * 64
         fields = {"round": state.round + 1, "root": root, "wrong": wrong, "credits": credits}
         event = round_state.StateSigned(
             self.now, peer, state.round, state.attempt + off, root, wrong, state.accused
