@@ -217,7 +217,6 @@ async def _serve(options: Options, http: socket.socket) -> int:
     try:
         async with contextlib.AsyncExitStack() as stack:
             _say(f"node {options.identity.peer_id}")
-            _say(f"account {options.account.key}")
             if types.only_here(options.announce):
                 _say(f"! announce {types.only_here(options.announce)}")
             daemon = await join(options, stack, _say)
@@ -287,6 +286,7 @@ def _status(now: dict[str, Any]) -> Iterator[tuple[str, str]]:
     )
     yield "rejected", ", ".join(f"{n} × {why}" for why, n in now["rejected"].items()) or "none"
     yield "ledger", f"{now['ledger_size']:,} entries, {now['cosigned_size']:,} of them cosigned"
+    yield "page", now["page"]
     yield (
         "memory",
         (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shlex
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from artel.ledger.entries.words import plural
 from artel.ledger.store import keyfiles
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.store import DATABASE_NAME
@@ -37,7 +39,14 @@ from artel.node.sync import States, delta_bytes
 from artel.node.trainer.channel import TrainerError
 from artel.node.trainer.orders import Benchmark, Choose, Load, Loaded, Measured
 from artel.protocol import assignment, files, messages
-from artel.protocol.errors import ArtelError, CheckFailed, ResourceError, Unfit, Unreachable
+from artel.protocol.errors import (
+    ArtelError,
+    CheckFailed,
+    ResourceError,
+    Unfit,
+    Unreachable,
+    UsageError,
+)
 from artel.protocol.events import emit
 from artel.protocol.identity import Identity
 from artel.protocol.invite import Invite
@@ -92,6 +101,7 @@ async def join(options: Options, stack: AsyncExitStack, say: Callable[[str], Non
     :raises Unreachable: nobody named in the invite answers, in a home that never reached the run
     :raises CheckFailed: what they show is not the run of the invite
     :raises Unfit: this machine cannot take part; nobody has heard of this node yet
+    :raises UsageError: the run is finished, and this node took no part in it
     :raises ResourceError: it turns out later that it cannot
     :raises SplitViewProven: the run's coordinator has signed two histories
     """
@@ -174,7 +184,9 @@ async def _join(
     session.work_dir.mkdir(exist_ok=True)
     files.sweep(session.work_dir)
     states = States(session)
+    say(f"account {session.account_name}")
     say(f'run "{manifest.config.run.name}": {manifest.config.run.description or "no description"}')
+    await _require_open(session, options.invite, say)
     found = preflight.Findings(say, strict=options.check)
     found.add(preflight.memory(manifest), preflight.disk(manifest, home, options.quota_bytes))
     found.conclude(Unfit)
@@ -214,6 +226,30 @@ async def _join(
     # The coordinator assigns the steps of a time-boxed round by it.
     daemon.worker.progress.tokens_per_second = measured.tokens_per_second
     return daemon
+
+
+async def _require_open(session: Session, invite: Invite, say: Callable[[str], None]) -> None:
+    """Only who took part in a run that is finished still fetches its last state.
+
+    :raises UsageError: to all others there is nothing to do
+    """
+    state, total = session.replica.state, session.manifest.config.rounds.total
+    if state.round < total:
+        return
+    ended = f"the run is finished: all of its {total:,} rounds are agreed"
+    if session.identity.peer_id in state.nodes:
+        say(f"! finished {ended}; this node fetches its last state")
+        return
+    run, coordinator = session.run, session.link.coordinator
+    record = (await session.host.lookup(dht.run_key(run), dht.RunRecord)).get(coordinator)
+    page = record.http if record is not None else ""
+    source = page or invite.peers[0]
+    raise UsageError(
+        f"{ended}, {state.total_vested + state.total_pending:,} credit belongs to "
+        f"{plural(len(state.accounts), 'account')}",
+        f"the ledger says more: artel ledger status --from {shlex.quote(source)}; the model, state "
+        f"{state.states[-1][:12]}…, is with its nodes: artel node export takes it from their homes",
+    )
 
 
 async def _require_device(trainer: Trainer, device: str) -> None:

@@ -75,11 +75,12 @@ async def site_of(session: Session) -> LedgerSite:
 
 
 def read(home: Path) -> dict[str, Any]:
-    """The status of the node that runs in ``home``.
+    """The status of the node that runs in ``home``, with the address of its ``page``.
 
     :raises Unreachable: none does
     """
-    return fetch_object(f"{announced_in(home, 'node')}/api/v1/status")
+    page = announced_in(home, "node")
+    return fetch_object(f"{page}/api/v1/status") | {"page": page}
 
 
 def node_page(seen: Context, now: dict[str, Any]) -> dict[str, Any]:

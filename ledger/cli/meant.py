@@ -119,13 +119,10 @@ def receiver_named(view: LedgerView, wanted: str) -> str:
 
 
 def _by_key(view: LedgerView, wanted: str, least: int) -> set[str]:
-    state, low = view.state, wanted.lower()
-    if low in state.accounts:
+    low = wanted.lower()
+    if low in view.state.accounts:
         return {low}
-    if len(low) < least or not set(low) <= set("0123456789abcdef"):
-        return set()
-    found = {name for name in state.accounts if name.startswith(low)}
-    return found | {name for key, name in state.keys.items() if key.startswith(low)}
+    return view.state.accounts_like(low) if len(low) >= least else set()
 
 
 def _only(found: set[str], wanted: str) -> str:

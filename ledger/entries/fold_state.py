@@ -301,6 +301,13 @@ class FoldState:
         """The account that a node belongs to now; "" when it is unknown."""
         return self.nodes.get(node, "")
 
+    def accounts_like(self, digits: str) -> set[str]:
+        """Accounts whose name or one of whose keys begins with these hex digits, 8 or more."""
+        if len(digits) < 8:
+            return set()
+        found = {name for name in self.accounts if name.startswith(digits)}
+        return found | {name for key, name in self.keys.items() if key.startswith(digits)}
+
     def nodes_of(self, account: str) -> list[str]:
         """The nodes that belong to an account now."""
         return sorted(node for node, owner in self.nodes.items() if owner == account)

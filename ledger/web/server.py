@@ -68,7 +68,8 @@ class Limits:
 
     connections: int = 256
     requests: int = 64
-    """Requests that are answered at the same time; more get 503 and shall come back."""
+    """Requests that are answered at the same time; more get 503 and shall come back. Once it is
+    half as many, no address may have more than a quarter: also not a proxy that stands for many."""
     answer_s: float = 20.0
     """Seconds to make an answer, the reading of a request's body included."""
     first_request_s: float = 15.0
@@ -94,7 +95,8 @@ class Gate:
         self._clock = clock
         self.answers: Counter[str] = Counter()
         """How many there were, by status."""
-        self._active = 0
+        self._active: Counter[str] = Counter()
+        """Requests that are being answered, by network."""
         self._posts = RateLimits(
             60 * self.limits.posts_per_s, self.limits.posts, MAX_ADDRESSES, clock
         )
@@ -199,18 +201,23 @@ class Gate:
             response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
 
     async def _admitted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if self._active >= self.limits.requests:
+        visitor = network_of(request.remote or "")
+        if self._busy_for(visitor):
             return busy("too many requests at the same time", 503)
         if request.method == "POST":
             if request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
                 return error(403, "pages of other sites may only read here", "")
-            if self._posts.take(network_of(request.remote or "")):
+            if self._posts.take(visitor):
                 return busy("too many requests from your address", 429)
-        self._active += 1
+        self._active[visitor] += 1
         try:
             return await self._answered(request, handler)
         finally:
-            self._active -= 1
+            self._active -= Counter((visitor,))  # without the one that has none left
+
+    def _busy_for(self, visitor: str) -> bool:
+        active, most = self._active.total(), self.limits.requests
+        return active >= most or (2 * active >= most and 4 * self._active[visitor] >= most)
 
     async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:

@@ -71,7 +71,6 @@ View = Callable[[Context, Mapping[str, str]], dict[str, Any]]
 """What a page shows, from what was asked (path and query); raises UsageError for what is not."""
 
 PAGES: tuple[tuple[str, str, View], ...] = (
-    ("/account/{key}", "account.html", account_page),
     ("/round/{number}", "round.html", round_page),
     ("/shares", "shares.html", lists.shares_page),
     ("/entries", "entries.html", lists.entries_page),
@@ -120,6 +119,7 @@ class LedgerSite:
         add("/ledger/proof/{index}", self._proof)
         add("/ledger/{path:.+}", self._file)
         add("/entry/{index}", self._entry_page)
+        add("/account/{key}", self._account_page)
         for path, template, view in PAGES:
             add(path, self._page_of(template, view))
         for path, table in TABLES.items():
@@ -261,6 +261,14 @@ class LedgerSite:
         if len(found) != 1:
             raise UsageError(f"{len(found) or 'no'} entries have an id that begins like that")
         return web.Response(status=302, headers={"Location": f"/entry/{found[0]}"})
+
+    async def _account_page(self, request: web.Request) -> web.Response:
+        given = request.match_info["key"].lower()
+        if 8 <= len(given) < 64:  # as pages show it
+            found = await self._in_thread(self._state().accounts_like, given)
+            if len(found) == 1:
+                return web.Response(status=302, headers={"Location": f"/account/{found.pop()}"})
+        return await self.page(request, "account.html", account_page)
 
     async def page(self, request: web.Request, template: str, view: View) -> web.Response:
         """A page for people, or one that says that there is none."""

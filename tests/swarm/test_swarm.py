@@ -22,7 +22,7 @@ from artel.ledger.sync.offline import verify_evidence
 from artel.ledger.tlog.checkpoint import origin_of
 from artel.node import status as node_status
 from artel.protocol import content, identity
-from artel.protocol.errors import Unreachable
+from artel.protocol.errors import EXIT_USAGE, Unreachable
 from artel.protocol.invite import Invite
 from benchmarks.swarm import Swarm
 from swarm_world import (
@@ -106,6 +106,37 @@ async def test_nodes_and_the_coordinator_are_killed_come_late_and_leave(tmp_path
         claimed = claims.read(swarm.home_of(1))
         assert sum(claim.tokens for claim in claimed) >= rounds_of_1 * per_round
         assert verify_home(swarm.home_of(1)).verified
+
+
+async def test_strangers_hear_at_once_that_a_run_is_finished(tmp_path: Path) -> None:
+    async with Swarm(tmp_path, write_run(tmp_path, total=1, min_nodes=1, inner_steps=20)) as swarm:
+        await swarm.start(nodes=1)
+        await swarm.wait_finished()
+        await swarm.start_node(2)
+        swarm.nodes[2].expected = True
+        assert await swarm.left(2) == EXIT_USAGE
+        decoded, fold = ledger_of(tmp_path / "coordinator")
+        said = swarm.nodes[2].log.read_text()
+        assert fold.states[-1][:12] in said
+        assert "artel ledger status --from" in said
+        assert "✓" not in said, "nothing was measured"
+        assert "public and permanent" not in said
+        assert not (swarm.home_of(2) / "blobs" / fold.states[-1]).exists()
+        assert identity.load(swarm.home_of(2) / "account.key").key not in fold.accounts
+
+        # A member comes back, to what it has: its account has the name that it began with.
+        home, (name,) = swarm.home_of(1), fold.accounts
+        rotate = ("ledger", "key", "rotate", "--home", str(home), "--from", swarm.http)
+        rotation = await swarm._spawn("rotation", tmp_path / "rotation", *rotate)
+        assert await rotation.process.wait() == 0, rotation.log.read_text()
+        await swarm.start_node(1)
+        assert await swarm.left(1) == 0
+        said = swarm.nodes[1].log.read_text()
+        assert said.count(f"account {name}") == 2
+        assert identity.load(home / "account.key").key not in said
+        after, _ = ledger_of(tmp_path / "coordinator")
+        assert [entry.kind for entry in after[len(decoded) :]] == ["key_rotated"]
+        assert_no_traceback(swarm)
 
 
 ROUNDS = 5

@@ -568,6 +568,15 @@ async def test_an_entry_is_found_by_its_id_too(ledger: Shown) -> None:
             assert (reply.status, reply.headers["Location"]) == (302, "/entry/17")
 
 
+async def test_an_account_is_found_by_the_beginning_of_its_name(ledger: Shown) -> None:
+    account = ledger.world.owners[0].key
+    for prefix in (account[:8], account[:12]):
+        async with ledger.client.get(f"/account/{prefix}", allow_redirects=False) as reply:
+            assert (reply.status, reply.headers["Location"]) == (302, f"/account/{account}")
+    async with ledger.client.get(f"/account/{account[:7]}", allow_redirects=False) as reply:
+        assert reply.status == 404
+
+
 async def test_an_entry_page_says_what_it_did_and_how_to_check_it(ledger: Shown) -> None:
     world = ledger.world
     agreed = next(
@@ -799,7 +808,7 @@ async def test_a_node_serves_its_status_and_the_same_ledger(tmp_path: Path) -> N
         now = NOW | {"node": world.members[0].peer_id, "account": world.owners[0].key}
         listener = server.bind()
         async with status.serving(tmp_path, lambda: now, site, listener) as url:
-            assert await asyncio.to_thread(status.read, tmp_path) == now
+            assert await asyncio.to_thread(status.read, tmp_path) == now | {"page": url}
             async with ledger.client.session.get(f"{url}/") as reply:
                 page = await reply.text()
             assert NASTY in read(page).section("now").facts()["doing"].text
@@ -872,12 +881,14 @@ class Door:
         app.router.add_post("/post", post)
         return app
 
-    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_connection("127.0.0.1", self.port)
+    async def connect(
+        self, visitor: str = "127.0.0.1"
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", self.port, local_addr=(visitor, 0))
 
-    async def ask(self, path: str) -> bytes:
+    async def ask(self, path: str, visitor: str = "127.0.0.1") -> bytes:
         """The first line of an answer on a connection of its own; empty when it is refused."""
-        reader, writer = await self.connect()
+        reader, writer = await self.connect(visitor)
         try:
             writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
             return await reader.readline()
@@ -900,13 +911,30 @@ async def ended(reader: asyncio.StreamReader) -> bool:
 async def test_more_requests_than_the_cap_are_asked_to_come_back() -> None:
     door = Door(Limits(requests=3))
     async with door.gate.listening(door.application(), door.listener):
-        slow = [asyncio.create_task(door.ask("/slow")) for _ in range(3)]
+        slow = [asyncio.create_task(door.ask("/slow", f"127.0.0.{n}")) for n in range(2, 5)]
         while door.waiting < 3:
             await asyncio.sleep(0.01)
         assert b"503" in await door.ask("/quick")
         door.go.set()
         assert all(b"200" in line for line in await asyncio.gather(*slow))
         assert b"200" in await door.ask("/quick")
+
+
+async def test_one_address_leaves_half_of_the_requests_to_others() -> None:
+    door = Door(Limits(requests=8))
+    async with door.gate.listening(door.application(), door.listener):
+        greedy = [asyncio.create_task(door.ask("/slow")) for _ in range(4)]
+        while door.waiting < 4:
+            await asyncio.sleep(0.01)
+        assert b"503" in await door.ask("/quick")
+        second = [asyncio.create_task(door.ask("/slow", "127.0.0.2")) for _ in range(2)]
+        while door.waiting < 6:
+            await asyncio.sleep(0.01)
+        assert b"503" in await door.ask("/quick", "127.0.0.2")
+        assert b"200" in await door.ask("/quick", "127.0.0.3")
+        door.go.set()
+        assert all(b"200" in line for line in await asyncio.gather(*greedy, *second))
+        assert not door.gate._active
 
 
 async def test_a_slow_client_does_not_keep_its_connection() -> None:
