@@ -19,5 +19,7 @@ def completion(shell: Literal["bash", "zsh", "fish"], /) -> int:
 
     :param shell: the one that reads the script
     """
-    print(cli.root().generate_completion(shell=shell))
+    script = cli.root().generate_completion(shell=shell)
+    # Where no command or option fits, the name of a file may be meant.
+    print(script.replace("\ncomplete -F ", "\ncomplete -o bashdefault -o default -F "))
     return EXIT_OK

@@ -57,4 +57,6 @@ def refused(error: ValidationError, what: str) -> DecodeError:
     """What is wrong first, in one sentence."""
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part)[:40] for part in first["loc"]) or "body"
-    return DecodeError(f"{what}: {where}: {first['msg'][:200]}")
+    place = what if where == what else f"{what}: {where}"
+    said = first["msg"].removeprefix("Value error, ")  # pydantic's word for a check of ours
+    return DecodeError(f"{place}: {said[:200]}")

@@ -19,7 +19,7 @@ def hold(target: str) -> tuple[Holder, str]:
     :raises UsageError: when it is none of these
     """
     folder = expanded(Path(target))
-    is_folder = os.path.isdir(folder)  # also of what is too long for a name
+    is_folder = bool(target) and os.path.isdir(folder)  # also of what is too long for a name
     if re.match("[a-z]+://", target):
         return HttpSource(target), ""
     if target.startswith("/") and "/p2p/" in target:

@@ -72,10 +72,10 @@ def require_effect(view: LedgerView, entry: Entry) -> None:
     """
     reason = check(view.state, entry)
     if reason:
+        other = "" if view.holder is not None else "; with --from another copy is asked"
         raise CheckFailed(
             f"the ledger would ignore this: {reasons.explain(reason)} ({reason})",
-            f"nothing was sent; this copy of the ledger has {view.log.size} entries, "
-            "with --from another one is asked",
+            f"nothing was sent; {view.where} has {view.log.size:,} entries{other}",
         )
 
 

@@ -145,9 +145,20 @@ def test_bash_completes_commands_options_and_choices(
     assert set(shown.stdout.decode().split()) == completed
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_bash_completes_names_of_files_where_nothing_else_fits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["completion", "bash"]) == 0
+    script = tmp_path / "artel"
+    script.write_text(capsys.readouterr().out)
+    ask = f"source {script}; complete -p artel"
+    shown = subprocess.run(["bash", "-c", ask], capture_output=True, check=True)
+    assert b"-o default" in shown.stdout
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
 def test_a_completion_passes_the_screen_unchanged(
-    shell: Literal["bash", "zsh", "fish"], capsys: pytest.CaptureFixture[str]
+    shell: Literal["zsh", "fish"], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["completion", shell]) == 0
     assert capsys.readouterr().out == cli.root().generate_completion(shell=shell) + "\n"

@@ -788,6 +788,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
         (["status", "--run", "short"], "is no run id"),
         (["status", "--run", "0" * 64], "holds run"),
         (["status", "--from", "nowhere"], "is no invite, no URL, no multiaddr and no folder"),
+        (["status", "--from", ""], "is no invite, no URL, no multiaddr and no folder"),
         (["status", "--from", "artel1.broken"], "invite is incomplete"),
     ],
 )
