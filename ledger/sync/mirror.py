@@ -29,12 +29,13 @@ from artel.ledger.sync.signed_tree import (
     SignedHead,
     SignedTree,
     offered,
-    read_document,
     verified_head,
+    with_documents,
 )
 from artel.ledger.sync.source import (
     CREDIT_PATH,
     FINAL_PATH,
+    Bringing,
     FolderSource,
     NotFound,
     TileSource,
@@ -55,6 +56,7 @@ from artel.ledger.tlog.tiles import (
     encode_bundle,
     tile_at,
 )
+from artel.protocol.dsse import Leaf
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, UsageError
 from artel.protocol.files import sync_folder
 from artel.protocol.merkle import leaf_hash
@@ -164,6 +166,10 @@ class _Resumed:
                 return self._local.get(path, skip)
         return self._remote.get(path, skip)
 
+    def bring(self, *paths: str) -> None:
+        if isinstance(self._remote, Bringing):
+            self._remote.bring(*paths)
+
 
 def _copy(folder: Path, offer: Offer, before: int, progress: Tell) -> int:
     """Bring the files that the tree before had not; returns how many were written."""
@@ -200,14 +206,18 @@ def _bring(folder: Path, tree: SignedTree, run: str, before: int, progress: Tell
 
 def _bring_documents(folder: Path, tree: SignedTree, leaves: Sequence[bytes]) -> int:
     """Bring what these entries of a run name; on the disk before their bundle is."""
-    there, written = FolderSource(folder), list[Path]()
-    for name in filter(None, map(document_of, leaves)):
-        path = path_of(name)
+    there = FolderSource(folder)
+
+    def held(name: str) -> bool:
         with suppress(CheckFailed):
-            require_named(name, there.get(path))
-            continue
-        write_file(folder / path, read_document(tree.source, name))
-        written.append(folder / path)
+            return bool(require_named(name, there.get(path_of(name))))
+        return False
+
+    named = ((document_of(leaf), leaf) for leaf in leaves)
+    missing = {name: leaf for name, leaf in named if name and not held(name)}
+    written = [folder / path_of(name) for name in missing]
+    for path, leaf in zip(written, with_documents(tree.source, missing.values()), strict=True):
+        write_file(path, leaf.document if isinstance(leaf, Leaf) else b"")
     _sync(folder, written)
     return len(written)
 

@@ -221,6 +221,34 @@ def test_full_tiles_are_fetched_once(world: World, tmp_path: Path) -> None:
     assert audit(FolderSource(folder), [vkey(world)], full=True).size == 700
 
 
+class Far(FolderSource):
+    """A source to which every question costs a way there and back."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.trips, self.brought = 0, dict[str, bytes]()
+
+    def get(self, path: str, skip: int = 0) -> bytes:
+        if path not in self.brought:
+            self.trips += 1
+            return super().get(path, skip)
+        return self.brought.pop(path)[skip:]
+
+    def bring(self, *paths: str) -> None:
+        self.trips += 1
+        self.brought |= {path: super(Far, self).get(path) for path in paths}
+
+
+def test_documents_are_asked_for_several_at_once(world: World, tmp_path: Path) -> None:
+    far = Far(tiles_folder(world, tmp_path / "log", 500))
+    mirror(far, tmp_path / "copy", run=world.run)
+    documents = len(files_in(tmp_path / "copy" / "document"))
+    tiles = len(tree_files(500))
+    assert documents > 50
+    assert far.trips < tiles + documents / 4
+    assert not far.brought
+
+
 def test_a_mirror_that_is_interrupted_anywhere_goes_on(world: World, tmp_path: Path) -> None:
     folder, source = tmp_path / "public", tmp_path / "source"
     mirror(FolderSource(tiles_folder(world, source, 300)), folder)
