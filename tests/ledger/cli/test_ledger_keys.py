@@ -554,8 +554,9 @@ def test_a_dispute_freezes_and_only_the_evidences_hash_is_published(
 
 def test_what_the_ledger_would_ignore_is_not_sent(artel: Artel) -> None:
     size = artel.server.store.size
-    with pytest.raises(CheckFailed, match="own work"):
+    with pytest.raises(CheckFailed, match="own work") as ignored:
         artel("dispute", str(index_of(artel, 0)), "--reason", "copied")
+    assert "--from" not in ignored.value.hint, "it was given"
     with pytest.raises(UsageError, match="genesis"):
         artel("dispute", "0", "--reason", "copied")
     with pytest.raises(UsageError):
