@@ -19,6 +19,7 @@ from artel.ledger import entries
 from artel.protocol import messages
 from artel.protocol.messages import Loss, Seconds
 
+METRICS_FILE = "metrics.jsonl"
 Clock = Callable[[], float]
 """Steady seconds."""
 

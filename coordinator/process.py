@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from artel.coordinator.metrics import Metrics
+from artel.coordinator.metrics import METRICS_FILE, Metrics
 from artel.coordinator.preparation import Prepared, prepare_in_child
 from artel.coordinator.sequencer import Sequencer
-from artel.ledger.store.heads import HEADS_NAME, HeadStore
-from artel.ledger.store.published import require_heads
+from artel.ledger.store.database import holds_nothing
+from artel.ledger.store.heads import HeadStore
+from artel.ledger.store.published import LostEntries, require_heads
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.web.server import Gate, claimed
 from artel.protocol import dsse, files
@@ -142,7 +143,7 @@ async def _opened(options: Startup, published: Prepared) -> AsyncIterator[Coordi
                 sequencer=sequencer,
                 heads=heads,
                 blobs=BlobStore(home / "blobs"),
-                metrics=Metrics(home / "metrics.jsonl"),
+                metrics=Metrics(home / METRICS_FILE),
             )
         finally:
             with contextlib.suppress(TimeoutError):  # the kernel ends its daemon with us
@@ -152,24 +153,34 @@ async def _opened(options: Startup, published: Prepared) -> AsyncIterator[Coordi
 def _ledger(home: Path, run: str, stack: contextlib.ExitStack) -> tuple[LedgerStore, HeadStore]:
     """The home's ledger and tree heads, which ``stack`` closes.
 
-    :raises LostEntries: the ledger is older than what was signed with it: nothing may be signed
+    :raises LostEntries: the ledger is gone, or older than what was signed with it: nothing may be
+        signed
     """
-    forgotten = not (home / HEADS_NAME).exists()
-    heads = HeadStore(home / HEADS_NAME)
+    _require_begun_once(home, run)
+    heads = HeadStore.owned(home)
     stack.callback(heads.close)
     store = LedgerStore.open(home / DATABASE_NAME, create=True, run=run)
     stack.callback(store.close)
     require_heads(store, heads, run)
-    if forgotten and store.size:
-        emit(
-            log,
-            "heads.gone",
-            logging.WARNING,
-            size=store.size,
-            hint=f"without {HEADS_NAME} nothing here says whether this ledger was put back from a "
-            "backup: artel ledger compare with a member's copy tells",
-        )
     return store, heads
+
+
+def _require_begun_once(home: Path, run: str) -> None:
+    """Do not begin a run again whose ledger is gone: it would have a second history.
+
+    :raises LostEntries: what only a started coordinator writes is still here
+    """
+    if not holds_nothing(home / DATABASE_NAME):
+        return
+    for name in (INVITE_FILE, METRICS_FILE):
+        if (home / name).exists():
+            error = LostEntries(
+                f"there is no ledger in {home}, and its file {name} says that the run has begun",
+                home,
+                run,
+            )
+            error.hint += "\nif nobody has any of it, publish a new run from a new --home"
+            raise error
 
 
 async def _run(core: Coordinator, options: Startup, http: socket.socket, began: float) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from artel.ledger.entries.words import plural
 from artel.ledger.store import keyfiles
-from artel.ledger.store.heads import HEADS_NAME, HeadStore
+from artel.ledger.store.heads import HeadStore
 from artel.ledger.store.store import DATABASE_NAME
 from artel.ledger.sync.fork import SplitViewProven
 from artel.ledger.sync.replica import Replica
@@ -110,7 +110,7 @@ async def join(options: Options, stack: AsyncExitStack, say: Callable[[str], Non
     stack.push_async_callback(trainer.close)
     with suppress(TrainerDied):  # it is started again, and says why it died, when it is needed
         await trainer.restart()
-    heads = await asyncio.to_thread(HeadStore, home / HEADS_NAME)
+    heads = await asyncio.to_thread(HeadStore.owned, home)
     stack.callback(heads.close)
     replica = await asyncio.to_thread(Replica.open, home / DATABASE_NAME, options.invite.run, heads)
     stack.callback(replica.store.close)

@@ -248,14 +248,8 @@ def _verify_evidence(path: Path, vkeys: Sequence[str], as_json: bool) -> int:
 def _verify_home(home: Path, as_json: bool) -> int:
     from artel.ledger.store.finality import trust
     from artel.ledger.store.published import LostEntries
-    from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME
     from artel.ledger.store.verify import verify_home
 
-    if (home / CHECKPOINT_NAME).is_file() and not (home / DATABASE_NAME).exists():
-        raise UsageError(
-            f"{home} is a copy of a log, and no home",
-            f"check it with: artel ledger audit {quote(home)} --run ID --full",
-        )
     result = verify_home(home, progress("entries checked"))
     facts = {"run": result.run, "size": result.size, "root": result.root}
     facts |= {"verified": result.verified, "label": trust(result.state).label}
@@ -264,8 +258,11 @@ def _verify_home(home: Path, as_json: bool) -> int:
     if result.verified or as_json:
         return EXIT_OK if result.verified else EXIT_FAILED
     print(f"\nthe ledger in {home} does NOT hold", file=sys.stderr)
+    hints = [check.hint for check in result.checks if not check.ok]
     hint = LostEntries("", home, result.run).hint
-    if result.entries_hold:
+    if all(hints):
+        hint = "\n  → ".join(hints)
+    elif result.entries_hold:
         hint = "its entries do: stop whatever uses it, and compute the rest from them again:\n"
         hint += f"    artel ledger restore --home {quote(home)}"
     print(f"  → {hint}", file=sys.stderr)

@@ -45,6 +45,11 @@ def tables() -> tuple[str, ...]:
 _RESTORE = "move it aside; a node fetches it again, a coordinator restores it from a node's copy"
 
 
+def holds_nothing(path: Path) -> bool:
+    """Whether a file is not there, or empty: SQLite has never written anything into it."""
+    return not path.exists() or path.stat().st_size == 0
+
+
 def connect(path: Path, tables: Sequence[str], hint: str = _RESTORE) -> sqlite3.Connection:
     """Open for writing: WAL, every commit durable, transactions begun by hand.
 
@@ -135,9 +140,12 @@ def _schema(connection: sqlite3.Connection) -> set[str]:
 def require_format(path: Path, connection: sqlite3.Connection, tables: Sequence[str]) -> None:
     """Refuse what has not exactly these tables.
 
-    :raises CheckFailed: it has others
+    :raises CheckFailed: it has others, or none
     """
-    if _schema(connection) != {text for text in tables if text.startswith("CREATE")}:
+    found = _schema(connection)
+    if not found:
+        raise damaged(path, "it is empty")
+    if found != {text for text in tables if text.startswith("CREATE")}:
         raise CheckFailed(
             f"{path} is in another format than the one that this program reads and writes",
             "use the program that made it, or fetch the ledger again into a new --home",

@@ -15,6 +15,7 @@ Methods block and may be called from any thread; daemons call them through ``asy
 from __future__ import annotations
 
 import hashlib
+import logging
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from typing import Any
 
 from artel.ledger.store import database
 from artel.ledger.store.database import storage_errors, transaction
+from artel.ledger.store.published import DATABASE_NAME
 from artel.ledger.tlog import note as notes
 from artel.ledger.tlog.checkpoint import MAX_SIZE, Checkpoint
 from artel.ledger.tlog.cosignature import COSIGNATURE_BYTES, add_lines
@@ -31,8 +33,15 @@ from artel.ledger.tlog.note import Note
 from artel.protocol import canonical
 from artel.protocol.dsse import MAX_ENVELOPE_BYTES
 from artel.protocol.errors import CheckFailed, UsageError
+from artel.protocol.events import emit
+
+log = logging.getLogger("artel.ledger")
 
 HEADS_NAME = "heads.sqlite3"
+GONE_HINT = (
+    "without it nothing here says whether the ledger was put back from a backup: artel ledger "
+    "compare with a member's copy tells; a start makes the file anew"
+)
 MAX_NOTES = 256
 MAX_CONFLICTS = 64
 _HINT = (
@@ -126,6 +135,18 @@ class HeadStore:
             raise database.damaged(self.path, error, _HINT)
 
     @classmethod
+    def owned(cls, home: Path) -> HeadStore:
+        """What a home keeps, for the daemon that owns it; made anew when gone, and that is said.
+
+        :raises CheckFailed: when it is damaged
+        :raises ResourceError: when it cannot be read or written
+        """
+        path = home / HEADS_NAME
+        if database.holds_nothing(path) and not database.holds_nothing(home / DATABASE_NAME):
+            emit(log, "heads.gone", logging.WARNING, hint=GONE_HINT)
+        return cls(path)
+
+    @classmethod
     @contextmanager
     def of(cls, home: Path) -> Iterator[HeadStore | None]:
         """What a home keeps, for reading, whoever goes on writing it; None when it keeps nothing.
@@ -133,7 +154,7 @@ class HeadStore:
         :raises CheckFailed: when it is damaged
         """
         path = home / HEADS_NAME
-        if not path.is_file():
+        if database.holds_nothing(path):
             yield None
             return
         with database.reading(path, SCHEMA, _HINT) as connection:

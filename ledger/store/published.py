@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from artel.ledger.store.heads import HeadStore
     from artel.ledger.store.reader import LedgerReader
 
-
 DATABASE_NAME = "ledger.sqlite3"
 CHECKPOINT_NAME = "checkpoint"
 
@@ -42,14 +41,33 @@ def require_file(home: Path) -> Path:
     """The ledger's file in a home.
 
     :raises UsageError: when there is none
+    :raises LostEntries: when there was one
     """
-    path = home / DATABASE_NAME
-    if not path.is_file():
+    path, copied = home / DATABASE_NAME, home / CHECKPOINT_NAME
+    if path.is_file():
+        return path
+    from artel.ledger.store.keyfiles import NODE_KEY
+
+    if not copied.is_file():
         raise UsageError(
             f"there is no ledger in {home}",
             "give the home directory of a node or a coordinator: --home DIR",
         )
-    return path
+    if (home / NODE_KEY).exists():
+        raise ledger_gone(path)
+    raise UsageError(
+        f"{home} is a copy of a log, and no home",
+        f"check it with: artel ledger audit {shlex.quote(str(home))} --run ID --full",
+    )
+
+
+def ledger_gone(path: Path, run: str = "") -> LostEntries:
+    """The error of a home that has published something, and whose ledger is gone."""
+    return LostEntries(
+        f"the ledger {path} is gone or empty; its file {CHECKPOINT_NAME} is still here",
+        path.parent,
+        run,
+    )
 
 
 def term_of(origin: str, run: str) -> int | None:

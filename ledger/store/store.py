@@ -25,6 +25,7 @@ from artel.ledger.store.published import (
     CHECKPOINT_NAME,
     DATABASE_NAME,
     LostEntries,
+    ledger_gone,
     published_error,
     read_checkpoint_file,
 )
@@ -88,15 +89,11 @@ class LedgerStore(LedgerReader):
         :raises CheckFailed: when it is damaged
         :raises ResourceError: when the disk is full or does not work
         """
-        if not path.exists():
+        if database.holds_nothing(path):
             if not create:
                 raise UsageError(f"there is no ledger at {path}", "check --home")
             if read_checkpoint_file(path.with_name(CHECKPOINT_NAME)):
-                raise LostEntries(
-                    f"the ledger {path} is gone; its file {CHECKPOINT_NAME} is still here",
-                    path.parent,
-                    run or "",
-                )
+                raise ledger_gone(path, run or "")
             with storage_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
         connection = database.connect(path, database.tables())

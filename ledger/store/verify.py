@@ -21,7 +21,7 @@ from artel.ledger.fold.effects import SELECT_KEPT, Loose, checked, rules
 from artel.ledger.fold.labels import Unchecked
 from artel.ledger.fold.shares import FoldState
 from artel.ledger.store import database, finality
-from artel.ledger.store.heads import HEADS_NAME, HeadStore
+from artel.ledger.store.heads import GONE_HINT, HEADS_NAME, HeadStore
 from artel.ledger.store.keyfiles import NODE_KEY
 from artel.ledger.store.published import (
     CHECKPOINT_NAME,
@@ -51,6 +51,12 @@ class Check:
     name: str
     ok: bool
     detail: str
+    hint: str = ""
+    """What helps, where no other copy of the ledger does."""
+
+
+class _NotTheLedger(CheckFailed):
+    """Something beside the ledger is wrong; the hint says what helps."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ class Verification:
     @property
     def entries_hold(self) -> bool:
         """Whether all that is wrong can be computed again from the entries."""
-        failed = {check.name for check in self.checks if not check.ok}
+        failed = {check.name for check in self.checks if not check.ok and not check.hint}
         return self.state.size == self.size > 0 and failed <= _COMPUTED
 
 
@@ -117,7 +123,7 @@ def _verify(home: Path, progress: Tell) -> Verification:
         if isinstance(heads, HeadStore):
             checks("kept tree heads", lambda: _kept(store, heads))
         elif heads is not None:
-            checks.made.append(Check("kept tree heads", False, heads.message))
+            checks.made.append(Check("kept tree heads", False, heads.message, heads.hint))
         checks("credit", lambda: _credit(replay.state))
         checks("effects", lambda: replay.effects(connection))
         unchecked = _unchecked(replay.state, store.size, heads)
@@ -133,14 +139,16 @@ class _Checks:
 
     def __call__(self, name: str, action: Callable[[], str]) -> bool:
         """Run one check; every way in which damaged bytes can fail is a result."""
+        hint = ""
         try:
             detail, holds = action(), True
         except ArtelError as error:
             detail, holds = error.message, False
+            hint = error.hint if isinstance(error, _NotTheLedger) else ""
         except (sqlite3.Error, sqlite3.Warning, ValueError, TypeError, OverflowError) as error:
             # Damaged rows can hold any type and any value.
             detail, holds = f"{type(error).__name__}: {str(error)[:200]}", False
-        self.made.append(Check(name, holds, detail))
+        self.made.append(Check(name, holds, detail, hint))
         return holds
 
 
@@ -152,7 +160,7 @@ def _heads(stack: ExitStack, home: Path) -> HeadStore | ArtelError | None:
         return error
     # Whoever has a key to sign or cosign with made that file before the ledger.
     if heads is None and (home / NODE_KEY).exists():
-        return CheckFailed(f"{HEADS_NAME} is gone: nothing says whether this ledger was put back")
+        return CheckFailed(f"{HEADS_NAME} is gone or empty", GONE_HINT)
     return heads
 
 
@@ -297,9 +305,9 @@ def _checkpoints(store: LedgerReader) -> str:
 def _published(store: LedgerReader, note: str) -> str:
     """The note in the checkpoint file: without it, a cut-off end could not be noticed."""
     if not note:
-        raise CheckFailed(
-            f"there is no file {CHECKPOINT_NAME}, without which lost entries would not be "
-            "noticed; the node or coordinator writes it again when it starts"
+        raise _NotTheLedger(
+            f"there is no file {CHECKPOINT_NAME}, without which lost entries would not be noticed",
+            f"the node or coordinator writes {CHECKPOINT_NAME} again when it starts",
         )
     error = published_error(note, store.path.parent / CHECKPOINT_NAME, store.note_at, store.size)
     if error:

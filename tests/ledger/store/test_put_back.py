@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -18,8 +19,10 @@ import pytest_asyncio
 
 from artel import cli
 from artel.coordinator import process
+from artel.coordinator.metrics import METRICS_FILE
 from artel.coordinator.preparation import Prepared, manifest_path
 from artel.coordinator.prepare import prepare
+from artel.coordinator.process import INVITE_FILE
 from artel.coordinator.sequencer import Sequencer
 from artel.ledger import entries
 from artel.ledger.entries import evidence
@@ -157,17 +160,85 @@ def test_a_coordinator_with_a_ledger_from_a_backup_signs_nothing_until_it_is_res
     assert cli.main(["ledger", "verify", "--home", str(home)]) == 0
 
 
-def test_a_deleted_ledger_of_a_coordinator_is_restored_by_the_command_that_it_names(
-    run_file: Path, home: Path, tmp_path: Path
+def unlink(path: Path) -> None:
+    path.unlink()
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("lose", [unlink, empty])
+@pytest.mark.parametrize("begun", [CHECKPOINT_NAME, INVITE_FILE, METRICS_FILE])
+def test_a_lost_ledger_of_a_coordinator_is_restored_by_the_command_that_it_names(
+    run_file: Path, home: Path, tmp_path: Path, begun: str, lose: Callable[[Path], None]
 ) -> None:
     mirror = write_tiles(home, tmp_path / "mirror")
-    (home / DATABASE_NAME).unlink()
-    with pytest.raises(LostEntries) as caught:
-        opened(run_file, home)
-    assert not (home / DATABASE_NAME).exists()
+    lose(home / DATABASE_NAME)
+    if begun != CHECKPOINT_NAME:
+        lose(home / HEADS_NAME)
+        (home / CHECKPOINT_NAME).unlink()
+        (home / begun).write_text("the run has begun\n")
+    for _ in range(2):
+        with pytest.raises(LostEntries) as caught:
+            opened(run_file, home)
     assert cli.main(command_in(caught.value.hint, mirror)) == 0
     assert verify_home(home).verified
     assert opened(run_file, home) == ENTRIES
+
+
+def test_a_prepared_run_that_never_began_begins(
+    prepared: tuple[Path, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(prepared[1], tmp_path / "home")
+    assert opened(prepared[0], tmp_path / "home") == 0
+
+
+def test_a_home_without_its_ledger_is_no_copy_of_a_log(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mirror = write_tiles(home, tmp_path / "mirror")
+    (home / DATABASE_NAME).unlink()
+    assert cli.main(["ledger", "verify", "--home", str(home)]) == 1
+    assert cli.main(command_in(capsys.readouterr().err, mirror)) == 0
+
+
+def damage(path: Path) -> None:
+    path.write_bytes(b"\1" * 5000)
+
+
+@pytest.mark.parametrize(
+    ("name", "lose", "said"),
+    [
+        (HEADS_NAME, unlink, ["heads.gone"]),
+        (HEADS_NAME, empty, ["heads.gone"]),
+        (CHECKPOINT_NAME, unlink, []),
+    ],
+)
+def test_what_no_copy_of_the_ledger_brings_back_is_made_by_a_start(
+    run_file: Path,
+    home: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    lose: Callable[[Path], None],
+    said: list[str],
+) -> None:
+    lose(home / name)
+    assert cli.main(["ledger", "verify", "--home", str(home)]) == 1
+    assert "ledger restore" not in capsys.readouterr().err
+    with caplog.at_level(logging.WARNING, "artel.ledger"):
+        assert opened(run_file, home) == ENTRIES
+    assert [record.message for record in caplog.records] == said
+    assert cli.main(["ledger", "verify", "--home", str(home)]) == 0
+
+
+def test_damaged_heads_are_not_brought_back_by_a_copy_of_the_ledger(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage(home / HEADS_NAME)
+    assert cli.main(["ledger", "verify", "--home", str(home)]) == 1
+    assert "ledger restore" not in capsys.readouterr().err
 
 
 def opened(run_file: Path, home: Path) -> int:
