@@ -42,8 +42,10 @@ class Desk:
             coordinator.run,
             lambda: coordinator.ledger.state,
             cosigned=coordinator.witnessing.take,
-            submit=lambda peer, statement: coordinator.submissions.submit(statement, peer),
-            set_alias=lambda peer, statement: coordinator.submissions.set_alias(statement, peer),
+            submit=lambda source, statement: coordinator.submissions.submit(statement, source),
+            set_alias=lambda source, statement: coordinator.submissions.set_alias(
+                statement, source
+            ),
         )
 
     async def open(self) -> None:
@@ -68,7 +70,7 @@ class Desk:
                 "this coordinator serves another run", "ask the organiser", code="other_run"
             )
         if isinstance(request, messages.Hello):
-            return await self._hello(peer, request)
+            return await self._hello(peer, request, wire.source_of(peer, stream))
         if peer not in core.ledger.state.nodes:
             raise wire.Refused("this node has not been admitted", "say hello", code="unknown_node")
         now = core.clock()
@@ -97,7 +99,7 @@ class Desk:
             raise wire.Refused(f"{request.KIND} is not for a coordinator", code="unknown")
         return messages.Ok()
 
-    async def _hello(self, peer: str, request: messages.Hello) -> messages.Welcome:
+    async def _hello(self, peer: str, request: messages.Hello, source: str) -> messages.Welcome:
         core = self._core
         statements = [await intake.opened(data) for data in request.statements]
         kinds = [entry.kind for entry in statements]
@@ -113,7 +115,7 @@ class Desk:
                 raise CheckFailed("the registration does not bind this node to that account")
             account = body.account
         for entry in statements:
-            await self._admit(peer, entry)
+            await self._admit(source, entry)
         bound = core.ledger.state.account_of(peer)
         if not bound or (kinds[-1:] == ["node"] and bound != account):
             raise wire.Refused(
@@ -124,7 +126,7 @@ class Desk:
             clock=time.time(), reachable=reachable, payload_bytes=core.payload_bytes
         )
 
-    async def _admit(self, peer: str, entry: Entry) -> None:
+    async def _admit(self, source: str, entry: Entry) -> None:
         """Put one statement of a registration into the ledger, if it counts."""
         core, body = self._core, entry.body
         fold = core.ledger.state
@@ -132,7 +134,7 @@ class Desk:
         if bound or shares.check(fold, entry) == reasons.DUPLICATE:
             return  # said before, and the reply got lost
         intake.require(fold, entry)
-        core.submissions.admit(peer)
+        core.submissions.admit(source)
         await intake.append(core.ledger, entry)
         if isinstance(body, entries.Node):
             emit(log, "node.admitted", node=short_peer(body.node), account=body.account[:12])

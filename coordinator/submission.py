@@ -21,7 +21,7 @@ from artel.ledger.store.heads import HeadStore
 from artel.protocol.dsse import MAX_ENVELOPE_BYTES
 from artel.protocol.events import emit
 from artel.protocol.net import wire
-from artel.protocol.net.limits import RateLimits
+from artel.protocol.net.limits import RateLimits, network_of
 
 log = logging.getLogger("artel.coordinator")
 
@@ -31,7 +31,7 @@ KINDS = (
 )
 """What people sign. All other kinds belong to the rounds."""
 PER_PEER_MINUTE, PER_PEER_AT_ONCE = 60, 20
-"""Of one network peer or address, whatever it sends: bounds the work of looking at it."""
+"""Of one source (:func:`wire.source_of`), whatever it sends: bounds the work of looking at it."""
 PER_KEY_MINUTE, PER_KEY_AT_ONCE = 20, 20
 """Entries of one signer that count."""
 WAITING_AT_MOST = 1024
@@ -39,8 +39,14 @@ WAITING_AT_MOST = 1024
 however much is submitted."""
 ALIAS_AHEAD_S = 3600
 """How far the clock of whoever signed an alias may be ahead of ours."""
-ADMISSIONS_PER_MINUTE = 120
-"""Entries of new accounts and new nodes; whoever makes keys could make millions."""
+ADMISSIONS_PER_MINUTE, ADMISSIONS_AT_ONCE = 8, 2
+"""Entries of new accounts and new nodes, of all strangers together, so never more than 10 in a
+minute. Whoever makes keys could make millions, and an entry stays for ever."""
+ADMISSIONS_EACH_MINUTE, ADMISSIONS_EACH_AT_ONCE = 4, 9
+"""Of one address: an account and eight nodes at once."""
+FREE_ADMISSIONS = 64
+"""Accounts and nodes of a ledger that are not counted in the sum: those who wait for a run to begin
+come all at once."""
 
 
 class Submissions:
@@ -59,14 +65,14 @@ class Submissions:
         self._ledger, self._heads, self._run = ledger, heads, run
         self._peers = RateLimits(PER_PEER_MINUTE, PER_PEER_AT_ONCE, clock=clock)
         self._keys = RateLimits(PER_KEY_MINUTE, PER_KEY_AT_ONCE, clock=clock)
-        self._newcomers = RateLimits(PER_KEY_MINUTE, PER_KEY_AT_ONCE, clock=clock)
-        self._admissions = RateLimits(ADMISSIONS_PER_MINUTE, ADMISSIONS_PER_MINUTE, clock=clock)
+        self._newcomers = RateLimits(ADMISSIONS_EACH_MINUTE, ADMISSIONS_EACH_AT_ONCE, clock=clock)
+        self._admissions = RateLimits(ADMISSIONS_PER_MINUTE, ADMISSIONS_AT_ONCE, clock=clock)
 
     async def submit(self, data: bytes, who: str) -> tuple[int, str]:
         """Put a person's entry into the ledger.
 
         :param data: the leaf, as it came from outside
-        :param who: the network peer or address that it came from
+        :param who: the address or, without one, the network peer that it came from
         :returns: its index, and a signed tree head that covers it; the same for what is there
             already
         :raises DecodeError: it is malformed
@@ -105,13 +111,15 @@ class Submissions:
     def admit(self, who: str) -> None:
         """Count one entry of a new account or node.
 
-        :raises Refused: too many in a minute, of this peer or of all
+        :raises Refused: too many in a minute, of this address or of all
         """
         self._spend(self._newcomers, who)
-        self._spend(self._admissions, "")
+        fold = self._ledger.state
+        if len(fold.accounts) + len(fold.nodes) >= FREE_ADMISSIONS:
+            self._spend(self._admissions, "")
 
     def _spend(self, limits: RateLimits, key: str) -> None:
-        wait = limits.take(key)
+        wait = limits.take(network_of(key))
         if wait:
             raise wire.Refused(
                 "too much at once", f"try again in {wait + 1:.0f} seconds", code="busy"

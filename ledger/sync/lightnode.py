@@ -181,6 +181,8 @@ class _Network:
 class _Stream:
     """py-libp2p's stream as the framing of :mod:`protocol.net.wire` wants it."""
 
+    network = ""
+
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 

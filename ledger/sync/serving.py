@@ -22,7 +22,8 @@ from artel.protocol.net import wire
 Cosigned = Callable[[str, messages.Cosigned], Awaitable[None]]
 """``cosigned(peer, message)`` takes cosignatures, or refuses."""
 Take = Callable[[str, bytes], Awaitable[object]]
-"""``take(peer, statement)`` takes a signed statement, or refuses."""
+"""``take(source, statement)`` takes a signed statement, or refuses; see
+:func:`protocol.net.wire.source_of`."""
 
 
 class Served:
@@ -115,7 +116,7 @@ class LedgerService:
             take = self._taking[type(request)]
             if take is None:
                 raise _not_here(request)
-            await take(peer, request.statement)
+            await take(wire.source_of(peer, stream), request.statement)
             return messages.Ok()
         raise wire.Refused(f"the ledger service does not answer {request.KIND}", code="unknown")
 

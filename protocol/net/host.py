@@ -310,7 +310,8 @@ class Host:
         peer = str(PeerID(peer_id))
         handler = self._handlers.get(service)
         stream = self._stream(sock, peer, service)
-        slot = self._slots.take(stream, network_of(address)) if handler is not None else None
+        stream.network = network_of(address)
+        slot = self._slots.take(stream) if handler is not None else None
         if handler is None or slot is None:
             sock.close()
             return

@@ -44,6 +44,14 @@ class RateLimits:
         return 0.0 if allowed else (1 - tokens) / self._per_second
 
 
+def on_loopback(network: str) -> bool:
+    """Whether it is this machine: there a whole run, or a proxy, has one address."""
+    try:
+        return ipaddress.ip_address(network).is_loopback
+    except ValueError:
+        return False
+
+
 def network_of(address: str) -> str:
     """What one visitor has at their disposal: an IPv4 address, or an IPv6 network of 64 bits."""
     try:

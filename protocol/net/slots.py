@@ -7,17 +7,16 @@ alone. Among strangers the one that has fallen behind most gives way.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from artel.protocol.net.limits import on_loopback
 from artel.protocol.net.streams import Stream
 
 MEMBER_STREAMS, MEMBER_STREAMS_EACH = 256, 16
 STRANGER_STREAMS, STRANGER_STREAMS_EACH = 64, 8
 STRANGER_STREAMS_PER_ADDRESS = 16
-"""Of all strangers at one IPv4 address, or one IPv6 network of 64 bits. Not on loopback: there a
-whole run, or a proxy, has one address."""
+"""Of all strangers at one IPv4 address, or one IPv6 network of 64 bits. Not on loopback."""
 MEMBER_FIRST_S, STRANGER_FIRST_S = 20.0, 5.0
 """Seconds until the whole first frame of a stream has to be here."""
 STRANGER_PATIENCE_S = 30.0
@@ -40,8 +39,6 @@ class Slot:
     """One stream that a peer opened."""
 
     stream: Stream
-    network: str
-    """What :func:`protocol.net.limits.network_of` says of where it comes from."""
     member: bool
 
     @property
@@ -60,23 +57,24 @@ class Slots:
         self._is_member = is_member
         self._held: dict[Slot, None] = {}  # in the order in which they came
 
-    def take(self, stream: Stream, network: str) -> Slot | None:
+    def take(self, stream: Stream) -> Slot | None:
         """A slot for a new stream; None when it has to be closed.
 
         For a stranger's, the slowest stream of the same peer, at the same address, or of all
         strangers may be given up, whichever of these have their part already.
         """
-        slot = Slot(stream, network, self._is_member(stream.peer))
+        slot = Slot(stream, self._is_member(stream.peer))
         alike = [other for other in self._held if other.member == slot.member]
         own = [other for other in alike if other.stream.peer == stream.peer]
         if slot.member:
             if len(own) >= MEMBER_STREAMS_EACH or len(alike) >= MEMBER_STREAMS:
                 return None
         else:
-            near = [other for other in alike if other.network == network]
+            network = stream.network
+            near = [other for other in alike if other.stream.network == network]
             if len(own) >= STRANGER_STREAMS_EACH:
                 crowd = own
-            elif len(near) >= STRANGER_STREAMS_PER_ADDRESS and not _on_loopback(network):
+            elif len(near) >= STRANGER_STREAMS_PER_ADDRESS and not on_loopback(network):
                 crowd = near
             else:
                 crowd = alike if len(alike) >= STRANGER_STREAMS else []
@@ -100,10 +98,3 @@ class Slots:
         slowest.stream.give_up()
         self.give_back(slowest)
         return True
-
-
-def _on_loopback(network: str) -> bool:
-    try:
-        return ipaddress.ip_address(network).is_loopback
-    except ValueError:
-        return False

@@ -78,6 +78,7 @@ class Stream:
         content: bool = False,
     ) -> None:
         self.peer, self.up, self.down = peer, 0, 0
+        self.network = ""
         self._sock, self._kind, self._traffic, self._uplink = sock, kind, traffic, uplink
         self._content = content
         self._loop = asyncio.get_running_loop()

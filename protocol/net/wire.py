@@ -17,6 +17,7 @@ import msgpack
 
 from artel.protocol import messages
 from artel.protocol.errors import ArtelError, DecodeError, Unreachable
+from artel.protocol.net.limits import on_loopback
 from artel.protocol.schema import checked
 from artel.protocol.terminal import printable
 
@@ -35,9 +36,20 @@ _HEADER = struct.Struct(">I")
 class ByteStream(Protocol):
     """What the framing needs of a stream (asyncio's reader and writer in one)."""
 
+    network: str
+    """Where it comes from, as :func:`protocol.net.limits.network_of` says; "" when nobody knows."""
+
     async def read_exactly(self, count: int) -> bytes: ...
 
     async def write(self, data: bytes) -> None: ...
+
+
+def source_of(peer: str, stream: ByteStream) -> str:
+    """Under which name what a peer does is counted: its network, since keys cost nothing.
+
+    Its own where the network is not known, or is this machine.
+    """
+    return peer if not stream.network or on_loopback(stream.network) else stream.network
 
 
 def encode(message: messages.Message) -> bytes:

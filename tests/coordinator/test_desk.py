@@ -33,6 +33,7 @@ from artel.protocol.net.streams import KINDS
 from artel.protocol.round_state import Phase
 from desk_world import ORGANISER, Member, Office, refused
 from host_world import start, swarm
+from witness_world import play_round
 
 NEXT = hashlib.sha256(b"the state of round 1").hexdigest()
 OTHER = hashlib.sha256(b"another state").hexdigest()
@@ -187,9 +188,8 @@ async def test_a_node_of_an_account_whose_key_was_replaced(
 
 
 async def test_admissions_are_bounded(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submission, "ADMISSIONS_PER_MINUTE", 6)
-    await office.reopen()
-    for name in "abc":
+    monkeypatch.setattr(submission, "FREE_ADMISSIONS", 4)
+    for name in "abc":  # the third is the first that counts
         await Member(office, name).hello()
     late = Member(office, "late")
     assert await refused(late.hello()) == "busy"
@@ -200,6 +200,45 @@ async def test_admissions_are_bounded(office: Office, monkeypatch: pytest.Monkey
     office.now += 61
     await late.hello()
     assert late.peer in office.core.ledger.state.nodes
+
+
+async def test_one_address_adds_few_entries_whatever_keys_it_makes(office: Office) -> None:
+    async def comes(name: str, network: str) -> str:
+        one = Member(office, name)
+        one.network = network
+        try:
+            await one.hello()
+        except wire.Refused as error:
+            return error.code
+        return ""
+
+    most = submission.ADMISSIONS_EACH_AT_ONCE
+    crowd = [await comes(f"{number}", "203.0.113.7") for number in range(most)]
+    assert crowd.count("") == most // 2
+    assert set(crowd) == {"", "busy"}
+    assert office.core.ledger.store.size == 1 + most
+    assert not await comes("elsewhere", "203.0.113.8")
+    home = [await comes(f"home {number}", "127.0.0.1") for number in range(most)]
+    assert not any(home), "on this machine a whole run has one address"
+
+
+async def test_members_and_rounds_do_not_notice_a_flood_of_newcomers(
+    office: Office, members: list[Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submission, "FREE_ADMISSIONS", 0)
+    size, refusals = office.core.ledger.store.size, 0
+    for number in range(120):
+        stranger = Member(office, f"stranger {number}")
+        stranger.network = f"2001:db8:{number:x}::/64"
+        try:
+            await stranger.hello()
+        except wire.Refused as error:
+            refusals += error.code == "busy"
+        office.now += 0.5
+    assert refusals >= 110
+    assert office.core.ledger.store.size <= size + 10, "entries of strangers in one minute"
+    await members[0].hello()
+    await play_round(office, members)
 
 
 # --- heartbeats and directives ---

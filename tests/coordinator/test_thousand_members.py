@@ -28,7 +28,7 @@ NEXT = "ab" * 32
 
 
 async def admitted(office: Office) -> list[Member]:
-    """Members whose account and node are in the ledger; a minute takes 60 strangers' hellos."""
+    """Members whose account and node are in the ledger; a minute takes 10 entries of strangers."""
     members = [Member(office, f"{number}") for number in range(MEMBERS)]
     said: list[Envelope] = []
     for member in members:

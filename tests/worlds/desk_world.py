@@ -163,7 +163,8 @@ class Office:
 class Line:
     """One stream between a node and the desk, in memory."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, network: str = "") -> None:
+        self.network = network
         self.reader = asyncio.StreamReader()
         self.reader.feed_data(data)
         self.reader.feed_eof()
@@ -206,6 +207,8 @@ class Member:
         self.vector = np.random.default_rng(seed).normal(size=count).astype(np.float32)
         self.root = office.manifest.initial_state
         self.last: Line | None = None
+        self.network = ""
+        """Where its streams come from."""
 
     @property
     def peer(self) -> str:
@@ -218,7 +221,7 @@ class Member:
         desk = self.office.desk
         handlers = {wire.CONTROL: desk._control, wire.CONTENT: desk._puts.answer}
         handler = handlers.get(to, desk._ledger.answer)
-        line = self.last = Line(wire.encode(message) + raw)
+        line = self.last = Line(wire.encode(message) + raw, self.network)
         await wire.answer(self.peer, line, handler)
         *_, reply = line.replies()
         if isinstance(reply, messages.Refusal):

@@ -111,6 +111,11 @@ class Held:
             return error.message
         return ""
 
+    def take(self, places: Slots, network: str) -> slots.Slot | None:
+        """A slot for this stream, which comes from there."""
+        self.stream.network = network
+        return places.take(self.stream)
+
     async def send(self, count: int) -> None:
         self.theirs.send(bytes(count))
         await asyncio.sleep(0)
@@ -138,12 +143,12 @@ async def test_the_slowest_stranger_gives_way_and_never_a_member() -> None:
     places = Slots(lambda peer: peer == MEMBER)
     names = [named(f"stranger {number}").peer_id for number in range(count + 1)]
     async with held(MEMBER, *names) as (member, *strangers):
-        assert places.take(member.stream, "203.0.113.1") is not None
+        assert member.take(places, "203.0.113.1") is not None
         for number, one in enumerate(strangers[:-1]):
-            assert places.take(one.stream, f"198.51.100.{number}") is not None
+            assert one.take(places, f"198.51.100.{number}") is not None
         for one in (*strangers[:7], *strangers[8:-1]):
             await one.send(4096)
-        assert places.take(strangers[-1].stream, "203.0.113.2") is not None
+        assert strangers[-1].take(places, "203.0.113.2") is not None
         assert "others wait" in await asyncio.wait_for(strangers[7].read, 1)
         assert not any(one.read.done() for one in (member, *strangers[:7], *strangers[8:]))
         assert len(places._held) == count + 1
@@ -154,14 +159,14 @@ async def test_strangers_at_one_address_compete_among_themselves() -> None:
     places = Slots(lambda peer: False)
     names = [named(f"stranger {number}").peer_id for number in range(most + 2)]
     async with held(*names) as (elsewhere, *here):
-        places.take(elsewhere.stream, "198.51.100.1")
+        elsewhere.take(places, "198.51.100.1")
         for one in here:
-            assert places.take(one.stream, "2001:db8::/64") is not None
+            assert one.take(places, "2001:db8::/64") is not None
         await asyncio.wait_for(here[0].read, 1)
         assert not any(one.read.done() for one in (elsewhere, *here[1:]))
     async with held(*names) as all_of_them:
         for one in all_of_them:
-            assert places.take(one.stream, "127.0.0.1") is not None
+            assert one.take(places, "127.0.0.1") is not None
         await asyncio.sleep(0.02)
         assert not any(one.read.done() for one in all_of_them), "loopback is no address"
 
@@ -171,7 +176,7 @@ async def test_one_stranger_competes_with_itself_alone() -> None:
     one, other = named("one").peer_id, named("other").peer_id
     async with held(other, *[one] * (slots.STRANGER_STREAMS_EACH + 1)) as (quiet, *mine):
         for stream in (quiet, *mine):
-            assert places.take(stream.stream, "127.0.0.1") is not None
+            assert stream.take(places, "127.0.0.1") is not None
         await asyncio.wait_for(mine[0].read, 1)
         assert not quiet.read.done()
         assert [slot.stream.peer for slot in places._held].count(one) == slots.STRANGER_STREAMS_EACH
@@ -182,9 +187,9 @@ async def test_a_stream_that_we_are_at_work_for_is_not_given_up() -> None:
     async with held(*[named("one").peer_id] * (slots.STRANGER_STREAMS_EACH + 1)) as mine:
         for one in mine[:-1]:
             one.read.cancel()
-            assert places.take(one.stream, "") is not None
+            assert one.take(places, "") is not None
         await asyncio.sleep(0.02)
-        assert places.take(mine[-1].stream, "") is None
+        assert mine[-1].take(places, "") is None
 
 
 @pytest.mark.parametrize(
