@@ -7,7 +7,6 @@ who then get the same tiles and pages from this node as from the coordinator, an
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ from artel.ledger.fold.shares import share_of
 from artel.ledger.web import exposition
 from artel.ledger.web.answers import error
 from artel.ledger.web.context import Context
-from artel.ledger.web.server import Gate, Handler
+from artel.ledger.web.server import Gate, Handler, is_owners
 from artel.ledger.web.site import LedgerSite
 from artel.node.overview import gauges
 from artel.protocol.net.http import announced_in, fetch_object
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
     from artel.node.session import Session
 
 TEMPLATES = Path(__file__).with_name("templates")
+PRIVATE = ("/api/v1/status", "/metrics")
+"""What only programs on this machine are told, and no page of another site in its browsers."""
 
 
 @contextlib.asynccontextmanager
@@ -42,8 +43,7 @@ async def serving(
 
     @web.middleware
     async def owner_only(request: web.Request, handler: Handler) -> web.StreamResponse:
-        private = request.path in ("/api/v1/status", "/metrics")
-        if private and not ipaddress.ip_address(request.remote or "0.0.0.0").is_loopback:
+        if request.path in PRIVATE and not is_owners(request):
             return error(403, "the status is for this machine alone", "see / and /shares")
         return await handler(request)
 

@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -31,7 +32,7 @@ from artel.protocol.errors import ArtelError, ResourceError, UsageError
 from artel.protocol.events import emit
 from artel.protocol.identity import HomeLock
 from artel.protocol.net.http import API_FILE, announced
-from artel.protocol.net.limits import RateLimits, network_of
+from artel.protocol.net.limits import RateLimits, network_of, on_loopback
 from artel.protocol.options import Endpoint, check_port_free
 
 log = logging.getLogger("artel.web")
@@ -205,7 +206,7 @@ class Gate:
         if self._busy_for(visitor):
             return busy("too many requests at the same time", 503)
         if request.method == "POST":
-            if request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
+            if _from_another_site(request):
                 return error(403, "pages of other sites may only read here", "")
             if self._posts.take(visitor):
                 return busy("too many requests from your address", 429)
@@ -304,6 +305,40 @@ def address_of(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def is_owners(request: web.Request) -> bool:
+    """Whether a program on this machine asks, and by one of this machine's own names.
+
+    A browser's page whose name was turned to our address (DNS rebinding) has another name, and what
+    a proxy passes on comes from anywhere.
+    """
+    assert request.transport is not None
+    here = network_of(str(request.transport.get_extra_info("sockname")[0]))
+    there = network_of(request.remote or "")
+    if there != here and not on_loopback(there):
+        return False
+    if any(name in request.headers for name in ("Forwarded", "X-Forwarded-For", "Via")):
+        return False
+    name = _host_of(f"//{request.host}")
+    if name != "localhost" and network_of(name) != here and not on_loopback(name):
+        return False
+    return not _from_another_site(request)
+
+
+def _from_another_site(request: web.Request) -> bool:
+    """Whether a browser's page that is not ours asks; old browsers say no more than ``Origin``."""
+    if request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
+        return True
+    origin = request.headers.get("Origin")
+    return origin is not None and origin.partition("://")[2] != request.host
+
+
+def _host_of(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
 
 
 class _Connection(web.RequestHandler):

@@ -457,12 +457,19 @@ async def test_an_address_that_sends_too_much_has_to_wait(tmp_path: Path) -> Non
         await ledger.get("/shares")  # reading is not counted
 
 
-async def test_a_page_of_another_site_cannot_send_anything(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "headers",
+    [{"Sec-Fetch-Site": "cross-site"}, {"Origin": "https://elsewhere.example"}, {"Origin": "null"}],
+)
+async def test_a_page_of_another_site_cannot_send_anything(
+    tmp_path: Path, headers: dict[str, str]
+) -> None:
     clerk = Clerk()
-    async with shown(tmp_path, submit=clerk.submit) as ledger:
-        headers = {"Sec-Fetch-Site": "cross-site"}
-        async with ledger.client.post("/ledger/submit", data=b"x", headers=headers) as reply:
-            assert reply.status == 403
+    async with (
+        shown(tmp_path, submit=clerk.submit) as ledger,
+        ledger.client.post("/ledger/submit", data=b"x", headers=headers) as reply,
+    ):
+        assert reply.status == 403
     assert not clerk.taken
 
 
@@ -824,6 +831,25 @@ async def test_a_node_serves_its_status_and_the_same_ledger(tmp_path: Path) -> N
             assert 'artel_credit{state="vested"} 100.0' in numbers_now
             assert 'artel_received_bytes_total{kind="slice"} 9.0' in numbers_now
             assert not any(line.startswith("artel_loss ") for line in numbers_now), "not known"
+            port = listener.getsockname()[1]
+            for asked, answer in (
+                ({"Host": f"localhost:{port}"}, 200),
+                ({"Host": f"[::1]:{port}"}, 200),
+                ({"Host": "127.0.0.1", "Origin": "http://127.0.0.1"}, 200),
+                ({"Host": f"rebound.example:{port}"}, 403),
+                ({"Host": "127.0.0.1.rebound.example"}, 403),
+                ({"Host": "203.0.113.5"}, 403),
+                ({"Host": "["}, 403),
+                ({"Origin": "http://rebound.example"}, 403),
+                ({"Host": "rebound.example", "Origin": "http://rebound.example"}, 403),
+                ({"Sec-Fetch-Site": "cross-site"}, 403),
+                ({"X-Forwarded-For": "203.0.113.5"}, 403),
+            ):
+                for path in status.PRIVATE:
+                    async with ledger.client.session.get(f"{url}{path}", headers=asked) as reply:
+                        assert reply.status == answer, (path, asked)
+                async with ledger.client.session.get(f"{url}/shares", headers=asked) as reply:
+                    assert reply.status == 200, asked
     with pytest.raises(Unreachable, match="no node is running"):
         status.read(tmp_path)
 
