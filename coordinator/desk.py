@@ -93,8 +93,8 @@ class Desk:
             emit(log, "round.handed_back", node=short_peer(peer), reason=request.reason)
         elif isinstance(request, messages.Leave):
             await core.feed(round_state.Left(now, peer))
-            core.peers.pop(peer, None)
-            emit(log, "node.left", node=short_peer(peer))
+            if core.peers.pop(peer, None) is not None:
+                emit(log, "node.left", node=short_peer(peer))
         else:
             raise wire.Refused(f"{request.KIND} is not for a coordinator", code="unknown")
         return messages.Ok()
