@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tracemalloc
 from fractions import Fraction
+from statistics import median, median_low
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from aggregate_world import LAYOUT, contributions, fingerprint, largest, numbers
 from artel.protocol.errors import CheckFailed
-from artel.protocol.exchange.aggregation import Weighted, aggregate, norm_of, weights
+from artel.protocol.exchange.aggregation import Method, Weighted, aggregate, norm_of, weights
 from artel.protocol.exchange.codec import Elements
 from artel.protocol.exchange.kernels import add_scaled, dense_dots
 from artel.protocol.state import Layout, Vector
@@ -37,8 +38,8 @@ def reference(layout: Layout, given: list[Weighted]) -> list[float]:
             for c in given
         ]
         norms = [math.sqrt(sum(x * x for x in part)) for part in parts]
-        median = float(np.median(norms))
-        clips = [Fraction(min(1.0, median / n) if n else 1.0) for n in norms]
+        middle = min(median(norms), 2 * median_low(norms))
+        clips = [Fraction(min(1.0, middle / n) if n else 1.0) for n in norms]
         for column in zip(*parts, strict=True):
             terms = zip(column, clips, weight, strict=True)
             result.append(float(sum(x * k * w for x, k, w in terms) / total))
@@ -117,10 +118,32 @@ def test_clip_is_per_tensor() -> None:
     assert np.abs(update - attacked).max() < np.abs(vector).max()
 
 
-def test_even_number_of_contributions_clips_to_the_mean_of_the_middle_norms() -> None:
+@pytest.mark.parametrize(
+    ("norms", "clipped"),
+    [([1, 2, 4, 100], [1, 2, 3, 3]), ([1, 100], [1, 2]), ([1, 1, 100, 100], [1, 1, 2, 2])],
+)
+def test_even_number_of_contributions_clips_to_at_most_twice_the_lower_of_the_middle_norms(
+    norms: list[int], clipped: list[int]
+) -> None:
     layout = Layout.of([("a", ())])
-    given = [Weighted(str(i), 1, np.array([x], np.float32)) for i, x in enumerate([1, 2, 4, 100])]
-    assert aggregate(layout, given)[0] == np.float32((1 + 2 + 3 + 3) / 4)
+    given = [Weighted(str(i), 1, np.array([x], np.float32)) for i, x in enumerate(norms)]
+    assert aggregate(layout, given)[0] == np.float32(sum(clipped) / len(clipped))
+
+
+@pytest.mark.parametrize("method", ["mean", "centered_clip"])
+@pytest.mark.parametrize("nodes", [2, 4, 8])
+def test_half_of_all_times_a_thousand_move_no_more_than_twice_as_many_honest_nodes(
+    nodes: int, method: Method
+) -> None:
+    vectors = [numbers(i, LAYOUT.parameters) for i in range(nodes)]
+    for vector in vectors[: nodes // 2]:
+        vector *= np.float32(-1000)
+    given = [Weighted(f"p{i}", 1, vector) for i, vector in enumerate(vectors)]
+    update = aggregate(LAYOUT, given, method=method)
+    for tensor in LAYOUT.tensors:
+        part = slice(tensor.offset, tensor.offset + tensor.size)
+        largest = max(norm_of(vector[part]) for vector in vectors[nodes // 2 :])
+        assert norm_of(update[part]) <= 1.5 * largest * (1 + 1e-5)
 
 
 def test_all_zero_contributions_give_a_zero_update() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from statistics import median, median_low
 
 import numpy as np
 import pytest
@@ -49,8 +50,8 @@ def reference(given: list[Weighted], floor: float) -> Vector:
     for tensor in LAYOUT.tensors:
         inside = slice(tensor.offset, tensor.offset + tensor.size)
         norms = [math.sqrt(sum(float(x) ** 2 for x in v[inside])) for v in vectors]
-        median = float(np.median(norms))
-        clips = [Fraction(min(1.0, median / n) if n else 1.0) for n in norms]
+        middle = min(median(norms), 2 * median_low(norms))
+        clips = [Fraction(min(1.0, middle / n) if n else 1.0) for n in norms]
         for p in range(inside.start, inside.stop):
             who = [i for i in range(len(given)) if p in entries_of(given[i]).positions]
             total = sum(shares[i] * clips[i] * Fraction(float(vectors[i][p])) for i in who)
