@@ -204,7 +204,7 @@ def train_rounds(row: Row, config: RunConfig, world: World, tick: Tick) -> Outco
             vector = Header(number, base, chosen).load(blob, part.layout)
             contributions.append(Weighted(f"worker-{k}", weights[k], vector))
         update = combine(part.layout, contributions, exchange)
-        params, momentum = _step(part, config, number, params, momentum, update)
+        params, momentum = advance(part, config, number, params, momentum, update)
         for node in nodes:
             node.merge(number, params)
         outcome.exchange_seconds += time.perf_counter() - mark
@@ -218,7 +218,7 @@ def train_rounds(row: Row, config: RunConfig, world: World, tick: Tick) -> Outco
     return outcome
 
 
-def _step(
+def advance(
     part: parts.Part,
     config: RunConfig,
     round: int,

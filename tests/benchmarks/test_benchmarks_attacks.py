@@ -1,0 +1,80 @@
+"""The benchmark of attacks sends what it says, and its attackers stay bounded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from artel.protocol.state import Layout, Vector
+from benchmark_world import rows_of, run
+from benchmarks.attacks import ATTACKS, RARE, Cell, _forged
+
+LAYOUT = Layout.of([("matrix", (80, 64)), ("vector", (64,))])
+
+
+def vectors(seed: int, count: int) -> list[Vector]:
+    drawn = np.random.default_rng(seed).standard_normal((count, LAYOUT.parameters))
+    return list(drawn.astype(np.float32) * np.float32(1e-3))
+
+
+HONEST, YESTERDAY, OWN = vectors(0, 6), vectors(1, 6), vectors(2, 2)
+
+
+def forged(attack: str, round: int = 3) -> list[Vector]:
+    cell = Cell(attack, 2, "mean", "int4", 30, 0)
+    return list(_forged(cell, LAYOUT, round, HONEST, YESTERDAY, OWN))
+
+
+def norms(vector: Vector) -> list[float]:
+    parts = (vector[t.offset : t.offset + t.size] for t in LAYOUT.tensors)
+    return [float(np.linalg.norm(part)) for part in parts]
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_every_attack_is_a_function_of_seed_and_round(attack: str) -> None:
+    first, second = forged(attack)
+    assert first.dtype == np.float32
+    assert np.isfinite(first).all()
+    assert np.array_equal([first, second], forged(attack))
+
+
+def test_copies_are_those_of_honest_nodes() -> None:
+    assert np.array_equal(forged("copier"), HONEST[:2])
+    assert np.array_equal(forged("stale"), YESTERDAY[:2])
+
+
+@pytest.mark.parametrize("attack", ["noise", "rare"])
+def test_an_attack_inside_the_norm_is_as_loud_as_honest_nodes(attack: str) -> None:
+    wanted = np.mean([norms(vector) for vector in HONEST], 0)
+    for vector in forged(attack):
+        assert norms(vector) == pytest.approx(wanted.tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("attack", ["rare", "constant"])
+def test_colluders_push_the_same_places_in_every_round(attack: str) -> None:
+    first, second = forged(attack)
+    assert np.array_equal(np.sign(first), np.sign(second))
+    assert np.array_equal(np.sign(first), np.sign(forged(attack, 4)[0]))
+    moved = np.count_nonzero(forged("rare")[0]) / LAYOUT.parameters
+    assert 0.5 / RARE < moved < 2 / RARE
+
+
+def test_manipulation_points_away_from_the_honest_mean() -> None:
+    mean = np.mean(HONEST, 0)
+    assert forged("ipm")[0] @ mean < 0
+    assert forged("alie")[0] == pytest.approx(mean - 1.5 * np.std(HONEST, 0), abs=1e-9)
+
+
+@pytest.mark.slow
+def test_quick_attacks_do_not_blow_a_run_up(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    done = run("attacks", "--quick", "--json", str(file), timeout=580)
+    assert done.returncode == 0, done.stderr
+    rows = {(row["attack"], row["codec"]): row for row in rows_of(file)}
+    for codec in ("int4", "sparse"):
+        assert rows["none", codec]["ours"] < 4, "it learns: 5.5 is what it begins with"
+        assert rows["absent", codec]["ratio"] < 1.1
+        for attack in ("sign x1000", "ipm"):
+            assert 1 < rows[attack, codec]["ratio"] < 1.3
