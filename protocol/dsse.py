@@ -12,6 +12,7 @@ import binascii
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Self
 
 from artel.protocol import canonical
@@ -66,15 +67,15 @@ class Envelope:
 
     def encode(self) -> bytes:
         """Canonical bytes: what is hashed into the ledger; a :class:`Leaf` with a document."""
-        # Written out, because a ledger encodes every entry that it takes in. Base64 needs no
+        # Written out, because a ledger encodes every entry that it takes in. Hex and base64 need no
         # escapes, and the names of the fields are in RFC 8785's order.
         signatures = b",".join(
-            b'{"keyid":%b,"sig":"%b"}' % (canonical.dumps(key), base64.b64encode(signature))
+            b'{"keyid":"%b","sig":"%b"}' % (key.encode(), base64.b64encode(signature))
             for key, signature in self.signatures
         )
         data = b'{"payload":"%b","payloadType":%b,"signatures":[%b]}' % (
             base64.b64encode(self.payload),
-            canonical.dumps(self.payload_type),
+            _named(self.payload_type),
             signatures,
         )
         return Leaf(data, self.document) if self.document else data
@@ -107,6 +108,9 @@ class Envelope:
             raise CheckFailed("cannot merge the signatures of two different statements")
         both = dict(self.signatures) | dict(other.signatures)
         return replace(self, signatures=tuple(sorted(both.items())))
+
+
+_named = lru_cache(maxsize=64)(canonical.dumps)
 
 
 def sign(payload_type: str, body: dict[str, Any], *signers: Identity) -> Envelope:

@@ -10,12 +10,11 @@ is cheap because both share their accounts and pending credit until one of them 
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -186,7 +185,7 @@ class Attempt:
     """What every account had when it was closed with somebody: the next state names its root."""
 
     def copy(self) -> Attempt:
-        other = copy.copy(self)
+        other = _twin(self)
         for name in ("accounts", "steps", "commitments", "shown", "accepted", "slices"):
             setattr(other, name, dict(getattr(self, name)))
         other.wrong = {number: dict(said) for number, said in self.wrong.items()}
@@ -342,7 +341,7 @@ class FoldState:
 
     def copy(self) -> FoldState:
         """An independent state with the same contents, for whoever wants to go on from here."""
-        other = copy.copy(self)
+        other = _twin(self)
         for name, value in vars(self).items():
             if isinstance(value, dict | list):
                 setattr(other, name, value.copy())
@@ -357,14 +356,14 @@ class FoldState:
         """The account, to be changed: from here on no copy of the state shares it."""
         self._moved.add(name)
         if name not in self._accounts:
-            self.accounts[name] = copy.copy(self.accounts[name])
+            self.accounts[name] = _twin(self.accounts[name])
             self._accounts.add(name)
         return self.accounts[name]
 
     def freezing(self, source: str) -> Pending:
         """The pending credit, to be changed: from here on no copy of the state shares it."""
         if source not in self._pending:
-            self.pending[source] = copy.copy(self.pending[source])
+            self.pending[source] = _twin(self.pending[source])
             self._pending.add(source)
         return self.pending[source]
 
@@ -416,6 +415,16 @@ class FoldState:
         :raises ValueError: it is none
         """
         return _adapter().validate_json(data)
+
+
+_T = TypeVar("_T", "Account", "Pending", "Attempt", "FoldState")
+
+
+def _twin(item: _T) -> _T:
+    """As ``copy.copy``, which takes ten times as long."""
+    other = object.__new__(type(item))
+    vars(other).update(vars(item))
+    return other
 
 
 @cache

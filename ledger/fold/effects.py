@@ -179,8 +179,27 @@ _COLUMNS = {
     "held": "name state vested",
 }
 _NAMED = ("name", "node", "account")
+_PLACES = {
+    table: [at for at, column in enumerate(columns.split()) if column in _NAMED]
+    for table, columns in _COLUMNS.items()
+}
+"""Where the rows of a table have names."""
 
-Rows = dict[str, list[tuple[object, ...]]]
+
+class _Rows:
+    """What is to be written."""
+
+    def __init__(self) -> None:
+        self.tables: dict[str, list[tuple[object, ...]]] = {table: [] for table in _COLUMNS}
+        self.names: dict[object, None] = {}
+        """In the order of the entries: numbered alike however many are written at once."""
+        self.settled: list[tuple[int, int, int]] = []
+
+    def add(self, table: str, *row: object) -> None:
+        """One row, with names in the place of their numbers."""
+        self.tables[table].append(row)
+        for at in _PLACES[table]:
+            self.names[row[at]] = None
 
 
 def write(connection: sqlite3.Connection, state: FoldState, new: Sequence[Entry]) -> list[Outcome]:
@@ -189,94 +208,72 @@ def write(connection: sqlite3.Connection, state: FoldState, new: Sequence[Entry]
     Everything of one table goes in with one statement: Python gives up its lock for each step of a
     statement, and with a busy thread beside this one getting it back can take 5 ms every time.
     """
-    rows: Rows = {table: [] for table in _COLUMNS}
-    settled: list[tuple[int, int, int]] = []
-    outcomes, names = list[Outcome](), dict[object, None]()
-    for entry in new:
-        written: Rows = {table: [] for table in _COLUMNS}
-        outcomes.append(_applied(state, entry, written, settled))
-        for table, made in written.items():
-            rows[table] += made
-            # In the order of the entries: numbered alike however many are written at once.
-            for at in _places(table) if made else ():
-                names.update(dict.fromkeys([row[at] for row in made]))
+    rows = _Rows()
+    outcomes = [_applied(state, entry, rows) for entry in new]
     connection.execute(
         "INSERT OR IGNORE INTO names(name) SELECT value FROM json_each(?)",
-        (json.dumps(list(names)),),
+        (json.dumps(list(rows.names)),),
     )
     for table, columns in _COLUMNS.items():
-        if rows[table]:
-            _insert(connection, table, columns.split(), rows[table])
-    if settled:
+        if rows.tables[table]:
+            _insert(connection, table, columns.split(), rows.tables[table])
+    if rows.settled:
         connection.execute(
             "UPDATE credits SET settled = json_extract(value, '$[1]'),"
             " status = json_extract(value, '$[2]') FROM json_each(?)"
             " WHERE number = json_extract(value, '$[0]')",
-            (json.dumps(settled),),
+            (json.dumps(rows.settled),),
         )
     _keep(connection, state)
     return outcomes
 
 
-def _applied(
-    state: FoldState, entry: Entry, rows: Rows, settled: list[tuple[int, int, int]]
-) -> Outcome:
+def _applied(state: FoldState, entry: Entry, rows: _Rows) -> Outcome:
     index, body = state.size, entry.body
     about, (round, attempt) = body.concerns(state), body.place(state)
     judged = state.work_pending(body.contribution) if isinstance(body, OfWork) else None
     work = judged.credit.work if judged is not None else NONE
     outcome = apply(state, entry)
     notes = json.dumps(outcome.notes) if outcome.notes else ""
-    row = (index, KINDS.index(entry.kind), round, attempt, work)
-    rows["effects"].append((*row, STATUSES.index(outcome.status), outcome.reason, notes))
+    did = (STATUSES.index(outcome.status), outcome.reason, notes)
+    rows.add("effects", index, KINDS.index(entry.kind), round, attempt, work, *did)
     named = (about | body.concerns(state)) & state.accounts.keys()
     named |= _nodes(entry) & state.nodes.keys()
-    rows["mentions"] += [(name, index) for name in sorted(named)]
+    for name in sorted(named):
+        rows.add("mentions", name, index)
     if isinstance(body, entries.Contribution):
-        rows["shown"].append((index, body.node, entry.id, body.tokens))
+        rows.add("shown", index, body.node, entry.id, body.tokens)
     elif isinstance(body, entries.Node) and outcome.status != "ignored":
-        rows["bindings"].append((body.node, index, body.account))
+        rows.add("bindings", body.node, index, body.account)
     for item in outcome.left_out:
         place = (item.round, item.attempt, item.node, item.account)
-        rows["left_out"].append((index, *place, item.reason))
-    _moved(state, index, outcome, rows, settled)
+        rows.add("left_out", index, *place, item.reason)
+    _moved(state, index, outcome, rows)
     return outcome
 
 
-def _moved(
-    state: FoldState,
-    index: int,
-    outcome: Outcome,
-    rows: Rows,
-    settled: list[tuple[int, int, int]],
-) -> None:
+def _moved(state: FoldState, index: int, outcome: Outcome, rows: _Rows) -> None:
     """Credit that an entry granted, settled or gave to another account."""
     for c in outcome.granted:
         item = state.pending.get(c.source)
         due = item.due if item is not None else state.round
         source, kind = "" if c.kind == "compute" else c.source, KINDS_OF_WORK.index(c.kind)
         row = (c.number, source, kind, c.account, c.node, c.round, c.units, c.rate, c.work)
-        rows["credits"].append((*row, index, due))
-    settled += [(c.number, index, VESTED) for c in outcome.vested]
-    settled += [(c.number, index, INVALIDATED) for c in outcome.invalidated]
+        rows.add("credits", *row, index, due)
+    rows.settled += [(c.number, index, VESTED) for c in outcome.vested]
+    rows.settled += [(c.number, index, INVALIDATED) for c in outcome.invalidated]
     changed = {c.account for c in outcome.vested} | {name for name, _ in outcome.moved}
     for name in sorted(changed):
-        rows["held"].append((name, state.round, state.accounts[name].vested))
+        rows.add("held", name, state.round, state.accounts[name].vested)
     if changed:
-        rows["held"].append(("", state.round, state.total_vested))
-
-
-@cache
-def _places(table: str) -> list[int]:
-    """Where the rows of a table have names."""
-    return [at for at, column in enumerate(_COLUMNS[table].split()) if column in _NAMED]
+        rows.add("held", "", state.round, state.total_vested)
 
 
 def _insert(
     connection: sqlite3.Connection, table: str, columns: list[str], rows: list[tuple[object, ...]]
 ) -> None:
     values = [f"json_extract(value, '$[{place}]')" for place in range(len(columns))]
-    for place in _places(table):
+    for place in _PLACES[table]:
         values[place] = f"(SELECT id FROM names WHERE name = {values[place]})"
     # A later row about the same state takes the place of an earlier one.
     verb = "INSERT OR REPLACE" if table == "held" else "INSERT"
