@@ -41,8 +41,9 @@ from artel.protocol.terminal import printable
 
 __all__ = ["LedgerView", "home_view", "remote_view"]
 
-MAX_FETCHED = 1 << 21
-"""Entries that a reader takes over: some 3 GB, before a stranger's log fills the disk."""
+MAX_FETCHED_BYTES = 4 << 30
+"""Of entries and documents that a reader takes over at a time: a stranger's log must not fill the
+disk."""
 
 
 @contextmanager
@@ -237,17 +238,12 @@ def _bring_up_to_date(store: LedgerStore, offer: Offer) -> None:
     :raises CheckFailed: it does not
     """
     head, tree = offer.head, offer.tree
-    if head.size - store.size > MAX_FETCHED:
-        raise CheckFailed(
-            f"{offer.name} has {head.size:,} entries, of which at most {MAX_FETCHED:,} are fetched",
-            "read its pages, or take a copy with artel ledger mirror",
-        )
     shared = min(store.size, head.size)
     if store.root_at(shared) != tree.root_at(shared):
         raise _two_histories(shared)
     fold = Fold.open(store)
     if store.size < head.size:
-        take_over(store, offer.source, head, fold, tree, processes=True)
+        take_over(store, offer.source, head, fold, tree, most=MAX_FETCHED_BYTES, processes=True)
 
 
 def _names(holder: Holder) -> dict[str, tuple[str, str]]:

@@ -8,11 +8,13 @@ memory does not grow with the log.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from artel.ledger.entries import Entry, Genesis, decode
+from artel.ledger.entries import body as bodies
 from artel.ledger.entries.documents import attached, document_of, path_of, require_named
 from artel.ledger.fold.effects import Fold, checked
 from artel.ledger.store.finality import size_of
@@ -307,6 +309,7 @@ def take_over(
     fold: Fold,
     tree: SignedTree | None = None,
     *,
+    most: float = math.inf,
     processes: bool = False,
     progress: Tell = silent,
 ) -> None:
@@ -314,10 +317,11 @@ def take_over(
 
     :param fold: over the store; whoever owns it settles what is new
     :param tree: of the head, where it is known already
+    :param most: bytes that the new entries and their documents may have
     :param processes: as in :func:`ledger.fold.replay.decoded`
     :param progress: called with the number of entries that were read and the number of all
-    :raises CheckFailed: the tree of the head does not begin with what the store holds, or is not
-        what the source serves
+    :raises CheckFailed: the tree of the head does not begin with what the store holds, is not what
+        the source serves, or is too much
     :raises Unreachable: when the source does not answer
     """
     start = store.size
@@ -327,7 +331,13 @@ def take_over(
     leaves = near if tree is None else tree.leaves(start)
 
     def read() -> Iterator[Entry]:
+        left = most
         for done, entry in enumerate(checked(leaves, start, processes=processes), start + 1):
+            if (left := left - bodies.size_of(entry)) < 0:
+                raise CheckFailed(
+                    f"{source.name} has more than {most:,} bytes of entries beyond {start:,}",
+                    "read its pages, or take a copy with artel ledger mirror",
+                )
             yield entry
             progress(done, head.size)
 

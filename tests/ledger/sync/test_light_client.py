@@ -240,6 +240,16 @@ def test_a_copy_that_is_behind_is_read_and_said_to_be_behind(
         assert kept.size == SIZE, "what was seen is not forgotten"
 
 
+def test_a_log_that_would_fill_the_disk_is_not_fetched(
+    site: Path, folder_of_the_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "MAX_FETCHED_BYTES", 5000)
+    with pytest.raises(CheckFailed, match="more than 5,000 bytes"):
+        main(["shares", "--from", str(site / "ledger")])
+    with LedgerReader.of(folder_of_the_cache / "replica") as kept:
+        assert not kept.size
+
+
 def test_false_alarms_are_not_passed_on(
     site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
