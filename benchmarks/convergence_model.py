@@ -122,6 +122,11 @@ class Worker:
         """Set the parameters, shape (N,); the optimiser keeps its moments."""
         self.flat.copy_(torch.from_numpy(params))
 
+    def forget(self) -> None:
+        """Drop the optimiser's moments."""
+        for optimizer in self._optimizers:
+            optimizer.state.clear()
+
 
 def fast_loss(config: Any, bf16: bool, compiled: bool) -> Loss:
     """The loss of a Llama of ``transformers`` as one function that compiles well.

@@ -42,6 +42,8 @@ class Row:
     P: int = _option(1, "fragments")
     drop: float = _option(0.0, "part of the contributions that are lost, drawn by lot")
     slow: int = _option(1, "how many times slower worker 0 is; rounds are then time-boxed")
+    R: int = _option(0, "rounds after which every worker begins anew from the state; 0: never")
+    ramp: int = _option(0, "inner steps in which a span's learning rate rises")
     nudge: float = _option(0.0, "initial weights are scaled by 1 + nudge")
     seed: int = _option(0, "of the initial weights and of the data")
 
@@ -77,10 +79,9 @@ def parse(text: str) -> Row:
             raise ValueError(f"row {text!r}: {value!r} is no {kind}") from None
     row = Row(codec, **given)
     counts = (row.H, row.K, row.P)
-    if not (0 <= row.drop < 1 and 1 <= row.slow <= SLOWEST) or any(
-        c is not None and c < 1 for c in counts
-    ):
-        raise ValueError(f"row {text!r}: drop, slow, H, K or P is out of bounds")
+    bounded = 0 <= row.drop < 1 and 1 <= row.slow <= SLOWEST and row.ramp >= 0
+    if not bounded or any(c is not None and c < 1 for c in counts):
+        raise ValueError(f"row {text!r}: drop, slow, ramp, H, K or P is out of bounds")
     return row
 
 
@@ -163,6 +164,7 @@ class Plan:
                 "total": rounds,
                 "inner_steps": whole,
                 "box_s": 60.0 if row.slow > 1 else 0.0,
+                "span": row.R,
             },
             "exchange": exchange,
         }

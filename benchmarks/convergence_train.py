@@ -107,9 +107,22 @@ class Node:
         self._steps = max(self._work.least, round(config.rounds.inner_steps / slow))
         self._able = config.rounds.inner_steps / slow  # steps that fit into the time box
         self._stream = 0
+        self._lost = False  # whether the last contribution was
+        self._ramped = row.ramp  # steps since the span began, as far as the ramp goes
 
     def initial(self) -> Vector:
         return self._worker.read()
+
+    def begin(self, round: int, params: Vector) -> None:
+        """Begin a span, where everybody does or the last contribution was lost: weights are the
+        agreed state, and nothing is carried over."""
+        if self._work.begins(round) or (self._work.span and self._lost):
+            self._worker.load(params)
+            self._worker.forget()
+            self.tail = self._ramped = 0
+            if self.feedback is not None:
+                self.feedback.reset()
+        self._lost = False
 
     def head(self, round: int) -> int:
         """Train the head of a round, as far as the time box allows; the steps made."""
@@ -145,7 +158,8 @@ class Node:
         self._worker.load(local)
 
     def left_out(self, round: int, payload: bytes) -> None:
-        """The contribution was lost."""
+        """The contribution was lost; with spans another one begins with the next round."""
+        self._lost = True
         if self.feedback is not None:
             self.feedback.left_out([self._part(round)], [payload])
 
@@ -163,6 +177,9 @@ class Node:
     def _train(self, round: int, first: int, stop: int) -> None:
         for step in range(first, stop):
             rate = learning_rate(self._config, position(self._config, round, step, self._steps))
+            if self._ramped < self._row.ramp:
+                self._ramped += 1
+                rate *= self._ramped / (self._row.ramp + 1)
             self._worker.step(self._world.windows(self._row, self.number, self._stream), rate)
             self._stream += 1
 
@@ -185,6 +202,7 @@ def train_rounds(row: Row, config: RunConfig, world: World, tick: Tick) -> Outco
         blobs, weights = list[bytes](), list[int]()
         base = state_root(State(number, layout.digest, params, momentum))
         for node in nodes:
+            node.begin(number, params)
             steps = node.tail + node.head(number)
             mark = time.perf_counter()
             blobs.append(node.contribution(number, base, params))

@@ -16,6 +16,7 @@ def exchange_words(config: RunConfig) -> dict[str, str]:
         "topology": _topology(config),
         "overlap": _overlap(config),
         "fragments": _fragments(config),
+        "spans": _spans(config),
         "steps": _steps(config),
         "outer": outer_words(exchange.outer),
         "optimizer": _optimizer(config),
@@ -109,6 +110,16 @@ def _fragments(config: RunConfig) -> str:
     return (
         f"{count} parts of the model take turns: a round exchanges one of them, and each is "
         f"exchanged every {steps:,} steps"
+    )
+
+
+def _spans(config: RunConfig) -> str:
+    rounds = config.rounds
+    if not rounds.span:
+        return "none: nodes keep what training remembers, and nobody can repeat their work"
+    return (
+        f"every {rounds.span:,} rounds ({rounds.span * rounds.inner_steps:,} steps) all nodes "
+        "begin anew from the agreed state, so that their work can be repeated from public data"
     )
 
 

@@ -96,6 +96,7 @@ class Contributing:
         sharded = work.topology_of(wish.members) == "sharded"
         if self._made is not None and self._made.wish.round == wish.round:
             await self.close()  # the tail of an attempt that failed leads nowhere
+            self._drop()  # the trainer cannot go on from it any more
         progress.phase, progress.step, progress.steps = "training", 0, steps - tail
         order = Train(
             wish.round,
@@ -107,6 +108,7 @@ class Contributing:
             slices=wish.members if sharded else 0,
             deadline=time.monotonic() + directive.remaining if config.rounds.box_s else None,
             carried=session.replica.state.tails.get(me, 0),
+            span=work.goes_on(wish.round, session.replica.state.spans.get(me)),
         )
         result = await session.trainer.do(order, on_progress=self._report)
         progress.step, progress.loss = result.head, result.loss
@@ -114,11 +116,16 @@ class Contributing:
         blob = await asyncio.to_thread(store.put_file, result.blob)
         parts = [await asyncio.to_thread(store.put_file, part) for part in result.parts]
         store.label("contribution", blob, *parts)
-        store.pin(blob, *parts)
         progress.book(result.seconds)
-        if self._made is not None:
-            store.unpin(*({self._made.blob, *self._made.parts} - {blob, *parts}))
+        self._drop()
+        store.pin(blob, *parts)
         self._made = Made(wish, result, blob, tuple(parts))
+
+    def _drop(self) -> None:
+        """Forget what was made."""
+        if self._made is not None:
+            self._session.blobs.unpin(self._made.blob, *self._made.parts)
+        self._made = None
 
     async def commit(self, directive: messages.Directive) -> None:
         """Publish the hash of what was trained."""
@@ -205,6 +212,7 @@ class Contributing:
                 tokens=trained.tokens,
                 tail=trained.tail,
                 head=trained.head,
+                span=trained.span,
                 up=totals[0] - self._told[0],
                 down=totals[1] - self._told[1],
             ).encode()

@@ -27,7 +27,8 @@ time-boxed (rounds.box_s > 0); then h lies between ``ceil(H / 4)`` and ``4 H``. 
 of them are trained while the round's exchange is under way and count in the next contribution, the
 ``head(h)`` before them in this one; with τ = exchange.overlap_steps::
 
-    tail(h) = 0                                             τ = 0, or the round is the run's last
+    tail(h) = 0                                             τ = 0, or the round is the last one
+                                                            of the run or of a span
     tail(h) = min(h - 1, max(1, floor(τ h / H + 1/2)))      otherwise
     head(h) = h - tail(h)
 
@@ -39,6 +40,12 @@ rank r (peer ids ascending) gets the stretch behind those of the ranks before it
 them. A round never straddles two epochs, or the second permutation could hand out a window that the
 first one already gave in this round: a round that does not fit into the rest of its epoch starts at
 the next one (:func:`round_start`).
+
+**Spans of rounds.** With R = rounds.span > 0, everybody's training begins anew in the rounds that R
+divides: weights are the agreed state, and nothing else is carried over. In between, a member goes
+on only from its own contribution to the round before, with all of that round's tail, if that one
+counted; otherwise it begins a span of its own. So a contribution follows from public data: the
+states, assignments and contributions of the rounds from the beginning of its span on.
 
 **Slices.** In a sharded round, with the accepted members ascending, slice j is combined by number
 ``(j + round) mod accepted`` of them and checked by the next one.
@@ -148,6 +155,8 @@ class Work:
     seq_len: int
     topology: str
     """auto, gather or sharded."""
+    span: int = 0
+    """Rounds of a span of rounds; 0: there are none."""
 
     @classmethod
     def of(cls, config: RunConfig) -> Work:
@@ -161,6 +170,7 @@ class Work:
             batch_size=config.optimizer.batch_size,
             seq_len=config.data.seq_len,
             topology=config.exchange.topology,
+            span=rounds.span,
         )
 
     @property
@@ -175,7 +185,8 @@ class Work:
 
     def tail(self, round: int, h: int) -> int:
         """Of ``h`` assigned steps, those that count in the next round."""
-        if not self.overlap_steps or round >= self.total - 1:
+        last = round >= self.total - 1 or self.begins(round + 1)
+        if not self.overlap_steps or last:
             return 0
         rounded = (2 * self.overlap_steps * h + self.inner_steps) // (2 * self.inner_steps)
         return min(h - 1, max(1, rounded))
@@ -187,6 +198,31 @@ class Work:
     def least_head(self, round: int, h: int) -> int:
         """Fewest steps of the head that a contribution can be made of."""
         return max(1, -(-self.head(round, h) // 4))
+
+    def begins(self, round: int) -> bool:
+        """Whether a span of everybody begins with ``round``."""
+        return self.span > 0 and round % self.span == 0
+
+    def goes_on(self, round: int, before: int | None) -> int | None:
+        """The round in which the span began that a member can go on with in ``round``, if any.
+
+        :param before: where the span of its contribution to the round before began; None when it
+            had none that counts
+        """
+        return None if self.begins(round) else before
+
+    def spans(self, round: int, span: int, tail: int, before: int | None, left: int) -> bool:
+        """Whether a contribution to ``round``, with ``tail`` steps of the round before, can be of
+        the span that began in round ``span``; without spans that number is 0.
+
+        :param before: as in :meth:`goes_on`
+        :param left: the steps of the round before that may count in this one
+        """
+        if not self.span:
+            return span == 0
+        if span == round:
+            return tail == 0
+        return span == self.goes_on(round, before) and tail == left
 
     def windows(self, steps: int) -> int:
         """Windows that so many steps (of one member or of all) train on."""

@@ -31,12 +31,13 @@ NON_FINITE = "non_finite"
 BAD_SIGNATURE = "bad_signature"
 TOO_LARGE = "too_large"
 WRONG_TOKENS = "wrong_tokens"
+WRONG_SPAN = "wrong_span"
 HANDED_BACK = "handed_back"
 DISCONNECTED = "disconnected"
 
 FAULTS = frozenset(
     {COMMITMENT_MISMATCH, WRONG_STATE, MALFORMED, NON_FINITE, BAD_SIGNATURE, TOO_LARGE}
-    | {WRONG_TOKENS, MISSING_REVEAL}
+    | {WRONG_TOKENS, WRONG_SPAN, MISSING_REVEAL}
 )
 """Reasons that count against a node even when the round goes on without it."""
 

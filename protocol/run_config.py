@@ -244,6 +244,9 @@ the box."""
     """Seconds to apply the accepted contributions and sign the new state."""
     heartbeat_timeout_s: Annotated[float, Field(ge=2, le=3600)] = 20.0
     """Seconds of silence after which a node counts as gone."""
+    span: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Rounds after which every node begins anew from the agreed state, without what its optimiser \
+and its error feedback remember, so that its work can be repeated from public data; 0: never."""
     mirror_every: Annotated[int, Field(ge=0, le=1_000_000)] = 10
     """The coordinator keeps a copy of every n-th agreed state and of the last; 0 means none."""
 

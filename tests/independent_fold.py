@@ -85,6 +85,7 @@ class Fold:
         self.accounts, self.pending = dict[str, Any](), dict[str, Any]()
         self.speaks, self.nodes = dict[str, str](), dict[str, str]()
         self.node_seq, self.tails, self.due = dict[str, int](), dict[str, int](), dict[int, Any]()
+        self.spans = dict[str, int]()
         self.convicted, self.recent = set[str](), set[str]()
         self.cursor = self.earned_to = self.witnessed_size = self.closed = 0
         self.attempt: Any = None
@@ -176,7 +177,8 @@ class Fold:
 
     def tail(self, round: int, h: int) -> int:
         tau = self.config.get("exchange", {}).get("overlap_steps", 0)
-        if not tau or round >= self.config["rounds"]["total"] - 1:
+        every, total = self.config["rounds"].get("span", 0), self.config["rounds"]["total"]
+        if not tau or round >= total - 1 or (every and (round + 1) % every == 0):
             return 0
         return min(h - 1, max(1, (2 * tau * h + self.h) // (2 * self.h)))
 
@@ -333,11 +335,21 @@ class Fold:
         yield not max(1, -(-head // 4)) <= b.head <= head and "wrong_tokens"
         tokens = self.windows(b.tail + b.head) * self.seq_len
         yield (b.tail > self.tails.get(b.node, 0) or b.tokens != tokens) and "wrong_tokens"
+        yield not self.spans_fit(b) and "wrong_span"
         ends = (bytes.fromhex(text) for text in (key_of(b.node), b.blob, b.salt))
         run = bytes.fromhex(self.run)
         made = digest("artel/commitment/v1\0", run, b.round, b.attempt, *ends).hex()
         yield made != now.commitments[b.node] and "commitment_mismatch"
         now.shown[b.node] = Record(entry=self.id, tokens=b.tokens, head=b.head, salt=b.salt)
+        now.shown[b.node].span = b.span
+
+    def spans_fit(self, b: Any) -> bool:
+        """Whether the contribution begins a span, or goes on with the one of its node."""
+        every = self.config["rounds"].get("span", 0)
+        if b.span == b.round or not every:
+            return b.tail == 0 if every else b.span == 0
+        goes_on = b.round % every > 0 and self.spans.get(b.node) == b.span
+        return goes_on and b.tail == self.tails.get(b.node, 0)
 
     def round_closed(self, b: Any) -> Rule:
         phases = ("revealing",) if b.accepted else ("training", "revealing", "applying")
@@ -402,6 +414,7 @@ class Fold:
                 self.grant("data", f"data/{now.round}/{name}", name, units, due)
         self.states.append(b.root)
         self.tails = {peer: self.tail(now.round, h) for peer, h in now.steps.items()}
+        self.spans = {peer: now.shown[peer].span for peer in now.accepted}
         self.attempt = None
         for source in self.due.pop(self.round, []):
             if source in self.pending:

@@ -150,13 +150,15 @@ class Slice:
 
 @dataclass(frozen=True)
 class ValidContribution:
-    """A valid contribution: its entry id and index, tokens, steps of this round's assignment, and
-    the salt that the node revealed: secret until then, and fixed by its commitment."""
+    """A valid contribution: its entry id and index, tokens, steps of this round's assignment, the
+    round in which its span began, and the salt that the node revealed: secret until then, and fixed
+    by its commitment."""
 
     entry: str
     index: int
     tokens: int
     head: int
+    span: int
     salt: str
 
 
@@ -228,6 +230,8 @@ class FoldState:
     """Inner steps of all members of the newest round; with ``cursor``, where its data ends."""
     tails: dict[str, int] = field(default_factory=dict)
     """Member of the last agreed round to the steps of it that count in its next contribution."""
+    spans: dict[str, int] = field(default_factory=dict)
+    """In a run with spans: who contributed to the last agreed round, to where its span began."""
     rejected: dict[str, dict[str, int]] = field(default_factory=dict)
     """Node to how often its work was left out, by reason."""
     kinds: dict[str, int] = field(default_factory=dict)

@@ -113,6 +113,11 @@ class Genesis:
                 "trained while the exchange goes on and count in the next round "
                 "(exchange.overlap_steps)"
             )
+        if rules.work.span:
+            yield Fact(
+                f"every {plural(rules.work.span, 'round')} all nodes begin anew from the agreed "
+                "state (rounds.span)"
+            )
         for kind, rate in rules.rates.items():
             yield Fact(f"{rate:,} credit for each {WORK[kind]} (ownership.rates.{kind})")
         yield Fact(vesting(ownership.vesting_rounds))
@@ -187,10 +192,6 @@ def _rules(manifest: dict[str, Any], organiser: str) -> LedgerRules:
 
 
 def _work(manifest: dict[str, Any]) -> Work:
-    overlap = _at(manifest, "config", "exchange", "overlap_steps")
-    overlap = 0 if overlap is None else overlap
-    if not isinstance(overlap, int) or isinstance(overlap, bool) or not 0 <= overlap < 1 << 53:
-        raise DecodeError("entry genesis: config.exchange.overlap_steps is not a whole number")
     box = _at(manifest, "config", "rounds", "box_s")
     box = 0 if box is None else box
     if not isinstance(box, int | float) or isinstance(box, bool):
@@ -202,12 +203,22 @@ def _work(manifest: dict[str, Any]) -> Work:
     return Work(
         total=_rule(manifest, "config", "rounds", "total"),
         inner_steps=_rule(manifest, "config", "rounds", "inner_steps"),
-        overlap_steps=overlap,
+        overlap_steps=_count(manifest, "config", "exchange", "overlap_steps"),
         boxed=box > 0,
         batch_size=_rule(manifest, "config", "optimizer", "batch_size"),
         seq_len=_rule(manifest, "config", "data", "seq_len"),
         topology=topology,
+        span=_count(manifest, "config", "rounds", "span"),
     )
+
+
+def _count(manifest: dict[str, Any], *path: str) -> int:
+    """A whole number, 0 where it is left out."""
+    value = _at(manifest, *path)
+    value = 0 if value is None else value
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 53:
+        raise DecodeError(f"entry genesis: {'.'.join(path)} is not a whole number")
+    return value
 
 
 def _section(manifest: dict[str, Any], schema: type[_S], name: str) -> _S:

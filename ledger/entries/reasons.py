@@ -16,6 +16,7 @@ from artel.protocol.round_state import (
     MISSING_REVEAL,
     NON_FINITE,
     TOO_LARGE,
+    WRONG_SPAN,
     WRONG_STATE,
     WRONG_TOKENS,
 )
@@ -37,6 +38,7 @@ REJECTIONS = {
     BAD_SIGNATURE: "a signature does not verify",
     TOO_LARGE: "larger than the run's limit",
     WRONG_TOKENS: "claims other tokens than its steps have, or more steps than it was assigned",
+    WRONG_SPAN: "goes on with a span that is over or that it was not in, or without its tail",
     HANDED_BACK: "the node gave the round back",
     DISCONNECTED: "the node went away before its contribution was complete",
     NOT_AGREED: "accepted, but no majority of nodes agreed on the resulting state",
@@ -88,6 +90,7 @@ IGNORED = {
     OUT_OF_ORDER: "does not fit the round, attempt or phase that the ledger is in",
     WRONG_STATE: "names another state than the agreed one",
     WRONG_TOKENS: "claims other tokens than its steps have, or more steps than were assigned",
+    WRONG_SPAN: "goes on with a span that is over or that the node was not in, or without its tail",
     NOT_MEMBER: "the node is not a member of the round",
     NOT_COMMITTED: "the node committed to nothing in this round",
     COMMITMENT_MISMATCH: "is not what the node had committed to",

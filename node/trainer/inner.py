@@ -93,6 +93,13 @@ class Inner:
         self.layout.require(params)
         self._flat.copy_(torch.from_numpy(params))
 
+    def begin(self, params: Vector) -> None:
+        """Set the parameters, shape (N,), and forget the moments: nothing was trained."""
+        self.load(params)
+        for optimizer in self._optimizers:
+            optimizer.zero_grad(set_to_none=True)
+            optimizer.state.clear()
+
     def read(self, out: Vector | None = None) -> Vector:
         """A copy of the parameters on the CPU, shape (N,).
 

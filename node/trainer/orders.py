@@ -86,6 +86,8 @@ class Trained:
     """Of head and tail together."""
     head: int
     """Steps of this round."""
+    span: int
+    """The round since which moments and error feedback were kept; 0 in a run without spans."""
     tail: int
     """Steps of the round before, trained during its exchange, that this contribution holds."""
     seconds: dict[str, float]
@@ -205,6 +207,9 @@ class Train(Command[Trained]):
     carried: int | None = None
     """Steps of the round before that may count in this one; another tail than that is dropped.
     None: whatever was trained."""
+    span: int | None = None
+    """In a run with spans: the round in which the span began that the node may go on with; where it
+    cannot, or with None, another span begins."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ a member, with H its steps, the last ``tail`` of which overlap the exchange (Str
 1. :meth:`Training.train` merges: the fragment that round r - 1 changed becomes ``state + (weights -
    sent)``, where ``sent`` are the weights at which the last pseudo-gradient was formed, so that the
    tail's steps are kept; then it trains the head and encodes ``state - weights`` of round r's
-   fragment.
+   fragment. Where a span of rounds begins (:mod:`protocol.assignment`), weights are the whole state
+   instead, and moments and error feedback are empty.
 2. :meth:`Training.run_on` trains the tail, while the others' contributions come in and the merge
    thread applies them.
 
@@ -91,6 +92,8 @@ class Begun:
     tail: int
     """Steps of the round before that are in the weights."""
     tail_seconds: float
+    span: int
+    """The round in which its span began; 0 in a run without spans."""
     sent: Sent | None = None
 
 
@@ -182,6 +185,7 @@ class Training:
             tokens=tokens,
             head=steps,
             tail=head.tail,
+            span=head.span,
             seconds={**phases.seconds, "tail": head.tail_seconds, "idle": idle},
         )
 
@@ -235,11 +239,32 @@ class Training:
         if head is not None and head.root == root:
             self._back_to(head)
             return state, head
-        tail, seconds = self._merge(state, changes, order.carried)
+        span, tail, seconds = head.span if head is not None else 0, 0, 0.0
+        if self.manifest.config.rounds.span and not self._goes_on(order, changes):
+            span = order.round
+            self._forget(state)
+        else:
+            tail, seconds = self._merge(state, changes, order.carried)
         old, self._head = head, None
         saved = self.inner.save(old.saved if old is not None else None)
-        self._head = Begun(root, saved, tail, seconds)
+        self._head = Begun(root, saved, tail, seconds, span)
         return state, self._head
+
+    def _goes_on(self, order: Train, changes: Sequence[Change]) -> bool:
+        """Whether the node is still in the span that it may go on with, and has all of it: the
+        round before, whole."""
+        head = self._head
+        sent = head.sent if head is not None else None
+        if head is None or sent is None or head.span != order.span:
+            return False
+        next_one = [change.round for change in changes] == [sent.order.round]
+        return next_one and order.carried in (None, sent.tail)
+
+    def _forget(self, state: State) -> None:
+        """Begin a span: the weights are the state, and nothing else is remembered."""
+        self.inner.begin(state.params)
+        if self.feedback is not None:
+            self.feedback.reset()
 
     def _merge(
         self, state: State, changes: Sequence[Change], carried: int | None

@@ -67,6 +67,7 @@ def test_the_fast_loss_is_the_loss_of_the_model_that_nodes_train() -> None:
         ("int4/mu=0.30/H=20", "int4/H=20/mu=0.3"),
         ("sparse/k=128/lr=4e-3", "sparse/lr=0.004"),
         ("int8/nudge=1e-6/opt=muon", "int8/opt=muon/nudge=1e-06"),
+        ("int4/ramp=3/R=20", "int4/R=20/ramp=3"),
     ],
 )
 def test_a_row_has_one_text(text: str, key: str) -> None:
@@ -141,6 +142,37 @@ def one_round(world: World, row: Row) -> tuple[list[Node], Any]:
     for node in nodes:
         node.merge(0, after)
     return nodes, after
+
+
+def test_a_span_begins_with_the_agreed_state_and_nothing_else(world: World) -> None:
+    nodes, params = one_round(world, parse("sparse/opt=muon/tau=2/R=3"))
+    node = nodes[0]
+    node.begin(2, params)
+    assert node.tail == 2
+    assert node.feedback is not None
+    assert node.feedback.residual.any()
+    node.begin(3, params)
+    assert node.tail == 0
+    assert np.array_equal(node._worker.read(), params)
+    assert not node.feedback.residual.any()
+    assert not any(optimizer.state for optimizer in node._worker._optimizers)
+
+
+def test_who_lost_a_contribution_begins_a_span_of_its_own(world: World) -> None:
+    nodes, params = one_round(world, parse("int4/tau=2/R=99"))
+    nodes[0].left_out(0, b"")
+    for node in nodes:
+        node.begin(1, params)
+    assert [node.tail for node in nodes] == [0, 2]
+
+
+def test_spans_cost_what_their_end_drops_and_nothing_else(world: World) -> None:
+    curves = {}
+    for text in ("int4", "int4/R=99", "int4/R=99/ramp=2", "int4/R=1"):
+        row = parse(text)
+        curves[text] = train_rounds(row, PLAN.config(row, 257), world, quiet).curve
+    assert curves["int4"] == curves["int4/R=99"], "none ends in it"
+    assert len({str(curve) for curve in curves.values()}) == 3
 
 
 def test_lost_contributions_are_drawn_by_lot_but_never_all() -> None:

@@ -124,6 +124,8 @@ def test_the_words_follow_the_settings() -> None:
     assert "every 40 steps" in words["fragments"]
     assert words["topology"].startswith("sharded")
     assert "over 25% of all weights" in words["combining"]
+    assert plain["spans"].startswith("none")
+    assert "every 3 rounds (60 steps)" in exchange_words(config(rounds={"span": 3}))["spans"]
     boxed = config(overlap_steps=5, rounds={"box_s": 100.0, "deadline_s": 200.0})
     assert exchange_seconds(boxed) == pytest.approx(22.5)
     assert "22.5 s" in exchange_words(boxed)["overlap"]

@@ -212,11 +212,17 @@ def test_time_boxed_rounds_may_take_four_times_as_much() -> None:
 
 
 def changed(
-    *, total: int = 60, steps: int = 20, overlap: int = 0, box_s: float = 0.0, how: str = "auto"
+    *,
+    total: int = 60,
+    steps: int = 20,
+    overlap: int = 0,
+    box_s: float = 0.0,
+    how: str = "auto",
+    span: int = 0,
 ) -> RunConfig:
     """The example run with other rules of rounds and exchange."""
     rounds = EXAMPLE.rounds.model_copy(
-        update={"total": total, "inner_steps": steps, "box_s": box_s}
+        update={"total": total, "inner_steps": steps, "box_s": box_s, "span": span}
     )
     exchange = EXAMPLE.exchange.model_copy(update={"overlap_steps": overlap, "topology": how})
     return EXAMPLE.model_copy(update={"rounds": rounds, "exchange": exchange})
@@ -265,6 +271,51 @@ def test_the_head_is_never_empty_and_the_tail_about_in_proportion(
     assert 4 * Work.of(config).least_head(0, h) < head + 4
     if overlap and 1 <= round(overlap * h / steps) < h:
         assert abs(tail - overlap * h / steps) <= 0.5
+
+
+# --- spans of rounds ------------------------------------------------------------------------------
+
+
+def test_the_last_round_of_a_span_has_no_tail() -> None:
+    work = Work.of(changed(overlap=5, span=3))
+    assert [work.tail(number, 20) for number in range(7)] == [5, 5, 0, 5, 5, 0, 5]
+    assert [work.begins(number) for number in range(4)] == [True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("span", "tail", "before", "fits"),
+    [
+        (10, 5, 10, True),
+        (9, 5, 9, True),  # one that it began in between
+        (11, 0, None, True),
+        (11, 0, 10, True),  # it was started again
+        (10, 0, 10, False),  # its tail is lost
+        (11, 5, None, False),
+        (10, 5, None, False),  # its contribution to round 10 did not count
+        (10, 5, 9, False),
+        (12, 0, 10, False),
+    ],
+)
+def test_a_contribution_goes_on_with_a_span_or_begins_one(
+    span: int, tail: int, before: int | None, fits: bool
+) -> None:
+    work = Work.of(changed(overlap=5, span=4))
+    assert work.spans(11, span, tail, before, 5) == fits
+
+
+def test_a_span_is_over_where_the_next_one_begins() -> None:
+    work = Work.of(changed(overlap=5, span=4))
+    assert not work.spans(12, 8, 0, 8, 0)
+    assert work.spans(12, 12, 0, 8, 0)
+    assert (work.goes_on(11, 8), work.goes_on(12, 8), work.goes_on(11, None)) == (8, None, None)
+
+
+def test_without_spans_nothing_begins_and_their_number_is_0() -> None:
+    work = Work.of(changed(overlap=5))
+    assert not any(work.begins(number) for number in range(9))
+    assert work.spans(3, 0, 5, None, 5)
+    assert work.spans(3, 0, 0, None, 5)
+    assert not work.spans(3, 3, 0, None, 5)
 
 
 def test_steps_in_windows_and_tokens() -> None:

@@ -200,7 +200,7 @@ def test_the_run_id_does_not_change_between_versions() -> None:
     """Golden: a change here means that older manifests can no longer be read (or that a default is
     another one, which manifests write out)."""
     assert run_id(manifest().encode()) == (
-        "10072c947ba982eea31e25168c18430a4d58a251ab2b463b589184a242f7a151"
+        "3474826f6b43764b16aea8073d6b65d85b92aa3645e95a1c4288136cbabab603"
     )
 
 

@@ -82,7 +82,8 @@ async def test_anybody_can_check_the_slices_of_a_round_and_a_wrong_aggregator_is
 
 async def test_who_comes_back_fetches_the_updates_and_not_the_state(tmp_path: Path) -> None:
     # Sparse updates of a node or two are smaller than this state for some fifty rounds.
-    run = write_run(tmp_path, total=500, inner_steps=120, min_nodes=1, exchange=SPARSE, hidden=128)
+    rounds = {"total": 500, "inner_steps": 120, "min_nodes": 1, "span": 500}
+    run = write_run(tmp_path, **rounds, exchange=SPARSE, hidden=128)
     async with Swarm(tmp_path, run) as swarm:
         await swarm.start(nodes=2)
         await swarm.wait_for(round_at_least(2), "two rounds")
@@ -106,6 +107,14 @@ async def test_who_comes_back_fetches_the_updates_and_not_the_state(tmp_path: Pa
         assert "state" not in now["down_by_kind"]
         state = (home / "blobs" / now["state_root"]).stat().st_size
         assert 0 < now["down_by_kind"]["contribution"] < state
+        # It has lost what training remembers, so it began a span of its own; the other went on.
+        decoded, fold = ledger_of(tmp_path / "coordinator")
+        assert not fold.ignored
+        shown = [e.body for e in decoded if isinstance(e.body, entries.Contribution)]
+        mine = [body for body in shown if body.node == peer_of(home)]
+        first = next(body.round for body in mine if body.round >= missed)
+        assert [b.span for b in mine] == [first if b.round >= first else 0 for b in mine]
+        assert {body.span for body in shown if body.node != peer_of(home)} == {0}
 
 
 async def test_a_slow_machine_stalls_nobody_and_still_earns(tmp_path: Path) -> None:

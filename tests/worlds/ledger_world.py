@@ -302,6 +302,7 @@ class World:
             "tokens": self.work.tokens(head + tail),
             "head": head,
             "tail": tail,
+            "span": round - round % self.work.span if self.work.span else 0,
             "up": 2000,
             "down": 3000,
         }

@@ -43,6 +43,7 @@ warmup_steps = 5
 [rounds]
 total = {total}
 inner_steps = {inner_steps}
+span = {span}
 min_nodes = {min_nodes}
 max_nodes = {max_nodes}
 box_s = {box_s:.1f}
@@ -74,6 +75,7 @@ def write_run(
     witnesses: int = 1,
     max_nodes: int = 4,
     box_s: float = 0.0,
+    span: int = 0,
     exchange: str = "",
     hidden: int = 32,
 ) -> Path:
@@ -100,6 +102,7 @@ def write_run(
             witnesses=witnesses,
             max_nodes=max_nodes,
             box_s=box_s,
+            span=span,
             hidden=hidden,
             exchange=f"[exchange]\n{exchange}\n" if exchange else "",
         )

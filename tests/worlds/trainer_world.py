@@ -108,6 +108,7 @@ def make_world(
     bpe: bool = False,
     exchange: dict[str, Any] | None = None,
     optimizer: dict[str, Any] | None = None,
+    rounds: dict[str, Any] | None = None,
     kind: str = "llama",
     **model_keys: Any,
 ) -> World:
@@ -132,7 +133,7 @@ def make_world(
                 "tokenizer": {"kind": "bpe", "vocab_size": 300} if bpe else {"kind": "bytes"},
                 "data": {"sources": [{"kind": "stdlib"}], "seq_len": 32},
                 "optimizer": {"batch_size": 4, "warmup_steps": 4, "lr": 5e-3} | (optimizer or {}),
-                "rounds": {"total": 10, "inner_steps": inner_steps},
+                "rounds": {"total": 10, "inner_steps": inner_steps} | (rounds or {}),
                 "exchange": exchange or {},
             }
         )

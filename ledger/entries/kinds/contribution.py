@@ -29,7 +29,7 @@ from artel.ledger.entries.story import (
 from artel.ledger.entries.words import plural, short_key
 from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity, short_peer
-from artel.protocol.round_state import COMMITMENT_MISMATCH, WRONG_STATE, WRONG_TOKENS
+from artel.protocol.round_state import COMMITMENT_MISMATCH, WRONG_SPAN, WRONG_STATE, WRONG_TOKENS
 from artel.protocol.rounds import commitment
 
 
@@ -39,8 +39,10 @@ class Contribution(AttemptBody):
     ``blob`` is a content id, ``size`` all bytes of the contribution (in a sharded round the index
     that the id names and its parts), ``salt`` opens the commitment. ``tail`` and ``head`` are the
     steps in it: the last ones of the assignment of the round before, and the first ones of this
-    one. ``up`` and ``down`` are the bytes that the node's streams carried since its contribution
-    before; nobody can check them, and nothing is paid for them. Signed by the node.
+    one. ``span`` is the round since which the node has kept what training remembers, 0 in a run
+    without spans (:mod:`protocol.assignment`). ``up`` and ``down`` are the bytes that the node's
+    streams carried since its contribution before; nobody can check them, and nothing is paid for
+    them. Signed by the node.
     """
 
     KIND: ClassVar = "contribution"
@@ -54,6 +56,7 @@ class Contribution(AttemptBody):
     tokens: Positive
     tail: Count
     head: Positive
+    span: Count
     up: Count
     down: Count
 
@@ -73,13 +76,18 @@ class Contribution(AttemptBody):
             return WRONG_STATE
         if not self._in_bounds(state, attempt):
             return WRONG_TOKENS
+        before, left = state.spans.get(self.node), state.tails.get(self.node, 0)
+        if not state.work.spans(self.round, self.span, self.tail, before, left):
+            return WRONG_SPAN
         salt = bytes.fromhex(self.salt)
         shown = commitment(self.run, self.round, self.attempt, self.node, self.blob, salt)
         if shown != attempt.commitments[self.node]:
             return COMMITMENT_MISMATCH
 
         def effect() -> Outcome:
-            made = ValidContribution(entry.id, state.size, self.tokens, self.head, self.salt)
+            made = ValidContribution(
+                entry.id, state.size, self.tokens, self.head, self.span, self.salt
+            )
             attempt.shown[self.node] = made
             return RECORDED
 
@@ -108,6 +116,11 @@ class Contribution(AttemptBody):
         steps = steps_of(story.genesis, trail, self.node)
         yield Fact(f"{steps} (entry {opened})", (opened,))
         yield Fact(counted(story.genesis, trail, self))
+        if every := story.genesis.rules.work.span:
+            yield Fact(
+                f"the node had begun anew from the agreed state in round {self.span} (rounds.span "
+                f"{every}); the work follows from what the ledger names since then"
+            )
         yield Fact(
             f"the node says that it sent {plural(self.up, 'byte')} and received "
             f"{plural(self.down, 'byte')} since its contribution before; nothing is paid for that"
@@ -157,15 +170,17 @@ def contribution(
     tokens: int,
     head: int,
     tail: int = 0,
+    span: int = 0,
     up: int = 0,
     down: int = 0,
 ) -> Envelope:
     """Claim a contribution of the node ``identity``. ``salt`` has 32 bytes.
 
     :param head: steps of this round's assignment in it; ``tail``: of the round before
+    :param span: the round since which the node has kept what training remembers; 0 without spans
     :param up: bytes sent since the contribution before; ``down``: bytes received
     """
     body = {"run": run, "round": round, "attempt": attempt, "node": identity.peer_id, "base": base}
     body |= {"blob": blob, "size": size, "salt": salt.hex(), "tokens": tokens}
-    body |= {"tail": tail, "head": head, "up": up, "down": down}
+    body |= {"tail": tail, "head": head, "span": span, "up": up, "down": down}
     return signed(Contribution, body, identity)

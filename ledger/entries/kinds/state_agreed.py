@@ -102,6 +102,8 @@ class StateAgreed(Body):
             state.states.append(self.root)
             tails = {peer: state.work.tail(attempt.round, h) for peer, h in attempt.steps.items()}
             state.tails = {peer: steps for peer, steps in tails.items() if steps}
+            going_on = attempt.accepted if state.work.span else ()
+            state.spans = {peer: attempt.shown[peer].span for peer in going_on}
             state.attempt, state.rooted, state.rooted_by = None, attempt.credits, state.size
             vested = vest_due(state, state.round)
             notes = {"agreeing": len(agreeing)}

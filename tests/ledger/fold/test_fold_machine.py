@@ -40,7 +40,13 @@ TOTAL = 4
 
 @cache
 def world_of(
-    wait: int, auditors: int, transfers: bool, contributed: bool, topology: str, uneven: bool
+    wait: int,
+    auditors: int,
+    transfers: bool,
+    contributed: bool,
+    topology: str,
+    uneven: bool,
+    span: int,
 ) -> World:
     """A run with these rules; worlds are only read, so each is made once."""
     world = World(
@@ -50,7 +56,7 @@ def world_of(
         ledger={"witnesses": 2},
         contributed=[(key("giver").key, 2500), ("", 1500)] if contributed else (),
         exchange={"topology": topology, "overlap_steps": 2 if uneven else 0},
-        rounds={"box_s": 60.0 if uneven else 0},
+        rounds={"box_s": 60.0 if uneven else 0, "span": span},
     )
     for identity in (*world.owners, *world.members, *SPARE, *RECOVERY, key("giver")):
         KEYS[identity.key] = identity
@@ -95,6 +101,7 @@ class FoldMachine(RuleBasedStateMachine):
         contributed=st.booleans(),
         topology=st.sampled_from(["auto", "sharded", "sharded"]),
         uneven=st.booleans(),
+        span=st.sampled_from([0, 1, 3]),
     )
     def begin(
         self,
@@ -104,8 +111,9 @@ class FoldMachine(RuleBasedStateMachine):
         contributed: bool,
         topology: str,
         uneven: bool,
+        span: int,
     ) -> None:
-        self.world = world_of(wait, auditors, transfers, contributed, topology, uneven)
+        self.world = world_of(wait, auditors, transfers, contributed, topology, uneven, span)
         self.paid = dict[str, int]()
         """Node to the tokens that agreed rounds have credited it with."""
         self.add(self.world.genesis)
@@ -182,10 +190,22 @@ class FoldMachine(RuleBasedStateMachine):
         least = work.least_head(attempt.round, assigned)
         tail = number // 3 % (most + 1)
         head = head - number // 11 % (head - least + 1)
+        span = self.span(attempt, peer, number)
+        if work.span:
+            tail = 0 if span == attempt.round else most
         if number % 8 == 5:
             tail, head = tail + (most + 1) * (number // 16 % 2), head + 1
-        fields = {"head": head, "tail": tail, "up": number, "down": number // 2}
+        fields = {"head": head, "tail": tail, "span": span, "up": number, "down": number // 2}
         self.add(self.world.contribution(NODES[peer], attempt.round, attempt.attempt, **fields))
+
+    def span(self, attempt: Attempt, peer: str, number: int) -> int:
+        """Mostly one that it may be of, sometimes the last one, over or not, or none at all."""
+        work, last = self.world.work, self.state.spans.get(peer)
+        begins = attempt.round if work.span else 0
+        if number % 32 == 9:
+            return begins + 1 if last is None else last
+        goes_on = work.goes_on(attempt.round, last) if number % 5 else None
+        return begins if goes_on is None else goes_on
 
     def slices(self, attempt: Attempt, number: int) -> None:
         """One slice is recorded, or called wrong; by whoever may, or by somebody else."""

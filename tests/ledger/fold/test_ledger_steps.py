@@ -165,6 +165,60 @@ def test_a_round_that_is_tried_again_keeps_the_tail_of_the_last_agreed_one() -> 
     assert state.attempt.shown[ALL[0].peer_id].tokens == 4 * STEP
 
 
+# --- spans of rounds ------------------------------------------------------------------------------
+
+SPANS = World(total=6, exchange={"overlap_steps": 1}, rounds={"span": 3})
+D, E, F = SPANS.members
+
+
+def shown_after(rounds: list[list[Envelope]], member: Identity, round: int, **fields: int) -> str:
+    """Why a contribution to a round is ignored, "" if it counts."""
+    history = [*SPANS.start, *(entry for made in rounds for entry in made)]
+    begun = [*history, SPANS.opened(round), SPANS.committed(round)]
+    return outcomes([*begun, SPANS.contribution(member, round, **fields)])[1][-1].reason
+
+
+def test_a_span_of_everybody_begins_with_every_third_round_and_has_no_tail_behind_it() -> None:
+    state, seen = outcomes([*SPANS.start, *(e for n in range(6) for e in SPANS.round(n))])
+    assert [outcome.reason for outcome in seen if outcome.reason] == []
+    steps = [o.granted[0].units // STEP for o in seen if o.granted]
+    assert steps == [3, 4, 5, 3, 4, 5]  # 3 | 1 + 3 | 1 + 4, twice
+    assert state.spans == {member.peer_id: 3 for member in SPANS.members}
+    three = [SPANS.round(n) for n in range(3)]
+    assert outcomes([*SPANS.start, *(e for made in three for e in made)])[0].tails == {}
+    assert shown_after(three, D, 3, span=0) == reasons.WRONG_SPAN, "that one is over"
+    assert shown_after(three, D, 3, span=3) == ""
+
+
+def test_a_span_goes_on_with_all_of_the_tail_or_another_one_begins_without_it() -> None:
+    one = [SPANS.round(0)]
+    assert shown_after(one, D, 1, span=0, tail=1) == ""
+    assert shown_after(one, D, 1, span=1, tail=0) == ""
+    assert shown_after(one, D, 1, span=0, tail=0) == reasons.WRONG_SPAN
+    assert shown_after(one, D, 1, span=1, tail=1) == reasons.WRONG_SPAN
+    assert shown_after(one, D, 1, span=2, tail=0) == reasons.WRONG_SPAN
+
+
+def test_who_did_not_contribute_to_the_round_before_begins_a_span_of_its_own() -> None:
+    shown: dict[Identity, dict[str, int]] = {D: {}, E: {}}
+    without = [SPANS.round(0), round_of(SPANS, 1, shown)]
+    assert shown_after(without, D, 2, span=0, tail=1) == ""
+    assert shown_after(without, F, 2, span=0, tail=1) == reasons.WRONG_SPAN
+    assert shown_after(without, F, 2, span=2, tail=0) == ""
+    history = [*SPANS.start, *(entry for made in without for entry in made)]
+    own = {D: {}, E: {}, F: {"span": 2, "tail": 0}}
+    state, _ = outcomes([*history, *round_of(SPANS, 2, own)])
+    assert state.spans == {D.peer_id: 0, E.peer_id: 0, F.peer_id: 2}
+    assert FoldState.decode(state.encode()) == state
+
+
+def test_a_run_without_spans_has_the_number_0_for_all_of_them() -> None:
+    begun = [*OVERLAP.start, *OVERLAP.round(0), OVERLAP.opened(1), OVERLAP.committed(1)]
+    wrong = OVERLAP.contribution(ALL[0], 1, span=1)
+    assert outcomes([*begun, wrong])[1][-1].reason == reasons.WRONG_SPAN
+    assert outcomes(begun)[0].spans == {}
+
+
 # --- contributed text -----------------------------------------------------------------------------
 
 GIVER = key("giver")

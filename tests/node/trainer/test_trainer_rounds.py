@@ -462,6 +462,68 @@ def test_a_node_that_sits_a_round_out_begins_with_the_state(
     assert node.train(2).tail == 0
 
 
+# --- spans of rounds ---
+
+SPANS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "overlap": {"overlap_steps": 3},
+    "sparse-overlap-two-fragments": SETTINGS["sparse-overlap-two-fragments"],
+}
+
+
+@pytest.mark.parametrize("name", SPANS)
+def test_a_span_follows_from_the_state_that_it_begins_with(
+    world_of: MakeWorld, pair: Callable[[World], list[Node]], name: str, tmp_path: Path
+) -> None:
+    """Who joins where a span begins, and knows nothing of before, makes the same blobs."""
+    world = world_of(exchange=SPANS[name], rounds={"span": 2})
+    node, _ = pair(world)
+    late, spans, blobs = None, [], []
+    for round in range(4):
+        tail = world.split(0, round)[2]["tail"]
+        assert tail == (0 if round % 2 else exchange_of(world).overlap_steps)
+        carried = world.split(0, round - 1)[2]["tail"] if round else 0
+        settings = {"carried": carried, "span": round - 1 if round % 2 else None}
+        made = node.train(round, **settings)
+        spans.append(made.span)
+        blobs.append(made.blob.read_bytes())
+        if round == 2:
+            late = Node.join(world, 0, tmp_path / "late")
+            late.session.set_state(SetState(node.out / "state-2.bin"))
+        if late is not None:
+            assert late.train(round, **settings).blob.read_bytes() == blobs[-1]
+        for each in filter(None, (node, late)):
+            if tail:
+                each.run_on(round)
+            each.apply(round, [Counted(node.name, made.blob, made.tokens)])
+    assert spans == [0, 0, 2, 2]
+    # The same state without a span to begin makes something else.
+    without = Node.join(world, 0, tmp_path / "without")
+    without.session.set_state(SetState(node.out / "state-3.bin"))
+    assert without.train(3, span=2, carried=0).span == 3, "there is nothing to go on with"
+    assert without.train(3, span=2, carried=0).blob.read_bytes() != blobs[3]
+
+
+def test_a_span_goes_on_only_with_all_of_the_round_before(
+    world_of: MakeWorld, pair: Callable[[World], list[Node]]
+) -> None:
+    world = world_of(exchange={"overlap_steps": 3}, rounds={"span": 100})
+    node, other = pair(world)
+    listed = [node.contribute(0), other.contribute(0)]
+    node.run_on(0)
+    with pytest.raises(TrainerError, match="cancelled"):
+        other.run_on(0, cancelled_after(2))
+    for each in (node, other):
+        each.apply(0, listed)
+    assert (node.train(1, span=0, carried=3).span, node.train(1, span=0, carried=3).tail) == (0, 3)
+    made = other.train(1, span=0, carried=3)  # its tail is lost
+    assert (made.span, made.tail) == (1, 0)
+    assert other.train(1, span=0, carried=3).blob.read_bytes() == made.blob.read_bytes()
+    node.apply(1, [Counted(other.name, made.blob, made.tokens)])
+    late = node.train(2, carried=3)  # its contribution did not count
+    assert (late.span, late.tail) == (2, 0)
+
+
 def test_a_box_ends_the_head_but_not_before_a_quarter_is_done(
     world_of: MakeWorld, pair: Callable[[World], list[Node]]
 ) -> None:

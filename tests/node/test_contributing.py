@@ -1,0 +1,102 @@
+"""What a node makes for the attempts of a round, with everything around it faked."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from artel.ledger.fold.shares import Attempt
+from artel.node.contributing import Contributing
+from artel.node.progress import Progress
+from artel.node.trainer.orders import Train, Trained
+from artel.protocol import messages
+from artel.protocol.net.blobs import BlobStore
+from trainer_world import NODES, World, make_world
+
+ME = NODES[0]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return make_world(tmp_path / "world", rounds={"span": 4})
+
+
+class Asked:
+    """A trainer that keeps the orders, and whose contributions are made of their windows."""
+
+    def __init__(self) -> None:
+        self.orders: list[Train] = []
+
+    async def do(self, order: Train, on_progress: object) -> Trained:
+        self.orders.append(order)
+        order.out.mkdir(exist_ok=True)
+        blob = order.out / "contribution.blob"
+        blob.write_bytes(repr(order.windows).encode())
+        return Trained(blob, (), 1, 5.0, 100, order.steps, order.span or 0, 0, {})
+
+
+def attempt(number: int, *members: str) -> tuple[messages.Directive, Attempt]:
+    directive = messages.Directive(
+        version=1,
+        task="train",
+        round=2,
+        attempt=number,
+        root="",
+        remaining=1.0,
+        ledger_size=0,
+        reason="",
+        evaluate=False,
+        peers={},
+    )
+    return directive, Attempt(
+        2, number, dict.fromkeys(members, "account"), dict.fromkeys(members, 8)
+    )
+
+
+async def test_what_was_made_is_taken_again_only_while_the_trainer_can_go_on_from_it(
+    world: World, tmp_path: Path
+) -> None:
+    trainer, blobs = Asked(), BlobStore(tmp_path / "blobs")
+    session: Any = SimpleNamespace(
+        manifest=world.run,
+        identity=SimpleNamespace(peer_id=ME),
+        replica=SimpleNamespace(state=SimpleNamespace(cursor=0, tails={}, spans={ME: 1})),
+        trainer=trainer,
+        blobs=blobs,
+        work_dir=tmp_path / "work",
+    )
+
+    class Corpus:
+        async def assigned(self, steps: dict[str, int], cursor: int, node: str) -> Any:
+            return world.windows(len(steps) - 1)
+
+    states: Any = SimpleNamespace(root="ab" * 32)
+    corpus: Any = Corpus()
+    own = Contributing(session, states, corpus, Progress())
+
+    await own.train(*attempt(0, ME))
+    await own.train(*attempt(1, ME))
+    assert [order.span for order in trainer.orders] == [1], "the second attempt takes the first's"
+    made = own._made
+    assert made is not None
+    assert blobs.has(made.blob)
+
+    # Others are there in the third: it is trained, but the duty ends before that is stored.
+    before = asyncio.to_thread
+
+    async def cancelled(*_: object) -> None:
+        raise asyncio.CancelledError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("artel.node.contributing.asyncio.to_thread", cancelled)
+        with pytest.raises(asyncio.CancelledError):
+            await own.train(*attempt(2, *NODES))
+    assert asyncio.to_thread is before
+    await own.train(*attempt(3, ME))
+    assert len(trainer.orders) == 3, "the trainer had gone on to something else"
+    assert own._made is not None
+    assert own._made.blob == made.blob
