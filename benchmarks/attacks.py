@@ -19,15 +19,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from artel.protocol.exchange import codec as codecs
@@ -38,15 +41,22 @@ from artel.protocol.exchange.codec import Elements
 from artel.protocol.exchange.pseudogradient import Header
 from artel.protocol.model import transformers_config
 from artel.protocol.state import Layout, State, Vector, state_root
-from benchmarks.convergence_model import Corpus, fast_loss
+from benchmarks.convergence_model import Corpus, Worker, fast_loss
 from benchmarks.convergence_rows import Plan, Row
 from benchmarks.convergence_train import Node, World, advance
 from benchmarks.options import require_folder
 
+Numbers = npt.NDArray[np.float64]
 NODES = 8
 RARE = 64
 """One coordinate of so many is what the targeted attack moves."""
 PLAN = Plan("attacks", 64, 1, 32, None, batch=4, tokens=0, K=NODES, H=5)
+SCORE_STEP = 0.2
+"""Part of a contribution that the LossScore applies."""
+SCORED_STEPS, SCORED_ROUNDS, SCORED_ROUND = 40, 12, 5
+"""Inner steps of a round, rounds, and which is scored; 40 steps are 5,120 tokens."""
+SIGMAS, SCORED_TOKENS = 5.0, 5_000
+"""The target: a copier is told from an honest node by so much, on so many tokens."""
 AGGREGATORS, CODECS = ("mean", "centered_clip"), ("int4", "sparse")
 CLEAN, ABSENT = "none", "absent"
 HELP = f"""\
@@ -77,35 +87,35 @@ class Seen:
     fixed: np.random.Generator
     """The same for all attackers in all rounds."""
 
-    def as_loud(self, vector: Vector) -> Vector:
-        """The vector with, in each tensor, the mean norm of the honest contributions."""
-        loud = vector.copy()
-        for tensor in self.layout.tensors:
-            inside = slice(tensor.offset, tensor.offset + tensor.size)
-            wanted = np.mean([np.linalg.norm(h[inside]) for h in self.honest])
-            loud[inside] *= np.float32(wanted / max(float(np.linalg.norm(loud[inside])), 1e-30))
-        return loud
+
+def _noise(seen: Seen) -> npt.NDArray[Any]:
+    """The numbers of an honest contribution, their places within a tensor and their signs drawn by
+    lot: as loud as that one, and as sparse."""
+    noise = seen.honest[seen.number] * seen.random.choice([-1, 1], seen.layout.parameters)
+    for tensor in seen.layout.tensors:
+        seen.random.shuffle(noise[tensor.offset : tensor.offset + tensor.size])
+    return noise
 
 
-def _rare(seen: Seen) -> Vector:
-    """All of the norm in the same few places, always in the same direction."""
+def _rare(seen: Seen) -> Numbers:
+    """All of an ordinary norm in the same few places, always in the same direction."""
     size = seen.layout.parameters
     vector = seen.fixed.choice([-1.0, 1.0], size) * (seen.fixed.random(size) < 1 / RARE)
-    return seen.as_loud(vector.astype(np.float32))
+    for tensor in seen.layout.tensors:
+        inside = slice(tensor.offset, tensor.offset + tensor.size)
+        wanted = np.mean([np.linalg.norm(honest[inside]) for honest in seen.honest])
+        vector[inside] *= wanted / max(float(np.linalg.norm(vector[inside])), 1e-30)
+    return vector
 
 
-ATTACKS: dict[str, Callable[[Seen], Vector]] = {
+ATTACKS: dict[str, Callable[[Seen], npt.NDArray[Any]]] = {
     "zeros": lambda seen: 0 * seen.own,
-    "noise": lambda seen: seen.as_loud(
-        seen.random.standard_normal(seen.layout.parameters).astype(np.float32)
-    ),
+    "noise": _noise,
     "stale": lambda seen: seen.yesterday[seen.number],
     "copier": lambda seen: seen.honest[seen.number],
     "sign": lambda seen: -seen.own,
     "sign x1000": lambda seen: -1000 * seen.own,
-    "constant": lambda seen: seen.fixed.choice([-100, 100], seen.layout.parameters).astype(
-        np.float32
-    ),
+    "constant": lambda seen: seen.fixed.choice([-100, 100], seen.layout.parameters),
     "alie": lambda seen: np.mean(seen.honest, 0) - np.float32(1.5) * np.std(seen.honest, 0),
     "ipm": lambda seen: -2 * np.mean(seen.honest, 0),
     "rare": _rare,
@@ -128,6 +138,11 @@ class Cell:
     seed: int
 
     @property
+    def row(self) -> Row:
+        """What its nodes train, as a row of the convergence benchmark."""
+        return Row(self.codec, agg=self.aggregator, seed=self.seed)
+
+    @property
     def clean(self) -> Cell:
         """The run that it is compared with."""
         return dataclasses.replace(self, attack=CLEAN, attackers=0)
@@ -141,26 +156,35 @@ class Cell:
         )
 
 
-def plan(rounds: int) -> Plan:
-    """The plan of runs of so many rounds."""
-    return dataclasses.replace(PLAN, tokens=rounds * PLAN.H * NODES * PLAN.batch * PLAN.seq_len)
+@dataclass(frozen=True)
+class Round:
+    """One round of a run."""
+
+    before: Vector
+    """The state that its contributions are relative to."""
+    sent: list[Vector]
+    """Of all contributors, as other nodes decode them."""
+    after: Vector
+    node: Node
+    """An honest one."""
 
 
-def world(rounds: int) -> World:
-    """Text and model of all runs of so many rounds."""
-    corpus = Corpus(PLAN.vocab_size)
-    config = plan(rounds).config(Row("int4"), corpus.vocab_size)
+def world(rounds: int, inner_steps: int = PLAN.H, corpus: Corpus | None = None) -> World:
+    """Text and model of runs of so many rounds."""
+    corpus = corpus or Corpus(PLAN.vocab_size)
+    tokens = rounds * inner_steps * NODES * PLAN.batch * PLAN.seq_len
+    plan = dataclasses.replace(PLAN, H=inner_steps, tokens=tokens)
+    config = plan.config(Row("int4"), corpus.vocab_size)
     loss = fast_loss(transformers_config(config.model, corpus.vocab_size), False, False)
-    return World(plan(rounds), corpus, loss, bf16=False)
+    return World(plan, corpus, loss, bf16=False)
 
 
-def loss_of(cell: Cell, world: World) -> float:
-    """Validation loss at the end of a run, nats per token."""
-    row = Row(cell.codec, agg=cell.aggregator, seed=cell.seed)
-    config = world.plan.config(row, world.corpus.vocab_size)
+def rounds_of(cell: Cell, world: World) -> Iterator[Round]:
+    """Train a run, round by round."""
+    config = world.plan.config(cell.row, world.corpus.vocab_size)
     chosen, honest = codecs.of(config.exchange), NODES - cell.attackers
     training = NODES if cell.attack in TRAINED else honest
-    nodes = [Node(row, config, world, number) for number in range(training)]
+    nodes = [Node(cell.row, config, world, number) for number in range(training)]
     layout = nodes[0].layout
     params = nodes[0].initial()
     momentum = np.zeros_like(params) if config.exchange.outer.momentum else None
@@ -172,22 +196,52 @@ def loss_of(cell: Cell, world: World) -> float:
         for node in nodes:
             node.head(number)
             blobs.append(node.contribution(number, base, params))
-        sent = [_dense(header.load(blob, layout), layout) for blob in blobs]
         if cell.attack in ATTACKS:
-            for vector in _forged(cell, layout, number, sent[:honest], yesterday, sent[honest:]):
-                blobs.append(header.wrap(layout, chosen.encode(layout, vector)))
-            blobs = blobs[:honest] + blobs[-cell.attackers :]
+            trained = [_dense(header.load(blob, layout), layout) for blob in blobs]
+            vectors = _forged(cell, layout, number, trained[:honest], yesterday, trained[honest:])
+            forged = [header.wrap(layout, chosen.encode(layout, vector)) for vector in vectors]
+            blobs, yesterday = blobs[:honest] + forged, trained[:honest]
+        sent = [header.load(blob, layout) for blob in blobs]
         weight = config.rounds.inner_steps * PLAN.batch * PLAN.seq_len
-        update = combine(
-            layout,
-            [Weighted(f"{k}", weight, header.load(blob, layout)) for k, blob in enumerate(blobs)],
-            config.exchange,
-        )
+        given = [Weighted(f"{k}", weight, vector) for k, vector in enumerate(sent)]
+        update = combine(layout, given, config.exchange)
+        before = params
         params, momentum = advance(part, config, number, params, momentum, update)
-        yesterday = sent[:honest]
         for node in nodes:
             node.merge(number, params)
-    return nodes[0].loss_of(params)
+        yield Round(before, [_dense(vector, layout) for vector in sent], params, nodes[0])
+
+
+def loss_of(cell: Cell, world: World) -> float:
+    """Validation loss at the end of a run, nats per token."""
+    last = deque(rounds_of(cell, world), maxlen=1)[0]
+    return last.node.loss_of(last.after)
+
+
+def scores_of(cell: Cell, world: World, round: int) -> tuple[Numbers, Numbers]:
+    """LossScore of the contributions of a round (Gauntlet, arXiv 2505.21684): how much more a small
+    step along each lowers the loss on the windows that its sender had to train on than on others,
+    in nats per token, and the standard errors of that over the windows."""
+    shown = next(islice(rounds_of(cell, world), round, None))
+    config = world.plan.config(cell.row, world.corpus.vocab_size)
+    worker = Worker(config, world.corpus.vocab_size, world.loss, world.bf16)
+    gaps, errors = list[float](), list[float]()
+    for number, vector in enumerate(shown.sent):
+        stepped = shown.before - np.float32(SCORE_STEP) * vector
+        falls = list[Numbers]()
+        for drawn_by in (number, NODES + number):  # the second one trains nowhere
+            steps = range(round * world.plan.H, (round + 1) * world.plan.H)
+            windows = torch.cat([world.windows(cell.row, drawn_by, step) for step in steps])
+            falls.append(_losses(worker, shown.before, windows) - _losses(worker, stepped, windows))
+        gaps.append(float(falls[0].mean() - falls[1].mean()))
+        errors.append(math.sqrt(sum(float(fall.var(ddof=1)) / len(fall) for fall in falls)))
+    return np.array(gaps), np.array(errors)
+
+
+def _losses(worker: Worker, params: Vector, windows: torch.Tensor) -> Numbers:
+    """Of every window."""
+    worker.load(params)
+    return np.array([worker.loss(window[None], 1) for window in windows])
 
 
 def _forged(
@@ -242,30 +296,82 @@ def main(argv: Sequence[str] | None = None) -> int:
     done: dict[str, dict[str, Any]] = {}
     if options.json and options.json.exists():
         done = {row["name"]: row for row in json.loads(options.json.read_text())}
-    everything = list(_cells(options))
-    shared = world(options.rounds)
     began = time.perf_counter()
-    for cell in everything:
-        if cell.name in done:
-            continue
-        loss = loss_of(cell, shared)
-        baseline = done.get(cell.clean.name, {"ours": loss})["ours"]
-        done[cell.name] = {
-            "name": cell.name,
-            "ours": loss,
-            "baseline": baseline,
-            "ratio": loss / baseline,
-            "unit": "nats per token, validation",
-            "baseline_is": "the same run without attackers",
-            **dataclasses.asdict(cell),
-            "command": f"python -m benchmarks.attacks --rounds {cell.rounds} --seed {cell.seed}",
-        }
+
+    def keep(row: dict[str, Any]) -> None:
+        done[row["name"]] = row
         minutes = (time.perf_counter() - began) / 60
-        print(f"{minutes:5.1f} min  {cell.name}: {loss:.4f}", file=sys.stderr, flush=True)
+        print(f"{minutes:5.1f} min  {row['name']}: {row['ours']:.4f}", file=sys.stderr, flush=True)
         if options.json:  # after every row, so that an interrupted run keeps what it has
             options.json.write_text(json.dumps(list(done.values()), indent=1) + "\n")
-    print(table([done[cell.name] for cell in everything]))
+
+    cells, copied = list(_cells(options)), [_copied(codec, options.seed) for codec in CODECS]
+    attacked = world(options.rounds)
+    for cell in cells:
+        if cell.name not in done:
+            keep(measured(cell, attacked, done))
+    scored = world(SCORED_ROUNDS, SCORED_STEPS, attacked.corpus)
+    for cell in copied:
+        if _scored_name(cell) not in done:
+            keep(score(cell, scored))
+    print(table([done[cell.name] for cell in cells]))
+    for row in (done[_scored_name(cell)] for cell in copied):
+        print(f"{row['name']}: {row['ours']:.0f}; {row['sigmas']:.1f} sigma on {row['tokens']}")
     return 0
+
+
+def measured(cell: Cell, world: World, done: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The row of a run.
+
+    :param done: rows by name, that of the clean run among them
+    """
+    loss = loss_of(cell, world)
+    baseline = loss if cell == cell.clean else done[cell.clean.name]["ours"]
+    return {
+        "name": cell.name,
+        "ours": loss,
+        "baseline": baseline,
+        "ratio": loss / baseline,
+        "unit": "nats per token, validation",
+        "baseline_is": "the same run without attackers",
+        **dataclasses.asdict(cell),
+        "command": f"python -m benchmarks.attacks --rounds {cell.rounds} --seed {cell.seed}",
+    }
+
+
+def score(cell: Cell, world: World) -> dict[str, Any]:
+    """How well LossScore tells the copiers of a run from its honest nodes: the worst pair."""
+    gaps, errors = scores_of(cell, world, SCORED_ROUND)
+    honest, copiers = np.arange(NODES - cell.attackers), np.arange(NODES - cell.attackers, NODES)
+    apart = gaps[honest, None] - gaps[copiers]
+    sigmas = float((apart / np.hypot(errors[honest, None], errors[copiers])).min())
+    tokens = world.plan.H * PLAN.batch * PLAN.seq_len
+    needed = tokens * (SIGMAS / max(sigmas, 1e-3)) ** 2
+    return {
+        "name": _scored_name(cell),
+        "ours": needed,
+        "baseline": SCORED_TOKENS,
+        "ratio": needed / SCORED_TOKENS,
+        "unit": "tokens",
+        "baseline_is": "limit",
+        "holds": needed <= SCORED_TOKENS,
+        "sigmas": sigmas,
+        "tokens": tokens,
+        "honest": gaps[honest].tolist(),
+        "copiers": gaps[copiers].tolist(),
+        "errors": errors.tolist(),
+        **dataclasses.asdict(cell),
+        "command": f"python -m benchmarks.attacks --seed {cell.seed}",
+    }
+
+
+def _scored_name(cell: Cell) -> str:
+    return f"tokens for {SIGMAS:g} sigma of LossScore, {cell.codec}, seed {cell.seed}"
+
+
+def _copied(codec: str, seed: int) -> Cell:
+    """The run whose copiers are scored."""
+    return Cell("copier", 2, "mean", codec, SCORED_ROUNDS, seed)
 
 
 def _cells(options: argparse.Namespace) -> Iterator[Cell]:

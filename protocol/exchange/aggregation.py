@@ -2,7 +2,7 @@
 
 Rule: in every tensor (in a slice: in every piece of one), each contribution whose L2 norm exceeds
 the median of their norms is scaled down to it; then the mean is taken. The median of an even number
-is the mean of the middle two, but at most twice the lower of them.
+is the mean of the middle two, but at most :data:`APART` times the lower of them.
 
     share_i  = weight_i / sum of weights, after weights()
     clip_it  = min(1, median_t / norm_it)
@@ -10,10 +10,10 @@ is the mean of the middle two, but at most twice the lower of them.
 
 The mean is DiLoCo's (arXiv 2311.08105); the clip is that of the Templar code base (SparseLoCo,
 arXiv 2508.15706): without attackers it changes next to nothing, and up to half of all contributions
-that are multiplied by 1000 cannot do more than twice as much as ordinary ones. (A plain mean of the
-middle two lets one of two through; the lower one alone takes the work of the faster of two uneven
-nodes.) The price: half of all stop a run by sending nothing. It does not stop colluders that stay
-inside the norm.
+that are multiplied by 1000 cannot do more than :data:`APART` times as much as ordinary ones. (A
+plain mean of the middle two lets one of two through; the lower one alone takes away what the faster
+of two uneven nodes did.) The price: half of all stop a run by sending nothing. It does not stop
+colluders that stay inside the norm.
 
 **Sparse** contributions are averaged over those who sent an element, within bounds:
 
@@ -55,6 +55,9 @@ Doubles = npt.NDArray[np.float64]
 
 CENTERED_CLIPS = 3
 """Iterations of the centered clip."""
+APART = 2.5
+"""How far the median of an even number may lie above the lower of the middle two: as far as it does
+when one of two nodes trains four times as many steps and gets four times as far, (1 + 4) / 2."""
 HELD_BYTES = 512 << 20
 """Memory for contributions while their dot products are taken; affects speed, never the result."""
 _UNITS = 1 << 24  # shares in units of 2^-24: every sum of some of them is exact in fp32
@@ -273,5 +276,5 @@ def _exact(shares: Sequence[float]) -> list[float]:
 
 
 def _median(values: Sequence[float]) -> float:
-    """Median of numbers that are not negative; of an even number at most twice the lower middle."""
-    return min(median(values), 2 * median_low(values))
+    """Median; of an even number not far above the lower of the middle two."""
+    return min(median(values), APART * median_low(values))

@@ -45,11 +45,13 @@ def test_copies_are_those_of_honest_nodes() -> None:
     assert np.array_equal(forged("stale"), YESTERDAY[:2])
 
 
-@pytest.mark.parametrize("attack", ["noise", "rare"])
-def test_an_attack_inside_the_norm_is_as_loud_as_honest_nodes(attack: str) -> None:
+def test_attacks_inside_the_norm_are_as_loud_as_honest_nodes() -> None:
     wanted = np.mean([norms(vector) for vector in HONEST], 0)
-    for vector in forged(attack):
+    for vector in forged("rare"):
         assert norms(vector) == pytest.approx(wanted.tolist(), rel=1e-5)
+    for vector, honest in zip(forged("noise"), HONEST, strict=False):
+        assert norms(vector) == pytest.approx(norms(honest), rel=1e-5)
+        assert abs(vector @ honest) < 0.1 * (honest @ honest)
 
 
 @pytest.mark.parametrize("attack", ["rare", "constant"])
@@ -72,7 +74,11 @@ def test_quick_attacks_do_not_blow_a_run_up(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     done = run("attacks", "--quick", "--json", str(file), timeout=580)
     assert done.returncode == 0, done.stderr
-    rows = {(row["attack"], row["codec"]): row for row in rows_of(file)}
+    found = rows_of(file)
+    rows = {(row["attack"], row["codec"]): row for row in found if row["rounds"] == 8}
+    for row in found:
+        if row["unit"] == "tokens":
+            assert row["sigmas"] > 3, "a copy does not fit the windows of who sends it"
     for codec in ("int4", "sparse"):
         assert rows["none", codec]["ours"] < 4, "it learns: 5.5 is what it begins with"
         assert rows["absent", codec]["ratio"] < 1.1

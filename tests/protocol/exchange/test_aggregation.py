@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from aggregate_world import LAYOUT, contributions, fingerprint, largest, numbers
 from artel.protocol.errors import CheckFailed
-from artel.protocol.exchange.aggregation import Method, Weighted, aggregate, norm_of, weights
+from artel.protocol.exchange.aggregation import APART, Method, Weighted, aggregate, norm_of, weights
 from artel.protocol.exchange.codec import Elements
 from artel.protocol.exchange.kernels import add_scaled, dense_dots
 from artel.protocol.state import Layout, Vector
@@ -38,7 +38,7 @@ def reference(layout: Layout, given: list[Weighted]) -> list[float]:
             for c in given
         ]
         norms = [math.sqrt(sum(x * x for x in part)) for part in parts]
-        middle = min(median(norms), 2 * median_low(norms))
+        middle = min(median(norms), 2.5 * median_low(norms))
         clips = [Fraction(min(1.0, middle / n) if n else 1.0) for n in norms]
         for column in zip(*parts, strict=True):
             terms = zip(column, clips, weight, strict=True)
@@ -120,9 +120,9 @@ def test_clip_is_per_tensor() -> None:
 
 @pytest.mark.parametrize(
     ("norms", "clipped"),
-    [([1, 2, 4, 100], [1, 2, 3, 3]), ([1, 100], [1, 2]), ([1, 1, 100, 100], [1, 1, 2, 2])],
+    [([1, 2, 4, 100], [1, 2, 3, 3]), ([2, 200], [2, 5]), ([2, 2, 200, 200], [2, 2, 5, 5])],
 )
-def test_even_number_of_contributions_clips_to_at_most_twice_the_lower_of_the_middle_norms(
+def test_even_number_of_contributions_clips_to_at_most_2_5_times_the_lower_of_the_middle_norms(
     norms: list[int], clipped: list[int]
 ) -> None:
     layout = Layout.of([("a", ())])
@@ -132,9 +132,7 @@ def test_even_number_of_contributions_clips_to_at_most_twice_the_lower_of_the_mi
 
 @pytest.mark.parametrize("method", ["mean", "centered_clip"])
 @pytest.mark.parametrize("nodes", [2, 4, 8])
-def test_half_of_all_times_a_thousand_move_no_more_than_twice_as_many_honest_nodes(
-    nodes: int, method: Method
-) -> None:
+def test_half_of_all_times_a_thousand_stay_bounded(nodes: int, method: Method) -> None:
     vectors = [numbers(i, LAYOUT.parameters) for i in range(nodes)]
     for vector in vectors[: nodes // 2]:
         vector *= np.float32(-1000)
@@ -143,7 +141,7 @@ def test_half_of_all_times_a_thousand_move_no_more_than_twice_as_many_honest_nod
     for tensor in LAYOUT.tensors:
         part = slice(tensor.offset, tensor.offset + tensor.size)
         largest = max(norm_of(vector[part]) for vector in vectors[nodes // 2 :])
-        assert norm_of(update[part]) <= 1.5 * largest * (1 + 1e-5)
+        assert norm_of(update[part]) <= (1 + APART) / 2 * largest * (1 + 1e-5)
 
 
 def test_all_zero_contributions_give_a_zero_update() -> None:
