@@ -37,7 +37,15 @@ from artel.node.session import Session
 from artel.node.supervisor import Trainer
 from artel.node.sync import States, delta_bytes
 from artel.node.trainer.channel import TrainerError
-from artel.node.trainer.orders import Benchmark, Choose, Load, Loaded, Measured
+from artel.node.trainer.orders import (
+    Benchmark,
+    Choose,
+    Load,
+    Loaded,
+    Measured,
+    Weigh,
+    Weighed,
+)
 from artel.protocol import assignment, files, messages
 from artel.protocol.errors import (
     ArtelError,
@@ -188,7 +196,10 @@ async def _join(
     say(f'run "{manifest.config.run.name}": {manifest.config.run.description or "no description"}')
     await _require_open(session, options.invite, say)
     found = preflight.Findings(say, strict=options.check)
-    found.add(preflight.memory(manifest), preflight.disk(manifest, home, options.quota_bytes))
+    weighed = await trainer.insist(lambda: _weighed(trainer, session.manifest_file), died)
+    found.add(
+        preflight.memory(manifest, weighed), preflight.disk(manifest, home, options.quota_bytes)
+    )
     found.conclude(Unfit)
     if session.account_name not in replica.state.accounts:
         for line in PRIVACY:
@@ -255,6 +266,13 @@ async def _require_open(session: Session, invite: Invite, say: Callable[[str], N
 async def _require_device(trainer: Trainer, device: str) -> None:
     try:
         await trainer.do(Choose(device))
+    except TrainerError as error:
+        raise Unfit(error.message, error.hint) from None
+
+
+async def _weighed(trainer: Trainer, manifest: Path) -> Weighed:
+    try:
+        return await trainer.do(Weigh(manifest))
     except TrainerError as error:
         raise Unfit(error.message, error.hint) from None
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from artel.node.trainer.orders import Weighed
 from artel.protocol import assignment, messages, model
 from artel.protocol.cgroup import Groups
 from artel.protocol.errors import ArtelError, ResourceError, Unfit
@@ -79,10 +80,13 @@ def _level(needed: float, allowed: float, well_below: float) -> str:
     return "ok" if needed < well_below * allowed else "warning"
 
 
-def memory(manifest: Manifest) -> Finding:
-    """Free memory, of the machine or of its container, against what a run takes."""
+def memory(manifest: Manifest, weighed: Weighed) -> Finding:
+    """Free memory, of the machine or of its container, against what a run takes.
+
+    :param weighed: what this machine has counted itself; a model has two copies of its buffers
+    """
     copies = model.copies(manifest.config.exchange)
-    need = BASE_MEMORY_BYTES + copies * 4 * manifest.model.parameters
+    need = BASE_MEMORY_BYTES + copies * 4 * weighed.parameters + 2 * weighed.buffers
     now = Groups().memory()
     free = now.free
     text = f"{readable(free)} free, about {readable(need)} needed"

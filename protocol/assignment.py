@@ -60,14 +60,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from artel.protocol.errors import CheckFailed, UsageError
+from artel.protocol.run_config import BOX_FACTOR
 
 if TYPE_CHECKING:
     from artel.protocol.manifest import Manifest
     from artel.protocol.run_config import RunConfig
 
 FEISTEL_ROUNDS = 8
-BOX_FACTOR = 4
-"""A time-boxed round assigns from H / 4 to 4 H steps."""
 GATHER_MEMBERS = 8
 """Up to this many members everybody fetches everything, unless the manifest says otherwise."""
 MAX_SLICES = 64

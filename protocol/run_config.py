@@ -368,6 +368,16 @@ class LedgerSection(Section):
     """Accounts whose nodes must cosign a tree head that covers an entry; 0: never final."""
 
 
+MAX_STEP_TOKENS = 1 << 24
+"""Tokens of one inner step."""
+MAX_ROUND_WINDOWS = 1 << 22
+"""Windows that one node is assigned in a round: it lists them all."""
+MAX_VALIDATION_TOKENS = 1 << 27
+"""Tokens that one evaluation reads."""
+BOX_FACTOR = 4
+"""A time-boxed round assigns from inner_steps / 4 to 4 inner_steps."""
+
+
 class RunConfig(Section):
     """A whole run, as written in TOML."""
 
@@ -417,6 +427,7 @@ class RunConfig(Section):
                 f"{rounds.total}: some would never be exchanged",
                 f"lower it to {rounds.total} or raise total",
             )
+        self._bounded_products()
         if rounds.grace_s > rounds.deadline_s:
             raise Conflict(
                 f"[rounds] grace_s = {rounds.grace_s:g} is above deadline_s = "
@@ -444,3 +455,30 @@ class RunConfig(Section):
                 f"raise shard_tokens to at least {needed}, or lower span_windows",
             )
         return self
+
+    def _bounded_products(self) -> None:
+        """Numbers that are each possible and together would take all of a volunteer's machine."""
+        data, batch, rounds = self.data, self.optimizer.batch_size, self.rounds
+        most = rounds.inner_steps * (BOX_FACTOR if rounds.box_s else 1)
+        for what, product, limit, lower in (
+            (
+                f"[optimizer] batch_size = {batch} × [data] seq_len = {data.seq_len} tokens a step",
+                batch * data.seq_len,
+                MAX_STEP_TOKENS,
+                "lower batch_size or seq_len",
+            ),
+            (
+                f"[optimizer] batch_size = {batch} × {most} steps of a round",
+                batch * most,
+                MAX_ROUND_WINDOWS,
+                "lower batch_size or rounds.inner_steps",
+            ),
+            (
+                f"[data] validation_windows = {data.validation_windows} × seq_len = {data.seq_len}",
+                data.validation_windows * data.seq_len,
+                MAX_VALIDATION_TOKENS,
+                "lower validation_windows",
+            ),
+        ):
+            if product > limit:
+                raise Conflict(f"{what} is too much: {product:,}, at most {limit:,}", lower)

@@ -122,6 +122,10 @@ class Loop:
                 from artel.node.trainer import machine
 
                 return machine.choose(command.device)
+            case orders.Weigh():
+                from artel.node.trainer.training import weigh
+
+                return weigh(command.manifest)
             case orders.Load():
                 return self._load(command)
         training = self._training

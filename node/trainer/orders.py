@@ -16,6 +16,8 @@ from typing import Annotated, Any, ClassVar, Generic, TypeVar, get_args
 
 from pydantic import BeforeValidator, PlainSerializer, TypeAdapter
 
+WEIGH_S = 120.0
+"""The import of torch, which may be under way, included."""
 LOAD_S = 300.0
 WORK_S = 600.0
 """Limit for everything but loading and training, which has none unless the caller sets one."""
@@ -49,6 +51,14 @@ class Loaded:
 
     device: str
     root: str
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """How large a model is: its parameters, and the bytes of its buffers."""
+
+    parameters: int
+    buffers: int
 
 
 @dataclass(frozen=True)
@@ -139,6 +149,18 @@ class Choose(Command[str]):
 
     limit_s = LOAD_S
     device: str
+
+
+@dataclass(frozen=True)
+class Weigh(Command[Weighed]):
+    """Find out how large the model of a signed manifest is, without building it; needs no run.
+
+    Fails with ``bad_manifest``, ``out_of_memory`` and, when the manifest names another model,
+    ``failed``.
+    """
+
+    limit_s = WEIGH_S
+    manifest: Path
 
 
 @dataclass(frozen=True)
@@ -297,7 +319,19 @@ class ApplySlices(Command[Applied]):
 COMMANDS: dict[str, type[Command[Any]]] = {
     kind.name(): kind
     for kind in (
-        *(Choose, Load, SetState, Benchmark, Train, RunOn, Evaluate, Apply, Combine, ApplySlices),
+        *(
+            Choose,
+            Weigh,
+            Load,
+            SetState,
+            Benchmark,
+            Train,
+            RunOn,
+            Evaluate,
+            Apply,
+            Combine,
+            ApplySlices,
+        ),
     )
 }
 

@@ -30,9 +30,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 
-from artel.node.trainer import exchange, machine
+from artel.node.trainer import bounds, exchange, machine
 from artel.node.trainer.agreed import Agreed, Base, Change
 from artel.node.trainer.channel import TrainerError, coded
 from artel.node.trainer.data import Batch, Windows, synthetic
@@ -48,10 +49,12 @@ from artel.node.trainer.orders import (
     Steps,
     Train,
     Trained,
+    Weighed,
     Window,
 )
 from artel.node.trainer.schedule import learning_rate, position
 from artel.protocol import assignment, content, model
+from artel.protocol.cgroup import Groups
 from artel.protocol.exchange import parts
 from artel.protocol.exchange.feedback import Feedback
 from artel.protocol.exchange.parts import Part
@@ -136,7 +139,9 @@ class Training:
     def benchmark(self, order: Benchmark, check: Check) -> Measured:
         """Time real inner steps on random tokens, all but the first; then put everything back."""
         config = self.manifest.config
-        with self._laps.work():
+        # How large a step is, a stranger says too; a GPU's memory bounds itself.
+        free = Groups().memory().free + _swap() if self.inner.device.type == "cpu" else None
+        with self._laps.work(), bounds.at_most(free):
             before = self.inner.save()
             start = 0.0
             try:
@@ -389,6 +394,23 @@ def _finite(loss: float) -> float:
     return loss
 
 
+def weigh(manifest: Path) -> Weighed:
+    """How large the model of a signed manifest is (a file).
+
+    :raises TrainerError: ``bad_manifest``, ``failed``, ``out_of_memory``
+    """
+    return bounds.weigh(_read(manifest))
+
+
+def _swap() -> int:
+    return int(psutil.swap_memory().free)
+
+
+def _read(manifest: Path) -> Manifest:
+    with coded("bad_manifest"):
+        return read_manifest(manifest)[0]
+
+
 def open_training(manifest: Path, state: Path, device: str) -> Training:
     """Load a run.
 
@@ -398,17 +420,11 @@ def open_training(manifest: Path, state: Path, device: str) -> Training:
     :raises TrainerError: ``bad_manifest``, ``bad_state``, ``no_device``, ``failed``
     """
     chosen = machine.choose(device)
-    with coded("bad_manifest"):
-        run, _ = read_manifest(manifest)
+    run = _read(manifest)
     config = run.config
-    module = model.build(config.model, run.tokenizer.vocab_size, config.run.seed)
+    with bounds.at_most(bounds.building_bytes(bounds.weigh(run))):
+        module = model.build(config.model, run.tokenizer.vocab_size, config.run.seed)
     layout = model.layout_of(module)
-    if layout.digest != run.model.layout:
-        raise TrainerError(
-            "failed",
-            "this version of transformers lays the model out differently than the organiser's",
-            "install the versions of constraints.txt",
-        )
     inner = Inner(run, module, layout, chosen)
     first = _read_agreed(run, layout, state)
     inner.load(first.state.params)

@@ -21,6 +21,7 @@ from artel.node import child as children
 from artel.node import preflight
 from artel.node.child import Child, TrainerDied
 from artel.node.trainer import launch
+from artel.node.trainer.orders import Weighed
 from artel.protocol.cgroup import Groups
 from ledger_world import World
 from places import ROOT
@@ -119,10 +120,12 @@ def test_the_tightest_limit_of_all_groups_counts(
     if "b" in own.split("/"):
         assert groups.kills() == 3
     monkeypatch.setattr(preflight, "Groups", lambda: groups)
-    found = preflight.memory(manifest_world.manifest())
+    found = preflight.memory(manifest_world.manifest(), Weighed(1000, 0))
     assert found.level == "problem", "torch alone takes more"
     assert "524.3 MB free" in found.text
     assert "629.2 MB" in found.text
+    larger = preflight.memory(manifest_world.manifest(), Weighed(1000, 10**12))
+    assert "about 2000.9 GB needed" in larger.text or "2001.0 GB" in larger.text
 
 
 def test_a_quota_is_rounded_up_and_garbage_is_no_limit(tmp_path: Path) -> None:

@@ -46,6 +46,17 @@ from places import ROOT
         ("[rounds]\ntotal = 2\ninner_steps = 2", "does not end within the run of 4 steps", "4"),
         ("[rounds]\ngrace_s = 9\ndeadline_s = 8", "grace_s = 9 is above deadline_s = 8", "lower"),
         ("[rounds]\nbox_s = 595", "box_s = 595 and grace_s = 10 together", "raise deadline_s"),
+        ("seq_len = 512\n[optimizer]\nbatch_size = 65536", "33,554,432, at most", "lower"),
+        (
+            "[optimizer]\nbatch_size = 4096\n[rounds]\ninner_steps = 2000",
+            "batch_size = 4096 × 2000 steps of a round is too much",
+            "inner_steps",
+        ),
+        (
+            "validation_windows = 65536\nseq_len = 4096",
+            "validation_windows = 65536 × seq_len = 4096",
+            "lower validation_windows",
+        ),
         (
             "[exchange]\noverlap_steps = 11",
             "overlap_steps = 11 is more than half of [rounds] inner_steps = 20",
