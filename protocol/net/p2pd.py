@@ -28,6 +28,7 @@ from hivemind.utils.multiaddr import Multiaddr as DaemonMultiaddr
 from artel.protocol import tether
 from artel.protocol.errors import ResourceError
 from artel.protocol.events import emit
+from artel.protocol.net.knocking import Door
 from artel.protocol.tasks import Result, within
 
 log = logging.getLogger("artel.network")
@@ -43,7 +44,7 @@ PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 KEEP_CONNECTIONS, MOST_CONNECTIONS, GRACE_S = 320, 448, 20
 """Above the second number of connections those that are wanted least (see ``Gateway.prefer``) and
 are older than the grace end, until the first number is left. Only connections with a handshake
-count: those without one the daemon ends after 15 s, and nothing bounds their number."""
+count; for the others see :mod:`protocol.net.knocking`."""
 MAX_MESSAGE_BYTES = 1 << 21
 """Of one call of the DHT: all records of a key (``dht_node``) and the neighbours beside them."""
 OPEN_FILES, FEW_OPEN_FILES = 1 << 16, 4096
@@ -103,6 +104,8 @@ class NetworkDaemon:
         self.p2p: P2P
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._said = b""
+        self._door = Door(process.pid)
+        self._keeping: asyncio.Task[None] | None = None
         self._ended = asyncio.create_task(self._listen())
         """Owns the process: reads what it says, and reaps it."""
 
@@ -152,6 +155,7 @@ class NetworkDaemon:
         for task in (control._read_task, control._write_task):
             # They fail when the daemon dies; nobody waits for them, and asyncio would say so.
             task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        self._keeping = asyncio.create_task(self._door.keep(self.p2p.list_peers))
 
     async def during(self, work: Coroutine[Any, Any, Result], seconds: float) -> Result:
         """Await ``work``, which needs the daemon and might wait for a dead one without end.
@@ -184,6 +188,7 @@ class NetworkDaemon:
             except (P2PDaemonError, OSError, EOFError):
                 silent += 1
             else:
+                self._door.know(connected)
                 await each(connected)
         self.process.kill()
         await asyncio.shield(self._ended)
@@ -196,6 +201,8 @@ class NetworkDaemon:
 
     async def close(self) -> None:
         """End the process: ask, then kill. Returns within about ``CLOSE_S``; idempotent."""
+        if self._keeping is not None:
+            self._keeping.cancel()
         if hasattr(self, "p2p"):
             await self.p2p.shutdown()  # only its own end of the connection: it started nothing
         with contextlib.suppress(ProcessLookupError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import os
 import resource
 import socket
 import sys
@@ -12,17 +13,20 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import psutil
 import pytest
+from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerInfo
 from multiaddr import Multiaddr
 
 from artel.protocol import messages
 from artel.protocol.errors import ArtelError
-from artel.protocol.net import gateway, p2pd, slots, streams, wire
+from artel.protocol.net import gateway, knocking, p2pd, slots, streams, wire
 from artel.protocol.net.host import Host
+from artel.protocol.net.knocking import Door
 from artel.protocol.net.slots import Members, Slots
 from artel.protocol.net.streams import Stream, Traffic
 from artel.protocol.net.uplink import Uplink
-from host_world import daemon_of, named, raw, start, swarm
+from host_world import daemon_of, named, raw, start, swarm, until
 from places import WORLDS
 
 ECHO = "/artel/echo/1.0.0"
@@ -303,23 +307,30 @@ async def test_the_daemon_keeps_members_connections_first(
                 await asyncio.sleep(0.02)
 
 
-async def test_connections_without_a_handshake_do_not_stop_requests(tmp_path: Path) -> None:
+async def test_a_daemon_with_few_files_answers_beside_any_number_of_silent_connections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(knocking, "SWEEP_S", 0.2)
     async with swarm(tmp_path, 2) as (server, client):
         await server.serve(ECHO, _echo)
-        if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < p2pd.FEW_OPEN_FILES:
-            pytest.skip("this machine allows few open files")
+        server.admit(lambda peer: peer == client.peer_id)
+        reader, writer = await raw(client, server.peer_id, ECHO)
+        daemon = daemon_of(server)
+        daemon.rlimit(psutil.RLIMIT_NOFILE, (512, 512))
         port = int((await server.addresses())[0].split("/")[4])
-        knocking = []
+        silent = []
         try:
             for number in range(2000):
                 one = socket.socket()
                 one.setblocking(False)
                 one.connect_ex(("127.0.0.1", port))
-                knocking.append(one)
+                silent.append(one)
                 if number % 100 == 0:
                     await asyncio.sleep(0.01)
-            await asyncio.sleep(0.5)
-            assert daemon_of(server).num_fds() > 1500
+            await until(lambda: daemon.num_fds() < 300, 15)
+            writer.write(wire.encode(messages.Ok()))
+            assert await asyncio.wait_for(reader.read(1), 5), "what had a handshake was ended"
+            writer.close()
             for number in range(3):
                 assert await seconds_of(client, server) < 2
                 newcomer = await start(tmp_path / f"new-{number}", server)
@@ -327,6 +338,37 @@ async def test_connections_without_a_handshake_do_not_stop_requests(tmp_path: Pa
                     assert await seconds_of(newcomer, server) < 3
                 finally:
                     await newcomer.close()
+            assert daemon == daemon_of(server), "it was not started again"
         finally:
-            for one in knocking:
+            for one in silent:
                 one.close()
+
+
+async def test_where_sockets_cannot_be_taken_from_a_child_nobody_tries_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def nobody() -> list[PeerInfo]:
+        return []
+
+    monkeypatch.setattr(knocking, "SWEEP_S", 0.01)
+    monkeypatch.setattr(knocking, "QUIET", -1)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(Door(os.getpid()).keep(nobody), 0.5)
+    monkeypatch.delattr(os, "pidfd_open")
+    await asyncio.wait_for(Door(os.getpid()).keep(nobody), 5)
+    await asyncio.wait_for(Door(2**30).keep(nobody), 5)
+
+
+def test_of_connections_without_a_handshake_the_last_ones_stay() -> None:
+    def ended(since: dict[knocking.End, float], now: float = 1.0) -> set[knocking.End]:
+        return set(knocking.too_many(since, now))
+
+    crowd = {("203.0.113.1", port): port / 1000 for port in range(knocking.MOST_EACH + 3)}
+    assert ended(crowd) == {("203.0.113.1", port) for port in range(3)}
+    assert not ended({("127.0.0.1", port): 0.0 for port in range(knocking.MOST_EACH + 3)})
+    network = {(f"2001:db8::{port:x}", port): 0.0 for port in range(knocking.MOST_EACH + 1)}
+    assert len(ended(network)) == 1, "an IPv6 network of 64 bits is one address"
+    many = {(f"198.51.100.{n}", 1): n / 1000 for n in range(knocking.MOST + 2)}
+    assert ended(many) == {("198.51.100.0", 1), ("198.51.100.1", 1)}
+    assert ended(crowd, knocking.PATIENCE_S + 1) == set(crowd)
+    assert not ended(dict.fromkeys(many, 1.0)), "they were not there at the last look"
