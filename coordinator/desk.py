@@ -134,7 +134,7 @@ class Desk:
         if bound or shares.check(fold, entry) == reasons.DUPLICATE:
             return  # said before, and the reply got lost
         intake.require(fold, entry)
-        core.submissions.admit(source)
+        core.submissions.admit(entry, source)
         await intake.append(core.ledger, entry)
         if isinstance(body, entries.Node):
             emit(log, "node.admitted", node=short_peer(body.node), account=body.account[:12])

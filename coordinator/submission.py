@@ -39,14 +39,14 @@ WAITING_AT_MOST = 1024
 however much is submitted."""
 ALIAS_AHEAD_S = 3600
 """How far the clock of whoever signed an alias may be ahead of ours."""
-ADMISSIONS_PER_MINUTE, ADMISSIONS_AT_ONCE = 8, 2
-"""Entries of new accounts and new nodes, of all strangers together, so never more than 10 in a
-minute. Whoever makes keys could make millions, and an entry stays for ever."""
-ADMISSIONS_EACH_MINUTE, ADMISSIONS_EACH_AT_ONCE = 4, 9
-"""Of one address: an account and eight nodes at once."""
+STRANGERS_MINUTE, STRANGERS_AT_ONCE = 5, 5
+"""Entries of accounts without accepted work, of all together, so never more than 10 in a minute.
+Whoever makes keys could make millions, and an entry stays for ever."""
+EACH_MINUTE, EACH_AT_ONCE = 4, 9
+"""The same of one source: an account and eight nodes at once."""
 FREE_ADMISSIONS = 64
-"""Accounts and nodes of a ledger that are not counted in the sum: those who wait for a run to begin
-come all at once."""
+"""The first accounts and nodes of a ledger are not counted in the sum: those who wait for a run to
+begin come all at once."""
 
 
 class Submissions:
@@ -65,8 +65,8 @@ class Submissions:
         self._ledger, self._heads, self._run = ledger, heads, run
         self._peers = RateLimits(PER_PEER_MINUTE, PER_PEER_AT_ONCE, clock=clock)
         self._keys = RateLimits(PER_KEY_MINUTE, PER_KEY_AT_ONCE, clock=clock)
-        self._newcomers = RateLimits(ADMISSIONS_EACH_MINUTE, ADMISSIONS_EACH_AT_ONCE, clock=clock)
-        self._admissions = RateLimits(ADMISSIONS_PER_MINUTE, ADMISSIONS_AT_ONCE, clock=clock)
+        self._strangers_each = RateLimits(EACH_MINUTE, EACH_AT_ONCE, clock=clock)
+        self._strangers = RateLimits(STRANGERS_MINUTE, STRANGERS_AT_ONCE, clock=clock)
 
     async def submit(self, data: bytes, who: str) -> tuple[int, str]:
         """Put a person's entry into the ledger.
@@ -99,24 +99,29 @@ class Submissions:
         if not isinstance(entry.body, KINDS):
             raise wire.Refused(f"{entry.kind} entries are not submitted by people", code="unknown")
         intake.require(self._ledger.state, entry)
-        self._spend(self._keys, _speaker(entry))
-        if isinstance(entry.body, entries.AccountBody):
-            self.admit(who)
+        self.admit(entry, who)
         await intake.append(self._ledger, entry)
         index = self._ledger.store.index_of(entry.id)
         assert index is not None
         emit(log, "entry.submitted", kind=entry.kind, index=index)
         return index
 
-    def admit(self, who: str) -> None:
-        """Count one entry of a new account or node.
+    def admit(self, entry: Entry, who: str) -> None:
+        """Count an entry that would count: its signer's and, without accepted work, a stranger's.
 
-        :raises Refused: too many in a minute, of this address or of all
+        :raises Refused: too many in a minute, of this signer, of this address or of all strangers
         """
-        self._spend(self._newcomers, who)
-        fold = self._ledger.state
-        if len(fold.accounts) + len(fold.nodes) >= FREE_ADMISSIONS:
-            self._spend(self._admissions, "")
+        fold, body = self._ledger.state, entry.body
+        self._spend(self._keys, _speaker(entry))
+        account = getattr(body, "account", "")
+        known = fold.accounts.get(account)
+        if not account or (known is not None and known.granted):
+            return
+        self._spend(self._strangers_each, who)
+        node = body.node if isinstance(body, entries.Node) else ""
+        adds = node not in fold.nodes if node else known is None  # and does not only change
+        if not adds or len(fold.accounts) + len(fold.nodes) >= FREE_ADMISSIONS:
+            self._spend(self._strangers, "")
 
     def _spend(self, limits: RateLimits, key: str) -> None:
         wait = limits.take(network_of(key))

@@ -154,6 +154,31 @@ async def test_submissions_are_bounded_for_each_peer_and_each_key(
     await one.submit(moved(3))
 
 
+async def test_accounts_without_work_together_add_few_entries(
+    office: Office, members: list[Member]
+) -> None:
+    await play_round(office, members)
+    one, two, _ = members
+    store, found = office.core.ledger.store, []
+    strangers = [Member(office, f"stranger {number}") for number in range(12)]
+    for number, stranger in enumerate(strangers):
+        stranger.network = f"203.0.113.{number}"
+        await stranger.submit(entries.account(stranger.owner, office.run))
+    size, refusals = store.size, set()
+    for stranger in strangers:
+        new = Member(office, f"{stranger.peer} again").owner
+        rotated = entries.key_rotated(
+            stranger.owner, new, office.run, account=stranger.owner.key, seq=1
+        )
+        try:
+            found.append(await stranger.submit(rotated))
+        except wire.Refused as error:
+            refusals.add(error.code)
+    assert refusals == {"busy"}
+    assert len(found) == store.size - size == submission.STRANGERS_AT_ONCE
+    await one.submit(dispute(office, one, two))
+
+
 async def test_a_flood_of_submissions_leaves_the_rounds_room(
     office: Office, members: list[Member], monkeypatch: pytest.MonkeyPatch
 ) -> None:
