@@ -375,9 +375,9 @@ def _copied(codec: str, seed: int) -> Cell:
 
 
 def _cells(options: argparse.Namespace) -> Iterator[Cell]:
-    """The runs in the order of the table, clean ones first."""
+    """The runs, those with the same aggregator together, clean ones first."""
     cases = [(CLEAN, 0), *product(options.attacks, options.attackers)]
-    for (attack, attackers), aggregator, codec in product(cases, options.aggregators, CODECS):
+    for aggregator, (attack, attackers), codec in product(options.aggregators, cases, CODECS):
         yield Cell(attack, attackers, aggregator, codec, options.rounds, options.seed)
 
 

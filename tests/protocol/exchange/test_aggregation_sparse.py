@@ -50,7 +50,7 @@ def reference(given: list[Weighted], floor: float) -> Vector:
     for tensor in LAYOUT.tensors:
         inside = slice(tensor.offset, tensor.offset + tensor.size)
         norms = [math.sqrt(sum(float(x) ** 2 for x in v[inside])) for v in vectors]
-        middle = min(median(norms), 2.5 * median_low(norms))
+        middle = min(median(norms), 4 * median_low(norms))
         clips = [Fraction(min(1.0, middle / n) if n else 1.0) for n in norms]
         for p in range(inside.start, inside.stop):
             who = [i for i in range(len(given)) if p in entries_of(given[i]).positions]
