@@ -56,8 +56,8 @@ Doubles = npt.NDArray[np.float64]
 CENTERED_CLIPS = 3
 """Iterations of the centered clip."""
 APART = 4.0
-"""How far the median of an even number may lie above the lower of the middle two: the more, the less
-is taken away from the faster of two uneven nodes (docs/results/attacks.md)."""
+"""How far the median of an even number may lie above the lower of the middle two: the more, the
+less is taken away from the faster of two uneven nodes (docs/results/attacks.md)."""
 HELD_BYTES = 512 << 20
 """Memory for contributions while their dot products are taken; affects speed, never the result."""
 _UNITS = 1 << 24  # shares in units of 2^-24: every sum of some of them is exact in fp32
