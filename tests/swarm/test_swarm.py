@@ -52,7 +52,8 @@ def members_by_round(decoded: list[entries.Entry]) -> dict[int, tuple[str, ...]]
 
 
 async def test_nodes_and_the_coordinator_are_killed_come_late_and_leave(tmp_path: Path) -> None:
-    async with Swarm(tmp_path, write_run(tmp_path, total=500, inner_steps=300)) as swarm:
+    run = write_run(tmp_path, total=500, inner_steps=300, span=3)
+    async with Swarm(tmp_path, run) as swarm:
         await swarm.start(nodes=3)
         victim = 3
 
@@ -90,6 +91,11 @@ async def test_nodes_and_the_coordinator_are_killed_come_late_and_leave(tmp_path
         key = identity.public_of(peer_of(swarm, late)).hex()
         assert any(key in entry.signers for entry in agreed)
         assert peer_of(swarm, late) not in fold.rejected
+        # It began a span of its own; the others go on with theirs.
+        shown = [e.body for e in decoded if isinstance(e.body, entries.Contribution)]
+        first = next(body for body in shown if body.node == peer_of(swarm, late))
+        assert first.span == first.round
+        assert any(body.span < body.round for body in shown)
         of_the_victim = fold.rejected.get(peer_of(swarm, victim), {})
         assert set(of_the_victim) <= {"disconnected", "late", "missing_reveal"}
         # The leaver is in no later round, and every round that it was a member of was credited.
