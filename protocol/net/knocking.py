@@ -3,7 +3,8 @@
 Whoever opens a TCP connection costs the daemon an open file and about 20 kB, whether a handshake
 follows or not; it waits 15 s for one, and has no bound on their number. When its open files are all
 taken, nobody is answered any more. On Linux a parent may take hold of its child's sockets
-(pidfd_getfd(2)), and one that is shut down here ends there. Importing this module imports hivemind.
+(pidfd_getfd(2)): what is set on one here holds there, and one that is shut down here ends there.
+Importing this module imports hivemind.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ MOST, MOST_EACH = 128, 16
 Those that came last are kept, and those that came since the last look."""
 PATIENCE_S = 10.0
 """Until a connection has to have made its handshake."""
+SILENT_S = 60
+"""How long the system holds a connection back that says nothing."""
 SWEEP_S = 1.0
 QUIET = 128
 """Open files of a daemon beside those of its peers, two each, up to which nobody looks closer."""
@@ -70,6 +73,8 @@ class Door:
 
         :param peers: asks the daemon for the same, when there is a crowd
         """
+        with contextlib.suppress(Forbidden, OSError):  # it is said below, when it matters
+            await asyncio.to_thread(self._defer)
         while True:
             await asyncio.sleep(SWEEP_S)
             try:
@@ -97,6 +102,18 @@ class Door:
         if ended:
             emit(log, "connections.ended", logging.DEBUG, count=len(ended))
             await asyncio.to_thread(self._end, {found[end]: end for end in ended})
+
+    def _defer(self) -> None:
+        """Have the system hold connections back until they say something (tcp(7)): whoever dials
+        speaks first, and a silent connection then costs the daemon nothing."""
+        with self._taking() as take:
+            for name in os.listdir(self._files):
+                with take(int(name)) as taken:
+                    if taken is not None and taken.getsockopt(
+                        socket.SOL_SOCKET, socket.SO_ACCEPTCONN
+                    ):
+                        with contextlib.suppress(OSError):  # our own, of the file system
+                            taken.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, SILENT_S)
 
     def _connections(self) -> dict[End, int]:
         """Each connection, and the daemon's number of its file."""

@@ -307,8 +307,9 @@ async def test_the_daemon_keeps_members_connections_first(
                 await asyncio.sleep(0.02)
 
 
-async def test_a_daemon_with_few_files_answers_beside_any_number_of_silent_connections(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("said", [b"", b"\x13"])
+async def test_a_daemon_with_few_files_answers_beside_connections_without_a_handshake(
+    said: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(knocking, "SWEEP_S", 0.2)
     async with swarm(tmp_path, 2) as (server, client):
@@ -324,10 +325,14 @@ async def test_a_daemon_with_few_files_answers_beside_any_number_of_silent_conne
                 one = socket.socket()
                 one.setblocking(False)
                 one.connect_ex(("127.0.0.1", port))
+                with contextlib.suppress(OSError):
+                    one.send(said)
                 silent.append(one)
                 if number % 100 == 0:
                     await asyncio.sleep(0.01)
-            await until(lambda: daemon.num_fds() < 300, 15)
+            if said:
+                await until(lambda: daemon.num_fds() < 300, 15)
+            assert daemon.num_fds() < 300, "a silent one does not reach it"
             writer.write(wire.encode(messages.Ok()))
             assert await asyncio.wait_for(reader.read(1), 5), "what had a handshake was ended"
             writer.close()
