@@ -103,7 +103,7 @@ def light(
     return subprocess.run(
         [sys.executable, "-c", WITHOUT + code, json.dumps(absent), *arguments],
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cwd or os.devnull)},
         capture_output=True,
         text=True,
         timeout=120,

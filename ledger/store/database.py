@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from artel.ledger.fold import effects
+from artel.ledger.store.packing import FORM
 from artel.protocol.errors import CheckFailed, ResourceError
 
 LOCK_WAIT_S = 10.0
@@ -22,7 +23,7 @@ _DAMAGE = ("no such", "malformed", "no column", "decode", "unsupported")
 """Words in SQLite's errors that are about what is in the file, not about the machine."""
 
 LEDGER = (
-    "CREATE TABLE entries(idx INTEGER PRIMARY KEY, packed BLOB NOT NULL)",
+    f"CREATE TABLE entries(idx INTEGER PRIMARY KEY, packed BLOB NOT NULL /* form {FORM} */)",
     # The first 8 bytes of each entry's id. A prefix is found by them, and compared in full.
     "CREATE TABLE ids(id INTEGER, idx INTEGER, PRIMARY KEY(id, idx)) WITHOUT ROWID",
     # The log's signatures; what they sign is made again from the entries (see .reading). Each head

@@ -10,6 +10,7 @@ is compared with its hash.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import zlib
 from base64 import b64encode
@@ -65,6 +66,8 @@ _WORDS = b"".join(
 )
 """What texts of entries have in common, the most frequent last, where it is found most cheaply.
 Part of the format: with other words, no row could be read."""
+FORM = hashlib.sha256(_WORDS).hexdigest()[:8]
+"""Names the words; stands in the file, so that no other program takes the rows for its own."""
 # Copied for each entry, which is cheaper than to read the words in again.
 _DEFLATE = zlib.compressobj(6, zlib.DEFLATED, _WINDOW, 4, zlib.Z_DEFAULT_STRATEGY, _WORDS)
 

@@ -135,7 +135,7 @@ def _kept(folder: Path, offer: Offer) -> Iterator[LedgerStore]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
             store = _opened(folder, offer)
-        except CheckFailed:  # damaged: it is fetched again
+        except (CheckFailed, DecodeError):  # damaged, or another form: it is fetched again
             _remove(folder)
             store = _opened(folder, offer)
         with closing(store):

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -238,6 +238,19 @@ def test_a_copy_that_is_behind_is_read_and_said_to_be_behind(
         assert f"checkpoint {SIZE} " in capsys.readouterr().err
     with LedgerReader.of(folder_of_the_cache / "replica") as kept:
         assert kept.size == SIZE, "what was seen is not forgotten"
+
+
+def test_a_copy_that_another_version_packed_is_fetched_again(
+    site: Path, folder_of_the_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["shares", "--from", str(site / "ledger"), "--json"]
+    assert main(command) == 0
+    wanted = json.loads(capsys.readouterr().out)
+    with closing(sqlite3.connect(folder_of_the_cache / "replica" / DATABASE_NAME)) as connection:
+        connection.execute("UPDATE entries SET packed = CAST(x'00' || packed AS BLOB)")
+        connection.commit()
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out) == wanted
 
 
 def test_a_log_that_would_fill_the_disk_is_not_fetched(
