@@ -241,9 +241,11 @@ def test_a_copy_that_is_behind_is_read_and_said_to_be_behind(
 
 
 def test_a_copy_that_another_version_packed_is_fetched_again(
-    site: Path, folder_of_the_cache: Path, capsys: pytest.CaptureFixture[str]
+    home: Path, tmp_path: Path, folder_of_the_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["shares", "--from", str(site / "ledger"), "--json"]
+    with LedgerReader.of(home) as store:
+        few = write_tiles(home, tmp_path / "few", store.note_at(14))
+    command = ["shares", "--from", str(few), "--json"]
     assert main(command) == 0
     wanted = json.loads(capsys.readouterr().out)
     with closing(sqlite3.connect(folder_of_the_cache / "replica" / DATABASE_NAME)) as connection:
