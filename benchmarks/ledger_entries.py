@@ -116,7 +116,7 @@ class Run:
         for node in members:
             body = {"node": node, "base": state, "blob": blobs[node], "size": 1000}
             body |= {"salt": salt.hex(), "tokens": TOKENS, "tail": 0, "head": STEPS}
-            body |= {"up": 4000, "down": 9000}
+            body |= {"span": 0, "up": 4000, "down": 9000}
             entry = self._entry(entries.Contribution, at | body, keys[node])
             accepted.append(entries.Accepted(node=node, entry=entry.id, weight=TOKENS))
             yield entry

@@ -95,10 +95,11 @@ async def test_who_comes_back_fetches_the_updates_and_not_the_state(tmp_path: Pa
         home = swarm.home_of(2)
 
         def back(status: dict[str, Any]) -> bool:
-            rows = [row for row in status["nodes"] if row["node"] == peer_of(home)]
-            return bool(rows) and bool(rows[0]["seconds"])  # of a round that it has finished
+            decoded, _ = ledger_of(tmp_path / "coordinator")
+            bodies = [e.body for e in decoded if isinstance(e.body, entries.Contribution)]
+            return any(b.node == peer_of(home) and b.round >= missed for b in bodies)
 
-        await swarm.wait_for(back, "it takes part again")
+        await swarm.wait_for(back, "it contributes again")
         now = await asyncio.to_thread(node_status.read, home)
         console = (home / "console.log").read_text()
         assert "behind: fetching" in console

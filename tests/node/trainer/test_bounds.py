@@ -89,14 +89,15 @@ def test_a_model_is_built_under_a_bound_that_then_goes(
     build = model.build
 
     def watched(*arguments: Any) -> Any:
-        during.append(resource.getrlimit(LIMIT)[0])
+        during.append((resource.getrlimit(LIMIT)[0], bounds._taken() or 0))
         return build(*arguments)
 
     monkeypatch.setattr(model, "build", watched)
     training.open_training(world.manifest, world.state, "cpu")
-    (limit,) = during
+    ((limit, taken),) = during
     allowed = bounds.building_bytes(bounds.weigh(world.run))
-    assert 0 < limit <= (bounds._taken() or 0) + allowed
+    other_threads = 64 << 20  # may have given memory back since the limit was set
+    assert 0 < limit <= taken + allowed + other_threads
     assert resource.getrlimit(LIMIT) == before
 
 
