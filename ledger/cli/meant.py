@@ -63,7 +63,10 @@ def index_of(view: LedgerView, wanted: str) -> int:
     """
     if wanted.isascii() and wanted.isdigit() and len(wanted) < 8:
         if int(wanted) >= view.log.size:
-            raise UsageError(f"there is no entry {wanted}; the ledger has {view.log.size}")
+            raise UsageError(
+                f"there is no entry {wanted}; the ledger has {view.log.size}",
+                "they are counted from 0: see artel ledger log",
+            )
         return int(wanted)
     found = view.log.find(wanted)
     if len(found) != 1:
