@@ -9,20 +9,12 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from artel.node.trainer.channel import TrainerError
-from artel.protocol.state import State
-
-
-class Base(NamedTuple):
-    """An agreed state, which a round starts from, and its root."""
-
-    state: State
-    root: str
+from artel.protocol.exchange.next_state import Base
 
 
 @dataclass(frozen=True)

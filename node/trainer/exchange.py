@@ -1,4 +1,4 @@
-"""What a node gives to a round and what it makes of the closed round: files in, files out.
+"""What a node gives to a round, as files.
 
 numpy and compiled loops on the CPU only, whatever device trains, so that every node gets the same
 bits. Everything here concerns one **part** of the model: the fragment that a round exchanges, or a
@@ -9,30 +9,24 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from artel.node.trainer import writing
-from artel.node.trainer.agreed import Base
-from artel.node.trainer.channel import TrainerError, coded
-from artel.node.trainer.orders import Counted
+from artel.node.trainer.channel import coded
 from artel.protocol import content
-from artel.protocol.errors import ArtelError, CheckFailed
+from artel.protocol.errors import CheckFailed
 from artel.protocol.exchange import aggregate_slice, codec, outer, parts, pseudogradient
 from artel.protocol.exchange.aggregation import Weighted
-from artel.protocol.exchange.codec import Elements, Sparse
+from artel.protocol.exchange.codec import Sparse
 from artel.protocol.exchange.feedback import Feedback
 from artel.protocol.exchange.parts import Part
 from artel.protocol.exchange.pseudogradient import Header
 from artel.protocol.manifest import Manifest
-from artel.protocol.state import Layout, State, Vector
-
-CACHE_BYTES = 512 << 20
-"""Decoded contributions kept between the passes of the aggregation; beyond it, each is decoded for
-each pass and at most one is in memory."""
+from artel.protocol.state import Layout, Vector
 
 
 @dataclass
@@ -85,9 +79,6 @@ def warm_up(manifest: Manifest, device: str) -> None:
         mu=settings.outer.momentum,
         nesterov=settings.outer.nesterov,
     )
-
-
-# --- giving ---
 
 
 def encode(
@@ -152,164 +143,3 @@ def write_contribution(
         writing.write(slice_path, [blob])
     writing.write(path, [index])
     return Written(path, slices, len(index) + sum(map(len, blobs)))
-
-
-# --- taking ---
-
-
-def combine(
-    manifest: Manifest, part: Part, base: Base, listed: Sequence[Counted], phases: Phases
-) -> Vector:
-    """The update of a part, (N,), from all contributions to it.
-
-    :raises TrainerError: ``bad_blob`` with the node
-    :raises CheckFailed: the list itself is impossible
-    """
-    _require_gradual_underflow()
-    exchange = manifest.config.exchange
-    load = _loader(manifest, part, base, len(listed), phases)
-    contributions = [Weighted(c.node, c.weight, load(c)) for c in listed]
-    with phases.measured("aggregate"):
-        update = aggregate_slice.combine(part.layout, contributions, exchange)
-    # Decoding happens inside the aggregation, but is told apart.
-    phases.seconds["aggregate"] -= phases.seconds.setdefault("decode", 0.0)
-    return update
-
-
-def write_slice(manifest: Manifest, piece: Part, base: Base, update: Vector, path: Path) -> None:
-    """Write the update of a slice for everybody.
-
-    Without error feedback: whoever does it gets the same bytes.
-
-    :raises TrainerError: ``disk_full``, ``disk``
-    """
-    run_codec = codec.of(manifest.config.exchange)
-    header = Header(base.state.round, base.root, run_codec, pseudogradient.SLICE_MAGIC)
-    writing.write(path, [header.pack(piece.layout, update)])
-
-
-def read_slices(
-    manifest: Manifest, pieces: Sequence[Part], base: Base, blobs: Sequence[Path], phases: Phases
-) -> tuple[Vector, list[Elements] | None]:
-    """The update of a fragment from the blobs of its slices in order; the entries if it is sparse.
-
-    :raises TrainerError: ``bad_blob``
-    """
-    _require_gradual_underflow()
-    if len(blobs) != len(pieces):
-        raise TrainerError(
-            "bad_request", f"the round has {len(pieces)} slices, {len(blobs)} were given"
-        )
-    update = np.zeros(sum(piece.parameters for piece in pieces), np.float32)
-    entries: list[Elements] = []
-    with phases.measured("decode"):
-        for number, (piece, stretch, path) in enumerate(
-            zip(pieces, parts.stretches(pieces), blobs, strict=True)
-        ):
-            with _usable(f"slice {number}"):
-                values = _load(manifest, piece, base, path, pseudogradient.SLICE_MAGIC)
-            if isinstance(values, Elements):
-                update[stretch][values.positions] = values.values
-                entries.append(values)
-            else:
-                update[stretch] = values
-    return update, entries or None
-
-
-def step(
-    manifest: Manifest, part: Part, base: Base, update: Vector, path: Path, phases: Phases
-) -> Base:
-    """Take the outer step of a part and write the new state.
-
-    :param path: the new state's file, written whole or not at all
-    :raises TrainerError: ``diverged``, ``disk_full``, ``disk``
-    """
-    settings = manifest.config.exchange.outer
-    old = base.state
-    lr = outer.learning_rate(manifest.config.exchange, manifest.config.rounds.total, old.round)
-    with phases.measured("outer"), coded("diverged", CheckFailed):
-        params, momentum = outer.outer_step(
-            part.take(old.params),
-            None if old.momentum is None else part.take(old.momentum),
-            update,
-            lr=lr,
-            mu=settings.momentum,
-            nesterov=settings.nesterov,
-        )
-        params = _in_place(part, params, old.params)
-        if momentum is not None and old.momentum is not None:
-            momentum = _in_place(part, momentum, old.momentum)
-    state = State(old.round + 1, old.layout_digest, params, momentum)
-    with phases.measured("write"):
-        return Base(state, writing.write_agreed(path, state))
-
-
-def _in_place(part: Part, new: Vector, old: Vector) -> Vector:
-    """``old`` with the part replaced, as a vector of its own."""
-    if len(new) == len(old):
-        return new
-    full = old.copy()
-    part.put(new, full)
-    return full
-
-
-# --- reading blobs ---
-
-
-@contextlib.contextmanager
-def _usable(what: str, node: str = "") -> Iterator[None]:
-    """:raises TrainerError: ``bad_blob``: the file of ``what`` cannot be read, or does not count"""
-    try:
-        yield
-    except (OSError, ArtelError) as error:
-        why = error.message if isinstance(error, ArtelError) else error.strerror
-        hint = "delete the blob; it is fetched again"
-        raise TrainerError("bad_blob", f"{what} does not count: {why}", hint, node) from None
-
-
-def _load(
-    manifest: Manifest, part: Part, base: Base, path: Path, magic: bytes
-) -> Vector | Elements:
-    run_codec = codec.of(manifest.config.exchange)
-    with path.open("rb") as file:
-        blob = file.read(pseudogradient.max_blob_bytes(part.layout, run_codec) + 1)
-    return Header(base.state.round, base.root, run_codec, magic).load(blob, part.layout)
-
-
-def _loader(
-    manifest: Manifest, part: Part, base: Base, count: int, phases: Phases
-) -> Callable[[Counted], Callable[[], Vector | Elements]]:
-    """How to decode a listed contribution when the aggregation asks for it."""
-    sparse = codec.of(manifest.config.exchange).sparse
-    keep = sparse or 4 * part.parameters * count <= CACHE_BYTES
-    cache: dict[str, Vector | Elements] = {}
-
-    def lazily(listed: Counted) -> Callable[[], Vector | Elements]:
-        def vector() -> Vector | Elements:
-            if listed.node in cache:
-                return cache[listed.node]
-            whose = _usable(f"the contribution of {listed.node}", listed.node)
-            with phases.measured("decode"), whose:
-                values = _load(manifest, part, base, listed.blob, pseudogradient.MAGIC)
-            if keep:
-                cache[listed.node] = values
-            return values
-
-        return vector
-
-    return lazily
-
-
-def _require_gradual_underflow() -> None:
-    """Refuse to compute in a thread whose processor rounds denormal numbers to zero.
-
-    Libraries built with -ffast-math switch that on for the thread that loads them, and then a state
-    would differ from everybody else's in its smallest numbers.
-    """
-    tiny = np.full(8, 1e-38, np.float32)
-    if not (tiny * np.float32(0.125) > 0).all():
-        raise TrainerError(
-            "failed",
-            "this process rounds denormal numbers to zero, so its state would differ",
-            "a library switched that on; use the versions of constraints.txt",
-        )

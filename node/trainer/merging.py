@@ -7,18 +7,21 @@ beginning of its next round.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from artel.node.trainer import exchange
-from artel.node.trainer.agreed import Agreed, Base, Change
-from artel.node.trainer.channel import TrainerError
+from artel.node.trainer import writing
+from artel.node.trainer.agreed import Agreed, Change
+from artel.node.trainer.channel import TrainerError, coded
 from artel.node.trainer.exchange import Phases
 from artel.node.trainer.orders import Applied, Apply, ApplySlices, Combine
-from artel.protocol.exchange import parts
-from artel.protocol.exchange.parts import Part
+from artel.protocol.exchange import outer
+from artel.protocol.exchange.aggregate_slice import Unusable, recompute, round_slices
+from artel.protocol.exchange.next_state import Base, Given, next_state
 from artel.protocol.manifest import Manifest
-from artel.protocol.state import Layout, Vector
+from artel.protocol.state import Layout
 
 
 @dataclass(frozen=True)
@@ -31,42 +34,80 @@ class Merging:
 
     def apply(self, order: Apply) -> Applied:
         """Combine all contributions of a ``gather`` round; the outcome becomes the agreed state."""
-        base, part, phases = self._round(order.round)
-        update = exchange.combine(self.manifest, part, base, order.contributions, phases)
-        change = Change(order.round, frozenset(c.node for c in order.contributions))
-        return self._advance(part, base, update, change, order.out, phases)
+        sent = [Given(c.node, c.weight, (c.blob,)) for c in order.contributions]
+        return self._advance(order.round, order.out, sent, [c.node for c in order.contributions])
 
     def aggregate(self, order: Combine) -> Path:
         """Combine one slice of all contributions, for everybody, into a new file."""
-        base, part, phases = self._round(order.round)
-        pieces = parts.cut(part, order.slices)
-        if not 0 <= order.slice < len(pieces):
+        base, settings = self.agreed.of_round(order.round), self.manifest.config.exchange
+        count = len(round_slices(self.layout, settings, order.round, order.slices))
+        if not 0 <= order.slice < count:
             raise TrainerError(
-                "bad_request", f"there is no slice {order.slice}: the round has {len(pieces)}"
+                "bad_request", f"there is no slice {order.slice}: the round has {count}"
             )
-        piece = pieces[order.slice]
-        update = exchange.combine(self.manifest, piece, base, order.contributions, phases)
+        with _usable():
+            blob = recompute(
+                self.layout,
+                settings,
+                round=order.round,
+                members=order.slices,
+                slice=order.slice,
+                base=base.root,
+                blobs={c.node: c.blob for c in order.contributions},
+                tokens={c.node: c.weight for c in order.contributions},
+            )
         path = order.out / f"slice-{order.round}-{order.slice}.blob"
-        exchange.write_slice(self.manifest, piece, base, update, path)
+        writing.write(path, [blob])
         return path
 
     def apply_slices(self, order: ApplySlices) -> Applied:
         """Take the outer step of a ``sharded`` round from the blobs of its slices."""
-        base, part, phases = self._round(order.round)
-        pieces = parts.cut(part, order.count)
-        update, entries = exchange.read_slices(self.manifest, pieces, base, order.slices, phases)
-        kept = None if entries is None else tuple(e.positions for e in entries)
-        change = Change(order.round, frozenset(order.nodes), kept)
-        return self._advance(part, base, update, change, order.out, phases)
-
-    def _round(self, round: int) -> tuple[Base, Part, Phases]:
-        part = parts.fragment(self.layout, self.manifest.config.exchange.fragments, round)
-        return self.agreed.of_round(round), part, Phases()
+        self.agreed.of_round(order.round)
+        count = len(
+            round_slices(self.layout, self.manifest.config.exchange, order.round, order.count)
+        )
+        if len(order.slices) != count:
+            raise TrainerError(
+                "bad_request", f"the round has {count} slices, {len(order.slices)} were given"
+            )
+        slices = dict(enumerate(order.slices))
+        return self._advance(order.round, order.out, (), order.nodes, order.count, slices)
 
     def _advance(
-        self, part: Part, base: Base, update: Vector, change: Change, out: Path, phases: Phases
+        self,
+        round: int,
+        out: Path,
+        sent: Sequence[Given],
+        counted: Sequence[str],
+        members: int = 0,
+        slices: Mapping[int, Path] | None = None,
     ) -> Applied:
-        path = out / f"state-{change.round + 1}.bin"
-        new = exchange.step(self.manifest, part, base, update, path, phases)
-        self.agreed.advance(base, new, change)
+        base, phases = self.agreed.of_round(round), Phases()
+        with _usable():
+            state, kept = next_state(
+                self.manifest.config.exchange,
+                self.manifest.config.rounds.total,
+                self.layout,
+                base,
+                sent,
+                members=members,
+                slices=slices,
+                measured=phases.measured,
+            )
+        if sent:  # decoding happens inside the aggregation, but is told apart
+            phases.seconds["aggregate"] -= phases.seconds.setdefault("decode", 0.0)
+        path = out / f"state-{round + 1}.bin"
+        with phases.measured("write"):
+            new = Base(state, writing.write_agreed(path, state))
+        self.agreed.advance(base, new, Change(round, frozenset(counted), kept))
         return Applied(path, new.root, phases.seconds)
+
+
+@contextlib.contextmanager
+def _usable() -> Iterator[None]:
+    """:raises TrainerError: ``bad_blob`` with the node; ``diverged``"""
+    with coded("diverged", outer.Diverged):
+        try:
+            yield
+        except Unusable as error:
+            raise TrainerError("bad_blob", error.message, error.hint, error.node) from None

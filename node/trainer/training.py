@@ -34,7 +34,7 @@ import psutil
 import torch
 
 from artel.node.trainer import bounds, exchange, machine
-from artel.node.trainer.agreed import Agreed, Base, Change
+from artel.node.trainer.agreed import Agreed, Change
 from artel.node.trainer.channel import TrainerError, coded
 from artel.node.trainer.data import Batch, Windows, synthetic
 from artel.node.trainer.inner import Inner, Saved, mean_loss, training_seed
@@ -57,6 +57,7 @@ from artel.protocol import assignment, content, model
 from artel.protocol.cgroup import Groups
 from artel.protocol.exchange import parts
 from artel.protocol.exchange.feedback import Feedback
+from artel.protocol.exchange.next_state import Base
 from artel.protocol.exchange.parts import Part
 from artel.protocol.manifest import Manifest, read_manifest
 from artel.protocol.messages import MAX_LOSS

@@ -21,6 +21,10 @@ from artel.protocol.run_config import ExchangeSection
 from artel.protocol.state import Vector
 
 
+class Diverged(CheckFailed):
+    """The outcome is not finite."""
+
+
 def learning_rate(exchange: ExchangeSection, total_rounds: int, round: int) -> float:
     """Outer learning rate of round ``round`` (from 0): constant, then, over the last quarter of the
     rounds (rounded down), linear to ``final_lr_fraction`` of it, which the last round has.
@@ -49,10 +53,12 @@ def outer_step(
     """New parameters and momentum; the arguments stay as they are. Allocates the result alone.
 
     :raises CheckFailed: arrays that do not fit together, a momentum buffer with mu = 0 or none with
-        mu > 0, or a result that is not finite
+        mu > 0, or a process that cannot compute as the others do
+    :raises Diverged: the result is not finite
     """
     from artel.protocol.exchange import kernels  # numba takes 0.4 s to import
 
+    require_gradual_underflow()
     arrays = [params, update] if momentum is None else [params, update, momentum]
     if any(a.dtype != np.float32 or a.shape != params.shape or a.ndim != 1 for a in arrays):
         raise CheckFailed("the outer step wants flat fp32 vectors of one length")
@@ -68,8 +74,24 @@ def outer_step(
         inputs = before, read_only(momentum), read_only(update)
         finite = kernels.with_momentum(*inputs, rate, np.float32(mu), nesterov, after, buffer)
     if not finite:
-        raise CheckFailed(
+        raise Diverged(
             "the outer step leaves the range of fp32",
             "the run diverged: lower the outer learning rate",
         )
     return after, buffer
+
+
+def require_gradual_underflow() -> None:
+    """Refuse to compute in a thread whose processor rounds denormal numbers to zero.
+
+    Libraries built with -ffast-math switch that on for the thread that loads them, and then a state
+    would differ from everybody else's in its smallest numbers.
+
+    :raises CheckFailed: it is one
+    """
+    tiny = np.full(8, 1e-38, np.float32)
+    if not (tiny * np.float32(0.125) > 0).all():
+        raise CheckFailed(
+            "this process rounds denormal numbers to zero, so its state would differ",
+            "a library switched that on; use the versions of constraints.txt",
+        )

@@ -16,9 +16,9 @@ import pytest_asyncio
 
 from artel.node.supervisor import Trainer
 from artel.node.trainer import channel, exchange
-from artel.node.trainer.agreed import Base
+from artel.node.trainer.agreed import Agreed
 from artel.node.trainer.channel import TrainerError
-from artel.node.trainer.exchange import Phases
+from artel.node.trainer.merging import Merging
 from artel.node.trainer.orders import (
     Apply,
     ApplySlices,
@@ -35,7 +35,8 @@ from artel.node.trainer.orders import (
 from artel.node.trainer.schedule import learning_rate, position
 from artel.protocol import content, model
 from artel.protocol.errors import DecodeError
-from artel.protocol.exchange import parts
+from artel.protocol.exchange import aggregate_slice, parts
+from artel.protocol.exchange.next_state import Base
 from artel.protocol.state import Vector, read_state
 from trainer_world import NODES, World, started
 
@@ -259,8 +260,8 @@ async def test_a_full_disk_has_its_own_code_and_leaves_no_file(
 ) -> None:
     layout = model.layout_of(model.empty(world.run.config.model, 257))
     base = Base(read_state(world.state, layout), world.run.initial_state)
-    part = parts.whole(layout)
     after = base.state.params - np.float32(0.25)
+    given = [Counted(NODES[0], give(world, base, after, tmp_path / "given"), 1)]
 
     def refuse(self: Path, target: Path) -> Path:
         raise OSError(code, os.strerror(code))
@@ -268,12 +269,12 @@ async def test_a_full_disk_has_its_own_code_and_leaves_no_file(
     monkeypatch.setattr(Path, "replace", refuse)
     expected = "disk_full" if code == errno.ENOSPC else "disk"
     with pytest.raises(TrainerError) as failure:
-        give(world, base, after, tmp_path)
+        give(world, base, after, tmp_path / "out")
     assert failure.value.code == expected
     with pytest.raises(TrainerError) as failure:
-        exchange.step(world.run, part, base, after, tmp_path / "state", Phases())
+        Merging(world.run, layout, Agreed(base)).apply(Apply(0, given, tmp_path / "out"))
     assert failure.value.code == expected
-    assert list(tmp_path.iterdir()) == []
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 async def test_decoding_one_blob_at_a_time_gives_the_same_update(
@@ -286,12 +287,12 @@ async def test_decoding_one_blob_at_a_time_gives_the_same_update(
     for weight, node in enumerate(NODES, 1):
         after = base.state.params + source.standard_normal(layout.parameters).astype(np.float32)
         listed.append(Counted(node, give(world, base, after, tmp_path / node), weight))
-    updates = []
-    for limit in (exchange.CACHE_BYTES, 0):
-        monkeypatch.setattr(exchange, "CACHE_BYTES", limit)
-        updates.append(exchange.combine(world.run, parts.whole(layout), base, listed, Phases()))
-    assert np.array_equal(updates[0], updates[1])
-    assert updates[0].any()
+    roots = []
+    for limit in (aggregate_slice.CACHE_BYTES, 0):
+        monkeypatch.setattr(aggregate_slice, "CACHE_BYTES", limit)
+        applied = Merging(world.run, layout, Agreed(base)).apply(Apply(0, listed, tmp_path))
+        roots.append(applied.root)
+    assert roots[0] == roots[1] != base.root
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])

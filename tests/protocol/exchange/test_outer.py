@@ -13,10 +13,10 @@ import pytest
 
 from aggregate_world import dense
 from artel.protocol.errors import CheckFailed
-from artel.protocol.exchange import pseudogradient
-from artel.protocol.exchange.aggregate_slice import combine, recompute, round_slices
+from artel.protocol.exchange.aggregate_slice import recompute, round_slices
 from artel.protocol.exchange.aggregation import Weighted, aggregate
 from artel.protocol.exchange.codec import codec, of
+from artel.protocol.exchange.next_state import Base, Given, next_state
 from artel.protocol.exchange.outer import learning_rate, outer_step
 from artel.protocol.exchange.parts import fragment
 from artel.protocol.exchange.pseudogradient import Header
@@ -205,64 +205,44 @@ def test_golden_trace_of_an_exchange(
     ``members`` is not 0. A change here means that versions can no longer train together."""
     layout = Layout.of([("embed", (150, 70)), ("norm", (70,)), ("head", (70, 150))])
     exchange = ExchangeSection.model_validate({"codec": name, **settings})
-    outer = exchange.outer
     params = numbers("initial", layout.parameters)
-    momentum = np.zeros_like(params) if outer.momentum else None
-    state = State(0, layout.digest, params, momentum)
+    state = State(
+        0, layout.digest, params, np.zeros_like(params) if exchange.outer.momentum else None
+    )
     for number in range(4):
-        base = state_root(state)
-        part = fragment(layout, exchange.fragments, number)
-        deltas = {n: numbers(f"{number} {n}", layout.parameters) for n in TOKENS}
-        update = np.zeros(layout.parameters, np.float32)
-        for index, piece in enumerate(
-            round_slices(layout, exchange, number, members) if members else [part]
-        ):
-            blobs = {
-                node: Header(number, base, of(exchange)).pack(piece.layout, piece.take(delta))
-                for node, delta in deltas.items()
-            }
-            if members:
-                blob = recompute(
+        base = Base(state, state_root(state))
+        pieces = [fragment(layout, exchange.fragments, number)]
+        if members:
+            pieces = round_slices(layout, exchange, number, members)
+        sent = []
+        for node, tokens in TOKENS.items():
+            delta, header = (
+                numbers(f"{number} {node}", layout.parameters),
+                Header(number, base.root, of(exchange)),
+            )
+            blobs = [header.pack(piece.layout, piece.take(delta)) for piece in pieces]
+            sent.append(Given(node, tokens, blobs))
+        state, kept = next_state(exchange, 4, layout, base, sent, members=members)
+        assert (kept is not None) == bool(members and of(exchange).sparse)
+        if members:  # the same when others have combined all slices, or some
+            slices = {
+                index: recompute(
                     layout,
                     exchange,
                     round=number,
                     members=members,
                     slice=index,
-                    base=base,
-                    blobs=blobs,
+                    base=base.root,
+                    blobs={each.node: each.blobs[index] for each in sent},
                     tokens=TOKENS,
                 )
-                agreed = dense(
-                    Header(number, base, of(exchange), pseudogradient.SLICE_MAGIC).load(
-                        blob, piece.layout
-                    ),
-                    piece.parameters,
-                )
-            else:
-                loaded = [
-                    Weighted(
-                        node,
-                        TOKENS[node],
-                        Header(number, base, of(exchange)).load(blob, piece.layout),
-                    )
-                    for node, blob in blobs.items()
-                ]
-                agreed = combine(piece.layout, loaded, exchange)
-            piece.put(agreed, update)
-        after, buffer = state.params.copy(), None
-        moved, ball = outer_step(
-            part.take(state.params),
-            None if state.momentum is None else part.take(state.momentum),
-            part.take(update),
-            lr=learning_rate(exchange, 4, number),
-            mu=outer.momentum,
-            nesterov=outer.nesterov,
-        )
-        part.put(moved, after)
-        if state.momentum is not None and ball is not None:
-            buffer = state.momentum.copy()
-            part.put(ball, buffer)
-        state = State(number + 1, layout.digest, after, buffer)
+                for index in range(len(pieces))
+            }
+            for known, given in ((slices, []), ({1: slices[1]}, sent)):
+                again = next_state(
+                    exchange, 4, layout, base, given, members=members, slices=known
+                ).state
+                assert state_root(again) == state_root(state)
     assert state_root(state) == golden
 
 
