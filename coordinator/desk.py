@@ -264,6 +264,7 @@ class Desk:
                 core.shape(len(state.members)),
                 core.blobs,
             )
+            await core.feed(revealed(), entry)
         except intake.NotCounted as error:
             if error.reason == reasons.DUPLICATE:
                 return  # the one that it showed before is in the ledger by now
@@ -279,7 +280,6 @@ class Desk:
             raise wire.Refused(
                 f"the contribution does not count: {error.detail}", code=error.reason
             ) from None
-        await core.feed(revealed(), entry)
         self._puts.claim(blobs)
 
     async def _signed_state(self, peer: str, request: messages.SignedState) -> None:

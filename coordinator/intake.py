@@ -9,7 +9,7 @@ and scales of blobs are looked at, no more.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from artel.coordinator.sequencer import AGAIN, Sequencer
@@ -21,8 +21,9 @@ from artel.ledger.fold.shares import FoldState
 from artel.protocol import round_state
 from artel.protocol.errors import CheckFailed, DecodeError
 from artel.protocol.exchange import pseudogradient
+from artel.protocol.exchange.codec import Payload
 from artel.protocol.exchange.parts import Part
-from artel.protocol.exchange.pseudogradient import Header
+from artel.protocol.exchange.pseudogradient import HEADER_BYTES, Header
 from artel.protocol.identity import public_of
 from artel.protocol.net import wire
 from artel.protocol.net.blobs import BlobStore
@@ -120,6 +121,15 @@ async def contribution(
     return entry, await asyncio.to_thread(_check_blobs, body, shape, store)
 
 
+def require_first(fold: FoldState, contribution: Entry) -> None:
+    """Refuse numbers that another node has shown while these were looked at.
+
+    :raises NotCounted: it has
+    """
+    if shares.check(fold, contribution) == round_state.COPIED:
+        raise NotCounted(round_state.COPIED, reasons.explain(round_state.COPIED))
+
+
 def _rejection(reason: str) -> str:
     """What ``round_closed`` calls the reason why the fold would ignore a contribution."""
     if reason == reasons.WRONG_SIGNERS:
@@ -132,7 +142,7 @@ def _rejection(reason: str) -> str:
 def _check_blobs(body: entries.Contribution, shape: Shape, store: BlobStore) -> tuple[str, ...]:
     """All blobs of a contribution: the one of its part, or an index and those that it lists."""
     if not shape.slices:
-        _check_blob(body, shape, shape.part, body.blob, body.size, store)
+        _check_numbers(body, shape, [(shape.part, body.blob, body.size)], store)
         return (body.blob,)
     data = _read(store, body.blob, store.size_of(body.blob) or 0, shape.index_bytes)
     with _counted():
@@ -144,9 +154,30 @@ def _check_blobs(body: entries.Contribution, shape: Shape, store: BlobStore) -> 
         )
     if body.size != len(data) + sum(size for _, size in listed):
         raise NotCounted(round_state.MALFORMED, "its size is not that of its blobs")
-    for part, (blob, size) in zip(shape.slices, listed, strict=True):
-        _check_blob(body, shape, part, blob, size, store)
+    pieces = [(part, *blob) for part, blob in zip(shape.slices, listed, strict=True)]
+    _check_numbers(body, shape, pieces, store)
     return (body.blob, *(blob for blob, _ in listed))
+
+
+def _check_numbers(
+    body: entries.Contribution,
+    shape: Shape,
+    pieces: Sequence[tuple[Part, str, int]],
+    store: BlobStore,
+) -> None:
+    """Check the blobs of the parts, one after the other; with each, its size."""
+
+    def payloads() -> Iterator[Payload]:
+        header = Header(body.round, body.base, shape.codec)
+        for part, blob, size in pieces:
+            most = pseudogradient.max_blob_bytes(part.layout, shape.codec)
+            data = _read(store, blob, size, most)
+            with _counted():
+                header.check(data, part.layout)
+            yield memoryview(data)[HEADER_BYTES:]
+
+    if pseudogradient.payload_digest(payloads()) != body.payload:
+        raise NotCounted(round_state.MALFORMED, "its numbers are known by another digest")
 
 
 def check_slice(
@@ -160,14 +191,6 @@ def check_slice(
     layout = shape.slices[body.slice].layout
     with _counted():
         Header(round, base, shape.codec, pseudogradient.SLICE_MAGIC).check(data, layout)
-
-
-def _check_blob(
-    body: entries.Contribution, shape: Shape, part: Part, blob: str, size: int, store: BlobStore
-) -> None:
-    data = _read(store, blob, size, pseudogradient.max_blob_bytes(part.layout, shape.codec))
-    with _counted():
-        Header(body.round, body.base, shape.codec).check(data, part.layout)
 
 
 def _read(store: BlobStore, blob: str, size: int, most: int) -> bytes:

@@ -143,8 +143,11 @@ class Coordinator:
         :param shown: the checked contribution behind a Revealed event, or the checked signature
             (hex) behind a StateSigned one
         :raises Refused: the event does not fit; nothing changed
+        :raises NotCounted: another node showed these numbers meanwhile; nothing changed
         """
         async with self._lock:
+            if isinstance(shown, Entry):
+                intake.require_first(self.ledger.state, shown)
             actions = await self._step(event, shown)
         if actions or not isinstance(event, round_state.Tick):
             await self.tell()

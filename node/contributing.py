@@ -208,6 +208,7 @@ class Contributing:
                 base=wish.base,
                 blob=made.blob,
                 size=trained.size,
+                payload=trained.payload,
                 salt=salt,
                 tokens=trained.tokens,
                 tail=trained.tail,

@@ -32,12 +32,13 @@ BAD_SIGNATURE = "bad_signature"
 TOO_LARGE = "too_large"
 WRONG_TOKENS = "wrong_tokens"
 WRONG_SPAN = "wrong_span"
+COPIED = "copied"
 HANDED_BACK = "handed_back"
 DISCONNECTED = "disconnected"
 
 FAULTS = frozenset(
     {COMMITMENT_MISMATCH, WRONG_STATE, MALFORMED, NON_FINITE, BAD_SIGNATURE, TOO_LARGE}
-    | {WRONG_TOKENS, WRONG_SPAN, MISSING_REVEAL}
+    | {WRONG_TOKENS, WRONG_SPAN, MISSING_REVEAL, COPIED}
 )
 """Reasons that count against a node even when the round goes on without it."""
 

@@ -86,6 +86,7 @@ class Fold:
         self.speaks, self.nodes = dict[str, str](), dict[str, str]()
         self.node_seq, self.tails, self.due = dict[str, int](), dict[str, int](), dict[int, Any]()
         self.spans = dict[str, int]()
+        self.first = dict[str, tuple[str, int]]()
         self.convicted, self.recent = set[str](), set[str]()
         self.cursor = self.earned_to = self.witnessed_size = self.closed = 0
         self.attempt: Any = None
@@ -340,6 +341,11 @@ class Fold:
         run = bytes.fromhex(self.run)
         made = digest("artel/commitment/v1\0", run, b.round, b.attempt, *ends).hex()
         yield made != now.commitments[b.node] and "commitment_mismatch"
+        known, mine = b.payload[:16], (b.node, b.round)
+        yield self.first.get(known, mine) != mine and "copied"
+        self.first.setdefault(known, mine)
+        for oldest in [*self.first][:-4096]:
+            del self.first[oldest]
         now.shown[b.node] = Record(entry=self.id, tokens=b.tokens, head=b.head, salt=b.salt)
         now.shown[b.node].span = b.span
 

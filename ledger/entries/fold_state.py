@@ -24,6 +24,11 @@ from artel.protocol.assignment import Work
 from artel.protocol.identity import peer_id_of, public_of
 
 KINDS_OF_WORK = ("compute", "data", "audit", "witness")
+REMEMBERED = 4096
+"""Contributions whose numbers are known again: of four rounds of as many members as a round can
+have, of a day with ten members and a round each four minutes."""
+_KNOWN_BY = 16
+"""Hex digits of a payload's digest: nobody can make another's come out alike before it is shown."""
 
 
 @dataclass(frozen=True)
@@ -232,6 +237,9 @@ class FoldState:
     """Member of the last agreed round to the steps of it that count in its next contribution."""
     spans: dict[str, int] = field(default_factory=dict)
     """In a run with spans: who contributed to the last agreed round, to where its span began."""
+    payloads: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """What the newest shown contributions are known by (:meth:`remember`), to the node that showed
+    each first and the round, oldest first."""
     rejected: dict[str, dict[str, int]] = field(default_factory=dict)
     """Node to how often its work was left out, by reason."""
     kinds: dict[str, int] = field(default_factory=dict)
@@ -389,6 +397,17 @@ class FoldState:
             counts = self.rejected.get(item.node, {})
             self.rejected[item.node] = counts | {item.reason: counts.get(item.reason, 0) + 1}
         return left_out
+
+    def shown_by(self, payload: str) -> tuple[str, int] | None:
+        """Who first showed a contribution with these numbers, and in which round, if it is among
+        the newest."""
+        return self.payloads.get(payload[:_KNOWN_BY])
+
+    def remember(self, payload: str, node: str, round: int) -> None:
+        """Keep that the node showed these numbers; the oldest are forgotten."""
+        self.payloads.setdefault(payload[:_KNOWN_BY], (node, round))
+        if len(self.payloads) > REMEMBERED:
+            del self.payloads[next(iter(self.payloads))]
 
     def registered(self, name: str) -> Account | None:
         """The account; one that only the manifest names can do nothing yet."""

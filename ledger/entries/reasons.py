@@ -9,6 +9,7 @@ from __future__ import annotations
 from artel.protocol.round_state import (
     BAD_SIGNATURE,
     COMMITMENT_MISMATCH,
+    COPIED,
     DISCONNECTED,
     HANDED_BACK,
     LATE,
@@ -39,6 +40,7 @@ REJECTIONS = {
     TOO_LARGE: "larger than the run's limit",
     WRONG_TOKENS: "claims other tokens than its steps have, or more steps than it was assigned",
     WRONG_SPAN: "goes on with a span that is over or that it was not in, or without its tail",
+    COPIED: "its numbers were shown before, by another node or in another round",
     HANDED_BACK: "the node gave the round back",
     DISCONNECTED: "the node went away before its contribution was complete",
     NOT_AGREED: "accepted, but no majority of nodes agreed on the resulting state",
@@ -94,6 +96,7 @@ IGNORED = {
     NOT_MEMBER: "the node is not a member of the round",
     NOT_COMMITTED: "the node committed to nothing in this round",
     COMMITMENT_MISMATCH: "is not what the node had committed to",
+    COPIED: "holds numbers that were shown before, by another node or in another round",
     UNKNOWN_CONTRIBUTION: "accepts a contribution that the ledger does not hold",
     NO_MAJORITY: "fewer than half of the accepted contributors signed it",
     WRONG_SEQUENCE: "its number is not the next one, so it is old or came out of order",

@@ -109,6 +109,8 @@ class Written:
     parts: tuple[Path, ...]
     size: int
     """Bytes of all of them."""
+    payload: str
+    """What its numbers are known by."""
 
 
 def write_contribution(
@@ -131,10 +133,11 @@ def write_contribution(
         header.wrap(piece.layout, payload) for piece, payload in zip(pieces, payloads, strict=True)
     ]
     path = out / f"contribution-{round}.blob"
+    known_by = pseudogradient.payload_digest(payloads)
     if not sharded:
         (blob,) = blobs
         writing.write(path, [blob])
-        return Written(path, (), len(blob))
+        return Written(path, (), len(blob), known_by)
     index = pseudogradient.pack_index(
         round, base, [(content.content_id(blob), len(blob)) for blob in blobs]
     )
@@ -142,4 +145,4 @@ def write_contribution(
     for slice_path, blob in zip(slices, blobs, strict=True):
         writing.write(slice_path, [blob])
     writing.write(path, [index])
-    return Written(path, slices, len(index) + sum(map(len, blobs)))
+    return Written(path, slices, len(index) + sum(map(len, blobs)), known_by)

@@ -90,6 +90,8 @@ class Trained:
     """In a sharded round the blobs that the index lists, in order."""
     size: int
     """Bytes of all of them."""
+    payload: str
+    """What its numbers are known by (:func:`protocol.exchange.pseudogradient.payload_digest`)."""
     loss: float
     """Mean of the head, in nats per token."""
     tokens: int

@@ -187,6 +187,7 @@ class Training:
             blob=made.blob,
             parts=made.parts,
             size=made.size,
+            payload=made.payload,
             loss=loss,
             tokens=tokens,
             head=steps,

@@ -33,8 +33,9 @@ The ledger records why a blob does not count; the ``reason`` of :class:`BlobRefu
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -148,6 +149,18 @@ class Header:
 def max_blob_bytes(layout: Layout, codec: Codec) -> int:
     """The largest contribution, or slice, of this layout that a node may publish in a run."""
     return HEADER_BYTES + codec.payload_bytes(layout)
+
+
+def payload_digest(payloads: Iterable[Payload]) -> str:
+    """What the numbers of a contribution are known by, whatever header is put before them.
+
+    :param payloads: of its blobs, in the order of slices
+    :returns: their SHA-256 together, hex
+    """
+    digest = hashlib.sha256()
+    for payload in payloads:
+        digest.update(payload)
+    return digest.hexdigest()
 
 
 def pack_index(round: int, base: str, blobs: Sequence[tuple[str, int]]) -> bytes:

@@ -20,6 +20,7 @@ from artel.protocol.exchange import pseudogradient
 from artel.protocol.net import wire
 from artel.protocol.round_state import Phase
 from desk_world import Member, Office, run_of
+from witness_world import play_round
 
 
 @pytest_asyncio.fixture
@@ -141,6 +142,11 @@ async def wrong_size(bad: Member) -> None:
     await bad.reveal(bad.statement(size=7).encode())
 
 
+async def another_digest(bad: Member) -> None:
+    await bad.put()
+    await bad.reveal(bad.statement(payload="ab" * 32).encode())
+
+
 LATER_FAULTS = {
     commitment_mismatch: round_state.COMMITMENT_MISMATCH,
     other_salt: round_state.COMMITMENT_MISMATCH,
@@ -158,6 +164,7 @@ LATER_FAULTS = {
     another_attempt: round_state.MALFORMED,
     never_sent: round_state.MISSING_REVEAL,
     wrong_size: round_state.MISSING_REVEAL,
+    another_digest: round_state.MALFORMED,
 }
 
 
@@ -269,6 +276,46 @@ async def test_a_commitment_of_another_cannot_be_copied(
     assert refused.value.code == round_state.COMMITMENT_MISMATCH
     await third.show()
     assert office.rejected() == {thief.peer: round_state.COMMITMENT_MISMATCH}
+
+
+async def test_numbers_of_the_round_before_do_not_count_under_a_new_header(
+    office: Office, members: list[Member]
+) -> None:
+    copier, *_ = members
+    before = members[1].vector
+    await play_round(office, members)
+    for member in members:
+        await member.beat()
+    copier.vector = before / 2  # which is what the other one has sent, times two
+    for member in members:
+        await member.commit()
+    with pytest.raises(wire.Refused) as refused:
+        await copier.show()
+    assert refused.value.code == round_state.COPIED
+    for member in members[1:]:
+        await member.show()
+    assert office.rejected() == {copier.peer: round_state.COPIED}
+    assert copier.peer in office.core.state.rejected
+    assert not office.core.ledger.state.ignored, "it did not enter the ledger"
+
+
+async def test_of_two_who_show_the_same_numbers_at_once_one_counts_and_the_round_goes_on(
+    office: Office, trained: list[Member]
+) -> None:
+    first, second, third = trained
+    second.vector = first.vector
+    for member in trained:
+        await member.commit()
+    for member in (first, third):
+        await member.put()
+    replies = await asyncio.gather(*map(Member.reveal, trained), return_exceptions=True)
+    (refused,) = (reply for reply in replies if not isinstance(reply, messages.Ok))
+    assert isinstance(refused, wire.Refused)
+    assert refused.code == round_state.COPIED
+    assert list(office.rejected().values()) == [round_state.COPIED]
+    assert third.peer in office.accepted()
+    assert (office.core.state.phase, office.core.state.attempt) == (Phase.APPLYING, 0)
+    assert not office.core.ledger.state.ignored
 
 
 async def test_only_members_that_committed_may_put(office: Office, trained: list[Member]) -> None:

@@ -224,7 +224,13 @@ class Office:
         work = self.core.work
         head = work.head(round, self.core.assigned(peer) or work.inner_steps)
         places = {"round": round, "attempt": attempt, "base": self.state.base, "head": head}
-        shown = {"blob": blob, "salt": salt, "size": 9, "tokens": work.tokens(head)}
+        shown = {
+            "blob": blob,
+            "salt": salt,
+            "size": 9,
+            "payload": blob,
+            "tokens": work.tokens(head),
+        }
         return self.feed(event, entries.contribution(NODES[peer], self.run, **places, **shown))
 
     def vote(self, peer: str, root: str, *, wrong: tuple[int, ...] = (), off: int = 0) -> bool:

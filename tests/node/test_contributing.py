@@ -36,7 +36,7 @@ class Asked:
         order.out.mkdir(exist_ok=True)
         blob = order.out / "contribution.blob"
         blob.write_bytes(repr(order.windows).encode())
-        return Trained(blob, (), 1, 5.0, 100, order.steps, order.span or 0, 0, {})
+        return Trained(blob, (), 1, "ab" * 32, 5.0, 100, order.steps, order.span or 0, 0, {})
 
 
 def attempt(number: int, *members: str) -> tuple[messages.Directive, Attempt]:

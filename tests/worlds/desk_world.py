@@ -86,6 +86,11 @@ class Nowhere:
         return False
 
 
+def known_by(*blobs: bytes) -> str:
+    """The digest of the numbers in these blobs."""
+    return pseudogradient.payload_digest(blob[pseudogradient.HEADER_BYTES :] for blob in blobs)
+
+
 class Office:
     """A coordinator and its desk in a home; :meth:`reopen` is a restart."""
 
@@ -284,12 +289,10 @@ class Member:
         core = self.office.core
         shape = core.shape(len(core.state.members))
         fixed = {"round": core.state.round, "base": core.state.base, "codec": FP32}
+        vector = self.vector * np.float32(1 + core.state.round)
         if not shape.slices:
-            vector = shape.part.take(self.vector)
-            return [Header(**fixed).pack(shape.part.layout, vector)]
-        pieces = [
-            Header(**fixed).pack(piece.layout, piece.take(self.vector)) for piece in shape.slices
-        ]
+            return [Header(**fixed).pack(shape.part.layout, shape.part.take(vector))]
+        pieces = [Header(**fixed).pack(piece.layout, piece.take(vector)) for piece in shape.slices]
         listed = [(content.content_id(piece), len(piece)) for piece in pieces]
         return [pseudogradient.pack_index(core.state.round, core.state.base, listed), *pieces]
 
@@ -329,6 +332,7 @@ class Member:
             "base": state.base,
             "blob": content.content_id(data[0]),
             "size": sum(map(len, data)),
+            "payload": known_by(*data[1:] or data),
             "salt": self.salt,
             "tail": tail,
             "head": head,

@@ -161,7 +161,7 @@ def _changed(rng: random.Random, data: bytes, seeds: Sequence[bytes]) -> bytes:
 def _changed_value(rng: random.Random, data: bytes) -> bytes:
     """Another value somewhere, in the right encoding, so that the schemas are reached."""
     value = json.loads(data)
-    if isinstance(value, dict) and "payload" in value and rng.random() < 0.7:
+    if isinstance(value, dict) and "payloadType" in value and rng.random() < 0.7:
         inner = json.loads(base64.b64decode(value["payload"]))
         value["payload"] = note.encode_base64(_dumps(_replaced(rng, inner)))
         return _dumps(value)

@@ -298,6 +298,7 @@ class World:
             "base": digest(f"state {round}"),
             "blob": blob,
             "size": 1000,
+            "payload": digest(f"payload {blob}"),
             "salt": salt,
             "tokens": self.work.tokens(head + tail),
             "head": head,

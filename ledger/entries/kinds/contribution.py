@@ -29,7 +29,13 @@ from artel.ledger.entries.story import (
 from artel.ledger.entries.words import plural, short_key
 from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity, short_peer
-from artel.protocol.round_state import COMMITMENT_MISMATCH, WRONG_SPAN, WRONG_STATE, WRONG_TOKENS
+from artel.protocol.round_state import (
+    COMMITMENT_MISMATCH,
+    COPIED,
+    WRONG_SPAN,
+    WRONG_STATE,
+    WRONG_TOKENS,
+)
 from artel.protocol.rounds import commitment
 
 
@@ -37,7 +43,9 @@ class Contribution(AttemptBody):
     """A node's claim: from ``base``, with ``tokens`` assigned tokens, it made ``blob``.
 
     ``blob`` is a content id, ``size`` all bytes of the contribution (in a sharded round the index
-    that the id names and its parts), ``salt`` opens the commitment. ``tail`` and ``head`` are the
+    that the id names and its parts), ``payload`` what its numbers are known by whatever header
+    they have (:func:`protocol.exchange.pseudogradient.payload_digest`), ``salt`` opens the
+    commitment. ``tail`` and ``head`` are the
     steps in it: the last ones of the assignment of the round before, and the first ones of this
     one. ``span`` is the round since which the node has kept what training remembers, 0 in a run
     without spans (:mod:`protocol.assignment`). ``up`` and ``down`` are the bytes that the node's
@@ -52,6 +60,7 @@ class Contribution(AttemptBody):
     base: Digest
     blob: Digest
     size: Positive
+    payload: Digest
     salt: Digest
     tokens: Positive
     tail: Count
@@ -83,12 +92,15 @@ class Contribution(AttemptBody):
         shown = commitment(self.run, self.round, self.attempt, self.node, self.blob, salt)
         if shown != attempt.commitments[self.node]:
             return COMMITMENT_MISMATCH
+        if state.shown_by(self.payload) not in (None, (self.node, self.round)):
+            return COPIED
 
         def effect() -> Outcome:
             made = ValidContribution(
                 entry.id, state.size, self.tokens, self.head, self.span, self.salt
             )
             attempt.shown[self.node] = made
+            state.remember(self.payload, self.node, self.round)
             return RECORDED
 
         return effect
@@ -166,6 +178,7 @@ def contribution(
     base: str,
     blob: str,
     size: int,
+    payload: str,
     salt: bytes,
     tokens: int,
     head: int,
@@ -181,6 +194,6 @@ def contribution(
     :param up: bytes sent since the contribution before; ``down``: bytes received
     """
     body = {"run": run, "round": round, "attempt": attempt, "node": identity.peer_id, "base": base}
-    body |= {"blob": blob, "size": size, "salt": salt.hex(), "tokens": tokens}
+    body |= {"blob": blob, "size": size, "payload": payload, "salt": salt.hex(), "tokens": tokens}
     body |= {"tail": tail, "head": head, "span": span, "up": up, "down": down}
     return signed(Contribution, body, identity)
