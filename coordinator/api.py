@@ -20,7 +20,7 @@ from artel.coordinator.service import Coordinator
 from artel.coordinator.wording import exchange_words
 from artel.ledger.tlog.checkpoint import parse_checkpoint
 from artel.ledger.web.exposition import metric
-from artel.ledger.web.standing import standing
+from artel.ledger.web.foot import foot
 from artel.protocol import rounds
 
 
@@ -170,7 +170,7 @@ def _by_kind(metrics: RoundMetrics, way: str) -> dict[str, int]:
 async def _ledger(core: Coordinator) -> dict[str, Any]:
     """``final`` is how many entries are; ``witnesses`` how many accounts say so."""
     head = parse_checkpoint(core.ledger.store.latest_note)
-    seen = await asyncio.to_thread(standing, core.ledger.store, core.heads, core.ledger.state)
+    seen = await asyncio.to_thread(foot, core.ledger.store, core.heads, core.ledger.state)
     return {
         "size": head.size,
         "root": head.root.hex(),

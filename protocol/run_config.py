@@ -368,6 +368,22 @@ class LedgerSection(Section):
     """Accounts whose nodes must cosign a tree head that covers an entry; 0: never final."""
 
 
+class TrustSection(Section):
+    """What members' words weigh, and how their work is checked."""
+
+    standing_rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 500
+    """Rounds for which vested credit of compute and audits counts as its account's standing."""
+    founders: Annotated[int, Field(ge=1, le=MAX_NODES)] = 4
+    """Accounts that must have standing before the run rests on its members; until then it rests \
+on the coordinator."""
+    audit_rate: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Part of all steps that is repeated, about, once nodes are known (0 to 1); 0: nothing is."""
+    audit_rounds: Annotated[int, Field(ge=1, le=10_000)] = 3
+    """Rounds in which an auditor has to say what it found."""
+    newcomer_rounds: Annotated[int, Field(ge=0, le=10_000)] = 3
+    """Accepted rounds of a new node that are audited one by one."""
+
+
 MAX_STEP_TOKENS = 1 << 24
 """Tokens of one inner step."""
 MAX_ROUND_WINDOWS = 1 << 22
@@ -399,6 +415,8 @@ class RunConfig(Section):
     """Ownership."""
     ledger: LedgerSection = LedgerSection()
     """Ledger."""
+    trust: TrustSection = TrustSection()
+    """Trust."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:

@@ -90,6 +90,7 @@ class Fold:
         self.convicted, self.recent = set[str](), set[str]()
         self.cursor = self.earned_to = self.witnessed_size = self.closed = 0
         self.attempt: Any = None
+        self.lot, self.lately = "", dict[int, Counter[str]]()
         for leaf in leaves:
             self.add(leaf)
 
@@ -141,6 +142,7 @@ class Fold:
         self.seq_len, self.h = config["data"]["seq_len"], config["rounds"]["inner_steps"]
         self.owned = {"vesting_rounds": 3, "auditors": 0, "transfers": False, "arbiter_quorum": 1}
         self.owned |= config.get("ownership", {})
+        self.fame = config.get("trust", {}).get("standing_rounds", 500)
         self.rates = RATES | self.owned.get("rates", {})
         self.arbiters = set(self.owned.get("arbiters") or [manifest["organiser"]])
         for part in filter(lambda part: part["account"], self.text.get("contributed") or ()):
@@ -205,6 +207,28 @@ class Fold:
         owner = vars(self.accounts[item.account])
         owner["pending"] -= item.amount
         owner[where] += item.amount
+        if where == "vested" and item.kind in ("compute", "audit") and not owner["barred"]:
+            number = max([self.round // -(-self.fame // 16), *self.lately])
+            self.lately.setdefault(number, Counter())[item.account] += item.amount
+
+    def standings(self) -> dict[str, int]:
+        sums = sum(self.lately.values(), Counter[str]())
+        most = 3 * sorted(sums.values())[(len(sums) - 1) // 2] if sums else 0
+        return {name: min(amount, most) for name, amount in sums.items()}
+
+    def drawn(self, purpose: str, peers: Iterable[str]) -> Iterator[str]:
+        standings, names = self.standings(), {peer: self.nodes[peer] for peer in sorted(peers)}
+        many = Counter(names.values())
+        weights = {peer: -(-standings.get(n, 0) // many[n]) for peer, n in names.items()}
+
+        def number(what: object) -> int:
+            return int.from_bytes(digest(f"artel/lot/v1/{self.lot}/{purpose}/{what}"), "big")
+
+        left = [peer for peer in names if weights[peer]]
+        for turn in range(len(left)):
+            ends = [*accumulate(weights[peer] for peer in left)]
+            yield left.pop(bisect_right(ends, number(turn) % ends[-1]))
+        yield from sorted((peer for peer in names if not weights[peer]), key=number)
 
     def freeze(self, item: Any, by: str) -> None:
         item.by, item.lapses = by, item.due + max(1, self.owned["vesting_rounds"])
@@ -221,6 +245,8 @@ class Fold:
 
     def bar(self, name: str) -> None:
         self.accounts[name].barred = True
+        for part in self.lately.values():
+            del part[name]
         for source in [s for s, item in self.pending.items() if item.account == name]:
             self.settle(source, "invalidated")
 
@@ -405,14 +431,14 @@ class Fold:
         yield not now.accused.keys() >= set(b.wrong) and "unknown_slice"
         yield b.credits != now.credits and "wrong_credits"
         due, denied = b.round + self.owned["vesting_rounds"], {now.slices[n].node for n in b.wrong}
-        seed = digest("".join(sorted(shown.salt for shown in now.shown.values())))
+        self.lot = digest("".join(sorted(shown.salt for shown in now.shown.values()))).hex()
         self.recent = set()
         for peer in now.accepted:
             name, shown = now.accounts[peer], now.shown[peer]
             if peer in denied or self.accounts[name].barred:
                 continue
-            lots = {digest(seed, f"/{peer}/{m}"): m for m, n in now.accounts.items() if n != name}
-            drawn = [lots[lot] for lot in sorted(lots)[: self.owned["auditors"]]]
+            others = (member for member, owner in now.accounts.items() if owner != name)
+            drawn = [*self.drawn(f"audit/{peer}", others)][: self.owned["auditors"]]
             self.grant("compute", shown.entry, name, shown.tokens, due, auditors=drawn)
             self.recent.add(name)
         for name, units in sorted(self.text_read(now).items()):
@@ -422,6 +448,9 @@ class Fold:
         self.tails = {peer: self.tail(now.round, h) for peer, h in now.steps.items()}
         self.spans = {peer: now.shown[peer].span for peer in now.accepted}
         self.attempt = None
+        part = -(-self.fame // 16)
+        for old in [n for n in self.lately if n <= self.round // part + -self.fame // part]:
+            del self.lately[old]
         for source in self.due.pop(self.round, []):
             if source in self.pending:
                 until = self.frozen_until(source)

@@ -98,6 +98,7 @@ def _facts(view: LedgerView, account: str, found: Sequence[Stand], claimed: bool
         "key": owner.key,
         "nodes": state.nodes_of(account),
         "barred": owner.barred,
+        "standing_of_all": sum(state.standings().values()),
         "has_claims": claimed,
         "from_home": view.holder is None,
         "claimed": len(found) if claimed else None,
@@ -241,6 +242,8 @@ def _account(facts: dict[str, Any]) -> Iterator[str | Table]:
         f"share    {100 * facts['share']:.3f} % now, "
         f"{100 * facts['share_with_pending']:.3f} % with all that is pending"
     )
+    part = facts["standing"] / (facts["standing_of_all"] or 1)
+    yield f"standing {facts['standing']:,}, {100 * part:.1f} % of that of all accounts"
 
 
 def _contributions(found: Sequence[Stand], limit: int, final: int) -> Iterator[str | Table]:

@@ -284,16 +284,27 @@ def _shares(view: LedgerView, facts: dict[str, Any], name: str) -> Iterator[str 
             f"{100 * row['share']:.3f} %",
             f"{row['pending']:,}",
             f"{100 * row['share_with_pending']:.3f} %",
+            f"{100 * row['standing'] / (facts['standing'] or 1):.1f} %",
             ", ".join(text.units(n, kind) for kind, n in row["work"].items()) or "-",
             text.counts(row["left_out"]) or "-",
         ]
         for row in rows
     ]
     total = ["total", f"{facts['vested']:,}", "100 %" if facts["vested"] else "0 %"]
-    total += [f"{facts['pending']:,}", "100 %", "", ""]
-    heads = ["account", "vested", "share", "pending", "with pending", "work", "left out"]
+    total += [f"{facts['pending']:,}", "100 %", "", "", ""]
+    heads = [
+        "account",
+        "vested",
+        "share",
+        "pending",
+        "with pending",
+        "standing",
+        "work",
+        "left out",
+    ]
     yield ""
-    yield Table([*cells, total], heads, right=(1, 2, 3, 4))
+    yield Table([*cells, total], heads, right=(1, 2, 3, 4, 5))
     if not facts["vested"]:
         yield "\nnothing has vested yet; the share with pending is what it comes to if all vests"
-    yield f"\n{view.finality.label(size)}"
+    yield f"\nthe run rests on its {facts['rests_on']} (artel ledger explain 0: trust.founders)"
+    yield f"{view.finality.label(size)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from artel.ledger.entries.fold_state import Account, Credit, FoldState, Pending
+from artel.ledger.entries.standing import KINDS_THAT_COUNT
 
 
 def grant(
@@ -41,6 +42,9 @@ def vest(state: FoldState, source: str) -> Credit:
     """Move pending credit to vested."""
     credit, owner = _taken(state, source)
     owner.vested += credit.amount
+    if credit.kind in KINDS_THAT_COUNT and not owner.barred:
+        rounds = state.founded.trust.standing_rounds
+        state.standing.earned(credit.account, credit.amount, state.round, rounds)
     return credit
 
 
@@ -54,6 +58,7 @@ def invalidate(state: FoldState, source: str) -> Credit:
 def bar(state: FoldState, account: str) -> tuple[Credit, ...]:
     """Fraud is proven: everything that has not vested goes, and nothing more is earned."""
     state.changing(account).barred = True
+    state.standing.forfeit(account)
     sources = [item.credit.source for item in state.pending_of(account)]
     return tuple(invalidate(state, source) for source in sources)
 

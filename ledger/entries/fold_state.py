@@ -11,15 +11,17 @@ is cheap because both share their accounts and pending credit until one of them 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter
 
+from artel.ledger.entries import lot
 from artel.ledger.entries.credit_map import CreditMap, KeptMap
 from artel.ledger.entries.rules import LedgerRules
+from artel.ledger.entries.standing import Standings
 from artel.protocol.assignment import Work
 from artel.protocol.identity import peer_id_of, public_of
 
@@ -254,6 +256,9 @@ class FoldState:
     """Number of a state to the sources whose credit is to vest when it is agreed."""
     recent: list[str] = field(default_factory=list)
     """Accounts that the newest agreed state credited with compute."""
+    standing: Standings = field(default_factory=Standings)
+    lot: str = lot.NONE
+    """What the newest agreed round left to draw lots by (:mod:`ledger.entries.lot`)."""
     closed: int = 0
     """How often the run was closed: 0, 1, or 2 when nothing can be pending any more."""
     witnessed: int = 0
@@ -323,6 +328,30 @@ class FoldState:
         """The nodes that belong to an account now."""
         return sorted(node for node, owner in self.nodes.items() if owner == account)
 
+    @property
+    def rests_on(self) -> Literal["coordinator", "members"]:
+        """Who has to be right for the states to be: enough members with standing, or the
+        coordinator as long as there are fewer."""
+        members = len(self.standing.sums) >= self.founded.trust.founders
+        return "members" if members else "coordinator"
+
+    def standings(self) -> Mapping[str, int]:
+        """Account to its standing; only those that have any."""
+        return self.standing.of_all()
+
+    def standing_of(self, node: str) -> int:
+        """The standing of the account that a node belongs to now."""
+        return self.standings().get(self.account_of(node), 0)
+
+    def weights(self, nodes: Iterable[str]) -> dict[str, int]:
+        """Node to its part of its account's standing, which those of one account share."""
+        accounts = {node: self.account_of(node) for node in nodes}
+        shared, standings = Counter(accounts.values()), self.standings()
+        return {
+            node: -(-standings.get(account, 0) // shared[account])
+            for node, account in accounts.items()
+        }
+
     def awaiting(self) -> dict[str, int]:
         """Account to credit that is accepted, but whose state is not agreed yet."""
         tally: Counter[str] = Counter()
@@ -358,6 +387,7 @@ class FoldState:
             if isinstance(value, dict | list):
                 setattr(other, name, value.copy())
         other.due = {number: list(sources) for number, sources in self.due.items()}
+        other.standing = self.standing.copy()
         other.attempt = self.attempt.copy() if self.attempt is not None else None
         for state in (self, other):
             state._accounts, state._pending = set(), set()

@@ -21,7 +21,7 @@ from artel.protocol.assignment import Work
 from artel.protocol.dsse import Seal
 from artel.protocol.errors import DecodeError
 from artel.protocol.round_state import BAD_SIGNATURE
-from artel.protocol.run_config import LedgerSection, OwnershipSection
+from artel.protocol.run_config import LedgerSection, OwnershipSection, TrustSection
 from artel.protocol.schema import checked, refused
 
 WORK = {
@@ -134,6 +134,11 @@ class Genesis:
             if rules.witnesses
             else "no entry ever becomes final (ledger.witnesses = 0)"
         )
+        yield Fact(
+            f"vested work counts as standing for {plural(rules.trust.standing_rounds, 'round')} "
+            "(trust.standing_rounds); the run rests on its members once "
+            f"{plural(rules.trust.founders, 'account')} have some (trust.founders)"
+        )
         for account, tokens in rules.data.contributed if rules.data is not None else ():
             whose = f"account {short_key(account)} gave" if account else "nobody earns with"
             yield Fact(f"{whose} {plural(tokens, 'token')} of the text (data.contributed)")
@@ -155,7 +160,7 @@ class _Contributed(Record):
     parts: Annotated[tuple[_Part, ...], Field(max_length=17, strict=False)]
 
 
-_S = TypeVar("_S", OwnershipSection, LedgerSection)
+_S = TypeVar("_S", OwnershipSection, LedgerSection, TrustSection)
 
 
 def read_genesis(payload: bytes) -> Genesis:
@@ -187,6 +192,7 @@ def _rules(manifest: dict[str, Any], organiser: str) -> LedgerRules:
         ownership=ownership,
         witnesses=_section(manifest, LedgerSection, "ledger").witnesses,
         arbiters=frozenset(ownership.arbiters or (organiser,)),
+        trust=_section(manifest, TrustSection, "trust"),
         data=_data_use(manifest),
     )
 

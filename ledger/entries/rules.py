@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from artel.protocol.assignment import Work
-from artel.protocol.run_config import OwnershipSection
+from artel.protocol.run_config import OwnershipSection, TrustSection
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class LedgerRules:
     ownership: OwnershipSection
     witnesses: int
     arbiters: frozenset[str]
+    trust: TrustSection
     data: DataUse | None = None
 
     @cached_property

@@ -253,7 +253,7 @@ def as_of(story: Story) -> str:
     return f"after {plural(story.state.size, 'entry', 'entries')}"
 
 
-def standing(story: Story, name: str) -> Fact:
+def account_now(story: Story, name: str) -> Fact:
     """An account's key and credit now."""
     owner = story.state.accounts[name]
     return Fact(

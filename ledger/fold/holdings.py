@@ -38,6 +38,8 @@ class Holding:
     units_with_pending: int = 0
     share_with_pending: float = 0.0
     """As if everything that is pending had vested."""
+    standing: int = 0
+    """What its words weigh (:mod:`ledger.entries.standing`)."""
     left_out: dict[str, int] = field(default_factory=dict)
     """Reason to how often its work did not count."""
 
@@ -72,6 +74,8 @@ def shares_facts(state: FoldState, aliases: Aliases) -> dict[str, Any]:
         "total": state.total,
         "vested": state.total_vested,
         "pending": state.total_pending,
+        "standing": sum(state.standings().values()),
+        "rests_on": state.rests_on if state.run else "",
         "shares": [one.facts() for one in holdings(state, aliases) if one.has_any],
     }
 
@@ -98,5 +102,6 @@ def _held(state: FoldState, names: Iterable[str], aliases: Aliases) -> Iterator[
             share=now[name].share if name in now else 0.0,
             units_with_pending=later[name].units if name in later else 0,
             share_with_pending=later[name].share if name in later else 0.0,
+            standing=state.standings().get(name, 0),
             left_out=left_out.get(name, {}),
         )

@@ -154,8 +154,8 @@ def audit_log(
     if state.size and not state.run:
         raise CheckFailed("the manifest is not signed by its organiser")
     tree = SignedTree(source, report.size, report.root)
-    standing = of_notes((final, report.checkpoint), tree, state)
-    return Audited(report, state, signed[True], signed[False], standing.size)
+    seen = of_notes((final, report.checkpoint), tree, state)
+    return Audited(report, state, signed[True], signed[False], seen.size)
 
 
 class _Read:

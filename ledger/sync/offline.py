@@ -62,14 +62,14 @@ class Proven:
     genesis: Genesis | None = field(default=None)
 
 
-def prove(log: LedgerReader, standing: Finality, index: int) -> TlogProof:
+def prove(log: LedgerReader, finality: Finality, index: int) -> TlogProof:
     """The proof of one entry, under the newest final checkpoint or, before there is one, the newest
     cosigned one that covers it, or the newest at all.
 
-    :param standing: of this log
+    :param finality: of this log
     :raises UsageError: when there is no such entry
     """
-    for signed in (standing.final, standing.cosigned):
+    for signed in (finality.final, finality.cosigned):
         if signed and parse_checkpoint(signed).size > index:
             break
     else:

@@ -134,8 +134,8 @@ class CreditFiles:
     def _newest(self, state: FoldState) -> bytes:
         store = self._store
         notes = (*finality.kept_notes(self._heads, state), store.latest_note)
-        standing = finality.of_notes(notes, store, state)
-        proof = offline.prove(store, standing, state.rooted_by).encode()
+        final = finality.of_notes(notes, store, state)
+        proof = offline.prove(store, final, state.rooted_by).encode()
         leaf = store.leaf(state.rooted_by)
         document = leaf.document.decode() if isinstance(leaf, Leaf) else ""
         shown = {"document": document, "entry": encode_base64(leaf), "proof": proof}

@@ -1,4 +1,4 @@
-"""What every page needs: the history as of one entry, the standing, and names."""
+"""What every page needs: the history as of one entry, the foot, and names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from artel.ledger.fold.history import History
 from artel.ledger.store.reader import LedgerReader
 from artel.ledger.tlog.checkpoint import origin_of
 from artel.ledger.tlog.note import VerifierKey
-from artel.ledger.web.standing import Standing
+from artel.ledger.web.foot import Foot
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Context:
 
     store: LedgerReader
     history: History
-    standing: Standing
+    foot: Foot
     visited: str
     aliases: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 

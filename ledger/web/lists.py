@@ -29,7 +29,7 @@ def shares_data(page: Context) -> dict[str, Any]:
     ``pending`` has been granted and can still be disputed; ``awaiting`` is accepted, and will be
     granted when the nodes have agreed on the state. A JSON value, which the API serves as it is.
     """
-    seen = page.standing
+    seen = page.foot
     return shares_facts(page.state, page.aliases) | {
         "final": seen.final,
         "witnesses": list(seen.witnesses),

@@ -57,10 +57,10 @@ from artel.ledger.web.answers import (
 )
 from artel.ledger.web.context import Context
 from artel.ledger.web.entry_page import entry_page
+from artel.ledger.web.foot import foot
 from artel.ledger.web.render import Templates
 from artel.ledger.web.round_page import round_page
 from artel.ledger.web.server import Handler
-from artel.ledger.web.standing import standing
 from artel.protocol.dsse import MAX_ENVELOPE_BYTES
 from artel.protocol.errors import ArtelError, UsageError
 
@@ -298,5 +298,5 @@ class LedgerSite:
         if not state.size:
             raise UsageError("the ledger is still empty", "try again in a moment")
         history = History(self._store, self._store.query, state)
-        seen = standing(self._store, self._heads, state)
+        seen = foot(self._store, self._heads, state)
         return look(Context(self._store, history, seen, url, self._names()))

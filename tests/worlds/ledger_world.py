@@ -56,6 +56,7 @@ def manifest(
     ledger: dict[str, Any] | None = None,
     rounds: dict[str, Any] | None = None,
     exchange: dict[str, Any] | None = None,
+    trust: dict[str, Any] | None = None,
     contributed: Sequence[tuple[str, int]] = (),
     **changes: Any,
 ) -> dict[str, Any]:
@@ -73,6 +74,7 @@ def manifest(
             "data": {"seq_len": SEQ_LEN, "shard_tokens": 1024, "span_windows": 4},
             "ownership": ownership or {},
             "ledger": ledger or {},
+            "trust": trust or {},
         },
         "data": {
             "train": {"tokens": tokens},
@@ -176,6 +178,8 @@ def require_same(found: Iterable[entries.Entry], state: FoldState, reasons: list
         name: {field: getattr(owner, field) for field in SUMS}
         for name, owner in state.accounts.items()
     }
+    assert other.standings() == state.standings()
+    assert other.lot == state.lot
     assert other.shares() == {share.account: share.units for share in shares(state)}
 
 
@@ -192,8 +196,8 @@ def forged(envelope: Envelope, *signers: Identity) -> Envelope:
 class World:
     """Keys of a run, and makers of its entries; ``leaves`` collects what :meth:`add` is given.
 
-    ``ownership``, ``ledger``, ``exchange`` and ``rounds`` are sections of the manifest, ``total``
-    its number of rounds, ``contributed`` the (account, tokens) stretches of its text.
+    ``ownership``, ``ledger``, ``exchange``, ``rounds`` and ``trust`` are sections of the manifest,
+    ``total`` its number of rounds, ``contributed`` the (account, tokens) stretches of its text.
     """
 
     nodes: int = 3
@@ -205,6 +209,7 @@ class World:
     contributed: Sequence[tuple[str, int]] = ()
     rounds: dict[str, Any] = field(default_factory=dict)
     exchange: dict[str, Any] = field(default_factory=dict)
+    trust: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.state = FoldState()
@@ -220,6 +225,7 @@ class World:
             ledger=self.ledger,
             rounds=self.rounds,
             exchange=self.exchange,
+            trust=self.trust,
             contributed=self.contributed,
         )
         self.genesis = dsse.sign(entries.MANIFEST_TYPE, fields, self.organiser)

@@ -10,7 +10,7 @@ from artel.ledger.entries import fold_state as fold
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import Body, Digest, Entry, OptionalDigest, signed
 from artel.ledger.entries.fold_state import RECORDED, Effect, FoldState, Outcome
-from artel.ledger.entries.story import Fact, Story, standing
+from artel.ledger.entries.story import Fact, Story, account_now
 from artel.ledger.entries.words import short_key
 from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity
@@ -59,7 +59,7 @@ class AccountBody(Body):
         yield Fact(f"registered, signed by its own key; its name is {self.account} for ever")
         recovery = "can be recovered with another" if self.recovery else "has no recovery"
         yield Fact(f"at registration it {recovery} key")
-        yield standing(story, self.account)
+        yield account_now(story, self.account)
 
 
 def account(owner: Identity, run: str, recovery: str = "") -> Envelope:

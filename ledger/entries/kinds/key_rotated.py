@@ -9,7 +9,7 @@ from artel.ledger.entries import reasons
 from artel.ledger.entries.body import Body, Digest, Entry, OptionalDigest, Positive, signed
 from artel.ledger.entries.fold_state import Effect, FoldState, Outcome
 from artel.ledger.entries.kinds.account import recovery_digest
-from artel.ledger.entries.story import Fact, Story, standing
+from artel.ledger.entries.story import Fact, Story, account_now
 from artel.ledger.entries.words import short_key
 from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity
@@ -74,7 +74,7 @@ class KeyRotated(Body):
         yield Fact(f"signed by the new key {self.key} and by {by}")
         name = short_key(self.account)
         yield Fact(f"number {self.seq} of account {name}; its name and its credit stay")
-        yield standing(story, self.account)
+        yield account_now(story, self.account)
 
 
 def key_rotated(

@@ -6,16 +6,15 @@ belonged to *when the round was opened*, unless that node combined a slice wrong
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from artel.ledger.entries import reasons
+from artel.ledger.entries import lot, reasons
 from artel.ledger.entries.body import (
     LISTED,
     MAX_MEMBERS,
@@ -97,6 +96,7 @@ class StateAgreed(Body):
         def effect() -> Outcome:
             held = held_against(attempt, self.wrong)
             left_out = state.leave_out(attempt.left_out(held))
+            state.lot = lot.seed(shown.salt for shown in attempt.shown.values())
             denied = {node for node, reason in held if reason == reasons.WRONG_SLICE}
             granted = _credit_round(state, attempt, denied)
             state.states.append(self.root)
@@ -105,6 +105,7 @@ class StateAgreed(Body):
             going_on = attempt.accepted if state.work.span else ()
             state.spans = {peer: attempt.shown[peer].span for peer in going_on}
             state.attempt, state.rooted, state.rooted_by = None, attempt.credits, state.size
+            state.standing.fade(state.round, state.founded.trust.standing_rounds)
             vested = vest_due(state, state.round)
             notes = {"agreeing": len(agreeing)}
             return Outcome("credited", "", granted, vested, left_out=left_out, notes=notes)
@@ -201,9 +202,6 @@ def _credit_round(state: FoldState, attempt: Attempt, denied: set[str]) -> tuple
     """
     rules = state.founded
     place, due = attempt.round, attempt.round + 1 + rules.ownership.vesting_rounds
-    # Not the entry ids: a node can sign its contribution in many ways until it likes the lot.
-    salts = sorted(shown.salt for shown in attempt.shown.values())
-    seed = hashlib.sha256("".join(salts).encode()).digest()
     granted: list[Credit] = []
     for peer, tokens in attempt.accepted.items():
         account, shown = attempt.accounts[peer], attempt.shown[peer]
@@ -220,7 +218,7 @@ def _credit_round(state: FoldState, attempt: Attempt, denied: set[str]) -> tuple
                 units=tokens,
                 due=due,
                 work=shown.index,
-                auditors=_auditors(attempt, peer, seed, rules.ownership.auditors),
+                auditors=_auditors(state, attempt, peer),
             )
         )
         state.node_tokens[peer] = state.node_tokens.get(peer, 0) + tokens
@@ -234,19 +232,11 @@ def _credit_round(state: FoldState, attempt: Attempt, denied: set[str]) -> tuple
     return tuple(granted)
 
 
-def _auditors(attempt: Attempt, peer: str, seed: bytes, count: int) -> tuple[str, ...]:
-    """Members of other accounts, by a lot that nobody knew when the work was committed to.
-
-    :param seed: made of the salts of everybody who revealed
-    """
-    if not count:
-        return ()
+def _auditors(state: FoldState, attempt: Attempt, peer: str) -> tuple[str, ...]:
+    """Members of other accounts, by a lot that nobody knew when the work was committed to."""
     others = [m for m, account in attempt.accounts.items() if account != attempt.accounts[peer]]
-
-    def lot(member: str) -> bytes:
-        return hashlib.sha256(seed + f"/{peer}/{member}".encode()).digest()
-
-    return tuple(sorted(others, key=lot)[:count])
+    drawn = lot.order(state.lot, f"audit/{peer}", state.weights(others))
+    return tuple(islice(drawn, state.founded.ownership.auditors))
 
 
 def _text_used(state: FoldState, data: DataUse, attempt: Attempt) -> Counter[str]:

@@ -57,6 +57,7 @@ def world_of(
         contributed=[(key("giver").key, 2500), ("", 1500)] if contributed else (),
         exchange={"topology": topology, "overlap_steps": 2 if uneven else 0},
         rounds={"box_s": 60.0 if uneven else 0, "span": span},
+        trust={"standing_rounds": 1 if transfers else 20},
     )
     for identity in (*world.owners, *world.members, *SPARE, *RECOVERY, key("giver")):
         KEYS[identity.key] = identity

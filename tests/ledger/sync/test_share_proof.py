@@ -275,10 +275,10 @@ def test_no_changed_byte_is_believed(world: World, home: Served) -> None:
 def test_another_entry_is_no_agreed_state(world: World, store: LedgerStore, home: Served) -> None:
     from artel.ledger.store import finality
 
-    standing = finality.of_notes([store.latest_note], store, world.state)
+    final = finality.of_notes([store.latest_note], store, world.state)
 
     def shown(index: int) -> bytes:
-        proof = offline.prove(store, standing, index).encode()
+        proof = offline.prove(store, final, index).encode()
         leaf = store.leaf(index)
         document = leaf.document.decode() if isinstance(leaf, Leaf) else ""
         entry = base64.b64encode(leaf).decode()

@@ -265,7 +265,7 @@ async def test_pages_and_commands_say_the_same_of_what_is_final(
     for size, members in steps:
         if members:
             ledger.cosign(size, *members)
-        page = await ledger.site.read(lambda page: page.standing)
+        page = await ledger.site.read(lambda page: page.foot)
         with home_view(ledger.store.path.parent) as view:
             assert (page.final, page.wanted) == (view.final_size, view.needed)
             assert page.head == (parse_checkpoint(view.final_note).size if view.final_note else 0)

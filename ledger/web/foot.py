@@ -16,7 +16,7 @@ from artel.ledger.store.reader import LedgerReader
 
 
 @dataclass(frozen=True)
-class Standing:
+class Foot:
     """What a page speaks of, and how much of it is final.
 
     ``held`` is how many entries this home has, ``size`` how many of them the page has looked at.
@@ -52,10 +52,10 @@ class Standing:
         return said
 
 
-def standing(store: LedgerReader, heads: HeadStore | None, state: FoldState) -> Standing:
+def foot(store: LedgerReader, heads: HeadStore | None, state: FoldState) -> Foot:
     """How the ledger stands by this fold; blocks for a moment."""
     found = finality.of_heads(heads, state)
-    return Standing(
+    return Foot(
         size=state.size,
         held=store.size,
         final=min(found.size, state.size),

@@ -1,0 +1,81 @@
+"""Standing: how much checked work of an account vested lately. It decides seats and weighs votes.
+
+Credit for compute and audits counts for ``trust.standing_rounds`` rounds after it has vested, to a
+sixteenth of them. So old fame fades, and what one gives away or is given counts for nothing. An
+account counts for at most :data:`CAP` times the median of all who have standing, so that a rich one
+is no majority; a barred one has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from statistics import median_low
+
+CAP = 3
+PARTS = 16
+"""Stretches of rounds in which credit is counted together, and forgotten together."""
+KINDS_THAT_COUNT = ("compute", "audit")
+
+
+@dataclass
+class Standings:
+    """Of all accounts. Changed by the owner of the fold's state alone."""
+
+    parts: dict[int, dict[str, int]] = field(default_factory=dict)
+    """Stretch of rounds to account to the credit that vested in it, the oldest first."""
+    sums: dict[str, int] = field(default_factory=dict)
+    """Account to the credit of all stretches together; only those that have any."""
+
+    def __post_init__(self) -> None:
+        self._capped: Mapping[str, int] | None = None
+
+    def copy(self) -> Standings:
+        """An independent one; only the newest stretch, which alone grows, is not shared."""
+        newest = {number: dict(part) for number, part in list(self.parts.items())[-1:]}
+        return Standings(self.parts | newest, dict(self.sums))
+
+    def earned(self, account: str, amount: int, round: int, rounds: int) -> None:
+        """Credit vested in this round.
+
+        :param rounds: for how many it counts (``trust.standing_rounds``)
+        """
+        if amount:
+            # Only the newest stretch grows: copies share the others.
+            number = max([round // _stretch(rounds), *self.parts])
+            part = self.parts.setdefault(number, {})
+            part[account] = part.get(account, 0) + amount
+            self.sums[account] = self.sums.get(account, 0) + amount
+            self._capped = None
+
+    def fade(self, round: int, rounds: int) -> None:
+        """Forget what vested too long before this round."""
+        stretch = _stretch(rounds)
+        oldest = round // stretch - -(-rounds // stretch)
+        for number in [number for number in self.parts if number <= oldest]:
+            for account, amount in self.parts.pop(number).items():
+                self._less(account, amount)
+
+    def forfeit(self, account: str) -> None:
+        """The account has no standing any more, whatever vested."""
+        for number, part in self.parts.items():
+            if account in part:
+                self._less(account, part[account])
+                self.parts[number] = {name: part[name] for name in part if name != account}
+
+    def of_all(self) -> Mapping[str, int]:
+        """Account to its standing; only those that have any."""
+        if self._capped is None:
+            most = CAP * median_low(self.sums.values()) if self.sums else 0
+            self._capped = {name: min(amount, most) for name, amount in self.sums.items()}
+        return self._capped
+
+    def _less(self, account: str, amount: int) -> None:
+        self._capped = None
+        self.sums[account] -= amount
+        if not self.sums[account]:
+            del self.sums[account]
+
+
+def _stretch(rounds: int) -> int:
+    return -(-rounds // PARTS)
