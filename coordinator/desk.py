@@ -291,14 +291,14 @@ class Desk:
         if vote.wrong and (attempt is None or not attempt.wrong.keys() >= set(vote.wrong)):
             raise wire.Refused(explain(reasons.UNKNOWN_SLICE), code=reasons.UNKNOWN_SLICE)
         # Whoever counts credit otherwise has another ledger, or another version.
-        attempt = core.ledger.state.current(vote.round - 1, request.attempt, "applying")
+        attempt = core.ledger.state.current(vote.round - 1, vote.attempt, "applying")
         if attempt is not None and vote.credits != attempt.credits.root:
             raise wire.Refused(explain(reasons.WRONG_CREDITS), code=reasons.WRONG_CREDITS)
         event = round_state.StateSigned(
             core.clock(),
             peer,
             vote.round - 1,
-            request.attempt,
+            vote.attempt,
             vote.root,
             vote.wrong,
             frozenset(request.accused),

@@ -317,6 +317,7 @@ class Coordinator:
                 sign,
                 run,
                 round=action.round,
+                attempt=attempt.attempt,
                 root=action.root,
                 credits=credits,
                 wrong=action.wrong,

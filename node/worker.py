@@ -190,13 +190,13 @@ class Worker:
             session.identity,
             session.run,
             round=self.states.round,
+            attempt=directive.attempt,
             root=self.states.root,
             credits=credits,
             wrong=self._applying.wrong,
         )
         signed = messages.SignedState(
             run=session.run,
-            attempt=directive.attempt,
             statement=statement.encode(),
             accused=sorted(self._applying.looked_at(directive.round, directive.attempt)),
         )

@@ -230,7 +230,6 @@ class SignedState(Message):
     KIND = "state"
     LIMIT = 10 * KIB
     run: Digest
-    attempt: Count
     statement: Statement
     accused: SliceNumbers
 

@@ -119,7 +119,10 @@ class Fold:
         """Key, signature and message of each signature in a document."""
         if vars(b).get("kind") == "state_agreed":
             kind = "application/vnd.artel.state+json"
-            said = {name: vars(b)[name] for name in ("credits", "root", "round", "run", "wrong")}
+            said = {
+                name: vars(b)[name]
+                for name in ("attempt", "credits", "root", "round", "run", "wrong")
+            }
             vote = json.dumps(said, separators=(",", ":"))
             message = f"DSSEv1 {len(kind)} {kind} {len(vote)} {vote}".encode()
             for peer, signature in b.signatures.items():
@@ -424,7 +427,8 @@ class Fold:
     def state_agreed(self, b: Any) -> Rule:
         now = self.attempt
         yield not (self.led and self.nodes.keys() >= b.signatures.keys()) and "wrong_signers"
-        fits = now and now.phase == "applying" and b.round == now.round + 1
+        place = now and (now.phase, now.round + 1, now.attempt)
+        fits = place == ("applying", b.round, b.attempt)
         yield not fits and "out_of_order"
         agreeing = [peer for peer in now.accepted if peer in b.signatures]
         yield 2 * len(agreeing) <= len(now.accepted) and "no_majority"

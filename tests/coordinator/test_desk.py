@@ -544,14 +544,14 @@ async def test_a_state_signed_by_somebody_else(office: Office, applying: list[Me
     one, two, _ = applying
     assert await refused(one.sign_state(NEXT, signer=two.identity)) == "failed"
     assert await refused(one.sign_state(NEXT, signer=ORGANISER)) == "failed"
-    fields = {"round": 1, "root": NEXT, "credits": office.credits}
+    fields = {"round": 1, "attempt": 0, "root": NEXT, "credits": office.credits}
     both = entries.state_vote(one.identity, office.run, **fields).merged(
         entries.state_vote(two.identity, office.run, **fields)
     )
-    statement = messages.SignedState(run=office.run, attempt=0, statement=both.encode(), accused=[])
+    statement = messages.SignedState(run=office.run, statement=both.encode(), accused=[])
     assert await refused(one.say(statement)) == "failed"
     other_kind = messages.SignedState(
-        run=office.run, attempt=0, statement=one.statement().encode(), accused=[]
+        run=office.run, statement=one.statement().encode(), accused=[]
     )
     assert await refused(one.say(other_kind)) == "malformed"
     assert not office.core.state.votes

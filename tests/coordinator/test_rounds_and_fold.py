@@ -237,10 +237,9 @@ class Office:
         state = self.state
         attempt = self.core.ledger.state.attempt
         credits = attempt.credits.root if attempt is not None else "0" * 64
-        fields = {"round": state.round + 1, "root": root, "wrong": wrong, "credits": credits}
-        event = round_state.StateSigned(
-            self.now, peer, state.round, state.attempt + off, root, wrong, state.accused
-        )
+        at, fields = state.attempt + off, {"root": root, "wrong": wrong, "credits": credits}
+        fields |= {"round": state.round + 1, "attempt": at}
+        event = round_state.StateSigned(self.now, peer, state.round, at, root, wrong, state.accused)
         made = entries.state_vote(NODES[peer], self.run, **fields)
         return self.do(self.core.feed(event, made.signatures[0][1].hex()))
 

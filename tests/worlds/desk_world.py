@@ -409,6 +409,7 @@ class Member:
             signer or self.identity,
             self.office.run,
             round=number,
+            attempt=self.office.core.state.attempt,
             root=root,
             credits=credits or self.office.credits,
             wrong=wrong,
@@ -418,7 +419,6 @@ class Member:
         reply = await self.say(
             messages.SignedState(
                 run=self.office.run,
-                attempt=state.attempt,
                 statement=statement.encode(),
                 accused=known,
             )

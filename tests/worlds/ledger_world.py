@@ -104,7 +104,7 @@ class Rooted(Envelope):
 
 def agreed(said: dict[str, Any], nodes: Iterable[Identity], *signers: Identity) -> Envelope:
     """A ``state_agreed`` entry by ``signers`` that says so, with the votes of these nodes."""
-    fields = {name: said[name] for name in ("round", "root", "credits", "wrong")}
+    fields = {name: said[name] for name in ("round", "attempt", "root", "credits", "wrong")}
     signatures = {}
     for node in nodes:
         vote = entries.state_vote(node, said["run"], **fields)
@@ -136,8 +136,10 @@ def rooted(envelope: Rooted, state: FoldState) -> Envelope:
         credits = entries.credits_after(state, said["closing"]).root
         made = entries.run_closed(envelope.by[0], **said, credits=credits)
         return forged(made, *envelope.by)
-    credits = digest("none") if state.attempt is None else state.attempt.credits.root
-    return agreed(said | {"credits": credits}, envelope.nodes, *envelope.by)
+    known = {"credits": digest("none"), "attempt": 0}
+    if state.attempt is not None:
+        known = {"credits": state.attempt.credits.root, "attempt": state.attempt.attempt}
+    return agreed(said | known, envelope.nodes, *envelope.by)
 
 
 def encoded(envelopes: Iterable[Envelope]) -> list[bytes]:
@@ -353,7 +355,7 @@ class World:
     ) -> Envelope:
         """Agreement on the state with number ``round``; ``credits`` follow unless given."""
         fields: dict[str, Any] = {"round": round, "root": root or digest(f"state {round}")}
-        fields |= {"run": self.run, "credits": credits, "wrong": list(wrong)}
+        fields |= {"run": self.run, "attempt": 0, "credits": credits, "wrong": list(wrong)}
         voters = tuple(self.members if nodes is None else nodes)
         if credits:
             return agreed(fields, voters, self.coordinator)

@@ -19,6 +19,7 @@ from artel.ledger.entries.body import (
     LISTED,
     MAX_MEMBERS,
     Body,
+    Count,
     Digest,
     Entry,
     PeerId,
@@ -47,13 +48,15 @@ class StateVote(Record):
 
     run: Digest
     round: Positive
+    attempt: Count
     root: Digest
     credits: Digest
     wrong: Annotated[tuple[SliceNumber, ...], *LISTED]
 
 
 class StateAgreed(Body):
-    """State number ``round`` has this root; signed by a coordinator.
+    """State number ``round``, made by this attempt of the round before it, has this root; signed
+    by a coordinator.
 
     ``wrong`` lists the slices whose recorded aggregate was wrong; the state is made without them.
     ``credits`` is the root of the credit map (:mod:`ledger.entries.credit_map`) as it was when the
@@ -66,6 +69,7 @@ class StateAgreed(Body):
     DOCUMENT: ClassVar = ("signatures",)
     kind: Literal["state_agreed"] = "state_agreed"
     round: Positive
+    attempt: Count
     root: Digest
     credits: Digest
     wrong: Annotated[tuple[SliceNumber, ...], *LISTED]
@@ -81,8 +85,8 @@ class StateAgreed(Body):
         known = all(peer in state.nodes for peer in self.signatures)
         if not known or not state.led_by(entry.envelope.signers):
             return reasons.WRONG_SIGNERS
-        attempt = state.attempt
-        if attempt is None or attempt.phase != "applying" or self.round != attempt.round + 1:
+        attempt = state.current(self.round - 1, self.attempt, "applying")
+        if attempt is None:
             return reasons.OUT_OF_ORDER
         agreeing = [peer for peer in attempt.accepted if peer in self.signatures]
         if 2 * len(agreeing) <= len(attempt.accepted):
@@ -114,9 +118,7 @@ class StateAgreed(Body):
 
     def place(self, state: FoldState) -> tuple[int, int]:
         """It ends the round that made the state."""
-        attempt = state.attempt
-        current = attempt is not None and attempt.round == self.round - 1
-        return self.round - 1, attempt.attempt if attempt is not None and current else -1
+        return self.round - 1, self.attempt
 
     def says(self) -> str:
         wrong = ", ".join(str(number) for number in self.wrong)
@@ -145,6 +147,7 @@ def state_agreed(
     run: str,
     *,
     round: int,
+    attempt: int,
     root: str,
     credits: str,
     signatures: Mapping[str, str],
@@ -155,16 +158,24 @@ def state_agreed(
     :param signatures: peer id to what :func:`state_vote` signed (hex)
     :param wrong: slices whose recorded aggregate was wrong, in any order
     """
-    body = {"run": run, "round": round, "root": root, "credits": credits}
+    body = {"run": run, "round": round, "attempt": attempt, "root": root, "credits": credits}
     body |= {"wrong": tuple(sorted(wrong)), "signatures": dict(signatures)}
     return signed(StateAgreed, body, coordinator)
 
 
 def state_vote(
-    node: Identity, run: str, *, round: int, root: str, credits: str, wrong: Iterable[int] = ()
+    node: Identity,
+    run: str,
+    *,
+    round: int,
+    attempt: int,
+    root: str,
+    credits: str,
+    wrong: Iterable[int] = (),
 ) -> Envelope:
     """A node's statement that it computed this state; no entry by itself."""
-    said = StateVote(run=run, round=round, root=root, credits=credits, wrong=tuple(sorted(wrong)))
+    fields = {"run": run, "round": round, "attempt": attempt, "root": root, "credits": credits}
+    said = StateVote.model_validate(fields | {"wrong": tuple(sorted(wrong))})
     return dsse.sign(STATE_TYPE, said.model_dump(mode="json"), node)
 
 

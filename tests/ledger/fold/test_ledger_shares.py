@@ -358,8 +358,10 @@ def test_wrong_signers_in_the_middle_of_a_round() -> None:
 
 def test_a_vote_for_another_state_is_no_vote_for_this_one() -> None:
     credits = outcomes([*START, *CLOSED])[0].attempt.credits.root  # type: ignore[union-attr]
-    fields: dict[str, Any] = {"round": 1, "root": digest("state 1"), "credits": credits}
-    for change in ({}, {"root": digest("x")}, {"round": 2}, {"credits": digest("x")}):
+    fields: dict[str, Any] = {"round": 1, "attempt": 0, "root": digest("state 1")}
+    fields["credits"] = credits
+    others = ({"root": digest("x")}, {"round": 2}, {"attempt": 1}, {"credits": digest("x")})
+    for change in ({}, *others):
         made = [entries.state_vote(node, WORLD.run, **fields | change) for node in (A, B)]
         votes = {
             node.peer_id: vote.signatures[0][1].hex()

@@ -296,7 +296,13 @@ def test_a_state_that_no_node_signed_is_none(tmp_path: Path) -> None:
     """The fold ignores it; whoever does not fold must not take the coordinator's word alone."""
     world = World()
     lie = entries.state_agreed(
-        world.coordinator, world.run, round=1, root=digest("r"), credits=digest("c"), signatures={}
+        world.coordinator,
+        world.run,
+        round=1,
+        attempt=0,
+        root=digest("r"),
+        credits=digest("c"),
+        signatures={},
     )
     leaves = world.add(*world.start, lie)
     state = replace(world.state, rooted_by=len(leaves) - 1)
