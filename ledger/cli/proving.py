@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from artel.ledger.cli.meant import EntryName, index_of, quote, read
-from artel.ledger.cli.opening import DEFAULT_HOME, Home, LedgerOptions
+from artel.ledger.cli.opening import DEFAULT_HOME, LedgerOptions
 from artel.protocol.commandline import (
     AsJson,
     Count,
     File,
+    Folder,
     RunId,
     Table,
     VKeys,
@@ -24,10 +25,12 @@ from artel.protocol.commandline import (
     show,
 )
 from artel.protocol.dsse import Leaf
-from artel.protocol.errors import EXIT_FAILED, EXIT_OK, CheckFailed, UsageError
+from artel.protocol.errors import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, CheckFailed, UsageError
 from artel.protocol.paths import expanded
 
 if TYPE_CHECKING:
+    from artel.ledger.fold.labels import Unchecked
+    from artel.ledger.fold.recheck_states import StateChecked
     from artel.ledger.store.verify import Verification
     from artel.ledger.sync.offline import Proven
 
@@ -83,7 +86,8 @@ def verify(
     entry: File | None = None,
     /,
     *,
-    home: Home | None = None,
+    home: Annotated[tuple[Folder, ...], Parameter(name="--home")] = (),
+    states: Count = 0,
     vkey: VKeys = (),
     run: RunId = "",
     policy: Count = 0,
@@ -95,15 +99,18 @@ def verify(
 
     :param proof: a proof, or evidence
     :param entry: of the proof; otherwise the file beside it
-    :param home: of a node or a coordinator, when no file is given; otherwise ~/.artel/node
+    :param home: of a node or a coordinator, when no file is given; otherwise ~/.artel/node. May be
+        given several times: the ledger is the first one's, states and contributions may lie in any
+    :param states: recompute so many agreed states too, the newest, as far as the homes have what
+        that takes
     :param run: run id that the proof has to be of
     :param policy: how many of the witnesses that --vkey names must have cosigned; `prove` prints
         them
     """
-    if proof is not None and home is not None:
-        raise UsageError("either files or --home", "leave one of them out")
+    if proof is not None and (home or states):
+        raise UsageError("either files, or --home and --states", "leave one of them out")
     if proof is None:
-        return _verify_home(expanded(home or DEFAULT_HOME), as_json)
+        return _verify_home([expanded(each) for each in home or (DEFAULT_HOME,)], states, as_json)
     from artel.ledger.sync.offline import PROOF_SUFFIX, entry_beside
 
     if entry is None and not proof.name.endswith(PROOF_SUFFIX):
@@ -245,18 +252,35 @@ def _verify_evidence(path: Path, vkeys: Sequence[str], as_json: bool) -> int:
     )
 
 
-def _verify_home(home: Path, as_json: bool) -> int:
+def _verify_home(homes: Sequence[Path], states: int, as_json: bool) -> int:
+    from artel.ledger.entries.words import plural
+    from artel.ledger.fold import labels
     from artel.ledger.store.finality import trust
     from artel.ledger.store.published import LostEntries
     from artel.ledger.store.verify import verify_home
 
+    home = homes[0]
     result = verify_home(home, progress("entries checked"))
+    found = _recomputed(homes, states, as_json) if result.verified and states else []
+    wrong = [item for item in found if item.status == "wrong"]
+    right = sum(item.status == "right" for item in found)
+    verified = result.verified and not wrong
+    roots = labels.state_roots(len(result.state.states), right)
+    unchecked = [roots if item.name == roots.name else item for item in result.unchecked]
     facts = {"run": result.run, "size": result.size, "root": result.root}
-    facts |= {"verified": result.verified, "label": trust(result.state).label}
-    facts |= {"checks": result.checks, "not_checked": result.unchecked}
-    show(facts, _checked(result), as_json=as_json)
+    facts |= {"verified": verified, "label": trust(result.state).label}
+    facts |= {"checks": result.checks, "states": found, "not_checked": unchecked}
+    show(facts, _checked(result, unchecked), as_json=as_json)
+    if wrong:
+        raise CheckFailed(
+            f"{plural(len(wrong), 'agreed state')} of {len(found)} cannot come from what was "
+            f"contributed, the first is state {wrong[0].state}",
+            "whoever signed it has signed something wrong; keep these homes and tell the organiser",
+        )
     if result.verified or as_json:
-        return EXIT_OK if result.verified else EXIT_FAILED
+        if result.verified:
+            return EXIT_OK if right or not states else EXIT_RESOURCE
+        return EXIT_FAILED
     print(f"\nthe ledger in {home} does NOT hold", file=sys.stderr)
     hints = [check.hint for check in result.checks if not check.ok]
     hint = LostEntries("", home, result.run).hint
@@ -269,9 +293,23 @@ def _verify_home(home: Path, as_json: bool) -> int:
     return EXIT_FAILED
 
 
-def _checked(result: Verification) -> Iterator[str | Table]:
+def _recomputed(homes: Sequence[Path], count: int, as_json: bool) -> list[StateChecked]:
+    """The newest agreed states, recomputed; each is said as it comes out."""
+    from artel.ledger.fold.recheck_states import recheck_states
+    from artel.ledger.sync.client import home_view
+
+    found = []
+    with home_view(homes[0]) as view:
+        for item in recheck_states(view.history, count, homes):
+            found.append(item)
+            if not as_json:
+                print(item.line(), flush=True)
+    return found
+
+
+def _checked(result: Verification, unchecked: Sequence[Unchecked]) -> Iterator[str | Table]:
     checks = [["ok" if item.ok else "FAIL", item.name, item.detail] for item in result.checks]
-    left = [["--", item.name, item.detail] for item in result.unchecked]
+    left = [["--", item.name, item.detail] for item in unchecked]
     yield Table(checks)
     yield "\nnot checked:"
     yield Table(left)

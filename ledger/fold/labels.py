@@ -27,11 +27,7 @@ def unchecked(states: int, size: int, final: int) -> tuple[Unchecked, ...]:
     :param final: entries before this index are final
     """
     found = [
-        Unchecked(
-            "state roots",
-            f"those of {plural(states, 'state')} are what members signed; none was recomputed "
-            "(artel ledger recheck ROUND does it for the slices of a round)",
-        ),
+        state_roots(states),
         Unchecked("training", "no step was trained again, and no data was looked at"),
         Unchecked("other copies", "whether others see this history: artel ledger compare"),
     ]
@@ -41,6 +37,16 @@ def unchecked(states: int, size: int, final: int) -> tuple[Unchecked, ...]:
             Unchecked("finality", f"{last}: signed by the coordinator, not final by witnesses")
         )
     return tuple(found)
+
+
+def state_roots(states: int, recomputed: int = 0) -> Unchecked:
+    """What is open of so many agreed states, of which a check has recomputed some."""
+    said = f"those of {plural(states - recomputed, 'state')} are what members signed; "
+    if recomputed:
+        return Unchecked("state roots", f"{said}{recomputed} were recomputed here")
+    return Unchecked(
+        "state roots", f"{said}none was recomputed here: artel ledger verify --states N"
+    )
 
 
 UNWITNESSED = "tamper-evident to whoever kept a checkpoint; not witnessed"

@@ -103,10 +103,10 @@ def recheck(history: History, round: int, homes: Sequence[Path]) -> Iterator[Che
     parts = round_slices(layout, exchange, round, members)
     chosen = codec.of(exchange)
     sizes = [pseudogradient.max_blob_bytes(part.layout, chosen) for part in parts]
-    store = _Blobs(homes)
+    store = HomeBlobs(homes)
     shown = (history.entry(trail.shown[item.node]).body for item in closed.accepted)
     works = [body for body in shown if isinstance(body, Contribution)]
-    inputs = {body.node: _sub_blobs(store, body, sizes) for body in works}
+    inputs = {body.node: sub_blobs(store, body, sizes) for body in works}
     for number, size in enumerate(sizes):
         missing, blobs = _inputs(store, inputs, number, size)
         right = ""
@@ -167,7 +167,7 @@ def _judged(
 # --- what the nodes published ---------------------------------------------------------------------
 
 
-class _Blobs:
+class HomeBlobs:
     """Reads content from homes; nothing in them is touched, and nothing is believed unhashed."""
 
     def __init__(self, homes: Iterable[Path]) -> None:
@@ -185,6 +185,10 @@ class _Blobs:
                 return data
         return None
 
+    def path(self, blob: str) -> Path | None:
+        """Where content lies that is too large to be read at once; its bytes are not checked."""
+        return next((f / blob for f in self._folders if (f / blob).is_file()), None)
+
     def require(self, blob: str, most: int) -> bytes:
         """As :meth:`read`.
 
@@ -196,8 +200,8 @@ class _Blobs:
         return data
 
 
-def _sub_blobs(
-    store: _Blobs, body: Contribution, sizes: Sequence[int]
+def sub_blobs(
+    store: HomeBlobs, body: Contribution, sizes: Sequence[int]
 ) -> Sequence[tuple[str, int]] | str:
     """Content id and size of a contribution's blob for each slice, or why they are not known."""
     from artel.protocol.exchange import pseudogradient
@@ -212,7 +216,7 @@ def _sub_blobs(
 
 
 def _inputs(
-    store: _Blobs,
+    store: HomeBlobs,
     inputs: Mapping[str, Sequence[tuple[str, int]] | str],
     number: int,
     most: int,

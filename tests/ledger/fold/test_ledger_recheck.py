@@ -21,10 +21,11 @@ from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.tlog.checkpoint import origin_of, sign_checkpoint
 from artel.protocol import content
 from artel.protocol.dsse import Envelope
-from artel.protocol.errors import ResourceError, UsageError
+from artel.protocol.errors import CheckFailed, ResourceError, UsageError
 from artel.protocol.exchange import codec, pseudogradient
 from artel.protocol.exchange.aggregate_slice import recompute, round_slices
-from artel.protocol.exchange.parts import Part
+from artel.protocol.exchange.next_state import Base, Given, next_state
+from artel.protocol.exchange.parts import Part, fragment
 from artel.protocol.exchange.pseudogradient import Header
 from artel.protocol.identity import Identity
 from artel.protocol.manifest import (
@@ -38,7 +39,7 @@ from artel.protocol.manifest import (
 from artel.protocol.manifest_template import EXAMPLE
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.run_config import ExchangeSection, ModelSection, RunConfig
-from artel.protocol.state import Layout
+from artel.protocol.state import Layout, State, state_root, write_state
 from client_world import run_command
 from command_world import group
 from ledger_world import World, encoded
@@ -48,7 +49,9 @@ main = group("ledger")
 LAYOUT = Layout.of([("embed", (300, 64)), ("up", (64, 200)), ("norm", (64,)), ("down", (200, 64))])
 
 
-def manifest_of(world: World, layout: Layout, config: RunConfig) -> Manifest:
+def manifest_of(
+    world: World, layout: Layout, config: RunConfig, initial_state: str = ""
+) -> Manifest:
     """What an organiser signs for a model of this layout."""
     split = SplitFacts(index="11" * 32, root="22" * 32, shards=1, tokens=200_000)
     return Manifest(
@@ -58,7 +61,7 @@ def manifest_of(world: World, layout: Layout, config: RunConfig) -> Manifest:
         tokenizer=TokenizerFacts(id="33" * 32, vocab_size=1024),
         data=DataFacts(train=split, validation=split, dtype="uint16"),
         model=ModelFacts(layout=layout.digest, parameters=layout.parameters),
-        initial_state=hashlib.sha256(b"state 0").hexdigest(),
+        initial_state=initial_state or hashlib.sha256(b"state 0").hexdigest(),
     )
 
 
@@ -341,3 +344,164 @@ def test_a_file_with_another_layout_is_not_believed(tmp_path: Path) -> None:
     (second / LAYOUT_FILE).parent.mkdir(parents=True)
     (second / LAYOUT_FILE).write_bytes(LAYOUT.encode())
     assert layout_of(leaf, [home, second]) == LAYOUT
+
+
+# --- states ---------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Trained(World):
+    """A world whose members publish real blobs in every round, and come to real states."""
+
+    nodes: int = 3
+    name: str = "trained"
+    rules: ExchangeSection = config_of(topology="gather", fragments=2).exchange
+    lies: tuple[int, ...] = ()
+    """States for which another root is agreed on."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        config = config_of().model_copy(update={"exchange": self.rules})
+        params = numbers("state 0", LAYOUT.parameters, -36)
+        first = State(0, LAYOUT.digest, params, 0 * params if self.rules.outer.momentum else None)
+        self.bases = [Base(first, state_root(first))]
+        manifest = manifest_of(self, LAYOUT, config, self.bases[0].root)
+        self.genesis = sign(manifest, self.organiser)
+        self.work = read_genesis(self.genesis.payload).rules.work
+        self.run = hashlib.sha256(self.genesis.payload).hexdigest()
+        self.origin = origin_of(self.run)
+        self.sign = partial(sign_checkpoint, self.coordinator, self.origin)
+        self.blobs: dict[str, bytes] = {}
+        self.given: dict[tuple[int, str], str] = {}
+        self.total_rounds = config.rounds.total
+        self.entries = [entry for number in range(4) for entry in self.round(number)]
+
+    def round(self, round: int) -> list[Envelope]:
+        sharded = self.rules.topology == "sharded"
+        pieces = [fragment(LAYOUT, self.rules.fragments, round)]
+        if sharded:
+            pieces = round_slices(LAYOUT, self.rules, round, self.nodes)
+        base, given = self.bases[round], []
+        header = Header(round, base.root, codec.of(self.rules))
+        for member in self.members:
+            full = numbers(f"{round} {member.key}", LAYOUT.parameters, -36)
+            parts = [header.pack(piece.layout, piece.take(full)) for piece in pieces]
+            index = pseudogradient.pack_index(
+                round, base.root, [(content.content_id(p), len(p)) for p in parts]
+            )
+            for data in (*parts, index):
+                self.blobs[content.content_id(data)] = data
+            shown = content.content_id(index if sharded else parts[0])
+            self.given[round, member.key] = shown
+            given.append(Given(member.peer_id, self.work.tokens(4), parts))
+        members = self.nodes if sharded else 0
+        rounds = self.total_rounds
+        state = next_state(self.rules, rounds, LAYOUT, base, given, members=members).state
+        root = state_root(state)
+        if round + 1 in self.lies:
+            state = State(state.round, state.layout_digest, -state.params, state.momentum)
+            root = state_root(state)
+        self.bases.append(Base(state, root))
+        return [*self.until_closed(round), self.agreed(round + 1, root=root)]
+
+    def opened(self, round: int, attempt: int = 0, **changes: Any) -> Envelope:
+        return super().opened(round, attempt, **{"base": self.bases[round].root} | changes)
+
+    def contribution(
+        self, member: Identity, round: int, attempt: int = 0, **changes: Any
+    ) -> Envelope:
+        base = {"base": self.bases[round].root, "size": 1000}
+        return super().contribution(member, round, attempt, **base | changes)
+
+    def blob(self, round: int, attempt: int, member: Identity) -> tuple[str, bytes]:
+        return self.given[round, member.key], super().blob(round, attempt, member)[1]
+
+    def home(self, folder: Path, *states: int) -> Path:
+        """A home with the ledger, the layout, every contribution, and these states."""
+        (folder / LAYOUT_FILE).parent.mkdir(parents=True)
+        (folder / LAYOUT_FILE).write_bytes(LAYOUT.encode())
+        with LedgerStore.open(folder / DATABASE_NAME, create=True, run=self.run) as store:
+            store.append(encoded((*self.start, *self.entries)), self.sign)
+        blobs = BlobStore(folder / "blobs")
+        for data in self.blobs.values():
+            blobs.put(data)
+        for number in states:
+            write_state(folder / "blobs" / self.bases[number].root, self.bases[number].state)
+        return folder
+
+
+def verified(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, dict[str, Any]]:
+    """The exit code and what ``artel ledger verify --json`` says."""
+    try:
+        code = main(["verify", *map(str, arguments), "--json"])
+    except CheckFailed:
+        code = 1
+    return code, json.loads(capsys.readouterr().out)
+
+
+def statuses(told: dict[str, Any]) -> dict[int, str]:
+    return {item["state"]: item["status"] for item in told["states"]}
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [{"fragments": 2}, {"topology": "sharded"}, {"codec": "sparse", "topology": "sharded"}],
+)
+def test_every_state_follows_from_the_first_and_the_contributions(
+    rules: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exchange = config_of(**{"topology": "gather"} | rules).exchange
+    home = Trained(rules=exchange).home(tmp_path / "home", 0)
+    code, told = verified(capsys, "--home", home, "--states", 2)
+    assert (code, told["verified"]) == (0, True)
+    assert statuses(told) == {3: "right", 4: "right"}  # by way of 1 and 2
+    assert "2 were recomputed" in told["not_checked"][0]["detail"]
+    assert statuses(verified(capsys, "--home", home, "--states", 99)[1]) == dict.fromkeys(
+        range(1, 5), "right"
+    )
+    assert verified(capsys, "--home", home)[1]["states"] == []
+
+
+def test_a_state_that_no_contributions_lead_to_is_found_by_anybody(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = Trained(lies=(3,))
+    home = world.home(tmp_path / "home", 0, 2)
+    code, told = verified(capsys, "--home", home, "--states", 3)
+    assert (code, told["verified"]) == (1, False)
+    assert statuses(told) == {2: "right", 3: "wrong", 4: "not checkable"}
+    # With the invented state itself what was made of it can be checked again.
+    more = tmp_path / "more" / "blobs"
+    more.mkdir(parents=True)
+    write_state(more / world.bases[3].root, world.bases[3].state)
+    code, told = verified(capsys, "--home", home, "--home", more.parent, "--states", 3)
+    assert (code, statuses(told)) == (1, {2: "right", 3: "wrong", 4: "right"})
+
+
+def test_what_cannot_be_had_is_said_and_what_is_damaged_is_not_believed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = Trained()
+    home = world.home(tmp_path / "home")
+    code, told = verified(capsys, "--home", home, "--states", 2)
+    assert (code, told["verified"]) == (4, True)
+    assert statuses(told) == {3: "not checkable", 4: "not checkable"}
+    for number in (1, 3):
+        write_state(home / "blobs" / world.bases[number].root, world.bases[number].state)
+    damaged = home / "blobs" / world.bases[1].root
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\1")
+    gone = home / "blobs" / world.given[1, world.members[0].key]
+    gone.unlink()
+    code, told = verified(capsys, "--home", home, "--states", 4)
+    assert code == 0
+    assert statuses(told) == dict.fromkeys((1, 2, 3), "not checkable") | {4: "right"}
+    write_state(damaged, world.bases[1].state)
+    _, told = verified(capsys, "--home", home, "--states", 4)
+    assert gone.name in told["states"][1]["why"]
+
+
+def test_recomputing_states_takes_no_torch(tmp_path: Path) -> None:
+    home = Trained().home(tmp_path / "home", 3)
+    done = run_command("verify", "--home", str(home), "--states", "1")
+    assert (done.code, done.err) == (0, "")
+    assert not {"torch", "hivemind", "transformers"} & done.modules
