@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 
 from artel.coordinator import intake
 from artel.coordinator.puts import Puts
@@ -16,7 +18,7 @@ from artel.ledger.entries import Entry, reasons
 from artel.ledger.entries.reasons import explain
 from artel.ledger.fold import shares
 from artel.ledger.sync.serving import LedgerService
-from artel.protocol import messages, round_state
+from artel.protocol import messages, options, round_state
 from artel.protocol.duties import Duty, directive
 from artel.protocol.errors import CheckFailed, DecodeError
 from artel.protocol.events import emit
@@ -89,8 +91,10 @@ class Desk:
         elif isinstance(request, messages.SignedState):
             await self._signed_state(peer, request)
         elif isinstance(request, messages.HandBack):
+            known = core.state.handed_back
             await core.feed(round_state.HandedBack(now, peer, request.round, request.attempt))
-            emit(log, "round.handed_back", node=short_peer(peer), reason=request.reason)
+            if peer not in known:
+                emit(log, "round.handed_back", node=short_peer(peer), reason=request.reason)
         elif isinstance(request, messages.Leave):
             await core.feed(round_state.Left(now, peer))
             if core.peers.pop(peer, None) is not None:
@@ -146,22 +150,22 @@ class Desk:
         known = core.peers.get(peer)
         if known is None:
             # Versions of a coordinator that was started again must differ from the old ones.
-            known = Peer(report, request.addresses, now, version=int(time.time() * 1000) % 2**40)
+            known = Peer(report, [], now, version=int(time.time() * 1000) % 2**40)
             core.peers[peer] = known
             emit(log, "node.joined", node=short_peer(peer), nodes=len(core.peers))
-        known.report, known.addresses, known.heard = report, request.addresses, now
+        told = [address for address in request.addresses if _dialable(peer, address)]
+        known.report, known.addresses, known.heard = report, told[:ADDRESSES_TOLD], now
         known.beats = mine = known.beats + 1
         if report.validation is not None and report.validation.round in known.evaluates:
             self._note_validation(report)
         await core.feed(round_state.Seen(now, peer, report.state_root, report.leaving))
         patience = min(request.patience, core.rules.heartbeat_timeout / 3)
-        try:
-            async with asyncio.timeout(patience), core.changed:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
                 # A newer heartbeat of the same node has taken over when the numbers differ.
                 while self._version(peer, known) == request.seen and known.beats == mine:
-                    await core.changed.wait()
-        except TimeoutError:
-            pass
+                    known.news.clear()
+                    await known.news.wait()
         return self._directive(peer, known)
 
     def _version(self, peer: str, known: Peer) -> int:
@@ -183,7 +187,7 @@ class Desk:
         if attempt is None:
             return False, 0
         wanted = len(core.shape(len(attempt.accounts)).slices)
-        return len(attempt.slices) >= wanted, sum(map(len, attempt.wrong.values()))
+        return len(attempt.slices) >= wanted, len(attempt.wrong)
 
     def _duty(self, peer: str) -> Duty:
         core = self._core
@@ -218,7 +222,7 @@ class Desk:
         room = messages.Directive.LIMIT - 4 * messages.KIB
         found: dict[str, list[str]] = {}
         for name in sorted(core.peers, key=lambda name: name not in core.state.members)[:64]:
-            addresses = core.peers[name].addresses[:ADDRESSES_TOLD]
+            addresses = core.peers[name].addresses
             room -= len(name) + 4 + sum(len(address) + 3 for address in addresses)
             if room < 0:
                 break
@@ -337,8 +341,9 @@ class Desk:
         body = entry.body
         if not isinstance(body, entries.SliceWrong) or body.node != peer:
             raise DecodeError("not an accusation by this node")
-        await self._core.record(entry)
-        emit(log, "slice.called_wrong", logging.WARNING, node=short_peer(peer), slice=body.slice)
+        if await self._core.record(entry):
+            said = {"node": short_peer(peer), "slice": body.slice}
+            emit(log, "slice.called_wrong", logging.WARNING, **said)
 
     async def _signed(self, peer: str, statement: bytes) -> Entry:
         """A statement about this run, signed by this node alone."""
@@ -348,6 +353,16 @@ class Desk:
         if entry.signers != {public_of(peer).hex()}:
             raise CheckFailed("the statement is not signed by this node alone")
         return entry
+
+
+@lru_cache(maxsize=4096)
+def _dialable(peer: str, address: str) -> bool:
+    """Whether others may be told that this peer is there: the form is right, and names no other."""
+    try:
+        options.announce(address.removesuffix(f"/p2p/{peer}"))
+    except ValueError:
+        return False
+    return True
 
 
 def evaluator(run: str, round: int, members: Sequence[str]) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from artel.ledger.entries.fold_state import FoldState
-from artel.protocol import assignment
 from artel.protocol.round_state import Phase, Presence, RunState
 
 INTERRUPTED = ("training", "revealing")
@@ -58,11 +57,7 @@ def resumed(fold: FoldState, now: float, before: RunState | None = None) -> RunS
             members=tuple(sorted(attempt.accounts)),
             commitments=dict(attempt.commitments),
             revealed=frozenset(attempt.accepted),
-            accused=frozenset(
-                number
-                for number, accusers in attempt.wrong.items()
-                if assignment.checker(sorted(attempt.accepted), attempt.round, number) in accusers
-            ),
+            accused=frozenset(attempt.wrong),
             peers={peer: Presence(now, "") for peer in attempt.accepted} | dict(state.peers),
         )
     return replace(state, attempt=max(attempt.attempt + 1, again))

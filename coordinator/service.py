@@ -54,10 +54,13 @@ class Peer:
 
     report: messages.Report
     addresses: list[str]
+    """That others are told: as many as fit, in the right form."""
     heard: float
     duty: tuple[object, ...] = ()
     version: int = 0
     beats: int = 0
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when its duty may be another one; wakes its heartbeats that wait."""
     evaluates: set[int] = field(default_factory=set)
     """The states that it was asked to evaluate."""
 
@@ -95,7 +98,8 @@ class Coordinator:
         self.pace = Pace()
         self.peers: dict[str, Peer] = {}
         self.changed = asyncio.Condition()
-        """Notified whenever the state, or what is known of a node, is new."""
+        """Notified whenever the state, or what is known of a node, is new; for what waits here.
+        Nodes that wait are woken by their own :attr:`Peer.news`."""
         self.exchanged: list[entries.Contribution | entries.Aggregate] = []
         """Contributions and slices recorded since :mod:`coordinator.upkeep` last looked."""
         self.released = False
@@ -132,8 +136,11 @@ class Coordinator:
                 await self.feed(round_state.Tick(self.clock()))
         await self._failure
 
-    async def tell(self) -> None:
-        """Let everybody who waits for news look again."""
+    async def tell(self, *names: str) -> None:
+        """Let everybody who waits for news look again; of the nodes these alone, if any."""
+        for name in names or self.peers:
+            if name in self.peers:
+                self.peers[name].news.set()
         async with self.changed:
             self.changed.notify_all()
 
@@ -148,19 +155,24 @@ class Coordinator:
         async with self._lock:
             if isinstance(shown, Entry):
                 intake.require_first(self.ledger.state, shown)
+            phase = self.state.phase
             actions = await self._step(event, shown)
-        if actions or not isinstance(event, round_state.Tick):
+            general = bool(actions) or self.state.phase is not phase
+        if general:
             await self.tell()
+        elif not isinstance(event, round_state.Tick):
+            await self.tell(event.peer)  # what one node says changes what that one has to do
 
-    async def record(self, entry: Entry) -> None:
+    async def record(self, entry: Entry) -> bool:
         """Put what a node says of a slice, an Aggregate or a SliceWrong, into the ledger.
 
+        :returns: False when it is there already
         :raises Refused: it does not count now; nothing changed
         """
         body = entry.body
         async with self._lock:
             if self.ledger.store.index_of(entry.id) is not None:
-                return  # the first reply got lost
+                return False  # the first reply got lost
             intake.require(self.ledger.state, entry)
             try:
                 await intake.append(self.ledger, entry)
@@ -171,15 +183,14 @@ class Coordinator:
                 raise
             if isinstance(body, entries.Aggregate):
                 self.exchanged.append(body)
-            if isinstance(body, entries.SliceWrong) and body.node == assignment.checker(
-                self.state.accepted, body.round, body.slice
-            ):
+            if isinstance(body, entries.SliceWrong):
                 await self._step(
                     round_state.Accused(
                         self.clock(), body.node, body.round, body.attempt, body.slice
                     )
                 )
         await self.tell()
+        return True
 
     async def _step(
         self, event: round_state.Event, shown: Entry | str | None = None

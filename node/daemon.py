@@ -252,7 +252,7 @@ class Daemon:
                 await asyncio.wait({duty})
 
     async def _perform(self, directive: messages.Directive) -> None:
-        """Perform one directive until it is done, through failures that may pass."""
+        """Perform one directive until it is done, through failures that may pass, and stand by."""
         again = True
         while again:
             try:
@@ -284,6 +284,15 @@ class Daemon:
                 await asyncio.sleep(RETRY_S)
                 if isinstance(error, Unreachable):
                     await self.session.link.find_again()
+        if directive.task != "stop":
+            await self._stand_by(directive)
+
+    async def _stand_by(self, directive: messages.Directive) -> None:
+        """With nothing to do: start a trainer that dies again at once, not when it is needed."""
+        while (child := self.session.trainer.child) is not None:
+            await asyncio.wait({child.dead})
+            self._note("trainer.died", child.dead.result(), directive)
+            await self._fresh_trainer(child.dead.result(), directive)
 
     def _note(self, event: str, error: ArtelError, directive: messages.Directive) -> None:
         self.last_error = error.message

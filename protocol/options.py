@@ -113,7 +113,8 @@ def announce(text: str) -> str:
         raise ValueError(f"the peer id is added to it: write {bare}")
     if kind in ("ip4", "ip6"):
         address = ipaddress.ip_address(host)
-        if address.is_unspecified or address.is_multicast or address.is_reserved:
+        nowhere = address.is_unspecified or address.is_multicast or address.is_reserved
+        if nowhere and not address.is_loopback:  # ::1 counts as reserved
             raise ValueError(
                 f"nobody can dial {host}: write the address under which others reach this machine, "
                 f"like {ANNOUNCE_FORM}"

@@ -204,8 +204,8 @@ class Accused(AttemptEvent):
     """The checker of a slice recomputed it and got another one than was recorded.
 
     Who has signed without knowing of it has to look again: that vote no longer counts, and one that
-    was on its way is refused. Only the checker's word has this effect, once for each slice, so that
-    nobody can hold a round up with one accusation after another.
+    was on its way is refused. Only the checker may say so, once for each slice, so that nobody can
+    hold a round up with one accusation after another.
     """
 
     slice: int

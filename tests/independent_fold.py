@@ -420,9 +420,11 @@ class Fold:
         yield b.node not in now.accepted and "not_member"
         yield b.slice not in now.slices and "unknown_slice"
         yield b.node == now.slices[b.slice].node and "own_work"
+        checker = now.accepted[(b.slice + b.round + 1) % len(now.accepted)]
+        yield b.node != checker and "not_checker"
         yield b.blob == now.slices[b.slice].blob and "same_blob"
-        yield b.node in now.accused.get(b.slice, ()) and "duplicate"
-        now.accused.setdefault(b.slice, set()).add(b.node)
+        yield b.slice in now.accused and "duplicate"
+        now.accused[b.slice] = b.node
 
     def state_agreed(self, b: Any) -> Rule:
         now = self.attempt

@@ -188,16 +188,15 @@ class Attempt:
     """Node to tokens."""
     slices: dict[int, Slice] = field(default_factory=dict)
     """Of a sharded round: what was recorded for each slice."""
-    wrong: dict[int, dict[str, str]] = field(default_factory=dict)
-    """Slice to those who say that it is wrong, and the blob that each got instead."""
+    wrong: dict[int, str] = field(default_factory=dict)
+    """Slice to its checker, who says that it is wrong."""
     credits: KeptMap = field(default_factory=CreditMap)
     """What every account had when it was closed with somebody: the next state names its root."""
 
     def copy(self) -> Attempt:
         other = _twin(self)
-        for name in ("accounts", "steps", "commitments", "shown", "accepted", "slices"):
+        for name in ("accounts", "steps", "commitments", "shown", "accepted", "slices", "wrong"):
             setattr(other, name, dict(getattr(self, name)))
-        other.wrong = {number: dict(said) for number, said in self.wrong.items()}
         return other
 
     def left_out(self, reasons: Iterable[tuple[str, str]]) -> tuple[LeftOut, ...]:

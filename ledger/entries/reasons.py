@@ -76,6 +76,7 @@ PROVES_NOTHING = "proves_nothing"
 WRONG_STEPS = "wrong_steps"
 NOT_SHARDED = "not_sharded"
 NOT_AGGREGATOR = "not_aggregator"
+NOT_CHECKER = "not_checker"
 UNKNOWN_SLICE = "unknown_slice"
 SAME_BLOB = "same_blob"
 WRONG_CREDITS = "wrong_credits"
@@ -114,6 +115,7 @@ IGNORED = {
     WRONG_STEPS: "assigns a number of steps that the run's rules do not allow",
     NOT_SHARDED: "the round is not sharded: there are no slices",
     NOT_AGGREGATOR: "another member combines this slice",
+    NOT_CHECKER: "another member checks this slice",
     UNKNOWN_SLICE: "speaks of a slice that nobody recorded, or that nobody has called wrong",
     WRONG_CREDITS: "names another credit root than the entries before it lead to",
     SAME_BLOB: "names the very blob that was recorded: there is no difference",

@@ -315,6 +315,59 @@ async def test_many_nodes_with_many_addresses_still_get_directives(
     assert len(wire.encode(directive)) <= messages.Directive.LIMIT
 
 
+async def test_a_heartbeat_wakes_nobody_else_without_news(
+    office: Office, members: list[Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a thousand nodes would make a coordinator look at a million duties for nothing."""
+    one, two = members[:2]
+    waiting = [
+        asyncio.create_task(each.beat(seen=(await each.beat()).version, patience=20.0))
+        for each in (one, two)
+    ]
+    await asyncio.sleep(0)
+    looked_at: list[str] = []
+    duty = office.desk._duty
+    monkeypatch.setattr(office.desk, "_duty", lambda peer: looked_at.append(peer) or duty(peer))
+    stranger = Member(office, "stranger")
+    await stranger.hello()
+    for _ in range(10):
+        await stranger.beat(report=messages.Report(state_round=-1, state_root="", phase="x"))
+    assert set(looked_at) == {stranger.peer}
+    await two.beat()  # its own older heartbeat gives way
+    assert (await asyncio.wait_for(waiting[1], 2)).task == "wait"
+    assert not waiting[0].done()
+    await members[2].beat()  # the third opens the round
+    assert (await asyncio.wait_for(waiting[0], 2)).task == "train"
+
+
+async def test_others_are_told_only_addresses_that_can_be_this_peers(
+    office: Office, members: list[Member]
+) -> None:
+    one, two, _ = members
+    good = [f"/ip4/192.0.2.{number}/tcp/4001/p2p/{one.peer}" for number in (1, 2)]
+    bad = [
+        "/x",
+        "/ip4/192.0.2.1/tcp/0",
+        "/ip4/300.0.2.1/tcp/1",
+        "/ip4/224.0.0.1/udp/1/quic",
+        "/ip4/255.255.255.255/udp/1/quic",
+        f"/ip4/192.0.2.3/tcp/4001/p2p/{two.peer}",
+    ]
+    await one.beat(addresses=[*bad, *good])
+    await two.beat(addresses=[f"/dns4/node.example/tcp/{port}" for port in range(1, 9)])
+    told = (await one.beat(addresses=[*bad, *good])).peers
+    assert told == {one.peer: good, two.peer: [f"/dns4/node.example/tcp/{n}" for n in (1, 2, 3, 4)]}
+
+
+async def test_a_round_is_handed_back_once_in_the_log(
+    office: Office, applying: list[Member], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "artel.coordinator")
+    for _ in range(5):
+        await _hand_back(office, applying[0])
+    assert caplog.text.count("round.handed_back") == 1
+
+
 async def test_leaving_and_handing_back(office: Office, training: list[Member]) -> None:
     one, two, three = training
     state = office.core.state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -146,17 +147,22 @@ async def test_a_vote_that_waits_while_an_accusation_is_recorded_is_refused(
     assert not office.core.state.votes
 
 
-async def test_only_the_checker_makes_others_look_again(
-    office: Office, applying: list[Member]
+async def test_only_the_checker_may_call_a_slice_wrong_and_only_once(
+    office: Office, applying: list[Member], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Or anybody could hold the round up with one accusation after another."""
+    """Or anybody could hold the round up with one accusation after another, for ever on record."""
+    caplog.set_level(logging.WARNING, "artel.coordinator")
     await combine_all(applying)
     first, second, third = applying
     await first.sign_state(NEXT)
-    before = await second.beat()
-    await third.accuse(0, OTHER)  # combined by the first, checked by the second
+    before, size = await third.beat(), office.core.ledger.store.size
+    assert await refused(third.accuse(0, OTHER)) == reasons.NOT_CHECKER
     assert list(office.core.state.votes) == [first.peer]
-    assert (await second.beat()).version == before.version + 1, "everybody hears of it all the same"
+    assert (await third.beat()).version == before.version
+    for _ in range(5):  # combined by the first, checked by the second
+        await second.accuse(0, OTHER)
+    assert (office.core.ledger.store.size, office.core.state.votes) == (size + 1, {})
+    assert caplog.text.count("slice.called_wrong") == 1
 
 
 async def test_the_same_state_made_of_other_slices_is_another_vote(

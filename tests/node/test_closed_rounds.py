@@ -61,7 +61,7 @@ def test_an_attempt_that_failed_is_not_repeated(tmp_path: Path) -> None:
 
 def test_slices_and_accusations_come_along(tmp_path: Path) -> None:
     world = World(exchange=SHARDED)
-    accuser = next(m for m in world.members if m is not world.aggregator(0, 1))
+    accuser = world.aggregator(0, 2)
     round_0 = world.until_closed(0) + [world.aggregate(0, number) for number in range(3)]
     round_0 += [world.slice_wrong(accuser, 0, 1), world.agreed(1, wrong=[1])]
     with stored(world, tmp_path, round_0, world.round(1)) as store:

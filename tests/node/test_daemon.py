@@ -14,6 +14,7 @@ from artel.ledger.store.heads import HeadStore
 from artel.ledger.sync.replica import Replica
 from artel.node.daemon import Daemon
 from artel.node.session import Session
+from artel.node.supervisor import Trainer
 from artel.node.trainer.orders import Benchmark
 from artel.protocol import messages
 from host_world import named
@@ -33,18 +34,53 @@ TRAIN = messages.Directive(
 )
 
 
-async def test_a_trainer_started_again_is_told_of_also_when_a_directive_comes_meanwhile(
-    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The coordinator came back before the new trainer had loaded the run: nothing was logged."""
-    caplog.set_level(logging.INFO, "artel.node")
+WAIT = TRAIN.model_copy(update={"task": "wait"})
+
+
+async def made(world: World, tmp_path: Path) -> tuple[Daemon, Trainer]:
     trainer = await started(tmp_path / "trainer.log")
     parts: dict[str, Any] = dict.fromkeys(Session.__dataclass_fields__)
     parts |= {"home": world.home, "account": named("owner"), "device": "cpu", "trainer": trainer}
     heads = HeadStore(tmp_path / "heads.sqlite3")
     replica = Replica.open(tmp_path / "ledger.sqlite3", "ab" * 32, heads)
     states: Any = SimpleNamespace(path=world.state)
-    daemon = Daemon(Session(**parts | {"replica": replica}), states, None, 0, print)  # type: ignore[arg-type]
+    return Daemon(Session(**parts | {"replica": replica}), states, None, 0, print), trainer  # type: ignore[arg-type]
+
+
+async def test_a_trainer_that_dies_while_its_node_waits_is_started_again_at_once(
+    world: World,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was missed when the next round had begun: the round of a slow start was lost."""
+    caplog.set_level(logging.INFO, "artel.node")
+    daemon, trainer = await made(world, tmp_path)
+
+    async def nothing(directive: messages.Directive) -> None:
+        return
+
+    monkeypatch.setattr(daemon.worker, "perform", nothing)
+    waiting = asyncio.create_task(daemon._perform(WAIT))
+    assert trainer.child is not None
+    for deaths in (1, 2):
+        trainer.child.process.kill()
+        while caplog.text.count("trainer.restarted") < deaths:
+            await asyncio.sleep(0.01)
+    assert caplog.text.count("trainer.died") == 2
+    await trainer.do(Benchmark())  # it has its run
+    assert not waiting.done()
+    waiting.cancel()
+    await asyncio.wait({waiting})
+    await trainer.close()
+
+
+async def test_a_trainer_started_again_is_told_of_also_when_a_directive_comes_meanwhile(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The coordinator came back before the new trainer had loaded the run: nothing was logged."""
+    caplog.set_level(logging.INFO, "artel.node")
+    daemon, trainer = await made(world, tmp_path)
     assert trainer.child is not None
     trainer.child.process.kill()
     death, dead = await death_of(trainer), trainer.child

@@ -101,7 +101,6 @@ def sharded_world(store: LedgerStore | None = None) -> World:
         [
             *world.round(2)[:-1],
             world.slice_wrong(world.aggregator(2, 1), 2, 0),
-            world.slice_wrong(world.aggregator(2, 2), 2, 0),
             world.agreed(3),
         ],
         [*world.until_closed(3), world.aggregate(3, 0), world.aggregate(3, 2)],

@@ -9,12 +9,14 @@ from artel.ledger.entries import reasons
 from artel.ledger.entries.body import AttemptBody, Digest, Entry, PeerId, SliceNumber, signed
 from artel.ledger.entries.fold_state import RECORDED, Effect, FoldState, Outcome, key_of
 from artel.ledger.entries.story import Fact, Story, of_slice
+from artel.protocol.assignment import checker
 from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity, short_peer
 
 
 class SliceWrong(AttemptBody):
-    """A node has recomputed a slice and got ``blob``, not what was recorded; signed by it."""
+    """The checker of a slice has recomputed it and got ``blob``, not what was recorded; signed by
+    it."""
 
     KIND: ClassVar = "slice_wrong"
     TITLE: ClassVar = "Slice called wrong"
@@ -36,13 +38,15 @@ class SliceWrong(AttemptBody):
             return reasons.UNKNOWN_SLICE
         if self.node == recorded.node:
             return reasons.OWN_WORK
+        if self.node != checker(sorted(attempt.accepted), self.round, self.slice):
+            return reasons.NOT_CHECKER
         if self.blob == recorded.blob:
             return reasons.SAME_BLOB
-        if self.node in attempt.wrong.get(self.slice, {}):
+        if self.slice in attempt.wrong:
             return reasons.DUPLICATE
 
         def effect() -> Outcome:
-            attempt.wrong.setdefault(self.slice, {})[self.node] = self.blob
+            attempt.wrong[self.slice] = self.node
             return RECORDED
 
         return effect

@@ -191,15 +191,14 @@ def open_vote(data: bytes) -> tuple[StateVote, Envelope]:
 
 
 def held_against(attempt: Attempt, wrong: Iterable[int]) -> list[tuple[str, str]]:
-    """(node, reason) of whoever combined a slice wrongly, once, and of every false accusation.
+    """(node, reason) of whoever combined a slice wrongly, and of whoever accused falsely, once.
 
     :param wrong: the slices that an agreed state was made without
     """
     wrong = set(wrong)
     found = [(node, reasons.WRONG_SLICE) for node in {attempt.slices[n].node for n in wrong}]
-    for number, accusers in attempt.wrong.items():
-        if number not in wrong:
-            found += [(node, reasons.FALSE_ACCUSATION) for node in accusers]
+    accusers = {node for number, node in attempt.wrong.items() if number not in wrong}
+    found += [(node, reasons.FALSE_ACCUSATION) for node in accusers]
     return sorted(found)
 
 

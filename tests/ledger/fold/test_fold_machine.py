@@ -25,6 +25,7 @@ from artel.ledger.entries.kinds.dispute import MAX_OPEN_DISPUTES
 from artel.ledger.fold.explain import explain
 from artel.ledger.fold.history import read
 from artel.ledger.fold.shares import SHARE_SCALE, FoldState, Outcome, apply, check, fold, shares
+from artel.protocol.assignment import checker
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import DecodeError
 from artel.protocol.identity import Identity
@@ -220,7 +221,9 @@ class FoldMachine(RuleBasedStateMachine):
             self.add(world.aggregate(*place, attempt.attempt, **fields))
         else:
             recorded = pick(attempt.slices or [slice], number // 5)
-            accuser = pick(accepted, number // 7)
+            accuser = world.aggregator(attempt.round, recorded + 1, accepted)
+            if number % 16 == 6:
+                accuser = pick(accepted, number // 16)
             self.add(world.slice_wrong(accuser, attempt.round, recorded, attempt.attempt))
 
     @rule(number=some, count=st.sampled_from([1, 1, 2, TOTAL]))
@@ -509,12 +512,10 @@ class FoldMachine(RuleBasedStateMachine):
             assert tokens <= work.tokens(work.most) * state.round, peer
             assert tokens % work.tokens(1) == 0
         attempt = state.attempt
-        for slice, accusers in attempt.wrong.items() if attempt is not None else ():
+        for slice, accuser in attempt.wrong.items() if attempt is not None else ():
             assert attempt is not None
-            recorded = attempt.slices[slice]
-            assert recorded.node not in accusers
-            assert recorded.blob not in accusers.values()
-            assert accusers.keys() <= attempt.accepted.keys()
+            assert accuser == checker(sorted(attempt.accepted), attempt.round, slice)
+            assert accuser != attempt.slices[slice].node
 
     @invariant()
     def finality_and_rounds_go_on(self) -> None:

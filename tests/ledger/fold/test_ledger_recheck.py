@@ -200,7 +200,7 @@ def test_a_wrong_aggregator_is_convicted_by_anyone_who_looks(
 ) -> None:
     history = [*CLOSED, *WORLD.recorded(1)]
     if denied:
-        accuser = next(member for member in WORLD.members if member is not GUILTY)
+        accuser = WORLD.aggregator(0, 2)
         right = content.content_id(WORLD.right(1))
         history.append(WORLD.slice_wrong(accuser, 0, 1, blob=right))
     history.append(WORLD.agreed(1, wrong=[1] if denied else []))
@@ -224,7 +224,7 @@ def test_a_wrong_aggregator_is_convicted_by_anyone_who_looks(
 def test_a_right_slice_that_was_denied_is_found_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    accuser = next(member for member in WORLD.members if member is not GUILTY)
+    accuser = WORLD.aggregator(0, 2)
     history = [*WORLD.recorded(), WORLD.slice_wrong(accuser, 0, 1), WORLD.agreed(1, wrong=[1])]
     code, shown = recheck(WORLD.homes(tmp_path, *CLOSED, *history), capsys)
     assert code == 1

@@ -82,6 +82,12 @@ def test_only_accepted_members_combine_slices() -> None:
             ],
         ),
         (reasons.DUPLICATE, [RECORDED[0], ACCUSED, ACCUSED]),
+        (
+            reasons.DUPLICATE,
+            [RECORDED[0], ACCUSED, WORLD.slice_wrong(SECOND, 0, 0, blob="ab" * 32)],
+        ),
+        (reasons.NOT_CHECKER, [RECORDED[0], WORLD.slice_wrong(THIRD, 0, 0)]),
+        (reasons.NOT_CHECKER, [RECORDED[0], ACCUSED, WORLD.slice_wrong(FOURTH, 0, 0)]),
         (reasons.NOT_MEMBER, [RECORDED[0], WORLD.slice_wrong(key("stranger"), 0, 0)]),
         (reasons.OUT_OF_ORDER, [RECORDED[0], WORLD.slice_wrong(SECOND, 0, 0, attempt=1)]),
         (reasons.OUT_OF_ORDER, [RECORDED[0], WORLD.agreed(1), ACCUSED]),
@@ -154,11 +160,8 @@ def test_two_wrong_slices_of_one_node_are_counted_once() -> None:
 
 
 def test_a_false_accusation_is_counted_and_takes_nothing() -> None:
-    accusers = [WORLD.slice_wrong(member, 0, 0) for member in (SECOND, THIRD)]
-    state, outcome = after(*RECORDED, *accusers, WORLD.agreed(1))
-    assert state.rejected == {
-        member.peer_id: {reasons.FALSE_ACCUSATION: 1} for member in (SECOND, THIRD)
-    }
+    state, outcome = after(*RECORDED, ACCUSED, WORLD.agreed(1))
+    assert state.rejected == {SECOND.peer_id: {reasons.FALSE_ACCUSATION: 1}}
     assert {item.reason for item in outcome.left_out} == {reasons.FALSE_ACCUSATION}
     assert {owner.vested for owner in state.accounts.values()} == {CREDIT}
 
