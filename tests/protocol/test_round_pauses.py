@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -116,6 +117,29 @@ def test_two_of_four_that_are_in_the_way_cost_one_attempt_and_less_and_less(othe
     failed = [number for number, attempts in swarm.attempts.items() if attempts > 1]
     # The first time costs nothing but the repetition, then 1, 2, 4, 8, 16 rounds without them.
     assert failed == [0, 1, 3, 6, 11, 20, 37]
+
+
+@pytest.mark.parametrize("bad", KINDS)
+@pytest.mark.parametrize(("nodes", "of_them"), [(4, 1), (7, 2)])
+def test_fewer_than_a_third_cost_a_grace_a_round_and_no_attempt(
+    bad: str, nodes: int, of_them: int
+) -> None:
+    def seconds(*kinds: str) -> list[float]:
+        swarm, ends = Swarm(of(*kinds)), [0.0]
+        for number in range(1, 25):
+            swarm.rounds(number)
+            ends.append(swarm.now)
+        swarm.honest_roots()
+        assert set(swarm.attempts.values()) == {1}
+        return [after - before for before, after in pairwise(ends)]
+
+    clean = max(seconds(*["good"] * nodes))
+    longer = [took - clean for took in seconds(*[bad] * of_them, *["good"] * (nodes - of_them))]
+    if bad == "unrevealing":  # a contribution may take as long as it takes; but that is a fault
+        assert max(longer) <= RULES.reveal
+        assert sum(longer) <= RULES.grace * len(longer) / 2
+    else:
+        assert max(longer) <= RULES.grace
 
 
 @pytest.mark.parametrize("kinds", [("silent", "dissent"), ("unsigned", "dissent"), KINDS[:2]])
