@@ -26,10 +26,10 @@ from artel.protocol.net.limits import RateLimits, network_of
 log = logging.getLogger("artel.coordinator")
 
 KINDS = (
-    *(entries.AccountBody, entries.KeyRotated, entries.Dispute, entries.Verdict),
-    *(entries.Ruling, entries.Transfer, entries.SplitSeen),
+    *(entries.AccountBody, entries.KeyRotated, entries.Dispute, entries.Ruling),
+    *(entries.Transfer, entries.SplitSeen, entries.VerdictCommitted, entries.Verdict),
 )
-"""What people sign. All other kinds belong to the rounds."""
+"""What people and auditors sign. All other kinds belong to the rounds."""
 PER_PEER_MINUTE, PER_PEER_AT_ONCE = 60, 20
 """Of one source (:func:`wire.source_of`), whatever it sends: bounds the work of looking at it."""
 PER_KEY_MINUTE, PER_KEY_AT_ONCE = 20, 20
@@ -158,7 +158,7 @@ class Submissions:
 def _speaker(entry: Entry) -> str:
     """Whose bucket an entry that counts is taken from."""
     body = entry.body
-    if isinstance(body, entries.Verdict):
+    if isinstance(body, entries.VerdictCommitted | entries.Verdict):
         return body.node
     account = getattr(body, "account", "")
     return account or ",".join(sorted(entry.signers))

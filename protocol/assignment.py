@@ -178,6 +178,11 @@ class Work:
         return -(-self.inner_steps // BOX_FACTOR) if self.boxed else self.inner_steps
 
     @property
+    def lightest(self) -> int:
+        """Fewest steps of a member that owes an audit."""
+        return -(-self.least // 4)
+
+    @property
     def most(self) -> int:
         """Most steps that a member can be assigned."""
         return self.inner_steps * BOX_FACTOR if self.boxed else self.inner_steps

@@ -341,8 +341,6 @@ class OwnershipSection(Section):
     """Rounds until pending credit vests; it can be disputed as long as it is pending."""
     closing_s: Annotated[float, Field(ge=0, le=2_592_000)] = 60.0
     """Seconds after the last round until what is still pending vests."""
-    auditors: Annotated[int, Field(ge=0, le=8)] = 0
-    """Members drawn by lot for each contribution who may give a verdict on it."""
     arbiters: Annotated[tuple[Digest, ...], Field(max_length=8)] = ()
     """Keys (64 hex digits) that rule on disputes; none: the organiser."""
     arbiter_quorum: Annotated[int, Field(ge=1, le=8)] = 1

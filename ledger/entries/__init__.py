@@ -37,6 +37,7 @@ from artel.ledger.entries.kinds.state_agreed import (
 )
 from artel.ledger.entries.kinds.transfer import Transfer
 from artel.ledger.entries.kinds.verdict import Verdict, verdict
+from artel.ledger.entries.kinds.verdict_committed import VerdictCommitted, verdict_committed
 from artel.ledger.entries.kinds.witnessed import Cosignature, Witnessed, witnessed
 from artel.ledger.entries.rules import DataUse, LedgerRules
 from artel.protocol import canonical, dsse
@@ -75,6 +76,7 @@ __all__ = [
     "StateVote",
     "Transfer",
     "Verdict",
+    "VerdictCommitted",
     "Witnessed",
     "account",
     "aggregate",
@@ -97,6 +99,7 @@ __all__ = [
     "state_vote",
     "title",
     "verdict",
+    "verdict_committed",
     "witnessed",
 ]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from artel.ledger.entries.fold_state import Account, Credit, FoldState, Pending
+from collections.abc import Callable, Iterable
+
+from artel.ledger.entries.fold_state import Account, Audit, Credit, FoldState, Pending
 from artel.ledger.entries.standing import KINDS_THAT_COUNT
 
 
@@ -17,7 +19,6 @@ def grant(
     round: int,
     node: str = "",
     work: int | None = None,
-    auditors: tuple[str, ...] = (),
     about: str = "",
 ) -> Credit:
     """Add credit that waits to vest; the caller grants nothing to a barred account.
@@ -33,7 +34,7 @@ def grant(
     owner.units = owner.units | {kind: owner.units.get(kind, 0) + units}
     owner.granted += credit.amount
     owner.pending += credit.amount
-    state.pending[source] = Pending(credit, due, auditors, about=about)
+    state.pending[source] = Pending(credit, due, about=about)
     state.due.setdefault(due, []).append(source)
     return credit
 
@@ -88,14 +89,32 @@ def frozen_until(state: FoldState, item: Pending) -> int:
     return judged.lapses if judged is not None and judged.disputed_by else 0
 
 
+def audited(state: FoldState, audits: Iterable[Audit]) -> Callable[[Pending], bool]:
+    """Whether credit is for work that one of these audits judges, or for such a verdict."""
+    doubted: dict[str, int] = {}
+    for audit in audits:
+        doubted[audit.account] = min(audit.first, doubted.get(audit.account, audit.first))
+
+    def under_way(item: Pending) -> bool:
+        credit = item.credit
+        if credit.kind == "audit":
+            return item.about in state.audits
+        return credit.kind == "compute" and credit.round >= doubted.get(
+            credit.account, credit.round + 1
+        )
+
+    return under_way
+
+
 def vest_due(state: FoldState, number: int) -> tuple[Credit, ...]:
-    """Vest what is due now that state ``number`` is agreed; what is frozen waits."""
+    """Vest what is due now that state ``number`` is agreed; what is frozen or audited waits."""
     vested: list[Credit] = []
+    under_way = audited(state, state.audits.values())
     for source in state.due.pop(number, []):
         item = state.pending.get(source)
         if item is None:
             continue  # invalidated, or vested by a ruling, in between
-        until = frozen_until(state, item)
+        until = max(frozen_until(state, item), number + 1 if under_way(item) else 0)
         if number < until:
             state.due.setdefault(until, []).append(source)
             continue

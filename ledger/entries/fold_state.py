@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from typing import Any, Literal, TypeVar
 
@@ -101,10 +101,6 @@ class Pending:
     credit: Credit
     due: int
     """It vests when the state with this number is agreed."""
-    auditors: tuple[str, ...] = ()
-    """Nodes whose verdict on this contribution counts."""
-    verdicts: dict[str, str] = field(default_factory=dict)
-    """Auditing node to its verdict."""
     disputed_by: str = ""
     """Account that froze it; "" when it is not frozen."""
     lapses: int = 0
@@ -112,13 +108,59 @@ class Pending:
     ruled: bool = False
     """Dismissed once: it cannot be disputed again."""
     about: str = ""
-    """Of an audit: the contribution that it judges; while that one is frozen, so is this."""
+    """Of an audit: the contribution that it names; while that is frozen or its audit is under way,
+    this waits."""
 
     def frozen(self) -> dict[str, Any]:
         """What an explanation says of a dispute on this; empty when there is none."""
         if not self.disputed_by:
             return {}
         return {"frozen_for": self.disputed_by, "due": self.due, "lapses": self.lapses}
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A node that was drawn to repeat what an :class:`Audit` names, and its account then."""
+
+    node: str
+    account: str
+    due: int
+    """It lapses when the state with this number is agreed."""
+    commitment: str = ""
+    verdict: str = ""
+    """accept, reject, inconclusive or lapsed; "" while it is awaited."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What is repeated of a node's work: rounds ``first`` to ``last`` of one span; see
+    :mod:`ledger.entries.audits`."""
+
+    node: str
+    account: str
+    why: str
+    """newcomer, first or prefix."""
+    first: int
+    last: int
+    steps: int
+    tokens: int
+    since: int
+    """Number of the state with which it was decided on."""
+    draws: tuple[Draw, ...] = ()
+
+    @property
+    def awaited(self) -> tuple[Draw, ...]:
+        """Auditors who still have to say what they found."""
+        return tuple(draw for draw in self.draws if not draw.verdict)
+
+    def saying(self, news: Draw) -> Audit:
+        """With this in the place of what was known of its auditor."""
+        draws = (news if draw.node == news.node else draw for draw in self.draws)
+        return replace(self, draws=tuple(draws))
+
+    def draw_of(self, node: str) -> Draw | None:
+        """What is known of this auditor."""
+        return next((draw for draw in self.draws if draw.node == node), None)
 
 
 @dataclass
@@ -241,6 +283,14 @@ class FoldState:
     payloads: dict[str, tuple[str, int]] = field(default_factory=dict)
     """What the newest shown contributions are known by (:meth:`remember`), to the node that showed
     each first and the round, oldest first."""
+    node_rounds: dict[str, int] = field(default_factory=dict)
+    """Node to the agreed rounds that its contributions were part of."""
+    present: list[str] = field(default_factory=list)
+    """In a run with audits: the nodes whose contributions the newest agreed state holds."""
+    audits: dict[str, Audit] = field(default_factory=dict)
+    """By the last contribution (entry id) that it judges: what is not decided, oldest first."""
+    struck: dict[str, int] = field(default_factory=dict)
+    """Auditor that was alone in what it said, to the state from which on it is drawn again."""
     rejected: dict[str, dict[str, int]] = field(default_factory=dict)
     """Node to how often its work was left out, by reason."""
     kinds: dict[str, int] = field(default_factory=dict)
@@ -350,6 +400,14 @@ class FoldState:
             node: -(-standings.get(account, 0) // shared[account])
             for node, account in accounts.items()
         }
+
+    def owed_by(self, node: str) -> tuple[str, Audit] | None:
+        """What a node was drawn to repeat and has said nothing of: the contribution, and the audit
+        that names it."""
+        for source, audit in self.audits.items():
+            if any(draw.node == node and not draw.commitment for draw in audit.awaited):
+                return source, audit
+        return None
 
     def awaiting(self) -> dict[str, int]:
         """Account to credit that is accepted, but whose state is not agreed yet."""

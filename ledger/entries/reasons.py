@@ -70,6 +70,7 @@ OWN_WORK = "own_work"
 TOO_MANY = "too_many"
 NO_CREDIT = "no_credit"
 NOT_DRAWN = "not_drawn"
+TOO_EARLY = "too_early"
 BARRED = "barred"
 NO_QUORUM = "no_quorum"
 PROVES_NOTHING = "proves_nothing"
@@ -95,7 +96,7 @@ IGNORED = {
     WRONG_TOKENS: "claims other tokens than its steps have, or more steps than were assigned",
     WRONG_SPAN: "goes on with a span that is over or that the node was not in, or without its tail",
     NOT_MEMBER: "the node is not a member of the round",
-    NOT_COMMITTED: "the node committed to nothing in this round",
+    NOT_COMMITTED: "the node committed to nothing before",
     COMMITMENT_MISMATCH: "is not what the node had committed to",
     COPIED: "holds numbers that were shown before, by another node or in another round",
     UNKNOWN_CONTRIBUTION: "accepts a contribution that the ledger does not hold",
@@ -108,7 +109,8 @@ IGNORED = {
     OWN_WORK: "nobody can dispute their own work",
     TOO_MANY: "the account has too many open disputes",
     NO_CREDIT: "only accounts that have earned credit in this run can dispute",
-    NOT_DRAWN: "the node was not drawn to audit this contribution",
+    NOT_DRAWN: "the node was not drawn to audit this contribution, or its time is over",
+    TOO_EARLY: "other auditors of this contribution have not committed to their verdicts yet",
     BARRED: "the account is barred for proven fraud",
     NO_QUORUM: "signed by fewer arbiters than the manifest asks for",
     PROVES_NOTHING: "the evidence does not show that one key signed two histories",

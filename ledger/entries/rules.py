@@ -34,6 +34,11 @@ class LedgerRules:
     data: DataUse | None = None
 
     @cached_property
+    def audits(self) -> int:
+        """About so much of all steps is repeated, in millionths; 0: nothing is, or can be."""
+        return round(1_000_000 * self.trust.audit_rate) if self.work.span else 0
+
+    @cached_property
     def rates(self) -> dict[str, int]:
         """Credit per unit, by kind of work."""
         return self.ownership.rates.model_dump()

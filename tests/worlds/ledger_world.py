@@ -231,7 +231,10 @@ class World:
             contributed=self.contributed,
         )
         self.genesis = dsse.sign(entries.MANIFEST_TYPE, fields, self.organiser)
-        self.work = read_genesis(self.genesis.payload).rules.work
+        rules = read_genesis(self.genesis.payload).rules
+        self.work = rules.work
+        self.alone = rules.trust.newcomer_rounds if rules.audits else 0
+        """Rounds at the beginning that are spans of their own."""
         self.run = hashlib.sha256(self.genesis.payload).hexdigest()
         self.origin = origin_of(self.run)
         self.sign = partial(sign_checkpoint, self.coordinator, self.origin)
@@ -301,7 +304,9 @@ class World:
         """All that a member with INNER_STEPS can show, unless ``head`` and ``tail`` say less."""
         blob, salt = self.blob(round, attempt, member)
         head = changes.get("head", self.work.head(round, INNER_STEPS))
-        tail = changes.get("tail", self.work.tail(round - 1, INNER_STEPS) if round else 0)
+        span = round if round < self.alone else self.span_of(round)
+        goes_on = round and not (self.work.span and span == round)
+        tail = changes.get("tail", self.work.tail(round - 1, INNER_STEPS) if goes_on else 0)
         body = {
             "base": digest(f"state {round}"),
             "blob": blob,
@@ -311,13 +316,18 @@ class World:
             "tokens": self.work.tokens(head + tail),
             "head": head,
             "tail": tail,
-            "span": round - round % self.work.span if self.work.span else 0,
+            "span": span,
             "up": 2000,
             "down": 3000,
         }
         return entries.contribution(
             member, self.run, round=round, attempt=attempt, **body | changes
         )
+
+    def span_of(self, round: int) -> int:
+        """Where the span began of who was accepted in all rounds."""
+        every = self.work.span
+        return max(self.alone - 1, round - round % every) if every else 0
 
     def closed(
         self,
@@ -437,8 +447,24 @@ class World:
         fields = {"account": owner.key, "contribution": contribution, "reason": reason}
         return entries.by_account(entries.Dispute, owner, self.run, **fields, evidence="")
 
-    def verdict(self, auditor: Identity, contribution: str, verdict: str = "accept") -> Envelope:
-        return entries.verdict(auditor, self.run, contribution=contribution, verdict=verdict)
+    def verdict(
+        self, auditor: Identity, contribution: str, verdict: str = "accept", **changes: Any
+    ) -> Envelope:
+        salt = bytes.fromhex(digest(f"verdict {auditor.key}"))
+        body = {"salt": salt, "round": 0, "error": 0.0 if verdict == "accept" else 0.7}
+        fields = body | {"hardware": "x86-64", "verdict": verdict} | changes
+        return entries.verdict(auditor, self.run, contribution=contribution, **fields)
+
+    def verdict_committed(self, auditor: Identity, verdict: Envelope) -> Envelope:
+        source = json.loads(verdict.payload)["contribution"]
+        return entries.verdict_committed(auditor, self.run, contribution=source, verdict=verdict)
+
+    def verdicts(
+        self, auditor: Identity, contribution: str, verdict: str = "accept"
+    ) -> list[Envelope]:
+        """A verdict, committed and shown."""
+        made = self.verdict(auditor, contribution, verdict)
+        return [self.verdict_committed(auditor, made), made]
 
     def ruling(self, contribution: str, decision: str, *arbiters: Identity) -> Envelope:
         """By the organiser, unless arbiters are named."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -50,7 +51,7 @@ class RoundOpened(AttemptBody):
         return self
 
     def rule(self, state: FoldState, entry: Entry) -> str | Effect:
-        previous, work = state.attempt, state.work
+        previous = state.attempt
         if not state.led_by(entry.signers):
             return reasons.WRONG_SIGNERS
         if self.round != state.round or self.round >= state.founded.total:
@@ -65,7 +66,7 @@ class RoundOpened(AttemptBody):
             return WRONG_STATE
         if not all(peer in state.nodes for peer in self.members):
             return reasons.UNKNOWN_NODE
-        if not all(work.least <= steps <= work.most for steps in self.steps):
+        if not all(map(partial(_allowed, state), self.members, self.steps)):
             return reasons.WRONG_STEPS
 
         def effect() -> Outcome:
@@ -91,6 +92,13 @@ class RoundOpened(AttemptBody):
             yield Fact(belonged(peer, account, trail), (trail.bound[peer],))
             yield Fact(steps_of(story.genesis, trail, peer))
         yield from outcome_of(trail)
+
+
+def _allowed(state: FoldState, peer: str, steps: int) -> bool:
+    """Whether a member can be assigned so many steps: who owes an audit has time for that."""
+    work = state.work
+    least = work.lightest if state.owed_by(peer) is not None else work.least
+    return least <= steps <= work.most
 
 
 def given_up(state: FoldState, attempt: Attempt | None) -> tuple[LeftOut, ...]:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from artel.ledger.entries import reasons
+from artel.ledger.entries.audits import convict
 from artel.ledger.entries.body import Entry, OfWork, OptionalDigest, signed
-from artel.ledger.entries.credit import bar, end_dispute, invalidate, vest
-from artel.ledger.entries.fold_state import Credit, Effect, FoldState, Outcome
-from artel.ledger.entries.kinds.verdict import audit_source
+from artel.ledger.entries.credit import end_dispute, invalidate, vest
+from artel.ledger.entries.fold_state import Effect, FoldState, Outcome
 from artel.ledger.entries.story import Fact, Story, earning, fate_of_work, totals
 from artel.ledger.entries.words import plural, short_key
 from artel.protocol.dsse import Envelope
@@ -47,28 +47,18 @@ class Ruling(OfWork):
             return reasons.DUPLICATE
 
         def effect() -> Outcome:
-            lost = self._wrong_verdicts(state)
             if self.decision == "dismissed":
                 state.freezing(source).ruled = True
                 end_dispute(state, source)
                 # Its time may have come while it was frozen.
                 over = state.round >= item.due or state.closed
                 vested = (vest(state, source),) if over else ()
-                return Outcome("recorded", vested=vested, invalidated=lost)
+                return Outcome("recorded", vested=vested)
             if self.decision == "soft":
-                return Outcome("recorded", invalidated=(*lost, invalidate(state, source)))
-            return Outcome("recorded", invalidated=(*lost, *bar(state, item.credit.account)))
+                return Outcome("recorded", invalidated=(invalidate(state, source),))
+            return Outcome("recorded", invalidated=convict(state, item.credit.account))
 
         return effect
-
-    def _wrong_verdicts(self, state: FoldState) -> tuple[Credit, ...]:
-        """Auditors who said what the ruling says is wrong are not paid for it."""
-        wrong = "reject" if self.decision == "dismissed" else "accept"
-        verdicts = state.pending[self.contribution].verdicts
-        found = (
-            audit_source(self.contribution, n) for n, said in verdicts.items() if said == wrong
-        )
-        return tuple(invalidate(state, source) for source in found if source in state.pending)
 
     def event(self) -> str:
         return f"ruling: {self.decision}"

@@ -7,9 +7,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from artel.ledger.entries import reasons
+from artel.ledger.entries import audits, reasons
 from artel.ledger.entries.body import Body, Digest, Entry, Positive, signed
-from artel.ledger.entries.credit import frozen_until, vest
+from artel.ledger.entries.credit import audited, frozen_until, vest
 from artel.ledger.entries.credit_map import CreditMap
 from artel.ledger.entries.fold_state import Credit, Effect, FoldState, Outcome
 from artel.ledger.entries.story import Fact, Story, totals
@@ -19,10 +19,11 @@ from artel.protocol.identity import Identity
 
 
 class RunClosed(Body):
-    """After the last round: what is pending and not disputed vests; signed by a coordinator.
+    """After the last round: what is pending and not in doubt vests; signed by a coordinator.
 
-    The first ``closing`` is 1; closing 2 ends the disputes that nobody ruled on. ``credits`` is the
-    root of the credit map (:mod:`ledger.entries.credit_map`) after it.
+    The first ``closing`` is 1; closing 2 ends the disputes that nobody ruled on, and the audits
+    that nobody finished. ``credits`` is the root of the credit map
+    (:mod:`ledger.entries.credit_map`) after it.
     """
 
     KIND: ClassVar = "run_closed"
@@ -56,9 +57,10 @@ class RunClosed(Body):
     def explain(self, story: Story) -> Iterator[Fact]:
         yield Fact(f"all {plural(self.round, 'round')} are over (rounds.total)")
         yield Fact(
-            "everything that was pending vests, whatever is disputed included"
+            "everything that was pending vests, whatever is in doubt included"
             if self.closing == 2
-            else "everything that was pending and not disputed vests"
+            else "everything that was pending vests, but what is disputed or was rejected by an "
+            "auditor"
         )
         yield from totals(story)
 
@@ -83,12 +85,16 @@ def credits_after(state: FoldState, closing: int) -> CreditMap:
 
 
 def _close(state: FoldState, closing: int) -> tuple[Credit, ...]:
-    """Vest what no dispute holds back; the second time all."""
+    """Vest what no dispute and no auditor's reject holds back; the second time all."""
     state.closed = closing
     state.due = {}  # there will be no further state
+    doubted = [audit for audit in state.audits.values() if audits.doubts(audit)]
+    doubtful = audited(state, doubted)
+    kept = state.audits.items() if closing == 1 else ()
+    state.audits = {source: audit for source, audit in kept if audits.doubts(audit)}
     free = [
         source
         for source, item in state.pending.items()
-        if closing == 2 or not frozen_until(state, item)
+        if closing == 2 or not (frozen_until(state, item) or doubtful(item))
     ]
     return tuple(vest(state, source) for source in free)

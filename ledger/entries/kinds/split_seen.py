@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator
 
 from artel.ledger.entries import evidence, reasons
+from artel.ledger.entries.audits import convict
 from artel.ledger.entries.body import Body, Digest, Entry
-from artel.ledger.entries.credit import bar
 from artel.ledger.entries.fold_state import Effect, FoldState, Outcome, key_of
 from artel.ledger.entries.kinds.dispute import speaking
 from artel.ledger.entries.story import Fact, Story, totals
@@ -52,7 +52,7 @@ class SplitSeen(Body):
         def effect() -> Outcome:
             state.convicted[key] = state.size
             guilty = {account for peer, account in state.nodes.items() if key_of(peer) == key}
-            lost = tuple(credit for name in sorted(guilty) for credit in bar(state, name))
+            lost = tuple(credit for name in sorted(guilty) for credit in convict(state, name))
             return Outcome("recorded", invalidated=lost, notes={"key": key})
 
         return effect

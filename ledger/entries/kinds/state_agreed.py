@@ -9,12 +9,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import accumulate, islice
+from itertools import accumulate
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from artel.ledger.entries import lot, reasons
+from artel.ledger.entries import audits, lot, reasons
 from artel.ledger.entries.body import (
     LISTED,
     MAX_MEMBERS,
@@ -104,14 +104,15 @@ class StateAgreed(Body):
             denied = {node for node, reason in held if reason == reasons.WRONG_SLICE}
             granted = _credit_round(state, attempt, denied)
             state.states.append(self.root)
+            for peer in attempt.accepted:
+                state.node_rounds[peer] = state.node_rounds.get(peer, 0) + 1
             tails = {peer: state.work.tail(attempt.round, h) for peer, h in attempt.steps.items()}
             state.tails = {peer: steps for peer, steps in tails.items() if steps}
-            going_on = attempt.accepted if state.work.span else ()
-            state.spans = {peer: attempt.shown[peer].span for peer in going_on}
+            before, state.spans = state.spans, _going_on(state, attempt)
             state.attempt, state.rooted, state.rooted_by = None, attempt.credits, state.size
             state.standing.fade(state.round, state.founded.trust.standing_rounds)
+            notes = {"agreeing": len(agreeing)} | audits.begin(state, attempt, before)
             vested = vest_due(state, state.round)
-            notes = {"agreeing": len(agreeing)}
             return Outcome("credited", "", granted, vested, left_out=left_out, notes=notes)
 
         return effect
@@ -226,9 +227,8 @@ def _credit_round(state: FoldState, attempt: Attempt, denied: set[str]) -> tuple
                 node=peer,
                 round=place,
                 units=tokens,
-                due=due,
+                due=max(due, audits.vests_from(state, peer, place)),
                 work=shown.index,
-                auditors=_auditors(state, attempt, peer),
             )
         )
         state.node_tokens[peer] = state.node_tokens.get(peer, 0) + tokens
@@ -242,11 +242,16 @@ def _credit_round(state: FoldState, attempt: Attempt, denied: set[str]) -> tuple
     return tuple(granted)
 
 
-def _auditors(state: FoldState, attempt: Attempt, peer: str) -> tuple[str, ...]:
-    """Members of other accounts, by a lot that nobody knew when the work was committed to."""
-    others = [m for m, account in attempt.accounts.items() if account != attempt.accounts[peer]]
-    drawn = lot.order(state.lot, f"audit/{peer}", state.weights(others))
-    return tuple(islice(drawn, state.founded.ownership.auditors))
+def _going_on(state: FoldState, attempt: Attempt) -> dict[str, int]:
+    """Who can go on from its contribution to this attempt, and where its span began; a new node
+    begins one in each round, so that each is repeated by itself."""
+    if not state.work.span:
+        return {}
+    return {
+        peer: attempt.shown[peer].span
+        for peer in attempt.accepted
+        if not (state.founded.audits and audits.new(state, peer))
+    }
 
 
 def _text_used(state: FoldState, data: DataUse, attempt: Attempt) -> Counter[str]:

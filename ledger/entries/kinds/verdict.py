@@ -1,62 +1,94 @@
-"""``verdict``: an auditor has repeated a contribution."""
+"""``verdict``: an auditor says what it found when it repeated a contribution."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from dataclasses import replace
+from typing import Annotated, ClassVar, Literal
 
-from artel.ledger.entries import reasons
-from artel.ledger.entries.body import Entry, OfWork, OptionalDigest, PeerId, signed
-from artel.ledger.entries.credit import freeze, grant
+from pydantic import Field, StringConstraints
+
+from artel.ledger.entries import audits, reasons
+from artel.ledger.entries.body import Count, Digest, Entry, OfWork, PeerId, signed
+from artel.ledger.entries.credit import grant
 from artel.ledger.entries.fold_state import Effect, FoldState, Outcome, key_of
-from artel.ledger.entries.story import Fact, Story, earning, fate_of_work, frozen, totals
+from artel.ledger.entries.story import Fact, Story, earning, fate_of_work, totals
 from artel.ledger.entries.words import short_key
 from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity, short_peer
+from artel.protocol.round_state import COMMITMENT_MISMATCH
+
+MOST_ERROR = 1 << 52
+"""What a larger relative error, or one that is no number, is written as."""
+
+_MEANS = {
+    audits.CONVICTED: "two auditors rejected the work: all pending credit of the account is taken "
+    "away, and it earns no more",
+    audits.CLEARED: "the work was found right; an auditor that rejected it is not paid, and is not "
+    "drawn for a while",
+    audits.UNDECIDED: "the auditors could not tell: nothing follows from it",
+}
 
 
 class Verdict(OfWork):
-    """An auditor drawn by lot has repeated a contribution; signed by the auditing node."""
+    """An auditor drawn by lot has repeated a node's work from the beginning of its span up to this
+    contribution; signed by the auditing node.
+
+    ``round`` is that of the contribution which differs most, ``error`` its relative error (L2) and
+    ``overlap`` the part of its positions that the repeated one has too, both in millionths.
+    ``hardware`` is the class of the auditor's machine. The salt hides what can be guessed.
+    """
 
     KIND: ClassVar = "verdict"
     TITLE: ClassVar = "Verdict of an auditor"
     kind: Literal["verdict"] = "verdict"
     node: PeerId
     verdict: Literal["accept", "reject", "inconclusive"]
-    evidence: OptionalDigest
+    round: Count
+    error: Count
+    overlap: Annotated[int, Field(ge=0, le=audits.MILLION)]
+    hardware: Annotated[str, StringConstraints(pattern=r"^[ -~]{0,64}$")]
+    salt: Digest
 
     def rule(self, state: FoldState, entry: Entry) -> str | Effect:
         if entry.signers != {key_of(self.node)}:
             return reasons.WRONG_SIGNERS
-        item = state.work_pending(self.contribution)
-        if item is None:
-            return reasons.NOT_PENDING
-        name = state.account_of(self.node)
-        if self.node not in item.auditors or name == item.credit.account:
+        source = self.contribution
+        audit = state.audits.get(source)
+        draw = audit.draw_of(self.node) if audit is not None else None
+        if audit is None or draw is None or draw.verdict == audits.LAPSED:
             return reasons.NOT_DRAWN
-        if self.node in item.verdicts:
+        if draw.verdict:
             return reasons.DUPLICATE
-        if state.accounts[name].barred:
-            return reasons.BARRED
+        if not draw.commitment:
+            return reasons.NOT_COMMITTED
+        if hashlib.sha256(entry.envelope.payload).hexdigest() != draw.commitment:
+            return COMMITMENT_MISMATCH
+        if not all(other.commitment for other in audit.awaited):
+            return reasons.TOO_EARLY
 
         def effect() -> Outcome:
-            item = state.freezing(self.contribution)
-            item.verdicts = item.verdicts | {self.node: self.verdict}
-            if self.verdict == "reject" and not item.disputed_by and not item.ruled:
-                freeze(state, self.contribution, name)
-            credit = grant(
-                state,
-                "audit",
-                audit_source(self.contribution, self.node),
-                name,
-                node=self.node,
-                round=item.credit.round,
-                units=item.credit.units,
-                # Not before what it judges: a ruling may find the verdict wrong.
-                due=max(item.due, state.round + 1),
-                about=self.contribution,
+            state.audits[source] = audit.saying(replace(draw, verdict=self.verdict))
+            granted = ()
+            if self.verdict != audits.INCONCLUSIVE and not state.accounts[draw.account].barred:
+                credit = grant(
+                    state,
+                    "audit",
+                    audits.audit_source(source, self.node),
+                    draw.account,
+                    node=self.node,
+                    round=audit.last,
+                    units=audit.tokens,
+                    due=state.round + max(1, state.founded.ownership.vesting_rounds),
+                    about=source,
+                )
+                granted = (credit,)
+            result, lost = audits.settle(state, source)
+            notes = {"rounds": [audit.first, audit.last], "result": result}
+            return Outcome(
+                "credited" if granted else "recorded", "", granted, (), lost, notes=notes
             )
-            return Outcome("credited", granted=(credit,), notes=item.frozen())
 
         return effect
 
@@ -64,7 +96,7 @@ class Verdict(OfWork):
         return {state.account_of(self.node), *super().concerns(state)}
 
     def event(self) -> str:
-        return f"audited: {self.verdict}"
+        return f"audited by node {short_peer(self.node)}: {self.verdict}, {self._difference()}"
 
     def says(self) -> str:
         what = short_key(self.contribution)
@@ -72,22 +104,45 @@ class Verdict(OfWork):
 
     def explain(self, story: Story) -> Iterator[Fact]:
         yield earning(story.about)
-        yield from frozen(story)
-        count = story.genesis.rules.ownership.auditors
+        first, last = story.outcome.notes["rounds"]
+        many = f"rounds {first} to {last}" if last > first else f"round {last}"
         yield Fact(
-            f"node {short_peer(self.node)} is one of up to {count} drawn by lot from the "
-            "members of other accounts (ownership.auditors)"
+            f"node {short_peer(self.node)}, drawn by lot, trained the work of {many} once more "
+            f"from public data on {self.hardware or 'a machine of unknown class'}: "
+            f"{self._difference()}"
         )
+        if self.verdict == audits.INCONCLUSIVE:
+            yield Fact("it could not tell whether that is right, and is not paid")
+        result = story.outcome.notes["result"]
+        yield Fact(_MEANS[result] if result else "others repeat it before anything follows from it")
         yield from fate_of_work(story)
         yield from totals(story)
 
+    def _difference(self) -> str:
+        error = "without end" if self.error >= MOST_ERROR else f"{self.error / audits.MILLION:.6f}"
+        return f"relative error {error} in round {self.round}"
 
-def audit_source(contribution: str, node: str) -> str:
-    """Names the credit for a verdict."""
-    return f"audit/{contribution}/{node}"
 
+def verdict(
+    auditor: Identity,
+    run: str,
+    *,
+    contribution: str,
+    verdict: str,
+    salt: bytes,
+    round: int,
+    error: float,
+    overlap: float = 1.0,
+    hardware: str = "",
+) -> Envelope:
+    """What the node ``auditor`` found; see :class:`Verdict`.
 
-def verdict(auditor: Identity, run: str, *, contribution: str, verdict: str) -> Envelope:
-    """What the node ``auditor`` found when it repeated a contribution."""
-    body = {"run": run, "node": auditor.peer_id, "contribution": contribution, "evidence": ""}
-    return signed(Verdict, body | {"verdict": verdict}, auditor)
+    :param salt: 32 bytes
+    :param error: at least 0, or infinite
+    :param overlap: 0 to 1; 1 where contributions have no positions
+    """
+    most = min(error * audits.MILLION, MOST_ERROR)
+    body = {"run": run, "node": auditor.peer_id, "contribution": contribution, "round": round}
+    body |= {"verdict": verdict, "salt": salt.hex(), "hardware": hardware}
+    body |= {"error": int(most), "overlap": int(overlap * audits.MILLION)}
+    return signed(Verdict, body, auditor)

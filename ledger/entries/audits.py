@@ -1,0 +1,325 @@
+"""Audits: which work is repeated, by whom, and what follows from their verdicts.
+
+Only where the manifest has spans of rounds (``rounds.span``, R) and ``trust.audit_rate`` (p) above
+0. A contribution follows from public data from the beginning of its span on, so an **audit**
+repeats the first rounds of a span of one node, up to one of them, and judges all of those at once:
+
+- ``newcomer``: each of the first ``trust.newcomer_rounds`` accepted rounds of a node is a span of
+  its own, and always repeated;
+- ``first``: of a span that a known node begins, with n rounds before R divides one again, the first
+  round is repeated at once, with probability ``f = min(1, 4/5 p n)``;
+- ``prefix``: when a span is over, its first k >= 2 rounds are, or more of them, with probability
+  ``min(1, c / k)``. Nobody knows how many while it lasts.
+
+``c = (p n - f) / (H_n - 1/2)``, H_n = 1 + 1/2 + ... + 1/n, so that about the part p of all steps is
+repeated. The first round has most of it: who cheats all the time is caught there.
+
+Auditors are drawn by lot from the nodes of other accounts whose work the newest state holds, by
+standing; a node repeats one thing at a time. What says reject is repeated by two more: two rejects
+convict, two accepts clear, and whoever was alone in what it said is not paid.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from artel.ledger.entries import lot
+from artel.ledger.entries.credit import bar, invalidate
+from artel.ledger.entries.fold_state import Attempt, Audit, Credit, Draw, FoldState
+
+MILLION = 1_000_000
+NEWCOMER, FIRST, PREFIX = "newcomer", "first", "prefix"
+ACCEPT, REJECT, INCONCLUSIVE, LAPSED = "accept", "reject", "inconclusive", "lapsed"
+CONVICTED, CLEARED, UNDECIDED = "convicted", "cleared", "undecided"
+PANEL = 3
+"""Auditors of what one of them rejects."""
+MOST_DRAWS = 5
+"""Auditors of one audit, those included who did not answer or could not tell."""
+PATIENCE = 4
+"""An audit is given up after as many times what one auditor has."""
+_LONGEST = 4096
+"""Rounds that are told apart in the sum for c."""
+
+
+# --- the rule -------------------------------------------------------------------------------------
+
+
+@cache
+def chances(rate: int, rounds: int) -> tuple[int, int]:
+    """f and c of the module's text, in millionths.
+
+    :param rate: p in millionths
+    :param rounds: that a span can have (n), at least 1
+    """
+    budget = rate * rounds
+    first = min(MILLION, budget * 4 // 5)
+    if rounds == 1:
+        return min(MILLION, budget), 0
+    rest = MILLION // 2 + sum(MILLION // k for k in range(2, min(rounds, _LONGEST) + 1))
+    return first, (budget - first) * MILLION // rest
+
+
+def prefix(seed: str, purpose: str, c: int, rounds: int) -> int:
+    """How many of the first rounds of a span that is over are repeated; 0 for none, never 1.
+
+    :param c: in millionths
+    :param rounds: that the span had
+    """
+    if rounds < 2 or not lot.chance(seed, f"{purpose}/2", min(c, 2 * MILLION), 2 * MILLION):
+        return 0
+    length = 2
+    while length < rounds and _longer(seed, purpose, c, length):
+        length += 1
+    return length
+
+
+def _longer(seed: str, purpose: str, c: int, length: int) -> bool:
+    """min(1, c / (k + 1)) of min(1, c / k) cases."""
+    k, more = length, length + 1
+    return lot.chance(
+        seed, f"{purpose}/{more}", min(c, more * MILLION) * k, min(c, k * MILLION) * more
+    )
+
+
+def planned(state: FoldState, first: int) -> int:
+    """The rounds that a span which began in this round can have."""
+    work = state.work
+    return min(work.span - first % work.span, work.total - first)
+
+
+def vests_from(state: FoldState, node: str, round: int) -> int:
+    """Number of the first state with which this work can vest: what of it is repeated is known."""
+    if not state.founded.audits or new(state, node):
+        return round + 1
+    return min(round + state.work.span - round % state.work.span, state.work.total)
+
+
+def new(state: FoldState, node: str) -> bool:
+    """Whether each round of the node is audited, before it is counted."""
+    return state.node_rounds.get(node, 0) < state.founded.trust.newcomer_rounds
+
+
+def window(state: FoldState, steps: int) -> int:
+    """Rounds in which an auditor has to repeat so many steps."""
+    work = state.work
+    return state.founded.trust.audit_rounds + -(-steps // max(1, work.least - work.lightest))
+
+
+# --- drawing --------------------------------------------------------------------------------------
+
+
+def begin(state: FoldState, attempt: Attempt, before: Mapping[str, int]) -> dict[str, Any]:
+    """A state was agreed on, and the lot is its own: end what took too long, draw what is repeated
+    and who does it.
+
+    :param attempt: by which the state came about
+    :param before: node to where its span began before that round
+    :returns: what an explanation has to know
+    """
+    if not state.founded.audits:
+        return {}
+    state.present = list(attempt.accepted)
+    ended = _end_late(state)
+    found = dict([*_firsts(state, attempt), *_prefixes(state, attempt, before)])
+    others = {state.account_of(node) for node in state.present}
+    # Where everybody is of one account nobody can be asked.
+    found = {source: audit for source, audit in found.items() if others - {audit.account}}
+    for source in lot.order(state.lot, "audits", dict.fromkeys(found, 1)):
+        state.audits[source] = found[source]
+    return {name: said for name, said in (("ended", ended), ("drawn", assign(state))) if said}
+
+
+def _firsts(state: FoldState, attempt: Attempt) -> Iterator[tuple[str, Audit]]:
+    """Rounds of this attempt that begin a span and are repeated."""
+    known = state.founded.trust.newcomer_rounds
+    for node in attempt.accepted:
+        shown = attempt.shown[node]
+        if shown.span != attempt.round or shown.entry not in state.pending:
+            continue
+        why = NEWCOMER if state.node_rounds[node] <= known else FIRST
+        f, _ = chances(state.founded.audits, planned(state, shown.span))
+        if why == NEWCOMER or lot.chance(state.lot, f"first/{node}", f, MILLION):
+            credits = [state.pending[shown.entry].credit]
+            yield shown.entry, _audit(state, why, credits)
+
+
+def _prefixes(
+    state: FoldState, attempt: Attempt, before: Mapping[str, int]
+) -> Iterator[tuple[str, Audit]]:
+    """Spans that are over with this round, as far as they are repeated."""
+    over = {}
+    for node, first in before.items():
+        shown = attempt.shown.get(node) if node in attempt.accepted else None
+        goes_on = shown is not None and shown.span == first
+        if goes_on and state.work.goes_on(attempt.round + 1, first) is not None:
+            continue
+        rounds = attempt.round - first + goes_on
+        _, c = chances(state.founded.audits, planned(state, first))
+        length = prefix(state.lot, f"prefix/{node}", c, rounds)
+        if length:
+            over[node] = range(first, first + length)
+    if not over:
+        return
+    made: dict[str, list[Credit]] = {}
+    for item in state.pending.values():
+        credit = item.credit
+        if credit.kind == "compute" and credit.round in over.get(credit.node, ()):
+            made.setdefault(credit.node, []).append(credit)
+    for credits in made.values():
+        yield credits[-1].source, _audit(state, PREFIX, credits)
+
+
+def _audit(state: FoldState, why: str, credits: list[Credit]) -> Audit:
+    """:param credits: for the work that is repeated, oldest first"""
+    tokens = sum(credit.units for credit in credits)
+    first, last = credits[0], credits[-1]
+    steps = tokens // state.work.tokens(1)
+    return Audit(last.node, last.account, why, first.round, last.round, steps, tokens, state.round)
+
+
+def assign(state: FoldState) -> list[tuple[str, str]]:
+    """Draw auditors for what still wants some, by the newest lot.
+
+    What somebody rejected comes first, then newcomers; of the others only as many are begun as a
+    quarter of those who are there.
+
+    :returns: contributions and nodes
+    """
+    owing = {draw.node for audit in state.audits.values() for draw in audit.awaited}
+    room, drawn = -(-len(state.present) // 4), []
+    order = sorted(state.audits.items(), key=lambda item: _rank(item[1]))
+    for source, audit in order:
+        bounded = not audit.draws and audit.why != NEWCOMER
+        for _ in range(_wanted(audit) if room or not bounded else 0):
+            node = _auditor(state, source, audit, owing)
+            if node is None:
+                break
+            draw = Draw(node, state.account_of(node), state.round + window(state, audit.steps))
+            audit = state.audits[source] = replace(audit, draws=(*audit.draws, draw))
+            owing.add(node)
+            drawn.append((source, node))
+            room -= bounded
+    return drawn
+
+
+def _rank(audit: Audit) -> int:
+    return 0 if audit.draws else 1 if audit.why == NEWCOMER else 2
+
+
+def _auditor(state: FoldState, source: str, audit: Audit, owing: Iterable[str]) -> str | None:
+    asked = {audit.account, *(draw.account for draw in audit.draws)}
+    free = [
+        node
+        for node in state.present
+        if node not in owing
+        and (account := state.account_of(node)) not in asked
+        and not state.accounts[account].barred
+        and state.struck.get(node, 0) <= state.round
+    ]
+    weights = state.weights(free)
+    if state.rests_on == "members":
+        weights = {node: weight for node, weight in weights.items() if weight}
+    return next(lot.order(state.lot, f"auditor/{source}/{len(audit.draws)}", weights), None)
+
+
+def _wanted(audit: Audit) -> int:
+    """How many auditors are missing."""
+    said = Counter(draw.verdict for draw in audit.draws)
+    panel = PANEL if said[REJECT] else 1
+    missing = panel - said[ACCEPT] - said[REJECT] - said[""]
+    return max(0, min(missing, MOST_DRAWS - len(audit.draws)))
+
+
+# --- verdicts -------------------------------------------------------------------------------------
+
+
+def audit_source(contribution: str, node: str) -> str:
+    """Names the credit for a verdict."""
+    return f"audit/{contribution}/{node}"
+
+
+def result(audit: Audit) -> str:
+    """What the verdicts come to; "" while more of them are awaited."""
+    said = Counter(draw.verdict for draw in audit.draws)
+    if said[REJECT] > 1:
+        return CONVICTED
+    if said[ACCEPT] > 1 or (said[ACCEPT] and not said[REJECT]):
+        return CLEARED
+    spent = said[LAPSED] + said[INCONCLUSIVE]
+    given_up = len(audit.draws) == MOST_DRAWS or (spent > 1 and not said[REJECT])
+    return UNDECIDED if given_up and not said[""] else ""
+
+
+def doubts(audit: Audit) -> bool:
+    """Whether an auditor has rejected it."""
+    return any(draw.verdict == REJECT for draw in audit.draws)
+
+
+def settle(state: FoldState, source: str) -> tuple[str, tuple[Credit, ...]]:
+    """Draw what follows from the verdicts on a contribution.
+
+    :returns: the result, "" when there is none yet, and credit that was taken away
+    """
+    audit = state.audits[source]
+    found = result(audit)
+    if not found:
+        if state.round >= state.work.total:
+            assign(state)  # no later round will have a lot
+        return "", ()
+    del state.audits[source]
+    lost = _alone(state, source, audit, found)
+    if found == CONVICTED:
+        lost += convict(state, audit.account)
+    return found, lost
+
+
+def _alone(state: FoldState, source: str, audit: Audit, found: str) -> tuple[Credit, ...]:
+    """Who said the opposite is not paid for it, and is not drawn for a while."""
+    wrong = {CONVICTED: ACCEPT, CLEARED: REJECT}.get(found)
+    lost = []
+    for draw in audit.draws:
+        if wrong and draw.verdict == wrong:
+            state.struck[draw.node] = state.round + state.founded.trust.standing_rounds
+            if (pay := audit_source(source, draw.node)) in state.pending:
+                lost.append(invalidate(state, pay))
+    return tuple(lost)
+
+
+def convict(state: FoldState, account: str) -> tuple[Credit, ...]:
+    """Bar an account; nothing of it is audited any more, and it audits nothing."""
+    for source, audit in list(state.audits.items()):
+        if audit.account == account:
+            del state.audits[source]
+        elif any(draw.account == account for draw in audit.awaited):
+            state.audits[source] = _lapsed(audit, lambda draw: draw.account == account)
+    return bar(state, account)
+
+
+def _end_late(state: FoldState) -> list[tuple[str, str]]:
+    """Let go of auditors who did not answer in time, and of audits that came to nothing.
+
+    :returns: the contributions of these, and why
+    """
+    ended = []
+    for source, audit in list(state.audits.items()):
+        # Whoever has committed shows it once the others have; that takes a round more.
+        late = _lapsed(audit, lambda d: d.due + bool(d.commitment) <= state.round)
+        over = audit.since + PATIENCE * window(state, audit.steps) <= state.round
+        if (result(late) or over) and not late.awaited:
+            del state.audits[source]
+            ended.append((source, UNDECIDED))
+        else:
+            state.audits[source] = late
+    return ended
+
+
+def _lapsed(audit: Audit, late: Any) -> Audit:
+    draws = (
+        replace(draw, verdict=LAPSED) if not draw.verdict and late(draw) else draw
+        for draw in audit.draws
+    )
+    return replace(audit, draws=tuple(draws))
