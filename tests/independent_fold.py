@@ -85,8 +85,9 @@ class Fold:
         self.accounts, self.pending = dict[str, Any](), dict[str, Any]()
         self.speaks, self.nodes = dict[str, str](), dict[str, str]()
         self.node_seq, self.tails, self.due = dict[str, int](), dict[str, int](), dict[int, Any]()
-        self.spans = dict[str, int]()
-        self.first = dict[str, tuple[str, int]]()
+        self.spans, self.made, self.struck = dict[str, int](), Counter[str](), dict[str, int]()
+        self.first, self.present = dict[str, tuple[str, int]](), list[str]()
+        self.audits = dict[str, Any]()
         self.convicted, self.recent = set[str](), set[str]()
         self.cursor = self.earned_to = self.witnessed_size = self.closed = 0
         self.attempt: Any = None
@@ -103,6 +104,7 @@ class Fold:
         body = {} if manifest else self.whole(json.loads(payload))
         seals = [(key, sig, message) for key, sig in found.items()] + [*self.seals(Record(**body))]
         self.signed = all(holds(*seal) for seal in seals) and len(found)
+        self.hash = sha256(payload).hexdigest()
         self.by, self.index, self.id = set(found), len(self.reasons), sha256(leaf).hexdigest()
         rule = self.genesis(payload) if manifest else self.other(Record(**body))
         self.reasons.append(next(filter(None, rule), ""))
@@ -143,9 +145,12 @@ class Fold:
         self.coordinators, self.text = set(manifest["coordinators"]), manifest.get("data", {})
         self.config = config = manifest["config"]
         self.seq_len, self.h = config["data"]["seq_len"], config["rounds"]["inner_steps"]
-        self.owned = {"vesting_rounds": 3, "auditors": 0, "transfers": False, "arbiter_quorum": 1}
+        self.owned = {"vesting_rounds": 3, "transfers": False, "arbiter_quorum": 1}
         self.owned |= config.get("ownership", {})
-        self.fame = config.get("trust", {}).get("standing_rounds", 500)
+        self.trust = {"standing_rounds": 500, "founders": 4, "audit_rate": 0.05, "audit_rounds": 3}
+        self.trust |= {"newcomer_rounds": 3} | config.get("trust", {})
+        self.fame, self.every = self.trust["standing_rounds"], config["rounds"].get("span", 0)
+        self.rate = round(1_000_000 * self.trust["audit_rate"]) if self.every else 0
         self.rates = RATES | self.owned.get("rates", {})
         self.arbiters = set(self.owned.get("arbiters") or [manifest["organiser"]])
         for part in filter(lambda part: part["account"], self.text.get("contributed") or ()):
@@ -183,10 +188,22 @@ class Fold:
 
     def tail(self, round: int, h: int) -> int:
         tau = self.config.get("exchange", {}).get("overlap_steps", 0)
-        every, total = self.config["rounds"].get("span", 0), self.config["rounds"]["total"]
-        if not tau or round >= total - 1 or (every and (round + 1) % every == 0):
+        last = round >= self.total - 1 or (self.every and (round + 1) % self.every == 0)
+        if not tau or last:
             return 0
         return min(h - 1, max(1, (2 * tau * h + self.h) // (2 * self.h)))
+
+    @property
+    def boxed(self) -> bool:
+        return bool(self.config["rounds"].get("box_s", 0) > 0)
+
+    @property
+    def least(self) -> int:
+        return -(-self.h // 4) if self.boxed else self.h
+
+    @property
+    def total(self) -> int:
+        return int(self.config["rounds"]["total"])
 
     def windows(self, steps: int) -> int:
         return steps * self.config["optimizer"]["batch_size"]
@@ -194,7 +211,7 @@ class Fold:
     # --- credit -----------------------------------------------------------------------------------
 
     def grant(self, kind: str, source: str, name: str, units: int, due: int, **more: Any) -> None:
-        fields = {"by": "", "lapses": 0, "ruled": False, "verdicts": {}, "about": source}
+        fields = {"by": "", "lapses": 0, "ruled": False, "about": source, "node": "", "round": 0}
         fields |= {"kind": kind, "account": name, "units": units, "due": due} | more
         self.pending[source] = Record(amount=units * self.rates[kind], **fields)
         self.accounts[name].pending += units * self.rates[kind]
@@ -246,7 +263,20 @@ class Fold:
         judged = self.pending.get(self.pending[source].about)
         return judged.lapses if judged and judged.by else 0
 
+    def waits(self, item: Any, doubted: Iterable[Any]) -> bool:
+        """Whether an audit under way decides about it."""
+        if item.kind == "audit":
+            return item.about in self.audits
+        audits = [audit for audit in doubted if audit.account == item.account]
+        return item.kind == "compute" and any(item.round >= audit.first for audit in audits)
+
     def bar(self, name: str) -> None:
+        for source, audit in list(self.audits.items()):
+            if audit.account == name:
+                del self.audits[source]
+                continue
+            for draw in audit.draws:
+                draw.said = draw.said or ("lapsed" if draw.account == name else "")
         self.accounts[name].barred = True
         for part in self.lately.values():
             del part[name]
@@ -330,16 +360,17 @@ class Fold:
     def round_opened(self, b: Any) -> Rule:
         yield not self.led and "wrong_signers"
         yield b.round != self.round and "out_of_order"
-        yield (
-            b.round >= self.config["rounds"]["total"] or b.cursor < self.cursor
-        ) and "out_of_order"
+        yield (b.round >= self.total or b.cursor < self.cursor) and "out_of_order"
         again = self.attempt and self.attempt.round == b.round
         yield again and b.attempt <= self.attempt.attempt and "out_of_order"
         yield b.base != self.states[-1] and "wrong_state"
         yield not self.nodes.keys() >= set(b.members) and "unknown_node"
-        boxed = self.config["rounds"].get("box_s", 0) > 0
-        least, most = (-(-self.h // 4), 4 * self.h) if boxed else (self.h, self.h)
-        yield not all(least <= steps <= most for steps in b.steps) and "wrong_steps"
+        most = 4 * self.h if self.boxed else self.h
+        draws = (draw for audit in self.audits.values() for draw in audit.draws)
+        owing = {draw.node for draw in draws if not draw.said and not draw.hash}
+        pairs = zip(b.members, b.steps, strict=True)
+        few = {peer: -(-self.least // 4) if peer in owing else self.least for peer in b.members}
+        yield not all(few[peer] <= steps <= most for peer, steps in pairs) and "wrong_steps"
         self.attempt = Record(round=b.round, attempt=b.attempt, phase="training", commitments={})
         self.attempt.accounts = {peer: self.nodes[peer] for peer in b.members}
         self.attempt.steps = dict(zip(b.members, b.steps, strict=True))
@@ -380,10 +411,9 @@ class Fold:
 
     def spans_fit(self, b: Any) -> bool:
         """Whether the contribution begins a span, or goes on with the one of its node."""
-        every = self.config["rounds"].get("span", 0)
-        if b.span == b.round or not every:
-            return b.tail == 0 if every else b.span == 0
-        goes_on = b.round % every > 0 and self.spans.get(b.node) == b.span
+        if b.span == b.round or not self.every:
+            return b.tail == 0 if self.every else b.span == 0
+        goes_on = b.round % self.every > 0 and self.spans.get(b.node) == b.span
         return goes_on and b.tail == self.tails.get(b.node, 0)
 
     def round_closed(self, b: Any) -> Rule:
@@ -443,23 +473,31 @@ class Fold:
             name, shown = now.accounts[peer], now.shown[peer]
             if peer in denied or self.accounts[name].barred:
                 continue
-            others = (member for member, owner in now.accounts.items() if owner != name)
-            drawn = [*self.drawn(f"audit/{peer}", others)][: self.owned["auditors"]]
-            self.grant("compute", shown.entry, name, shown.tokens, due, auditors=drawn)
+            known, more = self.made[peer] >= self.trust["newcomer_rounds"], {"node": peer}
+            end = now.round + self.every - now.round % self.every if self.every else 0
+            after = max(due, min(end, self.total) if self.rate and known else 0)
+            more |= {"round": now.round}
+            self.grant("compute", shown.entry, name, shown.tokens, after, **more)
             self.recent.add(name)
         for name, units in sorted(self.text_read(now).items()):
             if not self.accounts[name].barred:
                 self.grant("data", f"data/{now.round}/{name}", name, units, due)
         self.states.append(b.root)
         self.tails = {peer: self.tail(now.round, h) for peer, h in now.steps.items()}
-        self.spans = {peer: now.shown[peer].span for peer in now.accepted}
-        self.attempt = None
+        self.made.update(now.accepted)
+        known = [p for p in now.accepted if self.made[p] >= self.trust["newcomer_rounds"]]
+        before, going_on = self.spans, known if self.rate else now.accepted
+        self.spans = {peer: now.shown[peer].span for peer in going_on if self.every}
+        self.attempt, self.present = None, list(now.accepted)
         part = -(-self.fame // 16)
         for old in [n for n in self.lately if n <= self.round // part + -self.fame // part]:
             del self.lately[old]
+        if self.rate:
+            self.begin_audits(now, before)
         for source in self.due.pop(self.round, []):
             if source in self.pending:
-                until = self.frozen_until(source)
+                wait = self.waits(self.pending[source], self.audits.values())
+                until = max(self.frozen_until(source), self.round + wait)
                 if until > self.round:
                     self.due.setdefault(until, []).append(source)
                 else:
@@ -467,13 +505,20 @@ class Fold:
 
     def run_closed(self, b: Any) -> Rule:
         yield not self.led and "wrong_signers"
-        over = b.round == self.round >= self.config["rounds"]["total"]
+        over = b.round == self.round >= self.total
         yield not over and "out_of_order"
         yield b.closing <= self.closed and "duplicate"
         yield b.closing != self.closed + 1 and "out_of_order"
-        free = [s for s in self.pending if b.closing == 2 or not self.frozen_until(s)]
+        doubted = [a for a in self.audits.values() if "reject" in [d.said for d in a.draws]]
+        free = [
+            source
+            for source, item in self.pending.items()
+            if b.closing == 2 or not (self.frozen_until(source) or self.waits(item, doubted))
+        ]
         yield b.credits != self.credit_root(free) and "wrong_credits"
         self.closed = b.closing
+        kept = [] if b.closing == 2 else doubted
+        self.audits = {source: a for source, a in self.audits.items() if a in kept}
         for source in free:
             self.settle(source, "vested")
 
@@ -532,29 +577,12 @@ class Fold:
         yield owner.open >= 8 and "too_many"
         self.freeze(item, b.account)
 
-    def verdict(self, b: Any) -> Rule:
-        item, name = self.work(b.contribution), self.nodes.get(b.node, "")
-        yield self.by != {key_of(b.node)} and "wrong_signers"
-        yield item is None and "not_pending"
-        yield (b.node not in item.auditors or name == item.account) and "not_drawn"
-        yield b.node in item.verdicts and "duplicate"
-        yield self.accounts[name].barred and "barred"
-        item.verdicts[b.node] = b.verdict
-        if b.verdict == "reject" and not item.by and not item.ruled:
-            self.freeze(item, name)
-        source, due = f"audit/{b.contribution}/{b.node}", max(item.due, self.round + 1)
-        self.grant("audit", source, name, item.units, due, about=b.contribution)
-
     def ruling(self, b: Any) -> Rule:
         item, dismissed = self.work(b.contribution), b.decision == "dismissed"
         yield not self.by <= self.arbiters and "wrong_signers"
         yield len(self.by) < self.owned["arbiter_quorum"] and "no_quorum"
         yield item is None and "not_pending"
         yield item.ruled and dismissed and "duplicate"
-        for peer, said in item.verdicts.items():
-            source = f"audit/{b.contribution}/{peer}"
-            if said == ("reject" if dismissed else "accept") and source in self.pending:
-                self.settle(source, "invalidated")
         if dismissed:
             item.ruled = True
             self.thaw(item)
@@ -574,6 +602,172 @@ class Fold:
         yield b.amount > giver.vested and "not_enough"
         giver.seq, giver.vested, giver.sent = b.seq, giver.vested - b.amount, giver.sent + b.amount
         taker.vested, taker.received = taker.vested + b.amount, taker.received + b.amount
+
+    # --- audits -----------------------------------------------------------------------------------
+
+    def window(self, steps: int) -> int:
+        off = max(1, self.least - -(-self.least // 4))
+        return int(self.trust["audit_rounds"]) + -(-steps // off)
+
+    def by_chance(self, purpose: str, part: int, of: int) -> bool:
+        number = digest(f"artel/lot/v1/{self.lot}/{purpose}/")
+        return int.from_bytes(number, "big") * of < part << 256
+
+    def begin_audits(self, now: Any, before: dict[str, int]) -> None:
+        for source, audit in list(self.audits.items()):
+            if source not in self.audits:
+                continue
+            for draw in audit.draws:
+                if not draw.said and draw.due + bool(draw.hash) <= self.round:
+                    draw.said = "lapsed"
+            late = audit.since + 4 * self.window(audit.steps) <= self.round
+            waits = "" in [draw.said for draw in audit.draws]
+            self.end_audit(source, self.result(audit) or (late and not waits and "undecided"))
+        found = dict[str, Any]()
+        for peer in now.accepted:
+            shown = now.shown[peer]
+            if shown.span == now.round and shown.entry in self.pending:
+                new = self.made[peer] <= self.trust["newcomer_rounds"]
+                if new or self.by_chance(f"first/{peer}", self.chances(now.round)[0], 1_000_000):
+                    self.audit(found, "newcomer" if new else "first", [shown.entry])
+        for peer, first in before.items():
+            here = peer in now.accepted and now.shown[peer].span == first
+            if here and (now.round + 1) % self.every:
+                continue
+            length = self.prefix(peer, now.round - first + here, self.chances(first)[1])
+            made = [
+                source
+                for source, item in self.pending.items()
+                if (item.kind, item.node) == ("compute", peer) and 0 <= item.round - first < length
+            ]
+            self.audit(found, "prefix", made)
+        owners = {self.nodes[peer] for peer in self.present}
+        found = {s: audit for s, audit in found.items() if owners - {audit.account}}
+        self.audits |= {source: found[source] for source in self.plain("audits", found)}
+        self.assign()
+
+    def plain(self, purpose: str, names: Iterable[str]) -> list[str]:
+        """In the order of a lot in which all have the weight 1."""
+        left, found = sorted(names), []
+        for turn in range(len(left)):
+            drawn = digest(f"artel/lot/v1/{self.lot}/{purpose}/{turn}")
+            found.append(left.pop(int.from_bytes(drawn, "big") % len(left)))
+        return found
+
+    def chances(self, first: int) -> tuple[int, int]:
+        """f and c, in millionths, of a span that began in this round."""
+        n = min(self.every - first % self.every, self.total - first)
+        budget = self.rate * n
+        f = min(1_000_000, budget * 9 // 10)
+        if n == 1:
+            return min(1_000_000, budget), 0
+        sums = 500_000 + sum(1_000_000 // k for k in range(2, min(n, 4096) + 1))
+        return f, (budget - f) * 1_000_000 // sums
+
+    def prefix(self, peer: str, rounds: int, c: int) -> int:
+        length, part, of = 0, min(c, 2_000_000), 2_000_000
+        while max(2, length + 1) <= rounds:
+            longer = max(2, length + 1)
+            if not self.by_chance(f"prefix/{peer}/{longer}", part, of):
+                break
+            length, k = longer, longer * 1_000_000
+            part, of = min(c, k + 1_000_000) * longer, min(c, k) * (longer + 1)
+        return length
+
+    def audit(self, found: dict[str, Any], why: str, sources: list[str]) -> None:
+        if sources:
+            items = [self.pending[source] for source in sources]
+            one = Record(why=why, account=items[-1].account, first=items[0].round, draws=[])
+            one.tokens, one.since = sum(item.units for item in items), self.round
+            one.steps = one.tokens // (self.windows(1) * self.seq_len)
+            found[sources[-1]] = one
+
+    def assign(self) -> None:
+        draws = [draw for audit in self.audits.values() for draw in audit.draws]
+        owing = {draw.node for draw in draws if not draw.said}
+        room = -(-len(self.present) // 4)
+
+        def rank(item: tuple[str, Any]) -> int:
+            return 0 if item[1].draws else 1 if item[1].why == "newcomer" else 2
+
+        for source, audit in sorted(self.audits.items(), key=rank):
+            bounded, said = rank((source, audit)) == 2, [draw.said for draw in audit.draws]
+            heard = sum(word in ("accept", "reject", "") for word in said)
+            missing = min((3 if "reject" in said else 1) - heard, 5 - len(said))
+            for _ in range(missing if room or not bounded else 0):
+                asked = {audit.account, *(draw.account for draw in audit.draws)}
+                free = [
+                    peer
+                    for peer in self.present
+                    if peer not in owing
+                    and self.nodes[peer] not in asked
+                    and not self.accounts[self.nodes[peer]].barred
+                    and self.struck.get(peer, 0) <= self.round
+                ]
+                order = [*self.drawn(f"auditor/{source}/{len(audit.draws)}", free)]
+                famous = self.standings()
+                if len(famous) >= self.trust["founders"]:
+                    order = [peer for peer in order if famous.get(self.nodes[peer])]
+                if not order:
+                    break
+                peer, due = order[0], self.round + self.window(audit.steps)
+                draw = Record(node=peer, account=self.nodes[peer], due=due, hash="", said="")
+                audit.draws.append(draw)
+                owing.add(peer)
+                room -= bounded
+
+    def result(self, audit: Any) -> str:
+        said = Counter(draw.said for draw in audit.draws)
+        if said[""]:
+            return ""
+        if said["reject"] > 1:
+            return "convicted"
+        if said["accept"] > 1 or (said["accept"] and not said["reject"]):
+            return "cleared"
+        nothing = said["lapsed"] + said["inconclusive"] > 1 and not said["reject"]
+        return "undecided" if nothing or len(audit.draws) == 5 else ""
+
+    def end_audit(self, source: str, result: str) -> None:
+        if not result:
+            return
+        audit, wrong = self.audits.pop(source), {"convicted": "accept", "cleared": "reject"}
+        for draw in audit.draws:
+            if draw.said == wrong.get(result):
+                self.struck[draw.node] = self.round + self.fame
+                pay = f"audit/{source}/{draw.node}"
+                if pay in self.pending:
+                    self.settle(pay, "invalidated")
+        if result == "convicted":
+            self.bar(audit.account)
+
+    def drawn_to(self, b: Any) -> Any:
+        draws = self.audits[b.contribution].draws if b.contribution in self.audits else []
+        return next((d for d in draws if d.node == b.node and d.said != "lapsed"), None)
+
+    def verdict_committed(self, b: Any) -> Rule:
+        draw = self.drawn_to(b)
+        yield self.by != {key_of(b.node)} and "wrong_signers"
+        yield (draw is None or draw.said) and "not_drawn"
+        yield draw.hash and "duplicate"
+        draw.hash = b.hash
+
+    def verdict(self, b: Any) -> Rule:
+        draw = self.drawn_to(b)
+        yield self.by != {key_of(b.node)} and "wrong_signers"
+        yield draw is None and "not_drawn"
+        yield draw.said and "duplicate"
+        yield not draw.hash and "not_committed"
+        yield self.hash != draw.hash and "commitment_mismatch"
+        audit = self.audits[b.contribution]
+        yield not all(d.said or d.hash for d in audit.draws) and "too_early"
+        draw.said = b.verdict
+        if b.verdict != "inconclusive" and not self.accounts[draw.account].barred:
+            due = self.round + max(1, self.owned["vesting_rounds"])
+            source, more = f"audit/{b.contribution}/{b.node}", {"about": b.contribution}
+            self.grant("audit", source, draw.account, audit.tokens, due, **more)
+        self.end_audit(b.contribution, self.result(audit))
+        if self.round >= self.total:
+            self.assign()
 
     # --- witnesses --------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ repeats the first rounds of a span of one node, up to one of them, and judges al
 - ``newcomer``: each of the first ``trust.newcomer_rounds`` accepted rounds of a node is a span of
   its own, and always repeated;
 - ``first``: of a span that a known node begins, with n rounds before R divides one again, the first
-  round is repeated at once, with probability ``f = min(1, 4/5 p n)``;
+  round is repeated at once, with probability ``f = min(1, 9/10 p n)``;
 - ``prefix``: when a span is over, its first k >= 2 rounds are, or more of them, with probability
   ``min(1, c / k)``. Nobody knows how many while it lasts.
 
@@ -22,7 +22,7 @@ convict, two accepts clear, and whoever was alone in what it said is not paid.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -41,6 +41,8 @@ MOST_DRAWS = 5
 """Auditors of one audit, those included who did not answer or could not tell."""
 PATIENCE = 4
 """An audit is given up after as many times what one auditor has."""
+Drawn = tuple[str, str, str, str, int, int]
+"""Contribution, auditor, the node that it audits, why, first and last round."""
 _LONGEST = 4096
 """Rounds that are told apart in the sum for c."""
 
@@ -56,7 +58,7 @@ def chances(rate: int, rounds: int) -> tuple[int, int]:
     :param rounds: that a span can have (n), at least 1
     """
     budget = rate * rounds
-    first = min(MILLION, budget * 4 // 5)
+    first = min(MILLION, budget * 9 // 10)
     if rounds == 1:
         return min(MILLION, budget), 0
     rest = MILLION // 2 + sum(MILLION // k for k in range(2, min(rounds, _LONGEST) + 1))
@@ -112,25 +114,28 @@ def window(state: FoldState, steps: int) -> int:
 # --- drawing --------------------------------------------------------------------------------------
 
 
-def begin(state: FoldState, attempt: Attempt, before: Mapping[str, int]) -> dict[str, Any]:
+def begin(
+    state: FoldState, attempt: Attempt, before: Mapping[str, int]
+) -> tuple[dict[str, Any], tuple[Credit, ...]]:
     """A state was agreed on, and the lot is its own: end what took too long, draw what is repeated
     and who does it.
 
     :param attempt: by which the state came about
     :param before: node to where its span began before that round
-    :returns: what an explanation has to know
+    :returns: what an explanation has to know, and credit that was taken away
     """
     if not state.founded.audits:
-        return {}
+        return {}, ()
     state.present = list(attempt.accepted)
-    ended = _end_late(state)
+    ended, lost = _end_late(state)
     found = dict([*_firsts(state, attempt), *_prefixes(state, attempt, before)])
     others = {state.account_of(node) for node in state.present}
     # Where everybody is of one account nobody can be asked.
     found = {source: audit for source, audit in found.items() if others - {audit.account}}
     for source in lot.order(state.lot, "audits", dict.fromkeys(found, 1)):
         state.audits[source] = found[source]
-    return {name: said for name, said in (("ended", ended), ("drawn", assign(state))) if said}
+    notes = {"ended": ended, "drawn": assign(state)}
+    return {name: said for name, said in notes.items() if said}, lost
 
 
 def _firsts(state: FoldState, attempt: Attempt) -> Iterator[tuple[str, Audit]]:
@@ -181,16 +186,16 @@ def _audit(state: FoldState, why: str, credits: list[Credit]) -> Audit:
     return Audit(last.node, last.account, why, first.round, last.round, steps, tokens, state.round)
 
 
-def assign(state: FoldState) -> list[tuple[str, str]]:
+def assign(state: FoldState) -> list[Drawn]:
     """Draw auditors for what still wants some, by the newest lot.
 
     What somebody rejected comes first, then newcomers; of the others only as many are begun as a
     quarter of those who are there.
 
-    :returns: contributions and nodes
+    :returns: who was drawn for what
     """
     owing = {draw.node for audit in state.audits.values() for draw in audit.awaited}
-    room, drawn = -(-len(state.present) // 4), []
+    room, drawn = -(-len(state.present) // 4), list[Drawn]()
     order = sorted(state.audits.items(), key=lambda item: _rank(item[1]))
     for source, audit in order:
         bounded = not audit.draws and audit.why != NEWCOMER
@@ -201,7 +206,7 @@ def assign(state: FoldState) -> list[tuple[str, str]]:
             draw = Draw(node, state.account_of(node), state.round + window(state, audit.steps))
             audit = state.audits[source] = replace(audit, draws=(*audit.draws, draw))
             owing.add(node)
-            drawn.append((source, node))
+            drawn.append((source, node, audit.node, audit.why, audit.first, audit.last))
             room -= bounded
     return drawn
 
@@ -245,13 +250,15 @@ def audit_source(contribution: str, node: str) -> str:
 def result(audit: Audit) -> str:
     """What the verdicts come to; "" while more of them are awaited."""
     said = Counter(draw.verdict for draw in audit.draws)
+    if said[""]:
+        return ""
     if said[REJECT] > 1:
         return CONVICTED
     if said[ACCEPT] > 1 or (said[ACCEPT] and not said[REJECT]):
         return CLEARED
     spent = said[LAPSED] + said[INCONCLUSIVE]
     given_up = len(audit.draws) == MOST_DRAWS or (spent > 1 and not said[REJECT])
-    return UNDECIDED if given_up and not said[""] else ""
+    return UNDECIDED if given_up else ""
 
 
 def doubts(audit: Audit) -> bool:
@@ -259,26 +266,24 @@ def doubts(audit: Audit) -> bool:
     return any(draw.verdict == REJECT for draw in audit.draws)
 
 
-def settle(state: FoldState, source: str) -> tuple[str, tuple[Credit, ...]]:
+def settle(state: FoldState, source: str) -> tuple[dict[str, Any], tuple[Credit, ...]]:
     """Draw what follows from the verdicts on a contribution.
 
-    :returns: the result, "" when there is none yet, and credit that was taken away
+    :returns: what an explanation has to know, and credit that was taken away
     """
-    audit = state.audits[source]
-    found = result(audit)
-    if not found:
-        if state.round >= state.work.total:
-            assign(state)  # no later round will have a lot
-        return "", ()
-    del state.audits[source]
-    lost = _alone(state, source, audit, found)
-    if found == CONVICTED:
-        lost += convict(state, audit.account)
-    return found, lost
+    found = result(state.audits[source])
+    lost = _end(state, source, found) if found else ()
+    # After the last round no other lot comes.
+    drawn = assign(state) if state.round >= state.work.total else []
+    return {"result": found, "drawn": drawn}, lost
 
 
-def _alone(state: FoldState, source: str, audit: Audit, found: str) -> tuple[Credit, ...]:
-    """Who said the opposite is not paid for it, and is not drawn for a while."""
+def _end(state: FoldState, source: str, found: str) -> tuple[Credit, ...]:
+    """Whoever said the opposite is not paid for it, and is not drawn for a while.
+
+    :returns: credit that was taken away
+    """
+    audit = state.audits.pop(source)
     wrong = {CONVICTED: ACCEPT, CLEARED: REJECT}.get(found)
     lost = []
     for draw in audit.draws:
@@ -286,6 +291,8 @@ def _alone(state: FoldState, source: str, audit: Audit, found: str) -> tuple[Cre
             state.struck[draw.node] = state.round + state.founded.trust.standing_rounds
             if (pay := audit_source(source, draw.node)) in state.pending:
                 lost.append(invalidate(state, pay))
+    if found == CONVICTED:
+        lost += convict(state, audit.account)
     return tuple(lost)
 
 
@@ -299,25 +306,26 @@ def convict(state: FoldState, account: str) -> tuple[Credit, ...]:
     return bar(state, account)
 
 
-def _end_late(state: FoldState) -> list[tuple[str, str]]:
+def _end_late(state: FoldState) -> tuple[list[tuple[str, str]], tuple[Credit, ...]]:
     """Let go of auditors who did not answer in time, and of audits that came to nothing.
 
-    :returns: the contributions of these, and why
+    :returns: contributions whose audits end so, and their results; credit that was taken away
     """
-    ended = []
-    for source, audit in list(state.audits.items()):
+    ended, lost = list[tuple[str, str]](), list[Credit]()
+    for source in list(state.audits):
+        if (audit := state.audits.get(source)) is None:
+            continue  # its account was convicted a moment ago
         # Whoever has committed shows it once the others have; that takes a round more.
         late = _lapsed(audit, lambda d: d.due + bool(d.commitment) <= state.round)
+        state.audits[source] = late
         over = audit.since + PATIENCE * window(state, audit.steps) <= state.round
-        if (result(late) or over) and not late.awaited:
-            del state.audits[source]
-            ended.append((source, UNDECIDED))
-        else:
-            state.audits[source] = late
-    return ended
+        if found := result(late) or (UNDECIDED if over and not late.awaited else ""):
+            lost += _end(state, source, found)
+            ended.append((source, found))
+    return ended, tuple(lost)
 
 
-def _lapsed(audit: Audit, late: Any) -> Audit:
+def _lapsed(audit: Audit, late: Callable[[Draw], bool]) -> Audit:
     draws = (
         replace(draw, verdict=LAPSED) if not draw.verdict and late(draw) else draw
         for draw in audit.draws

@@ -120,7 +120,7 @@ class Genesis:
             )
         for kind, rate in rules.rates.items():
             yield Fact(f"{rate:,} credit for each {WORK[kind]} (ownership.rates.{kind})")
-        yield Fact(vesting(ownership.vesting_rounds))
+        yield Fact(vesting(rules))
         may = "may" if ownership.transfers else "may not"
         yield Fact(f"vested credit {may} be given to others (ownership.transfers)")
         who = plural(len(rules.arbiters), "arbiter")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from artel.ledger.entries.kinds.round_opened import RoundOpened
     from artel.ledger.entries.kinds.slice_wrong import SliceWrong
     from artel.ledger.entries.kinds.state_agreed import StateAgreed
+    from artel.ledger.entries.rules import LedgerRules
 
 
 @dataclass(frozen=True)
@@ -262,11 +263,65 @@ def account_now(story: Story, name: str) -> Fact:
     )
 
 
-def vesting(rounds: int) -> str:
+def vesting(rules: LedgerRules) -> str:
     """The rule."""
-    if not rounds:
-        return "credit vests at once (ownership.vesting_rounds = 0)"
-    return f"credit vests after {plural(rounds, 'more round')} (ownership.vesting_rounds)"
+    rounds = rules.ownership.vesting_rounds
+    said = "credit vests at once (ownership.vesting_rounds = 0)"
+    if rounds:
+        said = f"credit vests after {plural(rounds, 'more round')} (ownership.vesting_rounds)"
+    if rules.audits:
+        said += ", and not before it is known what of its span is repeated (rounds.span)"
+    return said
+
+
+REPEATED = {
+    "newcomer": "every one of a new node's first rounds is repeated (trust.newcomer_rounds)",
+    "first": "the first round of a span is repeated by chance, at once (trust.audit_rate)",
+    "prefix": "the beginning of a span that is over is repeated by chance (trust.audit_rate)",
+}
+"""Why work is repeated."""
+RESULTS = {
+    "convicted": "two auditors rejected the work: all pending credit of the account is taken away, "
+    "and it earns no more",
+    "cleared": "the work was found right; an auditor that rejected it is not paid, and is not drawn "
+    "for a while",
+    "undecided": "nobody could tell in time: nothing follows from it",
+}
+"""What an audit comes to."""
+
+
+def audits_drawn(story: Story) -> Iterator[Fact]:
+    """Which audits ended for want of verdicts when a state was agreed on, and who was drawn."""
+    notes = story.outcome.notes
+    for source, result in notes.get("ended", ()):
+        yield Fact(f"the audit of contribution {short_key(source)} ends: {RESULTS[result]}")
+    for source, auditor, node, why, first, last in notes.get("drawn", ()):
+        yield Fact(
+            f"node {short_peer(auditor)} was drawn by lot to repeat the work of node "
+            f"{short_peer(node)} in {rounds_named(first, last)} (contribution "
+            f"{short_key(source)}): {REPEATED[why]}"
+        )
+
+
+def rounds_named(first: int, last: int) -> str:
+    """As in "round 3" or "rounds 3 to 7"."""
+    return f"rounds {first} to {last}" if last > first else f"round {last}"
+
+
+def _audited_now(story: Story) -> Iterator[Fact]:
+    """Audits under way that judge the contribution."""
+    credit = story.about.credit
+    for audit in story.state.audits.values():
+        if audit.node != credit.node or not audit.first <= credit.round <= audit.last:
+            continue
+        nodes = ", ".join(f"node {short_peer(draw.node)}" for draw in audit.awaited)
+        yield Fact(
+            f"the work of {rounds_named(audit.first, audit.last)} is being repeated by {nodes}; "
+            "until that is decided it does not vest"
+            if nodes
+            else f"the work of {rounds_named(audit.first, audit.last)} is to be repeated as soon as "
+            "somebody has time; until that is decided it does not vest"
+        )
 
 
 def belonged(peer: str, account: str, trail: AttemptTrail) -> str:
@@ -315,6 +370,8 @@ def fate_of_work(story: Story) -> Iterator[Fact]:
     """Who disputed, audited and ruled, and what has become of the credit."""
     for index, what in story.about.events:
         yield Fact(f"{what} (entry {index})", (index,))
+    if story.about.status == "pending":
+        yield from _audited_now(story)
     yield fate(story, story.about)
 
 

@@ -91,7 +91,13 @@ async def test_what_would_change_nothing_never_enters_the_ledger(
         "duplicate": entries.account(one.owner, run, "ab" * 32),
         "wrong_run": entries.account(stranger.owner, "cd" * 32),
         "not_drawn": entries.verdict(
-            one.identity, run, contribution=pending(office, two), verdict="reject"
+            one.identity,
+            run,
+            contribution=pending(office, two),
+            verdict="reject",
+            salt=bytes(32),
+            round=0,
+            error=1.0,
         ),
         "wrong_sequence": entries.key_rotated(
             one.owner, stranger.owner, run, account=one.owner.key, seq=2

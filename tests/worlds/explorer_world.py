@@ -35,7 +35,7 @@ def busy_world(store: LedgerStore | None = None) -> World:
         nodes=4,
         name="explorer",
         total=20,
-        ownership={"transfers": True, "vesting_rounds": 2, "auditors": 1},
+        ownership={"transfers": True, "vesting_rounds": 2},
         ledger={"witnesses": 2},
     )
 

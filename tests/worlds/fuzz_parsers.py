@@ -220,7 +220,7 @@ def parsers() -> list[Parser]:
         world.agreed(2, wrong=[0, 2], credits=digest("credits")),
         world.transfer(owner, world.owners[1].key, 5),
         world.dispute(owner, digest("contribution")),
-        world.verdict(world.members[0], digest("contribution")),
+        *world.verdicts(world.members[0], digest("contribution")),
         world.ruling(digest("contribution"), "soft", world.organiser),
         world.run_closed(2, credits=digest("credits")),
         world.rotated(owner, key("new"), owner),

@@ -32,7 +32,7 @@ from artel.ledger.entries.body import (
 from artel.ledger.entries.credit import grant, vest_due
 from artel.ledger.entries.fold_state import Attempt, Credit, Effect, FoldState, Outcome, key_of
 from artel.ledger.entries.rules import DataUse
-from artel.ledger.entries.story import Fact, Story, assigned, judged, totals, vesting
+from artel.ledger.entries.story import Fact, Story, assigned, audits_drawn, judged, totals, vesting
 from artel.ledger.entries.words import short_key
 from artel.protocol import assignment, canonical, dsse, schema
 from artel.protocol.dsse import Envelope, Seal
@@ -111,9 +111,10 @@ class StateAgreed(Body):
             before, state.spans = state.spans, _going_on(state, attempt)
             state.attempt, state.rooted, state.rooted_by = None, attempt.credits, state.size
             state.standing.fade(state.round, state.founded.trust.standing_rounds)
-            notes = {"agreeing": len(agreeing)} | audits.begin(state, attempt, before)
+            told, lost = audits.begin(state, attempt, before)
             vested = vest_due(state, state.round)
-            return Outcome("credited", "", granted, vested, left_out=left_out, notes=notes)
+            notes = {"agreeing": len(agreeing)} | told
+            return Outcome("credited", "", granted, vested, lost, left_out, notes=notes)
 
         return effect
 
@@ -138,8 +139,9 @@ class StateAgreed(Body):
         )
         for number in sorted({*trail.wrong, *trail.accused}):
             yield from judged(trail, number)
+        yield from audits_drawn(story)
         yield Fact(assigned(story.genesis))
-        yield Fact(vesting(story.genesis.rules.ownership.vesting_rounds))
+        yield Fact(vesting(story.genesis.rules))
         yield from totals(story)
 
 

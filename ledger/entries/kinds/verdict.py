@@ -13,7 +13,16 @@ from artel.ledger.entries import audits, reasons
 from artel.ledger.entries.body import Count, Digest, Entry, OfWork, PeerId, signed
 from artel.ledger.entries.credit import grant
 from artel.ledger.entries.fold_state import Effect, FoldState, Outcome, key_of
-from artel.ledger.entries.story import Fact, Story, earning, fate_of_work, totals
+from artel.ledger.entries.story import (
+    RESULTS,
+    Fact,
+    Story,
+    audits_drawn,
+    earning,
+    fate_of_work,
+    rounds_named,
+    totals,
+)
 from artel.ledger.entries.words import short_key
 from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity, short_peer
@@ -21,14 +30,6 @@ from artel.protocol.round_state import COMMITMENT_MISMATCH
 
 MOST_ERROR = 1 << 52
 """What a larger relative error, or one that is no number, is written as."""
-
-_MEANS = {
-    audits.CONVICTED: "two auditors rejected the work: all pending credit of the account is taken "
-    "away, and it earns no more",
-    audits.CLEARED: "the work was found right; an auditor that rejected it is not paid, and is not "
-    "drawn for a while",
-    audits.UNDECIDED: "the auditors could not tell: nothing follows from it",
-}
 
 
 class Verdict(OfWork):
@@ -84,8 +85,8 @@ class Verdict(OfWork):
                     about=source,
                 )
                 granted = (credit,)
-            result, lost = audits.settle(state, source)
-            notes = {"rounds": [audit.first, audit.last], "result": result}
+            told, lost = audits.settle(state, source)
+            notes = {"rounds": [audit.first, audit.last]} | told
             return Outcome(
                 "credited" if granted else "recorded", "", granted, (), lost, notes=notes
             )
@@ -105,16 +106,18 @@ class Verdict(OfWork):
     def explain(self, story: Story) -> Iterator[Fact]:
         yield earning(story.about)
         first, last = story.outcome.notes["rounds"]
-        many = f"rounds {first} to {last}" if last > first else f"round {last}"
         yield Fact(
-            f"node {short_peer(self.node)}, drawn by lot, trained the work of {many} once more "
-            f"from public data on {self.hardware or 'a machine of unknown class'}: "
-            f"{self._difference()}"
+            f"node {short_peer(self.node)}, drawn by lot, trained the work of "
+            f"{rounds_named(first, last)} once more from public data on "
+            f"{self.hardware or 'a machine of unknown class'}: {self._difference()}"
         )
         if self.verdict == audits.INCONCLUSIVE:
             yield Fact("it could not tell whether that is right, and is not paid")
         result = story.outcome.notes["result"]
-        yield Fact(_MEANS[result] if result else "others repeat it before anything follows from it")
+        yield Fact(
+            RESULTS[result] if result else "others repeat it before anything follows from it"
+        )
+        yield from audits_drawn(story)
         yield from fate_of_work(story)
         yield from totals(story)
 

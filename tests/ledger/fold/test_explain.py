@@ -19,7 +19,7 @@ from log_world import Log
 GIVER = key("giver")
 WORLD = World(
     total=3,
-    ownership={"vesting_rounds": 1, "auditors": 2, "transfers": True},
+    ownership={"vesting_rounds": 1, "transfers": True},
     ledger={"witnesses": 2},
     contributed=[(GIVER.key, 6000)],
 )
@@ -143,7 +143,7 @@ def test_the_end_of_the_run() -> None:
     history = [*rounds, WORLD.dispute(OTHER, last), WORLD.run_closed(3), WORLD.run_closed(3, 2)]
     first = START + len(rounds) + 1
     explanation = of(history, first)
-    told(explanation, "all 3 rounds are over (rounds.total)", "pending and not disputed vests")
+    told(explanation, "all 3 rounds are over (rounds.total)", "but what is disputed or was rejected")
     assert len(explanation.credits) == 3  # two contributions, and the text
     explanation = of(history, first + 1)
     told(explanation, "whatever is disputed included")
@@ -171,28 +171,20 @@ def test_witnesses_and_their_pay() -> None:
     told(of(early, START), f"account {OWNER.key[:12]} earns nothing for it")
 
 
-def test_verdicts_disputes_and_rulings() -> None:
-    reject = WORLD.verdict(B, WORK, "reject")
-    accept = WORLD.verdict(C, WORK, "accept")
-    history = [*ROUND, reject, accept, WORLD.ruling(WORK, "hard")]
-    verdict = of(history, AGREED + 1)
+def test_disputes_and_rulings() -> None:
+    dispute = WORLD.dispute(OTHER, WORK)
+    history = [*ROUND, dispute, WORLD.ruling(WORK, "hard")]
     told(
-        verdict,
-        "one of up to 2 drawn by lot from the members of other accounts (ownership.auditors)",
+        of(history, AGREED + 1),
         f"frozen for account {OTHER.key[:12]} until somebody rules on it, or state 3 is agreed",
-        f"taken away by entry {AGREED + 3} (ruling: hard)",
+        f"taken away by entry {AGREED + 2} (ruling: hard)",
     )
-    audit = next(trail for trail in verdict.credits if trail.credit.kind == "audit")
-    assert (audit.credit.account, audit.credit.amount) == (OTHER.key, CREDIT)
-    assert audit.status == "pending"
-    ruling = of(history, AGREED + 3)
+    ruling = of(history, AGREED + 2)
     told(
         ruling,
         "signed by 1 arbiter, 1 must (ownership.arbiter_quorum)",
         "all pending credit of the account is taken away, and it earns no more",
-        f"audited: reject (entry {AGREED + 1})",
-        f"audited: accept (entry {AGREED + 2})",
-        "taken away: 25,600 credit in 2 parts",
+        "taken away: 12,800 credit in 1 part",
     )
     assert {trail.status for trail in ruling.credits} == {"invalidated"}
     dispute = of([*ROUND, WORLD.dispute(OTHER, WORK)], AGREED + 1)

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 
 from artel.ledger import entries
 from artel.ledger.entries import Entry, decode, reasons, recovery_digest
-from artel.ledger.entries.fold_state import Attempt, Pending
+from artel.ledger.entries.fold_state import Attempt
 from artel.ledger.entries.kinds.dispute import MAX_OPEN_DISPUTES
 from artel.ledger.fold.explain import explain
 from artel.ledger.fold.history import read
@@ -42,7 +42,6 @@ TOTAL = 4
 @cache
 def world_of(
     wait: int,
-    auditors: int,
     transfers: bool,
     contributed: bool,
     topology: str,
@@ -53,12 +52,13 @@ def world_of(
     world = World(
         nodes=PEOPLE,
         total=TOTAL,
-        ownership={"vesting_rounds": wait, "auditors": auditors, "transfers": transfers},
+        ownership={"vesting_rounds": wait, "transfers": transfers},
         ledger={"witnesses": 2},
         contributed=[(key("giver").key, 2500), ("", 1500)] if contributed else (),
         exchange={"topology": topology, "overlap_steps": 2 if uneven else 0},
         rounds={"box_s": 60.0 if uneven else 0, "span": span},
-        trust={"standing_rounds": 1 if transfers else 20},
+        trust={"standing_rounds": 1 if transfers else 20, "founders": 2}
+        | {"audit_rate": 0.5, "audit_rounds": 1, "newcomer_rounds": 1},
     )
     for identity in (*world.owners, *world.members, *SPARE, *RECOVERY, key("giver")):
         KEYS[identity.key] = identity
@@ -98,7 +98,6 @@ class FoldMachine(RuleBasedStateMachine):
 
     @initialize(
         wait=st.sampled_from([0, 1, 2, 3]),
-        auditors=st.sampled_from([2, 2, 0]),
         transfers=st.sampled_from([True, True, False]),
         contributed=st.booleans(),
         topology=st.sampled_from(["auto", "sharded", "sharded"]),
@@ -108,14 +107,13 @@ class FoldMachine(RuleBasedStateMachine):
     def begin(
         self,
         wait: int,
-        auditors: int,
         transfers: bool,
         contributed: bool,
         topology: str,
         uneven: bool,
         span: int,
     ) -> None:
-        self.world = world_of(wait, auditors, transfers, contributed, topology, uneven, span)
+        self.world = world_of(wait, transfers, contributed, topology, uneven, span)
         self.paid = dict[str, int]()
         """Node to the tokens that agreed rounds have credited it with."""
         self.add(self.world.genesis)
@@ -361,14 +359,18 @@ class FoldMachine(RuleBasedStateMachine):
         fields = {"contribution": source, "reason": "doubt", "evidence": ""}
         self.say(entries.Dispute, name, number, **fields)
 
-    @precondition(lambda self: any(item.auditors for item in self.state.pending.values()))
-    @rule(number=some, said=st.sampled_from(["accept", "reject", "inconclusive"]))
+    @precondition(lambda self: any(audit.draws for audit in self.state.audits.values()))
+    @rule(number=some, said=st.sampled_from(["accept", "reject", "reject", "inconclusive"]))
     def auditor_gives_a_verdict(self, number: int, said: str) -> None:
-        item: Pending = pick(
-            [item for item in self.state.pending.values() if item.auditors], number
-        )
-        auditor = NODES[pick(item.auditors if number % 4 else list(NODES), number)]
-        self.add(self.world.verdict(auditor, item.credit.source, said))
+        asked = [source for source, audit in self.state.audits.items() if audit.draws]
+        source = pick(asked, number)
+        drawn = [draw.node for draw in self.state.audits[source].draws]
+        auditor = NODES[pick(drawn if number % 8 else list(NODES), number // 3)]
+        committed, shown = self.world.verdicts(auditor, source, said)
+        if number % 5:
+            self.add(committed)
+        if number % 7:
+            self.add(shown)
 
     @precondition(lambda self: self.state.pending or len(self.log) % 5 == 0)
     @rule(number=some, decision=st.sampled_from(["dismissed", "soft", "soft", "hard"]))

@@ -276,7 +276,7 @@ def test_a_state_names_the_credit_that_there_was_when_its_round_was_closed() -> 
     )
     # What comes between the closing and the agreement counts for the next state.
     moved = (
-        WORLD.verdict(WORLD.members[1], WORLD.earned(A, 0)),
+        WORLD.dispute(WORLD.owners[1], WORLD.earned(A, 0)),
         entries.account(key("x"), WORLD.run),
     )
     second, _ = outcomes([*START, *WORLD.round(0), *WORLD.until_closed(1), *moved, WORLD.agreed(2)])

@@ -167,7 +167,7 @@ def test_a_round_that_is_tried_again_keeps_the_tail_of_the_last_agreed_one() -> 
 
 # --- spans of rounds ------------------------------------------------------------------------------
 
-SPANS = World(total=6, exchange={"overlap_steps": 1}, rounds={"span": 3})
+SPANS = World(total=6, exchange={"overlap_steps": 1}, rounds={"span": 3}, trust={"audit_rate": 0.0})
 D, E, F = SPANS.members
 
 

@@ -1,0 +1,434 @@
+"""Audits in the fold: who is asked to repeat what, and how false work and false verdicts end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import pytest
+
+from artel.ledger import entries
+from artel.ledger.entries import Entry, audits, reasons
+from artel.ledger.entries.fold_state import Audit, FoldState, Outcome
+from artel.ledger.fold.explain import explain
+from artel.ledger.fold.history import read
+from artel.ledger.fold.shares import apply
+from artel.protocol.dsse import Envelope
+from artel.protocol.identity import Identity
+from ledger_world import CREDIT, INNER_STEPS, World, complete, digest, forged, require_same
+from log_world import Log
+
+RULES = {"audit_rate": 0.05, "newcomer_rounds": 3, "audit_rounds": 3}
+Says = Callable[[int, Audit], str]
+"""What an auditor (its number) says of something; "" for nothing."""
+
+
+def honest(liars: Iterable[int] = (), since: int = 0) -> Says:
+    """True verdicts, when what these members did from a round on is false."""
+    bad = set(liars)
+
+    def says(_: int, audit: Audit) -> str:
+        return "reject" if _number[audit.node] in bad and audit.last >= since else "accept"
+
+    return says
+
+
+_number: dict[str, int] = {}
+
+
+class Run:
+    """A run whose rounds all go well; ``says`` is what auditors find, between two rounds."""
+
+    def __init__(self, nodes: int = 5, span: int = 10, total: int = 60, **changes: object) -> None:
+        trust = RULES | {name: changes.pop(name) for name in RULES if name in changes}
+        self.world = World(
+            name=f"audits {nodes} {span} {sorted(changes.items())}",
+            nodes=nodes,
+            total=total,
+            rounds={"span": span},
+            ownership={"vesting_rounds": 2},
+            trust=trust | changes,
+        )
+        _number.update({m.peer_id: n for n, m in enumerate(self.world.members)})
+        self.state, self.log = FoldState(), list[Entry]()
+        self.outcomes = list[Outcome]()
+        self.feed(*self.world.start)
+
+    def feed(self, *envelopes: Envelope) -> Outcome:
+        for envelope in complete(envelopes, self.state.copy()):
+            entry = entries.decode(envelope.encode())
+            self.log.append(entry)
+            self.outcomes.append(apply(self.state, entry))
+        return self.outcomes[-1]
+
+    def play(self, rounds: int, says: Says) -> Run:
+        """So many rounds more, with the verdicts that are due before each."""
+        for _ in range(rounds):
+            self.judge(says)
+            self.feed(*self.world.round(self.state.round))
+        return self
+
+    def judge(self, says: Says) -> list[Outcome]:
+        """Everybody who was drawn commits, then all show."""
+        given = []
+        for source, audit in self.state.audits.items():
+            for draw in audit.awaited:
+                if (said := says(_number[draw.node], audit)) and not draw.commitment:
+                    member = self.world.members[_number[draw.node]]
+                    given.append(self.world.verdicts(member, source, said))
+        for committed, _ in given:
+            self.feed(committed)
+        return [self.feed(shown) for _, shown in given]
+
+    def one(self, number: int) -> tuple[str, Audit]:
+        """The audit that is under way of a member's work."""
+        peer = self.world.members[number].peer_id
+        ((source, audit),) = ((s, a) for s, a in self.state.audits.items() if a.node == peer)
+        return source, audit
+
+    def account(self, number: int) -> object:
+        return self.state.accounts[self.world.owners[number].key]
+
+    def barred(self) -> list[int]:
+        return [n for n, o in enumerate(self.world.owners) if self.state.accounts[o.key].barred]
+
+    def checked(self) -> Run:
+        """Whoever has only docs/ledger.md comes to the same."""
+        require_same(self.log, self.state, [outcome.reason for outcome in self.outcomes])
+        assert FoldState.decode(self.state.encode()) == self.state
+        return self
+
+
+# --- what is repeated -----------------------------------------------------------------------------
+
+
+def test_each_of_the_first_rounds_of_a_node_is_repeated_at_once_by_another_account() -> None:
+    run = Run()
+    for round in range(3):
+        run.judge(honest())
+        run.feed(*run.world.round(round))
+        found = run.state.audits.values()
+        assert {audit.node for audit in found} >= {m.peer_id for m in run.world.members}
+        assert all((a.why, a.first) == ("newcomer", a.last) for a in found)
+        assert all(len(a.draws) <= 1 for a in found)
+        asked = [draw.node for audit in found for draw in audit.draws]
+        assert len(set(asked)) == len(asked) >= 4  # nobody repeats two things at a time
+        for audit in found:
+            assert audit.account not in [draw.account for draw in audit.draws]
+            assert (audit.steps, audit.tokens) == (INNER_STEPS, CREDIT // 100)
+    run.play(4, honest()).checked()
+    assert not run.state.audits
+
+
+def test_a_new_node_goes_on_with_no_span() -> None:
+    run = Run(span=10)
+    run.play(2, honest())
+    world = run.world
+    old = world.contribution(world.members[0], 2, span=0, tail=0)
+    run.feed(*world.round(2)[:2])
+    assert run.feed(old).reason == "wrong_span"
+    assert run.feed(world.contribution(world.members[0], 2)).status == "recorded"
+    run.checked()
+
+
+def test_without_spans_or_without_a_rate_nothing_is_repeated() -> None:
+    for run in (Run(span=0), Run(audit_rate=0.0)):
+        run.play(12, honest())
+        assert not run.state.audits
+        assert run.state.accounts[run.world.owners[0].key].vested == 10 * CREDIT
+        run.checked()
+
+
+def test_of_one_account_alone_nothing_is_repeated() -> None:
+    run = Run(nodes=1)
+    run.play(5, honest()).checked()
+    assert not run.state.audits
+    assert run.state.total_vested == 3 * CREDIT
+
+
+def test_credit_of_a_span_vests_when_it_is_known_what_of_it_is_repeated() -> None:
+    run = Run().play(12, honest())
+    vested = [credit for outcome in run.outcomes for credit in outcome.vested]
+    assert {credit.round for credit in vested if credit.kind == "compute"} == set(range(10))
+    last = [o for o in run.outcomes if o.notes.get("agreeing")][9]
+    assert {credit.round for credit in last.vested} >= set(range(3, 8))
+    run.checked()
+
+
+def test_what_is_repeated_of_known_nodes_is_bounded_in_each_round() -> None:
+    run = Run(nodes=9, audit_rate=1.0, newcomer_rounds=0)
+    for _ in range(25):
+        begun = {source for source, audit in run.state.audits.items() if audit.draws}
+        run.judge(honest())
+        run.feed(*run.world.round(run.state.round))
+        now = {source for source, audit in run.state.audits.items() if audit.draws}
+        assert len(now - begun) <= 3
+    assert {audit.why for audit in run.state.audits.values()} >= {"prefix"}
+    run.checked()
+
+
+def test_who_has_standing_audits_once_the_run_rests_on_such() -> None:
+    run = Run(nodes=6, founders=2, standing_rounds=1000)
+    for round in range(10):
+        run.judge(honest())
+        few = run.world.members[: 6 if round > 7 else 3]
+        run.feed(
+            run.world.opened(round, members=[m.peer_id for m in few]),
+            run.world.committed(round, members=few),
+            *(_contributed(run, member, round) for member in few),
+        )
+        shown = {m.peer_id: _contributed(run, m, round) for m in few}
+        run.feed(
+            run.world.closed(round, accepted=few, shown=shown), run.world.agreed(round + 1, few)
+        )
+    new = {m.peer_id for m in run.world.members[3:]}
+    assert run.state.rests_on == "members"
+    drawn = {d.node for audit in run.state.audits.values() for d in audit.draws}
+    assert drawn
+    assert not drawn & new
+    assert {audit.node for audit in run.state.audits.values()} & new
+    run.checked()
+
+
+def _contributed(run: Run, member: Identity, round: int) -> Envelope:
+    before = run.state.spans.get(member.peer_id)
+    span = run.world.work.goes_on(round, before)
+    return run.world.contribution(member, round, span=round if span is None else span, tail=0)
+
+
+# --- verdicts -------------------------------------------------------------------------------------
+
+
+def test_a_verdict_counts_once_from_who_was_drawn_after_it_was_committed() -> None:
+    run = Run().play(1, honest())
+    world = run.world
+    source, audit = run.one(0)
+    (draw,) = audit.draws
+    auditor = world.members[_number[draw.node]]
+    other = min({1, 2} - {_number[draw.node]})
+    committed, shown = world.verdicts(auditor, source)
+
+    def tried(*envelopes: Envelope) -> str:
+        state = run.state.copy()
+        found = [apply(state, entries.decode(e.encode())) for e in envelopes]
+        return found[-1].reason
+
+    stranger = world.verdicts(world.members[other], source)
+    assert tried(stranger[0]) == tried(stranger[1]) == reasons.NOT_DRAWN
+    assert tried(*world.verdicts(auditor, digest("nothing"))[:1]) == reasons.NOT_DRAWN
+    assert tried(forged(committed, world.owners[0])) == reasons.WRONG_SIGNERS
+    assert tried(committed, forged(shown, world.owners[0])) == reasons.WRONG_SIGNERS
+    assert tried(shown) == reasons.NOT_COMMITTED
+    assert tried(committed, committed) == reasons.DUPLICATE
+    assert tried(committed, world.verdict(auditor, source, "reject")) == "commitment_mismatch"
+    rejected = world.verdicts(auditor, source, "reject")
+    assert tried(*rejected, rejected[1]) == reasons.DUPLICATE
+    outcome = run.feed(committed, shown)
+    (credit,) = outcome.granted
+    assert (credit.kind, credit.account, credit.units) == ("audit", draw.account, audit.tokens)
+    assert source not in run.state.audits
+    assert run.feed(shown).reason == reasons.NOT_DRAWN
+    run.checked()
+
+
+def test_who_owes_an_audit_may_be_assigned_less_and_nobody_else() -> None:
+    run = Run().play(1, honest())
+    owing = [m.peer_id for m in run.world.members if run.state.owed_by(m.peer_id)]
+    (free,) = {m.peer_id for m in run.world.members} - set(owing) or {""}
+    full = dict.fromkeys((m.peer_id for m in run.world.members), INNER_STEPS)
+
+    def opened(**changes: int) -> str:
+        state = run.state.copy()
+        return apply(
+            state, entries.decode(run.world.opened(1, steps=full | changes).encode())
+        ).reason
+
+    assert opened(**{owing[0]: INNER_STEPS // 4}) == ""
+    assert opened(**{owing[0]: INNER_STEPS + 1}) == reasons.WRONG_STEPS
+    if free:
+        assert opened(**{free: INNER_STEPS - 1}) == reasons.WRONG_STEPS
+    run.judge(honest())
+    assert opened(**{owing[0]: INNER_STEPS // 4}) == reasons.WRONG_STEPS
+    run.checked()
+
+
+def test_a_newcomer_that_cheats_is_convicted_within_three_rounds_and_earns_nothing() -> None:
+    run = Run().play(4, honest(liars=[2]))
+    assert run.barred() == [2]
+    owner = run.state.accounts[run.world.owners[2].key]
+    assert (owner.vested, owner.pending) == (0, 0)
+    convicted = next(n for n, o in enumerate(run.outcomes) if o.notes.get("result") == "convicted")
+    before = [e.body for e in run.log[:convicted] if e.kind == "state_agreed"]
+    assert len(before) <= 3
+    run.play(8, honest()).checked()
+    assert run.barred() == [2]
+    assert all(o.vested for n, o in enumerate(map(run.account, range(5))) if n != 2)
+    assert run.state.accounts[run.world.owners[2].key].vested == 0
+
+
+def test_a_known_node_that_begins_to_cheat_is_convicted_in_the_end() -> None:
+    run = Run(nodes=4, span=10, audit_rate=0.3, total=60)
+    run.play(45, honest(liars=[1], since=12))
+    assert run.barred() == [1]
+    run.checked()
+
+
+def test_a_false_accuser_is_not_paid_and_not_drawn_again() -> None:
+    run = Run(standing_rounds=40).play(1, honest())
+    accuser = _number[run.one(0)[1].draws[0].node]
+
+    def says(auditor: int, audit: Audit) -> str:
+        return "reject" if auditor == accuser else "accept"
+
+    run.play(4, says)
+    assert run.barred() == []
+    peer = run.world.members[accuser].peer_id
+    assert run.state.struck[peer] > 40
+    assert run.state.accounts[run.world.owners[accuser].key].units.get("audit", 0) > 0
+    pays = [item for item in run.state.pending.values() if item.credit.kind == "audit"]
+    assert peer not in {item.credit.node for item in pays}
+    assert sum(
+        c.amount
+        for o in run.outcomes
+        for c in o.invalidated
+        if c.node == peer and c.kind == "audit"
+    )
+    run.play(6, says).checked()
+    assert run.state.accounts[run.world.owners[0].key].vested
+    vested = [c for o in run.outcomes for c in o.vested if (c.kind, c.node) == ("audit", peer)]
+    assert not vested
+
+
+def test_of_two_accounts_a_reject_decides_nothing() -> None:
+    """Nobody is there who could be a third."""
+    run = Run(nodes=2).play(30, honest(liars=[1]))
+    assert run.barred() == []
+    assert not [audit for audit in run.state.audits.values() if audit.first < 3]
+    assert run.state.accounts[run.world.owners[1].key].vested
+    run.checked()
+
+
+def test_of_three_accounts_two_rejects_convict() -> None:
+    run = Run(nodes=3).play(6, honest(liars=[1]))
+    assert run.barred() == [1]
+    run.checked()
+
+
+def test_auditors_of_a_panel_show_only_when_all_have_committed() -> None:
+    run = Run().play(1, honest())
+    source, audit = run.one(0)
+    run.judge(lambda _, found: "reject" if found == audit else "accept")
+    run.feed(*run.world.round(1))
+    _, one, two = run.state.audits[source].draws
+    (c1, s1), (c2, s2) = (
+        run.world.verdicts(run.world.members[_number[draw.node]], source, "reject")
+        for draw in (one, two)
+    )
+    assert run.feed(c1, s1).reason == reasons.TOO_EARLY
+    assert run.feed(c2, s1).notes["result"] == ""
+    assert run.feed(s2).notes["result"] == "convicted"
+    assert run.barred() == [0]
+    run.checked()
+
+
+def test_who_does_not_answer_is_replaced_once_and_nobody_is_paid() -> None:
+    run = Run().play(4, lambda *_: "")
+    sources = [source for source, audit in run.state.audits.items() if audit.draws]
+    run.play(4, lambda *_: "")
+    again = [run.state.audits[source] for source in sources if source in run.state.audits]
+    assert any([d.verdict for d in audit.draws][:1] == ["lapsed"] for audit in again)
+    run.play(30, lambda *_: "")
+    assert not [audit for audit in run.state.audits.values() if audit.last < 5]
+    assert not [c for o in run.outcomes for c in o.granted if c.kind == "audit"]
+    assert run.state.accounts[run.world.owners[0].key].vested
+    run.checked()
+
+
+def test_an_auditor_that_cannot_tell_is_not_paid_and_another_one_is_drawn() -> None:
+    run = Run().play(1, honest())
+    source, audit = run.one(0)
+    run.judge(lambda _, found: "inconclusive" if found == audit else "accept")
+    run.feed(*run.world.round(1))
+    assert len(run.state.audits[source].draws) == 2
+    run.judge(lambda _, found: "inconclusive" if found.last == 0 else "accept")
+    assert source not in run.state.audits
+    credits = [c for o in run.outcomes for c in o.granted if c.source.startswith(f"audit/{source}")]
+    assert not credits
+    assert run.barred() == []
+    run.checked()
+
+
+def test_a_pair_that_covers_for_each_other_is_found_by_the_others() -> None:
+    """What one of the pair is asked to repeat of the other it accepts; chance asks others too."""
+
+    def says(auditor: int, audit: Audit) -> str:
+        if auditor in (1, 3):
+            return "accept"
+        return "reject" if _number[audit.node] == 3 else "accept"
+
+    run = Run(nodes=6).play(8, says)
+    assert run.barred() == [3]
+    assert run.state.accounts[run.world.owners[3].key].vested == 0
+    run.checked()
+
+
+def test_who_accepts_blindly_is_not_paid_for_what_two_others_reject() -> None:
+    run = Run().play(1, honest())
+    source, audit = run.one(0)
+    run.judge(lambda _, found: "reject" if found == audit else "accept")
+    run.feed(*run.world.round(1))
+    lazy = run.state.audits[source].draws[1].node
+    run.judge(lambda n, found: "reject" if found.last == 0 and n != _number[lazy] else "accept")
+    assert run.barred() == [0]
+    lost = {credit.source for outcome in run.outcomes for credit in outcome.invalidated}
+    assert audits.audit_source(source, lazy) in lost
+    assert lazy in run.state.struck
+    run.checked()
+
+
+# --- the end of a run -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answer", ["reject", "accept", ""])
+def test_at_the_end_what_was_rejected_waits_for_the_others(answer: str) -> None:
+    run = Run(total=3).play(3, honest())
+    world = run.world
+    source, audit = next((s, a) for s, a in run.state.audits.items() if a.draws)
+    run.judge(lambda _, found: "reject" if found == audit else "accept")
+    run.judge(lambda _, found: "" if found.node == audit.node else "accept")
+    draws = run.state.audits[source].draws
+    assert len(draws) == 3  # no later round has a lot
+    run.feed(world.run_closed(3))
+    assert list(run.state.audits) == [source]
+    held = [item.credit.account for item in run.state.pending.values()]
+    assert set(held) == {audit.account, draws[0].account}
+    for draw in draws[1:]:
+        member = world.members[_number[draw.node]]
+        if answer:
+            run.feed(world.verdict_committed(member, world.verdict(member, source, answer)))
+    for draw in draws[1:]:
+        if answer:
+            run.feed(world.verdict(world.members[_number[draw.node]], source, answer))
+    assert run.barred() == ([_number[audit.node]] if answer == "reject" else [])
+    run.feed(world.run_closed(3, 2))
+    assert not run.state.pending
+    assert not run.state.audits
+    run.checked()
+
+
+# --- in words -------------------------------------------------------------------------------------
+
+
+def test_an_explanation_says_by_whom_and_what_came_of_it() -> None:
+    run = Run().play(4, honest(liars=[2]))
+    history = read(Log([entry.envelope for entry in run.log]))
+    convicted = next(n for n, o in enumerate(run.outcomes) if o.notes.get("result") == "convicted")
+    text = "\n".join(explain(history, convicted).lines())
+    assert "x86-64" in text
+    assert "0.700000" in text
+    assert "invalidated" in text
+    bad = run.world.members[2]
+    work = history.log.index_of(run.world.earned(bad, 0))
+    told = "\n".join(explain(history, work).lines())
+    assert told.count("reject") >= 2
+    drawn = next(n for n, o in enumerate(run.outcomes) if "drawn" in o.notes)
+    assert "by lot" in "\n".join(explain(history, drawn).lines())
