@@ -283,8 +283,8 @@ REPEATED = {
 RESULTS = {
     "convicted": "two auditors rejected the work: all pending credit of the account is taken away, "
     "and it earns no more",
-    "cleared": "the work was found right; an auditor that rejected it is not paid, and is not drawn "
-    "for a while",
+    "cleared": "the work was found right; an auditor that rejected it is not paid, and is not "
+    "drawn for a while",
     "undecided": "nobody could tell in time: nothing follows from it",
 }
 """What an audit comes to."""
@@ -319,8 +319,8 @@ def _audited_now(story: Story) -> Iterator[Fact]:
             f"the work of {rounds_named(audit.first, audit.last)} is being repeated by {nodes}; "
             "until that is decided it does not vest"
             if nodes
-            else f"the work of {rounds_named(audit.first, audit.last)} is to be repeated as soon as "
-            "somebody has time; until that is decided it does not vest"
+            else f"the work of {rounds_named(audit.first, audit.last)} is to be repeated as soon "
+            "as somebody has time; until that is decided it does not vest"
         )
 
 

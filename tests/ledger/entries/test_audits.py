@@ -37,7 +37,7 @@ def test_the_expected_share_never_exceeds_the_rate(rate: int, rounds: int) -> No
     tails = [min(1.0, c / MILLION / k) for k in range(2, longest + 1)]
     expected = first / MILLION + sum(tails) + (tails[0] if tails else 0)
     assert 0 <= first <= MILLION
-    assert 0 <= c
+    assert c >= 0
     assert expected <= rate / MILLION * rounds * 1.01 + 1e-5
 
 

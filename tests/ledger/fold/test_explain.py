@@ -13,7 +13,7 @@ from artel.ledger.fold.explain import Explanation, explain
 from artel.ledger.fold.history import read
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import UsageError
-from ledger_world import CREDIT, World, key
+from ledger_world import World, key
 from log_world import Log
 
 GIVER = key("giver")
@@ -143,10 +143,12 @@ def test_the_end_of_the_run() -> None:
     history = [*rounds, WORLD.dispute(OTHER, last), WORLD.run_closed(3), WORLD.run_closed(3, 2)]
     first = START + len(rounds) + 1
     explanation = of(history, first)
-    told(explanation, "all 3 rounds are over (rounds.total)", "but what is disputed or was rejected")
+    told(
+        explanation, "all 3 rounds are over (rounds.total)", "but what is disputed or was rejected"
+    )
     assert len(explanation.credits) == 3  # two contributions, and the text
     explanation = of(history, first + 1)
-    told(explanation, "whatever is disputed included")
+    told(explanation, "whatever is in doubt included")
     assert [trail.credit.work for trail in explanation.credits] == [START + 16]
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
-
 from artel.ledger import entries
 from artel.ledger.entries import reasons, recovery_digest
 from artel.ledger.entries.fold_state import FoldState, Outcome
 from artel.ledger.entries.kinds.dispute import MAX_OPEN_DISPUTES
 from artel.protocol.dsse import Envelope
-from ledger_world import CREDIT, RATE, TOKENS, World, digest, forged, key, outcomes
+from ledger_world import CREDIT, TOKENS, World, digest, forged, key, outcomes
 
 WORLD = World()
 A, B, C = WORLD.members
