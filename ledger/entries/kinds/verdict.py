@@ -12,7 +12,7 @@ from pydantic import Field, StringConstraints
 from artel.ledger.entries import audits, reasons
 from artel.ledger.entries.body import Count, Digest, Entry, OfWork, PeerId, signed
 from artel.ledger.entries.credit import grant
-from artel.ledger.entries.fold_state import Effect, FoldState, Outcome, key_of
+from artel.ledger.entries.fold_state import Credit, Effect, FoldState, Outcome, key_of
 from artel.ledger.entries.story import (
     RESULTS,
     Fact,
@@ -71,7 +71,7 @@ class Verdict(OfWork):
 
         def effect() -> Outcome:
             state.audits[source] = audit.saying(replace(draw, verdict=self.verdict))
-            granted = ()
+            granted: tuple[Credit, ...] = ()
             if self.verdict != audits.INCONCLUSIVE and not state.accounts[draw.account].barred:
                 credit = grant(
                     state,
