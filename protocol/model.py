@@ -28,8 +28,10 @@ def copies(exchange: ExchangeSection) -> int:
     """fp32 vectors of the model that a node holds at its peak: weights and their copy from the
     round's beginning, gradients, two moments and their copy, the base state with momentum, weights
     as they were sent, the pseudo-gradient, those of an aggregation (14 in all); with the codec
-    "sparse" also the error feedback and its copy."""
-    return 16 if exchange.codec == "sparse" else 14
+    "sparse" also the error feedback and its copy. While it repeats another node's work: weights and
+    two moments of that, with overlap its weights as they were sent, with "sparse" its feedback."""
+    own, repeated = (16, 4) if exchange.codec == "sparse" else (14, 3)
+    return own + repeated + (exchange.overlap_steps > 0)
 
 
 def transformers_config(model: ModelSection, vocab_size: int) -> Any:

@@ -22,7 +22,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from io import BufferedReader
@@ -209,6 +209,39 @@ def read_state(source: Path | BufferedReader, layout: Layout) -> State:
     :raises DecodeError: another layout, wrong length, not the canonical encoding, not finite
     :raises ResourceError: the file cannot be read
     """
+    with _state_file(source, layout) as (name, file, header):
+        arrays: list[Vector] = []
+        for _ in range(1 + len(header.buffers)):
+            array = np.empty(header.params, "<f4")
+            if file.readinto(array.view(np.uint8).data) != array.nbytes:
+                raise DecodeError(f"the state {name} ended early")
+            arrays.append(array.astype(np.float32, copy=False))
+        if not all(all_finite(array) for array in arrays):
+            raise DecodeError(f"the state {name} holds NaN or infinity")
+    return State(header.round, header.layout, arrays[0], arrays[1] if header.buffers else None)
+
+
+def map_state(path: Path, layout: Layout) -> State:
+    """A state without its outer momentum, whose parameters stay in the file: they take no memory.
+
+    The file must not be written to meanwhile; it may be removed.
+
+    :raises DecodeError: as :func:`read_state`
+    :raises ResourceError: the file cannot be read
+    """
+    with _state_file(path, layout) as (name, file, header):
+        # Private to this process; writable only because torch warns of memory that is not.
+        params = np.memmap(file, "<f4", "c", HEADER_BYTES, (header.params,))
+        if not all_finite(params):
+            raise DecodeError(f"the state {name} holds NaN or infinity")
+    return State(header.round, header.layout, params.view(np.ndarray), None)
+
+
+@contextmanager
+def _state_file(
+    source: Path | BufferedReader, layout: Layout
+) -> Iterator[tuple[str, BufferedReader, StateHeader]]:
+    """A state file that is open behind its header, which is checked; with its name."""
     name = Path(source if isinstance(source, Path) else source.name).name
     try:
         with source.open("rb") if isinstance(source, Path) else nullcontext(source) as file:
@@ -220,19 +253,11 @@ def read_state(source: Path | BufferedReader, layout: Layout) -> State:
                 raise DecodeError(
                     f"the state {name} has {size} bytes, {header.file_bytes} expected"
                 )
-            arrays: list[Vector] = []
-            for _ in range(1 + len(header.buffers)):
-                array = np.empty(header.params, "<f4")
-                if file.readinto(array.view(np.uint8).data) != array.nbytes:
-                    raise DecodeError(f"the state {name} ended early")
-                arrays.append(array.astype(np.float32, copy=False))
+            yield name, file, header
     except OSError as error:
         raise ResourceError(
             f"cannot read the state {name}: {error.strerror}", "check the disk and --home"
         ) from None
-    if not all(all_finite(array) for array in arrays):
-        raise DecodeError(f"the state {name} holds NaN or infinity")
-    return State(header.round, header.layout, arrays[0], arrays[1] if header.buffers else None)
 
 
 def state_root(state: State) -> str:

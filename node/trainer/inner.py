@@ -23,7 +23,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -55,6 +55,17 @@ class Saved:
 
     weights: Vector  # (N,)
     moments: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
+
+
+@dataclass
+class Aside:
+    """What one training has changed, while another one uses the model: on the CPU."""
+
+    weights: torch.Tensor  # (N,)
+    moments: list[dict[torch.Tensor, dict[str, torch.Tensor]]]
+    """Of each optimiser."""
+    random: list[torch.Tensor]
+    """The generators' states."""
 
 
 class Inner:
@@ -213,9 +224,38 @@ class Inner:
         """Fix what is random in training."""
         torch.manual_seed(seed)
 
-    def _views(self, module: torch.nn.Module) -> torch.Tensor:
-        """Make the module's parameters views into one new vector, (N,), which is returned."""
-        flat = torch.empty(self.layout.parameters, dtype=torch.float32, device=self.device)
+    def aside(self) -> Aside:
+        """Another training of the model, not begun: :meth:`swap` it in, then :meth:`begin`."""
+        weights = torch.empty(self.layout.parameters)
+        return Aside(weights, [{} for _ in self._optimizers], self._random())
+
+    def swap(self, other: Aside) -> Aside:
+        """Go on with another training; returns the one that was here, to be swapped in again.
+
+        Nothing is copied where the model is on the CPU. Either training goes on as if the other one
+        had not been, to the bit.
+        """
+        moments = [_moved(optimizer.state, "cpu") for optimizer in self._optimizers]
+        mine = Aside(self._flat.cpu(), moments, self._random())
+        self._flat = self._views(self._module, other.weights.to(self.device))
+        for optimizer, values in zip(self._optimizers, other.moments, strict=True):
+            optimizer.zero_grad(set_to_none=True)
+            optimizer.state.clear()
+            optimizer.state.update(_moved(values, self.device))
+        torch.set_rng_state(other.random[0])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(other.random[1], self.device)
+        return mine
+
+    def _random(self) -> list[torch.Tensor]:
+        cuda = self.device.type == "cuda"
+        return [torch.get_rng_state(), *([torch.cuda.get_rng_state(self.device)] if cuda else [])]
+
+    def _views(self, module: torch.nn.Module, flat: torch.Tensor | None = None) -> torch.Tensor:
+        """Make the module's parameters views into a vector, (N,), a new one unless one is given;
+        returns it."""
+        if flat is None:
+            flat = torch.empty(self.layout.parameters, dtype=torch.float32, device=self.device)
         named = dict(module.named_parameters())
         for tensor in self.layout.tensors:
             end = tensor.offset + tensor.size
@@ -224,6 +264,13 @@ class Inner:
 
     def _tokens(self, windows: Batch) -> torch.Tensor:
         return torch.from_numpy(windows).to(self.device)
+
+
+def _moved(
+    moments: Mapping[torch.Tensor, dict[str, torch.Tensor]], device: torch.device | str
+) -> dict[torch.Tensor, dict[str, torch.Tensor]]:
+    """Moments of parameters on a device; themselves when they are there."""
+    return {p: {name: v.to(device) for name, v in values.items()} for p, values in moments.items()}
 
 
 def mean_loss(losses: list[torch.Tensor]) -> float:

@@ -150,6 +150,13 @@ class Loop:
                 return training.run_on(command, report, check)
             case orders.Evaluate():
                 return training.evaluate(command, check)
+            case orders.BeginReplay():
+                return training.begin_replay(command)
+            case orders.GoOn():
+                self._step_back()
+                return training.go_on(command, check)
+            case orders.DropReplay():
+                return training.drop_replay()
         raise TrainerError("bad_request", f"the trainer does not know how to {command.name()}")
 
     def _load(self, command: orders.Load) -> orders.Loaded:

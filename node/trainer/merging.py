@@ -45,7 +45,7 @@ class Merging:
             raise TrainerError(
                 "bad_request", f"there is no slice {order.slice}: the round has {count}"
             )
-        with _usable():
+        with usable():
             blob = recompute(
                 self.layout,
                 settings,
@@ -83,7 +83,7 @@ class Merging:
         slices: Mapping[int, Path] | None = None,
     ) -> Applied:
         base, phases = self.agreed.of_round(round), Phases()
-        with _usable():
+        with usable():
             state, kept = next_state(
                 self.manifest.config.exchange,
                 self.manifest.config.rounds.total,
@@ -104,7 +104,7 @@ class Merging:
 
 
 @contextlib.contextmanager
-def _usable() -> Iterator[None]:
+def usable() -> Iterator[None]:
     """:raises TrainerError: ``bad_blob`` with the node; ``diverged``"""
     with coded("diverged", outer.Diverged):
         try:

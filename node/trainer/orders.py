@@ -127,6 +127,29 @@ class Applied:
     seconds: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Compared:
+    """A contribution beside the one that was made again."""
+
+    round: int
+    error: float
+    """L2 norm of the difference over that of what was made again, both as their payloads decode;
+    0 when they are the same bytes, and above 1 when they have nothing in common."""
+    overlap: float | None
+    """With a sparse codec: the part of the elements that both send of those that the contribution
+    sends."""
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """How far a replay is."""
+
+    left: int
+    """Inner steps to go; at 0 it is over, and its memory is free."""
+    compared: tuple[Compared, ...]
+    """The contributions reached so far, in order."""
+
+
 # --- the commands ---
 
 Answer = TypeVar("Answer")
@@ -318,6 +341,65 @@ class ApplySlices(Command[Applied]):
     """As ``slices`` in :class:`Train`; a small model has fewer slices than that."""
 
 
+@dataclass(frozen=True)
+class SpanRound:
+    """A round of a span (:mod:`protocol.assignment`) as the ledger tells of it: what a node was
+    assigned, and what it made of it. The files must stay in place while the replay goes on."""
+
+    round: int
+    state: Path
+    """File of the agreed state that the round starts from."""
+    base: str
+    """Its root."""
+    steps: int
+    """All that the node was assigned (h)."""
+    head: int
+    """Steps of the head that its contribution holds."""
+    windows: Windows
+    """``head * batch`` of them."""
+    blobs: Sequence[Path]
+    """The contribution: one blob, or in a sharded round that of each slice in order."""
+    tail: int = 0
+    """Steps of this round's tail that the node's next contribution holds."""
+    tail_windows: Windows = ()
+    """``tail * batch`` of them."""
+    slices: int = 0
+    """As in :class:`Train`."""
+    aggregates: Sequence[Path] = ()
+    """Sharded, with a sparse codec, not of the last round: the blobs for :class:`ApplySlices`."""
+
+
+@dataclass(frozen=True)
+class BeginReplay(Command[None]):
+    """Begin to repeat a node's span, up to the last of ``rounds``; nothing is computed yet.
+
+    Another replay that is under way ends. A replay is independent of the node's own training, which
+    goes on as without it, and ends with the run that is loaded. Fails with ``bad_request``.
+    """
+
+    node: str
+    rounds: Sequence[SpanRound]
+    """One after the other, from that in which the span began."""
+
+
+@dataclass(frozen=True)
+class GoOn(Command[Replayed]):
+    """Repeat at most ``steps`` inner steps more, and compare the contributions that are reached.
+
+    Cancelled, it goes on from where it is next time. Fails with ``not_loaded`` (no replay); and,
+    after which the replay is over, with ``bad_state``, ``bad_data``, ``bad_blob``, ``bad_request``,
+    ``diverged``, ``out_of_memory``.
+    """
+
+    limit_s = None
+    steps: int
+
+
+@dataclass(frozen=True)
+class DropReplay(Command[None]):
+    """End the replay, if one is under way, and free its memory."""
+
+
 COMMANDS: dict[str, type[Command[Any]]] = {
     kind.name(): kind
     for kind in (
@@ -333,6 +415,9 @@ COMMANDS: dict[str, type[Command[Any]]] = {
             Apply,
             Combine,
             ApplySlices,
+            BeginReplay,
+            GoOn,
+            DropReplay,
         ),
     )
 }

@@ -26,42 +26,42 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import psutil
 import torch
 
 from artel.node.trainer import bounds, exchange, machine
 from artel.node.trainer.agreed import Agreed, Change
 from artel.node.trainer.channel import TrainerError, coded
+from artel.node.trainer.course import Course, Sent
 from artel.node.trainer.data import Batch, Windows, synthetic
-from artel.node.trainer.inner import Inner, Saved, mean_loss, training_seed
+from artel.node.trainer.inner import Inner, Saved, mean_loss
 from artel.node.trainer.laps import Laps
 from artel.node.trainer.merging import Merging
 from artel.node.trainer.orders import (
+    BeginReplay,
     Benchmark,
     Evaluate,
+    GoOn,
     Measured,
+    Replayed,
     RunOn,
     SetState,
     Steps,
     Train,
     Trained,
     Weighed,
-    Window,
 )
-from artel.node.trainer.schedule import learning_rate, position
+from artel.node.trainer.repeating import Replay
+from artel.node.trainer.schedule import learning_rate
 from artel.protocol import assignment, content, model
 from artel.protocol.cgroup import Groups
-from artel.protocol.exchange import parts
-from artel.protocol.exchange.feedback import Feedback
 from artel.protocol.exchange.next_state import Base
-from artel.protocol.exchange.parts import Part
 from artel.protocol.manifest import Manifest, read_manifest
 from artel.protocol.messages import MAX_LOSS
-from artel.protocol.state import Layout, State, Vector, read_state
+from artel.protocol.state import Layout, State, read_state
 
 REPORT_S = 0.5
 """Seconds between two progress reports."""
@@ -69,20 +69,6 @@ REPORT_S = 0.5
 Report = Callable[[Steps], None]
 Check = Callable[[], None]
 """Called between steps; raises ``cancelled`` when somebody asked for it."""
-
-
-@dataclass
-class Sent:
-    """A pseudo-gradient that was formed and encoded."""
-
-    order: Train
-    parts: list[Part]
-    payloads: list[bytes]
-    """Of each part; only where there is error feedback."""
-    tail: int = 0
-    """Steps trained since then: all of the tail or none."""
-    tail_seconds: float = 0.0
-    ran_on: bool = False
 
 
 @dataclass
@@ -98,23 +84,23 @@ class Begun:
     tail_seconds: float
     span: int
     """The round in which its span began; 0 in a run without spans."""
+    order: Train
+    """By which it was trained last."""
     sent: Sent | None = None
+    sent_tail_seconds: float = 0.0
+    """Of the tail behind what was sent."""
+    ran_on: bool = False
+    """Whether that tail was begun."""
 
 
 @dataclass
-class Training:
+class Training(Course):
     """One loaded run; owned by the trainer's main thread, but for ``agreed``."""
 
-    manifest: Manifest
-    layout: Layout
-    inner: Inner
     agreed: Agreed
-    feedback: Feedback | None
-    """Only with a sparse codec."""
     _head: Begun | None = None
     """The head that was trained last, unless the state was set since."""
-    _weights: Vector | None = None
-    """Memory for the weights at which the last pseudo-gradient was formed, (N,)."""
+    _replay: Replay | None = None
     _laps: Laps = field(default_factory=Laps)
 
     @property
@@ -165,15 +151,15 @@ class Training:
         full = order.steps - order.tail
         if not 0 <= order.tail < order.steps:
             raise TrainerError("bad_request", f"no head in {order.steps} steps of training")
-        data = self._windows(order.windows, full)
+        data = self.steps(order.windows, order.round, range(full), order.steps)
         phases = exchange.Phases()
         with self._laps.work(), phases.measured("merge"):
             base, head = self._begin(order)
         try:
-            self.inner.seed(training_seed(config.run.seed, order.round, order.node, tail=False))
+            self.begin_head(order.round, order.node)
             with phases.measured("train"):
                 least = assignment.Work.of(config).least_head(order.round, order.steps)
-                steps, loss = self._steps(
+                steps, loss = self._reporting(
                     order, data, range(full), report, check, order.deadline, least
                 )
             with self._laps.work(), phases.measured("encode"):
@@ -198,28 +184,27 @@ class Training:
 
     def run_on(self, tail: RunOn, report: Report, check: Check) -> None:
         """Train the tail of a round whose head has been trained."""
-        sent = self._head.sent if self._head is not None else None
+        head = self._head
+        sent = head.sent if head is not None else None
         wanted = (tail.round, tail.node)
-        if sent is None or (sent.order.round, sent.order.node) != wanted or sent.ran_on:
+        if head is None or sent is None or (sent.round, sent.node) != wanted or head.ran_on:
             raise TrainerError(
                 "wrong_round", f"there is no head of round {tail.round} to go on from"
             )
-        order = sent.order
+        order = head.order
         if tail.steps != order.steps or order.tail == 0:
             raise TrainerError("bad_request", "the head was trained for another tail")
-        sent.ran_on = True
-        before = self._weights = self.inner.read(self._weights)
+        head.ran_on = True
+        before = self.begin_tail(*wanted)
         start = time.perf_counter()
         try:
-            data = self._windows(tail.windows, order.tail)
-            seed = training_seed(self.manifest.config.run.seed, *wanted, tail=True)
-            self.inner.seed(seed)
             numbers = range(order.steps - order.tail, order.steps)
-            self._steps(order, data, numbers, report, check)
+            data = self.steps(tail.windows, tail.round, numbers, order.steps)
+            self._reporting(order, data, numbers, report, check)
         except BaseException:
             self.inner.load(before)
             raise
-        sent.tail, sent.tail_seconds = order.tail, time.perf_counter() - start
+        sent.tail, head.sent_tail_seconds = order.tail, time.perf_counter() - start
 
     def evaluate(self, order: Evaluate, check: Check) -> float:
         """Mean loss of the newest agreed state, in nats per token."""
@@ -237,6 +222,30 @@ class Training:
             total = self.inner.loss_sum(state.params, batches())
         return _finite(total / (len(data) * self.manifest.config.data.seq_len))
 
+    # --- another node's work ---
+
+    def begin_replay(self, order: BeginReplay) -> None:
+        """Begin to repeat a span of another node's."""
+        self._replay = None  # frees the old one before the new one takes memory
+        kept = exchange.feedback(self.manifest, self.layout, self.inner.device.type)
+        self._replay = Replay(Course(self.manifest, self.layout, self.inner, kept), order)
+
+    def go_on(self, order: GoOn, check: Check) -> Replayed:
+        """Repeat some steps more."""
+        if self._replay is None:
+            raise TrainerError("not_loaded", "there is no replay to go on with", "begin one first")
+        try:
+            with self._laps.work():
+                return self._replay.go_on(order.steps, check)
+        except BaseException as error:
+            if getattr(error, "code", "") != "cancelled":
+                self._replay = None
+            raise
+
+    def drop_replay(self) -> None:
+        """End the replay."""
+        self._replay = None
+
     # --- the parts of a head ---
 
     def _begin(self, order: Train) -> tuple[State, Begun]:
@@ -245,16 +254,18 @@ class Training:
         head = self._head
         if head is not None and head.root == root:
             self._back_to(head)
+            head.order = order
             return state, head
         span, tail, seconds = head.span if head is not None else 0, 0, 0.0
         if self.manifest.config.rounds.span and not self._goes_on(order, changes):
             span = order.round
-            self._forget(state)
+            self.begin(state)
         else:
-            tail, seconds = self._merge(state, changes, order.carried)
+            tail, seconds = self._kept(changes, order.carried)
+            self.follow(state, changes, head.sent if head is not None else None, tail)
         old, self._head = head, None
         saved = self.inner.save(old.saved if old is not None else None)
-        self._head = Begun(root, saved, tail, seconds, span)
+        self._head = Begun(root, saved, tail, seconds, span, order)
         return state, self._head
 
     def _goes_on(self, order: Train, changes: Sequence[Change]) -> bool:
@@ -264,64 +275,34 @@ class Training:
         sent = head.sent if head is not None else None
         if head is None or sent is None or head.span != order.span:
             return False
-        next_one = [change.round for change in changes] == [sent.order.round]
+        next_one = [change.round for change in changes] == [sent.round]
         return next_one and order.carried in (None, sent.tail)
 
-    def _forget(self, state: State) -> None:
-        """Begin a span: the weights are the state, and nothing else is remembered."""
-        self.inner.begin(state.params)
-        if self.feedback is not None:
-            self.feedback.reset()
-
-    def _merge(
-        self, state: State, changes: Sequence[Change], carried: int | None
-    ) -> tuple[int, float]:
-        """Let the weights follow the state; returns steps and seconds of the tail kept in them."""
-        sent = self._head.sent if self._head is not None else None
-        tail, seconds = 0, 0.0
-        if sent is not None and sent.tail:
-            next_one = [change.round for change in changes] == [sent.order.round]
-            if next_one and carried in (None, sent.tail):
-                tail, seconds = sent.tail, sent.tail_seconds
-            else:  # the node sat a round out, or was assigned something else after all
-                assert self._weights is not None
-                self.inner.load(self._weights)
-        for part in dict.fromkeys(self._fragment(change.round) for change in changes):
-            self.inner.merge(part, state.params, self._weights if tail else None)
-        if sent is not None:
-            for change in changes:
-                if change.round == sent.order.round:
-                    self._settle(sent, change)
-        return tail, seconds
-
-    def _settle(self, sent: Sent, change: Change) -> None:
-        """Keep for later what the round has not made use of."""
-        if self.feedback is None:
-            return
-        if sent.order.node not in change.counted:
-            self.feedback.left_out(sent.parts, sent.payloads)
-        elif change.kept is not None:
-            for part, payload, kept in zip(sent.parts, sent.payloads, change.kept, strict=True):
-                self.feedback.put_back(part, payload, kept)
+    def _kept(self, changes: Sequence[Change], carried: int | None) -> tuple[int, float]:
+        """Steps and seconds of the tail that stay in the weights: none when the node sat a round
+        out, or was assigned something else after all."""
+        head = self._head
+        sent = head.sent if head is not None else None
+        if head is None or sent is None or [change.round for change in changes] != [sent.round]:
+            return 0, 0.0
+        return (sent.tail, head.sent_tail_seconds) if carried in (None, sent.tail) else (0, 0.0)
 
     def _back_to(self, head: Begun) -> None:
         """Undo a head, and the tail behind it."""
         self.inner.restore(head.saved)
         if head.sent is not None and self.feedback is not None:
             self.feedback.undo()
-        head.sent = None
+        head.sent, head.ran_on = None, False
 
     def _encode(self, order: Train, base: State, head: Begun) -> exchange.Written:
         """The pseudo-gradient of the round's fragment, as files."""
-        part = self._fragment(order.round)
-        gradient = np.subtract(part.take(base.params), part.take(self.inner.look()))
-        pieces = parts.cut(part, order.slices) if order.slices else [part]
-        payloads = exchange.encode(self.manifest, pieces, gradient, self.feedback)
+        sent = self.send(order.round, order.node, base, order.slices)
+        payloads = sent.payloads
         # From here on the feedback has changed, also if the files cannot be written.
-        head.sent = Sent(order, pieces, payloads if self.feedback is not None else [])
+        head.sent = sent if self.feedback is not None else replace(sent, payloads=[])
         return exchange.write_contribution(
             self.manifest,
-            pieces,
+            sent.parts,
             payloads,
             round=order.round,
             base=head.root,
@@ -331,10 +312,10 @@ class Training:
 
     # --- steps ---
 
-    def _steps(
+    def _reporting(
         self,
         order: Train,
-        data: Windows,
+        data: Iterator[torch.Tensor],
         numbers: range,
         report: Report,
         check: Check,
@@ -343,6 +324,7 @@ class Training:
     ) -> tuple[int, float]:
         """Train steps ``numbers`` of the order, and report; returns their number and mean loss.
 
+        :param data: what trains them, one for each ``next``
         :param deadline: end then, once ``least`` steps are done
         """
         config = self.manifest.config
@@ -352,10 +334,9 @@ class Training:
         start = reported = time.perf_counter()
         fresh = 0  # steps since the last report
         try:
-            for number, batch in zip(numbers, data.batches(size), strict=True):
+            for number in numbers:
                 check()
-                rate = learning_rate(config, position(config, order.round, number, order.steps))
-                losses.append(self.inner.step(batch, rate))
+                losses.append(next(data))
                 fresh += 1
                 done = len(losses)
                 late = deadline is not None and done >= least and time.monotonic() >= deadline
@@ -372,18 +353,6 @@ class Training:
         finally:
             self._laps.pause()
         return len(losses), mean_loss(losses)
-
-    def _windows(self, windows: Sequence[Window], steps: int) -> Windows:
-        data = Windows(self.manifest, windows)
-        needed = steps * self.manifest.config.optimizer.batch_size
-        if len(data) != needed:
-            raise TrainerError(
-                "bad_request", f"{steps} steps take {needed} windows, {len(data)} were given"
-            )
-        return data
-
-    def _fragment(self, round: int) -> Part:
-        return parts.fragment(self.layout, self.manifest.config.exchange.fragments, round)
 
 
 def _finite(loss: float) -> float:
@@ -430,7 +399,7 @@ def open_training(manifest: Path, state: Path, device: str) -> Training:
     inner = Inner(run, module, layout, chosen)
     first = _read_agreed(run, layout, state)
     inner.load(first.state.params)
-    return Training(run, layout, inner, Agreed(first), exchange.feedback(run, layout, chosen))
+    return Training(run, layout, inner, exchange.feedback(run, layout, chosen), Agreed(first))
 
 
 def _read_agreed(manifest: Manifest, layout: Layout, path: Path) -> Base:

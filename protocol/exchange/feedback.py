@@ -118,6 +118,21 @@ class Feedback:
         self._sizes = deque(self._before.sizes, REMEMBERED)
         self._before = None
 
+    def sent_instead(
+        self, parts: Sequence[Part], payloads: Sequence[Payload], others: Sequence[Payload]
+    ) -> None:
+        """What was sent is not what :meth:`encode` returned, but other payloads of the same parts:
+        keep what those lack. There is no :meth:`undo` from here.
+
+        :raises DecodeError: other bytes
+        """
+        self._before = None
+        for part, payload, other in zip(parts, payloads, others, strict=True):
+            if bytes(payload) != bytes(other):
+                ours, theirs = (self._codec.decode(part.layout, each) for each in (payload, other))
+                self._add(part, ours.positions, ours.values)
+                self._add(part, theirs.positions, -theirs.values)
+
     def left_out(self, parts: Sequence[Part], payloads: Sequence[Payload]) -> None:
         """The contribution did not count (it was late or rejected): keep what it sent as well.
 

@@ -130,6 +130,22 @@ def test_what_an_aggregate_dropped_is_put_back() -> None:
     assert np.array_equal(slices[1].take(memory.residual), expected)
 
 
+def test_what_was_sent_instead_is_taken_off_in_the_place_of_the_own() -> None:
+    memory, other = feedback(), feedback()
+    slices = cut(WHOLE, 3)
+    payloads = memory.encode(slices, [part.take(delta(1)) for part in slices])
+    kept = memory.residual.copy()
+    memory.sent_instead(slices, payloads, payloads)
+    assert np.array_equal(memory.residual, kept), "the same bytes change nothing"
+    theirs = other.encode(slices, [part.take(delta(2)) for part in slices])
+    memory.sent_instead(slices, payloads, theirs)
+    for part, payload in zip(slices, theirs, strict=True):
+        expected = part.take(delta(1)) - vector_of(SPARSE, part.layout, payload)
+        assert np.allclose(part.take(memory.residual), expected, rtol=1e-6, atol=1e-9)
+    memory.undo()
+    assert memory.residual.any()
+
+
 def rms(vector: Vector) -> float:
     return float(np.sqrt(np.mean(vector.astype(np.float64) ** 2)))
 
