@@ -10,6 +10,7 @@ from base64 import b64decode, b64encode
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
@@ -92,6 +93,12 @@ class Fold:
         self.cursor = self.earned_to = self.witnessed_size = self.closed = 0
         self.attempt: Any = None
         self.lot, self.lately = "", dict[int, Counter[str]]()
+        self.charges, self.heard, self.begun = (
+            dict[int, Any](),
+            set[tuple[int, str]](),
+            Counter[int](),
+        )
+        self.anchors, self.settled = dict[int, Any](), list[Any]()
         for leaf in leaves:
             self.add(leaf)
 
@@ -142,6 +149,7 @@ class Fold:
         yield not self.signed and "bad_signature"
         yield self.by != {manifest["organiser"]} and "wrong_signers"
         self.run, self.states = sha256(payload).hexdigest(), [manifest["initial_state"]]
+        self.anchor(0, {})
         self.coordinators, self.text = set(manifest["coordinators"]), manifest.get("data", {})
         self.config = config = manifest["config"]
         self.seq_len, self.h = config["data"]["seq_len"], config["rounds"]["inner_steps"]
@@ -230,6 +238,12 @@ class Fold:
         if where == "vested" and item.kind in ("compute", "audit") and not owner["barred"]:
             number = max([self.round // -(-self.fame // 16), *self.lately])
             self.lately.setdefault(number, Counter())[item.account] += item.amount
+        if where == "vested" and item.kind in ("compute", "audit"):
+            self.settled.append(item)
+
+    def forfeit(self, name: str) -> None:
+        for part in self.lately.values():
+            del part[name]
 
     def standings(self) -> dict[str, int]:
         sums = sum(self.lately.values(), Counter[str]())
@@ -240,15 +254,17 @@ class Fold:
         standings, names = self.standings(), {peer: self.nodes[peer] for peer in sorted(peers)}
         many = Counter(names.values())
         weights = {peer: -(-standings.get(n, 0) // many[n]) for peer, n in names.items()}
+        yield from self.by_lot(purpose, weights)
 
+    def by_lot(self, purpose: str, weights: dict[str, int]) -> Iterator[str]:
         def number(what: object) -> int:
             return int.from_bytes(digest(f"artel/lot/v1/{self.lot}/{purpose}/{what}"), "big")
 
-        left = [peer for peer in names if weights[peer]]
+        left = [peer for peer in weights if weights[peer]]
         for turn in range(len(left)):
             ends = [*accumulate(weights[peer] for peer in left)]
             yield left.pop(bisect_right(ends, number(turn) % ends[-1]))
-        yield from sorted((peer for peer in names if not weights[peer]), key=number)
+        yield from sorted((peer for peer in weights if not weights[peer]), key=number)
 
     def freeze(self, item: Any, by: str) -> None:
         item.by, item.lapses = by, item.due + max(1, self.owned["vesting_rounds"])
@@ -278,8 +294,7 @@ class Fold:
             for draw in audit.draws:
                 draw.said = draw.said or ("lapsed" if draw.account == name else "")
         self.accounts[name].barred = True
-        for part in self.lately.values():
-            del part[name]
+        self.forfeit(name)
         for source in [s for s, item in self.pending.items() if item.account == name]:
             self.settle(source, "invalidated")
 
@@ -363,6 +378,8 @@ class Fold:
         yield (b.round >= self.total or b.cursor < self.cursor) and "out_of_order"
         again = self.attempt and self.attempt.round == b.round
         yield again and b.attempt <= self.attempt.attempt and "out_of_order"
+        yield b.attempt < self.begun[b.round] and "out_of_order"
+        yield any(charge.proven for charge in self.charges.values()) and "proven_wrong"
         yield b.base != self.states[-1] and "wrong_state"
         yield not self.nodes.keys() >= set(b.members) and "unknown_node"
         most = 4 * self.h if self.boxed else self.h
@@ -376,6 +393,10 @@ class Fold:
         self.attempt.steps = dict(zip(b.members, b.steps, strict=True))
         self.attempt.shown, self.attempt.slices, self.attempt.accused = {}, {}, {}
         self.attempt.accepted, self.cursor = [], b.cursor
+        for number, charge in [*self.charges.items()]:
+            charge.age += 1
+            if charge.age >= 4 * self.trust["audit_rounds"] and not charge.proven:
+                del self.charges[number]
 
     def round_committed(self, b: Any) -> Rule:
         now = self.now(b, "training")
@@ -481,7 +502,7 @@ class Fold:
             self.recent.add(name)
         for name, units in sorted(self.text_read(now).items()):
             if not self.accounts[name].barred:
-                self.grant("data", f"data/{now.round}/{name}", name, units, due)
+                self.grant("data", f"data/{now.round}/{name}", name, units, due, round=now.round)
         self.states.append(b.root)
         self.tails = {peer: self.tail(now.round, h) for peer, h in now.steps.items()}
         self.made.update(now.accepted)
@@ -502,6 +523,109 @@ class Fold:
                     self.due.setdefault(until, []).append(source)
                 else:
                     self.settle(source, "vested")
+        self.anchor(now.attempt, {peer: self.nodes[peer] for peer in b.signatures})
+
+    def anchor(self, attempt: int, signers: dict[str, str]) -> None:
+        kept = ("cursor", "tails", "spans", "recent", "earned_to", "present")
+        anchor = Record(attempt=attempt, signers=set(signers.values()))
+        anchor.kept = {name: vars(self)[name] for name in kept}
+        self.anchors[self.round] = anchor
+        self.anchors.pop(self.round - 16, None)
+        self.charges = {n: charge for n, charge in self.charges.items() if n > min(self.anchors)}
+
+    def state_wrong(self, b: Any) -> Rule:
+        yield self.by != {key_of(b.node)} and "wrong_signers"
+        yield b.node not in self.nodes and "unknown_node"
+        yield (self.closed or not min(self.anchors) < b.state <= self.round) and "out_of_order"
+        made = (self.anchors[b.state].attempt, self.states[b.state])
+        yield (b.attempt, b.recorded) != made and "wrong_state"
+        yield b.root == b.recorded and "same_root"
+        name = self.nodes[b.node]
+        owner, called = self.accounts[name], (b.state, name) in self.heard
+        yield owner.barred and "barred"
+        yield (b.state in self.charges or called) and "duplicate"
+        yield owner.vested + owner.pending == 0 and "no_credit"
+        waits = any(charge.account == name for charge in self.charges.values())
+        yield (waits or self.round < vars(owner).get("silent", 0)) and "too_many"
+        jury, standings = list[str](), self.standings()
+        for signed in (False, True):
+            weights = {
+                n: standings.get(n, 0)
+                for n, one in sorted(self.accounts.items())
+                if n != name and one.registered and not one.barred and one.vested + one.pending
+                if (n in self.anchors[b.state].signers) == signed
+            }
+            jury += self.by_lot(f"state/{b.state}/{b.recorded}", weights)
+        yield len(jury) < 2 and "no_jury"
+        charge = Record(entry=self.id, node=b.node, account=name, jury=jury[:6], said={}, age=0)
+        charge.proven = False
+        self.charges[b.state] = charge
+        self.heard.add((b.state, name))
+
+    def jury_answer(self, b: Any) -> Rule:
+        yield self.by != {key_of(b.node)} and "wrong_signers"
+        number, charge = self.charged(b)
+        yield (charge is None or charge.proven) and "not_accused"
+        name = self.nodes.get(b.node, "")
+        asked = charge.jury[: 3 + charge.age // self.trust["audit_rounds"]]
+        yield name not in asked and "not_drawn"
+        yield name in charge.said and "duplicate"
+        yield self.accounts[name].barred and "barred"
+        charge.said[name] = b.root
+        if [*charge.said.values()].count(b.root) < 2:
+            return
+        for other in [other for other, root in charge.said.items() if root != b.root]:
+            self.forfeit(other)
+        charge.proven = b.root != self.states[number]
+        if not charge.proven:
+            del self.charges[number]
+            self.forfeit(charge.account)
+            self.accounts[charge.account].silent = self.round + self.fame
+
+    def charged(self, b: Any) -> tuple[int, Any]:
+        found = ((n, charge) for n, charge in self.charges.items() if charge.entry == b.charge)
+        return next(found, (-1, None))
+
+    def rolled_back(self, b: Any) -> Rule:
+        yield not self.led and "wrong_signers"
+        wrong, charge = self.charged(b)
+        yield not (charge and charge.proven) and "not_proven"
+        first = min(n for n, each in self.charges.items() if each.proven)
+        fits = not self.closed and b.state in self.anchors and b.state < first
+        yield not fits and "out_of_order"
+        yield b.root != self.states[b.state] and "wrong_state"
+        after = deepcopy(self)
+        after.go_back(b.state, wrong)
+        yield b.credits != after.credit_root() and "wrong_credits"
+        self.go_back(b.state, wrong)
+
+    def go_back(self, number: int, wrong: int) -> None:
+        paid = max(number, min(self.round, self.round - self.owned["vesting_rounds"]))
+        earned_to, signers = self.anchors[paid].kept["earned_to"], self.anchors[wrong].signers
+        for source, item in [*self.pending.items()]:
+            if item.kind != "witness" and item.round >= number:
+                self.settle(source, "invalidated")
+        for item in sorted(self.settled, key=lambda item: item.round)[::-1]:
+            owner = self.accounts[item.account]
+            if item.account in signers and item.round >= wrong - 1 and owner.vested >= item.amount:
+                owner.vested, owner.invalidated = (
+                    owner.vested - item.amount,
+                    owner.invalidated + item.amount,
+                )
+        for name in signers:
+            self.forfeit(name)
+        self.settled = [item for item in self.settled if item.round < number]
+        self.audits = {source: one for source, one in self.audits.items() if one.last < number}
+        for made in range(number + 1, self.round + 1):
+            self.made.subtract(self.anchors[made].kept["present"])
+            self.begun[made - 1] = max(self.begun[made - 1], self.anchors.pop(made).attempt + 1)
+        if self.attempt and self.attempt.round == self.round:
+            self.begun[self.round] = max(self.begun[self.round], self.attempt.attempt + 1)
+        del self.states[number + 1 :]
+        vars(self).update(self.anchors[number].kept, attempt=None, earned_to=earned_to)
+        self.charges = {n: charge for n, charge in self.charges.items() if n <= number}
+        self.heard = {(n, name) for n, name in self.heard if n <= number}
+        self.due = {n: [s for s in some if s in self.pending] for n, some in self.due.items()}
 
     def run_closed(self, b: Any) -> Rule:
         yield not self.led and "wrong_signers"
@@ -679,6 +803,7 @@ class Fold:
             items = [self.pending[source] for source in sources]
             one = Record(why=why, account=items[-1].account, first=items[0].round, draws=[])
             one.tokens, one.since = sum(item.units for item in items), self.round
+            one.last = items[-1].round
             one.steps = one.tokens // (self.windows(1) * self.seq_len)
             found[sources[-1]] = one
 
@@ -764,6 +889,7 @@ class Fold:
         if b.verdict != "inconclusive" and not self.accounts[draw.account].barred:
             due = self.round + max(1, self.owned["vesting_rounds"])
             source, more = f"audit/{b.contribution}/{b.node}", {"about": b.contribution}
+            more |= {"round": audit.last}
             self.grant("audit", source, draw.account, audit.tokens, due, **more)
         self.end_audit(b.contribution, self.result(audit))
         if self.round >= self.total:

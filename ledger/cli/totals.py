@@ -184,6 +184,7 @@ def proven_share(account: str | None, ledger: LedgerOptions) -> int:
 
     :param account: None: that of the home
     """
+    from artel.ledger.entries import RolledBack
     from artel.ledger.sync.client import newest_known_root, require_known_history
     from artel.ledger.sync.share_proof import prove_share
 
@@ -205,8 +206,9 @@ def proven_share(account: str | None, ledger: LedgerOptions) -> int:
         "share_with_pending": (vested + pending) / (sum(found.total) or 1),
         "total_vested": found.total.vested,
         "total_pending": found.total.pending,
-        "round": body.round - 1,
+        "round": found.root.round,
         "closing": found.root.closing,
+        "rolled_back": isinstance(body, RolledBack),
         "entry": proven.index,
         "as_of": proven.checkpoint.size,
         "credit_root": body.credits,
@@ -245,6 +247,9 @@ def _share_lines(facts: dict[str, Any]) -> Iterator[str | Table]:
 
     cosigned = text.plural(facts["cosigning_keys"], "key")
     of_round = f"the closing of round {facts['round']:,}"
+    if facts["rolled_back"]:
+        of_round = f"going back to the state of round {facts['round'] + 1:,}"
+    alone = facts["closing"] or facts["rolled_back"]
     moment = {0: of_round, 1: "the closing of the run", 2: "the second closing of the run"}
     nodes = text.plural(facts["signed_by"], "node")
     yield fields(
@@ -257,7 +262,7 @@ def _share_lines(facts: dict[str, Any]) -> Iterator[str | Table]:
             ("as of", moment[facts["closing"]]),
             ("proven by", f"entry {facts['entry']:,} of {facts['as_of']:,}, its credit root"),
             ("", facts["behind"] and f"behind: entry {facts['behind']:,} names a newer one"),
-            ("signed by", f"the coordinator {'alone' if facts['closing'] else f'and {nodes}'}"),
+            ("signed by", f"the coordinator {'alone' if alone else f'and {nodes}'}"),
             ("", f"tree head cosigned by {cosigned}"),
             ("", "which of these are nodes of the run, the whole ledger shows, not this proof"),
             ("trusting", facts["trusting"] and f"{facts['trusting']} for the run id"),

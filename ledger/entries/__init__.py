@@ -19,8 +19,10 @@ from artel.ledger.entries.kinds.account import AccountBody, account, recovery_di
 from artel.ledger.entries.kinds.aggregate import Aggregate, aggregate
 from artel.ledger.entries.kinds.contribution import Contribution, contribution
 from artel.ledger.entries.kinds.dispute import Dispute
+from artel.ledger.entries.kinds.jury_answer import JuryAnswer, jury_answer
 from artel.ledger.entries.kinds.key_rotated import KeyRotated, key_rotated
 from artel.ledger.entries.kinds.node import Node, node
+from artel.ledger.entries.kinds.rolled_back import RolledBack, credits_back, rolled_back
 from artel.ledger.entries.kinds.round_closed import Accepted, Rejected, RoundClosed, round_closed
 from artel.ledger.entries.kinds.round_committed import RoundCommitted, round_committed
 from artel.ledger.entries.kinds.round_opened import RoundOpened, round_opened
@@ -35,6 +37,7 @@ from artel.ledger.entries.kinds.state_agreed import (
     state_agreed,
     state_vote,
 )
+from artel.ledger.entries.kinds.state_wrong import StateWrong, state_wrong
 from artel.ledger.entries.kinds.transfer import Transfer
 from artel.ledger.entries.kinds.verdict import Verdict, verdict
 from artel.ledger.entries.kinds.verdict_committed import VerdictCommitted, verdict_committed
@@ -61,10 +64,12 @@ __all__ = [
     "Dispute",
     "Entry",
     "Genesis",
+    "JuryAnswer",
     "KeyRotated",
     "LedgerRules",
     "Node",
     "Rejected",
+    "RolledBack",
     "RoundClosed",
     "RoundCommitted",
     "RoundOpened",
@@ -74,6 +79,7 @@ __all__ = [
     "SplitSeen",
     "StateAgreed",
     "StateVote",
+    "StateWrong",
     "Transfer",
     "Verdict",
     "VerdictCommitted",
@@ -83,12 +89,15 @@ __all__ = [
     "by_account",
     "contribution",
     "credits_after",
+    "credits_back",
     "decode",
     "entry_id",
+    "jury_answer",
     "key_rotated",
     "node",
     "open_vote",
     "recovery_digest",
+    "rolled_back",
     "round_closed",
     "round_committed",
     "round_opened",
@@ -97,6 +106,7 @@ __all__ = [
     "slice_wrong",
     "state_agreed",
     "state_vote",
+    "state_wrong",
     "title",
     "verdict",
     "verdict_committed",

@@ -43,10 +43,22 @@ def vest(state: FoldState, source: str) -> Credit:
     """Move pending credit to vested."""
     credit, owner = _taken(state, source)
     owner.vested += credit.amount
-    if credit.kind in KINDS_THAT_COUNT and not owner.barred:
-        rounds = state.founded.trust.standing_rounds
-        state.standing.earned(credit.account, credit.amount, state.round, rounds)
+    if credit.kind in KINDS_THAT_COUNT:
+        state.paid[credit.round] = (*state.paid.get(credit.round, ()), credit)
+        if not owner.barred:
+            rounds = state.founded.trust.standing_rounds
+            state.standing.earned(credit.account, credit.amount, state.round, rounds)
     return credit
+
+
+def take_back(state: FoldState, credit: Credit) -> bool:
+    """Take credit away that has vested; no when the account has given too much of it to others."""
+    if state.accounts[credit.account].vested < credit.amount:
+        return False
+    owner = state.changing(credit.account)
+    owner.vested -= credit.amount
+    owner.invalidated += credit.amount
+    return True
 
 
 def invalidate(state: FoldState, source: str) -> Credit:

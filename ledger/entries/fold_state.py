@@ -73,9 +73,9 @@ class Outcome:
     """What an entry did: ``credited``, ``recorded``, or ``ignored`` for ``reason``.
 
     The other fields list the credit that it granted (still pending, unless the run vests at once),
-    made vest and took away, whose work it left out, and the vested credit that changed owners
-    (account and amount, negative for the giver). ``notes`` is what an explanation has to know of
-    the moment and later entries may change: JSON values.
+    made vest and took away before and after it had vested, whose work it left out, and the vested
+    credit that changed owners (account and amount, negative for the giver). ``notes`` is what an
+    explanation has to know of the moment and later entries may change: JSON values.
     """
 
     status: str
@@ -83,6 +83,7 @@ class Outcome:
     granted: tuple[Credit, ...] = ()
     vested: tuple[Credit, ...] = ()
     invalidated: tuple[Credit, ...] = ()
+    taken: tuple[Credit, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     moved: tuple[tuple[str, int], ...] = ()
     notes: dict[str, Any] = field(default_factory=dict, compare=False)
@@ -186,6 +187,8 @@ class Account:
     """Open disputes that it has begun."""
     barred: bool = False
     """Fraud is proven: it earns no more, and its nodes' cosignatures do not count."""
+    silenced: int = 0
+    """It can call no state wrong before the one with this number."""
 
 
 @dataclass(frozen=True)
@@ -249,6 +252,44 @@ class Attempt:
         )
 
 
+@dataclass(frozen=True)
+class Anchor:
+    """An agreed state that the run can go back to, and what the fold had when it was agreed on."""
+
+    attempt: int = 0
+    """Number of the attempt that made it."""
+    signers: dict[str, str] = field(default_factory=dict)
+    """Nodes that signed it and the account of each then."""
+    accepted: tuple[str, ...] = ()
+    """Nodes whose contributions it holds."""
+    cursor: int = 0
+    steps: int = 0
+    text_used: int = 0
+    tails: dict[str, int] = field(default_factory=dict)
+    spans: dict[str, int] = field(default_factory=dict)
+    recent: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Charge:
+    """An agreed state that a node calls wrong: it computed ``root`` from the same contributions."""
+
+    entry: str
+    """Id of the entry that says so; ``index`` is its place."""
+    index: int
+    node: str
+    account: str
+    root: str
+    jury: tuple[str, ...]
+    """Accounts in the order of the lot: the first of them are asked to compute it too."""
+    attempts: int = 0
+    """Attempts opened since."""
+    said: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Account of the jury to its node that answered, and the root that this one computed."""
+    proven: str = ""
+    """The right root, once two of the jury have computed it."""
+
+
 @dataclass
 class FoldState:
     """Everything that the entries so far amount to. Changed by its owner alone."""
@@ -291,6 +332,16 @@ class FoldState:
     """By the last contribution (entry id) that it judges: what is not decided, oldest first."""
     struck: dict[str, int] = field(default_factory=dict)
     """Auditor that was alone in what it said, to the state from which on it is drawn again."""
+    anchors: list[Anchor] = field(default_factory=list)
+    """Of the newest agreed states, oldest first."""
+    charges: dict[int, Charge] = field(default_factory=dict)
+    """Number of an agreed state to who calls it wrong, as long as that is not settled."""
+    heard: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    """Number of an agreed state to the accounts that have called it wrong, settled or not."""
+    begun: dict[int, int] = field(default_factory=dict)
+    """Round that was gone back behind to the number that its next attempt has at least."""
+    paid: dict[int, tuple[Credit, ...]] = field(default_factory=dict)
+    """Round of the newest agreed states to the compute and audit credit of it that has vested."""
     rejected: dict[str, dict[str, int]] = field(default_factory=dict)
     """Node to how often its work was left out, by reason."""
     kinds: dict[str, int] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from pydantic import ValidationError as PydanticError
 
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import Digest, Entry, OptionalDigest, Positive, Record
-from artel.ledger.entries.fold_state import RECORDED, Account, Effect, FoldState, Outcome
+from artel.ledger.entries.fold_state import RECORDED, Account, Anchor, Effect, FoldState, Outcome
 from artel.ledger.entries.rules import DataUse, LedgerRules
 from artel.ledger.entries.story import Fact, Story, assigned, vesting
 from artel.ledger.entries.words import plural, printable, short_key
@@ -73,7 +73,7 @@ class Genesis:
         def effect() -> Outcome:
             state.run, state.organiser, state.rules = self.run, self.organiser, self.rules
             state.coordinators = list(self.coordinators)
-            state.states = [self.initial_state]
+            state.states, state.anchors = [self.initial_state], [Anchor()]
             # Contributors of data earn without having a node, or ever having registered.
             for account, _ in self.rules.data.contributed if self.rules.data else ():
                 if account and account not in state.accounts:

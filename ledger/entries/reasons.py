@@ -27,7 +27,13 @@ NOT_AGREED = "not_agreed"
 WRONG_SLICE = "wrong_slice"
 """Accepted, but a slice of the round that the node combined for all was wrong."""
 FALSE_ACCUSATION = "false_accusation"
-"""The node called a slice wrong, and those who agreed on the state found it right."""
+"""The node called a slice or a state wrong, and those who decide found it right."""
+FALSE_CHECK = "false_check"
+"""The node computed a state that was called wrong, and two others got another root."""
+SIGNED_WRONG = "signed_wrong"
+"""The node signed a state that was proven wrong."""
+ROLLED_BACK = "rolled_back"
+"""Accepted and agreed, and the state that came of it was gone back behind."""
 
 REJECTIONS = {
     LATE: "came after the round's commitments were closed",
@@ -45,7 +51,10 @@ REJECTIONS = {
     DISCONNECTED: "the node went away before its contribution was complete",
     NOT_AGREED: "accepted, but no majority of nodes agreed on the resulting state",
     WRONG_SLICE: "combined a slice of the round for all, and the result was wrong",
-    FALSE_ACCUSATION: "said that a slice was wrong which was right (this alone takes no credit)",
+    FALSE_ACCUSATION: "said that a slice or a state was wrong which was right (takes no credit)",
+    FALSE_CHECK: "computed a state that was called wrong, and said what others did not find",
+    SIGNED_WRONG: "signed a state that was proven wrong",
+    ROLLED_BACK: "accepted, but the run went back to a state before, since one was proven wrong",
 }
 """Why a member earned nothing in a round, or (false_accusation) what is held against it."""
 
@@ -81,6 +90,11 @@ NOT_CHECKER = "not_checker"
 UNKNOWN_SLICE = "unknown_slice"
 SAME_BLOB = "same_blob"
 WRONG_CREDITS = "wrong_credits"
+SAME_ROOT = "same_root"
+NO_JURY = "no_jury"
+NOT_ACCUSED = "not_accused"
+NOT_PROVEN = "not_proven"
+PROVEN_WRONG = "proven_wrong"
 
 IGNORED = {
     BAD_SIGNATURE: "a signature does not verify",
@@ -107,9 +121,9 @@ IGNORED = {
     NOT_ENOUGH: "more than the account has vested",
     NOT_PENDING: "names no contribution whose credit is pending",
     OWN_WORK: "nobody can dispute their own work",
-    TOO_MANY: "the account has too many open disputes",
-    NO_CREDIT: "only accounts that have earned credit in this run can dispute",
-    NOT_DRAWN: "the node was not drawn to audit this contribution, or its time is over",
+    TOO_MANY: "the account has too many open disputes or accusations, or accused falsely lately",
+    NO_CREDIT: "only accounts that have earned credit in this run can dispute or accuse",
+    NOT_DRAWN: "the node, or its account, was not drawn to check this, or its time is over",
     TOO_EARLY: "other auditors of this contribution have not committed to their verdicts yet",
     BARRED: "the account is barred for proven fraud",
     NO_QUORUM: "signed by fewer arbiters than the manifest asks for",
@@ -121,6 +135,11 @@ IGNORED = {
     UNKNOWN_SLICE: "speaks of a slice that nobody recorded, or that nobody has called wrong",
     WRONG_CREDITS: "names another credit root than the entries before it lead to",
     SAME_BLOB: "names the very blob that was recorded: there is no difference",
+    SAME_ROOT: "names the very root that was recorded: there is no difference",
+    NO_JURY: "fewer than two other accounts with credit could check it",
+    NOT_ACCUSED: "speaks of a state that nobody calls wrong, or on which is decided",
+    NOT_PROVEN: "goes back behind a state that was not proven wrong",
+    PROVEN_WRONG: "a state was proven wrong, and the run has not gone back behind it yet",
 }
 """Why an entry changes nothing."""
 

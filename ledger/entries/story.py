@@ -58,6 +58,8 @@ class AttemptTrail:
     agreed: tuple[int, StateAgreed] | None = None
     agreeing: int = 0
     """How many of the accepted contributors signed the state."""
+    undone: int = -1
+    """The entry by which the run went back behind that state."""
     void: int = -1
     """The entry by which what had been accepted came to nothing."""
     accounts: dict[str, str] = field(default_factory=dict)
@@ -116,6 +118,8 @@ class Trail:
     status: str = "pending"
     """pending, vested or invalidated."""
     settled: int = -1
+    vested_by: int = -1
+    """The entry by which it had vested; it may have been taken away since."""
     attempt: AttemptTrail | None = None
     """Of compute: the attempt that it was earned in, where that is told."""
     events: list[tuple[int, str]] = field(default_factory=list)
@@ -422,6 +426,8 @@ def outcome_of(trail: AttemptTrail) -> Iterator[Fact]:
     if trail.agreed is not None:
         agreed, _ = trail.agreed
         yield Fact(f"the resulting state was agreed on by entry {agreed}", (agreed,))
+        if trail.undone >= 0:
+            yield Fact(f"the run went back behind it by entry {trail.undone}", (trail.undone,))
     elif trail.void >= 0:
         yield Fact(f"nothing came of it: given up by entry {trail.void}", (trail.void,))
     elif chosen is None:
@@ -445,6 +451,7 @@ def moved(outcome: Outcome) -> Iterator[tuple[tuple[Credit, ...], str]]:
         (outcome.granted, "granted"),
         (outcome.vested, "vested"),
         (outcome.invalidated, "taken away"),
+        (outcome.taken, "taken away after it had vested"),
     ):
         if credits:
             yield credits, what

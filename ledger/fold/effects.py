@@ -67,11 +67,14 @@ TABLES = (
     "CREATE TABLE credits(number INTEGER PRIMARY KEY, source TEXT NOT NULL, kind INTEGER NOT NULL,"
     " account INTEGER NOT NULL, node INTEGER, round INTEGER NOT NULL, units INTEGER NOT NULL,"
     " rate INTEGER NOT NULL, work INTEGER NOT NULL, granted INTEGER NOT NULL, due INTEGER NOT NULL,"
-    " settled INTEGER NOT NULL DEFAULT -1, status INTEGER NOT NULL DEFAULT 0)",
+    " settled INTEGER NOT NULL DEFAULT -1, status INTEGER NOT NULL DEFAULT 0,"
+    # By which entry it was taken away after it had vested.
+    " taken INTEGER NOT NULL DEFAULT -1)",
     "CREATE INDEX credits_by_account ON credits(account)",
     "CREATE INDEX credits_by_work ON credits(work)",
     "CREATE INDEX credits_by_granted ON credits(granted)",
     "CREATE INDEX credits_by_settled ON credits(settled) WHERE settled >= 0",
+    "CREATE INDEX credits_by_taken ON credits(taken) WHERE taken >= 0",
     "CREATE TABLE left_out(number INTEGER PRIMARY KEY, idx INTEGER NOT NULL,"
     " round INTEGER NOT NULL, attempt INTEGER NOT NULL, node INTEGER NOT NULL,"
     " account INTEGER NOT NULL, reason TEXT NOT NULL)",
@@ -194,6 +197,7 @@ class _Rows:
         self.names: dict[object, None] = {}
         """In the order of the entries: numbered alike however many are written at once."""
         self.settled: list[tuple[int, int, int]] = []
+        self.taken: list[tuple[int, int]] = []
 
     def add(self, table: str, *row: object) -> None:
         """One row, with names in the place of their numbers."""
@@ -208,8 +212,22 @@ def write(connection: sqlite3.Connection, state: FoldState, new: Sequence[Entry]
     Everything of one table goes in with one statement: Python gives up its lock for each step of a
     statement, and with a busy thread beside this one getting it back can take 5 ms every time.
     """
-    rows = _Rows()
-    outcomes = [_applied(state, entry, rows) for entry in new]
+    rows, outcomes = _Rows(), list[Outcome]()
+    for entry in new:
+        if isinstance(entry.body, entries.RolledBack):
+            _flush(connection, rows)
+            rows, before = _Rows(), state.round
+            outcomes.append(_applied(state, entry, rows))
+            if state.round < before:
+                _fold_back(connection, state.round)
+        else:
+            outcomes.append(_applied(state, entry, rows))
+    _flush(connection, rows)
+    _keep(connection, state)
+    return outcomes
+
+
+def _flush(connection: sqlite3.Connection, rows: _Rows) -> None:
     connection.execute(
         "INSERT OR IGNORE INTO names(name) SELECT value FROM json_each(?)",
         (json.dumps(list(rows.names)),),
@@ -224,8 +242,22 @@ def write(connection: sqlite3.Connection, state: FoldState, new: Sequence[Entry]
             " WHERE number = json_extract(value, '$[0]')",
             (json.dumps(rows.settled),),
         )
-    _keep(connection, state)
-    return outcomes
+    if rows.taken:
+        connection.execute(
+            "UPDATE credits SET taken = json_extract(value, '$[1]') FROM json_each(?)"
+            " WHERE number = json_extract(value, '$[0]')",
+            (json.dumps(rows.taken),),
+        )
+
+
+def _fold_back(connection: sqlite3.Connection, state: int) -> None:
+    """The run went back to this state: what was vested last is what was vested with it."""
+    connection.execute(
+        "INSERT OR REPLACE INTO held SELECT name, ?, vested FROM held h WHERE state ="
+        " (SELECT max(state) FROM held WHERE name = h.name) AND state > ?",
+        (state, state),
+    )
+    connection.execute("DELETE FROM held WHERE state > ?", (state,))
 
 
 def _applied(state: FoldState, entry: Entry, rows: _Rows) -> Outcome:
@@ -262,7 +294,9 @@ def _moved(state: FoldState, index: int, outcome: Outcome, rows: _Rows) -> None:
         rows.add("credits", *row, index, due)
     rows.settled += [(c.number, index, VESTED) for c in outcome.vested]
     rows.settled += [(c.number, index, INVALIDATED) for c in outcome.invalidated]
-    changed = {c.account for c in outcome.vested} | {name for name, _ in outcome.moved}
+    rows.taken += [(c.number, index) for c in outcome.taken]
+    changed = {c.account for c in (*outcome.vested, *outcome.taken)}
+    changed |= {name for name, _ in outcome.moved}
     for name in sorted(changed):
         rows.add("held", name, state.round, state.accounts[name].vested)
     if changed:
@@ -378,8 +412,9 @@ def kept_by(query: Query, log: Leaves, size: int) -> FoldState | None:
 def _adds_up(query: Query, state: FoldState) -> bool:
     """Whether the effects come to the credit of every account, and the entries of every kind."""
     sums = query(
-        "SELECT name, status, amount FROM (SELECT account, status, sum(units * rate) AS amount"
-        " FROM credits GROUP BY 1, 2) JOIN names ON id = account",
+        f"SELECT name, status, amount FROM (SELECT account, iif(taken < 0, status, {INVALIDATED})"
+        " AS status, sum(units * rate) AS amount FROM credits GROUP BY 1, 2)"
+        " JOIN names ON id = account",
         (),
     )
     owners = state.accounts.items()

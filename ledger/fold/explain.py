@@ -35,8 +35,10 @@ class Explanation:
 
     def settled(self, status: str) -> list[Trail]:
         """What it made vest (``vested``) or took away (``invalidated``)."""
-        place = (self.did.index, status)
-        return [trail for trail in self.credits if (trail.settled, trail.status) == place]
+        index = self.did.index
+        if status == "vested":
+            return [trail for trail in self.credits if trail.vested_by == index]
+        return [trail for trail in self.credits if (trail.settled, trail.status) == (index, status)]
 
     def lines(self) -> list[str]:
         """For people; the sentences say which entries they rest on."""

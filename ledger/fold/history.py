@@ -27,9 +27,11 @@ from artel.ledger.entries.fold_state import (
 )
 from artel.ledger.entries.story import AttemptTrail, Trail
 from artel.ledger.fold.effects import (
+    INVALIDATED,
     NONE,
     PENDING,
     STATUSES,
+    VESTED,
     Leaves,
     Loose,
     Query,
@@ -42,7 +44,8 @@ from artel.protocol.errors import CheckFailed, UsageError
 CREDIT_STATES = ("pending", "vested", "invalidated")
 _CREDIT = (
     "SELECT c.number, coalesce(s.id, c.source), c.kind, a.name, n.name, c.round, c.units, c.rate,"
-    " c.work, c.granted, c.due, c.settled, c.status, s.tokens FROM credits c"
+    " c.work, c.granted, c.due, c.settled, c.status, c.taken, s.tokens FROM"
+    " credits c"
     " JOIN names a ON a.id = c.account JOIN names n ON n.id = c.node"
     " LEFT JOIN shown s ON s.idx = c.work AND c.source = ''"
 )
@@ -168,7 +171,10 @@ class History:
         if account is not None:
             places = [f"SELECT {c} FROM credits WHERE account = {_NAME}" for c in _MOVES]
             where.append(f"idx IN ({' UNION '.join((_MENTIONS, *places))})")
-            values += (json.dumps([account, *self.state.nodes_of(account)]), account, account)
+            values += (
+                json.dumps([account, *self.state.nodes_of(account)]),
+                *[account] * len(_MOVES),
+            )
         return " AND ".join(where), tuple(values)
 
     def _did(self, where: str, values: Sequence[object]) -> list[Did]:
@@ -192,13 +198,16 @@ class History:
 
     def outcome(self, did: Did) -> Outcome:
         """What the fold said when it came to an entry."""
-        settled = self._credits(_SETTLED, (did.index,))
+        index, moved = did.index, self.moved_by(did.index)
+        vested = [trail for trail in moved if trail.vested_by == index]
+        gone = [trail for trail in moved if (trail.settled, trail.status) == (index, "invalidated")]
         return Outcome(
             did.status,
             did.reason,
             tuple(trail.credit for trail in self.granted_by(did.index)),
-            tuple(trail.credit for trail in settled if trail.status == "vested"),
-            tuple(trail.credit for trail in settled if trail.status == "invalidated"),
+            tuple(trail.credit for trail in vested),
+            tuple(trail.credit for trail in gone if trail.vested_by < 0),
+            tuple(trail.credit for trail in gone if trail.vested_by >= 0),
             tuple(item for _, item in self._left_out("l.idx = ?", (did.index,))),
             notes=did.notes,
         )
@@ -227,8 +236,9 @@ class History:
     def moved_by(self, index: int) -> list[Trail]:
         """Credit that the entry at ``index`` granted, made vest or took away."""
         either = f"SELECT number FROM credits c WHERE {_SETTLED}"
+        either += f" UNION SELECT number FROM credits c WHERE {_TAKEN}"
         either += " UNION SELECT number FROM credits WHERE granted = ?"
-        return self._credits(f"c.number IN ({either})", (index, index))
+        return self._credits(f"c.number IN ({either})", (index, index, index))
 
     def earned_by(self, work: int) -> Trail | None:
         """The compute of the contribution at an index, if it has earned any."""
@@ -288,7 +298,10 @@ class History:
 
     @property
     def _status(self) -> str:
-        return f"(CASE WHEN c.settled < {self.size} THEN c.status ELSE {PENDING} END)"
+        return (
+            f"(CASE WHEN c.taken >= 0 AND c.taken < {self.size} THEN {INVALIDATED}"
+            f" WHEN c.settled < {self.size} THEN c.status ELSE {PENDING} END)"
+        )
 
     def _credits(
         self, where: str, values: Sequence[object], order: str = " ORDER BY c.number"
@@ -301,16 +314,19 @@ class History:
     def _trail(
         self, number: int, source: str, kind: int, account: str, node: str, *rest: int
     ) -> Trail:
-        round, units, rate, work, granted, due, settled, status, tokens = rest
+        round, units, rate, work, granted, due, settled, status, taken, tokens = rest
         work_kind = KINDS_OF_WORK[kind]
         if rate != self.state.founded.rates[work_kind] or tokens not in (None, units):
             raise _contradiction(f"the credit for entry {work}")
         credit = Credit(number, source, work_kind, account, node, round, units, rate, work)
         if settled >= self.size:
             settled, status = NONE, PENDING
+        vested_by = settled if status == VESTED else NONE
+        if NONE < taken < self.size:
+            settled, status = taken, INVALIDATED
         item = self.state.pending.get(source)
         lapses = item.lapses if item is not None and item.disputed_by else 0
-        return Trail(credit, granted, due, lapses, CREDIT_STATES[status], settled)
+        return Trail(credit, granted, due, lapses, CREDIT_STATES[status], settled, vested_by)
 
     # --- accounts and nodes -----------------------------------------------------------------------
 
@@ -420,6 +436,14 @@ class History:
                 trail.accused.setdefault(body.slice, []).append((index, body))
             case entries.StateAgreed():
                 trail.agreed, trail.agreeing = (index, body), did.notes["agreeing"]
+                trail.undone = self._undone(body.round, index)
+
+    def _undone(self, state: int, agreed: int) -> int:
+        """The entry by which the run went back behind a state; -1 when it has not."""
+        back = self.chosen(kind=entries.RolledBack.KIND, since=agreed)[::-1]
+        counted = ((did.index, self.entry(did.index).body) for did in back if not did.reason)
+        found = (i for i, body in counted if getattr(body, "state", state) < state)
+        return next(found, NONE)
 
     def _bound(self, members: Sequence[str], at: int) -> tuple[dict[str, str], dict[str, int]]:
         """Whose each of these nodes was before the entry at an index, and by which entry."""
@@ -479,13 +503,17 @@ def _by_attempt(dids: Iterable[Did]) -> list[tuple[list[Did], int]]:
 
 # Said twice, so that SQLite sees that an index of a part of the rows will do.
 _SETTLED, _ROUND = "c.settled >= 0 AND c.settled = ?", "round >= 0 AND round = ?"
-_MOVES = ("granted", "settled")
+_TAKEN = "c.taken >= 0 AND c.taken = ?"
+_MOVES = ("granted", "settled", "taken")
 _MENTIONS = (
     "SELECT idx FROM mentions WHERE name IN"
     " (SELECT id FROM names WHERE name IN (SELECT value FROM json_each(?)))"
 )
 _NAME = "(SELECT id FROM names WHERE name = ?)"
-_HARMLESS = (entries.reasons.NOT_AGREED, entries.reasons.FALSE_ACCUSATION)
+_HARMLESS = (
+    *(entries.reasons.NOT_AGREED, entries.reasons.FALSE_ACCUSATION, entries.reasons.FALSE_CHECK),
+    *(entries.reasons.ROLLED_BACK, entries.reasons.SIGNED_WRONG),
+)
 
 
 def _contradiction(what: str) -> CheckFailed:

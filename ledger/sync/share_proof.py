@@ -1,10 +1,11 @@
 """One account's share without the history: a signed credit root, and the pages below it.
 
-An agreed state names the root, or the closing of the run. What it rests on: the coordinator signed
-the tree head and the entry; of a state, the nodes that computed it signed its credit root too (they
-refuse another than that of their own fold). What it does not show: that these and the keys that
-cosigned the head are of nodes of the run, that the fold counted this entry, that most of the
-accepted nodes signed it, and that there is no newer one. Whoever replays the ledger knows that.
+An agreed state names the root, the closing of the run, or going back to a state. What it rests on:
+the coordinator signed the tree head and the entry; of a state, the nodes that computed it signed
+its credit root too (they refuse another than that of their own fold). What it does not show: that
+these and the keys that cosigned the head are of nodes of the run, that the fold counted this entry,
+that most of the accepted nodes signed it, and that there is no newer one. Whoever replays the
+ledger knows that.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 
 from artel.ledger.entries.credit_map import CreditMap, Credits, look_up
 from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.entries.kinds.rolled_back import RolledBack
 from artel.ledger.entries.kinds.run_closed import RunClosed
 from artel.ledger.entries.kinds.state_agreed import StateAgreed
 from artel.ledger.store import finality
@@ -33,7 +35,7 @@ from artel.protocol.errors import CheckFailed, DecodeError
 class SignedRoot:
     """An entry that names a credit root, proven to be in a signed tree."""
 
-    body: StateAgreed | RunClosed
+    body: StateAgreed | RunClosed | RolledBack
     proven: Proven
     leaf: bytes
 
@@ -43,8 +45,14 @@ class SignedRoot:
         return self.body.closing if isinstance(self.body, RunClosed) else 0
 
     @property
+    def round(self) -> int:
+        """The newest round whose state the run had then; -1 when it went back to the first one."""
+        named = self.body.state if isinstance(self.body, RolledBack) else self.body.round
+        return named - 1
+
+    @property
     def nodes(self) -> int:
-        """How many nodes signed it; 0 of a closing, which is the coordinator's alone."""
+        """How many nodes signed it; 0 of a closing and of going back: the coordinator's alone."""
         genesis, entry = self.proven.genesis, self.proven.entry
         assert genesis is not None
         assert entry is not None
@@ -93,13 +101,18 @@ def read_root(data: bytes, run: str = "") -> SignedRoot:
         raise CheckFailed(f"{CREDIT_PATH} is not a proof with its entry") from None
     proven = offline.verify(proof, leaf, run=run)
     entry, genesis = proven.entry, proven.genesis
-    if entry is None or genesis is None or not isinstance(entry.body, StateAgreed | RunClosed):
-        raise CheckFailed(f"{CREDIT_PATH} does not show a state or the closing of a run")
+    body = entry.body if entry is not None else None
+    if (
+        entry is None
+        or genesis is None
+        or not isinstance(body, StateAgreed | RunClosed | RolledBack)
+    ):
+        raise CheckFailed(f"{CREDIT_PATH} does not show an entry that names a credit root")
     by_coordinator = entry.signers and set(entry.envelope.signers) & set(genesis.coordinators)
-    if entry.body.run != genesis.run or not by_coordinator:
+    if body.run != genesis.run or not by_coordinator:
         raise CheckFailed(f"the entry in {CREDIT_PATH} is not signed by the run's coordinator")
-    found = SignedRoot(entry.body, proven, leaf)
-    if not found.closing and not found.nodes:
+    found = SignedRoot(body, proven, leaf)
+    if isinstance(body, StateAgreed) and not found.nodes:
         raise CheckFailed(f"the state in {CREDIT_PATH} is signed by no node")
     return found
 

@@ -223,6 +223,8 @@ def parsers() -> list[Parser]:
         *world.verdicts(world.members[0], digest("contribution")),
         world.ruling(digest("contribution"), "soft", world.organiser),
         world.run_closed(2, credits=digest("credits")),
+        world.state_wrong(world.members[0], 1),
+        world.jury_answer(world.members[1], world.state_wrong(world.members[0], 1), digest("x")),
         world.rotated(owner, key("new"), owner),
     ]
     leaves = tuple(envelope.encode() for envelope in facts)

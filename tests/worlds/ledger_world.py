@@ -12,7 +12,9 @@ from typing import Any
 
 from artel.ledger import entries
 from artel.ledger.entries import evidence
+from artel.ledger.entries.anchors import anchor_of
 from artel.ledger.entries.genesis import read_genesis
+from artel.ledger.entries.kinds.jury_answer import charged
 from artel.ledger.fold.shares import FoldState, Outcome, apply, fold, shares
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.tlog.checkpoint import Checkpoint, origin_of, sign_checkpoint
@@ -91,8 +93,8 @@ def manifest(
 class Rooted(Envelope):
     """An entry whose credit root is not known yet: it follows from what comes before.
 
-    ``by`` sign what :func:`complete` makes of it: an agreed state with the votes of ``nodes``, or
-    the closing of the run.
+    ``by`` sign what :func:`complete` makes of it: an agreed state with the votes of ``nodes``, the
+    closing of the run, or the going back to a state.
     """
 
     by: tuple[Identity, ...] = ()
@@ -135,6 +137,15 @@ def rooted(envelope: Rooted, state: FoldState) -> Envelope:
     if "closing" in said:
         credits = entries.credits_after(state, said["closing"]).root
         made = entries.run_closed(envelope.by[0], **said, credits=credits)
+        return forged(made, *envelope.by)
+    if "charge" in said:
+        wrong = charged(state, said["charge"])
+        credits = (
+            entries.credits_back(state, said["state"], wrong).root
+            if anchor_of(state, said["state"]) is not None and 0 <= said["state"] < wrong
+            else digest("none")
+        )
+        made = entries.rolled_back(envelope.by[0], **said, credits=credits)
         return forged(made, *envelope.by)
     known = {"credits": digest("none"), "attempt": 0}
     if state.attempt is not None:
@@ -408,6 +419,25 @@ class World:
             slice=slice,
             blob=blob or digest(f"right slice {round} {slice}"),
         )
+
+    def state_wrong(
+        self, member: Identity, number: int, root: str = "", recorded: str = "", attempt: int = 0
+    ) -> Envelope:
+        """A member says that the state with this number is wrong."""
+        recorded, root = recorded or digest(f"state {number}"), root or digest(f"right {number}")
+        fields = {"state": number, "attempt": attempt, "recorded": recorded, "root": root}
+        return entries.state_wrong(member, self.run, **fields)
+
+    def jury_answer(self, member: Identity, charge: Envelope, root: str) -> Envelope:
+        """A member computed the state that ``charge`` calls wrong."""
+        name = entries.entry_id(charge.encode())
+        return entries.jury_answer(member, self.run, charge=name, root=root)
+
+    def rolled_back(self, charge: Envelope, number: int, root: str = "") -> Envelope:
+        """The run goes back to the state with this number; the credit root follows."""
+        fields = {"run": self.run, "charge": entries.entry_id(charge.encode()), "state": number}
+        body = canonical.dumps(fields | {"root": root or digest(f"state {number}")})
+        return Rooted(entries.ENTRY_TYPE, body, (), by=(self.coordinator,))
 
     def until_closed(self, round: int) -> list[Envelope]:
         """A round in which everything goes well, up to its closing."""

@@ -21,6 +21,7 @@ from artel.ledger.entries.body import (
     signed,
 )
 from artel.ledger.entries.fold_state import Attempt, Effect, FoldState, LeftOut, Outcome
+from artel.ledger.entries.kinds.state_wrong import wait_for_jury
 from artel.ledger.entries.story import Fact, Story, assigned, belonged, outcome_of, steps_of
 from artel.ledger.entries.words import plural
 from artel.protocol.dsse import Envelope
@@ -62,6 +63,10 @@ class RoundOpened(AttemptBody):
         again = previous is not None and previous.round == self.round
         if previous is not None and again and self.attempt <= previous.attempt:
             return reasons.OUT_OF_ORDER
+        if self.attempt < state.begun.get(self.round, 0):
+            return reasons.OUT_OF_ORDER
+        if any(charge.proven for charge in state.charges.values()):
+            return reasons.PROVEN_WRONG
         if self.base != state.states[-1]:
             return WRONG_STATE
         if not all(peer in state.nodes for peer in self.members):
@@ -76,6 +81,7 @@ class RoundOpened(AttemptBody):
             state.attempt = Attempt(self.round, self.attempt, accounts, steps)
             state.cursor, state.steps = self.cursor, sum(self.steps)
             tails = {peer: state.tails[peer] for peer in self.members if peer in state.tails}
+            wait_for_jury(state)
             notes = {"tails": tails} if tails else {}
             return Outcome("recorded", left_out=left_out, notes=notes)
 

@@ -15,6 +15,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from artel.ledger.entries import audits, lot, reasons
+from artel.ledger.entries.anchors import remember
 from artel.ledger.entries.body import (
     LISTED,
     MAX_MEMBERS,
@@ -113,8 +114,9 @@ class StateAgreed(Body):
             state.standing.fade(state.round, state.founded.trust.standing_rounds)
             told, lost = audits.begin(state, attempt, before)
             vested = vest_due(state, state.round)
+            remember(state, attempt, self.signatures)
             notes = {"agreeing": len(agreeing)} | told
-            return Outcome("credited", "", granted, vested, lost, left_out, notes=notes)
+            return Outcome("credited", "", granted, vested, lost, left_out=left_out, notes=notes)
 
         return effect
 

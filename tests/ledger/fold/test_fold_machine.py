@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cache
+from random import Random
 from typing import Any
 
 import pytest
@@ -20,16 +22,18 @@ from hypothesis.stateful import (
 
 from artel.ledger import entries
 from artel.ledger.entries import Entry, decode, reasons, recovery_digest
+from artel.ledger.entries.anchors import anchor_of
 from artel.ledger.entries.fold_state import Attempt
 from artel.ledger.entries.kinds.dispute import MAX_OPEN_DISPUTES
 from artel.ledger.fold.explain import explain
 from artel.ledger.fold.history import read
 from artel.ledger.fold.shares import SHARE_SCALE, FoldState, Outcome, apply, check, fold, shares
+from artel.protocol import canonical
 from artel.protocol.assignment import checker
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import DecodeError
 from artel.protocol.identity import Identity
-from ledger_world import World, complete, digest, forged, key, require_same
+from ledger_world import Rooted, World, complete, digest, forged, key, require_same
 from log_world import Log
 
 PEOPLE = 5
@@ -161,6 +165,7 @@ class FoldMachine(RuleBasedStateMachine):
         state, world, attempt = self.state, self.world, self.state.attempt
         if attempt is None or attempt.phase == "failed":
             again = 0 if attempt is None or attempt.round != state.round else attempt.attempt + 1
+            again = max(again, state.begun.get(state.round, 0))
             members = (not number % 4 and subset(state.nodes, number)) or list(state.nodes)
             self.add(world.opened(state.round, again, steps=self.steps(members, number)))
         elif attempt.phase == "training":
@@ -304,6 +309,70 @@ class FoldMachine(RuleBasedStateMachine):
                 self.state.credit_map(),
                 self.state.size,
             )
+
+    @precondition(lambda self: self.state.round > 0 or len(self.log) % 5 == 0)
+    @rule(number=some, back=st.integers(0, 2), right=st.sampled_from(["right", "other", ""]))
+    def state_is_called_wrong(self, number: int, back: int, right: str) -> None:
+        wrong = max(1, self.state.round - back + (number % 16 == 5))
+        recorded = self.state.states[wrong] if wrong <= self.state.round else digest("none")
+        members = self.earners() if number % 8 else self.world.members
+        root = digest(right) if right else recorded
+        anchor = anchor_of(self.state, wrong)
+        made = anchor.attempt if anchor is not None else 0
+        self.add(self.world.state_wrong(pick(members, number), wrong, root, recorded, made))
+
+    def earners(self) -> list[Identity]:
+        """Nodes whose account has credit, if there are any."""
+        state = self.state
+        found = [NODES[peer] for peer, name in state.nodes.items() if state.credit(name)]
+        return found or self.world.members
+
+    @precondition(lambda self: self.state.round > 0)
+    @rule(number=some, back=st.integers(0, 2), further=st.sampled_from([0, 0, 0, 1, 2]))
+    def wrong_state_is_undone(self, number: int, back: int, further: int) -> None:
+        """From the accusation to going back, where the ledger allows it."""
+        self.state_is_called_wrong(number, back, "right")
+        if self.state.charges:
+            self.jury_answers(7, "right")
+        if self.state.charges:
+            self.run_goes_back(number, further)
+
+    @precondition(lambda self: self.state.charges)
+    @rule(number=some, truth=st.sampled_from(["right", "right", "recorded"]))
+    def jury_answers(self, number: int, truth: str) -> None:
+        """Mostly all that are asked, and the same; or one, or one who was not drawn."""
+        state, (wrong, charge) = self.state, pick(self.state.charges.items(), number)
+        names = charge.jury if number % 4 else list(state.accounts)
+        roots = {"right": digest("right"), "recorded": state.states[wrong]}
+        for name in names if number % 8 > 2 else names[:1]:
+            nodes = state.nodes_of(name)
+            root = roots[truth] if number % 16 != 11 else digest(f"{truth} {name}")
+            for peer in nodes[:1]:
+                fields = {"charge": charge.entry, "root": root}
+                self.add(entries.jury_answer(NODES[peer], self.world.run, **fields))
+
+    @precondition(lambda self: self.state.charges)
+    @rule(number=some, further=st.sampled_from([0, 0, 0, 1, 2, -1]))
+    def run_goes_back(self, number: int, further: int) -> None:
+        state = self.state
+        wrong, charge = pick(state.charges.items(), number)
+        to = max(0, wrong - 1 - further)
+        before = state.total_vested
+        body = {"run": self.world.run, "charge": charge.entry, "state": to}
+        body["root"] = state.states[min(to, state.round)]
+        made = Rooted(entries.ENTRY_TYPE, canonical.dumps(body), (), by=(self.world.coordinator,))
+        outcome = self.add(made)
+        if outcome.status == "ignored":
+            assert further < 0 or not charge.proven or state.closed or len(state.charges) > 1
+            return
+        for credit in outcome.taken:
+            self.floor[credit.account] -= credit.amount
+        assert before - state.total_vested == sum(credit.amount for credit in outcome.taken)
+        assert (state.round, state.attempt, state.rooted_by) == (to, None, state.size - 1)
+        assert state.rooted == state.credit_map()
+        rounds = [item.credit.round for item in state.pending.values()]
+        kinds = [item.credit.kind for item in state.pending.values()]
+        assert all(r < to for r, kind in zip(rounds, kinds, strict=True) if kind != "witness")
 
     # --- people -----------------------------------------------------------------------------------
 
@@ -468,7 +537,7 @@ class FoldMachine(RuleBasedStateMachine):
             numbers = [value for value in vars(account).values() if isinstance(value, int)]
             assert min((*numbers, *account.units.values())) >= 0
             assert not (account.barred and account.pending)
-            # Nothing but the owner's own transfer takes vested credit away.
+            # Nothing but the owner's own transfer, and going back, takes vested credit away.
             kept = account.vested + account.sent - account.received
             assert kept >= self.floor.get(name, 0)
             self.floor[name] = kept
@@ -511,7 +580,7 @@ class FoldMachine(RuleBasedStateMachine):
         work = state.work
         # In so many agreed rounds nobody can have made more steps than all of them assign.
         for peer, tokens in self.paid.items():
-            assert tokens <= work.tokens(work.most) * state.round, peer
+            assert tokens <= work.tokens(work.most) * state.kinds.get("state_agreed", 0), peer
             assert tokens % work.tokens(1) == 0
         attempt = state.attempt
         for slice, accuser in attempt.wrong.items() if attempt is not None else ():
@@ -563,7 +632,7 @@ class FoldMachine(RuleBasedStateMachine):
         for trails, credits in (
             (told.granted, did.granted),
             (told.settled("vested"), did.vested),
-            (told.settled("invalidated"), did.invalidated),
+            (told.settled("invalidated"), (*did.invalidated, *did.taken)),
         ):
             amounts = sum(trail.credit.amount for trail in trails)
             assert amounts == sum(credit.amount for credit in credits)
@@ -596,3 +665,40 @@ def test_no_history_breaks_the_accounts() -> None:
 @pytest.mark.timeout(1800)
 def test_no_long_history_breaks_the_accounts() -> None:
     run(examples=2000, steps=80, fixed=False)
+
+
+def test_no_history_with_going_back_breaks_the_accounts() -> None:
+    """The same machine, by walks in which states are proven wrong often."""
+    assert sum(walked(seed) for seed in range(6)) > 12
+
+
+def walked(seed: int) -> int:
+    """One walk; how often the run went back in it."""
+    chance, machine = Random(seed), FoldMachine()
+    rules = {"wait": seed % 4, "transfers": True, "contributed": seed % 2 == 0}
+    rules |= {"topology": "auto", "uneven": seed % 3 > 0, "span": (0, 1, 3)[seed % 3]}
+    machine.begin(**rules)
+    walk: list[Callable[[int], None]] = [
+        *(machine.on_with_the_round, machine.attempt_fails, machine.work_is_disputed),
+        *(machine.any_entry_is_played_back, machine.account_appears),
+        lambda number: machine.tree_head_is_witnessed(number, 1),
+        lambda number: machine.node_moves(number, 2),
+        lambda number: machine.arbiter_rules(number, "soft"),
+        lambda number: machine.state_is_called_wrong(number, 0, "right"),
+        lambda number: machine.state.charges and machine.jury_answers(number, "recorded"),
+        lambda number: machine.state.total_vested and machine.credit_is_given(number, 1, 8),
+    ]
+    for turn in range(40):
+        number = chance.getrandbits(30)
+        if turn % 4 == 0 and machine.state.round < TOTAL:
+            machine.whole_rounds(32 * number, 2)
+        elif turn % 4 == 3 and machine.state.round:
+            machine.wrong_state_is_undone(16 * number + 1, number % 3, number % 2)
+        else:
+            chance.choice(walk)(number)
+        for name, method in vars(FoldMachine).items():
+            if hasattr(method, "hypothesis_stateful_invariant"):
+                getattr(machine, name)()
+    machine.folding_in_two_parts_is_folding_once(seed)
+    machine.teardown()
+    return [entry.kind for entry in machine.counted].count("rolled_back")

@@ -1,0 +1,119 @@
+"""``jury_answer``: one of the jury has computed a state that was called wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+from artel.ledger.entries import reasons
+from artel.ledger.entries.body import Body, Digest, Entry, PeerId, signed
+from artel.ledger.entries.fold_state import Charge, Effect, FoldState, LeftOut, Outcome, key_of
+from artel.ledger.entries.kinds.state_wrong import AGREEING, asked, place_of
+from artel.ledger.entries.story import Fact, Story
+from artel.ledger.entries.words import short_key
+from artel.protocol.dsse import Envelope
+from artel.protocol.identity import Identity, short_peer
+
+
+class JuryAnswer(Body):
+    """A node whose account was drawn has computed the state that the entry ``charge`` calls wrong,
+    and got ``root``; signed by it."""
+
+    KIND: ClassVar = "jury_answer"
+    TITLE: ClassVar = "Answer of the jury"
+    kind: Literal["jury_answer"] = "jury_answer"
+    charge: Digest
+    node: PeerId
+    root: Digest
+
+    def rule(self, state: FoldState, entry: Entry) -> str | Effect:
+        if entry.signers != {key_of(self.node)}:
+            return reasons.WRONG_SIGNERS
+        number = charged(state, self.charge)
+        charge = state.charges.get(number)
+        if charge is None or charge.proven:
+            return reasons.NOT_ACCUSED
+        name = state.account_of(self.node)
+        if name not in asked(state, charge):
+            return reasons.NOT_DRAWN
+        if name in charge.said:
+            return reasons.DUPLICATE
+        if state.accounts[name].barred:
+            return reasons.BARRED
+
+        def effect() -> Outcome:
+            said = charge.said | {name: (self.node, self.root)}
+            known = replace(charge, said=said)
+            state.charges[number] = known
+            agreeing = Counter(root for _, root in said.values())[self.root]
+            recorded = state.states[number]
+            notes = {"charge": charge.index, "recorded": recorded, "agreeing": agreeing}
+            left_out = self._settled(state, number, known) if agreeing >= AGREEING else ()
+            return Outcome("recorded", left_out=left_out, notes=notes)
+
+        return effect
+
+    def place(self, state: FoldState) -> tuple[int, int]:
+        return place_of(state, charged(state, self.charge))
+
+    def concerns(self, state: FoldState) -> set[str]:
+        return {state.account_of(self.node)} & state.accounts.keys()
+
+    def _settled(self, state: FoldState, number: int, charge: Charge) -> tuple[LeftOut, ...]:
+        """Enough have this root: who said another one loses its standing."""
+        false = [
+            (node, name, reasons.FALSE_CHECK)
+            for name, (node, root) in sorted(charge.said.items())
+            if root != self.root
+        ]
+        place = place_of(state, number)
+        if self.root == state.states[number]:
+            del state.charges[number]
+            false.append((charge.node, charge.account, reasons.FALSE_ACCUSATION))
+            silent = state.round + state.founded.trust.standing_rounds
+            state.changing(charge.account).silenced = silent
+        else:
+            state.charges[number] = replace(charge, proven=self.root)
+        for _, name, _ in false:
+            state.standing.forfeit(name)
+        return state.leave_out(tuple(LeftOut(*place, *one) for one in false))
+
+    def says(self) -> str:
+        node, charge = short_peer(self.node), short_key(self.charge)
+        return f"node {node} computed the state of charge {charge}: {short_key(self.root)}"
+
+    def explain(self, story: Story) -> Iterator[Fact]:
+        notes = story.outcome.notes
+        charge, right = notes["charge"], notes["recorded"] == self.root
+        yield Fact(f"its account was drawn when entry {charge} called the state wrong", (charge,))
+        yield Fact(f"what it computed is {'the recorded root' if right else 'another root'}")
+        if notes["agreeing"] < AGREEING:
+            return
+        yield Fact(
+            f"{AGREEING} of those drawn have computed it: "
+            + (
+                "the state is right; whoever called it wrong loses its standing, and can call no "
+                "state wrong for a while (trust.standing_rounds)"
+                if right
+                else "the state is wrong; no round begins until the run has gone back"
+            )
+        )
+        for item in story.outcome.left_out:
+            yield Fact(f"node {short_peer(item.node)}: {reasons.explain(item.reason)}")
+
+
+def charged(state: FoldState, entry: str) -> int:
+    """Number of the state that this entry calls wrong, while that is not settled; else -1."""
+    found = (number for number, charge in state.charges.items() if charge.entry == entry)
+    return next(found, -1)
+
+
+def jury_answer(node: Identity, run: str, *, charge: str, root: str) -> Envelope:
+    """The node, whose account was drawn, computed ``root``.
+
+    :param charge: id of the entry that calls the state wrong
+    """
+    body = {"run": run, "node": node.peer_id, "charge": charge, "root": root}
+    return signed(JuryAnswer, body, node)
