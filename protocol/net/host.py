@@ -315,6 +315,7 @@ class Host:
         if handler is None or slot is None:
             sock.close()
             return
+        stream.stranger = not slot.member
         task = asyncio.current_task()
         assert task is not None
         self._answering.add(task)

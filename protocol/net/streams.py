@@ -79,6 +79,8 @@ class Stream:
     ) -> None:
         self.peer, self.up, self.down = peer, 0, 0
         self.network = ""
+        self.stranger = False
+        """Whether a peer that is no member opened it; what it takes in bulk then comes last."""
         self._sock, self._kind, self._traffic, self._uplink = sock, kind, traffic, uplink
         self._content = content
         self._loop = asyncio.get_running_loop()
@@ -146,7 +148,7 @@ class Stream:
         step = len(view) if self._uplink.rate is None or small else PIECE_BYTES
         for start in range(0, len(view), max(step, 1)):
             piece = view[start : start + step]
-            await self._uplink.take(len(piece), small=small)
+            await self._uplink.take(len(piece), small=small, stranger=self.stranger)
 
             def send(sent: int, piece: memoryview = piece) -> int:
                 return self._sock.send(piece[sent:])
@@ -161,7 +163,7 @@ class Stream:
         step = _AT_ONCE if self._uplink.rate is None else PIECE_BYTES
         for start in range(offset, offset + count, step):
             length = min(step, offset + count - start)
-            await self._uplink.take(length)
+            await self._uplink.take(length, stranger=self.stranger)
 
             def send(sent: int, start: int = start, length: int = length) -> int:
                 moved = os.sendfile(self._sock.fileno(), descriptor, start + sent, length - sent)

@@ -2,7 +2,8 @@
 
 A stream asks for one piece at a time, and pieces are let through in the order in which they were
 asked for; so streams share the uplink evenly however much each has to send. Small messages go
-before bulk: a heartbeat does not wait behind a model.
+before bulk: a heartbeat does not wait behind a model. Bulk for strangers goes behind that for
+members, or a few peer ids that cost nothing would take what a round waits for.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Callable
 
 PIECE_BYTES = 16 * 1024
 """What a stream may write at once under a cap; at 100 kB/s the others wait 0.16 s for it."""
+STRANGERS_SHARE = 8
+"""While members wait, one piece of so many is a stranger's."""
 BURST_S = 0.1
 """What an idle uplink may save up, in seconds at its rate."""
 
@@ -36,21 +39,26 @@ class Uplink:
         self._then = clock()
         self._small: deque[tuple[asyncio.Future[None], int]] = deque()
         self._bulk: deque[tuple[asyncio.Future[None], int]] = deque()
+        self._strangers: deque[tuple[asyncio.Future[None], int]] = deque()
+        self._passed = 0  # pieces for members since a stranger had one
         self._timer: asyncio.TimerHandle | None = None
 
-    async def take(self, count: int, *, small: bool = False) -> None:
+    async def take(self, count: int, *, small: bool = False, stranger: bool = False) -> None:
         """Wait until ``count`` bytes may be written.
 
         :param small: a message: it goes before all bulk
+        :param stranger: bulk for somebody who is no member of the run
         """
         if self.rate is None:
             return
         self._refill(self.rate)
-        if self._tokens > 0 and not self._small and (small or not self._bulk):
+        mine = self._small if small else self._strangers if stranger else self._bulk
+        waits = self._small or mine or (stranger and self._bulk)
+        if self._tokens > 0 and not waits:
             self._tokens -= count
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        (self._small if small else self._bulk).append((turn, count))
+        mine.append((turn, count))
         if self._timer is None:
             self._wait(self.rate)
         await turn
@@ -69,10 +77,19 @@ class Uplink:
         assert self.rate is not None
         self._timer = None
         self._refill(self.rate)
-        while (queue := self._small or self._bulk) and self._tokens > 0:
+        while self._tokens > 0 and (queue := self._next()):
             turn, count = queue.popleft()
             if not turn.done():  # its stream may be gone
                 self._tokens -= count
                 turn.set_result(None)
-        if self._small or self._bulk:
+        if self._small or self._bulk or self._strangers:
             self._wait(self.rate)
+
+    def _next(self) -> deque[tuple[asyncio.Future[None], int]]:
+        """The queue whose turn it is."""
+        theirs = self._strangers and self._passed >= STRANGERS_SHARE - 1
+        if self._small or (self._bulk and not theirs):
+            self._passed += not self._small
+            return self._small or self._bulk
+        self._passed = 0
+        return self._strangers

@@ -7,6 +7,7 @@ import contextlib
 import random
 import time
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -141,6 +142,45 @@ async def test_streams_share_the_uplink_evenly() -> None:
     assert max(moved) < 1.3 * min(moved)
     assert 0.5 < sum(moved) / (2e6 * seconds) < 1.06  # a busy machine lets some of it pass unused
     await uplink.take(10, small=True)  # those that are gone hold nobody up
+
+
+async def test_strangers_take_an_eighth_of_an_uplink_that_members_want() -> None:
+    uplink, moved = Uplink(2e6), Counter[bool]()
+
+    async def send(stranger: bool) -> None:
+        while True:
+            await uplink.take(16_384, stranger=stranger)
+            moved[stranger] += 1
+
+    strangers = [asyncio.create_task(send(True)) for _ in range(60)]
+    await asyncio.sleep(0.3)
+    assert moved[True] > 5
+    moved.clear()
+    members = [asyncio.create_task(send(False)) for _ in range(16)]  # more than fit in a burst
+    await asyncio.sleep(1)
+    for task in (*members, *strangers):
+        task.cancel()
+    assert moved[False] / 9 < moved[True] < moved[False] / 5, "who only reads is not starved"
+
+
+async def test_what_strangers_fetch_comes_behind_what_members_do(peers: list[Holder]) -> None:
+    us, one, other, *_ = peers
+    current = ""
+    seen: list[tuple[str, bool]] = []
+
+    class Watched(Uplink):
+        async def take(self, count: int, *, small: bool = False, stranger: bool = False) -> None:
+            seen.append((current, stranger))
+            await super().take(count, small=small, stranger=stranger)
+
+    one.host.uplink = Watched(50e6)
+    one.host.admit(lambda peer: peer == us.peer)
+    blob = one.store.put(made(5, CHUNK))
+    for holder in (us, other):
+        current = holder.peer
+        await fetch(holder, blob, one, size=CHUNK)
+    one.host.admit(lambda peer: False)
+    assert set(seen) == {(us.peer, False), (other.peer, True)}
 
 
 async def test_no_cap_costs_nothing() -> None:
