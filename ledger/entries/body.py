@@ -48,6 +48,8 @@ Count = Annotated[int, Field(ge=0, lt=1 << 53)]
 Positive = Annotated[int, Field(ge=1, lt=1 << 53)]
 Signature = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")]
 ReasonCode = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+Hardware = Annotated[str, StringConstraints(pattern=r"^[ -~]{0,64}$")]
+"""A class of machines (:func:`node.trainer.machine.hardware`), or empty."""
 SliceNumber = Annotated[int, Field(ge=0, lt=MAX_SLICES)]
 
 

@@ -59,7 +59,8 @@ _WORDS = b"".join(
         b'{"attempt":0,"commitments":{\x03:\x01,\x03:\x01,\x03:\x01},"kind":"round_committed","round":',
         b'{"attempt":0,"base":\x01,"cursor":100,"kind":"round_opened","members":[\x03,\x03,\x03],',
         b'"round":1,"run":\x01,"steps":[40,40,40]}{"kind":"state_agreed","root":\x01,"round":1,',
-        b'"run":\x01,"wrong":[]}{"attempt":0,"base":\x01,"blob":\x01,"down":10000000,"head":40,',
+        b'"run":\x01,"wrong":[]}{"attempt":0,"base":\x01,"blob":\x01,"chain":\x01,"down":10000000,',
+        b'"hardware":"x86_64-genuineintel/avx512/fp32/t2/torch2.13","head":40,',
         b'"kind":"contribution","node":\x05,"round":1,"run":\x01,"salt":\x01,"size":500000,"span":0,"tail":0,',
         b'"tokens":20480,"up":1000000}',
     )

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from artel.node.trainer import exchange
+from artel.node.trainer import exchange, step_chain
 from artel.node.trainer.agreed import Change
 from artel.node.trainer.channel import TrainerError
-from artel.node.trainer.data import Windows
+from artel.node.trainer.data import Batch, Windows
 from artel.node.trainer.inner import Inner, training_seed
 from artel.node.trainer.orders import Window
 from artel.node.trainer.schedule import learning_rate, position
@@ -48,6 +48,8 @@ class Course:
     inner: Inner
     feedback: Feedback | None
     """Only with a sparse codec."""
+    fingerprints: list[torch.Tensor] = field(default_factory=list, init=False)
+    """Of the steps since the last contribution, or in it (:mod:`node.trainer.step_chain`)."""
     _weights: Vector | None = field(default=None, init=False)
     """Memory for the weights at which the last pseudo-gradient was formed, (N,)."""
 
@@ -82,13 +84,18 @@ class Course:
             for part, payload, kept in zip(sent.parts, sent.payloads, change.kept, strict=True):
                 self.feedback.put_back(part, payload, kept)
 
-    def begin_head(self, round: int, node: str) -> None:
-        """What is random in the head of a round is fixed from here on."""
+    def begin_head(self, round: int, node: str, tail: Sequence[torch.Tensor]) -> None:
+        """What is random in the head of a round is fixed from here on.
+
+        :param tail: fingerprints of the steps of a tail that are in the weights
+        """
+        self.fingerprints = list(tail)
         self._seed(round, node, tail=False)
 
     def begin_tail(self, round: int, node: str) -> Vector:
         """The same for its tail; the weights of now, (N,), are those that were sent: returned."""
         self._weights = self.inner.read(self._weights)
+        self.fingerprints = []
         self._seed(round, node, tail=True)
         return self._weights
 
@@ -112,10 +119,16 @@ class Course:
                 "bad_request",
                 f"{len(numbers)} steps take {len(numbers) * size} windows, {len(data)} were given",
             )
-        return (
-            self.inner.step(batch, learning_rate(config, position(config, round, number, steps)))
-            for number, batch in zip(numbers, data.batches(size), strict=True)
-        )
+        chosen = step_chain.places(config.run.seed, round, self.layout.parameters)
+        places = torch.from_numpy(chosen).to(self.inner.device)
+
+        def step(number: int, batch: Batch) -> torch.Tensor:
+            rate = learning_rate(config, position(config, round, number, steps))
+            loss = self.inner.step(batch, rate)
+            self.fingerprints.append(self.inner.fingerprint(loss, places))
+            return loss
+
+        return (step(*each) for each in zip(numbers, data.batches(size), strict=True))
 
     def send(self, round: int, node: str, base: State, slices: int) -> Sent:
         """Form and encode the pseudo-gradient of a round's fragment; the feedback changes.

@@ -87,7 +87,9 @@ class Inner:
         # Weights stay fp32; only activations are narrower, and only where the hardware likes it.
         width = int(getattr(module.config, "hidden_size", 0) or 0)
         self.bf16 = machine.autocast(settings.precision, device, width)
+        self.hardware = machine.hardware(device, self.bf16)
         self._clip = settings.clip
+        self._norm = torch.zeros((), device=self.device)
         objective.without_memory(module)
         for parameter in module.parameters():
             parameter.data = torch.empty(0)
@@ -155,13 +157,21 @@ class Inner:
         whole = loss if auxiliary is None else loss + self._balance * auxiliary
         whole.backward()  # type: ignore[no-untyped-call]
         if self._clip > 0:
-            torch.nn.utils.clip_grad_norm_(self._parameters, self._clip)
+            self._norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip)
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr * group["ratio"]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return loss.detach()
+
+    def fingerprint(self, loss: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """What :mod:`node.trainer.step_chain` keeps of the last step, (2 + P,) on the device.
+
+        :param loss: what the step gave
+        :param places: of weights, (P,) on the device
+        """
+        return torch.cat((torch.stack((loss, self._norm)), self._flat[places]))
 
     def loss_sum(self, params: Vector, batches: Iterable[Batch]) -> float:
         """Loss in nats of the model at ``params``, (N,), summed over the targets of all windows.

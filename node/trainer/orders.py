@@ -90,6 +90,10 @@ class Trained:
     """In a sharded round the blobs that the index lists, in order."""
     size: int
     """Bytes of all of them."""
+    fingerprints: Path
+    """Of its steps (:mod:`node.trainer.step_chain`)."""
+    hardware: str
+    """The class of what computed it (:func:`node.trainer.machine.hardware`)."""
     payload: str
     """What its numbers are known by (:func:`protocol.exchange.pseudogradient.payload_digest`)."""
     loss: float
@@ -138,6 +142,9 @@ class Compared:
     overlap: float | None
     """With a sparse codec: the part of the elements that both send of those that the contribution
     sends."""
+    first_different: int | None = None
+    """The first of its steps, of a tail's and then the head's, from 0, whose fingerprint differs
+    (:mod:`node.trainer.step_chain`); None when none does, or they are not here."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +155,8 @@ class Replayed:
     """Inner steps to go; at 0 it is over, and its memory is free."""
     compared: tuple[Compared, ...]
     """The contributions reached so far, in order."""
+    hardware: str
+    """The class of what repeats them (:func:`node.trainer.machine.hardware`)."""
 
 
 # --- the commands ---
@@ -367,6 +376,8 @@ class SpanRound:
     """As in :class:`Train`."""
     aggregates: Sequence[Path] = ()
     """Sharded, with a sparse codec, not of the last round: the blobs for :class:`ApplySlices`."""
+    fingerprints: Path | None = None
+    """The file that the contribution's ``chain`` names, where the node has given it."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+from artel.node.trainer import step_chain
 from artel.node.trainer.agreed import Change
 from artel.node.trainer.channel import TrainerError, coded
 from artel.node.trainer.course import Course, Sent
@@ -75,7 +76,7 @@ class Replay:
             if not self._left:
                 self._steps.close()
                 self._aside = None
-        return Replayed(self._left, tuple(self._compared))
+        return Replayed(self._left, tuple(self._compared), self._inner.hardware)
 
     def _walk(self, course: Course, order: BeginReplay) -> Generator[None, None, None]:
         """One inner step for each ``next``; what belongs before or behind it goes with it."""
@@ -88,7 +89,8 @@ class Replay:
             else:
                 course.follow(base.state, changes, sent, sent.tail)
             steps = course.steps(one.windows, one.round, range(one.head), one.steps)
-            course.begin_head(one.round, order.node)
+            tail = course.fingerprints if sent is not None and sent.tail else []
+            course.begin_head(one.round, order.node, tail)
             for _ in range(one.head - 1):
                 next(steps)
                 yield
@@ -107,7 +109,11 @@ class Replay:
         said = Header(one.round, base.root, codec.of(course.manifest.config.exchange))
         with usable():
             given = [load_blob(*each, node) for each in _blobs(made.parts, said, one.blobs)]
-        self._compared.append(_compared(said.codec, made, given))
+        found = _compared(said.codec, made, given)
+        if one.fingerprints is not None:
+            rows = step_chain.rows(course.fingerprints), step_chain.read(one.fingerprints)
+            found = replace(found, first_different=step_chain.first_different(*rows))
+        self._compared.append(found)
         if course.feedback is None:
             return replace(made, payloads=[])
         payloads = [

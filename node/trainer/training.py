@@ -32,7 +32,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from artel.node.trainer import bounds, exchange, machine
+from artel.node.trainer import bounds, exchange, machine, step_chain, writing
 from artel.node.trainer.agreed import Agreed, Change
 from artel.node.trainer.channel import TrainerError, coded
 from artel.node.trainer.course import Course, Sent
@@ -84,6 +84,8 @@ class Begun:
     tail_seconds: float
     span: int
     """The round in which its span began; 0 in a run without spans."""
+    fingerprints: list[torch.Tensor]
+    """Of those steps."""
     order: Train
     """By which it was trained last."""
     sent: Sent | None = None
@@ -156,7 +158,7 @@ class Training(Course):
         with self._laps.work(), phases.measured("merge"):
             base, head = self._begin(order)
         try:
-            self.begin_head(order.round, order.node)
+            self.begin_head(order.round, order.node, head.fingerprints)
             with phases.measured("train"):
                 least = assignment.Work.of(config).least_head(order.round, order.steps)
                 steps, loss = self._reporting(
@@ -164,6 +166,8 @@ class Training(Course):
                 )
             with self._laps.work(), phases.measured("encode"):
                 made = self._encode(order, base, head)
+                fingerprints = order.out / f"steps-{order.round}.bin"
+                writing.write(fingerprints, [step_chain.rows(self.fingerprints).tobytes()])
         except BaseException:
             self._back_to(head)
             raise
@@ -173,6 +177,8 @@ class Training(Course):
             blob=made.blob,
             parts=made.parts,
             size=made.size,
+            fingerprints=fingerprints,
+            hardware=self.inner.hardware,
             payload=made.payload,
             loss=loss,
             tokens=tokens,
@@ -265,7 +271,8 @@ class Training(Course):
             self.follow(state, changes, head.sent if head is not None else None, tail)
         old, self._head = head, None
         saved = self.inner.save(old.saved if old is not None else None)
-        self._head = Begun(root, saved, tail, seconds, span, order)
+        kept = self.fingerprints if tail else []
+        self._head = Begun(root, saved, tail, seconds, span, kept, order)
         return state, self._head
 
     def _goes_on(self, order: Train, changes: Sequence[Change]) -> bool:

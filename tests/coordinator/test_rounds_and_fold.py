@@ -229,6 +229,7 @@ class Office:
             "salt": salt,
             "size": 9,
             "payload": blob,
+            "chain": blob,
             "tokens": work.tokens(head),
         }
         return self.feed(event, entries.contribution(NODES[peer], self.run, **places, **shown))

@@ -36,7 +36,22 @@ class Asked:
         order.out.mkdir(exist_ok=True)
         blob = order.out / "contribution.blob"
         blob.write_bytes(repr(order.windows).encode())
-        return Trained(blob, (), 1, "ab" * 32, 5.0, 100, order.steps, order.span or 0, 0, {})
+        prints = order.out / "steps.bin"
+        prints.write_bytes(f"{order.round} {len(self.orders)}".encode())
+        return Trained(
+            blob=blob,
+            parts=(),
+            size=1,
+            fingerprints=prints,
+            hardware="",
+            payload="ab" * 32,
+            loss=5.0,
+            tokens=100,
+            head=order.steps,
+            span=order.span or 0,
+            tail=0,
+            seconds={},
+        )
 
 
 def attempt(number: int, *members: str) -> tuple[messages.Directive, Attempt]:

@@ -334,6 +334,7 @@ class Member:
             "size": sum(map(len, data)),
             "payload": known_by(*data[1:] or data),
             "salt": self.salt,
+            "chain": "c" * 64,
             "tail": tail,
             "head": head,
         } | changes

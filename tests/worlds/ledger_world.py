@@ -323,6 +323,7 @@ class World:
             "blob": blob,
             "size": 1000,
             "payload": digest(f"payload {blob}"),
+            "chain": digest(f"chain {blob}"),
             "salt": salt,
             "tokens": self.work.tokens(head + tail),
             "head": head,

@@ -6,7 +6,16 @@ from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from artel.ledger.entries import reasons
-from artel.ledger.entries.body import AttemptBody, Count, Digest, Entry, PeerId, Positive, signed
+from artel.ledger.entries.body import (
+    AttemptBody,
+    Count,
+    Digest,
+    Entry,
+    Hardware,
+    PeerId,
+    Positive,
+    signed,
+)
 from artel.ledger.entries.fold_state import (
     RECORDED,
     Attempt,
@@ -48,7 +57,9 @@ class Contribution(AttemptBody):
     commitment. ``tail`` and ``head`` are the
     steps in it: the last ones of the assignment of the round before, and the first ones of this
     one. ``span`` is the round since which the node has kept what training remembers, 0 in a run
-    without spans (:mod:`protocol.assignment`). ``up`` and ``down`` are the bytes that the node's
+    without spans (:mod:`protocol.assignment`). ``chain`` is the content id of its steps'
+    fingerprints (:mod:`node.trainer.step_chain`), ``hardware`` the class of what computed, by the
+    node's own account. ``up`` and ``down`` are the bytes that the node's
     streams carried since its contribution before; nobody can check them, and nothing is paid for
     them. Signed by the node.
     """
@@ -66,6 +77,8 @@ class Contribution(AttemptBody):
     tail: Count
     head: Positive
     span: Count
+    chain: Digest
+    hardware: Hardware
     up: Count
     down: Count
 
@@ -134,6 +147,10 @@ class Contribution(AttemptBody):
                 f"{every}); the work follows from what the ledger names since then"
             )
         yield Fact(
+            f"it computed on {self.hardware or 'a machine of unknown class'}, the node says; the "
+            f"fingerprints of its steps are the content {short_key(self.chain)}"
+        )
+        yield Fact(
             f"the node says that it sent {plural(self.up, 'byte')} and received "
             f"{plural(self.down, 'byte')} since its contribution before; nothing is paid for that"
         )
@@ -182,6 +199,8 @@ def contribution(
     salt: bytes,
     tokens: int,
     head: int,
+    chain: str,
+    hardware: str = "",
     tail: int = 0,
     span: int = 0,
     up: int = 0,
@@ -191,9 +210,12 @@ def contribution(
 
     :param head: steps of this round's assignment in it; ``tail``: of the round before
     :param span: the round since which the node has kept what training remembers; 0 without spans
+    :param chain: content id of the fingerprints of its steps
+    :param hardware: class of what computed, at most 64 characters
     :param up: bytes sent since the contribution before; ``down``: bytes received
     """
     body = {"run": run, "round": round, "attempt": attempt, "node": identity.peer_id, "base": base}
     body |= {"blob": blob, "size": size, "payload": payload, "salt": salt.hex(), "tokens": tokens}
-    body |= {"tail": tail, "head": head, "span": span, "up": up, "down": down}
+    body |= {"tail": tail, "head": head, "span": span, "chain": chain, "hardware": hardware}
+    body |= {"up": up, "down": down}
     return signed(Contribution, body, identity)

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
 from artel.ledger.entries import audits, reasons
-from artel.ledger.entries.body import Count, Digest, Entry, OfWork, PeerId, signed
+from artel.ledger.entries.body import Count, Digest, Entry, Hardware, OfWork, PeerId, signed
 from artel.ledger.entries.credit import grant
 from artel.ledger.entries.fold_state import Credit, Effect, FoldState, Outcome, key_of
 from artel.ledger.entries.story import (
@@ -49,7 +49,7 @@ class Verdict(OfWork):
     round: Count
     error: Count
     overlap: Annotated[int, Field(ge=0, le=audits.MILLION)]
-    hardware: Annotated[str, StringConstraints(pattern=r"^[ -~]{0,64}$")]
+    hardware: Hardware
     salt: Digest
 
     def rule(self, state: FoldState, entry: Entry) -> str | Effect:

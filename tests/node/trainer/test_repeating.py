@@ -119,6 +119,7 @@ class Seat:
                 tail=split["tail"],
                 tail_windows=tail,
                 slices=order.slices,
+                fingerprints=_kept(made.fingerprints),
             )
         )
         return made
@@ -197,6 +198,10 @@ def test_a_span_is_repeated_to_the_bit_while_the_own_training_goes_on(
     assert [one.left for one in found] == [max(0, steps - 3 * n) for n in range(1, len(found) + 1)]
     assert found[-1].left == 0
     assert [(c.round, c.error) for c in found[-1].compared] == [(r, 0.0) for r in range(ROUNDS)]
+    assert {one.first_different for one in found[-1].compared} == {None}
+    rows = [(one.fingerprints.stat().st_size // 512) for one in honest.rounds if one.fingerprints]
+    tails = [0, *(one.tail for one in honest.rounds)]
+    assert rows == [one.head + tail for one, tail in zip(honest.rounds, tails, strict=False)]
     sparse = world.run.config.exchange.codec == "sparse"
     assert {one.overlap for one in found[-1].compared} == ({1.0} if sparse else {None})
 
@@ -225,11 +230,14 @@ def test_work_that_was_not_done_differs(
     node = Seat.take(world, 1, tmp_path)
     whole = node.play(0)
     told = node.rounds[0]
+    first: int | None = 0
     match cheat:
         case "half the steps":
             short = node.session.train(replace(_order(node), deadline=0.0), quiet, quiet)
             assert short.head < told.head
-            told = replace(told, blobs=[_kept(short.blob)])
+            prints = _kept(short.fingerprints)
+            told = replace(told, blobs=[_kept(short.blob)], fingerprints=prints)
+            first = short.head
         case "windows of others":
             told = replace(told, windows=world.windows(0)[: len(told.windows)])
         case "stale":
@@ -237,10 +245,12 @@ def test_work_that_was_not_done_differs(
             told = replace(told, blobs=[_kept(node.session.train(_order(node), quiet, quiet).blob)])
             told = replace(told, windows=world.windows(1, 1)[: len(told.windows)])
         case "as another":
-            told = replace(told, blobs=auditor.rounds[0].blobs)
+            told = replace(told, blobs=auditor.rounds[0].blobs, fingerprints=None)
+            first = None
     (found,) = repeated(auditor.session, BeginReplay(node.name, [told])).compared
     assert whole.head == told.head
     assert 0.3 < found.error < 3
+    assert found.first_different == first
 
 
 def _order(node: Seat) -> Train:
