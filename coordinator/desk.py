@@ -339,11 +339,18 @@ class Desk:
     async def _accuse(self, peer: str, request: messages.Accuse) -> None:
         entry = await self._signed(peer, request.statement)
         body = entry.body
-        if not isinstance(body, entries.SliceWrong) or body.node != peer:
-            raise DecodeError("not an accusation by this node")
-        if await self._core.record(entry):
-            said = {"node": short_peer(peer), "slice": body.slice}
-            emit(log, "slice.called_wrong", logging.WARNING, **said)
+        accusing = isinstance(body, entries.SliceWrong | entries.StateWrong | entries.JuryAnswer)
+        if not accusing or getattr(body, "node", "") != peer:
+            raise DecodeError("not an accusation by this node, nor an answer to one")
+        if not await self._core.record(entry):
+            return
+        said = {"node": short_peer(peer)}
+        if isinstance(body, entries.SliceWrong):
+            emit(log, "slice.called_wrong", logging.WARNING, **said, slice=body.slice)
+        elif isinstance(body, entries.StateWrong):
+            emit(log, "state.called_wrong", logging.WARNING, **said, state=body.state)
+        elif isinstance(body, entries.JuryAnswer):
+            emit(log, "state.checked", logging.WARNING, **said, root=body.root[:12])
 
     async def _signed(self, peer: str, statement: bytes) -> Entry:
         """A statement about this run, signed by this node alone."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from artel.ledger.entries import reasons
 from artel.ledger.entries.fold_state import FoldState
 from artel.protocol.round_state import Phase, Presence, RunState
 
@@ -37,6 +38,8 @@ def resumed(fold: FoldState, now: float, before: RunState | None = None) -> RunS
         base=fold.states[-1],
         since=now,
         proven=frozenset(fold.node_tokens),
+        begun=dict(fold.begun),
+        halted=any(charge.proven for charge in fold.charges.values()),
     )
     if before is not None:
         state = replace(state, peers=before.peers, pauses=before.pauses, proven=before.proven)
@@ -45,8 +48,11 @@ def resumed(fold: FoldState, now: float, before: RunState | None = None) -> RunS
         # those who are on their way back, and an attempt does not fail before their heartbeats.
         members = _last_members(fold)
         state = replace(state, members=members, peers={peer: Presence(now, "") for peer in members})
+    liars = {node for node, why in fold.rejected.items() if reasons.SIGNED_WRONG in why}
+    state = replace(state, proven=state.proven - liars)
     attempt = fold.attempt
     again = before.attempt + 1 if before is not None and before.round == fold.round else 0
+    again = max(again, fold.begun.get(fold.round, 0))
     if attempt is None or attempt.round != fold.round:
         return replace(state, attempt=again)
     if attempt.phase == "applying":

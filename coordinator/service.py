@@ -23,12 +23,14 @@ from artel.coordinator import intake
 from artel.coordinator.metrics import Clock, Metrics, Numbers
 from artel.coordinator.pace import Pace, steps_in_box
 from artel.coordinator.resuming import INTERRUPTED, NoEffect, resumed
-from artel.coordinator.sequencer import Sequencer, Statement
+from artel.coordinator.sequencer import Late, Sequencer, Statement
 from artel.coordinator.shape import Shape, largest_contribution
 from artel.coordinator.submission import Submissions
 from artel.coordinator.witnessing import Witnessing
 from artel.ledger import entries
 from artel.ledger.entries import Entry
+from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.entries.kinds.jury_answer import charged
 from artel.ledger.store.heads import HeadStore
 from artel.protocol import assignment, files, messages, round_state, rounds
 from artel.protocol.dsse import Envelope
@@ -160,11 +162,11 @@ class Coordinator:
             general = bool(actions) or self.state.phase is not phase
         if general:
             await self.tell()
-        elif not isinstance(event, round_state.Tick):
+        elif not isinstance(event, round_state.Tick | round_state.Halted):
             await self.tell(event.peer)  # what one node says changes what that one has to do
 
     async def record(self, entry: Entry) -> bool:
-        """Put what a node says of a slice, an Aggregate or a SliceWrong, into the ledger.
+        """Put what a node says of a slice or of an agreed state into the ledger.
 
         :returns: False when it is there already
         :raises Refused: it does not count now; nothing changed
@@ -189,6 +191,8 @@ class Coordinator:
                         self.clock(), body.node, body.round, body.attempt, body.slice
                     )
                 )
+            if any(charge.proven for charge in self.ledger.state.charges.values()):
+                await self._step(round_state.Halted(self.clock()))
         await self.tell()
         return True
 
@@ -220,6 +224,35 @@ class Coordinator:
         self._say_who_sits_out(state)
         self.state = state
         return actions
+
+    async def go_back(self, charge: str, number: int) -> None:
+        """Go on from the state with this number, since a later one was proven wrong.
+
+        :param charge: id of the entry that called it wrong
+        """
+
+        def back(fold: FoldState) -> Envelope:
+            wrong = charged(fold, charge)
+            return entries.rolled_back(
+                self.identity,
+                self.run,
+                charge=charge,
+                state=number,
+                root=fold.states[number],
+                credits=entries.credits_back(fold, number, wrong).root,
+            )
+
+        async with self._lock:
+            newest = self.state.round
+            try:
+                await self.record_own(Late(entries.RolledBack.KIND, back))
+            except ArtelError as error:
+                self._fail(error)
+                raise
+            self._shown, self._votes = {}, {}
+            self.state = resumed(self.ledger.state, self.clock(), self.state)
+        emit(log, "run.rolled_back", logging.WARNING, round=number, undone=newest - number)
+        await self.tell()
 
     def _say_who_sits_out(self, after: RunState) -> None:
         for peer, pause in after.pauses.items():

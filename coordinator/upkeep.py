@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from artel.coordinator.closing import Closing
+from artel.coordinator.returning import Returning
 from artel.coordinator.service import Coordinator
 from artel.ledger import entries
 from artel.protocol import assignment, shards
@@ -54,6 +55,7 @@ class Upkeep:
             group.create_task(self._announce())
             group.create_task(self._follow())
             group.create_task(self._closing.run())
+            group.create_task(Returning(self._core, self._mirror).run())
 
     def _label(self) -> None:
         """Say what the content of the prepared run is, so that its bytes are counted as that."""
@@ -115,11 +117,15 @@ class Upkeep:
         every = self._core.manifest.config.rounds.mirror_every
         return bool(every) and (round % every == 0 or round == self._core.rules.total)
 
-    async def _mirror(self, root: str) -> bool:
-        """Copy one state from nodes that hold it, so that the run outlives its nodes."""
+    async def _mirror(self, root: str, others: Sequence[str] = ()) -> bool:
+        """Copy one state from nodes that hold it, so that the run outlives its nodes.
+
+        :param others: nodes that may hold it too
+        """
         core = self._core
         if not core.blobs.has(root):
             holders = [name for name, peer in core.peers.items() if peer.report.state_root == root]
+            holders += [name for name in others if name not in holders]
             wanted = delivery.Wanted(root, holders, core.state_bytes, "state")
             try:
                 await delivery.fetch(core.host, core.blobs, wanted)

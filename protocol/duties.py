@@ -42,10 +42,12 @@ def directive(rules: RoundRules, state: RunState, peer: str, now: float) -> Duty
         return Duty("stop", "the run is finished", state.base)
     if state.phase is Phase.WAITING:
         missing = rules.min_nodes - len(ready(state))
-        left = wait_before(state.attempt) - (now - state.since)
+        left = wait_before(state.failed) - (now - state.since)
         reason = f"waiting for {missing} more node(s)" if missing > 0 else "the round opens soon"
         if missing <= 0 and left > 0:
-            reason = f"attempt {state.attempt + 1} of the round opens in {left:.0f} s"
+            reason = f"attempt {state.failed + 1} of the round opens in {left:.0f} s"
+        if state.halted:
+            reason = "a state was proven wrong; the run goes back to one before it"
         return Duty("wait", _sitting_out(state, peer) or reason, state.base)
     if peer not in state.members:
         reason = "joined in the middle of a round; the next one counts"

@@ -215,7 +215,8 @@ class Aggregated(SignedMessage):
 
 
 class Accuse(SignedMessage):
-    """A signed ``slice_wrong`` entry: this node recomputed a slice and got another one."""
+    """A signed ``slice_wrong``, ``state_wrong`` or ``jury_answer`` entry: this node recomputed a
+    slice or an agreed state."""
 
     KIND = "accuse"
 

@@ -121,9 +121,18 @@ class RunState:
     """Members whose contribution stays and whose vote is not waited for."""
     delivered: frozenset[str] = frozenset()
     """Who did its part of the attempt before, as far as that came."""
+    begun: Mapping[int, int] = field(default_factory=dict)
+    """Rounds that are made again to the number of their first attempt; the others begin with 0."""
+    halted: bool = False
+    """A state was proven wrong: no round begins until the run has gone back."""
     pauses: Mapping[str, Pause] = field(default_factory=dict)
     proven: frozenset[str] = frozenset()
     """Nodes that have signed an agreed state; they come before strangers."""
+
+    @property
+    def failed(self) -> int:
+        """How many attempts of the round have failed."""
+        return self.attempt - self.begun.get(self.round, 0)
 
     @property
     def accepted(self) -> tuple[str, ...]:
@@ -150,6 +159,13 @@ class Seen:
     peer: str
     root: str
     leaving: bool = False
+
+
+@dataclass(frozen=True)
+class Halted:
+    """A state was proven wrong: what follows comes from the ledger, once the run goes back."""
+
+    now: float
 
 
 @dataclass(frozen=True)
@@ -211,7 +227,7 @@ class Accused(AttemptEvent):
     slice: int
 
 
-Event = Tick | Seen | Left | HandedBack | Committed | Revealed | StateSigned | Accused
+Event = Tick | Halted | Seen | Left | HandedBack | Committed | Revealed | StateSigned | Accused
 
 
 # --- actions (what the coordinator must make durable and public, in order) ------------------------

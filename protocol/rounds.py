@@ -45,6 +45,7 @@ from artel.protocol.round_state import (
     Committed,
     Drop,
     Event,
+    Halted,
     HandedBack,
     Left,
     OpenRound,
@@ -80,7 +81,7 @@ def step(rules: RoundRules, state: RunState, event: Event) -> tuple[RunState, li
 
 
 def _refusal(state: RunState, event: Event) -> Refuse | None:
-    if isinstance(event, Tick | Seen | Left):
+    if isinstance(event, Tick | Halted | Seen | Left):
         return None
     if event.round != state.round:
         return Refuse("stale", f"round {event.round} is not the current round {state.round}")
@@ -119,6 +120,8 @@ def _apply(state: RunState, event: Event) -> RunState:
         return replace(state, peers={**state.peers, event.peer: presence})
     if isinstance(event, Left):
         return _without(state, event.peer)
+    if isinstance(event, Halted):
+        return replace(state, halted=True)
     if isinstance(event, HandedBack):
         if state.phase is Phase.APPLYING or event.peer in state.revealed:
             return replace(state, handed_back=state.handed_back | {event.peer})
@@ -200,11 +203,11 @@ def members_of(rules: RoundRules, state: RunState) -> tuple[str, ...]:
     nodes = sorted(ready(state), key=rank)
     if len(nodes) < rules.min_nodes:
         return ()
-    if state.attempt == 0:
+    if state.failed == 0:
         chosen = [p for p in nodes if not pauses.sits_out(state.pauses, p, state.round)]
     else:
         chosen = [peer for peer in nodes if peer in state.delivered]
-        if not chosen or (len(chosen) < rules.min_nodes and state.attempt % 2 == 0):
+        if not chosen or (len(chosen) < rules.min_nodes and state.failed % 2 == 0):
             chosen = nodes
     missing = max(0, rules.min_nodes - len(chosen))
     chosen += [peer for peer in nodes if peer not in chosen][:missing]
@@ -214,7 +217,7 @@ def members_of(rules: RoundRules, state: RunState) -> tuple[str, ...]:
 def _try_open(rules: RoundRules, state: RunState, now: float) -> tuple[RunState, list[Action]]:
     if state.round >= rules.total:
         return replace(state, phase=Phase.FINISHED, since=now), []
-    if now - state.since < pauses.wait_before(state.attempt):
+    if state.halted or now - state.since < pauses.wait_before(state.failed):
         return state, []
     members = members_of(rules, state)
     if not members:
@@ -317,7 +320,7 @@ def _try_agree(rules: RoundRules, state: RunState, now: float) -> tuple[RunState
         phase=Phase.WAITING,
         since=now,
         round=state.round + 1,
-        attempt=0,
+        attempt=state.begun.get(state.round + 1, 0),
         base=best.root,
         pauses=pauses.forgiven(struck, signers, state.round + 1),
         proven=state.proven | set(signers),

@@ -346,9 +346,10 @@ class Member:
         return await self.say(messages.Reveal(run=self.office.run, statement=data))
 
     async def show(self) -> None:
-        """Put and reveal."""
+        """Put what is not there yet, as of an attempt before, and reveal."""
         for data in self.blobs():
-            await self.put(data)
+            if not self.office.blobs.has(content.content_id(data)):
+                await self.put(data)
         await self.reveal()
 
     def slice_blob(self, number: int, scale: float = 1.0) -> bytes:

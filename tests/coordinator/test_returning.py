@@ -1,0 +1,169 @@
+"""A wrong state at the coordinator: it is called wrong, proven wrong, and the rounds go back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from artel.coordinator.returning import Returning
+from artel.ledger import entries
+from artel.protocol import messages
+from artel.protocol.round_state import Phase
+from desk_world import Member, Office, refused, run_of
+
+RIGHT = hashlib.sha256(b"right").hexdigest()
+WRONG = hashlib.sha256(b"wrong").hexdigest()
+FIRST = hashlib.sha256(b"first").hexdigest()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return run_of(tmp_path_factory.mktemp("run"), {"min_nodes": 5})
+
+
+@pytest_asyncio.fixture
+async def members(office: Office) -> list[Member]:
+    five = [Member(office, name) for name in "abcde"]
+    for member in five:
+        await member.hello()
+    return five
+
+
+async def play(members: list[Member], signers: Sequence[Member], root: str) -> None:
+    """A round whose state only these sign, and which all then hold."""
+    office = members[0].office
+    for member in members:
+        await member.beat()
+    assert office.core.state.phase is Phase.TRAINING
+    for member in members:
+        await member.commit()
+    for member in members:
+        await member.show()
+    for member in signers:
+        await member.sign_state(root)
+    await office.pass_time(31)
+    assert office.core.state.base == root
+    for member in members:
+        member.root = root
+
+
+async def say(member: Member, statement: Any) -> None:
+    await member.say(messages.Accuse(run=member.office.run, statement=statement.encode()))
+
+
+@pytest_asyncio.fixture
+async def charged(office: Office, members: list[Member]) -> str:
+    """One of two honest nodes has called state 2 wrong; the id of that entry."""
+    await play(members, members, FIRST)
+    await play(members, members[:3], WRONG)
+    honest = members[3]
+    fields = {"state": 2, "attempt": 0, "recorded": WRONG, "root": RIGHT}
+    charge = entries.state_wrong(honest.identity, office.run, **fields)
+    await say(honest, charge)
+    return entries.entry_id(charge.encode())
+
+
+async def prove(office: Office, members: list[Member], charge: str, root: str = RIGHT) -> None:
+    """Two of those drawn have computed this root."""
+    (found,) = office.core.ledger.state.charges.values()
+    owners = {member.owner.key: member for member in members}
+    for name in found.jury[:2]:
+        answer = entries.jury_answer(owners[name].identity, office.run, charge=charge, root=root)
+        await say(owners[name], answer)
+
+
+async def returned(office: Office, held: set[str]) -> list[str]:
+    """Let the coordinator go back; which states it asked for."""
+    asked: list[str] = []
+
+    async def copy(root: str, others: Sequence[str]) -> bool:
+        assert others
+        asked.append(root)
+        return root in held
+
+    task = asyncio.create_task(Returning(office.core, copy).run())
+    await asyncio.sleep(0)
+    for _ in range(200):
+        if not office.core.state.halted:
+            break
+        await office.core.tell()
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    return asked
+
+
+async def test_the_run_goes_on_from_the_state_before(
+    office: Office, members: list[Member], charged: str
+) -> None:
+    await prove(office, members, charged)
+    for member in members:
+        assert (await member.beat()).task == "wait"  # no round begins
+    assert await returned(office, {FIRST}) == [FIRST, FIRST]
+    state = office.core.state
+    assert (state.round, state.base, state.attempt, state.failed) == (1, FIRST, 1, 0)
+    for member in members:
+        assert (await member.beat()).task == "sync"
+        member.root = FIRST
+    await play(members, members, RIGHT)
+    await play(members, members, WRONG)
+    assert office.core.ledger.state.states[1:] == [FIRST, RIGHT, WRONG]
+    assert [body.attempt for body in office.bodies("state_agreed")] == [0, 0, 1, 0]
+    assert office.core.state.phase is Phase.FINISHED
+    assert not office.core.ledger.state.ignored
+
+
+async def test_it_goes_further_back_when_nobody_holds_that_state(
+    office: Office, members: list[Member], charged: str
+) -> None:
+    await prove(office, members, charged)
+    first = office.manifest.initial_state
+    assert await returned(office, {first}) == [FIRST, FIRST, first]
+    state = office.core.state
+    assert (state.round, state.base, state.attempt, state.begun) == (0, first, 1, {0: 1, 1: 1})
+
+
+async def test_a_restart_in_between_loses_nothing(
+    office: Office, members: list[Member], charged: str
+) -> None:
+    await prove(office, members, charged)
+    await office.reopen()
+    assert office.core.state.halted
+    for member in members:
+        await member.beat()
+    assert office.core.state.phase is Phase.WAITING
+    await returned(office, {FIRST})
+    await office.reopen()
+    assert (office.core.state.round, office.core.state.attempt) == (1, 1)
+    for member in members:
+        member.root = FIRST
+    await play(members, members, RIGHT)
+
+
+async def test_an_accusation_that_is_false_changes_nothing_for_the_run(
+    office: Office, members: list[Member], charged: str
+) -> None:
+    await prove(office, members, charged, WRONG)
+    assert office.core.ledger.state.charges == {}
+    assert not office.core.state.halted
+    await play(members, members, RIGHT)
+    again = {"state": 2, "attempt": 0, "recorded": WRONG, "root": FIRST}
+    accused = entries.state_wrong(members[3].identity, office.run, **again)
+    assert await refused(say(members[3], accused)) == "duplicate"
+
+
+async def test_only_the_node_itself_accuses(
+    office: Office, members: list[Member], charged: str
+) -> None:
+    assert charged
+    fields = {"state": 1, "attempt": 0, "recorded": FIRST, "root": RIGHT}
+    other = entries.state_wrong(members[1].identity, office.run, **fields)
+    assert await refused(say(members[0], other)) == "failed"
+    assert await refused(say(members[0], members[0].statement())) == "malformed"
