@@ -1,9 +1,10 @@
 """After the last round: what is still pending vests, and everybody gets a final tree head.
 
 1. The head with the last agreed state is cosigned, and a ``witnessed`` entry says so.
-2. ``closing_s`` seconds after the last state, ``run_closed``: what is not disputed vests.
-3. If disputes are open, a second ``run_closed`` after as long again, and at least a minute, ends
-   them: nobody has ruled.
+2. ``closing_s`` seconds after the last state, and when the audits that nodes owe are done,
+   ``run_closed``: what is not in doubt vests.
+3. If disputes are open, or an auditor's reject, a second ``run_closed`` after as long again, and at
+   least a minute, ends them: nobody has ruled.
 
 The ledger says how far this is, so a coordinator that was started again goes on where it was. With
 a short ``closing_s`` nodes are kept until the ledger is closed and its head is cosigned, so that
@@ -37,6 +38,8 @@ AT_LEAST_S = 60.0
 """Until the second closing, however short the first wait was."""
 PATIENCE_S = 5.0
 """How long cosignatures of the nodes that are still here are waited for."""
+AUDITS_S = 120.0
+"""How long nodes have for the audits that they still owe."""
 TICK_S = 0.25
 
 
@@ -74,6 +77,7 @@ class Closing:
         due = core.clock() + closing_s - self._elapsed()
         if not core.ledger.state.closed:
             await self._witness()
+            await self._audited()
             if not keep:
                 await self._let_go()
             await self._until(due)
@@ -114,6 +118,15 @@ class Closing:
             return  # it has been said in the log; the nodes are let go all the same
         emit(log, "run.closed", disputed=len(core.ledger.state.pending))
         await core.tell()
+
+    async def _audited(self) -> None:
+        """Let nodes end the audits that they are drawn for; for a while."""
+        ledger = self._core.ledger
+        deadline = self._core.clock() + AUDITS_S
+        while self._core.clock() < deadline:
+            if not any(audit.awaited for audit in ledger.state.audits.values()):
+                return
+            await asyncio.sleep(TICK_S)
 
     async def _witness(self) -> None:
         """Record who has cosigned the newest head, once those who are here have."""

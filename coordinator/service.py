@@ -28,7 +28,7 @@ from artel.coordinator.shape import Shape, largest_contribution
 from artel.coordinator.submission import Submissions
 from artel.coordinator.witnessing import Witnessing
 from artel.ledger import entries
-from artel.ledger.entries import Entry
+from artel.ledger.entries import Entry, audits
 from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.entries.kinds.jury_answer import charged
 from artel.ledger.store.heads import HeadStore
@@ -439,7 +439,10 @@ class Coordinator:
         speed = self.pace.speed(peer)
         if speed is None and peer in self.peers:
             speed = self.peers[peer].report.tokens_per_second or None
-        return steps_in_box(self.work, self.rules.box, speed)
+        steps = steps_in_box(self.work, self.rules.box, speed)
+        # Whoever has an audit to do makes fewer steps of its own; it is paid the same for both.
+        repeats = audits.steps_now(self.ledger.state, peer)
+        return max(self.work.lightest, steps - repeats) if repeats else steps
 
     def _next_cursor(self, steps: int) -> int:
         """Where the data of the round that opens begins; a repeated attempt uses the same again.

@@ -11,6 +11,7 @@ from artel.coordinator.closing import Closing
 from artel.coordinator.returning import Returning
 from artel.coordinator.service import Coordinator
 from artel.ledger import entries
+from artel.ledger.entries import audits
 from artel.protocol import assignment, shards
 from artel.protocol.errors import Unreachable
 from artel.protocol.events import emit
@@ -22,8 +23,9 @@ log = logging.getLogger("artel.coordinator")
 Exchanged = entries.Contribution | entries.Aggregate
 """What names blobs that a round exchanges."""
 KEEP_ROUNDS = 4
-"""Contributions of at least this many closed rounds stay, for nodes that are behind; of more, as
-long as they are together fewer bytes than a state, which is what catching up takes otherwise."""
+"""Contributions of at least this many closed rounds stay, for nodes that are behind (for auditors
+of more, :func:`ledger.entries.audits.rounds_kept`); of older ones, as long as they are together
+fewer bytes than a state, which is what catching up takes otherwise."""
 LOOK_BACK = 2048
 """Entries before the end that a coordinator which was started again searches for old blobs."""
 KEEP_STATES = 2
@@ -161,11 +163,12 @@ class Upkeep:
     def _outdated(self) -> list[int]:
         """Rounds whose contributions help nobody any more."""
         core = self._core
-        room = core.state_bytes
+        room, rules = core.state_bytes, core.ledger.state.founded
+        keep = max(KEEP_ROUNDS, audits.rounds_kept(rules))
         found = []
         for number in sorted(self._blobs, reverse=True):
             room -= sum(body.size for body in self._blobs[number].values())
-            if room < 0 and number < core.state.round - KEEP_ROUNDS:
+            if room < 0 and number < core.state.round - keep:
                 found.append(number)
         return found
 

@@ -35,10 +35,13 @@ class Corpus:
         self._verified: set[str] = set()
         self._pinned: tuple[str, ...] = ()
 
-    async def assigned(self, steps: Mapping[str, int], cursor: int, node: str) -> Windows:
+    async def assigned(
+        self, steps: Mapping[str, int], cursor: int, node: str, *, pin: bool = True
+    ) -> Windows:
         """The windows of ``node`` in a round, with all their shards on disk.
 
         :param steps: every member of the round, and its inner steps
+        :param pin: keep the shards until others are pinned
         :raises Unreachable: nobody can give a shard
         """
         config = self._manifest.config
@@ -52,7 +55,7 @@ class Corpus:
             node,
             batch_size=config.optimizer.batch_size,
         )
-        return await self._windows(self._manifest.data.train, 0, refs)
+        return await self._windows(self._manifest.data.train, 0, refs, pin=pin)
 
     async def validation(self) -> Windows:
         """The windows that an evaluation reads, the same on every node."""
@@ -72,7 +75,12 @@ class Corpus:
         return dht.shard_bits(held, facts.train.shards + facts.validation.shards)
 
     async def _windows(
-        self, split: SplitFacts, first: int, refs: Sequence[assignment.WindowRef]
+        self,
+        split: SplitFacts,
+        first: int,
+        refs: Sequence[assignment.WindowRef],
+        *,
+        pin: bool = True,
     ) -> Windows:
         index = await self._index(split)
         needed = assignment.shards_needed(refs)
@@ -93,11 +101,12 @@ class Corpus:
             if index.shards[number] not in self._verified:
                 await asyncio.to_thread(self._verify, path, index, number)
                 self._verified.add(index.shards[number])
-        # What a round reads must not be evicted while the trainer has it mapped.
-        pinned = tuple(index.shards[number] for number in needed)
-        self._blobs.pin(*pinned)
-        self._blobs.unpin(*(set(self._pinned) - set(pinned)))
-        self._pinned = pinned
+        if pin:
+            # What a round reads must not be evicted while the trainer has it mapped.
+            pinned = tuple(index.shards[number] for number in needed)
+            self._blobs.pin(*pinned)
+            self._blobs.unpin(*(set(self._pinned) - set(pinned)))
+            self._pinned = pinned
         return [(paths[ref.shard], ref.offset) for ref in refs]
 
     def _verify(self, path: Path, index: ShardIndex, number: int) -> None:

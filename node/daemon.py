@@ -2,9 +2,9 @@
 
 Tasks side by side: the heartbeat says what this node is doing and hears what it should be doing;
 the reconciler keeps exactly one duty under way, and drops it when the directive changes; the
-announcer keeps this node's DHT record; the cosigner witnesses the ledger, and the watch compares it
-with what others were shown. A lost message costs time, never correctness: whatever is not done yet
-is simply said again by the next directive.
+announcer keeps this node's DHT record; the cosigner witnesses the ledger, the watch compares it
+with what others were shown, and the auditor repeats the work that it was drawn for. A lost message
+costs time, never correctness: whatever is not done yet is simply said again by the next directive.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 from artel.ledger.sync.fork import SplitViewProven
 from artel.ledger.sync.serving import LedgerService
+from artel.node.auditing import Auditing
 from artel.node.child import TrainerDied
 from artel.node.corpus import Corpus
 from artel.node.cosigning import Cosigning
@@ -80,6 +81,7 @@ class Daemon:
             neighbours=lambda: self.directive.peers if self.directive else (),
         )
         self.cosigner = Cosigning(session, self.watch)
+        self.auditing = Auditing(session, corpus, self.worker.progress, max_blob, say)
         self._heard_at = time.monotonic()
         self._heard = asyncio.Event()  # a directive came that the reconciler has not looked at
         self._holds_more = asyncio.Event()  # others could fetch something new from us
@@ -132,6 +134,7 @@ class Daemon:
                 group.create_task(self._reconcile())
                 group.create_task(self._announce())
                 group.create_task(self.cosigner.run())
+                group.create_task(self.auditing.run())
                 group.create_task(self.watch.run())
                 group.create_task(self.session.host.watch())
                 group.create_task(self._until_end())

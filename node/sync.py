@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from artel.ledger.entries import audits
 from artel.node import holders
 from artel.node.closed_rounds import ClosedRound
 from artel.node.session import Session
@@ -96,15 +97,22 @@ class States:
             self._held.remove(root)
         self._held.append(root)
         self._blobs.pin(root)
-        while len(self._held) > KEEP_STATES:
+        self._blobs.unpin(*self._held[:-KEEP_STATES])
+        while len(self._held) > KEEP_STATES + self._for_auditors:
             self._blobs.delete(self._held.pop(0))
+
+    @property
+    def _for_auditors(self) -> int:
+        """States that are kept longer where the quota has room for them."""
+        rules = self._session.replica.state.rules
+        return audits.rounds_kept(rules) if rules is not None else 0
 
     def found_on_disk(self, roots: list[str]) -> None:
         """After a start: take note of states of this run that lie in the store already."""
         for root in roots:
             if self._blobs.has(root) and root not in self._held:
                 self._held.append(root)
-                self._blobs.pin(root)
+        self._blobs.pin(*self._held[-KEEP_STATES:])
 
     def newest_held(self, agreed: list[str]) -> int:
         """Number of the newest of these states that lies in the store; -1 when none does."""

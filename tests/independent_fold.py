@@ -88,7 +88,7 @@ class Fold:
         self.node_seq, self.tails, self.due = dict[str, int](), dict[str, int](), dict[int, Any]()
         self.spans, self.made, self.struck = dict[str, int](), Counter[str](), dict[str, int]()
         self.first, self.present = dict[str, tuple[str, int]](), list[str]()
-        self.audits = dict[str, Any]()
+        self.audits, self.lighter = dict[str, Any](), set[str]()
         self.convicted, self.recent = set[str](), set[str]()
         self.cursor = self.earned_to = self.witnessed_size = self.closed = 0
         self.attempt: Any = None
@@ -281,9 +281,9 @@ class Fold:
 
     def waits(self, item: Any, doubted: Iterable[Any]) -> bool:
         """Whether an audit under way decides about it."""
-        if item.kind == "audit":
-            return item.about in self.audits
         audits = [audit for audit in doubted if audit.account == item.account]
+        if item.kind == "audit":
+            return item.about in self.audits or bool(audits)
         return item.kind == "compute" and any(item.round >= audit.first for audit in audits)
 
     def bar(self, name: str) -> None:
@@ -383,10 +383,10 @@ class Fold:
         yield b.base != self.states[-1] and "wrong_state"
         yield not self.nodes.keys() >= set(b.members) and "unknown_node"
         most = 4 * self.h if self.boxed else self.h
-        draws = (draw for audit in self.audits.values() for draw in audit.draws)
-        owing = {draw.node for draw in draws if not draw.said and not draw.hash}
         pairs = zip(b.members, b.steps, strict=True)
-        few = {peer: -(-self.least // 4) if peer in owing else self.least for peer in b.members}
+        few = {
+            peer: -(-self.least // 4) if peer in self.lighter else self.least for peer in b.members
+        }
         yield not all(few[peer] <= steps <= most for peer, steps in pairs) and "wrong_steps"
         self.attempt = Record(round=b.round, attempt=b.attempt, phase="training", commitments={})
         self.attempt.accounts = {peer: self.nodes[peer] for peer in b.members}
@@ -769,6 +769,8 @@ class Fold:
         found = {s: audit for s, audit in found.items() if owners - {audit.account}}
         self.audits |= {source: found[source] for source in self.plain("audits", found)}
         self.assign()
+        draws = (draw for audit in self.audits.values() for draw in audit.draws)
+        self.lighter = {draw.node for draw in draws if not draw.said and not draw.hash}
 
     def plain(self, purpose: str, names: Iterable[str]) -> list[str]:
         """In the order of a lot in which all have the weight 1."""

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from artel.ledger.sync.client import LedgerView
 
 
+AUDITS_SHOWN = 10
+"""Newest verdicts that are shown."""
+
 # --- me -------------------------------------------------------------------------------------------
 
 
@@ -107,8 +110,32 @@ def _facts(view: LedgerView, account: str, found: Sequence[Stand], claimed: bool
         "rejected": claims.rejections(found),
         "work": view.history.done_by(account),
         "vesting": _vesting(state, account),
+        "audits": _audits(view, account),
         "contributions": [_contribution(stand) for stand in found],
     }
+
+
+def _audits(view: LedgerView, account: str) -> list[dict[str, Any]]:
+    """Audits of the account's work, and by its nodes: those under way, and the newest verdicts."""
+    from artel.ledger.entries import Verdict
+
+    state, found = view.state, list[dict[str, Any]]()
+    for audit in state.audits.values():
+        auditors = [draw.node for draw in audit.awaited]
+        rounds = {"node": audit.node, "rounds": [audit.first, audit.last], "auditors": auditors}
+        if audit.account == account or account in map(state.account_of, auditors):
+            found.append(rounds | {"index": None, "verdict": "", "error": None, "result": ""})
+    for did in view.history.chosen(kind=Verdict.KIND, account=account, limit=AUDITS_SHOWN):
+        body = view.history.entry(did.index).body
+        work = view.history.log.index_of(body.contribution) if isinstance(body, Verdict) else None
+        if did.reason or work is None:
+            continue
+        shown = view.history.entry(work).body
+        told = {"node": getattr(shown, "node", ""), "rounds": did.notes["rounds"]}
+        said = {"verdict": body.verdict, "error": body.error / 1_000_000}
+        result = {"index": did.index, "auditors": [body.node], "result": did.notes["result"]}
+        found.append(told | said | result)
+    return found
 
 
 def _contribution(stand: Stand) -> dict[str, Any]:
@@ -155,13 +182,16 @@ def _me(
         shown = ", ".join(map(short_peer, facts["nodes"])) or "none"
         yield f"nodes    {shown}"
         if facts["barred"]:
-            yield "         barred for proven fraud: it earns no more"
+            yield "         convicted of fraud: what was pending is gone, and it earns no more"
     else:
         yield "account  not in this ledger: it is registered when the node first joins the run"
     yield f"as of    checkpoint {facts['as_of']:,} of run {text.short_key(facts['run'])}\n"
     yield _steps(facts)
     yield ""
     yield from _account(facts)
+    if facts["audits"]:
+        yield ""
+        yield _audited(facts)
     if found:
         yield ""
         yield from _contributions(found, limit, view.final_size)
@@ -214,6 +244,23 @@ def _missing(facts: dict[str, Any]) -> str:
     if details == {NOT_YET} and facts["from_home"]:
         return "ask the coordinator, whose copy is newer: add --from INVITE"
     return "; ".join(sorted(details))
+
+
+def _audited(facts: dict[str, Any]) -> Table:
+    """What auditors found, in a volunteer's words."""
+    from artel.ledger.entries.story import rounds_named
+    from artel.protocol.identity import short_peer
+
+    rows = []
+    for item in facts["audits"]:
+        nodes = ", ".join(map(short_peer, item["auditors"])) or "nobody has time yet"
+        own = item["node"] in facts["nodes"]
+        whose = "own work" if own else f"work of {short_peer(item['node'])}"
+        what = "being repeated"
+        if item["index"] is not None:
+            what = f"{item['verdict']}, relative error {item['error']:.6f} (entry {item['index']})"
+        rows.append([f"{whose}, {rounds_named(*item['rounds'])}", nodes, what, item["result"]])
+    return Table(rows, ["audits", "by", "", ""])
 
 
 def _next(facts: dict[str, Any]) -> str:

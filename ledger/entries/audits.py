@@ -30,6 +30,7 @@ from typing import Any
 from artel.ledger.entries import lot
 from artel.ledger.entries.credit import bar, invalidate
 from artel.ledger.entries.fold_state import Attempt, Audit, Credit, Draw, FoldState
+from artel.ledger.entries.rules import LedgerRules
 
 MILLION = 1_000_000
 NEWCOMER, FIRST, PREFIX = "newcomer", "first", "prefix"
@@ -111,6 +112,25 @@ def window(state: FoldState, steps: int) -> int:
     return state.founded.trust.audit_rounds + -(-steps // max(1, work.least - work.lightest))
 
 
+def rounds_kept(rules: LedgerRules) -> int:
+    """Rounds of which nodes and coordinators keep states and contributions, for auditors."""
+    return rules.work.span + PATIENCE * rules.trust.audit_rounds if rules.audits else 0
+
+
+def steps_now(state: FoldState, node: str) -> int:
+    """Of the steps that a node has to repeat, those for which it is assigned fewer of its own in
+    the round that comes."""
+    owed = state.owed_by(node) if node in state.lighter else None
+    if owed is None:
+        return 0
+    _, audit = owed
+    draw = audit.draw_of(node)
+    assert draw is not None
+    each = state.work.least - state.work.lightest
+    done = each * (state.round - (draw.due - window(state, audit.steps)))
+    return max(0, min(each, audit.steps - done))
+
+
 # --- drawing --------------------------------------------------------------------------------------
 
 
@@ -135,6 +155,8 @@ def begin(
     for source in lot.order(state.lot, "audits", dict.fromkeys(found, 1)):
         state.audits[source] = found[source]
     notes = {"ended": ended, "drawn": assign(state)}
+    awaited = (draw for audit in state.audits.values() for draw in audit.awaited)
+    state.lighter = sorted({draw.node for draw in awaited if not draw.commitment})
     return {name: said for name, said in notes.items() if said}, lost
 
 

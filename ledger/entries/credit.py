@@ -102,7 +102,8 @@ def frozen_until(state: FoldState, item: Pending) -> int:
 
 
 def audited(state: FoldState, audits: Iterable[Audit]) -> Callable[[Pending], bool]:
-    """Whether credit is for work that one of these audits judges, or for such a verdict."""
+    """Whether credit is for work that one of these audits judges, or for a verdict that is not
+    decided on or by an account whose own work is audited."""
     doubted: dict[str, int] = {}
     for audit in audits:
         doubted[audit.account] = min(audit.first, doubted.get(audit.account, audit.first))
@@ -110,7 +111,7 @@ def audited(state: FoldState, audits: Iterable[Audit]) -> Callable[[Pending], bo
     def under_way(item: Pending) -> bool:
         credit = item.credit
         if credit.kind == "audit":
-            return item.about in state.audits
+            return item.about in state.audits or credit.account in doubted
         return credit.kind == "compute" and credit.round >= doubted.get(
             credit.account, credit.round + 1
         )

@@ -330,6 +330,8 @@ class FoldState:
     """In a run with audits: the nodes whose contributions the newest agreed state holds."""
     audits: dict[str, Audit] = field(default_factory=dict)
     """By the last contribution (entry id) that it judges: what is not decided, oldest first."""
+    lighter: list[str] = field(default_factory=list)
+    """Nodes that owed an audit when the newest state was agreed: they may be assigned less."""
     struck: dict[str, int] = field(default_factory=dict)
     """Auditor that was alone in what it said, to the state from which on it is drawn again."""
     anchors: list[Anchor] = field(default_factory=list)

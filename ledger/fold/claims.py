@@ -16,6 +16,7 @@ from pathlib import Path
 
 from artel.ledger.entries import reasons
 from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.entries.story import rounds_named
 from artel.ledger.fold.history import CREDIT_STATES, AccountWork
 
 PENDING, VESTED, INVALIDATED = CREDIT_STATES
@@ -124,6 +125,9 @@ def _outlook(claim: Claim, state: FoldState) -> str:
         return ""
     if item.disputed_by:
         return f"disputed; frozen until a ruling, or until state {item.lapses} is agreed"
+    for audit in state.audits.values():
+        if audit.account == item.credit.account and audit.first <= claim.round:
+            return f"audited now ({rounds_named(audit.first, audit.last)}); vests when that is over"
     if state.closed:
         return "vests when the run's accounts are closed"
     return f"vests when state {item.due} is agreed"

@@ -61,6 +61,9 @@ closing_s = 0.0
 
 [ledger]
 witnesses = {witnesses}
+
+[trust]
+audit_rate = {audit_rate}
 """
 
 
@@ -76,6 +79,7 @@ def write_run(
     max_nodes: int = 4,
     box_s: float = 0.0,
     span: int = 0,
+    audit_rate: float = 0.0,
     exchange: str = "",
     hidden: int = 32,
 ) -> Path:
@@ -103,6 +107,7 @@ def write_run(
             max_nodes=max_nodes,
             box_s=box_s,
             span=span,
+            audit_rate=audit_rate,
             hidden=hidden,
             exchange=f"[exchange]\n{exchange}\n" if exchange else "",
         )

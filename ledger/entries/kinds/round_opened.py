@@ -101,9 +101,9 @@ class RoundOpened(AttemptBody):
 
 
 def _allowed(state: FoldState, peer: str, steps: int) -> bool:
-    """Whether a member can be assigned so many steps: who owes an audit has time for that."""
+    """Whether a member can be assigned so many steps: who owed an audit has time for that."""
     work = state.work
-    least = work.lightest if state.owed_by(peer) is not None else work.least
+    least = work.lightest if peer in state.lighter else work.least
     return least <= steps <= work.most
 
 

@@ -1,0 +1,93 @@
+"""Audits with real processes: who does half of the work is convicted, and all others go on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from artel import cli
+from artel.coordinator.local_run import finished
+from artel.ledger import entries
+from artel.ledger.entries.fold_state import Account, Credit, FoldState
+from artel.ledger.fold.explain import explain
+from artel.ledger.fold.history import read
+from artel.ledger.fold.shares import apply
+from artel.ledger.store.reader import LedgerReader
+from artel.protocol import identity
+from benchmarks.swarm import Swarm
+from places import WORLDS
+from swarm_world import ledger_of, write_run
+
+ROUNDS, SPAN = 10, 4
+
+
+@contextlib.asynccontextmanager
+async def cheat(swarm: Swarm, home: Path) -> AsyncIterator[None]:
+    """A node that makes half of its steps; ended at the end, if it has not ended by itself."""
+    home.mkdir()
+    with (home / "console.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, str(WORLDS / "cheating_node.py"), "node", "start"),
+            *("--join", swarm.invite, "--home", str(home), "--threads", "1"),
+            *("--listen", "/ip4/127.0.0.1/tcp/0"),
+            stdout=log,
+            stderr=log,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, sys.path))},
+        )
+        try:
+            yield
+        finally:
+            if process.returncode is None:
+                process.send_signal(signal.SIGTERM)
+            await process.wait()
+
+
+async def test_who_makes_half_of_its_steps_is_convicted_while_new_and_the_others_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path, total=ROUNDS, inner_steps=60, min_nodes=4, span=SPAN, audit_rate=0.05)
+    home = tmp_path / "cheat"
+    async with Swarm(tmp_path, run) as swarm:
+        await swarm.start(nodes=3)
+        async with cheat(swarm, home):
+            await swarm.wait_for(finished, "the run is finished")
+            await swarm.wait_finished()
+    decoded, fold = ledger_of(tmp_path / "coordinator")
+    cheats = identity.load(home / "node.key").peer_id
+    owner = fold.account_of(cheats)
+    honest = [identity.load(tmp_path / f"node-{n}" / "node.key").peer_id for n in (1, 2, 3)]
+    assert not fold.ignored
+    assert [name for name, account in fold.accounts.items() if account.barred] == [owner]
+    # It was found out in the rounds in which it was new, and nothing of its work vested.
+    before, found = FoldState(), list[Credit]()
+    for entry in decoded:
+        found += [c for c in apply(before, entry).vested if c.account == owner]
+        if before.accounts.get(owner, Account("")).barred:
+            break
+    assert before.node_rounds[cheats] <= 2 * fold.founded.trust.newcomer_rounds
+    assert {credit.kind for credit in found} <= {"witness"}
+    assert fold.accounts[owner].vested < fold.total_vested / 100
+    for peer in honest:
+        assert fold.node_rounds[peer] == ROUNDS
+        assert fold.accounts[fold.account_of(peer)].units["audit"] > 0
+    verdicts = [e.body for e in decoded if isinstance(e.body, entries.Verdict)]
+    about = {e.id: e.body.node for e in decoded if isinstance(e.body, entries.Contribution)}
+    judged = [body for body in verdicts if body.node != cheats]
+    assert {body.verdict for body in judged if about[body.contribution] != cheats} == {"accept"}
+    rejected = [body for body in judged if about[body.contribution] == cheats]
+    assert {body.verdict for body in rejected} == {"reject"}
+    assert min(body.error for body in rejected) > 250_000
+    # Whoever asks is told so.
+    with LedgerReader.of(tmp_path / "coordinator") as store:
+        history = read(store)
+        index = next(i for i, e in enumerate(decoded) if e.id == rejected[0].contribution)
+        assert "reject" in "\n".join(explain(history, index).lines())
+    assert cli.main(["ledger", "me", "--home", str(home)]) == 0
+    assert "convicted" in capsys.readouterr().out
