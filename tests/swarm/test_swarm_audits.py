@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import os
-import signal
-import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -22,41 +16,19 @@ from artel.ledger.fold.shares import apply
 from artel.ledger.store.reader import LedgerReader
 from artel.protocol import identity
 from benchmarks.swarm import Swarm
-from places import WORLDS
-from swarm_world import ledger_of, write_run
+from swarm_world import lazy, ledger_of, write_run
 
 ROUNDS, SPAN = 10, 4
-
-
-@contextlib.asynccontextmanager
-async def cheat(swarm: Swarm, home: Path) -> AsyncIterator[None]:
-    """A node that makes half of its steps; ended at the end, if it has not ended by itself."""
-    home.mkdir()
-    with (home / "console.log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, str(WORLDS / "cheating_node.py"), "node", "start"),
-            *("--join", swarm.invite, "--home", str(home), "--threads", "1"),
-            *("--listen", "/ip4/127.0.0.1/tcp/0"),
-            stdout=log,
-            stderr=log,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, sys.path))},
-        )
-        try:
-            yield
-        finally:
-            if process.returncode is None:
-                process.send_signal(signal.SIGTERM)
-            await process.wait()
 
 
 async def test_who_makes_half_of_its_steps_is_convicted_while_new_and_the_others_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = write_run(tmp_path, total=ROUNDS, inner_steps=60, min_nodes=4, span=SPAN, audit_rate=0.05)
-    home = tmp_path / "cheat"
+    home = tmp_path / "half"
     async with Swarm(tmp_path, run) as swarm:
         await swarm.start(nodes=3)
-        async with cheat(swarm, home):
+        async with lazy(swarm, "half"):
             await swarm.wait_for(finished, "the run is finished")
             await swarm.wait_finished()
     decoded, fold = ledger_of(tmp_path / "coordinator")

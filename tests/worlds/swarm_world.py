@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
-from collections.abc import Callable
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +16,10 @@ from artel.ledger import entries
 from artel.ledger.fold.shares import FoldState
 from artel.ledger.store.reader import LedgerReader
 from artel.protocol import identity
+from benchmarks.swarm import Swarm
+from host_world import LOOPBACK
 from ledger_world import folded
+from places import WORLDS
 
 RUN = """\
 [run]
@@ -146,3 +154,25 @@ def assert_all_signed_every_state(decoded: list[entries.Entry]) -> None:
         elif isinstance(entry.body, entries.StateAgreed):
             assert accepted <= entry.signers
             assert entry.body.wrong == ()
+
+
+@contextlib.asynccontextmanager
+async def lazy(swarm: Swarm, kind: str) -> AsyncIterator[None]:
+    """A node of a kind of ``lazy_node.py``, in a home that is called after it."""
+    home = swarm.folder / kind
+    home.mkdir()
+    with (home / "console.log").open("wb") as log:
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, str(WORLDS / "lazy_node.py"), kind, "node", "start"),
+            *("--join", swarm.invite, "--home", str(home), "--threads", "1"),
+            *("--listen", LOOPBACK),
+            stdout=log,
+            stderr=log,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, sys.path))},
+        )
+    try:
+        yield
+    finally:
+        if child.returncode is None:
+            child.send_signal(signal.SIGTERM)
+        await child.wait()
