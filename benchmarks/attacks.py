@@ -275,19 +275,36 @@ def _dense(vector: Vector | Elements, layout: Layout) -> Vector:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows in Markdown: ratios to the clean run, one line for each attack and number."""
+    """The rows in Markdown: mean ratios to the clean runs of the same seeds, one line for each
+    attack and number; and how far the seeds are apart."""
     ways = list(product(AGGREGATORS, CODECS))
-    ratios = {tuple(r[k] for k in ("attack", "attackers", "aggregator", "codec")): r for r in rows}
+    found: dict[tuple[Any, ...], list[float]] = {}
+    for row in sorted(rows, key=lambda row: int(row["attackers"])):
+        key = tuple(row[name] for name in ("attack", "attackers", "aggregator", "codec"))
+        of = "ours" if row["attack"] == CLEAN else "ratio"
+        found.setdefault(key, []).append(row[of])
     heads = [f"{aggregator}, `{codec}`" for aggregator, codec in ways]
     lines = [f"| attack | of {NODES} | {' | '.join(heads)} |", "|---" * (2 + len(ways)) + "|"]
-    for attack, attackers in dict.fromkeys((r["attack"], r["attackers"]) for r in rows):
-        found = [ratios.get((attack, attackers, *way)) for way in ways]
+    for attack, attackers in sorted({key[:2] for key in found}, key=_place):
+        values = [found.get((attack, attackers, *way), []) for way in ways]
+        means = [float(np.mean(some)) if some else None for some in values]
         if attack == CLEAN:
-            cells = ["–" if r is None else f"{r['ours']:.4f}" for r in found]
+            cells = ["–" if mean is None else f"{mean:.4f}" for mean in means]
         else:
-            cells = ["–" if r is None else f"{100 * (r['ratio'] - 1):+.1f} %" for r in found]
+            cells = ["–" if mean is None else f"{100 * (mean - 1):+.1f} %" for mean in means]
         lines.append(f"| {attack} | {attackers} | {' | '.join(cells)} |")
+    several = [some for key, some in found.items() if len(some) > 1 and key[0] != CLEAN]
+    if several:
+        apart = [50 * (max(some) - min(some)) for some in several]
+        middle, most = np.median(apart), max(apart)
+        lines += ["", f"Seeds: ± {middle:.1f} % in the middle, ± {most:.1f} % at most"]
     return "\n".join(lines)
+
+
+def _place(row: tuple[str, int]) -> tuple[int, int]:
+    """Where an attack by so many stands in a table."""
+    attack, attackers = row
+    return [CLEAN, ABSENT, *ATTACKS].index(attack), attackers
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -305,7 +322,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.json:  # after every row, so that an interrupted run keeps what it has
             options.json.write_text(json.dumps(list(done.values()), indent=1) + "\n")
 
-    cells, copied = list(_cells(options)), [_copied(codec, options.seed) for codec in CODECS]
+    cells = list(_cells(options))
+    copied = [_copied(codec, seed) for seed, codec in product(options.seeds, CODECS)]
     attacked = world(options.rounds)
     for cell in cells:
         if cell.name not in done:
@@ -377,8 +395,9 @@ def _copied(codec: str, seed: int) -> Cell:
 def _cells(options: argparse.Namespace) -> Iterator[Cell]:
     """The runs, those with the same aggregator together, clean ones first."""
     cases = [(CLEAN, 0), *product(options.attacks, options.attackers)]
-    for aggregator, (attack, attackers), codec in product(options.aggregators, cases, CODECS):
-        yield Cell(attack, attackers, aggregator, codec, options.rounds, options.seed)
+    every = product(options.seeds, options.aggregators, cases, CODECS)
+    for seed, aggregator, (attack, attackers), codec in every:
+        yield Cell(attack, attackers, aggregator, codec, options.rounds, seed)
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -392,7 +411,9 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--attacks", default=",".join(known), help="comma-separated (default: all)")
     parser.add_argument("--attackers", default="2,1,3", help=f"of {NODES} nodes (default: 2,1,3)")
     parser.add_argument("--rounds", type=int, default=30, help="of a run (default 30)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, data, attacks (default 0)")
+    parser.add_argument(
+        "--seed", default="0", help="of weights, data and attacks; several are averaged (default 0)"
+    )
     parser.add_argument("--quick", action="store_true", help="a few attacks, mean, 8 rounds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the rows in FILE")
     options = parser.parse_args(argv)
@@ -406,6 +427,9 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     if not set(options.attackers.split(",")) <= {"1", "2", "3"}:
         parser.error("--attackers must be from 1 to 3")
     options.attackers = [int(number) for number in options.attackers.split(",")]
+    if not all(seed.isdecimal() for seed in options.seed.split(",")):
+        parser.error("--seed must be a number, or several with commas")
+    options.seeds = [int(seed) for seed in options.seed.split(",")]
     if not 4 <= options.rounds <= 1000:
         parser.error("--rounds must be from 4 to 1000")
     require_folder(parser, options.json)

@@ -288,6 +288,8 @@ class Desk:
 
     async def _signed_state(self, peer: str, request: messages.SignedState) -> None:
         core = self._core
+        if core.state.phase is Phase.APPLYING and peer not in core.state.accepted:
+            return  # its word counts for nothing; its next heartbeat says what it holds
         vote, signature = await intake.vote(peer, request.statement)
         if vote.run != core.run:
             raise DecodeError("the vote is about another run")

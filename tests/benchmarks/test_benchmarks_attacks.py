@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from artel.protocol.state import Layout, Vector
 from benchmark_world import rows_of, run
-from benchmarks.attacks import ATTACKS, RARE, Cell, _forged
+from benchmarks.attacks import ATTACKS, RARE, Cell, _forged, table
 
 LAYOUT = Layout.of([("matrix", (80, 64)), ("vector", (64,))])
 
@@ -67,6 +69,23 @@ def test_manipulation_points_away_from_the_honest_mean() -> None:
     mean = np.mean(HONEST, 0)
     assert forged("ipm")[0] @ mean < 0
     assert forged("alie")[0] == pytest.approx(mean - 1.5 * np.std(HONEST, 0), abs=1e-9)
+
+
+def test_the_table_has_the_mean_of_seeds_in_the_order_of_attacks() -> None:
+    def row(attack: str, attackers: int, seed: int, loss: float) -> dict[str, Any]:
+        fields = dataclasses.asdict(Cell(attack, attackers, "mean", "int4", 30, seed))
+        return fields | {"ours": loss, "ratio": loss / 2}
+
+    rows = [row("zeros", 2, 0, 2.02), row("none", 0, 0, 2.0), row("zeros", 1, 0, 2.0)]
+    rows += [row("zeros", 2, 1, 2.06), row("absent", 1, 0, 2.1)]
+    lines = [line.split(" | ")[:3] for line in table(rows).splitlines()]
+    assert lines[2:6] == [
+        ["| none", "0", "2.0000"],
+        ["| absent", "1", "+5.0 %"],
+        ["| zeros", "1", "+0.0 %"],
+        ["| zeros", "2", "+2.0 %"],
+    ]
+    assert "± 1.0 % at most" in table(rows)
 
 
 @pytest.mark.slow

@@ -368,6 +368,25 @@ async def test_a_round_is_handed_back_once_in_the_log(
     assert caplog.text.count("round.handed_back") == 1
 
 
+async def test_votes_of_others_than_the_accepted_are_neither_checked_nor_kept(
+    office: Office, applying: list[Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = Member(office, "late")
+    await late.hello()
+    assert (await late.beat()).task == "apply", "so that it holds the state when all others do"
+    checked: list[bytes] = []
+    verify = dsse.verify
+    monkeypatch.setattr(dsse, "verify", lambda *seal: checked.append(seal[1]) or verify(*seal))
+    await late.sign_state(OTHER)
+    assert not checked
+    assert not office.core.state.votes
+    assert not office.core._votes
+    assert (await late.beat()).task == "wait", "it has done its part"
+    for member in applying:
+        await member.sign_state(NEXT)
+    assert office.core.state.base == NEXT
+
+
 async def test_leaving_and_handing_back(office: Office, training: list[Member]) -> None:
     one, two, three = training
     state = office.core.state
