@@ -158,7 +158,9 @@ class Desk:
         known.beats = mine = known.beats + 1
         if report.validation is not None and report.validation.round in known.evaluates:
             self._note_validation(report)
-        await core.feed(round_state.Seen(now, peer, report.state_root, report.leaving))
+        # Who was convicted gets no seat any more, as if it were about to leave.
+        goes = report.leaving or self._barred(peer)
+        await core.feed(round_state.Seen(now, peer, report.state_root, goes))
         patience = min(request.patience, core.rules.heartbeat_timeout / 3)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
@@ -167,6 +169,10 @@ class Desk:
                     known.news.clear()
                     await known.news.wait()
         return self._directive(peer, known)
+
+    def _barred(self, peer: str) -> bool:
+        fold = self._core.ledger.state
+        return fold.accounts[fold.account_of(peer)].barred
 
     def _version(self, peer: str, known: Peer) -> int:
         """A number that changes whenever the duty of this peer does."""

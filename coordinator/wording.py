@@ -119,7 +119,18 @@ def _spans(config: RunConfig) -> str:
         return "none: nodes keep what training remembers, and nobody can repeat their work"
     return (
         f"every {rounds.span:,} rounds ({rounds.span * rounds.inner_steps:,} steps) all nodes "
-        "begin anew from the agreed state, so that their work can be repeated from public data"
+        "begin anew from the agreed state, so that their work can be repeated from public data; "
+        + _audits(config)
+    )
+
+
+def _audits(config: RunConfig) -> str:
+    trust = config.trust
+    if not trust.audit_rate:
+        return "nobody repeats any of it"
+    return (
+        f"other nodes repeat about {100 * trust.audit_rate:g} % of the steps of known nodes, and "
+        f"each of the first {trust.newcomer_rounds:,} rounds of a new one"
     )
 
 
