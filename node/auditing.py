@@ -29,7 +29,7 @@ from artel.node.corpus import Corpus
 from artel.node.progress import Progress
 from artel.node.session import Session
 from artel.node.trainer.channel import TrainerError
-from artel.node.trainer.orders import BeginReplay, Compared, DropReplay, GoOn, SpanRound
+from artel.node.trainer.orders import BeginReplay, Compared, DropReplay, GoOn, Replayed, SpanRound
 from artel.protocol import assignment, messages
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import ArtelError, CheckFailed
@@ -170,18 +170,18 @@ class Auditing:
                 f"audit    repeating the work of node {short_peer(audit.node)} in {_named(audit)}, "
                 "drawn by lot"
             )
-            compared = await self._compared(source, audit)
-            if compared is None:
+            repeated = await self._repeated(source, audit)
+            if repeated is None:
                 return
-            self._made[source] = self._verdict(source, audit, compared)
+            self._made[source] = self._verdict(source, audit, repeated)
         await self._commit(source, self._made[source])
         if session.replica.state.owed_by(session.identity.peer_id) == owed:
             await asyncio.sleep(POLL_S)  # it could not be taken now
         self._grown.set()
 
-    def _verdict(self, source: str, audit: Audit, compared: Sequence[Compared]) -> Envelope:
+    def _verdict(self, source: str, audit: Audit, repeated: Replayed) -> Envelope:
         session = self._session
-        found, worst = judge(compared)
+        found, worst = judge(repeated.compared)
         self._say(
             f"audit    verdict on node {short_peer(audit.node)}, {_named(audit)}: {found}, "
             f"relative error {worst.error:.6f}"
@@ -196,10 +196,10 @@ class Auditing:
             round=worst.round,
             error=worst.error,
             overlap=1.0 if worst.overlap is None else worst.overlap,
-            hardware=session.device,
+            hardware=repeated.hardware,
         )
 
-    async def _compared(self, source: str, audit: Audit) -> Sequence[Compared] | None:
+    async def _repeated(self, source: str, audit: Audit) -> Replayed | None:
         """The contributions of the audit beside what comes out here; None when its time is over.
 
         :raises ArtelError: it could not be done now
@@ -212,7 +212,7 @@ class Auditing:
             while True:
                 done = await session.trainer.do(GoOn(self._portion()))
                 if not done.left:
-                    return done.compared
+                    return done
                 owed = session.replica.state.owed_by(session.identity.peer_id)
                 if owed is None or owed[0] != source:
                     await session.trainer.do(DropReplay())
@@ -223,7 +223,7 @@ class Auditing:
             if error.code not in ALWAYS_SO:
                 raise
             emit(log, "audit.failed", logging.WARNING, reason=error.message)
-            return [Compared(audit.last, math.nan, None)]
+            return Replayed(0, (Compared(audit.last, math.nan, None, None),), session.device)
 
     def _portion(self) -> int:
         """Steps that take about :data:`PORTION_S`."""
@@ -326,7 +326,7 @@ def judge(compared: Sequence[Compared]) -> tuple[str, Compared]:
     number could not be repeated."""
     worst = max(compared, key=lambda one: math.inf if math.isnan(one.error) else one.error)
     if math.isnan(worst.error):
-        return audits.INCONCLUSIVE, Compared(worst.round, math.inf, worst.overlap)
+        return audits.INCONCLUSIVE, Compared(worst.round, math.inf, worst.overlap, None)
     if worst.error <= SAME:
         return audits.ACCEPT, worst
     return audits.REJECT if worst.error >= OTHER else audits.INCONCLUSIVE, worst

@@ -61,6 +61,8 @@ class Lazy:
             blob=path,
             parts=(),
             size=path.stat().st_size,
+            fingerprints=path,
+            hardware="",
             payload=pseudogradient.payload_digest([payload]),
             loss=1.0,
             tokens=work.tokens(order.steps),
