@@ -127,8 +127,10 @@ def _audits(view: LedgerView, account: str) -> list[dict[str, Any]]:
             found.append(rounds | {"index": None, "verdict": "", "error": None, "result": ""})
     for did in view.history.chosen(kind=Verdict.KIND, account=account, limit=AUDITS_SHOWN):
         body = view.history.entry(did.index).body
-        work = view.history.log.index_of(body.contribution) if isinstance(body, Verdict) else None
-        if did.reason or work is None:
+        if did.reason or not isinstance(body, Verdict):
+            continue
+        work = view.history.log.index_of(body.contribution)
+        if work is None:
             continue
         shown = view.history.entry(work).body
         told = {"node": getattr(shown, "node", ""), "rounds": did.notes["rounds"]}
