@@ -40,6 +40,8 @@ PATIENCE_S = 5.0
 """How long cosignatures of the nodes that are still here are waited for."""
 AUDITS_S = 120.0
 """How long nodes have for the audits that they still owe."""
+CHARGES_S = 120.0
+"""How long a jury is waited for that decides on a state."""
 TICK_S = 0.25
 
 
@@ -69,20 +71,25 @@ class Closing:
         :raises ArtelError: an entry could not be made durable
         """
         core = self._core
-        async with core.changed:
-            while core.state.round < core.rules.total:
-                await core.changed.wait()
         closing_s = core.manifest.config.ownership.closing_s
         keep = closing_s <= SHORT_S
-        due = core.clock() + closing_s - self._elapsed()
-        if not core.ledger.state.closed:
+        while True:
+            async with core.changed:
+                await core.changed.wait_for(lambda: core.state.round >= core.rules.total)
+            due = core.clock() + closing_s - self._elapsed()
+            if core.ledger.state.closed:
+                break
             await self._witness()
             await self._audited()
             if not keep:
                 await self._let_go()
             await self._until(due)
+            await self._settled()
+            if core.state.round < core.rules.total:
+                continue  # it has gone back
             await self._close()
             await self._witness()
+            break
         if keep:
             await self._cosigned()
         await self._let_go()
@@ -91,6 +98,13 @@ class Closing:
             if core.ledger.state.pending:
                 await self._close()
                 await self._witness()
+
+    async def _settled(self) -> None:
+        """Wait until no state is called wrong any more: a closed run does not go back."""
+        for _ in range(int(CHARGES_S / TICK_S)):
+            if not self._core.ledger.state.charges:
+                return
+            await asyncio.sleep(TICK_S)
 
     def _elapsed(self) -> float:
         """Seconds since the last state was agreed, also when that was before a restart."""

@@ -63,6 +63,7 @@ class Applying:
         self._session, self._states, self._max_blob = session, states, max_blob
         self._known = _Known((-1, -1))
         self._outcome = (-1, -1)  # the round and attempt that was computed last
+        self._root = ""  # what that came to
         self._looked_at: frozenset[int] = frozenset()  # what was called wrong in it by then
         self.wrong: tuple[int, ...] = ()
         """Slices of the last computed round whose recorded aggregate was found wrong."""
@@ -70,6 +71,11 @@ class Applying:
     def looked_at(self, round: int, attempt: int) -> frozenset[int]:
         """The slices of this attempt that were called wrong when its outcome was computed."""
         return self._looked_at if self._outcome == (round, attempt) else frozenset()
+
+    @property
+    def outcome(self) -> tuple[int, int, str]:
+        """The round and attempt that was computed last, and the root that it came to."""
+        return *self._outcome, self._root
 
     def settled(self, closed: ClosedRound) -> bool:
         """Whether the last outcome is still what ``closed`` gives: nobody has objected since."""
@@ -263,6 +269,7 @@ class Applying:
     def _remember(self, closed: ClosedRound, wrong: tuple[int, ...]) -> None:
         self.wrong = wrong
         self._outcome, self._looked_at = (closed.round, closed.attempt), closed.accused
+        self._root = self._states.root
 
     async def _aggregate(self, closed: ClosedRound, number: int) -> str:
         """Compute a slice from its inputs; returns the id of its blob, which is in the store."""

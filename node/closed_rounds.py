@@ -52,10 +52,11 @@ def under_way(log: Leaves, attempt: Attempt) -> ClosedRound:
 
 def closed_since(history: History, round: int) -> list[ClosedRound]:
     """Every agreed round from ``round`` on, oldest first."""
-    return [_agreed(history, number) for number in range(round, history.state.round)]
+    return [agreed_round(history, number) for number in range(round, history.state.round)]
 
 
-def _agreed(history: History, round: int) -> ClosedRound:
+def agreed_round(history: History, round: int) -> ClosedRound:
+    """A round whose state was agreed on and counts."""
     trail = next(history.attempts(history.of_round(round)))
     assert trail.agreed is not None
     made = {number: body for number, (_, body) in trail.slices.items()}

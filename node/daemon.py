@@ -21,6 +21,7 @@ from artel.node.auditing import Auditing
 from artel.node.child import TrainerDied
 from artel.node.corpus import Corpus
 from artel.node.cosigning import Cosigning
+from artel.node.judging import Judging
 from artel.node.session import Session
 from artel.node.supervisor import MAX_RESTARTS, given_up
 from artel.node.sync import States
@@ -82,6 +83,9 @@ class Daemon:
         )
         self.cosigner = Cosigning(session, self.watch)
         self.auditing = Auditing(session, corpus, self.worker.progress, max_blob, say)
+        self.judging = Judging(
+            session, self.worker, lambda: self.directive.peers if self.directive else ()
+        )
         self._heard_at = time.monotonic()
         self._heard = asyncio.Event()  # a directive came that the reconciler has not looked at
         self._holds_more = asyncio.Event()  # others could fetch something new from us
@@ -136,6 +140,7 @@ class Daemon:
                 group.create_task(self.cosigner.run())
                 group.create_task(self.auditing.run())
                 group.create_task(self.watch.run())
+                group.create_task(self.judging.run())
                 group.create_task(self.session.host.watch())
                 group.create_task(self._until_end())
         except BaseExceptionGroup as errors:

@@ -42,6 +42,7 @@ class States:
     def __init__(self, session: Session) -> None:
         self._session, self._blobs = session, session.blobs
         self._held: list[str] = []  # roots in the store, newest last
+        self._spared = set[str]()  # roots of states that stay, however old they are
         self._fetching = ""  # root of the state that was last asked of others
         self.round = -1
         self.root = ""
@@ -97,9 +98,19 @@ class States:
             self._held.remove(root)
         self._held.append(root)
         self._blobs.pin(root)
-        self._blobs.unpin(*self._held[:-KEEP_STATES])
-        while len(self._held) > KEEP_STATES + self._for_auditors:
-            self._blobs.delete(self._held.pop(0))
+        old = [held for held in self._held if held not in self._spared]
+        self._blobs.unpin(*old[:-KEEP_STATES])
+        for gone in old[: -KEEP_STATES - self._for_auditors]:
+            self._held.remove(gone)
+            self._blobs.delete(gone)
+
+    def spare(self, root: str) -> None:
+        """Keep a state: one that came of it is called wrong, and the run may go back to it."""
+        self._spared.add(root)
+
+    def spare_none(self) -> None:
+        """Nothing is called wrong any more: old states go again with the next one."""
+        self._spared.clear()
 
     @property
     def _for_auditors(self) -> int:

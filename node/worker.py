@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 
 from artel.ledger import entries
+from artel.ledger.entries.anchors import anchor_of
 from artel.ledger.fold.shares import Attempt
 from artel.node import sync
 from artel.node.applying import Applying
@@ -97,8 +98,18 @@ class Worker:
         # told to sync again and again, and must not do so at full speed.
         if self._syncs >= FREE_SYNCS:
             await asyncio.sleep(SYNC_PAUSE_S)
+        if number := self.differing():
+            self.states.spare(agreed[number - 1])
         await self._hold(len(agreed) - 1, directive.root, list(directive.peers))
         self._syncs += 1
+
+    def differing(self) -> int:
+        """Number of the agreed state that is not what this node computed for it last; 0: it is."""
+        fold, (round, attempt, root) = self.session.replica.state, self._applying.outcome
+        anchor = anchor_of(fold, round + 1)
+        if anchor is None or anchor.attempt != attempt or fold.states[round + 1] == root:
+            return 0
+        return round + 1
 
     async def _hold(self, round: int, root: str, others: list[str]) -> None:
         """Make the agreed state with this root the current one."""
@@ -107,6 +118,7 @@ class Worker:
             everybody = [*others, self.session.link.coordinator]
             path = await self.states.obtain(root, everybody)
             await uninterrupted(self.states.switch(path, round, root))
+        self._evaluated = {number for number in self._evaluated if number < round}
         emit(log, "state.synced", round=round, root=root[:12])
         self.progress.phase = "waiting"
         self._changed()

@@ -530,7 +530,7 @@ class Fold:
         anchor = Record(attempt=attempt, signers=set(signers.values()))
         anchor.kept = {name: vars(self)[name] for name in kept}
         self.anchors[self.round] = anchor
-        self.anchors.pop(self.round - 16, None)
+        self.anchors.pop(self.round - 32, None)
         self.charges = {n: charge for n, charge in self.charges.items() if n > min(self.anchors)}
 
     def state_wrong(self, b: Any) -> Rule:

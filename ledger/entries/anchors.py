@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from artel.ledger.entries.credit import invalidate, take_back
 from artel.ledger.entries.fold_state import Anchor, Attempt, Credit, FoldState
 
-ANCHORS = 16
+ANCHORS = 32
 """Agreed states that a run can go back to, the newest one included. More than
 ``rounds.mirror_every`` has by default: one of them is with the coordinator then."""
 OF_A_STATE = ("compute", "data", "audit")

@@ -73,6 +73,15 @@ def recheck_states(history: History, count: int, homes: Sequence[Path]) -> Itera
         yield from _Rounds(history, homes).checked(first, newest)
 
 
+def right_root(history: History, number: int, homes: Sequence[Path]) -> str:
+    """The root that the agreed state with this number should have.
+
+    :raises CheckFailed: the state before it, or a contribution, lies in none of the homes
+    :raises ResourceError: the model's layout cannot be worked out
+    """
+    return _Rounds(history, homes).right(number)
+
+
 class _Rounds:
     """The rounds of a ledger, as files in homes allow to repeat them."""
 
@@ -113,6 +122,11 @@ class _Rounds:
                     len(trail.weights),
                     why,
                 )
+
+    def right(self, number: int) -> str:
+        """Root of the state that the round before it leads to, whatever was agreed on."""
+        trail = next(self._history.attempts(self._history.of_round(number - 1)))
+        return state_root(self._repeated(trail, self._held(number - 1)))
 
     def _beginning(self, first: int) -> int:
         """The newest state from which that before ``first`` can be had; the one before ``first``

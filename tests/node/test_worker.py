@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from artel.ledger.entries.fold_state import Anchor
 from artel.node import worker
 from artel.node.worker import Worker
 from artel.protocol import messages
@@ -56,7 +57,9 @@ async def test_a_node_that_is_told_to_sync_again_and_again_pauses_in_between(
         pass
 
     session: Any = SimpleNamespace(
-        replica=SimpleNamespace(state=SimpleNamespace(states=[ROOT]), catch_up=caught_up),
+        replica=SimpleNamespace(
+            state=SimpleNamespace(states=[ROOT], anchors=[Anchor()]), catch_up=caught_up
+        ),
         host=None,
         link=SimpleNamespace(coordinator="coordinator"),
         run="",
