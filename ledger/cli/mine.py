@@ -88,6 +88,7 @@ def _stands(
 def _facts(view: LedgerView, account: str, found: Sequence[Stand], claimed: bool) -> dict[str, Any]:
     from artel.ledger.entries.fold_state import Account
     from artel.ledger.fold import claims
+    from artel.ledger.fold.audited import audited
     from artel.ledger.fold.holdings import holding
 
     state = view.state
@@ -110,34 +111,9 @@ def _facts(view: LedgerView, account: str, found: Sequence[Stand], claimed: bool
         "rejected": claims.rejections(found),
         "work": view.history.done_by(account),
         "vesting": _vesting(state, account),
-        "audits": _audits(view, account),
+        "audits": [asdict(one) for one in audited(view.history, account, AUDITS_SHOWN)],
         "contributions": [_contribution(stand) for stand in found],
     }
-
-
-def _audits(view: LedgerView, account: str) -> list[dict[str, Any]]:
-    """Audits of the account's work, and by its nodes: those under way, and the newest verdicts."""
-    from artel.ledger.entries import Verdict
-
-    state, found = view.state, list[dict[str, Any]]()
-    for audit in state.audits.values():
-        auditors = [draw.node for draw in audit.awaited]
-        rounds = {"node": audit.node, "rounds": [audit.first, audit.last], "auditors": auditors}
-        if audit.account == account or account in map(state.account_of, auditors):
-            found.append(rounds | {"index": None, "verdict": "", "error": None, "result": ""})
-    for did in view.history.chosen(kind=Verdict.KIND, account=account, limit=AUDITS_SHOWN):
-        body = view.history.entry(did.index).body
-        if did.reason or not isinstance(body, Verdict):
-            continue
-        work = view.history.log.index_of(body.contribution)
-        if work is None:
-            continue
-        shown = view.history.entry(work).body
-        told = {"node": getattr(shown, "node", ""), "rounds": did.notes["rounds"]}
-        said = {"verdict": body.verdict, "error": body.error / 1_000_000}
-        result = {"index": did.index, "auditors": [body.node], "result": did.notes["result"]}
-        found.append(told | said | result)
-    return found
 
 
 def _contribution(stand: Stand) -> dict[str, Any]:
@@ -261,7 +237,9 @@ def _audited(facts: dict[str, Any]) -> Table:
         what = "being repeated"
         if item["index"] is not None:
             what = f"{item['verdict']}, relative error {item['error']:.6f} (entry {item['index']})"
-        rows.append([f"{whose}, {rounds_named(*item['rounds'])}", nodes, what, item["result"]])
+        rows.append(
+            [f"{whose}, {rounds_named(item['first'], item['last'])}", nodes, what, item["result"]]
+        )
     return Table(rows, ["audits", "by", "", ""])
 
 

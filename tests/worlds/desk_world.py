@@ -324,7 +324,9 @@ class Member:
     def statement(self, signer: Identity | None = None, **changes: Any) -> dsse.Envelope:
         core = self.office.core
         state, data = core.state, self.blobs()
-        tail = core.ledger.state.tails.get(self.peer, 0)
+        span = core.work.goes_on(state.round, core.ledger.state.spans.get(self.peer))
+        begins = core.work.span > 0 and span is None
+        tail = 0 if begins else core.ledger.state.tails.get(self.peer, 0)
         head = core.work.head(state.round, core.assigned(self.peer) or core.work.inner_steps)
         fields = {
             "round": state.round,
@@ -337,6 +339,7 @@ class Member:
             "chain": "c" * 64,
             "tail": tail,
             "head": head,
+            "span": state.round if begins else span or 0,
         } | changes
         fields.setdefault("tokens", core.work.tokens(fields["tail"] + fields["head"]))
         return entries.contribution(signer or self.identity, self.office.run, **fields)

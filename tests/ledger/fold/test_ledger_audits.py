@@ -2,101 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-
 import pytest
 
 from artel.ledger import entries
-from artel.ledger.entries import Entry, audits, reasons
-from artel.ledger.entries.fold_state import Audit, FoldState, Outcome
+from artel.ledger.entries import audits, reasons
+from artel.ledger.entries.fold_state import Audit
+from artel.ledger.fold.audited import audited
 from artel.ledger.fold.explain import explain
 from artel.ledger.fold.history import read
 from artel.ledger.fold.shares import apply
 from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity
-from ledger_world import CREDIT, INNER_STEPS, World, complete, digest, forged, require_same
+from audit_world import NUMBER, Run, honest
+from ledger_world import CREDIT, INNER_STEPS, digest, forged
 from log_world import Log
-
-RULES = {"audit_rate": 0.05, "newcomer_rounds": 3, "audit_rounds": 3}
-Says = Callable[[int, Audit], str]
-"""What an auditor (its number) says of something; "" for nothing."""
-
-
-def honest(liars: Iterable[int] = (), since: int = 0) -> Says:
-    """True verdicts, when what these members did from a round on is false."""
-    bad = set(liars)
-
-    def says(_: int, audit: Audit) -> str:
-        return "reject" if _number[audit.node] in bad and audit.last >= since else "accept"
-
-    return says
-
-
-_number: dict[str, int] = {}
-
-
-class Run:
-    """A run whose rounds all go well; ``says`` is what auditors find, between two rounds."""
-
-    def __init__(self, nodes: int = 5, span: int = 10, total: int = 60, **changes: object) -> None:
-        trust = RULES | {name: changes.pop(name) for name in RULES if name in changes}
-        self.world = World(
-            name=f"audits {nodes} {span} {sorted(changes.items())}",
-            nodes=nodes,
-            total=total,
-            rounds={"span": span},
-            ownership={"vesting_rounds": 2},
-            trust=trust | changes,
-        )
-        _number.update({m.peer_id: n for n, m in enumerate(self.world.members)})
-        self.state, self.log = FoldState(), list[Entry]()
-        self.outcomes = list[Outcome]()
-        self.feed(*self.world.start)
-
-    def feed(self, *envelopes: Envelope) -> Outcome:
-        for envelope in complete(envelopes, self.state.copy()):
-            entry = entries.decode(envelope.encode())
-            self.log.append(entry)
-            self.outcomes.append(apply(self.state, entry))
-        return self.outcomes[-1]
-
-    def play(self, rounds: int, says: Says) -> Run:
-        """So many rounds more, with the verdicts that are due before each."""
-        for _ in range(rounds):
-            self.judge(says)
-            self.feed(*self.world.round(self.state.round))
-        return self
-
-    def judge(self, says: Says) -> list[Outcome]:
-        """Everybody who was drawn commits, then all show."""
-        given = []
-        for source, audit in self.state.audits.items():
-            for draw in audit.awaited:
-                if (said := says(_number[draw.node], audit)) and not draw.commitment:
-                    member = self.world.members[_number[draw.node]]
-                    given.append(self.world.verdicts(member, source, said))
-        for committed, _ in given:
-            self.feed(committed)
-        return [self.feed(shown) for _, shown in given]
-
-    def one(self, number: int) -> tuple[str, Audit]:
-        """The audit that is under way of a member's work."""
-        peer = self.world.members[number].peer_id
-        ((source, audit),) = ((s, a) for s, a in self.state.audits.items() if a.node == peer)
-        return source, audit
-
-    def account(self, number: int) -> object:
-        return self.state.accounts[self.world.owners[number].key]
-
-    def barred(self) -> list[int]:
-        return [n for n, o in enumerate(self.world.owners) if self.state.accounts[o.key].barred]
-
-    def checked(self) -> Run:
-        """Whoever has only docs/ledger.md comes to the same."""
-        require_same(self.log, self.state, [outcome.reason for outcome in self.outcomes])
-        assert FoldState.decode(self.state.encode()) == self.state
-        return self
-
 
 # --- what is repeated -----------------------------------------------------------------------------
 
@@ -203,8 +122,8 @@ def test_a_verdict_counts_once_from_who_was_drawn_after_it_was_committed() -> No
     world = run.world
     source, audit = run.one(0)
     (draw,) = audit.draws
-    auditor = world.members[_number[draw.node]]
-    other = min({1, 2} - {_number[draw.node]})
+    auditor = world.members[NUMBER[draw.node]]
+    other = min({1, 2} - {NUMBER[draw.node]})
     committed, shown = world.verdicts(auditor, source)
 
     def tried(*envelopes: Envelope) -> str:
@@ -274,7 +193,7 @@ def test_a_known_node_that_begins_to_cheat_is_convicted_in_the_end() -> None:
 
 def test_a_false_accuser_is_not_paid_and_not_drawn_again() -> None:
     run = Run(standing_rounds=40).play(1, honest())
-    accuser = _number[run.one(0)[1].draws[0].node]
+    accuser = NUMBER[run.one(0)[1].draws[0].node]
 
     def says(auditor: int, audit: Audit) -> str:
         return "reject" if auditor == accuser else "accept"
@@ -320,7 +239,7 @@ def test_auditors_of_a_panel_show_only_when_all_have_committed() -> None:
     run.feed(*run.world.round(1))
     _, one, two = run.state.audits[source].draws
     (c1, s1), (c2, s2) = (
-        run.world.verdicts(run.world.members[_number[draw.node]], source, "reject")
+        run.world.verdicts(run.world.members[NUMBER[draw.node]], source, "reject")
         for draw in (one, two)
     )
     assert run.feed(c1, s1).reason == reasons.TOO_EARLY
@@ -363,7 +282,7 @@ def test_a_pair_that_covers_for_each_other_is_found_by_the_others() -> None:
     def says(auditor: int, audit: Audit) -> str:
         if auditor in (1, 3):
             return "accept"
-        return "reject" if _number[audit.node] == 3 else "accept"
+        return "reject" if NUMBER[audit.node] == 3 else "accept"
 
     run = Run(nodes=6).play(8, says)
     assert run.barred() == [3]
@@ -378,7 +297,7 @@ def test_who_accepts_blindly_is_not_paid_for_what_two_others_reject() -> None:
     run.judge(lambda _, found: "reject" if found == audit else "accept")
     run.feed(*run.world.round(1))
     lazy = run.state.audits[source].draws[1].node
-    run.judge(lambda n, found: "reject" if found.last == 0 and n != _number[lazy] else "accept")
+    run.judge(lambda n, found: "reject" if found.last == 0 and n != NUMBER[lazy] else "accept")
     assert run.barred() == [0]
     lost = {credit.source for outcome in run.outcomes for credit in outcome.invalidated}
     assert audits.audit_source(source, lazy) in lost
@@ -403,13 +322,13 @@ def test_at_the_end_what_was_rejected_waits_for_the_others(answer: str) -> None:
     held = [item.credit.account for item in run.state.pending.values()]
     assert set(held) == {audit.account, draws[0].account}
     for draw in draws[1:]:
-        member = world.members[_number[draw.node]]
+        member = world.members[NUMBER[draw.node]]
         if answer:
             run.feed(world.verdict_committed(member, world.verdict(member, source, answer)))
     for draw in draws[1:]:
         if answer:
-            run.feed(world.verdict(world.members[_number[draw.node]], source, answer))
-    assert run.barred() == ([_number[audit.node]] if answer == "reject" else [])
+            run.feed(world.verdict(world.members[NUMBER[draw.node]], source, answer))
+    assert run.barred() == ([NUMBER[audit.node]] if answer == "reject" else [])
     run.feed(world.run_closed(3, 2))
     assert not run.state.pending
     assert not run.state.audits
@@ -431,5 +350,10 @@ def test_an_explanation_says_by_whom_and_what_came_of_it() -> None:
     work = history.log.index_of(run.world.earned(bad, 0))
     told = "\n".join(explain(history, work).lines())
     assert told.count("reject") >= 2
+    for number in (2, NUMBER[run.log[convicted].body.node]):
+        listed = audited(history, run.world.owners[number].key, 50)
+        rejects = [one for one in listed if one.node == bad.peer_id and one.verdict == "reject"]
+        assert {one.error for one in rejects} == {0.7}
+        assert "convicted" in {one.result for one in listed}
     drawn = next(n for n, o in enumerate(run.outcomes) if "drawn" in o.notes)
     assert "by lot" in "\n".join(explain(history, drawn).lines())
