@@ -88,8 +88,8 @@ def _stands(
 def _facts(view: LedgerView, account: str, found: Sequence[Stand], claimed: bool) -> dict[str, Any]:
     from artel.ledger.entries.fold_state import Account
     from artel.ledger.fold import claims
-    from artel.ledger.fold.audited import audited
     from artel.ledger.fold.holdings import holding
+    from artel.ledger.fold.work_audits import audits_of
 
     state = view.state
     owner = state.accounts.get(account, Account(""))
@@ -111,7 +111,7 @@ def _facts(view: LedgerView, account: str, found: Sequence[Stand], claimed: bool
         "rejected": claims.rejections(found),
         "work": view.history.done_by(account),
         "vesting": _vesting(state, account),
-        "audits": [asdict(one) for one in audited(view.history, account, AUDITS_SHOWN)],
+        "audits": [asdict(one) for one in audits_of(view.history, account, AUDITS_SHOWN)],
         "contributions": [_contribution(stand) for stand in found],
     }
 

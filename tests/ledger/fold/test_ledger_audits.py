@@ -7,10 +7,10 @@ import pytest
 from artel.ledger import entries
 from artel.ledger.entries import audits, reasons
 from artel.ledger.entries.fold_state import Audit
-from artel.ledger.fold.audited import audited
 from artel.ledger.fold.explain import explain
 from artel.ledger.fold.history import read
 from artel.ledger.fold.shares import apply
+from artel.ledger.fold.work_audits import audits_of
 from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity
 from audit_world import NUMBER, Run, honest
@@ -351,7 +351,7 @@ def test_an_explanation_says_by_whom_and_what_came_of_it() -> None:
     told = "\n".join(explain(history, work).lines())
     assert told.count("reject") >= 2
     for number in (2, NUMBER[run.log[convicted].body.node]):
-        listed = audited(history, run.world.owners[number].key, 50)
+        listed = audits_of(history, run.world.owners[number].key, 50)
         rejects = [one for one in listed if one.node == bad.peer_id and one.verdict == "reject"]
         assert {one.error for one in rejects} == {0.7}
         assert "convicted" in {one.result for one in listed}

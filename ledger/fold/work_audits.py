@@ -10,7 +10,7 @@ from artel.ledger.fold.history import History
 
 
 @dataclass(frozen=True)
-class Audited:
+class WorkAudit:
     """A verdict on the work of ``node`` in rounds ``first`` to ``last``, or (without an index) an
     audit under way."""
 
@@ -27,16 +27,16 @@ class Audited:
     """What the audit came to with it: convicted, cleared, undecided; "" when others go on."""
 
 
-def audited(history: History, account: str, limit: int) -> list[Audited]:
+def audits_of(history: History, account: str, limit: int) -> list[WorkAudit]:
     """Those under way, and then the newest verdicts.
 
     :param limit: at most so many verdicts
     """
-    state, found = history.state, list[Audited]()
+    state, found = history.state, list[WorkAudit]()
     for audit in state.audits.values():
         auditors = tuple(draw.node for draw in audit.awaited)
         if account == audit.account or account in map(state.account_of, auditors):
-            found.append(Audited(audit.node, audit.first, audit.last, auditors))
+            found.append(WorkAudit(audit.node, audit.first, audit.last, auditors))
     for did in history.chosen(kind=Verdict.KIND, account=account, limit=limit):
         body = history.entry(did.index).body
         if did.reason or not isinstance(body, Verdict):
@@ -46,5 +46,5 @@ def audited(history: History, account: str, limit: int) -> list[Audited]:
         node = shown.node if isinstance(shown, Contribution) else ""
         first, last = did.notes["rounds"]
         said = (body.verdict, body.error / MILLION, did.notes["result"])
-        found.append(Audited(node, first, last, (body.node,), did.index, *said))
+        found.append(WorkAudit(node, first, last, (body.node,), did.index, *said))
     return found
