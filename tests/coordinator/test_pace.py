@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artel.coordinator.pace import KEEP, SHARE, Pace, steps_in_box
+from artel.ledger.entries.fold_state import FoldState
 from artel.protocol import messages, round_state
 from artel.protocol.assignment import Work
 from artel.protocol.duties import directive
@@ -318,6 +319,35 @@ async def finish(office: Office, members: list[Member], heads: dict[str, int]) -
         await member.sign_state(root)
 
 
+@pytest.fixture
+def all_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everybody's work was looked at long ago."""
+    monkeypatch.setattr(FoldState, "standing_of", lambda state, node: 1)
+
+
+async def test_who_commits_at_once_gets_no_more_than_anybody(office: Office) -> None:
+    """Its speed is that of one who did not train; four times the steps would be four times the
+    credit, and the weight in the sum."""
+    members = [Member(office, name) for name in "abc"]
+    for member in members:
+        await member.hello()
+    await open_round(members, [1e9, 1e9, 16.0])
+    for _ in range(2):
+        opened = office.bodies("round_opened")[-1]
+        quick, other, slow = (opened.steps[opened.members.index(m.peer)] for m in members)
+        assert (quick, other) == (8, 8)
+        assert 2 <= slow < 5
+        office.now += 0.01
+        for member in members[:2]:
+            await member.commit()
+        office.now += 30
+        await members[2].commit()
+        await finish(office, members, {})
+        await open_round(members, [1e9, 1e9, 16.0])
+    assert office.core.pace.speed(members[0].peer) > 1e4
+
+
+@pytest.mark.usefixtures("all_stand")
 async def test_the_ledger_says_who_has_how_many_steps(office: Office) -> None:
     """H = 8 steps of 128 tokens: 2 to 32 of them in a box of 40 s."""
     members = sorted((Member(office, name) for name in "abc"), key=lambda member: member.peer)
@@ -357,6 +387,7 @@ async def test_the_ledger_says_who_has_how_many_steps(office: Office) -> None:
     assert not fold.ignored
 
 
+@pytest.mark.usefixtures("all_stand")
 async def test_a_late_node_gets_fewer_steps_and_who_was_done_keeps_its_own(office: Office) -> None:
     members = [Member(office, name) for name in "abc"]
     for member in members:
