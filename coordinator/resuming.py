@@ -7,11 +7,13 @@ the way) is kept in that case, and forgotten by a restart.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
-from artel.ledger.entries import reasons
+from artel.ledger.entries import lot, reasons
 from artel.ledger.entries.fold_state import FoldState
-from artel.protocol.round_state import Phase, Presence, RunState
+from artel.protocol.round_state import Phase, Presence, Ranked, RunState
+from artel.protocol.seats import Seat
 
 INTERRUPTED = ("training", "revealing")
 """Phases of an attempt whose messages are lost with the process."""
@@ -40,9 +42,16 @@ def resumed(fold: FoldState, now: float, before: RunState | None = None) -> RunS
         proven=frozenset(fold.node_tokens),
         begun=dict(fold.begun),
         halted=any(charge.proven for charge in fold.charges.values()),
+        unranked=True,
     )
     if before is not None:
-        state = replace(state, peers=before.peers, pauses=before.pauses, proven=before.proven)
+        state = replace(
+            state,
+            peers=before.peers,
+            pauses=before.pauses,
+            proven=before.proven,
+            unawaited=before.unawaited,
+        )
     else:
         # As if all had just been heard of, somewhere else: so the first round waits a moment for
         # those who are on their way back, and an attempt does not fail before their heartbeats.
@@ -67,6 +76,18 @@ def resumed(fold: FoldState, now: float, before: RunState | None = None) -> RunS
             peers={peer: Presence(now, "") for peer in attempt.accepted} | dict(state.peers),
         )
     return replace(state, attempt=max(attempt.attempt + 1, again))
+
+
+def ranked(fold: FoldState, peers: Collection[str], now: float) -> Ranked:
+    """Who gets a seat before whom: by standing and by the lot of the newest agreed round."""
+    drawn = lot.order(fold.lot, f"seats/{fold.round}", fold.weights(peers))
+    seats = {peer: seat(fold, peer, place) for place, peer in enumerate(drawn)}
+    return Ranked(now, seats, fold.rests_on == "members")
+
+
+def seat(fold: FoldState, peer: str, place: int) -> Seat:
+    """What a node has when seats are given away."""
+    return Seat(fold.account_of(peer), fold.standing_of(peer), place)
 
 
 def _last_members(fold: FoldState) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from artel.coordinator import intake
 from artel.coordinator.metrics import Clock, Metrics, Numbers
 from artel.coordinator.pace import Pace, steps_in_box
-from artel.coordinator.resuming import INTERRUPTED, NoEffect, resumed
+from artel.coordinator.resuming import INTERRUPTED, NoEffect, ranked, resumed, seat
 from artel.coordinator.sequencer import Late, Sequencer, Statement
 from artel.coordinator.shape import Shape, largest_contribution
 from artel.coordinator.submission import Submissions
@@ -162,7 +162,7 @@ class Coordinator:
             general = bool(actions) or self.state.phase is not phase
         if general:
             await self.tell()
-        elif not isinstance(event, round_state.Tick | round_state.Halted):
+        elif not isinstance(event, round_state.Tick | round_state.Halted | round_state.Ranked):
             await self.tell(event.peer)  # what one node says changes what that one has to do
 
     async def record(self, entry: Entry) -> bool:
@@ -199,7 +199,20 @@ class Coordinator:
     async def _step(
         self, event: round_state.Event, shown: Entry | str | None = None
     ) -> list[round_state.Action]:
-        """One event; the caller holds the lock."""
+        """One event, and who has which seat after it; the caller holds the lock."""
+        now, seats = event.now, self.state.seats
+        if isinstance(event, round_state.Seen) and event.peer not in seats:
+            # Behind all others: whoever comes when the lot is known may have chosen its key by it.
+            here = {event.peer: seat(self.ledger.state, event.peer, len(seats))}
+            await self._turn(round_state.Ranked(now, {**seats, **here}, self.state.on_members))
+        actions = await self._turn(event, shown)
+        if self.state.unranked:
+            actions += await self._turn(ranked(self.ledger.state, self.state.peers, now))
+        return actions
+
+    async def _turn(
+        self, event: round_state.Event, shown: Entry | str | None = None
+    ) -> list[round_state.Action]:
         state, actions = rounds.step(self.rules, self.state, event)
         if actions and isinstance(actions[0], round_state.Refuse):
             raise wire.Refused(actions[0].reason, code=actions[0].code)

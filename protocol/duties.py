@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from artel.protocol.messages import Task
 from artel.protocol.pauses import wait_before
 from artel.protocol.round_state import Phase, RoundRules, RunState
-from artel.protocol.rounds import ready
+from artel.protocol.rounds import patience, ready
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def directive(rules: RoundRules, state: RunState, peer: str, now: float) -> Duty
             left = min(left, rules.grace - (now - state.quorum_since))
         return Duty("train", "train on the assigned data", state.base, left)
     if peer in state.commitments and peer not in state.revealed:
-        left = rules.reveal - (now - state.since)
+        left = min(rules.reveal, patience(rules, state)) - (now - state.since)
         return Duty("reveal", "show the contribution", state.base, left)
     return Duty("wait", "others are still revealing", state.base)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from artel.protocol.pauses import Pause
+from artel.protocol.seats import Seat
 
 
 class Phase(StrEnum):
@@ -42,9 +43,13 @@ FAULTS = frozenset(
 )
 """Reasons that count against a node even when the round goes on without it."""
 
+IN_THE_WAY = FAULTS | {LATE}
+"""Those, and what makes all others wait."""
+
 # Why a member was in the way of a state; the ledger has who signed it.
 UNSIGNED = "signed no state"
 DISSENT = "signed another state"
+BEHIND = "did not hold the agreed state"
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,16 @@ class RunState:
     """A state was proven wrong: no round begins until the run has gone back."""
     pauses: Mapping[str, Pause] = field(default_factory=dict)
     proven: frozenset[str] = frozenset()
-    """Nodes that have signed an agreed state; they come before strangers."""
+    """Nodes that have signed an agreed state; they come before strangers, and their commitments
+    make a quorum."""
+    unawaited: frozenset[str] = frozenset()
+    """Nodes whose last signature was waited for in vain: nobody waits for the next one."""
+    seats: Mapping[str, Seat] = field(default_factory=dict)
+    """What is known of each node when seats are given away; empty: all are alike."""
+    on_members: bool = False
+    """The run rests on its members: few of a round's may be newcomers."""
+    unranked: bool = False
+    """A state was agreed on, and who has which seat now is yet to be said."""
 
     @property
     def failed(self) -> int:
@@ -174,6 +188,15 @@ class Left:
 
     now: float
     peer: str
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Who has which seat, by the ledger; said at first, and after each agreed state."""
+
+    now: float
+    seats: Mapping[str, Seat]
+    on_members: bool
 
 
 @dataclass(frozen=True)
@@ -227,7 +250,9 @@ class Accused(AttemptEvent):
     slice: int
 
 
-Event = Tick | Halted | Seen | Left | HandedBack | Committed | Revealed | StateSigned | Accused
+Event = (
+    Tick | Halted | Ranked | Seen | Left | HandedBack | Committed | Revealed | StateSigned | Accused
+)
 
 
 # --- actions (what the coordinator must make durable and public, in order) ------------------------

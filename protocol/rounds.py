@@ -22,18 +22,20 @@ committed, or ``grace`` seconds after the box.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from artel.protocol import pauses
 from artel.protocol.identity import public_of
 from artel.protocol.round_state import (
+    BEHIND,
     COMMITMENT_MISMATCH,
     DISCONNECTED,
     DISSENT,
-    FAULTS,
     HANDED_BACK,
+    IN_THE_WAY,
     LATE,
     MISSING_REVEAL,
     UNSIGNED,
@@ -51,6 +53,7 @@ from artel.protocol.round_state import (
     OpenRound,
     Phase,
     Presence,
+    Ranked,
     Refuse,
     Revealed,
     RoundRules,
@@ -60,6 +63,7 @@ from artel.protocol.round_state import (
     Tick,
     Vote,
 )
+from artel.protocol.seats import UNKNOWN, Seat, seated
 
 
 def step(rules: RoundRules, state: RunState, event: Event) -> tuple[RunState, list[Action]]:
@@ -81,7 +85,7 @@ def step(rules: RoundRules, state: RunState, event: Event) -> tuple[RunState, li
 
 
 def _refusal(state: RunState, event: Event) -> Refuse | None:
-    if isinstance(event, Tick | Halted | Seen | Left):
+    if isinstance(event, Tick | Halted | Ranked | Seen | Left):
         return None
     if event.round != state.round:
         return Refuse("stale", f"round {event.round} is not the current round {state.round}")
@@ -122,6 +126,8 @@ def _apply(state: RunState, event: Event) -> RunState:
         return _without(state, event.peer)
     if isinstance(event, Halted):
         return replace(state, halted=True)
+    if isinstance(event, Ranked):
+        return replace(state, seats=event.seats, on_members=event.on_members, unranked=False)
     if isinstance(event, HandedBack):
         if state.phase is Phase.APPLYING or event.peer in state.revealed:
             return replace(state, handed_back=state.handed_back | {event.peer})
@@ -134,7 +140,8 @@ def _apply(state: RunState, event: Event) -> RunState:
         return replace(state, revealed=state.revealed | {event.peer})
     if isinstance(event, Accused):
         informed = {p: vote for p, vote in state.votes.items() if event.slice in vote.wrong}
-        return replace(state, votes=informed, accused=state.accused | {event.slice})
+        accused = state.accused | {event.slice}
+        return replace(state, votes=informed, accused=accused, quorum_since=None)
     if isinstance(event, StateSigned):
         state = replace(state, votes={**state.votes, event.peer: Vote(event.root, event.wrong)})
         before = state.peers.get(event.peer)
@@ -182,6 +189,10 @@ def ready(state: RunState) -> list[str]:
     )
 
 
+def _seat(state: RunState, peer: str) -> Seat:
+    return state.seats.get(peer, UNKNOWN)
+
+
 def members_of(rules: RoundRules, state: RunState) -> tuple[str, ...]:
     """Who the attempt that comes next is opened with, ascending; () when there are too few.
 
@@ -192,13 +203,16 @@ def members_of(rules: RoundRules, state: RunState) -> tuple[str, ...]:
       so that a quorum may do without one; the others take everybody, sitting out or not, to find
       out who does deliver now. The same when nobody had delivered.
 
-    Where places are short, nodes that have signed an agreed state come first, then those with the
-    fewest strikes.
+    Where places are short, nodes of accounts with standing come first, then, as long as the run
+    rests on its coordinator, those that have signed an agreed state; then those with the fewest
+    strikes, then as the lot has drawn them. Once it rests on its members :mod:`protocol.seats` says
+    how many newcomers there may be.
     """
 
-    def rank(peer: str) -> tuple[bool, int, str]:
+    def rank(peer: str) -> tuple[bool, bool, int, int, str]:
         strikes = state.pauses[peer].strikes if peer in state.pauses else 0
-        return peer not in state.proven, strikes, peer
+        seat, strange = _seat(state, peer), peer not in state.proven and not state.on_members
+        return not seat.standing, strange, strikes, seat.place, peer
 
     nodes = sorted(ready(state), key=rank)
     if len(nodes) < rules.min_nodes:
@@ -209,6 +223,8 @@ def members_of(rules: RoundRules, state: RunState) -> tuple[str, ...]:
         chosen = [peer for peer in nodes if peer in state.delivered]
         if not chosen or (len(chosen) < rules.min_nodes and state.failed % 2 == 0):
             chosen = nodes
+    if state.on_members:
+        chosen = seated(chosen, state.seats, rules.max_nodes)
     missing = max(0, rules.min_nodes - len(chosen))
     chosen += [peer for peer in nodes if peer not in chosen][:missing]
     return tuple(sorted(chosen[: rules.max_nodes]))
@@ -217,17 +233,23 @@ def members_of(rules: RoundRules, state: RunState) -> tuple[str, ...]:
 def _try_open(rules: RoundRules, state: RunState, now: float) -> tuple[RunState, list[Action]]:
     if state.round >= rules.total:
         return replace(state, phase=Phase.FINISHED, since=now), []
-    if state.halted or now - state.since < pauses.wait_before(state.failed):
+    waits = state.halted or state.unranked
+    if waits or now - state.since < pauses.wait_before(state.failed):
         return state, []
     members = members_of(rules, state)
     if not members:
         return state, []
-    # Members of the last round that are a moment slower to apply it are waited for, not left out.
+    # Members of the last round that are a moment slower to apply it are waited for, not left out;
+    # but nobody twice in vain.
     wanted = state.delivered or {
-        p for p in state.members if not pauses.sits_out(state.pauses, p, state.round)
+        peer
+        for peer in state.members
+        if not pauses.sits_out(state.pauses, peer, state.round)
+        and (peer not in state.pauses or state.pauses[peer].reason != BEHIND)
     }
     here = {peer for peer, presence in state.peers.items() if not presence.leaving}
-    if wanted & here - set(ready(state)) and now - state.since < rules.grace:
+    slow = wanted & here - set(ready(state))
+    if slow and now - state.since < rules.grace:
         return state, []
     state = replace(
         state,
@@ -242,6 +264,7 @@ def _try_open(rules: RoundRules, state: RunState, now: float) -> tuple[RunState,
         accused=frozenset(),
         handed_back=frozenset(),
         delivered=frozenset(),
+        pauses=pauses.struck(state.pauses, dict.fromkeys(slow, BEHIND), state.round),
     )
     return state, [OpenRound(state.round, state.attempt, state.base, members)]
 
@@ -251,22 +274,42 @@ def _try_close_commitments(
 ) -> tuple[RunState, list[Action]]:
     open_members = [peer for peer in state.members if peer not in state.rejected]
     committed = [peer for peer in open_members if peer in state.commitments]
-    enough = len(committed) >= rules.needed(len(state.members))
-    if enough and state.quorum_since is None:
+    known = _known_quorum(rules, state, committed)
+    if known and state.quorum_since is None:
         state = replace(state, quorum_since=now)
     # In a box everybody has the same time, so that the quick do not cut the slow ones short.
     quorum_since = None if rules.box else state.quorum_since
     graced = quorum_since is not None and now - quorum_since >= rules.grace
     over = now - state.since >= rules.training
-    if not (len(committed) == len(open_members) or (enough and graced) or over):
+    if not (len(committed) == len(open_members) or (known and graced) or over):
         return state, []
     late = {peer: LATE for peer in open_members if peer not in state.commitments}
     state = replace(state, rejected={**state.rejected, **late})
-    if not enough:
+    if not (known or len(committed) >= rules.needed(len(state.members))):
         return _fail(state, now, committed, state.rejected)
     kept = {peer: state.commitments[peer] for peer in sorted(committed)}
-    state = replace(state, phase=Phase.REVEALING, since=now, commitments=kept)
+    state = replace(state, phase=Phase.REVEALING, since=now, commitments=kept, quorum_since=None)
     return state, [CloseCommitments(state.round, state.attempt, kept)]
+
+
+def _known_quorum(rules: RoundRules, state: RunState, done: Collection[str]) -> bool:
+    """Whether these are a quorum of the members that have delivered lately.
+
+    So whoever never delivered makes nobody wait, and does not end the waiting for others either.
+    All count where so few have that the round would not be one without the others.
+    """
+    lately = {peer for peer in state.members if peer in state.proven - state.pauses.keys()}
+    counted = lately if len(lately) >= max(2, rules.min_nodes) else set(state.members)
+    return len(counted.intersection(done)) >= rules.needed(len(counted))
+
+
+def patience(rules: RoundRules, state: RunState) -> float:
+    """Seconds of a phase after which nobody is waited for: once a quorum is done, as long again as
+    it took, and ``grace`` at least."""
+    if state.quorum_since is None:
+        return math.inf
+    took = state.quorum_since - state.since
+    return took + max(rules.grace, took)
 
 
 def _try_close_round(
@@ -277,13 +320,16 @@ def _try_close_round(
         for peer in state.commitments
         if peer not in state.revealed and peer not in state.rejected
     ]
-    if missing and now - state.since < rules.reveal:
+    known = _known_quorum(rules, state, state.accepted)
+    if known and state.quorum_since is None:
+        state = replace(state, quorum_since=now)
+    if missing and now - state.since < min(rules.reveal, patience(rules, state)):
         return state, []
     rejected = {**state.rejected, **dict.fromkeys(missing, MISSING_REVEAL)}
     state = replace(state, rejected=rejected)
-    if len(state.accepted) < rules.needed(len(state.members)):
+    if not (known or len(state.accepted) >= rules.needed(len(state.members))):
         return _fail(state, now, state.accepted, rejected)
-    state = replace(state, phase=Phase.APPLYING, since=now)
+    state = replace(state, phase=Phase.APPLYING, since=now, quorum_since=None)
     return state, [CloseRound(state.round, state.attempt, state.accepted, rejected)]
 
 
@@ -295,15 +341,21 @@ def _try_agree(rules: RoundRules, state: RunState, now: float) -> tuple[RunState
         for peer in accepted
         if peer in state.peers and peer not in votes and peer not in state.handed_back
     ]
+    sharded = len(state.members) > rules.gather_members
+    if not sharded:  # else they may be the only ones who have checked a slice
+        awaited = [peer for peer in awaited if peer not in state.unawaited]
     cast = list(votes.values())
     best = max(sorted(set(cast)), key=cast.count, default=Vote(""))
     signers = tuple(peer for peer in accepted if votes.get(peer) == best)
     majority = 2 * len(signers) > len(accepted)
-    waited = now - state.since
-    sharded = len(state.members) > rules.gather_members
-    if awaited and waited < (rules.grace if majority and not sharded else rules.settle):
+    if majority and state.quorum_since is None:
+        state = replace(state, quorum_since=now)
+    most = rules.settle
+    if majority:
+        most = min(most, patience(rules, state) if sharded else rules.grace)
+    if awaited and now - state.since < most:
         return state, []
-    guilty = {peer: reason for peer, reason in state.rejected.items() if reason in FAULTS}
+    guilty = {peer: reason for peer, reason in state.rejected.items() if reason in IN_THE_WAY}
     if not majority:
         right = _side(state, votes)
         for peer in accepted:
@@ -324,6 +376,8 @@ def _try_agree(rules: RoundRules, state: RunState, now: float) -> tuple[RunState
         base=best.root,
         pauses=pauses.forgiven(struck, signers, state.round + 1),
         proven=state.proven | set(signers),
+        unawaited=(state.unawaited | set(accepted)) - set(signers),
+        unranked=bool(state.seats),
     )
     return state, [AgreeState(state.round, best.root, signers, best.wrong)]
 

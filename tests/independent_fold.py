@@ -388,6 +388,13 @@ class Fold:
             peer: -(-self.least // 4) if peer in self.lighter else self.least for peer in b.members
         }
         yield not all(few[peer] <= steps <= most for peer, steps in pairs) and "wrong_steps"
+        names = [self.nodes[peer] for peer in b.members]
+        standings = self.standings()
+        new = [name for name in names if name not in standings]
+        many = len(new) > max(1, (len(names) - len(new)) // 3) or len(new) > len(set(new))
+        needed = len(names) <= self.config["rounds"].get("min_nodes", 1)
+        founded = len(standings) >= self.config.get("trust", {}).get("founders", 4)
+        yield many and founded and not needed and "too_many_newcomers"
         self.attempt = Record(round=b.round, attempt=b.attempt, phase="training", commitments={})
         self.attempt.accounts = {peer: self.nodes[peer] for peer in b.members}
         self.attempt.steps = dict(zip(b.members, b.steps, strict=True))

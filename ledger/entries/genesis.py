@@ -193,6 +193,7 @@ def _rules(manifest: dict[str, Any], organiser: str) -> LedgerRules:
         witnesses=_section(manifest, LedgerSection, "ledger").witnesses,
         arbiters=frozenset(ownership.arbiters or (organiser,)),
         trust=_section(manifest, TrustSection, "trust"),
+        min_nodes=max(1, _count(manifest, "config", "rounds", "min_nodes")),
         data=_data_use(manifest),
     )
 

@@ -95,6 +95,7 @@ NO_JURY = "no_jury"
 NOT_ACCUSED = "not_accused"
 NOT_PROVEN = "not_proven"
 PROVEN_WRONG = "proven_wrong"
+NEWCOMERS = "too_many_newcomers"
 
 IGNORED = {
     BAD_SIGNATURE: "a signature does not verify",
@@ -129,6 +130,7 @@ IGNORED = {
     NO_QUORUM: "signed by fewer arbiters than the manifest asks for",
     PROVES_NOTHING: "the evidence does not show that one key signed two histories",
     WRONG_STEPS: "assigns a number of steps that the run's rules do not allow",
+    NEWCOMERS: "more of the members have no standing than a quarter, or two of one such account",
     NOT_SHARDED: "the round is not sharded: there are no slices",
     NOT_AGGREGATOR: "another member combines this slice",
     NOT_CHECKER: "another member checks this slice",

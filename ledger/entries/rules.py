@@ -31,6 +31,8 @@ class LedgerRules:
     witnesses: int
     arbiters: frozenset[str]
     trust: TrustSection
+    min_nodes: int = 1
+    """Members that a round needs."""
     data: DataUse | None = None
 
     @cached_property

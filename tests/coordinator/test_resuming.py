@@ -37,7 +37,7 @@ def attempt_in(phase: str, **changes: object) -> Attempt:
 
 def after(fold: FoldState, *beats: str, until: float) -> RunState:
     """The rounds at ``until``, when these nodes come back at once."""
-    state = resumed(fold, 100.0)
+    state = replace(resumed(fold, 100.0), unranked=False)
     for peer in beats:
         state, _ = rounds.step(RULES, state, Seen(100.0, peer, state.base))
     return rounds.step(RULES, state, Tick(until))[0]

@@ -52,10 +52,12 @@ def run_of(
     home: Path,
     rounds: Mapping[str, Any] | None = None,
     exchange: Mapping[str, Any] | None = None,
+    **sections: Mapping[str, Any],
 ) -> tuple[Manifest, Layout]:
     """The manifest of a tiny run with plain fp32 contributions, and its layout.
 
-    :param rounds: further settings of ``[rounds]``; ``exchange``: of ``[exchange]``
+    :param rounds: further settings of ``[rounds]``; ``exchange``: of ``[exchange]``; likewise
+        ``sections``
     """
     world: World = make_world(home)
     config = world.run.config
@@ -63,6 +65,10 @@ def run_of(
         update={
             "rounds": config.rounds.model_copy(update={**RULES, **(rounds or {})}),
             "exchange": config.exchange.model_copy(update={"codec": "fp32", **(exchange or {})}),
+        }
+        | {
+            name: getattr(config, name).model_copy(update=changes)
+            for name, changes in sections.items()
         }
     )
     manifest = world.run.model_copy(update={"config": config})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -24,6 +24,7 @@ from artel.ledger.entries.fold_state import Attempt, Effect, FoldState, LeftOut,
 from artel.ledger.entries.kinds.state_wrong import wait_for_jury
 from artel.ledger.entries.story import Fact, Story, assigned, belonged, outcome_of, steps_of
 from artel.ledger.entries.words import plural
+from artel.protocol import seats
 from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity
 from artel.protocol.round_state import WRONG_STATE
@@ -73,16 +74,22 @@ class RoundOpened(AttemptBody):
             return reasons.UNKNOWN_NODE
         if not all(map(partial(_allowed, state), self.members, self.steps)):
             return reasons.WRONG_STEPS
+        accounts = {peer: state.account_of(peer) for peer in self.members}
+        newcomers = [name for name in accounts.values() if name not in state.standings()]
+        known = len(accounts) - len(newcomers)
+        resting = state.rests_on == "members"
+        if resting and not seats.may_sit(known, newcomers, state.founded.min_nodes):
+            return reasons.NEWCOMERS
 
         def effect() -> Outcome:
             left_out = given_up(state, state.attempt)
-            accounts = {peer: state.account_of(peer) for peer in self.members}
             steps = dict(zip(self.members, self.steps, strict=True))
             state.attempt = Attempt(self.round, self.attempt, accounts, steps)
             state.cursor, state.steps = self.cursor, sum(self.steps)
             tails = {peer: state.tails[peer] for peer in self.members if peer in state.tails}
             wait_for_jury(state)
-            notes = {"tails": tails} if tails else {}
+            notes: dict[str, Any] = {"tails": tails} if tails else {}
+            notes |= {"newcomers": len(newcomers)} if resting else {}
             return Outcome("recorded", left_out=left_out, notes=notes)
 
         return effect
@@ -93,6 +100,12 @@ class RoundOpened(AttemptBody):
 
     def explain(self, story: Story) -> Iterator[Fact]:
         trail = story.trail
+        if "newcomers" in (notes := story.outcome.notes):
+            quota = seats.quota(len(self.members) - notes["newcomers"])
+            yield Fact(
+                f"{plural(notes['newcomers'], 'member')} had no standing, of at most {quota} then, "
+                "because the run rested on its members (trust.founders)"
+            )
         yield Fact(assigned(story.genesis))
         for peer, account in sorted(trail.accounts.items()):
             yield Fact(belonged(peer, account, trail), (trail.bound[peer],))

@@ -20,6 +20,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from artel.coordinator.resuming import seat
 from artel.ledger import entries
 from artel.ledger.entries import Entry, decode, reasons, recovery_digest
 from artel.ledger.entries.anchors import anchor_of
@@ -33,6 +34,7 @@ from artel.protocol.assignment import checker
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import DecodeError
 from artel.protocol.identity import Identity
+from artel.protocol.seats import seated
 from ledger_world import Rooted, World, complete, digest, forged, key, require_same
 from log_world import Log
 
@@ -167,6 +169,7 @@ class FoldMachine(RuleBasedStateMachine):
             again = 0 if attempt is None or attempt.round != state.round else attempt.attempt + 1
             again = max(again, state.begun.get(state.round, 0))
             members = (not number % 4 and subset(state.nodes, number)) or list(state.nodes)
+            members = self.able(members)
             self.add(world.opened(state.round, again, steps=self.steps(members, number)))
         elif attempt.phase == "training":
             chosen = [NODES[peer] for peer in subset(sorted(attempt.accounts), ~number // 8)]
@@ -181,6 +184,19 @@ class FoldMachine(RuleBasedStateMachine):
             self.slices(attempt, number)
         else:
             self.agree(attempt, number)
+
+    def able(self, members: list[str]) -> list[str]:
+        """Those of them who may sit in a round together."""
+        places = {peer: seat(self.state, peer, place) for place, peer in enumerate(members)}
+        on_members = self.state.rests_on == "members"
+        return (seated(members, places, len(members)) or members[:1]) if on_members else members
+
+    @rule(number=some)
+    def anybody_is_to_sit(self, number: int) -> None:
+        state, attempt = self.state, self.state.attempt
+        again = 0 if attempt is None or attempt.round != state.round else attempt.attempt + 1
+        members = subset(state.nodes, number) or list(state.nodes)
+        self.add(self.world.opened(state.round, again, steps=self.steps(members, number)))
 
     def steps(self, members: list[str], number: int) -> dict[str, int]:
         """What these are assigned, by the rules of the run."""
