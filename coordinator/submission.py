@@ -28,8 +28,9 @@ log = logging.getLogger("artel.coordinator")
 KINDS = (
     *(entries.AccountBody, entries.KeyRotated, entries.Dispute, entries.Ruling),
     *(entries.Transfer, entries.SplitSeen, entries.VerdictCommitted, entries.Verdict),
+    entries.StateWrong,
 )
-"""What people and auditors sign. All other kinds belong to the rounds."""
+"""What people, auditors and whoever recomputes a state sign. Other kinds belong to the rounds."""
 PER_PEER_MINUTE, PER_PEER_AT_ONCE = 60, 20
 """Of one source (:func:`wire.source_of`), whatever it sends: bounds the work of looking at it."""
 PER_KEY_MINUTE, PER_KEY_AT_ONCE = 20, 20
@@ -158,7 +159,7 @@ class Submissions:
 def _speaker(entry: Entry) -> str:
     """Whose bucket an entry that counts is taken from."""
     body = entry.body
-    if isinstance(body, entries.VerdictCommitted | entries.Verdict):
+    if isinstance(body, entries.VerdictCommitted | entries.Verdict | entries.StateWrong):
         return body.node
     account = getattr(body, "account", "")
     return account or ",".join(sorted(entry.signers))

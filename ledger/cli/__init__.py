@@ -17,7 +17,7 @@ COMMANDS = {
     "reading": ("log", "show", "explain"),
     "proving": ("prove", "verify"),
     "checking": ("audit",),
-    "rechecking": ("recheck",),
+    "rechecking": ("recheck", "accuse"),
     "comparing": ("compare",),
     "statements": ("dispute", "transfer", "rule", "alias", "split_view"),
     "keys": ("key",),

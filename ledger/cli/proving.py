@@ -275,7 +275,8 @@ def _verify_home(homes: Sequence[Path], states: int, as_json: bool) -> int:
         raise CheckFailed(
             f"{plural(len(wrong), 'agreed state')} of {len(found)} cannot come from what was "
             f"contributed, the first is state {wrong[0].state}",
-            "whoever signed it has signed something wrong; keep these homes and tell the organiser",
+            "whoever signed it has signed something wrong; while it is among the newest, a node "
+            f"says so: artel ledger accuse {wrong[0].state} --home {quote(homes[0])}",
         )
     if result.verified or as_json:
         if result.verified:

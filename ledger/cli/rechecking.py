@@ -1,4 +1,5 @@
-"""``artel ledger recheck``: was what single nodes combined for all in a round right?"""
+"""``artel ledger recheck | accuse``: is what nodes agreed on right? What single nodes combined for
+all in a round, and the state that a round led to."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-from artel.ledger.cli.opening import DEFAULT_HOME, SourceOptions
+from artel.ledger.cli import sending
+from artel.ledger.cli.opening import DEFAULT_HOME, SourceOptions, StatementOptions
 from artel.protocol import options
 from artel.protocol.commandline import value, values
 from artel.protocol.errors import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, UsageError
@@ -57,3 +59,52 @@ def recheck(
     if not holds:
         return EXIT_FAILED
     return EXIT_RESOURCE if tally[recheck.UNCHECKED] == len(found) else EXIT_OK
+
+
+def accuse(
+    number: Annotated[int, value(options.whole(1, 10**15), "STATE")],
+    /,
+    *,
+    also: Annotated[tuple[Path, ...], values(options.path, "DIR")] = (),
+    ledger: StatementOptions = StatementOptions(),
+) -> int:
+    """Call an agreed state wrong, when it does not come out of what was contributed.
+
+    It is computed from the state before it and the blobs that lie in the homes, and what comes out
+    is said in the name of the home's node. A running node does so by itself for its own rounds. A
+    jury drawn by lot decides; a false accusation costs the account its standing.
+
+    example: artel ledger accuse 17 --home node-1 --also node-2
+
+    :param number: of the state, from 1
+    :param also: further homes whose content stores are read; may be given several times
+    """
+    from artel.ledger import entries
+    from artel.ledger.entries.anchors import anchor_of, oldest_anchor
+    from artel.ledger.fold.recheck_states import right_root
+    from artel.protocol import identity
+
+    node = identity.load(ledger.folder / "node.key")
+    with ledger.opened() as view:
+        fold, anchor = view.state, anchor_of(view.state, number)
+        if anchor is None or number == oldest_anchor(fold):
+            first = oldest_anchor(fold) + 1
+            raise UsageError(
+                f"state {number:,} cannot be called wrong",
+                f"states {first:,} to {fold.round:,} can, the newest of this ledger",
+            )
+        root = right_root(view.history, number, [ledger.folder, *map(expanded, also)])
+        if root == fold.states[number]:
+            facts = {"state": number, "root": root, "right": True}
+            return ledger.show(facts, [f"state {number:,} is right; nothing was sent"])
+        envelope = entries.state_wrong(
+            node,
+            fold.run,
+            state=number,
+            attempt=anchor.attempt,
+            recorded=fold.states[number],
+            root=root,
+        )
+        saying = f"node {node.peer_id} says that state {number:,} is {root}, not what is recorded"
+        sending.send(ledger, view, saying, envelope)
+    return EXIT_OK

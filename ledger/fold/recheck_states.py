@@ -76,10 +76,13 @@ def recheck_states(history: History, count: int, homes: Sequence[Path]) -> Itera
 def right_root(history: History, number: int, homes: Sequence[Path]) -> str:
     """The root that the agreed state with this number should have.
 
-    :raises CheckFailed: the state before it, or a contribution, lies in none of the homes
+    :raises CheckFailed: the state before it cannot be had from the homes, or a contribution
     :raises ResourceError: the model's layout cannot be worked out
     """
-    return _Rounds(history, homes).right(number)
+    (found,) = _Rounds(history, homes).checked(number, number)
+    if not found.recomputed:
+        raise CheckFailed(found.why)
+    return found.recomputed
 
 
 class _Rounds:
@@ -122,11 +125,6 @@ class _Rounds:
                     len(trail.weights),
                     why,
                 )
-
-    def right(self, number: int) -> str:
-        """Root of the state that the round before it leads to, whatever was agreed on."""
-        trail = next(self._history.attempts(self._history.of_round(number - 1)))
-        return state_root(self._repeated(trail, self._held(number - 1)))
 
     def _beginning(self, first: int) -> int:
         """The newest state from which that before ``first`` can be had; the one before ``first``

@@ -717,4 +717,11 @@ def walked(seed: int) -> int:
                 getattr(machine, name)()
     machine.folding_in_two_parts_is_folding_once(seed)
     machine.teardown()
+    ledger = Log([entry.envelope for entry in machine.log])
+    for size in (len(machine.log), *(chance.randrange(1, len(machine.log)) for _ in range(4))):
+        history = read(ledger, size)
+        for name in history.state.accounts:
+            history.sums_of(name)  # what is told comes to what the state has
+        told = explain(history, size - 1)
+        assert told.lines()
     return [entry.kind for entry in machine.counted].count("rolled_back")

@@ -19,6 +19,7 @@ from artel.ledger.entries.genesis import read_genesis
 from artel.ledger.fold.layout import LAYOUT_FILE, layout_of
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.tlog.checkpoint import origin_of, sign_checkpoint
+from artel.node.recompute_state import root_in_child
 from artel.protocol import content
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import CheckFailed, ResourceError, UsageError
@@ -40,7 +41,7 @@ from artel.protocol.manifest_template import EXAMPLE
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.run_config import ExchangeSection, ModelSection, RunConfig
 from artel.protocol.state import Layout, State, state_root, write_state
-from client_world import run_command
+from client_world import run_command, write_key
 from command_world import group
 from ledger_world import World, encoded
 
@@ -476,6 +477,27 @@ def test_a_state_that_no_contributions_lead_to_is_found_by_anybody(
     write_state(more / world.bases[3].root, world.bases[3].state)
     code, told = verified(capsys, "--home", home, "--home", more.parent, "--states", 3)
     assert (code, statuses(told)) == (1, {2: "right", 3: "wrong", 4: "right"})
+
+
+async def test_who_finds_a_wrong_state_says_so_in_the_ledger(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = Trained(lies=(3,))
+    home = world.home(tmp_path / "home", 0, 2)
+    write_key(home / "node.key", world.members[0])
+
+    def said(number: int) -> Any:
+        assert main(["accuse", str(number), "--home", str(home), "--dry-run", "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    assert said(2) == {"state": 2, "root": world.bases[2].root, "right": True}
+    statement = said(3)["statement"]
+    assert (statement["kind"], statement["recorded"]) == ("state_wrong", world.bases[3].root)
+    assert statement["root"] == await root_in_child(home, 3) != world.bases[3].root
+    with pytest.raises(UsageError):
+        said(9)
+    with pytest.raises(CheckFailed):
+        await root_in_child(home, 4)
 
 
 def test_what_cannot_be_had_is_said_and_what_is_damaged_is_not_believed(
