@@ -93,9 +93,12 @@ async def append(ledger: Sequencer, entry: Entry) -> None:
 
 
 def _refused(entry: Entry, reason: str) -> wire.Refused:
-    return wire.Refused(
-        f"this {entry.kind} entry would change nothing: {reasons.explain(reason)}", code=reason
-    )
+    hint = ""
+    if reason == reasons.NOT_ADMITTED and isinstance(entry.body, entries.AccountBody):
+        key = entry.body.account
+        hint = f"send the organiser your account's key; it lets you in: artel ledger admit {key}"
+    said = f"this {entry.kind} entry would change nothing: {reasons.explain(reason)}"
+    return wire.Refused(said, hint, code=reason)
 
 
 async def contribution(

@@ -24,6 +24,7 @@ from artel.coordinator.estimate import require_fragments
 from artel.coordinator.preparation import Prepared, Stages, load_prepared, manifest_path
 from artel.coordinator.rehearsal import rehearse
 from artel.ledger.fold.layout import LAYOUT_FILE
+from artel.ledger.store.keyfiles import ORGANISER_KEY
 from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import DATABASE_NAME
 from artel.protocol import assignment, files, model, shards, terminal
@@ -127,7 +128,7 @@ def required_blobs(manifest: Manifest, store: BlobStore) -> Iterator[str]:
 
 
 def _prepare(config: RunConfig, config_path: Path, home: Path, stages: Stages) -> None:
-    organiser = load_or_create(home / "organiser.key")
+    organiser = load_or_create(home / ORGANISER_KEY)
     coordinator = load_or_create(home / "node.key")
     store = BlobStore(home / "blobs", None)
 

@@ -26,7 +26,7 @@ from artel.protocol.net.limits import RateLimits, network_of
 log = logging.getLogger("artel.coordinator")
 
 KINDS = (
-    *(entries.AccountBody, entries.KeyRotated, entries.Dispute, entries.Ruling),
+    *(entries.AccountBody, entries.Admitted, entries.KeyRotated, entries.Dispute, entries.Ruling),
     *(entries.Transfer, entries.SplitSeen, entries.VerdictCommitted, entries.Verdict),
     entries.StateWrong,
 )

@@ -371,6 +371,11 @@ class TrustSection(Section):
 
     standing_rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 500
     """Rounds for which vested credit of compute and audits counts as its account's standing."""
+    admission: Literal["open", "list"] = "open"
+    """Who may register an account: "open": anybody; "list": who is listed in admitted, and whom \
+the organiser lets in later with `artel ledger admit KEY`."""
+    admitted: Annotated[tuple[Digest, ...], Field(max_length=32)] = ()
+    """Keys of accounts (64 hex digits) that may register with admission = "list"."""
     founders: Annotated[int, Field(ge=1, le=MAX_NODES)] = 4
     """Accounts that must have standing before the run rests on its members; until then it rests \
 on the coordinator."""
@@ -380,6 +385,15 @@ on the coordinator."""
     """Rounds in which an auditor has to say what it found."""
     newcomer_rounds: Annotated[int, Field(ge=0, le=10_000)] = 3
     """Accepted rounds of a new node that are audited one by one."""
+
+    @model_validator(mode="after")
+    def _means_a_list(self) -> TrustSection:
+        if self.admitted and self.admission == "open":
+            raise Conflict(
+                "[trust] admitted lists accounts, but admission = 'open' lets everybody in",
+                "write admission = 'list', or remove admitted",
+            )
+        return self
 
 
 MAX_STEP_TOKENS = 1 << 24

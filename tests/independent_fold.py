@@ -148,6 +148,9 @@ class Fold:
         manifest = json.loads(payload)
         yield not self.signed and "bad_signature"
         yield self.by != {manifest["organiser"]} and "wrong_signers"
+        trust, self.organiser = manifest["config"].get("trust", {}), manifest["organiser"]
+        listed = trust.get("admission", "open") == "list"
+        self.closed_to = set(trust.get("admitted", ())) if listed else None
         self.run, self.states = sha256(payload).hexdigest(), [manifest["initial_state"]]
         self.anchor(0, {})
         self.coordinators, self.text = set(manifest["coordinators"]), manifest.get("data", {})
@@ -345,9 +348,20 @@ class Fold:
         yield self.by != {b.account} and "wrong_signers"
         yield self.named(b.account) and "duplicate"
         yield b.account not in self.accounts and b.account in self.speaks and "key_in_use"
+        yield not self.admits(b.account) and "not_admitted"
         owner = self.accounts.setdefault(b.account, account(b.account))
         owner.registered, owner.recovery, owner.mark = True, b.recovery, self.index
         self.speaks[b.account] = b.account
+
+    def admits(self, name: str) -> bool:
+        return self.closed_to is None or name in self.closed_to
+
+    def admitted(self, b: Any) -> Rule:
+        yield self.by != {self.organiser} and "wrong_signers"
+        yield self.closed_to is None and "not_allowed"
+        yield self.admits(b.key) and "duplicate"
+        assert self.closed_to is not None
+        self.closed_to.add(b.key)
 
     def key_rotated(self, b: Any) -> Rule:
         owner, others = self.named(b.account), [*self.by - {b.key}]

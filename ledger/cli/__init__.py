@@ -19,7 +19,7 @@ COMMANDS = {
     "checking": ("audit",),
     "rechecking": ("recheck", "accuse"),
     "comparing": ("compare",),
-    "statements": ("dispute", "transfer", "rule", "alias", "split_view"),
+    "statements": ("admit", "dispute", "transfer", "rule", "alias", "split_view"),
     "keys": ("key",),
     "exporting": ("export",),
     "mirroring": ("mirror", "restore"),

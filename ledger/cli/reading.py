@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FOLLOW_S = 2.0
 KINDS = (
-    *("genesis", "account", "key_rotated", "node", "round_opened", "round_committed"),
+    *("genesis", "admitted", "account", "key_rotated", "node", "round_opened", "round_committed"),
     *("contribution", "round_closed", "aggregate", "slice_wrong", "state_agreed", "run_closed"),
     *("state_wrong", "jury_answer", "rolled_back"),
     *("witnessed", "verdict_committed", "verdict"),

@@ -1,4 +1,4 @@
-"""``artel ledger dispute | transfer | rule | alias | split-view``: what a person says, signed.
+"""``artel ledger admit | dispute | transfer | rule | alias | split-view``: signed statements.
 
 Each command says what it is about to do, signs with the account's key, hands the entry in and
 prints where it stands in the ledger. ``--dry-run`` sends nothing.
@@ -32,6 +32,12 @@ REASONS = ("copied", "wrong_result", "wrong_data", "harmful")
 _CODES = f"one of {', '.join(REASONS)}, or a code of your own; it is public"
 
 
+def _account_key(text: str) -> str:
+    if not re.fullmatch("[0-9a-f]{64}", text.lower(), re.ASCII):
+        raise ValueError(f"{text[:80]!r} is not the key of an account: it has 64 hex digits")
+    return text.lower()
+
+
 def _reason(text: str) -> str:
     if not _REASON.fullmatch(text):
         raise ValueError(
@@ -42,6 +48,32 @@ def _reason(text: str) -> str:
 
 
 # --- the statements -------------------------------------------------------------------------------
+
+
+def admit(
+    account: Annotated[str, value(_account_key, "KEY")],
+    /,
+    *,
+    key: File | None = None,
+    ledger: StatementOptions = StatementOptions(),
+) -> int:
+    """Let an account register in a run whose [trust] says admission = "list", as its organiser.
+
+    example: artel ledger admit KEY --home my-home
+
+    :param account: the key that names it, all 64 digits: a node that is refused prints its own
+    :param key: the organiser's key file; otherwise HOME/organiser.key
+    """
+    from artel.ledger import entries
+    from artel.ledger.store.keyfiles import ORGANISER_KEY
+    from artel.protocol import identity
+
+    organiser = identity.load(expanded(key) if key is not None else ledger.folder / ORGANISER_KEY)
+    with ledger.opened() as view:
+        envelope = entries.admitted(organiser, view.state.run, account)
+        sending.send(ledger, view, f"account {account[:12]} may take part in the run", envelope)
+    return EXIT_OK
+
 
 ContributionName = Annotated[
     str, Parameter(metavar="INDEX|ID", help="the contribution, as in `log`")

@@ -16,6 +16,7 @@ from artel.ledger.entries.body import ENTRY_TYPE, MAX_MEMBERS, Body, Entry, open
 from artel.ledger.entries.genesis import Genesis, read_genesis
 from artel.ledger.entries.kinds import BODIES
 from artel.ledger.entries.kinds.account import AccountBody, account, recovery_digest
+from artel.ledger.entries.kinds.admitted import Admitted, admitted
 from artel.ledger.entries.kinds.aggregate import Aggregate, aggregate
 from artel.ledger.entries.kinds.contribution import Contribution, contribution
 from artel.ledger.entries.kinds.dispute import Dispute
@@ -56,6 +57,7 @@ __all__ = [
     "MAX_MEMBERS",
     "Accepted",
     "AccountBody",
+    "Admitted",
     "Aggregate",
     "Body",
     "Contribution",
@@ -85,6 +87,7 @@ __all__ = [
     "VerdictCommitted",
     "Witnessed",
     "account",
+    "admitted",
     "aggregate",
     "by_account",
     "contribution",

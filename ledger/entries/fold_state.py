@@ -305,6 +305,8 @@ class FoldState:
     accounts: dict[str, Account] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
     """Present key to the account that it speaks for."""
+    admitted: dict[str, int] = field(default_factory=dict)
+    """Accounts that the organiser let in, to the index of the entry that says so."""
     nodes: dict[str, str] = field(default_factory=dict)
     """Node (peer id) to its present account."""
     node_seq: dict[str, int] = field(default_factory=dict)
@@ -553,6 +555,11 @@ class FoldState:
         """The account; one that only the manifest names can do nothing yet."""
         owner = self.accounts.get(name)
         return owner if owner is not None and owner.registered else None
+
+    def admits(self, account: str) -> bool:
+        """Whether it may register."""
+        trust = self.founded.trust
+        return trust.admission == "open" or account in {*trust.admitted, *self.admitted}
 
     def led_by(self, signers: Iterable[str]) -> bool:
         """Signed by coordinators alone: a stranger's signature would make a second id."""

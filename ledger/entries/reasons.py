@@ -73,6 +73,7 @@ NO_MAJORITY = "no_majority"
 WRONG_SEQUENCE = "wrong_sequence"
 KEY_IN_USE = "key_in_use"
 NOT_ALLOWED = "not_allowed"
+NOT_ADMITTED = "not_admitted"
 NOT_ENOUGH = "not_enough"
 NOT_PENDING = "not_pending"
 OWN_WORK = "own_work"
@@ -118,7 +119,8 @@ IGNORED = {
     NO_MAJORITY: "fewer than half of the accepted contributors signed it",
     WRONG_SEQUENCE: "its number is not the next one, so it is old or came out of order",
     KEY_IN_USE: "the key already speaks for an account, or is the name of one",
-    NOT_ALLOWED: "the run's rules do not allow this transfer",
+    NOT_ALLOWED: "the run's rules do not provide for this",
+    NOT_ADMITTED: "only accounts that the organiser has let in may register in this run",
     NOT_ENOUGH: "more than the account has vested",
     NOT_PENDING: "names no contribution whose credit is pending",
     OWN_WORK: "nobody can dispute their own work",

@@ -24,6 +24,7 @@ from artel.protocol.files import sync_folder
 from artel.protocol.identity import Identity
 
 ACCOUNT_KEY = "account.key"
+ORGANISER_KEY = "organiser.key"
 NODE_KEY = "node.key"
 RECOVERY_KEY = "recovery.key"
 RECOVERY_PUB = "recovery.pub"

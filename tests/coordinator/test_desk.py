@@ -32,7 +32,7 @@ from artel.protocol.errors import CheckFailed, ResourceError, Unreachable
 from artel.protocol.net import wire
 from artel.protocol.net.streams import KINDS
 from artel.protocol.round_state import Phase
-from desk_world import ORGANISER, Member, Office, refused
+from desk_world import ORGANISER, Member, Office, refused, run_of
 from host_world import start, swarm
 from witness_world import play_round
 
@@ -105,6 +105,24 @@ async def test_whoever_the_ledger_binds_has_a_members_slots(office: Office, tmp_
         assert host._members(host.peer_id)
     finally:
         await host.close()
+
+
+async def test_hello_where_only_some_may_come(tmp_path: Path) -> None:
+    office = Office(tmp_path, *run_of(tmp_path, trust={"admission": "list"}))
+    await office.open()
+    comes = Member(office, "comes")
+    for _ in range(2):
+        with pytest.raises(wire.Refused) as refused_:
+            await comes.hello()
+        assert refused_.value.code == reasons.NOT_ADMITTED
+        assert f"artel ledger admit {comes.owner.key}" in refused_.value.hint
+    assert not office.core.ledger.state.accounts
+    with pytest.raises(wire.Refused):
+        await comes.submit(entries.account(comes.owner, office.run))
+    await comes.submit(entries.admitted(ORGANISER, office.run, comes.owner.key))
+    await comes.hello()
+    assert office.core.ledger.state.nodes == {comes.peer: comes.owner.key}
+    office.close()
 
 
 async def test_hello_with_a_wrong_signature(office: Office) -> None:

@@ -52,6 +52,7 @@ ONLY_PARSED = {
     r"artel coordinator (start|status)\b.*": "a daemon: test_coordinator_commands.py runs it",
     r"artel demo( .*)?": "a whole run: test_demo.py runs it",
     r"artel run prepare .*": "tokenises: test_run_commands.py runs it on little text",
+    r"artel ledger admit .*": "needs a run with a list: test_ledger_keys.py",
     r"artel ledger (recheck|accuse) .*": "needs the blobs of a round: test_ledger_recheck.py",
     r"artel ledger key recover .*": "needs a registered key: test_ledger_keys.py",
     r"artel ledger restore --home HOME": "needs damaged effects: test_ledger_mirror.py",

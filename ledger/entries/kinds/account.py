@@ -36,6 +36,8 @@ class AccountBody(Body):
             return reasons.DUPLICATE
         if known is None and self.account in state.keys:
             return reasons.KEY_IN_USE
+        if not state.admits(self.account):
+            return reasons.NOT_ADMITTED
 
         def effect() -> Outcome:
             if known is None:

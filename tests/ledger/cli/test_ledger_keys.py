@@ -687,3 +687,27 @@ def test_a_proven_split_view_is_entered(artel: Artel, tmp_path: Path) -> None:
     file.write_text(json.dumps(harmless))
     with pytest.raises(ArtelError):
         artel("split-view", str(file))
+
+
+# --- admission ------------------------------------------------------------------------------------
+
+
+class TestWhereNotEverybodyMayCome:
+    @pytest.fixture
+    def world(self) -> World:
+        listed = [key(f"world account {number}").key for number in range(3)]
+        return World(trust={"admission": "list", "admitted": listed})
+
+    def test_the_organiser_lets_in(self, artel: Artel, tmp_path: Path) -> None:
+        world, comes = artel.server.world, key("newcomer").key
+        with pytest.raises(UsageError, match=r"organiser\.key"):
+            artel("admit", comes)
+        keyfiles.write(artel.home / keyfiles.ORGANISER_KEY, world.organiser)
+        with pytest.raises(UsageError, match="64 hex digits"):
+            artel("admit", comes[:12])
+        assert "nothing was sent" in artel("admit", comes, "--dry-run")
+        assert not artel.server.state.admits(comes)
+        assert artel.json("admit", comes)["statement"]["key"] == comes
+        assert artel.server.state.admits(comes)
+        with pytest.raises(CheckFailed):
+            artel("admit", comes)

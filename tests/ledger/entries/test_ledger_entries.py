@@ -48,6 +48,7 @@ LEAVES = [envelope.encode() for envelope in (WORLD.genesis, *WORLD.introductions
 SAMPLES = [
     WORLD.genesis,
     *WORLD.introductions(),
+    entries.admitted(WORLD.organiser, WORLD.run, OTHER.key),
     *WORLD.round(0),
     WORLD.aggregate(0, 1),
     WORLD.slice_wrong(A, 0, 1),

@@ -53,6 +53,26 @@ def test_an_account_is_registered_once_by_its_own_key() -> None:
     assert reason(forged(registered(), THIEF, OTHER)) == reasons.WRONG_SIGNERS
 
 
+def test_where_not_everybody_may_come_the_organiser_lets_in() -> None:
+    listed = [key(f"list account {number}").key for number in range(3)]
+    world = World(name="list", trust={"admission": "list", "admitted": listed})
+    comes = entries.account(THIEF, world.run)
+    let_in = entries.admitted(world.organiser, world.run, THIEF.key)
+    state, outcome = after(comes, world=world)
+    assert len(state.accounts) == 3, "who is listed in the manifest"
+    assert outcome.reason == reasons.NOT_ADMITTED
+    assert reason(let_in, world=world) == "recorded"
+    assert after(let_in, comes, world=world)[0].accounts[THIEF.key].registered
+    assert reason(let_in, let_in, world=world) == reasons.DUPLICATE
+    for known in listed:
+        again = entries.admitted(world.organiser, world.run, known)
+        assert reason(again, world=world) == reasons.DUPLICATE
+    for other in (world.coordinator, THIEF, world.owners[0]):
+        assert reason(forged(let_in, other), world=world) == reasons.WRONG_SIGNERS
+    open_to_all = entries.admitted(WORLD.organiser, WORLD.run, THIEF.key)
+    assert reason(open_to_all) == reasons.NOT_ALLOWED
+
+
 def test_a_rotated_account_keeps_its_name_and_credit_and_loses_the_old_key() -> None:
     rotated = WORLD.rotated(OWNER, NEW, OWNER)
     state, outcome = after(*ROUND, rotated)
