@@ -96,10 +96,11 @@ def _stand(claim: Claim, node: str, state: FoldState, work: AccountWork) -> Stan
     shown = work.shown.get(claim.entry)
     index = shown.index if shown is not None else None
     earned = work.earned.get(claim.entry)
-    if earned is not None:
-        amount = earned.credit.amount
-        return Stand(claim, earned.status, index, amount, "", _outlook(claim, state))
     left_out = work.left_out.get((claim.round, claim.attempt, node))
+    if earned is not None:
+        amount, why = earned.credit.amount, left_out if earned.status == INVALIDATED else ""
+        detail = reasons.explain(why) if why else _outlook(claim, state)
+        return Stand(claim, earned.status, index, amount, why or "", detail)
     if left_out is not None:
         return Stand(claim, REJECTED, index, 0, left_out, reasons.explain(left_out))
     attempt = state.attempt

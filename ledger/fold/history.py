@@ -511,8 +511,9 @@ _MENTIONS = (
 )
 _NAME = "(SELECT id FROM names WHERE name = ?)"
 _HARMLESS = (
-    *(entries.reasons.NOT_AGREED, entries.reasons.FALSE_ACCUSATION, entries.reasons.FALSE_CHECK),
-    *(entries.reasons.ROLLED_BACK, entries.reasons.SIGNED_WRONG),
+    entries.reasons.NOT_AGREED,
+    entries.reasons.FALSE_ACCUSATION,
+    entries.reasons.FALSE_CHECK,
 )
 
 

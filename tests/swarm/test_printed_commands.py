@@ -420,7 +420,7 @@ HINTS = sorted(
 def test_a_command_in_a_hint_is_one(hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The real parser takes it, with numbers and names for what stands for them."""
     table = {"INDEX": "3", "ROUND": "3", "HOST:PORT": "h:1", "MBIT": "2", "AMOUNT": "1", "X": "3"}
-    table["ID"] = 64 * "0"
+    table |= {"ID": 64 * "0", "N": "3"}
     arguments = [table.get(word, word) for word in shlex.split(hint)]
     assert is_mention(arguments) or parses(arguments), capsys.readouterr().err
 

@@ -72,6 +72,7 @@ witnesses = {witnesses}
 
 [trust]
 audit_rate = {audit_rate}
+founders = {founders}
 """
 
 
@@ -90,6 +91,7 @@ def write_run(
     audit_rate: float = 0.0,
     exchange: str = "",
     hidden: int = 32,
+    founders: int = 4,
 ) -> Path:
     """Write RUN.toml and its text below ``folder``; returns the file.
 
@@ -117,6 +119,7 @@ def write_run(
             span=span,
             audit_rate=audit_rate,
             hidden=hidden,
+            founders=founders,
             exchange=f"[exchange]\n{exchange}\n" if exchange else "",
         )
     )

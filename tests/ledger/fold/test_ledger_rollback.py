@@ -12,11 +12,13 @@ from artel.ledger import entries
 from artel.ledger.entries import reasons
 from artel.ledger.entries.anchors import ANCHORS
 from artel.ledger.entries.kinds.state_wrong import JURY, MOST_JURY
-from artel.ledger.fold import effects
+from artel.ledger.fold import claims, effects
 from artel.ledger.fold.explain import explain
 from artel.ledger.fold.history import read
 from artel.ledger.fold.shares import FoldState, Outcome
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
+from artel.ledger.sync.serving import Served
+from artel.ledger.sync.share_proof import prove_share
 from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity
 from ledger_world import CREDIT, World, complete, digest, outcomes
@@ -120,6 +122,32 @@ def test_what_was_pending_goes_for_all_and_what_had_vested_for_those_who_signed(
     assert {node for node, why in held if why == reasons.SIGNED_WRONG} == {
         liar.peer_id for liar in LIARS
     }
+
+
+def test_a_claim_says_why_its_credit_is_gone() -> None:
+    envelopes = complete([*PROVEN, WORLD.rolled_back(CHARGE, 2)])
+    history = read(Log(envelopes))
+
+    def stand(node: Identity, round: int) -> claims.Stand:
+        entry, name = WORLD.earned(node, round), history.state.account_of(node.peer_id)
+        claim = claims.Claim(round, 0, entry, digest("blob"), 128, 0)
+        return claims.stands([claim], node.peer_id, history.state, history.work_of(name))[0]
+
+    assert stand(HONEST[0], 3).reason == reasons.ROLLED_BACK
+    assert (stand(HONEST[0], 2).status, stand(HONEST[0], 2).reason) == ("vested", "")
+    assert stand(LIARS[0], 2).reason == reasons.SIGNED_WRONG
+    assert {stand(LIARS[0], round).status for round in (2, 3)} == {"invalidated"}
+
+
+def test_a_share_is_proven_from_going_back(tmp_path: Path) -> None:
+    envelopes = complete([*PROVEN, WORLD.rolled_back(CHARGE, 2)])
+    leaves, (state, _) = [each.encode() for each in envelopes], outcomes(envelopes)
+    with LedgerStore.open(tmp_path / DATABASE_NAME, create=True, run=WORLD.run) as store:
+        store.append(leaves, WORLD.sign)
+        found = prove_share(Served(store, None, lambda: state), WORLD.owners[0].key)
+    assert isinstance(found.root.body, entries.RolledBack)
+    assert (found.root.round, found.root.nodes) == (1, 0)
+    assert found.credits == (2 * CREDIT, 0)
 
 
 def test_what_was_given_away_stays_with_who_got_it() -> None:
