@@ -15,7 +15,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from artel.ledger import entries
@@ -38,6 +38,8 @@ from artel.protocol.exchange import codec, pseudogradient
 from artel.protocol.identity import short_peer
 from artel.protocol.net import delivery, wire
 from artel.protocol.net.delivery import Wanted
+from artel.protocol.run_config import ToleranceSection
+from artel.protocol.tolerances import verdict_of
 
 log = logging.getLogger("artel.node")
 
@@ -46,8 +48,6 @@ POLL_S = 1.0
 RETRY_S = 2.0
 PORTION_S = 0.5
 """Of repeated training; the node's own waits for the end of one."""
-SAME, OTHER = 0.05, 0.25
-"""Relative errors up to which work is accepted, and from which on it is rejected."""
 ALWAYS_SO = ("bad_request", "bad_blob", "diverged", "out_of_memory")
 """Failures of a replay that would come again."""
 
@@ -173,15 +173,16 @@ class Auditing:
             repeated = await self._repeated(source, audit)
             if repeated is None:
                 return
-            self._made[source] = self._verdict(source, audit, repeated)
+            told = await asyncio.to_thread(self._rounds, audit)
+            self._made[source] = self._verdict(source, audit, told[-1].body.hardware, repeated)
         await self._commit(source, self._made[source])
         if session.replica.state.owed_by(session.identity.peer_id) == owed:
             await asyncio.sleep(POLL_S)  # it could not be taken now
         self._grown.set()
 
-    def _verdict(self, source: str, audit: Audit, repeated: Replayed) -> Envelope:
+    def _verdict(self, source: str, audit: Audit, made_on: str, repeated: Replayed) -> Envelope:
         session = self._session
-        found, worst = judge(repeated.compared)
+        found, worst = judge(session.manifest.config.trust.tolerances, made_on, repeated)
         self._say(
             f"audit    verdict on node {short_peer(audit.node)}, {_named(audit)}: {found}, "
             f"relative error {worst.error:.6f}"
@@ -223,7 +224,7 @@ class Auditing:
             if error.code not in ALWAYS_SO:
                 raise
             emit(log, "audit.failed", logging.WARNING, reason=error.message)
-            return Replayed(0, (Compared(audit.last, math.nan, None, None),), session.device)
+            return Replayed(0, (Compared(audit.last, 0, math.nan, None),), session.device)
 
     def _portion(self) -> int:
         """Steps that take about :data:`PORTION_S`."""
@@ -321,12 +322,17 @@ def _named(audit: Audit) -> str:
     return rounds_named(audit.first, audit.last)
 
 
-def judge(compared: Sequence[Compared]) -> tuple[str, Compared]:
+def judge(
+    tolerances: Sequence[ToleranceSection], made_on: str, repeated: Replayed
+) -> tuple[str, Compared]:
     """What to say of repeated work, and the contribution that differs most; one whose error is no
-    number could not be repeated."""
+    number could not be repeated.
+
+    :param made_on: hardware class of the node, as it says
+    """
+    compared = repeated.compared
     worst = max(compared, key=lambda one: math.inf if math.isnan(one.error) else one.error)
     if math.isnan(worst.error):
-        return audits.INCONCLUSIVE, Compared(worst.round, math.inf, worst.overlap, None)
-    if worst.error <= SAME:
-        return audits.ACCEPT, worst
-    return audits.REJECT if worst.error >= OTHER else audits.INCONCLUSIVE, worst
+        return audits.INCONCLUSIVE, replace(worst, error=math.inf)
+    found = [(one.error, one.steps) for one in compared]
+    return verdict_of(tolerances, made_on, repeated.hardware, found), worst

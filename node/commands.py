@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -314,6 +315,46 @@ def _peers(by_peer: dict[str, int]) -> str:
     if len(ranked) > 4:
         parts.append(f"{len(ranked) - 4} more {sum(s for _, s in ranked[4:]) / 1e6:.2f} MB")
     return ", ".join(parts) or "nobody yet"
+
+
+@app.command
+def measure(
+    folder: Folder,
+    /,
+    *,
+    record: bool = False,
+    threads: Annotated[int, value(types.whole(0, CORES), "N")] = 0,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> int:
+    """Measure how far apart two machines come with the same work; for [trust] tolerances.
+
+    On one machine record some short spans of training, take the folder to the other one, and
+    measure there. What is printed is the relative error of each kind of work.
+
+    example: artel node measure --record spans
+
+    :param folder: of the recorded spans
+    :param record: train and write them, instead of repeating them
+    :param threads: for training, at most the cores of this machine; 0 takes all
+    """
+    from artel.node import measuring
+
+    folder = expanded(folder)
+    if record:
+        hardware = asyncio.run(measuring.recorded(folder, threads or CORES))
+        return show(
+            {"hardware": hardware, "folder": str(folder)},
+            (f"recorded on {hardware}", f"on another machine: artel node measure {folder.name}"),
+            as_json=as_json,
+        )
+    found = asyncio.run(measuring.measured(folder, threads or CORES))
+    lines = [f"made on {found[0].made_on}, repeated on {found[0].repeated_on}"]
+    return show(
+        [asdict(one) for one in found],
+        (*lines, fields((one.kind, measuring.words(one)) for one in found)),
+        as_json=as_json,
+    )
 
 
 @app.command

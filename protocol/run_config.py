@@ -366,6 +366,45 @@ class LedgerSection(Section):
     """Accounts whose nodes must cosign a tree head that covers an entry; 0: never final."""
 
 
+Pattern = Annotated[str, Field(pattern=r"^[ -~]{0,64}$")]
+
+
+class ToleranceSection(Section):
+    """How far apart honest work on machines of two classes is, and work that was not done."""
+
+    one: Pattern
+    """A hardware class, part by part between slashes; * is any part."""
+    other: Pattern = ""
+    """The other one; empty: the same class to the letter."""
+    steps: Annotated[int, Field(ge=0, le=MAX_EXACT)] = 0
+    """Holds for contributions up to so many inner steps from the beginning of their span, for \
+machines that differ drift apart; 0: for all."""
+    accept: Annotated[float, Field(ge=0, le=10)]
+    """Relative error up to which a contribution was honestly made."""
+    reject: Annotated[float, Field(ge=0, le=10)]
+    """Relative error from which it was not, 10 for never; in between nobody can tell."""
+
+    @model_validator(mode="after")
+    def _apart(self) -> ToleranceSection:
+        if self.reject <= self.accept:
+            raise Conflict(
+                f"[trust] tolerances: reject = {self.reject:g} is not above accept = "
+                f"{self.accept:g}",
+                "leave room between honest work and work that was not done",
+            )
+        return self
+
+
+_CPU = "*/*/*/*/*"
+_FP32 = "*/*/fp32/*/*"
+TOLERANCES = (
+    ToleranceSection(one=_CPU, accept=1e-5, reject=0.1),
+    ToleranceSection(one=_FP32, other=_FP32, steps=30, accept=0.02, reject=0.25),
+    ToleranceSection(one=_FP32, other=_FP32, accept=0.02, reject=10),
+)
+"""By what ``docs/results/replay.md`` measured. CUDA devices were not measured."""
+
+
 class TrustSection(Section):
     """What members' words weigh, and how their work is checked."""
 
@@ -385,6 +424,9 @@ on the coordinator."""
     """Rounds in which an auditor has to say what it found."""
     newcomer_rounds: Annotated[int, Field(ge=0, le=10_000)] = 3
     """Accepted rounds of a new node that are audited one by one."""
+    tolerances: Annotated[tuple[ToleranceSection, ...], Field(max_length=16)] = TOLERANCES
+    """What a replay says, by the classes of the two machines; the first that fits counts, and
+    between classes without one nobody can tell."""
 
     @model_validator(mode="after")
     def _means_a_list(self) -> TrustSection:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -39,7 +38,6 @@ def choose(wanted: str) -> str:
     return wanted
 
 
-@cache
 def hardware(device: str, bf16: bool) -> str:
     """The class of what computes here, at most 64 characters: two machines of one class, with what
     they are given equal, come to the same bits; of two classes they come to about the same.
@@ -52,17 +50,20 @@ def hardware(device: str, bf16: bool) -> str:
         name = torch.cuda.get_device_name().replace("/", "-")
         return f"cuda/{name[:40]}/{precision}/{version}"
     kernels = torch.backends.cpu.get_cpu_capability().lower().replace(" ", "-")
-    maker = f"{platform.machine()}-{_maker()}"
-    return f"{maker[:24]}/{kernels[:12]}/{precision}/t{torch.get_num_threads()}/{version}"
+    made = f"{platform.machine()}-{_processor()}"
+    return f"{made[:32]}/{kernels[:8]}/{precision}/t{torch.get_num_threads()}/{version[:12]}"
 
 
-def _maker() -> str:
-    """Who made the processor: the libraries choose their kernels by it."""
+def _processor() -> str:
+    """Maker, family and model of the processor: libraries choose kernels and blocks by them."""
+    wanted = {"vendor_id": "", "cpu family": "", "model": ""}
+    wanted |= {"CPU implementer": "", "CPU part": ""}
     with suppress(OSError):
         for line in _CPUS.read_text().splitlines():
-            if line.startswith(("vendor_id", "CPU implementer")):
-                return line.partition(":")[2].strip().lower()
-    return "unknown"
+            name, _, value = line.partition(":")
+            if not wanted.get(name.strip(), "known"):
+                wanted[name.strip()] = value.strip().lower()
+    return "-".join(filter(None, wanted.values())) or "unknown"
 
 
 def computes_bf16(device: str) -> bool:

@@ -136,6 +136,8 @@ class Compared:
     """A contribution beside the one that was made again."""
 
     round: int
+    steps: int
+    """Inner steps since the span began, those of the contribution included."""
     error: float
     """L2 norm of the difference over that of what was made again, both as their payloads decode;
     0 when they are the same bytes, and above 1 when they have nothing in common."""

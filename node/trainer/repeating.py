@@ -53,6 +53,7 @@ class Replay:
         """
         _require_sound(order.rounds)
         self._left = sum(one.head + one.tail for one in order.rounds) - order.rounds[-1].tail
+        self._done = 0
         self._inner = course.inner
         self._aside: Aside | None = course.inner.aside()
         self._compared: list[Compared] = []
@@ -70,7 +71,7 @@ class Replay:
                 for _ in range(min(steps, self._left)):
                     check()
                     next(self._steps)
-                    self._left -= 1
+                    self._left, self._done = self._left - 1, self._done + 1
             finally:
                 self._aside = self._inner.swap(own)
             if not self._left:
@@ -109,7 +110,7 @@ class Replay:
         said = Header(one.round, base.root, codec.of(course.manifest.config.exchange))
         with usable():
             given = [load_blob(*each, node) for each in _blobs(made.parts, said, one.blobs)]
-        found = _compared(said.codec, made, given)
+        found = _compared(said.codec, made, given, self._done + 1)
         if one.fingerprints is not None:
             rows = step_chain.rows(course.fingerprints), step_chain.read(one.fingerprints)
             found = replace(found, first_different=step_chain.first_different(*rows))
@@ -173,7 +174,9 @@ def _tail(course: Course, one: SpanRound, sent: Sent) -> Iterator[None]:
     sent.tail = one.tail
 
 
-def _compared(run_codec: Codec, made: Sent, theirs: Sequence[Vector | Elements]) -> Compared:
+def _compared(
+    run_codec: Codec, made: Sent, theirs: Sequence[Vector | Elements], steps: int
+) -> Compared:
     """A contribution, as it decodes, beside what was made again."""
     off = whole = 0.0  # squares
     both = all_theirs = 0
@@ -194,4 +197,4 @@ def _compared(run_codec: Codec, made: Sent, theirs: Sequence[Vector | Elements])
             off += norm_of(again) ** 2
     error = math.sqrt(off) / max(math.sqrt(whole), float(np.finfo(np.float32).tiny))
     overlap = both / max(1, all_theirs) if run_codec.sparse else None
-    return Compared(made.round, error, overlap)
+    return Compared(made.round, steps, error, overlap)

@@ -54,6 +54,8 @@ def test_help_shows_how_to_run_it(name: str) -> None:
         ("attacks", ["--attackers", "4"], "--attackers must be from 1 to 3"),
         ("attacks", ["--rounds", "2"], "--rounds must be from 4 to 1000"),
         ("attacks", ["--json", "no-such-folder/rows.json"], "there is no folder no-such-folder"),
+        ("replay", ["--kinds", "adamw int3"], "unknown kinds ['adamw int3']"),
+        ("replay", ["--json", "no-such-folder/rows.json"], "there is no folder no-such-folder"),
         ("exchange", ["--only", "links,speed"], "unknown ['speed']"),
         ("exchange", ["--codecs", "zip"], "unknown ['zip']"),
         ("exchange", ["--sizes", "2G"], "unknown ['2G']"),

@@ -18,22 +18,27 @@ from artel.node.trainer.channel import TrainerError
 from artel.node.trainer.orders import BeginReplay, Compared, DropReplay, GoOn, Replayed, SpanRound
 from artel.protocol import messages
 from artel.protocol.net import delivery, wire
-from artel.protocol.run_config import ExchangeSection
+from artel.protocol.run_config import ExchangeSection, TrustSection
 from audit_world import NUMBER, Run, honest
-from ledger_world import BATCH_SIZE, INNER_STEPS, SEQ_LEN
+from ledger_world import BATCH_SIZE, HARDWARE, INNER_STEPS, SEQ_LEN
 from log_world import Log
 
 
 def compared(error: float, round: int = 3) -> Compared:
-    return Compared(round, error, None)
+    return Compared(round, 20, error, None)
 
 
 def test_the_contribution_that_differs_most_decides() -> None:
-    assert judge([compared(0.0), compared(0.04, 4)]) == ("accept", compared(0.04, 4))
-    assert judge([compared(0.3), compared(0.0, 4)])[0] == "reject"
-    assert judge([compared(math.inf)])[0] == "reject"
-    assert judge([compared(0.1)])[0] == "inconclusive"
-    found, worst = judge([compared(0.9), compared(math.nan, 5)])
+    def judged(*found: Compared, made_on: str = HARDWARE) -> tuple[str, Compared]:
+        return judge(TrustSection().tolerances, made_on, Replayed(0, found, HARDWARE))
+
+    assert judged(compared(0.0), compared(1e-6, 4)) == ("accept", compared(1e-6, 4))
+    assert judged(compared(0.3), compared(0.0, 4))[0] == "reject"
+    assert judged(compared(math.inf))[0] == "reject"
+    assert judged(compared(0.01))[0] == "inconclusive"
+    assert judged(compared(0.01), made_on=HARDWARE.replace("t1", "t2"))[0] == "accept"
+    assert judged(compared(0.0), made_on="of an unknown kind")[0] == "inconclusive"
+    found, worst = judged(compared(0.9), compared(math.nan, 5))
     assert (found, worst.round, worst.error) == ("inconclusive", 5, math.inf)
 
 
@@ -55,7 +60,7 @@ class Repeats:
             raise TrainerError(self.error, "so it is")
         self.left -= command.steps
         done = tuple(compared(self.error, one.round) for one in self.rounds)
-        return Replayed(max(0, self.left), () if self.left > 0 else done, "test machine")
+        return Replayed(max(0, self.left), () if self.left > 0 else done, HARDWARE)
 
 
 class Node:
@@ -70,6 +75,7 @@ class Node:
             exchange=ExchangeSection(),
             optimizer=SimpleNamespace(batch_size=BATCH_SIZE),
             data=SimpleNamespace(seq_len=SEQ_LEN),
+            trust=TrustSection(),
         )
         self.folder = folder
         session: Any = SimpleNamespace(
@@ -149,7 +155,7 @@ async def test_what_is_owed_is_repeated_and_the_verdict_is_committed_to_and_show
     assert (order.state, order.blobs) == (tmp_path / shown.base, [tmp_path / shown.blob])
     assert len(order.windows) == INNER_STEPS * BATCH_SIZE
     verdict = run.log[-1].body
-    assert (verdict.verdict, verdict.error, verdict.hardware) == ("accept", 0, "test machine")
+    assert (verdict.verdict, verdict.error, verdict.hardware) == ("accept", 0, HARDWARE)
     assert verdict.round == audit.last
     assert len(node.owner) == 2
     await node.auditing._repeat()

@@ -211,7 +211,7 @@ def test_the_run_id_does_not_change_between_versions() -> None:
     """Golden: a change here means that older manifests can no longer be read (or that a default is
     another one, which manifests write out)."""
     assert run_id(manifest().encode()) == (
-        "636bb26eb38f1da0ac15d3e000eb9ac73d397ec1c762fbe0b2e89de3ba8ccb79"
+        "435a0cbbfe21807eb02ede95520fca76e6aa685e31bf6a86e0e04a2896018a0e"
     )
 
 

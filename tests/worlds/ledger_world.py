@@ -28,6 +28,7 @@ from artel.protocol.rounds import commitment
 from leaf_hashes import LeafHashes
 from tests.independent_fold import SUMS, Fold
 
+HARDWARE = "test/none/fp32/t1/torch2"
 INNER_STEPS, BATCH_SIZE, SEQ_LEN = 4, 2, 16
 WINDOWS = INNER_STEPS * BATCH_SIZE
 TOKENS = WINDOWS * SEQ_LEN
@@ -324,6 +325,7 @@ class World:
             "size": 1000,
             "payload": digest(f"payload {blob}"),
             "chain": digest(f"chain {blob}"),
+            "hardware": HARDWARE,
             "salt": salt,
             "tokens": self.work.tokens(head + tail),
             "head": head,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +31,7 @@ from artel.node.trainer.orders import (
 )
 from artel.node.trainer.training import Training, open_training
 from artel.protocol import content
+from artel.protocol.tolerances import judged
 from trainer_world import NODES, World, make_world, started
 
 ROUNDS = 4
@@ -199,6 +202,7 @@ def test_a_span_is_repeated_to_the_bit_while_the_own_training_goes_on(
     assert found[-1].left == 0
     assert [(c.round, c.error) for c in found[-1].compared] == [(r, 0.0) for r in range(ROUNDS)]
     assert {one.first_different for one in found[-1].compared} == {None}
+    assert found[-1].compared[-1].steps == steps
     rows = [(one.fingerprints.stat().st_size // 512) for one in honest.rounds if one.fingerprints]
     tails = [0, *(one.tail for one in honest.rounds)]
     assert rows == [one.head + tail for one, tail in zip(honest.rounds, tails, strict=False)]
@@ -302,6 +306,44 @@ def test_a_replay_goes_on_after_a_cancel_and_ends_with_a_failure(
         with pytest.raises(TrainerError) as failure:
             auditor.session.begin_replay(BeginReplay(node.name, rounds))
         assert failure.value.code == "bad_request"
+
+
+@pytest.mark.slow
+def test_no_honest_node_is_convicted_in_1000_node_rounds_with_mixed_threads(tmp_path: Path) -> None:
+    """Each span of 10 rounds is repeated with another number of threads than it was made with."""
+    world = make_world(
+        tmp_path,
+        inner_steps=4,
+        hidden_size=64,
+        exchange={"codec": "int4", "overlap_steps": 1},
+        rounds={"span": 10, "total": 10_000},
+    )
+    table, said = world.run.config.trust.tolerances, Counter[str]()
+    state, largest, threads = world.state, 0.0, (1, 2, 4)
+    for number in range(102):
+        torch.set_num_threads(threads[number % 3])
+        node = Seat.take(world, number % 2, tmp_path / str(number % 3), state)
+        first = 10 * (number // 3)
+        for round in range(first, first + 10):
+            made = node.play(round)
+            applied = Apply(round, [Counted(node.name, made.blob, 1)], node.out)
+            state_after = node.session.merging.apply(applied).state
+        node.rounds[0] = replace(node.rounds[0], state=state)
+        torch.set_num_threads(threads[(number + 1 + number // 3 % 2) % 3])
+        auditor = open_training(world.manifest, state, "cpu")
+        found = repeated(auditor, BeginReplay(node.name, node.rounds))
+        made_on = node.session.inner.hardware
+        assert made_on != found.hardware
+        said.update(
+            judged(table, made_on, found.hardware, one.error, one.steps) for one in found.compared
+        )
+        largest = max(largest, *(one.error for one in found.compared))
+        if number % 3 == 2:
+            state = Path(shutil.copy(state_after, tmp_path / "next.bin"))
+            for folder in {node.out.parent / str(n) for n in range(3)}:
+                shutil.rmtree(folder)
+    print(f"{dict(said)}, the largest error {largest:.2e}")
+    assert said["accept"] == said.total() == 1020
 
 
 async def test_the_trainer_process_repeats(plain: tuple[World, list[Seat]]) -> None:
