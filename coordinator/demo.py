@@ -142,6 +142,7 @@ def run_text(nodes: int, rounds: int, inner_steps: int = INNER_STEPS, **exchange
             deadline_s=600.0,
             grace_s=30.0,
             mirror_every=4,
+            span=max(4, rounds // 2),
         ),
         "exchange": run.ExchangeSection(**exchange),
         "ownership": run.OwnershipSection(closing_s=0.0),

@@ -65,6 +65,7 @@ def checked(demo: Demo, rows: Sequence[dict[str, Any]], bytes_up: Mapping[str, i
         f"{final} of {main.size} ledger entries are final": final >= main.size,
         f"{fold.total_pending} credit is still pending": not fold.total_pending,
         "the shares do not add up to 1": sum(share.share for share in owners) == 1,
+        "an account was convicted": not any(owner.barred for owner in fold.accounts.values()),
         "the validation loss has not fallen": len(losses) > 1 and losses[-1] < losses[0],
     }
     problems += [problem for problem, holds in expected.items() if not holds] + differing
@@ -97,6 +98,10 @@ def checked(demo: Demo, rows: Sequence[dict[str, Any]], bytes_up: Mapping[str, i
             for share in owners
         ],
         "tokens": sum(fold.node_tokens.values()),
+        "audits": {
+            "verdicts": fold.kinds.get(entries.Verdict.KIND, 0),
+            "tokens": sum(owner.units.get("audit", 0) for owner in fold.accounts.values()),
+        },
         "credit": {"vested": fold.total_vested, "pending": fold.total_pending},
         "seconds_per_round": _mean_phases(rows),
         "loss_curve": [{key: row[key] for key in ("round", "validation", "loss")} for row in rows],

@@ -99,7 +99,7 @@ def summary(facts: Facts) -> str:
     """The result for a person."""
     first, last = facts["first_val_loss"] or 0.0, facts["final_val_loss"] or 0.0
     fall = 100 * (1 - last / first) if first else 0.0
-    ledger, phases = facts["ledger"], facts["seconds_per_round"]
+    ledger, phases, audits = facts["ledger"], facts["seconds_per_round"], facts["audits"]
     agree = "agree bit for bit" if facts["state_roots_agree"] else "DO NOT AGREE"
     rows = {
         "loss": f"{first:.4f} → {last:.4f} on the validation split ({fall:.0f} % lower)",
@@ -107,6 +107,8 @@ def summary(facts: Facts) -> str:
         "ledger": f"{ledger['size']} entries, checked in {len(ledger['homes'])} homes: "
         + ("every byte, signature and share holds" if ledger["verified"] else "IT DOES NOT HOLD"),
         "final": _final(ledger),
+        "audits": f"{plural(audits['verdicts'], 'verdict')} of nodes that were drawn by lot, "
+        f"{plural(audits['tokens'], 'token')} trained once more",
         "traffic": f"{facts['bytes_up_per_node_per_round'] / 1e6:.2f} MB sent per node and round",
         "a round": ", ".join(f"{name.replace('_', ' ')} {s:.2f} s" for name, s in phases.items()),
         "time": f"{facts['seconds']:.0f} s in all",

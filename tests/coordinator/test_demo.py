@@ -352,6 +352,7 @@ def test_a_small_demo_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixt
     ledger = found["ledger"]
     assert (ledger["final"], ledger["witnesses"]) == (ledger["size"], 2)
     assert found["credit"]["pending"] == 0
+    assert found["audits"]["verdicts"] >= 1, "new nodes audit each other"
     assert found["bytes_up_per_node_per_round"] > 100_000
     assert found["sample"].startswith("def __init__(self")
     assert len(found["sample"]) > 30

@@ -74,7 +74,7 @@ def test_credit_of_a_span_vests_when_it_is_known_what_of_it_is_repeated() -> Non
 
 
 def test_what_is_repeated_of_known_nodes_is_bounded_in_each_round() -> None:
-    run = Run(nodes=9, audit_rate=1.0, newcomer_rounds=0)
+    run = Run(nodes=9, audit_rate=1.0, newcomer_rounds=0, founders=100)
     for _ in range(25):
         begun = {source for source, audit in run.state.audits.items() if audit.draws}
         run.judge(honest())
@@ -86,10 +86,10 @@ def test_what_is_repeated_of_known_nodes_is_bounded_in_each_round() -> None:
 
 
 def test_who_has_standing_audits_once_the_run_rests_on_such() -> None:
-    run = Run(nodes=6, founders=2, standing_rounds=1000)
+    run = Run(nodes=4, founders=2, standing_rounds=1000)
     for round in range(10):
         run.judge(honest())
-        few = run.world.members[: 6 if round > 7 else 3]
+        few = run.world.members[: 4 if round > 7 else 3]
         run.feed(
             run.world.opened(round, members=[m.peer_id for m in few]),
             run.world.committed(round, members=few),
