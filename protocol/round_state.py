@@ -34,6 +34,8 @@ TOO_LARGE = "too_large"
 WRONG_TOKENS = "wrong_tokens"
 WRONG_SPAN = "wrong_span"
 COPIED = "copied"
+NO_NUMBERS = "0" * 64
+"""What a contribution is known by whose payload has not one bit set: numbers that are all zero."""
 HANDED_BACK = "handed_back"
 DISCONNECTED = "disconnected"
 

@@ -444,12 +444,14 @@ class Fold:
         made = digest("artel/commitment/v1\0", run, b.round, b.attempt, *ends).hex()
         yield made != now.commitments[b.node] and "commitment_mismatch"
         known, mine = b.payload[:16], (b.node, b.round)
-        yield self.first.get(known, mine) != mine and "copied"
-        self.first.setdefault(known, mine)
+        empty = b.payload == "0" * 64
+        yield not empty and self.first.get(known, mine) != mine and "copied"
+        if not empty:
+            self.first.setdefault(known, mine)
         for oldest in [*self.first][:-4096]:
             del self.first[oldest]
         now.shown[b.node] = Record(entry=self.id, tokens=b.tokens, head=b.head, salt=b.salt)
-        now.shown[b.node].span = b.span
+        now.shown[b.node].span, now.shown[b.node].empty = b.span, empty
 
     def spans_fit(self, b: Any) -> bool:
         """Whether the contribution begins a span, or goes on with the one of its node."""
@@ -513,7 +515,7 @@ class Fold:
         self.recent = set()
         for peer in now.accepted:
             name, shown = now.accounts[peer], now.shown[peer]
-            if peer in denied or self.accounts[name].barred:
+            if peer in denied or shown.empty or self.accounts[name].barred:
                 continue
             known, more = self.made[peer] >= self.trust["newcomer_rounds"], {"node": peer}
             end = now.round + self.every - now.round % self.every if self.every else 0

@@ -203,8 +203,8 @@ class Slice:
 @dataclass(frozen=True)
 class ValidContribution:
     """A valid contribution: its entry id and index, tokens, steps of this round's assignment, the
-    round in which its span began, and the salt that the node revealed: secret until then, and fixed
-    by its commitment."""
+    round in which its span began, the salt that the node revealed (secret until then, and fixed by
+    its commitment), and whether all its numbers are zero."""
 
     entry: str
     index: int
@@ -212,6 +212,7 @@ class ValidContribution:
     head: int
     span: int
     salt: str
+    empty: bool = False
 
 
 @dataclass

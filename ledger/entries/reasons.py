@@ -26,6 +26,8 @@ NOT_AGREED = "not_agreed"
 """Accepted by the coordinator, but no majority agreed on the state that came out."""
 WRONG_SLICE = "wrong_slice"
 """Accepted, but a slice of the round that the node combined for all was wrong."""
+EMPTY = "empty"
+"""Accepted, but all its numbers are zero."""
 FALSE_ACCUSATION = "false_accusation"
 """The node called a slice or a state wrong, and those who decide found it right."""
 FALSE_CHECK = "false_check"
@@ -51,6 +53,7 @@ REJECTIONS = {
     DISCONNECTED: "the node went away before its contribution was complete",
     NOT_AGREED: "accepted, but no majority of nodes agreed on the resulting state",
     WRONG_SLICE: "combined a slice of the round for all, and the result was wrong",
+    EMPTY: "its numbers are all zero: the round went on with it, and nothing is paid for it",
     FALSE_ACCUSATION: "said that a slice or a state was wrong which was right (takes no credit)",
     FALSE_CHECK: "computed a state that was called wrong, and said what others did not find",
     SIGNED_WRONG: "signed a state that was proven wrong",

@@ -39,8 +39,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from artel.protocol.errors import CheckFailed, DecodeError
 from artel.protocol.exchange.codec import Codec, Elements, NonFinite, Payload
+from artel.protocol.round_state import NO_NUMBERS
 from artel.protocol.state import Layout, Vector
 
 MAGIC = b"ARTELPG1"
@@ -155,12 +158,14 @@ def payload_digest(payloads: Iterable[Payload]) -> str:
     """What the numbers of a contribution are known by, whatever header is put before them.
 
     :param payloads: of its blobs, in the order of slices
-    :returns: their SHA-256 together, hex
+    :returns: their SHA-256 together, hex; :data:`~protocol.round_state.NO_NUMBERS` when no bit of
+        them is set
     """
-    digest = hashlib.sha256()
+    digest, says_something = hashlib.sha256(), False
     for payload in payloads:
         digest.update(payload)
-    return digest.hexdigest()
+        says_something = says_something or bool(np.frombuffer(payload, np.uint8).any())
+    return digest.hexdigest() if says_something else NO_NUMBERS
 
 
 def pack_index(round: int, base: str, blobs: Sequence[tuple[str, int]]) -> bytes:

@@ -41,6 +41,7 @@ from artel.protocol.identity import Identity, short_peer
 from artel.protocol.round_state import (
     COMMITMENT_MISMATCH,
     COPIED,
+    NO_NUMBERS,
     WRONG_SPAN,
     WRONG_STATE,
     WRONG_TOKENS,
@@ -105,15 +106,17 @@ class Contribution(AttemptBody):
         shown = commitment(self.run, self.round, self.attempt, self.node, self.blob, salt)
         if shown != attempt.commitments[self.node]:
             return COMMITMENT_MISMATCH
-        if state.shown_by(self.payload) not in (None, (self.node, self.round)):
+        empty = self.payload == NO_NUMBERS  # zeros of two nodes are alike, whoever made them
+        if not empty and state.shown_by(self.payload) not in (None, (self.node, self.round)):
             return COPIED
 
         def effect() -> Outcome:
             made = ValidContribution(
-                entry.id, state.size, self.tokens, self.head, self.span, self.salt
+                entry.id, state.size, self.tokens, self.head, self.span, self.salt, empty
             )
             attempt.shown[self.node] = made
-            state.remember(self.payload, self.node, self.round)
+            if not empty:
+                state.remember(self.payload, self.node, self.round)
             return RECORDED
 
         return effect
@@ -182,6 +185,8 @@ class Contribution(AttemptBody):
         yield from outcome_of(trail)
         if trail.agreed is not None and story.state.accounts[account].barred:
             yield Fact(f"account {short_key(account)} is barred and earns nothing")
+        if self.payload == NO_NUMBERS:
+            yield Fact(f"{reasons.explain(reasons.EMPTY)} ({reasons.EMPTY})")
         for number in trail.wrong_of(self.node):
             yield from judged(trail, number)
 

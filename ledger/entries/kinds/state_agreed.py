@@ -102,7 +102,8 @@ class StateAgreed(Body):
             held = held_against(attempt, self.wrong)
             left_out = state.leave_out(attempt.left_out(held))
             state.lot = lot.seed(shown.salt for shown in attempt.shown.values())
-            denied = {node for node, reason in held if reason == reasons.WRONG_SLICE}
+            unpaid = (reasons.WRONG_SLICE, reasons.EMPTY)
+            denied = {node for node, reason in held if reason in unpaid}
             granted = _credit_round(state, attempt, denied)
             state.states.append(self.root)
             for peer in attempt.accepted:
@@ -196,7 +197,8 @@ def open_vote(data: bytes) -> tuple[StateVote, Envelope]:
 
 
 def held_against(attempt: Attempt, wrong: Iterable[int]) -> list[tuple[str, str]]:
-    """(node, reason) of whoever combined a slice wrongly, and of whoever accused falsely, once.
+    """(node, reason) of whoever combined a slice wrongly, of whoever accused falsely, once, and of
+    whoever sent zeros.
 
     :param wrong: the slices that an agreed state was made without
     """
@@ -204,6 +206,7 @@ def held_against(attempt: Attempt, wrong: Iterable[int]) -> list[tuple[str, str]
     found = [(node, reasons.WRONG_SLICE) for node in {attempt.slices[n].node for n in wrong}]
     accusers = {node for number, node in attempt.wrong.items() if number not in wrong}
     found += [(node, reasons.FALSE_ACCUSATION) for node in accusers]
+    found += [(node, reasons.EMPTY) for node in attempt.accepted if attempt.shown[node].empty]
     return sorted(found)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from artel.ledger.entries import fold_state
+from artel.ledger.entries import fold_state, reasons
+from artel.ledger.fold.explain import explain
+from artel.ledger.fold.history import read
 from artel.ledger.fold.shares import FoldState
 from artel.protocol.dsse import Envelope
-from artel.protocol.round_state import COPIED
+from artel.protocol.round_state import COPIED, NO_NUMBERS
 from ledger_world import World, digest, outcomes
+from log_world import Log
 
 WORLD = World()
 A, B, C = WORLD.members
@@ -53,6 +56,21 @@ def test_another_attempt_takes_the_nodes_own_numbers_again_and_nobody_elses() ->
     found, state = after(*failed, *begun(0, 1), stolen, mine, WORLD.contribution(C, 0, 1))
     assert found == [COPIED, "", ""]
     assert FoldState.decode(state.encode()) == state
+
+
+def test_zeros_of_two_nodes_are_alike_so_they_count_and_earn_nothing() -> None:
+    """Where nobody moved, as at a learning rate of 0, a round would never be agreed on."""
+    empty = [WORLD.contribution(member, 0, payload=NO_NUMBERS) for member in (A, B)]
+    shown = {A.peer_id: empty[0], B.peer_id: empty[1]}
+    history = [*begun(0), *empty, WORLD.contribution(C, 0), WORLD.closed(0, shown=shown)]
+    state, seen = outcomes([*WORLD.start, *history, WORLD.agreed(1)])
+    assert [outcome.reason for outcome in seen if outcome.reason] == []
+    assert [credit.node for credit in seen[-1].granted] == [C.peer_id]
+    assert state.rejected == {member.peer_id: {reasons.EMPTY: 1} for member in (A, B)}
+    later = [WORLD.contribution(A, 1, payload=NO_NUMBERS), *map(WORLD.contribution, (B, C), (1, 1))]
+    assert after(*history, WORLD.agreed(1), *begun(1), *later)[0] == ["", "", ""]
+    told = explain(read(Log([*WORLD.start, *history, WORLD.agreed(1)])), len(WORLD.start) + 2)
+    assert any(reasons.EMPTY in line for line in told.lines())
 
 
 def test_the_oldest_are_forgotten() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -20,7 +22,9 @@ from artel.protocol.exchange.pseudogradient import (
     max_blob_bytes,
     open_index,
     pack_index,
+    payload_digest,
 )
+from artel.protocol.round_state import NO_NUMBERS
 from artel.protocol.state import Layout
 from codec_world import vector_of
 
@@ -60,6 +64,15 @@ def test_blob_round_trips(chosen: Codec) -> None:
     assert bytes(payload) == chosen.encode(LAYOUT, VECTOR)
     decoded = dense(Header(9, BASE, chosen).load(blob, LAYOUT), LAYOUT.parameters)
     assert np.array_equal(decoded, vector_of(chosen, LAYOUT, payload))
+
+
+def test_numbers_are_known_by_their_payloads_and_zeros_by_nothing() -> None:
+    one, other = b"\0\1", b"\0\2"
+    assert payload_digest([one, other]) == hashlib.sha256(one + other).hexdigest()
+    assert payload_digest([bytes(9)]) == payload_digest([bytes(1), bytes(8)]) == NO_NUMBERS
+    for name in ("fp32", "fp16", "int8", "int4"):
+        assert payload_digest([codec(name).encode(LAYOUT, np.zeros_like(VECTOR))]) == NO_NUMBERS
+        assert payload_digest([codec(name).encode(LAYOUT, VECTOR)]) != NO_NUMBERS
 
 
 def test_header_bytes_are_as_documented() -> None:
