@@ -38,6 +38,8 @@ RETRY_S = 5.0
 TRIES = 24
 """For one state, which is gone from others' disks by then."""
 TELL_S = 30.0
+LASTING = 8
+"""States after which this node no longer keeps what it had computed otherwise."""
 
 Recompute = Callable[[Path, int], Awaitable[str]]
 """The root that a state should have, by what lies in a home."""
@@ -74,15 +76,18 @@ class Judging:
 
     async def look(self) -> None:
         """Say what is to be said now."""
-        fold = self._session.replica.state
-        number = self._worker.differing()
-        if number and (anchor := anchor_of(fold, number)) is not None:
-            place = (number, anchor.attempt)
-            await self._once(place, partial(self._accuse, *place))
+        fold, doubts = self._session.replica.state, self._worker.doubts
+        for number, attempt in list(doubts.items()):
+            anchor = anchor_of(fold, number)
+            gone = anchor is None or anchor.attempt != attempt
+            if gone or number <= fold.round - LASTING:
+                del doubts[number]
+            else:
+                await self._once((number, attempt), partial(self._accuse, number, attempt))
         for number, charge in list(fold.charges.items()):
             if self._drawn(charge):
                 await self._once(charge.entry, partial(self._answer, number, charge))
-        if not self._worker.differing() and not self._session.replica.state.charges:
+        if not doubts and not self._session.replica.state.charges:
             self._worker.states.spare_none()
             self._roots.clear()
 

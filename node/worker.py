@@ -57,6 +57,8 @@ class Worker:
         self._changed = changed
         self._own = Contributing(session, states, corpus, self.progress)
         self._applying = Applying(session, states, max_blob)
+        self.doubts: dict[int, int] = {}
+        """Agreed states that this node computed otherwise, and the attempt that made each."""
         self._syncs = 0  # since the last duty of a round
         self._evaluated: set[int] = set()
         self._evaluation: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -98,22 +100,23 @@ class Worker:
         # told to sync again and again, and must not do so at full speed.
         if self._syncs >= FREE_SYNCS:
             await asyncio.sleep(SYNC_PAUSE_S)
-        if number := self.differing():
-            self.states.spare(agreed[number - 1])
         await self._hold(len(agreed) - 1, directive.root, list(directive.peers))
         self._syncs += 1
 
-    def differing(self) -> int:
-        """Number of the agreed state that is not what this node computed for it last; 0: it is."""
+    def _doubt(self) -> None:
+        """Note it when the agreed state is not what this node computed for it, and keep the one
+        that it came of."""
         fold, (round, attempt, root) = self.session.replica.state, self._applying.outcome
         anchor = anchor_of(fold, round + 1)
-        if anchor is None or anchor.attempt != attempt or fold.states[round + 1] == root:
-            return 0
-        return round + 1
+        same = anchor is not None and anchor.attempt == attempt
+        if same and fold.states[round + 1] != root:
+            self.doubts[round + 1] = attempt
+            self.states.spare(fold.states[round])
 
     async def _hold(self, round: int, root: str, others: list[str]) -> None:
         """Make the agreed state with this root the current one."""
         self.progress.phase = "syncing"
+        self._doubt()
         if not await self._catch_up(root):
             everybody = [*others, self.session.link.coordinator]
             path = await self.states.obtain(root, everybody)

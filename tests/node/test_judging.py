@@ -48,7 +48,7 @@ class Node:
         member: Identity,
         ledger: Sequence[Envelope],
         found: str | Exception = RIGHT,
-        differing: int = 0,
+        doubts: tuple[int, ...] = (),
     ) -> None:
         history = read(Log(complete(ledger)))
         home = tmp_path / member.peer_id
@@ -75,7 +75,7 @@ class Node:
             state_bytes=1 << 20,
         )
         states = SimpleNamespace(spare_none=lambda: None)
-        worker: Any = SimpleNamespace(differing=lambda: differing, states=states)
+        worker: Any = SimpleNamespace(doubts=dict.fromkeys(doubts, 0), states=states)
         self.judging = Judging(session, worker, lambda: [], self.recompute)
 
     async def recompute(self, home: Path, number: int) -> str:
@@ -100,7 +100,7 @@ WORLD_CONFIG: Any = SimpleNamespace(
 
 
 async def test_who_computed_another_state_says_so_once(tmp_path: Path) -> None:
-    node = Node(tmp_path, HONEST[0], WRONG_STATE, differing=3)
+    node = Node(tmp_path, HONEST[0], WRONG_STATE, doubts=(3,))
     await node.judging.look()
     await node.judging.look()
     (said,) = node.said
@@ -110,7 +110,7 @@ async def test_who_computed_another_state_says_so_once(tmp_path: Path) -> None:
 
 
 async def test_a_fault_of_its_own_accuses_nobody(tmp_path: Path) -> None:
-    node = Node(tmp_path, HONEST[0], WRONG_STATE, found=RECORDED, differing=3)
+    node = Node(tmp_path, HONEST[0], WRONG_STATE, found=RECORDED, doubts=(3,))
     await node.judging.look()
     assert (node.said, node.computed) == ([], 1)
 

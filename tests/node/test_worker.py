@@ -35,7 +35,10 @@ def directive(task: messages.Task) -> messages.Directive:
 class States:
     """What the worker asks of the states that a node holds."""
 
-    round, root = -1, ""
+    round, root, spared = -1, "", ""
+
+    def spare(self, root: str) -> None:
+        self.spared = root
 
     async def obtain(self, root: str, others: list[str]) -> Path:
         return Path(root)
@@ -78,3 +81,28 @@ async def test_a_node_that_is_told_to_sync_again_and_again_pauses_in_between(
     await own.perform(directive("train"))  # it is a member again: the next time costs nothing
     await own.perform(directive("sync"))
     assert len(pauses) == 3
+
+
+@pytest.mark.parametrize("attempt", [0, 1])
+async def test_a_state_that_was_computed_otherwise_is_doubted_and_its_forerunner_kept(
+    attempt: int,
+) -> None:
+    async def caught_up(*_: object) -> None:
+        pass
+
+    fold = SimpleNamespace(states=["cd" * 32, ROOT], anchors=[Anchor(), Anchor(attempt=0)])
+    session: Any = SimpleNamespace(
+        replica=SimpleNamespace(state=fold, catch_up=caught_up),
+        host=None,
+        link=SimpleNamespace(coordinator="coordinator"),
+        run="",
+        trainer=None,
+    )
+    states: Any = States()
+    own = Worker(session, states, Any, 0, lambda: None)  # type: ignore[arg-type]
+    own._applying = SimpleNamespace(outcome=(0, attempt, "ef" * 32))  # type: ignore[assignment]
+    await own.perform(directive("sync"))
+    assert states.root == ROOT
+    # What came of another attempt may well be another state.
+    doubted = attempt == 0
+    assert (own.doubts, states.spared) == (({1: 0}, "cd" * 32) if doubted else ({}, ""))
