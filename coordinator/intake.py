@@ -93,12 +93,11 @@ async def append(ledger: Sequencer, entry: Entry) -> None:
 
 
 def _refused(entry: Entry, reason: str) -> wire.Refused:
-    hint = ""
+    said = reasons.explain(reason)
     if reason == reasons.NOT_ADMITTED and isinstance(entry.body, entries.AccountBody):
-        key = entry.body.account
-        hint = f"send the organiser your account's key; it lets you in: artel ledger admit {key}"
-    said = f"this {entry.kind} entry would change nothing: {reasons.explain(reason)}"
-    return wire.Refused(said, hint, code=reason)
+        how = f"ask the organiser to run: artel ledger admit {entry.body.account}"
+        return wire.Refused(said, how, code=reason)
+    return wire.Refused(f"this {entry.kind} entry would change nothing: {said}", code=reason)
 
 
 async def contribution(
