@@ -25,7 +25,7 @@ from artel.node.session import Session
 from artel.node.worker import Worker
 from artel.protocol import assignment, messages
 from artel.protocol.dsse import Envelope
-from artel.protocol.errors import ArtelError
+from artel.protocol.errors import ArtelError, CheckFailed
 from artel.protocol.events import emit
 from artel.protocol.exchange import pseudogradient
 from artel.protocol.net import delivery, wire
@@ -76,25 +76,32 @@ class Judging:
 
     async def look(self) -> None:
         """Say what is to be said now."""
-        fold, doubts = self._session.replica.state, self._worker.doubts
-        for number, attempt in list(doubts.items()):
-            anchor = anchor_of(fold, number)
-            gone = anchor is None or anchor.attempt != attempt
-            if gone or number <= fold.round - LASTING:
-                del doubts[number]
+        doubts = self._worker.doubts
+        for place in list(doubts.items()):
+            if self._stands(*place) and place[0] > self._session.replica.state.round - LASTING:
+                await self._once(place, partial(self._accuse, *place))
             else:
-                await self._once((number, attempt), partial(self._accuse, number, attempt))
-        for number, charge in list(fold.charges.items()):
-            if self._drawn(charge):
+                del doubts[place[0]]
+        for number, charge in list(self._session.replica.state.charges.items()):
+            if self._drawn(number, charge):
                 await self._once(charge.entry, partial(self._answer, number, charge))
         if not doubts and not self._session.replica.state.charges:
             self._worker.states.spare_none()
             self._roots.clear()
+            self._tries.clear()
 
-    def _drawn(self, charge: Charge) -> bool:
+    def _stands(self, number: int, attempt: int) -> bool:
+        """Whether the state that this attempt made is still one of the run."""
+        anchor = anchor_of(self._session.replica.state, number)
+        return anchor is not None and anchor.attempt == attempt
+
+    def _drawn(self, number: int, known: Charge) -> bool:
+        """Whether this charge still waits for an answer of this node."""
         fold, name = self._session.replica.state, self._session.account_name
-        drawn = not charge.proven and name in asked(fold, charge)
-        return drawn and name not in charge.said
+        charge = fold.charges.get(number)
+        if charge is None or charge.entry != known.entry or charge.proven:
+            return False
+        return name in asked(fold, charge) and name not in charge.said
 
     async def _once(self, what: object, work: Callable[[], Awaitable[None]]) -> None:
         """Do it, unless it is done; try again later when something cannot be had now."""
@@ -104,9 +111,10 @@ class Judging:
             await work()
         except wire.Refused as refusal:  # decided meanwhile, or not ours to say
             emit(log, "state.not_judged", logging.WARNING, reason=refusal.message)
-        except ArtelError as error:
+        except (ArtelError, OSError) as error:
             self._tries[what] = self._tries.get(what, 0) + 1
-            emit(log, "state.not_judged", logging.WARNING, reason=error.message)
+            reason = getattr(error, "message", str(error))
+            emit(log, "state.not_judged", logging.WARNING, reason=reason)
             if self._tries[what] < TRIES:
                 return
         self._tries.pop(what, None)
@@ -114,8 +122,11 @@ class Judging:
 
     async def _accuse(self, number: int, attempt: int) -> None:
         """Say that a state is wrong, if it still is when it has been computed again."""
-        session, recorded = self._session, self._session.replica.state.states[number]
-        root = await self._computed(number, ())
+        session = self._session
+        recorded = session.replica.state.states[number]
+        root = await self._computed(number, attempt, ())
+        if not self._stands(number, attempt):
+            return
         if root == recorded:  # this machine has computed wrongly before
             emit(log, "state.right_after_all", logging.ERROR, state=number)
             return
@@ -132,8 +143,12 @@ class Judging:
 
     async def _answer(self, number: int, charge: Charge) -> None:
         session = self._session
-        root = await self._computed(number, [charge.node])
-        right = session.replica.state.states[number : number + 1] == [root]
+        anchor = anchor_of(session.replica.state, number)
+        assert anchor is not None  # charges are of states that have one
+        root = await self._computed(number, anchor.attempt, [charge.node])
+        if not self._drawn(number, charge):
+            return
+        right = session.replica.state.states[number] == root
         emit(log, "state.checked", state=number, right=right)
         me, run = session.identity, session.run
         await self._tell(entries.jury_answer(me, run, charge=charge.entry, root=root))
@@ -144,22 +159,22 @@ class Judging:
 
     # --- computing --------------------------------------------------------------------------------
 
-    async def _computed(self, number: int, holders: Sequence[str]) -> str:
-        """The root that the state should have; it is computed once.
+    async def _computed(self, number: int, attempt: int, holders: Sequence[str]) -> str:
+        """The root that the state should have which this attempt made; it is computed once.
 
         :param holders: who has most likely what it is made of
         """
-        anchor = anchor_of(self._session.replica.state, number)
-        place = (number, anchor.attempt if anchor is not None else -1)
-        if place not in self._roots:
-            self._roots[place] = await self._compute(number, holders)
-        return self._roots[place]
+        if (number, attempt) not in self._roots:
+            root = await self._compute(number, holders)
+            if not self._stands(number, attempt):  # then it may be that of a later attempt
+                raise CheckFailed(f"the run has gone back behind state {number}")
+            self._roots[number, attempt] = root
+        return self._roots[number, attempt]
 
     async def _compute(self, number: int, holders: Sequence[str]) -> str:
         session = self._session
-        history = session.replica.history
+        history, base = session.replica.history, session.replica.state.states[number - 1]
         closed = await asyncio.to_thread(agreed_round, history, number - 1)
-        base = session.replica.state.states[number - 1]
         me, coordinator = session.identity.peer_id, session.link.coordinator
         named = dict.fromkeys([*holders, *self._neighbours(), *closed.members, coordinator])
         others = [peer for peer in named if peer != me]

@@ -62,8 +62,11 @@ class Node:
         self.computed = 0
         self.found = found
         owner = WORLD.owners[WORLD.members.index(member)]
+        self.meanwhile: Sequence[Envelope] = ()
+        """The ledger after it has been computed."""
+        self.replica = SimpleNamespace(state=history.state, history=history, growth=asyncio.Event)
         session: Any = SimpleNamespace(
-            replica=SimpleNamespace(state=history.state, history=history, growth=asyncio.Event),
+            replica=self.replica,
             link=SimpleNamespace(coordinator="coordinator", tell=self.tell),
             manifest=SimpleNamespace(config=WORLD_CONFIG),
             identity=member,
@@ -81,6 +84,8 @@ class Node:
     async def recompute(self, home: Path, number: int) -> str:
         assert number == 3
         self.computed += 1
+        if self.meanwhile:
+            self.replica.state = read(Log(complete(self.meanwhile))).state
         if isinstance(self.found, Exception):
             raise self.found
         return self.found
@@ -142,3 +147,14 @@ async def test_what_cannot_be_had_is_tried_again_and_what_is_refused_is_not(
     node.refuses = ""
     await node.judging.look()
     assert (node.said, node.computed) == ([], 2)
+
+
+@pytest.mark.parametrize(("who", "ledger"), [(0, WRONG_STATE), (1, [*WRONG_STATE, CHARGE])])
+async def test_nothing_is_said_of_a_state_that_the_run_went_back_behind(
+    tmp_path: Path, who: int, ledger: Sequence[Envelope]
+) -> None:
+    node = Node(tmp_path, HONEST[who], ledger, doubts=(3,) if who == 0 else ())
+    node.meanwhile = [*WORLD.start, *WORLD.round(0), *WORLD.round(1)]
+    await node.judging.look()
+    await node.judging.look()
+    assert (node.said, node.computed) == ([], 1)
