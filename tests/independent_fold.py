@@ -835,6 +835,16 @@ class Fold:
     def assign(self) -> None:
         draws = [draw for audit in self.audits.values() for draw in audit.draws]
         owing = {draw.node for draw in draws if not draw.said}
+        able = (
+            peer
+            for peer in self.present
+            if peer not in owing
+            and not self.accounts[self.nodes[peer]].barred
+            and self.struck.get(peer, 0) <= self.round
+        )
+        free, famous = [*self.drawn("auditors", able)], self.standings()
+        if len(famous) >= self.trust["founders"]:
+            free = [peer for peer in free if famous.get(self.nodes[peer])]
         room = -(-len(self.present) // 4)
 
         def rank(item: tuple[str, Any]) -> int:
@@ -846,24 +856,13 @@ class Fold:
             missing = min((3 if "reject" in said else 1) - heard, 5 - len(said))
             for _ in range(missing if room or not bounded else 0):
                 asked = {audit.account, *(draw.account for draw in audit.draws)}
-                free = [
-                    peer
-                    for peer in self.present
-                    if peer not in owing
-                    and self.nodes[peer] not in asked
-                    and not self.accounts[self.nodes[peer]].barred
-                    and self.struck.get(peer, 0) <= self.round
-                ]
-                order = [*self.drawn(f"auditor/{source}/{len(audit.draws)}", free)]
-                famous = self.standings()
-                if len(famous) >= self.trust["founders"]:
-                    order = [peer for peer in order if famous.get(self.nodes[peer])]
-                if not order:
+                left = [peer for peer in free if self.nodes[peer] not in asked]
+                if not left:
                     break
-                peer, due = order[0], self.round + self.window(audit.steps)
-                draw = Record(node=peer, account=self.nodes[peer], due=due, hash="", said="")
+                free.remove(left[0])
+                due = self.round + self.window(audit.steps)
+                draw = Record(node=left[0], account=self.nodes[left[0]], due=due, hash="", said="")
                 audit.draws.append(draw)
-                owing.add(peer)
                 room -= bounded
 
     def result(self, audit: Any) -> str:

@@ -22,7 +22,7 @@ convict, two accepts clear, and whoever was alone in what it said is not paid.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -216,18 +216,18 @@ def assign(state: FoldState) -> list[Drawn]:
 
     :returns: who was drawn for what
     """
-    owing = {draw.node for audit in state.audits.values() for draw in audit.awaited}
-    room, drawn = -(-len(state.present) // 4), list[Drawn]()
-    order = sorted(state.audits.items(), key=lambda item: _rank(item[1]))
-    for source, audit in order:
+    free, drawn = _free(state), list[Drawn]()
+    room = -(-len(state.present) // 4)
+    for source, audit in sorted(state.audits.items(), key=lambda item: _rank(item[1])):
         bounded = not audit.draws and audit.why != NEWCOMER
         for _ in range(_wanted(audit) if room or not bounded else 0):
-            node = _auditor(state, source, audit, owing)
+            asked = {audit.account, *(draw.account for draw in audit.draws)}
+            node = next((node for node in free if state.account_of(node) not in asked), None)
             if node is None:
                 break
+            free.remove(node)
             draw = Draw(node, state.account_of(node), state.round + window(state, audit.steps))
             audit = state.audits[source] = replace(audit, draws=(*audit.draws, draw))
-            owing.add(node)
             drawn.append((source, node, audit.node, audit.why, audit.first, audit.last))
             room -= bounded
     return drawn
@@ -237,20 +237,22 @@ def _rank(audit: Audit) -> int:
     return 0 if audit.draws else 1 if audit.why == NEWCOMER else 2
 
 
-def _auditor(state: FoldState, source: str, audit: Audit, owing: Iterable[str]) -> str | None:
-    asked = {audit.account, *(draw.account for draw in audit.draws)}
-    free = [
+def _free(state: FoldState) -> list[str]:
+    """Nodes that can audit something now, in the order of the lot."""
+    if all(not _wanted(audit) for audit in state.audits.values()):
+        return []
+    owing = {draw.node for audit in state.audits.values() for draw in audit.awaited}
+    able = [
         node
         for node in state.present
         if node not in owing
-        and (account := state.account_of(node)) not in asked
-        and not state.accounts[account].barred
+        and not state.accounts[state.account_of(node)].barred
         and state.struck.get(node, 0) <= state.round
     ]
-    weights = state.weights(free)
+    weights = state.weights(able)
     if state.rests_on == "members":
         weights = {node: weight for node, weight in weights.items() if weight}
-    return next(lot.order(state.lot, f"auditor/{source}/{len(audit.draws)}", weights), None)
+    return list(lot.order(state.lot, "auditors", weights))
 
 
 def _wanted(audit: Audit) -> int:
