@@ -27,9 +27,11 @@ async def test_who_makes_half_of_its_steps_is_convicted_while_new_and_the_others
     run = write_run(tmp_path, total=ROUNDS, inner_steps=60, min_nodes=3, span=SPAN, audit_rate=0.05)
     home = tmp_path / "half"
     async with Swarm(tmp_path, run) as swarm:
-        await swarm.start(nodes=2)
+        await swarm.start(nodes=0)
         async with lazy(swarm, "half"):
-            await swarm.add_node()
+            await swarm.wait_for(lambda status: bool(status["nodes"]), "it is there from the start")
+            for _ in range(3):
+                await swarm.add_node()
             await swarm.wait_for(finished, "the run is finished")
             await swarm.wait_finished()
     decoded, fold = ledger_of(tmp_path / "coordinator")
@@ -51,7 +53,7 @@ async def test_who_makes_half_of_its_steps_is_convicted_while_new_and_the_others
     assert cheats not in opened[-1].members
     for peer in honest:
         assert peer not in fold.rejected
-        assert fold.node_rounds[peer] >= ROUNDS - 3
+        assert fold.node_rounds[peer] >= ROUNDS - 6, "one of them may come later"
         assert fold.accounts[fold.account_of(peer)].units["audit"] > 0
     verdicts = [e.body for e in decoded if isinstance(e.body, entries.Verdict)]
     about = {e.id: e.body.node for e in decoded if isinstance(e.body, entries.Contribution)}
