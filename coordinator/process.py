@@ -185,7 +185,9 @@ def _require_begun_once(home: Path, run: str) -> None:
 
 async def _run(core: Coordinator, options: Startup, http: socket.socket, began: float) -> None:
     """Everything that goes on at the same time; ends with an error or by being cancelled."""
+    from artel.coordinator.agreeing import Agreeing
     from artel.coordinator.desk import Desk
+    from artel.coordinator.recomputing import Recomputer
     from artel.coordinator.upkeep import Upkeep
     from artel.coordinator.web import RunPage
 
@@ -206,7 +208,8 @@ async def _run(core: Coordinator, options: Startup, http: socket.socket, began: 
         _greet(core, options, url, invite)
         emit(log, "coordinator.ready", run=core.run[:12], seconds=time.monotonic() - began)
         upkeep = Upkeep(core, _public(url, options.http.host))
-        await together((core.drive(), upkeep.run(), core.host.watch()))
+        agreeing = Agreeing(core, Recomputer(options.home))
+        await together((core.drive(), agreeing.run(), upkeep.run(), core.host.watch()))
 
 
 def _public(url: str, host: str) -> str:

@@ -159,11 +159,21 @@ class Coordinator:
                 intake.require_first(self.ledger.state, shown)
             phase = self.state.phase
             actions = await self._step(event, shown)
+            if any(isinstance(action, round_state.CloseRound) for action in actions):
+                await self._weigh()
             general = bool(actions) or self.state.phase is not phase
         if general:
             await self.tell()
         elif not isinstance(event, round_state.Tick | round_state.Halted | round_state.Ranked):
-            await self.tell(event.peer)  # what one node says changes what that one has to do
+            # What one node says changes what that one has to do.
+            await self.tell(getattr(event, "peer", ""))
+
+    async def _weigh(self) -> None:
+        """Tell the rounds what the fold says of the attempt that was closed a moment ago."""
+        attempt = self.ledger.state.attempt
+        if self.state.phase is round_state.Phase.APPLYING and attempt is not None:
+            place, decide = (attempt.round, attempt.attempt), attempt.rests_on == "members"
+            await self._step(round_state.Weighed(self.clock(), *place, attempt.weights, decide))
 
     async def record(self, entry: Entry) -> bool:
         """Put what a node says of a slice or of an agreed state into the ledger.
@@ -378,6 +388,7 @@ class Coordinator:
                 root=action.root,
                 credits=credits,
                 wrong=action.wrong,
+                rests_on=attempt.rests_on,
                 signatures={peer: self._votes[peer] for peer in action.signers},
             )
             # Each signature was checked when it came.
@@ -490,4 +501,5 @@ def rules_of(manifest: Manifest) -> round_state.RoundRules:
             manifest.config.exchange.topology
         ],
         box=config.box_s,
+        checked=True,
     )

@@ -63,6 +63,10 @@ class Upkeep:
         """Say what the content of the prepared run is, so that its bytes are counted as that."""
         blobs, manifest = self._core.blobs, self._core.manifest
         blobs.label("state", manifest.initial_state)
+        agreed = self._core.ledger.state.states[1:]
+        self._states += [root for root in agreed if blobs.has(root)]
+        blobs.label("state", *self._states)
+        blobs.pin(*self._states)
         blobs.label("data", manifest.tokenizer.id)
         for facts in (manifest.data.train, manifest.data.validation):
             if (path := blobs.path(facts.index)) is not None:
@@ -101,7 +105,8 @@ class Upkeep:
                     await core.changed.wait()
             done = core.state.round
             await self._prune()
-            copied = not self._wanted(done) or await self._mirror(core.state.base)
+            wanted = self._wanted(done) or core.blobs.has(core.state.base)
+            copied = not wanted or await self._mirror(core.state.base)
             if done == core.rules.total:
                 since_end = core.clock() - core.state.since
                 self._copied = copied or since_end > RELEASE_AFTER_S

@@ -6,7 +6,7 @@ Everything is a frozen value. :mod:`protocol.rounds` has the machine, and these 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -52,6 +52,7 @@ IN_THE_WAY = FAULTS | {LATE}
 UNSIGNED = "signed no state"
 DISSENT = "signed another state"
 BEHIND = "did not hold the agreed state"
+NOT_HELD = "signed a state that it does not give"
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,9 @@ class RoundRules:
     gather_members: int = 1 << 30
     """Rounds of more members are sharded: each slice is checked by one member alone, so who is
     present is waited for until ``settle``, and not only for ``grace`` once a majority agrees."""
+    checked: bool = False
+    """A state is agreed only when one of its signers was seen to hold it and, while the run rests
+    on the coordinator, when that has come to the same root (:class:`Held`, :class:`Recomputed`)."""
 
     @property
     def training(self) -> float:
@@ -124,6 +128,16 @@ class RunState:
     votes: Mapping[str, Vote] = field(default_factory=dict)
     accused: frozenset[int] = frozenset()
     """Slices that their checkers call wrong; a vote has to know of all of them."""
+    weights: Mapping[str, int] = field(default_factory=dict)
+    """Accepted member to what its signature weighs, see :func:`carries`."""
+    members_decide: bool = False
+    """The state rests on its signers, and not on what the coordinator itself comes to."""
+    own: str = ""
+    """The root that the coordinator has come to; "" when it has not (yet)."""
+    held: frozenset[str] = frozenset()
+    """Roots of states that a signer was seen to hold."""
+    not_held: frozenset[str] = frozenset()
+    """Who signed one and did not give it when it was asked: its vote no longer counts."""
     handed_back: frozenset[str] = frozenset()
     """Members whose contribution stays and whose vote is not waited for."""
     delivered: frozenset[str] = frozenset()
@@ -154,6 +168,19 @@ class RunState:
     def accepted(self) -> tuple[str, ...]:
         """Members whose contribution was revealed and holds, ascending."""
         return tuple(sorted(self.revealed - set(self.rejected)))
+
+
+def carries(weights: Mapping[str, int], accepted: Collection[str], signers: Iterable[str]) -> bool:
+    """Whether these signers of a state are enough: more than half of the standing of all accepted;
+    as long as none of them has any, more than half of their number.
+
+    :param weights: node to its part of its account's standing when the round was closed
+    """
+    signed = [peer for peer in signers if peer in accepted]
+    total = sum(weights.get(peer, 0) for peer in accepted)
+    if not total:
+        return 2 * len(signed) > len(accepted)
+    return 2 * sum(weights.get(peer, 0) for peer in signed) > total
 
 
 # --- events; each carries the time at which it happened, in seconds on any steady clock ---
@@ -252,8 +279,50 @@ class Accused(AttemptEvent):
     slice: int
 
 
+@dataclass(frozen=True)
+class Weighed:
+    """What the ledger says of a closed attempt: what each accepted member's signature weighs, and
+    whether the state rests on those alone."""
+
+    now: float
+    round: int
+    attempt: int
+    weights: Mapping[str, int]
+    members_decide: bool
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """The coordinator itself has come to this root."""
+
+    now: float
+    round: int
+    attempt: int
+    root: str
+
+
+@dataclass(frozen=True)
+class Held(AttemptEvent):
+    """A signer was asked for the state with this root, and gave it or not."""
+
+    root: str
+    held: bool
+
+
+Checks = Weighed | Recomputed | Held
+"""What the coordinator finds out about a state that is being agreed on."""
 Event = (
-    Tick | Halted | Ranked | Seen | Left | HandedBack | Committed | Revealed | StateSigned | Accused
+    Tick
+    | Halted
+    | Ranked
+    | Seen
+    | Left
+    | HandedBack
+    | Committed
+    | Revealed
+    | StateSigned
+    | Accused
+    | Checks
 )
 
 

@@ -38,10 +38,12 @@ from artel.protocol.round_state import (
     IN_THE_WAY,
     LATE,
     MISSING_REVEAL,
+    NOT_HELD,
     UNSIGNED,
     Accused,
     Action,
     AgreeState,
+    Checks,
     CloseCommitments,
     CloseRound,
     Committed,
@@ -49,11 +51,13 @@ from artel.protocol.round_state import (
     Event,
     Halted,
     HandedBack,
+    Held,
     Left,
     OpenRound,
     Phase,
     Presence,
     Ranked,
+    Recomputed,
     Refuse,
     Revealed,
     RoundRules,
@@ -62,6 +66,8 @@ from artel.protocol.round_state import (
     StateSigned,
     Tick,
     Vote,
+    Weighed,
+    carries,
 )
 from artel.protocol.seats import UNKNOWN, Seat, seated
 
@@ -86,6 +92,11 @@ def step(rules: RoundRules, state: RunState, event: Event) -> tuple[RunState, li
 
 def _refusal(state: RunState, event: Event) -> Refuse | None:
     if isinstance(event, Tick | Halted | Ranked | Seen | Left):
+        return None
+    if isinstance(event, Checks):
+        place = (event.round, event.attempt, Phase.APPLYING)
+        if place != (state.round, state.attempt, state.phase):
+            return Refuse("stale", f"the state of round {event.round} is not being agreed on now")
         return None
     if event.round != state.round:
         return Refuse("stale", f"round {event.round} is not the current round {state.round}")
@@ -142,6 +153,14 @@ def _apply(state: RunState, event: Event) -> RunState:
         informed = {p: vote for p, vote in state.votes.items() if event.slice in vote.wrong}
         accused = state.accused | {event.slice}
         return replace(state, votes=informed, accused=accused, quorum_since=None)
+    if isinstance(event, Weighed):
+        return replace(state, weights=event.weights, members_decide=event.members_decide)
+    if isinstance(event, Recomputed):
+        return replace(state, own=event.root)
+    if isinstance(event, Held):
+        if event.held:
+            return replace(state, held=state.held | {event.root})
+        return replace(state, not_held=state.not_held | {event.peer})
     if isinstance(event, StateSigned):
         state = replace(state, votes={**state.votes, event.peer: Vote(event.root, event.wrong)})
         before = state.peers.get(event.peer)
@@ -262,6 +281,11 @@ def _try_open(rules: RoundRules, state: RunState, now: float) -> tuple[RunState,
         rejected={},
         votes={},
         accused=frozenset(),
+        weights={},
+        members_decide=False,
+        own="",
+        held=frozenset(),
+        not_held=frozenset(),
         handed_back=frozenset(),
         delivered=frozenset(),
         pauses=pauses.struck(state.pauses, dict.fromkeys(slow, BEHIND), state.round),
@@ -344,10 +368,10 @@ def _try_agree(rules: RoundRules, state: RunState, now: float) -> tuple[RunState
     sharded = len(state.members) > rules.gather_members
     if not sharded:  # else they may be the only ones who have checked a slice
         awaited = [peer for peer in awaited if peer not in state.unawaited]
-    cast = list(votes.values())
-    best = max(sorted(set(cast)), key=cast.count, default=Vote(""))
-    signers = tuple(peer for peer in accepted if votes.get(peer) == best)
-    majority = 2 * len(signers) > len(accepted)
+    counted = {peer: vote for peer, vote in votes.items() if _counts(state, peer, vote)}
+    best = _heaviest(state, counted)
+    signers = tuple(peer for peer in accepted if counted.get(peer) == best)
+    majority = carries(state.weights, accepted, signers)
     if majority and state.quorum_since is None:
         state = replace(state, quorum_since=now)
     most = rules.settle
@@ -355,17 +379,23 @@ def _try_agree(rules: RoundRules, state: RunState, now: float) -> tuple[RunState
         most = min(most, patience(rules, state) if sharded else rules.grace)
     if awaited and now - state.since < most:
         return state, []
+    checked = not rules.checked or _checked(state, best.root if majority else "")
+    if votes and not checked and now - state.since < rules.settle:
+        return state, []
     guilty = {peer: reason for peer, reason in state.rejected.items() if reason in IN_THE_WAY}
-    if not majority:
-        right = _side(state, votes)
+    guilty |= dict.fromkeys(state.not_held & set(accepted), NOT_HELD)
+    if not majority or not checked:
+        right = signers if majority else _side(state, votes)
         for peer in accepted:
             if peer not in votes:
                 guilty[peer] = HANDED_BACK if peer in state.handed_back else UNSIGNED
             elif right and peer not in right:
-                guilty[peer] = DISSENT
+                guilty.setdefault(peer, DISSENT)
         return _fail(state, now, right, guilty)
     if sharded:
         guilty |= dict.fromkeys(awaited, UNSIGNED)  # they were waited for until the last
+    if state.own:
+        guilty |= {peer: DISSENT for peer, vote in votes.items() if vote.root != state.own}
     struck = pauses.struck(state.pauses, guilty, state.round)
     state = replace(
         state,
@@ -382,16 +412,45 @@ def _try_agree(rules: RoundRules, state: RunState, now: float) -> tuple[RunState
     return state, [AgreeState(state.round, best.root, signers, best.wrong)]
 
 
+def _counts(state: RunState, peer: str, vote: Vote) -> bool:
+    """Whether a vote counts as far as is known by now."""
+    return peer not in state.not_held and state.own in ("", vote.root)
+
+
+def _checked(state: RunState, root: str) -> bool:
+    """Whether all is known that a state rests on beside its signatures.
+
+    :param root: that of the state which has enough of them; "" when none has
+    """
+    return (state.members_decide or bool(state.own)) and (not root or root in state.held)
+
+
+def _heaviest(state: RunState, votes: Mapping[str, Vote]) -> Vote:
+    """The vote of the most standing, then of the most nodes; an empty one without any."""
+    weight: Counter[Vote] = Counter()
+    for peer, vote in votes.items():
+        weight[vote] += state.weights.get(peer, 0)
+    heads = Counter(votes.values())
+    return max(sorted(heads), key=lambda vote: (weight[vote], heads[vote]), default=Vote(""))
+
+
 def _side(state: RunState, votes: Mapping[str, Vote]) -> list[str]:
     """Of voters without a majority: those to go on with; nobody when that cannot be told.
 
-    The side with the most nodes that have signed an agreed state before, so that a stranger's word
-    alone puts nobody out; then the one with the most nodes.
+    Those who came to the same root as the coordinator, where that has one. Else the side of the
+    most standing; then the one with the most nodes that have signed an agreed state before, so that
+    a stranger's word alone puts nobody out; then the one with the most nodes.
     """
-    proven = Counter(vote for peer, vote in votes.items() if peer in state.proven)
-    weight = {vote: (proven[vote], number) for vote, number in Counter(votes.values()).items()}
+    counted = {peer: vote for peer, vote in votes.items() if _counts(state, peer, vote)}
+    if state.own:
+        return list(counted)
+    weight: dict[Vote, tuple[int, int, int]] = {}
+    for peer, vote in counted.items():
+        standing, proven, heads = weight.get(vote, (0, 0, 0))
+        standing += state.weights.get(peer, 0)
+        weight[vote] = standing, proven + (peer in state.proven), heads + 1
     heaviest = [vote for vote in weight if weight[vote] == max(weight.values())]
-    return [peer for peer, vote in votes.items() if heaviest == [vote]]
+    return [peer for peer, vote in counted.items() if heaviest == [vote]]
 
 
 def _fail(

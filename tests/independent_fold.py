@@ -253,11 +253,13 @@ class Fold:
         most = 3 * sorted(sums.values())[(len(sums) - 1) // 2] if sums else 0
         return {name: min(amount, most) for name, amount in sums.items()}
 
-    def drawn(self, purpose: str, peers: Iterable[str]) -> Iterator[str]:
+    def weights(self, peers: Iterable[str]) -> dict[str, int]:
         standings, names = self.standings(), {peer: self.nodes[peer] for peer in sorted(peers)}
         many = Counter(names.values())
-        weights = {peer: -(-standings.get(n, 0) // many[n]) for peer, n in names.items()}
-        yield from self.by_lot(purpose, weights)
+        return {peer: -(-standings.get(n, 0) // many[n]) for peer, n in names.items()}
+
+    def drawn(self, purpose: str, peers: Iterable[str]) -> Iterator[str]:
+        yield from self.by_lot(purpose, self.weights(peers))
 
     def by_lot(self, purpose: str, weights: dict[str, int]) -> Iterator[str]:
         def number(what: object) -> int:
@@ -472,6 +474,10 @@ class Fold:
             yield (not shown or shown.entry != item["entry"]) and "unknown_contribution"
             yield item["weight"] != shown.tokens and "wrong_tokens"
         now.accepted, now.phase = accepted, "applying" if accepted else "failed"
+        many = len(+sum(self.lately.values(), Counter[str]()))
+        now.weights, now.rests_on = self.weights(accepted), "coordinator"
+        if many >= self.config.get("trust", {}).get("founders", 4):
+            now.rests_on = "members"
         now.credits = self.credit_root()
 
     def aggregate(self, b: Any) -> Rule:
@@ -507,7 +513,9 @@ class Fold:
         fits = place == ("applying", b.round, b.attempt)
         yield not fits and "out_of_order"
         agreeing = [peer for peer in now.accepted if peer in b.signatures]
-        yield 2 * len(agreeing) <= len(now.accepted) and "no_majority"
+        yield b.rests_on != now.rests_on and "wrong_grounds"
+        heavy = now.weights if any(now.weights.values()) else dict.fromkeys(now.accepted, 1)
+        yield 2 * sum(map(heavy.get, agreeing)) <= sum(heavy.values()) and "no_majority"
         yield not now.accused.keys() >= set(b.wrong) and "unknown_slice"
         yield b.credits != now.credits and "wrong_credits"
         due, denied = b.round + self.owned["vesting_rounds"], {now.slices[n].node for n in b.wrong}

@@ -57,6 +57,9 @@ class Credit:
         return self.units * self.rate
 
 
+RestsOn = Literal["coordinator", "members"]
+
+
 @dataclass(frozen=True)
 class LeftOut:
     """Work of a member that does not count, or what is held against it; see ``reasons``."""
@@ -236,6 +239,11 @@ class Attempt:
     """Of a sharded round: what was recorded for each slice."""
     wrong: dict[int, str] = field(default_factory=dict)
     """Slice to its checker, who says that it is wrong."""
+    weights: dict[str, int] = field(default_factory=dict)
+    """Accepted node to its part of its account's standing when it was closed: what its signature
+    under the next state weighs."""
+    rests_on: RestsOn = "coordinator"
+    """Who had to be right for the next state to be when it was closed."""
     credits: KeptMap = field(default_factory=CreditMap)
     """What every account had when it was closed with somebody: the next state names its root."""
 
@@ -434,7 +442,7 @@ class FoldState:
         return sorted(node for node, owner in self.nodes.items() if owner == account)
 
     @property
-    def rests_on(self) -> Literal["coordinator", "members"]:
+    def rests_on(self) -> RestsOn:
         """Who has to be right for the states to be: enough members with standing, or the
         coordinator as long as there are fewer."""
         members = len(self.standing.sums) >= self.founded.trust.founders

@@ -100,6 +100,7 @@ NOT_ACCUSED = "not_accused"
 NOT_PROVEN = "not_proven"
 PROVEN_WRONG = "proven_wrong"
 NEWCOMERS = "too_many_newcomers"
+WRONG_GROUNDS = "wrong_grounds"
 
 IGNORED = {
     BAD_SIGNATURE: "a signature does not verify",
@@ -119,7 +120,9 @@ IGNORED = {
     COMMITMENT_MISMATCH: "is not what the node had committed to",
     COPIED: "holds numbers that were shown before, by another node or in another round",
     UNKNOWN_CONTRIBUTION: "accepts a contribution that the ledger does not hold",
-    NO_MAJORITY: "fewer than half of the accepted contributors signed it",
+    NO_MAJORITY: "not signed by accepted contributors with more than half of the standing of all "
+    "(of their number, while none has any)",
+    WRONG_GROUNDS: "says that the state rests on others than the run's rules let it rest on",
     WRONG_SEQUENCE: "its number is not the next one, so it is old or came out of order",
     KEY_IN_USE: "the key already speaks for an account, or is the name of one",
     NOT_ALLOWED: "the run's rules do not provide for this",

@@ -8,15 +8,11 @@ said with the command (:mod:`node.trainer.orders`).
 
 from __future__ import annotations
 
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-
 from artel.node.trainer.channel import TrainerError
 from artel.node.trainer.orders import Weighed
 from artel.protocol import model
 from artel.protocol.manifest import Manifest
+from artel.protocol.rlimit import at_most
 
 WEIGHING_BYTES = 1 << 30
 """For the objects of a model whose parameters take none."""
@@ -24,25 +20,6 @@ BUILDING_BYTES = 2 << 30
 """Beside what a model takes that is built: threads, and what drawing its first numbers takes."""
 _COPIES = 3
 """Of the parameters, while the first numbers are drawn: with temporary ones of the largest."""
-_STATUS = Path("/proc/self/status")
-
-
-@contextmanager
-def at_most(more: int | None) -> Iterator[None]:
-    """Let this process take at most ``more`` bytes of memory beside what it has (setrlimit(2)).
-
-    What takes more fails as if the machine had no more. Nothing is bounded with None, and without
-    /proc.
-    """
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    taken = _taken()
-    if taken is not None and more is not None:
-        wanted = [limit for limit in before if limit != resource.RLIM_INFINITY]
-        resource.setrlimit(resource.RLIMIT_DATA, (min([taken + more, *wanted]), before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def weigh(manifest: Manifest) -> Weighed:
@@ -74,12 +51,3 @@ def weigh(manifest: Manifest) -> Weighed:
 def building_bytes(weighed: Weighed) -> int:
     """Memory for building a model of this size on the CPU."""
     return 4 * _COPIES * weighed.parameters + 2 * weighed.buffers + BUILDING_BYTES
-
-
-def _taken() -> int | None:
-    """Bytes that count for RLIMIT_DATA; None where the system does not say."""
-    with suppress(OSError, ValueError):
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith("VmData:"):
-                return int(line.split()[1]) << 10
-    return None

@@ -19,8 +19,7 @@ from artel.node.trainer import writing
 from artel.node.trainer.channel import coded
 from artel.protocol import content
 from artel.protocol.errors import CheckFailed
-from artel.protocol.exchange import aggregate_slice, codec, outer, parts, pseudogradient
-from artel.protocol.exchange.aggregation import Weighted
+from artel.protocol.exchange import codec, next_state, parts, pseudogradient
 from artel.protocol.exchange.codec import Sparse
 from artel.protocol.exchange.feedback import Feedback
 from artel.protocol.exchange.parts import Part
@@ -63,22 +62,8 @@ def warm_up(manifest: Manifest, device: str) -> None:
     settings = manifest.config.exchange
     layout = Layout.of([("chunked", (2 * parts.CHUNK,)), ("small", (64,))])
     vector = np.linspace(-1.0, 1.0, layout.parameters, dtype=np.float32)
-    kept, whole = feedback(manifest, layout, device), parts.whole(layout)
-    (payload,) = encode(manifest, [whole], vector, kept)
-    run_codec = codec.of(settings)
-    values = run_codec.decode(layout, payload)
-    update = aggregate_slice.combine(
-        layout, [Weighted(name, 1, values) for name in ("a", "b")], settings
-    )
-    momentum = vector if settings.outer.momentum else None
-    outer.outer_step(
-        vector,
-        momentum,
-        update,
-        lr=settings.outer.lr,
-        mu=settings.outer.momentum,
-        nesterov=settings.outer.nesterov,
-    )
+    encode(manifest, [parts.whole(layout)], vector, feedback(manifest, layout, device))
+    next_state.warm_up(settings)
 
 
 def encode(

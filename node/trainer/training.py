@@ -61,6 +61,7 @@ from artel.protocol.cgroup import Groups
 from artel.protocol.exchange.next_state import Base
 from artel.protocol.manifest import Manifest, read_manifest
 from artel.protocol.messages import MAX_LOSS
+from artel.protocol.rlimit import at_most
 from artel.protocol.state import Layout, State, read_state
 
 REPORT_S = 0.5
@@ -130,7 +131,7 @@ class Training(Course):
         config = self.manifest.config
         # How large a step is, a stranger says too; a GPU's memory bounds itself.
         free = Groups().memory().free + _swap() if self.inner.device.type == "cpu" else None
-        with self._laps.work(), bounds.at_most(free):
+        with self._laps.work(), at_most(free):
             before = self.inner.save()
             start = 0.0
             try:
@@ -400,7 +401,7 @@ def open_training(manifest: Path, state: Path, device: str) -> Training:
     chosen = machine.choose(device)
     run = _read(manifest)
     config = run.config
-    with bounds.at_most(bounds.building_bytes(bounds.weigh(run))):
+    with at_most(bounds.building_bytes(bounds.weigh(run))):
         module = model.build(config.model, run.tokenizer.vocab_size, config.run.seed)
     layout = model.layout_of(module)
     inner = Inner(run, module, layout, chosen)

@@ -86,6 +86,8 @@ def differences(state: RunState, fold: FoldState) -> dict[str, tuple[Any, Any]]:
             pairs["revealed"] = (state.revealed, frozenset(attempt.shown))
         if attempt.phase == "applying":
             pairs["accepted"] = (state.accepted, tuple(sorted(attempt.accepted)))
+            pairs["weights"] = (dict(state.weights), attempt.weights)
+            pairs["on members"] = (state.members_decide, attempt.rests_on == "members")
     found = {what: pair for what, pair in pairs.items() if pair[0] != pair[1]}
     phase = "" if attempt is None else attempt.phase
     if phase not in FOLDED[state.phase]:
@@ -197,6 +199,16 @@ class Office:
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
         self.feed(round_state.Tick(self.now))
+        self.look_at_votes()
+
+    def look_at_votes(self) -> None:
+        """What the coordinator finds out: its own root, and who holds what they signed."""
+        if self.state.phase is not Phase.APPLYING:
+            return
+        right, place = self.right_root(), (self.state.round, self.state.attempt)
+        self.feed(round_state.Recomputed(self.now, *place, right))
+        for peer, vote in self.state.votes.items():
+            self.feed(round_state.Held(self.now, peer, *place, vote.root, vote.root == right))
 
     def beat(self, peer: str, root: str, leaving: bool = False) -> None:
         self.feed(round_state.Seen(self.now, peer, root, leaving))

@@ -19,9 +19,11 @@ from artel.protocol.round_state import (
     Committed,
     Drop,
     HandedBack,
+    Held,
     Left,
     OpenRound,
     Phase,
+    Recomputed,
     Refuse,
     Revealed,
     RoundRules,
@@ -30,6 +32,8 @@ from artel.protocol.round_state import (
     StateSigned,
     Tick,
     Vote,
+    Weighed,
+    carries,
 )
 from artel.protocol.rounds import step
 
@@ -504,3 +508,119 @@ class BoxedHistory(RoundHistory):
 
 BoxedHistory.TestCase.settings = settings(max_examples=80, stateful_step_count=60, deadline=None)
 TestBoxedHistory = BoxedHistory.TestCase
+
+
+# --- what a state rests on beside its signatures --------------------------------------------------
+
+CHECKED = replace(RULES, checked=True)
+
+
+def agreeing(
+    *members: str, weights: dict[str, int] | None = None, decide: bool = False
+) -> RunState:
+    """A state in APPLYING of a run that checks states."""
+    state = revealed(*members)
+    return look(state, Weighed(2, 0, 0, weights or {}, decide))[0]
+
+
+def look(state: RunState, *events: round_state.Event) -> tuple[RunState, list[round_state.Action]]:
+    """As :func:`play`, in a run that checks states."""
+    actions: list[round_state.Action] = []
+    for event in events:
+        state, more = step(CHECKED, state, event)
+        actions += more
+    return state, actions
+
+
+def signed(root: str, *nodes: str) -> list[round_state.Event]:
+    return [StateSigned(3, node, 0, 0, root) for node in nodes]
+
+
+def test_standing_carries_a_state_and_where_nobody_has_any_the_number_does() -> None:
+    accepted = (A, B, C, D)
+    for weights, signers, enough in (
+        ({}, (A, B, C), True),
+        ({}, (A, B), False),
+        ({}, (), False),
+        ({A: 0, B: 0}, (A, B, C), True),
+        ({A: 3, B: 2}, (A,), True),
+        ({A: 3, B: 3}, (A, C, D), False),
+        ({A: 3, B: 3}, (A, B), True),
+        ({A: 1}, (B, C, D), False),
+    ):
+        assert carries(weights, accepted, signers) is enough
+    assert not carries({A: 5}, (B, C), (A, B))  # nobody else's signature counts
+
+
+def test_a_state_is_agreed_once_it_is_held_and_recomputed() -> None:
+    state, actions = look(agreeing(A, B, C), *signed("r1", A, B, C))
+    assert actions == []
+    state, actions = look(state, Held(4, A, 0, 0, "r1", True))
+    assert actions == []
+    _, actions = look(state, Recomputed(5, 0, 0, "r1"))
+    assert actions[0] == AgreeState(1, "r1", tuple(sorted((A, B, C))))
+    members = look(agreeing(A, B, C, decide=True), *signed("r1", A, B, C))[0]
+    _, actions = look(members, Held(4, A, 0, 0, "r1", True))
+    assert actions[0] == AgreeState(1, "r1", tuple(sorted((A, B, C))))
+
+
+def test_a_root_other_than_the_coordinators_is_not_agreed_however_many_sign_it() -> None:
+    state, _ = look(agreeing(A, B, C, D), *signed("bad", A, B, C), *signed("r1", D))
+    state, _ = look(state, Held(4, A, 0, 0, "bad", True), Held(4, D, 0, 0, "r1", True))
+    state, actions = look(state, Recomputed(5, 0, 0, "r1"))
+    assert actions[0] == CloseRound(0, 0, (), {})
+    assert state.delivered == {D}
+    assert {p: pause.reason for p, pause in state.pauses.items()} == dict.fromkeys(
+        (A, B, C), round_state.DISSENT
+    )
+    state, _ = look(agreeing(A, B, C), *signed("r1", A, B), *signed("bad", C))
+    state, _ = look(state, Held(4, B, 0, 0, "r1", True))
+    state, actions = look(state, Recomputed(5, 0, 0, "r1"))
+    assert actions[0] == AgreeState(1, "r1", tuple(sorted((A, B))))
+    assert [*state.pauses] == [C]  # that one was wrong, whatever the others say
+
+
+def test_who_does_not_give_what_it_signed_has_no_vote_in_the_attempt() -> None:
+    state, _ = look(agreeing(A, B, C), Recomputed(2, 0, 0, "r1"), *signed("r1", A, B, C))
+    state, actions = look(state, Held(4, A, 0, 0, "r1", False), *signed("r1", A))
+    assert actions == []
+    state, actions = look(state, Held(4, B, 0, 0, "r1", True))
+    assert actions[0] == AgreeState(1, "r1", tuple(sorted((B, C))))
+    assert state.pauses[A].reason == round_state.NOT_HELD
+    state, _ = look(agreeing(A, B, C), Recomputed(2, 0, 0, "r1"), *signed("r1", A, B, C))
+    state, actions = look(state, *(Held(4, node, 0, 0, "r1", False) for node in (A, B)))
+    assert actions[0] == CloseRound(0, 0, (), {})  # one of three is left
+    assert state.delivered == {C}
+
+
+def test_standing_decides_and_not_how_many_keys_there_are() -> None:
+    weights = {A: 7, B: 0, C: 0, D: 0}
+    state = agreeing(A, B, C, D, weights=weights, decide=True)
+    state, _ = look(state, *signed("bad", B, C, D), Held(3, B, 0, 0, "bad", True))
+    state, actions = look(state, *signed("r1", A))
+    assert actions == []  # nobody was seen to hold it
+    _, actions = look(state, Held(4, A, 0, 0, "r1", True))
+    assert actions[0] == AgreeState(1, "r1", (A,))
+
+
+def test_what_is_never_found_out_fails_the_attempt_and_is_nobodys_fault() -> None:
+    for event in (Recomputed(4, 0, 0, "r1"), Held(4, A, 0, 0, "r1", True)):
+        state, _ = look(agreeing(A, B, C), *signed("r1", A, B, C), event)
+        here = [Seen(15, node, "r1") for node in (A, B, C)]
+        state, actions = look(state, *here, Tick(21.9))
+        assert actions == []
+        state, actions = look(state, Tick(22.1))
+        assert actions == [CloseRound(0, 0, (), {})]
+        assert (state.delivered, state.pauses) == ({A, B, C}, {})
+
+
+def test_what_was_found_out_too_late_is_stale() -> None:
+    state, _ = look(agreeing(A, B), Recomputed(3, 0, 0, "r1"), Held(3, A, 0, 0, "r1", True))
+    state, actions = look(state, *signed("r1", A, B))
+    assert isinstance(actions[0], AgreeState)
+    assert (state.own, state.held) == ("", frozenset())  # the next round is open
+    late = Recomputed(4, 0, 0, "x"), Held(4, A, 0, 0, "x", False), Weighed(4, 0, 0, {}, True)
+    for event in late:
+        after, actions = look(state, event)
+        assert isinstance(actions[0], Refuse)
+        assert after == state

@@ -112,7 +112,10 @@ def agreed(said: dict[str, Any], nodes: Iterable[Identity], *signers: Identity) 
     for node in nodes:
         vote = entries.state_vote(node, said["run"], **fields)
         signatures[node.peer_id] = vote.signatures[0][1].hex()
-    made = entries.state_agreed(signers[0], said["run"], **fields, signatures=signatures)
+    rests_on = said.get("rests_on", "coordinator")
+    made = entries.state_agreed(
+        signers[0], said["run"], **fields, rests_on=rests_on, signatures=signatures
+    )
     return forged(made, *signers)
 
 

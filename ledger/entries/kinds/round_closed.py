@@ -80,6 +80,8 @@ class RoundClosed(AttemptBody):
             attempt.phase = "applying" if accepted else "failed"
             if accepted:
                 attempt.credits = state.credit_map()
+                attempt.weights = state.weights(attempt.accepted)
+                attempt.rests_on = state.rests_on
             return Outcome("recorded", left_out=left_out)
 
         return effect

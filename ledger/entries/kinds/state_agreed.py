@@ -31,7 +31,15 @@ from artel.ledger.entries.body import (
     signed,
 )
 from artel.ledger.entries.credit import grant, vest_due
-from artel.ledger.entries.fold_state import Attempt, Credit, Effect, FoldState, Outcome, key_of
+from artel.ledger.entries.fold_state import (
+    Attempt,
+    Credit,
+    Effect,
+    FoldState,
+    Outcome,
+    RestsOn,
+    key_of,
+)
 from artel.ledger.entries.rules import DataUse
 from artel.ledger.entries.story import Fact, Story, assigned, audits_drawn, judged, totals, vesting
 from artel.ledger.entries.words import short_key
@@ -39,6 +47,7 @@ from artel.protocol import assignment, canonical, dsse, schema
 from artel.protocol.dsse import Envelope, Seal
 from artel.protocol.errors import DecodeError
 from artel.protocol.identity import Identity
+from artel.protocol.round_state import carries
 
 STATE_TYPE = "application/vnd.artel.state+json"
 
@@ -63,6 +72,7 @@ class StateAgreed(Body):
     ``credits`` is the root of the credit map (:mod:`ledger.entries.credit_map`) as it was when the
     round was closed: by it an account's credit can be proven without the entries before.
     ``signatures`` holds those of the nodes that agree, by peer id, over :class:`StateVote`.
+    ``rests_on``: with "coordinator" its signer says that it has recomputed the state itself.
     """
 
     KIND: ClassVar = "state_agreed"
@@ -74,6 +84,7 @@ class StateAgreed(Body):
     root: Digest
     credits: Digest
     wrong: Annotated[tuple[SliceNumber, ...], *LISTED]
+    rests_on: RestsOn
     signatures: Annotated[dict[PeerId, Signature], Field(max_length=MAX_MEMBERS)]
 
     def seals(self) -> Iterator[Seal]:
@@ -89,8 +100,10 @@ class StateAgreed(Body):
         attempt = state.current(self.round - 1, self.attempt, "applying")
         if attempt is None:
             return reasons.OUT_OF_ORDER
+        if self.rests_on != attempt.rests_on:
+            return reasons.WRONG_GROUNDS
         agreeing = [peer for peer in attempt.accepted if peer in self.signatures]
-        if 2 * len(agreeing) <= len(attempt.accepted):
+        if not carries(attempt.weights, attempt.accepted, agreeing):
             return reasons.NO_MAJORITY
         # Whoever called one wrong spoke of a recorded one.
         if not attempt.wrong.keys() >= set(self.wrong):
@@ -136,10 +149,15 @@ class StateAgreed(Body):
         closed, chosen = trail.closed[0]
         yield Fact(
             f"signed by a coordinator and {trail.agreeing} of the {len(chosen.accepted)} "
-            f"contributors that entry {closed} accepted in round {trail.round}; more than half are "
-            "needed",
+            f"contributors that entry {closed} accepted in round {trail.round}; more than half of "
+            "their standing is needed, of their number while none has any",
             (closed,),
         )
+        if self.rests_on == "coordinator":
+            yield Fact(
+                "the coordinator says that it has recomputed the state itself: fewer than "
+                f"{story.genesis.rules.trust.founders} accounts had standing"
+            )
         for number in sorted({*trail.wrong, *trail.accused}):
             yield from judged(trail, number)
         yield from audits_drawn(story)
@@ -156,6 +174,7 @@ def state_agreed(
     attempt: int,
     root: str,
     credits: str,
+    rests_on: RestsOn,
     signatures: Mapping[str, str],
     wrong: Iterable[int] = (),
 ) -> Envelope:
@@ -165,7 +184,7 @@ def state_agreed(
     :param wrong: slices whose recorded aggregate was wrong, in any order
     """
     body = {"run": run, "round": round, "attempt": attempt, "root": root, "credits": credits}
-    body |= {"wrong": tuple(sorted(wrong)), "signatures": dict(signatures)}
+    body |= {"wrong": tuple(sorted(wrong)), "signatures": dict(signatures), "rests_on": rests_on}
     return signed(StateAgreed, body, coordinator)
 
 

@@ -367,7 +367,9 @@ def test_a_vote_for_another_state_is_no_vote_for_this_one() -> None:
             node.peer_id: vote.signatures[0][1].hex()
             for node, vote in zip((A, B), made, strict=True)
         }
-        entry = entries.state_agreed(WORLD.coordinator, WORLD.run, **fields, signatures=votes)
+        entry = entries.state_agreed(
+            WORLD.coordinator, WORLD.run, **fields, rests_on="coordinator", signatures=votes
+        )
         assert last(*CLOSED, entry) == (reasons.BAD_SIGNATURE if change else "credited")
 
 

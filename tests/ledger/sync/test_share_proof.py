@@ -302,6 +302,7 @@ def test_a_state_that_no_node_signed_is_none(tmp_path: Path) -> None:
         attempt=0,
         root=digest("r"),
         credits=digest("c"),
+        rests_on="coordinator",
         signatures={},
     )
     leaves = world.add(*world.start, lie)

@@ -12,7 +12,7 @@ from artel.node import join
 from artel.node.trainer import bounds, training
 from artel.node.trainer.channel import TrainerError
 from artel.node.trainer.orders import Benchmark, Weigh
-from artel.protocol import cgroup, model
+from artel.protocol import cgroup, model, rlimit
 from artel.protocol.errors import Unfit, UsageError
 from artel.protocol.identity import Identity
 from artel.protocol.manifest import sign
@@ -31,7 +31,7 @@ def lying(world: World, path: Path, **facts: Any) -> Path:
 
 def test_memory_beyond_a_bound_is_not_there() -> None:
     before = resource.getrlimit(LIMIT)
-    with bounds.at_most(64 << 20), pytest.raises(MemoryError):
+    with rlimit.at_most(64 << 20), pytest.raises(MemoryError):
         bytearray(256 << 20)
     assert resource.getrlimit(LIMIT) == before
     assert len(bytearray(256 << 20)) == 256 << 20
@@ -89,7 +89,7 @@ def test_a_model_is_built_under_a_bound_that_then_goes(
     build = model.build
 
     def watched(*arguments: Any) -> Any:
-        during.append((resource.getrlimit(LIMIT)[0], bounds._taken() or 0))
+        during.append((resource.getrlimit(LIMIT)[0], rlimit.taken() or 0))
         return build(*arguments)
 
     monkeypatch.setattr(model, "build", watched)

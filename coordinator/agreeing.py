@@ -1,0 +1,203 @@
+"""What a coordinator finds out about a state before it is agreed on; :mod:`protocol.rounds` waits.
+
+Somebody has to hold it: a signer of each root that may be agreed on is asked for two of its chunks.
+And while the run rests on the coordinator, it has to come to the same root itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+from artel.coordinator.recomputing import Order, Recomputer
+from artel.coordinator.service import Coordinator
+from artel.ledger import entries
+from artel.ledger.entries.fold_state import Attempt
+from artel.protocol import round_state
+from artel.protocol.errors import ArtelError
+from artel.protocol.events import emit
+from artel.protocol.exchange import pseudogradient
+from artel.protocol.identity import short_peer
+from artel.protocol.net import delivery, wire
+from artel.protocol.round_state import Phase
+
+log = logging.getLogger("artel.coordinator")
+
+HOLDS_S = 30.0
+"""In which a signer has to give two chunks, 1 MiB each, and the list of all."""
+HEDGE_S = 3.0
+"""After which another signer of the same root is asked as well."""
+ASKED_AT_ONCE = 8
+RETRY_S = 2.0
+
+Place = tuple[int, int]
+"""Round and attempt."""
+
+
+class Agreeing:
+    """Background work for one coordinator; :meth:`run` never returns."""
+
+    def __init__(self, coordinator: Coordinator, recomputer: Recomputer) -> None:
+        self._core, self._recomputer = coordinator, recomputer
+        self._made = ""  # root that was computed here last
+        self._place: Place | None = None  # what the next two are about
+        self._asked: set[tuple[str, str]] = set()  # signer and root
+        self._asking: dict[asyncio.Task[None], tuple[str, float]] = {}  # root, since when
+
+    async def run(self) -> None:
+        """Find out what the rounds wait for, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._recompute())
+            group.create_task(self._ask_signers())
+
+    def _agreeing_on(self) -> Place | None:
+        """The attempt whose state is being agreed on."""
+        state = self._core.state
+        return (state.round, state.attempt) if state.phase is Phase.APPLYING else None
+
+    # --- the coordinator's own root ---
+
+    async def _recompute(self) -> None:
+        core, worker = self._core, self._recomputer
+        try:
+            while True:
+                async with core.changed:
+                    await core.changed.wait_for(
+                        lambda: self._owed() is not None or worker.running != self._rests_on_us()
+                    )
+                if (place := self._owed()) is not None:
+                    await self._come_to(place)
+                elif self._rests_on_us():
+                    await self._start()
+                else:
+                    await worker.close()
+        finally:
+            await worker.close()
+
+    def _rests_on_us(self) -> bool:
+        """Whether states to come have to be computed here."""
+        fold = self._core.ledger.state
+        return fold.rests_on == "coordinator" and fold.round < self._core.rules.total
+
+    async def _start(self) -> None:
+        try:
+            await self._recomputer.start()
+        except ArtelError as error:
+            emit(log, "state.not_recomputed", logging.ERROR, reason=error.message)
+            await asyncio.sleep(RETRY_S)
+
+    def _owed(self) -> Place | None:
+        attempt, place = self._core.ledger.state.attempt, self._agreeing_on()
+        own = attempt is not None and attempt.rests_on == "coordinator"
+        return place if own and not self._core.state.own else None
+
+    async def _come_to(self, place: Place) -> None:
+        """Compute the state of an attempt, and tell the rounds."""
+        core, attempt = self._core, self._core.ledger.state.attempt
+        assert attempt is not None
+        try:
+            root = await self._computed(attempt)
+        except (ArtelError, OSError) as error:
+            emit(log, "state.not_recomputed", logging.ERROR, round=place[0], reason=str(error))
+            await asyncio.sleep(RETRY_S)
+            return
+        with contextlib.suppress(wire.Refused):  # the attempt is over
+            await core.feed(round_state.Recomputed(core.clock(), *place, root))
+
+    async def _computed(self, attempt: Attempt) -> str:
+        """The root of the attempt's state, whose file is in the store from then on."""
+        core, blobs, base = self._core, self._core.blobs, self._core.state.base
+        path = blobs.path(base)
+        if path is None:
+            holders = [name for name, peer in core.peers.items() if peer.report.state_root == base]
+            wanted = delivery.Wanted(base, holders, core.state_bytes, "state")
+            path = await delivery.fetch(core.host, blobs, wanted)
+        given = [(n, tokens, self._blobs(attempt, n)) for n, tokens in attempt.accepted.items()]
+        members = len(attempt.accounts)
+        sharded = core.work.topology_of(members) == "sharded"
+        out = blobs.unfinished(base)
+        try:
+            order = Order(str(path), base, given, members if sharded else 0, str(out))
+            root = await self._recomputer.compute(order)
+            if self._made and self._made not in core.ledger.state.states[-2:]:
+                blobs.drop(self._made)  # of an attempt that failed
+            blobs.label("state", root)
+            blobs.adopt(root, out)
+        finally:
+            out.unlink(missing_ok=True)
+        self._made = root
+        return root
+
+    def _blobs(self, attempt: Attempt, node: str) -> list[str]:
+        """The files of a contribution's numbers, in order; they were checked before it counted."""
+        core = self._core
+        body = entries.decode(core.ledger.store.leaf(attempt.shown[node].index)).body
+        assert isinstance(body, entries.Contribution)
+        names = [body.blob]
+        if core.work.topology_of(len(attempt.accounts)) == "sharded":
+            index = (core.blobs.root / body.blob).read_bytes()
+            listed = pseudogradient.open_index(index, round=body.round, base=body.base)
+            names = [blob for blob, _ in listed]
+        return [str(core.blobs.root / name) for name in names]
+
+    # --- signers ---
+
+    async def _ask_signers(self) -> None:
+        """Ask signers of each root for it: the weightiest first, more when that takes long."""
+        core = self._core
+        try:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    wait = HEDGE_S if self._asking else None
+                    async with asyncio.timeout(wait), core.changed:
+                        await core.changed.wait_for(lambda: self._next() is not None)
+                self._begin_anew()
+                while (signer := self._next()) is not None:
+                    self._asked.add(signer)
+                    task = asyncio.create_task(self._ask(*signer, self._place or (-1, -1)))
+                    self._asking[task] = (signer[1], asyncio.get_running_loop().time())
+                    task.add_done_callback(lambda task: self._asking.pop(task, None))
+        finally:
+            self._forget()
+
+    def _begin_anew(self) -> None:
+        if self._agreeing_on() != self._place:
+            self._place = self._agreeing_on()
+            self._forget()
+
+    def _forget(self) -> None:
+        self._asked.clear()
+        for task in self._asking:
+            task.cancel()
+        self._asking.clear()
+
+    def _next(self) -> tuple[str, str] | None:
+        """A signer that is to be asked now, and the root that it signed."""
+        state, place = self._core.state, self._agreeing_on()
+        if place is None or len(self._asking) >= ASKED_AT_ONCE:
+            return None
+        asked = self._asked if place == self._place else set()
+        late = asyncio.get_running_loop().time() - HEDGE_S
+        under_way = {root for root, since in self._asking.values() if since > late}
+        signers = [p for p in state.accepted if p in state.votes and p not in state.not_held]
+        for peer in sorted(signers, key=lambda peer: -state.weights.get(peer, 0)):
+            root = state.votes[peer].root
+            known = root in state.held or root in under_way or (peer, root) in asked
+            if not known and state.own in ("", root):
+                return peer, root
+        return None
+
+    async def _ask(self, peer: str, root: str, place: Place) -> None:
+        core, held = self._core, True
+        try:
+            async with asyncio.timeout(HOLDS_S):
+                await delivery.require_held(core.host, peer, root, core.state_bytes, "state")
+        except (ArtelError, TimeoutError) as error:
+            held = False
+            reason = getattr(error, "message", "it took too long")
+            emit(log, "state.not_held", logging.WARNING, node=short_peer(peer), reason=reason)
+        if (task := asyncio.current_task()) is not None:
+            self._asking.pop(task, None)  # before others look who is asked
+        with contextlib.suppress(wire.Refused):  # the attempt is over
+            await core.feed(round_state.Held(core.clock(), peer, *place, root, held))

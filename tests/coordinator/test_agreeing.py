@@ -1,0 +1,343 @@
+"""What a state has to pass before it is agreed on: real hosts, and a real child that computes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from artel.coordinator import agreeing
+from artel.coordinator.agreeing import Agreeing
+from artel.coordinator.preparation import manifest_path
+from artel.coordinator.recomputing import Order, Recomputer
+from artel.ledger.fold.layout import LAYOUT_FILE
+from artel.protocol import content, messages, model, round_state
+from artel.protocol.errors import ArtelError, CheckFailed, ResourceError
+from artel.protocol.exchange.next_state import Base, Given, next_state
+from artel.protocol.exchange.pseudogradient import Header
+from artel.protocol.identity import load_or_create
+from artel.protocol.net import delivery, wire
+from artel.protocol.net.blobs import BlobStore
+from artel.protocol.net.host import Host
+from artel.protocol.round_state import Phase
+from artel.protocol.state import State, read_state, state_root, write_state
+from delivery_world import Holder, acquainted
+from desk_world import FP32, Member, Office, run_of
+from host_world import until
+
+pytestmark = pytest.mark.timeout(120)
+
+
+class Scene:
+    """A coordinator that checks states, and nodes with hosts of their own that serve content."""
+
+    def __init__(self, office: Office, hosts: list[Host], home: Path) -> None:
+        self.office, self.core, self.hosts = office, office.core, hosts
+        self.core.rules = replace(self.core.rules, checked=True)
+        self.core.host = hosts[0]
+        path, run_home = office.home / LAYOUT_FILE, office.home
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(office.layout.encode())
+        manifest_path(run_home).write_bytes(office.genesis.encode())
+        config = office.manifest.config
+        module = model.build(config.model, office.manifest.tokenizer.vocab_size, config.run.seed)
+        params = model.read_parameters(module)
+        momentum = np.zeros_like(params) if config.exchange.outer.momentum else None
+        self.base = Base(State(0, office.layout.digest, params, momentum), "")
+        made = office.home / "state-0"
+        root = write_state(made, self.base.state)
+        assert root == office.manifest.initial_state
+        self.base = self.base._replace(root=root)
+        office.blobs.adopt(root, made)
+        self.members: list[Member] = []
+        self.holders: dict[str, Holder] = {}
+        for number, host in enumerate(hosts[1:]):
+            member = Member(office, f"member {number}")
+            member.identity = load_or_create(home / f"host-{number + 1}" / "node.key")
+            self.members.append(member)
+            self.holders[member.peer] = Holder(host, home / f"store-{number}")
+
+    async def applying(self, *members: Member) -> None:
+        """All of these train; their round is closed with everybody accepted."""
+        rules, count = self.core.rules, len(members or self.members)
+        self.core.rules = replace(rules, min_nodes=count)
+        for member in members or self.members:
+            await member.beat()
+        await self.office.pass_time(20)
+        self.core.rules = rules
+        assert self.core.state.phase is Phase.TRAINING
+        opened = [m for m in self.members if m.peer in self.core.state.members]
+        for member in opened:
+            await member.commit()
+        for member in opened:
+            with contextlib.suppress(wire.Refused):  # there since the attempt before
+                await member.put()
+            await member.reveal()
+        assert self.core.state.phase is Phase.APPLYING
+
+    def next(self) -> State:
+        """The right state after the round that is applied."""
+        attempt, exchange = self.core.ledger.state.attempt, self.office.manifest.config.exchange
+        assert attempt is not None
+        given = [Given(m.peer, attempt.accepted[m.peer], [m.blob()]) for m in self.opened]
+        total = self.office.manifest.config.rounds.total
+        return next_state(exchange, total, self.office.layout, self.base, given).state
+
+    @property
+    def opened(self) -> list[Member]:
+        return [m for m in self.members if m.peer in self.core.state.accepted]
+
+    def give(self, member: Member, state: State) -> str:
+        """The node holds this state."""
+        made = self.holders[member.peer].store.root / "made"
+        root = write_state(made, state)
+        self.holders[member.peer].store.adopt(root, made)
+        return root
+
+    async def over(self, round: int = 1, attempt: int = 0) -> None:
+        """Wait until this round and attempt is the next."""
+        state = self.core
+        await until(lambda: (state.state.round, state.state.attempt) == (round, attempt), 30)
+
+
+@contextlib.asynccontextmanager
+async def scene_of(
+    tmp_path: Path, count: int, founders: int = 4, **rounds: Any
+) -> AsyncIterator[Scene]:
+    manifest, layout = run_of(tmp_path / "run", {"min_nodes": 2, **rounds}, {"topology": "gather"})
+    trust = manifest.config.trust.model_copy(update={"founders": founders})
+    config = manifest.config.model_copy(update={"trust": trust})
+    manifest = manifest.model_copy(update={"config": config})
+    office = await Office(tmp_path / "coordinator", manifest, layout).open()
+    try:
+        async with acquainted(tmp_path, count + 1) as hosts:
+            scene = Scene(office, hosts, tmp_path)
+            for member in scene.members:
+                await member.hello()
+                await scene.holders[member.peer].host.serve(
+                    wire.CONTENT, scene.holders[member.peer].serve
+                )
+            recomputer = Recomputer(office.home)
+            work = asyncio.create_task(Agreeing(office.core, recomputer).run())
+            try:
+                yield scene
+            finally:
+                work.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await work
+                assert not recomputer.running
+    finally:
+        office.close()
+
+
+def children() -> list[psutil.Process]:
+    return [
+        child
+        for child in psutil.Process().children()
+        if any("apply_worker" in part for part in child.cmdline())
+    ]
+
+
+async def test_an_honest_state_is_recomputed_fetched_and_agreed(tmp_path: Path) -> None:
+    async with scene_of(tmp_path, 3) as scene:
+        await scene.applying()
+        right = scene.next()
+        for member in scene.members:
+            await member.sign_state(scene.give(member, right))
+        await scene.over()
+        (agreed,) = scene.office.bodies("state_agreed")
+        assert (agreed.root, agreed.rests_on) == (state_root(right), "coordinator")
+        assert len(agreed.signatures) == 3
+        assert scene.office.blobs.has(agreed.root)  # whoever comes now can have it from here
+        assert [child.is_running() for child in children()] == [True]
+        asked = [h.asked for h in scene.holders.values() if h.asked]
+        assert len(asked) == 1
+    assert children() == []
+
+
+async def test_fresh_keys_with_a_state_of_their_own_get_nothing_at_the_start_of_a_run(
+    tmp_path: Path,
+) -> None:
+    """Nobody has standing: four invent a state that all of them hold, two are honest."""
+    async with scene_of(tmp_path, 6) as scene:
+        honest, fresh = scene.members[:2], scene.members[2:]
+        await scene.applying()
+        assert len(scene.core.state.accepted) == 6
+        right = scene.next()
+        false = replace(right, params=-right.params)
+        for member in fresh:
+            await member.sign_state(scene.give(member, false))
+        for member in honest:
+            await member.sign_state(scene.give(member, right))
+        await scene.over(0, 1)
+        assert scene.office.bodies("state_agreed") == []
+        assert {*scene.core.state.pauses} == {member.peer for member in fresh}
+        # The next attempt is opened with those who were right.
+        for member in honest:
+            member.root = scene.base.root
+        await scene.applying(*honest)
+        assert {*scene.core.state.accepted} == {member.peer for member in honest}
+        right = scene.next()
+        for member in honest:
+            await member.sign_state(scene.give(member, right))
+        await scene.over()
+        fold = scene.core.ledger.state
+        earned = {fold.account_of(m.peer): fold.credit(fold.account_of(m.peer)) for m in fresh}
+        assert set(earned.values()) == {0}
+        assert all(fold.credit(fold.account_of(member.peer)) for member in honest)
+        assert fold.states == [scene.base.root, state_root(right)]
+
+
+async def test_fresh_keys_weigh_nothing_against_nodes_with_standing(tmp_path: Path) -> None:
+    async with scene_of(tmp_path, 6, founders=2) as scene:
+        honest, fresh = scene.members[:2], scene.members[2:]
+        fold = scene.core.ledger.state
+        for member in honest:
+            fold.standing.earned(fold.account_of(member.peer), 100, 0, 500)
+        await scene.core.tell()
+        await until(lambda: not children(), 20)  # the run stands on its members
+        await scene.applying()
+        right = scene.next()
+        false = replace(right, params=-right.params)
+        for member in fresh:
+            await member.sign_state(scene.give(member, false))
+        for member in honest:
+            await member.sign_state(scene.give(member, right))
+        await scene.over()
+        (agreed,) = scene.office.bodies("state_agreed")
+        assert (agreed.root, agreed.rests_on) == (state_root(right), "members")
+        assert {*agreed.signatures} == {member.peer for member in honest}
+
+
+def no_chunks(holder: Holder, state: State, tmp_path: Path) -> None:
+    """It knows the list of chunks and the first of them, and nothing else."""
+    store = BlobStore(tmp_path / "secret")
+    made = tmp_path / "made in secret"
+    store.adopt(write_state(made, state), made)
+
+    async def lie(request: messages.Message, stream: wire.ByteStream) -> bool:
+        if isinstance(request, messages.GetIndex):
+            await delivery.serve_content(store, request, stream)
+            return True
+        if isinstance(request, messages.GetChunks):
+            size = store.size_of(request.id) or 0
+            length = min(content.CHUNK_BYTES, size - request.first * content.CHUNK_BYTES)
+            await wire.write_message(stream, messages.Chunks(size=length))
+            await stream.write(bytes(length))
+            return True
+        return False
+
+    holder.lie = lie
+
+
+async def test_who_signs_a_state_that_it_does_not_hold_has_no_vote(tmp_path: Path) -> None:
+    async with scene_of(tmp_path, 3) as scene:
+        await scene.applying()
+        right = scene.next()
+        root = state_root(right)
+        *liars, honest = sorted(scene.members, key=lambda member: member.peer)  # as they are asked
+        scene.give(honest, right)
+        for member in scene.members:
+            await member.sign_state(root)
+        await scene.over(0, 1)
+        assert scene.office.bodies("state_agreed") == []
+        blamed = {peer: pause.reason for peer, pause in scene.core.state.pauses.items()}
+        assert blamed == dict.fromkeys([m.peer for m in liars], round_state.NOT_HELD)
+        assert scene.core.state.delivered == {honest.peer}
+
+
+async def test_a_peer_has_to_give_a_chunk_that_nobody_knows_beforehand(tmp_path: Path) -> None:
+    """Of content of several chunks; the list and the first of them do not do."""
+    async with acquainted(tmp_path, 2) as hosts:
+        holder = Holder(hosts[1], tmp_path / "store")
+        await hosts[1].serve(wire.CONTENT, holder.serve)
+        state = State(1, "ab" * 32, np.arange(700_000, dtype=np.float32), None)
+        made = tmp_path / "made"
+        root = write_state(made, state)
+        size = made.stat().st_size
+        assert content.chunk_count(size) == 3
+
+        async def asked(size: int = size) -> None:
+            await delivery.require_held(hosts[0], holder.peer, root, size, "state")
+
+        with pytest.raises(ArtelError):
+            await asked()
+        no_chunks(holder, state, tmp_path)
+        with pytest.raises(ArtelError):
+            await asked()
+        holder.lie = None
+        holder.store.adopt(root, made)
+        await asked()
+        with pytest.raises(ArtelError):
+            await asked(size - 4)
+
+
+async def test_another_signer_is_asked_when_one_keeps_the_coordinator_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agreeing, "HEDGE_S", 0.2)
+    async with scene_of(tmp_path, 3) as scene:
+        await scene.applying()
+        right = scene.next()
+
+        async def silent(request: messages.Message, stream: wire.ByteStream) -> bool:
+            await asyncio.sleep(60)
+            return True
+
+        first, *others = sorted(scene.members, key=lambda member: member.peer)
+        scene.holders[first.peer].lie = silent
+        for member in (first, *others):
+            await member.sign_state(scene.give(member, right))
+        await scene.over()
+        assert len(scene.office.bodies("state_agreed")) == 1
+
+
+@pytest.fixture
+def order(tmp_path: Path) -> tuple[Path, Order, str]:
+    """A prepared home, an order, and the root that is right."""
+    manifest, layout = run_of(tmp_path / "run", None, {"topology": "gather"})
+    office = Office(tmp_path / "home", manifest, layout)
+    (office.home / LAYOUT_FILE).parent.mkdir(parents=True)
+    (office.home / LAYOUT_FILE).write_bytes(layout.encode())
+    manifest_path(office.home).write_bytes(office.genesis.encode())
+    initial = next(path for path in (tmp_path / "run").rglob("state*") if path.is_file())
+    base = Base(read_state(initial, layout), manifest.initial_state)
+    blob = tmp_path / "blob"
+    vector = np.full(layout.parameters, 0.5, np.float32)
+    blob.write_bytes(Header(0, base.root, FP32).pack(layout, vector))
+    config = manifest.config
+    given = [Given("a", 7, [blob])]
+    state = next_state(config.exchange, config.rounds.total, layout, base, given).state
+    out = str(tmp_path / "out")
+    work = Order(str(initial), base.root, [("a", 7, [str(blob)])], 0, out)
+    return office.home, work, state_root(state)
+
+
+async def test_a_child_that_dies_or_cannot_do_it_leaves_the_next_one_to_it(
+    order: tuple[Path, Order, str],
+) -> None:
+    home, work, right = order
+    recomputer = Recomputer(home)
+    try:
+        assert await recomputer.compute(work) == right
+        assert content.file_content_id(Path(work.out)) == right
+        with pytest.raises(CheckFailed):
+            await recomputer.compute(replace(work, root="00" * 32))  # a blob for another base
+        (child,) = children()
+        child.send_signal(signal.SIGKILL)
+        child.wait(10)
+        await asyncio.sleep(0)
+        with contextlib.suppress(ResourceError):
+            await recomputer.compute(work)
+        assert await recomputer.compute(work) == right
+    finally:
+        await recomputer.close()
+    assert children() == []
