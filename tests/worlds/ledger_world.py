@@ -151,9 +151,10 @@ def rooted(envelope: Rooted, state: FoldState) -> Envelope:
         )
         made = entries.rolled_back(envelope.by[0], **said, credits=credits)
         return forged(made, *envelope.by)
-    known = {"credits": digest("none"), "attempt": 0}
-    if state.attempt is not None:
-        known = {"credits": state.attempt.credits.root, "attempt": state.attempt.attempt}
+    known: dict[str, Any] = {"credits": digest("none"), "attempt": 0}
+    if (attempt := state.attempt) is not None:
+        known = {"credits": attempt.credits.root, "attempt": attempt.attempt}
+        known["rests_on"] = attempt.rests_on
     return agreed(said | known, envelope.nodes, *envelope.by)
 
 
