@@ -18,6 +18,7 @@ from artel.coordinator import agreeing
 from artel.coordinator.agreeing import Agreeing
 from artel.coordinator.preparation import manifest_path
 from artel.coordinator.recomputing import Order, Recomputer
+from artel.coordinator.resuming import ranked
 from artel.ledger.fold.layout import LAYOUT_FILE
 from artel.protocol import content, messages, model, round_state
 from artel.protocol.errors import ArtelError, CheckFailed, ResourceError
@@ -205,6 +206,8 @@ async def test_fresh_keys_weigh_nothing_against_nodes_with_standing(tmp_path: Pa
             fold.standing.earned(fold.account_of(member.peer), 100, 0, 500)
         await scene.core.tell()
         await until(lambda: not children(), 20)  # the run stands on its members
+        peers = [member.peer for member in scene.members]
+        await scene.core.feed(ranked(fold, peers, scene.core.clock()))
         await scene.applying()
         assert len(scene.core.state.accepted) == 4
         right = scene.next()
