@@ -173,7 +173,7 @@ class Coordinator:
         attempt = self.ledger.state.attempt
         if self.state.phase is round_state.Phase.APPLYING and attempt is not None:
             place, decide = (attempt.round, attempt.attempt), attempt.rests_on == "members"
-            await self._step(round_state.Weighed(self.clock(), *place, attempt.weights, decide))
+            await self._step(round_state.Grounds(self.clock(), *place, attempt.weights, decide))
 
     async def record(self, entry: Entry) -> bool:
         """Put what a node says of a slice or of an agreed state into the ledger.

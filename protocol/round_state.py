@@ -280,7 +280,7 @@ class Accused(AttemptEvent):
 
 
 @dataclass(frozen=True)
-class Weighed:
+class Grounds:
     """What the ledger says of a closed attempt: what each accepted member's signature weighs, and
     whether the state rests on those alone."""
 
@@ -309,7 +309,7 @@ class Held(AttemptEvent):
     held: bool
 
 
-Checks = Weighed | Recomputed | Held
+Checks = Grounds | Recomputed | Held
 """What the coordinator finds out about a state that is being agreed on."""
 Event = (
     Tick

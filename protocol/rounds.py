@@ -49,6 +49,7 @@ from artel.protocol.round_state import (
     Committed,
     Drop,
     Event,
+    Grounds,
     Halted,
     HandedBack,
     Held,
@@ -66,7 +67,6 @@ from artel.protocol.round_state import (
     StateSigned,
     Tick,
     Vote,
-    Weighed,
     carries,
 )
 from artel.protocol.seats import UNKNOWN, Seat, seated
@@ -153,7 +153,7 @@ def _apply(state: RunState, event: Event) -> RunState:
         informed = {p: vote for p, vote in state.votes.items() if event.slice in vote.wrong}
         accused = state.accused | {event.slice}
         return replace(state, votes=informed, accused=accused, quorum_since=None)
-    if isinstance(event, Weighed):
+    if isinstance(event, Grounds):
         return replace(state, weights=event.weights, members_decide=event.members_decide)
     if isinstance(event, Recomputed):
         return replace(state, own=event.root)

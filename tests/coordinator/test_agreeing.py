@@ -18,7 +18,6 @@ from artel.coordinator import agreeing
 from artel.coordinator.agreeing import Agreeing
 from artel.coordinator.preparation import manifest_path
 from artel.coordinator.recomputing import Order, Recomputer
-from artel.coordinator.resuming import ranked
 from artel.ledger.fold.layout import LAYOUT_FILE
 from artel.protocol import content, messages, model, round_state
 from artel.protocol.errors import ArtelError, CheckFailed, ResourceError
@@ -68,6 +67,11 @@ class Scene:
 
     async def applying(self, *members: Member) -> None:
         """All of these train; their round is closed with everybody accepted."""
+        await self.training(*members)
+        await self.closed()
+
+    async def training(self, *members: Member) -> None:
+        """A round is opened with these, or all."""
         rules, count = self.core.rules, len(members or self.members)
         self.core.rules = replace(rules, min_nodes=count)
         for member in members or self.members:
@@ -75,6 +79,9 @@ class Scene:
         await self.office.pass_time(20)
         self.core.rules = rules
         assert self.core.state.phase is Phase.TRAINING
+
+    async def closed(self) -> None:
+        """All of its members deliver."""
         opened = [m for m in self.members if m.peer in self.core.state.members]
         for member in opened:
             await member.commit()
@@ -198,18 +205,16 @@ async def test_fresh_keys_with_a_state_of_their_own_get_nothing_at_the_start_of_
 
 
 async def test_fresh_keys_weigh_nothing_against_nodes_with_standing(tmp_path: Path) -> None:
-    """As many as have a seat then: a quarter of eight."""
-    async with scene_of(tmp_path, 4, founders=2) as scene:
+    async with scene_of(tmp_path, 6, founders=2) as scene:
         honest, fresh = scene.members[:2], scene.members[2:]
+        await scene.training()
         fold = scene.core.ledger.state
         for member in honest:
             fold.standing.earned(fold.account_of(member.peer), 100, 0, 500)
         await scene.core.tell()
         await until(lambda: not children(), 20)  # the run stands on its members
-        peers = [member.peer for member in scene.members]
-        await scene.core.feed(ranked(fold, peers, scene.core.clock()))
-        await scene.applying()
-        assert len(scene.core.state.accepted) == 4
+        await scene.closed()
+        assert len(scene.core.state.accepted) == 6
         right = scene.next()
         false = replace(right, params=-right.params)
         for member in fresh:

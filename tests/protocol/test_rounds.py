@@ -18,6 +18,7 @@ from artel.protocol.round_state import (
     CloseRound,
     Committed,
     Drop,
+    Grounds,
     HandedBack,
     Held,
     Left,
@@ -32,7 +33,6 @@ from artel.protocol.round_state import (
     StateSigned,
     Tick,
     Vote,
-    Weighed,
     carries,
 )
 from artel.protocol.rounds import step
@@ -520,7 +520,7 @@ def agreeing(
 ) -> RunState:
     """A state in APPLYING of a run that checks states."""
     state = revealed(*members)
-    return look(state, Weighed(2, 0, 0, weights or {}, decide))[0]
+    return look(state, Grounds(2, 0, 0, weights or {}, decide))[0]
 
 
 def look(state: RunState, *events: round_state.Event) -> tuple[RunState, list[round_state.Action]]:
@@ -619,7 +619,7 @@ def test_what_was_found_out_too_late_is_stale() -> None:
     state, actions = look(state, *signed("r1", A, B))
     assert isinstance(actions[0], AgreeState)
     assert (state.own, state.held) == ("", frozenset())  # the next round is open
-    late = Recomputed(4, 0, 0, "x"), Held(4, A, 0, 0, "x", False), Weighed(4, 0, 0, {}, True)
+    late = Recomputed(4, 0, 0, "x"), Held(4, A, 0, 0, "x", False), Grounds(4, 0, 0, {}, True)
     for event in late:
         after, actions = look(state, event)
         assert isinstance(actions[0], Refuse)
