@@ -29,6 +29,7 @@ from artel.coordinator.submission import Submissions
 from artel.coordinator.witnessing import Witnessing
 from artel.ledger import entries
 from artel.ledger.entries import Entry, audits
+from artel.ledger.entries.anchors import anchor_of
 from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.entries.kinds.jury_answer import charged
 from artel.ledger.store.heads import HeadStore
@@ -266,7 +267,9 @@ class Coordinator:
             )
 
         async with self._lock:
-            newest = self.state.round
+            fold, newest = self.ledger.state, self.state.round
+            if charged(fold, charge) < 0 or anchor_of(fold, number) is None:
+                return  # it was settled, or that state has become too old, while it was fetched
             try:
                 await self.record_own(Late(entries.RolledBack.KIND, back))
             except ArtelError as error:

@@ -161,6 +161,15 @@ async def test_an_accusation_that_is_false_changes_nothing_for_the_run(
     assert await refused(say(members[3], accused)) == "duplicate"
 
 
+async def test_what_is_settled_is_not_gone_back_behind(
+    office: Office, members: list[Member], charged: str
+) -> None:
+    await prove(office, members, charged, WRONG)
+    await office.core.go_back(charged, 1)
+    await office.core.go_back("00" * 32, 0)
+    assert (office.core.state.round, office.bodies("rolled_back")) == (2, [])
+
+
 async def test_only_the_node_itself_accuses(
     office: Office, members: list[Member], charged: str
 ) -> None:
