@@ -134,11 +134,12 @@ class Closing:
         await core.tell()
 
     async def _audited(self) -> None:
-        """Let nodes end the audits that they are drawn for; for a while."""
-        ledger = self._core.ledger
-        deadline = self._core.clock() + AUDITS_S
-        while self._core.clock() < deadline:
-            if not any(audit.awaited for audit in ledger.state.audits.values()):
+        """Let the nodes that are here end the audits that they owe; for a while."""
+        core = self._core
+        deadline = core.clock() + AUDITS_S
+        while core.clock() < deadline:
+            audits = core.ledger.state.audits.values()
+            if not any(draw.node in core.peers for audit in audits for draw in audit.awaited):
                 return
             await asyncio.sleep(TICK_S)
 

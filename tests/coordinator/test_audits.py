@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest_asyncio
 
+from artel.coordinator.closing import Closing
 from artel.ledger import entries
+from artel.protocol import messages
+from artel.protocol.tasks import within
 from desk_world import Member, Office, refused, run_of
 from witness_world import play_round
 
@@ -87,3 +91,23 @@ async def test_who_is_convicted_gets_no_seat_any_more(
     for member in everybody:
         await member.beat()
     assert bad.peer not in office.bodies("round_opened")[-1].members
+
+
+async def test_the_end_of_a_run_waits_for_auditors_as_long_as_they_are_here(
+    office: Office, members: list[Member]
+) -> None:
+    async def release() -> None:
+        raise AssertionError("not yet")
+
+    closing = Closing(office.core, release)
+    await play_round(office, members)
+    waiting = asyncio.create_task(closing._audited())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    assert await judge(office, members)
+    await within(waiting, 5.0)
+    await play_round(office, members)
+    assert any(audit.awaited for audit in office.core.ledger.state.audits.values())
+    for member in members:
+        await member.say(messages.Leave(run=office.run))
+    await within(closing._audited(), 0.2)
