@@ -78,7 +78,8 @@ class Agreeing:
     def _rests_on_us(self) -> bool:
         """Whether states to come have to be computed here."""
         fold = self._core.ledger.state
-        return fold.rests_on == "coordinator" and fold.round < self._core.rules.total
+        asked = fold.rests_on == "coordinator" or self._core.rules.recompute
+        return asked and fold.round < self._core.rules.total
 
     async def _start(self) -> None:
         try:
@@ -89,7 +90,8 @@ class Agreeing:
 
     def _owed(self) -> Place | None:
         attempt, place = self._core.ledger.state.attempt, self._agreeing_on()
-        own = attempt is not None and attempt.rests_on == "coordinator"
+        rests_on_us = attempt is not None and attempt.rests_on == "coordinator"
+        own = rests_on_us or self._core.rules.recompute
         return place if own and not self._core.state.own else None
 
     async def _come_to(self, place: Place) -> None:

@@ -51,6 +51,7 @@ def start(
     http: Http = DEFAULT_HTTP,
     listen: Listen = (DEFAULT_LISTEN,),
     announce: Announce = (),
+    recompute: bool = False,
     as_json: AsJson = False,
     log_json: LogJson = False,
     verbose: Verbose = False,
@@ -69,6 +70,8 @@ def start(
         to be forwarded
     :param announce: the address to tell volunteers instead of those that this machine sees, for
         example /dns4/run.example.org/tcp/4200
+    :param recompute: compute each state here too before it is agreed on, also when members with
+        standing carry the run; it takes the time and the memory that it takes a node
     :param as_json: print one JSON object when ready
     """
     from artel.protocol.run_file import load_config
@@ -90,6 +93,7 @@ def start(
         as_json=as_json,
         verbose=verbose,
         log_json=log_json,
+        recompute=recompute,
     )
     return asyncio.run(serve(wanted))
 

@@ -81,6 +81,8 @@ class RoundRules:
     checked: bool = False
     """A state is agreed only when one of its signers was seen to hold it and, while the run rests
     on the coordinator, when that has come to the same root (:class:`Held`, :class:`Recomputed`)."""
+    recompute: bool = False
+    """The coordinator has to come to each root, whatever it rests on."""
 
     @property
     def training(self) -> float:

@@ -379,7 +379,7 @@ def _try_agree(rules: RoundRules, state: RunState, now: float) -> tuple[RunState
         most = min(most, patience(rules, state) if sharded else rules.grace)
     if awaited and now - state.since < most:
         return state, []
-    checked = not rules.checked or _checked(state, best.root if majority else "")
+    checked = not rules.checked or _checked(rules, state, best.root if majority else "")
     if votes and not checked and now - state.since < rules.settle:
         return state, []
     guilty = {peer: reason for peer, reason in state.rejected.items() if reason in IN_THE_WAY}
@@ -417,12 +417,13 @@ def _counts(state: RunState, peer: str, vote: Vote) -> bool:
     return peer not in state.not_held and state.own in ("", vote.root)
 
 
-def _checked(state: RunState, root: str) -> bool:
+def _checked(rules: RoundRules, state: RunState, root: str) -> bool:
     """Whether all is known that a state rests on beside its signatures.
 
     :param root: that of the state which has enough of them; "" when none has
     """
-    return (state.members_decide or bool(state.own)) and (not root or root in state.held)
+    unneeded = state.members_decide and not rules.recompute
+    return (unneeded or bool(state.own)) and (not root or root in state.held)
 
 
 def _heaviest(state: RunState, votes: Mapping[str, Vote]) -> Vote:

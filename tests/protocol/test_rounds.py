@@ -603,6 +603,16 @@ def test_standing_decides_and_not_how_many_keys_there_are() -> None:
     assert actions[0] == AgreeState(1, "r1", (A,))
 
 
+def test_a_coordinator_that_always_recomputes_has_its_say_whatever_the_state_rests_on() -> None:
+    state, _ = look(agreeing(A, B, C, decide=True), *signed("bad", A, B), *signed("r1", C))
+    rules = replace(CHECKED, recompute=True)
+    for event in (Held(4, A, 0, 0, "bad", True), Held(4, C, 0, 0, "r1", True)):
+        state, actions = step(rules, state, event)
+        assert actions == []
+    _, actions = step(rules, state, Recomputed(5, 0, 0, "r1"))
+    assert actions == [CloseRound(0, 0, (), {})]
+
+
 def test_what_is_never_found_out_fails_the_attempt_and_is_nobodys_fault() -> None:
     for event in (Recomputed(4, 0, 0, "r1"), Held(4, A, 0, 0, "r1", True)):
         state, _ = look(agreeing(A, B, C), *signed("r1", A, B, C), event)
