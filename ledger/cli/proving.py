@@ -265,7 +265,7 @@ def _verify_home(homes: Sequence[Path], states: int, as_json: bool) -> int:
     wrong = [item for item in found if item.status == "wrong"]
     right = sum(item.status == "right" for item in found)
     verified = result.verified and not wrong
-    roots = labels.state_roots(len(result.state.states), right)
+    roots = labels.state_roots(result.state.round, result.told, right)
     unchecked = [roots if item.name == roots.name else item for item in result.unchecked]
     facts = {"run": result.run, "size": result.size, "root": result.root}
     facts |= {"verified": verified, "label": trust(result.state).label}

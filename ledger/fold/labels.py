@@ -20,14 +20,15 @@ class Unchecked:
     detail: str
 
 
-def unchecked(states: int, size: int, final: int) -> tuple[Unchecked, ...]:
+def unchecked(states: int, size: int, final: int, told: int = 0) -> tuple[Unchecked, ...]:
     """What a check of one whole ledger, however thorough, leaves open.
 
     :param states: how many agreed states it records
     :param final: entries before this index are final
+    :param told: of how many states a coordinator says that it has recomputed them
     """
     found = [
-        state_roots(states),
+        state_roots(states, told),
         Unchecked("training", "no step was trained again, and no data was looked at"),
         Unchecked("other copies", "whether others see this history: artel ledger compare"),
     ]
@@ -39,9 +40,11 @@ def unchecked(states: int, size: int, final: int) -> tuple[Unchecked, ...]:
     return tuple(found)
 
 
-def state_roots(states: int, recomputed: int = 0) -> Unchecked:
+def state_roots(states: int, told: int = 0, recomputed: int = 0) -> Unchecked:
     """What is open of so many agreed states, of which a check has recomputed some."""
     said = f"those of {plural(states - recomputed, 'state')} are what members signed; "
+    if told:
+        said += f"of {told} of all {states} the coordinator says that it came to them too; "
     if recomputed:
         return Unchecked("state roots", f"{said}{recomputed} were recomputed here")
     return Unchecked(

@@ -15,7 +15,7 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from artel.ledger.entries import Entry
+from artel.ledger.entries import Entry, StateAgreed
 from artel.ledger.fold import labels
 from artel.ledger.fold.effects import SELECT_KEPT, Loose, checked, rules
 from artel.ledger.fold.labels import Unchecked
@@ -69,6 +69,8 @@ class Verification:
     checks: tuple[Check, ...]
     unchecked: tuple[Unchecked, ...]
     state: FoldState
+    told: int = 0
+    """Of how many agreed states a coordinator says that it has recomputed them."""
 
     @property
     def verified(self) -> bool:
@@ -126,9 +128,10 @@ def _verify(home: Path, progress: Tell) -> Verification:
             checks.made.append(Check("kept tree heads", False, heads.message, heads.hint))
         checks("credit", lambda: _credit(replay.state))
         checks("effects", lambda: replay.effects(connection))
-        unchecked = _unchecked(replay.state, store.size, heads)
+        unchecked = _unchecked(replay.state, store.size, heads, replay.told)
         size, root = store.size, store.root.hex()
-    return Verification(replay.state.run, size, root, tuple(checks.made), unchecked, replay.state)
+    made = tuple(checks.made)
+    return Verification(replay.state.run, size, root, made, unchecked, replay.state, replay.told)
 
 
 class _Checks:
@@ -165,13 +168,13 @@ def _heads(stack: ExitStack, home: Path) -> HeadStore | ArtelError | None:
 
 
 def _unchecked(
-    state: FoldState, size: int, heads: HeadStore | ArtelError | None
+    state: FoldState, size: int, heads: HeadStore | ArtelError | None, told: int
 ) -> tuple[Unchecked, ...]:
     final = state.final
     if isinstance(heads, HeadStore):
         with suppress(ArtelError):  # what is damaged is a failed check already
             final = max(final, finality.of_heads(heads, state).size)
-    found = labels.unchecked(len(state.states), size, final)
+    found = labels.unchecked(state.round, size, final, told)
     if heads is None:
         missing = f"there is no {HEADS_NAME}: a ledger put back from a backup would look the same"
         found += (Unchecked("kept tree heads", missing),)
@@ -205,6 +208,12 @@ class _Replay:
         self._documents: set[bytes] = set()
         self._signatures = 0
         self._unsigned: list[int] = []
+        self._told: dict[int, bool] = {}
+
+    @property
+    def told(self) -> int:
+        """Of how many agreed states a coordinator says that it has recomputed them."""
+        return sum(self._told[number] for number in self._told if number <= self.state.round)
 
     @property
     def state(self) -> FoldState:
@@ -229,6 +238,8 @@ class _Replay:
                     wrong.append(error)
                 ids.clear()
             self._signatures += len(entry.seals)
+            if isinstance(entry.body, StateAgreed):
+                self._told[entry.body.round] = entry.body.rests_on == "coordinator"
             if entry.envelope.document:
                 self._documents.add(hashlib.sha256(entry.envelope.document).digest())
             if not entry.signers:
