@@ -247,8 +247,19 @@ the box."""
     span: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Rounds after which every node begins anew from the agreed state, without what its optimiser \
 and its error feedback remember, so that its work can be repeated from public data; 0: never."""
+    ramp: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """First inner steps of a node's span in which its learning rate rises to that of the run."""
     mirror_every: Annotated[int, Field(ge=0, le=1_000_000)] = 10
     """The coordinator keeps a copy of every n-th agreed state and of the last; 0 means none."""
+
+    @model_validator(mode="after")
+    def _ramp_needs_spans(self) -> RoundsSection:
+        if self.ramp and not self.span:
+            raise Conflict(
+                f"[rounds] ramp = {self.ramp:,} is for the beginning of spans, but span = 0",
+                "set span, or remove ramp",
+            )
+        return self
 
 
 class OuterSection(Section):

@@ -18,7 +18,7 @@ from artel.node.trainer.channel import TrainerError
 from artel.node.trainer.data import Batch, Windows
 from artel.node.trainer.inner import Inner, training_seed
 from artel.node.trainer.orders import Window
-from artel.node.trainer.schedule import learning_rate, position
+from artel.node.trainer.schedule import learning_rate, position, ramp
 from artel.protocol.exchange import parts
 from artel.protocol.exchange.feedback import Feedback
 from artel.protocol.exchange.parts import Part
@@ -50,12 +50,15 @@ class Course:
     """Only with a sparse codec."""
     fingerprints: list[torch.Tensor] = field(default_factory=list, init=False)
     """Of the steps since the last contribution, or in it (:mod:`node.trainer.step_chain`)."""
+    _span: int = field(default=0, init=False)
+    """The round in which the span began that the weights are of."""
     _weights: Vector | None = field(default=None, init=False)
     """Memory for the weights at which the last pseudo-gradient was formed, (N,)."""
 
     def begin(self, state: State) -> None:
         """Begin a span: the weights are the state, and nothing else is remembered."""
         self.inner.begin(state.params)
+        self._span = state.round
         if self.feedback is not None:
             self.feedback.reset()
 
@@ -123,7 +126,8 @@ class Course:
         places = torch.from_numpy(chosen).to(self.inner.device)
 
         def step(number: int, batch: Batch) -> torch.Tensor:
-            rate = learning_rate(config, position(config, round, number, steps))
+            place = position(config, round, number, steps)
+            rate = learning_rate(config, place) * ramp(config, place, self._span)
             loss = self.inner.step(batch, rate)
             self.fingerprints.append(self.inner.fingerprint(loss, places))
             return loss

@@ -4,7 +4,8 @@ Linear warm-up, then cosine (SGDR without restarts, arXiv 1608.03983), WSD (warm
 MiniCPM, arXiv 2404.06395) or a constant. The position is global: with H inner steps in a round,
 step i of the h that a node was assigned in round r lies at ``r * H + i * H / h``. A node that joins
 late enters at the run's learning rate, a slow one goes through the same rates in fewer steps, and a
-failed attempt repeats the same rates.
+failed attempt repeats the same rates. At the beginning of a span of rounds the rate may rise over
+some steps (:func:`ramp`).
 """
 
 from __future__ import annotations
@@ -41,6 +42,16 @@ def learning_rate(config: RunConfig, position: float) -> float:
             # The decay never starts inside the warm-up, however short the run is.
             start = max(optimizer.warmup_steps, last - decay)
             return optimizer.lr * (1 - (1 - low) * _progress(position, start, last))
+
+
+def ramp(config: RunConfig, position: float, span: int) -> float:
+    """Part of the run's learning rate in a step of a span that began in round ``span``: it rises in
+    equal steps, so that moments that begin empty do not move the weights too far.
+
+    :param position: as in :func:`learning_rate`
+    """
+    since = position - span * config.rounds.inner_steps
+    return min(1.0, (since + 1) / (config.rounds.ramp + 1))
 
 
 def _progress(position: float, first: int, last: int) -> float:

@@ -97,6 +97,7 @@ def test_a_wrong_setting_gives_one_line_with_file_key_value_and_fix(
         ('"llama"', '"lama"', "type = 'lama' is no causal language model", "mean llama?"),
         ('"llama"', '"bert-x"', "type = 'bert-x' is no causal language model", "mean bert?"),
         ('kind = "bpe"', 'kind = "bytes"', "does not fit kind = 'bytes'", "remove vocab_size"),
+        ("[data]", "[rounds]\nramp = 3\n[data]", "is for the beginning of spans", "set span"),
         ("vocab_size = 1024", "", "needs a vocab_size of at least 258", "1024"),
         ("vocab_size = 1024", "vocab_size = 9", "vocab_size = 9 is out of bounds", ""),
         ('"stdlib"', '"stdlb"', 'sources.1 kind = "stdlb" is none of', "mean stdlib?"),
@@ -211,7 +212,7 @@ def test_the_run_id_does_not_change_between_versions() -> None:
     """Golden: a change here means that older manifests can no longer be read (or that a default is
     another one, which manifests write out)."""
     assert run_id(manifest().encode()) == (
-        "435a0cbbfe21807eb02ede95520fca76e6aa685e31bf6a86e0e04a2896018a0e"
+        "053b1f73de6457b6ffad210c0a88aa2aff406a2690c0a97142f0a56274b2842e"
     )
 
 

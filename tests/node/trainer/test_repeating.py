@@ -183,7 +183,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, list[Seat]]:
 def test_a_span_is_repeated_to_the_bit_while_the_own_training_goes_on(
     name: str, tmp_path: Path
 ) -> None:
-    world = make_world(tmp_path, rounds={"span": 100, "total": 100}, **SETTINGS[name])
+    world = make_world(tmp_path, rounds={"span": 100, "total": 100, "ramp": 5}, **SETTINGS[name])
     honest = played(world, tmp_path)[0]
     alone, busy = (Seat.take(world, 1, tmp_path / each) for each in ("alone", "busy"))
     other = Seat.take(world, 0, tmp_path / "other")
@@ -212,7 +212,9 @@ def test_a_span_is_repeated_to_the_bit_while_the_own_training_goes_on(
 
 def test_a_span_that_begins_in_the_middle_of_a_run_and_a_box(tmp_path: Path) -> None:
     """The state is a later one, and what was made is less than what was assigned."""
-    world = make_world(tmp_path, exchange={"overlap_steps": 4}, rounds={"span": 100, "box_s": 60.0})
+    world = make_world(
+        tmp_path, exchange={"overlap_steps": 4}, rounds={"span": 100, "box_s": 60.0, "ramp": 6}
+    )
     first = played(world, tmp_path, range(2))[0]
     state = first.out / "state-2.bin"
     late = Seat.take(world, 1, tmp_path / "late", state)
@@ -309,6 +311,7 @@ def test_a_replay_goes_on_after_a_cancel_and_ends_with_a_failure(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_no_honest_node_is_convicted_in_1000_node_rounds_with_mixed_threads(tmp_path: Path) -> None:
     """Each span of 10 rounds is repeated with another number of threads than it was made with."""
     world = make_world(

@@ -32,7 +32,7 @@ from artel.node.trainer.orders import (
     Steps,
     Train,
 )
-from artel.node.trainer.schedule import learning_rate, position
+from artel.node.trainer.schedule import learning_rate, position, ramp
 from artel.protocol import content, model
 from artel.protocol.errors import DecodeError
 from artel.protocol.exchange import aggregate_slice, parts
@@ -313,6 +313,11 @@ async def test_the_learning_rate_warms_up_and_ends_where_the_manifest_says(
     assert rates[42] == half[schedule]
     # A slow node makes one step where the others make two, and a fast one two where they make one.
     assert learning_rate(config, position(config, 1, 1, 4)) == learning_rate(config, 10)
+    assert [ramp(config, step, 0) for step in (0, 1, 80)] == [1, 1, 1], "there is none by default"
+    rounds = config.rounds.model_copy(update={"ramp": 3, "span": 5})
+    ramped = config.model_copy(update={"rounds": rounds})
+    places = [position(ramped, 5, step, 8) for step in range(5)]
+    assert [ramp(ramped, place, 5) for place in places] == [0.25, 0.5, 0.75, 1, 1]
     between = learning_rate(config, position(config, 1, 1, 16))
     assert rates[9] <= between <= rates[8]
     assert [learning_rate(config, position(config, 0, i, 16)) for i in (1, 7, 8)] == [
