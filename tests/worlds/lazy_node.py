@@ -29,6 +29,11 @@ from artel.protocol.state import Layout
 honest = Trainer.do
 
 
+def numbers_of(blob: Path) -> bytes:
+    """What follows the header."""
+    return blob.read_bytes()[HEADER_BYTES:]
+
+
 class Lazy:
     """What such a node knows."""
 
@@ -48,9 +53,8 @@ class Lazy:
             self.root = command.root
         elif isinstance(command, Apply):
             self.root = answer.root
-            others = [each for each in command.contributions if each.node != self.me]
-            if others:
-                self.before = others[0].blob
+            others = (each.blob for each in command.contributions if each.node != self.me)
+            self.before = next((blob for blob in others if any(numbers_of(blob))), None)
 
     def made(self, order: Train, payload: bytes) -> Trained:
         """A contribution of these numbers, as if all steps had been made for it."""
@@ -88,7 +92,7 @@ async def zeros(trainer: Trainer, order: Train) -> Trained:
 async def copier(trainer: Trainer, order: Train) -> Trained:
     if known.before is None:
         return await half(trainer, order)
-    return known.made(order, known.before.read_bytes()[HEADER_BYTES:])
+    return known.made(order, numbers_of(known.before))
 
 
 async def half(trainer: Trainer, order: Train) -> Trained:
