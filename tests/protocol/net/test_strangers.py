@@ -8,7 +8,6 @@ import importlib.util
 import os
 import resource
 import socket
-import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -27,41 +26,13 @@ from artel.protocol.net.slots import Members, Slots
 from artel.protocol.net.streams import Stream, Traffic
 from artel.protocol.net.uplink import Uplink
 from host_world import daemon_of, named, raw, start, swarm, until
-from places import WORLDS
+from strangers_world import slow_strangers
 
 ECHO = "/artel/echo/1.0.0"
-ATTACKER = WORLDS / "slow_strangers.py"
 
 
 async def _echo(peer: str, request: messages.Message, stream: wire.ByteStream) -> messages.Message:
     return request
-
-
-@contextlib.asynccontextmanager
-async def slow_strangers(server: Host, peers: int, streams: int) -> AsyncIterator[None]:
-    """A process with that many peer ids that holds so many streams to the server with each."""
-    child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        str(ATTACKER),
-        (await server.addresses())[0],
-        str(peers),
-        str(streams),
-        ECHO,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-        cwd=ATTACKER.anchor,
-    )
-    assert child.stdin is not None
-    assert child.stdout is not None
-    try:
-        assert await asyncio.wait_for(child.stdout.readline(), 60) == b"open\n"
-        yield
-        assert child.returncode is None
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            child.kill()
-        await child.wait()
 
 
 async def seconds_of(host: Host, server: Host) -> float:
@@ -86,7 +57,7 @@ async def test_seventeen_slow_strangers_take_no_stream_of_a_member(tmp_path: Pat
         server.admit(lambda peer: peer == member.peer_id)
         await server.serve(ECHO, _echo)
         members, visitors = [], []
-        async with slow_strangers(server, 17, 16):
+        async with slow_strangers((await server.addresses())[0], 17, 16, ECHO):
             for _ in range(12):
                 members.append(await seconds_of(member, server))
                 visitors.append(await seconds_of(visitor, server))
