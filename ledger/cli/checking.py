@@ -55,7 +55,7 @@ def audit(
         facts |= {"signatures": found.signatures, "unsigned": found.unsigned, "run": state.run}
         facts |= {"accounts": len(state.accounts), "vested": state.total_vested}
         facts |= {"pending": state.total_pending, "ignored": state.ignored}
-        left = labels.unchecked(state.round, found.report.size, found.final)
+        left = labels.unchecked(state.round, found.report.size, found.final, found.told)
         facts["not_checked"] = [asdict(item) for item in left]
     return show(facts, _report(facts), as_json=as_json)
 

@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from artel.ledger.entries import StateAgreed
 from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.fold.effects import checked
 from artel.ledger.fold.shares import apply
@@ -117,6 +118,8 @@ class Audited:
     """Entries with a bad signature, which count for nothing."""
     final: int = 0
     """Entries before this index are final."""
+    told: int = 0
+    """Of how many agreed states a coordinator says that it has recomputed them."""
 
 
 def audit_log(
@@ -141,13 +144,15 @@ def audit_log(
     keys = vkeys or [key.encode() for key in verified_head(source, newest, run=run).keys]
     if not full or not run_of(parse_checkpoint(newest).origin):
         return Audited(audit(source, keys, full=full, origin=origin, progress=progress))
-    state, signed = FoldState(), Counter[bool]()
+    state, signed, own = FoldState(), Counter[bool](), dict[int, bool]()
 
     def replay(leaves: Iterator[bytes]) -> None:
         whole = with_documents(source, leaves)
         for entry in checked(whole, 0, processes=True):
             signed[True] += len(entry.seals) if entry.signers else 0
             signed[False] += not entry.signers
+            if isinstance(entry.body, StateAgreed):
+                own[entry.body.round] = entry.body.rests_on == "coordinator"
             apply(state, entry)
 
     report = audit(source, keys, full=True, origin=origin, progress=progress, reader=replay)
@@ -155,7 +160,8 @@ def audit_log(
         raise CheckFailed("the manifest is not signed by its organiser")
     tree = SignedTree(source, report.size, report.root)
     seen = of_notes((final, report.checkpoint), tree, state)
-    return Audited(report, state, signed[True], signed[False], seen.size)
+    told = sum(own[number] for number in own if number <= state.round)
+    return Audited(report, state, signed[True], signed[False], seen.size, told)
 
 
 class _Read:
