@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -58,10 +59,16 @@ def creating(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterator
 def replacing(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterator[BinaryIO]:
     """A file that takes the place of ``path`` when the block ends; when it fails, nothing changes.
 
+    What is there and no regular file (``/dev/stdout``, a pipe) stays, and is written to.
+
     :param durable: also after a power cut: the bytes are on the disk before the name is
     :param mode: as in :func:`creating`
     :raises OSError: it cannot be written
     """
+    if _is_special(path):
+        with path.open("wb") as special:
+            yield special
+        return
     new = unfinished(path)
     with creating(new, durable=durable, mode=mode) as file:
         yield file
@@ -72,6 +79,15 @@ def replacing(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterato
         raise
     if durable:
         sync_folder(path.parent)
+
+
+def _is_special(path: Path) -> bool:
+    """Whether something that is neither a regular file nor a folder has this name."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def write(path: Path, data: bytes, *, durable: bool = True, mode: int = 0o666) -> None:

@@ -50,6 +50,7 @@ SIZES = {
         model=_llama(128, 344, 4, 4, 256),
         tokenizer=TokenizerSection(kind="bpe", vocab_size=1024),
         data=DataSection(sources=_PYTHON),
+        rounds=RoundsSection(span=25, ramp=3),
     ),
     "small": RunConfig(
         run=RunSection(name="my-first-run"),
@@ -57,7 +58,9 @@ SIZES = {
         tokenizer=TokenizerSection(kind="bpe", vocab_size=8192),
         data=DataSection(sources=_PYTHON, seq_len=256),
         optimizer=OptimizerSection(lr=1e-3, warmup_steps=200),
-        rounds=RoundsSection(total=200, inner_steps=40, max_nodes=16, deadline_s=1800.0),
+        rounds=RoundsSection(
+            total=200, inner_steps=40, max_nodes=16, deadline_s=1800.0, span=15, ramp=3
+        ),
     ),
     "100m": RunConfig(
         run=RunSection(name="my-first-run"),
@@ -72,12 +75,15 @@ SIZES = {
             deadline_s=3600.0,
             reveal_s=300.0,
             settle_s=300.0,
+            span=12,
+            ramp=3,
         ),
         exchange=ExchangeSection(codec="sparse"),
     ),
 }
 """What ``artel run new --size`` writes: about 1, 17 and 98 million parameters. The first is for a
-machine that does other things too, the last for graphics cards."""
+machine that does other things too, the last for graphics cards. A span is 500 steps or more, which
+costs a few tenths of a percent of the loss at most (docs/results/convergence.md)."""
 
 
 def example(size: str = "tiny", name: str = "my-first-run", data: str = "") -> RunConfig:

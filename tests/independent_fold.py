@@ -536,11 +536,12 @@ class Fold:
                 self.grant("data", f"data/{now.round}/{name}", name, units, due, round=now.round)
         self.states.append(b.root)
         self.tails = {peer: self.tail(now.round, h) for peer, h in now.steps.items()}
-        self.made.update(now.accepted)
+        moved = [peer for peer in now.accepted if not now.shown[peer].empty]
+        self.made.update(moved)
         known = [p for p in now.accepted if self.made[p] >= self.trust["newcomer_rounds"]]
         before, going_on = self.spans, known if self.rate else now.accepted
         self.spans = {peer: now.shown[peer].span for peer in going_on if self.every}
-        self.attempt, self.present = None, list(now.accepted)
+        self.attempt, self.present = None, moved
         part = -(-self.fame // 16)
         for old in [n for n in self.lately if n <= self.round // part + -self.fame // part]:
             del self.lately[old]

@@ -28,7 +28,7 @@ def remember(state: FoldState, attempt: Attempt, signers: Iterable[str]) -> None
     anchor = Anchor(
         attempt.attempt,
         {peer: state.account_of(peer) for peer in sorted(signers)},
-        tuple(attempt.accepted),
+        tuple(attempt.moved_by),
         state.cursor,
         state.steps,
         state.text_used,
@@ -86,11 +86,11 @@ def go_back(
 def _unaudited(state: FoldState, number: int) -> None:
     """Nobody repeats what is in no state, and no node is known for it."""
     for made in range(number + 1, state.round + 1):
-        for node in _anchor(state, made).accepted:
+        for node in _anchor(state, made).moved_by:
             state.node_rounds[node] -= 1
     state.audits = {source: one for source, one in state.audits.items() if one.last < number}
     if state.founded.audits:
-        state.present = list(_anchor(state, number).accepted)
+        state.present = list(_anchor(state, number).moved_by)
 
 
 def _anchor(state: FoldState, number: int) -> Anchor:

@@ -146,7 +146,7 @@ def begin(
     """
     if not state.founded.audits:
         return {}, ()
-    state.present = list(attempt.accepted)
+    state.present = attempt.moved_by
     ended, lost = _end_late(state)
     found = dict([*_firsts(state, attempt), *_prefixes(state, attempt, before)])
     others = {state.account_of(node) for node in state.present}

@@ -253,6 +253,12 @@ class Attempt:
             setattr(other, name, dict(getattr(self, name)))
         return other
 
+    @property
+    def moved_by(self) -> list[str]:
+        """Accepted nodes whose numbers are not all zero, ascending: whoever sent zeros has shown
+        nothing that could be repeated, and is no better known for it."""
+        return [node for node in self.accepted if not self.shown[node].empty]
+
     def left_out(self, reasons: Iterable[tuple[str, str]]) -> tuple[LeftOut, ...]:
         """Members and reasons, with whose work that is."""
         return tuple(
@@ -269,8 +275,8 @@ class Anchor:
     """Number of the attempt that made it."""
     signers: dict[str, str] = field(default_factory=dict)
     """Nodes that signed it and the account of each then."""
-    accepted: tuple[str, ...] = ()
-    """Nodes whose contributions it holds."""
+    moved_by: tuple[str, ...] = ()
+    """As :attr:`Attempt.moved_by`."""
     cursor: int = 0
     steps: int = 0
     text_used: int = 0
@@ -336,7 +342,7 @@ class FoldState:
     """What the newest shown contributions are known by (:meth:`remember`), to the node that showed
     each first and the round, oldest first."""
     node_rounds: dict[str, int] = field(default_factory=dict)
-    """Node to the agreed rounds that its contributions were part of."""
+    """Node to the agreed rounds that its numbers moved."""
     present: list[str] = field(default_factory=list)
     """In a run with audits: the nodes whose contributions the newest agreed state holds."""
     audits: dict[str, Audit] = field(default_factory=dict)

@@ -119,7 +119,7 @@ class StateAgreed(Body):
             denied = {node for node, reason in held if reason in unpaid}
             granted = _credit_round(state, attempt, denied)
             state.states.append(self.root)
-            for peer in attempt.accepted:
+            for peer in attempt.moved_by:
                 state.node_rounds[peer] = state.node_rounds.get(peer, 0) + 1
             tails = {peer: state.work.tail(attempt.round, h) for peer, h in attempt.steps.items()}
             state.tails = {peer: steps for peer, steps in tails.items() if steps}

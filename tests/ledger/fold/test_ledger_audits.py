@@ -13,6 +13,7 @@ from artel.ledger.fold.shares import apply
 from artel.ledger.fold.work_audits import audits_of
 from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity
+from artel.protocol.round_state import NO_NUMBERS
 from audit_world import NUMBER, Run, honest
 from ledger_world import CREDIT, INNER_STEPS, digest, forged
 from log_world import Log
@@ -46,6 +47,25 @@ def test_a_new_node_goes_on_with_no_span() -> None:
     run.feed(*world.round(2)[:2])
     assert run.feed(old).reason == "wrong_span"
     assert run.feed(world.contribution(world.members[0], 2)).status == "recorded"
+    run.checked()
+
+
+def test_who_sends_zeros_is_no_better_known_for_them() -> None:
+    run = Run()
+    world, (idle, *_) = run.world, run.world.members
+    for round in range(3):
+        empty = world.contribution(idle, round, payload=NO_NUMBERS)
+        closed = world.closed(round, shown={idle.peer_id: empty})
+        _, _, _, *others, _ = world.until_closed(round)
+        run.feed(world.opened(round), world.committed(round), empty, *others, closed)
+        assert run.feed(world.agreed(round + 1)).status == "credited"
+        run.judge(honest())
+    assert idle.peer_id not in run.state.node_rounds
+    work = world.contribution(idle, 3, span=3, tail=0)
+    _, _, _, *others, _ = world.until_closed(3)
+    closed = world.closed(3, shown={idle.peer_id: work})
+    run.feed(world.opened(3), world.committed(3), work, *others, closed, world.agreed(4))
+    assert run.one(0)[1].why == "newcomer"
     run.checked()
 
 

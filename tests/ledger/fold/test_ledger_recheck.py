@@ -39,7 +39,7 @@ from artel.protocol.manifest import (
 )
 from artel.protocol.manifest_template import EXAMPLE
 from artel.protocol.net.blobs import BlobStore
-from artel.protocol.run_config import ExchangeSection, ModelSection, RunConfig
+from artel.protocol.run_config import ExchangeSection, ModelSection, RoundsSection, RunConfig
 from artel.protocol.state import Layout, State, state_root, write_state
 from client_world import run_command, write_key
 from command_world import group
@@ -70,7 +70,7 @@ def config_of(**exchange: Any) -> RunConfig:
     rules = {"codec": "int4", "topology": "sharded"} | exchange
     return EXAMPLE.model_copy(
         update={
-            "rounds": EXAMPLE.rounds.model_copy(update={"inner_steps": 4}),
+            "rounds": RoundsSection(inner_steps=4),
             "exchange": ExchangeSection.model_validate(rules),
         }
     )
