@@ -52,7 +52,7 @@ class Run:
         manifest = {
             "config": {
                 "run": {"name": "benchmark", "seed": 7},
-                "rounds": {"inner_steps": STEPS, "total": rounds},
+                "rounds": {"inner_steps": STEPS, "total": rounds, "min_nodes": MEMBERS},
                 "optimizer": {"batch_size": BATCH, "lr": 0.003},
                 "data": {"seq_len": WINDOW, "shard_tokens": 1024, "span_windows": 4},
                 "ownership": {},
@@ -116,7 +116,8 @@ class Run:
         for node in members:
             body = {"node": node, "base": state, "blob": blobs[node], "size": 1000}
             body |= {"salt": salt.hex(), "tokens": TOKENS, "tail": 0, "head": STEPS}
-            body |= {"span": 0, "up": 4000, "down": 9000}
+            body |= {"span": 0, "up": 4000, "down": 9000, "payload": blobs[node]}
+            body |= {"chain": digest(f"chain {blobs[node]}"), "hardware": "none"}
             entry = self._entry(entries.Contribution, at | body, keys[node])
             accepted.append(entries.Accepted(node=node, entry=entry.id, weight=TOKENS))
             yield entry
@@ -125,7 +126,7 @@ class Run:
         attempt = self._state.attempt
         assert attempt is not None
         body = {"round": number + 1, "root": digest(f"state {number + 1}"), "wrong": ()}
-        body |= {"credits": attempt.credits.root}
+        body |= {"credits": attempt.credits.root, "attempt": 0, "rests_on": attempt.rests_on}
         body |= {"signatures": dict.fromkeys(members, "00" * 64)}
         yield self._entry(entries.StateAgreed, body, coordinator)
 

@@ -196,7 +196,7 @@ class LocalRun:
                     start_new_session=True,
                 )
         except OSError as error:
-            raise ResourceError(f"cannot start {name}: {error.strerror}") from None
+            raise ResourceError(f"cannot start {name}: {error.strerror or error}") from None
         return Program(name, home, process, log)
 
     async def _end(

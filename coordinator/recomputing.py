@@ -106,7 +106,7 @@ class Recomputer:
                 )
             except OSError as error:
                 raise ResourceError(
-                    f"cannot start the process that computes states: {error.strerror}",
+                    f"cannot start the process that computes states: {error.strerror or error}",
                     "free some memory or processes",
                 ) from None
         return self._child

@@ -34,7 +34,7 @@ async def root_in_child(home: Path, number: int) -> str:
         )
     except OSError as error:
         raise ResourceError(
-            f"cannot start the process that computes states: {error.strerror}",
+            f"cannot start the process that computes states: {error.strerror or error}",
             "free some memory or processes",
         ) from None
     try:

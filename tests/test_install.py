@@ -121,10 +121,11 @@ def test_what_reads_ledgers_imports_nothing_heavy(absent: list[str]) -> None:
     done = light(absent, code=IMPORT_ALL)
     assert (done.returncode, done.stderr) == (0, "")
     needs = dict(line.split() for line in done.stdout.splitlines())
-    # Work is computed again in two, a libp2p peer is asked in one, and one is for daemons alone.
+    # Work is computed again in three, a libp2p peer is asked in one, and one is for daemons alone.
     assert set(needs) <= {
         "artel.ledger.fold.layout",
         "artel.ledger.fold.recheck",
+        "artel.ledger.fold.recheck_states",
         "artel.ledger.sync.lightnode",
         "artel.ledger.web.exposition",
     }, needs

@@ -13,16 +13,17 @@ from cyclopts import Parameter
 
 from artel.ledger.cli.meant import EntryName, index_of, quote, read
 from artel.ledger.cli.opening import DEFAULT_HOME, LedgerOptions
+from artel.protocol import options
 from artel.protocol.commandline import (
     AsJson,
     Count,
     File,
-    Folder,
     RunId,
     Table,
     VKeys,
     progress,
     show,
+    values,
 )
 from artel.protocol.dsse import Leaf
 from artel.protocol.errors import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, CheckFailed, UsageError
@@ -86,7 +87,7 @@ def verify(
     entry: File | None = None,
     /,
     *,
-    home: Annotated[tuple[Folder, ...], Parameter(name="--home")] = (),
+    home: Annotated[tuple[Path, ...], values(options.path, "DIR", name="--home")] = (),
     states: Count = 0,
     vkey: VKeys = (),
     run: RunId = "",

@@ -50,7 +50,7 @@ async def launch(
     except OSError as error:
         ours.close()
         raise ResourceError(
-            f"cannot start the trainer: {error.strerror}", "free some memory or processes"
+            f"cannot start the trainer: {error.strerror or error}", "free some memory or processes"
         ) from None
     return process, ours, size
 

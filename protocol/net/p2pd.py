@@ -129,7 +129,7 @@ class NetworkDaemon:
             )
         except OSError as error:
             raise ResourceError(
-                f"cannot start the network daemon: {error.strerror}",
+                f"cannot start the network daemon: {error.strerror or error}",
                 "free some memory or processes",
             ) from None
         daemon = cls(process, socket)
@@ -263,7 +263,7 @@ def make_folder() -> Path:
         return Path(tempfile.mkdtemp(prefix="artel-"))
     except OSError as error:
         raise ResourceError(
-            f"cannot make a folder for temporary files: {error.strerror}",
+            f"cannot make a folder for temporary files: {error.strerror or error}",
             "set TMPDIR to a folder that can be written",
         ) from None
 

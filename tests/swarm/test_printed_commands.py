@@ -52,6 +52,8 @@ ONLY_PARSED = {
     r"artel coordinator (start|status)\b.*": "a daemon: test_coordinator_commands.py runs it",
     r"artel demo( .*)?": "a whole run: test_demo.py runs it",
     r"artel run prepare .*": "tokenises: test_run_commands.py runs it on little text",
+    r"artel node measure .*": "trains for a minute: test_measuring.py does what it does",
+    r"artel ledger verify .*--states .*": "needs the blobs of rounds: test_ledger_recheck.py",
     r"artel ledger admit .*": "needs a run with a list: test_ledger_keys.py",
     r"artel ledger (recheck|accuse) .*": "needs the blobs of a round: test_ledger_recheck.py",
     r"artel ledger key recover .*": "needs a registered key: test_ledger_keys.py",
@@ -420,7 +422,7 @@ HINTS = sorted(
 def test_a_command_in_a_hint_is_one(hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The real parser takes it, with numbers and names for what stands for them."""
     table = {"INDEX": "3", "ROUND": "3", "HOST:PORT": "h:1", "MBIT": "2", "AMOUNT": "1", "X": "3"}
-    table |= {"ID": 64 * "0", "N": "3"}
+    table |= {"ID": 64 * "0", "N": "3"} | ({"X": 64 * "0"} if "admit" in hint else {})
     arguments = [table.get(word, word) for word in shlex.split(hint)]
     assert is_mention(arguments) or parses(arguments), capsys.readouterr().err
 

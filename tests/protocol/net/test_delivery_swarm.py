@@ -179,7 +179,7 @@ async def test_what_strangers_fetch_comes_behind_what_members_do(peers: list[Hol
     for holder in (us, other):
         current = holder.peer
         await fetch(holder, blob, one, size=CHUNK)
-    one.host.admit(lambda peer: False)
+    one.host.admit(lambda peer: True)
     assert set(seen) == {(us.peer, False), (other.peer, True)}
 
 
