@@ -134,7 +134,10 @@ class Manifest(Section):
         """
         manifest = parsed(cls, data, "manifest", MAX_MANIFEST_BYTES, floats=True)
         if manifest.encode() != data:
-            raise DecodeError("the manifest leaves fields out that must be written")
+            raise DecodeError(
+                "the manifest leaves fields out that must be written",
+                "another version of Artel made it: use that version for its run",
+            )
         return manifest
 
 
