@@ -29,7 +29,10 @@ def unchecked(states: int, size: int, final: int, told: int = 0) -> tuple[Unchec
     """
     found = [
         state_roots(states, told),
-        Unchecked("training", "no step was trained again, and no data was looked at"),
+        Unchecked(
+            "training",
+            "no step was trained again here, no data looked at; verdicts are the auditors' word",
+        ),
         Unchecked("other copies", "whether others see this history: artel ledger compare"),
     ]
     if final < size:
@@ -44,7 +47,7 @@ def state_roots(states: int, told: int = 0, recomputed: int = 0) -> Unchecked:
     """What is open of so many agreed states, of which a check has recomputed some."""
     said = f"those of {plural(states - recomputed, 'state')} are what members signed; "
     if told:
-        said += f"of {told} of all {states} the coordinator says that it came to them too; "
+        said += f"the coordinator says that it came to {told} of all {states} itself; "
     if recomputed:
         return Unchecked("state roots", f"{said}{recomputed} were recomputed here")
     return Unchecked(
