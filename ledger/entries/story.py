@@ -412,6 +412,12 @@ def fate(story: Story, trail: Trail) -> Fact:
         )
     rounds = story.genesis.rules.ownership.vesting_rounds
     frozen = f"; disputed, so not before state {trail.lapses}" if trail.lapses else ""
+    if trail.due <= story.state.round and not frozen:
+        return Fact(
+            f"pending since entry {trail.granted}, due with state {trail.due}; held back while "
+            "work of the account is audited, until the run is closed at the latest",
+            (trail.granted,),
+        )
     return Fact(
         f"pending since entry {trail.granted}, vests when state {trail.due} is agreed "
         f"({plural(rounds, 'round')}, ownership.vesting_rounds) or the run is closed{frozen}; "

@@ -377,3 +377,15 @@ def test_an_explanation_says_by_whom_and_what_came_of_it() -> None:
         assert "convicted" in {one.result for one in listed}
     drawn = next(n for n, o in enumerate(run.outcomes) if "drawn" in o.notes)
     assert "by lot" in "\n".join(explain(history, drawn).lines())
+
+
+def test_what_an_audit_holds_back_is_not_said_to_vest_with_a_state_that_was_agreed() -> None:
+    run = Run().play(4, lambda auditor, audit: None)
+    history = read(Log([entry.envelope for entry in run.log]))
+    work = history.log.index_of(run.world.earned(run.world.members[0], 0))
+    trail = history.earned_by(work)
+    assert trail is not None
+    assert (trail.status, trail.due) == ("pending", 3)
+    told = "\n".join(explain(history, work).lines())
+    assert "held back" in told
+    assert "vests when state 3" not in told
