@@ -273,6 +273,7 @@ class Desk:
                 request.statement,
                 core.shape(len(state.members)),
                 core.blobs,
+                core.fingerprints,
             )
             await core.feed(revealed(), entry)
         except intake.NotCounted as error:
@@ -290,7 +291,8 @@ class Desk:
             raise wire.Refused(
                 f"the contribution does not count: {error.detail}", code=error.reason
             ) from None
-        self._puts.claim(blobs)
+        assert isinstance(entry.body, entries.Contribution)
+        self._puts.claim(*blobs, entry.body.chain)
 
     async def _signed_state(self, peer: str, request: messages.SignedState) -> None:
         core = self._core
@@ -326,7 +328,7 @@ class Desk:
         if not shares.check(core.ledger.state, entry):
             await self._check_slice(body)
         await core.record(entry)
-        self._puts.claim([body.blob])
+        self._puts.claim(body.blob)
 
     async def _check_slice(self, body: entries.Aggregate) -> None:
         """Whether the blob of a recorded slice is here, and one of that slice."""

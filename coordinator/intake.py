@@ -24,6 +24,7 @@ from artel.protocol.exchange import pseudogradient
 from artel.protocol.exchange.codec import Payload
 from artel.protocol.exchange.parts import Part
 from artel.protocol.exchange.pseudogradient import HEADER_BYTES, Header
+from artel.protocol.fingerprints import ROW_BYTES
 from artel.protocol.identity import public_of
 from artel.protocol.net import wire
 from artel.protocol.net.blobs import BlobStore
@@ -101,12 +102,18 @@ def _refused(entry: Entry, reason: str) -> wire.Refused:
 
 
 async def contribution(
-    fold: FoldState, node: str, statement: bytes, shape: Shape, store: BlobStore
+    fold: FoldState,
+    node: str,
+    statement: bytes,
+    shape: Shape,
+    store: BlobStore,
+    fingerprints: BlobStore,
 ) -> tuple[Entry, tuple[str, ...]]:
     """A revealed contribution, checked together with its blobs.
 
     :param node: the peer that shows it, as the connection's handshake says
     :param shape: what contributions to this round look like
+    :param fingerprints: those that were put, of a run with audits
     :returns: the entry, and all blobs that it consists of
     :raises NotCounted: it does not count
     """
@@ -120,6 +127,12 @@ async def contribution(
     reason = shares.check(fold, entry)
     if reason:
         raise NotCounted(_rejection(reason), reasons.explain(reason))
+    wanted = ROW_BYTES * (body.tail + body.head)
+    if fold.founded.audits and fingerprints.size_of(body.chain) != wanted:
+        raise NotCounted(
+            round_state.NO_FINGERPRINTS,
+            f"the coordinator has no {wanted} bytes of fingerprints of its steps: put them first",
+        )
     return entry, await asyncio.to_thread(_check_blobs, body, shape, store)
 
 

@@ -144,6 +144,7 @@ async def _opened(options: Startup, published: Prepared) -> AsyncIterator[Coordi
                 sequencer=sequencer,
                 heads=heads,
                 blobs=BlobStore(home / "blobs"),
+                fingerprints=BlobStore(home / "fingerprints"),
                 metrics=Metrics(home / METRICS_FILE),
             )
         finally:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 
 from artel.coordinator.service import Coordinator
 from artel.protocol import assignment, messages, round_state
+from artel.protocol.fingerprints import ROW_BYTES
 from artel.protocol.messages import Kind
 from artel.protocol.net import delivery, wire
+from artel.protocol.net.blobs import BlobStore
 from artel.protocol.round_state import Phase
 
 TRIES = 2
@@ -18,15 +19,16 @@ TRIES = 2
 class Puts:
     """Answers for one coordinator; keeps what was put only when a statement that counts names it.
 
-    While contributions are revealed each member that has committed owes the blobs of its own; while
+    While contributions are revealed each member that has committed owes the blobs of its own, and
+    the fingerprints of its steps, which are served to nobody; while
     a sharded round is applied each aggregator owes those of its slices.
     """
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._core = coordinator
         self._phase: tuple[object, ...] = ()  # the attempt and phase that the next two are about
-        self._offers: Counter[str] = Counter()  # by node
-        self._unclaimed: set[str] = set()
+        self._offers: Counter[tuple[str, Kind]] = Counter()  # by node
+        self._unclaimed: set[tuple[BlobStore, str]] = set()
 
     async def answer(
         self, peer: str, request: messages.Message, stream: wire.ByteStream
@@ -35,6 +37,8 @@ class Puts:
         core = self._core
         if not isinstance(request, messages.Put):
             return await delivery.serve_content(core.blobs, request, stream)
+        if request.fingerprints:
+            return await self._take_fingerprints(peer, request, stream)
         if core.state.phase is Phase.APPLYING:
             kind: Kind = "slice"
             owed, most = self._slices_owed(peer)
@@ -66,9 +70,25 @@ class Puts:
         if state.phase is not Phase.REVEALING or peer not in state.commitments:
             raise wire.Refused("nothing is expected from this node now", code="too_early")
 
-    def claim(self, blobs: Iterable[str]) -> None:
+    async def _take_fingerprints(
+        self, peer: str, request: messages.Put, stream: wire.ByteStream
+    ) -> messages.Ok:
+        """Those of the steps of a contribution, which is revealed after them."""
+        self.require_reveals(peer)
+        core, fold = self._core, self._core.ledger.state
+        steps = core.work.head(fold.round, core.assigned(peer)) + fold.tails.get(peer, 0)
+        if request.size % ROW_BYTES or request.size > ROW_BYTES * steps:
+            raise wire.Refused(
+                f"{request.size} bytes are no fingerprints of at most {steps} steps",
+                f"send {ROW_BYTES} bytes for each step of the contribution",
+                code=round_state.NO_FINGERPRINTS,
+            )
+        await self._take(peer, request, stream, 1, "fingerprints")
+        return messages.Ok()
+
+    def claim(self, *blobs: str) -> None:
         """Keep this content: a statement that counts names it."""
-        self._unclaimed.difference_update(blobs)
+        self._unclaimed = {one for one in self._unclaimed if one[1] not in blobs}
 
     def _slices_owed(self, peer: str) -> tuple[int, int]:
         """How many slices this node combines, and the most bytes of one of them."""
@@ -93,14 +113,16 @@ class Puts:
             self._phase = phase
             self._offers.clear()
             while self._unclaimed:
-                core.blobs.drop(self._unclaimed.pop())
-        self._offers[peer] += 1
-        if self._offers[peer] > TRIES * owed + 1:
+                store, blob = self._unclaimed.pop()
+                store.drop(blob)
+        store = core.fingerprints if kind == "fingerprints" else core.blobs
+        self._offers[peer, kind] += 1
+        if self._offers[peer, kind] > TRIES * owed + 1:
             raise wire.Refused("too many tries in this round", code="too_many")
-        if core.blobs.has(request.id):
+        if store.has(request.id):
             raise wire.Refused("this content is here already", code="present")
-        await delivery.receive(core.blobs, request, stream, kind=kind)
-        self._unclaimed.add(request.id)
+        await delivery.receive(store, request, stream, kind=kind)
+        self._unclaimed.add((store, request.id))
 
 
 def _too_large(what: str, size: int, most: int) -> wire.Refused:

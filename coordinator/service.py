@@ -85,11 +85,14 @@ class Coordinator:
         sequencer: Sequencer,
         heads: HeadStore,
         blobs: BlobStore,
+        fingerprints: BlobStore,
         metrics: Metrics,
         clock: Clock = time.monotonic,
     ) -> None:
         self.manifest, self.run, self.layout = manifest, run, layout
         self.identity, self.host, self.ledger, self.blobs = identity, host, sequencer, blobs
+        self.fingerprints = fingerprints
+        """Of contributions' steps: secrets, which no service gives to anybody."""
         self.heads, self.metrics, self.clock = heads, metrics, clock
         self.witnessing = Witnessing(sequencer.store, heads, lambda: self.ledger.state, identity)
         self.submissions = Submissions(sequencer, heads, run, clock)

@@ -16,6 +16,7 @@ from artel.protocol import assignment, shards
 from artel.protocol.errors import Unreachable
 from artel.protocol.events import emit
 from artel.protocol.exchange import pseudogradient
+from artel.protocol.fingerprints import ROW_BYTES
 from artel.protocol.net import delivery, dht
 
 log = logging.getLogger("artel.coordinator")
@@ -172,7 +173,7 @@ class Upkeep:
         keep = max(KEEP_ROUNDS, audits.rounds_kept(rules))
         found = []
         for number in sorted(self._blobs, reverse=True):
-            room -= sum(body.size for body in self._blobs[number].values())
+            room -= sum(map(_bytes, self._blobs[number].values()))
             if room < 0 and number < core.state.round - keep:
                 found.append(number)
         return found
@@ -187,6 +188,15 @@ class Upkeep:
             for part in _listed(path, body):
                 store.delete(part)
             store.delete(blob)
+            if isinstance(body, entries.Contribution):
+                self._core.fingerprints.delete(body.chain)
+
+
+def _bytes(body: Exchanged) -> int:
+    """What is kept for it."""
+    if isinstance(body, entries.Aggregate):
+        return body.size
+    return body.size + ROW_BYTES * (body.tail + body.head)
 
 
 def _listed(path: Path, body: Exchanged) -> list[str]:

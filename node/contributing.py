@@ -45,7 +45,7 @@ class Made:
     blob: str
     parts: tuple[str, ...]
     chain: str
-    """Content id of its steps' fingerprints."""
+    """Content id of its steps' fingerprints, which are not among the blobs."""
 
 
 class Contributing:
@@ -59,8 +59,6 @@ class Contributing:
         self._made: Made | None = None
         self._salts: dict[tuple[int, int], bytes] = {}  # by round and attempt
         self._statements: dict[tuple[int, int], bytes] = {}  # likewise
-        self._chains: dict[int, str] = {}
-        """By round: fingerprints that are kept for those who repeat the work."""
         self._told = (0, 0)  # bytes up and down that the contributions so far have claimed
         self._tail: asyncio.Task[None] | None = None
         self._tail_of: Made | None = None
@@ -119,30 +117,18 @@ class Contributing:
         store = session.blobs
         blob = await asyncio.to_thread(store.put_file, result.blob)
         parts = [await asyncio.to_thread(store.put_file, part) for part in result.parts]
-        chain = await self._keep_chain(wish.round, result)
-        store.label("contribution", blob, chain, *parts)
-        progress.book(result.seconds)
         self._drop()
+        chain = await asyncio.to_thread(session.fingerprints.put_file, result.fingerprints)
+        store.label("contribution", blob, *parts)
+        progress.book(result.seconds)
         store.pin(blob, *parts)
         self._made = Made(wish, result, blob, tuple(parts), chain)
-
-    async def _keep_chain(self, round: int, trained: Trained) -> str:
-        """Keep the fingerprints of the steps as long as somebody may repeat them."""
-        store = self._session.blobs
-        chain = await asyncio.to_thread(store.put_file, trained.fingerprints)
-        self._forget_chain(round)
-        store.pin(chain)
-        self._chains[round] = chain
-        return chain
-
-    def _forget_chain(self, round: int) -> None:
-        if (chain := self._chains.pop(round, None)) is not None:
-            self._session.blobs.unpin(chain)
 
     def _drop(self) -> None:
         """Forget what was made."""
         if self._made is not None:
             self._session.blobs.unpin(self._made.blob, *self._made.parts)
+            self._session.fingerprints.delete(self._made.chain)
         self._made = None
 
     async def commit(self, directive: messages.Directive) -> None:
@@ -213,6 +199,14 @@ class Contributing:
             (made.blob, *made.parts),
             kind="contribution",
         )
+        if session.replica.state.founded.audits:
+            await delivery.push_all(
+                session.host,
+                session.fingerprints,
+                session.link.coordinator,
+                (made.chain,),
+                kind="fingerprints",
+            )
         self._progress.mark("upload")
         wish, trained = made.wish, made.trained
         if place not in self._statements:
@@ -256,11 +250,6 @@ class Contributing:
         """Drop what belongs to rounds before this one."""
         self._salts = {key: salt for key, salt in self._salts.items() if key[0] >= round}
         self._statements = {k: text for k, text in self._statements.items() if k[0] >= round}
-        config = self._session.manifest.config
-        # Twice what a whole span takes an auditor beside its own work, and the span itself.
-        kept = 4 * config.rounds.span + 2 * config.trust.audit_rounds
-        for old in [one for one in self._chains if one < round - kept]:
-            self._forget_chain(old)
 
     async def close(self) -> None:
         """End the tail, if one is under way."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shlex
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
@@ -172,6 +173,7 @@ async def _join(
     keys = [VerifierKey(origin, bytes.fromhex(key)) for key in manifest.coordinators]
     name = witness_name(options.identity.peer_id)
     blobs = BlobStore(home / "blobs", options.quota_bytes)
+    shutil.rmtree(home / "fingerprints", ignore_errors=True)  # nothing goes on with those
     session = Session(
         home,
         run,
@@ -185,6 +187,7 @@ async def _join(
         Witness(heads, options.identity, name, {origin: keys}),
         ClaimFile(home),
         blobs,
+        BlobStore(home / "fingerprints"),
         trainer,
         options.device,
         keyfiles.recovery_of(home),

@@ -37,6 +37,8 @@ class Session:
     witness: Witness
     claims: ClaimFile
     blobs: BlobStore
+    fingerprints: BlobStore
+    """Of this process's steps, for the coordinator and for nobody else."""
     trainer: Trainer
     device: str
     recovery: str = ""

@@ -27,7 +27,9 @@ ChunkRun = Annotated[int, Field(ge=0, le=64)]
 SliceNumbers = Annotated[list[Annotated[int, Field(ge=0, lt=64)]], Field(max_length=64)]
 Statement = Annotated[bytes, Field(max_length=MAX_ENVELOPE_BYTES)]
 
-Kind = Literal["control", "ledger", "contribution", "slice", "state", "data", "other"]
+Kind = Literal[
+    "control", "ledger", "contribution", "slice", "state", "data", "fingerprints", "other"
+]
 """What a stream carries, for the accounts of traffic."""
 Kinds = dict[Annotated[str, StringConstraints(pattern=f"^({'|'.join(get_args(Kind))})$")], Count]
 """Bytes by kind of traffic."""
@@ -313,11 +315,15 @@ class Chunks(Message):
 
 
 class Put(Message):
-    """Offer content; when the reply is Ok, ``size`` raw bytes follow and another Ok closes it."""
+    """Offer content; when the reply is Ok, ``size`` raw bytes follow and another Ok closes it.
+
+    ``fingerprints``: of steps (:mod:`protocol.fingerprints`), which are given to nobody else.
+    """
 
     KIND = "put"
     id: Digest
     size: Count
+    fingerprints: bool = False
 
 
 # --- ledger: anybody to any holder ----------------------------------------------------------------

@@ -34,6 +34,7 @@ TOO_LARGE = "too_large"
 WRONG_TOKENS = "wrong_tokens"
 WRONG_SPAN = "wrong_span"
 COPIED = "copied"
+NO_FINGERPRINTS = "no_fingerprints"
 NO_NUMBERS = "0" * 64
 """What a contribution is known by whose payload has not one bit set: numbers that are all zero."""
 HANDED_BACK = "handed_back"
@@ -41,7 +42,7 @@ DISCONNECTED = "disconnected"
 
 FAULTS = frozenset(
     {COMMITMENT_MISMATCH, WRONG_STATE, MALFORMED, NON_FINITE, BAD_SIGNATURE, TOO_LARGE}
-    | {WRONG_TOKENS, WRONG_SPAN, MISSING_REVEAL, COPIED}
+    | {WRONG_TOKENS, WRONG_SPAN, MISSING_REVEAL, COPIED, NO_FINGERPRINTS}
 )
 """Reasons that count against a node even when the round goes on without it."""
 

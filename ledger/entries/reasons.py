@@ -15,6 +15,7 @@ from artel.protocol.round_state import (
     LATE,
     MALFORMED,
     MISSING_REVEAL,
+    NO_FINGERPRINTS,
     NON_FINITE,
     TOO_LARGE,
     WRONG_SPAN,
@@ -49,6 +50,8 @@ REJECTIONS = {
     WRONG_TOKENS: "claims other tokens than its steps have, or more steps than it was assigned",
     WRONG_SPAN: "goes on with a span that is over or that it was not in, or without its tail",
     COPIED: "its numbers were shown before, by another node or in another round",
+    NO_FINGERPRINTS: "the fingerprints of its steps were not sent along to the coordinator, or are "
+    "not as many as its steps",
     HANDED_BACK: "the node gave the round back",
     DISCONNECTED: "the node went away before its contribution was complete",
     NOT_AGREED: "accepted, but no majority of nodes agreed on the resulting state",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from artel.node.trainer import exchange, step_chain
+from artel.node.trainer import exchange
 from artel.node.trainer.agreed import Change
 from artel.node.trainer.channel import TrainerError
 from artel.node.trainer.data import Batch, Windows
@@ -22,6 +22,7 @@ from artel.node.trainer.schedule import learning_rate, position, ramp
 from artel.protocol.exchange import parts
 from artel.protocol.exchange.feedback import Feedback
 from artel.protocol.exchange.parts import Part
+from artel.protocol.fingerprints import Rows, places_of
 from artel.protocol.manifest import Manifest
 from artel.protocol.state import Layout, State, Vector
 
@@ -49,7 +50,7 @@ class Course:
     feedback: Feedback | None
     """Only with a sparse codec."""
     fingerprints: list[torch.Tensor] = field(default_factory=list, init=False)
-    """Of the steps since the last contribution, or in it (:mod:`node.trainer.step_chain`)."""
+    """Of the steps since the last contribution, or in it (:mod:`protocol.fingerprints`)."""
     _span: int = field(default=0, init=False)
     """The round in which the span began that the weights are of."""
     _weights: Vector | None = field(default=None, init=False)
@@ -122,7 +123,7 @@ class Course:
                 "bad_request",
                 f"{len(numbers)} steps take {len(numbers) * size} windows, {len(data)} were given",
             )
-        chosen = step_chain.places(config.run.seed, round, self.layout.parameters)
+        chosen = places_of(config.run.seed, round, self.layout.parameters)
         places = torch.from_numpy(chosen).to(self.inner.device)
 
         def step(number: int, batch: Batch) -> torch.Tensor:
@@ -146,6 +147,11 @@ class Course:
         pieces = parts.cut(part, slices) if slices else [part]
         payloads = exchange.encode(self.manifest, pieces, gradient, self.feedback)
         return Sent(round, node, pieces, payloads)
+
+    def rows(self) -> Rows:
+        """The fingerprints as they are kept, (steps, ROW)."""
+        made: Rows = torch.stack(self.fingerprints).cpu().numpy()
+        return made.astype("<f4", copy=False)
 
     def fragment(self, round: int) -> Part:
         """The part of the model that a round exchanges."""

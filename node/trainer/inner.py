@@ -166,7 +166,7 @@ class Inner:
         return loss.detach()
 
     def fingerprint(self, loss: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        """What :mod:`node.trainer.step_chain` keeps of the last step, (2 + P,) on the device.
+        """What :mod:`protocol.fingerprints` keeps of the last step, (2 + P,) on the device.
 
         :param loss: what the step gave
         :param places: of weights, (P,) on the device

@@ -91,7 +91,7 @@ class Trained:
     size: int
     """Bytes of all of them."""
     fingerprints: Path
-    """Of its steps (:mod:`node.trainer.step_chain`)."""
+    """Of its steps (:mod:`protocol.fingerprints`)."""
     hardware: str
     """The class of what computed it (:func:`node.trainer.machine.hardware`)."""
     payload: str
@@ -146,7 +146,7 @@ class Compared:
     sends."""
     first_different: int | None = None
     """The first of its steps, of a tail's and then the head's, from 0, whose fingerprint differs
-    (:mod:`node.trainer.step_chain`); None when none does, or they are not here."""
+    (:mod:`protocol.fingerprints`); None when none does, or they are not here."""
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,13 @@ from pathlib import Path
 
 import numpy as np
 
-from artel.node.trainer import step_chain
 from artel.node.trainer.agreed import Change
 from artel.node.trainer.channel import TrainerError, coded
 from artel.node.trainer.course import Course, Sent
 from artel.node.trainer.inner import Aside
 from artel.node.trainer.merging import usable
 from artel.node.trainer.orders import BeginReplay, Compared, Replayed, SpanRound
+from artel.protocol import fingerprints
 from artel.protocol.exchange import codec
 from artel.protocol.exchange.aggregate_slice import load_blob
 from artel.protocol.exchange.aggregation import norm_of
@@ -112,8 +112,8 @@ class Replay:
             given = [load_blob(*each, node) for each in _blobs(made.parts, said, one.blobs)]
         found = _compared(said.codec, made, given, self._done + 1)
         if one.fingerprints is not None:
-            rows = step_chain.rows(course.fingerprints), step_chain.read(one.fingerprints)
-            found = replace(found, first_different=step_chain.first_different(*rows))
+            rows = course.rows(), fingerprints.read(one.fingerprints)
+            found = replace(found, first_different=fingerprints.first_different(*rows))
         self._compared.append(found)
         if course.feedback is None:
             return replace(made, payloads=[])

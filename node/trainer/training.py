@@ -32,7 +32,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from artel.node.trainer import bounds, exchange, machine, step_chain, writing
+from artel.node.trainer import bounds, exchange, machine, writing
 from artel.node.trainer.agreed import Agreed, Change
 from artel.node.trainer.channel import TrainerError, coded
 from artel.node.trainer.course import Course, Sent
@@ -168,7 +168,7 @@ class Training(Course):
             with self._laps.work(), phases.measured("encode"):
                 made = self._encode(order, base, head)
                 fingerprints = order.out / f"steps-{order.round}.bin"
-                writing.write(fingerprints, [step_chain.rows(self.fingerprints).tobytes()])
+                writing.write(fingerprints, [self.rows().tobytes()])
         except BaseException:
             self._back_to(head)
             raise

@@ -165,7 +165,8 @@ async def push(host: Host, store: BlobStore, peer: str, blob: str, *, kind: Kind
     store.label(kind, blob)
     size = path.stat().st_size
     async with host.open(peer, CONTENT, kind=kind) as stream:
-        await wire.ask(stream, messages.Put(id=blob, size=size))
+        offer = messages.Put(id=blob, size=size, fingerprints=kind == "fingerprints")
+        await wire.ask(stream, offer)
         with _opened(store, blob) as file:
             await _send(stream, file, 0, size)
         reply = await wire.read_message(stream)

@@ -7,11 +7,15 @@ import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 
 from artel.coordinator.closing import Closing
+from artel.coordinator.upkeep import Upkeep
 from artel.ledger import entries
-from artel.protocol import messages
+from artel.protocol import content, messages, round_state
+from artel.protocol.fingerprints import ROW_BYTES
+from artel.protocol.net import wire
 from artel.protocol.tasks import within
 from desk_world import Member, Office, refused, run_of
 from witness_world import play_round
@@ -111,3 +115,96 @@ async def test_the_end_of_a_run_waits_for_auditors_as_long_as_they_are_here(
     for member in members:
         await member.say(messages.Leave(run=office.run))
     await within(closing._audited(), 0.2)
+
+
+# --- fingerprints ---
+
+
+async def test_fingerprints_come_with_a_contribution_and_are_given_to_nobody(
+    office: Office, members: list[Member]
+) -> None:
+    for member in members:
+        await member.beat()
+    for member in members:
+        await member.commit()
+    one, *_ = members
+    await one.put()
+    await one.put_rows()
+    await one.reveal()
+    chain = content.content_id(one.rows(8))
+    assert office.core.fingerprints.size_of(chain) == 8 * ROW_BYTES
+    for who in members:
+        for request in (
+            messages.GetIndex(id=chain),
+            messages.GetChunks(id=chain, first=0, count=1),
+        ):
+            assert await refused(who.say(request, to=wire.CONTENT)) == "not_here"
+        have = await who.say(messages.GetHave(ids=[chain]), to=wire.CONTENT)
+        assert isinstance(have, messages.Have)
+        assert have.held == [0]
+    # Nor after a restart, in which all that is said of content is forgotten.
+    await office.reopen()
+    assert office.core.fingerprints.has(chain)
+    assert await refused(one.say(messages.GetIndex(id=chain), to=wire.CONTENT)) == "not_here"
+    assert office.blobs.has(content.content_id(one.blob()))
+
+
+async def test_who_sends_no_fingerprints_or_too_few_does_not_count(
+    office: Office, members: list[Member]
+) -> None:
+    none, few, right = members
+    for member in members:
+        await member.beat()
+    for member in members:
+        await member.commit()
+    for member in (none, few):
+        await member.put()
+    assert await refused(none.reveal()) == round_state.NO_FINGERPRINTS
+    cut_off = few.rows(7)
+    await few.put_rows(cut_off)
+    with pytest.raises(wire.Refused, match=r"4096 bytes of fingerprints.*put them first"):
+        await few.reveal(few.statement(chain=content.content_id(cut_off)).encode())
+    await right.show()
+    assert office.rejected() == {m.peer: round_state.NO_FINGERPRINTS for m in (none, few)}
+    assert not office.core.ledger.state.ignored
+
+
+async def test_fingerprints_are_taken_from_who_owes_them_and_no_more_than_its_steps_have(
+    office: Office, members: list[Member]
+) -> None:
+    one, *_ = members
+    for member in members:
+        await member.beat()
+    assert await refused(one.put_rows()) == "too_early"
+    for member in members:
+        await member.commit()
+    for wrong in (bytes(9 * ROW_BYTES), bytes(8 * ROW_BYTES + 1)):
+        put = messages.Put(id=content.content_id(wrong), size=len(wrong), fingerprints=True)
+        assert await refused(one.say(put, wrong, to=wire.CONTENT)) == round_state.NO_FINGERPRINTS
+        assert one.last is not None
+        assert one.last.read == len(wire.encode(put)), "not one byte of it is read"
+    for number in range(2):
+        await one.put_rows(bytes([number]) * 8 * ROW_BYTES)
+    await one.put_rows()
+    assert await refused(one.put_rows(bytes([2]) * 8 * ROW_BYTES)) == "too_many"
+    for member in members:
+        await member.show()
+    for member in members:
+        await member.sign_state(hashlib.sha256(b"state 1").hexdigest())
+    # What nobody has named goes when others come.
+    await play_round(office, members)
+    held = {path.name for path in office.core.fingerprints.root.iterdir()}
+    assert held == {body.chain for body in office.bodies("contribution")}
+
+
+async def test_fingerprints_go_when_their_contributions_go(
+    office: Office, members: list[Member]
+) -> None:
+    for _ in range(2):
+        await play_round(office, members)
+    upkeep = Upkeep(office.core, "")
+    upkeep._look_back()
+    old = [body for body in office.bodies("contribution") if body.round == 0]
+    upkeep._delete({body.blob: body for body in old})
+    held = {path.name for path in office.core.fingerprints.root.iterdir()}
+    assert held == {body.chain for body in office.bodies("contribution") if body.round == 1}

@@ -382,7 +382,9 @@ async def test_a_contribution_that_was_shown_is_not_judged_again(
     assert [body.node for body in office.bodies("contribution")] == [one.peer]
     with pytest.raises(intake.NotCounted) as again:
         fold, shape = office.core.ledger.state, office.core.shape(3)
-        await intake.contribution(fold, one.peer, statement, shape, office.blobs)
+        await intake.contribution(
+            fold, one.peer, statement, shape, office.blobs, office.core.fingerprints
+        )
     assert again.value.reason == "duplicate"
     assert not office.core.state.rejected
 

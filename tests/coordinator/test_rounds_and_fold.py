@@ -177,6 +177,7 @@ class Office:
                 sequencer=self.paper,  # type: ignore[arg-type]
                 heads=NoHeads(),  # type: ignore[arg-type]
                 blobs=None,  # type: ignore[arg-type]
+                fingerprints=None,  # type: ignore[arg-type]
                 metrics=Unsaved(Path("/nowhere/metrics.jsonl")),
                 clock=lambda: self.now,
             )

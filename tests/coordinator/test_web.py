@@ -129,6 +129,7 @@ async def core(world: World, tmp_path: Path) -> AsyncIterator[Coordinator]:
             host=cast(Host, None),  # the web side never touches the network
             sequencer=sequencer,
             blobs=BlobStore(tmp_path / "blobs"),
+            fingerprints=BlobStore(tmp_path / "fingerprints"),
             metrics=numbers(tmp_path, late.peer_id),
             clock=lambda: 100.0,
         )

@@ -82,6 +82,7 @@ async def test_what_was_made_is_taken_again_only_while_the_trainer_can_go_on_fro
         replica=SimpleNamespace(state=SimpleNamespace(cursor=0, tails={}, spans={ME: 1})),
         trainer=trainer,
         blobs=blobs,
+        fingerprints=BlobStore(tmp_path / "fingerprints"),
         work_dir=tmp_path / "work",
     )
 
@@ -115,3 +116,6 @@ async def test_what_was_made_is_taken_again_only_while_the_trainer_can_go_on_fro
     assert len(trainer.orders) == 3, "the trainer had gone on to something else"
     assert own._made is not None
     assert own._made.blob == made.blob
+    # Fingerprints are no content that a node gives to anybody, and the old ones are gone.
+    assert not blobs.has(own._made.chain)
+    assert [path.name for path in session.fingerprints.root.iterdir()] == [own._made.chain]

@@ -56,6 +56,15 @@ async def test_who_makes_half_of_its_steps_is_convicted_while_new_and_the_others
         assert peer not in fold.rejected
         assert fold.node_rounds[peer] >= ROUNDS - 6, "one of them may come later"
         assert fold.accounts[fold.account_of(peer)].units["audit"] > 0
+    # The fingerprints of all that counts lie at the coordinator, and with no node.
+    named = {e.body.chain: e.body for e in decoded if isinstance(e.body, entries.Contribution)}
+    kept = {
+        path.name: path.stat().st_size
+        for path in (tmp_path / "coordinator" / "fingerprints").iterdir()
+    }
+    assert kept == {chain: 512 * (made.tail + made.head) for chain, made in named.items()}
+    for peer in (home, *(tmp_path / f"node-{number}" for number in (1, 2, 3))):
+        assert not named.keys() & {path.name for path in (peer / "blobs").iterdir()}
     verdicts = [e.body for e in decoded if isinstance(e.body, entries.Verdict)]
     about = {e.id: e.body.node for e in decoded if isinstance(e.body, entries.Contribution)}
     judged = [body for body in verdicts if body.node != cheats]

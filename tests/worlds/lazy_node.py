@@ -18,11 +18,11 @@ from artel import cli
 from artel.node.supervisor import Trainer
 from artel.node.trainer.machine import hardware
 from artel.node.trainer.orders import Apply, Load, SetState, Train, Trained
-from artel.node.trainer.step_chain import ROW
 from artel.protocol import model
 from artel.protocol.assignment import Work
 from artel.protocol.exchange import codec, pseudogradient
 from artel.protocol.exchange.pseudogradient import HEADER_BYTES, Header
+from artel.protocol.fingerprints import ROW_BYTES
 from artel.protocol.manifest import Manifest, read_manifest
 from artel.protocol.state import Layout
 
@@ -64,7 +64,7 @@ class Lazy:
         path = order.out / f"lazy-{order.round}.blob"
         path.write_bytes(header.wrap(self.layout, payload))
         invented = order.out / f"lazy-{order.round}.steps"
-        invented.write_bytes(bytes(4 * ROW * order.steps))
+        invented.write_bytes(bytes(ROW_BYTES * order.steps))
         return Trained(
             blob=path,
             parts=(),
@@ -100,6 +100,8 @@ async def half(trainer: Trainer, order: Train) -> Trained:
     windows = order.windows[: len(order.windows) * steps // order.steps]
     made = await honest(trainer, dataclasses.replace(order, steps=steps, windows=windows))
     tokens = Work.of(known.manifest.config).tokens(order.steps)
+    rows = made.fingerprints.read_bytes()
+    made.fingerprints.write_bytes((2 * rows + bytes(ROW_BYTES))[: ROW_BYTES * order.steps])
     return dataclasses.replace(made, tokens=tokens, head=order.steps)
 
 

@@ -59,7 +59,7 @@ class Contribution(AttemptBody):
     steps in it: the last ones of the assignment of the round before, and the first ones of this
     one. ``span`` is the round since which the node has kept what training remembers, 0 in a run
     without spans (:mod:`protocol.assignment`). ``chain`` is the content id of its steps'
-    fingerprints (:mod:`node.trainer.step_chain`), ``hardware`` the class of what computed, by the
+    fingerprints (:mod:`protocol.fingerprints`), ``hardware`` the class of what computed, by the
     node's own account. ``up`` and ``down`` are the bytes that the node's
     streams carried since its contribution before; nobody can check them, and nothing is paid for
     them. Signed by the node.

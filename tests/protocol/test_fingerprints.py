@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from artel.node.trainer import step_chain
-from artel.node.trainer.channel import TrainerError
-from artel.node.trainer.step_chain import PLACES, ROW, Rows, first_different
+from artel.protocol import fingerprints
+from artel.protocol.errors import ResourceError
+from artel.protocol.fingerprints import PLACES, ROW_BYTES, Rows, first_different
 
 
 def honest(steps: int = 6) -> Rows:
@@ -27,21 +26,20 @@ def test_places_are_what_the_protocol_says() -> None:
     seed = b"artel/places/v1\0" + (5).to_bytes(8, "big") + (7).to_bytes(8, "big")
     stream = hashlib.shake_256(seed).digest(8 * PLACES)
     wanted = [int.from_bytes(stream[8 * j : 8 * j + 8], "big") % 1001 for j in range(PLACES)]
-    assert step_chain.places(5, 7, 1001).tolist() == wanted
-    assert step_chain.places(5, 8, 1001).tolist() != wanted
+    assert fingerprints.places_of(5, 7, 1001).tolist() == wanted
+    assert fingerprints.places_of(5, 8, 1001).tolist() != wanted
 
 
 def test_a_file_holds_what_the_steps_left(tmp_path: Path) -> None:
     made = honest()
     file = tmp_path / "steps.bin"
-    file.write_bytes(step_chain.rows([torch.from_numpy(row) for row in made]).tobytes())
-    assert file.stat().st_size == len(made) * 4 * ROW
-    assert np.array_equal(step_chain.read(file), made)
+    file.write_bytes(made.tobytes())
+    assert file.stat().st_size == len(made) * ROW_BYTES
+    assert np.array_equal(fingerprints.read(file), made)
     file.write_bytes(file.read_bytes() + b"cut off")
-    assert len(step_chain.read(file)) == len(made)
-    with pytest.raises(TrainerError) as failure:
-        step_chain.read(tmp_path / "none")
-    assert failure.value.code == "bad_data"
+    assert len(fingerprints.read(file)) == len(made)
+    with pytest.raises(ResourceError):
+        fingerprints.read(tmp_path / "none")
 
 
 @pytest.mark.parametrize("column", [0, 1, 2 + PLACES // 2])

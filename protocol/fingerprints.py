@@ -3,25 +3,25 @@
 Each step leaves 128 fp32 numbers: its loss, its gradient norm (before clipping; 0 where the run
 does not clip), and 126 weights after it, at places that the round picks. Those of a contribution,
 of its tail's steps first, are one file, row by row, little-endian; the contribution names it by its
-content id (``chain``). A node thus cannot say afterwards that it went another way, and whoever
-repeats its work finds the first step that differs.
+content id (``chain``). A node thus cannot say afterwards that it went another way. The file goes to
+the coordinator and to nobody else: only who repeats the steps knows what it holds.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from artel.node.trainer.channel import TrainerError
+from artel.protocol.errors import ResourceError
 
 PLACES = 126
 ROW = 2 + PLACES
+ROW_BYTES = 4 * ROW
+"""Of one step."""
 TOLERANCE = 1e-3
 """Two steps are the same when loss, gradient norm and weights (L2) differ by less, relatively: what
 other kernels change in a few steps is less, what another batch or a step left out changes is more.
@@ -33,28 +33,22 @@ Rows = npt.NDArray[np.float32]
 _SEED = b"artel/places/v1\0"
 
 
-def places(run_seed: int, round: int, parameters: int) -> npt.NDArray[np.int64]:
+def places_of(run_seed: int, round: int, parameters: int) -> npt.NDArray[np.int64]:
     """Which of ``parameters`` weights the steps of a round show, (PLACES,); some may be equal."""
     seed = hashlib.shake_256(_SEED + struct.pack(">QQ", run_seed, round))
     numbers = np.frombuffer(seed.digest(8 * PLACES), ">u8")
     return (numbers % parameters).astype(np.int64)
 
 
-def rows(steps: Sequence[torch.Tensor]) -> Rows:
-    """Of fingerprints (ROW,) each, in order."""
-    made: Rows = torch.stack(list(steps)).cpu().numpy().astype("<f4", copy=False)
-    return made
-
-
 def read(path: Path) -> Rows:
-    """The rows of a file of somebody.
+    """The rows of a file.
 
-    :raises TrainerError: ``bad_data``
+    :raises ResourceError: it cannot be read
     """
     try:
         numbers = np.fromfile(path, "<f4")
     except OSError as error:
-        raise TrainerError("bad_data", f"cannot read fingerprints: {error.strerror}") from None
+        raise ResourceError(f"cannot read fingerprints: {error.strerror}") from None
     return numbers[: len(numbers) // ROW * ROW].reshape(-1, ROW).astype(np.float32, copy=False)
 
 
