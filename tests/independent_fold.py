@@ -538,9 +538,10 @@ class Fold:
         self.tails = {peer: self.tail(now.round, h) for peer, h in now.steps.items()}
         moved = [peer for peer in now.accepted if not now.shown[peer].empty]
         self.made.update(moved)
-        known = [p for p in now.accepted if self.made[p] >= self.trust["newcomer_rounds"]]
+        known = [p for p in now.accepted if self.made[p] > self.trust["newcomer_rounds"]]
         before, going_on = self.spans, known if self.rate else now.accepted
-        self.spans = {peer: now.shown[peer].span for peer in going_on if self.every}
+        inside = self.every and self.round % self.every
+        self.spans = {peer: now.shown[peer].span for peer in going_on if inside}
         self.attempt, self.present = None, moved
         part = -(-self.fame // 16)
         for old in [n for n in self.lately if n <= self.round // part + -self.fame // part]:
@@ -796,7 +797,8 @@ class Fold:
                 for source, item in self.pending.items()
                 if (item.kind, item.node) == ("compute", peer) and 0 <= item.round - first < length
             ]
-            self.audit(found, "prefix", made)
+            if made and self.pending[made[0]].round == first:
+                self.audit(found, "prefix", made)
         owners = {self.nodes[peer] for peer in self.present}
         found = {s: audit for s, audit in found.items() if owners - {audit.account}}
         self.audits |= {source: found[source] for source in self.plain("audits", found)}

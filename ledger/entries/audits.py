@@ -196,8 +196,10 @@ def _prefixes(
         credit = item.credit
         if credit.kind == "compute" and credit.round in over.get(credit.node, ()):
             made.setdefault(credit.node, []).append(credit)
-    for credits in made.values():
-        yield credits[-1].source, _audit(state, PREFIX, credits)
+    for node, credits in made.items():
+        # What an auditor begins with has to be what the node began with.
+        if credits[0].round == over[node].start:
+            yield credits[-1].source, _audit(state, PREFIX, credits)
 
 
 def _audit(state: FoldState, why: str, credits: list[Credit]) -> Audit:

@@ -345,7 +345,7 @@ class World:
     def span_of(self, round: int) -> int:
         """Where the span began of who was accepted in all rounds."""
         every = self.work.span
-        return max(self.alone - 1, round - round % every) if every else 0
+        return max(self.alone, round - round % every) if every else 0
 
     def closed(
         self,

@@ -269,14 +269,15 @@ def _credit_round(state: FoldState, attempt: Attempt, denied: set[str]) -> tuple
 
 
 def _going_on(state: FoldState, attempt: Attempt) -> dict[str, int]:
-    """Who can go on from its contribution to this attempt, and where its span began; a new node
-    begins one in each round, so that each is repeated by itself."""
-    if not state.work.span:
+    """Who can go on from its contribution to this attempt, and where its span began. Each round of
+    a new node is a span of its own, the last one, too: it is repeated by itself, and vests so."""
+    if not state.work.span or state.work.begins(state.round):
         return {}
+    alone = state.founded.trust.newcomer_rounds if state.founded.audits else -1
     return {
         peer: attempt.shown[peer].span
         for peer in attempt.accepted
-        if not (state.founded.audits and audits.new(state, peer))
+        if state.node_rounds.get(peer, 0) > alone
     }
 
 
