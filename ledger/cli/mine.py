@@ -148,6 +148,7 @@ def _me(
     view: LedgerView, facts: dict[str, Any], found: Sequence[Stand], limit: int
 ) -> Iterator[str | Table]:
     from artel.ledger.entries import words as text
+    from artel.ledger.fold.work_audits import conviction
     from artel.protocol.identity import short_peer
 
     account = facts["account"]
@@ -160,7 +161,8 @@ def _me(
         shown = ", ".join(map(short_peer, facts["nodes"])) or "none"
         yield f"nodes    {shown}"
         if facts["barred"]:
-            yield "         convicted of fraud: what was pending is gone, and it earns no more"
+            yield "         convicted of fraud"
+            yield f"         {conviction(view.history, account)}"
     else:
         yield "account  not in this ledger: it is registered when the node first joins the run"
     yield f"as of    checkpoint {facts['as_of']:,} of run {text.short_key(facts['run'])}\n"
@@ -227,6 +229,7 @@ def _missing(facts: dict[str, Any]) -> str:
 def _audited(facts: dict[str, Any]) -> Table:
     """What auditors found, in a volunteer's words."""
     from artel.ledger.entries.story import rounds_named
+    from artel.ledger.entries.words import differs
     from artel.protocol.identity import short_peer
 
     rows = []
@@ -236,7 +239,7 @@ def _audited(facts: dict[str, Any]) -> Table:
         whose = "own work" if own else f"work of {short_peer(item['node'])}"
         what = "being repeated"
         if item["index"] is not None:
-            what = f"{item['verdict']}, relative error {item['error']:.6f} (entry {item['index']})"
+            what = f"{item['verdict']}, differs {differs(item['error'])} (entry {item['index']})"
         rows.append(
             [f"{whose}, {rounds_named(item['first'], item['last'])}", nodes, what, item["result"]]
         )

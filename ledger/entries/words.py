@@ -65,6 +65,16 @@ def short_key(key: str) -> str:
     return key[:12]
 
 
+def differs(error: float) -> str:
+    """How far what was sent is from what its repetition came to, as in "by 43.08 %".
+
+    :param error: relative, as a verdict has it
+    """
+    if not error:
+        return "not at all"
+    return f"by {100 * error:,.4g} %" if error < 1e4 else "beyond measure"
+
+
 def plural(count: int, one: str, many: str = "") -> str:
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 

@@ -5,8 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from artel.ledger.entries import Contribution, Verdict
-from artel.ledger.entries.audits import MILLION
+from artel.ledger.entries.audits import CONVICTED, MILLION, REJECT
+from artel.ledger.entries.story import rounds_named
+from artel.ledger.entries.words import differs, plural
 from artel.ledger.fold.history import History
+
+NEWEST = 20
+"""Verdicts that are looked through for a conviction: it ends all audits of an account."""
 
 
 @dataclass(frozen=True)
@@ -48,3 +53,20 @@ def audits_of(history: History, account: str, limit: int) -> list[WorkAudit]:
         said = (body.verdict, body.error / MILLION, did.notes["result"])
         found.append(WorkAudit(node, first, last, (body.node,), did.index, *said))
     return found
+
+
+def conviction(history: History, account: str) -> str:
+    """By what a barred account was convicted, for its owner and for whoever asks."""
+    found = [item for item in audits_of(history, account, NEWEST) if item.verdict == REJECT]
+    own = [item for item in found if history.state.account_of(item.node) == account]
+    last = next((item for item in own if item.result == CONVICTED), None)
+    if last is None:
+        return ""
+    work = (last.node, last.first, last.last)
+    judges = sum((item.node, item.first, item.last) == work for item in own)
+    return (
+        f"entry {last.index} convicted this account: {plural(judges, 'node')} of other accounts, "
+        f"drawn by lot, repeated its work of {rounds_named(last.first, last.last)} and came to "
+        f"other numbers, which differ from what it sent {differs(last.error)}. What was pending "
+        "is gone, it earns nothing any more, and it gets no seat"
+    )

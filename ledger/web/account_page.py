@@ -9,7 +9,7 @@ from artel.ledger.entries.fold_state import KINDS_OF_WORK
 from artel.ledger.entries.words import short_key
 from artel.ledger.fold.history import CREDIT_STATES
 from artel.ledger.fold.holdings import holding
-from artel.ledger.fold.work_audits import audits_of
+from artel.ledger.fold.work_audits import audits_of, conviction
 from artel.ledger.web.answers import whole
 from artel.ledger.web.context import Context
 from artel.protocol.errors import UsageError
@@ -54,6 +54,7 @@ def account_page(page: Context, asked: Mapping[str, str]) -> dict[str, Any]:
         "times": sum(times for _, times in reasons),
         "left_out": history.left_out_of(name, PAGE_ROWS),
         "statements": history.statements_of(name, STATEMENTS + 1),
+        "conviction": conviction(history, name) if owner.barred else "",
         "audits": audits_of(history, name, AUDITS),
         "statement_rows": STATEMENTS,
     }

@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from artel.ledger import entries
 from artel.ledger.entries import reasons
-from artel.ledger.entries.words import plural, printable, short_key, units
+from artel.ledger.entries.words import differs, plural, printable, short_key, units
 from artel.protocol.identity import short_peer
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -49,6 +49,7 @@ class Templates:
             "bytes": size_of,
             "plural": plural,
             "units": units,
+            "differs": differs,
             "key": short_key,
             "peer": short_peer,
             "why": reasons.explain,

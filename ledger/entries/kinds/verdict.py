@@ -23,7 +23,7 @@ from artel.ledger.entries.story import (
     rounds_named,
     totals,
 )
-from artel.ledger.entries.words import short_key
+from artel.ledger.entries.words import differs, short_key
 from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity, short_peer
 from artel.protocol.round_state import COMMITMENT_MISMATCH
@@ -97,7 +97,8 @@ class Verdict(OfWork):
         return {state.account_of(self.node), *super().concerns(state)}
 
     def event(self) -> str:
-        return f"audited by node {short_peer(self.node)}: {self.verdict}, {self._difference()}"
+        auditor = short_peer(self.node)
+        return f"audited by node {auditor}: {self.verdict}, differs {self._difference()}"
 
     def says(self) -> str:
         what = short_key(self.contribution)
@@ -109,7 +110,8 @@ class Verdict(OfWork):
         yield Fact(
             f"node {short_peer(self.node)}, drawn by lot, trained the work of "
             f"{rounds_named(first, last)} once more from public data on "
-            f"{self.hardware or 'a machine of unknown class'}: {self._difference()}"
+            f"{self.hardware or 'a machine of unknown class'}: what was sent differs from what it "
+            f"came to {self._difference()}"
         )
         if self.verdict == audits.INCONCLUSIVE:
             yield Fact("it could not tell whether that is right, and is not paid")
@@ -122,8 +124,7 @@ class Verdict(OfWork):
         yield from totals(story)
 
     def _difference(self) -> str:
-        error = "without end" if self.error >= MOST_ERROR else f"{self.error / audits.MILLION:.6f}"
-        return f"relative error {error} in round {self.round}"
+        return f"{differs(self.error / audits.MILLION)} in round {self.round}"
 
 
 def verdict(

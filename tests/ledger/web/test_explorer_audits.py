@@ -38,7 +38,8 @@ async def test_an_account_page_says_who_repeated_its_work_and_what_came_of_it(
         own = [row for row in rows if "this account" in row["work of"].text]
         rejects = [row for row in own if row["verdict"].text == "reject"]
         assert len(rejects) >= 2
-        assert {row["relative error"].text for row in rejects} == {"0.700000"}
+        assert {row["differs"].text for row in rejects} == {"by 70 %"}
+        assert "drawn by lot, repeated its work of round" in page
         assert any(row["so far"].text == "convicted" for row in rejects)
         for row in rejects:
             (link,) = row["entry"].links
