@@ -197,19 +197,19 @@ def rounds_of(cell: Cell, world: World) -> Iterator[Round]:
             node.head(number)
             blobs.append(node.contribution(number, base, params))
         if cell.attack in ATTACKS:
-            trained = [_dense(header.load(blob, layout), layout) for blob in blobs]
-            vectors = _forged(cell, layout, number, trained[:honest], yesterday, trained[honest:])
-            forged = [header.wrap(layout, chosen.encode(layout, vector)) for vector in vectors]
-            blobs, yesterday = blobs[:honest] + forged, trained[:honest]
-        sent = [header.load(blob, layout) for blob in blobs]
+            trained = [dense(header.load(blob, layout), layout) for blob in blobs]
+            vectors = forged(cell, layout, number, trained[:honest], yesterday, trained[honest:])
+            sent = [header.wrap(layout, chosen.encode(layout, vector)) for vector in vectors]
+            blobs, yesterday = blobs[:honest] + sent, trained[:honest]
+        read = [header.load(blob, layout) for blob in blobs]
         weight = config.rounds.inner_steps * PLAN.batch * PLAN.seq_len
-        given = [Weighted(f"{k}", weight, vector) for k, vector in enumerate(sent)]
+        given = [Weighted(f"{k}", weight, vector) for k, vector in enumerate(read)]
         update = combine(layout, given, config.exchange)
         before = params
         params, momentum = advance(part, config, number, params, momentum, update)
         for node in nodes:
             node.merge(number, params)
-        yield Round(before, [_dense(vector, layout) for vector in sent], params, nodes[0])
+        yield Round(before, [dense(vector, layout) for vector in read], params, nodes[0])
 
 
 def loss_of(cell: Cell, world: World) -> float:
@@ -244,7 +244,7 @@ def _losses(worker: Worker, params: Vector, windows: torch.Tensor) -> Numbers:
     return np.array([worker.loss(window[None], 1) for window in windows])
 
 
-def _forged(
+def forged(
     cell: Cell,
     layout: Layout,
     round: int,
@@ -266,7 +266,7 @@ def _forged(
         yield ATTACKS[cell.attack](seen).astype(np.float32)
 
 
-def _dense(vector: Vector | Elements, layout: Layout) -> Vector:
+def dense(vector: Vector | Elements, layout: Layout) -> Vector:
     if not isinstance(vector, Elements):
         return vector
     filled = np.zeros(layout.parameters, np.float32)

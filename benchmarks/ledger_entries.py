@@ -15,7 +15,7 @@ from typing import Any
 
 from artel.ledger import entries
 from artel.ledger.entries import Body, Entry
-from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.entries.fold_state import FoldState, Outcome
 from artel.ledger.fold.shares import apply
 from artel.ledger.tlog.checkpoint import origin_of, sign_checkpoint
 from artel.protocol import canonical, dsse
@@ -45,14 +45,18 @@ def key(name: str) -> Identity:
 
 
 class Run:
-    """A run of ``rounds`` rounds: its manifest, and makers of its entries."""
+    """A run of ``rounds`` rounds: its manifest, and makers of its entries.
 
-    def __init__(self, rounds: int = 1_000_000) -> None:
+    :param span: rounds of a span; 0 for none, and no audits
+    """
+
+    def __init__(self, rounds: int = 1_000_000, span: int = 0) -> None:
         self.organiser, self.coordinator = key("organiser"), key("coordinator")
         manifest = {
             "config": {
                 "run": {"name": "benchmark", "seed": 7},
-                "rounds": {"inner_steps": STEPS, "total": rounds, "min_nodes": MEMBERS},
+                "rounds": {"inner_steps": STEPS, "total": rounds, "min_nodes": MEMBERS}
+                | {"span": span},
                 "optimizer": {"batch_size": BATCH, "lr": 0.003},
                 "data": {"seq_len": WINDOW, "shard_tokens": 1024, "span_windows": 4},
                 "ownership": {},
@@ -65,7 +69,7 @@ class Run:
         }
         self.genesis = dsse.sign(entries.MANIFEST_TYPE, manifest, self.organiser)
         self.run = hashlib.sha256(self.genesis.payload).hexdigest()
-        self._state = FoldState()
+        self._state, self._did = FoldState(), Outcome("recorded")
         self.sign = partial(sign_checkpoint, self.coordinator, origin_of(self.run))
 
     def accounts(self, number: int, first: int = 0) -> list[Envelope]:
@@ -136,7 +140,7 @@ class Run:
         envelope = Envelope(entries.ENTRY_TYPE, b"", ())
         entry = Entry(hashlib.sha256(b"%d" % number).hexdigest(), body, envelope)
         entry.__dict__["signers"] = frozenset(signers)
-        apply(self._state, entry)
+        self._did = apply(self._state, entry)
         return entry
 
     def leaves(self, number: int) -> Iterator[Entry]:

@@ -11,7 +11,8 @@ import pytest
 
 from artel.protocol.state import Layout, Vector
 from benchmark_world import rows_of, run
-from benchmarks.attacks import ATTACKS, RARE, Cell, _forged, table
+from benchmarks import attacks, attacks_paid
+from benchmarks.attacks import ATTACKS, RARE, Cell, table
 
 LAYOUT = Layout.of([("matrix", (80, 64)), ("vector", (64,))])
 
@@ -26,7 +27,7 @@ HONEST, YESTERDAY, OWN = vectors(0, 6), vectors(1, 6), vectors(2, 2)
 
 def forged(attack: str, round: int = 3) -> list[Vector]:
     cell = Cell(attack, 2, "mean", "int4", 30, 0)
-    return list(_forged(cell, LAYOUT, round, HONEST, YESTERDAY, OWN))
+    return list(attacks.forged(cell, LAYOUT, round, HONEST, YESTERDAY, OWN))
 
 
 def norms(vector: Vector) -> list[float]:
@@ -86,6 +87,30 @@ def test_the_table_has_the_mean_of_seeds_in_the_order_of_attacks() -> None:
         ["| zeros", "2", "+2.0 %"],
     ]
     assert "± 1.0 % at most" in table(rows)
+
+
+def test_who_sends_what_is_rejected_is_convicted_before_anything_vests() -> None:
+    found = attacks_paid.followed(attacks_paid.FALSE, 2, False, range(2))
+    assert found["convicted"] == 1
+    assert found["rounds_95"] <= 8
+    assert found["worst"] == 0
+
+
+def test_zeros_and_copies_are_not_paid_and_convict_nobody() -> None:
+    zeros = attacks_paid.followed(attacks_paid.ZEROS, 1, False, [0])
+    assert (zeros["ours"], zeros["convicted"]) == (0, 0)
+    copies = attacks_paid.followed(attacks_paid.COPY, 1, False, [0])
+    assert copies["convicted"] == 0
+    assert 0 < copies["ours"] < 0.005, "one round before there is anything to copy"
+
+
+def test_every_attack_is_told_with_what_follows() -> None:
+    errors = {"int4": dict.fromkeys(ATTACKS, 0.9)}
+    lines = attacks_paid.table(errors, []).splitlines()
+    follows = {line.split(" | ")[0]: line for line in lines}
+    assert follows["| sign"] == "| sign | 0.90 | reject |"
+    assert "`empty`" in follows["| zeros"]
+    assert "`copied`" in follows["| stale"]
 
 
 @pytest.mark.slow

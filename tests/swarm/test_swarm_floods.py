@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import socket
 import statistics
 import time
@@ -143,7 +142,6 @@ async def joined(home: Path, swarm: Swarm, name: str, *, member: bool) -> Host:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # where other work goes on, so many handshakes take minutes
-@pytest.mark.skipif(importlib.util.find_spec("libp2p") is None, reason="py-libp2p is not installed")
 async def test_honest_requests_hardly_feel_what_strangers_do(tmp_path: Path) -> None:
     run_file = write_run(tmp_path / "run", total=1000, inner_steps=400)
     async with contextlib.AsyncExitStack() as stack:

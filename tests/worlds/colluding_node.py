@@ -7,6 +7,7 @@ its kind do, and signs that. Run as ``python tests/worlds/colluding_node.py node
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 
 from artel import cli
@@ -21,10 +22,17 @@ LIE = 2
 honest = Applying._advance
 
 
-async def lying(self: Applying, closed: ClosedRound, order: Command[Applied]) -> Applied:
-    applied = await honest(self, closed, order)
-    if (closed.round, closed.attempt) != (LIE, 0):
-        return applied
+def lie_if(wanted: Callable[[ClosedRound], bool]) -> None:
+    """Sign what is not so in these rounds."""
+
+    async def advance(self: Applying, closed: ClosedRound, order: Command[Applied]) -> Applied:
+        applied = await honest(self, closed, order)
+        return await lying(self, closed, applied) if wanted(closed) else applied
+
+    Applying._advance = advance  # type: ignore[method-assign]
+
+
+async def lying(self: Applying, closed: ClosedRound, applied: Applied) -> Applied:
     path = self._session.blobs.path(applied.root)
     assert path is not None
     data = path.read_bytes()
@@ -38,5 +46,5 @@ async def lying(self: Applying, closed: ClosedRound, order: Command[Applied]) ->
 
 
 if __name__ == "__main__":
-    Applying._advance = lying  # type: ignore[method-assign]
+    lie_if(lambda closed: (closed.round, closed.attempt) == (LIE, 0))
     sys.exit(cli.main(sys.argv[1:]))

@@ -1,8 +1,10 @@
 """A node that sends what it did not train. Run as ``python lazy_node.py KIND node start ...``.
 
 ``zeros``: a pseudo-gradient of nothing; ``copier``: what another node sent in the round before,
-under a new header; ``half``: half of the steps, for which it asks to be paid in full. Everything
-else of it is honest. For runs whose rounds are not sharded and have no tails.
+under a new header, and honest work until it knows of any; ``half``: half of the steps, for which it
+asks to be paid in full; ``voter``: noise, and for a round in which that counts the root of a state
+that all of its kind invent alike.
+Everything else of it is honest. For runs whose rounds are not sharded and have no tails.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+import colluding_node
 from artel import cli
 from artel.node.supervisor import Trainer
 from artel.node.trainer.machine import hardware
@@ -91,7 +95,7 @@ async def zeros(trainer: Trainer, order: Train) -> Trained:
 
 async def copier(trainer: Trainer, order: Train) -> Trained:
     if known.before is None:
-        return await half(trainer, order)
+        return await honest(trainer, order)
     return known.made(order, numbers_of(known.before))
 
 
@@ -105,7 +109,12 @@ async def half(trainer: Trainer, order: Train) -> Trained:
     return dataclasses.replace(made, tokens=tokens, head=order.steps)
 
 
-KINDS = {each.__name__: each for each in (zeros, copier, half)}
+async def voter(trainer: Trainer, order: Train) -> Trained:
+    noise = np.random.default_rng().normal(0, 1e-3, known.layout.parameters).astype(np.float32)
+    return known.made(order, codec.of(known.manifest.config.exchange).encode(known.layout, noise))
+
+
+KINDS = {each.__name__: each for each in (zeros, copier, half, voter)}
 
 
 if __name__ == "__main__":
@@ -120,4 +129,7 @@ if __name__ == "__main__":
         return answer
 
     Trainer.do = do  # type: ignore[assignment, method-assign]
+    torch.set_num_threads(1)  # what it says that it computed on is what its trainer does
+    if kind == voter.__name__:
+        colluding_node.lie_if(lambda closed: known.me in closed.accepted)
     sys.exit(cli.main(arguments))

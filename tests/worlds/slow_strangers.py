@@ -1,102 +1,130 @@
-"""Strangers that hold streams: many peer ids in one process, each stream sending a byte a second.
+"""Strangers that hold streams: many peer ids, each stream sending a byte a second.
 
 usage: slow_strangers.py MULTIADDR PEERS STREAMS PROTOCOL [RUN]
 
 With the id of a run each of them also hands in a new account each second. Prints a line when each
-has opened a stream, goes on until its input ends, and opens again what is closed.
+has opened a stream, goes on until its input ends, and opens again what is closed. Each peer is a
+network daemon of its own, without a DHT, so that one process can be a hundred of them: hardly
+anything of what they send passes through Python.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
+import socket
 import sys
+import tempfile
+from pathlib import Path
 
-import trio
-from libp2p import generate_new_ed25519_identity, new_host
-from libp2p.crypto.x25519 import create_new_key_pair
-from libp2p.custom_types import TProtocol
-from libp2p.peer.peerinfo import info_from_p2p_addr
-from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
-from libp2p.security.noise.transport import Transport as Noise
-from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
-from libp2p.stream_muxer.yamux.yamux import Yamux
+from hivemind.p2p import PeerID
+from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure
 from multiaddr import Multiaddr
+
+from artel.ledger import entries
+from artel.protocol import messages
+from artel.protocol.errors import ArtelError
+from artel.protocol.identity import Identity, load_or_create
+from artel.protocol.net import wire
+from artel.protocol.net.gateway import Gateway
+from artel.protocol.net.p2pd import NetworkDaemon, Settings, raise_open_files
 
 FRAME = b"\x00\x00\x10\x00" + b"\x93\x01\xa2ok" + bytes(4096)  # the beginning of 4,096 bytes
 PAUSE_S = 3  # before what was closed is opened again
-opened = set()
-all_there = trio.Event()
+AT_ONCE = 4
+"""Daemons that are started at a time."""
+BROKEN = (ControlFailure, OSError, EOFError, ArtelError)
+"""TimeoutError is an OSError."""
 
 
-async def trickle(host, peer, protocol):
-    while True:
-        try:
-            stream = await host.new_stream(peer.peer_id, [TProtocol(protocol)])
-            opened.add(host)
-            for byte in FRAME:
-                await stream.write(bytes([byte]))
-                await trio.sleep(1)
-        except Exception:
-            await trio.sleep(PAUSE_S)
+class WithoutDHT(Settings):
+    """Of a daemon that finds nobody and is found by nobody."""
+
+    def arguments(self, socket: str) -> tuple[str, ...]:
+        return tuple(each for each in super().arguments(socket) if "dht" not in each)
 
 
-async def submit(host, peer, run):
-    from artel.ledger import entries
-    from artel.protocol import messages
-    from artel.protocol.identity import Identity
-    from artel.protocol.net import wire
+class Stranger:
+    """One peer id, connected to one address."""
 
-    while True:
-        account = entries.account(Identity.from_seed(os.urandom(32)), run)
-        frame = wire.encode(messages.Submit(run=run, statement=account.encode()))
-        with contextlib.suppress(Exception):
-            stream = await host.new_stream(peer.peer_id, [TProtocol(wire.LEDGER)])
-            await stream.write(frame)
-            await stream.read(100)
-            await stream.close()
-        await trio.sleep(1)
+    def __init__(self, daemon: NetworkDaemon, peer: bytes) -> None:
+        self._gateway = Gateway(daemon.socket, f"{daemon.socket}.streams", lambda *_: _nothing())
+        self._peer = peer
+        self.opened = asyncio.Event()
+
+    @classmethod
+    async def come(cls, folder: Path, address: str) -> Stranger:
+        """:raises ArtelError: no daemon can be started"""
+        folder.mkdir()
+        load_or_create(folder / "key")
+        settings = WithoutDHT(folder / "key", ("/ip4/127.0.0.1/tcp/0",))
+        daemon = await NetworkDaemon.start(settings, str(folder / "p2pd"))
+        where, _, peer = address.rpartition("/p2p/")
+        name = PeerID.from_base58(peer)
+        while True:
+            with contextlib.suppress(*BROKEN):
+                await daemon.p2p._client.connect(name, [Multiaddr(where)])
+                return cls(daemon, name.to_bytes())
+            await asyncio.sleep(PAUSE_S)
+
+    async def trickle(self, protocol: str) -> None:
+        """Hold a stream."""
+        loop = asyncio.get_running_loop()
+        while True:
+            with contextlib.suppress(*BROKEN), await self._dial(protocol) as stream:
+                for byte in FRAME:
+                    await loop.sock_sendall(stream, bytes([byte]))
+                    self.opened.set()
+                    await asyncio.sleep(1)
+            await asyncio.sleep(PAUSE_S)
+
+    async def _dial(self, protocol: str) -> socket.socket:
+        return await self._gateway.dial(self._peer, protocol)
+
+    async def submit(self, run: str) -> None:
+        """Hand accounts in."""
+        loop = asyncio.get_running_loop()
+        while True:
+            account = entries.account(Identity.from_seed(os.urandom(32)), run)
+            frame = wire.encode(messages.Submit(run=run, statement=account.encode()))
+            with contextlib.suppress(*BROKEN), await self._dial(wire.LEDGER) as stream:
+                await loop.sock_sendall(stream, frame)
+                await asyncio.wait_for(loop.sock_recv(stream, 100), PAUSE_S)
+            await asyncio.sleep(1)
 
 
-async def stranger(address, streams, protocol, run="", *, task_status):
-    keys = generate_new_ed25519_identity()
-    host = new_host(
-        key_pair=keys,
-        sec_opt={NOISE: Noise(keys, create_new_key_pair().private_key)},
-        muxer_opt={YAMUX: Yamux},
-    )
-    async with (
-        host.run(listen_addrs=[Multiaddr("/ip4/127.0.0.1/tcp/0")]),
-        trio.open_nursery() as nursery,
-    ):
-        peer = info_from_p2p_addr(Multiaddr(address))
-        while not host.get_network().connections:
-            with trio.move_on_after(20), contextlib.suppress(Exception):
-                await host.connect(peer)
-        task_status.started()
-        await all_there.wait()
-        for _ in range(streams):
-            nursery.start_soon(trickle, host, peer, protocol)
-        if run:
-            nursery.start_soon(submit, host, peer, run)
+async def _nothing() -> None:
+    """Nobody opens streams to a stranger."""
 
 
-async def main(address, peers, streams, protocol, *run):
-    async with trio.open_nursery() as nursery:
-        # A few at a time: so many handshakes at once take longer than they may.
-        for first in range(0, int(peers), 5):
-            async with trio.open_nursery() as coming:
-                for _ in range(first, min(first + 5, int(peers))):
-                    coming.start_soon(
-                        nursery.start, stranger, address, int(streams), protocol, *run
-                    )
-        all_there.set()
-        while len(opened) < int(peers):
-            await trio.sleep(0.05)
-        print("open", flush=True)
-        await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
-        nursery.cancel_scope.cancel()
+async def main(address: str, peers: int, streams: int, protocol: str, *run: str) -> None:
+    raise_open_files()
+    door = asyncio.Semaphore(AT_ONCE)
+
+    async def come(number: int) -> Stranger:
+        async with door:
+            return await Stranger.come(Path(folder) / str(number), address)
+
+    with tempfile.TemporaryDirectory() as folder:
+        strangers = await asyncio.gather(*map(come, range(peers)))
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(what)
+                for stranger in strangers
+                for what in (
+                    *(stranger.trickle(protocol) for _ in range(streams)),
+                    *(stranger.submit(one) for one in run),
+                )
+            ]
+            for stranger in strangers:
+                await stranger.opened.wait()
+            print("open", flush=True)
+            await asyncio.to_thread(sys.stdin.read)
+            for task in tasks:
+                task.cancel()
 
 
 if __name__ == "__main__":
-    trio.run(main, *sys.argv[1:])
+    address, peers, streams, *rest = sys.argv[1:]
+    asyncio.run(main(address, int(peers), int(streams), *rest))

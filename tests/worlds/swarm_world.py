@@ -57,10 +57,10 @@ max_nodes = {max_nodes}
 box_s = {box_s:.1f}
 quorum = {quorum}
 deadline_s = {deadline_s:.1f}
-grace_s = 3.0
-heartbeat_timeout_s = 6.0
-settle_s = 20.0
-reveal_s = 20.0
+grace_s = {grace_s:.1f}
+heartbeat_timeout_s = {silence_s:.1f}
+settle_s = {apply_s:.1f}
+reveal_s = {apply_s:.1f}
 
 {exchange}
 [ownership]
@@ -92,10 +92,12 @@ def write_run(
     exchange: str = "",
     hidden: int = 32,
     founders: int = 4,
+    patience: float = 1.0,
 ) -> Path:
     """Write RUN.toml and its text below ``folder``; returns the file.
 
     :param exchange: lines of the table [exchange]
+    :param patience: by how much all waiting for one another is longer, for more nodes than cores
 
     The text is the standard library's own, so that it is real and everywhere the same.
     """
@@ -120,6 +122,9 @@ def write_run(
             audit_rate=audit_rate,
             hidden=hidden,
             founders=founders,
+            grace_s=3 * patience,
+            silence_s=6 * patience,
+            apply_s=20 * patience,
             exchange=f"[exchange]\n{exchange}\n" if exchange else "",
         )
     )
@@ -159,10 +164,15 @@ def assert_all_signed_every_state(decoded: list[entries.Entry]) -> None:
             assert entry.body.wrong == ()
 
 
+def lazy_home(folder: Path, kind: str, number: int = 0) -> Path:
+    """Where :func:`lazy` has its node."""
+    return folder / (f"{kind}-{number}" if number else kind)
+
+
 @contextlib.asynccontextmanager
-async def lazy(swarm: Swarm, kind: str) -> AsyncIterator[None]:
+async def lazy(swarm: Swarm, kind: str, number: int = 0) -> AsyncIterator[None]:
     """A node of a kind of ``lazy_node.py``, in a home that is called after it."""
-    home = swarm.folder / kind
+    home = lazy_home(swarm.folder, kind, number)
     home.mkdir()
     with (home / "console.log").open("wb") as log:
         child = await asyncio.create_subprocess_exec(

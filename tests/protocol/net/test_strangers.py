@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import os
 import resource
 import socket
@@ -45,7 +44,6 @@ async def seconds_of(host: Host, server: Host) -> float:
     return time.monotonic() - began
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libp2p") is None, reason="py-libp2p is not installed")
 async def test_seventeen_slow_strangers_take_no_stream_of_a_member(tmp_path: Path) -> None:
     async with contextlib.AsyncExitStack() as stack:
         server = await start(tmp_path / "server")
