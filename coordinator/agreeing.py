@@ -1,7 +1,8 @@
 """What a coordinator finds out about a state before it is agreed on; :mod:`protocol.rounds` waits.
 
 Somebody has to hold it: a signer of each root that may be agreed on is asked for two of its chunks.
-And while the run rests on the coordinator, it has to come to the same root itself.
+And the coordinator has to come to the same root itself, while the run rests on it, when members
+with standing differ, in the round or outside, and now and then by chance.
 """
 
 from __future__ import annotations
@@ -76,9 +77,9 @@ class Agreeing:
             await worker.close()
 
     def _rests_on_us(self) -> bool:
-        """Whether states to come have to be computed here."""
+        """Whether all states to come have to be computed here; else a child is made for one."""
         fold = self._core.ledger.state
-        asked = fold.rests_on == "coordinator" or self._core.rules.recompute
+        asked = fold.rests_on == "coordinator" or self._core.recompute == 1
         return asked and fold.round < self._core.rules.total
 
     async def _start(self) -> None:
@@ -89,10 +90,7 @@ class Agreeing:
             await asyncio.sleep(RETRY_S)
 
     def _owed(self) -> Place | None:
-        attempt, place = self._core.ledger.state.attempt, self._agreeing_on()
-        rests_on_us = attempt is not None and attempt.rests_on == "coordinator"
-        own = rests_on_us or self._core.rules.recompute
-        return place if own and not self._core.state.own else None
+        return self._agreeing_on() if self._core.state.owes_root else None
 
     async def _come_to(self, place: Place) -> None:
         """Compute the state of an attempt, and tell the rounds."""

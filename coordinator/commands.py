@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from artel.coordinator.run_commands import RunFile
 from artel.protocol import commandline, options
@@ -20,6 +20,7 @@ from artel.protocol.commandline import (
     Verbose,
     fields,
     show,
+    value,
 )
 from artel.protocol.errors import DecodeError, UsageError
 from artel.protocol.options import Endpoint
@@ -51,7 +52,7 @@ def start(
     http: Http = DEFAULT_HTTP,
     listen: Listen = (DEFAULT_LISTEN,),
     announce: Announce = (),
-    recompute: bool = False,
+    recompute: Annotated[int, value(options.whole(0, 10**6), "N")] = 10,
     as_json: AsJson = False,
     log_json: LogJson = False,
     verbose: Verbose = False,
@@ -70,8 +71,9 @@ def start(
         to be forwarded
     :param announce: the address to tell volunteers instead of those that this machine sees, for
         example /dns4/run.example.org/tcp/4200
-    :param recompute: compute each state here too before it is agreed on, also when members with
-        standing carry the run; it takes the time and the memory that it takes a node
+    :param recompute: compute one of N states here too before it is agreed on, by chance, also when
+        members with standing carry the run; 1 for each, 0 for none but those on which they differ;
+        it takes the time and the memory that it takes a node
     :param as_json: print one JSON object when ready
     """
     from artel.protocol.run_file import load_config

@@ -296,7 +296,8 @@ class Desk:
 
     async def _signed_state(self, peer: str, request: messages.SignedState) -> None:
         core = self._core
-        if core.state.phase is Phase.APPLYING and peer not in core.state.accepted:
+        known = {*core.state.accepted, *core.state.outside}
+        if core.state.phase is Phase.APPLYING and peer not in known:
             return  # its word counts for nothing; its next heartbeat says what it holds
         vote, signature = await intake.vote(peer, request.statement)
         if vote.run != core.run:

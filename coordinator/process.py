@@ -16,7 +16,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,7 +62,7 @@ class Startup:
     as_json: bool = False
     verbose: bool = False
     log_json: bool = False
-    recompute: bool = False
+    recompute: int = 10
 
 
 async def serve(options: Startup) -> int:
@@ -193,7 +193,7 @@ async def _run(core: Coordinator, options: Startup, http: socket.socket, began: 
     from artel.coordinator.upkeep import Upkeep
     from artel.coordinator.web import RunPage
 
-    core.rules = replace(core.rules, recompute=options.recompute)
+    core.recompute = options.recompute
     await core.close_interrupted_attempt()
     await Desk(core).open()
     addresses = await core.host.addresses()

@@ -74,7 +74,6 @@ def resumed(fold: FoldState, now: float, before: RunState | None = None) -> RunS
             revealed=frozenset(attempt.accepted),
             accused=frozenset(attempt.wrong),
             weights=attempt.weights,
-            members_decide=attempt.rests_on == "members",
             peers={peer: Presence(now, "") for peer in attempt.accepted} | dict(state.peers),
         )
     return replace(state, attempt=max(attempt.attempt + 1, again))

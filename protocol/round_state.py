@@ -80,10 +80,8 @@ class RoundRules:
     """Rounds of more members are sharded: each slice is checked by one member alone, so who is
     present is waited for until ``settle``, and not only for ``grace`` once a majority agrees."""
     checked: bool = False
-    """A state is agreed only when one of its signers was seen to hold it and, while the run rests
-    on the coordinator, when that has come to the same root (:class:`Held`, :class:`Recomputed`)."""
-    recompute: bool = False
-    """The coordinator has to come to each root, whatever it rests on."""
+    """A state is agreed only when one of its signers was seen to hold it and, where that is needed,
+    when the coordinator has come to the same root (:class:`Held`, :class:`Recomputed`)."""
 
     @property
     def training(self) -> float:
@@ -133,8 +131,11 @@ class RunState:
     """Slices that their checkers call wrong; a vote has to know of all of them."""
     weights: Mapping[str, int] = field(default_factory=dict)
     """Accepted member to what its signature weighs, see :func:`carries`."""
-    members_decide: bool = False
-    """The state rests on its signers, and not on what the coordinator itself comes to."""
+    outside: frozenset[str] = frozenset()
+    """Nodes with standing that are no part of this attempt and compute its state too: their words
+    weigh nothing, but none of them may differ."""
+    recompute: bool = True
+    """The coordinator has to come to the root itself, whatever is signed."""
     own: str = ""
     """The root that the coordinator has come to; "" when it has not (yet)."""
     held: frozenset[str] = frozenset()
@@ -171,6 +172,14 @@ class RunState:
     def accepted(self) -> tuple[str, ...]:
         """Members whose contribution was revealed and holds, ascending."""
         return tuple(sorted(self.revealed - set(self.rejected)))
+
+    @property
+    def owes_root(self) -> bool:
+        """Whether the coordinator still has to come to the root: it was said so, or those with
+        standing, inside and outside, have signed different ones."""
+        known = [p for p in self.votes if self.weights.get(p, 0) or p in self.outside]
+        differ = len({self.votes[peer].root for peer in known}) > 1
+        return not self.own and (self.recompute or differ)
 
 
 def carries(weights: Mapping[str, int], accepted: Collection[str], signers: Iterable[str]) -> bool:
@@ -284,14 +293,15 @@ class Accused(AttemptEvent):
 
 @dataclass(frozen=True)
 class Grounds:
-    """What the ledger says of a closed attempt: what each accepted member's signature weighs, and
-    whether the state rests on those alone."""
+    """What is known of a closed attempt: what each accepted member's signature weighs, whether the
+    coordinator has to compute the state too, and which nodes with standing are outside."""
 
     now: float
     round: int
     attempt: int
     weights: Mapping[str, int]
-    members_decide: bool
+    recompute: bool
+    outside: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -359,12 +369,15 @@ class CloseRound:
 
 @dataclass(frozen=True)
 class AgreeState:
-    """``round`` is the number of the new state: the closed round plus one."""
+    """``round`` is the number of the new state: the closed round plus one. ``outside`` signed the
+    same without being accepted; ``recomputed``: the coordinator has come to it too."""
 
     round: int
     root: str
     signers: tuple[str, ...]
     wrong: tuple[int, ...] = ()
+    outside: tuple[str, ...] = ()
+    recomputed: bool = False
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,12 @@ def _apply(state: RunState, event: Event) -> RunState:
         accused = state.accused | {event.slice}
         return replace(state, votes=informed, accused=accused, quorum_since=None)
     if isinstance(event, Grounds):
-        return replace(state, weights=event.weights, members_decide=event.members_decide)
+        outside = frozenset(
+            peer
+            for peer in event.outside.intersection(ready(state)) - {*state.accepted}
+            if not pauses.sits_out(state.pauses, peer, state.round)
+        )
+        return replace(state, weights=event.weights, recompute=event.recompute, outside=outside)
     if isinstance(event, Recomputed):
         return replace(state, own=event.root)
     if isinstance(event, Held):
@@ -282,7 +287,8 @@ def _try_open(rules: RoundRules, state: RunState, now: float) -> tuple[RunState,
         votes={},
         accused=frozenset(),
         weights={},
-        members_decide=False,
+        outside=frozenset(),
+        recompute=True,
         own="",
         held=frozenset(),
         not_held=frozenset(),
@@ -360,6 +366,7 @@ def _try_close_round(
 def _try_agree(rules: RoundRules, state: RunState, now: float) -> tuple[RunState, list[Action]]:
     accepted = state.accepted
     votes = {peer: state.votes[peer] for peer in accepted if peer in state.votes}
+    outside = {peer: state.votes[peer] for peer in sorted(state.outside) if peer in state.votes}
     awaited = [
         peer
         for peer in accepted
@@ -379,13 +386,23 @@ def _try_agree(rules: RoundRules, state: RunState, now: float) -> tuple[RunState
         most = min(most, patience(rules, state) if sharded else rules.grace)
     if awaited and now - state.since < most:
         return state, []
-    checked = not rules.checked or _checked(rules, state, best.root if majority else "")
+    # Whoever looks from outside has the same grace; the coordinator's own word needs no other.
+    missed = set() if state.own else state.outside - outside.keys()
+    if majority and missed & state.peers.keys() - state.unawaited and now - state.since < most:
+        return state, []
+    checked = not rules.checked or _checked(state, best.root if majority else "")
     if votes and not checked and now - state.since < rules.settle:
         return state, []
     guilty = {peer: reason for peer, reason in state.rejected.items() if reason in IN_THE_WAY}
     guilty |= dict.fromkeys(state.not_held & set(accepted), NOT_HELD)
+    if state.own:
+        guilty |= {p: DISSENT for p, vote in (votes | outside).items() if vote.root != state.own}
     if not majority or not checked:
         right = signers if majority else _side(state, votes)
+        if state.own:
+            right = [*_side(state, votes), *(p for p in outside if p not in guilty)]
+        elif rules.checked and state.owes_root:
+            right = list(votes)  # nobody can tell
         for peer in accepted:
             if peer not in votes:
                 guilty[peer] = HANDED_BACK if peer in state.handed_back else UNSIGNED
@@ -394,9 +411,8 @@ def _try_agree(rules: RoundRules, state: RunState, now: float) -> tuple[RunState
         return _fail(state, now, right, guilty)
     if sharded:
         guilty |= dict.fromkeys(awaited, UNSIGNED)  # they were waited for until the last
-    if state.own:
-        guilty |= {peer: DISSENT for peer, vote in votes.items() if vote.root != state.own}
-    struck = pauses.struck(state.pauses, guilty, state.round)
+    agreeing = tuple(peer for peer, vote in outside.items() if vote == best)
+    struck, recomputed = pauses.struck(state.pauses, guilty, state.round), bool(state.own)
     state = replace(
         state,
         phase=Phase.WAITING,
@@ -406,10 +422,11 @@ def _try_agree(rules: RoundRules, state: RunState, now: float) -> tuple[RunState
         base=best.root,
         pauses=pauses.forgiven(struck, signers, state.round + 1),
         proven=state.proven | set(signers),
-        unawaited=(state.unawaited | set(accepted)) - set(signers),
+        unawaited=(state.unawaited | {*accepted, *missed}) - {*signers, *outside},
         unranked=bool(state.seats),
     )
-    return state, [AgreeState(state.round, best.root, signers, best.wrong)]
+    agreed = AgreeState(state.round, best.root, signers, best.wrong, agreeing, recomputed)
+    return state, [agreed]
 
 
 def _counts(state: RunState, peer: str, vote: Vote) -> bool:
@@ -417,13 +434,12 @@ def _counts(state: RunState, peer: str, vote: Vote) -> bool:
     return peer not in state.not_held and state.own in ("", vote.root)
 
 
-def _checked(rules: RoundRules, state: RunState, root: str) -> bool:
+def _checked(state: RunState, root: str) -> bool:
     """Whether all is known that a state rests on beside its signatures.
 
     :param root: that of the state which has enough of them; "" when none has
     """
-    unneeded = state.members_decide and not rules.recompute
-    return (unneeded or bool(state.own)) and (not root or root in state.held)
+    return not state.owes_root and (not root or root in state.held)
 
 
 def _heaviest(state: RunState, votes: Mapping[str, Vote]) -> Vote:

@@ -513,7 +513,12 @@ class Fold:
         fits = place == ("applying", b.round, b.attempt)
         yield not fits and "out_of_order"
         agreeing = [peer for peer in now.accepted if peer in b.signatures]
-        yield b.rests_on != now.rests_on and "wrong_grounds"
+        yield (b.rests_on, now.rests_on) == ("members", "coordinator") and "wrong_grounds"
+        if b.outside:
+            name = self.nodes.get(b.outside, "")
+            inside = b.outside in now.accepted or name in {now.accounts[p] for p in now.accepted}
+            fit = b.outside in b.signatures and not inside and self.standings().get(name, 0)
+            yield not fit and "wrong_grounds"
         heavy = now.weights if any(now.weights.values()) else dict.fromkeys(now.accepted, 1)
         yield 2 * sum(map(heavy.get, agreeing)) <= sum(heavy.values()) and "no_majority"
         yield not now.accused.keys() >= set(b.wrong) and "unknown_slice"

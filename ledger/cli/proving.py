@@ -271,6 +271,7 @@ def _verify_home(homes: Sequence[Path], states: int, as_json: bool) -> int:
     facts = {"run": result.run, "size": result.size, "root": result.root}
     facts |= {"verified": verified, "label": trust(result.state).label}
     facts |= {"checks": result.checks, "states": found, "not_checked": unchecked}
+    facts["recomputed"] = {**result.told, "here": right, "of": result.state.round}
     show(facts, _checked(result, unchecked), as_json=as_json)
     if wrong:
         raise CheckFailed(

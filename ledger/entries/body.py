@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, pairwise
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, StringConstraints
 
@@ -44,6 +44,7 @@ Digest = schema.Digest
 OptionalDigest = schema.OptionalDigest
 Record = schema.Record
 PeerId = Annotated[str, StringConstraints(max_length=64), AfterValidator(_peer_id)]
+OptionalPeer = PeerId | Literal[""]
 Count = Annotated[int, Field(ge=0, lt=1 << 53)]
 Positive = Annotated[int, Field(ge=1, lt=1 << 53)]
 Signature = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")]

@@ -7,9 +7,14 @@ when 2q <= n the sets need not meet, and nobody has to.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from artel.ledger.entries.words import plural
+
+if TYPE_CHECKING:
+    from artel.ledger.entries import StateAgreed
 
 
 @dataclass(frozen=True)
@@ -20,12 +25,31 @@ class Unchecked:
     detail: str
 
 
-def unchecked(states: int, size: int, final: int, told: int = 0) -> tuple[Unchecked, ...]:
+class Told:
+    """What entries say of who came to agreed states beside those who made them."""
+
+    def __init__(self) -> None:
+        self._said: dict[int, tuple[bool, bool]] = {}
+
+    def note(self, body: StateAgreed) -> None:
+        """Another state was agreed on; of one that is made again the last word counts."""
+        self._said[body.round] = body.rests_on == "coordinator", bool(body.outside)
+
+    def counts(self, states: int) -> dict[str, int]:
+        """Of so many states: to how many a coordinator came, and to how many a node outside."""
+        said = [self._said[number] for number in self._said if number <= states]
+        by_coordinator, outside = map(sum, zip(*said, strict=True)) if said else (0, 0)
+        return {"coordinator": by_coordinator, "outside": outside}
+
+
+def unchecked(
+    states: int, size: int, final: int, told: Mapping[str, int] | None = None
+) -> tuple[Unchecked, ...]:
     """What a check of one whole ledger, however thorough, leaves open.
 
     :param states: how many agreed states it records
     :param final: entries before this index are final
-    :param told: of how many states a coordinator says that it has recomputed them
+    :param told: see :meth:`Told.counts`
     """
     found = [
         state_roots(states, told),
@@ -43,11 +67,16 @@ def unchecked(states: int, size: int, final: int, told: int = 0) -> tuple[Unchec
     return tuple(found)
 
 
-def state_roots(states: int, told: int = 0, recomputed: int = 0) -> Unchecked:
+def state_roots(
+    states: int, told: Mapping[str, int] | None = None, recomputed: int = 0
+) -> Unchecked:
     """What is open of so many agreed states, of which a check has recomputed some."""
     said = f"those of {plural(states - recomputed, 'state')} are what members signed; "
-    if told:
-        said += f"the coordinator says that it came to {told} of all {states} itself; "
+    told = told or {}
+    if own := told.get("coordinator"):
+        said += f"the coordinator says that it came to {own} of all {states} itself; "
+    if outside := told.get("outside"):
+        said += f"a node from outside the round signed {outside} of all {states}; "
     if recomputed:
         return Unchecked("state roots", f"{said}{recomputed} were recomputed here")
     return Unchecked(

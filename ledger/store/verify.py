@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from artel.ledger.entries import Entry, StateAgreed
@@ -69,8 +69,8 @@ class Verification:
     checks: tuple[Check, ...]
     unchecked: tuple[Unchecked, ...]
     state: FoldState
-    told: int = 0
-    """Of how many agreed states a coordinator says that it has recomputed them."""
+    told: Mapping[str, int] = field(default_factory=dict)
+    """See :meth:`labels.Told.counts`."""
 
     @property
     def verified(self) -> bool:
@@ -168,7 +168,7 @@ def _heads(stack: ExitStack, home: Path) -> HeadStore | ArtelError | None:
 
 
 def _unchecked(
-    state: FoldState, size: int, heads: HeadStore | ArtelError | None, told: int
+    state: FoldState, size: int, heads: HeadStore | ArtelError | None, told: Mapping[str, int]
 ) -> tuple[Unchecked, ...]:
     final = state.final
     if isinstance(heads, HeadStore):
@@ -208,12 +208,12 @@ class _Replay:
         self._documents: set[bytes] = set()
         self._signatures = 0
         self._unsigned: list[int] = []
-        self._told: dict[int, bool] = {}
+        self._told = labels.Told()
 
     @property
-    def told(self) -> int:
-        """Of how many agreed states a coordinator says that it has recomputed them."""
-        return sum(self._told[number] for number in self._told if number <= self.state.round)
+    def told(self) -> dict[str, int]:
+        """See :meth:`labels.Told.counts`."""
+        return self._told.counts(self.state.round)
 
     @property
     def state(self) -> FoldState:
@@ -239,7 +239,7 @@ class _Replay:
                 ids.clear()
             self._signatures += len(entry.seals)
             if isinstance(entry.body, StateAgreed):
-                self._told[entry.body.round] = entry.body.rests_on == "coordinator"
+                self._told.note(entry.body)
             if entry.envelope.document:
                 self._documents.add(hashlib.sha256(entry.envelope.document).digest())
             if not entry.signers:

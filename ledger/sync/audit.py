@@ -8,11 +8,12 @@ one reads every entry and every tile, and of a run it replays them.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from artel.ledger.entries import StateAgreed
 from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.fold import labels
 from artel.ledger.fold.effects import checked
 from artel.ledger.fold.shares import apply
 from artel.ledger.store.finality import of_notes
@@ -118,8 +119,8 @@ class Audited:
     """Entries with a bad signature, which count for nothing."""
     final: int = 0
     """Entries before this index are final."""
-    told: int = 0
-    """Of how many agreed states a coordinator says that it has recomputed them."""
+    told: Mapping[str, int] = field(default_factory=dict)
+    """See :meth:`labels.Told.counts`."""
 
 
 def audit_log(
@@ -144,7 +145,7 @@ def audit_log(
     keys = vkeys or [key.encode() for key in verified_head(source, newest, run=run).keys]
     if not full or not run_of(parse_checkpoint(newest).origin):
         return Audited(audit(source, keys, full=full, origin=origin, progress=progress))
-    state, signed, own = FoldState(), Counter[bool](), dict[int, bool]()
+    state, signed, told = FoldState(), Counter[bool](), labels.Told()
 
     def replay(leaves: Iterator[bytes]) -> None:
         whole = with_documents(source, leaves)
@@ -152,7 +153,7 @@ def audit_log(
             signed[True] += len(entry.seals) if entry.signers else 0
             signed[False] += not entry.signers
             if isinstance(entry.body, StateAgreed):
-                own[entry.body.round] = entry.body.rests_on == "coordinator"
+                told.note(entry.body)
             apply(state, entry)
 
     report = audit(source, keys, full=True, origin=origin, progress=progress, reader=replay)
@@ -160,8 +161,8 @@ def audit_log(
         raise CheckFailed("the manifest is not signed by its organiser")
     tree = SignedTree(source, report.size, report.root)
     seen = of_notes((final, report.checkpoint), tree, state)
-    told = sum(own[number] for number in own if number <= state.round)
-    return Audited(report, state, signed[True], signed[False], seen.size, told)
+    counts = told.counts(state.round)
+    return Audited(report, state, signed[True], signed[False], seen.size, counts)
 
 
 class _Read:

@@ -18,6 +18,7 @@ from artel.coordinator import agreeing
 from artel.coordinator.agreeing import Agreeing
 from artel.coordinator.preparation import manifest_path
 from artel.coordinator.recomputing import Order, Recomputer
+from artel.ledger import entries
 from artel.ledger.fold.layout import LAYOUT_FILE
 from artel.protocol import content, messages, model, round_state
 from artel.protocol.errors import ArtelError, CheckFailed, ResourceError
@@ -225,6 +226,146 @@ async def test_fresh_keys_weigh_nothing_against_nodes_with_standing(tmp_path: Pa
         (agreed,) = scene.office.bodies("state_agreed")
         assert (agreed.root, agreed.rests_on) == (state_root(right), "members")
         assert {*agreed.signatures} == {member.peer for member in honest}
+
+
+async def founded(scene: Scene, inside: int, one_in: int = 0) -> State:
+    """A run that stands on its members, all of whom have standing; a round of the first ones is
+    closed, the others have come meanwhile. The right state after it."""
+    fold = scene.core.ledger.state
+    for member in scene.members:
+        fold.standing.earned(fold.account_of(member.peer), 100, 0, 500)
+    assert fold.rests_on == "members"
+    await scene.training(*scene.members[:inside])
+    for member in scene.members[inside:]:
+        await member.beat()
+    await scene.core.tell()
+    await until(lambda: not children(), 20)
+    scene.core.recompute = one_in
+    await scene.closed()
+    assert len(scene.core.state.accepted) == inside
+    return scene.next()
+
+
+def struck(scene: Scene) -> dict[str, str]:
+    return {peer: pause.reason for peer, pause in scene.core.state.pauses.items()}
+
+
+async def test_two_honest_nodes_outside_stop_a_whole_round_of_liars_with_standing(
+    tmp_path: Path,
+) -> None:
+    async with scene_of(tmp_path, 5, founders=2) as scene:
+        liars, honest = scene.members[:3], scene.members[3:]
+        right = await founded(scene, 3)
+        false = replace(right, params=-right.params)
+        for liar in liars:
+            await liar.sign_state(scene.give(liar, false))
+        assert scene.core.state.round == 0  # who looks from outside is waited for
+        for member in honest:
+            await member.sign_state(scene.give(member, right))
+        began = scene.office.now
+        await scene.over(0, 1)
+        assert scene.office.now == began
+        assert scene.office.bodies("state_agreed") == []
+        assert struck(scene) == dict.fromkeys([m.peer for m in liars], round_state.DISSENT)
+        for member in honest:
+            member.root = scene.base.root
+        await scene.applying(*honest)
+        assert {*scene.core.state.accepted} == {member.peer for member in honest}
+        right = scene.next()
+        for liar in liars:
+            await liar.sign_state(state_root(false))  # while they sit out
+        for member in honest:
+            await member.sign_state(scene.give(member, right))
+        await scene.over()
+        assert scene.core.ledger.state.states == [scene.base.root, state_root(right)]
+
+
+async def test_one_honest_member_stops_those_who_weigh_more(tmp_path: Path) -> None:
+    async with scene_of(tmp_path, 3, founders=2) as scene:
+        *liars, honest = scene.members
+        right = await founded(scene, 3)
+        false = replace(right, params=-right.params)
+        for liar in liars:
+            await liar.sign_state(scene.give(liar, false))
+        await honest.sign_state(scene.give(honest, right))
+        await scene.over(0, 1)
+        assert scene.office.bodies("state_agreed") == []
+        assert struck(scene) == dict.fromkeys([m.peer for m in liars], round_state.DISSENT)
+
+
+async def test_a_node_outside_that_came_to_the_same_state_stands_in_the_ledger(
+    tmp_path: Path,
+) -> None:
+    async with scene_of(tmp_path, 4, founders=2) as scene:
+        right = await founded(scene, 3)
+        *inside, outside = scene.members
+        for member in (*inside, outside):
+            await member.sign_state(scene.give(member, right))
+        await scene.over()
+        (agreed,) = scene.office.bodies("state_agreed")
+        assert (agreed.rests_on, agreed.outside) == ("members", outside.peer)
+        assert {*agreed.signatures} == {member.peer for member in scene.members}
+        assert scene.core.ledger.state.states == [scene.base.root, state_root(right)]
+        assert scene.core.ledger.state.ignored == {}
+        assert children() == []  # none was needed
+
+
+async def test_a_lie_from_outside_costs_who_told_it_and_nobody_else(tmp_path: Path) -> None:
+    async with scene_of(tmp_path, 4, founders=2) as scene:
+        right = await founded(scene, 3)
+        *inside, liar = scene.members
+        await liar.sign_state("ab" * 32)
+        for member in inside:
+            await member.sign_state(scene.give(member, right))
+        await scene.over()
+        (agreed,) = scene.office.bodies("state_agreed")
+        grounds = agreed.root, agreed.rests_on, agreed.outside
+        assert grounds == (state_root(right), "coordinator", "")
+        assert {*agreed.signatures} == {member.peer for member in inside}
+        assert struck(scene) == {liar.peer: round_state.DISSENT}
+        assert scene.core.ledger.state.ignored == {}
+        await until(lambda: not children(), 20)  # it was for this one alone
+
+
+async def test_silence_outside_takes_one_grace_at_most(tmp_path: Path) -> None:
+    async with scene_of(tmp_path, 4, founders=2) as scene:
+        right = await founded(scene, 3)
+        *inside, silent = scene.members
+        for member in inside:
+            await member.sign_state(scene.give(member, right))
+        await until(lambda: bool(scene.core.state.held), 30)
+        await scene.office.pass_time(scene.core.rules.grace - 0.1)
+        assert scene.core.state.round == 0
+        await scene.office.pass_time(0.1)
+        assert scene.core.state.round == 1
+        (agreed,) = scene.office.bodies("state_agreed")
+        assert (agreed.rests_on, agreed.outside) == ("members", "")
+        assert (scene.core.state.unawaited, struck(scene)) == ({silent.peer}, {})
+
+
+async def test_the_other_node_of_a_member_is_not_outside(tmp_path: Path) -> None:
+    async with scene_of(tmp_path, 4, founders=2) as scene:
+        *inside, other = scene.members
+        other.owner = inside[0].owner
+        statement = entries.node(other.identity, other.owner, scene.office.run, seq=2)
+        await other.hello(statements=[statement.encode()])
+        right = await founded(scene, 3)
+        assert scene.core.state.outside == set()
+        for member in inside:
+            await member.sign_state(scene.give(member, right))
+        await scene.over()
+        assert scene.office.bodies("state_agreed")[0].outside == ""
+
+
+async def test_by_chance_the_coordinator_comes_to_a_state_of_a_founded_run(tmp_path: Path) -> None:
+    async with scene_of(tmp_path, 3, founders=2) as scene:
+        right = await founded(scene, 3, one_in=1)
+        false = replace(right, params=-right.params)
+        for liar in scene.members:  # all of them, and nobody is outside
+            await liar.sign_state(scene.give(liar, false))
+        await scene.over(0, 1)
+        assert scene.office.bodies("state_agreed") == []
+        assert len(struck(scene)) == 3
 
 
 def no_chunks(holder: Holder, state: State, tmp_path: Path) -> None:

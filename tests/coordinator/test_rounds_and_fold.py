@@ -87,7 +87,7 @@ def differences(state: RunState, fold: FoldState) -> dict[str, tuple[Any, Any]]:
         if attempt.phase == "applying":
             pairs["accepted"] = (state.accepted, tuple(sorted(attempt.accepted)))
             pairs["weights"] = (dict(state.weights), attempt.weights)
-            pairs["on members"] = (state.members_decide, attempt.rests_on == "members")
+            pairs["on members"] = (state.recompute or attempt.rests_on == "members", True)
     found = {what: pair for what, pair in pairs.items() if pair[0] != pair[1]}
     phase = "" if attempt is None else attempt.phase
     if phase not in FOLDED[state.phase]:

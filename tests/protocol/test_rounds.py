@@ -516,11 +516,12 @@ CHECKED = replace(RULES, checked=True)
 
 
 def agreeing(
-    *members: str, weights: dict[str, int] | None = None, decide: bool = False
+    *members: str, weights: dict[str, int] | None = None, decide: bool = False, outside: str = ""
 ) -> RunState:
-    """A state in APPLYING of a run that checks states."""
-    state = revealed(*members)
-    return look(state, Grounds(2, 0, 0, weights or {}, decide))[0]
+    """A state in APPLYING of a run that checks states; ``decide``: it rests on its members."""
+    state, here = revealed(*members), [Seen(2, peer, "r0") for peer in [outside] if peer]
+    others = frozenset(filter(None, [outside]))
+    return look(state, *here, Grounds(2, 0, 0, weights or {}, not decide, others))[0]
 
 
 def look(state: RunState, *events: round_state.Event) -> tuple[RunState, list[round_state.Action]]:
@@ -558,7 +559,7 @@ def test_a_state_is_agreed_once_it_is_held_and_recomputed() -> None:
     state, actions = look(state, Held(4, A, 0, 0, "r1", True))
     assert actions == []
     _, actions = look(state, Recomputed(5, 0, 0, "r1"))
-    assert actions[0] == AgreeState(1, "r1", tuple(sorted((A, B, C))))
+    assert actions[0] == AgreeState(1, "r1", tuple(sorted((A, B, C))), recomputed=True)
     members = look(agreeing(A, B, C, decide=True), *signed("r1", A, B, C))[0]
     _, actions = look(members, Held(4, A, 0, 0, "r1", True))
     assert actions[0] == AgreeState(1, "r1", tuple(sorted((A, B, C))))
@@ -576,7 +577,7 @@ def test_a_root_other_than_the_coordinators_is_not_agreed_however_many_sign_it()
     state, _ = look(agreeing(A, B, C), *signed("r1", A, B), *signed("bad", C))
     state, _ = look(state, Held(4, B, 0, 0, "r1", True))
     state, actions = look(state, Recomputed(5, 0, 0, "r1"))
-    assert actions[0] == AgreeState(1, "r1", tuple(sorted((A, B))))
+    assert actions[0] == AgreeState(1, "r1", tuple(sorted((A, B))), recomputed=True)
     assert [*state.pauses] == [C]  # that one was wrong, whatever the others say
 
 
@@ -585,7 +586,7 @@ def test_who_does_not_give_what_it_signed_has_no_vote_in_the_attempt() -> None:
     state, actions = look(state, Held(4, A, 0, 0, "r1", False), *signed("r1", A))
     assert actions == []
     state, actions = look(state, Held(4, B, 0, 0, "r1", True))
-    assert actions[0] == AgreeState(1, "r1", tuple(sorted((B, C))))
+    assert actions[0] == AgreeState(1, "r1", tuple(sorted((B, C))), recomputed=True)
     assert state.pauses[A].reason == round_state.NOT_HELD
     state, _ = look(agreeing(A, B, C), Recomputed(2, 0, 0, "r1"), *signed("r1", A, B, C))
     state, actions = look(state, *(Held(4, node, 0, 0, "r1", False) for node in (A, B)))
@@ -603,14 +604,94 @@ def test_standing_decides_and_not_how_many_keys_there_are() -> None:
     assert actions[0] == AgreeState(1, "r1", (A,))
 
 
-def test_a_coordinator_that_always_recomputes_has_its_say_whatever_the_state_rests_on() -> None:
-    state, _ = look(agreeing(A, B, C, decide=True), *signed("bad", A, B), *signed("r1", C))
-    rules = replace(CHECKED, recompute=True)
-    for event in (Held(4, A, 0, 0, "bad", True), Held(4, C, 0, 0, "r1", True)):
-        state, actions = step(rules, state, event)
-        assert actions == []
-    _, actions = step(rules, state, Recomputed(5, 0, 0, "r1"))
+EVEN = {A: 2, B: 2, C: 2}
+
+
+def test_a_majority_is_not_enough_where_somebody_with_standing_inside_signed_another_root() -> None:
+    state = agreeing(A, B, C, weights=EVEN, decide=True)
+    state, _ = look(state, *signed("bad", A, B), Held(4, A, 0, 0, "bad", True))
+    assert not state.owes_root  # C is waited for
+    state, actions = look(state, *signed("r1", C), Held(4, C, 0, 0, "r1", True))
+    assert (actions, state.owes_root) == ([], True)
+    failed, actions = look(state, Recomputed(5, 0, 0, "r1"))
     assert actions == [CloseRound(0, 0, (), {})]
+    assert failed.delivered == {C}
+    assert {*failed.pauses} == {A, B}
+    state, actions = look(state, Recomputed(5, 0, 0, "bad"))  # so it was not: C lied
+    assert actions[0] == AgreeState(1, "bad", tuple(sorted((A, B))), recomputed=True)
+    assert {*state.pauses} == {C}
+
+
+def test_a_word_without_standing_does_not_call_the_coordinator() -> None:
+    state = agreeing(A, B, C, weights={A: 1, B: 1, C: 0}, decide=True)
+    state, _ = look(state, *signed("bad", C), *signed("r1", A, B))
+    state, actions = look(state, Held(4, A, 0, 0, "r1", True))
+    assert actions[0] == AgreeState(1, "r1", tuple(sorted((A, B))))
+
+
+def test_a_node_outside_that_agrees_is_named_and_waited_for() -> None:
+    state = agreeing(A, B, C, weights=EVEN, decide=True, outside=D)
+    state, actions = look(state, *signed("r1", A, B, C), Held(4, A, 0, 0, "r1", True))
+    assert (actions, state.outside) == ([], {D})
+    assert directive(CHECKED, state, D, 4).task == "apply"
+    _, actions = look(state, *signed("r1", D))
+    assert actions[0] == AgreeState(1, "r1", tuple(sorted((A, B, C))), (), (D,))
+
+
+def test_one_honest_node_outside_is_enough_against_all_inside() -> None:
+    state = agreeing(A, B, C, weights=EVEN, decide=True, outside=D)
+    state, _ = look(state, *signed("bad", A, B, C), Held(4, A, 0, 0, "bad", True))
+    state, actions = look(state, *signed("r1", D))
+    assert (actions, state.owes_root) == ([], True)
+    state, actions = look(state, Recomputed(5, 0, 0, "r1"))
+    assert actions[0] == CloseRound(0, 0, (), {})
+    assert {p: pause.reason for p, pause in state.pauses.items()} == dict.fromkeys(
+        (A, B, C), round_state.DISSENT
+    )
+    assert state.delivered == {D}
+
+
+def test_a_node_outside_that_lies_is_struck_and_the_right_state_agreed_on() -> None:
+    state = agreeing(A, B, C, weights=EVEN, decide=True, outside=D)
+    state, _ = look(state, *signed("bad", D), *signed("r1", A, B, C))
+    state, actions = look(state, Held(4, A, 0, 0, "r1", True))
+    assert actions == []
+    state, actions = look(state, Recomputed(5, 0, 0, "r1"))
+    assert actions[0] == AgreeState(1, "r1", tuple(sorted((A, B, C))), recomputed=True)
+    assert {p: pause.reason for p, pause in state.pauses.items()} == {D: round_state.DISSENT}
+
+
+def test_a_silent_node_outside_takes_one_grace_and_is_not_waited_for_again() -> None:
+    state = agreeing(A, B, C, weights=EVEN, decide=True, outside=D)
+    state, _ = look(state, *signed("r1", A, B, C), Held(4, A, 0, 0, "r1", True))
+    state, actions = look(state, *(Seen(11.9, node, "r1") for node in (A, B, C)), Tick(11.9))
+    assert actions == []
+    state, actions = look(state, Tick(12))
+    assert actions[0] == AgreeState(1, "r1", tuple(sorted((A, B, C))))
+    assert (state.unawaited, state.pauses) == ({D}, {})
+    again = agreeing(A, B, C, weights=EVEN, decide=True, outside=D)
+    again, _ = look(replace(again, unawaited=frozenset({D})), *signed("r1", A, B, C))
+    _, actions = look(again, Held(4, A, 0, 0, "r1", True))
+    assert isinstance(actions[0], AgreeState)
+
+
+def test_who_sits_out_or_has_not_the_state_does_not_look_from_outside() -> None:
+    state = revealed(A, B, C)
+    paused = {D: round_state.Pause(2, 1, round_state.DISSENT)}
+    grounds = Grounds(2, 0, 0, EVEN, False, frozenset({A, D}))
+    assert look(state, Seen(2, D, "r0"), grounds)[0].outside == {D}
+    assert look(replace(state, pauses=paused), Seen(2, D, "r0"), grounds)[0].outside == set()
+    assert look(state, Seen(2, D, "elsewhere"), grounds)[0].outside == set()
+    assert look(state, grounds)[0].outside == set()
+
+
+def test_where_nobody_can_tell_who_is_right_nothing_is_agreed_and_nobody_struck() -> None:
+    state = agreeing(A, B, C, weights=EVEN, decide=True)
+    state, _ = look(state, *signed("bad", A, B), *signed("r1", C))
+    here = [Seen(15, node, "r1") for node in (A, B, C)]
+    state, actions = look(state, *here, Held(15, A, 0, 0, "bad", True), Tick(22.1))
+    assert actions == [CloseRound(0, 0, (), {})]
+    assert (state.delivered, state.pauses) == ({A, B, C}, {})
 
 
 def test_what_is_never_found_out_fails_the_attempt_and_is_nobodys_fault() -> None:
@@ -629,7 +710,7 @@ def test_what_was_found_out_too_late_is_stale() -> None:
     state, actions = look(state, *signed("r1", A, B))
     assert isinstance(actions[0], AgreeState)
     assert (state.own, state.held) == ("", frozenset())  # the next round is open
-    late = Recomputed(4, 0, 0, "x"), Held(4, A, 0, 0, "x", False), Grounds(4, 0, 0, {}, True)
+    late = Recomputed(4, 0, 0, "x"), Held(4, A, 0, 0, "x", False), Grounds(4, 0, 0, {}, False)
     for event in late:
         after, actions = look(state, event)
         assert isinstance(actions[0], Refuse)

@@ -112,10 +112,8 @@ def agreed(said: dict[str, Any], nodes: Iterable[Identity], *signers: Identity) 
     for node in nodes:
         vote = entries.state_vote(node, said["run"], **fields)
         signatures[node.peer_id] = vote.signatures[0][1].hex()
-    rests_on = said.get("rests_on", "coordinator")
-    made = entries.state_agreed(
-        signers[0], said["run"], **fields, rests_on=rests_on, signatures=signatures
-    )
+    fields |= {"rests_on": said.get("rests_on", "coordinator"), "outside": said.get("outside", "")}
+    made = entries.state_agreed(signers[0], said["run"], **fields, signatures=signatures)
     return forged(made, *signers)
 
 
@@ -154,7 +152,7 @@ def rooted(envelope: Rooted, state: FoldState) -> Envelope:
     known: dict[str, Any] = {"credits": digest("none"), "attempt": 0}
     if (attempt := state.attempt) is not None:
         known = {"credits": attempt.credits.root, "attempt": attempt.attempt}
-        known["rests_on"] = attempt.rests_on
+        known["rests_on"] = said.get("rests_on", attempt.rests_on)
     return agreed(said | known, envelope.nodes, *envelope.by)
 
 
@@ -380,10 +378,13 @@ class World:
         root: str = "",
         wrong: Iterable[int] = (),
         credits: str = "",
+        **grounds: str,
     ) -> Envelope:
-        """Agreement on the state with number ``round``; ``credits`` follow unless given."""
+        """Agreement on the state with number ``round``; ``credits`` and what it rests on follow
+        unless given."""
         fields: dict[str, Any] = {"round": round, "root": root or digest(f"state {round}")}
         fields |= {"run": self.run, "attempt": 0, "credits": credits, "wrong": list(wrong)}
+        fields |= grounds
         voters = tuple(self.members if nodes is None else nodes)
         if credits:
             return agreed(fields, voters, self.coordinator)

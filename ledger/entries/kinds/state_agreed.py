@@ -23,6 +23,7 @@ from artel.ledger.entries.body import (
     Count,
     Digest,
     Entry,
+    OptionalPeer,
     PeerId,
     Positive,
     Record,
@@ -46,7 +47,7 @@ from artel.ledger.entries.words import short_key
 from artel.protocol import assignment, canonical, dsse, schema
 from artel.protocol.dsse import Envelope, Seal
 from artel.protocol.errors import DecodeError
-from artel.protocol.identity import Identity
+from artel.protocol.identity import Identity, short_peer
 from artel.protocol.round_state import carries
 
 STATE_TYPE = "application/vnd.artel.state+json"
@@ -73,6 +74,7 @@ class StateAgreed(Body):
     round was closed: by it an account's credit can be proven without the entries before.
     ``signatures`` holds those of the nodes that agree, by peer id, over :class:`StateVote`.
     ``rests_on``: with "coordinator" its signer says that it has recomputed the state itself.
+    ``outside`` is one of those nodes which is not of the round (:func:`is_outside`); "" for nobody.
     """
 
     KIND: ClassVar = "state_agreed"
@@ -85,6 +87,7 @@ class StateAgreed(Body):
     credits: Digest
     wrong: Annotated[tuple[SliceNumber, ...], *LISTED]
     rests_on: RestsOn
+    outside: OptionalPeer
     signatures: Annotated[dict[PeerId, Signature], Field(max_length=MAX_MEMBERS)]
 
     def seals(self) -> Iterator[Seal]:
@@ -100,7 +103,10 @@ class StateAgreed(Body):
         attempt = state.current(self.round - 1, self.attempt, "applying")
         if attempt is None:
             return reasons.OUT_OF_ORDER
-        if self.rests_on != attempt.rests_on:
+        if attempt.rests_on == "coordinator" != self.rests_on:
+            return reasons.WRONG_GROUNDS
+        seen = self.outside in self.signatures and is_outside(state, attempt, self.outside)
+        if self.outside and not seen:
             return reasons.WRONG_GROUNDS
         agreeing = [peer for peer in attempt.accepted if peer in self.signatures]
         if not carries(attempt.weights, attempt.accepted, agreeing):
@@ -154,9 +160,11 @@ class StateAgreed(Body):
             (closed,),
         )
         if self.rests_on == "coordinator":
+            yield Fact("the coordinator says that it has recomputed the state itself")
+        if self.outside:
             yield Fact(
-                "the coordinator says that it has recomputed the state itself: fewer than "
-                f"{story.genesis.rules.trust.founders} accounts had standing"
+                f"node {short_peer(self.outside)} came to it too: with standing, and of an account "
+                "with no contribution to it"
             )
         for number in sorted({*trail.wrong, *trail.accused}):
             yield from judged(trail, number)
@@ -177,6 +185,7 @@ def state_agreed(
     rests_on: RestsOn,
     signatures: Mapping[str, str],
     wrong: Iterable[int] = (),
+    outside: str = "",
 ) -> Envelope:
     """Record an agreed state.
 
@@ -185,6 +194,7 @@ def state_agreed(
     """
     body = {"run": run, "round": round, "attempt": attempt, "root": root, "credits": credits}
     body |= {"wrong": tuple(sorted(wrong)), "signatures": dict(signatures), "rests_on": rests_on}
+    body |= {"outside": outside}
     return signed(StateAgreed, body, coordinator)
 
 
@@ -213,6 +223,14 @@ def open_vote(data: bytes) -> tuple[StateVote, Envelope]:
     if envelope.payload_type != STATE_TYPE:
         raise DecodeError("not a vote")
     return schema.checked(StateVote, canonical.loads(envelope.payload), "vote"), envelope
+
+
+def is_outside(state: FoldState, attempt: Attempt, node: str) -> bool:
+    """Whether a node can look at the state of an attempt from outside: its account has standing,
+    and no contribution that was accepted."""
+    if node in attempt.accepted or not state.standing_of(node):
+        return False
+    return state.account_of(node) not in {attempt.accounts[peer] for peer in attempt.accepted}
 
 
 def held_against(attempt: Attempt, wrong: Iterable[int]) -> list[tuple[str, str]]:

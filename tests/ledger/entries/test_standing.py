@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from artel.ledger import entries
+from artel.ledger.entries import reasons
 from artel.ledger.entries.kinds.transfer import Transfer
 from artel.ledger.entries.standing import CAP, Standings
 from artel.ledger.fold.shares import FoldState, fold
-from ledger_world import CREDIT, World, outcomes, read
+from artel.protocol.dsse import Envelope
+from artel.protocol.identity import Identity
+from ledger_world import CREDIT, World, key, outcomes, read
 
 LATELY = {"standing_rounds": 4, "founders": 2}
 
@@ -55,6 +60,35 @@ def test_nodes_of_one_account_share_its_standing() -> None:
     names = [member.peer_id for member in world.members]
     assert state.weights(names) == dict(zip(names, (CREDIT // 2, CREDIT // 2, CREDIT), strict=True))
     assert state.weights(names[1:]) == dict.fromkeys(names[1:], CREDIT)
+
+
+def test_only_a_node_of_another_account_with_standing_looks_from_outside() -> None:
+    world = World(nodes=4, ownership={"vesting_rounds": 0}, trust=LATELY)
+    *inside, other = world.members
+    new, owner = key("new node"), key("new owner")
+    moved = entries.node(inside[0], world.owners[3], world.run, seq=2)
+    start = [
+        *(*world.start, entries.account(owner, world.run)),
+        entries.node(new, owner, world.run, seq=1),
+        *world.round(0),
+        *world.until_closed(1)[:-1],
+        world.closed(1, accepted=inside),
+    ]
+
+    def outcome(*before: Envelope, voters: Sequence[Identity] = world.members, **said: str) -> str:
+        agreed = world.agreed(2, voters, **said)
+        made = outcomes([*start, *before, agreed])[1][-1]
+        return made.reason or made.status
+
+    assert outcome() == outcome(outside=other.peer_id) == "credited"
+    assert outcome(voters=inside, outside=other.peer_id) == reasons.WRONG_GROUNDS  # it signed not
+    assert outcome(outside=inside[0].peer_id) == reasons.WRONG_GROUNDS
+    nobody = [*inside, new]
+    assert outcome(voters=nobody, outside=new.peer_id) == reasons.WRONG_GROUNDS
+    assert outcome(moved, outside=inside[0].peer_id) == reasons.WRONG_GROUNDS
+    assert outcome(rests_on="coordinator") == "credited"  # it may always compute it too
+    early = [*world.start, *world.round(0)[:-1], world.agreed(1, rests_on="members")]
+    assert outcomes(early)[1][-1].reason == reasons.WRONG_GROUNDS
 
 
 def test_what_is_given_away_is_no_standing() -> None:
