@@ -1,5 +1,8 @@
-"""Going back: once a state is called wrong, its forerunner is kept; once that is proven, the run
-goes on from the newest right state that this coordinator has or gets.
+"""Going back: once a state is called wrong, its forerunner is kept and it is computed here too;
+once that is proven, the run goes on from the newest right state that this coordinator has or gets.
+
+Two of a jury decide in the ledger, and they may lie. So a state that comes out here as it is
+recorded is not gone back behind, unless the organiser wants to; no round begins then.
 
 A state that nobody gives is of no use, however right it is: so what the run goes back to is fetched
 first, from whoever may still have it: those who called the state wrong and the jury, who computed
@@ -16,6 +19,7 @@ from artel.coordinator.resuming import NoEffect
 from artel.coordinator.service import Coordinator
 from artel.ledger.entries.anchors import oldest_anchor
 from artel.ledger.entries.fold_state import Charge
+from artel.protocol.errors import ArtelError
 from artel.protocol.events import emit
 
 log = logging.getLogger("artel.coordinator")
@@ -23,6 +27,11 @@ log = logging.getLogger("artel.coordinator")
 RETRY_S = 5.0
 """Until all are asked again when nobody has any right state."""
 
+COMPUTE_S = 300.0
+"""In which what a state was made of has to come, and the state of that."""
+
+Compute = Callable[[int, Sequence[str]], Awaitable[str]]
+"""The root that the state with this number should have; what it takes is got from these too."""
 Copy = Callable[[str, Sequence[str]], Awaitable[bool]]
 """Gets the state with this root, from its holders or these others; says whether it is here."""
 
@@ -30,9 +39,10 @@ Copy = Callable[[str, Sequence[str]], Awaitable[bool]]
 class Returning:
     """Background work for one coordinator; :meth:`run` never returns."""
 
-    def __init__(self, coordinator: Coordinator, copy: Copy) -> None:
-        self._core, self._copy = coordinator, copy
-        self._asked = set[str]()  # entries that called a state wrong, and were looked after
+    def __init__(self, coordinator: Coordinator, copy: Copy, compute: Compute) -> None:
+        self._core, self._copy, self._compute = coordinator, copy, compute
+        self._roots = dict[str, str]()  # entry that called a state wrong: what that came to here
+        self._stays = set[str]()  # of those, proven ones that are not believed
 
     async def run(self) -> None:
         """Look after charges until cancelled."""
@@ -41,32 +51,72 @@ class Returning:
             async with core.changed:
                 await core.changed.wait_for(lambda: self._proven() or self._new())
             for number, charge in self._new():
-                self._asked.add(charge.entry)
-                await self._have(number - 1, charge)
+                self._roots[charge.entry] = ""
+                if await self._have(number - 1, charge):
+                    self._roots[charge.entry] = await self._come_to(number, charge)
             for number, charge in self._proven()[:1]:
                 await self._go_back(number, charge)
 
     def _proven(self) -> list[tuple[int, Charge]]:
         """States that were proven wrong, the oldest first."""
         charges = sorted(self._core.ledger.state.charges.items())
-        return [(number, charge) for number, charge in charges if charge.proven]
+        proven = [(number, charge) for number, charge in charges if charge.proven]
+        return [found for found in proven if found[1].entry not in self._stays]
 
     def _new(self) -> list[tuple[int, Charge]]:
         charges = self._core.ledger.state.charges.items()
-        return [(n, charge) for n, charge in charges if charge.entry not in self._asked]
+        return [(n, charge) for n, charge in charges if charge.entry not in self._roots]
 
     async def _have(self, number: int, charge: Charge) -> bool:
         """Whether the state with this number is here, or can be had."""
+        return await self._copy(self._core.ledger.state.states[number], self._others(charge))
+
+    def _others(self, charge: Charge) -> list[str]:
         known = [charge.node, *(node for node, _ in charge.said.values())]
-        others = [*known, *(peer for peer in self._core.peers if peer not in known)]
-        return await self._copy(self._core.ledger.state.states[number], others)
+        return [*dict.fromkeys([*known, *self._core.peers])]
+
+    async def _come_to(self, number: int, charge: Charge) -> str:
+        """The root of the state that is called wrong; "" when it cannot be computed here."""
+        try:
+            async with asyncio.timeout(COMPUTE_S):
+                root = await self._compute(number, self._others(charge))
+        except (ArtelError, OSError) as error:  # a time-out too
+            reason = getattr(error, "message", str(error)) or "it took too long"
+            emit(log, "state.not_recomputed", logging.ERROR, state=number, reason=reason)
+            return ""
+        right = root == self._core.ledger.state.states[number]
+        emit(log, "state.recomputed", logging.WARNING, state=number, root=root[:12], right=right)
+        return root
+
+    def _believed(self, wrong: int, charge: Charge) -> bool:
+        """Whether what a jury has proven is gone by; else the run stands still from here."""
+        if self._roots.get(charge.entry) != self._core.ledger.state.states[wrong]:
+            return True
+        if self._core.believes_juries:
+            return True
+        self._stays.add(charge.entry)
+        emit(
+            log,
+            "run.not_rolled_back",
+            logging.ERROR,
+            state=wrong,
+            reason="a jury calls it wrong, and this coordinator has computed what is recorded",
+            hint="no round begins: see who is right with artel ledger verify --states N; go back "
+            "all the same with artel coordinator start --believe-juries, or publish another run",
+        )
+        return False
 
     async def _go_back(self, wrong: int, charge: Charge) -> None:
         core = self._core
+        if not self._believed(wrong, charge):
+            return
+        own, recorded = self._roots.get(charge.entry, ""), core.ledger.state.states[wrong]
+        against = {"": "the jury's word alone", recorded: "the jury's word against this machine's"}
+        grounds = against.get(own, "computed here too")
         for number in range(wrong - 1, oldest_anchor(core.ledger.state) - 1, -1):
             if await self._have(number, charge):
                 try:
-                    await core.go_back(charge.entry, number)
+                    await core.go_back(charge.entry, number, grounds)
                 except NoEffect:
                     continue
                 return

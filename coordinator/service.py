@@ -101,6 +101,8 @@ class Coordinator:
         self.rules = rules_of(manifest)
         self.recompute = 0
         """It comes to one of so many states itself, by chance; 0: only where it has to."""
+        self.believes_juries = False
+        """It goes back behind a state that a jury calls wrong even where it finds it right."""
         self.work = assignment.Work.of(manifest.config)
         self.codec = codec.of(manifest.config.exchange)
         self.payload_bytes = largest_contribution(manifest.config, layout)
@@ -261,10 +263,11 @@ class Coordinator:
         self.state = state
         return actions
 
-    async def go_back(self, charge: str, number: int) -> None:
+    async def go_back(self, charge: str, number: int, grounds: str = "") -> None:
         """Go on from the state with this number, since a later one was proven wrong.
 
         :param charge: id of the entry that called it wrong
+        :param grounds: what that rests on, in words
         """
 
         def back(fold: FoldState) -> Envelope:
@@ -289,7 +292,8 @@ class Coordinator:
                 raise
             self._shown, self._votes = {}, {}
             self.state = resumed(self.ledger.state, self.clock(), self.state)
-        emit(log, "run.rolled_back", logging.WARNING, round=number, undone=newest - number)
+        said = {"round": number, "undone": newest - number, "grounds": grounds}
+        emit(log, "run.rolled_back", logging.WARNING, **said)
         await self.tell()
 
     def _say_who_sits_out(self, after: RunState) -> None:

@@ -12,6 +12,8 @@ from artel.coordinator.returning import Returning
 from artel.coordinator.service import Coordinator
 from artel.ledger import entries
 from artel.ledger.entries import audits
+from artel.ledger.fold.history import History
+from artel.ledger.sync.recompute_state import fetch_inputs, root_in_child
 from artel.protocol import assignment, shards
 from artel.protocol.errors import Unreachable
 from artel.protocol.events import emit
@@ -58,7 +60,7 @@ class Upkeep:
             group.create_task(self._announce())
             group.create_task(self._follow())
             group.create_task(self._closing.run())
-            group.create_task(Returning(self._core, self._mirror).run())
+            group.create_task(Returning(self._core, self._mirror, self._computed).run())
 
     def _label(self) -> None:
         """Say what the content of the prepared run is, so that its bytes are counted as that."""
@@ -146,6 +148,13 @@ class Upkeep:
         while len(self._states) > KEEP_STATES:
             core.blobs.delete(self._states.pop(0))
         return True
+
+    async def _computed(self, number: int, others: Sequence[str]) -> str:
+        """The root that an agreed state should have, from what it was made of."""
+        core = self._core
+        history = History(core.ledger.store, core.ledger.store.query, core.ledger.state)
+        await fetch_inputs(core.host, core.blobs, history, number, others, core.state_bytes)
+        return await root_in_child(core.metrics.path.parent, number)
 
     async def _prune(self) -> None:
         """Delete the contributions and slices of rounds that nobody can still be applying."""

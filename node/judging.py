@@ -19,17 +19,14 @@ from artel.ledger import entries
 from artel.ledger.entries.anchors import anchor_of
 from artel.ledger.entries.fold_state import Charge
 from artel.ledger.entries.kinds.state_wrong import asked
-from artel.node.closed_rounds import ClosedRound, agreed_round
-from artel.node.recompute_state import root_in_child
+from artel.ledger.sync.recompute_state import fetch_inputs, root_in_child
 from artel.node.session import Session
 from artel.node.worker import Worker
-from artel.protocol import assignment, messages
+from artel.protocol import messages
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import ArtelError, CheckFailed
 from artel.protocol.events import emit
-from artel.protocol.exchange import pseudogradient
-from artel.protocol.net import delivery, wire
-from artel.protocol.net.delivery import Wanted
+from artel.protocol.net import wire
 
 log = logging.getLogger("artel.node")
 
@@ -173,29 +170,7 @@ class Judging:
 
     async def _compute(self, number: int, holders: Sequence[str]) -> str:
         session = self._session
-        history, base = session.replica.history, session.replica.state.states[number - 1]
-        closed = await asyncio.to_thread(agreed_round, history, number - 1)
-        me, coordinator = session.identity.peer_id, session.link.coordinator
-        named = dict.fromkeys([*holders, *self._neighbours(), *closed.members, coordinator])
-        others = [peer for peer in named if peer != me]
-        store = session.blobs
-        await delivery.fetch(
-            session.host, store, Wanted(base, others, session.state_bytes, "state")
-        )
-        store.label("state", base)
-        await self._contributions(closed, others)
+        others = [*holders, *self._neighbours(), session.link.coordinator]
+        where = session.host, session.blobs, session.replica.history
+        await fetch_inputs(*where, number, others, session.state_bytes)
         return await self._recompute(session.home, number)
-
-    async def _contributions(self, closed: ClosedRound, others: Sequence[str]) -> None:
-        """Have the blobs of a round in the store, whatever the slices come to."""
-        session, bodies = self._session, closed.shown.values()
-        wanted = [Wanted(body.blob, others, body.size, "contribution") for body in bodies]
-        paths = await delivery.fetch_all(session.host, session.blobs, wanted)
-        work = assignment.Work.of(session.manifest.config)
-        if work.topology_of(len(closed.members)) == "gather":
-            return
-        for body, path in zip(bodies, paths, strict=True):
-            data = await asyncio.to_thread(path.read_bytes)
-            listed = pseudogradient.open_index(data, round=body.round, base=body.base)
-            parts = [Wanted(blob, others, size, "contribution") for blob, size in listed]
-            await delivery.fetch_all(session.host, session.blobs, parts)

@@ -6,16 +6,23 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from artel.coordinator.returning import Returning
+from artel.coordinator.upkeep import Upkeep
 from artel.ledger import entries
-from artel.protocol import messages
+from artel.protocol import content, messages
+from artel.protocol.errors import CheckFailed
 from artel.protocol.round_state import Phase
+from artel.protocol.state import state_root
 from desk_world import Member, Office, refused, run_of
+from host_world import until
+from scene_world import scene_of
 
 RIGHT = hashlib.sha256(b"right").hexdigest()
 WRONG = hashlib.sha256(b"wrong").hexdigest()
@@ -80,8 +87,11 @@ async def prove(office: Office, members: list[Member], charge: str, root: str = 
         await say(owners[name], answer)
 
 
-async def returned(office: Office, held: set[str]) -> list[str]:
-    """Let the coordinator go back; which states it asked for."""
+async def returned(office: Office, held: set[str], own: str = "") -> list[str]:
+    """Let the coordinator go back; which states it asked for.
+
+    :param own: what it comes to itself, if it can compute the state
+    """
     asked: list[str] = []
 
     async def copy(root: str, others: Sequence[str]) -> bool:
@@ -89,10 +99,17 @@ async def returned(office: Office, held: set[str]) -> list[str]:
         asked.append(root)
         return root in held
 
-    task = asyncio.create_task(Returning(office.core, copy).run())
+    async def compute(number: int, others: Sequence[str]) -> str:
+        assert (number, office.core.ledger.state.charges[number].node in others) == (2, True)
+        if not own:
+            raise CheckFailed("the contributions are gone")
+        return own
+
+    returning = Returning(office.core, copy, compute)
+    task = asyncio.create_task(returning.run())
     await asyncio.sleep(0)
     for _ in range(200):
-        if not office.core.state.halted:
+        if not office.core.state.halted or returning._stays:
             break
         await office.core.tell()
         await asyncio.sleep(0.01)
@@ -120,6 +137,87 @@ async def test_the_run_goes_on_from_the_state_before(
     assert [body.attempt for body in office.bodies("state_agreed")] == [0, 0, 1, 0]
     assert office.core.state.phase is Phase.FINISHED
     assert not office.core.ledger.state.ignored
+
+
+def said(caplog: pytest.LogCaptureFixture, name: str) -> dict[str, Any]:
+    """The fields of an event that was said once."""
+    (record,) = [record for record in caplog.records if record.getMessage() == name]
+    return dict(vars(record)["fields"])
+
+
+@pytest.mark.parametrize(
+    ("own", "grounds"), [("", "the jury's word alone"), (RIGHT, "computed here too")]
+)
+async def test_it_says_what_its_going_back_rests_on(
+    office: Office,
+    members: list[Member],
+    charged: str,
+    caplog: pytest.LogCaptureFixture,
+    own: str,
+    grounds: str,
+) -> None:
+    await prove(office, members, charged)
+    await returned(office, {FIRST}, own)
+    assert office.core.state.base == FIRST
+    assert said(caplog, "run.rolled_back")["grounds"] == grounds
+
+
+async def test_what_comes_out_here_as_it_is_recorded_is_not_gone_back_behind(
+    office: Office, members: list[Member], charged: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two of the jury lie. The organiser decides what becomes of the run."""
+    await prove(office, members, charged)
+    await returned(office, {FIRST}, own=WRONG)
+    assert (office.core.state.base, office.bodies("rolled_back")) == (WRONG, [])
+    assert "--believe-juries" in said(caplog, "run.not_rolled_back")["hint"]
+    for member in members:
+        assert (await member.beat()).task == "wait"
+    await office.reopen()
+    office.core.believes_juries = True
+    await returned(office, {FIRST}, own=WRONG)
+    assert office.core.state.base == FIRST
+
+
+@pytest.mark.parametrize("jury_lies", [True, False])
+async def test_the_coordinator_computes_the_state_from_what_was_contributed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, jury_lies: bool
+) -> None:
+    """Real files, and the real child; the contributions are fetched again where they are gone."""
+    async with scene_of(tmp_path, 5, settle_s=30) as scene:
+        core, office = scene.core, scene.office
+        await scene.applying()
+        right = scene.next()
+        false = state_root(replace(right, params=-right.params))
+        core.rules = replace(core.rules, checked=False)  # else no false one is recorded
+        recorded, other = (state_root(right), false) if jury_lies else (false, state_root(right))
+        kept = [(member, member.blob()) for member in scene.members]
+        for member in scene.members[:3]:
+            await member.sign_state(recorded)
+        await office.pass_time(31)
+        assert core.state.base == recorded
+        for member, blob in kept:
+            name = content.content_id(blob)
+            (tmp_path / "blob").write_bytes(blob)
+            scene.holders[member.peer].store.adopt(name, tmp_path / "blob")
+            core.blobs.delete(name)
+        accuser = scene.members[3]
+        fields = {"state": 1, "attempt": 0, "recorded": recorded, "root": other}
+        charge = entries.state_wrong(accuser.identity, office.run, **fields)
+        await say(accuser, charge)
+        await prove(office, scene.members, entries.entry_id(charge.encode()), other)
+        assert core.state.halted
+        upkeep = asyncio.create_task(Upkeep(core, "").run())
+        try:
+            done = "run.not_rolled_back" if jury_lies else "run.rolled_back"
+            await until(lambda: done in [record.getMessage() for record in caplog.records], 60)
+        finally:
+            upkeep.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await upkeep
+        assert said(caplog, "state.recomputed")["right"] is jury_lies
+        assert core.ledger.state.states == [scene.base.root, recorded][: 1 + jury_lies]
+        if not jury_lies:
+            assert said(caplog, "run.rolled_back")["grounds"] == "computed here too"
 
 
 async def test_it_goes_further_back_when_nobody_holds_that_state(

@@ -18,8 +18,8 @@ from aggregate_world import numbers
 from artel.ledger.entries.genesis import read_genesis
 from artel.ledger.fold.layout import LAYOUT_FILE, layout_of
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
+from artel.ledger.sync.recompute_state import root_in_child
 from artel.ledger.tlog.checkpoint import origin_of, sign_checkpoint
-from artel.node.recompute_state import root_in_child
 from artel.protocol import content
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import CheckFailed, ResourceError, UsageError
