@@ -25,7 +25,7 @@ class Unchecked:
     detail: str
 
 
-class Told:
+class Recomputations:
     """What entries say of who came to agreed states beside those who made them."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ def unchecked(
 
     :param states: how many agreed states it records
     :param final: entries before this index are final
-    :param told: see :meth:`Told.counts`
+    :param told: see :meth:`Recomputations.counts`
     """
     found = [
         state_roots(states, told),

@@ -70,7 +70,7 @@ class Verification:
     unchecked: tuple[Unchecked, ...]
     state: FoldState
     told: Mapping[str, int] = field(default_factory=dict)
-    """See :meth:`labels.Told.counts`."""
+    """See :meth:`labels.Recomputations.counts`."""
 
     @property
     def verified(self) -> bool:
@@ -208,11 +208,11 @@ class _Replay:
         self._documents: set[bytes] = set()
         self._signatures = 0
         self._unsigned: list[int] = []
-        self._told = labels.Told()
+        self._told = labels.Recomputations()
 
     @property
     def told(self) -> dict[str, int]:
-        """See :meth:`labels.Told.counts`."""
+        """See :meth:`labels.Recomputations.counts`."""
         return self._told.counts(self.state.round)
 
     @property

@@ -120,7 +120,7 @@ class Audited:
     final: int = 0
     """Entries before this index are final."""
     told: Mapping[str, int] = field(default_factory=dict)
-    """See :meth:`labels.Told.counts`."""
+    """See :meth:`labels.Recomputations.counts`."""
 
 
 def audit_log(
@@ -145,7 +145,7 @@ def audit_log(
     keys = vkeys or [key.encode() for key in verified_head(source, newest, run=run).keys]
     if not full or not run_of(parse_checkpoint(newest).origin):
         return Audited(audit(source, keys, full=full, origin=origin, progress=progress))
-    state, signed, told = FoldState(), Counter[bool](), labels.Told()
+    state, signed, told = FoldState(), Counter[bool](), labels.Recomputations()
 
     def replay(leaves: Iterator[bytes]) -> None:
         whole = with_documents(source, leaves)

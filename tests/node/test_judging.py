@@ -68,11 +68,10 @@ class Node:
         session: Any = SimpleNamespace(
             replica=self.replica,
             link=SimpleNamespace(coordinator="coordinator", tell=self.tell),
-            manifest=SimpleNamespace(config=WORLD_CONFIG),
             identity=member,
             account_name=owner.key,
             run=WORLD.run,
-            host=None,
+            host=SimpleNamespace(peer_id=member.peer_id),
             blobs=blobs,
             home=tmp_path,
             state_bytes=1 << 20,
@@ -94,14 +93,6 @@ class Node:
         if self.refuses:
             raise wire.Refused("no", code=self.refuses)
         self.said.append(entries.decode(message.statement))
-
-
-WORLD_CONFIG: Any = SimpleNamespace(
-    rounds=SimpleNamespace(inner_steps=4, total=60, box_s=0.0, span=0),
-    optimizer=SimpleNamespace(batch_size=2),
-    data=SimpleNamespace(seq_len=16),
-    exchange=SimpleNamespace(topology="gather", overlap_steps=0),
-)
 
 
 async def test_who_computed_another_state_says_so_once(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""A real run in which a majority agrees on a wrong state: the others prove it, and it goes back."""
+"""A real run in which a majority agrees on a wrong state, and the coordinator lets it: the others
+prove it, and the run goes back."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ import pytest
 from artel import cli
 from artel.ledger import entries
 from artel.ledger.entries import Entry, reasons
-from artel.protocol import identity
+from artel.protocol import identity, tether
 from benchmarks.swarm import Swarm
 from colluding_node import LIE
 from places import WORLDS
@@ -37,9 +38,22 @@ async def colluder(swarm: Swarm, home: Path) -> asyncio.subprocess.Process:
         )
 
 
+def colluding(*arguments: str) -> tuple[str, ...]:
+    """As :func:`artel.protocol.tether.command`, but for a coordinator that colludes."""
+    if arguments[0] != "coordinator":
+        return honest_command(*arguments)
+    program = str(WORLDS / "colluding_coordinator.py")
+    arguments = (*arguments, "--recompute", "0")
+    return tether.tied(sys.executable, "-P", program, *arguments, death=signal.SIGTERM)
+
+
+honest_command = tether.command
+
+
 async def test_honest_nodes_prove_a_majority_wrong_and_the_run_goes_back_and_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tether, "command", colluding)
     # The run rests on its members as soon as anything has vested.
     rules: dict[str, Any] = {"min_nodes": 7, "max_nodes": 8, "quorum": 0.9, "founders": 1}
     run = write_run(tmp_path, **rules, total=200, inner_steps=100)
@@ -61,6 +75,8 @@ async def test_honest_nodes_prove_a_majority_wrong_and_the_run_goes_back_and_on(
                 if liar.returncode is None:
                     liar.send_signal(signal.SIGKILL)
                 await liar.wait()
+    assert "the jury's word alone" not in (console := (coordinator / "console.log").read_text())
+    assert "computed here too" in console
     decoded, fold = ledger_of(coordinator)
     assert_gone_back(decoded)
     guilty = {identity.load(home / "node.key").peer_id for home in homes}

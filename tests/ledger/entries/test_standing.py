@@ -10,10 +10,11 @@ from artel.ledger import entries
 from artel.ledger.entries import reasons
 from artel.ledger.entries.kinds.transfer import Transfer
 from artel.ledger.entries.standing import CAP, Standings
+from artel.ledger.fold.labels import Recomputations, state_roots
 from artel.ledger.fold.shares import FoldState, fold
 from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity
-from ledger_world import CREDIT, World, key, outcomes, read
+from ledger_world import CREDIT, World, agreed, digest, key, outcomes, read
 
 LATELY = {"standing_rounds": 4, "founders": 2}
 
@@ -89,6 +90,26 @@ def test_only_a_node_of_another_account_with_standing_looks_from_outside() -> No
     assert outcome(rests_on="coordinator") == "credited"  # it may always compute it too
     early = [*world.start, *world.round(0)[:-1], world.agreed(1, rests_on="members")]
     assert outcomes(early)[1][-1].reason == reasons.WRONG_GROUNDS
+
+
+def test_a_check_says_how_many_states_were_seen_from_outside() -> None:
+    world, seen = World(nodes=2), Recomputations()
+    for number, rests_on, outside in (
+        (1, "coordinator", ""),
+        (2, "members", world.members[0].peer_id),
+        (3, "members", ""),
+        (3, "coordinator", world.members[0].peer_id),  # made again
+        (4, "members", world.members[0].peer_id),  # and gone back behind
+    ):
+        said = {"round": number, "attempt": 0, "root": digest("r"), "credits": digest("c")}
+        said |= {"run": world.run, "wrong": [], "rests_on": rests_on, "outside": outside}
+        body = entries.decode(agreed(said, world.members, world.coordinator).encode()).body
+        assert isinstance(body, entries.StateAgreed)
+        seen.note(body)
+    assert seen.counts(3) == {"coordinator": 2, "outside": 2}
+    detail = state_roots(3, seen.counts(3), 1).detail
+    assert "came to 2 of all 3 itself; a node from outside the round signed 2 of all 3" in detail
+    assert Recomputations().counts(0) == {"coordinator": 0, "outside": 0}
 
 
 def test_what_is_given_away_is_no_standing() -> None:

@@ -457,6 +457,7 @@ def test_every_state_follows_from_the_first_and_the_contributions(
     assert (code, told["verified"]) == (0, True)
     assert statuses(told) == {3: "right", 4: "right"}  # by way of 1 and 2
     assert "2 were recomputed" in told["not_checked"][0]["detail"]
+    assert told["recomputed"] == {"coordinator": 4, "outside": 0, "here": 2, "of": 4}
     assert statuses(verified(capsys, "--home", home, "--states", 99)[1]) == dict.fromkeys(
         range(1, 5), "right"
     )
