@@ -105,7 +105,7 @@ class Scene:
     async def over(self, round: int = 1, attempt: int = 0) -> None:
         """Wait until this round and attempt is the next."""
         state = self.core
-        await until(lambda: (state.state.round, state.state.attempt) == (round, attempt), 30)
+        await until(lambda: (state.state.round, state.state.attempt) == (round, attempt), 60)
 
 
 @contextlib.asynccontextmanager
@@ -139,8 +139,9 @@ async def scene_of(
 
 
 def children() -> list[psutil.Process]:
-    return [
-        child
-        for child in psutil.Process().children()
-        if any("apply_worker" in part for part in child.cmdline())
-    ]
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if any("apply_worker" in part for part in child.cmdline()):
+                found.append(child)
+    return found
