@@ -19,6 +19,7 @@ from artel.protocol import assignment, messages, rounds
 from artel.protocol.errors import ArtelError, CheckFailed
 from artel.protocol.events import emit
 from artel.protocol.net import delivery
+from artel.protocol.tasks import end
 
 log = logging.getLogger("artel.node")
 
@@ -253,6 +254,5 @@ class Contributing:
 
     async def close(self) -> None:
         """End the tail, if one is under way."""
-        if self._tail is not None and not self._tail.done():
-            self._tail.cancel()
-            await asyncio.wait({self._tail})
+        if self._tail is not None:
+            await end(self._tail)

@@ -33,7 +33,7 @@ from artel.protocol import messages
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, ResourceError, Unreachable
 from artel.protocol.events import emit
 from artel.protocol.net import delivery, dht, wire
-from artel.protocol.tasks import first_error, uninterrupted, within
+from artel.protocol.tasks import end, first_error, uninterrupted, within
 
 log = logging.getLogger("artel.node")
 
@@ -250,14 +250,12 @@ class Daemon:
                     continue
                 self._heard.clear()
                 if duty is not None:
-                    duty.cancel()
-                    await asyncio.wait({duty})
+                    await end(duty)
                 if self.directive is not None:
                     duty = asyncio.create_task(self._perform(self.directive))
         finally:
             if duty is not None:
-                duty.cancel()
-                await asyncio.wait({duty})
+                await end(duty)
 
     async def _perform(self, directive: messages.Directive) -> None:
         """Perform one directive until it is done, through failures that may pass, and stand by."""

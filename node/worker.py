@@ -27,7 +27,7 @@ from artel.protocol import assignment, messages
 from artel.protocol.errors import ArtelError, CheckFailed, Unreachable
 from artel.protocol.events import emit
 from artel.protocol.net import wire
-from artel.protocol.tasks import uninterrupted
+from artel.protocol.tasks import end, uninterrupted
 
 log = logging.getLogger("artel.node")
 
@@ -237,8 +237,7 @@ class Worker:
     async def close(self) -> None:
         """End what goes on beside the duties."""
         await self._own.close()
-        self._evaluation.cancel()
-        await asyncio.wait({self._evaluation})
+        await end(self._evaluation)
 
     async def hand_back(self, directive: messages.Directive, reason: str) -> None:
         """Tell the coordinator not to wait for this node in this attempt."""

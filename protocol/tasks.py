@@ -10,17 +10,28 @@ from artel.protocol.errors import ArtelError
 
 Result = TypeVar("Result")
 
+AGAIN_S = 5.0
+"""After which a task that was cancelled, and goes on, is cancelled again."""
+
 
 async def together(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
     """Run all at once and return their results in order.
 
-    When one fails the others are cancelled, and its error is raised as it is.
+    When one fails the others are cancelled, and its error is raised as it is. No task group: before
+    Python 3.13 one that ends with an error forgets that the caller was cancelled meanwhile (cpython
+    issue 116720), and the caller then goes on as if nothing were.
     """
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in work]
     try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(coroutine) for coroutine in work]
-    except BaseExceptionGroup as errors:
-        raise first_error(errors) from None
+        if tasks:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await uninterrupted(asyncio.gather(*tasks, return_exceptions=True))
+    errors = [error for task in tasks if not task.cancelled() and (error := task.exception())]
+    if errors:
+        raise first_error(BaseExceptionGroup("", errors))
     return [task.result() for task in tasks]
 
 
@@ -36,6 +47,13 @@ async def beside(guard: Coroutine[Any, Any, None], work: Coroutine[Any, Any, Res
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def end(task: asyncio.Task[Any]) -> None:
+    """Cancel a task until it has ended: a library on its way may swallow a cancellation."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=AGAIN_S)
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from artel.protocol import content, files, merkle, messages
+from artel.protocol import content, files, merkle, messages, tasks
 from artel.protocol.errors import DecodeError, ResourceError, Unreachable
 from artel.protocol.net import delivery, download, wire
 from artel.protocol.net import swarm as swarming
@@ -504,6 +504,50 @@ async def test_the_first_error_ends_the_others_and_comes_as_it_is() -> None:
         await together([wait(), fail()])
     assert ended.is_set()
     assert await together([asyncio.sleep(0.01, 1), asyncio.sleep(0, 2)]) == [1, 2]
+
+
+@pytest.mark.parametrize("slow", [False, True])
+async def test_a_cancellation_counts_also_when_one_has_failed_a_moment_ago(slow: bool) -> None:
+    """A node that went on here stood still for ever, and with it the run."""
+    go = asyncio.Event()
+
+    async def fail() -> None:
+        await go.wait()
+        raise ResourceError("full")
+
+    async def wait() -> None:
+        try:
+            await asyncio.sleep(10)
+        finally:
+            await asyncio.sleep(0.01)  # as a stream that is closed in order
+
+    task = asyncio.create_task(together([fail(), wait()] if slow else [fail()]))
+    await asyncio.sleep(0.01)
+    go.set()
+    for _ in range(1 + slow):
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_task_that_swallows_a_cancellation_is_cancelled_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tasks, "AGAIN_S", 0.01)
+    swallowed = asyncio.Event()
+
+    async def stubborn() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(10)
+        swallowed.set()
+        await asyncio.sleep(10)
+
+    task = asyncio.create_task(stubborn())
+    await asyncio.sleep(0)
+    await tasks.end(task)
+    assert swallowed.is_set()
+    assert task.cancelled()
 
 
 @pytest.mark.parametrize("times", [1, 3])
