@@ -49,7 +49,7 @@ async def beside(guard: Coroutine[Any, Any, None], work: Coroutine[Any, Any, Res
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def end(task: asyncio.Task[Any]) -> None:
+async def end(task: asyncio.Future[Any]) -> None:
     """Cancel a task until it has ended: a library on its way may swallow a cancellation."""
     while not task.done():
         task.cancel()
