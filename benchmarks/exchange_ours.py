@@ -31,6 +31,7 @@ from artel.protocol.messages import Kind
 from artel.protocol.net import delivery, wire
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host
+from artel.protocol.net.slots import Caller, Rank
 from artel.protocol.run_config import ExchangeSection
 from artel.protocol.state import Layout, State, Vector, state_root
 from benchmarks.exchange_worker import Setup, initial, layout, steps
@@ -142,7 +143,7 @@ class Peer:
                 return messages.Ok()
             raise wire.Refused("nothing is expected from this peer")
 
-        host.admit(lambda peer: True)
+        host.admit(lambda peer: Caller(Rank.KNOWN))
         await host.serve(wire.CONTENT, content)
         await host.serve(ANNOUNCE, announced)
         return {"peer": host.peer_id, "addresses": await host.addresses()}

@@ -17,7 +17,7 @@ from artel.ledger import entries
 from artel.ledger.entries import Entry, reasons
 from artel.ledger.entries.reasons import explain
 from artel.ledger.fold import shares
-from artel.ledger.sync.serving import LedgerService
+from artel.ledger.sync.serving import LedgerService, caller
 from artel.protocol import messages, options, round_state
 from artel.protocol.duties import Duty, directive
 from artel.protocol.errors import CheckFailed, DecodeError
@@ -53,7 +53,7 @@ class Desk:
     async def open(self) -> None:
         """Begin to answer."""
         host = self._core.host
-        host.admit(lambda peer: peer in self._core.ledger.state.nodes)
+        host.admit(lambda peer: caller(self._core.ledger.state, peer))
         await host.serve(wire.CONTROL, self._control)
         await host.serve(wire.CONTENT, self._puts.answer)
         await host.serve(wire.LEDGER, self._ledger.answer)

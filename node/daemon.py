@@ -119,7 +119,7 @@ class Daemon:
         :raises ArtelError: this node cannot go on
         """
         session = self.session
-        session.host.admit(session.is_member)
+        session.host.admit(session.caller)
         await session.host.serve(
             wire.CONTENT,
             lambda _, request, stream: delivery.serve_content(session.blobs, request, stream),

@@ -8,6 +8,7 @@ from pathlib import Path
 from artel.ledger import entries
 from artel.ledger.store.heads import HeadStore
 from artel.ledger.sync.replica import Replica
+from artel.ledger.sync.serving import caller
 from artel.ledger.sync.witness import Witness
 from artel.node.claim_file import ClaimFile
 from artel.node.link import Link
@@ -18,6 +19,7 @@ from artel.protocol.identity import Identity
 from artel.protocol.manifest import Manifest
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host
+from artel.protocol.net.slots import Caller, Rank
 from artel.protocol.state import state_bytes
 
 
@@ -63,9 +65,11 @@ class Session:
         """The name of the owner's account: its first key, which may not be the present one."""
         return self.replica.state.keys.get(self.account.key, self.account.key)
 
-    def is_member(self, peer: str) -> bool:
-        """Whether the ledger binds this peer to an account, or it coordinates the run."""
-        return peer in self.replica.state.nodes or peer in self.link.coordinators
+    def caller(self, peer: str) -> Caller:
+        """What is known of a peer: by the ledger, or that it coordinates the run."""
+        if peer in self.link.coordinators:
+            return Caller(Rank.KNOWN)
+        return caller(self.replica.state, peer)
 
     async def hello(self) -> messages.Hello:
         """The request to take part.

@@ -18,12 +18,22 @@ from artel.ledger.tlog.tiles import CHECKPOINT_PATH, Tile
 from artel.protocol import canonical, messages
 from artel.protocol.errors import DecodeError, UsageError
 from artel.protocol.net import wire
+from artel.protocol.net.slots import Caller, Rank
 
 Cosigned = Callable[[str, messages.Cosigned], Awaitable[None]]
 """``cosigned(peer, message)`` takes cosignatures, or refuses."""
 Take = Callable[[str, bytes], Awaitable[object]]
 """``take(source, statement)`` takes a signed statement, or refuses; see
 :func:`protocol.net.wire.source_of`."""
+
+
+def caller(state: FoldState, peer: str) -> Caller:
+    """What the ledger knows of a peer that calls."""
+    account = state.account_of(peer)
+    seated = state.attempt is not None and peer in state.attempt.accounts
+    if seated or state.standing_of(peer):
+        return Caller(Rank.KNOWN, account)
+    return Caller(Rank.REGISTERED if account else Rank.STRANGER, account)
 
 
 class Served:

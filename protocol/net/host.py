@@ -45,7 +45,7 @@ from artel.protocol.net.p2pd import (
     raise_open_files,
     reason_of,
 )
-from artel.protocol.net.slots import Members, Slots
+from artel.protocol.net.slots import FIRST_S, Caller, Callers, Slots
 from artel.protocol.net.speeds import Speeds
 from artel.protocol.net.streams import Stream, Traffic
 from artel.protocol.net.uplink import Uplink
@@ -73,7 +73,7 @@ class Host:
         daemon: NetworkDaemon,
         settings: Settings,
         node: DHTNode,
-        members: Members,
+        callers: Callers,
         uplink: float | None = None,
     ) -> None:
         self.identity = identity
@@ -81,10 +81,10 @@ class Host:
         self.uplink = Uplink(uplink)
         self.speeds = Speeds()
         self._daemon, self._settings = daemon, settings
-        self._dht, self._members = node, members
+        self._dht, self._callers = node, callers
         self._gateway = Gateway(daemon.socket, f"{daemon.socket}.streams", self._on_stream)
         self._handlers: dict[str, wire.Handler] = {}
-        self._slots = Slots(members)
+        self._slots = Slots(callers.of)
         self._preferred: set[str] = set()
         self._answering: set[asyncio.Task[object]] = set()
         self._closing = False
@@ -122,7 +122,7 @@ class Host:
         for address in listen:
             check_port_free(address)
         raise_open_files()
-        members = Members(identity.peer_id)
+        callers = Callers(identity.peer_id)
         settings = Settings(key_file, tuple(listen), tuple(announce))
         async with contextlib.AsyncExitStack() as undo:
             folder = make_folder()
@@ -131,8 +131,8 @@ class Host:
             undo.push_async_callback(daemon.close)
             if str(daemon.p2p.peer_id) != identity.peer_id:
                 raise ResourceError(f"the network daemon did not take the key {key_file}")
-            node = await dht_node.start(daemon.p2p, identity, keys, members)
-            host = cls(identity, daemon, settings, node, members, uplink)
+            node = await dht_node.start(daemon.p2p, identity, keys, callers.is_member)
+            host = cls(identity, daemon, settings, node, callers, uplink)
             undo.pop_all()
             undo.push_async_callback(host.close)
             if not announce:
@@ -147,12 +147,12 @@ class Host:
     def peer_id(self) -> str:
         return self.identity.peer_id
 
-    def admit(self, is_member: Callable[[str], bool]) -> None:
-        """Say who is a member of the run: their streams, connections and DHT records come first.
+    def admit(self, caller: Callable[[str], Caller]) -> None:
+        """Say who is who in the run: members' streams, connections and DHT records come first.
 
         Until then everybody is a stranger, who gets what :mod:`protocol.net.slots` leaves to those.
         """
-        self._members.known = is_member
+        self._callers.named = caller
 
     async def addresses(self) -> list[str]:
         """Full multiaddrs (with the peer id) under which others may reach this host."""
@@ -315,12 +315,17 @@ class Host:
         if handler is None or slot is None:
             sock.close()
             return
-        stream.stranger = not slot.member
+        stream.stranger = not self._callers.is_member(peer)
         task = asyncio.current_task()
         assert task is not None
         self._answering.add(task)
+
+        async def asked(peer: str, request: Message, stream: wire.ByteStream) -> Message | None:
+            slot.asked = True
+            return await handler(peer, request, stream)
+
         try:
-            await wire.answer(peer, stream, handler, slot.first_s)
+            await wire.answer(peer, stream, asked, FIRST_S)
             await stream.closed_by_peer()
         except (*_STREAM_ERRORS, Unreachable, DecodeError) as error:
             emit(log, "stream.broken", logging.DEBUG, peer=peer, service=service, error=error)
@@ -401,7 +406,7 @@ class Host:
                 check_port_free(address)
             self._daemon = await NetworkDaemon.start(self._settings, self._daemon.socket)
             # Its records and its routing table are in our own memory: only the connection is new.
-            moving = dht_node.move(self._dht, self._daemon.p2p, self._members)
+            moving = dht_node.move(self._dht, self._daemon.p2p, self._callers.is_member)
             await self._daemon.during(moving, REQUEST_TIMEOUT_S)
             for service in self._handlers:
                 await self._daemon.during(self._gateway.serve(service), REQUEST_TIMEOUT_S)
@@ -417,7 +422,8 @@ class Host:
 
     async def _prefer_members(self, connected: Sequence[PeerInfo]) -> None:
         """Tell the daemon whose connections to keep; it forgets that when they end."""
-        members = {str(info.peer_id) for info in connected if self._members(str(info.peer_id))}
+        peers = {str(info.peer_id) for info in connected}
+        members = {peer for peer in peers if self._callers.is_member(peer)}
         with contextlib.suppress(*_STREAM_ERRORS):  # a daemon that hangs is found out elsewhere
             for peer in members - self._preferred:
                 await self._gateway.prefer(PeerID.from_base58(peer).to_bytes())

@@ -1,85 +1,133 @@
-"""Who may hold a stream of ours: members have slots of their own, strangers share a few.
+"""Who may hold a stream of ours: each rank has slots of its own, and in each the slowest gives way.
 
-Anybody can make as many peer ids as they like, so a bound for each of them bounds nothing. Members
-of the run cannot be made at will; what strangers do, by whatever number, leaves members' slots
-alone. Among strangers the one that has fallen behind most gives way.
+Anybody can make as many peer ids as they like, and register them too, so a bound for each of them
+bounds nothing. What strangers do, by whatever number, leaves the slots of those alone whom the
+ledger binds to an account; what these do leaves the slots of those alone who sit in the round or
+have standing. Where slots are missing, one gives way in which we wait for its peer: one of whoever
+keeps us waiting in the most of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
 
 from artel.protocol.net.limits import on_loopback
 from artel.protocol.net.streams import Stream
 
-MEMBER_STREAMS, MEMBER_STREAMS_EACH = 256, 16
-STRANGER_STREAMS, STRANGER_STREAMS_EACH = 64, 8
-STRANGER_STREAMS_PER_ADDRESS = 16
-"""Of all strangers at one IPv4 address, or one IPv6 network of 64 bits. Not on loopback."""
-MEMBER_FIRST_S, STRANGER_FIRST_S = 20.0, 5.0
+FIRST_S = 10.0
 """Seconds until the whole first frame of a stream has to be here."""
 STRANGER_PATIENCE_S = 30.0
 """How many seconds a stranger may be behind the rate of :mod:`protocol.net.streams` after that."""
+SLOW_S = 2.0
+"""Who is so far behind that rate gives way before others, as who has not asked yet does."""
 
 
-class Members:
-    """Who is a member of the run: we ourselves, and nobody else until the run is known."""
+class Rank(IntEnum):
+    """What is known of a peer."""
+
+    STRANGER = 0
+    REGISTERED = 1
+    """The ledger binds it to an account, which costs nothing."""
+    KNOWN = 2
+    """It sits in the round, its account has standing, or it coordinates the run."""
+
+
+class Caller(NamedTuple):
+    """A peer's rank, and its account where the ledger names one."""
+
+    rank: Rank
+    account: str = ""
+
+
+STRANGER = Caller(Rank.STRANGER)
+
+
+@dataclass(frozen=True)
+class Room:
+    """How many streams a rank has, and of them one peer, one account and one address."""
+
+    streams: int
+    each: int
+    account: int
+    address: int
+    """An IPv4 address, or an IPv6 network of 64 bits. Not on loopback."""
+
+
+ROOMS = {
+    Rank.STRANGER: Room(64, 8, 64, 16),
+    Rank.REGISTERED: Room(256, 16, 64, 64),
+    Rank.KNOWN: Room(256, 16, 64, 256),
+}
+
+
+class Callers:
+    """Who is who in the run: we ourselves are known, and nobody else until the run is."""
 
     def __init__(self, ourselves: str) -> None:
         self._ourselves = ourselves
-        self.known: Callable[[str], bool] = lambda peer: False
+        self.named: Callable[[str], Caller] = lambda peer: STRANGER
 
-    def __call__(self, peer: str) -> bool:
-        return peer == self._ourselves or self.known(peer)
+    def of(self, peer: str) -> Caller:
+        """What is known of a peer now."""
+        return Caller(Rank.KNOWN) if peer == self._ourselves else self.named(peer)
+
+    def is_member(self, peer: str) -> bool:
+        """Whether it is no stranger."""
+        return self.of(peer).rank > Rank.STRANGER
 
 
-@dataclass(eq=False, frozen=True)
+@dataclass(eq=False)
 class Slot:
     """One stream that a peer opened."""
 
     stream: Stream
-    member: bool
+    caller: Caller
+    asked: bool = False
+    """Whether its whole first frame is here."""
 
     @property
-    def first_s(self) -> float:
-        """Seconds for its first frame."""
-        return MEMBER_FIRST_S if self.member else STRANGER_FIRST_S
+    def owner(self) -> str:
+        """Whose it is: an account's, or a peer's that has none."""
+        return self.caller.account or self.stream.peer
 
 
 class Slots:
     """Streams that peers opened; owned by the event loop.
 
-    :param is_member: whether a peer id is a member of the run
+    :param caller: what is known of a peer
     """
 
-    def __init__(self, is_member: Callable[[str], bool]) -> None:
-        self._is_member = is_member
+    def __init__(self, caller: Callable[[str], Caller]) -> None:
+        self._caller = caller
         self._held: dict[Slot, None] = {}  # in the order in which they came
 
     def take(self, stream: Stream) -> Slot | None:
         """A slot for a new stream; None when it has to be closed.
 
-        For a stranger's, the slowest stream of the same peer, at the same address, or of all
-        strangers may be given up, whichever of these have their part already.
+        Another one may be given up for it: of the same peer, the same account, at the same address,
+        or of all with this rank, whichever of these have their part already.
         """
-        slot = Slot(stream, self._is_member(stream.peer))
-        alike = [other for other in self._held if other.member == slot.member]
+        slot = Slot(stream, self._caller(stream.peer))
+        room = ROOMS[slot.caller.rank]
+        alike = [other for other in self._held if other.caller.rank == slot.caller.rank]
         own = [other for other in alike if other.stream.peer == stream.peer]
-        if slot.member:
-            if len(own) >= MEMBER_STREAMS_EACH or len(alike) >= MEMBER_STREAMS:
-                return None
+        ours = [other for other in alike if other.owner == slot.owner]
+        near = [other for other in alike if other.stream.network == stream.network]
+        if len(own) >= room.each:
+            crowd = own
+        elif len(ours) >= room.account:
+            crowd = ours
+        elif len(near) >= room.address and not on_loopback(stream.network):
+            crowd = near
         else:
-            network = stream.network
-            near = [other for other in alike if other.stream.network == network]
-            if len(own) >= STRANGER_STREAMS_EACH:
-                crowd = own
-            elif len(near) >= STRANGER_STREAMS_PER_ADDRESS and not on_loopback(network):
-                crowd = near
-            else:
-                crowd = alike if len(alike) >= STRANGER_STREAMS else []
-            if crowd and not self._end_slowest(crowd):
-                return None
+            crowd = alike if len(alike) >= room.streams else []
+        if crowd and not self._end_slowest(crowd):
+            return None
+        if slot.caller.rank == Rank.STRANGER:
             stream.patience = STRANGER_PATIENCE_S
         self._held[slot] = None
         return slot
@@ -88,13 +136,21 @@ class Slots:
         """The stream is over."""
         self._held.pop(slot, None)
 
-    def _end_slowest(self, strangers: Iterable[Slot]) -> bool:
-        """Give up the stream that is waited for most, the oldest of equals; False without any."""
-        behind = {slot: slot.stream.behind for slot in strangers}
+    def _end_slowest(self, crowd: Sequence[Slot]) -> bool:
+        """Give up one stream whose peer is waited for; False without any.
+
+        One that has not asked yet, or is below the rate, before one that is not; of these, one of
+        whoever has the most of them; of these the one that is waited for most, the oldest of
+        equals. Who waits for our answer keeps nobody waiting.
+        """
+        behind = {slot: slot.stream.behind for slot in crowd}
         waited = {slot: seconds for slot, seconds in behind.items() if seconds is not None}
         if not waited:
             return False  # we are at work for all of them
-        slowest = max(waited, key=lambda slot: waited[slot])
+        slow = [slot for slot, late in waited.items() if late >= SLOW_S or not slot.asked]
+        first = slow or list(waited)
+        shares = Counter(slot.owner for slot in first)
+        slowest = max(first, key=lambda slot: (shares[slot.owner], waited[slot]))
         slowest.stream.give_up()
         self.give_back(slowest)
         return True

@@ -8,6 +8,7 @@ import errno
 import hashlib
 import logging
 import math
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hivemind.p2p import PeerID
 from pydantic import ValidationError
 
 from artel.coordinator import submission
@@ -30,10 +32,11 @@ from artel.ledger.sync.replica import Replica
 from artel.protocol import content, dsse, messages, round_state
 from artel.protocol.errors import CheckFailed, ResourceError, Unreachable
 from artel.protocol.net import wire
+from artel.protocol.net.slots import Rank
 from artel.protocol.net.streams import KINDS
 from artel.protocol.round_state import Phase
 from desk_world import ORGANISER, Member, Office, refused, run_of
-from host_world import start, swarm
+from host_world import start, swarm, until
 from witness_world import play_round
 
 NEXT = hashlib.sha256(b"the state of round 1").hexdigest()
@@ -93,17 +96,72 @@ async def test_hello_admits_once(office: Office, members: list[Member]) -> None:
     assert office.core.ledger.store.size == size == 1 + 2 * 3
 
 
-async def test_whoever_the_ledger_binds_has_a_members_slots(office: Office, tmp_path: Path) -> None:
+async def test_whoever_the_ledger_binds_has_a_members_slots(
+    office: Office, members: list[Member], tmp_path: Path
+) -> None:
     host = await start(tmp_path / "host")
     try:
         office.core.host = host
         await office.desk.open()
         node = Member(office, "new")
-        assert not host._members(node.peer)
+        assert host._callers.of(node.peer).rank is Rank.STRANGER
         await node.hello()
-        assert host._members(node.peer)
-        assert host._members(host.peer_id)
+        assert host._callers.of(node.peer) == (Rank.REGISTERED, node.owner.key)
+        for member in members:
+            await member.beat()
+        assert host._callers.of(members[0].peer).rank is Rank.KNOWN, "it sits in the round"
+        assert host._callers.of(node.peer).rank is Rank.REGISTERED
+        assert host._callers.of(host.peer_id).rank is Rank.KNOWN
     finally:
+        await host.close()
+
+
+async def test_registered_keys_with_silent_streams_keep_no_node_out(
+    office: Office, members: list[Member], tmp_path: Path
+) -> None:
+    """Sixteen keys, which cost nothing, hold sixteen streams each and open them again."""
+    host = await start(tmp_path / "host")
+    held: list[socket.socket] = []
+    tasks: set[asyncio.Task[None]] = set()
+
+    def opened(member: Member) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        peer = PeerID.from_base58(member.peer).to_bytes()
+        tasks.add(asyncio.create_task(host._on_stream(wire.CONTROL, peer, "127.0.0.1", ours)))
+        held.append(theirs)
+        return theirs
+
+    async def hold(member: Member) -> None:
+        while True:
+            silent = opened(member)
+            silent.send(b"\0\0\1\0\x93")  # of a frame that never comes
+            await asyncio.get_running_loop().sock_recv(silent, 1)
+            await asyncio.sleep(0.01)
+
+    try:
+        office.core.host = host
+        await office.desk.open()
+        for number in range(16):
+            key = Member(office, f"free {number}")
+            await key.hello()
+            tasks.update(asyncio.create_task(hold(key)) for _ in range(16))
+        await until(lambda: len(host._slots._held) == 256, 30)
+        report = messages.Report(state_round=0, state_root="", phase="x")
+        beat = messages.Heartbeat(run=office.run, seen=0, patience=0.0, report=report, addresses=[])
+        for member in members * 4:
+            stream = opened(member)
+            await asyncio.sleep(0.05)  # as far away as its frame takes
+            await asyncio.get_running_loop().sock_sendall(stream, wire.encode(beat))
+            assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(stream, 4), 10)
+            stream.close()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for one in held:
+            one.close()
         await host.close()
 
 

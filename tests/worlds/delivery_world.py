@@ -12,7 +12,7 @@ from artel.protocol.messages import Kind
 from artel.protocol.net import delivery, wire
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host
-from host_world import swarm
+from host_world import anybody, swarm
 
 Answer = Callable[[messages.Message, wire.ByteStream], Awaitable[bool]]
 
@@ -75,6 +75,6 @@ async def answering(hosts: Sequence[Host]) -> dict[Host, Holder]:
         ) -> messages.Message | None:
             return await present[host].serve(peer, request, stream)
 
-        host.admit(lambda peer: True)
+        host.admit(anybody)
         await host.serve(wire.CONTENT, serve)
     return present

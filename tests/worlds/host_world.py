@@ -13,6 +13,7 @@ import psutil
 from artel.protocol.identity import Identity, load_or_create
 from artel.protocol.net import dht
 from artel.protocol.net.host import Host
+from artel.protocol.net.slots import STRANGER, Caller, Rank
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 
@@ -32,6 +33,16 @@ async def start(home: Path, *bootstrap: Host, runs: Sequence[str] = ()) -> Host:
     for other in bootstrap:
         host.remember(other.peer_id, await other.addresses())
     return host
+
+
+def members(*peers: str, rank: Rank = Rank.KNOWN) -> Callable[[str], Caller]:
+    """For ``Host.admit``: these have that rank, all others are strangers."""
+    return lambda peer: Caller(rank) if peer in peers else STRANGER
+
+
+def anybody(peer: str) -> Caller:
+    """For ``Host.admit``: everybody is known."""
+    return Caller(Rank.KNOWN)
 
 
 @contextlib.asynccontextmanager

@@ -26,7 +26,7 @@ from artel.protocol.net.streams import Traffic
 from artel.protocol.net.swarm_job import Ask, Job
 from artel.protocol.net.uplink import Uplink
 from delivery_world import Answer, Holder, answering
-from host_world import held, until
+from host_world import anybody, held, members, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -174,12 +174,12 @@ async def test_what_strangers_fetch_comes_behind_what_members_do(peers: list[Hol
             await super().take(count, small=small, stranger=stranger)
 
     one.host.uplink = Watched(50e6)
-    one.host.admit(lambda peer: peer == us.peer)
+    one.host.admit(members(us.peer))
     blob = one.store.put(made(5, CHUNK))
     for holder in (us, other):
         current = holder.peer
         await fetch(holder, blob, one, size=CHUNK)
-    one.host.admit(lambda peer: True)
+    one.host.admit(anybody)
     assert set(seen) == {(us.peer, False), (other.peer, True)}
 
 

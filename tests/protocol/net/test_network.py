@@ -30,8 +30,9 @@ from artel.protocol.identity import load_or_create
 from artel.protocol.net import dht, gateway, p2pd, slots, streams, wire
 from artel.protocol.net import host as network
 from artel.protocol.net.host import Host, peer_of
+from artel.protocol.net.slots import Rank
 from artel.protocol.options import LISTEN_FORM
-from host_world import LOOPBACK, call, daemon_of, held, named, raw, swarm, until
+from host_world import LOOPBACK, anybody, call, daemon_of, held, members, named, raw, swarm, until
 from places import ROOT
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -152,13 +153,14 @@ async def test_one_member_cannot_take_all_streams(
     hosts: list[Host], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, client = hosts
-    monkeypatch.setattr(server._members, "known", lambda peer: True)
+    monkeypatch.setattr(server._callers, "named", anybody)
     await until(lambda: not held(server))  # those of the tests before
     opened = []
-    for _ in range(slots.MEMBER_STREAMS_EACH):
+    for _ in range(slots.ROOMS[Rank.KNOWN].each):
         reader, writer = await raw(client, server.peer_id, HANG)
+        writer.write(OK)  # and no answer: we are at work
         opened.append((reader, writer))
-    await until(lambda: held(server, client.peer_id) == slots.MEMBER_STREAMS_EACH)
+    await until(lambda: held(server, client.peer_id) == slots.ROOMS[Rank.KNOWN].each)
     with pytest.raises(ArtelError):
         await client.ask(server.peer_id, ECHO, messages.Ok())
     for _, writer in opened:
@@ -300,7 +302,7 @@ async def test_a_network_daemon_that_answers_some_questions_alone_holds_nobody(
             with pytest.raises(TimeoutError):
                 await asking
         asked.clear()
-        host.admit(lambda peer: peer == other.peer_id)  # whose connections are to be preferred
+        host.admit(members(other.peer_id))  # whose connections are to be preferred
         await asyncio.wait_for(asked.wait(), 10)
         old = daemon_of(host)
         old.send_signal(signal.SIGSTOP)

@@ -19,12 +19,13 @@ from multiaddr import Multiaddr
 from artel.protocol import messages
 from artel.protocol.errors import ArtelError
 from artel.protocol.net import gateway, knocking, p2pd, slots, streams, wire
+from artel.protocol.net import host as network
 from artel.protocol.net.host import Host
 from artel.protocol.net.knocking import Door
-from artel.protocol.net.slots import Members, Slots
+from artel.protocol.net.slots import ROOMS, STRANGER, Caller, Callers, Rank, Slots
 from artel.protocol.net.streams import Stream, Traffic
 from artel.protocol.net.uplink import Uplink
-from host_world import daemon_of, named, raw, start, swarm, until
+from host_world import daemon_of, members, named, raw, start, swarm, until
 from strangers_world import slow_strangers
 
 ECHO = "/artel/echo/1.0.0"
@@ -52,17 +53,17 @@ async def test_seventeen_slow_strangers_take_no_stream_of_a_member(tmp_path: Pat
         stack.push_async_callback(member.close)
         visitor = await start(tmp_path / "visitor", server)
         stack.push_async_callback(visitor.close)
-        server.admit(lambda peer: peer == member.peer_id)
+        server.admit(members(member.peer_id))
         await server.serve(ECHO, _echo)
-        members, visitors = [], []
+        inside, outside = [], []
         async with slow_strangers((await server.addresses())[0], 17, 16, ECHO):
             for _ in range(12):
-                members.append(await seconds_of(member, server))
-                visitors.append(await seconds_of(visitor, server))
+                inside.append(await seconds_of(member, server))
+                outside.append(await seconds_of(visitor, server))
                 await asyncio.sleep(0.3)
-        print(f"member: {max(members):.3f} s at most, visitor: {max(visitors):.3f} s at most")
-        assert max(members) < 2
-        assert max(visitors) < 5
+        print(f"member: {max(inside):.3f} s at most, visitor: {max(outside):.3f} s at most")
+        assert max(inside) < 2
+        assert max(outside) < 5
 
 
 # --- slots ---
@@ -112,8 +113,8 @@ async def held(*peers: str) -> AsyncIterator[list[Held]]:
 
 
 async def test_the_slowest_stranger_gives_way_and_never_a_member() -> None:
-    count = slots.STRANGER_STREAMS
-    places = Slots(lambda peer: peer == MEMBER)
+    count = ROOMS[Rank.STRANGER].streams
+    places = Slots(members(MEMBER))
     names = [named(f"stranger {number}").peer_id for number in range(count + 1)]
     async with held(MEMBER, *names) as (member, *strangers):
         assert member.take(places, "203.0.113.1") is not None
@@ -128,8 +129,8 @@ async def test_the_slowest_stranger_gives_way_and_never_a_member() -> None:
 
 
 async def test_strangers_at_one_address_compete_among_themselves() -> None:
-    most = slots.STRANGER_STREAMS_PER_ADDRESS
-    places = Slots(lambda peer: False)
+    most = ROOMS[Rank.STRANGER].address
+    places = Slots(lambda peer: STRANGER)
     names = [named(f"stranger {number}").peer_id for number in range(most + 2)]
     async with held(*names) as (elsewhere, *here):
         elsewhere.take(places, "198.51.100.1")
@@ -145,24 +146,96 @@ async def test_strangers_at_one_address_compete_among_themselves() -> None:
 
 
 async def test_one_stranger_competes_with_itself_alone() -> None:
-    places = Slots(lambda peer: False)
+    places = Slots(lambda peer: STRANGER)
     one, other = named("one").peer_id, named("other").peer_id
-    async with held(other, *[one] * (slots.STRANGER_STREAMS_EACH + 1)) as (quiet, *mine):
+    async with held(other, *[one] * (ROOMS[Rank.STRANGER].each + 1)) as (quiet, *mine):
         for stream in (quiet, *mine):
             assert stream.take(places, "127.0.0.1") is not None
         await asyncio.wait_for(mine[0].read, 1)
         assert not quiet.read.done()
-        assert [slot.stream.peer for slot in places._held].count(one) == slots.STRANGER_STREAMS_EACH
+        assert [slot.stream.peer for slot in places._held].count(one) == ROOMS[Rank.STRANGER].each
 
 
 async def test_a_stream_that_we_are_at_work_for_is_not_given_up() -> None:
-    places = Slots(lambda peer: False)
-    async with held(*[named("one").peer_id] * (slots.STRANGER_STREAMS_EACH + 1)) as mine:
+    places = Slots(lambda peer: STRANGER)
+    async with held(*[named("one").peer_id] * (ROOMS[Rank.STRANGER].each + 1)) as mine:
         for one in mine[:-1]:
             one.read.cancel()
             assert one.take(places, "") is not None
         await asyncio.sleep(0.02)
         assert mine[-1].take(places, "") is None
+
+
+ROOM = ROOMS[Rank.REGISTERED]
+KEYS = [named(f"key {number}").peer_id for number in range(ROOM.streams // ROOM.each)]
+"""As many as fill all slots of those who are registered."""
+NEWCOMER = named("newcomer").peer_id
+
+
+def registered(peer: str) -> Caller:
+    """Everybody but the member, which is known, each with an account of its own."""
+    return Caller(Rank.KNOWN if peer == MEMBER else Rank.REGISTERED, f"account of {peer}")
+
+
+async def test_keys_that_are_registered_and_slow_keep_nobody_out() -> None:
+    places = Slots(registered)
+    crowd = [peer for peer in KEYS for _ in range(ROOM.each)]
+    async with held(*crowd, *KEYS, NEWCOMER, MEMBER) as made:
+        *slow, newcomer, member = made
+        for one in slow[: len(crowd)]:
+            assert one.take(places, "127.0.0.1") is not None
+        assert newcomer.take(places, "127.0.0.1") is not None
+        assert member.take(places, "127.0.0.1") is not None
+        for one in slow[len(crowd) :]:  # they open again what they lost
+            assert one.take(places, "127.0.0.1") is not None
+        await asyncio.sleep(0.02)
+        assert not newcomer.read.done(), "whoever keeps us waiting in many streams loses them"
+        assert not member.read.done()
+        assert len(places._held) == ROOM.streams + 1
+
+
+async def test_among_members_too_the_slowest_gives_way() -> None:
+    places = Slots(registered)
+    async with held(*[NEWCOMER] * (ROOM.each + 3)) as mine:
+        for one in mine[: ROOM.each]:
+            slot = one.take(places, "127.0.0.1")
+            assert slot is not None
+            slot.asked = one is not mine[5]
+            if one is mine[0]:
+                one.read.cancel()  # its request has been read, and we are at work for it
+        mine[9].stream._behind = slots.SLOW_S
+        await asyncio.sleep(0.02)
+        for number, one in enumerate(mine[ROOM.each :]):
+            slot = one.take(places, "127.0.0.1")
+            assert slot is not None
+            slot.asked = True
+            await asyncio.sleep(0.02)
+            gone = {n for n, other in enumerate(mine[1:], 1) if other.read.done()}
+            assert gone == [{9}, {5, 9}, {1, 5, 9}][number]
+        assert mine[0].stream._given_up is False
+
+
+async def test_one_account_has_so_many_streams_however_many_nodes_it_has() -> None:
+    most = ROOM.account
+    names = [named(f"node {number}").peer_id for number in range(most + 1)]
+    places = Slots(lambda peer: Caller(Rank.REGISTERED, "one" if peer in names else peer))
+    async with held(NEWCOMER, *names) as (other, *mine):
+        for one in (other, *mine):
+            assert one.take(places, "127.0.0.1") is not None
+        await asyncio.wait_for(mine[0].read, 1)
+        assert not any(one.read.done() for one in (other, *mine[1:]))
+
+
+async def test_who_is_known_has_slots_that_nobody_else_takes() -> None:
+    places = Slots(registered)
+    async with held(*[peer for peer in KEYS for _ in range(ROOM.each)], NEWCOMER, MEMBER) as made:
+        *busy, newcomer, member = made
+        for one in busy:
+            one.read.cancel()  # we are at work for each
+            assert one.take(places, "127.0.0.1") is not None
+        await asyncio.sleep(0.02)
+        assert newcomer.take(places, "127.0.0.1") is None
+        assert member.take(places, "127.0.0.1") is not None
 
 
 @pytest.mark.parametrize(
@@ -181,9 +254,9 @@ async def test_where_a_stream_comes_from(address: str, ip: str) -> None:
 
 
 async def test_we_are_members_of_our_own_run() -> None:
-    members = Members(MEMBER)
-    assert members(MEMBER)
-    assert not members(named("stranger").peer_id)
+    callers = Callers(MEMBER)
+    assert callers.is_member(MEMBER)
+    assert not callers.is_member(named("stranger").peer_id)
 
 
 # --- deadlines ---
@@ -192,7 +265,7 @@ async def test_we_are_members_of_our_own_run() -> None:
 async def test_a_strangers_first_frame_has_a_deadline_and_the_rest_a_rate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slots, "STRANGER_FIRST_S", 1.0)
+    monkeypatch.setattr(network, "FIRST_S", 1.0)
     monkeypatch.setattr(slots, "STRANGER_PATIENCE_S", 1.5)
 
     async def takes(peer: str, request: messages.Message, stream: wire.ByteStream) -> messages.Ok:
@@ -268,7 +341,7 @@ async def test_the_daemon_keeps_members_connections_first(
     async with swarm(tmp_path, 3) as (server, member, stranger):
         flags = daemon_of(server).cmdline()
         assert {"-connLo=320", "-connHi=448", "-connGrace=20s"} <= set(flags)
-        server.admit(lambda peer: peer == member.peer_id)
+        server.admit(members(member.peer_id))
         for host in (member, stranger):
             assert await host.connect(server.peer_id, await server.addresses())
         async with asyncio.timeout(5):
@@ -283,7 +356,7 @@ async def test_a_daemon_with_few_files_answers_beside_connections_without_a_hand
     monkeypatch.setattr(knocking, "SWEEP_S", 0.2)
     async with swarm(tmp_path, 2) as (server, client):
         await server.serve(ECHO, _echo)
-        server.admit(lambda peer: peer == client.peer_id)
+        server.admit(members(client.peer_id))
         reader, writer = await raw(client, server.peer_id, ECHO)
         daemon = daemon_of(server)
         daemon.rlimit(psutil.RLIMIT_NOFILE, (512, 512))
