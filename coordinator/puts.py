@@ -35,6 +35,8 @@ class Puts:
     ) -> messages.Message | None:
         """One request of the content service."""
         core = self._core
+        if isinstance(request, messages.GetDifference):
+            return await core.verdicts.difference(peer, request)
         if not isinstance(request, messages.Put):
             return await delivery.serve_content(core.blobs, request, stream)
         if request.fingerprints:
@@ -73,7 +75,9 @@ class Puts:
     async def _take_fingerprints(
         self, peer: str, request: messages.Put, stream: wire.ByteStream
     ) -> messages.Ok:
-        """Those of the steps of a contribution, which is revealed after them."""
+        """Those of an auditor; or of a contribution, which is revealed after them."""
+        if self._core.verdicts.owes(peer, request.size):
+            return await self._core.verdicts.take(peer, request, stream)
         self.require_reveals(peer)
         core, fold = self._core, self._core.ledger.state
         steps = core.work.head(fold.round, core.assigned(peer)) + fold.tails.get(peer, 0)

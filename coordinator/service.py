@@ -27,6 +27,7 @@ from artel.coordinator.resuming import INTERRUPTED, NoEffect, ranked, resumed, s
 from artel.coordinator.sequencer import Late, Sequencer, Statement
 from artel.coordinator.shape import Shape, largest_contribution
 from artel.coordinator.submission import Submissions
+from artel.coordinator.verdicts import Verdicts
 from artel.coordinator.witnessing import Witnessing
 from artel.ledger import entries
 from artel.ledger.entries import Entry, audits, lot
@@ -97,7 +98,8 @@ class Coordinator:
         """Of contributions' steps: secrets, which no service gives to anybody."""
         self.heads, self.metrics, self.clock = heads, metrics, clock
         self.witnessing = Witnessing(sequencer.store, heads, lambda: self.ledger.state, identity)
-        self.submissions = Submissions(sequencer, heads, run, clock)
+        self.verdicts = Verdicts(sequencer, fingerprints, manifest.config.trust.tolerances)
+        self.submissions = Submissions(sequencer, heads, run, self.verdicts, clock)
         self.rules = rules_of(manifest)
         self.recompute = 0
         """It comes to one of so many states itself, by chance; 0: only where it has to."""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from artel.coordinator import intake
 from artel.coordinator.sequencer import Sequencer
+from artel.coordinator.verdicts import Verdicts
 from artel.ledger import entries
 from artel.ledger.entries import Entry
 from artel.ledger.fold import alias
@@ -61,9 +62,10 @@ class Submissions:
         ledger: Sequencer,
         heads: HeadStore,
         run: str,
+        verdicts: Verdicts,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._ledger, self._heads, self._run = ledger, heads, run
+        self._ledger, self._heads, self._run, self._verdicts = ledger, heads, run, verdicts
         self._peers = RateLimits(PER_PEER_MINUTE, PER_PEER_AT_ONCE, clock=clock)
         self._keys = RateLimits(PER_KEY_MINUTE, PER_KEY_AT_ONCE, clock=clock)
         self._strangers_each = RateLimits(EACH_MINUTE, EACH_AT_ONCE, clock=clock)
@@ -101,6 +103,8 @@ class Submissions:
             raise wire.Refused(f"{entry.kind} entries are not submitted by people", code="unknown")
         intake.require(self._ledger.state, entry)
         self.admit(entry, who)
+        if isinstance(entry.body, entries.Verdict):
+            await self._verdicts.require_shown(entry.body)
         await intake.append(self._ledger, entry)
         index = self._ledger.store.index_of(entry.id)
         assert index is not None

@@ -17,11 +17,14 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from artel.ledger import entries
 from artel.ledger.entries import audits
 from artel.ledger.entries.fold_state import Audit
+from artel.ledger.entries.kinds.verdict import NO_ROWS
 from artel.ledger.entries.story import rounds_named
+from artel.ledger.fold import work_audits
 from artel.ledger.sync.fork import SplitViewProven
 from artel.node import holders
 from artel.node.child import TrainerDied
@@ -35,7 +38,7 @@ from artel.protocol.dsse import Envelope
 from artel.protocol.errors import ArtelError, CheckFailed
 from artel.protocol.events import emit
 from artel.protocol.exchange import codec, pseudogradient
-from artel.protocol.identity import short_peer
+from artel.protocol.identity import public_of, short_peer
 from artel.protocol.net import delivery, wire
 from artel.protocol.net.delivery import Wanted
 from artel.protocol.run_config import ToleranceSection
@@ -64,6 +67,15 @@ class _Round:
     wrong: tuple[int, ...]
 
 
+@dataclass
+class _Found:
+    """A verdict that is not shown yet: what :func:`ledger.entries.verdict` takes."""
+
+    fields: dict[str, Any]
+    asked: bool = False
+    """Whether its steps are with the coordinator, and where they differ is known."""
+
+
 class Auditing:
     """Audits for one node.
 
@@ -82,7 +94,7 @@ class Auditing:
         self._session, self._corpus, self._progress = session, corpus, progress
         self._max_blob, self._say = max_blob, say
         self._grown = session.replica.growth()
-        self._made: dict[str, Envelope] = {}  # by contribution: not shown yet
+        self._made: dict[str, _Found] = {}  # by contribution
         self._told = set[str]()
 
     async def run(self) -> None:
@@ -132,9 +144,32 @@ class Auditing:
         for source, made in list(self._made.items()):
             audit = state.audits.get(source)
             draw = audit.draw_of(me) if audit is not None else None
-            over = draw is None or draw.verdict
-            if over or (draw is not None and draw.commitment and await self._submit(made)):
+            over = draw is None or bool(draw.verdict)
+            if not over and draw is not None and draw.commitment:
+                await self._give(made)
+                over = await self._submit(self._signed(made))
+            if over:
                 del self._made[source]
+                self._session.fingerprints.delete(made.fields["rows"])
+
+    async def _give(self, made: _Found) -> None:
+        """Give the coordinator the fingerprints of the steps that this node made, and hear of work
+        that it rejects where the first step differs."""
+        session, fields = self._session, made.fields
+        if made.asked or fields["verdict"] == audits.INCONCLUSIVE:
+            return
+        host, coordinator, rows = session.host, session.link.coordinator, fields["rows"]
+        store = session.fingerprints
+        await delivery.push_all(host, store, coordinator, [rows], kind="fingerprints")
+        if fields["verdict"] == audits.REJECT:
+            question = messages.GetDifference(rows=rows, hardware=fields["hardware"])
+            answer = await host.ask(coordinator, wire.CONTENT, question)
+            assert isinstance(answer, messages.Difference)
+            fields["differs"] = answer.round, answer.step
+        made.asked = True
+
+    def _signed(self, made: _Found) -> Envelope:
+        return entries.verdict(self._session.identity, self._session.run, **made.fields)
 
     async def _submit(self, statement: Envelope) -> bool:
         """Whether the coordinator has no further use for it."""
@@ -148,10 +183,10 @@ class Auditing:
             return refusal.code not in ("too_early", "busy")
         return True
 
-    async def _commit(self, source: str, made: Envelope) -> None:
+    async def _commit(self, source: str, made: _Found) -> None:
         session = self._session
         committed = entries.verdict_committed(
-            session.identity, session.run, contribution=source, verdict=made
+            session.identity, session.run, contribution=source, verdict=self._signed(made)
         )
         if await self._submit(committed):
             await session.replica.catch_up(session.host, session.link.coordinator, session.run)
@@ -174,13 +209,25 @@ class Auditing:
             if repeated is None:
                 return
             told = await asyncio.to_thread(self._rounds, audit)
-            self._made[source] = self._verdict(source, audit, told[-1].body.hardware, repeated)
+            rows = NO_ROWS
+            if not any(math.isnan(one.error) for one in repeated.compared):
+                data = public_of(session.identity.peer_id) + self._rows_file.read_bytes()
+                rows = await asyncio.to_thread(session.fingerprints.put, data)
+            made_on = told[-1].body.hardware
+            self._made[source] = self._verdict(source, audit, made_on, repeated, rows)
         await self._commit(source, self._made[source])
         if session.replica.state.owed_by(session.identity.peer_id) == owed:
             await asyncio.sleep(POLL_S)  # it could not be taken now
         self._grown.set()
 
-    def _verdict(self, source: str, audit: Audit, made_on: str, repeated: Replayed) -> Envelope:
+    @property
+    def _rows_file(self) -> Path:
+        """Where the trainer leaves the fingerprints of what it repeats."""
+        return self._session.work_dir / "repeated.bin"
+
+    def _verdict(
+        self, source: str, audit: Audit, made_on: str, repeated: Replayed, rows: str
+    ) -> _Found:
         session = self._session
         found, worst = judge(session.manifest.config.trust.tolerances, made_on, repeated)
         self._say(
@@ -188,17 +235,10 @@ class Auditing:
             f"relative error {worst.error:.6f}"
         )
         emit(log, "audit.verdict", node=short_peer(audit.node), verdict=found, error=worst.error)
-        return entries.verdict(
-            session.identity,
-            session.run,
-            contribution=source,
-            verdict=found,
-            salt=os.urandom(32),
-            round=worst.round,
-            error=worst.error,
-            overlap=1.0 if worst.overlap is None else worst.overlap,
-            hardware=repeated.hardware,
-        )
+        fields: dict[str, Any] = {"contribution": source}
+        fields |= {"verdict": found, "salt": os.urandom(32), "rows": rows}
+        fields |= {"round": worst.round, "error": worst.error, "hardware": repeated.hardware}
+        return _Found(fields | {"overlap": 1.0 if worst.overlap is None else worst.overlap})
 
     async def _repeated(self, source: str, audit: Audit) -> Replayed | None:
         """The contributions of the audit beside what comes out here; None when its time is over.
@@ -208,7 +248,8 @@ class Auditing:
         session = self._session
         told = await asyncio.to_thread(self._rounds, audit)
         try:
-            order = BeginReplay(audit.node, [await self._round(*pair) for pair in _pairs(told)])
+            rounds = [await self._round(*pair) for pair in _pairs(told)]
+            order = BeginReplay(audit.node, rounds, self._rows_file)
             await session.trainer.do(order)
             while True:
                 done = await session.trainer.do(GoOn(self._portion()))
@@ -232,12 +273,8 @@ class Auditing:
         return max(1, int(PORTION_S * self._progress.tokens_per_second / each))
 
     def _rounds(self, audit: Audit) -> list[_Round]:
-        history = self._session.replica.history
         found = []
-        for number in range(audit.first, audit.last + 1):
-            trail = next(history.attempts(history.of_round(number)))
-            body = history.entry(trail.shown[audit.node]).body
-            assert isinstance(body, entries.Contribution)
+        for body, trail in work_audits.repeated(self._session.replica.history, audit):
             assert trail.opened is not None
             slices = {number: made for number, (_, made) in trail.slices.items()}
             cursor = trail.opened[1].cursor

@@ -198,7 +198,6 @@ async def _span(trainer: Does, where: Path, manifest: Manifest) -> Told:
             blobs=[made.blob],
             tail=tail,
             tail_windows=rest,
-            fingerprints=made.fingerprints,
         )
         if tail and round < ROUNDS - 1:
             await trainer.do(RunOn(round, node, rest, STEPS))
@@ -235,7 +234,6 @@ def read_span(where: Path) -> Told:
             tail_windows=[(here(path), at) for path, at in one.tail_windows],
             blobs=[here(path) for path in one.blobs],
             aggregates=[here(path) for path in one.aggregates],
-            fingerprints=None if one.fingerprints is None else here(one.fingerprints),
         )
         for one in told.replay.rounds
     ]

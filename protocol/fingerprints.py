@@ -11,26 +11,21 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-
-from artel.protocol.errors import ResourceError
 
 PLACES = 126
 ROW = 2 + PLACES
 ROW_BYTES = 4 * ROW
 """Of one step."""
-TOLERANCE = 1e-3
-"""Two steps are the same when loss, gradient norm and weights (L2) differ by less, relatively: what
-other kernels change in a few steps is less, what another batch or a step left out changes is more.
-"""
-
 Rows = npt.NDArray[np.float32]
 """Shape (steps, ROW)."""
 
 _SEED = b"artel/places/v1\0"
+_TINY = 1e-30
+LEAST_APART, MOST_APART = 0.01, 0.4
+"""Between these lies the limit of what fits, whatever a row of tolerances says."""
 
 
 def places_of(run_seed: int, round: int, parameters: int) -> npt.NDArray[np.int64]:
@@ -40,30 +35,58 @@ def places_of(run_seed: int, round: int, parameters: int) -> npt.NDArray[np.int6
     return (numbers % parameters).astype(np.int64)
 
 
-def read(path: Path) -> Rows:
-    """The rows of a file.
+def rows_in(data: bytes) -> Rows:
+    """The rows of a file, of which each is whole."""
+    return np.frombuffer(data, "<f4").reshape(-1, ROW).astype(np.float32, copy=False)
 
-    :raises ResourceError: it cannot be read
+
+def shown_bytes(steps: int) -> int:
+    """Of what an auditor gives for so many steps: its public key (32 bytes), then their rows.
+
+    Without the key it would be the very content that the audited node's contribution names, and
+    whoever names it would seem to have it.
     """
-    try:
-        numbers = np.fromfile(path, "<f4")
-    except OSError as error:
-        raise ResourceError(f"cannot read fingerprints: {error.strerror}") from None
-    return numbers[: len(numbers) // ROW * ROW].reshape(-1, ROW).astype(np.float32, copy=False)
+    return 32 + ROW_BYTES * steps
 
 
-def first_different(again: Rows, given: Rows) -> int | None:
-    """The first step in which ``given`` is not what it was when it was made again, from 0.
+def shown_rows(key: bytes, data: bytes) -> Rows | None:
+    """The rows that the auditor with this key gave; None when they are somebody else's."""
+    return rows_in(data[32:]) if data[:32] == key else None
 
-    None when there is none; steps that only one of them has differ.
+
+def apart(again: Rows, given: Rows, tail: int) -> tuple[float, npt.NDArray[np.float64]]:
+    """How far the steps of a contribution are from what they were when they were made again.
+
+    What is compared of weights is how a step moved them, since a base that both know would hide any
+    difference; loss and norm are compared as they are. Each as L2 of the difference over L2 of what
+    was made again, and the largest of the three counts.
+
+    :param again: as many as ``given``
+    :param tail: steps of the tail, which show weights at other places than the head's
+    :returns: of all steps together, and of each, (steps,)
     """
-    common = min(len(again), len(given))
-    mine, theirs = (each[:common].astype(np.float64) for each in (again, given))
+    mine, theirs = (each.astype(np.float64) for each in (again, given))
     with np.errstate(over="ignore", invalid="ignore"):
-        near = np.abs(theirs[:, :2] - mine[:, :2]) <= TOLERANCE * np.abs(mine[:, :2])
-        off = np.linalg.norm(theirs[:, 2:] - mine[:, 2:], axis=1)
-        same = near.all(axis=1) & (off <= TOLERANCE * np.linalg.norm(mine[:, 2:], axis=1))
-    different = np.flatnonzero(~same)
-    if len(different):
-        return int(different[0])
-    return common if len(again) != len(given) else None
+        off = np.zeros((3, len(mine)))
+        own = np.zeros((3, len(mine)))
+        off[:2], own[:2] = np.abs(theirs - mine).T[:2], np.abs(mine).T[:2]
+        for part in (slice(0, tail), slice(tail, None)):
+            weights, strange = mine[part, 2:], (theirs - mine)[part, 2:]
+            if len(weights) > 1:  # the second says how much is much for the first
+                moved = np.linalg.norm(np.diff(weights, axis=0), axis=1)
+                own[2, part] = np.concatenate((moved[:1], moved))
+                strange = np.concatenate((strange[:1], np.diff(strange, axis=0)))
+                off[2, part] = np.linalg.norm(strange, axis=1)
+        each = (off / (own + _TINY)).max(axis=0)
+        whole = np.linalg.norm(off, axis=1) / (np.linalg.norm(own, axis=1) + _TINY)
+    return float(whole.max()), each
+
+
+def limit(accept: float, reject: float) -> float:
+    """How far fingerprints may be apart of work that is accepted, by a row of tolerances.
+
+    Steps differ by more than their sum, which a row is about: honest ones by up to 2.5 times as
+    much, where what can be guessed without making them was at least 0.5 away
+    (``docs/results/replay.md``).
+    """
+    return min(reject, MOST_APART, max(LEAST_APART, 5 * accept))

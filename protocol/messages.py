@@ -326,6 +326,24 @@ class Put(Message):
     fingerprints: bool = False
 
 
+class GetDifference(Message):
+    """An auditor that has committed to its verdict asks where the steps that it made, whose
+    fingerprints are the content ``rows``, differ from those of the node that it audits; and says
+    the class of its machine."""
+
+    KIND = "get_difference"
+    rows: Digest
+    hardware: Annotated[str, StringConstraints(pattern=r"^[ -~]{0,64}$")]
+
+
+class Difference(Message):
+    """The first step that differs, from 1, and the round of its contribution; 0 and 0: none."""
+
+    KIND = "difference"
+    round: Count
+    step: Count
+
+
 # --- ledger: anybody to any holder ----------------------------------------------------------------
 
 
@@ -378,6 +396,6 @@ KINDS: dict[str, type[Message]] = {
     for schema in (
         *(Ok, Refusal, Hello, Welcome, Probe, Heartbeat, Directive, Commit, Reveal, Aggregated),
         *(Accuse, SignedState, HandBack, Leave, GetIndex, Index, GetHave, Have, GetChunks, Chunks),
-        *(Put, Get, File, Cosigned, Submit, SetAlias),
+        *(Put, GetDifference, Difference, Get, File, Cosigned, Submit, SetAlias),
     )
 }

@@ -111,7 +111,6 @@ class Fold:
         body = {} if manifest else self.whole(json.loads(payload))
         seals = [(key, sig, message) for key, sig in found.items()] + [*self.seals(Record(**body))]
         self.signed = all(holds(*seal) for seal in seals) and len(found)
-        self.hash = sha256(payload).hexdigest()
         self.by, self.index, self.id = set(found), len(self.reasons), sha256(leaf).hexdigest()
         rule = self.genesis(payload) if manifest else self.other(Record(**body))
         self.reasons.append(next(filter(None, rule), ""))
@@ -922,7 +921,9 @@ class Fold:
         yield draw is None and "not_drawn"
         yield draw.said and "duplicate"
         yield not draw.hash and "not_committed"
-        yield self.hash != draw.hash and "commitment_mismatch"
+        said = vars(b) | {"differs_round": 0, "differs_step": 0}
+        told = json.dumps(said, sort_keys=True, separators=(",", ":")).encode()
+        yield sha256(told).hexdigest() != draw.hash and "commitment_mismatch"
         audit = self.audits[b.contribution]
         yield not all(d.said or d.hash for d in audit.draws) and "too_early"
         draw.said = b.verdict

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from artel.ledger.entries import Contribution, Verdict
 from artel.ledger.entries.audits import CONVICTED, MILLION, REJECT
-from artel.ledger.entries.story import rounds_named
+from artel.ledger.entries.fold_state import Audit
+from artel.ledger.entries.story import AttemptTrail, rounds_named
 from artel.ledger.entries.words import differs, plural
 from artel.ledger.fold.history import History
 
@@ -30,6 +32,15 @@ class WorkAudit:
     """Relative."""
     result: str = ""
     """What the audit came to with it: convicted, cleared, undecided; "" when others go on."""
+
+
+def repeated(history: History, audit: Audit) -> Iterator[tuple[Contribution, AttemptTrail]]:
+    """The contributions that an audit is about, in order, and the attempt of each."""
+    for number in range(audit.first, audit.last + 1):
+        trail = next(history.attempts(history.of_round(number)))
+        body = history.entry(trail.shown[audit.node]).body
+        assert isinstance(body, Contribution)
+        yield body, trail
 
 
 def audits_of(history: History, account: str, limit: int) -> list[WorkAudit]:

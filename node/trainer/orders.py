@@ -144,9 +144,6 @@ class Compared:
     overlap: float | None
     """With a sparse codec: the part of the elements that both send of those that the contribution
     sends."""
-    first_different: int | None = None
-    """The first of its steps, of a tail's and then the head's, from 0, whose fingerprint differs
-    (:mod:`protocol.fingerprints`); None when none does, or they are not here."""
 
 
 @dataclass(frozen=True)
@@ -378,8 +375,6 @@ class SpanRound:
     """As in :class:`Train`."""
     aggregates: Sequence[Path] = ()
     """Sharded, with a sparse codec, not of the last round: the blobs for :class:`ApplySlices`."""
-    fingerprints: Path | None = None
-    """The file that the contribution's ``chain`` names, where the node has given it."""
 
 
 @dataclass(frozen=True)
@@ -393,6 +388,8 @@ class BeginReplay(Command[None]):
     node: str
     rounds: Sequence[SpanRound]
     """One after the other, from that in which the span began."""
+    out: Path | None = None
+    """Where the fingerprints of all steps of the contributions go, in order, when it is over."""
 
 
 @dataclass(frozen=True)
@@ -401,7 +398,7 @@ class GoOn(Command[Replayed]):
 
     Cancelled, it goes on from where it is next time. Fails with ``not_loaded`` (no replay); and,
     after which the replay is over, with ``bad_state``, ``bad_data``, ``bad_blob``, ``bad_request``,
-    ``diverged``, ``out_of_memory``.
+    ``diverged``, ``out_of_memory``, ``disk_full``, ``disk``.
     """
 
     limit_s = None

@@ -26,13 +26,13 @@ from pathlib import Path
 
 import numpy as np
 
+from artel.node.trainer import writing
 from artel.node.trainer.agreed import Change
 from artel.node.trainer.channel import TrainerError, coded
 from artel.node.trainer.course import Course, Sent
 from artel.node.trainer.inner import Aside
 from artel.node.trainer.merging import usable
 from artel.node.trainer.orders import BeginReplay, Compared, Replayed, SpanRound
-from artel.protocol import fingerprints
 from artel.protocol.exchange import codec
 from artel.protocol.exchange.aggregate_slice import load_blob
 from artel.protocol.exchange.aggregation import norm_of
@@ -57,6 +57,7 @@ class Replay:
         self._inner = course.inner
         self._aside: Aside | None = course.inner.aside()
         self._compared: list[Compared] = []
+        self._out, self._rows = order.out, list[bytes]()
         self._steps = self._walk(course, order)
 
     def go_on(self, steps: int, check: Callable[[], None]) -> Replayed:
@@ -77,6 +78,8 @@ class Replay:
             if not self._left:
                 self._steps.close()
                 self._aside = None
+                if self._out is not None:
+                    writing.write(self._out, self._rows)
         return Replayed(self._left, tuple(self._compared), self._inner.hardware)
 
     def _walk(self, course: Course, order: BeginReplay) -> Generator[None, None, None]:
@@ -110,11 +113,8 @@ class Replay:
         said = Header(one.round, base.root, codec.of(course.manifest.config.exchange))
         with usable():
             given = [load_blob(*each, node) for each in _blobs(made.parts, said, one.blobs)]
-        found = _compared(said.codec, made, given, self._done + 1)
-        if one.fingerprints is not None:
-            rows = course.rows(), fingerprints.read(one.fingerprints)
-            found = replace(found, first_different=fingerprints.first_different(*rows))
-        self._compared.append(found)
+        self._compared.append(_compared(said.codec, made, given, self._done + 1))
+        self._rows.append(course.rows().tobytes())
         if course.feedback is None:
             return replace(made, payloads=[])
         payloads = [

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import pytest_asyncio
 
 from artel.coordinator.closing import Closing
 from artel.coordinator.upkeep import Upkeep
 from artel.ledger import entries
-from artel.protocol import content, messages, round_state
-from artel.protocol.fingerprints import ROW_BYTES
+from artel.ledger.entries.fold_state import Audit
+from artel.ledger.fold.explain import explain
+from artel.ledger.fold.history import History
+from artel.protocol import content, dsse, messages, round_state
+from artel.protocol.fingerprints import ROW, ROW_BYTES
+from artel.protocol.identity import public_of
 from artel.protocol.net import wire
 from artel.protocol.tasks import within
-from desk_world import Member, Office, refused, run_of
+from desk_world import HARDWARE, Member, Office, refused, rows_of, run_of
 from witness_world import play_round
 
 
@@ -30,6 +36,42 @@ async def office(tmp_path: Path) -> AsyncIterator[Office]:
     office.close()
 
 
+def steps_of(office: Office, audit: Audit) -> bytes:
+    """The fingerprints of what an audit repeats, as its node has them."""
+    shown = [body for body in office.bodies("contribution") if body.node == audit.node]
+    of_it = [body for body in shown if audit.first <= body.round <= audit.last]
+    return b"".join(rows_of(f"{one.node} {one.round}", one.tail + one.head) for one in of_it)
+
+
+async def give(auditor: Member, rows: bytes) -> str:
+    """Put the fingerprints of an auditor; returns the name of what it gave."""
+    data = public_of(auditor.peer) + rows
+    await auditor.put(data, fingerprints=True)
+    return content.content_id(data)
+
+
+async def difference(auditor: Member, rows: str) -> tuple[int, int]:
+    question = messages.GetDifference(rows=rows, hardware=HARDWARE)
+    answer = await auditor.say(question, to=wire.CONTENT)
+    assert isinstance(answer, messages.Difference)
+    return answer.round, answer.step
+
+
+def said(auditor: Member, source: str, verdict: str, **fields: Any) -> dsse.Envelope:
+    """A verdict of it."""
+    error = 0.5 if verdict == "reject" else 0.0
+    fixed: dict[str, Any] = {"round": 0, "error": error, "hardware": HARDWARE, "salt": bytes(32)}
+    named: dict[str, Any] = {"contribution": source, "verdict": verdict}
+    return entries.verdict(auditor.identity, auditor.office.run, **named | fixed | fields)
+
+
+async def commit_to(auditor: Member, source: str, made: dsse.Envelope) -> None:
+    run = auditor.office.run
+    await auditor.submit(
+        entries.verdict_committed(auditor.identity, run, contribution=source, verdict=made)
+    )
+
+
 async def judge(office: Office, auditors: list[Member], liar: str = "") -> list[str]:
     """All that these were drawn for is judged: what ``liar`` did is false; returns the verdicts."""
     given = []
@@ -37,18 +79,20 @@ async def judge(office: Office, auditors: list[Member], liar: str = "") -> list[
         owed = office.core.ledger.state.owed_by(auditor.peer)
         if owed is not None:
             source, audit = owed
-            fields = {"contribution": source, "salt": bytes(32), "round": audit.last}
-            said = "reject" if audit.node == liar else "accept"
-            made = entries.verdict(auditor.identity, office.run, verdict=said, error=0.5, **fields)
+            found = "reject" if audit.node == liar else "accept"
+            true = steps_of(office, audit)
+            rows = rows_of("right", len(true) // ROW_BYTES) if found == "reject" else true
+            name = content.content_id(public_of(auditor.peer) + rows)
+            made = said(auditor, source, found, rows=name)
             assert await refused(auditor.submit(made)) == "not_committed"
-            committed = entries.verdict_committed(
-                auditor.identity, office.run, contribution=source, verdict=made
-            )
-            await auditor.submit(committed)
-            given.append((auditor, made, said))
-    for auditor, made, _ in given:
+            await commit_to(auditor, source, made)
+            assert await give(auditor, rows) == name
+            differs = await difference(auditor, name)
+            assert differs == ((audit.first, 1) if found == "reject" else (0, 0))
+            given.append((auditor, said(auditor, source, found, rows=name, differs=differs)))
+    for auditor, made in given:
         await auditor.submit(made)
-    return [said for _, _, said in given]
+    return [entries.decode(made.encode()).body.verdict for _, made in given]
 
 
 async def test_who_owes_an_audit_makes_fewer_steps_until_it_is_covered(
@@ -208,3 +252,123 @@ async def test_fingerprints_go_when_their_contributions_go(
     upkeep._delete({body.blob: body for body in old})
     held = {path.name for path in office.core.fingerprints.root.iterdir()}
     assert held == {body.chain for body in office.bodies("contribution") if body.round == 1}
+
+
+# --- what an auditor has to show ---
+
+
+def along_a_line(rows: bytes) -> bytes:
+    """What is guessed from where the weights were and where they came to, which is public."""
+    table = np.frombuffer(rows, "<f4").reshape(-1, ROW).copy()
+    part = np.linspace(0, 1, len(table), dtype=np.float32)[:, None]
+    table[:, 2:] = table[0, 2:] + part * (table[-1, 2:] - table[0, 2:])
+    return table.tobytes()
+
+
+GUESSES: dict[str, Callable[[Member, Audit, bytes], bytes | None]] = {
+    "nothing": lambda _, audit, rows: None,
+    "zeros": lambda _, audit, rows: bytes(len(rows)),
+    "its own of that round": lambda me, audit, rows: rows_of(
+        f"{me.peer} {audit.last}", len(rows) // ROW_BYTES
+    ),
+    "the node's of another round": lambda _, audit, rows: rows_of(
+        f"{audit.node} {audit.last + 1}", len(rows) // ROW_BYTES
+    ),
+    "a line": lambda _, audit, rows: along_a_line(rows),
+    "no numbers": lambda _, audit, rows: b"\xff" * len(rows),
+}
+
+
+@pytest.mark.parametrize("guess", GUESSES)
+async def test_who_accepts_and_made_no_steps_is_replaced_and_never_paid(
+    office: Office, members: list[Member], guess: str
+) -> None:
+    await play_round(office, members)
+    fold = office.core.ledger.state
+    lazy = next(member for member in members if fold.owed_by(member.peer))
+    source, audit = fold.owed_by(lazy.peer) or pytest.fail("it was drawn")
+    guessed = GUESSES[guess](lazy, audit, steps_of(office, audit))
+    name = content.content_id(public_of(lazy.peer) + (guessed or b""))
+    made = said(lazy, source, "accept", rows=name)
+    await commit_to(lazy, source, made)
+    if guessed is not None:
+        await give(lazy, guessed)
+        # It hears no more than where its steps begin to be others.
+        assert await difference(lazy, name) == (audit.first, 2 if guess == "a line" else 1)
+    code = await refused(lazy.submit(made))
+    assert code == ("rows_differ" if guessed is not None else "no_fingerprints")
+    others = [member for member in members if member is not lazy]
+    while source in office.core.ledger.state.audits:
+        await judge(office, others)
+        await play_round(office, members)
+    told = [body for body in office.bodies("verdict") if body.contribution == source]
+    assert [body.verdict for body in told] == ["accept"]
+    assert told[0].node != lazy.peer
+    about = {item.credit.source for item in office.core.ledger.state.pending.values()}
+    assert f"audit/{source}/{told[0].node}" in about
+    assert f"audit/{source}/{lazy.peer}" not in about
+    assert lazy.peer not in office.core.ledger.state.struck
+
+
+async def test_a_name_that_the_ledger_tells_is_no_proof(
+    office: Office, members: list[Member]
+) -> None:
+    await play_round(office, members)
+    fold = office.core.ledger.state
+    lazy, other = [member for member in members if fold.owed_by(member.peer)][:2]
+    source, audit = fold.owed_by(lazy.peer) or pytest.fail("it was drawn")
+    rows = steps_of(office, audit)
+    chain = next(b.chain for b in office.bodies("contribution") if b.node == audit.node)
+    assert chain == content.content_id(rows)
+    made = said(lazy, source, "accept", rows=chain)
+    await commit_to(lazy, source, made)
+    assert await refused(lazy.submit(made)) == round_state.NO_FINGERPRINTS
+    # Nor what another auditor has given, and nothing else is taken from it.
+    await lazy.put(public_of(other.peer) + rows, fingerprints=True)
+    stolen = content.content_id(public_of(other.peer) + rows)
+    assert await difference(lazy, stolen) == (audit.first, 1)
+    assert await refused(give(lazy, rows)) == "present"
+    assert await refused(
+        other.say(messages.GetDifference(rows=stolen, hardware=""), to=wire.CONTENT)
+    ) == ("not_drawn"), "it has not committed to anything"
+    assert await refused(give(other, rows)) == "too_early"
+
+
+async def test_who_computes_otherwise_is_not_refused(office: Office, members: list[Member]) -> None:
+    """Rows that are as far from the node's as other kernels were measured to bring them."""
+    await play_round(office, members)
+    fold = office.core.ledger.state
+    auditor = next(member for member in members if fold.owed_by(member.peer))
+    source, audit = fold.owed_by(auditor.peer) or pytest.fail("it was drawn")
+    table = np.frombuffer(steps_of(office, audit), "<f4").reshape(-1, ROW).copy()
+    table[:, 2:] += np.random.default_rng(1).normal(0, 5e-6, table[:, 2:].shape)
+    name = content.content_id(public_of(auditor.peer) + table.tobytes())
+    made = said(auditor, source, "accept", rows=name, hardware="cpu/native/fp32/t2/2")
+    await commit_to(auditor, source, made)
+    await give(auditor, table.tobytes())
+    await auditor.submit(made)
+    assert [body.node for body in office.bodies("verdict")] == [auditor.peer]
+
+
+async def test_a_reject_names_the_first_step_that_differs(
+    office: Office, members: list[Member]
+) -> None:
+    await play_round(office, members)
+    fold = office.core.ledger.state
+    auditor = next(member for member in members if fold.owed_by(member.peer))
+    source, audit = fold.owed_by(auditor.peer) or pytest.fail("it was drawn")
+    true = steps_of(office, audit)
+    rows = true[: 5 * ROW_BYTES] + rows_of("right", 8)[5 * ROW_BYTES :]
+    name = content.content_id(public_of(auditor.peer) + rows)
+    made = said(auditor, source, "reject", rows=name)
+    await commit_to(auditor, source, made)
+    await give(auditor, rows)
+    assert await refused(auditor.submit(made)) == "wrong_step"
+    differs = await difference(auditor, name)
+    assert differs == (audit.first, 6)
+    await auditor.submit(said(auditor, source, "reject", rows=name, differs=differs))
+    assert office.store is not None
+    history = History(office.store, office.store.query, office.core.ledger.state)
+    index = office.store.size - 1
+    told = "\n".join(explain(history, index).lines())
+    assert f"step 6 of round {audit.first} is the first that differs" in told

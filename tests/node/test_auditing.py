@@ -16,8 +16,10 @@ from artel.node.auditing import Auditing, judge
 from artel.node.progress import Progress
 from artel.node.trainer.channel import TrainerError
 from artel.node.trainer.orders import BeginReplay, Compared, DropReplay, GoOn, Replayed, SpanRound
-from artel.protocol import messages
+from artel.protocol import content, messages
+from artel.protocol.identity import public_of
 from artel.protocol.net import delivery, wire
+from artel.protocol.net.blobs import BlobStore
 from artel.protocol.run_config import ExchangeSection, TrustSection
 from audit_world import NUMBER, Run, honest
 from ledger_world import BATCH_SIZE, HARDWARE, INNER_STEPS, SEQ_LEN
@@ -54,6 +56,8 @@ class Repeats:
         if isinstance(command, BeginReplay):
             self.rounds = list(command.rounds)
             self.left = sum(one.head + one.tail for one in self.rounds)
+            assert command.out is not None
+            command.out.write_bytes(b"rows of the steps")
         if not isinstance(command, GoOn):
             return None
         if isinstance(self.error, str):
@@ -67,7 +71,7 @@ class Node:
     """The auditing of one member of a run; what it submits is taken as a coordinator would."""
 
     def __init__(self, run: Run, number: int, trainer: Repeats, folder: Path) -> None:
-        self.run, self.said, self.owner = run, list[str](), list[str]()
+        self.run, self.said, self.owner = run, list[str | bytes](), list[str]()
         world, me = run.world, run.world.members[number]
         rounds = SimpleNamespace(total=60, inner_steps=INNER_STEPS, box_s=0.0, span=10)
         config = SimpleNamespace(
@@ -87,9 +91,11 @@ class Node:
             trainer=trainer,
             device="cpu",
             state_bytes=1000,
-            host=SimpleNamespace(ask=self.ask),
+            host=SimpleNamespace(ask=self.ask, said=self.said),
             link=SimpleNamespace(coordinator="coordinator"),
             blobs=SimpleNamespace(path=lambda root: folder / root),
+            fingerprints=BlobStore(folder / "fingerprints"),
+            work_dir=folder,
         )
         corpus: Any = SimpleNamespace(assigned=self.assigned)
         self.auditing = Auditing(session, corpus, Progress(), 1000, self.owner.append)
@@ -115,7 +121,13 @@ class Node:
         return [(self.folder, cursor + at) for at in range(steps[node] * BATCH_SIZE)]
 
     async def ask(self, peer: str, service: str, message: Any) -> messages.Message:
-        assert (peer, service) == ("coordinator", wire.LEDGER)
+        assert peer == "coordinator"
+        if service == wire.CONTENT:
+            assert isinstance(message, messages.GetDifference)
+            self.said.append("get_difference")
+            assert message.hardware == HARDWARE
+            return messages.Difference(round=1, step=7)
+        assert service == wire.LEDGER
         entry = entries.decode(message.statement)
         outcome = self.run.feed(entry.envelope)
         self.said.append(outcome.reason or entry.kind)
@@ -129,7 +141,14 @@ def audited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., An
     async def fetched(host: object, blobs: object, wanted: list[Any]) -> list[Path]:
         return [tmp_path / each.blob for each in wanted]
 
+    async def pushed(host: Any, store: BlobStore, peer: str, blobs: list[str], kind: str) -> None:
+        assert (peer, kind) == ("coordinator", "fingerprints")
+        (path,) = map(store.path, blobs)
+        assert path is not None
+        host.said.append(path.read_bytes())
+
     monkeypatch.setattr(delivery, "fetch_all", fetched)
+    monkeypatch.setattr(delivery, "push_all", pushed)
 
     def make(run: Run, error: float | str) -> tuple[Node, Repeats]:
         audit = next(audit for audit in run.state.audits.values() if audit.draws)
@@ -147,7 +166,11 @@ async def test_what_is_owed_is_repeated_and_the_verdict_is_committed_to_and_show
     source, audit = run.state.owed_by(node.auditing._session.identity.peer_id)
     await node.auditing._repeat()
     await node.auditing._show()
-    assert node.said == ["verdict_committed", "verdict"]
+    me = node.auditing._session.identity.peer_id
+    shown_rows = public_of(me) + b"rows of the steps"
+    assert node.said == ["verdict_committed", shown_rows, "verdict"], (
+        "what it commits to comes first"
+    )
     assert source not in run.state.audits
     (order,) = trainer.rounds
     shown = next(e.body for e in run.log if e.id == source)
@@ -156,10 +179,12 @@ async def test_what_is_owed_is_repeated_and_the_verdict_is_committed_to_and_show
     assert len(order.windows) == INNER_STEPS * BATCH_SIZE
     verdict = run.log[-1].body
     assert (verdict.verdict, verdict.error, verdict.hardware) == ("accept", 0, HARDWARE)
+    assert (verdict.rows, verdict.differs_step) == (content.content_id(shown_rows), 0)
+    assert not list(node.auditing._session.fingerprints.root.iterdir()), "they are of no more use"
     assert verdict.round == audit.last
     assert len(node.owner) == 2
     await node.auditing._repeat()
-    assert len(node.said) == 2, "nothing is owed any more"
+    assert len(node.said) == 3, "nothing is owed any more"
 
 
 async def test_a_prefix_is_repeated_from_the_beginning_of_its_span(
@@ -177,7 +202,9 @@ async def test_a_prefix_is_repeated_from_the_beginning_of_its_span(
     assert audit.first % 10 == 0
     assert len({one.base for one in trainer.rounds}) == len(trainer.rounds) > 1
     await node.auditing._show()
-    assert run.log[-1].body.verdict == "reject"
+    assert node.said[-2:] == ["get_difference", "verdict"]
+    verdict = run.log[-1].body
+    assert (verdict.verdict, verdict.differs_round, verdict.differs_step) == ("reject", 1, 7)
 
 
 async def test_what_cannot_be_repeated_is_no_reason_to_reject(audited: Callable[..., Any]) -> None:
@@ -186,6 +213,7 @@ async def test_what_cannot_be_repeated_is_no_reason_to_reject(audited: Callable[
     await node.auditing._repeat()
     await node.auditing._show()
     assert run.log[-1].body.verdict == "inconclusive"
+    assert node.said == ["verdict_committed", "verdict"], "there is nothing to show"
 
 
 async def test_a_replay_whose_time_is_over_is_dropped(audited: Callable[..., Any]) -> None:

@@ -72,10 +72,13 @@ async def test_who_makes_half_of_its_steps_is_convicted_while_new_and_the_others
     rejected = [body for body in judged if about[body.contribution] == cheats]
     assert {body.verdict for body in rejected} == {"reject"}
     assert min(body.error for body in rejected) > 250_000
+    assert min(body.differs_step for body in rejected) >= 1
     # Whoever asks is told so.
     with LedgerReader.of(tmp_path / "coordinator") as store:
         history = read(store)
         index = next(i for i, e in enumerate(decoded) if e.id == rejected[0].contribution)
-        assert "reject" in "\n".join(explain(history, index).lines())
+        told = "\n".join(explain(history, index).lines())
+        assert "reject" in told
+        assert "is the first that differs" in told
     assert cli.main(["ledger", "me", "--home", str(home)]) == 0
     assert "convicted" in capsys.readouterr().out

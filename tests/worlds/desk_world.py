@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import random
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -28,7 +27,7 @@ from artel.protocol import content, dsse, messages, model, round_state, rounds
 from artel.protocol.exchange import pseudogradient
 from artel.protocol.exchange.codec import codec
 from artel.protocol.exchange.pseudogradient import Header
-from artel.protocol.fingerprints import ROW_BYTES
+from artel.protocol.fingerprints import PLACES, ROW
 from artel.protocol.identity import Identity
 from artel.protocol.manifest import Manifest, sign
 from artel.protocol.net import wire
@@ -77,6 +76,17 @@ def run_of(
     manifest = world.run.model_copy(update={"config": config})
     module = model.build(config.model, manifest.tokenizer.vocab_size, config.run.seed)
     return manifest, model.layout_of(module)
+
+
+HARDWARE = "cpu/native/fp32/t1/2"
+
+
+def rows_of(name: str, steps: int) -> bytes:
+    """Fingerprints of steps that each move the weights another way, others for each name."""
+    source = np.random.default_rng(list(name.encode()))
+    walk = source.normal(0, 1e-3, (steps, PLACES)).cumsum(axis=0)
+    seen = source.uniform(2, 4, (steps, ROW - PLACES))
+    return np.concatenate((seen, 0.03 + walk), axis=1).astype("<f4").tobytes()
 
 
 async def refused(work: Any) -> str:
@@ -349,6 +359,7 @@ class Member:
             "payload": known_by(*data[1:] or data),
             "salt": self.salt,
             "chain": content.content_id(self.rows(tail + head)),
+            "hardware": HARDWARE,
             "tail": tail,
             "head": head,
             "span": state.round if begins else span or 0,
@@ -370,9 +381,8 @@ class Member:
         await self.reveal()
 
     def rows(self, steps: int) -> bytes:
-        """Fingerprints of so many steps."""
-        source = random.Random(f"{self.peer} {self.office.core.state.round}")
-        return source.randbytes(ROW_BYTES * steps)
+        """Fingerprints of so many steps that it makes in this round."""
+        return rows_of(f"{self.peer} {self.office.core.state.round}", steps)
 
     async def put_rows(self, data: bytes | None = None) -> None:
         """Put the right fingerprints, where they are not there yet, or others."""

@@ -24,10 +24,12 @@ from artel.ledger.entries.story import (
     totals,
 )
 from artel.ledger.entries.words import differs, short_key
+from artel.protocol import canonical
 from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity, short_peer
 from artel.protocol.round_state import COMMITMENT_MISMATCH
 
+NO_ROWS = "0" * 64
 MOST_ERROR = 1 << 52
 """What a larger relative error, or one that is no number, is written as."""
 
@@ -38,7 +40,12 @@ class Verdict(OfWork):
 
     ``round`` is that of the contribution which differs most, ``error`` its relative error (L2) and
     ``overlap`` the part of its positions that the repeated one has too, both in millionths.
-    ``hardware`` is the class of the auditor's machine. The salt hides what can be guessed.
+    ``hardware`` is the class of the auditor's machine, ``rows`` the content id of the fingerprints
+    of all steps that it made (64 zeros: it made none to the end), which it has given to the
+    coordinator alone. Of a reject ``differs_step``, from 1, of the contribution to
+    ``differs_round`` is the first whose fingerprint differs from the audited node's; 0 and 0 when
+    none does. That is known only once the auditor has committed to the rest. The salt hides what
+    can be guessed.
     """
 
     KIND: ClassVar = "verdict"
@@ -50,6 +57,9 @@ class Verdict(OfWork):
     error: Count
     overlap: Annotated[int, Field(ge=0, le=audits.MILLION)]
     hardware: Hardware
+    rows: Digest
+    differs_round: Count
+    differs_step: Count
     salt: Digest
 
     def rule(self, state: FoldState, entry: Entry) -> str | Effect:
@@ -64,7 +74,7 @@ class Verdict(OfWork):
             return reasons.DUPLICATE
         if not draw.commitment:
             return reasons.NOT_COMMITTED
-        if hashlib.sha256(entry.envelope.payload).hexdigest() != draw.commitment:
+        if promised(entry.envelope) != draw.commitment:
             return COMMITMENT_MISMATCH
         if not all(other.commitment for other in audit.awaited):
             return reasons.TOO_EARLY
@@ -124,7 +134,17 @@ class Verdict(OfWork):
         yield from totals(story)
 
     def _difference(self) -> str:
-        return f"{differs(self.error / audits.MILLION)} in round {self.round}"
+        step = f"step {self.differs_step} of round {self.differs_round} is the first that differs"
+        more = f"; {step}" if self.differs_step else ""
+        return f"{differs(self.error / audits.MILLION)} in round {self.round}{more}"
+
+
+def promised(verdict: Envelope) -> str:
+    """The hash by which an auditor commits to a verdict before it hears where steps differ."""
+    body = canonical.loads(verdict.payload)
+    assert isinstance(body, dict)
+    unsaid = {"differs_round": 0, "differs_step": 0}
+    return hashlib.sha256(canonical.dumps(body | unsaid)).hexdigest()
 
 
 def verdict(
@@ -138,15 +158,19 @@ def verdict(
     error: float,
     overlap: float = 1.0,
     hardware: str = "",
+    rows: str = NO_ROWS,
+    differs: tuple[int, int] = (0, 0),
 ) -> Envelope:
     """What the node ``auditor`` found; see :class:`Verdict`.
 
     :param salt: 32 bytes
     :param error: at least 0, or infinite
     :param overlap: 0 to 1; 1 where contributions have no positions
+    :param differs: round and step (from 1) of the first step that does
     """
     most = min(error * audits.MILLION, MOST_ERROR)
     body = {"run": run, "node": auditor.peer_id, "contribution": contribution, "round": round}
     body |= {"verdict": verdict, "salt": salt.hex(), "hardware": hardware}
-    body |= {"error": int(most), "overlap": int(overlap * audits.MILLION)}
+    body |= {"error": int(most), "overlap": int(overlap * audits.MILLION), "rows": rows}
+    body |= {"differs_round": differs[0], "differs_step": differs[1]}
     return signed(Verdict, body, auditor)

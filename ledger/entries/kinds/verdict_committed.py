@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import ClassVar, Literal
@@ -10,6 +9,7 @@ from typing import ClassVar, Literal
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import Digest, Entry, OfWork, PeerId, signed
 from artel.ledger.entries.fold_state import RECORDED, Effect, FoldState, Outcome, key_of
+from artel.ledger.entries.kinds.verdict import promised
 from artel.ledger.entries.story import Fact, Story, earning, fate_of_work
 from artel.ledger.entries.words import short_key
 from artel.protocol.dsse import Envelope
@@ -17,8 +17,8 @@ from artel.protocol.identity import Identity, short_peer
 
 
 class VerdictCommitted(OfWork):
-    """The hash of a verdict's payload, so that no auditor repeats what another one says; signed by
-    the auditing node."""
+    """The hash of a verdict (:func:`ledger.entries.kinds.verdict.promised`), so that no auditor
+    repeats what another one says; signed by the auditing node."""
 
     KIND: ClassVar = "verdict_committed"
     TITLE: ClassVar = "Verdict committed"
@@ -63,6 +63,6 @@ def verdict_committed(
     auditor: Identity, run: str, *, contribution: str, verdict: Envelope
 ) -> Envelope:
     """Commit to a verdict on this contribution."""
-    found = hashlib.sha256(verdict.payload).hexdigest()
+    found = promised(verdict)
     body = {"run": run, "node": auditor.peer_id, "contribution": contribution, "hash": found}
     return signed(VerdictCommitted, body, auditor)

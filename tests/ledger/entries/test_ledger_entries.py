@@ -192,6 +192,8 @@ PROOF = FIELDS["split_seen"]["evidence"]
         ("verdict", {"error": -1}),
         ("verdict", {"overlap": 1_000_001}),
         ("verdict", {"hardware": "two\nlines"}),
+        ("verdict", {"rows": "none"}),
+        ("verdict", {"differs_step": -1}),
         ("verdict_committed", {"hash": "ab"}),
         ("dispute", {"reason": "Because it is wrong"}),
         ("dispute", {"contribution": ""}),

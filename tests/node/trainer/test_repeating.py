@@ -75,6 +75,8 @@ class Seat:
     out: Path
     session: Training
     rounds: list[SpanRound] = field(default_factory=list)
+    prints: list[bytes] = field(default_factory=list)
+    """The fingerprints of each contribution's steps."""
     between: Callable[[], None] = quiet
 
     @classmethod
@@ -107,6 +109,7 @@ class Seat:
         self.between()
         made = self.session.train(order, quiet, quiet)
         self.between()
+        self.prints.append(made.fingerprints.read_bytes())
         if split["tail"]:
             self.session.run_on(RunOn(round, self.name, tail, split["steps"]), quiet, quiet)
         self.between()
@@ -122,7 +125,6 @@ class Seat:
                 tail=split["tail"],
                 tail_windows=tail,
                 slices=order.slices,
-                fingerprints=_kept(made.fingerprints),
             )
         )
         return made
@@ -187,7 +189,8 @@ def test_a_span_is_repeated_to_the_bit_while_the_own_training_goes_on(
     honest = played(world, tmp_path)[0]
     alone, busy = (Seat.take(world, 1, tmp_path / each) for each in ("alone", "busy"))
     other = Seat.take(world, 0, tmp_path / "other")
-    busy.session.begin_replay(BeginReplay(honest.name, honest.rounds))
+    out = tmp_path / "repeated.bin"
+    busy.session.begin_replay(BeginReplay(honest.name, honest.rounds, out))
     found: list[Replayed] = []
     # Prime to the rounds' steps: it stops in the middle of heads and of tails.
     busy.between = lambda: found.append(busy.session.go_on(GoOn(3), quiet))
@@ -201,11 +204,12 @@ def test_a_span_is_repeated_to_the_bit_while_the_own_training_goes_on(
     assert [one.left for one in found] == [max(0, steps - 3 * n) for n in range(1, len(found) + 1)]
     assert found[-1].left == 0
     assert [(c.round, c.error) for c in found[-1].compared] == [(r, 0.0) for r in range(ROUNDS)]
-    assert {one.first_different for one in found[-1].compared} == {None}
     assert found[-1].compared[-1].steps == steps
-    rows = [(one.fingerprints.stat().st_size // 512) for one in honest.rounds if one.fingerprints]
+    # Whoever repeats them comes to the fingerprints of all their steps.
+    assert out.read_bytes() == b"".join(honest.prints)
     tails = [0, *(one.tail for one in honest.rounds)]
-    assert rows == [one.head + tail for one, tail in zip(honest.rounds, tails, strict=False)]
+    made = [one.head + tail for one, tail in zip(honest.rounds, tails, strict=False)]
+    assert [len(each) // 512 for each in honest.prints] == made
     sparse = world.run.config.exchange.codec == "sparse"
     assert {one.overlap for one in found[-1].compared} == ({1.0} if sparse else {None})
 
@@ -236,14 +240,11 @@ def test_work_that_was_not_done_differs(
     node = Seat.take(world, 1, tmp_path)
     whole = node.play(0)
     told = node.rounds[0]
-    first: int | None = 0
     match cheat:
         case "half the steps":
             short = node.session.train(replace(_order(node), deadline=0.0), quiet, quiet)
             assert short.head < told.head
-            prints = _kept(short.fingerprints)
-            told = replace(told, blobs=[_kept(short.blob)], fingerprints=prints)
-            first = short.head
+            told = replace(told, blobs=[_kept(short.blob)])
         case "windows of others":
             told = replace(told, windows=world.windows(0)[: len(told.windows)])
         case "stale":
@@ -251,12 +252,10 @@ def test_work_that_was_not_done_differs(
             told = replace(told, blobs=[_kept(node.session.train(_order(node), quiet, quiet).blob)])
             told = replace(told, windows=world.windows(1, 1)[: len(told.windows)])
         case "as another":
-            told = replace(told, blobs=auditor.rounds[0].blobs, fingerprints=None)
-            first = None
+            told = replace(told, blobs=auditor.rounds[0].blobs)
     (found,) = repeated(auditor.session, BeginReplay(node.name, [told])).compared
     assert whole.head == told.head
     assert 0.3 < found.error < 3
-    assert found.first_different == first
 
 
 def _order(node: Seat) -> Train:

@@ -1,0 +1,159 @@
+"""What auditors have to show for their verdicts: the fingerprints of the steps that they made.
+
+Nobody but the coordinator has those of the node that is audited, so who did not make the steps can
+only guess, and none of what can be guessed comes near (:func:`protocol.fingerprints.limit`). An
+auditor has committed to its verdict, and with it to its fingerprints, before it gives them. An
+``accept`` whose fingerprints do not fit is not taken: the auditor counts as one that did not
+answer. The fold strikes nobody for it, since it would have to take the coordinator's word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from artel.coordinator.sequencer import Sequencer
+from artel.ledger import entries
+from artel.ledger.entries import audits, reasons
+from artel.ledger.entries.fold_state import Audit
+from artel.ledger.entries.reasons import explain
+from artel.ledger.fold.history import History
+from artel.ledger.fold.work_audits import repeated
+from artel.protocol import fingerprints, messages, round_state
+from artel.protocol.events import emit
+from artel.protocol.identity import public_of, short_peer
+from artel.protocol.net import delivery, wire
+from artel.protocol.net.blobs import BlobStore
+from artel.protocol.run_config import ToleranceSection
+from artel.protocol.tolerances import tolerance_of
+
+log = logging.getLogger("artel.coordinator")
+
+ROWS_DIFFER = "rows_differ"
+WRONG_STEP = "wrong_step"
+
+
+class Verdicts:
+    """Holds verdicts against what their auditors have given; owned by the coordinator.
+
+    :param store: of fingerprints
+    """
+
+    def __init__(
+        self, ledger: Sequencer, store: BlobStore, tolerances: Sequence[ToleranceSection]
+    ) -> None:
+        self._ledger, self._store, self._tolerances = ledger, store, tolerances
+        self._given: dict[tuple[str, str], str] = {}  # content, by contribution and auditor
+
+    def _committed(self, peer: str) -> tuple[str, Audit] | None:
+        """What a node has committed to a verdict on that it has not shown."""
+        for source, audit in self._ledger.state.audits.items():
+            if any(draw.node == peer and draw.commitment for draw in audit.awaited):
+                return source, audit
+        return None
+
+    def owes(self, peer: str, size: int) -> bool:
+        """Whether so many bytes are the fingerprints that an auditor has to give now."""
+        found = self._committed(peer)
+        return found is not None and size == fingerprints.shown_bytes(found[1].steps)
+
+    async def take(self, peer: str, request: messages.Put, stream: wire.ByteStream) -> messages.Ok:
+        """Receive them, once for each verdict: it names them already."""
+        found = self._committed(peer)
+        assert found is not None
+        self._forget()
+        place = found[0], peer
+        if place in self._given or self._store.has(request.id):
+            raise wire.Refused("the fingerprints of this auditor are here already", code="present")
+        await delivery.receive(self._store, request, stream, kind="fingerprints")
+        self._given[place] = request.id
+        return messages.Ok()
+
+    def _forget(self) -> None:
+        """Of verdicts that are in the ledger nothing has to be shown any more."""
+        for (source, peer), blob in list(self._given.items()):
+            audit = self._ledger.state.audits.get(source)
+            draw = audit.draw_of(peer) if audit is not None else None
+            if draw is None or draw.verdict:
+                del self._given[source, peer]
+                self._store.delete(blob)
+
+    async def difference(self, peer: str, request: messages.GetDifference) -> messages.Difference:
+        """Where the steps of the audited node are others than those of an auditor that has
+        committed to its verdict."""
+        found = self._committed(peer)
+        if found is None:
+            raise wire.Refused(explain(reasons.NOT_DRAWN), code=reasons.NOT_DRAWN)
+        _, first = await self._compared(found[1], peer, request.rows, request.hardware)
+        return messages.Difference(round=first[0], step=first[1])
+
+    async def require_shown(self, verdict: entries.Verdict) -> None:
+        """Refuse a verdict that the fold would take, and that its auditor has not shown.
+
+        :raises Refused: the code says why
+        """
+        if verdict.verdict == audits.INCONCLUSIVE:
+            return
+        audit = self._ledger.state.audits[verdict.contribution]
+        fits, first = await self._compared(audit, verdict.node, verdict.rows, verdict.hardware)
+        if verdict.verdict == audits.ACCEPT and not fits:
+            said = {"node": short_peer(verdict.node), "audited": short_peer(audit.node)}
+            emit(log, "audit.not_shown", logging.WARNING, **said, round=first[0], step=first[1])
+            raise wire.Refused(
+                "the steps that this auditor made are not those of the work that it accepts: step "
+                f"{first[1]} of round {first[0]} is the first that differs",
+                "the verdict does not count; another node is drawn",
+                code=ROWS_DIFFER,
+            )
+        if verdict.verdict == audits.REJECT and first != (
+            verdict.differs_round,
+            verdict.differs_step,
+        ):
+            raise wire.Refused(
+                f"step {first[1]} of round {first[0]} is the first that differs",
+                "ask with get_difference before the verdict is shown",
+                code=WRONG_STEP,
+            )
+
+    async def _compared(
+        self, audit: Audit, auditor: str, rows: str, hardware: str
+    ) -> tuple[bool, tuple[int, int]]:
+        """Whether the steps of an auditor are near those that it repeated; round and step (from 1)
+        of the first that is not near, 0 and 0 when there is none.
+
+        :param hardware: class of the auditor's machine
+        """
+        wanted = fingerprints.shown_bytes(audit.steps)
+        if (path := self._store.path(rows)) is None or self._store.size_of(rows) != wanted:
+            raise wire.Refused(
+                f"the coordinator has no {wanted} bytes of fingerprints of this auditor",
+                "put them once the verdict is committed to",
+                code=round_state.NO_FINGERPRINTS,
+            )
+        state, store = self._ledger.state, self._ledger.store
+
+        def work() -> tuple[bool, tuple[int, int]]:
+            again = fingerprints.shown_rows(public_of(auditor), path.read_bytes())
+            told = [body for body, _ in repeated(History(store, store.query, state), audit)]
+            fits, first, done = again is not None, (0, 0), 0
+            for body in told:
+                steps = body.tail + body.head
+                given = self._store.path(body.chain)
+                if given is None:
+                    emit(log, "audit.not_compared", logging.WARNING, round=body.round)
+                    return True, (0, 0)  # as good as it gets without what was lost here
+                theirs = fingerprints.rows_in(given.read_bytes())
+                mine = again[done : done + steps] if again is not None else theirs * np.nan
+                done += steps
+                row = tolerance_of(self._tolerances, told[-1].hardware, hardware, done)
+                most = fingerprints.limit(row.accept, row.reject) if row is not None else 0.0
+                whole, each = fingerprints.apart(mine, theirs, body.tail)
+                fits = fits and whole <= most
+                if not first[1] and not (each <= most).all():
+                    first = body.round, int(np.argmin(each <= most)) + 1
+            return fits, first
+
+        return await asyncio.to_thread(work)
