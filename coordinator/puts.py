@@ -76,8 +76,8 @@ class Puts:
         self, peer: str, request: messages.Put, stream: wire.ByteStream
     ) -> messages.Ok:
         """Those of an auditor; or of a contribution, which is revealed after them."""
-        if self._core.verdicts.owes(peer, request.size):
-            return await self._core.verdicts.take(peer, request, stream)
+        if taken := await self._core.verdicts.take(peer, request, stream):
+            return taken
         self.require_reveals(peer)
         core, fold = self._core, self._core.ledger.state
         steps = core.work.head(fold.round, core.assigned(peer)) + fold.tails.get(peer, 0)

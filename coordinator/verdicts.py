@@ -55,15 +55,22 @@ class Verdicts:
                 return source, audit
         return None
 
-    def owes(self, peer: str, size: int) -> bool:
-        """Whether so many bytes are the fingerprints that an auditor has to give now."""
-        found = self._committed(peer)
-        return found is not None and size == fingerprints.shown_bytes(found[1].steps)
+    def _told(self, audit: Audit) -> list[entries.Contribution]:
+        """What an audit is about."""
+        store = self._ledger.store
+        history = History(store, store.query, self._ledger.state)
+        return [body for body, _ in repeated(history, audit)]
 
-    async def take(self, peer: str, request: messages.Put, stream: wire.ByteStream) -> messages.Ok:
-        """Receive them, once for each verdict: it names them already."""
+    async def take(
+        self, peer: str, request: messages.Put, stream: wire.ByteStream
+    ) -> messages.Ok | None:
+        """Receive the fingerprints of an auditor, once for each verdict: it names them already.
+
+        :returns: None when so many bytes are not what the peer has to give as an auditor
+        """
         found = self._committed(peer)
-        assert found is not None
+        if found is None or request.size != _bytes(await asyncio.to_thread(self._told, found[1])):
+            return None
         self._forget()
         place = found[0], peer
         if place in self._given or self._store.has(request.id):
@@ -126,18 +133,17 @@ class Verdicts:
 
         :param hardware: class of the auditor's machine
         """
-        wanted = fingerprints.shown_bytes(audit.steps)
+        told = await asyncio.to_thread(self._told, audit)
+        wanted = _bytes(told)
         if (path := self._store.path(rows)) is None or self._store.size_of(rows) != wanted:
             raise wire.Refused(
                 f"the coordinator has no {wanted} bytes of fingerprints of this auditor",
                 "put them once the verdict is committed to",
                 code=round_state.NO_FINGERPRINTS,
             )
-        state, store = self._ledger.state, self._ledger.store
 
         def work() -> tuple[bool, tuple[int, int]]:
             again = fingerprints.shown_rows(public_of(auditor), path.read_bytes())
-            told = [body for body, _ in repeated(History(store, store.query, state), audit)]
             fits, first, done = again is not None, (0, 0), 0
             for body in told:
                 steps = body.tail + body.head
@@ -157,3 +163,8 @@ class Verdicts:
             return fits, first
 
         return await asyncio.to_thread(work)
+
+
+def _bytes(told: Sequence[entries.Contribution]) -> int:
+    """Of what an auditor gives that repeated all steps of these."""
+    return fingerprints.shown_bytes(sum(body.tail + body.head for body in told))

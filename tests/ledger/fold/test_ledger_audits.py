@@ -391,7 +391,7 @@ def test_an_explanation_says_by_whom_and_what_came_of_it() -> None:
     convicted = next(n for n, o in enumerate(run.outcomes) if o.notes.get("result") == "convicted")
     text = "\n".join(explain(history, convicted).lines())
     assert "x86-64" in text
-    assert "0.700000" in text
+    assert "by 70 %" in text
     assert "invalidated" in text
     bad = run.world.members[2]
     work = history.log.index_of(run.world.earned(bad, 0))
