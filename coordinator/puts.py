@@ -125,8 +125,9 @@ class Puts:
             raise wire.Refused("too many tries in this round", code="too_many")
         if store.has(request.id):
             raise wire.Refused("this content is here already", code="present")
-        await delivery.receive(store, request, stream, kind=kind)
-        self._unclaimed.add((store, request.id))
+        # What another stream brought meanwhile may be claimed by now.
+        if await delivery.receive(store, request, stream, kind=kind):
+            self._unclaimed.add((store, request.id))
 
 
 def _too_large(what: str, size: int, most: int) -> wire.Refused:

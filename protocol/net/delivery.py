@@ -197,9 +197,10 @@ async def push_all(
 
 async def receive(
     store: BlobStore, request: messages.Put, stream: wire.ByteStream, *, kind: Kind = "other"
-) -> None:
+) -> bool:
     """The other side of :func:`push`, after the caller has decided that it wants the content.
 
+    :returns: whether it was not here already, by another stream for example
     :raises DecodeError: what arrived is not the content that was offered
     """
     _count_as(stream, kind)
@@ -217,9 +218,11 @@ async def receive(
                 left -= len(piece)
         if merkle.root(hashes).hex() != request.id:
             raise DecodeError("the bytes that arrived do not match their content id")
+        new = not store.has(request.id)
         store.adopt(request.id, part, hashes)
     finally:
         part.unlink(missing_ok=True)
+    return new
 
 
 def _have(store: BlobStore, ids: Sequence[str]) -> messages.Have:

@@ -35,7 +35,7 @@ from artel.protocol.net import wire
 from artel.protocol.net.slots import Rank
 from artel.protocol.net.streams import KINDS
 from artel.protocol.round_state import Phase
-from desk_world import ORGANISER, Member, Office, refused, run_of
+from desk_world import ORGANISER, Line, Member, Office, refused, run_of
 from host_world import start, swarm, until
 from witness_world import play_round
 
@@ -651,6 +651,37 @@ async def test_a_reveal_said_twice_is_fine(office: Office, revealing: list[Membe
     await revealing[0].show()
     await revealing[0].reveal()
     assert await refused(revealing[0].put()) == "present"
+
+
+async def test_what_counts_stays_though_a_second_copy_of_it_comes_late(
+    office: Office, revealing: list[Member]
+) -> None:
+    twice, *others = revealing
+    data, gate = twice.blob(), asyncio.Event()
+    blob = content.content_id(data)
+
+    class Slow(Line):
+        async def read_exactly(self, count: int) -> bytes:
+            await gate.wait()
+            return await super().read_exactly(count)
+
+    request = messages.Put(id=blob, size=len(data))
+    second = asyncio.create_task(office.desk._puts.answer(twice.peer, request, Slow(data)))
+    await asyncio.sleep(0)
+    await twice.show()
+    gate.set()
+    await second
+    for member in others:
+        await member.show()
+    for member in revealing:
+        await member.sign_state(NEXT)
+    for member in revealing:
+        await member.beat()
+    for member in revealing:
+        await member.commit()
+    await others[0].put()  # in another phase: what nothing named is dropped
+    assert office.core.state.round == 1
+    assert office.blobs.has(blob)
 
 
 async def test_what_was_put_and_never_counted_does_not_stay(
