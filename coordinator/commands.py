@@ -53,7 +53,6 @@ def start(
     listen: Listen = (DEFAULT_LISTEN,),
     announce: Announce = (),
     recompute: Annotated[int, value(options.whole(0, 10**6), "N")] = 10,
-    believe_juries: bool = False,
     as_json: AsJson = False,
     log_json: LogJson = False,
     verbose: Verbose = False,
@@ -75,8 +74,6 @@ def start(
     :param recompute: compute one of N states here too before it is agreed on, by chance, also when
         members with standing carry the run; 1 for each, 0 for none but those on which they differ;
         it takes the time and the memory that it takes a node
-    :param believe_juries: go back behind a state that a jury calls wrong even when this machine
-        has computed what is recorded; without it no round begins then
     :param as_json: print one JSON object when ready
     """
     from artel.protocol.run_file import load_config
@@ -99,7 +96,6 @@ def start(
         verbose=verbose,
         log_json=log_json,
         recompute=recompute,
-        believe_juries=believe_juries,
     )
     return asyncio.run(serve(wanted))
 

@@ -63,7 +63,6 @@ class Startup:
     verbose: bool = False
     log_json: bool = False
     recompute: int = 10
-    believe_juries: bool = False
 
 
 async def serve(options: Startup) -> int:
@@ -194,7 +193,7 @@ async def _run(core: Coordinator, options: Startup, http: socket.socket, began: 
     from artel.coordinator.upkeep import Upkeep
     from artel.coordinator.web import RunPage
 
-    core.recompute, core.believes_juries = options.recompute, options.believe_juries
+    core.recompute = options.recompute
     await core.close_interrupted_attempt()
     await Desk(core).open()
     addresses = await core.host.addresses()

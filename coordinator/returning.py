@@ -1,8 +1,8 @@
 """Going back: once a state is called wrong, its forerunner is kept and it is computed here too;
 once that is proven, the run goes on from the newest right state that this coordinator has or gets.
 
-Two of a jury decide in the ledger, and they may lie. So a state that comes out here as it is
-recorded is not gone back behind, unless the organiser wants to; no round begins then.
+Most of a jury decide in the ledger, and they may lie. So a state that comes out here as it is
+recorded is not gone back behind but upheld, and the run goes on.
 
 A state that nobody gives is of no use, however right it is: so what the run goes back to is fetched
 first, from whoever may still have it: those who called the state wrong and the jury, who computed
@@ -12,6 +12,7 @@ it from the one before, and all others. When nobody has that one, the one before
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -42,7 +43,6 @@ class Returning:
     def __init__(self, coordinator: Coordinator, copy: Copy, compute: Compute) -> None:
         self._core, self._copy, self._compute = coordinator, copy, compute
         self._roots = dict[str, str]()  # entry that called a state wrong: what that came to here
-        self._stays = set[str]()  # of those, proven ones that are not believed
 
     async def run(self) -> None:
         """Look after charges until cancelled."""
@@ -60,8 +60,7 @@ class Returning:
     def _proven(self) -> list[tuple[int, Charge]]:
         """States that were proven wrong, the oldest first."""
         charges = sorted(self._core.ledger.state.charges.items())
-        proven = [(number, charge) for number, charge in charges if charge.proven]
-        return [found for found in proven if found[1].entry not in self._stays]
+        return [(number, charge) for number, charge in charges if charge.proven]
 
     def _new(self) -> list[tuple[int, Charge]]:
         charges = self._core.ledger.state.charges.items()
@@ -88,31 +87,22 @@ class Returning:
         emit(log, "state.recomputed", logging.WARNING, state=number, root=root[:12], right=right)
         return root
 
-    def _believed(self, wrong: int, charge: Charge) -> bool:
-        """Whether what a jury has proven is gone by; else the run stands still from here."""
-        if self._roots.get(charge.entry) != self._core.ledger.state.states[wrong]:
-            return True
-        if self._core.believes_juries:
-            return True
-        self._stays.add(charge.entry)
-        emit(
-            log,
-            "run.not_rolled_back",
-            logging.ERROR,
-            state=wrong,
-            reason="a jury calls it wrong, and this coordinator has computed what is recorded",
-            hint="no round begins: see who is right with artel ledger verify --states N; go back "
-            "all the same with artel coordinator start --believe-juries, or publish another run",
-        )
-        return False
-
     async def _go_back(self, wrong: int, charge: Charge) -> None:
         core = self._core
-        if not self._believed(wrong, charge):
+        own = self._roots.get(charge.entry, "")
+        if own == core.ledger.state.states[wrong]:
+            emit(
+                log,
+                "state.upheld",
+                logging.ERROR,
+                state=wrong,
+                reason="a jury calls it wrong, and this coordinator has computed what is recorded",
+                hint="see who is right with artel ledger verify --states N",
+            )
+            with contextlib.suppress(NoEffect):
+                await core.uphold(charge.entry, own)
             return
-        own, recorded = self._roots.get(charge.entry, ""), core.ledger.state.states[wrong]
-        against = {"": "the jury's word alone", recorded: "the jury's word against this machine's"}
-        grounds = against.get(own, "computed here too")
+        grounds = "computed here too" if own else "the jury's word alone"
         for number in range(wrong - 1, oldest_anchor(core.ledger.state) - 1, -1):
             if await self._have(number, charge):
                 try:

@@ -103,7 +103,6 @@ class Coordinator:
         self.rules = rules_of(manifest)
         self.recompute = 0
         """It comes to one of so many states itself, by chance; 0: only where it has to."""
-        self.believes_juries = False
         """It goes back behind a state that a jury calls wrong even where it finds it right."""
         self.work = assignment.Work.of(manifest.config)
         self.codec = codec.of(manifest.config.exchange)
@@ -287,16 +286,36 @@ class Coordinator:
             fold, newest = self.ledger.state, self.state.round
             if charged(fold, charge) < 0 or anchor_of(fold, number) is None:
                 return  # it was settled, or that state has become too old, while it was fetched
-            try:
-                await self.record_own(Late(entries.RolledBack.KIND, back))
-            except ArtelError as error:
-                self._fail(error)
-                raise
+            await self._decide(Late(entries.RolledBack.KIND, back))
             self._shown, self._votes = {}, {}
             self.state = resumed(self.ledger.state, self.clock(), self.state)
         said = {"round": number, "undone": newest - number, "grounds": grounds}
         emit(log, "run.rolled_back", logging.WARNING, **said)
         await self.tell()
+
+    async def uphold(self, charge: str, root: str) -> None:
+        """Go on, since a state that a jury calls wrong has been computed here, and is right.
+
+        :param charge: id of the entry that called it wrong
+        :param root: what it came to, which is recorded
+        """
+        async with self._lock:
+            if charged(self.ledger.state, charge) < 0:
+                return
+            await self._decide(
+                entries.state_upheld(self.identity, self.run, charge=charge, root=root)
+            )
+            halted = any(one.proven for one in self.ledger.state.charges.values())
+            await self._step(round_state.Halted(self.clock(), halted))
+        await self.tell()
+
+    async def _decide(self, statement: Statement) -> None:
+        """Record what settles a charge; an error ends :meth:`drive`."""
+        try:
+            await self.record_own(statement)
+        except ArtelError as error:
+            self._fail(error)
+            raise
 
     def _say_who_sits_out(self, after: RunState) -> None:
         for peer, pause in after.pauses.items():

@@ -218,9 +218,10 @@ class Seen:
 
 @dataclass(frozen=True)
 class Halted:
-    """A state was proven wrong: what follows comes from the ledger, once the run goes back."""
+    """A state was proven wrong: no round begins until the run goes back, or that is upheld."""
 
     now: float
+    halted: bool = True
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def _apply(state: RunState, event: Event) -> RunState:
     if isinstance(event, Left):
         return _without(state, event.peer)
     if isinstance(event, Halted):
-        return replace(state, halted=True)
+        return replace(state, halted=event.halted)
     if isinstance(event, Ranked):
         return replace(state, seats=event.seats, on_members=event.on_members, unranked=False)
     if isinstance(event, HandedBack):

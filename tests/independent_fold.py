@@ -582,19 +582,20 @@ class Fold:
         yield owner.barred and "barred"
         yield (b.state in self.charges or called) and "duplicate"
         yield owner.vested + owner.pending == 0 and "no_credit"
+        standings = self.standings()
+        founded = len(standings) >= self.trust["founders"]
         waits = any(charge.account == name for charge in self.charges.values())
         yield (waits or self.round < vars(owner).get("silent", 0)) and "too_many"
-        jury, standings = list[str](), self.standings()
-        for signed in (False, True):
-            weights = {
-                n: standings.get(n, 0)
-                for n, one in sorted(self.accounts.items())
-                if n != name and one.registered and not one.barred and one.vested + one.pending
-                if (n in self.anchors[b.state].signers) == signed
-            }
-            jury += self.by_lot(f"state/{b.state}/{b.recorded}", weights)
+        yield founded and name not in standings and "no_standing"
+        weights = {
+            n: standings.get(n, 0)
+            for n, one in sorted(self.accounts.items())
+            if n != name and one.registered and not one.barred and one.vested + one.pending
+            if vars(one).get("silent", 0) <= self.round and (n in standings or not founded)
+        }
+        jury = [*self.by_lot(f"state/{b.state}/{b.recorded}", weights)]
         yield len(jury) < 2 and "no_jury"
-        charge = Record(entry=self.id, node=b.node, account=name, jury=jury[:6], said={}, age=0)
+        charge = Record(entry=self.id, node=b.node, account=name, jury=jury[:10], said={}, age=0)
         charge.proven = False
         self.charges[b.state] = charge
         self.heard.add((b.state, name))
@@ -604,20 +605,30 @@ class Fold:
         number, charge = self.charged(b)
         yield (charge is None or charge.proven) and "not_accused"
         name = self.nodes.get(b.node, "")
-        asked = charge.jury[: 3 + charge.age // self.trust["audit_rounds"]]
+        asked = charge.jury[: 7 + charge.age // self.trust["audit_rounds"]]
         yield name not in asked and "not_drawn"
         yield name in charge.said and "duplicate"
         yield self.accounts[name].barred and "barred"
         charge.said[name] = b.root
-        if [*charge.said.values()].count(b.root) < 2:
+        if [*charge.said.values()].count(b.root) <= min(7, len(charge.jury)) // 2:
             return
-        for other in [other for other, root in charge.said.items() if root != b.root]:
-            self.forfeit(other)
-        charge.proven = b.root != self.states[number]
+        charge.proven = b.root != self.states[number] and b.root
         if not charge.proven:
-            del self.charges[number]
-            self.forfeit(charge.account)
-            self.accounts[charge.account].silent = self.round + self.fame
+            self.settle_charge(number, b.root)
+
+    def settle_charge(self, number: int, right: str) -> None:
+        charge = self.charges.pop(number)
+        false = {name for name, root in charge.said.items() if root != right}
+        for name in false | ({charge.account} if right == self.states[number] else set()):
+            self.forfeit(name)
+            self.accounts[name].silent = self.round + self.fame
+
+    def state_upheld(self, b: Any) -> Rule:
+        yield not self.led and "wrong_signers"
+        number, charge = self.charged(b)
+        yield not (charge and charge.proven) and "not_proven"
+        yield b.root != self.states[number] and "wrong_state"
+        self.settle_charge(number, b.root)
 
     def charged(self, b: Any) -> tuple[int, Any]:
         found = ((n, charge) for n, charge in self.charges.items() if charge.entry == b.charge)
@@ -639,6 +650,7 @@ class Fold:
     def go_back(self, number: int, wrong: int) -> None:
         paid = max(number, min(self.round, self.round - self.owned["vesting_rounds"]))
         earned_to, signers = self.anchors[paid].kept["earned_to"], self.anchors[wrong].signers
+        self.settle_charge(wrong, self.charges[wrong].proven)
         for source, item in [*self.pending.items()]:
             if item.kind != "witness" and item.round >= number:
                 self.settle(source, "invalidated")

@@ -23,7 +23,7 @@ FOLLOW_S = 2.0
 KINDS = (
     *("genesis", "admitted", "account", "key_rotated", "node", "round_opened", "round_committed"),
     *("contribution", "round_closed", "aggregate", "slice_wrong", "state_agreed", "run_closed"),
-    *("state_wrong", "jury_answer", "rolled_back"),
+    *("state_wrong", "jury_answer", "rolled_back", "state_upheld"),
     *("witnessed", "verdict_committed", "verdict"),
     *("dispute", "ruling", "transfer", "split_seen"),
 )

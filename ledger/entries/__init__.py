@@ -38,6 +38,7 @@ from artel.ledger.entries.kinds.state_agreed import (
     state_agreed,
     state_vote,
 )
+from artel.ledger.entries.kinds.state_upheld import StateUpheld, state_upheld
 from artel.ledger.entries.kinds.state_wrong import StateWrong, state_wrong
 from artel.ledger.entries.kinds.transfer import Transfer
 from artel.ledger.entries.kinds.verdict import Verdict, verdict
@@ -80,6 +81,7 @@ __all__ = [
     "SliceWrong",
     "SplitSeen",
     "StateAgreed",
+    "StateUpheld",
     "StateVote",
     "StateWrong",
     "Transfer",
@@ -108,6 +110,7 @@ __all__ = [
     "run_closed",
     "slice_wrong",
     "state_agreed",
+    "state_upheld",
     "state_vote",
     "state_wrong",
     "title",

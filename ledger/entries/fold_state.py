@@ -191,7 +191,7 @@ class Account:
     barred: bool = False
     """Fraud is proven: it earns no more, and its nodes' cosignatures do not count."""
     silenced: int = 0
-    """It can call no state wrong before the one with this number."""
+    """It can call no state wrong, and is drawn for no jury, before the one with this number."""
 
 
 @dataclass(frozen=True)
@@ -302,7 +302,7 @@ class Charge:
     said: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Account of the jury to its node that answered, and the root that this one computed."""
     proven: str = ""
-    """The right root, once two of the jury have computed it."""
+    """The right root, once enough of the jury have computed it."""
 
 
 @dataclass

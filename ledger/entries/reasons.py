@@ -32,7 +32,7 @@ EMPTY = "empty"
 FALSE_ACCUSATION = "false_accusation"
 """The node called a slice or a state wrong, and those who decide found it right."""
 FALSE_CHECK = "false_check"
-"""The node computed a state that was called wrong, and two others got another root."""
+"""The node computed a state that was called wrong, and those who decide got another root."""
 SIGNED_WRONG = "signed_wrong"
 """The node signed a state that was proven wrong."""
 ROLLED_BACK = "rolled_back"
@@ -85,6 +85,7 @@ NOT_PENDING = "not_pending"
 OWN_WORK = "own_work"
 TOO_MANY = "too_many"
 NO_CREDIT = "no_credit"
+NO_STANDING = "no_standing"
 NOT_DRAWN = "not_drawn"
 TOO_EARLY = "too_early"
 BARRED = "barred"
@@ -135,6 +136,7 @@ IGNORED = {
     OWN_WORK: "nobody can dispute their own work",
     TOO_MANY: "the account has too many open disputes or accusations, or accused falsely lately",
     NO_CREDIT: "only accounts that have earned credit in this run can dispute or accuse",
+    NO_STANDING: "once a run rests on its members, who calls a state wrong needs standing",
     NOT_DRAWN: "the node, or its account, was not drawn to check this, or its time is over",
     TOO_EARLY: "other auditors of this contribution have not committed to their verdicts yet",
     BARRED: "the account is barred for proven fraud",
@@ -149,10 +151,11 @@ IGNORED = {
     WRONG_CREDITS: "names another credit root than the entries before it lead to",
     SAME_BLOB: "names the very blob that was recorded: there is no difference",
     SAME_ROOT: "names the very root that was recorded: there is no difference",
-    NO_JURY: "fewer than two other accounts with credit could check it",
+    NO_JURY: "fewer than two other accounts, with standing once the run is founded, could check it",
     NOT_ACCUSED: "speaks of a state that nobody calls wrong, or on which is decided",
-    NOT_PROVEN: "goes back behind a state that was not proven wrong",
-    PROVEN_WRONG: "a state was proven wrong, and the run has not gone back behind it yet",
+    NOT_PROVEN: "goes back behind, or upholds, a state that was not proven wrong",
+    PROVEN_WRONG: "a jury has proven a state wrong, and the coordinator has not yet gone back "
+    "behind it, or upheld it",
 }
 """Why an entry changes nothing."""
 

@@ -447,6 +447,11 @@ class World:
         body = canonical.dumps(fields | {"root": root or digest(f"state {number}")})
         return Rooted(entries.ENTRY_TYPE, body, (), by=(self.coordinator,))
 
+    def state_upheld(self, charge: Envelope, root: str) -> Envelope:
+        """The coordinator computed the root that is recorded."""
+        name = entries.entry_id(charge.encode())
+        return entries.state_upheld(self.coordinator, self.run, charge=name, root=root)
+
     def until_closed(self, round: int) -> list[Envelope]:
         """A round in which everything goes well, up to its closing."""
         return [

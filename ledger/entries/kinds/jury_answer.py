@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import Body, Digest, Entry, PeerId, signed
-from artel.ledger.entries.fold_state import Charge, Effect, FoldState, LeftOut, Outcome, key_of
-from artel.ledger.entries.kinds.state_wrong import AGREEING, asked, place_of
+from artel.ledger.entries.fold_state import Effect, FoldState, LeftOut, Outcome, key_of
+from artel.ledger.entries.kinds.state_wrong import asked, needed, place_of, settle
 from artel.ledger.entries.story import Fact, Story
 from artel.ledger.entries.words import short_key
 from artel.protocol.dsse import Envelope
@@ -50,7 +50,13 @@ class JuryAnswer(Body):
             agreeing = Counter(root for _, root in said.values())[self.root]
             recorded = state.states[number]
             notes = {"charge": charge.index, "recorded": recorded, "agreeing": agreeing}
-            left_out = self._settled(state, number, known) if agreeing >= AGREEING else ()
+            notes |= {"needed": needed(charge)}
+            left_out: tuple[LeftOut, ...] = ()
+            if agreeing >= needed(charge) and self.root == recorded:
+                left_out = settle(state, number, recorded)
+            elif agreeing >= needed(charge):
+                # Nobody loses anything by that: the coordinator has to find the same first.
+                state.charges[number] = replace(known, proven=self.root)
             return Outcome("recorded", left_out=left_out, notes=notes)
 
         return effect
@@ -61,25 +67,6 @@ class JuryAnswer(Body):
     def concerns(self, state: FoldState) -> set[str]:
         return {state.account_of(self.node)} & state.accounts.keys()
 
-    def _settled(self, state: FoldState, number: int, charge: Charge) -> tuple[LeftOut, ...]:
-        """Enough have this root: who said another one loses its standing."""
-        false = [
-            (node, name, reasons.FALSE_CHECK)
-            for name, (node, root) in sorted(charge.said.items())
-            if root != self.root
-        ]
-        place = place_of(state, number)
-        if self.root == state.states[number]:
-            del state.charges[number]
-            false.append((charge.node, charge.account, reasons.FALSE_ACCUSATION))
-            silent = state.round + state.founded.trust.standing_rounds
-            state.changing(charge.account).silenced = silent
-        else:
-            state.charges[number] = replace(charge, proven=self.root)
-        for _, name, _ in false:
-            state.standing.forfeit(name)
-        return state.leave_out(tuple(LeftOut(*place, *one) for one in false))
-
     def says(self) -> str:
         node, charge = short_peer(self.node), short_key(self.charge)
         return f"node {node} computed the state of charge {charge}: {short_key(self.root)}"
@@ -89,15 +76,16 @@ class JuryAnswer(Body):
         charge, right = notes["charge"], notes["recorded"] == self.root
         yield Fact(f"its account was drawn when entry {charge} called the state wrong", (charge,))
         yield Fact(f"what it computed is {'the recorded root' if right else 'another root'}")
-        if notes["agreeing"] < AGREEING:
+        if notes["agreeing"] < notes["needed"]:
             return
         yield Fact(
-            f"{AGREEING} of those drawn have computed it: "
+            f"{notes['needed']} of those drawn say so: "
             + (
-                "the state is right; whoever called it wrong loses its standing, and can call no "
-                "state wrong for a while (trust.standing_rounds)"
+                "the state is right; whoever said another root loses its standing, and is not "
+                "heard for a while (trust.standing_rounds)"
                 if right
-                else "the state is wrong; no round begins until the run has gone back"
+                else "no round begins until the coordinator has gone back, or has computed what is "
+                "recorded (rolled_back, state_upheld)"
             )
         )
         for item in story.outcome.left_out:

@@ -12,7 +12,7 @@ from artel.ledger.entries.credit_map import CreditMap
 from artel.ledger.entries.fold_state import Effect, FoldState, LeftOut, Outcome
 from artel.ledger.entries.kinds.jury_answer import charged
 from artel.ledger.entries.kinds.round_opened import given_up
-from artel.ledger.entries.kinds.state_wrong import place_of
+from artel.ledger.entries.kinds.state_wrong import place_of, settle
 from artel.ledger.entries.story import Fact, Story, totals
 from artel.ledger.entries.words import plural, short_key
 from artel.protocol.dsse import Envelope
@@ -98,6 +98,7 @@ def _gone_back(state: FoldState, number: int, wrong: int) -> Outcome:
     assert signed is not None
     places = {round: place_of(state, round + 1) for round in range(number, newest)}
     not_agreed = given_up(state, state.attempt)
+    false = settle(state, wrong, charge.proven)
     invalidated, taken = go_back(state, number, wrong)
     undone = (c for c in (*invalidated, *taken) if c.kind == "compute")
     left_out = [LeftOut(*places[c.round], c.node, c.account, reasons.ROLLED_BACK) for c in undone]
@@ -107,7 +108,7 @@ def _gone_back(state: FoldState, number: int, wrong: int) -> Outcome:
         "recorded",
         invalidated=invalidated,
         taken=taken,
-        left_out=(*not_agreed, *state.leave_out(tuple(left_out))),
+        left_out=(*not_agreed, *false, *state.leave_out(tuple(left_out))),
         notes={"charge": charge.index, "root": charge.proven, "newest": newest, "wrong": wrong},
     )
 

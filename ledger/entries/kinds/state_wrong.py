@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import islice
 from typing import ClassVar, Literal
 
 from artel.ledger.entries import lot, reasons
 from artel.ledger.entries.anchors import anchor_of, oldest_anchor
 from artel.ledger.entries.body import Body, Count, Digest, Entry, PeerId, Positive, signed
-from artel.ledger.entries.fold_state import Charge, Effect, FoldState, Outcome, key_of
+from artel.ledger.entries.fold_state import Charge, Effect, FoldState, LeftOut, Outcome, key_of
 from artel.ledger.entries.story import Fact, Story
 from artel.ledger.entries.words import short_key
 from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity, short_peer
 from artel.protocol.round_state import WRONG_STATE
 
-JURY, MOST_JURY = 3, 6
-"""Accounts that are asked at first, and at most."""
-AGREEING = 2
-"""So many of them decide, once they have computed the same root."""
+JURY, MOST_JURY = 7, 10
+"""Accounts that are asked at first, and at most. More than half of as many as are asked at first
+decide, once they have computed the same root."""
+LEAST_JURY = 2
 
 
 class StateWrong(Body):
@@ -53,14 +53,14 @@ class StateWrong(Body):
         if fault := _barred(state, self.state, name):
             return fault
         jury = drawn(state, self.state, name)
-        if len(jury) < AGREEING:
+        if len(jury) < LEAST_JURY:
             return reasons.NO_JURY
 
         def effect() -> Outcome:
             charge = Charge(entry.id, state.size, self.node, name, self.root, jury)
             state.charges[self.state] = charge
             state.heard[self.state] = (*state.heard.get(self.state, ()), name)
-            return Outcome("recorded", notes={"jury": list(jury[:JURY])})
+            return Outcome("recorded", notes={"jury": list(jury[:JURY]), "needed": needed(charge)})
 
         return effect
 
@@ -79,13 +79,16 @@ class StateWrong(Body):
 
     def explain(self, story: Story) -> Iterator[Fact]:
         yield Fact(
-            f"state {self.state} was recorded with the root {short_key(self.recorded)}; from the "
-            f"state before and the accepted contributions the node computed {short_key(self.root)}"
+            f"state {self.state} was recorded with the root {short_key(self.recorded)}; the node "
+            f"says that it computed {short_key(self.root)} from the state before and the accepted "
+            "contributions, which decides nothing by itself"
         )
-        jury = ", ".join(short_key(name) for name in story.outcome.notes["jury"])
+        notes = story.outcome.notes
+        jury = ", ".join(short_key(name) for name in notes["jury"])
         yield Fact(
-            f"drawn by lot to compute it too: {jury} (accounts with credit, by their standing; of "
-            f"those that signed the state only when no others are left); {AGREEING} decide"
+            f"drawn by lot to compute it too: {jury} (by standing, from all accounts that have "
+            "any but the accuser's; while the run rests on its coordinator, from all with credit); "
+            f"{notes['needed']} of them decide"
         )
 
 
@@ -98,27 +101,52 @@ def _barred(state: FoldState, number: int, name: str) -> str:
         return reasons.DUPLICATE
     if not state.credit(name):
         return reasons.NO_CREDIT
-    waits = any(charge.account == name for charge in state.charges.values())
-    return reasons.TOO_MANY if waits or state.round < owner.silenced else ""
+    if state.round < owner.silenced or any(one.account == name for one in state.charges.values()):
+        return reasons.TOO_MANY
+    stands = name in state.standings() or state.rests_on == "coordinator"
+    return "" if stands else reasons.NO_STANDING
 
 
 def drawn(state: FoldState, number: int, accuser: str) -> tuple[str, ...]:
     """Accounts that may decide on a state, in the order of the lot, at most :data:`MOST_JURY`.
 
-    Whoever signed the state comes after all others.
+    Those that signed it too: an honest one has computed it, or finds out that it did not. Nobody
+    without standing, once there are enough who have some: keys that cost nothing would be most.
     """
-    anchor, purpose = anchor_of(state, number), f"state/{number}/{state.states[number]}"
-    assert anchor is not None
-    signed, standings = set(anchor.signers.values()), state.standings()
+    standings = state.standings()
     weights = {
         name: standings.get(name, 0)
         for name, owner in state.accounts.items()
         if name != accuser and owner.registered and not owner.barred and state.credit(name)
+        if owner.silenced <= state.round
+        if name in standings or state.rests_on == "coordinator"
     }
-    others = {name: weight for name, weight in weights.items() if name not in signed}
-    rest = {name: weight for name, weight in weights.items() if name in signed}
-    order = chain(lot.order(state.lot, purpose, others), lot.order(state.lot, purpose, rest))
-    return tuple(islice(order, MOST_JURY))
+    purpose = f"state/{number}/{state.states[number]}"
+    return tuple(islice(lot.order(state.lot, purpose, weights), MOST_JURY))
+
+
+def needed(charge: Charge) -> int:
+    """How many of the jury decide, when they have computed the same root."""
+    return min(JURY, len(charge.jury)) // 2 + 1
+
+
+def settle(state: FoldState, number: int, right: str) -> tuple[LeftOut, ...]:
+    """The charge on a state ends, since ``right`` is its root: of those that said another one each
+    loses its standing, and is not heard for ``trust.standing_rounds`` rounds."""
+    charge = state.charges.pop(number)
+    false = [
+        (node, name, reasons.FALSE_CHECK)
+        for name, (node, root) in sorted(charge.said.items())
+        if root != right
+    ]
+    if right == state.states[number]:
+        false.append((charge.node, charge.account, reasons.FALSE_ACCUSATION))
+    for _, name, _ in false:
+        state.standing.forfeit(name)
+        silent = state.round + state.founded.trust.standing_rounds
+        state.changing(name).silenced = silent
+    place = place_of(state, number)
+    return state.leave_out(tuple(LeftOut(*place, *one) for one in false))
 
 
 def asked(state: FoldState, charge: Charge) -> tuple[str, ...]:

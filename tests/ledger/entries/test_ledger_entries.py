@@ -57,6 +57,7 @@ SAMPLES = [
     WORLD.state_wrong(A, 1),
     WORLD.jury_answer(B, WORLD.state_wrong(A, 1), digest("right 1")),
     WORLD.rolled_back(WORLD.state_wrong(A, 1), 0),
+    WORLD.state_upheld(WORLD.state_wrong(A, 1), digest("state 1")),
     WORLD.witnessed(LEAVES),
     *WORLD.verdicts(B, EARNED),
     WORLD.dispute(OTHER, EARNED),

@@ -368,6 +368,22 @@ class FoldMachine(RuleBasedStateMachine):
                 self.add(entries.jury_answer(NODES[peer], self.world.run, **fields))
 
     @precondition(lambda self: self.state.charges)
+    @rule(number=some)
+    def state_is_upheld(self, number: int) -> None:
+        state = self.state
+        wrong, charge = pick(state.charges.items(), number)
+        root = state.states[wrong] if number % 8 else digest("right")
+        before = (state.total_vested, state.total_pending, list(state.states))
+        fields = {"charge": charge.entry, "root": root}
+        outcome = self.add(entries.state_upheld(self.world.coordinator, self.world.run, **fields))
+        if outcome.status == "ignored":
+            assert not charge.proven or root != state.states[wrong]
+            return
+        assert (state.total_vested, state.total_pending, state.states) == before
+        assert wrong not in state.charges
+        assert charge.account not in state.standings()
+
+    @precondition(lambda self: self.state.charges)
     @rule(number=some, further=st.sampled_from([0, 0, 0, 1, 2, -1]))
     def run_goes_back(self, number: int, further: int) -> None:
         state = self.state
@@ -702,6 +718,7 @@ def walked(seed: int) -> int:
         lambda number: machine.arbiter_rules(number, "soft"),
         lambda number: machine.state_is_called_wrong(number, 0, "right"),
         lambda number: machine.state.charges and machine.jury_answers(number, "recorded"),
+        lambda number: machine.state.charges and machine.state_is_upheld(number),
         lambda number: machine.state.total_vested and machine.credit_is_given(number, 1, 8),
     ]
     for turn in range(40):

@@ -21,10 +21,12 @@ from artel.ledger.sync.serving import Served
 from artel.ledger.sync.share_proof import prove_share
 from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity
-from ledger_world import CREDIT, World, complete, digest, outcomes
+from ledger_world import CREDIT, World, complete, digest, forged, outcomes
 from log_world import Log
 
 RIGHT = digest("right")
+PROOF = [RIGHT] * 3
+"""What most of a jury of five say."""
 RULES = {"vesting_rounds": 1, "transfers": True}
 
 
@@ -73,15 +75,15 @@ def last(*envelopes: Envelope) -> str:
     return seen.reason or seen.status
 
 
-def test_those_who_did_not_sign_are_drawn_first() -> None:
+def test_all_but_the_accuser_are_drawn_those_who_signed_too() -> None:
     drawn = jury(CHARGED)
-    assert drawn[0] == HONEST[1]
-    assert set(drawn[1:]) == set(LIARS)
+    assert set(drawn) == {HONEST[1], *LIARS}
     assert len(drawn) == 5 < MOST_JURY
 
 
-def test_two_of_the_jury_prove_a_state_wrong_and_no_round_begins() -> None:
-    proven = answered(RIGHT, RIGHT)
+def test_most_of_the_jury_prove_a_state_wrong_and_no_round_begins() -> None:
+    assert outcomes(answered(*PROOF[1:]))[0].charges[3].proven == ""
+    proven = answered(*PROOF)
     state, seen = outcomes(proven)
     assert state.charges[3].proven == RIGHT
     assert [outcome.status for outcome in seen[-3:]] == ["recorded"] * 3
@@ -91,7 +93,7 @@ def test_two_of_the_jury_prove_a_state_wrong_and_no_round_begins() -> None:
 
 def gone_back(to: int = 2) -> tuple[FoldState, FoldState, Outcome]:
     """Before and after going back behind state 3."""
-    proven = answered(RIGHT, RIGHT)
+    proven = answered(*PROOF)
     before, _ = outcomes(proven)
     after, seen = outcomes([*proven, WORLD.rolled_back(CHARGE, to)])
     return before, after, seen[-1]
@@ -155,14 +157,14 @@ def test_what_was_given_away_stays_with_who_got_it() -> None:
     before, _ = outcomes(CHARGED)
     all_of_it = before.accounts[liar.key].vested
     given = [*CHARGED[:-1], WORLD.transfer(liar, friend.key, all_of_it), CHARGE]
-    after, seen = outcomes([*answered(RIGHT, RIGHT, charged=given), WORLD.rolled_back(CHARGE, 2)])
+    after, seen = outcomes([*answered(*PROOF, charged=given), WORLD.rolled_back(CHARGE, 2)])
     assert seen[-1].status == "recorded"
     assert liar.key not in {credit.account for credit in seen[-1].taken}
     assert after.accounts[friend.key].received == all_of_it
 
 
 def test_the_rounds_are_made_again_under_numbers_of_their_own() -> None:
-    back = [*answered(RIGHT, RIGHT), WORLD.rolled_back(CHARGE, 2)]
+    back = [*answered(*PROOF), WORLD.rolled_back(CHARGE, 2)]
     for round, again in ((2, 1), (3, 1)):
         assert last(*back, WORLD.opened(round, again - 1)) == reasons.OUT_OF_ORDER
         shown = [WORLD.contribution(member, round, again) for member in WORLD.members]
@@ -178,13 +180,13 @@ def test_a_state_that_is_called_wrong_again_is_another_accusation() -> None:
     again = [WORLD.opened(2, 1), WORLD.committed(2, 1)]
     again += [WORLD.contribution(member, 2, 1) for member in WORLD.members]
     again += [WORLD.closed(2, 1), WORLD.agreed(3)]  # the liars alone weigh too little by now
-    back = [*answered(RIGHT, RIGHT), WORLD.rolled_back(CHARGE, 2), *again]
+    back = [*answered(*PROOF), WORLD.rolled_back(CHARGE, 2), *again]
     assert last(*back, CHARGE) == "wrong_state"
     assert last(*back, WORLD.state_wrong(HONEST[0], 3, RIGHT, attempt=1)) == "recorded"
 
 
 def test_a_false_accusation_costs_the_accuser_its_standing_and_its_voice() -> None:
-    false = answered(digest("state 3"), digest("state 3"))
+    false = answered(*[digest("state 3")] * 3)
     state, seen = outcomes(false)
     node = HONEST[0].peer_id
     assert [(item.node, item.reason) for item in seen[-1].left_out] == [
@@ -198,27 +200,72 @@ def test_a_false_accusation_costs_the_accuser_its_standing_and_its_voice() -> No
     assert last(*false, WORLD.opened(4)) == "recorded"
 
 
-def test_who_says_another_root_than_two_others_loses_its_standing() -> None:
-    state, seen = outcomes(answered(digest("lie"), RIGHT, RIGHT))
-    assert [item.reason for item in seen[-1].left_out] == [reasons.FALSE_CHECK]
-    assert state.standing_of(jury(CHARGED)[0].peer_id) == 0
-    assert state.charges[3].proven == RIGHT
+def test_who_says_another_root_than_most_loses_its_standing_once_that_is_settled() -> None:
+    liar = jury(CHARGED)[0].peer_id
+    proven = answered(digest("lie"), *PROOF)
+    state, seen = outcomes(proven)
+    assert (seen[-1].left_out, state.standing_of(liar) > 0) == ((), True)
+    state, seen = outcomes([*proven, WORLD.rolled_back(CHARGE, 2)])
+    assert [(item.node, item.reason) for item in seen[-1].left_out[:1]] == [
+        (liar, reasons.FALSE_CHECK)
+    ]
+    assert state.standing_of(liar) == 0
+    assert state.charges == {}
+
+
+def test_what_is_proven_takes_nothing_from_anybody_until_the_coordinator_has_decided() -> None:
+    before, _ = outcomes(CHARGED)
+    after, seen = outcomes(answered(*PROOF))
+    assert (after.standings(), after.accounts) == (before.standings(), before.accounts)
+    assert not any(outcome.invalidated or outcome.left_out for outcome in seen[-3:])
+
+
+def test_what_the_coordinator_upholds_costs_those_their_standing_who_said_otherwise() -> None:
+    proven = answered(digest("state 3"), *PROOF)
+    upheld = WORLD.state_upheld(CHARGE, digest("state 3"))
+    state, seen = outcomes([*proven, upheld])
+    right, *false = jury(CHARGED)[:4]
+    held = {(item.node, item.reason) for item in seen[-1].left_out}
+    assert held == {(node.peer_id, reasons.FALSE_CHECK) for node in false} | {
+        (HONEST[0].peer_id, reasons.FALSE_ACCUSATION)
+    }
+    assert state.charges == {}
+    assert state.standing_of(right.peer_id) > 0
+    assert [state.standing_of(node.peer_id) for node in (HONEST[0], *false)] == [0] * 4
+    assert last(*proven, upheld, WORLD.opened(4)) == "recorded"
+    assert last(*proven, upheld, WORLD.rolled_back(CHARGE, 2)) == reasons.NOT_PROVEN
+    assert last(*proven, WORLD.state_upheld(CHARGE, RIGHT)) == "wrong_state"
+    assert last(*answered(*PROOF[1:]), upheld) == reasons.NOT_PROVEN
+    other = forged(upheld, WORLD.members[0])
+    assert last(*proven, other) == reasons.WRONG_SIGNERS
+
+
+def test_who_was_found_to_lie_is_not_heard_for_a_while() -> None:
+    """Neither as an accuser nor on a jury, also while the run rests on its coordinator."""
+    upheld = [*PROVEN, WORLD.state_upheld(CHARGE, digest("state 3"))]
+    *false, honest, _ = jury(CHARGED)
+    assert outcomes(upheld)[0].rests_on == "coordinator"
+    assert last(*upheld, WORLD.state_wrong(false[0], 2, RIGHT)) == reasons.TOO_MANY
+    assert last(*upheld, WORLD.state_wrong(honest, 2, RIGHT)) == reasons.NO_JURY
 
 
 def test_more_are_drawn_for_those_who_do_not_answer_until_it_lapses() -> None:
-    drawn = jury(CHARGED)
-    late = WORLD.jury_answer(drawn[JURY], CHARGE, RIGHT)
-    assert last(*CHARGED, late) == reasons.NOT_DRAWN
-    attempts = [WORLD.opened(4, attempt) for attempt in range(12)]
-    assert last(*CHARGED, *attempts[:3], late) == "recorded"
-    assert outcomes([*CHARGED, *attempts[:11]])[0].charges
-    state, _ = outcomes([*CHARGED, *attempts])
+    world = World(nodes=JURY + 3, ownership=RULES, exchange={"topology": "gather"})
+    rounds = [entry for number in range(4) for entry in world.round(number)]
+    charge = world.state_wrong(world.members[0], 3, RIGHT)
+    charged = [*world.start, *rounds, charge]
+    late = world.jury_answer(jury(charged, world)[JURY], charge, RIGHT)
+    assert last(*charged, late) == reasons.NOT_DRAWN
+    attempts = [world.opened(4, attempt) for attempt in range(12)]
+    assert last(*charged, *attempts[:3], late) == "recorded"
+    assert outcomes([*charged, *attempts[:11]])[0].charges
+    state, _ = outcomes([*charged, *attempts])
     assert state.charges == {}
-    assert state.standing_of(HONEST[0].peer_id) > 0
-    assert last(*CHARGED, *attempts, CHARGE) == reasons.DUPLICATE
+    assert state.standing_of(world.members[0].peer_id) > 0
+    assert last(*charged, *attempts, charge) == reasons.DUPLICATE
 
 
-PROVEN = answered(RIGHT, RIGHT)
+PROVEN = answered(*PROOF)
 
 
 @pytest.mark.parametrize(
@@ -261,6 +308,26 @@ def test_only_the_newest_states_can_be_called_wrong() -> None:
     assert last(*world.start, *rounds, world.state_wrong(world.members[0], 1)) == "out_of_order"
 
 
+def test_once_founded_nobody_without_standing_calls_a_state_wrong_or_is_drawn() -> None:
+    """Neither does somebody else's credit make a voice, nor work that has not vested yet."""
+    world = World(nodes=7, ownership=RULES | {"vesting_rounds": 3})
+    *known, new = world.members
+    peers = [node.peer_id for node in known]
+
+    def old(round: int) -> list[Envelope]:
+        shown = [world.contribution(node, round) for node in known]
+        begun = [world.opened(round, members=peers), world.committed(round, members=known)]
+        return [*begun, *shown, world.closed(round, accepted=known), world.agreed(round + 1, known)]
+
+    rounds = [entry for round in range(4) for entry in old(round)]
+    ledger = [*world.start, *rounds, *world.round(4)]
+    state, _ = outcomes(ledger)
+    assert (state.rests_on, state.credit(world.owners[-1].key)) == ("members", CREDIT)
+    assert last(*ledger, world.state_wrong(new, 5, RIGHT)) == reasons.NO_STANDING
+    charge = world.state_wrong(known[0], 5, RIGHT)
+    assert set(jury([*ledger, charge], world)) == set(known[1:])
+
+
 def test_two_accounts_cannot_decide_alone() -> None:
     world = World(nodes=2)
     called = [*world.start, *world.round(0), world.state_wrong(world.members[0], 1)]
@@ -269,7 +336,7 @@ def test_two_accounts_cannot_decide_alone() -> None:
 
 def test_each_entry_is_told_and_verified(tmp_path: Path) -> None:
     world = world_of()
-    whole = [*answered(RIGHT, RIGHT), WORLD.rolled_back(CHARGE, 2)]
+    whole = [*answered(*PROOF), WORLD.rolled_back(CHARGE, 2)]
     again = [WORLD.opened(2, 1), WORLD.committed(2, 1)]
     again += [WORLD.contribution(member, 2, 1) for member in WORLD.members]
     again += [WORLD.closed(2, 1), WORLD.agreed(3)]

@@ -27,7 +27,7 @@ async def test_rounds_say_whether_the_run_went_back_behind_them(ledger: Shown) -
 
 
 async def test_each_entry_of_it_has_a_page(ledger: Shown) -> None:
-    for kind, count in (("state_wrong", 1), ("jury_answer", 2), ("rolled_back", 1)):
+    for kind, count in (("state_wrong", 1), ("jury_answer", 3), ("rolled_back", 1)):
         found = ledger.history.chosen(kind=kind)
         assert len(found) == count
         for did in found:
