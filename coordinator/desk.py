@@ -13,6 +13,7 @@ from functools import lru_cache
 from artel.coordinator import intake
 from artel.coordinator.puts import Puts
 from artel.coordinator.service import Coordinator, Peer
+from artel.coordinator.trials import Trials
 from artel.ledger import entries
 from artel.ledger.entries import Entry, reasons
 from artel.ledger.entries.reasons import explain
@@ -38,6 +39,7 @@ class Desk:
     def __init__(self, coordinator: Coordinator) -> None:
         self._core = coordinator
         self._puts = Puts(coordinator)
+        self._trials = Trials(coordinator)
         self._ledger = LedgerService(
             coordinator.ledger.store,
             coordinator.heads,
@@ -73,6 +75,9 @@ class Desk:
             )
         if isinstance(request, messages.Hello):
             return await self._hello(peer, request, wire.source_of(peer, stream))
+        if isinstance(request, messages.Repeated):
+            await self._trials.answered(peer, request, wire.source_of(peer, stream))
+            return messages.Ok()
         if peer not in core.ledger.state.nodes:
             raise wire.Refused("this node has not been admitted", "say hello", code="unknown_node")
         now = core.clock()
@@ -103,7 +108,9 @@ class Desk:
             raise wire.Refused(f"{request.KIND} is not for a coordinator", code="unknown")
         return messages.Ok()
 
-    async def _hello(self, peer: str, request: messages.Hello, source: str) -> messages.Welcome:
+    async def _hello(
+        self, peer: str, request: messages.Hello, source: str
+    ) -> messages.Welcome | messages.Trial:
         core = self._core
         statements = [await intake.opened(data) for data in request.statements]
         kinds = [entry.kind for entry in statements]
@@ -118,8 +125,14 @@ class Desk:
             if (account and body.account != account) or getattr(body, "node", peer) != peer:
                 raise CheckFailed("the registration does not bind this node to that account")
             account = body.account
+        new = next((entry for entry in statements if not self._said_before(entry)), None)
+        if new is not None:
+            intake.require(core.ledger.state, new)
+            if trial := await self._trials.asked(peer, account, source):
+                return trial  # nothing of it is recorded before it has passed
         for entry in statements:
-            await self._admit(source, entry)
+            if not self._said_before(entry):
+                await self._admit(source, entry, self._trials.passed(peer, account))
         bound = core.ledger.state.account_of(peer)
         if not bound or (kinds[-1:] == ["node"] and bound != account):
             raise wire.Refused(
@@ -130,15 +143,20 @@ class Desk:
             clock=time.time(), reachable=reachable, payload_bytes=core.payload_bytes
         )
 
-    async def _admit(self, source: str, entry: Entry) -> None:
-        """Put one statement of a registration into the ledger, if it counts."""
-        core, body = self._core, entry.body
-        fold = core.ledger.state
+    def _said_before(self, entry: Entry) -> bool:
+        """Whether a statement of a registration is in the ledger, and its reply got lost."""
+        fold, body = self._core.ledger.state, entry.body
         bound = isinstance(body, entries.Node) and fold.account_of(body.node) == body.account
-        if bound or shares.check(fold, entry) == reasons.DUPLICATE:
-            return  # said before, and the reply got lost
-        intake.require(fold, entry)
-        core.submissions.admit(entry, source)
+        return bound or shares.check(fold, entry) == reasons.DUPLICATE
+
+    async def _admit(self, source: str, entry: Entry, passed: bool) -> None:
+        """Put one statement of a registration into the ledger, if it counts.
+
+        :param passed: the node has done a trial for it
+        """
+        core, body = self._core, entry.body
+        intake.require(core.ledger.state, entry)
+        core.submissions.admit(entry, source, passed=passed)
         await intake.append(core.ledger, entry)
         if isinstance(body, entries.Node):
             emit(log, "node.admitted", node=short_peer(body.node), account=body.account[:12])

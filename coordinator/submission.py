@@ -44,6 +44,9 @@ ALIAS_AHEAD_S = 3600
 STRANGERS_MINUTE, STRANGERS_AT_ONCE = 5, 5
 """Entries of accounts without accepted work, of all together, so never more than 10 in a minute.
 Whoever makes keys could make millions, and an entry stays for ever."""
+PASSED_MINUTE, PASSED_AT_ONCE = 5, 5
+"""Of those who have passed a trial (:mod:`coordinator.trials`): so they wait for nobody else, and
+each two of theirs have cost some training."""
 EACH_MINUTE, EACH_AT_ONCE = 4, 9
 """The same of one source: an account and eight nodes at once."""
 FREE_ADMISSIONS = 64
@@ -70,6 +73,7 @@ class Submissions:
         self._keys = RateLimits(PER_KEY_MINUTE, PER_KEY_AT_ONCE, clock=clock)
         self._strangers_each = RateLimits(EACH_MINUTE, EACH_AT_ONCE, clock=clock)
         self._strangers = RateLimits(STRANGERS_MINUTE, STRANGERS_AT_ONCE, clock=clock)
+        self._passed = RateLimits(PASSED_MINUTE, PASSED_AT_ONCE, clock=clock)
 
     async def submit(self, data: bytes, who: str) -> tuple[int, str]:
         """Put a person's entry into the ledger.
@@ -111,9 +115,10 @@ class Submissions:
         emit(log, "entry.submitted", kind=entry.kind, index=index)
         return index
 
-    def admit(self, entry: Entry, who: str) -> None:
+    def admit(self, entry: Entry, who: str, *, passed: bool = False) -> None:
         """Count an entry that would count: its signer's and, without accepted work, a stranger's.
 
+        :param passed: whoever it is about has passed a trial
         :raises Refused: too many in a minute, of this signer, of this address or of all strangers
         """
         fold, body = self._ledger.state, entry.body
@@ -123,6 +128,9 @@ class Submissions:
         if not account or (known is not None and known.granted):
             return
         self._spend(self._strangers_each, who)
+        if passed:
+            self._spend(self._passed, "")
+            return
         node = body.node if isinstance(body, entries.Node) else ""
         adds = node not in fold.nodes if node else known is None  # and does not only change
         if not adds or len(fold.accounts) + len(fold.nodes) >= FREE_ADMISSIONS:

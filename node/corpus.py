@@ -36,12 +36,19 @@ class Corpus:
         self._pinned: tuple[str, ...] = ()
 
     async def assigned(
-        self, steps: Mapping[str, int], cursor: int, node: str, *, pin: bool = True
+        self,
+        steps: Mapping[str, int],
+        cursor: int,
+        node: str,
+        *,
+        pin: bool = True,
+        first: int | None = None,
     ) -> Windows:
         """The windows of ``node`` in a round, with all their shards on disk.
 
         :param steps: every member of the round, and its inner steps
         :param pin: keep the shards until others are pinned
+        :param first: only so many; all by default
         :raises Unreachable: nobody can give a shard
         """
         config = self._manifest.config
@@ -55,7 +62,7 @@ class Corpus:
             node,
             batch_size=config.optimizer.batch_size,
         )
-        return await self._windows(self._manifest.data.train, 0, refs, pin=pin)
+        return await self._windows(self._manifest.data.train, 0, refs[:first], pin=pin)
 
     async def validation(self) -> Windows:
         """The windows that an evaluation reads, the same on every node."""

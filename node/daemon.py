@@ -232,7 +232,11 @@ class Daemon:
         """Be admitted again by a coordinator that does not know this node."""
         session = self.session
         await session.replica.catch_up(session.host, session.link.coordinator, session.run)
-        await session.link.ask(await session.hello())
+        if isinstance(await session.link.ask(await session.hello()), messages.Trial):
+            raise CheckFailed(
+                "the coordinator does not know this node any more",
+                "start it again: it is admitted anew, after a trial",
+            )
 
     async def _reconcile(self) -> None:
         """Keep the duty of the newest directive under way, and only that one."""

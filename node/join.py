@@ -47,6 +47,7 @@ from artel.node.trainer.orders import (
     Weigh,
     Weighed,
 )
+from artel.node.trial import Newcomer
 from artel.protocol import assignment, files, messages
 from artel.protocol.errors import (
     ArtelError,
@@ -207,10 +208,18 @@ async def _join(
     if session.account_name not in replica.state.accounts:
         for line in PRIVACY:
             say(line)
-    welcome = await insist(lambda: _register(session, found))
+    corpus = Corpus(session)
+
+    newcomer = Newcomer(session, corpus, states, say)
+
+    async def admitted() -> messages.Welcome:
+        while isinstance(reply := await insist(lambda: _register(session, found)), messages.Trial):
+            await insist(partial(newcomer.take, reply))
+        return reply
+
+    welcome = await trainer.insist(admitted, died)
     if not 0 < welcome.payload_bytes <= 8 * manifest.model.parameters + (1 << 20):
         raise CheckFailed("the coordinator names an impossible size for contributions")
-    corpus = Corpus(session)
     states.found_on_disk(replica.state.states)
 
     async def load() -> tuple[str, Loaded, Measured]:
@@ -351,10 +360,15 @@ async def _caught_up(session: Session, peer: str) -> bool:
     return True
 
 
-async def _register(session: Session, found: preflight.Findings) -> messages.Welcome:
+async def _register(
+    session: Session, found: preflight.Findings
+) -> messages.Welcome | messages.Trial:
+    """Be admitted, or be told what comes before."""
     hello = await session.hello()
     start = time.monotonic()
     welcome = await session.link.ask(hello)
+    if isinstance(welcome, messages.Trial):
+        return welcome
     if not isinstance(welcome, messages.Welcome):
         raise CheckFailed(f"the coordinator answered hello with {welcome.KIND}")
     found.add(

@@ -26,6 +26,10 @@ _SEED = b"artel/places/v1\0"
 _TINY = 1e-30
 LEAST_APART, MOST_APART = 0.01, 0.4
 """Between these lies the limit of what fits, whatever a row of tolerances says."""
+TRIAL_APART = 0.3
+"""How far whoever makes the first 8 steps of a span may be from any other machine that made them.
+Measured (docs/results/replay.md): other threads and kernels 1e-5, bf16 for fp32 at most 0.15; half
+of the work 0.47 and more, what is public, also after one true step, 0.61 and more."""
 
 
 def places_of(run_seed: int, round: int, parameters: int) -> npt.NDArray[np.int64]:
@@ -90,3 +94,12 @@ def limit(accept: float, reject: float) -> float:
     (``docs/results/replay.md``).
     """
     return min(reject, MOST_APART, max(LEAST_APART, 5 * accept))
+
+
+def repeats(known: Rows, given: Rows) -> bool:
+    """Whether somebody made these steps, the first of a span, whatever machine they were made on;
+    never of steps that moved nothing, which anybody could guess."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if given.shape != known.shape or not np.diff(known[:, 2:], axis=0).any():
+            return False
+        return apart(known, given, 0)[0] <= TRIAL_APART

@@ -26,6 +26,11 @@ Count = Annotated[int, Field(ge=0, lt=1 << 53)]
 ChunkRun = Annotated[int, Field(ge=0, le=64)]
 SliceNumbers = Annotated[list[Annotated[int, Field(ge=0, lt=64)]], Field(max_length=64)]
 Statement = Annotated[bytes, Field(max_length=MAX_ENVELOPE_BYTES)]
+Ticket = Annotated[bytes, Field(max_length=128)]
+TRIAL_STEPS = 8
+"""Of a contribution, that a newcomer repeats at most: machines of any class agree in so few."""
+TRIAL_FAILED, TRIAL_OVER = "trial_failed", "trial_over"
+"""Codes of refusals: what came out is something else; it cannot be answered (any more)."""
 
 Kind = Literal[
     "control", "ledger", "contribution", "slice", "state", "data", "fingerprints", "other"
@@ -87,7 +92,8 @@ class Refusal(Message):
 
 
 class Hello(Message):
-    """Ask to be admitted, with the entries that bind this node to its account.
+    """Ask to be admitted, with the entries that bind this node to its account; answered with
+    :class:`Welcome`, or with a :class:`Trial` that comes first.
 
     ``statements`` are those of (account, node) that the ledger does not have yet, in this order.
     """
@@ -106,6 +112,27 @@ class Welcome(Message):
     clock: float
     reachable: bool
     payload_bytes: Count
+
+
+class Trial(Message):
+    """Not admitted yet: repeat the first ``steps`` steps of a ``contribution`` (an entry's id), and
+    say with :class:`Repeated` what came out. ``ticket`` comes back with the answer."""
+
+    KIND = "trial"
+    contribution: Digest
+    steps: Annotated[int, Field(ge=2, le=TRIAL_STEPS)]
+    ticket: Ticket
+
+
+class Repeated(Message):
+    """The fingerprints of the steps of a trial (:mod:`protocol.fingerprints`)."""
+
+    KIND = "repeated"
+    LIMIT = 6 * KIB
+    run: Digest
+    contribution: Digest
+    ticket: Ticket
+    rows: Annotated[bytes, Field(max_length=512 * TRIAL_STEPS)]
 
 
 class Probe(Message):
@@ -394,8 +421,9 @@ class SetAlias(SignedMessage):
 KINDS: dict[str, type[Message]] = {
     schema.KIND: schema
     for schema in (
-        *(Ok, Refusal, Hello, Welcome, Probe, Heartbeat, Directive, Commit, Reveal, Aggregated),
-        *(Accuse, SignedState, HandBack, Leave, GetIndex, Index, GetHave, Have, GetChunks, Chunks),
-        *(Put, GetDifference, Difference, Get, File, Cosigned, Submit, SetAlias),
+        *(Ok, Refusal, Hello, Welcome, Trial, Repeated, Probe, Heartbeat, Directive, Commit),
+        *(Reveal, Aggregated, Accuse, SignedState, HandBack, Leave, GetIndex, Index, GetHave),
+        *(Have, GetChunks, Chunks, Put, GetDifference, Difference, Get, File, Cosigned, Submit),
+        SetAlias,
     )
 }

@@ -366,7 +366,8 @@ class SpanRound:
     windows: Windows
     """``head * batch`` of them."""
     blobs: Sequence[Path]
-    """The contribution: one blob, or in a sharded round that of each slice in order."""
+    """The contribution: one blob, or in a sharded round that of each slice in order. Without any it
+    is only trained, and the replay ends with it."""
     tail: int = 0
     """Steps of this round's tail that the node's next contribution holds."""
     tail_windows: Windows = ()

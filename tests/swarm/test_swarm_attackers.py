@@ -16,7 +16,17 @@ from artel.ledger import entries
 from artel.ledger.entries import reasons
 from artel.protocol import identity
 from artel.protocol.invite import Invite
-from artel.protocol.messages import Commit, Directive, Heartbeat, Hello, Message, Report
+from artel.protocol.messages import (
+    TRIAL_FAILED,
+    Commit,
+    Directive,
+    Heartbeat,
+    Hello,
+    Message,
+    Repeated,
+    Report,
+    Trial,
+)
 from artel.protocol.net import wire
 from artel.protocol.net.host import Host
 from artel.protocol.round_state import COPIED
@@ -82,11 +92,11 @@ class FreshKey:
     async def say(self, request: Message) -> Message:
         return await self.host.ask(self.coordinator, wire.CONTROL, request)
 
-    async def hello(self) -> None:
+    async def hello(self) -> Message:
         node, owner = self.host.identity, key(f"owner of {self.host.peer_id}")
         account = entries.account(owner, self.run).encode()
         statements = [account, entries.node(node, owner, self.run).encode()]
-        await self.say(Hello(run=self.run, statements=statements, addresses=[]))
+        return await self.say(Hello(run=self.run, statements=statements, addresses=[]))
 
     async def linger(self) -> None:
         root = ""
@@ -142,3 +152,51 @@ async def test_fresh_keys_at_three_to_one_neither_stop_nor_slow_two_nodes_that_h
     assert all(honest <= set(body.members) for body in under_attack)
     assert {body.attempt for body in under_attack} == {0}, "no attempt failed"
     assert during <= before + 2 * 3.0, "a grace period for silence, one for what is not shown"
+
+
+async def membered(home: Path) -> None:
+    """Wait until a run rests on its members."""
+    async with asyncio.timeout(400):
+        while ledger_of(home)[1].rests_on != "members":
+            await asyncio.sleep(1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+async def test_a_newcomer_repeats_work_of_others_and_is_seated_and_keys_that_do_not_are_unknown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path, total=500, inner_steps=30, span=5, audit_rate=0.05, founders=2)
+    home = tmp_path / "coordinator"
+    async with Swarm(tmp_path, run) as swarm, AsyncExitStack() as stack:
+        await swarm.start(nodes=2)
+        await membered(home)
+        invite = Invite.decode(swarm.invite)
+        hosts = [await start(tmp_path / f"fresh-{number}") for number in range(2)]
+        for host in hosts:
+            stack.push_async_callback(host.close)
+        for number, host in enumerate(hosts):
+            fresh = FreshKey(host, invite, number)
+            asked = await fresh.hello()
+            assert isinstance(asked, Trial)
+            place = {"contribution": asked.contribution, "ticket": asked.ticket}
+            for rows in (b"", bytes(512 * asked.steps)):
+                with pytest.raises(wire.Refused) as refused:
+                    await fresh.say(Repeated(run=invite.run, **place, rows=rows))
+                assert refused.value.code == ("busy" if rows else TRIAL_FAILED)
+        await swarm.add_node()
+        async with asyncio.timeout(400):
+            while len(ledger_of(home)[1].node_tokens) < 3:
+                await asyncio.sleep(1)
+        newcomer = identity.load(swarm.home_of(3) / "node.key").peer_id
+        assert newcomer in ledger_of(home)[1].node_tokens
+        told = swarm.nodes[3].log.read_text()
+    with capsys.disabled():
+        print("\n".join(line for line in told.splitlines() if "trial" in line))
+    assert "repeating 8 steps of round" in told
+    assert "✓ trial    passed after" in told
+    decoded, fold = ledger_of(home)
+    assert not fold.ignored
+    assert len(fold.nodes) == len(fold.accounts) == 3, "nothing of the others is recorded"
+    assert not fold.nodes.keys() & {host.peer_id for host in hosts}
+    assert all(e.body.accepted for e in decoded if isinstance(e.body, entries.RoundClosed))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from artel.node.trainer import machine
 from artel.node.trainer.channel import TrainerError
 from artel.node.trainer.orders import (
     Apply,
@@ -30,7 +31,10 @@ from artel.node.trainer.orders import (
     Trained,
 )
 from artel.node.trainer.training import Training, open_training
-from artel.protocol import content
+from artel.protocol import content, fingerprints
+from artel.protocol.fingerprints import ROW, TRIAL_APART, Rows
+from artel.protocol.messages import TRIAL_STEPS
+from artel.protocol.state import map_state
 from artel.protocol.tolerances import judged
 from trainer_world import NODES, World, make_world, started
 
@@ -307,6 +311,70 @@ def test_a_replay_goes_on_after_a_cancel_and_ends_with_a_failure(
         with pytest.raises(TrainerError) as failure:
             auditor.session.begin_replay(BeginReplay(node.name, rounds))
         assert failure.value.code == "bad_request"
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_the_first_steps_alone_tell_who_made_them_on_whatever_machine(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A newcomer's trial: what makes it pass, and what does not."""
+    world = make_world(
+        tmp_path,
+        inner_steps=12,
+        hidden_size=64,
+        optimizer={"kind": kind, "precision": "bf16"},
+        exchange={"overlap_steps": 2},
+        rounds={"span": 100},
+    )
+    bf16 = [False]
+    monkeypatch.setattr(machine, "computes_bf16", lambda device: bf16[0])
+    node = Seat.take(world, 0, tmp_path / "node")
+    node.play(0)
+    (told,) = node.rounds
+    known = fingerprints.rows_in(node.prints[0])[:TRIAL_STEPS]
+    mine = told.windows[: 4 * TRIAL_STEPS]
+
+    def made(windows: Sequence[Any] = mine, threads: int = 1) -> Rows:
+        torch.set_num_threads(threads)
+        newcomer = Seat.take(world, 1, tmp_path / "newcomer").session
+        one = replace(told, head=TRIAL_STEPS, windows=windows, blobs=(), tail=0, tail_windows=())
+        out = tmp_path / "rows.bin"
+        found = repeated(newcomer, BeginReplay(node.name, [one], out))
+        assert (found.left, found.compared) == (0, ())
+        return fingerprints.rows_in(out.read_bytes())
+
+    assert np.array_equal(made(), known)
+    again = made(threads=2)
+    assert fingerprints.repeats(known, again)
+    bf16[0] = True
+    again = made()
+    assert 1e-4 < fingerprints.apart(known, again, 0)[0] < TRIAL_APART / 2
+    bf16[0] = False
+
+    # What anybody knows without all of the steps: where they begin, and what was sent.
+    layout, seed = node.session.layout, world.run.config.run.seed
+    places = fingerprints.places_of(seed, 0, layout.parameters)
+    begin, end = map_state(told.state, layout).params[places], node.session.inner.read()[places]
+    line = np.arange(1, TRIAL_STEPS + 1)[:, None] / len(told.windows) * 4
+    half = TRIAL_STEPS // 2
+    guesses = {
+        "half of each batch": made([mine[i - i % 4 + i % 4 // 2] for i in range(len(mine))]),
+        "windows of another": made(world.windows(1)[: len(mine)]),
+        "the way to what was sent": begin + line * (end - begin),
+        "one step, and on": begin + np.arange(1, TRIAL_STEPS + 1)[:, None] * (known[0, 2:] - begin),
+        "half of the steps, and on": np.concatenate(
+            (
+                known[:half, 2:],
+                known[half - 1, 2:]
+                + np.outer(range(1, half + 1), known[half - 1, 2:] - known[half - 2, 2:]),
+            )
+        ),
+    }
+    for name, guess in guesses.items():
+        rows = guess
+        if guess.shape[1] == ROW - 2:  # even if it knows all losses
+            rows = np.concatenate((known[:, :2], guess), axis=1).astype(np.float32)
+        assert fingerprints.apart(known, rows, 0)[0] > 1.3 * TRIAL_APART, name
 
 
 @pytest.mark.slow
