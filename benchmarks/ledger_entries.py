@@ -131,7 +131,7 @@ class Run:
         assert attempt is not None
         body = {"round": number + 1, "root": digest(f"state {number + 1}"), "wrong": ()}
         body |= {"credits": attempt.credits.root, "attempt": 0, "rests_on": attempt.rests_on}
-        body |= {"signatures": dict.fromkeys(members, "00" * 64)}
+        body |= {"signatures": dict.fromkeys(members, "00" * 64), "outside": ""}
         yield self._entry(entries.StateAgreed, body, coordinator)
 
     def _entry(self, schema: type[Body], fields: dict[str, Any], *signers: str) -> Entry:

@@ -87,6 +87,32 @@ async def test_honest_nodes_prove_a_majority_wrong_and_the_run_goes_back_and_on(
     assert cli.main(["ledger", "verify", "--home", str(coordinator)]) == 0
 
 
+async def test_a_node_without_a_seat_comes_to_the_state_too_and_stands_in_the_ledger(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of four seats one is kept for newcomers, so one of four nodes with standing has none."""
+    rules: dict[str, Any] = {"min_nodes": 3, "max_nodes": 4, "founders": 1}
+    run = write_run(tmp_path, **rules, total=200, inner_steps=40)
+    coordinator = tmp_path / "coordinator"
+
+    def seen(status: dict[str, Any]) -> bool:
+        return any(b.outside for b in bodies(coordinator) if isinstance(b, entries.StateAgreed))
+
+    async with Swarm(tmp_path, run) as swarm:
+        await swarm.start(nodes=5)
+        await swarm.wait_for(seen, "a node outside a round has signed its state")
+    nodes = [identity.load(tmp_path / f"node-{n}" / "node.key").peer_id for n in range(1, 6)]
+    made = [body for body in bodies(coordinator) if isinstance(body, entries.StateAgreed)]
+    assert {body.outside for body in made if body.outside} <= set(nodes)
+    assert all(body.outside in body.signatures for body in made if body.outside)
+    assert cli.main(["ledger", "verify", "--home", str(coordinator)]) == 0
+    assert "a node from outside the round signed" in capsys.readouterr().out
+
+
+def bodies(home: Path) -> list[Any]:
+    return [entry.body for entry in ledger_of(home)[0]]
+
+
 def index_of(decoded: list[Entry]) -> int:
     return next(index for index, entry in enumerate(decoded) if entry.kind == "rolled_back")
 

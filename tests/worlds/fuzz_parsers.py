@@ -345,7 +345,7 @@ def _document(world: World) -> Callable[[bytes], bytes]:
     kinds = {body.DOCUMENT[0].encode(): body for body in entries.BODIES.values() if body.DOCUMENT}
     place = {"run": world.run, "round": 1, "attempt": 0, "base": "0" * 64, "cursor": 0}
     place |= {"root": "0" * 64, "credits": "0" * 64, "wrong": [], "term": 0, "size": 1}
-    place |= {"rests_on": "coordinator"}
+    place |= {"rests_on": "coordinator", "outside": ""}
 
     def parse(data: bytes) -> bytes:
         body = next(
