@@ -117,6 +117,9 @@ def _stand(claim: Claim, node: str, state: FoldState, work: AccountWork) -> Stan
             detail = f"accepted; credit is granted when state {claim.round + 1} is agreed"
             return Stand(claim, AWAITING, index, 0, "", detail)
         return Stand(claim, RECORDED, index, 0, "", "the round is not closed yet")
+    owner = state.accounts.get(state.account_of(node))
+    if owner is not None and owner.barred:
+        return Stand(claim, REJECTED, index, 0, reasons.BARRED, reasons.explain(reasons.BARRED))
     return Stand(claim, VOID, index, 0, "", "the attempt failed and was repeated")
 
 

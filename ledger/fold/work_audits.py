@@ -79,5 +79,5 @@ def conviction(history: History, account: str) -> str:
         f"entry {last.index} convicted this account: {plural(judges, 'node')} of other accounts, "
         f"drawn by lot, repeated its work of {rounds_named(last.first, last.last)} and came to "
         f"other numbers, which differ from what it sent {differs(last.error)}. What was pending "
-        "is gone, it earns nothing any more, and it gets no seat"
+        "is gone, it earns nothing any more, and it gets no seat."
     )

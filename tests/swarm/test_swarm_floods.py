@@ -31,7 +31,7 @@ from strangers_world import slow_strangers
 from swarm_world import ledger_of, round_at_least, write_run
 
 IDLE_S, FLOOD_S = 20.0, 60.0
-STRANGERS, STREAMS, SILENT, SILENT_HTTP = 100, 16, 2000, 400
+STRANGERS, STREAMS, SILENT, SILENT_HTTP = 20, 16, 2000, 400
 LEAST_S = 0.1
 """Below this a request is quick, whatever it took on an idle machine."""
 MEMORY_BYTES = 10 << 20

@@ -9,10 +9,11 @@ import pytest
 from artel.ledger import entries
 from artel.ledger.entries import audits, reasons
 from artel.ledger.entries.fold_state import Audit
+from artel.ledger.fold.claims import Claim, stands
 from artel.ledger.fold.explain import explain
 from artel.ledger.fold.history import read
 from artel.ledger.fold.shares import apply
-from artel.ledger.fold.work_audits import audits_of
+from artel.ledger.fold.work_audits import audits_of, conviction
 from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity
 from artel.protocol.round_state import NO_NUMBERS
@@ -391,7 +392,7 @@ def test_an_explanation_says_by_whom_and_what_came_of_it() -> None:
     convicted = next(n for n, o in enumerate(run.outcomes) if o.notes.get("result") == "convicted")
     text = "\n".join(explain(history, convicted).lines())
     assert "x86-64" in text
-    assert "by 70 %" in text
+    assert "differs from what it came to by 70 % in round 0" in text
     assert "invalidated" in text
     bad = run.world.members[2]
     work = history.log.index_of(run.world.earned(bad, 0))
@@ -402,8 +403,25 @@ def test_an_explanation_says_by_whom_and_what_came_of_it() -> None:
         rejects = [one for one in listed if one.node == bad.peer_id and one.verdict == "reject"]
         assert {one.error for one in rejects} == {0.7}
         assert "convicted" in {one.result for one in listed}
+    owner = run.world.owners[2].key
+    assert f"entry {convicted} convicted this account: 3 nodes" in conviction(history, owner)
+    assert not conviction(history, run.world.owners[0].key)
     drawn = next(n for n, o in enumerate(run.outcomes) if "drawn" in o.notes)
     assert "by lot" in "\n".join(explain(history, drawn).lines())
+
+
+def test_work_that_was_under_way_at_a_conviction_is_said_to_be_barred() -> None:
+    run = Run().play(2, honest(liars=[2]))
+    last, bad = run.state.round, run.world.members[2]
+    assert not run.barred()
+    run.feed(*run.world.until_closed(last))
+    run.judge(honest(liars=[2]))
+    run.feed(run.world.agreed(last + 1))
+    assert run.barred() == [2]
+    history = read(Log([entry.envelope for entry in run.log]))
+    claim = Claim(last, 0, run.world.earned(bad, last), "", 512, 0)
+    (stand,) = stands([claim], bad.peer_id, run.state, history.work_of(run.world.owners[2].key))
+    assert (stand.status, stand.reason) == ("rejected", "barred")
 
 
 def test_what_an_audit_holds_back_is_not_said_to_vest_with_a_state_that_was_agreed() -> None:
