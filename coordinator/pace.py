@@ -3,9 +3,10 @@
 A speed is what the coordinator sees itself: the tokens of a contribution that was accepted, over
 the time that its node had for them. What a node reports of itself counts only until there is such
 a fact. All of them are lower bounds, since waiting and sending are part of that time, so a box is
-never filled with more than a node has already done. But a commitment alone costs nothing: more than
-H steps are for whoever has standing. (Rounds of fixed time with as many steps as each worker can
-make: Decoupled DiLoCo, arXiv 2604.21428; SWARM and hivemind weight by samples.)
+never filled with more than a node has already done. But a commitment alone costs nothing: nobody
+gets more than H steps or, where that is more, twice those of a contribution of its account that has
+vested. (Rounds of fixed time with as many steps as each worker can make: Decoupled DiLoCo, arXiv
+2604.21428; SWARM and hivemind weight by samples.)
 """
 
 from __future__ import annotations

@@ -514,10 +514,9 @@ class Coordinator:
         speed = self.pace.speed(peer)
         if speed is None and peer in self.peers:
             speed = self.peers[peer].report.tokens_per_second or None
-        steps = steps_in_box(self.work, self.rules.box, speed)
-        # Who commits at once without training looks fast; standing is of work that was looked at.
-        if not self.ledger.state.standing_of(peer):
-            steps = min(steps, self.work.inner_steps)
+        # Who commits at once looks fast; what has vested was audited where the lot fell on it.
+        most = self.ledger.state.most_steps(peer)
+        steps = min(steps_in_box(self.work, self.rules.box, speed), most)
         # Whoever has an audit to do makes fewer steps of its own; it is paid the same for both.
         repeats = audits.steps_now(self.ledger.state, peer)
         return max(self.work.lightest, steps - repeats) if repeats else steps

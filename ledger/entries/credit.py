@@ -43,6 +43,8 @@ def vest(state: FoldState, source: str) -> Credit:
     """Move pending credit to vested."""
     credit, owner = _taken(state, source)
     owner.vested += credit.amount
+    if credit.kind == "compute":
+        owner.shown = max(owner.shown, credit.units // state.work.tokens(1))
     if credit.kind in KINDS_THAT_COUNT:
         state.paid[credit.round] = (*state.paid.get(credit.round, ()), credit)
         if not owner.barred:

@@ -190,6 +190,8 @@ class Account:
     """Open disputes that it has begun."""
     barred: bool = False
     """Fraud is proven: it earns no more, and its nodes' cosignatures do not count."""
+    shown: int = 0
+    """Most inner steps of a contribution of it that has vested."""
     silenced: int = 0
     """It can call no state wrong, and is drawn for no jury, before the one with this number."""
 
@@ -461,6 +463,13 @@ class FoldState:
     def standing_of(self, node: str) -> int:
         """The standing of the account that a node belongs to now."""
         return self.standings().get(self.account_of(node), 0)
+
+    def most_steps(self, node: str) -> int:
+        """Most inner steps that a node can be assigned: as many as everybody, or twice what its
+        account has shown."""
+        account = self.accounts.get(self.account_of(node))
+        shown = account.shown if account is not None else 0
+        return min(self.work.most, max(self.work.inner_steps, 2 * shown))
 
     def weights(self, nodes: Iterable[str]) -> dict[str, int]:
         """Node to its part of its account's standing, which those of one account share."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +16,11 @@ from artel.protocol import messages, round_state
 from artel.protocol.assignment import Work
 from artel.protocol.duties import directive
 from artel.protocol.identity import Identity
+from artel.protocol.manifest import Manifest
 from artel.protocol.pauses import wait_before
 from artel.protocol.round_state import Phase, RoundRules, RunState
 from artel.protocol.rounds import step
+from artel.protocol.state import Layout
 from desk_world import Member, Office, run_of
 
 WORK = Work(
@@ -322,7 +325,7 @@ async def finish(office: Office, members: list[Member], heads: dict[str, int]) -
 @pytest.fixture
 def all_stand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everybody's work was looked at long ago."""
-    monkeypatch.setattr(FoldState, "standing_of", lambda state, node: 1)
+    monkeypatch.setattr(FoldState, "most_steps", lambda state, node: state.work.most)
 
 
 async def test_who_commits_at_once_gets_no_more_than_anybody(office: Office) -> None:
@@ -345,6 +348,42 @@ async def test_who_commits_at_once_gets_no_more_than_anybody(office: Office) -> 
         await finish(office, members, {})
         await open_round(members, [1e9, 1e9, 16.0])
     assert office.core.pace.speed(members[0].peer) > 1e4
+
+
+async def test_nobody_gets_more_than_twice_what_it_has_really_done(
+    tmp_path: Path, run: tuple[Manifest, Layout]
+) -> None:
+    """What has vested counts, not what was accepted a moment ago, and of its own account."""
+    manifest, layout = run
+    changed = manifest.config.ownership.model_copy(update={"vesting_rounds": 2})
+    config = manifest.config.model_copy(update={"ownership": changed})
+    office = await Office(tmp_path, manifest.model_copy(update={"config": config}), layout).open()
+    quick, slow, other = members = [Member(office, name) for name in "abc"]
+    for member in members:
+        await member.hello()
+    given = []
+    for _ in range(6):
+        await open_round(members, [1e9, 1.0, 16.0])
+        opened = office.bodies("round_opened")[-1]
+        steps = dict(zip(opened.members, opened.steps, strict=True))
+        given.append(steps[quick.peer])
+        assert steps[slow.peer] == 2
+        made: dict[str, int] = {member.peer: 0 for member in members}
+        for body in office.bodies("contribution"):
+            if body.round + 1 + 2 <= opened.round:
+                made[body.node] = max(made[body.node], body.tail + body.head)
+        for member in members:
+            assert steps[member.peer] <= max(8, 2 * made[member.peer])
+        office.now += 0.01
+        await quick.commit()
+        office.now += 36
+        for member in (slow, other):
+            await member.commit()
+        await finish(office, members, {})
+    # Its contributions of 6, 8 and 8 steps vest with states 3, 4 and 5.
+    assert given == [8, 8, 8, 12, 16, 16]
+    assert not office.core.ledger.state.ignored
+    office.close()
 
 
 @pytest.mark.usefixtures("all_stand")
