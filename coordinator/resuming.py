@@ -88,7 +88,8 @@ def ranked(fold: FoldState, peers: Collection[str], now: float) -> Ranked:
 
 def seat(fold: FoldState, peer: str, place: int) -> Seat:
     """What a node has when seats are given away."""
-    return Seat(fold.account_of(peer), fold.standing_of(peer), place)
+    whole = sum(fold.standings().values())
+    return Seat(fold.account_of(peer), fold.standing_of(peer), place, whole)
 
 
 def _last_members(fold: FoldState) -> tuple[str, ...]:

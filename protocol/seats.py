@@ -5,11 +5,15 @@ sit. Once it rests on its members, at most a quarter of a round's members are ne
 that is less), each of another account: so keys that cost nothing are neither many in the sum nor
 keep others out. Where all seats could be taken by nodes with standing, a quarter is left to
 newcomers, or nobody new would ever get any.
+
+An account with standing gets no larger part of the seats than it has of all standing, rounded up:
+nodes cost nothing either, and whoever had more could break a quorum by saying nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -21,6 +25,8 @@ class Seat:
     standing: int
     place: int
     """In the order that the lot of the newest agreed round drew, from 0."""
+    whole: int = 0
+    """The standing of all accounts together."""
 
 
 UNKNOWN = Seat("", 0, 1 << 53)
@@ -31,25 +37,53 @@ def quota(known: int) -> int:
     return max(1, known // 3)
 
 
-def may_sit(known: int, newcomers: Sequence[str], least: int) -> bool:
-    """Whether these may be the members of a round of a run that rests on its members.
+def share(standing: int, whole: int, members: int) -> int:
+    """How many of a round's members an account with standing may have, ``whole`` being that of all
+    accounts."""
+    return max(1, -(-standing * members // max(1, whole)))
 
-    :param known: how many members have standing
-    :param newcomers: the account of each other one
-    :param least: how many a round needs; one of no more may have any members
-    """
-    few = len(newcomers) <= quota(known) and len(set(newcomers)) == len(newcomers)
-    return few or known + len(newcomers) <= least
+
+def few_newcomers(accounts: Sequence[str], standings: Mapping[str, int]) -> bool:
+    """Whether the members of a round, given by their accounts, have no more newcomers than they
+    may."""
+    newcomers = [name for name in accounts if name not in standings]
+    few = len(newcomers) <= quota(len(accounts) - len(newcomers))
+    return few and len(set(newcomers)) == len(newcomers)
+
+
+def shared_out(accounts: Sequence[str], standings: Mapping[str, int]) -> bool:
+    """Whether none of the accounts with standing has more members than its share."""
+    whole, members = sum(standings.values()), len(accounts)
+    return all(
+        count <= share(standings[name], whole, members)
+        for name, count in Counter(accounts).items()
+        if name in standings
+    )
 
 
 def seated(order: Sequence[str], seats: Mapping[str, Seat], most: int) -> list[str]:
     """Those who get one of ``most`` seats, of nodes in the order in which they would."""
-    known = [peer for peer in order if seats.get(peer, UNKNOWN).standing]
     by_account: dict[str, str] = {}
     for peer in order:
         seat = seats.get(peer, UNKNOWN)
         if not seat.standing and seat.account:
             by_account.setdefault(seat.account, peer)
     newcomers = list(by_account.values())
-    known = known[: most - min(len(newcomers), most // 4)]
-    return known + newcomers[: min(quota(len(known)), most - len(known))]
+    members = min(most, len(order))
+    while True:
+        # Shares are of those who sit then: with fewer of them an account may have fewer.
+        known = [*_within_shares(order, seats, members)][: most - min(len(newcomers), most // 4)]
+        found = known + newcomers[: min(quota(len(known)), most - len(known))]
+        if len(found) >= members:
+            return found
+        members = len(found)
+
+
+def _within_shares(order: Sequence[str], seats: Mapping[str, Seat], members: int) -> Iterator[str]:
+    """Nodes with standing, of each account no more than its share of so many members."""
+    taken: Counter[str] = Counter()
+    for peer in order:
+        seat = seats.get(peer, UNKNOWN)
+        if seat.standing and taken[seat.account] < share(seat.standing, seat.whole, members):
+            taken[seat.account] += 1
+            yield peer

@@ -383,6 +383,7 @@ class Fold:
         yield self.by != {owner.key, key_of(b.node)} and "wrong_signers"
         yield b.seq <= self.node_seq.get(b.node, 0) and "wrong_sequence"
         yield self.nodes.get(b.node) == b.account and "duplicate"
+        yield list(self.nodes.values()).count(b.account) >= 64 and "too_many_nodes"
         self.nodes[b.node], self.node_seq[b.node] = b.account, b.seq
 
     # --- rounds -----------------------------------------------------------------------------------
@@ -410,6 +411,11 @@ class Fold:
         needed = len(names) <= self.config["rounds"].get("min_nodes", 1)
         founded = len(standings) >= self.config.get("trust", {}).get("founders", 4)
         yield many and founded and not needed and "too_many_newcomers"
+        parts = {
+            n: -(-points * len(names) // sum(standings.values())) for n, points in standings.items()
+        }
+        greedy = any(names.count(name) > parts[name] for name in names if name in parts)
+        yield greedy and founded and not needed and "too_many_seats"
         self.attempt = Record(round=b.round, attempt=b.attempt, phase="training", commitments={})
         self.attempt.accounts = {peer: self.nodes[peer] for peer in b.members}
         self.attempt.steps = dict(zip(b.members, b.steps, strict=True))

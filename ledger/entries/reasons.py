@@ -104,6 +104,8 @@ NOT_ACCUSED = "not_accused"
 NOT_PROVEN = "not_proven"
 PROVEN_WRONG = "proven_wrong"
 NEWCOMERS = "too_many_newcomers"
+TOO_MANY_SEATS = "too_many_seats"
+TOO_MANY_NODES = "too_many_nodes"
 WRONG_GROUNDS = "wrong_grounds"
 
 IGNORED = {
@@ -144,6 +146,8 @@ IGNORED = {
     PROVES_NOTHING: "the evidence does not show that one key signed two histories",
     WRONG_STEPS: "assigns a number of steps that the run's rules do not allow",
     NEWCOMERS: "more of the members have no standing than a quarter, or two of one such account",
+    TOO_MANY_SEATS: "an account has more of the members than its part of all standing, rounded up",
+    TOO_MANY_NODES: "the account has 64 nodes already: give one of them to another account first",
     NOT_SHARDED: "the round is not sharded: there are no slices",
     NOT_AGGREGATOR: "another member combines this slice",
     NOT_CHECKER: "another member checks this slice",

@@ -13,6 +13,9 @@ from artel.ledger.entries.words import short_key
 from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity, short_peer
 
+MAX_NODES = 64
+"""That belong to an account at a time: each is a member in the eyes of all others, for ever."""
+
 
 class Node(Body):
     """Binds a node to an account; signed by both keys. A later one moves *future* credit.
@@ -38,6 +41,8 @@ class Node(Body):
         before = state.account_of(self.node)
         if before == self.account:
             return reasons.DUPLICATE
+        if list(state.nodes.values()).count(self.account) >= MAX_NODES:
+            return reasons.TOO_MANY_NODES
 
         def effect() -> Outcome:
             state.nodes[self.node] = self.account

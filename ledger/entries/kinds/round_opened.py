@@ -75,11 +75,13 @@ class RoundOpened(AttemptBody):
         if not all(map(partial(_allowed, state), self.members, self.steps)):
             return reasons.WRONG_STEPS
         accounts = {peer: state.account_of(peer) for peer in self.members}
-        newcomers = [name for name in accounts.values() if name not in state.standings()]
-        known = len(accounts) - len(newcomers)
+        names, standings = list(accounts.values()), state.standings()
         resting = state.rests_on == "members"
-        if resting and not seats.may_sit(known, newcomers, state.founded.min_nodes):
-            return reasons.NEWCOMERS
+        if resting and len(names) > state.founded.min_nodes:  # fewer may be anybody
+            if not seats.few_newcomers(names, standings):
+                return reasons.NEWCOMERS
+            if not seats.shared_out(names, standings):
+                return reasons.TOO_MANY_SEATS
 
         def effect() -> Outcome:
             left_out = given_up(state, state.attempt)
@@ -89,7 +91,8 @@ class RoundOpened(AttemptBody):
             tails = {peer: state.tails[peer] for peer in self.members if peer in state.tails}
             wait_for_jury(state)
             notes: dict[str, Any] = {"tails": tails} if tails else {}
-            notes |= {"newcomers": len(newcomers)} if resting else {}
+            newcomers = sum(name not in standings for name in names)
+            notes |= {"newcomers": newcomers} if resting else {}
             return Outcome("recorded", left_out=left_out, notes=notes)
 
         return effect
