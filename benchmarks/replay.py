@@ -105,7 +105,8 @@ class Here:
     def _do(self, command: Command[Any]) -> Any:
         if isinstance(command, Load):
             self.training = open_training(command.manifest, command.state, "cpu")
-            return Loaded("cpu", self.training.agreed.now().root)
+            inner = self.training.inner
+            return Loaded("cpu", self.training.agreed.now().root, inner.hardware)
         training = self.training
         assert training is not None
         match command:

@@ -237,6 +237,7 @@ async def _join(
     found.add(
         preflight.speed(manifest, measured.step_seconds, measured.tokens_per_second),
         await preflight.uplink(host, link.coordinator, manifest, welcome.payload_bytes),
+        *preflight.unchecked(manifest, loaded.hardware),
     )
     rounds, least = manifest.config.rounds, assignment.Work.of(manifest.config).least
     found.conclude(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artel.node.trainer.orders import Weighed
-from artel.protocol import assignment, messages, model
+from artel.protocol import assignment, messages, model, tolerances
 from artel.protocol.cgroup import Groups
 from artel.protocol.errors import ArtelError, ResourceError, Unfit
 from artel.protocol.exchange import codec
@@ -162,6 +162,26 @@ def speed(manifest: Manifest, step_seconds: float, tokens_per_second: float) -> 
         f"({allowed:.0f} s allowed)"
     )
     return Finding("speed", _level(seconds, allowed, 0.7), text)
+
+
+def unchecked(manifest: Manifest, hardware: str) -> list[Finding]:
+    """A warning where audits pay for work and nobody's machine could check that of this one.
+
+    :param hardware: class of this machine
+    """
+    config = manifest.config
+    audited, steps = (
+        config.rounds.span and config.trust.audit_rate,
+        assignment.Work.of(config).least,
+    )
+    if not audited or tolerances.covered(config.trust.tolerances, hardware, steps):
+        return []
+    text = (
+        f"no row of trust.tolerances covers machines of class {hardware}: nobody could check the "
+        "work of this node, so it would not be paid. Ask the organiser, who can measure them "
+        "(artel node measure) and begin a run with a row for them"
+    )
+    return [Finding("class", "warning", text)]
 
 
 async def uplink(host: Host, coordinator: str, manifest: Manifest, payload: int) -> Finding:

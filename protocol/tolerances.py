@@ -60,6 +60,12 @@ def tolerance_of(
     return next((row for row in near if _fit(row, one, other) or _fit(row, other, one)), None)
 
 
+def covered(tolerances: Sequence[ToleranceSection], hardware: str, steps: int) -> bool:
+    """Whether a machine of some class could check what one of this class makes in so many steps."""
+    near = (row for row in tolerances if not row.steps or steps <= row.steps)
+    return any(_is(hardware, row.one) or _is(hardware, row.other) for row in near)
+
+
 def _fit(row: ToleranceSection, one: str, other: str) -> bool:
     return _is(one, row.one) and (_is(other, row.other) if row.other else one == other)
 

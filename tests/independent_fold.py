@@ -86,7 +86,8 @@ class Fold:
         self.accounts, self.pending = dict[str, Any](), dict[str, Any]()
         self.speaks, self.nodes = dict[str, str](), dict[str, str]()
         self.node_seq, self.tails, self.due = dict[str, int](), dict[str, int](), dict[int, Any]()
-        self.spans, self.made, self.struck = dict[str, int](), Counter[str](), dict[str, int]()
+        self.spans, self.right, self.struck = dict[str, int](), Counter[str](), dict[str, int]()
+        self.kinds = dict[str, str]()
         self.first, self.present = dict[str, tuple[str, int]](), list[str]()
         self.audits, self.lighter = dict[str, Any](), set[str]()
         self.convicted, self.recent = set[str](), set[str]()
@@ -459,12 +460,14 @@ class Fold:
             del self.first[oldest]
         now.shown[b.node] = Record(entry=self.id, tokens=b.tokens, head=b.head, salt=b.salt)
         now.shown[b.node].span, now.shown[b.node].empty = b.span, empty
+        now.shown[b.node].hardware = b.hardware
 
     def spans_fit(self, b: Any) -> bool:
         """Whether the contribution begins a span, or goes on with the one of its node."""
         if b.span == b.round or not self.every:
             return b.tail == 0 if self.every else b.span == 0
         goes_on = b.round % self.every > 0 and self.spans.get(b.node) == b.span
+        goes_on = goes_on and self.kinds.get(b.node) == b.hardware
         return goes_on and b.tail == self.tails.get(b.node, 0)
 
     def round_closed(self, b: Any) -> Rule:
@@ -533,9 +536,10 @@ class Fold:
         self.recent = set()
         for peer in now.accepted:
             name, shown = now.accounts[peer], now.shown[peer]
-            if peer in denied or shown.empty or self.accounts[name].barred:
+            known, more = not self.new(peer), {"node": peer}
+            unchecked = self.rate and not known and shown.span != now.round
+            if peer in denied or shown.empty or self.accounts[name].barred or unchecked:
                 continue
-            known, more = self.made[peer] >= self.trust["newcomer_rounds"], {"node": peer}
             end = now.round + self.every - now.round % self.every if self.every else 0
             after = max(due, min(end, self.total) if self.rate and known else 0)
             more |= {"round": now.round}
@@ -547,8 +551,8 @@ class Fold:
         self.states.append(b.root)
         self.tails = {peer: self.tail(now.round, h) for peer, h in now.steps.items()}
         moved = [peer for peer in now.accepted if not now.shown[peer].empty]
-        self.made.update(moved)
-        known = [p for p in now.accepted if self.made[p] > self.trust["newcomer_rounds"]]
+        self.kinds |= {peer: now.shown[peer].hardware for peer in moved}
+        known = [peer for peer in now.accepted if not self.new(peer)]
         before, going_on = self.spans, known if self.rate else now.accepted
         inside = self.every and self.round % self.every
         self.spans = {peer: now.shown[peer].span for peer in going_on if inside}
@@ -672,7 +676,6 @@ class Fold:
         self.settled = [item for item in self.settled if item.round < number]
         self.audits = {source: one for source, one in self.audits.items() if one.last < number}
         for made in range(number + 1, self.round + 1):
-            self.made.subtract(self.anchors[made].kept["present"])
             self.begun[made - 1] = max(self.begun[made - 1], self.anchors.pop(made).attempt + 1)
         if self.attempt and self.attempt.round == self.round:
             self.begun[self.round] = max(self.begun[self.round], self.attempt.attempt + 1)
@@ -801,12 +804,14 @@ class Fold:
                     draw.said = "lapsed"
             late = audit.since + 4 * self.window(audit.steps) <= self.round
             waits = "" in [draw.said for draw in audit.draws]
-            self.end_audit(source, self.result(audit) or (late and not waits and "undecided"))
+            self.end_audit(
+                source, self.result(audit) or (late and not waits and self.given_up(audit))
+            )
         found = dict[str, Any]()
         for peer in now.accepted:
             shown = now.shown[peer]
             if shown.span == now.round and shown.entry in self.pending:
-                new = self.made[peer] <= self.trust["newcomer_rounds"]
+                new = self.new(peer)
                 if new or self.by_chance(f"first/{peer}", self.chances(now.round)[0], 1_000_000):
                     self.audit(found, "newcomer" if new else "first", [shown.entry])
         for peer, first in before.items():
@@ -822,11 +827,24 @@ class Fold:
             if made and self.pending[made[0]].round == first:
                 self.audit(found, "prefix", made)
         owners = {self.nodes[peer] for peer in self.present}
-        found = {s: audit for s, audit in found.items() if owners - {audit.account}}
+        for source in [s for s, audit in found.items() if not owners - {audit.account}]:
+            self.cleared(found.pop(source))
         self.audits |= {source: found[source] for source in self.plain("audits", found)}
         self.assign()
         draws = (draw for audit in self.audits.values() for draw in audit.draws)
         self.lighter = {draw.node for draw in draws if not draw.said and not draw.hash}
+
+    def new(self, peer: str) -> bool:
+        return bool(self.right[peer] < self.trust["newcomer_rounds"])
+
+    def cleared(self, audit: Any) -> None:
+        if audit.why != "newcomer":
+            return
+        self.right[audit.node] += 1
+        if not self.new(audit.node):
+            for source, one in list(self.audits.items()):
+                if one.node == audit.node and one.why == "newcomer" and not one.draws:
+                    del self.audits[source]
 
     def plain(self, purpose: str, names: Iterable[str]) -> list[str]:
         """In the order of a lot in which all have the weight 1."""
@@ -861,7 +879,8 @@ class Fold:
             items = [self.pending[source] for source in sources]
             one = Record(why=why, account=items[-1].account, first=items[0].round, draws=[])
             one.tokens, one.since = sum(item.units for item in items), self.round
-            one.last = items[-1].round
+            one.last, one.node = items[-1].round, items[-1].node
+            one.hardware = self.kinds.get(one.node, "")
             one.steps = one.tokens // (self.windows(1) * self.seq_len)
             found[sources[-1]] = one
 
@@ -878,7 +897,11 @@ class Fold:
         free, famous = [*self.drawn("auditors", able)], self.standings()
         if len(famous) >= self.trust["founders"]:
             free = [peer for peer in free if famous.get(self.nodes[peer])]
-        room = -(-len(self.present) // 4)
+        room, parts = -(-len(self.present) // 4), Counter[str]()
+        members = len(famous) >= self.trust["founders"]
+        heavy = self.weights(self.present) if members else dict.fromkeys(self.present, 1)
+        for peer, weight in heavy.items():
+            parts[self.kinds[peer]] += weight
 
         def rank(item: tuple[str, Any]) -> int:
             return 0 if item[1].draws else 1 if item[1].why == "newcomer" else 2
@@ -886,15 +909,19 @@ class Fold:
         for source, audit in sorted(self.audits.items(), key=rank):
             bounded, said = rank((source, audit)) == 2, [draw.said for draw in audit.draws]
             heard = sum(word in ("accept", "reject", "") for word in said)
-            missing = min((3 if "reject" in said else 1) - heard, 5 - len(said))
+            panel = 3 if "reject" in said else 1 + said.count("inconclusive")
+            missing = min(panel - heard, 5 - len(said))
             for _ in range(missing if room or not bounded else 0):
                 asked = {audit.account, *(draw.account for draw in audit.draws)}
                 left = [peer for peer in free if self.nodes[peer] not in asked]
                 if not left:
                     break
-                free.remove(left[0])
+                alike = [peer for peer in left if self.kinds[peer] == audit.hardware]
+                common = 4 * parts[audit.hardware] > sum(parts.values())
+                peer = (alike if alike and common else left)[0]
+                free.remove(peer)
                 due = self.round + self.window(audit.steps)
-                draw = Record(node=left[0], account=self.nodes[left[0]], due=due, hash="", said="")
+                draw = Record(node=peer, account=self.nodes[peer], due=due, hash="", said="")
                 audit.draws.append(draw)
                 room -= bounded
 
@@ -904,10 +931,15 @@ class Fold:
             return ""
         if said["reject"] > 1:
             return "convicted"
-        if said["accept"] > 1 or (said["accept"] and not said["reject"]):
+        if said["accept"] > (1 if said["reject"] else said["inconclusive"]):
             return "cleared"
-        nothing = said["lapsed"] + said["inconclusive"] > 1 and not said["reject"]
-        return "undecided" if nothing or len(audit.draws) == 5 else ""
+        over = said["inconclusive"] >= 3 or len(audit.draws) == 5
+        return self.given_up(audit) if over else ""
+
+    def given_up(self, audit: Any) -> str:
+        said = Counter(draw.said for draw in audit.draws)
+        untold = said["inconclusive"] > said["accept"] and audit.why != "prefix"
+        return "unchecked" if untold else "undecided"
 
     def end_audit(self, source: str, result: str) -> None:
         if not result:
@@ -921,6 +953,18 @@ class Fold:
                     self.settle(pay, "invalidated")
         if result == "convicted":
             self.bar(audit.account)
+        if result == "cleared":
+            self.cleared(audit)
+        if result != "unchecked":
+            return
+        first = audit.why == "first"
+        for made, item in list(self.pending.items()):
+            theirs = (item.kind, item.account, item.node) == ("compute", audit.account, audit.node)
+            after = item.round == audit.first or (first and item.round > audit.first)
+            if theirs and after:
+                self.settle(made, "invalidated")
+        if first:
+            del self.right[audit.node]
 
     def drawn_to(self, b: Any) -> Any:
         draws = self.audits[b.contribution].draws if b.contribution in self.audits else []

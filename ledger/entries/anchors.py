@@ -84,10 +84,7 @@ def go_back(
 
 
 def _unaudited(state: FoldState, number: int) -> None:
-    """Nobody repeats what is in no state, and no node is known for it."""
-    for made in range(number + 1, state.round + 1):
-        for node in _anchor(state, made).moved_by:
-            state.node_rounds[node] -= 1
+    """Nobody repeats what is in no state."""
     state.audits = {source: one for source, one in state.audits.items() if one.last < number}
     if state.founded.audits:
         state.present = list(_anchor(state, number).moved_by)

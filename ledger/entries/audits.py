@@ -4,8 +4,8 @@ Only where the manifest has spans of rounds (``rounds.span``, R) and ``trust.aud
 0. A contribution follows from public data from the beginning of its span on, so an **audit**
 repeats the first rounds of a span of one node, up to one of them, and judges all of those at once:
 
-- ``newcomer``: each of the first ``trust.newcomer_rounds`` accepted rounds of a node is a span of
-  its own, and always repeated;
+- ``newcomer``: each round of a new node is a span of its own, and always repeated; it is new until
+  audits have found ``trust.newcomer_rounds`` of them right;
 - ``first``: of a span that a known node begins, with n rounds before R divides one again, the first
   round is repeated at once, with probability ``f = min(1, 9/10 p n)``;
 - ``prefix``: when a span is over, its first k >= 2 rounds are, or more of them, with probability
@@ -15,8 +15,11 @@ repeats the first rounds of a span of one node, up to one of them, and judges al
 repeated. The first round has most of it: who cheats all the time is caught there.
 
 Auditors are drawn by lot from the nodes of other accounts whose work the newest state holds, by
-standing; a node repeats one thing at a time. What says reject is repeated by two more: two rejects
-convict, two accepts clear, and whoever was alone in what it said is not paid.
+standing; a node repeats one thing at a time. Nodes of the class of machine that the work names come
+first, where that class is common. Of what a new node did, or a known one at the beginning of a
+span, nothing is paid when they cannot tell: a class that nobody has would hide anything. What says
+reject is repeated by two more: two rejects convict, two accepts clear, and whoever was alone in
+what it said is not paid.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from artel.ledger.entries import lot
+from artel.ledger.entries import lot, reasons
 from artel.ledger.entries.credit import bar, invalidate
 from artel.ledger.entries.fold_state import Attempt, Audit, Credit, Draw, FoldState
 from artel.ledger.entries.rules import LedgerRules
@@ -36,6 +39,9 @@ MILLION = 1_000_000
 NEWCOMER, FIRST, PREFIX = "newcomer", "first", "prefix"
 ACCEPT, REJECT, INCONCLUSIVE, LAPSED = "accept", "reject", "inconclusive", "lapsed"
 CONVICTED, CLEARED, UNDECIDED = "convicted", "cleared", "undecided"
+UNCHECKED = "unchecked"
+ENOUGH = 3
+"""Auditors who cannot tell before nobody else is asked."""
 PANEL = 3
 """Auditors of what one of them rejects."""
 MOST_DRAWS = 5
@@ -103,7 +109,7 @@ def vests_from(state: FoldState, node: str, round: int) -> int:
 
 def new(state: FoldState, node: str) -> bool:
     """Whether each round of the node is audited, before it is counted."""
-    return state.node_rounds.get(node, 0) < state.founded.trust.newcomer_rounds
+    return state.cleared.get(node, 0) < state.founded.trust.newcomer_rounds
 
 
 def window(state: FoldState, steps: int) -> int:
@@ -150,8 +156,9 @@ def begin(
     ended, lost = _end_late(state)
     found = dict([*_firsts(state, attempt), *_prefixes(state, attempt, before)])
     others = {state.account_of(node) for node in state.present}
-    # Where everybody is of one account nobody can be asked.
-    found = {source: audit for source, audit in found.items() if others - {audit.account}}
+    for source, audit in list(found.items()):
+        if not others - {audit.account}:  # everybody is of one account, and nobody can be asked
+            _cleared(state, found.pop(source))
     for source in lot.order(state.lot, "audits", dict.fromkeys(found, 1)):
         state.audits[source] = found[source]
     notes = {"ended": ended, "drawn": assign(state)}
@@ -162,12 +169,11 @@ def begin(
 
 def _firsts(state: FoldState, attempt: Attempt) -> Iterator[tuple[str, Audit]]:
     """Rounds of this attempt that begin a span and are repeated."""
-    known = state.founded.trust.newcomer_rounds
     for node in attempt.accepted:
         shown = attempt.shown[node]
         if shown.span != attempt.round or shown.entry not in state.pending:
             continue
-        why = NEWCOMER if state.node_rounds[node] <= known else FIRST
+        why = NEWCOMER if new(state, node) else FIRST
         f, _ = chances(state.founded.audits, planned(state, shown.span))
         if why == NEWCOMER or lot.chance(state.lot, f"first/{node}", f, MILLION):
             credits = [state.pending[shown.entry].credit]
@@ -207,7 +213,8 @@ def _audit(state: FoldState, why: str, credits: list[Credit]) -> Audit:
     tokens = sum(credit.units for credit in credits)
     first, last = credits[0], credits[-1]
     steps = tokens // state.work.tokens(1)
-    return Audit(last.node, last.account, why, first.round, last.round, steps, tokens, state.round)
+    rounds, hardware = (first.round, last.round), state.hardware.get(last.node, "")
+    return Audit(last.node, last.account, why, *rounds, steps, tokens, state.round, hardware)
 
 
 def assign(state: FoldState) -> list[Drawn]:
@@ -219,14 +226,16 @@ def assign(state: FoldState) -> list[Drawn]:
     :returns: who was drawn for what
     """
     free, drawn = _free(state), list[Drawn]()
-    room = -(-len(state.present) // 4)
+    common, room = _common(state), -(-len(state.present) // 4)
     for source, audit in sorted(state.audits.items(), key=lambda item: _rank(item[1])):
         bounded = not audit.draws and audit.why != NEWCOMER
         for _ in range(_wanted(audit) if room or not bounded else 0):
             asked = {audit.account, *(draw.account for draw in audit.draws)}
-            node = next((node for node in free if state.account_of(node) not in asked), None)
-            if node is None:
+            able = [node for node in free if state.account_of(node) not in asked]
+            if not able:
                 break
+            like = audit.hardware if audit.hardware in common else None
+            node = next((node for node in able if state.hardware.get(node) == like), able[0])
             free.remove(node)
             draw = Draw(node, state.account_of(node), state.round + window(state, audit.steps))
             audit = state.audits[source] = replace(audit, draws=(*audit.draws, draw))
@@ -257,10 +266,23 @@ def _free(state: FoldState) -> list[str]:
     return list(lot.order(state.lot, "auditors", weights))
 
 
+def _common(state: FoldState) -> set[str]:
+    """Classes of machines of which more than a quarter of those who are there is, by standing where
+    the run rests on it: fewer, who know of each other, could name one that nobody else has and so
+    draw themselves."""
+    weights = dict.fromkeys(state.present, 1)
+    if state.rests_on == "members":
+        weights = state.weights(state.present)
+    parts = Counter[str]()
+    for node, weight in weights.items():
+        parts[state.hardware.get(node, "")] += weight
+    return {hardware for hardware, part in parts.items() if 4 * part > parts.total()}
+
+
 def _wanted(audit: Audit) -> int:
     """How many auditors are missing."""
     said = Counter(draw.verdict for draw in audit.draws)
-    panel = PANEL if said[REJECT] else 1
+    panel = PANEL if said[REJECT] else 1 + said[INCONCLUSIVE]
     missing = panel - said[ACCEPT] - said[REJECT] - said[""]
     return max(0, min(missing, MOST_DRAWS - len(audit.draws)))
 
@@ -280,11 +302,19 @@ def result(audit: Audit) -> str:
         return ""
     if said[REJECT] > 1:
         return CONVICTED
-    if said[ACCEPT] > 1 or (said[ACCEPT] and not said[REJECT]):
+    if said[ACCEPT] > (1 if said[REJECT] else said[INCONCLUSIVE]):
         return CLEARED
-    spent = said[LAPSED] + said[INCONCLUSIVE]
-    given_up = len(audit.draws) == MOST_DRAWS or (spent > 1 and not said[REJECT])
-    return UNDECIDED if given_up else ""
+    given_up = len(audit.draws) == MOST_DRAWS or said[INCONCLUSIVE] >= ENOUGH
+    return given_up_as(audit) if given_up else ""
+
+
+def given_up_as(audit: Audit) -> str:
+    """What an audit comes to that nobody goes on with. Who is silent lets work pass unpunished, as
+    if it had not been drawn; who cannot tell does not, but for the later rounds of a span, whose
+    first one somebody could tell."""
+    said = Counter(draw.verdict for draw in audit.draws)
+    untold = audit.why != PREFIX and said[INCONCLUSIVE] > said[ACCEPT]
+    return UNCHECKED if untold else UNDECIDED
 
 
 def doubts(audit: Audit) -> bool:
@@ -319,7 +349,47 @@ def _end(state: FoldState, source: str, found: str) -> tuple[Credit, ...]:
                 lost.append(invalidate(state, pay))
     if found == CONVICTED:
         lost += convict(state, audit.account)
+    elif found == CLEARED:
+        _cleared(state, audit)
+    elif found == UNCHECKED:
+        lost += _unchecked(state, audit)
     return tuple(lost)
+
+
+def _cleared(state: FoldState, audit: Audit) -> None:
+    """One round more of a new node is known to be right. Of one that is new no more nobody begins
+    to repeat what it did meanwhile."""
+    if audit.why != NEWCOMER:
+        return
+    state.cleared[audit.node] = state.cleared.get(audit.node, 0) + 1
+    if not new(state, audit.node):
+        for source, other in list(state.audits.items()):
+            if (other.node, other.why, other.draws) == (audit.node, NEWCOMER, ()):
+                del state.audits[source]
+
+
+def _unchecked(state: FoldState, audit: Audit) -> list[Credit]:
+    """Nobody could tell: it is not paid, nor what a known node did since then, which is new
+    again."""
+    made = [item.credit for item in state.pending_of(audit.account)]
+    made = [one for one in made if (one.kind, one.node) == ("compute", audit.node)]
+    if audit.why == FIRST:
+        state.cleared.pop(audit.node, None)
+        gone = [one.source for one in made if one.round >= audit.first]
+    else:
+        gone = [one.source for one in made if one.round == audit.first]
+    return [invalidate(state, source) for source in gone]
+
+
+def going_on_unchecked(state: FoldState, attempt: Attempt) -> list[tuple[str, str]]:
+    """(node, reason) of whoever still went on with a span when it had become new again."""
+    if not state.founded.audits:
+        return []
+    return [
+        (node, reasons.UNCHECKED)
+        for node in attempt.accepted
+        if attempt.shown[node].span != attempt.round and new(state, node)
+    ]
 
 
 def convict(state: FoldState, account: str) -> tuple[Credit, ...]:
@@ -345,7 +415,7 @@ def _end_late(state: FoldState) -> tuple[list[tuple[str, str]], tuple[Credit, ..
         late = _lapsed(audit, lambda d: d.due + bool(d.commitment) <= state.round)
         state.audits[source] = late
         over = audit.since + PATIENCE * window(state, audit.steps) <= state.round
-        if found := result(late) or (UNDECIDED if over and not late.awaited else ""):
+        if found := result(late) or (given_up_as(late) if over and not late.awaited else ""):
             lost += _end(state, source, found)
             ended.append((source, found))
     return ended, tuple(lost)

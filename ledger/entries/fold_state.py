@@ -150,6 +150,8 @@ class Audit:
     tokens: int
     since: int
     """Number of the state with which it was decided on."""
+    hardware: str = ""
+    """The class of machine that the node named last."""
     draws: tuple[Draw, ...] = ()
 
     @property
@@ -209,7 +211,7 @@ class Slice:
 class ValidContribution:
     """A valid contribution: its entry id and index, tokens, steps of this round's assignment, the
     round in which its span began, the salt that the node revealed (secret until then, and fixed by
-    its commitment), and whether all its numbers are zero."""
+    its commitment), the class of machine that it names, and whether all its numbers are zero."""
 
     entry: str
     index: int
@@ -217,6 +219,7 @@ class ValidContribution:
     head: int
     span: int
     salt: str
+    hardware: str
     empty: bool = False
 
 
@@ -343,8 +346,10 @@ class FoldState:
     payloads: dict[str, tuple[str, int]] = field(default_factory=dict)
     """What the newest shown contributions are known by (:meth:`remember`), to the node that showed
     each first and the round, oldest first."""
-    node_rounds: dict[str, int] = field(default_factory=dict)
-    """Node to the agreed rounds that its numbers moved."""
+    cleared: dict[str, int] = field(default_factory=dict)
+    """In a run with audits: node to its rounds, since it was new, that audits found right."""
+    hardware: dict[str, str] = field(default_factory=dict)
+    """Node to the class of machine that its newest agreed contribution names."""
     present: list[str] = field(default_factory=list)
     """In a run with audits: the nodes whose contributions the newest agreed state holds."""
     audits: dict[str, Audit] = field(default_factory=dict)

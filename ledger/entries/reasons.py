@@ -35,6 +35,8 @@ FALSE_CHECK = "false_check"
 """The node computed a state that was called wrong, and those who decide got another root."""
 SIGNED_WRONG = "signed_wrong"
 """The node signed a state that was proven wrong."""
+UNCHECKED = "unchecked"
+"""Accepted, and no auditor could tell whether it was honestly made."""
 ROLLED_BACK = "rolled_back"
 """Accepted and agreed, and the state that came of it was gone back behind."""
 
@@ -48,7 +50,8 @@ REJECTIONS = {
     BAD_SIGNATURE: "a signature does not verify",
     TOO_LARGE: "larger than the run's limit",
     WRONG_TOKENS: "claims other tokens than its steps have, or more steps than it was assigned",
-    WRONG_SPAN: "goes on with a span that is over or that it was not in, or without its tail",
+    WRONG_SPAN: "goes on with a span that is over or that it was not in, on another class of "
+    "machine, or without its tail",
     COPIED: "its numbers were shown before, by another node or in another round",
     NO_FINGERPRINTS: "the fingerprints of its steps were not sent along to the coordinator, or are "
     "not as many as its steps",
@@ -60,6 +63,8 @@ REJECTIONS = {
     FALSE_ACCUSATION: "said that a slice or a state was wrong which was right (takes no credit)",
     FALSE_CHECK: "computed a state that was called wrong, and said what others did not find",
     SIGNED_WRONG: "signed a state that was proven wrong",
+    UNCHECKED: "no auditor could tell whether the work was done, so it is not paid (the node names "
+    "a class of machine that nobody of the run can check; trust.tolerances)",
     ROLLED_BACK: "accepted, but the run went back to a state before, since one was proven wrong",
 }
 """Why a member earned nothing in a round, or (false_accusation) what is held against it."""
@@ -120,7 +125,8 @@ IGNORED = {
     OUT_OF_ORDER: "does not fit the round, attempt or phase that the ledger is in",
     WRONG_STATE: "names another state than the agreed one",
     WRONG_TOKENS: "claims other tokens than its steps have, or more steps than were assigned",
-    WRONG_SPAN: "goes on with a span that is over or that the node was not in, or without its tail",
+    WRONG_SPAN: "goes on with a span that is over or that the node was not in, on another class of "
+    "machine, or without its tail",
     NOT_MEMBER: "the node is not a member of the round",
     NOT_COMMITTED: "the node committed to nothing before",
     COMMITMENT_MISMATCH: "is not what the node had committed to",

@@ -279,7 +279,7 @@ def vesting(rules: LedgerRules) -> str:
 
 
 REPEATED = {
-    "newcomer": "every one of a new node's first rounds is repeated (trust.newcomer_rounds)",
+    "newcomer": "every round of a node is repeated until trust.newcomer_rounds were found right",
     "first": "the first round of a span is repeated by chance, at once (trust.audit_rate)",
     "prefix": "the beginning of a span that is over is repeated by chance (trust.audit_rate)",
 }
@@ -290,6 +290,8 @@ RESULTS = {
     "cleared": "the work was found right; an auditor that rejected it is not paid, and is not "
     "drawn for a while",
     "undecided": "nobody could tell in time: nothing follows from it",
+    "unchecked": "the auditors could not tell whether the work was done: it is not paid, and every "
+    "round of the node is repeated until some were found right",
 }
 """What an audit comes to."""
 

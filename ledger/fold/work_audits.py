@@ -31,7 +31,8 @@ class WorkAudit:
     error: float = 0.0
     """Relative."""
     result: str = ""
-    """What the audit came to with it: convicted, cleared, undecided; "" when others go on."""
+    """What the audit came to with it: convicted, cleared, unchecked, undecided; "" when others go
+    on."""
 
 
 def repeated(history: History, audit: Audit) -> Iterator[tuple[Contribution, AttemptTrail]]:

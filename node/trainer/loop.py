@@ -167,7 +167,8 @@ class Loop:
         training = open_training(command.manifest, command.state, command.device)
         exchange.warm_up(training.manifest, training.inner.device.type)
         self._training = training
-        return orders.Loaded(training.inner.device.type, training.agreed.now().root)
+        inner = training.inner
+        return orders.Loaded(inner.device.type, training.agreed.now().root, inner.hardware)
 
     def _step_back(self) -> None:
         """From the first round on, whatever else the owner of the machine does goes first.

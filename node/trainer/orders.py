@@ -47,10 +47,12 @@ Windows = Annotated[Sequence[Window], PlainSerializer(_listed), BeforeValidator(
 
 @dataclass(frozen=True)
 class Loaded:
-    """A run is ready; ``root`` is the state's, ``device`` "cpu" or "cuda"."""
+    """A run is ready; ``root`` is the state's, ``device`` "cpu" or "cuda", ``hardware`` the class
+    of what computes (:func:`node.trainer.machine.hardware`)."""
 
     device: str
     root: str
+    hardware: str
 
 
 @dataclass(frozen=True)

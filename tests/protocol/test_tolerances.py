@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from artel.node import preflight
+from artel.protocol.manifest import Manifest
 from artel.protocol.run_config import ToleranceSection, TrustSection
-from artel.protocol.tolerances import judged, tolerance_of, verdict_of
+from artel.protocol.tolerances import covered, judged, tolerance_of, verdict_of
+from manifest_world import manifest
 
 TABLE = TrustSection().tolerances
 HERE = "x86_64-genuineintel/avx512/fp32/t2/torch2.13"
@@ -69,6 +72,26 @@ def test_a_claimed_class_is_no_pattern() -> None:
     assert tolerance_of(rows, "a/c", "a/b", 1) == rows[0]
     assert tolerance_of(rows, "*/*", "a/b", 1) is None
     assert tolerance_of(rows, "a/b/c", "a/c", 1) is None
+
+
+def test_a_volunteer_is_told_where_nobody_could_check_its_work() -> None:
+    def run(span: int, rate: float) -> Manifest:
+        made = manifest()
+        rounds = made.config.rounds.model_copy(update={"span": span})
+        trust = made.config.trust.model_copy(update={"audit_rate": rate})
+        changed = made.config.model_copy(update={"rounds": rounds, "trust": trust})
+        return made.model_copy(update={"config": changed})
+
+    assert preflight.unchecked(run(10, 0.05), HERE) == []
+    assert preflight.unchecked(run(0, 0.05), GPU) == preflight.unchecked(run(10, 0), GPU) == []
+    (found,) = preflight.unchecked(run(10, 0.05), GPU)
+    assert found.level == "warning"
+    assert GPU in found.text
+    assert "would not be paid" in found.text
+    assert "artel node measure" in found.text
+    near = [ToleranceSection(one="*/*", other=GPU, steps=30, accept=0.1, reject=0.2)]
+    assert covered(near, GPU, 30)
+    assert not covered(near, GPU, 31)
 
 
 def test_there_is_room_between_honest_work_and_other_work() -> None:

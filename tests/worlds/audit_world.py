@@ -53,6 +53,8 @@ class Run:
             entry = entries.decode(envelope.encode())
             self.log.append(entry)
             self.outcomes.append(apply(self.state, entry))
+            if entry.kind == "state_agreed":
+                self.world.follow(self.state)
         return self.outcomes[-1]
 
     def play(self, rounds: int, says: Says) -> Run:

@@ -247,8 +247,12 @@ class World:
         self.genesis = dsse.sign(entries.MANIFEST_TYPE, fields, self.organiser)
         rules = read_genesis(self.genesis.payload).rules
         self.work = rules.work
-        self.alone = rules.trust.newcomer_rounds if rules.audits else 0
-        """Rounds at the beginning that are spans of their own."""
+        self.classes = dict[str, str]()
+        """Node to the class of machine that it names, if that is another one."""
+        self.audited = rules.audits > 0
+        self.began = dict[tuple[str, int], int]()
+        """Node and round to where the span began in a run with audits, as far as :meth:`follow`
+        was told; of others each round is a span of its own."""
         self.run = hashlib.sha256(self.genesis.payload).hexdigest()
         self.origin = origin_of(self.run)
         self.sign = partial(sign_checkpoint, self.coordinator, self.origin)
@@ -318,7 +322,9 @@ class World:
         """All that a member with INNER_STEPS can show, unless ``head`` and ``tail`` say less."""
         blob, salt = self.blob(round, attempt, member)
         head = changes.get("head", self.work.head(round, INNER_STEPS))
-        span = round if round < self.alone else self.span_of(round)
+        span = self.began.get((member.peer_id, round), round)
+        if not (self.audited and self.work.span):
+            span = self.span_of(round)
         goes_on = round and not (self.work.span and span == round)
         tail = changes.get("tail", self.work.tail(round - 1, INNER_STEPS) if goes_on else 0)
         body = {
@@ -327,7 +333,7 @@ class World:
             "size": 1000,
             "payload": digest(f"payload {blob}"),
             "chain": digest(f"chain {blob}"),
-            "hardware": HARDWARE,
+            "hardware": self.classes.get(member.peer_id, HARDWARE),
             "salt": salt,
             "tokens": self.work.tokens(head + tail),
             "head": head,
@@ -343,7 +349,14 @@ class World:
     def span_of(self, round: int) -> int:
         """Where the span began of who was accepted in all rounds."""
         every = self.work.span
-        return max(self.alone, round - round % every) if every else 0
+        return round - round % every if every else 0
+
+    def follow(self, state: FoldState) -> None:
+        """A state was agreed on: who can go on with a span does so."""
+        for member in self.members:
+            before = self.work.goes_on(state.round, state.spans.get(member.peer_id))
+            began = state.round if before is None else before
+            self.began[member.peer_id, state.round] = began
 
     def closed(
         self,

@@ -102,6 +102,9 @@ class Contribution(AttemptBody):
         before, left = state.spans.get(self.node), state.tails.get(self.node, 0)
         if not state.work.spans(self.round, self.span, self.tail, before, left):
             return WRONG_SPAN
+        goes_on = state.work.span and self.span != self.round
+        if goes_on and self.hardware != state.hardware.get(self.node):
+            return WRONG_SPAN
         salt = bytes.fromhex(self.salt)
         shown = commitment(self.run, self.round, self.attempt, self.node, self.blob, salt)
         if shown != attempt.commitments[self.node]:
@@ -112,7 +115,14 @@ class Contribution(AttemptBody):
 
         def effect() -> Outcome:
             made = ValidContribution(
-                entry.id, state.size, self.tokens, self.head, self.span, self.salt, empty
+                entry.id,
+                state.size,
+                self.tokens,
+                self.head,
+                self.span,
+                self.salt,
+                self.hardware,
+                empty,
             )
             attempt.shown[self.node] = made
             if not empty:

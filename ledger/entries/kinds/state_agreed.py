@@ -118,15 +118,15 @@ class StateAgreed(Body):
             return reasons.WRONG_CREDITS
 
         def effect() -> Outcome:
-            held = held_against(attempt, self.wrong)
+            held = [*held_against(attempt, self.wrong), *audits.going_on_unchecked(state, attempt)]
             left_out = state.leave_out(attempt.left_out(held))
             state.lot = lot.seed(shown.salt for shown in attempt.shown.values())
-            unpaid = (reasons.WRONG_SLICE, reasons.EMPTY)
+            unpaid = (reasons.WRONG_SLICE, reasons.EMPTY, reasons.UNCHECKED)
             denied = {node for node, reason in held if reason in unpaid}
             granted = _credit_round(state, attempt, denied)
             state.states.append(self.root)
             for peer in attempt.moved_by:
-                state.node_rounds[peer] = state.node_rounds.get(peer, 0) + 1
+                state.hardware[peer] = attempt.shown[peer].hardware
             tails = {peer: state.work.tail(attempt.round, h) for peer, h in attempt.steps.items()}
             state.tails = {peer: steps for peer, steps in tails.items() if steps}
             before, state.spans = state.spans, _going_on(state, attempt)
@@ -288,14 +288,14 @@ def _credit_round(state: FoldState, attempt: Attempt, denied: set[str]) -> tuple
 
 def _going_on(state: FoldState, attempt: Attempt) -> dict[str, int]:
     """Who can go on from its contribution to this attempt, and where its span began. Each round of
-    a new node is a span of its own, the last one, too: it is repeated by itself, and vests so."""
+    a new node is a span of its own: it is repeated by itself, and vests so."""
     if not state.work.span or state.work.begins(state.round):
         return {}
-    alone = state.founded.trust.newcomer_rounds if state.founded.audits else -1
+    audited = state.founded.audits > 0
     return {
         peer: attempt.shown[peer].span
         for peer in attempt.accepted
-        if state.node_rounds.get(peer, 0) > alone
+        if not (audited and audits.new(state, peer))
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 import pytest
 
@@ -17,7 +18,7 @@ from artel.ledger.fold.work_audits import audits_of, conviction
 from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity
 from artel.protocol.round_state import NO_NUMBERS
-from audit_world import NUMBER, Run, honest
+from audit_world import NUMBER, Run, Says, honest
 from ledger_world import CREDIT, INNER_STEPS, digest, forged
 from log_world import Log
 
@@ -83,7 +84,7 @@ def test_who_sends_zeros_is_no_better_known_for_them() -> None:
         run.feed(world.opened(round), world.committed(round), empty, *others, closed)
         assert run.feed(world.agreed(round + 1)).status == "credited"
         run.judge(honest())
-    assert idle.peer_id not in run.state.node_rounds
+    assert idle.peer_id not in run.state.cleared
     work = world.contribution(idle, 3, span=3, tail=0)
     _, _, _, *others, _ = world.until_closed(3)
     closed = world.closed(3, shown={idle.peer_id: work})
@@ -184,9 +185,6 @@ def test_a_verdict_counts_once_from_who_was_drawn_after_it_was_committed() -> No
     assert tried(shown) == reasons.NOT_COMMITTED
     assert tried(committed, committed) == reasons.DUPLICATE
     assert tried(committed, world.verdict(auditor, source, "reject")) == "commitment_mismatch"
-    # Where steps differ is known once it has committed to all else.
-    assert tried(committed, world.verdict(auditor, source, differs=(0, 3))) == ""
-    assert tried(committed, world.verdict(auditor, source, rows="ab" * 32)) == "commitment_mismatch"
     rejected = world.verdicts(auditor, source, "reject")
     assert tried(*rejected, rejected[1]) == reasons.DUPLICATE
     outcome = run.feed(committed, shown)
@@ -297,7 +295,7 @@ def test_auditors_of_a_panel_show_only_when_all_have_committed() -> None:
     run.checked()
 
 
-def test_who_does_not_answer_is_replaced_once_and_nobody_is_paid() -> None:
+def test_who_does_not_answer_is_replaced_and_nobody_is_paid_for_that_or_known_by_it() -> None:
     run = Run().play(4, lambda *_: "")
     sources = [source for source, audit in run.state.audits.items() if audit.draws]
     run.play(4, lambda *_: "")
@@ -307,17 +305,25 @@ def test_who_does_not_answer_is_replaced_once_and_nobody_is_paid() -> None:
     assert not [audit for audit in run.state.audits.values() if audit.last < 5]
     assert not [c for o in run.outcomes for c in o.granted if c.kind == "audit"]
     assert run.state.accounts[run.world.owners[0].key].vested
+    assert not run.state.cleared
     run.checked()
 
 
-def test_an_auditor_that_cannot_tell_is_not_paid_and_another_one_is_drawn() -> None:
+def test_two_who_can_tell_are_asked_for_one_who_cannot_and_nobody_is_paid_where_three_cannot() -> (
+    None
+):
     run = Run().play(1, honest())
     source, audit = run.one(0)
     run.judge(lambda _, found: "inconclusive" if found == audit else "accept")
     run.feed(*run.world.round(1))
-    assert len(run.state.audits[source].draws) == 2
+    assert len(run.state.audits[source].draws) == 3
     run.judge(lambda _, found: "inconclusive" if found.last == 0 else "accept")
     assert source not in run.state.audits
+    assert source not in run.state.pending
+    results = [outcome.notes.get("result") for outcome in run.outcomes]
+    history = read(Log([entry.envelope for entry in run.log]))
+    told = "\n".join(explain(history, results.index("unchecked")).lines())
+    assert "could not tell" in told
     credits = [c for o in run.outcomes for c in o.granted if c.source.startswith(f"audit/{source}")]
     assert not credits
     assert run.barred() == []
@@ -351,6 +357,90 @@ def test_who_accepts_blindly_is_not_paid_for_what_two_others_reject() -> None:
     assert audits.audit_source(source, lazy) in lost
     assert lazy in run.state.struck
     run.checked()
+
+
+# --- classes of machines --------------------------------------------------------------------------
+
+
+def telling(run: Run, friends: Iterable[int] = ()) -> Says:
+    """Of another class than the auditor's nobody can tell; ``friends`` accept each other's work,
+    which is false, of their own class or not."""
+    friends, kinds = set(friends), run.world.classes
+
+    def says(auditor: int, audit: Audit) -> str:
+        if NUMBER[audit.node] in friends and auditor in friends:
+            return "accept"
+        alike = kinds.get(run.world.members[auditor].peer_id) == kinds.get(audit.node)
+        if not alike:
+            return "inconclusive"
+        return "reject" if NUMBER[audit.node] in friends else "accept"
+
+    return says
+
+
+def named(run: Run, kind: str, *numbers: int) -> Run:
+    run.world.classes.update((run.world.members[n].peer_id, kind) for n in numbers)
+    return run
+
+
+def paid(run: Run, number: int, since: int = 0) -> int:
+    """What a member's work from a round on vested."""
+    peer = run.world.members[number].peer_id
+    vested = (credit for outcome in run.outcomes for credit in outcome.vested)
+    return sum(
+        c.amount for c in vested if (c.kind, c.node) == ("compute", peer) and c.round >= since
+    )
+
+
+def test_of_a_class_that_nobody_has_nothing_is_paid_however_long() -> None:
+    run = named(Run(nodes=6), "toaster", 0)
+    run.play(40, telling(run, friends=[0])).checked()
+    assert run.barred() == []
+    assert paid(run, 0) == run.account(0).vested == 0
+    assert run.account(0).invalidated
+    assert all(paid(run, n) for n in range(1, 6))
+    assert audits.new(run.state, run.world.members[0].peer_id)
+
+
+def test_a_known_node_that_names_a_class_that_nobody_has_is_new_again_and_unpaid() -> None:
+    run = Run(nodes=6, audit_rate=0.2)
+    run.play(20, telling(run))
+    peer = run.world.members[0].peer_id
+    assert not audits.new(run.state, peer)
+    assert run.state.spans == {}  # a span is over
+    named(run, "toaster", 0).play(40, telling(run, friends=[0])).checked()
+    assert audits.new(run.state, peer)
+    assert paid(run, 0)
+    assert paid(run, 0, since=20) == 0
+    assert paid(run, 1, since=20)
+
+
+def test_a_span_is_made_on_one_class() -> None:
+    """Who may change it within one says that its first round was honest, and hides the others."""
+    run = Run(span=10).play(14, honest())
+    member, world = run.world.members[0], run.world
+    run.feed(*world.round(14)[:2])
+    assert world.began[member.peer_id, 14] < 14
+    other = world.contribution(member, 14, hardware="toaster")
+    assert run.feed(other).reason == "wrong_span"
+    assert run.feed(world.contribution(member, 14)).status == "recorded"
+    run.checked()
+
+
+def test_a_common_class_is_judged_by_its_own() -> None:
+    run = named(Run(nodes=8), "other", 0, 1, 2, 3)
+    run.play(24, telling(run)).checked()
+    results = Counter(o.notes["result"] for o in run.outcomes if o.notes.get("result"))
+    assert not {"unchecked", "undecided", "convicted"} & results.keys()
+    assert not any(audits.new(run.state, m.peer_id) for m in run.world.members)
+    assert all(paid(run, n) for n in range(8))
+
+
+def test_a_pair_that_names_a_class_of_its_own_is_not_drawn_for_each_other_for_that() -> None:
+    run = named(Run(nodes=12), "private", 0, 1)
+    run.play(40, telling(run, friends=[0, 1])).checked()
+    honest_one = min(paid(run, n) for n in range(2, 12))
+    assert max(paid(run, 0), paid(run, 1)) < honest_one / 4
 
 
 # --- the end of a run -----------------------------------------------------------------------------

@@ -183,7 +183,9 @@ def test_a_span_of_everybody_begins_with_every_third_round_and_has_no_tail_behin
     assert [outcome.reason for outcome in seen if outcome.reason] == []
     steps = [o.granted[0].units // STEP for o in seen if o.granted]
     assert steps == [3, 4, 5, 3, 4, 5]  # 3 | 1 + 3 | 1 + 4, twice
-    assert state.spans == {member.peer_id: 3 for member in SPANS.members}
+    assert state.spans == {}
+    five, _ = outcomes([*SPANS.start, *(e for n in range(5) for e in SPANS.round(n))])
+    assert five.spans == {member.peer_id: 3 for member in SPANS.members}
     three = [SPANS.round(n) for n in range(3)]
     assert outcomes([*SPANS.start, *(e for made in three for e in made)])[0].tails == {}
     assert shown_after(three, D, 3, span=0) == reasons.WRONG_SPAN, "that one is over"
@@ -205,10 +207,9 @@ def test_who_did_not_contribute_to_the_round_before_begins_a_span_of_its_own() -
     assert shown_after(without, D, 2, span=0, tail=1) == ""
     assert shown_after(without, F, 2, span=0, tail=1) == reasons.WRONG_SPAN
     assert shown_after(without, F, 2, span=2, tail=0) == ""
-    history = [*SPANS.start, *(entry for made in without for entry in made)]
-    own = {D: {}, E: {}, F: {"span": 2, "tail": 0}}
-    state, _ = outcomes([*history, *round_of(SPANS, 2, own)])
-    assert state.spans == {D.peer_id: 0, E.peer_id: 0, F.peer_id: 2}
+    own = {D: {}, E: {}, F: {"span": 1, "tail": 0}}
+    state, _ = outcomes([*SPANS.start, *SPANS.round(0), *round_of(SPANS, 1, own)])
+    assert state.spans == {D.peer_id: 0, E.peer_id: 0, F.peer_id: 1}
     assert FoldState.decode(state.encode()) == state
 
 
