@@ -130,7 +130,7 @@ def _audits(config: RunConfig) -> str:
         return "nobody repeats any of it"
     return (
         f"other nodes repeat about {100 * trust.audit_rate:g} % of the steps of known nodes, and "
-        f"each of the first {trust.newcomer_rounds:,} rounds of a new one"
+        f"each round of a new one until {trust.newcomer_rounds:,} were found right"
     )
 
 

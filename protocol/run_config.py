@@ -435,7 +435,7 @@ on the coordinator."""
     audit_rounds: Annotated[int, Field(ge=1, le=10_000)] = 3
     """Rounds in which an auditor has to say what it found."""
     newcomer_rounds: Annotated[int, Field(ge=0, le=10_000)] = 3
-    """Accepted rounds of a new node that are audited one by one."""
+    """Each round of a node is audited by itself until so many of them were found right."""
     tolerances: Annotated[tuple[ToleranceSection, ...], Field(max_length=16)] = TOLERANCES
     """What a replay says, by the classes of the two machines; the first that fits counts, and
     between classes without one nobody can tell."""

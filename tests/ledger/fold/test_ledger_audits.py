@@ -185,6 +185,9 @@ def test_a_verdict_counts_once_from_who_was_drawn_after_it_was_committed() -> No
     assert tried(shown) == reasons.NOT_COMMITTED
     assert tried(committed, committed) == reasons.DUPLICATE
     assert tried(committed, world.verdict(auditor, source, "reject")) == "commitment_mismatch"
+    # Where steps differ is known once it has committed to all else.
+    assert tried(committed, world.verdict(auditor, source, differs=(0, 3))) == ""
+    assert tried(committed, world.verdict(auditor, source, rows="ab" * 32)) == "commitment_mismatch"
     rejected = world.verdicts(auditor, source, "reject")
     assert tried(*rejected, rejected[1]) == reasons.DUPLICATE
     outcome = run.feed(committed, shown)
