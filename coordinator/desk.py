@@ -168,9 +168,17 @@ class Desk:
         known = core.peers.get(peer)
         if known is None:
             # Versions of a coordinator that was started again must differ from the old ones.
-            known = Peer(report, [], now, version=int(time.time() * 1000) % 2**40)
+            version = int(time.time() * 1000) % 2**40
+            known = Peer(report, [], now, version=version, instance=request.instance)
             core.peers[peer] = known
             emit(log, "node.joined", node=short_peer(peer), nodes=len(core.peers))
+        if not known.speaks(request.instance):
+            raise wire.Refused(
+                "another process runs with this node's key, and was started later",
+                "stop one of the two; a copy of a home needs a node key of its own: join with an "
+                "empty home and --account FILE, this home's account.key",
+                code="replaced",
+            )
         told = [address for address in request.addresses if _dialable(peer, address)]
         known.report, known.addresses, known.heard = report, told[:ADDRESSES_TOLD], now
         known.beats = mine = known.beats + 1

@@ -17,6 +17,7 @@ import contextlib
 import logging
 import secrets
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -54,6 +55,10 @@ log = logging.getLogger("artel.coordinator")
 TICK_S = 0.25
 
 
+REPLACED = 8
+"""Processes of one node that are remembered."""
+
+
 @dataclass
 class Peer:
     """What a connected node last said of itself; owned by the coordinator."""
@@ -69,6 +74,19 @@ class Peer:
     """Set when its duty may be another one; wakes its heartbeats that wait."""
     evaluates: set[int] = field(default_factory=set)
     """The states that it was asked to evaluate."""
+    instance: str = ""
+    """The newest process that spoke with this node's key."""
+    replaced: deque[str] = field(default_factory=lambda: deque(maxlen=REPLACED))
+    """Those before it, the newest few."""
+
+    def speaks(self, instance: str) -> bool:
+        """Whether this process speaks for the node: one that another has replaced does not."""
+        if instance in self.replaced:
+            return False
+        if instance != self.instance:
+            self.replaced.append(self.instance)
+            self.instance = instance
+        return True
 
 
 class Coordinator:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 import time
 from collections.abc import Callable
 
@@ -86,6 +87,7 @@ class Daemon:
         self.judging = Judging(
             session, self.worker, lambda: self.directive.peers if self.directive else ()
         )
+        self._instance = secrets.token_hex(16)
         self._heard_at = time.monotonic()
         self._heard = asyncio.Event()  # a directive came that the reconciler has not looked at
         self._holds_more = asyncio.Event()  # others could fetch something new from us
@@ -168,6 +170,8 @@ class Daemon:
                 await self._beat()
                 pause = RETRY_S
             except wire.Refused as refusal:
+                if refusal.code == "replaced":
+                    raise ResourceError(refusal.message, refusal.hint) from None
                 if refusal.code != "unknown_node":
                     raise
                 await self._register()
@@ -185,6 +189,7 @@ class Daemon:
         seen = self.directive.version if self.directive else 0
         request = messages.Heartbeat(
             run=self.session.run,
+            instance=self._instance,
             seen=seen,
             patience=PATIENCE_S,
             report=self.report(),

@@ -22,6 +22,7 @@ PeerId = Annotated[str, StringConstraints(pattern=r"^12D3KooW[1-9A-HJ-NP-Za-km-z
 Address = Annotated[str, StringConstraints(max_length=200, pattern=r"^/[!-~]+$")]
 Addresses = Annotated[list[Address], Field(max_length=8)]
 Text = Annotated[str, StringConstraints(max_length=300)]
+Instance = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 Count = Annotated[int, Field(ge=0, lt=1 << 53)]
 ChunkRun = Annotated[int, Field(ge=0, le=64)]
 SliceNumbers = Annotated[list[Annotated[int, Field(ge=0, lt=64)]], Field(max_length=64)]
@@ -192,12 +193,14 @@ class Heartbeat(Message):
     """Say what I am doing; the reply says what I should be doing.
 
     The coordinator keeps the reply back for up to ``patience`` seconds while its directive for this
-    node is still ``seen``, so that news arrives at once without a message a second.
+    node is still ``seen``, so that news arrives at once without a message a second. ``instance`` is
+    drawn when the node's process starts: of two processes with one key the later one speaks.
     """
 
     KIND = "heartbeat"
     LIMIT = 4 * KIB
     run: Digest
+    instance: Instance
     seen: Count
     patience: Annotated[float, Field(ge=0, le=30)]
     report: Report

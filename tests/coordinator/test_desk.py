@@ -116,6 +116,24 @@ async def test_whoever_the_ledger_binds_has_a_members_slots(
         await host.close()
 
 
+async def test_of_two_processes_with_one_key_the_later_one_speaks(
+    office: Office, members: list[Member]
+) -> None:
+    one = members[0]
+    first, second, third = ("1" * 32, "2" * 32, "3" * 32)
+    await one.beat(instance=first)
+    await one.beat(instance=second)  # it was started again, or its home was copied
+    await one.beat(instance=second)
+    assert await refused(one.beat(instance=first)) == "replaced"
+    await one.beat(instance=third)
+    for old in (first, second):
+        assert await refused(one.beat(instance=old)) == "replaced"
+    await one.beat(instance=third)
+    await members[1].beat(instance=first)  # of another node
+    await one.say(messages.Leave(run=office.run))
+    await one.beat(instance=first)  # the others have left
+
+
 async def test_registered_keys_with_silent_streams_keep_no_node_out(
     office: Office, members: list[Member], tmp_path: Path
 ) -> None:
@@ -149,7 +167,14 @@ async def test_registered_keys_with_silent_streams_keep_no_node_out(
             tasks.update(asyncio.create_task(hold(key)) for _ in range(16))
         await until(lambda: len(host._slots._held) == 256, 30)
         report = messages.Report(state_round=0, state_root="", phase="x")
-        beat = messages.Heartbeat(run=office.run, seen=0, patience=0.0, report=report, addresses=[])
+        beat = messages.Heartbeat(
+            run=office.run,
+            instance="0" * 32,
+            seen=0,
+            patience=0.0,
+            report=report,
+            addresses=[],
+        )
         for member in members * 4:
             stream = opened(member)
             await asyncio.sleep(0.05)  # as far away as its frame takes

@@ -21,8 +21,9 @@ from artel.ledger.store.verify import verify_home
 from artel.ledger.sync.offline import verify_evidence
 from artel.ledger.tlog.checkpoint import origin_of
 from artel.node import status as node_status
+from artel.node.daemon import PATIENCE_S
 from artel.protocol import content, identity
-from artel.protocol.errors import EXIT_USAGE, Unreachable
+from artel.protocol.errors import EXIT_RESOURCE, EXIT_USAGE, Unreachable
 from artel.protocol.invite import Invite
 from benchmarks.swarm import Swarm
 from swarm_world import (
@@ -347,3 +348,24 @@ def training_step(home: Path) -> int:
     except Unreachable:
         return 0
     return int(now["step"]) if now["phase"] == "training" else 0
+
+
+@pytest.mark.slow  # three joins; test_desk shows what follows for each heartbeat
+async def test_of_a_home_and_its_copy_the_older_process_ends_and_says_why(tmp_path: Path) -> None:
+    async with Swarm(tmp_path, write_run(tmp_path, total=8, min_nodes=2)) as swarm:
+        await swarm.start(nodes=1)
+        await swarm.wait_for(lambda status: len(status["nodes"]) == 1, "it is there")
+        swarm.interrupt_node(1)
+        assert await swarm.left(1) == 0
+        shutil.copytree(swarm.home_of(1), swarm.home_of(2))
+        await swarm.start_node(1)  # started again, it goes on
+        await swarm.wait_for(lambda status: len(status["nodes"]) == 1, "it is there again")
+        swarm.nodes[1].expected = True
+        await swarm.start_node(2)
+        assert await swarm.left(1) == EXIT_RESOURCE
+        console = (swarm.home_of(1) / "console.log").read_text()
+        assert "another process runs with this node's key" in console
+        assert "--account FILE" in console
+        await asyncio.sleep(2 * PATIENCE_S)
+        assert (await swarm.status())["nodes"], "the newer one goes on"
+        assert swarm.nodes[2].running

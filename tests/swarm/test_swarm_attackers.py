@@ -102,7 +102,14 @@ class FreshKey:
         root = ""
         while True:
             report = Report(state_round=0, state_root=root, phase="")
-            beat = Heartbeat(run=self.run, seen=0, patience=0.0, report=report, addresses=[])
+            beat = Heartbeat(
+                run=self.run,
+                instance="0" * 32,
+                seen=0,
+                patience=0.0,
+                report=report,
+                addresses=[],
+            )
             told = await self.say(beat)
             assert isinstance(told, Directive)
             root = told.root

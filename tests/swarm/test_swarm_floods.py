@@ -62,6 +62,7 @@ async def felt(swarm: Swarm, member: Host, visitor: Host, seconds: float) -> Fel
     peer = invite.peers[0].rpartition("/")[2]
     beat = messages.Heartbeat(
         run=invite.run,
+        instance="0" * 32,
         seen=0,
         patience=0.0,
         report=messages.Report(state_round=-1, state_root="", phase="waiting"),

@@ -297,6 +297,7 @@ class Member:
         report = messages.Report(state_round=0, state_root=self.root, phase="x", leaving=leaving)
         fields = {
             "run": self.office.run,
+            "instance": "0" * 32,
             "seen": 0,
             "patience": 0.0,
             "report": report,

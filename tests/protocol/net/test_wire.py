@@ -20,6 +20,7 @@ SAMPLES: list[messages.Message] = [
     messages.Leave(run=RUN),
     messages.Heartbeat(
         run=RUN,
+        instance="0" * 32,
         seen=3,
         patience=5.0,
         addresses=["/ip4/127.0.0.1/tcp/1"],
