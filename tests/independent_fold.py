@@ -532,8 +532,7 @@ class Fold:
         yield not now.accused.keys() >= set(b.wrong) and "unknown_slice"
         yield b.credits != now.credits and "wrong_credits"
         due, denied = b.round + self.owned["vesting_rounds"], {now.slices[n].node for n in b.wrong}
-        self.lot = digest("".join(sorted(shown.salt for shown in now.shown.values()))).hex()
-        self.recent = set()
+        self.recent, paid = set(), set[str]()
         for peer in now.accepted:
             name, shown = now.accounts[peer], now.shown[peer]
             known, more = not self.new(peer), {"node": peer}
@@ -545,6 +544,15 @@ class Fold:
             more |= {"round": now.round}
             self.grant("compute", shown.entry, name, shown.tokens, after, **more)
             self.recent.add(name)
+            paid.add(peer)
+        salts, standings = list[str](), self.standings()
+        for peer, shown in now.shown.items():
+            name = now.accounts[peer]
+            lowest = min(other for other in now.accounts if now.accounts[other] == name)
+            counts = peer == lowest and peer in paid and name in standings
+            if not shown.empty if now.rests_on == "coordinator" else counts:
+                salts.append(shown.salt)
+        self.lot = digest("".join(sorted(salts) or [self.lot])).hex()
         for name, units in sorted(self.text_read(now).items()):
             if not self.accounts[name].barred:
                 self.grant("data", f"data/{now.round}/{name}", name, units, due, round=now.round)

@@ -1,6 +1,6 @@
 """The lot: draws by chance that nobody could foresee and everybody can repeat. Integers only.
 
-A *seed* is a hash over the salts that the contributors of a round revealed (hex): fixed when their
+A *seed* is a hash over salts that contributors of a round revealed (hex): fixed when their
 commitments are closed, known when the last is shown (:attr:`FoldState.lot`). A *purpose* keeps the
 draws of one seed apart. Weighted draws are without replacement: each takes a number below the
 weight that is left.

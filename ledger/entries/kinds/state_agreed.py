@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import accumulate
 from typing import Annotated, ClassVar, Literal
 
@@ -120,10 +120,11 @@ class StateAgreed(Body):
         def effect() -> Outcome:
             held = [*held_against(attempt, self.wrong), *audits.going_on_unchecked(state, attempt)]
             left_out = state.leave_out(attempt.left_out(held))
-            state.lot = lot.seed(shown.salt for shown in attempt.shown.values())
             unpaid = (reasons.WRONG_SLICE, reasons.EMPTY, reasons.UNCHECKED)
             denied = {node for node, reason in held if reason in unpaid}
             granted = _credit_round(state, attempt, denied)
+            paid = {credit.node for credit in granted if credit.kind == "compute"}
+            state.lot = lot.seed(_salts(state, attempt, paid) or [state.lot])
             state.states.append(self.root)
             for peer in attempt.moved_by:
                 state.hardware[peer] = attempt.shown[peer].hardware
@@ -248,6 +249,24 @@ def held_against(attempt: Attempt, wrong: Iterable[int]) -> list[tuple[str, str]
 
 
 # --- credit ---------------------------------------------------------------------------------------
+
+
+def _salts(state: FoldState, attempt: Attempt, paid: Collection[str]) -> list[str]:
+    """What the next lots are drawn by.
+
+    Whoever waits for the salts of all others can choose between two lots by showing its own or not.
+    So that this costs accounts with standing what a round pays, only theirs count, once there are
+    enough of them: one of each account, its lowest member's, whatever its others show.
+
+    :param paid: nodes that earn compute in this round
+    """
+    if attempt.rests_on == "coordinator":
+        return [shown.salt for shown in attempt.shown.values() if not shown.empty]
+    lowest: dict[str, str] = {}
+    for peer, account in sorted(attempt.accounts.items()):
+        lowest.setdefault(account, peer)
+    known = (peer for account, peer in lowest.items() if account in state.standings())
+    return [attempt.shown[peer].salt for peer in known if peer in paid]
 
 
 def _credit_round(state: FoldState, attempt: Attempt, denied: set[str]) -> tuple[Credit, ...]:
