@@ -97,7 +97,7 @@ class Returning:
                 logging.ERROR,
                 state=wrong,
                 reason="a jury calls it wrong, and this coordinator has computed what is recorded",
-                hint="see who is right with artel ledger verify --states N",
+                hint="see who is right: --states of artel ledger verify",
             )
             with contextlib.suppress(NoEffect):
                 await core.uphold(charge.entry, own)
