@@ -35,7 +35,7 @@ STRANGERS, STREAMS, SILENT, SILENT_HTTP = 20, 16, 2000, 400
 LEAST_S = 0.3
 """Below this a request is quick, whatever it took on an idle machine."""
 MEMORY_BYTES, DAEMON_BYTES = 10 << 20, 32 << 20
-"""Of the coordinator, and of its network daemon, for which the target is 10 MiB, too, and missed."""
+"""Of the coordinator, and of its network daemon: there the target of 10 MiB is missed."""
 
 
 @dataclass
