@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 
 from artel.ledger import entries
 from artel.ledger.entries import Entry
@@ -22,7 +23,7 @@ from artel.ledger.store.store import LedgerStore
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint
 from artel.ledger.tlog.cosignature import add_lines, time_of
-from artel.ledger.tlog.note import Note
+from artel.ledger.tlog.note import Note, SignatureLine
 from artel.protocol import messages
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import CheckFailed
@@ -91,19 +92,24 @@ class Witnessing:
         if not lines:
             raise wire.Refused("the note carries no node's cosignature", code="unknown_node")
         known = self._heads.get(head.size)
-        before = known or Note(given.text, given.signatures[:1])
-        if len(before.signatures) + len(lines) > note.MAX_SIGNATURE_LINES:
-            return
-        merged = add_lines(before, lines.values())
+        before = known or self._stored(head.size, given)
+        merged, full = _merged(before, lines, state)
         if merged == known:
             return
         # In memory first: while this one is being written, another one must not get lost.
         self._heads[head.size] = merged
         for size in sorted(self._heads)[:-KEEP_HEADS]:
             del self._heads[size]
-        await asyncio.to_thread(self._kept.add_note, merged.encode())
+        await asyncio.to_thread(self._kept.add_note, merged.encode(), instead=full)
         self.news.set()
         emit(log, "head.cosigned", logging.DEBUG, size=head.size, node=short_peer(peer))
+
+    def _stored(self, size: int, given: Note) -> Note:
+        """What is kept of a head since before a restart; at least our own signature."""
+        kept = self._kept.note(size)
+        if kept and (stored := note.parse(kept)).text == given.text:
+            return stored
+        return Note(given.text, given.signatures[:1])
 
     def _checked(self, data: str, nodes: dict[str, str]) -> tuple[Checkpoint, Note]:
         """The note with our own signature first, and only lines that verify."""
@@ -174,3 +180,29 @@ class Witnessing:
             cosignatures=cosignatures,
             term=self._store.term,
         )
+
+
+def _merged(
+    before: Note, lines: Mapping[str, SignatureLine], state: FoldState
+) -> tuple[Note, bool]:
+    """A head's note with further cosignatures, and whether some had to be left out.
+
+    Keys cost nothing, so those who are quicker must not keep others out: the first node of each
+    account goes before its second one, then whose account has more standing, then who came first.
+
+    :param lines: by node
+    """
+    room = note.MAX_SIGNATURE_LINES - 1  # beside our own signature
+    there = finality.cosigners(before, state.nodes)
+    if len(there.keys() | lines.keys()) <= room:
+        return add_lines(before, lines.values()), False
+    of_account: Counter[str] = Counter()
+    turns: dict[str, tuple[int, int]] = {}
+    for node in [*there, *(node for node in lines if node not in there)]:
+        account = state.account_of(node)
+        turns[node] = (of_account[account], -state.standing_of(node))
+        of_account[account] += 1
+    stay = set(sorted(turns, key=lambda node: turns[node])[:room])
+    kept = [line for node, line in there.items() if node in stay]
+    new = [line for node, line in lines.items() if node in stay]
+    return add_lines(Note(before.text, (before.signatures[0], *kept)), new), True

@@ -95,7 +95,7 @@ class Daemon:
         self.leaving = False
         self._restarts = 0
         self.started = time.time()
-        self._credit_shown = self.credit()
+        self._credit_shown, self._round_shown = self.credit(), session.replica.state.round
         self.last_error = ""
 
     # --- for the owner ---
@@ -318,9 +318,13 @@ class Daemon:
         if credit != self._credit_shown:
             fold = self.session.replica.state
             gained, self._credit_shown = credit - self._credit_shown, credit
+            what = f"credit for other work since round {fold.round}"
+            if fold.round != self._round_shown:
+                self._round_shown = fold.round
+                total = self.session.manifest.config.rounds.total
+                what = f"round {fold.round} of {total} agreed"
             self._say(
-                f"round {fold.round} of {self.session.manifest.config.rounds.total} agreed: "
-                f"{gained:+,} credit, {credit:,} in all (vested and pending), "
+                f"{what}: {gained:+,} credit, {credit:,} in all (vested and pending), "
                 f"{100 * credit / max(1, fold.total):.1f} % of the model so far"
             )
 

@@ -132,7 +132,7 @@ def load_or_create(path: Path) -> Identity:
     if path.exists():
         return load(path)
     identity = Identity.from_seed(os.urandom(32))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # O_EXCL: two processes that race for a new home must not each believe in their own key.
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

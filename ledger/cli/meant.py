@@ -61,14 +61,17 @@ def index_of(view: LedgerView, wanted: str) -> int:
 
     :raises UsageError: when there is no such entry, or more than one
     """
-    if wanted.isascii() and wanted.isdigit() and len(wanted) < 8:
-        if int(wanted) >= view.log.size:
-            raise UsageError(
-                f"there is no entry {wanted}; the ledger has {view.log.size}",
-                "they are counted from 0: see artel ledger log",
-            )
+    digits = wanted.removeprefix("-")
+    is_number = digits.isascii() and digits.isdigit()
+    is_index = is_number and (len(digits) < 8 or digits != wanted)
+    if is_index and digits == wanted and int(wanted) < view.log.size:
         return int(wanted)
-    found = view.log.find(wanted)
+    found = [] if is_index else view.log.find(wanted)
+    if is_number and not found:
+        raise UsageError(
+            f"there is no entry {wanted[:64]}; the ledger has {view.log.size}",
+            "they are counted from 0: see artel ledger log",
+        )
     if len(found) != 1:
         many = "more than one entry" if found else "no entry"
         raise UsageError(f"{many} has an id that begins with {wanted[:64]}", "see artel ledger log")

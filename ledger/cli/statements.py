@@ -68,8 +68,13 @@ def admit(
     from artel.ledger.store.keyfiles import ORGANISER_KEY
     from artel.protocol import identity
 
-    organiser = identity.load(expanded(key) if key is not None else ledger.folder / ORGANISER_KEY)
     with ledger.opened() as view:
+        if view.state.founded.trust.admission == "open":
+            raise UsageError(
+                "admission to this run is open: anybody may register, and nobody need be let in",
+                'only a run whose [trust] says admission = "list" has a list to add to',
+            )
+        organiser = identity.load(expanded(key) if key else ledger.folder / ORGANISER_KEY)
         envelope = entries.admitted(organiser, view.state.run, account)
         sending.send(ledger, view, f"account {account[:12]} may take part in the run", envelope)
     return EXIT_OK

@@ -215,11 +215,12 @@ class HeadStore:
 
     # --- notes with cosignatures ------------------------------------------------------------------
 
-    def add_note(self, note: str) -> None:
+    def add_note(self, note: str, *, instead: bool = False) -> None:
         """Keep a signed note, or add its lines to the one that is here for its origin and size.
 
         The caller has verified every line. Of two lines by one key the later cosignature stays.
 
+        :param instead: keep its lines alone: those that are here were chosen from
         :raises DecodeError: when it is malformed, or its lines would be too many
         :raises CheckFailed: when another tree head of this origin and size is here: a split view
         """
@@ -229,7 +230,7 @@ class HeadStore:
             query = "SELECT note FROM notes WHERE origin = ? AND size = ?"
             row = self._connection.execute(query, (head.origin, head.size)).fetchone()
             if row is not None:
-                new = _merged(notes.parse(str(row[0])), new)
+                new = _merged(notes.parse(str(row[0])), new, instead=instead)
             self._connection.execute(
                 "INSERT INTO notes VALUES (?1, ?2, ?3, ?4)"
                 " ON CONFLICT DO UPDATE SET lines = ?3, note = ?4",
@@ -342,12 +343,12 @@ def _cosignatures(note: Note) -> int:
     return sum(len(line.signature) == COSIGNATURE_BYTES for line in note.signatures)
 
 
-def _merged(old: Note, new: Note) -> Note:
-    """One note with the lines of both."""
+def _merged(old: Note, new: Note, *, instead: bool) -> Note:
+    """One note with the lines of both, or with those of the new one alone."""
     if old.text != new.text:
         head = Checkpoint.parse(old.text)
         raise CheckFailed(
             f"two tree heads of {head.origin} for {head.size} entries differ",
             "keep both: they are the evidence of a split view",
         )
-    return add_lines(old, new.signatures)
+    return new if instead else add_lines(old, new.signatures)

@@ -87,13 +87,15 @@ def write_new(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def locked(folder: Path, doing: str = "changing the keys in") -> Iterator[None]:
+def locked(folder: Path, doing: str = "changing the keys in", mode: int = 0o700) -> Iterator[None]:
     """Keep two commands from doing the same thing to a folder, which is made if it is missing.
+
+    :param mode: of a folder that is made
 
     :raises ResourceError: when another process is at it
     """
     with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=mode, parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:

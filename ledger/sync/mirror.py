@@ -105,7 +105,7 @@ def mirror(
         require_one_history(folder, str(folder), held, ours, offer)
         if offer.head.size < before:
             return _report(folder, held, before, files=0, behind=before - offer.head.size)
-    with locked(folder, "copying a log into"):
+    with locked(folder, "copying a log into", 0o777):
         files = _copy(folder, offer, before, progress)
     newest = replace(offer.head, note=_kept(offer.head.note, offer.head.keys, had))
     _keep_final(folder, offer)

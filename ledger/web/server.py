@@ -242,11 +242,20 @@ class Gate:
         except (web.RequestPayloadError, ConnectionError) as broken:
             return self.refusal(request.remote, broken)
         except TimeoutError:
+            if not request.content.is_eof():
+                return self._incomplete()
             return busy("this server is too busy to answer", 503)
         except Exception:
             # A defect of ours: the visitor learns nothing about it, the operator everything.
             log.exception("web.defect")
             return error(500, "this page is broken", "tell the organiser")
+
+    def _incomplete(self) -> web.Response:
+        """The answer to a request of which the rest is still missing; the connection ends."""
+        within = f"{self.limits.answer_s:g} s"
+        response = error(408, f"the body did not come within {within}", "send all of it at once")
+        response.force_close()
+        return response
 
     def refusal(self, address: str | None, reason: BaseException | None) -> web.Response:
         """The answer to what is no whole request; the log tells of these now and then."""
@@ -273,14 +282,17 @@ def claimed(
     :raises UsageError: the home is not one of ours
     """
     lock = HomeLock(home)
-    try:
-        files.require_ours(home / API_FILE, files.holds("url"))
-        with contextlib.closing(bind(*http)) as page:
+    with contextlib.ExitStack() as ends:
+        ends.callback(lock.release)
+        try:
+            files.require_ours(home / API_FILE, files.holds("url"))
+            page = ends.enter_context(contextlib.closing(bind(*http)))
             for address in listen:
                 check_port_free(address)
-            yield lock, page
-    finally:
-        lock.release()
+        except ArtelError:
+            lock.abandon()
+            raise
+        yield lock, page
 
 
 def bind(host: str = "127.0.0.1", port: int = 0) -> socket.socket:

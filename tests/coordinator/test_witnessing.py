@@ -122,6 +122,39 @@ async def test_cosignatures_of_one_peer_are_bounded(
     await members[1].cosign()
 
 
+async def test_keys_without_standing_keep_nobodys_cosignature_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    office = await Office(tmp_path, *run_of(tmp_path, ownership={"vesting_rounds": 1})).open()
+    members = [Member(office, name) for name in "abc"]
+    for member in members:
+        await member.hello()
+    for _ in range(2):
+        await play_round(office, members)
+    fold = office.core.ledger.state
+    assert all(fold.standing_of(member.peer) for member in members)
+    keys = [Member(office, f"key {number}") for number in range(4)]
+    for each in keys:
+        await each.hello()
+    monkeypatch.setattr(note, "MAX_SIGNATURE_LINES", 4)  # ours, and three
+    signed = newest(office)
+    size = parse_checkpoint(signed).size
+    for each in keys:
+        await each.cosign(signed)
+    there = office.core.witnessing.nodes_at(size)
+    assert there == {each.peer for each in keys[:3]}, "of equals those who came first"
+    await office.reopen()
+    for number, member in enumerate(members):
+        await member.cosign(signed)
+        await keys[3].cosign(signed)
+        left = [each.peer for each in keys[: 2 - number]]
+        came = [each.peer for each in members[: number + 1]]
+        assert office.core.witnessing.nodes_at(size) == {*came, *left}
+    await office.reopen()
+    assert office.core.witnessing.nodes_at(size) == {member.peer for member in members}
+    office.close()
+
+
 async def test_each_round_records_one_head_and_who_cosigned_it(
     office: Office, members: list[Member]
 ) -> None:

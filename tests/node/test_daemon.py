@@ -75,6 +75,29 @@ async def test_a_trainer_that_dies_while_its_node_waits_is_started_again_at_once
     await trainer.close()
 
 
+async def test_each_round_is_said_to_be_agreed_once(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon, trainer = await made(world, tmp_path)
+    await trainer.close()
+    said: list[str] = []
+    monkeypatch.setattr(daemon, "_say", said.append)
+    fold: Any = SimpleNamespace(round=0, total=1000, credit=lambda account: fold.mine)
+    daemon.session.replica = SimpleNamespace(state=fold)  # type: ignore[assignment]
+    daemon.session.manifest = world.run
+    monkeypatch.setattr(Session, "account_name", "mine")
+    for number, mine in ((1, 100), (1, 100), (1, 103), (1, 101), (2, 201)):
+        fold.round, fold.mine = number, mine
+        daemon._show_credit()
+    assert [line.partition(": ")[0] for line in said] == [
+        f"round 1 of {world.run.config.rounds.total} agreed",
+        "credit for other work since round 1",
+        "credit for other work since round 1",
+        f"round 2 of {world.run.config.rounds.total} agreed",
+    ]
+    assert [line.partition(": ")[2].split()[0] for line in said] == ["+100", "+3", "-2", "+100"]
+
+
 async def test_a_trainer_started_again_is_told_of_also_when_a_directive_comes_meanwhile(
     world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

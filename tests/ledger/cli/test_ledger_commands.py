@@ -783,6 +783,8 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
         (["show", "abc"], "8 or more"),
         (["prove", "999"], "there is no entry 999"),
         (["explain", "999"], "there is no entry 999"),
+        (["explain", "99999999"], "there is no entry 99999999; the ledger has 41"),
+        (["explain", "-1"], "there is no entry -1; the ledger has 41"),
         (["me", "--account", "nobody"], "no account"),
         (["me", "--node", "nobody"], "no node has a peer id"),
         (["status", "--run", "short"], "is no run id"),

@@ -128,6 +128,7 @@ def test_a_new_key_is_private_and_never_overwritten(tmp_path: Path) -> None:
     recovery = identity.load(home / "recovery.key")
     assert owner != recovery
     assert (mode(home / "account.key"), mode(home / "recovery.key")) == (0o600, 0o600)
+    assert mode(home) == 0o700
     assert (home / "recovery.pub").read_text() == f"{recovery.key}\n"
     assert keyfiles.recovery_of(home) == entries.recovery_digest(recovery.public)
     assert sorted(path.name for path in home.iterdir()) == [
@@ -690,6 +691,11 @@ def test_a_proven_split_view_is_entered(artel: Artel, tmp_path: Path) -> None:
 
 
 # --- admission ------------------------------------------------------------------------------------
+
+
+def test_where_everybody_may_come_nobody_is_let_in(artel: Artel) -> None:
+    with pytest.raises(UsageError, match="admission to this run is open"):
+        artel("admit", key("newcomer").key)
 
 
 class TestWhereNotEverybodyMayCome:

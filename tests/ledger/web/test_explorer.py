@@ -39,7 +39,7 @@ from artel.ledger.tlog.proof import TlogProof, verify_inclusion
 from artel.ledger.tlog.tiles import ENTRIES, encode_bundle, level_tiles, tiles_of
 from artel.ledger.web import account_page, chart, server
 from artel.ledger.web.answers import body_of
-from artel.ledger.web.server import Gate, Limits
+from artel.ledger.web.server import Gate, Limits, claimed
 from artel.ledger.web.site import LedgerSite
 from artel.node import status
 from artel.protocol import canonical, messages
@@ -48,6 +48,7 @@ from artel.protocol.errors import CheckFailed, DecodeError, ResourceError, Unrea
 from artel.protocol.merkle import leaf_hash, root
 from artel.protocol.net.limits import network_of
 from artel.protocol.net.wire import Refused
+from artel.protocol.options import Endpoint
 from command_world import group
 from explorer_world import NASTY, TURNED, Shown, busy_world, shown, witness_of
 from leaf_hashes import LeafHashes, consistency
@@ -980,6 +981,38 @@ async def test_a_slow_client_does_not_keep_its_connection() -> None:
             each.close()
         assert stuck
         assert b"200" in await door.ask("/quick")
+
+
+async def test_a_body_that_never_comes_is_the_senders_fault() -> None:
+    door = Door(Limits(answer_s=0.3))
+    async with door.gate.listening(door.application(), door.listener):
+        reader, writer = await door.connect()
+        writer.write(b"POST /post HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\nten bytes.")
+        async with asyncio.timeout(20):
+            assert b" 408 " in await reader.readline()
+            assert await ended(reader)
+        writer.close()
+        assert b" 503 " in await door.ask("/slow"), "this is ours"
+
+
+def test_a_start_that_fails_leaves_no_new_home(tmp_path: Path) -> None:
+    home, there = tmp_path / "new", tmp_path / "there"
+    there.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        busy = [
+            (Endpoint("127.0.0.1", port), []),
+            (Endpoint("127.0.0.1", 0), [f"/ip4/127.0.0.1/tcp/{port}"]),
+        ]
+        for http, listen in busy:
+            for folder in (home, there):
+                with pytest.raises(ResourceError, match="in use"), claimed(folder, http, listen):
+                    pass
+            assert not home.exists()
+    assert there.exists(), "it was somebody's before"
+    with claimed(home, Endpoint("127.0.0.1", 0), []):
+        pass
+    assert home.exists()
 
 
 async def test_one_address_cannot_take_all_connections() -> None:
