@@ -24,7 +24,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,9 @@ import torch
 from artel.ledger import entries
 from artel.ledger.entries import audits
 from artel.ledger.entries.fold_state import Audit
+from artel.ledger.entries.kinds.verdict import promised
 from artel.ledger.fold.shares import apply
+from artel.protocol.dsse import Envelope
 from artel.protocol.exchange import codec as codecs
 from artel.protocol.exchange.pseudogradient import Header
 from artel.protocol.identity import peer_id_of
@@ -122,13 +123,13 @@ def verdict_on(error: float) -> str:
 class Watched(Run):
     """A run with audits, round by round, of which the last ``attackers`` nodes are attackers."""
 
-    def __init__(self, attackers: int) -> None:
+    def __init__(self, attackers: int, nodes: int = NODES) -> None:
         super().__init__(rounds=1000, span=SPAN)
         apply(self._state, entries.decode(self.genesis.encode()))
-        publics = [bytes.fromhex(digest(f"node {at}")) for at in range(NODES)]
+        publics = [bytes.fromhex(digest(f"node {at}")) for at in range(nodes)]
         self._keys = {peer_id_of(public): public.hex() for public in publics}
         self._nodes = list(self._keys)
-        self.attackers = self._nodes[NODES - attackers :]
+        self.attackers = self._nodes[nodes - attackers :]
         for node in self._nodes:
             account = digest(f"account of {node}")
             self._entry(entries.AccountBody, {"account": account, "recovery": ""}, account)
@@ -192,7 +193,7 @@ class Watched(Run):
         assert state.attempt is not None
         body = {"round": number + 1, "root": digest(f"state {number + 1}"), "wrong": ()}
         body |= {"credits": state.attempt.credits.root, "attempt": 0}
-        body |= {"rests_on": state.attempt.rests_on}
+        body |= {"rests_on": state.attempt.rests_on, "outside": ""}
         body |= {"signatures": {item.node: "00" * 64 for item in accepted}}
         self._payload_before = next(shown[n] for n in shown if n not in self.attackers)
         self._say(entries.StateAgreed, body)
@@ -220,7 +221,8 @@ class Watched(Run):
             for draw in audit.awaited:
                 if draw.due - window <= ready and not draw.commitment:
                     body = {"node": draw.node, "contribution": source}
-                    body |= {"hash": sha256(b"").hexdigest()}  # of a payload that is left out
+                    left_out = Envelope(entries.ENTRY_TYPE, b"{}", ())  # as its payload is
+                    body |= {"hash": promised(left_out)}
                     self._entry(entries.VerdictCommitted, body, self._keys[draw.node])
         for source in list(self._state.audits):
             while (audit := self._state.audits.get(source)) is not None and _all_ready(audit):
@@ -228,6 +230,7 @@ class Watched(Run):
                 body = {"node": draw.node, "contribution": source, "salt": digest("salt")}
                 body |= {"verdict": self._says(draw.node, audit), "round": audit.last}
                 body |= {"error": 0, "overlap": audits.MILLION, "hardware": HARDWARE}
+                body |= {"rows": digest("rows"), "differs_round": 0, "differs_step": 0}
                 self._entry(entries.Verdict, body, self._keys[draw.node])
                 assert not self._did.reason, self._did
 

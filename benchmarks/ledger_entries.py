@@ -137,7 +137,7 @@ class Run:
     def _entry(self, schema: type[Body], fields: dict[str, Any], *signers: str) -> Entry:
         body = schema.model_validate(fields | {"run": self.run})
         number = next(_UNSIGNED)
-        envelope = Envelope(entries.ENTRY_TYPE, b"", ())
+        envelope = Envelope(entries.ENTRY_TYPE, b"{}", ())
         entry = Entry(hashlib.sha256(b"%d" % number).hexdigest(), body, envelope)
         entry.__dict__["signers"] = frozenset(signers)
         self._did = apply(self._state, entry)

@@ -810,7 +810,7 @@ class Fold:
             for draw in audit.draws:
                 if not draw.said and draw.due + bool(draw.hash) <= self.round:
                     draw.said = "lapsed"
-            late = audit.since + 4 * self.window(audit.steps) <= self.round
+            late = audit.since + 6 * self.window(audit.steps) <= self.round
             waits = "" in [draw.said for draw in audit.draws]
             self.end_audit(
                 source, self.result(audit) or (late and not waits and self.given_up(audit))
@@ -888,23 +888,39 @@ class Fold:
             one = Record(why=why, account=items[-1].account, first=items[0].round, draws=[])
             one.tokens, one.since = sum(item.units for item in items), self.round
             one.last, one.node = items[-1].round, items[-1].node
-            one.hardware = self.kinds.get(one.node, "")
+            one.hardware, one.panel = self.kinds.get(one.node, ""), 1
             one.steps = one.tokens // (self.windows(1) * self.seq_len)
             found[sources[-1]] = one
 
-    def assign(self) -> None:
-        draws = [draw for audit in self.audits.values() for draw in audit.draws]
-        owing = {draw.node for draw in draws if not draw.said}
-        able = (
+    def able(self) -> list[str]:
+        famous = self.standings()
+        members = len(famous) >= self.trust["founders"]
+        return [
             peer
             for peer in self.present
-            if peer not in owing
-            and not self.accounts[self.nodes[peer]].barred
-            and self.struck.get(peer, 0) <= self.round
-        )
+            if not self.accounts[self.nodes[peer]].barred
+            and self.struck.get(self.nodes[peer], 0) <= self.round
+            and (not members or famous.get(self.nodes[peer]))
+        ]
+
+    def widen(self, audit: Any) -> None:
+        said = [draw.said for draw in audit.draws]
+        if "reject" in said:
+            others = {self.nodes[peer] for peer in self.able()} - {audit.account}
+            others -= {draw.account for draw in audit.draws}
+            heard = sum(word in ("accept", "reject", "") for word in said)
+            audit.panel = max(audit.panel, min(7, heard + len(others)))
+
+    def most(self, audit: Any) -> int:
+        return max(2, int(audit.panel) // 2 + 1)
+
+    def assign(self) -> None:
+        for audit in self.audits.values():
+            self.widen(audit)
+        draws = [draw for audit in self.audits.values() for draw in audit.draws]
+        owing = {draw.node for draw in draws if not draw.said}
+        able = (peer for peer in self.able() if peer not in owing)
         free, famous = [*self.drawn("auditors", able)], self.standings()
-        if len(famous) >= self.trust["founders"]:
-            free = [peer for peer in free if famous.get(self.nodes[peer])]
         room, parts = -(-len(self.present) // 4), Counter[str]()
         members = len(famous) >= self.trust["founders"]
         heavy = self.weights(self.present) if members else dict.fromkeys(self.present, 1)
@@ -916,9 +932,10 @@ class Fold:
 
         for source, audit in sorted(self.audits.items(), key=rank):
             bounded, said = rank((source, audit)) == 2, [draw.said for draw in audit.draws]
-            heard = sum(word in ("accept", "reject", "") for word in said)
-            panel = 3 if "reject" in said else 1 + said.count("inconclusive")
-            missing = min(panel - heard, 5 - len(said))
+            ahead, enough = said.count("accept"), 1 + said.count("inconclusive")
+            if "reject" in said:
+                ahead, enough = max(ahead, said.count("reject")), self.most(audit)
+            missing = min(enough - ahead - said.count(""), 14 - len(said))
             for _ in range(missing if room or not bounded else 0):
                 asked = {audit.account, *(draw.account for draw in audit.draws)}
                 left = [peer for peer in free if self.nodes[peer] not in asked]
@@ -937,11 +954,12 @@ class Fold:
         said = Counter(draw.said for draw in audit.draws)
         if said[""]:
             return ""
-        if said["reject"] > 1:
+        if said["reject"] >= self.most(audit):
             return "convicted"
-        if said["accept"] > (1 if said["reject"] else said["inconclusive"]):
+        if said["accept"] >= (self.most(audit) if said["reject"] else 1 + said["inconclusive"]):
             return "cleared"
-        over = said["inconclusive"] >= 3 or len(audit.draws) == 5
+        untold = said["inconclusive"] >= 3 and not said["reject"]
+        over = untold or len(audit.draws) == 14
         return self.given_up(audit) if over else ""
 
     def given_up(self, audit: Any) -> str:
@@ -955,7 +973,8 @@ class Fold:
         audit, wrong = self.audits.pop(source), {"convicted": "accept", "cleared": "reject"}
         for draw in audit.draws:
             if draw.said == wrong.get(result):
-                self.struck[draw.node] = self.round + self.fame
+                self.struck[draw.account] = self.round + self.fame
+                self.forfeit(draw.account)
                 pay = f"audit/{source}/{draw.node}"
                 if pay in self.pending:
                     self.settle(pay, "invalidated")
@@ -1002,6 +1021,7 @@ class Fold:
             source, more = f"audit/{b.contribution}/{b.node}", {"about": b.contribution}
             more |= {"round": audit.last}
             self.grant("audit", source, draw.account, audit.tokens, due, **more)
+        self.widen(audit)
         self.end_audit(b.contribution, self.result(audit))
         if self.round >= self.total:
             self.assign()

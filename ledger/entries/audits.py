@@ -17,9 +17,10 @@ repeated. The first round has most of it: who cheats all the time is caught ther
 Auditors are drawn by lot from the nodes of other accounts whose work the newest state holds, by
 standing; a node repeats one thing at a time. Nodes of the class of machine that the work names come
 first, where that class is common. Of what a new node did, or a known one at the beginning of a
-span, nothing is paid when they cannot tell: a class that nobody has would hide anything. What says
-reject is repeated by two more: two rejects convict, two accepts clear, and whoever was alone in
-what it said is not paid.
+span, nothing is paid when they cannot tell: a class that nobody has would hide anything. What one
+rejects more repeat, until most of seven say the same, or most of those whom the lot could ask where
+these are fewer, two at least. The others are not paid, and their accounts lose their standing and
+audit nothing for a while.
 """
 
 from __future__ import annotations
@@ -42,11 +43,12 @@ CONVICTED, CLEARED, UNDECIDED = "convicted", "cleared", "undecided"
 UNCHECKED = "unchecked"
 ENOUGH = 3
 """Auditors who cannot tell before nobody else is asked."""
-PANEL = 3
-"""Auditors of what one of them rejects."""
-MOST_DRAWS = 5
+PANEL = 7
+"""Auditors of what one of them rejects, where as many other accounts are: of colluders with a tenth
+of the standing four of seven are drawn in one of 370 such panels, two of three in one of 36."""
+MOST_DRAWS = 2 * PANEL
 """Auditors of one audit, those included who did not answer or could not tell."""
-PATIENCE = 4
+PATIENCE = 6
 """An audit is given up after as many times what one auditor has."""
 Drawn = tuple[str, str, str, str, int, int]
 """Contribution, auditor, the node that it audits, why, first and last round."""
@@ -217,6 +219,17 @@ def _audit(state: FoldState, why: str, credits: list[Credit]) -> Audit:
     return Audit(last.node, last.account, why, *rounds, steps, tokens, state.round, hardware)
 
 
+def _widened(state: FoldState, audit: Audit) -> Audit:
+    """With as large a panel as one of those present now can be, if somebody rejected it. It never
+    shrinks: fewer come now and then, and these may know of each other."""
+    if not doubts(audit):
+        return audit
+    asked = {audit.account, *(draw.account for draw in audit.draws)}
+    others = {state.account_of(node) for node in _able(state)} - asked
+    heard = sum(draw.verdict not in (LAPSED, INCONCLUSIVE) for draw in audit.draws)
+    return replace(audit, panel=max(audit.panel, min(PANEL, heard + len(others))))
+
+
 def assign(state: FoldState) -> list[Drawn]:
     """Draw auditors for what still wants some, by the newest lot.
 
@@ -225,6 +238,8 @@ def assign(state: FoldState) -> list[Drawn]:
 
     :returns: who was drawn for what
     """
+    for source, audit in state.audits.items():
+        state.audits[source] = _widened(state, audit)
     free, drawn = _free(state), list[Drawn]()
     common, room = _common(state), -(-len(state.present) // 4)
     for source, audit in sorted(state.audits.items(), key=lambda item: _rank(item[1])):
@@ -253,17 +268,20 @@ def _free(state: FoldState) -> list[str]:
     if all(not _wanted(audit) for audit in state.audits.values()):
         return []
     owing = {draw.node for audit in state.audits.values() for draw in audit.awaited}
-    able = [
-        node
-        for node in state.present
-        if node not in owing
-        and not state.accounts[state.account_of(node)].barred
-        and state.struck.get(node, 0) <= state.round
-    ]
-    weights = state.weights(able)
-    if state.rests_on == "members":
-        weights = {node: weight for node, weight in weights.items() if weight}
+    weights = state.weights(node for node in _able(state) if node not in owing)
     return list(lot.order(state.lot, "auditors", weights))
+
+
+def _able(state: FoldState) -> list[str]:
+    """Nodes that could be drawn now if they owed nothing."""
+    found = []
+    for node in state.present:
+        account = state.account_of(node)
+        weighs = state.rests_on == "coordinator" or account in state.standings()
+        struck = state.struck.get(account, 0) > state.round
+        if weighs and not struck and not state.accounts[account].barred:
+            found.append(node)
+    return found
 
 
 def _common(state: FoldState) -> set[str]:
@@ -282,9 +300,16 @@ def _common(state: FoldState) -> set[str]:
 def _wanted(audit: Audit) -> int:
     """How many auditors are missing."""
     said = Counter(draw.verdict for draw in audit.draws)
-    panel = PANEL if said[REJECT] else 1 + said[INCONCLUSIVE]
-    missing = panel - said[ACCEPT] - said[REJECT] - said[""]
+    ahead, enough = said[ACCEPT], 1 + said[INCONCLUSIVE]
+    if said[REJECT]:  # no more are asked than can decide it if they say what most have said
+        ahead, enough = max(said[ACCEPT], said[REJECT]), _most(audit)
+    missing = enough - ahead - said[""]
     return max(0, min(missing, MOST_DRAWS - len(audit.draws)))
+
+
+def _most(audit: Audit) -> int:
+    """Verdicts that decide a panel."""
+    return max(2, audit.panel // 2 + 1)
 
 
 # --- verdicts -------------------------------------------------------------------------------------
@@ -300,11 +325,12 @@ def result(audit: Audit) -> str:
     said = Counter(draw.verdict for draw in audit.draws)
     if said[""]:
         return ""
-    if said[REJECT] > 1:
+    if said[REJECT] >= _most(audit):
         return CONVICTED
-    if said[ACCEPT] > (1 if said[REJECT] else said[INCONCLUSIVE]):
+    if said[ACCEPT] >= (_most(audit) if said[REJECT] else 1 + said[INCONCLUSIVE]):
         return CLEARED
-    given_up = len(audit.draws) == MOST_DRAWS or said[INCONCLUSIVE] >= ENOUGH
+    nobody_can = said[INCONCLUSIVE] >= ENOUGH and not said[REJECT]
+    given_up = len(audit.draws) == MOST_DRAWS or nobody_can
     return given_up_as(audit) if given_up else ""
 
 
@@ -327,7 +353,8 @@ def settle(state: FoldState, source: str) -> tuple[dict[str, Any], tuple[Credit,
 
     :returns: what an explanation has to know, and credit that was taken away
     """
-    found = result(state.audits[source])
+    audit = state.audits[source] = _widened(state, state.audits[source])
+    found = result(audit)
     lost = _end(state, source, found) if found else ()
     # After the last round no other lot comes.
     drawn = assign(state) if state.round >= state.work.total else []
@@ -335,7 +362,8 @@ def settle(state: FoldState, source: str) -> tuple[dict[str, Any], tuple[Credit,
 
 
 def _end(state: FoldState, source: str, found: str) -> tuple[Credit, ...]:
-    """Whoever said the opposite is not paid for it, and is not drawn for a while.
+    """Whoever said the opposite is not paid for it, and its account has no standing and audits
+    nothing for a while.
 
     :returns: credit that was taken away
     """
@@ -344,7 +372,8 @@ def _end(state: FoldState, source: str, found: str) -> tuple[Credit, ...]:
     lost = []
     for draw in audit.draws:
         if wrong and draw.verdict == wrong:
-            state.struck[draw.node] = state.round + state.founded.trust.standing_rounds
+            state.struck[draw.account] = state.round + state.founded.trust.standing_rounds
+            state.standing.forfeit(draw.account)
             if (pay := audit_source(source, draw.node)) in state.pending:
                 lost.append(invalidate(state, pay))
     if found == CONVICTED:

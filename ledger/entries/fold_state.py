@@ -152,6 +152,8 @@ class Audit:
     """Number of the state with which it was decided on."""
     hardware: str = ""
     """The class of machine that the node named last."""
+    panel: int = 1
+    """Of how many auditors most decide."""
     draws: tuple[Draw, ...] = ()
 
     @property
@@ -357,7 +359,8 @@ class FoldState:
     lighter: list[str] = field(default_factory=list)
     """Nodes that owed an audit when the newest state was agreed: they may be assigned less."""
     struck: dict[str, int] = field(default_factory=dict)
-    """Auditor that was alone in what it said, to the state from which on it is drawn again."""
+    """Account whose auditor most others contradicted, to the state from which on it is drawn
+    again."""
     anchors: list[Anchor] = field(default_factory=list)
     """Of the newest agreed states, oldest first."""
     charges: dict[int, Charge] = field(default_factory=dict)

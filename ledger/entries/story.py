@@ -285,10 +285,10 @@ REPEATED = {
 }
 """Why work is repeated."""
 RESULTS = {
-    "convicted": "two auditors rejected the work: all pending credit of the account is taken away, "
-    "and it earns no more",
-    "cleared": "the work was found right; an auditor that rejected it is not paid, and is not "
-    "drawn for a while",
+    "convicted": "most auditors rejected the work: all pending credit of the account is taken "
+    "away, and it earns no more; the account of an auditor that accepted it loses its standing",
+    "cleared": "the work was found right; an auditor that rejected it is not paid, and its account "
+    "loses its standing and is not drawn for a while",
     "undecided": "nobody could tell in time: nothing follows from it",
     "unchecked": "the auditors could not tell whether the work was done: it is not paid, and every "
     "round of the node is repeated until some were found right",
