@@ -2,7 +2,7 @@
 once that is proven, the run goes on from the newest right state that this coordinator has or gets.
 
 Most of a jury decide in the ledger, and they may lie. So a state that comes out here as it is
-recorded is not gone back behind but upheld, and the run goes on.
+recorded, now or when it was agreed on, is not gone back behind but upheld, and the run goes on.
 
 A state that nobody gives is of no use, however right it is: so what the run goes back to is fetched
 first, from whoever may still have it: those who called the state wrong and the jury, who computed
@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from artel.coordinator.resuming import NoEffect
 from artel.coordinator.service import Coordinator
-from artel.ledger.entries.anchors import oldest_anchor
+from artel.ledger.entries.anchors import anchor_of, oldest_anchor
 from artel.ledger.entries.fold_state import Charge
 from artel.protocol.errors import ArtelError
 from artel.protocol.events import emit
@@ -89,8 +89,11 @@ class Returning:
 
     async def _go_back(self, wrong: int, charge: Charge) -> None:
         core = self._core
-        own = self._roots.get(charge.entry, "")
-        if own == core.ledger.state.states[wrong]:
+        own, recorded = self._roots.get(charge.entry, ""), core.ledger.state.states[wrong]
+        made = anchor_of(core.ledger.state, wrong)
+        if not own and made is not None and made.rests_on == "coordinator":
+            own = recorded  # computed here when it was agreed on; its contributions are gone now
+        if own == recorded:
             emit(
                 log,
                 "state.upheld",

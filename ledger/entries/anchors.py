@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from artel.ledger.entries.credit import invalidate, take_back
-from artel.ledger.entries.fold_state import Anchor, Attempt, Credit, FoldState
+from artel.ledger.entries.fold_state import Anchor, Attempt, Credit, FoldState, RestsOn
 
 ANCHORS = 32
 """Agreed states that a run can go back to, the newest one included. More than
@@ -20,14 +20,16 @@ OF_A_STATE = ("compute", "data", "audit")
 """Kinds of work that are worth nothing without the state that came of them."""
 
 
-def remember(state: FoldState, attempt: Attempt, signers: Iterable[str]) -> None:
+def remember(state: FoldState, attempt: Attempt, signers: Iterable[str], rests_on: RestsOn) -> None:
     """Keep what belongs to the newest agreed state.
 
     :param signers: nodes that signed it
+    :param rests_on: as the entry says
     """
     anchor = Anchor(
         attempt.attempt,
         {peer: state.account_of(peer) for peer in sorted(signers)},
+        rests_on,
         tuple(attempt.moved_by),
         state.cursor,
         state.steps,

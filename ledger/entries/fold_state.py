@@ -282,6 +282,8 @@ class Anchor:
     """Number of the attempt that made it."""
     signers: dict[str, str] = field(default_factory=dict)
     """Nodes that signed it and the account of each then."""
+    rests_on: RestsOn = "members"
+    """"coordinator": it has computed the state itself, by what it says."""
     moved_by: tuple[str, ...] = ()
     """As :attr:`Attempt.moved_by`."""
     cursor: int = 0

@@ -89,7 +89,13 @@ async def prove(office: Office, members: list[Member], charge: str, root: str = 
         await say(owners[name], answer)
 
 
-async def returned(office: Office, held: set[str], own: str = "") -> list[str]:
+def not_computed_before(office: Office) -> None:
+    """As if the run rested on its members when the states were agreed on."""
+    fold = office.core.ledger.state
+    fold.anchors = [replace(anchor, rests_on="members") for anchor in fold.anchors]
+
+
+async def returned(office: Office, held: set[str], own: str = RIGHT) -> list[str]:
     """Let the coordinator go back; which states it asked for.
 
     :param own: what it comes to itself, if it can compute the state
@@ -159,9 +165,21 @@ async def test_it_says_what_its_going_back_rests_on(
     grounds: str,
 ) -> None:
     await prove(office, members, charged)
+    not_computed_before(office)
     await returned(office, {FIRST}, own)
     assert office.core.state.base == FIRST
     assert said(caplog, "run.rolled_back")["grounds"] == grounds
+
+
+async def test_what_it_has_computed_once_is_upheld_when_its_contributions_are_gone(
+    office: Office, members: list[Member], charged: str
+) -> None:
+    """Else those who have any credit could undo 31 states, while a run rests on its coordinator."""
+    await prove(office, members, charged)
+    assert {anchor.rests_on for anchor in office.core.ledger.state.anchors[1:]} == {"coordinator"}
+    await returned(office, {FIRST}, own="")
+    assert (office.core.state.base, office.bodies("rolled_back")) == (WRONG, [])
+    assert [body.root for body in office.bodies("state_upheld")] == [WRONG]
 
 
 async def test_what_comes_out_here_as_it_is_recorded_is_upheld_and_the_run_goes_on(
@@ -230,6 +248,7 @@ async def test_it_goes_further_back_when_nobody_holds_that_state(
     office: Office, members: list[Member], charged: str
 ) -> None:
     await prove(office, members, charged)
+    not_computed_before(office)
     first = office.manifest.initial_state
     assert await returned(office, {first}) == [FIRST, FIRST, first]
     state = office.core.state

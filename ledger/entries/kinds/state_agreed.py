@@ -135,7 +135,7 @@ class StateAgreed(Body):
             state.standing.fade(state.round, state.founded.trust.standing_rounds)
             told, lost = audits.begin(state, attempt, before)
             vested = vest_due(state, state.round)
-            remember(state, attempt, self.signatures)
+            remember(state, attempt, self.signatures, self.rests_on)
             notes = {"agreeing": len(agreeing)} | told
             return Outcome("credited", "", granted, vested, lost, left_out=left_out, notes=notes)
 
