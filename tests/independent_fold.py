@@ -866,7 +866,7 @@ class Fold:
         """f and c, in millionths, of a span that began in this round."""
         n = min(self.every - first % self.every, self.total - first)
         budget = self.rate * n
-        f = min(1_000_000, budget * 9 // 10)
+        f = min(1_000_000, budget * 9 // 10, 2_000_000 * n // (n + 38))
         if n == 1:
             return min(1_000_000, budget), 0
         sums = 500_000 + sum(1_000_000 // k for k in range(2, min(n, 4096) + 1))

@@ -76,9 +76,30 @@ def test_who_always_cheats_is_found_within_sixty_rounds(rounds: int) -> None:
     assert sum(caught) / PARTS >= 0.95
 
 
+def caught_behind(rounds: int, seed: str) -> int:
+    """Rounds of false work until an audit of some is drawn, if the first of each span is honest."""
+    for number in range(10_000):
+        _, c = chances(RATE, rounds)
+        if prefix(f"{seed} {number}", "prefix/x", c, rounds):
+            return (number + 1) * (rounds - 1)
+    raise AssertionError("never")
+
+
+@pytest.mark.parametrize(("rounds", "mean"), [(10, 600), (25, 400), (50, 300)])
+def test_who_is_honest_in_first_rounds_alone_is_found_after_some_hundred_rounds(
+    rounds: int, mean: int
+) -> None:
+    """Not within sixty: that holds for who cheats all the time. With all that the rate allows in
+    first rounds it took 870, 640 and 260 on the average."""
+    found = [caught_behind(rounds, f"{rounds} {n}") for n in range(1000)]
+    assert 150 < sum(found) / len(found) < mean
+
+
 def test_the_chances_are_those_of_the_text() -> None:
-    assert chances(RATE, 10)[0] == 450_000
-    assert chances(RATE, 25)[0] == MILLION
+    assert chances(RATE, 5)[0] == 225_000
+    assert chances(RATE, 10)[0] == 416_666
+    assert chances(RATE, 25)[0] == 793_650
+    assert chances(RATE, 40)[0] == MILLION
     assert chances(RATE, 1) == (RATE, 0)
     first, c = chances(RATE, 100)
     harmonic = sum(1 / k for k in range(1, 101))
