@@ -75,9 +75,10 @@ def said(state: FoldState, envelope: Envelope) -> str:
 
 
 def test_colluders_with_15_percent_of_standing_prove_nothing_against_a_right_state() -> None:
-    """All honest ones have signed it, as they do."""
-    state = folded(*(round_of(number, WORLD.members, WORLD.members) for number in range(3)))
-    colluders = WORLD.members[:3]
+    """All honest ones have signed it, as they do, and of the others none."""
+    colluders, honest = WORLD.members[:3], WORLD.members[3:]
+    before = [round_of(number, WORLD.members, WORLD.members) for number in range(2)]
+    state = folded(*before, round_of(2, WORLD.members, honest))
     for number in range(LOTS):
         lot = by_lot(state, number)
         for accuser in colluders[: 1 + number % 3]:
