@@ -89,11 +89,15 @@ def test_the_table_has_the_mean_of_seeds_in_the_order_of_attacks() -> None:
     assert "± 1.0 % at most" in table(rows)
 
 
-def test_who_sends_what_is_rejected_is_convicted_before_anything_vests() -> None:
-    found = attacks_paid.followed(attacks_paid.FALSE, 2, False, range(2))
+@pytest.mark.parametrize(("attackers", "paid"), [(1, 0), (2, 0.005)])
+def test_who_sends_what_is_rejected_is_convicted_before_it_is_paid(
+    attackers: int, paid: float
+) -> None:
+    """But for what one of two was drawn to accept of the other."""
+    found = attacks_paid.followed(attacks_paid.FALSE, attackers, False, range(2))
     assert found["convicted"] == 1
-    assert found["rounds_95"] <= 8
-    assert found["worst"] == 0
+    assert found["rounds_95"] <= 10
+    assert found["worst"] <= paid
 
 
 def test_zeros_and_copies_are_not_paid_and_convict_nobody() -> None:
