@@ -90,9 +90,14 @@ async def judge(office: Office, auditors: list[Member], liar: str = "") -> list[
             differs = await difference(auditor, name)
             assert differs == ((audit.first, 1) if found == "reject" else (0, 0))
             given.append((auditor, said(auditor, source, found, rows=name, differs=differs)))
+    told = []
     for auditor, made in given:
-        await auditor.submit(made)
-    return [entries.decode(made.encode()).body.verdict for _, made in given]
+        body = entries.decode(made.encode()).body
+        # Of who is convicted all audits are gone.
+        if body.contribution in office.core.ledger.state.audits:
+            await auditor.submit(made)
+            told.append(body.verdict)
+    return told
 
 
 async def test_who_owes_an_audit_makes_fewer_steps_until_it_is_covered(
