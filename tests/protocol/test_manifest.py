@@ -212,7 +212,7 @@ def test_the_run_id_does_not_change_between_versions() -> None:
     """Golden: a change here means that older manifests can no longer be read (or that a default is
     another one, which manifests write out)."""
     assert run_id(manifest().encode()) == (
-        "053b1f73de6457b6ffad210c0a88aa2aff406a2690c0a97142f0a56274b2842e"
+        "a75305926e751d5af0e895eb34ac0e29188ea2dca718d1fbee102f114f2382d1"
     )
 
 
