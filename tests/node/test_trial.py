@@ -79,7 +79,7 @@ class Home:
     async def do(self, command: Any) -> Any:
         self.asked.append(command)
         if isinstance(command, Load):
-            return Loaded("cpu", self.root or command.state.name)
+            return Loaded("cpu", self.root or command.state.name, HARDWARE)
         if isinstance(command, BeginReplay):
             assert command.out is not None
             command.out.write_bytes(b"rows")

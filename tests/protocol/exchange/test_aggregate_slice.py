@@ -29,7 +29,7 @@ TOKENS = {"12D3a": 512, "12D3b": 512, "12D3c": 256, "12D3d": 2048}
 
 
 def exchange(name: str, **more: object) -> ExchangeSection:
-    return ExchangeSection.model_validate({"codec": name, **more})
+    return ExchangeSection.model_validate({"codec": name, "aggregator": "mean", **more})
 
 
 def vectors(layout: Layout = LAYOUT) -> dict[str, Vector]:

@@ -204,7 +204,7 @@ def test_golden_trace_of_an_exchange(
     """State root after four rounds of three nodes, by the rules of a manifest; sharded when
     ``members`` is not 0. A change here means that versions can no longer train together."""
     layout = Layout.of([("embed", (150, 70)), ("norm", (70,)), ("head", (70, 150))])
-    exchange = ExchangeSection.model_validate({"codec": name, **settings})
+    exchange = ExchangeSection.model_validate({"codec": name, "aggregator": "mean", **settings})
     params = numbers("initial", layout.parameters)
     state = State(
         0, layout.digest, params, np.zeros_like(params) if exchange.outer.momentum else None

@@ -243,7 +243,9 @@ async def store(
 async def victim(hosts: list[Host], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Host]:
     """A host that stores nothing yet, and is asked by nobody else meanwhile."""
     first, *_ = hosts
-    monkeypatch.setattr(first._dht.protocol, "storage", dht_node.Records(KEYS, first._members))
+    monkeypatch.setattr(
+        first._dht.protocol, "storage", dht_node.Records(KEYS, first._callers.is_member)
+    )
     yield first
 
 
