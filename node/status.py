@@ -62,14 +62,13 @@ async def serving(
 
 
 async def site_of(session: Session) -> LedgerSite:
-    """The ledger of a node, with itself as a witness."""
+    """The ledger of a node on the web."""
     replica = session.replica
     addresses = await session.host.addresses()
     return LedgerSite(
         replica.store,
         session.heads,
         lambda: replica.state,
-        witness=session.witness,
         info=lambda: {"addresses": addresses},
     )
 

@@ -1,7 +1,7 @@
-"""Inclusion and consistency proofs, and the file that carries one.
+"""Inclusion proofs, and the file that carries one.
 
-Specs: RFC 6962 section 2.1 (the tree and the order of the hashes), RFC 9162 sections 2.1.3.2 and
-2.1.4.2 (how to verify), https://c2sp.org/tlog-proof (the file). A proof is computed from a
+Specs: RFC 6962 section 2.1 (the tree and the order of the hashes), RFC 9162 section 2.1.3.2
+(how to verify), https://c2sp.org/tlog-proof (the file). A proof is computed from a
 :class:`HashReader`, whatever it stands on: see :mod:`.tree`.
 """
 
@@ -17,7 +17,7 @@ from artel.protocol.errors import CheckFailed, DecodeError, UsageError
 from artel.protocol.merkle import EMPTY_ROOT, HASH_BYTES, node_hash
 
 MAX_HASHES = 63
-"""SPEC (tlog-witness): The client MUST NOT send more than 63 consistency proof lines."""
+"""Of a tree with fewer than 2^63 leaves."""
 MAX_EXTRA_BYTES = 64 * 1024
 MAX_PROOF_BYTES = MAX_NOTE_BYTES + 2 * MAX_EXTRA_BYTES
 HEADER = "c2sp.org/tlog-proof@v1"
@@ -106,54 +106,6 @@ def verify_inclusion(
         raise CheckFailed("the inclusion proof is too short")
     if r != root:
         raise CheckFailed(f"the inclusion proof of entry {index} does not lead to the root")
-
-
-def verify_consistency(
-    old: int, new: int, proof: Sequence[bytes], old_root: bytes, new_root: bytes
-) -> None:
-    """Check that the tree of ``new`` leaves begins with the tree of ``old`` leaves.
-
-    :raises CheckFailed: when the proof does not show it
-    """
-    _check_hashes(proof)
-    if not 0 <= old <= new:
-        raise CheckFailed(f"a tree of {new} entries cannot begin with {old}")
-    if (old == 0 and old_root != EMPTY_ROOT) or (new == 0 and new_root != EMPTY_ROOT):
-        raise CheckFailed("the root of the empty tree is wrong")
-    if old in (0, new):
-        if proof:
-            raise CheckFailed("the consistency proof is too long")
-        if old == new and old_root != new_root:
-            raise CheckFailed(f"two different roots of {old} entries")
-        return
-    # RFC 9162 section 2.1.4.2, with its names.
-    hashes = list(proof)
-    if old & (old - 1) == 0:  # a perfect tree is itself the first node of the path
-        hashes.insert(0, old_root)
-    if not hashes:
-        raise CheckFailed("the consistency proof is too short")
-    fn, sn = old - 1, new - 1
-    while fn & 1:
-        fn >>= 1
-        sn >>= 1
-    fr = sr = hashes[0]
-    for c in hashes[1:]:
-        if sn == 0:
-            raise CheckFailed("the consistency proof is too long")
-        if fn & 1 or fn == sn:
-            fr = node_hash(c, fr)
-            sr = node_hash(c, sr)
-            while not fn & 1 and fn:
-                fn >>= 1
-                sn >>= 1
-        else:
-            sr = node_hash(sr, c)
-        fn >>= 1
-        sn >>= 1
-    if sn:
-        raise CheckFailed("the consistency proof is too short")
-    if fr != old_root or sr != new_root:
-        raise CheckFailed(f"the tree of {new} entries does not begin with that of {old}")
 
 
 @dataclass(frozen=True)

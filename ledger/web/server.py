@@ -24,10 +24,10 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from artel.ledger.sync.witness import MAX_BODY_BYTES
 from artel.ledger.web.answers import busy, error
 from artel.ledger.web.render import STYLE
 from artel.protocol import files
+from artel.protocol.dsse import MAX_ENVELOPE_BYTES
 from artel.protocol.errors import ArtelError, ResourceError, UsageError
 from artel.protocol.events import emit
 from artel.protocol.identity import HomeLock
@@ -106,7 +106,7 @@ class Gate:
 
     def application(self) -> web.Application:
         """An application without routes, behind this gate."""
-        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._guarded])
+        app = web.Application(client_max_size=MAX_ENVELOPE_BYTES, middlewares=[self._guarded])
         app.on_response_prepare.append(self._prepared)
         return app
 

@@ -13,7 +13,6 @@
 ``GET /ledger/proof/INDEX``                 its proof file (c2sp.org/tlog-proof)
 ``POST /ledger/submit``                     one signed entry of a person's account
 ``POST /ledger/alias``                      one signed wish to be shown under a name
-``POST /ledger/add-checkpoint``             c2sp.org/tlog-witness@v1.0.0, where a witness is
 ``GET /entry/INDEX``, ``/account/KEY``      pages for people
 ``GET /round/N``, ``/shares``, ``/entries``  pages for people; ``/shares.csv``,
                                             ``/shares-by-round.csv``
@@ -38,7 +37,6 @@ from artel.ledger.store.reader import LedgerReader
 from artel.ledger.sync import offline
 from artel.ledger.sync.serving import Served
 from artel.ledger.sync.source import NotFound
-from artel.ledger.sync.witness import Witness
 from artel.ledger.tlog.note import VerifierKey
 from artel.ledger.web import lists
 from artel.ledger.web.account_page import account_page
@@ -89,7 +87,6 @@ class LedgerSite:
     :param state: the daemon's own fold, always as new as its ledger; with its effects in the store
     :param submit: puts an entry into the log; None where that is not possible
     :param set_alias: keeps a name; None where that is not possible
-    :param witness: answers ``add-checkpoint``; None where there is no witness
     :param info: more for ``/ledger/run``, such as libp2p ``addresses``
     """
 
@@ -100,12 +97,11 @@ class LedgerSite:
         state: Callable[[], FoldState],
         submit: Submit | None = None,
         set_alias: SetAlias | None = None,
-        witness: Witness | None = None,
         info: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self._store, self._heads, self._state = store, heads, state
         self._files = Served(store, heads, state)
-        self._submit, self._set_alias, self._witness = submit, set_alias, witness
+        self._submit, self._set_alias = submit, set_alias
         self._info = info
         # Threads of its own: visitors who ask for much do not hold up the daemon's other work.
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="web")
@@ -126,7 +122,6 @@ class LedgerSite:
             add(path, self._table_of(path, table))
         app.router.add_post("/ledger/submit", self._submitted)
         app.router.add_post("/ledger/alias", self._alias_set)
-        app.router.add_post("/ledger/add-checkpoint", self._add_checkpoint)
         app.on_cleanup.append(self._stop)
 
     async def _stop(self, app: web.Application) -> None:
@@ -182,11 +177,7 @@ class LedgerSite:
             "size": store.size,
             "accepts": [
                 name
-                for name, service in (
-                    ("submit", self._submit),
-                    ("alias", self._set_alias),
-                    ("add-checkpoint", self._witness),
-                )
+                for name, service in (("submit", self._submit), ("alias", self._set_alias))
                 if service is not None
             ],
         }
@@ -216,19 +207,6 @@ class LedgerSite:
         except ArtelError as refused:
             return refusal(refused)
         return web.json_response({"ok": True})
-
-    async def _add_checkpoint(self, request: web.Request) -> web.Response:
-        if self._witness is None:
-            return error(404, "there is no witness here", "the nodes of a run are witnesses")
-        answer = await self._in_thread(self._witness.add_checkpoint, await request.read())
-        content_type, _, parameter = answer.content_type.partition(";")
-        return web.Response(
-            status=answer.status,
-            body=answer.body,
-            headers={
-                "Content-Type": content_type + (f"; {parameter.strip()}" if parameter else "")
-            },
-        )
 
     # --- pages ------------------------------------------------------------------------------------
 

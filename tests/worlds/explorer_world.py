@@ -15,14 +15,12 @@ from artel.ledger.fold.effects import Fold
 from artel.ledger.fold.history import History
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
-from artel.ledger.sync.witness import Witness
 from artel.ledger.tlog import note
-from artel.ledger.tlog.cosignature import add_lines, witness_name
-from artel.ledger.tlog.note import VerifierKey
+from artel.ledger.tlog.cosignature import add_lines
 from artel.ledger.web.server import Gate, Limits
 from artel.ledger.web.site import LedgerSite
 from artel.protocol.dsse import Envelope
-from ledger_world import TIME, World, digest, key
+from ledger_world import World, digest, key
 
 Client = TestClient[web.Request, web.Application]
 NASTY = '"><script>alert(1)</script>'
@@ -194,11 +192,3 @@ async def shown(
         async with TestClient(TestServer(app), auto_decompress=False, headers=plain) as client:
             yield Shown(world, store, fold, heads, site, client)
     heads.close()
-
-
-def witness_of(heads: HeadStore, world: World, member: int = 0) -> Witness:
-    """A node of the run as a C2SP witness."""
-    identity = world.members[member]
-    keys = [VerifierKey(world.origin, world.coordinator.public)]
-    name = witness_name(identity.peer_id)
-    return Witness(heads, identity, name, {world.origin: keys}, clock=lambda: float(TIME))

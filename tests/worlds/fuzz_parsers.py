@@ -29,7 +29,6 @@ from artel.ledger import entries
 from artel.ledger.entries.documents import divide
 from artel.ledger.entries.evidence import SplitView
 from artel.ledger.entries.evidence import check as check_evidence
-from artel.ledger.sync.witness import Witness
 from artel.ledger.tlog import note, tiles
 from artel.ledger.tlog.checkpoint import Checkpoint, open_checkpoint
 from artel.ledger.tlog.cosignature import (
@@ -49,9 +48,8 @@ from artel.protocol.exchange.codec import codec
 from artel.protocol.net import wire
 from artel.protocol.state import Layout
 from codec_world import vector_of
-from leaf_hashes import consistency
 from ledger_world import World, complete, digest, key
-from tlog_world import LOG, LOG_KEY, ORIGIN, cosigned, encode_request, leaves_of, signed, tree_of
+from tlog_world import LOG, LOG_KEY, ORIGIN, cosigned, leaves_of, signed, tree_of
 
 INPUTS = 1_000_000
 MEMORY_BYTES = 24 << 20
@@ -244,10 +242,6 @@ def parsers() -> list[Parser]:
         TlogProof(5, tuple(inclusion(tree, 5, 7)), plain[1], b"extra").encode(),
     )
     views = _views(tree)
-    requests = [
-        encode_request(0, [], plain[1]),
-        encode_request(7, consistency(tree, 7, 300), plain[3]),
-    ]
     paths = [
         tile.path for tile in (Tile(0, 0), Tile(-1, 1234067, 9), Tile(3, 1), Tile(0, 999, 255))
     ]
@@ -269,7 +263,6 @@ def parsers() -> list[Parser]:
             lambda data: CosignerKey.parse(_text(data)).encode().encode(),
         ),
         Parser("cosignatures", notes, lambda data: _cosignatures(data, keys)),
-        Parser("witness's request", tuple(requests), _request(LOG_KEY)),
         Parser(
             "canonical JSON",
             (*payloads[1:], *leaves, b'["\xc3\xa9",-1,{"a":{}}]'),
@@ -393,25 +386,6 @@ def _sparse_payloads() -> tuple[bytes, ...]:
     vector = np.sin(np.arange(LAYOUT.parameters, dtype=np.float32) ** 2)
     few = np.where(np.arange(LAYOUT.parameters) % 999 == 0, vector, np.float32(0))
     return SPARSE.encode(LAYOUT, vector), SPARSE.encode(LAYOUT, few)
-
-
-class _Heads:
-    """A head store that forgets at once."""
-
-    def witnessed(self, origin: str) -> tuple[int, bytes] | None:
-        return None
-
-    def advance(self, origin: str, old_size: int, size: int, root: bytes) -> bool:
-        return True
-
-
-def _request(log_key: VerifierKey) -> Callable[[bytes], None]:
-    witness = Witness(_Heads(), key("witness"), "witness", {ORIGIN: [log_key]})
-
-    def answer(data: bytes) -> None:
-        assert witness.add_checkpoint(data).status in (200, 400, 403, 404, 409, 422)
-
-    return answer
 
 
 def _messages(world: World, text: str) -> list[messages.Message]:

@@ -10,7 +10,7 @@ from artel.ledger.entries.documents import document_of, path_of
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint
 from artel.ledger.tlog.cosignature import add_lines, cosign
-from artel.ledger.tlog.note import SignatureLine, VerifierKey, encode_base64
+from artel.ledger.tlog.note import SignatureLine, VerifierKey
 from artel.ledger.tlog.proof import root_at
 from artel.ledger.tlog.tiles import ENTRIES, encode_bundle, level_tiles, tiles_of
 from artel.protocol.dsse import Leaf
@@ -55,12 +55,6 @@ def signed(tree: LeafHashes, size: int, origin: str = ORIGIN, signer: Identity =
     """The checkpoint of the first ``size`` leaves."""
     text = Checkpoint(origin, size, root_at(tree, size)).encode()
     return note.sign(text, origin, signer).encode()
-
-
-def encode_request(old: int, proof: Sequence[bytes], signed: str) -> bytes:
-    """The body of ``POST add-checkpoint``: the old size, the proof from there, the checkpoint."""
-    lines = "".join(f"{encode_base64(digest)}\n" for digest in proof)
-    return f"old {old}\n{lines}\n{signed}".encode()
 
 
 def cosigned(text: str, *witnesses: tuple[Identity, str], time: int = 1_700_000_000) -> str:

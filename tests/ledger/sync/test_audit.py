@@ -30,13 +30,11 @@ from artel.ledger.tlog.cosignature import CosignerKey
 from artel.ledger.tlog.proof import (
     inclusion,
     root_at,
-    verify_consistency,
     verify_inclusion,
 )
 from artel.ledger.tlog.tiles import ENTRIES, Tile
 from artel.protocol.errors import CheckFailed, DecodeError, Unreachable, UsageError
 from artel.protocol.merkle import leaf_hash
-from leaf_hashes import consistency
 from places import FIXTURES
 from tlog_world import (
     LOG,
@@ -88,14 +86,6 @@ def test_every_checkpoint_of_a_tessera_log_is_audited(size: int, tmp_path: Path)
     assert audit(source, [TESSERA_KEY]).root == report.root
 
 
-def test_tessera_checkpoints_are_consistent_with_each_other() -> None:
-    tree = tree_of(TESSERA_ENTRIES)
-    for old in range(16):
-        for new in range(old, 16):
-            roots = root_at(tree, old), root_at(tree, new)
-            verify_consistency(old, new, consistency(tree, old, new), *roots)
-
-
 @pytest.mark.parametrize("sizes", [[1], [255, 1], [256], [257], [300, 300, 1], [65_536 + 300]])
 def test_a_log_that_another_implementation_wrote(sizes: list[int], tmp_path: Path) -> None:
     writer = TilesWriter.create(tmp_path / "log", ORIGIN)
@@ -134,8 +124,6 @@ def test_another_implementation_reads_our_tiles(size: int, tmp_path: Path) -> No
         theirs = reader.get_inclusion_proof(index, size)
         theirs.check(leaf_hash(leaves[index]), checkpoint.root_hash)
         assert theirs.node_hashes == inclusion(tree, index, size)
-    old = reader.get_consistency_proof(size // 2 + 1, size)
-    assert old.node_hashes == consistency(tree, size // 2 + 1, size)
 
 
 def test_report_says_what_was_checked(tmp_path: Path) -> None:
@@ -298,7 +286,7 @@ def test_tiles_of_a_source_are_a_tree_of_verified_hashes(large: Path) -> None:
     for index in (0, 40_000, 65_535, 65_536, size - 1):
         assert inclusion(tiles, index, size) == inclusion(tree, index, size)
     for old in (1, 255, 256, 40_001, 65_536, size):
-        assert consistency(tiles, old, size) == consistency(tree, old, size)
+        assert root_at(tiles, old) == root_at(tree, old)
     assert len(source.paths) == len(set(source.paths)) < 12  # each tile once
     for level, index in ((0, size), (17, 0), (-1, 0)):
         with pytest.raises(UsageError):

@@ -1,4 +1,4 @@
-"""A witness: every status of c2sp.org/tlog-witness, and no history that forks, whatever races."""
+"""A witness cosigns no history that forks, whatever races."""
 
 from __future__ import annotations
 
@@ -12,22 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
-from artel.ledger.sync.witness import (
-    MAX_BODY_BYTES,
-    SIZE,
-    TEXT,
-    Answer,
-    Witness,
-)
+from artel.ledger.sync.witness import Witness
 from artel.ledger.tlog import note
-from artel.ledger.tlog.checkpoint import Checkpoint
-from artel.ledger.tlog.cosignature import CosignerKey, open_cosigned, verify_cosignature
+from artel.ledger.tlog.cosignature import CosignerKey, verify_cosignature
 from artel.ledger.tlog.note import VerifierKey
 from artel.ledger.tlog.proof import root_at
 from artel.protocol.errors import CheckFailed, DecodeError
 from artel.protocol.merkle import EMPTY_ROOT, leaf_hash
-from leaf_hashes import LeafHashes, consistency
-from tlog_world import LOG, LOG_KEY, ORIGIN, encode_request, key, leaves_of, signed, tree_of
+from leaf_hashes import LeafHashes
+from tlog_world import LOG_KEY, ORIGIN, key, leaves_of, signed, tree_of
 
 ALICE = key("alice")
 ALICE_KEY = CosignerKey("witness/alice", ALICE.public)
@@ -89,219 +82,48 @@ def make(heads: MemoryHeads | StallingHeads | HeadStore | None = None) -> Witnes
     return Witness(heads or MemoryHeads(), ALICE, "witness/alice", origins, lambda: NOW + 0.9)
 
 
-def request(old: int, size: int, tree: LeafHashes = TREE) -> bytes:
-    return encode_request(old, consistency(tree, old, size), signed(tree, size))
+def statuses(witness: Witness, *asked: tuple[LeafHashes, int]) -> list[bool]:
+    """Whether each of these heads was cosigned, one after the other."""
 
+    def cosigns(tree: LeafHashes, size: int) -> bool:
+        try:
+            line = witness.cosign(signed(tree, size), tree)
+        except CheckFailed:
+            return False
+        return verify_cosignature(ALICE_KEY, line, note.parse(signed(tree, size)).text) == NOW
 
-def test_a_growing_log_is_cosigned(heads: StallingHeads) -> None:
-    witness = make(heads)
-    old = 0
-    for size in (0, 1, 1, 5, 8, 40, 40):
-        answer = witness.add_checkpoint(request(old, size))
-        assert (answer.status, answer.content_type) == (200, TEXT)
-        text = note.parse(signed(TREE, size)).text
-        (line,) = note.parse(f"{text}\n".encode() + answer.body).signatures
-        assert answer.body == line.encode().encode()
-        assert verify_cosignature(ALICE_KEY, line, text) == NOW
-        # SPEC: the client MAY concatenate it to the checkpoint.
-        joined = signed(TREE, size).encode() + answer.body
-        assert open_cosigned(joined, [LOG_KEY], [ALICE_KEY])[1] == {"witness/alice": NOW}
-        old = size
-
-
-def test_request_of_the_spec_parses_up_to_its_unknown_origin() -> None:
-    body = (
-        "old 20852014\n"
-        "PlRNCrwHpqhGrupue0L7gxbjbMiKA9temvuZZDDpkaw=\n"
-        "jrJZDmY8Y7SyJE0MWLpLozkIVMSMZcD5kvuKxPC3swk=\n"
-        "5+pKlUdi2LeF/BcMHBn+Ku6yhPGNCswZZD1X/6QgPd8=\n"
-        "/6WVhPs2CwSsb5rYBH5cjHV/wSmA79abXAwhXw3Kj/0=\n"
-        "\n"
-        "example.com/behind-the-sofa\n"
-        "20852163\n"
-        "CsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I=\n"
-        "\n"
-        "— example.com/behind-the-sofa Az3grlgtzPICa5OS8npVmf1Myq/5IZniMp+ZJurmRDeOoRDe4URYN7u5/Z"
-        "hcyv2q1gGzGku9nTo+zyWE+xeMcTOAYQ8=\n"
-    ).encode()
-    assert make().add_checkpoint(body).status == 404
-
-
-def test_unknown_log_is_not_found() -> None:
-    body = encode_request(0, [], signed(TREE, 5, "example.com/other", LOG))
-    assert make().add_checkpoint(body).status == 404
-
-
-def test_signatures_of_strangers_are_forbidden() -> None:
-    witness = make()
-    stranger = encode_request(0, [], signed(TREE, 5, ORIGIN, key("stranger")))
-    assert witness.add_checkpoint(stranger).status == 403
-    assert witness.add_checkpoint(encode_request(0, [], signed(TREE, 5, "quiet"))).status == 403
-    # A known key's line that does not verify, beside a good one.
-    good = note.parse(signed(TREE, 5))
-    bad = note.parse(signed(TREE, 6)).signatures
-    both = note.Note(good.text, (*good.signatures, *bad)).encode()
-    assert witness.add_checkpoint(encode_request(0, [], both)).status == 403
-    # Lines of unknown keys are ignored.
-    more = note.Note(
-        good.text, (*note.parse(signed(TREE, 5, ORIGIN, ALICE)).signatures, *good.signatures)
-    )
-    assert witness.add_checkpoint(encode_request(0, [], more.encode())).status == 200
-
-
-def test_old_size_beyond_the_checkpoint_is_a_bad_request() -> None:
-    witness = make()
-    assert witness.add_checkpoint(request(0, 8)).status == 200
-    assert witness.add_checkpoint(encode_request(8, [], signed(TREE, 5))).status == 400
-    assert witness.add_checkpoint(encode_request(9, [], signed(TREE, 8))).status == 400
-
-
-def test_another_old_size_conflicts_and_tells_the_right_one(heads: StallingHeads) -> None:
-    witness = make(heads)
-    fresh = witness.add_checkpoint(request(5, 8))
-    assert (fresh.status, fresh.content_type, fresh.body) == (409, SIZE, b"0\n")
-    assert witness.add_checkpoint(request(0, 8)).status == 200
-    for old in (0, 5, 9):
-        answer = witness.add_checkpoint(request(old, 20))
-        assert (answer.status, answer.content_type, answer.body) == (
-            409,
-            "text/x.tlog.size",
-            b"8\n",
-        )
-    # A smaller tree is never cosigned again.
-    assert witness.add_checkpoint(request(5, 5)).status == 409
-    assert witness.add_checkpoint(request(8, 20)).status == 200
-
-
-def test_a_proof_that_does_not_verify_is_unprocessable(heads: StallingHeads) -> None:
-    witness = make(heads)
-    assert witness.add_checkpoint(request(0, 12)).status == 200
-    proof = consistency(TREE, 12, 20)
-    bad = [
-        encode_request(12, proof[:-1], signed(TREE, 20)),
-        encode_request(12, [*proof, bytes(32)], signed(TREE, 20)),
-        encode_request(12, proof, signed(FORK, 20)),
-        encode_request(12, consistency(FORK, 12, 20), signed(FORK, 20)),
-        encode_request(12, [], signed(TREE, 20)),
-        encode_request(12, proof, signed(TREE, 12)),  # equal sizes need no proof
-    ]
-    for body in bad:
-        assert witness.add_checkpoint(body).status == 422
-    assert heads.witnessed(ORIGIN) == (12, root_at(TREE, 12))
-    # SPEC: The proof MUST be empty if the old size is zero.
-    assert make().add_checkpoint(encode_request(0, proof, signed(TREE, 20))).status == 422
-    # The empty tree has one root.
-    empty = note.sign(Checkpoint(ORIGIN, 0, bytes(32)).encode(), ORIGIN, LOG).encode()
-    assert make().add_checkpoint(encode_request(0, [], empty)).status == 422
-
-
-def test_another_root_of_the_same_size_conflicts(heads: StallingHeads) -> None:
-    witness = make(heads)
-    assert witness.add_checkpoint(request(0, 12)).status == 200
-    answer = witness.add_checkpoint(encode_request(12, [], signed(FORK, 12)))
-    assert answer.status == 409
-    assert answer.content_type != SIZE  # nothing that a client could retry with
-    assert witness.add_checkpoint(request(12, 12)).status == 200
-
-
-HASH = "A" * 43 + "="
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda body: b"",
-        lambda body: body[4:],
-        lambda body: body.replace(b"old 5", b"old 05"),
-        lambda body: body.replace(b"old 5", b"old +5"),
-        lambda body: body.replace(b"old 5", b"old  5"),
-        lambda body: body.replace(b"old 5", b"old 5 "),
-        lambda body: body.replace(b"old 5", b"old 1_0"),
-        lambda body: body.replace(b"old 5", b"Old 5"),
-        lambda body: body.replace(b"old 5", b"old -5"),
-        lambda body: body.replace(b"old 5", "old ٥".encode()),
-        lambda body: body.replace(b"old 5", b"old 99999999999999999999"),
-        lambda body: body.replace(b"old 5\n", b"old 5\nAAAA\n"),
-        lambda body: body.replace(b"old 5\n", b"old 5\n" + HASH.encode() + b" \n"),
-        lambda body: body.replace(b"old 5\n", b"old 5\n" + HASH[:-2].encode() + b"B=\n"),
-        lambda body: body.replace(b"old 5\n", b"old 5\n" + (HASH.encode() + b"\n") * 64),
-        lambda body: body.replace(b"\n\n", b"\n", 1),
-        lambda body: body.replace(b"\n", b"\r\n"),
-        lambda body: body[:-1],
-        lambda body: body + b"\n",
-        lambda body: body.replace(b"\n8\n", b"\n08\n"),
-        lambda body: body.partition(b"\n\n")[0] + b"\n\n",
-        lambda body: body + b"x" * MAX_BODY_BYTES,
-        lambda body: body + b"\xff\n",
-    ],
-)
-def test_malformed_requests_are_bad_requests(damage) -> None:  # type: ignore[no-untyped-def]
-    witness = make()
-    assert witness.add_checkpoint(request(0, 5)).status == 200
-    assert witness.add_checkpoint(damage(request(5, 8))).status == 400
-    assert witness.add_checkpoint(request(5, 8)).status == 200
-
-
-@settings(deadline=None)
-@given(st.binary(max_size=200))
-def test_any_bytes_are_answered(data: bytes) -> None:
-    assert make().add_checkpoint(data).status == 400
-
-
-def test_race_of_the_spec_never_rolls_back(heads: StallingHeads) -> None:
-    witness = make(heads)
-    assert witness.add_checkpoint(request(0, 5)).status == 200
-    inner: list[Answer] = []
-    # Request A (5 to 8) is checked; before it is stored, request B (5 to 20) runs to its end.
-    heads.stall = lambda: inner.append(witness.add_checkpoint(request(5, 20)))
-    outer = witness.add_checkpoint(request(5, 8))
-    assert [answer.status for answer in inner] == [200]
-    assert (outer.status, outer.content_type, outer.body) == (409, SIZE, b"20\n")
-    assert heads.witnessed(ORIGIN) == (20, root_at(TREE, 20))
+    return [cosigns(tree, size) for tree, size in asked]
 
 
 @pytest.mark.parametrize("size", [12, 20])
 def test_race_between_two_histories_has_one_winner(heads: StallingHeads, size: int) -> None:
     witness = make(heads)
-    inner: list[Answer] = []
-    body = encode_request(0, [], signed(FORK, 12))
-    heads.stall = lambda: inner.append(witness.add_checkpoint(body))
-    outer = witness.add_checkpoint(request(0, size))
-    assert [inner[0].status, outer.status] == [200, 409]
+    inner: list[bool] = []
+    # One head is checked; before it is stored, that of another history runs to its end.
+    heads.stall = lambda: inner.extend(statuses(witness, (FORK, 12)))
+    outer = statuses(witness, (TREE, size))
+    assert (inner, outer) == ([True], [False])
     assert heads.witnessed(ORIGIN) == (12, root_at(FORK, 12))
-
-
-def test_race_on_an_unchanged_checkpoint_does_not_repeat_the_past(heads: StallingHeads) -> None:
-    witness = make(heads)
-    assert witness.add_checkpoint(request(0, 5)).status == 200
-    heads.stall = lambda: witness.add_checkpoint(request(5, 20))
-    # At this moment 5 entries are no longer the largest tree that the witness has seen.
-    assert witness.add_checkpoint(request(5, 5)).status == 409
 
 
 def test_many_threads_get_one_history(heads: StallingHeads) -> None:
     witness = make(heads)
-    bodies = [
-        encode_request(0, [], signed(tree, size)) for tree in (TREE, FORK) for size in range(11, 31)
-    ]
+    asked = [(tree, size) for tree in (TREE, FORK) for size in range(11, 31)]
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(witness.add_checkpoint, bodies))
-    assert sorted(answer.status for answer in answers) == [200] + [409] * 39
+        answers = list(pool.map(lambda each: statuses(witness, each)[0], asked))
+    cosigned = [each for each, yes in zip(asked, answers, strict=True) if yes]
+    assert cosigned
+    assert len({id(tree) for tree, _ in cosigned}) == 1
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40), st.booleans(), st.booleans())))
-def test_what_is_cosigned_is_always_one_growing_history(
-    steps: list[tuple[int, int, bool, bool]],
-) -> None:
+@given(st.lists(st.tuples(st.integers(0, 40), st.booleans())))
+def test_what_is_cosigned_is_always_one_growing_history(steps: list[tuple[int, bool]]) -> None:
     witness = make()
     history: list[tuple[int, bytes]] = []
-    for first, second, forked, use_latest in steps:
+    for size, forked in steps:
         tree = FORK if forked else TREE
-        latest = history[-1][0] if history else 0
-        old, size = (latest, max(latest, second)) if use_latest else sorted((first, second))
-        answer = witness.add_checkpoint(request(old, size, tree))
-        if answer.status == 200:
+        if statuses(witness, (tree, size)) == [True]:
             history.append((size, root_at(tree, size)))
     sizes = [size for size, _ in history]
     assert sizes == sorted(sizes)
@@ -342,11 +164,9 @@ def test_a_node_cosigns_only_what_its_own_tree_gives(
 
 
 def test_a_witness_that_was_restarted_remembers(tmp_path: Path) -> None:
-    for old, size, tree, status in ((0, 12, TREE, 200), (12, 20, FORK, 422), (12, 20, TREE, 200)):
+    for size, tree, cosigned in ((12, TREE, True), (20, FORK, False), (20, TREE, True)):
         store = HeadStore(tmp_path / HEADS_NAME)
-        proof = consistency(tree, old, size)
-        answer = make(store).add_checkpoint(encode_request(old, proof, signed(tree, size)))
-        assert answer.status == status
+        assert statuses(make(store), (tree, size)) == [cosigned]
         store.close()
 
 

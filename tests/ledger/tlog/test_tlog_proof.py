@@ -16,12 +16,11 @@ from artel.ledger.tlog.proof import (
     decimal,
     inclusion,
     root_at,
-    verify_consistency,
     verify_inclusion,
 )
 from artel.protocol.errors import CheckFailed, DecodeError, UsageError
 from artel.protocol.merkle import EMPTY_ROOT, leaf_hash, node_hash
-from leaf_hashes import LeafHashes, consistency
+from leaf_hashes import LeafHashes
 from places import FIXTURES
 from tlog_world import leaves_of, naive_root, signed, tree_of
 
@@ -52,18 +51,6 @@ def naive_path(index: int, hashes: Sequence[bytes]) -> list[bytes]:
     if index < k:
         return [*naive_path(index, hashes[:k]), naive_root(hashes[k:])]
     return [*naive_path(index - k, hashes[k:]), naive_root(hashes[:k])]
-
-
-def naive_subproof(old: int, hashes: Sequence[bytes], whole: bool = True) -> list[bytes]:
-    """RFC 6962 section 2.1.2, word by word."""
-    if old == len(hashes):
-        return [] if whole else [naive_root(hashes)]
-    k = 1
-    while k * 2 < len(hashes):
-        k *= 2
-    if old <= k:
-        return [*naive_subproof(old, hashes[:k], whole), naive_root(hashes[k:])]
-    return [*naive_subproof(old - k, hashes[k:], False), naive_root(hashes[:k])]
 
 
 def flipped(digest: bytes, bit: int) -> bytes:
@@ -128,31 +115,6 @@ def test_inclusion_vectors_of_another_implementation(vector: dict[str, object]) 
             verify_inclusion(*arguments)
 
 
-@pytest.mark.parametrize("vector", VECTORS["consistency"])
-def test_consistency_vectors_of_another_implementation(vector: dict[str, object]) -> None:
-    old, new = int(str(vector["size1"])), int(str(vector["size2"]))
-    root1, root2 = decoded([str(vector["root1"]), str(vector["root2"])])
-    proof = decoded(vector["proof"])  # type: ignore[arg-type]
-    verify_consistency(old, new, proof, root1, root2)
-    wrong = [
-        (old - 1, new, proof, root1, root2),
-        (old + 1, new, proof, root1, root2),
-        (old ^ 2, new, proof, root1, root2),
-        (old, new * 2, proof, root1, root2),
-        (old, new // 2, proof, root1, root2),
-        (old, new, proof, root2, root1),
-        (old, new, proof, EMPTY_ROOT, root2),
-        (old, new, proof, root1, EMPTY_ROOT),
-        (old, new, [], root1, root2),
-        (old, new, [*proof, root1], root1, root2),
-        (old, new, [root2, *proof], root1, root2),
-        *((old, new, other, root1, root2) for other in damaged(proof, 4)),
-    ]
-    for arguments in wrong:
-        with pytest.raises(CheckFailed):
-            verify_consistency(*arguments)
-
-
 def test_all_proofs_of_small_trees_are_the_naive_ones_and_verify() -> None:
     for size in range(1, 70):
         hashes, root = TREE.hashes[:size], root_at(TREE, size)
@@ -160,10 +122,6 @@ def test_all_proofs_of_small_trees_are_the_naive_ones_and_verify() -> None:
             proof = inclusion(TREE, index, size)
             assert proof == naive_path(index, hashes)
             verify_inclusion(hashes[index], index, size, proof, root)
-        for old in range(size + 1):
-            proof = consistency(TREE, old, size)
-            assert proof == (naive_subproof(old, hashes) if old else [])
-            verify_consistency(old, size, proof, root_at(TREE, old), root)
 
 
 @settings(max_examples=150, deadline=None)
@@ -192,50 +150,6 @@ def test_changed_inclusion_proofs_fail(data: st.DataObject) -> None:
     for arguments in wrong:
         with pytest.raises(CheckFailed):
             verify_inclusion(*arguments)
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.data())
-def test_changed_consistency_proofs_fail(data: st.DataObject) -> None:
-    new = data.draw(st.integers(2, 300), "new")
-    old = data.draw(st.integers(1, new - 1), "old")
-    bit = data.draw(st.integers(0, 255), "bit")
-    before, after = root_at(TREE, old), root_at(TREE, new)
-    proof = consistency(TREE, old, new)
-    verify_consistency(old, new, proof, before, after)
-    wrong = [
-        (old, new, proof, flipped(before, bit), after),
-        (old, new, proof, before, flipped(after, bit)),
-        (old, new, proof, after, before),
-        (old - 1, new, proof, before, after),
-        (old + 1, new, proof, before, after),
-        (old, new + 1, proof, before, root_at(LONGER, new + 1)),
-        (old, new - 1, proof, before, root_at(LONGER, new - 1)),
-        *((old, new, other, before, after) for other in damaged(proof, bit)),
-    ]
-    for arguments in wrong:
-        with pytest.raises(CheckFailed):
-            verify_consistency(*arguments)
-
-
-def test_empty_and_equal_trees_need_no_proof() -> None:
-    root = root_at(TREE, 5)
-    assert consistency(TREE, 0, 5) == consistency(TREE, 5, 5) == []
-    verify_consistency(0, 0, [], EMPTY_ROOT, EMPTY_ROOT)
-    verify_consistency(0, 5, [], EMPTY_ROOT, root)
-    verify_consistency(5, 5, [], root, root)
-    for wrong in (
-        (0, 5, [root], EMPTY_ROOT, root),
-        (0, 5, [], root, root),
-        (0, 0, [], EMPTY_ROOT, root),
-        (5, 5, [], root, EMPTY_ROOT),
-        (5, 5, [root], root, root),
-        (5, 4, [], root, root),
-        (-1, 5, [], EMPTY_ROOT, root),
-        (4, 5, [root] * 64, root, root),
-    ):
-        with pytest.raises(CheckFailed):
-            verify_consistency(*wrong)
 
 
 def test_what_is_not_in_the_tree_has_no_proof() -> None:

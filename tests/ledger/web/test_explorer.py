@@ -27,7 +27,6 @@ from artel.ledger.entries import documents, reasons
 from artel.ledger.entries.fold_state import Account, FoldState
 from artel.ledger.fold.alias import read_table, write_table
 from artel.ledger.fold.shares import SHARE_SCALE, shares
-from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.sync.client import home_view
 from artel.ledger.sync.offline import verify
 from artel.ledger.sync.serving import LedgerService
@@ -50,12 +49,10 @@ from artel.protocol.net.limits import network_of
 from artel.protocol.net.wire import Refused
 from artel.protocol.options import Endpoint
 from command_world import group
-from explorer_world import NASTY, TURNED, Shown, busy_world, shown, witness_of
-from leaf_hashes import LeafHashes, consistency
+from explorer_world import NASTY, TURNED, Shown, shown
 from ledger_world import CREDIT, World
 from log_world import replay
 from page_world import Node, numbers, read
-from tlog_world import encode_request
 
 main = group("ledger")
 
@@ -334,38 +331,8 @@ def test_a_table_of_names_is_bounded_and_read_strictly() -> None:
 # --- what may be sent -----------------------------------------------------------------------------
 
 
-async def test_a_node_is_a_witness_over_http(tmp_path: Path) -> None:
-    world = busy_world()
-    heads = HeadStore(tmp_path / "witness" / HEADS_NAME)
-    async with shown(tmp_path, witness=witness_of(heads, world)) as ledger:
-        tree = LeafHashes([leaf_hash(leaf) for leaf in world.leaves])
-        first = world.sign(20, root(leaf_hash(leaf) for leaf in world.leaves[:20]))
-        later = world.sign(50, root(leaf_hash(leaf) for leaf in world.leaves[:50]))
-
-        async def post(body: bytes) -> tuple[int, str, bytes]:
-            async with ledger.client.post("/ledger/add-checkpoint", data=body) as reply:
-                return reply.status, reply.headers["Content-Type"], await reply.read()
-
-        status, kind, line = await post(encode_request(0, [], first))
-        assert (status, kind) == (200, "text/plain; charset=utf-8")
-        signed = first.encode() + line
-        keys = [VerifierKey(world.origin, world.coordinator.public)]
-        _, times = open_cosigned(signed, keys, [witness_key(world.members[0].peer_id)])
-        assert len(times) == 1
-        # It never goes back, and tells from where to go on.
-        assert await post(encode_request(0, [], first)) == (409, "text/x.tlog.size", b"20\n")
-        proof = consistency(tree, 20, 50)
-        assert (await post(encode_request(20, proof[:-1], later)))[0] == 422
-        assert (await post(encode_request(20, proof, later)))[0] == 200
-        assert (await post(b"old one\n\n"))[0] == 400
-        other = World(name="other")
-        stranger = other.sign(1, bytes(32))
-        assert (await post(encode_request(0, [], stranger)))[0] == 404
-    heads.close()
-
-
 async def test_where_nothing_can_be_sent_the_answer_says_so(ledger: Shown) -> None:
-    for path in ("submit", "alias", "add-checkpoint"):
+    for path in ("submit", "alias"):
         async with ledger.client.post(f"/ledger/{path}", data=b"{}") as reply:
             assert reply.status == 404
             assert (await reply.json())["hint"]
