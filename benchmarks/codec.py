@@ -10,6 +10,9 @@ The numbers are real: a small Llama trains on Python's sources (as in the conver
 and the pseudo-gradients of its rounds go through each codec, the sparse ones with error feedback.
 For the times the last of them, with the residual, is repeated until it has --megabytes.
 
+Then what eight nodes sent is combined by each aggregator, in turns: decoding, clips, sum, as nodes
+do it with the blobs that they have fetched.
+
 Relative error: L2 norm of what is lost over the L2 norm of what was to be sent. ``first``: of the
 first round, when there is no residual; ``later``: of the last, which for sparse codecs includes it.
 """
@@ -30,8 +33,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from artel.protocol.exchange.aggregate_slice import combine_blobs
 from artel.protocol.exchange.codec import codec
+from artel.protocol.exchange.parts import whole
+from artel.protocol.exchange.pseudogradient import Header
 from artel.protocol.model import transformers_config
+from artel.protocol.run_config import ExchangeSection
 from artel.protocol.state import Layout, Vector
 from benchmarks.codec_contenders import Contender, Ours, TorchHalf, TorchTopK, WithFeedback
 from benchmarks.convergence_model import Corpus, Worker, fast_loss
@@ -45,6 +52,9 @@ rerun, from the root of the repository:
   python -m benchmarks.codec --megabytes 256 --repeat 15 --rounds 20 --inner-steps 50
 """
 DECAY = 0.95
+NODES = 8
+"""Whose contributions are combined."""
+AGGREGATORS = ("mean", "centered_clip")
 LIMITS = (
     ("sparse 64, bits per parameter", "bits", 0.16),
     ("sparse 64, encode", "encode", 1e3 / 150),
@@ -158,6 +168,44 @@ def measure(
     return copies
 
 
+def combined(
+    layout: Layout, deltas: Sequence[Vector], repeat: int, facts: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Rows of what the aggregators take for the contributions of eight nodes, against the mean.
+
+    :param deltas: of a layout that ``layout`` repeats; a node sends one of them
+    """
+    made: list[dict[str, Any]] = []
+    copies = layout.parameters // len(deltas[0])
+    for name, chosen in (("int4", codec("int4")), ("sparse 64", codec("sparse", 64))):
+        sent = Header(0, "0" * 64, chosen)
+        blobs = {
+            str(node): sent.pack(layout, np.tile(deltas[node % len(deltas)], copies))
+            for node in range(NODES)
+        }
+        tokens = dict.fromkeys(blobs, 1)
+        times: dict[str, list[float]] = {aggregator: [] for aggregator in AGGREGATORS}
+        for number in range(repeat + 1):  # the first is not counted
+            for aggregator in AGGREGATORS if number % 2 else AGGREGATORS[::-1]:
+                rules = {"codec": chosen.name, "aggregator": aggregator}
+                exchange = ExchangeSection.model_validate(rules)
+                seconds, _ = _timed(combine_blobs, whole(layout), exchange, sent, blobs, tokens)
+                times[aggregator] += [seconds] if number else []
+        mean, ours = (statistics.median(times[aggregator]) for aggregator in AGGREGATORS)
+        ratios = [b / a for a, b in zip(*times.values(), strict=True)]
+        made.append(
+            {"name": f"{name}: centered_clip of {NODES}", "ours": ours, "baseline": mean}
+            | {"ratio": statistics.median(ratios), "ratios": [min(ratios), max(ratios)]}
+            | {
+                "unit": "s",
+                "baseline_is": "mean",
+                "wire_megabytes": 1e-6 * sum(map(len, blobs.values())),
+            }
+            | facts
+        )
+    return made
+
+
 def rows(
     results: Sequence[Result], copies: Sequence[float], layout: Layout, facts: dict[str, Any]
 ) -> list[dict[str, Any]]:
@@ -255,6 +303,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "decay": DECAY,
     }
     made = rows(results, copies, large, facts)
+    print()
+    for row in combined(large, deltas, options.repeat, facts):
+        print(
+            f"{row['name']}: {row['ours']:.3f} s, {row['ratio']:.2f} times the mean's "
+            f"({row['ratios'][0]:.2f} to {row['ratios'][1]:.2f}); "
+            f"{row['wire_megabytes']:.1f} MB on the wire"
+        )
+        made.append(row)
     print()
     for limit in (row for row in made if row["baseline_is"] == "limit"):
         kept = "holds" if limit["holds"] else "MISSED"

@@ -43,6 +43,7 @@ rerun, from the root of the repository:
   python -m benchmarks.convergence --table small --json FILE            # 0.13M parameters, bytes
   python -m benchmarks.convergence --table bytes --json FILE            # 0.44M parameters, bytes
   python -m benchmarks.convergence --table bpe --json FILE              # 2.2M parameters, BPE
+  python -m benchmarks.convergence --table spans --json FILE            # 1.0M parameters, BPE, long
   python -m benchmarks.convergence --rows ddp/lr=0.004,int4/H=10/mu=0.3 --json FILE
 
 A row is CODEC[/OPTION=VALUE]..., CODEC one of {", ".join(CODECS)}; its options:

@@ -278,6 +278,11 @@ TABLES = {
             "fp32/opt=muon/lr=0.006/mlr=0.01/H=1/outer=1/mu=0",
         ),
     ),
+    # 1.02M parameters, 15 tokens for each: what spans cost (docs/results/convergence.md).
+    "spans": Table(
+        Plan("spans", 128, 4, 128, 1024, batch=8, tokens=15_300_000),
+        tuple(f"int4/opt=muon/lr=0.006/mlr=0.01/H=10{span}" for span in ("", "/R=50/ramp=3")),
+    ),
 }
 
 

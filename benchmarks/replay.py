@@ -7,6 +7,9 @@ bf16, which on processors without it is computed in software here.
 
 Cheats: one node, whose contribution to one round of its span is not what its assignment asks for;
 an honest one repeats it.
+
+Fingerprints: those of machines that differ, and guesses at them (:mod:`benchmarks.replay_guesses`),
+of whole rounds, which an auditor shows, and of the first steps of a span, which a newcomer repeats.
 """
 
 from __future__ import annotations
@@ -46,11 +49,13 @@ from artel.node.trainer.orders import (
 from artel.node.trainer.training import Training, open_training
 from artel.protocol.exchange import codec as codecs
 from artel.protocol.exchange.pseudogradient import Header
+from artel.protocol.fingerprints import LEAST_APART, TRIAL_APART, Rows, rows_in
 from artel.protocol.identity import Identity
 from artel.protocol.run_config import TOLERANCES
 from artel.protocol.state import Vector
 from artel.protocol.tolerances import tolerance_of
 from benchmarks.options import require_folder
+from benchmarks.replay_guesses import Guesser, beside
 
 GENERIC = {
     "ATEN_CPU_CAPABILITY": "default",
@@ -94,10 +99,12 @@ def quiet(*_: Any) -> None:
 
 
 class Here:
-    """A trainer in this process."""
+    """A trainer in this process, which keeps the fingerprints of what it repeats."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         self.training: Training | None = None
+        self.shown: list[Rows] = []
+        self._out = folder / "shown.bin"
 
     async def do(self, command: Command[Answer], /) -> Answer:
         return self._do(command)  # type: ignore[no-any-return]
@@ -117,9 +124,11 @@ class Here:
             case Apply():
                 return training.merging.apply(command)
             case BeginReplay():
-                return training.begin_replay(command)
+                return training.begin_replay(replace(command, out=self._out))
             case GoOn():
-                return training.go_on(command, quiet)
+                done = training.go_on(command, quiet)
+                self.shown.append(rows_in(self._out.read_bytes()))
+                return done
         raise TrainerError("bad_request", command.name())
 
 
@@ -169,10 +178,41 @@ def one_machine(options: argparse.Namespace) -> None:
     """What a process of a class does."""
     machine.computes_bf16 = lambda device: options.bf16
     if options.record is not None:
-        asyncio.run(measuring.record(Here(), options.record, options.parts))
+        asyncio.run(measuring.record(Here(options.record), options.record, options.parts))
         return
-    found: list[Apart] = asyncio.run(measuring.measure(Here(), options.measure))
-    print(json.dumps([asdict(one) for one in found]))
+    here = Here(options.measure)
+    found: list[Apart] = asyncio.run(measuring.measure(here, options.measure))
+    pairs = zip(found, here.shown, strict=True)
+    print(
+        json.dumps(
+            [asdict(one) | beside(_where(options.measure, one.kind), rows) for one, rows in pairs]
+        )
+    )
+
+
+def _where(folder: Path, kind: str) -> Path:
+    return folder / kind.replace(" ", "-")
+
+
+# --- guesses ---
+
+
+def guesses(folder: Path, kinds: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of how near somebody comes who has not made the steps, with dense codecs."""
+    torch.set_num_threads(1)
+    machine.computes_bf16 = lambda device: False
+    rows = []
+    for kind in (kind for kind in kinds if "sparse" not in kind):
+        asyncio.run(measuring.record(Here(folder), folder, [kind]))
+        guesser = Guesser(_where(folder, kind))
+        for name, rounds in guesser.rounds().items():
+            row = _row(f"{kind}: {name}", min(rounds), LEAST_APART, "accepted, at least")
+            rows.append(row | {"kind": kind, "guess": name, "shown": rounds})
+        for name, error in guesser.trial().items():
+            row = _row(f"{kind}, a trial: {name}", error, TRIAL_APART, "accepted")
+            rows.append(row | {"kind": kind, "guess": name, "trial": error})
+        print(f"{kind}: guessed", file=sys.stderr, flush=True)
+    return rows
 
 
 # --- cheats ---
@@ -184,8 +224,8 @@ def cheats(folder: Path, kinds: Sequence[str]) -> list[dict[str, Any]]:
     machine.computes_bf16 = lambda device: False
     rows = []
     for kind in kinds:
-        asyncio.run(measuring.record(Here(), folder, [kind]))
-        where = folder / kind.replace(" ", "-")
+        asyncio.run(measuring.record(Here(folder), folder, [kind]))
+        where = _where(folder, kind)
         told = measuring.read_span(where)
         for number in CHEATED:
             for name, rounds in _cheated(where, told.replay, number):
@@ -278,44 +318,40 @@ def _payload(blob: Path) -> bytes:
 
 
 def tables(rows: Sequence[dict[str, Any]]) -> str:
-    """For people: both tables, a column for each kind."""
+    """For people: errors of machines and of cheats, fingerprints of both, a column a kind."""
     kinds = [kind for kind in KINDS if any(row["kind"] == kind for row in rows)]
-    pairs = [(maker, other) for maker in MAKERS for other in CLASSES]
-    tried = [(cheat, number) for cheat in ("honest", *CHEATS) for number in CHEATED]
-    return "\n\n".join(
-        (
-            _table(rows, kinds, ("maker", "repeated"), pairs, "made on | repeated on", ".1e"),
-            _table(rows, kinds, ("cheat", "round"), tried, "cheat | round", ".2f"),
-        )
+    pair = ("maker", "repeated")
+    made = (
+        ("Errors", _table(rows, kinds, pair, "rounds")),
+        ("Errors of cheats", _table(rows, kinds, ("cheat", "round"), "ours")),
+        ("Fingerprints, of each round", _table(rows, kinds, pair, "shown")),
+        ("Guesses at them", _table(rows, kinds, ("guess",), "shown")),
+        ("Fingerprints of the first steps", _table(rows, kinds, pair, "trial")),
+        ("Guesses at them", _table(rows, kinds, ("guess",), "trial")),
     )
+    return "\n\n".join(f"{title}\n\n{table}" for title, table in made if table)
 
 
 def _table(
-    rows: Sequence[dict[str, Any]],
-    kinds: Sequence[str],
-    keys: tuple[str, str],
-    wanted: Sequence[tuple[Any, Any]],
-    head: str,
-    form: str,
+    rows: Sequence[dict[str, Any]], kinds: Sequence[str], keys: Sequence[str], what: str
 ) -> str:
-    lines = [f"| {head} | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 2) + "|"]
-    for first, second in wanted:
-        found = {
-            row["kind"]: row
-            for row in rows
-            if (row.get(keys[0]), row.get(keys[1])) == (first, second)
-        }
-        if found:
-            cells = [_cell(found.get(kind), form) for kind in kinds]
-            lines.append(f"| {first} | {second} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    """What rows have of ``what``; a line for all that have the same ``keys``; "": none have it."""
+    lines = [f"| {' | '.join([*keys, *kinds])} |", "|---" * (len(keys) + len(kinds)) + "|"]
+    found: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in rows:
+        if what in row and keys[0] in row:
+            line = found.setdefault(tuple(str(row[key]) for key in keys), {})
+            line[row["kind"]] = _cell(row, what)
+    for key, cells in found.items():
+        lines.append(f"| {' | '.join([*key, *(cells.get(kind, '–') for kind in kinds)])} |")
+    return "\n".join(lines) if found else ""
 
 
-def _cell(row: dict[str, Any] | None, form: str) -> str:
-    if row is None:
-        return "–"
-    error = "0" if row["ours"] == 0 else format(row["ours"], form)
-    return error if row["overlap"] is None else f"{error} / {row['overlap']:.3f}"
+def _cell(row: dict[str, Any], what: str) -> str:
+    numbers = row[what] if isinstance(row[what], Sequence) else [row[what]]
+    text = ", ".join(f"{number:.2g}" for number in numbers) if any(numbers) else "0"
+    overlap = row.get("overlap") if what in ("ours", "rounds") else None
+    return text if overlap is None else f"{text} ({100 * overlap:.1f} %)"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -329,8 +365,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all rows")
     parser.add_argument("--kinds", default=",".join(KINDS), metavar="LIST", help="of work")
-    parser.add_argument("--only", choices=("machines", "cheats"), help="one of the two tables")
-    parser.add_argument("--quick", action="store_true", help="one kind, and cheats alone")
+    parser.add_argument("--only", choices=("machines", "cheats", "guesses"), help="one part")
+    parser.add_argument("--quick", action="store_true", help="one kind, without machines")
     parser.add_argument("--record", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--bf16", action="store_true", help=argparse.SUPPRESS)
@@ -345,9 +381,11 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"unknown kinds {unknown}; there are {', '.join(KINDS)}")
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        if options.only != "machines":
+        if options.only in (None, "cheats"):
             rows += cheats(Path(folder) / "cheats", kinds)
-        if options.only != "cheats" and not options.quick:
+        if options.only in (None, "guesses"):
+            rows += guesses(Path(folder) / "guesses", kinds)
+        if options.only == "machines" or (options.only is None and not options.quick):
             rows += machines(Path(folder), kinds)
     if options.json is not None:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")

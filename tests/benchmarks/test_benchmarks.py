@@ -10,6 +10,7 @@ import pytest
 
 from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.fold.shares import apply
+from artel.protocol.fingerprints import TRIAL_APART
 from benchmark_world import ROOT, called, rows_of, run
 from benchmarks.ledger_entries import NODES, PER_ROUND, Run
 
@@ -154,3 +155,20 @@ def test_two_trees_are_measured_in_turns_and_compared(tmp_path: Path) -> None:
     done = run("against", str(tmp_path), "--turns", "1", *quick)
     assert done.returncode == 2
     assert "has no benchmarks/codec.py" in done.stderr
+
+
+@pytest.mark.slow
+def test_guesses_at_fingerprints_are_further_off_than_what_is_accepted(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    arguments = ["--only", "guesses", "--kinds", "muon int4", "--json", str(file)]
+    done = run("replay", *arguments, timeout=580)
+    assert done.returncode == 0, done.stderr
+    rows = {row["guess"]: row for row in rows_of(file)}
+    assert all(row["guess"] in done.stdout for row in rows.values())
+    shown = [row["ours"] for row in rows.values() if "shown" in row]
+    assert min(shown) > 0.4, "what is accepted of an audited round is at most that"
+    # Who has made more and more of the steps comes nearer and nearer.
+    trial = [row["trial"] for row in rows.values() if "trial" in row]
+    assert len(trial) == 8
+    assert trial[-3] > trial[-2] > trial[-1] > 0.1
+    assert min(trial[:-3]) > TRIAL_APART

@@ -64,3 +64,7 @@ def test_quick_codec_measures_every_codec(tmp_path: Path) -> None:
     assert sparse["bits_per_parameter"] < 0.75 * sparse["baseline_bits_per_parameter"]
     # As good as two bits can be, with a third fewer bits for the places.
     assert sparse["relative_error_first"] < 1.01 * sparse["baseline_relative_error_first"]
+    for name in ("int4", "sparse 64"):
+        row = rows[f"{name}: centered_clip of 8"]
+        assert row["baseline_is"] == "mean"
+        assert 1 < row["ratio"] <= row["ratios"][1], "it does what the mean does, and more"
