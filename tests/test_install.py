@@ -150,18 +150,6 @@ def test_a_light_client_audits_over_http(absent: list[str], home: Path, tmp_path
             assert (done.returncode, done.stderr) == (EXIT_OK, ""), arguments
 
 
-def test_a_light_client_backs_up_keys(absent: list[str], tmp_path: Path) -> None:
-    (tmp_path / "words").write_text("four random words here\n")
-    common = ("--passphrase-file", "words", "--home")
-    for arguments in (
-        ("new", "--home", "h"),
-        ("backup", "-o", "b.pem", *common, "h"),
-        ("restore", "b.pem", *common, "other"),
-    ):
-        done = light(absent, "ledger", "key", *arguments, cwd=tmp_path)
-        assert (done.returncode, done.stderr) == (EXIT_OK, ""), arguments
-
-
 @pytest.fixture(scope="module")
 def run_file(absent: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")

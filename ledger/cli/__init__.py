@@ -14,14 +14,13 @@ from artel.protocol import commandline
 COMMANDS = {
     "totals": ("status", "shares"),
     "mine": ("me",),
-    "reading": ("log", "show", "explain"),
+    "reading": ("log", "explain"),
     "proving": ("prove", "verify"),
     "checking": ("audit",),
     "rechecking": ("recheck", "accuse"),
     "comparing": ("compare",),
     "statements": ("admit", "dispute", "transfer", "rule", "alias", "split_view"),
     "keys": ("key",),
-    "exporting": ("export",),
     "mirroring": ("mirror", "restore"),
 }
 """The modules of this package, and what each of them adds."""

@@ -1,21 +1,26 @@
-"""``artel ledger key``: make, replace, recover and back up the keys of an account."""
+"""``artel ledger key``: make, replace and recover the key of an account."""
 
 from __future__ import annotations
 
-import getpass
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from artel.ledger.cli.meant import read
-from artel.ledger.cli.opening import DEFAULT_HOME, Home, KeyFile, LedgerOptions, key_path
+from artel.ledger.cli.meant import account_named
+from artel.ledger.cli.opening import DEFAULT_HOME, Home, KeyFile, SigningOptions, key_path
+from artel.ledger.cli.sending import send
 from artel.protocol import commandline
 from artel.protocol.commandline import AsJson, File, show
-from artel.protocol.errors import ArtelError, CheckFailed, UsageError
+from artel.protocol.errors import EXIT_OK, CheckFailed
 from artel.protocol.paths import expanded
+
+if TYPE_CHECKING:
+    from artel.ledger.entries.fold_state import Account
+    from artel.ledger.sync.client import LedgerView
+    from artel.protocol.identity import Identity
 
 Key = Annotated[KeyFile, Parameter(name="--key")]
 PUBLIC = """\
@@ -25,18 +30,6 @@ that a key is yours can read what it earned. Use a fresh key for each run to kee
 
 
 key = commandline.group("key", "The key of an account.", None)
-for _name in ("rotate", "recover"):
-    key.command(f"artel.ledger.cli.rotation:{_name}", name=_name)
-
-PassphraseFile = Annotated[
-    File | None,
-    Parameter(
-        help="read the passphrase from the first line of a file; otherwise you are asked",
-    ),
-]
-
-
-# --- made here ------------------------------------------------------------------------------------
 
 
 @key.command(name="new")
@@ -84,134 +77,121 @@ def _new(facts: dict[str, Any], kept: str) -> Iterator[str]:
     yield f"\n{PUBLIC}"
 
 
-@key.command(name="show")
-def show_key(*, file: Key = None, ledger: LedgerOptions = LedgerOptions()) -> int:
-    """Which account a key speaks for.
+# --- another key, whenever the power fails --------------------------------------------------------
 
-    example: artel ledger key show --home DIR
+
+@key.command
+def rotate(*, ledger: SigningOptions = SigningOptions()) -> int:
+    """Replace the account's key, for example because somebody may have seen it.
+
+    Finishes what a run that was cut off began.
+
+    example: artel ledger key rotate --home DIR
     """
     from artel.ledger.store import keyfiles
     from artel.ledger.sync.saying import speaker
     from artel.protocol import identity
 
-    path = key_path(file, ledger.folder)
-    owner = identity.load(path)
-    facts: dict[str, Any] = {
-        "key": owner.key,
-        "file": str(path),
-        "unfinished_rotation": keyfiles.next_file(path).exists(),
-        "retired": [str(old) for old in keyfiles.retired(path)],
-        "account": None,
-        "as_of": None,
-    }
-    why = ""
-    try:
-        with ledger.opened() as view:
-            facts["as_of"] = view.log.size
-            name, account = speaker(view, owner, path)
-            facts |= {
-                "account": name,
-                "recovery": account.recovery,
-                "changes": account.seq,
-                "nodes": view.state.nodes_of(name),
-            }
-    except ArtelError as error:  # the key can be shown without any ledger
-        why = error.message
-    return ledger.show(facts, _show(facts, why, keyfiles.next_file(path)))
-
-
-def _show(facts: dict[str, Any], why: str, following: Path) -> Iterator[str]:
-    yield f"key      {facts['key']}\nfile     {facts['file']}"
-    if facts["account"] is None:
-        yield f"account  not known: {why}"
-    else:
-        yield f"account  {facts['account']}, as of checkpoint {facts['as_of']}"
-        yield f"recovery {'registered' if facts['recovery'] else 'none: see key new --recovery'}"
-        for node in facts["nodes"]:
-            yield f"node     {node}"
-    if facts["unfinished_rotation"]:
-        yield f"a change of keys was begun: {following}; finish it with key rotate"
-
-
-# --- backups --------------------------------------------------------------------------------------
+    path = ledger.key_file
+    with keyfiles.locked(path.parent), ledger.opened() as view:
+        if _finished(ledger, view, path):
+            return EXIT_OK
+        owner = identity.load(path)
+        following = keyfiles.next_file(path)
+        if following.exists() and owner.key not in view.state.keys:
+            raise CheckFailed(
+                f"as of checkpoint {view.log.size}, the ledger knows neither {path}"
+                f" nor {following}",
+                "try again when this copy of the ledger is newer, or read another with --from",
+            )
+        name, account = speaker(view, owner, path)
+        return _replace(ledger, view, path, owner, name, account)
 
 
 @key.command
-def backup(
+def recover(
     *,
-    output: Annotated[File, Parameter(name=("-o", "--output"))],
-    home: Home = DEFAULT_HOME,
-    file: Key = None,
-    passphrase_file: PassphraseFile = None,
-    as_json: AsJson = False,
+    recovery_key: File,
+    account: Annotated[str | None, Parameter(metavar="ACCOUNT")] = None,
+    ledger: SigningOptions = SigningOptions(),
 ) -> int:
-    """Write the account's key into a file that is encrypted with a passphrase.
+    """Replace a lost or stolen account key with the help of the recovery key.
 
-    example: artel ledger key backup -o account-backup.pem
+    example: artel ledger key recover --recovery-key /media/usb/recovery.key
+
+    :param recovery_key: recovery.key
+    :param account: needed when several accounts have this recovery key
     """
+    from artel.ledger.store import keyfiles
+    from artel.ledger.sync.saying import recovered
+    from artel.protocol import identity
+
+    path = ledger.key_file
+    recovery = identity.load(expanded(recovery_key))
+    with keyfiles.locked(path.parent), ledger.opened() as view:
+        if _finished(ledger, view, path):
+            return EXIT_OK
+        name = recovered(view, recovery, account and account_named(view, account))
+        return _replace(ledger, view, path, recovery, name, view.state.accounts[name])
+
+
+def _replace(
+    ledger: SigningOptions,
+    view: LedgerView,
+    path: Path,
+    signer: Identity,
+    name: str,
+    account: Account,
+) -> int:
+    """Give the account a new key; a run that was cut off made the same entry with the same key."""
+    from artel.ledger import entries
+    from artel.ledger.store import keyfiles
+
+    # Once there is a recovery key, only itself can name another one; "" keeps it.
+    ours = keyfiles.recovery_of(path.parent)
+    free = not account.recovery or signer.key != account.key
+    recovery = ours if free and ours != account.recovery else ""
+    saying = f"account {name[:12]} changes its key"
+    fields: dict[str, Any] = {"account": name, "seq": account.seq + 1, "recovery": recovery}
+    with keyfiles.replacing(path) as fresh:
+        send(ledger, view, saying, entries.key_rotated(signer, fresh, view.state.run, **fields))
+    _report(ledger, path, name, bool(recovery or account.recovery))
+    if not free and ours not in ("", account.recovery):
+        print(
+            f"{path.parent / keyfiles.RECOVERY_PUB} is not the recovery key that the ledger has; "
+            "only that one can name\nanother: artel ledger key recover --recovery-key OLD",
+            file=sys.stderr,
+        )
+    return EXIT_OK
+
+
+def _finished(ledger: SigningOptions, view: LedgerView, path: Path) -> bool:
+    """Finish what an earlier run began, if the ledger has the new key already."""
     from artel.ledger.store import keyfiles
     from artel.protocol import identity
 
-    path, copy = key_path(file, expanded(home)), expanded(output)
-    owner = identity.load(path)
-    if copy.exists():
-        raise UsageError(f"{copy} exists", "name another file; no backup is ever overwritten")
-    passphrase = _passphrase(passphrase_file, twice=True)
-    keyfiles.write_new(copy, keyfiles.encrypt(owner, passphrase))
-    if keyfiles.decrypt(copy.read_bytes(), passphrase) != owner:
-        raise CheckFailed(f"{copy} reads back differently", "test this machine's memory and disk")
-    return show(
-        {"file": str(copy), "key": owner.key},
-        (
-            f"wrote the key {owner.key[:12]}… to {copy}, encrypted, and read it back",
-            "keep it and the passphrase on another machine; both together are the account",
-        ),
-        as_json=as_json,
-    )
+    following = keyfiles.next_file(path)
+    if not following.exists():
+        return False
+    fresh = identity.load(following)
+    name = view.state.keys.get(fresh.key)
+    if name is None:
+        return False
+    keyfiles.take_over(path)
+    facts = {"account": name, "key": fresh.key, "finished": True}
+    ledger.show(facts, ["the ledger has the new key since an earlier run of this command"])
+    _report(ledger, path, name, bool(view.state.accounts[name].recovery))
+    return True
 
 
-@key.command
-def restore(
-    backup: File,
-    /,
-    *,
-    home: Home = DEFAULT_HOME,
-    file: Key = None,
-    passphrase_file: PassphraseFile = None,
-    as_json: AsJson = False,
-) -> int:
-    """Read an account's key out of a backup.
-
-    example: artel ledger key restore account-backup.pem --home DIR
-
-    :param backup: what `key backup` wrote
-    """
+def _report(ledger: SigningOptions, path: Path, name: str, recoverable: bool) -> None:
     from artel.ledger.store import keyfiles
 
-    path = key_path(file, expanded(home))
-    data = read(expanded(backup), keyfiles.MAX_BACKUP_BYTES)
-    with keyfiles.locked(path.parent):
-        if path.exists():
-            raise UsageError(
-                f"{path} exists, and no key is ever overwritten",
-                "move it to a safe place first, or name another file with --key",
-            )
-        owner = keyfiles.decrypt(data, _passphrase(passphrase_file, twice=False))
-        keyfiles.write(path, owner)
-    said = f"wrote the key {owner.key[:12]}… to {path}"
-    return show({"file": str(path), "key": owner.key}, [said], as_json=as_json)
-
-
-def _passphrase(file: Path | None, *, twice: bool) -> str:
-    """From a file, or from a person, whom nobody sees typing it."""
-    if file is not None:
-        try:
-            return read(expanded(file)).partition(b"\n")[0].decode().rstrip("\r")
-        except UnicodeError:
-            raise UsageError(f"{file} is not UTF-8 text") from None
-    if not sys.stdin.isatty():
-        raise UsageError("nobody is there to ask for a passphrase", "add --passphrase-file FILE")
-    first = getpass.getpass("passphrase: ")
-    if twice and getpass.getpass("once more: ") != first:
-        raise UsageError("the two passphrases differ", "try again")
-    return first
+    if ledger.as_json:
+        return
+    print(f"{path} holds the new key of account {name[:12]}")
+    for old in keyfiles.retired(path)[-1:]:
+        print(f"the last one before it is kept in {old}; it speaks for nobody any more")
+    if not recoverable:
+        print("there is no recovery key: see artel ledger key new --recovery")
+    print("a node that runs goes on as it is; keep a copy of the new key elsewhere")

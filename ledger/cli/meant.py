@@ -98,64 +98,35 @@ def contribution_of(view: LedgerView, wanted: str) -> tuple[int, str]:
 # --- accounts -------------------------------------------------------------------------------------
 
 AccountName = Annotated[str | None, Parameter(metavar="KEY")]
-NodeName = Annotated[str | None, Parameter(metavar="PEER")]
 
 
-def account_named(view: LedgerView, wanted: str) -> str:
-    """The account that a person means by its name, present key, the beginning of either, or alias.
+def account_named(view: LedgerView, wanted: str, least: int = 8) -> str:
+    """The account that a person means by its name or its present key, or the beginning of either.
 
+    Not by an alias: nobody signs a holder's table of these, and another account can bear the same.
+
+    :param least: digits that are needed; nobody finds another key that begins with the same 16
     :raises UsageError: when it is none or several
     """
-    found = _by_key(view, wanted, 8)
-    if not found:
-        found = {name for name, (alias, _) in view.aliases.items() if alias == wanted}
-        found &= view.state.accounts.keys()
-    return _only(found, wanted)
-
-
-def receiver_named(view: LedgerView, wanted: str) -> str:
-    """The account that is to be given something: as :func:`account_named`, but by no alias.
-
-    Nobody signs a holder's table of aliases, and another account can bear the same one. Of a key
-    16 digits or more: nobody finds another key that begins with them.
-
-    :raises UsageError: when it is none or several
-    """
-    return _only(_by_key(view, wanted, 16), wanted)
-
-
-def _by_key(view: LedgerView, wanted: str, least: int) -> set[str]:
     low = wanted.lower()
-    if low in view.state.accounts:
-        return {low}
-    return view.state.accounts_like(low) if len(low) >= least else set()
-
-
-def _only(found: set[str], wanted: str) -> str:
+    found = {low} & view.state.accounts.keys()
+    if not found and len(low) >= least:
+        found = view.state.accounts_like(low)
     if len(found) == 1:
         return found.pop()
     raise UsageError(
         f"{'several accounts are' if found else 'no account is'} called {wanted[:64]!r}",
-        "give its name, or 8 or more of its key's 64 digits: see artel ledger shares --json",
+        f"give {least} or more of its key's 64 digits: see artel ledger shares --json",
     )
 
 
-def account_of(view: LedgerView, home: Path, account: str | None, node: str | None = None) -> str:
+def account_of(view: LedgerView, home: Path, account: str | None) -> str:
     """The account that is meant: the one that is named, or else the one of this home.
 
-    :param account: its key, its start, or its name
-    :param node: the peer id of one of its nodes, or its end
+    :param account: its key, or its start
     :raises UsageError: when it is none, or there is no key in the home
     """
-    if account:
-        return account_named(view, account)
-    if node:
-        found = {peer for peer in view.state.nodes if peer.endswith(node)}
-        if len(found) != 1:
-            many = "several nodes have" if found else "no node has"
-            raise UsageError(f"{many} a peer id that ends in {node[:64]}", "give all of it")
-        return view.state.nodes[found.pop()]
-    return _home_account(view, home)
+    return account_named(view, account) if account else _home_account(view, home)
 
 
 def _home_account(view: LedgerView, home: Path) -> str:

@@ -7,11 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from artel.ledger.cli.meant import AccountName, NodeName, account_of, peer_of
+from artel.ledger.cli.meant import AccountName, account_of, peer_of
 from artel.ledger.cli.opening import LedgerOptions
-from artel.ledger.cli.totals import proven_share
 from artel.protocol.commandline import Count, Table
-from artel.protocol.errors import CheckFailed, UsageError
+from artel.protocol.errors import CheckFailed
 
 if TYPE_CHECKING:
     from artel.ledger.entries.fold_state import FoldState
@@ -28,34 +27,23 @@ AUDITS_SHOWN = 10
 def me(
     *,
     account: AccountName = None,
-    node: NodeName = None,
     limit: Count = 10,
-    proven: bool = False,
     ledger: LedgerOptions = LedgerOptions(),
 ) -> int:
     """What your work counts for, and what is missing.
 
     example: artel ledger me --home node-1
 
-    :param account: another account: its key, 8 or more digits of it, or its name
-    :param node: the account of this node: its peer id, or the end of it
+    :param account: another account: its key, or 8 or more digits of it
     :param limit: list the last N contributions, 0 for all
-    :param proven: only the share, as shares --account KEY proves it; with --from without reading
-        the whole ledger: the account is then that of the first key that is here
     """
     from artel.ledger.fold import claims as own
 
-    if account and node:
-        raise UsageError("either --account or --node", "leave one of them out")
-    if node and proven:
-        raise UsageError("either --node or --proven", "name the account with --account KEY")
-    if proven:
-        return proven_share(account, ledger)
-    home, named = ledger.folder, bool(account or node)
+    home, named = ledger.folder, bool(account)
     with ledger.opened() as view:
         if not view.log.size:
             raise CheckFailed("the ledger is still empty", "the coordinator has not begun it yet")
-        account = account_of(view, home, account, node)
+        account = account_of(view, home, account)
         claims: list[Claim] = [] if named else own.read(home)
         peer = "" if named else peer_of(home)
         if not account and not claims:

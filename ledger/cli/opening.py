@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,8 +31,8 @@ At = Annotated[Count | None, Parameter(help="as it was after the first N entries
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class SourceOptions:
-    """A ledger that may be read from elsewhere than a home."""
+class LedgerOptions:
+    """A ledger in a home, or elsewhere."""
 
     source: Annotated[
         str | None,
@@ -44,14 +44,17 @@ class SourceOptions:
         ),
     ] = None
     run: Annotated[RunId, Parameter(help="run id that the ledger has to have")] = ""
-    no_cache: Annotated[bool, Parameter(help="with --from: fetch and check everything again")] = (
-        False
-    )
+    home: Home = DEFAULT_HOME
     as_json: AsJson = False
 
+    @property
+    def folder(self) -> Path:
+        """The home: whose ledger is read, and with ``--from`` whose keys are meant."""
+        return expanded(self.home)
+
     @contextmanager
-    def opened_or(self, home: Path) -> Iterator[LedgerView]:
-        """The ledger of ``--from``, or else of a home, verified as far as ``View`` says.
+    def opened(self) -> Iterator[LedgerView]:
+        """The ledger of ``--from``, or else of the home, verified as far as ``View`` says.
 
         :raises UsageError: there is none, or the target cannot be understood
         :raises CheckFailed: it does not hold
@@ -60,20 +63,20 @@ class SourceOptions:
         from artel.ledger.sync import client
 
         if self.source is None:
-            with client.home_view(home) as view:
+            with client.home_view(self.folder) as view:
                 if self.run and view.log.size and view.log.genesis.run != self.run:
                     raise UsageError(f"{view.where} holds run {view.log.genesis.run[:12]}…")
                 yield view
             return
-        with holding(self.source) as (holder, named):
-            if self.run and named and self.run != named:
-                raise UsageError("the invite and --run name different runs")
-            with client.remote_view(holder, self.run or named, caching=not self.no_cache) as view:
-                behind = f"behind: checkpoint {view.seen:,} of it was read here before"
-                for said in (view.trust, behind if view.seen else ""):
-                    if said and not self.as_json:
-                        print(said, file=sys.stderr)
-                yield view
+        with (
+            holding(self.source, self.run) as (holder, run),
+            client.remote_view(holder, run) as view,
+        ):
+            behind = f"behind: checkpoint {view.seen:,} of it was read here before"
+            for said in (view.trust, behind if view.seen else ""):
+                if said and not self.as_json:
+                    print(said, file=sys.stderr)
+            yield view
 
     def show(self, facts: Any, lines: Iterable[str | Table]) -> int:
         """As :func:`artel.protocol.commandline.show`."""
@@ -82,32 +85,7 @@ class SourceOptions:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class LedgerOptions(SourceOptions):
-    """A ledger in a home, or elsewhere."""
-
-    home: Home = DEFAULT_HOME
-
-    @property
-    def folder(self) -> Path:
-        """The home: whose ledger is read, and with ``--from`` whose keys are meant."""
-        return expanded(self.home)
-
-    def opened(self) -> AbstractContextManager[LedgerView]:
-        """As :meth:`opened_or`."""
-        return self.opened_or(self.home)
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class StatementOptions(LedgerOptions):
-    """A ledger that something is to be said to."""
-
-    dry_run: Annotated[bool, Parameter(help="print the statement and send nothing")] = False
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class SigningOptions(StatementOptions):
+class SigningOptions(LedgerOptions):
     """A ledger, and whose key signs what is said to it."""
 
     key: KeyFile = None
@@ -126,12 +104,17 @@ def key_path(key: Path | None, home: Path) -> Path:
 
 
 @contextmanager
-def holding(target: str) -> Iterator[tuple[Holder, str]]:
-    """Whoever a person names, and the run id of an invite."""
+def holding(target: str, run: str = "") -> Iterator[tuple[Holder, str]]:
+    """Whoever a person names, and the run id of an invite or of ``--run``.
+
+    :raises UsageError: they name different runs
+    """
     from artel.ledger.sync.holding import hold
 
-    holder, run = hold(target)
+    holder, named = hold(target)
     try:
-        yield holder, run
+        if run and named and run != named:
+            raise UsageError("the invite and --run name different runs")
+        yield holder, run or named
     finally:
         holder.close()

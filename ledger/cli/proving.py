@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from artel.ledger.cli.meant import EntryName, index_of, quote, read
+from artel.ledger.cli.meant import AccountName, EntryName, account_of, index_of, quote, read
 from artel.ledger.cli.opening import DEFAULT_HOME, LedgerOptions
 from artel.protocol import options
 from artel.protocol.commandline import (
@@ -39,44 +39,60 @@ if TYPE_CHECKING:
 
 
 def prove(
-    entry: EntryName,
+    entry: EntryName | None = None,
     /,
     *,
+    account: AccountName = None,
     output: Annotated[File | None, Parameter(name="-o")] = None,
     ledger: LedgerOptions = LedgerOptions(),
 ) -> int:
-    """Write a proof of an entry that anybody can check offline.
+    """Write a proof of an entry that anybody can check offline; without an entry, of each that an
+    account's credit comes from, to keep.
 
     example: artel ledger prove 17
 
+    :param account: whose credit; otherwise that of HOME/account.key
     :param output: the proof, otherwise entry-INDEX.tlog-proof; the entry's bytes go beside it, with
         the ending .json, and the document that it names if it does with .document.json; what exists
-        is replaced
+        is replaced. Without an entry: the folder for all of them, otherwise proofs
     """
     from artel.ledger.fold import labels
-    from artel.ledger.sync.export import write_proof
+    from artel.ledger.sync.export import grounds, write_proof
     from artel.ledger.sync.offline import PROOF_SUFFIX
 
     with ledger.opened() as view:
-        index = index_of(view, entry)
-        made = write_proof(view, index, output or Path(f"entry-{index}{PROOF_SUFFIX}"))
+        folder = Path()
+        if entry is not None:
+            wanted = [index_of(view, entry)]
+        else:
+            folder, output = output or Path("proofs"), None
+            name = account_of(view, ledger.folder, account)
+            if not name:
+                raise CheckFailed(
+                    f"as of checkpoint {view.log.size}, {ledger.folder} has the key of no account",
+                    "say whose proofs: --account KEY",
+                )
+            wanted = grounds(view, name)
+        made = [
+            write_proof(view, index, output or folder / f"entry-{index}{PROOF_SUFFIX}")
+            for index in wanted
+        ]
         size, needed, run = view.log.size, view.needed, view.state.run
-        policy = view.finality.policy if made.final else []
-    command = shlex.join(["artel", "ledger", "verify", str(made.proof), str(made.entry), *policy])
-    facts = {"index": index, "run": run, "proof": str(made.proof), "entry": str(made.entry)}
-    facts |= {"checkpoint": made.size, "final": made.final, "as_of": size, "verify": command}
-    return ledger.show(
-        facts,
-        (
-            f"{made.proof}  that entry {index} is in the ledger, as of checkpoint {made.size:,}",
-            f"{made.entry}  the entry, byte for byte"
-            + (f"; what it names is in {made.document}" if made.document is not None else ""),
-            f"final: the proof carries {needed} or more cosignatures"
-            if made.final
-            else f"{labels.pending(needed)}; prove it again later for a proof with cosignatures",
-            f"\ncheck it offline, anywhere:\n  {command}",
-        ),
-    )
+        policy = view.finality.policy
+    last = next((each for each in reversed(made) if each.final), made[-1])
+    words = ["artel", "ledger", "verify", str(last.proof), str(last.entry)]
+    command = shlex.join([*words, *(policy if last.final else [])])
+    facts: dict[str, Any] = {"run": run, "as_of": size, "verify": command, "proofs": made}
+    final = sum(each.final for each in made)
+    standing = f"{final} of {len(made)} final, with {needed} or more cosignatures"
+    if not final:
+        standing = f"{labels.pending(needed)}; prove it again later for a proof with cosignatures"
+    shown = [f"{last.proof}  that entry {last.index} is in the ledger", f"{last.entry}  the entry"]
+    if last.document is not None:
+        shown.append(f"{last.document}  what it names")
+    if entry is None:
+        shown = [f"wrote {len(made)} proofs and their entries to {folder}"]
+    return ledger.show(facts, (*shown, standing, f"\ncheck it offline, anywhere:\n  {command}"))
 
 
 # --- verify ---------------------------------------------------------------------------------------

@@ -8,42 +8,52 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from artel.ledger.cli import sending
-from artel.ledger.cli.opening import DEFAULT_HOME, SourceOptions, StatementOptions
+from artel.ledger.cli.opening import LedgerOptions
 from artel.protocol import options
 from artel.protocol.commandline import value, values
 from artel.protocol.errors import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, UsageError
 from artel.protocol.paths import expanded
+
+Also = Annotated[
+    tuple[Path, ...],
+    values(
+        options.path,
+        "DIR",
+        help="further homes whose content stores are read; may be given several times",
+    ),
+]
+
+
+def _homes(ledger: LedgerOptions, also: tuple[Path, ...]) -> list[Path]:
+    return [ledger.folder, *map(expanded, also)]
 
 
 def recheck(
     number: Annotated[int, value(options.whole(0, 10**15), "ROUND")],
     /,
     *,
-    home: Annotated[tuple[Path, ...], values(options.path, "DIR")] = (DEFAULT_HOME,),
-    ledger: SourceOptions = SourceOptions(),
+    also: Also = (),
+    ledger: LedgerOptions = LedgerOptions(),
 ) -> int:
     """Recompute the slices of a sharded round from what its nodes published.
 
     The blobs of a round lie in the homes of its nodes for some rounds. What one of them lacks
-    another may have: name as many homes as there are. Exit code 1 when a slice is wrong, 4 when
+    another may have: name further homes with --also. Exit code 1 when a slice is wrong, 4 when
     none could be checked.
 
-    example: artel ledger recheck 17 --home node-1 --home node-2
+    example: artel ledger recheck 17 --home node-1 --also node-2
 
     :param number: of the round, from 0
-    :param home: of a node or a coordinator whose content store is read; may be given several times,
-        and the ledger is read from the first
     """
     from artel.ledger.entries import words as text
     from artel.ledger.fold import recheck
 
-    homes = [expanded(folder) for folder in home]
     found: list[recheck.Checked] = []
-    with ledger.opened_or(homes[0]) as view:
+    with ledger.opened() as view:
         size = view.log.size
         if not size:
             raise UsageError("the ledger is still empty")
-        for checked in recheck.recheck(view.history, number, homes):
+        for checked in recheck.recheck(view.history, number, _homes(ledger, also)):
             found.append(checked)
             if not ledger.as_json:
                 print(checked.line(), flush=True)
@@ -65,8 +75,8 @@ def accuse(
     number: Annotated[int, value(options.whole(1, 10**15), "STATE")],
     /,
     *,
-    also: Annotated[tuple[Path, ...], values(options.path, "DIR")] = (),
-    ledger: StatementOptions = StatementOptions(),
+    also: Also = (),
+    ledger: LedgerOptions = LedgerOptions(),
 ) -> int:
     """Call an agreed state wrong, when it does not come out of what was contributed.
 
@@ -77,7 +87,6 @@ def accuse(
     example: artel ledger accuse 17 --home node-1 --also node-2
 
     :param number: of the state, from 1
-    :param also: further homes whose content stores are read; may be given several times
     """
     from artel.ledger import entries
     from artel.ledger.entries.anchors import anchor_of, oldest_anchor
@@ -93,7 +102,7 @@ def accuse(
                 f"state {number:,} cannot be called wrong",
                 f"states {first:,} to {fold.round:,} can, the newest of this ledger",
             )
-        root = right_root(view.history, number, [ledger.folder, *map(expanded, also)])
+        root = right_root(view.history, number, _homes(ledger, also))
         if root == fold.states[number]:
             facts = {"state": number, "root": root, "right": True}
             return ledger.show(facts, [f"state {number:,} is right; nothing was sent"])

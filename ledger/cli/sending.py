@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from artel.ledger.cli.opening import SigningOptions, StatementOptions
+from artel.ledger.cli.opening import LedgerOptions, SigningOptions
 from artel.protocol.errors import EXIT_OK, UsageError
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def stated(ledger: SigningOptions, schema: type[Body], make: Make) -> int:
     return EXIT_OK
 
 
-def send(ledger: StatementOptions, view: LedgerView, saying: str, envelope: Envelope) -> None:
+def send(ledger: LedgerOptions, view: LedgerView, saying: str, envelope: Envelope) -> None:
     """Say what is about to happen, check it here, hand it in, and say where it stands.
 
     :param saying: what the statement does, a sentence for a person
@@ -48,11 +47,7 @@ def send(ledger: StatementOptions, view: LedgerView, saying: str, envelope: Enve
     from artel.ledger.sync.saying import hand_in, require_effect
 
     entry = entries.decode(envelope.encode())
-    body = entry.body.to_dict()
     require_effect(view, entry)
-    if ledger.dry_run:
-        dry_run(ledger, saying, body)
-        return
     if not ledger.as_json:
         print(saying, flush=True)
     index, note = hand_in(view, envelope)
@@ -60,7 +55,7 @@ def send(ledger: StatementOptions, view: LedgerView, saying: str, envelope: Enve
         "run": view.state.run,
         "index": index,
         "id": entry.id,
-        "statement": body,
+        "statement": entry.body.to_dict(),
         "signers": list(envelope.signers),
         "final": False,
         "witnesses": view.needed,
@@ -69,18 +64,12 @@ def send(ledger: StatementOptions, view: LedgerView, saying: str, envelope: Enve
     ledger.show(facts, [f"it is entry {index} of the ledger, {labels.pending(view.needed)}"])
 
 
-def dry_run(ledger: StatementOptions, saying: str, body: dict[str, Any]) -> int:
-    """Print what would be sent."""
-    shown = f"{saying}\n\n{json.dumps(body, indent=2)}\n\nnothing was sent (--dry-run)"
-    return ledger.show({"dry_run": True, "statement": body}, [shown])
-
-
-def ask(ledger: StatementOptions, question: str, yes: bool) -> None:
-    """Ask a person; with --yes, or for a dry run, nobody is asked.
+def ask(question: str, yes: bool) -> None:
+    """Ask a person; with --yes nobody is asked.
 
     :raises UsageError: when the answer is no, or there is nobody to ask
     """
-    if yes or ledger.dry_run:
+    if yes:
         return
     if not sys.stdin.isatty():
         raise UsageError("this has to be agreed to, and nobody is there to ask", "add --yes")

@@ -1,7 +1,7 @@
 """``artel ledger admit | dispute | transfer | rule | alias | split-view``: signed statements.
 
 Each command says what it is about to do, signs with the account's key, hands the entry in and
-prints where it stands in the ledger. ``--dry-run`` sends nothing.
+prints where it stands in the ledger.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from artel.ledger.cli import sending
-from artel.ledger.cli.meant import contribution_of, digest_of, read, receiver_named
-from artel.ledger.cli.opening import SigningOptions, StatementOptions
+from artel.ledger.cli.meant import account_named, contribution_of, digest_of, read
+from artel.ledger.cli.opening import LedgerOptions, SigningOptions
 from artel.protocol import options
 from artel.protocol.commandline import Count, File, value, values
 from artel.protocol.errors import EXIT_OK, ArtelError, UsageError
@@ -55,7 +55,7 @@ def admit(
     /,
     *,
     key: File | None = None,
-    ledger: StatementOptions = StatementOptions(),
+    ledger: LedgerOptions = LedgerOptions(),
 ) -> int:
     """Let an account register in a run whose [trust] says admission = "list", as its organiser.
 
@@ -144,12 +144,12 @@ def transfer(
         raise UsageError("there is nothing to transfer", "give an amount of 1 or more")
 
     def make(view: LedgerView, name: str, account: Account) -> tuple[dict[str, Any], str]:
-        receiver = receiver_named(view, to)
+        receiver = account_named(view, to, 16)
         saying = (
             f"account {name[:12]} gives {amount:,} of its {account.vested:,} vested "
             f"credit to account {receiver}, for good"
         )
-        sending.ask(ledger, f"{saying}.\nGo on?", yes)
+        sending.ask(f"{saying}.\nGo on?", yes)
         return {"to": receiver, "amount": amount, "seq": account.seq + 1}, saying
 
     return sending.stated(ledger, Transfer, make)
@@ -187,7 +187,7 @@ def rule(
     key: Annotated[tuple[Path, ...], values(options.path, "FILE")],
     statement: File | None = None,
     evidence: Evidence = "",
-    ledger: StatementOptions = StatementOptions(),
+    ledger: LedgerOptions = LedgerOptions(),
 ) -> int:
     """Rule on a contribution, as an arbiter of the run.
 
@@ -227,19 +227,14 @@ def rule(
             envelope = envelope.merged(replace(earlier, signatures=entitled))
         saying = f"ruling on contribution {index}: {decision}"
         quorum = rules.ownership.arbiter_quorum
-        have = len(envelope.signers)
-        if have < quorum and ledger.dry_run:
-            saying += f"; {have} of the {quorum} arbiters that it needs have signed"
-            body = entries.decode(envelope.encode()).body.to_dict()
-            return sending.dry_run(ledger, saying, body)
-        if have < quorum:
+        if len(envelope.signers) < quorum:
             return _collect(ledger, statement, envelope, saying, quorum)
         sending.send(ledger, view, saying, envelope)
     return EXIT_OK
 
 
 def _collect(
-    ledger: StatementOptions, file: Path | None, envelope: Envelope, saying: str, quorum: int
+    ledger: LedgerOptions, file: Path | None, envelope: Envelope, saying: str, quorum: int
 ) -> int:
     """Keep a ruling that other arbiters still have to sign."""
     from artel.ledger.sync.export import write_file
@@ -298,10 +293,8 @@ def alias(
         saying = f"account {account[:12]} is no longer shown under a name"
         if not forget:
             saying = _consent(account, shown, team)
-            sending.ask(ledger, f"{saying}\nPublish it?", yes)
+            sending.ask(f"{saying}\nPublish it?", yes)
         body = {"run": view.state.run, **fields, "time": now}
-        if ledger.dry_run:
-            return sending.dry_run(ledger, saying, body)
         try:
             view.set_alias(envelope)
         except ArtelError as error:

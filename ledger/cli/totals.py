@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from artel.ledger.cli.meant import AccountName, account_of, first_key
+from cyclopts import Parameter
+
+from artel.ledger.cli.meant import AccountName
 from artel.ledger.cli.opening import At, LedgerOptions, holding
 from artel.protocol.commandline import Table, fields
-from artel.protocol.errors import UsageError
+from artel.protocol.errors import EXIT_OK, UsageError
 
 if TYPE_CHECKING:
     from artel.ledger.sync.client import LedgerView
-    from artel.ledger.sync.source import TileSource
 
 CLOCK_SKEW_S = 60
 """Clocks of witnesses may be so much ahead of ours before we say so."""
@@ -151,25 +152,34 @@ def _empty(ledger: LedgerOptions) -> int:
 
 
 def shares(
-    *, at: At = None, account: AccountName = None, ledger: LedgerOptions = LedgerOptions()
+    *,
+    at: At = None,
+    account: AccountName = None,
+    as_csv: Annotated[bool, Parameter(name="--csv")] = False,
+    ledger: LedgerOptions = LedgerOptions(),
 ) -> int:
     """Who owns how much, and from what work.
 
     example: artel ledger shares --json
 
-    :param account: only what this one has, as the newest credit root proves it; with --from
-        without reading the whole ledger
+    :param account: only what this one has, as the newest credit root proves it, without reading the
+        whole ledger; with --from
+    :param as_csv: print a table for other programs, with all work and credit of each account
     """
     from artel.ledger.fold.holdings import shares_facts
+    from artel.ledger.sync.export import csv_table
 
     if account is not None:
-        if at is not None:
-            raise UsageError("either --at or --account", "leave one of them out")
-        return proven_share(account, ledger)
+        if at is not None or as_csv:
+            raise UsageError("--account goes with neither --at nor --csv", "leave one of them out")
+        return _proven_share(account, ledger)
 
     with ledger.opened() as view:
         state = view.as_of(at)
         size, known = state.size, view.log.size > 0
+        if as_csv:
+            sys.stdout.write(csv_table(state, view.log.root_at(size)))
+            return EXIT_OK
         facts = shares_facts(state, view.aliases) | {
             "checkpoint": not size or bool(view.log.note_at(size)),
             "final": known and 0 < size <= view.final_size,
@@ -179,26 +189,31 @@ def shares(
         return ledger.show(facts, _shares(view, facts, name))
 
 
-def proven_share(account: str | None, ledger: LedgerOptions) -> int:
-    """Print what an account has by the newest credit root; without the history with ``--from``.
-
-    :param account: None: that of the home
-    """
+def _proven_share(account: str, ledger: LedgerOptions) -> int:
+    """Print what an account has by the newest credit root that somebody shows."""
     from artel.ledger.entries import RolledBack
     from artel.ledger.sync.client import newest_known_root, require_known_history
     from artel.ledger.sync.share_proof import prove_share
 
-    with _files(account, ledger) as (source, run, name):
-        found = prove_share(source, name, run)
+    if ledger.source is None:
+        raise UsageError(
+            "--account proves a share without the ledger: say who shows it, with --from",
+            f"of this home: artel ledger me --account {account[:64]}",
+        )
+    if not re.fullmatch("[0-9a-f]{64}", account):
+        raise UsageError(
+            f"{account[:80]!r} is not the whole name of an account",
+            "give all 64 hex digits: artel ledger shares --from TARGET lists all accounts",
+        )
+    with holding(ledger.source, ledger.run) as (holder, run):
+        found = prove_share(holder, account, run)
         proven, body = found.root.proven, found.root.body
-        newest = 0
-        if ledger.source is not None and not ledger.no_cache:
-            require_known_history(source, proven.checkpoint, proven.run)
-            newest = newest_known_root(proven.run)
+        require_known_history(holder, proven.checkpoint, proven.run)
+        newest = newest_known_root(proven.run)
     vested, pending = found.credits or (0, 0)
     facts = {
         "run": proven.run,
-        "account": name,
+        "account": account,
         "known": found.credits is not None,
         "vested": vested,
         "pending": pending,
@@ -215,31 +230,9 @@ def proven_share(account: str | None, ledger: LedgerOptions) -> int:
         "signed_by": found.root.nodes,
         "behind": newest if newest > proven.index else None,
         "cosigning_keys": len(proven.unknown_cosigners),
-        "trusting": "" if run else source.name,
+        "trusting": "" if run else holder.name,
     }
     return ledger.show(facts, _share_lines(facts))
-
-
-@contextmanager
-def _files(account: str | None, ledger: LedgerOptions) -> Iterator[tuple[TileSource, str, str]]:
-    """Where the proof comes from, the run id that is known, and the account's whole name."""
-    if ledger.source is None:
-        from artel.ledger.store.reader import LedgerReader
-        from artel.ledger.sync.serving import Served
-
-        with ledger.opened() as view:
-            assert isinstance(view.log, LedgerReader)
-            name = account_of(view, ledger.folder, account) or first_key(ledger.folder)
-            yield Served(view.log, view.heads, lambda: view.state), view.state.run, name
-        return
-    account = account or first_key(ledger.folder)
-    if not re.fullmatch("[0-9a-f]{64}", account):
-        raise UsageError(
-            f"{account[:80]!r} is not the whole name of an account",
-            "give all 64 hex digits: artel ledger shares --from TARGET lists all accounts",
-        )
-    with holding(ledger.source) as (holder, named):
-        yield holder, ledger.run or named, account
 
 
 def _share_lines(facts: dict[str, Any]) -> Iterator[str | Table]:

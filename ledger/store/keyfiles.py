@@ -1,17 +1,14 @@
-"""Key files of an account: made, replaced and backed up so that no crash can lose one.
+"""Key files of an account: made and replaced so that no crash can lose one.
 
 A key file never changes: it appears complete and durable under its name, or not at all. The key
 that takes over is ``account.key.next`` from before the ledger hears of it until it is known to be
-in force; keys that it replaced stay as ``account.key.retired-1`` and so on. A backup is a private
-key of OpenSSH, encrypted with bcrypt and AES-256; ``ssh-keygen -y -f FILE`` reads it, too.
+in force; keys that it replaced stay as ``account.key.retired-1`` and so on.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,7 +16,7 @@ from pathlib import Path
 from artel.ledger.entries import recovery_digest
 from artel.ledger.store.database import storage_errors
 from artel.protocol import files, identity
-from artel.protocol.errors import ArtelError, CheckFailed, ResourceError, UsageError
+from artel.protocol.errors import ArtelError, ResourceError, UsageError
 from artel.protocol.files import sync_folder
 from artel.protocol.identity import Identity
 
@@ -29,15 +26,6 @@ NODE_KEY = "node.key"
 RECOVERY_KEY = "recovery.key"
 RECOVERY_PUB = "recovery.pub"
 """The public half, 64 hex digits: all that has to stay for registering and rotating."""
-MAX_BACKUP_BYTES = 8192
-MIN_PASSPHRASE = 10
-"""Characters. Whoever gets hold of the file can try about two passphrases a second and core."""
-MAX_PASSPHRASE = 1023
-"""Bytes that ``cryptography`` takes."""
-_ROUNDS = 64
-"""Of bcrypt: half a second."""
-_PEM = re.compile(rb"-----BEGIN .*-----END [A-Z ]+-----", re.DOTALL)
-_CHECKSUM = re.compile(rb"^sha256: (.*)$", re.MULTILINE)
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -126,7 +114,7 @@ def recovery_of(home: Path) -> str:
             return recovery_digest(public)
     raise UsageError(
         f"{path} does not hold a public key (64 hex digits)",
-        "write it again from recovery.key: `artel ledger key show --key recovery.key`",
+        "move it away, and make another recovery key: artel ledger key new --recovery",
     )
 
 
@@ -214,69 +202,3 @@ def _keep(path: Path) -> None:
     os.link(path, path.with_name(f"{path.name}.retired-{number}"))
     # Durable before the present name is given to another key.
     sync_folder(path.parent)
-
-
-# --- backups --------------------------------------------------------------------------------------
-
-
-def encrypt(owner: Identity, passphrase: str) -> bytes:
-    """A backup of a key: PEM, and a few lines for people, for which OpenSSH has room after it.
-
-    :raises UsageError: when the passphrase is too short or too long
-    """
-    # Not PKCS #8: ``cryptography`` writes that with 2,048 iterations of PBKDF2, which a graphics
-    # card tries millions of times a second.
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat
-
-    secret = passphrase.encode()
-    if len(passphrase) < MIN_PASSPHRASE or len(secret) > MAX_PASSPHRASE:
-        raise UsageError(
-            f"a passphrase has at least {MIN_PASSPHRASE} characters"
-            f" and at most {MAX_PASSPHRASE} bytes",
-            "take four or more random words",
-        )
-    key = Ed25519PrivateKey.from_private_bytes(owner.seed)
-    locking = PrivateFormat.OpenSSH.encryption_builder().kdf_rounds(_ROUNDS).build(secret)
-    pem = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, locking).strip()
-    about = (
-        f"\n\nKey of an Artel account, encrypted. Public key: {owner.key}\n"
-        "To use it: artel ledger key restore FILE. Other tools: ssh-keygen -y -f FILE\n"
-        f"sha256: {hashlib.sha256(pem).hexdigest()}\n"
-    )
-    return pem + about.encode()
-
-
-def decrypt(data: bytes, passphrase: str) -> Identity:
-    """Read a backup, or any PEM with an Ed25519 key.
-
-    :raises CheckFailed: when it is damaged, or the passphrase is wrong
-    :raises UsageError: when it is no backup of a key
-    """
-    from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    found = _PEM.search(data) if len(data) <= MAX_BACKUP_BYTES else None
-    if found is None:
-        raise UsageError(
-            "this is no backup of a key, or not all of it", "it is a file that `key backup` wrote"
-        )
-    pem, claimed = found[0], _CHECKSUM.findall(data)
-    # Without it, a flipped byte could only be reported as a wrong passphrase.
-    if claimed and claimed != [hashlib.sha256(pem).hexdigest().encode()]:
-        raise CheckFailed("the backup is damaged", "use another copy of it")
-    ssh = pem.startswith(b"-----BEGIN OPENSSH")
-    load = serialization.load_ssh_private_key if ssh else serialization.load_pem_private_key
-    try:
-        try:
-            key = load(pem, None)
-        except TypeError:  # it is encrypted
-            key = load(pem, passphrase.encode())
-    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidTag):
-        if claimed:
-            raise CheckFailed("the passphrase is wrong") from None
-        raise CheckFailed("the passphrase is wrong, or the backup is damaged") from None
-    if not isinstance(key, Ed25519PrivateKey):
-        raise UsageError("the backup holds a key of another kind than Ed25519")
-    return Identity.from_seed(key.private_bytes_raw())

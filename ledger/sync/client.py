@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
@@ -65,21 +66,22 @@ def home_view(home: Path) -> Iterator[LedgerView]:
 
 
 @contextmanager
-def remote_view(holder: Holder, run: str = "", *, caching: bool = True) -> Iterator[LedgerView]:
+def remote_view(holder: Holder, run: str = "") -> Iterator[LedgerView]:
     """The ledger that somebody else holds, read from a replica that is brought up to date here.
 
+    The replica is kept for the next call, which then fetches only what is new.
+
     :param run: the run id that it must have; "" takes the peer's word
-    :param caching: keep the replica for the next call, which then fetches only what is new
     :raises CheckFailed: what is served does not hold, is of another run, or contradicts what was
         read here before
     :raises Unreachable: nobody answers
     """
     try:
-        offer = offered(holder, run=run, known=_known_keys if caching else lambda _origin: ())
+        offer = offered(holder, run=run, known=_known_keys)
     except DecodeError as error:
         raise CheckFailed(f"{holder.name}: {error.message}") from None
     name = offer.head.run
-    with _replica(default_folder(name) if caching else None, offer) as (store, seen):
+    with _replica(default_folder(name), offer) as (store, seen):
         notes = [offer.final, offer.head.note]
         view = LedgerView(store, holder.name, holder=holder, notes=notes, seen=seen)
         if not run:
@@ -93,7 +95,7 @@ def remote_view(holder: Holder, run: str = "", *, caching: bool = True) -> Itera
 
 
 def default_folder(run: str) -> Path:
-    """Where readers keep what they fetched of a run: ``$XDG_CACHE_HOME/artel/ledger/RUN``.
+    """Where readers keep what they fetched of a run: ``$XDG_CACHE_HOME/artel/ledger/RUN/replica``.
 
     It can be lost, and is then fetched again.
     """
@@ -101,11 +103,11 @@ def default_folder(run: str) -> Path:
         base = Path(os.environ.get("XDG_CACHE_HOME") or expanded(Path("~/.cache")))
     except UsageError:  # a container's user without a home: nothing is kept
         base = Path(os.devnull)
-    return base / "artel" / "ledger" / run
+    return base / "artel" / "ledger" / run / "replica"
 
 
 @contextmanager
-def _replica(folder: Path | None, offer: Offer) -> Iterator[tuple[LedgerStore, int]]:
+def _replica(folder: Path, offer: Offer) -> Iterator[tuple[LedgerStore, int]]:
     """A store that holds exactly the tree that is offered: the one that is kept, or a passing one.
 
     And the size of what is kept, if that is larger.
@@ -115,9 +117,8 @@ def _replica(folder: Path | None, offer: Offer) -> Iterator[tuple[LedgerStore, i
     with ExitStack() as stack:
         store: LedgerStore | None = None
         seen = 0
-        if folder is not None:
-            with suppress(ResourceError, OSError):
-                store = stack.enter_context(_kept(folder / "replica", offer))
+        with suppress(ResourceError, OSError):
+            store = stack.enter_context(_kept(folder, offer))
         if store is not None and store.size > offer.head.size:
             seen, store = store.size, None
         if store is None:
@@ -159,7 +160,7 @@ def _known_keys(origin: str) -> list[VerifierKey]:
 @contextmanager
 def _read_before(run: str) -> Iterator[LedgerReader | None]:
     """The replica of a run that is kept; None when there is none, or it cannot be opened."""
-    folder = default_folder(run) / "replica"
+    folder = default_folder(run)
     with ExitStack() as stack:
         reader = None
         if run and (folder / DATABASE_NAME).is_file():
@@ -191,7 +192,7 @@ def require_known_history(source: TileSource, head: Checkpoint, run: str) -> Non
             raise CheckFailed(f"{source.name} does not show the tree that it proves something by")
         theirs = tree.root_at(shared)
     if ours != theirs:
-        raise _two_histories(shared)
+        raise _two_histories(kept.path.parent, shared)
 
 
 def newest_known_root(run: str) -> int:
@@ -202,11 +203,12 @@ def newest_known_root(run: str) -> int:
     return 0
 
 
-def _two_histories(shared: int) -> CheckFailed:
+def _two_histories(folder: Path, shared: int) -> CheckFailed:
     return CheckFailed(
         f"this ledger does not begin with the {shared:,} entries that were read and checked "
         "here before: somebody has signed two histories",
-        "see which: artel ledger compare URL OTHER-URL; --no-cache reads this one anyway",
+        "see which: artel ledger compare URL OTHER-URL; what was read before is in "
+        f"{shlex.quote(str(folder))}: without it this one is read anyway",
     )
 
 
@@ -240,7 +242,7 @@ def _bring_up_to_date(store: LedgerStore, offer: Offer) -> None:
     head, tree = offer.head, offer.tree
     shared = min(store.size, head.size)
     if store.root_at(shared) != tree.root_at(shared):
-        raise _two_histories(shared)
+        raise _two_histories(store.path.parent, shared)
     fold = Fold.open(store)
     if store.size < head.size:
         take_over(store, offer.source, head, fold, tree, most=MAX_FETCHED_BYTES, processes=True)

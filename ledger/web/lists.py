@@ -9,7 +9,7 @@ from artel.ledger import entries
 from artel.ledger.entries.story import summary
 from artel.ledger.fold.history import Did
 from artel.ledger.fold.holdings import shares_facts
-from artel.ledger.sync.export import csv_text, table
+from artel.ledger.sync.export import csv_table
 from artel.ledger.web.answers import whole
 from artel.ledger.web.chart import history
 from artel.ledger.web.context import Context
@@ -50,8 +50,8 @@ def shares_page(page: Context, _: Mapping[str, str]) -> dict[str, Any]:
 
 
 def shares_csv(page: Context) -> str:
-    """Every account with its numbers, as ``artel ledger export csv`` writes them."""
-    return csv_text(table(page.state, page.store.root_at(page.state.size)))
+    """Every account with its numbers, as ``artel ledger shares --csv`` prints them."""
+    return csv_table(page.state, page.store.root_at(page.state.size))
 
 
 def history_csv(page: Context) -> str:

@@ -24,6 +24,9 @@ from artel.coordinator.demo_run import draw_loss
 from artel.coordinator.demo_view import DemoView, summary
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.store import DATABASE_NAME
+from artel.ledger.sync.client import home_view
+from artel.ledger.sync.serving import Served
+from artel.ledger.sync.share_proof import prove_share
 from artel.ledger.tlog import note
 from artel.ledger.tlog.cosignature import add_lines
 from artel.ledger.tlog.note import Note, SignatureLine
@@ -362,16 +365,14 @@ def test_a_small_demo_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixt
     assert processes_of(out) == []
     everybody = asked(capsys, "shares", "--home", str(out / "node-1"))
     sums = {name: everybody[name] for name in ("vested", "pending")}
-    for row in everybody["shares"]:
-        proven = asked(
-            capsys, "shares", "--account", row["account"], "--home", str(out / "coordinator")
-        )
-        assert (proven["closing"], proven["signed_by"]) == (1, 0)
-        assert {name: proven[f"total_{name}"] for name in sums} == sums
-        assert {name: proven[name] for name in sums} == {name: row[name] for name in sums}
-    mine = asked(capsys, "me", "--home", str(out / "node-2"))
-    proven = asked(capsys, "me", "--proven", "--home", str(out / "node-2"))
-    assert (proven["account"], proven["vested"]) == (mine["account"], mine["vested"])
+    with home_view(out / "coordinator") as view:
+        served = Served(view.log, view.heads, lambda: view.state)
+        for row in everybody["shares"]:
+            proven = prove_share(served, row["account"])
+            assert (proven.root.closing, proven.root.nodes) == (1, 0)
+            assert proven.credits is not None
+            assert proven.total._asdict() == sums
+            assert proven.credits._asdict() == {name: row[name] for name in sums}
 
 
 def asked(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:

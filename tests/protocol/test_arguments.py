@@ -30,7 +30,6 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("ledgr", "ledger"),
         ("ledger statsu", "status"),
         ("ledger key rotat", "rotate"),
-        ("ledger export prooofs", "proofs"),
         ("ledger status --frm x", "--from"),
         ("ledger key rotate --hoem x", "--home"),
         ("ledger status --hoem=x", "--home"),
@@ -62,7 +61,7 @@ def test_a_wrong_word_gets_a_suggestion(
         ("node xyz", "export"),
         ("ledger key xyz", "rotate"),
         ("ledger status --xyz", "artel ledger status --help"),
-        ("ledger show", "artel ledger show --help"),
+        ("ledger explain", "artel ledger explain --help"),
         ("run new", "artel run new --help"),
     ],
 )

@@ -115,7 +115,7 @@ def test_a_node_says_what_it_finds_on_a_stream_without_its_marks(encoding: str) 
         ("node", "start", "--join", b"artel1.\xff"),
         ("ledger", "alias", b"\xff"),
         ("ledger", "dispute", "3", "--reason", b"\xff"),
-        ("ledger", "show", b"\xff"),
+        ("ledger", "explain", b"\xff"),
         ("ledger", "audit", "http://h/\udcff".encode("utf-8", "surrogateescape")),
         ("coordinator", "status", "--url", b"http://\xff"),
     ],
@@ -222,7 +222,7 @@ def test_ledger_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(ledger_world, "manifest", hostile)
     World().write(tmp_path, rounds=4)
-    for command in (("status",), ("log", "--limit", "0"), ("show", "0"), ("shares",)):
+    for command in (("status",), ("log", "--limit", "0"), ("explain", "0"), ("shares",)):
         done = run("ledger", *command, "--home", str(tmp_path))
         assert done.returncode == 0, done.stderr
         assert_steers_nothing(done.stdout.decode())

@@ -108,15 +108,9 @@ def test_an_empty_folder_that_is_there_is_filled_and_not_replaced(
 
 
 COMMANDS: list[tuple[str, tuple[str, ...], str]] = [
-    ("ledger export csv --home {home} -o {out}/shares.csv", ("shares.csv",), "shares.csv"),
     ("ledger mirror {tiles} {out}/copy --run {run}", ("copy",), "copy"),
     ("ledger prove 3 --home {home} -o {out}/entry", ("entry", "entry.leaf"), "entry"),
     ("ledger key new --home {out}", ("account.key", "recovery.key"), "account.key"),
-    (
-        "ledger key backup --home {keys} -o {out}/backup.key --passphrase-file {secret}",
-        ("backup.key",),
-        "backup.key",
-    ),
     (
         "ledger restore --from {tiles} --home {out} --run {run}",
         ("ledger.sqlite3",),
@@ -131,24 +125,13 @@ COMMANDS: list[tuple[str, tuple[str, ...], str]] = [
 def test_commands_leave_everything_beside_their_output_alone(
     line: str, names: tuple[str, ...], result: str, ledger: Path, tmp_path: Path
 ) -> None:
-    out, keys, tiles = tmp_path / "out", tmp_path / "keys", tmp_path / "tiles"
-    assert cli.main(["ledger", "key", "new", "--home", str(keys)]) == 0
+    out, tiles = tmp_path / "out", tmp_path / "tiles"
     made = surround(out, *names)
     with LedgerReader.of(ledger) as store:
         run = entries.decode(store.leaf(0)).body.run
     if "{tiles}" in line:
         write_tiles(ledger, tiles)
-    secret = tmp_path / "secret"
-    secret.write_text("correct horse battery staple")
-    secret.chmod(0o600)
-    values = {
-        "secret": secret,
-        "home": ledger,
-        "out": out,
-        "keys": keys,
-        "tiles": tiles,
-        "run": run,
-    }
+    values = {"home": ledger, "out": out, "tiles": tiles, "run": run}
     assert cli.main([word.format(**values) for word in line.split()]) == 0
     untouched(made)
     assert list(out.glob(f"{result}*"))
@@ -240,15 +223,13 @@ def test_a_coordinator_refuses_it_too(name: str, tmp_path: Path) -> None:
 def test_outputs_that_exist_are_refused(world: World, ledger: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     assert cli.main(["ledger", "key", "new", "--home", str(keys)]) == 0
-    for name in ("model", "backup.key", "run"):
+    for name in ("model", "run"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "RUN.toml").write_text("mine")
     with world.newest() as found, pytest.raises(UsageError):
         pretrained.export(found, tmp_path / "model")
     assert cli.main(["run", "new", str(tmp_path / "run")]) == 2
-    backup = ["ledger", "key", "backup", "--home", str(keys), "-o", str(tmp_path / "backup.key")]
-    assert cli.main(backup) == 2
     assert cli.main(["ledger", "key", "new", "--home", str(keys)]) != 0
     assert cli.main(["demo", "--out", str(tmp_path / "run")]) == 2
-    for name in ("model", "backup.key", "run"):
+    for name in ("model", "run"):
         assert (tmp_path / name / "RUN.toml").read_text() == "mine"

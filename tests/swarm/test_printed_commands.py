@@ -63,19 +63,17 @@ ONLY_PARSED = {
 BEFORE = {
     r"artel run check (my-run/RUN.toml|FILE)": ["artel run new my-run"],
     r"artel ledger verify entry-17.*": ["artel ledger prove 17"],
-    r"artel ledger key restore .*": ["artel ledger key backup -o account-backup.pem"],
     r"artel ledger rule .*": ["artel ledger dispute 412 --reason copied"],
     r"artel ledger alias --forget": ["artel ledger alias Ada"],
 }
 """What has to be done first, where a text does it in other words."""
 MORE = {
-    r"artel ledger key (backup|restore)\b.*": "--passphrase-file passphrase",
     r"artel ledger (dispute|transfer|rule|alias|split-view|key rotate)\b.*": (
         "--from URL --run RUN"
     ),
     r"artel ledger (transfer|alias) .*": "--yes",
     r"artel ledger key new\b.*": "--home new-home",
-    r"artel ledger (key restore|restore)\b.*": "--home other-home",
+    r"artel ledger restore\b.*": "--home other-home",
 }
 """What is added, so that a line that asks a person, or the coordinator of a home, finds the test's;
 ``--home`` goes where nothing is yet."""
@@ -141,7 +139,6 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, Path]:
     from artel.ledger.sync.offline import write_evidence
 
     (folder / "split-view.json").write_bytes(write_evidence(evidence, world.leaves[0]))
-    (folder / "passphrase").write_text("a long passphrase, for tests\n")
     (folder / "report.txt").write_text("it was copied\n")
     write_key(folder / "alice.key", world.organiser)
     return world, folder

@@ -15,7 +15,6 @@ import pytest
 import client_world
 from artel import cli
 from artel.ledger import entries
-from artel.ledger.cli import reading
 from artel.ledger.cli.reading import KINDS
 from artel.ledger.entries import entry_id, evidence, reasons
 from artel.ledger.fold.labels import Trust
@@ -166,7 +165,7 @@ def test_a_reader_changes_nothing_in_a_home(home: Path, run: Run) -> None:
     assert content() == before
 
 
-# --- log, show, explain ---------------------------------------------------------------------------
+# --- log, explain ---------------------------------------------------------------------------
 
 
 def test_log_shows_every_entry_and_why_one_does_not_count(run: Run) -> None:
@@ -186,8 +185,6 @@ def test_log_can_be_narrowed(run: Run) -> None:
 
     assert indices("--kind", "round_opened") == [7, 14, 21, 28, 35]
     assert indices("--round", "0") == list(range(7, 14))
-    assert indices("--kind", "contribution", "--node", C.peer_id) == [11, 18, 25, 32, 39]
-    assert indices("--node", C.peer_id[-8:], "--round", "4") == [35, 39, 40]
     assert indices("--limit", "2") == [39, 40]
     assert indices("--limit", "0") == list(range(SIZE))
     assert as_json(run, "log", "--limit", "2")["matches"] == SIZE
@@ -203,57 +200,28 @@ def test_every_kind_of_entry_can_be_asked_for() -> None:
     assert set(KINDS) == {"genesis", *entries.BODIES}
 
 
-def test_show_by_index_and_by_id(run: Run) -> None:
+def test_explain_by_index_and_by_id(run: Run) -> None:
     leaf = WORLD.leaves[34]
-    facts = as_json(run, "show", "34")
+    facts = as_json(run, "explain", "34")
     assert facts["id"] == entry_id(leaf)
     assert facts["leaf_hash"] == merkle.leaf_hash(leaf).hex()
     assert facts["body"]["kind"] == facts["kind"] == "state_agreed"
     assert sorted(signer["role"] for signer in facts["signers"]) == ["coordinator"] + ["node"] * 3
-    assert [credit["amount"] for credit in facts["granted"]] == [CREDIT] * 3
-    assert [credit["amount"] for credit in facts["vested"]] == [CREDIT] * 3
-    assert as_json(run, "show", facts["id"]) == as_json(run, "show", facts["id"][:9]) == facts
-    shown = run("show", "34")
+    assert [credit["amount"] for credit in facts["credits"]] == [CREDIT] * 6  # granted, vested
+    assert as_json(run, "explain", facts["id"]) == facts
+    assert as_json(run, "explain", facts["id"][:9]) == facts
+    shown = run("explain", "34")
     assert "signed by  coordinator " + WORLD.coordinator.key in shown
     assert "signed by  node " + A.peer_id in shown
-    assert (
-        f"granted    12,800 credit for 128 compute units, account {WORLD.owners[0].key[:12]}"
-        in shown
-    )
-    assert "as of      checkpoint 41, final" in shown
-    assert "ignored: not_committed (the node committed" in run("show", "39")
-    assert "as of      checkpoint 41, pending" in run("show", "39")
-    assert "organiser" in run("show", "0")
+    assert "as of checkpoint 41; entry 34 is final" in shown
+    shown = run("explain", "39")
+    assert "it changes nothing: the node committed" in shown
+    assert "as of checkpoint 41; entry 39 is pending" in shown
+    assert "organiser" in run("explain", "0")
 
 
 def test_explain_fills_in_the_numbers(run: Run) -> None:
-    shown = run("explain", "11")
-    assert "128 tokens × 100" in shown
-    assert "as of checkpoint 41; entry 11 is final" in shown
-    assert as_json(run, "explain", entry_id(WORLD.leaves[11]))["index"] == 11
-
-
-def test_a_log_that_is_followed_shows_what_comes(
-    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with LedgerStore.open(home / DATABASE_NAME) as store:
-        leaves = list(store.leaves())
-    path = tmp_path / "growing" / DATABASE_NAME
-    with LedgerStore.open(path, create=True, run=WORLD.run) as store:
-        store.append(leaves[:20], WORLD.sign)
-
-    def grow(_: float) -> None:
-        with LedgerStore.open(path, run=WORLD.run) as store:
-            if store.size == SIZE:
-                raise KeyboardInterrupt
-            store.append(leaves[20:], WORLD.sign)
-
-    monkeypatch.setattr(reading.time, "sleep", grow)
-    command = ["log", "--kind", "state_agreed", "--follow", "--home", str(path.parent)]
-    with pytest.raises(KeyboardInterrupt):
-        main(command)
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [int(line[0]) for line in lines if line[1] == "state_agreed"] == list(AGREED)
+    assert "128 tokens × 100" in run("explain", "11")
 
 
 # --- shares ---------------------------------------------------------------------------------------
@@ -334,8 +302,7 @@ def test_me_of_others_and_of_a_home_without_claims(run: Run) -> None:
     assert facts["account"] == WORLD.owners[1].key
     assert (facts["claimed"], facts["in_ledger"]) == (None, 5)
     assert facts["steps"]["awaiting"]["count"] == 1
-    assert as_json(run, "me", "--node", B.peer_id[-9:])["account"] == WORLD.owners[1].key
-    assert "claimed" not in run("me", "--node", B.peer_id)
+    assert "claimed" not in run("me", "--account", WORLD.owners[1].key)
 
 
 def test_me_finds_the_account_after_a_change_of_keys(
@@ -510,8 +477,8 @@ def test_an_entry_that_is_not_final_is_proven_under_the_newest_checkpoint(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["prove", "40", "--home", str(home), "--json"]) == 0
-    facts = json.loads(capsys.readouterr().out)
-    assert (facts["checkpoint"], facts["final"]) == (SIZE, False)
+    (facts,) = json.loads(capsys.readouterr().out)["proofs"]
+    assert (facts["size"], facts["final"]) == (SIZE, False)
     assert (facts["proof"], facts["entry"]) == ("entry-40.tlog-proof", "entry-40.json")
     assert (tmp_path / "entry-40.json").read_bytes() == WORLD.leaves[40]
     assert main(["verify", "entry-40.tlog-proof"]) == 0
@@ -600,7 +567,7 @@ def contribution_of(member: Identity, round: int) -> int:
     return WORLD.leaves.index(leaf)
 
 
-def test_a_dry_run_of_a_dispute_says_what_the_ledger_would(
+def test_a_dispute_that_changes_nothing_is_not_sent(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copied = copy_of(home, tmp_path)
@@ -611,12 +578,8 @@ def test_a_dry_run_of_a_dispute_says_what_the_ledger_would(
 
     def answer(index: int, *more: str) -> tuple[int, str, str]:
         command = ["dispute", str(index), "--reason", "copied", "--home", str(copied)]
-        code = cli.main(["ledger", *command, "--dry-run", *more])
-        return code, *capsys.readouterr()
+        return cli.main(["ledger", *command, *more]), *capsys.readouterr()
 
-    code, shown, _ = answer(contribution_of(A, 3))
-    assert (code, "pending" in shown) == (0, True)
-    assert json.loads(answer(contribution_of(A, 3), "--json")[1])["dry_run"] is True
     for index, reason in (
         (contribution_of(A, 0), "not_pending"),  # vested
         (contribution_of(C, 3), "own_work"),
@@ -765,9 +728,8 @@ def tree_root(leaves: list[bytes]) -> str:
         ["log", "--kind", "unknown"],
         ["log", "--limit", "-1"],
         ["log", "--round", "x"],
-        ["show"],
+        ["explain"],
         ["compare"],
-        ["me", "--account", "a", "--node", "b"],
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -778,15 +740,13 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["show", "999"], "there is no entry 999; the ledger has 41"),
-        (["show", "f" * 64], "no entry has an id"),
-        (["show", "abc"], "8 or more"),
+        (["explain", "f" * 64], "no entry has an id"),
+        (["explain", "abc"], "8 or more"),
         (["prove", "999"], "there is no entry 999"),
         (["explain", "999"], "there is no entry 999"),
         (["explain", "99999999"], "there is no entry 99999999; the ledger has 41"),
         (["explain", "-1"], "there is no entry -1; the ledger has 41"),
         (["me", "--account", "nobody"], "no account"),
-        (["me", "--node", "nobody"], "no node has a peer id"),
         (["status", "--run", "short"], "is no run id"),
         (["status", "--run", "0" * 64], "holds run"),
         (["status", "--from", "nowhere"], "is no invite, no URL, no multiaddr and no folder"),
@@ -823,7 +783,7 @@ def test_an_empty_ledger_is_said_to_be_empty(
     assert main(["status", "--json", "--home", str(tmp_path)]) == 0
     assert json.loads(capsys.readouterr().out)["root"] == merkle.EMPTY_ROOT.hex()
     with pytest.raises(UsageError):
-        main(["show", "0", "--home", str(tmp_path)])
+        main(["explain", "0", "--home", str(tmp_path)])
 
 
 def test_a_head_that_the_coordinator_did_not_sign_is_refused(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ from artel.protocol.state import Layout, State, state_root, write_state
 from client_world import run_command, write_key
 from command_world import group
 from ledger_world import World, encoded
+from log_server import serving
 
 main = group("ledger")
 
@@ -161,10 +162,16 @@ CLOSED = WORLD.until_closed(0)
 GUILTY = WORLD.aggregator(0, 1)
 
 
+def homes_of(homes: Sequence[Path]) -> list[str]:
+    """How the commands are told of them."""
+    first, *others = map(str, homes)
+    return ["--home", first, *(part for home in others for part in ("--also", home))]
+
+
 def recheck(
     homes: Sequence[Path], capsys: pytest.CaptureFixture[str], *more: str
 ) -> tuple[int, str]:
-    arguments = [part for home in homes for part in ("--home", str(home))]
+    arguments = homes_of(homes)
     code = main(["recheck", "0", *arguments, *more])
     return code, capsys.readouterr().out
 
@@ -302,7 +309,7 @@ def test_a_repetition_that_is_not_closed_hides_nothing(
 
 def test_it_takes_no_torch_where_a_coordinator_has_left_the_layout(tmp_path: Path) -> None:
     homes = WORLD.homes(tmp_path, *CLOSED, *WORLD.recorded())
-    done = run_command("recheck", "0", *(part for home in homes for part in ("--home", str(home))))
+    done = run_command("recheck", "0", *homes_of(homes))
     assert (done.code, done.err) == (0, "")
     assert not {"torch", "hivemind", "transformers"} & done.modules
 
@@ -487,16 +494,23 @@ async def test_who_finds_a_wrong_state_says_so_in_the_ledger(
     home = world.home(tmp_path / "home", 0, 2)
     write_key(home / "node.key", world.members[0])
 
-    def said(number: int) -> Any:
-        assert main(["accuse", str(number), "--home", str(home), "--dry-run", "--json"]) == 0
-        return json.loads(capsys.readouterr().out)
+    where = ["--home", str(home), "--run", world.run, "--json"]
+    path = tmp_path / "coordinator" / DATABASE_NAME
+    with LedgerStore.open(path, create=True, run=world.run) as store:
+        store.append(world.add(*world.start, *world.entries), world.sign)
+        with serving(world, store) as log:
 
-    assert said(2) == {"state": 2, "root": world.bases[2].root, "right": True}
-    statement = said(3)["statement"]
+            def said(number: int) -> Any:
+                assert main(["accuse", str(number), "--from", log.url, *where]) == 0
+                return json.loads(capsys.readouterr().out)
+
+            assert said(2) == {"state": 2, "root": world.bases[2].root, "right": True}
+            statement = said(3)["statement"]
+            assert log.state.charges
     assert (statement["kind"], statement["recorded"]) == ("state_wrong", world.bases[3].root)
     assert statement["root"] == await root_in_child(home, 3) != world.bases[3].root
     with pytest.raises(UsageError):
-        said(9)
+        main(["accuse", "9", *where])
     with pytest.raises(CheckFailed):
         await root_in_child(home, 4)
 

@@ -59,7 +59,7 @@ SIZE = 7 + 7 * ROUNDS
 @pytest.fixture(autouse=True)
 def folder_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "artel" / "ledger" / WORLD.run
+    return tmp_path / "cache" / "artel" / "ledger" / WORLD.run / "replica"
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_commands_over_http_say_the_same_as_in_the_home(
     home: Path, site: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with served(site) as url:
-        for command in (["status"], ["me"], ["shares"], ["log", "--limit", "0"], ["show", "270"]):
+        for command in (["status"], ["me"], ["shares"], ["log", "--limit", "0"], ["explain", "270"]):
             here = answer(capsys, *command, "--home", str(home))
             for target in (url, f"{url}/", f"{url}/ledger"):
                 there = answer(capsys, *command, "--home", str(home), "--from", target)
@@ -215,8 +215,6 @@ def test_a_second_call_fetches_only_what_is_new(
         asked.clear()
         facts = answer(capsys, *command)
         assert facts["as_of"] == SIZE
-        assert facts == {**answer(capsys, *command, "--no-cache")}
-        asked.clear()
         assert answer(capsys, *command) == facts
         assert not [path for path in asked if path.startswith("/ledger/tile/entries/000")]
 
@@ -236,7 +234,7 @@ def test_a_copy_that_is_behind_is_read_and_said_to_be_behind(
     for command in ("status", "shares", "log"):
         assert main([command, "--from", str(older)]) == 0
         assert f"checkpoint {SIZE} " in capsys.readouterr().err
-    with LedgerReader.of(folder_of_the_cache / "replica") as kept:
+    with LedgerReader.of(folder_of_the_cache) as kept:
         assert kept.size == SIZE, "what was seen is not forgotten"
 
 
@@ -248,7 +246,7 @@ def test_a_copy_that_another_version_packed_is_fetched_again(
     command = ["shares", "--from", str(few), "--json"]
     assert main(command) == 0
     wanted = json.loads(capsys.readouterr().out)
-    with closing(sqlite3.connect(folder_of_the_cache / "replica" / DATABASE_NAME)) as connection:
+    with closing(sqlite3.connect(folder_of_the_cache / DATABASE_NAME)) as connection:
         connection.execute("UPDATE entries SET packed = CAST(x'00' || packed AS BLOB)")
         connection.commit()
     assert main(command) == 0
@@ -261,7 +259,7 @@ def test_a_log_that_would_fill_the_disk_is_not_fetched(
     monkeypatch.setattr(client, "MAX_FETCHED_BYTES", 5000)
     with pytest.raises(CheckFailed, match="more than 5,000 bytes"):
         main(["shares", "--from", str(site / "ledger")])
-    with LedgerReader.of(folder_of_the_cache / "replica") as kept:
+    with LedgerReader.of(folder_of_the_cache) as kept:
         assert not kept.size
 
 
@@ -305,9 +303,9 @@ def test_every_byte_of_what_is_kept_is_checked_when_it_is_read(
     site: Path, folder_of_the_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with served(site) as url:
-        shown = ("show", "3", "--from", url)
+        shown = ("explain", "3", "--from", url)
         leaf = answer(capsys, *shown)
-        kept = folder_of_the_cache / "replica" / DATABASE_NAME
+        kept = folder_of_the_cache / DATABASE_NAME
         with sqlite3.connect(kept) as database:
             database.execute("UPDATE entries SET packed = zeroblob(length(packed)) WHERE idx = 3")
         database.close()
@@ -337,7 +335,7 @@ def test_a_server_with_a_newer_head_than_its_tree_is_told_what_is_proven(
     (copied / "ledger" / "final").write_text(older)
     shutil.copy(site / "ledger" / "checkpoint", copied / "ledger" / "checkpoint")
     with served(copied) as url:
-        assert cli.main(["ledger", "status", "--from", url, "--no-cache"]) == 1
+        assert cli.main(["ledger", "status", "--from", url]) == 1
         said = capsys.readouterr().err
     assert f"shows checkpoint {SIZE} without the tree behind it" in said
     assert f"Proven: the log has signed it, and checkpoint {SIZE - 1}" in said
@@ -359,15 +357,18 @@ def another_history(home: Path, *more: Envelope) -> Path:
 
 
 def test_a_ledger_that_contradicts_what_was_seen_is_refused(
-    site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    site: Path, tmp_path: Path, folder_of_the_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     forked = write_tiles(another_history(tmp_path / "other"), tmp_path / "forked")
     with served(site) as url:
         assert main(["status", "--from", url]) == 0
     capsys.readouterr()
     assert cli.main(["ledger", "status", "--from", str(forked)]) == 1
-    assert "somebody has signed two histories" in capsys.readouterr().err
-    assert cli.main(["ledger", "status", "--from", str(forked), "--no-cache"]) == 0
+    said = capsys.readouterr().err
+    assert "somebody has signed two histories" in said
+    assert f"what was read before is in {folder_of_the_cache}" in said
+    shutil.rmtree(folder_of_the_cache)
+    assert cli.main(["ledger", "status", "--from", str(forked)]) == 0
 
 
 def test_a_final_head_that_is_not_of_the_tree_is_a_split_view(site: Path, tmp_path: Path) -> None:
@@ -568,7 +569,7 @@ def test_what_a_person_hands_in_is_in_the_ledger(
         assert done.code == 0, done.err
         facts = answer(capsys, "me", "--home", str(mine), "--from", peer.url)
         assert (facts["alias"], facts["as_of"]) == ("Cleo", SIZE + 1)
-        facts = answer(capsys, "show", str(SIZE), "--from", peer.url, "--run", WORLD.run)
+        facts = answer(capsys, "explain", str(SIZE), "--from", peer.url, "--run", WORLD.run)
         assert (facts["kind"], facts["status"]) == ("dispute", "recorded")
         done = run_command("me", "--home", str(mine), "--from", peer.address, "--json")
         assert json.loads(done.out)["alias"] == "Cleo"

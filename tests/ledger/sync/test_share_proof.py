@@ -25,7 +25,7 @@ from artel.ledger.sync.share_proof import prove_share
 from artel.ledger.sync.source import CREDIT_PATH, FolderSource, NotFound, TileSource, page_path
 from artel.protocol.dsse import Leaf
 from artel.protocol.errors import ArtelError, CheckFailed, UsageError
-from client_world import served, write_key
+from client_world import served
 from command_world import group
 from ledger_world import CREDIT, World, complete, digest, key
 
@@ -146,36 +146,6 @@ def test_the_command_says_what_it_is_proven_by(
         main(["shares", "--account", "abc", "--from", str(copy)])
 
 
-def test_a_home_proves_its_own_share_by_its_first_key(
-    world: World, store: LedgerStore, copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert store.size
-    owner = world.owners[1]
-
-    def mine(home: Path, *more: str) -> dict[str, Any]:
-        assert main(["me", "--proven", "--home", str(home), "--json", *more]) == 0
-        facts: dict[str, Any] = json.loads(capsys.readouterr().out)
-        return facts
-
-    write_key(tmp_path / "account.key", owner)
-    elsewhere = ["--from", str(copy), "--run", world.run]
-    wanted = mine(tmp_path)
-    assert (wanted["account"], wanted["known"]) == (owner.key, True)
-    assert mine(tmp_path, *elsewhere) == wanted
-    assert mine(tmp_path, "--account", world.owners[0].key, *elsewhere)["vested"] > 0
-    # Replaced twice: what names the account is the first of its keys.
-    moved = tmp_path / "moved"
-    names = ("account.key.retired-1", "account.key.retired-2", "account.key")
-    for name, held in zip(names, (owner, key("second"), key("third")), strict=True):
-        write_key(moved / name, held)
-    assert mine(moved, *elsewhere) == wanted
-    (moved / names[0]).unlink()
-    assert not mine(moved, *elsewhere)["known"]
-    for arguments in (["--node", "x"], ["--home", str(tmp_path / "empty")]):
-        with pytest.raises(UsageError):
-            main(["me", "--proven", *elsewhere, *arguments])
-
-
 def test_a_mirror_follows_and_keeps_no_page_that_is_replaced(
     world: World, store: LedgerStore, copy: Path, tmp_path: Path
 ) -> None:
@@ -234,7 +204,6 @@ def test_a_share_is_of_the_history_that_was_read_before(
         capsys.readouterr()
         assert cli.main([*line, where]) == 1
         assert "two histories" in capsys.readouterr().err
-        assert cli.main([*line, where, "--no-cache"]) == 0
 
 
 def test_before_the_first_state_there_is_nothing_to_prove(tmp_path: Path) -> None:
