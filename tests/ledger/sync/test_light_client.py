@@ -109,7 +109,13 @@ def test_commands_over_http_say_the_same_as_in_the_home(
     home: Path, site: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with served(site) as url:
-        for command in (["status"], ["me"], ["shares"], ["log", "--limit", "0"], ["explain", "270"]):
+        for command in (
+            ["status"],
+            ["me"],
+            ["shares"],
+            ["log", "--limit", "0"],
+            ["explain", "270"],
+        ):
             here = answer(capsys, *command, "--home", str(home))
             for target in (url, f"{url}/", f"{url}/ledger"):
                 there = answer(capsys, *command, "--home", str(home), "--from", target)
