@@ -337,7 +337,8 @@ class Coordinator:
 
     def _say_who_sits_out(self, after: RunState) -> None:
         for peer, pause in after.pauses.items():
-            if pause != self.state.pauses.get(peer):
+            before = self.state.pauses.get(peer)
+            if before is None or pause.until > before.until:
                 emit(
                     log,
                     "node.in_the_way",

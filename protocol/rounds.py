@@ -26,6 +26,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from artel.protocol import pauses
 from artel.protocol.identity import public_of
@@ -69,7 +70,7 @@ from artel.protocol.round_state import (
     Vote,
     carries,
 )
-from artel.protocol.seats import UNKNOWN, Seat, seated
+from artel.protocol.seats import UNKNOWN, Seat, seated, standing_parts
 
 
 def step(rules: RoundRules, state: RunState, event: Event) -> tuple[RunState, list[Action]]:
@@ -217,6 +218,16 @@ def _seat(state: RunState, peer: str) -> Seat:
     return state.seats.get(peer, UNKNOWN)
 
 
+def _owner(state: RunState, peer: str) -> str:
+    """The account of a node; where that is unknown the node itself."""
+    return _seat(state, peer).account or peer
+
+
+def _struck(state: RunState, reasons: Mapping[str, str]) -> dict[str, pauses.Pause]:
+    """The pauses after these were in the way of this round."""
+    return pauses.struck(state.pauses, reasons, state.round, partial(_owner, state))
+
+
 def members_of(rules: RoundRules, state: RunState) -> tuple[str, ...]:
     """Who the attempt that comes next is opened with, ascending; () when there are too few.
 
@@ -248,7 +259,10 @@ def members_of(rules: RoundRules, state: RunState) -> tuple[str, ...]:
         if not chosen or (len(chosen) < rules.min_nodes and state.failed % 2 == 0):
             chosen = nodes
     if state.on_members:
-        chosen = seated(chosen, state.seats, rules.max_nodes)
+        # Whoever sits out has its seat: else nodes of one account would take turns.
+        out = (p for p in state.pauses if pauses.sits_out(state.pauses, p, state.round))
+        resting = Counter(state.pauses[peer].account for peer in out if peer not in chosen)
+        chosen = seated(chosen, state.seats, rules.max_nodes, resting)
     missing = max(0, rules.min_nodes - len(chosen))
     chosen += [peer for peer in nodes if peer not in chosen][:missing]
     return tuple(sorted(chosen[: rules.max_nodes]))
@@ -294,7 +308,7 @@ def _try_open(rules: RoundRules, state: RunState, now: float) -> tuple[RunState,
         not_held=frozenset(),
         handed_back=frozenset(),
         delivered=frozenset(),
-        pauses=pauses.struck(state.pauses, dict.fromkeys(slow, BEHIND), state.round),
+        pauses=_struck(state, dict.fromkeys(slow, BEHIND)),
     )
     return state, [OpenRound(state.round, state.attempt, state.base, members)]
 
@@ -323,14 +337,30 @@ def _try_close_commitments(
 
 
 def _known_quorum(rules: RoundRules, state: RunState, done: Collection[str]) -> bool:
-    """Whether these are a quorum of the members that have delivered lately.
+    """Whether these are a quorum of the members that have delivered lately: they have signed an
+    agreed state, and no node of their account was in the way since.
 
     So whoever never delivered makes nobody wait, and does not end the waiting for others either.
-    All count where so few have that the round would not be one without the others.
+    All count where so few have that the round would not be one without the others. Once the run
+    rests on its members standing is counted, and not nodes: little of it gets a seat, too. Half of
+    all who have ever delivered are needed, so that a few who never failed cut nobody short.
     """
-    lately = {peer for peer in state.members if peer in state.proven - state.pauses.keys()}
-    counted = lately if len(lately) >= max(2, rules.min_nodes) else set(state.members)
-    return len(counted.intersection(done)) >= rules.needed(len(counted))
+    few, members = max(2, rules.min_nodes), frozenset(state.members)
+    known = members & state.proven
+    known = known if len(known) >= few else members
+    struck = {pause.account for pause in state.pauses.values()}
+    lately = {peer for peer in known if _owner(state, peer) not in struck}
+    parts = standing_parts(known, state.seats) if state.on_members else {}
+    if not any(parts.values()):
+        parts = dict.fromkeys(known, 1)
+    some = known.intersection(done)
+
+    def are(part: float, whole: Collection[str]) -> bool:
+        needed = part * sum(parts[peer] for peer in whole) - 1e-9
+        return sum(parts[peer] for peer in some.intersection(whole)) >= needed
+
+    enough = are(rules.quorum, lately if len(lately) >= few else known)
+    return enough and are(min(rules.quorum, 0.5), known) and len(some) >= min(2, len(known))
 
 
 def patience(rules: RoundRules, state: RunState) -> float:
@@ -412,7 +442,7 @@ def _try_agree(rules: RoundRules, state: RunState, now: float) -> tuple[RunState
     if sharded:
         guilty |= dict.fromkeys(awaited, UNSIGNED)  # they were waited for until the last
     agreeing = tuple(peer for peer, vote in outside.items() if vote == best)
-    struck, recomputed = pauses.struck(state.pauses, guilty, state.round), bool(state.own)
+    struck, recomputed = _struck(state, guilty), bool(state.own)
     state = replace(
         state,
         phase=Phase.WAITING,
@@ -484,7 +514,7 @@ def _fail(
         since=now,
         attempt=state.attempt + 1,
         delivered=frozenset(delivered),
-        pauses=pauses.struck(state.pauses, guilty, state.round),
+        pauses=_struck(state, guilty),
     )
     return state, [action]
 

@@ -229,7 +229,8 @@ class RoundsSection(Section):
     max_nodes: Annotated[int, Field(ge=1, le=MAX_NODES)] = 32
     """Most members of a round."""
     quorum: Annotated[float, Field(gt=0, le=1)] = 0.66
-    """Part of the members whose commitments start the grace time (0 to 1), rounded up to nodes."""
+    """Part of the members, by standing once the run rests on them, whose commitments start the \
+grace time (0 to 1)."""
     deadline_s: Annotated[float, Field(ge=1, le=86_400)] = 600.0
     """Seconds from the opening of a round until its commitments close, quorum or not."""
     box_s: Annotated[float, Field(ge=0, le=86_400)] = 0.0

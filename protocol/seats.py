@@ -7,13 +7,13 @@ keep others out. Where all seats could be taken by nodes with standing, a quarte
 newcomers, or nobody new would ever get any.
 
 An account with standing gets no larger part of the seats than it has of all standing, rounded up:
-nodes cost nothing either, and whoever had more could break a quorum by saying nothing.
+nodes cost nothing either. Its nodes that sit out have theirs (:mod:`protocol.pauses`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -61,27 +61,42 @@ def shared_out(accounts: Sequence[str], standings: Mapping[str, int]) -> bool:
     )
 
 
-def seated(order: Sequence[str], seats: Mapping[str, Seat], most: int) -> list[str]:
-    """Those who get one of ``most`` seats, of nodes in the order in which they would."""
+def standing_parts(members: Collection[str], seats: Mapping[str, Seat]) -> dict[str, int]:
+    """Member to its part of its account's standing, which those of one account share."""
+    found = {peer: seats.get(peer, UNKNOWN) for peer in members}
+    shared = Counter(seat.account for seat in found.values())
+    return {peer: -(-seat.standing // shared[seat.account]) for peer, seat in found.items()}
+
+
+def seated(
+    order: Sequence[str], seats: Mapping[str, Seat], most: int, resting: Mapping[str, int]
+) -> list[str]:
+    """Those who get one of ``most`` seats, of nodes in the order in which they would.
+
+    :param resting: account to its other nodes, which sit out and have one of its seats each
+    """
     by_account: dict[str, str] = {}
     for peer in order:
         seat = seats.get(peer, UNKNOWN)
-        if not seat.standing and seat.account:
+        if not seat.standing and seat.account and not resting.get(seat.account):
             by_account.setdefault(seat.account, peer)
     newcomers = list(by_account.values())
     members = min(most, len(order))
     while True:
         # Shares are of those who sit then: with fewer of them an account may have fewer.
-        known = [*_within_shares(order, seats, members)][: most - min(len(newcomers), most // 4)]
+        places = most - min(len(newcomers), most // 4)
+        known = [*_within_shares(order, seats, members, resting)][:places]
         found = known + newcomers[: min(quota(len(known)), most - len(known))]
         if len(found) >= members:
             return found
         members = len(found)
 
 
-def _within_shares(order: Sequence[str], seats: Mapping[str, Seat], members: int) -> Iterator[str]:
+def _within_shares(
+    order: Sequence[str], seats: Mapping[str, Seat], members: int, resting: Mapping[str, int]
+) -> Iterator[str]:
     """Nodes with standing, of each account no more than its share of so many members."""
-    taken: Counter[str] = Counter()
+    taken = Counter(resting)
     for peer in order:
         seat = seats.get(peer, UNKNOWN)
         if seat.standing and taken[seat.account] < share(seat.standing, seat.whole, members):

@@ -77,7 +77,7 @@ def test_a_closed_round_goes_on_being_applied() -> None:
 
 
 def test_what_the_process_knows_outlives_an_entry_without_effect() -> None:
-    pauses = {"b": Pause(2, 3, "late")}
+    pauses = {"b": Pause(2, 3, "late", "b")}
     before = RunState(
         Phase.APPLYING,
         round=2,

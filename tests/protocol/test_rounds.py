@@ -677,7 +677,7 @@ def test_a_silent_node_outside_takes_one_grace_and_is_not_waited_for_again() -> 
 
 def test_who_sits_out_or_has_not_the_state_does_not_look_from_outside() -> None:
     state = revealed(A, B, C)
-    paused = {D: round_state.Pause(2, 1, round_state.DISSENT)}
+    paused = {D: round_state.Pause(2, 1, round_state.DISSENT, D)}
     grounds = Grounds(2, 0, 0, EVEN, False, frozenset({A, D}))
     assert look(state, Seen(2, D, "r0"), grounds)[0].outside == {D}
     assert look(replace(state, pauses=paused), Seen(2, D, "r0"), grounds)[0].outside == set()
