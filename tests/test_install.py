@@ -142,7 +142,7 @@ def test_a_light_client_audits_over_http(absent: list[str], home: Path, tmp_path
         for arguments in (
             ("audit", url, "--vkey", VKEY, "--full"),
             ("shares", "--from", url, "--run", WORLD.run),
-            ("mirror", url, "copy", "--run", WORLD.run),
+            ("mirror", "copy", "--from", url, "--run", WORLD.run),
             ("prove", "2", "--from", url, "--run", WORLD.run),
             ("verify", "entry-2.tlog-proof", "entry-2.json"),
         ):

@@ -52,10 +52,10 @@ def compare(
         "heads": [
             {
                 "target": head.name,
-                "origin": head.signed.origin,
+                "origin": head.head.origin,
                 "size": head.size,
-                "root": head.signed.root.hex(),
-                "tree": head.reader is not None,
+                "root": head.head.root.hex(),
+                "tree": head.tree is not None,
             }
             for head in heads
         ],
@@ -63,7 +63,7 @@ def compare(
     if finding is not None:
         facts |= {"between": [head.name for head in finding.heads], "reason": finding.why}
         facts["evidence"] = str(output) if found.proof is not None else None
-        facts["notes"] = [head.signed.note for head in finding.heads]
+        facts["notes"] = [head.head.note for head in finding.heads]
     if found.proof is not None:
         write_file(output, write_evidence(found.proof, found.genesis))
     show(facts, _shown(found, len(targets), output), as_json=as_json)
@@ -74,8 +74,8 @@ def _shown(found: Comparison, holders: int, output: Path) -> Iterator[str | Tabl
     rows = [
         [
             f"{head.size:,}",
-            head.signed.root.hex(),
-            head.name + ("" if head.reader else "  (signed; no tree behind it)"),
+            head.head.root.hex(),
+            head.name + ("" if head.tree else "  (signed; no tree behind it)"),
         ]
         for head in found.heads
     ]

@@ -5,85 +5,58 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from artel.ledger.cli.meant import quote
-from artel.ledger.cli.opening import DEFAULT_HOME, Home, holding
-from artel.protocol import options
-from artel.protocol.commandline import AsJson, Folder, RunId, VKeys, progress, show, value
-from artel.protocol.errors import EXIT_OK, Unreachable, UsageError
+from artel.ledger.cli.opening import DEFAULT_HOME, Home, LedgerOptions, holding
+from artel.protocol.commandline import AsJson, Folder, RunId, progress, show
+from artel.protocol.errors import EXIT_OK, Unreachable
 from artel.protocol.paths import expanded
 
 if TYPE_CHECKING:
     from artel.ledger.sync.mirror import Mirrored
     from artel.ledger.sync.restore import Restored
 
+FOLLOW_S = 10.0
+
 # --- mirror ---------------------------------------------------------------------------------------
 
 
 def mirror(
-    source: Annotated[str, Parameter(metavar="TARGET")],
-    folder: Folder,
-    /,
-    *,
-    vkey: VKeys = (),
-    run: RunId = "",
-    follow: bool = False,
-    every: Annotated[int, value(options.whole(1, 86_400), "SECONDS")] = 10,
-    as_json: AsJson = False,
+    folder: Folder, /, *, follow: bool = False, ledger: LedgerOptions = LedgerOptions()
 ) -> int:
-    """Copy a log into a folder of static files that any web server can serve.
+    """Copy a ledger into a folder of static files that any web server can serve.
 
-    example: artel ledger mirror http://HOST:8080 public/ledger --follow
+    example: artel ledger mirror public/ledger --from http://HOST:8080 --follow
 
-    :param source: the log: an invite, http(s)://..., a multiaddr with /p2p/PEER, or a folder of
-        tiles
     :param folder: where the files go
-    :param run: run id that the log has to have
     :param follow: go on until Ctrl-C
-    :param every: with --follow: between two looks
     """
     from artel.ledger.sync.mirror import mirror
-    from artel.ledger.tlog.note import VerifierKey
 
-    vkeys = [VerifierKey.parse(text) for text in vkey]
-    with holding(source) as (holder, named):
-        while True:
-            try:
-                found = mirror(holder, folder, vkeys, run or named, progress("files"))
-            except Unreachable as error:
-                if not follow:
-                    raise
-                print(f"{error.message}; trying again", file=sys.stderr)
-            else:
-                pinned = bool(vkeys or run or named or found.before)
-                _say_trust(found.origin, pinned or as_json)
-                show(
-                    found,
-                    _mirrored(found, folder, vkey, follow),
-                    as_json=as_json,
-                )
+    while True:
+        try:
+            with ledger.opened() as view:
+                found = mirror(view, folder, progress("files"))
+                ledger = replace(ledger, run=view.state.run)  # one run, and one word about trust
+        except Unreachable as error:
             if not follow:
-                return EXIT_OK
-            sys.stdout.flush()
-            time.sleep(every)
+                raise
+            print(f"{error.message}; trying again", file=sys.stderr)
+        else:
+            ledger.show(found, _mirrored(found, folder, ledger.run, follow))
+        if not follow:
+            return EXIT_OK
+        sys.stdout.flush()
+        time.sleep(FOLLOW_S)
 
 
-def _say_trust(origin: str, pinned: bool) -> None:
-    if not pinned:
-        print(
-            f"trusting the source for which log it is: {origin}; --run ID checks", file=sys.stderr
-        )
-
-
-def _mirrored(found: Mirrored, folder: Path, vkeys: Sequence[str], follow: bool) -> Iterator[str]:
-    from artel.ledger.sync.offline import run_of
-
+def _mirrored(found: Mirrored, folder: Path, run: str, follow: bool) -> Iterator[str]:
     if found.behind:
         yield f"the source is {found.behind} entries behind this copy of {found.size}; kept it"
         return
@@ -95,9 +68,7 @@ def _mirrored(found: Mirrored, folder: Path, vkeys: Sequence[str], follow: bool)
         f"({found.size - found.before} new, {found.files} files written)"
     )
     if not follow:
-        trusted = [word for key in vkeys for word in ("--vkey", key)]
-        trusted = trusted or ["--run", run_of(found.origin)]
-        audit = ["artel", "ledger", "audit", str(folder), *trusted, "--full"]
+        audit = ["artel", "ledger", "audit", str(folder), "--run", run, "--full"]
         yield f"check all of it with: {shlex.join(audit)}"
 
 
@@ -106,7 +77,7 @@ def _mirrored(found: Mirrored, folder: Path, vkeys: Sequence[str], follow: bool)
 
 def restore(
     *,
-    source: Annotated[tuple[str, ...], Parameter(name="--from", metavar="TARGET")] = (),
+    source: Annotated[str | None, Parameter(name="--from", metavar="TARGET")] = None,
     home: Home = DEFAULT_HOME,
     run: RunId = "",
     accept_older: bool = False,
@@ -118,28 +89,23 @@ def restore(
 
     example: artel ledger restore --from http://HOST:8080 --home coordinator
 
-    :param source: a mirror's folder, http(s)://..., an invite, or a multiaddr with /p2p/PEER; may
-        be given several times, the newest one is taken
+    :param source: a mirror's folder, http(s)://..., an invite, or a multiaddr with /p2p/PEER
     :param home: home to restore, while nothing uses it
     :param run: run id that the log has to have
     :param accept_older: although this home has published a newer checkpoint than anybody holds
     """
     from artel.ledger.sync.restore import restore
 
-    home = expanded(home)
-    with ExitStack() as stack:
-        held = [stack.enter_context(holding(name)) for name in source]
-        runs = ({named for _, named in held} | {run}) - {""}
-        if len(runs) > 1:
-            raise UsageError("the invites and --run name different runs")
-        found = restore(
-            [holder for holder, _ in held],
-            home,
-            next(iter(runs), ""),
-            accept_older=accept_older,
-            progress=progress("entries"),
-        )
-    _say_trust(f"run {found.run}", as_json or bool(runs or found.before))
+    home, shown = expanded(home), progress("entries")
+    if source is None:
+        found = restore(None, home, run, progress=shown)
+    else:
+        with holding(source, run) as (holder, run):
+            found = restore(holder, home, run, accept_older=accept_older, progress=shown)
+        if not (run or found.before or as_json):
+            print(
+                f"trusting the source for the run id {found.run}; --run ID checks", file=sys.stderr
+            )
     return show(found, _restored(found, home), as_json=as_json)
 
 

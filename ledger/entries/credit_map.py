@@ -207,23 +207,6 @@ def look_up(root: str, account: str, get: Callable[[str], bytes]) -> Found:
     return Found(mine[0] if mine else None, total)
 
 
-def all_pages(root: str, get: Callable[[str], bytes], accounts: int) -> Iterator[tuple[str, bytes]]:
-    """Every page of a map with its name, as :func:`look_up` gets them.
-
-    :param accounts: there can be at most so many
-    """
-    waiting = [_Place(bytes.fromhex(root))]
-    while waiting:
-        place = waiting.pop()
-        data = place.read(get)
-        yield place.name.hex(), data
-        rows = list(_rows(data[1:]))
-        if data[:1] == b"\1":
-            waiting += [place.below(d, row) for d, row in enumerate(rows) if row != EMPTY]
-        elif (accounts := accounts - len(rows)) < 0:
-            raise CheckFailed("the credit map has more accounts than the ledger can have")
-
-
 @dataclass(frozen=True)
 class _Place:
     """A page that is to be read, and what must be on it; no page fits two places of a map."""

@@ -179,9 +179,10 @@ def _found(final: str, cosigned: str, state: FoldState) -> Finality:
     )
 
 
-def kept_notes(heads: HeadStore | None, state: FoldState) -> list[str]:
-    """The notes of a home that :func:`of_notes` needs."""
-    return [newest_final(heads, state), newest_cosigned(heads, state)]
+def of_home(store: LedgerReader, heads: HeadStore | None, state: FoldState) -> Finality:
+    """What is final in a home; raises as :func:`of_notes`."""
+    kept = (newest_final(heads, state), newest_cosigned(heads, state))
+    return of_notes((*kept, store.latest_note), store, state)
 
 
 def newest_final(heads: HeadStore | None, state: FoldState) -> str:
@@ -206,14 +207,14 @@ def newest_cosigned(heads: HeadStore | None, state: FoldState) -> str:
 def final_note(store: LedgerReader, heads: HeadStore | None, state: FoldState) -> str:
     """The newest final tree head as a note with all known cosignatures; "" when there is none."""
     found = newest_final(heads, state)
-    return _merged(store.note_at(size_of(found)), found) if found else ""
+    return merged(store.note_at(size_of(found)), found) if found else ""
 
 
 def newest_note(store: LedgerReader, heads: HeadStore | None) -> str:
     """The newest tree head with all known cosignatures; "" for an empty ledger."""
     signed = store.latest_note
     known = heads.note(size_of(signed)) if heads is not None and signed else ""
-    return _merged(signed, known)
+    return merged(signed, known)
 
 
 def size_of(signed: str) -> int:
@@ -221,7 +222,7 @@ def size_of(signed: str) -> int:
     return parse_checkpoint(signed).size if signed else 0
 
 
-def _merged(signed: str, other: str) -> str:
+def merged(signed: str, other: str) -> str:
     """The lines of both under one text; the first where they have different texts."""
     if not signed or not other:
         return signed or other

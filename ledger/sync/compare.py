@@ -11,14 +11,13 @@ from pathlib import Path
 
 from artel.ledger.entries.evidence import SplitView, build
 from artel.ledger.store.finality import size_of
-from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import DATABASE_NAME
 from artel.ledger.sync.client import home_view
 from artel.ledger.sync.holding import hold
 from artel.ledger.sync.offline import run_of
-from artel.ledger.sync.signed_tree import SignedHead, SignedTree, verified_head
+from artel.ledger.sync.signed_tree import Shown, SignedHead, SignedTree, verified_head
 from artel.ledger.sync.source import newest_heads
-from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint, verifier_keys
+from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint
 from artel.ledger.tlog.cosignature import parse_key
 from artel.ledger.tlog.note import VerifierKey, open_note
 from artel.ledger.tlog.proof import HashReader, root_at
@@ -27,24 +26,10 @@ from artel.protocol.paths import expanded
 
 
 @dataclass(frozen=True)
-class ShownHead:
-    """A signed tree head that somebody shows, and the tree behind it if they show that, too."""
-
-    name: str
-    signed: SignedHead
-    reader: LedgerReader | SignedTree | None
-    """None: its signature verifies, and that is all."""
-
-    @property
-    def size(self) -> int:
-        return self.signed.size
-
-
-@dataclass(frozen=True)
 class Mismatch:
     """Two heads that are not known to be of one history."""
 
-    heads: tuple[ShownHead, ShownHead]
+    heads: tuple[Shown, Shown]
     split: bool
     """Whether they are of two; otherwise nobody shows the tree that would tell."""
     why: str
@@ -54,7 +39,7 @@ class Mismatch:
 class Comparison:
     """What several holders show, and the worst that was found between two of them."""
 
-    heads: list[ShownHead]
+    heads: list[Shown]
     finding: Mismatch | None
     """None: one history, as far as they show it."""
     proof: SplitView | None
@@ -76,12 +61,12 @@ def compare(targets: Sequence[str], run: str = "", vkeys: Sequence[str] = ()) ->
     with ExitStack() as stack:
         heads = _heads(stack, targets, run, vkeys)
         # What must be the same: the run, whatever the term; or the origin of another log.
-        logs = {head.signed.run or head.signed.origin for head in heads}
+        logs = {head.head.run or head.head.origin for head in heads}
         if len(logs) > 1:
             raise UsageError("these are different logs", f"they are: {', '.join(sorted(logs))}")
         found = [_between(*pair, heads) for pair in combinations(heads, 2)]
         finding, proof = _worst([each for each in found if each is not None], heads)
-        trees = (head.reader for head in heads if head.signed.run)
+        trees = (head.tree for head in heads if head.head.run)
         genesis = next((tree.leaf(0) for tree in trees if tree is not None), b"")
     return Comparison(heads, finding, proof, genesis)
 
@@ -89,13 +74,11 @@ def compare(targets: Sequence[str], run: str = "", vkeys: Sequence[str] = ()) ->
 # --- the heads ------------------------------------------------------------------------------------
 
 
-def _heads(
-    stack: ExitStack, targets: Sequence[str], run: str, vkeys: Sequence[str]
-) -> list[ShownHead]:
+def _heads(stack: ExitStack, targets: Sequence[str], run: str, vkeys: Sequence[str]) -> list[Shown]:
     """Of each holder its newest tree, and every signed head that is not of that tree."""
     found = [_held(stack, target, run, vkeys) for target in targets]
     heads = [head for trees, _, _ in found for head in trees]
-    known = next((head.signed for head in heads if head.signed.run), None)
+    known = next((head.head for head in heads if head.head.run), None)
     for target, (trees, texts, error) in zip(targets, found, strict=True):
         if not trees and known is None and error is not None:
             raise error
@@ -104,11 +87,11 @@ def _heads(
             if known is not None and not any(_begins_with(tree, head) for tree in trees):
                 keys = known.keys_for(known.origin)
                 open_note(text, keys)
-                heads.append(ShownHead(target, SignedHead(text, head, keys), None))
+                heads.append(Shown(target, SignedHead(text, head, keys), None))
     return heads
 
 
-_Held = tuple[list[ShownHead], list[str], CheckFailed | None]
+_Held = tuple[list[Shown], list[str], CheckFailed | None]
 
 
 def _held(stack: ExitStack, target: str, run: str, vkeys: Sequence[str]) -> _Held:
@@ -121,14 +104,12 @@ def _held(stack: ExitStack, target: str, run: str, vkeys: Sequence[str]) -> _Hel
         if run and log.genesis.run != run:
             raise CheckFailed(f"{target} holds run {log.genesis.run[:12]}…, not {run[:12]}…")
         kept = view.heads.newest(0) if view.heads is not None else ""
-        keys = tuple(verifier_keys(log.origin, log.genesis.coordinators))
-        head = SignedHead(log.latest_note, Checkpoint(log.origin, log.size, log.root), keys)
-        return [ShownHead(target, head, log)], [kept] if kept else [], None
+        return [Shown.of(log, target)], [kept] if kept else [], None
     holder, named = hold(target)
     stack.callback(holder.close)
     given = [key for key in map(parse_key, vkeys) if isinstance(key, VerifierKey)]
     texts = sorted(filter(None, newest_heads(holder)), key=size_of, reverse=True)
-    trees: list[ShownHead] = []
+    trees: list[Shown] = []
     error = None
     for text in texts:
         try:
@@ -138,7 +119,7 @@ def _held(stack: ExitStack, target: str, run: str, vkeys: Sequence[str]) -> _Hel
             error = error or failure
             continue
         if not any(_begins_with(known, head.checkpoint) for known in trees):
-            trees.append(ShownHead(target, head, tree))
+            trees.append(Shown(target, head, tree))
     if error is not None and (given or not run_of(parse_checkpoint(texts[0]).origin)):
         raise error
     return trees, [] if given else texts, error
@@ -147,51 +128,51 @@ def _held(stack: ExitStack, target: str, run: str, vkeys: Sequence[str]) -> _Hel
 # --- two of them ----------------------------------------------------------------------------------
 
 
-def _begins_with(tree: ShownHead, head: Checkpoint) -> bool:
+def _begins_with(tree: Shown, head: Checkpoint) -> bool:
     """Whether the tree that a head has behind it begins with that of another.
 
     :raises CheckFailed: what is served of it does not belong to the head, or is missing
     """
-    if tree.reader is None or head.size > tree.size:
+    if tree.tree is None or head.size > tree.size:
         return False
-    return root_at(tree.reader, head.size) == head.root
+    return root_at(tree.tree, head.size) == head.root
 
 
-def _behind(head: ShownHead, heads: Sequence[ShownHead]) -> HashReader | None:
+def _behind(head: Shown, heads: Sequence[Shown]) -> HashReader | None:
     """The tree that a head signs, whoever shows it."""
-    trees = (tree for tree in heads if _begins_with(tree, head.signed.checkpoint))
-    return head.reader or next((tree.reader for tree in trees), None)
+    trees = (tree for tree in heads if _begins_with(tree, head.head.checkpoint))
+    return head.tree or next((tree.tree for tree in trees), None)
 
 
-def _between(a: ShownHead, b: ShownHead, heads: Sequence[ShownHead]) -> Mismatch | None:
+def _between(a: Shown, b: Shown, heads: Sequence[Shown]) -> Mismatch | None:
     """What is wrong between two heads; None when the one tree begins with the other."""
     small, large = sorted((a, b), key=lambda head: head.size)
     if small.size == large.size:
-        same = small.signed.root == large.signed.root
+        same = small.head.root == large.head.root
         return None if same else Mismatch((a, b), True, "")
     try:
         tree = _behind(large, heads)
         if tree is None:
             return Mismatch((a, b), False, f"nobody shows the tree of {large.size:,} entries")
-        same = root_at(tree, small.size) == small.signed.root
+        same = root_at(tree, small.size) == small.head.root
         return None if same else Mismatch((a, b), True, "")
     except CheckFailed as error:
         return Mismatch((a, b), False, error.message)
 
 
 def _worst(
-    findings: Sequence[Mismatch], heads: Sequence[ShownHead]
+    findings: Sequence[Mismatch], heads: Sequence[Shown]
 ) -> tuple[Mismatch | None, SplitView | None]:
     """The finding to report: one with evidence for others, or else one that is a split view."""
     splits = [finding for finding in findings if finding.split]
     for number, finding in enumerate(splits):
         a, b = finding.heads
-        if a.signed.origin != b.signed.origin:
+        if a.head.origin != b.head.origin:
             why = "the two checkpoints are of different terms, signed with different names"
         else:
             try:
                 trees = [_behind(head, heads) or _NoTree(head.size) for head in (a, b)]
-                return finding, build(a.signed.note, trees[0], b.signed.note, trees[1])
+                return finding, build(a.head.note, trees[0], b.head.note, trees[1])
             except CheckFailed as error:
                 why = error.message
         splits[number] = replace(finding, why=why)

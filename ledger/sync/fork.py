@@ -16,10 +16,10 @@ from artel.ledger.entries import evidence
 from artel.ledger.entries.evidence import SplitView
 from artel.ledger.store.database import storage_errors
 from artel.ledger.sync.offline import write_evidence
-from artel.ledger.sync.signed_tree import Offer, SignedHead, SignedTree, manifest_of
+from artel.ledger.sync.signed_tree import Shown, SignedTree
 from artel.ledger.sync.source import TileSource
 from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint, verifier_keys
-from artel.ledger.tlog.proof import HashReader, root_at
+from artel.ledger.tlog.proof import root_at
 from artel.protocol import files
 from artel.protocol.errors import ArtelError, CheckFailed
 
@@ -43,24 +43,22 @@ class SplitViewProven(CheckFailed):
         self.evidence = proof
 
 
-def require_one_history(
-    place: Path, name: str, head: SignedHead, tree: HashReader, offer: Offer
-) -> None:
+def require_one_history(place: Path, one: Shown, other: Shown) -> None:
     """One of two trees must begin with the other; else the evidence is left in ``place``.
 
-    :param name: who shows ``head``, and ``tree`` behind it
     :raises CheckFailed: when neither begins with the other
     """
-    size = min(head.size, offer.head.size)
-    if root_at(tree, size) == root_at(offer.tree, size):
+    assert one.tree is not None
+    assert other.tree is not None
+    size = min(one.size, other.size)
+    if root_at(one.tree, size) == root_at(other.tree, size):
         return
-    message = f"{offer.name} and {name} show different histories"
-    if head.origin != offer.head.origin:
+    message = f"{other.name} and {one.name} show different histories"
+    if one.head.origin != other.head.origin:
         raise CheckFailed(f"{message}, in different terms", "nothing was changed; keep both")
-    proof = evidence.build(head.note, tree, offer.head.note, offer.tree)
-    evidence.check(proof, head.keys)
-    genesis = manifest_of(offer.source, head.run, offer.head.size)[1] if head.run else b""
-    path = shlex.quote(str(write_split_view(place, proof, genesis)))
+    proof = evidence.build(one.head.note, one.tree, other.head.note, other.tree)
+    evidence.check(proof, one.head.keys)
+    path = shlex.quote(str(write_split_view(place, proof, other.tree.leaf(0))))
     raise CheckFailed(
         f"{message}: the log has signed both",
         f"nothing was changed; {path} is the proof, show it to others and enter it with "
@@ -118,7 +116,7 @@ def write_split_view(place: Path, proof: SplitView, genesis: bytes) -> Path:
     An older file stays: the first proof is as good as any.
 
     :param genesis: entry 0, which ties the coordinator's key to the run id in the two notes, so
-        that the file verifies with nothing else at hand; empty for a log that is no run's
+        that the file verifies with nothing else at hand
     """
     path = place / SPLIT_VIEW_FILE
     with storage_errors(path):

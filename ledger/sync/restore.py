@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artel.ledger.entries import Entry
-from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.fold.effects import Fold, checked
 from artel.ledger.store import finality
 from artel.ledger.store.database import SIDE_FILES, storage_errors
+from artel.ledger.store.finality import size_of
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.keyfiles import NODE_KEY
 from artel.ledger.store.published import (
@@ -37,11 +37,10 @@ from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
 from artel.ledger.store.verify import verify_home
 from artel.ledger.sync.fork import require_one_history
 from artel.ledger.sync.offline import run_of
-from artel.ledger.sync.signed_tree import Offer, offered, take_over, verified_head
+from artel.ledger.sync.signed_tree import Offer, Shown, offered, take_over
 from artel.ledger.sync.source import TileSource
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint
-from artel.ledger.tlog.proof import root_at
 from artel.protocol import files, identity
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, UsageError
 from artel.protocol.files import sync_folder
@@ -65,46 +64,42 @@ class Restored:
     final: int
     """Size of the newest final checkpoint that came along; 0 for none."""
     source: str
-    """Which of the sources it was taken from; "" for its own entries."""
+    """Where it was taken from; "" for its own entries."""
     coordinator: bool
     """Whether the home holds the key that signs this log."""
 
 
 def restore(
-    sources: Sequence[TileSource],
+    source: TileSource | None,
     home: Path,
     run: str = "",
     *,
     accept_older: bool = False,
     progress: Tell = silent,
 ) -> Restored:
-    """Make the ledger of ``home`` again from the source that has the newest checkpoint.
+    """Make the ledger of ``home`` again from a source's newest checkpoint.
 
-    Without sources, from its own entries and its newest head: whatever follows from them is
+    Without a source, from its own entries and its newest head: whatever follows from them is
     computed again.
 
-    :param run: the run that it must be; when empty, that of the home's ledger or of the sources
+    :param run: the run that it must be; when empty, that of the home's ledger or of the source
     :param accept_older: although the home itself has published a newer checkpoint
-    :raises CheckFailed: when something does not hold, when two histories are shown, or all sources
-        are older than what the home has published
-    :raises UsageError: when the home's own ledger is sound and as long; without sources, when there
-        is none, or nothing is wrong with it
-    :raises Unreachable: when a source does not answer
+    :raises CheckFailed: when something does not hold, when two histories are shown, or the source
+        is older than what the home has published
+    :raises UsageError: when the home's own ledger is sound and as long; without a source, when
+        there is none, or nothing is wrong with it
+    :raises Unreachable: when the source does not answer
     :raises ResourceError: when a daemon is using the home, or the disk is full
     """
     lock = HomeLock(home)
     try:
         with _own(home) as own:
-            if not sources:
+            if source is None:
                 return _from_itself(home, own, run, progress)
-            offers = [offered(source, run=run or own.run) for source in sources]
-            best = max(offers, key=lambda offer: offer.head.size)
-            for offer in offers:
-                if offer is not best:
-                    require_one_history(home, offer.name, offer.head, offer.tree, best)
-            _require_older(home, own, best)
-            _require_all_said(home, own, best, accept_older)
-            return _rebuild(home, own, best, progress)
+            offer = offered(source, run=run or own.run)
+            _require_older(home, own, offer)
+            _require_all_said(home, own, offer, accept_older)
+            return _from_other(home, own, offer, progress)
     finally:
         lock.release()
 
@@ -155,8 +150,7 @@ def _require_older(home: Path, own: _Own, best: Offer) -> None:
     if own.store is None or not own.store.size:
         return
     head, name = best.head, best.name
-    signed = verified_head(best.source, own.store.latest_note, head.keys_for(own.store.origin))
-    require_one_history(home, str(home), signed, own.store, best)
+    require_one_history(home, Shown.of(own.store, str(home)), best.shown)
     if own.store.size >= head.size:
         raise UsageError(
             f"{home} has a sound ledger of {own.store.size} entries, {name} one of {head.size}",
@@ -201,10 +195,8 @@ def _said(home: Path, own: _Own, best: Offer) -> list[Checkpoint]:
 # --- making it again ------------------------------------------------------------------------------
 
 
-def _rebuild(home: Path, own: _Own, best: Offer, progress: Tell) -> Restored:
-    head, run = best.head, best.head.run
-    signs = _signs(home, [key.public.hex() for key in head.keys])
-    shown = _shown(best)
+def _from_other(home: Path, own: _Own, best: Offer, progress: Tell) -> Restored:
+    head, notes = best.head, (best.final, best.head.note)
 
     def take(store: LedgerStore, fold: Fold) -> None:
         try:
@@ -215,18 +207,7 @@ def _rebuild(home: Path, own: _Own, best: Offer, progress: Tell) -> Restored:
                 "artel ledger audit TARGET --run ID --full names the one that is wrong",
             ) from None
 
-    state, kept = _replaced(home, run, term_of(head.origin, run) or 0, take)
-    return Restored(
-        run=run,
-        size=head.size,
-        root=head.root,
-        before=own.size,
-        damage=own.damage,
-        kept=kept,
-        final=_keep_heads(home, best, shown, state, signs=signs),
-        source=best.name,
-        coordinator=signs,
-    )
+    return _made(home, own, term_of(head.origin, head.run) or 0, take, head.run, best.name, notes)
 
 
 def _from_itself(home: Path, own: _Own, run: str, progress: Tell) -> Restored:
@@ -250,24 +231,22 @@ def _from_itself(home: Path, own: _Own, run: str, progress: Tell) -> Restored:
 
         new.append_replica(read(), signed.latest_note, fold.beside)
 
-    _, kept = _replaced(home, store.genesis.run, store.term, take)
-    return Restored(
-        run=store.genesis.run,
-        size=store.size,
-        root=store.root,
-        before=store.size,
-        damage="",
-        kept=kept,
-        final=0,
-        source="",
-        coordinator=_signs(home, store.genesis.coordinators),
-    )
+    return _made(home, own, store.term, take, store.genesis.run)
 
 
-def _replaced(
-    home: Path, run: str, term: int, take: Callable[[LedgerStore, Fold], None]
-) -> tuple[FoldState, Path | None]:
-    """Put a ledger that ``take`` fills in the place of the home's; says where the old one is."""
+def _made(
+    home: Path,
+    own: _Own,
+    term: int,
+    take: Callable[[LedgerStore, Fold], None],
+    run: str,
+    source: str = "",
+    notes: Sequence[str] = (),
+) -> Restored:
+    """Put a ledger that ``take`` fills in the place of the home's.
+
+    :param notes: heads of it that came along with their cosignatures
+    """
     work = files.unfinished(home / "ledger")
     with storage_errors(home):
         work.mkdir()
@@ -276,11 +255,22 @@ def _replaced(
             fold = Fold.open(store)
             take(store, fold)
             fold.settle()
-        if fold.state.run != run:
-            raise CheckFailed("the manifest is not signed by its organiser")
-        return fold.state, _put_in_place(home, work)
+            if fold.state.run != run:
+                raise CheckFailed("the manifest is not signed by its organiser")
+            found = finality.of_notes(notes, store, fold.state)
+            size, root, genesis = store.size, store.root, store.genesis
+        kept = _put_in_place(home, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+    signs = _signs(home, genesis.coordinators)
+    if source:
+        with closing(HeadStore(home / HEADS_NAME)) as heads:
+            if signs:  # there are newer ones only when an older ledger was accepted
+                heads.forget_after(size)
+            for text in {found.final, found.cosigned} - {""}:
+                heads.add_note(text)
+    final = size_of(found.final)
+    return Restored(run, size, root, own.size, own.damage, kept, final, source, signs)
 
 
 def _signs(home: Path, coordinators: Collection[str]) -> bool:
@@ -321,37 +311,3 @@ def _free_name(home: Path) -> Path:
     taken = {path.name.removeprefix(stem).partition("-")[0] for path in home.glob(f"{stem}*")}
     number = next(n for n in itertools.count(1) if str(n) not in taken)
     return home / f"{stem}{number}"
-
-
-def _shown(best: Offer) -> list[str]:
-    """The heads of the tree that came along.
-
-    :raises CheckFailed: one is not by the log, or of another tree
-    """
-    found = []
-    for text in filter(None, (best.final, best.head.note)):
-        head = parse_checkpoint(text)
-        note.open_note(text, best.head.keys_for(head.origin))
-        if head.size > best.head.size or not best.head.same_log(head.origin):
-            continue
-        if root_at(best.tree, head.size) != head.root:
-            raise CheckFailed("the final checkpoint is not of this tree")
-        found.append(text)
-    return found
-
-
-def _keep_heads(
-    home: Path, best: Offer, shown: Sequence[str], state: FoldState, *, signs: bool
-) -> int:
-    """Keep the cosignatures that came along; returns the size of the final head, 0 for none."""
-    size = 0
-    keys = [key.public.hex() for key in best.head.keys]
-    with closing(HeadStore(home / HEADS_NAME)) as heads:
-        if signs:  # there are newer ones only when an older ledger was accepted
-            heads.forget_after(best.head.size)
-        for text in shown:
-            head, signed = finality.verified(text, parse_checkpoint(text).origin, keys, state.nodes)
-            if finality.cosigners(signed, state.nodes):
-                heads.add_note(signed.encode())
-                size = max(size, head.size if finality.is_final(signed, state) else 0)
-    return size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from artel.ledger.entries.documents import FOLDER, named_by
 from artel.ledger.fold import alias
@@ -53,7 +54,7 @@ class Served:
             FINAL_PATH: lambda _: finality.final_note(store, heads, state()).encode(),
             ALIASES_PATH: lambda _: alias.write_table(heads.aliases() if heads else {}),
             CONFLICTS_PATH: lambda _: canonical.dumps(heads.conflicts() if heads else []),
-            "credit": CreditFiles(store, heads, state).get,
+            "credit": CreditFiles(store, state, partial(finality.of_home, store, heads)).get,
             "tile": self._tile,
             FOLDER: self._document,
         }

@@ -20,8 +20,7 @@ from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.entries.kinds.rolled_back import RolledBack
 from artel.ledger.entries.kinds.run_closed import RunClosed
 from artel.ledger.entries.kinds.state_agreed import StateAgreed
-from artel.ledger.store import finality
-from artel.ledger.store.heads import HeadStore
+from artel.ledger.store.finality import Finality
 from artel.ledger.store.reader import LedgerReader
 from artel.ledger.sync import offline
 from artel.ledger.sync.offline import Proven
@@ -121,9 +120,12 @@ class CreditFiles:
     """What a home serves of it: the newest credit root, and the pages of the newest maps."""
 
     def __init__(
-        self, store: LedgerReader, heads: HeadStore | None, state: Callable[[], FoldState]
+        self,
+        store: LedgerReader,
+        state: Callable[[], FoldState],
+        final: Callable[[FoldState], Finality],
     ) -> None:
-        self._store, self._heads, self._state = store, heads, state
+        self._store, self._state, self._final = store, state, final
         self._maps: deque[CreditMap] = deque(maxlen=2)  # for readers who are at the one before
 
     def get(self, path: str) -> bytes:
@@ -146,9 +148,7 @@ class CreditFiles:
 
     def _newest(self, state: FoldState) -> bytes:
         store = self._store
-        notes = (*finality.kept_notes(self._heads, state), store.latest_note)
-        final = finality.of_notes(notes, store, state)
-        proof = offline.prove(store, final, state.rooted_by).encode()
+        proof = offline.prove(store, self._final(state), state.rooted_by).encode()
         leaf = store.leaf(state.rooted_by)
         document = leaf.document.decode() if isinstance(leaf, Leaf) else ""
         shown = {"document": document, "entry": encode_base64(leaf), "proof": proof}

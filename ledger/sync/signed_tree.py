@@ -336,7 +336,7 @@ def take_over(
             if (left := left - bodies.size_of(entry)) < 0:
                 raise CheckFailed(
                     f"{source.name} has more than {most:,} bytes of entries beyond {start:,}",
-                    "read its pages, or take a copy with artel ledger mirror",
+                    "read its pages; the copy of a node has no such limit",
                 )
             yield entry
             progress(done, head.size)
@@ -365,6 +365,27 @@ def next_bundle(store: LedgerReader, start: int, size: int) -> tuple[Tile, list[
 
 
 @dataclass(frozen=True)
+class Shown:
+    """A signed tree head that somebody shows, and the tree behind it if they show that, too."""
+
+    name: str
+    head: SignedHead
+    tree: LedgerReader | SignedTree | None
+    """None: its signature verifies, and that is all."""
+
+    @classmethod
+    def of(cls, log: LedgerReader, name: str) -> Shown:
+        """What a ledger that lies here shows."""
+        keys = tuple(verifier_keys(log.origin, log.genesis.coordinators))
+        head = SignedHead(log.latest_note, Checkpoint(log.origin, log.size, log.root), keys)
+        return cls(name, head, log)
+
+    @property
+    def size(self) -> int:
+        return self.head.size
+
+
+@dataclass(frozen=True)
 class Offer:
     """A tree that somebody holds, and its signed head: what there is to take over."""
 
@@ -377,6 +398,11 @@ class Offer:
     @property
     def name(self) -> str:
         return self.source.name
+
+    @property
+    def shown(self) -> Shown:
+        """The same, to be held against another one."""
+        return Shown(self.name, self.head, self.tree)
 
 
 def offered(

@@ -103,8 +103,9 @@ class LedgerView:
 
         :raises CheckFailed: when one of them is not of this ledger
         """
-        kept = finality.kept_notes(self.heads, self.state)
-        return finality.of_notes((*kept, *self.notes, self.log.latest_note), self.log, self.state)
+        if not self.notes:
+            return finality.of_home(self.log, self.heads, self.state)
+        return finality.of_notes(self.notes, self.log, self.state)
 
     @property
     def final_note(self) -> str:

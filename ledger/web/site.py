@@ -160,9 +160,8 @@ class LedgerSite:
 
     def _proof_of(self, index: int, state: FoldState) -> str:
         """What ``artel ledger prove`` writes, byte for byte."""
-        store = self._store
-        notes = (*finality.kept_notes(self._heads, state), store.latest_note)
-        return offline.prove(store, finality.of_notes(notes, store, state), index).encode()
+        final = finality.of_home(self._store, self._heads, state)
+        return offline.prove(self._store, final, index).encode()
 
     async def _run(self, request: web.Request) -> web.Response:
         store = self._store

@@ -16,9 +16,9 @@ from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.store.verify import verify_home
 from artel.ledger.sync.audit import audit_log
 from artel.ledger.sync.mirror import mirror
-from artel.ledger.sync.serving import Served
 from artel.ledger.sync.signed_tree import offered, take_over
 from artel.ledger.sync.source import FolderSource
+from artel.ledger.sync.view import LedgerView
 from artel.protocol import messages, round_state
 from artel.protocol.dsse import Envelope, Leaf
 from desk_world import Member, Office, run_of
@@ -98,8 +98,8 @@ async def test_a_round_of_a_thousand_members_from_opening_to_every_copy(tmp_path
 def copies(office: Office, folder: Path, took: dict[str, float]) -> None:
     """A mirror, an audit of it, and a replica of that carry every list."""
     core, began = office.core, time.perf_counter()
-    home = Served(core.ledger.store, core.heads, lambda: core.ledger.state)
-    mirror(home, folder / "mirror", run=office.run)
+    view = LedgerView(core.ledger.store, "office", heads=core.heads)
+    mirror(view, folder / "mirror")
     took["mirror"] = time.perf_counter() - began
     began = time.perf_counter()
     found = audit_log(FolderSource(folder / "mirror"), [], office.run, full=True)

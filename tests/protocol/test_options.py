@@ -68,7 +68,7 @@ def test_the_walk_over_the_commands_sees_them() -> None:
     names = {name for name, _ in ALL}
     assert {"artel node start --threads", "artel node sample --seed"} <= names
     assert {"artel coordinator start --announce", "artel demo --rounds"} <= names
-    assert {"artel ledger mirror --every", "artel node start --http"} <= names
+    assert {"artel ledger shares --at", "artel node start --http"} <= names
 
 
 # --- addresses ------------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ def test_an_empty_folder_that_is_there_is_filled_and_not_replaced(
 
 
 COMMANDS: list[tuple[str, tuple[str, ...], str]] = [
-    ("ledger mirror {tiles} {out}/copy --run {run}", ("copy",), "copy"),
+    ("ledger mirror {out}/copy --from {tiles} --run {run}", ("copy",), "copy"),
     ("ledger prove 3 --home {home} -o {out}/entry", ("entry", "entry.leaf"), "entry"),
     ("ledger key new --home {out}", ("account.key", "recovery.key"), "account.key"),
     (

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from artel.ledger.sync.client import home_view
 from artel.ledger.sync.mirror import mirror
-from artel.ledger.sync.source import FolderSource
-from client_world import write_tiles
 from explorer_world import busy_world, sharded_world
 from ledger_world import World, folded, key
 from tests import independent_fold
@@ -39,7 +38,8 @@ def test_a_ledger_read_by_the_document_alone_gives_the_same_credit(
 def test_a_mirror_is_enough(tmp_path: Path) -> None:
     world = World(total=200)
     world.write(tmp_path / "home", rounds=40)  # more than one bundle of entries
-    mirror(FolderSource(write_tiles(tmp_path / "home", tmp_path / "tiles")), tmp_path / "mirror")
+    with home_view(tmp_path / "home") as view:
+        mirror(view, tmp_path / "mirror")
     copy = tmp_path / "mirror"
     leaves = [*independent_fold.leaves_of(copy)]
     assert leaves == world.leaves

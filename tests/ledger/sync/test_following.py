@@ -107,7 +107,7 @@ class Net:
             append(self.world, store, restored)
         if restored:
             tiles = write_tiles(self.folder / f"{name}-log", self.folder / f"{name}-tiles")
-            restore([FolderSource(tiles)], home)
+            restore(FolderSource(tiles), home)
         store = LedgerStore.open(home / DATABASE_NAME, create=True, run=self.world.run)
         self.stack.callback(store.close)
         append(self.world, store, SIZE)
