@@ -18,9 +18,9 @@ from prometheus_client.core import Metric
 from artel.coordinator.metrics import RoundMetrics
 from artel.coordinator.service import Coordinator
 from artel.coordinator.wording import exchange_words
+from artel.ledger.store import finality
 from artel.ledger.tlog.checkpoint import parse_checkpoint
 from artel.ledger.web.exposition import metric
-from artel.ledger.web.foot import foot
 from artel.protocol import rounds
 
 
@@ -170,15 +170,15 @@ def _by_kind(metrics: RoundMetrics, way: str) -> dict[str, int]:
 async def _ledger(core: Coordinator) -> dict[str, Any]:
     """``final`` is how many entries are; ``witnesses`` how many accounts say so."""
     head = parse_checkpoint(core.ledger.store.latest_note)
-    seen = await asyncio.to_thread(foot, core.ledger.store, core.heads, core.ledger.state)
+    state = core.ledger.state
+    found = await asyncio.to_thread(finality.of_heads, core.heads, state)
+    seen = found.facts(state)
     return {
         "size": head.size,
         "root": head.root.hex(),
         "origin": head.origin,
-        "final": seen.final,
-        "final_head": seen.head,
-        "witnesses": len(seen.witnesses),
-        "witnesses_wanted": seen.wanted,
-        "label": seen.label,
-        "closed": core.ledger.state.closed,
+        **seen,
+        "final_head": found.head,
+        "witnesses": len(seen["witnesses"]),
+        "closed": state.closed,
     }

@@ -127,7 +127,6 @@ class History:
         *,
         kind: str = "",
         round: int | None = None,
-        nodes: Iterable[str] | None = None,
         account: str | None = None,
         before: int | None = None,
         since: int = 0,
@@ -135,16 +134,15 @@ class History:
     ) -> list[Did]:
         """Entries that fit, newest first.
 
-        :param nodes: they name one of these
         :param account: they speak of it, name one of its present nodes, or move its credit
         :param limit: at most so many; -1 for all
         """
-        where, values = self._fitting(kind, round, nodes, account, before, since)
+        where, values = self._fitting(kind, round, account, before, since)
         return self._did(f"{where} ORDER BY idx DESC LIMIT ?", (*values, limit))
 
     def count(self, **wanted: Any) -> int:
         """How many entries fit; see :meth:`chosen`."""
-        filled = {"kind": "", "round": None, "nodes": None, "account": None, "before": None}
+        filled = {"kind": "", "round": None, "account": None, "before": None}
         where, values = self._fitting(**filled | {"since": 0} | wanted)
         return int(self._query(f"SELECT count(*) FROM effects WHERE {where}", values)[0][0])
 
@@ -152,7 +150,6 @@ class History:
         self,
         kind: str,
         round: int | None,
-        nodes: Iterable[str] | None,
         account: str | None,
         before: int | None,
         since: int,
@@ -165,9 +162,6 @@ class History:
         if round is not None:
             where.append(_ROUND)
             values.append(round)
-        if nodes is not None:
-            where.append(f"idx IN ({_MENTIONS})")
-            values.append(json.dumps(list(nodes)))
         if account is not None:
             places = [f"SELECT {c} FROM credits WHERE account = {_NAME}" for c in _MOVES]
             where.append(f"idx IN ({' UNION '.join((_MENTIONS, *places))})")
@@ -479,18 +473,6 @@ class History:
         """Number of the newest state when credit vested for the first time; 0 when none has."""
         named = "SELECT min(state) FROM held WHERE name = " + _NAME
         return int(self._query(named, ("",))[0][0] or 0)
-
-    def changes(self, limit: int) -> list[tuple[int, str, int, int]]:
-        """State, account, change of its vested credit and what it has then: the newest, in order of
-        the state."""
-        rows = self._query(
-            "SELECT h.state, n.name, h.vested - coalesce((SELECT p.vested FROM held p"
-            " WHERE p.name = h.name AND p.state < h.state ORDER BY p.state DESC LIMIT 1), 0),"
-            " h.vested FROM held h JOIN names n ON n.id = h.name WHERE n.name <> ''"
-            " ORDER BY h.state DESC, n.name DESC LIMIT ?",
-            (limit,),
-        )
-        return rows[::-1]
 
 
 def _by_attempt(dids: Iterable[Did]) -> list[tuple[list[Did], int]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.fold import labels
@@ -74,6 +74,19 @@ class Finality:
     def label(self, size: int) -> str:
         """Final or pending, and up to where, of the first ``size`` entries."""
         return labels.finality(min(self.size, size), size, self.needed)
+
+    def facts(self, state: FoldState) -> dict[str, Any]:
+        """What pages and API say of the entries of a fold."""
+        label = self.label(state.size)
+        if state.convicted:
+            label += "; somebody provably signed two histories, see the split_seen entries"
+        return {
+            "final": min(self.size, state.size),
+            # Without a single note the ledger itself says who cosigned what it records as final.
+            "witnesses": sorted(self.seats if self.cosigned else state.cosigners),
+            "witnesses_wanted": self.needed,
+            "label": label,
+        }
 
 
 # --- one tree head --------------------------------------------------------------------------------

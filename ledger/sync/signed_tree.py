@@ -17,7 +17,6 @@ from artel.ledger.entries import Entry, Genesis, decode
 from artel.ledger.entries import body as bodies
 from artel.ledger.entries.documents import attached, document_of, path_of, require_named
 from artel.ledger.fold.effects import Fold, checked
-from artel.ledger.store.finality import size_of
 from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import LedgerStore
 from artel.ledger.sync.offline import run_of
@@ -418,33 +417,6 @@ def offered(
     :raises Unreachable: when the source does not answer
     """
     newest, final = newest_heads(source)
-    texts = sorted(dict.fromkeys(filter(None, (newest, final))), key=size_of, reverse=True)
-    failed: CheckFailed | None = None
-    for text in texts:
-        try:
-            keys = vkeys or known(parse_checkpoint(text).origin)
-            head = verified_head(source, text, keys, run)
-            offer = Offer(source, head, SignedTree(source, head.size, head.root), final)
-        except CheckFailed as error:
-            failed = failed or error
-            continue
-        if failed is not None:
-            raise _mixed(offer, texts[0], failed)
-        return offer
-    assert failed is not None
-    raise failed
-
-
-def _mixed(offer: Offer, larger: str, failed: CheckFailed) -> CheckFailed:
-    """The error for a source that shows a larger signed head than the tree that it serves is of."""
-    head = parse_checkpoint(larger)
-    try:
-        note.open_note(larger, offer.head.keys_for(head.origin))
-    except CheckFailed:
-        return failed
-    return CheckFailed(
-        f"{offer.name} shows checkpoint {head.size:,} without the tree behind it "
-        f"({failed.message}). Proven: the log has signed it, and checkpoint {offer.head.size:,}, "
-        "whose tree is served. Not proven: that the one tree begins with the other",
-        "ask others for that tree: artel ledger compare URL OTHER-URL",
-    )
+    keys = vkeys or known(parse_checkpoint(newest).origin)
+    head = verified_head(source, newest, keys, run)
+    return Offer(source, head, SignedTree(source, head.size, head.root), final)

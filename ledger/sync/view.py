@@ -105,7 +105,10 @@ class LedgerView:
         """
         if not self.notes:
             return finality.of_home(self.log, self.heads, self.state)
-        return finality.of_notes(self.notes, self.log, self.state)
+        try:
+            return finality.of_notes(self.notes, self.log, self.state)
+        except DecodeError as error:
+            raise CheckFailed(f"{self.where}: {error.message}") from None
 
     @property
     def final_note(self) -> str:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.entries.words import short_key
 from artel.ledger.fold.history import History
+from artel.ledger.store import finality
+from artel.ledger.store.finality import Finality
 from artel.ledger.store.reader import LedgerReader
 from artel.ledger.tlog.checkpoint import origin_of
 from artel.ledger.tlog.note import VerifierKey
-from artel.ledger.web.foot import Foot
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Context:
 
     store: LedgerReader
     history: History
-    foot: Foot
+    finality: Finality
     visited: str
     aliases: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
@@ -53,6 +56,20 @@ class Context:
         rules = self.state.rules
         last = rules.total - 1 if rules is not None else 0
         return min(self.state.round, last)
+
+    @cached_property
+    def standing(self) -> dict[str, Any]:
+        """How much is final, and who says so; for the foot of every page."""
+        return self.finality.facts(self.state)
+
+    @property
+    def trust(self) -> str:
+        """What the witnesses are worth."""
+        return finality.trust(self.state).label
+
+    def is_final(self, index: int) -> bool:
+        """Whether the entry at ``index`` is."""
+        return index < int(self.standing["final"])
 
     def alias(self, account: str) -> str:
         """The name that an account chose, or ""."""

@@ -40,8 +40,8 @@ def entry_page(page: Context, index: int) -> dict[str, Any]:
         "leaf": {"hash": leaf_hash(leaf).hex(), "size": len(leaf)},
         "document": document_of(leaf),
         "place": index % TILE_WIDTH,
-        "bundle": tile_at(ENTRIES, index // TILE_WIDTH, page.foot.size).path,
-        "tile": tile_at(0, index // TILE_WIDTH, page.foot.size).path,
+        "bundle": tile_at(ENTRIES, index // TILE_WIDTH, history.size).path,
+        "tile": tile_at(0, index // TILE_WIDTH, history.size).path,
     }
 
 

@@ -17,7 +17,6 @@ from artel.protocol.errors import UsageError
 
 MAX_ROWS = 200
 PAGE_ENTRIES = 50
-MAX_CSV_ROWS = 100_000
 
 
 # --- shares ---------------------------------------------------------------------------------------
@@ -29,13 +28,7 @@ def shares_data(page: Context) -> dict[str, Any]:
     ``pending`` has been granted and can still be disputed; ``awaiting`` is accepted, and will be
     granted when the nodes have agreed on the state. A JSON value, which the API serves as it is.
     """
-    seen = page.foot
-    return shares_facts(page.state, page.aliases) | {
-        "final": seen.final,
-        "witnesses": list(seen.witnesses),
-        "witnesses_wanted": seen.wanted,
-        "label": seen.label,
-    }
+    return shares_facts(page.state, page.aliases) | page.standing
 
 
 def shares_page(page: Context, _: Mapping[str, str]) -> dict[str, Any]:
@@ -52,13 +45,6 @@ def shares_page(page: Context, _: Mapping[str, str]) -> dict[str, Any]:
 def shares_csv(page: Context) -> str:
     """Every account with its numbers, as ``artel ledger shares --csv`` prints them."""
     return csv_table(page.state, page.store.root_at(page.state.size))
-
-
-def history_csv(page: Context) -> str:
-    """Vested credit whenever it changed, the newest changes when there are very many."""
-    rows = page.history.changes(MAX_CSV_ROWS)
-    lines = [",".join(map(str, row)) for row in rows]
-    return "\n".join(("state,account,change,vested", *lines)) + "\n"
 
 
 # --- entries --------------------------------------------------------------------------------------

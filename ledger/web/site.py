@@ -14,8 +14,7 @@
 ``POST /ledger/submit``                     one signed entry of a person's account
 ``POST /ledger/alias``                      one signed wish to be shown under a name
 ``GET /entry/INDEX``, ``/account/KEY``      pages for people
-``GET /round/N``, ``/shares``, ``/entries``  pages for people; ``/shares.csv``,
-                                            ``/shares-by-round.csv``
+``GET /round/N``, ``/shares``, ``/entries``  pages for people; ``/shares.csv``
 ==========================================  ========================================================
 """
 
@@ -55,7 +54,6 @@ from artel.ledger.web.answers import (
 )
 from artel.ledger.web.context import Context
 from artel.ledger.web.entry_page import entry_page
-from artel.ledger.web.foot import foot
 from artel.ledger.web.render import Templates
 from artel.ledger.web.round_page import round_page
 from artel.ledger.web.server import Handler
@@ -73,7 +71,6 @@ PAGES: tuple[tuple[str, str, View], ...] = (
     ("/shares", "shares.html", lists.shares_page),
     ("/entries", "entries.html", lists.entries_page),
 )
-TABLES = {"/shares.csv": lists.shares_csv, "/shares-by-round.csv": lists.history_csv}
 
 THREADS = 4
 BYTES = "application/octet-stream"
@@ -118,8 +115,7 @@ class LedgerSite:
         add("/account/{key}", self._account_page)
         for path, template, view in PAGES:
             add(path, self._page_of(template, view))
-        for path, table in TABLES.items():
-            add(path, self._table_of(path, table))
+        add("/shares.csv", self._shares_csv)
         app.router.add_post("/ledger/submit", self._submitted)
         app.router.add_post("/ledger/alias", self._alias_set)
         app.on_cleanup.append(self._stop)
@@ -215,12 +211,9 @@ class LedgerSite:
 
         return answer
 
-    def _table_of(self, path: str, table: Callable[[Context], str]) -> Handler:
-        async def answer(request: web.Request) -> web.Response:
-            text = await self.read(table)
-            return download(text.encode(), "text/csv", path.removeprefix("/"), "no-store")
-
-        return answer
+    async def _shares_csv(self, request: web.Request) -> web.Response:
+        text = await self.read(lists.shares_csv)
+        return download(text.encode(), "text/csv", "shares.csv", "no-store")
 
     async def _entry_page(self, request: web.Request) -> web.Response:
         given = request.match_info["index"]
@@ -275,5 +268,5 @@ class LedgerSite:
         if not state.size:
             raise UsageError("the ledger is still empty", "try again in a moment")
         history = History(self._store, self._store.query, state)
-        seen = foot(self._store, self._heads, state)
+        seen = finality.of_heads(self._heads, state)
         return look(Context(self._store, history, seen, url, self._names()))

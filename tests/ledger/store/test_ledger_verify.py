@@ -276,7 +276,7 @@ def test_any_changed_byte_of_the_checkpoint_file_is_found(
 def test_other_lengths_are_found(closed_home: Path, tmp_path: Path, change: str) -> None:
     path = copy_of(closed_home, tmp_path) / DATABASE_NAME
     data = path.read_bytes()
-    path.write_bytes({"cut": data[:-1], "cut a page": data[:-4096], "empty": b""}[change])
+    path.write_bytes({"cut": data[:-100], "cut a page": data[:-4096], "empty": b""}[change])
     assert not verify_home(tmp_path).verified
 
 

@@ -21,12 +21,12 @@ WORLD = World()
 WORLD.batches(3)
 
 
-def test_entries_of_every_kind_take_less_than_half_of_their_bytes() -> None:
+def test_entries_of_every_kind_take_less_than_three_fifths_of_their_bytes() -> None:
     for leaf in WORLD.leaves:
         envelope = dsse.decode(leaf)
         stored = pack(leaf, envelope)
         assert unpack(stored) == leaf
-        assert len(stored) < len(leaf) / 2, entries.decode(leaf).kind
+        assert len(stored) < 0.6 * len(leaf), entries.decode(leaf).kind
 
 
 VALUES = st.one_of(
@@ -58,7 +58,7 @@ def test_whatever_is_signed_comes_back_to_the_byte(
 
 
 @pytest.mark.parametrize("payload", [b"\x01\x02\x04", b'"\x01"', b"", bytes(1000), b"\xff\x03"])
-def test_what_is_no_json_is_stored_as_it_is(payload: bytes) -> None:
+def test_what_is_no_json_comes_back_too(payload: bytes) -> None:
     envelope = Envelope(ENTRY_TYPE, payload, ((key("a").key, bytes(64)),))
     leaf = envelope.encode()
     assert unpack(pack(leaf, envelope)) == leaf
