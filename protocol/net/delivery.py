@@ -121,36 +121,37 @@ async def fetch_all(
 
 async def require_held(host: Host, peer: str, blob: str, size: int, kind: Kind) -> None:
     """Have a peer show that it holds content: by all its chunk hashes, its first chunk, and another
-    one by chance.
+    one by chance. It is asked for both at once, since a round waits for them.
 
     :param size: bytes of the content
     :raises ArtelError: it does not answer, or what it sends is not of this content
     """
     count = content.chunk_count(size)
-    async with host.open(peer, CONTENT, kind=kind) as stream:
-        reply = await wire.ask(stream, messages.GetIndex(id=blob, lead=1))
-        if not isinstance(reply, messages.Index) or (reply.size, reply.lead) != (size, 1):
-            raise DecodeError(f"the peer does not hold content {blob[:12]}… of {size} bytes")
-        raw = await stream.read_exactly(count * merkle.HASH_BYTES)
-        hashes = [raw[i : i + merkle.HASH_BYTES] for i in range(0, len(raw), merkle.HASH_BYTES)]
-        if merkle.root(hashes).hex() != blob:
-            raise DecodeError("the chunk list does not match the content id")
-        await _require_chunk(stream, hashes[0], min(size, content.CHUNK_BYTES))
-    if count == 1:
-        return
-    number = random.randrange(1, count)
-    length = min(size - number * content.CHUNK_BYTES, content.CHUNK_BYTES)
-    async with host.open(peer, CONTENT, kind=kind) as stream:
-        reply = await wire.ask(stream, messages.GetChunks(id=blob, first=number, count=1))
-        if not isinstance(reply, messages.Chunks) or reply.size != length:
-            raise DecodeError("unexpected number of bytes offered")
-        await _require_chunk(stream, hashes[number], length)
+    number = random.randrange(1, count) if count > 1 else 0
 
+    async def listed() -> tuple[list[bytes], bytes]:
+        async with host.open(peer, CONTENT, kind=kind) as stream:
+            reply = await wire.ask(stream, messages.GetIndex(id=blob, lead=1))
+            if not isinstance(reply, messages.Index) or (reply.size, reply.lead) != (size, 1):
+                raise DecodeError(f"the peer does not hold content {blob[:12]}… of {size} bytes")
+            raw = await stream.read_exactly(count * merkle.HASH_BYTES)
+            hashes = [raw[i : i + merkle.HASH_BYTES] for i in range(0, len(raw), merkle.HASH_BYTES)]
+            if merkle.root(hashes).hex() != blob:
+                raise DecodeError("the chunk list does not match the content id")
+            return hashes, await stream.read_exactly(min(size, content.CHUNK_BYTES))
 
-async def _require_chunk(stream: Stream, digest: bytes, length: int) -> None:
-    piece = await stream.read_exactly(length)
-    if await asyncio.to_thread(merkle.leaf_hash, piece) != digest:
-        raise DecodeError("a chunk does not match its hash")
+    async def drawn() -> tuple[list[bytes], bytes]:
+        length = min(size - number * content.CHUNK_BYTES, content.CHUNK_BYTES)
+        async with host.open(peer, CONTENT, kind=kind) as stream:
+            reply = await wire.ask(stream, messages.GetChunks(id=blob, first=number, count=1))
+            if not isinstance(reply, messages.Chunks) or reply.size != length:
+                raise DecodeError("unexpected number of bytes offered")
+            return [], await stream.read_exactly(length)
+
+    (hashes, first), *more = await together([listed(), drawn()] if number else [listed()])
+    for at, piece in ((0, first), *((number, piece) for _, piece in more)):
+        if await asyncio.to_thread(merkle.leaf_hash, piece) != hashes[at]:
+            raise DecodeError("a chunk does not match its hash")
 
 
 async def push(host: Host, store: BlobStore, peer: str, blob: str, *, kind: Kind = "other") -> None:

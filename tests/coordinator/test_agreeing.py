@@ -23,6 +23,7 @@ from artel.protocol.exchange.pseudogradient import Header
 from artel.protocol.net import delivery, wire
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.state import State, read_state, state_root, write_state
+from artel.protocol.tasks import within
 from delivery_world import Holder, acquainted
 from desk_world import FP32, Office, run_of
 from host_world import until
@@ -308,6 +309,17 @@ async def test_a_peer_has_to_give_a_chunk_that_nobody_knows_beforehand(tmp_path:
         await asked()
         with pytest.raises(ArtelError):
             await asked(size - 4)
+
+        both = asyncio.Event()
+
+        async def list_last(request: messages.Message, stream: wire.ByteStream) -> bool:
+            if isinstance(request, messages.GetChunks):
+                both.set()
+            await within(both.wait(), 60)
+            return False
+
+        holder.lie = list_last
+        await asked()  # a round waits for it, so nothing waits for something else in it
 
 
 async def test_another_signer_is_asked_when_one_keeps_the_coordinator_waiting(
