@@ -25,7 +25,6 @@ os.environ.setdefault("HIVEMIND_COLORS", "0")
 from hivemind.dht.node import DHTNode
 from hivemind.p2p import PeerID
 from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerInfo
-from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure, P2PDaemonError
 from hivemind.utils import get_dht_time
 from multiaddr import Multiaddr
 
@@ -35,7 +34,6 @@ from artel.protocol.identity import Identity, short_peer
 from artel.protocol.messages import Kind, Message
 from artel.protocol.net import dht, dht_node, wire
 from artel.protocol.net.gateway import Gateway
-from artel.protocol.net.limits import network_of
 from artel.protocol.net.p2pd import (
     Deaths,
     NetworkDaemon,
@@ -45,7 +43,8 @@ from artel.protocol.net.p2pd import (
     raise_open_files,
     reason_of,
 )
-from artel.protocol.net.slots import FIRST_S, Caller, Callers, Slots
+from artel.protocol.net.reception import STREAM_ERRORS, Reception
+from artel.protocol.net.slots import Caller, Callers
 from artel.protocol.net.speeds import Speeds
 from artel.protocol.net.streams import Stream, Traffic
 from artel.protocol.net.uplink import Uplink
@@ -60,8 +59,6 @@ REQUEST_TIMEOUT_S = 20.0
 CLOSE_TIMEOUT_S = 3.0
 _MAX_BOOTSTRAP = 32
 _KINDS: dict[str, Kind] = {wire.CONTROL: "control", wire.LEDGER: "ledger"}
-_STREAM_ERRORS = (ControlFailure, P2PDaemonError, OSError, EOFError)
-"""TimeoutError is an OSError, IncompleteReadError an EOFError."""
 
 
 class Host:
@@ -82,12 +79,11 @@ class Host:
         self.speeds = Speeds()
         self._daemon, self._settings = daemon, settings
         self._dht, self._callers = node, callers
-        self._gateway = Gateway(daemon.socket, f"{daemon.socket}.streams", self._on_stream)
-        self._handlers: dict[str, wire.Handler] = {}
-        self._slots = Slots(callers.of)
+        self._reception = Reception(
+            callers, self._stream, lambda peer: self._gateway.disconnect(peer)
+        )
+        self._gateway = Gateway(daemon.socket, f"{daemon.socket}.streams", self._reception.take)
         self._preferred: set[str] = set()
-        self._answering: set[asyncio.Task[object]] = set()
-        self._closing = False
         self._addresses: dict[str, list[str]] = {}  # where other peers said that they are
         self._bootstrap: dict[str, None] = {}  # addresses of DHT peers, in the order of asking
         self._joined = False
@@ -158,7 +154,7 @@ class Host:
         """Full multiaddrs (with the peer id) under which others may reach this host."""
         try:
             visible = await within(self._daemon.p2p.get_visible_maddrs(latest=True), 5)
-        except (*_STREAM_ERRORS, ValueError):
+        except (*STREAM_ERRORS, ValueError):
             return []  # a host that listens nowhere has no address
         # Addresses of other hosts' loopback are useless to everybody else, ours are not to tests.
         return sorted({str(address) for address in visible}, key=_by_reach)[:8]
@@ -179,7 +175,7 @@ class Host:
                     self._dht.protocol.call_ping(PeerID.from_base58(peer), strict=False), 10
                 )
                 reached = True
-            except _STREAM_ERRORS as error:
+            except STREAM_ERRORS as error:
                 emit(log, "dht.ping_failed", logging.DEBUG, peer=peer, error=error)
         self._joined = reached
         return reached
@@ -198,7 +194,7 @@ class Host:
         try:
             connecting = self._daemon.p2p._client.connect(PeerID.from_base58(peer), plain)
             await within(connecting, OPEN_TIMEOUT_S)
-        except (*_STREAM_ERRORS, ValueError) as error:
+        except (*STREAM_ERRORS, ValueError) as error:
             emit(log, "peer.unreachable", logging.DEBUG, peer=peer, error=error)
             return False
         return True
@@ -211,7 +207,7 @@ class Host:
         """
         try:
             known = await within(self._daemon.p2p.list_peers(), 5)
-        except _STREAM_ERRORS:
+        except STREAM_ERRORS:
             return False
         from_hosts = {
             str(address).split("/")[2]
@@ -246,14 +242,14 @@ class Host:
         try:
             try:
                 sock = await self._dial(peer, service)
-            except _STREAM_ERRORS:
+            except STREAM_ERRORS:
                 # Not connected yet, or not any more: try where the peer said that it is.
                 known = self._addresses.get(peer)
                 if not known or not await self.connect(peer, known):
                     raise
                 sock = await self._dial(peer, service)
             yield self._stream(sock, peer, service, kind)
-        except _STREAM_ERRORS as error:
+        except STREAM_ERRORS as error:
             emit(log, "stream.failed", logging.DEBUG, peer=peer, service=service, error=error)
             raise Unreachable(
                 f"peer {short_peer(peer)} does not answer ({reason_of(error)})"
@@ -300,43 +296,11 @@ class Host:
 
     async def serve(self, service: str, handler: wire.Handler) -> None:
         """Answer requests to ``service``: one request per stream, bounded streams per peer."""
-        self._handlers[service] = handler
+        self._reception.handlers[service] = handler
         await self._gateway.serve(service)
 
-    async def _on_stream(
-        self, service: str, peer_id: bytes, address: str, sock: socket.socket
-    ) -> None:
-        """Answer the one request of a stream that a peer opened."""
-        peer = str(PeerID(peer_id))
-        handler = self._handlers.get(service)
-        stream = self._stream(sock, peer, service)
-        stream.network = network_of(address)
-        slot = self._slots.take(stream) if handler is not None else None
-        if handler is None or slot is None:
-            sock.close()
-            return
-        stream.stranger = not self._callers.is_member(peer)
-        task = asyncio.current_task()
-        assert task is not None
-        self._answering.add(task)
-
-        async def asked(peer: str, request: Message, stream: wire.ByteStream) -> Message | None:
-            slot.asked = True
-            return await handler(peer, request, stream)
-
-        try:
-            await wire.answer(peer, stream, asked, FIRST_S)
-            await stream.closed_by_peer()
-        except (*_STREAM_ERRORS, Unreachable, DecodeError) as error:
-            emit(log, "stream.broken", logging.DEBUG, peer=peer, service=service, error=error)
-        except asyncio.CancelledError:
-            # Nobody awaits this task; asyncio would print its cancellation as an error.
-            if not self._closing:
-                raise
-        finally:
-            self._answering.discard(task)
-            self._slots.give_back(slot)
-            sock.close()
+    async def _disconnect(self, peer_id: bytes) -> None:
+        await self._gateway.disconnect(peer_id)
 
     # --- DHT -------------------------------------------------------------------------------------
 
@@ -350,7 +314,7 @@ class Host:
             return bool(
                 await within(self._dht.store(key, value, expiration, subkey=self.peer_id), 15)
             )
-        except _STREAM_ERRORS as error:
+        except STREAM_ERRORS as error:
             emit(log, "dht.store_failed", logging.DEBUG, key=key, error=error)
             return False
 
@@ -358,7 +322,7 @@ class Host:
         """Valid records under ``key`` by peer id; malformed ones are left out."""
         try:
             found = await within(self._dht.get(key, latest=True), 15)
-        except _STREAM_ERRORS as error:
+        except STREAM_ERRORS as error:
             emit(log, "dht.get_failed", logging.DEBUG, key=key, error=error)
             return {}
         records: dict[str, Schema] = {}
@@ -408,11 +372,11 @@ class Host:
             # Its records and its routing table are in our own memory: only the connection is new.
             moving = dht_node.move(self._dht, self._daemon.p2p, self._callers.is_member)
             await self._daemon.during(moving, REQUEST_TIMEOUT_S)
-            for service in self._handlers:
+            for service in self._reception.handlers:
                 await self._daemon.during(self._gateway.serve(service), REQUEST_TIMEOUT_S)
         except ResourceError as error:
             return error.message
-        except _STREAM_ERRORS:
+        except STREAM_ERRORS:
             await self._daemon.close()
             return self._daemon.why()
         emit(log, "network.restarted", logging.WARNING)
@@ -424,23 +388,20 @@ class Host:
         """Tell the daemon whose connections to keep; it forgets that when they end."""
         peers = {str(info.peer_id) for info in connected}
         members = {peer for peer in peers if self._callers.is_member(peer)}
-        with contextlib.suppress(*_STREAM_ERRORS):  # a daemon that hangs is found out elsewhere
-            for peer in members - self._preferred:
-                await self._gateway.prefer(PeerID.from_base58(peer).to_bytes())
+        with contextlib.suppress(*STREAM_ERRORS):  # a daemon that hangs is found out elsewhere
+            for peer in members ^ (self._preferred & peers):
+                name = PeerID.from_base58(peer).to_bytes()
+                await self._gateway.prefer(name, wanted=peer in members)
             self._preferred = members
 
     async def close(self) -> None:
         """End the DHT node and the daemon, and remove its sockets."""
-        self._closing = True
         self._keeping.cancel()
         self._joining.cancel()
         await asyncio.gather(self._keeping, self._joining, return_exceptions=True)
-        for task in self._answering:
-            task.cancel()
-        if self._answering:
-            await asyncio.wait(set(self._answering), timeout=5)
-        await self._gateway.close()
-        with contextlib.suppress(*_STREAM_ERRORS):
+        await self._reception.close()
+        self._gateway.close()
+        with contextlib.suppress(*STREAM_ERRORS):
             # It tells the daemon, and would wait for ever when that has died.
             await within(self._dht.shutdown(), CLOSE_TIMEOUT_S)
         await self._daemon.close()

@@ -34,14 +34,21 @@ class RateLimits:
     def take(self, key: str) -> float:
         """Take one token. 0 when there was one, else the seconds after which there will be."""
         now = self._clock()
-        tokens, then = self._buckets.get(key, (self._burst, now))
-        tokens = min(self._burst, tokens + max(0.0, now - then) * self._per_second)
+        tokens = self._tokens(key, now)
         allowed = tokens >= 1
         self._buckets[key] = (tokens - allowed, now)
         self._buckets.move_to_end(key)
         if len(self._buckets) > self._keys:
             self._buckets.popitem(last=False)
         return 0.0 if allowed else (1 - tokens) / self._per_second
+
+    def wait(self, key: str) -> float:
+        """After how many seconds there is a token, 0 if there is one; takes none."""
+        return max(0.0, 1 - self._tokens(key, self._clock())) / self._per_second
+
+    def _tokens(self, key: str, now: float) -> float:
+        tokens, then = self._buckets.get(key, (self._burst, now))
+        return min(self._burst, tokens + max(0.0, now - then) * self._per_second)
 
 
 def on_loopback(network: str) -> bool:

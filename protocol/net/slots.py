@@ -4,18 +4,19 @@ Anybody can make as many peer ids as they like, and register them too, so a boun
 bounds nothing. What strangers do, by whatever number, leaves the slots of those alone whom the
 ledger binds to an account; what these do leaves the slots of those alone who sit in the round or
 have standing. Where slots are missing, one gives way in which we wait for its peer: one of whoever
-keeps us waiting in the most of them.
+keeps us waiting in the most of them. A peer that is no member and has its part already is refused,
+which costs nearly nothing; whoever is refused, or gives way, again and again is shut out.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
-from artel.protocol.net.limits import on_loopback
+from artel.protocol.net.limits import RateLimits, on_loopback
 from artel.protocol.net.streams import Stream
 
 FIRST_S = 10.0
@@ -24,6 +25,10 @@ STRANGER_PATIENCE_S = 30.0
 """How many seconds a stranger may be behind the rate of :mod:`protocol.net.streams` after that."""
 SLOW_S = 2.0
 """Who is so far behind that rate gives way before others, as who has not asked yet does."""
+LOSSES, LOSSES_PER_MINUTE = 32, 6
+"""Streams of one peer that are refused, give way, are too slow or end before they have asked, at
+once and in the long run. Whoever loses more and is no member is shut out: until there is one more
+to lose its streams are closed at once, and its connections with them."""
 
 
 class Rank(IntEnum):
@@ -76,8 +81,13 @@ class Callers:
         return Caller(Rank.KNOWN) if peer == self._ourselves else self.named(peer)
 
     def is_member(self, peer: str) -> bool:
-        """Whether it is no stranger."""
-        return self.of(peer).rank > Rank.STRANGER
+        """Whether it comes before strangers: wherever two kinds alone are told apart, whoever is
+        merely registered is one of those, since that costs nothing."""
+        return self.of(peer).rank is Rank.KNOWN
+
+
+Crowd = tuple[Rank, str, str]
+"""Streams of one rank that are of one peer, account or address, or all of them."""
 
 
 @dataclass(eq=False)
@@ -94,56 +104,84 @@ class Slot:
         """Whose it is: an account's, or a peer's that has none."""
         return self.caller.account or self.stream.peer
 
+    @property
+    def crowds(self) -> tuple[Crowd, Crowd, Crowd, Crowd]:
+        """Those that it belongs to: its peer's, its owner's, its address's and its rank's."""
+        rank, stream = self.caller.rank, self.stream
+        return (
+            (rank, "peer", stream.peer),
+            (rank, "owner", self.owner),
+            (rank, "address", stream.network),
+            (rank, "all", ""),
+        )
+
 
 class Slots:
     """Streams that peers opened; owned by the event loop.
 
     :param caller: what is known of a peer
+    :param shut_out: called with a peer that is shut out, whenever it opens a stream
     """
 
-    def __init__(self, caller: Callable[[str], Caller]) -> None:
-        self._caller = caller
+    def __init__(
+        self, caller: Callable[[str], Caller], shut_out: Callable[[str], object] = lambda peer: None
+    ) -> None:
+        self._caller, self._shut_out = caller, shut_out
         self._held: dict[Slot, None] = {}  # in the order in which they came
+        self._count: Counter[Crowd] = Counter()
+        """How many of them each crowd holds."""
+        self._losses = RateLimits(LOSSES_PER_MINUTE, LOSSES)
 
     def take(self, stream: Stream) -> Slot | None:
         """A slot for a new stream; None when it has to be closed.
 
-        Another one may be given up for it: of the same peer, the same account, at the same address,
-        or of all with this rank, whichever of these have their part already.
+        Another one may be given up for it: of the same peer if that is a member, the same account,
+        at the same address, or of all with this rank, whichever of these have their part already.
         """
         slot = Slot(stream, self._caller(stream.peer))
-        room = ROOMS[slot.caller.rank]
-        alike = [other for other in self._held if other.caller.rank == slot.caller.rank]
-        own = [other for other in alike if other.stream.peer == stream.peer]
-        ours = [other for other in alike if other.owner == slot.owner]
-        near = [other for other in alike if other.stream.network == stream.network]
-        if len(own) >= room.each:
-            crowd = own
-        elif len(ours) >= room.account:
-            crowd = ours
-        elif len(near) >= room.address and not on_loopback(stream.network):
-            crowd = near
-        else:
-            crowd = alike if len(alike) >= room.streams else []
-        if crowd and not self._end_slowest(crowd):
+        room, outside = ROOMS[slot.caller.rank], slot.caller.rank is not Rank.KNOWN
+        if outside and self._losses.wait(stream.peer):
+            self._shut_out(stream.peer)
             return None
-        if slot.caller.rank == Rank.STRANGER:
+        own, ours, near, alike = slot.crowds
+        full: Crowd | None = None
+        if self._count[own] >= room.each:
+            full = own
+        elif self._count[ours] >= room.account:
+            full = ours
+        elif self._count[near] >= room.address and not on_loopback(stream.network):
+            full = near
+        elif self._count[alike] >= room.streams:
+            full = alike
+        if full is not None and ((full is own and outside) or not self._end_slowest(full)):
+            self._losses.take(stream.peer)
+            return None
+        if slot.caller.rank is Rank.STRANGER:
             stream.patience = STRANGER_PATIENCE_S
         self._held[slot] = None
+        self._count.update(slot.crowds)
         return slot
 
     def give_back(self, slot: Slot) -> None:
         """The stream is over."""
-        self._held.pop(slot, None)
+        if slot not in self._held:
+            return
+        del self._held[slot]
+        self._count.subtract(slot.crowds)
+        for crowd in slot.crowds:
+            if not self._count[crowd]:
+                del self._count[crowd]
+        if not slot.asked or slot.stream.given_up:
+            self._losses.take(slot.stream.peer)
 
-    def _end_slowest(self, crowd: Sequence[Slot]) -> bool:
+    def _end_slowest(self, crowd: Crowd) -> bool:
         """Give up one stream whose peer is waited for; False without any.
 
         One that has not asked yet, or is below the rate, before one that is not; of these, one of
         whoever has the most of them; of these the one that is waited for most, the oldest of
         equals. Who waits for our answer keeps nobody waiting.
         """
-        behind = {slot: slot.stream.behind for slot in crowd}
+        behind = {slot: slot.stream.behind for slot in self._held if crowd in slot.crowds}
         waited = {slot: seconds for slot, seconds in behind.items() if seconds is not None}
         if not waited:
             return False  # we are at work for all of them

@@ -88,7 +88,8 @@ class Stream:
         """When a byte was last read (the event loop's clock)."""
         self.patience = IDLE_TIMEOUT_S
         """How many seconds the peer may fall behind :data:`MIN_RATE`."""
-        self._given_up = False
+        self.given_up = False
+        """Whether the peer was too slow, or had to give way."""
         self._behind = 0.0
         self._waiter: asyncio.Future[None] | None = None
         self._waiting_since = 0.0
@@ -102,7 +103,7 @@ class Stream:
 
     def give_up(self) -> None:
         """Let whoever waits for the peer fail, as if the peer had been too slow."""
-        self._given_up = True
+        self.given_up = True
         if self._waiter is not None:
             _fail(self._waiter, "the peer was too slow, and others wait")
 
@@ -235,7 +236,7 @@ class Stream:
         self, add: Callable[..., object], remove: Callable[[int], object], what: str
     ) -> None:
         """Wait until the socket can be read (or written), for as long as there is patience."""
-        if self._given_up:
+        if self.given_up:
             raise Unreachable("the peer was too slow, and others wait")
         self._waiting_since = self._loop.time()
         self._waiter = waiter = self._loop.create_future()
@@ -251,7 +252,7 @@ class Stream:
             self._waiter = None
 
     def _lost(self, what: str) -> None:
-        self._given_up = True
+        self.given_up = True
         if self._waiter is not None:
             _fail(
                 self._waiter, f"the peer {what} nothing, or too little, for {self.patience:.0f} s"

@@ -147,7 +147,7 @@ async def test_registered_keys_with_silent_streams_keep_no_node_out(
         ours.setblocking(False)
         theirs.setblocking(False)
         peer = PeerID.from_base58(member.peer).to_bytes()
-        tasks.add(asyncio.create_task(host._on_stream(wire.CONTROL, peer, "127.0.0.1", ours)))
+        host._reception.take(wire.CONTROL, peer, "127.0.0.1", ours)
         held.append(theirs)
         return theirs
 
@@ -165,7 +165,7 @@ async def test_registered_keys_with_silent_streams_keep_no_node_out(
             key = Member(office, f"free {number}")
             await key.hello()
             tasks.update(asyncio.create_task(hold(key)) for _ in range(16))
-        await until(lambda: len(host._slots._held) == 256, 30)
+        await until(lambda: len(host._reception.slots._held) == 256, 30)
         report = messages.Report(state_round=0, state_root="", phase="x")
         beat = messages.Heartbeat(
             run=office.run,

@@ -67,7 +67,7 @@ async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
 
 def held(host: Host, peer: str = "") -> int:
     """Streams that one peer, or all of them, opened to a host."""
-    return len([slot for slot in host._slots._held if peer in ("", slot.stream.peer)])
+    return len([slot for slot in host._reception.slots._held if peer in ("", slot.stream.peer)])
 
 
 def daemon_of(host: Host) -> psutil.Process:

@@ -18,8 +18,7 @@ from multiaddr import Multiaddr
 
 from artel.protocol import messages
 from artel.protocol.errors import ArtelError
-from artel.protocol.net import gateway, knocking, p2pd, slots, streams, wire
-from artel.protocol.net import host as network
+from artel.protocol.net import gateway, knocking, p2pd, reception, slots, streams, wire
 from artel.protocol.net.host import Host
 from artel.protocol.net.knocking import Door
 from artel.protocol.net.slots import ROOMS, STRANGER, Caller, Callers, Rank, Slots
@@ -145,15 +144,53 @@ async def test_strangers_at_one_address_compete_among_themselves() -> None:
         assert not any(one.read.done() for one in all_of_them), "loopback is no address"
 
 
-async def test_one_stranger_competes_with_itself_alone() -> None:
-    places = Slots(lambda peer: STRANGER)
+async def test_one_stranger_has_its_part_and_is_refused_the_rest() -> None:
+    places, most = Slots(lambda peer: STRANGER), ROOMS[Rank.STRANGER].each
     one, other = named("one").peer_id, named("other").peer_id
-    async with held(other, *[one] * (ROOMS[Rank.STRANGER].each + 1)) as (quiet, *mine):
-        for stream in (quiet, *mine):
+    async with held(other, *[one] * (most + 1)) as (quiet, *mine):
+        for stream in (quiet, *mine[:-1]):
             assert stream.take(places, "127.0.0.1") is not None
-        await asyncio.wait_for(mine[0].read, 1)
-        assert not quiet.read.done()
-        assert [slot.stream.peer for slot in places._held].count(one) == ROOMS[Rank.STRANGER].each
+        assert mine[-1].take(places, "127.0.0.1") is None
+        await asyncio.sleep(0.02)
+        assert not any(stream.read.done() for stream in (quiet, *mine))
+
+
+async def test_who_is_refused_again_and_again_is_shut_out_and_a_member_never() -> None:
+    out: list[str] = []
+    places = Slots(lambda peer: registered(peer) if peer != KEYS[0] else STRANGER, out.append)
+    for peer in (KEYS[0], KEYS[1], MEMBER):
+        most = ROOMS[places._caller(peer).rank].each
+        async with held(*[peer] * (most + 1)) as (*mine, more):
+            for stream in mine:
+                assert stream.take(places, "127.0.0.1") is not None
+                stream.read.cancel()  # we are at work for all of them
+            await asyncio.sleep(0.02)
+            for _ in range(slots.LOSSES):
+                assert more.take(places, "127.0.0.1") is None
+            assert out == []
+            for _ in range(2):
+                assert more.take(places, "127.0.0.1") is None
+            assert out == ([] if peer == MEMBER else [peer] * 2)
+            out.clear()
+            for slot in tuple(places._held):
+                slot.asked = True
+                places.give_back(slot)
+            assert (more.take(places, "127.0.0.1") is None) == (peer != MEMBER)
+            out.clear()
+    assert places._count.total() == 4, "one stream, in four crowds"
+
+
+async def test_who_opens_streams_and_asks_nothing_is_shut_out() -> None:
+    out: list[str] = []
+    places = Slots(lambda peer: STRANGER, out.append)
+    async with held(KEYS[0]) as (one,):
+        for _ in range(slots.LOSSES):
+            slot = one.take(places, "127.0.0.1")
+            assert slot is not None
+            places.give_back(slot)
+        assert one.take(places, "127.0.0.1") is None
+        assert out == [KEYS[0]]
+    assert not places._count
 
 
 async def test_a_stream_that_we_are_at_work_for_is_not_given_up() -> None:
@@ -186,8 +223,8 @@ async def test_keys_that_are_registered_and_slow_keep_nobody_out() -> None:
             assert one.take(places, "127.0.0.1") is not None
         assert newcomer.take(places, "127.0.0.1") is not None
         assert member.take(places, "127.0.0.1") is not None
-        for one in slow[len(crowd) :]:  # they open again what they lost
-            assert one.take(places, "127.0.0.1") is not None
+        again = [one.take(places, "127.0.0.1") for one in slow[len(crowd) :]]
+        assert len([slot for slot in again if slot is not None]) == 1, "what they lost"
         await asyncio.sleep(0.02)
         assert not newcomer.read.done(), "whoever keeps us waiting in many streams loses them"
         assert not member.read.done()
@@ -196,7 +233,7 @@ async def test_keys_that_are_registered_and_slow_keep_nobody_out() -> None:
 
 async def test_among_members_too_the_slowest_gives_way() -> None:
     places = Slots(registered)
-    async with held(*[NEWCOMER] * (ROOM.each + 3)) as mine:
+    async with held(*[MEMBER] * (ROOM.each + 3)) as mine:
         for one in mine[: ROOM.each]:
             slot = one.take(places, "127.0.0.1")
             assert slot is not None
@@ -212,7 +249,7 @@ async def test_among_members_too_the_slowest_gives_way() -> None:
             await asyncio.sleep(0.02)
             gone = {n for n, other in enumerate(mine[1:], 1) if other.read.done()}
             assert gone == [{9}, {5, 9}, {1, 5, 9}][number]
-        assert mine[0].stream._given_up is False
+        assert mine[0].stream.given_up is False
 
 
 async def test_one_account_has_so_many_streams_however_many_nodes_it_has() -> None:
@@ -253,10 +290,12 @@ async def test_where_a_stream_comes_from(address: str, ip: str) -> None:
     assert gateway._ip_of(whole[:3]) == gateway._ip_of(b"") == ""
 
 
-async def test_we_are_members_of_our_own_run() -> None:
+async def test_members_are_we_and_those_who_sit_or_have_standing() -> None:
     callers = Callers(MEMBER)
     assert callers.is_member(MEMBER)
-    assert not callers.is_member(named("stranger").peer_id)
+    for rank in Rank:
+        callers.named = members(NEWCOMER, rank=rank)
+        assert callers.is_member(NEWCOMER) == (rank is Rank.KNOWN)
 
 
 # --- deadlines ---
@@ -265,7 +304,7 @@ async def test_we_are_members_of_our_own_run() -> None:
 async def test_a_strangers_first_frame_has_a_deadline_and_the_rest_a_rate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(network, "FIRST_S", 1.0)
+    monkeypatch.setattr(reception, "FIRST_S", 1.0)
     monkeypatch.setattr(slots, "STRANGER_PATIENCE_S", 1.5)
 
     async def takes(peer: str, request: messages.Message, stream: wire.ByteStream) -> messages.Ok:
@@ -354,7 +393,7 @@ async def test_a_daemon_with_few_files_answers_beside_connections_without_a_hand
     said: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(knocking, "SWEEP_S", 0.2)
-    monkeypatch.setattr(network, "FIRST_S", 60.0)  # a stream stands by, and the machine is busy
+    monkeypatch.setattr(reception, "FIRST_S", 60.0)  # a stream stands by, and the machine is busy
     async with swarm(tmp_path, 2) as (server, client):
         await server.serve(ECHO, _echo)
         server.admit(members(client.peer_id))
