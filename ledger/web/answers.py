@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import re
 
 from aiohttp import web
 
@@ -18,7 +17,6 @@ MAX_NUMBER = (1 << 53) - 1
 
 _FORBIDDEN = ("wrong_signers", "bad_signature", "no_quorum", "barred", "not_drawn", "own_work")
 _CONFLICT = ("duplicate", "stale", "wrong_sequence", "out_of_order", "key_in_use")
-_HOST = re.compile(r"[A-Za-z0-9.\-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?")
 
 
 def error(status: int, message: str, hint: str, code: str = "") -> web.Response:
@@ -133,9 +131,3 @@ def whole(given: str, name: str, low: int = 0, high: int = MAX_NUMBER) -> int:
     if given.isascii() and given.isdigit() and len(given) < 17 and low <= int(given) <= high:
         return int(given)
     raise UsageError(f"{name} is not a whole number from {low} to {high}", f"for example {low}")
-
-
-def url_of(request: web.Request) -> str:
-    """How the visitor reaches this server, by what they say themselves; "" when that is odd."""
-    host = request.host
-    return f"{request.scheme}://{host}" if _HOST.fullmatch(host) else ""

@@ -21,7 +21,8 @@ from artel.ledger.tlog.note import VerifierKey
 class Context:
     """Made for one page; ``page`` in the templates.
 
-    :param visited: how the reader reaches this server, without a slash at the end; "" when unknown
+    :param visited: how the reader reaches this server, without a slash at the end; "" where they
+        call it by a name that is not its own
     """
 
     store: LedgerReader

@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import logging
 import math
+import re
 import socket
 import time
 from collections import Counter
@@ -47,6 +48,7 @@ MAX_ADDRESSES = 4096
 PUBLIC_PREFIX = "/ledger/"
 """Static public data, which other people's tools may read from within a browser."""
 
+_HOST = re.compile(r"[A-Za-z0-9.\-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?")
 _STYLE_HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 HEADERS = {
     # Nothing is loaded from anywhere and nothing runs, whatever a peer manages to write.
@@ -332,10 +334,29 @@ def is_owners(request: web.Request) -> bool:
         return False
     if any(name in request.headers for name in ("Forwarded", "X-Forwarded-For", "Via")):
         return False
+    return _names_us(request) and not _from_another_site(request)
+
+
+def url_of(request: web.Request, announced: Iterable[str]) -> str:
+    """How the visitor reaches this server, if they name it as it names itself, else "".
+
+    A link or a rebound name could make a visitor's browser say anything, and commands with that
+    address are copied.
+
+    :param announced: multiaddrs of this machine that others are told; their hosts are its names
+    """
+    host = request.host
+    names = {address.split("/")[2] for address in announced}
+    known = _names_us(request) or _host_of(f"//{host}") in names
+    return f"{request.scheme}://{host}" if known and _HOST.fullmatch(host) else ""
+
+
+def _names_us(request: web.Request) -> bool:
+    """Whether the visitor calls us by the address that they came to, or as this machine does."""
+    assert request.transport is not None
+    here = network_of(str(request.transport.get_extra_info("sockname")[0]))
     name = _host_of(f"//{request.host}")
-    if name != "localhost" and network_of(name) != here and not on_loopback(name):
-        return False
-    return not _from_another_site(request)
+    return name == "localhost" or network_of(name) == here or on_loopback(name)
 
 
 def _from_another_site(request: web.Request) -> bool:

@@ -49,14 +49,13 @@ from artel.ledger.web.answers import (
     log_file,
     missing,
     refusal,
-    url_of,
     whole,
 )
 from artel.ledger.web.context import Context
 from artel.ledger.web.entry_page import entry_page
 from artel.ledger.web.render import Templates
 from artel.ledger.web.round_page import round_page
-from artel.ledger.web.server import Handler
+from artel.ledger.web.server import Handler, url_of
 from artel.protocol.dsse import MAX_ENVELOPE_BYTES
 from artel.protocol.errors import ArtelError, UsageError
 
@@ -248,7 +247,8 @@ class LedgerSite:
             return self.templates.render(template, page=page, **view(page, asked))
 
         try:
-            return html(await self.read(render, url_of(request)))
+            url = url_of(request, self._info().get("addresses", ()))
+            return html(await self.read(render, url))
         except UsageError as wrong:
             return self._not_here(wrong)
 

@@ -510,6 +510,31 @@ async def test_nothing_that_anybody_writes_becomes_markup(ledger: Shown) -> None
         assert "alert(2)" not in await reply.text()
 
 
+async def test_commands_name_no_address_but_our_own(
+    ledger: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announced = ["/dns4/run.example.org/tcp/4200/p2p/x", "/ip4/203.0.113.7/tcp/4200/p2p/x"]
+    monkeypatch.setattr(ledger.site, "_info", lambda: {"addresses": announced})
+    port = ledger.client.port
+    for host, shown in (
+        (f"127.0.0.1:{port}", True),
+        (f"localhost:{port}", True),
+        ("run.example.org", True),
+        ("203.0.113.7:8080", True),
+        (f"rebound.example:{port}", False),
+        ("evil.example", False),
+        ("run.example.org.evil.example", False),
+        ("run.example.org@evil.example", False),
+        ("203.0.113.8", False),
+    ):
+        for path in ("/entry/1", "/shares"):
+            async with ledger.client.get(path, headers={"Host": host}) as reply:
+                page = read(await reply.text()).text
+            assert (f"--from http://{host}" in page) == shown, (path, host)
+            assert ("--from http://HOST:PORT" in page) != shown
+            assert shown or host not in page
+
+
 @pytest.mark.parametrize(
     "path",
     [
