@@ -42,9 +42,9 @@ class RateLimits:
             self._buckets.popitem(last=False)
         return 0.0 if allowed else (1 - tokens) / self._per_second
 
-    def wait(self, key: str) -> float:
-        """After how many seconds there is a token, 0 if there is one; takes none."""
-        return max(0.0, 1 - self._tokens(key, self._clock())) / self._per_second
+    def left(self, key: str) -> float:
+        """How many tokens there are; takes none."""
+        return self._tokens(key, self._clock())
 
     def _tokens(self, key: str, now: float) -> float:
         tokens, then = self._buckets.get(key, (self._burst, now))

@@ -47,6 +47,9 @@ are older than the grace end, until the first number is left. Only connections w
 count; for the others see :mod:`protocol.net.knocking`."""
 MAX_MESSAGE_BYTES = 1 << 21
 """Of one call of the DHT: all records of a key (``dht_node``) and the neighbours beside them."""
+GARBAGE = "40"
+"""Per cent of what the daemon holds that it may hold again before it looks for what is no longer
+needed: each stream takes 64 KiB, and peers open and close them at will."""
 OPEN_FILES, FEW_OPEN_FILES = 1 << 16, 4096
 """Open files that we ask the system for, and how few of them to warn of."""
 _READY = b"Peer ID:"
@@ -124,7 +127,7 @@ class NetworkDaemon:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
-                env=os.environ | {"GOLOG_LOG_LEVEL": "error"},
+                env={"GOGC": GARBAGE} | os.environ | {"GOLOG_LOG_LEVEL": "error"},
                 start_new_session=True,
             )
         except OSError as error:

@@ -140,7 +140,7 @@ class Slots:
         """
         slot = Slot(stream, self._caller(stream.peer))
         room, outside = ROOMS[slot.caller.rank], slot.caller.rank is not Rank.KNOWN
-        if outside and self._losses.wait(stream.peer):
+        if outside and self._losses.left(stream.peer) < 1:
             self._shut_out(stream.peer)
             return None
         own, ours, near, alike = slot.crowds
@@ -178,8 +178,8 @@ class Slots:
         """Give up one stream whose peer is waited for; False without any.
 
         One that has not asked yet, or is below the rate, before one that is not; of these, one of
-        whoever has the most of them; of these the one that is waited for most, the oldest of
-        equals. Who waits for our answer keeps nobody waiting.
+        whoever has the most of them, and has lost the most; of these the one that is waited for
+        most, the oldest of equals. Who waits for our answer keeps nobody waiting.
         """
         behind = {slot: slot.stream.behind for slot in self._held if crowd in slot.crowds}
         waited = {slot: seconds for slot, seconds in behind.items() if seconds is not None}
@@ -188,7 +188,8 @@ class Slots:
         slow = [slot for slot, late in waited.items() if late >= SLOW_S or not slot.asked]
         first = slow or list(waited)
         shares = Counter(slot.owner for slot in first)
-        slowest = max(first, key=lambda slot: (shares[slot.owner], waited[slot]))
+        left = {slot: self._losses.left(slot.stream.peer) for slot in first}
+        slowest = max(first, key=lambda slot: (shares[slot.owner], -left[slot], waited[slot]))
         slowest.stream.give_up()
         self.give_back(slowest)
         return True

@@ -516,7 +516,7 @@ async def test_commands_name_no_address_but_our_own(
     announced = ["/dns4/run.example.org/tcp/4200/p2p/x", "/ip4/203.0.113.7/tcp/4200/p2p/x"]
     monkeypatch.setattr(ledger.site, "_info", lambda: {"addresses": announced})
     port = ledger.client.port
-    for host, shown in (
+    for host, ours in (
         (f"127.0.0.1:{port}", True),
         (f"localhost:{port}", True),
         ("run.example.org", True),
@@ -530,9 +530,9 @@ async def test_commands_name_no_address_but_our_own(
         for path in ("/entry/1", "/shares"):
             async with ledger.client.get(path, headers={"Host": host}) as reply:
                 page = read(await reply.text()).text
-            assert (f"--from http://{host}" in page) == shown, (path, host)
-            assert ("--from http://HOST:PORT" in page) != shown
-            assert shown or host not in page
+            assert (f"--from http://{host}" in page) == ours, (path, host)
+            assert ("--from http://HOST:PORT" in page) != ours
+            assert ours or host not in page
 
 
 @pytest.mark.parametrize(
