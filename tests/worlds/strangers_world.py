@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -25,8 +24,8 @@ async def slow_strangers(
 ) -> AsyncIterator[dict[str, int]]:
     """A process with that many peer ids that holds so many streams to an address with each.
 
-    It gives way to everything else here, as it would on a machine of its own. What it yields is
-    filled when the block ends: how many streams it opened, how many DHT calls were answered.
+    What it yields is filled when the block ends: how many streams it opened, how many DHT calls
+    were answered.
 
     :param run: the id of a run for which each of them makes new accounts, too
     """
@@ -34,15 +33,15 @@ async def slow_strangers(
         *(sys.executable, str(ATTACKER), address, str(peers), str(streams), protocol, *run),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        stderr=None,
+        stderr=asyncio.subprocess.DEVNULL,
         cwd=ATTACKER.anchor,
         start_new_session=True,
     )
+    weigh(child.pid, 0)
     assert child.stdin is not None
     assert child.stdout is not None
     try:
         assert await asyncio.wait_for(child.stdout.readline(), OPEN_S) == b"open\n"
-        give_way(child.pid)
         done: dict[str, int] = {}
         yield done
         assert child.returncode is None
@@ -54,12 +53,11 @@ async def slow_strangers(
         await child.wait()
 
 
-def give_way(pid: int) -> None:
-    """Give a process, its children and their sessions the least weight (sched(7): nice value and
-    autogroups). That is what runs on other machines in earnest."""
+def weigh(pid: int, nice: int) -> None:
+    """Give a process, its children and their sessions a weight, as far as we may (sched(7): nice
+    value and autogroups)."""
     process = psutil.Process(pid)
     for each in (process, *process.children(recursive=True)):
-        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-            each.nice(19)
-            if os.getsid(each.pid) == each.pid:
-                Path(f"/proc/{each.pid}/autogroup").write_text("19")
+        with contextlib.suppress(psutil.Error, OSError):
+            Path(f"/proc/{each.pid}/autogroup").write_text(str(nice))
+            each.nice(nice)

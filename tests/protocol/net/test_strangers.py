@@ -114,12 +114,16 @@ async def test_who_is_shut_out_loses_its_connection_and_a_member_keeps_it(tmp_pa
         assert await seconds_of(stranger, server) < 10
         assert await seconds_of(member, server) < 10
         assert {stranger.peer_id, member.peer_id} <= await connected()
-        for host in (stranger, member):
-            for _ in range(slots.LOSSES + 1):
-                with contextlib.suppress(*reception.STREAM_ERRORS):
-                    (await host._dial(server.peer_id, ECHO)).close()
+
+        async def open_and_close(host: Host) -> None:
+            with contextlib.suppress(*reception.STREAM_ERRORS):
+                (await host._dial(server.peer_id, ECHO)).close()
+
+        for _ in range(2 * slots.LOSSES):
+            await open_and_close(member)
         async with asyncio.timeout(30):
             while stranger.peer_id in await connected():
+                await open_and_close(stranger)
                 await asyncio.sleep(0.05)
         assert member.peer_id in await connected()
         assert await seconds_of(stranger, server) == 60
@@ -239,6 +243,20 @@ async def test_who_is_refused_again_and_again_is_shut_out_and_a_member_never() -
             assert (more.take(places, "127.0.0.1") is None) == (peer != MEMBER)
             out.clear()
     assert places._count.total() == 4, "one stream, in four crowds"
+
+
+async def test_of_equals_the_one_that_has_lost_the_most_gives_way() -> None:
+    places = Slots(lambda peer: STRANGER)
+    names = [named(f"stranger {number}").peer_id for number in range(ROOMS[Rank.STRANGER].streams)]
+    async with held(names[7], *names, NEWCOMER) as (lost, *strangers, newcomer):
+        slot = lost.take(places, "127.0.0.1")
+        assert slot is not None
+        places.give_back(slot)
+        for one in strangers:
+            assert one.take(places, "127.0.0.1") is not None
+        assert newcomer.take(places, "127.0.0.1") is not None
+        await asyncio.sleep(0.02)
+        assert [n for n, one in enumerate(strangers) if one.read.done()] == [7]
 
 
 async def test_who_opens_streams_and_asks_nothing_is_shut_out() -> None:
@@ -444,9 +462,16 @@ async def test_the_daemon_keeps_members_connections_first(
         server.admit(members(member.peer_id))
         for host in (member, stranger):
             assert await host.connect(server.peer_id, await server.addresses())
-        async with asyncio.timeout(5):
-            while server._preferred != {member.peer_id}:
-                await asyncio.sleep(0.02)
+        await until(lambda: server._preferred == {member.peer_id}, 20)
+        told: list[tuple[str, bool]] = []
+
+        async def prefer(peer: bytes, *, wanted: bool = True) -> None:
+            told.append((str(PeerID(peer)), wanted))
+
+        monkeypatch.setattr(server._gateway, "prefer", prefer)
+        server.admit(members(member.peer_id, rank=Rank.REGISTERED))  # its standing is gone
+        await until(lambda: not server._preferred, 20)
+        assert told == [(member.peer_id, False)]
 
 
 @pytest.mark.parametrize("said", [b"", b"\x13"])
