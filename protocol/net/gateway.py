@@ -110,7 +110,7 @@ class Gateway:
         sock.close()
 
     def close(self) -> None:
-        """Take no more streams; those that were handed over live on."""
+        """Take no more streams; those that were handed over live on. Idempotent."""
         if self._pause is not None:
             self._pause.cancel()
         for sock in tuple(self._unnamed):
@@ -118,6 +118,7 @@ class Gateway:
         if self._listener is not None:
             self._loop.remove_reader(self._listener)
             self._listener.close()
+            self._listener = None
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)
 
