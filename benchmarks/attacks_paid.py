@@ -61,7 +61,7 @@ from benchmarks.options import require_folder
 
 SPAN = 25
 """Rounds of a span, as ``artel run new`` writes it for 20 steps a round."""
-KNOWN_AFTER, FOLLOWED = 100, 100
+KNOWN_AFTER, FOLLOWED, FOLLOWED_LATE = 100, 100, 1000
 """Honest rounds before known attackers begin, and rounds from the beginning of an attack."""
 LIMIT = 0.01
 """The target: what attackers may have of the credit that vested."""
@@ -70,9 +70,15 @@ ROUNDS, MEASURED = 30, (1, 2)
 HARDWARE = "x86-64/native/fp32/t1/torch"
 COPIES = ("stale", "copier")
 """Attacks that send what another node sent."""
-HONEST, FALSE, ZEROS, COPY = "honest", "false", "zeros", "copies"
-"""What a node sends: what it trained; what an auditor rejects; nothing; what another one sent."""
-NAMES = {FALSE: "what is rejected", COPY: "copies to the bit", ZEROS: "zeros"}
+HONEST, FALSE, LATE, ZEROS, COPY = "honest", "false", "late", "zeros", "copies"
+"""What a node sends: what it trained; what an auditor rejects, always or in all rounds but a span's
+first; nothing; what another one sent."""
+NAMES = {
+    FALSE: "what is rejected",
+    LATE: "the same, but in a span's first round",
+    COPY: "copies to the bit",
+    ZEROS: "zeros",
+}
 ATTACKERS = (1, 2, 3)
 HELP = """\
 rerun, from the root of the repository:
@@ -124,7 +130,7 @@ class Watched(Run):
     """A run with audits, round by round, of which the last ``attackers`` nodes are attackers."""
 
     def __init__(self, attackers: int, nodes: int = NODES) -> None:
-        super().__init__(rounds=1000, span=SPAN)
+        super().__init__(rounds=2 * FOLLOWED_LATE, span=SPAN)
         apply(self._state, entries.decode(self.genesis.encode()))
         publics = [bytes.fromhex(digest(f"node {at}")) for at in range(nodes)]
         self._keys = {peer_id_of(public): public.hex() for public in publics}
@@ -148,10 +154,10 @@ class Watched(Run):
 
     def attacked(self, sends: str, seed: int) -> tuple[list[float], float]:
         """Rounds from the beginning of an attack to each conviction, infinite for none; and the
-        attackers' part of the credit for these rounds that has vested."""
+        attackers' part of the credit for these rounds that has vested and was not lost again."""
         self._since, self._sends, self.vested = self._state.round, sends, Counter()
         found = dict.fromkeys(self.attackers, math.inf)
-        for number in range(1, FOLLOWED + 1):
+        for number in range(1, _followed(sends) + 1):
             self.play(seed)
             for node in self.attackers:
                 if self._barred(node):
@@ -212,6 +218,12 @@ class Watched(Run):
         for credit in self._did.vested:
             if credit.round >= self._since:
                 self.vested[credit.account] += credit.amount
+        self._lost()
+
+    def _lost(self) -> None:
+        """A conviction takes what vested lately, and so what vested since."""
+        for account, amount in self._did.stakes:
+            self.vested[account] = max(0, self.vested[account] - amount)
 
     def _judge(self) -> None:
         """Whoever has had as many rounds as it has to repeat commits, and shows when all have."""
@@ -233,14 +245,21 @@ class Watched(Run):
                 body |= {"rows": digest("rows"), "differs_round": 0, "differs_step": 0}
                 self._entry(entries.Verdict, body, self._keys[draw.node])
                 assert not self._did.reason, self._did
+                self._lost()
 
     def _says(self, auditor: str, audit: Audit) -> str:
         theirs = audit.node in self.attackers and audit.last >= self._since
-        knows = auditor not in self.attackers and self._sends == FALSE
+        false = self._sends == FALSE or (self._sends == LATE and audit.last > audit.first)
+        knows = auditor not in self.attackers and false
         return audits.REJECT if theirs and knows else audits.ACCEPT
 
     def _barred(self, node: str) -> bool:
         return self._state.accounts[self._state.account_of(node)].barred
+
+
+def _followed(sends: str) -> int:
+    """Rounds."""
+    return FOLLOWED_LATE if sends == LATE else FOLLOWED
 
 
 def _all_ready(audit: Audit) -> bool:
@@ -269,7 +288,7 @@ def followed(sends: str, attackers: int, known: bool, seeds: Sequence[int]) -> d
         "ours": share,
         "baseline": LIMIT,
         "ratio": share / LIMIT,
-        "unit": f"part of the credit that vested for {FOLLOWED} rounds",
+        "unit": f"part of the credit that vested for {_followed(sends)} rounds",
         "baseline_is": "limit",
         "holds": share <= LIMIT,
         "worst": max(shares),
@@ -305,9 +324,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         errors[codec] = errors_of(codec)
         told(f"errors with {codec}")
     rows = []
-    for sends, attackers, known in product((FALSE, COPY, ZEROS), ATTACKERS, (False, True)):
+    for sends, attackers, known in product((FALSE, LATE, COPY, ZEROS), ATTACKERS, (False, True)):
+        if sends == LATE and not known:
+            continue  # each round of a new node is a span
         # No lot decides on what is refused at once.
-        seeds = range(options.seeds if sends == FALSE else 1)
+        seeds = range(options.seeds if sends in (FALSE, LATE) else 1)
         rows.append(followed(sends, attackers, known, seeds))
         told(rows[-1]["name"])
     row = tolerance_of(TOLERANCES, HARDWARE, HARDWARE, STEPS)

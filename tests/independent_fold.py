@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from base64 import b64decode, b64encode
 from bisect import bisect_right
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from hashlib import sha256
@@ -87,7 +87,9 @@ class Fold:
         self.speaks, self.nodes = dict[str, str](), dict[str, str]()
         self.node_seq, self.tails, self.due = dict[str, int](), dict[str, int](), dict[int, Any]()
         self.spans, self.right, self.struck = dict[str, int](), Counter[str](), dict[str, int]()
-        self.kinds = dict[str, str]()
+        self.kinds, self.unproven = dict[str, str](), list[str]()
+        self.untold = defaultdict[str, tuple[int, int]](lambda: (0, 0))
+        self.right_by = defaultdict[str, list[tuple[int, str]]](list)
         self.first, self.present = dict[str, tuple[str, int]](), list[str]()
         self.audits, self.lighter = dict[str, Any](), set[str]()
         self.convicted, self.recent = set[str](), set[str]()
@@ -222,7 +224,15 @@ class Fold:
     # --- credit -----------------------------------------------------------------------------------
 
     def grant(self, kind: str, source: str, name: str, units: int, due: int, **more: Any) -> None:
-        fields = {"by": "", "lapses": 0, "ruled": False, "about": source, "node": "", "round": 0}
+        fields = {
+            "by": "",
+            "lapses": 0,
+            "ruled": False,
+            "right": False,
+            "about": source,
+            "node": "",
+            "round": 0,
+        }
         fields |= {"kind": kind, "account": name, "units": units, "due": due} | more
         self.pending[source] = Record(amount=units * self.rates[kind], **fields)
         self.accounts[name].pending += units * self.rates[kind]
@@ -272,7 +282,8 @@ class Fold:
         yield from sorted((peer for peer in weights if not weights[peer]), key=number)
 
     def freeze(self, item: Any, by: str) -> None:
-        item.by, item.lapses = by, item.due + max(1, self.owned["vesting_rounds"])
+        item.by, first = by, max(item.due, self.round)
+        item.lapses = first + max(1, self.owned["vesting_rounds"])
         self.accounts[by].open += 1
 
     def thaw(self, item: Any) -> None:
@@ -291,6 +302,15 @@ class Fold:
             return item.about in self.audits or bool(audits)
         return item.kind == "compute" and any(item.round >= audit.first for audit in audits)
 
+    def proven(self, item: Any) -> bool:
+        """Whether two other accounts, or all, have found later work of the node right."""
+        if item.kind != "compute" or not self.rate or item.right:
+            return True
+        later = {name for last, name in self.right_by[item.node] if last >= item.round}
+        later -= {item.account}
+        others = {self.nodes[peer] for peer in self.present} - {item.account}
+        return len(later) >= min(2, len(others))
+
     def bar(self, name: str) -> None:
         for source, audit in list(self.audits.items()):
             if audit.account == name:
@@ -298,7 +318,10 @@ class Fold:
                 continue
             for draw in audit.draws:
                 draw.said = draw.said or ("lapsed" if draw.account == name else "")
-        self.accounts[name].barred = True
+        owner = self.accounts[name]
+        stake = min(owner.vested, sum(part[name] for part in self.lately.values()))
+        owner.vested, owner.invalidated = owner.vested - stake, owner.invalidated + stake
+        owner.barred = True
         self.forfeit(name)
         for source in [s for s, item in self.pending.items() if item.account == name]:
             self.settle(source, "invalidated")
@@ -537,6 +560,7 @@ class Fold:
             name, shown = now.accounts[peer], now.shown[peer]
             known, more = not self.new(peer), {"node": peer}
             unchecked = self.rate and not known and shown.span != now.round
+            unchecked = unchecked or (self.rate and self.untold[peer][1] > now.round)
             if peer in denied or shown.empty or self.accounts[name].barred or unchecked:
                 continue
             end = now.round + self.every - now.round % self.every if self.every else 0
@@ -576,6 +600,8 @@ class Fold:
                 until = max(self.frozen_until(source), self.round + wait)
                 if until > self.round:
                     self.due.setdefault(until, []).append(source)
+                elif not self.proven(self.pending[source]):
+                    self.unproven.append(source)
                 else:
                     self.settle(source, "vested")
         self.anchor(now.attempt, {peer: self.nodes[peer] for peer in b.signatures})
@@ -691,6 +717,8 @@ class Fold:
         vars(self).update(self.anchors[number].kept, attempt=None, earned_to=earned_to)
         self.charges = {n: charge for n, charge in self.charges.items() if n <= number}
         self.heard = {(n, name) for n, name in self.heard if n <= number}
+        for node, found in self.right_by.items():
+            self.right_by[node] = [(last, name) for last, name in found if last < number]
         self.due = {n: [s for s in some if s in self.pending] for n, some in self.due.items()}
 
     def run_closed(self, b: Any) -> Rule:
@@ -776,7 +804,8 @@ class Fold:
         if dismissed:
             item.ruled = True
             self.thaw(item)
-            if self.round >= item.due or self.closed:
+            held = not self.proven(item) or self.waits(item, self.audits.values())
+            if (self.round >= item.due and not held) or self.closed:
                 self.settle(b.contribution, "vested")
         elif b.decision == "soft":
             self.settle(b.contribution, "invalidated")
@@ -836,7 +865,7 @@ class Fold:
                 self.audit(found, "prefix", made)
         owners = {self.nodes[peer] for peer in self.present}
         for source in [s for s, audit in found.items() if not owners - {audit.account}]:
-            self.cleared(found.pop(source))
+            self.cleared(source, found.pop(source))
         self.audits |= {source: found[source] for source in self.plain("audits", found)}
         self.assign()
         draws = (draw for audit in self.audits.values() for draw in audit.draws)
@@ -845,7 +874,22 @@ class Fold:
     def new(self, peer: str) -> bool:
         return bool(self.right[peer] < self.trust["newcomer_rounds"])
 
-    def cleared(self, audit: Any) -> None:
+    def cleared(self, source: str, audit: Any) -> None:
+        self.untold.pop(audit.node, None)
+        if source in self.pending:
+            self.pending[source].right = True
+        said = [draw.account for draw in audit.draws if draw.said == "accept"]
+        newest = dict[str, int]()
+        for last, name in [*self.right_by[audit.node], *((audit.last, name) for name in said)]:
+            newest[name] = max(last, newest.get(name, 0))
+        self.right_by[audit.node] = sorted((last, name) for name, last in newest.items())[-2:]
+        again = [s for s in self.unproven if s in self.pending]
+        again = [source for source in again if self.pending[source].node == audit.node]
+        self.unproven = [source for source in self.unproven if source not in again]
+        self.due.setdefault(self.round + 1, []).extend(again)
+        for item in (self.pending[source] for source in again):
+            if item.by:
+                item.lapses = self.round + 1 + max(1, self.owned["vesting_rounds"])
         if audit.why != "newcomer":
             return
         self.right[audit.node] += 1
@@ -981,7 +1025,7 @@ class Fold:
         if result == "convicted":
             self.bar(audit.account)
         if result == "cleared":
-            self.cleared(audit)
+            self.cleared(source, audit)
         if result != "unchecked":
             return
         first = audit.why == "first"
@@ -990,6 +1034,8 @@ class Fold:
             after = item.round == audit.first or (first and item.round > audit.first)
             if theirs and after:
                 self.settle(made, "invalidated")
+        times = self.untold[audit.node][0] + 1
+        self.untold[audit.node] = times, self.round + min(64, 2 ** min(times - 1, 6)) - 1
         if first:
             del self.right[audit.node]
 

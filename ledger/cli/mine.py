@@ -121,7 +121,7 @@ def _contribution(stand: Stand) -> dict[str, Any]:
 
 
 def _vesting(state: FoldState, account: str) -> dict[str, int]:
-    """Number of a state to the credit that vests when it is agreed; disputed credit left out."""
+    """Number of a state to the credit that can vest from then on; disputed credit left out."""
     due: Counter[str] = Counter()
     for item in state.pending_of(account):
         if not item.disputed_by:

@@ -88,6 +88,10 @@ def go_back(
 def _unaudited(state: FoldState, number: int) -> None:
     """Nobody repeats what is in no state."""
     state.audits = {source: one for source, one in state.audits.items() if one.last < number}
+    state.found_right = {
+        node: tuple((last, name) for last, name in found if last < number)
+        for node, found in state.found_right.items()
+    }
     if state.founded.audits:
         state.present = list(_anchor(state, number).moved_by)
 
@@ -117,6 +121,8 @@ def _undone(state: FoldState, number: int) -> tuple[Credit, ...]:
     invalidated = tuple(invalidate(state, source) for source in gone)
     left = {at: [s for s in some if s in state.pending] for at, some in state.due.items()}
     state.due = {at: some for at, some in left.items() if some}
+    kept = {n: [s for s in some if s in state.pending] for n, some in state.unproven.items()}
+    state.unproven = {node: some for node, some in kept.items() if some}
     return invalidated
 
 

@@ -28,14 +28,14 @@ audit nothing for a while.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
 from artel.ledger.entries import lot, reasons
-from artel.ledger.entries.credit import bar, invalidate
-from artel.ledger.entries.fold_state import Attempt, Audit, Credit, Draw, FoldState
+from artel.ledger.entries.credit import bar, found_right, invalidate
+from artel.ledger.entries.fold_state import Attempt, Audit, Credit, Draw, FoldState, Loss
 from artel.ledger.entries.rules import LedgerRules
 
 MILLION = 1_000_000
@@ -50,6 +50,9 @@ PANEL = 7
 of the standing four of seven are drawn in one of 370 such panels, two of three in one of 36."""
 MOST_DRAWS = 2 * PANEL
 """Auditors of one audit, those included who did not answer or could not tell."""
+LONGEST_PAUSE = 64
+"""Rounds after which auditors are asked again at the latest about a node of which they could not
+tell: at once, after one, three, seven. Else two nodes of a class of their own keep six busy."""
 PATIENCE = 6
 """An audit is given up after as many times what one auditor has."""
 Drawn = tuple[str, str, str, str, int, int]
@@ -107,7 +110,8 @@ def planned(state: FoldState, first: int) -> int:
 
 
 def vests_from(state: FoldState, node: str, round: int) -> int:
-    """Number of the first state with which this work can vest: what of it is repeated is known."""
+    """Number of the first state with which this work can vest: what of it is repeated is known, and
+    none of a span is settled before the lot falls on its beginning."""
     if not state.founded.audits or new(state, node):
         return round + 1
     return min(round + state.work.span - round % state.work.span, state.work.total)
@@ -148,7 +152,7 @@ def steps_now(state: FoldState, node: str) -> int:
 
 def begin(
     state: FoldState, attempt: Attempt, before: Mapping[str, int]
-) -> tuple[dict[str, Any], tuple[Credit, ...]]:
+) -> tuple[dict[str, Any], Loss]:
     """A state was agreed on, and the lot is its own: end what took too long, draw what is repeated
     and who does it.
 
@@ -157,14 +161,14 @@ def begin(
     :returns: what an explanation has to know, and credit that was taken away
     """
     if not state.founded.audits:
-        return {}, ()
+        return {}, Loss()
     state.present = attempt.moved_by
     ended, lost = _end_late(state)
     found = dict([*_firsts(state, attempt), *_prefixes(state, attempt, before)])
     others = {state.account_of(node) for node in state.present}
     for source, audit in list(found.items()):
         if not others - {audit.account}:  # everybody is of one account, and nobody can be asked
-            _cleared(state, found.pop(source))
+            _cleared(state, source, found.pop(source), ())
     for source in lot.order(state.lot, "audits", dict.fromkeys(found, 1)):
         state.audits[source] = found[source]
     notes = {"ended": ended, "drawn": assign(state)}
@@ -352,46 +356,49 @@ def doubts(audit: Audit) -> bool:
     return any(draw.verdict == REJECT for draw in audit.draws)
 
 
-def settle(state: FoldState, source: str) -> tuple[dict[str, Any], tuple[Credit, ...]]:
+def settle(state: FoldState, source: str) -> tuple[dict[str, Any], Loss]:
     """Draw what follows from the verdicts on a contribution.
 
     :returns: what an explanation has to know, and credit that was taken away
     """
     audit = state.audits[source] = _widened(state, state.audits[source])
     found = result(audit)
-    lost = _end(state, source, found) if found else ()
+    lost = _end(state, source, found) if found else Loss()
     # After the last round no other lot comes.
     drawn = assign(state) if state.round >= state.work.total else []
     return {"result": found, "drawn": drawn}, lost
 
 
-def _end(state: FoldState, source: str, found: str) -> tuple[Credit, ...]:
+def _end(state: FoldState, source: str, found: str) -> Loss:
     """Whoever said the opposite is not paid for it, and its account has no standing and audits
-    nothing for a while.
-
-    :returns: credit that was taken away
-    """
+    nothing for a while."""
     audit = state.audits.pop(source)
     wrong = {CONVICTED: ACCEPT, CLEARED: REJECT}.get(found)
-    lost = []
+    lost = Loss()
     for draw in audit.draws:
         if wrong and draw.verdict == wrong:
             state.struck[draw.account] = state.round + state.founded.trust.standing_rounds
             state.standing.forfeit(draw.account)
             if (pay := audit_source(source, draw.node)) in state.pending:
-                lost.append(invalidate(state, pay))
+                lost += Loss((invalidate(state, pay),))
     if found == CONVICTED:
         lost += convict(state, audit.account)
     elif found == CLEARED:
-        _cleared(state, audit)
+        right = (draw.account for draw in audit.draws if draw.verdict == ACCEPT)
+        _cleared(state, source, audit, right)
     elif found == UNCHECKED:
         lost += _unchecked(state, audit)
-    return tuple(lost)
+    return lost
 
 
-def _cleared(state: FoldState, audit: Audit) -> None:
+def _cleared(state: FoldState, source: str, audit: Audit, auditors: Iterable[str]) -> None:
     """One round more of a new node is known to be right. Of one that is new no more nobody begins
-    to repeat what it did meanwhile."""
+    to repeat what it did meanwhile.
+
+    :param auditors: accounts that found it right
+    """
+    found_right(state, source, audit, auditors)
+    state.untold.pop(audit.node, None)
     if audit.why != NEWCOMER:
         return
     state.cleared[audit.node] = state.cleared.get(audit.node, 0) + 1
@@ -401,31 +408,36 @@ def _cleared(state: FoldState, audit: Audit) -> None:
                 del state.audits[source]
 
 
-def _unchecked(state: FoldState, audit: Audit) -> list[Credit]:
+def _unchecked(state: FoldState, audit: Audit) -> Loss:
     """Nobody could tell: it is not paid, nor what a known node did since then, which is new
     again."""
     made = [item.credit for item in state.pending_of(audit.account)]
     made = [one for one in made if (one.kind, one.node) == ("compute", audit.node)]
+    times = state.untold.get(audit.node, (0, 0))[0] + 1
+    pause = min(LONGEST_PAUSE, 1 << min(times - 1, 16)) - 1
+    state.untold[audit.node] = times, state.round + pause
     if audit.why == FIRST:
         state.cleared.pop(audit.node, None)
         gone = [one.source for one in made if one.round >= audit.first]
     else:
         gone = [one.source for one in made if one.round == audit.first]
-    return [invalidate(state, source) for source in gone]
+    return Loss(tuple(invalidate(state, source) for source in gone))
 
 
 def going_on_unchecked(state: FoldState, attempt: Attempt) -> list[tuple[str, str]]:
-    """(node, reason) of whoever still went on with a span when it had become new again."""
+    """(node, reason) of whoever still went on with a span when it had become new again, and of
+    whom auditors are not asked about for now."""
     if not state.founded.audits:
         return []
     return [
         (node, reasons.UNCHECKED)
         for node in attempt.accepted
-        if attempt.shown[node].span != attempt.round and new(state, node)
+        if (attempt.shown[node].span != attempt.round and new(state, node))
+        or state.untold.get(node, (0, 0))[1] > attempt.round
     ]
 
 
-def convict(state: FoldState, account: str) -> tuple[Credit, ...]:
+def convict(state: FoldState, account: str) -> Loss:
     """Bar an account; nothing of it is audited any more, and it audits nothing."""
     for source, audit in list(state.audits.items()):
         if audit.account == account:
@@ -435,12 +447,12 @@ def convict(state: FoldState, account: str) -> tuple[Credit, ...]:
     return bar(state, account)
 
 
-def _end_late(state: FoldState) -> tuple[list[tuple[str, str]], tuple[Credit, ...]]:
+def _end_late(state: FoldState) -> tuple[list[tuple[str, str]], Loss]:
     """Let go of auditors who did not answer in time, and of audits that came to nothing.
 
-    :returns: contributions whose audits end so, and their results; credit that was taken away
+    :returns: contributions whose audits end so, and their results; what was taken away
     """
-    ended, lost = list[tuple[str, str]](), list[Credit]()
+    ended, lost = list[tuple[str, str]](), Loss()
     for source in list(state.audits):
         if (audit := state.audits.get(source)) is None:
             continue  # its account was convicted a moment ago
@@ -451,7 +463,7 @@ def _end_late(state: FoldState) -> tuple[list[tuple[str, str]], tuple[Credit, ..
         if found := result(late) or (given_up_as(late) if over and not late.awaited else ""):
             lost += _end(state, source, found)
             ended.append((source, found))
-    return ended, tuple(lost)
+    return ended, lost
 
 
 def _lapsed(audit: Audit, late: Callable[[Draw], bool]) -> Audit:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from artel.ledger.entries.fold_state import Account, Audit, Credit, FoldState, Pending
+from artel.ledger.entries.fold_state import Account, Audit, Credit, FoldState, Loss, Pending
 from artel.ledger.entries.standing import KINDS_THAT_COUNT
+
+AUDITORS = 2
+"""Other accounts that have to find later work of a node right before what it did vests."""
 
 
 def grant(
@@ -70,12 +73,22 @@ def invalidate(state: FoldState, source: str) -> Credit:
     return credit
 
 
-def bar(state: FoldState, account: str) -> tuple[Credit, ...]:
-    """Fraud is proven: everything that has not vested goes, and nothing more is earned."""
-    state.changing(account).barred = True
+def bar(state: FoldState, account: str) -> Loss:
+    """Fraud is proven: nothing more is earned, and everything goes that has not vested, and what
+    standing came of, as far as the account still has it.
+
+    Audits find who cheats only where they look late; what is lost then has to be worth more than
+    what was saved until then.
+    """
+    owner = state.changing(account)
+    stake = min(owner.vested, state.standing.sums.get(account, 0))
+    owner.vested -= stake
+    owner.invalidated += stake
+    owner.barred = True
     state.standing.forfeit(account)
     sources = [item.credit.source for item in state.pending_of(account)]
-    return tuple(invalidate(state, source) for source in sources)
+    gone = tuple(invalidate(state, source) for source in sources)
+    return Loss(gone, ((account, stake),) if stake else ())
 
 
 def freeze(state: FoldState, source: str, by: str) -> Pending:
@@ -84,7 +97,7 @@ def freeze(state: FoldState, source: str, by: str) -> Pending:
     item.disputed_by = by
     # Counted from when it would vest, not from now: an accomplice who is the first to dispute it
     # must not leave the arbiters less time.
-    item.lapses = item.due + max(1, state.founded.ownership.vesting_rounds)
+    item.lapses = max(item.due, state.round) + max(1, state.founded.ownership.vesting_rounds)
     state.changing(by).disputes += 1
     return item
 
@@ -121,8 +134,44 @@ def audited(state: FoldState, audits: Iterable[Audit]) -> Callable[[Pending], bo
     return under_way
 
 
+def proven(state: FoldState, item: Pending) -> bool:
+    """Whether it was repeated, or auditors of two other accounts, or of all where these are fewer,
+    have found work of its node right that is no older. Whoever cheats all the time is then paid for
+    nothing that it did since but what an accomplice repeats."""
+    credit = item.credit
+    if credit.kind != "compute" or not state.founded.audits or item.right:
+        return True
+    found = state.found_right.get(credit.node, ())
+    accounts = {name for last, name in found if last >= credit.round} - {credit.account}
+    others = {state.account_of(node) for node in state.present} - {credit.account}
+    return len(accounts) >= min(AUDITORS, len(others))
+
+
+def found_right(state: FoldState, source: str, audit: Audit, auditors: Iterable[str]) -> None:
+    """The accounts of these auditors found this right: what waited for that is due again.
+
+    :param source: of the last round that the audit is about
+    """
+    if source in state.pending:
+        state.freezing(source).right = True
+    newest = dict.fromkeys(auditors, audit.last)
+    for last, name in state.found_right.get(audit.node, ()):
+        newest[name] = max(last, newest.get(name, 0))
+    kept = sorted(((last, name) for name, last in newest.items()), reverse=True)[:AUDITORS]
+    state.found_right[audit.node] = tuple(kept)
+    again = [s for s in state.unproven.pop(audit.node, []) if s in state.pending]
+    if not again:
+        return
+    state.due.setdefault(state.round + 1, []).extend(again)
+    later = state.round + 1 + max(1, state.founded.ownership.vesting_rounds)
+    for source in again:
+        if state.pending[source].disputed_by:  # see freeze
+            state.freezing(source).lapses = later
+
+
 def vest_due(state: FoldState, number: int) -> tuple[Credit, ...]:
-    """Vest what is due now that state ``number`` is agreed; what is frozen or audited waits."""
+    """Vest what is due now that state ``number`` is agreed; what is frozen or audited waits, and
+    what nobody has found right yet."""
     vested: list[Credit] = []
     under_way = audited(state, state.audits.values())
     for source in state.due.pop(number, []):
@@ -132,6 +181,9 @@ def vest_due(state: FoldState, number: int) -> tuple[Credit, ...]:
         until = max(frozen_until(state, item), number + 1 if under_way(item) else 0)
         if number < until:
             state.due.setdefault(until, []).append(source)
+            continue
+        if not proven(state, item):
+            state.unproven.setdefault(item.credit.node, []).append(source)  # see found_right
             continue
         vested.append(vest(state, source))
     return tuple(vested)

@@ -91,6 +91,28 @@ class Outcome:
     moved: tuple[tuple[str, int], ...] = ()
     notes: dict[str, Any] = field(default_factory=dict, compare=False)
 
+    @property
+    def stakes(self) -> list[tuple[str, int]]:
+        """Convicted accounts, and what each lost that had vested."""
+        return [(account, amount) for account, amount in self.notes.get("stakes", ())]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Pending credit that is taken away, and vested credit of convicted accounts: see
+    :func:`ledger.entries.credit.bar`."""
+
+    credits: tuple[Credit, ...] = ()
+    stakes: tuple[tuple[str, int], ...] = ()
+
+    def __add__(self, other: Loss) -> Loss:
+        return Loss(self.credits + other.credits, self.stakes + other.stakes)
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """For :attr:`Outcome.notes`."""
+        return {"stakes": [list(stake) for stake in self.stakes]} if self.stakes else {}
+
 
 Effect = Callable[[], Outcome]
 """What a rule returns when an entry fits: a call of it changes the state. Otherwise a reason."""
@@ -111,6 +133,8 @@ class Pending:
     """The dispute ends when the state with this number is agreed and nobody has ruled."""
     ruled: bool = False
     """Dismissed once: it cannot be disputed again."""
+    right: bool = False
+    """The last round of an audit that found it right."""
     about: str = ""
     """Of an audit: the contribution that it names; while that is frozen or its audit is under way,
     this waits."""
@@ -352,6 +376,14 @@ class FoldState:
     each first and the round, oldest first."""
     cleared: dict[str, int] = field(default_factory=dict)
     """In a run with audits: node to its rounds, since it was new, that audits found right."""
+    found_right: dict[str, tuple[tuple[int, str], ...]] = field(default_factory=dict)
+    """Node to the newest round that audits of it found right, and the auditor's account: the newest
+    two by different ones, the newest first."""
+    unproven: dict[str, list[str]] = field(default_factory=dict)
+    """Node to the sources of what is due but was not found right yet."""
+    untold: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """New node to how often in a row auditors could not tell whether it worked, and to the round
+    from which on they are asked again."""
     hardware: dict[str, str] = field(default_factory=dict)
     """Node to the class of machine that its newest agreed contribution names."""
     present: list[str] = field(default_factory=list)
@@ -533,6 +565,7 @@ class FoldState:
             if isinstance(value, dict | list):
                 setattr(other, name, value.copy())
         other.due = {number: list(sources) for number, sources in self.due.items()}
+        other.unproven = {node: list(sources) for node, sources in self.unproven.items()}
         other.standing = self.standing.copy()
         other.attempt = self.attempt.copy() if self.attempt is not None else None
         for state in (self, other):

@@ -274,7 +274,10 @@ def vesting(rules: LedgerRules) -> str:
     if rounds:
         said = f"credit vests after {plural(rounds, 'more round')} (ownership.vesting_rounds)"
     if rules.audits:
-        said += ", and not before it is known what of its span is repeated (rounds.span)"
+        said += (
+            "; compute not before auditors of two other accounts have found work of its node "
+            "right that is no older"
+        )
     return said
 
 
@@ -286,7 +289,8 @@ REPEATED = {
 """Why work is repeated."""
 RESULTS = {
     "convicted": "most auditors rejected the work: all pending credit of the account is taken "
-    "away, and it earns no more; the account of an auditor that accepted it loses its standing",
+    "away, what vested lately too, and it earns no more; the account of an auditor that accepted "
+    "it loses its standing",
     "cleared": "the work was found right; an auditor that rejected it is not paid, and its account "
     "loses its standing and is not drawn for a while",
     "undecided": "nobody could tell in time: nothing follows from it",
@@ -417,7 +421,8 @@ def fate(story: Story, trail: Trail) -> Fact:
     if trail.due <= story.state.round and not frozen:
         return Fact(
             f"pending since entry {trail.granted}, due with state {trail.due}; held back while "
-            "work of the account is audited, until the run is closed at the latest",
+            "work of the account is audited, and until auditors of two other accounts have found "
+            "work of its node right that is no older, or the run is closed",
             (trail.granted,),
         )
     return Fact(
@@ -451,6 +456,8 @@ def totals(story: Story) -> Iterator[Fact]:
     for credits, what in moved(story.outcome):
         amount = sum(credit.amount for credit in credits)
         yield Fact(f"{what}: {amount:,} credit in {plural(len(credits), 'part')}")
+    for account, amount in story.outcome.stakes:
+        yield Fact(f"taken away of what had vested of account {short_key(account)}: {amount:,}")
 
 
 def moved(outcome: Outcome) -> Iterator[tuple[tuple[Credit, ...], str]]:
@@ -472,6 +479,9 @@ def summary(body: Genesis | Body, outcome: Outcome) -> str:
     parts = [body.says()]
     for credits, what in moved(outcome):
         parts.append(f"{sum(credit.amount for credit in credits):,} credit {what}")
+    if outcome.stakes:
+        stake = sum(amount for _, amount in outcome.stakes)
+        parts.append(f"{stake:,} credit taken away that had vested lately")
     denied = sum(item.reason == reasons.WRONG_SLICE for item in outcome.left_out)
     if denied:
         parts.append(f"{plural(denied, 'contribution')} denied credit")

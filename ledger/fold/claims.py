@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artel.ledger.entries import reasons
+from artel.ledger.entries.credit import proven
 from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.entries.story import rounds_named
 from artel.ledger.fold.history import CREDIT_STATES, AccountWork
@@ -134,7 +135,9 @@ def _outlook(claim: Claim, state: FoldState) -> str:
             return f"audited now ({rounds_named(audit.first, audit.last)}); vests when that is over"
     if state.closed:
         return "vests when the run's accounts are closed"
-    return f"vests when state {item.due} is agreed"
+    if not proven(state, item):
+        return "vests when auditors of two other accounts have found this or later work right"
+    return f"vests when state {max(item.due, state.round + 1)} is agreed"
 
 
 def _missing(claim: Claim, state: FoldState, current: bool) -> str:

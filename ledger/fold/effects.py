@@ -296,7 +296,7 @@ def _moved(state: FoldState, index: int, outcome: Outcome, rows: _Rows) -> None:
     rows.settled += [(c.number, index, INVALIDATED) for c in outcome.invalidated]
     rows.taken += [(c.number, index) for c in outcome.taken]
     changed = {c.account for c in (*outcome.vested, *outcome.taken)}
-    changed |= {name for name, _ in outcome.moved}
+    changed |= {name for name, _ in (*outcome.moved, *outcome.stakes)}
     for name in sorted(changed):
         rows.add("held", name, state.round, state.accounts[name].vested)
     if changed:

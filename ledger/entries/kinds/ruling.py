@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from artel.ledger.entries import reasons
 from artel.ledger.entries.audits import convict
 from artel.ledger.entries.body import Entry, OfWork, OptionalDigest, signed
-from artel.ledger.entries.credit import end_dispute, invalidate, vest
+from artel.ledger.entries.credit import audited, end_dispute, invalidate, proven, vest
 from artel.ledger.entries.fold_state import Effect, FoldState, Outcome
 from artel.ledger.entries.story import Fact, Story, earning, fate_of_work, totals
 from artel.ledger.entries.words import plural, short_key
@@ -18,7 +18,8 @@ from artel.protocol.identity import Identity
 _DECISIONS = {
     "dismissed": "the contribution is good and cannot be disputed again; it vests when it is due",
     "soft": "the credit of this contribution is taken away",
-    "hard": "all pending credit of the account is taken away, and it earns no more",
+    "hard": "all pending credit of the account is taken away, what vested lately too, and it earns "
+    "no more",
 }
 
 
@@ -51,12 +52,15 @@ class Ruling(OfWork):
                 state.freezing(source).ruled = True
                 end_dispute(state, source)
                 # Its time may have come while it was frozen.
-                over = state.round >= item.due or state.closed
+                right = proven(state, item)
+                held = not right or audited(state, state.audits.values())(item)
+                over = state.closed or (state.round >= item.due and not held)
                 vested = (vest(state, source),) if over else ()
                 return Outcome("recorded", vested=vested)
             if self.decision == "soft":
                 return Outcome("recorded", invalidated=(invalidate(state, source),))
-            return Outcome("recorded", invalidated=convict(state, item.credit.account))
+            lost = convict(state, item.credit.account)
+            return Outcome("recorded", invalidated=lost.credits, notes=lost.notes)
 
         return effect
 

@@ -10,7 +10,7 @@ from pydantic import AfterValidator
 from artel.ledger.entries import evidence, reasons
 from artel.ledger.entries.audits import convict
 from artel.ledger.entries.body import Body, Digest, Entry
-from artel.ledger.entries.fold_state import Effect, FoldState, Outcome, key_of
+from artel.ledger.entries.fold_state import Effect, FoldState, Loss, Outcome, key_of
 from artel.ledger.entries.kinds.dispute import speaking
 from artel.ledger.entries.story import Fact, Story, totals
 from artel.ledger.entries.words import short_key
@@ -52,8 +52,9 @@ class SplitSeen(Body):
         def effect() -> Outcome:
             state.convicted[key] = state.size
             guilty = {account for peer, account in state.nodes.items() if key_of(peer) == key}
-            lost = tuple(credit for name in sorted(guilty) for credit in convict(state, name))
-            return Outcome("recorded", invalidated=lost, notes={"key": key})
+            lost = sum((convict(state, name) for name in sorted(guilty)), Loss())
+            notes = {"key": key} | lost.notes
+            return Outcome("recorded", invalidated=lost.credits, notes=notes)
 
         return effect
 

@@ -136,8 +136,9 @@ class StateAgreed(Body):
             told, lost = audits.begin(state, attempt, before)
             vested = vest_due(state, state.round)
             remember(state, attempt, self.signatures, self.rests_on)
-            notes = {"agreeing": len(agreeing)} | told
-            return Outcome("credited", "", granted, vested, lost, left_out=left_out, notes=notes)
+            notes = {"agreeing": len(agreeing)} | told | lost.notes
+            gone = lost.credits
+            return Outcome("credited", "", granted, vested, gone, left_out=left_out, notes=notes)
 
         return effect
 

@@ -96,10 +96,9 @@ class Verdict(OfWork):
                 )
                 granted = (credit,)
             told, lost = audits.settle(state, source)
-            notes = {"rounds": [audit.first, audit.last]} | told
-            return Outcome(
-                "credited" if granted else "recorded", "", granted, (), lost, notes=notes
-            )
+            notes = {"rounds": [audit.first, audit.last]} | told | lost.notes
+            status = "credited" if granted else "recorded"
+            return Outcome(status, granted=granted, invalidated=lost.credits, notes=notes)
 
         return effect
 

@@ -185,7 +185,7 @@ def test_disputes_and_rulings() -> None:
     told(
         ruling,
         "signed by 1 arbiter, 1 must (ownership.arbiter_quorum)",
-        "all pending credit of the account is taken away, and it earns no more",
+        "all pending credit of the account is taken away, what vested lately too, and it earns",
         "taken away: 12,800 credit in 1 part",
     )
     assert {trail.status for trail in ruling.credits} == {"invalidated"}

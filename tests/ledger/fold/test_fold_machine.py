@@ -157,6 +157,9 @@ class FoldMachine(RuleBasedStateMachine):
         for credit in outcome.granted:
             if credit.kind == "compute":
                 self.paid[credit.node] = self.paid.get(credit.node, 0) + credit.units
+        for account, amount in outcome.stakes:
+            assert self.state.accounts[account].barred
+            self.floor[account] -= amount
         return outcome
 
     # --- rounds -----------------------------------------------------------------------------------
@@ -569,7 +572,8 @@ class FoldMachine(RuleBasedStateMachine):
             numbers = [value for value in vars(account).values() if isinstance(value, int)]
             assert min((*numbers, *account.units.values())) >= 0
             assert not (account.barred and account.pending)
-            # Nothing but the owner's own transfer, and going back, takes vested credit away.
+            # Nothing but the owner's own transfer, going back, and a conviction takes vested
+            # credit away.
             kept = account.vested + account.sent - account.received
             assert kept >= self.floor.get(name, 0)
             self.floor[name] = kept
@@ -584,7 +588,8 @@ class FoldMachine(RuleBasedStateMachine):
         if state.closed == 2:
             assert state.pending == {}
         if not state.closed:
-            waiting = [source for number in state.due for source in state.due[number]]
+            waiting = [source for some in state.due.values() for source in some]
+            waiting += [source for some in state.unproven.values() for source in some]
             for source in state.pending:
                 assert waiting.count(source) == 1
             assert all(number > state.round for number in state.due)

@@ -108,12 +108,94 @@ def test_of_one_account_alone_nothing_is_repeated() -> None:
     assert run.state.total_vested == 3 * CREDIT
 
 
-def test_credit_of_a_span_vests_when_it_is_known_what_of_it_is_repeated() -> None:
-    run = Run().play(12, honest())
-    vested = [credit for outcome in run.outcomes for credit in outcome.vested]
-    assert {credit.round for credit in vested if credit.kind == "compute"} == set(range(10))
-    last = [o for o in run.outcomes if o.notes.get("agreeing")][9]
-    assert {credit.round for credit in last.vested} >= set(range(3, 8))
+def test_work_vests_when_two_other_accounts_have_found_later_work_of_its_node_right() -> None:
+    run = Run(audit_rate=0.5)
+    right: dict[str, list[tuple[int, str]]] = {}
+    for _ in range(45):
+        before = dict(run.state.audits)
+        made = len(run.outcomes)
+        run.play(1, honest())
+        for source, audit in before.items():
+            if source not in run.state.audits:
+                accounts = {draw.account for draw in audit.draws} or {""}
+                right.setdefault(audit.node, []).extend((audit.last, name) for name in accounts)
+        for credit in (c for outcome in run.outcomes[made:] for c in outcome.vested):
+            if credit.kind == "compute":
+                found = right[credit.node]
+                later = {name for last, name in found if last >= credit.round}
+                assert len(later) >= 2 or any(last == credit.round for last, _ in found)
+    assert all(paid(run, number, since=20) for number in range(5))
+    run.checked()
+
+
+def until_barred(run: Run, says: Says) -> None:
+    """Until member 1 is convicted, and nobody else."""
+    for _ in range(80):
+        run.play(1, says)
+        if run.barred():
+            break
+    assert run.barred() == [1]
+
+
+def test_who_cheats_all_the_time_is_paid_for_none_of_it_when_one_accomplice_covers_for_it() -> None:
+    """What the accomplice is asked to repeat itself is the exception."""
+
+    def says(auditor: int, audit: Audit) -> str:
+        false = NUMBER[audit.node] == 1 and audit.last >= 30
+        return "reject" if false and auditor != 2 else "accept"
+
+    run = Run(nodes=6, audit_rate=0.1, total=200)
+    run.play(30, says)
+    known = paid(run, 1)
+    until_barred(run, says)
+    assert known
+    assert paid(run, 1, since=30) <= CREDIT
+    run.checked()
+
+
+def test_a_conviction_takes_what_vested_lately() -> None:
+    """Who cheats only where audits look late has worked for longer than what is pending."""
+    run = Run(nodes=4, span=10, audit_rate=0.3, total=200, standing_rounds=1000)
+    run.play(45, honest(liars=[1], since=42))
+    vested = run.account(1).vested
+    assert vested
+    until_barred(run, honest(liars=[1], since=42))
+    assert run.account(1).vested == 0
+    assert run.account(1).invalidated >= vested
+    (stakes,) = [outcome.stakes for outcome in run.outcomes if outcome.stakes]
+    assert [name for name, _ in stakes] == [run.world.owners[1].key]
+    history = read(Log([entry.envelope for entry in run.log]))
+    index = [bool(outcome.stakes) for outcome in run.outcomes].index(True)
+    told = "\n".join(explain(history, index).lines())
+    assert "taken away of what had vested" in told
+    run.checked()
+
+
+def test_a_conviction_leaves_what_vested_long_ago() -> None:
+    run = Run(nodes=4, span=10, audit_rate=0.3, total=200, standing_rounds=16)
+    run.play(60, honest(liars=[1], since=55))
+    vested = run.account(1).vested
+    until_barred(run, honest(liars=[1], since=55))
+    assert 0 < run.account(1).vested < vested
+    run.checked()
+
+
+def test_a_dismissed_dispute_makes_nothing_vest_that_nobody_has_repeated() -> None:
+    run = Run(nodes=4, total=90).play(14, honest())
+    world = run.world
+    source = next(
+        source
+        for source, item in run.state.pending.items()
+        if item.credit.kind == "compute" and item.credit.round == 11
+    )
+    accuser = next(o for o in world.owners if o.key != run.state.pending[source].credit.account)
+    run.feed(world.dispute(accuser, source))
+    run.play(8, honest())
+    item = run.state.pending[source]
+    assert run.state.round >= item.due
+    assert run.feed(world.ruling(source, "dismissed")).vested == ()
+    run.play(60, honest())
+    assert source not in run.state.pending
     run.checked()
 
 
@@ -272,7 +354,9 @@ def test_of_two_accounts_a_reject_decides_nothing() -> None:
     run = Run(nodes=2).play(40, honest(liars=[1]))
     assert run.barred() == []
     assert not [audit for audit in run.state.audits.values() if audit.first < 3]
-    assert run.state.accounts[run.world.owners[1].key].vested
+    assert run.account(0).vested
+    assert not run.account(1).vested
+    assert run.account(1).pending
     run.checked()
 
 
@@ -308,8 +392,11 @@ def test_who_does_not_answer_is_replaced_and_nobody_is_paid_for_that_or_known_by
     run.play(30, lambda *_: "")
     assert not [audit for audit in run.state.audits.values() if audit.last < 5]
     assert not [c for o in run.outcomes for c in o.granted if c.kind == "audit"]
-    assert run.state.accounts[run.world.owners[0].key].vested
     assert not run.state.cleared
+    assert not run.state.total_vested
+    run.play(26, lambda *_: "")
+    run.feed(run.world.run_closed(60))
+    assert all(run.account(number).vested for number in range(5))
     run.checked()
 
 
@@ -445,8 +532,8 @@ def test_a_common_class_is_judged_by_its_own() -> None:
 
 
 def test_a_pair_that_names_a_class_of_its_own_is_not_drawn_for_each_other_for_that() -> None:
-    run = named(Run(nodes=12), "private", 0, 1)
-    run.play(40, telling(run, friends=[0, 1])).checked()
+    run = named(Run(nodes=12, total=130), "private", 0, 1)
+    run.play(120, telling(run, friends=[0, 1])).checked()
     honest_one = min(paid(run, n) for n in range(2, 12))
     assert max(paid(run, 0), paid(run, 1)) < honest_one / 4
 

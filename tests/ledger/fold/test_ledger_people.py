@@ -309,19 +309,20 @@ def test_a_soft_ruling_takes_one_contribution_away() -> None:
     assert [state.accounts[owner.key].vested for owner in WORLD.owners] == [0, CREDIT, CREDIT]
 
 
-def test_a_hard_ruling_takes_what_is_pending_and_bars_the_account() -> None:
+def test_a_hard_ruling_takes_what_is_pending_and_what_vested_lately_and_bars_the_account() -> None:
     history = [*rounds(0, 3), WORLD.ruling(WORLD.earned(A, 3), "hard")]
     state, outcome = after(*history)
     assert {credit.source for credit in outcome.invalidated} == {
         WORLD.earned(A, number) for number in (1, 2, 3)
     }
     account = state.accounts[OWNER.key]
-    assert (account.vested, account.pending, account.invalidated) == (CREDIT, 0, 3 * CREDIT)
+    assert (account.vested, account.pending, account.invalidated) == (0, 0, 4 * CREDIT)
+    assert outcome.stakes == [(OWNER.key, CREDIT)]
     assert account.barred
     state, outcome = after(*history, *rounds(4, 4))
     assert {credit.account for credit in outcome.granted} == {OTHER.key, THIRD.key}
     assert state.node_tokens[A.peer_id] == 4 * TOKENS
-    assert state.credit(OWNER.key) == CREDIT
+    assert state.credit(OWNER.key) == 0
     assert reason(*history, WORLD.dispute(OWNER, WORLD.earned(B, 3))) == reasons.BARRED
 
 
