@@ -192,7 +192,8 @@ class FoldMachine(RuleBasedStateMachine):
         """Those of them who may sit in a round together."""
         places = {peer: seat(self.state, peer, place) for place, peer in enumerate(members)}
         on_members = self.state.rests_on == "members"
-        return (seated(members, places, len(members)) or members[:1]) if on_members else members
+        found = seated(members, places, len(members), {}) if on_members else members
+        return found or members[:1]
 
     @rule(number=some)
     def anybody_is_to_sit(self, number: int) -> None:
