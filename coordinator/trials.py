@@ -29,6 +29,7 @@ from artel.coordinator.service import Coordinator
 from artel.ledger import entries
 from artel.ledger.entries import audits
 from artel.ledger.entries.story import AttemptTrail
+from artel.ledger.fold.attempts import newest_attempt
 from artel.ledger.fold.history import History
 from artel.protocol import fingerprints, messages
 from artel.protocol.events import emit
@@ -209,7 +210,7 @@ class Trials:
             if root != fold.states[number + 1]:
                 if read >= READ:
                     break
-                trail = next(history.attempts(history.of_round(number)))
+                trail = newest_attempt(history, number)
                 pieces = list(self._of_round(history, trail))
                 read += len(trail.weights)
             found[number] = fold.states[number + 1], pieces

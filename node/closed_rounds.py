@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from artel.ledger import entries
 from artel.ledger.entries.fold_state import Attempt, Slice
+from artel.ledger.fold.attempts import newest_attempt
 from artel.ledger.fold.effects import Leaves
 from artel.ledger.fold.history import History
 
@@ -57,7 +58,7 @@ def closed_since(history: History, round: int) -> list[ClosedRound]:
 
 def agreed_round(history: History, round: int) -> ClosedRound:
     """A round whose state was agreed on and counts."""
-    trail = next(history.attempts(history.of_round(round)))
+    trail = newest_attempt(history, round)
     assert trail.agreed is not None
     made = {number: body for number, (_, body) in trail.slices.items()}
     return ClosedRound(

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 from artel.ledger import entries
+from artel.ledger.fold.attempts import attempt
 from artel.node.corpus import Corpus
 from artel.node.session import Session
 from artel.node.sync import States
@@ -101,7 +102,7 @@ class Newcomer:
         if not isinstance(body, entries.Contribution) or body.span != body.round or body.tail:
             raise CheckFailed("the coordinator asks for a trial of work that nobody can repeat")
         head = min(asked.steps, body.head)
-        trail = await asyncio.to_thread(history.attempt, body.round, body.attempt)
+        trail = await asyncio.to_thread(attempt, history, body.round, body.attempt)
         assert trail.opened is not None
         cursor, work = trail.opened[1].cursor, assignment.Work.of(session.manifest.config)
         windows = await self._corpus.assigned(

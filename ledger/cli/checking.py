@@ -48,14 +48,16 @@ def audit(
         )
     with holding(target) as (holder, named):
         shown = progress("entries audited")
-        found = audit_log(holder, vkey, run or named, full=full, origin=origin, progress=shown)
-    facts = asdict(found.report) | {"verified": True, "as_of": found.report.size}
-    if found.state is not None:
+        report, found = audit_log(
+            holder, vkey, run or named, full=full, origin=origin, progress=shown
+        )
+    facts = asdict(report) | {"verified": True, "as_of": report.size}
+    if found is not None:
         state = found.state
         facts |= {"signatures": found.signatures, "unsigned": found.unsigned, "run": state.run}
         facts |= {"accounts": len(state.accounts), "vested": state.total_vested}
         facts |= {"pending": state.total_pending, "ignored": state.ignored}
-        left = labels.unchecked(state.round, found.report.size, found.final, found.told)
+        left = labels.unchecked(state.round, report.size, found.final, found.told)
         facts["not_checked"] = [asdict(item) for item in left]
     return show(facts, _report(facts), as_json=as_json)
 

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from artel.ledger.cli.meant import quote
 from artel.ledger.cli.opening import DEFAULT_HOME, Home
-from artel.protocol.commandline import AsJson, File, RunId, Table, VKeys, show
+from artel.protocol.commandline import AsJson, File, RunId, Table, show
 from artel.protocol.errors import EXIT_FAILED, EXIT_OK
 from artel.protocol.paths import expanded
 from artel.protocol.terminal import printable
@@ -26,7 +26,6 @@ def compare(
     /,
     *others: Annotated[str, Parameter(metavar="URL")],
     home: Home = DEFAULT_HOME,
-    vkey: VKeys = (),
     run: RunId = "",
     output: Annotated[File, Parameter(name="-o")] = EVIDENCE_FILE,
     as_json: AsJson = False,
@@ -45,7 +44,7 @@ def compare(
     from artel.ledger.sync.offline import write_evidence
 
     targets = [target, *(others or [str(expanded(home))])]
-    found = compare(targets, run, vkey)
+    found = compare(targets, run)
     finding, heads = found.finding, found.heads
     facts: dict[str, Any] = {
         "consistent": None if finding is not None and not finding.split else finding is None,

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from artel.ledger.cli.meant import account_named
 from artel.ledger.cli.opening import DEFAULT_HOME, Home, KeyFile, SigningOptions, key_path
-from artel.ledger.cli.sending import send
+from artel.ledger.cli.sending import recovered, send, speaker
 from artel.protocol import commandline
 from artel.protocol.commandline import AsJson, File, show
 from artel.protocol.errors import EXIT_OK, CheckFailed
@@ -89,7 +89,6 @@ def rotate(*, ledger: SigningOptions = SigningOptions()) -> int:
     example: artel ledger key rotate --home DIR
     """
     from artel.ledger.store import keyfiles
-    from artel.ledger.sync.saying import speaker
     from artel.protocol import identity
 
     path = ledger.key_file
@@ -123,7 +122,6 @@ def recover(
     :param account: needed when several accounts have this recovery key
     """
     from artel.ledger.store import keyfiles
-    from artel.ledger.sync.saying import recovered
     from artel.protocol import identity
 
     path = ledger.key_file

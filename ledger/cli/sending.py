@@ -1,19 +1,21 @@
-"""What the commands that write to the ledger share: whose key signs, how a statement is sent."""
+"""What the commands that write to the ledger share: whose key speaks, how a statement is sent."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artel.ledger.cli.opening import LedgerOptions, SigningOptions
-from artel.protocol.errors import EXIT_OK, UsageError
+from artel.protocol.errors import EXIT_OK, ArtelError, CheckFailed, UsageError
 
 if TYPE_CHECKING:
     from artel.ledger.entries import Body
     from artel.ledger.entries.fold_state import Account
     from artel.ledger.sync.client import LedgerView
     from artel.protocol.dsse import Envelope
+    from artel.protocol.identity import Identity
 
 Make = Callable[["LedgerView", str, "Account"], tuple[dict[str, Any], str]]
 """From the ledger, and the name and the state of the account that speaks: the fields of the
@@ -23,7 +25,6 @@ statement, and a sentence that says what it does."""
 def stated(ledger: SigningOptions, schema: type[Body], make: Make) -> int:
     """Run a command that makes one statement of one account; returns the exit code."""
     from artel.ledger import entries
-    from artel.ledger.sync.saying import speaker
     from artel.protocol import identity
 
     owner = identity.load(ledger.key_file)
@@ -43,14 +44,28 @@ def send(ledger: LedgerOptions, view: LedgerView, saying: str, envelope: Envelop
     :raises Unreachable: when nobody takes it
     """
     from artel.ledger import entries
+    from artel.ledger.entries import reasons
     from artel.ledger.fold import labels
-    from artel.ledger.sync.saying import hand_in, require_effect
+    from artel.ledger.fold.shares import check
 
     entry = entries.decode(envelope.encode())
-    require_effect(view, entry)
+    if reason := check(view.state, entry):
+        other = "" if view.holder is not None else "; with --from another copy is asked"
+        raise CheckFailed(
+            f"the ledger would ignore this: {reasons.explain(reason)} ({reason})",
+            f"nothing was sent; {view.where} has {view.log.size:,} entries{other}",
+        )
     if not ledger.as_json:
         print(saying, flush=True)
-    index, note = hand_in(view, envelope)
+    try:
+        index, note = view.submit(envelope)
+    except ArtelError as error:
+        code = str(getattr(error, "code", ""))
+        sentence = reasons.explain(code)
+        if sentence == code or sentence in error.message:
+            raise
+        message = f"refused: {sentence} ({code}): {error.message}"
+        raise CheckFailed(message, error.hint) from error
     facts = {
         "run": view.state.run,
         "index": index,
@@ -62,6 +77,61 @@ def send(ledger: LedgerOptions, view: LedgerView, saying: str, envelope: Envelop
         "note": note,
     }
     ledger.show(facts, [f"it is entry {index} of the ledger, {labels.pending(view.needed)}"])
+
+
+def speaker(view: LedgerView, key: Identity, path: Path) -> tuple[str, Account]:
+    """The account that a key speaks for: its name and what the ledger says about it.
+
+    :param path: where the key was found
+    :raises CheckFailed: when it speaks for none
+    """
+    from artel.ledger.store import keyfiles
+    from artel.protocol import identity
+
+    name = view.state.keys.get(key.key)
+    if name is not None:
+        return name, view.state.accounts[name]
+    following = keyfiles.next_file(path)
+    for file in (following, *reversed(keyfiles.retired(path))):
+        if file.exists() and identity.load(file).key in view.state.keys:
+            raise CheckFailed(
+                f"as of checkpoint {view.log.size}, the ledger knows {file}, not {path}",
+                "finish the change of keys: artel ledger key rotate"
+                if file == following
+                else f"wait until this copy of the ledger is newer, or give --key {file}",
+            )
+    raise CheckFailed(
+        f"as of checkpoint {view.log.size}, the key {key.key[:12]}… speaks for no account",
+        "an account is registered when its node first joins the run; if its key was replaced, "
+        "use the new one, or artel ledger key recover",
+    )
+
+
+def recovered(view: LedgerView, recovery: Identity, wanted: str | None = None) -> str:
+    """The account that has registered a recovery key.
+
+    :param wanted: which, where several have
+    :raises CheckFailed: none has, or the wanted one has another
+    :raises UsageError: several have, and none is wanted
+    """
+    from artel.ledger.entries import recovery_digest
+
+    digest = recovery_digest(recovery.public)
+    fitting = [name for name, owner in view.state.accounts.items() if owner.recovery == digest]
+    if not fitting:
+        raise CheckFailed(
+            f"as of checkpoint {view.log.size}, no account has registered this recovery key",
+            "an account's newest registration or change of keys decides which one it is",
+        )
+    if wanted is None and len(fitting) > 1:
+        raise UsageError(
+            f"{len(fitting)} accounts have registered this recovery key",
+            f"say which: --account with one of {', '.join(sorted(fitting))}",
+        )
+    name = wanted or fitting[0]
+    if name not in fitting:
+        raise CheckFailed(f"account {name[:12]} has registered another recovery key")
+    return name
 
 
 def ask(question: str, yes: bool) -> None:

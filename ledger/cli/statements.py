@@ -275,7 +275,6 @@ def alias(
     :param yes: agree to publish it without being asked
     """
     from artel.ledger.fold.alias import alias
-    from artel.ledger.sync.saying import speaker
     from artel.protocol import identity
 
     path, shown = ledger.key_file, name or ""
@@ -285,7 +284,7 @@ def alias(
         raise UsageError("a name has 1 to 40 characters", "to erase it: alias --forget")
     owner = identity.load(path)
     with ledger.opened() as view:
-        account, _ = speaker(view, owner, path)
+        account, _ = sending.speaker(view, owner, path)
         fields = {"account": account, "alias": shown, "team": team}
         now = int(time.time())
         # Made now, so that what cannot be shown is refused before anybody is asked.

@@ -18,9 +18,6 @@ from artel.protocol.errors import EXIT_OK, UsageError
 if TYPE_CHECKING:
     from artel.ledger.sync.client import LedgerView
 
-CLOCK_SKEW_S = 60
-"""Clocks of witnesses may be so much ahead of ours before we say so."""
-
 
 # --- status ---------------------------------------------------------------------------------------
 

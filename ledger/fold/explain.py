@@ -12,6 +12,7 @@ from typing import Any
 from artel.ledger.entries import Entry, Witnessed, decode, reasons
 from artel.ledger.entries.body import OfWork
 from artel.ledger.entries.story import Fact, Story, Trail, earning, fate, summary
+from artel.ledger.fold.attempts import attempt
 from artel.ledger.fold.history import Did, History
 
 
@@ -85,14 +86,14 @@ def _story(history: History, did: Did, entry: Entry) -> Story:
     index, body = did.index, entry.body
     story = Story(index, entry, history.outcome(did), history.genesis, history.state)
     if did.status != "ignored" and did.round >= 0 and not isinstance(body, OfWork):
-        story.attempt = history.attempt(did.round, did.attempt)
+        story.attempt = attempt(history, did.round, did.attempt)
     story.credits = history.moved_by(index)
     work: int | None = index
     if isinstance(body, OfWork):
         work = did.work if did.work >= 0 else history.log.index_of(body.contribution)
     if work is not None and (trail := history.earned_by(work)) is not None:
         shown = history.did(work)
-        trail.attempt = story.attempt or history.attempt(shown.round, shown.attempt)
+        trail.attempt = story.attempt or attempt(history, shown.round, shown.attempt)
         trail.events = history.events(work)
         story.work = trail
     if isinstance(body, Witnessed):

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import groupby
-from operator import attrgetter
 from typing import Any, Protocol
 
 from artel.ledger import entries
@@ -25,7 +23,7 @@ from artel.ledger.entries.fold_state import (
     LeftOut,
     Outcome,
 )
-from artel.ledger.entries.story import AttemptTrail, Trail
+from artel.ledger.entries.story import Trail
 from artel.ledger.fold.effects import (
     INVALIDATED,
     NONE,
@@ -108,7 +106,7 @@ class History:
 
     def __init__(self, log: Log, query: Query, state: FoldState) -> None:
         self.log, self.state, self.size = log, state, state.size
-        self._query = query
+        self.query = query
 
     # --- entries ----------------------------------------------------------------------------------
 
@@ -144,7 +142,7 @@ class History:
         """How many entries fit; see :meth:`chosen`."""
         filled = {"kind": "", "round": None, "account": None, "before": None}
         where, values = self._fitting(**filled | {"since": 0} | wanted)
-        return int(self._query(f"SELECT count(*) FROM effects WHERE {where}", values)[0][0])
+        return int(self.query(f"SELECT count(*) FROM effects WHERE {where}", values)[0][0])
 
     def _fitting(
         self,
@@ -173,7 +171,7 @@ class History:
 
     def _did(self, where: str, values: Sequence[object]) -> list[Did]:
         columns = "idx, kind, round, attempt, work, status, reason, notes"
-        rows = self._query(
+        rows = self.query(
             f"SELECT {columns} FROM effects WHERE idx < ? AND {where}", (self.size, *values)
         )
         return [
@@ -277,7 +275,7 @@ class History:
 
         :raises CheckFailed: when it does not come to what the state says
         """
-        rows = self._query(
+        rows = self.query(
             f"SELECT c.kind, {self._status}, sum(c.units * c.rate) FROM credits c"
             f" WHERE c.account = {_NAME} AND c.granted < ? GROUP BY 1, 2",
             (account, self.size),
@@ -300,9 +298,7 @@ class History:
     def _credits(
         self, where: str, values: Sequence[object], order: str = " ORDER BY c.number"
     ) -> list[Trail]:
-        rows = self._query(
-            f"{_CREDIT} WHERE c.granted < ? AND {where}{order}", (self.size, *values)
-        )
+        rows = self.query(f"{_CREDIT} WHERE c.granted < ? AND {where}{order}", (self.size, *values))
         return [self._trail(*row) for row in rows]
 
     def _trail(
@@ -337,7 +333,7 @@ class History:
 
     def reasons_of(self, account: str) -> list[tuple[str, int]]:
         """Why work of an account's nodes was left out and how often, the most frequent first."""
-        return self._query(
+        return self.query(
             f"SELECT reason, count(*) FROM left_out WHERE account = {_NAME} AND idx < ?"
             " GROUP BY 1 ORDER BY 2 DESC, 1",
             (account, self.size),
@@ -346,7 +342,7 @@ class History:
     def _left_out(
         self, where: str, values: Sequence[object], order: str = " ORDER BY l.number"
     ) -> list[tuple[int, LeftOut]]:
-        rows = self._query(
+        rows = self.query(
             "SELECT l.idx, l.round, l.attempt, n.name, a.name, l.reason FROM left_out l"
             " JOIN names n ON n.id = l.node JOIN names a ON a.id = l.account"
             f" WHERE l.idx < ? AND {where}{order}",
@@ -357,14 +353,14 @@ class History:
     def work_of(self, account: str) -> AccountWork:
         """What an account's nodes showed since they belonged to it, and what became of it."""
         nodes = f"SELECT node, min(idx) AS since FROM bindings WHERE account = {_NAME} GROUP BY 1"
-        rows = self._query(
+        rows = self.query(
             "SELECT s.idx, s.id, e.round, e.attempt, n.name, s.tokens, e.reason"
             f" FROM ({nodes}) b JOIN shown s ON s.node = b.node AND s.idx > b.since"
             " JOIN effects e ON e.idx = s.idx JOIN names n ON n.id = s.node"
             " WHERE s.idx < ? ORDER BY s.idx",
             (account, self.size),
         )
-        left_out = self._query(
+        left_out = self.query(
             "SELECT l.round, l.attempt, n.name, l.reason FROM left_out l"
             f" JOIN ({nodes}) b ON b.node = l.node JOIN names n ON n.id = l.node"
             " WHERE l.idx < ? ORDER BY l.number",
@@ -378,77 +374,10 @@ class History:
 
     # --- rounds -----------------------------------------------------------------------------------
 
-    def agreed(self, state: int) -> int | None:
-        """Index of the entry that agreed on the state with this number (from 1)."""
-        found = self.of_round(state - 1, "state_agreed")
-        return found[-1].index if found else None
-
     def of_round(self, round: int, *kinds: str) -> list[Did]:
         """Entries of a round that count, in order; of these kinds, or all."""
         fitting = f"{_ROUND} AND reason = '' ORDER BY idx"
         return [did for did in self._did(fitting, (round,)) if not kinds or did.kind in kinds]
-
-    def attempt(self, round: int, number: int) -> AttemptTrail:
-        """One attempt of a round that was opened."""
-        found = _by_attempt(self.of_round(round))
-        return next(self._attempt(*each) for each in found if each[0][0].attempt == number)
-
-    def attempts(self, dids: Iterable[Did]) -> Iterator[AttemptTrail]:
-        """Attempts of a round, the newest first, as far as these entries of it say, in order."""
-        return (self._attempt(*each) for each in _by_attempt(dids))
-
-    def _attempt(self, dids: Sequence[Did], later: int) -> AttemptTrail:
-        trail = AttemptTrail(dids[0].round, dids[0].attempt)
-        shown = [did.index for did in dids if did.kind == entries.Contribution.KIND]
-        rows = self._query(
-            "SELECT n.name, s.idx FROM shown s JOIN names n ON n.id = s.node WHERE s.idx IN"
-            " (SELECT value FROM json_each(?)) ORDER BY s.idx",
-            (json.dumps(shown),),
-        )
-        trail.shown = dict(rows)
-        for did in dids:
-            if did.kind != entries.Contribution.KIND:
-                self._note(trail, did)
-        if trail.agreed is None and (not trail.closed or trail.weights):
-            trail.void = later
-        return trail
-
-    def _note(self, trail: AttemptTrail, did: Did) -> None:
-        index, body = did.index, self.entry(did.index).body
-        match body:
-            case entries.RoundOpened():
-                trail.opened, trail.tails = (index, body), did.notes.get("tails", {})
-                trail.accounts, trail.bound = self._bound(body.members, index)
-            case entries.RoundCommitted():
-                trail.committed = index, body
-            case entries.RoundClosed():
-                trail.void = index if trail.closed else trail.void
-                trail.closed.append((index, body))
-            case entries.Aggregate():
-                trail.slices[body.slice] = index, body
-            case entries.SliceWrong():
-                trail.accused.setdefault(body.slice, []).append((index, body))
-            case entries.StateAgreed():
-                trail.agreed, trail.agreeing = (index, body), did.notes["agreeing"]
-                trail.undone = self._undone(body.round, index)
-
-    def _undone(self, state: int, agreed: int) -> int:
-        """The entry by which the run went back behind a state; -1 when it has not."""
-        back = self.chosen(kind=entries.RolledBack.KIND, since=agreed)[::-1]
-        counted = ((did.index, self.entry(did.index).body) for did in back if not did.reason)
-        found = (i for i, body in counted if getattr(body, "state", state) < state)
-        return next(found, NONE)
-
-    def _bound(self, members: Sequence[str], at: int) -> tuple[dict[str, str], dict[str, int]]:
-        """Whose each of these nodes was before the entry at an index, and by which entry."""
-        rows = self._query(
-            "SELECT n.name, a.name, max(b.idx) FROM bindings b JOIN names n ON n.id = b.node"
-            " JOIN names a ON a.id = b.account WHERE b.idx < ? AND n.name IN"
-            " (SELECT value FROM json_each(?)) GROUP BY b.node",
-            (at, json.dumps(members)),
-        )
-        accounts, bound = {n: a for n, a, _ in rows}, {n: index for n, _, index in rows}
-        return {n: accounts[n] for n in members}, {n: bound[n] for n in members}
 
     def events(self, work: int) -> list[tuple[int, str]]:
         """Disputes, verdicts and rulings on the contribution at an index: index, and in a word."""
@@ -460,7 +389,7 @@ class History:
 
     def vested_at(self, account: str, states: Sequence[int]) -> list[int]:
         """Vested credit of an account when each of these states was the newest; "": of all."""
-        rows = self._query(
+        rows = self.query(
             "SELECT coalesce((SELECT h.vested FROM held h WHERE h.name = (SELECT id FROM names"
             " WHERE name = ?) AND h.state <= value ORDER BY h.state DESC LIMIT 1), 0)"
             " FROM json_each(?)",
@@ -472,15 +401,7 @@ class History:
     def first_vested(self) -> int:
         """Number of the newest state when credit vested for the first time; 0 when none has."""
         named = "SELECT min(state) FROM held WHERE name = " + _NAME
-        return int(self._query(named, ("",))[0][0] or 0)
-
-
-def _by_attempt(dids: Iterable[Did]) -> list[tuple[list[Did], int]]:
-    """The entries that count, of each attempt, the newest first; and where the next one begins."""
-    counted = (did for did in dids if did.attempt >= 0 and not did.reason)
-    found = [list(group) for _, group in groupby(counted, key=attrgetter("attempt"))]
-    later = [group[0].index for group in found[1:]]
-    return list(zip(found, [*later, NONE], strict=True))[::-1]
+        return int(self.query(named, ("",))[0][0] or 0)
 
 
 # Said twice, so that SQLite sees that an index of a part of the rows will do.

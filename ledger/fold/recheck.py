@@ -15,6 +15,7 @@ from pathlib import Path
 from artel.ledger.entries import Contribution, RoundClosed, RoundOpened
 from artel.ledger.entries.story import AttemptTrail
 from artel.ledger.entries.words import short_key
+from artel.ledger.fold.attempts import attempts
 from artel.ledger.fold.history import History
 from artel.ledger.fold.layout import layout_of
 from artel.protocol import content
@@ -130,7 +131,7 @@ def recheck(history: History, round: int, homes: Sequence[Path]) -> Iterator[Che
 
 
 def _settled(history: History, round: int) -> tuple[AttemptTrail, RoundOpened, RoundClosed]:
-    for trail in history.attempts(history.of_round(round)):
+    for trail in attempts(history, history.of_round(round)):
         # Closed a second time, with nobody: no majority agreed on a state. That may be why.
         if trail.opened is not None and trail.closed and trail.closed[0][1].accepted:
             return trail, trail.opened[1], trail.closed[0][1]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from artel.ledger.entries import Contribution
 from artel.ledger.entries.story import AttemptTrail
 from artel.ledger.entries.words import short_key
+from artel.ledger.fold.attempts import newest_attempt
 from artel.ledger.fold.history import History
 from artel.ledger.fold.layout import layout_of
 from artel.ledger.fold.recheck import RIGHT, UNCHECKED, WRONG, HomeBlobs, sub_blobs
@@ -103,7 +104,7 @@ class _Rounds:
 
         base: Base | None = None
         for number in range(self._beginning(first) + 1, newest + 1):
-            trail = next(self._history.attempts(self._history.of_round(number - 1)))
+            trail = newest_attempt(self._history, number - 1)
             assert trail.agreed is not None
             entry, agreed = trail.agreed
             root, why = "", ""
@@ -150,7 +151,7 @@ class _Rounds:
 
     def _there(self, round: int) -> bool:
         """Whether the contributions of a round lie in a home; their bytes are not looked at."""
-        trail = next(self._history.attempts(self._history.of_round(round)))
+        trail = newest_attempt(self._history, round)
         return all(self._store.path(body.blob) for body in self._shown(trail).values())
 
     def _shown(self, trail: AttemptTrail) -> dict[str, Contribution]:

@@ -10,6 +10,7 @@ from artel.ledger.entries.audits import CONVICTED, MILLION, REJECT
 from artel.ledger.entries.fold_state import Audit
 from artel.ledger.entries.story import AttemptTrail, rounds_named
 from artel.ledger.entries.words import differs, plural
+from artel.ledger.fold.attempts import newest_attempt
 from artel.ledger.fold.history import History
 
 NEWEST = 20
@@ -38,7 +39,7 @@ class WorkAudit:
 def repeated(history: History, audit: Audit) -> Iterator[tuple[Contribution, AttemptTrail]]:
     """The contributions that an audit is about, in order, and the attempt of each."""
     for number in range(audit.first, audit.last + 1):
-        trail = next(history.attempts(history.of_round(number)))
+        trail = newest_attempt(history, number)
         body = history.entry(trail.shown[audit.node]).body
         assert isinstance(body, Contribution)
         yield body, trail

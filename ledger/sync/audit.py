@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from artel.ledger.entries import StateAgreed
 from artel.ledger.entries.fold_state import FoldState
@@ -90,9 +90,21 @@ def audit(
     )
     signed = note.open_note(data, log_keys)
     tree = SignedTree(source, checkpoint.size, checkpoint.root)
-    read = _Read(tree, progress)
+    read = 0
+
+    def leaves() -> Iterator[bytes]:
+        """Tie every entry to the root, and so every tile above."""
+        nonlocal read
+        for tile in level_tiles(0, tree.size):
+            found, hashes = tree.entries(tile.index)
+            if tile.width == TILE_WIDTH:  # the entries gave the hash above: no tile was needed
+                require_same(tile, read_tile(source, tile), hashes)
+            read += sum(map(len, found))
+            yield from found
+            progress(tile.start + len(found), tree.size)
+
     if full:
-        reader(read.leaves())
+        reader(leaves())
     return AuditReport(
         origin=checkpoint.origin,
         size=checkpoint.size,
@@ -102,24 +114,23 @@ def audit(
         full=full,
         tiles=sum(1 for _ in tiles_of(checkpoint.size)) if full else len(edge_of(checkpoint.size)),
         entries=checkpoint.size if full else 0,
-        entry_bytes=read.bytes,
+        entry_bytes=read,
         checkpoint=data.decode(),
     )
 
 
 @dataclass(frozen=True)
-class Audited:
-    """A log that holds, and what its entries amount to, if they are a run's and were all read."""
+class Replayed:
+    """What the entries of a run amount to, all of which were read."""
 
-    report: AuditReport
-    state: FoldState | None = None
-    signatures: int = 0
+    state: FoldState
+    signatures: int
     """That verified."""
-    unsigned: int = 0
+    unsigned: int
     """Entries with a bad signature, which count for nothing."""
-    final: int = 0
+    final: int
     """Entries before this index are final."""
-    told: Mapping[str, int] = field(default_factory=dict)
+    told: Mapping[str, int]
     """See :meth:`labels.Recomputations.counts`."""
 
 
@@ -131,7 +142,7 @@ def audit_log(
     full: bool = False,
     origin: str | None = None,
     progress: Tell = silent,
-) -> Audited:
+) -> tuple[AuditReport, Replayed | None]:
     """As :func:`audit`; a run's id can stand for the keys, and a full audit of a run replays it.
 
     What is final follows from the cosignatures of its nodes, on the two heads that a source shows.
@@ -144,7 +155,7 @@ def audit_log(
         )
     keys = vkeys or [key.encode() for key in verified_head(source, newest, run=run).keys]
     if not full or not run_of(parse_checkpoint(newest).origin):
-        return Audited(audit(source, keys, full=full, origin=origin, progress=progress))
+        return audit(source, keys, full=full, origin=origin, progress=progress), None
     state, signed, told = FoldState(), Counter[bool](), labels.Recomputations()
 
     def replay(leaves: Iterator[bytes]) -> None:
@@ -162,22 +173,4 @@ def audit_log(
     tree = SignedTree(source, report.size, report.root)
     seen = of_notes((final, report.checkpoint), tree, state)
     counts = told.counts(state.round)
-    return Audited(report, state, signed[True], signed[False], seen.size, counts)
-
-
-class _Read:
-    """What a full audit reads; ``bytes`` of entries so far."""
-
-    def __init__(self, tree: SignedTree, progress: Tell) -> None:
-        self._tree, self._progress = tree, progress
-        self.bytes = 0
-
-    def leaves(self) -> Iterator[bytes]:
-        """Tie every entry to the root, and so every tile above."""
-        for tile in level_tiles(0, self._tree.size):
-            leaves, hashes = self._tree.entries(tile.index)
-            if tile.width == TILE_WIDTH:  # the entries gave the hash above: no tile was needed
-                require_same(tile, read_tile(self._tree.source, tile), hashes)
-            self.bytes += sum(map(len, leaves))
-            yield from leaves
-            self._progress(tile.start + len(leaves), self._tree.size)
+    return report, Replayed(state, signed[True], signed[False], seen.size, counts)

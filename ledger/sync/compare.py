@@ -18,8 +18,7 @@ from artel.ledger.sync.offline import run_of
 from artel.ledger.sync.signed_tree import Shown, SignedHead, SignedTree, verified_head
 from artel.ledger.sync.source import newest_heads
 from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint
-from artel.ledger.tlog.cosignature import parse_key
-from artel.ledger.tlog.note import VerifierKey, open_note
+from artel.ledger.tlog.note import open_note
 from artel.ledger.tlog.proof import HashReader, root_at
 from artel.protocol.errors import CheckFailed, UsageError
 from artel.protocol.paths import expanded
@@ -45,40 +44,37 @@ class Comparison:
     proof: SplitView | None
     """Of the finding, for others who have seen neither."""
     genesis: bytes
-    """Entry 0 of a run; empty for other logs."""
+    """Entry 0."""
 
 
-def compare(targets: Sequence[str], run: str = "", vkeys: Sequence[str] = ()) -> Comparison:
+def compare(targets: Sequence[str], run: str = "") -> Comparison:
     """Ask holders for their tree heads, and whether each two are of one history.
 
     :param targets: homes, folders of tiles, URLs, multiaddrs, invites
     :param run: the run that all of them have to have
-    :param vkeys: keys of a log that is no run
     :raises UsageError: they hold different logs, or one cannot be understood
     :raises CheckFailed: what a holder shows does not hold
     :raises Unreachable: one does not answer
     """
     with ExitStack() as stack:
-        heads = _heads(stack, targets, run, vkeys)
-        # What must be the same: the run, whatever the term; or the origin of another log.
-        logs = {head.head.run or head.head.origin for head in heads}
-        if len(logs) > 1:
-            raise UsageError("these are different logs", f"they are: {', '.join(sorted(logs))}")
+        heads = _heads(stack, targets, run)
+        runs = {head.head.run for head in heads}
+        if len(runs) > 1:
+            raise UsageError("these are different runs", f"they are: {', '.join(sorted(runs))}")
         found = [_between(*pair, heads) for pair in combinations(heads, 2)]
         finding, proof = _worst([each for each in found if each is not None], heads)
-        trees = (head.tree for head in heads if head.head.run)
-        genesis = next((tree.leaf(0) for tree in trees if tree is not None), b"")
+        genesis = next(head.tree.leaf(0) for head in heads if head.tree is not None)
     return Comparison(heads, finding, proof, genesis)
 
 
 # --- the heads ------------------------------------------------------------------------------------
 
 
-def _heads(stack: ExitStack, targets: Sequence[str], run: str, vkeys: Sequence[str]) -> list[Shown]:
+def _heads(stack: ExitStack, targets: Sequence[str], run: str) -> list[Shown]:
     """Of each holder its newest tree, and every signed head that is not of that tree."""
-    found = [_held(stack, target, run, vkeys) for target in targets]
+    found = [_held(stack, target, run) for target in targets]
     heads = [head for trees, _, _ in found for head in trees]
-    known = next((head.head for head in heads if head.head.run), None)
+    known = next((head.head for head in heads), None)
     for target, (trees, texts, error) in zip(targets, found, strict=True):
         if not trees and known is None and error is not None:
             raise error
@@ -94,7 +90,7 @@ def _heads(stack: ExitStack, targets: Sequence[str], run: str, vkeys: Sequence[s
 _Held = tuple[list[Shown], list[str], CheckFailed | None]
 
 
-def _held(stack: ExitStack, target: str, run: str, vkeys: Sequence[str]) -> _Held:
+def _held(stack: ExitStack, target: str, run: str) -> _Held:
     """A holder's trees (of two the larger alone, when it begins with the other), the notes that
     it shows, and why a tree could not be read."""
     folder = expanded(Path(target))
@@ -107,22 +103,21 @@ def _held(stack: ExitStack, target: str, run: str, vkeys: Sequence[str]) -> _Hel
         return [Shown.of(log, target)], [kept] if kept else [], None
     holder, named = hold(target)
     stack.callback(holder.close)
-    given = [key for key in map(parse_key, vkeys) if isinstance(key, VerifierKey)]
     texts = sorted(filter(None, newest_heads(holder)), key=size_of, reverse=True)
     trees: list[Shown] = []
     error = None
     for text in texts:
         try:
-            head = verified_head(holder, text, given, run or named)
+            head = verified_head(holder, text, run=run or named)
             tree = SignedTree(holder, head.size, head.root)
         except CheckFailed as failure:
             error = error or failure
             continue
         if not any(_begins_with(known, head.checkpoint) for known in trees):
             trees.append(Shown(target, head, tree))
-    if error is not None and (given or not run_of(parse_checkpoint(texts[0]).origin)):
+    if error is not None and not run_of(parse_checkpoint(texts[0]).origin):
         raise error
-    return trees, [] if given else texts, error
+    return trees, texts, error
 
 
 # --- two of them ----------------------------------------------------------------------------------

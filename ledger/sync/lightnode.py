@@ -10,15 +10,15 @@ from __future__ import annotations
 import gc
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
 import trio
 
-from artel.ledger.sync.peers import ask_files
-from artel.ledger.sync.source import MAX_WORDS, NotFound, Service
+from artel.ledger.sync.peers import Brought, ask_files
+from artel.ledger.sync.source import MAX_WORDS, Service
 from artel.protocol import messages
 from artel.protocol.errors import ArtelError, CheckFailed, Unreachable, UsageError
 from artel.protocol.net import wire
@@ -33,7 +33,7 @@ CLOSE_TIMEOUT_S = 2.0
 Result = TypeVar("Result")
 
 
-class PeerHolder:
+class PeerHolder(Brought):
     """One of ``addresses`` (multiaddrs with /p2p/PEER, tried in order), dialled on first use.
 
     :raises UsageError: when none of them can be dialled over TCP
@@ -46,26 +46,15 @@ class PeerHolder:
                 f"{addresses[0][:200]!r} cannot be dialled from here",
                 "give a TCP address, as /ip4/203.0.113.5/tcp/4001/p2p/12D3KooW...",
             )
+        super().__init__()
         self.name = dialled[0]
         self._addresses = dialled
         self._network: _Network | None = None
-        self._brought: dict[str, bytes | None] = {}
 
-    def get(self, path: str, skip: int = 0) -> bytes:
-        """The content at ``path`` (see :class:`ledger.sync.source.TileSource`)."""
-        if path not in self._brought:
-            self.bring(path, skip=skip)
-        data = self._brought.pop(path)
-        if data is None:
-            raise NotFound(f"the peer does not have {path}")
-        return data
-
-    def bring(self, *paths: str, skip: int = 0) -> None:
-        """Ask for what :meth:`get` is asked for next, by one stream."""
+    def _ask_for(self, paths: Sequence[str], skip: int) -> list[bytes | None]:
         request = messages.Get(run="", paths=list(paths), skip=skip)
         seconds = REQUEST_TIMEOUT_S * len(paths)
-        found = self._ask(lambda stream: ask_files(stream, request, paths), seconds)
-        self._brought |= zip(paths, found, strict=True)
+        return self._ask(lambda stream: ask_files(stream, request, paths), seconds)
 
     def send(self, service: Service, run: str, statement: bytes) -> None:
         """Hand in (see :class:`ledger.sync.source.Holder`)."""

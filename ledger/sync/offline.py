@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from artel.ledger.entries import Entry, Genesis, decode, evidence
 from artel.ledger.store.published import term_of
@@ -171,10 +171,8 @@ def read_evidence(data: bytes) -> tuple[evidence.SplitView, bytes]:
 
 
 def write_evidence(split: evidence.SplitView, leaf: bytes) -> bytes:
-    """What :func:`read_evidence` reads; ``leaf`` is empty when the log is no run's."""
-    value: dict[str, Any] = split.to_dict()
-    if leaf:
-        value = {"evidence": value, "genesis": note.encode_base64(leaf)}
+    """What :func:`read_evidence` reads; ``leaf`` is entry 0."""
+    value = {"evidence": split.to_dict(), "genesis": note.encode_base64(leaf)}
     return json.dumps(value, indent=1).encode() + b"\n"
 
 

@@ -49,20 +49,13 @@ async def _file(stream: wire.ByteStream, path: str) -> bytes | None:
     return await stream.read_exactly(reply.size)
 
 
-class PeerSource:
-    """The files of a log as a peer of a daemon serves them.
+class Brought:
+    """Files of a peer that are asked for together, and then read one by one."""
 
-    Made in the event loop that owns ``host``. :meth:`get` and :meth:`bring` are for one thread, the
-    rest is for the loop.
-    """
+    name: str
 
-    def __init__(self, host: Host, peer: str, run: str) -> None:
-        self.name = f"peer {peer[-8:]}"
-        self._host, self._peer, self._run = host, peer, run
-        self._loop = asyncio.get_running_loop()
-        self._asked: Future[list[bytes | None]] | None = None
+    def __init__(self) -> None:
         self._brought: dict[str, bytes | None] = {}
-        self._closed = False
 
     def get(self, path: str, skip: int = 0) -> bytes:
         """The content at ``path`` (see :class:`ledger.sync.source.TileSource`)."""
@@ -74,13 +67,35 @@ class PeerSource:
         return data
 
     def bring(self, *paths: str, skip: int = 0) -> None:
-        """Ask for what :meth:`get` is asked for next, by one stream; raises as :meth:`files`."""
+        """Ask for what :meth:`get` is asked for next, by one stream."""
+        self._brought |= zip(paths, self._ask_for(paths, skip), strict=True)
+
+    def _ask_for(self, paths: Sequence[str], skip: int) -> list[bytes | None]:
+        raise NotImplementedError
+
+
+class PeerSource(Brought):
+    """The files of a log as a peer of a daemon serves them.
+
+    Made in the event loop that owns ``host``. :meth:`get` and :meth:`bring` are for one thread, the
+    rest is for the loop.
+    """
+
+    def __init__(self, host: Host, peer: str, run: str) -> None:
+        super().__init__()
+        self.name = f"peer {peer[-8:]}"
+        self._host, self._peer, self._run = host, peer, run
+        self._loop = asyncio.get_running_loop()
+        self._asked: Future[list[bytes | None]] | None = None
+        self._closed = False
+
+    def _ask_for(self, paths: Sequence[str], skip: int) -> list[bytes | None]:
         work = self.files(*paths, skip=skip, timeout=BRING_TIMEOUT_S)
         self._asked = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             if self._closed:
                 self._asked.cancel()
-            self._brought |= zip(paths, self._asked.result(2 * BRING_TIMEOUT_S), strict=True)
+            return self._asked.result(2 * BRING_TIMEOUT_S)
         except (CancelledError, TimeoutError):
             self._asked.cancel()
             raise Unreachable(f"{paths[-1]} did not arrive from {self.name}") from None

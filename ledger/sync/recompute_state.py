@@ -37,11 +37,12 @@ async def fetch_inputs(
     :raises Unreachable: nobody gives one of them
     """
     from artel.ledger.entries import Contribution
+    from artel.ledger.fold.attempts import newest_attempt
     from artel.protocol.exchange import pseudogradient
     from artel.protocol.net.delivery import Wanted, fetch, fetch_all
 
     def found() -> tuple[list[str], list[Contribution]]:
-        trail = next(history.attempts(history.of_round(number - 1)))
+        trail = newest_attempt(history, number - 1)
         bodies = (history.entry(trail.shown[node]).body for node in trail.weights)
         return [*trail.steps], [body for body in bodies if isinstance(body, Contribution)]
 

@@ -75,10 +75,6 @@ class SignedHead:
         """The run whose log it is; "" for a log that is no run's."""
         return run_of(self.origin)
 
-    def same_log(self, origin: str) -> bool:
-        """Whether an origin is of this log; that of a run has a new origin in each term."""
-        return self.origin == origin or (self.run == run_of(origin) != "")
-
     def own_note(self) -> str:
         """The note without the lines of others, such as witnesses."""
         return note.open_note(self.note, self.keys).encode()
@@ -406,17 +402,15 @@ class Offer:
 
 def offered(
     source: TileSource,
-    vkeys: Sequence[VerifierKey] = (),
     run: str = "",
     known: Callable[[str], Sequence[VerifierKey]] = lambda _origin: (),
 ) -> Offer:
-    """What a source holds, verified down from the keys, or from the run id.
+    """What a source holds, verified down from the run id.
 
     :param known: keys for an origin that were looked up before; may refuse it
     :raises CheckFailed: when what is served does not hold
     :raises Unreachable: when the source does not answer
     """
     newest, final = newest_heads(source)
-    keys = vkeys or known(parse_checkpoint(newest).origin)
-    head = verified_head(source, newest, keys, run)
+    head = verified_head(source, newest, known(parse_checkpoint(newest).origin), run)
     return Offer(source, head, SignedTree(source, head.size, head.root), final)

@@ -38,7 +38,6 @@ from artel.ledger.sync.serving import Served
 from artel.ledger.sync.source import NotFound
 from artel.ledger.tlog.note import VerifierKey
 from artel.ledger.web import lists
-from artel.ledger.web.account_page import account_page
 from artel.ledger.web.answers import (
     FOREVER,
     body_of,
@@ -52,9 +51,8 @@ from artel.ledger.web.answers import (
     whole,
 )
 from artel.ledger.web.context import Context
-from artel.ledger.web.entry_page import entry_page
+from artel.ledger.web.pages import account_page, entry_page, round_page
 from artel.ledger.web.render import Templates
-from artel.ledger.web.round_page import round_page
 from artel.ledger.web.server import Handler, url_of
 from artel.protocol.dsse import MAX_ENVELOPE_BYTES
 from artel.protocol.errors import ArtelError, UsageError

@@ -36,7 +36,7 @@ from artel.ledger.tlog.cosignature import open_cosigned, witness_key
 from artel.ledger.tlog.note import VerifierKey
 from artel.ledger.tlog.proof import TlogProof, verify_inclusion
 from artel.ledger.tlog.tiles import ENTRIES, encode_bundle, level_tiles, tiles_of
-from artel.ledger.web import account_page, chart, server
+from artel.ledger.web import chart, pages, server
 from artel.ledger.web.answers import body_of
 from artel.ledger.web.server import Gate, Limits, claimed
 from artel.ledger.web.site import LedgerSite
@@ -657,7 +657,7 @@ async def test_an_account_page_leads_from_each_number_to_its_entries(ledger: Sho
 
 
 async def test_credit_is_listed_in_pages(ledger: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(account_page, "PAGE_ROWS", 3)
+    monkeypatch.setattr(pages, "PAGE_ROWS", 3)
     path, seen = f"/account/{ledger.world.owners[0].key}", []
     while path:
         credit = read(await ledger.get(path)).section("credit")
