@@ -120,7 +120,7 @@ def audit(
 
 
 @dataclass(frozen=True)
-class Replayed:
+class RunAudited:
     """What the entries of a run amount to, all of which were read."""
 
     state: FoldState
@@ -142,7 +142,7 @@ def audit_log(
     full: bool = False,
     origin: str | None = None,
     progress: Tell = silent,
-) -> tuple[AuditReport, Replayed | None]:
+) -> tuple[AuditReport, RunAudited | None]:
     """As :func:`audit`; a run's id can stand for the keys, and a full audit of a run replays it.
 
     What is final follows from the cosignatures of its nodes, on the two heads that a source shows.
@@ -173,4 +173,4 @@ def audit_log(
     tree = SignedTree(source, report.size, report.root)
     seen = of_notes((final, report.checkpoint), tree, state)
     counts = told.counts(state.round)
-    return report, Replayed(state, signed[True], signed[False], seen.size, counts)
+    return report, RunAudited(state, signed[True], signed[False], seen.size, counts)
