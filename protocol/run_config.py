@@ -293,7 +293,7 @@ sends the largest elements alone, 0.15 to 0.3 bits, and keeps the rest for the n
     """Part of what "sparse" did not send that counts again in the next round."""
     aggregator: Literal["mean", "centered_clip"] = "centered_clip"
     """How contributions are combined; each is first clipped to the median norm. "centered_clip" \
-draws those far from the others towards them, and takes two to four times as long as the mean."""
+draws those far from the others towards them, and takes longer than the mean (docs/exchange.md)."""
     contributor_floor: Annotated[float, Field(gt=0, le=1)] = 0.25
     """With "sparse" an element is the mean over those who sent it, but never over less than this \
 part of all weights; 1: the mean over everybody."""
