@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from artel.coordinator.resuming import seat
 from artel.ledger import entries
 from artel.ledger.entries import audits
 from artel.ledger.entries.fold_state import Audit
@@ -43,6 +44,7 @@ from artel.protocol.identity import peer_id_of
 from artel.protocol.round_state import COPIED, NO_NUMBERS
 from artel.protocol.rounds import commitment
 from artel.protocol.run_config import TOLERANCES
+from artel.protocol.seats import seated
 from artel.protocol.state import Layout, Vector
 from artel.protocol.tolerances import judged, tolerance_of
 from benchmarks.attacks import (
@@ -168,7 +170,11 @@ class Watched(Run):
     def play(self, seed: int) -> None:
         """One round, and the verdicts that are ready after it."""
         state, number = self._state, self._state.round
-        members = sorted(node for node in self._nodes if not self._barred(node))
+        nodes = [node for node in self._nodes if not self._barred(node)]
+        if state.rests_on == "members":
+            table = {node: seat(state, node, place) for place, node in enumerate(nodes)}
+            nodes = seated(nodes, table, len(nodes), {})
+        members = sorted(nodes)
         at, base = {"round": number, "attempt": 0}, state.states[-1]
         body: dict[str, Any] = {"base": base, "cursor": number, "members": tuple(members)}
         self._say(entries.RoundOpened, at | body | {"steps": (STEPS,) * len(members)})

@@ -1,15 +1,15 @@
 """Trials: what a newcomer has to repeat before anything of it gets into the ledger.
 
-A key costs nothing, so once a run rests on its members, a node of an account without standing
-first repeats the beginning of a contribution that began a span. All that this takes is public, but
+A key costs nothing, so once two accounts have standing, a node of an account without any first
+repeats the beginning of a contribution that began a span. All that this takes is public, but
 for the answer: the fingerprints of the steps, which their maker has sent to the coordinator alone.
 Their comparison (:func:`protocol.fingerprints.repeats`) is arithmetic on a few kilobytes.
 
 Who asks costs nothing either: what was handed out is not remembered but signed, in a ticket that
 holds for one peer, account and contribution, and for some time. The first who answers rightly takes
 the contribution; whoever else was given it gets another one. So keys cannot share an answer, and
-who never answers takes nothing. What is remembered (which contributions were taken, who passed,
-who failed) is so in this process alone.
+who never answers takes nothing. Which contributions were taken is on the disk before anybody is let
+in; who passed, and who failed, this process alone remembers.
 """
 
 from __future__ import annotations
@@ -49,6 +49,9 @@ ANSWER_S = 1800.0
 """For an answer: a state and some shards are fetched for it."""
 PASSED_S = 600.0
 """In which whoever has passed may register."""
+KNOWN = 2
+"""Accounts with standing from which on newcomers have to repeat something; one, where a run rests
+on one. Whoever is alone at first could give all others the wrong answers, and so stay alone."""
 USES = 4
 """Newcomers that one contribution lets in at most: a second one only when no other is left."""
 HELD, READ = 512, 4096
@@ -97,6 +100,8 @@ class Trials:
         self._pieces: dict[int, tuple[str, list[Piece]]] = {}
         """Round to the root of the state that it made, and its contributions; the newest first."""
         self._looking = asyncio.Lock()
+        self._repeated = coordinator.heads.repeated()
+        """Contribution to how many it let in, of all that may still be among the pieces."""
         self._passed: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._failed: OrderedDict[str, Failed] = OrderedDict()
         self._each = RateLimits(EACH_MINUTE, EACH_AT_ONCE, clock=coordinator.clock)
@@ -113,8 +118,14 @@ class Trials:
         :raises Refused: not now (``busy``)
         """
         core, fold = self._core, self._core.ledger.state
-        exempt = fold.founded.trust.admission != "open" or fold.rests_on != "members"
-        if exempt or fold.standings().get(account) or self.passed(peer, account):
+        trust = fold.founded.trust
+        begins = len(fold.standings()) < min(KNOWN, trust.founders)
+        if (
+            trust.admission != "open"
+            or begins
+            or fold.standings().get(account)
+            or self.passed(peer, account)
+        ):
             return None
         self._require_patience(peer, source)
         if wait := self._each.take(network_of(source)):
@@ -170,6 +181,7 @@ class Trials:
                 code=messages.TRIAL_FAILED,
             )
         piece.uses, piece.failed = piece.uses + 1, 0
+        await asyncio.to_thread(self._note_repeated, piece)
         self._failed.pop(peer, None)
         _remember(self._passed, (peer, account), self._core.clock())
         # A lower bound, downloads included: said to people, and nothing is assigned by it.
@@ -229,7 +241,14 @@ class Trials:
             begins = body.span == body.round and not body.tail and body.payload != NO_NUMBERS
             if begins and steps > 1 and held:
                 account = trail.accounts[node]
-                yield Piece(entry.id, body.round, account, body.chain, steps)
+                uses = self._repeated.get(entry.id, 0)
+                yield Piece(entry.id, body.round, account, body.chain, steps, uses)
+
+    def _note_repeated(self, piece: Piece) -> None:
+        heads, fold = self._core.heads, self._core.ledger.state
+        oldest = fold.round - audits.rounds_kept(fold.founded)
+        heads.note_repeated(piece.source, piece.round, oldest)
+        self._repeated = heads.repeated()
 
     def _known(self, piece: Piece) -> Rows | None:
         """The answer; None where it is gone."""

@@ -953,7 +953,7 @@ class Fold:
             others = {self.nodes[peer] for peer in self.able()} - {audit.account}
             others -= {draw.account for draw in audit.draws}
             heard = sum(word in ("accept", "reject", "") for word in said)
-            audit.panel = max(audit.panel, min(7, heard + len(others)))
+            audit.panel = max(audit.panel, min(15, heard + len(others)))
 
     def most(self, audit: Any) -> int:
         return max(2, int(audit.panel) // 2 + 1)
@@ -979,7 +979,7 @@ class Fold:
             ahead, enough = said.count("accept"), 1 + said.count("inconclusive")
             if "reject" in said:
                 ahead, enough = max(ahead, said.count("reject")), self.most(audit)
-            missing = min(enough - ahead - said.count(""), 14 - len(said))
+            missing = min(enough - ahead - said.count(""), 30 - len(said))
             for _ in range(missing if room or not bounded else 0):
                 asked = {audit.account, *(draw.account for draw in audit.draws)}
                 left = [peer for peer in free if self.nodes[peer] not in asked]
@@ -1003,7 +1003,7 @@ class Fold:
         if said["accept"] >= (self.most(audit) if said["reject"] else 1 + said["inconclusive"]):
             return "cleared"
         untold = said["inconclusive"] >= 3 and not said["reject"]
-        over = untold or len(audit.draws) == 14
+        over = untold or len(audit.draws) == 30
         return self.given_up(audit) if over else ""
 
     def given_up(self, audit: Any) -> str:

@@ -20,9 +20,9 @@ Auditors are drawn by lot from the nodes of other accounts whose work the newest
 standing; a node repeats one thing at a time. Nodes of the class of machine that the work names come
 first, where that class is common. Of what a new node did, or a known one at the beginning of a
 span, nothing is paid when they cannot tell: a class that nobody has would hide anything. What one
-rejects more repeat, until most of seven say the same, or most of those whom the lot could ask where
-these are fewer, two at least. The others are not paid, and their accounts lose their standing and
-audit nothing for a while.
+rejects more repeat, until most of fifteen say the same, or most of those whom the lot could ask
+where these are fewer, two at least. The others are not paid, and their accounts lose their standing
+and audit nothing for a while.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ CONVICTED, CLEARED, UNDECIDED = "convicted", "cleared", "undecided"
 UNCHECKED = "unchecked"
 ENOUGH = 3
 """Auditors who cannot tell before nobody else is asked."""
-PANEL = 7
-"""Auditors of what one of them rejects, where as many other accounts are: of colluders with a tenth
-of the standing four of seven are drawn in one of 370 such panels, two of three in one of 36."""
+PANEL = 15
+"""Auditors of what one of them rejects, where as many other accounts are: of colluders with a fifth
+of the standing eight of fifteen are drawn in one of 240 panels, four of seven in one of 30."""
 MOST_DRAWS = 2 * PANEL
 """Auditors of one audit, those included who did not answer or could not tell."""
 LONGEST_PAUSE = 64

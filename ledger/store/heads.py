@@ -2,8 +2,9 @@
 
 Everything that changes or may be erased lies here, apart from the ledger, which only grows: what
 this home cosigned (or, as the log itself, signed) last, notes with the witnesses' lines, evidence
-of split views, and the names that people gave themselves. A witness that forgot what it cosigned
-could cosign a second history, so every change is on the disk before its method returns.
+of split views, the names that people gave themselves, and what newcomers have repeated. A witness
+that forgot what it cosigned could cosign a second history, so every change is on the disk before
+its method returns.
 
 It is a file of its own because it is held against the ledger: whoever puts ``ledger.sqlite3`` back
 from a backup, or lets a node fetch it again, would put tables inside it back as well. All rows
@@ -58,6 +59,9 @@ _TABLES = {
     "aliases": (
         *("account TEXT PRIMARY KEY", "alias TEXT NOT NULL", "team TEXT NOT NULL"),
         "since INTEGER NOT NULL",
+    ),
+    "repeated": (
+        *("contribution BLOB PRIMARY KEY", "round INTEGER NOT NULL", "times INTEGER NOT NULL"),
     ),
 }
 # Kept are the newest, and before them those that no newer note with as many lines replaces: the
@@ -327,6 +331,25 @@ class HeadStore:
         with self._lock, self._errors():
             rows = self._connection.execute(query).fetchall()
         return {str(account): (str(alias), str(team)) for account, alias, team in rows}
+
+    # --- what newcomers have repeated -------------------------------------------------------------
+
+    def note_repeated(self, contribution: str, round: int, oldest: int) -> None:
+        """Note that one more newcomer has repeated a contribution (entry id) to this round; of
+        those to rounds before ``oldest`` nothing is known any more."""
+        with self._changed():
+            self._connection.execute("DELETE FROM repeated WHERE round < ?", (oldest,))
+            self._connection.execute(
+                "INSERT INTO repeated VALUES (?1, ?2, 1)"
+                " ON CONFLICT(contribution) DO UPDATE SET times = times + 1",
+                (bytes.fromhex(contribution), round),
+            )
+
+    def repeated(self) -> dict[str, int]:
+        """Contribution (entry id) to how many newcomers have repeated it."""
+        with self._lock, self._errors():
+            rows = self._connection.execute("SELECT contribution, times FROM repeated").fetchall()
+        return {contribution.hex(): int(times) for contribution, times in rows}
 
     # --- transactions and errors ------------------------------------------------------------------
 

@@ -114,6 +114,20 @@ async def test_while_a_run_has_no_history_nobody_needs_a_trial(tmp_path: Path) -
     office.close()
 
 
+async def test_newcomers_pay_while_a_run_still_rests_on_its_coordinator(tmp_path: Path) -> None:
+    """Once two accounts have standing; one alone could keep all others away with wrong answers."""
+    office, honest = await opened(tmp_path, founders=4)
+    for _ in range(6):
+        await play_round(office, honest)
+    fold = office.core.ledger.state
+    assert (fold.rests_on, len(fold.standings())) == ("coordinator", 2)
+    assert await passes(Member(office, "comes"))
+    fold = office.core.ledger.state
+    fold.standing.forfeit(honest[0].owner.key)
+    assert isinstance(await Member(office, "free").hello(), messages.Welcome)
+    office.close()
+
+
 async def test_a_run_with_a_list_or_without_audits_asks_for_none(tmp_path: Path) -> None:
     for number, trust in enumerate(({"audit_rate": 0.0}, {"admission": "list"})):
         home = tmp_path / str(number)
@@ -415,6 +429,36 @@ async def test_a_restart_makes_trials_over(office: Office) -> None:
     await office.reopen()
     assert await refused(answer(comes, trial, rows)) == TRIAL_OVER
     assert await passes(comes)
+
+
+async def test_what_newcomers_have_repeated_outlives_a_restart(office: Office) -> None:
+    """Else each restart let the same answer in once more, for any key."""
+    taken = [await passes(Member(office, f"newcomer {number}")) for number in range(2)]
+    for turn in range(2):
+        await office.reopen()
+        desk = office.desk._trials
+        await desk._look()
+        uses = {piece.source: piece.uses for piece in desk._all()}
+        assert {source for source, times in uses.items() if times} == set(taken)
+        for number in range(12):
+            trial = await Member(office, f"key {turn} {number}").hello()
+            assert trial.contribution not in taken  # type: ignore[union-attr]
+        taken.append(await passes(Member(office, f"later {turn}")))
+    # Nor is it forgotten when there was too much to keep in mind.
+    desk._pieces.clear()
+    await desk._look()
+    assert {piece.source for piece in desk._all() if piece.uses} == set(taken)
+
+
+async def test_what_was_repeated_is_forgotten_with_its_round(office: Office) -> None:
+    assert office.heads is not None
+    taken = await passes(Member(office, "newcomer"))
+    assert office.heads.repeated() == {taken: 1}
+    kept = audits.rounds_kept(office.core.ledger.state.founded)
+    for _ in range(kept + 1):
+        await play_round(office, office.honest)  # type: ignore[attr-defined]
+    later = await passes(Member(office, "later"))
+    assert office.heads.repeated() == {later: 1}
 
 
 async def test_an_answer_comes_too_late(office: Office) -> None:

@@ -46,9 +46,10 @@ def ring(attackers: int, seed: int) -> Ring:
     return run
 
 
-@pytest.mark.parametrize("attackers", [2, 3])
+@pytest.mark.parametrize("attackers", [3, 6])
 def test_few_who_reject_all_honest_work_have_nobody_convicted(attackers: int) -> None:
-    """Of three, two decided: of 20 accounts two had an honest one convicted within 150 rounds."""
+    """Of three, two decided, and of seven, four: of 20 accounts six had honest ones convicted in 15
+    of 25 runs of 150 rounds."""
     for seed in SEEDS:
         run = ring(attackers, seed)
         run.begin(cheats=False)
