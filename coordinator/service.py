@@ -207,7 +207,8 @@ class Coordinator:
         often = self.recompute and not secrets.randbelow(self.recompute)
         own = bool(often) or attempt.rests_on == "coordinator" or not any(weights.values())
         outside = frozenset(peer for peer in self.state.peers if is_outside(fold, attempt, peer))
-        await self._step(round_state.Grounds(self.clock(), *place, weights, own, outside))
+        slices = len(self.shape(len(attempt.accounts)).slices)
+        await self._step(round_state.Grounds(self.clock(), *place, weights, own, outside, slices))
 
     async def record(self, entry: Entry) -> bool:
         """Put what a node says of a slice or of an agreed state into the ledger.
@@ -220,6 +221,12 @@ class Coordinator:
             if self.ledger.store.index_of(entry.id) is not None:
                 return False  # the first reply got lost
             intake.require(self.ledger.state, entry)
+            if isinstance(body, entries.SliceWrong | entries.Aggregate):
+                place = (self.clock(), body.node, body.round, body.attempt, body.slice)
+                accuses = isinstance(body, entries.SliceWrong)
+                said = (round_state.Accused if accuses else round_state.Combined)(*place)
+                if refused := rounds.refusal(self.rules, self.state, said):
+                    raise wire.Refused(refused.reason, code=refused.code)
             try:
                 await intake.append(self.ledger, entry)
             except wire.Refused:
@@ -229,12 +236,8 @@ class Coordinator:
                 raise
             if isinstance(body, entries.Aggregate):
                 self.exchanged.append(body)
-            if isinstance(body, entries.SliceWrong):
-                await self._step(
-                    round_state.Accused(
-                        self.clock(), body.node, body.round, body.attempt, body.slice
-                    )
-                )
+            if isinstance(body, entries.SliceWrong | entries.Aggregate):
+                await self._step(said)
             if any(charge.proven for charge in self.ledger.state.charges.values()):
                 await self._step(round_state.Halted(self.clock()))
         await self.tell()

@@ -86,8 +86,9 @@ class Applying:
     ) -> Applied:
         """Make the state after ``closed`` the current one; the one before it must be current.
 
-        :param refresh: the round is under way: take part in aggregating and checking, and wait up
-            to ``patience`` seconds for what others aggregate
+        :param refresh: the round is under way: take part in aggregating and checking, and wait for
+            what others aggregate, as long again as that took, ``grace_s`` at least and ``patience``
+            seconds at most
         :raises Unreachable: nobody can give something that is needed
         :raises CheckFailed: what was given is not what was signed for
         """
@@ -100,8 +101,11 @@ class Applying:
             self._known = _Known((closed.round, closed.attempt))
         await self._open_indexes(closed)
         if refresh is not None:
+            began = time.monotonic()
             await self._do_my_part(closed, patience)
-            closed = await self._all_aggregates(closed, refresh, patience)
+            took = time.monotonic() - began
+            grace = self._session.manifest.config.rounds.grace_s
+            closed = await self._all_aggregates(closed, refresh, min(patience, max(grace, took)))
         return await self._sharded(closed)
 
     async def _gather(self, closed: ClosedRound) -> Applied:

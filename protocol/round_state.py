@@ -54,6 +54,9 @@ UNSIGNED = "signed no state"
 DISSENT = "signed another state"
 BEHIND = "did not hold the agreed state"
 NOT_HELD = "signed a state that it does not give"
+UNCOMBINED = "did not combine its slice"
+MISCOMBINED = "combined its slice wrongly"
+FALSELY_ACCUSED = "called a right slice wrong"
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,12 @@ class RunState:
     """Roots of states that a signer was seen to hold."""
     not_held: frozenset[str] = frozenset()
     """Who signed one and did not give it when it was asked: its vote no longer counts."""
+    slices: int = 0
+    """Of a sharded attempt: how many are combined; 0 when that is not known."""
+    combined: frozenset[int] = frozenset()
+    """Those that are recorded."""
+    again: frozenset[str] = frozenset()
+    """Who had signed before a slice was called wrong, and had to look again."""
     handed_back: frozenset[str] = frozenset()
     """Members whose contribution stays and whose vote is not waited for."""
     delivered: frozenset[str] = frozenset()
@@ -285,9 +294,17 @@ class Accused(AttemptEvent):
     """The checker of a slice recomputed it and got another one than was recorded.
 
     Who has signed without knowing of it has to look again: that vote no longer counts, and one that
-    was on its way is refused. Only the checker may say so, once for each slice, so that nobody can
-    hold a round up with one accusation after another.
+    was on its way is refused. Only the checker may say so, once for each slice, and not when the
+    state would have been agreed on but for earlier accusations, so that nobody can hold a round up
+    with one after another.
     """
+
+    slice: int
+
+
+@dataclass(frozen=True)
+class Combined(AttemptEvent):
+    """The member has combined a slice, which is recorded."""
 
     slice: int
 
@@ -295,7 +312,8 @@ class Accused(AttemptEvent):
 @dataclass(frozen=True)
 class Grounds:
     """What is known of a closed attempt: what each accepted member's signature weighs, whether the
-    coordinator has to compute the state too, and which nodes with standing are outside."""
+    coordinator has to compute the state too, which nodes with standing are outside, and how many
+    slices are to be combined."""
 
     now: float
     round: int
@@ -303,6 +321,7 @@ class Grounds:
     weights: Mapping[str, int]
     recompute: bool
     outside: frozenset[str] = frozenset()
+    slices: int = 0
 
 
 @dataclass(frozen=True)
@@ -336,6 +355,7 @@ Event = (
     | Revealed
     | StateSigned
     | Accused
+    | Combined
     | Checks
 )
 

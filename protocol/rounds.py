@@ -28,18 +28,21 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
-from artel.protocol import pauses
+from artel.protocol import assignment, pauses
 from artel.protocol.identity import public_of
 from artel.protocol.round_state import (
     BEHIND,
     COMMITMENT_MISMATCH,
     DISCONNECTED,
     DISSENT,
+    FALSELY_ACCUSED,
     HANDED_BACK,
     IN_THE_WAY,
     LATE,
+    MISCOMBINED,
     MISSING_REVEAL,
     NOT_HELD,
+    UNCOMBINED,
     UNSIGNED,
     Accused,
     Action,
@@ -47,6 +50,7 @@ from artel.protocol.round_state import (
     Checks,
     CloseCommitments,
     CloseRound,
+    Combined,
     Committed,
     Drop,
     Event,
@@ -75,9 +79,9 @@ from artel.protocol.seats import UNKNOWN, Seat, seated, standing_parts
 
 def step(rules: RoundRules, state: RunState, event: Event) -> tuple[RunState, list[Action]]:
     """Apply one event, then everything that follows from it."""
-    refusal = _refusal(state, event)
-    if refusal is not None:
-        return state, [refusal]
+    refused = refusal(rules, state, event)
+    if refused is not None:
+        return state, [refused]
     state = _apply(state, event)
     actions: list[Action] = []
     for peer, presence in list(state.peers.items()):
@@ -91,7 +95,8 @@ def step(rules: RoundRules, state: RunState, event: Event) -> tuple[RunState, li
         actions += more
 
 
-def _refusal(state: RunState, event: Event) -> Refuse | None:
+def refusal(rules: RoundRules, state: RunState, event: Event) -> Refuse | None:
+    """Why an event does not fit the state; None when it does."""
     if isinstance(event, Tick | Halted | Ranked | Seen | Left):
         return None
     if isinstance(event, Checks):
@@ -109,8 +114,10 @@ def _refusal(state: RunState, event: Event) -> Refuse | None:
         return None
     if event.attempt != state.attempt:
         return Refuse("stale", f"attempt {event.attempt} of round {event.round} is over")
-    if isinstance(event, Accused) and state.phase is not Phase.APPLYING:
+    if isinstance(event, Accused | Combined) and state.phase is not Phase.APPLYING:
         return Refuse("stale", f"the slices of round {event.round} are not combined now")
+    if isinstance(event, Accused) and event.now - state.since >= patience(rules, state):
+        return Refuse("stale", "most have signed, and have waited for the others")
     if isinstance(event, HandedBack) and state.phase in (Phase.WAITING, Phase.FINISHED):
         return Refuse("stale", f"attempt {event.attempt} of round {event.round} is not open")
     if event.peer not in state.members:
@@ -153,14 +160,18 @@ def _apply(state: RunState, event: Event) -> RunState:
     if isinstance(event, Accused):
         informed = {p: vote for p, vote in state.votes.items() if event.slice in vote.wrong}
         accused = state.accused | {event.slice}
-        return replace(state, votes=informed, accused=accused, quorum_since=None)
+        again = state.again.union(state.votes.keys() - informed.keys())
+        return replace(state, votes=informed, accused=accused, again=again)
+    if isinstance(event, Combined):
+        return replace(state, combined=state.combined | {event.slice})
     if isinstance(event, Grounds):
         outside = frozenset(
             peer
             for peer in event.outside.intersection(ready(state)) - {*state.accepted}
             if not pauses.sits_out(state.pauses, peer, state.round)
         )
-        return replace(state, weights=event.weights, recompute=event.recompute, outside=outside)
+        state = replace(state, weights=event.weights, recompute=event.recompute)
+        return replace(state, outside=outside, slices=event.slices)
     if isinstance(event, Recomputed):
         return replace(state, own=event.root)
     if isinstance(event, Held):
@@ -300,6 +311,9 @@ def _try_open(rules: RoundRules, state: RunState, now: float) -> tuple[RunState,
         rejected={},
         votes={},
         accused=frozenset(),
+        slices=0,
+        combined=frozenset(),
+        again=frozenset(),
         weights={},
         outside=frozenset(),
         recompute=True,
@@ -440,7 +454,9 @@ def _try_agree(rules: RoundRules, state: RunState, now: float) -> tuple[RunState
                 guilty.setdefault(peer, DISSENT)
         return _fail(state, now, right, guilty)
     if sharded:
-        guilty |= dict.fromkeys(awaited, UNSIGNED)  # they were waited for until the last
+        # They were waited for until the last; not whoever has to look again.
+        guilty |= {peer: UNSIGNED for peer in awaited if peer not in state.again}
+        guilty |= _faults_of_slices(state, best.wrong)
     agreeing = tuple(peer for peer, vote in outside.items() if vote == best)
     struck, recomputed = _struck(state, guilty), bool(state.own)
     state = replace(
@@ -457,6 +473,22 @@ def _try_agree(rules: RoundRules, state: RunState, now: float) -> tuple[RunState
     )
     agreed = AgreeState(state.round, best.root, signers, best.wrong, agreeing, recomputed)
     return state, [agreed]
+
+
+def _faults_of_slices(state: RunState, wrong: Collection[int]) -> dict[str, str]:
+    """Whose slices all others had to wait for or to combine themselves, and who let them do so for
+    nothing.
+
+    :param wrong: slices that the agreed state was made without
+    """
+    place = (state.accepted, state.round)
+    missing = set(range(state.slices)) - state.combined
+    found = {assignment.aggregator(*place, number): UNCOMBINED for number in missing}
+    found |= {assignment.aggregator(*place, number): MISCOMBINED for number in wrong}
+    for number in state.accused.difference(wrong):
+        if (peer := assignment.checker(*place, number)) is not None:
+            found[peer] = FALSELY_ACCUSED
+    return found
 
 
 def _counts(state: RunState, peer: str, vote: Vote) -> bool:

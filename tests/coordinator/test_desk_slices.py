@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from artel.protocol import assignment, content, messages, round_state
 from artel.protocol.net import wire
 from artel.protocol.round_state import Phase
 from artel.protocol.shards import ShardIndex
-from desk_world import Member, Office, refused, run_of
+from desk_world import RULES, Member, Office, refused, run_of
 
 NEXT = hashlib.sha256(b"the state of round 1").hexdigest()
 OTHER = hashlib.sha256(b"another state").hexdigest()
@@ -127,6 +128,41 @@ async def test_a_false_accusation_changes_nothing_in_the_end(
     assert fold.states[-1] == NEXT
     assert fold.credit(honest.owner.key) == 100 * office.tokens
     assert fold.rejected == {accuser.peer: {reasons.FALSE_ACCUSATION: 1}}
+
+
+async def test_who_keeps_its_slice_back_is_in_the_way(
+    office: Office, applying: list[Member]
+) -> None:
+    """The others wait for it, and then combine it themselves; that cost it nothing in any round."""
+    for number in (0, 1):
+        await applying[number].combine(number)
+    for member in applying:
+        await member.sign_state(NEXT)
+    fold = office.core.ledger.state
+    assert fold.states[-1] == NEXT
+    found = {peer: pause.reason for peer, pause in office.core.state.pauses.items()}
+    assert found == {applying[2].peer: round_state.UNCOMBINED}
+
+
+async def test_an_accusation_that_comes_when_most_have_signed_and_waited_is_not_recorded(
+    office: Office, applying: list[Member]
+) -> None:
+    await combine_all(applying)
+    one, two, three = applying
+    office.core.rules = replace(office.core.rules, settle=300.0)
+    for member in (one, two):
+        await member.sign_state(NEXT)
+    office.now += RULES["grace_s"] - 1
+    await three.accuse(1, OTHER)
+    office.now += 2
+    size = office.core.ledger.store.size
+    assert await refused(one.accuse(2, OTHER)) == "stale"
+    assert office.core.ledger.store.size == size
+    for member in (one, two):
+        await member.sign_state(NEXT)
+    assert office.core.ledger.state.states[-1] == NEXT
+    found = {peer: pause.reason for peer, pause in office.core.state.pauses.items()}
+    assert found == {three.peer: round_state.FALSELY_ACCUSED}
 
 
 async def test_a_vote_that_waits_while_an_accusation_is_recorded_is_refused(

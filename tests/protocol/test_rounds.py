@@ -8,14 +8,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from artel.protocol import round_state, rounds
+from artel.protocol import assignment, round_state, rounds
 from artel.protocol.duties import directive
 from artel.protocol.identity import Identity
 from artel.protocol.round_state import (
     Accused,
+    Action,
     AgreeState,
     CloseCommitments,
     CloseRound,
+    Combined,
     Committed,
     Drop,
     Grounds,
@@ -325,6 +327,57 @@ def test_a_vote_of_another_attempt_is_refused() -> None:
     state = revealed(A, B)
     _, actions = play(state, StateSigned(3, A, 0, 1, "r1"))
     assert isinstance(actions[0], Refuse)
+
+
+def test_one_accusation_after_another_holds_up_a_state_for_no_longer_than_silence_does() -> None:
+    """Each began the waiting for the silent anew, until the attempt failed; and it cost nothing."""
+    rules = replace(RULES, gather_members=0, settle=100, heartbeat_timeout=1000)
+
+    def look(state: RunState, *events: round_state.Event) -> tuple[RunState, list[Action]]:
+        actions: list[Action] = []
+        for event in events:
+            state, more = step(rules, state, event)
+            actions += more
+        return state, actions
+
+    begun = replace(revealed(A, B, C, D), since=0)
+    accepted = begun.accepted
+    one, two, three, four = accepted
+    checked = {assignment.checker(accepted, 0, number): number for number in range(4)}
+    grounds = Grounds(0, 0, 0, {}, False, slices=4)
+    state, _ = look(begun, grounds, *(Combined(1, n, 0, 0, checked[n]) for n in accepted))
+    state, _ = look(state, *(StateSigned(2, n, 0, 0, "r1") for n in (one, two, three)))
+    assert state.quorum_since == 2
+    state, actions = look(state, Accused(11, four, 0, 0, checked[four]))
+    assert (actions, state.votes) == ([], {})
+    late = Accused(12, three, 0, 0, checked[three])
+    _, refused = look(state, late)
+    assert isinstance(refused[0], Refuse)
+    looked = frozenset({checked[four]})
+    votes = [StateSigned(13, n, 0, 0, "r1", (), looked) for n in (one, two, three)]
+    state, actions = look(state, *votes)
+    assert actions[0] == AgreeState(1, "r1", tuple(sorted((one, two, three))))
+    assert {p: pause.reason for p, pause in state.pauses.items()} == {
+        four: round_state.FALSELY_ACCUSED
+    }
+
+
+def test_who_looks_again_is_not_waited_for_and_not_struck() -> None:
+    rules = replace(RULES, gather_members=0, settle=100, heartbeat_timeout=1000)
+    state = replace(revealed(A, B, C, D), since=0)
+    one, two, three, four = state.accepted
+    slice = next(n for n in range(4) if assignment.checker(state.accepted, 0, n) == four)
+    events = [Grounds(0, 0, 0, {}, False), *(StateSigned(2, n, 0, 0, "r1") for n in (one, two))]
+    events += [StateSigned(2, three, 0, 0, "r1"), Accused(3, four, 0, 0, slice)]
+    votes = [(one, "r1"), (two, "r1"), (four, "r1")]
+    events += [StateSigned(14, n, 0, 0, r, (slice,), frozenset({slice})) for n, r in votes]
+    actions: list[Action] = []
+    for event in events:
+        state, more = step(rules, state, event)
+        actions += more
+    assert actions[0] == AgreeState(1, "r1", tuple(sorted((one, two, four))), (slice,))
+    liar = assignment.aggregator((one, two, three, four), 0, slice)
+    assert {p: pause.reason for p, pause in state.pauses.items()} == {liar: round_state.MISCOMBINED}
 
 
 def test_accusations_at_another_time_are_refused() -> None:
