@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 
 from artel.coordinator.recomputing import Order, Recomputer
 from artel.coordinator.service import Coordinator
@@ -45,6 +46,7 @@ class Agreeing:
         self._place: Place | None = None  # what the next two are about
         self._asked: set[tuple[str, str]] = set()  # signer and root
         self._asking: dict[asyncio.Task[None], tuple[str, float]] = {}  # root, since when
+        self._slow: set[str] = set()  # signers that did not give one in time, and are asked last
 
     async def run(self) -> None:
         """Find out what the rounds wait for, until cancelled."""
@@ -155,8 +157,10 @@ class Agreeing:
                 self._begin_anew()
                 while (signer := self._next()) is not None:
                     self._asked.add(signer)
+                    began = asyncio.get_running_loop().time()
+                    since = -math.inf if signer[0] in self._slow else began  # nobody waits for it
                     task = asyncio.create_task(self._ask(*signer, self._place or (-1, -1)))
-                    self._asking[task] = (signer[1], asyncio.get_running_loop().time())
+                    self._asking[task] = signer[1], since
                     task.add_done_callback(lambda task: self._asking.pop(task, None))
         finally:
             self._forget()
@@ -181,15 +185,22 @@ class Agreeing:
         late = asyncio.get_running_loop().time() - HEDGE_S
         under_way = {root for root, since in self._asking.values() if since > late}
         signers = [p for p in state.accepted if p in state.votes and p not in state.not_held]
-        for peer in sorted(signers, key=lambda peer: -state.weights.get(peer, 0)):
+        for peer in sorted(signers, key=self._rank):
             root = state.votes[peer].root
             known = root in state.held or root in under_way or (peer, root) in asked
             if not known and state.own in ("", root):
                 return peer, root
         return None
 
+    def _rank(self, peer: str) -> tuple[bool, int]:
+        """Who makes others wait does so once, and not for each state."""
+        return peer in self._slow, -self._core.state.weights.get(peer, 0)
+
     async def _ask(self, peer: str, root: str, place: Place) -> None:
         core, held = self._core, True
+        clock = asyncio.get_running_loop().time
+        self._slow.add(peer)  # until it has given one in time
+        late = clock() + HEDGE_S
         try:
             async with asyncio.timeout(HOLDS_S):
                 await delivery.require_held(core.host, peer, root, core.state_bytes, "state")
@@ -197,6 +208,8 @@ class Agreeing:
             held = False
             reason = getattr(error, "message", "it took too long")
             emit(log, "state.not_held", logging.WARNING, node=short_peer(peer), reason=reason)
+        if held and clock() <= late:
+            self._slow.discard(peer)
         if (task := asyncio.current_task()) is not None:
             self._asking.pop(task, None)  # before others look who is asked
         with contextlib.suppress(wire.Refused):  # the attempt is over

@@ -165,10 +165,12 @@ def _apply(state: RunState, event: Event) -> RunState:
     if isinstance(event, Combined):
         return replace(state, combined=state.combined | {event.slice})
     if isinstance(event, Grounds):
+        # Nobody has a seat outside: a paused node would be followed by the next one of its account.
+        resting = _resting(state)
         outside = frozenset(
             peer
             for peer in event.outside.intersection(ready(state)) - {*state.accepted}
-            if not pauses.sits_out(state.pauses, peer, state.round)
+            if _owner(state, peer) not in resting.values()
         )
         state = replace(state, weights=event.weights, recompute=event.recompute)
         return replace(state, outside=outside, slices=event.slices)
@@ -239,6 +241,12 @@ def _struck(state: RunState, reasons: Mapping[str, str]) -> dict[str, pauses.Pau
     return pauses.struck(state.pauses, reasons, state.round, partial(_owner, state))
 
 
+def _resting(state: RunState) -> dict[str, str]:
+    """Who sits this round out, and whose node it is."""
+    out = (p for p in state.pauses if pauses.sits_out(state.pauses, p, state.round))
+    return {peer: state.pauses[peer].account for peer in out}
+
+
 def members_of(rules: RoundRules, state: RunState) -> tuple[str, ...]:
     """Who the attempt that comes next is opened with, ascending; () when there are too few.
 
@@ -271,9 +279,8 @@ def members_of(rules: RoundRules, state: RunState) -> tuple[str, ...]:
             chosen = nodes
     if state.on_members:
         # Whoever sits out has its seat: else nodes of one account would take turns.
-        out = (p for p in state.pauses if pauses.sits_out(state.pauses, p, state.round))
-        resting = Counter(state.pauses[peer].account for peer in out if peer not in chosen)
-        chosen = seated(chosen, state.seats, rules.max_nodes, resting)
+        out = Counter(name for peer, name in _resting(state).items() if peer not in chosen)
+        chosen = seated(chosen, state.seats, rules.max_nodes, out)
     missing = max(0, rules.min_nodes - len(chosen))
     chosen += [peer for peer in nodes if peer not in chosen][:missing]
     return tuple(sorted(chosen[: rules.max_nodes]))

@@ -342,6 +342,38 @@ async def test_another_signer_is_asked_when_one_keeps_the_coordinator_waiting(
         assert len(scene.office.bodies("state_agreed")) == 1
 
 
+async def test_a_signer_that_keeps_the_coordinator_waiting_is_asked_last_from_then_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It held each state up anew; it was not struck, since others gave it in the end."""
+    monkeypatch.setattr(agreeing, "HEDGE_S", 2.0)
+    async with scene_of(tmp_path, 3, founders=2) as scene:
+        right = await founded(scene, 3)
+
+        async def silent(request: messages.Message, stream: wire.ByteStream) -> bool:
+            await asyncio.sleep(60)
+            return True
+
+        first = min(scene.members, key=lambda member: member.peer)
+        scene.holders[first.peer].lie = silent
+        took = []
+        for number in (1, 2):
+            for member in sorted(scene.members, key=lambda member: member.peer):
+                await member.sign_state(scene.give(member, right))
+            began = asyncio.get_running_loop().time()
+            await scene.over(number)
+            took.append(asyncio.get_running_loop().time() - began)
+            if number == 1:
+                scene.base = Base(right, state_root(right))
+                for member in scene.members:
+                    member.root, member.vector = scene.base.root, 2 * member.vector
+                await scene.applying()
+                right = scene.next()
+                scene.core.state = replace(scene.core.state, recompute=False)
+        assert took[0] > 1.9
+        assert took[1] < 1.5
+
+
 @pytest.fixture
 def order(tmp_path: Path) -> tuple[Path, Order, str]:
     """A prepared home, an order, and the root that is right."""

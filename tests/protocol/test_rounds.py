@@ -38,6 +38,7 @@ from artel.protocol.round_state import (
     carries,
 )
 from artel.protocol.rounds import step
+from artel.protocol.seats import Seat
 
 RULES = RoundRules(
     total=3,
@@ -734,6 +735,10 @@ def test_who_sits_out_or_has_not_the_state_does_not_look_from_outside() -> None:
     grounds = Grounds(2, 0, 0, EVEN, False, frozenset({A, D}))
     assert look(state, Seen(2, D, "r0"), grounds)[0].outside == {D}
     assert look(replace(state, pauses=paused), Seen(2, D, "r0"), grounds)[0].outside == set()
+    # Nor another node of its account, or each of them could have the coordinator compute a state.
+    paused = {"another": round_state.Pause(2, 1, round_state.DISSENT, "d")}
+    state = replace(state, seats={D: Seat("d", 1, 0)}, pauses=paused)
+    assert look(state, Seen(2, D, "r0"), grounds)[0].outside == set()
     assert look(state, Seen(2, D, "elsewhere"), grounds)[0].outside == set()
     assert look(state, grounds)[0].outside == set()
 
