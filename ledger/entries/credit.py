@@ -84,6 +84,7 @@ def bar(state: FoldState, account: str) -> Loss:
     stake = min(owner.vested, state.standing.sums.get(account, 0))
     owner.vested -= stake
     owner.invalidated += stake
+    owner.staked += stake
     owner.barred = True
     state.standing.forfeit(account)
     sources = [item.credit.source for item in state.pending_of(account)]

@@ -210,6 +210,8 @@ class Account:
     vested: int = 0
     pending: int = 0
     invalidated: int = 0
+    staked: int = 0
+    """Of ``invalidated``: what had vested of no credit by name, see :func:`.credit.bar`."""
     sent: int = 0
     received: int = 0
     witnessed: int = 0

@@ -430,9 +430,13 @@ def _adds_up(query: Query, state: FoldState) -> bool:
 
 
 def credited(owner: Account) -> dict[int, int]:
-    """All that an account was ever credited with, by what became of it; without zeros."""
-    vested = owner.vested + owner.sent - owner.received
-    sums = {PENDING: owner.pending, VESTED: vested, INVALIDATED: owner.invalidated}
+    """All that an account was ever credited with, by what became of it; without zeros.
+
+    What a conviction took of all that had vested is of no one credit: these stay vested.
+    """
+    vested = owner.vested + owner.staked + owner.sent - owner.received
+    gone = owner.invalidated - owner.staked
+    sums = {PENDING: owner.pending, VESTED: vested, INVALIDATED: gone}
     return {status: amount for status, amount in sums.items() if amount}
 
 

@@ -79,8 +79,8 @@ def assert_told(history: History, world: World, size: int) -> None:
             assert trail.credit.account == name
             sums[trail.status] += trail.credit.amount
         assert sums["pending"] == owner.pending
-        assert sums["invalidated"] == owner.invalidated
-        assert sums["vested"] == owner.vested + owner.sent - owner.received
+        assert sums["invalidated"] == owner.invalidated - owner.staked
+        assert sums["vested"] == owner.vested + owner.staked + owner.sent - owner.received
         by_kind = history.sums_of(name)
         assert sum(by_kind.values()) == sum(sums.values())
     left_out = [item for name in state.accounts for _, item in history.left_out_of(name)]

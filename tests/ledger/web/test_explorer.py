@@ -651,7 +651,8 @@ async def test_an_account_page_leads_from_each_number_to_its_entries(ledger: Sho
         for name in ("vested", "pending", "invalidated"):
             listed = read(await ledger.get(f"/account/{owner.key}?state={name}")).section("credit")
             rows = listed.rows() if list(listed.all("table")) else []
-            moved = account.sent - account.received if name == "vested" else 0
+            moved = account.sent - account.received + account.staked if name == "vested" else 0
+            moved -= account.staked if name == "invalidated" else 0
             expected = getattr(account, name) + moved
             assert sum(numbers(row["credit"])[0] for row in rows) == expected, (owner.key, name)
 
