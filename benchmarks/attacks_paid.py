@@ -63,8 +63,9 @@ from benchmarks.options import require_folder
 
 SPAN = 25
 """Rounds of a span, as ``artel run new`` writes it for 20 steps a round."""
-KNOWN_AFTER, FOLLOWED, FOLLOWED_LATE = 100, 100, 1000
-"""Honest rounds before known attackers begin, and rounds from the beginning of an attack."""
+KNOWN_AFTER, FOLLOWED, FOLLOWED_LATE = 100, 200, 1000
+"""Honest rounds before known attackers begin, and rounds from the beginning of an attack: what
+vests does so after some 50."""
 LIMIT = 0.01
 """The target: what attackers may have of the credit that vested."""
 ROUNDS, MEASURED = 30, (1, 2)
