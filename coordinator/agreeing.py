@@ -46,7 +46,7 @@ class Agreeing:
         self._place: Place | None = None  # what the next two are about
         self._asked: set[tuple[str, str]] = set()  # signer and root
         self._asking: dict[asyncio.Task[None], tuple[str, float]] = {}  # root, since when
-        self._slow: set[str] = set()  # signers that did not give one in time, and are asked last
+        self._slow: set[str] = set()  # signers that did not give one in time
 
     async def run(self) -> None:
         """Find out what the rounds wait for, until cancelled."""
@@ -179,22 +179,21 @@ class Agreeing:
     def _next(self) -> tuple[str, str] | None:
         """A signer that is to be asked now, and the root that it signed."""
         state, place = self._core.state, self._agreeing_on()
-        if place is None or len(self._asking) >= ASKED_AT_ONCE:
+        if place is None:
             return None
         asked = self._asked if place == self._place else set()
         late = asyncio.get_running_loop().time() - HEDGE_S
         under_way = {root for root, since in self._asking.values() if since > late}
+        waited_for = sum(since > late for _, since in self._asking.values())
+        rest = len(self._asking) - waited_for  # they take no place from the others
+        full = {False: waited_for >= ASKED_AT_ONCE, True: rest >= ASKED_AT_ONCE}
         signers = [p for p in state.accepted if p in state.votes and p not in state.not_held]
-        for peer in sorted(signers, key=self._rank):
+        for peer in sorted(signers, key=lambda peer: -state.weights.get(peer, 0)):
             root = state.votes[peer].root
             known = root in state.held or root in under_way or (peer, root) in asked
-            if not known and state.own in ("", root):
+            if not known and state.own in ("", root) and not full[peer in self._slow]:
                 return peer, root
         return None
-
-    def _rank(self, peer: str) -> tuple[bool, int]:
-        """Who makes others wait does so once, and not for each state."""
-        return peer in self._slow, -self._core.state.weights.get(peer, 0)
 
     async def _ask(self, peer: str, root: str, place: Place) -> None:
         core, held = self._core, True

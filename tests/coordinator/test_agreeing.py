@@ -342,11 +342,12 @@ async def test_another_signer_is_asked_when_one_keeps_the_coordinator_waiting(
         assert len(scene.office.bodies("state_agreed")) == 1
 
 
-async def test_a_signer_that_keeps_the_coordinator_waiting_is_asked_last_from_then_on(
+async def test_a_signer_that_keeps_the_coordinator_waiting_is_not_waited_for_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It held each state up anew; it was not struck, since others gave it in the end."""
     monkeypatch.setattr(agreeing, "HEDGE_S", 2.0)
+    monkeypatch.setattr(agreeing, "ASKED_AT_ONCE", 1)
     async with scene_of(tmp_path, 3, founders=2) as scene:
         right = await founded(scene, 3)
 

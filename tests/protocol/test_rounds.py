@@ -370,13 +370,13 @@ def test_who_looks_again_is_not_waited_for_and_not_struck() -> None:
     slice = next(n for n in range(4) if assignment.checker(state.accepted, 0, n) == four)
     events = [Grounds(0, 0, 0, {}, False), *(StateSigned(2, n, 0, 0, "r1") for n in (one, two))]
     events += [StateSigned(2, three, 0, 0, "r1"), Accused(3, four, 0, 0, slice)]
-    votes = [(one, "r1"), (two, "r1"), (four, "r1")]
-    events += [StateSigned(14, n, 0, 0, r, (slice,), frozenset({slice})) for n, r in votes]
+    looked = frozenset({slice})
+    events += [StateSigned(14, n, 0, 0, "r1", (slice,), looked) for n in (two, three, four)]
     actions: list[Action] = []
     for event in events:
         state, more = step(rules, state, event)
         actions += more
-    assert actions[0] == AgreeState(1, "r1", tuple(sorted((one, two, four))), (slice,))
+    assert actions[0] == AgreeState(1, "r1", tuple(sorted((two, three, four))), (slice,))
     liar = assignment.aggregator((one, two, three, four), 0, slice)
     assert {p: pause.reason for p, pause in state.pauses.items()} == {liar: round_state.MISCOMBINED}
 
