@@ -49,7 +49,7 @@ class Reception:
         self.handlers: dict[str, wire.Handler] = {}
         """By service; streams of others are closed."""
         self.slots = Slots(callers.of, self._shut_out)
-        self._callers, self._stream, self._disconnect = callers, stream, disconnect
+        self._stream, self._disconnect = stream, disconnect
         self._tasks: set[asyncio.Task[None]] = set()
         self._leaving: set[str] = set()
         """Peers whose connections are being ended."""
@@ -64,7 +64,7 @@ class Reception:
         if handler is None or slot is None:
             sock.close()
             return
-        stream.stranger = not self._callers.is_member(stream.peer)
+        stream.stranger = not slot.caller.is_member
         self._begin(self._answer(handler, slot, service))
 
     async def close(self) -> None:

@@ -47,6 +47,12 @@ class Caller(NamedTuple):
     rank: Rank
     account: str = ""
 
+    @property
+    def is_member(self) -> bool:
+        """Whether it comes before strangers: wherever two kinds alone are told apart, whoever is
+        merely registered is one of those, since that costs nothing."""
+        return self.rank is Rank.KNOWN
+
 
 STRANGER = Caller(Rank.STRANGER)
 
@@ -81,9 +87,8 @@ class Callers:
         return Caller(Rank.KNOWN) if peer == self._ourselves else self.named(peer)
 
     def is_member(self, peer: str) -> bool:
-        """Whether it comes before strangers: wherever two kinds alone are told apart, whoever is
-        merely registered is one of those, since that costs nothing."""
-        return self.of(peer).rank is Rank.KNOWN
+        """Whether a peer comes before strangers now."""
+        return self.of(peer).is_member
 
 
 Crowd = tuple[Rank, str, str]
@@ -139,7 +144,7 @@ class Slots:
         at the same address, or of all with this rank, whichever of these have their part already.
         """
         slot = Slot(stream, self._caller(stream.peer))
-        room, outside = ROOMS[slot.caller.rank], slot.caller.rank is not Rank.KNOWN
+        room, outside = ROOMS[slot.caller.rank], not slot.caller.is_member
         if outside and self._losses.left(stream.peer) < 1:
             self._shut_out(stream.peer)
             return None

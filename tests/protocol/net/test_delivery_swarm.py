@@ -21,6 +21,7 @@ from artel.protocol.net import swarm as swarming
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.delivery import Wanted
 from artel.protocol.net.host import Host
+from artel.protocol.net.slots import Rank
 from artel.protocol.net.speeds import Speeds
 from artel.protocol.net.streams import Traffic
 from artel.protocol.net.swarm_job import Ask, Job
@@ -174,13 +175,15 @@ async def test_what_strangers_fetch_comes_behind_what_members_do(peers: list[Hol
             await super().take(count, small=small, stranger=stranger)
 
     one.host.uplink = Watched(50e6)
-    one.host.admit(members(us.peer))
-    blob = one.store.put(made(5, CHUNK))
-    for holder in (us, other):
-        current = holder.peer
-        await fetch(holder, blob, one, size=CHUNK)
+    for rank in Rank:
+        blob = one.store.put(made(50 + rank, CHUNK))
+        one.host.admit(members(us.peer, rank=rank))
+        for holder in (us, other):
+            current = holder.peer
+            await fetch(holder, blob, one, size=CHUNK)
+        assert set(seen) == {(us.peer, rank is not Rank.KNOWN), (other.peer, True)}
+        seen.clear()
     one.host.admit(anybody)
-    assert set(seen) == {(us.peer, False), (other.peer, True)}
 
 
 async def test_no_cap_costs_nothing() -> None:
