@@ -84,6 +84,8 @@ class Reception:
         stream, peer = slot.stream, slot.stream.peer
 
         async def asked(peer: str, request: Message, stream: wire.ByteStream) -> Message | None:
+            if slot.stream.given_up:  # before it was read for the first time
+                raise wire.Refused("too many streams", "try again in a few seconds", code="busy")
             slot.asked = True
             return await handler(peer, request, stream)
 

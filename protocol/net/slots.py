@@ -110,6 +110,12 @@ class Slot:
         return self.caller.account or self.stream.peer
 
     @property
+    def behind(self) -> float | None:
+        """As the stream's; where it has just come and nobody has begun to read, 0."""
+        behind = self.stream.behind
+        return 0.0 if behind is None and not self.asked else behind
+
+    @property
     def crowds(self) -> tuple[Crowd, Crowd, Crowd, Crowd]:
         """Those that it belongs to: its peer's, its owner's, its address's and its rank's."""
         rank, stream = self.caller.rank, self.stream
@@ -186,7 +192,7 @@ class Slots:
         whoever has the most of them, and has lost the most; of these the one that is waited for
         most, the oldest of equals. Who waits for our answer keeps nobody waiting.
         """
-        behind = {slot: slot.stream.behind for slot in self._held if crowd in slot.crowds}
+        behind = {slot: slot.behind for slot in self._held if crowd in slot.crowds}
         waited = {slot: seconds for slot, seconds in behind.items() if seconds is not None}
         if not waited:
             return False  # we are at work for all of them

@@ -154,6 +154,13 @@ class Held:
         self.stream.network = network
         return places.take(self.stream)
 
+    def at_work(self, places: Slots) -> None:
+        """Take a slot for this stream, whose request has been read."""
+        self.read.cancel()
+        slot = self.take(places, "127.0.0.1")
+        assert slot is not None
+        slot.asked = True
+
     async def send(self, count: int) -> None:
         self.theirs.send(bytes(count))
         await asyncio.sleep(0)
@@ -227,8 +234,7 @@ async def test_who_is_refused_again_and_again_is_shut_out_and_a_member_never() -
         most = ROOMS[places._caller(peer).rank].each
         async with held(*[peer] * (most + 1)) as (*mine, more):
             for stream in mine:
-                assert stream.take(places, "127.0.0.1") is not None
-                stream.read.cancel()  # we are at work for all of them
+                stream.at_work(places)
             await asyncio.sleep(0.02)
             for _ in range(slots.LOSSES):
                 assert more.take(places, "127.0.0.1") is None
@@ -238,7 +244,6 @@ async def test_who_is_refused_again_and_again_is_shut_out_and_a_member_never() -
             assert out == ([] if peer == MEMBER else [peer] * 2)
             out.clear()
             for slot in tuple(places._held):
-                slot.asked = True
                 places.give_back(slot)
             assert (more.take(places, "127.0.0.1") is None) == (peer != MEMBER)
             out.clear()
@@ -272,14 +277,24 @@ async def test_who_opens_streams_and_asks_nothing_is_shut_out() -> None:
     assert not places._count
 
 
+async def test_of_many_that_come_at_once_none_is_refused_for_those_before_it() -> None:
+    places, count = Slots(lambda peer: STRANGER), ROOMS[Rank.STRANGER].streams
+    names = [named(f"stranger {number}").peer_id for number in range(count + 1)]
+    async with held(*names) as strangers:
+        for one in strangers:
+            one.read.cancel()  # nobody has begun to read
+            slot = one.take(places, "127.0.0.1")
+            assert slot is not None
+        assert [one.stream.given_up for one in strangers] == [True] + count * [False]
+
+
 async def test_a_stream_that_we_are_at_work_for_is_not_given_up() -> None:
     places = Slots(lambda peer: STRANGER)
     async with held(*[named("one").peer_id] * (ROOMS[Rank.STRANGER].each + 1)) as mine:
         for one in mine[:-1]:
-            one.read.cancel()
-            assert one.take(places, "") is not None
+            one.at_work(places)
         await asyncio.sleep(0.02)
-        assert mine[-1].take(places, "") is None
+        assert mine[-1].take(places, "127.0.0.1") is None
 
 
 ROOM = ROOMS[Rank.REGISTERED]
@@ -347,8 +362,7 @@ async def test_who_is_known_has_slots_that_nobody_else_takes() -> None:
     async with held(*[peer for peer in KEYS for _ in range(ROOM.each)], NEWCOMER, MEMBER) as made:
         *busy, newcomer, member = made
         for one in busy:
-            one.read.cancel()  # we are at work for each
-            assert one.take(places, "127.0.0.1") is not None
+            one.at_work(places)
         await asyncio.sleep(0.02)
         assert newcomer.take(places, "127.0.0.1") is None
         assert member.take(places, "127.0.0.1") is not None
