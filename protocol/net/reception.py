@@ -91,6 +91,7 @@ class Reception:
 
         try:
             await wire.answer(peer, stream, asked, FIRST_S)
+            slot.answered = True
             await stream.closed_by_peer()
         except (*STREAM_ERRORS, Unreachable, DecodeError) as error:
             emit(log, "stream.broken", logging.DEBUG, peer=peer, service=service, error=error)

@@ -103,6 +103,8 @@ class Slot:
     caller: Caller
     asked: bool = False
     """Whether its whole first frame is here."""
+    answered: bool = False
+    """Whether its answer is written, and the peer is to close it."""
 
     @property
     def owner(self) -> str:
@@ -164,7 +166,8 @@ class Slots:
             full = near
         elif self._count[alike] >= room.streams:
             full = alike
-        if full is not None and ((full is own and outside) or not self._end_slowest(full)):
+        over = full is own and outside  # then what it has left open alone gives way
+        if full is not None and not self._end_slowest(full, answered=over):
             self._losses.take(stream.peer)
             return None
         if slot.caller.rank is Rank.STRANGER:
@@ -182,17 +185,20 @@ class Slots:
         for crowd in slot.crowds:
             if not self._count[crowd]:
                 del self._count[crowd]
-        if not slot.asked or slot.stream.given_up:
+        if not slot.asked or (slot.stream.given_up and not slot.answered):
             self._losses.take(slot.stream.peer)
 
-    def _end_slowest(self, crowd: Crowd) -> bool:
+    def _end_slowest(self, crowd: Crowd, *, answered: bool = False) -> bool:
         """Give up one stream whose peer is waited for; False without any.
 
         One that has not asked yet, or is below the rate, before one that is not; of these, one of
         whoever has the most of them, and has lost the most; of these the one that is waited for
         most, the oldest of equals. Who waits for our answer keeps nobody waiting.
+
+        :param answered: of those that have their answer alone
         """
-        behind = {slot: slot.behind for slot in self._held if crowd in slot.crowds}
+        crowded = [slot for slot in self._held if crowd in slot.crowds]
+        behind = {slot: slot.behind for slot in crowded if slot.answered or not answered}
         waited = {slot: seconds for slot, seconds in behind.items() if seconds is not None}
         if not waited:
             return False  # we are at work for all of them

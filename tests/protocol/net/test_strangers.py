@@ -225,6 +225,12 @@ async def test_one_stranger_has_its_part_and_is_refused_the_rest() -> None:
         assert mine[-1].take(places, "127.0.0.1") is None
         await asyncio.sleep(0.02)
         assert not any(stream.read.done() for stream in (quiet, *mine))
+        left = places._losses.left(one)
+        slot = next(slot for slot in places._held if slot.stream is mine[3].stream)
+        slot.asked = slot.answered = True  # and the peer has not closed it
+        assert mine[-1].take(places, "127.0.0.1") is not None
+        assert "others wait" in await asyncio.wait_for(mine[3].read, 1)
+        assert places._losses.left(one) == pytest.approx(left, abs=0.1), "no loss of its own"
 
 
 async def test_who_is_refused_again_and_again_is_shut_out_and_a_member_never() -> None:
