@@ -195,7 +195,7 @@ def combined(
         ratios = [b / a for a, b in zip(*times.values(), strict=True)]
         made.append(
             {"name": f"{name}: centered_clip of {NODES}", "ours": ours, "baseline": mean}
-            | {"ratio": statistics.median(ratios), "ratios": [min(ratios), max(ratios)]}
+            | {"ratio": ours / mean, "ratios": [min(ratios), max(ratios)]}
             | {
                 "unit": "s",
                 "baseline_is": "mean",
