@@ -34,8 +34,8 @@ import torch
 from artel.coordinator.resuming import seat
 from artel.ledger import entries
 from artel.ledger.entries import audits
-from artel.ledger.entries.fold_state import Audit
 from artel.ledger.entries.kinds.verdict import promised
+from artel.ledger.entries.records import Audit
 from artel.ledger.fold.shares import apply
 from artel.protocol.dsse import Envelope
 from artel.protocol.exchange import codec as codecs

@@ -15,7 +15,8 @@ from typing import Any
 
 from artel.ledger import entries
 from artel.ledger.entries import Body, Entry
-from artel.ledger.entries.fold_state import FoldState, Outcome
+from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.entries.records import Outcome
 from artel.ledger.fold.shares import apply
 from artel.ledger.tlog.checkpoint import origin_of, sign_checkpoint
 from artel.protocol import canonical, dsse

@@ -15,7 +15,7 @@ import math
 from artel.coordinator.recomputing import Order, Recomputer
 from artel.coordinator.service import Coordinator
 from artel.ledger import entries
-from artel.ledger.entries.fold_state import Attempt
+from artel.ledger.entries.records import Attempt
 from artel.protocol import round_state
 from artel.protocol.errors import ArtelError
 from artel.protocol.events import emit

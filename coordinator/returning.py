@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from artel.coordinator.resuming import NoEffect
 from artel.coordinator.service import Coordinator
 from artel.ledger.entries.anchors import anchor_of, oldest_anchor
-from artel.ledger.entries.fold_state import Charge
+from artel.ledger.entries.records import Charge
 from artel.protocol.errors import ArtelError
 from artel.protocol.events import emit
 

@@ -18,8 +18,8 @@ import numpy as np
 from artel.coordinator.sequencer import Sequencer
 from artel.ledger import entries
 from artel.ledger.entries import audits, reasons
-from artel.ledger.entries.fold_state import Audit
 from artel.ledger.entries.reasons import explain
+from artel.ledger.entries.records import Audit
 from artel.ledger.fold.history import History
 from artel.ledger.fold.work_audits import repeated
 from artel.protocol import fingerprints, messages, round_state

@@ -21,8 +21,8 @@ from typing import Any
 
 from artel.ledger import entries
 from artel.ledger.entries import audits
-from artel.ledger.entries.fold_state import Audit
 from artel.ledger.entries.kinds.verdict import NO_ROWS
+from artel.ledger.entries.records import Audit
 from artel.ledger.entries.story import rounds_named
 from artel.ledger.fold import work_audits
 from artel.ledger.sync.fork import SplitViewProven

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from artel.ledger import entries
-from artel.ledger.entries.fold_state import Attempt, Slice
+from artel.ledger.entries.records import Attempt, Slice
 from artel.ledger.fold.attempts import newest_attempt
 from artel.ledger.fold.effects import Leaves
 from artel.ledger.fold.history import History

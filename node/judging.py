@@ -17,8 +17,8 @@ from pathlib import Path
 
 from artel.ledger import entries
 from artel.ledger.entries.anchors import anchor_of
-from artel.ledger.entries.fold_state import Charge
 from artel.ledger.entries.kinds.state_wrong import asked
+from artel.ledger.entries.records import Charge
 from artel.ledger.sync.recompute_state import fetch_inputs, root_in_child
 from artel.node.session import Session
 from artel.node.worker import Worker

@@ -18,7 +18,7 @@ from artel.protocol.errors import EXIT_OK, CheckFailed
 from artel.protocol.paths import expanded
 
 if TYPE_CHECKING:
-    from artel.ledger.entries.fold_state import Account
+    from artel.ledger.entries.records import Account
     from artel.ledger.sync.client import LedgerView
     from artel.protocol.identity import Identity
 

@@ -74,7 +74,7 @@ def _stands(
 
 
 def _facts(view: LedgerView, account: str, found: Sequence[Stand], claimed: bool) -> dict[str, Any]:
-    from artel.ledger.entries.fold_state import Account
+    from artel.ledger.entries.records import Account
     from artel.ledger.fold import claims
     from artel.ledger.fold.holdings import holding
     from artel.ledger.fold.work_audits import audits_of

@@ -186,7 +186,7 @@ def _facts(found: Proven) -> dict[str, Any]:
 def _proven(found: Proven) -> Iterator[str]:
     from artel.ledger.entries import story
     from artel.ledger.entries import words as text
-    from artel.ledger.entries.fold_state import Outcome
+    from artel.ledger.entries.records import Outcome
 
     head, entry = found.checkpoint, found.entry
     where = f"run {found.run}" if found.run else text.printable(head.origin)

@@ -12,7 +12,7 @@ from artel.protocol.errors import EXIT_OK, ArtelError, CheckFailed, UsageError
 
 if TYPE_CHECKING:
     from artel.ledger.entries import Body
-    from artel.ledger.entries.fold_state import Account
+    from artel.ledger.entries.records import Account
     from artel.ledger.sync.client import LedgerView
     from artel.protocol.dsse import Envelope
     from artel.protocol.identity import Identity

@@ -23,7 +23,7 @@ from artel.protocol.errors import EXIT_OK, ArtelError, UsageError
 from artel.protocol.paths import expanded
 
 if TYPE_CHECKING:
-    from artel.ledger.entries.fold_state import Account
+    from artel.ledger.entries.records import Account
     from artel.ledger.sync.client import LedgerView
     from artel.protocol.dsse import Envelope
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from artel.ledger.entries.credit import invalidate, take_back
-from artel.ledger.entries.fold_state import Anchor, Attempt, Credit, FoldState, RestsOn
+from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.entries.records import Anchor, Attempt, Credit, RestsOn
 
 ANCHORS = 32
 """Agreed states that a run can go back to, the newest one included. More than

@@ -35,7 +35,8 @@ from typing import Any
 
 from artel.ledger.entries import lot, reasons
 from artel.ledger.entries.credit import bar, found_right, invalidate
-from artel.ledger.entries.fold_state import Attempt, Audit, Credit, Draw, FoldState, Loss
+from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.entries.records import Attempt, Audit, Credit, Draw, Loss
 from artel.ledger.entries.rules import LedgerRules
 
 MILLION = 1_000_000

@@ -23,8 +23,9 @@ from artel.protocol.identity import Identity, public_of
 from artel.protocol.run_config import MAX_NODES
 
 if TYPE_CHECKING:
-    from artel.ledger.entries.fold_state import Effect, FoldState
+    from artel.ledger.entries.fold_state import FoldState
     from artel.ledger.entries.genesis import Genesis
+    from artel.ledger.entries.records import Effect
     from artel.ledger.entries.story import Fact, Story
 
 ENTRY_TYPE = "application/vnd.artel.entry+json"

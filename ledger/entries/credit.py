@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from artel.ledger.entries.fold_state import Account, Audit, Credit, FoldState, Loss, Pending
+from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.entries.records import Account, Audit, Credit, Loss, Pending
 from artel.ledger.entries.standing import KINDS_THAT_COUNT
 
 AUDITORS = 2

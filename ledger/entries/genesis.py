@@ -12,7 +12,8 @@ from pydantic import ValidationError as PydanticError
 
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import Digest, Entry, OptionalDigest, Positive, Record
-from artel.ledger.entries.fold_state import RECORDED, Account, Anchor, Effect, FoldState, Outcome
+from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.entries.records import RECORDED, Account, Anchor, Effect, Outcome
 from artel.ledger.entries.rules import DataUse, LedgerRules
 from artel.ledger.entries.story import Fact, Story, assigned, vesting
 from artel.ledger.entries.words import plural, printable, short_key

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import Body, Entry
-from artel.ledger.entries.fold_state import Credit, FoldState, Outcome
+from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.entries.records import Credit, Outcome
 from artel.ledger.entries.words import plural, short_key, units
 from artel.protocol.assignment import GATHER_MEMBERS
 from artel.protocol.identity import short_peer

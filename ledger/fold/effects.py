@@ -26,13 +26,8 @@ from artel import protocol
 from artel.ledger import entries
 from artel.ledger.entries import KINDS, Entry, decode
 from artel.ledger.entries.body import OfWork, portions, size_of
-from artel.ledger.entries.fold_state import (
-    KINDS_OF_WORK,
-    Account,
-    FoldState,
-    Outcome,
-    peer_of,
-)
+from artel.ledger.entries.fold_state import FoldState, peer_of
+from artel.ledger.entries.records import KINDS_OF_WORK, Account, Outcome
 from artel.ledger.fold.replay import decoded
 from artel.ledger.fold.shares import apply
 from artel.protocol.errors import CheckFailed, DecodeError

@@ -16,13 +16,8 @@ from typing import Any, Protocol
 
 from artel.ledger import entries
 from artel.ledger.entries import KINDS, Entry, Genesis, decode
-from artel.ledger.entries.fold_state import (
-    KINDS_OF_WORK,
-    Credit,
-    FoldState,
-    LeftOut,
-    Outcome,
-)
+from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.entries.records import KINDS_OF_WORK, Credit, LeftOut, Outcome
 from artel.ledger.entries.story import Trail
 from artel.ledger.fold.effects import (
     INVALIDATED,

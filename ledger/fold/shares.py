@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from artel.ledger.entries import Entry, Genesis, reasons
-from artel.ledger.entries.fold_state import Attempt, Credit, Effect, FoldState, Outcome
+from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.entries.records import Attempt, Credit, Effect, Outcome
 from artel.protocol.round_state import BAD_SIGNATURE
 
 __all__ = [

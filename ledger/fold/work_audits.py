@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from artel.ledger.entries import Contribution, Verdict
 from artel.ledger.entries.audits import CONVICTED, MILLION, REJECT
-from artel.ledger.entries.fold_state import Audit
+from artel.ledger.entries.records import Audit
 from artel.ledger.entries.story import AttemptTrail, rounds_named
 from artel.ledger.entries.words import differs, plural
 from artel.ledger.fold.attempts import newest_attempt

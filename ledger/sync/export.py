@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from artel.ledger.entries import documents, entry_id
-from artel.ledger.entries.fold_state import KINDS_OF_WORK, FoldState
+from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.entries.records import KINDS_OF_WORK
 from artel.ledger.fold.holdings import holdings
 from artel.ledger.fold.shares import split
 from artel.ledger.store.database import storage_errors

@@ -10,7 +10,7 @@ from typing import Any
 from artel.ledger import entries
 from artel.ledger.entries import Genesis
 from artel.ledger.entries.documents import document_of
-from artel.ledger.entries.fold_state import KINDS_OF_WORK
+from artel.ledger.entries.records import KINDS_OF_WORK
 from artel.ledger.entries.story import AttemptTrail
 from artel.ledger.entries.words import short_key, signers
 from artel.ledger.fold.attempts import attempts as attempts_of

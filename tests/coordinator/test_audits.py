@@ -15,7 +15,7 @@ import pytest_asyncio
 from artel.coordinator.closing import Closing
 from artel.coordinator.upkeep import Upkeep
 from artel.ledger import entries
-from artel.ledger.entries.fold_state import Audit
+from artel.ledger.entries.records import Audit
 from artel.ledger.fold.explain import explain
 from artel.ledger.fold.history import History
 from artel.protocol import content, dsse, messages, round_state

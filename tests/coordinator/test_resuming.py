@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from artel.coordinator.resuming import resumed
-from artel.ledger.entries.fold_state import Attempt, FoldState
+from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.entries.records import Attempt
 from artel.protocol import assignment, rounds
 from artel.protocol.pauses import Pause
 from artel.protocol.round_state import Phase, Presence, RoundRules, RunState, Seen, Tick

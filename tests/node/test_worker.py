@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from artel.ledger.entries.fold_state import Anchor
+from artel.ledger.entries.records import Anchor
 from artel.node import worker
 from artel.node.worker import Worker
 from artel.protocol import messages

@@ -11,7 +11,8 @@ from artel import cli
 from artel.coordinator.local_run import finished
 from artel.ledger import entries
 from artel.ledger.entries import audits
-from artel.ledger.entries.fold_state import Account, Credit, FoldState
+from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.entries.records import Account, Credit
 from artel.ledger.fold.explain import explain
 from artel.ledger.fold.history import read
 from artel.ledger.fold.shares import apply

@@ -14,7 +14,8 @@ import pytest
 from artel import cli
 from artel.ledger import entries
 from artel.ledger.entries import Entry, reasons
-from artel.ledger.entries.fold_state import Account, FoldState
+from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.entries.records import Account
 from artel.ledger.fold.history import read
 from artel.ledger.store.reader import LedgerReader
 from artel.protocol import identity

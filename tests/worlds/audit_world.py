@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 
 from artel.ledger import entries
 from artel.ledger.entries import Entry
-from artel.ledger.entries.fold_state import Account, Audit, FoldState, Outcome
+from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.entries.records import Account, Audit, Outcome
 from artel.ledger.fold.shares import apply
 from artel.protocol.dsse import Envelope
 from ledger_world import World, complete, require_same

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from artel.ledger.entries import Entry, decode, entry_id
-from artel.ledger.entries.fold_state import FoldState, Outcome
+from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.entries.records import Outcome
 from artel.ledger.fold.shares import fold
 from artel.protocol.dsse import Envelope
 from artel.protocol.merkle import leaf_hash, root

@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 
-from artel.ledger.entries import fold_state as fold
-from artel.ledger.entries import reasons
+from artel.ledger.entries import reasons, records
 from artel.ledger.entries.body import Body, Digest, Entry, OptionalDigest, signed
-from artel.ledger.entries.fold_state import RECORDED, Effect, FoldState, Outcome
+from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.entries.records import RECORDED, Effect, Outcome
 from artel.ledger.entries.story import Fact, Story, account_now
 from artel.ledger.entries.words import short_key
 from artel.protocol.dsse import Envelope
@@ -41,7 +41,7 @@ class AccountBody(Body):
 
         def effect() -> Outcome:
             if known is None:
-                state.accounts[self.account] = fold.Account(self.account)
+                state.accounts[self.account] = records.Account(self.account)
             owner = state.changing(self.account)
             # It is paid for watching what comes from here on.
             owner.registered, owner.recovery, owner.witnessed = True, self.recovery, state.size

@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import Body, Digest, Entry, signed
-from artel.ledger.entries.fold_state import RECORDED, Effect, FoldState, Outcome
+from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.entries.records import RECORDED, Effect, Outcome
 from artel.ledger.entries.story import Fact, Story
 from artel.ledger.entries.words import short_key
 from artel.protocol.dsse import Envelope

@@ -22,7 +22,8 @@ from artel.ledger.entries.body import (
     SliceNumber,
     signed,
 )
-from artel.ledger.entries.fold_state import RECORDED, Effect, FoldState, Outcome, Slice, key_of
+from artel.ledger.entries.fold_state import FoldState, key_of
+from artel.ledger.entries.records import RECORDED, Effect, Outcome, Slice
 from artel.ledger.entries.story import Fact, Story, of_slice
 from artel.ledger.entries.words import plural
 from artel.protocol import assignment

@@ -16,15 +16,8 @@ from artel.ledger.entries.body import (
     Positive,
     signed,
 )
-from artel.ledger.entries.fold_state import (
-    RECORDED,
-    Attempt,
-    Effect,
-    FoldState,
-    Outcome,
-    ValidContribution,
-    key_of,
-)
+from artel.ledger.entries.fold_state import FoldState, key_of
+from artel.ledger.entries.records import RECORDED, Attempt, Effect, Outcome, ValidContribution
 from artel.ledger.entries.story import (
     Fact,
     Story,

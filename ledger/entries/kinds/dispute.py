@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import Digest, Entry, OfWork, OptionalDigest, ReasonCode
 from artel.ledger.entries.credit import freeze
-from artel.ledger.entries.fold_state import Account, Effect, FoldState, Outcome
+from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.entries.records import Account, Effect, Outcome
 from artel.ledger.entries.story import Fact, Story, earning, fate_of_work, frozen, totals
 from artel.ledger.entries.words import short_key
 

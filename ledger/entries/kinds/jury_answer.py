@@ -9,8 +9,9 @@ from typing import ClassVar, Literal
 
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import Body, Digest, Entry, PeerId, signed
-from artel.ledger.entries.fold_state import Effect, FoldState, LeftOut, Outcome, key_of
+from artel.ledger.entries.fold_state import FoldState, key_of
 from artel.ledger.entries.kinds.state_wrong import asked, needed, place_of, settle
+from artel.ledger.entries.records import Effect, LeftOut, Outcome
 from artel.ledger.entries.story import Fact, Story
 from artel.ledger.entries.words import short_key
 from artel.protocol.dsse import Envelope

@@ -7,8 +7,9 @@ from typing import ClassVar, Literal
 
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import Body, Digest, Entry, OptionalDigest, Positive, signed
-from artel.ledger.entries.fold_state import Effect, FoldState, Outcome
+from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.entries.kinds.account import recovery_digest
+from artel.ledger.entries.records import Effect, Outcome
 from artel.ledger.entries.story import Fact, Story, account_now
 from artel.ledger.entries.words import short_key
 from artel.protocol.dsse import Envelope

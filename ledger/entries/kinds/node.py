@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import Body, Digest, Entry, PeerId, Positive, signed
-from artel.ledger.entries.fold_state import Effect, FoldState, Outcome, key_of
+from artel.ledger.entries.fold_state import FoldState, key_of
+from artel.ledger.entries.records import Effect, Outcome
 from artel.ledger.entries.story import Fact, Story, as_of
 from artel.ledger.entries.words import short_key
 from artel.protocol.dsse import Envelope

@@ -9,10 +9,11 @@ from artel.ledger.entries import reasons
 from artel.ledger.entries.anchors import anchor_of, go_back, oldest_anchor
 from artel.ledger.entries.body import Body, Count, Digest, Entry, signed
 from artel.ledger.entries.credit_map import CreditMap
-from artel.ledger.entries.fold_state import Effect, FoldState, LeftOut, Outcome
+from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.entries.kinds.jury_answer import charged
 from artel.ledger.entries.kinds.round_opened import given_up
 from artel.ledger.entries.kinds.state_wrong import place_of, settle
+from artel.ledger.entries.records import Effect, LeftOut, Outcome
 from artel.ledger.entries.story import Fact, Story, totals
 from artel.ledger.entries.words import plural, short_key
 from artel.protocol.dsse import Envelope

@@ -17,8 +17,9 @@ from artel.ledger.entries.body import (
     Record,
     signed,
 )
-from artel.ledger.entries.fold_state import Effect, FoldState, Outcome
+from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.entries.kinds.round_opened import given_up
+from artel.ledger.entries.records import Effect, Outcome
 from artel.ledger.entries.story import Fact, Story, outcome_of
 from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity, short_peer

@@ -9,7 +9,8 @@ from pydantic import Field
 
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import MAX_MEMBERS, AttemptBody, Digest, Entry, PeerId, signed
-from artel.ledger.entries.fold_state import RECORDED, Effect, FoldState, Outcome
+from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.entries.records import RECORDED, Effect, Outcome
 from artel.ledger.entries.story import Fact, Story, outcome_of
 from artel.ledger.entries.words import plural
 from artel.protocol.dsse import Envelope

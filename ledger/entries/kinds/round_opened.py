@@ -20,8 +20,9 @@ from artel.ledger.entries.body import (
     Positive,
     signed,
 )
-from artel.ledger.entries.fold_state import Attempt, Effect, FoldState, LeftOut, Outcome
+from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.entries.kinds.state_wrong import wait_for_jury
+from artel.ledger.entries.records import Attempt, Effect, LeftOut, Outcome
 from artel.ledger.entries.story import Fact, Story, assigned, belonged, outcome_of, steps_of
 from artel.ledger.entries.words import plural
 from artel.protocol import seats

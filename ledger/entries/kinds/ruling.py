@@ -9,7 +9,8 @@ from artel.ledger.entries import reasons
 from artel.ledger.entries.audits import convict
 from artel.ledger.entries.body import Entry, OfWork, OptionalDigest, signed
 from artel.ledger.entries.credit import audited, end_dispute, invalidate, proven, vest
-from artel.ledger.entries.fold_state import Effect, FoldState, Outcome
+from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.entries.records import Effect, Outcome
 from artel.ledger.entries.story import Fact, Story, earning, fate_of_work, totals
 from artel.ledger.entries.words import plural, short_key
 from artel.protocol.dsse import Envelope

@@ -11,7 +11,8 @@ from artel.ledger.entries import audits, reasons
 from artel.ledger.entries.body import Body, Digest, Entry, Positive, signed
 from artel.ledger.entries.credit import audited, frozen_until, vest
 from artel.ledger.entries.credit_map import CreditMap
-from artel.ledger.entries.fold_state import Credit, Effect, FoldState, Outcome
+from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.entries.records import Credit, Effect, Outcome
 from artel.ledger.entries.story import Fact, Story, totals
 from artel.ledger.entries.words import plural
 from artel.protocol.dsse import Envelope

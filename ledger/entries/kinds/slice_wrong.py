@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import AttemptBody, Digest, Entry, PeerId, SliceNumber, signed
-from artel.ledger.entries.fold_state import RECORDED, Effect, FoldState, Outcome, key_of
+from artel.ledger.entries.fold_state import FoldState, key_of
+from artel.ledger.entries.records import RECORDED, Effect, Outcome
 from artel.ledger.entries.story import Fact, Story, of_slice
 from artel.protocol.assignment import checker
 from artel.protocol.dsse import Envelope

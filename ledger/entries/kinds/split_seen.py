@@ -10,8 +10,9 @@ from pydantic import AfterValidator
 from artel.ledger.entries import evidence, reasons
 from artel.ledger.entries.audits import convict
 from artel.ledger.entries.body import Body, Digest, Entry
-from artel.ledger.entries.fold_state import Effect, FoldState, Loss, Outcome, key_of
+from artel.ledger.entries.fold_state import FoldState, key_of
 from artel.ledger.entries.kinds.dispute import speaking
+from artel.ledger.entries.records import Effect, Loss, Outcome
 from artel.ledger.entries.story import Fact, Story, totals
 from artel.ledger.entries.words import short_key
 from artel.ledger.tlog.cosignature import WITNESS_PREFIX, CosignerKey, witness_key

@@ -32,15 +32,8 @@ from artel.ledger.entries.body import (
     signed,
 )
 from artel.ledger.entries.credit import grant, vest_due
-from artel.ledger.entries.fold_state import (
-    Attempt,
-    Credit,
-    Effect,
-    FoldState,
-    Outcome,
-    RestsOn,
-    key_of,
-)
+from artel.ledger.entries.fold_state import FoldState, key_of
+from artel.ledger.entries.records import Attempt, Credit, Effect, Outcome, RestsOn
 from artel.ledger.entries.rules import DataUse
 from artel.ledger.entries.story import Fact, Story, assigned, audits_drawn, judged, totals, vesting
 from artel.ledger.entries.words import short_key

@@ -7,9 +7,10 @@ from typing import ClassVar, Literal
 
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import Body, Digest, Entry, signed
-from artel.ledger.entries.fold_state import Effect, FoldState, Outcome
+from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.entries.kinds.jury_answer import charged
 from artel.ledger.entries.kinds.state_wrong import place_of, settle
+from artel.ledger.entries.records import Effect, Outcome
 from artel.ledger.entries.story import Fact, Story
 from artel.ledger.entries.words import short_key
 from artel.protocol.dsse import Envelope

@@ -10,7 +10,8 @@ from typing import ClassVar, Literal
 from artel.ledger.entries import lot, reasons
 from artel.ledger.entries.anchors import anchor_of, oldest_anchor
 from artel.ledger.entries.body import Body, Count, Digest, Entry, PeerId, Positive, signed
-from artel.ledger.entries.fold_state import Charge, Effect, FoldState, LeftOut, Outcome, key_of
+from artel.ledger.entries.fold_state import FoldState, key_of
+from artel.ledger.entries.records import Charge, Effect, LeftOut, Outcome
 from artel.ledger.entries.story import Fact, Story
 from artel.ledger.entries.words import short_key
 from artel.protocol.dsse import Envelope

@@ -12,7 +12,8 @@ from pydantic import Field
 from artel.ledger.entries import audits, reasons
 from artel.ledger.entries.body import Count, Digest, Entry, Hardware, OfWork, PeerId, signed
 from artel.ledger.entries.credit import grant
-from artel.ledger.entries.fold_state import Credit, Effect, FoldState, Outcome, key_of
+from artel.ledger.entries.fold_state import FoldState, key_of
+from artel.ledger.entries.records import Credit, Effect, Outcome
 from artel.ledger.entries.story import (
     RESULTS,
     Fact,

@@ -8,8 +8,9 @@ from typing import ClassVar, Literal
 
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import Digest, Entry, OfWork, PeerId, signed
-from artel.ledger.entries.fold_state import RECORDED, Effect, FoldState, Outcome, key_of
+from artel.ledger.entries.fold_state import FoldState, key_of
 from artel.ledger.entries.kinds.verdict import promised
+from artel.ledger.entries.records import RECORDED, Effect, Outcome
 from artel.ledger.entries.story import Fact, Story, earning, fate_of_work
 from artel.ledger.entries.words import short_key
 from artel.protocol.dsse import Envelope

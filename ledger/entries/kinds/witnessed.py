@@ -21,7 +21,8 @@ from artel.ledger.entries.body import (
     signed,
 )
 from artel.ledger.entries.credit import grant
-from artel.ledger.entries.fold_state import Credit, Effect, FoldState, Outcome, key_of
+from artel.ledger.entries.fold_state import FoldState, key_of
+from artel.ledger.entries.records import Credit, Effect, Outcome
 from artel.ledger.entries.story import Fact, Story, arithmetic
 from artel.ledger.entries.words import plural, short_key
 from artel.ledger.tlog.checkpoint import Checkpoint, origin_of

@@ -12,7 +12,8 @@ import pytest
 
 from artel.ledger import entries
 from artel.ledger.entries import Entry, decode
-from artel.ledger.entries.fold_state import FoldState, Outcome
+from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.entries.records import Outcome
 from artel.ledger.fold import effects
 from artel.ledger.fold.effects import Fold
 from artel.ledger.fold.explain import explain

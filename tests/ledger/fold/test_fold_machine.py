@@ -24,8 +24,8 @@ from artel.coordinator.resuming import seat
 from artel.ledger import entries
 from artel.ledger.entries import Entry, decode, reasons, recovery_digest
 from artel.ledger.entries.anchors import anchor_of
-from artel.ledger.entries.fold_state import Attempt
 from artel.ledger.entries.kinds.dispute import MAX_OPEN_DISPUTES
+from artel.ledger.entries.records import Attempt
 from artel.ledger.fold.explain import explain
 from artel.ledger.fold.history import read
 from artel.ledger.fold.shares import SHARE_SCALE, FoldState, Outcome, apply, check, fold, shares

@@ -9,7 +9,7 @@ import pytest
 
 from artel.ledger import entries
 from artel.ledger.entries import audits, reasons
-from artel.ledger.entries.fold_state import Audit
+from artel.ledger.entries.records import Audit
 from artel.ledger.fold.claims import Claim, stands
 from artel.ledger.fold.explain import explain
 from artel.ledger.fold.history import read

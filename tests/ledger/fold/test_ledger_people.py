@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from artel.ledger import entries
 from artel.ledger.entries import reasons, recovery_digest
-from artel.ledger.entries.fold_state import FoldState, Outcome
+from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.entries.kinds.dispute import MAX_OPEN_DISPUTES
+from artel.ledger.entries.records import Outcome
 from artel.protocol.dsse import Envelope
 from ledger_world import CREDIT, TOKENS, World, digest, forged, key, outcomes
 

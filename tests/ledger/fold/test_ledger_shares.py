@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from artel.ledger import entries
 from artel.ledger.entries import reasons
 from artel.ledger.entries.credit_map import CreditMap
-from artel.ledger.entries.fold_state import Account
+from artel.ledger.entries.records import Account
 from artel.ledger.fold.shares import SHARE_SCALE, FoldState, Outcome, check, fold, shares, step
 from artel.protocol.dsse import Envelope
 from ledger_world import CREDIT, RATE, TOKENS, World, digest, forged, key, outcomes, read

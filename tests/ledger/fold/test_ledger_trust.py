@@ -8,7 +8,8 @@ import pytest
 
 from artel.ledger import entries
 from artel.ledger.entries import reasons
-from artel.ledger.entries.fold_state import FoldState, Outcome
+from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.entries.records import Outcome
 from artel.protocol import assignment
 from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity

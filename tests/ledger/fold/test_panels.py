@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from artel.ledger.entries import audits
-from artel.ledger.entries.fold_state import Audit
+from artel.ledger.entries.records import Audit
 from benchmarks.attacks_paid import FALSE, Watched
 
 ACCOUNTS, SETTLED, FOLLOWED = 20, 12, 150

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from artel.ledger.entries import decode, entry_id
-from artel.ledger.entries.fold_state import Account, FoldState
+from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.entries.records import Account
 from artel.ledger.fold.shares import SHARE_SCALE
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.sync import export

@@ -24,7 +24,8 @@ import pytest
 from artel import cli
 from artel.ledger import entries
 from artel.ledger.entries import documents, reasons
-from artel.ledger.entries.fold_state import Account, FoldState
+from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.entries.records import Account
 from artel.ledger.fold.alias import read_table, write_table
 from artel.ledger.fold.shares import SHARE_SCALE, shares
 from artel.ledger.sync.client import home_view
