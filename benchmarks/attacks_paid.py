@@ -37,12 +37,12 @@ from artel.ledger.entries import audits
 from artel.ledger.entries.kinds.verdict import promised
 from artel.ledger.entries.records import Audit
 from artel.ledger.fold.shares import apply
+from artel.protocol.content import commitment
 from artel.protocol.dsse import Envelope
 from artel.protocol.exchange import codec as codecs
 from artel.protocol.exchange.pseudogradient import Header
 from artel.protocol.identity import peer_id_of
 from artel.protocol.round_state import COPIED, NO_NUMBERS
-from artel.protocol.rounds import commitment
 from artel.protocol.run_config import TOLERANCES
 from artel.protocol.seats import seated
 from artel.protocol.state import Layout, Vector

@@ -20,9 +20,9 @@ from artel.ledger.entries.records import Outcome
 from artel.ledger.fold.shares import apply
 from artel.ledger.tlog.checkpoint import origin_of, sign_checkpoint
 from artel.protocol import canonical, dsse
+from artel.protocol.content import commitment
 from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity, peer_id_of
-from artel.protocol.rounds import commitment
 
 MEMBERS = 8
 """Of each round."""

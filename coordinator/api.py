@@ -21,7 +21,7 @@ from artel.coordinator.wording import exchange_words
 from artel.ledger.store import finality
 from artel.ledger.tlog.checkpoint import parse_checkpoint
 from artel.ledger.web.exposition import metric
-from artel.protocol import rounds
+from artel.protocol import members
 
 
 def run_facts(core: Coordinator, invite: str) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def run_facts(core: Coordinator, invite: str) -> dict[str, Any]:
 async def status_facts(core: Coordinator) -> dict[str, Any]:
     """How the run goes now."""
     state, rules, now = core.state, core.rules, core.clock()
-    ready = len(rounds.ready(state))
+    ready = len(members.ready(state))
     return {
         "run": core.run,
         "name": core.manifest.config.run.name,

@@ -15,7 +15,7 @@ from artel.node.progress import Progress
 from artel.node.session import Session
 from artel.node.sync import States
 from artel.node.trainer.orders import RunOn, Steps, Train, Trained, Window
-from artel.protocol import assignment, messages, rounds
+from artel.protocol import assignment, content, messages
 from artel.protocol.errors import ArtelError, CheckFailed
 from artel.protocol.events import emit
 from artel.protocol.net import delivery
@@ -137,7 +137,7 @@ class Contributing:
         session, made = self._session, self._made
         assert made is not None
         salt = self._salts.setdefault((directive.round, directive.attempt), os.urandom(32))
-        commitment = rounds.commitment(
+        commitment = content.commitment(
             session.run,
             directive.round,
             directive.attempt,

@@ -3,14 +3,16 @@
 The **content id** of any bytes (a contribution, a data shard, a whole model state) is the RFC 6962
 root over their 1 MiB chunks, in hex. A receiver first gets the list of chunk hashes, checks it
 against the id, and then accepts each chunk from anybody. A state root is the content id of the
-state's bytes.
+state's bytes. A **commitment** names bytes that nobody else is to know yet.
 """
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from artel.protocol import merkle
+from artel.protocol.identity import public_of
 
 CHUNK_BYTES = 1 << 20
 """1 MiB: small enough to bound what an unverified peer can make us hold, large enough to stream."""
@@ -47,3 +49,21 @@ def file_chunk_hashes(path: Path) -> list[bytes]:
 def file_content_id(path: Path) -> str:
     """Content id of a file."""
     return merkle.root(file_chunk_hashes(path)).hex()
+
+
+def commitment(run: str, round: int, attempt: int, peer: str, blob: str, salt: bytes) -> str:
+    """The hash that a node publishes before it reveals its contribution.
+
+    It binds the peer, so that repeating somebody else's commitment is useless; the salt hides a
+    blob that could be guessed.
+    """
+    parts = (
+        b"artel/commitment/v1\0",
+        bytes.fromhex(run),
+        round.to_bytes(8, "big"),
+        attempt.to_bytes(8, "big"),
+        public_of(peer),
+        bytes.fromhex(blob),
+        salt,
+    )
+    return hashlib.sha256(b"".join(parts)).hexdigest()

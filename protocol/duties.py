@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from artel.protocol.members import patience, ready
 from artel.protocol.messages import Task
 from artel.protocol.pauses import wait_before
 from artel.protocol.round_state import Phase, RoundRules, RunState
-from artel.protocol.rounds import patience, ready
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What the round machine speaks of: rules, state, events that come in, actions that come out.
 
-Everything is a frozen value. :mod:`protocol.rounds` has the machine, and these names too.
+Everything is a frozen value. :mod:`protocol.rounds` has the machine.
 """
 
 from __future__ import annotations

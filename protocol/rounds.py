@@ -11,8 +11,8 @@ One round::
 
 A round that does not reach its quorum, or whose contributors do not agree on a state root, is
 closed with nobody accepted; the same round is then opened again as its next *attempt*, after a
-while and with those who delivered (:func:`members_of`, :mod:`protocol.pauses`). Once a round has
-been closed with somebody accepted, no event changes who that is: the ledger has it.
+while (:mod:`protocol.pauses`) and with those who delivered (:mod:`protocol.members`). Once a round
+has been closed with somebody accepted, no event changes who that is: the ledger has it.
 
 In a run with a time box (``Rules.box`` > 0) every member trains as many steps as fit into it
 (:mod:`coordinator.pace`), so nobody is waited for longer: commitments close when all have
@@ -21,15 +21,12 @@ committed, or ``grace`` seconds after the box.
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from functools import partial
 
 from artel.protocol import assignment, pauses
-from artel.protocol.identity import public_of
+from artel.protocol.members import known_quorum, members_of, owner, patience, ready, resting, struck
 from artel.protocol.round_state import (
     BEHIND,
     COMMITMENT_MISMATCH,
@@ -74,7 +71,6 @@ from artel.protocol.round_state import (
     Vote,
     carries,
 )
-from artel.protocol.seats import UNKNOWN, Seat, seated, standing_parts
 
 
 def step(rules: RoundRules, state: RunState, event: Event) -> tuple[RunState, list[Action]]:
@@ -166,11 +162,11 @@ def _apply(state: RunState, event: Event) -> RunState:
         return replace(state, combined=state.combined | {event.slice})
     if isinstance(event, Grounds):
         # Nobody has a seat outside: a paused node would be followed by the next one of its account.
-        resting = _resting(state)
+        paused = resting(state).values()
         outside = frozenset(
             peer
             for peer in event.outside.intersection(ready(state)) - {*state.accepted}
-            if _owner(state, peer) not in resting.values()
+            if owner(state, peer) not in paused
         )
         state = replace(state, weights=event.weights, recompute=event.recompute)
         return replace(state, outside=outside, slices=event.slices)
@@ -218,74 +214,6 @@ def _advance(rules: RoundRules, state: RunState, now: float) -> tuple[RunState, 
     return state, []
 
 
-def ready(state: RunState) -> list[str]:
-    """Present nodes that hold the agreed state and may take part, ascending."""
-    return sorted(
-        peer
-        for peer, presence in state.peers.items()
-        if presence.root == state.base and not presence.leaving
-    )
-
-
-def _seat(state: RunState, peer: str) -> Seat:
-    return state.seats.get(peer, UNKNOWN)
-
-
-def _owner(state: RunState, peer: str) -> str:
-    """The account of a node; where that is unknown the node itself."""
-    return _seat(state, peer).account or peer
-
-
-def _struck(state: RunState, reasons: Mapping[str, str]) -> dict[str, pauses.Pause]:
-    """The pauses after these were in the way of this round."""
-    return pauses.struck(state.pauses, reasons, state.round, partial(_owner, state))
-
-
-def _resting(state: RunState) -> dict[str, str]:
-    """Who sits this round out, and whose node it is."""
-    out = (p for p in state.pauses if pauses.sits_out(state.pauses, p, state.round))
-    return {peer: state.pauses[peer].account for peer in out}
-
-
-def members_of(rules: RoundRules, state: RunState) -> tuple[str, ...]:
-    """Who the attempt that comes next is opened with, ascending; () when there are too few.
-
-    - The first attempt of a round: everybody who does not sit it out.
-    - A repetition: those who delivered in the attempt before. That way nobody who only gets in the
-      way, and no stranger who came meanwhile, can make a round fail again and again.
-    - When these are fewer than ``min_nodes``, every second repetition is filled up to that number,
-      so that a quorum may do without one; the others take everybody, sitting out or not, to find
-      out who does deliver now. The same when nobody had delivered.
-
-    Where places are short, nodes of accounts with standing come first, then, as long as the run
-    rests on its coordinator, those that have signed an agreed state; then those with the fewest
-    strikes, then as the lot has drawn them. Once it rests on its members :mod:`protocol.seats` says
-    how many newcomers there may be.
-    """
-
-    def rank(peer: str) -> tuple[bool, bool, int, int, str]:
-        strikes = state.pauses[peer].strikes if peer in state.pauses else 0
-        seat, strange = _seat(state, peer), peer not in state.proven and not state.on_members
-        return not seat.standing, strange, strikes, seat.place, peer
-
-    nodes = sorted(ready(state), key=rank)
-    if len(nodes) < rules.min_nodes:
-        return ()
-    if state.failed == 0:
-        chosen = [p for p in nodes if not pauses.sits_out(state.pauses, p, state.round)]
-    else:
-        chosen = [peer for peer in nodes if peer in state.delivered]
-        if not chosen or (len(chosen) < rules.min_nodes and state.failed % 2 == 0):
-            chosen = nodes
-    if state.on_members:
-        # Whoever sits out has its seat: else nodes of one account would take turns.
-        out = Counter(name for peer, name in _resting(state).items() if peer not in chosen)
-        chosen = seated(chosen, state.seats, rules.max_nodes, out)
-    missing = max(0, rules.min_nodes - len(chosen))
-    chosen += [peer for peer in nodes if peer not in chosen][:missing]
-    return tuple(sorted(chosen[: rules.max_nodes]))
-
-
 def _try_open(rules: RoundRules, state: RunState, now: float) -> tuple[RunState, list[Action]]:
     if state.round >= rules.total:
         return replace(state, phase=Phase.FINISHED, since=now), []
@@ -307,29 +235,21 @@ def _try_open(rules: RoundRules, state: RunState, now: float) -> tuple[RunState,
     slow = wanted & here - set(ready(state))
     if slow and now - state.since < rules.grace:
         return state, []
-    state = replace(
-        state,
-        phase=Phase.TRAINING,
-        since=now,
+    # Of the attempt before nothing stays.
+    state = RunState(
+        Phase.TRAINING,
+        state.round,
+        state.attempt,
+        state.base,
+        now,
+        peers=state.peers,
         members=members,
-        commitments={},
-        quorum_since=None,
-        revealed=frozenset(),
-        rejected={},
-        votes={},
-        accused=frozenset(),
-        slices=0,
-        combined=frozenset(),
-        again=frozenset(),
-        weights={},
-        outside=frozenset(),
-        recompute=True,
-        own="",
-        held=frozenset(),
-        not_held=frozenset(),
-        handed_back=frozenset(),
-        delivered=frozenset(),
-        pauses=_struck(state, dict.fromkeys(slow, BEHIND)),
+        begun=state.begun,
+        pauses=struck(state, dict.fromkeys(slow, BEHIND)),
+        proven=state.proven,
+        unawaited=state.unawaited,
+        seats=state.seats,
+        on_members=state.on_members,
     )
     return state, [OpenRound(state.round, state.attempt, state.base, members)]
 
@@ -339,7 +259,7 @@ def _try_close_commitments(
 ) -> tuple[RunState, list[Action]]:
     open_members = [peer for peer in state.members if peer not in state.rejected]
     committed = [peer for peer in open_members if peer in state.commitments]
-    known = _known_quorum(rules, state, committed)
+    known = known_quorum(rules, state, committed)
     if known and state.quorum_since is None:
         state = replace(state, quorum_since=now)
     # In a box everybody has the same time, so that the quick do not cut the slow ones short.
@@ -357,42 +277,6 @@ def _try_close_commitments(
     return state, [CloseCommitments(state.round, state.attempt, kept)]
 
 
-def _known_quorum(rules: RoundRules, state: RunState, done: Collection[str]) -> bool:
-    """Whether these are a quorum of the members that have delivered lately: they have signed an
-    agreed state, and no node of their account was in the way since.
-
-    So whoever never delivered makes nobody wait, and does not end the waiting for others either.
-    All count where so few have that the round would not be one without the others. Once the run
-    rests on its members standing is counted, and not nodes: little of it gets a seat, too. Half of
-    all who have ever delivered are needed, so that a few who never failed cut nobody short.
-    """
-    few, members = max(2, rules.min_nodes), frozenset(state.members)
-    known = members & state.proven
-    known = known if len(known) >= few else members
-    struck = {pause.account for pause in state.pauses.values()}
-    lately = {peer for peer in known if _owner(state, peer) not in struck}
-    parts = standing_parts(known, state.seats) if state.on_members else {}
-    if not any(parts.values()):
-        parts = dict.fromkeys(known, 1)
-    some = known.intersection(done)
-
-    def are(part: float, whole: Collection[str]) -> bool:
-        needed = part * sum(parts[peer] for peer in whole) - 1e-9
-        return sum(parts[peer] for peer in some.intersection(whole)) >= needed
-
-    enough = are(rules.quorum, lately if len(lately) >= few else known)
-    return enough and are(min(rules.quorum, 0.5), known) and len(some) >= min(2, len(known))
-
-
-def patience(rules: RoundRules, state: RunState) -> float:
-    """Seconds of a phase after which nobody is waited for: once a quorum is done, as long again as
-    it took, and ``grace`` at least."""
-    if state.quorum_since is None:
-        return math.inf
-    took = state.quorum_since - state.since
-    return took + max(rules.grace, took)
-
-
 def _try_close_round(
     rules: RoundRules, state: RunState, now: float
 ) -> tuple[RunState, list[Action]]:
@@ -401,7 +285,7 @@ def _try_close_round(
         for peer in state.commitments
         if peer not in state.revealed and peer not in state.rejected
     ]
-    known = _known_quorum(rules, state, state.accepted)
+    known = known_quorum(rules, state, state.accepted)
     if known and state.quorum_since is None:
         state = replace(state, quorum_since=now)
     if missing and now - state.since < min(rules.reveal, patience(rules, state)):
@@ -465,7 +349,6 @@ def _try_agree(rules: RoundRules, state: RunState, now: float) -> tuple[RunState
         guilty |= {peer: UNSIGNED for peer in awaited if peer not in state.again}
         guilty |= _faults_of_slices(state, best.wrong)
     agreeing = tuple(peer for peer, vote in outside.items() if vote == best)
-    struck, recomputed = _struck(state, guilty), bool(state.own)
     state = replace(
         state,
         phase=Phase.WAITING,
@@ -473,12 +356,12 @@ def _try_agree(rules: RoundRules, state: RunState, now: float) -> tuple[RunState
         round=state.round + 1,
         attempt=state.begun.get(state.round + 1, 0),
         base=best.root,
-        pauses=pauses.forgiven(struck, signers, state.round + 1),
+        pauses=pauses.forgiven(struck(state, guilty), signers, state.round + 1),
         proven=state.proven | set(signers),
         unawaited=(state.unawaited | {*accepted, *missed}) - {*signers, *outside},
         unranked=bool(state.seats),
     )
-    agreed = AgreeState(state.round, best.root, signers, best.wrong, agreeing, recomputed)
+    agreed = AgreeState(state.round, best.root, signers, best.wrong, agreeing, bool(state.own))
     return state, [agreed]
 
 
@@ -553,24 +436,6 @@ def _fail(
         since=now,
         attempt=state.attempt + 1,
         delivered=frozenset(delivered),
-        pauses=_struck(state, guilty),
+        pauses=struck(state, guilty),
     )
     return state, [action]
-
-
-def commitment(run: str, round: int, attempt: int, peer: str, blob: str, salt: bytes) -> str:
-    """The hash that a node publishes before it reveals its contribution.
-
-    It binds the peer, so that repeating somebody else's commitment is useless; the salt hides a
-    blob that could be guessed.
-    """
-    parts = (
-        b"artel/commitment/v1\0",
-        bytes.fromhex(run),
-        round.to_bytes(8, "big"),
-        attempt.to_bytes(8, "big"),
-        public_of(peer),
-        bytes.fromhex(blob),
-        salt,
-    )
-    return hashlib.sha256(b"".join(parts)).hexdigest()

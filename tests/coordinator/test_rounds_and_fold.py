@@ -29,7 +29,7 @@ from artel.ledger import entries
 from artel.ledger.entries import Entry
 from artel.ledger.fold import shares
 from artel.ledger.fold.shares import FoldState, Outcome
-from artel.protocol import assignment, dsse, round_state, rounds
+from artel.protocol import assignment, content, dsse, round_state
 from artel.protocol.duties import directive
 from artel.protocol.identity import Identity
 from artel.protocol.manifest import Manifest, sign
@@ -193,7 +193,7 @@ class Office:
     def fold(self) -> FoldState:
         return self.paper.state
 
-    def feed(self, event: rounds.Event, statement: dsse.Envelope | None = None) -> bool:
+    def feed(self, event: round_state.Event, statement: dsse.Envelope | None = None) -> bool:
         entry = None if statement is None else entries.decode(statement.encode())
         return self.do(self.core.feed(event, entry))
 
@@ -227,7 +227,7 @@ class Office:
 
     def commit(self, peer: str, off: int = 0) -> bool:
         blob, salt, round, attempt = self.secret(peer)
-        made = rounds.commitment(self.run, round, attempt, peer, blob, salt)
+        made = content.commitment(self.run, round, attempt, peer, blob, salt)
         return self.feed(round_state.Committed(self.now, peer, round, attempt + off, made))
 
     def reveal(self, peer: str, fault: str = "") -> bool:

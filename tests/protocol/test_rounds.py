@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from artel.protocol import assignment, round_state, rounds
+from artel.protocol import assignment, content, round_state
 from artel.protocol.duties import directive
 from artel.protocol.identity import Identity
 from artel.protocol.round_state import (
@@ -407,11 +407,11 @@ def test_a_leaving_node_is_not_asked_to_join_another_round() -> None:
 def test_a_commitment_is_bound_to_its_node_round_and_attempt() -> None:
     run, blob, salt = "ab" * 32, "cd" * 32, b"s" * 32
     digests = {
-        rounds.commitment(run, 1, 0, A, blob, salt),
-        rounds.commitment(run, 1, 0, B, blob, salt),
-        rounds.commitment(run, 2, 0, A, blob, salt),
-        rounds.commitment(run, 1, 1, A, blob, salt),
-        rounds.commitment(run, 1, 0, A, blob, b"t" * 32),
+        content.commitment(run, 1, 0, A, blob, salt),
+        content.commitment(run, 1, 0, B, blob, salt),
+        content.commitment(run, 2, 0, A, blob, salt),
+        content.commitment(run, 1, 1, A, blob, salt),
+        content.commitment(run, 1, 0, A, blob, b"t" * 32),
     }
     assert len(digests) == 5
 

@@ -23,7 +23,7 @@ from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.sync.peers import HEADS, ask_files
 from artel.ledger.tlog import note
 from artel.ledger.tlog.cosignature import add_lines, cosign, witness_name
-from artel.protocol import content, dsse, messages, model, round_state, rounds
+from artel.protocol import content, dsse, messages, model, round_state
 from artel.protocol.exchange import pseudogradient
 from artel.protocol.exchange.codec import codec
 from artel.protocol.exchange.pseudogradient import Header
@@ -335,7 +335,7 @@ class Member:
 
     def commitment(self, blob: str) -> str:
         state = self.office.core.state
-        return rounds.commitment(
+        return content.commitment(
             self.office.run, state.round, state.attempt, self.peer, blob, self.salt
         )
 

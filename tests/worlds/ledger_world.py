@@ -21,10 +21,10 @@ from artel.ledger.tlog.checkpoint import Checkpoint, origin_of, sign_checkpoint
 from artel.ledger.tlog.cosignature import cosign, witness_name
 from artel.ledger.tlog.note import Note
 from artel.protocol import canonical, dsse
+from artel.protocol.content import commitment
 from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity
 from artel.protocol.merkle import leaf_hash, root
-from artel.protocol.rounds import commitment
 from leaf_hashes import LeafHashes
 from tests.independent_fold import SUMS, Fold
 

@@ -29,6 +29,7 @@ from artel.ledger.entries.story import (
     steps_of,
 )
 from artel.ledger.entries.words import plural, short_key
+from artel.protocol.content import commitment
 from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity, short_peer
 from artel.protocol.round_state import (
@@ -39,7 +40,6 @@ from artel.protocol.round_state import (
     WRONG_STATE,
     WRONG_TOKENS,
 )
-from artel.protocol.rounds import commitment
 
 
 class Contribution(AttemptBody):

@@ -1,0 +1,116 @@
+"""Who takes part in a round, who of these are a quorum, and how long the others are waited for."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping
+from functools import partial
+
+from artel.protocol import pauses
+from artel.protocol.round_state import RoundRules, RunState
+from artel.protocol.seats import UNKNOWN, Seat, seated, standing_parts
+
+
+def ready(state: RunState) -> list[str]:
+    """Present nodes that hold the agreed state and may take part, ascending."""
+    return sorted(
+        peer
+        for peer, presence in state.peers.items()
+        if presence.root == state.base and not presence.leaving
+    )
+
+
+def _seat(state: RunState, peer: str) -> Seat:
+    return state.seats.get(peer, UNKNOWN)
+
+
+def owner(state: RunState, peer: str) -> str:
+    """The account of a node; where that is unknown the node itself."""
+    return _seat(state, peer).account or peer
+
+
+def struck(state: RunState, reasons: Mapping[str, str]) -> dict[str, pauses.Pause]:
+    """The pauses after these were in the way of this round."""
+    return pauses.struck(state.pauses, reasons, state.round, partial(owner, state))
+
+
+def resting(state: RunState) -> dict[str, str]:
+    """Who sits this round out, and whose node it is."""
+    out = (p for p in state.pauses if pauses.sits_out(state.pauses, p, state.round))
+    return {peer: state.pauses[peer].account for peer in out}
+
+
+def members_of(rules: RoundRules, state: RunState) -> tuple[str, ...]:
+    """Who the attempt that comes next is opened with, ascending; () when there are too few.
+
+    - The first attempt of a round: everybody who does not sit it out.
+    - A repetition: those who delivered in the attempt before. That way nobody who only gets in the
+      way, and no stranger who came meanwhile, can make a round fail again and again.
+    - When these are fewer than ``min_nodes``, every second repetition is filled up to that number,
+      so that a quorum may do without one; the others take everybody, sitting out or not, to find
+      out who does deliver now. The same when nobody had delivered.
+
+    Where places are short, nodes of accounts with standing come first, then, as long as the run
+    rests on its coordinator, those that have signed an agreed state; then those with the fewest
+    strikes, then as the lot has drawn them. Once it rests on its members :mod:`protocol.seats` says
+    how many newcomers there may be.
+    """
+
+    def rank(peer: str) -> tuple[bool, bool, int, int, str]:
+        strikes = state.pauses[peer].strikes if peer in state.pauses else 0
+        seat, strange = _seat(state, peer), peer not in state.proven and not state.on_members
+        return not seat.standing, strange, strikes, seat.place, peer
+
+    nodes = sorted(ready(state), key=rank)
+    if len(nodes) < rules.min_nodes:
+        return ()
+    if state.failed == 0:
+        chosen = [p for p in nodes if not pauses.sits_out(state.pauses, p, state.round)]
+    else:
+        chosen = [peer for peer in nodes if peer in state.delivered]
+        if not chosen or (len(chosen) < rules.min_nodes and state.failed % 2 == 0):
+            chosen = nodes
+    if state.on_members:
+        # Whoever sits out has its seat: else nodes of one account would take turns.
+        out = Counter(name for peer, name in resting(state).items() if peer not in chosen)
+        chosen = seated(chosen, state.seats, rules.max_nodes, out)
+    missing = max(0, rules.min_nodes - len(chosen))
+    chosen += [peer for peer in nodes if peer not in chosen][:missing]
+    return tuple(sorted(chosen[: rules.max_nodes]))
+
+
+def known_quorum(rules: RoundRules, state: RunState, done: Collection[str]) -> bool:
+    """Whether these are a quorum of the members that have delivered lately: they have signed an
+    agreed state, and no node of their account was in the way since.
+
+    So whoever never delivered makes nobody wait, and does not end the waiting for others either.
+    All count where so few have that the round would not be one without the others. Once the run
+    rests on its members standing is counted, and not nodes: little of it gets a seat, too. Half of
+    all who have ever delivered are needed, so that a few who never failed cut nobody short.
+    """
+    few, members = max(2, rules.min_nodes), frozenset(state.members)
+    known = members & state.proven
+    known = known if len(known) >= few else members
+    struck = {pause.account for pause in state.pauses.values()}
+    lately = {peer for peer in known if owner(state, peer) not in struck}
+    parts = standing_parts(known, state.seats) if state.on_members else {}
+    if not any(parts.values()):
+        parts = dict.fromkeys(known, 1)
+    some = known.intersection(done)
+
+    def are(part: float, whole: Collection[str]) -> bool:
+        needed = part * sum(parts[peer] for peer in whole) - 1e-9
+        return sum(parts[peer] for peer in some.intersection(whole)) >= needed
+
+    enough = are(rules.quorum, lately if len(lately) >= few else known)
+    return enough and are(min(rules.quorum, 0.5), known) and len(some) >= min(2, len(known))
+
+
+def patience(rules: RoundRules, state: RunState) -> float:
+    """Seconds of a phase after which nobody is waited for: once a quorum is done, as long again as
+    it took, and ``grace`` at least."""
+    if state.quorum_since is None:
+        return math.inf
+    took = state.quorum_since - state.since
+    return took + max(rules.grace, took)
