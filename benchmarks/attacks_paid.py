@@ -35,6 +35,7 @@ from artel.coordinator.resuming import seat
 from artel.ledger import entries
 from artel.ledger.entries import audits
 from artel.ledger.entries.kinds.verdict import promised
+from artel.ledger.entries.odds import MILLION
 from artel.ledger.entries.records import Audit
 from artel.ledger.fold.shares import apply
 from artel.protocol.content import commitment
@@ -248,7 +249,7 @@ class Watched(Run):
                 (draw, *_) = audit.awaited
                 body = {"node": draw.node, "contribution": source, "salt": digest("salt")}
                 body |= {"verdict": self._says(draw.node, audit), "round": audit.last}
-                body |= {"error": 0, "overlap": audits.MILLION, "hardware": HARDWARE}
+                body |= {"error": 0, "overlap": MILLION, "hardware": HARDWARE}
                 body |= {"rows": digest("rows"), "differs_round": 0, "differs_step": 0}
                 self._entry(entries.Verdict, body, self._keys[draw.node])
                 assert not self._did.reason, self._did

@@ -9,12 +9,7 @@ repeats the first rounds of a span of one node, up to one of them, and judges al
 - ``first``: of a span that a known node begins, with n rounds before R divides one again, the first
   round is repeated at once, with probability ``f = min(1, 9/10 p n, 2 n / (n + 38))``;
 - ``prefix``: when a span is over, its first k >= 2 rounds are, or more of them, with probability
-  ``min(1, c / k)``. Nobody knows how many while it lasts.
-
-``c = (p n - f) / (H_n - 1/2)``, H_n = 1 + 1/2 + ... + 1/n, so that about the part p of all steps is
-repeated. f is no more than it takes to catch who cheats all the time within 60 rounds, in 95 of 100
-cases: somewhat above 1 - 0.05^(n / 60). Everybody knows where spans begin, so what is left goes to
-those who cheat behind their first rounds: little where spans are short, so it finds them late.
+  ``min(1, c / k)`` (:mod:`ledger.entries.odds`). Nobody knows how many while it lasts.
 
 Auditors are drawn by lot from the nodes of other accounts whose work the newest state holds, by
 standing; a node repeats one thing at a time. Nodes of the class of machine that the work names come
@@ -30,16 +25,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 from artel.ledger.entries import lot, reasons
 from artel.ledger.entries.credit import bar, found_right, invalidate
 from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.entries.odds import MILLION, chances, prefix
 from artel.ledger.entries.records import Attempt, Audit, Credit, Draw, Loss
 from artel.ledger.entries.rules import LedgerRules
 
-MILLION = 1_000_000
 NEWCOMER, FIRST, PREFIX = "newcomer", "first", "prefix"
 ACCEPT, REJECT, INCONCLUSIVE, LAPSED = "accept", "reject", "inconclusive", "lapsed"
 CONVICTED, CLEARED, UNDECIDED = "convicted", "cleared", "undecided"
@@ -58,50 +52,9 @@ PATIENCE = 6
 """An audit is given up after as many times what one auditor has."""
 Drawn = tuple[str, str, str, str, int, int]
 """Contribution, auditor, the node that it audits, why, first and last round."""
-_HALF_FIRST = 38
-"""f is a number that grows to 1 in spans of as many rounds, at a high rate."""
-_LONGEST = 4096
-"""Rounds that are told apart in the sum for c."""
 
 
 # --- the rule -------------------------------------------------------------------------------------
-
-
-@cache
-def chances(rate: int, rounds: int) -> tuple[int, int]:
-    """f and c of the module's text, in millionths.
-
-    :param rate: p in millionths
-    :param rounds: that a span can have (n), at least 1
-    """
-    budget = rate * rounds
-    first = min(MILLION, budget * 9 // 10, 2 * rounds * MILLION // (rounds + _HALF_FIRST))
-    if rounds == 1:
-        return min(MILLION, budget), 0
-    rest = MILLION // 2 + sum(MILLION // k for k in range(2, min(rounds, _LONGEST) + 1))
-    return first, (budget - first) * MILLION // rest
-
-
-def prefix(seed: str, purpose: str, c: int, rounds: int) -> int:
-    """How many of the first rounds of a span that is over are repeated; 0 for none, never 1.
-
-    :param c: in millionths
-    :param rounds: that the span had
-    """
-    if rounds < 2 or not lot.chance(seed, f"{purpose}/2", min(c, 2 * MILLION), 2 * MILLION):
-        return 0
-    length = 2
-    while length < rounds and _longer(seed, purpose, c, length):
-        length += 1
-    return length
-
-
-def _longer(seed: str, purpose: str, c: int, length: int) -> bool:
-    """min(1, c / (k + 1)) of min(1, c / k) cases."""
-    k, more = length, length + 1
-    return lot.chance(
-        seed, f"{purpose}/{more}", min(c, more * MILLION) * k, min(c, k * MILLION) * more
-    )
 
 
 def planned(state: FoldState, first: int) -> int:

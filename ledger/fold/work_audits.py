@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from artel.ledger.entries import Contribution, Verdict
-from artel.ledger.entries.audits import CONVICTED, MILLION, REJECT
+from artel.ledger.entries.audits import CONVICTED, REJECT
+from artel.ledger.entries.odds import MILLION
 from artel.ledger.entries.records import Audit
 from artel.ledger.entries.story import AttemptTrail, rounds_named
 from artel.ledger.entries.words import differs, plural

@@ -13,6 +13,7 @@ from artel.ledger.entries import audits, reasons
 from artel.ledger.entries.body import Count, Digest, Entry, Hardware, OfWork, PeerId, signed
 from artel.ledger.entries.credit import grant
 from artel.ledger.entries.fold_state import FoldState, key_of
+from artel.ledger.entries.odds import MILLION
 from artel.ledger.entries.records import Credit, Effect, Outcome
 from artel.ledger.entries.story import (
     RESULTS,
@@ -56,7 +57,7 @@ class Verdict(OfWork):
     verdict: Literal["accept", "reject", "inconclusive"]
     round: Count
     error: Count
-    overlap: Annotated[int, Field(ge=0, le=audits.MILLION)]
+    overlap: Annotated[int, Field(ge=0, le=MILLION)]
     hardware: Hardware
     rows: Digest
     differs_round: Count
@@ -136,7 +137,7 @@ class Verdict(OfWork):
     def _difference(self) -> str:
         step = f"step {self.differs_step} of round {self.differs_round} is the first that differs"
         more = f"; {step}" if self.differs_step else ""
-        return f"{differs(self.error / audits.MILLION)} in round {self.round}{more}"
+        return f"{differs(self.error / MILLION)} in round {self.round}{more}"
 
 
 def promised(verdict: Envelope) -> str:
@@ -168,9 +169,9 @@ def verdict(
     :param overlap: 0 to 1; 1 where contributions have no positions
     :param differs: round and step (from 1) of the first step that does
     """
-    most = min(error * audits.MILLION, MOST_ERROR)
+    most = min(error * MILLION, MOST_ERROR)
     body = {"run": run, "node": auditor.peer_id, "contribution": contribution, "round": round}
     body |= {"verdict": verdict, "salt": salt.hex(), "hardware": hardware}
-    body |= {"error": int(most), "overlap": int(overlap * audits.MILLION), "rows": rows}
+    body |= {"error": int(most), "overlap": int(overlap * MILLION), "rows": rows}
     body |= {"differs_round": differs[0], "differs_step": differs[1]}
     return signed(Verdict, body, auditor)

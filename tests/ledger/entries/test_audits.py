@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from artel.ledger.entries import audits, lot
-from artel.ledger.entries.audits import MILLION, chances, prefix
+from artel.ledger.entries import lot
+from artel.ledger.entries.odds import MILLION, chances, prefix
 
 RATE = MILLION // 20
 """5 %."""
@@ -104,4 +104,4 @@ def test_the_chances_are_those_of_the_text() -> None:
     first, c = chances(RATE, 100)
     harmonic = sum(1 / k for k in range(1, 101))
     assert (first, c) == (MILLION, pytest.approx(MILLION * 4 / (harmonic - 0.5), abs=50))
-    assert audits.chances(MILLION, 20)[1] > MILLION
+    assert chances(MILLION, 20)[1] > MILLION
