@@ -88,6 +88,7 @@ class Fold:
         self.node_seq, self.tails, self.due = dict[str, int](), dict[str, int](), dict[int, Any]()
         self.spans, self.right, self.struck = dict[str, int](), Counter[str](), dict[str, int]()
         self.kinds, self.unproven = dict[str, str](), list[str]()
+        self.void = dict[int, Counter[str]]()
         self.untold = defaultdict[str, tuple[int, int]](lambda: (0, 0))
         self.right_by = defaultdict[str, list[tuple[int, str]]](list)
         self.first, self.present = dict[str, tuple[str, int]](), list[str]()
@@ -255,11 +256,13 @@ class Fold:
             self.settled.append(item)
 
     def forfeit(self, name: str) -> None:
-        for part in self.lately.values():
-            del part[name]
+        for number, part in self.lately.items():
+            self.void.setdefault(number, Counter())[name] = part[name]
 
     def standings(self) -> dict[str, int]:
-        sums = sum(self.lately.values(), Counter[str]())
+        sums = Counter[str]()
+        for number, part in self.lately.items():
+            sums += part - self.void.get(number, Counter())
         most = 3 * sorted(sums.values())[(len(sums) - 1) // 2] if sums else 0
         return {name: min(amount, most) for name, amount in sums.items()}
 
@@ -408,7 +411,16 @@ class Fold:
         yield b.seq <= self.node_seq.get(b.node, 0) and "wrong_sequence"
         yield self.nodes.get(b.node) == b.account and "duplicate"
         yield list(self.nodes.values()).count(b.account) >= 64 and "too_many_nodes"
+        before = self.nodes.get(b.node)
         self.nodes[b.node], self.node_seq[b.node] = b.account, b.seq
+        if not before:
+            return
+        for source, item in list(self.pending.items()):
+            if (item.account, item.node) == (before, b.node) and not self.proven(item):
+                self.settle(source, "invalidated")
+        self.right_by.pop(b.node, None)
+        self.right.pop(b.node, None)
+        self.spans = {peer: first for peer, first in self.spans.items() if peer != b.node}
 
     # --- rounds -----------------------------------------------------------------------------------
 
@@ -505,7 +517,7 @@ class Fold:
             yield (not shown or shown.entry != item["entry"]) and "unknown_contribution"
             yield item["weight"] != shown.tokens and "wrong_tokens"
         now.accepted, now.phase = accepted, "applying" if accepted else "failed"
-        many = len(+sum(self.lately.values(), Counter[str]()))
+        many = len(self.standings())
         now.weights, now.rests_on = self.weights(accepted), "coordinator"
         if many >= self.config.get("trust", {}).get("founders", 4):
             now.rests_on = "members"
@@ -554,6 +566,10 @@ class Fold:
         yield 2 * sum(map(heavy.get, agreeing)) <= sum(heavy.values()) and "no_majority"
         yield not now.accused.keys() >= set(b.wrong) and "unknown_slice"
         yield b.credits != now.credits and "wrong_credits"
+        for peer in now.accepted:
+            shown = now.shown[peer]
+            if not shown.empty and self.kinds.get(peer, shown.hardware) != shown.hardware:
+                self.right.pop(peer, None)
         due, denied = b.round + self.owned["vesting_rounds"], {now.slices[n].node for n in b.wrong}
         self.recent, paid = set(), set[str]()
         for peer in now.accepted:
@@ -587,6 +603,7 @@ class Fold:
         known = [peer for peer in now.accepted if not self.new(peer)]
         before, going_on = self.spans, known if self.rate else now.accepted
         inside = self.every and self.round % self.every
+        going_on = [peer for peer in going_on if self.nodes[peer] == now.accounts[peer]]
         self.spans = {peer: now.shown[peer].span for peer in going_on if inside}
         self.attempt, self.present = None, moved
         part = -(-self.fame // 16)
@@ -855,7 +872,8 @@ class Fold:
             here = peer in now.accepted and now.shown[peer].span == first
             if here and (now.round + 1) % self.every:
                 continue
-            length = self.prefix(peer, now.round - first + here, self.chances(first)[1])
+            c = self.chances(first)[1] if self.round < self.total else 2_000_000
+            length = self.prefix(peer, now.round - first + here, c)
             made = [
                 source
                 for source, item in self.pending.items()
@@ -895,7 +913,8 @@ class Fold:
         self.right[audit.node] += 1
         if not self.new(audit.node):
             for source, one in list(self.audits.items()):
-                if one.node == audit.node and one.why == "newcomer" and not one.draws:
+                same = (one.node, one.hardware) == (audit.node, audit.hardware)
+                if same and one.why == "newcomer" and not one.draws:
                     del self.audits[source]
 
     def plain(self, purpose: str, names: Iterable[str]) -> list[str]:

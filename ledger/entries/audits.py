@@ -9,7 +9,8 @@ repeats the first rounds of a span of one node, up to one of them, and judges al
 - ``first``: of a span that a known node begins, with n rounds before R divides one again, the first
   round is repeated at once, with probability ``f = min(1, 9/10 p n, 2 n / (n + 38))``;
 - ``prefix``: when a span is over, its first k >= 2 rounds are, or more of them, with probability
-  ``min(1, c / k)`` (:mod:`ledger.entries.odds`). Nobody knows how many while it lasts.
+  ``min(1, c / k)`` (:mod:`ledger.entries.odds`), c = 2 when the run
+  ends with it, after which nothing is found. Nobody knows how many while it lasts.
 
 Auditors are drawn by lot from the nodes of other accounts whose work the newest state holds, by
 standing; a node repeats one thing at a time. Nodes of the class of machine that the work names come
@@ -101,6 +102,14 @@ def steps_now(state: FoldState, node: str) -> int:
     return max(0, min(each, audit.steps - done))
 
 
+def renew(state: FoldState, attempt: Attempt) -> None:
+    """Who names another class of machine than before is new: it could hide false work behind one of
+    which nobody can tell, and have it found right by what it does as itself again."""
+    for node in attempt.moved_by:
+        if state.hardware.get(node, attempt.shown[node].hardware) != attempt.shown[node].hardware:
+            state.cleared.pop(node, None)
+
+
 # --- drawing --------------------------------------------------------------------------------------
 
 
@@ -155,7 +164,9 @@ def _prefixes(
         if goes_on and state.work.goes_on(attempt.round + 1, first) is not None:
             continue
         rounds = attempt.round - first + goes_on
-        _, c = chances(state.founded.audits, planned(state, first))
+        # Whoever cheats in its last span has nothing to lose by audits of later ones.
+        at_the_end = state.round >= state.work.total
+        c = 2 * MILLION if at_the_end else chances(state.founded.audits, planned(state, first))[1]
         length = prefix(state.lot, f"prefix/{node}", c, rounds)
         if length:
             over[node] = range(first, first + length)
@@ -358,7 +369,8 @@ def _cleared(state: FoldState, source: str, audit: Audit, auditors: Iterable[str
     state.cleared[audit.node] = state.cleared.get(audit.node, 0) + 1
     if not new(state, audit.node):
         for source, other in list(state.audits.items()):
-            if (other.node, other.why, other.draws) == (audit.node, NEWCOMER, ()):
+            same = (other.node, other.hardware) == (audit.node, audit.hardware)
+            if same and other.why == NEWCOMER and not other.draws:
                 del state.audits[source]
 
 

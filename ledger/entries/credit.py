@@ -82,7 +82,7 @@ def bar(state: FoldState, account: str) -> Loss:
     what was saved until then.
     """
     owner = state.changing(account)
-    stake = min(owner.vested, state.standing.sums.get(account, 0))
+    stake = min(owner.vested, state.standing.stake(account))
     owner.vested -= stake
     owner.invalidated += stake
     owner.staked += stake

@@ -26,6 +26,8 @@ class Standings:
     """Stretch of rounds to account to the credit that vested in it, the oldest first."""
     sums: dict[str, int] = field(default_factory=dict)
     """Account to the credit of all stretches together; only those that have any."""
+    void: dict[int, dict[str, int]] = field(default_factory=dict)
+    """Stretch of rounds to account to what of that was forfeited, and counts no more."""
 
     def __post_init__(self) -> None:
         self._capped: Mapping[str, int] | None = None
@@ -33,7 +35,8 @@ class Standings:
     def copy(self) -> Standings:
         """An independent one; only the newest stretch, which alone grows, is not shared."""
         newest = {number: dict(part) for number, part in list(self.parts.items())[-1:]}
-        return Standings(self.parts | newest, dict(self.sums))
+        void = {number: dict(part) for number, part in self.void.items()}
+        return Standings(self.parts | newest, dict(self.sums), void)
 
     def earned(self, account: str, amount: int, round: int, rounds: int) -> None:
         """Credit vested in this round.
@@ -53,15 +56,21 @@ class Standings:
         stretch = _stretch(rounds)
         oldest = round // stretch - -(-rounds // stretch)
         for number in [number for number in self.parts if number <= oldest]:
+            void = self.void.pop(number, {})
             for account, amount in self.parts.pop(number).items():
-                self._less(account, amount)
+                self._less(account, amount - void.get(account, 0))
 
     def forfeit(self, account: str) -> None:
         """The account has no standing any more, whatever vested."""
+        self._less(account, self.sums.get(account, 0))
         for number, part in self.parts.items():
             if account in part:
-                self._less(account, part[account])
-                self.parts[number] = {name: part[name] for name in part if name != account}
+                self.void.setdefault(number, {})[account] = part[account]
+
+    def stake(self, account: str) -> int:
+        """What vested of the account in these stretches, forfeited or not: who is about to be
+        convicted could give up its standing."""
+        return sum(part.get(account, 0) for part in self.parts.values())
 
     def of_all(self) -> Mapping[str, int]:
         """Account to its standing; only those that have any."""
@@ -72,7 +81,7 @@ class Standings:
 
     def _less(self, account: str, amount: int) -> None:
         self._capped = None
-        self.sums[account] -= amount
+        self.sums[account] = self.sums.get(account, 0) - amount
         if not self.sums[account]:
             del self.sums[account]
 

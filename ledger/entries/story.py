@@ -373,8 +373,8 @@ def frozen(story: Story) -> Iterator[Fact]:
         yield Fact(
             f"frozen for account {short_key(notes['frozen_for'])} until somebody rules on it, or "
             f"state {notes['lapses']} is agreed: due with state {notes['due']}, or now if that is "
-            f"later, + {max(1, rounds)} (ownership.vesting_rounds, at least 1); longer while nobody "
-            "has found later work of its node right"
+            f"later, + {max(1, rounds)} (ownership.vesting_rounds, at least 1); longer while "
+            "nobody has found later work of its node right"
         )
 
 

@@ -7,9 +7,10 @@ from typing import ClassVar, Literal
 
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import Body, Digest, Entry, PeerId, Positive, signed
+from artel.ledger.entries.credit import invalidate, proven
 from artel.ledger.entries.fold_state import FoldState, key_of
 from artel.ledger.entries.records import Effect, Outcome
-from artel.ledger.entries.story import Fact, Story, as_of
+from artel.ledger.entries.story import Fact, Story, as_of, totals
 from artel.ledger.entries.words import short_key
 from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity, short_peer
@@ -20,6 +21,9 @@ MAX_NODES = 64
 
 class Node(Body):
     """Binds a node to an account; signed by both keys. A later one moves *future* credit.
+
+    The node is new then. What of its work has not been found right is lost: else what it does for
+    another account would prove it, and a conviction would take nothing of the one it was done for.
 
     ``seq`` is above that of the node's earlier bindings, so that none can be played back.
     """
@@ -48,7 +52,18 @@ class Node(Body):
         def effect() -> Outcome:
             state.nodes[self.node] = self.account
             state.node_seq[self.node] = self.seq
-            return Outcome("recorded", notes={"before": before} if before else {})
+            if not before:
+                return Outcome("recorded")
+            lost = [
+                item.credit.source
+                for item in state.pending_of(before)
+                if item.credit.node == self.node and not proven(state, item)
+            ]
+            for kept in (state.cleared, state.found_right, state.unproven):
+                kept.pop(self.node, None)
+            state.spans = {node: first for node, first in state.spans.items() if node != self.node}
+            gone = tuple(invalidate(state, source) for source in lost)
+            return Outcome("recorded", invalidated=gone, notes={"before": before})
 
         return effect
 
@@ -62,7 +77,10 @@ class Node(Body):
         yield Fact("signed by the node's and the account's key")
         before = story.outcome.notes.get("before")
         if before:
-            yield Fact(f"until then the node belonged to account {short_key(before)}")
+            yield Fact(
+                f"until then the node belonged to account {short_key(before)}; what of its work "
+                "had not been found right is taken away from that one"
+            )
         account = short_key(self.account)
         yield Fact(
             f"rounds that are opened after entry {story.index} give credit to account {account}"
@@ -70,6 +88,7 @@ class Node(Body):
         now = story.state.account_of(self.node)
         if now != self.account:
             yield Fact(f"{as_of(story)} it belongs to account {short_key(now)}")
+        yield from totals(story)
 
 
 def node(

@@ -111,6 +111,8 @@ class StateAgreed(Body):
             return reasons.WRONG_CREDITS
 
         def effect() -> Outcome:
+            if state.founded.audits:
+                audits.renew(state, attempt)
             held = [*held_against(attempt, self.wrong), *audits.going_on_unchecked(state, attempt)]
             left_out = state.leave_out(attempt.left_out(held))
             unpaid = (reasons.WRONG_SLICE, reasons.EMPTY, reasons.UNCHECKED)
@@ -309,6 +311,7 @@ def _going_on(state: FoldState, attempt: Attempt) -> dict[str, int]:
         peer: attempt.shown[peer].span
         for peer in attempt.accepted
         if not (audited and audits.new(state, peer))
+        and state.account_of(peer) == attempt.accounts[peer]
     }
 
 

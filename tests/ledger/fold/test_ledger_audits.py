@@ -19,7 +19,7 @@ from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity
 from artel.protocol.round_state import NO_NUMBERS
 from audit_world import NUMBER, Run, Says, honest
-from ledger_world import CREDIT, INNER_STEPS, digest, forged
+from ledger_world import CREDIT, INNER_STEPS, digest, forged, key
 from log_world import Log
 
 # --- what is repeated -----------------------------------------------------------------------------
@@ -538,7 +538,109 @@ def test_a_pair_that_names_a_class_of_its_own_is_not_drawn_for_each_other_for_th
     assert max(paid(run, 0), paid(run, 1)) < honest_one / 4
 
 
+@pytest.mark.parametrize("last", [4, 9])
+def test_who_names_a_class_that_nobody_has_for_false_work_alone_is_paid_for_none_of_it(
+    last: int,
+) -> None:
+    """In between it works as itself, and that is found right."""
+    run = Run(nodes=8, audit_rate=0.3, total=200)
+    peer, false = run.world.members[1].peer_id, set[int]()
+
+    def says(_: int, audit: Audit) -> str:
+        return "inconclusive" if audit.node == peer and audit.hardware == "toaster" else "accept"
+
+    for round in range(90):
+        run.judge(says)
+        known = not audits.new(run.state, peer)
+        lies = round >= 30 and known and round % 10 >= 10 - last
+        if lies != (peer in run.world.classes):
+            run.world.began[peer, round] = round
+            if lies:
+                named(run, "toaster", 1)
+            else:
+                del run.world.classes[peer]
+        if lies:
+            false.add(round)
+        run.feed(*run.world.round(round))
+    paid_for = {c.round for o in run.outcomes for c in o.vested if c.node == peer}
+    assert false
+    assert not false & paid_for
+    assert paid(run, 1)
+    run.checked()
+
+
+# --- accounts -------------------------------------------------------------------------------------
+
+
+def test_a_node_that_moves_to_another_account_is_new_and_what_was_not_found_right_is_lost() -> None:
+    run = Run(total=90).play(25, honest())
+    world, member = run.world, run.world.members[1]
+    taker = key("another account")
+    vested, pending = run.account(1).vested, run.account(1).pending
+    assert vested
+    assert pending
+    run.feed(entries.account(taker, world.run))
+    moved = run.feed(entries.node(member, taker, world.run, seq=2))
+    assert moved.invalidated
+    assert {(c.kind, c.node) for c in moved.invalidated} == {("compute", member.peer_id)}
+    assert run.account(1).vested == vested
+    assert run.account(1).pending < pending
+    assert audits.new(run.state, member.peer_id)
+    assert member.peer_id not in run.state.spans
+    told = explain(read(Log([entry.envelope for entry in run.log])), len(run.log) - 1)
+    assert "had not been found right is taken away" in "\n".join(told.lines())
+    run.checked()
+
+
+def test_who_moves_in_the_middle_of_a_round_does_not_go_on_with_its_span() -> None:
+    run = Run(total=90).play(23, honest())
+    world, member = run.world, run.world.members[1]
+    taker = key("another account")
+    *before, agreed = world.round(23)
+    run.feed(*before)
+    run.feed(entries.account(taker, world.run), entries.node(member, taker, world.run, seq=2))
+    run.feed(agreed)
+    assert member.peer_id not in run.state.spans
+    run.checked()
+
+
+def test_who_gives_up_its_standing_before_it_is_convicted_keeps_nothing() -> None:
+    run = Run(nodes=8, audit_rate=0.3, total=200, standing_rounds=1000)
+    says = honest(liars=[1], since=62)
+    run.play(60, says)
+    assert run.account(1).vested
+    while not any(
+        draw.verdict == "reject" for audit in run.state.audits.values() for draw in audit.draws
+    ):
+        run.play(1, says)
+        assert run.state.round < 140
+    world, number = run.world, run.state.round
+    charge = world.state_wrong(world.members[1], number)
+    for name in run.feed(charge).notes["jury"]:
+        juror = world.members[[owner.key for owner in world.owners].index(name)]
+        if run.feed(world.jury_answer(juror, charge, run.state.states[number])).left_out:
+            break
+    assert world.owners[1].key not in run.state.standings()
+    until_barred(run, says)
+    assert run.account(1).vested == 0
+    run.checked()
+
+
 # --- the end of a run -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("false", [9, 10, 14])
+def test_who_cheats_at_the_end_of_a_run_is_found_after_it(false: int) -> None:
+    """In all of its last span, or in all but the first round of it."""
+    run = Run(nodes=8, total=40)
+    says = honest(liars=[1], since=40 - false)
+    run.play(40, says)
+    for _ in range(4):
+        run.judge(says)
+    run.feed(run.world.run_closed(40))
+    assert run.barred() == [1]
+    assert run.account(1).vested == 0
+    run.checked()
 
 
 @pytest.mark.parametrize("answer", ["reject", "accept", ""])
