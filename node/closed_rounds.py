@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from artel.ledger import entries
 from artel.ledger.entries.records import Attempt, Slice
 from artel.ledger.fold.attempts import newest_attempt
-from artel.ledger.fold.effects import Leaves
 from artel.ledger.fold.history import History
+from artel.ledger.fold.kept import Leaves
 
 
 @dataclass(frozen=True)

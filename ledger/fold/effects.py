@@ -3,35 +3,30 @@
 A :class:`Fold` follows a store. While the store appends, it applies the new entries to a copy of
 its state and writes their effects into tables of the ledger's file, in the transaction that adds
 the entries; when that is committed, the copy becomes the state. Now and then the state itself is
-kept, with its digest, so that a start costs what is new. Nothing in these tables says more than the
-entries do: they can be thrown away, and :func:`differing` finds what is not as a fresh fold has it.
+kept (:mod:`ledger.fold.kept`). Nothing in these tables says more than the entries do: they can be
+thrown away, and :meth:`Loose.differing` finds what is not as a fresh fold has it.
 :mod:`ledger.fold.history` reads them.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from functools import cache
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any, Protocol
 
-from artel import protocol
 from artel.ledger import entries
-from artel.ledger.entries import KINDS, Entry, decode
+from artel.ledger.entries import KINDS, Entry
 from artel.ledger.entries.body import OfWork, portions, size_of
 from artel.ledger.entries.fold_state import FoldState, peer_of
 from artel.ledger.entries.records import KINDS_OF_WORK, Account, Outcome
+from artel.ledger.fold.kept import Leaves, Query, is_as_kept, keep, kept_by
 from artel.ledger.fold.replay import decoded
 from artel.ledger.fold.shares import apply
 from artel.protocol.errors import CheckFailed, DecodeError
-from artel.protocol.round_state import BAD_SIGNATURE
 
 STATUSES = ("ignored", "recorded", "credited")
 """Of entries."""
@@ -83,26 +78,8 @@ TABLES = (
     " digest BLOB NOT NULL)",
 )
 
-KEEP_EVERY = 1024
-"""Entries after which the state is kept again; with very many accounts, after more."""
-KEPT = 16
-"""About as many older states stay, spread over the ledger."""
 _PAGE = 128 << 10
 """Bytes of entries whose effects are written together."""
-
-Query = Callable[[str, Sequence[object]], list[tuple[Any, ...]]]
-"""The rows of a reading statement."""
-
-
-class Leaves(Protocol):
-    """Where a ledger is read from."""
-
-    @property
-    def size(self) -> int: ...
-
-    def leaf(self, index: int) -> bytes: ...
-
-    def leaves(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]: ...
 
 
 class Store(Leaves, Protocol):
@@ -218,7 +195,7 @@ def write(connection: sqlite3.Connection, state: FoldState, new: Sequence[Entry]
         else:
             outcomes.append(_applied(state, entry, rows))
     _flush(connection, rows)
-    _keep(connection, state)
+    keep(connection, state)
     return outcomes
 
 
@@ -337,73 +314,6 @@ def tables() -> list[str]:
     return [name for _, what, name, *_ in words if what == "TABLE"]
 
 
-# --- the state at rest ----------------------------------------------------------------------------
-
-SELECT_KEPT = (  # damaged rows can hold any type
-    "SELECT size, CAST(rules AS BLOB), CAST(state AS BLOB), CAST(digest AS BLOB) FROM kept"
-)
-
-
-def _keep(connection: sqlite3.Connection, state: FoldState) -> None:
-    """Keep the state when enough has come since it was kept last; it is kept from the start."""
-    (last,) = connection.execute("SELECT max(size) FROM kept").fetchone()
-    if last is not None and state.size - last < max(KEEP_EVERY, len(state.accounts) // 8):
-        return
-    data = zlib.compress(state.encode(), 1)
-    row = (state.size, rules(), data)
-    connection.execute("INSERT INTO kept VALUES (?, ?, ?, ?)", (*row, _digest(*row)))
-    step = max(1, state.size // KEPT)
-    sizes = [size for (size,) in connection.execute("SELECT size FROM kept ORDER BY size")]
-    # The first one in each stretch, and the newest.
-    firsts = {size // step: size for size in reversed(sizes)}.values()
-    gone = [(size,) for size in sizes if size not in firsts and size != state.size]
-    connection.executemany("DELETE FROM kept WHERE size = ?", gone)
-
-
-def _digest(size: int, by: bytes, data: bytes) -> bytes:
-    return hashlib.sha256(size.to_bytes(8, "big") + by + data).digest()
-
-
-@cache
-def rules() -> bytes:
-    """Names the code that counts: a state of another version must not be continued."""
-    here = Path(__file__)
-    paths = [here, here.with_name("shares.py"), *Path(entries.__path__[0]).rglob("*.py")]
-    paths += Path(protocol.__path__[0]).glob("*.py")
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        digest.update(path.read_bytes())
-    return digest.digest()
-
-
-def kept_by(query: Query, log: Leaves, size: int) -> FoldState | None:
-    """The state after ``size`` entries, by the newest kept one before and the entries since.
-
-    The signatures of entries that have effects are not checked again.
-
-    :returns: None when the effects do not reach so far, are not by these very rules, or say
-        something else of the entries since
-    :raises CheckFailed: when an entry does not decode
-    """
-    rows = query(f"{SELECT_KEPT} WHERE size <= ? ORDER BY size DESC LIMIT 1", (size,))
-    if not rows or rows[0][1] != rules() or _digest(*rows[0][:3]) != rows[0][3]:
-        return None
-    at, _, data, _ = rows[0]
-    state = FoldState.decode(zlib.decompress(data))
-    reasons = query(
-        "SELECT reason FROM effects WHERE idx >= ? AND idx < ? ORDER BY idx", (at, size)
-    )
-    if len(reasons) != size - at:
-        return None
-    for leaf, (reason,) in zip(log.leaves(at, size), reasons, strict=True):
-        entry = decode(leaf)
-        if reason != BAD_SIGNATURE:
-            entry = entry.checked(True)
-        if apply(state, entry).reason != reason:
-            return None
-    return state
-
-
 def _adds_up(query: Query, state: FoldState) -> bool:
     """Whether the effects come to the credit of every account, and the entries of every kind."""
     sums = query(
@@ -483,13 +393,8 @@ class Loose:
         write(self.connection, self.state, self._new)
         self._new, self._bytes = [], 0
         row = self._kept.pop(self.state.size, None)
-        if row is not None and not self._own(*row):
+        if row is not None and not is_as_kept(self.state, *row[1:]):
             self.wrong = self.wrong or f"the kept state of {self.state.size} entries is another"
-
-    def _own(self, size: int, by: bytes, data: bytes, digest: bytes) -> bool:
-        if _digest(size, by, data) != digest:
-            return False
-        return by != rules() or zlib.decompress(data) == self.state.encode()
 
     def query(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """The rows of a reading statement."""

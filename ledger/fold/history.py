@@ -25,13 +25,11 @@ from artel.ledger.fold.effects import (
     PENDING,
     STATUSES,
     VESTED,
-    Leaves,
     Loose,
-    Query,
     checked,
     credited,
-    kept_by,
 )
+from artel.ledger.fold.kept import Leaves, Query, kept_by
 from artel.protocol.errors import CheckFailed, UsageError
 
 CREDIT_STATES = ("pending", "vested", "invalidated")

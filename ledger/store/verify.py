@@ -17,7 +17,8 @@ from pathlib import Path
 
 from artel.ledger.entries import Entry, StateAgreed
 from artel.ledger.fold import labels
-from artel.ledger.fold.effects import SELECT_KEPT, Loose, checked, rules
+from artel.ledger.fold.effects import Loose, checked
+from artel.ledger.fold.kept import SELECT_KEPT, rules
 from artel.ledger.fold.labels import Unchecked
 from artel.ledger.fold.shares import FoldState
 from artel.ledger.store import database, finality

@@ -14,7 +14,7 @@ from artel.ledger import entries
 from artel.ledger.entries import Entry, decode
 from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.entries.records import Outcome
-from artel.ledger.fold import effects
+from artel.ledger.fold import effects, kept, shares
 from artel.ledger.fold.effects import Fold
 from artel.ledger.fold.explain import explain
 from artel.ledger.fold.history import History, read
@@ -38,7 +38,7 @@ def world(request: pytest.FixtureRequest) -> World:
 @pytest.fixture
 def home(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home whose ledger was written by its owner, some entries at a time."""
-    monkeypatch.setattr(effects, "KEEP_EVERY", KEEP)
+    monkeypatch.setattr(kept, "KEEP_EVERY", KEEP)
     with LedgerStore.open(tmp_path / DATABASE_NAME, create=True) as store:
         fold = Fold.open(store)
         for start in range(0, len(world.leaves), 7):
@@ -117,13 +117,14 @@ def test_a_restart_folds_only_what_is_new(
     store: LedgerStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     applied: list[int] = []
-    apply = effects.apply
+    apply = shares.apply
 
     def counted(state: FoldState, entry: Entry) -> Outcome:
         applied.append(state.size)
         return apply(state, entry)
 
     monkeypatch.setattr(effects, "apply", counted)
+    monkeypatch.setattr(kept, "apply", counted)
     state = Fold.open(store).state
     assert state == replay(store.leaves())
     assert len(applied) < 2 * KEEP < store.size

@@ -12,7 +12,7 @@ from artel.ledger import entries
 from artel.ledger.entries import reasons
 from artel.ledger.entries.anchors import ANCHORS
 from artel.ledger.entries.kinds.state_wrong import JURY, MOST_JURY
-from artel.ledger.fold import claims, effects
+from artel.ledger.fold import claims, effects, kept
 from artel.ledger.fold.explain import explain
 from artel.ledger.fold.history import read
 from artel.ledger.fold.shares import FoldState, Outcome
@@ -369,4 +369,4 @@ def test_each_entry_is_told_and_verified(tmp_path: Path) -> None:
             assert store.query(f"SELECT * FROM {table}") == loose.query(f"SELECT * FROM {table}")
         before = read(store, back)
         assert before.sums_of(world.owners[0].key)[("compute", "vested")] == 3 * CREDIT
-        assert effects.kept_by(store.query, store, store.size) == fold.state
+        assert kept.kept_by(store.query, store, store.size) == fold.state
