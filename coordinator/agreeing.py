@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
+from collections import Counter
+from dataclasses import dataclass, field
 
 from artel.coordinator.recomputing import Order, Recomputer
 from artel.coordinator.service import Coordinator
@@ -30,11 +31,30 @@ HOLDS_S = 30.0
 """In which a signer has to give two chunks, 1 MiB each, and the list of all."""
 HEDGE_S = 3.0
 """After which another signer of the same root is asked as well."""
+OVERDUE_S = HOLDS_S / 2
+"""Who was asked so long ago has not given it when another one does: what ends the waiting spares
+nobody else what keeping the round waiting costs."""
 ASKED_AT_ONCE = 8
+MOST_ASKED = 4 * ASKED_AT_ONCE
+"""Together with those that are not waited for any more."""
 RETRY_S = 2.0
 
 Place = tuple[int, int]
 """Round and attempt."""
+
+
+@dataclass
+class _Request:
+    """One signer that is being asked."""
+
+    root: str
+    waited_for: bool
+    """Not one that was slow before."""
+    began: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+    limit: asyncio.Timeout = field(default_factory=lambda: asyncio.timeout(HOLDS_S))
+
+    def younger(self, seconds: float) -> bool:
+        return asyncio.get_running_loop().time() - self.began < seconds
 
 
 class Agreeing:
@@ -45,7 +65,7 @@ class Agreeing:
         self._made = ""  # root that was computed here last
         self._place: Place | None = None  # what the next two are about
         self._asked: set[tuple[str, str]] = set()  # signer and root
-        self._asking: dict[asyncio.Task[None], tuple[str, float]] = {}  # root, since when
+        self._asking: dict[asyncio.Task[None], _Request] = {}  # the oldest first
         self._slow: set[str] = set()  # signers that did not give one in time
 
     async def run(self) -> None:
@@ -146,7 +166,7 @@ class Agreeing:
     # --- signers ---
 
     async def _ask_signers(self) -> None:
-        """Ask signers of each root for it: the weightiest first, more when that takes long."""
+        """Ask signers of each root for it: the weightiest root first, more when that takes long."""
         core = self._core
         try:
             while True:
@@ -156,11 +176,12 @@ class Agreeing:
                         await core.changed.wait_for(lambda: self._next() is not None)
                 self._begin_anew()
                 while (signer := self._next()) is not None:
+                    self._make_room()
                     self._asked.add(signer)
-                    began = asyncio.get_running_loop().time()
-                    since = -math.inf if signer[0] in self._slow else began  # nobody waits for it
-                    task = asyncio.create_task(self._ask(*signer, self._place or (-1, -1)))
-                    self._asking[task] = signer[1], since
+                    request = _Request(signer[1], signer[0] not in self._slow)
+                    asking = self._ask(signer[0], request, self._place or (-1, -1))
+                    task = asyncio.create_task(asking)
+                    self._asking[task] = request
                     task.add_done_callback(lambda task: self._asking.pop(task, None))
         finally:
             self._forget()
@@ -176,40 +197,82 @@ class Agreeing:
             task.cancel()
         self._asking.clear()
 
+    def _weights(self) -> dict[str, tuple[int, int]]:
+        """Of each root: the standing and the number of the members that signed it."""
+        state = self._core.state
+        standing, heads = Counter[str](), Counter[str]()
+        for peer in self._signers():
+            standing[state.votes[peer].root] += state.weights.get(peer, 0)
+            heads[state.votes[peer].root] += 1
+        return {root: (standing[root], heads[root]) for root in heads}
+
+    def _signers(self) -> list[str]:
+        state = self._core.state
+        return [p for p in state.accepted if p in state.votes and p not in state.not_held]
+
     def _next(self) -> tuple[str, str] | None:
-        """A signer that is to be asked now, and the root that it signed."""
+        """A signer that is to be asked now, and the root that it signed.
+
+        One of a root that weighs more than all that are asked for takes no turn after others: many
+        can sign roots that do not exist before anybody can have computed the right one.
+        """
         state, place = self._core.state, self._agreeing_on()
-        if place is None:
-            return None
+        if place is None or state.own:
+            return None  # no other root counts, and the coordinator has its own
         asked = self._asked if place == self._place else set()
-        late = asyncio.get_running_loop().time() - HEDGE_S
-        under_way = {root for root, since in self._asking.values() if since > late}
-        waited_for = sum(since > late for _, since in self._asking.values())
-        rest = len(self._asking) - waited_for  # they take no place from the others
-        full = {False: waited_for >= ASKED_AT_ONCE, True: rest >= ASKED_AT_ONCE}
-        signers = [p for p in state.accepted if p in state.votes and p not in state.not_held]
-        for peer in sorted(signers, key=lambda peer: -state.weights.get(peer, 0)):
+        waited_for = [r.root for r in self._asking.values() if r.waited_for and r.younger(HEDGE_S)]
+        late = sum(not request.waited_for for request in self._asking.values())
+        weights = self._weights()
+        heaviest = max((weights.get(root, (0, 0)) for root in waited_for), default=(0, 0))
+        full = len(waited_for) >= ASKED_AT_ONCE
+
+        def rank(peer: str) -> tuple[int, int, int]:
+            standing, heads = weights[state.votes[peer].root]
+            return -standing, -heads, -state.weights.get(peer, 0)
+
+        for peer in sorted(self._signers(), key=rank):
             root = state.votes[peer].root
-            known = root in state.held or root in under_way or (peer, root) in asked
-            if not known and state.own in ("", root) and not full[peer in self._slow]:
+            if root in state.held or root in waited_for or (peer, root) in asked:
+                continue
+            room = not full or weights[root] > heaviest
+            if late < ASKED_AT_ONCE if peer in self._slow else room:
                 return peer, root
         return None
 
-    async def _ask(self, peer: str, root: str, place: Place) -> None:
+    def _make_room(self) -> None:
+        """Where too many are asked at once, the lightest root's oldest request gives way."""
+        if len(self._asking) >= MOST_ASKED:
+            weights = self._weights()
+            asking = list(self._asking)
+            task = min(asking, key=lambda task: weights.get(self._asking[task].root, (0, 0)))
+            task.cancel()
+            del self._asking[task]
+
+    async def _ask(self, peer: str, request: _Request, place: Place) -> None:
         core, held = self._core, True
-        clock = asyncio.get_running_loop().time
         self._slow.add(peer)  # until it has given one in time
-        late = clock() + HEDGE_S
         try:
-            async with asyncio.timeout(HOLDS_S):
-                await delivery.require_held(core.host, peer, root, core.state_bytes, "state")
+            async with request.limit:
+                await delivery.require_held(
+                    core.host, peer, request.root, core.state_bytes, "state"
+                )
         except (ArtelError, TimeoutError) as error:
             held = False
             reason = getattr(error, "message", "it took too long")
             emit(log, "state.not_held", logging.WARNING, node=short_peer(peer), reason=reason)
-        if held and clock() <= late:
+        if held and request.younger(HEDGE_S):
             self._slow.discard(peer)
         if (task := asyncio.current_task()) is not None:
             self._asking.pop(task, None)  # before others look who is asked
+        if held:
+            await self._end_overdue()
         with contextlib.suppress(wire.Refused):  # the attempt is over
-            await core.feed(round_state.Held(core.clock(), peer, *place, root, held))
+            await core.feed(round_state.Held(core.clock(), peer, *place, request.root, held))
+
+    async def _end_overdue(self) -> None:
+        """Let all that were asked long ago have failed, before the attempt can be over."""
+        overdue = {t: r for t, r in self._asking.items() if not r.younger(OVERDUE_S)}
+        for request in overdue.values():
+            request.limit.reschedule(request.began)
+        if overdue:
+            await asyncio.wait(overdue)

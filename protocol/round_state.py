@@ -142,7 +142,7 @@ class RunState:
     own: str = ""
     """The root that the coordinator has come to; "" when it has not (yet)."""
     held: frozenset[str] = frozenset()
-    """Roots of states that a signer was seen to hold."""
+    """Roots of states that a signer was seen to hold, or the coordinator has computed."""
     not_held: frozenset[str] = frozenset()
     """Who signed one and did not give it when it was asked: its vote no longer counts."""
     slices: int = 0

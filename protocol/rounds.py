@@ -171,7 +171,7 @@ def _apply(state: RunState, event: Event) -> RunState:
         state = replace(state, weights=event.weights, recompute=event.recompute)
         return replace(state, outside=outside, slices=event.slices)
     if isinstance(event, Recomputed):
-        return replace(state, own=event.root)
+        return replace(state, own=event.root, held=state.held | {event.root})
     if isinstance(event, Held):
         if event.held:
             return replace(state, held=state.held | {event.root})

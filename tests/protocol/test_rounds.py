@@ -607,6 +607,13 @@ def test_standing_carries_a_state_and_where_nobody_has_any_the_number_does() -> 
     assert not carries({A: 5}, (B, C), (A, B))  # nobody else's signature counts
 
 
+def test_the_coordinator_holds_the_state_that_it_has_computed() -> None:
+    state, _ = look(agreeing(A, B, C), Recomputed(2, 0, 0, "r1"), *signed("r1", A, B))
+    assert (state.round, state.held) == (0, {"r1"})
+    _, actions = look(state, *signed("r1", C))
+    assert actions[0] == AgreeState(1, "r1", tuple(sorted((A, B, C))), recomputed=True)
+
+
 def test_a_state_is_agreed_once_it_is_held_and_recomputed() -> None:
     state, actions = look(agreeing(A, B, C), *signed("r1", A, B, C))
     assert actions == []
@@ -636,13 +643,13 @@ def test_a_root_other_than_the_coordinators_is_not_agreed_however_many_sign_it()
 
 
 def test_who_does_not_give_what_it_signed_has_no_vote_in_the_attempt() -> None:
-    state, _ = look(agreeing(A, B, C), Recomputed(2, 0, 0, "r1"), *signed("r1", A, B, C))
+    state, _ = look(agreeing(A, B, C, decide=True), *signed("r1", A, B, C))
     state, actions = look(state, Held(4, A, 0, 0, "r1", False), *signed("r1", A))
     assert actions == []
     state, actions = look(state, Held(4, B, 0, 0, "r1", True))
-    assert actions[0] == AgreeState(1, "r1", tuple(sorted((B, C))), recomputed=True)
+    assert actions[0] == AgreeState(1, "r1", tuple(sorted((B, C))))
     assert state.pauses[A].reason == round_state.NOT_HELD
-    state, _ = look(agreeing(A, B, C), Recomputed(2, 0, 0, "r1"), *signed("r1", A, B, C))
+    state, _ = look(agreeing(A, B, C, decide=True), *signed("r1", A, B, C))
     state, actions = look(state, *(Held(4, node, 0, 0, "r1", False) for node in (A, B)))
     assert actions[0] == CloseRound(0, 0, (), {})  # one of three is left
     assert state.delivered == {C}
@@ -753,8 +760,9 @@ def test_where_nobody_can_tell_who_is_right_nothing_is_agreed_and_nobody_struck(
 
 
 def test_what_is_never_found_out_fails_the_attempt_and_is_nobodys_fault() -> None:
-    for event in (Recomputed(4, 0, 0, "r1"), Held(4, A, 0, 0, "r1", True)):
-        state, _ = look(agreeing(A, B, C), *signed("r1", A, B, C), event)
+    held, not_held = Held(4, A, 0, 0, "r1", True), Tick(4)
+    for decide, event in ((False, held), (True, not_held)):
+        state, _ = look(agreeing(A, B, C, decide=decide), *signed("r1", A, B, C), event)
         here = [Seen(15, node, "r1") for node in (A, B, C)]
         state, actions = look(state, *here, Tick(21.9))
         assert actions == []
@@ -764,7 +772,7 @@ def test_what_is_never_found_out_fails_the_attempt_and_is_nobodys_fault() -> Non
 
 
 def test_what_was_found_out_too_late_is_stale() -> None:
-    state, _ = look(agreeing(A, B), Recomputed(3, 0, 0, "r1"), Held(3, A, 0, 0, "r1", True))
+    state, _ = look(agreeing(A, B), Recomputed(3, 0, 0, "r1"))
     state, actions = look(state, *signed("r1", A, B))
     assert isinstance(actions[0], AgreeState)
     assert (state.own, state.held) == ("", frozenset())  # the next round is open
