@@ -413,28 +413,7 @@ class DropReplay(Command[None]):
     """End the replay, if one is under way, and free its memory."""
 
 
-COMMANDS: dict[str, type[Command[Any]]] = {
-    kind.name(): kind
-    for kind in (
-        *(
-            Choose,
-            Weigh,
-            Load,
-            SetState,
-            Benchmark,
-            Train,
-            RunOn,
-            Evaluate,
-            Apply,
-            Combine,
-            ApplySlices,
-            BeginReplay,
-            GoOn,
-            DropReplay,
-        ),
-    )
-}
-
+COMMANDS: dict[str, type[Command[Any]]] = {kind.name(): kind for kind in Command.__subclasses__()}
 
 _adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 
