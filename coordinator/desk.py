@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from artel.coordinator import intake
+from artel.coordinator.peer import Peer
 from artel.coordinator.puts import Puts
-from artel.coordinator.service import Coordinator, Peer
+from artel.coordinator.service import Coordinator
 from artel.coordinator.trials import Trials
 from artel.ledger import entries
 from artel.ledger.entries import Entry, reasons

@@ -1,4 +1,5 @@
-"""How many inner steps each member of a time-boxed round gets, from the speed that it has shown.
+"""What a round begins with: how many inner steps each member of a time-boxed one gets, from the
+speed that it has shown, and where their data begins.
 
 A speed is what the coordinator sees itself: the tokens of a contribution that was accepted, over
 the time that its node had for them. What a node reports of itself counts only until there is such
@@ -13,9 +14,16 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median_low
 
+from artel.ledger.entries import Contribution, audits
+from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.entries.records import Attempt
+from artel.protocol import assignment
 from artel.protocol.assignment import Work
+from artel.protocol.manifest import Manifest
+from artel.protocol.round_state import LATE, RoundRules
 
 SHARE = 0.9
 """Of the box that is planned for; the rest is for what a node cannot foresee."""
@@ -85,3 +93,60 @@ class Pace:
 
     def _note(self, node: str, speed: float) -> None:
         self._seen.setdefault(node, deque(maxlen=KEEP)).append(speed)
+
+
+class Planner:
+    """What a round begins with: the steps of each member, and where their data begins."""
+
+    def __init__(self, manifest: Manifest, rules: RoundRules) -> None:
+        self._config, self._rules, self.pace = manifest.config, rules, Pace()
+        self._work, self._split = Work.of(manifest.config), assignment.train_split(manifest)
+
+    def steps(
+        self, fold: FoldState, members: Iterable[str], reported: Mapping[str, float]
+    ) -> dict[str, int]:
+        """Member to its inner steps in the round that opens.
+
+        In a repeated attempt whoever was done keeps its number, so that what it has may do again.
+
+        :param reported: node to the tokens per second that it says, 0 for unknown
+        """
+        before, kept = fold.attempt, dict[str, int]()
+        if before is not None and before.round == fold.round:
+            kept = {peer: before.steps[peer] for peer in before.commitments}
+        return {
+            peer: kept.get(peer) or self._steps_for(fold, peer, reported.get(peer))
+            for peer in members
+        }
+
+    def _steps_for(self, fold: FoldState, peer: str, reported: float | None) -> int:
+        speed = self.pace.speed(peer)
+        if speed is None:
+            speed = reported or None
+        # Who commits at once looks fast; what has vested was audited where the lot fell on it.
+        steps = min(steps_in_box(self._work, self._rules.box, speed), fold.most_steps(peer))
+        # Whoever has an audit to do makes fewer steps of its own; it is paid the same for both.
+        repeats = audits.steps_now(fold, peer)
+        return max(self._work.lightest, steps - repeats) if repeats else steps
+
+    def cursor(self, fold: FoldState, steps: int) -> int:
+        """Where the data of the round that opens begins; a repeated attempt uses the same again.
+
+        :param steps: inner steps of all members together
+        """
+        cursor = fold.cursor
+        if fold.attempt is None or fold.attempt.round != fold.round:
+            cursor = assignment.next_cursor(self._split, cursor, fold.steps, self._config)
+        return assignment.round_start(self._split, cursor, self._work.windows(steps))
+
+    def learn(
+        self, attempt: Attempt, accepted: Sequence[Contribution], rejected: Mapping[str, str]
+    ) -> None:
+        """Note how many tokens nodes had time for in an attempt, for the rounds to come."""
+        tokens, work = self._work.tokens, self._work
+        for body in accepted:
+            self.pace.accepted(body.node, tokens(body.head), tokens(body.tail))
+        for peer, reason in rejected.items():
+            if reason == LATE:
+                least = work.least_head(attempt.round, attempt.steps.get(peer, 0) or work.least)
+                self.pace.late(peer, self._rules.training, tokens(least))

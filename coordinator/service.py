@@ -17,13 +17,12 @@ import contextlib
 import logging
 import secrets
 import time
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from artel.coordinator import intake
 from artel.coordinator.metrics import Clock, Metrics, Numbers
-from artel.coordinator.pace import Pace, steps_in_box
+from artel.coordinator.pace import Planner
+from artel.coordinator.peer import Peer
 from artel.coordinator.resuming import INTERRUPTED, NoEffect, ranked, resumed, seat
 from artel.coordinator.sequencer import Late, Sequencer, Statement
 from artel.coordinator.shape import Shape, largest_contribution
@@ -31,17 +30,17 @@ from artel.coordinator.submission import Submissions
 from artel.coordinator.verdicts import Verdicts
 from artel.coordinator.witnessing import Witnessing
 from artel.ledger import entries
-from artel.ledger.entries import Entry, audits, lot
+from artel.ledger.entries import Entry, lot
 from artel.ledger.entries.anchors import anchor_of
 from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.entries.kinds.jury_answer import charged
 from artel.ledger.entries.kinds.state_agreed import is_outside
+from artel.ledger.entries.records import Attempt
 from artel.ledger.store.heads import HeadStore
-from artel.protocol import assignment, files, messages, round_state, rounds
+from artel.protocol import assignment, files, round_state, rounds
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import ArtelError
 from artel.protocol.events import emit
-from artel.protocol.exchange import codec
 from artel.protocol.identity import Identity, short_peer
 from artel.protocol.manifest import Manifest
 from artel.protocol.net import wire
@@ -53,40 +52,6 @@ from artel.protocol.state import Layout, state_bytes
 log = logging.getLogger("artel.coordinator")
 
 TICK_S = 0.25
-
-
-REPLACED = 8
-"""Processes of one node that are remembered."""
-
-
-@dataclass
-class Peer:
-    """What a connected node last said of itself; owned by the coordinator."""
-
-    report: messages.Report
-    addresses: list[str]
-    """That others are told: as many as fit, in the right form."""
-    heard: float
-    duty: tuple[object, ...] = ()
-    version: int = 0
-    beats: int = 0
-    news: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when its duty may be another one; wakes its heartbeats that wait."""
-    evaluates: set[int] = field(default_factory=set)
-    """The states that it was asked to evaluate."""
-    instance: str = ""
-    """The newest process that spoke with this node's key."""
-    replaced: deque[str] = field(default_factory=lambda: deque(maxlen=REPLACED))
-    """Those before it, the newest few."""
-
-    def speaks(self, instance: str) -> bool:
-        """Whether this process speaks for the node: one that another has replaced does not."""
-        if instance in self.replaced:
-            return False
-        if instance != self.instance:
-            self.replaced.append(self.instance)
-            self.instance = instance
-        return True
 
 
 class Coordinator:
@@ -118,15 +83,13 @@ class Coordinator:
         self.witnessing = Witnessing(sequencer.store, heads, lambda: self.ledger.state, identity)
         self.verdicts = Verdicts(sequencer, fingerprints, manifest.config.trust.tolerances)
         self.submissions = Submissions(sequencer, heads, run, self.verdicts, clock)
-        self.rules = rules_of(manifest)
+        self.rules = round_state.RoundRules.of(manifest.config)
         self.recompute = 0
         """It comes to one of so many states itself, by chance; 0: only where it has to."""
-        """It goes back behind a state that a jury calls wrong even where it finds it right."""
         self.work = assignment.Work.of(manifest.config)
-        self.codec = codec.of(manifest.config.exchange)
         self.payload_bytes = largest_contribution(manifest.config, layout)
         self.state_bytes = state_bytes(layout.parameters, manifest.config.exchange.outer)
-        self.pace = Pace()
+        self.planner = Planner(manifest, self.rules)
         self.peers: dict[str, Peer] = {}
         self.changed = asyncio.Condition()
         """Notified whenever the state, or what is known of a node, is new; for what waits here.
@@ -136,7 +99,6 @@ class Coordinator:
         self.released = False
         """Whether nodes of a finished run may go; see :mod:`coordinator.upkeep`."""
         self.state = resumed(sequencer.state, clock())
-        self._split = assignment.train_split(manifest)
         self._lock = asyncio.Lock()  # one event at a time
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._shown: dict[str, entries.Contribution] = {}  # of this attempt, by node
@@ -264,7 +226,7 @@ class Coordinator:
         if actions and isinstance(actions[0], round_state.Refuse):
             raise wire.Refused(actions[0].reason, code=actions[0].code)
         if isinstance(event, round_state.Committed):
-            self.pace.committed(event.peer, event.now)
+            self.planner.pace.committed(event.peer, event.now)
         try:
             try:
                 if isinstance(shown, Entry) and isinstance(event, round_state.Revealed):
@@ -342,14 +304,8 @@ class Coordinator:
         for peer, pause in after.pauses.items():
             before = self.state.pauses.get(peer)
             if before is None or pause.until > before.until:
-                emit(
-                    log,
-                    "node.in_the_way",
-                    node=short_peer(peer),
-                    reason=pause.reason,
-                    times=pause.strikes,
-                    back_after=pause.until,
-                )
+                said = {"reason": pause.reason, "times": pause.strikes, "back_after": pause.until}
+                emit(log, "node.in_the_way", logging.INFO, node=short_peer(peer), **said)
 
     async def record_own(self, *statements: Statement) -> None:
         """Append what the rounds rest on; the last of it has to have its effect.
@@ -407,49 +363,40 @@ class Coordinator:
 
     async def _execute(self, action: round_state.Action) -> None:
         """Make one decision durable."""
-        sign, run = self.identity, self.run
+        sign, run, fold = self.identity, self.run, self.ledger.state
         if isinstance(action, round_state.OpenRound):
             self._shown, self._votes = {}, {}
-            steps = self._assigned(action)
+            reported = {p: peer.report.tokens_per_second for p, peer in self.peers.items()}
+            steps = self.planner.steps(fold, action.members, reported)
+            place = {"round": action.round, "attempt": action.attempt}
+            cursor = self.planner.cursor(fold, sum(steps.values()))
             opened = entries.round_opened(
-                sign,
-                run,
-                round=action.round,
-                attempt=action.attempt,
-                base=action.base,
-                cursor=self._next_cursor(sum(steps.values())),
-                steps=steps,
+                sign, run, **place, base=action.base, cursor=cursor, steps=steps
             )
             witnessed = self.witnessing.statement()
             await self.record_own(*([witnessed] if witnessed is not None else []), opened)
             self._numbers.opened(action.round, steps)
-            self.pace.opened(self.clock(), action.attempt)
+            self.planner.pace.opened(self.clock(), action.attempt)
             emit(log, "round.opened", round=action.round, members=len(action.members))
         elif isinstance(action, round_state.CloseCommitments):
+            place = {"round": action.round, "attempt": action.attempt}
             await self.record_own(
-                entries.round_committed(
-                    sign,
-                    run,
-                    round=action.round,
-                    attempt=action.attempt,
-                    commitments=action.commitments,
-                )
+                entries.round_committed(sign, run, **place, commitments=action.commitments)
             )
             self._numbers.phase(action.round, "training")
         elif isinstance(action, round_state.CloseRound):
             await self._close_round(action)
         elif isinstance(action, round_state.AgreeState):
-            attempt = self.ledger.state.attempt
+            attempt = fold.attempt
             assert attempt is not None
-            credits = attempt.credits.root
-            outside = self._drawn_outside(action.outside)
+            outside = self._drawn_outside(attempt, action.outside)
             agreed = entries.state_agreed(
                 sign,
                 run,
                 round=action.round,
                 attempt=attempt.attempt,
                 root=action.root,
-                credits=credits,
+                credits=attempt.credits.root,
                 wrong=action.wrong,
                 rests_on="coordinator" if action.recomputed else attempt.rests_on,
                 outside=outside,
@@ -459,119 +406,40 @@ class Coordinator:
             await self.record_own(entries.decode(agreed.encode()).checked(True))
             reports = {name: peer.report for name, peer in self.peers.items()}
             self._numbers.agreed(action.round - 1, action.signers, reports)
-            emit(
-                log,
-                "state.agreed",
-                round=action.round,
-                root=action.root[:12],
-                signers=len(action.signers),
-            )
+            root, signers = action.root[:12], len(action.signers)
+            emit(log, "state.agreed", round=action.round, root=root, signers=signers)
         elif isinstance(action, round_state.Drop):
             self.peers.pop(action.peer, None)
             emit(log, "node.dropped", node=short_peer(action.peer), reason=action.reason)
 
-    def _drawn_outside(self, nodes: Sequence[str]) -> str:
+    def _drawn_outside(self, attempt: Attempt, nodes: Sequence[str]) -> str:
         """Whose word stands in the ledger, of those outside a round who came to its state: one by
         lot, so that the others are left for a jury."""
-        fold, attempt = self.ledger.state, self.ledger.state.attempt
-        assert attempt is not None
+        fold = self.ledger.state
         still = [peer for peer in nodes if is_outside(fold, attempt, peer)]
         purpose = f"outside/{attempt.round}/{attempt.attempt}"
         return next(lot.order(fold.lot, purpose, fold.weights(still)), "")
 
     async def _close_round(self, action: round_state.CloseRound) -> None:
         attempt = self.ledger.state.attempt
-        shown = attempt.shown if attempt is not None else {}
+        assert attempt is not None
+        shown = attempt.shown
         accepted = [
             entries.Accepted(node=peer, entry=shown[peer].entry, weight=shown[peer].tokens)
             for peer in action.accepted
         ]
         bodies = [self._shown[peer] for peer in action.accepted]
+        place, out = {"round": action.round, "attempt": action.attempt}, action.rejected
         await self.record_own(
-            entries.round_closed(
-                self.identity,
-                self.run,
-                round=action.round,
-                attempt=action.attempt,
-                accepted=accepted,
-                rejected=action.rejected,
-            )
+            entries.round_closed(self.identity, self.run, **place, accepted=accepted, rejected=out)
         )
-        self._numbers.closed(action.round, bodies, action.rejected)
+        self._numbers.closed(action.round, bodies, out)
         if self.rules.box:
-            self._learn_speeds(action, bodies)
+            self.planner.learn(attempt, bodies, out)
         emit(
             log,
             "round.closed" if accepted else "round.failed",
             round=action.round,
             accepted=len(accepted),
-            rejected=", ".join(f"{short_peer(p)}: {why}" for p, why in action.rejected.items())
-            or "-",
+            rejected=", ".join(f"{short_peer(p)}: {why}" for p, why in out.items()) or "-",
         )
-
-    def _learn_speeds(
-        self, action: round_state.CloseRound, accepted: Sequence[entries.Contribution]
-    ) -> None:
-        """Note how many tokens nodes had time for, for the rounds to come."""
-        tokens, work = self.work.tokens, self.work
-        for body in accepted:
-            self.pace.accepted(body.node, tokens(body.head), tokens(body.tail))
-        for peer, reason in action.rejected.items():
-            if reason == round_state.LATE:
-                least = work.least_head(action.round, self.assigned(peer) or work.least)
-                self.pace.late(peer, self.rules.training, tokens(least))
-
-    def _assigned(self, action: round_state.OpenRound) -> dict[str, int]:
-        """Member to its inner steps in the round that opens.
-
-        In a repeated attempt whoever was done keeps its number, so that what it has may do again.
-        """
-        fold, before = self.ledger.state, self.ledger.state.attempt
-        kept: dict[str, int] = {}
-        if before is not None and before.round == fold.round:
-            kept = {peer: before.steps[peer] for peer in before.commitments}
-        return {peer: kept.get(peer) or self._steps_for(peer) for peer in action.members}
-
-    def _steps_for(self, peer: str) -> int:
-        speed = self.pace.speed(peer)
-        if speed is None and peer in self.peers:
-            speed = self.peers[peer].report.tokens_per_second or None
-        # Who commits at once looks fast; what has vested was audited where the lot fell on it.
-        most = self.ledger.state.most_steps(peer)
-        steps = min(steps_in_box(self.work, self.rules.box, speed), most)
-        # Whoever has an audit to do makes fewer steps of its own; it is paid the same for both.
-        repeats = audits.steps_now(self.ledger.state, peer)
-        return max(self.work.lightest, steps - repeats) if repeats else steps
-
-    def _next_cursor(self, steps: int) -> int:
-        """Where the data of the round that opens begins; a repeated attempt uses the same again.
-
-        :param steps: inner steps of all members together
-        """
-        fold, config = self.ledger.state, self.manifest.config
-        if fold.attempt is not None and fold.attempt.round == fold.round:
-            cursor = fold.cursor
-        else:
-            cursor = assignment.next_cursor(self._split, fold.cursor, fold.steps, config)
-        return assignment.round_start(self._split, cursor, self.work.windows(steps))
-
-
-def rules_of(manifest: Manifest) -> round_state.RoundRules:
-    """The round rules of a manifest."""
-    config = manifest.config.rounds
-    return round_state.RoundRules(
-        total=config.total,
-        min_nodes=config.min_nodes,
-        max_nodes=config.max_nodes,
-        quorum=config.quorum,
-        deadline=config.deadline_s,
-        grace=config.grace_s,
-        reveal=config.reveal_s,
-        settle=config.settle_s,
-        heartbeat_timeout=config.heartbeat_timeout_s,
-        gather_members={"gather": 1 << 30, "auto": assignment.GATHER_MEMBERS, "sharded": 0}[
-            manifest.config.exchange.topology
-        ],
-        box=config.box_s,
-        checked=True,
-    )

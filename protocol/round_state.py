@@ -10,7 +10,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from artel.protocol.assignment import GATHER_MEMBERS
 from artel.protocol.pauses import Pause
+from artel.protocol.run_config import RunConfig
 from artel.protocol.seats import Seat
 
 
@@ -85,6 +87,25 @@ class RoundRules:
     checked: bool = False
     """A state is agreed only when one of its signers was seen to hold it and, where that is needed,
     when the coordinator has come to the same root (:class:`Held`, :class:`Recomputed`)."""
+
+    @classmethod
+    def of(cls, config: RunConfig) -> RoundRules:
+        """Those of a run's manifest."""
+        rounds, most = config.rounds, {"gather": 1 << 30, "auto": GATHER_MEMBERS, "sharded": 0}
+        return cls(
+            total=rounds.total,
+            min_nodes=rounds.min_nodes,
+            max_nodes=rounds.max_nodes,
+            quorum=rounds.quorum,
+            deadline=rounds.deadline_s,
+            grace=rounds.grace_s,
+            reveal=rounds.reveal_s,
+            settle=rounds.settle_s,
+            heartbeat_timeout=rounds.heartbeat_timeout_s,
+            gather_members=most[config.exchange.topology],
+            box=rounds.box_s,
+            checked=True,
+        )
 
     @property
     def training(self) -> float:

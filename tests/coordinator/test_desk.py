@@ -21,8 +21,8 @@ from pydantic import ValidationError
 
 from artel.coordinator import submission
 from artel.coordinator.desk import evaluator
+from artel.coordinator.peer import Peer
 from artel.coordinator.puts import TRIES
-from artel.coordinator.service import Peer
 from artel.ledger import entries
 from artel.ledger.entries import Entry, reasons
 from artel.ledger.fold import shares

@@ -347,7 +347,7 @@ async def test_who_commits_at_once_gets_no_more_than_anybody(office: Office) -> 
         await members[2].commit()
         await finish(office, members, {})
         await open_round(members, [1e9, 1e9, 16.0])
-    assert office.core.pace.speed(members[0].peer) > 1e4
+    assert office.core.planner.pace.speed(members[0].peer) > 1e4
 
 
 async def test_nobody_gets_more_than_twice_what_it_has_really_done(

@@ -19,8 +19,9 @@ from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client.parser import text_string_to_metric_families
 
 from artel.coordinator.metrics import Metrics
+from artel.coordinator.peer import Peer
 from artel.coordinator.sequencer import Sequencer
-from artel.coordinator.service import Coordinator, Peer
+from artel.coordinator.service import Coordinator
 from artel.coordinator.web import RunPage
 from artel.ledger.entries import reasons
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
