@@ -3,8 +3,8 @@
 A record is stored under ``key`` with the subkey = its author's peer id, and carries an Ed25519
 signature over key, subkey, value and expiration. Every node loads the same validator, so a forged
 record is refused by whoever is asked to store it and again by whoever reads it. Owners store their
-records again before they expire; nothing else does (a record lives on at most five nodes). What a
-node stores for others is bounded in :mod:`protocol.net.dht_node`.
+records again before they expire; nothing else does. Where a record lives, and what a node stores
+for others, is the matter of :mod:`protocol.net.dht_node`.
 
 Keys, for a run id R:
 
@@ -113,6 +113,8 @@ class SignedRecords(RecordValidatorBase):  # type: ignore[misc]  # hivemind has 
             public = public_of(peer if isinstance(peer, str) else "")
             if msgpack.packb(peer) != record.subkey:
                 return False  # encoded anew for a reader, it would spoil all records of the key
+            if not isinstance(msgpack.unpackb(value), bytes):
+                return False  # a reader's search would end in an error, whatever else it found
         except (DecodeError, ValueError, TypeError, msgpack.UnpackException):
             return False
         return verify(public, signature, self._message(record, value))

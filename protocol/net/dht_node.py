@@ -4,13 +4,19 @@ hivemind keeps whatever it is asked to keep, for as long as it is told to, and r
 that it ever met. What is different here: only the keys of our run are stored, each peer's own
 record alone, for minutes; a request has a size, few keys and a rate; lists of peers have an end.
 Nothing is cached or handed over for others: owners store their records again every
-``dht.RENEW_S``. Importing this module imports hivemind.
+``dht.RENEW_S``.
+
+A node's place follows from its peer id, so that nobody chooses one beside a key; but keys can be
+made until some lie there (Urdaneta, Pierre and van Steen, "A survey of DHT security techniques",
+ACM Computing Surveys 43(2), 2011, sections 3 and 4). So :func:`publish` and :func:`lookup` do not
+rest on the nearest peers alone: the coordinator and some members store and are asked, too.
+Importing this module imports hivemind.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgpack
@@ -19,6 +25,7 @@ from hivemind.dht.node import Blacklist, DHTNode
 from hivemind.dht.protocol import DHTProtocol
 from hivemind.dht.routing import DHTID, RoutingTable
 from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue
+from hivemind.dht.validation import DHTRecord
 from hivemind.p2p import P2P, PeerID
 from hivemind.proto import dht_pb2
 from hivemind.utils.timed_storage import ValueWithExpiration, get_dht_time
@@ -27,6 +34,7 @@ from artel.protocol.errors import DecodeError
 from artel.protocol.identity import Identity
 from artel.protocol.net import dht
 from artel.protocol.net.limits import RateLimits
+from artel.protocol.tasks import within
 
 MAX_RECORDS = 256
 """Records under one key."""
@@ -42,6 +50,10 @@ STRANGERS_PER_MINUTE, STRANGERS_AT_ONCE = 1200, 200
 """Calls of all strangers together."""
 MAX_PEERS = 1024
 """Peers in the routing table, and peers that are remembered as unreachable."""
+KEEPERS = 4
+"""Members nearest to a key, and peers that were named to us, that keep its records besides."""
+WALK_S = 10.0
+"""In which the nearest peers have to be found; what the keepers have is there by then."""
 
 _REQUESTS = {
     f"{DHTProtocol.__name__}.{name}": kind
@@ -62,8 +74,9 @@ async def start(p2p: P2P, identity: Identity, keys: Iterable[str], is_member: Is
     :param keys: those whose records it stores for others; of other keys it stores nothing
     :param is_member: whether a peer's calls and records come before those of strangers
     """
-    node = await DHTNode.create(
+    node = await PlacedNode.create(
         p2p=p2p,
+        node_id=place_of(p2p.peer_id),
         record_validator=dht.SignedRecords(identity),
         cache_locally=False,
         cache_nearest=0,
@@ -88,10 +101,87 @@ async def move(node: DHTNode, p2p: P2P, is_member: IsMember) -> None:
     _guard(p2p, is_member)
 
 
+def place_of(peer: PeerID) -> DHTID:
+    """The only DHT id of a peer: the SHA-1 of its peer id's bytes."""
+    return DHTID.generate(source=peer.to_bytes())
+
+
+def keepers(node: DHTNode, key: str, named: Iterable[PeerID], is_member: IsMember) -> list[PeerID]:
+    """Who keeps the records of a key, wherever in the DHT its place is.
+
+    :param named: peers that the run's invite or the node's owner named: the coordinator
+    """
+    near = DHTID.generate(key).xor_distance
+    known = sorted(node.protocol.routing_table.uid_to_peer_id.items(), key=lambda at: near(at[0]))
+    members = [peer for _, peer in known if is_member(str(peer))]
+    chosen = [*[*named][:KEEPERS], *members[:KEEPERS]]
+    return [peer for peer in dict.fromkeys(chosen) if peer != node.peer_id]
+
+
+async def publish(
+    node: DHTNode, key: str, value: bytes, expiration: float, keepers: Sequence[PeerID]
+) -> bool:
+    """Store our own record with the peers nearest to its key, its keepers, and here.
+
+    :returns: whether anybody else says that it has stored it
+    """
+    protocol, subkey, key_id = node.protocol, str(node.peer_id), DHTID.generate(key)
+    name, data = protocol.serializer.dumps(subkey), protocol.serializer.dumps(value)
+    plain = DHTRecord(key_id.to_bytes(), name, data, expiration)
+    signed = protocol.record_validator.sign_value(plain)
+    protocol.storage.store_subkey(key_id, subkey, signed, expiration)
+    near, *said = await asyncio.gather(
+        node.store(key, value, expiration, subkey=subkey, exclude_self=True),
+        *(protocol.call_store(peer, [key_id], [signed], expiration, [subkey]) for peer in keepers),
+    )
+    return bool(near) or any(reply and all(reply) for reply in said)
+
+
+async def lookup(node: DHTNode, key: str, keepers: Sequence[PeerID]) -> dict[str, Any]:
+    """The newest value of each peer under a key, of all who were asked."""
+    protocol, key_id = node.protocol, DHTID.generate(key)
+    near, *replies = await asyncio.gather(
+        _nearest(node, key), *(protocol.call_find(peer, [key_id]) for peer in keepers)
+    )
+    newest: dict[str, tuple[float, Any]] = {}
+
+    def take(records: Mapping[Any, ValueWithExpiration], value_of: Callable[[bytes], Any]) -> None:
+        for peer, (value, expiration) in records.items():
+            if expiration > newest.get(str(peer), (0.0, None))[0]:
+                newest[str(peer)] = expiration, value_of(value)
+
+    def opened(signed: bytes) -> Any:
+        return protocol.serializer.loads(signed[: -dht.SIGNATURE_BYTES])
+
+    for reply in replies:  # their signatures were checked
+        found, _ = (reply or {}).get(key_id, (None, None))
+        if found is not None and isinstance(found.value, DictionaryDHTValue):
+            take(dict(found.value.items()), opened)
+    if near is not None and isinstance(near.value, dict):
+        take(near.value, lambda value: value)
+    return {peer: value for peer, (_, value) in newest.items()}
+
+
+async def _nearest(node: DHTNode, key: str) -> Any:
+    """What the peers nearest to a key have; None also when that takes long."""
+    try:
+        return await within(node.get(key, latest=True), WALK_S)
+    except TimeoutError:
+        return None
+
+
 def _guard(p2p: P2P, is_member: IsMember) -> None:
     guard, handlers = Guard(is_member), p2p._client.control.unary_handlers
     for name, kind in _REQUESTS.items():
         handlers[name] = guard.around(kind, handlers[name])
+
+
+class PlacedNode(DHTNode):  # type: ignore[misc]
+    """hivemind's, which goes to no place that somebody chose for a peer."""
+
+    def _filter_blacklisted(self, peer_ids: dict[DHTID, PeerID]) -> dict[DHTID, PeerID]:
+        found: dict[DHTID, PeerID] = super()._filter_blacklisted(peer_ids)
+        return {place: peer for place, peer in found.items() if place == place_of(peer)}
 
 
 class Records(DHTLocalStorage):  # type: ignore[misc]  # hivemind has no types
@@ -176,16 +266,13 @@ class Records(DHTLocalStorage):  # type: ignore[misc]  # hivemind has no types
 
 
 class BoundedTable(RoutingTable):  # type: ignore[misc]
-    """A routing table with an end, and one place in it for each peer."""
+    """A routing table with an end, and each peer in the place that is its own."""
 
     def add_or_update_node(self, node_id: int, peer_id: PeerID) -> tuple[int, PeerID] | None:
         """As hivemind's; when it is full, a peer that is to be asked whether it still lives."""
-        if self.uid_to_peer_id.get(node_id, peer_id) != peer_id:
-            return None  # the place of somebody else
-        known = self.peer_id_to_uid.get(peer_id)
-        if known is not None and known != node_id:
-            del self[known]
-        elif known is None and len(self.uid_to_peer_id) >= MAX_PEERS:
+        if node_id != place_of(peer_id):
+            return None
+        if node_id not in self.uid_to_peer_id and len(self.uid_to_peer_id) >= MAX_PEERS:
             oldest: tuple[int, PeerID] | None = self.buckets[
                 self.get_bucket_index(node_id)
             ].request_ping_node()

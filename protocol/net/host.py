@@ -311,9 +311,8 @@ class Host:
             raise DecodeError(f"DHT record of {len(value)} bytes, at most {dht.MAX_RECORD_BYTES}")
         expiration = get_dht_time() + dht.LIFETIME_S
         try:
-            return bool(
-                await within(self._dht.store(key, value, expiration, subkey=self.peer_id), 15)
-            )
+            storing = dht_node.publish(self._dht, key, value, expiration, self._keepers(key))
+            return await within(storing, 15)
         except STREAM_ERRORS as error:
             emit(log, "dht.store_failed", logging.DEBUG, key=key, error=error)
             return False
@@ -321,16 +320,19 @@ class Host:
     async def lookup(self, key: str, schema: type[Schema]) -> dict[str, Schema]:
         """Valid records under ``key`` by peer id; malformed ones are left out."""
         try:
-            found = await within(self._dht.get(key, latest=True), 15)
+            found = await within(dht_node.lookup(self._dht, key, self._keepers(key)), 15)
         except STREAM_ERRORS as error:
             emit(log, "dht.get_failed", logging.DEBUG, key=key, error=error)
             return {}
         records: dict[str, Schema] = {}
-        if found is not None and hasattr(found.value, "items"):
-            for peer, item in found.value.items():
-                with contextlib.suppress(DecodeError):
-                    records[str(peer)] = dht.decode(schema, item.value)
+        for peer, value in found.items():
+            with contextlib.suppress(DecodeError):
+                records[peer] = dht.decode(schema, value)
         return records
+
+    def _keepers(self, key: str) -> list[PeerID]:
+        named = [PeerID.from_base58(peer_of(address)) for address in self._bootstrap]
+        return dht_node.keepers(self._dht, key, named, self._callers.is_member)
 
     # --- life ------------------------------------------------------------------------------------
 

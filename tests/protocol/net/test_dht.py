@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -21,9 +22,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from artel.protocol.errors import DecodeError
+from artel.protocol.identity import load_or_create
 from artel.protocol.net import dht, dht_node
 from artel.protocol.net.host import Host
-from host_world import named, swarm
+from host_world import named, start, swarm, until
 
 RUN = "cd" * 32
 RUNS = (RUN, "ee" * 32, "ff" * 32)
@@ -41,7 +43,7 @@ def signed(**changes: object) -> DHTRecord:
     plain = DHTRecord(
         key=b"k" * 20,
         subkey=msgpack.packb(ANN.peer_id),
-        value=dht.encode(holder()),
+        value=msgpack.packb(dht.encode(holder())),
         expiration_time=1000.5,
     )
     value = dht.SignedRecords(ANN).sign_value(plain)
@@ -54,7 +56,8 @@ def signed(**changes: object) -> DHTRecord:
 def test_a_signed_record_holds_and_gives_its_value_back() -> None:
     validator = dht.SignedRecords(BOB)
     assert validator.validate(signed())
-    assert dht.decode(dht.HolderRecord, validator.strip_value(signed())) == holder()
+    value = msgpack.unpackb(validator.strip_value(signed()))
+    assert dht.decode(dht.HolderRecord, value) == holder()
 
 
 @pytest.mark.parametrize(
@@ -84,7 +87,7 @@ def test_a_changed_record_is_refused(changes: dict[str, object]) -> None:
 def test_an_oversize_record_is_refused_although_it_is_signed() -> None:
     validator = dht.SignedRecords(ANN)
     for size, holds in ((dht.MAX_RECORD_BYTES, True), (dht.MAX_RECORD_BYTES + 1, False)):
-        plain = dataclasses.replace(signed(), value=bytes(size))
+        plain = dataclasses.replace(signed(), value=msgpack.packb(bytes(size - 3)))
         record = dataclasses.replace(plain, value=validator.sign_value(plain))
         assert validator.validate(record) is holds
 
@@ -97,7 +100,9 @@ def test_the_validator_survives_any_bytes(subkey: bytes, value: bytes) -> None:
 def test_a_subkey_has_one_encoding() -> None:
     """Another one would be encoded anew for readers, who would then refuse all of the key."""
     name = ANN.peer_id.encode()
-    plain = dataclasses.replace(signed(), subkey=b"\xda\0" + bytes([len(name)]) + name, value=b"x")
+    plain = dataclasses.replace(
+        signed(), subkey=b"\xda\0" + bytes([len(name)]) + name, value=b"\xc4\x01x"
+    )
     assert msgpack.unpackb(plain.subkey) == ANN.peer_id
     validator = dht.SignedRecords(ANN)
     assert not validator.validate(dataclasses.replace(plain, value=validator.sign_value(plain)))
@@ -205,6 +210,26 @@ async def test_a_malformed_record_hides_no_other(hosts: list[Host]) -> None:
     assert await second._dht.store(key, b"\xc1junk", expiration, subkey=second.peer_id)
     assert await third.publish(key, holder())
     assert await first.lookup(key, dht.HolderRecord) == {third.peer_id: holder()}
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_value_that_nobody_can_read_is_not_stored_and_ends_no_search(
+    hosts: list[Host],
+) -> None:
+    """Signed as it should be, it made hivemind's search fail for all records of the key."""
+    first, hostile, third = hosts
+    key, protocol = dht.nodes_key(RUN), hostile._dht.protocol
+    key_id, expiration = DHTID.generate(key), get_dht_time() + 60
+    name = MSGPackSerializer.dumps(hostile.peer_id)
+    for junk in (b"\xc1", b"", msgpack.packb(7), msgpack.packb(b"x") + b"more"):
+        plain = DHTRecord(key_id.to_bytes(), name, junk, expiration)
+        value = dht.SignedRecords(hostile.identity).sign_value(plain)
+        for host in (first, third):
+            peer = PeerID.from_base58(host.peer_id)
+            said = await protocol.call_store(peer, [key_id], [value], expiration, [hostile.peer_id])
+            assert list(said) == [False]
+    assert await third.publish(key, holder())
+    assert third.peer_id in await first.lookup(key, dht.HolderRecord)
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -365,24 +390,83 @@ def test_the_store_has_an_end_and_members_come_first() -> None:
     assert len(records) == 1
 
 
-def test_the_lists_of_peers_have_an_end() -> None:
-    def peer(number: int) -> PeerID:
-        return PeerID.from_base58(named(f"sybil {number}").peer_id)
+def sybil(number: int) -> PeerID:
+    return PeerID.from_base58(named(f"sybil {number}").peer_id)
 
+
+def test_the_lists_of_peers_have_an_end() -> None:
     table = dht_node.BoundedTable(DHTID.generate("ours"), 20, 5)
-    for number in range(500):
-        table.add_or_update_node(DHTID.generate(f"place {number}"), peer(0))
-    assert len(table.uid_to_peer_id) == len(table.peer_id_to_uid) == 1
     for number in range(dht_node.MAX_PEERS + 500):
-        table.add_or_update_node(DHTID.generate(f"node {number}"), peer(number))
-    assert len(table.uid_to_peer_id) <= dht_node.MAX_PEERS
-    table.add_or_update_node(DHTID.generate("node 7"), peer(8))
-    assert table.get(node_id=DHTID.generate("node 7")) == peer(7)
+        table.add_or_update_node(dht_node.place_of(sybil(number)), sybil(number))
+    assert len(table.uid_to_peer_id) == len(table.peer_id_to_uid) <= dht_node.MAX_PEERS
 
     unreachable = dht_node.Silent(base_time=5.0, backoff_rate=2.0)
     for number in range(dht_node.MAX_PEERS + 500):
-        unreachable.register_failure(peer(number))
+        unreachable.register_failure(sybil(number))
     assert len(unreachable.ban_counter) <= dht_node.MAX_PEERS
+
+
+async def test_nobody_chooses_a_place(tmp_path: Path) -> None:
+    key = int(DHTID.generate(dht.nodes_key(RUN)))
+    table = dht_node.BoundedTable(DHTID.generate("ours"), 20, 5)
+    table.add_or_update_node(DHTID(key ^ 1), sybil(1))
+    assert len(table.uid_to_peer_id) == 0
+    table.add_or_update_node(dht_node.place_of(sybil(1)), sybil(1))
+    table.add_or_update_node(DHTID(key ^ 1), sybil(1))
+    table.add_or_update_node(dht_node.place_of(sybil(1)), sybil(2))
+    assert table.uid_to_peer_id == {dht_node.place_of(sybil(1)): sybil(1)}
+    async with swarm(tmp_path, 1, RUNS) as (host,):
+        # Nor does anybody else for a peer, in what it answers to a search.
+        told = {DHTID(key ^ 1): sybil(1), dht_node.place_of(sybil(2)): sybil(2)}
+        assert host._dht._filter_blacklisted(told) == {dht_node.place_of(sybil(2)): sybil(2)}
+        ours = PeerID.from_base58(host.peer_id)
+        assert host._dht.node_id == dht_node.place_of(ours) == DHTID.generate(ours.to_bytes())
+        # The members among those that are known keep records, the nearest of them.
+        places = host._dht.protocol.routing_table
+        for number in range(20):
+            places.add_or_update_node(dht_node.place_of(sybil(number)), sybil(number))
+        known = {str(sybil(number)) for number in range(10)}
+        named_to_us = [ours, sybil(19)]
+        keepers = dht_node.keepers(host._dht, dht.nodes_key(RUN), named_to_us, known.__contains__)
+        nearest = sorted(map(sybil, range(10)), key=lambda peer: dht_node.place_of(peer) ^ key)
+        assert keepers == [sybil(19), *nearest[: dht_node.KEEPERS]]
+
+
+async def test_keys_that_were_made_to_lie_beside_a_key_hide_no_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five are nearer than all others, say that they store records, and store none."""
+    key, place_of = dht.nodes_key(RUN), dht_node.place_of
+    homes = [tmp_path / f"hostile-{number}" for number in range(5)]
+    made = {load_or_create(home / "node.key").peer_id: number for number, home in enumerate(homes)}
+
+    def placed(peer: PeerID) -> DHTID:  # as if so many keys had been made
+        near = made.get(str(peer))
+        return place_of(peer) if near is None else DHTID(int(DHTID.generate(key)) ^ near)
+
+    monkeypatch.setattr(dht_node, "place_of", placed)
+    async with contextlib.AsyncExitStack() as stack:
+        honest = await stack.enter_async_context(swarm(tmp_path, 3, RUNS))
+        for home in homes:
+            hostile = await start(home, honest[0])
+            stack.push_async_callback(hostile.close)
+            monkeypatch.setattr(
+                hostile._dht.protocol.storage, "store_subkey", lambda *record, **more: True
+            )
+            for host in honest:
+                peer = PeerID.from_base58(host.peer_id)
+                await hostile.connect(host.peer_id, await host.addresses())
+                await hostile._dht.protocol.call_ping(peer, strict=False)
+        tables = [host._dht.protocol.routing_table.peer_id_to_uid for host in honest]
+        await until(lambda: all({*map(str, table)} >= made.keys() for table in tables))
+        late = await start(tmp_path / "late", honest[0])
+        stack.push_async_callback(late.close)
+        for host in (*honest, late):  # five are more than a search looks at, as 21 would be
+            monkeypatch.setattr(host._dht.protocol, "bucket_size", 4)
+        for host in honest:
+            assert await host.publish(key, holder())
+        for reader in (*honest, late):
+            assert {*await reader.lookup(key, dht.HolderRecord)} == {h.peer_id for h in honest}
 
 
 class _Wide(dht.Record):
