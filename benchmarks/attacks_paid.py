@@ -44,9 +44,9 @@ from artel.protocol.exchange import codec as codecs
 from artel.protocol.exchange.pseudogradient import Header
 from artel.protocol.identity import peer_id_of
 from artel.protocol.round_state import COPIED, NO_NUMBERS
-from artel.protocol.run_config import TOLERANCES
 from artel.protocol.seats import seated
 from artel.protocol.state import Layout, Vector
+from artel.protocol.terms import TOLERANCES
 from artel.protocol.tolerances import judged, tolerance_of
 from benchmarks.attacks import (
     ATTACKS,

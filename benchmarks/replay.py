@@ -51,8 +51,8 @@ from artel.protocol.exchange import codec as codecs
 from artel.protocol.exchange.pseudogradient import Header
 from artel.protocol.fingerprints import LEAST_APART, TRIAL_APART, Rows, rows_in
 from artel.protocol.identity import Identity
-from artel.protocol.run_config import TOLERANCES
 from artel.protocol.state import Vector
+from artel.protocol.terms import TOLERANCES
 from artel.protocol.tolerances import tolerance_of
 from benchmarks.options import require_folder
 from benchmarks.replay_guesses import Guesser, beside

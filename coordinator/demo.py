@@ -119,6 +119,7 @@ def demo(
 def run_text(nodes: int, rounds: int, inner_steps: int = INNER_STEPS, **exchange: Any) -> str:
     """The run file of the demo; ``exchange``: what differs in its table of that name."""
     from artel.protocol import run_config as run
+    from artel.protocol import terms
     from artel.protocol.manifest_template import SIZES, template
 
     steps = rounds * inner_steps
@@ -145,9 +146,9 @@ def run_text(nodes: int, rounds: int, inner_steps: int = INNER_STEPS, **exchange
             span=max(4, rounds // 2),
         ),
         "exchange": run.ExchangeSection(**exchange),
-        "ownership": run.OwnershipSection(closing_s=0.0),
+        "ownership": terms.OwnershipSection(closing_s=0.0),
         # Any two majorities have a witness in common.
-        "ledger": run.LedgerSection(witnesses=nodes // 2 + 1),
+        "ledger": terms.LedgerSection(witnesses=nodes // 2 + 1),
     }
     return template(RUN_FILE, tiny.model_copy(update=changed))
 

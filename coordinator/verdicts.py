@@ -27,7 +27,7 @@ from artel.protocol.events import emit
 from artel.protocol.identity import public_of, short_peer
 from artel.protocol.net import delivery, wire
 from artel.protocol.net.blobs import BlobStore
-from artel.protocol.run_config import ToleranceSection
+from artel.protocol.terms import ToleranceSection
 from artel.protocol.tolerances import tolerance_of
 
 log = logging.getLogger("artel.coordinator")

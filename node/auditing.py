@@ -41,7 +41,7 @@ from artel.protocol.exchange import codec, pseudogradient
 from artel.protocol.identity import public_of, short_peer
 from artel.protocol.net import delivery, wire
 from artel.protocol.net.delivery import Wanted
-from artel.protocol.run_config import ToleranceSection
+from artel.protocol.terms import ToleranceSection
 from artel.protocol.tolerances import verdict_of
 
 log = logging.getLogger("artel.node")

@@ -16,8 +16,8 @@ from pydantic import Field, model_validator
 from artel.protocol import canonical, dsse
 from artel.protocol.errors import CheckFailed, DecodeError, ResourceError
 from artel.protocol.identity import Identity
-from artel.protocol.run_config import MAX_EXACT, Conflict, RunConfig, Section
-from artel.protocol.schema import Digest, OptionalDigest, parsed
+from artel.protocol.run_config import RunConfig
+from artel.protocol.schema import MAX_EXACT, Conflict, Digest, OptionalDigest, Section, parsed
 
 PAYLOAD_TYPE = "application/vnd.artel.manifest+json"
 MAX_MANIFEST_BYTES = 5600

@@ -10,17 +10,13 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, JsonValue, ValidationInfo, model_validator
+from pydantic import AfterValidator, Field, JsonValue, model_validator
 
-from artel.protocol.schema import Digest, OptionalDigest, Record
-from artel.protocol.terminal import steers
+from artel.protocol.schema import MAX_EXACT, Conflict, OptionalDigest, Section, one_line, shown
+from artel.protocol.terms import MAX_NODES, LedgerSection, OwnershipSection, TrustSection
 
-MAX_NODES = 1024
-"""Members of a round: the ledger lists them in documents of at most 1 MiB."""
 Codec = Literal["fp32", "fp16", "int8", "int4", "sparse"]
 Topology = Literal["auto", "gather", "sharded"]
-MAX_EXACT = 2**53 - 1
-"""Largest integer that every JSON reader keeps exact."""
 WSD_DECAY_FRACTION = 0.2
 """Schedule ``wsd`` (warm-up, stable, decay): the last fifth of the steps decays linearly."""
 RESERVED_MODEL_KEYS = {
@@ -33,42 +29,13 @@ RESERVED_MODEL_KEYS = {
 }
 
 
-class Conflict(ValueError):
-    """A rule between fields is broken; ``hint`` names the fix."""
-
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
-
-
-class Section(Record):
-    """A table, whose fields have descriptions."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-
-def _one_line(value: str, info: ValidationInfo) -> str:
-    """Refuse what volunteers would never be shown as it is written."""
-    return _shown(value, str(info.field_name))
-
-
-def _shown(value: str, where: str) -> str:
-    if steers(value):
-        raise Conflict(
-            f"{where} holds a line break, a control character or a mark that turns the direction "
-            "of text",
-            "write it in one line of plain text",
-        )
-    return value
-
-
 def _model_table(table: dict[str, JsonValue]) -> dict[str, JsonValue]:
     """Bound the one free-form table, and write whole floats as integers, as RFC 8785 does."""
     for key in table:
         if key in RESERVED_MODEL_KEYS or key.startswith("_"):
             why = RESERVED_MODEL_KEYS.get(key, "keys with a leading underscore are internal")
             raise Conflict(f"[model.config] {key} cannot be set: {why}", f"remove {key}")
-        _shown(key, "a key of [model.config]")
+        shown(key, "a key of [model.config]")
     return {key: _plain(value, f"[model.config] {key}", 3) for key, value in table.items()}
 
 
@@ -79,13 +46,13 @@ def _plain(value: JsonValue, where: str, depth: int) -> JsonValue:
         if isinstance(value, list):
             return [_plain(item, where, depth - 1) for item in value]
         return {
-            _shown(key, f"a key in {where}"): _plain(item, where, depth - 1)
+            shown(key, f"a key in {where}"): _plain(item, where, depth - 1)
             for key, item in value.items()
         }
     if isinstance(value, str) and len(value) > 256:
         raise Conflict(f"{where} is longer than 256 characters")
     if isinstance(value, str):
-        return _shown(value, where)
+        return shown(value, where)
     if isinstance(value, int | float) and not isinstance(value, bool):
         if not math.isfinite(value) or abs(value) > 2**31:
             raise Conflict(f"{where} = {value} is out of bounds (at most 2^31 either way)")
@@ -98,7 +65,7 @@ class RunSection(Section):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
     """Short name: lower-case letters, digits and hyphens, at most 40 characters."""
-    description: Annotated[str, Field(max_length=400), AfterValidator(_one_line)] = ""
+    description: Annotated[str, Field(max_length=400), AfterValidator(one_line)] = ""
     """One or two sentences for volunteers."""
     seed: Annotated[int, Field(ge=0, le=MAX_EXACT)] = 0
     """Seed of the initial parameters and of the order of the data."""
@@ -149,7 +116,7 @@ class TextSource(Section):
 
     kind: Literal["text"]
     """The literal "text"."""
-    path: Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_one_line)]
+    path: Annotated[str, Field(min_length=1, max_length=256), AfterValidator(one_line)]
     """A file or a folder, relative to this file; published as written. Read are .txt, .md, .py, \
 .rst, .html, and .jsonl, .json and .parquet with a "text" in each line or row; .gz and .zst of \
 these."""
@@ -324,129 +291,6 @@ next round. 0: nodes wait for the exchange."""
                 f"[exchange.outer] momentum = {self.outer.momentum} does not go with codec = "
                 "'sparse', whose error feedback is a momentum already",
                 "write momentum = 0, or leave it out",
-            )
-        return self
-
-
-class Rates(Section):
-    """Credit for one unit of each kind of work, in whole numbers."""
-
-    compute: Annotated[int, Field(ge=0, le=1_000_000)] = 100
-    """For a token that was assigned, trained on and accepted."""
-    data: Annotated[int, Field(ge=0, le=1_000_000)] = 10
-    """For a token of contributed text, when it is first trained on."""
-    audit: Annotated[int, Field(ge=0, le=1_000_000)] = 100
-    """For a token that an auditor drawn by lot trained again."""
-    witness: Annotated[int, Field(ge=0, le=1_000_000)] = 100
-    """For a ledger entry that a contributing account replayed and cosigned."""
-
-
-class OwnershipSection(Section):
-    """How work turns into shares of the model. Fixed for the whole run."""
-
-    statement: Annotated[str, Field(max_length=300), AfterValidator(_one_line)] = (
-        "Shares follow the credit that each account earned with work that the run accepted."
-    )
-    """What a share stands for, in words."""
-    rates: Rates = Rates()
-    """Credit per unit of work."""
-    vesting_rounds: Annotated[int, Field(ge=0, le=10_000)] = 3
-    """Rounds until pending credit vests; it can be disputed as long as it is pending."""
-    closing_s: Annotated[float, Field(ge=0, le=2_592_000)] = 60.0
-    """Seconds after the last round until what is still pending vests."""
-    arbiters: Annotated[tuple[Digest, ...], Field(max_length=8)] = ()
-    """Keys (64 hex digits) that rule on disputes; none: the organiser."""
-    arbiter_quorum: Annotated[int, Field(ge=1, le=8)] = 1
-    """Arbiters that have to sign a ruling."""
-    transfers: bool = False
-    """Whether vested credit may be given to another account."""
-
-    @model_validator(mode="after")
-    def _can_rule(self) -> OwnershipSection:
-        if self.arbiter_quorum > max(1, len(set(self.arbiters))):
-            raise Conflict(
-                f"[ownership] arbiter_quorum = {self.arbiter_quorum} is more than there are "
-                "arbiters",
-                "lower it, or name more arbiters",
-            )
-        return self
-
-
-class LedgerSection(Section):
-    """When an entry of the ledger counts as final."""
-
-    witnesses: Annotated[int, Field(ge=0, le=24)] = 1
-    """Accounts whose nodes must cosign a tree head that covers an entry; 0: never final."""
-
-
-Pattern = Annotated[str, Field(pattern=r"^[ -~]{0,64}$")]
-
-
-class ToleranceSection(Section):
-    """How far apart honest work on machines of two classes is, and work that was not done."""
-
-    one: Pattern
-    """A hardware class, part by part between slashes; * is any part."""
-    other: Pattern = ""
-    """The other one; empty: the same class to the letter."""
-    steps: Annotated[int, Field(ge=0, le=MAX_EXACT)] = 0
-    """Holds for contributions up to so many inner steps from the beginning of their span, for \
-machines that differ drift apart; 0: for all."""
-    accept: Annotated[float, Field(ge=0, le=10)]
-    """Relative error up to which a contribution was honestly made."""
-    reject: Annotated[float, Field(ge=0, le=10)]
-    """Relative error from which it was not, 10 for never; in between nobody can tell."""
-
-    @model_validator(mode="after")
-    def _apart(self) -> ToleranceSection:
-        if self.reject <= self.accept:
-            raise Conflict(
-                f"[trust] tolerances: reject = {self.reject:g} is not above accept = "
-                f"{self.accept:g}",
-                "leave room between honest work and work that was not done",
-            )
-        return self
-
-
-_CPU = "*/*/*/*/*"
-_FP32 = "*/*/fp32/*/*"
-TOLERANCES = (
-    ToleranceSection(one=_CPU, accept=1e-5, reject=0.1),
-    ToleranceSection(one=_FP32, other=_FP32, steps=30, accept=0.02, reject=0.25),
-    ToleranceSection(one=_FP32, other=_FP32, accept=0.02, reject=10),
-)
-"""By what ``docs/results/replay.md`` measured. CUDA devices were not measured."""
-
-
-class TrustSection(Section):
-    """What members' words weigh, and how their work is checked."""
-
-    standing_rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 500
-    """Rounds for which vested credit of compute and audits counts as its account's standing."""
-    admission: Literal["open", "list"] = "open"
-    """Who may register an account: "open": anybody; "list": who is listed in admitted, and whom \
-the organiser lets in later with `artel ledger admit KEY`."""
-    admitted: Annotated[tuple[Digest, ...], Field(max_length=32)] = ()
-    """Keys of accounts (64 hex digits) that may register with admission = "list"."""
-    founders: Annotated[int, Field(ge=1, le=MAX_NODES)] = 4
-    """Accounts that must have standing before the run rests on its members; until then it rests \
-on the coordinator."""
-    audit_rate: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Part of all steps that is repeated, about, once nodes are known (0 to 1); 0: nothing is."""
-    audit_rounds: Annotated[int, Field(ge=1, le=10_000)] = 3
-    """Rounds in which an auditor has to say what it found."""
-    newcomer_rounds: Annotated[int, Field(ge=0, le=10_000)] = 3
-    """Each round of a node is audited by itself until so many of them were found right."""
-    tolerances: Annotated[tuple[ToleranceSection, ...], Field(max_length=16)] = TOLERANCES
-    """What a replay says, by the classes of the two machines; the first that fits counts, and
-    between classes without one nobody can tell."""
-
-    @model_validator(mode="after")
-    def _means_a_list(self) -> TrustSection:
-        if self.admitted and self.admission == "open":
-            raise Conflict(
-                "[trust] admitted lists accounts, but admission = 'open' lets everybody in",
-                "write admission = 'list', or remove admitted",
             )
         return self
 

@@ -20,7 +20,8 @@ from pydantic import ValidationError as PydanticError
 from pydantic.fields import FieldInfo
 
 from artel.protocol.errors import UsageError, suggestion
-from artel.protocol.run_config import Conflict, RunConfig, Section
+from artel.protocol.run_config import RunConfig
+from artel.protocol.schema import Conflict, Section
 
 MAX_FILE_BYTES = 65_536
 """A run file is a page of text; anything longer is another file."""

@@ -4,21 +4,54 @@ from __future__ import annotations
 
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
 
 from artel.protocol import canonical
 from artel.protocol.errors import DecodeError
+from artel.protocol.terminal import steers
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """32 bytes: a digest, a content id, a public key."""
 OptionalDigest = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 """The same, or empty."""
+MAX_EXACT = 2**53 - 1
+"""Largest integer that every JSON reader keeps exact."""
 
 
 class Record(BaseModel):
     """Strict and frozen: no unknown fields, no conversion between types, no NaN."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Conflict(ValueError):
+    """A rule between fields is broken; ``hint`` names the fix."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class Section(Record):
+    """A table, whose fields have descriptions."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+def one_line(value: str, info: ValidationInfo) -> str:
+    """Refuse what volunteers would never be shown as it is written."""
+    return shown(value, str(info.field_name))
+
+
+def shown(value: str, where: str) -> str:
+    """The text, unless people would be shown another than is written; ``where`` it stands."""
+    if steers(value):
+        raise Conflict(
+            f"{where} holds a line break, a control character or a mark that turns the direction "
+            "of text",
+            "write it in one line of plain text",
+        )
+    return value
 
 
 Schema = TypeVar("Schema", bound=BaseModel)

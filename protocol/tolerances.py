@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from artel.protocol.run_config import ToleranceSection
+from artel.protocol.terms import ToleranceSection
 
 Verdict = Literal["accept", "reject", "inconclusive"]
 

@@ -20,7 +20,7 @@ from artel.protocol.assignment import MAX_SLICES
 from artel.protocol.dsse import MAX_ENVELOPE_BYTES, Envelope, Leaf, Seal
 from artel.protocol.errors import DecodeError
 from artel.protocol.identity import Identity, public_of
-from artel.protocol.run_config import MAX_NODES
+from artel.protocol.terms import MAX_NODES
 
 if TYPE_CHECKING:
     from artel.ledger.entries.fold_state import FoldState

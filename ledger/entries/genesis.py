@@ -22,8 +22,8 @@ from artel.protocol.assignment import Work
 from artel.protocol.dsse import Seal
 from artel.protocol.errors import DecodeError
 from artel.protocol.round_state import BAD_SIGNATURE
-from artel.protocol.run_config import LedgerSection, OwnershipSection, TrustSection
 from artel.protocol.schema import checked, refused
+from artel.protocol.terms import LedgerSection, OwnershipSection, TrustSection
 
 WORK = {
     "compute": "token that was assigned, trained on and agreed on",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from artel.protocol.assignment import Work
-from artel.protocol.run_config import OwnershipSection, TrustSection
+from artel.protocol.terms import OwnershipSection, TrustSection
 
 
 @dataclass(frozen=True)

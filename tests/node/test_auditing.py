@@ -20,7 +20,8 @@ from artel.protocol import content, messages
 from artel.protocol.identity import public_of
 from artel.protocol.net import delivery, wire
 from artel.protocol.net.blobs import BlobStore
-from artel.protocol.run_config import ExchangeSection, TrustSection
+from artel.protocol.run_config import ExchangeSection
+from artel.protocol.terms import TrustSection
 from audit_world import NUMBER, Run, honest
 from ledger_world import BATCH_SIZE, HARDWARE, INNER_STEPS, SEQ_LEN
 from log_world import Log

@@ -20,7 +20,7 @@ from artel.protocol.fingerprints import (
     shown_bytes,
     shown_rows,
 )
-from artel.protocol.run_config import TOLERANCES
+from artel.protocol.terms import TOLERANCES
 
 
 def honest(steps: int = 6, seed: int = 1) -> Rows:

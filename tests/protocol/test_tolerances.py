@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from artel.node import preflight
 from artel.protocol.manifest import Manifest
-from artel.protocol.run_config import ToleranceSection, TrustSection
+from artel.protocol.terms import ToleranceSection, TrustSection
 from artel.protocol.tolerances import covered, judged, tolerance_of, verdict_of
 from manifest_world import manifest
 

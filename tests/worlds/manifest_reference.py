@@ -10,8 +10,9 @@ from pydantic.fields import FieldInfo
 
 from artel.protocol.manifest import Manifest
 from artel.protocol.manifest_template import toml
-from artel.protocol.run_config import RunConfig, Section
+from artel.protocol.run_config import RunConfig
 from artel.protocol.run_file import bounds, models_in
+from artel.protocol.schema import Section
 
 _REFERENCE_HEAD = """\
 # The run file and the manifest
