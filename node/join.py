@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import shlex
 import shutil
 import time
@@ -23,6 +24,7 @@ from artel.ledger.store.heads import HeadStore
 from artel.ledger.store.store import DATABASE_NAME
 from artel.ledger.sync.fork import SplitViewProven
 from artel.ledger.sync.replica import Replica
+from artel.ledger.sync.signed_tree import TooMuch
 from artel.ledger.sync.witness import Witness
 from artel.ledger.tlog.checkpoint import origin_of
 from artel.ledger.tlog.cosignature import witness_name
@@ -167,7 +169,15 @@ async def _join(
     preflight.require_quota(manifest, options.quota_bytes)
     files.write(manifest_file, envelope)
     watch.refuse_convicted(replica, heads)
-    await insist(lambda: replica.catch_up(host, link.coordinator, run))
+    found = preflight.Findings(say, strict=options.check)
+    found.add(preflight.disk(manifest, home, options.quota_bytes))
+    found.conclude(Unfit)
+    # Of a run that has not welcomed this node; nobody but who made it says how long its ledger is.
+    replica.most = preflight.most_of_a_ledger(home, options.quota_bytes)
+    try:
+        await insist(lambda: replica.catch_up(host, link.coordinator, run))
+    except TooMuch:
+        raise preflight.too_much(replica.most) from None
     watch.refuse_convicted(replica, heads)
     await asyncio.to_thread(watch.refuse_older, replica, heads)
     origin = origin_of(run)
@@ -199,11 +209,8 @@ async def _join(
     say(f"account {session.account_name}")
     say(f'run "{manifest.config.run.name}": {manifest.config.run.description or "no description"}')
     await _require_open(session, options.invite, say)
-    found = preflight.Findings(say, strict=options.check)
     weighed = await trainer.insist(lambda: _weighed(trainer, session.manifest_file), died)
-    found.add(
-        preflight.memory(manifest, weighed), preflight.disk(manifest, home, options.quota_bytes)
-    )
+    found.add(preflight.memory(manifest, weighed))
     found.conclude(Unfit)
     if session.account_name not in replica.state.accounts:
         for line in PRIVACY:
@@ -218,6 +225,7 @@ async def _join(
         return reply
 
     welcome = await trainer.insist(admitted, died)
+    replica.most = math.inf
     if not 0 < welcome.payload_bytes <= 8 * manifest.model.parameters + (1 << 20):
         raise CheckFailed("the coordinator names an impossible size for contributions")
     states.found_on_disk(replica.state.states)

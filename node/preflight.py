@@ -105,6 +105,21 @@ def disk(manifest: Manifest, home: Path, quota: int) -> Finding:
     return Finding("disk", level, f"{readable(free)} free, about {readable(need)} needed")
 
 
+def most_of_a_ledger(home: Path, quota: int) -> int:
+    """Bytes of a ledger that are taken over before the run has welcomed this node."""
+    return min(quota, shutil.disk_usage(home).free // 2)
+
+
+def too_much(most: float) -> Unfit:
+    """The error for a ledger of more bytes than that."""
+    return Unfit(
+        f"the ledger of this run is more than the {readable(int(most))} that this node takes over "
+        "before it is welcomed: its --quota, or half of the free disk",
+        "give it a larger --quota, or a home on a larger disk; ask the organiser how long the "
+        "ledger is",
+    )
+
+
 def require_quota(manifest: Manifest, quota: int) -> None:
     """Refuse a quota into which a node's part of one round does not fit.
 

@@ -8,6 +8,7 @@ signatures are checked and the fold decides what it means.
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +43,8 @@ class Replica:
     def __init__(self, store: LedgerStore, fold: Fold) -> None:
         self.store = store
         self.fold = fold
+        self.most: float = math.inf
+        """Bytes of entries and documents that are taken over at a time."""
         self._lock = asyncio.Lock()
         self._growth: list[asyncio.Event] = []
 
@@ -90,6 +93,7 @@ class Replica:
         """Take over what ``peer`` has beyond this copy, which has to be ``target`` entries then.
 
         :raises SplitViewProven: a coordinator has signed another history than the one here
+        :raises TooMuch: it has more than ``most`` beyond this copy, which stays as it is
         :raises CheckFailed: the peer shows another history, it is shorter than ``target``, or what
             it has beyond this copy cannot be had from it: ask another one
         :raises Unreachable: the peer does not answer
@@ -127,7 +131,7 @@ class Replica:
             self._prove_fork(source, text)
             return
         try:
-            take_over(store, source, head, self.fold)
+            take_over(store, source, head, self.fold, most=self.most)
         except CheckFailed:
             self._prove_fork(source, text)
             raise

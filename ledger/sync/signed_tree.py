@@ -297,6 +297,10 @@ NEAR = 2 * TILE_WIDTH
 when they are appended, and no tile is needed for it."""
 
 
+class TooMuch(CheckFailed):
+    """A log has more beyond a copy than whoever keeps that wants to take over."""
+
+
 def take_over(
     store: LedgerStore,
     source: TileSource,
@@ -315,8 +319,9 @@ def take_over(
     :param most: bytes that the new entries and their documents may have
     :param processes: as in :func:`ledger.fold.replay.decoded`
     :param progress: called with the number of entries that were read and the number of all
-    :raises CheckFailed: the tree of the head does not begin with what the store holds, is not what
-        the source serves, or is too much
+    :raises CheckFailed: the tree of the head does not begin with what the store holds, or is not
+        what the source serves
+    :raises TooMuch: it has more than ``most``
     :raises Unreachable: when the source does not answer
     """
     start = store.size
@@ -329,9 +334,9 @@ def take_over(
         left = most
         for done, entry in enumerate(checked(leaves, start, processes=processes), start + 1):
             if (left := left - bodies.size_of(entry)) < 0:
-                raise CheckFailed(
+                raise TooMuch(
                     f"{source.name} has more than {most:,} bytes of entries beyond {start:,}",
-                    "read its pages; the copy of a node has no such limit",
+                    "read its pages; the copy of a node that takes part has no such limit",
                 )
             yield entry
             progress(done, head.size)

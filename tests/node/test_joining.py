@@ -7,6 +7,7 @@ import contextlib
 import re
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import psutil
 import pytest
 
 from artel.coordinator.local_run import LOOPBACK, Program
+from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.node import join as joining
+from artel.node import preflight
 from artel.node.supervisor import MAX_RESTARTS
 from artel.protocol import identity
 from artel.protocol.errors import (
@@ -22,6 +25,7 @@ from artel.protocol.errors import (
     EXIT_UNREACHABLE,
     DecodeError,
     ResourceError,
+    Unfit,
     Unreachable,
 )
 from artel.protocol.invite import Invite
@@ -95,6 +99,28 @@ async def test_a_run_that_was_never_reached_is_given_up_after_a_stated_time(tmp_
     assert re.search(r"\((no connection|connection refused)\)", error.value.message)
     assert len(error.value.message) < 160
     assert len(said) == 1
+
+
+async def test_a_ledger_is_not_taken_over_before_it_is_known_to_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledger of a stranger's run must not fill the disk of whoever tries to join."""
+    run = write_run(tmp_path, total=500, min_nodes=1, inner_steps=60)
+    async with Swarm(tmp_path, run) as swarm:
+        await swarm.start_coordinator()
+        chosen = options(tmp_path / "home", Invite.decode(swarm.invite), patience=20.0)
+        full = preflight.Finding("disk", "problem", "none free")
+        for strict, said in ((True, "cannot keep up"), (False, "the ledger of this run is more")):
+            with monkeypatch.context() as patch:
+                patch.setattr(preflight, "disk", lambda *of: full)
+                patch.setattr(preflight, "most_of_a_ledger", lambda *of: 100)
+                async with AsyncExitStack() as stack:
+                    with pytest.raises(Unfit, match=said):
+                        await joining.join(replace(chosen, check=strict), stack, lambda line: None)
+            with LedgerStore.open(chosen.home / DATABASE_NAME, run=chosen.invite.run) as store:
+                assert store.size == 0
+    assert preflight.most_of_a_ledger(tmp_path, 10**6) == 10**6
+    assert "--quota" in (preflight.too_much(10**6).hint or "")
 
 
 async def test_a_trainer_that_dies_while_its_node_joins_is_started_again(tmp_path: Path) -> None:

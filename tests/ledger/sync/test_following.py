@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from artel.ledger.sync.peers import PeerSource
 from artel.ledger.sync.replica import Replica
 from artel.ledger.sync.restore import restore
 from artel.ledger.sync.serving import LedgerService
-from artel.ledger.sync.signed_tree import manifest_of
+from artel.ledger.sync.signed_tree import TooMuch, manifest_of
 from artel.ledger.sync.source import FolderSource
 from artel.ledger.tlog.checkpoint import sign_checkpoint
 from artel.ledger.tlog.tiles import ENTRIES, Tile, encode_bundle
@@ -225,6 +226,22 @@ async def test_whoever_waits_for_a_silent_peer_can_be_cancelled(net: Net, world:
         with pytest.raises(asyncio.CancelledError):
             await waiting
     assert (replica.store.size, replica.state.size) == (100, 100)
+
+
+@pytest.mark.parametrize("size", [0, SIZE - 20])
+async def test_no_more_is_taken_over_than_a_copy_may_take(
+    net: Net, world: World, size: int
+) -> None:
+    holder = await net.holder("whole")
+    host = await net.host("client", holder.host)
+    replica = net.replica("replica", size)
+    replica.most = 3000
+    with pytest.raises(TooMuch, match="more than 3,000 bytes"):
+        await replica.catch_up(host, holder.host.peer_id, world.run)
+    assert (replica.store.size, replica.state.size) == (size, size)
+    replica.most = math.inf
+    await replica.catch_up(host, holder.host.peer_id, world.run)
+    sound(replica, SIZE)
 
 
 async def test_a_wrong_bundle_is_refused_before_the_next_one_is_asked_for(
