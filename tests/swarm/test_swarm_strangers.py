@@ -44,7 +44,7 @@ class Guest:
     votes: int
     """Agreed states that it signed."""
     share: float
-    """Of all credit that vested."""
+    """Of all credit, with what is pending: most of it still waits for later work to be repeated."""
 
 
 def guests(folder: Path, decoded: list[Entry], fold: FoldState) -> Iterator[Guest]:
@@ -66,7 +66,7 @@ def guests(folder: Path, decoded: list[Entry], fold: FoldState) -> Iterator[Gues
             seats=sum(isinstance(b, entries.RoundOpened) and peer in b.members for b in bodies),
             accepted=sum(peer in {item.node for item in body.accepted} for body in closed),
             votes=sum(isinstance(b, entries.StateAgreed) and peer in b.signatures for b in bodies),
-            share=owner.vested / fold.total_vested,
+            share=fold.credit(account) / fold.total,
         )
 
 
