@@ -67,7 +67,7 @@ def test_ledger_commands(
         for command in (
             ("status", "--from", url, "--run", world.run),
             ("audit", url, "--run", world.run),
-            ("mirror", url, str(tmp_path / "mirror"), "--run", world.run),
+            ("mirror", str(tmp_path / "mirror"), "--from", url, "--run", world.run),
             ("compare", url, "--home", str(tmp_path / "home")),
         ):
             assert cli.main(["ledger", *command]) == 0, capsys.readouterr().err
