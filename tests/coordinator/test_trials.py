@@ -49,17 +49,23 @@ class Trained(Member):
         return steps_of(name_of(self, self.office.core.state.round), steps).astype("<f4").tobytes()
 
 
-async def opened(home: Path, **trust: Any) -> tuple[Office, list[Member]]:
+class Pair(Office):
     """A run of two nodes."""
+
+    honest: list[Member]
+
+
+async def opened(home: Path, **trust: Any) -> tuple[Pair, list[Member]]:
     sections = {"ownership": {"vesting_rounds": 1}, "trust": TRUST | trust}
-    office = await Office(home, *run_of(home, rounds=RULES, **sections)).open()
-    honest: list[Member] = [Trained(office, name) for name in ("a", "b")]
+    office = Pair(home, *run_of(home, rounds=RULES, **sections))
+    await office.open()
+    office.honest = honest = [Trained(office, name) for name in ("a", "b")]
     for member in honest:
         await member.hello()
     return office, honest
 
 
-def known(office: Office, honest: list[Member]) -> None:
+def known(office: Pair, honest: list[Member]) -> None:
     """The accounts of these nodes have standing, as if others had repeated what they made; until a
     restart, since no entry says so."""
     fold = office.core.ledger.state
@@ -68,19 +74,18 @@ def known(office: Office, honest: list[Member]) -> None:
 
 
 @pytest_asyncio.fixture
-async def office(tmp_path: Path) -> AsyncIterator[Office]:
+async def office(tmp_path: Path) -> AsyncIterator[Pair]:
     """A run that rests on its two members."""
     office, honest = await opened(tmp_path)
     for _ in range(6):
         await play_round(office, honest)
     known(office, honest)
     assert office.core.ledger.state.rests_on == "members"
-    office.honest = honest  # type: ignore[attr-defined]
     yield office
     office.close()
 
 
-def of(office: Office, trial: messages.Message) -> tuple[Entry, Rows]:
+def of(office: Pair, trial: messages.Message) -> tuple[Entry, Rows]:
     """The contribution that a trial is about, and the answer."""
     assert isinstance(trial, messages.Trial)
     assert office.store is not None
@@ -151,7 +156,7 @@ async def test_a_run_with_a_list_or_without_audits_asks_for_none(tmp_path: Path)
         office.close()
 
 
-async def test_nothing_is_recorded_before_a_trial_is_passed(office: Office) -> None:
+async def test_nothing_is_recorded_before_a_trial_is_passed(office: Pair) -> None:
     size = office.core.ledger.store.size
     comes = Member(office, "comes")
     trial = await comes.hello()
@@ -177,9 +182,9 @@ async def test_nothing_is_recorded_before_a_trial_is_passed(office: Office) -> N
 
 
 async def test_a_node_of_an_account_with_standing_needs_none_nor_does_one_that_is_known(
-    office: Office,
+    office: Pair,
 ) -> None:
-    (one, _) = office.honest  # type: ignore[attr-defined]
+    (one, _) = office.honest
     more = Member(office, "more")
     more.owner = one.owner
     statement = entries.node(more.identity, one.owner, office.run).encode()
@@ -190,7 +195,7 @@ async def test_a_node_of_an_account_with_standing_needs_none_nor_does_one_that_i
     assert await refused(Member(office, "x").hello(statements=[foreign])) == "failed"
 
 
-async def test_a_pass_is_for_some_minutes_and_for_one_account(office: Office) -> None:
+async def test_a_pass_is_for_some_minutes_and_for_one_account(office: Pair) -> None:
     comes = Member(office, "comes")
     trial = await comes.hello()
     await answer(comes, trial, of(office, trial)[1].tobytes())
@@ -201,7 +206,7 @@ async def test_a_pass_is_for_some_minutes_and_for_one_account(office: Office) ->
     assert isinstance(await comes.hello(), messages.Trial)
 
 
-async def test_whoever_has_the_answer_of_another_has_nothing(office: Office) -> None:
+async def test_whoever_has_the_answer_of_another_has_nothing(office: Pair) -> None:
     first, copier = Member(office, "first"), Member(office, "copier")
     given = {}
     for member in (first, copier):
@@ -229,7 +234,7 @@ async def test_whoever_has_the_answer_of_another_has_nothing(office: Office) -> 
     assert office.core.ledger.store.size == size
 
 
-async def test_answers_that_did_not_train(office: Office) -> None:
+async def test_answers_that_did_not_train(office: Pair) -> None:
     """What is public, guesses, and garbage of every size; each costs the task, and time."""
     waits = []
     for number, kind in enumerate(("zeros", "one step", "noise", "nan", "none", "short", "odd")):
@@ -260,7 +265,7 @@ async def test_answers_that_did_not_train(office: Office) -> None:
 
 
 async def test_who_fails_waits_twice_as_long_each_time_and_so_does_its_address(
-    office: Office,
+    office: Pair,
 ) -> None:
     cheat = Member(office, "cheat")
     cheat.network = "192.0.2.7"
@@ -281,7 +286,7 @@ async def test_who_fails_waits_twice_as_long_each_time_and_so_does_its_address(
 
 
 async def test_what_all_fail_at_is_given_to_nobody_while_there_is_other_work(
-    office: Office,
+    office: Pair,
 ) -> None:
     """A member may have sent false fingerprints, so that newcomers fail."""
     first = await Member(office, "first").hello()
@@ -305,7 +310,7 @@ async def test_what_all_fail_at_is_given_to_nobody_while_there_is_other_work(
     assert entry.id not in found
 
 
-async def test_a_thousand_keys_that_never_answer_take_nothing(office: Office) -> None:
+async def test_a_thousand_keys_that_never_answer_take_nothing(office: Pair) -> None:
     size, desk = office.core.ledger.store.size, office.desk._trials
     for number in range(1000):
         key = Member(office, f"key {number}")
@@ -327,9 +332,7 @@ async def test_a_thousand_keys_that_never_answer_take_nothing(office: Office) ->
     assert said == ["trial"] * trials.EACH_AT_ONCE + ["busy"] * (30 - trials.EACH_AT_ONCE)
 
 
-async def test_what_is_remembered_is_bounded(
-    office: Office, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_is_remembered_is_bounded(office: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trials, "REMEMBERED", 5)
     for number in range(12):
         key = Member(office, f"key {number}")
@@ -338,7 +341,7 @@ async def test_what_is_remembered_is_bounded(
 
 
 async def test_a_contribution_lets_one_in_and_a_few_more_when_no_other_is_left(
-    office: Office,
+    office: Pair,
 ) -> None:
     desk, used = office.desk._trials, list[str]()
     await desk._look()
@@ -355,13 +358,13 @@ async def test_a_contribution_lets_one_in_and_a_few_more_when_no_other_is_left(
     assert len(used) == trials.USES * pieces
     for turn in range(trials.USES):
         assert len(set(used[turn * pieces : (turn + 1) * pieces])) == pieces
-    await play_round(office, office.honest)  # type: ignore[attr-defined]
-    await play_round(office, office.honest)  # type: ignore[attr-defined]
+    await play_round(office, office.honest)
+    await play_round(office, office.honest)
     assert await passes(Member(office, "later")) not in used
 
 
 async def test_entries_of_those_who_passed_do_not_wait_for_a_flood(
-    office: Office, monkeypatch: pytest.MonkeyPatch
+    office: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(submission, "FREE_ADMISSIONS", 0)
     flood, said = Member(office, "flood"), set[str]()
@@ -385,25 +388,25 @@ async def test_entries_of_those_who_passed_do_not_wait_for_a_flood(
     assert 0 < len(codes) < 6
 
 
-async def test_work_of_the_barred_and_of_the_own_account_is_not_asked_for(office: Office) -> None:
-    one, two = office.honest  # type: ignore[attr-defined]
+async def test_work_of_the_barred_and_of_the_own_account_is_not_asked_for(office: Pair) -> None:
+    one, two = office.honest
     desk = office.desk._trials
     await desk._look()
     office.core.ledger.state.accounts[one.owner.key].barred = True
     for number in range(6):
         trial = await Member(office, f"key {number}").hello()
-        assert of(office, trial)[0].body.node == two.peer  # type: ignore[attr-defined]
+        assert of(office, trial)[0].body.node == two.peer
     office.core.ledger.state.standing.forfeit(one.owner.key)
     office.core.ledger.state.standing.earned("ab" * 32, 1, 6, 100)
     office.core.ledger.state.accounts[one.owner.key].barred = False
     for _ in range(6):
         trial = await desk.asked("peer", one.owner.key, "peer")
         assert trial is not None
-        assert of(office, trial)[0].body.node == two.peer  # type: ignore[attr-defined]
+        assert of(office, trial)[0].body.node == two.peer
 
 
 async def test_what_there_is_is_read_a_part_at_a_time(
-    office: Office, monkeypatch: pytest.MonkeyPatch
+    office: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A ledger of many members has too much to be read for one newcomer."""
     desk, found = office.desk._trials, list[int]()
@@ -419,9 +422,9 @@ async def test_what_there_is_is_read_a_part_at_a_time(
     assert 0 < len(list(desk._all())) <= 2, "those of the newest round that has any"
 
 
-async def test_zeros_are_no_work_to_repeat(office: Office) -> None:
+async def test_zeros_are_no_work_to_repeat(office: Pair) -> None:
     """They count, and whoever sends them may have any fingerprints."""
-    one, two = office.honest  # type: ignore[attr-defined]
+    one, two = office.honest
     one.vector = np.zeros_like(one.vector)
     first = office.core.ledger.state.round
     for _ in range(4):
@@ -432,22 +435,22 @@ async def test_zeros_are_no_work_to_repeat(office: Office) -> None:
     assert set(made) == {two.owner.key}
 
 
-async def test_a_restart_makes_trials_over(office: Office) -> None:
+async def test_a_restart_makes_trials_over(office: Pair) -> None:
     comes = Member(office, "comes")
     trial = await comes.hello()
     rows = of(office, trial)[1].tobytes()
     await office.reopen()
-    known(office, office.honest)  # type: ignore[attr-defined]
+    known(office, office.honest)
     assert await refused(answer(comes, trial, rows)) == TRIAL_OVER
     assert await passes(comes)
 
 
-async def test_what_newcomers_have_repeated_outlives_a_restart(office: Office) -> None:
+async def test_what_newcomers_have_repeated_outlives_a_restart(office: Pair) -> None:
     """Else each restart let the same answer in once more, for any key."""
     taken = [await passes(Member(office, f"newcomer {number}")) for number in range(2)]
     for turn in range(2):
         await office.reopen()
-        known(office, office.honest)  # type: ignore[attr-defined]
+        known(office, office.honest)
         desk = office.desk._trials
         await desk._look()
         uses = {piece.source: piece.uses for piece in desk._all()}
@@ -462,18 +465,18 @@ async def test_what_newcomers_have_repeated_outlives_a_restart(office: Office) -
     assert {piece.source for piece in desk._all() if piece.uses} == set(taken)
 
 
-async def test_what_was_repeated_is_forgotten_with_its_round(office: Office) -> None:
+async def test_what_was_repeated_is_forgotten_with_its_round(office: Pair) -> None:
     assert office.heads is not None
     taken = await passes(Member(office, "newcomer"))
     assert office.heads.repeated() == {taken: 1}
     kept = audits.rounds_kept(office.core.ledger.state.founded)
     for _ in range(kept + 1):
-        await play_round(office, office.honest)  # type: ignore[attr-defined]
+        await play_round(office, office.honest)
     later = await passes(Member(office, "later"))
     assert office.heads.repeated() == {later: 1}
 
 
-async def test_an_answer_comes_too_late(office: Office) -> None:
+async def test_an_answer_comes_too_late(office: Pair) -> None:
     comes = Member(office, "comes")
     trial = await comes.hello()
     office.now += trials.ANSWER_S + 1

@@ -94,3 +94,33 @@ class Run:
         require_same(self.log, self.state, [outcome.reason for outcome in self.outcomes])
         assert FoldState.decode(self.state.encode()) == self.state
         return self
+
+
+def telling(run: Run, friends: Iterable[int] = ()) -> Says:
+    """Of another class than the auditor's nobody can tell; ``friends`` accept each other's work,
+    which is false, of their own class or not."""
+    friends, kinds = set(friends), run.world.classes
+
+    def says(auditor: int, audit: Audit) -> str:
+        if NUMBER[audit.node] in friends and auditor in friends:
+            return "accept"
+        alike = kinds.get(run.world.members[auditor].peer_id) == kinds.get(audit.node)
+        if not alike:
+            return "inconclusive"
+        return "reject" if NUMBER[audit.node] in friends else "accept"
+
+    return says
+
+
+def named(run: Run, kind: str, *numbers: int) -> Run:
+    run.world.classes.update((run.world.members[n].peer_id, kind) for n in numbers)
+    return run
+
+
+def paid(run: Run, number: int, since: int = 0) -> int:
+    """What a member's work from a round on vested."""
+    peer = run.world.members[number].peer_id
+    vested = (credit for outcome in run.outcomes for credit in outcome.vested)
+    return sum(
+        c.amount for c in vested if (c.kind, c.node) == ("compute", peer) and c.round >= since
+    )
