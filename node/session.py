@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artel.ledger import entries
+from artel.ledger.entries.credit import unproven
 from artel.ledger.store.heads import HeadStore
 from artel.ledger.sync.replica import Replica
 from artel.ledger.sync.serving import caller
@@ -74,7 +75,8 @@ class Session:
     async def hello(self) -> messages.Hello:
         """The request to take part.
 
-        :raises UsageError: the owner's key has been replaced by another one
+        :raises UsageError: the owner's key has been replaced by another one; or the node belongs to
+            another account, which would lose credit
         """
         addresses = await self.host.addresses()
         return messages.Hello(run=self.run, statements=self.registration(), addresses=addresses)
@@ -82,7 +84,7 @@ class Session:
     def registration(self) -> list[bytes]:
         """Those of the signed entries (account, node) that the replica does not have yet.
 
-        :raises UsageError: the owner's key has been replaced by another one
+        :raises UsageError: as :meth:`hello`
         """
         state, name = self.replica.state, self.account_name
         known = state.accounts.get(name)
@@ -95,7 +97,15 @@ class Session:
         if known is None or not known.registered:
             statements.append(entries.account(self.account, self.run, self.recovery))
         peer = self.identity.peer_id
-        if state.account_of(peer) != name:
+        before = state.account_of(peer)
+        if before != name:
+            lost = sum(credit.amount for credit in unproven(state, peer, before)) if before else 0
+            if lost:
+                raise UsageError(
+                    f"this node works for account {before[:16]}…, which would lose {lost:,} "
+                    "credit: what nobody has found right yet goes when the node leaves it",
+                    "start a node of its own for the other account: --home with an empty folder",
+                )
             seq = state.node_seq.get(peer, 0) + 1
             statements.append(
                 entries.node(self.identity, self.account, self.run, account=name, seq=seq)

@@ -149,6 +149,12 @@ def proven(state: FoldState, item: Pending) -> bool:
     return len(accounts) >= min(AUDITORS, len(others))
 
 
+def unproven(state: FoldState, node: str, account: str) -> list[Credit]:
+    """What a node did for an account and nobody found right: it is lost when the node moves."""
+    mine = (item for item in state.pending_of(account) if item.credit.node == node)
+    return [item.credit for item in mine if not proven(state, item)]
+
+
 def found_right(state: FoldState, source: str, audit: Audit, auditors: Iterable[str]) -> None:
     """The accounts of these auditors found this right: what waited for that is due again.
 

@@ -16,6 +16,7 @@ from artel.node.session import Session
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import UsageError
 from artel.protocol.identity import Identity
+from audit_world import Run, honest
 from ledger_world import World, key
 
 
@@ -73,6 +74,16 @@ def test_a_node_that_moves_and_comes_back_counts_its_bindings(
     assert state.account_of(node.peer_id) == other.key
     assert registered(session(world, state, node, first)) == ["node"]
     assert state.node_seq[node.peer_id] == 3
+
+
+def test_a_node_does_not_move_while_its_account_would_lose_credit() -> None:
+    run = Run(total=90).play(25, honest())
+    world, state = run.world, run.state
+    node, before = world.members[1], world.owners[1]
+    with pytest.raises(UsageError, match="would lose") as refused:
+        session(world, state, node, world.owners[0]).registration()
+    assert "an empty folder" in refused.value.hint
+    assert session(world, state, node, before).registration() == []
 
 
 def test_the_present_key_speaks_for_the_account_and_the_old_one_does_not(

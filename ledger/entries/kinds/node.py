@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import Body, Digest, Entry, PeerId, Positive, signed
-from artel.ledger.entries.credit import invalidate, proven
+from artel.ledger.entries.credit import invalidate, unproven
 from artel.ledger.entries.fold_state import FoldState, key_of
 from artel.ledger.entries.records import Effect, Outcome
 from artel.ledger.entries.story import Fact, Story, as_of, totals
@@ -54,15 +54,11 @@ class Node(Body):
             state.node_seq[self.node] = self.seq
             if not before:
                 return Outcome("recorded")
-            lost = [
-                item.credit.source
-                for item in state.pending_of(before)
-                if item.credit.node == self.node and not proven(state, item)
-            ]
+            lost = unproven(state, self.node, before)
             for kept in (state.cleared, state.found_right, state.unproven):
                 kept.pop(self.node, None)
             state.spans = {node: first for node, first in state.spans.items() if node != self.node}
-            gone = tuple(invalidate(state, source) for source in lost)
+            gone = tuple(invalidate(state, credit.source) for credit in lost)
             return Outcome("recorded", invalidated=gone, notes={"before": before})
 
         return effect
