@@ -210,7 +210,8 @@ class Coordinator:
     ) -> list[round_state.Action]:
         """One event, and who has which seat after it; the caller holds the lock."""
         now, seats = event.now, self.state.seats
-        if isinstance(event, round_state.Seen) and event.peer not in seats:
+        # As long as nobody is ranked no round begins, and all are, as soon as this has come.
+        if isinstance(event, round_state.Seen) and not (self.state.unranked or event.peer in seats):
             # Behind all others: whoever comes when the lot is known may have chosen its key by it.
             here = {event.peer: seat(self.ledger.state, event.peer, len(seats))}
             await self._turn(round_state.Ranked(now, {**seats, **here}, self.state.on_members))

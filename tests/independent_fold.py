@@ -639,7 +639,8 @@ class Fold:
         yield (b.attempt, b.recorded) != made and "wrong_state"
         yield b.root == b.recorded and "same_root"
         name = self.nodes[b.node]
-        owner, called = self.accounts[name], (b.state, name) in self.heard
+        owner = self.accounts[name]
+        called = {(b.state, name), (b.state, b.node)} & self.heard
         yield owner.barred and "barred"
         yield (b.state in self.charges or called) and "duplicate"
         yield owner.vested + owner.pending == 0 and "no_credit"
@@ -659,7 +660,7 @@ class Fold:
         charge = Record(entry=self.id, node=b.node, account=name, jury=jury[:10], said={}, age=0)
         charge.proven = False
         self.charges[b.state] = charge
-        self.heard.add((b.state, name))
+        self.heard |= {(b.state, name), (b.state, b.node)}
 
     def jury_answer(self, b: Any) -> Rule:
         yield self.by != {key_of(b.node)} and "wrong_signers"

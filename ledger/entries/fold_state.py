@@ -105,7 +105,8 @@ class FoldState:
     charges: dict[int, Charge] = field(default_factory=dict)
     """Number of an agreed state to who calls it wrong, as long as that is not settled."""
     heard: dict[int, tuple[str, ...]] = field(default_factory=dict)
-    """Number of an agreed state to the accounts that have called it wrong, settled or not."""
+    """Number of an agreed state to the accounts that have called it wrong, settled or not, and the
+    nodes that did so for them."""
     begun: dict[int, int] = field(default_factory=dict)
     """Round that was gone back behind to the number that its next attempt has at least."""
     paid: dict[int, tuple[Credit, ...]] = field(default_factory=dict)

@@ -443,6 +443,22 @@ def side_by_side(
     )
 
 
+def test_after_a_restart_who_is_heard_first_does_not_decide_who_is_known(
+    offices: Callable[[str, int], Office],
+) -> None:
+    office = offices("gather", 1).open()
+    try:
+        office.honest_end("silent", most=5)
+        assert office.fold.rests_on == "members"
+        office.start()
+        for peer in reversed(PEERS):
+            office.beat(peer, office.state.base)
+            assert office.state.on_members
+        assert office.state.seats.keys() == set(PEERS)
+    finally:
+        office.runner.close()
+
+
 def test_the_rounds_and_the_fold_never_disagree(offices: Callable[[str, int], Office]) -> None:
     side_by_side(offices, examples=60, steps=30, fixed=True)
 

@@ -51,7 +51,7 @@ class StateWrong(Body):
         if self.root == self.recorded:
             return reasons.SAME_ROOT
         name = state.account_of(self.node)
-        if fault := _barred(state, self.state, name):
+        if fault := _barred(state, self.state, name, self.node):
             return fault
         jury = drawn(state, self.state, name)
         if len(jury) < LEAST_JURY:
@@ -60,7 +60,7 @@ class StateWrong(Body):
         def effect() -> Outcome:
             charge = Charge(entry.id, state.size, self.node, name, self.root, jury)
             state.charges[self.state] = charge
-            state.heard[self.state] = (*state.heard.get(self.state, ()), name)
+            state.heard[self.state] = (*state.heard.get(self.state, ()), name, self.node)
             return Outcome("recorded", notes={"jury": list(jury[:JURY]), "needed": needed(charge)})
 
         return effect
@@ -93,12 +93,12 @@ class StateWrong(Body):
         )
 
 
-def _barred(state: FoldState, number: int, name: str) -> str:
-    """Why an account can call no state wrong now, or not this one; "" when it can."""
+def _barred(state: FoldState, number: int, name: str, node: str) -> str:
+    """Why an account can call no state wrong now, or not this one by this node; "" when it can."""
     owner = state.accounts[name]
     if owner.barred:
         return reasons.BARRED
-    if number in state.charges or name in state.heard.get(number, ()):
+    if number in state.charges or {name, node} & set(state.heard.get(number, ())):
         return reasons.DUPLICATE
     if not state.credit(name):
         return reasons.NO_CREDIT

@@ -249,6 +249,7 @@ class FoldMachine(RuleBasedStateMachine):
                 accuser = pick(accepted, number // 16)
             self.add(world.slice_wrong(accuser, attempt.round, recorded, attempt.attempt))
 
+    @precondition(lambda self: not any(each.proven for each in self.state.charges.values()))
     @rule(number=some, count=st.sampled_from([1, 1, 2, TOTAL]))
     def whole_rounds(self, number: int, count: int) -> None:
         """As many valid steps as it takes to agree on other states."""

@@ -263,6 +263,10 @@ def test_more_are_drawn_for_those_who_do_not_answer_until_it_lapses() -> None:
     assert state.charges == {}
     assert state.standing_of(world.members[0].peer_id) > 0
     assert last(*charged, *attempts, charge) == reasons.DUPLICATE
+    # Nor is a node heard again for the account that it moves to.
+    moved = entries.node(world.members[0], world.owners[1], world.run, seq=2)
+    again = world.state_wrong(world.members[0], 3, digest("another root"))
+    assert last(*charged, *attempts, moved, again) == reasons.DUPLICATE
 
 
 PROVEN = answered(*PROOF)
