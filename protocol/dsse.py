@@ -30,7 +30,7 @@ _ENVELOPE = re.compile(
     rb'"signatures":\[((?:%b(?:,%b){0,%d})?)\]}' % (_SIGNED, _SIGNED, MAX_SIGNATURES - 1)
 )
 
-Seal = tuple[str, bytes, bytes]
+Signing = tuple[str, bytes, bytes]
 """A signature to be checked: the public key in hex, the signature, and the message."""
 
 
@@ -85,7 +85,7 @@ class Envelope:
         """Hex public keys that the envelope names (not yet verified)."""
         return tuple(key for key, _ in self.signatures)
 
-    def seals(self) -> list[Seal]:
+    def signings(self) -> list[Signing]:
         """What :meth:`verify` checks."""
         message = pae(self.payload_type, self.payload)
         return [(key, signature, message) for key, signature in self.signatures]
@@ -95,7 +95,7 @@ class Envelope:
 
         :raises CheckFailed: when any signature does not verify or there is none
         """
-        for key, signature, message in self.seals():
+        for key, signature, message in self.signings():
             if not verify(bytes.fromhex(key), signature, message):
                 raise CheckFailed(f"the signature of {key[:16]}… does not verify")
         if not self.signatures:
@@ -121,17 +121,17 @@ def sign(payload_type: str, body: dict[str, Any], *signers: Identity) -> Envelop
     return Envelope(payload_type, payload, tuple(sorted(signatures.items())))
 
 
-def hold(seals: Iterable[Seal]) -> bool:
+def hold(signings: Iterable[Signing]) -> bool:
     """Whether all of these signatures verify."""
-    return all(verify(bytes.fromhex(key), signature, text) for key, signature, text in seals)
+    return all(verify(bytes.fromhex(key), signature, text) for key, signature, text in signings)
 
 
-def which_hold(batch: Iterable[Sequence[Seal]]) -> bytes:
+def which_hold(batch: Iterable[Sequence[Signing]]) -> bytes:
     """For each list of signatures 1 if it has some and all of them verify, else 0.
 
     Lies here because it runs in processes of its own, which start sooner the less they import.
     """
-    return bytes(bool(seals) and hold(seals) for seals in batch)
+    return bytes(bool(signings) and hold(signings) for signings in batch)
 
 
 def decode(data: bytes) -> Envelope:

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 from artel.ledger.entries.documents import divide, join
 from artel.protocol import dsse, schema
 from artel.protocol.assignment import MAX_SLICES
-from artel.protocol.dsse import MAX_ENVELOPE_BYTES, Envelope, Leaf, Seal
+from artel.protocol.dsse import MAX_ENVELOPE_BYTES, Envelope, Leaf, Signing
 from artel.protocol.errors import DecodeError
 from artel.protocol.identity import Identity, public_of
 from artel.protocol.terms import MAX_NODES
@@ -81,7 +81,7 @@ class Body(Record):
         """Plain JSON value, its document included."""
         return self.model_dump(mode="json")
 
-    def seals(self) -> Iterator[Seal]:
+    def signings(self) -> Iterator[Signing]:
         """Signatures in its document, which have to verify as those of the envelope do."""
         return iter(())
 
@@ -160,18 +160,18 @@ class Entry:
 
         The cost of an entry is here (about 0.2 ms a signature), so it is paid on first use.
         """
-        holds = dsse.hold(chain(self.envelope.seals(), self.body.seals()))
+        holds = dsse.hold(chain(self.envelope.signings(), self.body.signings()))
         return self.named_signers if holds else frozenset()
 
     @property
     def named_signers(self) -> frozenset[str]:
         """Hex keys of all signatures, verified or not; none without one in the envelope."""
-        return frozenset(key for key, _, _ in self.seals if self.envelope.signatures)
+        return frozenset(key for key, _, _ in self.signings if self.envelope.signatures)
 
     @property
-    def seals(self) -> list[Seal]:
+    def signings(self) -> list[Signing]:
         """Every signature that has to verify: made anew, as they take more than the entry."""
-        return [*self.envelope.seals(), *self.body.seals()]
+        return [*self.envelope.signings(), *self.body.signings()]
 
     def checked(self, holds: bool) -> Entry:
         """The entry itself, after somebody else has found out whether its signatures verify."""

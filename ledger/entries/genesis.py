@@ -19,7 +19,7 @@ from artel.ledger.entries.story import Fact, Story, assigned, vesting
 from artel.ledger.entries.words import plural, printable, short_key
 from artel.protocol import canonical
 from artel.protocol.assignment import Work
-from artel.protocol.dsse import Seal
+from artel.protocol.dsse import Signing
 from artel.protocol.errors import DecodeError
 from artel.protocol.round_state import BAD_SIGNATURE
 from artel.protocol.schema import checked, refused
@@ -85,7 +85,7 @@ class Genesis:
 
         return effect
 
-    def seals(self) -> Iterator[Seal]:
+    def signings(self) -> Iterator[Signing]:
         """It has no document."""
         return iter(())
 

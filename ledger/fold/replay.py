@@ -130,8 +130,8 @@ def _by_processes(leaves: Iterator[bytes]) -> Iterator[Found]:
 
     def start(some: list[bytes]) -> Callable[[], list[Found]]:
         found = _decode_some(some)
-        seals = [entry.seals for _, entry in found if isinstance(entry, Entry)]
-        return partial(_told, found, pool.submit(dsse.which_hold, seals))
+        signings = [entry.signings for _, entry in found if isinstance(entry, Entry)]
+        return partial(_told, found, pool.submit(dsse.which_hold, signings))
 
     try:
         yield from _ahead(portions(leaves, _BATCH), start)

@@ -238,7 +238,7 @@ class _Replay:
                 except CheckFailed as error:  # the entries themselves can all be read
                     wrong.append(error)
                 ids.clear()
-            self._signatures += len(entry.seals)
+            self._signatures += len(entry.signings)
             if isinstance(entry.body, StateAgreed):
                 self._told.note(entry.body)
             if entry.envelope.document:

@@ -161,7 +161,7 @@ def audit_log(
     def replay(leaves: Iterator[bytes]) -> None:
         whole = with_documents(source, leaves)
         for entry in checked(whole, 0, processes=True):
-            signed[True] += len(entry.seals) if entry.signers else 0
+            signed[True] += len(entry.signings) if entry.signers else 0
             signed[False] += not entry.signers
             if isinstance(entry.body, StateAgreed):
                 told.note(entry.body)

@@ -38,7 +38,7 @@ from artel.ledger.entries.rules import DataUse
 from artel.ledger.entries.story import Fact, Story, assigned, audits_drawn, judged, totals, vesting
 from artel.ledger.entries.words import short_key
 from artel.protocol import assignment, canonical, dsse, schema
-from artel.protocol.dsse import Envelope, Seal
+from artel.protocol.dsse import Envelope, Signing
 from artel.protocol.errors import DecodeError
 from artel.protocol.identity import Identity, short_peer
 from artel.protocol.round_state import carries
@@ -83,7 +83,7 @@ class StateAgreed(Body):
     outside: OptionalPeer
     signatures: Annotated[dict[PeerId, Signature], Field(max_length=MAX_MEMBERS)]
 
-    def seals(self) -> Iterator[Seal]:
+    def signings(self) -> Iterator[Signing]:
         said = {name: getattr(self, name) for name in StateVote.model_fields}
         message = dsse.pae(STATE_TYPE, canonical.dumps(said))
         for peer, signature in self.signatures.items():

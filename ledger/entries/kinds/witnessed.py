@@ -27,7 +27,7 @@ from artel.ledger.entries.story import Fact, Story, arithmetic
 from artel.ledger.entries.words import plural, short_key
 from artel.ledger.tlog.checkpoint import Checkpoint, origin_of
 from artel.ledger.tlog.cosignature import cosigned_bytes
-from artel.protocol.dsse import Envelope, Seal
+from artel.protocol.dsse import Envelope, Signing
 from artel.protocol.identity import Identity
 
 
@@ -51,7 +51,7 @@ class Witnessed(Body):
     root: Digest
     cosignatures: Annotated[tuple[Cosignature, ...], Field(min_length=1), *LISTED]
 
-    def seals(self) -> Iterator[Seal]:
+    def signings(self) -> Iterator[Signing]:
         head = Checkpoint(origin_of(self.run, self.term), self.size, bytes.fromhex(self.root))
         text = head.encode()
         for item in self.cosignatures:
