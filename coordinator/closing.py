@@ -169,9 +169,8 @@ class Closing:
         try:
             await within(all_have(), self._patience)
         except TimeoutError:
-            final = await asyncio.to_thread(finality.newest_final, core.heads, core.ledger.state)
-            covered = parse_checkpoint(final).size if final else 0
-            emit(log, "head.not_cosigned_by_all", size=size, final=covered)
+            found = await asyncio.to_thread(finality.of_heads, core.heads, core.ledger.state)
+            emit(log, "head.not_cosigned_by_all", size=size, final=found.size)
 
     async def _let_go(self) -> None:
         if not self.nodes_may_go:

@@ -50,7 +50,7 @@ def checked(demo: Demo, rows: Sequence[dict[str, Any]], bytes_up: Mapping[str, i
         example, unsigned = _signed_by_all(log)
         final, witnesses = 0, 0
         try:
-            final, witnesses = _newest_final(demo, homes, log, fold)
+            final, witnesses = _newest_certified(demo, homes, log, fold)
         except ArtelError as error:
             problems.append(f"the witnesses' cosignatures: {error.message}")
         differing = [
@@ -62,7 +62,7 @@ def checked(demo: Demo, rows: Sequence[dict[str, Any]], bytes_up: Mapping[str, i
     owners, losses = shares(fold), [r["validation"] for r in rows if r["validation"] is not None]
     expected = {
         f"{fold.round} of {demo.rounds} rounds were agreed on": fold.round == demo.rounds,
-        f"{final} of {main.size} ledger entries are final": final >= main.size,
+        f"only {final} of {main.size} ledger entries are final": final > fold.rooted_by,
         f"{fold.total_pending} credit is still pending": not fold.total_pending,
         "the shares do not add up to 1": sum(share.share for share in owners) == 1,
         "an account was convicted": not any(owner.barred for owner in fold.accounts.values()),
@@ -109,7 +109,7 @@ def checked(demo: Demo, rows: Sequence[dict[str, Any]], bytes_up: Mapping[str, i
     }
 
 
-def _newest_final(
+def _newest_certified(
     demo: Demo, homes: Sequence[str], log: LedgerReader, fold: FoldState
 ) -> tuple[int, int]:
     """Entries that are final by the newest head that any home holds, and how many accounts say so;
@@ -119,12 +119,13 @@ def _newest_final(
         if not path.is_file():
             continue
         with contextlib.closing(HeadStore(path)) as heads:
-            found = finality.newest_final(heads, fold)
+            found = finality.newest_certified(heads, fold)
         if found:
-            head, signed = finality.verified(found, log.origin, fold.coordinators, fold.nodes)
+            head, signed = finality.verified(found, log.origin, fold.leaders(), fold.nodes)
             fits = head.size <= log.size and log.root_at(head.size) == head.root
-            if fits and finality.is_final(signed, fold):
-                best = max(best, (head.size, len(finality.seats(signed, fold))))
+            if fits and finality.is_certified(signed, fold):
+                final = max(fold.final, fold.electors.final_by(head.size))
+                best = max(best, (final, len(finality.seats(signed, fold))))
     return best
 
 

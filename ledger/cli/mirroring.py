@@ -62,9 +62,9 @@ def _mirrored(found: Mirrored, folder: Path, run: str, follow: bool) -> Iterator
         return
     if follow and found.size == found.before:
         return
-    final = f", final up to {found.final}" if found.final else ""
+    certified = f", certified up to {found.certified}" if found.certified else ""
     yield (
-        f"{folder} holds {found.origin} up to entry {found.size}{final} "
+        f"{folder} holds {found.origin} up to entry {found.size}{certified} "
         f"({found.size - found.before} new, {found.files} files written)"
     )
     if not follow:

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 
 from artel.ledger.entries import lot
 from artel.ledger.entries.credit_map import CreditMap, KeptMap
+from artel.ledger.entries.electors import Electors
 from artel.ledger.entries.records import (
     Account,
     Anchor,
@@ -29,6 +30,7 @@ from artel.ledger.entries.records import (
     LeftOut,
     Pending,
     RestsOn,
+    Term,
     twin,
 )
 from artel.ledger.entries.rules import LedgerRules
@@ -52,6 +54,10 @@ class FoldState:
     run: str = ""
     organiser: str = ""
     coordinators: list[str] = field(default_factory=list)
+    """Keys (hex) that the manifest names, in order."""
+    terms: list[Term] = field(default_factory=list)
+    """Who has led the run, the last one does."""
+    electors: Electors = field(default_factory=Electors)
     rules: LedgerRules | None = None
     states: list[str] = field(default_factory=list)
     """Agreed state roots; ``states[r]`` is what round r starts from."""
@@ -158,6 +164,15 @@ class FoldState:
         """The rules of the manifest. Only where there is one."""
         assert self.rules is not None
         return self.rules
+
+    @property
+    def term(self) -> Term:
+        """Whose time it is. Only where there is a manifest."""
+        return self.terms[-1]
+
+    def leaders(self) -> set[str]:
+        """Keys (hex) that may sign tree heads: all that the manifest names, and who has led."""
+        return {*self.coordinators, *(term.leader for term in self.terms)}
 
     @property
     def work(self) -> Work:
@@ -272,7 +287,7 @@ class FoldState:
                 setattr(other, name, value.copy())
         other.due = {number: list(sources) for number, sources in self.due.items()}
         other.unproven = {node: list(sources) for node, sources in self.unproven.items()}
-        other.standing = self.standing.copy()
+        other.standing, other.electors = self.standing.copy(), self.electors.copy()
         other.attempt = self.attempt.copy() if self.attempt is not None else None
         for state in (self, other):
             state._accounts, state._pending = set(), set()
@@ -335,8 +350,19 @@ class FoldState:
         return trust.admission == "open" or account in {*trust.admitted, *self.admitted}
 
     def led_by(self, signers: Iterable[str]) -> bool:
-        """Signed by coordinators alone: a stranger's signature would make a second id."""
-        return set(signers) <= set(self.coordinators)
+        """Signed by the leader alone: a stranger's signature would make a second id."""
+        return set(signers) == {self.term.leader}
+
+    def trusted(self, nodes: Iterable[str]) -> list[str]:
+        """Those of these known nodes whose cosignatures and seals count: neither they nor their
+        accounts were proven to have lied."""
+        return [
+            node
+            for node in nodes
+            if key_of(node) not in self.convicted
+            and node in self.nodes
+            and not self.accounts[self.nodes[node]].barred
+        ]
 
     def current(self, round: int, attempt: int, *phases: str) -> Attempt | None:
         """The attempt under way, when it is this one and in one of these phases."""

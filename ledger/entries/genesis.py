@@ -13,7 +13,7 @@ from pydantic import ValidationError as PydanticError
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import Digest, Entry, OptionalDigest, Positive, Record
 from artel.ledger.entries.fold_state import FoldState
-from artel.ledger.entries.records import RECORDED, Account, Anchor, Effect, Outcome
+from artel.ledger.entries.records import RECORDED, Account, Anchor, Effect, Outcome, Term
 from artel.ledger.entries.rules import DataUse, LedgerRules
 from artel.ledger.entries.story import Fact, Story, assigned, vesting
 from artel.ledger.entries.words import plural, printable, short_key
@@ -74,6 +74,7 @@ class Genesis:
         def effect() -> Outcome:
             state.run, state.organiser, state.rules = self.run, self.organiser, self.rules
             state.coordinators = list(self.coordinators)
+            state.terms = [Term(0, 0, self.coordinators[0])]
             state.states, state.anchors = [self.initial_state], [Anchor()]
             # Contributors of data earn without having a node, or ever having registered.
             for account, _ in self.rules.data.contributed if self.rules.data else ():
@@ -129,9 +130,11 @@ class Genesis:
             f"{ownership.arbiter_quorum} of {who} must sign a ruling (ownership.arbiter_quorum)"
             + ("" if ownership.arbiters else "; none is named, so it is the organiser")
         )
-        final = plural(rules.witnesses, "account")
+        least = plural(rules.witnesses, "account")
         yield Fact(
-            f"an entry is final when {final} cosigned a tree head that covers it (ledger.witnesses)"
+            f"a tree head is certified when {least} (ledger.witnesses), a quorum of the electors "
+            "among them, cosigned it; an entry is final when a certified head covers the record "
+            "of one that covers the entry"
             if rules.witnesses
             else "no entry ever becomes final (ledger.witnesses = 0)"
         )

@@ -95,6 +95,7 @@ NOT_DRAWN = "not_drawn"
 TOO_EARLY = "too_early"
 BARRED = "barred"
 NO_QUORUM = "no_quorum"
+NOT_SEALED = "not_sealed"
 PROVES_NOTHING = "proves_nothing"
 WRONG_STEPS = "wrong_steps"
 NOT_SHARDED = "not_sharded"
@@ -149,6 +150,7 @@ IGNORED = {
     TOO_EARLY: "other auditors of this contribution have not committed to their verdicts yet",
     BARRED: "the account is barred for proven fraud",
     NO_QUORUM: "signed by fewer arbiters than the manifest asks for",
+    NOT_SEALED: "not sealed by a quorum of the electors",
     PROVES_NOTHING: "the evidence does not show that one key signed two histories",
     WRONG_STEPS: "assigns a number of steps that the run's rules do not allow",
     NEWCOMERS: "more of the members have no standing than a quarter, or two of one such account",

@@ -42,6 +42,17 @@ RestsOn = Literal["coordinator", "members"]
 
 
 @dataclass(frozen=True)
+class Term:
+    """A time in which one coordinator leads the run, and adds to its ledger."""
+
+    number: int
+    begins: int
+    """Index of its first entry."""
+    leader: str
+    """The coordinator's key (hex)."""
+
+
+@dataclass(frozen=True)
 class LeftOut:
     """Work of a member that does not count, or what is held against it; see ``reasons``."""
 

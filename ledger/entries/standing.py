@@ -45,7 +45,7 @@ class Standings:
         """
         if amount:
             # Only the newest stretch grows: copies share the others.
-            number = max([round // _stretch(rounds), *self.parts])
+            number = max([round // stretch_of(rounds), *self.parts])
             part = self.parts.setdefault(number, {})
             part[account] = part.get(account, 0) + amount
             self.sums[account] = self.sums.get(account, 0) + amount
@@ -53,7 +53,7 @@ class Standings:
 
     def fade(self, round: int, rounds: int) -> None:
         """Forget what vested too long before this round."""
-        stretch = _stretch(rounds)
+        stretch = stretch_of(rounds)
         oldest = round // stretch - -(-rounds // stretch)
         for number in [number for number in self.parts if number <= oldest]:
             void = self.void.pop(number, {})
@@ -86,5 +86,6 @@ class Standings:
             del self.sums[account]
 
 
-def _stretch(rounds: int) -> int:
+def stretch_of(rounds: int) -> int:
+    """Rounds of a stretch, when vested credit counts for so many."""
     return -(-rounds // PARTS)

@@ -1,9 +1,11 @@
-"""Who has cosigned a tree head, and whether that makes it final.
+"""Who has cosigned a tree head, whether that certifies it, and what is final by it.
 
-A head is **final** when nodes of as many accounts as the manifest asks for have cosigned it; every
-entry that it covers then is. Nodes of one account count once, those of a barred account not at all.
-A ledger also records in itself which of its heads were cosigned (``witnessed``), so what is final
-is the larger of the two. This is the one place that works it out, for every command and every page.
+A head is **certified** when nodes of as many accounts as the manifest asks for have cosigned it,
+and a quorum of the electors (:mod:`ledger.entries.electors`) is among them. Nodes of one account
+count once, those of a barred account not at all. A ledger records in itself which of its heads were
+cosigned (``witnessed``). An entry is **final** when a head is certified that covers the record of a
+certified head that covers the entry: then a quorum holds its certificate, and no handover can lose
+it. This is the one place that works it out, for every command and every page.
 """
 
 from __future__ import annotations
@@ -44,29 +46,29 @@ class KnownTree(Protocol):
 class Finality:
     """How much of a ledger is final, and who says so."""
 
-    final: str
-    """The newest tree head at hand that is final, as a note; "" when there is none."""
+    certified: str
+    """The newest certified tree head at hand, as a note; "" when there is none."""
     cosigned: str
-    """The newest that any account has cosigned, final or not; "" when there is none."""
+    """The newest that any account has cosigned; "" when there is none."""
     size: int
-    """Entries before this index are final, by ``final`` or by what the ledger records itself."""
+    """Entries before this index are final, by ``certified`` or by what the ledger records."""
     needed: int
-    """Cosigning accounts that make a tree head final; 0: nothing ever is."""
+    """Accounts that have to cosign a tree head; 0: none is ever certified, and nothing final."""
     seats: dict[str, list[str]]
-    """Account to those of its nodes that cosigned ``final``, or else ``cosigned``."""
+    """Account to those of its nodes that cosigned ``certified``, or else ``cosigned``."""
 
     @property
     def head(self) -> int:
-        """Entries under ``final``; 0 without."""
-        return size_of(self.final)
+        """Entries under ``certified``; 0 without."""
+        return size_of(self.certified)
 
     @property
     def policy(self) -> list[str]:
-        """How ``artel ledger verify`` is told whose cosignatures make ``final`` final.
+        """How ``artel ledger verify`` is told whose cosignatures certify ``certified``.
 
         A proof does not say who the run's nodes are: one key for each account that is needed.
         """
-        if not self.final:
+        if not self.certified:
             return []
         keys = [witness_key(nodes[0]).encode() for nodes in self.seats.values()][: self.needed]
         return ["--policy", str(len(keys)), *(word for key in keys for word in ("--vkey", key))]
@@ -127,14 +129,16 @@ def seats(signed: Note, state: FoldState) -> dict[str, list[str]]:
     return found
 
 
-def is_final(signed: Note, state: FoldState) -> bool:
-    """Whether enough accounts have cosigned this head; its lines were verified before."""
-    wanted = needed(state)
-    return wanted > 0 and len(seats(signed, state)) >= wanted
+def is_certified(signed: Note, state: FoldState) -> bool:
+    """Whether enough have cosigned this head; its lines were verified before."""
+    wanted, found = needed(state), seats(signed, state)
+    nodes = state.trusted(peer for peers in found.values() for peer in peers)
+    size = Checkpoint.parse(signed.text).size
+    return 0 < wanted <= len(found) and state.electors.quorum(nodes, size)
 
 
 def needed(state: FoldState) -> int:
-    """Cosigning accounts that make a tree head final; 0: nothing ever is."""
+    """Accounts that have to cosign a tree head; 0: none is ever certified, and nothing final."""
     return state.rules.witnesses if state.rules is not None else 0
 
 
@@ -154,11 +158,11 @@ def of_notes(notes: Iterable[str], tree: KnownTree, state: FoldState) -> Finalit
     :raises CheckFailed: when one is not signed by the run's coordinators, is of another log, or of
         another tree than this one
     """
-    final = cosigned = ""
+    certified = cosigned = ""
     size = tree.size
     for text in dict.fromkeys(filter(None, notes)):
         origin = parse_checkpoint(text).origin
-        head, signed = verified(text, origin, state.coordinators, state.nodes)
+        head, signed = verified(text, origin, state.leaders(), state.nodes)
         if term_of(origin, state.run) is None:
             raise CheckFailed(f"a checkpoint of another log: {origin[:120]!r}")
         if head.size > size:
@@ -169,24 +173,24 @@ def of_notes(notes: Iterable[str], tree: KnownTree, state: FoldState) -> Finalit
                 "tree that is served",
                 "keep both; artel ledger compare makes evidence of them",
             )
-        if is_final(signed, state) and head.size > size_of(final):
-            final = signed.encode()
+        if is_certified(signed, state) and head.size > size_of(certified):
+            certified = signed.encode()
         if seats(signed, state) and head.size > size_of(cosigned):
             cosigned = signed.encode()
-    return _found(final, cosigned, state)
+    return _found(certified, cosigned, state)
 
 
 def of_heads(heads: HeadStore | None, state: FoldState) -> Finality:
     """What is final by the notes that a home keeps, which were verified before they were kept."""
-    return _found(newest_final(heads, state), newest_cosigned(heads, state), state)
+    return _found(newest_certified(heads, state), newest_cosigned(heads, state), state)
 
 
-def _found(final: str, cosigned: str, state: FoldState) -> Finality:
-    best = final or cosigned
+def _found(certified: str, cosigned: str, state: FoldState) -> Finality:
+    best = certified or cosigned
     return Finality(
-        final=final,
+        certified=certified,
         cosigned=cosigned,
-        size=max(state.final, size_of(final)),
+        size=max(state.final, state.electors.final_by(size_of(certified))),
         needed=needed(state),
         seats=seats(note.parse(best), state) if best else {},
     )
@@ -194,18 +198,18 @@ def _found(final: str, cosigned: str, state: FoldState) -> Finality:
 
 def of_home(store: LedgerReader, heads: HeadStore | None, state: FoldState) -> Finality:
     """What is final in a home; raises as :func:`of_notes`."""
-    kept = (newest_final(heads, state), newest_cosigned(heads, state))
+    kept = (newest_certified(heads, state), newest_cosigned(heads, state))
     return of_notes((*kept, store.latest_note), store, state)
 
 
-def newest_final(heads: HeadStore | None, state: FoldState) -> str:
-    """The newest final head that is kept here, as a note; "" when there is none."""
+def newest_certified(heads: HeadStore | None, state: FoldState) -> str:
+    """The newest certified head that is kept here, as a note; "" when there is none."""
     wanted = needed(state)
     if heads is None or not wanted:
         return ""
     # Newer ones may have as many lines and fewer seats: of barred accounts, of nodes of one.
     notes = heads.newest_first(wanted)
-    return next((text for text in notes if is_final(note.parse(text), state)), "")
+    return next((text for text in notes if is_certified(note.parse(text), state)), "")
 
 
 def newest_cosigned(heads: HeadStore | None, state: FoldState) -> str:
@@ -217,9 +221,9 @@ def newest_cosigned(heads: HeadStore | None, state: FoldState) -> str:
 # --- notes for others -----------------------------------------------------------------------------
 
 
-def final_note(store: LedgerReader, heads: HeadStore | None, state: FoldState) -> str:
-    """The newest final tree head as a note with all known cosignatures; "" when there is none."""
-    found = newest_final(heads, state)
+def certified_note(store: LedgerReader, heads: HeadStore | None, state: FoldState) -> str:
+    """The newest certified head as a note with all known cosignatures; "" when there is none."""
+    found = newest_certified(heads, state)
     return merged(store.note_at(size_of(found)), found) if found else ""
 
 

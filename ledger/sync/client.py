@@ -82,7 +82,7 @@ def remote_view(holder: Holder, run: str = "") -> Iterator[LedgerView]:
         raise CheckFailed(f"{holder.name}: {error.message}") from None
     name = offer.head.run
     with _replica(default_folder(name), offer) as (store, seen):
-        notes = [offer.final, offer.head.note]
+        notes = [offer.certified, offer.head.note]
         view = LedgerView(store, holder.name, holder=holder, notes=notes, seen=seen)
         if not run:
             said = f"trusting {holder.name} for the run id {name[:12]}…"

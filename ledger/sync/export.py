@@ -97,7 +97,7 @@ def write_proof(view: LedgerView, index: int, path: Path) -> ProofFiles:
     if isinstance(leaf, Leaf) and document is not None:
         write_file(document, leaf.document)
     size = parse_checkpoint(proof.checkpoint).size
-    final = bool(view.final_note) and proof.checkpoint == view.final_note
+    final = bool(view.certified_note) and proof.checkpoint == view.certified_note
     return ProofFiles(index, entry_id(leaf), path, entry, document, size, final)
 
 

@@ -22,7 +22,7 @@ from artel.ledger.sync.export import write_file
 from artel.ledger.sync.fork import require_one_history
 from artel.ledger.sync.share_proof import CreditFiles
 from artel.ledger.sync.signed_tree import Shown, SignedTree, verified_head
-from artel.ledger.sync.source import CREDIT_PATH, FINAL_PATH, FolderSource, page_path
+from artel.ledger.sync.source import CERTIFIED_PATH, CREDIT_PATH, FolderSource, page_path
 from artel.ledger.sync.view import LedgerView
 from artel.ledger.tlog.checkpoint import parse_checkpoint, verifier_keys
 from artel.ledger.tlog.tiles import (
@@ -50,8 +50,8 @@ class Mirrored:
     """Its size before."""
     files: int
     """How many were written."""
-    final: int
-    """Size of the final checkpoint that it holds; 0 for none."""
+    certified: int
+    """Size of the certified checkpoint that it holds; 0 for none."""
     behind: int
     """How many entries the source lacked; nothing was taken from it then."""
 
@@ -79,7 +79,7 @@ def mirror(view: LedgerView, folder: Path, progress: Tell = silent) -> Mirrored:
         root=held.root,
         before=before,
         files=written,
-        final=size_of(read_checkpoint_file(folder / FINAL_PATH)),
+        certified=size_of(read_checkpoint_file(folder / CERTIFIED_PATH)),
         behind=max(0, before - size),
     )
 
@@ -115,11 +115,11 @@ def _bring(view: LedgerView, folder: Path, before: int, progress: Tell) -> int:
         progress(done, len(wanted))
     if wanted:
         os.sync()  # all of it on the disk before a checkpoint speaks of it
-    final = view.final_note
+    certified = view.certified_note
     with suppress(ArtelError):  # what is held may be spoilt
-        held = read_checkpoint_file(folder / FINAL_PATH)
-        final = finality.of_notes((final, held), log, view.state).final
-    _put(folder / FINAL_PATH, final.encode(), durable=True)
+        held = read_checkpoint_file(folder / CERTIFIED_PATH)
+        certified = finality.of_notes((certified, held), log, view.state).certified
+    _put(folder / CERTIFIED_PATH, certified.encode(), durable=True)
     newest = _newest(view, read_checkpoint_file(folder / CHECKPOINT_PATH))
     _put(folder / CHECKPOINT_PATH, newest.encode(), durable=True)
     _drop_replaced(folder, before, size)
@@ -132,7 +132,7 @@ def _newest(view: LedgerView, held: str) -> str:
     for text in (*view.notes, held):
         with suppress(ArtelError):  # what is held may be spoilt
             head = parse_checkpoint(text)
-            signed = finality.verified(text, head.origin, state.coordinators, state.nodes)[1]
+            signed = finality.verified(text, head.origin, state.leaders(), state.nodes)[1]
             found = finality.merged(found, signed.encode())
     return found
 

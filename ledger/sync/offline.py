@@ -63,13 +63,13 @@ class Proven:
 
 
 def prove(log: LedgerReader, finality: Finality, index: int) -> TlogProof:
-    """The proof of one entry, under the newest final checkpoint or, before there is one, the newest
-    cosigned one that covers it, or the newest at all.
+    """The proof of one entry, under the newest certified checkpoint or, before there is one, the
+    newest cosigned one that covers it, or the newest at all.
 
     :param finality: of this log
     :raises UsageError: when there is no such entry
     """
-    for signed in (finality.final, finality.cosigned):
+    for signed in (finality.certified, finality.cosigned):
         if signed and parse_checkpoint(signed).size > index:
             break
     else:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING
 
-from artel.ledger.sync.source import FINAL_PATH, TIMEOUT, NotFound, limit_of, text_of
+from artel.ledger.sync.source import CERTIFIED_PATH, TIMEOUT, NotFound, limit_of, text_of
 from artel.ledger.tlog.tiles import CHECKPOINT_PATH
 from artel.protocol import messages
 from artel.protocol.errors import CheckFailed, DecodeError, Unreachable
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 BRING_TIMEOUT_S = 60.0
 """Seconds for an entry bundle, which can have 2 MiB, over a slow link."""
-HEADS = (FINAL_PATH, CHECKPOINT_PATH)
-"""What a cosignature is answered with. The final head first: a log that grows meanwhile has then at
-least as large a newest one."""
+HEADS = (CERTIFIED_PATH, CHECKPOINT_PATH)
+"""What a cosignature is answered with. The certified head first: a log that grows meanwhile
+has then at least as large a newest one."""
 
 
 async def ask_files(

@@ -61,8 +61,8 @@ class Restored:
     """Why its own ledger could not be used; "" when it could, or there was none."""
     kept: Path | None
     """Where the old database is now."""
-    final: int
-    """Size of the newest final checkpoint that came along; 0 for none."""
+    certified: int
+    """Size of the newest certified checkpoint that came along; 0 for none."""
     source: str
     """Where it was taken from; "" for its own entries."""
     coordinator: bool
@@ -196,7 +196,7 @@ def _said(home: Path, own: _Own, best: Offer) -> list[Checkpoint]:
 
 
 def _from_other(home: Path, own: _Own, best: Offer, progress: Tell) -> Restored:
-    head, notes = best.head, (best.final, best.head.note)
+    head, notes = best.head, (best.certified, best.head.note)
 
     def take(store: LedgerStore, fold: Fold) -> None:
         try:
@@ -267,10 +267,10 @@ def _made(
         with closing(HeadStore(home / HEADS_NAME)) as heads:
             if signs:  # there are newer ones only when an older ledger was accepted
                 heads.forget_after(size)
-            for text in {found.final, found.cosigned} - {""}:
+            for text in {found.certified, found.cosigned} - {""}:
                 heads.add_note(text)
-    final = size_of(found.final)
-    return Restored(run, size, root, own.size, own.damage, kept, final, source, signs)
+    certified = size_of(found.certified)
+    return Restored(run, size, root, own.size, own.damage, kept, certified, source, signs)
 
 
 def _signs(home: Path, coordinators: Collection[str]) -> bool:

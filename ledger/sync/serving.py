@@ -14,7 +14,7 @@ from artel.ledger.store.heads import HeadStore
 from artel.ledger.store.reader import LedgerReader
 from artel.ledger.sync.peers import HEADS
 from artel.ledger.sync.share_proof import CreditFiles
-from artel.ledger.sync.source import ALIASES_PATH, CONFLICTS_PATH, FINAL_PATH, NotFound
+from artel.ledger.sync.source import ALIASES_PATH, CERTIFIED_PATH, CONFLICTS_PATH, NotFound
 from artel.ledger.tlog.tiles import CHECKPOINT_PATH, Tile
 from artel.protocol import canonical, messages
 from artel.protocol.errors import DecodeError, UsageError
@@ -51,7 +51,7 @@ class Served:
         self._store = store
         self._files: dict[str, Callable[[str], bytes]] = {  # by the first part of the path
             CHECKPOINT_PATH: lambda _: finality.newest_note(store, heads).encode(),
-            FINAL_PATH: lambda _: finality.final_note(store, heads, state()).encode(),
+            CERTIFIED_PATH: lambda _: finality.certified_note(store, heads, state()).encode(),
             ALIASES_PATH: lambda _: alias.write_table(heads.aliases() if heads else {}),
             CONFLICTS_PATH: lambda _: canonical.dumps(heads.conflicts() if heads else []),
             "credit": CreditFiles(store, state, partial(finality.of_home, store, heads)).get,

@@ -392,8 +392,8 @@ class Offer:
     source: TileSource
     head: SignedHead
     tree: SignedTree
-    final: str
-    """The newest final head that came with it, not verified; "" for none."""
+    certified: str
+    """The newest certified head that came with it, not verified; "" for none."""
 
     @property
     def name(self) -> str:
@@ -416,6 +416,6 @@ def offered(
     :raises CheckFailed: when what is served does not hold
     :raises Unreachable: when the source does not answer
     """
-    newest, final = newest_heads(source)
+    newest, certified = newest_heads(source)
     head = verified_head(source, newest, known(parse_checkpoint(newest).origin), run)
-    return Offer(source, head, SignedTree(source, head.size, head.root), final)
+    return Offer(source, head, SignedTree(source, head.size, head.root), certified)

@@ -29,8 +29,8 @@ from artel.protocol.terminal import printable
 
 TIMEOUT = 20.0
 """Seconds for one file, from the first byte sent to the last byte received."""
-FINAL_PATH = "final"
-"""The newest final checkpoint of a run, beside the newest one; not part of the C2SP layout."""
+CERTIFIED_PATH = "certified"
+"""The newest certified checkpoint of a run, beside the newest one; not part of the C2SP layout."""
 ALIASES_PATH = "aliases"
 """JSON: account to the alias and team that its owner wishes to be shown."""
 CONFLICTS_PATH = "conflicts"
@@ -40,7 +40,7 @@ CREDIT_PATH = "credit/newest"
 MAX_ROOTED_BYTES = 48 << 10
 FILES = (
     (CHECKPOINT_PATH, MAX_NOTE_BYTES),
-    (FINAL_PATH, MAX_NOTE_BYTES),
+    (CERTIFIED_PATH, MAX_NOTE_BYTES),
     (ALIASES_PATH, MAX_TABLE_BYTES),
     (CONFLICTS_PATH, MAX_CONFLICTS * MAX_ENVELOPE_BYTES),
     (CREDIT_PATH, MAX_ROOTED_BYTES + 2 * MAX_DOCUMENT_BYTES),
@@ -120,13 +120,13 @@ def limit_of(path: str) -> int:
 
 
 def newest_heads(source: TileSource) -> tuple[str, str]:
-    """The newest signed head and the newest final one ("" when there is none); not verified."""
-    # The final one first: a log that grows meanwhile has then at least as large a newest one.
+    """The newest signed head and the newest certified one ("" when there is none); not verified."""
+    # The certified one first: a log that grows meanwhile has then at least as large a newest one.
     try:
-        final = text_of(source.get(FINAL_PATH), FINAL_PATH)
+        certified = text_of(source.get(CERTIFIED_PATH), CERTIFIED_PATH)
     except NotFound:
-        final = ""
-    return text_of(source.get(CHECKPOINT_PATH), CHECKPOINT_PATH), final
+        certified = ""
+    return text_of(source.get(CHECKPOINT_PATH), CHECKPOINT_PATH), certified
 
 
 def read_json(source: TileSource, path: str) -> Any:

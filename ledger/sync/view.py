@@ -111,9 +111,9 @@ class LedgerView:
             raise CheckFailed(f"{self.where}: {error.message}") from None
 
     @property
-    def final_note(self) -> str:
-        """The newest final tree head, with the lines that were verified; "" when there is none."""
-        return self.finality.final
+    def certified_note(self) -> str:
+        """The newest certified head, with the lines that were verified; "" when there is none."""
+        return self.finality.certified
 
     @property
     def final_size(self) -> int:
@@ -122,13 +122,13 @@ class LedgerView:
 
     @property
     def needed(self) -> int:
-        """Cosigning accounts that make a tree head final; 0: nothing ever is."""
+        """Accounts that have to cosign a tree head; 0: nothing is ever final."""
         return finality.needed(self.state)
 
     def witnesses(self) -> list[Cosigner]:
-        """Who cosigned the newest final tree head, or else the newest that anybody cosigned."""
+        """Who cosigned the newest certified tree head, or else the newest that anybody cosigned."""
         found = self.finality
-        text = found.final or found.cosigned
+        text = found.certified or found.cosigned
         lines = finality.cosigners(note.parse(text), self.state.nodes) if text else {}
         return [
             Cosigner(account, node, time_of(lines[node]) or 0)

@@ -6,7 +6,7 @@ import gzip
 
 from aiohttp import web
 
-from artel.ledger.sync.source import CREDIT_PATH, FINAL_PATH
+from artel.ledger.sync.source import CERTIFIED_PATH, CREDIT_PATH
 from artel.ledger.tlog.tiles import CHECKPOINT_PATH, ENTRIES, TILE_WIDTH, Tile
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, UsageError
 from artel.protocol.net.wire import Refused
@@ -39,7 +39,7 @@ def log_file(request: web.Request, path: str, data: bytes) -> web.Response:
     if path.startswith("credit/") and path != CREDIT_PATH:
         headers = {"Cache-Control": FOREVER}
         return web.Response(body=data, content_type="application/octet-stream", headers=headers)
-    if path not in (CHECKPOINT_PATH, FINAL_PATH):
+    if path not in (CHECKPOINT_PATH, CERTIFIED_PATH):
         return json_text(data)
     # SPEC: The Signed Tree Head MUST be served as a checkpoint at <prefix>/checkpoint with
     # Content-Type: text/plain; charset=utf-8. This endpoint is mutable, so its headers SHOULD

@@ -3,7 +3,7 @@
 ==========================================  ========================================================
 ``GET /ledger/checkpoint``                  the newest tree head with all known cosignatures
 ``GET /ledger/tile/...``                    hash tiles and entry bundles (c2sp.org/tlog-tiles)
-``GET /ledger/final``                       the newest tree head that is final; 404 when none is
+``GET /ledger/certified``                   the newest certified tree head; 404 when there is none
 ``GET /ledger/run``                         which run this is, and where else to ask (JSON)
 ``GET /ledger/aliases``                     names that accounts chose; erasable, not in the log
 ``GET /ledger/conflicts``                   evidence of split views (JSON)

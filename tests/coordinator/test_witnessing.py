@@ -315,7 +315,7 @@ async def test_a_finished_run_is_witnessed_closed_and_final_to_the_last_entry(
     assert (fold.closed, fold.total_pending) == (1, 0)
     assert fold.total_vested == fold.total > 0
     assert released == [store.size], "nodes are kept until everything is written and cosigned"
-    final = finality.newest_final(office.core.heads, fold)
+    final = finality.newest_certified(office.core.heads, fold)
     assert parse_checkpoint(final).size == store.size
     assert not fold.ignored
     # The directive changed although the duty did not, so that nodes look at the ledger.

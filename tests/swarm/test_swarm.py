@@ -183,7 +183,7 @@ def test_all_homes_of_a_finished_run_hold_the_final_state_and_a_final_head(finis
         assert verify_home(home).verified
         heads = HeadStore(home / HEADS_NAME)
         try:
-            final = finality.newest_final(heads, fold)
+            final = finality.newest_certified(heads, fold)
         finally:
             heads.close()
         head, signed = finality.verified(final, origin_of(fold.run), fold.coordinators, fold.nodes)

@@ -32,9 +32,11 @@ from artel.ledger.entries.body import (
     signed,
 )
 from artel.ledger.entries.credit import grant, vest_due
+from artel.ledger.entries.electors import weights_now
 from artel.ledger.entries.fold_state import FoldState, key_of
 from artel.ledger.entries.records import Attempt, Credit, Effect, Outcome, RestsOn
 from artel.ledger.entries.rules import DataUse
+from artel.ledger.entries.standing import stretch_of
 from artel.ledger.entries.story import Fact, Story, assigned, audits_drawn, judged, totals, vesting
 from artel.ledger.entries.words import short_key
 from artel.protocol import assignment, canonical, dsse, schema
@@ -130,6 +132,8 @@ class StateAgreed(Body):
             state.standing.fade(state.round, state.founded.trust.standing_rounds)
             told, lost = audits.begin(state, attempt, before)
             vested = vest_due(state, state.round)
+            stretch = state.round // stretch_of(state.founded.trust.standing_rounds)
+            state.electors.choose(state.size, stretch, *weights_now(state, attempt.accepted))
             remember(state, attempt, self.signatures, self.rests_on)
             notes = {"agreeing": len(agreeing)} | told | lost.notes
             gone = lost.credits

@@ -65,19 +65,18 @@ class Witnessed(Body):
             return reasons.OUT_OF_ORDER
         if not all(item.node in state.nodes for item in self.cosignatures):
             return reasons.UNKNOWN_NODE
-        seats = {
-            state.account_of(item.node): item.node
-            for item in reversed(self.cosignatures)
-            if key_of(item.node) not in state.convicted
-        }
-        seats = {name: seats[name] for name in sorted(seats) if not state.accounts[name].barred}
+        counted = state.trusted(item.node for item in self.cosignatures)
+        seats = {state.account_of(node): node for node in reversed(counted)}
+        seats = {name: seats[name] for name in sorted(seats)}
 
         def effect() -> Outcome:
             wanted = state.founded.witnesses
             notes = {"marks": {n: state.accounts[n].witnessed for n in seats}, "final": state.final}
+            certified = 0 < wanted <= len(seats) and state.electors.quorum(counted, self.size)
             state.witnessed, state.cosigners = self.size, list(seats)
-            if wanted and len(seats) >= wanted:
-                state.final = self.size
+            if certified:
+                state.final = max(state.final, state.electors.certify(state.size, self.size))
+            notes |= {"certified": certified, "now": state.final}
             found = (self._pay(state, name, seats[name]) for name in seats)
             granted = tuple(credit for credit in found if credit is not None)
             status = "credited" if granted else "recorded"
@@ -115,12 +114,16 @@ class Witnessed(Body):
             f"the tree over the first {plural(self.size, 'entry', 'entries')} of this ledger has "
             + (f"the root {short_key(self.root)} that was cosigned" if same else "ANOTHER root")
         )
-        needed = story.genesis.rules.witnesses
+        needed, notes = story.genesis.rules.witnesses, story.outcome.notes
         nodes, accounts = plural(len(self.cosignatures), "node"), plural(len(marks), "account")
         yield Fact(f"cosigned by {nodes} of {accounts}; {needed} must (ledger.witnesses)")
-        if needed and len(marks) >= needed:
-            first = story.outcome.notes["final"]
-            yield Fact(f"entries {first} to {self.size - 1} became final")
+        if notes["certified"]:
+            yield Fact("a quorum of the electors is among them: this head is certified")
+        if (final := notes["now"]) > notes["final"]:
+            yield Fact(
+                f"entries {notes['final']} to {final - 1} became final: the first {self.size} hold "
+                f"the record that a head of {final} was certified"
+            )
         paid = {trail.credit.account: trail for trail in story.credits}
         for name, trail in paid.items():
             yield Fact(

@@ -22,7 +22,7 @@ from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.packing import pack
 from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
-from artel.ledger.sync.source import FINAL_PATH
+from artel.ledger.sync.source import CERTIFIED_PATH
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import sign_checkpoint
 from artel.ledger.tlog.cosignature import witness_key
@@ -528,7 +528,7 @@ def test_verify_and_audit_say_what_they_do_not_check(
     tiles = write_tiles(home, tmp_path / "tiles")
     with LedgerReader.of(home) as store:
         notes = {size: store.note_at(size) for size in (35, SIZE)}
-    (tiles / FINAL_PATH).write_text(client_world.cosigned(notes[35], A, B))
+    (tiles / CERTIFIED_PATH).write_text(client_world.cosigned(notes[35], A, B))
     audit = ["audit", str(tiles), "--run", WORLD.run, "--full"]
     assert main([*audit, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["not_checked"]

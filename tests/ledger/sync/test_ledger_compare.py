@@ -13,7 +13,7 @@ import pytest
 from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.sync.offline import verify_evidence
-from artel.ledger.sync.source import FINAL_PATH
+from artel.ledger.sync.source import CERTIFIED_PATH
 from artel.ledger.tlog.checkpoint import parse_checkpoint, sign_checkpoint
 from artel.protocol.errors import CheckFailed
 from client_world import served, write_tiles
@@ -97,7 +97,7 @@ def test_heads_of_one_history_beside_the_tree_of_another_are_found_out(
 ) -> None:
     # Its newest head is its own, the final one is from before; of that it has no tree any more.
     mixed = write_tiles(equivocating, tmp_path / "mixed")
-    (mixed / FINAL_PATH).write_text(note_of(member, NEWER))
+    (mixed / CERTIFIED_PATH).write_text(note_of(member, NEWER))
     # What others show ends before the fork, in it, or has all of it.
     other = write_tiles(member, tmp_path / "other", note_of(member, shown))
     facts = compare(mixed, other)
@@ -118,7 +118,7 @@ def test_a_signed_head_beside_a_tree_that_is_not_its_own_is_found_out(
     # The head that it shows as its newest has the size of another one.
     tiles = write_tiles(equivocating, tmp_path / "mixed")
     (tiles / "checkpoint").write_text(note_of(member, OLDER + 3))
-    (tiles / FINAL_PATH).write_text(note_of(equivocating, OLDER + 3))
+    (tiles / CERTIFIED_PATH).write_text(note_of(equivocating, OLDER + 3))
     other = write_tiles(member, tmp_path / "other", note_of(member, OLDER))
     facts = compare(tiles, other)
     assert facts["consistent"] is False
@@ -130,7 +130,7 @@ def test_a_head_whose_tree_nobody_has_is_compared_with_all_that_others_show(
 ) -> None:
     # Only a head of the second history is left, and a member's tree is longer.
     mixed = write_tiles(member, tmp_path / "mixed", note_of(member, OLDER))
-    (mixed / FINAL_PATH).write_text(note_of(equivocating, OLDER + 3))
+    (mixed / CERTIFIED_PATH).write_text(note_of(equivocating, OLDER + 3))
     other = write_tiles(member, tmp_path / "other")
     facts = compare(mixed, other)
     assert facts["consistent"] is False
@@ -147,9 +147,9 @@ def test_heads_of_one_history_are_no_fork(
     world: World, member: Path, tmp_path: Path, compare: Compare
 ) -> None:
     ahead = write_tiles(member, tmp_path / "ahead", note_of(member, OLDER))
-    (ahead / FINAL_PATH).write_text(note_of(member, NEWER))  # the files of it are late
+    (ahead / CERTIFIED_PATH).write_text(note_of(member, NEWER))  # the files of it are late
     behind = write_tiles(member, tmp_path / "behind")
-    (behind / FINAL_PATH).write_text(note_of(member, 7))
+    (behind / CERTIFIED_PATH).write_text(note_of(member, 7))
     assert compare(ahead, behind, code=0)["consistent"] is True
 
 
@@ -166,7 +166,7 @@ def test_a_head_that_the_log_never_signed_convicts_nobody(
     stranger = World(name="stranger")
     forged = sign_checkpoint(stranger.coordinator, world.origin, NEWER, b"\1" * 32)
     mixed = write_tiles(member, tmp_path / "mixed", note_of(member, OLDER))
-    (mixed / FINAL_PATH).write_text(forged)
+    (mixed / CERTIFIED_PATH).write_text(forged)
     other = write_tiles(member, tmp_path / "other")
     with pytest.raises(CheckFailed, match="sign"):
         main(["compare", str(mixed), str(other)])

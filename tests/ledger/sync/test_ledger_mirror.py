@@ -39,7 +39,7 @@ from artel.ledger.sync.mirror import Mirrored, mirror
 from artel.ledger.sync.offline import verify_evidence
 from artel.ledger.sync.restore import restore
 from artel.ledger.sync.source import (
-    FINAL_PATH,
+    CERTIFIED_PATH,
     FolderSource,
     Holder,
     HttpSource,
@@ -203,7 +203,7 @@ class Watched(FolderSource):
         self.asked: list[str] = []
 
     def get(self, path: str, skip: int = 0) -> bytes:
-        if path == FINAL_PATH:
+        if path == CERTIFIED_PATH:
             return self.final.encode() if self.final else super().get(path, skip)
         self.asked.append(path)
         if len(self.asked) == self.fail_at:
@@ -377,8 +377,8 @@ def test_the_final_checkpoint_comes_along_when_it_fits(world: World, tmp_path: P
     source, folder = tiles_folder(world, tmp_path / "source", 300), tmp_path / "public"
     tree = tree_of(world.leaves[:300])
     final = cosigned(signed(tree, 250, world.origin, world.coordinator), *world.members[:2])
-    assert copied(Watched(source, final=final), folder).final == 250
-    assert (folder / FINAL_PATH).read_text() == final
+    assert copied(Watched(source, final=final), folder).certified == 250
+    assert (folder / CERTIFIED_PATH).read_text() == final
     wrong = tree_of(forked(world, 100)[:300])
     bad = cosigned(signed(wrong, 260, world.origin, world.coordinator), *world.members[:2])
     with pytest.raises(CheckFailed, match="two histories"):
@@ -386,7 +386,7 @@ def test_the_final_checkpoint_comes_along_when_it_fits(world: World, tmp_path: P
     with pytest.raises(CheckFailed):
         unsigned = cosigned(signed(tree, 260, world.origin, key("thief")), *world.members[:2])
         copied(Watched(source, final=unsigned), folder)
-    assert (folder / FINAL_PATH).read_text() == final
+    assert (folder / CERTIFIED_PATH).read_text() == final
 
 
 @pytest.mark.parametrize("over", ["a folder", "any web server", "one that forbids"])
@@ -401,7 +401,7 @@ def test_the_final_checkpoint_of_a_mirror_is_read(
     append(world, server.store, 310)
     server.final = cosigned(server.store.note_at(300), *world.members[:2])
     folder = tmp_path / "public"
-    assert copied(HttpSource(server.url), folder).final == 300
+    assert copied(HttpSource(server.url), folder).certified == 300
     with served(folder, forbidding=over == "one that forbids") as url:
         target = str(folder) if over == "a folder" else url
         capsys.readouterr()
@@ -409,19 +409,19 @@ def test_the_final_checkpoint_of_a_mirror_is_read(
         facts = json.loads(capsys.readouterr().out)
         assert (facts["final_size"], facts["size"]) == (300, 310)
         again = tmp_path / "again"
-        assert copied(hold(target)[0], again).final == 300
-        assert (again / FINAL_PATH).read_bytes() == (folder / FINAL_PATH).read_bytes()
+        assert copied(hold(target)[0], again).certified == 300
+        assert (again / CERTIFIED_PATH).read_bytes() == (folder / CERTIFIED_PATH).read_bytes()
         # It is verified like every note.
         stolen = signed(tree_of(world.leaves[:305]), 305, world.origin, key("thief"))
-        (folder / FINAL_PATH).write_text(cosigned(stolen, *world.members[:2]))
+        (folder / CERTIFIED_PATH).write_text(cosigned(stolen, *world.members[:2]))
         with pytest.raises(CheckFailed, match="not signed"):
             main(["status", "--from", target])
         other = tree_of(forked(world, 100)[:305])
         split = signed(other, 305, world.origin, world.coordinator)
-        (folder / FINAL_PATH).write_text(cosigned(split, *world.members[:2]))
+        (folder / CERTIFIED_PATH).write_text(cosigned(split, *world.members[:2]))
         with pytest.raises(CheckFailed, match="two histories"):
             main(["status", "--from", target])
-        (folder / FINAL_PATH).write_bytes(b"\xff")
+        (folder / CERTIFIED_PATH).write_bytes(b"\xff")
         with pytest.raises(CheckFailed, match="not UTF-8"):
             main(["status", "--from", target])
 
@@ -466,7 +466,7 @@ def spoiled(text: str) -> str:
     return Note(parsed.text, tuple(lines)).encode()
 
 
-@pytest.mark.parametrize("name", ["checkpoint", FINAL_PATH])
+@pytest.mark.parametrize("name", ["checkpoint", CERTIFIED_PATH])
 def test_lines_that_nobody_signed_neither_stay_in_a_mirror_nor_keep_others_out(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
@@ -494,7 +494,7 @@ def test_lines_that_nobody_signed_neither_stay_in_a_mirror_nor_keep_others_out(
     assert final() == 300
     # One that holds such lines already is read, and mended.
     for bad in (spoiled(good), cosigned(plain, *strangers)):
-        for held in ("checkpoint", FINAL_PATH):
+        for held in ("checkpoint", CERTIFIED_PATH):
             (folder / held).write_text(bad)
         assert final() == 0
         mirrored(good)
@@ -509,7 +509,7 @@ def test_a_newer_final_checkpoint_that_strangers_cosigned_does_not_stay(
     worthless = cosigned(signed_at(world, 300), key("stranger"))
     for shown in (final, worthless, final):
         copied(Watched(source, final=shown), folder)
-        assert (folder / FINAL_PATH).read_text() == final
+        assert (folder / CERTIFIED_PATH).read_text() == final
 
 
 def test_following_goes_on_until_it_is_interrupted(
@@ -571,7 +571,7 @@ async def test_a_coordinator_that_lost_its_disk_goes_on_with_a_nodes_copy(
     replica = write_home(world, tmp_path / "replica", 507)
     write_key(home / "node.key", world.coordinator)  # from the backup
     found = restore(Watched(node, final=final), home)
-    assert (found.size, found.final, found.coordinator) == (600, 600, True)
+    assert (found.size, found.certified, found.coordinator) == (600, 600, True)
     sound(home, 600)
     heads = HeadStore(home / HEADS_NAME)
     assert parse_checkpoint(heads.newest(2)).size == 600
@@ -766,7 +766,7 @@ def test_a_cosignature_that_nobody_made_hinders_no_restore(world: World, tmp_pat
     false = note.parse(spoiled(cosigned(good.encode(), world.members[2])))
     mixed = Note(good.text, (*good.signatures, false.signatures[-1]))
     (source / "checkpoint").write_text(mixed.encode())
-    assert restore(FolderSource(source), tmp_path / "home").final == 300
+    assert restore(FolderSource(source), tmp_path / "home").certified == 300
     with closing(HeadStore(tmp_path / "home" / HEADS_NAME)) as heads:
         assert heads.newest(2) == good.encode()
 

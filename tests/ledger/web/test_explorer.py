@@ -190,9 +190,9 @@ async def test_final_is_what_enough_accounts_cosigned(ledger: Shown) -> None:
     # The ledger itself records that three accounts cosigned the first 62 entries.
     assert "final up to entry 61" in await ledger.get("/shares")
     ledger.cosign(70, 0)
-    await ledger.get("/ledger/final", 404)
+    await ledger.get("/ledger/certified", 404)
     ledger.cosign(70, 1)
-    signed = await ledger.get("/ledger/final")
+    signed = await ledger.get("/ledger/certified")
     witnesses = [witness_key(member.peer_id) for member in world.members]
     log = [VerifierKey(world.origin, world.coordinator.public)]
     checkpoint, times = open_cosigned(signed, log, witnesses)
@@ -209,7 +209,7 @@ async def test_final_is_what_enough_accounts_cosigned(ledger: Shown) -> None:
 
 async def test_the_cosignature_of_a_barred_account_makes_nothing_final(ledger: Shown) -> None:
     ledger.cosign(70, 0, 3)  # the fourth one has signed two histories
-    await ledger.get("/ledger/final", 404)
+    await ledger.get("/ledger/certified", 404)
     assert "somebody provably signed two histories" in await ledger.get("/shares")
 
 
@@ -269,7 +269,7 @@ async def test_pages_and_commands_say_the_same_of_what_is_final(
             assert page.standing["final"] == view.final_size
             assert page.standing["witnesses_wanted"] == view.needed
             assert page.finality.head == (
-                parse_checkpoint(view.final_note).size if view.final_note else 0
+                parse_checkpoint(view.certified_note).size if view.certified_note else 0
             )
             assert page.trust == view.label
             if (size, members) == (newest, (2, 3)):
@@ -485,7 +485,7 @@ async def test_every_link_of_every_page_leads_somewhere(ledger: Shown, final: bo
     assert {f"/round/{number}" for number in range(9)} <= seen
     assert {f"/account/{owner.key}" for owner in ledger.world.owners} <= seen
     assert {"/shares.csv", "/ledger/checkpoint"} <= seen
-    assert ("/ledger/final" in seen) == final
+    assert ("/ledger/certified" in seen) == final
 
 
 async def test_places_on_a_page_exist(ledger: Shown) -> None:

@@ -1,0 +1,120 @@
+"""Electors: the nodes whose cosignatures make a tree head certain, and whose seals end a term.
+
+They are fixed for a stretch of rounds, so that all who look at one head count the same nodes. When
+they change, both the former and the new ones have to agree until a head behind the change is
+certified by both; so any quorum that seals a term shares a node with every quorum that certified
+one of its heads, whenever that was (joint consensus: Ongaro, Consensus, 2014, section 4.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from artel.ledger.entries.fold_state import FoldState
+
+MOST = 64
+"""Electors at a time: what they sign is stored for ever, and asked for in seconds."""
+
+
+@dataclass(frozen=True)
+class Electorate:
+    """One choice of electors."""
+
+    since: int
+    """Index of the entry that it follows from; it counts for heads that cover that entry."""
+    stretch: int
+    """Of rounds (:func:`.standing.stretch`), in which it was made."""
+    weights: dict[str, int]
+    """Node to what its word weighs."""
+    by_standing: bool
+    """Whether these are weights by standing; else a node of each account has one voice."""
+
+    def quorum(self, nodes: Collection[str]) -> bool:
+        """Whether so many agree that any two such groups share one that is honest: of weights by
+        standing more than two thirds; of accounts that nobody knows, more than half, which is all
+        that crashes need (Lamport, Shostak, Pease, 1982)."""
+        found = sum(weight for node, weight in self.weights.items() if node in nodes)
+        whole = sum(self.weights.values())
+        return 3 * found > 2 * whole if self.by_standing else 2 * found > whole
+
+
+@dataclass
+class Electors:
+    """The electors of a run, as its fold has them. Changed by the owner of the fold's state."""
+
+    sets: list[Electorate] = field(default_factory=list)
+    """The present ones; before them the former, as long as these have to agree too."""
+    certified: list[tuple[int, int]] = field(default_factory=list)
+    """Index of an entry that records a certified head, and the size of that: those that are not
+    final, the oldest first."""
+
+    def copy(self) -> Electors:
+        """An independent one with the same contents."""
+        return Electors(list(self.sets), list(self.certified))
+
+    @property
+    def present(self) -> Mapping[str, int]:
+        """Node to weight, of the present ones; empty before the first state."""
+        return self.sets[-1].weights if self.sets else {}
+
+    def choose(self, since: int, stretch: int, weights: Mapping[str, int], by: bool) -> None:
+        """Let these be the electors from here on, if it is time; the former stay beside them.
+
+        :param weights: node to weight; the heaviest :data:`MOST` are taken, of equal ones the first
+        :param by: whether the weights are of standing
+        """
+        last = self.sets[-1] if self.sets else None
+        if not weights or (last and (last.stretch, last.by_standing) == (stretch, by)):
+            return
+        most = sorted(weights, key=lambda node: (-weights[node], node))[:MOST]
+        chosen = {node: weights[node] for node in sorted(most)}
+        new = Electorate(since, stretch, chosen, by)
+        if last and last.weights == chosen and last.by_standing == by:
+            # Nobody new: both sets are one.
+            self.sets[-1] = Electorate(last.since, stretch, chosen, by)
+        else:
+            self.sets = [*self.sets[-1:], new]
+
+    def quorum(self, nodes: Collection[str], size: int | None = None) -> bool:
+        """Whether these nodes can certify a head of ``size`` entries, or without a size seal a
+        term. Before there are electors there is nobody who has to agree."""
+        known = [each for each in self.sets if size is None or each.since < size]
+        return all(each.quorum(nodes) for each in known or self.sets[:1])
+
+    def certify(self, index: int, size: int) -> int:
+        """The entry with this index records that a head is certified.
+
+        :returns: how many entries are final by it, that is, how many a certified head covers whose
+            own record this one covers; 0 when it says no more than what was known
+        """
+        final = self.final_by(size)
+        self.certified = [(at, known) for at, known in self.certified if known > final]
+        self.certified.append((index, size))
+        if self.sets and size > self.sets[-1].since:
+            self.sets = self.sets[-1:]
+        return final
+
+    def final_by(self, size: int) -> int:
+        """How many entries are final when a head of ``size`` entries is certified: whoever
+        cosigned it holds the certificates that it covers. 0: no more than before."""
+        return max((known for at, known in self.certified if at < size), default=0)
+
+
+def weights_now(state: FoldState, accepted: Iterable[str]) -> tuple[dict[str, int], bool]:
+    """Who can be an elector when a state is agreed, and whether by standing.
+
+    :param accepted: nodes whose contributions the state holds
+    """
+    if state.rests_on == "members":
+        known = state.standings()
+        nodes = [node for node, account in state.nodes.items() if account in known]
+        return {node: weight for node, weight in state.weights(nodes).items() if weight}, True
+    lowest: dict[str, str] = {}
+    for node in sorted(accepted):
+        account = state.account_of(node)
+        if not state.accounts[account].barred:
+            lowest.setdefault(account, node)
+    return dict.fromkeys(lowest.values(), 1), False

@@ -1,0 +1,163 @@
+"""``handover``: a coordinator begins a term, since electors have sealed the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from artel.ledger.entries import reasons
+from artel.ledger.entries.body import (
+    LISTED,
+    Body,
+    Count,
+    Digest,
+    Entry,
+    OptionalDigest,
+    OptionalPeer,
+    PeerId,
+    Positive,
+    Record,
+    Signature,
+    signed,
+)
+from artel.ledger.entries.fold_state import FoldState, key_of, peer_of
+from artel.ledger.entries.records import RECORDED, Effect, Outcome, Term
+from artel.ledger.entries.story import Fact, Story
+from artel.ledger.entries.words import plural, short_key
+from artel.protocol import canonical, dsse, schema
+from artel.protocol.dsse import Envelope, Signing
+from artel.protocol.errors import DecodeError
+from artel.protocol.identity import Identity, short_peer
+
+SEAL_TYPE = "application/vnd.artel.seal+json"
+
+
+class SealSaid(Record):
+    """What an elector signs, as a statement of type :data:`SEAL_TYPE`: it signs nothing more of
+    ``term`` or the terms before, and the largest certified head that it has seen has ``size``
+    entries and this root (0 and "" for none)."""
+
+    run: Digest
+    term: Count
+    size: Count
+    root: OptionalDigest
+
+
+class Sealed(Record):
+    """A node's signature under :class:`SealSaid`."""
+
+    node: PeerId
+    size: Count
+    root: OptionalDigest
+    signature: Signature
+
+
+class Handover(Body):
+    """``coordinator`` leads from here on; signed by its key, and where members had to choose one of
+    themselves by that ``node``, too.
+
+    ``seals`` holds what a quorum of electors signed of the term before. The tree goes on from the
+    largest head that is known to be certified, or behind it.
+    """
+
+    KIND: ClassVar = "handover"
+    TITLE: ClassVar = "Handover"
+    DOCUMENT: ClassVar = ("seals",)
+    kind: Literal["handover"] = "handover"
+    term: Positive
+    coordinator: Digest
+    node: OptionalPeer
+    seals: Annotated[tuple[Sealed, ...], Field(min_length=1), *LISTED]
+
+    def signings(self) -> Iterator[Signing]:
+        for seal in self.seals:
+            said = SealSaid(run=self.run, term=self.term - 1, size=seal.size, root=seal.root)
+            message = dsse.pae(SEAL_TYPE, canonical.dumps(said.model_dump(mode="json")))
+            yield key_of(seal.node), bytes.fromhex(seal.signature), message
+
+    def rule(self, state: FoldState, entry: Entry) -> str | Effect:
+        if self.term <= state.term.number or max(seal.size for seal in self.seals) > state.size:
+            return reasons.OUT_OF_ORDER
+        keys = {self.coordinator, key_of(self.node)} if self.node else {self.coordinator}
+        chosen = (self.node or self.coordinator) == candidate(state, self.term)
+        if not chosen or set(entry.envelope.signers) != keys or keys & state.convicted.keys():
+            return reasons.WRONG_SIGNERS
+        if not state.electors.quorum(state.trusted(seal.node for seal in self.seals)):
+            return reasons.NOT_SEALED
+
+        def effect() -> Outcome:
+            state.terms.append(Term(self.term, state.size, self.coordinator))
+            return RECORDED
+
+        return effect
+
+    def says(self) -> str:
+        return f"term {self.term} is led by {short_key(self.coordinator)}"
+
+    def explain(self, story: Story) -> Iterator[Fact]:
+        known = max(seal.size for seal in self.seals)
+        yield Fact(
+            f"sealed by {plural(len(self.seals), 'elector')}: they sign nothing more of the terms "
+            "before"
+        )
+        yield Fact(
+            f"the largest certified tree head that they knew has "
+            f"{plural(known, 'entry', 'entries')}; the log goes on from entry {story.index}"
+        )
+        if self.node:
+            yield Fact(f"no coordinator was left: node {short_peer(self.node)} starts this one")
+
+
+def candidate(state: FoldState, term: int) -> str:
+    """Who may begin a term: the key (hex) of a coordinator of the manifest, in order; once each of
+    them could have begun one and none did, an elector (peer id), the heaviest first; "" for nobody.
+    """
+    named, later = state.coordinators, term - state.term.number - 1
+    if later < len(named):
+        return named[term % len(named)]
+    weights = state.electors.present
+    order = sorted(weights, key=lambda node: (-weights[node], node))
+    return order[(later - len(named)) % len(order)] if order else ""
+
+
+def handover(
+    coordinator: Identity,
+    run: str,
+    *,
+    term: int,
+    seals: Iterable[Sealed],
+    node: Identity | None = None,
+) -> Envelope:
+    """Begin a term.
+
+    :param node: of whoever was chosen by its standing, and starts this coordinator
+    """
+    items = tuple(sorted(seals, key=lambda seal: seal.node))
+    body = {"run": run, "term": term, "coordinator": coordinator.key, "seals": items}
+    body |= {"node": node.peer_id if node is not None else ""}
+    return signed(Handover, body, coordinator, *([node] if node is not None else []))
+
+
+def seal(node: Identity, run: str, *, term: int, size: int = 0, root: str = "") -> Envelope:
+    """A node's statement that it signs nothing more of ``term``; no entry by itself."""
+    said = SealSaid(run=run, term=term, size=size, root=root)
+    return dsse.sign(SEAL_TYPE, said.model_dump(mode="json"), node)
+
+
+def open_seal(data: bytes) -> tuple[SealSaid, Sealed]:
+    """Read what :func:`seal` made: what it says, and the part that a handover lists. The signature
+    is checked.
+
+    :raises DecodeError: it is something else
+    :raises CheckFailed: the signature does not verify
+    """
+    envelope = dsse.decode(data)
+    if envelope.payload_type != SEAL_TYPE or len(envelope.signatures) != 1:
+        raise DecodeError("not a seal of one node")
+    said = schema.checked(SealSaid, canonical.loads(envelope.payload), "seal")
+    envelope.verify()
+    ((key, signature),) = envelope.signatures
+    part = {"node": peer_of(key), "size": said.size, "root": said.root}
+    return said, schema.checked(Sealed, part | {"signature": signature.hex()}, "seal")
