@@ -96,6 +96,8 @@ class Fold:
         self.convicted, self.recent = set[str](), set[str]()
         self.cursor = self.earned_to = self.witnessed_size = self.closed = 0
         self.attempt: Any = None
+        self.electors, self.certified = list[Any](), list[tuple[int, int]]()
+        self.term, self.final, self.leaders = 0, 0, list[str]()
         self.lot, self.lately = "", dict[int, Counter[str]]()
         self.charges, self.heard, self.begun = (
             dict[int, Any](),
@@ -145,6 +147,13 @@ class Fold:
             for item in b.cosignatures:
                 message = f"cosignature/v1\ntime {item['time']}\n{head}".encode()
                 yield key_of(item["node"]), bytes.fromhex(item["signature"]), message
+        if vars(b).get("kind") == "handover":
+            kind = "application/vnd.artel.seal+json"
+            for item in b.seals:
+                said = {"root": item["root"], "run": b.run, "size": item["size"]}
+                seal = json.dumps(said | {"term": b.term - 1}, separators=(",", ":"))
+                message = f"DSSEv1 {len(kind)} {kind} {len(seal)} {seal}".encode()
+                yield key_of(item["node"]), bytes.fromhex(item["signature"]), message
 
     def genesis(self, payload: bytes) -> Rule:
         yield self.index and ("second_genesis" if self.run else "no_genesis")
@@ -156,7 +165,9 @@ class Fold:
         self.closed_to = set(trust.get("admitted", ())) if listed else None
         self.run, self.states = sha256(payload).hexdigest(), [manifest["initial_state"]]
         self.anchor(0, {})
-        self.coordinators, self.text = set(manifest["coordinators"]), manifest.get("data", {})
+        self.coordinators, self.text = manifest["coordinators"], manifest.get("data", {})
+        self.leaders = [self.coordinators[0]]
+        self.accounts_asked = manifest["config"].get("ledger", {}).get("witnesses", 1)
         self.config = config = manifest["config"]
         self.seq_len, self.h = config["data"]["seq_len"], config["rounds"]["inner_steps"]
         self.owned = {"vesting_rounds": 3, "transfers": False, "arbiter_quorum": 1}
@@ -183,7 +194,7 @@ class Fold:
 
     @property
     def led(self) -> bool:
-        return self.by <= self.coordinators
+        return self.by == {self.leaders[-1]}
 
     def named(self, name: str) -> Any:
         owner = self.accounts.get(name)
@@ -622,6 +633,53 @@ class Fold:
                 else:
                     self.settle(source, "vested")
         self.anchor(now.attempt, {peer: self.nodes[peer] for peer in b.signatures})
+        self.choose(now.accepted)
+
+    def choose(self, accepted: Iterable[str]) -> None:
+        """Electors, if it is time for others."""
+        standings = self.standings()
+        by_standing = len(standings) >= self.trust["founders"]
+        if by_standing:
+            weights = self.weights(peer for peer, name in self.nodes.items() if name in standings)
+        else:
+            names = {self.nodes[p]: p for p in sorted(accepted, reverse=True)}
+            weights = {p: 1 for name, p in names.items() if not self.accounts[name].barred}
+        heaviest = sorted((p for p in weights if weights[p]), key=lambda p: (-weights[p], p))
+        chosen = {peer: weights[peer] for peer in heaviest[:64]}
+        stretch = self.round // -(-self.fame // 16)
+        last = self.electors[-1] if self.electors else None
+        if not chosen or (last and (last.stretch, last.by_standing) == (stretch, by_standing)):
+            return
+        new = Record(since=self.index, stretch=stretch, weights=chosen, by_standing=by_standing)
+        if last and (last.weights, last.by_standing) == (chosen, by_standing):
+            last.stretch = stretch
+        else:
+            self.electors = [*self.electors[-1:], new]
+
+    def quorum(self, peers: Iterable[str], sets: list[Any]) -> bool:
+        there = {p for p in peers if p in self.nodes and key_of(p) not in self.convicted}
+        there = {p for p in there if not self.accounts[self.nodes[p]].barred}
+        for one in sets:
+            part, whole = sum(one.weights.get(p, 0) for p in there), sum(one.weights.values())
+            if 3 * part <= 2 * whole if one.by_standing else 2 * part <= whole:
+                return False
+        return True
+
+    def handover(self, b: Any) -> Rule:
+        known = max(item["size"] for item in b.seals)
+        yield (b.term <= self.term or known > self.index) and "out_of_order"
+        named, later = self.coordinators, b.term - self.term - 1
+        weights = self.electors[-1].weights if self.electors else {}
+        order = sorted(weights, key=lambda p: (-weights[p], p))
+        turn = later - len(named)
+        chosen = named[b.term % len(named)] if turn < 0 else order and order[turn % len(order)]
+        signers = {b.coordinator} | ({key_of(b.node)} if b.node else set())
+        wrong = chosen != (b.node or b.coordinator) or self.by != signers
+        yield (wrong or signers & self.convicted) and "wrong_signers"
+        sealed = self.quorum((item["node"] for item in b.seals), self.electors)
+        yield not (self.electors and sealed) and "not_sealed"
+        self.term = b.term
+        self.leaders.append(b.coordinator)
 
     def anchor(self, attempt: int, signers: dict[str, str]) -> None:
         kept = ("cursor", "tails", "spans", "recent", "earned_to", "present")
@@ -1100,6 +1158,15 @@ class Fold:
         peers = [item["node"] for item in b.cosignatures]
         yield not self.nodes.keys() >= set(peers) and "unknown_node"
         self.witnessed_size = b.size
+        counted = [p for p in peers if key_of(p) not in self.convicted]
+        names = {self.nodes[p] for p in counted if not self.accounts[self.nodes[p]].barred}
+        sets = [one for one in self.electors if one.since < b.size] or self.electors[:1]
+        if 0 < self.accounts_asked <= len(names) and self.quorum(counted, sets):
+            covered = [size for index, size in self.certified if index < b.size]
+            self.final = max([self.final, *covered])
+            self.certified.append((self.index, b.size))
+            if self.electors and self.electors[-1].since < b.size:
+                self.electors = self.electors[-1:]
         for name in sorted({self.nodes[p] for p in peers if key_of(p) not in self.convicted}):
             owner = self.accounts[name]
             if owner.barred:
@@ -1124,7 +1191,13 @@ class Fold:
         heads, name = [text.split("\n") for text, _, _ in notes], notes[0][2].split(" ")[1]
         origin, peer = heads[0][0], name.removeprefix("artel/witness/")
         log, witness = name == origin, peer != name and peer in self.nodes
-        keys = self.coordinators if log else {key_of(peer)} if witness else set[str]()
+        keys = (
+            {*self.coordinators, *self.leaders}
+            if log
+            else {key_of(peer)}
+            if witness
+            else set[str]()
+        )
         if not origin.startswith(f"artel/{self.run}/term/") or not keys:
             return ""
         for key in keys:

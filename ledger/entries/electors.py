@@ -80,7 +80,7 @@ class Electors:
 
     def quorum(self, nodes: Collection[str], size: int | None = None) -> bool:
         """Whether these nodes can certify a head of ``size`` entries, or without a size seal a
-        term. Before there are electors there is nobody who has to agree."""
+        term. Before there are electors, nobody has to agree (and nobody can seal)."""
         known = [each for each in self.sets if size is None or each.since < size]
         return all(each.quorum(nodes) for each in known or self.sets[:1])
 

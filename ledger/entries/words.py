@@ -31,7 +31,7 @@ def signers(entry: Entry, state: FoldState) -> dict[str, list[Role]]:
 def _roles(key: str, entry: Entry, state: FoldState) -> list[Role]:
     peer, named = peer_id_of(bytes.fromhex(key)), getattr(entry.body, "node", None)
     roles = []
-    if key in state.coordinators:
+    if key in state.leaders():
         roles.append(Role("coordinator"))
     if key == state.organiser:
         roles.append(Role("organiser"))

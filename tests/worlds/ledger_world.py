@@ -196,6 +196,8 @@ def require_same(found: Iterable[entries.Entry], state: FoldState, reasons: list
     }
     assert other.standings() == state.standings()
     assert other.lot == state.lot
+    assert (other.final, other.term) == (state.final, state.terms[-1].number if state.terms else 0)
+    assert [one.weights for one in other.electors] == [each.weights for each in state.electors.sets]
     assert other.shares() == {share.account: share.units for share in shares(state)}
 
 
@@ -226,11 +228,14 @@ class World:
     rounds: dict[str, Any] = field(default_factory=dict)
     exchange: dict[str, Any] = field(default_factory=dict)
     trust: dict[str, Any] = field(default_factory=dict)
+    waiting: int = 0
+    """Coordinators that the manifest names after the first one: :attr:`standbys`."""
 
     def __post_init__(self) -> None:
         self.state = FoldState()
         self.organiser = key(f"{self.name} organiser")
         self.coordinator = key(f"{self.name} coordinator")
+        self.standbys = [key(f"{self.name} standby {i}") for i in range(self.waiting)]
         self.owners = [key(f"{self.name} account {i}") for i in range(self.nodes)]
         self.members = [key(f"{self.name} node {i}") for i in range(self.nodes)]
         fields = manifest(
@@ -243,6 +248,7 @@ class World:
             exchange=self.exchange,
             trust=self.trust,
             contributed=self.contributed,
+            coordinators=[each.key for each in (self.coordinator, *self.standbys)],
         )
         self.genesis = dsse.sign(entries.MANIFEST_TYPE, fields, self.organiser)
         rules = read_genesis(self.genesis.payload).rules

@@ -84,7 +84,8 @@ class Handover(Body):
         chosen = (self.node or self.coordinator) == candidate(state, self.term)
         if not chosen or set(entry.envelope.signers) != keys or keys & state.convicted.keys():
             return reasons.WRONG_SIGNERS
-        if not state.electors.quorum(state.trusted(seal.node for seal in self.seals)):
+        sealed = state.trusted(seal.node for seal in self.seals)
+        if not state.electors.sets or not state.electors.quorum(sealed):
             return reasons.NOT_SEALED
 
         def effect() -> Outcome:

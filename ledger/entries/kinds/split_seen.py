@@ -67,7 +67,7 @@ class SplitSeen(Body):
 
     def explain(self, story: Story) -> Iterator[Fact]:
         key = story.outcome.notes["key"]
-        coordinator = key in story.state.coordinators
+        coordinator = key in story.state.leaders()
         who = "coordinator" if coordinator else "witness"
         yield Fact(f"the {who} with the key {key} signed two tree heads that cannot both be true")
         yield Fact(
@@ -84,6 +84,6 @@ def signers_of(state: FoldState, view: evidence.SplitView) -> list[VerifierKey] 
     if not view.origin.startswith(f"artel/{state.run}/term/"):
         return []
     if view.signer == view.origin:
-        return [VerifierKey(view.origin, bytes.fromhex(key)) for key in state.coordinators]
+        return [VerifierKey(view.origin, bytes.fromhex(key)) for key in state.leaders()]
     peer = view.signer.removeprefix(WITNESS_PREFIX)
     return [witness_key(peer)] if peer in state.nodes else []

@@ -1,0 +1,201 @@
+"""Terms, certificates and electors, as the fold counts them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+
+from artel.ledger import entries
+from artel.ledger.entries.electors import MOST, Electors
+from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.entries.kinds.handover import candidate, handover, open_seal, seal
+from artel.ledger.entries.records import Term
+from artel.protocol import dsse
+from artel.protocol.dsse import Envelope
+from artel.protocol.errors import CheckFailed, DecodeError
+from artel.protocol.identity import Identity
+from ledger_world import World, encoded, forged, key, outcomes
+
+WORLD = World(nodes=4, waiting=1)
+A, B, C, D = WORLD.members
+(STANDBY,) = WORLD.standbys
+LOG = [*WORLD.start, *WORLD.round(0)]
+"""With its end the members are electors, one voice each."""
+
+
+def handed(
+    to: Identity = STANDBY,
+    by: Iterable[Identity] = (A, B, C),
+    *,
+    term: int = 1,
+    size: int = 0,
+    sealed: int | None = None,
+    node: Identity | None = None,
+) -> Envelope:
+    """A handover to a coordinator that shows the seals of these."""
+    number = term - 1 if sealed is None else sealed
+    said = [open_seal(seal(each, WORLD.run, term=number, size=size).encode())[1] for each in by]
+    return handover(to, WORLD.run, term=term, seals=said, node=node)
+
+
+def told(*envelopes: Envelope) -> tuple[FoldState, str]:
+    """The state after the first round and these, and what became of the last of them."""
+    state, seen = outcomes([*LOG, *envelopes])
+    return state, seen[-1].reason or seen[-1].status
+
+
+def led(identity: Identity) -> Envelope:
+    """An entry that only the leader may add: the next round."""
+    opened = WORLD.opened(1)
+    assert isinstance(opened, Envelope)
+    return forged(opened, identity)
+
+
+# --- terms ----------------------------------------------------------------------------------------
+
+
+def test_with_seals_of_a_quorum_the_next_coordinator_leads_and_the_former_does_not() -> None:
+    state, what = told(handed())
+    assert what == "recorded"
+    assert state.term == Term(1, len(LOG), STANDBY.key)
+    assert told(handed(), led(WORLD.coordinator))[1] == "wrong_signers"
+    assert told(handed(), led(STANDBY))[1] == "recorded"
+    assert told(led(STANDBY))[1] == "wrong_signers"
+
+
+def test_half_of_the_voices_seal_no_term() -> None:
+    assert told(handed(by=(A, B)))[1] == "not_sealed"
+    stranger = key("stranger")
+    assert told(handed(by=(A, B, stranger)))[1] == "not_sealed"
+
+
+def test_a_seal_of_another_term_does_not_count() -> None:
+    assert told(handed(sealed=1))[1] == "bad_signature"
+
+
+def test_a_term_is_later_than_the_present_one_and_loses_nothing_certified() -> None:
+    again = handed(WORLD.coordinator, term=1, sealed=0)
+    assert told(handed(), again)[1] == "out_of_order"
+    assert told(handed(size=len(LOG) + 1))[1] == "out_of_order"
+    assert told(handed(size=len(LOG)))[1] == "recorded"
+
+
+def test_coordinators_take_turns_and_then_the_electors() -> None:
+    # Two coordinators: terms 1 and 2 are theirs, then nobody of the manifest has come.
+    assert told(handed(WORLD.coordinator))[1] == "wrong_signers"
+    assert told(handed(WORLD.coordinator, term=2))[1] == "recorded"
+    new, state = key("a fresh key"), told(handed())[0]
+    before = outcomes(LOG)[0]
+    order = sorted(member.peer_id for member in WORLD.members)
+    assert [candidate(before, term) for term in (1, 2)] == [STANDBY.key, WORLD.coordinator.key]
+    assert [candidate(before, term) for term in range(3, 8)] == [*order, order[0]]
+    first = next(member for member in WORLD.members if member.peer_id == order[0])
+    other = next(member for member in WORLD.members if member.peer_id == order[1])
+    assert told(handed(new, term=3))[1] == "wrong_signers"
+    assert told(handed(new, term=3, node=other))[1] == "wrong_signers"
+    after, what = told(handed(new, term=3, node=first))
+    assert (what, after.term.leader) == ("recorded", new.key)
+    assert new.key in after.leaders()
+    # From then on the turns of the manifest's begin again.
+    assert candidate(after, 4) == WORLD.coordinator.key
+    assert candidate(state, 2) == WORLD.coordinator.key
+    # A coordinator of the manifest needs no node, and has none.
+    assert told(handed(node=first))[1] == "wrong_signers"
+
+
+def test_before_the_first_state_there_is_nobody_who_could_seal() -> None:
+    state, seen = outcomes([*WORLD.start, handed()])
+    assert not state.electors.sets
+    assert seen[-1].reason == "not_sealed"
+
+
+def test_a_seal_is_read_back_only_as_what_it_is() -> None:
+    made = seal(A, WORLD.run, term=4, size=9, root="ab" * 32)
+    said, part = open_seal(made.encode())
+    assert (said.run, said.term, said.size, part.node) == (WORLD.run, 4, 9, A.peer_id)
+    with pytest.raises(DecodeError):
+        open_seal(entries.account(A, WORLD.run).encode())
+    with pytest.raises(CheckFailed):
+        (_, signature), other = made.signatures[0], B.key
+        stolen = dsse.Envelope(made.payload_type, made.payload, ((other, signature),))
+        open_seal(stolen.encode())
+
+
+# --- certificates ---------------------------------------------------------------------------------
+
+
+def test_an_entry_is_final_when_a_quorum_holds_the_certificate_of_a_head_that_covers_it() -> None:
+    leaves = encoded(LOG)
+    first = WORLD.witnessed(leaves)
+    state, _ = told(first)
+    assert (state.final, state.electors.certified) == (0, [(len(LOG), len(LOG))])
+    more = encoded([*LOG, first])
+    second = WORLD.witnessed(more)
+    state, _ = told(first, second)
+    assert state.final == len(LOG)
+    # A head that does not cover the record of the first proves nothing of it.
+    early = WORLD.witnessed(more, size=len(LOG) - 1)
+    late = WORLD.witnessed(encoded([*LOG, early]), size=len(LOG))
+    assert told(early, late)[0].final == 0
+
+
+def test_half_of_the_electors_certify_nothing() -> None:
+    leaves = encoded(LOG)
+    state, what = told(WORLD.witnessed(leaves, [A, B]))
+    assert (what, state.electors.certified) == ("credited", [])
+    assert told(WORLD.witnessed(leaves, [A, B, C]))[0].electors.certified
+
+
+# --- who the electors are -------------------------------------------------------------------------
+
+
+def electors(*sets: dict[str, int], by: bool = True) -> Electors:
+    """Chosen one after the other, by entries 10, 20 and so on."""
+    found = Electors()
+    for number, weights in enumerate(sets, 1):
+        found.choose(10 * number, number, weights, by)
+    return found
+
+
+def test_by_standing_more_than_two_thirds_are_a_quorum_and_else_more_than_half() -> None:
+    weights = {"a": 4, "b": 3, "c": 2}
+    assert electors(weights).quorum("ab")
+    assert not electors(weights).quorum("ac")
+    assert electors(weights, by=False).quorum("ac")
+    assert not electors(weights, by=False).quorum("a")
+
+
+def test_former_electors_have_to_agree_until_a_head_behind_the_change_is_certified() -> None:
+    found = electors({"a": 1, "b": 1}, {"c": 1})
+    assert found.quorum("abc")
+    assert not found.quorum("c")
+    assert found.quorum("ab", size=20)  # the change is entry 20: not covered
+    assert not found.quorum("ab", size=21)
+    found.certify(25, 20)
+    assert not found.quorum("c")
+    found.certify(30, 21)
+    assert found.quorum("c")
+    assert not found.quorum("ab")
+
+
+def test_those_who_never_agreed_are_dropped_at_the_change_after() -> None:
+    found = electors({"a": 1}, {"b": 1}, {"c": 1})
+    assert found.quorum("bc")
+    assert not found.quorum("c")
+
+
+def test_nobody_new_changes_nothing_and_a_stretch_has_one_choice() -> None:
+    found = electors({"a": 1}, {"a": 1})
+    assert [each.since for each in found.sets] == [10]
+    found.choose(30, 2, {"z": 1}, True)
+    assert found.quorum("a")
+    found.choose(30, 2, {"z": 1}, False)  # the run rests on others now
+    assert not found.quorum("a")
+
+
+def test_the_heaviest_are_taken() -> None:
+    weights = {f"{number:03}": 1 + number % 7 for number in range(3 * MOST)}
+    chosen = electors(weights).present
+    assert len(chosen) == MOST
+    assert min(chosen.values()) >= max(weights[n] for n in weights if n not in chosen)
