@@ -178,7 +178,7 @@ async def _ledger(core: Coordinator) -> dict[str, Any]:
         "root": head.root.hex(),
         "origin": head.origin,
         **seen,
-        "final_head": found.head,
+        "certified_head": found.head,
         "witnesses": len(seen["witnesses"]),
         "closed": state.closed,
     }

@@ -1,4 +1,4 @@
-"""After the last round: what is still pending vests, and everybody gets a final tree head.
+"""After the last round: what is still pending vests, and everybody gets a certified tree head.
 
 1. The head with the last agreed state is cosigned, and a ``witnessed`` entry says so.
 2. ``closing_s`` seconds after the last state, and when the audits that nodes owe are done,
@@ -8,8 +8,8 @@
 
 The ledger says how far this is, so a coordinator that was started again goes on where it was. With
 a short ``closing_s`` nodes are kept until the ledger is closed and its head is cosigned, so that
-every home ends with a final head over the whole ledger. Otherwise they may go at once; who wants
-the rest later reads it from the coordinator.
+every home ends with a certified head over the whole ledger, by which all but the last record is
+final. Otherwise they may go at once; who wants the rest later reads it from the coordinator.
 """
 
 from __future__ import annotations

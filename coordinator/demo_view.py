@@ -145,6 +145,6 @@ try:
 def _final(ledger: Facts) -> str:
     size, final, wanted = ledger["size"], ledger["final"], ledger["witnesses_wanted"]
     if not final:
-        return f"nothing: no tree head has the cosignatures of {plural(wanted, 'account')}"
-    part = "all entries" if final >= size else f"{final:,} of {size:,} entries"
-    return f"{part}, cosigned by {plural(ledger['witnesses'], 'account')}, of which {wanted} must"
+        return f"nothing: no head that {plural(wanted, 'account')} cosigned covers another's record"
+    who = plural(ledger["witnesses"], "account")
+    return f"{final:,} of {size:,} entries; the newest head was cosigned by {who}, {wanted} must"

@@ -42,7 +42,7 @@ PATIENCE_S = 3.0
 """How long the coordinator may keep a heartbeat's reply back; also how old its view of us gets."""
 RETRY_S = 1.0
 LAST_HEAD_S = 5.0
-"""How long a node of a finished run tries to get a final tree head over the whole ledger."""
+"""How long a node of a finished run tries to get a certified tree head over the whole ledger."""
 LEAVE_TIMEOUT_S = 3.0
 LEAVE_WITHOUT_S = 15.0
 """A leaving node that has not reached the coordinator for this long goes without a goodbye."""

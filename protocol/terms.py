@@ -63,7 +63,8 @@ class LedgerSection(Section):
     """When an entry of the ledger counts as final."""
 
     witnesses: Annotated[int, Field(ge=0, le=24)] = 1
-    """Accounts whose nodes must cosign a tree head that covers an entry; 0: never final."""
+    """Accounts whose nodes must cosign a tree head, a quorum of the electors among them, so that it
+    is certified; 0: none is, and no entry is ever final."""
 
 
 Pattern = Annotated[str, Field(pattern=r"^[ -~]{0,64}$")]

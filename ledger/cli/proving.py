@@ -79,13 +79,13 @@ def prove(
         ]
         size, needed, run = view.log.size, view.needed, view.state.run
         policy = view.finality.policy
-    last = next((each for each in reversed(made) if each.final), made[-1])
+    last = next((each for each in reversed(made) if each.certified), made[-1])
     words = ["artel", "ledger", "verify", str(last.proof), str(last.entry)]
-    command = shlex.join([*words, *(policy if last.final else [])])
+    command = shlex.join([*words, *(policy if last.certified else [])])
     facts: dict[str, Any] = {"run": run, "as_of": size, "verify": command, "proofs": made}
-    final = sum(each.final for each in made)
-    standing = f"{final} of {len(made)} final, with {needed} or more cosignatures"
-    if not final:
+    certified = sum(each.certified for each in made)
+    standing = f"{certified} of {len(made)} certified, with {needed} or more cosignatures"
+    if not certified:
         standing = f"{labels.pending(needed)}; prove it again later for a proof with cosignatures"
     shown = [f"{last.proof}  that entry {last.index} is in the ledger", f"{last.entry}  the entry"]
     if last.document is not None:
@@ -148,7 +148,7 @@ def _verify_proof(
         raise CheckFailed(
             f"{len(found.cosigners)} witnesses that --vkey names have cosigned, "
             f"{policy} are asked for",
-            "the rest holds; artel ledger prove prints the keys of those that make an entry final, "
+            "the rest holds; artel ledger prove prints the keys of those that certify it, "
             "and a later proof of it may carry more",
         )
     return EXIT_OK

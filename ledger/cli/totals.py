@@ -59,8 +59,8 @@ def _facts(view: LedgerView) -> dict[str, Any]:
         "pending": state.total_pending,
         "awaiting": sum(state.awaiting().values()),
         "ignored": state.ignored,
-        "final": view.final_size >= log.size,
         "final_size": view.final_size,
+        "certified_size": view.finality.head,
         "witnesses_needed": view.needed,
         "witnesses_known": trust.known,
         "witnesses": [

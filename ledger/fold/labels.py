@@ -2,7 +2,8 @@
 
 With q cosignatures needed and n accounts that could cosign, two sets of q share at least 2q - n
 accounts. A lying coordinator that wants two histories to look final needs all of those to lie too;
-when 2q <= n the sets need not meet, and nobody has to.
+when 2q <= n the sets need not meet, and nobody has to. Once there are electors, two quorums of them
+share at least one with a voice each, and more than a third of all standing where that weighs.
 """
 
 from __future__ import annotations
@@ -89,20 +90,30 @@ UNWITNESSED = "tamper-evident to whoever kept a checkpoint; not witnessed"
 
 @dataclass(frozen=True)
 class Trust:
-    """``needed`` cosigning accounts make a checkpoint final, ``known`` accounts could cosign."""
+    """``needed`` accounts have to cosign a checkpoint, ``known`` accounts could; so do a quorum of
+    the electors, once there are some."""
 
     needed: int
     known: int
+    voices: int = 0
+    """Electors with one voice each; 0 while there are none, and when words weigh by standing."""
+    by_standing: bool = False
+    """Whether there are electors whose words weigh by standing."""
 
     @property
     def liars(self) -> int:
-        """Witness accounts that must lie beside the coordinator for two final histories."""
-        return max(0, 2 * self.needed - self.known) if self.needed else 0
+        """Witness accounts that must lie beside the coordinator for two final histories, which
+        have the same electors."""
+        if not self.needed:
+            return 0
+        common = 2 * (self.voices // 2 + 1) - self.voices if self.voices else 0
+        return max(0, 2 * self.needed - self.known, common)
 
     @property
     def absent(self) -> int:
-        """Witness accounts that may be away while entries still become final."""
-        return max(0, self.known - self.needed)
+        """Witness accounts that may be away, whoever they are, while entries become final."""
+        spare = max(0, self.known - self.needed)
+        return min(spare, (self.voices - 1) // 2) if self.voices else spare
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -120,6 +131,11 @@ class Trust:
         if self.known < self.needed:
             return "nothing can become final yet"
         of = f"{self.needed} of {plural(self.known, 'account')}"
+        if self.by_standing:
+            return (
+                "two histories could both look final only if electors with more than a third of "
+                "all standing lied beside the coordinator"
+            )
         if not self.liars:
             return (
                 f"{of} do not prevent a split view, as two sets of witnesses need not overlap; "
@@ -132,11 +148,15 @@ class Trust:
         if self.known < self.needed:
             missing = self.needed - self.known
             return f"{plural(missing, 'more account')} with a node must join"
+        if self.by_standing:
+            return "progress needs electors with more than two thirds of all standing"
         if not self.absent:
             return "every witness account is needed for progress"
         return f"progress survives {plural(self.absent, 'absent witness account')}"
 
     def _seats(self) -> str:
+        if self.by_standing:
+            return "words weigh by standing: keys that cost nothing have none"
         return "seats are open: whoever registers enough accounts holds them"
 
 
@@ -154,4 +174,5 @@ def pending(needed: int) -> str:
     """Why something is not final yet."""
     if not needed:
         return "pending: this run asks for no witnesses, so nothing becomes final"
-    return f"pending: no checkpoint has {plural(needed, 'cosigning account')} yet"
+    who = f"{plural(needed, 'account')} and a quorum of the electors"
+    return f"pending: final once {who} have cosigned it, and then the record of that"

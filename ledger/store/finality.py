@@ -145,7 +145,9 @@ def needed(state: FoldState) -> int:
 def trust(state: FoldState) -> labels.Trust:
     """What the witnesses of this run are worth; those that could cosign are not barred."""
     able = {name for name in state.nodes.values() if not state.accounts[name].barred}
-    return labels.Trust(needed(state), len(able))
+    by_standing = any(each.by_standing for each in state.electors.sets[-1:])
+    voices = 0 if by_standing else len(state.electors.present)
+    return labels.Trust(needed(state), len(able), voices, by_standing)
 
 
 # --- all tree heads at hand -----------------------------------------------------------------------

@@ -65,7 +65,7 @@ _TABLES = {
     ),
 }
 # Kept are the newest, and before them those that no newer note with as many lines replaces: the
-# newest final note must not go because many came after it that are not final yet.
+# newest certified note must not go because many came after it that are not certified yet.
 _PRUNE = f"""
     DELETE FROM notes WHERE rowid NOT IN (
         SELECT rowid FROM notes AS old ORDER BY EXISTS(

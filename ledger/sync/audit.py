@@ -147,7 +147,7 @@ def audit_log(
 
     What is final follows from the cosignatures of its nodes, on the two heads that a source shows.
     """
-    newest, final = newest_heads(source)  # also finds out where the tiles are
+    newest, certified = newest_heads(source)  # also finds out where the tiles are
     if not vkeys and not run:
         raise UsageError(
             "no key to check the log's signature with",
@@ -171,6 +171,6 @@ def audit_log(
     if state.size and not state.run:
         raise CheckFailed("the manifest is not signed by its organiser")
     tree = SignedTree(source, report.size, report.root)
-    seen = of_notes((final, report.checkpoint), tree, state)
+    seen = of_notes((certified, report.checkpoint), tree, state)
     counts = told.counts(state.round)
     return report, RunAudited(state, signed[True], signed[False], seen.size, counts)

@@ -72,7 +72,7 @@ class ProofFiles:
     """What the entry names, if it does."""
     size: int
     """Of the checkpoint in the proof."""
-    final: bool
+    certified: bool
     """Whether that checkpoint carries the cosignatures that the run asks for."""
 
 
@@ -97,8 +97,8 @@ def write_proof(view: LedgerView, index: int, path: Path) -> ProofFiles:
     if isinstance(leaf, Leaf) and document is not None:
         write_file(document, leaf.document)
     size = parse_checkpoint(proof.checkpoint).size
-    final = bool(view.certified_note) and proof.checkpoint == view.certified_note
-    return ProofFiles(index, entry_id(leaf), path, entry, document, size, final)
+    certified = bool(view.certified_note) and proof.checkpoint == view.certified_note
+    return ProofFiles(index, entry_id(leaf), path, entry, document, size, certified)
 
 
 def grounds(view: LedgerView, account: str) -> list[int]:

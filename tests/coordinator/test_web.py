@@ -31,7 +31,7 @@ from artel.ledger.tlog.checkpoint import Checkpoint, origin_of
 from artel.ledger.tlog.cosignature import add_lines, open_cosigned, witness_key
 from artel.ledger.tlog.note import VerifierKey
 from artel.ledger.web.server import Gate
-from artel.protocol.identity import short_peer
+from artel.protocol.identity import Identity, short_peer
 from artel.protocol.invite import Invite
 from artel.protocol.manifest import (
     DataFacts,
@@ -258,14 +258,28 @@ async def test_cosignatures_make_the_ledger_final_on_every_display(
     client: Client, core: Coordinator, world: World
 ) -> None:
     store = core.ledger.store
-    head = world.head(list(store.leaves()))
-    await core.witnessing.take(
-        world.members[0].peer_id,
-        Cosigned(run=world.run, note=with_log_line(world, store.latest_note, head)),
-    )
-    ledger = (await get(client, "/api/v1/status"))["ledger"]
-    assert (ledger["final"], ledger["witnesses"]) == (store.size, 1)
-    assert (await get(client, "/api/v1/shares"))["final"] == store.size
+
+    async def cosigned(*members: Identity) -> dict[str, Any]:
+        """What is said of the ledger once these have cosigned the newest head."""
+        head = world.head(list(store.leaves()))
+        for member in members:
+            text = with_log_line(world, member, store.latest_note, head)
+            await core.witnessing.take(member.peer_id, Cosigned(run=world.run, note=text))
+        found: dict[str, Any] = (await get(client, "/api/v1/status"))["ledger"]
+        return found
+
+    # The manifest asks for one account, and both that have made the first state are electors.
+    size, (first, second, _) = store.size, world.members
+    assert (await cosigned(first))["certified_head"] == 0
+    assert (await cosigned(second))["certified_head"] == size
+    statement = core.witnessing.statement()
+    assert statement is not None
+    await core.ledger.append(statement)
+    ledger = await cosigned(first)
+    assert (ledger["certified_head"], ledger["final"]) == (size, 0)
+    ledger = await cosigned(second)
+    assert (ledger["certified_head"], ledger["final"], ledger["witnesses"]) == (size + 1, size, 2)
+    assert (await get(client, "/api/v1/shares"))["final"] == size
     page = await page_of(client)
     assert (await get(client, "/api/v1/shares"))["label"] in page.section("shares").text
     assert "/ledger/certified" in page.links
@@ -274,14 +288,14 @@ async def test_cosignatures_make_the_ledger_final_on_every_display(
     for path in ("/ledger/certified", "/ledger/checkpoint"):
         signed = await (await client.get(path)).text()
         keys = [VerifierKey(origin_of(world.run), world.coordinator.public)]
-        witness = witness_key(world.members[0].peer_id)
-        checkpoint, times = open_cosigned(signed, keys, [witness])
-        assert (checkpoint.size, list(times)) == (store.size, [witness.name])
+        witnesses = [witness_key(member.peer_id) for member in (first, second)]
+        checkpoint, times = open_cosigned(signed, keys, witnesses)
+        assert (checkpoint.size, len(times)) == (size + 1, 2)
 
 
-def with_log_line(world: World, signed: str, head: Checkpoint) -> str:
-    """The log's note, with the first member's cosignature."""
-    line = note.parse(world.cosigned(world.members[0], head, time=1_700_000_000)).signatures
+def with_log_line(world: World, member: Identity, signed: str, head: Checkpoint) -> str:
+    """The log's note, with a member's cosignature."""
+    line = note.parse(world.cosigned(member, head, time=1_700_000_000)).signatures
     return add_lines(note.parse(signed), line).encode()
 
 

@@ -45,16 +45,16 @@ def newest(office: Office) -> str:
 # --- cosignatures ---
 
 
-async def test_a_head_is_final_once_enough_accounts_have_cosigned_it(
+async def test_a_head_is_certified_once_enough_accounts_have_cosigned_it(
     office: Office, members: list[Member]
 ) -> None:
     signed = newest(office)
     reply = await members[0].cosign()
-    assert (parse_checkpoint(reply.newest).size, reply.final) == (7, "")
+    assert (parse_checkpoint(reply.newest).size, reply.certified) == (7, "")
     reply = await members[1].cosign(signed)
-    assert reply.newest == reply.final
+    assert reply.newest == reply.certified
     head, told = finality.verified(
-        reply.final,
+        reply.certified,
         office.core.ledger.store.origin,
         [ORGANISER.key],
         office.core.ledger.state.nodes,
@@ -64,10 +64,10 @@ async def test_a_head_is_final_once_enough_accounts_have_cosigned_it(
         members[0].peer,
         members[1].peer,
     }
-    # The next entry is not covered; the final head stays the older one.
+    # The next entry is not covered; the certified head stays the older one.
     await Member(office, "late").hello()
     reply = await members[2].cosign()
-    assert (parse_checkpoint(reply.newest).size, parse_checkpoint(reply.final).size) == (9, 7)
+    assert (parse_checkpoint(reply.newest).size, parse_checkpoint(reply.certified).size) == (9, 7)
 
 
 async def test_two_nodes_of_one_account_count_once(office: Office, members: list[Member]) -> None:
@@ -76,8 +76,8 @@ async def test_two_nodes_of_one_account_count_once(office: Office, members: list
     await twin.hello(statements=[twin.statements()[1]])
     signed = newest(office)
     await members[0].cosign(signed)
-    assert (await twin.cosign(signed)).final == ""
-    assert (await members[1].cosign(signed)).final != ""
+    assert (await twin.cosign(signed)).certified == ""
+    assert (await members[1].cosign(signed)).certified != ""
 
 
 async def test_what_is_no_cosignature_of_our_heads_is_refused(
@@ -169,7 +169,8 @@ async def test_each_round_records_one_head_and_who_cosigned_it(
     kinds = [entries.decode(leaf).kind for leaf in office.core.ledger.store.leaves()]
     assert kinds[kinds.index("witnessed") + 1] == "round_opened"
     fold = office.core.ledger.state
-    assert (fold.final, fold.witnessed) == (recorded.size, recorded.size)
+    assert (fold.final, fold.witnessed) == (0, recorded.size)
+    assert [size for _, size in fold.electors.certified] == [recorded.size]
     for member in members:
         account = fold.accounts[member.owner.key]
         # What was in the ledger before it came had been replayed by nobody for it.
@@ -179,6 +180,14 @@ async def test_each_round_records_one_head_and_who_cosigned_it(
     assert office.core.witnessing.statement() is None
     await members[0].cosign(signed)
     assert office.core.witnessing.statement() is None
+    # What the first one covers is final when a head over its record is certified as well.
+    signed = newest(office)
+    for member in members:
+        await member.cosign(signed)
+    found = finality.of_heads(office.core.heads, office.core.ledger.state)
+    assert (found.size, found.head) == (recorded.size, parse_checkpoint(signed).size)
+    await play_round(office, members)
+    assert office.core.ledger.state.final == recorded.size
 
 
 async def test_cosignatures_survive_a_restart(office: Office, members: list[Member]) -> None:
@@ -186,7 +195,7 @@ async def test_cosignatures_survive_a_restart(office: Office, members: list[Memb
     await members[0].cosign(signed)
     await office.reopen()
     reply = await members[1].cosign(signed)
-    assert reply.final
+    assert reply.certified
     statement = office.core.witnessing.statement()
     assert statement is not None
     body = statement.body
@@ -194,7 +203,7 @@ async def test_cosignatures_survive_a_restart(office: Office, members: list[Memb
     assert len(body.cosignatures) == 2
 
 
-async def test_a_head_that_few_have_cosigned_is_recorded_but_not_final(
+async def test_a_head_that_few_have_cosigned_is_recorded_but_not_certified(
     office: Office, members: list[Member]
 ) -> None:
     await members[2].cosign()
@@ -202,7 +211,7 @@ async def test_a_head_that_few_have_cosigned_is_recorded_but_not_final(
         await member.beat()
     (recorded,) = office.bodies("witnessed")
     fold = office.core.ledger.state
-    assert (recorded.size, fold.witnessed, fold.final) == (7, 7, 0)
+    assert (recorded.size, fold.witnessed, fold.electors.certified) == (7, 7, [])
 
 
 async def test_an_entry_holds_so_many_cosignatures_of_different_accounts_first(
@@ -221,7 +230,7 @@ async def test_an_entry_holds_so_many_cosignatures_of_different_accounts_first(
     signed = newest(office)
     for member in (*twins, *many):
         reply = await member.cosign(signed)
-    assert len(note.parse(reply.final).signatures) > 24
+    assert len(note.parse(reply.certified).signatures) > 24
     statement = office.core.witnessing.statement()
     assert statement is not None
     body = statement.body
@@ -258,7 +267,7 @@ async def test_the_ledger_service_has_checkpoint_tiles_and_tables(
     for path in ("tile/0/001", f"tile/0/000.p/{store.size + 1}", "tile/x", "nothing", "tile/9/000"):
         assert await refused(resource(office, one, path)) == "not_here"
     assert await refused(resource(office, one, "checkpoint", "cd" * 32)) == "other_run"
-    several = messages.Get(run="", paths=["final", "checkpoint", "conflicts"], skip=1)
+    several = messages.Get(run="", paths=["certified", "checkpoint", "conflicts"], skip=1)
     assert await one.files(several, *several.paths) == [None, signed.encode(), b"]"]
 
 
@@ -301,7 +310,7 @@ async def closed(office: Office, closing: Closing, *members: Member) -> None:
         follower.cancel()
 
 
-async def test_a_finished_run_is_witnessed_closed_and_final_to_the_last_entry(
+async def test_a_finished_run_is_witnessed_closed_and_final_up_to_its_last_record(
     office: Office, members: list[Member]
 ) -> None:
     await finished(office, members)
@@ -315,8 +324,8 @@ async def test_a_finished_run_is_witnessed_closed_and_final_to_the_last_entry(
     assert (fold.closed, fold.total_pending) == (1, 0)
     assert fold.total_vested == fold.total > 0
     assert released == [store.size], "nodes are kept until everything is written and cosigned"
-    final = finality.newest_certified(office.core.heads, fold)
-    assert parse_checkpoint(final).size == store.size
+    found = finality.of_heads(office.core.heads, fold)
+    assert (found.head, found.size) == (store.size, store.size - 1)
     assert not fold.ignored
     # The directive changed although the duty did not, so that nodes look at the ledger.
     assert (await members[0].beat()).version != before.version

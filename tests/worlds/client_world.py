@@ -24,7 +24,7 @@ from artel.ledger.tlog.checkpoint import parse_checkpoint
 from artel.ledger.tlog.cosignature import add_lines, cosign, witness_name
 from artel.protocol.dsse import Leaf
 from artel.protocol.identity import Identity
-from ledger_world import TOKENS, World
+from ledger_world import TOKENS, World, key
 from places import ROOT
 
 COSIGNED_AT = 1_700_000_000
@@ -76,6 +76,17 @@ def cosign_at(home: Path, size: int, *witnesses: Identity) -> None:
     heads = HeadStore(home / HEADS_NAME)
     heads.add_note(cosigned(text, *witnesses))
     heads.close()
+
+
+def record(home: Path, world: World, size: int, *witnesses: Identity) -> None:
+    """Two more entries, each under a head of its own: a record that these nodes have cosigned the
+    first ``size`` entries, and an account."""
+    with LedgerStore.open(home / DATABASE_NAME) as store:
+        for envelope in (
+            world.witnessed(world.leaves, witnesses, size=size),
+            entries.account(key("late"), world.run),
+        ):
+            store.append(world.add(envelope), world.sign)
 
 
 def write_tiles(home: Path, folder: Path, note_text: str = "") -> Path:

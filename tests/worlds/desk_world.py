@@ -217,7 +217,7 @@ class Line:
 class Shown(NamedTuple):
     """The newest heads that the coordinator shows; "" where there is none."""
 
-    final: str
+    certified: str
     newest: str
 
 

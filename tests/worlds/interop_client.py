@@ -111,9 +111,9 @@ async def main(address, run, content):
                 found.append(await read(stream, reply["size"]) if kind == "file" else reply["code"])
             return found
 
-        note, final, no_tile = await files("checkpoint", "final", "tile/0/999", run=run)
+        note, certified, no_tile = await files("checkpoint", "certified", "tile/0/999", run=run)
         count = int(note.decode().split("\n")[1])
-        assert final == "not_here"
+        assert certified == "not_here"
         assert count < 256
         path = f"tile/entries/000.p/{count}"
         tile, bundle = await files(f"tile/0/000.p/{count}", path)

@@ -13,6 +13,7 @@ from artel.ledger.entries.documents import named_by
 from artel.ledger.fold.alias import Alias, open_alias
 from artel.ledger.fold.shares import FoldState, check, fold
 from artel.ledger.store.store import LedgerStore
+from artel.ledger.sync.source import CERTIFIED_PATH
 from artel.ledger.tlog.tiles import Tile
 from artel.protocol.errors import ArtelError
 from ledger_world import World
@@ -26,7 +27,7 @@ class LogServer:
         self.world = world
         self.store = store
         self.state: FoldState = replay(store.leaves())
-        self.final = ""
+        self.certified = ""
         self.aliases: dict[str, Alias] = {}
         self.after_append: Callable[[], None] = lambda: None
         """Called when an entry is in the ledger and before the answer is sent."""
@@ -42,8 +43,8 @@ class LogServer:
     def get(self, path: str) -> tuple[int, bytes]:
         if path == "checkpoint":
             return 200, self.store.latest_note.encode()
-        if path == "final" and self.final:
-            return 200, self.final.encode()
+        if path == CERTIFIED_PATH and self.certified:
+            return 200, self.certified.encode()
         if path == "aliases":
             names = {a: {"alias": n.alias, "team": n.team} for a, n in self.aliases.items()}
             return 200, json.dumps(names).encode()

@@ -32,7 +32,15 @@ from artel.protocol import merkle
 from artel.protocol.errors import CheckFailed, UsageError
 from artel.protocol.identity import Identity
 from artel.protocol.round_state import LATE
-from client_world import become_member, claim, cosign_at, write_claims, write_key, write_tiles
+from client_world import (
+    become_member,
+    claim,
+    cosign_at,
+    record,
+    write_claims,
+    write_key,
+    write_tiles,
+)
 from command_world import group
 from leaf_hashes import LeafHashes
 from ledger_world import CREDIT, TOKENS, World
@@ -40,9 +48,9 @@ from tlog_world import LOG_KEY, cosigned, key, leaves_of, signed, tree_of, write
 
 main = group("ledger")
 
-WORLD = World(ledger={"witnesses": 2})
+WORLD = World(ledger={"witnesses": 2}, ownership={"rates": {"witness": 0}})
 A, B, C = WORLD.members
-SIZE = 41
+SIZE = 43
 AGREED = (13, 20, 27, 34)
 """Indices of the four agreed states; credit vests three states later."""
 
@@ -58,7 +66,8 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """C's home: four good rounds, and a fifth that is closed (without C) but not agreed on.
 
-    A and B have cosigned the checkpoint of 35 entries, A alone the newest.
+    A and B have cosigned the checkpoint of 35 entries, which entry 41 says, and that of 42, A alone
+    the newest.
     """
     home = tmp_path_factory.mktemp("home")
     WORLD.write(home, rounds=4)
@@ -72,7 +81,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     with LedgerStore.open(home / DATABASE_NAME) as store:
         store.append(unfinished, WORLD.sign)
-    cosign_at(home, 35, A, B)
+    record(home, WORLD, 35, A, B)
+    cosign_at(home, SIZE - 1, A, B)
     cosign_at(home, SIZE, A)
     become_member(home, WORLD, 2)
     write_claims(home, *(claim(WORLD, C, round) for round in range(6)))
@@ -105,12 +115,12 @@ def test_status_says_what_is_final_and_what_the_witnesses_are_worth(run: Run) ->
     assert (facts["vested"], facts["pending"]) == (3 * CREDIT, 9 * CREDIT)
     assert facts["awaiting"] == 2 * CREDIT
     assert facts["ignored"] == {reasons.NOT_COMMITTED: 1}
-    assert (facts["final"], facts["final_size"]) == (False, 35)
+    assert (facts["certified_size"], facts["final_size"]) == (SIZE - 1, 35)
     assert (facts["witnesses_needed"], facts["witnesses_known"]) == (2, 3)
     assert sorted(w["node"] for w in facts["witnesses"]) == sorted([A.peer_id, B.peer_id])
     shown = run("status")
     assert f"test-run ({WORLD.run})" in shown
-    assert "final up to entry 34 of 40, as of checkpoint 41" in shown
+    assert "final up to entry 34 of 42, as of checkpoint 43" in shown
     assert "cosigned by 2 accounts, 2 needed, newest " in shown
     assert "only if 1 witness account lied beside the coordinator" in shown
     assert "progress survives 1 absent witness account" in shown
@@ -135,7 +145,7 @@ def test_status_raises_the_alarm_about_split_views(
         store.append([seen.encode()], WORLD.sign)
     assert main(["status", "--home", str(copied)]) == 0
     shown = capsys.readouterr().out
-    assert f"key {WORLD.coordinator.key[:12]} signed two histories (proven in entry 41)" in shown
+    assert f"key {WORLD.coordinator.key[:12]} signed two histories (proven in entry 43)" in shown
 
 
 @pytest.mark.parametrize(
@@ -152,6 +162,35 @@ def test_status_raises_the_alarm_about_split_views(
 )
 def test_the_label_does_not_promise_too_much(needed: int, known: int, said: str) -> None:
     assert said in Trust(needed, known).label
+
+
+@pytest.mark.parametrize(
+    ("needed", "known", "voices", "said"),
+    [
+        (2, 9, 1, "only if 1 witness account lied"),
+        (2, 9, 4, "only if 2 witness accounts lied"),
+        (2, 9, 5, "only if 1 witness account lied"),
+        (3, 4, 5, "only if 2 witness accounts lied"),
+        (2, 9, 4, "progress survives 1 absent witness account"),
+        (2, 9, 5, "progress survives 2 absent witness accounts"),
+        (8, 9, 5, "progress survives 1 absent witness account"),
+        (2, 9, 2, "every witness account is needed"),
+        (3, 2, 5, "nothing can become final yet"),
+        (0, 9, 5, "not witnessed"),
+        (2, 9, 5, "seats are open"),
+    ],
+)
+def test_a_quorum_of_electors_is_needed_beside_the_accounts(
+    needed: int, known: int, voices: int, said: str
+) -> None:
+    assert said in Trust(needed, known, voices).label
+
+
+def test_words_that_weigh_by_standing_are_counted_by_standing() -> None:
+    split, progress, seats = Trust(2, 9, by_standing=True).lines
+    assert "only if electors with more than a third of all standing lied" in split
+    assert "needs electors with more than two thirds of all standing" in progress
+    assert "weigh by standing" in seats
 
 
 def test_a_reader_changes_nothing_in_a_home(home: Path, run: Run) -> None:
@@ -175,7 +214,7 @@ def test_log_shows_every_entry_and_why_one_does_not_count(run: Run) -> None:
     assert lines[1].split()[:3] == ["0", "genesis", "-"]
     assert "the node committed to nothing" in lines[40]
     assert f"2 accepted, left out: …{C.peer_id[-8:]} late" in lines[41]
-    assert lines[-1] == "as of checkpoint 41; final before entry 35"
+    assert lines[-1] == "as of checkpoint 43; final before entry 35"
     assert max(map(len, lines)) < 140
 
 
@@ -185,10 +224,10 @@ def test_log_can_be_narrowed(run: Run) -> None:
 
     assert indices("--kind", "round_opened") == [7, 14, 21, 28, 35]
     assert indices("--round", "0") == list(range(7, 14))
-    assert indices("--limit", "2") == [39, 40]
+    assert indices("--limit", "2") == [41, 42]
     assert indices("--limit", "0") == list(range(SIZE))
     assert as_json(run, "log", "--limit", "2")["matches"] == SIZE
-    assert "the last 2 of 41; --limit 0 shows all" in run("log", "--limit", "2")
+    assert "the last 2 of 43; --limit 0 shows all" in run("log", "--limit", "2")
     assert run("log", "--round", "9") == "no entry fits\n"
     kinds = ("--kind", "contribution")
     assert indices(*kinds, "--mine") == [11, 18, 25, 32, 39]
@@ -213,10 +252,10 @@ def test_explain_by_index_and_by_id(run: Run) -> None:
     shown = run("explain", "34")
     assert "signed by  coordinator " + WORLD.coordinator.key in shown
     assert "signed by  node " + A.peer_id in shown
-    assert "as of checkpoint 41; entry 34 is final" in shown
+    assert "as of checkpoint 43; entry 34 is final" in shown
     shown = run("explain", "39")
     assert "it changes nothing: the node committed" in shown
-    assert "as of checkpoint 41; entry 39 is pending" in shown
+    assert "as of checkpoint 43; entry 39 is pending" in shown
     assert "organiser" in run("explain", "0")
 
 
@@ -240,10 +279,10 @@ def test_shares(run: Run) -> None:
     assert ours[2]["left_out"] == {LATE: 1}
     assert ours[0]["work"] == {"compute": 4 * TOKENS}
     shown = run("shares")
-    assert "as of checkpoint 41, round 4" in shown
+    assert "as of checkpoint 43, round 4" in shown
     assert "33.333 %" in shown
     assert "1 late" in shown
-    assert "final up to entry 34 of 40" in shown
+    assert "final up to entry 34 of 42" in shown
 
 
 def test_shares_of_an_earlier_time(run: Run, home: Path) -> None:
@@ -255,8 +294,8 @@ def test_shares_of_an_earlier_time(run: Run, home: Path) -> None:
     assert "nothing has vested yet" in run("shares", "--at", "14")
     assert "as of entry 17" in run("shares", "--at", "17")
     assert "nobody has credit yet" in run("shares", "--at", "0")
-    with pytest.raises(UsageError, match="has 41 entries"):
-        main(["shares", "--at", "42", "--home", str(home)])
+    with pytest.raises(UsageError, match="has 43 entries"):
+        main(["shares", "--at", "44", "--home", str(home)])
 
 
 # --- me -------------------------------------------------------------------------------------------
@@ -280,7 +319,7 @@ def test_me_puts_claims_and_ledger_side_by_side(run: Run) -> None:
     assert "1 late: came after the round's commitments were closed" in shown
     assert "ask the coordinator, whose copy is newer: add --from INVITE" in shown
     assert "33.333 % now, 33.333 % with all that is pending" in shown
-    assert "final up to entry 34 of 40, as of checkpoint 41" in shown
+    assert "final up to entry 34 of 42, as of checkpoint 43" in shown
 
 
 def test_me_names_what_still_has_to_happen(
@@ -356,7 +395,7 @@ def test_torn_and_strange_claims_are_skipped(home: Path, tmp_path: Path) -> None
 
 @pytest.fixture
 def proof(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Path, Path]:
-    """Proof of entry 11 under the final checkpoint, and the entry."""
+    """Proof of entry 11 under the certified checkpoint, and the entry."""
     path = tmp_path / "mine.tlog-proof"
     assert main(["prove", "11", "--home", str(home), "-o", str(path)]) == 0
     capsys.readouterr()
@@ -373,7 +412,7 @@ def test_a_proof_verifies_offline_from_the_run_id_alone(
     )
     assert (done.code, done.err) == (0, "")
     facts = json.loads(done.out)
-    assert (facts["verified"], facts["index"], facts["as_of"]) == (True, 11, 35)
+    assert (facts["verified"], facts["index"], facts["as_of"]) == (True, 11, 42)
     assert facts["run"] == WORLD.run
     assert (facts["log_key"], facts["log_key_from"]) == (WORLD.coordinator.key, "the run id")
     assert (len(facts["unknown_cosigners"]), facts["cosigners"]) == (2, {})
@@ -410,7 +449,7 @@ def test_verify_wants_as_many_witnesses_as_asked_for(
     assert cli.main([*command, *pinned, "--policy", "2"]) == 1, "only the named witness counts"
 
 
-def test_prove_prints_how_to_see_that_an_entry_is_final(
+def test_prove_prints_how_to_see_that_a_checkpoint_is_certified(
     proof: tuple[Path, Path], home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, entry = proof
@@ -467,22 +506,22 @@ def test_a_signed_checkpoint_of_another_key_is_refused(
     parsed = TlogProof.parse(path.read_text())
     impostor = World(name="impostor").coordinator
     tree = LeafHashes([merkle.leaf_hash(leaf) for leaf in WORLD.leaves])
-    note = sign_checkpoint(impostor, WORLD.origin, 35, root_at(tree, 35))
+    note = sign_checkpoint(impostor, WORLD.origin, 42, root_at(tree, 42))
     path.write_text(TlogProof(11, parsed.hashes, note, parsed.extra).encode())
     assert cli.main(["ledger", "verify", str(path), str(entry)]) == 1
 
 
-def test_an_entry_that_is_not_final_is_proven_under_the_newest_checkpoint(
+def test_an_entry_that_is_not_certified_is_proven_under_the_newest_checkpoint(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["prove", "40", "--home", str(home), "--json"]) == 0
+    assert main(["prove", "42", "--home", str(home), "--json"]) == 0
     (facts,) = json.loads(capsys.readouterr().out)["proofs"]
-    assert (facts["size"], facts["final"]) == (SIZE, False)
-    assert (facts["proof"], facts["entry"]) == ("entry-40.tlog-proof", "entry-40.json")
-    assert (tmp_path / "entry-40.json").read_bytes() == WORLD.leaves[40]
-    assert main(["verify", "entry-40.tlog-proof"]) == 0
-    assert cli.main(["ledger", "prove", "41", "--home", str(home)]) == 2
+    assert (facts["size"], facts["certified"]) == (SIZE, False)
+    assert (facts["proof"], facts["entry"]) == ("entry-42.tlog-proof", "entry-42.json")
+    assert (tmp_path / "entry-42.json").read_bytes() == WORLD.leaves[42]
+    assert main(["verify", "entry-42.tlog-proof"]) == 0
+    assert cli.main(["ledger", "prove", "43", "--home", str(home)]) == 2
 
 
 def test_a_proof_of_a_foreign_log_verifies_with_its_key(
@@ -516,7 +555,7 @@ def test_verify_and_audit_say_what_they_do_not_check(
     facts, shown = as_json(run, "verify"), run("verify")
     left = {item["name"]: item["detail"] for item in facts["not_checked"]}
     assert set(left) == {"state roots", "training", "other copies", "finality"}
-    assert "35 to 40" in left["finality"], "A and B have cosigned the first 35 entries"
+    assert "35 to 42" in left["finality"], "A and B cosigned the record of the first 35 entries"
     assert all(detail in shown for detail in left.values())
     # Without the heads it cannot know that it was put back from a backup, and says so.
     copied = copy_of(home, tmp_path)
@@ -527,18 +566,23 @@ def test_verify_and_audit_say_what_they_do_not_check(
     assert "kept tree heads" in {item["name"] for item in without["not_checked"]}
     tiles = write_tiles(home, tmp_path / "tiles")
     with LedgerReader.of(home) as store:
-        notes = {size: store.note_at(size) for size in (35, SIZE)}
-    (tiles / CERTIFIED_PATH).write_text(client_world.cosigned(notes[35], A, B))
+        notes = {size: store.note_at(size) for size in (42, SIZE)}
+    (tiles / CERTIFIED_PATH).write_text(client_world.cosigned(notes[42], A, B))
     audit = ["audit", str(tiles), "--run", WORLD.run, "--full"]
     assert main([*audit, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["not_checked"]
     assert {item["name"]: item["detail"] for item in found} == left
     assert main(audit) == 0
     assert "state roots" in capsys.readouterr().out
+    # A folder that has the newest checkpoint alone: it covers the record as well, once cosigned.
+    (tiles / CERTIFIED_PATH).unlink()
+    assert main([*audit, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["not_checked"]
+    assert "entries 0 to 42" in {item["name"]: item["detail"] for item in found}["finality"]
     (tiles / CHECKPOINT_NAME).write_text(client_world.cosigned(notes[SIZE], A, B))
     assert main([*audit, "--json"]) == 0
-    names = {item["name"] for item in json.loads(capsys.readouterr().out)["not_checked"]}
-    assert names == set(left) - {"finality"}, "the checkpoint itself is final"
+    found = json.loads(capsys.readouterr().out)["not_checked"]
+    assert {item["name"]: item["detail"] for item in found} == left
 
 
 def test_verify_fails_loudly(
@@ -744,8 +788,8 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
         (["explain", "abc"], "8 or more"),
         (["prove", "999"], "there is no entry 999"),
         (["explain", "999"], "there is no entry 999"),
-        (["explain", "99999999"], "there is no entry 99999999; the ledger has 41"),
-        (["explain", "-1"], "there is no entry -1; the ledger has 41"),
+        (["explain", "99999999"], "there is no entry 99999999; the ledger has 43"),
+        (["explain", "-1"], "there is no entry -1; the ledger has 43"),
         (["me", "--account", "nobody"], "no account"),
         (["status", "--run", "short"], "is no run id"),
         (["status", "--run", "0" * 64], "holds run"),

@@ -193,7 +193,7 @@ def test_rotation_puts_the_new_key_in_place_and_keeps_the_old_one(artel: Artel) 
     assert fresh != owner
     assert present(artel.server, owner) == fresh.key
     assert f"it is entry {artel.server.store.size - 1} of the ledger" in shown
-    assert "pending: no checkpoint has 2 cosigning accounts yet" in shown
+    assert "pending: final once 2 accounts and a quorum of the electors have cosigned" in shown
     (old,) = keyfiles.retired(artel.key)
     assert identity.load(old) == owner
     assert mode(artel.key) == mode(old) == 0o600

@@ -160,13 +160,20 @@ def test_witnesses_and_their_pay() -> None:
         of([*ROUND, good], size),
         "that was cosigned",
         "cosigned by 2 nodes of 2 accounts; 2 must (ledger.witnesses)",
-        f"entries 0 to {size - 1} became final",
+        "a quorum of the electors is among them: this head is certified",
         f"account {OWNER.key[:12]} replayed entries 1 to {size - 1}: {size - 1} entries cosigned "
         f"× 100 (ownership.rates.witness) = {(size - 1) * 100:,} credit",
     )
+    assert not any("final" in line for line in of([*ROUND, good], size).lines())
+    second = WORLD.witnessed(Log([*WORLD.start, *ROUND, good]), [A, B])
+    told(
+        of([*ROUND, good, second], size + 1),
+        f"entries 0 to {size - 1} became final: the first {size + 1} hold the record that a head "
+        f"of {size} was certified",
+    )
     alone = of([*ROUND, WORLD.witnessed(log, [A])], size)
     told(alone, "cosigned by 1 node of 1 account; 2 must")
-    assert not any("final" in line for line in alone.lines())
+    assert not any("certified" in line or "final" in line for line in alone.lines())
     # The fold cannot know the tree's root; whoever holds the entries can.
     told(of([*ROUND, WORLD.witnessed([*log[:-1], b"another"], [A, B])], size), "ANOTHER root")
     early = [WORLD.witnessed(Log(WORLD.start), [A])]
@@ -238,7 +245,7 @@ def test_the_manifest() -> None:
         "10 credit for each token of contributed text",
         "vested credit may be given to others (ownership.transfers)",
         "none is named, so it is the organiser",
-        "an entry is final when 2 accounts cosigned",
+        "a tree head is certified when 2 accounts (ledger.witnesses), a quorum of the electors",
         f"account {GIVER.key[:12]} gave 6,000 tokens of the text (data.contributed)",
     )
 

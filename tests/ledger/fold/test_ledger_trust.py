@@ -50,30 +50,45 @@ def reason(*envelopes: Envelope) -> str:
 # --- witnesses ------------------------------------------------------------------------------------
 
 
-def test_enough_cosignatures_make_what_they_cover_final() -> None:
-    state, outcome = after(WORLD.witnessed(LEAVES, [A, B]))
+def test_enough_cosignatures_over_their_own_record_make_what_they_cover_final() -> None:
+    first = WORLD.witnessed(LEAVES, [A, B])
+    state, outcome = after(first)
     assert outcome.status == "credited"
-    assert (state.witnessed, state.final) == (SIZE, SIZE)
+    assert (state.witnessed, state.final) == (SIZE, 0)
+    assert state.electors.certified == [(SIZE, SIZE)]
     assert state.cosigners == sorted([OWNER.key, OTHER.key])
-    state, _ = after(WORLD.witnessed(LEAVES, [A]))
-    assert (state.witnessed, state.final, state.cosigners) == (SIZE, 0, [OWNER.key])
-    state, _ = after(WORLD.witnessed(LEAVES, [A, B], size=5), WORLD.witnessed(LEAVES, [C]))
-    assert (state.witnessed, state.final) == (SIZE, 5)
+    more = [*LEAVES, first.encode()]
+    state, _ = after(first, WORLD.witnessed(more, [B, C]))
+    assert (state.witnessed, state.final) == (SIZE + 1, SIZE)
+    # One account is too few, for either of the two.
+    alone = WORLD.witnessed(LEAVES, [A])
+    state, _ = after(alone)
+    assert (state.witnessed, state.cosigners) == (SIZE, [OWNER.key])
+    assert (state.final, state.electors.certified) == (0, [])
+    state, _ = after(alone, WORLD.witnessed([*LEAVES, alone.encode()], [A, B]))
+    assert (state.witnessed, state.final) == (SIZE + 1, 0)
+    state, _ = after(first, WORLD.witnessed(more, [C]))
+    assert (state.witnessed, state.final) == (SIZE + 1, 0)
 
 
 def test_two_nodes_of_one_account_are_one_witness() -> None:
     moved = entries.node(B, OWNER, WORLD.run, seq=2)
     leaves = [*LEAVES, moved.encode()]
     state, outcome = after(moved, WORLD.witnessed(leaves, [A, B]))
-    assert (state.final, state.cosigners) == (0, [OWNER.key])
+    assert (state.electors.certified, state.cosigners) == ([], [OWNER.key])
     assert len(outcome.granted) == 1
+    state, _ = after(moved, WORLD.witnessed(leaves, [A, C]))
+    assert state.electors.certified == [(SIZE + 1, SIZE + 1)]
 
 
 def test_a_run_without_witnesses_is_never_final() -> None:
     world = World(ledger={"witnesses": 0})
     leaves = [envelope.encode() for envelope in world.start]
-    state, seen = outcomes([*world.start, world.witnessed(leaves)])
-    assert (seen[-1].status, state.witnessed, state.final) == ("recorded", len(leaves), 0)
+    first = world.witnessed(leaves)
+    second = world.witnessed([*leaves, first.encode()])
+    state, seen = outcomes([*world.start, first, second])
+    assert (seen[-1].status, state.witnessed) == ("recorded", len(leaves) + 1)
+    assert (state.final, state.electors.certified) == (0, [])
 
 
 def test_what_is_no_proper_record_of_witnesses() -> None:
@@ -147,7 +162,8 @@ def test_only_accounts_that_contributed_lately_are_paid_for_watching() -> None:
     leaves = encoded([*HISTORY, *round_])
     state, outcome = after(*round_, WORLD.witnessed(leaves))
     assert [credit.account for credit in outcome.granted] == [OWNER.key]
-    assert state.final == len(leaves)  # the others are witnesses, though they are not paid
+    # The others are witnesses, though they are not paid.
+    assert state.electors.certified == [(len(leaves), len(leaves))]
     again = WORLD.witnessed(leaves)
     more = [again, *WORLD.round(2)]
     leaves = encoded([*HISTORY, *round_, *more])
@@ -162,8 +178,10 @@ def test_watching_is_not_paid_before_the_first_state_or_after_the_end() -> None:
     assert outcomes([*world.start, world.witnessed(start)])[1][-1] == Outcome("recorded")
     whole = [*world.start, *world.round(0), world.run_closed(1)]
     leaves = encoded(whole)
-    state, seen = outcomes([*whole, world.witnessed(leaves)])
-    assert (seen[-1], state.final) == (Outcome("recorded"), len(leaves))
+    record = world.witnessed(leaves)
+    again = world.witnessed([*leaves, record.encode()])
+    state, seen = outcomes([*whole, record, again])
+    assert (seen[-2:], state.final) == ([Outcome("recorded")] * 2, len(leaves))
 
 
 # --- split views ----------------------------------------------------------------------------------
@@ -194,13 +212,13 @@ def test_a_witness_that_cosigned_two_histories_is_barred() -> None:
     assert reason(seen, WORLD.split_seen(THIRD, BY_B)) == reasons.DUPLICATE
     leaves = [*LEAVES, seen.encode()]
     state, outcome = after(seen, WORLD.witnessed(leaves, [A, B]))
-    assert (state.cosigners, state.final) == ([OWNER.key], 0)
+    assert (state.cosigners, state.electors.certified) == ([OWNER.key], [])
     # Nor does it get a new seat with a new account.
     fresh = key("fresh account")
     moved = [entries.account(fresh, WORLD.run), entries.node(B, fresh, WORLD.run, seq=2)]
     leaves += [envelope.encode() for envelope in moved]
     state, _ = after(seen, *moved, WORLD.witnessed(leaves, [A, B]))
-    assert (state.cosigners, state.final) == ([OWNER.key], 0)
+    assert (state.cosigners, state.electors.certified) == ([OWNER.key], [])
 
 
 def test_evidence_that_proves_nothing_about_this_run_is_ignored() -> None:

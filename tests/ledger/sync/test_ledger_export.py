@@ -80,7 +80,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LogServe
         for number in range(6):
             store.append(world.add(*world.round(number)), world.sign)
         with serving(world, store) as log:
-            log.final = cosigned(store.note_at(28), *world.members[:2])
+            log.certified = cosigned(store.note_at(28), *world.members[:2])
             yield log
 
 
@@ -125,8 +125,8 @@ def test_proofs_are_all_that_an_owner_needs_later(
     assert set(kinds.values()) == {"genesis", "account", "node", "contribution", "state_agreed"}
     earned = {server.store.index_of(world.earned(world.members[0], n)) for n in range(6)}
     assert earned == {index for index, kind in kinds.items() if kind == "contribution"}
-    final = {item["index"] for item in facts["proofs"] if item["final"]}
-    assert final == {index for index in kinds if index < 28}
+    certified = {item["index"] for item in facts["proofs"] if item["certified"]}
+    assert certified == {index for index in kinds if index < 28}
     artel, ledger, *verify = shlex.split(facts["verify"])
     assert (artel, ledger, "--policy" in verify) == ("artel", "ledger", True)
     assert main(verify) == EXIT_OK

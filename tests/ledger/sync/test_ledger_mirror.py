@@ -197,14 +197,14 @@ def test_any_web_server_can_serve_a_mirror(
 class Watched(FolderSource):
     """A folder that counts what is asked for, and that fails at the n-th file."""
 
-    def __init__(self, folder: Path, fail_at: int = 0, final: str = "") -> None:
+    def __init__(self, folder: Path, fail_at: int = 0, certified: str = "") -> None:
         super().__init__(folder)
-        self.fail_at, self.final = fail_at, final
+        self.fail_at, self.certified = fail_at, certified
         self.asked: list[str] = []
 
     def get(self, path: str, skip: int = 0) -> bytes:
         if path == CERTIFIED_PATH:
-            return self.final.encode() if self.final else super().get(path, skip)
+            return self.certified.encode() if self.certified else super().get(path, skip)
         self.asked.append(path)
         if len(self.asked) == self.fail_at:
             raise Unreachable("the cable is out")
@@ -373,24 +373,24 @@ def test_a_folder_with_other_things_in_it_is_left_alone(world: World, tmp_path: 
     assert parse_checkpoint((log / "checkpoint").read_text()).size == 10
 
 
-def test_the_final_checkpoint_comes_along_when_it_fits(world: World, tmp_path: Path) -> None:
+def test_the_certified_checkpoint_comes_along_when_it_fits(world: World, tmp_path: Path) -> None:
     source, folder = tiles_folder(world, tmp_path / "source", 300), tmp_path / "public"
     tree = tree_of(world.leaves[:300])
-    final = cosigned(signed(tree, 250, world.origin, world.coordinator), *world.members[:2])
-    assert copied(Watched(source, final=final), folder).certified == 250
-    assert (folder / CERTIFIED_PATH).read_text() == final
+    certified = cosigned(signed(tree, 250, world.origin, world.coordinator), *world.members[:2])
+    assert copied(Watched(source, certified=certified), folder).certified == 250
+    assert (folder / CERTIFIED_PATH).read_text() == certified
     wrong = tree_of(forked(world, 100)[:300])
     bad = cosigned(signed(wrong, 260, world.origin, world.coordinator), *world.members[:2])
     with pytest.raises(CheckFailed, match="two histories"):
-        copied(Watched(source, final=bad), folder)
+        copied(Watched(source, certified=bad), folder)
     with pytest.raises(CheckFailed):
         unsigned = cosigned(signed(tree, 260, world.origin, key("thief")), *world.members[:2])
-        copied(Watched(source, final=unsigned), folder)
-    assert (folder / CERTIFIED_PATH).read_text() == final
+        copied(Watched(source, certified=unsigned), folder)
+    assert (folder / CERTIFIED_PATH).read_text() == certified
 
 
 @pytest.mark.parametrize("over", ["a folder", "any web server", "one that forbids"])
-def test_the_final_checkpoint_of_a_mirror_is_read(
+def test_the_certified_checkpoint_of_a_mirror_is_read(
     world: World,
     server: LogServer,
     tmp_path: Path,
@@ -399,7 +399,7 @@ def test_the_final_checkpoint_of_a_mirror_is_read(
 ) -> None:
     append(world, server.store, 300)
     append(world, server.store, 310)
-    server.final = cosigned(server.store.note_at(300), *world.members[:2])
+    server.certified = cosigned(server.store.note_at(300), *world.members[:2])
     folder = tmp_path / "public"
     assert copied(HttpSource(server.url), folder).certified == 300
     with served(folder, forbidding=over == "one that forbids") as url:
@@ -407,7 +407,7 @@ def test_the_final_checkpoint_of_a_mirror_is_read(
         capsys.readouterr()
         assert main(["status", "--from", target, "--json"]) == EXIT_OK
         facts = json.loads(capsys.readouterr().out)
-        assert (facts["final_size"], facts["size"]) == (300, 310)
+        assert (facts["certified_size"], facts["size"]) == (300, 310)
         again = tmp_path / "again"
         assert copied(hold(target)[0], again).certified == 300
         assert (again / CERTIFIED_PATH).read_bytes() == (folder / CERTIFIED_PATH).read_bytes()
@@ -475,10 +475,10 @@ def test_lines_that_nobody_signed_neither_stay_in_a_mirror_nor_keep_others_out(
     good = cosigned(plain, *world.members[:2])
     strangers = [key(f"stranger {number}") for number in range(98)]
 
-    def final() -> int:
+    def certified() -> int:
         capsys.readouterr()
         assert main(["status", "--from", str(folder), "--json"]) == EXIT_OK
-        return int(json.loads(capsys.readouterr().out)["final_size"])
+        return int(json.loads(capsys.readouterr().out)["certified_size"])
 
     def mirrored(text: str) -> str:
         (source / name).write_text(text)
@@ -487,29 +487,29 @@ def test_lines_that_nobody_signed_neither_stay_in_a_mirror_nor_keep_others_out(
 
     for known, bad in ((0, spoiled(good)), (300, cosigned(plain, *strangers))):
         assert "AAAAAAAAAA" not in mirrored(bad)
-        assert final() == known, "what is known to be final stays"
+        assert certified() == known, "what is known to be certified stays"
         assert set(note.parse(good).signatures) <= set(note.parse(mirrored(good)).signatures)
-        assert final() == 300
+        assert certified() == 300
     mirrored(spoiled(good))
-    assert final() == 300
+    assert certified() == 300
     # One that holds such lines already is read, and mended.
     for bad in (spoiled(good), cosigned(plain, *strangers)):
         for held in ("checkpoint", CERTIFIED_PATH):
             (folder / held).write_text(bad)
-        assert final() == 0
+        assert certified() == 0
         mirrored(good)
-        assert final() == 300
+        assert certified() == 300
 
 
-def test_a_newer_final_checkpoint_that_strangers_cosigned_does_not_stay(
+def test_a_newer_certified_checkpoint_that_strangers_cosigned_does_not_stay(
     world: World, tmp_path: Path
 ) -> None:
     source, folder = tiles_folder(world, tmp_path / "source", 300), tmp_path / "public"
-    final = cosigned(signed_at(world, 250), *world.members[:2])
+    certified = cosigned(signed_at(world, 250), *world.members[:2])
     worthless = cosigned(signed_at(world, 300), key("stranger"))
-    for shown in (final, worthless, final):
-        copied(Watched(source, final=shown), folder)
-        assert (folder / CERTIFIED_PATH).read_text() == final
+    for shown in (certified, worthless, certified):
+        copied(Watched(source, certified=shown), folder)
+        assert (folder / CERTIFIED_PATH).read_text() == certified
 
 
 def test_following_goes_on_until_it_is_interrupted(
@@ -566,11 +566,11 @@ async def test_a_coordinator_that_lost_its_disk_goes_on_with_a_nodes_copy(
     append(world, server.store, 600)
     node, home = tmp_path / "node", tmp_path / "new-disk"
     copied(HttpSource(server.url), node)
-    final = cosigned(server.store.note_at(507), *world.members[:2])
+    certified = cosigned(server.store.note_at(507), *world.members[:2])
     (node / "checkpoint").write_text(cosigned(server.store.latest_note, *world.members[:2]))
     replica = write_home(world, tmp_path / "replica", 507)
     write_key(home / "node.key", world.coordinator)  # from the backup
-    found = restore(Watched(node, final=final), home)
+    found = restore(Watched(node, certified=certified), home)
     assert (found.size, found.certified, found.coordinator) == (600, 600, True)
     sound(home, 600)
     heads = HeadStore(home / HEADS_NAME)
@@ -771,16 +771,16 @@ def test_a_cosignature_that_nobody_made_hinders_no_restore(world: World, tmp_pat
         assert heads.newest(2) == good.encode()
 
 
-def test_a_final_checkpoint_of_another_tree_leaves_the_home_as_it_was(
+def test_a_certified_checkpoint_of_another_tree_leaves_the_home_as_it_was(
     world: World, tmp_path: Path
 ) -> None:
     source = tiles_folder(world, tmp_path / "source", 300)
     other = tree_of(forked(world, 100)[:250])
-    final = cosigned(signed(other, 250, world.origin, world.coordinator), *world.members[:2])
+    certified = cosigned(signed(other, 250, world.origin, world.coordinator), *world.members[:2])
     home = write_home(world, tmp_path / "home", 100)
     before = contents(home)
     with pytest.raises(CheckFailed, match="two histories"):
-        restore(Watched(source, final=final), home)
+        restore(Watched(source, certified=certified), home)
     assert contents(home) == before
 
 

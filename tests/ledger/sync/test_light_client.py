@@ -38,6 +38,7 @@ from client_world import (
     claim,
     cosign_at,
     cosigned,
+    record,
     run_command,
     served,
     write_claims,
@@ -50,9 +51,11 @@ from places import ROOT, WORLDS
 main = group("ledger")
 
 ROUNDS = 40
-WORLD = World(ledger={"witnesses": 2})
+RULES: dict[str, Any] = {"ledger": {"witnesses": 2}, "ownership": {"rates": {"witness": 0}}}
+WORLD = World(**RULES)
 A, B, C = WORLD.members
-SIZE = 7 + 7 * ROUNDS
+RECORDED = 7 + 7 * ROUNDS
+SIZE = RECORDED + 2
 """Entries: more than one bundle of 256."""
 
 
@@ -64,9 +67,11 @@ def folder_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 40 rounds in C's home; A and B have cosigned all but the newest entry."""
+    """A run of 40 rounds in C's home; A and B have cosigned those, and all but the newest entry,
+    by which what they did first is on record."""
     home = tmp_path_factory.mktemp("home")
     WORLD.write(home, rounds=ROUNDS)
+    record(home, WORLD, RECORDED, A, B)
     cosign_at(home, SIZE - 1, A, B)
     become_member(home, WORLD, 2)
     write_claims(home, *(claim(WORLD, C, round) for round in range(ROUNDS)))
@@ -75,11 +80,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def site(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a coordinator serves: ``ledger/`` with tiles, the final head, aliases."""
+    """What a coordinator serves: ``ledger/`` with tiles, the certified head, aliases."""
     site = tmp_path_factory.mktemp("site")
     folder = write_tiles(home, site / "ledger")
     with LedgerReader.of(home) as store:
-        (folder / "final").write_text(cosigned(store.note_at(SIZE - 1), A, B))
+        (folder / "certified").write_text(cosigned(store.note_at(SIZE - 1), A, B))
     names = {WORLD.owners[0].key: {"alias": "Ada\x1b[2J", "team": ""}, "x": 1, "y": ["Bob", "Team"]}
     (folder / "aliases").write_text(json.dumps(names))
     return site
@@ -143,7 +148,7 @@ def test_a_light_client_over_http_loads_nothing_heavy(home: Path, site: Path) ->
     with served(site) as url:
         done = run_command("me", "--home", str(home), "--from", url, "--run", WORLD.run)
     assert (done.code, done.err) == (0, "")
-    assert f"final up to entry {SIZE - 2} of {SIZE - 1}, as of checkpoint {SIZE}" in done.out
+    assert f"final up to entry {RECORDED - 1} of {SIZE - 1}, as of checkpoint {SIZE}" in done.out
     assert not done.heavy | done.modules & {"libp2p", "trio", "msgpack"}
 
 
@@ -156,7 +161,7 @@ def test_nobody_there_exits_with_3(capsys: pytest.CaptureFixture[str]) -> None:
             assert "check the address" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["tile/0/001.p/31", "tile/entries/000", "tile/entries/001.p/31"])
+@pytest.mark.parametrize("name", ["tile/0/001.p/33", "tile/entries/000", "tile/entries/001.p/33"])
 def test_a_damaged_tile_is_noticed_and_named(
     site: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,7 +170,7 @@ def test_a_damaged_tile_is_noticed_and_named(
         assert "ask another one" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["checkpoint", "final"])
+@pytest.mark.parametrize("name", ["checkpoint", "certified"])
 def test_a_damaged_checkpoint_is_refused(site: Path, tmp_path: Path, name: str) -> None:
     copied = spoiled(site, tmp_path, name)
     with served(copied) as url:
@@ -209,13 +214,13 @@ def test_a_second_call_fetches_only_what_is_new(
     growing = tmp_path / "growing"
     shutil.copytree(site, growing)
     with LedgerReader.of(home) as store:
-        earlier = store.note_at(SIZE - 7)
+        earlier = store.note_at(RECORDED - 7)
     shutil.rmtree(growing / "ledger")
     write_tiles(home, growing / "ledger", earlier)
     asked: list[str] = []
     with served(growing, asked) as url:
         command = ("me", "--home", str(home), "--from", url)
-        assert answer(capsys, *command)["as_of"] == SIZE - 7
+        assert answer(capsys, *command)["as_of"] == RECORDED - 7
         assert "/ledger/tile/entries/000" in asked
         write_tiles(home, growing / "ledger")
         asked.clear()
@@ -338,7 +343,7 @@ def test_a_server_with_a_newer_head_than_its_tree_is_refused(
         older = store.note_at(SIZE - 1)
     shutil.rmtree(copied / "ledger")
     write_tiles(home, copied / "ledger", older)
-    (copied / "ledger" / "final").write_text(older)
+    (copied / "ledger" / "certified").write_text(older)
     shutil.copy(site / "ledger" / "checkpoint", copied / "ledger" / "checkpoint")
     with served(copied) as url:
         assert cli.main(["ledger", "status", "--from", url]) == 1
@@ -347,7 +352,7 @@ def test_a_server_with_a_newer_head_than_its_tree_is_refused(
 
 def another_history(home: Path, *more: Envelope) -> Path:
     """A home whose longer ledger does not go on from the one that is served here."""
-    other = World(ledger={"witnesses": 2})
+    other = World(**RULES)
     other.write(home, rounds=1)
     with LedgerStore.open(home / DATABASE_NAME) as store:
         for attempt in range(150):
@@ -374,11 +379,11 @@ def test_a_ledger_that_contradicts_what_was_seen_is_refused(
     assert cli.main(["ledger", "status", "--from", str(forked)]) == 0
 
 
-def test_a_final_head_that_is_not_of_the_tree_is_a_split_view(site: Path, tmp_path: Path) -> None:
+def test_a_certified_head_of_another_tree_is_a_split_view(site: Path, tmp_path: Path) -> None:
     copied = tmp_path / "copied"
     shutil.copytree(site, copied)
-    final = cosigned(WORLD.sign(100, bytes(32)), A, B)
-    (copied / "ledger" / "final").write_text(final)
+    other = cosigned(WORLD.sign(100, bytes(32)), A, B)
+    (copied / "ledger" / "certified").write_text(other)
     with served(copied) as url:
         assert cli.main(["ledger", "status", "--from", url]) == 1
 
@@ -391,7 +396,7 @@ def test_strangers_cosignatures_make_nothing_final(
     strangers = [Identity.from_seed(bytes([number]) * 32) for number in (1, 2, 3)]
     with served(copied) as url:
         text = (copied / "ledger" / "checkpoint").read_text()
-        (copied / "ledger" / "final").write_text(cosigned(text, A, *strangers))
+        (copied / "ledger" / "certified").write_text(cosigned(text, A, *strangers))
         facts = answer(capsys, "status", "--from", url)
     assert (facts["final_size"], len(facts["witnesses"])) == (0, 1)
 
@@ -559,7 +564,7 @@ def test_what_a_person_hands_in_is_in_the_ledger(
     shutil.copytree(home, mine)
     with serving(home, tmp_path) as peer:
         (mine / "invite").write_text(Invite(WORLD.run, (peer.address,)).encode())
-        pending = [index for index in range(SIZE - 7, SIZE) if is_contribution(index, A)]
+        pending = [index for index in range(RECORDED - 7, RECORDED) if is_contribution(index, A)]
         dispute = ("dispute", str(pending[0]), "--reason", "copied", "--home", str(mine), "--json")
         done = run_command(*dispute)
         assert (done.code, done.err) == (0, "")

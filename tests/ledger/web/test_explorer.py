@@ -119,7 +119,7 @@ async def test_bundles_are_compressed_for_whoever_asks(ledger: Shown) -> None:
         "tile/0/000.p/7/",
         "tile/entries/../0/000.p/7x",
         "tile/" + "x999/" * 12 + "999",
-        "final",
+        "certified",
         "leaf/85",
         "proof/85",
         "nothing",
@@ -185,30 +185,34 @@ async def test_the_run_is_named_with_its_keys(ledger: Shown) -> None:
     assert run["accepts"] == []
 
 
-async def test_final_is_what_enough_accounts_cosigned(ledger: Shown) -> None:
+async def test_final_is_what_is_certified_when_a_certified_head_covers_its_record(
+    ledger: Shown,
+) -> None:
     world = ledger.world
-    # The ledger itself records that three accounts cosigned the first 62 entries.
-    assert "final up to entry 61" in await ledger.get("/shares")
+    # Entry 62 records that three accounts cosigned the first 62 entries.
+    assert "final up to entry" not in await ledger.get("/shares")
     ledger.cosign(70, 0)
     await ledger.get("/ledger/certified", 404)
-    ledger.cosign(70, 1)
+    ledger.cosign(70, 1)  # two accounts are asked for, but these have 4 of 7 parts of all standing
+    await ledger.get("/ledger/certified", 404)
+    ledger.cosign(70, 2)
     signed = await ledger.get("/ledger/certified")
     witnesses = [witness_key(member.peer_id) for member in world.members]
     log = [VerifierKey(world.origin, world.coordinator.public)]
     checkpoint, times = open_cosigned(signed, log, witnesses)
-    assert (checkpoint.size, len(times)) == (70, 2)
-    assert "final up to entry 69" in await ledger.get("/shares")
-    for index, wait in ((69, False), (70, True)):
+    assert (checkpoint.size, len(times)) == (70, 3)
+    assert "final up to entry 61" in await ledger.get("/shares")
+    for index, wait in ((61, False), (62, True)):
         pill = next(read(await ledger.get(f"/entry/{index}")).all("span"))
         assert (pill.attributes["class"] == "pill wait") == wait
-    # The proof is under the final head where there is one.
+    # The proof is under the certified head where there is one.
     assert TlogProof.parse(await ledger.get("/ledger/proof/69")).checkpoint == signed
     newest = TlogProof.parse(await ledger.get("/ledger/proof/70"))
     assert note.parse(newest.checkpoint).text.split("\n")[1] == str(len(world.leaves))
 
 
 async def test_the_cosignature_of_a_barred_account_makes_nothing_final(ledger: Shown) -> None:
-    ledger.cosign(70, 0, 3)  # the fourth one has signed two histories
+    ledger.cosign(70, 0, 1, 3)  # the fourth one has signed two histories
     await ledger.get("/ledger/certified", 404)
     assert "somebody provably signed two histories" in await ledger.get("/shares")
 
@@ -239,7 +243,7 @@ async def test_a_downloaded_proof_is_what_the_command_writes_and_verifies_offlin
         page = html.unescape(await ledger.get(f"/entry/{index}"))
         (line,) = re.findall(r"artel (ledger verify .*)", page)
         command = shlex.split(line)
-        assert ("--policy" in command) == (index == 69), "the one that is final"
+        assert ("--policy" in command) == (index == 69), "the one that is certified"
         monkeypatch.chdir(tmp_path)
         assert cli.main(command) == 0
 
@@ -247,11 +251,11 @@ async def test_a_downloaded_proof_is_what_the_command_writes_and_verifies_offlin
     await same(newest - 1, newest, 0)
     ledger.cosign(newest, 3)  # of a barred account
     await same(5, newest, 0)
-    ledger.cosign(70, 0, 1)
-    await same(69, 70, 2)
+    ledger.cosign(70, 0, 1, 2)
+    await same(69, 70, 3)
     await same(70, newest, 0)
     ledger.cosign(newest, 1)
-    await same(69, 70, 2)
+    await same(69, 70, 3)
     await same(70, newest, 2)  # the barred account's line stays on the note
 
 
@@ -260,7 +264,7 @@ async def test_pages_and_commands_say_the_same_of_what_is_final(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     newest = len(ledger.world.leaves)
-    steps = ((70, ()), (70, (0,)), (70, (1,)), (newest, (2, 3)), (newest, (0, 1)))
+    steps = ((70, ()), (70, (0,)), (70, (1, 2)), (newest, (2, 3)), (newest, (0, 1)))
     for size, members in steps:
         if members:
             ledger.cosign(size, *members)
@@ -273,12 +277,13 @@ async def test_pages_and_commands_say_the_same_of_what_is_final(
             )
             assert page.trust == view.label
             if (size, members) == (newest, (2, 3)):
-                assert page.finality.head == 70, "a line of a barred account hides no final head"
+                assert page.finality.head == 70, "a line of a barred account hides none"
             accounts = {item.account for item in view.witnesses()}
             assert set(page.standing["witnesses"]) == (accounts or set(view.state.cosigners))
         foot = next(read(await ledger.get("/shares")).all("footer")).text
         assert page.standing["label"] in foot
         assert page.trust in foot
+    assert (page.finality.head, page.standing["final"]) == (newest, 62)
 
 
 async def test_names_have_one_form_over_http_and_libp2p(ledger: Shown) -> None:
@@ -461,10 +466,10 @@ def links_of(page: str) -> list[str]:
     return [link for link in found if link.startswith("/")]
 
 
-@pytest.mark.parametrize("final", [False, True])
-async def test_every_link_of_every_page_leads_somewhere(ledger: Shown, final: bool) -> None:
-    if final:
-        ledger.cosign(70, 0, 1)
+@pytest.mark.parametrize("certified", [False, True])
+async def test_every_link_of_every_page_leads_somewhere(ledger: Shown, certified: bool) -> None:
+    if certified:
+        ledger.cosign(70, 0, 1, 2)
     waiting, seen = ["/shares", "/entries", "/round/0"], set()
     while waiting:
         path = waiting.pop()
@@ -485,7 +490,7 @@ async def test_every_link_of_every_page_leads_somewhere(ledger: Shown, final: bo
     assert {f"/round/{number}" for number in range(9)} <= seen
     assert {f"/account/{owner.key}" for owner in ledger.world.owners} <= seen
     assert {"/shares.csv", "/ledger/checkpoint"} <= seen
-    assert ("/ledger/certified" in seen) == final
+    assert ("/ledger/certified" in seen) == certified
 
 
 async def test_places_on_a_page_exist(ledger: Shown) -> None:
