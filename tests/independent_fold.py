@@ -1165,7 +1165,7 @@ class Fold:
             covered = [size for index, size in self.certified if index < b.size]
             self.final = max([self.final, *covered])
             self.certified.append((self.index, b.size))
-            if self.electors and self.electors[-1].since < b.size:
+            if self.electors and self.electors[-1].since < self.final:
                 self.electors = self.electors[-1:]
         for name in sorted({self.nodes[p] for p in peers if key_of(p) not in self.convicted}):
             owner = self.accounts[name]

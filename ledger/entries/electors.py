@@ -1,9 +1,10 @@
 """Electors: the nodes whose cosignatures make a tree head certain, and whose seals end a term.
 
 They are fixed for a stretch of rounds, so that all who look at one head count the same nodes. When
-they change, both the former and the new ones have to agree until a head behind the change is
-certified by both; so any quorum that seals a term shares a node with every quorum that certified
-one of its heads, whenever that was (joint consensus: Ongaro, Consensus, 2014, section 4.3).
+they change, both the former and the new ones have to agree until the change is final by both; so
+any quorum that seals a term has a node that holds the certificate of all that is final (joint
+consensus: Ongaro, Consensus, 2014, section 4.3). Former ones that are gone would hold the run up
+for ever: with the next change nobody asks them any more, agreed or not.
 """
 
 from __future__ import annotations
@@ -93,7 +94,9 @@ class Electors:
         final = self.final_by(size)
         self.certified = [(at, known) for at, known in self.certified if known > final]
         self.certified.append((index, size))
-        if self.sets and size > self.sets[-1].since:
+        # Not as soon as a head behind the change is certified by both: of the former ones each
+        # knows that it has signed it, and none whether the others have.
+        if self.sets and final > self.sets[-1].since:
             self.sets = self.sets[-1:]
         return final
 

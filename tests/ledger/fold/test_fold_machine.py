@@ -25,6 +25,7 @@ from artel.ledger import entries
 from artel.ledger.entries import Entry, decode, reasons, recovery_digest
 from artel.ledger.entries.anchors import anchor_of
 from artel.ledger.entries.kinds.dispute import MAX_OPEN_DISPUTES
+from artel.ledger.entries.kinds.handover import candidate, handover, open_seal, seal
 from artel.ledger.entries.records import Attempt
 from artel.ledger.fold.explain import explain
 from artel.ledger.fold.history import read
@@ -53,6 +54,7 @@ def world_of(
     topology: str,
     uneven: bool,
     span: int,
+    waiting: int,
 ) -> World:
     """A run with these rules; worlds are only read, so each is made once."""
     world = World(
@@ -65,8 +67,10 @@ def world_of(
         rounds={"box_s": 60.0 if uneven else 0, "span": span},
         trust={"standing_rounds": 1 if transfers else 20, "founders": 2}
         | {"audit_rate": 0.5, "audit_rounds": 1, "newcomer_rounds": 1},
+        waiting=waiting,
     )
-    for identity in (*world.owners, *world.members, *SPARE, *RECOVERY, key("giver")):
+    leaders = (world.coordinator, *world.standbys)
+    for identity in (*world.owners, *world.members, *SPARE, *RECOVERY, key("giver"), *leaders):
         KEYS[identity.key] = identity
     for member in world.members:
         NODES[member.peer_id] = member
@@ -101,6 +105,12 @@ class FoldMachine(RuleBasedStateMachine):
         self.reasons: list[str] = []
         self.state = FoldState()
         self.floor: dict[str, int] = {}
+        self.certified: list[tuple[int, int]] = []
+        """Index of each record of a certified head, and the size of that."""
+        self.signed: dict[str, int] = {}
+        """Node to the size of the largest head that it has cosigned, which it then has."""
+        self.dropped: set[int] = set()
+        """Since when those were electors whom others followed before they had agreed."""
 
     @initialize(
         wait=st.sampled_from([0, 1, 2, 3]),
@@ -109,6 +119,7 @@ class FoldMachine(RuleBasedStateMachine):
         topology=st.sampled_from(["auto", "sharded", "sharded"]),
         uneven=st.booleans(),
         span=st.sampled_from([0, 1, 3]),
+        waiting=st.sampled_from([1, 2]),
     )
     def begin(
         self,
@@ -118,8 +129,9 @@ class FoldMachine(RuleBasedStateMachine):
         topology: str,
         uneven: bool,
         span: int,
+        waiting: int,
     ) -> None:
-        self.world = world_of(wait, transfers, contributed, topology, uneven, span)
+        self.world = world_of(wait, transfers, contributed, topology, uneven, span, waiting)
         self.paid = dict[str, int]()
         """Node to the tokens that agreed rounds have credited it with."""
         self.add(self.world.genesis)
@@ -134,11 +146,13 @@ class FoldMachine(RuleBasedStateMachine):
         if isinstance(statement, Entry):
             entry = statement
         else:
-            (statement,) = complete([statement], self.state.copy())
+            (statement,) = complete([self.by_leader(statement)], self.state.copy())
             entry = decode(statement.encode())
         shown, encoded = self.state.copy(), self.state.encode()
         reason = check(self.state, entry)
         outcome = apply(self.state, entry)
+        assert self.state.final >= shown.final
+        self.note_heads(entry, outcome, shown)
         # Whoever still reads the state before it sees no change.
         assert shown.encode() == encoded
         assert (outcome.reason, outcome.status == "ignored") == (reason, bool(reason))
@@ -161,6 +175,16 @@ class FoldMachine(RuleBasedStateMachine):
             assert self.state.accounts[account].barred
             self.floor[account] -= amount
         return outcome
+
+    def by_leader(self, statement: Envelope) -> Envelope:
+        """What the first coordinator says is said by whoever leads."""
+        signers = statement.by if isinstance(statement, Rooted) else statement.signers
+        if not self.state.terms or list(signers) not in (
+            [self.world.coordinator],
+            [self.world.coordinator.key],
+        ):
+            return statement
+        return forged(statement, KEYS[self.state.term.leader])
 
     # --- rounds -----------------------------------------------------------------------------------
 
@@ -494,6 +518,76 @@ class FoldMachine(RuleBasedStateMachine):
         # The fold does not know roots; any that the witnesses cosigned will do.
         self.add(self.world.witnessed([b"entry"] * size, members))
 
+    def note_heads(self, entry: Entry, outcome: Outcome, before: FoldState) -> None:
+        """Who has which head after this entry, and which former electors nobody asks any more."""
+        if entry.kind == "witnessed" and not outcome.reason:
+            for item in entry.body.cosignatures:
+                self.signed[item.node] = max(entry.body.size, self.signed.get(item.node, 0))
+            if outcome.notes["certified"]:
+                self.certified.append((before.size, entry.body.size))
+        elif entry.kind == "state_agreed":
+            left = {each.since for each in self.state.electors.sets}
+            self.dropped |= {each.since for each in before.electors.sets} - left
+
+    def certificate(self, node: str) -> int:
+        """The size of the largest certified head of which the node holds the record."""
+        found = (size for index, size in self.certified if index < self.signed.get(node, 0))
+        return max(found, default=0)
+
+    def handed(
+        self, state: FoldState, by: list[str], ahead: int, size: int, sealed: int = 0
+    ) -> Entry:
+        """A handover to whose turn it is in the next term but so many; with seals of these."""
+        term = max(1, state.term.number + ahead)
+        chosen = candidate(state, term) if ahead else ""
+        node, leader = NODES.get(chosen), KEYS.get(chosen, self.world.coordinator)
+        if node is not None:
+            leader = key(f"started by {chosen} for term {term}")
+            KEYS[leader.key] = leader
+        seals = []
+        for peer in by:
+            said = seal(NODES[peer], self.world.run, term=term - 1 + sealed, size=size)
+            seals.append(open_seal(said.encode())[1])
+        made = handover(leader, self.world.run, term=term, seals=seals, node=node)
+        return decode(made.encode())
+
+    @precondition(lambda self: self.state.electors.sets or len(self.log) % 5 == 0)
+    @rule(number=some, ahead=st.sampled_from([1, 1, 1, 2, 3, 4, 0]))
+    def another_coordinator_leads(self, number: int, ahead: int) -> None:
+        state = self.state
+        bound = sorted(state.nodes)
+        by = (not number % 4 and subset(bound, number // 4)) or bound
+        size = state.size + 1 if number % 16 == 5 else max(map(self.certificate, by))
+        made = self.handed(state, by, ahead, size, sealed=int(number % 16 == 9))
+        outcome = self.add(made)
+        if outcome.status != "ignored":
+            assert (state.term.leader, state.term.begins) == (made.body.coordinator, state.size - 1)
+            assert state.led_by([made.body.coordinator])
+
+    @precondition(lambda self: self.certified)
+    @rule(number=some)
+    def log_is_cut_and_goes_on_in_another_term(self, number: int) -> None:
+        """Of any electors that can seal a term, those who know the least: all that is final stays
+        in what a new leader can make of that."""
+        cut = number % (len(self.log) + 1)
+        state = fold(self.log[:cut])
+        by: list[str] = []
+        electors = {peer for each in state.electors.sets for peer in each.weights}
+        for peer in sorted(state.trusted(electors), key=self.certificate):
+            by.append(peer)
+            if state.electors.quorum(by):
+                break
+        if not by or not state.electors.quorum(by):
+            return
+        made = self.handed(state, by, 1, max(map(self.certificate, by)))
+        if state.convicted.keys() & set(made.envelope.signers):
+            return
+        known = max(item.size for item in made.body.seals)
+        outcome = apply(state, made)
+        assert outcome.reason == (reasons.OUT_OF_ORDER if known > cut else "")
+        if not outcome.reason and not self.dropped & {each.since for each in state.electors.sets}:
+            assert cut >= self.state.final
+
     @precondition(lambda self: len(self.log) % 5 == 0)
     @rule(number=some)
     def two_histories_are_seen(self, number: int) -> None:
@@ -716,11 +810,13 @@ def walked(seed: int) -> int:
     chance, machine = Random(seed), FoldMachine()
     rules = {"wait": seed % 4, "transfers": True, "contributed": seed % 2 == 0}
     rules |= {"topology": "auto", "uneven": seed % 3 > 0, "span": (0, 1, 3)[seed % 3]}
+    rules |= {"waiting": 1 + seed % 2}
     machine.begin(**rules)
     walk: list[Callable[[int], None]] = [
         *(machine.on_with_the_round, machine.attempt_fails, machine.work_is_disputed),
         *(machine.any_entry_is_played_back, machine.account_appears),
-        lambda number: machine.tree_head_is_witnessed(number, 1),
+        *[lambda number: machine.tree_head_is_witnessed(number, 1)] * 3,
+        lambda number: machine.another_coordinator_leads(number, 1),
         lambda number: machine.node_moves(number, 2),
         lambda number: machine.arbiter_rules(number, "soft"),
         lambda number: machine.state_is_called_wrong(number, 0, "right"),
@@ -740,6 +836,8 @@ def walked(seed: int) -> int:
             if hasattr(method, "hypothesis_stateful_invariant"):
                 getattr(machine, name)()
     machine.folding_in_two_parts_is_folding_once(seed)
+    for cut in range(machine.state.final):
+        machine.log_is_cut_and_goes_on_in_another_term(cut)
     machine.teardown()
     ledger = Log([entry.envelope for entry in machine.log])
     for size in (len(machine.log), *(chance.randrange(1, len(machine.log)) for _ in range(4))):

@@ -147,6 +147,28 @@ def test_half_of_the_electors_certify_nothing() -> None:
     assert told(WORLD.witnessed(leaves, [A, B, C]))[0].electors.certified
 
 
+def test_what_later_electors_certify_is_final_only_when_former_ones_hold_the_certificate() -> None:
+    world = World(nodes=4, name="two sets", trust={"standing_rounds": 1})
+    a, b, _, d = world.members
+    by_one = [world.committed(1, members=[d]), world.contribution(d, 1)]
+    by_one += [world.closed(1, accepted=[d]), world.agreed(2, nodes=[d])]
+    log: list[Envelope] = [*world.start, *world.round(0), world.opened(1), *by_one]
+    size = len(encoded(log))
+
+    def witnessed(*by: Identity) -> FoldState:
+        log.append(world.witnessed(encoded(log), by))
+        return outcomes(log)[0]
+
+    state = witnessed(a, b, d)
+    assert [set(each.weights) for each in state.electors.sets][1:] == [{d.peer_id}]
+    # The others have signed a head behind the change. They do not know that it is certified, and
+    # could still seal the term as if there were none: a head of the new one alone decides nothing.
+    assert witnessed(d).final == 0
+    state = witnessed(a, b, d)
+    assert (state.final, len(state.electors.sets)) == (size, 1)
+    assert witnessed(d).final == size + 2
+
+
 # --- who the electors are -------------------------------------------------------------------------
 
 
@@ -166,7 +188,7 @@ def test_by_standing_more_than_two_thirds_are_a_quorum_and_else_more_than_half()
     assert not electors(weights, by=False).quorum("a")
 
 
-def test_former_electors_have_to_agree_until_a_head_behind_the_change_is_certified() -> None:
+def test_former_electors_have_to_agree_until_a_quorum_of_them_knows_that_others_follow() -> None:
     found = electors({"a": 1, "b": 1}, {"c": 1})
     assert found.quorum("abc")
     assert not found.quorum("c")
@@ -174,7 +196,12 @@ def test_former_electors_have_to_agree_until_a_head_behind_the_change_is_certifi
     assert not found.quorum("ab", size=21)
     found.certify(25, 20)
     assert not found.quorum("c")
+    # Both certify the change. That the other one has, a node knows once it holds the record.
     found.certify(30, 21)
+    assert not found.quorum("c")
+    found.certify(40, 30)
+    assert not found.quorum("c")
+    found.certify(50, 31)
     assert found.quorum("c")
     assert not found.quorum("ab")
 
