@@ -131,22 +131,25 @@ class Witnessing:
         return set() if signed is None else set(finality.cosigners(signed, self._state().nodes))
 
     def statement(self) -> Entry | None:
-        """The ``witnessed`` entry that is due, for the head that the most accounts have cosigned
-        and of these the newest; None when there is none, or the fold would ignore it.
+        """The ``witnessed`` entry that is due, for a certified head before others, of these for the
+        one that the most accounts have cosigned, and of these for the newest; None when there is
+        none, or the fold would ignore it.
 
         The most, and not just enough: whoever is a moment slower has replayed the entries too.
+        Certified first: accounts that cost nothing can be more than all electors.
         """
         state = self._state()
         found = (
-            (finality.seats(signed, state), size)
+            (finality.is_certified(signed, state), len(finality.seats(signed, state)), size)
             for size, signed in self._heads.items()
             if size > state.witnessed
         )
-        seats, size = max(found, key=lambda item: (len(item[0]), item[1]), default=({}, 0))
-        if not seats:
+        _, accounts, size = max(found, default=(False, 0, 0))
+        if not accounts:
             return None
         # Each cosignature was checked when it came.
-        made = self._record(self._heads[size], seats, state).encode()
+        signed = self._heads[size]
+        made = self._record(signed, finality.seats(signed, state), state).encode()
         entry = entries.decode(made).checked(True)
         reason = shares.check(state, entry)
         if reason:
@@ -187,8 +190,9 @@ def _merged(
 ) -> tuple[Note, bool]:
     """A head's note with further cosignatures, and whether some had to be left out.
 
-    Keys cost nothing, so those who are quicker must not keep others out: the first node of each
-    account goes before its second one, then whose account has more standing, then who came first.
+    Keys cost nothing, so those who are quicker must not keep others out: electors go before others,
+    the first node of each account before its second one, then whose account has more standing, then
+    who came first.
 
     :param lines: by node
     """
@@ -197,10 +201,11 @@ def _merged(
     if len(there.keys() | lines.keys()) <= room:
         return add_lines(before, lines.values()), False
     of_account: Counter[str] = Counter()
-    turns: dict[str, tuple[int, int]] = {}
+    turns: dict[str, tuple[bool, int, int]] = {}
+    electors = {node for each in state.electors.sets for node in each.weights}
     for node in [*there, *(node for node in lines if node not in there)]:
         account = state.account_of(node)
-        turns[node] = (of_account[account], -state.standing_of(node))
+        turns[node] = (node not in electors, of_account[account], -state.standing_of(node))
         of_account[account] += 1
     stay = set(sorted(turns, key=lambda node: turns[node])[:room])
     kept = [line for node, line in there.items() if node in stay]

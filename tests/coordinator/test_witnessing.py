@@ -155,6 +155,32 @@ async def test_keys_without_standing_keep_nobodys_cosignature_out(
     office.close()
 
 
+async def test_accounts_that_are_no_electors_keep_no_head_from_being_certified(
+    office: Office, members: list[Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await play_round(office, members)
+    fold = office.core.ledger.state
+    assert not any(fold.standing_of(member.peer) for member in members)
+    certified = newest(office)
+    keys = [Member(office, f"key {number}") for number in range(4)]
+    for each in keys:
+        await each.hello()
+    monkeypatch.setattr(note, "MAX_SIGNATURE_LINES", 4)  # ours, and three
+    # Neither do they fill its note,
+    for each in (*keys, *members):
+        await each.cosign(certified)
+    size = parse_checkpoint(certified).size
+    assert office.core.witnessing.nodes_at(size) == {member.peer for member in members}
+    # nor is another head recorded in its place, which they are alone to have cosigned.
+    monkeypatch.setattr(note, "MAX_SIGNATURE_LINES", 9)
+    for each in keys:
+        await each.cosign()
+    statement = office.core.witnessing.statement()
+    assert statement is not None
+    assert isinstance(statement.body, entries.Witnessed)
+    assert statement.body.size == size
+
+
 async def test_each_round_records_one_head_and_who_cosigned_it(
     office: Office, members: list[Member]
 ) -> None:

@@ -2,15 +2,17 @@
 
 Takes entries and aliases, as a coordinator does. Prints the multiaddr and the URL.
 
-usage: serve_ledger.py HOME WITNESSES
+usage: serve_ledger.py HOME RULES, which are sections of the manifest as JSON
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 from artel.ledger import entries
 from artel.ledger.fold.alias import open_alias
@@ -26,8 +28,8 @@ from host_world import start
 from ledger_world import World
 
 
-async def main(home: Path, witnesses: int) -> None:
-    world = World(ledger={"witnesses": witnesses})
+async def main(home: Path, rules: dict[str, Any]) -> None:
+    world = World(**rules)
     host = await start(home / "host")
     heads = HeadStore(home / HEADS_NAME)
     try:
@@ -72,4 +74,4 @@ async def main(home: Path, witnesses: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2])))
+    asyncio.run(main(Path(sys.argv[1]), json.loads(sys.argv[2])))

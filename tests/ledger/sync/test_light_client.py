@@ -488,7 +488,7 @@ def serving(home: Path, folder: Path) -> Iterator[Peer]:
     copied = folder / "home"
     shutil.copytree(home, copied)
     child = subprocess.Popen(
-        [sys.executable, str(WORLDS / "serve_ledger.py"), str(copied), "2"],
+        [sys.executable, str(WORLDS / "serve_ledger.py"), str(copied), json.dumps(RULES)],
         cwd=ROOT,
         env={"PYTHONPATH": f"{ROOT}:{WORLDS}", "PATH": "/usr/bin:/bin"},
         stdin=subprocess.PIPE,
