@@ -20,7 +20,7 @@ KINDS = (
     *("genesis", "admitted", "account", "key_rotated", "node", "round_opened", "round_committed"),
     *("contribution", "round_closed", "aggregate", "slice_wrong", "state_agreed", "run_closed"),
     *("state_wrong", "jury_answer", "rolled_back", "state_upheld"),
-    *("witnessed", "verdict_committed", "verdict"),
+    *("witnessed", "handover", "verdict_committed", "verdict"),
     *("dispute", "ruling", "transfer", "split_seen"),
 )
 """Written out, so that the entries need not be loaded to read an option."""

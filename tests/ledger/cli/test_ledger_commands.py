@@ -48,7 +48,8 @@ from tlog_world import LOG_KEY, cosigned, key, leaves_of, signed, tree_of, write
 
 main = group("ledger")
 
-WORLD = World(ledger={"witnesses": 2}, ownership={"rates": {"witness": 0}})
+RULES: dict[str, Any] = {"ledger": {"witnesses": 2}, "ownership": {"rates": {"witness": 0}}}
+WORLD = World(**RULES)
 A, B, C = WORLD.members
 SIZE = 43
 AGREED = (13, 20, 27, 34)
@@ -277,7 +278,7 @@ def test_shares(run: Run) -> None:
     assert [row["pending"] for row in ours] == [3 * CREDIT] * 3
     assert [row["awaiting"] for row in ours] == [CREDIT, CREDIT, 0]
     assert ours[2]["left_out"] == {LATE: 1}
-    assert ours[0]["work"] == {"compute": 4 * TOKENS}
+    assert ours[0]["work"] == {"compute": 4 * TOKENS, "witness": 34}
     shown = run("shares")
     assert "as of checkpoint 43, round 4" in shown
     assert "33.333 %" in shown
@@ -643,7 +644,7 @@ def test_a_dispute_that_changes_nothing_is_not_sent(
 
 def other_history() -> World:
     """The same run, told differently from entry 7 on."""
-    world = World(ledger={"witnesses": 2})
+    world = World(**RULES)
     world.add(*world.start, world.opened(0, cursor=24), world.committed(0))
     return world
 
