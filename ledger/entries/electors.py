@@ -9,12 +9,8 @@ for ever: with the next change nobody asks them any more, agreed or not.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from artel.ledger.entries.fold_state import FoldState
 
 MOST = 64
 """Electors at a time: what they sign is stored for ever, and asked for in seconds."""
@@ -104,20 +100,3 @@ class Electors:
         """How many entries are final when a head of ``size`` entries is certified: whoever
         cosigned it holds the certificates that it covers. 0: no more than before."""
         return max((known for at, known in self.certified if at < size), default=0)
-
-
-def weights_now(state: FoldState, accepted: Iterable[str]) -> tuple[dict[str, int], bool]:
-    """Who can be an elector when a state is agreed, and whether by standing.
-
-    :param accepted: nodes whose contributions the state holds
-    """
-    if state.rests_on == "members":
-        known = state.standings()
-        nodes = [node for node, account in state.nodes.items() if account in known]
-        return {node: weight for node, weight in state.weights(nodes).items() if weight}, True
-    lowest: dict[str, str] = {}
-    for node in sorted(accepted):
-        account = state.account_of(node)
-        if not state.accounts[account].barred:
-            lowest.setdefault(account, node)
-    return dict.fromkeys(lowest.values(), 1), False

@@ -32,7 +32,6 @@ from artel.ledger.entries.body import (
     signed,
 )
 from artel.ledger.entries.credit import grant, vest_due
-from artel.ledger.entries.electors import weights_now
 from artel.ledger.entries.fold_state import FoldState, key_of
 from artel.ledger.entries.records import Attempt, Credit, Effect, Outcome, RestsOn
 from artel.ledger.entries.rules import DataUse
@@ -133,7 +132,7 @@ class StateAgreed(Body):
             told, lost = audits.begin(state, attempt, before)
             vested = vest_due(state, state.round)
             stretch = state.round // stretch_of(state.founded.trust.standing_rounds)
-            state.electors.choose(state.size, stretch, *weights_now(state, attempt.accepted))
+            state.electors.choose(state.size, stretch, *_candidates(state, attempt.accepted))
             remember(state, attempt, self.signatures, self.rests_on)
             notes = {"agreeing": len(agreeing)} | told | lost.notes
             gone = lost.credits
@@ -173,6 +172,23 @@ class StateAgreed(Body):
         yield Fact(assigned(story.genesis))
         yield Fact(vesting(story.genesis.rules))
         yield from totals(story)
+
+
+def _candidates(state: FoldState, accepted: Iterable[str]) -> tuple[dict[str, int], bool]:
+    """Node to weight, of those who can be electors from this state on, and whether by standing.
+
+    :param accepted: nodes whose contributions the state holds
+    """
+    if state.rests_on == "members":
+        known = state.standings()
+        nodes = [node for node, account in state.nodes.items() if account in known]
+        return {node: weight for node, weight in state.weights(nodes).items() if weight}, True
+    lowest: dict[str, str] = {}
+    for node in sorted(accepted):
+        account = state.account_of(node)
+        if not state.accounts[account].barred:
+            lowest.setdefault(account, node)
+    return dict.fromkeys(lowest.values(), 1), False
 
 
 def state_agreed(

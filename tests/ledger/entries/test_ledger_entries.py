@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from artel.ledger.entries.documents import (
     divide,
     document_of,
 )
+from artel.ledger.entries.kinds.handover import Sealed, handover, open_seal, seal
 from artel.protocol import canonical, dsse
 from artel.protocol.assignment import Work
 from artel.protocol.dsse import Envelope, Leaf
@@ -41,6 +43,14 @@ from ledger_world import (
 )
 
 WORLD = World()
+
+
+def sealed(nodes: Iterable[Identity], term: int = 1, size: int = 7) -> list[Sealed]:
+    """What a handover to this term lists: these nodes have sealed the one before."""
+    said = [seal(node, WORLD.run, term=term - 1, size=size, root="ab" * 32) for node in nodes]
+    return [open_seal(each.encode())[1] for each in said]
+
+
 A, B, _ = WORLD.members
 OWNER, OTHER, _ = WORLD.owners
 EARNED = WORLD.earned(A, 0)
@@ -59,6 +69,7 @@ SAMPLES = [
     WORLD.rolled_back(WORLD.state_wrong(A, 1), 0),
     WORLD.state_upheld(WORLD.state_wrong(A, 1), digest("state 1")),
     WORLD.witnessed(LEAVES),
+    handover(WORLD.coordinator, WORLD.run, term=1, seals=sealed([A, B])),
     *WORLD.verdicts(B, EARNED),
     WORLD.dispute(OTHER, EARNED),
     WORLD.ruling(EARNED, "soft"),
@@ -130,7 +141,7 @@ def test_one_bad_signature_leaves_no_signer() -> None:
             assert decode(replace(envelope, signatures=signatures).encode()).signers == frozenset()
 
 
-@pytest.mark.parametrize("kind", ["state_agreed", "witnessed"])
+@pytest.mark.parametrize("kind", ["state_agreed", "witnessed", "handover"])
 def test_one_bad_signature_in_a_document_leaves_no_signer(kind: str) -> None:
     document = ONE_OF_EACH[kind].document
     other = re.sub(rb'[0-9a-f]{8}(?=")', b"00000000", document, count=1)
@@ -367,6 +378,13 @@ def test_as_many_members_as_are_allowed_fit_into_entries_and_documents() -> None
         "rejected": world.closed(last, last, accepted=[], rejected=rejected),
         "agreed": world.agreed(many, wrong=range(64), credits=digest("credits")),
         "witnessed": WORLD.witnessed(LEAVES, members, time=2**53 - 1),
+        "handover": handover(
+            world.coordinator,
+            world.run,
+            term=many,
+            seals=sealed(members, many, many),
+            node=members[0],
+        ),
         "aggregate": world.aggregate(last, 63, last, slices=64, size=many, by=members[0]),
         "wrong": world.slice_wrong(members[0], last, 63, last),
         "contribution": world.contribution(
