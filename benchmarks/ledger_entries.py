@@ -138,7 +138,8 @@ class Run:
     def _entry(self, schema: type[Body], fields: dict[str, Any], *signers: str) -> Entry:
         body = schema.model_validate(fields | {"run": self.run})
         number = next(_UNSIGNED)
-        envelope = Envelope(entries.ENTRY_TYPE, b"{}", ())
+        unsigned = tuple((signer, bytes(64)) for signer in sorted(signers))
+        envelope = Envelope(entries.ENTRY_TYPE, b"{}", unsigned)
         entry = Entry(hashlib.sha256(b"%d" % number).hexdigest(), body, envelope)
         entry.__dict__["signers"] = frozenset(signers)
         self._did = apply(self._state, entry)
