@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
+from cyclopts import Parameter
+
 from artel.coordinator.run_commands import RunFile
 from artel.protocol import commandline, options
 from artel.protocol.commandline import (
@@ -53,6 +55,8 @@ def start(
     listen: Listen = (DEFAULT_LISTEN,),
     announce: Announce = (),
     recompute: Annotated[int, value(options.whole(0, 10**6), "N")] = 10,
+    source: Annotated[tuple[str, ...], Parameter(name="--from", metavar="TARGET")] = (),
+    alone: bool = False,
     as_json: AsJson = False,
     log_json: LogJson = False,
     verbose: Verbose = False,
@@ -74,6 +78,11 @@ def start(
     :param recompute: compute one of N states here too before it is agreed on, by chance, also when
         members with standing carry the run; 1 for each, 0 for none but those on which they differ;
         it takes the time and the memory that it takes a node
+    :param source: who may have more of this run's ledger than the home, besides the members, which
+        are asked anyhow: a mirror's folder, http(s)://..., an invite, a multiaddr; may be given
+        more than once
+    :param alone: nobody else has any of this run: go on from the home's ledger though no member
+        answers
     :param as_json: print one JSON object when ready
     """
     from artel.protocol.run_file import load_config
@@ -96,6 +105,8 @@ def start(
         verbose=verbose,
         log_json=log_json,
         recompute=recompute,
+        sources=source,
+        alone=alone,
     )
     return asyncio.run(serve(wanted))
 

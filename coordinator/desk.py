@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from functools import lru_cache
 
-from artel.coordinator import intake
+from artel.coordinator import intake, recovery
 from artel.coordinator.peer import Peer
 from artel.coordinator.puts import Puts
 from artel.coordinator.service import Coordinator
@@ -46,7 +46,7 @@ class Desk:
             coordinator.heads,
             coordinator.run,
             lambda: coordinator.ledger.state,
-            cosigned=coordinator.witnessing.take,
+            cosigned=self._cosigned,
             submit=lambda source, statement: coordinator.submissions.submit(statement, source),
             set_alias=lambda source, statement: coordinator.submissions.set_alias(
                 statement, source
@@ -60,6 +60,10 @@ class Desk:
         await host.serve(wire.CONTROL, self._control)
         await host.serve(wire.CONTENT, self._puts.answer)
         await host.serve(wire.LEDGER, self._ledger.answer)
+
+    async def _cosigned(self, peer: str, request: messages.Cosigned) -> None:
+        await recovery.require_newest(self._core, request.note)
+        await self._core.witnessing.take(peer, request)
 
     async def _control(
         self, peer: str, request: messages.Message, stream: wire.ByteStream
@@ -75,6 +79,7 @@ class Desk:
                 "this coordinator serves another run", "ask the organiser", code="other_run"
             )
         if isinstance(request, messages.Hello):
+            await recovery.look_at(core, peer)
             return await self._hello(peer, request, wire.source_of(peer, stream))
         if isinstance(request, messages.Repeated):
             await self._trials.answered(peer, request, wire.source_of(peer, stream))
@@ -164,6 +169,8 @@ class Desk:
 
     async def _heartbeat(self, peer: str, request: messages.Heartbeat) -> messages.Directive:
         core = self._core
+        if peer not in core.peers:
+            await recovery.look_at(core, peer)
         now = core.clock()
         report = request.report
         known = core.peers.get(peer)

@@ -191,7 +191,8 @@ class LocalRun:
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=file if output is None else output,
                     stderr=file,
-                    env=tether.environment(),
+                    # Nothing of a run that is gone soon stays behind elsewhere.
+                    env=tether.environment(XDG_STATE_HOME=str(self.folder / "state")),
                     # Ctrl-C in the runner's terminal is the runner's to pass on.
                     start_new_session=True,
                 )

@@ -1,8 +1,10 @@
 """The coordinator process: puts its parts together, and takes them apart again in order.
 
 Order of the start: the home's lock, the HTTP port (both fail fast), the prepared run (a child
-process) while hivemind is imported here, the ledger with the manifest as its first entry, the
-network, and only then the invite. Order of the end: web, network, ledger.
+process) while hivemind is imported here, the ledger as it lies there, the network; then others are
+asked whether more was signed (:mod:`.recovery`), and what they have is taken over. Only after that
+anything is signed, the manifest as the first entry, and the invite is shown. Order of the end: web,
+network, ledger.
 """
 
 from __future__ import annotations
@@ -20,18 +22,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from artel.coordinator.members_file import keep_members
 from artel.coordinator.metrics import METRICS_FILE, Metrics
 from artel.coordinator.preparation import Prepared, prepare_in_child
+from artel.coordinator.recovery import Asking, Behind, OwnLedger
 from artel.coordinator.sequencer import Sequencer
-from artel.ledger.store.database import holds_nothing
-from artel.ledger.store.heads import HeadStore
-from artel.ledger.store.published import LostEntries, require_heads
-from artel.ledger.store.store import DATABASE_NAME, LedgerStore
+from artel.ledger.sync.holding import hold
 from artel.ledger.web.server import Gate, claimed
 from artel.protocol import dsse, files
 from artel.protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ResourceError
 from artel.protocol.events import configure, emit
-from artel.protocol.identity import load_or_create
+from artel.protocol.identity import Identity, load_or_create
 from artel.protocol.invite import PREFIX, Invite
 from artel.protocol.leaving import on_signals
 from artel.protocol.net import dht
@@ -63,6 +64,10 @@ class Startup:
     verbose: bool = False
     log_json: bool = False
     recompute: int = 10
+    sources: tuple[str, ...] = ()
+    """Who may have more of the ledger than this home."""
+    alone: bool = False
+    """Nobody has: a person says so."""
 
 
 async def serve(options: Startup) -> int:
@@ -77,10 +82,23 @@ async def serve(options: Startup) -> int:
     with _until_stopped(), claimed(home, options.http, options.listen) as (_, http):
         files.require_ours(home / INVITE_FILE, lambda data: data.startswith(PREFIX.encode()))
         published = await _prepared_and_imported(options)
-        async with _opened(options, published) as core:
-            await _run(core, options, http, began)
+        while await _was_behind(options, published, http, began):
+            pass
     emit(log, "coordinator.stopped")
     return EXIT_OK
+
+
+async def _was_behind(
+    options: Startup, published: Prepared, http: socket.socket, began: float
+) -> bool:
+    """Coordinate until that ends; True when it is to begin again, and to ask before it signs."""
+    try:
+        async with _opened(options, published) as core:
+            await _run(core, options, http.dup(), began)
+    except Behind as error:
+        emit(log, "ledger.behind", logging.WARNING, reason=error.message)
+        return True
+    return False
 
 
 @contextlib.contextmanager
@@ -121,28 +139,35 @@ async def _opened(options: Startup, published: Prepared) -> AsyncIterator[Coordi
     from artel.coordinator.service import Coordinator
     from artel.protocol.net.host import Host
 
-    home, identity = options.home, load_or_create(options.home / "node.key")
+    home, run = options.home, published.run
+    identity = load_or_create(home / "node.key")
     with contextlib.ExitStack() as stack:
-        store, heads = await asyncio.to_thread(_ledger, home, published.run, stack)
-        sequencer = await asyncio.to_thread(Sequencer, store, identity, published.run, heads)
-        if not store.size:
-            await sequencer.append(dsse.decode(published.envelope))
+        named = [hold(target)[0] for target in options.sources]
+        for holder in named:
+            stack.callback(holder.close)
+        own = await asyncio.to_thread(_own_ledger, home, published, identity, stack)
         host = await Host.start(
             identity,
             home / "node.key",
             listen=options.listen,
             announce=options.announce,
-            keys=dht.keys_of(published.run),
+            keys=dht.keys_of(run),
         )
         try:
+            await Asking(own, host, named, alone=options.alone).settle()
+            sequencer = await asyncio.to_thread(
+                Sequencer, own.store, identity, run, own.heads, second=own.second
+            )
+            if not own.store.size:
+                await sequencer.append(dsse.decode(published.envelope))
             yield Coordinator(
                 manifest=published.manifest,
-                run=published.run,
+                run=run,
                 layout=published.layout,
                 identity=identity,
                 host=host,
                 sequencer=sequencer,
-                heads=heads,
+                heads=own.heads,
                 blobs=BlobStore(home / "blobs"),
                 fingerprints=BlobStore(home / "fingerprints"),
                 metrics=Metrics(home / METRICS_FILE),
@@ -152,37 +177,14 @@ async def _opened(options: Startup, published: Prepared) -> AsyncIterator[Coordi
                 await within(host.close(), CLOSE_TIMEOUT_S)
 
 
-def _ledger(home: Path, run: str, stack: contextlib.ExitStack) -> tuple[LedgerStore, HeadStore]:
-    """The home's ledger and tree heads, which ``stack`` closes.
-
-    :raises LostEntries: the ledger is gone, or older than what was signed with it: nothing may be
-        signed
-    """
-    _require_begun_once(home, run)
-    heads = HeadStore.owned(home)
-    stack.callback(heads.close)
-    store = LedgerStore.open(home / DATABASE_NAME, create=True, run=run)
-    stack.callback(store.close)
-    require_heads(store, heads, run)
-    return store, heads
-
-
-def _require_begun_once(home: Path, run: str) -> None:
-    """Do not begin a run again whose ledger is gone: it would have a second history.
-
-    :raises LostEntries: what only a started coordinator writes is still here
-    """
-    if not holds_nothing(home / DATABASE_NAME):
-        return
-    for name in (INVITE_FILE, METRICS_FILE):
-        if (home / name).exists():
-            error = LostEntries(
-                f"there is no ledger in {home}, and its file {name} says that the run has begun",
-                home,
-                run,
-            )
-            error.hint += "\nif nobody has any of it, publish a new run from a new --home"
-            raise error
+def _own_ledger(
+    home: Path, published: Prepared, identity: Identity, stack: contextlib.ExitStack
+) -> OwnLedger:
+    """The home's ledger, and what says what was signed with it; ``stack`` closes them."""
+    coordinators = published.manifest.coordinators
+    # Only a started coordinator writes these.
+    begun = next((name for name in (INVITE_FILE, METRICS_FILE) if (home / name).exists()), "")
+    return OwnLedger.open(home, published.run, identity.key, coordinators, begun, stack)
 
 
 async def _run(core: Coordinator, options: Startup, http: socket.socket, began: float) -> None:
@@ -212,7 +214,8 @@ async def _run(core: Coordinator, options: Startup, http: socket.socket, began: 
         emit(log, "coordinator.ready", run=core.run[:12], seconds=time.monotonic() - began)
         upkeep = Upkeep(core, _public(url, options.http.host))
         agreeing = Agreeing(core, Recomputer(options.home))
-        await together((core.drive(), agreeing.run(), upkeep.run(), core.host.watch()))
+        members = keep_members(core, options.home)
+        await together((core.drive(), agreeing.run(), upkeep.run(), members, core.host.watch()))
 
 
 def _public(url: str, host: str) -> str:

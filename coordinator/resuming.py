@@ -55,7 +55,7 @@ def resumed(fold: FoldState, now: float, before: RunState | None = None) -> RunS
     else:
         # As if all had just been heard of, somewhere else: so the first round waits a moment for
         # those who are on their way back, and an attempt does not fail before their heartbeats.
-        members = _last_members(fold)
+        members = last_members(fold)
         state = replace(state, members=members, peers={peer: Presence(now, "") for peer in members})
     liars = {node for node, why in fold.rejected.items() if reasons.SIGNED_WRONG in why}
     state = replace(state, proven=state.proven - liars)
@@ -92,7 +92,7 @@ def seat(fold: FoldState, peer: str, place: int) -> Seat:
     return Seat(fold.account_of(peer), fold.standing_of(peer), place, whole)
 
 
-def _last_members(fold: FoldState) -> tuple[str, ...]:
+def last_members(fold: FoldState) -> tuple[str, ...]:
     """The members of the newest attempt; after its state was agreed, the nodes that have earned
     and whose accounts were credited with it."""
     if fold.attempt is not None:

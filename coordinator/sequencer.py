@@ -16,7 +16,9 @@ from artel.ledger.entries import Entry, reasons
 from artel.ledger.fold.effects import Fold
 from artel.ledger.fold.replay import check_all, cores
 from artel.ledger.fold.shares import FoldState, Outcome
+from artel.ledger.store.finality import size_of
 from artel.ledger.store.heads import HeadStore
+from artel.ledger.store.second import TAIL, SecondMemory
 from artel.ledger.store.store import MAX_BATCH, LedgerStore
 from artel.ledger.tlog.checkpoint import origin_of, sign_checkpoint
 from artel.protocol.dsse import Envelope
@@ -98,6 +100,7 @@ class Sequencer:
 
     :param heads: keeps what was signed, so that a ledger that is put back from a backup later is
         found out; None: nothing does
+    :param second: keeps the same outside of the home
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class Sequencer:
         run: str,
         heads: HeadStore | None = None,
         *,
+        second: SecondMemory | None = None,
         term: int = 0,
     ) -> None:
         self.store = store
@@ -117,7 +121,9 @@ class Sequencer:
             )
         self._identity = identity
         self._origin = origin_of(run, term)
-        self._heads = heads
+        self._heads, self._second = heads, second
+        self._noted = second.newest(self._origin) if second is not None else ""
+        self._stopped: ArtelError | None = None
         if store.size:  # a crash may have come between the commit and this
             self._remember()
         # Not the loop's own pool: whoever fills that one up with slow work must not hold up the
@@ -185,6 +191,10 @@ class Sequencer:
                     await asyncio.wait((call.done,))
             raise cancelled from call.done.exception()
         return call.outcomes
+
+    def stop(self, error: ArtelError) -> None:
+        """Sign nothing any more; whoever waits, or appends from now on, gets ``error``."""
+        self._stopped = error
 
     # --- the two stations -------------------------------------------------------------------------
 
@@ -256,6 +266,8 @@ class Sequencer:
         before = self.store.size
         fresh: dict[str, Entry] = {}
         try:
+            if self._stopped is not None:
+                raise self._stopped
             for call in calls:
                 if call.late is not None:
                     entry = entries.decode(call.late.make(self.state).encode())
@@ -295,15 +307,25 @@ class Sequencer:
         return sign_checkpoint(self._identity, self._origin, size, root)
 
     def _remember(self) -> None:
-        """Keep the newest head, durably, before anybody is told of it."""
-        if self._heads is None:
-            return
-        known = self._heads.witnessed(self._origin)
-        old = known[0] if known is not None else 0
-        if not self._heads.advance(self._origin, old, self.store.size, self.store.root):
+        """Keep the newest head, durably, before anybody is told of it.
+
+        As a compare-and-swap: whoever else has signed meanwhile, from a copy of this home, is
+        noticed by the one of both that comes second.
+        """
+        store, kept = self.store, True
+        if self._second is not None:
+            first = max(size_of(self._noted), store.size - TAIL)
+            kept = self._second.keep(store.latest_note, self._noted, list(store.leaves(first)))
+            self._noted = store.latest_note
+        if self._heads is not None:
+            known = self._heads.witnessed(self._origin)
+            old = known[0] if known is not None else 0
+            kept = kept and self._heads.advance(self._origin, old, store.size, store.root)
+        if not kept:
             raise CheckFailed(
-                f"another tree head of {self.store.size} entries was signed before",
-                "another process uses this home: stop it, and check with artel ledger verify",
+                "another tree head than the one before this was signed last",
+                "another process signs with a copy of this home: stop it, and check with artel "
+                "ledger verify",
             )
 
 

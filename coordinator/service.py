@@ -194,7 +194,7 @@ class Coordinator:
             except wire.Refused:
                 raise
             except ArtelError as error:
-                self._fail(error)
+                self.fail(error)
                 raise
             if isinstance(body, entries.Aggregate):
                 self.exchanged.append(body)
@@ -242,7 +242,7 @@ class Coordinator:
             # The machine's decision is not durable, so nobody may act upon it.
             if isinstance(error, OSError):
                 error = files.disk_error(error, self.metrics.path.parent)
-            self._fail(error)
+            self.fail(error)
             raise error from None
         self._say_who_sits_out(state)
         self.state = state
@@ -298,7 +298,7 @@ class Coordinator:
         try:
             await self.record_own(statement)
         except ArtelError as error:
-            self._fail(error)
+            self.fail(error)
             raise
 
     def _say_who_sits_out(self, after: RunState) -> None:
@@ -334,7 +334,7 @@ class Coordinator:
         )
         return state
 
-    def _fail(self, error: ArtelError) -> None:
+    def fail(self, error: ArtelError) -> None:
         """End :meth:`drive`, and with it the coordinator."""
         if not self._failure.done():
             self._failure.set_exception(error)

@@ -22,8 +22,10 @@ from artel.ledger.entries.words import plural
 from artel.ledger.store import keyfiles
 from artel.ledger.store.heads import HeadStore
 from artel.ledger.store.store import DATABASE_NAME
+from artel.ledger.sync import fork
 from artel.ledger.sync.fork import SplitViewProven
 from artel.ledger.sync.replica import Replica
+from artel.ledger.sync.serving import LedgerService
 from artel.ledger.sync.signed_tree import TooMuch
 from artel.ledger.sync.witness import Witness
 from artel.ledger.tlog.checkpoint import origin_of
@@ -62,7 +64,7 @@ from artel.protocol.errors import (
 from artel.protocol.events import emit
 from artel.protocol.identity import Identity
 from artel.protocol.invite import Invite
-from artel.protocol.net import dht
+from artel.protocol.net import dht, wire
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host
 from artel.protocol.tasks import beside
@@ -122,7 +124,7 @@ async def join(options: Options, stack: AsyncExitStack, say: Callable[[str], Non
     stack.push_async_callback(trainer.close)
     with suppress(TrainerDied):  # it is started again, and says why it died, when it is needed
         await trainer.restart()
-    heads = await asyncio.to_thread(HeadStore.owned, home)
+    heads = await asyncio.to_thread(HeadStore.owned, home, options.identity.public.hex())
     stack.callback(heads.close)
     replica = await asyncio.to_thread(Replica.open, home / DATABASE_NAME, options.invite.run, heads)
     stack.callback(replica.store.close)
@@ -136,10 +138,13 @@ async def join(options: Options, stack: AsyncExitStack, say: Callable[[str], Non
         uplink=options.uplink,
     )
     stack.push_async_callback(host.close)
+    # A coordinator that was started together with us asks before it answers anything.
+    served = LedgerService(replica.store, heads, options.invite.run, lambda: replica.state)
+    await host.serve(wire.LEDGER, served.answer)
     try:
         return await beside(host.watch(), _join(options, host, say, trainer, heads, replica))
     except SplitViewProven as found:
-        await asyncio.to_thread(watch.record, home, heads, found.evidence, replica.store)
+        await asyncio.to_thread(fork.record, home, heads, found.evidence, replica.store)
         raise
 
 

@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-import shlex
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -30,7 +29,6 @@ from artel.ledger.entries.kinds.split_seen import signers_of
 from artel.ledger.store import finality
 from artel.ledger.store.heads import MAX_CONFLICTS, HeadStore
 from artel.ledger.store.published import heads_error, known_heads
-from artel.ledger.store.reader import LedgerReader
 from artel.ledger.sync import fork
 from artel.ledger.sync.fork import SplitViewProven
 from artel.ledger.sync.peers import HEADS, PeerSource, notes_in
@@ -171,15 +169,21 @@ class Watch:
         if size > self._replica.store.size:
             await self._replica.catch_up(self._host, coordinator, self._run_id, size)
             await self._resolve()
-        elif size < self._replica.store.size and size != self._behind:
+        elif size < self._replica.store.size:
             # Nothing is forged, but the only one who adds entries has lost some that it signed.
+            # It asks before it signs; one that has begun to is told, and stops.
+            with contextlib.suppress(ArtelError):
+                await PeerSource(self._host, coordinator, self._run_id).cosign(
+                    self._replica.store.latest_note
+                )
+        if size < self._replica.store.size and size != self._behind:
             emit(
                 log,
                 "coordinator.lost_entries",
                 logging.WARNING,
                 theirs=size,
                 ours=self._replica.store.size,
-                hint="tell the organiser: it can be restored from this node's copy",
+                hint="it takes them back from its members; tell the organiser if it does not",
             )
         self._behind = size
 
@@ -304,7 +308,7 @@ class Watch:
         self._proof = proof
         if self._alarmed:
             return
-        await asyncio.to_thread(record, self._home, self._heads, proof, self._replica.store)
+        await asyncio.to_thread(fork.record, self._home, self._heads, proof, self._replica.store)
         self._alarmed = True
         state, value = self._replica.state, proof.to_dict()
         name = state.keys.get(self._account.key, self._account.key)
@@ -322,22 +326,6 @@ class Watch:
             await within(
                 asyncio.gather(*(tell(peer) for peer in {*others, self._coordinator()})), SPREAD_S
             )
-
-
-def record(home: Path, heads: HeadStore, proof: SplitView, store: LedgerReader) -> None:
-    """Leave the proof in a node's home, durably, and in its log."""
-    path = fork.write_split_view(home, proof, store.leaf(0))
-    heads.add_conflict(proof.to_dict())
-    first, second = proof.sizes
-    emit(
-        log,
-        "ledger.split_view",
-        logging.ERROR,
-        signer=proof.signer,
-        sizes=f"{first} and {second}",
-        proof=str(path),
-        check=f"artel ledger verify {shlex.quote(str(path))}",
-    )
 
 
 def refuse_convicted(replica: Replica, heads: HeadStore) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +36,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def file_of(nodeid: str) -> str:
     return nodeid.partition("::")[0]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_real_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What coordinators keep outside of their homes goes nowhere where a person has something."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs of different tests have the same keys."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg-state"))
 
 
 class Recorder:

@@ -32,6 +32,9 @@ def compare(
 ) -> int:
     """Ask several holders for their tree heads: do all see one history?
 
+    Exit code 0: they do, as far as they show it. 1: they show two, or nobody shows the tree that
+    would tell; of two histories of one log the evidence is written to a file.
+
     example: artel ledger compare http://HOST:8080 http://OTHER-NODE:PORT
 
     :param target: http(s) URLs, multiaddrs, invites, folders of tiles, or homes

@@ -10,6 +10,9 @@ It is a file of its own because it is held against the ledger: whoever puts ``le
 from a backup, or lets a node fetch it again, would put tables inside it back as well. All rows
 together have a digest, so that one that changed or is gone is noticed when the file is opened.
 
+A home that was put back as a whole says nothing of what was signed since; for a coordinator
+:mod:`ledger.store.second` does.
+
 Methods block and may be called from any thread; daemons call them through ``asyncio.to_thread``.
 """
 
@@ -40,16 +43,17 @@ log = logging.getLogger("artel.ledger")
 
 HEADS_NAME = "heads.sqlite3"
 GONE_HINT = (
-    "without it nothing here says whether the ledger was put back from a backup: artel ledger "
-    "compare with a member's copy tells; a start makes the file anew"
+    "without it nothing in this home says whether its ledger was put back from a backup: artel "
+    "ledger compare with a member's copy tells; a start makes the file anew"
 )
 MAX_NOTES = 256
 MAX_CONFLICTS = 64
 _HINT = (
-    "restore it from a backup; without it this home no longer knows what it has cosigned: "
-    "whoever moves it aside should give the node a new key"
+    "restore it from a backup, or move it aside: a coordinator then asks its members before it "
+    "signs; a node no longer knows what it has cosigned, and should get a new key"
 )
 _TABLES = {
+    "owner": ("key TEXT PRIMARY KEY",),
     "witnessed": ("origin TEXT PRIMARY KEY", "size INTEGER NOT NULL", "root BLOB NOT NULL"),
     "notes": (
         *("origin TEXT", "size INTEGER", "lines INTEGER NOT NULL", "note TEXT NOT NULL"),
@@ -139,16 +143,38 @@ class HeadStore:
             raise database.damaged(self.path, error, _HINT)
 
     @classmethod
-    def owned(cls, home: Path) -> HeadStore:
+    def owned(cls, home: Path, key: str) -> HeadStore:
         """What a home keeps, for the daemon that owns it; made anew when gone, and that is said.
 
-        :raises CheckFailed: when it is damaged
+        :param key: what the home signs with (hex)
+        :raises CheckFailed: when it is damaged, or of another home
         :raises ResourceError: when it cannot be read or written
         """
         path = home / HEADS_NAME
         if database.holds_nothing(path) and not database.holds_nothing(home / DATABASE_NAME):
             emit(log, "heads.gone", logging.WARNING, hint=GONE_HINT)
-        return cls(path)
+        store = cls(path)
+        try:
+            store.require_owner(key)
+            with store._changed():
+                store._connection.execute("INSERT OR IGNORE INTO owner VALUES (?)", (key,))
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def require_owner(self, key: str) -> None:
+        """Refuse the file of another home, which knows nothing of what this one signed.
+
+        :raises CheckFailed: it is one
+        """
+        with self._lock, self._errors():
+            owners = {str(owner) for (owner,) in self._connection.execute("SELECT key FROM owner")}
+        if owners - {key}:
+            raise CheckFailed(
+                f"{self.path} is that of another home",
+                "put this home's own file back, or move it aside: a start makes it anew",
+            )
 
     @classmethod
     @contextmanager

@@ -18,7 +18,6 @@ from artel.protocol.errors import CheckFailed, DecodeError, UsageError
 
 if TYPE_CHECKING:
     from artel.ledger.store.heads import HeadStore
-    from artel.ledger.store.reader import LedgerReader
 
 DATABASE_NAME = "ledger.sqlite3"
 CHECKPOINT_NAME = "checkpoint"
@@ -31,8 +30,9 @@ class LostEntries(CheckFailed):
         command = f"artel ledger restore --from TARGET --home {shlex.quote(str(home))}"
         super().__init__(
             message,
-            "nothing was signed; take the ledger back from whoever has more of it (a member's page "
-            "or address, a mirror) in the place of TARGET:\n"
+            "nothing was signed; a start takes the ledger back by itself from members that it can "
+            "reach, or do it from whoever has more of it (a member's page or address, a mirror) in "
+            "the place of TARGET:\n"
             f"    {command}{f' --run {run}' if run else ''}",
         )
 
@@ -124,8 +124,8 @@ def known_heads(heads: HeadStore, run: str, coordinators: Collection[str]) -> li
 
 
 def heads_error(heads: Iterable[Checkpoint], size: int, root_at: Callable[[int], bytes]) -> str:
-    """What a tree of ``size`` entries lacks of these heads (largest first), or ""."""
-    for head in heads:
+    """What a tree of ``size`` entries lacks of these heads, or ""."""
+    for head in sorted(heads, key=lambda head: -head.size):
         if head.size > size:
             return (
                 f"it holds {size} entries, and this home has signed or seen a signed tree head of "
@@ -137,16 +137,3 @@ def heads_error(heads: Iterable[Checkpoint], size: int, root_at: Callable[[int],
                 "seen signed: these are two histories"
             )
     return ""
-
-
-def require_heads(store: LedgerReader, heads: HeadStore, run: str) -> None:
-    """Go on only with a ledger that holds all that its home has signed or seen signed.
-
-    :raises LostEntries: when it does not
-    :raises CheckFailed: when a kept note is damaged
-    """
-    coordinators = store.genesis.coordinators if store.size else ()
-    known = known_heads(heads, run, coordinators)
-    error = heads_error(known, store.size, store.root_at)
-    if error:
-        raise LostEntries(f"the ledger {store.path} was put back: {error}", store.path.parent, run)

@@ -34,8 +34,11 @@ from artel.ledger.store.published import (
     require_file,
 )
 from artel.ledger.store.reader import LedgerReader
+from artel.ledger.store.second import SecondMemory
+from artel.ledger.tlog.checkpoint import parse_checkpoint
 from artel.ledger.tlog.tiles import TILE_WIDTH, tiles_of
-from artel.protocol.errors import ArtelError, CheckFailed
+from artel.protocol import identity
+from artel.protocol.errors import ArtelError, CheckFailed, UsageError
 from artel.protocol.merkle import EMPTY_ROOT
 from artel.protocol.telling import Tell, silent
 
@@ -54,6 +57,12 @@ class Check:
     detail: str
     hint: str = ""
     """What helps, where no other copy of the ledger does."""
+
+
+_NO_MEMORY = (
+    "nothing outside of this home says what it signed last: if it was put back as a whole, it "
+    "looks the same (a start asks the members)"
+)
 
 
 class _NotTheLedger(CheckFailed):
@@ -106,6 +115,7 @@ def _verify(home: Path, progress: Tell) -> Verification:
         # The ledger is never behind what it is held against, if that is read first.
         heads = _heads(stack, home)
         published = read_checkpoint_file(home / CHECKPOINT_NAME)
+        memory = _second(stack, home, published)
         path, checks = home / DATABASE_NAME, _Checks()
         try:
             connection = stack.enter_context(database.reading(path, database.tables()))
@@ -123,16 +133,42 @@ def _verify(home: Path, progress: Tell) -> Verification:
         checks("tiles", lambda: _tiles(store))
         checks("checkpoints", lambda: _checkpoints(store))
         checks("published checkpoint", lambda: _published(store, published))
+        signer = _signer(home, store)
         if isinstance(heads, HeadStore):
-            checks("kept tree heads", lambda: _kept(store, heads))
+            checks("kept tree heads", lambda: _kept(store, heads, home if signer else None))
         elif heads is not None:
             checks.made.append(Check("kept tree heads", False, heads.message, heads.hint))
+        if signer and memory is not None:
+            checks("second memory", lambda: _remembered(store, memory))
         checks("credit", lambda: _credit(replay.state))
         checks("effects", lambda: replay.effects(connection))
         unchecked = _unchecked(replay.state, store.size, heads, replay.told)
+        if signer and memory is None:
+            unchecked += (Unchecked("second memory", _NO_MEMORY),)
         size, root = store.size, store.root.hex()
     made = tuple(checks.made)
     return Verification(replay.state.run, size, root, made, unchecked, replay.state, replay.told)
+
+
+def _signer(home: Path, store: LedgerReader) -> str:
+    """The key (hex) with which this home signs the log; "" when it signs none."""
+    with suppress(ArtelError):
+        key = identity.load(home / NODE_KEY).key
+        return key if key in store.genesis.coordinators else ""
+    return ""
+
+
+def _second(stack: ExitStack, home: Path, published: str) -> SecondMemory | ArtelError | None:
+    """What a coordinator keeps outside of its home; None for nothing, or why it cannot be read."""
+    try:
+        run = parse_checkpoint(published).origin.split("/")[1]
+        key = identity.load(home / NODE_KEY).key
+    except (ArtelError, LookupError):
+        return None
+    try:
+        return stack.enter_context(SecondMemory.reading(run, key))
+    except ArtelError as error:
+        return error
 
 
 class _Checks:
@@ -162,6 +198,12 @@ def _heads(stack: ExitStack, home: Path) -> HeadStore | ArtelError | None:
         heads = stack.enter_context(HeadStore.of(home))
     except ArtelError as error:
         return error
+    with suppress(UsageError):  # without a key it signs nothing
+        if heads is not None:
+            try:
+                heads.require_owner(identity.load(home / NODE_KEY).key)
+            except CheckFailed as error:
+                return error
     # Whoever has a key to sign or cosign with made that file before the ledger.
     if heads is None and (home / NODE_KEY).exists():
         return CheckFailed(f"{HEADS_NAME} is gone or empty", GONE_HINT)
@@ -327,13 +369,40 @@ def _published(store: LedgerReader, note: str) -> str:
     return "the published tree head is in the database"
 
 
-def _kept(store: LedgerReader, heads: HeadStore) -> str:
-    """Every tree head that this home signed, cosigned or saw cosigned."""
-    known = known_heads(heads, store.genesis.run, store.genesis.coordinators)
+def _kept(store: LedgerReader, heads: HeadStore, signing: Path | None) -> str:
+    """Every tree head that this home signed, cosigned or saw cosigned.
+
+    :param signing: the home, if it signs the log: then the newest heads have to be among them
+    """
+    run, coordinators = store.genesis.run, store.genesis.coordinators
+    known = known_heads(heads, run, coordinators)
     error = heads_error(known, store.size, store.root_at)
     if error:
         raise CheckFailed(f"this ledger was put back: {error}")
+    if signing is not None:
+        ((before,),) = store.query("SELECT follows FROM checkpoints WHERE size = ?", (store.size,))
+        # Again, since a daemon may have gone on signing: at any moment all but the newest is noted.
+        with HeadStore.of(signing) as now:
+            noted = known_heads(now, run, coordinators) if now is not None else []
+        if not noted or noted[0].size < before:
+            newest = noted[0].size if noted else 0
+            raise _NotTheLedger(
+                f"the newest tree head in {HEADS_NAME} is of {newest} entries, and this home has "
+                f"signed one of {store.size}: that file was put back, or is another home's",
+                GONE_HINT,
+            )
     return f"{len(known)} that this home signed or saw signed are of this tree"
+
+
+def _remembered(store: LedgerReader, memory: SecondMemory | ArtelError) -> str:
+    """What is known outside of the home to have been signed."""
+    if not isinstance(memory, SecondMemory):
+        raise _NotTheLedger(memory.message, memory.hint)
+    known = memory.known(store.genesis.run, store.genesis.coordinators)
+    error = heads_error(known, store.size, store.root_at)
+    if error:
+        raise CheckFailed(f"this home was put back; {memory.path} says: {error}")
+    return f"{memory.path} knows of nothing more"
 
 
 def _credit(state: FoldState) -> str:

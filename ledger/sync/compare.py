@@ -10,17 +10,18 @@ from itertools import combinations
 from pathlib import Path
 
 from artel.ledger.entries.evidence import SplitView, build
-from artel.ledger.store.finality import size_of
+from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import DATABASE_NAME
 from artel.ledger.sync.client import home_view
 from artel.ledger.sync.holding import hold
 from artel.ledger.sync.offline import run_of
 from artel.ledger.sync.signed_tree import Shown, SignedHead, SignedTree, verified_head
-from artel.ledger.sync.source import newest_heads
+from artel.ledger.sync.source import CERTIFIED_PATH, Holder, NotFound, text_of
 from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint
 from artel.ledger.tlog.note import open_note
 from artel.ledger.tlog.proof import HashReader, root_at
-from artel.protocol.errors import CheckFailed, UsageError
+from artel.ledger.tlog.tiles import CHECKPOINT_PATH
+from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, UsageError
 from artel.protocol.paths import expanded
 
 
@@ -57,12 +58,14 @@ def compare(targets: Sequence[str], run: str = "") -> Comparison:
     :raises Unreachable: one does not answer
     """
     with ExitStack() as stack:
-        heads = _heads(stack, targets, run)
+        heads, wrong = _heads(stack, targets, run)
         runs = {head.head.run for head in heads}
         if len(runs) > 1:
             raise UsageError("these are different runs", f"they are: {', '.join(sorted(runs))}")
         found = [_between(*pair, heads) for pair in combinations(heads, 2)]
         finding, proof = _worst([each for each in found if each is not None], heads)
+        if finding is None and wrong is not None:
+            raise wrong
         genesis = next(head.tree.leaf(0) for head in heads if head.tree is not None)
     return Comparison(heads, finding, proof, genesis)
 
@@ -70,24 +73,31 @@ def compare(targets: Sequence[str], run: str = "") -> Comparison:
 # --- the heads ------------------------------------------------------------------------------------
 
 
-def _heads(stack: ExitStack, targets: Sequence[str], run: str) -> list[Shown]:
-    """Of each holder its newest tree, and every signed head that is not of that tree."""
+def _heads(
+    stack: ExitStack, targets: Sequence[str], run: str
+) -> tuple[list[Shown], ArtelError | None]:
+    """Of each holder its trees, and every signed head that is not of these; and what else it shows
+    that does not hold, which must not hide what does."""
     found = [_held(stack, target, run) for target in targets]
     heads = [head for trees, _, _ in found for head in trees]
     known = next((head.head for head in heads), None)
+    wrong = None
     for target, (trees, texts, error) in zip(targets, found, strict=True):
         if not trees and known is None and error is not None:
             raise error
         for text in texts:
-            head = parse_checkpoint(text)
-            if known is not None and not any(_begins_with(tree, head) for tree in trees):
-                keys = known.keys_for(known.origin)
-                open_note(text, keys)
-                heads.append(Shown(target, SignedHead(text, head, keys), None))
-    return heads
+            try:
+                head = parse_checkpoint(text)
+                if known is not None and not any(_begins_with(tree, head) for tree in trees):
+                    keys = known.keys_for(known.origin)
+                    open_note(text, keys)
+                    heads.append(Shown(target, SignedHead(text, head, keys), None))
+            except ArtelError as failure:
+                wrong = wrong or failure
+    return heads, wrong
 
 
-_Held = tuple[list[Shown], list[str], CheckFailed | None]
+_Held = tuple[list[Shown], list[str], ArtelError | None]
 
 
 def _held(stack: ExitStack, target: str, run: str) -> _Held:
@@ -99,38 +109,69 @@ def _held(stack: ExitStack, target: str, run: str) -> _Held:
         log = view.log
         if run and log.genesis.run != run:
             raise CheckFailed(f"{target} holds run {log.genesis.run[:12]}…, not {run[:12]}…")
-        kept = view.heads.newest(0) if view.heads is not None else ""
-        return [Shown.of(log, target)], [kept] if kept else [], None
+        kept = list(view.heads.newest_first(0)) if view.heads is not None else []
+        return [Shown.of(log, target)], kept, None
     holder, named = hold(target)
     stack.callback(holder.close)
-    texts = sorted(filter(None, newest_heads(holder)), key=size_of, reverse=True)
+    texts, error = _notes(holder)
     trees: list[Shown] = []
-    error = None
-    for text in texts:
+    for text in sorted(texts, key=_size, reverse=True):
         try:
             head = verified_head(holder, text, run=run or named)
             tree = SignedTree(holder, head.size, head.root)
-        except CheckFailed as failure:
+        except ArtelError as failure:
             error = error or failure
             continue
         if not any(_begins_with(known, head.checkpoint) for known in trees):
             trees.append(Shown(target, head, tree))
-    if error is not None and not run_of(parse_checkpoint(texts[0]).origin):
+    if error is not None and not any(map(_run, texts)):
         raise error
     return trees, texts, error
+
+
+def _notes(holder: Holder) -> tuple[list[str], ArtelError | None]:
+    """The heads that a holder shows, not verified, and why one could not be read.
+
+    :raises ArtelError: none could
+    """
+    texts, error = list[str](), None
+    for path in (CERTIFIED_PATH, CHECKPOINT_PATH):
+        try:
+            texts.append(text_of(holder.get(path), path))
+        except ArtelError as failure:
+            if path == CHECKPOINT_PATH and not texts:
+                raise
+            if not isinstance(failure, NotFound):  # many have no certified one
+                error = failure
+    return list(dict.fromkeys(filter(None, texts))), error
+
+
+def _size(text: str) -> int:
+    """Entries that a note says it covers; -1 where it cannot be read."""
+    try:
+        return parse_checkpoint(text).size
+    except DecodeError:
+        return -1
+
+
+def _run(text: str) -> str:
+    try:
+        return run_of(parse_checkpoint(text).origin)
+    except DecodeError:
+        return ""
 
 
 # --- two of them ----------------------------------------------------------------------------------
 
 
 def _begins_with(tree: Shown, head: Checkpoint) -> bool:
-    """Whether the tree that a head has behind it begins with that of another.
-
-    :raises CheckFailed: what is served of it does not belong to the head, or is missing
-    """
+    """Whether the tree that a head has behind it is known to begin with that of another."""
     if tree.tree is None or head.size > tree.size:
         return False
-    return root_at(tree.tree, head.size) == head.root
+    try:
+        return root_at(tree.tree, head.size) == head.root
+    except ArtelError:  # what is served of it does not belong to the head, or does not come
+        return False
 
 
 def _behind(head: Shown, heads: Sequence[Shown]) -> HashReader | None:
@@ -151,7 +192,7 @@ def _between(a: Shown, b: Shown, heads: Sequence[Shown]) -> Mismatch | None:
             return Mismatch((a, b), False, f"nobody shows the tree of {large.size:,} entries")
         same = root_at(tree, small.size) == small.head.root
         return None if same else Mismatch((a, b), True, "")
-    except CheckFailed as error:
+    except ArtelError as error:
         return Mismatch((a, b), False, error.message)
 
 
@@ -166,12 +207,25 @@ def _worst(
             why = "the two checkpoints are of different terms, signed with different names"
         else:
             try:
+                for head in (a, b):
+                    if same := _of_one_size(head, heads):
+                        return finding, build(head.head.note, _NoTree(0), same, _NoTree(0))
                 trees = [_behind(head, heads) or _NoTree(head.size) for head in (a, b)]
                 return finding, build(a.head.note, trees[0], b.head.note, trees[1])
-            except CheckFailed as error:
+            except ArtelError as error:
                 why = error.message
         splits[number] = replace(finding, why=why)
     return next(iter(splits or findings), None), None
+
+
+def _of_one_size(head: Shown, heads: Sequence[Shown]) -> str:
+    """Another head of the same size that a ledger at hand keeps; "" for none. It needs no tree."""
+    for other in heads:
+        if isinstance(other.tree, LedgerReader) and other.size >= head.size:
+            note = other.tree.note_at(head.size)
+            if note and parse_checkpoint(note).root != head.head.root:
+                return note
+    return ""
 
 
 @dataclass(frozen=True)

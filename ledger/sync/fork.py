@@ -8,6 +8,7 @@ peer that showed the head, and each of them is tied to the head's root.
 
 from __future__ import annotations
 
+import logging
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +23,14 @@ from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint, veri
 from artel.ledger.tlog.proof import root_at
 from artel.protocol import files
 from artel.protocol.errors import ArtelError, CheckFailed
+from artel.protocol.events import emit
 
 if TYPE_CHECKING:
     from artel.ledger.entries import Genesis
+    from artel.ledger.store.heads import HeadStore
     from artel.ledger.store.reader import LedgerReader
+
+log = logging.getLogger("artel.ledger")
 
 SPLIT_VIEW_FILE = "split-view.json"
 
@@ -108,6 +113,23 @@ def convicts_coordinator(value: dict[str, Any], origin: str, genesis: Genesis) -
     except ArtelError:
         return False
     return True
+
+
+def record(home: Path, heads: HeadStore, proof: SplitView, store: LedgerReader) -> Path:
+    """Leave the proof in a home, durably, and in its log; returns the file."""
+    path = write_split_view(home, proof, store.leaf(0))
+    heads.add_conflict(proof.to_dict())
+    first, second = proof.sizes
+    emit(
+        log,
+        "ledger.split_view",
+        logging.ERROR,
+        signer=proof.signer,
+        sizes=f"{first} and {second}",
+        proof=str(path),
+        check=f"artel ledger verify {shlex.quote(str(path))}",
+    )
+    return path
 
 
 def write_split_view(place: Path, proof: SplitView, genesis: bytes) -> Path:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from artel.ledger.fold.effects import Fold
+from artel.ledger.fold.effects import Fold, checked
 from artel.ledger.fold.history import History
 from artel.ledger.fold.shares import FoldState
 from artel.ledger.store.published import LostEntries, read_checkpoint_file
@@ -22,7 +23,7 @@ from artel.ledger.sync import fork
 from artel.ledger.sync.fork import SplitViewProven
 from artel.ledger.sync.peers import PeerSource
 from artel.ledger.sync.signed_tree import manifest_of, next_bundle, take_over, verified_head
-from artel.ledger.sync.source import text_of
+from artel.ledger.sync.source import Holder, TileSource, text_of
 from artel.ledger.tlog.checkpoint import parse_checkpoint, verifier_keys
 from artel.ledger.tlog.tiles import CHECKPOINT_PATH, encode_bundle
 from artel.protocol.errors import ArtelError, CheckFailed
@@ -60,11 +61,14 @@ class Replica:
         """
         try:
             store = LedgerStore.open(path, create=True, run=run)
-        except LostEntries:
+        except LostEntries as lost:
             if heads is None:
                 raise
             published = path.with_name(CHECKPOINT_NAME)
-            heads.add_note(read_checkpoint_file(published))
+            try:
+                heads.add_note(read_checkpoint_file(published))
+            except ArtelError:
+                raise lost from None
             published.unlink()
             store = LedgerStore.open(path, create=True, run=run)
         try:
@@ -98,9 +102,12 @@ class Replica:
             it has beyond this copy cannot be had from it: ask another one
         :raises Unreachable: the peer does not answer
         """
+        await self.take_from(PeerSource(host, peer, run), run, target)
+
+    async def take_from(self, source: PeerSource | Holder, run: str, target: int = 0) -> None:
+        """As :meth:`catch_up`, from anything that has the files of the log."""
         async with self._lock:
             if not target or self.store.size < target:
-                source = PeerSource(host, peer, run)
                 # Cancelled in between, store and fold would speak of different ledgers.
                 await uninterrupted(self._follow(source, run, target), source.close)
             if self.store.size < target:
@@ -108,19 +115,40 @@ class Replica:
                     f"the peer announced {target} ledger entries and shows {self.store.size}"
                 )
 
-    async def _follow(self, source: PeerSource, run: str, target: int) -> None:
+    async def add(self, leaves: Sequence[bytes], note: str) -> None:
+        """Take over entries that lie on this machine, which end in a signed head.
+
+        :raises CheckFailed: they do not continue this copy
+        """
+
+        async def append() -> None:
+            try:
+                found = checked(leaves, self.store.size)
+                append = self.store.append_replica
+                await asyncio.to_thread(append, found, note, self.fold.beside)
+            finally:
+                self._settle()
+
+        async with self._lock:
+            await uninterrupted(append())
+
+    async def _follow(self, source: PeerSource | Holder, run: str, target: int) -> None:
         try:
             await asyncio.to_thread(self._grow, source, run, target)
         finally:
-            if self.store.size > self.state.size:  # it can fail after the commit, too
-                self.fold.settle()
-                for event in self._growth:
-                    event.set()
+            self._settle()
 
-    def _grow(self, source: PeerSource, run: str, target: int) -> None:
+    def _settle(self) -> None:
+        if self.store.size > self.state.size:  # it can fail after the commit, too
+            self.fold.settle()
+            for event in self._growth:
+                event.set()
+
+    def _grow(self, source: PeerSource | Holder, run: str, target: int) -> None:
         """Append what the source has beyond this copy."""
         store = self.store
-        if target:  # what is new lies most probably there: one stream brings all
+        if target and isinstance(source, PeerSource):
+            # What is new lies most probably there: one stream brings all.
             bundle, known = next_bundle(store, store.size, target)
             source.bring(CHECKPOINT_PATH, bundle.path, skip=len(encode_bundle(known)))
         text = text_of(source.get(CHECKPOINT_PATH), CHECKPOINT_PATH)
@@ -136,7 +164,7 @@ class Replica:
             self._prove_fork(source, text)
             raise
 
-    def _prove_fork(self, source: PeerSource, note: str) -> None:
+    def _prove_fork(self, source: TileSource, note: str) -> None:
         """Raise SplitViewProven if the note is a coordinator's and not of our tree."""
         proof = None
         if self.store.size:

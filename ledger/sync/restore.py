@@ -33,6 +33,7 @@ from artel.ledger.store.published import (
     term_of,
 )
 from artel.ledger.store.reader import LedgerReader
+from artel.ledger.store.second import SecondMemory
 from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
 from artel.ledger.store.verify import verify_home
 from artel.ledger.sync.fork import require_one_history
@@ -185,10 +186,13 @@ def _said(home: Path, own: _Own, best: Offer) -> list[Checkpoint]:
         said = parse_checkpoint(own.published)
         note.open_note(own.published, best.head.keys_for(said.origin))
         known.append(said)
+    coordinators = [key.public.hex() for key in best.head.keys]
     if (home / HEADS_NAME).exists():
-        coordinators = [key.public.hex() for key in best.head.keys]
         with closing(HeadStore(home / HEADS_NAME)) as heads:
             known += known_heads(heads, best.head.run, coordinators)
+    if (home / NODE_KEY).exists():
+        with SecondMemory.reading(best.head.run, identity.load(home / NODE_KEY).key) as second:
+            known += second.known(best.head.run, coordinators) if second is not None else []
     return sorted(known, key=lambda head: -head.size)
 
 
@@ -259,6 +263,7 @@ def _made(
                 raise CheckFailed("the manifest is not signed by its organiser")
             found = finality.of_notes(notes, store, fold.state)
             size, root, genesis = store.size, store.root, store.genesis
+            newest = store.latest_note
         kept = _put_in_place(home, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -267,8 +272,13 @@ def _made(
         with closing(HeadStore(home / HEADS_NAME)) as heads:
             if signs:  # there are newer ones only when an older ledger was accepted
                 heads.forget_after(size)
+                heads.add_note(newest)
             for text in {found.certified, found.cosigned} - {""}:
                 heads.add_note(text)
+        second = SecondMemory.of(run, identity.load(home / NODE_KEY).key) if signs else None
+        if second is not None:
+            with closing(second):
+                second.begin_with(newest)
     certified = size_of(found.certified)
     return Restored(run, size, root, own.size, own.damage, kept, certified, source, signs)
 

@@ -199,22 +199,22 @@ class Host:
             return False
         return True
 
+    async def connected(self) -> dict[str, list[str]]:
+        """The peers that are connected now, and the addresses of their connections."""
+        try:
+            known = await within(self._daemon.p2p.list_peers(), 5)
+        except STREAM_ERRORS:
+            return {}
+        return {str(info.peer_id): [str(address) for address in info.addrs] for info in known}
+
     async def dial_back(self, peer: str, addresses: Sequence[str]) -> bool:
         """Whether a connected peer accepts new connections from outside.
 
         Only an address at the host that its present connection comes from is dialled, so that
         nobody can make us knock on other people's doors.
         """
-        try:
-            known = await within(self._daemon.p2p.list_peers(), 5)
-        except STREAM_ERRORS:
-            return False
-        from_hosts = {
-            str(address).split("/")[2]
-            for info in known
-            if str(info.peer_id) == peer
-            for address in info.addrs
-        }
+        known = await self.connected()
+        from_hosts = {address.split("/")[2] for address in known.get(peer, [])}
         for address in addresses:
             parts = address.split("/")
             if len(parts) < 5 or parts[3] != "tcp" or parts[2] not in from_hosts:
@@ -295,9 +295,14 @@ class Host:
             ) from None
 
     async def serve(self, service: str, handler: wire.Handler) -> None:
-        """Answer requests to ``service``: one request per stream, bounded streams per peer."""
+        """Answer requests to ``service``: one request per stream, bounded streams per peer.
+
+        A later handler takes the place of an earlier one.
+        """
+        is_new = service not in self._reception.handlers
         self._reception.handlers[service] = handler
-        await self._gateway.serve(service)
+        if is_new:
+            await self._gateway.serve(service)
 
     async def _disconnect(self, peer_id: bytes) -> None:
         await self._gateway.disconnect(peer_id)

@@ -241,7 +241,7 @@ async def test_it_stops_on_ctrl_c_and_goes_on_in_the_same_home(tmp_path: Path) -
         *("--http", "127.0.0.1:0", "--listen", invite.peers[0].partition("/p2p/")[0], "--log-json"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env=tether.environment(),
+        env=tether.environment(XDG_STATE_HOME=str(tmp_path / "state")),
     )
     assert process.stdout is not None
     ready = json.loads(await asyncio.wait_for(process.stdout.readline(), 120))

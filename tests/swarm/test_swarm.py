@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ from artel.ledger.sync.offline import verify_evidence
 from artel.ledger.tlog.checkpoint import origin_of
 from artel.node import status as node_status
 from artel.node.daemon import PATIENCE_S
-from artel.protocol import content, identity
+from artel.protocol import content, identity, tether
 from artel.protocol.errors import EXIT_RESOURCE, EXIT_USAGE, Unreachable
 from artel.protocol.invite import Invite
 from benchmarks.swarm import Swarm
+from places import WORLDS
 from swarm_world import (
     assert_all_signed_every_state,
     ledger_of,
@@ -239,10 +241,10 @@ async def test_a_restarted_coordinator_goes_on_and_nodes_reconnect(tmp_path: Pat
 
 
 @pytest.mark.slow  # nodes compare heads every 20 s; test_split_view shows the same without waiting
-async def test_a_coordinator_restored_from_an_old_backup_is_caught_by_every_node(
-    tmp_path: Path,
+async def test_a_coordinator_that_goes_on_from_an_old_backup_is_caught_by_every_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It forgets what it has signed, and signs the entries of a newcomer in its place."""
+    """It asks nobody, forgets what it has signed, and signs the entries of a newcomer instead."""
     home, backup = tmp_path / "coordinator", tmp_path / "backup"
     async with Swarm(tmp_path, write_run(tmp_path, total=500, inner_steps=300)) as swarm:
         await swarm.start(nodes=2)
@@ -256,6 +258,16 @@ async def test_a_coordinator_restored_from_an_old_backup_is_caught_by_every_node
         await swarm.stop_coordinator(signal.SIGKILL)
         shutil.rmtree(home)
         backup.rename(home)
+        shutil.rmtree(tmp_path / "state")
+        honest = tether.command
+
+        def forgetful(*arguments: str) -> tuple[str, ...]:
+            if arguments[0] != "coordinator":
+                return honest(*arguments)
+            program = str(WORLDS / "forgetful_coordinator.py")
+            return tether.tied(sys.executable, "-P", program, *arguments, death=signal.SIGTERM)
+
+        monkeypatch.setattr(tether, "command", forgetful)
         await swarm.start_coordinator()
         await swarm.start_node(3)
         swarm.nodes[3].expected = True  # it is told by the others

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from artel.ledger.sync.peers import HEADS, ask_files
 from artel.ledger.tlog import note
 from artel.ledger.tlog.cosignature import add_lines, cosign, witness_name
 from artel.protocol import content, dsse, messages, model, round_state
+from artel.protocol.errors import Unreachable
 from artel.protocol.exchange import pseudogradient
 from artel.protocol.exchange.codec import codec
 from artel.protocol.exchange.pseudogradient import Header
@@ -103,6 +105,11 @@ class Nowhere:
 
     async def dial_back(self, peer: str, addresses: list[str]) -> bool:
         return False
+
+    @contextlib.asynccontextmanager
+    async def open(self, peer: str, service: str) -> AsyncIterator[None]:
+        raise Unreachable(f"peer {peer} does not answer")
+        yield
 
 
 def known_by(*blobs: bytes) -> str:

@@ -77,6 +77,7 @@ class Net:
         self.shown: dict[str, History] = {}
         self.default: History
         self.submitted: list[bytes] = []
+        self.told: list[str] = []
         self._closers: list[Callable[[], None]] = []
         self.nodes: list[Node] = []
 
@@ -91,6 +92,8 @@ class Net:
         if isinstance(request, messages.Submit):
             self.submitted.append(request.statement)
             raise wire.Refused("no", code="proves_nothing")
+        if isinstance(request, messages.Cosigned):
+            self.told.append(request.note)
         history = self.shown.get(peer, self.default)
         return await history.service().answer(peer, request, stream)
 

@@ -23,11 +23,14 @@ from artel.coordinator.metrics import METRICS_FILE
 from artel.coordinator.preparation import Prepared, manifest_path
 from artel.coordinator.prepare import prepare
 from artel.coordinator.process import INVITE_FILE
+from artel.coordinator.recovery import OwnLedger
 from artel.coordinator.sequencer import Sequencer
 from artel.ledger import entries
 from artel.ledger.entries import evidence
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.published import LostEntries
+from artel.ledger.store.reader import LedgerReader
+from artel.ledger.store.second import second_path
 from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore, Sign
 from artel.ledger.store.verify import verify_home
 from artel.ledger.sync.fork import SplitViewProven
@@ -141,12 +144,13 @@ def test_a_coordinator_with_a_ledger_from_a_backup_signs_nothing_until_it_is_res
 ) -> None:
     mirror = write_tiles(home, tmp_path / "mirror")
     put_back(home, DATABASE_NAME, CHECKPOINT_NAME)
-    before = (home / DATABASE_NAME).read_bytes()
+    before = (home / CHECKPOINT_NAME).read_bytes()
     done = start(run_file, home)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert not done.stdout
-    assert (home / DATABASE_NAME).read_bytes() == before
+    with LedgerReader.of(home) as store:
+        assert store.latest_note.encode() == (home / CHECKPOINT_NAME).read_bytes() == before
     assert cli.main(["ledger", "verify", "--home", str(home)]) == 1
     shown = capsys.readouterr()
     assert str(ENTRIES) in shown.out
@@ -229,6 +233,7 @@ def test_what_no_copy_of_the_ledger_brings_back_is_made_by_a_start(
     assert "ledger restore" not in capsys.readouterr().err
     with caplog.at_level(logging.WARNING, "artel.ledger"):
         assert opened(run_file, home) == ENTRIES
+        begun(run_file, home)
     assert [record.message for record in caplog.records] == said
     assert cli.main(["ledger", "verify", "--home", str(home)]) == 0
 
@@ -245,32 +250,81 @@ def opened(run_file: Path, home: Path) -> int:
     """Prepare and open a coordinator's home as its process does; the size of its ledger."""
     found = prepare(run_file, home)
     with contextlib.ExitStack() as stack:
-        store, _ = process._ledger(home, found.run, stack)
-        return store.size
+        own = process._own_ledger(home, found, load(home / "node.key"), stack)
+        own.require_whole()
+        return own.store.size
+
+
+def begun(run_file: Path, home: Path) -> None:
+    """What a coordinator notes before it adds anything."""
+    found = prepare(run_file, home)
+    with contextlib.ExitStack() as stack:
+        own = process._own_ledger(home, found, load(home / "node.key"), stack)
+        Sequencer(own.store, load(home / "node.key"), found.run, own.heads, second=own.second)
 
 
 @pytest.mark.parametrize(
-    ("names", "lost"),
+    ("names", "lost", "failed"),
     [
-        ((), False),
-        ((DATABASE_NAME, CHECKPOINT_NAME), True),
-        ((DATABASE_NAME,), True),
-        ((CHECKPOINT_NAME,), False),  # as after a crash
-        ((HEADS_NAME,), False),  # older heads than the ledger: all of them are in it
-        ((DATABASE_NAME, CHECKPOINT_NAME, HEADS_NAME), False),  # nothing here knows better
+        ((), False, []),
+        ((DATABASE_NAME, CHECKPOINT_NAME), True, ["kept tree heads"]),
+        ((DATABASE_NAME,), True, ["kept tree heads"]),
+        ((CHECKPOINT_NAME,), False, []),  # as after a crash
+        ((HEADS_NAME,), False, ["kept tree heads"]),  # a start mends it
+        ((DATABASE_NAME, CHECKPOINT_NAME, HEADS_NAME), False, []),  # nothing here knows better
     ],
 )
 def test_every_mixture_of_old_and_new_files(
-    run_file: Path, home: Path, names: tuple[str, ...], lost: bool
+    run_file: Path, home: Path, names: tuple[str, ...], lost: bool, failed: list[str]
 ) -> None:
     put_back(home, *names)
     if lost:
         with pytest.raises(LostEntries):
             opened(run_file, home)
-        assert not verify_home(home).verified
     else:
         assert opened(run_file, home) == (ENTRIES if DATABASE_NAME not in names else OLDER)
-        assert verify_home(home).verified
+    assert [check.name for check in verify_home(home).checks if not check.ok] == failed
+
+
+async def test_a_home_that_was_put_back_as_a_whole_is_held_against_what_lies_elsewhere(
+    run_file: Path, home: Path
+) -> None:
+    run = prepare(run_file, home)
+    for remembered in (False, True):  # this machine has not seen that home sign, and has
+        with contextlib.ExitStack() as stack:
+            own = process._own_ledger(home, run, load(home / "node.key"), stack)
+            assert own.remembered == remembered
+        begun(run_file, home)
+    assert verify_home(home).verified
+    put_back(home, DATABASE_NAME, CHECKPOINT_NAME, HEADS_NAME)
+    with pytest.raises(LostEntries, match=f"head of {ENTRIES}"):
+        opened(run_file, home)
+    found = verify_home(home)
+    assert [check.name for check in found.checks if not check.ok] == ["second memory"]
+    # What nobody but the second memory has comes from there.
+    with contextlib.ExitStack() as stack:
+        own = process._own_ledger(home, run, load(home / "node.key"), stack)
+        await own.take_tail()
+        assert own.store.size == ENTRIES
+        own.require_whole()
+    shutil.rmtree(second_path(run.run, load(home / "node.key").key).parent)
+    assert "second memory" in {item.name for item in verify_home(home).unchecked}
+
+
+def test_the_tree_heads_of_another_home_are_not_taken_for_ones_own(
+    run_file: Path, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert opened(run_file, home) == ENTRIES  # from now on the file names its owner
+    other = tmp_path / "other"
+    other.mkdir()
+    HeadStore.owned(other, key("somebody else").key).close()
+    shutil.copy(other / HEADS_NAME, home / HEADS_NAME)
+    with pytest.raises(CheckFailed, match="of another home"):
+        opened(run_file, home)
+    assert cli.main(["ledger", "verify", "--home", str(home)]) == 1
+    shown = capsys.readouterr()
+    assert "of another home" in shown.out
+    assert "ledger restore" not in shown.err
 
 
 def test_another_history_than_the_heads_of_the_home_is_not_gone_on_with(
@@ -307,7 +361,8 @@ async def test_heads_that_nobody_cosigned_are_remembered_too(tmp_path: Path) -> 
     shutil.copy(tmp_path / "older", home / DATABASE_NAME)
     shutil.copy(tmp_path / "checkpoint", home / CHECKPOINT_NAME)
     with contextlib.ExitStack() as stack, pytest.raises(LostEntries):
-        process._ledger(home, world.run, stack)
+        key, coordinators = world.coordinator.key, [world.coordinator.key]
+        OwnLedger.open(home, world.run, key, coordinators, "", stack).require_whole()
     assert not verify_home(home).verified
 
 
@@ -427,6 +482,19 @@ async def test_a_node_takes_no_older_ledger_in_the_place_of_its_own(net: Net, wo
             await replica.catch_up(node.host, net.host.peer_id, world.run)
             with pytest.raises(CheckFailed, match="is older"):
                 refuse_older(replica, heads)
+
+
+async def test_a_node_tells_a_coordinator_that_shows_less_than_it_signed(
+    net: Net, world: World
+) -> None:
+    node = await net.node("node")
+    await node.watch.exchange(net.host.peer_id)
+    assert net.told == []
+    newest = net.default.store.latest_note
+    net.default = net.history("older")
+    net.default.store.append(world.leaves[:10], world.sign)
+    await node.watch.exchange(net.host.peer_id)
+    assert net.told == [newest]
 
 
 async def test_a_node_that_fetches_another_history_proves_it(net: Net, world: World) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import ExitStack
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.sync.offline import verify_evidence
@@ -73,7 +76,12 @@ def equivocating(world: World, tmp_path: Path) -> Path:
 def compare(capsys: pytest.CaptureFixture[str]) -> Compare:
     def compare(*targets: object, code: int = 1) -> dict[str, Any]:
         with ExitStack() as stack:
-            urls = [stack.enter_context(served(folder)) for folder in targets]  # type: ignore[arg-type]
+            urls = [
+                target
+                if isinstance(target, str)
+                else stack.enter_context(served(Path(str(target))))
+                for target in targets
+            ]
             assert main(["compare", *urls]) == code
             capsys.readouterr()
             Path("split-view.json").unlink(missing_ok=True)
@@ -82,6 +90,44 @@ def compare(capsys: pytest.CaptureFixture[str]) -> Compare:
             return facts
 
     return compare
+
+
+Answer = Callable[[str], bytes | None]
+"""The content of a path; None: the connection ends without an answer."""
+
+
+@contextmanager
+def lying(answer: Answer) -> Iterator[str]:
+    """A web server that says what it wants, which may be another thing each time."""
+
+    class Liar(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            data = answer(self.path.removeprefix("/ledger/"))
+            if data is None:
+                self.close_connection = True
+                return
+            self.send_response(200 if data else 404)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Liar)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def read(folder: Path, path: str) -> bytes:
+    file = folder / path
+    return file.read_bytes() if file.is_file() else b""
 
 
 def convicted(world: World) -> tuple[int, int]:
@@ -171,3 +217,74 @@ def test_a_head_that_the_log_never_signed_convicts_nobody(
     with pytest.raises(CheckFailed, match="sign"):
         main(["compare", str(mixed), str(other)])
     assert not Path("split-view.json").exists()
+
+
+@pytest.mark.parametrize("certified", [b"garbage", b"\xff\xfe", b"forged"])
+def test_a_head_that_says_nothing_hides_no_fork(
+    world: World,
+    member: Path,
+    equivocating: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    certified: bytes,
+) -> None:
+    if certified == b"forged":
+        stranger = World(name="stranger").coordinator
+        certified = sign_checkpoint(stranger, world.origin, NEWER, b"\1" * 32).encode()
+    mine = write_tiles(equivocating, tmp_path / "mine")
+    other = write_tiles(member, tmp_path / "other")
+
+    def answer(path: str) -> bytes:
+        return certified if path == CERTIFIED_PATH else read(mine, path)
+
+    with lying(answer) as liar, served(other) as honest:
+        assert main(["compare", liar, honest]) == 1
+    assert "evidence written to split-view.json" in capsys.readouterr().out
+    assert convicted(world) == (OLDER + 3, NEWER)
+
+
+def test_a_server_that_shows_a_head_of_each_history_in_turn_is_found_out_by_asking_it_twice(
+    world: World, member: Path, equivocating: Path, tmp_path: Path
+) -> None:
+    tiles = [write_tiles(member, tmp_path / "one"), write_tiles(equivocating, tmp_path / "other")]
+    asked: list[str] = []
+
+    def answer(path: str) -> bytes:
+        if path == "checkpoint":
+            asked.append(path)
+        if path == CERTIFIED_PATH:
+            return b""
+        # The tiles of both have names of their own, but for those that are alike.
+        turn = tiles[(len(asked) + 1) % 2]
+        return read(turn, path) or read(tiles[len(asked) % 2], path)
+
+    with lying(answer) as liar:
+        assert main(["compare", liar, liar]) == 1
+    assert convicted(world) == (OLDER + 3, NEWER)
+
+
+def test_who_shows_a_head_and_then_no_tree_is_compared_by_that_head(
+    world: World, member: Path, equivocating: Path, tmp_path: Path, compare: Compare
+) -> None:
+    mine = write_tiles(equivocating, tmp_path / "mine")
+    other = write_tiles(member, tmp_path / "other")
+
+    def answer(path: str) -> bytes | None:
+        return None if path.startswith("tile/0") else read(mine, path)
+
+    with lying(answer) as liar:
+        facts = compare(liar, other)
+    assert facts["consistent"] is False
+    assert facts["evidence"] is None, "nobody shows the tree behind that head"
+    assert {parse_checkpoint(note).size for note in facts["notes"]} == {OLDER + 3, NEWER}
+
+
+def test_every_head_that_a_home_has_seen_is_compared(
+    world: World, member: Path, equivocating: Path, tmp_path: Path
+) -> None:
+    with closing(HeadStore(member / HEADS_NAME)) as heads:  # not the newest one that it keeps
+        heads.add_note(note_of(equivocating, OLDER + 3))
+        heads.add_note(note_of(member, NEWER))
+    other = write_tiles(member, tmp_path / "other")
+    assert main(["compare", str(member), str(other)]) == 1
+    assert convicted(world) == (OLDER + 3, OLDER + 3)
