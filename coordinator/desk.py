@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
 import contextlib
 import hashlib
+import itertools
 import logging
 import time
 from collections.abc import Sequence
@@ -32,6 +34,9 @@ log = logging.getLogger("artel.coordinator")
 
 ADDRESSES_TOLD = 4
 """Addresses of each other node in a directive."""
+BEATS_S = 20
+"""Heartbeats in a second, of all nodes together, that are answered without news; the more nodes,
+the longer each one's is kept back."""
 
 
 class Desk:
@@ -195,14 +200,14 @@ class Desk:
         # Who was convicted gets no seat any more, as if it were about to leave.
         goes = report.leaving or self._barred(peer)
         await core.feed(round_state.Seen(now, peer, report.state_root, goes))
-        patience = min(request.patience, core.rules.heartbeat_timeout / 3)
+        patience = min(request.patience, self._patience())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
                 # A newer heartbeat of the same node has taken over when the numbers differ.
                 while self._version(peer, known) == request.seen and known.beats == mine:
                     known.news.clear()
                     await known.news.wait()
-        return self._directive(peer, known)
+        return self._directive(peer, known, request.seen)
 
     def _barred(self, peer: str) -> bool:
         fold = self._core.ledger.state
@@ -236,7 +241,7 @@ class Desk:
             return Duty("wait", "the run is being closed", duty.root)
         return duty
 
-    def _directive(self, peer: str, known: Peer) -> messages.Directive:
+    def _directive(self, peer: str, known: Peer, seen: int) -> messages.Directive:
         core = self._core
         version = self._version(peer, known)
         duty = self._duty(peer)
@@ -253,15 +258,25 @@ class Desk:
             ledger_size=core.ledger.store.size,
             reason=duty.reason[:300],
             evaluate=evaluates,
-            peers=self._neighbours(),
+            peers=self._neighbours(peer) if version != seen else {},
+            patience=self._patience(),
         )
 
-    def _neighbours(self) -> dict[str, list[str]]:
-        """Where nodes are, as many as fit; members of the round first. The DHT knows the others."""
+    def _patience(self) -> float:
+        """How long a heartbeat without news is kept back."""
+        longest = min(messages.MOST_PATIENCE_S, self._core.rules.heartbeat_timeout / 3)
+        return min(longest, max(messages.PATIENCE_S, len(self._core.peers) / BEATS_S))
+
+    def _neighbours(self, peer: str) -> dict[str, list[str]]:
+        """Where nodes are, as many as fit; members of the round first, and of these others for each
+        node. The DHT knows the rest."""
         core = self._core
         room = messages.Directive.LIMIT - 4 * messages.KIB
         found: dict[str, list[str]] = {}
-        for name in sorted(core.peers, key=lambda name: name not in core.state.members)[:64]:
+        members = [name for name in core.state.members if name in core.peers] or [*core.peers]
+        place = bisect.bisect(members, peer) if core.state.members else 0
+        names = dict.fromkeys([*members[place:], *members[:place], *core.peers])
+        for name in itertools.islice(names, 64):
             addresses = core.peers[name].addresses
             room -= len(name) + 4 + sum(len(address) + 3 for address in addresses)
             if room < 0:

@@ -178,6 +178,10 @@ class LocalRun:
         if self.coordinator is not None and self.coordinator.running:
             await self._end(self.coordinator)
 
+    def program(self, *command: str) -> tuple[str, ...]:
+        """The command line that runs ``artel COMMAND``."""
+        return tether.command(*command)
+
     async def _spawn(
         self, name: str, home: Path, *command: str, output: int | None = None
     ) -> Program:
@@ -187,7 +191,7 @@ class LocalRun:
             append = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
             with os.fdopen(os.open(log, append, 0o600), "ab") as file:
                 process = await asyncio.create_subprocess_exec(
-                    *tether.command(*command),
+                    *self.program(*command),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=file if output is None else output,
                     stderr=file,

@@ -24,18 +24,18 @@ from artel.coordinator.metrics import Clock, Metrics, Numbers
 from artel.coordinator.pace import Planner
 from artel.coordinator.peer import Peer
 from artel.coordinator.resuming import INTERRUPTED, NoEffect, ranked, resumed, seat
+from artel.coordinator.reveals import Reveals, Shown
 from artel.coordinator.sequencer import Late, Sequencer, Statement
 from artel.coordinator.shape import Shape, largest_contribution
 from artel.coordinator.submission import Submissions
 from artel.coordinator.verdicts import Verdicts
 from artel.coordinator.witnessing import Witnessing
 from artel.ledger import entries
-from artel.ledger.entries import Entry, lot
+from artel.ledger.entries import Entry
 from artel.ledger.entries.anchors import anchor_of
 from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.entries.kinds.jury_answer import charged
-from artel.ledger.entries.kinds.state_agreed import is_outside
-from artel.ledger.entries.records import Attempt
+from artel.ledger.entries.kinds.state_agreed import drawn_outside, is_outside
 from artel.ledger.store.heads import HeadStore
 from artel.protocol import assignment, files, round_state, rounds
 from artel.protocol.dsse import Envelope
@@ -48,6 +48,7 @@ from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host
 from artel.protocol.round_state import RunState
 from artel.protocol.state import Layout, state_bytes
+from artel.protocol.tasks import uninterrupted
 
 log = logging.getLogger("artel.coordinator")
 
@@ -101,6 +102,7 @@ class Coordinator:
         self.state = resumed(sequencer.state, clock())
         self._lock = asyncio.Lock()  # one event at a time
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._reveals = Reveals()
         self._shown: dict[str, entries.Contribution] = {}  # of this attempt, by node
         self._votes: dict[str, str] = {}  # state signatures (hex) of this round, by node
         self._shape: tuple[tuple[int, int], Shape] | None = None  # the last one asked for
@@ -145,11 +147,14 @@ class Coordinator:
         :raises Refused: the event does not fit; nothing changed
         :raises NotCounted: another node showed these numbers meanwhile; nothing changed
         """
+        one = self._reveals.add(event, shown) if isinstance(shown, Entry) else None
         async with self._lock:
-            if isinstance(shown, Entry):
-                intake.require_first(self.ledger.state, shown)
-            phase = self.state.phase
-            actions = await self._step(event, shown)
+            phase, actions = self.state.phase, list[round_state.Action]()
+            if not isinstance(shown, Entry):
+                actions = await self._step(event, shown or ())
+            elif one is not None and not one.done.done():
+                given = (self.rules, self.state, self.ledger.state, self._step)
+                actions = await uninterrupted(self._reveals.take(*given))
             if any(isinstance(action, round_state.CloseRound) for action in actions):
                 await self._weigh()
             general = bool(actions) or self.state.phase is not phase
@@ -158,6 +163,8 @@ class Coordinator:
         elif not isinstance(event, round_state.Tick | round_state.Halted | round_state.Ranked):
             # What one node says changes what that one has to do.
             await self.tell(getattr(event, "peer", ""))
+        if one is not None:
+            await one.done
 
     async def _weigh(self) -> None:
         """Tell the rounds what the fold says of the attempt that was closed a moment ago."""
@@ -206,7 +213,7 @@ class Coordinator:
         return True
 
     async def _step(
-        self, event: round_state.Event, shown: Entry | str | None = None
+        self, event: round_state.Event, shown: Sequence[Shown] | str = ()
     ) -> list[round_state.Action]:
         """One event, and who has which seat after it; the caller holds the lock."""
         now, seats = event.now, self.state.seats
@@ -221,7 +228,7 @@ class Coordinator:
         return actions
 
     async def _turn(
-        self, event: round_state.Event, shown: Entry | str | None = None
+        self, event: round_state.Event, shown: Sequence[Shown] | str = ()
     ) -> list[round_state.Action]:
         state, actions = rounds.step(self.rules, self.state, event)
         if actions and isinstance(actions[0], round_state.Refuse):
@@ -230,9 +237,9 @@ class Coordinator:
             self.planner.pace.committed(event.peer, event.now)
         try:
             try:
-                if isinstance(shown, Entry) and isinstance(event, round_state.Revealed):
-                    await self._keep_shown(event.peer, shown)
-                if isinstance(shown, str) and isinstance(event, round_state.StateSigned):
+                if not isinstance(shown, str):
+                    await self._keep_shown(shown)
+                elif isinstance(event, round_state.StateSigned):
                     self._votes[event.peer] = shown
                 for action in actions:
                     await self._execute(action)
@@ -309,17 +316,16 @@ class Coordinator:
                 emit(log, "node.in_the_way", logging.INFO, node=short_peer(peer), **said)
 
     async def record_own(self, *statements: Statement) -> None:
-        """Append what the rounds rest on; the last of it has to have its effect.
+        """Append what the rounds rest on; all of it has to have its effect.
 
-        :raises NoEffect: it had none; it is in the ledger nevertheless
+        :raises NoEffect: some had none; they are in the ledger nevertheless
         """
         outcomes = await self.ledger.append(*statements)
-        if outcomes[-1].status == "ignored":
-            last = statements[-1]
-            kind = (entries.decode(last.encode()) if isinstance(last, Envelope) else last).kind
-            lost = NoEffect(kind, outcomes[-1].reason)
-            emit(log, "entry.no_effect", logging.ERROR, kind=lost.kind, reason=lost.reason)
-            raise lost
+        for one, outcome in zip(statements, outcomes, strict=True):
+            if outcome.status == "ignored":
+                kind = (entries.decode(one.encode()) if isinstance(one, Envelope) else one).kind
+                emit(log, "entry.no_effect", logging.ERROR, kind=kind, reason=outcome.reason)
+                raise NoEffect(kind, outcome.reason)
 
     async def _back_to_the_ledger(self, intended: RunState) -> RunState:
         """After an entry without effect: the attempt fails, and the rounds go on from the ledger.
@@ -351,16 +357,18 @@ class Coordinator:
         attempt = self.ledger.state.attempt
         return attempt.steps.get(peer, 0) if attempt is not None else 0
 
-    async def _keep_shown(self, peer: str, statement: Entry) -> None:
-        """Record a contribution that holds; only a node's first in an attempt counts.
+    async def _keep_shown(self, shown: Sequence[Shown]) -> None:
+        """Record contributions that hold; only a node's first in an attempt counts.
 
         A signer can make many signatures, and so many entry ids, of one statement; the fold knows
         the first alone.
         """
-        if peer not in self._shown and isinstance(statement.body, entries.Contribution):
-            await self.record_own(statement)
-            self._shown[peer] = statement.body
-            self.exchanged.append(statement.body)
+        fresh = [one for one in shown if one.event.peer not in self._shown]
+        if fresh:
+            await self.record_own(*(one.entry for one in fresh))
+        for one in fresh:
+            self._shown[one.event.peer] = one.body
+            self.exchanged.append(one.body)
 
     async def _execute(self, action: round_state.Action) -> None:
         """Make one decision durable."""
@@ -390,7 +398,7 @@ class Coordinator:
         elif isinstance(action, round_state.AgreeState):
             attempt = fold.attempt
             assert attempt is not None
-            outside = self._drawn_outside(attempt, action.outside)
+            outside = drawn_outside(fold, attempt, action.outside)
             agreed = entries.state_agreed(
                 sign,
                 run,
@@ -412,14 +420,6 @@ class Coordinator:
         elif isinstance(action, round_state.Drop):
             self.peers.pop(action.peer, None)
             emit(log, "node.dropped", node=short_peer(action.peer), reason=action.reason)
-
-    def _drawn_outside(self, attempt: Attempt, nodes: Sequence[str]) -> str:
-        """Whose word stands in the ledger, of those outside a round who came to its state: one by
-        lot, so that the others are left for a jury."""
-        fold = self.ledger.state
-        still = [peer for peer in nodes if is_outside(fold, attempt, peer)]
-        purpose = f"outside/{attempt.round}/{attempt.attempt}"
-        return next(lot.order(fold.lot, purpose, fold.weights(still)), "")
 
     async def _close_round(self, action: round_state.CloseRound) -> None:
         attempt = self.ledger.state.attempt

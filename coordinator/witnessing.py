@@ -60,6 +60,8 @@ class Witnessing:
         self._store, self._kept, self._state = store, heads, state
         self._identity, self._clock = identity, clock
         self._heads: dict[int, Note] = {}  # with their cosignatures, by size; the newest few
+        self._unkept: set[int] = set()  # sizes of those that are not on the disk yet
+        self._writing = asyncio.Lock()
         self._limits = RateLimits(COSIGNED_PER_MINUTE, COSIGNED_AT_ONCE)
         self.news = asyncio.Event()
         """Set whenever a cosignature was taken in."""
@@ -93,16 +95,25 @@ class Witnessing:
             raise wire.Refused("the note carries no node's cosignature", code="unknown_node")
         known = self._heads.get(head.size)
         before = known or self._stored(head.size, given)
-        merged, full = _merged(before, lines, state)
+        merged = _merged(before, lines, state)
         if merged == known:
             return
         # In memory first: while this one is being written, another one must not get lost.
         self._heads[head.size] = merged
         for size in sorted(self._heads)[:-KEEP_HEADS]:
             del self._heads[size]
-        await asyncio.to_thread(self._kept.add_note, merged.encode(), instead=full)
+        await self._keep(head.size)
         self.news.set()
         emit(log, "head.cosigned", logging.DEBUG, size=head.size, node=short_peer(peer))
+
+    async def _keep(self, size: int) -> None:
+        """Have what is known of a head on the disk; who comes during a write shares the next."""
+        self._unkept.add(size)
+        async with self._writing:
+            if size in self._unkept:
+                self._unkept.discard(size)
+                if (newest := self._heads.get(size)) is not None:  # it began with what was kept
+                    await asyncio.to_thread(self._kept.add_note, newest.encode(), instead=True)
 
     def _stored(self, size: int, given: Note) -> Note:
         """What is kept of a head since before a restart; at least our own signature."""
@@ -185,10 +196,8 @@ class Witnessing:
         )
 
 
-def _merged(
-    before: Note, lines: Mapping[str, SignatureLine], state: FoldState
-) -> tuple[Note, bool]:
-    """A head's note with further cosignatures, and whether some had to be left out.
+def _merged(before: Note, lines: Mapping[str, SignatureLine], state: FoldState) -> Note:
+    """A head's note with further cosignatures, as many as it has room for.
 
     Keys cost nothing, so those who are quicker must not keep others out: electors go before others,
     the first node of each account before its second one, then whose account has more standing, then
@@ -199,7 +208,7 @@ def _merged(
     room = note.MAX_SIGNATURE_LINES - 1  # beside our own signature
     there = finality.cosigners(before, state.nodes)
     if len(there.keys() | lines.keys()) <= room:
-        return add_lines(before, lines.values()), False
+        return add_lines(before, lines.values())
     of_account: Counter[str] = Counter()
     turns: dict[str, tuple[bool, int, int]] = {}
     electors = {node for each in state.electors.sets for node in each.weights}
@@ -210,4 +219,4 @@ def _merged(
     stay = set(sorted(turns, key=lambda node: turns[node])[:room])
     kept = [line for node, line in there.items() if node in stay]
     new = [line for node, line in lines.items() if node in stay]
-    return add_lines(Note(before.text, (before.signatures[0], *kept)), new), True
+    return add_lines(Note(before.text, (before.signatures[0], *kept)), new)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ from artel.protocol.tasks import uninterrupted
 log = logging.getLogger("artel.node")
 
 KIND: Kind = "contribution"
+HOLDERS = 12
+"""Members that are named for a piece of content, beside its maker and the coordinator."""
 POLL_S = 0.5
 """Between two looks at the ledger for aggregates that others still owe."""
 
@@ -304,9 +307,12 @@ class Applying:
         return await delivery.fetch_all(self._session.host, self._session.blobs, wanted)
 
     def _holders(self, closed: ClosedRound, maker: str) -> list[str]:
-        """Who may give what ``maker`` made: itself, other members, and last the coordinator."""
+        """Who may give what ``maker`` made: itself, some other members (others for each
+        node that asks), and last the coordinator."""
         me, coordinator = self._session.identity.peer_id, self._session.link.coordinator
         others = [peer for peer in closed.members if peer not in (maker, me)]
+        if len(others) > HOLDERS:
+            others = random.Random(f"{me}/{maker}").sample(others, HOLDERS)
         return [*([maker] if maker != me else []), *others, coordinator]
 
     async def _tell(

@@ -38,8 +38,8 @@ from artel.protocol.tasks import end, first_error, uninterrupted, within
 
 log = logging.getLogger("artel.node")
 
-PATIENCE_S = 3.0
-"""How long the coordinator may keep a heartbeat's reply back; also how old its view of us gets."""
+ANSWER_S = 10.0
+"""For a heartbeat's reply, beside the time for which the coordinator may keep it back."""
 RETRY_S = 1.0
 LAST_HEAD_S = 5.0
 """How long a node of a finished run tries to get a certified tree head over the whole ledger."""
@@ -186,16 +186,17 @@ class Daemon:
 
     async def _beat(self) -> None:
         """One heartbeat; given up early when there is news to report in another one."""
-        seen = self.directive.version if self.directive else 0
+        known = self.directive
+        seen, patience = (known.version, known.patience) if known else (0, messages.PATIENCE_S)
         request = messages.Heartbeat(
             run=self.session.run,
             instance=self._instance,
             seen=seen,
-            patience=PATIENCE_S,
+            patience=patience,
             report=self.report(),
             addresses=await self.session.host.addresses(),
         )
-        reply = asyncio.create_task(self.session.link.ask(request, PATIENCE_S + 10))
+        reply = asyncio.create_task(self.session.link.ask(request, patience + ANSWER_S))
         news = asyncio.create_task(self._news.wait())
         try:
             await asyncio.wait({reply, news}, return_when=asyncio.FIRST_COMPLETED)
@@ -208,6 +209,8 @@ class Daemon:
             await asyncio.wait({reply, news})
         if not isinstance(directive, messages.Directive):
             raise Unreachable(f"the coordinator answered a heartbeat with {directive.KIND}")
+        if known is not None and directive.version == seen:
+            directive = directive.model_copy(update={"peers": known.peers})
         self.directive, self._heard_at = directive, time.monotonic()
         if directive.version != seen:
             self._heard.set()

@@ -50,6 +50,9 @@ COMPUTING = ("train", "tail")
 TRAINER = (*COMPUTING, "encode", "merge", "idle")
 """Phases that together are all of its time from one round to the next."""
 
+PATIENCE_S, MOST_PATIENCE_S = 3.0, 30.0
+"""How long a heartbeat's reply is kept back in a small run; and in any."""
+
 Task = Literal["wait", "sync", "train", "reveal", "apply", "stop"]
 """What the coordinator wants a node to do; see ``docs/protocol.md``."""
 
@@ -202,13 +205,17 @@ class Heartbeat(Message):
     run: Digest
     instance: Instance
     seen: Count
-    patience: Annotated[float, Field(ge=0, le=30)]
+    patience: Annotated[float, Field(ge=0, le=MOST_PATIENCE_S)]
     report: Report
     addresses: Addresses
 
 
 class Directive(Message):
-    """What a node should be doing. The facts behind it are in the ledger up to ``ledger_size``."""
+    """What a node should be doing. The facts behind it are in the ledger up to ``ledger_size``.
+
+    ``peers`` are where some others are, only in one that says something new; ``patience`` is for
+    the next heartbeat.
+    """
 
     KIND = "directive"
     LIMIT = 32 * KIB
@@ -222,6 +229,7 @@ class Directive(Message):
     reason: Text
     evaluate: bool
     peers: dict[PeerId, Addresses] = Field(max_length=64)
+    patience: Annotated[float, Field(ge=0, le=MOST_PATIENCE_S)] = PATIENCE_S
 
 
 class Commit(Message):

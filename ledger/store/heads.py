@@ -266,7 +266,8 @@ class HeadStore:
                 " ON CONFLICT DO UPDATE SET lines = ?3, note = ?4",
                 (head.origin, head.size, _cosignatures(new), new.encode()),
             )
-            self._connection.execute(_PRUNE)
+            if row is None:
+                self._connection.execute(_PRUNE)
 
     def note(self, size: int) -> str:
         """The note of exactly this size; "" when there is none. (Of two terms the later.)"""

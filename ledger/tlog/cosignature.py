@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable
 from contextlib import suppress
+from functools import lru_cache
 
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint
@@ -36,6 +37,7 @@ def witness_name(peer_id: str) -> str:
     return WITNESS_PREFIX + peer_id
 
 
+@lru_cache(maxsize=4096)
 def witness_key(peer_id: str) -> CosignerKey:
     """The cosigner key of a node, which its peer id contains.
 

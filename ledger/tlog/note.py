@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -189,13 +190,14 @@ def _signature_line(line: str) -> SignatureLine:
     return SignatureLine(name, data[:KEY_ID_BYTES], data[KEY_ID_BYTES:])
 
 
+_NAME = re.compile("[^\\s+\x00-\x1f\ud800-\udfff]+")
+
+
 def _valid_name(name: str) -> bool:
     # SPEC: Key names MUST be non-empty and MUST NOT contain any Unicode spaces or plus (U+002B)
     # characters.
     # (A command line can hold surrogates, which no UTF-8 text has.)
-    return bool(name) and not any(
-        c.isspace() or c == "+" or c < " " or "\ud800" <= c <= "\udfff" for c in name
-    )
+    return _NAME.fullmatch(name) is not None
 
 
 def _check_characters(text: str) -> None:

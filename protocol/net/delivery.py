@@ -39,6 +39,9 @@ __all__ = [
 ]
 
 PUSHES_AT_ONCE = 8
+PIECES_AT_ONCE = 64
+"""That are looked for at the same time, so that what a piece costs does not grow with how many are
+wanted: the next request is chosen among all that are under way."""
 
 
 async def serve_content(
@@ -97,13 +100,13 @@ async def fetch_all(
     :raises Unreachable: no holder could give the rest of a piece
     :raises ResourceError: the disk is full, or the quota too small
     """
-    swarm = Swarm(host, store)
+    swarm, gate = Swarm(host, store), asyncio.Semaphore(PIECES_AT_ONCE)
 
     async def bring(one: Wanted) -> Path:
         store.label(one.kind, one.blob)
         # Two downloads would share the partial file, and the first to finish takes it away.
         lock = store.downloads.setdefault(one.blob, asyncio.Lock())
-        async with lock:
+        async with gate, lock:
             path = store.path(one.blob)
             if path is None:
                 await swarm.obtain(one, progress)

@@ -16,6 +16,7 @@ Keys, for a run id R:
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Annotated, Any
 
 import msgpack
@@ -117,11 +118,17 @@ class SignedRecords(RecordValidatorBase):  # type: ignore[misc]  # hivemind has 
                 return False  # a reader's search would end in an error, whatever else it found
         except (DecodeError, ValueError, TypeError, msgpack.UnpackException):
             return False
-        return verify(public, signature, self._message(record, value))
+        return _verified(public, signature, self._message(record, value))
 
     @property
     def priority(self) -> int:
         return 10
+
+
+@lru_cache(maxsize=1024)
+def _verified(public: bytes, signature: bytes, message: bytes) -> bool:
+    """A search brings each record as often as there are peers that keep it."""
+    return verify(public, signature, message)
 
 
 def shard_bits(held: Iterable[int], count: int) -> bytes:

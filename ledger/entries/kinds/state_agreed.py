@@ -250,6 +250,14 @@ def is_outside(state: FoldState, attempt: Attempt, node: str) -> bool:
     return state.account_of(node) not in {attempt.accounts[peer] for peer in attempt.accepted}
 
 
+def drawn_outside(state: FoldState, attempt: Attempt, nodes: Iterable[str]) -> str:
+    """Whose word stands in the ledger, of those outside who came to an attempt's state: one by lot,
+    so that the others are left for a jury. "" without any."""
+    still = [peer for peer in nodes if is_outside(state, attempt, peer)]
+    purpose = f"outside/{attempt.round}/{attempt.attempt}"
+    return next(lot.order(state.lot, purpose, state.weights(still)), "")
+
+
 def held_against(attempt: Attempt, wrong: Iterable[int]) -> list[tuple[str, str]]:
     """(node, reason) of whoever combined a slice wrongly, of whoever accused falsely, once, and of
     whoever sent zeros.

@@ -1,0 +1,437 @@
+"""What does a member cost the coordinator? Processor seconds, memory, bytes, by what it is asked.
+
+One coordinator, as a process of its own with its own network daemon, and members: real daemons of
+nodes with real streams, keys, replicas of the ledger and cosignatures, many in one process, each
+with a network daemon of its own, but without trainers (:mod:`benchmarks.members_crowd`). Rounds
+have all members, and each has to be complete: everybody accepted. The first one is not measured.
+
+The coordinator's processor seconds are split by what it was asked (:mod:`benchmarks.members_office`
+says how), divided by members and rounds. With several numbers of members a line is laid through the
+last two (seconds of a member = a + b × members), from which 1,000 and 10,000 are reckoned; of
+heartbeats, which come by time and not by rounds, for rounds of ten minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from artel.coordinator.local_run import Program
+from artel.ledger import entries
+from artel.ledger.store.reader import LedgerReader
+from artel.protocol import tether
+from artel.protocol.dsse import Leaf
+from artel.protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ArtelError, CheckFailed, Unreachable
+from artel.protocol.round_state import LATE
+from benchmarks.members_office import METER_FILE
+from benchmarks.options import empty_folder, require_folder
+from benchmarks.swarm import Swarm
+
+HELP = """\
+examples, from the root of the repository:
+  python -m benchmarks.members --members 16,64 --rounds 3        # minutes
+  python -m benchmarks.members --quick                           # 6 members, two rounds
+  python -m benchmarks.members --members 64,256 --topology gather --json members.json
+
+Measure on an idle machine: members and coordinator share its processors.
+"""
+
+RUN = """\
+[run]
+name = "members"
+seed = 1
+
+[model]
+type = "llama"
+[model.config]
+hidden_size = {hidden}
+intermediate_size = {wide}
+num_hidden_layers = {layers}
+num_attention_heads = 4
+num_key_value_heads = 4
+max_position_embeddings = 64
+tie_word_embeddings = true
+
+[tokenizer]
+kind = "bytes"
+
+[data]
+sources = [{{kind = "stdlib"}}]
+max_bytes = 600000
+seq_len = 32
+validation_windows = 2
+
+[optimizer]
+batch_size = 1
+warmup_steps = 0
+
+[rounds]
+total = {total}
+inner_steps = 1
+min_nodes = {members}
+max_nodes = {members}
+deadline_s = 1800
+grace_s = 600
+reveal_s = 1800
+settle_s = 1800
+heartbeat_timeout_s = 300
+mirror_every = 0
+
+[exchange]
+codec = "int4"
+topology = "{topology}"
+"""
+
+PARTS = {
+    "heartbeats": ("heartbeat",),
+    "commitments": ("commit",),
+    "reveals": ("reveal", "put"),
+    "slices": ("aggregated", "accuse"),
+    "votes": ("state",),
+    "cosignatures": ("cosigned",),
+    "ledger served": ("ledger_get",),
+    "content served": ("get_index", "get_chunks", "get_have"),
+}
+"""What a coordinator is asked, by the kinds of the requests."""
+OTHERS = ("ledger written", "loop and background", "network daemon", "recomputing")
+BEAT_S, ROUND_S = 3.0, 600.0
+"""Between two heartbeats; a round of the reckoning."""
+REACHED = (1000, 10000)
+STALL_S = 900.0
+
+
+@dataclass
+class Size:
+    """What was measured with so many members."""
+
+    members: int
+    rounds: int = 0
+    seconds: Counter[str] = field(default_factory=Counter)
+    """Processor seconds of the coordinator by part, of all measured rounds."""
+    calls: Counter[str] = field(default_factory=Counter)
+    wall: float = 0.0
+    """Seconds of a round, with all members on this machine."""
+    memory: float = 0.0
+    """Bytes of the coordinator and its network daemon."""
+    up: float = 0.0
+    """Bytes of the coordinator's streams in a round."""
+    down: float = 0.0
+    ledger: float = 0.0
+    """Bytes of entries and documents in a round."""
+    crowd: float = 0.0
+    """Processor seconds of all members and their network daemons in a round."""
+
+    def each(self, part: str) -> float:
+        """Processor seconds for one member in one round."""
+        return self.seconds[part] / self.rounds / self.members
+
+
+class Crowd(Swarm):
+    """A coordinator with a meter, and processes that hold many members each."""
+
+    members = 0
+
+    def program(self, *command: str) -> tuple[str, ...]:
+        """The coordinator with a meter in it; the processes of members."""
+        script = ("benchmarks.members_office", str(self.members))
+        if command[0] != "coordinator":
+            script = ("benchmarks.members_crowd",)
+        line = (sys.executable, "-P", "-m", *script, *command)
+        return tether.tied(*line, death=signal.SIGTERM)
+
+    async def start_members(self, processes: int) -> None:
+        """Start all members, as many in each process, and wait until they have joined."""
+        first = 0
+        for number in range(1, processes + 1):
+            count = (self.members - first) // (processes - number + 1)
+            self.nodes[number] = await self._spawn(
+                f"crowd {number}",
+                self.folder / f"crowd-{number}",
+                *(str(self.folder / f"crowd-{number}"), self.invite, str(first), str(count)),
+            )
+            first += count
+
+    def joined(self) -> int:
+        """Members that have joined."""
+        return sum(node.log.read_text().count("has joined") for node in self.nodes.values())
+
+    def readings(self) -> list[dict[str, Any]]:
+        """One of each agreed state, with all that was used until then."""
+        file = self.folder / "coordinator" / METER_FILE
+        if not file.exists():
+            return []
+        return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+async def measure(size: int, options: argparse.Namespace, folder: Path, say: Say) -> Size:
+    """Measure rounds with so many members.
+
+    :raises CheckFailed: a round was not complete
+    """
+    run_file = folder / "RUN.toml"
+    wide = options.slices * 2  # of 4096 parameters each, about
+    run_file.write_text(
+        RUN.format(
+            members=size,
+            total=options.rounds + 10,
+            topology=options.topology,
+            hidden=32,
+            wide=48 if options.topology == "gather" else max(48, wide * 4096 // (2 * 3 * 32)),
+            layers=1,
+        )
+    )
+    async with Crowd(folder, run_file) as crowd:
+        crowd.members = size
+        await crowd.start_coordinator()
+        say(f"{size} members join")
+        await crowd.start_members(min(options.processes, size))
+        crowds: list[float] = []
+        told, moved = 0, time.monotonic()
+        while len(rows := crowd.readings()) <= options.rounds:
+            crowd.check()
+            if len(rows) + crowd.joined() != told:
+                told, moved = len(rows) + crowd.joined(), time.monotonic()
+            if time.monotonic() - moved > STALL_S:
+                raise Unreachable(
+                    f"{crowd.joined()} of {size} members have joined, {len(rows)} rounds are "
+                    f"agreed, and nothing moved in {STALL_S:.0f} s",
+                    f"see the console.log of each process below {folder}",
+                )
+            if len(rows) > len(crowds):
+                crowds.append(processor_seconds(crowd.nodes.values()))
+                say(f"round {len(rows)} is agreed")
+            await asyncio.sleep(0.5)
+        found = differences(size, rows[0], rows[options.rounds])
+        found.crowd = (processor_seconds(crowd.nodes.values()) - crowds[0]) / found.rounds
+        coordinator = crowd.coordinator
+        assert coordinator is not None
+        found.memory = memory(coordinator)
+    found.ledger = require_complete(folder / "coordinator", rows, size) / found.rounds
+    return found
+
+
+Say = Callable[[str], None]
+
+
+def differences(members: int, first: dict[str, Any], last: dict[str, Any]) -> Size:
+    """What was used between two readings."""
+    found = Size(members, last["round"] - first["round"])
+    kinds = {key: last["seconds"][key] - first["seconds"].get(key, 0.0) for key in last["seconds"]}
+    for part, asked in PARTS.items():
+        found.seconds[part] = sum(kinds.pop(kind, 0.0) for kind in asked)
+        counts = (last["calls"].get(k, 0) - first["calls"].get(k, 0) for k in asked)
+        found.calls[part] = sum(counts)
+    whole = last["process"] - first["process"]
+    found.seconds["ledger written"] = last["ledger"] - first["ledger"]
+    counted = sum(found.seconds.values())
+    found.seconds["loop and background"] = whole - counted
+    children = {k: last["children"][k] - first["children"].get(k, 0.0) for k in last["children"]}
+    found.seconds["network daemon"] = children.get("p2pd", 0.0)
+    found.seconds["recomputing"] = children.get("recompute", 0.0)
+    found.wall = (last["wall"] - first["wall"]) / found.rounds
+    for way in ("up", "down"):
+        setattr(found, way, (sum(last[way].values()) - sum(first[way].values())) / found.rounds)
+    return found
+
+
+def processor_seconds(programs: Any) -> float:
+    """Used so far by processes and by all that they have started."""
+    total = 0.0
+    for program in programs:
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(program.process.pid)
+            for one in (process, *process.children(recursive=True)):
+                used = one.cpu_times()
+                total += used.user + used.system
+    return total
+
+
+def memory(program: Program) -> float:
+    """Bytes of a coordinator and of its network daemon."""
+    process = psutil.Process(program.process.pid)
+    daemons = [one for one in process.children() if one.name().startswith("p2pd")]
+    return float(sum(one.memory_info().rss for one in (process, *daemons)))
+
+
+def require_complete(home: Path, rows: Sequence[dict[str, Any]], members: int) -> int:
+    """Bytes of the ledger between the first and the last reading.
+
+    :raises CheckFailed: somebody was left out of a round
+    """
+    with LedgerReader.of(home) as store:
+        leaves = list(store.leaves(rows[0]["size"], rows[-1]["size"]))
+    total = 0
+    for leaf in leaves:
+        total += len(leaf) + (len(leaf.document) if isinstance(leaf, Leaf) else 0)
+        body = entries.decode(leaf).body
+        if isinstance(body, entries.RoundClosed) and len(body.accepted) != members:
+            late = sum(item.reason == LATE for item in body.rejected)
+            raise CheckFailed(
+                f"round {body.round} was not complete: {len(body.accepted)} of {members} accepted, "
+                f"{late} late",
+                "measure on an idle machine, or fewer members",
+            )
+    return total
+
+
+def table(found: Sequence[Size]) -> str:
+    """For people."""
+    head = "".join(f"{size.members:>10,}" for size in found)
+    more = [f"{count:,}" for count in REACHED]
+    lines = [f"{'ms of the coordinator, each':<30}{head}" + "".join(f"{m:>10}" for m in more)]
+    for part in (*PARTS, *OTHERS):
+        cells = "".join(f"{1000 * size.each(part):>10.2f}" for size in found)
+        cells += "".join(f"{1000 * reckoned(found, part, count):>10.2f}" for count in REACHED)
+        lines.append(f"{part:<30}{cells}")
+    sums = "".join(f"{1000 * whole(size.each):>10.2f}" for size in found)
+    sums += "".join(
+        f"{1000 * whole(lambda part, n=count: reckoned(found, part, n)):>10.2f}"
+        for count in REACHED
+    )
+    lines.append(f"{'together':<30}{sums}")
+    for name, of in FACTS.items():
+        lines.append(f"{name:<30}" + "".join(f"{of(size):>10,.1f}" for size in found))
+    for count in REACHED:
+        parts = {part: count * reckoned(found, part, count) for part in (*PARTS, *OTHERS)}
+        most = max(parts, key=lambda part: parts[part])
+        total = sum(parts.values())
+        lines.append(
+            f"{count:,} members: {total:,.0f} processor seconds of the coordinator in a round of "
+            f"{ROUND_S:.0f} s, {100 * total / ROUND_S:,.0f} % of one core; most of it "
+            f"{most} ({parts[most]:,.0f} s)"
+        )
+    return "\n".join(lines)
+
+
+FACTS: dict[str, Callable[[Size], float]] = {
+    "heartbeats, ms each": lambda s: 1000 * s.seconds["heartbeats"] / max(1, s.calls["heartbeats"]),
+    "requests of a member": lambda s: sum(s.calls.values()) / s.rounds / s.members,
+    "coordinator, MB of memory": lambda s: s.memory / 1e6,
+    "coordinator, MB down a round": lambda s: s.down / 1e6,
+    "coordinator, MB up a round": lambda s: s.up / 1e6,
+    "ledger, kB a round": lambda s: s.ledger / 1e3,
+    "a round here, s": lambda s: s.wall,
+    "members, processor s a round": lambda s: s.crowd,
+}
+
+
+def whole(each: Callable[[str], float]) -> float:
+    """All parts together."""
+    return sum(map(each, (*PARTS, *OTHERS)))
+
+
+def reckoned(found: Sequence[Size], part: str, members: int) -> float:
+    """Seconds of a part for one member in one round of :data:`ROUND_S` with so many of them."""
+
+    def each(size: Size) -> float:
+        if part != "heartbeats":
+            return size.each(part)
+        return size.seconds[part] / max(1, size.calls[part]) * ROUND_S / BEAT_S
+
+    if len(found) == 1:
+        return each(found[0])
+    low, high = found[-2:]
+    slope = max(0.0, (each(high) - each(low)) / (high.members - low.members))
+    return each(high) + slope * (members - high.members)
+
+
+def rows(found: Sequence[Size]) -> list[dict[str, Any]]:
+    """For programs; the baseline is the smallest number of members."""
+    made = []
+    for size in found:
+        values = {part: size.each(part) for part in (*PARTS, *OTHERS)}
+        least = {part: found[0].each(part) for part in values}
+        for part, value in values.items():
+            made.append(
+                {
+                    "name": f"{part}, {size.members} members",
+                    "ours": 1000 * value,
+                    "baseline": 1000 * least[part],
+                    "baseline_is": f"{found[0].members} members",
+                    "unit": "ms",
+                    "ratio": value / least[part] if least[part] else 1.0,
+                    "members": size.members,
+                    "facts": {name: of(size) for name, of in FACTS.items()},
+                }
+            )
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = _options(argv)
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - began:5.0f} s  {text}", flush=True)
+
+    found: list[Size] = []
+    try:
+        with contextlib.ExitStack() as stack:
+            folder = options.keep
+            if folder is None:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="members-")))
+            for size in options.members:
+                place = folder / str(size)
+                place.mkdir()
+                found.append(asyncio.run(measure(size, options, place, say)))
+    except ArtelError as error:
+        print(f"error: {error.diagnostics()}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    load = os.getloadavg()[0]
+    print(f"\n{options.topology}, {options.rounds} rounds, load {load:.1f}\n{table(found)}")
+    if options.json:
+        options.json.write_text(json.dumps(rows(found), indent=1) + "\n")
+    return EXIT_OK
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.members",
+        description="What a member costs the coordinator.",
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--members", help="numbers of them, ascending (default 16,64; quick 6)")
+    parser.add_argument("--rounds", type=int, help="measured (default 3; quick 1)")
+    parser.add_argument(
+        "--topology", default="gather", choices=("gather", "sharded"), help="(default gather)"
+    )
+    parser.add_argument("--slices", type=int, default=8, help="of a sharded round (default 8)")
+    parser.add_argument("--processes", type=int, default=2, help="that hold members (default 2)")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="empty folder to leave it all in")
+    parser.add_argument("--quick", action="store_true", help="fewer of everything")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE")
+    options = parser.parse_args(argv)
+    options.rounds = options.rounds or (1 if options.quick else 3)
+    try:
+        text = options.members or ("6" if options.quick else "16,64")
+        options.members = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        parser.error("--members takes numbers, as in 16,64")
+    if not 2 <= options.members[0] <= options.members[-1] <= 1024:
+        parser.error("--members must be from 2 to 1024")
+    if not (options.rounds >= 1 and 1 <= options.slices <= 64 and options.processes >= 1):
+        parser.error("--rounds, --slices (at most 64) and --processes must be at least 1")
+    require_folder(parser, options.json)
+    options.keep = empty_folder(parser, options.keep)
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())
