@@ -32,8 +32,11 @@ from artel.protocol import tether
 from artel.protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from benchmarks.links import Links, refusal
 from benchmarks.options import empty_folder, require_folder
+from benchmarks.utilisation_crowds import CHURN, crowds, crowds_table
 from benchmarks.utilisation_forecast import (
     BATCH_TOKENS,
+    CODECS,
+    SIZES,
     bytes_by_nodes,
     bytes_table,
     forecast_table,
@@ -281,6 +284,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         result += rows
         print("\npayloads of a node in a round (1B parameters, sparse; computed)")
         print(bytes_table(rows))
+    if "crowds" in options.only:
+        rows = list(crowds(options, SIZES[1], CODECS["sparse"]))
+        result += rows
+        print(
+            f"\ncrowds: 1B parameters, sparse, {options.inner} inner steps, half of them "
+            f"overlapped, 100/20 Mbit/s, {100 * CHURN:.0f} % go and come in a round"
+        )
+        print(crowds_table(rows))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     return EXIT_FAILED if failed else EXIT_OK
@@ -328,9 +339,11 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parts = ("measured", "forecast", "bytes")
+    parts = ("measured", "forecast", "bytes", "crowds")
     parser.add_argument("--only", type=_listed(parts), default=list(parts), metavar="PART,...")
-    parser.add_argument("--quick", action="store_true", help="the same as --only forecast,bytes")
+    parser.add_argument(
+        "--quick", action="store_true", help="the same as --only forecast,bytes,crowds"
+    )
     parser.add_argument("--rows", type=_listed(ROWS), default=list(ROWS), metavar="ROW,...")
     parser.add_argument("--nodes", type=int, default=2, help="measured (2)")
     parser.add_argument("--rounds", type=int, default=6, help="counted rounds of each run (6)")
@@ -352,7 +365,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     require_folder(parser, options.json)
     options.keep = empty_folder(parser, options.keep)
     if options.quick:
-        options.only = ["forecast", "bytes"]
+        options.only = ["forecast", "bytes", "crowds"]
     return options
 
 

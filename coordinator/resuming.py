@@ -49,6 +49,7 @@ def resumed(fold: FoldState, now: float, before: RunState | None = None) -> RunS
             state,
             peers=before.peers,
             pauses=before.pauses,
+            sat=before.sat,
             proven=before.proven,
             unawaited=before.unawaited,
         )

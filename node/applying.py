@@ -49,10 +49,9 @@ class _Known:
     """What this node knows of the slices of one attempt; survives a duty that was cancelled."""
 
     key: tuple[int, int]
-    inputs: dict[int, dict[str, str]] = field(default_factory=dict)
-    """Slice to node to the id of that node's sub-blob."""
-    sizes: dict[str, int] = field(default_factory=dict)
-    """Bytes of each sub-blob."""
+    indexes: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
+    """Node to id and bytes of its blob for each slice; of one node as long as no slice is computed
+    here, and then of all."""
     own: dict[int, str] = field(default_factory=dict)
     """Slice to the id of the aggregate that was computed here."""
     said: set[int] = field(default_factory=set)
@@ -102,7 +101,8 @@ class Applying:
             return applied
         if self._known.key != (closed.round, closed.attempt):
             self._known = _Known((closed.round, closed.attempt))
-        await self._open_indexes(closed)
+        me = self._session.identity.peer_id
+        await self._open_indexes(closed, [me if me in closed.shown else closed.accepted[0]])
         if refresh is not None:
             began = time.monotonic()
             await self._do_my_part(closed, patience)
@@ -134,10 +134,15 @@ class Applying:
 
     # --- sharded ---
 
-    async def _open_indexes(self, closed: ClosedRound) -> None:
-        """Learn the sub-blobs of every accepted contribution."""
-        if self._known.inputs:
-            return
+    @property
+    def _count(self) -> int:
+        """Slices of the attempt."""
+        return len(next(iter(self._known.indexes.values())))
+
+    async def _open_indexes(self, closed: ClosedRound, nodes: Sequence[str]) -> None:
+        """Learn what the contributions of these nodes consist of."""
+        indexes = self._known.indexes
+        nodes = [node for node in nodes if node not in indexes]
         wanted = [
             Wanted(
                 closed.shown[node].blob,
@@ -145,28 +150,20 @@ class Applying:
                 pseudogradient.MAX_INDEX_BYTES,
                 KIND,
             )
-            for node in closed.accepted
+            for node in nodes
         ]
-        paths = await self._fetch(wanted)
-        inputs: dict[int, dict[str, str]] = {}
-        counts: set[int] = set()
-        for node, path in zip(closed.accepted, paths, strict=True):
+        for node, path in zip(nodes, await self._fetch(wanted), strict=True):
             data = await asyncio.to_thread(path.read_bytes)
-            listed = pseudogradient.open_index(
+            indexes[node] = pseudogradient.open_index(
                 data, round=closed.round, base=closed.shown[node].base
             )
-            counts.add(len(listed))
-            for number, (blob, size) in enumerate(listed):
-                inputs.setdefault(number, {})[node] = blob
-                self._known.sizes[blob] = size
-        if len(counts) != 1:
+        if len(set(map(len, indexes.values()))) != 1:
             raise CheckFailed("the contributions of a sharded round have different slices")
-        self._known.inputs = inputs
 
     async def _do_my_part(self, closed: ClosedRound, patience: float) -> None:
         """Aggregate the slices that are this node's, and show them to everybody."""
         me = self._session.identity.peer_id
-        for number in sorted(self._known.inputs):
+        for number in range(self._count):
             if assignment.aggregator(closed.accepted, closed.round, number) != me:
                 continue
             if number in closed.aggregates or number in self._known.said:
@@ -186,7 +183,7 @@ class Applying:
                 round=closed.round,
                 attempt=closed.attempt,
                 slice=number,
-                slices=len(self._known.inputs),
+                slices=self._count,
                 blob=blob,
                 size=size,
             )
@@ -200,7 +197,7 @@ class Applying:
         me = self._session.identity.peer_id
         return [
             number
-            for number in sorted(self._known.inputs)
+            for number in range(self._count)
             if assignment.checker(closed.accepted, closed.round, number) == me
         ]
 
@@ -212,7 +209,7 @@ class Applying:
         while True:
             closed = await refresh()
             await self._accuse(closed, patience)
-            missing = len(self._known.inputs) - len(closed.aggregates)
+            missing = self._count - len(closed.aggregates)
             if not missing:
                 return await refresh() if self._known.said else closed
             if time.monotonic() > deadline:
@@ -240,7 +237,7 @@ class Applying:
 
     async def _sharded(self, closed: ClosedRound) -> Applied:
         """Fetch the aggregates, compute those that are missing or in doubt, take the outer step."""
-        count = len(self._known.inputs)
+        count = self._count
         doubtful = {j for j in range(count) if j in closed.accused or j not in closed.aggregates}
         for number in sorted(doubtful):
             await self._aggregate(closed, number)
@@ -283,10 +280,11 @@ class Applying:
         session, known = self._session, self._known.own.get(number)
         if known is not None and session.blobs.has(known):
             return known
-        inputs = self._known.inputs[number]
+        await self._open_indexes(closed, closed.accepted)
+        inputs = {node: self._known.indexes[node][number] for node in closed.accepted}
         wanted = [
-            Wanted(inputs[node], self._holders(closed, node), self._known.sizes[inputs[node]], KIND)
-            for node in closed.accepted
+            Wanted(blob, self._holders(closed, node), size, KIND)
+            for node, (blob, size) in inputs.items()
         ]
         paths = await self._fetch(wanted)
         counted = [

@@ -172,9 +172,13 @@ class Daemon:
             except wire.Refused as refusal:
                 if refusal.code == "replaced":
                     raise ResourceError(refusal.message, refusal.hint) from None
-                if refusal.code != "unknown_node":
+                if refusal.code == "busy":
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, 8.0)
+                elif refusal.code == "unknown_node":
+                    await self._register()
+                else:
                     raise
-                await self._register()
             except (Unreachable, DecodeError) as error:
                 self.last_error = error.message
                 lost = self.session.link.lost_since

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from functools import partial
 
 from artel.protocol import pauses
 from artel.protocol.round_state import RoundRules, RunState
 from artel.protocol.seats import UNKNOWN, Seat, seated, standing_parts
+
+REMEMBERED = 4096
+"""Nodes of which it is known when they last sat."""
 
 
 def ready(state: RunState) -> list[str]:
@@ -51,18 +55,13 @@ def members_of(rules: RoundRules, state: RunState) -> tuple[str, ...]:
       so that a quorum may do without one; the others take everybody, sitting out or not, to find
       out who does deliver now. The same when nobody had delivered.
 
-    Where places are short, nodes of accounts with standing come first, then, as long as the run
-    rests on its coordinator, those that have signed an agreed state; then those with the fewest
-    strikes, then as the lot has drawn them. Once it rests on its members :mod:`protocol.seats` says
-    how many newcomers there may be.
+    Where places are short, everybody gets one now and then. Once the run rests on its members, half
+    of the places go to accounts with standing as the lot has drawn them, a quarter to those of
+    their nodes that have waited longest, and a quarter to newcomers (:mod:`protocol.seats`). Before
+    that a quarter goes to nodes that have not signed an agreed state yet, and of all others those
+    that have waited longest come first. Who has fewer strikes comes before who has more.
     """
-
-    def rank(peer: str) -> tuple[bool, bool, int, int, str]:
-        strikes = state.pauses[peer].strikes if peer in state.pauses else 0
-        seat, strange = _seat(state, peer), peer not in state.proven and not state.on_members
-        return not seat.standing, strange, strikes, seat.place, peer
-
-    nodes = sorted(ready(state), key=rank)
+    nodes = sorted(ready(state), key=partial(_rank, state))
     if len(nodes) < rules.min_nodes:
         return ()
     if state.failed == 0:
@@ -71,13 +70,57 @@ def members_of(rules: RoundRules, state: RunState) -> tuple[str, ...]:
         chosen = [peer for peer in nodes if peer in state.delivered]
         if not chosen or (len(chosen) < rules.min_nodes and state.failed % 2 == 0):
             chosen = nodes
+    # A quarter, also of fewer than four.
+    quarter = (rules.max_nodes + state.round % 4) // 4
     if state.on_members:
+        by_lot = max(0, rules.max_nodes - 2 * quarter)
+        chosen[by_lot:] = sorted(chosen[by_lot:], key=partial(_waits, state))
         # Whoever sits out has its seat: else nodes of one account would take turns.
         out = Counter(name for peer, name in resting(state).items() if peer not in chosen)
-        chosen = seated(chosen, state.seats, rules.max_nodes, out)
+        chosen = seated(chosen, state.seats, rules.max_nodes, out, quarter)
+    elif len(chosen) > rules.max_nodes:
+        known = sorted((p for p in chosen if _known(state, p)), key=partial(_waits, state))
+        new = [peer for peer in chosen if peer not in known]
+        kept = min(len(new), quarter)
+        chosen = [*known[: rules.max_nodes - kept], *new]
     missing = max(0, rules.min_nodes - len(chosen))
     chosen += [peer for peer in nodes if peer not in chosen][:missing]
     return tuple(sorted(chosen[: rules.max_nodes]))
+
+
+def due(rules: RoundRules, state: RunState) -> Collection[str]:
+    """Who is to sit in the round that comes next: the members of the last one; where places are
+    short those who would if all who are here held the agreed state."""
+    if len(state.peers) <= rules.max_nodes or state.failed:
+        return state.members
+    here = {p: replace(presence, root=state.base) for p, presence in state.peers.items()}
+    return members_of(rules, replace(state, peers=here))
+
+
+def sat_now(state: RunState, members: Collection[str]) -> dict[str, int]:
+    """When nodes last sat, with the members of the round that begins."""
+    sat = {**state.sat, **dict.fromkeys(members, state.round)}
+    oldest = set(sorted(sat, key=lambda peer: sat[peer])[:-REMEMBERED])
+    return {peer: round for peer, round in sat.items() if peer not in oldest}
+
+
+def _known(state: RunState, peer: str) -> bool:
+    return peer in state.proven or bool(_seat(state, peer).standing)
+
+
+def _strikes(state: RunState, peer: str) -> int:
+    return state.pauses[peer].strikes if peer in state.pauses else 0
+
+
+def _rank(state: RunState, peer: str) -> tuple[bool, bool, int, int, str]:
+    """In which order nodes get places, but for those who have waited."""
+    seat, strange = _seat(state, peer), peer not in state.proven and not state.on_members
+    return not seat.standing, strange, _strikes(state, peer), seat.place, peer
+
+
+def _waits(state: RunState, peer: str) -> tuple[int, int, int, str]:
+    """The longer a node has waited, the earlier."""
+    return _strikes(state, peer), state.sat.get(peer, -1), _seat(state, peer).place, peer
 
 
 def known_quorum(rules: RoundRules, state: RunState, done: Collection[str]) -> bool:

@@ -188,6 +188,8 @@ class RunState:
     """Nodes whose last signature was waited for in vain: nobody waits for the next one."""
     seats: Mapping[str, Seat] = field(default_factory=dict)
     """What is known of each node when seats are given away; empty: all are alike."""
+    sat: Mapping[str, int] = field(default_factory=dict)
+    """Node to the newest round that it was a member of."""
     on_members: bool = False
     """The run rests on its members: few of a round's may be newcomers."""
     unranked: bool = False

@@ -26,7 +26,17 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from artel.protocol import assignment, pauses
-from artel.protocol.members import known_quorum, members_of, owner, patience, ready, resting, struck
+from artel.protocol.members import (
+    due,
+    known_quorum,
+    members_of,
+    owner,
+    patience,
+    ready,
+    resting,
+    sat_now,
+    struck,
+)
 from artel.protocol.round_state import (
     BEHIND,
     COMMITMENT_MISMATCH,
@@ -223,15 +233,14 @@ def _try_open(rules: RoundRules, state: RunState, now: float) -> tuple[RunState,
     members = members_of(rules, state)
     if not members:
         return state, []
-    # Members of the last round that are a moment slower to apply it are waited for, not left out;
-    # but nobody twice in vain.
+    # Who is a moment slower to apply the last round is waited for, but nobody twice in vain.
+    here = {peer for peer, presence in state.peers.items() if not presence.leaving}
     wanted = state.delivered or {
         peer
-        for peer in state.members
+        for peer in due(rules, state)
         if not pauses.sits_out(state.pauses, peer, state.round)
         and (peer not in state.pauses or state.pauses[peer].reason != BEHIND)
     }
-    here = {peer for peer, presence in state.peers.items() if not presence.leaving}
     slow = wanted & here - set(ready(state))
     if slow and now - state.since < rules.grace:
         return state, []
@@ -249,6 +258,7 @@ def _try_open(rules: RoundRules, state: RunState, now: float) -> tuple[RunState,
         proven=state.proven,
         unawaited=state.unawaited,
         seats=state.seats,
+        sat=sat_now(state, members),
         on_members=state.on_members,
     )
     return state, [OpenRound(state.round, state.attempt, state.base, members)]
@@ -308,12 +318,12 @@ def _try_agree(rules: RoundRules, state: RunState, now: float) -> tuple[RunState
         if peer in state.peers and peer not in votes and peer not in state.handed_back
     ]
     sharded = len(state.members) > rules.gather_members
-    if not sharded:  # else they may be the only ones who have checked a slice
-        awaited = [peer for peer in awaited if peer not in state.unawaited]
     counted = {peer: vote for peer, vote in votes.items() if _counts(state, peer, vote)}
     best = _heaviest(state, counted)
     signers = tuple(peer for peer in accepted if counted.get(peer) == best)
     majority = carries(state.weights, accepted, signers)
+    if majority and not sharded:  # else they may be the only ones who have checked a slice
+        awaited = [peer for peer in awaited if peer not in state.unawaited]
     if majority and state.quorum_since is None:
         state = replace(state, quorum_since=now)
     most = rules.settle

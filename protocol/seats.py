@@ -69,11 +69,16 @@ def standing_parts(members: Collection[str], seats: Mapping[str, Seat]) -> dict[
 
 
 def seated(
-    order: Sequence[str], seats: Mapping[str, Seat], most: int, resting: Mapping[str, int]
+    order: Sequence[str],
+    seats: Mapping[str, Seat],
+    most: int,
+    resting: Mapping[str, int],
+    kept: int,
 ) -> list[str]:
     """Those who get one of ``most`` seats, of nodes in the order in which they would.
 
     :param resting: account to its other nodes, which sit out and have one of its seats each
+    :param kept: seats that are left to newcomers
     """
     by_account: dict[str, str] = {}
     for peer in order:
@@ -84,7 +89,7 @@ def seated(
     members = min(most, len(order))
     while True:
         # Shares are of those who sit then: with fewer of them an account may have fewer.
-        places = most - min(len(newcomers), most // 4)
+        places = most - min(len(newcomers), kept)
         known = [*_within_shares(order, seats, members, resting)][:places]
         found = known + newcomers[: min(quota(len(known)), most - len(known))]
         if len(found) >= members:

@@ -70,9 +70,11 @@ class Room:
 
 ROOMS = {
     Rank.STRANGER: Room(64, 8, 64, 16),
-    Rank.REGISTERED: Room(256, 16, 64, 64),
-    Rank.KNOWN: Room(256, 16, 64, 256),
+    Rank.REGISTERED: Room(1024, 16, 64, 64),
+    Rank.KNOWN: Room(4096, 16, 64, 1024),
 }
+"""A coordinator keeps a heartbeat of each member back, of a thousand in a full round; and before
+the first one all of them are merely registered."""
 
 
 class Callers:

@@ -1106,3 +1106,25 @@ def _second_signature(seed: bytes, envelope: dsse.Envelope) -> bytes:
     public = Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw()
     challenge = int.from_bytes(hashlib.sha512(point + public + message).digest(), "little")
     return point + ((nonce + challenge * scalar) % order).to_bytes(32, "little")
+
+
+async def test_heartbeats_without_news_are_bounded_for_all_nodes_together(
+    office: Office, training: list[Member]
+) -> None:
+    first = await training[0].beat()
+    assert first.patience == messages.PATIENCE_S
+    assert len(first.peers) == len(training)
+    again = await training[0].beat(seen=first.version)
+    assert (again.version, again.peers) == (first.version, {})
+    one = office.core.peers[training[0].peer]
+    office.core.peers |= {f"{number}": replace(one) for number in range(1000)}
+    # A third of the time-out is 200 s; a message allows 30.
+    assert (await training[0].beat()).patience == messages.MOST_PATIENCE_S
+    for number in range(800):
+        del office.core.peers[f"{number}"]
+    assert (await training[0].beat()).patience == pytest.approx(10, abs=1)
+
+
+async def test_each_node_hears_of_other_members(office: Office, training: list[Member]) -> None:
+    firsts = {next(iter((await member.beat()).peers)) for member in training}
+    assert len(firsts) == len(training)

@@ -17,6 +17,7 @@ from artel.node.session import Session
 from artel.node.supervisor import Trainer
 from artel.node.trainer.orders import Benchmark
 from artel.protocol import messages
+from artel.protocol.net import wire
 from host_world import named
 from trainer_world import World, death_of, started
 
@@ -115,4 +116,25 @@ async def test_a_trainer_started_again_is_told_of_also_when_a_directive_comes_me
     assert reviving.cancelled()
     assert "trainer.restarted" in caplog.text
     await trainer.do(Benchmark())  # it has its run
+    await trainer.close()
+
+
+async def test_a_busy_coordinator_is_asked_again(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon, trainer = await made(world, tmp_path)
+    beats: list[float] = []
+    loop = asyncio.get_running_loop()
+
+    async def beat() -> None:
+        beats.append(loop.time())
+        if len(beats) == 1:
+            raise wire.Refused("too many streams", code="busy")
+        raise wire.Refused("another run", code="other_run")
+
+    monkeypatch.setattr(daemon, "_beat", beat)
+    monkeypatch.setattr("artel.node.daemon.RETRY_S", 0.1)
+    with pytest.raises(wire.Refused, match="another run"):
+        await daemon._heartbeat()
+    assert beats[1] - beats[0] >= 0.09
     await trainer.close()

@@ -781,3 +781,30 @@ def test_what_was_found_out_too_late_is_stale() -> None:
         after, actions = look(state, event)
         assert isinstance(actions[0], Refuse)
         assert after == state
+
+
+def test_who_was_waited_for_in_vain_is_waited_for_as_long_as_the_others_are_no_majority() -> None:
+    state = replace(revealed(A, B, C), unawaited=frozenset({B, C}))
+    state, actions = play(state, StateSigned(3, A, 0, 0, "r1"))
+    assert (actions, state.phase) == ([], Phase.APPLYING)
+    _, actions = play(state, StateSigned(4, B, 0, 0, "r1"))
+    assert actions[0] == AgreeState(1, "r1", tuple(sorted((A, B))))
+
+
+def test_where_places_are_short_whose_turn_it_is_is_waited_for_and_nobody_twice_in_vain() -> None:
+    peers = {n: round_state.Presence(0, "r0") for n in (A, B, C, D)}
+    # A and B sat last; C is about to take the newest state over, D has not for long.
+    slow = {C: round_state.Presence(0, "old"), D: round_state.Presence(0, "old")}
+    sat = {A: 1, B: 1, C: 0, D: 0}
+    state = replace(START, peers=peers | slow, sat=sat, proven=frozenset(peers), members=(A, B))
+    rules = replace(RULES, max_nodes=2)
+    state, actions = step(rules, state, Tick(1))
+    assert actions == []
+    state, actions = step(rules, state, Seen(2, C, "r0"))
+    assert actions == []
+    state, actions = step(rules, state, Tick(rules.grace))
+    assert len(actions) == 1
+    assert isinstance(actions[0], OpenRound)
+    assert C in actions[0].members
+    assert state.pauses[D].reason == round_state.BEHIND
+    assert state.sat[C] == 0

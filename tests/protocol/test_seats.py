@@ -56,9 +56,11 @@ def test_a_quarter_of_newcomers_at_most_each_of_another_account(
     new = [seats[peer].account for peer in sitting if not seats[peer].standing]
     few = few_newcomers([seats[peer].account for peer in sitting], standings(seats))
     assert few or len(sitting) <= rules.min_nodes
-    # Nobody's seat is left empty, and newcomers keep those with standing out of a quarter at most.
-    assert len(sitting) - len(new) >= min(known, most - most // 4)
-    wanted = min(len(newcomers), quota(len(sitting) - len(new)), most // 4 or most - known)
+    # Nobody's seat is left empty, and newcomers keep those with standing out of a quarter at most:
+    # of fewer than four seats, in one round of four.
+    quarter = (most + 3) // 4
+    assert len(sitting) - len(new) >= min(known, most - quarter)
+    wanted = min(len(newcomers), quota(len(sitting) - len(new)), quarter)
     assert len(new) >= min(wanted, most - (len(sitting) - len(new)))
 
 
@@ -123,4 +125,4 @@ def test_a_run_whose_known_nodes_are_gone_goes_on_with_whom_it_needs() -> None:
     assert len(members(table(0, 4), replace(RULES, min_nodes=3))) == 3
     assert not few_newcomers(["N0", "N0"], {})
     assert few_newcomers(["N0"], {})
-    assert seated([], {}, 4, {}) == []
+    assert seated([], {}, 4, {}, 1) == []
