@@ -1116,12 +1116,12 @@ async def test_heartbeats_without_news_are_bounded_for_all_nodes_together(
     assert len(first.peers) == len(training)
     again = await training[0].beat(seen=first.version)
     assert (again.version, again.peers) == (first.version, {})
-    one = office.core.peers[training[0].peer]
-    office.core.peers |= {f"{number}": replace(one) for number in range(1000)}
+    one, crowd = office.core.peers[training[0].peer], [Member(office, f"{n}") for n in range(1000)]
+    office.core.peers |= {member.peer: replace(one) for member in crowd}
     # A third of the time-out is 200 s; a message allows 30.
     assert (await training[0].beat()).patience == messages.MOST_PATIENCE_S
-    for number in range(800):
-        del office.core.peers[f"{number}"]
+    for member in crowd[200:]:
+        del office.core.peers[member.peer]
     assert (await training[0].beat()).patience == pytest.approx(10, abs=1)
 
 

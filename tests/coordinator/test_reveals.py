@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from artel.protocol import round_state
+from artel.protocol.errors import ResourceError
 from artel.protocol.net import wire
 from artel.protocol.round_state import Phase
 from desk_world import Member, Office, run_of
@@ -74,4 +75,6 @@ async def test_a_disk_that_fails_is_told_to_all_who_wait(
         asyncio.gather(*(one.reveal() for one in members), return_exceptions=True), 30
     )
     assert all(isinstance(error, Exception) for error in said)
+    with pytest.raises(ResourceError, match="the disk is full"):
+        await office.core.drive()
     assert not office.core.state.revealed
