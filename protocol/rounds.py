@@ -1,8 +1,7 @@
 """The round protocol as a pure state machine: ``step(rules, state, event) -> (state, actions)``.
 
-No input or output, no clock, no randomness: time arrives inside events. The coordinator, the tests
-and any simulator run this same function; what a node should be doing is another pure function of
-the same state, :func:`protocol.duties.directive`.
+No input or output, no clock, no randomness: time arrives inside events. What a node should be doing
+is another pure function of the same state, :func:`protocol.duties.directive`.
 
 One round::
 
@@ -10,13 +9,12 @@ One round::
     REVEALING --all revealed or time over--> APPLYING --a majority signed one root--> WAITING ...
 
 A round that does not reach its quorum, or whose contributors do not agree on a state root, is
-closed with nobody accepted; the same round is then opened again as its next *attempt*, after a
-while (:mod:`protocol.pauses`) and with those who delivered (:mod:`protocol.members`). Once a round
-has been closed with somebody accepted, no event changes who that is: the ledger has it.
+closed with nobody accepted, and opened again as its next *attempt*, after a while
+(:mod:`protocol.pauses`) and with those who delivered (:mod:`protocol.members`). Once somebody was
+accepted, no event changes who that is: the ledger has it.
 
 In a run with a time box (``Rules.box`` > 0) every member trains as many steps as fit into it
-(:mod:`coordinator.pace`), so nobody is waited for longer: commitments close when all have
-committed, or ``grace`` seconds after the box.
+(:mod:`coordinator.pace`): commitments close when all have committed, or ``grace`` after the box.
 """
 
 from __future__ import annotations
