@@ -8,8 +8,11 @@ newest heads and the cosignatures of others; what of that can be verified is kep
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 
+from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.store.finality import needed
 from artel.ledger.sync.fork import SplitViewProven
 from artel.ledger.sync.peers import HEADS, PeerSource, notes_in
 from artel.ledger.sync.replica import Replica
@@ -28,6 +31,22 @@ PACE_S = 0.5
 RETRY_S = 2.0
 RETRIES = 3
 """Of one head; after that the next one is waited for."""
+CALLED = 32
+"""Nodes that cosign beside the electors, on the average, in a run of many."""
+
+
+def called(state: FoldState, node: str) -> bool:
+    """Whether a node is to cosign the heads of the round under way.
+
+    Electors are, whose cosignatures certify a head. Of the others as many as count beside them:
+    each cosignature costs the coordinator a request and a write, and a head has room for 100. A lot
+    for each round and node, so that everybody's turn comes.
+    """
+    if any(node in electors.weights for electors in state.electors.sets):
+        return True
+    others = max(len(state.recent), len(state.attempt.accounts) if state.attempt else 0)
+    lot = hashlib.sha256(f"cosign/{state.run}/{state.round}/{node}".encode()).digest()
+    return int.from_bytes(lot[:8], "big") * others < max(CALLED, 2 * needed(state)) * 2**64
 
 
 class Cosigning:
@@ -41,7 +60,7 @@ class Cosigning:
         self._grown = session.replica.growth()
         self._settled = asyncio.Event()
         self.size = 0
-        """Size of the newest head that this node cosigned and the coordinator took."""
+        """Size of the newest head that was cosigned here and taken, or is left to others."""
 
     @property
     def _replica(self) -> Replica:
@@ -108,6 +127,9 @@ class Cosigning:
         # A node that is bound to no account is no witness that anybody counts.
         known = session.identity.peer_id in self._replica.state.nodes
         if self._watch.doubtful or not known or size <= self.size:
+            return
+        if not called(self._replica.state, session.identity.peer_id):
+            self.size = size  # this one is left to others
             return
         line = await asyncio.to_thread(session.witness.cosign, signed, self._replica.store)
         cosigned = add_lines(note.parse(signed), [line]).encode()
