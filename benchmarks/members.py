@@ -7,8 +7,8 @@ have all members, and each has to be complete: everybody accepted. The first one
 
 The coordinator's processor seconds are split by what it was asked (:mod:`benchmarks.members_office`
 says how), divided by members and rounds. With several numbers of members a line is laid through the
-last two (seconds of a member = a + b × members), from which 1,000 and 10,000 are reckoned; of
-heartbeats, which come by time and not by rounds, for rounds of ten minutes.
+last two (seconds of a member = a + b × members); 1,000 and 10,000 are reckoned from it, for rounds
+of ten minutes with as many heartbeats as there would be, and with what a request costs below it.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ from typing import Any
 
 import psutil
 
+from artel.coordinator.desk import BEATS_S
 from artel.coordinator.local_run import Program
 from artel.ledger import entries
 from artel.ledger.store.reader import LedgerReader
 from artel.protocol import tether
 from artel.protocol.dsse import Leaf
 from artel.protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ArtelError, CheckFailed, Unreachable
+from artel.protocol.messages import MOST_PATIENCE_S, PATIENCE_S
 from artel.protocol.round_state import LATE
 from benchmarks.members_office import METER_FILE
 from benchmarks.options import empty_folder, require_folder
@@ -108,8 +110,11 @@ PARTS = {
 }
 """What a coordinator is asked, by the kinds of the requests."""
 OTHERS = ("ledger written", "loop and background", "network daemon", "recomputing")
-BEAT_S, ROUND_S = 3.0, 600.0
-"""Between two heartbeats; a round of the reckoning."""
+EACH_REQUEST = ("loop and background", "network daemon")
+NEWS = 8
+"""Directives of a round that say something new."""
+ROUND_S = 600.0
+"""A round of the reckoning."""
 REACHED = (1000, 10000)
 STALL_S = 900.0
 
@@ -334,13 +339,23 @@ def whole(each: Callable[[str], float]) -> float:
     return sum(map(each, (*PARTS, *OTHERS)))
 
 
+def beats(members: int) -> float:
+    """Heartbeats of one of so many members in a round of :data:`ROUND_S`."""
+    patience = min(MOST_PATIENCE_S, max(PATIENCE_S, members / BEATS_S))
+    return NEWS + ROUND_S / patience
+
+
 def reckoned(found: Sequence[Size], part: str, members: int) -> float:
     """Seconds of a part for one member in one round of :data:`ROUND_S` with so many of them."""
 
     def each(size: Size) -> float:
-        if part != "heartbeats":
-            return size.each(part)
-        return size.seconds[part] / max(1, size.calls[part]) * ROUND_S / BEAT_S
+        asked = sum(size.calls.values())
+        if part == "heartbeats":
+            return size.seconds[part] / max(1, size.calls[part]) * beats(members)
+        if part in EACH_REQUEST:  # costs the same, whatever is asked
+            others = (asked - size.calls["heartbeats"]) / size.rounds / size.members
+            return size.seconds[part] / max(1, asked) * (others + beats(members))
+        return size.each(part)
 
     if len(found) == 1:
         return each(found[0])
