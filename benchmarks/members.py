@@ -188,14 +188,13 @@ async def measure(size: int, options: argparse.Namespace, folder: Path, say: Say
     :raises CheckFailed: a round was not complete
     """
     run_file = folder / "RUN.toml"
-    wide = options.slices * 2  # of 4096 parameters each, about
     run_file.write_text(
         RUN.format(
             members=size,
             total=options.rounds + 10,
             topology=options.topology,
             hidden=32,
-            wide=48 if options.topology == "gather" else max(48, wide * 4096 // (2 * 3 * 32)),
+            wide=48 if options.topology == "gather" else max(48, options.slices * 4096 // 96),
             layers=1,
         )
     )
@@ -222,9 +221,8 @@ async def measure(size: int, options: argparse.Namespace, folder: Path, say: Say
             await asyncio.sleep(0.5)
         found = differences(size, rows[0], rows[options.rounds])
         found.crowd = (processor_seconds(crowd.nodes.values()) - crowds[0]) / found.rounds
-        coordinator = crowd.coordinator
-        assert coordinator is not None
-        found.memory = memory(coordinator)
+        assert crowd.coordinator is not None
+        found.memory = memory(crowd.coordinator)
     found.ledger = require_complete(folder / "coordinator", rows, size) / found.rounds
     return found
 
@@ -408,8 +406,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    load = os.getloadavg()[0]
-    print(f"\n{options.topology}, {options.rounds} rounds, load {load:.1f}\n{table(found)}")
+    print(f"\n{options.topology}, load {os.getloadavg()[0]:.1f}\n{table(found)}")
     if options.json:
         options.json.write_text(json.dumps(rows(found), indent=1) + "\n")
     return EXIT_OK
