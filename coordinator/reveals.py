@@ -21,11 +21,11 @@ from artel.protocol.round_state import RoundRules, RunState
 
 AT_ONCE = 128
 
-Step = Callable[[round_state.Event, "list[Shown]"], Awaitable[list[round_state.Action]]]
+Step = Callable[[round_state.Event, "list[Arrival]"], Awaitable[list[round_state.Action]]]
 
 
 @dataclass(eq=False)
-class Shown:
+class Arrival:
     """A contribution that was checked, and the event that it is for the rounds."""
 
     event: round_state.Revealed
@@ -42,14 +42,14 @@ class Reveals:
     """What was shown and not taken in yet; owned by the coordinator."""
 
     def __init__(self) -> None:
-        self._waiting: list[Shown] = []
+        self._waiting: list[Arrival] = []
 
-    def add(self, event: round_state.Event, entry: Entry) -> Shown:
+    def add(self, event: round_state.Event, entry: Entry) -> Arrival:
         """Note a contribution; ``done`` is set when it has been taken in, or was refused."""
         assert isinstance(event, round_state.Revealed)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         done.add_done_callback(lambda done: done.cancelled() or done.exception())
-        self._waiting.append(Shown(event, entry, done))
+        self._waiting.append(Arrival(event, entry, done))
         return self._waiting[-1]
 
     async def take(
@@ -72,14 +72,14 @@ class Reveals:
                 one.done.set_exception(error)
         return actions
 
-    def _together(self, rules: RoundRules, state: RunState, fold: FoldState) -> list[Shown]:
+    def _together(self, rules: RoundRules, state: RunState, fold: FoldState) -> list[Arrival]:
         """Those that go into the ledger together now: nothing but the last changes the phase.
 
         Whoever cannot be one of them hears so at once. What has the numbers of one before it waits,
         until the fold can tell.
         """
         asked, self._waiting = self._waiting, []
-        taken: dict[str, Shown] = {}
+        taken: dict[str, Arrival] = {}
         while asked and len(taken) < AT_ONCE:
             one = asked.pop(0)
             peer, numbers = one.event.peer, {other.body.payload for other in taken.values()}

@@ -24,7 +24,7 @@ from artel.coordinator.metrics import Clock, Metrics, Numbers
 from artel.coordinator.pace import Planner
 from artel.coordinator.peer import Peer
 from artel.coordinator.resuming import INTERRUPTED, NoEffect, ranked, resumed, seat
-from artel.coordinator.reveals import Reveals, Shown
+from artel.coordinator.reveals import Arrival, Reveals
 from artel.coordinator.sequencer import Late, Sequencer, Statement
 from artel.coordinator.shape import Shape, largest_contribution
 from artel.coordinator.submission import Submissions
@@ -213,7 +213,7 @@ class Coordinator:
         return True
 
     async def _step(
-        self, event: round_state.Event, shown: Sequence[Shown] | str = ()
+        self, event: round_state.Event, shown: Sequence[Arrival] | str = ()
     ) -> list[round_state.Action]:
         """One event, and who has which seat after it; the caller holds the lock."""
         now, seats = event.now, self.state.seats
@@ -228,7 +228,7 @@ class Coordinator:
         return actions
 
     async def _turn(
-        self, event: round_state.Event, shown: Sequence[Shown] | str = ()
+        self, event: round_state.Event, shown: Sequence[Arrival] | str = ()
     ) -> list[round_state.Action]:
         state, actions = rounds.step(self.rules, self.state, event)
         if actions and isinstance(actions[0], round_state.Refuse):
@@ -357,7 +357,7 @@ class Coordinator:
         attempt = self.ledger.state.attempt
         return attempt.steps.get(peer, 0) if attempt is not None else 0
 
-    async def _keep_shown(self, shown: Sequence[Shown]) -> None:
+    async def _keep_shown(self, shown: Sequence[Arrival]) -> None:
         """Record contributions that hold; only a node's first in an attempt counts.
 
         A signer can make many signatures, and so many entry ids, of one statement; the fold knows
