@@ -155,6 +155,7 @@ class Contributing:
             ),
             max(directive.remaining, 5.0),
         )
+        emit(log, "contribution.committed", logging.DEBUG, round=directive.round, blob=made.blob[:12])
 
     def go_on(self, round: int, steps: int, windows: Windows) -> None:
         """Train the tail of the round beside everything else, once.
@@ -175,6 +176,9 @@ class Contributing:
             emit(log, "round.tail_lost", logging.WARNING, round=round, reason=error.message)
 
     def _report(self, news: Steps) -> None:
+        if self._progress.step < news.steps / 2 <= news.step:
+            said = {"round": self._progress.round, "step": news.step, "loss": news.loss}
+            emit(log, "training.half_done", logging.DEBUG, **said)
         self._progress.step, self._progress.loss = news.step, news.loss
         self._progress.steps = news.steps
         self._progress.tokens_per_second = news.tokens_per_second
@@ -245,6 +249,7 @@ class Contributing:
         )
         reveal = messages.Reveal(run=session.run, statement=statement)
         await session.link.tell(reveal, max(directive.remaining, 5.0))
+        emit(log, "contribution.revealed", logging.DEBUG, round=wish.round, tokens=trained.tokens)
         self._progress.mark("reveal")
 
     def forget_before(self, round: int) -> None:

@@ -15,6 +15,8 @@ from places import ROOT
 
 FLOORS = ("protocol", "ledger", "coordinator", "node")
 MAP = (ROOT / "docs" / "code-map.md").read_text()
+SCENARIOS = (ROOT / "CONTRIBUTING.md").read_text()
+TESTS_NAMED = re.findall(r"`([\w/]+\.py)::(test_\w+)`", SCENARIOS)
 NAMED = re.findall(r"`((?:artel|node|coordinator|ledger|protocol)/[\w./-]*)`", MAP)
 
 
@@ -37,6 +39,21 @@ def test_the_linter_sees_through_the_links_to_every_file() -> None:
 def test_what_the_code_map_names_is_there(name: str) -> None:
     assert (ROOT / name).exists()
     assert (ROOT / name).is_dir() == name.endswith("/")
+
+
+@pytest.mark.parametrize(("file", "test"), TESTS_NAMED)
+def test_a_scenario_has_the_test_that_is_named_and_it_is_not_a_slow_one(
+    file: str, test: str
+) -> None:
+    tree = ast.parse((ROOT / "tests" / file).read_text())
+    (found,) = [item for item in ast.walk(tree) if getattr(item, "name", "") == test]
+    assert isinstance(found, ast.FunctionDef | ast.AsyncFunctionDef)
+    assert not any("slow" in ast.unparse(mark) for mark in found.decorator_list)
+
+
+def test_each_scenario_has_a_row() -> None:
+    rows = re.findall(r"^\| S(\d+) ", SCENARIOS, re.MULTILINE)
+    assert rows == [str(number) for number in range(1, 17)]
 
 
 def test_every_room_is_on_the_code_map() -> None:

@@ -7,6 +7,7 @@ and readers do not wait for appends.
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import threading
@@ -43,6 +44,9 @@ from artel.ledger.tlog.tiles import TILE_WIDTH, Tile
 from artel.ledger.tlog.tree import TileTree
 from artel.protocol import files, merkle
 from artel.protocol.errors import CheckFailed, DecodeError, UsageError
+from artel.protocol.events import emit
+
+log = logging.getLogger("artel.ledger")
 
 __all__ = ["CHECKPOINT_NAME", "DATABASE_NAME", "MAX_BATCH", "Beside", "LedgerStore", "Sign"]
 
@@ -213,6 +217,7 @@ class LedgerStore(LedgerReader):
         """
         with self._lock:
             edge, genesis, rest = self._head.tree.edge.copy(), self._head.genesis, iter(leaves)
+            last = ""
             new = files.unfinished(self._checkpoint_path)
             try:
                 with storage_errors(self.path), database.transaction(self._connection):
@@ -220,7 +225,7 @@ class LedgerStore(LedgerReader):
                     # To the end of a tile: the tile is stored before the next entry.
                     while page := self._page(rest, edge):
                         genesis = genesis or first_entry(page[0])
-                        self._insert(page, edge, beside)
+                        last = self._insert(page, edge, beside)
                     assert genesis is not None
                     root = edge.root()
                     head = Checkpoint(origin_of(genesis.run, self.term), edge.size, root)
@@ -231,6 +236,7 @@ class LedgerStore(LedgerReader):
             except BaseException:
                 files.discard(new)
                 raise
+            emit(log, "ledger.committed", logging.DEBUG, size=edge.size, last=last)
             self._head = LedgerHead(TileTree(edge, self._tiles), root, note, genesis)
             with storage_errors(self.path):
                 os.replace(new, self._checkpoint_path)
@@ -245,8 +251,11 @@ class LedgerStore(LedgerReader):
         if self._connection.execute(query).fetchone() != (size,):
             raise CheckFailed(f"another process has changed {self.path}", "start again")
 
-    def _insert(self, page: list[bytes | Entry], edge: Edge, beside: Beside | None) -> None:
-        """Insert into the open transaction, and add to ``edge`` what can be read back."""
+    def _insert(self, page: list[bytes | Entry], edge: Edge, beside: Beside | None) -> str:
+        """Insert into the open transaction, and add to ``edge`` what can be read back.
+
+        :returns: the kind of the last entry
+        """
         first = edge.size
         entries = [decode(leaf) if isinstance(leaf, bytes) else leaf for leaf in page]
         leaves = [leaf if isinstance(leaf, bytes) else leaf.envelope.encode() for leaf in page]
@@ -271,6 +280,7 @@ class LedgerStore(LedgerReader):
         self._insert_documents(entries)
         if beside is not None:
             beside(self._connection, entries, first)
+        return entries[-1].kind
 
     def _insert_documents(self, entries: Iterable[Entry]) -> None:
         """Store what these entries name; ``decode`` has held it against the name."""

@@ -74,7 +74,7 @@ class Settings:
     def arguments(self, socket: str) -> tuple[str, ...]:
         """Its command line, with the path of its control socket."""
         # A host that listens on loopback only must not ask a router for anything.
-        outside = int(not all("/127.0.0.1/" in address for address in self.listen))
+        outside = int(not all("/127." in address for address in self.listen))
         announce = [f"-announceAddrs={','.join(self.announce)}"] if self.announce else []
         return (
             str(_PATH),

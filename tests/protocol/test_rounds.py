@@ -121,6 +121,37 @@ def test_the_grace_time_starts_with_the_quorum_and_leaves_the_late_one_out() -> 
     assert refused == [Refuse(round_state.LATE, "this node is out of the round")]
 
 
+def test_at_the_very_deadline_whatever_comes_before_the_tick_counts_and_nothing_after_it() -> None:
+    """Early, on the dot and late, of commitments and of reveals."""
+    keep = [Seen(14, node, "r0") for node in (A, B, C)]
+    waiting, _ = play(
+        opened(A, B, C), Committed(5, A, 0, 0, "a"), Committed(5, B, 0, 0, "b"), *keep
+    )
+    for early in (14.999, 15):
+        state, actions = play(waiting, Committed(early, C, 0, 0, "c"), Tick(15))
+        assert actions == [CloseCommitments(0, 0, dict(sorted({A: "a", B: "b", C: "c"}.items())))]
+        assert state.rejected == {}
+    for late in (15, 15.001):
+        state, actions = play(waiting, Tick(15), Committed(late, C, 0, 0, "c"))
+        assert actions[0] == CloseCommitments(0, 0, dict(sorted({A: "a", B: "b"}.items())))
+        assert actions[1:] == [Refuse(round_state.LATE, "this node is out of the round")]
+
+    end = 2 + RULES.grace  # the first two are a quorum
+    waiting, _ = play(
+        committed(A, B, C),
+        *(Revealed(2, node, 0, 0, "") for node in (A, B)),
+        *(Seen(end - 1, node, "r0") for node in (A, B, C)),
+    )
+    for early in (end - 0.001, end):
+        _, actions = play(waiting, Revealed(early, C, 0, 0, ""), Tick(end))
+        assert actions == [CloseRound(0, 0, tuple(sorted((A, B, C))), {})]
+    for late in (end, end + 0.001):
+        _, actions = play(waiting, Tick(end), Revealed(late, C, 0, 0, ""))
+        missing = {C: round_state.MISSING_REVEAL}
+        assert actions[0] == CloseRound(0, 0, tuple(sorted((A, B))), missing)
+        assert actions[1:] == [Refuse(round_state.MISSING_REVEAL, "this node is out of the round")]
+
+
 def test_without_a_quorum_the_deadline_fails_the_attempt_and_opens_the_next() -> None:
     state, _ = play(opened(A, B, C), Committed(5, A, 0, 0, "a"))
     for now in range(10, 100, 10):

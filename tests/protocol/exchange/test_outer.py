@@ -6,6 +6,8 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from artel.protocol.exchange.outer import learning_rate, outer_step
 from artel.protocol.exchange.parts import fragment
 from artel.protocol.exchange.pseudogradient import Header
 from artel.protocol.run_config import ExchangeSection
-from artel.protocol.state import Layout, State, Vector, state_root
+from artel.protocol.state import Layout, State, Vector, read_state, state_root, write_state
 
 
 def numbers(seed: str, count: int) -> Vector:
@@ -150,6 +152,56 @@ def test_golden_trace_of_three_rounds(name: str, mu: float, golden: str) -> None
         state = State(number + 1, layout.digest, params, momentum)
     assert state_root(state) == golden
 
+
+def test_golden_trace_across_a_failed_attempt_a_lost_node_and_a_late_one(tmp_path: Path) -> None:
+    """Three nodes; see the comments. Whoever is there, from wherever it starts, has these roots."""
+    layout = Layout.of([("embed", (50, 37)), ("norm", (37,)), ("head", (37, 64))])
+    exchange = ExchangeSection.model_validate({"codec": "int4", "outer": {"momentum": 0.9}})
+    params = numbers("initial", layout.parameters)
+    initial = State(0, layout.digest, params, np.zeros_like(params))
+
+    def after(state: State, number: int, attempt: int, nodes: Iterable[str]) -> State:
+        base = Base(state, state_root(state))
+        header = Header(number, base.root, of(exchange))
+        piece = fragment(layout, exchange.fragments, number)
+        sent = []
+        for node in nodes:
+            delta = numbers(f"{number} {attempt} {node}", layout.parameters)
+            blob = header.pack(piece.layout, piece.take(delta))
+            sent.append(Given(node, TOKENS[node], [blob]))
+        return next_state(exchange, 4, layout, base, sent).state
+
+    a, b, c = TOKENS
+    # Round 1 came to nothing the first time, and all have gone back; from round 2 on, c is dead.
+    rounds = [(0, 0, (a, b, c)), (1, 1, (a, b, c)), (2, 0, (a, b)), (3, 0, (a, b, c))]
+    state, roots, kept = initial, [], tmp_path / "state"
+    for number, attempt, nodes in rounds:
+        if number == 1:
+            undone = after(state, number, 0, nodes)
+            assert state_root(undone) != state_root(after(state, number, 1, nodes))
+        if number == 2:
+            write_state(kept, state)  # what c had when it died
+        state = after(state, number, attempt, nodes)
+        roots.append(state_root(state))
+    assert roots == GOLDEN_RECOVERY
+    # Started again, c goes on from its file by what the others sent.
+    late = read_state(kept, layout)
+    for number, attempt, nodes in rounds[2:]:
+        late = after(late, number, attempt, nodes)
+    assert state_root(late) == GOLDEN_RECOVERY[-1]
+    # And whoever comes late goes through all rounds that count, from the first state.
+    late = initial
+    for place, root in zip(rounds, GOLDEN_RECOVERY, strict=True):
+        late = after(late, *place)
+        assert state_root(late) == root
+
+
+GOLDEN_RECOVERY = [
+    "f0c05a4614c61d97c7787534ab942e39db10d395b70d8536f5c45c7a5d997bda",
+    "de766f5981cbf30f6541e030c524281e655fa563d83a3987a649e3468a98f312",
+    "4b497f3de7ac4cbb99b2eda314f4c833d47273c23c2f8e33955f6abba05c2645",
+    "a7c558d905f82b56ddf347f1a2b7dc1a452836c14d4f67acbcf8a0c8134e8402",
+]
 
 GOLDEN_EXCHANGES = [
     (
