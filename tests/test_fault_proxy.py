@@ -12,6 +12,7 @@ import pytest
 
 from fault_proxy import BLACKHOLE, REPEATED_BYTES, Fault, FaultProxy
 
+pytestmark = pytest.mark.timeout(60)
 DATA = random.Random(1).randbytes(1 << 17)
 
 

@@ -13,6 +13,7 @@ import pytest
 from artel.protocol import tether
 from injector import VARIABLE, Injection, inject, listening
 
+pytestmark = pytest.mark.timeout(120)
 PROGRAM = """
 import logging, sys, time
 from artel.protocol import events

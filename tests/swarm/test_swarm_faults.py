@@ -25,21 +25,21 @@ from artel.ledger.tlog.checkpoint import parse_checkpoint
 from artel.protocol import identity
 from artel.protocol.tasks import within
 from fault_proxy import BLACKHOLE, Fault
-from faulty_swarm import FaultySwarm, address_of
+from faulty_swarm import FaultySwarm
 from injector import Injection
 from swarm_world import ledger_of, round_at_least, write_run
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 NODES = 3
-PATIENCE_S = 120.0
+PATIENCE_S = 240.0
 OUT_OF_TIME = {"late", "missing_reveal", "disconnected"}
-"""Why somebody does not count who did nothing wrong."""
+"""Why somebody may not count who did nothing wrong."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def swarm(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[FaultySwarm]:
     folder = tmp_path_factory.mktemp("faults")
-    run = write_run(folder, total=1000, inner_steps=100, deadline_s=40.0)
+    run = write_run(folder, total=1000, inner_steps=60, deadline_s=40.0, patience=2.0)
     options = ("--threads", "1", "--no-check")
     async with FaultySwarm(folder, run, node_options=options, seed=12) as swarm:
         await swarm.start(nodes=NODES)
@@ -97,18 +97,17 @@ class Log:
         ]
 
 
-async def counts_again(swarm: FaultySwarm, *numbers: int) -> None:
-    """Wait until a round to come has accepted all of these nodes."""
+async def count_again(swarm: FaultySwarm, *numbers: int) -> None:
+    """Wait until each of these nodes has been accepted in a round to come."""
     after = (await swarm.wait_for(lambda status: True, "the coordinator answers"))["round"]
+    peers = {peer_of(swarm, number) for number in numbers}
 
-    def all_in() -> bool:
+    def missing() -> set[str]:
         bodies = [e.body for e in ledger(swarm) if isinstance(e.body, entries.RoundClosed)]
         late = [body for body in bodies if body.round > after]
-        return any(
-            all(fate(body, peer_of(swarm, n)) == "accepted" for n in numbers) for body in late
-        )
+        return peers - {item.node for body in late for item in body.accepted}
 
-    await until(all_in, f"nodes {numbers} count again")
+    await until(lambda: not missing(), f"nodes {numbers} count again")
 
 
 async def test_a_node_killed_between_commitment_and_reveal_costs_one_grace_and_counts_once(
@@ -126,7 +125,7 @@ async def test_a_node_killed_between_commitment_and_reveal_costs_one_grace_and_c
     (body,) = closed(swarm, died_in)
     assert fate(body, peer_of(swarm, 3)) in ("missing_reveal", "disconnected")
     assert len(body.accepted) == NODES - 1
-    await counts_again(swarm, 3)
+    await count_again(swarm, 3)
     assert died_in not in log.rounds("contribution.revealed")
 
 
@@ -149,7 +148,7 @@ async def test_a_coordinator_killed_between_an_entry_and_its_head_goes_on_with_t
     assert isinstance(body, entries.StateAgreed)
     await swarm.wait_for(round_at_least(body.round + 1), "the run goes on")
     assert [entry.id for entry in ledger(swarm)[: len(held)]] == [entry.id for entry in held]
-    await counts_again(swarm, *swarm.nodes)
+    await count_again(swarm, *swarm.nodes)
 
 
 async def test_a_trainer_killed_in_the_middle_of_a_round_is_replaced_and_the_round_goes_on(
@@ -160,10 +159,10 @@ async def test_a_trainer_killed_in_the_middle_of_a_round_is_replaced_and_the_rou
     await until(lambda: log.find("trainer.restarted"), "another trainer")
     died_in = log.rounds("training.half_done")[0]
     await swarm.wait_for(round_at_least(died_in + 1), "the round goes on")
-    (body,) = closed(swarm, died_in)
-    assert fate(body, peer_of(swarm, 2)) in OUT_OF_TIME | {"accepted", "handed_back"}
+    fates = {fate(body, peer_of(swarm, 2)) for body in closed(swarm, died_in)}
+    assert fates <= OUT_OF_TIME | {"accepted", "handed_back", ""}
     assert swarm.nodes[2].running
-    await counts_again(swarm, *swarm.nodes)
+    await count_again(swarm, *swarm.nodes)
 
 
 async def test_a_link_cut_during_the_reveal_costs_at_most_that_contribution(
@@ -175,19 +174,14 @@ async def test_a_link_cut_during_the_reveal_costs_at_most_that_contribution(
     swarm.inject(3, Injection("contribution.committed", "stop"))
     await until(lambda: process.status() == psutil.STATUS_STOPPED, "it has committed")
     round = log.rounds("contribution.committed")[-1]
-    proxy = swarm.proxies[0]
-    rules = [
-        proxy.apply(Fault(cut_after=line.passed["up"] + 6000), "up", nth=line.number)
-        for line in proxy.lines.values()
-        if line.source == address_of(3)
-    ]
+    rules = swarm.cut_soon(3, 0, 6000)
     process.send_signal(signal.SIGCONT)
     await until(lambda: any(rule.hits["cut"] for rule in rules), "the link is cut")
     swarm.heal()
     await swarm.wait_for(round_at_least(round + 1), "the round goes on")
     (body,) = closed(swarm, round)
     assert fate(body, peer_of(swarm, 3)) in ("accepted", "missing_reveal", "disconnected")
-    await counts_again(swarm, *swarm.nodes)
+    await count_again(swarm, *swarm.nodes)
 
 
 async def test_a_node_whose_uplink_is_a_crawl_holds_nobody_up(swarm: FaultySwarm) -> None:
@@ -199,7 +193,7 @@ async def test_a_node_whose_uplink_is_a_crawl_holds_nobody_up(swarm: FaultySwarm
     fates = {fate(body, peer_of(swarm, 3)) for (body,) in ends}
     assert fates <= OUT_OF_TIME | {""}
     swarm.heal()
-    await counts_again(swarm, *swarm.nodes)
+    await count_again(swarm, *swarm.nodes)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +210,7 @@ async def test_wrong_bytes_on_a_stream_end_the_connection_and_nothing_wrong_is_a
     await until(lambda: sum(rule.hits[what] for rule in rules) >= 4, "wrong bytes")
     swarm.heal()
     assert sum(proxy.made for proxy in swarm.proxies.values()) > made, "it has come back"
-    await counts_again(swarm, *swarm.nodes)
+    await count_again(swarm, *swarm.nodes)
     ends = [e.body for e in ledger(swarm)[before:] if isinstance(e.body, entries.RoundClosed)]
     why = {fate(body, peer_of(swarm, n)) for body in ends for n in swarm.nodes}
     assert why <= OUT_OF_TIME | {"accepted", ""}, "no blob or statement came that was wrong"
@@ -233,7 +227,7 @@ async def test_a_partition_heals_without_a_second_history(swarm: FaultySwarm) ->
     assert sum(rule.hits["hold"] for rule in rules)
     assert not log.find("ledger.split_view")
     swarm.heal()
-    await counts_again(swarm, *swarm.nodes)
+    await count_again(swarm, *swarm.nodes)
     assert swarm.nodes[3].running
     assert not log.find("ledger.split_view")
     now = [entry.id for entry in ledger_of(swarm.home_of(3))[0]]
@@ -259,7 +253,7 @@ async def test_when_all_nodes_are_gone_the_run_resumes_from_the_saved_state(
 async def test_all_that_happened_is_accounted_for_and_the_loss_has_fallen(
     swarm: FaultySwarm,
 ) -> None:
-    await counts_again(swarm, *swarm.nodes)
+    await count_again(swarm, *swarm.nodes)
     losses = (await swarm.status())["validation"]
     for number in swarm.nodes:
         swarm.interrupt_node(number)

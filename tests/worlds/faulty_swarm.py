@@ -73,6 +73,20 @@ class FaultySwarm(Swarm):
             for other, proxy in self.proxies.items()
         ]
 
+    def cut_soon(self, party: int, other: int, count: int) -> list[Rule]:
+        """Let the connections between two end when so many more bytes went from the first to the
+        second, whoever of them made them."""
+        rules = []
+        for proxy, source, way in (
+            (self.proxies[other], address_of(party), "up"),
+            (self.proxies[party], address_of(other), "down"),
+        ):
+            for line in proxy.lines.values():
+                if line.source == source:
+                    fault = Fault(cut_after=line.passed[way] + count)
+                    rules.append(proxy.apply(fault, way, nth=line.number))
+        return rules
+
     def cut_off(self, party: int, fault: Fault) -> list[Rule]:
         """Let a fault begin between one party and all others, both ways."""
         return [
