@@ -61,6 +61,7 @@ grace_s = {grace_s:.1f}
 heartbeat_timeout_s = {silence_s:.1f}
 settle_s = {apply_s:.1f}
 reveal_s = {apply_s:.1f}
+mirror_every = {mirror_every}
 
 {exchange}
 [ownership]
@@ -93,6 +94,7 @@ def write_run(
     hidden: int = 32,
     founders: int = 4,
     patience: float = 1.0,
+    mirror_every: int = 10,
 ) -> Path:
     """Write RUN.toml and its text below ``folder``; returns the file.
 
@@ -122,6 +124,7 @@ def write_run(
             audit_rate=audit_rate,
             hidden=hidden,
             founders=founders,
+            mirror_every=mirror_every,
             grace_s=3 * patience,
             silence_s=6 * patience,
             apply_s=20 * patience,

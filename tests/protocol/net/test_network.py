@@ -424,6 +424,20 @@ async def test_close_leaves_no_process_and_no_socket_behind(tmp_path: Path) -> N
     assert not folder.exists()
 
 
+@pytest.mark.parametrize(
+    ("listen", "asks"),
+    [
+        (("/ip4/127.0.0.1/tcp/0",), "0"),
+        (("/ip4/127.0.0.3/tcp/0", "/ip4/127.0.0.1/tcp/0"), "0"),
+        (("/ip4/127.0.0.3/tcp/0", "/ip4/0.0.0.0/tcp/0"), "1"),
+        (("/ip4/192.0.2.127/tcp/0",), "1"),
+    ],
+)
+def test_who_listens_on_loopback_alone_asks_no_router(listen: tuple[str, ...], asks: str) -> None:
+    told = p2pd.Settings(Path("node.key"), listen).arguments("socket")
+    assert {f"-autonat={asks}", f"-natPortMap={asks}"} <= set(told)
+
+
 async def test_a_port_in_use_is_a_clear_error(tmp_path: Path) -> None:
     key = tmp_path / "node.key"
     with socket.create_server(("127.0.0.1", 0)) as taken:
