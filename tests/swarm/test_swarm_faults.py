@@ -158,6 +158,7 @@ async def test_a_trainer_killed_in_the_middle_of_a_round_is_replaced_and_the_rou
     log = Log(swarm, 2)
     swarm.inject(2, Injection("training.half_done", "kill", child="artel.node.trainer"))
     await until(lambda: log.find("trainer.restarted"), "another trainer")
+    swarm.inject(2)
     died_in = log.rounds("training.half_done")[0]
     await swarm.wait_for(round_at_least(died_in + 1), "the round goes on")
     fates = {fate(body, peer_of(swarm, 2)) for body in closed(swarm, died_in)}
@@ -175,6 +176,7 @@ async def test_a_link_cut_during_the_reveal_costs_at_most_that_contribution(
     swarm.inject(3, Injection("contribution.committed", "stop"))
     await until(lambda: process.status() == psutil.STATUS_STOPPED, "it has committed")
     round = log.rounds("contribution.committed")[-1]
+    swarm.inject(3)
     rules = swarm.cut_soon(3, 0, 6000)
     process.send_signal(signal.SIGCONT)
     await until(lambda: any(rule.hits["cut"] for rule in rules), "the link is cut")

@@ -269,7 +269,9 @@ def tall(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LedgerStore
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(
                 "artel.ledger.store.store.decode",
-                lambda leaf: Entry(entry_id(leaf), None, Envelope("", b"", ())),
+                lambda leaf: Entry(
+                    entry_id(leaf), SimpleNamespace(KIND="account"), Envelope("", b"", ())
+                ),
             )
             patched.setattr("artel.ledger.store.store.os.fsync", lambda _file: None)
             store._connection.execute("PRAGMA synchronous=OFF")

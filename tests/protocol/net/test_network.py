@@ -433,7 +433,9 @@ async def test_close_leaves_no_process_and_no_socket_behind(tmp_path: Path) -> N
         (("/ip4/192.0.2.127/tcp/0",), "1"),
     ],
 )
-def test_who_listens_on_loopback_alone_asks_no_router(listen: tuple[str, ...], asks: str) -> None:
+async def test_who_listens_on_loopback_alone_asks_no_router(
+    listen: tuple[str, ...], asks: str
+) -> None:
     told = p2pd.Settings(Path("node.key"), listen).arguments("socket")
     assert {f"-autonat={asks}", f"-natPortMap={asks}"} <= set(told)
 
