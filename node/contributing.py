@@ -155,7 +155,8 @@ class Contributing:
             ),
             max(directive.remaining, 5.0),
         )
-        emit(log, "contribution.committed", logging.DEBUG, round=directive.round, blob=made.blob[:12])
+        said = {"round": directive.round, "blob": made.blob[:12]}
+        emit(log, "contribution.committed", logging.DEBUG, **said)
 
     def go_on(self, round: int, steps: int, windows: Windows) -> None:
         """Train the tail of the round beside everything else, once.

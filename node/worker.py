@@ -216,7 +216,8 @@ class Worker:
             accused=sorted(self._applying.looked_at(directive.round, directive.attempt)),
         )
         await session.link.tell(signed, max(directive.remaining, 5.0))
-        emit(log, "state.signed", logging.DEBUG, round=self.states.round, root=self.states.root[:12])
+        said = {"round": self.states.round, "root": self.states.root[:12]}
+        emit(log, "state.signed", logging.DEBUG, **said)
 
     async def _evaluate(self) -> None:
         """Measure the current state on the validation split; a failure costs only the number."""
