@@ -368,7 +368,8 @@ def rows(found: Sequence[Size]) -> list[dict[str, Any]]:
     for size in found:
         values = {part: size.each(part) for part in (*PARTS, *OTHERS)}
         least = {part: found[0].each(part) for part in values}
-        for part, value in values.items():
+        for part in (part for part in values if values[part] > 0 and least[part] > 0):
+            value = values[part]
             made.append(
                 {
                     "name": f"{part}, {size.members} members",
@@ -376,7 +377,7 @@ def rows(found: Sequence[Size]) -> list[dict[str, Any]]:
                     "baseline": 1000 * least[part],
                     "baseline_is": f"{found[0].members} members",
                     "unit": "ms",
-                    "ratio": value / least[part] if least[part] else 1.0,
+                    "ratio": value / least[part],
                     "members": size.members,
                     "facts": {name: of(size) for name, of in FACTS.items()},
                 }
