@@ -127,7 +127,8 @@ class OwnLedger:
 
         :raises CheckFailed: what is kept of it is damaged
         """
-        known = known_heads(self.heads, self.run, self.coordinators)
+        terms = self.store.terms()
+        known = known_heads(self.heads, self.run, self.coordinators, terms)
         if self.second is not None:
             known += self.second.known(self.run, self.coordinators)
         error = heads_error(known, self.store.size, self.store.root_at)

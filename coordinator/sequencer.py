@@ -111,7 +111,6 @@ class Sequencer:
         heads: HeadStore | None = None,
         *,
         second: SecondMemory | None = None,
-        term: int = 0,
     ) -> None:
         self.store = store
         self.fold = Fold.open(store)
@@ -120,7 +119,7 @@ class Sequencer:
                 "the ledger in this home belongs to another run", "use another --home"
             )
         self._identity = identity
-        self._origin = origin_of(run, term)
+        self._run = run
         self._heads, self._second = heads, second
         self._noted = second.newest(self._origin) if second is not None else ""
         self._stopped: ArtelError | None = None
@@ -302,6 +301,10 @@ class Sequencer:
             call.done.set_result(None)
         else:
             call.done.set_exception(error)
+
+    @property
+    def _origin(self) -> str:
+        return origin_of(self._run, self.store.term)
 
     def _sign(self, size: int, root: bytes) -> str:
         return sign_checkpoint(self._identity, self._origin, size, root)

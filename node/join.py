@@ -28,9 +28,7 @@ from artel.ledger.sync.replica import Replica
 from artel.ledger.sync.serving import LedgerService
 from artel.ledger.sync.signed_tree import TooMuch
 from artel.ledger.sync.witness import Witness
-from artel.ledger.tlog.checkpoint import origin_of
 from artel.ledger.tlog.cosignature import witness_name
-from artel.ledger.tlog.note import VerifierKey
 from artel.node import holders, preflight, watch
 from artel.node.child import TrainerDied
 from artel.node.claim_file import ClaimFile
@@ -185,8 +183,6 @@ async def _join(
         raise preflight.too_much(replica.most) from None
     watch.refuse_convicted(replica, heads)
     await asyncio.to_thread(watch.refuse_older, replica, heads)
-    origin = origin_of(run)
-    keys = [VerifierKey(origin, bytes.fromhex(key)) for key in manifest.coordinators]
     name = witness_name(options.identity.peer_id)
     blobs = BlobStore(home / "blobs", options.quota_bytes)
     shutil.rmtree(home / "fingerprints", ignore_errors=True)  # nothing goes on with those
@@ -200,7 +196,7 @@ async def _join(
         link,
         replica,
         heads,
-        Witness(heads, options.identity, name, {origin: keys}),
+        Witness(heads, options.identity, name, replica.keys_of),
         ClaimFile(home),
         blobs,
         BlobStore(home / "fingerprints"),

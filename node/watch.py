@@ -28,13 +28,18 @@ from artel.ledger.entries.evidence import SplitView
 from artel.ledger.entries.kinds.split_seen import signers_of
 from artel.ledger.store import finality
 from artel.ledger.store.heads import MAX_CONFLICTS, HeadStore
-from artel.ledger.store.published import heads_error, known_heads
+from artel.ledger.store.published import given_up, heads_error, known_heads, term_of
 from artel.ledger.sync import fork
 from artel.ledger.sync.fork import SplitViewProven
 from artel.ledger.sync.peers import HEADS, PeerSource, notes_in
 from artel.ledger.sync.replica import Replica
 from artel.ledger.sync.source import CONFLICTS_PATH
-from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint, verifier_keys
+from artel.ledger.tlog.checkpoint import (
+    Checkpoint,
+    open_checkpoint,
+    parse_checkpoint,
+    verifier_keys,
+)
 from artel.protocol import canonical, messages
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError
 from artel.protocol.events import emit
@@ -197,7 +202,11 @@ class Watch:
         store, state = self._replica.store, self._replica.state
         if not store.size:
             return
-        keys = store.genesis.coordinators
+        keys, origin = store.leaders(), parse_checkpoint(text).origin
+        term = term_of(origin, self._run_id)
+        if term is not None and term != store.term:
+            await self._other_term(peer, term, open_checkpoint(text, origin, keys))
+            return
         # The log's signature alone convicts it; a bad line of a witness must not hide that.
         head = open_checkpoint(text, store.origin, keys)
         if head.size <= store.size and head.root == store.root_at(head.size):
@@ -216,6 +225,18 @@ class Watch:
             self._doubts[key] = Doubt(text, peer, self._clock())
         if head.size <= store.size and key in self._doubts:
             await self._settle(key)
+
+    async def _other_term(self, peer: str, term: int, head: Checkpoint) -> None:
+        """Go on with a later term that a peer shows; heads of an earlier one say nothing new."""
+        store = self._replica.store
+        if term > store.term:
+            await self._replica.catch_up(self._host, peer, self._run_id)
+            self._doubts.clear()  # of the term before: what was given up is not held against it
+            await asyncio.to_thread(self._heads.give_up, self._run_id, store.terms())
+            leader = self._replica.state.term.leader
+            emit(log, "term.begun", term=store.term, size=store.size, leader=leader[:12])
+        elif not given_up(head, store.terms()) and store.root_at(head.size) != head.root:
+            emit(log, "ledger.head_differs", logging.WARNING, size=head.size, term=term)
 
     async def _resolve(self) -> None:
         """Compare what we have caught up with, and test what is ahead of us for too long."""
@@ -346,7 +367,7 @@ def refuse_older(replica: Replica, heads: HeadStore) -> None:
     :raises CheckFailed: it is older, or another one, and that is not proven for others
     """
     store = replica.store
-    known = known_heads(heads, store.genesis.run, store.genesis.coordinators)
+    known = known_heads(heads, store.genesis.run, store.leaders(), store.terms())
     for head in known:
         ours, seen = store.note_at(head.size), heads.note(head.size)
         if ours and seen and parse_checkpoint(ours).root != parse_checkpoint(seen).root:

@@ -150,8 +150,10 @@ class Fold:
         if vars(b).get("kind") == "handover":
             kind = "application/vnd.artel.seal+json"
             for item in b.seals:
-                said = {"root": item["root"], "run": b.run, "size": item["size"]}
-                seal = json.dumps(said | {"term": b.term - 1}, separators=(",", ":"))
+                said = {name: item[name] for name in ("of", "root", "size")} | {"run": b.run}
+                seal = json.dumps(
+                    said | {"term": b.term - 1}, separators=(",", ":"), sort_keys=True
+                )
                 message = f"DSSEv1 {len(kind)} {kind} {len(seal)} {seal}".encode()
                 yield key_of(item["node"]), bytes.fromhex(item["signature"]), message
 
@@ -666,8 +668,8 @@ class Fold:
         return True
 
     def handover(self, b: Any) -> Rule:
-        known = max(item["size"] for item in b.seals)
-        yield (b.term <= self.term or known > self.index) and "out_of_order"
+        of, known = max((item["of"], item["size"]) for item in b.seals)
+        yield (not of <= self.term < b.term or known > self.index) and "out_of_order"
         named, later = self.coordinators, b.term - self.term - 1
         weights = self.electors[-1].weights if self.electors else {}
         order = sorted(weights, key=lambda p: (-weights[p], p))

@@ -20,6 +20,7 @@ from artel.ledger.entries.kinds.admitted import Admitted, admitted
 from artel.ledger.entries.kinds.aggregate import Aggregate, aggregate
 from artel.ledger.entries.kinds.contribution import Contribution, contribution
 from artel.ledger.entries.kinds.dispute import Dispute
+from artel.ledger.entries.kinds.handover import Handover, handover, open_seal, seal
 from artel.ledger.entries.kinds.jury_answer import JuryAnswer, jury_answer
 from artel.ledger.entries.kinds.key_rotated import KeyRotated, key_rotated
 from artel.ledger.entries.kinds.node import Node, node
@@ -67,6 +68,7 @@ __all__ = [
     "Dispute",
     "Entry",
     "Genesis",
+    "Handover",
     "JuryAnswer",
     "KeyRotated",
     "LedgerRules",
@@ -97,9 +99,11 @@ __all__ = [
     "credits_back",
     "decode",
     "entry_id",
+    "handover",
     "jury_answer",
     "key_rotated",
     "node",
+    "open_seal",
     "open_vote",
     "recovery_digest",
     "rolled_back",
@@ -108,6 +112,7 @@ __all__ = [
     "round_opened",
     "ruling",
     "run_closed",
+    "seal",
     "slice_wrong",
     "state_agreed",
     "state_upheld",

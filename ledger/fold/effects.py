@@ -15,6 +15,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import astuple
 from itertools import zip_longest
 from typing import Any, Protocol
 
@@ -74,6 +75,7 @@ TABLES = (
     # Vested credit whenever it changed, by the number of the newest state; without a name: in all.
     "CREATE TABLE held(name INTEGER, state INTEGER, vested INTEGER NOT NULL,"
     " PRIMARY KEY(name, state)) WITHOUT ROWID",
+    "CREATE TABLE terms(number INTEGER PRIMARY KEY, begins INTEGER NOT NULL, leader TEXT NOT NULL)",
     "CREATE TABLE kept(size INTEGER PRIMARY KEY, rules BLOB NOT NULL, state BLOB NOT NULL,"
     " digest BLOB NOT NULL)",
 )
@@ -100,6 +102,8 @@ class Fold:
     def __init__(self, state: FoldState) -> None:
         self.state = state
         self._next, self._outcomes = state.copy(), list[Outcome]()
+        self.anew = False
+        """Whether what is committed, and not settled, takes the place of what was there."""
 
     @classmethod
     def open(cls, store: Store) -> Fold:
@@ -132,13 +136,18 @@ class Fold:
             raise CheckFailed(f"the fold is at entry {self._next.size}, the ledger at {first}")
         self._outcomes += write(connection, self._next, new)
 
+    def begin_anew(self, other: Fold) -> None:
+        """What is committed was folded by another one, from entry 0 on: :meth:`settle` takes that
+        over."""
+        self._next, self._outcomes, self.anew = other._next, other._outcomes, True
+
     def settle(self) -> list[Outcome]:
         """What :meth:`beside` was given is committed: go on from there.
 
         :returns: what each entry did
         """
         outcomes, self._outcomes = self._outcomes, []
-        self.state = self._next
+        self.state, self.anew = self._next, False
         return outcomes
 
 
@@ -152,6 +161,7 @@ _COLUMNS = {
     "credits": "number source kind account node round units rate work granted due",
     "left_out": "idx round attempt node account reason",
     "held": "name state vested",
+    "terms": "number begins leader",
 }
 _NAMED = ("name", "node", "account")
 _PLACES = {
@@ -247,6 +257,8 @@ def _applied(state: FoldState, entry: Entry, rows: _Rows) -> Outcome:
         rows.add("mentions", name, index)
     if isinstance(body, entries.Contribution):
         rows.add("shown", index, body.node, entry.id, body.tokens)
+    elif isinstance(body, entries.Genesis | entries.Handover) and outcome.status != "ignored":
+        rows.add("terms", *astuple(state.term))
     elif isinstance(body, entries.Node) and outcome.status != "ignored":
         rows.add("bindings", body.node, index, body.account)
     for item in outcome.left_out:
@@ -331,7 +343,9 @@ def _adds_up(query: Query, state: FoldState) -> bool:
         ignored[reason] += count
     del ignored[""]
     found = {(name, at): amount for name, at, amount in sums if amount}
-    return (found, kinds, ignored) == (expected, state.kinds, state.ignored)
+    terms = query("SELECT number, begins, leader FROM terms ORDER BY number", ())
+    told = (found, kinds, ignored, terms)
+    return told == (expected, state.kinds, state.ignored, list(map(astuple, state.terms)))
 
 
 def credited(owner: Account) -> dict[int, int]:

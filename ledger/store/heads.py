@@ -22,22 +22,26 @@ import hashlib
 import logging
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from artel.ledger.store import database
 from artel.ledger.store.database import storage_errors, transaction
-from artel.ledger.store.published import DATABASE_NAME
+from artel.ledger.store.published import DATABASE_NAME, run_of, term_of
 from artel.ledger.tlog import note as notes
-from artel.ledger.tlog.checkpoint import MAX_SIZE, Checkpoint
+from artel.ledger.tlog.checkpoint import MAX_SIZE, Checkpoint, origin_of
 from artel.ledger.tlog.cosignature import COSIGNATURE_BYTES, add_lines
 from artel.ledger.tlog.note import Note
 from artel.protocol import canonical
 from artel.protocol.dsse import MAX_ENVELOPE_BYTES
 from artel.protocol.errors import CheckFailed, UsageError
 from artel.protocol.events import emit
+
+if TYPE_CHECKING:
+    from artel.ledger.entries.records import Term
 
 log = logging.getLogger("artel.ledger")
 
@@ -59,6 +63,7 @@ _TABLES = {
         *("origin TEXT", "size INTEGER", "lines INTEGER NOT NULL", "note TEXT NOT NULL"),
         "PRIMARY KEY(origin, size)",
     ),
+    "sealed": ("run TEXT PRIMARY KEY", "term INTEGER NOT NULL"),
     "conflicts": ("id BLOB PRIMARY KEY", "evidence BLOB NOT NULL"),
     "aliases": (
         *("account TEXT PRIMARY KEY", "alias TEXT NOT NULL", "team TEXT NOT NULL"),
@@ -216,7 +221,7 @@ class HeadStore:
         :param old_size: the size that :meth:`witnessed` gave when consistency was checked; 0 for
             none
         :returns: whether it was noted. If not, another head was cosigned in the meantime (or one
-            of the same size with another root): sign nothing.
+            of the same size with another root), or its term is sealed here: sign nothing.
         """
         if not 0 <= old_size <= size < MAX_SIZE or len(root) != 32:
             raise UsageError(f"a witness cannot go from {old_size} to {size} entries")
@@ -224,7 +229,14 @@ class HeadStore:
         # latest checkpoint it cosigned for the checkpoint's origin, and MUST persist the new
         # checkpoint before returning the cosignature; the check and the update are atomic. Here it
         # is one statement, which changes one row or none.
+        run = run_of(origin)
+        term = term_of(origin, run)
         with self._changed():
+            sealed = self._connection.execute(
+                "SELECT 1 FROM sealed WHERE run = ? AND term >= ?", (run, term)
+            )
+            if sealed.fetchall():
+                return False
             changed = self._connection.execute(
                 "INSERT INTO witnessed SELECT ?1, ?2, ?3 WHERE ?4 = 0 OR EXISTS("
                 "SELECT 1 FROM witnessed WHERE origin = ?1)"
@@ -233,6 +245,37 @@ class HeadStore:
                 (origin, size, root, old_size),
             )
             return changed.rowcount == 1
+
+    def give_up(self, run: str, terms: Sequence[Term]) -> None:
+        """Drop the notes of heads that were given up with their terms: nobody goes on from them.
+        What was signed or cosigned here stays, so that nothing else is signed in its place."""
+        with self._changed():
+            for before, after in pairwise(terms):
+                for number in range(before.number, after.number):
+                    self._connection.execute(
+                        "DELETE FROM notes WHERE origin = ? AND size > ?",
+                        (origin_of(run, number), after.begins),
+                    )
+
+    # --- what was sealed --------------------------------------------------------------------------
+
+    def seal(self, run: str, term: int) -> None:
+        """Note that nothing of this term, or of those before, is signed here any more, before
+        anybody is told."""
+        with self._changed():
+            self._connection.execute(
+                "INSERT INTO sealed VALUES (?1, ?2)"
+                " ON CONFLICT(run) DO UPDATE SET term = max(term, ?2)",
+                (run, term),
+            )
+
+    def sealed(self, run: str) -> int:
+        """The latest term that was sealed here; -1 when none was."""
+        with self._lock, self._errors():
+            row = self._connection.execute(
+                "SELECT term FROM sealed WHERE run = ?", (run,)
+            ).fetchone()
+        return int(row[0]) if row else -1
 
     def forget_after(self, size: int) -> None:
         """Forget all heads of more entries: for a log whose owner says that nobody has seen them.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from artel.ledger.tlog.note import MAX_NOTE_BYTES
 from artel.protocol.errors import CheckFailed, DecodeError, UsageError
 
 if TYPE_CHECKING:
+    from artel.ledger.entries.records import Term
     from artel.ledger.store.heads import HeadStore
 
 DATABASE_NAME = "ledger.sqlite3"
@@ -76,6 +77,13 @@ def term_of(origin: str, run: str) -> int | None:
     return int(match[2]) if match is not None and match[1] == run else None
 
 
+def run_of(origin: str) -> str:
+    """The run id in an origin line; "" when it is no run's."""
+    parts = origin.split("/")
+    run = parts[1] if len(parts) == 4 else ""
+    return run if run and term_of(origin, run) is not None else ""
+
+
 def read_checkpoint_file(path: Path) -> str:
     """The note in the file; empty when there is none."""
     try:
@@ -84,11 +92,19 @@ def read_checkpoint_file(path: Path) -> str:
         return ""
 
 
-def published_error(published: str, path: Path, note_at: Callable[[int], str], size: int) -> str:
+def published_error(
+    published: str,
+    path: Path,
+    note_at: Callable[[int], str],
+    size: int,
+    terms: Sequence[Term] = (),
+) -> str:
     """What is wrong between the published note (of file ``path``) and the database, or "".
 
     :param note_at: gives the note that the database holds for a size, "" for none
     :param size: number of entries in the database
+    :param terms: of the database; a note that was given up with its term is behind, as after a
+        crash
     """
     if not published:
         return ""
@@ -96,6 +112,8 @@ def published_error(published: str, path: Path, note_at: Callable[[int], str], s
         head = parse_checkpoint(published)
     except DecodeError as error:
         return f"{path} is damaged: {error.message}"
+    if given_up(head, terms):
+        return ""
     if head.size > size:
         return f"{path} covers {head.size} entries, the database holds {size}: entries are lost"
     if published != note_at(head.size):
@@ -106,11 +124,21 @@ def published_error(published: str, path: Path, note_at: Callable[[int], str], s
 # --- the tree heads that a home keeps -------------------------------------------------------------
 
 
-def known_heads(heads: HeadStore, run: str, coordinators: Collection[str]) -> list[Checkpoint]:
+def given_up(head: Checkpoint, terms: Iterable[Term]) -> bool:
+    """Whether a head covers what was given up when its term ended: a later term goes on before."""
+    own = term_of(head.origin, run_of(head.origin))
+    ends = [term.begins for term in terms if own is not None and term.number > own]
+    return bool(ends) and head.size > min(ends)
+
+
+def known_heads(
+    heads: HeadStore, run: str, coordinators: Collection[str], terms: Sequence[Term] = ()
+) -> list[Checkpoint]:
     """Every head of this run that the home signed, cosigned or saw cosigned; the largest first.
 
     :param coordinators: keys (hex) of which one must have signed the notes that are kept; when
         empty, the notes are believed: they were verified before they were kept
+    :param terms: those whose heads were given up are left out
     :raises CheckFailed: when one of the kept notes is not by the run's coordinators
     """
     found = {head for head in heads.witnessed_heads() if term_of(head.origin, run) is not None}
@@ -120,7 +148,9 @@ def known_heads(heads: HeadStore, run: str, coordinators: Collection[str]) -> li
             if coordinators:
                 open_checkpoint(text, head.origin, coordinators)
             found.add(Checkpoint(head.origin, head.size, head.root))
-    return sorted(found, key=lambda head: -head.size)
+    return sorted(
+        (head for head in found if not given_up(head, terms)), key=lambda head: -head.size
+    )
 
 
 def heads_error(heads: Iterable[Checkpoint], size: int, root_at: Callable[[int], bytes]) -> str:

@@ -24,6 +24,7 @@ from typing import Any
 
 from artel.ledger.entries import Entry, Genesis, decode, entry_id
 from artel.ledger.entries.documents import attached, path_of
+from artel.ledger.entries.records import Term
 from artel.ledger.store import database
 from artel.ledger.store.database import storage_errors
 from artel.ledger.store.packing import unpack
@@ -39,7 +40,8 @@ from artel.protocol.errors import CheckFailed, DecodeError, UsageError
 from artel.protocol.merkle import EMPTY_ROOT, HASH_BYTES, leaf_hash
 
 _READ_ROWS = 256
-_WRONG_TILE = "stop and run `artel ledger verify`; restore the home from a backup or another node"
+_TERMS = "SELECT number, begins, leader FROM terms ORDER BY number"
+WRONG_TILE = "stop and run `artel ledger verify`; restore the home from a backup or another node"
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,13 @@ class LedgerHead:
 class LedgerReader:
     """An append-only log and its tree, for any thread; see :class:`.store.LedgerStore`."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, term: int = 0) -> None:
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
-        self.term = term
+        self.term = 0
+        """Of the newest head."""
         self._reader = connection
         self._reading = threading.RLock()  # guards the connection
-        self._tiles = Tiles(self._stored_tile, _WRONG_TILE)
+        self._tiles = Tiles(self._stored_tile, WRONG_TILE)
         self._head = LedgerHead(TileTree(Edge(), self._tiles))
 
     @classmethod
@@ -156,6 +159,18 @@ class LedgerReader:
     def origin(self) -> str:
         """The log's name, in its present term."""
         return origin_of(self.genesis.run, self.term)
+
+    # --- terms ------------------------------------------------------------------------------------
+
+    def terms(self) -> list[Term]:
+        """Who has led the run, as the entries have it, the last one does; none without effects."""
+        return [Term(*row) for row in self.query(_TERMS)]
+
+    def leaders(self) -> list[str]:
+        """Keys (hex) that may sign tree heads: those of the manifest's coordinators, and of whoever
+        has led since."""
+        named = self.genesis.coordinators
+        return [*named, *{term.leader for term in self.terms()}.difference(named)]
 
     # --- entries and notes ------------------------------------------------------------------------
 
@@ -281,7 +296,7 @@ class LedgerReader:
         text = Checkpoint(origin, size, head.tree.root_at(size)).encode()
         note = notes.Note(text, signed_lines(origin, lines)).encode()
         try:
-            open_checkpoint(note, origin, head.genesis.coordinators)
+            open_checkpoint(note, origin, self.leaders())
         except (CheckFailed, DecodeError):
             text = f"its tree of {size} entries is not what was signed"
             raise database.damaged(self.path, text) from None

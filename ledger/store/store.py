@@ -19,6 +19,8 @@ from pathlib import Path
 
 from artel.ledger.entries import Entry, Genesis, decode, entry_id
 from artel.ledger.entries.body import portions
+from artel.ledger.entries.documents import document_of
+from artel.ledger.fold import effects
 from artel.ledger.store import database
 from artel.ledger.store.database import storage_errors
 from artel.ledger.store.packing import pack, unpack
@@ -29,8 +31,10 @@ from artel.ledger.store.published import (
     ledger_gone,
     published_error,
     read_checkpoint_file,
+    term_of,
 )
 from artel.ledger.store.reader import (
+    WRONG_TILE,
     LedgerHead,
     LedgerReader,
     first_entry,
@@ -38,10 +42,10 @@ from artel.ledger.store.reader import (
     signed_lines,
 )
 from artel.ledger.tlog import note as notes
-from artel.ledger.tlog.checkpoint import Checkpoint, open_signed, origin_of
+from artel.ledger.tlog.checkpoint import Checkpoint, open_signed, origin_of, parse_checkpoint
 from artel.ledger.tlog.edge import Edge
 from artel.ledger.tlog.tiles import TILE_WIDTH, Tile
-from artel.ledger.tlog.tree import TileTree
+from artel.ledger.tlog.tree import Tiles, TileTree
 from artel.protocol import files, merkle
 from artel.protocol.errors import CheckFailed, DecodeError, UsageError
 from artel.protocol.events import emit
@@ -55,6 +59,7 @@ MAX_BATCH = 256
 _PAGE = 1 << 20
 """Bytes that are decoded and inserted at a time."""
 
+_LAST_TERM = "SELECT number, leader FROM terms ORDER BY number DESC LIMIT 1"
 _INSERT_CHECKPOINT = "INSERT INTO checkpoints(size, follows, term, lines) VALUES (?, ?, ?, ?)"
 _INSERT_DOCUMENT = "INSERT OR IGNORE INTO documents(id, content) VALUES (?, ?)"
 _SELECT_DOCUMENT = "SELECT content FROM documents WHERE id = ?"
@@ -73,21 +78,18 @@ class LedgerStore(LedgerReader):
     """An append-only log with its Merkle tree. Make one with :meth:`open`."""
 
     def __init__(
-        self, path: Path, reader: sqlite3.Connection, connection: sqlite3.Connection, term: int
+        self, path: Path, reader: sqlite3.Connection, connection: sqlite3.Connection
     ) -> None:
-        super().__init__(path, reader, term)
+        super().__init__(path, reader)
         self._lock = threading.RLock()  # one append at a time; guards what follows
         self._connection = connection
 
     @classmethod
-    def open(
-        cls, path: Path, *, create: bool = False, run: str | None = None, term: int = 0
-    ) -> LedgerStore:
+    def open(cls, path: Path, *, create: bool = False, run: str | None = None) -> LedgerStore:
         """Open a ledger for appending.
 
         :param create: make an empty one when there is none
         :param run: the run that it must belong to (when it is not empty)
-        :param term: of the checkpoints to come; those that are there may be of earlier terms
         :raises UsageError: when there is none, or it is of another run
         :raises LostEntries: when it has lost entries that were published, or is gone itself
         :raises CheckFailed: when it is damaged
@@ -102,14 +104,12 @@ class LedgerStore(LedgerReader):
                 path.parent.mkdir(parents=True, exist_ok=True)
         connection = database.connect(path, database.tables())
         try:
-            store = cls(path, database.connect(path, database.tables()), connection, term)
+            store = cls(path, database.connect(path, database.tables()), connection)
         except BaseException:
             connection.close()
             raise
         try:
-            found = store.load()
-            if found > term:
-                raise CheckFailed(f"{path} is in term {found} already, not {term}")
+            store.term = store.load()
             store._recover_checkpoint_file(run or "")
             store._require_run(run)
         except BaseException:
@@ -152,15 +152,34 @@ class LedgerStore(LedgerReader):
             raise UsageError(f"at most {MAX_BATCH} entries can be appended at once")
         return self._commit(leaves, sign, beside)
 
+    def begin_term(self, term: int) -> None:
+        """The checkpoints to come are of this term, and the first entry begins it.
+
+        :raises UsageError: when the ledger is in a later one
+        """
+        with self._lock:
+            if term < self.term:
+                raise UsageError(f"{self.path} is in term {self.term} already, not {term}")
+            self.term = term
+
     def append_replica(
-        self, leaves: Iterable[bytes | Entry], note: str, beside: Beside | None = None
+        self,
+        leaves: Iterable[bytes | Entry],
+        note: str,
+        beside: Beside | None = None,
+        *,
+        keep: int | None = None,
     ) -> None:
         """Add entries that somebody else sequenced, up to exactly the tree that ``note`` signs.
 
         There may be any number of them (a copy of tiles has its newest note alone); they are taken
         and written in stretches, in one transaction.
 
-        :param beside: as in :meth:`append`
+        :param beside: as in :meth:`append`; where it writes who leads, the note has to be of that
+            term and by its leader
+        :param keep: what was here behind so many entries was given up with its term: these take its
+            place. One of the sizes of :meth:`sizes`; effects are computed anew from entry 0 on,
+            the first call of ``beside`` gets those that are kept
         :raises DecodeError: when the note or a leaf is malformed
         :raises CheckFailed: when the note is not by the run's coordinators, or its tree is not
             ours plus these leaves: then the sender lies, or the log shows different histories
@@ -169,15 +188,27 @@ class LedgerStore(LedgerReader):
         with self._lock:
             rest = iter(leaves)
             first = next(rest, None)
+            genesis = self._head.genesis or first_entry(first or b"")
             if first is None:
-                self._matching(note, self.size, self.root, self.genesis)
+                self._matching(note, self.size, self.root, genesis, self.leaders())
                 return
-            genesis = self._head.genesis or first_entry(first)
-            self._commit(
-                chain((first,), rest),
-                lambda size, root: self._matching(note, size, root, genesis),
-                beside,
-            )
+            term = term_of(parse_checkpoint(note).origin, genesis.run)
+            if term is None:
+                raise CheckFailed("the tree head is not signed by any key of this run's log")
+            if term < self.term:
+                raise CheckFailed(
+                    f"the tree head is of term {term}; this copy is in term {self.term} already",
+                    "whoever shows it does not know yet who leads the run: ask another one",
+                )
+
+            def sign(size: int, root: bytes) -> str:
+                last = self._connection.execute(_LAST_TERM).fetchone()
+                number, keys = (last[0], last[1:]) if last else (self.term, genesis.coordinators)
+                if number != term:
+                    raise CheckFailed(f"the tree head is of term {term}, its entries are not")
+                return self._matching(note, size, root, genesis, keys)
+
+            self._commit(chain((first,), rest), sign, beside, keep, term)
 
     @contextmanager
     def deriving(self) -> Iterator[sqlite3.Connection]:
@@ -188,9 +219,11 @@ class LedgerStore(LedgerReader):
         with self._lock, storage_errors(self.path), database.transaction(self._connection):
             yield self._connection
 
-    def _matching(self, note: str, size: int, root: bytes, genesis: Genesis) -> str:
-        origin = origin_of(genesis.run, self.term)
-        head, signed = open_signed(note, origin, genesis.coordinators)
+    def _matching(
+        self, note: str, size: int, root: bytes, genesis: Genesis, keys: Iterable[str]
+    ) -> str:
+        origin = origin_of(genesis.run, term_of(parse_checkpoint(note).origin, genesis.run) or 0)
+        head, signed = open_signed(note, origin, keys)
         if head.size != size:
             raise CheckFailed(f"the tree head covers {head.size} entries; with these it is {size}")
         if head.root != root:
@@ -200,7 +233,14 @@ class LedgerStore(LedgerReader):
             )
         return signed.encode()
 
-    def _commit(self, leaves: Iterable[bytes | Entry], sign: Sign, beside: Beside | None) -> str:
+    def _commit(
+        self,
+        leaves: Iterable[bytes | Entry],
+        sign: Sign,
+        beside: Beside | None,
+        keep: int | None = None,
+        term: int | None = None,
+    ) -> str:
         """The one way in. The order of steps is what makes a crash at any point harmless.
 
         1. Rows go into a transaction; they are read back from the database and hashed, and only
@@ -218,9 +258,15 @@ class LedgerStore(LedgerReader):
         with self._lock:
             edge, genesis, rest = self._head.tree.edge.copy(), self._head.genesis, iter(leaves)
             last = ""
+            before, known, term = self.size, self._tiles, self.term if term is None else term
+            if keep is not None and keep < before:
+                before, known = keep, Tiles(self._stored_tile, WRONG_TILE)
+                edge = Edge.of(keep, self._edge_hashes)
             new = files.unfinished(self._checkpoint_path)
             try:
                 with storage_errors(self.path), database.transaction(self._connection):
+                    if before < self.size:
+                        self._give_up(before, beside)
                     self._require_end(edge.size)
                     # To the end of a tile: the tile is stored before the next entry.
                     while page := self._page(rest, edge):
@@ -228,19 +274,44 @@ class LedgerStore(LedgerReader):
                         last = self._insert(page, edge, beside)
                     assert genesis is not None
                     root = edge.root()
-                    head = Checkpoint(origin_of(genesis.run, self.term), edge.size, root)
+                    head = Checkpoint(origin_of(genesis.run, term), edge.size, root)
                     note, lines = _own_lines(sign(edge.size, root), head)
-                    place = (edge.size, self.size, self.term)
+                    place = (edge.size, before, term)
                     self._connection.execute(_INSERT_CHECKPOINT, (*place, lines))
                     self._write_new_checkpoint(new, note)
             except BaseException:
                 files.discard(new)
                 raise
             emit(log, "ledger.committed", logging.DEBUG, size=edge.size, last=last)
+            self._tiles, self.term = known, term
             self._head = LedgerHead(TileTree(edge, self._tiles), root, note, genesis)
             with storage_errors(self.path):
                 os.replace(new, self._checkpoint_path)
             return note
+
+    def sizes(self) -> list[int]:
+        """The sizes of all checkpoints, ascending."""
+        return [size for (size,) in self.query("SELECT size FROM checkpoints ORDER BY size")]
+
+    def _give_up(self, keep: int, beside: Beside | None) -> None:
+        """Take away what is behind the first ``keep`` entries, in the open transaction."""
+        kept = {document_of(leaf) for leaf in self.bare(0, keep)}
+        gone = {document_of(leaf) for leaf in self.bare(keep)} - kept - {""}
+        execute = self._connection.execute
+        for name in gone:
+            execute("DELETE FROM documents WHERE id = ?", (bytes.fromhex(name),))
+        execute("DELETE FROM entries WHERE idx >= ?", (keep,))
+        execute("DELETE FROM ids WHERE idx >= ?", (keep,))
+        execute("DELETE FROM checkpoints WHERE size > ?", (keep,))
+        for level, idx in execute("SELECT level, idx FROM tiles").fetchall():
+            if Tile(level, idx).end > keep:
+                execute("DELETE FROM tiles WHERE level = ? AND idx = ?", (level, idx))
+        effects.clear(self._connection)
+        if beside is not None:
+            done = 0
+            for page in portions(effects.checked(self.leaves(0, keep), 0), _PAGE):
+                beside(self._connection, page, done)
+                done += len(page)
 
     def _page(self, rest: Iterator[bytes | Entry], edge: Edge) -> list[bytes | Entry]:
         room = islice(rest, TILE_WIDTH - edge.size % TILE_WIDTH)
@@ -323,7 +394,7 @@ class LedgerStore(LedgerReader):
         """After a crash between steps 3 and 4 of an append the file is one step behind."""
         path = self._checkpoint_path
         published = read_checkpoint_file(path)
-        error = published_error(published, path, self.note_at, self.size)
+        error = published_error(published, path, self.note_at, self.size, self.terms())
         if error:
             raise LostEntries(error, path.parent, run)
         if published != self.latest_note:

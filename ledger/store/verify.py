@@ -363,7 +363,8 @@ def _published(store: LedgerReader, note: str) -> str:
             f"there is no file {CHECKPOINT_NAME}, without which lost entries would not be noticed",
             f"the node or coordinator writes {CHECKPOINT_NAME} again when it starts",
         )
-    error = published_error(note, store.path.parent / CHECKPOINT_NAME, store.note_at, store.size)
+    path = store.path.parent / CHECKPOINT_NAME
+    error = published_error(note, path, store.note_at, store.size, store.terms())
     if error:
         raise CheckFailed(error)
     return "the published tree head is in the database"
@@ -374,8 +375,8 @@ def _kept(store: LedgerReader, heads: HeadStore, signing: Path | None) -> str:
 
     :param signing: the home, if it signs the log: then the newest heads have to be among them
     """
-    run, coordinators = store.genesis.run, store.genesis.coordinators
-    known = known_heads(heads, run, coordinators)
+    run, leaders, terms = store.genesis.run, store.leaders(), store.terms()
+    known = known_heads(heads, run, leaders, terms)
     error = heads_error(known, store.size, store.root_at)
     if error:
         raise CheckFailed(f"this ledger was put back: {error}")
@@ -383,7 +384,7 @@ def _kept(store: LedgerReader, heads: HeadStore, signing: Path | None) -> str:
         ((before,),) = store.query("SELECT follows FROM checkpoints WHERE size = ?", (store.size,))
         # Again, since a daemon may have gone on signing: at any moment all but the newest is noted.
         with HeadStore.of(signing) as now:
-            noted = known_heads(now, run, coordinators) if now is not None else []
+            noted = known_heads(now, run, leaders, terms) if now is not None else []
         if not noted or noted[0].size < before:
             newest = noted[0].size if noted else 0
             raise _NotTheLedger(

@@ -17,7 +17,7 @@ from artel.ledger.fold import labels
 from artel.ledger.fold.effects import checked
 from artel.ledger.fold.shares import apply
 from artel.ledger.store.finality import of_notes
-from artel.ledger.sync.offline import run_of
+from artel.ledger.store.published import run_of
 from artel.ledger.sync.signed_tree import (
     SignedTree,
     read_tile,

@@ -20,10 +20,9 @@ from artel.ledger.fold import history
 from artel.ledger.fold.alias import read_table
 from artel.ledger.fold.effects import Fold
 from artel.ledger.store.heads import HeadStore
-from artel.ledger.store.published import term_of
+from artel.ledger.store.published import run_of
 from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
-from artel.ledger.sync.offline import run_of
 from artel.ledger.sync.signed_tree import Offer, offered, take_over
 from artel.ledger.sync.source import (
     ALIASES_PATH,
@@ -229,9 +228,8 @@ def _remove(folder: Path) -> None:
 
 
 def _opened(folder: Path, offer: Offer) -> LedgerStore:
-    term = term_of(offer.head.origin, offer.head.run) or 0
     path = folder / DATABASE_NAME
-    return LedgerStore.open(path, create=True, run=offer.head.run, term=term)
+    return LedgerStore.open(path, create=True, run=offer.head.run)
 
 
 def _bring_up_to_date(store: LedgerStore, offer: Offer) -> None:

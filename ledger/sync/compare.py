@@ -10,11 +10,11 @@ from itertools import combinations
 from pathlib import Path
 
 from artel.ledger.entries.evidence import SplitView, build
+from artel.ledger.store.published import run_of
 from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import DATABASE_NAME
 from artel.ledger.sync.client import home_view
 from artel.ledger.sync.holding import hold
-from artel.ledger.sync.offline import run_of
 from artel.ledger.sync.signed_tree import Shown, SignedHead, SignedTree, verified_head
 from artel.ledger.sync.source import CERTIFIED_PATH, Holder, NotFound, text_of
 from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint

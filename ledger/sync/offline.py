@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from artel.ledger.entries import Entry, Genesis, decode, evidence
-from artel.ledger.store.published import term_of
+from artel.ledger.store.published import run_of
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint, verifier_keys
 from artel.ledger.tlog.cosignature import (
@@ -174,13 +174,6 @@ def write_evidence(split: evidence.SplitView, leaf: bytes) -> bytes:
     """What :func:`read_evidence` reads; ``leaf`` is entry 0."""
     value = {"evidence": split.to_dict(), "genesis": note.encode_base64(leaf)}
     return json.dumps(value, indent=1).encode() + b"\n"
-
-
-def run_of(origin: str) -> str:
-    """The run id in an origin line; "" when it is no run's."""
-    parts = origin.split("/")
-    run = parts[1] if len(parts) == 4 else ""
-    return run if run and term_of(origin, run) is not None else ""
 
 
 def _genesis(leaf: bytes, run: str) -> Genesis:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from artel.ledger.fold.effects import Fold, checked
 from artel.ledger.fold.history import History
 from artel.ledger.fold.shares import FoldState
-from artel.ledger.store.published import LostEntries, read_checkpoint_file
+from artel.ledger.store.published import LostEntries, read_checkpoint_file, term_of
 from artel.ledger.store.store import CHECKPOINT_NAME, LedgerStore
 from artel.ledger.sync import fork
 from artel.ledger.sync.fork import SplitViewProven
@@ -25,6 +25,7 @@ from artel.ledger.sync.peers import PeerSource
 from artel.ledger.sync.signed_tree import manifest_of, next_bundle, take_over, verified_head
 from artel.ledger.sync.source import Holder, TileSource, text_of
 from artel.ledger.tlog.checkpoint import parse_checkpoint, verifier_keys
+from artel.ledger.tlog.note import VerifierKey
 from artel.ledger.tlog.tiles import CHECKPOINT_PATH, encode_bundle
 from artel.protocol.errors import ArtelError, CheckFailed
 from artel.protocol.tasks import uninterrupted
@@ -87,6 +88,13 @@ class Replica:
         """What happened, as of now."""
         return History(self.store, self.store.query, self.state)
 
+    def keys_of(self, origin: str) -> list[VerifierKey]:
+        """Whose heads of this log can be cosigned: those of the leader in its present term."""
+        store = self.store
+        if not store.size or origin != store.origin:
+            return []
+        return verifier_keys(origin, [self.state.term.leader])
+
     def growth(self) -> asyncio.Event:
         """A new event that is set, from now on, whenever the replica has grown."""
         event = asyncio.Event()
@@ -139,7 +147,8 @@ class Replica:
             self._settle()
 
     def _settle(self) -> None:
-        if self.store.size > self.state.size:  # it can fail after the commit, too
+        # It can fail after the commit, too.
+        if self.fold.anew or self.store.size > self.state.size:
             self.fold.settle()
             for event in self._growth:
                 event.set()
@@ -153,9 +162,12 @@ class Replica:
             source.bring(CHECKPOINT_PATH, bundle.path, skip=len(encode_bundle(known)))
         text = text_of(source.get(CHECKPOINT_PATH), CHECKPOINT_PATH)
         genesis = store.genesis if store.size else manifest_of(source, run)[0]
-        keys = verifier_keys(parse_checkpoint(text).origin, genesis.coordinators)
-        head = verified_head(source, text, keys, run)
-        if head.size <= store.size:
+        leaders = store.leaders() if store.size else genesis.coordinators
+        head = verified_head(
+            source, text, verifier_keys(parse_checkpoint(text).origin, leaders), run
+        )
+        later = (term_of(head.origin, run) or 0) > store.term
+        if head.size <= store.size and not later:
             self._prove_fork(source, text)
             return
         try:

@@ -30,14 +30,13 @@ from artel.ledger.store.published import (
     known_heads,
     published_error,
     read_checkpoint_file,
-    term_of,
+    run_of,
 )
 from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.second import SecondMemory
 from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
 from artel.ledger.store.verify import verify_home
 from artel.ledger.sync.fork import require_one_history
-from artel.ledger.sync.offline import run_of
 from artel.ledger.sync.signed_tree import Offer, Shown, offered, take_over
 from artel.ledger.sync.source import TileSource
 from artel.ledger.tlog import note
@@ -211,7 +210,7 @@ def _from_other(home: Path, own: _Own, best: Offer, progress: Tell) -> Restored:
                 "artel ledger audit TARGET --run ID --full names the one that is wrong",
             ) from None
 
-    return _made(home, own, term_of(head.origin, head.run) or 0, take, head.run, best.name, notes)
+    return _made(home, own, take, head.run, best.name, notes)
 
 
 def _from_itself(home: Path, own: _Own, run: str, progress: Tell) -> Restored:
@@ -235,13 +234,12 @@ def _from_itself(home: Path, own: _Own, run: str, progress: Tell) -> Restored:
 
         new.append_replica(read(), signed.latest_note, fold.beside)
 
-    return _made(home, own, store.term, take, store.genesis.run)
+    return _made(home, own, take, store.genesis.run)
 
 
 def _made(
     home: Path,
     own: _Own,
-    term: int,
     take: Callable[[LedgerStore, Fold], None],
     run: str,
     source: str = "",
@@ -255,7 +253,7 @@ def _made(
     with storage_errors(home):
         work.mkdir()
     try:
-        with LedgerStore.open(work / DATABASE_NAME, create=True, term=term) as store:
+        with LedgerStore.open(work / DATABASE_NAME, create=True) as store:
             fold = Fold.open(store)
             take(store, fold)
             fold.settle()

@@ -9,6 +9,7 @@ memory does not grow with the log.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,14 +18,16 @@ from artel.ledger.entries import Entry, Genesis, decode
 from artel.ledger.entries import body as bodies
 from artel.ledger.entries.documents import attached, document_of, path_of, require_named
 from artel.ledger.fold.effects import Fold, checked
+from artel.ledger.fold.shares import FoldState
+from artel.ledger.store.published import run_of, term_of
 from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import LedgerStore
-from artel.ledger.sync.offline import run_of
 from artel.ledger.sync.source import Bringing, NotFound, TileSource, newest_heads
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint, verifier_keys
 from artel.ledger.tlog.edge import Edge, perfect
 from artel.ledger.tlog.note import VerifierKey
+from artel.ledger.tlog.proof import root_at
 from artel.ledger.tlog.tiles import (
     ENTRIES,
     TILE_HEIGHT,
@@ -324,7 +327,12 @@ def take_over(
     :raises TooMuch: it has more than ``most``
     :raises Unreachable: when the source does not answer
     """
-    start = store.size
+    start, keep = store.size, None
+    if start and (term_of(head.origin, head.run) or 0) > store.term:
+        # What was never final may have been given up with the term before.
+        tree = tree or SignedTree(source, head.size, head.root)
+        start = _common(store, tree)
+        keep = start if start < store.size else None
     if tree is None and head.size - start > NEAR:
         tree = SignedTree(source, head.size, head.root)
     near = with_documents(source, _near(store, source, head.size))
@@ -342,9 +350,24 @@ def take_over(
             progress(done, head.size)
 
     try:
-        store.append_replica(read(), head.own_note(), fold.beside)
+        if keep is None:
+            store.append_replica(read(), head.own_note(), fold.beside)
+        else:
+            before, anew = store.term, Fold(FoldState())
+            try:
+                store.append_replica(read(), head.own_note(), anew.beside, keep=keep)
+            finally:
+                if store.term > before:  # it can fail after the commit, too
+                    fold.begin_anew(anew)
     except DecodeError as error:
         raise CheckFailed(f"{source.name} serves what is no entry: {error.message}") from None
+
+
+def _common(store: LedgerStore, tree: SignedTree) -> int:
+    """The size of the largest of a store's own checkpoints that a tree begins with."""
+    sizes = [size for size in store.sizes() if size <= tree.size]
+    differ = bisect_left(sizes, True, key=lambda size: root_at(tree, size) != store.root_at(size))
+    return sizes[differ - 1] if differ else 0
 
 
 def _near(store: LedgerStore, source: TileSource, size: int) -> Iterator[bytes]:

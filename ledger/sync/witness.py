@@ -7,7 +7,7 @@ witness remembers one tree head for each log and never goes back or sideways.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from artel.ledger.tlog import note
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 
 class Witness:
-    """Cosigns for the logs in ``origins``, each with the keys that it trusts for that origin.
+    """Cosigns for the logs that ``keys_of`` knows.
 
+    :param keys_of: gives the keys that are trusted for an origin; none for a log that is not
+        witnessed here, or not any more
     :param heads: belongs to this witness key alone; to lose it is to forget what was cosigned
     :param name: cosigner name; an identity has one, as the spec forbids one key for several
     :param clock: POSIX seconds
@@ -36,13 +38,13 @@ class Witness:
         heads: HeadStore,
         identity: Identity,
         name: str,
-        origins: Mapping[str, Sequence[VerifierKey]],
+        keys_of: Callable[[str], Sequence[VerifierKey]],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.key = CosignerKey(name, identity.public)
         self._heads = heads
         self._identity = identity
-        self._origins = origins
+        self._keys_of = keys_of
         self._clock = clock
 
     def cosign(self, signed: str | bytes, reader: HashReader) -> SignatureLine:
@@ -54,8 +56,8 @@ class Witness:
             this copy, or the tree does not extend what this node has cosigned before
         """
         checkpoint = parse_checkpoint(signed)
-        keys = self._origins.get(checkpoint.origin)
-        if keys is None:
+        keys = self._keys_of(checkpoint.origin)
+        if not keys:
             raise CheckFailed(f"{checkpoint.origin[:120]!r} is not a log that is witnessed here")
         text = note.open_note(signed, keys).text
         size, root = self._heads.witnessed(checkpoint.origin) or (0, EMPTY_ROOT)
@@ -72,5 +74,8 @@ class Witness:
                 "keep this home as it is: the log has shown two histories",
             )
         if not self._heads.advance(checkpoint.origin, size, checkpoint.size, checkpoint.root):
-            raise CheckFailed("another checkpoint was cosigned in the meantime", "try again")
+            raise CheckFailed(
+                "another checkpoint was cosigned in the meantime, or its term is sealed",
+                "try again",
+            )
         return cosign(self._identity, self.key.name, text, int(self._clock()))

@@ -36,11 +36,14 @@ SEAL_TYPE = "application/vnd.artel.seal+json"
 
 class SealSaid(Record):
     """What an elector signs, as a statement of type :data:`SEAL_TYPE`: it signs nothing more of
-    ``term`` or the terms before, and the largest certified head that it has seen has ``size``
-    entries and this root (0 and "" for none)."""
+    ``term`` or the terms before, and the newest certified head that it has seen is of the term
+    ``of`` and has ``size`` entries and this root (0, 0 and "" for none). Of two the one of the
+    later term is newer, then the larger one: what was certified in a term that was sealed with
+    less is given up."""
 
     run: Digest
     term: Count
+    of: Count
     size: Count
     root: OptionalDigest
 
@@ -49,6 +52,7 @@ class Sealed(Record):
     """A node's signature under :class:`SealSaid`."""
 
     node: PeerId
+    of: Count
     size: Count
     root: OptionalDigest
     signature: Signature
@@ -59,7 +63,7 @@ class Handover(Body):
     themselves by that ``node``, too.
 
     ``seals`` holds what a quorum of electors signed of the term before. The tree goes on from the
-    largest head that is known to be certified, or behind it.
+    newest head that they know to be certified, or behind it.
     """
 
     KIND: ClassVar = "handover"
@@ -73,12 +77,14 @@ class Handover(Body):
 
     def signings(self) -> Iterator[Signing]:
         for seal in self.seals:
-            said = SealSaid(run=self.run, term=self.term - 1, size=seal.size, root=seal.root)
+            known = {"of": seal.of, "size": seal.size, "root": seal.root}
+            said = SealSaid.model_validate(known | {"run": self.run, "term": self.term - 1})
             message = dsse.pae(SEAL_TYPE, canonical.dumps(said.model_dump(mode="json")))
             yield key_of(seal.node), bytes.fromhex(seal.signature), message
 
     def rule(self, state: FoldState, entry: Entry) -> str | Effect:
-        if self.term <= state.term.number or max(seal.size for seal in self.seals) > state.size:
+        of, size = max((seal.of, seal.size) for seal in self.seals)
+        if not of <= state.term.number < self.term or size > state.size:
             return reasons.OUT_OF_ORDER
         keys = {self.coordinator, key_of(self.node)} if self.node else {self.coordinator}
         chosen = (self.node or self.coordinator) == candidate(state, self.term)
@@ -98,13 +104,13 @@ class Handover(Body):
         return f"term {self.term} is led by {short_key(self.coordinator)}"
 
     def explain(self, story: Story) -> Iterator[Fact]:
-        known = max(seal.size for seal in self.seals)
+        _, known = max((seal.of, seal.size) for seal in self.seals)
         yield Fact(
             f"sealed by {plural(len(self.seals), 'elector')}: they sign nothing more of the terms "
             "before"
         )
         yield Fact(
-            f"the largest certified tree head that they knew has "
+            f"the newest certified tree head that they knew has "
             f"{plural(known, 'entry', 'entries')}; the log goes on from entry {story.index}"
         )
         if self.node:
@@ -141,9 +147,11 @@ def handover(
     return signed(Handover, body, coordinator, *([node] if node is not None else []))
 
 
-def seal(node: Identity, run: str, *, term: int, size: int = 0, root: str = "") -> Envelope:
+def seal(
+    node: Identity, run: str, *, term: int, of: int = 0, size: int = 0, root: str = ""
+) -> Envelope:
     """A node's statement that it signs nothing more of ``term``; no entry by itself."""
-    said = SealSaid(run=run, term=term, size=size, root=root)
+    said = SealSaid(run=run, term=term, of=of, size=size, root=root)
     return dsse.sign(SEAL_TYPE, said.model_dump(mode="json"), node)
 
 
@@ -160,5 +168,5 @@ def open_seal(data: bytes) -> tuple[SealSaid, Sealed]:
     said = schema.checked(SealSaid, canonical.loads(envelope.payload), "seal")
     envelope.verify()
     ((key, signature),) = envelope.signatures
-    part = {"node": peer_of(key), "size": said.size, "root": said.root}
+    part = {"node": peer_of(key), "of": said.of, "size": said.size, "root": said.root}
     return said, schema.checked(Sealed, part | {"signature": signature.hex()}, "seal")

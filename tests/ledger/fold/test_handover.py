@@ -9,7 +9,7 @@ import pytest
 from artel.ledger import entries
 from artel.ledger.entries.electors import MOST, Electors
 from artel.ledger.entries.fold_state import FoldState
-from artel.ledger.entries.kinds.handover import candidate, handover, open_seal, seal
+from artel.ledger.entries.kinds.handover import Sealed, candidate, handover, open_seal, seal
 from artel.ledger.entries.records import Term
 from artel.protocol import dsse
 from artel.protocol.dsse import Envelope
@@ -79,6 +79,23 @@ def test_a_term_is_later_than_the_present_one_and_loses_nothing_certified() -> N
     assert told(handed(), again)[1] == "out_of_order"
     assert told(handed(size=len(LOG) + 1))[1] == "out_of_order"
     assert told(handed(size=len(LOG)))[1] == "recorded"
+
+
+def test_what_was_certified_in_a_term_that_is_over_does_not_hold_the_next_one_up() -> None:
+    after, end = [handed()], len(LOG) + 1
+
+    def said(node: Identity, of: int, size: int) -> Sealed:
+        return open_seal(seal(node, WORLD.run, term=1, of=of, size=size).encode())[1]
+
+    def third(*seals: Sealed) -> str:
+        made = handover(WORLD.coordinator, WORLD.run, term=2, seals=seals)
+        return told(*after, made)[1]
+
+    given_up = [said(A, 0, end + 40), said(B, 0, 0)]
+    assert third(*given_up, said(C, 1, end)) == "recorded"
+    assert third(*given_up, said(C, 0, end)) == "out_of_order"
+    assert third(*given_up, said(C, 1, end + 1)) == "out_of_order"
+    assert third(*given_up, said(C, 2, 1)) == "out_of_order"  # of a term that is not in the tree
 
 
 def test_coordinators_take_turns_and_then_the_electors() -> None:

@@ -79,7 +79,13 @@ def heads(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StallingHe
 
 def make(heads: MemoryHeads | StallingHeads | HeadStore | None = None) -> Witness:
     origins = {ORIGIN: [VerifierKey(ORIGIN, key("old log key").public), LOG_KEY], "quiet": []}
-    return Witness(heads or MemoryHeads(), ALICE, "witness/alice", origins, lambda: NOW + 0.9)
+    return Witness(
+        heads or MemoryHeads(),
+        ALICE,
+        "witness/alice",
+        lambda name: origins.get(name, []),
+        lambda: NOW + 0.9,
+    )
 
 
 def statuses(witness: Witness, *asked: tuple[LeafHashes, int]) -> list[bool]:

@@ -1,0 +1,176 @@
+"""A ledger that goes on in another term: what was given up with the one before is replaced."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from artel.ledger import entries
+from artel.ledger.entries import reasons
+from artel.ledger.fold.effects import Fold
+from artel.ledger.store.heads import HEADS_NAME, HeadStore
+from artel.ledger.store.published import LostEntries, heads_error, known_heads
+from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
+from artel.ledger.store.verify import verify_home
+from artel.ledger.sync.replica import Replica
+from artel.ledger.sync.signed_tree import take_over, verified_head
+from artel.ledger.sync.source import FolderSource
+from artel.ledger.sync.witness import Witness
+from artel.ledger.tlog.checkpoint import origin_of, sign_checkpoint, verifier_keys
+from artel.ledger.tlog.cosignature import witness_name
+from artel.protocol.dsse import Envelope
+from artel.protocol.errors import CheckFailed
+from client_world import write_tiles
+from ledger_world import World, encoded, forged
+
+WORLD = World(nodes=4, waiting=1, total=200)
+(STANDBY,) = WORLD.standbys
+LOG = encoded([*WORLD.start, *(each for number in range(40) for each in WORLD.round(number))])
+ROUND = 31
+"""The first one that is not in what both coordinators have."""
+FIRST, EACH = len(WORLD.start), len(WORLD.round(0))
+KEPT, GIVEN_UP = FIRST + ROUND * EACH, FIRST + (ROUND + 5) * EACH
+"""Entries that both have, and that the first one has: both behind the first full tile."""
+STEPS = (100, 200, 230, KEPT, 290, GIVEN_UP)
+SIGN = partial(sign_checkpoint, STANDBY, origin_of(WORLD.run, 1))
+
+
+def handed(by: int = 3) -> Envelope:
+    """The handover, with the seals of so many members."""
+    seals = [
+        entries.open_seal(entries.seal(node, WORLD.run, term=0, size=KEPT).encode())[1]
+        for node in WORLD.members[:by]
+    ]
+    return entries.handover(STANDBY, WORLD.run, term=1, seals=seals)
+
+
+def grown(path: Path, *sizes: int) -> Replica:
+    """A copy that has followed the first coordinator up to each of these sizes."""
+    store = LedgerStore.open(path / DATABASE_NAME, create=True, run=WORLD.run)
+    replica = Replica(store, Fold.open(store))
+    for size in sizes:
+        head = WORLD.head(LOG[:size])
+        store.append_replica(
+            LOG[store.size : size], WORLD.sign(size, head.root), replica.fold.beside
+        )
+        replica.fold.settle()
+    return replica
+
+
+def successor(folder: Path, first: Envelope) -> FolderSource:
+    """The second coordinator's ledger, which goes on with this entry and one of its own."""
+    replica = grown(folder / "standby", *STEPS[:4])
+    with closing(replica.store) as store:
+        store.begin_term(1)
+        opened = forged(WORLD.opened(ROUND), STANDBY)
+        for entry in (first, opened):
+            store.append([entry.encode()], SIGN, replica.fold.beside)
+            replica.fold.settle()
+    return FolderSource(write_tiles(folder / "standby", folder / "tiles"))
+
+
+def follow(replica: Replica, source: FolderSource) -> None:
+    text = source.get("checkpoint").decode()
+    keys = verifier_keys(origin_of(WORLD.run, 1), replica.store.leaders())
+    try:
+        take_over(replica.store, source, verified_head(source, text, keys, WORLD.run), replica.fold)
+    finally:
+        if replica.fold.anew or replica.store.size > replica.state.size:
+            replica.fold.settle()
+
+
+def test_what_was_given_up_is_replaced_and_everything_holds(tmp_path: Path) -> None:
+    source = successor(tmp_path, handed())
+    home = tmp_path / "home"
+    with closing(HeadStore(home / HEADS_NAME)) as heads:
+        replica = grown(home, *STEPS)
+        heads.advance(WORLD.origin, 0, GIVEN_UP, replica.store.root)
+        follow(replica, source)
+        store, state = replica.store, replica.state
+        assert (store.size, store.term, state.size) == (KEPT + 2, 1, KEPT + 2)
+        assert (state.term.leader, state.round) == (STANDBY.key, ROUND)
+        assert not state.ignored
+        assert [term.begins for term in store.terms()] == [0, KEPT]
+        assert store.sizes() == [100, 200, 230, KEPT, KEPT + 2]
+        # What this home cosigned of the part that was given up is not held against it.
+        for terms, fits in ((store.terms(), True), ((), False)):
+            known = known_heads(heads, WORLD.run, store.leaders(), terms)
+            assert (heads_error(known, store.size, store.root_at) == "") is fits
+        store.close()
+    assert verify_home(home).verified, [each for each in verify_home(home).checks if not each.ok]
+    again = Replica.open(home / DATABASE_NAME, WORLD.run)
+    with closing(again.store):
+        assert again.state.encode() == state.encode()
+        assert again.store.term == 1
+
+
+def test_a_crash_before_the_checkpoint_file_follows_is_mended_when_it_is_opened(
+    tmp_path: Path,
+) -> None:
+    source = successor(tmp_path, handed())
+    replica = grown(tmp_path / "home", *STEPS)
+    published = tmp_path / "home" / CHECKPOINT_NAME
+    before = published.read_bytes()
+    follow(replica, source)
+    replica.store.close()
+    published.write_bytes(before)  # of more entries than there are now
+    with closing(Replica.open(tmp_path / "home" / DATABASE_NAME, WORLD.run).store) as store:
+        assert published.read_text() == store.latest_note
+    # A ledger that has lost its end within one term is another thing.
+    short = grown(tmp_path / "short", *STEPS[:3])
+    short.store.close()
+    (tmp_path / "short" / CHECKPOINT_NAME).write_bytes(before)
+    with pytest.raises(LostEntries):
+        Replica.open(tmp_path / "short" / DATABASE_NAME, WORLD.run)
+
+
+def test_a_term_that_nobody_sealed_replaces_nothing(tmp_path: Path) -> None:
+    source = successor(tmp_path, handed(by=2))
+    replica = grown(tmp_path / "home", *STEPS)
+    root, state = replica.store.root, replica.state
+    with pytest.raises(CheckFailed, match="of term 1, its entries are not"):
+        follow(replica, source)
+    assert (replica.store.root, replica.store.term, replica.state) == (root, 0, state)
+    assert replica.state.ignored == {}
+    replica.store.close()
+    assert verify_home(tmp_path / "home").verified
+
+
+def test_nobody_goes_back_to_a_term_that_is_over(tmp_path: Path) -> None:
+    source = successor(tmp_path, handed())
+    replica = grown(tmp_path / "home", *STEPS[:4])
+    follow(replica, source)
+    with closing(replica.store) as store:
+        rest = LOG[store.size : GIVEN_UP]
+        head = WORLD.head([*LOG[: store.size], *rest])
+        with pytest.raises(CheckFailed, match="in term 1 already"):
+            store.append_replica(rest, WORLD.sign(GIVEN_UP, head.root), replica.fold.beside)
+        # Nor does the leader of then get in as the leader of now.
+        opened = forged(WORLD.opened(ROUND, 1), WORLD.coordinator)
+        store.append([opened.encode()], SIGN, replica.fold.beside)
+        assert [each.reason for each in replica.fold.settle()] == [reasons.WRONG_SIGNERS]
+
+
+def test_a_home_cosigns_only_what_the_leader_signed_and_nothing_of_what_it_sealed(
+    tmp_path: Path,
+) -> None:
+    source = successor(tmp_path, handed())
+    with closing(HeadStore(tmp_path / HEADS_NAME)) as heads:
+        replica, member = grown(tmp_path / "home", *STEPS[:4]), WORLD.members[0]
+        witness = Witness(heads, member, witness_name(member.peer_id), replica.keys_of)
+        old = replica.store.note_at(230)
+        heads.seal(WORLD.run, 0)
+        assert heads.sealed(WORLD.run) == 0
+        with pytest.raises(CheckFailed, match="sealed"):
+            witness.cosign(replica.store.latest_note, replica.store)
+        follow(replica, source)
+        with closing(replica.store) as store:
+            witness.cosign(store.latest_note, store)
+            with pytest.raises(CheckFailed, match="not a log that is witnessed here"):
+                witness.cosign(old, store)
+            by_the_first = sign_checkpoint(WORLD.coordinator, store.origin, store.size, store.root)
+            with pytest.raises(CheckFailed):
+                witness.cosign(by_the_first, store)
