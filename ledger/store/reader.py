@@ -40,7 +40,9 @@ from artel.protocol.errors import CheckFailed, DecodeError, UsageError
 from artel.protocol.merkle import EMPTY_ROOT, HASH_BYTES, leaf_hash
 
 _READ_ROWS = 256
-_TERMS = "SELECT number, begins, leader FROM terms ORDER BY number"
+_TERMS = (  # damaged rows can hold anything
+    "SELECT number, begins, leader FROM terms WHERE length(leader) = 64 ORDER BY number"
+)
 WRONG_TILE = "stop and run `artel ledger verify`; restore the home from a backup or another node"
 
 

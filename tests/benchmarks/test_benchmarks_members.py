@@ -23,7 +23,8 @@ def test_a_round_of_members_without_trainers_is_complete_and_split_by_what_was_a
     done = run("members", *arguments, "--topology", topology, timeout=280)
     assert done.returncode == 0, done.stderr
     rows = {row["name"]: row for row in rows_of(file)}
-    for part in ("heartbeats", "commitments", "reveals", "votes", "cosignatures", *OTHERS[1:3]):
+    # Whether a cosignature falls into the one round that is measured, is chance.
+    for part in ("heartbeats", "commitments", "reveals", "votes", *OTHERS[1:3]):
         assert f"{part}, 3 members" in rows
     assert ("slices, 3 members" in rows) == (topology == "sharded")
     assert "10,000 members:" in done.stdout

@@ -22,8 +22,7 @@ from artel.ledger.store.verify import verify_home
 from artel.ledger.sync.offline import verify_evidence
 from artel.ledger.tlog.checkpoint import origin_of
 from artel.node import status as node_status
-from artel.node.daemon import PATIENCE_S
-from artel.protocol import content, identity, tether
+from artel.protocol import content, identity, messages, tether
 from artel.protocol.errors import EXIT_RESOURCE, EXIT_USAGE, Unreachable
 from artel.protocol.invite import Invite
 from benchmarks.swarm import Swarm
@@ -382,6 +381,6 @@ async def test_of_a_home_and_its_copy_the_older_process_ends_and_says_why(tmp_pa
         console = (swarm.home_of(1) / "console.log").read_text()
         assert "another process runs with this node's key" in console
         assert "--account FILE" in console
-        await asyncio.sleep(2 * PATIENCE_S)
+        await asyncio.sleep(2 * messages.PATIENCE_S)
         assert (await swarm.status())["nodes"], "the newer one goes on"
         assert swarm.nodes[2].running

@@ -216,7 +216,9 @@ class FoldMachine(RuleBasedStateMachine):
         """Those of them who may sit in a round together."""
         places = {peer: seat(self.state, peer, place) for place, peer in enumerate(members)}
         on_members = self.state.rests_on == "members"
-        found = seated(members, places, len(members), {}) if on_members else members
+        found = (
+            seated(members, places, len(members), {}, len(members) // 4) if on_members else members
+        )
         return found or members[:1]
 
     @rule(number=some)
