@@ -238,7 +238,8 @@ class Asking:
                 "has any of this run, --alone goes on from this ledger",
             )
         elif not self._answered and self._expected:
-            emit(log, "ledger.nobody_answered", entries=before, going_on_by="second memory")
+            by = "second memory" if own.remembered else "--alone"
+            emit(log, "ledger.nobody_answered", entries=before, going_on_by=by)
 
     async def _until_enough(self) -> None:
         began = said = time.monotonic()
