@@ -171,7 +171,7 @@ def _prepare(config: RunConfig, config_path: Path, home: Path, stages: Stages) -
     manifest = Manifest(
         config=config,
         organiser=organiser.key,
-        coordinators=(coordinator.key,),
+        coordinators=(coordinator.key, *config.coordination.standbys),
         tokenizer=tokenizer_facts,
         data=data,
         model=model_facts,

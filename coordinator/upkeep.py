@@ -88,6 +88,7 @@ class Upkeep:
                 addresses=addresses,
                 http=self._http,
                 round=core.state.round,
+                term=core.ledger.store.term,
             )
             await core.host.publish(dht.run_key(core.run), record)
             holder = dht.HolderRecord(

@@ -87,7 +87,7 @@ class Manifest(Section):
     organiser: Digest
     """Public key that signs this manifest."""
     coordinators: Annotated[tuple[Digest, ...], Field(min_length=1, max_length=8)]
-    """Public keys that may open and close rounds, the first one in charge."""
+    """Public keys of the coordinators, the first one in charge; then the standbys."""
     tokenizer: TokenizerFacts
     """The tokenizer."""
     data: DataFacts
@@ -109,6 +109,13 @@ class Manifest(Section):
         contributed = sum(part.tokens for part in self.data.contributed)
         if contributed not in (0, self.data.train.tokens):
             raise Conflict("the contributed stretches are not the training split")
+        if self.coordinators[1:] != self.config.coordination.standbys:
+            raise Conflict("the coordinators after the first are not the standbys")
+        if self.coordinators[0] in self.coordinators[1:]:
+            raise Conflict(
+                "the first coordinator is named as a standby, too",
+                "take its key out of [coordination] standbys",
+            )
         if self.data.dtype != ("uint16" if self.tokenizer.vocab_size <= 1 << 16 else "uint32"):
             raise Conflict("the dtype of the tokens does not fit the vocabulary")
         return self

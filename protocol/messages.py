@@ -32,6 +32,8 @@ TRIAL_STEPS = 8
 """Of a contribution, that a newcomer repeats at most: machines of any class agree in so few."""
 TRIAL_FAILED, TRIAL_OVER = "trial_failed", "trial_over"
 """Codes of refusals: what came out is something else; it cannot be answered (any more)."""
+NOT_LEADING = "not_leading"
+"""Code of a refusal: this coordinator stands by; another one leads, or none yet."""
 
 Kind = Literal[
     "control", "ledger", "contribution", "slice", "state", "data", "fingerprints", "other"
@@ -198,6 +200,7 @@ class Heartbeat(Message):
     The coordinator keeps the reply back for up to ``patience`` seconds while its directive for this
     node is still ``seen``, so that news arrives at once without a message a second. ``instance`` is
     drawn when the node's process starts: of two processes with one key the later one speaks.
+    ``sealed`` is the latest term of which the node signs nothing more, -1 for none.
     """
 
     KIND = "heartbeat"
@@ -208,13 +211,14 @@ class Heartbeat(Message):
     patience: Annotated[float, Field(ge=0, le=MOST_PATIENCE_S)]
     report: Report
     addresses: Addresses
+    sealed: Annotated[int, Field(ge=-1, lt=1 << 53)] = -1
 
 
 class Directive(Message):
     """What a node should be doing. The facts behind it are in the ledger up to ``ledger_size``.
 
     ``peers`` are where some others are, only in one that says something new; ``patience`` is for
-    the next heartbeat.
+    the next heartbeat. ``seal`` asks an elector to seal the present term: another is to lead.
     """
 
     KIND = "directive"
@@ -230,6 +234,7 @@ class Directive(Message):
     evaluate: bool
     peers: dict[PeerId, Addresses] = Field(max_length=64)
     patience: Annotated[float, Field(ge=0, le=MOST_PATIENCE_S)] = PATIENCE_S
+    seal: bool = False
 
 
 class Commit(Message):

@@ -13,7 +13,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from artel.protocol.schema import MAX_EXACT, Conflict, OptionalDigest, Section, one_line, shown
-from artel.protocol.terms import MAX_NODES, LedgerSection, OwnershipSection, TrustSection
+from artel.protocol.terms import (
+    MAX_NODES,
+    CoordinationSection,
+    LedgerSection,
+    OwnershipSection,
+    TrustSection,
+)
 
 Codec = Literal["fp32", "fp16", "int8", "int4", "sparse"]
 Topology = Literal["auto", "gather", "sharded"]
@@ -326,6 +332,8 @@ class RunConfig(Section):
     """Ownership."""
     ledger: LedgerSection = LedgerSection()
     """Ledger."""
+    coordination: CoordinationSection = CoordinationSection()
+    """Coordination."""
     trust: TrustSection = TrustSection()
     """Trust."""
 

@@ -1,4 +1,5 @@
-"""The terms of a run: what work is worth, when an entry is final, and what members' words weigh.
+"""The terms of a run: what work is worth, when an entry is final, what members' words weigh, and
+who leads when its coordinator is gone.
 
 Sections of :mod:`protocol.run_config`.
 """
@@ -65,6 +66,26 @@ class LedgerSection(Section):
     witnesses: Annotated[int, Field(ge=0, le=24)] = 1
     """Accounts whose nodes must cosign a tree head, a quorum of the electors among them, so that it
     is certified; 0: none is, and no entry is ever final."""
+
+
+class CoordinationSection(Section):
+    """Who leads when the coordinator is gone."""
+
+    standbys: Annotated[tuple[Digest, ...], Field(max_length=7)] = ()
+    """Keys (64 hex digits) of the coordinators that may lead after the first, in order; none: \
+members elect one of themselves."""
+    handover_s: Annotated[float, Field(ge=1, le=604_800)] = 120.0
+    """Seconds that the coordinator may be silent before electors end its term and the next one \
+leads; twice as many for each term in a row in which no state was agreed."""
+
+    @model_validator(mode="after")
+    def _each_once(self) -> CoordinationSection:
+        for key in self.standbys:
+            if self.standbys.count(key) > 1:
+                raise Conflict(
+                    f"[coordination] standbys names {key[:12]}... twice", "name each key once"
+                )
+        return self
 
 
 Pattern = Annotated[str, Field(pattern=r"^[ -~]{0,64}$")]

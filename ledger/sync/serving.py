@@ -14,7 +14,13 @@ from artel.ledger.store.heads import HeadStore
 from artel.ledger.store.reader import LedgerReader
 from artel.ledger.sync.peers import HEADS
 from artel.ledger.sync.share_proof import CreditFiles
-from artel.ledger.sync.source import ALIASES_PATH, CERTIFIED_PATH, CONFLICTS_PATH, NotFound
+from artel.ledger.sync.source import (
+    ALIASES_PATH,
+    CERTIFIED_PATH,
+    CONFLICTS_PATH,
+    SEAL_PATH,
+    NotFound,
+)
 from artel.ledger.tlog.tiles import CHECKPOINT_PATH, Tile
 from artel.protocol import canonical, messages
 from artel.protocol.errors import DecodeError, UsageError
@@ -42,10 +48,15 @@ class Served:
 
     :param heads: None where none are kept
     :param state: the fold over all of the store
+    :param seal: an elector's newest seal, empty for none
     """
 
     def __init__(
-        self, store: LedgerReader, heads: HeadStore | None, state: Callable[[], FoldState]
+        self,
+        store: LedgerReader,
+        heads: HeadStore | None,
+        state: Callable[[], FoldState],
+        seal: Callable[[], bytes] = bytes,
     ) -> None:
         self.name = str(store.path)
         self._store = store
@@ -54,6 +65,7 @@ class Served:
             CERTIFIED_PATH: lambda _: finality.certified_note(store, heads, state()).encode(),
             ALIASES_PATH: lambda _: alias.write_table(heads.aliases() if heads else {}),
             CONFLICTS_PATH: lambda _: canonical.dumps(heads.conflicts() if heads else []),
+            SEAL_PATH: lambda _: seal(),
             "credit": CreditFiles(store, state, partial(finality.of_home, store, heads)).get,
             "tile": self._tile,
             FOLDER: self._document,
@@ -103,10 +115,11 @@ class LedgerService:
         cosigned: Cosigned | None = None,
         submit: Take | None = None,
         set_alias: Take | None = None,
+        seal: Callable[[], bytes] = bytes,
     ) -> None:
         self._run, self._cosigned = run, cosigned
         self._taking = {messages.Submit: submit, messages.SetAlias: set_alias}
-        self.files = Served(store, heads, state)
+        self.files = Served(store, heads, state, seal)
 
     async def answer(
         self, peer: str, request: messages.Message, stream: wire.ByteStream

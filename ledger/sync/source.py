@@ -35,6 +35,8 @@ ALIASES_PATH = "aliases"
 """JSON: account to the alias and team that its owner wishes to be shown."""
 CONFLICTS_PATH = "conflicts"
 """JSON: a list of evidence of split views."""
+SEAL_PATH = "seal"
+"""The seal of a node that signs nothing more of the present term: a DSSE envelope."""
 CREDIT_PATH = "credit/newest"
 """JSON: the entry that names the newest credit root, with a proof; its pages lie beside it."""
 MAX_ROOTED_BYTES = 48 << 10
@@ -43,6 +45,7 @@ FILES = (
     (CERTIFIED_PATH, MAX_NOTE_BYTES),
     (ALIASES_PATH, MAX_TABLE_BYTES),
     (CONFLICTS_PATH, MAX_CONFLICTS * MAX_ENVELOPE_BYTES),
+    (SEAL_PATH, MAX_ENVELOPE_BYTES),
     (CREDIT_PATH, MAX_ROOTED_BYTES + 2 * MAX_DOCUMENT_BYTES),
     (path_of("[0-9a-f]{64}"), MAX_DOCUMENT_BYTES),
     ("credit/[0-9a-f]{64}", MAX_PAGE_BYTES),

@@ -53,12 +53,14 @@ def keys_of(run: str) -> tuple[str, str]:
 
 
 class RunRecord(Record):
-    """Where a coordinator of a run is."""
+    """Where a coordinator of a run is. ``term`` is the one that it leads, -1 while it stands by:
+    a hint, for what counts is a ledger in which that term has begun."""
 
     name: Text
     addresses: Addresses
     http: Text
     round: Count
+    term: Annotated[int, Field(ge=-1, lt=1 << 53)]
 
 
 class HolderRecord(Record):

@@ -76,6 +76,8 @@ from places import ROOT
         ("[exchange]\ntop_k = 4", "top_k = 4 is out of bounds: at least 8", "4096"),
         ("[exchange]\ncontributor_floor = 0", "out of bounds: above 0", "everybody"),
         ("[rounds]\nmax_nodes = 1025", "max_nodes = 1025 is out of bounds", "members"),
+        (f'[coordination]\nstandbys = ["{"ab" * 32}", "{"ab" * 32}"]', "twice", "each key once"),
+        ("[coordination]\nhandover_s = 0", "handover_s = 0 is out of bounds", "silent"),
         ("[rounds]\ntotal = 2024-01-01", "2024-01-01 is a date", ""),
         ("[rounds", "is not valid TOML", "brackets"),
     ],
@@ -212,7 +214,7 @@ def test_the_run_id_does_not_change_between_versions() -> None:
     """Golden: a change here means that older manifests can no longer be read (or that a default is
     another one, which manifests write out)."""
     assert run_id(manifest().encode()) == (
-        "a75305926e751d5af0e895eb34ac0e29188ea2dca718d1fbee102f114f2382d1"
+        "14d92bb47b27db3e55ec617b1103ef0c45831e24e1b26bb2c7a4dc1d29712180"
     )
 
 
@@ -224,6 +226,17 @@ def test_names_that_the_ledger_reads() -> None:
     assert raw["coordinators"] == [COORDINATOR.key]
     assert raw["initial_state"] == "55" * 32
     assert raw["config"]["model"]["config"]["rms_norm_eps"] == 1
+
+
+def test_the_coordinators_are_the_one_in_charge_and_the_standbys() -> None:
+    standbys = ["ab" * 32, "cd" * 32]
+    named = config(f"[coordination]\nstandbys = {json.dumps(standbys)}")
+    both = manifest(config=named, coordinators=(COORDINATOR.key, *standbys))
+    assert Manifest.decode(both.encode()).config.coordination.standbys == tuple(standbys)
+    with pytest.raises(ValueError, match="are not the standbys"):
+        manifest(config=named)
+    with pytest.raises(ValueError, match="named as a standby, too"):
+        manifest(config=named, coordinators=(standbys[0], *standbys))
 
 
 def test_every_flipped_byte_of_the_envelope_is_refused() -> None:

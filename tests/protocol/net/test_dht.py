@@ -165,7 +165,8 @@ async def hosts(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[list[
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_record_is_read_by_a_third_host(hosts: list[Host]) -> None:
     _, second, third = hosts
-    run = dht.RunRecord(name="a run", addresses=await second.addresses(), http="", round=3)
+    where = await second.addresses()
+    run = dht.RunRecord(name="a run", addresses=where, http="", round=3, term=0)
     assert await second.publish(dht.run_key(RUN), run)
     assert await third.publish(dht.run_key(RUN), run.model_copy(update={"round": 4}))
     for host in hosts:
