@@ -94,11 +94,13 @@ class Door:
         found = await asyncio.to_thread(self._connections)
         # Asked later, so that whoever makes a handshake meanwhile is known. A daemon without open
         # files left does not answer: then it is those that were known before.
+        told = False
         with contextlib.suppress(ControlFailure, P2PDaemonError, OSError, EOFError):
             self.know(await within(peers(), SWEEP_S))
+            told = True
         now = time.monotonic()
         self._since = {end: self._since.get(end, now) for end in found if end not in self._known}
-        ended = list(too_many(self._since, now))
+        ended = list(too_many(self._since, now, told=told))
         if ended:
             emit(log, "connections.ended", logging.DEBUG, count=len(ended))
             await asyncio.to_thread(self._end, {found[end]: end for end in ended})
@@ -119,10 +121,10 @@ class Door:
         """Each connection, and the daemon's number of its file."""
         found = {}
         with self._taking() as take:
-            for name in os.listdir(self._files):
-                with take(int(name)) as taken:
+            for number in sorted(map(int, os.listdir(self._files))):
+                with take(number) as taken:
                     if taken is not None and (end := _other_end(taken)) is not None:
-                        found[end] = int(name)
+                        found[end] = number
         return found
 
     def _end(self, files: Mapping[int, End]) -> None:
@@ -165,14 +167,19 @@ class Door:
             os.close(process)
 
 
-def too_many(since: Mapping[End, float], now: float) -> Iterator[End]:
-    """Connections without a handshake that are to end, of those first seen at these times."""
+def too_many(since: Mapping[End, float], now: float, *, told: bool = True) -> Iterator[End]:
+    """Connections without a handshake that are to end, of those first seen at these times.
+
+    :param since: of those seen at once the older first, as the daemon's numbers of files have it
+    :param told: whether the daemon has said just now who has made one. If not, whoever made it a
+        moment before the crowd came is among these, and the first stay instead of the last.
+    """
     kept, near = 0, Counter[str]()
-    for end in sorted(since, key=lambda end: since[end], reverse=True):
+    for end in sorted(since, key=lambda end: since[end], reverse=told):
         network = network_of(end[0])
         near[network] += 1
         crowded = near[network] > MOST_EACH and not on_loopback(network)
-        late = crowded or kept >= MOST or now - since[end] > PATIENCE_S
+        late = crowded or kept >= MOST or (told and now - since[end] > PATIENCE_S)
         if late and since[end] < now:  # a crowd that has just come may be an honest one
             yield end
         else:
