@@ -296,8 +296,9 @@ def _status(now: dict[str, Any]) -> Iterator[tuple[str, str]]:
         ),
     )
     yield "last round", f"{seconds} (seconds)" if seconds else "none yet"
-    if now["coordinator_lost"]:
-        yield "coordinator", "does not answer; training goes on, this node keeps trying"
+    if now["coordinator_lost"] or now["waiting"]:
+        waits = now["waiting"] or "it does not answer, this node keeps trying"
+        yield "coordinator", f"{waits}; what is assigned is trained meanwhile"
     if now["last_error"]:
         yield "last error", now["last_error"]
 

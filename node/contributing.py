@@ -59,7 +59,7 @@ class Contributing:
         self._progress = progress
         self._made: Made | None = None
         self._salts: dict[tuple[int, int], bytes] = {}  # by round and attempt
-        self._statements: dict[tuple[int, int], bytes] = {}  # likewise
+        self._statements: dict[tuple[int, int, str], bytes] = {}  # and by what was trained
         self._told = (0, 0)  # bytes up and down that the contributions so far have claimed
         self._tail: asyncio.Task[None] | None = None
         self._tail_of: Made | None = None
@@ -215,10 +215,12 @@ class Contributing:
             )
         self._progress.mark("upload")
         wish, trained = made.wish, made.trained
-        if place not in self._statements:
+        # An attempt that was given up with its term has the number of another one in the next.
+        own = (*place, made.blob)
+        if own not in self._statements:
             traffic = session.host.traffic
             totals = (traffic.up.total(), traffic.down.total())
-            self._statements[place] = entries.contribution(
+            self._statements[own] = entries.contribution(
                 session.identity,
                 session.run,
                 round=wish.round,
@@ -238,7 +240,7 @@ class Contributing:
                 down=totals[1] - self._told[1],
             ).encode()
             self._told = totals
-        statement = self._statements[place]
+        statement = self._statements[own]
         # Before it is sent: the next directive may cancel this duty before the reply is here.
         await asyncio.to_thread(
             session.claims.add,

@@ -34,7 +34,7 @@ from artel.protocol import messages
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, ResourceError, Unreachable
 from artel.protocol.events import emit
 from artel.protocol.net import delivery, dht, wire
-from artel.protocol.tasks import end, first_error, uninterrupted, within
+from artel.protocol.tasks import end, first_error, uninterrupted, unless, within
 
 log = logging.getLogger("artel.node")
 
@@ -72,6 +72,7 @@ class Daemon:
         self._say = say
         self.directive: messages.Directive | None = None
         """What the coordinator last said that this node should be doing."""
+        self._directed_by = ""  # peer id of that one; versions of another say nothing
         self.watch = Watch(
             host=session.host,
             home=session.home,
@@ -132,23 +133,26 @@ class Daemon:
             session.run,
             lambda: session.replica.state,
             submit=self.watch.take,
+            seal=session.sealing.statement,
         )
         await session.host.serve(wire.LEDGER, ledger.answer)
+        sealing = session.sealing
+        sealing.news, sealing.alarm = self._news.set, self.watch.alarm
+        sealing.neighbours = lambda: self.directive.peers if self.directive else ()
+        following = (
+            *(self._heartbeat, self._reconcile, self.cosigner.run, self.auditing.run),
+            *(self.watch.run, self.judging.run),
+        )
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._heartbeat())
-                group.create_task(self._reconcile())
+                for work in following:
+                    group.create_task(sealing.while_led(work))
                 group.create_task(self._announce())
-                group.create_task(self.cosigner.run())
-                group.create_task(self.auditing.run())
-                group.create_task(self.watch.run())
-                group.create_task(self.judging.run())
+                group.create_task(sealing.run())
                 group.create_task(self.session.host.watch())
                 group.create_task(self._until_end())
         except BaseExceptionGroup as errors:
             error = first_error(errors)
-            if isinstance(error, SplitViewProven):
-                await self.watch.alarm(error.evidence)
             if not isinstance(error, Finished):
                 raise error from None
         finally:
@@ -184,13 +188,15 @@ class Daemon:
                 lost = self.session.link.lost_since
                 if self.leaving and lost and time.monotonic() - lost > LEAVE_WITHOUT_S:
                     self._end.set()
-                await asyncio.sleep(pause)
+                with contextlib.suppress(TimeoutError):
+                    await within(self._news.wait(), pause)
                 pause = min(2 * pause, 8.0)
-                await self.session.link.find_again()
+                await unless(self._news, self.session.link.find_again())
 
     async def _beat(self) -> None:
         """One heartbeat; given up early when there is news to report in another one."""
-        known = self.directive
+        leader = self.session.link.coordinator
+        known = self.directive if self._directed_by == leader else None
         seen, patience = (known.version, known.patience) if known else (0, messages.PATIENCE_S)
         request = messages.Heartbeat(
             run=self.session.run,
@@ -199,23 +205,20 @@ class Daemon:
             patience=patience,
             report=self.report(),
             addresses=await self.session.host.addresses(),
+            sealed=self.session.sealing.term,
         )
-        reply = asyncio.create_task(self.session.link.ask(request, patience + ANSWER_S))
-        news = asyncio.create_task(self._news.wait())
-        try:
-            await asyncio.wait({reply, news}, return_when=asyncio.FIRST_COMPLETED)
-            if not reply.done():
-                return
-            directive = await reply
-        finally:
-            for task in (reply, news):
-                task.cancel()
-            await asyncio.wait({reply, news})
+        asking = self.session.link.ask(request, patience + ANSWER_S)
+        directive = await unless(self._news, asking)
+        if directive is None:
+            return
         if not isinstance(directive, messages.Directive):
             raise Unreachable(f"the coordinator answered a heartbeat with {directive.KIND}")
         if known is not None and directive.version == seen:
             directive = directive.model_copy(update={"peers": known.peers})
         self.directive, self._heard_at = directive, time.monotonic()
+        self._directed_by = leader
+        if directive.seal:
+            self.session.sealing.ask()
         if directive.version != seen:
             self._heard.set()
 

@@ -35,7 +35,9 @@ from artel.node.claim_file import ClaimFile
 from artel.node.closed_rounds import closed_since
 from artel.node.corpus import Corpus
 from artel.node.daemon import Daemon
+from artel.node.elected import Elected
 from artel.node.link import JOIN_PATIENCE_S, Link
+from artel.node.sealing import Sealing
 from artel.node.session import Session
 from artel.node.supervisor import Trainer
 from artel.node.sync import States, delta_bytes
@@ -62,6 +64,7 @@ from artel.protocol.errors import (
 from artel.protocol.events import emit
 from artel.protocol.identity import Identity
 from artel.protocol.invite import Invite
+from artel.protocol.manifest import Manifest
 from artel.protocol.net import dht, wire
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host
@@ -137,13 +140,20 @@ async def join(options: Options, stack: AsyncExitStack, say: Callable[[str], Non
     )
     stack.push_async_callback(host.close)
     # A coordinator that was started together with us asks before it answers anything.
-    served = LedgerService(replica.store, heads, options.invite.run, lambda: replica.state)
-    await host.serve(wire.LEDGER, served.answer)
+    await _answer(host, replica, heads, options.invite.run)
     try:
         return await beside(host.watch(), _join(options, host, say, trainer, heads, replica))
     except SplitViewProven as found:
         await asyncio.to_thread(fork.record, home, heads, found.evidence, replica.store)
         raise
+
+
+async def _answer(
+    host: Host, replica: Replica, heads: HeadStore, run: str, seal: Callable[[], bytes] = bytes
+) -> None:
+    """Serve the ledger that is here."""
+    served = LedgerService(replica.store, heads, run, lambda: replica.state, seal=seal)
+    await host.serve(wire.LEDGER, served.answer)
 
 
 async def _join(
@@ -156,32 +166,63 @@ async def _join(
 ) -> Daemon:
     home, run = options.home, options.invite.run
     manifest_file = home / "manifest.json"
-
-    def died(death: TrainerDied) -> None:
-        say(f"! trainer  {death.message}; starting it again")
-        emit(log, "trainer.died", logging.WARNING, task="join", reason=death.message)
-
+    died = partial(_died, say)
     if options.device == "cuda":  # before anything is fetched for it; torch is imported by now
         await trainer.insist(lambda: _require_device(trainer, options.device), died)
     link = Link(host, options.invite)
     # A machine that starts before its coordinator finds the run that it knows, whenever that is.
     patience = None if manifest_file.exists() else options.patience
-    insist = partial(link.insist, patience=patience, say=say)
-    manifest, envelope = await insist(link.fetch_manifest)
-    link.trust(manifest)
+    manifest, envelope = await link.insist(link.fetch_manifest, patience, say)
+    link.trust(manifest, replica)
     preflight.require_quota(manifest, options.quota_bytes)
     files.write(manifest_file, envelope)
-    watch.refuse_convicted(replica, heads)
+    replica.own = (options.identity.key, options.account.key)
+    sealing = Sealing(
+        host=host,
+        identity=options.identity,
+        account=options.account,
+        run=run,
+        replica=replica,
+        heads=heads,
+        link=link,
+        handover_s=manifest.config.coordination.handover_s,
+        elected=Elected(home, host, link, options.invite, options.listen),
+        say=say,
+    )
+    await _answer(host, replica, heads, run, sealing.statement)
+    entering = _enter(
+        options, host, say, trainer, heads, replica, link, sealing, manifest, patience
+    )
+    return await beside(sealing.run(), entering)
+
+
+async def _enter(
+    options: Options,
+    host: Host,
+    say: Callable[[str], None],
+    trainer: Trainer,
+    heads: HeadStore,
+    replica: Replica,
+    link: Link,
+    sealing: Sealing,
+    manifest: Manifest,
+    patience: float | None,
+) -> Daemon:
+    """Join a run whose manifest is known. Its term is looked after meanwhile: a home that knows the
+    run may be that of an elector, and nobody may lead."""
+    home, run = options.home, options.invite.run
+    insist = partial(link.insist, patience=patience, say=say)
+    await _refuse_convicted(replica, heads, sealing)
     found = preflight.Findings(say, strict=options.check)
     found.add(preflight.disk(manifest, home, options.quota_bytes))
     found.conclude(Unfit)
     # Of a run that has not welcomed this node; nobody but who made it says how long its ledger is.
     replica.most = preflight.most_of_a_ledger(home, options.quota_bytes)
     try:
-        await insist(lambda: replica.catch_up(host, link.coordinator, run))
+        await insist(link.catch_up)
     except TooMuch:
         raise preflight.too_much(replica.most) from None
-    watch.refuse_convicted(replica, heads)
+    await _refuse_convicted(replica, heads, sealing)
     await asyncio.to_thread(watch.refuse_older, replica, heads)
     name = witness_name(options.identity.peer_id)
     blobs = BlobStore(home / "blobs", options.quota_bytes)
@@ -194,6 +235,7 @@ async def _join(
         options.account,
         host,
         link,
+        sealing,
         replica,
         heads,
         Witness(heads, options.identity, name, replica.keys_of),
@@ -204,6 +246,7 @@ async def _join(
         options.device,
         keyfiles.recovery_of(home),
     )
+    died = partial(_died, say)
     session.work_dir.mkdir(exist_ok=True)
     files.sweep(session.work_dir)
     states = States(session)
@@ -259,6 +302,22 @@ async def _join(
     # The coordinator assigns the steps of a time-boxed round by it.
     daemon.worker.progress.tokens_per_second = measured.tokens_per_second
     return daemon
+
+
+def _died(say: Callable[[str], None], death: TrainerDied) -> None:
+    say(f"! trainer  {death.message}; starting it again")
+    emit(log, "trainer.died", logging.WARNING, task="join", reason=death.message)
+
+
+async def _refuse_convicted(replica: Replica, heads: HeadStore, sealing: Sealing) -> None:
+    """Follow nobody who is proven to have signed two histories.
+
+    :raises SplitViewProven: whoever leads is, and nobody could lead after it
+    """
+    try:
+        watch.refuse_convicted(replica, heads)
+    except SplitViewProven as found:
+        await sealing.convict(found)
 
 
 async def _require_open(session: Session, invite: Invite, say: Callable[[str], None]) -> None:

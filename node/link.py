@@ -1,15 +1,25 @@
-"""The link to a run's coordinator: find it, ask it, find it again when it was away."""
+"""The link to whoever leads a run: find it, ask it, and find the next one when it is gone.
+
+Who leads says this node's own copy of the ledger; before there is one, the manifest. Nothing that
+others say is believed: they are asked for tree heads, and a later term counts when the ledger under
+such a head says, and proves, that it has begun.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
-from artel.ledger.sync.peers import PeerSource
-from artel.ledger.sync.signed_tree import manifest_of
+from artel.ledger.store.published import term_of
+from artel.ledger.sync.fork import SplitViewProven
+from artel.ledger.sync.peers import HEADS, PeerSource, notes_in
+from artel.ledger.sync.replica import Replica
+from artel.ledger.sync.signed_tree import TooMuch, manifest_of
+from artel.ledger.tlog.checkpoint import parse_checkpoint
 from artel.protocol import messages
 from artel.protocol.errors import ArtelError, Unreachable
 from artel.protocol.events import emit
@@ -18,6 +28,7 @@ from artel.protocol.invite import Invite
 from artel.protocol.manifest import Manifest, open_manifest
 from artel.protocol.net import dht, wire
 from artel.protocol.net.host import Host, peer_of
+from artel.protocol.tasks import together
 
 log = logging.getLogger("artel.node")
 
@@ -25,12 +36,16 @@ RETRY_FIRST_S = 0.5
 RETRY_MOST_S = 8.0
 JOIN_PATIENCE_S = 600.0
 """How long a node waits for a run that it has never reached; for one that it knows, without end."""
+ANSWER_S = 5.0
+"""For the heads of one peer, while the one who leads is looked for."""
+ASKED = 8
+"""Peers beside the coordinators that are asked for their heads at a time, in random order."""
 
 Result = TypeVar("Result")
 
 
 class Link:
-    """Requests to the coordinator of the run that an invite names."""
+    """Requests to the coordinator that leads the run which an invite names."""
 
     def __init__(self, host: Host, invite: Invite) -> None:
         self._host = host
@@ -39,24 +54,43 @@ class Link:
         for address in invite.peers:
             where.setdefault(peer_of(address), []).append(address)
         self.coordinators: tuple[str, ...] = tuple(where)
-        self.lost_since: float | None = None
-        """Since when (steady seconds) the coordinator has not answered."""
+        """Peer ids of those that the manifest names, in order; before it is known, the invite's."""
+        self.liar = ""
+        """Who leads, where it is proven to have signed two histories: it is not asked any more."""
+        self.near = ""
+        """A coordinator that this node has started itself."""
+        self._replica: Replica | None = None
+        self._records: dict[str, dht.RunRecord] = {}
+        self._holders: list[str] = []  # whoever has anything of the run
+        self._lost: tuple[str, float] | None = None
+        self._seeking = asyncio.Lock()
         for peer, addresses in where.items():
             host.remember(peer, addresses)
 
     @property
     def coordinator(self) -> str:
-        """Peer id of the coordinator in charge."""
-        return self.coordinators[0]
+        """Peer id of the coordinator that leads, as far as is known here."""
+        replica = self._replica
+        if replica is None or not replica.state.size:
+            return self.coordinators[0]
+        return peer_id_of(bytes.fromhex(replica.state.term.leader))
+
+    @property
+    def lost_since(self) -> float | None:
+        """Since when (steady seconds) the one who leads has not answered; None while it does."""
+        if self._lost is None or self._lost[0] != self.coordinator:
+            return None
+        return self._lost[1]
 
     async def fetch_manifest(self) -> tuple[Manifest, bytes]:
-        """The run's manifest from whoever of the invite answers, checked against the run id.
+        """The run's manifest from whoever of the invite, or of the run, answers, checked against
+        the run id.
 
-        :raises Unreachable: none of the invite's peers answers
+        :raises Unreachable: nobody answers
         :raises ArtelError: all that answer serve another run, or show what is wrong
         """
         errors, run = list[ArtelError](), self._invite.run
-        for peer in self.coordinators:
+        for peer in dict.fromkeys([*self.coordinators, *self._others(), *self._holders[:ASKED]]):
             try:
                 source = PeerSource(self._host, peer, run)
                 _, first = await asyncio.to_thread(manifest_of, source, run)
@@ -72,35 +106,120 @@ class Link:
             "check this machine's connection; ask the organiser whether the coordinator is running",
         )
 
-    def trust(self, manifest: Manifest) -> None:
-        """From now on only the manifest's coordinators count."""
+    def trust(self, manifest: Manifest, replica: Replica) -> None:
+        """From now on the manifest's coordinators count, and whom the ledger says to lead."""
         self.coordinators = tuple(peer_id_of(bytes.fromhex(k)) for k in manifest.coordinators)
+        self._replica = replica
 
     async def ask(self, request: messages.Message, timeout: float = 20.0) -> messages.Message:
-        """Ask the coordinator once.
+        """Ask the coordinator that leads once.
 
-        :raises Unreachable: it does not answer
+        :raises Unreachable: it does not answer, or does not lead (any more)
         :raises Refused: it says no
         """
+        peer = self.coordinator
         try:
-            reply = await self._host.ask(self.coordinator, wire.CONTROL, request, timeout)
+            if peer == self.liar:
+                raise Unreachable("the coordinator is proven to have signed two histories")
+            reply = await self._host.ask(peer, wire.CONTROL, request, timeout)
         except Unreachable:
-            if self.lost_since is None:
-                self.lost_since = time.monotonic()
-                emit(log, "coordinator.lost", logging.WARNING, peer=short_peer(self.coordinator))
+            self._lose(peer)
             raise
-        if self.lost_since is not None:
-            emit(log, "coordinator.found", after=time.monotonic() - self.lost_since)
-            self.lost_since = None
+        except wire.Refused as refusal:
+            if refusal.code != messages.NOT_LEADING:
+                raise
+            self._lose(peer)
+            raise Unreachable(f"nobody leads the run: {refusal.message}") from None
+        lost = self.lost_since
+        if lost is not None:
+            emit(log, "coordinator.found", after=time.monotonic() - lost)
+        self._lost = None
         return reply
 
+    def _lose(self, peer: str) -> None:
+        if peer == self.coordinator and self.lost_since is None:
+            self._lost = (peer, time.monotonic())
+            emit(log, "coordinator.lost", logging.WARNING, peer=short_peer(peer))
+
+    # --- who leads --------------------------------------------------------------------------------
+
     async def find_again(self) -> None:
-        """Look the coordinator up in the DHT and note its newest addresses."""
-        await self._host.join(self._invite.peers)
-        found = await self._host.lookup(dht.run_key(self._invite.run), dht.RunRecord)
-        for peer, record in found.items():
-            if peer in self.coordinators:
-                self._host.remember(peer, record.addresses)
+        """Look coordinators up in the DHT, and see whether somebody knows who leads now."""
+        host, run = self._host, self._invite.run
+        await host.join(self._invite.peers)
+        self._records = await host.lookup(dht.run_key(run), dht.RunRecord)
+        for peer in {*self.coordinators, self.coordinator} & self._records.keys():
+            host.remember(peer, self._records[peer].addresses)
+        holding = await host.lookup(dht.nodes_key(run), dht.HolderRecord)
+        self._holders = random.sample(sorted(holding), min(ASKED, len(holding)))
+        for peer in self._holders:
+            host.remember(peer, holding[peer].addresses)
+        await self.seek()
+
+    async def seek(self, neighbours: Iterable[str] = ()) -> int:
+        """Ask those who may know for their newest heads, and take over a ledger that is ahead, or
+        in which a later term has begun.
+
+        :param neighbours: peers that may be asked, beside the coordinators and the connected ones
+        :returns: how many answered
+        :raises SplitViewProven: the coordinator that leads has signed two histories
+        :raises TooMuch: what somebody has is more than is taken over
+        """
+        replica = self._replica
+        if replica is None or self._seeking.locked():
+            return 0
+        async with self._seeking:
+            others = await self._candidates(neighbours)
+            return sum(await together(self._look_at(replica, peer) for peer in others))
+
+    async def catch_up(self) -> None:
+        """Take over what the coordinator that leads, or else somebody, has beyond the copy here.
+
+        :raises Unreachable: nobody answers
+        :raises ArtelError: as :meth:`Replica.catch_up`
+        """
+        assert self._replica is not None
+        try:
+            await self._replica.catch_up(self._host, self.coordinator, self._invite.run)
+        except (Unreachable, wire.Refused):
+            if not await self.seek() or not self._replica.state.size:
+                raise
+
+    def _others(self) -> list[str]:
+        """Coordinators by their own word, those of later terms first; then whoever is left."""
+        known = list(self._records)
+        random.shuffle(known)
+        return sorted(known, key=lambda peer: -self._records[peer].term)
+
+    async def _candidates(self, neighbours: Iterable[str]) -> list[str]:
+        others = self._others()[:ASKED]
+        near = [*neighbours, *self._holders, *await self._host.connected()]
+        random.shuffle(near)
+        for peer in others:
+            self._host.remember(peer, self._records[peer].addresses)
+        named = dict.fromkeys([self.near, *self.coordinators, self.coordinator, *others, *near])
+        chosen = [peer for peer in named if peer not in ("", self._host.peer_id, self.liar)]
+        return chosen[: len(self.coordinators) + 2 * ASKED]
+
+    async def _look_at(self, replica: Replica, peer: str) -> bool:
+        """Whether a peer has answered; what it has beyond the copy here is taken over."""
+        source = PeerSource(self._host, peer, self._invite.run)
+        try:
+            texts = notes_in(await source.files(*HEADS, timeout=ANSWER_S))
+            heads = [parse_checkpoint(text) for text in texts]
+            places = [(term_of(head.origin, self._invite.run) or 0, head.size) for head in heads]
+            if places and max(places) > (replica.store.term, replica.store.size):
+                await replica.catch_up(self._host, peer, self._invite.run)
+        except (SplitViewProven, TooMuch):
+            raise
+        except Unreachable:
+            return False
+        except ArtelError as error:
+            said = {"peer": short_peer(peer), "reason": error.message}
+            emit(log, "head.not_exchanged", logging.DEBUG, **said)
+        return True
+
+    # --- insisting --------------------------------------------------------------------------------
 
     async def tell(self, request: messages.Message, patience: float) -> messages.Message:
         """Ask the coordinator as :meth:`insist` does."""

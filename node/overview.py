@@ -51,6 +51,9 @@ def overview(daemon: Daemon) -> dict[str, Any]:
         "memory_daemon": psutil.Process().memory_info().rss,
         "memory_trainer": session.trainer.memory_bytes() or 0,
         "coordinator_lost": session.link.lost_since is not None,
+        "term": fold.term.number,
+        "sealed": session.sealing.term,
+        "waiting": session.sealing.waiting(),
         "uptime": time.time() - daemon.started,
         "last_error": daemon.last_error,
     }
@@ -71,6 +74,7 @@ def gauges(now: dict[str, Any]) -> Iterator[Metric]:
     yield metric("artel_ledger_entries", "Entries held and checked.", now["ledger_size"])
     yield metric("artel_ledger_cosigned_entries", "Under own cosignature.", now["cosigned_size"])
     yield metric("artel_memory_bytes", "Of each process.", memory, "process")
+    yield metric("artel_term", "In which one coordinator leads.", now["term"])
     yield metric("artel_coordinator_lost", "1 while it does not answer.", now["coordinator_lost"])
     yield metric("artel_sent_bytes_total", "By kind of traffic.", now["up_by_kind"], "kind")
     yield metric("artel_received_bytes_total", "By kind of traffic.", now["down_by_kind"], "kind")

@@ -13,6 +13,7 @@ from artel.ledger.sync.serving import caller
 from artel.ledger.sync.witness import Witness
 from artel.node.claim_file import ClaimFile
 from artel.node.link import Link
+from artel.node.sealing import Sealing
 from artel.node.supervisor import Trainer
 from artel.protocol import messages
 from artel.protocol.errors import UsageError
@@ -35,6 +36,7 @@ class Session:
     account: Identity
     host: Host
     link: Link
+    sealing: Sealing
     replica: Replica
     heads: HeadStore
     witness: Witness
@@ -68,7 +70,7 @@ class Session:
 
     def caller(self, peer: str) -> Caller:
         """What is known of a peer: by the ledger, or that it coordinates the run."""
-        if peer in self.link.coordinators:
+        if peer in (*self.link.coordinators, self.link.coordinator, self.link.near):
             return Caller(Rank.KNOWN)
         return caller(self.replica.state, peer)
 

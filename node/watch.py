@@ -6,8 +6,9 @@ after each agreed state. A head that a coordinator signed and that is not of our
 evidence that anybody can check (:mod:`ledger.entries.evidence`). Nothing that others *say* counts:
 a head needs the coordinator's signature, a proof has to verify, and a peer that lies is only noted.
 
-A node that holds the proof takes no further part in the run: it cosigns and contributes nothing
-more, leaves the proof in its home, tells the others, and ends with an error for its owner.
+A node that holds the proof follows that coordinator no further: it cosigns and contributes nothing
+more, leaves the proof in its home, and tells the others. Where electors can end the term, it waits
+for whoever leads next (:mod:`.sealing`); else it ends with an error for its owner.
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ from artel.ledger.sync.peers import HEADS, PeerSource, notes_in
 from artel.ledger.sync.replica import Replica
 from artel.ledger.sync.source import CONFLICTS_PATH
 from artel.ledger.tlog.checkpoint import (
-    Checkpoint,
     open_checkpoint,
     parse_checkpoint,
     verifier_keys,
@@ -104,6 +104,7 @@ class Watch:
         self._last = ""  # whom we asked last
         self._alarmed = False
         self._behind = 0  # size of the coordinator's ledger when we last asked
+        self._term = replica.store.term
 
     @property
     def doubtful(self) -> bool:
@@ -128,6 +129,7 @@ class Watch:
             with contextlib.suppress(TimeoutError):
                 await within(self._grown.wait(), max(0.0, due - self._clock()))
             self._grown.clear()
+            await self._follow_term()
             if self._proof is not None:
                 raise SplitViewProven(self._proof)
             await self._resolve()
@@ -199,13 +201,21 @@ class Watch:
         :raises DecodeError: it is malformed
         :raises CheckFailed: no coordinator signed it
         """
+        await self._follow_term()
         store, state = self._replica.store, self._replica.state
         if not store.size:
             return
         keys, origin = store.leaders(), parse_checkpoint(text).origin
         term = term_of(origin, self._run_id)
-        if term is not None and term != store.term:
-            await self._other_term(peer, term, open_checkpoint(text, origin, keys))
+        if term is not None and term > store.term:
+            # By whom it is signed stands in the ledger under it.
+            await self._replica.catch_up(self._host, peer, self._run_id)
+            await self._follow_term()
+            return
+        if term is not None and term < store.term:
+            head = open_checkpoint(text, origin, keys)
+            if not given_up(head, store.terms()) and store.root_at(head.size) != head.root:
+                emit(log, "ledger.head_differs", logging.WARNING, size=head.size, term=term)
             return
         # The log's signature alone convicts it; a bad line of a witness must not hide that.
         head = open_checkpoint(text, store.origin, keys)
@@ -226,17 +236,16 @@ class Watch:
         if head.size <= store.size and key in self._doubts:
             await self._settle(key)
 
-    async def _other_term(self, peer: str, term: int, head: Checkpoint) -> None:
-        """Go on with a later term that a peer shows; heads of an earlier one say nothing new."""
+    async def _follow_term(self) -> None:
+        """Where a later term has begun, what was held against the one before is over."""
         store = self._replica.store
-        if term > store.term:
-            await self._replica.catch_up(self._host, peer, self._run_id)
-            self._doubts.clear()  # of the term before: what was given up is not held against it
-            await asyncio.to_thread(self._heads.give_up, self._run_id, store.terms())
-            leader = self._replica.state.term.leader
-            emit(log, "term.begun", term=store.term, size=store.size, leader=leader[:12])
-        elif not given_up(head, store.terms()) and store.root_at(head.size) != head.root:
-            emit(log, "ledger.head_differs", logging.WARNING, size=head.size, term=term)
+        if store.term == self._term:
+            return
+        self._term, self._proof, self._alarmed = store.term, None, False
+        self._doubts.clear()
+        await asyncio.to_thread(self._heads.give_up, self._run_id, store.terms())
+        leader = self._replica.state.term.leader
+        emit(log, "term.begun", term=store.term, size=store.size, leader=leader[:12])
 
     async def _resolve(self) -> None:
         """Compare what we have caught up with, and test what is ahead of us for too long."""

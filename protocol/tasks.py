@@ -49,6 +49,17 @@ async def beside(guard: Coroutine[Any, Any, None], work: Coroutine[Any, Any, Res
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def unless(event: asyncio.Event, work: Coroutine[Any, Any, Result]) -> Result | None:
+    """The result of ``work``; None when the event is set before, and ``work`` is given up."""
+    doing, waiting = asyncio.ensure_future(work), asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait((doing, waiting), return_when=asyncio.FIRST_COMPLETED)
+        return await doing if doing.done() else None
+    finally:
+        for task in (doing, waiting):
+            await end(task)
+
+
 async def end(task: asyncio.Future[Any]) -> None:
     """Cancel a task until it has ended: a library on its way may swallow a cancellation."""
     while not task.done():

@@ -14,9 +14,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from artel.ledger.entries import decode
 from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.fold import labels
-from artel.ledger.store.published import term_of
+from artel.ledger.store.published import given_up, term_of
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint, open_signed, parse_checkpoint
 from artel.ledger.tlog.cosignature import (
@@ -210,8 +211,30 @@ def newest_certified(heads: HeadStore | None, state: FoldState) -> str:
     if heads is None or not wanted:
         return ""
     # Newer ones may have as many lines and fewer seats: of barred accounts, of nodes of one.
-    notes = heads.newest_first(wanted)
-    return next((text for text in notes if is_certified(note.parse(text), state)), "")
+    for text in heads.newest_first(wanted):
+        kept = not given_up(parse_checkpoint(text), state.terms)
+        if kept and is_certified(note.parse(text), state):
+            return text
+    return ""
+
+
+def known_certified(
+    store: LedgerReader, heads: HeadStore | None, state: FoldState
+) -> tuple[int, int, str]:
+    """Term, size and root (hex) of the newest certified head that is known here, by the notes that
+    are kept or by an entry that records one; (0, 0, "") for none.
+
+    What a node seals with. An entry is enough: whoever cosigned a head behind it holds it.
+    """
+    kept = newest_certified(heads, state)
+    head = parse_checkpoint(kept) if kept else None
+    at, size = state.electors.certified[-1] if state.electors.certified else (0, 0)
+    if head is not None and head.size >= size:
+        return term_of(head.origin, state.run) or 0, head.size, head.root.hex()
+    if not size:
+        return 0, 0, ""
+    recorded = decode(store.leaf(at)).body
+    return getattr(recorded, "term", 0), size, store.root_at(size).hex()
 
 
 def newest_cosigned(heads: HeadStore | None, state: FoldState) -> str:

@@ -41,7 +41,7 @@ class SplitViewProven(CheckFailed):
     def __init__(self, proof: SplitView) -> None:
         super().__init__(
             "the coordinator is proven to have signed two histories of this run; "
-            "this node takes no further part in it",
+            "this node follows it no further",
             f"{SPLIT_VIEW_FILE} in the node's home is the proof: keep it, show it to the others, "
             f"check it with `artel ledger verify {SPLIT_VIEW_FILE}`",
         )

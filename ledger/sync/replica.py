@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from artel.ledger.entries import Entry, decode
 from artel.ledger.fold.effects import Fold, checked
 from artel.ledger.fold.history import History
 from artel.ledger.fold.shares import FoldState
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
     from artel.ledger.store.heads import HeadStore
     from artel.protocol.net.host import Host
 
+MOST_LOST = 4096
+"""Entries at the end of a copy among which those of its owner are looked for before they may be
+given up; nothing that is final is."""
+
 
 class Replica:
     """This home's copy of a run's ledger: the store, and the fold over it.
@@ -47,6 +52,10 @@ class Replica:
         self.fold = fold
         self.most: float = math.inf
         """Bytes of entries and documents that are taken over at a time."""
+        self.own: Collection[str] = ()
+        """Keys (hex) whose entries are kept in :attr:`lost` when they are given up."""
+        self.lost: list[Entry] = []
+        """Entries with an ``own`` signature that were given up with their term, oldest first."""
         self._lock = asyncio.Lock()
         self._growth: list[asyncio.Event] = []
 
@@ -170,11 +179,20 @@ class Replica:
         if head.size <= store.size and not later:
             self._prove_fork(source, text)
             return
+        own = self._own_not_final() if later else []
         try:
             take_over(store, source, head, self.fold, most=self.most)
+            self.lost += [entry for entry in own if store.index_of(entry.id) is None]
         except CheckFailed:
             self._prove_fork(source, text)
             raise
+
+    def _own_not_final(self) -> list[Entry]:
+        if not self.own:
+            return []
+        start = max(self.state.final, self.store.size - MOST_LOST)
+        known = map(decode, self.store.leaves(start))
+        return [entry for entry in known if not entry.named_signers.isdisjoint(self.own)]
 
     def _prove_fork(self, source: TileSource, note: str) -> None:
         """Raise SplitViewProven if the note is a coordinator's and not of our tree."""

@@ -1,0 +1,320 @@
+"""What a node does when the coordinator that leads is gone: it looks for the next one and, as an
+elector, seals the term, so that there can be one.
+
+An elector seals the present term when the one who leads has been silent for
+``coordination.handover_s``, or asks for it, or has signed two histories; and each later term, when
+nobody has begun it in twice the time of the one before. What it has sealed is durable before
+anybody is told; from then on it cosigns nothing of it (:meth:`HeadStore.advance`). Whoever may lead
+next asks for the seal. Everything else goes on meanwhile: what the node was assigned it trains, and
+keeps.
+
+An elector that reaches nobody at all is cut off itself, and seals nothing: its seal would end the
+term of a coordinator that all others can reach.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any
+
+from artel.ledger import entries
+from artel.ledger.entries import evidence
+from artel.ledger.entries.evidence import SplitView
+from artel.ledger.entries.fold_state import FoldState, key_of, peer_of
+from artel.ledger.entries.kinds.handover import candidate, seal
+from artel.ledger.entries.kinds.split_seen import signers_of
+from artel.ledger.store import finality
+from artel.ledger.store.heads import HeadStore
+from artel.ledger.sync import fork
+from artel.ledger.sync.fork import SplitViewProven
+from artel.ledger.sync.replica import Replica
+from artel.node.elected import Elected
+from artel.node.link import Link
+from artel.protocol import messages
+from artel.protocol.errors import ArtelError, Unreachable
+from artel.protocol.events import emit
+from artel.protocol.identity import Identity, short_peer
+from artel.protocol.net import wire
+from artel.protocol.net.host import Host
+from artel.protocol.tasks import within
+
+log = logging.getLogger("artel.node")
+
+LOOK_S = 1.0
+"""Between two looks for whoever leads, while nobody does."""
+MOST_DOUBLINGS = 10
+"""Terms in a row without a state, for each of which an elector waits twice as long."""
+SENT_AGAIN = (
+    *(entries.KeyRotated, entries.Dispute, entries.Ruling, entries.Transfer, entries.SplitSeen),
+    *(entries.VerdictCommitted, entries.Verdict, entries.StateWrong),
+)
+"""What is sent again when it was given up with a term. What belongs to an attempt is not, for the
+round is opened again; nor is a registration, which the next ``hello`` brings."""
+MOST_AGAIN = 256
+ANSWER_S = 10.0
+
+
+class Sealing:
+    """One node's part in changes of the term; the event loop owns it.
+
+    :param account: of the node's owner
+    :param handover_s: ``coordination.handover_s`` of the run
+    :param elected: the coordinator that the node starts if members choose it
+    :param say: shows a line to the node's owner
+    :param clock: steady seconds
+    """
+
+    def __init__(
+        self,
+        *,
+        host: Host,
+        identity: Identity,
+        account: Identity,
+        run: str,
+        replica: Replica,
+        heads: HeadStore,
+        link: Link,
+        handover_s: float,
+        elected: Elected | None,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._host, self._identity, self._account, self._run = host, identity, account, run
+        self._replica, self._heads, self._link = replica, heads, link
+        self._handover_s, self._elected, self._say, self._clock = handover_s, elected, say, clock
+        self.term = heads.sealed(run)
+        """The latest term that was sealed here; -1 for none."""
+        self.neighbours: Callable[[], Iterable[str]] = tuple
+        self.news: Callable[[], None] = lambda: None
+        """Called when the coordinator that leads should hear from this node at once."""
+        self.alarm: Callable[[SplitView], Awaitable[None]] = self._record
+        """Keeps evidence against the coordinator that leads, and shows it to others."""
+        self._begun = asyncio.Event()  # set, and replaced, when a later term has begun
+        self._grown = replica.growth()
+        self._led = replica.state.term.number if replica.state.size else 0
+        self._sealed_at = clock()
+        self._asked = -1
+        self._reached = 0  # peers that answered when they were asked last
+        self._again: list[bytes] = []
+
+    # --- what others are told ---------------------------------------------------------------------
+
+    def statement(self) -> bytes:
+        """This node's newest seal; empty when it has sealed nothing of the present term or later.
+
+        It names the newest certified head that is known here now, which only grows.
+        """
+        state = self._replica.state
+        if not state.size or self.term < state.term.number:
+            return b""
+        of, size, root = finality.known_certified(self._replica.store, self._heads, state)
+        said = seal(self._identity, self._run, term=self.term, of=of, size=size, root=root)
+        return said.encode()
+
+    def waiting(self) -> str:
+        """What is being waited for, in words; "" while somebody leads."""
+        state, lost = self._replica.state, self._link.lost_since
+        if not state.size or not self.waits:
+            return ""
+        silent = "" if lost is None else f"the coordinator has been silent for {self._for(lost)}; "
+        if self.term < state.term.number:
+            if not self._is_elector(state):
+                return f"{silent}others decide whether the next one leads"
+            left = self._patience(state, state.term.number)
+            return f"{silent}after {left:,.0f} s this node seals its term, so that another leads"
+        next = _name(candidate(state, self.term + 1))
+        return f"{silent}this node has sealed term {self.term}; waiting for {next} to lead"
+
+    def _for(self, since: float) -> str:
+        return f"{max(0.0, self._clock() - since):,.0f} s"
+
+    # --- when it is time --------------------------------------------------------------------------
+
+    @property
+    def waits(self) -> bool:
+        """Whether nobody leads as far as is known here."""
+        state = self._replica.state
+        if not state.size or state.closed == 2:
+            return False
+        return self._link.lost_since is not None or self.term >= state.term.number
+
+    def ask(self) -> None:
+        """The coordinator that leads wants its term to be sealed."""
+        if self._replica.state.size and self._asked < self._replica.state.term.number:
+            self._asked = self._replica.state.term.number
+            self._grown.set()
+
+    async def convict(self, found: SplitViewProven) -> None:
+        """The coordinator that leads is proven to have signed two histories: it is asked nothing
+        more, and its term is to end.
+
+        :raises SplitViewProven: nobody could lead the run after it
+        """
+        await self.alarm(found.evidence)
+        if not self._replica.state.electors.sets:
+            raise found
+        if self._link.liar != self._link.coordinator:
+            self._link.liar = self._link.coordinator
+            self._say(f"! ledger   {found.message}; {found.hint}")
+        self._grown.set()
+
+    async def while_led(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do what follows the coordinator that leads. When that is proven to have signed two
+        histories, it stops until the next one leads.
+
+        :raises SplitViewProven: nobody could
+        """
+        while True:
+            begun = self._begun
+            try:
+                await work()
+                return
+            except SplitViewProven as found:
+                await self.convict(found)
+            await begun.wait()
+
+    async def _record(self, proof: SplitView) -> None:
+        store = self._replica.store
+        await asyncio.to_thread(fork.record, store.path.parent, self._heads, proof, store)
+
+    def due(self) -> int | None:
+        """The term that is to be sealed now; None for none."""
+        state = self._replica.state
+        if not state.size or state.closed == 2 or not self._is_elector(state):
+            return None
+        present = state.term.number
+        term = max(self.term + 1, present)
+        proven = self._link.liar == self._link.coordinator
+        if term == present and (proven or self._asked == present):
+            return term
+        since = self._link.lost_since
+        if since is None:
+            return None
+        if term > present:
+            since = max(since, self._sealed_at)
+        alone = all(each.weights.keys() <= {self._host.peer_id} for each in state.electors.sets)
+        late = self._clock() - since >= self._patience(state, term)
+        return term if late and (alone or self._reached) else None
+
+    def _is_elector(self, state: FoldState) -> bool:
+        return any(self._host.peer_id in each.weights for each in state.electors.sets)
+
+    def _patience(self, state: FoldState, term: int) -> float:
+        """How long (seconds) an elector waits for whoever leads a term, or may begin it."""
+        named = candidate(state, term) if term > state.term.number else ""
+        key = key_of(named) if named.startswith("12D3") else named
+        if named and (key in state.convicted or peer_of(key) == self._link.liar):
+            return 0.0
+        agreed = [each.number for each in state.terms if each.begins <= state.rooted_by]
+        doubled = term - max(agreed, default=0)
+        return self._handover_s * 2.0 ** min(doubled, MOST_DOUBLINGS)
+
+    # --- the task ---------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Look after the term until cancelled.
+
+        :raises SplitViewProven: the coordinator that leads has signed two histories, and nobody
+            could lead after it
+        """
+        try:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    await within(self._grown.wait(), LOOK_S)
+                self._grown.clear()
+                await self.look()
+        finally:
+            if self._elected is not None:
+                await self._elected.end()
+
+    async def look(self) -> None:
+        """Do what is to be done now."""
+        state = self._replica.state
+        if not state.size:
+            return
+        if state.term.number != self._led:
+            await self._begin(state)
+        if self.waits:
+            try:
+                self._reached = await self._link.seek(self.neighbours())
+            except SplitViewProven as found:
+                self._reached = 1  # whoever showed it
+                await self.convict(found)
+        term = self.due()
+        if term is not None:
+            await self._seal(term)
+        if self._elected is not None:
+            await self._elected.keep(self._is_chosen(self._replica.state))
+        if self._again and self._link.lost_since is None:
+            await self._send_again()
+
+    async def _seal(self, term: int) -> None:
+        await asyncio.to_thread(self._heads.seal, self._run, term)
+        self.term, self._sealed_at = term, self._clock()
+        lost, state = self._link.lost_since, self._replica.state
+        silent = 0.0 if lost is None else round(self._clock() - lost, 1)
+        next = candidate(state, term + 1)
+        emit(log, "term.sealed", logging.WARNING, term=term, silent=silent, next=_name(next))
+        self._say(f"! term {term}   {self.waiting()}")
+        self.news()
+
+    async def _begin(self, state: FoldState) -> None:
+        """Another term has begun: what went with the one before is sent to whoever leads now."""
+        self._led = state.term.number
+        self._begun.set()
+        self._begun = asyncio.Event()
+        leader = _name(state.term.leader)
+        self._say(f"term {self._led}   of the run has begun; {leader} leads")
+        lost, self._replica.lost = self._replica.lost, []
+        again = [one.envelope.encode() for one in lost if isinstance(one.body, SENT_AGAIN)]
+        proofs = await asyncio.to_thread(self._heads.conflicts)
+        again += [said for proof in proofs if (said := self._seen(state, proof))]
+        self._again = list(dict.fromkeys([*self._again, *again]))[:MOST_AGAIN]
+        self.news()
+
+    def _seen(self, state: FoldState, proof: dict[str, object]) -> bytes:
+        """The entry that shows the ledger a coordinator's two histories; empty where it knows."""
+        name = state.keys.get(self._account.key, "")
+        try:
+            view = SplitView.from_dict(proof)
+            culprit = evidence.check(view, signers_of(state, view)).public.hex()
+        except ArtelError:
+            return b""
+        if not name or culprit in state.convicted or culprit not in state.leaders():
+            return b""
+        said = entries.by_account(
+            entries.SplitSeen, self._account, self._run, account=name, evidence=proof
+        )
+        return said.encode()
+
+    async def _send_again(self) -> None:
+        while self._again:
+            request = messages.Submit(run=self._run, statement=self._again[0])
+            try:
+                await self._host.ask(self._link.coordinator, wire.LEDGER, request, ANSWER_S)
+            except Unreachable:
+                return
+            except ArtelError as error:
+                if getattr(error, "code", "") == "busy":
+                    return
+                emit(log, "entry.not_sent_again", logging.DEBUG, reason=error.message)
+            del self._again[0]
+
+    def _is_chosen(self, state: FoldState) -> bool:
+        """Whether members chose this node to start a coordinator, or may now."""
+        assert self._elected is not None
+        if state.term.leader == self._elected.key:
+            return state.closed < 2
+        return self.waits and candidate(state, self.term + 1) == self._host.peer_id
+
+
+def _name(who: str) -> str:
+    """Of a coordinator (key, hex) or a node (peer id)."""
+    if not who:
+        return "nobody"
+    node = who.startswith("12D3")
+    return f"node {short_peer(who)}" if node else f"coordinator {short_peer(peer_of(who))}"
