@@ -61,6 +61,7 @@ class Cosigning:
         self._settled = asyncio.Event()
         self.size = 0
         """Size of the newest head that was cosigned here and taken, or is left to others."""
+        self._term = session.replica.store.term
 
     @property
     def _replica(self) -> Replica:
@@ -121,8 +122,10 @@ class Cosigning:
         return PeerSource(session.host, session.link.coordinator, session.run)
 
     async def _cosign(self) -> None:
-        session = self._session
-        signed = self._replica.store.latest_note
+        session, store = self._session, self._replica.store
+        if store.term != self._term:
+            self._term, self.size = store.term, 0  # its heads may be smaller
+        signed = store.latest_note
         size = parse_checkpoint(signed).size if signed else 0
         # A node that is bound to no account is no witness that anybody counts.
         known = session.identity.peer_id in self._replica.state.nodes
@@ -131,7 +134,7 @@ class Cosigning:
         if not called(self._replica.state, session.identity.peer_id):
             self.size = size  # this one is left to others
             return
-        line = await asyncio.to_thread(session.witness.cosign, signed, self._replica.store)
+        line = await asyncio.to_thread(session.witness.cosign, signed, store)
         cosigned = add_lines(note.parse(signed), [line]).encode()
         await asyncio.to_thread(session.heads.add_note, cosigned)
         heads = await self._coordinator.cosign(cosigned)

@@ -9,12 +9,17 @@ from typing import Any
 
 import pytest
 
+from artel.ledger import entries
 from artel.ledger.fold.shares import Attempt
+from artel.node.claim_file import ClaimFile
 from artel.node.contributing import Contributing
 from artel.node.progress import Progress
 from artel.node.trainer.orders import Train, Trained
 from artel.protocol import messages
+from artel.protocol.errors import Unreachable
 from artel.protocol.net.blobs import BlobStore
+from artel.protocol.net.streams import Traffic
+from host_world import named
 from trainer_world import NODES, World, make_world
 
 ME = NODES[0]
@@ -119,3 +124,72 @@ async def test_what_was_made_is_taken_again_only_while_the_trainer_can_go_on_fro
     # Fingerprints are no content that a node gives to anybody, and the old ones are gone.
     assert not blobs.has(own._made.chain)
     assert [path.name for path in session.fingerprints.root.iterdir()] == [own._made.chain]
+
+
+async def test_what_was_made_outlives_the_coordinator_that_asked_for_it(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, revealed = named("a node"), list[Any]()
+
+    class Link:
+        coordinator, gone = "whoever leads", True
+
+        async def tell(self, request: messages.Message, patience: float) -> messages.Message:
+            if self.gone:
+                raise Unreachable("it does not answer")
+            revealed.append(request)
+            return messages.Ok()
+
+    async def push_all(*_: object, **__: object) -> None:
+        pass
+
+    monkeypatch.setattr("artel.node.contributing.delivery.push_all", push_all)
+    trainer, link, blobs = Asked(), Link(), BlobStore(tmp_path / "blobs")
+    founded = SimpleNamespace(audits=0)
+    state = SimpleNamespace(cursor=0, tails={}, spans={node.peer_id: 1}, founded=founded)
+    session: Any = SimpleNamespace(
+        run="ab" * 32,
+        manifest=world.run,
+        identity=node,
+        link=link,
+        host=SimpleNamespace(traffic=Traffic()),
+        claims=ClaimFile(tmp_path),
+        replica=SimpleNamespace(state=state),
+        trainer=trainer,
+        blobs=blobs,
+        fingerprints=BlobStore(tmp_path / "fingerprints"),
+        work_dir=tmp_path / "work",
+    )
+
+    class Corpus:
+        async def assigned(self, steps: dict[str, int], cursor: int, node: str) -> Any:
+            return world.windows(len(steps) - 1)
+
+    states: Any = SimpleNamespace(root="ab" * 32)
+    corpus: Any = Corpus()
+    own = Contributing(session, states, corpus, Progress())
+
+    first = attempt(0, node.peer_id)
+    await own.train(*first)
+    with pytest.raises(Unreachable):
+        await own.commit(first[0])
+    # The next coordinator has failed the attempt, or never heard of it and begins with its number.
+    link.gone = False
+    for again in (attempt(1, node.peer_id), attempt(0, node.peer_id)):
+        await own.train(*again)
+        await own.commit(again[0])
+        await own.reveal(again[0])
+    assert len(trainer.orders) == 1, "no step is trained twice"
+    bodies = [entries.decode(one.statement).body for one in revealed if hasattr(one, "statement")]
+    assert [(body.attempt, body.blob) for body in bodies] == [
+        (1, own._made.blob),
+        (0, own._made.blob),
+    ]
+
+    # With other members there is other work to do, and that is what is shown.
+    other = attempt(0, node.peer_id, NODES[1])
+    await own.train(*other)
+    await own.commit(other[0])
+    await own.reveal(other[0])
+    assert len(trainer.orders) == 2
+    assert entries.decode(revealed[-1].statement).body.blob == own._made.blob != bodies[0].blob
