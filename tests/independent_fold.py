@@ -647,7 +647,7 @@ class Fold:
             names = {self.nodes[p]: p for p in sorted(accepted, reverse=True)}
             weights = {p: 1 for name, p in names.items() if not self.accounts[name].barred}
         heaviest = sorted((p for p in weights if weights[p]), key=lambda p: (-weights[p], p))
-        chosen = {peer: weights[peer] for peer in heaviest[:64]}
+        chosen = {peer: weights[peer] for peer in heaviest[:48]}
         stretch = self.round // -(-self.fame // 16)
         last = self.electors[-1] if self.electors else None
         if not chosen or (last and (last.stretch, last.by_standing) == (stretch, by_standing)):

@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-MOST = 64
-"""Electors at a time: what they sign is stored for ever, and asked for in seconds."""
+MOST = 48
+"""Electors at a time: what they sign is stored for ever, and asked for in seconds. A note has room
+for what two sets sign (:data:`ledger.tlog.note.MAX_SIGNATURE_LINES`)."""
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ PATIENCE_S = 10.0
 """Until a connection has to have made its handshake."""
 SILENT_S = 60
 """How long the system holds a connection back that says nothing."""
-SWEEP_S = 1.0
+SWEEP_S, ANSWER_S = 1.0, 3.0
+"""Between two looks; for the daemon to say who has made a handshake."""
 QUIET = 128
 """Open files of a daemon beside those of its peers, two each, up to which nobody looks closer."""
 _PIDFD_GETFD = 438
@@ -96,7 +97,7 @@ class Door:
         # files left does not answer: then it is those that were known before.
         told = False
         with contextlib.suppress(ControlFailure, P2PDaemonError, OSError, EOFError):
-            self.know(await within(peers(), SWEEP_S))
+            self.know(await within(peers(), ANSWER_S))
             told = True
         now = time.monotonic()
         self._since = {end: self._since.get(end, now) for end in found if end not in self._known}

@@ -11,6 +11,7 @@ from artel.ledger.entries.electors import MOST, Electors
 from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.entries.kinds.handover import Sealed, candidate, handover, open_seal, seal
 from artel.ledger.entries.records import Term
+from artel.ledger.tlog.note import MAX_SIGNATURE_LINES
 from artel.protocol import dsse
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import CheckFailed, DecodeError
@@ -242,4 +243,5 @@ def test_the_heaviest_are_taken() -> None:
     weights = {f"{number:03}": 1 + number % 7 for number in range(3 * MOST)}
     chosen = electors(weights).present
     assert len(chosen) == MOST
+    assert 2 * MOST < MAX_SIGNATURE_LINES, "a note holds what two sets and the leader sign"
     assert min(chosen.values()) >= max(weights[n] for n in weights if n not in chosen)
