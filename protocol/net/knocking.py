@@ -17,9 +17,10 @@ import ipaddress
 import logging
 import os
 import socket
+import struct
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerInfo
 from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure, P2PDaemonError
@@ -41,7 +42,12 @@ SWEEP_S, ANSWER_S = 1.0, 3.0
 """Between two looks; for the daemon to say who has made a handshake."""
 QUIET = 128
 """Open files of a daemon beside those of its peers, two each, up to which nobody looks closer."""
+SAID = 200
+"""Bytes that whoever makes a handshake has said at its end (Noise XX with a signed key).
+To say as much the other end must have answered."""
 _PIDFD_GETFD = 438
+_BYTES_RECEIVED = struct.Struct("=128xQ")
+"""Of the kernel's struct tcp_info, which only grows at its end."""
 
 End = tuple[str, int]
 """IP address and port of the other end of a connection."""
@@ -64,6 +70,7 @@ class Door:
         self._files, self._pid = f"/proc/{pid}/fd", pid
         self._since: dict[End, float] = {}
         self._known: set[End] = set()
+        self._spoke: set[End] = set()
 
     def know(self, peers: Iterable[PeerInfo]) -> None:
         """Note which connections have made a handshake; to be told now and then."""
@@ -95,13 +102,11 @@ class Door:
         found = await asyncio.to_thread(self._connections)
         # Asked later, so that whoever makes a handshake meanwhile is known. A daemon without open
         # files left does not answer: then it is those that were known before.
-        told = False
         with contextlib.suppress(ControlFailure, P2PDaemonError, OSError, EOFError):
             self.know(await within(peers(), ANSWER_S))
-            told = True
         now = time.monotonic()
         self._since = {end: self._since.get(end, now) for end in found if end not in self._known}
-        ended = list(too_many(self._since, now, told=told))
+        ended = list(too_many(self._since, now, self._spoke))
         if ended:
             emit(log, "connections.ended", logging.DEBUG, count=len(ended))
             await asyncio.to_thread(self._end, {found[end]: end for end in ended})
@@ -121,11 +126,14 @@ class Door:
     def _connections(self) -> dict[End, int]:
         """Each connection, and the daemon's number of its file."""
         found = {}
+        self._spoke.clear()
         with self._taking() as take:
-            for number in sorted(map(int, os.listdir(self._files))):
-                with take(number) as taken:
+            for name in os.listdir(self._files):
+                with take(int(name)) as taken:
                     if taken is not None and (end := _other_end(taken)) is not None:
-                        found[end] = number
+                        found[end] = int(name)
+                        if _received(taken) >= SAID:
+                            self._spoke.add(end)
         return found
 
     def _end(self, files: Mapping[int, End]) -> None:
@@ -168,19 +176,18 @@ class Door:
             os.close(process)
 
 
-def too_many(since: Mapping[End, float], now: float, *, told: bool = True) -> Iterator[End]:
+def too_many(since: Mapping[End, float], now: float, spoke: Collection[End] = ()) -> Iterator[End]:
     """Connections without a handshake that are to end, of those first seen at these times.
 
-    :param since: of those seen at once the older first, as the daemon's numbers of files have it
-    :param told: whether the daemon has said just now who has made one. If not, whoever made it a
-        moment before the crowd came is among these, and the first stay instead of the last.
+    :param spoke: those that have said as much as a handshake takes. They are the last to end: one
+        may have made it since the daemon last answered.
     """
     kept, near = 0, Counter[str]()
-    for end in sorted(since, key=lambda end: since[end], reverse=told):
+    for end in sorted(since, key=lambda end: (end in spoke, since[end]), reverse=True):
         network = network_of(end[0])
         near[network] += 1
         crowded = near[network] > MOST_EACH and not on_loopback(network)
-        late = crowded or kept >= MOST or (told and now - since[end] > PATIENCE_S)
+        late = crowded or kept >= MOST or now - since[end] > PATIENCE_S
         if late and since[end] < now:  # a crowd that has just come may be an honest one
             yield end
         else:
@@ -196,6 +203,13 @@ def _other_end(taken: socket.socket) -> End | None:
     except OSError:  # listens, or is not connected yet
         return None
     return str(ipaddress.ip_address(host)), port
+
+
+def _received(connection: socket.socket) -> int:
+    """How many bytes the other end has said."""
+    size = _BYTES_RECEIVED.size
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, size)
+    return int(_BYTES_RECEIVED.unpack(info)[0]) if len(info) == size else 0
 
 
 def _ends(peers: Iterable[PeerInfo]) -> Iterator[End]:

@@ -567,9 +567,9 @@ def test_of_connections_without_a_handshake_the_last_ones_stay() -> None:
     assert not ended(dict.fromkeys(many, 1.0)), "they were not there at the last look"
 
 
-def test_while_the_daemon_does_not_say_who_has_made_a_handshake_the_first_ones_stay() -> None:
-    member, many = ("192.0.2.1", 1), [(f"198.51.100.{n}", 1) for n in range(knocking.MOST + 2)]
-    since = dict.fromkeys([member, *many], 0.0)
-    longer = knocking.PATIENCE_S + 1
-    assert list(knocking.too_many(since, longer, told=False)) == many[knocking.MOST - 1 :]
-    assert member in knocking.too_many(since, longer)
+def test_those_that_have_said_as_much_as_a_handshake_takes_are_the_last_to_end() -> None:
+    member, many = ("192.0.2.1", 1), [(f"198.51.100.{n}", 1) for n in range(knocking.MOST)]
+    since = {member: 0.0} | dict.fromkeys(many, 0.5)
+    assert list(knocking.too_many(since, 1.0)) == [member]
+    (ended,) = knocking.too_many(since, 1.0, {member})
+    assert ended in many
