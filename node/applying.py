@@ -79,6 +79,10 @@ class Applying:
         """The round and attempt that was computed last, and the root that it came to."""
         return *self._outcome, self._root
 
+    def forget(self) -> None:
+        """Attempts that were given up with their term have the numbers of others in the next."""
+        self._known, self._outcome, self._root = _Known((-1, -1)), (-1, -1), ""
+
     def settled(self, closed: ClosedRound) -> bool:
         """Whether the last outcome is still what ``closed`` gives: nobody has objected since."""
         return closed.accused <= self.looked_at(closed.round, closed.attempt)

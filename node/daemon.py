@@ -23,6 +23,7 @@ from artel.node.child import TrainerDied
 from artel.node.corpus import Corpus
 from artel.node.cosigning import Cosigning
 from artel.node.judging import Judging
+from artel.node.link import keep_neighbours
 from artel.node.session import Session
 from artel.node.supervisor import MAX_RESTARTS, given_up
 from artel.node.sync import States
@@ -433,5 +434,7 @@ class Daemon:
             )
             await self.session.host.publish(dht.nodes_key(self.session.run), record)
             self._holds_more.clear()
+            where = self.directive.peers if self.directive else {}
+            keep_neighbours(self.session.home, self.session.run, where)
             with contextlib.suppress(TimeoutError):
                 await within(self._holds_more.wait(), dht.RENEW_S)

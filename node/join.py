@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from artel.node.closed_rounds import closed_since
 from artel.node.corpus import Corpus
 from artel.node.daemon import Daemon
 from artel.node.elected import Elected
-from artel.node.link import JOIN_PATIENCE_S, Link
+from artel.node.link import JOIN_PATIENCE_S, Link, with_neighbours
 from artel.node.sealing import Sealing
 from artel.node.session import Session
 from artel.node.supervisor import Trainer
@@ -121,6 +121,7 @@ async def join(options: Options, stack: AsyncExitStack, say: Callable[[str], Non
     :raises SplitViewProven: the run's coordinator has signed two histories
     """
     home = options.home
+    options = replace(options, invite=with_neighbours(home, options.invite))
     trainer = Trainer(home / "trainer.log", options.threads)
     stack.push_async_callback(trainer.close)
     with suppress(TrainerDied):  # it is started again, and says why it died, when it is needed

@@ -8,10 +8,12 @@ such a head says, and proves, that it has begun.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from artel.ledger.store.published import term_of
@@ -20,7 +22,7 @@ from artel.ledger.sync.peers import HEADS, PeerSource, notes_in
 from artel.ledger.sync.replica import Replica
 from artel.ledger.sync.signed_tree import TooMuch, manifest_of
 from artel.ledger.tlog.checkpoint import parse_checkpoint
-from artel.protocol import messages
+from artel.protocol import files, messages
 from artel.protocol.errors import ArtelError, Unreachable
 from artel.protocol.events import emit
 from artel.protocol.identity import peer_id_of, short_peer
@@ -41,7 +43,33 @@ ANSWER_S = 5.0
 ASKED = 8
 """Peers beside the coordinators that are asked for their heads at a time, in random order."""
 
+NEIGHBOURS_FILE = "neighbours"
+"""In a node's home: an invite with some nodes of the run, as of lately."""
+KEPT = 3
+"""Nodes in it; each that is gone can cost a start some seconds."""
+
 Result = TypeVar("Result")
+
+
+def with_neighbours(home: Path, invite: Invite) -> Invite:
+    """The invite, with nodes of the run that this home knew when it was used last: whoever the
+    invite names may be gone for good."""
+    with contextlib.suppress(OSError, ArtelError, UnicodeError):
+        kept = Invite.decode((home / NEIGHBOURS_FILE).read_text())
+        if kept.run == invite.run:
+            peers = dict.fromkeys([*invite.peers, *kept.peers[:KEPT]])
+            return Invite(invite.run, tuple(peers))
+    return invite
+
+
+def keep_neighbours(home: Path, run: str, where: Mapping[str, Sequence[str]]) -> None:
+    """Remember some of these peers for the next start of this home."""
+    firsts = [addresses[0] for addresses in where.values() if addresses]
+    if firsts:
+        chosen = random.sample(firsts, min(KEPT, len(firsts)))
+        with contextlib.suppress(OSError):  # it is a hint, and a full disk is said elsewhere
+            line = Invite(run, tuple(chosen)).encode()
+            files.write(home / NEIGHBOURS_FILE, line.encode(), durable=False)
 
 
 class Link:

@@ -59,6 +59,7 @@ class Worker:
         self._applying = Applying(session, states, max_blob)
         self.doubts: dict[int, int] = {}
         """Agreed states that this node computed otherwise, and the attempt that made each."""
+        self._term = session.replica.store.term
         self._syncs = 0  # since the last duty of a round
         self._evaluated: set[int] = set()
         self._evaluation: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -75,6 +76,9 @@ class Worker:
         await session.replica.catch_up(
             session.host, session.link.coordinator, session.run, directive.ledger_size
         )
+        if session.replica.store.term != self._term:
+            self._term = session.replica.store.term
+            self._applying.forget()
         if directive.task in ("train", "reveal", "apply"):
             self._syncs = 0
         match directive.task:

@@ -23,12 +23,13 @@ from artel.ledger.sync.fork import SplitViewProven
 from artel.ledger.sync.peers import PeerSource
 from artel.ledger.sync.replica import Replica
 from artel.ledger.sync.serving import LedgerService
+from artel.ledger.sync.signed_tree import manifest_of
 from artel.ledger.sync.source import SEAL_PATH
 from artel.ledger.sync.witness import Witness
 from artel.ledger.tlog import note as notes
 from artel.ledger.tlog.checkpoint import origin_of, sign_checkpoint
 from artel.ledger.tlog.cosignature import add_lines, witness_name
-from artel.node.link import Link
+from artel.node.link import NEIGHBOURS_FILE, Link, keep_neighbours, with_neighbours
 from artel.node.sealing import Sealing
 from artel.protocol import messages
 from artel.protocol.dsse import Envelope
@@ -349,6 +350,26 @@ async def test_who_joins_needs_nobody_but_one_that_knows_the_run(run: Run, world
     await link.catch_up()
     assert newcomer.replica.store.root == first.replica.store.root
     assert link.coordinator == leader.host.peer_id
+
+
+async def test_a_home_that_is_used_again_needs_nobody_whom_its_invite_names(
+    run: Run, world: World
+) -> None:
+    leader = await run.coordinator()
+    first = await run.elector(leader)
+    invite = Invite(world.run, tuple(await leader.host.addresses()))
+    await leader.host.close()
+    again = await run.party(key("a node that comes back"))
+    again.host._addresses.clear()
+    keep_neighbours(again.home, world.run, {first.host.peer_id: await first.host.addresses()})
+    assert with_neighbours(again.home, Invite("cd" * 32, invite.peers)).peers == invite.peers
+    link = Link(again.host, with_neighbours(again.home, invite))
+    assert link.coordinators[-1] == first.host.peer_id
+    source = PeerSource(again.host, link.coordinators[-1], world.run)
+    _, manifest = await asyncio.to_thread(manifest_of, source, world.run)
+    assert manifest == world.leaves[0]
+    (again.home / NEIGHBOURS_FILE).write_text("artel1.broken")
+    assert with_neighbours(again.home, invite) == invite
 
 
 async def test_two_histories_end_the_term_and_not_the_node(run: Run, world: World) -> None:

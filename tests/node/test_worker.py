@@ -61,7 +61,9 @@ async def test_a_node_that_is_told_to_sync_again_and_again_pauses_in_between(
 
     session: Any = SimpleNamespace(
         replica=SimpleNamespace(
-            state=SimpleNamespace(states=[ROOT], anchors=[Anchor()]), catch_up=caught_up
+            state=SimpleNamespace(states=[ROOT], anchors=[Anchor()]),
+            store=SimpleNamespace(term=0),
+            catch_up=caught_up,
         ),
         host=None,
         link=SimpleNamespace(coordinator="coordinator"),
@@ -92,7 +94,7 @@ async def test_a_state_that_was_computed_otherwise_is_doubted_and_its_forerunner
 
     fold = SimpleNamespace(states=["cd" * 32, ROOT], anchors=[Anchor(), Anchor(attempt=0)])
     session: Any = SimpleNamespace(
-        replica=SimpleNamespace(state=fold, catch_up=caught_up),
+        replica=SimpleNamespace(state=fold, store=SimpleNamespace(term=0), catch_up=caught_up),
         host=None,
         link=SimpleNamespace(coordinator="coordinator"),
         run="",
