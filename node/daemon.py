@@ -196,7 +196,7 @@ class Daemon:
 
     async def _beat(self) -> None:
         """One heartbeat; given up early when there is news to report in another one."""
-        leader = self.session.link.coordinator
+        leader, term = self.session.link.coordinator, self.session.sealing.present
         known = self.directive if self._directed_by == leader else None
         seen, patience = (known.version, known.patience) if known else (0, messages.PATIENCE_S)
         request = messages.Heartbeat(
@@ -219,7 +219,7 @@ class Daemon:
         self.directive, self._heard_at = directive, time.monotonic()
         self._directed_by = leader
         if directive.seal:
-            self.session.sealing.ask()
+            self.session.sealing.ask(term)  # that of whoever was asked, not a later one
         if directive.version != seen:
             self._heard.set()
 

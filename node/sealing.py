@@ -142,10 +142,16 @@ class Sealing:
             return False
         return self._link.lost_since is not None or self.term >= state.term.number
 
-    def ask(self) -> None:
-        """The coordinator that leads wants its term to be sealed."""
-        if self._replica.state.size and self._asked < self._replica.state.term.number:
-            self._asked = self._replica.state.term.number
+    @property
+    def present(self) -> int:
+        """The term as far as it is known here; -1 before there is a ledger."""
+        state = self._replica.state
+        return state.term.number if state.size else -1
+
+    def ask(self, term: int) -> None:
+        """The coordinator that leads a term wants it to be sealed."""
+        if self._asked < term:
+            self._asked = term
             self._grown.set()
 
     async def convict(self, found: SplitViewProven) -> None:

@@ -276,7 +276,10 @@ async def test_the_coordinator_that_leads_may_ask_for_its_term_to_be_sealed(run:
     await stranger.follow(leader)
     asked = stranger.watches(key("an account"))
     for sealing in (first.sealing, asked):
-        sealing.ask()
+        sealing.ask(sealing.present - 1)  # whoever led before asked too late
+        await sealing.look()
+        assert sealing.term == -1
+        sealing.ask(sealing.present)
         await sealing.look()
     assert (first.sealing.term, asked.term) == (0, -1)
     # It answers: nobody has to be replaced, and the next term is not sealed.
@@ -397,7 +400,7 @@ async def test_two_histories_end_the_term_and_not_the_node(run: Run, world: Worl
     assert sealing.term == 0, "nobody waits for one who is proven to lie"
 
     second = run.parties[2]
-    second.sealing.ask()
+    second.sealing.ask(second.sealing.present)
     await second.sealing.look()
     next = await run.party(world.standbys[0])
     await next.follow(leader)
