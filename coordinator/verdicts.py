@@ -5,6 +5,9 @@ only guess, and none of what can be guessed comes near (:func:`protocol.fingerpr
 auditor has committed to its verdict, and with it to its fingerprints, before it gives them. An
 ``accept`` whose fingerprints do not fit is not taken: the auditor counts as one that did not
 answer. The fold strikes nobody for it, since it would have to take the coordinator's word.
+
+Those that were given to whoever led before are lost with it. Then an ``accept`` is taken as it is,
+and no ``reject`` is: of what cannot be compared any more nobody is convicted.
 """
 
 from __future__ import annotations
@@ -34,6 +37,10 @@ log = logging.getLogger("artel.coordinator")
 
 ROWS_DIFFER = "rows_differ"
 WRONG_STEP = "wrong_step"
+FINGERPRINTS_LOST = "fingerprints_lost"
+
+_LOST = (0, -1)
+"""In the place of the first step that differs: it cannot be told any more."""
 
 
 class Verdicts:
@@ -95,6 +102,8 @@ class Verdicts:
         if found is None:
             raise wire.Refused(explain(reasons.NOT_DRAWN), code=reasons.NOT_DRAWN)
         _, first = await self._compared(found[1], peer, request.rows, request.hardware)
+        if first == _LOST:
+            first = (0, 0)
         return messages.Difference(round=first[0], step=first[1])
 
     async def require_shown(self, verdict: entries.Verdict) -> None:
@@ -115,6 +124,13 @@ class Verdicts:
                 "the verdict does not count; another node is drawn",
                 code=ROWS_DIFFER,
             )
+        if verdict.verdict == audits.REJECT and first == _LOST:
+            raise wire.Refused(
+                "the fingerprints of the work that is rejected were lost with the coordinator that "
+                "led before: nobody is convicted of it any more",
+                "the verdict does not count; another node is drawn",
+                code=FINGERPRINTS_LOST,
+            )
         if verdict.verdict == audits.REJECT and first != (
             verdict.differs_round,
             verdict.differs_step,
@@ -129,7 +145,8 @@ class Verdicts:
         self, audit: Audit, auditor: str, rows: str, hardware: str
     ) -> tuple[bool, tuple[int, int]]:
         """Whether the steps of an auditor are near those that it repeated; round and step (from 1)
-        of the first that is not near, 0 and 0 when there is none.
+        of the first that is not near, 0 and 0 when there is none, and :data:`_LOST` where what the
+        audited node gave is not here.
 
         :param hardware: class of the auditor's machine
         """
@@ -150,7 +167,7 @@ class Verdicts:
                 given = self._store.path(body.chain)
                 if given is None:
                     emit(log, "audit.not_compared", logging.WARNING, round=body.round)
-                    return True, (0, 0)  # as good as it gets without what was lost here
+                    return True, _LOST
                 theirs = fingerprints.rows_in(given.read_bytes())
                 mine = again[done : done + steps] if again is not None else theirs * np.nan
                 done += steps

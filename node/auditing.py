@@ -72,8 +72,8 @@ class _Found:
     """A verdict that is not shown yet: what :func:`ledger.entries.verdict` takes."""
 
     fields: dict[str, Any]
-    asked: bool = False
-    """Whether its steps are with the coordinator, and where they differ is known."""
+    asked: str = ""
+    """Which coordinator (peer id) has its steps, and has said where they differ."""
 
 
 class Auditing:
@@ -156,9 +156,9 @@ class Auditing:
         """Give the coordinator the fingerprints of the steps that this node made, and hear of work
         that it rejects where the first step differs."""
         session, fields = self._session, made.fields
-        if made.asked or fields["verdict"] == audits.INCONCLUSIVE:
-            return
         host, coordinator, rows = session.host, session.link.coordinator, fields["rows"]
+        if made.asked == coordinator or fields["verdict"] == audits.INCONCLUSIVE:
+            return
         store = session.fingerprints
         await delivery.push_all(host, store, coordinator, [rows], kind="fingerprints")
         if fields["verdict"] == audits.REJECT:
@@ -166,7 +166,7 @@ class Auditing:
             answer = await host.ask(coordinator, wire.CONTENT, question)
             assert isinstance(answer, messages.Difference)
             fields["differs"] = answer.round, answer.step
-        made.asked = True
+        made.asked = coordinator
 
     def _signed(self, made: _Found) -> Envelope:
         return entries.verdict(self._session.identity, self._session.run, **made.fields)

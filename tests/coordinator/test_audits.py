@@ -377,3 +377,33 @@ async def test_a_reject_names_the_first_step_that_differs(
     index = office.store.size - 1
     told = "\n".join(explain(history, index).lines())
     assert f"step 6 of round {audit.first} is the first that differs" in told
+
+
+async def test_of_work_whose_fingerprints_are_lost_nobody_is_convicted_and_nobody_is_held_up(
+    office: Office, members: list[Member]
+) -> None:
+    """As after a takeover: they were with the coordinator that led before."""
+    await play_round(office, members)
+    owing = [member for member in members if office.core.ledger.state.owed_by(member.peer)]
+    source, audit = office.core.ledger.state.owed_by(owing[0].peer) or pytest.fail("it was drawn")
+    true = steps_of(office, audit)
+    for body in office.bodies("contribution"):
+        office.core.fingerprints.delete(body.chain)
+    rows = rows_of("right", len(true) // ROW_BYTES)
+    name = content.content_id(public_of(owing[0].peer) + rows)
+    made = said(owing[0], source, "reject", rows=name)
+    await commit_to(owing[0], source, made)
+    await give(owing[0], rows)
+    assert await difference(owing[0], name) == (0, 0)
+    assert await refused(owing[0].submit(made)) == "fingerprints_lost"
+    for other in owing[1:]:
+        found = office.core.ledger.state.owed_by(other.peer)
+        assert found is not None
+        data = steps_of(office, found[1])
+        name = content.content_id(public_of(other.peer) + data)
+        made = said(other, found[0], "accept", rows=name)
+        await commit_to(other, found[0], made)
+        await give(other, data)
+        await other.submit(made)
+    assert [body.verdict for body in office.bodies("verdict")] == ["accept"] * len(owing[1:])
+    assert not any(each.barred for each in office.core.ledger.state.accounts.values())
