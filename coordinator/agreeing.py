@@ -11,7 +11,9 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from artel.coordinator.recomputing import Order, Recomputer
 from artel.coordinator.service import Coordinator
@@ -135,7 +137,10 @@ class Agreeing:
             holders = [name for name, peer in core.peers.items() if peer.report.state_root == base]
             wanted = delivery.Wanted(base, holders, core.state_bytes, "state")
             path = await delivery.fetch(core.host, blobs, wanted)
-        given = [(n, tokens, self._blobs(attempt, n)) for n, tokens in attempt.accepted.items()]
+        given = [
+            (node, tokens, await self._blobs(attempt, node))
+            for node, tokens in attempt.accepted.items()
+        ]
         members = len(attempt.accounts)
         sharded = core.work.topology_of(members) == "sharded"
         out = blobs.unfinished(base)
@@ -151,17 +156,32 @@ class Agreeing:
         self._made = root
         return root
 
-    def _blobs(self, attempt: Attempt, node: str) -> list[str]:
-        """The files of a contribution's numbers, in order; they were checked before it counted."""
+    async def _blobs(self, attempt: Attempt, node: str) -> list[str]:
+        """The files of a contribution's numbers, in order; they were checked before it counted.
+
+        What was shown to whoever led before is with those who fetched it.
+        """
         core = self._core
         body = entries.decode(core.ledger.store.leaf(attempt.shown[node].index)).body
         assert isinstance(body, entries.Contribution)
-        names = [body.blob]
+        paths = await self._had([(body.blob, body.size)], attempt)
         if core.work.topology_of(len(attempt.accounts)) == "sharded":
-            index = (core.blobs.root / body.blob).read_bytes()
+            index = paths[0].read_bytes()
             listed = pseudogradient.open_index(index, round=body.round, base=body.base)
-            names = [blob for blob, _ in listed]
-        return [str(core.blobs.root / name) for name in names]
+            paths = await self._had(listed, attempt)
+        return list(map(str, paths))
+
+    async def _had(self, listed: Sequence[tuple[str, int]], attempt: Attempt) -> list[Path]:
+        """The files of blobs, with the bytes that each may have."""
+        core, holders = self._core, list(attempt.accounts)
+        wanted = [
+            delivery.Wanted(blob, holders, size, "contribution")
+            for blob, size in listed
+            if not core.blobs.has(blob)
+        ]
+        if wanted:
+            await delivery.fetch_all(core.host, core.blobs, wanted)
+        return [core.blobs.root / blob for blob, _ in listed]
 
     # --- signers ---
 

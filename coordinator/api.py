@@ -47,6 +47,11 @@ async def status_facts(core: Coordinator) -> dict[str, Any]:
     return {
         "run": core.run,
         "name": core.manifest.config.run.name,
+        "role": "leader",
+        "term": core.ledger.store.term,
+        "leader": core.identity.key,
+        "ending": core.ending,
+        "not_ending": core.not_ending,
         "phase": state.phase.value,
         "round": state.round,
         "total": rules.total,

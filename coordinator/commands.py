@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -111,6 +112,96 @@ def start(
     return asyncio.run(serve(wanted))
 
 
+@app.command
+def standby(
+    invite: Annotated[str, value(str, "INVITE")],
+    /,
+    *,
+    home: Folder,
+    http: Http = DEFAULT_HTTP,
+    listen: Listen = (DEFAULT_LISTEN,),
+    announce: Announce = (),
+    recompute: Annotated[int, value(options.whole(0, 10**6), "N")] = 10,
+    node_key: Annotated[Path | None, value(options.path, "FILE")] = None,
+    as_json: AsJson = False,
+    log_json: LogJson = False,
+    verbose: Verbose = False,
+) -> int:
+    """Stand by for a run: follow it, and lead when its coordinator is gone.
+
+    The organiser names this home's key (artel coordinator key) in the run file before the run is
+    prepared. Started again with the same --home it goes on where it was.
+
+    example: artel coordinator standby artel1.eyJwZWVycyI6… --home standby
+
+    :param invite: the line that the organiser published
+    :param home: keys, data, ledger; made if missing
+    :param http: where the page and the API are served; port 0 takes a free one
+    :param listen: where nodes connect, may be given more than once; behind a router this port has
+        to be forwarded
+    :param announce: the address to tell volunteers instead of those that this machine sees
+    :param recompute: compute one of N states here too, once it leads
+    :param node_key: the key of a node that members may elect when no coordinator of the run is left
+    :param as_json: print one JSON object when ready
+    """
+    import asyncio
+
+    from artel.coordinator.process import Startup, serve
+    from artel.protocol.invite import Invite
+
+    wanted = Startup(
+        run_file=None,
+        home=expanded(home),
+        http=http,
+        listen=listen,
+        announce=announce,
+        as_json=as_json,
+        verbose=verbose,
+        log_json=log_json,
+        recompute=recompute,
+        invite=Invite.decode(invite),
+        node_key=expanded(node_key) if node_key is not None else None,
+    )
+    return asyncio.run(serve(wanted))
+
+
+@app.command
+def key(*, home: Folder, as_json: AsJson = False) -> int:
+    """Print the key of a coordinator's home, for [coordination] standbys of a run file.
+
+    example: artel coordinator key --home standby
+
+    :param home: of the coordinator; made, with a new key, if missing
+    """
+    from artel.ledger.store.keyfiles import NODE_KEY
+    from artel.protocol.identity import load_or_create
+
+    identity = load_or_create(expanded(home) / NODE_KEY)
+    facts = {"key": identity.key, "peer": identity.peer_id}
+    return show(facts, [identity.key], as_json=as_json)
+
+
+# --- handover -------------------------------------------------------------------------------------
+
+
+@app.command
+def handover(*, home: Folder, as_json: AsJson = False) -> int:
+    """Let the next coordinator lead, between two rounds; this one stands by then.
+
+    Waits until the next one leads. Where none is there, nothing changes.
+
+    example: artel coordinator handover --home coordinator
+
+    :param home: of the coordinator that leads, on this machine
+    """
+    from artel.coordinator.handing_over import hand_over
+    from artel.ledger.entries.words import short_key
+
+    facts = hand_over(expanded(home))
+    line = f"term {facts['term']} is led by {short_key(facts['leader'])}"
+    return show(facts, [line], as_json=as_json)
+
+
 # --- status ---------------------------------------------------------------------------------------
 
 
@@ -150,6 +241,8 @@ def render(status: dict[str, Any], url: str) -> list[str | Table]:
     """The answer of ``/api/v1/status`` for a person."""
     from artel.ledger.entries.words import plural, short_key
 
+    if status["role"] == "standby":
+        return [_standing_by(status, url)]
     ledger, nodes = status["ledger"], status["nodes"]
     attempt = f", attempt {status['attempt'] + 1}" if status["attempt"] else ""
     phases = ", ".join(f"{name} {s:.2f} s" for name, s in status["last_round"]["seconds"].items())
@@ -157,6 +250,7 @@ def render(status: dict[str, Any], url: str) -> list[str | Table]:
         [
             ("run", f"{status['name']} ({short_key(status['run'])})"),
             ("round", f"{status['round']} of {status['total']}, {status['phase']}{attempt}"),
+            ("leads", f"term {status['term']}"),
             ("state", short_key(status["state_root"])),
             ("loss", _loss(status["validation"])),
             ("last round", phases or "-"),
@@ -172,6 +266,25 @@ def render(status: dict[str, Any], url: str) -> list[str | Table]:
         return [run]
     heard = {node["node"]: f"{node['heard_s']:.0f} s" for node in nodes}
     return [run, "", nodes_table(nodes, "heard", heard)]
+
+
+def _standing_by(status: dict[str, Any], url: str) -> Table:
+    from artel.ledger.entries.words import plural, short_key
+
+    ledger, leads = status["ledger"], "answers" if status["leads"] else "does not answer"
+    leader = f"{short_key(status['leader'])}, {leads}" if status["leader"] else "not known yet"
+    return fields(
+        [
+            ("run", f"{status['name']} ({short_key(status['run'])})"),
+            ("stands by", f"term {status['term']} is led by {leader}"),
+            ("round", f"{status['round']} of {status['total']}"),
+            (
+                "ledger",
+                f"{plural(ledger['size'], 'entry', 'entries')}, root {short_key(ledger['root'])}",
+            ),
+            ("page", url),
+        ]
+    )
 
 
 def nodes_table(nodes: Iterable[dict[str, Any]], head: str, last: Mapping[str, str]) -> Table:

@@ -26,8 +26,9 @@ from artel.protocol import messages, options, round_state
 from artel.protocol.duties import Duty, directive
 from artel.protocol.errors import CheckFailed, DecodeError
 from artel.protocol.events import emit
-from artel.protocol.identity import public_of, short_peer
+from artel.protocol.identity import peer_id_of, public_of, short_peer
 from artel.protocol.net import wire
+from artel.protocol.net.slots import Caller, Rank
 from artel.protocol.round_state import Phase
 
 log = logging.getLogger("artel.coordinator")
@@ -46,6 +47,8 @@ class Desk:
         self._core = coordinator
         self._puts = Puts(coordinator)
         self._trials = Trials(coordinator)
+        keys = map(bytes.fromhex, coordinator.manifest.coordinators)
+        self._standbys = {peer_id_of(key) for key in keys}
         self._ledger = LedgerService(
             coordinator.ledger.store,
             coordinator.heads,
@@ -61,13 +64,19 @@ class Desk:
     async def open(self) -> None:
         """Begin to answer."""
         host = self._core.host
-        host.admit(lambda peer: caller(self._core.ledger.state, peer))
+        host.admit(self._caller)
         await host.serve(wire.CONTROL, self._control)
         await host.serve(wire.CONTENT, self._puts.answer)
         await host.serve(wire.LEDGER, self._ledger.answer)
 
+    def _caller(self, peer: str) -> Caller:
+        """Members come before strangers, and so do those who stand by."""
+        return (
+            Caller(Rank.KNOWN) if peer in self._standbys else caller(self._core.ledger.state, peer)
+        )
+
     async def _cosigned(self, peer: str, request: messages.Cosigned) -> None:
-        await recovery.require_newest(self._core, request.note)
+        await recovery.require_newest(self._core, peer, request.note)
         await self._core.witnessing.take(peer, request)
 
     async def _control(
@@ -194,9 +203,12 @@ class Desk:
             )
         told = [address for address in request.addresses if _dialable(peer, address)]
         known.report, known.addresses, known.heard = report, told[:ADDRESSES_TOLD], now
+        known.sealed = max(known.sealed, request.sealed)
         known.beats = mine = known.beats + 1
-        if report.validation is not None and report.validation.round in known.evaluates:
-            self._note_validation(report)
+        if (found := report.validation) is not None and found.round in known.evaluates:
+            held = core.ledger.state.states[found.round :]
+            if report.state_root in held:  # the node may have gone on since
+                core.metrics.evaluated(found)
         # Who was convicted gets no seat any more, as if it were about to leave.
         goes = report.leaving or self._barred(peer)
         await core.feed(round_state.Seen(now, peer, report.state_root, goes))
@@ -220,7 +232,8 @@ class Desk:
         # Of a finished run only the ledger still changes; nodes are to see and to cosign that.
         size = core.ledger.store.size if core.state.phase is Phase.FINISHED else 0
         slices = self._slices() if core.state.phase is Phase.APPLYING else ()
-        key = (duty.task, duty.root, core.state.round, core.state.attempt, size, slices)
+        place = (core.state.round, core.state.attempt, size, slices, core.asks_seal)
+        key = (duty.task, duty.root, *place)
         if key != known.duty:
             known.duty = key
             known.version += 1
@@ -239,6 +252,8 @@ class Desk:
         duty = directive(core.rules, core.state, peer, core.clock())
         if duty.task == "stop" and not core.released:
             return Duty("wait", "the run is being closed", duty.root)
+        if core.asks_seal:
+            return Duty("wait", "another coordinator is about to lead", duty.root)
         return duty
 
     def _directive(self, peer: str, known: Peer, seen: int) -> messages.Directive:
@@ -260,6 +275,7 @@ class Desk:
             evaluate=evaluates,
             peers=self._neighbours(peer) if version != seen else {},
             patience=self._patience(),
+            seal=core.asks_seal,
         )
 
     def _patience(self) -> float:
@@ -290,20 +306,6 @@ class Desk:
         if state.round == 0 or state.phase is Phase.FINISHED:
             return peer in state.members
         return peer == evaluator(self._core.run, state.round, state.members)
-
-    def _note_validation(self, report: messages.Report) -> None:
-        """Keep the first report for a state by a node that was asked; it may have gone on since.
-
-        It is a number for people, not a fact.
-        """
-        core, found = self._core, report.validation
-        assert found is not None
-        metrics = core.metrics.of(found.round)
-        held = core.ledger.state.states[found.round :]
-        if metrics.validation is None and report.state_root in held:
-            metrics.validation = found.loss
-            core.metrics.save(found.round)
-            emit(log, "state.evaluated", round=found.round, loss=found.loss)
 
     async def _reveal(self, peer: str, request: messages.Reveal) -> None:
         core = self._core

@@ -1,22 +1,20 @@
-"""Where the members of a run are, in its coordinator's home: ``members.json``.
+"""Where the members of a run are, in the home of a coordinator: ``members.json``.
 
-A coordinator that starts asks them what they have seen signed (:mod:`.recovery`). Nobody else is
-told; the file holds network addresses, which the ledger never does.
+A coordinator that starts asks them what they have seen signed (:mod:`.recovery`), one that stands
+by for seals (:mod:`.standby`). Nobody else is told; the file holds network addresses, which the
+ledger never does.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from artel.protocol import files, messages
 from artel.protocol.errors import DecodeError
 from artel.protocol.schema import Record, checked
-
-if TYPE_CHECKING:
-    from artel.coordinator.service import Coordinator
 
 MEMBERS_FILE = "members.json"
 MOST_MEMBERS = 64
@@ -42,11 +40,14 @@ def read_members(home: Path) -> list[Known]:
         return []
 
 
-async def keep_members(core: Coordinator, home: Path) -> None:
-    """Keep the addresses of the newest members on the disk, until cancelled."""
+async def keep_members(home: Path, present: Callable[[], Mapping[str, Sequence[str]]]) -> None:
+    """Keep the addresses of the newest members on the disk, until cancelled.
+
+    :param present: peer id to addresses, of those that are there now
+    """
     written = read_members(home)
     while True:
-        here = [Known(peer=p, addresses=one.addresses, here=True) for p, one in core.peers.items()]
+        here = [Known(peer=p, addresses=list(ways), here=True) for p, ways in present().items()]
         names = {one.peer for one in here}
         gone = [one.model_copy(update={"here": False}) for one in written if one.peer not in names]
         now = [*here, *gone][:MOST_MEMBERS]

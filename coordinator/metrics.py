@@ -7,6 +7,7 @@ no credit follows from it.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,7 +18,10 @@ from pydantic import ConfigDict, TypeAdapter
 
 from artel.ledger import entries
 from artel.protocol import messages
+from artel.protocol.events import emit
 from artel.protocol.messages import Loss, Seconds
+
+log = logging.getLogger("artel.coordinator")
 
 METRICS_FILE = "metrics.jsonl"
 Clock = Callable[[], float]
@@ -79,6 +83,14 @@ class Metrics:
         """Write the present numbers of a round; the last line of a round counts."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(self.of(round))) + "\n")
+
+    def evaluated(self, found: messages.Validation) -> None:
+        """Keep the first report for a state by a node that was asked: a number, not a fact."""
+        metrics = self.of(found.round)
+        if metrics.validation is None:
+            metrics.validation = found.loss
+            self.save(found.round)
+            emit(log, "state.evaluated", round=found.round, loss=found.loss)
 
     def table(self, last: int = 0) -> list[dict[str, Any]]:
         """All rounds (or the ``last`` ones) as plain values, oldest first."""

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from artel.protocol import messages
+from artel.protocol.events import emit
+from artel.protocol.identity import short_peer
+from artel.protocol.round_state import RunState
+
+log = logging.getLogger("artel.coordinator")
 
 REPLACED = 8
 """Processes of one node that are remembered."""
@@ -27,6 +34,8 @@ class Peer:
     """Set when its duty may be another one; wakes its heartbeats that wait."""
     evaluates: set[int] = field(default_factory=set)
     """The states that it was asked to evaluate."""
+    sealed: int = -1
+    """The latest term of which it signs nothing more."""
     instance: str = ""
     """The newest process that spoke with this node's key."""
     replaced: deque[str] = field(default_factory=lambda: deque(maxlen=REPLACED))
@@ -40,3 +49,17 @@ class Peer:
             self.replaced.append(self.instance)
             self.instance = instance
         return True
+
+
+def addresses_of(peers: Mapping[str, Peer]) -> dict[str, list[str]]:
+    """Where nodes are."""
+    return {name: peer.addresses for name, peer in peers.items()}
+
+
+def say_who_sits_out(before: RunState, after: RunState) -> None:
+    """Log who has been in the way of others since."""
+    for peer, pause in after.pauses.items():
+        known = before.pauses.get(peer)
+        if known is None or pause.until > known.until:
+            said = {"reason": pause.reason, "times": pause.strikes, "back_after": pause.until}
+            emit(log, "node.in_the_way", logging.INFO, node=short_peer(peer), **said)

@@ -94,7 +94,7 @@ def _is_prepared(config: RunConfig, config_path: Path, home: Path) -> bool:
             "a run never changes: prepare the new one with its own --home DIR",
         )
     # Not made anew: no other key can sign this run's ledger.
-    if manifest.coordinators[0] != load(home / "node.key").key:
+    if load(home / "node.key").key not in manifest.coordinators:
         raise CheckFailed(f"{home}/node.key is not the key that the run names as its coordinator")
     store = BlobStore(home / "blobs", None)
     for blob in required_blobs(manifest, store):

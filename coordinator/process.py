@@ -1,10 +1,12 @@
 """The coordinator process: puts its parts together, and takes them apart again in order.
 
-Order of the start: the home's lock, the HTTP port (both fail fast), the prepared run (a child
-process) while hivemind is imported here, the ledger as it lies there, the network; then others are
-asked whether more was signed (:mod:`.recovery`), and what they have is taken over. Only after that
-anything is signed, the manifest as the first entry, and the invite is shown. Order of the end: web,
-network, ledger.
+It leads a term of the run, or stands by until it may, and goes from the one to the other as often
+as terms end. Order of the start: the home's lock, the HTTP port (both fail fast), the prepared run
+(a child process; whoever stands by asks for it instead) while hivemind is imported here, the
+network. Order of a term: the ledger as it lies there; whoever leads by it asks others whether more
+was signed (:mod:`.recovery`), and takes over what they have; whoever does not follows it until it
+is its turn (:mod:`.standby`). Only then anything is signed, the manifest as the first entry of a
+run, ``handover`` as that of a later term. Order of the end: web, ledger, network.
 """
 
 from __future__ import annotations
@@ -17,31 +19,37 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from artel.coordinator.circle import Circle
 from artel.coordinator.members_file import keep_members
 from artel.coordinator.metrics import METRICS_FILE, Metrics
+from artel.coordinator.own_ledger import OwnLedger
+from artel.coordinator.peer import addresses_of
 from artel.coordinator.preparation import Prepared, prepare_in_child
-from artel.coordinator.recovery import Asking, Behind, OwnLedger
+from artel.coordinator.recovery import Asking, Behind
 from artel.coordinator.sequencer import Sequencer
+from artel.coordinator.takeover import TermOver, Turn, begin
+from artel.ledger.store.keyfiles import NODE_KEY
 from artel.ledger.sync.holding import hold
 from artel.ledger.web.server import Gate, claimed
 from artel.protocol import dsse, files
 from artel.protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ResourceError
 from artel.protocol.events import configure, emit
-from artel.protocol.identity import Identity, load_or_create
-from artel.protocol.invite import PREFIX, Invite
+from artel.protocol.identity import Identity, load, load_or_create
+from artel.protocol.invite import MAX_PEERS, PREFIX, Invite
 from artel.protocol.leaving import on_signals
-from artel.protocol.net import dht
+from artel.protocol.net import dht, wire
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.options import Endpoint
-from artel.protocol.tasks import together, within
+from artel.protocol.tasks import beside, together, within
 
 if TYPE_CHECKING:
     from artel.coordinator.service import Coordinator
+    from artel.protocol.net.host import Host
 
 log = logging.getLogger("artel.coordinator")
 
@@ -55,7 +63,8 @@ STOP_AT_MOST_S = 30.0
 class Startup:
     """What a person asked for on the command line."""
 
-    run_file: Path
+    run_file: Path | None
+    """None where another coordinator has prepared the run of ``invite``."""
     home: Path
     http: Endpoint
     listen: tuple[str, ...]
@@ -68,10 +77,14 @@ class Startup:
     """Who may have more of the ledger than this home."""
     alone: bool = False
     """Nobody has: a person says so."""
+    invite: Invite | None = None
+    node_key: Path | None = None
+    """Of the node for which this coordinator runs: members may elect that."""
 
 
 async def serve(options: Startup) -> int:
-    """Coordinate the run of ``options.run_file`` until SIGINT, SIGTERM or SIGHUP.
+    """Lead the run of ``options.run_file``, or stand by in that of ``options.invite``, until
+    SIGINT, SIGTERM or SIGHUP.
 
     :returns: the exit code, 0 after a clean stop
     :raises ArtelError: the run cannot be started, or cannot go on
@@ -81,24 +94,10 @@ async def serve(options: Startup) -> int:
     home = options.home
     with _until_stopped(), claimed(home, options.http, options.listen) as (_, http):
         files.require_ours(home / INVITE_FILE, lambda data: data.startswith(PREFIX.encode()))
-        published = await _prepared_and_imported(options)
-        while await _was_behind(options, published, http, began):
-            pass
+        async with _started(options, http, began) as process:
+            await beside(process.host.watch(), process.run())
     emit(log, "coordinator.stopped")
     return EXIT_OK
-
-
-async def _was_behind(
-    options: Startup, published: Prepared, http: socket.socket, began: float
-) -> bool:
-    """Coordinate until that ends; True when it is to begin again, and to ask before it signs."""
-    try:
-        async with _opened(options, published) as core:
-            await _run(core, options, http.dup(), began)
-    except Behind as error:
-        emit(log, "ledger.behind", logging.WARNING, reason=error.message)
-        return True
-    return False
 
 
 @contextlib.contextmanager
@@ -125,110 +124,215 @@ def _until_stopped() -> Iterator[None]:
         task.uncancel()
 
 
-async def _prepared_and_imported(options: Startup) -> Prepared:
-    """Prepare the run in a child, and load the network (about 3 s) here at the same time."""
-    imported = asyncio.to_thread(importlib.import_module, "artel.coordinator.service")
-    published, _ = await together((prepare_in_child(options.run_file, options.home), imported))
-    assert isinstance(published, Prepared)
-    return published
-
-
 @contextlib.asynccontextmanager
-async def _opened(options: Startup, published: Prepared) -> AsyncIterator[Coordinator]:
-    """The coordinator on its ledger and its network, which are closed in the end."""
-    from artel.coordinator.service import Coordinator
+async def _started(
+    options: Startup, http: socket.socket, began: float
+) -> AsyncIterator[CoordinatorProcess]:
+    """Everything that outlasts a term: the prepared run, the network."""
+    prepared, invite = None, options.invite
+    # The network takes about 3 s to load; the run is prepared in a child at the same time.
+    imported = asyncio.to_thread(importlib.import_module, "artel.coordinator.service")
+    if options.run_file is not None:
+        work = prepare_in_child(options.run_file, options.home)
+        found, _ = await together((work, imported))
+        assert isinstance(found, Prepared)
+        prepared = found
+    else:
+        await imported
+    from artel.coordinator.joining import run_of_invite
     from artel.protocol.net.host import Host
 
-    home, run = options.home, published.run
-    identity = load_or_create(home / "node.key")
-    with contextlib.ExitStack() as stack:
-        named = [hold(target)[0] for target in options.sources]
-        for holder in named:
-            stack.callback(holder.close)
-        own = await asyncio.to_thread(_own_ledger, home, published, identity, stack)
-        host = await Host.start(
-            identity,
-            home / "node.key",
-            listen=options.listen,
-            announce=options.announce,
-            keys=dht.keys_of(run),
+    assert prepared is not None or invite is not None
+    run = prepared.run if prepared is not None else invite.run if invite is not None else ""
+    identity = load_or_create(options.home / NODE_KEY)
+    node = load(options.node_key) if options.node_key is not None else None
+    host = await Host.start(
+        identity,
+        options.home / NODE_KEY,
+        listen=options.listen,
+        announce=options.announce,
+        bootstrap=invite.peers if invite is not None else (),
+        keys=dht.keys_of(run),
+    )
+    try:
+        if prepared is None:
+            assert invite is not None
+            prepared = await run_of_invite(host, invite, options.home, identity, node)
+        yield CoordinatorProcess(options, prepared, identity, node, host, http, began)
+    finally:
+        with contextlib.suppress(TimeoutError):  # the kernel ends its daemon with us
+            await within(host.close(), CLOSE_TIMEOUT_S)
+
+
+@dataclass
+class CoordinatorProcess:
+    """A coordinator on its network; :meth:`run` goes from term to term."""
+
+    options: Startup
+    prepared: Prepared
+    identity: Identity
+    node: Identity | None
+    host: Host
+    http: socket.socket
+    began: float
+    greeted: bool = False
+
+    async def run(self) -> None:
+        """Lead, or stand by; ends only with an error."""
+        while True:
+            try:
+                await self._term()
+            except Behind as error:
+                emit(log, "ledger.behind", logging.WARNING, reason=error.message)
+            except TermOver as over:
+                emit(log, "term.over", logging.WARNING, reason=over.message)
+            finally:
+                for service in (wire.CONTROL, wire.CONTENT, wire.LEDGER):
+                    await self.host.serve(service, _aside)
+
+    async def _term(self) -> None:
+        """One term: stand by until it begins, unless it is this home's already, and lead it."""
+        key = self.identity.key
+        with contextlib.ExitStack() as stack:
+            home, prepared = self.options.home, self.prepared
+            own = await asyncio.to_thread(own_ledger, home, prepared, self.identity, stack)
+            if own.leads(key):
+                named = [hold(target)[0] for target in self.options.sources]
+                for holder in named:
+                    stack.callback(holder.close)
+                await Asking(own, self.host, named, alone=self.options.alone).settle()
+            if own.leads(key):
+                sequencer = await asyncio.to_thread(
+                    Sequencer, own.store, self.identity, own.run, own.heads, second=own.second
+                )
+                if not own.store.size:
+                    await sequencer.append(dsse.decode(self.prepared.envelope))
+            else:
+                turn = await self._stand_by(own)
+                if turn is None:
+                    return  # the newest ledger says that this home leads: it asks first
+                sequencer = await begin(own, turn, self.identity, self.node)
+            try:
+                await self._lead(self._coordinator(own, sequencer), own)
+            except TermOver:
+                own.heads.seal(own.run, own.store.term)
+                raise
+
+    async def _stand_by(self, own: OwnLedger) -> Turn | None:
+        from artel.coordinator.joining import stand_by
+
+        names = [self.identity.key, *([self.node.peer_id] if self.node is not None else [])]
+        invite = await self.invited()
+        ways = self.options.invite.peers if self.options.invite is not None else ()
+        with contextlib.closing(self.http.dup()) as listener:
+            return await stand_by(
+                own,
+                self.host,
+                self.prepared,
+                names,
+                ways,
+                listener,
+                lambda url, words: self.greet(url, invite, lambda: words),
+            )
+
+    def _coordinator(self, own: OwnLedger, sequencer: Sequencer) -> Coordinator:
+        from artel.coordinator.service import Coordinator
+
+        home = self.options.home
+        return Coordinator(
+            manifest=self.prepared.manifest,
+            run=self.prepared.run,
+            layout=self.prepared.layout,
+            identity=self.identity,
+            host=self.host,
+            sequencer=sequencer,
+            heads=own.heads,
+            blobs=BlobStore(home / "blobs"),
+            fingerprints=BlobStore(home / "fingerprints"),
+            metrics=Metrics(home / METRICS_FILE),
         )
-        try:
-            await Asking(own, host, named, alone=options.alone).settle()
-            sequencer = await asyncio.to_thread(
-                Sequencer, own.store, identity, run, own.heads, second=own.second
+
+    async def _lead(self, core: Coordinator, own: OwnLedger) -> None:
+        """Everything that goes on at the same time; ends with an error or by being cancelled."""
+        from artel.coordinator.agreeing import Agreeing
+        from artel.coordinator.desk import Desk
+        from artel.coordinator.recomputing import Recomputer
+        from artel.coordinator.term_watch import TermWatch
+        from artel.coordinator.upkeep import Upkeep
+        from artel.coordinator.web import RunPage
+
+        home, run = self.options.home, core.run
+        core.recompute = self.options.recompute
+        await core.close_interrupted_attempt()
+        await Desk(core).open()
+        invite = await self.invited()
+        gate = Gate()
+        application = RunPage(core, invite).application(gate)
+        async with gate.serving(application, self.http.dup(), home) as url:
+            self.greet(url, invite, lambda: leading_words(core, url, invite))
+            seconds = time.monotonic() - self.began
+            emit(log, "coordinator.ready", run=run[:12], term=own.store.term, seconds=seconds)
+            upkeep = Upkeep(core, self.public(url))
+            agreeing = Agreeing(core, Recomputer(home))
+            circle = Circle(home, self.host, run, lambda: core.ledger.state)
+            members = keep_members(home, lambda: addresses_of(core.peers))
+            watch = TermWatch(core, home, circle)
+            await together((core.drive(), agreeing.run(), upkeep.run(), members, watch.run()))
+
+    async def invited(self) -> str:
+        """The line for volunteers, with where this coordinator is first; it is left in the home.
+
+        :raises ResourceError: it is nowhere
+        """
+        addresses = await self.host.addresses()
+        if not addresses:
+            raise ResourceError(
+                "the network daemon has no address that nodes could connect to",
+                "check --listen, or name the address with --announce",
             )
-            if not own.store.size:
-                await sequencer.append(dsse.decode(published.envelope))
-            yield Coordinator(
-                manifest=published.manifest,
-                run=run,
-                layout=published.layout,
-                identity=identity,
-                host=host,
-                sequencer=sequencer,
-                heads=own.heads,
-                blobs=BlobStore(home / "blobs"),
-                fingerprints=BlobStore(home / "fingerprints"),
-                metrics=Metrics(home / METRICS_FILE),
-            )
-        finally:
-            with contextlib.suppress(TimeoutError):  # the kernel ends its daemon with us
-                await within(host.close(), CLOSE_TIMEOUT_S)
+        home = self.options.home
+        others = self.options.invite.peers if self.options.invite is not None else ()
+        peers = dict.fromkeys((*addresses[: MAX_PEERS - 2], *others))
+        line = Invite(self.prepared.run, tuple(peers)[:MAX_PEERS]).encode()
+        with files.told(home):
+            files.write(home / INVITE_FILE, f"{line}\n".encode(), durable=False)
+        return line
+
+    def public(self, url: str) -> str:
+        """The page's address for the run's public record; "" when others could not open it."""
+        host = self.options.http.host
+        return "" if host in ("0.0.0.0", "::", "localhost", "::1") or host[:4] == "127." else url
+
+    def greet(self, url: str, invite: str, words: Callable[[], str]) -> None:
+        """Say once that this coordinator answers, and where.
+
+        :param words: for a person
+        """
+        if self.greeted:
+            return
+        self.greeted = True
+        run, home = self.prepared.run, str(self.options.home)
+        ready = {"run": run, "invite": invite, "http": url, "home": home}
+        print(json.dumps(ready) if self.options.as_json else words(), flush=True)
 
 
-def _own_ledger(
-    home: Path, published: Prepared, identity: Identity, stack: contextlib.ExitStack
+def own_ledger(
+    home: Path, prepared: Prepared, identity: Identity, stack: contextlib.ExitStack
 ) -> OwnLedger:
     """The home's ledger, and what says what was signed with it; ``stack`` closes them."""
-    coordinators = published.manifest.coordinators
+    coordinators = prepared.manifest.coordinators
     # Only a started coordinator writes these.
     begun = next((name for name in (INVITE_FILE, METRICS_FILE) if (home / name).exists()), "")
-    return OwnLedger.open(home, published.run, identity.key, coordinators, begun, stack)
+    return OwnLedger.open(home, prepared.run, identity.key, coordinators, begun, stack)
 
 
-async def _run(core: Coordinator, options: Startup, http: socket.socket, began: float) -> None:
-    """Everything that goes on at the same time; ends with an error or by being cancelled."""
-    from artel.coordinator.agreeing import Agreeing
-    from artel.coordinator.desk import Desk
-    from artel.coordinator.recomputing import Recomputer
-    from artel.coordinator.upkeep import Upkeep
-    from artel.coordinator.web import RunPage
-
-    core.recompute = options.recompute
-    await core.close_interrupted_attempt()
-    await Desk(core).open()
-    addresses = await core.host.addresses()
-    if not addresses:
-        raise ResourceError(
-            "the network daemon has no address that nodes could connect to",
-            "check --listen, or name the address with --announce",
-        )
-    invite = Invite(core.run, tuple(addresses)).encode()
-    with files.told(options.home):
-        files.write(options.home / INVITE_FILE, f"{invite}\n".encode(), durable=False)
-    gate = Gate()
-    application = RunPage(core, invite).application(gate)
-    async with gate.serving(application, http, options.home) as url:
-        _greet(core, options, url, invite)
-        emit(log, "coordinator.ready", run=core.run[:12], seconds=time.monotonic() - began)
-        upkeep = Upkeep(core, _public(url, options.http.host))
-        agreeing = Agreeing(core, Recomputer(options.home))
-        members = keep_members(core, options.home)
-        await together((core.drive(), agreeing.run(), upkeep.run(), members, core.host.watch()))
+async def _aside(*_: object) -> None:
+    raise wire.Refused("this coordinator changes its part", "try again", code="busy")
 
 
-def _public(url: str, host: str) -> str:
-    """The page's address for the run's public record; "" when others could not open it."""
-    return "" if host in ("0.0.0.0", "::", "localhost", "::1") or host[:4] == "127." else url
-
-
-def _greet(core: Coordinator, options: Startup, url: str, invite: str) -> None:
+def leading_words(core: Coordinator, url: str, invite: str) -> str:
+    """What a person is told when a coordinator begins to lead."""
     config = core.manifest.config
-    if options.as_json:
-        ready = {"run": core.run, "invite": invite, "http": url, "home": str(options.home)}
-        print(json.dumps(ready), flush=True)
-        return
     needed = f"{core.rules.min_nodes} node(s) to begin"
     call = (
         "Volunteers take part with this line:\n\n"
@@ -236,10 +340,9 @@ def _greet(core: Coordinator, options: Startup, url: str, invite: str) -> None:
     )
     if core.ledger.state.closed:
         needed, call = "closed", "The run is over; its ledger is served until Ctrl-C.\n"
-    print(
+    return (
         f"{config.run.name}: {core.manifest.model.parameters:,} parameters, round "
         f"{core.state.round} of {core.rules.total}, {needed}\n"
         f"  run id  {core.run}\n"
-        f"  page    {url}\n\n{call}",
-        flush=True,
+        f"  page    {url}\n\n{call}"
     )

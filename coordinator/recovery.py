@@ -8,7 +8,7 @@ and goes on from there. Where nobody answers, the second memory decides
 (:mod:`ledger.store.second`), and what nobody has seen yet comes from there.
 
 The same holds later: :func:`require_newest` ends a coordinator that is shown a head which its
-ledger does not hold, and its process begins here again.
+ledger does not hold, or one of a later term, and its process begins here again.
 """
 
 from __future__ import annotations
@@ -18,41 +18,30 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from artel.coordinator.members_file import read_members
+from artel.coordinator.circle import Circle
+from artel.coordinator.own_ledger import OwnLedger
 from artel.coordinator.resuming import last_members
+from artel.coordinator.takeover import TermOver, shows_handover
 from artel.ledger.entries import evidence
 from artel.ledger.entries.evidence import SplitView
-from artel.ledger.store.finality import size_of
-from artel.ledger.store.heads import HeadStore
-from artel.ledger.store.published import (
-    DATABASE_NAME,
-    LostEntries,
-    heads_error,
-    known_heads,
-    term_of,
-)
-from artel.ledger.store.second import SecondMemory
-from artel.ledger.store.store import LedgerStore
+from artel.ledger.store.published import term_of
 from artel.ledger.sync import fork
 from artel.ledger.sync.fork import SplitViewProven
 from artel.ledger.sync.peers import HEADS, PeerSource, notes_in
-from artel.ledger.sync.replica import Replica
 from artel.ledger.sync.source import Holder, newest_heads
 from artel.ledger.tlog.checkpoint import (
     Checkpoint,
     open_signed,
-    origin_of,
     parse_checkpoint,
     verifier_keys,
 )
+from artel.protocol import messages
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, Unreachable
 from artel.protocol.events import emit
 from artel.protocol.identity import short_peer
-from artel.protocol.net import dht, wire
+from artel.protocol.net import wire
 from artel.protocol.tasks import end
 
 if TYPE_CHECKING:
@@ -76,103 +65,6 @@ class Behind(CheckFailed):
     """A running coordinator was shown a head of its own key that its ledger does not hold."""
 
 
-# --- what this home knows -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class OwnLedger:
-    """The ledger of a coordinator's home, and the two places that say what was signed with it.
-
-    :param begun: what in the home says that the run has begun; "" for nothing
-    """
-
-    home: Path
-    run: str
-    coordinators: tuple[str, ...]
-    begun: str
-    replica: Replica
-    heads: HeadStore
-    second: SecondMemory | None
-
-    @classmethod
-    def open(
-        cls,
-        home: Path,
-        run: str,
-        key: str,
-        coordinators: Sequence[str],
-        begun: str,
-        stack: contextlib.ExitStack,
-    ) -> OwnLedger:
-        """Open all three; ``stack`` closes them.
-
-        :param key: of this coordinator (hex)
-        :raises CheckFailed: one of them is damaged, or of another home
-        """
-        heads = HeadStore.owned(home, key)
-        stack.callback(heads.close)
-        second = SecondMemory.of(run, key)
-        if second is not None:
-            stack.callback(second.close)
-        replica = Replica.open(home / DATABASE_NAME, run, heads)
-        stack.callback(replica.store.close)
-        return cls(home, run, tuple(coordinators), begun, replica, heads, second)
-
-    @property
-    def store(self) -> LedgerStore:
-        return self.replica.store
-
-    def lost(self) -> str:
-        """What the ledger lacks of all that is known to have been signed; "" for nothing.
-
-        :raises CheckFailed: what is kept of it is damaged
-        """
-        terms = self.store.terms()
-        known = known_heads(self.heads, self.run, self.coordinators, terms)
-        if self.second is not None:
-            known += self.second.known(self.run, self.coordinators)
-        error = heads_error(known, self.store.size, self.store.root_at)
-        if error:
-            return f"the ledger {self.store.path} was put back: {error}"
-        if self.begun and not self.store.size:
-            return (
-                f"there is no ledger in {self.home}, and its file {self.begun} says that the run "
-                "has begun"
-            )
-        return ""
-
-    def require_whole(self) -> None:
-        """Go on only with a ledger that holds all that is known to have been signed.
-
-        :raises LostEntries: it does not
-        """
-        if lost := self.lost():
-            error = LostEntries(lost, self.home, self.run)
-            if not self.store.size:
-                error.hint += "\nif nobody has any of it, publish a new run from a new --home"
-            raise error
-
-    @property
-    def remembered(self) -> bool:
-        """Whether the second memory says that this ledger is the newest; after a crash between the
-        commit and that note it may be one commit behind."""
-        noted = self.second.newest(self.store.origin) if self.second is not None else ""
-        query = "SELECT follows FROM checkpoints WHERE size = ?"
-        ((before,),) = self.store.query(query, (self.store.size,))
-        return bool(noted) and size_of(noted) in (self.store.size, before)
-
-    async def take_tail(self) -> None:
-        """Take the newest entries back out of the second memory, as far as they join ours."""
-        store = self.store
-        noted = self.second.newest(origin_of(self.run)) if self.second is not None else ""
-        if self.second is None or size_of(noted) <= store.size:
-            return
-        leaves = self.second.tail(store.size, size_of(noted))
-        if leaves:
-            with contextlib.suppress(CheckFailed, DecodeError):  # they are of another history
-                await self.replica.add(leaves, noted)
-
-
 # --- what others know -----------------------------------------------------------------------------
 
 
@@ -187,9 +79,9 @@ class Asking:
         self, own: OwnLedger, host: Host, sources: Sequence[Holder] = (), *, alone: bool = False
     ) -> None:
         self._own, self._host, self._sources, self._alone = own, host, sources, alone
-        self._known = {one.peer: one.addresses for one in read_members(own.home)}
-        here = {one.peer for one in read_members(own.home) if one.here}
-        self._expected = here or set(last_members(own.replica.state) if own.store.size else ())
+        self._circle = Circle(own.home, host, own.run, lambda: own.replica.state)
+        last = last_members(own.replica.state) if own.store.size else ()
+        self._expected = self._circle.here or set(last)
         self._expected -= {host.peer_id}
         self._answered: set[str] = set()
         self._rooms = {
@@ -198,8 +90,6 @@ class Asking:
         }
         self._strangers = 0
         self._asked: dict[str, asyncio.Task[None]] = {}
-        for peer, addresses in self._known.items():
-            host.remember(peer, addresses)
 
     async def settle(self) -> None:
         """Return when this home may sign; the ledger holds then all that anybody showed.
@@ -277,14 +167,13 @@ class Asking:
     async def _ask_all(self) -> None:
         for number, source in enumerate(self._sources):
             self._begin(f"from {number}", source)
-        for peer in [*self._known, *await self._host.connected()]:
-            if peer != self._host.peer_id:
-                self._begin(peer, PeerSource(self._host, peer, self._own.run))
+        for peer in await self._circle.peers():
+            self._begin(peer, PeerSource(self._host, peer, self._own.run))
 
     def _begin(self, name: str, source: PeerSource | Holder) -> None:
         if name in self._asked:
             return
-        known = name.startswith("from ") or name in self._known
+        known = name.startswith("from ") or name in self._circle.known
         known = known or (self._own.store.size > 0 and name in self._own.replica.state.nodes)
         if known or self._strangers < MOST_STRANGERS:
             self._strangers += not known
@@ -293,17 +182,11 @@ class Asking:
 
     async def _learn_of_others(self) -> None:
         """Whom the DHT names, through those who answered."""
-        host, own = self._host, self._own
+        known = self._circle.known
         while True:
-            ways = [way for peer in sorted(self._answered) for way in self._known.get(peer, [])[:1]]
+            ways = [way for peer in sorted(self._answered) for way in known.get(peer, [])[:1]]
             if ways:
-                with contextlib.suppress(DecodeError):  # an address that names no peer
-                    await host.join(ways[:2])
-                found = await host.lookup(dht.nodes_key(own.run), dht.HolderRecord)
-                for peer, record in found.items():
-                    if peer in own.replica.state.nodes:
-                        host.remember(peer, record.addresses)
-                        self._known.setdefault(peer, record.addresses)
+                await self._circle.learn(ways[:2])
             await asyncio.sleep(LOOKUP_S)
 
     async def _keep_asking(
@@ -338,10 +221,14 @@ class Asking:
     async def _consider(self, source: PeerSource | Holder, text: str) -> None:
         """Take over what a head covers beyond our ledger, or refuse one of another history."""
         own, store = self._own, self._own.store
-        head, signed = await asyncio.to_thread(_verified, text, own.run, own.coordinators)
+        if _term(text, own.run) > store.term:
+            await own.follow(source)  # what is shown alone says nothing: the tree has to
+        head, signed = await asyncio.to_thread(_verified, text, own.run, own.leaders)
+        if (term_of(head.origin, own.run) or 0) < store.term:
+            return  # what of it counts is in the later term's tree
         try:
             if head.size > store.size:
-                await own.replica.take_from(source, own.run)
+                await own.follow(source)
                 await own.take_tail()
         except SplitViewProven as found:
             raise _Refusing(await asyncio.to_thread(self._forked, found.evidence)) from None
@@ -354,13 +241,14 @@ class Asking:
     def _hold(self, source: PeerSource | Holder, head: Checkpoint, signed: str) -> None:
         own, store = self._own, self._own.store
         other, proof = own.heads.note(head.size), None
-        if other and parse_checkpoint(other).root != head.root:
+        noted = parse_checkpoint(other) if other else head
+        if noted.root != head.root and noted.origin == head.origin:
             proof = evidence.build(other, store, signed, store)  # of one size: no tree is needed
         elif head.size <= store.size and store.root_at(head.size) != head.root:
             with contextlib.suppress(ArtelError):  # who shows the head may not show its tree
                 proof = fork.examine(source, store, signed)
         if proof is not None:
-            evidence.check(proof, verifier_keys(proof.origin, own.coordinators))
+            evidence.check(proof, verifier_keys(proof.origin, own.leaders))
             raise _Refusing(self._forked(proof))
         if head.size > store.size or store.root_at(head.size) != head.root:
             own.heads.add_note(signed)
@@ -383,16 +271,26 @@ class _Refusing(Exception):
         self.error = error
 
 
-def _verified(text: str, run: str, coordinators: Iterable[str]) -> tuple[Checkpoint, str]:
+def _term(text: str, run: str) -> int:
+    """The term of a head, not verified.
+
+    :raises DecodeError: it is malformed
+    :raises CheckFailed: it is the head of another log
+    """
+    term = term_of(parse_checkpoint(text).origin, run)
+    if term is None:
+        raise CheckFailed("it is the head of another log")
+    return term
+
+
+def _verified(text: str, run: str, leaders: Iterable[str]) -> tuple[Checkpoint, str]:
     """A head of this run, with no other line than that of its coordinator.
 
     :raises DecodeError: it is malformed
     :raises CheckFailed: no coordinator of the run signed it
     """
-    origin = parse_checkpoint(text).origin
-    if term_of(origin, run) is None:
-        raise CheckFailed("it is the head of another log")
-    head, signed = open_signed(text, origin, coordinators)
+    _term(text, run)
+    head, signed = open_signed(text, parse_checkpoint(text).origin, leaders)
     return head, signed.encode()
 
 
@@ -415,15 +313,22 @@ async def look_at(core: Coordinator, peer: str) -> None:
         emit(log, "head.not_exchanged", logging.DEBUG, peer=short_peer(peer), reason=error.message)
         return
     for text in texts:
-        await require_newest(core, text)
+        await require_newest(core, peer, text)
 
 
-async def require_newest(core: Coordinator, text: str) -> None:
-    """Stop signing at once when a head of this run's key is not of the ledger here.
+async def require_newest(core: Coordinator, peer: str, text: str) -> None:
+    """Stop signing at once when a head of this run's key is not of the ledger here, or when a later
+    term has begun.
 
-    :raises Refused: it is not; the coordinator ends, and its process asks before it goes on
+    :param peer: who shows the head
+    :raises Refused: so it is; the coordinator ends, and its process asks before it goes on
     """
     with contextlib.suppress(DecodeError, CheckFailed):  # not ours: it says nothing
+        term = _term(text, core.run)
+        if term > core.ledger.store.term:
+            await require_leading(core, peer, text)
+        if term != core.ledger.store.term:
+            return
         head, signed = await asyncio.to_thread(_foreign, core, text)
         if not signed:
             return
@@ -438,10 +343,24 @@ async def require_newest(core: Coordinator, text: str) -> None:
         raise wire.Refused(error.message, "it is mended first; try again", code="busy")
 
 
+async def require_leading(core: Coordinator, peer: str, text: str) -> None:
+    """Stop when a head of a later term has a tree in which that term has begun.
+
+    :raises Refused: it has
+    """
+    source, ledger = PeerSource(core.host, peer, core.run), core.ledger
+    with contextlib.suppress(Unreachable):
+        if await asyncio.to_thread(shows_handover, source, text, ledger.store, ledger.state):
+            over = TermOver(f"another coordinator leads term {_term(text, core.run)}")
+            ledger.stop(over)
+            core.fail(over)
+            raise wire.Refused(over.message, "ask the others", code=messages.NOT_LEADING)
+
+
 def _foreign(core: Coordinator, text: str) -> tuple[Checkpoint, str]:
     """A head, and its note if our ledger does not hold it."""
     store = core.ledger.store
     head = parse_checkpoint(text)
     if head.size <= store.size and store.root_at(head.size) == head.root:
         return head, ""
-    return _verified(text, core.run, store.genesis.coordinators)
+    return _verified(text, core.run, store.leaders())

@@ -20,7 +20,7 @@ from artel.ledger.store.finality import size_of
 from artel.ledger.store.heads import HeadStore
 from artel.ledger.store.second import TAIL, SecondMemory
 from artel.ledger.store.store import MAX_BATCH, LedgerStore
-from artel.ledger.tlog.checkpoint import origin_of, sign_checkpoint
+from artel.ledger.tlog.checkpoint import origin_of, parse_checkpoint, sign_checkpoint
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import ArtelError, CheckFailed, UsageError
 from artel.protocol.identity import Identity
@@ -123,8 +123,8 @@ class Sequencer:
         self._heads, self._second = heads, second
         self._noted = second.newest(self._origin) if second is not None else ""
         self._stopped: ArtelError | None = None
-        if store.size:  # a crash may have come between the commit and this
-            self._remember()
+        if store.size and parse_checkpoint(store.latest_note).origin == self._origin:
+            self._remember()  # a crash may have come between the commit and this
         # Not the loop's own pool: whoever fills that one up with slow work must not hold up the
         # ledger. One thread writes, the others check.
         self._cores = cores()

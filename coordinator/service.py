@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from artel.coordinator import intake
 from artel.coordinator.metrics import Clock, Metrics, Numbers
 from artel.coordinator.pace import Planner
-from artel.coordinator.peer import Peer
+from artel.coordinator.peer import Peer, say_who_sits_out
 from artel.coordinator.resuming import INTERRUPTED, NoEffect, ranked, resumed, seat
 from artel.coordinator.reveals import Arrival, Reveals
 from artel.coordinator.sequencer import Late, Sequencer, Statement
@@ -99,6 +99,10 @@ class Coordinator:
         """Contributions and slices recorded since :mod:`coordinator.upkeep` last looked."""
         self.released = False
         """Whether nodes of a finished run may go; see :mod:`coordinator.upkeep`."""
+        self.ending = False
+        """Whether this term is to end (:mod:`coordinator.term_watch`): no round is opened."""
+        self.not_ending = ""
+        """Why it goes on although its owner wanted it to end."""
         self.state = resumed(sequencer.state, clock())
         self._lock = asyncio.Lock()  # one event at a time
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -107,6 +111,12 @@ class Coordinator:
         self._votes: dict[str, str] = {}  # state signatures (hex) of this round, by node
         self._shape: tuple[tuple[int, int], Shape] | None = None  # the last one asked for
         self._numbers = Numbers(metrics, clock)
+
+    @property
+    def asks_seal(self) -> bool:
+        """Whether electors are to seal this term now: between two rounds, no work is lost."""
+        over = round_state.Phase.WAITING, round_state.Phase.FINISHED
+        return self.ending and self.state.phase in over
 
     async def close_interrupted_attempt(self, phases: Sequence[str] = INTERRUPTED) -> None:
         """Record that an attempt which is in one of these phases, and cannot go on, has failed."""
@@ -251,7 +261,7 @@ class Coordinator:
                 error = files.disk_error(error, self.metrics.path.parent)
             self.fail(error)
             raise error from None
-        self._say_who_sits_out(state)
+        say_who_sits_out(self.state, state)
         self.state = state
         return actions
 
@@ -307,13 +317,6 @@ class Coordinator:
         except ArtelError as error:
             self.fail(error)
             raise
-
-    def _say_who_sits_out(self, after: RunState) -> None:
-        for peer, pause in after.pauses.items():
-            before = self.state.pauses.get(peer)
-            if before is None or pause.until > before.until:
-                said = {"reason": pause.reason, "times": pause.strikes, "back_after": pause.until}
-                emit(log, "node.in_the_way", logging.INFO, node=short_peer(peer), **said)
 
     async def record_own(self, *statements: Statement) -> None:
         """Append what the rounds rest on; all of it has to have its effect.

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from artel.coordinator.closing import Closing
 from artel.coordinator.returning import Returning
 from artel.coordinator.service import Coordinator
+from artel.coordinator.stock import Stock
 from artel.ledger import entries
 from artel.ledger.entries import audits
 from artel.ledger.fold.history import History
 from artel.ledger.sync.recompute_state import fetch_inputs, root_in_child
-from artel.protocol import assignment, shards
-from artel.protocol.errors import Unreachable
-from artel.protocol.events import emit
+from artel.protocol import assignment
 from artel.protocol.exchange import pseudogradient
 from artel.protocol.fingerprints import ROW_BYTES
-from artel.protocol.net import delivery, dht
-
-log = logging.getLogger("artel.coordinator")
+from artel.protocol.net import dht
 
 Exchanged = entries.Contribution | entries.Aggregate
 """What names blobs that a round exchanges."""
@@ -31,8 +27,6 @@ of more, :func:`ledger.entries.audits.rounds_kept`); of older ones, as long as t
 fewer bytes than a state, which is what catching up takes otherwise."""
 LOOK_BACK = 2048
 """Entries before the end that a coordinator which was started again searches for old blobs."""
-KEEP_STATES = 2
-"""Copies of this many agreed states stay, besides the initial one."""
 RETRY_S = 2.0
 RELEASE_AFTER_S = 60.0
 """How long the nodes of a finished run are kept for the copy of the final state."""
@@ -45,16 +39,15 @@ class Upkeep:
     """
 
     def __init__(self, coordinator: Coordinator, http: str) -> None:
-        self._core = coordinator
-        self._http = http
-        self._states: list[str] = []  # agreed states in the local store, oldest first
+        core = self._core = coordinator
+        self._stock = Stock(core.host, core.blobs, core.manifest, core.run, http)
         self._blobs: dict[int, dict[str, Exchanged]] = {}  # by round
         self._closing = Closing(coordinator, self._release)
         self._copied = False  # this home has the final state, or never will
 
     async def run(self) -> None:
         """Announce, mirror and prune until cancelled."""
-        await asyncio.to_thread(self._label)
+        await asyncio.to_thread(self._stock.label, self._core.ledger.state.states)
         await asyncio.to_thread(self._look_back)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._announce())
@@ -62,41 +55,11 @@ class Upkeep:
             group.create_task(self._closing.run())
             group.create_task(Returning(self._core, self._mirror, self._computed).run())
 
-    def _label(self) -> None:
-        """Say what the content of the prepared run is, so that its bytes are counted as that."""
-        blobs, manifest = self._core.blobs, self._core.manifest
-        blobs.label("state", manifest.initial_state)
-        agreed = self._core.ledger.state.states[1:]
-        self._states += [root for root in agreed if blobs.has(root)]
-        blobs.label("state", *self._states)
-        blobs.pin(*self._states)
-        blobs.label("data", manifest.tokenizer.id)
-        for facts in (manifest.data.train, manifest.data.validation):
-            if (path := blobs.path(facts.index)) is not None:
-                index = shards.decode_index(path.read_bytes(), facts)
-                blobs.label("data", facts.index, *index.shards)
-
     async def _announce(self) -> None:
         """Keep the run, and what this coordinator holds, in the DHT."""
         core = self._core
-        data = core.manifest.data
-        count = data.train.shards + data.validation.shards
         while True:
-            addresses = await core.host.addresses()
-            record = dht.RunRecord(
-                name=core.manifest.config.run.name,
-                addresses=addresses,
-                http=self._http,
-                round=core.state.round,
-                term=core.ledger.store.term,
-            )
-            await core.host.publish(dht.run_key(core.run), record)
-            holder = dht.HolderRecord(
-                addresses=addresses,
-                state=self._states[-1] if self._states else core.manifest.initial_state,
-                shards=dht.shard_bits(range(count), count),
-            )
-            await core.host.publish(dht.nodes_key(core.run), holder)
+            await self._stock.announce(core.state.round, core.ledger.store.term)
             await asyncio.sleep(dht.RENEW_S)
 
     async def _follow(self) -> None:
@@ -109,7 +72,7 @@ class Upkeep:
                     await core.changed.wait()
             done = core.state.round
             await self._prune()
-            wanted = self._wanted(done) or core.blobs.has(core.state.base)
+            wanted = self._stock.wanted(done) or core.blobs.has(core.state.base)
             copied = not wanted or await self._mirror(core.state.base)
             if done == core.rules.total:
                 since_end = core.clock() - core.state.since
@@ -124,31 +87,15 @@ class Upkeep:
         self._core.released = self._copied and self._closing.nodes_may_go
         await self._core.tell()
 
-    def _wanted(self, round: int) -> bool:
-        every = self._core.manifest.config.rounds.mirror_every
-        return bool(every) and (round % every == 0 or round == self._core.rules.total)
-
     async def _mirror(self, root: str, others: Sequence[str] = ()) -> bool:
         """Copy one state from nodes that hold it, so that the run outlives its nodes.
 
         :param others: nodes that may hold it too
         """
         core = self._core
-        if not core.blobs.has(root):
-            holders = [name for name, peer in core.peers.items() if peer.report.state_root == root]
-            holders += [name for name in others if name not in holders]
-            wanted = delivery.Wanted(root, holders, core.state_bytes, "state")
-            try:
-                await delivery.fetch(core.host, core.blobs, wanted)
-            except Unreachable as error:
-                emit(log, "state.not_mirrored", logging.DEBUG, root=root[:12], reason=error.message)
-                return False
-        core.blobs.pin(root)
-        if root not in self._states and root != core.manifest.initial_state:
-            self._states.append(root)
-        while len(self._states) > KEEP_STATES:
-            core.blobs.delete(self._states.pop(0))
-        return True
+        holders = [name for name, peer in core.peers.items() if peer.report.state_root == root]
+        holders += [name for name in others if name not in holders]
+        return await self._stock.mirror(root, holders)
 
     async def _computed(self, number: int, others: Sequence[str]) -> str:
         """The root that an agreed state should have, from what it was made of."""

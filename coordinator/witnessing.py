@@ -19,6 +19,7 @@ from artel.ledger.fold import shares
 from artel.ledger.fold.shares import FoldState
 from artel.ledger.store import finality
 from artel.ledger.store.heads import HeadStore
+from artel.ledger.store.published import term_of
 from artel.ledger.store.store import LedgerStore
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint
@@ -124,8 +125,8 @@ class Witnessing:
 
     def _checked(self, data: str, nodes: dict[str, str]) -> tuple[Checkpoint, Note]:
         """The note with our own signature first, and only lines that verify."""
-        coordinators = self._store.genesis.coordinators
-        head, given = finality.verified(data, self._store.origin, coordinators, nodes)
+        leader = self._state().term.leader
+        head, given = finality.verified(data, self._store.origin, [leader], nodes)
         ours = self._store.note_at(head.size)
         if not ours or parse_checkpoint(ours).root != head.root:
             raise CheckFailed(f"there is no tree head of {head.size} entries with that root here")
@@ -192,7 +193,7 @@ class Witnessing:
             size=head.size,
             root=head.root.hex(),
             cosignatures=cosignatures,
-            term=self._store.term,
+            term=term_of(head.origin, state.run) or 0,
         )
 
 

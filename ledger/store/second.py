@@ -112,6 +112,14 @@ class SecondMemory:
             row = self._connection.execute(query, (origin,)).fetchone()
         return str(row[0]) if row is not None else ""
 
+    def newest_of(self, run: str) -> str:
+        """The same of the latest term of a run in which this key has signed."""
+        with self._lock, storage_errors(self.path, _HINT):
+            rows = self._connection.execute("SELECT origin, note FROM newest").fetchall()
+        terms = {term_of(str(origin), run): str(note) for origin, note in rows}
+        latest = max((term for term in terms if term is not None), default=None)
+        return terms[latest] if latest is not None else ""
+
     def known(self, run: str, coordinators: Collection[str]) -> list[Checkpoint]:
         """The newest tree heads, which coordinators of the run have signed.
 

@@ -121,12 +121,18 @@ class Replica:
         """
         await self.take_from(PeerSource(host, peer, run), run, target)
 
-    async def take_from(self, source: PeerSource | Holder, run: str, target: int = 0) -> None:
-        """As :meth:`catch_up`, from anything that has the files of the log."""
+    async def take_from(
+        self, source: PeerSource | Holder, run: str, target: int = 0, *, instead: bool = False
+    ) -> None:
+        """As :meth:`catch_up`, from anything that has the files of the log.
+
+        :param instead: what it has takes the place of what is other here: the caller knows that
+            the electors have certified that history, of two that were signed
+        """
         async with self._lock:
             if not target or self.store.size < target:
                 # Cancelled in between, store and fold would speak of different ledgers.
-                await uninterrupted(self._follow(source, run, target), source.close)
+                await uninterrupted(self._follow(source, run, target, instead), source.close)
             if self.store.size < target:
                 raise CheckFailed(
                     f"the peer announced {target} ledger entries and shows {self.store.size}"
@@ -149,9 +155,11 @@ class Replica:
         async with self._lock:
             await uninterrupted(append())
 
-    async def _follow(self, source: PeerSource | Holder, run: str, target: int) -> None:
+    async def _follow(
+        self, source: PeerSource | Holder, run: str, target: int, instead: bool
+    ) -> None:
         try:
-            await asyncio.to_thread(self._grow, source, run, target)
+            await asyncio.to_thread(self._grow, source, run, target, instead)
         finally:
             self._settle()
 
@@ -162,7 +170,7 @@ class Replica:
             for event in self._growth:
                 event.set()
 
-    def _grow(self, source: PeerSource | Holder, run: str, target: int) -> None:
+    def _grow(self, source: PeerSource | Holder, run: str, target: int, instead: bool) -> None:
         """Append what the source has beyond this copy."""
         store = self.store
         if target and isinstance(source, PeerSource):
@@ -176,12 +184,12 @@ class Replica:
             source, text, verifier_keys(parse_checkpoint(text).origin, leaders), run
         )
         later = (term_of(head.origin, run) or 0) > store.term
-        if head.size <= store.size and not later:
+        if head.size <= store.size and not (later or instead):
             self._prove_fork(source, text)
             return
         own = self._own_not_final() if later else []
         try:
-            take_over(store, source, head, self.fold, most=self.most)
+            take_over(store, source, head, self.fold, most=self.most, instead=instead)
             self.lost += [entry for entry in own if store.index_of(entry.id) is None]
         except CheckFailed:
             self._prove_fork(source, text)

@@ -312,6 +312,7 @@ def take_over(
     tree: SignedTree | None = None,
     *,
     most: float = math.inf,
+    instead: bool = False,
     processes: bool = False,
     progress: Tell = silent,
 ) -> None:
@@ -320,6 +321,7 @@ def take_over(
     :param fold: over the store; whoever owns it settles what is new
     :param tree: of the head, where it is known already
     :param most: bytes that the new entries and their documents may have
+    :param instead: it takes the place of what is other in the store, also in the same term
     :param processes: as in :func:`ledger.fold.replay.decoded`
     :param progress: called with the number of entries that were read and the number of all
     :raises CheckFailed: the tree of the head does not begin with what the store holds, or is not
@@ -328,10 +330,10 @@ def take_over(
     :raises Unreachable: when the source does not answer
     """
     start, keep = store.size, None
-    if start and (term_of(head.origin, head.run) or 0) > store.term:
+    if start and (instead or (term_of(head.origin, head.run) or 0) > store.term):
         # What was never final may have been given up with the term before.
         tree = tree or SignedTree(source, head.size, head.root)
-        start = _common(store, tree)
+        start = common_size(store, tree)
         keep = start if start < store.size else None
     if tree is None and head.size - start > NEAR:
         tree = SignedTree(source, head.size, head.root)
@@ -353,18 +355,18 @@ def take_over(
         if keep is None:
             store.append_replica(read(), head.own_note(), fold.beside)
         else:
-            before, anew = store.term, Fold(FoldState())
+            before, anew = store.latest_note, Fold(FoldState())
             try:
                 store.append_replica(read(), head.own_note(), anew.beside, keep=keep)
             finally:
-                if store.term > before:  # it can fail after the commit, too
+                if store.latest_note != before:  # it can fail after the commit, too
                     fold.begin_anew(anew)
     except DecodeError as error:
         raise CheckFailed(f"{source.name} serves what is no entry: {error.message}") from None
 
 
-def _common(store: LedgerStore, tree: SignedTree) -> int:
-    """The size of the largest of a store's own checkpoints that a tree begins with."""
+def common_size(store: LedgerStore, tree: SignedTree) -> int:
+    """The size of the largest of a store's own checkpoints that a tree begins with; 0 for none."""
     sizes = [size for size in store.sizes() if size <= tree.size]
     differ = bisect_left(sizes, True, key=lambda size: root_at(tree, size) != store.root_at(size))
     return sizes[differ - 1] if differ else 0

@@ -176,6 +176,8 @@ def test_status_shows_control_characters_of_nodes_as_question_marks() -> None:
     status: dict[str, Any] = {
         "name": "run",
         "run": "ab" * 32,
+        "role": "leader",
+        "term": 0,
         "phase": "training",
         "round": 3,
         "total": 9,

@@ -14,7 +14,9 @@ import pytest_asyncio
 
 from artel.coordinator import recovery
 from artel.coordinator.members_file import MEMBERS_FILE, Known, keep_members, read_members
-from artel.coordinator.recovery import Asking, Behind, OwnLedger
+from artel.coordinator.own_ledger import OwnLedger
+from artel.coordinator.peer import addresses_of
+from artel.coordinator.recovery import Asking, Behind
 from artel.coordinator.sequencer import Sequencer
 from artel.ledger import entries
 from artel.ledger.store.heads import HEADS_NAME
@@ -234,14 +236,14 @@ async def test_a_running_coordinator_that_is_shown_more_signs_nothing_any_more(
 ) -> None:
     assert office.store is not None
     core, size = office.core, office.store.size
-    await recovery.require_newest(core, office.store.latest_note)
+    await recovery.require_newest(core, members[0].identity.peer_id, office.store.latest_note)
     forged = sign_checkpoint(key("another"), office.store.origin, size + 1, b"\1" * 32)
-    await recovery.require_newest(core, forged)
+    await recovery.require_newest(core, members[0].identity.peer_id, forged)
     await members[0].beat()
     more = sign_checkpoint(core.identity, office.store.origin, office.store.size + 5, b"\1" * 32)
     size = office.store.size
     with pytest.raises(Refused, match=f"of {size + 5} entries"):
-        await recovery.require_newest(core, more)
+        await recovery.require_newest(core, members[0].identity.peer_id, more)
     with pytest.raises(Behind):
         await core.ledger.append(entries.account(key("x"), office.run))
     with pytest.raises(Behind):
@@ -255,7 +257,7 @@ async def test_addresses_of_members_are_kept_and_bounded(
 ) -> None:
     await members[0].beat()
     name = members[0].identity.peer_id
-    keeping = asyncio.create_task(keep_members(office.core, tmp_path))
+    keeping = asyncio.create_task(keep_members(tmp_path, lambda: addresses_of(office.core.peers)))
     while not read_members(tmp_path):
         await asyncio.sleep(0.01)
     (one,) = read_members(tmp_path)

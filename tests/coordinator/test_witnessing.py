@@ -11,7 +11,6 @@ import pytest
 
 from artel.coordinator import process, witnessing
 from artel.coordinator.closing import Closing
-from artel.coordinator.process import Startup
 from artel.ledger import entries
 from artel.ledger.store import finality
 from artel.ledger.sync.signed_tree import SignedTree
@@ -20,7 +19,6 @@ from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint, sign
 from artel.ledger.tlog.cosignature import add_lines, cosign, witness_key, witness_name
 from artel.protocol import messages
 from artel.protocol.net import wire
-from artel.protocol.options import Endpoint
 from artel.protocol.round_state import Phase
 from desk_world import ORGANISER, Member, Office, refused, run_of
 from witness_world import play_round, resource
@@ -364,16 +362,14 @@ async def _note(released: list[int], office: Office) -> None:
 
 
 async def test_a_run_without_witnesses_at_its_end_is_closed_all_the_same(
-    office: Office, members: list[Member], capsys: pytest.CaptureFixture[str]
+    office: Office, members: list[Member]
 ) -> None:
     await finished(office, members)
     closing = Closing(office.core, release=lambda: _note([], office), patience=0.05)
     await closed(office, closing)
     assert office.core.ledger.state.closed == 1
     assert closing.nodes_may_go
-    startup = Startup(Path("RUN.toml"), Path("home"), Endpoint("127.0.0.1", 0), ())
-    process._greet(office.core, startup, "http://127.0.0.1:1", "artel1.invite")
-    shown = capsys.readouterr().out
+    shown = process.leading_words(office.core, "http://127.0.0.1:1", "artel1.invite")
     assert "http://127.0.0.1:1" in shown
     assert "artel1.invite" not in shown, "nobody is asked to take part in what is over"
 

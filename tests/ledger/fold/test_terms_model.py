@@ -191,7 +191,7 @@ class Terms(RuleBasedStateMachine):
     @rule(term=st.integers(0, TERMS - 2))
     def candidate_takes_over(self, term: int) -> None:
         """With any quorum of seals of that term, from the newest certified head in them, or from a
-        larger signed one that begins with it."""
+        larger signed one that begins with it, of its term or of a later one that was sealed."""
         given = self.seals.get(term, {})
         sealers = [*given, LIAR]
         groups = [g for n in range(1, 5) for g in combinations(sealers, n)]
@@ -204,7 +204,7 @@ class Terms(RuleBasedStateMachine):
                 log
                 for t, logs in self.signed.items()
                 for log in logs
-                if t == of and log[: len(base)] == base and term_of(log) == of
+                if of <= t <= term and log[: len(base)] == base and term_of(log) == t
             ]
             if self.chance.random() < 0.5:
                 base = self.chance.choice(longer or [base])

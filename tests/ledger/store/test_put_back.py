@@ -20,10 +20,10 @@ import pytest_asyncio
 from artel import cli
 from artel.coordinator import process
 from artel.coordinator.metrics import METRICS_FILE
+from artel.coordinator.own_ledger import OwnLedger
 from artel.coordinator.preparation import Prepared, manifest_path
 from artel.coordinator.prepare import prepare
 from artel.coordinator.process import INVITE_FILE
-from artel.coordinator.recovery import OwnLedger
 from artel.coordinator.sequencer import Sequencer
 from artel.ledger import entries
 from artel.ledger.entries import evidence
@@ -250,7 +250,7 @@ def opened(run_file: Path, home: Path) -> int:
     """Prepare and open a coordinator's home as its process does; the size of its ledger."""
     found = prepare(run_file, home)
     with contextlib.ExitStack() as stack:
-        own = process._own_ledger(home, found, load(home / "node.key"), stack)
+        own = process.own_ledger(home, found, load(home / "node.key"), stack)
         own.require_whole()
         return own.store.size
 
@@ -259,7 +259,7 @@ def begun(run_file: Path, home: Path) -> None:
     """What a coordinator notes before it adds anything."""
     found = prepare(run_file, home)
     with contextlib.ExitStack() as stack:
-        own = process._own_ledger(home, found, load(home / "node.key"), stack)
+        own = process.own_ledger(home, found, load(home / "node.key"), stack)
         Sequencer(own.store, load(home / "node.key"), found.run, own.heads, second=own.second)
 
 
@@ -292,7 +292,7 @@ async def test_a_home_that_was_put_back_as_a_whole_is_held_against_what_lies_els
     run = prepare(run_file, home)
     for remembered in (False, True):  # this machine has not seen that home sign, and has
         with contextlib.ExitStack() as stack:
-            own = process._own_ledger(home, run, load(home / "node.key"), stack)
+            own = process.own_ledger(home, run, load(home / "node.key"), stack)
             assert own.remembered == remembered
         begun(run_file, home)
     assert verify_home(home).verified
@@ -303,7 +303,7 @@ async def test_a_home_that_was_put_back_as_a_whole_is_held_against_what_lies_els
     assert [check.name for check in found.checks if not check.ok] == ["second memory"]
     # What nobody but the second memory has comes from there.
     with contextlib.ExitStack() as stack:
-        own = process._own_ledger(home, run, load(home / "node.key"), stack)
+        own = process.own_ledger(home, run, load(home / "node.key"), stack)
         await own.take_tail()
         assert own.store.size == ENTRIES
         own.require_whole()

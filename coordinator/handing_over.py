@@ -1,0 +1,75 @@
+"""Ending a term on purpose: what ``artel coordinator handover`` asks of a home.
+
+Whoever may write into a home is its owner: a file there asks the coordinator that runs in it
+(:mod:`.term_watch`), and its page says what comes of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Any
+
+from artel.protocol import files
+from artel.protocol.errors import CheckFailed, Unreachable, UsageError
+from artel.protocol.net.http import announced_in, fetch_object
+
+REQUEST_FILE, REQUEST = "handover", b"another coordinator is to lead\n"
+"""In the home: its owner wants another coordinator to lead. A file that says something else is
+somebody else's."""
+PATIENCE_S = 600.0
+"""A round may have to end first."""
+POLL_S = 0.3
+
+
+def hand_over(home: Path, patience: float = PATIENCE_S) -> dict[str, Any]:
+    """Let the coordinator that runs in a home end its term, and wait until the next one leads.
+
+    :returns: ``term`` and ``leader`` (key, hex) of then
+    :raises UsageError: the coordinator in this home does not lead
+    :raises CheckFailed: nobody could lead after it; it goes on
+    :raises Unreachable: none runs there, or nobody has led in time
+    """
+    before = _status(home)
+    if before.get("role") != "leader":
+        raise UsageError(
+            f"the coordinator in {home} stands by; term {before.get('term')} is another one's",
+            "ask on the machine of the coordinator that leads",
+        )
+    request, until = home / REQUEST_FILE, time.monotonic() + patience
+    files.require_ours(request, REQUEST.__eq__)
+    with files.told(home):
+        files.write(request, REQUEST)
+    while time.monotonic() < until:
+        time.sleep(POLL_S)
+        with contextlib.suppress(Unreachable):  # while it changes its part
+            now = _status(home)
+            if now.get("term", -1) > before["term"]:
+                return {"term": now["term"], "leader": now["leader"]}
+            if now.get("not_ending") and not is_asked(home):
+                raise CheckFailed(
+                    f"the term goes on: {now['not_ending']}",
+                    "start the next coordinator: artel coordinator standby INVITE --home DIR",
+                )
+    forget(home)
+    raise Unreachable(f"nobody leads another term after {patience:.0f} s", "try again")
+
+
+def is_asked(home: Path) -> bool:
+    """Whether the owner of a home wants its term to end."""
+    try:
+        with (home / REQUEST_FILE).open("rb") as file:
+            return file.read(len(REQUEST) + 1) == REQUEST
+    except OSError:
+        return False
+
+
+def forget(home: Path) -> None:
+    """It is answered."""
+    if is_asked(home):
+        (home / REQUEST_FILE).unlink(missing_ok=True)
+
+
+def _status(home: Path) -> dict[str, Any]:
+    return fetch_object(f"{announced_in(home, 'coordinator')}/api/v1/status")

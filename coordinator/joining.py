@@ -1,0 +1,168 @@
+"""How a coordinator that has not prepared a run comes to stand by in it.
+
+It knows an invite alone: the manifest comes from whoever of that answers, and has to name this
+home's key among the run's coordinators; or members may elect the node for which it runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from artel.coordinator.circle import Circle
+from artel.coordinator.members_file import keep_members
+from artel.coordinator.own_ledger import OwnLedger
+from artel.coordinator.page import TEMPLATES
+from artel.coordinator.preparation import Prepared, load_prepared, manifest_path
+from artel.coordinator.standby import Standby
+from artel.coordinator.stock import Stock
+from artel.coordinator.takeover import Turn
+from artel.ledger.fold.layout import LAYOUT_FILE, layout_of
+from artel.ledger.sync.peers import PeerSource
+from artel.ledger.sync.signed_tree import manifest_of
+from artel.ledger.web import exposition
+from artel.ledger.web.exposition import metric
+from artel.ledger.web.server import Gate
+from artel.ledger.web.site import LedgerSite
+from artel.protocol import files
+from artel.protocol.errors import ArtelError, CheckFailed, UsageError
+from artel.protocol.events import emit
+from artel.protocol.identity import Identity
+from artel.protocol.invite import Invite
+from artel.protocol.manifest import open_manifest
+from artel.protocol.net.blobs import BlobStore
+from artel.protocol.net.host import Host, peer_of
+from artel.protocol.tasks import beside, together
+
+log = logging.getLogger("artel.coordinator")
+
+RETRY_S = 2.0
+
+
+async def run_of_invite(
+    host: Host, invite: Invite, home: Path, identity: Identity, node: Identity | None
+) -> Prepared:
+    """The run of an invite as a prepared one, which is left in the home.
+
+    :param node: for which this coordinator runs
+    :raises UsageError: this home's key is none of the run's coordinators, or it holds another run
+    :raises CheckFailed: whoever answers shows another run
+    """
+    path = manifest_path(home)
+    if not path.exists():
+        envelope = await _manifest(host, invite)
+        layout = await asyncio.to_thread(layout_of, envelope, [home])
+        with files.told(home):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.write(home / LAYOUT_FILE, layout.encode())
+            files.write(path, envelope)
+    prepared = await asyncio.to_thread(load_prepared, home)
+    if prepared.run != invite.run:
+        raise UsageError(f"{home} holds another run than the invite's", "use another --home DIR")
+    if node is None and identity.key not in prepared.manifest.coordinators:
+        raise UsageError(
+            f"the key of {home} is none of the run's coordinators: {identity.key}",
+            "the organiser names it in the run file, [coordination] standbys, before the run is "
+            "prepared: artel coordinator key --home DIR",
+        )
+    return prepared
+
+
+async def _manifest(host: Host, invite: Invite) -> bytes:
+    """The signed manifest, from whoever of the invite answers, whenever that is."""
+    peers = {peer_of(address): address for address in invite.peers}
+    said = -RETRY_S
+    for peer, address in peers.items():
+        host.remember(peer, [address])
+    while True:
+        errors = list[ArtelError]()
+        for peer in peers:
+            try:
+                source = PeerSource(host, peer, invite.run)
+                _, leaf = await asyncio.to_thread(manifest_of, source, invite.run)
+                open_manifest(leaf)
+                return leaf
+            except ArtelError as error:
+                errors.append(error)
+        if errors and all(isinstance(error, CheckFailed) for error in errors):
+            raise errors[0]
+        if time.monotonic() - said > 10 * RETRY_S:
+            said = time.monotonic()
+            emit(log, "run.waiting", logging.WARNING, reason=errors[0].message if errors else "")
+        await asyncio.sleep(RETRY_S)
+
+
+async def stand_by(
+    own: OwnLedger,
+    host: Host,
+    prepared: Prepared,
+    names: Sequence[str],
+    ways: Sequence[str],
+    listener: socket.socket,
+    greet: Callable[[str, str], None],
+) -> Turn | None:
+    """Stand by until a term may be begun; None when the newest ledger says that this home leads.
+
+    :param names: as of :class:`.standby.Standby`
+    :param ways: addresses of the invite
+    :param listener: of the page
+    :param greet: is told the address of the page, and what to say to a person
+    """
+    home = own.home
+    blobs = BlobStore(home / "blobs")
+    circle = Circle(home, host, own.run, lambda: own.replica.state)
+    for address in ways:
+        circle.known.setdefault(peer_of(address), [address])
+        host.remember(peer_of(address), [address])
+    gate, stock = Gate(), Stock(host, blobs, prepared.manifest, own.run, "")
+    standby = Standby(own, host, blobs, stock, circle, names)
+    await standby.open()
+    async with gate.serving(_page(standby, prepared, gate), listener, home) as url:
+        greet(url, _words(prepared, url))
+        emit(log, "coordinator.stands_by", run=own.run[:12], term=own.store.term)
+        beside_it = (
+            standby.learn(ways),
+            standby.announce(),
+            standby.keep(),
+            keep_members(home, standby.present),
+        )
+        return await beside(_all(beside_it), standby.until_turn())
+
+
+async def _all(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+    await together(work)
+
+
+def _words(prepared: Prepared, url: str) -> str:
+    return (
+        f"{prepared.manifest.config.run.name}: this coordinator stands by; it leads when it is its "
+        f"turn\n  run id  {prepared.run}\n  page    {url}\n"
+    )
+
+
+def _page(standby: Standby, prepared: Prepared, gate: Gate) -> web.Application:
+    """The pages of a standby: its status, and its copy of the ledger."""
+    own, name = standby.own, prepared.manifest.config.run.name
+    site = LedgerSite(own.store, own.heads, lambda: standby.state)
+    site.templates.add(TEMPLATES)
+
+    async def status(request: web.Request) -> dict[str, Any]:
+        return {"name": name} | await standby.facts()
+
+    async def page(request: web.Request) -> web.Response:
+        now = await status(request)
+        return await site.page(request, "standby.html", lambda seen, _: {"now": now})
+
+    def numbers(now: dict[str, Any]) -> Any:
+        yield metric("artel_round", "The round under way.", now["round"])
+        yield metric("artel_term", "The term of the run.", now["term"])
+        yield metric("artel_ledger_entries", "Entries of the ledger.", now["ledger"]["size"])
+
+    return exposition.application(gate, site, page, {"status": status}, numbers)

@@ -1,0 +1,250 @@
+"""A coordinator that stands by, on real hosts: it follows, takes over with seals of a quorum, and
+whoever led before stands by in its turn."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import pytest_asyncio
+
+from artel.coordinator import recovery, standby
+from artel.coordinator.circle import Circle
+from artel.coordinator.own_ledger import OwnLedger
+from artel.coordinator.standby import Standby
+from artel.coordinator.takeover import Seals, begin, shows_handover
+from artel.ledger import entries
+from artel.ledger.store.heads import HEADS_NAME, HeadStore
+from artel.ledger.store.store import DATABASE_NAME, LedgerStore
+from artel.ledger.sync.peers import PeerSource
+from artel.ledger.sync.replica import Replica
+from artel.ledger.sync.serving import LedgerService
+from artel.ledger.tlog.checkpoint import origin_of, parse_checkpoint, sign_checkpoint
+from artel.protocol import messages
+from artel.protocol.errors import CheckFailed, DecodeError
+from artel.protocol.identity import Identity
+from artel.protocol.net import wire
+from artel.protocol.net.blobs import BlobStore
+from artel.protocol.net.host import Host
+from client_world import write_key
+from host_world import LOOPBACK, anybody, until
+from ledger_world import World
+
+OLDER = 10
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standby, "FOLLOW_S", 0.05)
+    monkeypatch.setattr(standby, "SILENT_S", 0.2)
+    monkeypatch.setattr(recovery, "ASK_S", 1.0)
+
+
+@pytest.fixture
+def world() -> World:
+    world = World(nodes=3, waiting=1)
+    world.add(*world.start, *world.round(0))
+    return world
+
+
+async def host_of(home: Path, who: Identity) -> Host:
+    write_key(home / "node.key", who)
+    host = await Host.start(who, home / "node.key", listen=[LOOPBACK])
+    host.admit(anybody)
+    return host
+
+
+@dataclass
+class Party:
+    """Somebody who has a copy of the ledger, and shows a seal."""
+
+    host: Host
+    replica: Replica
+    heads: HeadStore
+    who: Identity
+    seal: bytes = b""
+
+    @classmethod
+    async def of(cls, home: Path, world: World, who: Identity, size: int) -> Party:
+        host = await host_of(home, who)
+        replica = Replica.open(home / DATABASE_NAME, world.run)
+        party = cls(host, replica, HeadStore(home / HEADS_NAME), who)
+        await party.take(world, size)
+        service = LedgerService(
+            replica.store, party.heads, world.run, lambda: replica.state, seal=lambda: party.seal
+        )
+        await host.serve(wire.LEDGER, service.answer)
+        return party
+
+    async def take(self, world: World, size: int) -> None:
+        """Have so many entries of the first coordinator's."""
+        head = world.head(world.leaves[:size])
+        await self.replica.add(
+            world.leaves[self.replica.store.size : size], world.sign(size, head.root)
+        )
+
+    def seals(self, world: World, term: int = 0, **changes: Any) -> None:
+        self.seal = entries.seal(self.who, world.run, term=term, **changes).encode()
+
+    async def close(self) -> None:
+        await self.host.close()
+        self.replica.store.close()
+        self.heads.close()
+
+
+@pytest_asyncio.fixture
+async def parties(tmp_path: Path, world: World) -> AsyncIterator[list[Party]]:
+    """Two of the three electors; one has all that the coordinator signed, the other one less."""
+    whole = len(world.leaves)
+    sizes = zip(world.members[:2], (whole, whole - 1), strict=True)
+    found = [await Party.of(tmp_path / who.peer_id, world, who, n) for who, n in sizes]
+    yield found
+    for party in found:
+        await party.close()
+
+
+@pytest_asyncio.fixture
+async def waiting(
+    tmp_path: Path, world: World, parties: list[Party]
+) -> AsyncIterator[tuple[Standby, OwnLedger]]:
+    """The standby, whose home has the first entries and knows where the others are."""
+    home, (who,) = tmp_path / "standby", world.standbys
+    host = await host_of(home, who)
+    with contextlib.ExitStack() as stack:
+        coordinators = [world.coordinator.key, who.key]
+        own = OwnLedger.open(home, world.run, who.key, coordinators, "", stack)
+        head = world.head(world.leaves[:OLDER])
+        await own.replica.add(world.leaves[:OLDER], world.sign(OLDER, head.root))
+        circle = Circle(home, host, world.run, lambda: own.replica.state)
+        for party in parties:
+            circle.known[party.host.peer_id] = await party.host.addresses()
+            host.remember(party.host.peer_id, circle.known[party.host.peer_id])
+            assert await host.connect(party.host.peer_id, await party.host.addresses())
+        blobs = BlobStore(home / "blobs")
+        stands = Standby(own, host, blobs, cast(Any, None), circle, [who.key])
+        await stands.open()
+        yield stands, own
+    await host.close()
+
+
+async def test_with_seals_of_a_quorum_it_goes_on_from_the_longest_head_that_anybody_shows(
+    world: World, parties: list[Party], waiting: tuple[Standby, OwnLedger], tmp_path: Path
+) -> None:
+    stands, own = waiting
+    one, other = parties
+    turn = asyncio.create_task(stands.until_turn())
+    one.seals(world)
+    await until(lambda: own.store.size == len(world.leaves), 30.0)
+    await asyncio.sleep(0.5)
+    assert not turn.done(), "one of three seals no term"
+    world.add(world.opened(1))
+    await one.take(world, len(world.leaves))
+    other.seals(world, size=other.replica.store.size, root=other.replica.store.root.hex())
+    found = await asyncio.wait_for(turn, 30.0)
+    assert found is not None
+    assert found.term == 1
+    (who,) = world.standbys
+    sequencer = await begin(own, found, who, None)
+    assert sequencer.state.term.leader == who.key
+    assert parse_checkpoint(own.store.latest_note).origin == origin_of(world.run, 1)
+    leaves = list(own.store.leaves())
+    assert leaves[:-1] == world.leaves
+    assert entries.decode(leaves[-1]).kind == "handover"
+    assert own.heads.sealed(world.run) == 0
+    # Whoever led before, and signed more than anybody has seen, is one history with all again.
+    home = tmp_path / "former"
+    with contextlib.ExitStack() as stack:
+        key = world.coordinator.key
+        with LedgerStore.open(home / DATABASE_NAME, create=True) as store:
+            store.append(world.leaves, world.sign)
+            store.append(
+                [entry.encode() for entry in world.followed(world.committed(1))], world.sign
+            )
+        former = OwnLedger.open(home, world.run, key, [key, who.key], "", stack)
+        assert former.leads(key)
+        source = PeerSource(one.host, stands._host.peer_id, world.run)
+        one.host.remember(stands._host.peer_id, await stands._host.addresses())
+        note, state = own.store.latest_note, former.replica.state
+        assert await asyncio.to_thread(shows_handover, source, note, former.store, state)
+        await former.follow(source)
+        assert not former.leads(key)
+        assert former.store.root == own.store.root
+        assert former.lost() == ""
+
+
+async def test_a_head_of_a_later_term_without_a_handover_ends_no_term(
+    world: World, parties: list[Party], waiting: tuple[Standby, OwnLedger]
+) -> None:
+    stands, own = waiting
+    (who,) = world.standbys
+    sign = partial(sign_checkpoint, who, origin_of(world.run, 1))
+    one = parties[0]
+    source = PeerSource(stands._host, one.host.peer_id, world.run)
+    note = sign(one.replica.store.size, one.replica.store.root)
+    assert not await asyncio.to_thread(shows_handover, source, note, own.store, own.replica.state)
+
+
+async def test_a_seal_that_names_what_nobody_has_is_left_out(
+    world: World, parties: list[Party], waiting: tuple[Standby, OwnLedger]
+) -> None:
+    stands, own = waiting
+    one, other = parties
+    one.seals(world)
+    other.seals(world, size=1000, root="ab" * 32)
+    turn = asyncio.create_task(stands.until_turn())
+    await until(lambda: stands._seals.sealed(own.replica.state) == 0, 30.0)
+    await asyncio.sleep(0.5)
+    assert not turn.done()
+    third = world.members[2]
+    stands._seals.take(third.peer_id, entries.seal(third, world.run, term=0).encode())
+    found = await asyncio.wait_for(turn, 30.0)
+    assert found is not None
+    assert {seal.node for seal in found.seals} == {one.who.peer_id, third.peer_id}
+
+
+async def test_who_asks_a_standby_to_lead_is_told_so(
+    world: World, parties: list[Party], waiting: tuple[Standby, OwnLedger]
+) -> None:
+    stands, _ = waiting
+    one = parties[0]
+    one.host.remember(stands._host.peer_id, await stands._host.addresses())
+    leave = messages.Leave(run=world.run)
+    with pytest.raises(wire.Refused) as caught:
+        await one.host.ask(stands._host.peer_id, wire.CONTROL, leave)
+    assert caught.value.code == messages.NOT_LEADING
+
+
+def test_seals_are_of_the_node_that_shows_them_and_the_newest_counts(world: World) -> None:
+    one, other, third = world.members
+    seals, state = Seals(world.run), world.state
+    with pytest.raises(DecodeError):
+        seals.take(one.peer_id, world.leaves[0])
+    with pytest.raises(CheckFailed, match="another node"):
+        seals.take(other.peer_id, entries.seal(one, world.run, term=0).encode())
+    with pytest.raises(CheckFailed, match="another run"):
+        seals.take(one.peer_id, entries.seal(one, "ab" * 32, term=0).encode())
+    for node, term in ((one, 1), (one, 0), (other, 0), (third, 0)):
+        seals.take(node.peer_id, entries.seal(node, world.run, term=term).encode())
+    assert (seals.latest(), seals.sealed(state)) == (1, 0)
+    seals.take(other.peer_id, entries.seal(other, world.run, term=1).encode())
+    assert seals.sealed(state) == 1
+
+
+async def test_a_home_that_was_put_back_begins_no_term_twice(
+    world: World, parties: list[Party], waiting: tuple[Standby, OwnLedger]
+) -> None:
+    _, own = waiting
+    (who,) = world.standbys
+    await own.follow(PeerSource(waiting[0]._host, parties[0].host.peer_id, world.run))
+    seals = Seals(world.run)
+    for node in world.members:
+        seals.take(node.peer_id, entries.seal(node, world.run, term=0).encode())
+    assert seals.turn(own, [who.key]) is not None
+    assert own.heads.advance(origin_of(world.run, 1), 0, 3, bytes(32))
+    assert seals.turn(own, [who.key]) is None

@@ -1,0 +1,103 @@
+"""When a coordinator's term ends: electors have sealed it, or its owner wants it to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import pytest
+
+from artel.coordinator import handing_over, term_watch
+from artel.coordinator.takeover import TermOver
+from artel.coordinator.term_watch import TermWatch
+from artel.ledger import entries
+from artel.protocol.round_state import Phase
+from desk_world import Member, Office
+from host_world import until
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(term_watch, "LOOK_S", 0.01)
+    monkeypatch.setattr(term_watch, "SEALED_WITHIN_S", 0.3)
+
+
+async def agreed(office: Office, members: list[Member]) -> None:
+    """One round: its members are electors from then on."""
+    for member in members:
+        await member.beat()
+    await office.pass_time(20.0)
+    for work in ("commit", "show"):
+        for member in members:
+            await getattr(member, work)()
+    for member in members:
+        await member.sign_state("ab" * 32)
+    assert office.core.ledger.state.electors.sets
+
+
+@contextlib.asynccontextmanager
+async def watched(office: Office) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(TermWatch(office.core, office.home, cast(Any, None)).run())
+    await asyncio.sleep(0.05)
+    yield task
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_term_that_a_quorum_has_sealed_is_over_and_nothing_is_signed_in_it(
+    office: Office, members: list[Member]
+) -> None:
+    await agreed(office, members)
+    async with watched(office) as watch:
+        await members[0].beat(sealed=0)
+        await asyncio.sleep(0.1)
+        assert not watch.done()
+        await members[1].beat(sealed=0)
+        with pytest.raises(TermOver):
+            await asyncio.wait_for(watch, 5)
+    with pytest.raises(TermOver):
+        await office.core.ledger.append(entries.account(members[0].owner, office.run))
+
+
+async def test_where_those_who_sealed_are_needed_the_others_are_asked_for_their_seals(
+    office: Office, members: list[Member]
+) -> None:
+    await agreed(office, members)
+    office.core.peers.pop(members[2].peer)  # of three electors two are there
+    async with watched(office):
+        assert not (await members[0].beat()).seal
+        await members[0].beat(sealed=0)
+        await until(lambda: office.core.ending)
+        if office.core.state.phase is not Phase.WAITING:
+            await office.pass_time(1000.0)
+        assert (await members[1].beat()).seal
+        opened = len(office.bodies("round_opened"))
+        await office.pass_time(20.0)
+        assert len(office.bodies("round_opened")) == opened, "no round is opened meanwhile"
+        # Nobody seals it: the run goes on.
+        await until(lambda: not office.core.ending)
+        assert "too few" in office.core.not_ending
+
+
+async def test_the_owner_is_told_why_a_term_cannot_end(
+    office: Office, members: list[Member]
+) -> None:
+    async with watched(office):
+        for round, reason in ((0, "first state"), (1, "names no other coordinator")):
+            if round:
+                await agreed(office, members)
+            (office.home / handing_over.REQUEST_FILE).write_bytes(handing_over.REQUEST)
+            await until(lambda: not handing_over.is_asked(office.home))
+            assert reason in office.core.not_ending
+            assert not office.core.ending
+
+
+async def test_a_file_of_somebody_else_is_left_alone(office: Office) -> None:
+    other = office.home / handing_over.REQUEST_FILE
+    other.write_text("notes on the handover of the flat")
+    async with watched(office):
+        await asyncio.sleep(0.1)
+    assert other.exists()
+    assert not office.core.not_ending

@@ -1,0 +1,130 @@
+"""A run outlives its coordinator: killed in each phase, with its home gone, or on purpose; real
+processes, two coordinators that change places."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+
+from artel.ledger.store.reader import LedgerReader
+from artel.ledger.store.verify import verify_home
+from artel.ledger.sync.fork import SPLIT_VIEW_FILE
+from artel.protocol import tether
+from injector import Injection
+from swarm_world import ledger_of
+from two_coordinators import HOMES, Two, write_run_of_two
+
+SOON_S = 10.0
+"""From the kill to the next round."""
+PHASES = {
+    "training": Injection("round.opened", "kill"),
+    "committed": Injection("ledger.committed", "kill", fields={"last": "round_committed"}),
+    "revealing": Injection("ledger.committed", "kill", fields={"last": "contribution"}),
+    "applying": Injection("round.closed", "kill"),
+    "waiting": Injection("state.agreed", "kill"),
+}
+"""What a coordinator does last."""
+
+
+async def killed_in(swarm: Two, phase: str, *, anew: bool = False) -> None:
+    """The leader dies; the other one leads soon; the former stands by when it is started again."""
+    await swarm.a_state()
+    final = await swarm.kill_leader(PHASES[phase])
+    took = await swarm.taken_over()
+    print(f"{phase}: the next round opens after {took:.1f} s")
+    assert took < SOON_S
+    with LedgerReader.of(swarm.folder / swarm.leads) as store:
+        assert list(store.leaves(0, len(final))) == final
+    await swarm.back(anew=anew)
+    await swarm.a_state()
+
+
+async def handed_over(swarm: Two) -> None:
+    """The leader hands over on purpose, and stands by."""
+    await swarm.a_state()
+    home = swarm.folder / swarm.leads
+    command = tether.command("coordinator", "handover", "--home", str(home), "--json")
+    asked = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, env=tether.environment()
+    )
+    said, _ = await asked.communicate()
+    assert asked.returncode == 0, said
+    took = await swarm.taken_over()
+    print(f"on purpose: the next round opens {took:.1f} s after the command has ended")
+    key = (await swarm.status())["leader"]
+    assert json.loads(said)["leader"] == key
+    assert (await swarm.status_of(swarm.other))["role"] == "standby"
+    await swarm.a_state()
+
+
+def one_history(swarm: Two) -> None:
+    """All ledgers verify and begin alike; each contribution is credited once; nobody has found two
+    histories."""
+    homes = [swarm.folder / name for name in HOMES] + [swarm.home_of(n) for n in swarm.nodes]
+    leaves = []
+    for home in homes:
+        found = verify_home(home)
+        assert found.verified, (home, found.checks)
+        assert not (home / SPLIT_VIEW_FILE).exists()
+        with LedgerReader.of(home) as store:
+            leaves.append(list(store.leaves()))
+    leaves.sort(key=len)
+    assert all(long[: len(short)] == short for short, long in itertools.pairwise(leaves))
+    decoded, state = ledger_of(homes[0])
+    agreed = [entry.body.round for entry in decoded if entry.kind == "state_agreed"]
+    assert agreed == sorted(set(agreed)), "no round is paid twice"
+    terms = [entry.body.term for entry in decoded if entry.kind == "handover"]
+    assert terms == sorted(set(terms))
+    assert not state.ignored.get("handover")
+
+
+@pytest.mark.timeout(900)
+async def test_a_coordinator_that_is_killed_or_hands_over_is_followed_by_the_other(
+    tmp_path: Path,
+) -> None:
+    async with Two(tmp_path, write_run_of_two(tmp_path)) as swarm:
+        await swarm.begin()
+        await killed_in(swarm, "training")
+        await handed_over(swarm)
+        await killed_in(swarm, "applying")
+        swarm.check()
+    one_history(swarm)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+async def test_a_coordinator_that_is_killed_in_any_phase_is_followed_by_the_other(
+    tmp_path: Path,
+) -> None:
+    async with Two(tmp_path, write_run_of_two(tmp_path)) as swarm:
+        await swarm.begin()
+        for phase in PHASES:
+            await killed_in(swarm, phase)
+        # Nothing of its home is left but the key.
+        await killed_in(swarm, "training", anew=True)
+        await killed_in(swarm, "revealing", anew=True)
+        await handed_over(swarm)
+        swarm.check()
+    one_history(swarm)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+async def test_a_run_ends_by_itself_though_the_organisers_home_is_deleted(tmp_path: Path) -> None:
+    run_file = write_run_of_two(tmp_path)
+    run_file.write_text(run_file.read_text().replace("total = 400", "total = 8"))
+    async with Two(tmp_path, run_file) as swarm:
+        await swarm.begin()
+        await swarm.a_state()
+        await swarm.kill_leader(PHASES["training"])
+        (tmp_path / HOMES[0]).rename(tmp_path / "gone")
+        await swarm.taken_over()
+        await swarm.until(swarm.leads, lambda status: status["phase"] == "finished", "the end")
+        await swarm.ended(120.0)
+    assert verify_home(tmp_path / HOMES[1]).verified
+    _, state = ledger_of(tmp_path / HOMES[1])
+    assert state.round == 8
