@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import hashlib
+import logging
+import time
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from artel.node import holders
 from artel.node.session import Session
 from artel.node.trainer.orders import Window
 from artel.protocol import assignment, shards
-from artel.protocol.errors import CheckFailed
+from artel.protocol.errors import ArtelError, CheckFailed
+from artel.protocol.events import emit
 from artel.protocol.manifest import SplitFacts
 from artel.protocol.net import delivery, dht
 from artel.protocol.net.delivery import Wanted
 from artel.protocol.shards import ShardIndex
 from artel.protocol.tokenizer import MAX_TOKENIZER_BYTES
+
+log = logging.getLogger("artel.node")
+
+COPIES = 3
+"""Machines that keep a shard beside the first coordinator, whose disk may be lost: the standbys,
+and so many electors as are needed beside those."""
+AT_ONCE = 16
+"""Shards that an elector fetches together for that."""
+LOOK_S = 5.0
+"""Between two looks when there is nothing to fetch; and ..."""
+PAUSE_S = 1.0
+"""... when there is, at least."""
+REST = 3.0
+"""Between two fetches, in the time that the last one took: the rounds come first."""
 
 Windows = list[Window]
 """In training order: what the trainer reads."""
@@ -70,6 +88,61 @@ class Corpus:
         refs = assignment.evaluation_windows(split, self._manifest.config.data.validation_windows)
         facts = self._manifest.data
         return await self._windows(facts.validation, facts.train.shards, refs)
+
+    # --- copies -----------------------------------------------------------------------------------
+
+    async def keep(self) -> None:
+        """Fetch those shards that fall to this node as an elector, until cancelled: a run without
+        its first coordinator has what its members hold."""
+        rest, fallen = LOOK_S, dict[tuple[str, ...], list[tuple[SplitFacts, int, int]]]()
+        while True:
+            await asyncio.sleep(rest)
+            began, fetched = time.monotonic(), False
+            electors = tuple(self._session.replica.state.electors.present)
+            try:
+                if electors not in fallen:
+                    fallen = {electors: await self._falling_to(electors)}
+                missing = [
+                    (split, first, number)
+                    for split, first, number in fallen[electors]
+                    if not self._blobs.has(self._indexes[split.index].shards[number])
+                ]
+                if missing and self._has_room():
+                    await self._fetch(missing[0][0], missing[0][1], missing)
+                    fetched = True
+            except ArtelError as error:
+                emit(log, "shards.not_kept", logging.DEBUG, reason=error.message)
+            rest = max(PAUSE_S if fetched else LOOK_S, REST * (time.monotonic() - began))
+
+    async def _fetch(
+        self, split: SplitFacts, first: int, missing: Sequence[tuple[SplitFacts, int, int]]
+    ) -> None:
+        index = self._indexes[split.index]
+        some = [number for each, _, number in missing if each == split][:AT_ONCE]
+        known = await self._holders(some, index, first)
+        wanted = [Wanted(index.shards[n], known[n], index.bytes_in(n), "data") for n in some]
+        paths = await delivery.fetch_all(self._session.host, self._blobs, wanted)
+        for number, path in zip(some, paths, strict=True):
+            await asyncio.to_thread(self._verify, path, index, number)
+            self._verified.add(index.shards[number])
+
+    async def _falling_to(self, electors: Sequence[str]) -> list[tuple[SplitFacts, int, int]]:
+        """The shards that this node keeps: of which split, behind how many others, and which."""
+        facts, me = self._manifest.data, self._session.identity.peer_id
+        copies = COPIES - len(self._manifest.config.coordination.standbys)
+        found: list[tuple[SplitFacts, int, int]] = []
+        if me not in electors or copies <= 0:
+            return found
+        for split, first in ((facts.train, 0), (facts.validation, facts.train.shards)):
+            index = await self._index(split)
+            mine = await asyncio.to_thread(falling_to, me, electors, index.shards, copies)
+            found += [(split, first, number) for number in mine]
+        return found
+
+    def _has_room(self) -> bool:
+        """Half of the disk quota at most is for what others may need."""
+        quota = self._blobs.quota_bytes
+        return quota is None or self._blobs.used < quota // 2
 
     def held(self) -> bytes:
         """Bit field of the shards in the cache: training shards first, then validation."""
@@ -159,3 +232,19 @@ class Corpus:
             )
             for number in missing
         }
+
+
+def falling_to(node: str, nodes: Collection[str], blobs: Sequence[str], copies: int) -> list[int]:
+    """Which of these shards (content ids) a node keeps, when each is kept by so many: those for
+    which few others have a smaller digest (rendezvous hashing: Thaler, Ravishankar, 1998). So who
+    comes or goes moves no more than its own part."""
+
+    def place(peer: str, blob: str) -> bytes:
+        return hashlib.sha256(f"{peer} {blob}".encode()).digest()
+
+    found = []
+    for number, blob in enumerate(blobs):
+        own = place(node, blob)
+        if sum(place(peer, blob) < own for peer in nodes if peer != node) < copies:
+            found.append(number)
+    return found

@@ -149,6 +149,7 @@ class Daemon:
                 for work in following:
                     group.create_task(sealing.while_led(work))
                 group.create_task(self._announce())
+                group.create_task(self.corpus.keep())
                 group.create_task(sealing.run())
                 group.create_task(self.session.host.watch())
                 group.create_task(self._until_end())

@@ -57,13 +57,17 @@ class Elected:
         self.key = load(file).key if file.exists() else ""
         """Its key (hex), "" as long as there has been none."""
 
+    @property
+    def runs(self) -> bool:
+        """Whether it was started, and has not ended."""
+        return self._task is not None and not self._task.done()
+
     async def keep(self, wanted: bool) -> None:
         """Let it run, or not."""
         if not wanted:
             await self.end()
             return
-        runs = self._task is not None and not self._task.done()
-        if not runs and time.monotonic() - self._started >= AGAIN_S:
+        if not self.runs and time.monotonic() - self._started >= AGAIN_S:
             self._started = time.monotonic()
             self._task = asyncio.create_task(self._run())
 

@@ -56,6 +56,8 @@ SENT_AGAIN = (
 round is opened again; nor is a registration, which the next ``hello`` brings."""
 MOST_AGAIN = 256
 ANSWER_S = 10.0
+LINGER_S = 10.0
+"""So long the node whose coordinator leads stays when the run is over: others hear it from that."""
 
 
 class Sealing:
@@ -235,6 +237,10 @@ class Sealing:
                 await self.look()
         finally:
             if self._elected is not None:
+                state = self._replica.state
+                leads = state.size > 0 and state.term.leader == self._elected.key
+                if leads and state.closed == 2:
+                    await asyncio.sleep(LINGER_S)
                 await self._elected.end()
 
     async def look(self) -> None:
@@ -314,8 +320,10 @@ class Sealing:
         """Whether members chose this node to start a coordinator, or may now."""
         assert self._elected is not None
         if state.term.leader == self._elected.key:
-            return state.closed < 2
-        return self.waits and candidate(state, self.term + 1) == self._host.peer_id
+            return True
+        # One that was started stays: it may be late, and its turn comes again.
+        turn = candidate(state, self.term + 1) == self._host.peer_id
+        return self.waits and self.term >= state.term.number and (turn or self._elected.runs)
 
 
 def _name(who: str) -> str:

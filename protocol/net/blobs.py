@@ -74,6 +74,12 @@ class BlobStore:
         self._parts = {n: size for n, size in found.items() if _PART.fullmatch(n)}
         """Partial files, by name, of downloads that are not under way; guarded by _lock."""
 
+    @property
+    def used(self) -> int:
+        """Bytes of all files but those of downloads under way."""
+        with self._lock:
+            return sum(self._sizes.values())
+
     def has(self, blob: str) -> bool:
         return blob in self._sizes
 
