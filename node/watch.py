@@ -307,7 +307,7 @@ class Watch:
             self._heard.clear()
         self._heard.add(digest)
         store = self._replica.store
-        if fork.convicts_coordinator(value, store.origin, store.genesis):
+        if fork.convicts_leader(value, store):
             self._proof = SplitView.from_dict(value)
             self._grown.set()
             return
@@ -365,7 +365,7 @@ def refuse_convicted(replica: Replica, heads: HeadStore) -> None:
     """
     store = replica.store
     for value in heads.conflicts() if store.size else ():
-        if fork.convicts_coordinator(value, store.origin, store.genesis):
+        if fork.convicts_leader(value, store):
             raise SplitViewProven(SplitView.from_dict(value))
 
 

@@ -66,8 +66,8 @@ def compare(
         facts |= {"between": [head.name for head in finding.heads], "reason": finding.why}
         facts["evidence"] = str(output) if found.proof is not None else None
         facts["notes"] = [head.head.note for head in finding.heads]
-    if found.proof is not None:
-        write_file(output, write_evidence(found.proof, found.genesis))
+    if found.proof is not None and found.mandate is not None:
+        write_file(output, write_evidence(found.proof, found.mandate))
     show(facts, _shown(found, len(targets), output), as_json=as_json)
     return EXIT_OK if finding is None else EXIT_FAILED
 

@@ -174,6 +174,8 @@ def _facts(found: Proven) -> dict[str, Any]:
         "root": head.root.hex(),
         "log_key": found.log_key,
         "log_key_from": "--vkey" if found.pinned else "the run id",
+        "term": found.terms[-1].number if found.terms else None,
+        "sealed_by": found.sealed_by,
         "cosigners": found.cosigners,
         "unknown_cosigners": found.unknown_cosigners,
     }
@@ -193,7 +195,7 @@ def _proven(found: Proven) -> Iterator[str]:
     yield f"ok  entry {found.index:,} is in the log of {where}"
     yield f"    as of checkpoint {head.size:,}, root {head.root.hex()}"
     yield f"ok  signed by the log with key {found.log_key},"
-    yield f"    {'which you gave' if found.pinned else 'which the manifest of that run names'}"
+    yield f"    {_whose(found)}"
     for name, at in found.cosigners.items():
         yield f"ok  cosigned by {_witness(name)}, {_when(at)}"
     for name, at in found.unknown_cosigners.items():
@@ -208,10 +210,24 @@ def _proven(found: Proven) -> Iterator[str]:
     yield "not proven  that the entry counts, by those before it: see artel ledger explain"
     if found.run:
         yield "            that it is the only history: artel ledger compare asks several holders"
+    if found.sealed_by and not found.pinned:
+        yield "            that those who sealed it were the electors: artel ledger audit --full"
     if found.unknown_cosigners:
         yield "            that a key that cosigned it is of a node of the run: --vkey names those"
     if found.cosigners:
         yield "            that the witnesses are different people: seats are open to any account"
+
+
+def _whose(found: Proven) -> str:
+    """Why the log's key is believed."""
+    from artel.ledger.entries.words import plural
+
+    if found.pinned:
+        return "which you gave"
+    term = found.terms[-1]
+    if not term.number:
+        return "which the manifest of that run names first"
+    return f"who leads from entry {term.begins:,} on, sealed by {plural(found.sealed_by, 'node')}"
 
 
 def _witness(name: str) -> str:
@@ -240,6 +256,7 @@ def _signers(found: Proven) -> Iterator[str]:
     account, state = getattr(found.entry.body, "account", ""), FoldState()
     if found.genesis is not None:
         state.organiser, state.coordinators = found.genesis.organiser, [*found.genesis.coordinators]
+        state.terms = [*found.terms]
     state.keys = {account: account}
     for key, roles in signers(found.entry, state).items():
         role = next((role.name for role in roles), "key")

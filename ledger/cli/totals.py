@@ -206,7 +206,7 @@ def _proven_share(account: str, ledger: LedgerOptions) -> int:
         found = prove_share(holder, account, run)
         proven, body = found.root.proven, found.root.body
         require_known_history(holder, proven.checkpoint, proven.run)
-        newest = newest_known_root(proven.run)
+        newest = newest_known_root(proven.run, proven.terms[-1].number)
     vested, pending = found.credits or (0, 0)
     facts = {
         "run": proven.run,
@@ -226,6 +226,8 @@ def _proven_share(account: str, ledger: LedgerOptions) -> int:
         "credit_root": body.credits,
         "signed_by": found.root.nodes,
         "behind": newest if newest > proven.index else None,
+        "term": proven.terms[-1].number,
+        "sealed_by": proven.sealed_by,
         "cosigning_keys": len(proven.unknown_cosigners),
         "trusting": "" if run else holder.name,
     }
@@ -242,6 +244,9 @@ def _share_lines(facts: dict[str, Any]) -> Iterator[str | Table]:
     alone = facts["closing"] or facts["rolled_back"]
     moment = {0: of_round, 1: "the closing of the run", 2: "the second closing of the run"}
     nodes = text.plural(facts["signed_by"], "node")
+    sealed = (
+        f"term {facts['term']} begun with the seals of {text.plural(facts['sealed_by'], 'key')}"
+    )
     yield fields(
         [
             ("account", facts["account"] + ("" if facts["known"] else ": there is none")),
@@ -254,6 +259,7 @@ def _share_lines(facts: dict[str, Any]) -> Iterator[str | Table]:
             ("", facts["behind"] and f"behind: entry {facts['behind']:,} names a newer one"),
             ("signed by", f"the coordinator {'alone' if alone else f'and {nodes}'}"),
             ("", f"tree head cosigned by {cosigned}"),
+            ("", sealed if facts["term"] else ""),
             ("", "which of these are nodes of the run, the whole ledger shows, not this proof"),
             ("trusting", facts["trusting"] and f"{facts['trusting']} for the run id"),
         ]

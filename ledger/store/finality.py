@@ -10,7 +10,7 @@ it. This is the one place that works it out, for every command and every page.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -168,7 +168,7 @@ def of_notes(notes: Iterable[str], tree: KnownTree, state: FoldState) -> Finalit
         head, signed = verified(text, origin, state.leaders(), state.nodes)
         if term_of(origin, state.run) is None:
             raise CheckFailed(f"a checkpoint of another log: {origin[:120]!r}")
-        if head.size > size:
+        if head.size > size or given_up(head, state.terms):
             continue
         if tree.root_at(head.size) != head.root:
             raise CheckFailed(
@@ -211,11 +211,8 @@ def newest_certified(heads: HeadStore | None, state: FoldState) -> str:
     if heads is None or not wanted:
         return ""
     # Newer ones may have as many lines and fewer seats: of barred accounts, of nodes of one.
-    for text in heads.newest_first(wanted):
-        kept = not given_up(parse_checkpoint(text), state.terms)
-        if kept and is_certified(note.parse(text), state):
-            return text
-    return ""
+    notes = _kept(heads, wanted, state)
+    return next((text for text in notes if is_certified(note.parse(text), state)), "")
 
 
 def known_certified(
@@ -239,8 +236,15 @@ def known_certified(
 
 def newest_cosigned(heads: HeadStore | None, state: FoldState) -> str:
     """The newest head kept here that any account has cosigned, as a note; "" when there is none."""
-    notes = heads.newest_first(1) if heads is not None else iter(())
+    notes = _kept(heads, 1, state) if heads is not None else iter(())
     return next((text for text in notes if seats(note.parse(text), state)), "")
+
+
+def _kept(heads: HeadStore, lines: int, state: FoldState) -> Iterator[str]:
+    """The notes with so many cosignatures, newest first, that were not given up with a term."""
+    for text in heads.newest_first(lines):
+        if not given_up(parse_checkpoint(text), state.terms):
+            yield text
 
 
 # --- notes for others -----------------------------------------------------------------------------

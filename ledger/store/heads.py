@@ -277,14 +277,18 @@ class HeadStore:
             ).fetchone()
         return int(row[0]) if row else -1
 
-    def forget_after(self, size: int) -> None:
-        """Forget all heads of more entries: for a log whose owner says that nobody has seen them.
+    def forget_after(self, note: str) -> None:
+        """Forget all newer heads, of its term and later ones: for a log whose owner says that
+        nobody has seen them.
 
         A witness must never do this.
         """
+        head = Checkpoint.parse(notes.parse(note).text)
+        term = term_of(head.origin, run_of(head.origin)) or 0
+        newer = "(CAST(substr(origin, 77) AS INTEGER), size) > (?, ?)"  # artel/RUN/term/N
         with self._changed():
             for table in ("witnessed", "notes"):
-                self._connection.execute(f"DELETE FROM {table} WHERE size > ?", (size,))
+                self._connection.execute(f"DELETE FROM {table} WHERE {newer}", (term, head.size))
 
     # --- notes with cosignatures ------------------------------------------------------------------
 

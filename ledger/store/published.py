@@ -124,11 +124,17 @@ def published_error(
 # --- the tree heads that a home keeps -------------------------------------------------------------
 
 
-def given_up(head: Checkpoint, terms: Iterable[Term]) -> bool:
-    """Whether a head covers what was given up when its term ended: a later term goes on before."""
+def kept_of(head: Checkpoint, terms: Iterable[Term]) -> int:
+    """How many of the entries that a head covers were not given up when its term ended: a later
+    term goes on behind them."""
     own = term_of(head.origin, run_of(head.origin))
     ends = [term.begins for term in terms if own is not None and term.number > own]
-    return bool(ends) and head.size > min(ends)
+    return min([head.size, *ends])
+
+
+def given_up(head: Checkpoint, terms: Iterable[Term]) -> bool:
+    """Whether a head covers what was given up when its term ended."""
+    return kept_of(head, terms) < head.size
 
 
 def known_heads(

@@ -174,6 +174,18 @@ class LedgerReader:
         named = self.genesis.coordinators
         return [*named, *{term.leader for term in self.terms()}.difference(named)]
 
+    def signers(self, term: int) -> list[str]:
+        """Keys (hex) that may sign the heads of one term: its leader's, as far as effects tell."""
+        terms = self.terms()
+        found = [each.leader for each in terms if each.number == term]
+        return found if terms else list(self.genesis.coordinators)
+
+    def last_of(self, term: int) -> str:
+        """The newest checkpoint of a term, as a signed note; "" when there is none."""
+        query = "SELECT coalesce(max(size), 0) FROM checkpoints WHERE term = ?"
+        ((size,),) = self.query(query, (term,))
+        return self.note_at(size)
+
     # --- entries and notes ------------------------------------------------------------------------
 
     def leaf(self, index: int) -> bytes:
@@ -298,7 +310,7 @@ class LedgerReader:
         text = Checkpoint(origin, size, head.tree.root_at(size)).encode()
         note = notes.Note(text, signed_lines(origin, lines)).encode()
         try:
-            open_checkpoint(note, origin, self.leaders())
+            open_checkpoint(note, origin, self.signers(term))
         except (CheckFailed, DecodeError):
             text = f"its tree of {size} entries is not what was signed"
             raise database.damaged(self.path, text) from None

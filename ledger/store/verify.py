@@ -1,6 +1,6 @@
 """Full verification of the ledger in a home directory, trusting nothing that is stored there.
 
-The newest tree head has to be signed by a key that the signed manifest names. All else goes through
+The newest tree head has to be signed by who leads in its term. All else goes through
 the reader (:mod:`.reading`), which holds every entry and tile that it reads against that head; what
 it does not need for that (ids, older heads, signatures) is looked at here. SQLite's own check is
 for the file around them. Reads one state of the home, so a daemon may be running.
@@ -27,6 +27,7 @@ from artel.ledger.store.keyfiles import NODE_KEY
 from artel.ledger.store.published import (
     CHECKPOINT_NAME,
     DATABASE_NAME,
+    given_up,
     heads_error,
     known_heads,
     published_error,
@@ -138,8 +139,8 @@ def _verify(home: Path, progress: Tell) -> Verification:
             checks("kept tree heads", lambda: _kept(store, heads, home if signer else None))
         elif heads is not None:
             checks.made.append(Check("kept tree heads", False, heads.message, heads.hint))
-        if signer and memory is not None:
-            checks("second memory", lambda: _remembered(store, memory))
+        if memory is not None:
+            checks("second memory", lambda: _remembered(store, memory, home))
         checks("credit", lambda: _credit(replay.state))
         checks("effects", lambda: replay.effects(connection))
         unchecked = _unchecked(replay.state, store.size, heads, replay.told)
@@ -154,7 +155,7 @@ def _signer(home: Path, store: LedgerReader) -> str:
     """The key (hex) with which this home signs the log; "" when it signs none."""
     with suppress(ArtelError):
         key = identity.load(home / NODE_KEY).key
-        return key if key in store.genesis.coordinators else ""
+        return key if key in store.leaders() else ""
     return ""
 
 
@@ -239,7 +240,7 @@ def _newest(store: LedgerReader) -> str:
     store.term = store.load()
     if not store.size:
         raise CheckFailed("the ledger is empty")
-    return f"a coordinator of the manifest signed {store.size} entries, root {store.root.hex()}"
+    return f"who leads term {store.term} signed {store.size} entries, root {store.root.hex()}"
 
 
 class _Replay:
@@ -342,7 +343,7 @@ def _tiles(store: LedgerReader) -> str:
 
 
 def _checkpoints(store: LedgerReader) -> str:
-    """Every note that was stored: by the manifest's coordinators, and of this tree."""
+    """Every note that was stored: by who led in its term, and of this tree."""
     heads = store.query("SELECT size, follows, term FROM checkpoints ORDER BY size")
     before = 0
     for size, follows, _ in heads:
@@ -395,11 +396,16 @@ def _kept(store: LedgerReader, heads: HeadStore, signing: Path | None) -> str:
     return f"{len(known)} that this home signed or saw signed are of this tree"
 
 
-def _remembered(store: LedgerReader, memory: SecondMemory | ArtelError) -> str:
+def _remembered(store: LedgerReader, memory: SecondMemory | ArtelError, home: Path) -> str:
     """What is known outside of the home to have been signed."""
     if not isinstance(memory, SecondMemory):
         raise _NotTheLedger(memory.message, memory.hint)
-    known = memory.known(store.genesis.run, store.genesis.coordinators)
+    own, terms = identity.load(home / NODE_KEY).key, store.terms()
+    known = [
+        head
+        for head in memory.known(store.genesis.run, [*store.leaders(), own])
+        if not given_up(head, terms)
+    ]
     error = heads_error(known, store.size, store.root_at)
     if error:
         raise CheckFailed(f"this home was put back; {memory.path} says: {error}")

@@ -18,16 +18,11 @@ from artel.ledger.fold.effects import checked
 from artel.ledger.fold.shares import apply
 from artel.ledger.store.finality import of_notes
 from artel.ledger.store.published import run_of
-from artel.ledger.sync.signed_tree import (
-    SignedTree,
-    read_tile,
-    require_same,
-    verified_head,
-    with_documents,
-)
+from artel.ledger.sync.handing_out import read_tile, with_documents
+from artel.ledger.sync.signed_tree import SignedTree, require_same, verified_head
 from artel.ledger.sync.source import TileSource, newest_heads
 from artel.ledger.tlog import note
-from artel.ledger.tlog.checkpoint import parse_checkpoint
+from artel.ledger.tlog.checkpoint import open_checkpoint, origin_of, parse_checkpoint
 from artel.ledger.tlog.cosignature import CosignerKey, open_cosigned, parse_key
 from artel.ledger.tlog.note import VerifierKey
 from artel.ledger.tlog.tiles import CHECKPOINT_PATH, TILE_WIDTH, edge_of, level_tiles, tiles_of
@@ -153,6 +148,7 @@ def audit_log(
             "no key to check the log's signature with",
             "add --vkey VKEY (/ledger/run shows a run's), or --run ID for a run",
         )
+    _require_term(newest, vkeys)
     keys = vkeys or [key.encode() for key in verified_head(source, newest, run=run).keys]
     if not full or not run_of(parse_checkpoint(newest).origin):
         return audit(source, keys, full=full, origin=origin, progress=progress), None
@@ -170,7 +166,30 @@ def audit_log(
     report = audit(source, keys, full=True, origin=origin, progress=progress, reader=replay)
     if state.size and not state.run:
         raise CheckFailed("the manifest is not signed by its organiser")
+    if state.size:
+        _require_leader(state, report)
     tree = SignedTree(source, report.size, report.root)
     seen = of_notes((certified, report.checkpoint), tree, state)
     counts = told.counts(state.round)
     return report, RunAudited(state, signed[True], signed[False], seen.size, counts)
+
+
+def _require_term(newest: str, vkeys: Sequence[str]) -> None:
+    """A run's key is that of one term."""
+    origin = parse_checkpoint(newest).origin
+    run = run_of(origin)
+    names = [parse_key(text).name for text in vkeys]
+    others = [name for name in names if run and run_of(name) == run]
+    if others and origin not in names:
+        raise CheckFailed(
+            f"the key is that of {others[0]}, and the log is {origin} now: somebody else leads",
+            f"with --run {run} in the place of --vkey its entries say who",
+        )
+
+
+def _require_leader(state: FoldState, report: AuditReport) -> None:
+    """Whoever signed the checkpoint leads by the entries below it."""
+    origin = origin_of(state.run, state.term.number)
+    if report.origin != origin:
+        raise CheckFailed(f"the checkpoint is of {report.origin}, its entries are of {origin}")
+    open_checkpoint(report.checkpoint, origin, [state.term.leader])

@@ -16,14 +16,16 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from artel.ledger.entries.records import Term
 from artel.ledger.fold import history
 from artel.ledger.fold.alias import read_table
 from artel.ledger.fold.effects import Fold
 from artel.ledger.store.heads import HeadStore
-from artel.ledger.store.published import run_of
+from artel.ledger.store.published import given_up, run_of, term_of
 from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
-from artel.ledger.sync.signed_tree import Offer, offered, take_over
+from artel.ledger.sync.fork import shared
+from artel.ledger.sync.signed_tree import Offer, Shown, SignedHead, offered, take_over
 from artel.ledger.sync.source import (
     ALIASES_PATH,
     CONFLICTS_PATH,
@@ -33,8 +35,8 @@ from artel.ledger.sync.source import (
     read_json,
 )
 from artel.ledger.sync.view import LedgerView
-from artel.ledger.tlog.checkpoint import Checkpoint, verifier_keys
-from artel.ledger.tlog.note import VerifierKey
+from artel.ledger.tlog.checkpoint import Checkpoint, origin_of
+from artel.ledger.tlog.proof import begins_with
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, ResourceError, UsageError
 from artel.protocol.paths import expanded
 from artel.protocol.terminal import printable
@@ -76,7 +78,7 @@ def remote_view(holder: Holder, run: str = "") -> Iterator[LedgerView]:
     :raises Unreachable: nobody answers
     """
     try:
-        offer = offered(holder, run=run, known=_known_keys)
+        offer = offered(holder, run=run, known=_known_terms)
     except DecodeError as error:
         raise CheckFailed(f"{holder.name}: {error.message}") from None
     name = offer.head.run
@@ -118,7 +120,7 @@ def _replica(folder: Path, offer: Offer) -> Iterator[tuple[LedgerStore, int]]:
         seen = 0
         with suppress(ResourceError, OSError):
             store = stack.enter_context(_kept(folder, offer))
-        if store is not None and store.size > offer.head.size:
+        if store is not None and (store.term, store.size) > offer.head.place:
             seen, store = store.size, None
         if store is None:
             passing = stack.enter_context(TemporaryDirectory(prefix="artel-ledger-"))
@@ -148,11 +150,13 @@ def _kept(folder: Path, offer: Offer) -> Iterator[LedgerStore]:
                 raise
 
 
-def _known_keys(origin: str) -> list[VerifierKey]:
-    """The keys of a run whose manifest was read before."""
-    with suppress(ArtelError), _read_before(run_of(origin)) as reader:
+def _known_terms(origin: str) -> list[Term]:
+    """Who has led up to a term, by what was read of its run before."""
+    run = run_of(origin)
+    with suppress(ArtelError), _read_before(run) as reader:
         if reader is not None and reader.size:
-            return verifier_keys(origin, reader.genesis.coordinators)
+            terms = [term for term in reader.terms() if term.number <= (term_of(origin, run) or 0)]
+            return terms if terms and origin == origin_of(run, terms[-1].number) else []
     return []
 
 
@@ -173,31 +177,39 @@ def require_known_history(source: TileSource, head: Checkpoint, run: str) -> Non
 
     The log is not fetched: where the head is newer than the replica that is kept, a few tiles tell.
 
-    :raises CheckFailed: they are of two histories, or the source does not show the head's tree
+    :raises CheckFailed: they are of two histories, the head was given up with its term, or the
+        source does not show the head's tree
     :raises Unreachable: the source does not answer
     """
     with _read_before(run) as kept:
         if kept is None or not kept.size:
             return
-        shared = min(kept.size, head.size)
-        try:
-            ours = kept.root_at(shared)
-        except CheckFailed:  # damaged: whoever reads the ledger fetches it again
-            return
-    theirs = head.root
-    if head.size > shared:
-        tree = offered(source, run=run).tree
-        if tree.size < head.size or tree.root_at(head.size) != head.root:
-            raise CheckFailed(f"{source.name} does not show the tree that it proves something by")
-        theirs = tree.root_at(shared)
-    if ours != theirs:
-        raise _two_histories(kept.path.parent, shared)
+        if SignedHead("", head, ()).place > (kept.term, kept.size):
+            offer = offered(source, run=run)
+            if not begins_with(offer.tree, head.size, head.root):
+                raise CheckFailed(
+                    f"{source.name} does not show the tree that it proves something by"
+                )
+            _require_one_history(kept, offer)
+        elif given_up(head, kept.terms()):
+            raise CheckFailed(
+                f"{source.name} proves it by a tree head that was given up when its term ended",
+                "ask another holder: this one does not know yet who leads the run",
+            )
+        else:
+            try:
+                ours = kept.root_at(head.size)
+            except CheckFailed:  # damaged: whoever reads the ledger fetches it again
+                return
+            if ours != head.root:
+                raise _two_histories(kept.path.parent, head.size)
 
 
-def newest_known_root(run: str) -> int:
-    """The entry that names the newest credit root in what was read of a run before; 0 for none."""
+def newest_known_root(run: str, term: int) -> int:
+    """The entry that names the newest credit root in what was read of a run before; 0 for none, and
+    where that was before this term."""
     with suppress(ArtelError), _read_before(run) as kept:
-        if kept is not None and kept.size:
+        if kept is not None and kept.size and kept.term >= term:
             return history.read(kept).state.rooted_by
     return 0
 
@@ -238,12 +250,18 @@ def _bring_up_to_date(store: LedgerStore, offer: Offer) -> None:
     :raises CheckFailed: it does not
     """
     head, tree = offer.head, offer.tree
-    shared = min(store.size, head.size)
-    if store.root_at(shared) != tree.root_at(shared):
-        raise _two_histories(store.path.parent, shared)
     fold = Fold.open(store)
-    if store.size < head.size:
+    if store.size:
+        _require_one_history(store, offer)
+    if (store.term, store.size) < head.place:
         take_over(store, offer.source, head, fold, tree, most=MAX_FETCHED_BYTES, processes=True)
+
+
+def _require_one_history(kept: LedgerReader, offer: Offer) -> None:
+    """What is offered has to go on from what was read before, but for what was given up."""
+    size = shared(Shown.of(kept, "").head, offer.head)
+    if kept.root_at(size) != offer.tree.root_at(size):
+        raise _two_histories(kept.path.parent, size)
 
 
 def _names(holder: Holder) -> dict[str, tuple[str, str]]:

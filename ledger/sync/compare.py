@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -14,7 +14,9 @@ from artel.ledger.store.published import run_of
 from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import DATABASE_NAME
 from artel.ledger.sync.client import home_view
+from artel.ledger.sync.fork import mandate_of, shared
 from artel.ledger.sync.holding import hold
+from artel.ledger.sync.leadership import Mandate
 from artel.ledger.sync.signed_tree import Shown, SignedHead, SignedTree, verified_head
 from artel.ledger.sync.source import CERTIFIED_PATH, Holder, NotFound, text_of
 from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint
@@ -44,8 +46,8 @@ class Comparison:
     """None: one history, as far as they show it."""
     proof: SplitView | None
     """Of the finding, for others who have seen neither."""
-    genesis: bytes
-    """Entry 0."""
+    mandate: Mandate | None
+    """By what the key signs that the proof is about."""
 
 
 def compare(targets: Sequence[str], run: str = "") -> Comparison:
@@ -66,8 +68,15 @@ def compare(targets: Sequence[str], run: str = "") -> Comparison:
         finding, proof = _worst([each for each in found if each is not None], heads)
         if finding is None and wrong is not None:
             raise wrong
-        genesis = next(head.tree.leaf(0) for head in heads if head.tree is not None)
-    return Comparison(heads, finding, proof, genesis)
+        mandate = _mandate(proof, heads) if proof is not None else None
+    return Comparison(heads, finding, proof, mandate)
+
+
+def _mandate(proof: SplitView, heads: Sequence[Shown]) -> Mandate:
+    """From the first tree that leads to one of the two heads, or any."""
+    trees = [(head.tree, head.head.terms) for head in heads if head.tree is not None]
+    made = [mandate_of(proof, tree, terms) for tree, terms in trees]
+    return max(made, key=lambda mandate: len(mandate.handed))
 
 
 # --- the heads ------------------------------------------------------------------------------------
@@ -80,7 +89,7 @@ def _heads(
     that does not hold, which must not hide what does."""
     found = [_held(stack, target, run) for target in targets]
     heads = [head for trees, _, _ in found for head in trees]
-    known = next((head.head for head in heads), None)
+    known = max((head.head for head in heads), key=lambda head: head.place, default=None)
     wrong = None
     for target, (trees, texts, error) in zip(targets, found, strict=True):
         if not trees and known is None and error is not None:
@@ -89,9 +98,11 @@ def _heads(
             try:
                 head = parse_checkpoint(text)
                 if known is not None and not any(_begins_with(tree, head) for tree in trees):
-                    keys = known.keys_for(known.origin)
+                    keys = tuple(known.keys_for(head.origin))
                     open_note(text, keys)
-                    heads.append(Shown(target, SignedHead(text, head, keys), None))
+                    seen = SignedHead(text, head, keys)
+                    terms = tuple(each for each in known.terms if each.number <= seen.term)
+                    heads.append(Shown(target, replace(seen, terms=terms), None))
             except ArtelError as failure:
                 wrong = wrong or failure
     return heads, wrong
@@ -181,19 +192,27 @@ def _behind(head: Shown, heads: Sequence[Shown]) -> HashReader | None:
 
 
 def _between(a: Shown, b: Shown, heads: Sequence[Shown]) -> Mismatch | None:
-    """What is wrong between two heads; None when the one tree begins with the other."""
-    small, large = sorted((a, b), key=lambda head: head.size)
-    if small.size == large.size:
-        same = small.head.root == large.head.root
-        return None if same else Mismatch((a, b), True, "")
+    """What is wrong between two heads; None when the one tree begins with the other, or with what
+    was kept of the other's term."""
+    older, newer = sorted((a, b), key=lambda head: head.head.place)
+    size = shared(older.head, newer.head)
+    if size < min(older.size, newer.size) and _behind(older, heads) is None:
+        return None  # what was given up is shown by nobody any more, and says nothing
     try:
-        tree = _behind(large, heads)
-        if tree is None:
-            return Mismatch((a, b), False, f"nobody shows the tree of {large.size:,} entries")
-        same = root_at(tree, small.size) == small.head.root
+        same = _root(older, size, heads) == _root(newer, size, heads)
         return None if same else Mismatch((a, b), True, "")
     except ArtelError as error:
         return Mismatch((a, b), False, error.message)
+
+
+def _root(head: Shown, size: int, heads: Sequence[Shown]) -> bytes:
+    """The root of the first ``size`` entries that a head covers."""
+    if head.size == size:
+        return head.head.root
+    tree = _behind(head, heads)
+    if tree is None:
+        raise CheckFailed(f"nobody shows the tree of {head.size:,} entries")
+    return root_at(tree, size)
 
 
 def _worst(
@@ -204,7 +223,13 @@ def _worst(
     for number, finding in enumerate(splits):
         a, b = finding.heads
         if a.head.origin != b.head.origin:
-            why = "the two checkpoints are of different terms, signed with different names"
+            older, newer = sorted((a, b), key=lambda head: head.head.place)
+            tree, log = _behind(older, heads), newer.tree
+            note = log.last_of(older.head.term) if isinstance(log, LedgerReader) else ""
+            with suppress(ArtelError):
+                if tree is not None and isinstance(log, LedgerReader) and note:
+                    return finding, build(older.head.note, tree, note, log)
+            why = "the two checkpoints are of different terms, and two leaders signed them"
         else:
             try:
                 for head in (a, b):

@@ -10,23 +10,32 @@ from __future__ import annotations
 
 import logging
 import shlex
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artel.ledger.entries import evidence
 from artel.ledger.entries.evidence import SplitView
 from artel.ledger.store.database import storage_errors
+from artel.ledger.store.published import kept_of, run_of, term_of
+from artel.ledger.sync.leadership import Leaves, Mandate
 from artel.ledger.sync.offline import write_evidence
-from artel.ledger.sync.signed_tree import Shown, SignedTree
+from artel.ledger.sync.signed_tree import Shown, SignedHead, SignedTree
 from artel.ledger.sync.source import TileSource
-from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint, verifier_keys
+from artel.ledger.tlog.checkpoint import (
+    Checkpoint,
+    open_checkpoint,
+    parse_checkpoint,
+    verifier_keys,
+)
 from artel.ledger.tlog.proof import root_at
 from artel.protocol import files
 from artel.protocol.errors import ArtelError, CheckFailed
 from artel.protocol.events import emit
+from artel.protocol.terminal import printable
 
 if TYPE_CHECKING:
-    from artel.ledger.entries import Genesis
+    from artel.ledger.entries.records import Term
     from artel.ledger.store.heads import HeadStore
     from artel.ledger.store.reader import LedgerReader
 
@@ -48,22 +57,26 @@ class SplitViewProven(CheckFailed):
         self.evidence = proof
 
 
-def require_one_history(place: Path, one: Shown, other: Shown) -> None:
+def require_one_history(place: Path, one: Shown, other: Shown) -> int:
     """One of two trees must begin with the other; else the evidence is left in ``place``.
 
+    Where they are of two terms, the later one must begin with what was kept of the earlier.
+
+    :returns: how many entries they have in common
     :raises CheckFailed: when neither begins with the other
     """
     assert one.tree is not None
     assert other.tree is not None
-    size = min(one.size, other.size)
+    size = shared(one.head, other.head)
     if root_at(one.tree, size) == root_at(other.tree, size):
-        return
+        return size
     message = f"{other.name} and {one.name} show different histories"
     if one.head.origin != other.head.origin:
         raise CheckFailed(f"{message}, in different terms", "nothing was changed; keep both")
     proof = evidence.build(one.head.note, one.tree, other.head.note, other.tree)
     evidence.check(proof, one.head.keys)
-    path = shlex.quote(str(write_split_view(place, proof, other.tree.leaf(0))))
+    mandate = mandate_of(proof, other.tree, other.head.terms)
+    path = shlex.quote(str(write_split_view(place, proof, mandate)))
     raise CheckFailed(
         f"{message}: the log has signed both",
         f"nothing was changed; {path} is the proof, show it to others and enter it with "
@@ -71,19 +84,32 @@ def require_one_history(place: Path, one: Shown, other: Shown) -> None:
     )
 
 
+def shared(one: SignedHead, other: SignedHead) -> int:
+    """How many entries two heads of a run must have in common, if nobody has signed two histories:
+    of an earlier term not those that were given up with it."""
+    older, newer = sorted((one, other), key=lambda head: head.place)
+    return min(kept_of(older.checkpoint, newer.terms), newer.size)
+
+
 def examine(source: TileSource, store: LedgerReader, note: str) -> SplitView | None:
     """Hold a head that a peer showed against our tree; the proof if its signer signed both.
 
-    None when the one tree begins with the other.
+    None when the one tree begins with the other. It is held against what we have of its own term:
+    heads of two terms convict nobody.
 
     :raises DecodeError: the note is malformed
-    :raises CheckFailed: no coordinator signed it; or the histories differ, but the peer does not
-        show a tree that belongs to the note, so that nothing is proven
+    :raises CheckFailed: no coordinator signed it; it is of a term that we have nothing of; or the
+        histories differ, but the peer does not show a tree that belongs to the note, so that
+        nothing is proven
     :raises Unreachable: the peer does not answer
     """
-    coordinators = store.genesis.coordinators
-    head = open_checkpoint(note, store.origin, coordinators)
-    ours = store.latest_note
+    origin = parse_checkpoint(note).origin
+    term = term_of(origin, store.genesis.run)
+    ours = store.last_of(term) if term is not None else ""
+    if term is None or not ours:
+        raise CheckFailed(f"there is nothing here of {printable(origin[:120])!r}")
+    leaders = store.signers(term)
+    head = open_checkpoint(note, origin, leaders)
     size = parse_checkpoint(ours).size
     if head.size <= size:
         if head.root == store.root_at(head.size):
@@ -91,25 +117,25 @@ def examine(source: TileSource, store: LedgerReader, note: str) -> SplitView | N
         # Two roots of one size need no more than the two notes.
         same = store.note_at(head.size)
         if same:
-            return _checked(evidence.build(same, store, note, store), store.origin, coordinators)
+            return _checked(evidence.build(same, store, note, store), origin, leaders)
     theirs = SignedTree(source, head.size, head.root)
     if head.size > size and root_at(theirs, size) == store.root_at(size):
         return None
-    return _checked(evidence.build(ours, store, note, theirs), store.origin, coordinators)
+    return _checked(evidence.build(ours, store, note, theirs), origin, leaders)
 
 
-def _checked(proof: SplitView, origin: str, coordinators: tuple[str, ...]) -> SplitView:
-    evidence.check(proof, verifier_keys(origin, coordinators))
+def _checked(proof: SplitView, origin: str, leaders: Sequence[str]) -> SplitView:
+    evidence.check(proof, verifier_keys(origin, leaders))
     return proof
 
 
-def convicts_coordinator(value: dict[str, Any], origin: str, genesis: Genesis) -> bool:
-    """Whether evidence (as JSON) proves that a coordinator of this run signed two histories."""
+def convicts_leader(value: dict[str, Any], store: LedgerReader) -> bool:
+    """Whether evidence (as JSON) proves that who leads now has signed two histories in its term."""
     try:
         proof = SplitView.from_dict(value)
-        if proof.origin != origin:
+        if proof.origin != store.origin:
             return False
-        evidence.check(proof, verifier_keys(origin, genesis.coordinators))
+        evidence.check(proof, verifier_keys(store.origin, store.signers(store.term)))
     except ArtelError:
         return False
     return True
@@ -117,7 +143,7 @@ def convicts_coordinator(value: dict[str, Any], origin: str, genesis: Genesis) -
 
 def record(home: Path, heads: HeadStore, proof: SplitView, store: LedgerReader) -> Path:
     """Leave the proof in a home, durably, and in its log; returns the file."""
-    path = write_split_view(home, proof, store.leaf(0))
+    path = write_split_view(home, proof, mandate_of(proof, store, store.terms()))
     heads.add_conflict(proof.to_dict())
     first, second = proof.sizes
     emit(
@@ -132,17 +158,36 @@ def record(home: Path, heads: HeadStore, proof: SplitView, store: LedgerReader) 
     return path
 
 
-def write_split_view(place: Path, proof: SplitView, genesis: bytes) -> Path:
+def mandate_of(proof: SplitView, tree: Leaves, terms: Iterable[Term]) -> Mandate:
+    """What ties the key that a proof is about to the run, so that a file with both verifies with
+    nothing else at hand.
+
+    :param tree: behind one of the two heads
+    :param terms: of that tree
+    """
+    own = term_of(proof.origin, run_of(proof.origin))
+    heads = [parse_checkpoint(text) for text in (proof.first, proof.second)]
+    size = next((head.size for head in heads if _is_of(tree, head)), 0)
+    return Mandate.of(tree, size, [each for each in terms if size and each.number == own])
+
+
+def _is_of(tree: Leaves, head: Checkpoint) -> bool:
+    try:
+        return root_at(tree, head.size) == head.root
+    except ArtelError:  # it is larger
+        return False
+
+
+def write_split_view(place: Path, proof: SplitView, mandate: Mandate) -> Path:
     """Leave the evidence in a folder as the file that ``artel ledger verify`` reads; durable.
 
     An older file stays: the first proof is as good as any.
 
-    :param genesis: entry 0, which ties the coordinator's key to the run id in the two notes, so
-        that the file verifies with nothing else at hand
+    :param mandate: of the key that it is about
     """
     path = place / SPLIT_VIEW_FILE
     with storage_errors(path):
         place.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            files.write(path, write_evidence(proof, genesis))
+            files.write(path, write_evidence(proof, mandate))
     return path

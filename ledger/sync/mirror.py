@@ -2,7 +2,8 @@
 
 Spec: https://c2sp.org/tlog-tiles@v0.1.0. What is copied was read and checked like any ledger. The
 checkpoint is written last, and it never goes back: a folder that is served all the time is a whole
-log at every moment, and one that was interrupted goes on.
+log at every moment, and one that was interrupted goes on. But while the end of a term that was
+given up is replaced it has no checkpoint, since tiles of the same name get other contents.
 """
 
 from __future__ import annotations
@@ -18,13 +19,20 @@ from artel.ledger.store import finality
 from artel.ledger.store.finality import size_of
 from artel.ledger.store.keyfiles import locked
 from artel.ledger.store.published import read_checkpoint_file
+from artel.ledger.sync import leadership
 from artel.ledger.sync.export import write_file
 from artel.ledger.sync.fork import require_one_history
 from artel.ledger.sync.share_proof import CreditFiles
 from artel.ledger.sync.signed_tree import Shown, SignedTree, verified_head
-from artel.ledger.sync.source import CERTIFIED_PATH, CREDIT_PATH, FolderSource, page_path
+from artel.ledger.sync.source import (
+    CERTIFIED_PATH,
+    CREDIT_PATH,
+    TERMS_PATH,
+    FolderSource,
+    page_path,
+)
 from artel.ledger.sync.view import LedgerView
-from artel.ledger.tlog.checkpoint import parse_checkpoint, verifier_keys
+from artel.ledger.tlog.checkpoint import parse_checkpoint
 from artel.ledger.tlog.tiles import (
     CHECKPOINT_PATH,
     ENTRIES,
@@ -32,7 +40,9 @@ from artel.ledger.tlog.tiles import (
     TILE_WIDTH,
     Tile,
     edge_of,
+    level_tiles,
     tile_at,
+    tiles_of,
 )
 from artel.protocol.dsse import Leaf
 from artel.protocol.errors import ArtelError, CheckFailed, UsageError
@@ -47,7 +57,7 @@ class Mirrored:
     size: int
     root: bytes
     before: int
-    """Its size before."""
+    """Its size before, without what was given up with a term."""
     files: int
     """How many were written."""
     certified: int
@@ -67,45 +77,47 @@ def mirror(view: LedgerView, folder: Path, progress: Tell = silent) -> Mirrored:
     log, size = view.log, view.log.size
     if not size:
         raise CheckFailed("the log is still empty", "try again when the run has started")
-    before = _held(view, folder)
-    written = 0
-    if before <= size:
+    held, before = _held(view, folder)
+    shown, written = Shown.of(log, view.where).head, 0
+    if held is None or held.head.place <= shown.place:
         with locked(folder, "copying a log into", 0o777):
-            written = _bring(view, folder, before, progress)
-    held = parse_checkpoint(read_checkpoint_file(folder / CHECKPOINT_PATH))
+            written = _bring(view, folder, held, before, progress)
+    now = parse_checkpoint(read_checkpoint_file(folder / CHECKPOINT_PATH))
     return Mirrored(
-        origin=log.origin,
-        size=held.size,
-        root=held.root,
+        origin=now.origin,
+        size=now.size,
+        root=now.root,
         before=before,
         files=written,
         certified=size_of(read_checkpoint_file(folder / CERTIFIED_PATH)),
-        behind=max(0, before - size),
+        behind=now.size - before if now.origin != log.origin else max(0, now.size - size),
     )
 
 
-def _held(view: LedgerView, folder: Path) -> int:
-    """How many entries the copy has, which have to be those of the ledger; 0 for a new one."""
+def _held(view: LedgerView, folder: Path) -> tuple[Shown | None, int]:
+    """What the copy shows, None for a new one, and how many entries it has in common with the
+    ledger: all that it has, or all that was not given up with a term."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file", "name a folder for the copy")
     if not folder.exists() or not any(folder.iterdir()):
-        return 0
+        return None, 0
     text = read_checkpoint_file(folder / CHECKPOINT_PATH)
     if not text:
         if (folder / "tile").is_dir():
-            return 0  # the first copying was interrupted
+            return None, 0  # the first copying was interrupted
         raise UsageError(f"{folder} holds files, but no log", "name an empty or a new folder")
     source = FolderSource(folder)
-    keys = verifier_keys(parse_checkpoint(text).origin, view.log.genesis.coordinators)
-    head = verified_head(source, text, keys, view.state.run)
+    head = verified_head(source, text, run=view.state.run)
     held = Shown(str(folder), head, SignedTree(source, head.size, head.root))
-    require_one_history(folder, held, Shown.of(view.log, view.where))
-    return head.size
+    return held, require_one_history(folder, held, Shown.of(view.log, view.where))
 
 
-def _bring(view: LedgerView, folder: Path, before: int, progress: Tell) -> int:
+def _bring(view: LedgerView, folder: Path, held: Shown | None, before: int, progress: Tell) -> int:
     """Write what the tree before had not; returns how many files."""
     log, size, written = view.log, view.log.size, 0
+    gone = _given_up(view, held, before)
+    if held is not None and held.size > before:
+        (folder / CHECKPOINT_PATH).unlink()
     for leaf in log.leaves(before):
         if isinstance(leaf, Leaf):  # on the disk before the bundle that names it is
             written += _put(folder / path_of(document_of(leaf)), leaf.document)
@@ -117,13 +129,27 @@ def _bring(view: LedgerView, folder: Path, before: int, progress: Tell) -> int:
         os.sync()  # all of it on the disk before a checkpoint speaks of it
     certified = view.certified_note
     with suppress(ArtelError):  # what is held may be spoilt
-        held = read_checkpoint_file(folder / CERTIFIED_PATH)
-        certified = finality.of_notes((certified, held), log, view.state).certified
+        kept = read_checkpoint_file(folder / CERTIFIED_PATH)
+        certified = finality.of_notes((certified, kept), log, view.state).certified
     _put(folder / CERTIFIED_PATH, certified.encode(), durable=True)
+    _put(folder / TERMS_PATH, leadership.said_by(view.state.terms), durable=True)
     newest = _newest(view, read_checkpoint_file(folder / CHECKPOINT_PATH))
     _put(folder / CHECKPOINT_PATH, newest.encode(), durable=True)
     _drop_replaced(folder, before, size)
+    for path in gone:
+        (folder / path).unlink(missing_ok=True)
     return written + _bring_credit(view, folder)
+
+
+def _given_up(view: LedgerView, held: Shown | None, keep: int) -> set[str]:
+    """The files of a copy that nothing names any more when its end is replaced."""
+    if held is None or held.size <= keep or not isinstance(held.tree, SignedTree):
+        return set()
+    size = held.size
+    old = {tile.path for tile in (*tiles_of(size), *level_tiles(ENTRIES, size)) if tile.end > keep}
+    old |= {path_of(name) for name in map(document_of, held.tree.bare(keep)) if name}
+    new = {tile.path for tile in _grown(keep, view.log.size)}
+    return old - new - {path_of(name) for name in map(document_of, view.log.bare()) if name}
 
 
 def _newest(view: LedgerView, held: str) -> str:

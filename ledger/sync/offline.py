@@ -2,20 +2,23 @@
 
 A proof file is a c2sp.org/tlog-proof: inclusion in a signed checkpoint. Ours carry the signed
 manifest (entry 0) as extra data. That is not trusted as such: its hash is the run id, which stands
-in the checkpoint's origin line, and it names the keys that may sign the checkpoint. So whoever
-knows the run id needs no other key. Nothing here touches a network, a home or a clock.
+in the checkpoint's origin line, and it names the key that signs the checkpoints of term 0. Later
+terms have their handovers beside it (:class:`.leadership.Mandate`). So whoever knows the run id
+needs no other key. Nothing here touches a network, a home or a clock.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from artel.ledger.entries import Entry, Genesis, decode, evidence
-from artel.ledger.store.published import run_of
+from artel.ledger.entries.records import Term
+from artel.ledger.store.published import run_of, term_of
+from artel.ledger.sync.leadership import Mandate
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint, verifier_keys
 from artel.ledger.tlog.cosignature import (
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
     from artel.ledger.store.finality import Finality
     from artel.ledger.store.reader import LedgerReader
 
-MAX_EVIDENCE_BYTES = 64 * 1024
+MAX_EVIDENCE_BYTES = 256 * 1024
 PROOF_SUFFIX = ".tlog-proof"
 ENTRY_SUFFIX = ".json"
 """An entry is canonical JSON, so a person can open the file that a proof speaks of."""
@@ -59,7 +62,18 @@ class Proven:
     key; a proof does not say which are of nodes of the run."""
     entry: Entry | None
     """None when the log is no run."""
-    genesis: Genesis | None = field(default=None)
+    genesis: Genesis | None = None
+    terms: tuple[Term, ...] = ()
+    """Who led, as far as the proof shows it: in the first term, that of the checkpoint, and that of
+    the entry. A node that starts a coordinator can be anybody, as can those that sealed for it."""
+    sealed_by: int = 0
+    """How many nodes sealed the term before that of the checkpoint."""
+
+    @property
+    def leader(self) -> str:
+        """The key (hex) of who led when the entry came; "" where that is not shown."""
+        found = [term for term in self.terms if term.begins <= self.index]
+        return found[-1].leader if found else ""
 
 
 def prove(log: LedgerReader, finality: Finality, index: int) -> TlogProof:
@@ -74,11 +88,15 @@ def prove(log: LedgerReader, finality: Finality, index: int) -> TlogProof:
             break
     else:
         # With no other lines than the log's own: whoever has the same log makes the same file.
-        newest = log.latest_note
-        keys = verifier_keys(parse_checkpoint(newest).origin, log.genesis.coordinators)
-        signed = note.open_note(newest, keys).encode()
-    hashes = inclusion(log, index, parse_checkpoint(signed).size)
-    return TlogProof(index, tuple(hashes), signed, extra=log.leaf(0))
+        keys = verifier_keys(log.origin, log.signers(log.term))
+        signed = note.open_note(log.latest_note, keys).encode()
+    head = parse_checkpoint(signed)
+    hashes = inclusion(log, index, head.size)
+    terms, own = log.terms(), term_of(head.origin, log.genesis.run)
+    needed = [term for term in terms if term.number == own]
+    needed += [term for term in terms if term.begins <= index][-1:]
+    mandate = Mandate.of(log, head.size, needed)
+    return TlogProof(index, tuple(hashes), signed, extra=mandate.encode())
 
 
 def entry_beside(proof: Path) -> Path:
@@ -97,19 +115,23 @@ def verify(proof: bytes, leaf: bytes, vkeys: Sequence[str] = (), run: str = "") 
     :raises CheckFailed: when it does not hold
     """
     parsed = TlogProof.parse(proof)
-    origin = parse_checkpoint(parsed.checkpoint).origin
-    named = run_of(origin)
+    head = parse_checkpoint(parsed.checkpoint)
+    origin, named = head.origin, run_of(head.origin)
     if run and named != run:
         raise CheckFailed(f"the proof is of {f'run {named[:12]}…' if named else origin[:120]!r}")
     keys = [parse_key(text) for text in vkeys]
     log_keys = [key for key in keys if isinstance(key, VerifierKey)]
     pinned = bool(log_keys)
-    genesis = _genesis(parsed.extra, named) if named and parsed.extra else None
-    if not pinned and genesis is not None:
-        log_keys = verifier_keys(origin, genesis.coordinators)
+    mandate = Mandate.decode(parsed.extra) if named and parsed.extra else None
+    genesis = mandate.manifest(named) if mandate is not None else None
+    terms = mandate.terms(named, head) if mandate is not None else []
+    if not pinned:
+        own = term_of(origin, named)
+        log_keys = verifier_keys(origin, [term.leader for term in terms if term.number == own])
     if not log_keys:
         raise UsageError(
-            "the proof does not carry the run's manifest, so the key of the log is not known",
+            "the proof does not carry the run's manifest, or the handover to the term that it is "
+            "of, so the key of the log is not known",
             "give it with --vkey; /ledger/run and `artel ledger status --json` show it",
         )
     given = [key for key in keys if isinstance(key, CosignerKey)]
@@ -121,7 +143,17 @@ def verify(proof: bytes, leaf: bytes, vkeys: Sequence[str] = (), run: str = "") 
     verify_inclusion(leaf_hash(leaf), parsed.index, checkpoint.size, parsed.hashes, checkpoint.root)
     entry = _entry(leaf) if named else None
     return Proven(
-        checkpoint, parsed.index, key.public.hex(), pinned, named, known, unknown, entry, genesis
+        checkpoint=checkpoint,
+        index=parsed.index,
+        log_key=key.public.hex(),
+        pinned=pinned,
+        run=named,
+        cosigners=known,
+        unknown_cosigners=unknown,
+        entry=entry,
+        genesis=genesis,
+        terms=tuple(terms),
+        sealed_by=mandate.sealed_by if mandate is not None else 0,
     )
 
 
@@ -130,29 +162,33 @@ def verify_evidence(
 ) -> tuple[evidence.SplitView, VerifierKey | CosignerKey]:
     """Check evidence of a split view; returned is also the key that is convicted.
 
-    The key of a run's log follows from the manifest in the file, that of a node from its name.
+    The key of a run's log follows from the manifest in the file and the handover to the term, that
+    of a node from its name.
 
     :raises DecodeError: when it is malformed
     :raises UsageError: when the key is not known
     :raises CheckFailed: when it proves nothing
     """
-    split, leaf = read_evidence(data)
+    split, mandate = read_evidence(data)
     keys = [parse_key(text) for text in vkeys]
     if not keys:
         run = run_of(split.origin)
-        if leaf and run:
-            genesis = _genesis(leaf, run)
-            keys += verifier_keys(split.origin, genesis.coordinators)
+        if mandate is not None and run:
+            heads = map(parse_checkpoint, (split.first, split.second))
+            terms, own = mandate.terms(run, *heads), term_of(split.origin, run)
+            leaders = [term.leader for term in terms if term.number == own]
+            keys += verifier_keys(split.origin, leaders)
         keys += _named_witnesses(split.first)
     if not keys:
         raise UsageError("the file does not say whose key it is about", "give it with --vkey")
     return split, evidence.check(split, keys)
 
 
-def read_evidence(data: bytes) -> tuple[evidence.SplitView, bytes]:
-    """Evidence, with or without the manifest around it: a file that ``compare`` or a node wrote.
+def read_evidence(data: bytes) -> tuple[evidence.SplitView, Mandate | None]:
+    """Evidence, with or without what shows whose key it is about: a file that ``compare`` or a node
+    wrote.
 
-    :returns: the evidence, not yet checked, and entry 0 of the run's ledger (empty without)
+    :returns: the evidence and that, neither of which is checked yet
     :raises DecodeError: when it is neither
     """
     if len(data) > MAX_EVIDENCE_BYTES:
@@ -161,30 +197,19 @@ def read_evidence(data: bytes) -> tuple[evidence.SplitView, bytes]:
         value = json.loads(data)
     except (ValueError, RecursionError):
         raise DecodeError("evidence is a JSON object") from None
-    if not isinstance(value, dict) or set(value) != {"evidence", "genesis"}:
-        return evidence.SplitView.from_dict(value), b""
+    if not isinstance(value, dict) or set(value) != {"evidence", "mandate"}:
+        return evidence.SplitView.from_dict(value), None
     try:
-        leaf = note.decode_base64(value["genesis"])
+        mandate = Mandate.decode(note.decode_base64(value["mandate"]))
     except TypeError:
-        raise DecodeError("genesis is not base64") from None
-    return evidence.SplitView.from_dict(value["evidence"]), leaf
+        raise DecodeError("mandate is not base64") from None
+    return evidence.SplitView.from_dict(value["evidence"]), mandate
 
 
-def write_evidence(split: evidence.SplitView, leaf: bytes) -> bytes:
-    """What :func:`read_evidence` reads; ``leaf`` is entry 0."""
-    value = {"evidence": split.to_dict(), "genesis": note.encode_base64(leaf)}
+def write_evidence(split: evidence.SplitView, mandate: Mandate) -> bytes:
+    """What :func:`read_evidence` reads."""
+    value = {"evidence": split.to_dict(), "mandate": note.encode_base64(mandate.encode())}
     return json.dumps(value, indent=1).encode() + b"\n"
-
-
-def _genesis(leaf: bytes, run: str) -> Genesis:
-    """The manifest, tied to the run id."""
-    entry = decode(leaf)
-    body = entry.body
-    if not isinstance(body, Genesis) or body.run != run:
-        raise CheckFailed("the manifest in the file is not that of the run in the origin line")
-    if entry.signers != {body.organiser}:
-        raise CheckFailed("the manifest in the file is not signed by its organiser")
-    return body
 
 
 def _entry(leaf: bytes) -> Entry:

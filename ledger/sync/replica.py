@@ -20,10 +20,17 @@ from artel.ledger.fold.history import History
 from artel.ledger.fold.shares import FoldState
 from artel.ledger.store.published import LostEntries, read_checkpoint_file, term_of
 from artel.ledger.store.store import CHECKPOINT_NAME, LedgerStore
-from artel.ledger.sync import fork
+from artel.ledger.sync import fork, leadership
 from artel.ledger.sync.fork import SplitViewProven
 from artel.ledger.sync.peers import PeerSource
-from artel.ledger.sync.signed_tree import manifest_of, next_bundle, take_over, verified_head
+from artel.ledger.sync.signed_tree import (
+    SignedHead,
+    SignedTree,
+    manifest_of,
+    next_bundle,
+    take_over,
+    verified_head,
+)
 from artel.ledger.sync.source import Holder, TileSource, text_of
 from artel.ledger.tlog.checkpoint import parse_checkpoint, verifier_keys
 from artel.ledger.tlog.note import VerifierKey
@@ -178,17 +185,18 @@ class Replica:
             bundle, known = next_bundle(store, store.size, target)
             source.bring(CHECKPOINT_PATH, bundle.path, skip=len(encode_bundle(known)))
         text = text_of(source.get(CHECKPOINT_PATH), CHECKPOINT_PATH)
-        genesis = store.genesis if store.size else manifest_of(source, run)[0]
-        leaders = store.leaders() if store.size else genesis.coordinators
-        head = verified_head(
-            source, text, verifier_keys(parse_checkpoint(text).origin, leaders), run
-        )
-        later = (term_of(head.origin, run) or 0) > store.term
+        origin = parse_checkpoint(text).origin
+        later = (term_of(origin, run) or 0) > store.term
+        leaders: Sequence[str] = ()  # of a later term: that stands in the tree of the head
+        if not later:
+            leaders = store.leaders() if store.size else manifest_of(source, run)[0].coordinators
+        head = verified_head(source, text, verifier_keys(origin, leaders), run)
         if head.size <= store.size and not (later or instead):
             self._prove_fork(source, text)
             return
         own = self._own_not_final() if later else []
         try:
+            self._require_sealed(source, head)
             take_over(store, source, head, self.fold, most=self.most, instead=instead)
             self.lost += [entry for entry in own if store.index_of(entry.id) is None]
         except CheckFailed:
@@ -201,6 +209,18 @@ class Replica:
         start = max(self.state.final, self.store.size - MOST_LOST)
         known = map(decode, self.store.leaves(start))
         return [entry for entry in known if not entry.named_signers.isdisjoint(self.own)]
+
+    def _require_sealed(self, source: TileSource, head: SignedHead) -> None:
+        """Anybody can make a key and nodes that seal for it, and as much of a ledger as it likes:
+        one at least has to be known here before that is read. (The fold decides afterwards.)"""
+        store = self.store
+        last = head.terms[-1] if store.size and head.terms else None
+        if last is None or last.leader in store.genesis.coordinators:
+            return
+        leaf = SignedTree(source, head.size, head.root).leaf(last.begins)
+        seals = leadership.began(leaf, store.genesis).seals
+        if not self.state.nodes.keys() & {seal.node for seal in seals}:
+            raise CheckFailed(f"nobody who is known here sealed the term before {last.number}")
 
     def _prove_fork(self, source: TileSource, note: str) -> None:
         """Raise SplitViewProven if the note is a coordinator's and not of our tree."""

@@ -26,21 +26,23 @@ from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.keyfiles import NODE_KEY
 from artel.ledger.store.published import (
     LostEntries,
+    given_up,
     heads_error,
     known_heads,
     published_error,
     read_checkpoint_file,
     run_of,
+    term_of,
 )
 from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.second import SecondMemory
 from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
 from artel.ledger.store.verify import verify_home
 from artel.ledger.sync.fork import require_one_history
-from artel.ledger.sync.signed_tree import Offer, Shown, offered, take_over
+from artel.ledger.sync.signed_tree import Offer, Shown, manifest_of, offered, take_over
 from artel.ledger.sync.source import TileSource
 from artel.ledger.tlog import note
-from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint
+from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint, verifier_keys
 from artel.protocol import files, identity
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, UsageError
 from artel.protocol.files import sync_folder
@@ -141,7 +143,8 @@ def _own(home: Path) -> Iterator[_Own]:
         except CheckFailed as error:
             yield _Own(None, error.message, published)
             return
-        wrong = published_error(published, home / CHECKPOINT_NAME, store.note_at, store.size)
+        path, terms = home / CHECKPOINT_NAME, store.terms()
+        wrong = published_error(published, path, store.note_at, store.size, terms)
         yield _Own(None if wrong else store, wrong, published)
 
 
@@ -151,7 +154,7 @@ def _require_older(home: Path, own: _Own, best: Offer) -> None:
         return
     head, name = best.head, best.name
     require_one_history(home, Shown.of(own.store, str(home)), best.shown)
-    if own.store.size >= head.size:
+    if (own.store.term, own.store.size) >= head.place:
         raise UsageError(
             f"{home} has a sound ledger of {own.store.size} entries, {name} one of {head.size}",
             "there is nothing to restore; if artel ledger verify finds its effects wrong, "
@@ -161,15 +164,17 @@ def _require_older(home: Path, own: _Own, best: Offer) -> None:
 
 def _require_all_said(home: Path, own: _Own, best: Offer, accept_older: bool) -> None:
     """No tree head that the home has published, signed or seen must be of another history."""
-    known, size = _said(home, own, best), best.head.size
-    if known and known[0].size > size and not accept_older:
+    size = best.head.size
+    known = [head for head in _said(home, own, best) if not given_up(head, best.head.terms)]
+    newer = [head for head in known if _place(head) > best.head.place]
+    if newer and not accept_older:
         raise CheckFailed(
-            f"{home} has published a checkpoint of {known[0].size} entries, {best.name} has {size}",
+            f"{home} has published a checkpoint of {newer[0].size} entries, {best.name} has {size}",
             "restore from somebody who has more. If nobody has, nothing of it was final: "
             "--accept-older goes on without these entries. Should anybody have seen them, a "
             "coordinator that does so is caught signing two histories",
         )
-    covered = [head for head in known if head.size <= size]
+    covered = [head for head in known if head not in newer]
     if heads_error(covered, size, best.tree.root_at):
         raise CheckFailed(
             f"{home} has published, signed or seen another history than {best.name} shows: the log "
@@ -179,20 +184,34 @@ def _require_all_said(home: Path, own: _Own, best: Offer, accept_older: bool) ->
 
 
 def _said(home: Path, own: _Own, best: Offer) -> list[Checkpoint]:
-    """The tree heads of the log that the home keeps, the largest first."""
+    """The tree heads of the log that the home keeps, the newest first."""
     known: list[Checkpoint] = []
     with suppress(ArtelError):  # a file that says nothing that could be relied on
         said = parse_checkpoint(own.published)
-        note.open_note(own.published, best.head.keys_for(said.origin))
+        note.open_note(own.published, verifier_keys(said.origin, _leaders(own, best)))
         known.append(said)
-    coordinators = [key.public.hex() for key in best.head.keys]
+    run, leaders = best.head.run, _leaders(own, best)
     if (home / HEADS_NAME).exists():
         with closing(HeadStore(home / HEADS_NAME)) as heads:
-            known += known_heads(heads, best.head.run, coordinators)
+            # By whom they were signed was checked when they were kept: of a term that is not known
+            # here, only they tell.
+            known += known_heads(heads, run, ())
     if (home / NODE_KEY).exists():
-        with SecondMemory.reading(best.head.run, identity.load(home / NODE_KEY).key) as second:
-            known += second.known(best.head.run, coordinators) if second is not None else []
-    return sorted(known, key=lambda head: -head.size)
+        key = identity.load(home / NODE_KEY).key
+        with SecondMemory.reading(run, key) as second:
+            known += second.known(run, [*leaders, key]) if second is not None else []
+    return sorted(known, key=_place, reverse=True)
+
+
+def _place(head: Checkpoint) -> tuple[int, int]:
+    return term_of(head.origin, run_of(head.origin)) or 0, head.size
+
+
+def _leaders(own: _Own, best: Offer) -> list[str]:
+    """Keys (hex) of all who are known to have led: by the home's ledger, or by what is offered."""
+    own_leaders = own.store.leaders() if own.store is not None and own.store.size else []
+    named = manifest_of(best.source, best.head.run, best.head.size)[0].coordinators
+    return [*dict.fromkeys([*named, *own_leaders, *(term.leader for term in best.head.terms)])]
 
 
 # --- making it again ------------------------------------------------------------------------------
@@ -260,16 +279,17 @@ def _made(
             if fold.state.run != run:
                 raise CheckFailed("the manifest is not signed by its organiser")
             found = finality.of_notes(notes, store, fold.state)
-            size, root, genesis = store.size, store.root, store.genesis
-            newest = store.latest_note
+            size, root, newest = store.size, store.root, store.latest_note
+            leaders, terms = store.leaders(), store.terms()
         kept = _put_in_place(home, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    signs = _signs(home, genesis.coordinators)
+    signs = _signs(home, leaders)
     if source:
         with closing(HeadStore(home / HEADS_NAME)) as heads:
+            heads.give_up(run, terms)
             if signs:  # there are newer ones only when an older ledger was accepted
-                heads.forget_after(size)
+                heads.forget_after(newest)
                 heads.add_note(newest)
             for text in {found.certified, found.cosigned} - {""}:
                 heads.add_note(text)
@@ -281,10 +301,10 @@ def _made(
     return Restored(run, size, root, own.size, own.damage, kept, certified, source, signs)
 
 
-def _signs(home: Path, coordinators: Collection[str]) -> bool:
+def _signs(home: Path, leaders: Collection[str]) -> bool:
     """Whether the key of the home's node is one of those that sign this log."""
     path = home / NODE_KEY
-    return path.exists() and identity.load(path).public.hex() in coordinators
+    return path.exists() and identity.load(path).key in leaders
 
 
 def _put_in_place(home: Path, work: Path) -> Path | None:

@@ -12,6 +12,7 @@ from artel.ledger.fold.shares import FoldState
 from artel.ledger.store import finality
 from artel.ledger.store.heads import HeadStore
 from artel.ledger.store.reader import LedgerReader
+from artel.ledger.sync import leadership
 from artel.ledger.sync.peers import HEADS
 from artel.ledger.sync.share_proof import CreditFiles
 from artel.ledger.sync.source import (
@@ -19,6 +20,7 @@ from artel.ledger.sync.source import (
     CERTIFIED_PATH,
     CONFLICTS_PATH,
     SEAL_PATH,
+    TERMS_PATH,
     NotFound,
 )
 from artel.ledger.tlog.tiles import CHECKPOINT_PATH, Tile
@@ -66,6 +68,7 @@ class Served:
             ALIASES_PATH: lambda _: alias.write_table(heads.aliases() if heads else {}),
             CONFLICTS_PATH: lambda _: canonical.dumps(heads.conflicts() if heads else []),
             SEAL_PATH: lambda _: seal(),
+            TERMS_PATH: lambda _: leadership.said_by(state().terms),
             "credit": CreditFiles(store, state, partial(finality.of_home, store, heads)).get,
             "tile": self._tile,
             FOLDER: self._document,

@@ -4,8 +4,8 @@ An agreed state names the root, the closing of the run, or going back to a state
 the coordinator signed the tree head and the entry; of a state, the nodes that computed it signed
 its credit root too (they refuse another than that of their own fold). What it does not show: that
 these and the keys that cosigned the head are of nodes of the run, that the fold counted this entry,
-that most of the accepted nodes signed it, and that there is no newer one. Whoever replays the
-ledger knows that.
+that most of the accepted nodes signed it, and that there is no newer one; and of a later term, that
+those who sealed the term before were its electors. Whoever replays the ledger knows that.
 """
 
 from __future__ import annotations
@@ -52,10 +52,8 @@ class SignedRoot:
     @property
     def nodes(self) -> int:
         """How many nodes signed it; 0 of a closing and of going back: the coordinator's alone."""
-        genesis, entry = self.proven.genesis, self.proven.entry
-        assert genesis is not None
-        assert entry is not None
-        return len(entry.signers - set(genesis.coordinators))
+        assert self.proven.entry is not None
+        return len(self.proven.entry.signers - {self.proven.leader})
 
 
 @dataclass(frozen=True)
@@ -107,8 +105,8 @@ def read_root(data: bytes, run: str = "") -> SignedRoot:
         or not isinstance(body, StateAgreed | RunClosed | RolledBack)
     ):
         raise CheckFailed(f"{CREDIT_PATH} does not show an entry that names a credit root")
-    by_coordinator = entry.signers and set(entry.envelope.signers) & set(genesis.coordinators)
-    if body.run != genesis.run or not by_coordinator:
+    by_leader = entry.signers and proven.leader in entry.envelope.signers
+    if body.run != genesis.run or not by_leader:
         raise CheckFailed(f"the entry in {CREDIT_PATH} is not signed by the run's coordinator")
     found = SignedRoot(body, proven, leaf)
     if isinstance(body, StateAgreed) and not found.nodes:

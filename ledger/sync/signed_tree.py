@@ -11,18 +11,19 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 
 from artel.ledger.entries import Entry, Genesis, decode
 from artel.ledger.entries import body as bodies
-from artel.ledger.entries.documents import attached, document_of, path_of, require_named
+from artel.ledger.entries.records import Term
 from artel.ledger.fold.effects import Fold, checked
 from artel.ledger.fold.shares import FoldState
 from artel.ledger.store.published import run_of, term_of
 from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import LedgerStore
-from artel.ledger.sync.source import Bringing, NotFound, TileSource, newest_heads
+from artel.ledger.sync.handing_out import LIES, read_bundle, read_tile, with_documents
+from artel.ledger.sync.leadership import first_term, terms_shown
+from artel.ledger.sync.source import TileSource, newest_heads
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint, verifier_keys
 from artel.ledger.tlog.edge import Edge, perfect
@@ -33,10 +34,8 @@ from artel.ledger.tlog.tiles import (
     TILE_HEIGHT,
     TILE_WIDTH,
     Tile,
-    decode_bundle,
     decode_tile,
     edge_of,
-    encode_bundle,
     tile_at,
 )
 from artel.ledger.tlog.tree import CACHED_TILES, Tiles, TileTree
@@ -44,11 +43,6 @@ from artel.protocol.errors import CheckFailed, DecodeError, UsageError
 from artel.protocol.merkle import leaf_hash
 from artel.protocol.telling import Tell, silent
 from artel.protocol.terminal import printable
-
-_LIES = "the server is broken or lies; ask another one"
-_AT_ONCE = 8
-"""Entries whose documents are asked for together: as many paths as one request may have."""
-
 
 # --- whose log it is ------------------------------------------------------------------------------
 
@@ -60,6 +54,8 @@ class SignedHead:
     note: str
     checkpoint: Checkpoint
     keys: tuple[VerifierKey, ...]
+    terms: tuple[Term, ...] = ()
+    """Who has led the run, as far as its tree shows it; none where the keys were given."""
 
     @property
     def origin(self) -> str:
@@ -82,9 +78,21 @@ class SignedHead:
         """The note without the lines of others, such as witnesses."""
         return note.open_note(self.note, self.keys).encode()
 
-    def keys_for(self, origin: str) -> tuple[VerifierKey, ...]:
-        """The same keys as they sign another term of the run."""
-        return tuple(VerifierKey(origin, key.public) for key in self.keys)
+    def keys_for(self, origin: str) -> list[VerifierKey]:
+        """The keys of all who are known here to have led, as they sign any term of the run."""
+        known = {term.leader: None for term in self.terms}
+        known |= {key.public.hex(): None for key in self.keys}
+        return verifier_keys(origin, known)
+
+    @property
+    def term(self) -> int:
+        """Its term; 0 of a log that is no run's."""
+        return term_of(self.origin, self.run) or 0
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Term and size: of two heads of a run the greater one is the newer."""
+        return self.term, self.size
 
 
 def verified_head(
@@ -92,10 +100,10 @@ def verified_head(
 ) -> SignedHead:
     """A log's checkpoint, verified.
 
-    Without keys, the log has to be that of a run: its origin names the manifest by its hash, and
-    the manifest, entry 0, names the keys.
+    Without keys, the log has to be that of a run: its origin names the manifest by its hash, the
+    manifest, entry 0, names who leads in term 0, and a ``handover`` in the tree who does later.
 
-    :param source: where entry 0 is read from
+    :param source: where these entries are read from
     :param run: the run that it must be; any, when empty
     :raises DecodeError: when the checkpoint is malformed
     :raises CheckFailed: when it is not signed by such a key, or of another run
@@ -106,15 +114,16 @@ def verified_head(
     found = run_of(checkpoint.origin)
     if run and found and found != run:
         raise CheckFailed(f"{source.name} holds run {found[:12]}…, not {run[:12]}…")
-    keys = tuple(vkeys) or tuple(_run_keys(source, checkpoint, found))
+    terms = () if vkeys else tuple(_run_terms(source, checkpoint, found))
+    keys = tuple(vkeys) or tuple(verifier_keys(checkpoint.origin, [terms[-1].leader]))
     signed = note.open_note(parsed, keys)
     if checkpoint.origin not in {line.name for line in signed.signatures}:
         raise CheckFailed(f"the checkpoint is of another log: {checkpoint.origin[:120]!r}")
     # With the lines of witnesses, not verified: whoever reads it may know their keys.
-    return SignedHead(parsed.encode(), checkpoint, keys)
+    return SignedHead(parsed.encode(), checkpoint, keys, terms)
 
 
-def _run_keys(source: TileSource, checkpoint: Checkpoint, run: str) -> list[VerifierKey]:
+def _run_terms(source: TileSource, checkpoint: Checkpoint, run: str) -> list[Term]:
     if not run:
         raise CheckFailed(
             f"{source.name} holds a log that is no run of Artel: "
@@ -125,7 +134,11 @@ def _run_keys(source: TileSource, checkpoint: Checkpoint, run: str) -> list[Veri
     if not checkpoint.size:
         raise CheckFailed("the log is still empty", "try again when the run has started")
     genesis, _ = manifest_of(source, run, checkpoint.size)
-    return verifier_keys(checkpoint.origin, genesis.coordinators)
+    last = term_of(checkpoint.origin, run) or 0
+    if not last:
+        return [first_term(genesis)]
+    tree = SignedTree(source, checkpoint.size, checkpoint.root)
+    return terms_shown(source, tree, genesis, last)
 
 
 def manifest_of(source: TileSource, run: str, size: int = 1) -> tuple[Genesis, bytes]:
@@ -163,13 +176,13 @@ class SignedTree(TileTree):
             place = index // TILE_WIDTH
             return read_tile(source, Tile(level, place, count)) if count else []
 
-        tiles = Tiles(lambda tile: b"".join(read_tile(source, tile)), _LIES, cached_tiles)
+        tiles = Tiles(lambda tile: b"".join(read_tile(source, tile)), LIES, cached_tiles)
         super().__init__(Edge.of(size, hashes), tiles)
         self.root, self.source = root, source
         self._bundle: tuple[int, list[bytes]] = (-1, [])
         if self.edge.root() != root:
             paths = ", ".join(tile.path for tile in edge_of(size)) or "the empty tree"
-            raise CheckFailed(f"the root of {size} entries is not that of {paths}", _LIES)
+            raise CheckFailed(f"the root of {size} entries is not that of {paths}", LIES)
 
     def leaf(self, index: int) -> bytes:
         """The bytes of one entry.
@@ -182,9 +195,10 @@ class SignedTree(TileTree):
 
     def leaves(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         """Entries ``start`` to ``stop`` (default: all), read bundle by bundle, with documents."""
-        return with_documents(self.source, self._bare(start, stop))
+        return with_documents(self.source, self.bare(start, stop))
 
-    def _bare(self, start: int, stop: int | None) -> Iterator[bytes]:
+    def bare(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """The same entries without their documents."""
         stop = self.size if stop is None else min(stop, self.size)
         while start < stop:
             bundle, place = divmod(start, TILE_WIDTH)
@@ -215,82 +229,8 @@ def require_same(tile: Tile, hashes: Iterable[bytes], found: Iterable[bytes]) ->
         if ours != theirs:
             path = Tile(ENTRIES, tile.index, tile.width).path
             raise CheckFailed(
-                f"entry {index} in {path} does not have the hash in {tile.path}", _LIES
+                f"entry {index} in {path} does not have the hash in {tile.path}", LIES
             )
-
-
-def read_tile(source: TileSource, tile: Tile) -> list[bytes]:
-    """The hashes of a tile, in the number that its width says; not verified.
-
-    :raises CheckFailed: when it is missing or not a tile
-    """
-    return _read_wide(source, tile, decode_tile)
-
-
-def read_bundle(source: TileSource, tile: Tile, known: Sequence[bytes] = ()) -> list[bytes]:
-    """The entries of a bundle, in the number that its width says; not verified.
-
-    :param known: the first ones, which are not asked for and not returned
-    :raises CheckFailed: when it is missing or not a bundle
-    """
-    return _read_wide(source, tile, decode_bundle, len(known), len(encode_bundle(known)))
-
-
-def read_document(source: TileSource, name: str) -> bytes:
-    """The document with this SHA-256 (hex).
-
-    :raises CheckFailed: when the source does not have it, or has another one
-    """
-    try:
-        return require_named(name, source.get(path_of(name)))
-    except NotFound:
-        raise CheckFailed(
-            f"{source.name} lacks {path_of(name)}, which an entry names",
-            "ask another holder of the ledger",
-        ) from None
-
-
-def with_documents(source: TileSource, leaves: Iterable[bytes]) -> Iterator[bytes]:
-    """The same leaves of a run with what they name; raises as :func:`read_document`."""
-    rest, known = iter(leaves), dict[str, bytes]()
-    while some := list(islice(rest, _AT_ONCE)):
-        names = dict.fromkeys(filter(None, map(document_of, some)))
-        new = [path_of(name) for name in names if name not in known]
-        if new and isinstance(source, Bringing):
-            source.bring(*new)
-        # Rounds with the same members name the same document, one after the other.
-        known = {name: known.get(name) or read_document(source, name) for name in names}
-        yield from attached(some, known.__getitem__)
-
-
-def _read_wide(
-    source: TileSource,
-    tile: Tile,
-    decode: Callable[[bytes, int], list[bytes]],
-    known: int = 0,
-    skip: int = 0,
-) -> list[bytes]:
-    try:
-        found = tile
-        try:
-            data = source.get(tile.path, skip)
-        except NotFound:
-            # SPEC: Logs MAY delete any partial tile once the corresponding full tile is available.
-            # Clients MAY fetch the full tile as a fallback in case the partial tile is not
-            # available anymore.
-            if tile == tile.full:
-                raise
-            found = tile.full
-            try:
-                data = source.get(found.path, skip)
-            except NotFound:
-                raise NotFound(
-                    f"the log has neither {tile.path} nor {found.path}",
-                    "a log serves the tiles of its checkpoint: tell its operator",
-                ) from None
-        return decode(data, found.width - known)[: tile.width - known]
-    except DecodeError as error:
-        raise CheckFailed(f"{found.path}: {error.message}", _LIES) from None
 
 
 # --- taking it over -------------------------------------------------------------------------------
@@ -401,9 +341,10 @@ class Shown:
     @classmethod
     def of(cls, log: LedgerReader, name: str) -> Shown:
         """What a ledger that lies here shows."""
-        keys = tuple(verifier_keys(log.origin, log.genesis.coordinators))
-        head = SignedHead(log.latest_note, Checkpoint(log.origin, log.size, log.root), keys)
-        return cls(name, head, log)
+        terms = tuple(log.terms()) or (first_term(log.genesis),)
+        keys = tuple(verifier_keys(log.origin, log.signers(log.term)))
+        head = Checkpoint(log.origin, log.size, log.root)
+        return cls(name, SignedHead(log.latest_note, head, keys, terms), log)
 
     @property
     def size(self) -> int:
@@ -433,14 +374,19 @@ class Offer:
 def offered(
     source: TileSource,
     run: str = "",
-    known: Callable[[str], Sequence[VerifierKey]] = lambda _origin: (),
+    known: Callable[[str], Sequence[Term]] = lambda _origin: (),
 ) -> Offer:
     """What a source holds, verified down from the run id.
 
-    :param known: keys for an origin that were looked up before; may refuse it
+    :param known: who has led up to the term of an origin, where that was looked up before
     :raises CheckFailed: when what is served does not hold
     :raises Unreachable: when the source does not answer
     """
     newest, certified = newest_heads(source)
-    head = verified_head(source, newest, known(parse_checkpoint(newest).origin), run)
+    origin = parse_checkpoint(newest).origin
+    terms = tuple(known(origin))
+    head = verified_head(
+        source, newest, verifier_keys(origin, [term.leader for term in terms[-1:]]), run
+    )
+    head = replace(head, terms=terms or head.terms)
     return Offer(source, head, SignedTree(source, head.size, head.root), certified)

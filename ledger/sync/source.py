@@ -37,6 +37,8 @@ CONFLICTS_PATH = "conflicts"
 """JSON: a list of evidence of split views."""
 SEAL_PATH = "seal"
 """The seal of a node that signs nothing more of the present term: a DSSE envelope."""
+TERMS_PATH = "terms"
+"""JSON: a list of the later terms of a run, each [term, index of its ``handover``]."""
 CREDIT_PATH = "credit/newest"
 """JSON: the entry that names the newest credit root, with a proof; its pages lie beside it."""
 MAX_ROOTED_BYTES = 48 << 10
@@ -46,6 +48,7 @@ FILES = (
     (ALIASES_PATH, MAX_TABLE_BYTES),
     (CONFLICTS_PATH, MAX_CONFLICTS * MAX_ENVELOPE_BYTES),
     (SEAL_PATH, MAX_ENVELOPE_BYTES),
+    (TERMS_PATH, MAX_NOTE_BYTES),
     (CREDIT_PATH, MAX_ROOTED_BYTES + 2 * MAX_DOCUMENT_BYTES),
     (path_of("[0-9a-f]{64}"), MAX_DOCUMENT_BYTES),
     ("credit/[0-9a-f]{64}", MAX_PAGE_BYTES),

@@ -21,8 +21,10 @@ from artel.ledger.fold import history, labels
 from artel.ledger.fold.history import History
 from artel.ledger.store import finality
 from artel.ledger.store.finality import Finality
+from artel.ledger.store.published import kept_of
 from artel.ledger.sync.source import Holder
 from artel.ledger.tlog import note
+from artel.ledger.tlog.checkpoint import parse_checkpoint
 from artel.ledger.tlog.cosignature import time_of
 from artel.protocol.errors import CheckFailed, DecodeError, Unreachable, UsageError
 
@@ -212,16 +214,16 @@ class LedgerView:
         start = self.log.size
         while time.monotonic() < deadline:
             offer = offered(holder, run=self.state.run)
-            size = self.log.size
-            if offer.head.size >= size and offer.tree.root_at(size) != self.log.root:
+            size = kept_of(parse_checkpoint(self.log.latest_note), offer.head.terms)
+            if offer.head.size >= size and offer.tree.root_at(size) != self.log.root_at(size):
                 raise CheckFailed(
                     f"{offer.name} shows another history than a moment ago",
                     "see which: artel ledger compare URL OTHER-URL",
                 )
+            start = min(start, size)  # a term that begins meanwhile takes something back
             for index, leaf in enumerate(offer.tree.leaves(start), start):
                 if entry_id(leaf) == entry:
                     return index, offer.head.note
-            start = max(start, offer.head.size)
             time.sleep(SUBMITTED_POLL_S)
         raise Unreachable(
             f"the peer passed it on, but it is not in the ledger after {SUBMITTED_WAIT_S:.0f} s",

@@ -18,7 +18,7 @@ from artel.protocol.merkle import EMPTY_ROOT, HASH_BYTES, node_hash
 
 MAX_HASHES = 63
 """Of a tree with fewer than 2^63 leaves."""
-MAX_EXTRA_BYTES = 64 * 1024
+MAX_EXTRA_BYTES = 128 * 1024
 MAX_PROOF_BYTES = MAX_NOTE_BYTES + 2 * MAX_EXTRA_BYTES
 HEADER = "c2sp.org/tlog-proof@v1"
 
@@ -133,7 +133,7 @@ class TlogProof:
     def parse(cls, data: str | bytes) -> TlogProof:
         """Read a proof.
 
-        :raises DecodeError: on anything that the spec does not allow, or more than 192 KiB
+        :raises DecodeError: on anything that the spec does not allow, or more than 320 KiB
         """
         if len(data) > MAX_PROOF_BYTES:
             raise DecodeError(f"proof of {len(data)} bytes, at most {MAX_PROOF_BYTES} allowed")

@@ -13,8 +13,7 @@ from artel.ledger.fold.history import History
 from artel.ledger.store import finality
 from artel.ledger.store.finality import Finality
 from artel.ledger.store.reader import LedgerReader
-from artel.ledger.tlog.checkpoint import origin_of
-from artel.ledger.tlog.note import VerifierKey
+from artel.ledger.tlog.checkpoint import verifier_keys
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,8 @@ class Context:
     @property
     def vkeys(self) -> list[str]:
         """Verifier keys of the log in its present term."""
-        origin = origin_of(self.state.run, self.store.term)
-        return [VerifierKey(origin, bytes.fromhex(k)).encode() for k in self.state.coordinators]
+        term = self.state.term
+        return [each.encode() for each in verifier_keys(self.store.origin, [term.leader])]
 
     @property
     def newest_round(self) -> int:
@@ -67,6 +66,14 @@ class Context:
     def trust(self) -> str:
         """What the witnesses are worth."""
         return finality.trust(self.state).label
+
+    @property
+    def led(self) -> str:
+        """Who adds entries now, and since when."""
+        term = self.state.term
+        since = f" since entry {term.begins:,}" if term.number else ""
+        chosen = "" if term.leader in self.state.coordinators else ", which a node started"
+        return f"term {term.number}, led by coordinator {short_key(term.leader)}{chosen}{since}"
 
     def is_final(self, index: int) -> bool:
         """Whether the entry at ``index`` is."""

@@ -36,7 +36,7 @@ from artel.ledger.store.reader import LedgerReader
 from artel.ledger.sync import offline
 from artel.ledger.sync.serving import Served
 from artel.ledger.sync.source import NotFound
-from artel.ledger.tlog.note import VerifierKey
+from artel.ledger.tlog.checkpoint import verifier_keys
 from artel.ledger.web import lists
 from artel.ledger.web.answers import (
     FOREVER,
@@ -158,12 +158,14 @@ class LedgerSite:
 
     async def _run(self, request: web.Request) -> web.Response:
         store = self._store
-        origin, genesis = store.origin, store.genesis
-        keys = [VerifierKey(origin, bytes.fromhex(key)).encode() for key in genesis.coordinators]
+        origin, genesis, term = store.origin, store.genesis, self._state().term
+        keys = [key.encode() for key in verifier_keys(origin, store.signers(store.term))]
         facts = {
             "run": genesis.run,
             "name": genesis.name,
             "origin": origin,
+            "term": term.number,
+            "leader": term.leader,
             "vkey": keys[0],
             "vkeys": keys,
             "size": store.size,

@@ -92,17 +92,22 @@ def record(home: Path, world: World, size: int, *witnesses: Identity) -> None:
 def write_tiles(home: Path, folder: Path, note_text: str = "") -> Path:
     """The C2SP files of a home's ledger, partial tiles included."""
     with LedgerStore.open(home / DATABASE_NAME) as store:
-        text = note_text or store.latest_note
-        size = parse_checkpoint(text).size
-        for tile in (*tiles.tiles_of(size), *tiles.level_tiles(tiles.ENTRIES, size)):
-            path = folder / tile.path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(store.tile(tile))
-        for leaf in store.leaves(0, size):
-            if isinstance(leaf, Leaf):
-                path = folder / path_of(document_of(leaf))
-                path.parent.mkdir(exist_ok=True)
-                path.write_bytes(leaf.document)
+        return write_tiles_of(store, folder, note_text)
+
+
+def write_tiles_of(store: LedgerStore, folder: Path, note_text: str = "") -> Path:
+    """The same of an open ledger."""
+    text = note_text or store.latest_note
+    size = parse_checkpoint(text).size
+    for tile in (*tiles.tiles_of(size), *tiles.level_tiles(tiles.ENTRIES, size)):
+        path = folder / tile.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(store.tile(tile))
+    for leaf in store.leaves(0, size):
+        if isinstance(leaf, Leaf):
+            path = folder / path_of(document_of(leaf))
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(leaf.document)
     (folder / "checkpoint").write_text(text)
     return folder
 

@@ -18,8 +18,9 @@ from tlog_scales.signing import PlainEd25519Signer, Vkey
 from tlog_scales.writer import TilesWriter
 
 from artel.ledger.sync.audit import audit
+from artel.ledger.sync.handing_out import read_bundle, read_tile
 from artel.ledger.sync.holding import hold
-from artel.ledger.sync.signed_tree import SignedTree, read_bundle, read_tile
+from artel.ledger.sync.signed_tree import SignedTree
 from artel.ledger.sync.source import (
     FolderSource,
     HttpSource,

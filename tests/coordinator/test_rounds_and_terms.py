@@ -1,0 +1,168 @@
+"""Rounds and terms together with the fold, by many schedules: of two final histories one begins
+with the other, what is final is in every later term, nothing is paid twice, the fold ignores
+nothing of an honest leader, and in the end a round gets done.
+
+Rules that are broken on purpose are found by the same schedules.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from artel.coordinator import resuming
+from artel.ledger.entries import RoundClosed
+from artel.ledger.entries.credit import grant
+from artel.ledger.entries.electors import Electorate, Electors
+from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.entries.records import Outcome
+from paper_world import Broken, Leader, Member, beginning
+from schedule_world import Schedule, walk
+
+STEPS = 250
+
+
+def test_no_schedule_breaks_what_must_hold() -> None:
+    done: Counter[str] = Counter()
+    for seed in range(500):
+        schedule = walk(seed, STEPS)
+        done.update(schedule.counts)
+        done["rounds"] += max(each.ledger.state.round for each in schedule.members.values())
+    # And they come to what could go wrong.
+    assert min(done[what] for what in ("finals", "handovers", "forks", "rounds")) > 100, done
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(20_000)
+def test_no_schedule_of_100_000_does() -> None:
+    for seed in range(500, 100_500):
+        walk(seed, STEPS)
+
+
+# --- rules that are broken on purpose -------------------------------------------------------------
+
+
+def one_round_of_signatures(patch: pytest.MonkeyPatch) -> None:
+    """An entry is final as soon as a head that covers it is certified."""
+    patch.setattr(Electors, "final_by", lambda self, size: size)
+
+
+def half_is_a_quorum(patch: pytest.MonkeyPatch) -> None:
+    def half(self: Electorate, nodes: Any) -> bool:
+        found = sum(weight for node, weight in self.weights.items() if node in nodes)
+        return 2 * found >= sum(self.weights.values())
+
+    patch.setattr(Electorate, "quorum", half)
+
+
+def credit_on_closing(patch: pytest.MonkeyPatch) -> None:
+    rule = RoundClosed.rule
+
+    def changed(self: RoundClosed, state: FoldState, entry: Any) -> Any:
+        effect = rule(self, state, entry)
+        if isinstance(effect, str):
+            return effect
+
+        def paying() -> Outcome:
+            done, attempt = effect(), state.attempt
+            assert attempt is not None
+            granted = tuple(
+                given
+                for peer, tokens in attempt.accepted.items()
+                if (
+                    given := grant(
+                        state,
+                        "compute",
+                        attempt.shown[peer].entry,
+                        attempt.accounts[peer],
+                        node=peer,
+                        round=self.round,
+                        units=tokens,
+                        due=self.round + 9,
+                    )
+                )
+            )
+            return Outcome(done.status, granted=granted, left_out=done.left_out)
+
+        return paying
+
+    patch.setattr(RoundClosed, "rule", changed)
+    patch.setattr("artel.ledger.entries.kinds.state_agreed._credit_round", lambda *_: ())
+
+
+def a_seal_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """It was not written down: the elector goes on cosigning."""
+    seal = Schedule.seal
+
+    def forgetful(self: Schedule, member: Member, ahead: int) -> None:
+        seal(self, member, ahead)
+        member.sealed = -1
+
+    patch.setattr(Schedule, "seal", forgetful)
+
+
+def the_oldest_certificate_counts(patch: pytest.MonkeyPatch) -> None:
+    """Electors name the first one that they know."""
+
+    def oldest(self: Member) -> Any:
+        known = [*self.ledger.certified, *self.known]
+        return min(known, key=lambda head: head.place, default=None)
+
+    patch.setattr(Member, "newest_certified", oldest)
+
+
+def electors_change_at_once(patch: pytest.MonkeyPatch) -> None:
+    """Without the former ones having agreed."""
+    choose = Electors.choose
+
+    def alone(self: Electors, *arguments: Any) -> None:
+        choose(self, *arguments)
+        self.sets = self.sets[-1:]
+
+    patch.setattr(Electors, "choose", alone)
+
+
+def an_interrupted_attempt_stays_open(patch: pytest.MonkeyPatch) -> None:
+    """Whoever goes on begins the same attempt anew."""
+    patch.setattr(Leader, "close_interrupted", lambda self: None)
+    monkeyed = resuming.resumed
+
+    def same(fold: FoldState, now: float, before: Any = None) -> Any:
+        from dataclasses import replace
+
+        state = monkeyed(fold, now, before)
+        attempt = fold.attempt
+        interrupted = attempt is not None and attempt.phase in resuming.INTERRUPTED
+        return replace(state, attempt=attempt.attempt) if interrupted and attempt else state
+
+    patch.setattr("paper_world.resumed", same)
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """Ledgers are shared by all schedules: none that was folded by broken rules stays."""
+    beginning.cache_clear()
+    yield
+    beginning.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize(
+    ("broken", "what"),
+    [
+        (one_round_of_signatures, "two final histories|lost"),
+        (half_is_a_quorum, "two final histories|lost"),
+        (credit_on_closing, "credit twice"),
+        (a_seal_is_forgotten, "two final histories|lost"),
+    ],
+)
+def test_a_broken_rule_is_found(
+    broken: Callable[[pytest.MonkeyPatch], None], what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken(monkeypatch)
+    with pytest.raises(Broken, match=what):
+        for seed in range(500):
+            walk(seed, STEPS)
