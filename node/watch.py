@@ -381,7 +381,7 @@ def refuse_older(replica: Replica, heads: HeadStore) -> None:
         ours, seen = store.note_at(head.size), heads.note(head.size)
         if ours and seen and parse_checkpoint(ours).root != parse_checkpoint(seen).root:
             proof = evidence.build(ours, store, seen, store)
-            evidence.check(proof, verifier_keys(store.origin, store.genesis.coordinators))
+            evidence.check(proof, verifier_keys(proof.origin, store.leaders()))
             raise SplitViewProven(proof)
     error = heads_error(known, store.size, store.root_at)
     if error:

@@ -18,7 +18,7 @@ from artel.ledger.entries import evidence
 from artel.ledger.entries.evidence import SplitView
 from artel.ledger.store.database import storage_errors
 from artel.ledger.store.published import kept_of, run_of, term_of
-from artel.ledger.sync.leadership import Leaves, Mandate
+from artel.ledger.sync.leadership import EntryTree, Mandate
 from artel.ledger.sync.offline import write_evidence
 from artel.ledger.sync.signed_tree import Shown, SignedHead, SignedTree
 from artel.ledger.sync.source import TileSource
@@ -158,7 +158,7 @@ def record(home: Path, heads: HeadStore, proof: SplitView, store: LedgerReader) 
     return path
 
 
-def mandate_of(proof: SplitView, tree: Leaves, terms: Iterable[Term]) -> Mandate:
+def mandate_of(proof: SplitView, tree: EntryTree, terms: Iterable[Term]) -> Mandate:
     """What ties the key that a proof is about to the run, so that a file with both verifies with
     nothing else at hand.
 
@@ -171,7 +171,7 @@ def mandate_of(proof: SplitView, tree: Leaves, terms: Iterable[Term]) -> Mandate
     return Mandate.of(tree, size, [each for each in terms if size and each.number == own])
 
 
-def _is_of(tree: Leaves, head: Checkpoint) -> bool:
+def _is_of(tree: EntryTree, head: Checkpoint) -> bool:
     try:
         return root_at(tree, head.size) == head.root
     except ArtelError:  # it is larger

@@ -63,7 +63,7 @@ def _signers(entry: Entry, body: Handover) -> set[str]:
 # --- in a file ------------------------------------------------------------------------------------
 
 
-class Leaves(HashReader, Protocol):
+class EntryTree(HashReader, Protocol):
     """A tree whose entries are at hand."""
 
     @property
@@ -82,7 +82,7 @@ class Mandate:
     """Index, entry (with its document) and inclusion proof of each."""
 
     @classmethod
-    def of(cls, tree: Leaves, size: int, terms: Iterable[Term]) -> Mandate:
+    def of(cls, tree: EntryTree, size: int, terms: Iterable[Term]) -> Mandate:
         """What shows who led in these terms, in the tree of the first ``size`` entries."""
         later = sorted({term.begins for term in terms if term.number})
         handed = ((at, tree.leaf(at), tuple(inclusion(tree, at, size))) for at in later)
@@ -175,7 +175,7 @@ def first_term(genesis: Genesis) -> Term:
     return Term(0, 0, genesis.coordinators[0])
 
 
-def terms_shown(source: TileSource, tree: Leaves, genesis: Genesis, last: int) -> list[Term]:
+def terms_shown(source: TileSource, tree: EntryTree, genesis: Genesis, last: int) -> list[Term]:
     """The terms of a tree up to ``last``, as far as the entries that begin them are shown.
 
     :param last: of the head that signs the tree, which has to be one of them
