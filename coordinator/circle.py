@@ -7,16 +7,18 @@ for the ledger and for seals (:mod:`.standby`).
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from artel.coordinator.members_file import read_members
 from artel.ledger.entries.fold_state import FoldState
 from artel.protocol.errors import DecodeError
 from artel.protocol.identity import peer_id_of
 from artel.protocol.net import dht
+from artel.protocol.schema import Schema
 
 if TYPE_CHECKING:
     from artel.protocol.net.host import Host
@@ -35,10 +37,19 @@ class Circle:
         """Members that were there when the home was used last."""
         self.known = {one.peer: one.addresses for one in rows}
         """Where members and coordinators are."""
+        self._searches: set[asyncio.Future[Any]] = set()
         self.terms: dict[str, int] = {}
         """Coordinator (peer id) to the term that it says to lead, -1 for none."""
         for peer, addresses in self.known.items():
             host.remember(peer, addresses)
+
+    async def _found(self, key: str, schema: type[Schema]) -> dict[str, Schema]:
+        """Records under a key. A search that nobody waits for any more ends by itself: hivemind's
+        leaves tasks behind when it is cancelled."""
+        search = asyncio.ensure_future(self._host.lookup(key, schema))
+        self._searches.add(search)
+        search.add_done_callback(self._searches.discard)
+        return await asyncio.shield(search)
 
     async def peers(self) -> list[str]:
         """Whoever can be asked now."""
@@ -52,8 +63,8 @@ class Circle:
                 await self._host.join(near)
         state = self._state()
         named = {peer_id_of(bytes.fromhex(key)) for key in state.leaders()} if state.size else ()
-        leading = await self._host.lookup(dht.run_key(self._run), dht.RunRecord)
-        holding = await self._host.lookup(dht.nodes_key(self._run), dht.HolderRecord)
+        leading = await self._found(dht.run_key(self._run), dht.RunRecord)
+        holding = await self._found(dht.nodes_key(self._run), dht.HolderRecord)
         self.terms = {peer: record.term for peer, record in leading.items()}
         for peer, record in (leading | holding).items():
             # Whoever says to lead is asked, too: members may have elected it.

@@ -21,6 +21,7 @@ from artel.coordinator.members_file import keep_members
 from artel.coordinator.own_ledger import OwnLedger
 from artel.coordinator.page import TEMPLATES
 from artel.coordinator.preparation import Prepared, load_prepared, manifest_path
+from artel.coordinator.recomputing import Recomputer
 from artel.coordinator.standby import Standby
 from artel.coordinator.stock import Stock
 from artel.coordinator.takeover import Turn
@@ -44,6 +45,7 @@ from artel.protocol.tasks import beside, together
 log = logging.getLogger("artel.coordinator")
 
 RETRY_S = 2.0
+WARM_S = 5.0
 
 
 async def run_of_invite(
@@ -106,6 +108,7 @@ async def stand_by(
     names: Sequence[str],
     ways: Sequence[str],
     listener: socket.socket,
+    recomputer: Recomputer,
     greet: Callable[[str, str], None],
 ) -> Turn | None:
     """Stand by until a term may be begun; None when the newest ledger says that this home leads.
@@ -113,6 +116,7 @@ async def stand_by(
     :param names: as of :class:`.standby.Standby`
     :param ways: addresses of the invite
     :param listener: of the page
+    :param recomputer: runs while the run rests on its coordinator: loading it takes seconds
     :param greet: is told the address of the page, and what to say to a person
     """
     home = own.home
@@ -132,8 +136,19 @@ async def stand_by(
             standby.announce(),
             standby.keep(),
             keep_members(home, standby.present),
+            _warm(standby, recomputer),
         )
         return await beside(_all(beside_it), standby.until_turn())
+
+
+async def _warm(standby: Standby, recomputer: Recomputer) -> None:
+    while True:
+        state = standby.state
+        if state.size and state.rests_on == "coordinator":
+            await recomputer.start()
+        else:
+            await recomputer.close()
+        await asyncio.sleep(WARM_S)
 
 
 async def _all(work: Iterable[Coroutine[Any, Any, None]]) -> None:

@@ -30,6 +30,7 @@ from artel.coordinator.metrics import METRICS_FILE, Metrics
 from artel.coordinator.own_ledger import OwnLedger
 from artel.coordinator.peer import addresses_of
 from artel.coordinator.preparation import Prepared, prepare_in_child
+from artel.coordinator.recomputing import Recomputer
 from artel.coordinator.recovery import Asking, Behind
 from artel.coordinator.sequencer import Sequencer
 from artel.coordinator.takeover import TermOver, Turn, begin
@@ -177,8 +178,18 @@ class CoordinatorProcess:
     began: float
     greeted: bool = False
 
+    def __post_init__(self) -> None:
+        self.recomputer = Recomputer(self.options.home)
+        """Outlasts a term, so that who takes over has it running."""
+
     async def run(self) -> None:
         """Lead, or stand by; ends only with an error."""
+        try:
+            await self._terms()
+        finally:
+            await self.recomputer.close()
+
+    async def _terms(self) -> None:
         while True:
             try:
                 await self._term()
@@ -232,6 +243,7 @@ class CoordinatorProcess:
                 names,
                 ways,
                 listener,
+                self.recomputer,
                 lambda url, words: self.greet(url, invite, lambda: words),
             )
 
@@ -256,7 +268,6 @@ class CoordinatorProcess:
         """Everything that goes on at the same time; ends with an error or by being cancelled."""
         from artel.coordinator.agreeing import Agreeing
         from artel.coordinator.desk import Desk
-        from artel.coordinator.recomputing import Recomputer
         from artel.coordinator.term_watch import TermWatch
         from artel.coordinator.upkeep import Upkeep
         from artel.coordinator.web import RunPage
@@ -273,7 +284,7 @@ class CoordinatorProcess:
             seconds = time.monotonic() - self.began
             emit(log, "coordinator.ready", run=run[:12], term=own.store.term, seconds=seconds)
             upkeep = Upkeep(core, self.public(url))
-            agreeing = Agreeing(core, Recomputer(home))
+            agreeing = Agreeing(core, self.recomputer)
             circle = Circle(home, self.host, run, lambda: core.ledger.state)
             members = keep_members(home, lambda: addresses_of(core.peers))
             watch = TermWatch(core, home, circle)

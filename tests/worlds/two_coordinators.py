@@ -39,6 +39,8 @@ class Two(Swarm):
 
     pair: dict[str, Program] = field(default_factory=dict)
     leads: str = HOMES[0]
+    died: float = 0.0
+    """When (steady seconds) the one that led was killed, or had handed over."""
 
     @property
     def programs(self) -> list[Program]:
@@ -121,17 +123,18 @@ class Two(Swarm):
             self.inject(self.leads, point)
             await within(program.process.wait(), PATIENCE_S)
             self.inject(self.leads)
+        self.died = time.monotonic()
         return final_of(self.folder / self.leads)
 
     async def taken_over(self) -> float:
-        """The other one leads, and has opened a round: the seconds until then."""
+        """The other one leads, and has opened a round: the seconds until then, from the death."""
 
         def opened(status: Status) -> bool:
-            return status["role"] == "leader" and status["phase"] != "waiting"
+            return status["role"] == "leader" and status["phase"] == "training"
 
-        took = await self.until(self.other, opened, "the other coordinator leads")
+        await self.until(self.other, opened, "the other coordinator leads")
         self.leads = self.other
-        return took
+        return time.monotonic() - self.died
 
     async def a_state(self) -> float:
         """Wait until one more state is agreed, under whoever leads now."""
