@@ -143,8 +143,10 @@ class OwnLedger:
         commit and that note it may be one commit behind."""
         noted = self.second.newest(self.store.origin) if self.second is not None else ""
         query = "SELECT follows FROM checkpoints WHERE size = ?"
-        ((before,),) = self.store.query(query, (self.store.size,))
-        return bool(noted) and size_of(noted) in (self.store.size, before)
+        size = self.store.size
+        # No row: another one is taken over at this moment, in the place of its end.
+        before = [row[0] for row in self.store.query(query, (size,))]
+        return bool(noted) and size_of(noted) in (size, *before)
 
     async def take_tail(self) -> None:
         """Take the newest entries back out of the second memory, as far as they join ours."""
