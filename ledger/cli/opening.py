@@ -43,7 +43,13 @@ class LedgerOptions:
             "meant: an invite, http(s)://..., a multiaddr with /p2p/PEER, or a folder of tiles",
         ),
     ] = None
-    run: Annotated[RunId, Parameter(help="run id that the ledger has to have")] = ""
+    run: Annotated[
+        RunId,
+        Parameter(
+            help="run id that the ledger has to have; what was read of it before is shown where "
+            "neither --from nor the home has it"
+        ),
+    ] = ""
     home: Home = DEFAULT_HOME
     as_json: AsJson = False
 
@@ -54,7 +60,8 @@ class LedgerOptions:
 
     @contextmanager
     def opened(self) -> Iterator[LedgerView]:
-        """The ledger of ``--from``, or else of the home, verified as far as ``View`` says.
+        """The ledger of ``--from``, or else of the home, verified as far as ``View`` says; of a run
+        that the home does not have, as it was read here last.
 
         :raises UsageError: there is none, or the target cannot be understood
         :raises CheckFailed: it does not hold
@@ -63,9 +70,10 @@ class LedgerOptions:
         from artel.ledger.sync import client
 
         if self.source is None:
-            with client.home_view(self.folder) as view:
-                if self.run and view.log.size and view.log.genesis.run != self.run:
-                    raise UsageError(f"{view.where} holds run {view.log.genesis.run[:12]}…")
+            named = client.run_view(self.folder, self.run) if self.run else None
+            with named or client.home_view(self.folder) as view:
+                if view.trust and not self.as_json:
+                    print(view.trust, file=sys.stderr)
                 yield view
             return
         with (

@@ -43,6 +43,8 @@ from artel.protocol.terminal import printable
 
 __all__ = ["LedgerView", "home_view", "remote_view"]
 
+LAST_NAME = "from"
+"""File beside what was fetched of a run: who was asked last."""
 MAX_FETCHED_BYTES = 4 << 30
 """Of entries and documents that a reader takes over at a time: a stranger's log must not fill the
 disk."""
@@ -67,6 +69,31 @@ def home_view(home: Path) -> Iterator[LedgerView]:
 
 
 @contextmanager
+def run_view(home: Path, run: str) -> Iterator[LedgerView]:
+    """The ledger of a run: of a home that has it, or else as it was read here last.
+
+    :raises UsageError: there is neither
+    :raises CheckFailed: it is damaged
+    """
+    folder = default_folder(run)
+    with ExitStack() as stack:
+        try:
+            view = stack.enter_context(home_view(home))
+            if view.log.size and view.log.genesis.run != run:
+                raise UsageError(f"{view.where} holds run {view.log.genesis.run[:12]}…")
+        except UsageError:
+            if not (folder / DATABASE_NAME).is_file():
+                raise
+            store = stack.enter_context(LedgerReader.of(folder, run))
+            where = "somebody"
+            with suppress(OSError, UnicodeError):
+                where = printable((folder / LAST_NAME).read_text("utf-8")[:MAX_WORDS])
+            said = f"as it was read here last, from {where}; --from TARGET reads it anew"
+            view = LedgerView(store, str(folder), trust=said)
+        yield view
+
+
+@contextmanager
 def remote_view(holder: Holder, run: str = "") -> Iterator[LedgerView]:
     """The ledger that somebody else holds, read from a replica that is brought up to date here.
 
@@ -83,6 +110,9 @@ def remote_view(holder: Holder, run: str = "") -> Iterator[LedgerView]:
         raise CheckFailed(f"{holder.name}: {error.message}") from None
     name = offer.head.run
     with _replica(default_folder(name), offer) as (store, seen):
+        if store.path.parent == default_folder(name):
+            with suppress(OSError):
+                (store.path.parent / LAST_NAME).write_text(holder.name, "utf-8")
         notes = [offer.certified, offer.head.note]
         view = LedgerView(store, holder.name, holder=holder, notes=notes, seen=seen)
         if not run:

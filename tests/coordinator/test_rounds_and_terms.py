@@ -157,6 +157,7 @@ def fresh() -> Iterator[None]:
         (half_is_a_quorum, "two final histories|lost"),
         (credit_on_closing, "credit twice"),
         (a_seal_is_forgotten, "two final histories|lost"),
+        (an_interrupted_attempt_stays_open, "ignored: round_opened"),
     ],
 )
 def test_a_broken_rule_is_found(

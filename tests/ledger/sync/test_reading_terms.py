@@ -210,7 +210,10 @@ def test_a_home_is_restored_from_a_later_term(
 
 
 def test_a_reader_follows_the_terms_and_does_not_go_back(
-    homes: tuple[Path, Path, Path], tiles: tuple[Path, Path, Path], cache: Path
+    homes: tuple[Path, Path, Path],
+    tiles: tuple[Path, Path, Path],
+    cache: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for number in (0, 2):
         with remote_view(hold(str(tiles[number]))[0], RUN) as view:
@@ -219,6 +222,13 @@ def test_a_reader_follows_the_terms_and_does_not_go_back(
         assert (view.log.term, view.seen) == (1, size_of(homes[2]))
     with LedgerReader.of(cache) as kept:
         assert kept.term == 4
+    # Without anybody to ask, that is what a run's id leads to.
+    assert main(["status", "--run", RUN, "--home", str(cache / "none")]) == 0
+    out, err = capsys.readouterr()
+    assert f"as it was read here last, from {tiles[2]}" in err
+    assert "term/4" in out
+    with pytest.raises(UsageError, match="there is no ledger"):
+        main(["status", "--run", "0" * 64, "--home", str(cache / "none")])
     # And what was given up proves nothing any more.
     account = WORLD.owners[0].key
     with pytest.raises(CheckFailed, match="given up when its term ended"):
