@@ -20,10 +20,11 @@ from pathlib import Path
 from artel.ledger.entries import Entry, Genesis, decode, entry_id
 from artel.ledger.entries.body import portions
 from artel.ledger.entries.documents import document_of
+from artel.ledger.entries.kinds.handover import Handover
 from artel.ledger.fold import effects
 from artel.ledger.store import database
-from artel.ledger.store.database import storage_errors
-from artel.ledger.store.packing import pack, unpack
+from artel.ledger.store.database import insert_rows, read_leaves, storage_errors
+from artel.ledger.store.packing import pack
 from artel.ledger.store.published import (
     CHECKPOINT_NAME,
     DATABASE_NAME,
@@ -269,10 +270,14 @@ class LedgerStore(LedgerReader):
                         self._give_up(before, beside)
                     self._require_end(edge.size)
                     # To the end of a tile: the tile is stored before the next entry.
+                    handed = list[Handover]()
                     while page := self._page(rest, edge):
                         genesis = genesis or first_entry(page[0])
-                        last = self._insert(page, edge, beside)
+                        last = self._insert(page, edge, beside, handed)
                     assert genesis is not None
+                    tree = TileTree(edge, known)
+                    for begun in handed:
+                        begun.require_of(tree.size, tree.root_at)
                     root = edge.root()
                     head = Checkpoint(origin_of(genesis.run, term), edge.size, root)
                     note, lines = _own_lines(sign(edge.size, root), head)
@@ -284,7 +289,7 @@ class LedgerStore(LedgerReader):
                 raise
             emit(log, "ledger.committed", logging.DEBUG, size=edge.size, last=last)
             self._tiles, self.term = known, term
-            self._head = LedgerHead(TileTree(edge, self._tiles), root, note, genesis)
+            self._head = LedgerHead(tree, root, note, genesis)
             with storage_errors(self.path):
                 os.replace(new, self._checkpoint_path)
             return note
@@ -322,9 +327,16 @@ class LedgerStore(LedgerReader):
         if self._connection.execute(query).fetchone() != (size,):
             raise CheckFailed(f"another process has changed {self.path}", "start again")
 
-    def _insert(self, page: list[bytes | Entry], edge: Edge, beside: Beside | None) -> str:
+    def _insert(
+        self,
+        page: list[bytes | Entry],
+        edge: Edge,
+        beside: Beside | None,
+        handed: list[Handover],
+    ) -> str:
         """Insert into the open transaction, and add to ``edge`` what can be read back.
 
+        :param handed: gets what begins a term
         :returns: the kind of the last entry
         """
         first = edge.size
@@ -349,6 +361,7 @@ class LedgerStore(LedgerReader):
                 if self._connection.execute(_SELECT_TILE, place).fetchone() != (tile.hashes,):
                     raise _changed(Tile(*place).path)
         self._insert_documents(entries)
+        handed += [entry.body for entry in entries if isinstance(entry.body, Handover)]
         if beside is not None:
             beside(self._connection, entries, first)
         return entries[-1].kind
@@ -400,36 +413,6 @@ class LedgerStore(LedgerReader):
         if published != self.latest_note:
             with storage_errors(path):
                 files.write(path, self.latest_note.encode())
-
-
-def insert_rows(
-    connection: sqlite3.Connection, into: str, pairs: Iterable[tuple[object, object]]
-) -> None:
-    """Insert rows of two columns in one statement.
-
-    Python gives up its lock for each step of a statement: with a busy thread beside this one,
-    getting it back can take 5 ms every time.
-    """
-    values = [value for pair in pairs for value in pair]
-    places = ", ".join(["(?, ?)"] * (len(values) // 2))
-    connection.execute(f"INSERT INTO {into} VALUES {places}", values)
-
-
-def read_leaves(connection: sqlite3.Connection, start: int, stop: int) -> list[tuple[int, bytes]]:
-    """Entries ``start`` to ``stop`` with their indices, read in one step.
-
-    :raises ValueError: when what comes out of the database is not what was put together in it
-    :raises DecodeError: when it is nothing that was packed
-    """
-    # As one text, because of Python's lock (see insert_rows); in hex, because texts are cut at a
-    # zero byte.
-    query = (
-        "SELECT group_concat(idx || ' ' || hex(packed)) FROM (SELECT idx, packed FROM entries"
-        " WHERE idx >= ? AND idx < ? ORDER BY idx)"
-    )
-    (text,) = connection.execute(query, (start, stop)).fetchone()
-    rows = [row.split(" ") for row in text.split(",")] if text else []
-    return [(int(index), unpack(bytes.fromhex(packed))) for index, packed in rows]
 
 
 def _own_lines(note: str, head: Checkpoint) -> tuple[str, bytes]:

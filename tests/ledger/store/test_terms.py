@@ -38,10 +38,15 @@ STEPS = (100, 200, 230, KEPT, 290, GIVEN_UP)
 SIGN = partial(sign_checkpoint, STANDBY, origin_of(WORLD.run, 1))
 
 
-def handed(by: int = 3) -> Envelope:
-    """The handover, with the seals of so many members."""
+def handed(by: int = 3, size: int = KEPT, of: int = KEPT) -> Envelope:
+    """The handover, with the seals of so many members.
+
+    :param size: of the head that they name
+    :param of: size of the tree whose root they name
+    """
+    root = WORLD.head(LOG[:of]).root.hex()
     seals = [
-        entries.open_seal(entries.seal(node, WORLD.run, term=0, size=KEPT).encode())[1]
+        entries.open_seal(entries.seal(node, WORLD.run, term=0, size=size, root=root).encode())[1]
         for node in WORLD.members[:by]
     ]
     return entries.handover(STANDBY, WORLD.run, term=1, seals=seals)
@@ -137,6 +142,20 @@ def test_a_term_that_nobody_sealed_replaces_nothing(tmp_path: Path) -> None:
     assert replica.state.ignored == {}
     replica.store.close()
     assert verify_home(tmp_path / "home").verified
+
+
+def test_a_term_that_does_not_go_on_from_the_heads_in_its_seals_is_taken_over_by_nobody(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(CheckFailed, match=f"does not go on from the head of {KEPT} entries"):
+        successor(tmp_path, handed(of=KEPT - 1))
+    replica = grown(tmp_path / "home", *STEPS[:3])
+    with closing(replica.store) as store:
+        root, first = store.root, handed(size=store.size, of=store.size - 1).encode()
+        store.begin_term(1)
+        with pytest.raises(CheckFailed, match="does not go on from the head"):
+            store.append([first], SIGN, replica.fold.beside)
+        assert store.root == root
 
 
 def test_nobody_goes_back_to_a_term_that_is_over(tmp_path: Path) -> None:
