@@ -35,11 +35,12 @@ GROUPS = {
         "write, explain and prepare the file that describes a run",
     ),
     "coordinator": ("artel.coordinator.commands", "publish a run and coordinate its rounds"),
+    "chaos": ("artel.coordinator.chaos", "let everything go wrong in a run on this machine"),
     "ledger": ("artel.ledger.cli", "see and check who contributed what"),
     "completion": ("artel.completion", "let a shell complete commands with the Tab key"),
 }
 
-EXTRAS = {"demo": "coordinator", "run": "coordinator", "coordinator": "coordinator", "node": "node"}
+EXTRAS = {"node": "node"} | dict.fromkeys(("demo", "run", "coordinator", "chaos"), "coordinator")
 """The extra of the package that brings what a group imports; ledgers need none, or these two."""
 LIBP2P = ("libp2p", "multiaddr", "trio")
 

@@ -1,10 +1,11 @@
 """Hosts with slow links on one machine: network namespaces, a bridge, and token buckets.
 
 Every host is a namespace of its own with one interface, ``eth0``, and addresses that nothing
-outside sees. Its traffic passes a bridge in one more namespace. A token bucket (``tc tbf``) on each
-end of the cable holds the host to so many Mbit/s up and down, as a home connection does: a queue of
-``QUEUE_MS`` in front of each, and packets beyond it are dropped. There is no delay besides that
-queue, and no loss besides its overflow. The rule that TCP follows is the kernel's own choice.
+outside sees. Its traffic passes a bridge in one more namespace, and another one while it is split
+off. A token bucket (``tc tbf``) on each end of the cable holds the host to so many Mbit/s up and
+down, as a home connection does: a queue of ``QUEUE_MS`` in front of each, and packets beyond it are
+dropped. There is no delay besides that queue, and no loss besides its overflow. The rule that TCP
+follows is the kernel's own choice.
 
 What a host has sent and received is counted by the kernel at ``eth0``, with the headers of
 Ethernet, IP and TCP and everything that was sent twice.
@@ -115,6 +116,19 @@ class Links:
         """The command that runs ``argv`` inside a host; the process becomes ``argv`` itself."""
         return ["ip", "netns", "exec", self._namespace(host), *argv]
 
+    def split(self, *hosts: int) -> None:
+        """Cut these hosts off from the others; they still reach each other."""
+        for host in hosts:
+            self._plug(host, "island")
+
+    def heal(self) -> None:
+        """All are on one network again."""
+        for host in range(self._hosts):
+            self._plug(host, "bridge")
+
+    def _plug(self, host: int, bridge: str) -> None:
+        _ip("-n", f"{self._prefix}sw", "link", "set", f"port{host}", "master", bridge)
+
     def bytes(self, host: int, interface: str = "eth0") -> Wire:
         """What a host has sent and received so far; with "lo" what it has sent to itself."""
         shown = _ip("-n", self._namespace(host), "-s", "-j", "link", "show", "dev", interface)
@@ -130,8 +144,9 @@ class Links:
         down, up = self._limits
         switch = f"{self._prefix}sw"
         _ip("netns", "add", switch)
-        _ip("-n", switch, "link", "add", "bridge", "type", "bridge")
-        _ip("-n", switch, "link", "set", "bridge", "up")
+        for bridge in ("bridge", "island"):
+            _ip("-n", switch, "link", "add", bridge, "type", "bridge")
+            _ip("-n", switch, "link", "set", bridge, "up")
         for host in range(self._hosts):
             name, port = self._namespace(host), f"port{host}"
             _ip("netns", "add", name)

@@ -58,6 +58,7 @@ def prepare(config_path: Path, home: Path, stages: Stages | None = None) -> Prep
     :param stages: shows how far it is, what is used of the text, what is not and why, and warnings
     :raises UsageError: when the file, its data or its model cannot be used, or when ``home`` holds
         another run
+    :raises CheckFailed: when what ``home`` holds is damaged, or of another version
     :raises ResourceError: when the disk is full or another process prepares the same home
     """
     config = load_config(config_path)
@@ -88,6 +89,7 @@ def _is_prepared(config: RunConfig, config_path: Path, home: Path) -> bool:
         path.write_bytes(envelope)
     manifest, _ = open_manifest(envelope)
     if manifest.config != config:
+        _published(home)  # where another version of this program wrote, that is said, and not this
         raise UsageError(
             f"{home} already holds the run {manifest.config.run.name!r}, and {config_path} "
             "describes another one",

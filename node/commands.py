@@ -50,6 +50,8 @@ DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/0"
 DEFAULT_HTTP = types.Endpoint("127.0.0.1", 0)
 """For this machine only, at a free port."""
 LEAVE_AT_ONCE_S = 15.0
+ONE_WAY = "by nobody: it opens all connections itself, and the coordinator passes its work on"
+ALONE = "it does not answer, nothing becomes final here, this node keeps trying"
 
 app = commandline.group(
     "node",
@@ -160,13 +162,14 @@ def _owner(given: Path | None, home: Path) -> identity.Identity:
 
 
 def _is_manifest(data: bytes) -> bool:
-    from artel.protocol.manifest import open_manifest
+    """Whether this is a manifest, of any version; one of another version is refused later."""
+    from artel.protocol import dsse
+    from artel.protocol.manifest import PAYLOAD_TYPE
 
     try:
-        open_manifest(data)
+        return dsse.decode(data).payload_type == PAYLOAD_TYPE
     except ArtelError:
         return False
-    return True
 
 
 def _invite(given: str | None, home: Path) -> Invite:
@@ -286,7 +289,9 @@ def _status(now: dict[str, Any]) -> Iterator[tuple[str, str]]:
         ),
     )
     yield "rejected", ", ".join(f"{n} × {why}" for why, n in now["rejected"].items()) or "none"
-    yield "ledger", f"{now['ledger_size']:,} entries, {now['cosigned_size']:,} of them cosigned"
+    held = f"{now['ledger_size']:,} entries, {now['cosigned_size']:,} of them cosigned"
+    yield "ledger", f"{held}, {now['final_size']:,} final"
+    yield "reached", "directly" if now["reachable"] else ONE_WAY
     yield "page", now["page"]
     yield (
         "memory",
@@ -297,7 +302,7 @@ def _status(now: dict[str, Any]) -> Iterator[tuple[str, str]]:
     )
     yield "last round", f"{seconds} (seconds)" if seconds else "none yet"
     if now["coordinator_lost"] or now["waiting"]:
-        waits = now["waiting"] or "it does not answer, this node keeps trying"
+        waits = now["waiting"] or ALONE
         yield "coordinator", f"{waits}; what is assigned is trained meanwhile"
     if now["last_error"]:
         yield "last error", now["last_error"]

@@ -95,6 +95,8 @@ class Daemon:
         self._holds_more = asyncio.Event()  # others could fetch something new from us
         self._end = asyncio.Event()
         self.leaving = False
+        self.reachable = True
+        """Whether the coordinator could dial this machine when it admitted this node."""
         self._restarts = 0
         self.started = time.time()
         self._credit_shown, self._round_shown = self.credit(), session.replica.state.round
@@ -249,11 +251,13 @@ class Daemon:
         """Be admitted again by a coordinator that does not know this node."""
         session = self.session
         await session.replica.catch_up(session.host, session.link.coordinator, session.run)
-        if isinstance(await session.link.ask(await session.hello()), messages.Trial):
+        reply = await session.link.ask(await session.hello())
+        if isinstance(reply, messages.Trial):
             raise CheckFailed(
                 "the coordinator does not know this node any more",
                 "start it again: it is admitted anew, after a trial",
             )
+        self.reachable = isinstance(reply, messages.Welcome) and reply.reachable
 
     async def _reconcile(self) -> None:
         """Keep the duty of the newest directive under way, and only that one."""

@@ -300,6 +300,7 @@ async def _enter(
         f"allowed. ({loaded.device})",
     )
     daemon = Daemon(session, states, corpus, welcome.payload_bytes, say)
+    daemon.reachable = welcome.reachable
     # The coordinator assigns the steps of a time-boxed round by it.
     daemon.worker.progress.tokens_per_second = measured.tokens_per_second
     return daemon

@@ -45,6 +45,8 @@ def overview(daemon: Daemon) -> dict[str, Any]:
         "share": share_of(fold, account, with_pending=True),
         "ledger_size": session.replica.store.size,
         "cosigned_size": daemon.cosigner.size,
+        "final_size": fold.final,
+        "reachable": daemon.reachable,
         "doubtful": daemon.watch.doubtful,
         "served": dict(traffic.served),
         "fetched": dict(traffic.fetched),

@@ -59,7 +59,11 @@ def _plain(value: Any) -> str:
 
 
 def configure(*, json_lines: bool = False, verbose: bool = False, file: Path | None = None) -> None:
-    """Send events to standard error, and to ``file`` (always everything, one line each)."""
+    """Send events to standard error, and to ``file`` (always everything, one line each).
+
+    What cannot be written, as on a full disk, is not: whoever works on goes on without its log.
+    """
+    logging.raiseExceptions = False  # else each such event prints a traceback in its place
     root = logging.getLogger("artel")
     root.setLevel(logging.DEBUG)
     root.propagate = False

@@ -83,6 +83,28 @@ def test_a_process_stands_still_for_its_time(tmp_path: Path) -> None:
     assert (printed, code) == ([ALL[0], "1 slow", *ALL[2:]], 0)
 
 
+def test_the_clock_on_the_wall_jumps_and_comes_back(tmp_path: Path) -> None:
+    program = """
+import logging, time
+from artel.protocol import events
+log = logging.getLogger("artel.test")
+events.configure()
+for number in range(3):
+    events.emit(log, "step.made", number=number)
+    print(round((time.time() - time.clock_gettime(time.CLOCK_REALTIME)) / 100), flush=True)
+"""
+    ahead = Injection("", "clock", seconds=3600.0, fields={"number": "1"})
+    inject(tmp_path / "injections", ahead, Injection("", "clock", fields={"number": "2"}))
+    with listening(tmp_path / "injections"):
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", program],
+            capture_output=True,
+            text=True,
+            env=tether.environment(),
+        )
+    assert done.stdout.split() == ["0", "36", "0"]
+
+
 def test_what_is_injected_changes_while_the_process_runs(tmp_path: Path) -> None:
     file = tmp_path / "injections"
     process = start(file, "again")

@@ -138,16 +138,21 @@ def _schema(connection: sqlite3.Connection) -> set[str]:
     return {str(sql) for (sql,) in rows}
 
 
+class OtherFormat(CheckFailed):
+    """A file of another version of this program; nothing in it is wrong."""
+
+
 def require_format(path: Path, connection: sqlite3.Connection, tables: Sequence[str]) -> None:
     """Refuse what has not exactly these tables.
 
-    :raises CheckFailed: it has others, or none
+    :raises OtherFormat: it has others
+    :raises CheckFailed: it has none
     """
     found = _schema(connection)
     if not found:
         raise damaged(path, "it is empty")
     if found != {text for text in tables if text.startswith("CREATE")}:
-        raise CheckFailed(
+        raise OtherFormat(
             f"{path} is in another format than the one that this program reads and writes",
             "use the program that made it, or fetch the ledger again into a new --home",
         )

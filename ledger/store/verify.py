@@ -121,7 +121,8 @@ def _verify(home: Path, progress: Tell) -> Verification:
         try:
             connection = stack.enter_context(database.reading(path, database.tables()))
         except CheckFailed as error:
-            failed = Check("database", False, error.message)
+            hint = error.hint if isinstance(error, database.OtherFormat) else ""
+            failed = Check("database", False, error.message, hint)
             return Verification("", 0, EMPTY_ROOT.hex(), (failed,), (), FoldState())
         store = LedgerReader(path, connection)
         checks("database", lambda: _integrity(connection))

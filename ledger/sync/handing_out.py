@@ -88,4 +88,5 @@ def _read_wide(
                 ) from None
         return decode(data, found.width - known)[: tile.width - known]
     except DecodeError as error:
-        raise CheckFailed(f"{found.path}: {error.message}", LIES) from None
+        # It may only be of another version.
+        raise CheckFailed(f"{found.path}: {error.message}", error.hint or LIES) from None

@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
@@ -38,7 +37,7 @@ from artel.protocol.net.p2pd import (
     Deaths,
     NetworkDaemon,
     Settings,
-    make_folder,
+    SocketFolder,
     pinned,
     raise_open_files,
     reason_of,
@@ -67,6 +66,7 @@ class Host:
     def __init__(
         self,
         identity: Identity,
+        folder: SocketFolder,
         daemon: NetworkDaemon,
         settings: Settings,
         node: DHTNode,
@@ -77,7 +77,7 @@ class Host:
         self.traffic = Traffic()
         self.uplink = Uplink(uplink)
         self.speeds = Speeds()
-        self._daemon, self._settings = daemon, settings
+        self._folder, self._daemon, self._settings = folder, daemon, settings
         self._dht, self._callers = node, callers
         self._reception = Reception(
             callers, self._stream, lambda peer: self._gateway.disconnect(peer)
@@ -121,14 +121,14 @@ class Host:
         callers = Callers(identity.peer_id)
         settings = Settings(key_file, tuple(listen), tuple(announce))
         async with contextlib.AsyncExitStack() as undo:
-            folder = make_folder()
-            undo.callback(shutil.rmtree, folder, ignore_errors=True)
-            daemon = await NetworkDaemon.start(settings, str(folder / "p2pd"))
+            folder = SocketFolder()
+            undo.callback(folder.close)
+            daemon = await NetworkDaemon.start(settings, str(folder.path / "p2pd"))
             undo.push_async_callback(daemon.close)
             if str(daemon.p2p.peer_id) != identity.peer_id:
                 raise ResourceError(f"the network daemon did not take the key {key_file}")
             node = await dht_node.start(daemon.p2p, identity, keys, callers.is_member)
-            host = cls(identity, daemon, settings, node, callers, uplink)
+            host = cls(identity, folder, daemon, settings, node, callers, uplink)
             undo.pop_all()
             undo.push_async_callback(host.close)
             if not announce:
@@ -412,7 +412,7 @@ class Host:
             # It tells the daemon, and would wait for ever when that has died.
             await within(self._dht.shutdown(), CLOSE_TIMEOUT_S)
         await self._daemon.close()
-        shutil.rmtree(os.path.dirname(self._daemon.socket), ignore_errors=True)
+        self._folder.close()
 
 
 def peer_of(address: str) -> str:

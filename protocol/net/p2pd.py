@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import os
 import resource
+import shutil
 import tempfile
 import time
 from collections import deque
@@ -52,6 +54,7 @@ GARBAGE = "40"
 needed: each stream takes 64 KiB, and peers open and close them at will."""
 OPEN_FILES, FEW_OPEN_FILES = 1 << 16, 4096
 """Open files that we ask the system for, and how few of them to warn of."""
+_SOCKETS = "artel-net-"
 _READY = b"Peer ID:"
 _TELLS_NOTHING = ("", "all dials failed", "dial backoff")
 _KEPT_BYTES = 4096
@@ -257,18 +260,66 @@ class Deaths:
             await asyncio.sleep(min(PAUSE_S * 2 ** (count - 2), LONGEST_PAUSE_S))
 
 
-def make_folder() -> Path:
-    """A fresh private folder for the sockets between us and a daemon.
+class SocketFolder:
+    """A fresh private folder for the sockets between us and a daemon; :meth:`close` removes it.
+
+    Its lock is ours for as long as we live. Folders of which nobody holds the lock are those of
+    programs that were killed: they are removed when another one is made.
 
     :raises ResourceError: there is no room for one
     """
+
+    def __init__(self) -> None:
+        try:
+            _sweep()
+            while not self._made():
+                pass
+        except OSError as error:
+            raise ResourceError(
+                f"cannot make a folder for temporary files: {error.strerror or error}",
+                "set TMPDIR to a folder that can be written",
+            ) from None
+
+    def _made(self) -> bool:
+        """Make and lock one; False when another program took it for left behind meanwhile."""
+        self.path = Path(tempfile.mkdtemp(prefix=_SOCKETS))
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):
+            lock = _locked(self.path)
+            if self.path.exists():
+                self._lock: int | None = lock
+                return True
+            os.close(lock)
+        return False
+
+    def close(self) -> None:
+        """Remove it with all that is in it; idempotent."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            shutil.rmtree(self.path, ignore_errors=True)
+            os.close(lock)
+
+
+def _locked(folder: Path) -> int:
+    """A descriptor that holds the lock of a folder.
+
+    :raises OSError: somebody else has it, or there is no such folder
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        return Path(tempfile.mkdtemp(prefix="artel-"))
-    except OSError as error:
-        raise ResourceError(
-            f"cannot make a folder for temporary files: {error.strerror or error}",
-            "set TMPDIR to a folder that can be written",
-        ) from None
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _sweep() -> None:
+    for folder in Path(tempfile.gettempdir()).glob(f"{_SOCKETS}*"):
+        with contextlib.suppress(OSError):  # it is used, or another user's
+            if folder.lstat().st_uid == os.getuid():
+                descriptor = _locked(folder)
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(descriptor)
 
 
 def pinned(listen: Sequence[str], seen: Sequence[str]) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from artel.protocol.net.limits import on_loopback
 from artel.protocol.schema import checked
 from artel.protocol.terminal import printable
 
-VERSION = 1
+VERSION = 2
 
 CONTROL = "/artel/control/1.0.0"
 """Node to coordinator."""

@@ -96,7 +96,7 @@ class Bytes:
 
 def bomb(kind: str, size: int) -> bytes:
     """A message of this kind whose body is an array of empty maps."""
-    head = b"\x93\x01" + bytes([0xA0 | len(kind)]) + kind.encode() + b"\xdd"
+    head = b"\x93\x02" + bytes([0xA0 | len(kind)]) + kind.encode() + b"\xdd"
     count = size - len(head) - 4
     return head + count.to_bytes(4, "big") + b"\x80" * count
 

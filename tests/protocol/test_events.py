@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -25,14 +26,26 @@ def quiet_again() -> Iterator[None]:
     yield
     for handler in set(root.handlers) - set(before[2]):
         root.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):  # its disk may be full
+            handler.close()
     root.level, root.propagate, root.handlers = before
+    logging.raiseExceptions = True
 
 
 def record(name: str = "round.closed", **fields: object) -> logging.LogRecord:
     made = logging.LogRecord("artel.test", logging.INFO, "", 0, name, (), None)
     made.fields = fields
     return made
+
+
+def test_a_log_that_cannot_be_written_costs_its_lines_and_prints_no_traceback(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    configure(file=Path("/dev/full"))
+    emit(log, "round.closed", round=3)
+    assert capfd.readouterr().err.splitlines()[0].endswith("round.closed round=3")
+    emit(log, "round.closed", round=4)
+    assert len(capfd.readouterr().err.splitlines()) == 1
 
 
 def test_people_get_a_time_a_name_and_fields() -> None:

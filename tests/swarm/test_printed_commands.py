@@ -52,6 +52,7 @@ ONLY_PARSED = {
     r"artel coordinator (start|status)\b.*": "a daemon: test_coordinator_commands.py runs it",
     r"artel coordinator (standby|handover)\b.*": "daemons: test_swarm_handover.py runs it",
     r"artel demo( .*)?": "a whole run: test_demo.py runs it",
+    r"artel chaos( .*)?": "a whole run: test_chaos.py runs it",
     r"artel run prepare .*": "tokenises: test_run_commands.py runs it on little text",
     r"artel node measure .*": "trains for a minute: test_measuring.py does what it does",
     r"artel ledger verify .*--states .*": "needs the blobs of rounds: test_ledger_recheck.py",

@@ -17,41 +17,14 @@ from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME
 from artel.ledger.store.verify import verify_home
 from artel.ledger.sync.fork import SPLIT_VIEW_FILE
 from artel.protocol import tether
+from backup_world import Backup
 from benchmarks.swarm import Swarm
 from swarm_world import round_at_least, write_run
 
 BACK_S = 30.0
 """From the start of the process to the next agreed state; rounds take a few seconds of it."""
 LEDGER = (DATABASE_NAME, CHECKPOINT_NAME)
-NOT_OF_THE_HOME = ("console.log", "lock")
 ROUNDS = 200
-
-
-class Backup:
-    """A coordinator's home as it was when its process had ended."""
-
-    def __init__(self, swarm: Swarm) -> None:
-        self.home, self.folder = swarm.folder / "coordinator", swarm.folder / "backup"
-        shutil.copytree(self.home, self.folder)
-
-    def put_back(self, *names: str) -> None:
-        """The ledger's files, or all that the home has when none are named."""
-        for name in names or [path.name for path in self.home.iterdir()]:
-            if names or name not in NOT_OF_THE_HOME:
-                self._gone(name)
-        for name in names or [path.name for path in self.folder.iterdir()]:
-            old = self.folder / name
-            if old.is_dir():
-                shutil.copytree(old, self.home / name)
-            elif old.exists() and name not in NOT_OF_THE_HOME:
-                shutil.copy2(old, self.home / name)
-
-    def _gone(self, name: str) -> None:
-        for path in (self.home / name, *(self.home / f"{name}{end}" for end in ("-wal", "-shm"))):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
 
 
 async def killed(swarm: Swarm) -> list[bytes]:
@@ -75,7 +48,7 @@ async def begun(swarm: Swarm) -> Backup:
     await swarm.start(nodes=2)
     await swarm.wait_for(round_at_least(1), "the first state is agreed")
     await swarm.stop_coordinator()
-    backup = Backup(swarm)
+    backup = Backup(swarm.folder / "coordinator", swarm.folder / "backup")
     await swarm.start_coordinator()
     return backup
 
@@ -159,7 +132,7 @@ async def test_a_coordinator_that_was_told_that_it_is_alone_hears_members_that_c
     async with Swarm(tmp_path, write_run(tmp_path, total=ROUNDS, inner_steps=20)) as swarm:
         await swarm.start(nodes=0)
         await swarm.stop_coordinator()
-        backup = Backup(swarm)
+        backup = Backup(swarm.folder / "coordinator", swarm.folder / "backup")
         await swarm.start_coordinator()
         for number in (1, 2):
             await swarm.start_node(number)

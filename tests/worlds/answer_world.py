@@ -44,7 +44,7 @@ NODE = {
     **dict.fromkeys(("run", "node", "account", "phase", "reason", "name", "last_error"), HOSTILE),
     **dict.fromkeys(("step", "steps", "state_round", "rounds_total", "vested", "pending"), 1),
     **dict.fromkeys(("awaiting", "share", "ledger_size", "cosigned_size", "tokens_per_second"), 1),
-    **dict.fromkeys(("memory_daemon", "memory_trainer"), 1),
+    **dict.fromkeys(("memory_daemon", "memory_trainer", "final_size", "reachable"), 1),
     **{key: {HOSTILE: 1} for key in ("seconds", "up_by_kind", "down_by_kind", "served", "fetched")},
     "rejected": {HOSTILE: 1},
     "loss": None,

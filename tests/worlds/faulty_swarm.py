@@ -7,7 +7,9 @@ happens between two parties is a rule of one's proxy for the other's address.
 
 from __future__ import annotations
 
+import asyncio
 import socket
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +32,8 @@ class FaultySwarm(Swarm):
 
     seed: int = 0
     proxies: dict[int, FaultProxy] = field(default_factory=dict)
+    _spawning: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """What a process is told in its environment, the others must not get."""
 
     async def close(self) -> None:
         await super().close()
@@ -45,8 +49,9 @@ class FaultySwarm(Swarm):
             at = command.index("--listen") + 1
             place = f"/ip4/{address_of(party)}/tcp/{proxy.target[1]}"
             command = (*command[:at], place, "--announce", proxy.multiaddr, *command[at + 1 :])
-        with listening(self._injections(party)):
-            return await super()._spawn(name, home, *command, output=output)
+        async with self._spawning:
+            with listening(self._injections(party)):
+                return await super()._spawn(name, home, *command, output=output)
 
     def inject(self, party: int, *injections: Injection) -> None:
         """What one party does from now on at which points, and nothing else."""
@@ -64,12 +69,15 @@ class FaultySwarm(Swarm):
             self.proxies[party] = await FaultProxy(target, self.seed).__aenter__()
         return self.proxies[party]
 
-    def sent_by(self, party: int, fault: Fault) -> list[Rule]:
-        """Let a fault begin on what one party sends to all others."""
+    def sent_by(self, party: int, fault: Fault, seconds: float = 0.0) -> list[Rule]:
+        """Let a fault begin on what one party sends to all others.
+
+        :param seconds: after which it ends by itself; 0 for when it is lifted
+        """
         return [
-            proxy.apply(fault, "down")
+            proxy.apply(fault, "down", seconds=seconds)
             if other == party
-            else proxy.apply(fault, "up", source=address_of(party))
+            else proxy.apply(fault, "up", source=address_of(party), seconds=seconds)
             for other, proxy in self.proxies.items()
         ]
 
@@ -89,10 +97,23 @@ class FaultySwarm(Swarm):
 
     def cut_off(self, party: int, fault: Fault) -> list[Rule]:
         """Let a fault begin between one party and all others, both ways."""
+        return self.divide({party}, fault)
+
+    def divide(self, parties: Collection[int], fault: Fault, seconds: float = 0.0) -> list[Rule]:
+        """The same between these parties and all others; among themselves nothing changes."""
         return [
-            proxy.apply(fault, source="" if other == party else address_of(party))
-            for other, proxy in self.proxies.items()
+            proxy.apply(fault, source=address_of(other), seconds=seconds)
+            for party, proxy in self.proxies.items()
+            for other in self.proxies
+            if (party in parties) != (other in parties)
         ]
+
+    def cut(self, party: int) -> int:
+        """Reset what is open between one party and all others; returns how many connections."""
+        return sum(
+            proxy.cut("" if other == party else address_of(party))
+            for other, proxy in self.proxies.items()
+        )
 
     def heal(self) -> None:
         """The network is whole again."""

@@ -61,7 +61,7 @@ TOKENS = (
     *(b"{}", b"[]", b'"', b"\\", b"\\u0000", b"\\ud800", b"\xe2\x80\x94 ", b"\xc2\xa0", b"\xff"),
     *(b"\xef\xbb\xbf", b"\x00", b"=", b"==", b"A", b"9007199254740993", b"9" * 400, b"[" * 40),
     *(b"/", b"../", b".p/", b"x000/", b"tile/", b"entries", b"\x1b[2J", b"\xe2\x80\xae", b"\r\n"),
-    *(b"\x93\x01", b"\xc1", b"\xdf\xff\xff\xff\xff", b"\xc4\x00", b"\x80", b"\x90", b"old "),
+    *(b"\x93\x02", b"\xc1", b"\xdf\xff\xff\xff\xff", b"\xc4\x00", b"\x80", b"\x90", b"old "),
 )
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, (1 << 53) - 1, -(1 << 53), "", "a", "é", "\x00", "\x1b[31m"),

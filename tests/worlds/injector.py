@@ -27,15 +27,17 @@ from pathlib import Path
 
 VARIABLE = "ARTEL_TEST_INJECTIONS"
 HERE = Path(__file__).parent
+WALL = time.time
 
 
 @dataclass(frozen=True)
 class Injection:
     """What happens where.
 
-    :param event: name of the point
+    :param event: name of the point; "" for any
     :param action: ``kill`` (SIGKILL), ``stop`` (SIGSTOP, and SIGCONT after ``seconds``), ``slow``
-        (the thread sleeps for ``seconds``), ``fail`` (an OSError with this ``errno`` is raised)
+        (the thread sleeps for ``seconds``), ``fail`` (an OSError with this ``errno`` is raised),
+        ``clock`` (from here on the clock on the wall is ``seconds`` ahead of what it is)
     :param nth: at the how-manieth such event since the file was written, from 1; 0 for each
     :param odds: beside that, the chance by which it happens, drawn from ``seed``
     :param seconds: 0 of a ``stop`` for until somebody else wakes it up
@@ -124,7 +126,7 @@ def install() -> None:
 def fits(one: Injection, record: logging.LogRecord) -> bool:
     fields = getattr(record, "fields", {})
     same = all(str(fields.get(name)) == value for name, value in one.fields.items())
-    return getattr(record, "event", "") == one.event and same
+    return one.event in ("", getattr(record, "event", "")) and same
 
 
 def act(one: Injection) -> None:
@@ -141,6 +143,8 @@ def act(one: Injection) -> None:
                 wake = f"sleep {one.seconds}; kill -CONT {pid}"
                 subprocess.Popen(["sh", "-c", wake], start_new_session=True)
             os.kill(pid, signal.SIGSTOP)
+        case "clock":
+            time.time = lambda: WALL() + one.seconds
         case other:
             raise ValueError(f"{other!r} is no action")
 

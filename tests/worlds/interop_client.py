@@ -41,7 +41,7 @@ async def read(stream, count):
 
 async def send(stream, kind, body):
     """One frame: length, then [version, kind, body] in msgpack."""
-    frame = msgpack.packb([1, kind, body])
+    frame = msgpack.packb([2, kind, body])
     await stream.write(struct.pack(">I", len(frame)) + frame)
 
 
@@ -53,7 +53,7 @@ async def ask(stream, kind, body):
 async def receive(stream):
     (length,) = struct.unpack(">I", await read(stream, 4))
     version, kind, body = msgpack.unpackb(await read(stream, length))
-    assert version == 1
+    assert version == 2
     return kind, body
 
 

@@ -39,7 +39,7 @@ from artel.protocol.net import dht, wire
 from artel.protocol.net.gateway import Gateway
 from artel.protocol.net.p2pd import NetworkDaemon, Settings, raise_open_files
 
-FRAME = b"\x00\x00\x10\x00" + b"\x93\x01\xa2ok" + bytes(4096)  # the beginning of 4,096 bytes
+FRAME = b"\x00\x00\x10\x00" + b"\x93\x02\xa2ok" + bytes(4096)  # the beginning of 4,096 bytes
 PAUSE_S = 3  # before what was closed is opened again
 AT_ONCE = 4
 """Daemons that are started at a time."""

@@ -12,12 +12,12 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+from artel.coordinator.local_run import LOOPBACK
 from artel.ledger import entries
 from artel.ledger.fold.shares import FoldState
 from artel.ledger.store.reader import LedgerReader
 from artel.protocol import identity
 from benchmarks.swarm import Swarm
-from host_world import LOOPBACK
 from ledger_world import folded
 from places import WORLDS
 

@@ -175,17 +175,17 @@ async def test_one_member_cannot_take_all_streams(
 OK = wire.encode(messages.Ok())
 HOSTILE = {
     "too large": struct.pack(">I", 1 << 30) + bytes(100),
-    "just too large": struct.pack(">I", messages.MAX_LIMIT + 1) + b"\x93\x01\xa2ok\x80",
-    "too large for its kind": struct.pack(">I", 8000) + b"\x93\x01\xa6commit" + bytes(8000),
+    "just too large": struct.pack(">I", messages.MAX_LIMIT + 1) + b"\x93\x02\xa2ok\x80",
+    "too large for its kind": struct.pack(">I", 8000) + b"\x93\x02\xa6commit" + bytes(8000),
     "empty frame": frame(b""),
-    "unknown version": frame(b"\x93\x02" + OK[6:]),
-    "unknown kind": frame(b"\x93\x01\xa4nope\x80"),
+    "unknown version": frame(b"\x93\x03" + OK[6:]),
+    "unknown kind": frame(b"\x93\x02\xa4nope\x80"),
     "no array": frame(b"\x80"),
-    "not canonical": frame(b"\x93\x01\xd9\x02ok\x80"),
+    "not canonical": frame(b"\x93\x02\xd9\x02ok\x80"),
     "more than a message": frame(OK[4:] + b"\x00"),
-    "unknown field": frame(b"\x93\x01\xa2ok\x81\xa1a\x01"),
+    "unknown field": frame(b"\x93\x02\xa2ok\x81\xa1a\x01"),
     "http": b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
-    "deep": frame(b"\x93\x01\xa2ok" + b"\x91" * 4000 + b"\x80"),
+    "deep": frame(b"\x93\x02\xa2ok" + b"\x91" * 4000 + b"\x80"),
 }
 
 
@@ -215,7 +215,7 @@ async def test_an_unknown_version_says_what_to_do(hosts: list[Host]) -> None:
     reply = await call(client, server.peer_id, ECHO, HOSTILE["unknown version"], end=False)
     refusal = wire.decode(reply[4:])
     assert isinstance(refusal, messages.Refusal)
-    assert "speaks protocol version 2" in refusal.message
+    assert "speaks protocol version 3" in refusal.message
     assert refusal.hint == "update the older of the two programs"
 
 
@@ -282,7 +282,7 @@ async def test_a_network_daemon_that_ends_is_replaced_in_place(
             await _answers(host, victim.peer_id if host is server else server.peer_id)
             assert await host.addresses() == before
             await until(lambda host=host: not host._bootstrap or host._joined)
-            record = _Note(name="x", addresses=[], http="", round=number)
+            record = _Note(name="x", addresses=[], http="", round=number, term=0)
             assert await host.publish(dht.run_key(RUN), record)
             assert (await other.lookup(dht.run_key(RUN), _Note))[host.peer_id] == record
             assert not host._keeping.done()

@@ -428,7 +428,7 @@ async def test_a_strangers_first_frame_has_a_deadline_and_the_rest_a_rate(
 
     async with swarm(tmp_path, 2) as (server, client):
         await server.serve(ECHO, takes)
-        frame = b"\x00\x00\x10\x00\x93\x01\xa2ok"
+        frame = b"\x00\x00\x10\x00\x93\x02\xa2ok"
         probe = wire.encode(messages.Probe(size=1 << 20))
         late, slow, steady = await asyncio.gather(
             seconds_until_closed(1, 0.1, frame),

@@ -69,11 +69,11 @@ async def test_every_truncation_is_noticed(message: messages.Message) -> None:
 
 
 async def test_a_frame_over_the_limit_of_its_kind_is_refused_before_its_body_is_read() -> None:
-    body = msgpack.packb([1, "leave", {"run": "a" * 100_000}])
+    body = msgpack.packb([2, "leave", {"run": "a" * 100_000}])
     pipe = Pipe(len(body).to_bytes(4, "big") + body)
     with pytest.raises(DecodeError, match="frame of 100"):
         await wire.read_message(pipe)
-    body = msgpack.packb([1, "leave", {"run": "a" * 10_000}])
+    body = msgpack.packb([2, "leave", {"run": "a" * 10_000}])
     pipe = Pipe(len(body).to_bytes(4, "big") + body[:64])  # the rest never comes
     with pytest.raises(DecodeError, match="leave of 10"):
         await wire.read_message(pipe)
@@ -81,7 +81,7 @@ async def test_a_frame_over_the_limit_of_its_kind_is_refused_before_its_body_is_
 
 
 async def test_a_claimed_gigabyte_allocates_nothing() -> None:
-    pipe = Pipe(b"\x3f\xff\xff\xff" + b"\x93\x01\xa2ok\x80")
+    pipe = Pipe(b"\x3f\xff\xff\xff" + b"\x93\x02\xa2ok\x80")
     with pytest.raises(DecodeError, match="at most"):
         await wire.read_message(pipe)
     assert pipe.most == 4
@@ -97,15 +97,15 @@ async def test_another_version_names_both_and_the_fix() -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        [1, "nonsense", {}],
-        [1, "ok", {"extra": 1}],
-        [1, "leave", {}],
-        [1, "leave", {"run": "short"}],
-        [1, "leave", {"run": 5}],
-        [1, "commit", {"run": RUN, "round": -1, "attempt": 0, "commitment": RUN}],
-        [1, "commit", {"run": RUN, "round": True, "attempt": 0, "commitment": RUN}],
-        [1, "ok", []],
-        [1, "ok"],
+        [2, "nonsense", {}],
+        [2, "ok", {"extra": 1}],
+        [2, "leave", {}],
+        [2, "leave", {"run": "short"}],
+        [2, "leave", {"run": 5}],
+        [2, "commit", {"run": RUN, "round": -1, "attempt": 0, "commitment": RUN}],
+        [2, "commit", {"run": RUN, "round": True, "attempt": 0, "commitment": RUN}],
+        [2, "ok", []],
+        [2, "ok"],
         {"version": 1},
     ],
 )
@@ -115,7 +115,7 @@ def test_unknown_or_invalid_bodies_are_refused(body: object) -> None:
 
 
 def test_a_second_encoding_of_the_same_message_is_refused() -> None:
-    good = msgpack.packb([1, "leave", {"run": RUN}])
+    good = msgpack.packb([2, "leave", {"run": RUN}])
     assert wire.decode(good) == messages.Leave(run=RUN)
     longer_map = good.replace(b"\x81\xa3run", b"\xde\x00\x01\xa3run")  # map16 instead of fixmap
     with pytest.raises(DecodeError, match="canonical"):
@@ -125,12 +125,12 @@ def test_a_second_encoding_of_the_same_message_is_refused() -> None:
 @settings(max_examples=400, deadline=None)
 @given(st.binary(max_size=300))
 def test_arbitrary_bytes_only_raise_our_error(data: bytes) -> None:
-    for frame in (data, b"\x93\x01\xa2ok" + data, b"\x93\x01\xa9heartbeat" + data):
+    for frame in (data, b"\x93\x02\xa2ok" + data, b"\x93\x02\xa9heartbeat" + data):
         try:
             wire.decode(frame)
         except DecodeError:
             continue
-        assert frame == b"\x93\x01\xa2ok\x80"
+        assert frame == b"\x93\x02\xa2ok\x80"
 
 
 async def test_a_handlers_error_reaches_the_caller_as_a_refusal() -> None:

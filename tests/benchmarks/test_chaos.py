@@ -1,0 +1,231 @@
+"""The chaos runner: its plan, what it finds, and a short run of it through everything."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+
+from artel import cli
+from artel.coordinator import chaos as command
+from artel.ledger.store.store import DATABASE_NAME, LedgerStore
+from artel.ledger.sync.fork import SPLIT_VIEW_FILE
+from artel.protocol import tether
+from artel.protocol.errors import ResourceError
+from benchmarks.chaos_plan import COORDINATOR, KILLS, KINDS, plan
+from benchmarks.chaos_strikes import rot
+from benchmarks.chaos_swarm import ChaosSwarm
+from benchmarks.chaos_watch import Accounts, Watch, count
+from explorer_world import busy_world
+from ledger_world import World
+
+SEED = 17
+"""Of the short run; it kills the coordinator, a node and a trainer, and puts a backup back."""
+
+
+# --- the plan -------------------------------------------------------------------------------------
+
+
+def test_a_seed_says_what_goes_wrong_when_and_to_whom() -> None:
+    assert plan(8, 1, 900, 20) == plan(8, 1, 900, 20)
+    assert plan(8, 1, 900, 20) != plan(8, 2, 900, 20)
+    assert plan(8, 1, 450, 20) == [s for s in plan(8, 1, 900, 20) if s.at < 450]
+    assert plan(8, 1, 900, 0) == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_quarter_of_an_hour_has_faults_of_all_kinds(seed: int) -> None:
+    strikes = plan(8, seed, 900, 20)
+    kinds = Counter(strike.kind for strike in strikes)
+    assert kinds.keys() == KINDS.keys()
+    assert sum(kinds[kind] for kind in KILLS) >= 12
+    assert kinds["coordinator killed"] + kinds["backup restored"] >= 3
+    assert all(a.at <= b.at for a, b in itertools.pairwise(strikes))
+
+
+@pytest.mark.parametrize("nodes", [2, 3, 8])
+def test_faults_hit_only_who_is_there(nodes: int) -> None:
+    here = set(range(1, nodes + 1))
+    for strike in plan(nodes, 5, 10_000, 5):
+        if strike.kind == "node joins":
+            assert not here & set(strike.parties)
+            here |= set(strike.parties)
+        elif KINDS[strike.kind].leads:
+            assert strike.parties == (COORDINATOR,)
+        else:
+            assert set(strike.parties) <= here
+        if strike.kind == "node leaves":
+            here -= set(strike.parties)
+        assert 2 <= len(here) <= max(nodes, 3)
+
+
+# --- what it finds --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return busy_world()
+
+
+def write(home: Path, world: World, leaves: list[bytes]) -> Path:
+    with LedgerStore.open(home / DATABASE_NAME, create=True, run=world.run) as store:
+        store.append(leaves, world.sign)
+    return home
+
+
+def test_homes_with_one_history_are_as_they_should_be(tmp_path: Path, world: World) -> None:
+    homes = {
+        COORDINATOR: write(tmp_path / "coordinator", world, world.leaves),
+        1: write(tmp_path / "node-1", world, world.leaves[:9]),
+    }
+    watch = Watch()
+    assert watch.look(homes) == watch.look(homes, whole=True) == []
+    assert watch.history == world.leaves
+
+
+def test_two_histories_are_found_also_when_nobody_has_both_any_more(
+    tmp_path: Path, world: World
+) -> None:
+    watch = Watch()
+    home = write(tmp_path / "node-1", world, world.leaves[:9])
+    assert watch.look({1: home}) == []
+    shutil.rmtree(home)
+    other = [*world.leaves[:5], world.leaves[6]]
+    found = watch.look({1: write(home, world, other)})
+    assert len(found) == 1
+    assert "node-1 holds another entry 5 than others" in found[0]
+
+
+def test_what_no_log_may_hold_is_found_once(tmp_path: Path, world: World) -> None:
+    home, watch = write(tmp_path / "node-1", world, world.leaves[:3]), Watch()
+    log = home / "console.log"
+    log.write_text("12:00:01 round.closed round=3\n")
+    assert watch.look({1: home}) == []
+    with log.open("a") as file:
+        file.write("Traceback (most recent call last):\n  File x\nKeyError: 7\n")
+    assert "KeyError: 7" in watch.look({1: home})[0]
+    assert watch.look({1: home}) == []
+    (home / SPLIT_VIEW_FILE).touch()
+    assert watch.look({1: home}) == ["node-1 holds a proof of two histories"]
+
+
+def test_entries_without_effect_and_credit_are_counted(world: World) -> None:
+    found = Accounts()
+    count(world.leaves, found)
+    assert found.attempts["agreed"] == world.state.round
+    said = " ".join(found.problems)
+    # This ledger has some of everything that can be wrong.
+    assert "entries without effect" in said
+    assert "entry" in said
+
+
+def test_one_bit_of_a_blob_rots(tmp_path: Path) -> None:
+    assert rot(tmp_path, 0.5) == ""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "a").write_bytes(bytes(100))
+    assert rot(tmp_path, 0.5) == "a"
+    assert (tmp_path / "blobs" / "a").read_bytes().count(1) == 1
+
+
+def test_a_process_that_nobody_owns_any_more_is_found(tmp_path: Path) -> None:
+    swarm = ChaosSwarm(tmp_path, tmp_path / "RUN.toml")
+    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")}
+    mine = subprocess.Popen(["sleep", "100"], env=environment)
+    left = subprocess.run(
+        ["sh", "-c", "sleep 100 >/dev/null 2>&1 & echo $!"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    orphan = int(left.stdout)
+    try:
+        assert [line.split()[1] for line in swarm.strays()] == [f"{orphan}:"]
+    finally:
+        mine.kill()
+        mine.wait()
+        os.kill(orphan, signal.SIGKILL)
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_without_a_source_tree_it_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "TREE", tmp_path)
+    with pytest.raises(ResourceError, match=r"needs a source tree.* no benchmarks/chaos\.py"):
+        command.chaos()
+
+
+def test_a_folder_to_keep_is_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert cli.main(["chaos", "--keep", str(tmp_path)]) == 2
+    assert "not empty" in capsys.readouterr().err
+
+
+def chaos(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "artel", "chaos", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=tether.environment(TMPDIR=str(tmp_path)),
+    )
+
+
+def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
+    program = chaos(tmp_path, "--mtbf", "0")
+    try:
+        assert program.stdout is not None
+        assert "seed 1" in program.stdout.readline()
+        while not (below := psutil.Process(program.pid).children(recursive=True)):
+            assert program.poll() is None
+        program.send_signal(signal.SIGINT)
+        _, err = program.communicate(timeout=60)
+        assert program.returncode == 130, err
+        assert "interrupted" in err
+        psutil.wait_procs(below, timeout=20)
+        assert not [process for process in below if process.is_running()]
+        assert not list(tmp_path.iterdir())
+    finally:
+        program.kill()
+
+
+@pytest.mark.timeout(1800)
+def test_a_run_survives_a_minute_of_faults(tmp_path: Path) -> None:
+    lasts = ("--duration", "60", "--mtbf", "7", "--seed", str(SEED))
+    program = chaos(tmp_path, "--nodes", "3", *lasts, "--json")
+    out, err = program.communicate(timeout=1780)
+    print(err)
+    result = json.loads(out)
+    assert program.returncode == 0, result["problems"]
+    assert result["ok"]
+    planned = plan(3, SEED, 60, 7)
+    assert [blow["kind"] for blow in result["blows"]] == [strike.kind for strike in planned]
+    kinds = {strike.kind for strike in planned}
+    assert kinds >= {"node killed", "trainer killed", "coordinator killed", "backup restored"}
+    assert result["attempts"]["agreed"] >= 3
+    assert result["states_recomputed"] >= 1
+    assert f"--seed={SEED}" in result["command"]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_eight_nodes_survive_a_fault_every_twenty_seconds(tmp_path: Path) -> None:
+    program = chaos(tmp_path, "--nodes", "8", "--duration", "900", "--mtbf", "20", "--json")
+    out, err = program.communicate(timeout=3500)
+    print(err)
+    result = json.loads(out)
+    assert program.returncode == 0, result["problems"]
+    assert result["committed"] >= 0.9
