@@ -25,11 +25,11 @@ from artel.protocol.exchange.aggregate_slice import combine
 from artel.protocol.exchange.aggregation import Weighted
 from artel.protocol.exchange.codec import Elements
 from artel.protocol.exchange.parts import Part, cut, whole
-from artel.protocol.exchange.pseudogradient import SLICE_MAGIC, Header
+from artel.protocol.exchange.pseudogradient import SLICE_MAGIC, Header, IndexItem
 from benchmarks.exchange_ours import WEIGHT, Phases
 from benchmarks.exchange_ours import Peer as Gathering
 
-Listed = list[tuple[str, int]]
+Listed = list[IndexItem]
 """Content id and size of a contribution's blob for each slice."""
 
 
@@ -45,7 +45,9 @@ class Peer(Gathering):
         aggregators = [assignment.aggregator(everybody, header.round, n) for n in numbers]
         blobs = await asyncio.to_thread(self._encode_parts, parts, phases)
         with phases("store"):
-            mine = [(await asyncio.to_thread(self._store.put, b), len(b)) for b in blobs]
+            mine = await asyncio.to_thread(lambda: [IndexItem.of(blob) for blob in blobs])
+            for blob in blobs:
+                await asyncio.to_thread(self._store.put, blob)
             index = pseudogradient.pack_index(header.round, header.base, mine)
             name = await asyncio.to_thread(self._store.put, index)
         with phases("indexes"):

@@ -131,9 +131,9 @@ def traffic(load: Load, work: Work, members: int, *, coordinator_serves: bool = 
         return Traffic(pushed, served, moved, ledger)
     slices = members
     headers = (slices - 1) * HEADER_BYTES
-    # The list of its slices costs each contribution 40 bytes a slice; where that matters, a node
+    # The list of its slices costs each contribution 72 bytes a slice; where that matters, a node
     # gets one line of it with its proof (RFC 6962) instead of the whole list.
-    index = min(index_bytes(slices), 40 + 32 * max(1, (slices - 1).bit_length()))
+    index = min(index_bytes(slices), 72 + 32 * max(1, (slices - 1).bit_length()))
     inputs = (payload + headers) * others / members + index * others
     aggregates = (payload + headers) * others / members
     down = inputs + aggregates + inputs  # the second inputs are those of the slice that it checks

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from artel.coordinator.availability import Availability
 from artel.coordinator.recomputing import Order, Recomputer
 from artel.coordinator.service import Coordinator
 from artel.ledger import entries
@@ -64,6 +65,7 @@ class Agreeing:
 
     def __init__(self, coordinator: Coordinator, recomputer: Recomputer) -> None:
         self._core, self._recomputer = coordinator, recomputer
+        self._availability = Availability(coordinator)
         self._made = ""  # root that was computed here last
         self._place: Place | None = None  # what the next two are about
         self._asked: set[tuple[str, str]] = set()  # signer and root
@@ -137,6 +139,8 @@ class Agreeing:
             holders = [name for name, peer in core.peers.items() if peer.report.state_root == base]
             wanted = delivery.Wanted(base, holders, core.state_bytes, "state")
             path = await delivery.fetch(core.host, blobs, wanted)
+        if self._availability.needed:
+            await self._availability.have_all(attempt)
         given = [
             (node, tokens, await self._blobs(attempt, node))
             for node, tokens in attempt.accepted.items()
@@ -168,7 +172,7 @@ class Agreeing:
         if core.work.topology_of(len(attempt.accounts)) == "sharded":
             index = paths[0].read_bytes()
             listed = pseudogradient.open_index(index, round=body.round, base=body.base)
-            paths = await self._had(listed, attempt)
+            paths = await self._had([(item.blob, item.size) for item in listed], attempt)
         return list(map(str, paths))
 
     async def _had(self, listed: Sequence[tuple[str, int]], attempt: Attempt) -> list[Path]:

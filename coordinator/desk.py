@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from artel.coordinator import intake, recovery
+from artel.coordinator.availability import Availability
 from artel.coordinator.peer import Peer
 from artel.coordinator.puts import Puts
 from artel.coordinator.service import Coordinator
@@ -46,6 +47,7 @@ class Desk:
     def __init__(self, coordinator: Coordinator) -> None:
         self._core = coordinator
         self._puts = Puts(coordinator)
+        self._availability = Availability(coordinator)
         self._trials = Trials(coordinator)
         keys = map(bytes.fromhex, coordinator.manifest.coordinators)
         self._standbys = {peer_id_of(key) for key in keys}
@@ -113,6 +115,8 @@ class Desk:
             await self._aggregated(peer, request)
         elif isinstance(request, messages.Accuse):
             await self._accuse(peer, request)
+        elif isinstance(request, messages.Lacks):
+            await self._availability.lacks(peer, request)
         elif isinstance(request, messages.SignedState):
             await self._signed_state(peer, request)
         elif isinstance(request, messages.HandBack):
@@ -325,6 +329,7 @@ class Desk:
                 core.shape(len(state.members)),
                 core.blobs,
                 core.fingerprints,
+                self._availability.require if self._availability.needed else None,
             )
             await core.feed(revealed(), entry)
         except intake.NotCounted as error:

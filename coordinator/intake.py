@@ -9,7 +9,7 @@ and scales of blobs are looked at, no more.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from artel.coordinator.sequencer import AGAIN, Sequencer
@@ -21,13 +21,14 @@ from artel.ledger.fold.shares import FoldState
 from artel.protocol import round_state
 from artel.protocol.errors import CheckFailed, DecodeError
 from artel.protocol.exchange import pseudogradient
-from artel.protocol.exchange.codec import Payload
-from artel.protocol.exchange.parts import Part
-from artel.protocol.exchange.pseudogradient import HEADER_BYTES, Header
+from artel.protocol.exchange.pseudogradient import HEADER_BYTES, Header, IndexItem
 from artel.protocol.fingerprints import ROW_BYTES
 from artel.protocol.identity import public_of
 from artel.protocol.net import wire
 from artel.protocol.net.blobs import BlobStore
+
+Show = Callable[[entries.Contribution, Shape, Sequence[IndexItem]], Awaitable[None]]
+"""Has some slices of a contribution shown by who holds them; raises :class:`NotCounted`."""
 
 
 class NotCounted(Exception):
@@ -108,12 +109,14 @@ async def contribution(
     shape: Shape,
     store: BlobStore,
     fingerprints: BlobStore,
+    show: Show | None = None,
 ) -> tuple[Entry, tuple[str, ...]]:
     """A revealed contribution, checked together with its blobs.
 
     :param node: the peer that shows it, as the connection's handshake says
     :param shape: what contributions to this round look like
     :param fingerprints: those that were put, of a run with audits
+    :param show: of a round whose contributions members hold: has some of its slices shown
     :returns: the entry, and all blobs that it consists of
     :raises NotCounted: it does not count
     """
@@ -133,7 +136,17 @@ async def contribution(
             round_state.NO_FINGERPRINTS,
             f"the coordinator has no {wanted} bytes of fingerprints of its steps: put them first",
         )
-    return entry, await asyncio.to_thread(_check_blobs, body, shape, store)
+    if not shape.slices:
+        await asyncio.to_thread(_check_whole, body, shape, store)
+        return entry, (body.blob,)
+    pieces = await asyncio.to_thread(_listed, body, shape, store)
+    if show is not None:
+        await show(body, shape, pieces)
+    else:
+        await asyncio.to_thread(_check_pieces, body, shape, pieces, store)
+    if pseudogradient.joined_digest([piece.payload for piece in pieces]) != body.payload:
+        raise NotCounted(round_state.MALFORMED, "its numbers are known by another digest")
+    return entry, (body.blob, *(piece.blob for piece in pieces))
 
 
 def require_first(fold: FoldState, contribution: Entry) -> None:
@@ -154,44 +167,56 @@ def _rejection(reason: str) -> str:
     return round_state.MALFORMED  # for another run, round or attempt
 
 
-def _check_blobs(body: entries.Contribution, shape: Shape, store: BlobStore) -> tuple[str, ...]:
-    """All blobs of a contribution: the one of its part, or an index and those that it lists."""
-    if not shape.slices:
-        _check_numbers(body, shape, [(shape.part, body.blob, body.size)], store)
-        return (body.blob,)
+def _listed(body: entries.Contribution, shape: Shape, store: BlobStore) -> list[IndexItem]:
+    """What the index of a contribution in slices says of each."""
     data = _read(store, body.blob, store.size_of(body.blob) or 0, shape.index_bytes)
     with _counted():
-        listed = pseudogradient.open_index(
+        pieces = pseudogradient.open_index(
             data,
             round=body.round,
             base=body.base,
             max_sizes=[shape.slice_bytes(number) for number in range(len(shape.slices))],
         )
-    if body.size != len(data) + sum(size for _, size in listed):
+    if body.size != len(data) + sum(piece.size for piece in pieces):
         raise NotCounted(round_state.MALFORMED, "its size is not that of its blobs")
-    pieces = [(part, *blob) for part, blob in zip(shape.slices, listed, strict=True)]
-    _check_numbers(body, shape, pieces, store)
-    return (body.blob, *(blob for blob, _ in listed))
+    return pieces
 
 
-def _check_numbers(
-    body: entries.Contribution,
-    shape: Shape,
-    pieces: Sequence[tuple[Part, str, int]],
-    store: BlobStore,
+def _check_whole(body: entries.Contribution, shape: Shape, store: BlobStore) -> None:
+    """Check a contribution that is one blob."""
+    data = _read(store, body.blob, body.size, shape.largest)
+    with _counted():
+        Header(body.round, body.base, shape.codec).check(data, shape.part.layout)
+    _require_numbers(data, body.payload)
+
+
+def _check_pieces(
+    body: entries.Contribution, shape: Shape, pieces: Sequence[IndexItem], store: BlobStore
 ) -> None:
-    """Check the blobs of the parts, one after the other; with each, its size."""
+    """Check the blobs of all slices, one after the other."""
+    for number, piece in enumerate(pieces):
+        data = _read(store, piece.blob, piece.size, shape.slice_bytes(number))
+        check_piece(body, shape, number, piece, data)
 
-    def payloads() -> Iterator[Payload]:
-        header = Header(body.round, body.base, shape.codec)
-        for part, blob, size in pieces:
-            most = pseudogradient.max_blob_bytes(part.layout, shape.codec)
-            data = _read(store, blob, size, most)
-            with _counted():
-                header.check(data, part.layout)
-            yield memoryview(data)[HEADER_BYTES:]
 
-    if pseudogradient.payload_digest(payloads()) != body.payload:
+def check_piece(
+    body: entries.Contribution, shape: Shape, number: int, piece: IndexItem, data: bytes
+) -> None:
+    """Check the blob of a slice, or its first chunk, against what the index says of it.
+
+    :raises NotCounted: it is something else
+    """
+    layout, header = shape.slices[number].layout, Header(body.round, body.base, shape.codec)
+    with _counted():
+        if len(data) < piece.size:
+            header.begins(data, piece.size, layout)
+            return
+        header.check(data, layout)
+    _require_numbers(data, piece.payload)
+
+
+def _require_numbers(data: bytes, known_by: str) -> None:
+    if pseudogradient.payload_digest(memoryview(data)[HEADER_BYTES:]) != known_by:
         raise NotCounted(round_state.MALFORMED, "its numbers are known by another digest")
 
 

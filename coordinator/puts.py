@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from artel.coordinator.service import Coordinator
 from artel.protocol import assignment, messages, round_state
 from artel.protocol.fingerprints import ROW_BYTES
@@ -11,9 +9,6 @@ from artel.protocol.messages import Kind
 from artel.protocol.net import delivery, wire
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.round_state import Phase
-
-TRIES = 2
-"""How often a node may offer each blob that it owes; and once more."""
 
 
 class Puts:
@@ -26,8 +21,7 @@ class Puts:
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._core = coordinator
-        self._phase: tuple[object, ...] = ()  # the attempt and phase that the next two are about
-        self._offers: Counter[tuple[str, Kind]] = Counter()  # by node
+        self._offers = delivery.Offers()
         self._unclaimed: set[tuple[BlobStore, str]] = set()
 
     async def answer(
@@ -112,17 +106,12 @@ class Puts:
     ) -> None:
         """Receive content from a node that owes ``owed`` blobs in this phase."""
         core, state = self._core, self._core.state
-        phase = (state.round, state.attempt, state.phase)
-        if self._phase != phase:
-            self._phase = phase
-            self._offers.clear()
+        if self._offers.begin(state.round, state.attempt, state.phase):
             while self._unclaimed:
                 store, blob = self._unclaimed.pop()
                 store.drop(blob)
         store = core.fingerprints if kind == "fingerprints" else core.blobs
-        self._offers[peer, kind] += 1
-        if self._offers[peer, kind] > TRIES * owed + 1:
-            raise wire.Refused("too many tries in this round", code="too_many")
+        self._offers.require(peer, request, owed, kind)
         if store.has(request.id):
             raise wire.Refused("this content is here already", code="present")
         # What another stream brought meanwhile may be claimed by now.

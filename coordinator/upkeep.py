@@ -163,4 +163,4 @@ def _listed(path: Path, body: Exchanged) -> list[str]:
     if isinstance(body, entries.Aggregate) or not data.startswith(pseudogradient.INDEX_MAGIC):
         return []
     listed = pseudogradient.open_index(data, round=body.round, base=body.base)
-    return [blob for blob, _ in listed]
+    return [piece.blob for piece in listed]

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,22 +21,26 @@ from artel.ledger import entries
 from artel.node.closed_rounds import ClosedRound
 from artel.node.session import Session
 from artel.node.sync import States
+from artel.node.trainer.channel import TrainerError
 from artel.node.trainer.orders import Applied, Apply, ApplySlices, Combine, Command, Counted
 from artel.protocol import assignment, messages
-from artel.protocol.errors import CheckFailed
+from artel.protocol.errors import CheckFailed, Unreachable
 from artel.protocol.events import emit
 from artel.protocol.exchange import pseudogradient
+from artel.protocol.exchange.pseudogradient import IndexItem
 from artel.protocol.identity import short_peer
 from artel.protocol.messages import Kind
 from artel.protocol.net import delivery
 from artel.protocol.net.delivery import Wanted
-from artel.protocol.tasks import uninterrupted
+from artel.protocol.tasks import together, uninterrupted
 
 log = logging.getLogger("artel.node")
 
 KIND: Kind = "contribution"
 HOLDERS = 12
 """Members that are named for a piece of content, beside its maker and the coordinator."""
+LACKING_S = 90.0
+"""Until the coordinator says whether it has got what this node lacks."""
 POLL_S = 0.5
 """Between two looks at the ledger for aggregates that others still owe."""
 
@@ -49,8 +53,8 @@ class _Known:
     """What this node knows of the slices of one attempt; survives a duty that was cancelled."""
 
     key: tuple[int, int]
-    indexes: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
-    """Node to id and bytes of its blob for each slice; of one node as long as no slice is computed
+    indexes: dict[str, list[IndexItem]] = field(default_factory=dict)
+    """Node to what its index says of each slice; of one node as long as no slice is computed
     here, and then of all."""
     own: dict[int, str] = field(default_factory=dict)
     """Slice to the id of the aggregate that was computed here."""
@@ -150,7 +154,7 @@ class Applying:
         wanted = [
             Wanted(
                 closed.shown[node].blob,
-                self._holders(closed, node),
+                self._holders(closed, node, closed.committed.index(node)),
                 pseudogradient.MAX_INDEX_BYTES,
                 KIND,
             )
@@ -285,34 +289,90 @@ class Applying:
         if known is not None and session.blobs.has(known):
             return known
         await self._open_indexes(closed, closed.accepted)
-        inputs = {node: self._known.indexes[node][number] for node in closed.accepted}
-        wanted = [
-            Wanted(blob, self._holders(closed, node), size, KIND)
-            for node, (blob, size) in inputs.items()
-        ]
-        paths = await self._fetch(wanted)
+        paths = await self._inputs(closed, number)
         counted = [
             Counted(node, path, closed.weights[node])
             for node, path in zip(closed.accepted, paths, strict=True)
         ]
-        made = await session.trainer.do(
-            Combine(closed.round, number, len(closed.members), counted, session.work_dir)
-        )
+        order = Combine(closed.round, number, len(closed.members), counted, session.work_dir)
+        try:
+            made = await session.trainer.do(order)
+        except TrainerError as error:
+            if error.code == "bad_blob" and error.node and session.holders:
+                await self._say_lacking(closed, number, error.node)
+            raise
         blob = await asyncio.to_thread(session.blobs.put_file, made)
         session.blobs.label("slice", blob)
         self._known.own[number] = blob
         return blob
+
+    async def _inputs(self, closed: ClosedRound, number: int) -> list[Path]:
+        """What each accepted node has contributed to a slice."""
+        session, pieces = self._session, self._known.indexes
+        wanted = {
+            node: Wanted(
+                pieces[node][number].blob,
+                self._holders(closed, node, number),
+                pieces[node][number].size,
+                KIND,
+            )
+            for node in closed.accepted
+        }
+        try:
+            paths = await self._fetch([*wanted.values()])
+        except Unreachable:
+            if not session.holders:
+                raise
+            lacking = [n for n, one in wanted.items() if not session.blobs.has(one.blob)]
+            await self._find(closed, number, {node: wanted[node] for node in lacking})
+            paths = await self._fetch([*wanted.values()])
+        for node, path in zip(wanted, paths, strict=True):
+            data = await asyncio.to_thread(path.read_bytes)
+            known_by = pseudogradient.payload_digest(data[pseudogradient.HEADER_BYTES :])
+            if session.holders and known_by != pieces[node][number].payload:
+                await self._say_lacking(closed, number, node)
+        return paths
+
+    async def _find(self, closed: ClosedRound, number: int, wanted: Mapping[str, Wanted]) -> None:
+        """Have the coordinator get what nobody gives to this node."""
+
+        async def look_for(node: str) -> None:
+            try:
+                await self._fetch([wanted[node]])
+            except Unreachable:
+                await self._say_lacking(closed, number, node)
+
+        await together(map(look_for, wanted))
+
+    async def _say_lacking(self, closed: ClosedRound, number: int, node: str) -> None:
+        """:raises Refused: the coordinator cannot get it either, and the attempt is over"""
+        emit(log, "slice.lacking", logging.WARNING, slice=number, node=short_peer(node))
+        message = messages.Lacks(
+            run=self._session.run,
+            round=closed.round,
+            attempt=closed.attempt,
+            node=node,
+            slice=number,
+        )
+        await self._session.link.ask(message, LACKING_S)
 
     # --- what both share ---
 
     async def _fetch(self, wanted: Sequence[Wanted]) -> list[Path]:
         return await delivery.fetch_all(self._session.host, self._session.blobs, wanted)
 
-    def _holders(self, closed: ClosedRound, maker: str) -> list[str]:
+    def _holders(self, closed: ClosedRound, maker: str, slice: int | None = None) -> list[str]:
         """Who may give what ``maker`` made: itself, some other members (others for each
-        node that asks), and last the coordinator."""
+        node that asks), and last the coordinator.
+
+        :param slice: that its blob is for, of a contribution that members hold; of its index the
+            rank of its maker
+        """
         me, coordinator = self._session.identity.peer_id, self._session.link.coordinator
         others = [peer for peer in closed.members if peer not in (maker, me)]
+        if slice is not None and self._session.holders:
+            given = assignment.holders(closed.committed, closed.round, slice, self._session.holders)
+            others = [peer for peer in given if peer in others]
         if len(others) > HOLDERS:
             others = random.Random(f"{me}/{maker}").sample(others, HOLDERS)
         return [*([maker] if maker != me else []), *others, coordinator]

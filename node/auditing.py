@@ -331,7 +331,8 @@ class Auditing:
             return [path]
         data = await asyncio.to_thread(path.read_bytes)
         listed = pseudogradient.open_index(data, round=body.round, base=body.base)
-        return await self._fetch(listed, peers, "contribution")
+        pieces = [(piece.blob, piece.size) for piece in listed]
+        return await self._fetch(pieces, peers, "contribution")
 
     async def _slices(self, told: _Round, peers: list[str]) -> list[Path]:
         """What the next state was made with."""

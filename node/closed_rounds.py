@@ -20,6 +20,8 @@ class ClosedRound:
     attempt: int
     members: tuple[str, ...]
     """Ascending peer ids of everybody who was asked to train."""
+    committed: tuple[str, ...]
+    """Ascending peer ids of those of them that have committed."""
     shown: Mapping[str, entries.Contribution]
     """Accepted node to its contribution."""
     weights: Mapping[str, int]
@@ -44,6 +46,7 @@ def under_way(log: Leaves, attempt: Attempt) -> ClosedRound:
         attempt.round,
         attempt.attempt,
         tuple(sorted(attempt.accounts)),
+        tuple(sorted(attempt.commitments)),
         _bodies(log, shown),
         dict(attempt.accepted),
         dict(attempt.slices),
@@ -60,11 +63,13 @@ def agreed_round(history: History, round: int) -> ClosedRound:
     """A round whose state was agreed on and counts."""
     trail = newest_attempt(history, round)
     assert trail.agreed is not None
+    assert trail.committed is not None
     made = {number: body for number, (_, body) in trail.slices.items()}
     return ClosedRound(
         round,
         trail.attempt,
         tuple(trail.steps),
+        tuple(sorted(trail.committed[1].commitments)),
         _bodies(history.log, {node: trail.shown[node] for node in trail.weights}),
         trail.weights,
         {number: Slice(body.node, body.blob, body.size) for number, body in made.items()},

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from artel.ledger import entries
 from artel.ledger.fold.shares import Attempt
 from artel.node.corpus import Corpus, Windows
+from artel.node.keeping import hand_out, handed_out
 from artel.node.progress import Progress
 from artel.node.session import Session
 from artel.node.sync import States
@@ -202,7 +203,7 @@ class Contributing:
             session.host,
             session.blobs,
             session.link.coordinator,
-            (made.blob, *made.parts),
+            await self._for_coordinator(made, directive),
             kind="contribution",
         )
         if session.replica.state.founded.audits:
@@ -254,6 +255,18 @@ class Contributing:
         await session.link.tell(reveal, max(directive.remaining, 5.0))
         emit(log, "contribution.revealed", logging.DEBUG, round=wish.round, tokens=trained.tokens)
         self._progress.mark("reveal")
+
+    async def _for_coordinator(self, made: Made, directive: messages.Directive) -> list[str]:
+        """The blobs that the coordinator is to take: all, but those that other members hold."""
+        session, attempt = self._session, self._session.replica.state.attempt
+        if not (made.parts and session.holders) or attempt is None:
+            return [made.blob, *made.parts]
+        me = session.identity.peer_id
+        given = handed_out(attempt, me, len(made.parts), session.holders)
+        limit = max(5.0, directive.remaining / 4)
+        blobs = [*made.parts, made.blob]
+        left = await hand_out(session.host, session.blobs, blobs, given, limit)
+        return [made.blob, *(blob for blob in left if blob != made.blob)]
 
     def forget_before(self, round: int) -> None:
         """Drop what belongs to rounds before this one."""

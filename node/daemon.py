@@ -23,6 +23,7 @@ from artel.node.child import TrainerDied
 from artel.node.corpus import Corpus
 from artel.node.cosigning import Cosigning
 from artel.node.judging import Judging
+from artel.node.keeping import Keeping
 from artel.node.link import keep_neighbours
 from artel.node.session import Session
 from artel.node.supervisor import MAX_RESTARTS, given_up
@@ -34,7 +35,7 @@ from artel.node.worker import Worker
 from artel.protocol import messages
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, ResourceError, Unreachable
 from artel.protocol.events import emit
-from artel.protocol.net import delivery, dht, wire
+from artel.protocol.net import dht, wire
 from artel.protocol.tasks import end, first_error, uninterrupted, unless, within
 
 log = logging.getLogger("artel.node")
@@ -70,6 +71,7 @@ class Daemon:
         self.session, self.states, self.corpus = session, states, corpus
         self._news = asyncio.Event()  # the coordinator should hear from us now
         self.worker = Worker(session, states, corpus, max_blob, self._news.set)
+        self._keeping = Keeping(session, max_blob)
         self._say = say
         self.directive: messages.Directive | None = None
         """What the coordinator last said that this node should be doing."""
@@ -126,10 +128,7 @@ class Daemon:
         """
         session = self.session
         session.host.admit(session.caller)
-        await session.host.serve(
-            wire.CONTENT,
-            lambda _, request, stream: delivery.serve_content(session.blobs, request, stream),
-        )
+        await session.host.serve(wire.CONTENT, self._keeping.answer)
         ledger = LedgerService(
             session.replica.store,
             session.heads,

@@ -64,6 +64,11 @@ class Session:
         return state_bytes(self.manifest.model.parameters, self.manifest.config.exchange.outer)
 
     @property
+    def holders(self) -> int:
+        """How many members are given each slice of a contribution; 0: the coordinator takes all."""
+        return self.manifest.config.exchange.holders
+
+    @property
     def account_name(self) -> str:
         """The name of the owner's account: its first key, which may not be the present one."""
         return self.replica.state.keys.get(self.account.key, self.account.key)

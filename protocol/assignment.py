@@ -265,6 +265,20 @@ def checker(accepted: Sequence[str], round: int, slice: int) -> str | None:
     return aggregator(accepted, round, slice + 1) if len(accepted) > 1 else None
 
 
+def holders(committed: Sequence[str], round: int, number: int, count: int) -> list[str]:
+    """The members that are given a slice of every contribution before anybody is accepted: its
+    aggregator and those behind it, if all that have committed are accepted.
+
+    :param committed: peer ids of the members that have committed, ascending
+    :param number: of the slice; the index of a contribution goes to those of its maker's rank
+    :param count: how many there are to be; all, where fewer have committed
+    :raises CheckFailed: ``committed`` is not ascending
+    """
+    _require_ascending(committed)
+    first = number + round
+    return [committed[(first + i) % len(committed)] for i in range(min(count, len(committed)))]
+
+
 def require_capacity(split: Split, config: RunConfig) -> None:
     """Check that an epoch holds at least one round with the most members and steps allowed.
 

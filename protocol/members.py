@@ -1,4 +1,5 @@
-"""Who takes part in a round, who of these are a quorum, and how long the others are waited for."""
+"""Who takes part in a round, who of these are a quorum, how long the others are waited for, and who
+owes its slices."""
 
 from __future__ import annotations
 
@@ -8,8 +9,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
 
-from artel.protocol import pauses
-from artel.protocol.round_state import RoundRules, RunState
+from artel.protocol import assignment, pauses
+from artel.protocol.round_state import (
+    FALSELY_ACCUSED,
+    MISCOMBINED,
+    UNCOMBINED,
+    RoundRules,
+    RunState,
+)
 from artel.protocol.seats import UNKNOWN, Seat, seated, standing_parts
 
 REMEMBERED = 4096
@@ -157,3 +164,19 @@ def patience(rules: RoundRules, state: RunState) -> float:
         return math.inf
     took = state.quorum_since - state.since
     return took + max(rules.grace, took)
+
+
+def faults_of_slices(state: RunState, wrong: Collection[int]) -> dict[str, str]:
+    """Whose slices all others had to wait for or to combine themselves, and who let them do so for
+    nothing.
+
+    :param wrong: slices that the agreed state was made without
+    """
+    place = (state.accepted, state.round)
+    missing = set(range(state.slices)) - state.combined
+    found = {assignment.aggregator(*place, number): UNCOMBINED for number in missing}
+    found |= {assignment.aggregator(*place, number): MISCOMBINED for number in wrong}
+    for number in state.accused.difference(wrong):
+        if (peer := assignment.checker(*place, number)) is not None:
+            found[peer] = FALSELY_ACCUSED
+    return found

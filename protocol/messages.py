@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, StringConstraints
 
+from artel.protocol.assignment import MAX_SLICES
 from artel.protocol.dsse import MAX_ENVELOPE_BYTES
 from artel.protocol.schema import Digest, OptionalDigest, Record
 
@@ -25,7 +26,11 @@ Text = Annotated[str, StringConstraints(max_length=300)]
 Instance = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 Count = Annotated[int, Field(ge=0, lt=1 << 53)]
 ChunkRun = Annotated[int, Field(ge=0, le=64)]
-SliceNumbers = Annotated[list[Annotated[int, Field(ge=0, lt=64)]], Field(max_length=64)]
+Bits = Annotated[bytes, Field(min_length=1, max_length=8 * KIB)]
+LogPath = Annotated[str, StringConstraints(max_length=100, pattern=r"^[a-z0-9/.]+$")]
+PhaseName = Annotated[str, StringConstraints(max_length=20)]
+SliceNumber = Annotated[int, Field(ge=0, lt=MAX_SLICES)]
+SliceNumbers = Annotated[list[SliceNumber], Field(max_length=MAX_SLICES)]
 Statement = Annotated[bytes, Field(max_length=MAX_ENVELOPE_BYTES)]
 Ticket = Annotated[bytes, Field(max_length=128)]
 TRIAL_STEPS = 8
@@ -48,9 +53,8 @@ Loss = Annotated[float, Field(ge=0, le=MAX_LOSS)]
 Seconds = Annotated[float, Field(ge=0, le=1e9)]
 
 COMPUTING = ("train", "tail")
-"""Phases of a trainer in which it makes inner steps."""
 TRAINER = (*COMPUTING, "encode", "merge", "idle")
-"""Phases that together are all of its time from one round to the next."""
+"""Phases of a trainer in which it makes inner steps; and all, from one round to the next."""
 
 PATIENCE_S, MOST_PATIENCE_S = 3.0, 30.0
 """How long a heartbeat's reply is kept back in a small run; and in any."""
@@ -167,7 +171,7 @@ class Report(Message):
     KIND = "report"
     state_round: Annotated[int, Field(ge=-1, lt=1 << 53)]
     state_root: OptionalDigest
-    phase: Annotated[str, StringConstraints(max_length=20)]
+    phase: PhaseName
     leaving: bool = False
     round: Count = 0
     step: Count = 0
@@ -179,9 +183,7 @@ class Report(Message):
     up_by_kind: Kinds = Field(default_factory=dict)
     down_by_kind: Kinds = Field(default_factory=dict)
     validation: Validation | None = None
-    seconds: dict[Annotated[str, StringConstraints(max_length=20)], Seconds] = Field(
-        default_factory=dict, max_length=24
-    )
+    seconds: dict[PhaseName, Seconds] = Field(default_factory=dict, max_length=24)
 
     @property
     def computing(self) -> float | None:
@@ -237,13 +239,18 @@ class Directive(Message):
     seal: bool = False
 
 
-class Commit(Message):
-    """The hash of a contribution, before anybody may see the contribution itself."""
+class AttemptMessage(Message):
+    """Base of what is about one attempt of a round."""
 
-    KIND = "commit"
     run: Digest
     round: Count
     attempt: Count
+
+
+class Commit(AttemptMessage):
+    """The hash of a contribution, before anybody may see the contribution itself."""
+
+    KIND = "commit"
     commitment: Digest
 
 
@@ -266,6 +273,14 @@ class Accuse(SignedMessage):
     KIND = "accuse"
 
 
+class Lacks(AttemptMessage):
+    """A member's contribution to a slice cannot be had here; Ok: the coordinator has it now."""
+
+    KIND = "lacks"
+    node: PeerId
+    slice: SliceNumber
+
+
 class SignedState(Message):
     """A signature over the state that this node computed for the closed round.
 
@@ -280,13 +295,10 @@ class SignedState(Message):
     accused: SliceNumbers
 
 
-class HandBack(Message):
+class HandBack(AttemptMessage):
     """This node cannot finish the round; do not wait for it."""
 
     KIND = "hand_back"
-    run: Digest
-    round: Count
-    attempt: Count
     reason: Text
 
 
@@ -336,9 +348,7 @@ class Have(Message):
     KIND = "have"
     LIMIT = 64 * KIB
     held: Annotated[list[Annotated[int, Field(ge=0, le=2)]], Field(max_length=64)]
-    parts: Annotated[
-        list[Annotated[bytes, Field(min_length=1, max_length=8 * KIB)]], Field(max_length=64)
-    ]
+    parts: Annotated[list[Bits], Field(max_length=64)]
 
 
 class GetChunks(Message):
@@ -387,9 +397,6 @@ class Difference(Message):
     step: Count
 
 
-# --- ledger: anybody to any holder ----------------------------------------------------------------
-
-
 class Get(Message):
     """Ask for files of a log by their paths, as ``checkpoint`` or ``tile/0/000``.
 
@@ -399,10 +406,7 @@ class Get(Message):
 
     KIND = "get"
     run: OptionalDigest
-    paths: Annotated[
-        list[Annotated[str, StringConstraints(max_length=100, pattern=r"^[a-z0-9/.]+$")]],
-        Field(min_length=1, max_length=8),
-    ]
+    paths: Annotated[list[LogPath], Field(min_length=1, max_length=8)]
     skip: Count = 0
 
 
@@ -438,8 +442,8 @@ KINDS: dict[str, type[Message]] = {
     schema.KIND: schema
     for schema in (
         *(Ok, Refusal, Hello, Welcome, Trial, Repeated, Probe, Heartbeat, Directive, Commit),
-        *(Reveal, Aggregated, Accuse, SignedState, HandBack, Leave, GetIndex, Index, GetHave),
-        *(Have, GetChunks, Chunks, Put, GetDifference, Difference, Get, File, Cosigned, Submit),
-        SetAlias,
+        *(Reveal, Aggregated, Accuse, Lacks, SignedState, HandBack, Leave, GetIndex, Index),
+        *(GetHave, Have, GetChunks, Chunks, Put, GetDifference, Difference, Get, File, Cosigned),
+        *(Submit, SetAlias),
     )
 }

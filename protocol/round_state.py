@@ -172,6 +172,8 @@ class RunState:
     """Those that are recorded."""
     again: frozenset[str] = frozenset()
     """Who had signed before a slice was called wrong, and had to look again."""
+    withheld: Mapping[str, str] = field(default_factory=dict)
+    """Accepted members whose contribution cannot be used, and why: the attempt is over."""
     handed_back: frozenset[str] = frozenset()
     """Members whose contribution stays and whose vote is not waited for."""
     delivered: frozenset[str] = frozenset()
@@ -333,6 +335,13 @@ class Combined(AttemptEvent):
 
 
 @dataclass(frozen=True)
+class Withheld(AttemptEvent):
+    """What an accepted member has contributed cannot be had, or is not what it said."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Grounds:
     """What is known of a closed attempt: what each accepted member's signature weighs, whether the
     coordinator has to compute the state too, which nodes with standing are outside, and how many
@@ -365,6 +374,7 @@ class Held(AttemptEvent):
     held: bool
 
 
+OfSlices = Accused | Combined | Withheld
 Checks = Grounds | Recomputed | Held
 """What the coordinator finds out about a state that is being agreed on."""
 Event = (
@@ -377,8 +387,7 @@ Event = (
     | Committed
     | Revealed
     | StateSigned
-    | Accused
-    | Combined
+    | OfSlices
     | Checks
 )
 

@@ -20,12 +20,13 @@ In a run with a time box (``Rules.box`` > 0) every member trains as many steps a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from artel.protocol import assignment, pauses
+from artel.protocol import pauses
 from artel.protocol.members import (
     due,
+    faults_of_slices,
     known_quorum,
     members_of,
     owner,
@@ -40,14 +41,11 @@ from artel.protocol.round_state import (
     COMMITMENT_MISMATCH,
     DISCONNECTED,
     DISSENT,
-    FALSELY_ACCUSED,
     HANDED_BACK,
     IN_THE_WAY,
     LATE,
-    MISCOMBINED,
     MISSING_REVEAL,
     NOT_HELD,
-    UNCOMBINED,
     UNSIGNED,
     Accused,
     Action,
@@ -64,6 +62,7 @@ from artel.protocol.round_state import (
     HandedBack,
     Held,
     Left,
+    OfSlices,
     OpenRound,
     Phase,
     Presence,
@@ -77,6 +76,7 @@ from artel.protocol.round_state import (
     StateSigned,
     Tick,
     Vote,
+    Withheld,
     carries,
 )
 
@@ -118,7 +118,7 @@ def refusal(rules: RoundRules, state: RunState, event: Event) -> Refuse | None:
         return None
     if event.attempt != state.attempt:
         return Refuse("stale", f"attempt {event.attempt} of round {event.round} is over")
-    if isinstance(event, Accused | Combined) and state.phase is not Phase.APPLYING:
+    if isinstance(event, OfSlices) and state.phase is not Phase.APPLYING:
         return Refuse("stale", f"the slices of round {event.round} are not combined now")
     if isinstance(event, Accused) and event.now - state.since >= patience(rules, state):
         return Refuse("stale", "most have signed, and have waited for the others")
@@ -168,6 +168,8 @@ def _apply(state: RunState, event: Event) -> RunState:
         return replace(state, votes=informed, accused=accused, again=again)
     if isinstance(event, Combined):
         return replace(state, combined=state.combined | {event.slice})
+    if isinstance(event, Withheld):
+        return replace(state, withheld={**state.withheld, event.peer: event.reason})
     if isinstance(event, Grounds):
         # Nobody has a seat outside: a paused node would be followed by the next one of its account.
         paused = resting(state).values()
@@ -308,6 +310,9 @@ def _try_close_round(
 
 def _try_agree(rules: RoundRules, state: RunState, now: float) -> tuple[RunState, list[Action]]:
     accepted = state.accepted
+    if state.withheld:
+        rest = [peer for peer in accepted if peer not in state.withheld]
+        return _fail(state, now, rest, state.withheld)
     votes = {peer: state.votes[peer] for peer in accepted if peer in state.votes}
     outside = {peer: state.votes[peer] for peer in sorted(state.outside) if peer in state.votes}
     awaited = [
@@ -355,7 +360,7 @@ def _try_agree(rules: RoundRules, state: RunState, now: float) -> tuple[RunState
     if sharded:
         # They were waited for until the last; not whoever has to look again.
         guilty |= {peer: UNSIGNED for peer in awaited if peer not in state.again}
-        guilty |= _faults_of_slices(state, best.wrong)
+        guilty |= faults_of_slices(state, best.wrong)
     agreeing = tuple(peer for peer, vote in outside.items() if vote == best)
     state = replace(
         state,
@@ -371,22 +376,6 @@ def _try_agree(rules: RoundRules, state: RunState, now: float) -> tuple[RunState
     )
     agreed = AgreeState(state.round, best.root, signers, best.wrong, agreeing, bool(state.own))
     return state, [agreed]
-
-
-def _faults_of_slices(state: RunState, wrong: Collection[int]) -> dict[str, str]:
-    """Whose slices all others had to wait for or to combine themselves, and who let them do so for
-    nothing.
-
-    :param wrong: slices that the agreed state was made without
-    """
-    place = (state.accepted, state.round)
-    missing = set(range(state.slices)) - state.combined
-    found = {assignment.aggregator(*place, number): UNCOMBINED for number in missing}
-    found |= {assignment.aggregator(*place, number): MISCOMBINED for number in wrong}
-    for number in state.accused.difference(wrong):
-        if (peer := assignment.checker(*place, number)) is not None:
-            found[peer] = FALSELY_ACCUSED
-    return found
 
 
 def _counts(state: RunState, peer: str, vote: Vote) -> bool:

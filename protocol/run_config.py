@@ -273,6 +273,9 @@ part of all weights; 1: the mean over everybody."""
     topology: Topology = "auto"
     """"gather": every node fetches every contribution; "sharded": each node combines one slice \
 for all; "auto": sharded for rounds of more than 8 members."""
+    holders: Annotated[int, Field(ge=0, le=8)] = 0
+    """Members that are given each slice of a sharded round's contributions; the coordinator then \
+takes hashes, and asks some of them to show what they hold. 0: it takes every contribution."""
     overlap_steps: Annotated[int, Field(ge=0, le=10_000)] = 0
     """Inner steps of a round that are trained while its exchange is under way; they count in the \
 next round. 0: nodes wait for the exchange."""
@@ -289,6 +292,16 @@ next round. 0: nodes wait for the exchange."""
             if isinstance(outer, dict):
                 return {**value, "outer": {**SPARSE_OUTER, **outer}}
         return value
+
+    @model_validator(mode="after")
+    def _held_in_slices(self) -> ExchangeSection:
+        if self.holders and self.topology == "gather":
+            raise Conflict(
+                f"[exchange] holders = {self.holders} does not go with topology = 'gather', where "
+                "every node holds every contribution",
+                "write topology = 'sharded' or 'auto', or holders = 0",
+            )
+        return self
 
     @model_validator(mode="after")
     def _no_second_momentum(self) -> ExchangeSection:

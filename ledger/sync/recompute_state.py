@@ -58,7 +58,7 @@ async def fetch_inputs(
     for body, path in zip(bodies, paths, strict=True):
         data = await asyncio.to_thread(path.read_bytes)
         listed = pseudogradient.open_index(data, round=body.round, base=body.base)
-        parts = [Wanted(blob, holders, size, "contribution") for blob, size in listed]
+        parts = [Wanted(piece.blob, holders, piece.size, "contribution") for piece in listed]
         await fetch_all(host, store, parts)
 
 

@@ -17,13 +17,12 @@ import numpy as np
 
 from artel.node.trainer import writing
 from artel.node.trainer.channel import coded
-from artel.protocol import content
 from artel.protocol.errors import CheckFailed
 from artel.protocol.exchange import codec, next_state, parts, pseudogradient
 from artel.protocol.exchange.codec import Sparse
 from artel.protocol.exchange.feedback import Feedback
 from artel.protocol.exchange.parts import Part
-from artel.protocol.exchange.pseudogradient import Header
+from artel.protocol.exchange.pseudogradient import Header, IndexItem
 from artel.protocol.manifest import Manifest
 from artel.protocol.state import Layout, Vector
 
@@ -118,16 +117,16 @@ def write_contribution(
         header.wrap(piece.layout, payload) for piece, payload in zip(pieces, payloads, strict=True)
     ]
     path = out / f"contribution-{round}.blob"
-    known_by = pseudogradient.payload_digest(payloads)
     if not sharded:
         (blob,) = blobs
         writing.write(path, [blob])
-        return Written(path, (), len(blob), known_by)
-    index = pseudogradient.pack_index(
-        round, base, [(content.content_id(blob), len(blob)) for blob in blobs]
-    )
+        return Written(path, (), len(blob), pseudogradient.payload_digest(payloads[0]))
+    listed = [IndexItem.of(blob) for blob in blobs]
+    index = pseudogradient.pack_index(round, base, listed)
     slices = tuple(out / f"contribution-{round}-{number}.blob" for number in range(len(blobs)))
     for slice_path, blob in zip(slices, blobs, strict=True):
         writing.write(slice_path, [blob])
     writing.write(path, [index])
-    return Written(path, slices, len(index) + sum(map(len, blobs)), known_by)
+    size = len(index) + sum(map(len, blobs))
+    known_by = pseudogradient.joined_digest([piece.payload for piece in listed])
+    return Written(path, slices, size, known_by)

@@ -19,12 +19,13 @@ to; all integers big-endian:
 An index:
 
 =====  ==========================================================
-8      magic ``ARTELIX1``
+8      magic ``ARTELIX2``
 8      round
 32     state root of the base state
 2      count, then as often:
 32     content id of the contribution's blob for that slice
 8      its size
+32     what the numbers in it are known by (:func:`payload_digest`)
 =====  ==========================================================
 
 The ledger records why a blob does not count; the ``reason`` of :class:`BlobRefused` is that code.
@@ -35,12 +36,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from artel.protocol import content
 from artel.protocol.errors import CheckFailed, DecodeError
 from artel.protocol.exchange.codec import Codec, Elements, NonFinite, Payload
 from artel.protocol.round_state import NO_NUMBERS
@@ -48,17 +50,32 @@ from artel.protocol.state import Layout, Vector
 
 MAGIC = b"ARTELPG1"
 SLICE_MAGIC = b"ARTELSL1"
-INDEX_MAGIC = b"ARTELIX1"
+INDEX_MAGIC = b"ARTELIX2"
 _HEADER = struct.Struct(">8sB7sQ32s32sQ")
 HEADER_BYTES = _HEADER.size  # 96
 _RESERVED = bytes(7)
 
 _INDEX_HEADER = struct.Struct(">8sQ32sH")
-_INDEX_ITEM = struct.Struct(">32sQ")
+_INDEX_ITEM = struct.Struct(">32sQ32s")
 MAX_INDEXED = (1 << 16) - 1
 MAX_INDEX_BYTES = _INDEX_HEADER.size + MAX_INDEXED * _INDEX_ITEM.size
 
 Reason = Literal["malformed", "wrong_state", "non_finite", "too_large"]
+
+
+class IndexItem(NamedTuple):
+    """What an index says of the blob for one slice: its content id and bytes, and what its numbers
+    are known by (hex)."""
+
+    blob: str
+    size: int
+    payload: str
+
+    @classmethod
+    def of(cls, blob: bytes) -> IndexItem:
+        """What is to be said of a blob."""
+        digest = payload_digest(memoryview(blob)[HEADER_BYTES:])
+        return cls(content.content_id(blob), len(blob), digest)
 
 
 class BlobRefused(DecodeError):
@@ -109,22 +126,30 @@ class Header:
         :raises BlobRefused: ``too_large``, ``malformed`` or ``wrong_state``
         """
         view = memoryview(blob)
-        limit = max_blob_bytes(layout, self.codec)
-        if len(view) > limit:
-            raise BlobRefused("too_large", f"blob of {len(view)} bytes, at most {limit} allowed")
+        self.begins(view, len(view), layout)
+        return view[HEADER_BYTES:]
+
+    def begins(self, start: Payload, size: int, layout: Layout) -> None:
+        """Check size and header of a blob, of which this is the beginning.
+
+        :param size: bytes of the whole blob
+        :raises BlobRefused: ``too_large``, ``malformed`` or ``wrong_state``
+        """
+        view, limit = memoryview(start), max_blob_bytes(layout, self.codec)
+        if size > limit:
+            raise BlobRefused("too_large", f"blob of {size} bytes, at most {limit} allowed")
         if len(view) < HEADER_BYTES:
-            raise BlobRefused("malformed", f"blob of {len(view)} bytes is shorter than its header")
+            raise BlobRefused("malformed", f"blob of {size} bytes is shorter than its header")
         found, codec_id, reserved, *_, length = _HEADER.unpack_from(view)
         if found != self.magic or reserved != _RESERVED:
             raise BlobRefused("malformed", f"blob begins with {found!r} instead of {self.magic!r}")
         if codec_id != self.codec.id:
             wanted = self.codec.name
             raise BlobRefused("malformed", f"blob has codec {codec_id}, the run wants {wanted}")
-        if length != len(view) - HEADER_BYTES:
+        if length != size - HEADER_BYTES:
             raise BlobRefused("malformed", "blob's payload length does not fit its size")
         if view[:HEADER_BYTES] != self._bytes(layout, length):
             raise BlobRefused("wrong_state", "blob was made for another round, state or layout")
-        return view[HEADER_BYTES:]
 
     def check(self, blob: Payload, layout: Layout) -> None:
         """Accept exactly the blobs that :meth:`load` accepts, without building the vector.
@@ -154,38 +179,51 @@ def max_blob_bytes(layout: Layout, codec: Codec) -> int:
     return HEADER_BYTES + codec.payload_bytes(layout)
 
 
-def payload_digest(payloads: Iterable[Payload]) -> str:
-    """What the numbers of a contribution are known by, whatever header is put before them.
+def payload_digest(payload: Payload) -> str:
+    """What the numbers of a blob are known by, whatever header is put before them.
 
-    :param payloads: of its blobs, in the order of slices
-    :returns: their SHA-256 together, hex; :data:`~protocol.round_state.NO_NUMBERS` when no bit of
-        them is set
+    :returns: their SHA-256, hex; :data:`~protocol.round_state.NO_NUMBERS` when no bit of them is
+        set
     """
-    digest, says_something = hashlib.sha256(), False
-    for payload in payloads:
-        digest.update(payload)
-        says_something = says_something or bool(np.frombuffer(payload, np.uint8).any())
-    return digest.hexdigest() if says_something else NO_NUMBERS
+    if not np.frombuffer(payload, np.uint8).any():
+        return NO_NUMBERS
+    return hashlib.sha256(payload).hexdigest()
 
 
-def pack_index(round: int, base: str, blobs: Sequence[tuple[str, int]]) -> bytes:
+def joined_digest(digests: Sequence[str]) -> str:
+    """What the numbers of a contribution in slices are known by.
+
+    :param digests: those of its blobs, in the order of slices
+    :returns: SHA-256 of the digests, hex; :data:`~protocol.round_state.NO_NUMBERS` when each is
+    """
+    if all(digest == NO_NUMBERS for digest in digests):
+        return NO_NUMBERS
+    return hashlib.sha256(b"".join(map(bytes.fromhex, digests))).hexdigest()
+
+
+def pack_index(round: int, base: str, pieces: Sequence[IndexItem]) -> bytes:
     """The index of a contribution in slices.
 
     :param base: state root of the base state, hex
-    :param blobs: content id (hex) and size of the blob for each slice, in order
-    :raises CheckFailed: ``base`` or an id is none, a size below 1, no blobs or too many
+    :param pieces: of each slice, in order
+    :raises CheckFailed: ``base`` or an id is none, a size below 1, no slices or too many
     """
-    if not 0 < len(blobs) <= MAX_INDEXED or any(size < 1 for _, size in blobs):
+    if not 0 < len(pieces) <= MAX_INDEXED or any(piece.size < 1 for piece in pieces):
         raise CheckFailed("an index lists 1 to 65,535 blobs of at least one byte")
-    items = [_INDEX_ITEM.pack(_digest(blob, "content id"), size) for blob, size in blobs]
-    head = _INDEX_HEADER.pack(INDEX_MAGIC, round, _digest(base, "state root"), len(blobs))
+    items = [
+        _INDEX_ITEM.pack(
+            _digest(piece.blob, "content id"), piece.size, _digest(piece.payload, "digest")
+        )
+        for piece in pieces
+    ]
+    head = _INDEX_HEADER.pack(INDEX_MAGIC, round, _digest(base, "state root"), len(pieces))
     return head + b"".join(items)
 
 
 def open_index(
     data: Payload, *, round: int, base: str, max_sizes: Sequence[int] | None = None
-) -> list[tuple[str, int]]:
-    """Content id and size of the blob for each slice, in order.
+) -> list[IndexItem]:
+    """What it says of each slice, in order.
 
     :param max_sizes: :func:`max_blob_bytes` of each slice of the round, if the reader knows them:
         then there are as many slices, and none is larger
@@ -203,16 +241,16 @@ def open_index(
         raise BlobRefused("wrong_state", "index was made for another round or state")
     if max_sizes is not None and len(max_sizes) != count:
         raise BlobRefused("malformed", f"index of {count} slices instead of {len(max_sizes)}")
-    blobs: list[tuple[str, int]] = []
-    for blob, size in _INDEX_ITEM.iter_unpack(view[_INDEX_HEADER.size :]):
+    pieces: list[IndexItem] = []
+    for blob, size, payload in _INDEX_ITEM.iter_unpack(view[_INDEX_HEADER.size :]):
         if size <= HEADER_BYTES:
             raise BlobRefused("malformed", f"slice of {size} bytes is no longer than its header")
-        if max_sizes is not None and size > max_sizes[len(blobs)]:
+        if max_sizes is not None and size > max_sizes[len(pieces)]:
             raise BlobRefused(
-                "too_large", f"slice of {size} bytes, at most {max_sizes[len(blobs)]} allowed"
+                "too_large", f"slice of {size} bytes, at most {max_sizes[len(pieces)]} allowed"
             )
-        blobs.append((blob.hex(), size))
-    return blobs
+        pieces.append(IndexItem(blob.hex(), size, payload.hex()))
+    return pieces
 
 
 def index_bytes(count: int) -> int:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from artel.protocol.tasks import together
 from artel.protocol.telling import Tell
 
 __all__ = [
+    "Offers",
     "Wanted",
     "fetch",
     "fetch_all",
@@ -39,6 +41,8 @@ __all__ = [
 ]
 
 PUSHES_AT_ONCE = 8
+TRIES = 2
+"""How often a peer may offer each blob that it owes; and once more."""
 PIECES_AT_ONCE = 64
 """That are looked for at the same time, so that what a piece costs does not grow with how many are
 wanted: the next request is chosen among all that are under way."""
@@ -122,11 +126,12 @@ async def fetch_all(
         await asyncio.gather(running, return_exceptions=True)
 
 
-async def require_held(host: Host, peer: str, blob: str, size: int, kind: Kind) -> None:
+async def require_held(host: Host, peer: str, blob: str, size: int, kind: Kind) -> bytes:
     """Have a peer show that it holds content: by all its chunk hashes, its first chunk, and another
     one by chance. It is asked for both at once, since a round waits for them.
 
     :param size: bytes of the content
+    :returns: its first chunk
     :raises ArtelError: it does not answer, or what it sends is not of this content
     """
     count = content.chunk_count(size)
@@ -155,6 +160,7 @@ async def require_held(host: Host, peer: str, blob: str, size: int, kind: Kind) 
     for at, piece in ((0, first), *((number, piece) for _, piece in more)):
         if await asyncio.to_thread(merkle.leaf_hash, piece) != hashes[at]:
             raise DecodeError("a chunk does not match its hash")
+    return first
 
 
 async def push(host: Host, store: BlobStore, peer: str, blob: str, *, kind: Kind = "other") -> None:
@@ -197,6 +203,39 @@ async def push_all(
                     raise
 
     await together(map(give, blobs))
+
+
+class Offers:
+    """What peers have offered in one phase of a round, so that nobody offers without end."""
+
+    def __init__(self) -> None:
+        self._phase: tuple[object, ...] = ()
+        self._count: Counter[tuple[str, Kind]] = Counter()
+        self._bytes: Counter[str] = Counter()
+
+    def begin(self, *phase: object) -> bool:
+        """Forget those of another phase; says whether this is a new one."""
+        new = self._phase != phase
+        if new:
+            self._phase = phase
+            self._count.clear()
+            self._bytes.clear()
+        return new
+
+    def require(
+        self, peer: str, request: messages.Put, owed: int, kind: Kind, most: int | None = None
+    ) -> None:
+        """Take note of one more offer.
+
+        :param owed: how many blobs of this kind the peer owes
+        :param most: bytes of all that it may offer
+        :raises Refused: it has offered too much
+        """
+        self._count[peer, kind] += 1
+        self._bytes[peer] += request.size
+        large = most is not None and self._bytes[peer] > (TRIES + 1) * most
+        if large or self._count[peer, kind] > TRIES * owed + 1:
+            raise wire.Refused("too many tries in this round", code="too_many")
 
 
 async def receive(

@@ -22,7 +22,6 @@ from pydantic import ValidationError
 from artel.coordinator import submission
 from artel.coordinator.desk import evaluator
 from artel.coordinator.peer import Peer
-from artel.coordinator.puts import TRIES
 from artel.ledger import entries
 from artel.ledger.entries import Entry, reasons
 from artel.ledger.fold import shares
@@ -32,6 +31,7 @@ from artel.ledger.sync.replica import Replica
 from artel.protocol import content, dsse, messages, round_state
 from artel.protocol.errors import CheckFailed, ResourceError, Unreachable
 from artel.protocol.net import wire
+from artel.protocol.net.delivery import TRIES
 from artel.protocol.net.slots import Rank
 from artel.protocol.net.streams import KINDS
 from artel.protocol.round_state import Phase

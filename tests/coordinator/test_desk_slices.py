@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from artel.coordinator.puts import TRIES
 from artel.coordinator.upkeep import KEEP_ROUNDS, Upkeep
 from artel.ledger import entries
 from artel.ledger.entries import reasons
 from artel.ledger.entries.credit_map import CreditMap
 from artel.protocol import assignment, content, messages, round_state
 from artel.protocol.net import wire
+from artel.protocol.net.delivery import TRIES
 from artel.protocol.round_state import Phase
 from artel.protocol.shards import ShardIndex
 from desk_world import RULES, Member, Office, refused, run_of

@@ -17,6 +17,7 @@ from artel.coordinator.upkeep import Upkeep
 from artel.ledger.entries.reasons import REJECTIONS
 from artel.protocol import content, dsse, messages, round_state
 from artel.protocol.exchange import pseudogradient
+from artel.protocol.exchange.pseudogradient import IndexItem
 from artel.protocol.net import wire
 from artel.protocol.round_state import Phase
 from desk_world import Member, Office, run_of
@@ -441,7 +442,7 @@ async def _reveal_parts(bad: Member, index: bytes, pieces: list[bytes]) -> str:
 
 def _index(bad: Member, pieces: list[bytes]) -> bytes:
     state = bad.office.core.state
-    listed = [(content.content_id(piece), len(piece)) for piece in pieces]
+    listed = [IndexItem.of(piece) for piece in pieces]
     return pseudogradient.pack_index(state.round, state.base, listed)
 
 

@@ -11,7 +11,7 @@ from artel.coordinator.shape import Shape, largest_contribution
 from artel.coordinator.traffic import round_traffic, typical_share
 from artel.coordinator.wording import exchange_seconds, exchange_words
 from artel.protocol.exchange import codec, pseudogradient
-from artel.protocol.exchange.pseudogradient import Header
+from artel.protocol.exchange.pseudogradient import Header, IndexItem
 from artel.protocol.run_config import RunConfig
 from artel.protocol.run_file import parse_config
 from artel.protocol.state import Layout
@@ -48,7 +48,7 @@ def blobs(run: RunConfig, round: int, members: int) -> list[bytes]:
     packed = [Header(**fixed).pack(p.layout, p.take(vector)) for p in pieces]
     if not shape.slices:
         return packed
-    listed = [("cd" * 32, len(blob)) for blob in packed]
+    listed = [IndexItem.of(blob) for blob in packed]
     return [pseudogradient.pack_index(round, BASE, listed), *packed]
 
 

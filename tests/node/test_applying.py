@@ -14,7 +14,8 @@ def holders(me: str, members: int) -> list[str]:
         identity=SimpleNamespace(peer_id=me), link=SimpleNamespace(coordinator="office")
     )
     names = tuple(f"{number:04}" for number in range(members))
-    return Applying(session, None, 0)._holders(ClosedRound(0, 0, names, {}, {}), "0001")  # type: ignore[arg-type]
+    closed = ClosedRound(0, 0, names, names, {}, {})
+    return Applying(session, None, 0)._holders(closed, "0001")  # type: ignore[arg-type]
 
 
 def test_of_many_members_some_are_asked_and_others_by_each_node() -> None:

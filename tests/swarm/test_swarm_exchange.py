@@ -18,6 +18,7 @@ from artel.coordinator.local_run import finished
 from artel.ledger import entries
 from artel.node import status as node_status
 from artel.protocol import identity
+from artel.protocol.exchange.pseudogradient import open_index
 from benchmarks.swarm import Swarm
 from lying_node import FIRST_LIE
 from places import WORLDS
@@ -78,6 +79,37 @@ async def test_anybody_can_check_the_slices_of_a_round_and_a_wrong_aggregator_is
     for number in (FIRST_LIE - 1, FIRST_LIE):
         code = cli.main(["ledger", "recheck", str(number), "--home", str(tmp_path / "coordinator")])
         assert code == int("WRONG" in capsys.readouterr().out) == int(number == FIRST_LIE)
+
+
+async def test_members_hold_contributions_and_a_run_outlives_one_that_is_killed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exchange = 'topology = "sharded"\nholders = 2'
+    run = write_run(tmp_path, total=5, min_nodes=3, inner_steps=20, exchange=exchange)
+    async with Swarm(tmp_path, run) as swarm:
+        await swarm.start(nodes=4)
+        await swarm.wait_for(round_at_least(2), "two rounds")
+        await swarm.kill_node(4)
+        await swarm.wait_finished()
+        console = (tmp_path / "coordinator" / "console.log").read_text()
+    decoded, fold = ledger_of(tmp_path / "coordinator")
+    assert "contribution.withheld" not in console
+    assert not fold.ignored
+    peers = {peer_of(tmp_path / f"node-{number}") for number in (1, 2, 3)}
+    shown = [e.body for e in decoded if isinstance(e.body, entries.Contribution)]
+    last = {body.node for body in shown if body.round == 4}
+    assert last == peers
+    # What a node was given lies with it, under the names of the makers' slices.
+    indexes = [tmp_path / "coordinator" / "blobs" / b.blob for b in shown if b.round == 4]
+    listed = [
+        piece.blob
+        for path, body in zip(indexes, (b for b in shown if b.round == 4), strict=True)
+        for piece in open_index(path.read_bytes(), round=4, base=body.base)
+    ]
+    homes = [tmp_path / f"node-{number}" / "blobs" for number in (1, 2, 3)]
+    assert all(sum((home / blob).exists() for home in homes) >= 2 for blob in listed)
+    where = [part for home in homes for part in ("--home", str(home.parent))]
+    assert cli.main(["ledger", "recheck", "4", *where]) == 0, capsys.readouterr().out
 
 
 async def test_who_comes_back_fetches_the_updates_and_not_the_state(tmp_path: Path) -> None:

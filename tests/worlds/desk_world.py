@@ -28,7 +28,7 @@ from artel.protocol import content, dsse, messages, model, round_state
 from artel.protocol.errors import Unreachable
 from artel.protocol.exchange import pseudogradient
 from artel.protocol.exchange.codec import codec
-from artel.protocol.exchange.pseudogradient import Header
+from artel.protocol.exchange.pseudogradient import Header, IndexItem
 from artel.protocol.fingerprints import PLACES, ROW
 from artel.protocol.identity import Identity
 from artel.protocol.manifest import Manifest, sign
@@ -114,7 +114,8 @@ class Nowhere:
 
 def known_by(*blobs: bytes) -> str:
     """The digest of the numbers in these blobs."""
-    return pseudogradient.payload_digest(blob[pseudogradient.HEADER_BYTES :] for blob in blobs)
+    digests = [IndexItem.of(blob).payload for blob in blobs]
+    return digests[0] if len(digests) == 1 else pseudogradient.joined_digest(digests)
 
 
 class Office:
@@ -323,7 +324,7 @@ class Member:
         if not shape.slices:
             return [Header(**fixed).pack(shape.part.layout, shape.part.take(vector))]
         pieces = [Header(**fixed).pack(piece.layout, piece.take(vector)) for piece in shape.slices]
-        listed = [(content.content_id(piece), len(piece)) for piece in pieces]
+        listed = [IndexItem.of(piece) for piece in pieces]
         return [pseudogradient.pack_index(core.state.round, core.state.base, listed), *pieces]
 
     def blob(self) -> bytes:

@@ -75,7 +75,7 @@ class Lazy:
             size=path.stat().st_size,
             fingerprints=invented,
             hardware=hardware("cpu", bf16=False),
-            payload=pseudogradient.payload_digest([payload]),
+            payload=pseudogradient.payload_digest(payload),
             loss=1.0,
             tokens=work.tokens(order.steps),
             head=order.steps,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from artel.protocol.state import State, write_state
 from delivery_world import Holder, acquainted
 from desk_world import Member, Office, run_of
 from host_world import until
+
+GATHER = {"topology": "gather"}
 
 
 class Scene:
@@ -87,9 +89,14 @@ class Scene:
         """The right state after the round that is applied."""
         attempt, exchange = self.core.ledger.state.attempt, self.office.manifest.config.exchange
         assert attempt is not None
-        given = [Given(m.peer, attempt.accepted[m.peer], [m.blob()]) for m in self.opened]
-        total = self.office.manifest.config.rounds.total
-        return next_state(exchange, total, self.office.layout, self.base, given).state
+        blobs = {m.peer: m.blobs() for m in self.opened}
+        given = [
+            Given(peer, attempt.accepted[peer], each[1:] or each) for peer, each in blobs.items()
+        ]
+        total, sharded = self.office.manifest.config.rounds.total, len(given[0].blobs) > 1
+        members = len(attempt.accounts) if sharded else 0
+        run = (exchange, total, self.office.layout)
+        return next_state(*run, self.base, given, members=members).state
 
     @property
     def opened(self) -> list[Member]:
@@ -110,9 +117,13 @@ class Scene:
 
 @contextlib.asynccontextmanager
 async def scene_of(
-    tmp_path: Path, count: int, founders: int = 4, **rounds: Any
+    tmp_path: Path,
+    count: int,
+    founders: int = 4,
+    exchange: Mapping[str, Any] = GATHER,
+    **rounds: Any,
 ) -> AsyncIterator[Scene]:
-    manifest, layout = run_of(tmp_path / "run", {"min_nodes": 2, **rounds}, {"topology": "gather"})
+    manifest, layout = run_of(tmp_path / "run", {"min_nodes": 2, **rounds}, {**exchange})
     trust = manifest.config.trust.model_copy(update={"founders": founders})
     config = manifest.config.model_copy(update={"trust": trust})
     manifest = manifest.model_copy(update={"config": config})

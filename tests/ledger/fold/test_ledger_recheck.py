@@ -27,7 +27,7 @@ from artel.protocol.exchange import codec, pseudogradient
 from artel.protocol.exchange.aggregate_slice import recompute, round_slices
 from artel.protocol.exchange.next_state import Base, Given, next_state
 from artel.protocol.exchange.parts import Part, fragment
-from artel.protocol.exchange.pseudogradient import Header
+from artel.protocol.exchange.pseudogradient import Header, IndexItem
 from artel.protocol.identity import Identity
 from artel.protocol.manifest import (
     DataFacts,
@@ -104,7 +104,7 @@ class Published(World):
         parts = [
             Header(0, self.base, chosen).pack(part.layout, part.take(full)) for part in self.parts
         ]
-        listed = [(content.content_id(part), len(part)) for part in parts]
+        listed = [IndexItem.of(part) for part in parts]
         return pseudogradient.pack_index(0, self.base, listed), parts
 
     def blob(self, round: int, attempt: int, member: Identity) -> tuple[str, bytes]:
@@ -394,9 +394,7 @@ class Trained(World):
         for member in self.members:
             full = numbers(f"{round} {member.key}", LAYOUT.parameters, -36)
             parts = [header.pack(piece.layout, piece.take(full)) for piece in pieces]
-            index = pseudogradient.pack_index(
-                round, base.root, [(content.content_id(p), len(p)) for p in parts]
-            )
+            index = pseudogradient.pack_index(round, base.root, [IndexItem.of(p) for p in parts])
             for data in (*parts, index):
                 self.blobs[content.content_id(data)] = data
             shown = content.content_id(index if sharded else parts[0])

@@ -305,7 +305,7 @@ def test_sharded_rounds_lead_everybody_to_one_root(
         for m in made:
             index = m.blob.read_bytes()
             listed = pseudogradient.open_index(index, round=round, base=base)
-            assert [size for _, size in listed] == [p.stat().st_size for p in m.parts]
+            assert [piece.size for piece in listed] == [p.stat().st_size for p in m.parts]
         slices = []
         for number in range(2):
             inputs = [

@@ -18,7 +18,9 @@ from artel.protocol.exchange.pseudogradient import (
     SLICE_MAGIC,
     BlobRefused,
     Header,
+    IndexItem,
     index_bytes,
+    joined_digest,
     max_blob_bytes,
     open_index,
     pack_index,
@@ -68,11 +70,15 @@ def test_blob_round_trips(chosen: Codec) -> None:
 
 def test_numbers_are_known_by_their_payloads_and_zeros_by_nothing() -> None:
     one, other = b"\0\1", b"\0\2"
-    assert payload_digest([one, other]) == hashlib.sha256(one + other).hexdigest()
-    assert payload_digest([bytes(9)]) == payload_digest([bytes(1), bytes(8)]) == NO_NUMBERS
+    assert payload_digest(one) == hashlib.sha256(one).hexdigest()
+    digests = [payload_digest(one), payload_digest(other)]
+    both = b"".join(hashlib.sha256(each).digest() for each in (one, other))
+    assert joined_digest(digests) == hashlib.sha256(both).hexdigest()
+    assert payload_digest(bytes(9)) == joined_digest([NO_NUMBERS, NO_NUMBERS]) == NO_NUMBERS
+    assert joined_digest([NO_NUMBERS, digests[0]]) != NO_NUMBERS
     for name in ("fp32", "fp16", "int8", "int4"):
-        assert payload_digest([codec(name).encode(LAYOUT, np.zeros_like(VECTOR))]) == NO_NUMBERS
-        assert payload_digest([codec(name).encode(LAYOUT, VECTOR)]) != NO_NUMBERS
+        assert payload_digest(codec(name).encode(LAYOUT, np.zeros_like(VECTOR))) == NO_NUMBERS
+        assert payload_digest(codec(name).encode(LAYOUT, VECTOR)) != NO_NUMBERS
 
 
 def test_header_bytes_are_as_documented() -> None:
@@ -201,7 +207,12 @@ def test_a_slice_is_no_contribution_and_no_other_way_round(chosen: Codec) -> Non
     assert refused.value.reason == "malformed"
 
 
-LISTED = [(ID, 500), ("2e" * 32, 2**40), (ID, HEADER_BYTES + 1)]
+KNOWN_BY = "3f" * 32
+LISTED = [
+    IndexItem(ID, 500, KNOWN_BY),
+    IndexItem("2e" * 32, 2**40, "00" * 32),
+    IndexItem(ID, HEADER_BYTES + 1, KNOWN_BY),
+]
 
 
 def index_reason(
@@ -220,14 +231,17 @@ def index_reason(
 
 def test_index_round_trips_as_documented() -> None:
     data = pack_index(9, BASE, LISTED)
-    assert data[:8] == b"ARTELIX1"
+    assert data[:8] == b"ARTELIX2"
     assert int.from_bytes(data[8:16], "big") == 9
     assert data[16:48].hex() == BASE
     assert int.from_bytes(data[48:50], "big") == 3
-    assert (data[50:82].hex(), int.from_bytes(data[82:90], "big")) == LISTED[0]
-    assert len(data) == index_bytes(3) == 50 + 3 * 40
+    first = IndexItem(data[50:82].hex(), int.from_bytes(data[82:90], "big"), data[90:122].hex())
+    assert first == LISTED[0]
+    assert len(data) == index_bytes(3) == 50 + 3 * 72
     assert open_index(data, round=9, base=BASE) == LISTED
-    assert open_index(data, round=9, base=BASE, max_sizes=[s for _, s in LISTED]) == LISTED
+    assert (
+        open_index(data, round=9, base=BASE, max_sizes=[piece.size for piece in LISTED]) == LISTED
+    )
 
 
 def test_index_of_something_else_is_refused_with_the_right_reason() -> None:
@@ -239,9 +253,9 @@ def test_index_of_something_else_is_refused_with_the_right_reason() -> None:
     assert index_reason(data, sizes=(500, 2**40 - 1, 97)) == "too_large"
     assert index_reason(data, sizes=(499, 2**40, 97)) == "too_large"
     assert index_reason(bytes(MAX_INDEX_BYTES + 1)) == "too_large"
-    assert index_reason(pack_index(9, BASE, [(ID, HEADER_BYTES)])) == "malformed"
+    assert index_reason(pack_index(9, BASE, [IndexItem(ID, HEADER_BYTES, KNOWN_BY)])) == "malformed"
     assert index_reason(data[:48] + b"\0\0") == "malformed"
-    for size in (0, 1, 49, 50, len(data) - 40, len(data) - 1):
+    for size in (0, 1, 49, 50, len(data) - 72, len(data) - 1):
         assert index_reason(data[:size]) == "malformed", size
     assert index_reason(data + b"\0") == "malformed"
 
@@ -258,7 +272,7 @@ def test_noise_is_no_index(noise: bytes) -> None:
     assert index_reason(noise) == "malformed"
 
 
-@given(st.lists(st.binary(min_size=40, max_size=40), min_size=1, max_size=5))
+@given(st.lists(st.binary(min_size=72, max_size=72), min_size=1, max_size=5))
 def test_an_accepted_index_has_one_encoding(items: list[bytes]) -> None:
     data = pack_index(9, BASE, LISTED)[:48] + len(items).to_bytes(2, "big") + b"".join(items)
     if index_reason(data) == "":
@@ -266,7 +280,7 @@ def test_an_accepted_index_has_one_encoding(items: list[bytes]) -> None:
 
 
 def test_the_largest_index_fits() -> None:
-    data = pack_index(9, BASE, [(ID, 97)] * 65_535)
+    data = pack_index(9, BASE, [IndexItem(ID, 97, KNOWN_BY)] * 65_535)
     assert len(data) == MAX_INDEX_BYTES
     assert len(open_index(data, round=9, base=BASE)) == 65_535
 
@@ -274,11 +288,12 @@ def test_the_largest_index_fits() -> None:
 def test_pack_index_refuses_wrong_use() -> None:
     for base, listed in [
         (BASE, []),
-        (BASE, [(ID, 97)] * 65_536),
-        (BASE, [(ID, 0)]),
-        (BASE, [("1d" * 31, 97)]),
-        (BASE, [("zz" * 32, 97)]),
-        ("", [(ID, 97)]),
+        (BASE, [IndexItem(ID, 97, KNOWN_BY)] * 65_536),
+        (BASE, [IndexItem(ID, 0, KNOWN_BY)]),
+        (BASE, [IndexItem("1d" * 31, 97, KNOWN_BY)]),
+        (BASE, [IndexItem("zz" * 32, 97, KNOWN_BY)]),
+        (BASE, [IndexItem(ID, 97, "3f" * 31)]),
+        ("", [IndexItem(ID, 97, KNOWN_BY)]),
     ]:
         with pytest.raises(CheckFailed):
             pack_index(9, base, listed)
