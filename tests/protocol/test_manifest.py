@@ -214,7 +214,7 @@ def test_the_run_id_does_not_change_between_versions() -> None:
     """Golden: a change here means that older manifests can no longer be read (or that a default is
     another one, which manifests write out)."""
     assert run_id(manifest().encode()) == (
-        "14d92bb47b27db3e55ec617b1103ef0c45831e24e1b26bb2c7a4dc1d29712180"
+        "a9ff362c7fd3b1280d79b8582c20566b7c4ec83610c4a3be85450fc04256ecaa"
     )
 
 
