@@ -275,6 +275,12 @@ def take_over(
         tree = tree or SignedTree(source, head.size, head.root)
         start = common_size(store, tree)
         keep = start if start < store.size else None
+        if keep is not None and keep < (final := fold.state.final):
+            raise CheckFailed(
+                f"{source.name} shows a history that goes another way after {keep} entries, and "
+                f"{final} are final here",
+                "too many electors have signed both: keep this home, and tell the organiser",
+            )
     if tree is None and head.size - start > NEAR:
         tree = SignedTree(source, head.size, head.root)
     near = with_documents(source, _near(store, source, head.size))

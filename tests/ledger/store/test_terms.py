@@ -23,7 +23,7 @@ from artel.ledger.tlog.checkpoint import origin_of, sign_checkpoint, verifier_ke
 from artel.ledger.tlog.cosignature import witness_name
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import CheckFailed
-from client_world import write_tiles
+from client_world import write_tiles_of
 from ledger_world import World, encoded, forged
 
 WORLD = World(nodes=4, waiting=1, total=200)
@@ -74,7 +74,7 @@ def successor(folder: Path, first: Envelope) -> FolderSource:
         for entry in (first, opened):
             store.append([entry.encode()], SIGN, replica.fold.beside)
             replica.fold.settle()
-    return FolderSource(write_tiles(folder / "standby", folder / "tiles"))
+        return FolderSource(write_tiles_of(store, folder / "tiles"))
 
 
 def follow(replica: Replica, source: FolderSource) -> None:
@@ -156,6 +156,22 @@ def test_a_term_that_does_not_go_on_from_the_heads_in_its_seals_is_taken_over_by
         with pytest.raises(CheckFailed, match="does not go on from the head"):
             store.append([first], SIGN, replica.fold.beside)
         assert store.root == root
+
+
+def test_nothing_that_is_final_here_is_given_up_whoever_sealed(tmp_path: Path) -> None:
+    source = successor(tmp_path, handed())  # by three who have cosigned what follows all the same
+    replica, leaves = grown(tmp_path / "home", *STEPS), list(LOG[:GIVEN_UP])
+    for _ in range(2):
+        leaves.append(WORLD.witnessed(leaves).encode())
+        note = WORLD.sign(len(leaves), WORLD.head(leaves).root)
+        replica.store.append_replica(leaves[-1:], note, replica.fold.beside)
+        replica.fold.settle()
+    assert replica.state.final == GIVEN_UP
+    with closing(replica.store) as store:
+        root = store.root
+        with pytest.raises(CheckFailed, match=f"and {GIVEN_UP} are final here"):
+            follow(replica, source)
+        assert (store.root, store.term) == (root, 0)
 
 
 def test_nobody_goes_back_to_a_term_that_is_over(tmp_path: Path) -> None:
