@@ -141,7 +141,9 @@ class OwnLedger:
     def remembered(self) -> bool:
         """Whether the second memory says that this ledger is the newest; after a crash between the
         commit and that note it may be one commit behind."""
-        noted = self.second.newest(self.store.origin) if self.second is not None else ""
+        if self.second is None or not self.store.size:
+            return False
+        noted = self.second.newest(self.store.origin)
         query = "SELECT follows FROM checkpoints WHERE size = ?"
         size = self.store.size
         # No row: another one is taken over at this moment, in the place of its end.

@@ -207,12 +207,14 @@ class CoordinatorProcess:
         with contextlib.ExitStack() as stack:
             home, prepared = self.options.home, self.prepared
             own = await asyncio.to_thread(own_ledger, home, prepared, self.identity, stack)
-            if own.leads(key):
+            # Whoever has an invite alone begins no run: it takes back what the others have.
+            may_begin = own.store.size > 0 or self.options.run_file is not None
+            if own.leads(key) and may_begin:
                 named = [hold(target)[0] for target in self.options.sources]
                 for holder in named:
                     stack.callback(holder.close)
                 await Asking(own, self.host, named, alone=self.options.alone).settle()
-            if own.leads(key):
+            if own.leads(key) and may_begin:
                 sequencer = await asyncio.to_thread(
                     Sequencer, own.store, self.identity, own.run, own.heads, second=own.second
                 )

@@ -213,10 +213,10 @@ class Standby:
             certified, newest, seal = await source.files(*paths, timeout=ANSWER_S)
             if peer == self.leader:
                 self.heard = time.monotonic()
-            for data in filter(None, (certified, newest)):
-                await self._consider(source, text_of(data, "a signed tree head"))
             if seal:
                 self._seals.take(peer, seal)
+            for data in filter(None, (certified, newest)):
+                await self._consider(source, text_of(data, "a signed tree head"))
         except SplitViewProven as found:
             await asyncio.to_thread(
                 fork.record, self.own.home, self.own.heads, found.evidence, self.own.store
@@ -240,7 +240,13 @@ class Standby:
             raise CheckFailed("it is the head of another log")
         if term > store.term or (term == store.term and head.size > store.size):
             await within(own.follow(source), TAKE_S)
-        if head.size <= store.size and store.root_at(head.size) == head.root:
+        if head.size <= store.size and store.root_at(head.size) != head.root:
+            if term == store.term:
+                proof = await asyncio.to_thread(fork.examine, source, store, text)
+                if proof is not None:
+                    self._texts[text] = None
+                    raise SplitViewProven(proof)
+        elif head.size <= store.size:
             known = dict(self.state.nodes)
             check = finality.verified
             _, signed = await asyncio.to_thread(check, text, head.origin, own.leaders, known)

@@ -32,7 +32,7 @@ from artel.protocol.identity import Identity
 from artel.protocol.net import wire
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host
-from client_world import write_key
+from client_world import cosigned, write_key
 from host_world import LOOPBACK, anybody, until
 from ledger_world import World
 
@@ -157,6 +157,8 @@ async def test_with_seals_of_a_quorum_it_goes_on_from_the_longest_head_that_anyb
     assert leaves[:-1] == world.leaves
     assert entries.decode(leaves[-1]).kind == "handover"
     assert own.heads.sealed(world.run) == 0
+    service = LedgerService(own.store, own.heads, world.run, lambda: sequencer.state)
+    await stands._host.serve(wire.LEDGER, service.answer)
     # Whoever led before, and signed more than anybody has seen, is one history with all again.
     home = tmp_path / "former"
     with contextlib.ExitStack() as stack:
@@ -248,3 +250,27 @@ async def test_a_home_that_was_put_back_begins_no_term_twice(
     assert seals.turn(own, [who.key]) is not None
     assert own.heads.advance(origin_of(world.run, 1), 0, 3, bytes(32))
     assert seals.turn(own, [who.key]) is None
+
+
+async def test_of_two_histories_it_goes_over_to_the_one_that_electors_have_certified(
+    world: World, parties: list[Party], waiting: tuple[Standby, OwnLedger]
+) -> None:
+    stands, own = waiting
+    shared = list(world.leaves)
+    disputed = world.dispute(world.owners[0], world.earned(world.members[1], 0)).encode()
+    (opened,) = world.add(world.opened(1))
+    ours, theirs = [*shared, opened], [*shared, disputed]
+    head = world.head(ours)
+    await own.replica.add(ours[OLDER:], world.sign(len(ours), head.root))
+    certified = cosigned(world.sign(len(theirs), world.head(theirs).root), *world.members)
+    for party in parties:
+        await party.replica.add(theirs[party.replica.store.size :], certified)
+        party.heads.add_note(certified)
+        party.seals(world, size=len(theirs), root=world.head(theirs).root.hex())
+    found = await asyncio.wait_for(stands.until_turn(), 60.0)
+    assert found is not None
+    assert list(own.store.leaves()) == theirs
+    assert own.replica.state.size == len(theirs)
+    assert own.heads.conflicts(), "who led has signed both"
+    sequencer = await begin(own, found, world.standbys[0], None)
+    assert sequencer.state.term.number == 1
