@@ -798,6 +798,7 @@ NOW = {
     "reason": NASTY,
     "step": 3,
     "steps": 9,
+    "term": 0,
     "coordinator_lost": False,
     **{"round": 8, "rounds_total": 20, "loss": None, "tokens_per_second": 12.5, "share": 0.25},
     **{"vested": 100, "pending": 0, "awaiting": 0, "ledger_size": 85, "cosigned_size": 63},
