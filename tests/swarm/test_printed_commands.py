@@ -138,9 +138,10 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, Path]:
     write_home(folder / "coordinator", world)
     other = [*world.leaves[:3], world.leaves[4]]
     evidence = SplitView.from_dict(world.split_view(world.leaves[:4], other))
+    from artel.ledger.sync.leadership import Mandate
     from artel.ledger.sync.offline import write_evidence
 
-    (folder / "split-view.json").write_bytes(write_evidence(evidence, world.leaves[0]))
+    (folder / "split-view.json").write_bytes(write_evidence(evidence, Mandate(world.leaves[0])))
     (folder / "report.txt").write_text("it was copied\n")
     write_key(folder / "alice.key", world.organiser)
     return world, folder
