@@ -211,7 +211,7 @@ def _proven(found: Proven) -> Iterator[str]:
     if found.run:
         yield "            that it is the only history: artel ledger compare asks several holders"
     if found.sealed_by and not found.pinned:
-        yield "            that those who sealed it were the electors: artel ledger audit --full"
+        yield "            that those who sealed it were electors: artel ledger audit TARGET --full"
     if found.unknown_cosigners:
         yield "            that a key that cosigned it is of a node of the run: --vkey names those"
     if found.cosigners:

@@ -275,9 +275,8 @@ class LedgerStore(LedgerReader):
                         genesis = genesis or first_entry(page[0])
                         last = self._insert(page, edge, beside, handed)
                     assert genesis is not None
-                    tree = TileTree(edge, known)
                     for begun in handed:
-                        begun.require_of(tree.size, tree.root_at)
+                        begun.require_of(edge.size, TileTree(edge, self._written()).root_at)
                     root = edge.root()
                     head = Checkpoint(origin_of(genesis.run, term), edge.size, root)
                     note, lines = _own_lines(sign(edge.size, root), head)
@@ -289,7 +288,7 @@ class LedgerStore(LedgerReader):
                 raise
             emit(log, "ledger.committed", logging.DEBUG, size=edge.size, last=last)
             self._tiles, self.term = known, term
-            self._head = LedgerHead(tree, root, note, genesis)
+            self._head = LedgerHead(TileTree(edge, self._tiles), root, note, genesis)
             with storage_errors(self.path):
                 os.replace(new, self._checkpoint_path)
             return note
@@ -317,6 +316,15 @@ class LedgerStore(LedgerReader):
             for page in portions(effects.checked(self.leaves(0, keep), 0), _PAGE):
                 beside(self._connection, page, done)
                 done += len(page)
+
+    def _written(self) -> Tiles:
+        """The full tiles as the open transaction has them, which other readers do not see yet."""
+
+        def read(tile: Tile) -> bytes:
+            found = self._connection.execute(_SELECT_TILE, (tile.level, tile.index)).fetchone()
+            return bytes(found[0]) if found else b""
+
+        return Tiles(read, WRONG_TILE)
 
     def _page(self, rest: Iterator[bytes | Entry], edge: Edge) -> list[bytes | Entry]:
         room = islice(rest, TILE_WIDTH - edge.size % TILE_WIDTH)

@@ -176,9 +176,9 @@ def audit_log(
 
 def _require_term(newest: str, vkeys: Sequence[str]) -> None:
     """A run's key is that of one term."""
+    names = [parse_key(text).name for text in vkeys]
     origin = parse_checkpoint(newest).origin
     run = run_of(origin)
-    names = [parse_key(text).name for text in vkeys]
     others = [name for name in names if run and run_of(name) == run]
     if others and origin not in names:
         raise CheckFailed(

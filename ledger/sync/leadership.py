@@ -13,13 +13,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from artel.ledger.entries import Entry, Genesis, decode
 from artel.ledger.entries.fold_state import key_of
 from artel.ledger.entries.kinds.handover import Handover
 from artel.ledger.entries.records import Term
-from artel.ledger.sync.source import TERMS_PATH, TileSource, read_json
 from artel.ledger.tlog.checkpoint import Checkpoint
 from artel.ledger.tlog.note import decode_base64, encode_base64
 from artel.ledger.tlog.proof import HashReader, decode_hashes, inclusion, verify_inclusion
@@ -27,6 +26,9 @@ from artel.protocol import canonical
 from artel.protocol.dsse import Leaf
 from artel.protocol.errors import CheckFailed, DecodeError
 from artel.protocol.merkle import leaf_hash
+
+if TYPE_CHECKING:
+    from artel.ledger.sync.source import TileSource
 
 MOST_TERMS = 64
 """The newest ones, that a source says and a reader looks at."""
@@ -197,6 +199,9 @@ def terms_shown(source: TileSource, tree: EntryTree, genesis: Genesis, last: int
 
 def _said(source: TileSource) -> list[tuple[int, int]]:
     """What a source says: terms, and with which entry each began."""
+    # Whoever checks a file reads no source, and needs no database.
+    from artel.ledger.sync.source import TERMS_PATH, read_json
+
     said = read_json(source, TERMS_PATH)
     pairs = said[-MOST_TERMS:] if isinstance(said, list) else []
     return [

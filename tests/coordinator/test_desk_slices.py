@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from artel.coordinator.stock import Stock
 from artel.coordinator.upkeep import KEEP_ROUNDS, Upkeep
 from artel.ledger import entries
 from artel.ledger.entries import reasons
@@ -375,7 +376,8 @@ async def test_what_is_served_is_counted_as_what_it_is(
     manifest = office.core.manifest
     data = manifest.data.model_copy(update={"train": index.facts()})
     office.core.manifest = manifest.model_copy(update={"data": data})
-    Upkeep(office.core, "")._label()
+    core = office.core
+    Stock(core.host, core.blobs, core.manifest, core.run, "").label(core.ledger.state.states)
     kinds = {blob: office.blobs.kind_of(blob) for blob in (*index.shards, index.facts().index)}
     assert set(kinds.values()) == {"data"}
     assert office.blobs.kind_of(manifest.initial_state) == "state"

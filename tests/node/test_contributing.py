@@ -146,7 +146,9 @@ async def test_what_was_made_outlives_the_coordinator_that_asked_for_it(
     monkeypatch.setattr("artel.node.contributing.delivery.push_all", push_all)
     trainer, link, blobs = Asked(), Link(), BlobStore(tmp_path / "blobs")
     founded = SimpleNamespace(audits=0)
-    state = SimpleNamespace(cursor=0, tails={}, spans={node.peer_id: 1}, founded=founded)
+    state = SimpleNamespace(
+        cursor=0, tails={}, spans={node.peer_id: 1}, founded=founded, attempt=None
+    )
     session: Any = SimpleNamespace(
         run="ab" * 32,
         manifest=world.run,

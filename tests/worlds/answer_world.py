@@ -50,11 +50,13 @@ NODE = {
     "loss": None,
     "computing": None,
     "coordinator_lost": False,
+    "waiting": "",
 }
 
 COORDINATOR = {
     **dict.fromkeys(("name", "run", "phase", "state_root"), HOSTILE),
-    **dict.fromkeys(("round", "total", "attempt"), 1),
+    **dict.fromkeys(("round", "total", "attempt", "term"), 1),
+    "role": "leader",
     "last_round": {"seconds": {HOSTILE: 1.0}},
     "ledger": {"size": 1, "root": HOSTILE},
     "validation": {"first": None, "last": None},

@@ -184,6 +184,9 @@ def test_verify_notices_a_change_in_any_effect_or_kept_state(
     connection.close()
     found = verify_home(home)
     failed = [check.name for check in found.checks if not check.ok]
+    if table == "terms":  # whose signature a tree head needs stands there, too
+        assert failed
+        return
     # One state less is kept than might be: nothing that anybody reads is another for it.
     assert failed == ([] if (table, damage[:6]) == ("kept", "DELETE") else ["effects"])
 
