@@ -9,7 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -173,6 +175,13 @@ def test_a_folder_to_keep_is_empty(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "not empty" in capsys.readouterr().err
 
 
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder for temporary files whose path leaves room for those of sockets (107 bytes)."""
+    with tempfile.TemporaryDirectory(prefix="c-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
 def chaos(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "artel", "chaos", *arguments],
@@ -183,8 +192,8 @@ def chaos(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
-    program = chaos(tmp_path, "--mtbf", "0")
+def test_ctrl_c_leaves_nothing_behind(short: Path) -> None:
+    program = chaos(short, "--mtbf", "0")
     try:
         assert program.stdout is not None
         assert "seed 1" in program.stdout.readline()
@@ -196,15 +205,15 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
         assert "interrupted" in err
         psutil.wait_procs(below, timeout=20)
         assert not [process for process in below if process.is_running()]
-        assert not list(tmp_path.iterdir())
+        assert not list(short.iterdir())
     finally:
         program.kill()
 
 
 @pytest.mark.timeout(1800)
-def test_a_run_survives_a_minute_of_faults(tmp_path: Path) -> None:
+def test_a_run_survives_a_minute_of_faults(short: Path) -> None:
     lasts = ("--duration", "60", "--mtbf", "7", "--seed", str(SEED))
-    program = chaos(tmp_path, "--nodes", "3", *lasts, "--json")
+    program = chaos(short, "--nodes", "3", *lasts, "--json")
     out, err = program.communicate(timeout=1780)
     print(err)
     result = json.loads(out)
@@ -217,7 +226,7 @@ def test_a_run_survives_a_minute_of_faults(tmp_path: Path) -> None:
     assert result["attempts"]["agreed"] >= 3
     assert result["states_recomputed"] >= 1
     assert f"--seed={SEED}" in result["command"]
-    assert not list(tmp_path.iterdir())
+    assert not list(short.iterdir())
 
 
 @pytest.mark.slow
