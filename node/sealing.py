@@ -46,6 +46,8 @@ log = logging.getLogger("artel.node")
 
 LOOK_S = 1.0
 """Between two looks for whoever leads, while nobody does."""
+SEEK_AFTER_S = 2.5
+"""So long one who leads may be silent before others are asked."""
 MOST_DOUBLINGS = 10
 """Terms in a row without a state, for each of which an elector waits twice as long."""
 SENT_AGAIN = (
@@ -250,7 +252,11 @@ class Sealing:
             return
         if state.term.number != self._led:
             await self._begin(state)
-        if self.waits:
+        lost = self._link.lost_since
+        # Whose network daemon is started again is back in a second; a dial that fails before makes
+        # libp2p wait for 5 s, and heartbeats with it.
+        soon = lost is not None and self._clock() - lost < min(SEEK_AFTER_S, self._handover_s)
+        if self.waits and not (soon and self.term < state.term.number):
             try:
                 self._reached = await self._link.seek(self.neighbours())
             except SplitViewProven as found:

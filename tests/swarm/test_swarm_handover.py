@@ -31,8 +31,8 @@ PHASES = {
 """What a coordinator does last."""
 
 
-async def killed_in(swarm: Two, phase: str, *, anew: bool = False) -> None:
-    """The leader dies; the other one leads soon; the former stands by when it is started again."""
+async def taken_over_in(swarm: Two, phase: str) -> None:
+    """The leader dies; the other one leads soon, and has all that was final."""
     await swarm.a_state()
     final = await swarm.kill_leader(PHASES[phase])
     took = await swarm.taken_over()
@@ -40,6 +40,11 @@ async def killed_in(swarm: Two, phase: str, *, anew: bool = False) -> None:
     assert took < SOON_S
     with LedgerReader.of(swarm.folder / swarm.leads) as store:
         assert list(store.leaves(0, len(final))) == final
+
+
+async def killed_in(swarm: Two, phase: str, *, anew: bool = False) -> None:
+    """The leader dies; the other one leads soon; the former stands by when it is started again."""
+    await taken_over_in(swarm, phase)
     await swarm.back(anew=anew)
     await swarm.a_state()
 
@@ -84,6 +89,17 @@ def one_history(swarm: Two) -> None:
     assert not state.ignored.get("handover")
 
 
+@pytest.mark.timeout(900)
+async def test_a_coordinator_that_is_killed_is_followed_by_the_other(tmp_path: Path) -> None:
+    async with Two(tmp_path, write_run_of_two(tmp_path)) as swarm:
+        await swarm.begin()
+        await taken_over_in(swarm, "training")
+        await swarm.a_state()
+        swarm.check()
+    one_history(swarm)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_a_coordinator_that_is_killed_or_hands_over_is_followed_by_the_other(
     tmp_path: Path,
