@@ -38,7 +38,7 @@ PATIENCE_S = 10.0
 """Until a connection has to have made its handshake."""
 SILENT_S = 60
 """How long the system holds a connection back that says nothing."""
-SWEEP_S, ANSWER_S = 1.0, 3.0
+SWEEP_S, ANSWER_S = 1.0, 1.0
 """Between two looks; for the daemon to say who has made a handshake."""
 QUIET = 128
 """Open files of a daemon beside those of its peers, two each, up to which nobody looks closer."""

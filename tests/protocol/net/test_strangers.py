@@ -499,6 +499,7 @@ async def test_a_daemon_with_few_files_answers_beside_connections_without_a_hand
     said: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(knocking, "SWEEP_S", 0.2)
+    monkeypatch.setattr(knocking, "ANSWER_S", 0.2)
     monkeypatch.setattr(reception, "FIRST_S", 60.0)  # a stream stands by, and the machine is busy
     async with swarm(tmp_path, 2) as (server, client):
         await server.serve(ECHO, _echo)
