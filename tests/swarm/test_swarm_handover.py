@@ -68,10 +68,13 @@ async def handed_over(swarm: Two) -> None:
     await swarm.a_state()
 
 
-def one_history(swarm: Two) -> None:
+def one_history(swarm: Two, names: Sequence[str] = HOMES) -> None:
     """All ledgers verify and begin alike; each contribution is credited once; nobody has found two
-    histories."""
-    homes = [swarm.folder / name for name in HOMES] + [swarm.home_of(n) for n in swarm.nodes]
+    histories.
+
+    :param names: coordinators whose homes count: one that is gone may hold more that was not final
+    """
+    homes = [swarm.folder / name for name in names] + [swarm.home_of(n) for n in swarm.nodes]
     leaves = []
     for home in homes:
         found = verify_home(home)
@@ -94,7 +97,7 @@ async def test_a_coordinator_that_is_killed_is_followed_by_the_other(tmp_path: P
     async with Two(tmp_path, write_run_of_two(tmp_path)) as swarm:
         await swarm.begin()
         await taken_over_in(swarm, "training")
-    one_history(swarm)
+    one_history(swarm, [swarm.leads])
 
 
 @pytest.mark.slow
