@@ -6,8 +6,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import Sequence
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
