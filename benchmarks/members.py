@@ -203,11 +203,14 @@ async def measure(size: int, options: argparse.Namespace, folder: Path, say: Say
         await crowd.start_coordinator()
         say(f"{size} members join")
         await crowd.start_members(min(options.processes, size))
-        crowds: list[float] = []
+        # Until the first state, or a moment later: rounds may be shorter than a look at them.
+        joining = processor_seconds(crowd.nodes.values())
         told, moved = 0, time.monotonic()
         while len(rows := crowd.readings()) <= options.rounds:
             crowd.check()
             if len(rows) + crowd.joined() != told:
+                if rows:
+                    say(f"round {len(rows)} is agreed")
                 told, moved = len(rows) + crowd.joined(), time.monotonic()
             if time.monotonic() - moved > STALL_S:
                 raise Unreachable(
@@ -215,12 +218,11 @@ async def measure(size: int, options: argparse.Namespace, folder: Path, say: Say
                     f"agreed, and nothing moved in {STALL_S:.0f} s",
                     f"see the console.log of each process below {folder}",
                 )
-            if len(rows) > len(crowds):
-                crowds.append(processor_seconds(crowd.nodes.values()))
-                say(f"round {len(rows)} is agreed")
+            if len(rows) <= 1:
+                joining = processor_seconds(crowd.nodes.values())
             await asyncio.sleep(0.5)
         found = differences(size, rows[0], rows[options.rounds])
-        found.crowd = (processor_seconds(crowd.nodes.values()) - crowds[0]) / found.rounds
+        found.crowd = (processor_seconds(crowd.nodes.values()) - joining) / found.rounds
         assert crowd.coordinator is not None
         found.memory = memory(crowd.coordinator)
     found.ledger = require_complete(folder / "coordinator", rows, size) / found.rounds
