@@ -18,6 +18,7 @@ from artel.coordinator.verdicts import Verdicts
 from artel.ledger import entries
 from artel.ledger.entries import Entry
 from artel.ledger.fold import alias
+from artel.ledger.fold.submitted import SUBMITTED, is_strangers, speaker
 from artel.ledger.store.heads import HeadStore
 from artel.protocol.dsse import MAX_ENVELOPE_BYTES
 from artel.protocol.events import emit
@@ -26,12 +27,6 @@ from artel.protocol.net.limits import RateLimits, network_of
 
 log = logging.getLogger("artel.coordinator")
 
-KINDS = (
-    *(entries.AccountBody, entries.Admitted, entries.KeyRotated, entries.Dispute, entries.Ruling),
-    *(entries.Transfer, entries.SplitSeen, entries.VerdictCommitted, entries.Verdict),
-    entries.StateWrong,
-)
-"""What people, auditors and whoever recomputes a state sign. Other kinds belong to the rounds."""
 PER_PEER_MINUTE, PER_PEER_AT_ONCE = 60, 20
 """Of one source (:func:`wire.source_of`), whatever it sends: bounds the work of looking at it."""
 PER_KEY_MINUTE, PER_KEY_AT_ONCE = 20, 20
@@ -103,7 +98,7 @@ class Submissions:
 
     async def _append(self, entry: Entry, who: str) -> int:
         """Index of a new entry, when it counts and its signer has not said too much."""
-        if not isinstance(entry.body, KINDS):
+        if not isinstance(entry.body, SUBMITTED):
             raise wire.Refused(f"{entry.kind} entries are not submitted by people", code="unknown")
         intake.require(self._ledger.state, entry)
         self.admit(entry, who)
@@ -122,17 +117,16 @@ class Submissions:
         :raises Refused: too many in a minute, of this signer, of this address or of all strangers
         """
         fold, body = self._ledger.state, entry.body
-        self._spend(self._keys, _speaker(entry))
-        account = getattr(body, "account", "")
-        known = fold.accounts.get(account)
-        if not account or (known is not None and known.granted):
+        self._spend(self._keys, speaker(entry))
+        if not is_strangers(fold, entry):
             return
         self._spend(self._strangers_each, who)
         if passed:
             self._spend(self._passed, "")
             return
         node = body.node if isinstance(body, entries.Node) else ""
-        adds = node not in fold.nodes if node else known is None  # and does not only change
+        account = getattr(body, "account", "")
+        adds = node not in fold.nodes if node else account not in fold.accounts  # no mere change
         if not adds or len(fold.accounts) + len(fold.nodes) >= FREE_ADMISSIONS:
             self._spend(self._strangers, "")
 
@@ -166,12 +160,3 @@ class Submissions:
         if not wish.alias:
             await asyncio.to_thread(heads.forget_alias, account)
         emit(log, "alias.set" if wish.alias else "alias.forgotten", account=account[:12])
-
-
-def _speaker(entry: Entry) -> str:
-    """Whose bucket an entry that counts is taken from."""
-    body = entry.body
-    if isinstance(body, entries.VerdictCommitted | entries.Verdict | entries.StateWrong):
-        return body.node
-    account = getattr(body, "account", "")
-    return account or ",".join(sorted(entry.signers))

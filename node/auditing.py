@@ -188,6 +188,7 @@ class Auditing:
         committed = entries.verdict_committed(
             session.identity, session.run, contribution=source, verdict=self._signed(made)
         )
+        session.sealing.petitions.add(committed)
         if await self._submit(committed):
             await session.replica.catch_up(session.host, session.link.coordinator, session.run)
 

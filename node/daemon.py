@@ -127,6 +127,7 @@ class Daemon:
         :raises ArtelError: this node cannot go on
         """
         session = self.session
+        sealing = session.sealing
         session.host.admit(session.caller)
         await session.host.serve(wire.CONTENT, self._keeping.answer)
         ledger = LedgerService(
@@ -134,16 +135,16 @@ class Daemon:
             session.heads,
             session.run,
             lambda: session.replica.state,
-            submit=self.watch.take,
-            seal=session.sealing.statement,
+            submit=sealing.petitions.take,
+            seal=sealing.statement,
         )
         await session.host.serve(wire.LEDGER, ledger.answer)
-        sealing = session.sealing
         sealing.news, sealing.alarm = self._news.set, self.watch.alarm
+        sealing.petitions.otherwise = self.watch.take
         sealing.neighbours = lambda: self.directive.peers if self.directive else ()
         following = (
             *(self._heartbeat, self._reconcile, self.cosigner.run, self.auditing.run),
-            *(self.watch.run, self.judging.run),
+            *(self.watch.run, self.judging.run, sealing.petitions.run),
         )
         try:
             async with asyncio.TaskGroup() as group:

@@ -151,6 +151,7 @@ class Judging:
         await self._tell(entries.jury_answer(me, run, charge=charge.entry, root=root))
 
     async def _tell(self, statement: Envelope) -> None:
+        self._session.sealing.petitions.add(statement)
         message = messages.Accuse(run=self._session.run, statement=statement.encode())
         await self._session.link.tell(message, TELL_S)
 

@@ -2,8 +2,9 @@
 elector, seals the term, so that there can be one.
 
 An elector seals the present term when the one who leads has been silent for
-``coordination.handover_s``, or asks for it, or has signed two histories; and each later term, when
-nobody has begun it in twice the time of the one before. What it has sealed is durable before
+``coordination.handover_s``, or has left out for as long what would count (:mod:`.petitions`), or
+asks for it, or has signed two histories; and each later term, when nobody has begun it in twice the
+time of the one before. What it has sealed is durable before
 anybody is told; from then on it cosigns nothing of it (:meth:`HeadStore.advance`). Whoever may lead
 next asks for the seal. Everything else goes on meanwhile: what the node was assigned it trains, and
 keeps.
@@ -34,11 +35,11 @@ from artel.ledger.sync.fork import SplitViewProven
 from artel.ledger.sync.replica import Replica
 from artel.node.elected import Elected
 from artel.node.link import Link
-from artel.protocol import messages
-from artel.protocol.errors import ArtelError, Unreachable
+from artel.node.petitions import Petitions
+from artel.protocol.dsse import Envelope
+from artel.protocol.errors import ArtelError
 from artel.protocol.events import emit
 from artel.protocol.identity import Identity, short_peer
-from artel.protocol.net import wire
 from artel.protocol.net.host import Host
 from artel.protocol.tasks import within
 
@@ -50,14 +51,6 @@ SEEK_AFTER_S = 2.5
 """So long one who leads may be silent before others are asked."""
 MOST_DOUBLINGS = 10
 """Terms in a row without a state, for each of which an elector waits twice as long."""
-SENT_AGAIN = (
-    *(entries.KeyRotated, entries.Dispute, entries.Ruling, entries.Transfer, entries.SplitSeen),
-    *(entries.VerdictCommitted, entries.Verdict, entries.StateWrong),
-)
-"""What is sent again when it was given up with a term. What belongs to an attempt is not, for the
-round is opened again; nor is a registration, which the next ``hello`` brings."""
-MOST_AGAIN = 256
-ANSWER_S = 10.0
 LINGER_S = 10.0
 """So long the node whose coordinator leads stays when the run is over: others hear it from that."""
 
@@ -89,6 +82,7 @@ class Sealing:
     ) -> None:
         self._host, self._identity, self._account, self._run = host, identity, account, run
         self._replica, self._heads, self._link = replica, heads, link
+        self.petitions = Petitions(host, run, replica, link, handover_s, clock)
         self._handover_s, self._elected, self._say, self._clock = handover_s, elected, say, clock
         self.term = heads.sealed(run)
         """The latest term that was sealed here; -1 for none."""
@@ -103,7 +97,6 @@ class Sealing:
         self._sealed_at = clock()
         self._asked = -1
         self._reached = 0  # peers that answered when they were asked last
-        self._again: list[bytes] = []
 
     # --- what others are told ---------------------------------------------------------------------
 
@@ -199,7 +192,7 @@ class Sealing:
         present = state.term.number
         term = max(self.term + 1, present)
         proven = self._link.liar == self._link.coordinator
-        if term == present and (proven or self._asked == present):
+        if term == present and (proven or self._asked == present or self._left_out):
             return term
         since = self._link.lost_since
         if since is None:
@@ -209,6 +202,12 @@ class Sealing:
         alone = all(each.weights.keys() <= {self._host.peer_id} for each in state.electors.sets)
         late = self._clock() - since >= self._patience(state, term)
         return term if late and (alone or self._reached) else None
+
+    @property
+    def _left_out(self) -> str:
+        """The id of an entry that whoever leads leaves out; "" for none."""
+        state = self._replica.state
+        return self.petitions.overlooked(self._patience(state, state.term.number))
 
     def _is_elector(self, state: FoldState) -> bool:
         return any(self._host.peer_id in each.weights for each in state.electors.sets)
@@ -267,8 +266,6 @@ class Sealing:
             await self._seal(term)
         if self._elected is not None:
             await self._elected.keep(self._is_chosen(self._replica.state))
-        if self._again and self._link.lost_since is None:
-            await self._send_again()
 
     async def _seal(self, term: int) -> None:
         await asyncio.to_thread(self._heads.seal, self._run, term)
@@ -276,8 +273,11 @@ class Sealing:
         lost, state = self._link.lost_since, self._replica.state
         silent = 0.0 if lost is None else round(self._clock() - lost, 1)
         next = candidate(state, term + 1)
-        emit(log, "term.sealed", logging.WARNING, term=term, silent=silent, next=_name(next))
-        self._say(f"! term {term}   {self.waiting()}")
+        left_out = self._left_out if term == state.term.number else ""
+        said = {"term": term, "silent": silent, "left_out": left_out[:16], "next": _name(next)}
+        emit(log, "term.sealed", logging.WARNING, **said)
+        why = f"the coordinator leaves out entry {left_out[:16]}…; " if left_out else ""
+        self._say(f"! term {term}   {why}{self.waiting()}")
         self.news()
 
     async def _begin(self, state: FoldState) -> None:
@@ -288,39 +288,24 @@ class Sealing:
         leader = _name(state.term.leader)
         self._say(f"term {self._led}   of the run has begun; {leader} leads")
         lost, self._replica.lost = self._replica.lost, []
-        again = [one.envelope.encode() for one in lost if isinstance(one.body, SENT_AGAIN)]
+        self.petitions.again(lost)
         proofs = await asyncio.to_thread(self._heads.conflicts)
-        again += [said for proof in proofs if (said := self._seen(state, proof))]
-        self._again = list(dict.fromkeys([*self._again, *again]))[:MOST_AGAIN]
+        self.petitions.add(*(said for proof in proofs if (said := self._seen(state, proof))))
         self.news()
 
-    def _seen(self, state: FoldState, proof: dict[str, object]) -> bytes:
-        """The entry that shows the ledger a coordinator's two histories; empty where it knows."""
+    def _seen(self, state: FoldState, proof: dict[str, object]) -> Envelope | None:
+        """The entry that shows the ledger a coordinator's two histories; None where it knows."""
         name = state.keys.get(self._account.key, "")
         try:
             view = SplitView.from_dict(proof)
             culprit = evidence.check(view, signers_of(state, view)).public.hex()
         except ArtelError:
-            return b""
+            return None
         if not name or culprit in state.convicted or culprit not in state.leaders():
-            return b""
-        said = entries.by_account(
+            return None
+        return entries.by_account(
             entries.SplitSeen, self._account, self._run, account=name, evidence=proof
         )
-        return said.encode()
-
-    async def _send_again(self) -> None:
-        while self._again:
-            request = messages.Submit(run=self._run, statement=self._again[0])
-            try:
-                await self._host.ask(self._link.coordinator, wire.LEDGER, request, ANSWER_S)
-            except Unreachable:
-                return
-            except ArtelError as error:
-                if getattr(error, "code", "") == "busy":
-                    return
-                emit(log, "entry.not_sent_again", logging.DEBUG, reason=error.message)
-            del self._again[0]
 
     def _is_chosen(self, state: FoldState) -> bool:
         """Whether members chose this node to start a coordinator, or may now."""

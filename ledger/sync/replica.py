@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,6 +61,8 @@ class Replica:
         """Bytes of entries and documents that are taken over at a time."""
         self.own: Collection[str] = ()
         """Keys (hex) whose entries are kept in :attr:`lost` when they are given up."""
+        self.giving_up: Callable[[Sequence[Entry]], None] = lambda entries: None
+        """Called, in a thread, with those that may be given up now, before they are."""
         self.lost: list[Entry] = []
         """Entries with an ``own`` signature that were given up with their term, oldest first."""
         self._lock = asyncio.Lock()
@@ -195,6 +197,7 @@ class Replica:
             self._prove_fork(source, text)
             return
         own = self._own_not_final() if later else []
+        self.giving_up(own)
         try:
             self._require_sealed(source, head)
             take_over(store, source, head, self.fold, most=self.most, instead=instead)

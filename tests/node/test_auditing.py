@@ -17,6 +17,7 @@ from artel.node.progress import Progress
 from artel.node.trainer.channel import TrainerError
 from artel.node.trainer.orders import BeginReplay, Compared, DropReplay, GoOn, Replayed, SpanRound
 from artel.protocol import content, messages
+from artel.protocol.dsse import Envelope
 from artel.protocol.identity import public_of
 from artel.protocol.net import delivery, wire
 from artel.protocol.net.blobs import BlobStore
@@ -83,8 +84,10 @@ class Node:
             trust=TrustSection(),
         )
         self.folder = folder
+        self.petitions = list[Envelope]()
         session: Any = SimpleNamespace(
             run=world.run,
+            sealing=SimpleNamespace(petitions=SimpleNamespace(add=self.petitions.append)),
             identity=me,
             account_name=world.owners[number].key,
             manifest=SimpleNamespace(config=config),
@@ -172,6 +175,8 @@ async def test_what_is_owed_is_repeated_and_the_verdict_is_committed_to_and_show
     assert node.said == ["verdict_committed", shown_rows, "verdict"], (
         "what it commits to comes first"
     )
+    (handed_in,) = node.petitions
+    assert entries.entry_id(handed_in.encode()) == run.log[-2].id
     assert source not in run.state.audits
     (order,) = trainer.rounds
     shown = next(e.body for e in run.log if e.id == source)

@@ -65,7 +65,9 @@ class Node:
         self.meanwhile: Sequence[Envelope] = ()
         """The ledger after it has been computed."""
         self.replica = SimpleNamespace(state=history.state, history=history, growth=asyncio.Event)
+        self.petitions = list[Envelope]()
         session: Any = SimpleNamespace(
+            sealing=SimpleNamespace(petitions=SimpleNamespace(add=self.petitions.append)),
             replica=self.replica,
             link=SimpleNamespace(coordinator="coordinator", tell=self.tell),
             identity=member,
@@ -100,6 +102,7 @@ async def test_who_computed_another_state_says_so_once(tmp_path: Path) -> None:
     await node.judging.look()
     await node.judging.look()
     (said,) = node.said
+    assert [said.envelope] == node.petitions
     assert isinstance(said.body, entries.StateWrong)
     assert (said.body.state, said.body.recorded, said.body.root) == (3, RECORDED, RIGHT)
     assert said.signers == {HONEST[0].key}
@@ -117,6 +120,7 @@ async def test_who_is_drawn_says_what_it_computed(tmp_path: Path, found: str) ->
     await node.judging.look()
     await node.judging.look()
     (said,) = node.said
+    assert [said.envelope] == node.petitions
     assert isinstance(said.body, entries.JuryAnswer)
     assert said.body.root == found
     assert said.body.charge == entries.entry_id(CHARGE.encode())

@@ -4,9 +4,8 @@ given up. Real hosts, ledgers and files."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,188 +15,35 @@ from artel.ledger import entries
 from artel.ledger.entries.evidence import SplitView
 from artel.ledger.entries.fold_state import peer_of
 from artel.ledger.store import finality
-from artel.ledger.store.heads import HEADS_NAME, HeadStore
-from artel.ledger.store.keyfiles import NODE_KEY
-from artel.ledger.store.store import DATABASE_NAME
+from artel.ledger.store.heads import HeadStore
 from artel.ledger.sync.fork import SplitViewProven
 from artel.ledger.sync.peers import PeerSource
-from artel.ledger.sync.replica import Replica
-from artel.ledger.sync.serving import LedgerService
 from artel.ledger.sync.signed_tree import manifest_of
 from artel.ledger.sync.source import SEAL_PATH
 from artel.ledger.sync.witness import Witness
 from artel.ledger.tlog import note as notes
-from artel.ledger.tlog.checkpoint import origin_of, sign_checkpoint
 from artel.ledger.tlog.cosignature import add_lines, witness_name
 from artel.node.link import NEIGHBOURS_FILE, Link, keep_neighbours, with_neighbours
-from artel.node.sealing import Sealing
 from artel.protocol import messages
-from artel.protocol.dsse import Envelope
 from artel.protocol.errors import CheckFailed, Unreachable
-from artel.protocol.identity import Identity
 from artel.protocol.invite import Invite
-from artel.protocol.net import wire
-from artel.protocol.net.host import Host
-from host_world import LOOPBACK
-from ledger_world import World, complete, key
-from log_world import replay
-
-HANDOVER_S = 100.0
+from ledger_world import World, key
+from party_world import HANDOVER_S, Parties, after, handover, two_coordinators
 
 
 @pytest.fixture(scope="module")
 def world() -> World:
-    """A run with two coordinators and three electors, whose first state is agreed on."""
-    world = World(nodes=3, waiting=1, name="sealing")
-    world.add(*world.start)
-    world.add(*world.round(0))
-    world.add(world.witnessed(world.leaves))
-    return world
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Party:
-    """Somebody with a host, a home and a copy of the ledger, which it serves."""
-
-    def __init__(self, home: Path, host: Host, world: World) -> None:
-        self.home, self.host, self.world = home, host, world
-        self.replica = Replica.open(home / DATABASE_NAME, world.run)
-        self.heads = HeadStore(home / HEADS_NAME)
-        self.link = Link(host, Invite(world.run, (f"/ip4/127.0.0.1/tcp/1/p2p/{host.peer_id}",)))
-        self.clock, self.said, self.submitted = Clock(), list[str](), list[bytes]()
-        self.leads = True
-        self.sealing: Sealing
-
-    @classmethod
-    async def at(cls, folder: Path, identity: Identity, world: World) -> Party:
-        home = folder / identity.peer_id[-6:]
-        home.mkdir()
-        file = home / NODE_KEY
-        file.write_bytes(identity.encode())
-        file.chmod(0o600)
-        party = cls(home, await Host.start(identity, file, listen=[LOOPBACK]), world)
-        await party.serve()
-        return party
-
-    async def serve(self, sealing: Sealing | None = None) -> None:
-        async def submit(_: str, statement: bytes) -> None:
-            self.submitted.append(statement)
-
-        async def control(*_: object) -> messages.Message:
-            if not self.leads:
-                raise wire.Refused("it stands by", code=messages.NOT_LEADING)
-            return messages.Ok()
-
-        service = LedgerService(
-            self.replica.store,
-            self.heads,
-            self.world.run,
-            lambda: self.replica.state,
-            submit=submit,
-            seal=sealing.statement if sealing else bytes,
-        )
-        await self.host.serve(wire.LEDGER, service.answer)
-        await self.host.serve(wire.CONTROL, control)
-
-    async def add(self, leaves: Sequence[bytes], by: Identity, term: int = 0) -> None:
-        """Have the ledger here go on, as a coordinator has it."""
-        store = self.replica.store
-        if store.size and term > store.term:
-            store.begin_term(term)
-        sign = partial(sign_checkpoint, by, origin_of(self.world.run, term))
-        await asyncio.to_thread(store.append, leaves, sign, self.replica.fold.beside)
-        self.replica._settle()
-
-    async def follow(self, other: Party) -> None:
-        await self.replica.catch_up(self.host, other.host.peer_id, self.world.run)
-
-    def watches(self, account: Identity) -> Sealing:
-        self.link.coordinators = tuple(
-            peer_of(each.key) for each in (self.world.coordinator, *self.world.standbys)
-        )
-        self.link._replica = self.replica
-        self.sealing = Sealing(
-            host=self.host,
-            identity=self.host.identity,
-            account=account,
-            run=self.world.run,
-            replica=self.replica,
-            heads=self.heads,
-            link=self.link,
-            handover_s=HANDOVER_S,
-            elected=None,
-            say=self.said.append,
-            clock=self.clock,
-        )
-        return self.sealing
-
-    async def lose(self) -> None:
-        """Notice that the coordinator does not answer."""
-        with pytest.raises(Unreachable):
-            await self.link.ask(messages.Leave(run=self.world.run), 3.0)
-        self.link._lost = (self.link.coordinator, self.clock.now)
-
-    async def close(self) -> None:
-        await self.host.close()
-        self.replica.store.close()
-        self.heads.close()
-
-
-class Run:
-    """Parties of one run, who know where the others are."""
-
-    def __init__(self, folder: Path, world: World, stack: AsyncExitStack) -> None:
-        self._folder, self.world, self._stack = folder, world, stack
-        self.parties: list[Party] = []
-
-    async def party(self, identity: Identity) -> Party:
-        party = await Party.at(self._folder, identity, self.world)
-        self._stack.push_async_callback(party.close)
-        for other in self.parties:
-            party.host.remember(other.host.peer_id, await other.host.addresses())
-            other.host.remember(party.host.peer_id, await party.host.addresses())
-        self.parties.append(party)
-        return party
-
-    async def coordinator(self) -> Party:
-        party = await self.party(self.world.coordinator)
-        await party.add(self.world.leaves, self.world.coordinator)
-        return party
-
-    async def elector(self, leader: Party, number: int = 0) -> Party:
-        party = await self.party(self.world.members[number])
-        await party.follow(leader)
-        sealing = party.watches(self.world.owners[number])
-        sealing.neighbours = lambda: [each.host.peer_id for each in self.parties[1:]]
-        await party.serve(sealing)
-        return party
+    return two_coordinators()
 
 
 @pytest.fixture
-async def run(tmp_path: Path, world: World) -> AsyncIterator[Run]:
+async def run(tmp_path: Path, world: World) -> AsyncIterator[Parties]:
     async with AsyncExitStack() as stack:
-        yield Run(tmp_path, world, stack)
-
-
-def after(leaves: Sequence[bytes], *envelopes: Envelope) -> list[bytes]:
-    """These entries as they stand behind those."""
-    return [each.encode() for each in complete(envelopes, replay(leaves))]
-
-
-def handover(world: World, *sealers: Party, term: int = 1) -> Envelope:
-    seals = [entries.open_seal(party.sealing.statement())[1] for party in sealers]
-    return entries.handover(world.standbys[0], world.run, term=term, seals=seals)
+        yield Parties(tmp_path, world, stack)
 
 
 async def test_an_elector_seals_the_term_of_a_silent_coordinator_and_signs_no_more_of_it(
-    run: Run, world: World
+    run: Parties, world: World
 ) -> None:
     leader = await run.coordinator()
     first, second = await run.elector(leader), await run.elector(leader, 1)
@@ -236,7 +82,7 @@ async def test_an_elector_seals_the_term_of_a_silent_coordinator_and_signs_no_mo
     assert first.watches(world.owners[0]).term == 0
 
 
-async def test_an_elector_that_reaches_nobody_seals_nothing(run: Run, world: World) -> None:
+async def test_an_elector_that_reaches_nobody_seals_nothing(run: Parties, world: World) -> None:
     leader = await run.coordinator()
     first = await run.elector(leader)
     first.sealing.neighbours = tuple
@@ -252,7 +98,7 @@ async def test_an_elector_that_reaches_nobody_seals_nothing(run: Run, world: Wor
 
 
 async def test_each_term_that_nobody_begins_is_waited_for_twice_as_long(
-    run: Run, world: World
+    run: Parties, world: World
 ) -> None:
     leader = await run.coordinator()
     first = await run.elector(leader)
@@ -269,7 +115,7 @@ async def test_each_term_that_nobody_begins_is_waited_for_twice_as_long(
         assert sealing.term == term
 
 
-async def test_the_coordinator_that_leads_may_ask_for_its_term_to_be_sealed(run: Run) -> None:
+async def test_the_coordinator_that_leads_may_ask_for_its_term_to_be_sealed(run: Parties) -> None:
     leader = await run.coordinator()
     first = await run.elector(leader)
     stranger = await run.party(key("no elector"))
@@ -289,7 +135,7 @@ async def test_the_coordinator_that_leads_may_ask_for_its_term_to_be_sealed(run:
 
 
 async def test_the_next_coordinator_is_found_and_what_was_given_up_is_sent_to_it_again(
-    run: Run, world: World
+    run: Parties, world: World
 ) -> None:
     leader = await run.coordinator()
     parties = [await run.elector(leader, number) for number in range(3)]
@@ -322,12 +168,14 @@ async def test_the_next_coordinator_is_found_and_what_was_given_up_is_sent_to_it
         assert (party.replica.state.term.number, party.sealing.waits) == (1, False)
         assert party.sealing.statement() == b""
         assert isinstance(await party.link.ask(messages.Leave(run=world.run)), messages.Ok)
-    await first.sealing.look()
+    await first.sealing.petitions.look()
     assert next.submitted == [own.encode()]
     assert first.replica.store.root == next.replica.store.root
 
 
-async def test_a_coordinator_that_stands_by_counts_as_one_that_does_not_answer(run: Run) -> None:
+async def test_a_coordinator_that_stands_by_counts_as_one_that_does_not_answer(
+    run: Parties,
+) -> None:
     leader = await run.coordinator()
     first = await run.elector(leader)
     assert first.link.lost_since is None
@@ -340,7 +188,9 @@ async def test_a_coordinator_that_stands_by_counts_as_one_that_does_not_answer(r
     assert first.link.lost_since is None
 
 
-async def test_who_joins_needs_nobody_but_one_that_knows_the_run(run: Run, world: World) -> None:
+async def test_who_joins_needs_nobody_but_one_that_knows_the_run(
+    run: Parties, world: World
+) -> None:
     leader = await run.coordinator()
     first = await run.elector(leader)
     await leader.host.close()
@@ -356,7 +206,7 @@ async def test_who_joins_needs_nobody_but_one_that_knows_the_run(run: Run, world
 
 
 async def test_a_home_that_is_used_again_needs_nobody_whom_its_invite_names(
-    run: Run, world: World
+    run: Parties, world: World
 ) -> None:
     leader = await run.coordinator()
     first = await run.elector(leader)
@@ -375,7 +225,7 @@ async def test_a_home_that_is_used_again_needs_nobody_whom_its_invite_names(
     assert with_neighbours(again.home, invite) == invite
 
 
-async def test_two_histories_end_the_term_and_not_the_node(run: Run, world: World) -> None:
+async def test_two_histories_end_the_term_and_not_the_node(run: Parties, world: World) -> None:
     leader = await run.coordinator()
     first = await run.elector(leader)
     await run.elector(leader, 1)
@@ -410,7 +260,8 @@ async def test_two_histories_end_the_term_and_not_the_node(run: Run, world: Worl
     async with asyncio.timeout(10):
         await following
     assert runs == 2
-    await sealing.look()
+    first.clock.now += HANDOVER_S
+    await sealing.petitions.look()
     (said,) = next.submitted
     body: Any = entries.decode(said).body
     assert (body.kind, body.evidence) == ("split_seen", proof)
@@ -422,7 +273,7 @@ async def test_before_there_are_electors_two_histories_end_the_node(
     young = World(nodes=3, waiting=1, name="sealing")
     young.add(*young.start)
     async with AsyncExitStack() as stack:
-        run = Run(tmp_path, young, stack)
+        run = Parties(tmp_path, young, stack)
         first = await run.elector(await run.coordinator())
         proof = young.split_view(young.leaves, [*young.leaves[:-1], b"x"])
 
@@ -433,7 +284,9 @@ async def test_before_there_are_electors_two_histories_end_the_node(
             await first.sealing.while_led(work)
 
 
-async def test_what_is_certified_may_be_known_by_the_ledger_alone(run: Run, world: World) -> None:
+async def test_what_is_certified_may_be_known_by_the_ledger_alone(
+    run: Parties, world: World
+) -> None:
     leader = await run.coordinator()
     store, state = leader.replica.store, leader.replica.state
     size = len(world.leaves) - 1
