@@ -1,7 +1,7 @@
 """Does a run survive whatever goes wrong? Faults at random, by seed, in a swarm of real processes.
 
-A coordinator and nodes, each on a disk of its own and behind a proxy of its own; whatever ends is
-started again, as by a service manager. Faults come by the plan of a seed
+Two coordinators and nodes, each on a disk of its own and behind a proxy of its own; whatever ends
+is started again, as by a service manager. Faults come by the plan of a seed
 (:mod:`benchmarks.chaos_plan`), and all along the disks are searched for what must never be
 (:mod:`benchmarks.chaos_watch`). At the end everybody has to work again, leaves, and everything is
 checked once more. With --mtbf 0 nothing goes wrong: the same run to compare the loss with, and,
@@ -30,9 +30,9 @@ from artel.protocol.errors import (
     ArtelError,
     CheckFailed,
 )
-from benchmarks.chaos_plan import COORDINATOR, plan
+from benchmarks.chaos_plan import COORDINATOR, STANDBY, plan
 from benchmarks.chaos_strikes import Status, Striker
-from benchmarks.chaos_swarm import ChaosSwarm, own_mounts
+from benchmarks.chaos_swarm import HOMES, ChaosSwarm, own_mounts
 from benchmarks.chaos_table import Result, Usage, table
 from benchmarks.chaos_watch import Accounts, Watch, settled
 from swarm_world import write_run
@@ -85,6 +85,7 @@ class Chaos:
             founders=nodes,
             mirror_every=5,
         )
+        handover_s = 4.0 * patience
         self.swarm = ChaosSwarm(
             folder,
             run_file,
@@ -94,6 +95,9 @@ class Chaos:
             tell=self.say,
             coordinator_options=("--recompute", "3"),
         )
+        with run_file.open("a") as file:
+            standbys = f'standbys = ["{self.swarm.standby_key()}"]'
+            file.write(f"\n[coordination]\n{standbys}\nhandover_s = {handover_s:.1f}\n")
         self.watch, self.usage = Watch(), Usage()
         self.striker = Striker(self.swarm, folder / "backups")
         self.problems: list[str] = []
@@ -110,19 +114,20 @@ class Chaos:
         :raises CheckFailed: the swarm did not even begin
         """
         options = self.options
-        self.say(f"a coordinator and {options.nodes} nodes, seed {options.seed}")
+        self.say(f"two coordinators and {options.nodes} nodes, seed {options.seed}")
         strikes = plan(options.nodes, options.seed, options.duration, options.mtbf)
         async with self.swarm, asyncio.TaskGroup() as group:
             self.swarm.group = group
             self.swarm.keep(COORDINATOR)
             await self._until(lambda: self.swarm.invite != "", WHOLE_S, "the coordinator is ready")
-            for number in range(1, options.nodes + 1):
-                self.swarm.keep(number)
+            for party in (STANDBY, *range(1, options.nodes + 1)):
+                self.swarm.keep(party)
             polling = group.create_task(self._poll())
+            # Nobody can seal a term before all know of the first state.
             await self._until(
-                lambda: len(self._here()) == options.nodes and self.status["round"] >= 1,
+                lambda: len(self._here()) == options.nodes and self.swarm.least("round") >= 2,
                 WHOLE_S,
-                "all nodes are there and the first state is agreed",
+                "all nodes are there, and two states are agreed and known to both coordinators",
             )
             looking = group.create_task(self._look())
             await asyncio.to_thread(self.striker.back_up)
@@ -163,7 +168,7 @@ class Chaos:
         while True:
             await asyncio.sleep(POLL_S)
             try:
-                self.status = status = await self.swarm.get("/api/v1/status")
+                self.status = status = await self.swarm.status()
             except (ArtelError, KeyError):
                 continue
             self.striker.see(status)
@@ -224,8 +229,9 @@ class Chaos:
                     name = self.swarm.place_of(party).name
                     self.problems.append(f"{name} left with exit code {code}")
 
+        self.watch.there.update(self.swarm.kept, HOMES)
         await asyncio.gather(*map(leave, self.swarm.kept))
-        await leave(COORDINATOR)
+        await asyncio.gather(*map(leave, HOMES))
         self.watch.homes.update(self.swarm.homes)
         self.problems += [f"nobody owns {stray}" for stray in self.swarm.strays()]
 
@@ -237,6 +243,7 @@ class Chaos:
         return Result(
             options=vars(self.options),
             blows=self.striker.blows,
+            terms=self.striker.terms,
             accounts=accounts,
             losses=self.losses,
             restarts=self.swarm.restarts,

@@ -11,8 +11,8 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-COORDINATOR = 0
-"""The party that leads; node n is party n."""
+COORDINATOR, STANDBY = 0, 99
+"""The two coordinators; node n is party n. A plan says the first one for whoever leads then."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Kind:
 
     :param cards: of it in a deck
     :param seconds: how long it lasts, or how long what was killed stays away: from, to
-    :param leads: it happens to the coordinator; else to a node
+    :param leads: it happens to the coordinator that leads; else to a node
     """
 
     cards: int
@@ -35,7 +35,9 @@ KINDS: Mapping[str, Kind] = {
     "network daemon killed": Kind(2, (0.0, 0.0)),
     "coordinator killed": Kind(2, (0.0, 2.0), leads=True),
     "coordinator's network daemon killed": Kind(1, (0.0, 0.0), leads=True),
+    "coordinator's home deleted": Kind(1, (20.0, 40.0), leads=True),
     "backup restored": Kind(1, (0.0, 2.0), leads=True),
+    "handover on purpose": Kind(1, (0.0, 0.0), leads=True),
     "node frozen": Kind(1, (3.0, 12.0)),
     "coordinator frozen": Kind(1, (2.0, 8.0), leads=True),
     "partition": Kind(2, (8.0, 20.0)),
@@ -50,7 +52,9 @@ KINDS: Mapping[str, Kind] = {
     "node leaves": Kind(1, (0.0, 0.0)),
     "node joins": Kind(1, (0.0, 0.0)),
 }
-KILLS = (*(name for name in KINDS if name.endswith("killed")), "backup restored")
+OF_COORDINATORS = ("coordinator killed", "coordinator's home deleted", "backup restored")
+"""Kills of whoever leads; what is left of its home is what they differ in."""
+KILLS = (*dict.fromkeys((*(name for name in KINDS if "killed" in name), *OF_COORDINATORS)),)
 
 
 @dataclass(frozen=True)

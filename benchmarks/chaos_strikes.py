@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 
 from backup_world import Backup
-from benchmarks.chaos_plan import COORDINATOR, Strike
-from benchmarks.chaos_swarm import DAEMON, TRAINER, ChaosSwarm
+from benchmarks.chaos_plan import COORDINATOR, KINDS, Strike
+from benchmarks.chaos_swarm import DAEMON, HOMES, TRAINER, ChaosSwarm
 from fault_proxy import BLACKHOLE, Fault
 from injector import Injection
 
@@ -25,6 +25,8 @@ LEAVES_S = 240.0
 """A node that leaves finishes its round first."""
 EXCUSED_S = 60.0
 """So long after its disk was full, a blob rotten or its daemon gone, a program may end for it."""
+HANDS_OVER_S = 120.0
+"""A round has to end first, and the other coordinator may be away."""
 THERE_S = 60.0
 """So long is waited for somebody to be hit who is away."""
 MOST_JUMP_S = 7200.0
@@ -40,8 +42,9 @@ class Blow:
     """A strike that was carried out. Times are seconds since the run was whole.
 
     :param round: the round under way
-    :param over: when the cause was gone, or what was killed was started again; None: not yet
-    :param back: when all of those that were hit were seen at work again
+    :param over: when the cause was gone, or what was killed was started again; of a coordinator the
+        moment of the kill, since it need not be the same one that leads next; None: not yet
+    :param back: when all of those that were hit were seen at work again, or somebody leads
     :param agreed: when a state was agreed after it
     """
 
@@ -51,6 +54,8 @@ class Blow:
     over: float | None = None
     back: float | None = None
     agreed: float | None = None
+    refused: str = ""
+    """Why a term was not ended on purpose."""
 
     def as_dict(self) -> dict[str, Any]:
         found = {
@@ -60,20 +65,36 @@ class Blow:
             "seconds": round(self.strike.seconds, 1),
         }
         times = {"at": self.at, "over": self.over, "back": self.back, "agreed": self.agreed}
-        return found | {name: t if t is None else round(t, 1) for name, t in times.items()}
+        found |= {name: t if t is None else round(t, 1) for name, t in times.items()}
+        return found | ({"refused": self.refused} if self.refused else {})
+
+
+@dataclass(frozen=True)
+class Term:
+    """A term that has begun while the run was watched.
+
+    :param at: when it was seen to be led, in seconds since the run was whole
+    :param without: seconds since anybody else was seen to lead
+    """
+
+    number: int
+    at: float
+    without: float
 
 
 class Striker:
     """Carries out strikes, and notes when what they hit is back.
 
-    :param backups: folder for copies of the coordinator's home
+    :param backups: folder for copies of the coordinators' homes
     """
 
     def __init__(self, swarm: ChaosSwarm, backups: Path) -> None:
         self.swarm, self.blows = swarm, list[Blow]()
         self.began = time.monotonic()
+        self.terms: list[Term] = []
+        self._led = (0, self.began)  # the latest term, and when somebody was seen to lead it
         self._backups, self._copies = backups, 0
-        self._backup: Backup | None = None
+        self._backup: dict[int, Backup] = {}
         self._from: dict[Strike, int] = {}
         """Where in the log of its node what comes after a strike begins."""
 
@@ -82,26 +103,26 @@ class Striker:
         return time.monotonic() - self.began
 
     def back_up(self) -> None:
-        """Copy the coordinator's home, while the coordinator stands still."""
-        program = self.swarm.program_of(COORDINATOR)
-        if program is not None:
-            program.process.send_signal(signal.SIGSTOP)
-        try:
-            self._backup = self._copied()
-        finally:
+        """Copy the homes of both coordinators, while they stand still."""
+        for party in HOMES:
+            program = self.swarm.program_of(party)
             if program is not None:
-                program.process.send_signal(signal.SIGCONT)
+                program.process.send_signal(signal.SIGSTOP)
+            try:
+                self._backup[party] = self._copied(party)
+            finally:
+                if program is not None:
+                    program.process.send_signal(signal.SIGCONT)
 
-    def _copied(self) -> Backup:
+    def _copied(self, party: int) -> Backup:
         self._copies += 1
         place = self._backups / str(self._copies)
-        return Backup(self.swarm.place_of(COORDINATOR), place)
+        return Backup(self.swarm.place_of(party), place)
 
-    def _put_back(self) -> None:
-        old, self._backup = self._backup, self._copied()
-        if old is not None:
-            old.put_back()
-            shutil.rmtree(old.folder)
+    def _put_back(self, party: int) -> None:
+        old, self._backup[party] = self._backup[party], self._copied(party)
+        old.put_back()
+        shutil.rmtree(old.folder)
 
     # --- doing it ---------------------------------------------------------------------------------
 
@@ -109,20 +130,31 @@ class Striker:
         """Do one; returns when its cause is gone."""
         blow = Blow(strike, self.now, round)
         self.blows.append(blow)
-        await self._done(strike)
-        blow.over = self.now
+        leads = KINDS[strike.kind].leads
+        await self._done(strike, blow, self.swarm.leads if leads else strike.parties[0])
+        blow.over = self.now if blow.over is None else blow.over
         return blow
 
-    async def _done(self, strike: Strike) -> None:
-        swarm, party, seconds = self.swarm, strike.parties[0], strike.seconds
+    async def _done(self, strike: Strike, blow: Blow, party: int) -> None:
+        """:param party: whom it hits, the first one where there are several"""
+        swarm, seconds = self.swarm, strike.seconds
         match strike.kind:
-            case "node killed" | "coordinator killed" | "backup restored":
+            case "node killed":
                 await self._there(lambda: swarm.program_of(party))
-                if strike.kind == "backup restored":
-                    swarm.errands[party] = self._put_back
                 before = swarm.started[party]
                 swarm.kill(party, seconds)
                 await self._there(lambda: swarm.started[party] > before)
+            case "coordinator killed" | "coordinator's home deleted" | "backup restored":
+                await self._there(lambda: swarm.program_of(party))
+                if strike.kind == "backup restored":
+                    swarm.errands[party] = lambda: self._put_back(party)
+                elif strike.kind == "coordinator's home deleted":
+                    swarm.errands[party] = lambda: swarm.delete_home(party)
+                swarm.kill(party, seconds)
+                blow.over = self.now
+            case "handover on purpose":
+                blow.over = self.now
+                blow.refused = await swarm.hand_over(HANDS_OVER_S)
             case "trainer killed":
                 trainer = await self._there(lambda: swarm.child(party, TRAINER))
                 self._from[strike] = self._log(party).stat().st_size
@@ -191,6 +223,10 @@ class Striker:
     def see(self, status: Status) -> None:
         """A new status of the coordinator."""
         now = self.now
+        term, seen = self._led
+        if status["term"] > term:
+            self.terms.append(Term(status["term"], now, now - seen))
+        self._led = max(term, status["term"]), now
         heard = {row["node"]: now - row["heard_s"] for row in status["nodes"]}
         for blow in self.blows:
             if blow.agreed is None and status["round"] > blow.round:
@@ -200,6 +236,8 @@ class Striker:
             strike = blow.strike
             if strike.kind == "node leaves":
                 blow.back = blow.over
+            elif strike.kind == "handover on purpose":
+                blow.back = next((each.at for each in self.terms if each.at > blow.over), None)
             elif strike.parties == (COORDINATOR,):
                 if any(time > blow.over for time in heard.values()):
                     blow.back = now

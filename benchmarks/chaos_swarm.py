@@ -1,5 +1,6 @@
 """The processes of a chaos run: on disks that can be full, and started again whenever they end.
 
+Two coordinators are there, of which one leads and one stands by; who does which changes.
 Each home lies on a small file system of its own in memory, in a mount namespace of the runner that
 ends with it; so a disk that is full is really full. Where that may not be made (it needs root), a
 limit on the size of files takes its place (setrlimit(2), RLIMIT_FSIZE): nothing can be written.
@@ -21,14 +22,19 @@ from pathlib import Path
 
 import psutil
 
-from artel.coordinator.local_run import Program
+from artel.coordinator.local_run import LOOPBACK, Program, Status
+from artel.coordinator.process import INVITE_FILE
+from artel.ledger.store.keyfiles import NODE_KEY
 from artel.protocol import identity, tether
-from artel.protocol.errors import ArtelError
-from benchmarks.chaos_plan import COORDINATOR
+from artel.protocol.errors import ArtelError, Unreachable
+from artel.protocol.net.http import announced_in, fetch_object
+from benchmarks.chaos_plan import COORDINATOR, STANDBY
 from faulty_swarm import FaultySwarm
 
 DISK = "160m"
 BALLAST = "ballast"
+HOMES = {COORDINATOR: "coordinator", STANDBY: "standby"}
+ANSWER_S = 2.0
 AGAIN_S = 1.0
 """Until what ended is started again, and again."""
 TRAINER, DAEMON = "artel.node.trainer", "p2pd"
@@ -50,7 +56,7 @@ class ChaosSwarm(FaultySwarm):
 
     :param disks: homes may be mounted (:func:`own_mounts`)
     :param tell: where a line for people goes
-    :param coordinator_options: further arguments of ``artel coordinator start``
+    :param coordinator_options: further arguments of both coordinators
     """
 
     disks: bool = False
@@ -66,6 +72,13 @@ class ChaosSwarm(FaultySwarm):
     """Party to the moment until which it may end by itself, for what was done to it."""
     started: dict[int, float] = field(default_factory=dict)
     """Party to the moment when its process was started last."""
+    coordinators: dict[int, Program] = field(default_factory=dict)
+    leads: int = COORDINATOR
+    """Who of them led when they were asked last."""
+    said: dict[int, Status] = field(default_factory=dict)
+    """What the two said last."""
+    deleted: set[int] = field(default_factory=set)
+    """Those of them whose home was deleted: they know an invite alone."""
     restarts: int = 0
     group: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup)
     """Owns the keepers."""
@@ -73,25 +86,35 @@ class ChaosSwarm(FaultySwarm):
 
     # --- who is there -----------------------------------------------------------------------------
 
+    @property
+    def programs(self) -> list[Program]:
+        return [*self.coordinators.values(), *self.nodes.values()]
+
+    def _newest(self, party: int) -> Program | None:
+        return (self.coordinators if party in HOMES else self.nodes).get(party)
+
     def program_of(self, party: int) -> Program | None:
         """Its process, while it runs."""
-        found = self.nodes.get(party) if party else self.coordinator
+        found = self._newest(party)
         return found if found is not None and found.running else None
 
     def place_of(self, party: int) -> Path:
-        return self.home_of(party) if party else self.folder / "coordinator"
+        return self.folder / HOMES[party] if party in HOMES else self.home_of(party)
+
+    def party_of(self, home: Path) -> int:
+        return STANDBY if home.name == HOMES[STANDBY] else super().party_of(home)
 
     def peer_of(self, party: int) -> str:
         """Peer id of a node; "" before it has one."""
         try:
-            return identity.load(self.home_of(party) / "node.key").peer_id
+            return identity.load(self.place_of(party) / NODE_KEY).peer_id
         except ArtelError:
             return ""
 
     @property
     def homes(self) -> dict[int, Path]:
         """Of all who ever were there."""
-        return {party: self.place_of(party) for party in (COORDINATOR, *self.nodes)}
+        return {party: self.place_of(party) for party in (*HOMES, *self.nodes)}
 
     def child(self, party: int, named: str) -> psutil.Process | None:
         """What a party has started: its network daemon, or its trainer."""
@@ -129,7 +152,7 @@ class ChaosSwarm(FaultySwarm):
     @property
     def kept(self) -> list[int]:
         """Nodes that are to be there."""
-        return [party for party in self._keepers if party]
+        return [party for party in self._keepers if party not in HOMES]
 
     async def _keep(self, party: int) -> None:
         while True:
@@ -139,10 +162,10 @@ class ChaosSwarm(FaultySwarm):
             self.started[party] = time.monotonic()
             failure = ""
             try:
-                await (self.start_node(party) if party else self.start_coordinator())
+                await (self._start_one_of_two if party in HOMES else self.start_node)(party)
             except ArtelError as error:
                 failure = error.message
-            program = self.nodes.get(party) if party else self.coordinator
+            program = self._newest(party)
             if program is not None and not failure:
                 failure = f"{program.name} {tether.ending(await program.process.wait())}"
             if program is not None and program.expected:  # also while it was starting
@@ -172,18 +195,102 @@ class ChaosSwarm(FaultySwarm):
                 process.resume()
         await super().close()
 
+    # --- the two coordinators ---------------------------------------------------------------------
+
+    def standby_key(self) -> str:
+        """The key (hex) of the second one, which the run file has to name."""
+        home = self.place_of(STANDBY)
+        self._mount(home)
+        return identity.load_or_create(home / NODE_KEY).key
+
+    async def _start_one_of_two(self, party: int) -> None:
+        """Start a coordinator; it is ready when this returns.
+
+        :raises ArtelError: it ended instead
+        """
+        home = self.place_of(party)
+        begins = party == COORDINATOR and party not in self.deleted
+        command = ("start", str(self.run_file)) if begins else ("standby", self.invite)
+        program = self.coordinators[party] = await self._spawn(
+            f"the {home.name}",
+            home,
+            *("coordinator", *command, "--home", str(home), "--json", *self.coordinator_options),
+            *("--http", "127.0.0.1:0", "--listen", LOOPBACK),
+            output=asyncio.subprocess.PIPE,
+        )
+        ready = await self._ready(program)
+        self.invite = self.invite or str(ready["invite"])
+
+    async def status(self) -> Status:
+        """The status of whoever leads the latest term.
+
+        :raises Unreachable: nobody answers who does
+        """
+        found = await asyncio.gather(*map(self.status_of, HOMES))
+        self.said = dict(zip(HOMES, found, strict=True))
+        leading = {p: status for p, status in self.said.items() if status.get("role") == "leader"}
+        if not leading:
+            raise Unreachable("no coordinator leads", "try again")
+        self.leads = max(leading, key=lambda party: leading[party]["term"])
+        with contextlib.suppress(OSError):  # nodes that come meet the one who leads
+            self.invite = (self.place_of(self.leads) / INVITE_FILE).read_text().strip()
+        return leading[self.leads]
+
+    def least(self, name: str) -> int:
+        """The lesser one of what the two said of something when they were asked last."""
+        return min((int(status.get(name, 0)) for status in self.said.values()), default=0)
+
+    async def status_of(self, party: int) -> Status:
+        """What one coordinator says; nothing when it does not answer."""
+        try:
+            url = announced_in(self.place_of(party), "coordinator")
+            return await asyncio.to_thread(fetch_object, f"{url}/api/v1/status", ANSWER_S)
+        except ArtelError:
+            return {}
+
+    async def hand_over(self, patience: float) -> str:
+        """Let whoever leads end its term on purpose; why it did not, "" when it did."""
+        home = str(self.place_of(self.leads))
+        program = await asyncio.create_subprocess_exec(
+            *tether.command("coordinator", "handover", "--home", home),
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            env=tether.environment(),
+        )
+        try:
+            async with asyncio.timeout(patience):
+                _, said = await program.communicate()
+        except TimeoutError:
+            program.kill()
+            await program.wait()
+            return f"not within {patience:.0f} s"
+        return said.decode().partition("\n")[0] if program.returncode else ""
+
+    def delete_home(self, party: int) -> None:
+        """All is lost but the key, of which its owner has a copy."""
+        self.deleted.add(party)
+        for path in self.place_of(party).iterdir():
+            if path.name in (NODE_KEY, "console.log"):
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
     # --- disks ------------------------------------------------------------------------------------
+
+    def _mount(self, home: Path) -> None:
+        """Give a home a disk of its own, unless it has one."""
+        home.mkdir(mode=0o700, exist_ok=True)
+        if self.disks and not home.is_mount():
+            options = f"size={DISK},mode=0700"
+            mount = ("mount", "-t", "tmpfs", "-o", options, "artel-chaos", str(home))
+            subprocess.run(mount, check=True)
 
     async def _spawn(
         self, name: str, home: Path, *command: str, output: int | None = None
     ) -> Program:
-        if self.disks and not home.is_mount():
-            home.mkdir(mode=0o700, exist_ok=True)
-            options = f"size={DISK},mode=0700"
-            mount = ("mount", "-t", "tmpfs", "-o", options, "artel-chaos", str(home))
-            await asyncio.to_thread(subprocess.run, mount, check=True)
-        if command[0] == "coordinator":
-            command = (*command, *self.coordinator_options)
+        await asyncio.to_thread(self._mount, home)
         return await super()._spawn(name, home, *command, output=output)
 
     @contextlib.contextmanager

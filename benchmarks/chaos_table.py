@@ -12,8 +12,8 @@ from typing import Any
 
 import psutil
 
-from benchmarks.chaos_plan import KILLS, KINDS
-from benchmarks.chaos_strikes import Blow
+from benchmarks.chaos_plan import KILLS, KINDS, OF_COORDINATORS
+from benchmarks.chaos_strikes import Blow, Term
 from benchmarks.chaos_swarm import ChaosSwarm
 from benchmarks.chaos_watch import Accounts
 
@@ -68,6 +68,7 @@ class Result:
 
     options: dict[str, Any]
     blows: Sequence[Blow]
+    terms: Sequence[Term]
     accounts: Accounts
     losses: Mapping[int, float]
     restarts: int
@@ -102,6 +103,9 @@ class Result:
             "seed": self.options["seed"],
             "faults": len(self.blows),
             "kills": sum(blow.strike.kind in KILLS for blow in self.blows),
+            "kills_of_coordinators": sum(b.strike.kind in OF_COORDINATORS for b in self.blows),
+            "handovers": len(self.terms),
+            "without_leader_s": _spread([term.without for term in self.terms]),
             "kinds": list(self.kinds()),
             "blows": [blow.as_dict() for blow in self.blows],
             "attempts": dict(accounts.attempts),
@@ -145,7 +149,18 @@ def _lines(result: Result) -> Iterator[str]:
         f"({result.accounts.committed:.1%}), {attempts['failed']} failed"
     )
     yield f"members that did not count: {_list(+result.accounts.absences) or 'none'}"
-    yield f"faults: {facts['faults']}, of which kills: {facts['kills']}"
+    yield (
+        f"faults: {facts['faults']}, of which kills: {facts['kills']}, "
+        f"of whoever led: {facts['kills_of_coordinators']}"
+    )
+    if without := facts["without_leader_s"]:
+        yield (
+            f"handovers: {facts['handovers']}; seconds between the last sight of one leader and "
+            f"the first of the next: median {without['median']}, most {without['most']}"
+        )
+    for blow in result.blows:
+        if blow.refused:
+            yield f"a term was not ended on purpose: {blow.refused}"
     yield f"programs that ended by themselves and were started again: {result.restarts}"
     yield f"ledger: {result.entries} entries, one history in all homes"
     yield f"states computed once more from the contributions: {result.accounts.right}"

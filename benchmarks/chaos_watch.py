@@ -17,6 +17,7 @@ from artel.ledger.entries import entry_id
 from artel.ledger.fold import claims
 from artel.ledger.fold.recheck import RIGHT, WRONG
 from artel.ledger.fold.recheck_states import recheck_states
+from artel.ledger.fold.shares import FoldState, apply
 from artel.ledger.store.keyfiles import NODE_KEY
 from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.verify import verify_home
@@ -24,9 +25,10 @@ from artel.ledger.sync.client import home_view
 from artel.ledger.sync.fork import SPLIT_VIEW_FILE
 from artel.protocol import identity
 from artel.protocol.errors import ArtelError
-from benchmarks.chaos_plan import COORDINATOR
+from benchmarks.chaos_plan import COORDINATOR, STANDBY
 from ledger_world import folded
 
+COORDINATORS = (COORDINATOR, STANDBY)
 LOGS = ("console.log", "node.log", "trainer.log")
 DEFECTS = re.compile(rb"Traceback \(most recent call last\)|error: unexpected |\bstate\.wrong\b")
 """What no log may hold; nobody in the run computes anything wrong."""
@@ -45,11 +47,19 @@ class Watch:
 
     homes: dict[int, Path] = field(default_factory=dict)
     history: list[bytes] = field(default_factory=list)
-    """The longest ledger that any home ever had: nothing of it may be lost or changed again."""
+    """The longest ledger of the latest term that any home ever had. Within a term nothing of it may
+    be lost or changed again; with a handover what was not final may be, and nothing else."""
+    there: set[int] = field(default_factory=set)
+    """Parties that were there until the end; others may hold what was given up since."""
+    term: int = 0
+    """That of the history."""
     accepted: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     """Node to the newest round in which its work counted."""
     _same: dict[int, int] = field(default_factory=lambda: defaultdict(int))
-    """Party to how many entries of its ledger are known to be those."""
+    """Party to how many entries of its ledger are known to be those ..."""
+    _terms: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    """... in which term."""
+    _fold: FoldState = field(default_factory=FoldState)
     _read: dict[Path, int] = field(default_factory=lambda: defaultdict(int))
 
     def look(self, homes: Mapping[int, Path], *, whole: bool = False) -> list[str]:
@@ -63,7 +73,7 @@ class Watch:
             self._same.clear()
         for party, home in homes.items():
             try:
-                found += self._ledger(party, home)
+                found += self._ledger(party, home, whole and party in self.there)
             except ArtelError as error:
                 # It is put back from a backup at this moment, or has none yet.
                 if whole:
@@ -73,21 +83,44 @@ class Watch:
                 found.append(f"{home.name} holds a proof of two histories")
         return found
 
-    def _ledger(self, party: int, home: Path) -> Iterator[str]:
+    def _ledger(self, party: int, home: Path, at_the_end: bool) -> Iterator[str]:
         with LedgerReader.of(home) as ledger:
-            start = self._same[party] if ledger.size >= self._same[party] else 0
+            terms = ledger.terms()
+            term = terms[-1].number if terms else 0
+            same = term == self._terms[party] and ledger.size >= self._same[party]
+            start = self._same[party] if same else 0
             held = list(ledger.leaves(start))
-        known = self.history[start : start + len(held)]
-        if held[: len(known)] != known:
-            at = next(i for i, (a, b) in enumerate(zip(held, known, strict=False)) if a != b)
-            yield f"{home.name} holds another entry {start + at} than others: two histories"
+        pairs = enumerate(zip(held, self.history[start:], strict=False), start)
+        other = next((index for index, (a, b) in pairs if a != b), None)
+        if other is not None and other >= self._fold.final and term != self.term:
+            if term < self.term:  # what it holds was given up, and it will hear of it
+                if at_the_end:
+                    yield f"{home.name} still holds what was given up with term {term}"
+                return
+            self._give_up(other)
+        elif other is not None:
+            final = "which was final" if other < self._fold.final else f"in term {term}"
+            yield f"{home.name} holds another entry {other} than others, {final}: two histories"
             return
-        for leaf in held[len(known) :]:
-            self.history.append(leaf)
-            body = entries.decode(leaf).body
-            if isinstance(body, entries.RoundClosed):
-                self.accepted.update({item.node: body.round for item in body.accepted})
-        self._same[party] = start + len(held)
+        for leaf in held[len(self.history) - start :]:
+            self._add(leaf)
+        self.term = max(self.term, term)
+        self._same[party], self._terms[party] = start + len(held), term
+
+    def _add(self, leaf: bytes) -> None:
+        entry = entries.decode(leaf)
+        self.history.append(leaf)
+        apply(self._fold, entry)
+        if isinstance(entry.body, entries.RoundClosed):
+            self.accepted.update({item.node: entry.body.round for item in entry.body.accepted})
+
+    def _give_up(self, size: int) -> None:
+        """Forget all but the first entries: a later term goes on from there."""
+        kept = self.history[:size]
+        self.history, self._fold = [], FoldState()
+        for leaf in kept:
+            self._add(leaf)
+        self._same = defaultdict(int, {p: min(n, size) for p, n in self._same.items()})
 
     def _logs(self, home: Path) -> Iterator[str]:
         for path in (home / name for name in LOGS):
@@ -128,16 +161,14 @@ def settled(watch: Watch, temporary: Path) -> Accounts:
     """The last word on a run whose processes have all ended."""
     found = Accounts()
     found.problems += watch.look(watch.homes, whole=True)
-    coordinator = watch.homes[COORDINATOR]
     for home in watch.homes.values():
         result = verify_home(home)
         broken = [check for check in result.checks if not check.ok]
         found.problems += [f"{home.name}: {each.name}: {each.detail}" for each in broken]
-    with LedgerReader.of(coordinator) as ledger:
-        leaves = list(ledger.leaves())
+    coordinator, leaves = _longest([watch.homes[party] for party in COORDINATORS])
     if len(leaves) < len(watch.history):
         lost = len(watch.history) - len(leaves)
-        found.problems.append(f"the coordinator's ledger has lost {lost} entries that were signed")
+        found.problems.append(f"the coordinators' ledgers lack {lost} entries that were signed")
     count(leaves, found)
     found.problems += _unexplained(leaves, watch.homes)
     with home_view(coordinator) as view:
@@ -149,6 +180,18 @@ def settled(watch: Watch, temporary: Path) -> Accounts:
     if left:
         found.problems.append(f"left in the folder for temporary files: {', '.join(sorted(left))}")
     return found
+
+
+def _longest(homes: Sequence[Path]) -> tuple[Path, list[bytes]]:
+    """The home with the most entries of the latest term, and its entries."""
+
+    def held(home: Path) -> tuple[int, list[bytes]]:
+        with LedgerReader.of(home) as ledger:
+            return max((term.number for term in ledger.terms()), default=0), list(ledger.leaves())
+
+    found = {home: held(home) for home in homes}
+    best = max(homes, key=lambda home: (found[home][0], len(found[home][1])))
+    return best, found[best][1]
 
 
 def count(leaves: Sequence[bytes], found: Accounts) -> None:
@@ -197,14 +240,23 @@ def _unexplained(leaves: Sequence[bytes], homes: Mapping[int, Path]) -> Iterator
     bodies = [entries.decode(leaf).body for leaf in leaves]
     seen = Counter(map(entry_id, leaves))
     ends = {(b.round, b.attempt): b for b in bodies if isinstance(b, entries.RoundClosed)}
+    committed = {
+        (b.round, b.attempt): b.commitments for b in bodies if isinstance(b, entries.RoundCommitted)
+    }
     for name, count in seen.items():
         if count > 1:
             yield f"the entry {name[:8]} is there {count} times"
-    for home in (home for party, home in homes.items() if party != COORDINATOR):
+    for home in (home for party, home in homes.items() if party not in COORDINATORS):
         peer = identity.load(home / NODE_KEY).peer_id
-        for claim in claims.read(home):
-            end = ends.get((claim.round, claim.attempt))
-            if seen[claim.entry] or end is None or not end.accepted:
+        noted = claims.read(home)
+        counted = {(claim.round, claim.attempt) for claim in noted if seen[claim.entry]}
+        for claim in noted:
+            place = claim.round, claim.attempt
+            end = ends.get(place)
+            # What was given up with a term may have been shown to an attempt of the same number.
+            if place in counted or peer not in committed.get(place, {}):
+                continue
+            if end is None or not end.accepted:
                 continue
             if peer not in {item.node for item in end.rejected}:
                 yield f"what {home.name} showed in round {claim.round} is lost without a word"

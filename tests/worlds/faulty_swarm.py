@@ -43,7 +43,7 @@ class FaultySwarm(Swarm):
     async def _spawn(
         self, name: str, home: Path, *command: str, output: int | None = None
     ) -> Program:
-        party = int(home.name.removeprefix("node-")) if "node-" in home.name else 0
+        party = self.party_of(home)
         if "--listen" in command:
             proxy = await self._proxy(party)
             at = command.index("--listen") + 1
@@ -52,6 +52,9 @@ class FaultySwarm(Swarm):
         async with self._spawning:
             with listening(self._injections(party)):
                 return await super()._spawn(name, home, *command, output=output)
+
+    def party_of(self, home: Path) -> int:
+        return int(home.name.removeprefix("node-")) if "node-" in home.name else 0
 
     def inject(self, party: int, *injections: Injection) -> None:
         """What one party does from now on at which points, and nothing else."""
