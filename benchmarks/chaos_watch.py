@@ -17,7 +17,7 @@ from artel.ledger.entries import entry_id
 from artel.ledger.fold import claims
 from artel.ledger.fold.recheck import RIGHT, WRONG
 from artel.ledger.fold.recheck_states import recheck_states
-from artel.ledger.fold.shares import FoldState, apply
+from artel.ledger.fold.shares import FoldState, apply, fold
 from artel.ledger.store.keyfiles import NODE_KEY
 from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.verify import verify_home
@@ -92,16 +92,20 @@ class Watch:
             held = list(ledger.leaves(start))
         pairs = enumerate(zip(held, self.history[start:], strict=False), start)
         other = next((index for index, (a, b) in pairs if a != b), None)
-        if other is not None and other >= self._fold.final and term != self.term:
+        if other is not None:
             if term < self.term:  # what it holds was given up, and it will hear of it
+                final = fold(map(entries.decode, [*self.history[:start], *held])).final
+            else:
+                final = self._fold.final
+            if term == self.term or other < final:
+                which = f"in term {term}" if term == self.term else "which was final"
+                yield f"{home.name} holds another entry {other} than others, {which}: two histories"
+                return
+            if term < self.term:
                 if at_the_end:
                     yield f"{home.name} still holds what was given up with term {term}"
                 return
             self._give_up(other)
-        elif other is not None:
-            final = "which was final" if other < self._fold.final else f"in term {term}"
-            yield f"{home.name} holds another entry {other} than others, {final}: two histories"
-            return
         for leaf in held[len(self.history) - start :]:
             self._add(leaf)
         self.term = max(self.term, term)
@@ -165,7 +169,7 @@ def settled(watch: Watch, temporary: Path) -> Accounts:
         result = verify_home(home)
         broken = [check for check in result.checks if not check.ok]
         found.problems += [f"{home.name}: {each.name}: {each.detail}" for each in broken]
-    coordinator, leaves = _longest([watch.homes[party] for party in COORDINATORS])
+    coordinator, leaves = longest([watch.homes[party] for party in COORDINATORS])
     if len(leaves) < len(watch.history):
         lost = len(watch.history) - len(leaves)
         found.problems.append(f"the coordinators' ledgers lack {lost} entries that were signed")
@@ -182,7 +186,7 @@ def settled(watch: Watch, temporary: Path) -> Accounts:
     return found
 
 
-def _longest(homes: Sequence[Path]) -> tuple[Path, list[bytes]]:
+def longest(homes: Sequence[Path]) -> tuple[Path, list[bytes]]:
     """The home with the most entries of the latest term, and its entries."""
 
     def held(home: Path) -> tuple[int, list[bytes]]:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict, TypeAdapter
 
 from artel.ledger import entries
+from artel.ledger.entries.records import Attempt
 from artel.protocol import messages
 from artel.protocol.events import emit
 from artel.protocol.messages import Loss, Seconds
@@ -101,10 +102,13 @@ class Metrics:
 class Numbers:
     """Takes the numbers of the rounds while they happen."""
 
-    def __init__(self, metrics: Metrics, clock: Clock) -> None:
+    def __init__(self, metrics: Metrics, clock: Clock, attempt: Attempt | None) -> None:
+        """:param attempt: the one that is under way already"""
         self._metrics, self._clock = metrics, clock
         self._phase_began = clock()
         self._counted: dict[str, dict[str, dict[str, int]]] = {}  # counters at the last agreement
+        if attempt is not None:
+            self.opened(attempt.round, attempt.steps)
 
     def opened(self, round: int, steps: Mapping[str, int]) -> None:
         """An attempt begins; ``steps`` maps its members to their inner steps."""

@@ -276,7 +276,6 @@ class CoordinatorProcess:
 
         home, run = self.options.home, core.run
         core.recompute = self.options.recompute
-        await core.close_interrupted_attempt()
         await Desk(core).open()
         invite = await self.invited()
         gate = Gate()

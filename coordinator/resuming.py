@@ -1,5 +1,9 @@
 """The round state that a ledger implies: where a coordinator goes on after it was started again.
 
+An attempt under way goes on in the phase that the ledger has it in. What was on its way to the
+process that is gone comes again, since every node is told again what it owes: commitments, the
+contributions that are not recorded, signatures. All waiting begins anew.
+
 The same when an entry of its own changed nothing: then the rounds that it had in mind are not
 those of the ledger, and the ledger is right. What the process alone knows (who is here, who was in
 the way) is kept in that case, and forgotten by a restart.
@@ -10,13 +14,18 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from artel.ledger.entries import lot, reasons
+from artel.ledger.entries import Contribution, decode, lot, reasons
 from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.store.reader import LedgerReader
+from artel.protocol.members import sat_now
 from artel.protocol.round_state import Phase, Presence, Ranked, RunState
 from artel.protocol.seats import Seat
 
-INTERRUPTED = ("training", "revealing")
-"""Phases of an attempt whose messages are lost with the process."""
+PHASES = {
+    "training": Phase.TRAINING,
+    "revealing": Phase.REVEALING,
+    "applying": Phase.APPLYING,
+}
 
 
 class NoEffect(Exception):
@@ -65,19 +74,35 @@ def resumed(fold: FoldState, now: float, before: RunState | None = None) -> RunS
     again = max(again, fold.begun.get(fold.round, 0))
     if attempt is None or attempt.round != fold.round:
         return replace(state, attempt=again)
-    if attempt.phase == "applying":
-        return replace(
+    # One in which an entry had no effect cannot go on, unless it is closed.
+    if attempt.phase in PHASES and (before is None or attempt.phase == "applying"):
+        members = tuple(sorted(attempt.accounts))
+        closed = attempt.phase == "applying"
+        awaited = attempt.accepted if closed else members
+        state = replace(
             state,
-            phase=Phase.APPLYING,
+            phase=PHASES[attempt.phase],
             attempt=attempt.attempt,
-            members=tuple(sorted(attempt.accounts)),
+            members=members,
             commitments=dict(attempt.commitments),
-            revealed=frozenset(attempt.accepted),
+            revealed=frozenset(attempt.accepted if closed else attempt.shown),
             accused=frozenset(attempt.wrong),
             weights=attempt.weights,
-            peers={peer: Presence(now, "") for peer in attempt.accepted} | dict(state.peers),
+            peers={peer: Presence(now, "") for peer in awaited} | dict(state.peers),
         )
+        return replace(state, sat=sat_now(state, members))
     return replace(state, attempt=max(attempt.attempt + 1, again))
+
+
+def shown_so_far(fold: FoldState, store: LedgerReader) -> dict[str, Contribution]:
+    """What the ledger has of the attempt that is being revealed: contribution by node."""
+    attempt, found = fold.attempt, dict[str, Contribution]()
+    if attempt is not None and attempt.phase == "revealing":
+        for peer, shown in attempt.shown.items():
+            body = decode(store.leaf(shown.index)).body
+            assert isinstance(body, Contribution)
+            found[peer] = body
+    return found
 
 
 def ranked(fold: FoldState, peers: Collection[str], now: float) -> Ranked:

@@ -23,7 +23,7 @@ from artel.coordinator import intake
 from artel.coordinator.metrics import Clock, Metrics, Numbers
 from artel.coordinator.pace import Planner
 from artel.coordinator.peer import Peer, say_who_sits_out
-from artel.coordinator.resuming import INTERRUPTED, NoEffect, ranked, resumed, seat
+from artel.coordinator.resuming import PHASES, NoEffect, ranked, resumed, seat, shown_so_far
 from artel.coordinator.reveals import Arrival, Reveals
 from artel.coordinator.sequencer import Late, Sequencer, Statement
 from artel.coordinator.shape import Shape, largest_contribution
@@ -107,10 +107,10 @@ class Coordinator:
         self._lock = asyncio.Lock()  # one event at a time
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._reveals = Reveals()
-        self._shown: dict[str, entries.Contribution] = {}  # of this attempt, by node
+        self._shown = shown_so_far(sequencer.state, sequencer.store)  # of this attempt, by node
         self._votes: dict[str, str] = {}  # state signatures (hex) of this round, by node
         self._shape: tuple[tuple[int, int], Shape] | None = None  # the last one asked for
-        self._numbers = Numbers(metrics, clock)
+        self._numbers = Numbers(metrics, clock, sequencer.state.attempt)
 
     @property
     def asks_seal(self) -> bool:
@@ -118,10 +118,10 @@ class Coordinator:
         over = round_state.Phase.WAITING, round_state.Phase.FINISHED
         return self.ending and self.state.phase in over
 
-    async def close_interrupted_attempt(self, phases: Sequence[str] = INTERRUPTED) -> None:
-        """Record that an attempt which is in one of these phases, and cannot go on, has failed."""
+    async def _close_attempt(self) -> None:
+        """Record that the attempt under way, which cannot go on, has failed."""
         attempt = self.ledger.state.attempt
-        if attempt is not None and attempt.phase in phases:
+        if attempt is not None and attempt.phase in PHASES:
             emit(log, "round.interrupted", round=attempt.round, attempt=attempt.attempt)
             with contextlib.suppress(NoEffect):  # a later attempt can be opened all the same
                 await self.record_own(
@@ -335,7 +335,7 @@ class Coordinator:
 
         :param intended: what the rounds would be, had the entry counted
         """
-        await self.close_interrupted_attempt((*INTERRUPTED, "applying"))
+        await self._close_attempt()
         self._shown, self._votes = {}, {}
         state = resumed(self.ledger.state, self.clock(), intended)
         emit(

@@ -1,10 +1,11 @@
 """The node daemon: joins a run, follows the coordinator's directives, and leaves with its credit.
 
 Tasks side by side: the heartbeat says what this node is doing and hears what it should be doing;
-the reconciler keeps exactly one duty under way, and drops it when the directive changes; the
-announcer keeps this node's DHT record; the cosigner witnesses the ledger, the watch compares it
-with what others were shown, and the auditor repeats the work that it was drawn for. A lost message
-costs time, never correctness: whatever is not done yet is simply said again by the next directive.
+the reconciler keeps exactly one duty under way, and drops it when the directive changes, but not
+training that the new one wants too; the announcer keeps this node's DHT record; the cosigner
+witnesses the ledger, the watch compares it with what others were shown, and the auditor repeats the
+work that it was drawn for. A lost message costs time, never correctness: whatever is not done yet
+is simply said again by the next directive.
 """
 
 from __future__ import annotations
@@ -275,6 +276,8 @@ class Daemon:
                     continue
                 self._heard.clear()
                 if duty is not None:
+                    if self.directive is not None and await self.worker.trains_for(self.directive):
+                        continue
                     await end(duty)
                 if self.directive is not None:
                     duty = asyncio.create_task(self._perform(self.directive))

@@ -64,6 +64,8 @@ class Worker:
         self._evaluated: set[int] = set()
         self._evaluation: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._evaluation.set_result(None)
+        self._trains: tuple[object, ...] = ()
+        """What the training under way is made of; empty while there is none."""
 
     async def perform(self, directive: messages.Directive) -> None:
         """Do what the directive says; returns when it is done.
@@ -158,13 +160,43 @@ class Worker:
         session, attempt = self.session, self._attempt(directive)
         if not self._own.committed(directive):
             self.progress.restart()
-        tail = await self._own.train(directive, attempt)
+        self._trains = self._plan(directive)
+        try:
+            tail = await self._own.train(directive, attempt)
+        finally:
+            self._trains = ()
         # While the others still train and reveal; the trainer is done before it has to apply.
         if directive.evaluate and self._evaluation.done():
             self._evaluation = asyncio.create_task(self._evaluate())
         self._own.go_on(attempt.round, attempt.steps[session.identity.peer_id], tail)
         await self._own.commit(directive)
         self.progress.mark("commit")
+
+    async def trains_for(self, directive: messages.Directive) -> bool:
+        """Whether the training under way is what another directive wants as well: one of a
+        coordinator that was started again, or took over. Hours of it may have been done."""
+        session = self.session
+        if not self._trains or directive.task != "train":
+            return False
+        try:
+            await session.replica.catch_up(
+                session.host, session.link.coordinator, session.run, directive.ledger_size
+            )
+            same = self._plan(directive) == self._trains
+        except ArtelError:
+            return False
+        for peer, addresses in directive.peers.items() if same else ():
+            session.host.remember(peer, addresses)
+        return same
+
+    def _plan(self, directive: messages.Directive) -> tuple[object, ...]:
+        """What is to be trained, and by whom.
+
+        :raises CheckFailed: the ledger has another attempt
+        """
+        attempt, cursor = self._attempt(directive), self.session.replica.state.cursor
+        place = attempt.round, attempt.attempt, directive.root, cursor
+        return *place, dict(attempt.steps), dict(attempt.accounts)
 
     async def _reveal(self, directive: messages.Directive) -> None:
         self.progress.mark("commit_wait")

@@ -17,16 +17,18 @@ from pathlib import Path
 import psutil
 import pytest
 
+import terms_world
 from artel import cli
 from artel.coordinator import chaos as command
+from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.sync.fork import SPLIT_VIEW_FILE
 from artel.protocol import tether
 from artel.protocol.errors import ResourceError
-from benchmarks.chaos_plan import COORDINATOR, KILLS, KINDS, plan
+from benchmarks.chaos_plan import COORDINATOR, KILLS, KINDS, OF_COORDINATORS, plan
 from benchmarks.chaos_strikes import rot
 from benchmarks.chaos_swarm import ChaosSwarm
-from benchmarks.chaos_watch import Accounts, Watch, count
+from benchmarks.chaos_watch import Accounts, Watch, count, longest
 from explorer_world import busy_world
 from ledger_world import World
 
@@ -50,7 +52,7 @@ def test_a_quarter_of_an_hour_has_faults_of_all_kinds(seed: int) -> None:
     kinds = Counter(strike.kind for strike in strikes)
     assert kinds.keys() == KINDS.keys()
     assert sum(kinds[kind] for kind in KILLS) >= 12
-    assert kinds["coordinator killed"] + kinds["backup restored"] >= 3
+    assert sum(kinds[kind] for kind in OF_COORDINATORS) >= 3
     assert all(a.at <= b.at for a, b in itertools.pairwise(strikes))
 
 
@@ -105,6 +107,41 @@ def test_two_histories_are_found_also_when_nobody_has_both_any_more(
     found = watch.look({1: write(home, world, other)})
     assert len(found) == 1
     assert "node-1 holds another entry 5 than others" in found[0]
+
+
+def test_what_was_not_final_may_be_given_up_with_a_term(tmp_path: Path) -> None:
+    first, second, third = terms_world.write(tmp_path)
+    watch = Watch()
+    for party, home in enumerate((first, second, third), COORDINATOR):
+        assert watch.look({party: home}) == []
+    assert (watch.term, len(watch.history)) == (4, len(leaves_of(third)))
+    assert watch.look({COORDINATOR: first, 1: second}, whole=True) == []
+    watch.there = {1}
+    (problem,) = watch.look({COORDINATOR: first, 1: second}, whole=True)
+    assert problem == "second still holds what was given up with term 1"
+    assert longest([first, third, second]) == (third, leaves_of(third))
+
+
+def test_a_term_that_loses_what_was_final_is_found(tmp_path: Path) -> None:
+    first = terms_world.Ledger(tmp_path / "first")
+    first.add(*terms_world.WORLD.start)
+    first.rounds(range(3))
+    second = first.copied(tmp_path / "second")
+    for number in (3, 4, 5):
+        first.rounds([number])
+        first.certify()
+    second.hand_over(1)
+    for ledger in (first, second):
+        ledger.store.close()
+    watch = Watch()
+    assert watch.look({COORDINATOR: first.home}) == []
+    (problem,) = watch.look({1: second.home})
+    assert "than others, which was final: two histories" in problem
+
+
+def leaves_of(home: Path) -> list[bytes]:
+    with LedgerReader.of(home) as ledger:
+        return list(ledger.leaves())
 
 
 def test_what_no_log_may_hold_is_found_once(tmp_path: Path, world: World) -> None:

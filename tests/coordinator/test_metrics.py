@@ -26,7 +26,7 @@ def report(up: dict[str, int], down: dict[str, int], **seconds: float) -> Report
 def test_bytes_of_a_round_are_what_grew_since_the_one_before(tmp_path: Path) -> None:
     now = 10.0
     metrics = Metrics(tmp_path / "metrics.jsonl")
-    numbers = Numbers(metrics, lambda: now)
+    numbers = Numbers(metrics, lambda: now, None)
     numbers.opened(0, {"a": 8, "b": 2})
     now = 15.0
     numbers.phase(0, "training")

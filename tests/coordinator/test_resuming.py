@@ -8,10 +8,20 @@ import pytest
 
 from artel.coordinator.resuming import resumed
 from artel.ledger.entries.fold_state import FoldState
-from artel.ledger.entries.records import Attempt
-from artel.protocol import assignment, rounds
+from artel.ledger.entries.records import Attempt, ValidContribution
+from artel.protocol import assignment, duties, rounds
 from artel.protocol.pauses import Pause
-from artel.protocol.round_state import Phase, Presence, RoundRules, RunState, Seen, Tick
+from artel.protocol.round_state import (
+    CloseRound,
+    Committed,
+    Phase,
+    Presence,
+    Revealed,
+    RoundRules,
+    RunState,
+    Seen,
+    Tick,
+)
 
 ROOTS = [f"{number:064x}" for number in range(4)]
 ACCOUNTS = {"a": "ann", "b": "bob", "c": "ann"}
@@ -52,12 +62,42 @@ def test_between_rounds_the_next_one_comes() -> None:
     assert resumed(FoldState(states=ROOTS[:1]), 0.0).members == ()
 
 
-@pytest.mark.parametrize("phase", ["training", "revealing", "failed"])
-def test_an_attempt_whose_messages_are_lost_is_followed_by_the_next(phase: str) -> None:
-    state = resumed(folded(attempt_in(phase)), 0.0)
+def test_an_attempt_that_failed_is_followed_by_the_next() -> None:
+    state = resumed(folded(attempt_in("failed")), 0.0)
     assert (state.phase, state.round, state.attempt) == (Phase.WAITING, 2, 2)
     assert not state.commitments
     assert not state.revealed
+
+
+def test_members_go_on_training_and_commit_again() -> None:
+    state = resumed(folded(attempt_in("training")), 7.0)
+    assert (state.phase, state.round, state.attempt) == (Phase.TRAINING, 2, 1)
+    assert (state.members, state.commitments, state.since) == (("a", "b", "c"), {}, 7.0)
+    for peer in "abc":
+        state, _ = rounds.step(RULES, state, Committed(8.0, peer, 2, 1, "00"))
+    assert state.phase is Phase.REVEALING
+
+
+def test_what_is_recorded_is_not_revealed_again() -> None:
+    shown = ValidContribution("00", 0, 5, 5, 0, "", "")
+    fold = folded(attempt_in("revealing", commitments={"a": "00", "b": "01"}, shown={"a": shown}))
+    state = resumed(fold, 7.0)
+    assert (state.phase, state.round, state.attempt) == (Phase.REVEALING, 2, 1)
+    assert (state.accepted, state.commitments.keys()) == (("a",), {"a", "b"})
+    state, _ = rounds.step(RULES, state, Seen(8.0, "b", state.base))
+    assert duties.directive(RULES, state, "b", 8.0).task == "reveal"
+    state, actions = rounds.step(RULES, state, Revealed(8.0, "b", 2, 1, ""))
+    assert state.phase is Phase.APPLYING
+    assert [action.accepted for action in actions if isinstance(action, CloseRound)] == [("a", "b")]
+
+
+def test_a_member_that_does_not_come_back_costs_its_own_part() -> None:
+    state = resumed(folded(attempt_in("training")), 0.0)
+    for peer in "ab":
+        state, _ = rounds.step(RULES, state, Seen(50.0, peer, state.base))
+        state, _ = rounds.step(RULES, state, Committed(50.0, peer, 2, 1, "00"))
+    state, _ = rounds.step(RULES, state, Tick(61.0))
+    assert (state.phase, dict(state.rejected)) == (Phase.REVEALING, {"c": "disconnected"})
 
 
 def test_a_closed_round_goes_on_being_applied() -> None:

@@ -101,6 +101,7 @@ class Paper:
     def __init__(self, first: list[Entry]) -> None:
         self.state, self.store, self.waiting = FoldState(), self, 0
         self.ids: dict[str, int] = {}
+        self.entries: list[Entry] = []
         for entry in first:
             self.add(entry)
 
@@ -111,10 +112,14 @@ class Paper:
     def index_of(self, name: str) -> int | None:
         return self.ids.get(name)
 
+    def leaf(self, index: int) -> bytes:
+        return self.entries[index].envelope.encode()
+
     def add(self, entry: Entry) -> Outcome:
         if entry.id in self.ids:
             return AGAIN
         self.ids[entry.id] = len(self.ids)
+        self.entries.append(entry)
         return shares.apply(self.state, entry)
 
     async def append(self, *statements: dsse.Envelope | Entry) -> list[Outcome]:
@@ -181,7 +186,6 @@ class Office:
                 metrics=Unsaved(Path("/nowhere/metrics.jsonl")),
                 clock=lambda: self.now,
             )
-            await self.core.close_interrupted_attempt()
 
         self.runner.run(start())
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,7 +20,8 @@ from artel.ledger.entries.credit import grant
 from artel.ledger.entries.electors import Electorate, Electors
 from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.entries.records import Outcome
-from paper_world import Broken, Leader, Member, beginning
+from artel.protocol.round_state import Phase
+from paper_world import Broken, Member, beginning
 from schedule_world import Schedule, walk
 
 STEPS = 250
@@ -127,16 +129,12 @@ def electors_change_at_once(patch: pytest.MonkeyPatch) -> None:
 
 def an_interrupted_attempt_stays_open(patch: pytest.MonkeyPatch) -> None:
     """Whoever goes on begins the same attempt anew."""
-    patch.setattr(Leader, "close_interrupted", lambda self: None)
     monkeyed = resuming.resumed
 
     def same(fold: FoldState, now: float, before: Any = None) -> Any:
-        from dataclasses import replace
-
         state = monkeyed(fold, now, before)
-        attempt = fold.attempt
-        interrupted = attempt is not None and attempt.phase in resuming.INTERRUPTED
-        return replace(state, attempt=attempt.attempt) if interrupted and attempt else state
+        interrupted = state.phase in (Phase.TRAINING, Phase.REVEALING)
+        return replace(state, phase=Phase.WAITING) if interrupted else state
 
     patch.setattr("paper_world.resumed", same)
 

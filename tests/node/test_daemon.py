@@ -138,3 +138,30 @@ async def test_a_busy_coordinator_is_asked_again(
         await daemon._heartbeat()
     assert beats[1] - beats[0] >= 0.09
     await trainer.close()
+
+
+async def test_only_training_that_is_wanted_no_more_is_dropped(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each restart of the coordinator made every node begin its round's training anew."""
+    daemon, trainer = await made(world, tmp_path)
+    await trainer.close()
+    begun: list[str] = []
+
+    async def perform(directive: messages.Directive) -> None:
+        begun.append(directive.task)
+        await asyncio.Event().wait()
+
+    async def wanted(directive: messages.Directive) -> bool:
+        return directive.task == "train"
+
+    monkeypatch.setattr(daemon, "_perform", perform)
+    monkeypatch.setattr(daemon.worker, "trains_for", wanted)
+    reconciling = asyncio.create_task(daemon._reconcile())
+    for directive in (TRAIN, TRAIN.model_copy(update={"version": 9}), WAIT):
+        daemon.directive = directive
+        daemon._heard.set()
+        await asyncio.sleep(0.05)
+    assert begun == ["train", "wait"]
+    reconciling.cancel()
+    await asyncio.wait({reconciling})

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from artel.ledger.entries.records import Anchor
+from artel.ledger.entries.records import Anchor, Attempt
 from artel.node import worker
 from artel.node.worker import Worker
 from artel.protocol import messages
@@ -108,3 +108,44 @@ async def test_a_state_that_was_computed_otherwise_is_doubted_and_its_forerunner
     # What came of another attempt may well be another state.
     doubted = attempt == 0
     assert (own.doubts, states.spared) == (({1: 0}, "cd" * 32) if doubted else ({}, ""))
+
+
+async def test_training_goes_on_for_a_coordinator_that_asks_for_the_same() -> None:
+    """One that was started again, or took over, counts its directives anew."""
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def caught_up(*_: object) -> None:
+        pass
+
+    async def train(*_: object) -> list[object]:
+        begun.set()
+        await ended.wait()
+        return []
+
+    attempt = Attempt(0, 0, {"me": "ann", "other": "bob"}, {"me": 5, "other": 5})
+    fold = SimpleNamespace(states=[ROOT], anchors=[Anchor()], attempt=attempt, cursor=3)
+    session: Any = SimpleNamespace(
+        replica=SimpleNamespace(state=fold, store=SimpleNamespace(term=0), catch_up=caught_up),
+        host=None,
+        link=SimpleNamespace(coordinator="coordinator"),
+        identity=SimpleNamespace(peer_id="me"),
+        run="",
+        trainer=None,
+    )
+    states: Any = States()
+    own = Worker(session, states, Any, 0, lambda: None)  # type: ignore[arg-type]
+    own._own = SimpleNamespace(  # type: ignore[assignment]
+        train=train, committed=lambda _: False, go_on=lambda *_: None, commit=caught_up
+    )
+    assert not await own.trains_for(directive("train"))
+    duty = asyncio.create_task(own.perform(directive("train")))
+    await begun.wait()
+    assert await own.trains_for(directive("train").model_copy(update={"version": 2}))
+    assert not await own.trains_for(directive("sync"))
+    assert not await own.trains_for(directive("train").model_copy(update={"attempt": 1}))
+    fold.cursor = 4  # a later term has opened that attempt with other data
+    assert not await own.trains_for(directive("train"))
+    fold.cursor = 3
+    ended.set()
+    await duty
+    assert not await own.trains_for(directive("train")), "it is done: it commits again"

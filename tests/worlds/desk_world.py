@@ -152,7 +152,6 @@ class Office:
         )
         # Nodes sign what roots they like here, and nobody serves states.
         self.core.rules = replace(self.core.rules, checked=False)
-        await self.core.close_interrupted_attempt()
         self.desk = Desk(self.core)
         return self
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from artel.coordinator.resuming import INTERRUPTED, ranked, resumed, seat
+from artel.coordinator.resuming import ranked, resumed, seat
 from artel.ledger import entries
 from artel.ledger.entries import Entry
 from artel.ledger.entries.fold_state import FoldState
@@ -196,14 +196,7 @@ class Leader:
 
     def begin(self) -> None:
         """It starts, or begins its term."""
-        self.close_interrupted()
         self.rounds = resumed(self.ledger.state, self.now)
-
-    def close_interrupted(self) -> None:
-        attempt = self.ledger.state.attempt
-        if attempt is not None and attempt.phase in INTERRUPTED:
-            place = {"round": attempt.round, "attempt": attempt.attempt}
-            self.own(entries.RoundClosed, **place, accepted=(), rejected=())
 
     def feed(self, event: round_state.Event, shown: Entry | None = None) -> bool:
         """One event and all that follows; False when it was refused."""
