@@ -208,13 +208,15 @@ class Chaos:
                 lambda: not self._idle(began), WORK_S, "everybody works again after the last fault"
             )
         except CheckFailed as error:
-            idle = ", ".join(f"node {number}" for number in sorted(self._idle(began)))
+            idle = ", ".join(self.swarm.place_of(party).name for party in self._idle(began))
             self.problems.append(f"{error.message}: {idle} not")
 
-    def _idle(self, began: int) -> set[int]:
-        """Nodes that no round from ``began`` on has accepted."""
-        newest = self.watch.accepted
-        return {n for n in self.swarm.kept if newest[self.swarm.peer_of(n)] < began}
+    def _idle(self, began: int) -> list[int]:
+        """Nodes that no round from ``began`` on has accepted, and coordinators that do not know of
+        it."""
+        newest, swarm = self.watch.accepted, self.swarm
+        behind = [party for party in HOMES if swarm.said[party].get("round", -1) < began]
+        return [*behind, *(n for n in swarm.kept if newest[swarm.peer_of(n)] < began)]
 
     async def _leave(self) -> None:
         """Everybody takes its leave, the coordinator last."""

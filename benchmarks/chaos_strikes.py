@@ -153,6 +153,7 @@ class Striker:
                 swarm.kill(party, seconds)
                 blow.over = self.now
             case "handover on purpose":
+                await self._there(lambda: swarm.stands_by)
                 blow.over = self.now
                 blow.refused = await swarm.hand_over(HANDS_OVER_S)
             case "trainer killed":

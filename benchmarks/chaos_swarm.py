@@ -240,6 +240,11 @@ class ChaosSwarm(FaultySwarm):
         """The lesser one of what the two said of something when they were asked last."""
         return min((int(status.get(name, 0)) for status in self.said.values()), default=0)
 
+    @property
+    def stands_by(self) -> bool:
+        """Whether the one that does not lead was there to take over when they were asked last."""
+        return any(status.get("role") == "standby" for status in self.said.values())
+
     async def status_of(self, party: int) -> Status:
         """What one coordinator says; nothing when it does not answer."""
         try:
