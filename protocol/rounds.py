@@ -87,6 +87,10 @@ def step(rules: RoundRules, state: RunState, event: Event) -> tuple[RunState, li
     if refused is not None:
         return state, [refused]
     state = _apply(state, event)
+    # Who is here decides nothing while members train and show; whoever else is silent, and what
+    # time ends, the next tick sees. Looking at all for each heartbeat would cost their square.
+    if isinstance(event, Seen) and state.phase in (Phase.TRAINING, Phase.REVEALING):
+        return state, []
     actions: list[Action] = []
     for peer, presence in list(state.peers.items()):
         if event.now - presence.seen > rules.heartbeat_timeout:

@@ -157,7 +157,7 @@ def test_without_a_quorum_the_deadline_fails_the_attempt_and_opens_the_next() ->
     for now in range(10, 100, 10):
         state, actions = play(state, *(Seen(now, node, "r0") for node in (A, B, C)))
         assert actions == []
-    state, actions = play(state, *(Seen(100, node, "r0") for node in (A, B, C)))
+    state, actions = play(state, *(Seen(100, node, "r0") for node in (A, B, C)), Tick(100))
     assert actions[0] == CloseRound(0, 0, (), dict.fromkeys(sorted((B, C)), round_state.LATE))
     # With who delivered, and so many more that there are enough.
     assert actions[1] == OpenRound(0, 1, "r0", tuple(sorted((A, min(B, C)))))
