@@ -2,7 +2,8 @@
 
 One coordinator, as a process of its own with its own network daemon, and members: real daemons of
 nodes with real streams, keys, replicas of the ledger and cosignatures, many in one process, each
-with a network daemon of its own, but without trainers (:mod:`benchmarks.members_crowd`). Rounds
+with a network daemon of its own through which it asks the coordinator, but without trainers
+(:mod:`benchmarks.members_crowd`). Rounds
 have all members, and each has to be complete: everybody accepted. The first one is not measured.
 
 The coordinator's processor seconds are split by what it was asked (:mod:`benchmarks.members_office`
@@ -30,14 +31,13 @@ from typing import Any
 
 import psutil
 
-from artel.coordinator.desk import BEATS_S
 from artel.coordinator.local_run import Program
 from artel.ledger import entries
 from artel.ledger.store.reader import LedgerReader
 from artel.protocol import tether
 from artel.protocol.dsse import Leaf
 from artel.protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ArtelError, CheckFailed, Unreachable
-from artel.protocol.messages import MOST_PATIENCE_S, PATIENCE_S
+from artel.protocol.messages import BEATS_S, MOST_PATIENCE_S, PATIENCE_S
 from artel.protocol.round_state import LATE
 from benchmarks.members_office import METER_FILE
 from benchmarks.options import empty_folder, require_folder
@@ -96,6 +96,7 @@ mirror_every = 0
 [exchange]
 codec = "int4"
 topology = "{topology}"
+holders = {holders}
 """
 
 PARTS = {
@@ -193,6 +194,7 @@ async def measure(size: int, options: argparse.Namespace, folder: Path, say: Say
             members=size,
             total=options.rounds + 10,
             topology=options.topology,
+            holders=options.holders,
             hidden=32,
             wide=48 if options.topology == "gather" else max(48, options.slices * 4096 // 96),
             layers=1,
@@ -428,6 +430,9 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         "--topology", default="gather", choices=("gather", "sharded"), help="(default gather)"
     )
     parser.add_argument("--slices", type=int, default=8, help="of a sharded round (default 8)")
+    parser.add_argument(
+        "--holders", type=int, default=0, help="of each slice, and not the coordinator (default 0)"
+    )
     parser.add_argument("--processes", type=int, default=2, help="that hold members (default 2)")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="empty folder to leave it all in")
     parser.add_argument("--quick", action="store_true", help="fewer of everything")
@@ -441,8 +446,10 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--members takes numbers, as in 16,64")
     if not 2 <= options.members[0] <= options.members[-1] <= 1024:
         parser.error("--members must be from 2 to 1024")
-    if not (options.rounds >= 1 and 1 <= options.slices <= 64 and options.processes >= 1):
-        parser.error("--rounds, --slices (at most 64) and --processes must be at least 1")
+    if not (options.rounds >= 1 and 1 <= options.slices <= 1024 and options.processes >= 1):
+        parser.error("--rounds, --slices (at most 1024) and --processes must be at least 1")
+    if not 0 <= options.holders <= 8 or (options.holders and options.topology == "gather"):
+        parser.error("--holders is from 0 to 8, and goes with --topology sharded")
     require_folder(parser, options.json)
     options.keep = empty_folder(parser, options.keep)
     return options

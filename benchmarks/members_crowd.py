@@ -3,9 +3,10 @@
 Everything of a node is the real thing: its network daemon and streams, its key, its replica of the
 ledger, its cosignatures, its checks before it joins. What its trainer would be asked to do is done
 here: training is a vector drawn by chance, packed as trainers pack it; combining and the outer step
-are the trainer's own code, and what all members of a process compute alike is computed once. And
-members stay out of the DHT, whose searches would take most of this machine: where others are, they
-learn from the coordinator's directives, as nodes do first anyway.
+are the trainer's own code, and what all members of a process compute alike is computed once.
+Members stay out of the DHT, whose searches would take most of this machine: where others are, they
+learn from the coordinator, as nodes do first anyway. And what members ask each other goes by a
+local socket and not through two network daemons; what they ask the coordinator goes through both.
 
 ``python -m benchmarks.members_crowd FOLDER INVITE FIRST COUNT``
 """
@@ -15,7 +16,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import hashlib
+import os
 import shutil
+import socket
 import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -38,12 +41,20 @@ from artel.protocol.identity import Identity
 from artel.protocol.invite import Invite
 from artel.protocol.leaving import on_signals
 from artel.protocol.manifest import Manifest, open_manifest
+from artel.protocol.net import host as network
+from artel.protocol.net import p2pd
 from artel.protocol.net.host import Host
 from artel.protocol.state import Layout, read_state, state_root
+from artel.protocol.tasks import end
 
 SPEED = 1e6
 """Tokens per second that a member says it trains."""
 START_AT_ONCE = 4
+NICENESS = 5
+"""How much later than the coordinator members get a processor."""
+UNPACKED = "ARTEL_BENCHMARK_P2PD"
+"""Environment variable: path of a network daemon to start members' with, whose code they share in
+memory; hivemind's file is packed, and each process unpacks a copy of its own."""
 LISTEN = ("/ip4/127.0.0.1/tcp/0",)
 QUOTA = 1 << 32
 making: contextvars.ContextVar[tuple[Shared, int]] = contextvars.ContextVar("making")
@@ -256,22 +267,108 @@ async def member(folder: Path, invite: Invite, number: int, shared: Shared, gate
         await daemon.run()
 
 
+class Doors:
+    """Streams between members without network daemons: each process listens on a socket of its own,
+    and each member has a link to it by its name.
+
+    :param place: folder of links, the same for all processes
+    :param path: of this process's socket
+    """
+
+    HEAD = 128
+
+    def __init__(self, place: Path, path: Path) -> None:
+        self._place, self._path = place, path
+        self._inside: dict[str, Host] = {}
+        place.mkdir(exist_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.setblocking(False)
+        self._listener.bind(str(path))
+        self._listener.listen(4096)
+
+    def add(self, host: Host) -> None:
+        """Let others reach a member of this process."""
+        self._inside[host.peer_id] = host
+        (self._place / host.peer_id).symlink_to(self._path)
+
+    async def keep(self) -> None:
+        """Take in what others open."""
+        loop, tasks = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+        while True:
+            sock, _ = await loop.sock_accept(self._listener)
+            task = asyncio.create_task(self._take(sock))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+    async def _take(self, sock: socket.socket) -> None:
+        loop, head = asyncio.get_running_loop(), b""
+        while len(head) < self.HEAD:
+            piece = await loop.sock_recv(sock, self.HEAD - len(head))
+            if not piece:
+                sock.close()
+                return
+            head += piece
+        peer, caller, service = head.decode().split()
+        name = network.PeerID.from_base58(caller).to_bytes()
+        self._inside[peer]._reception.take(service, name, "127.0.0.1", sock)
+
+    async def dial(self, host: Host, peer: str, service: str) -> socket.socket | None:
+        """A stream to another member; None if that is not one that is here."""
+        loop, sock = asyncio.get_running_loop(), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        try:
+            await loop.sock_connect(sock, str(self._place / peer))
+        except (FileNotFoundError, ConnectionRefusedError):
+            sock.close()
+            return None
+        head = f"{peer} {host.peer_id} {service}".encode().ljust(self.HEAD)
+        await loop.sock_sendall(sock, head)
+        return sock
+
+
+def through(doors: Doors) -> None:
+    """Have hosts of this process open streams to other members by these doors."""
+    start, dial = Host.start.__func__, Host._dial  # type: ignore[attr-defined]
+
+    async def started(cls: type[Host], *given: Any, **named: Any) -> Host:
+        host: Host = await start(cls, *given, **named)
+        doors.add(host)
+        return host
+
+    async def dialled(host: Host, peer: str, service: str) -> socket.socket:
+        return await doors.dial(host, peer, service) or await dial(host, peer, service)
+
+    Host.start = classmethod(started)  # type: ignore[assignment]
+    Host._dial = dialled  # type: ignore[method-assign]
+
+
 async def crowd(folder: Path, invite: Invite, first: int, count: int) -> None:
     """All members of this process, until SIGTERM or the end of the run."""
     shared, gate = Shared(), asyncio.Semaphore(START_AT_ONCE)
+    doors = Doors(folder.parent / "doors", folder / "door")
+    through(doors)
     task = asyncio.current_task()
     assert task is not None
     on_signals(task.cancel, task.cancel)
+    keeping = asyncio.create_task(doors.keep())
     try:
         async with asyncio.TaskGroup() as group:
             for number in range(first, first + count):
                 group.create_task(member(folder, invite, number, shared, gate))
     except asyncio.CancelledError:
         pass
+    finally:
+        await end(keeping)
 
 
 def without_dht() -> None:
-    """Let hosts of this process find and say nothing in the DHT."""
+    """Let hosts of this process find and say nothing in the DHT, nor their network daemons."""
+    arguments = p2pd.Settings.arguments
+
+    def fewer(settings: p2pd.Settings, path: str) -> tuple[str, ...]:
+        return tuple(each for each in arguments(settings, path) if each != "-dhtServer=1")
+
+    p2pd.Settings.arguments = fewer  # type: ignore[method-assign]
 
     async def nothing(host: Host, *_: Any) -> dict[str, Any]:
         return {}
@@ -285,6 +382,8 @@ def main(argv: list[str]) -> int:
     folder, invite, first, count = argv
     joining.Trainer = lambda *_: StandIn(*making.get())  # type: ignore[assignment,misc]
     without_dht()
+    p2pd._PATH = Path(os.environ.get(UNPACKED) or p2pd._PATH)
+    os.nice(NICENESS)
     asyncio.run(crowd(Path(folder), Invite.decode(invite), int(first), int(count)))
     return 0
 

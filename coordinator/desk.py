@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from artel.coordinator import intake, recovery
@@ -36,9 +36,6 @@ log = logging.getLogger("artel.coordinator")
 
 ADDRESSES_TOLD = 4
 """Addresses of each other node in a directive."""
-BEATS_S = 20
-"""Heartbeats in a second, of all nodes together, that are answered without news; the more nodes,
-the longer each one's is kept back."""
 
 
 class Desk:
@@ -105,6 +102,8 @@ class Desk:
         now = core.clock()
         if isinstance(request, messages.Heartbeat):
             return await self._heartbeat(peer, request)
+        if isinstance(request, messages.Where):
+            return messages.There(peers=self._told(request.peers))
         if isinstance(request, messages.Commit):
             await core.feed(
                 round_state.Committed(now, peer, request.round, request.attempt, request.commitment)
@@ -285,18 +284,24 @@ class Desk:
     def _patience(self) -> float:
         """How long a heartbeat without news is kept back."""
         longest = min(messages.MOST_PATIENCE_S, self._core.rules.heartbeat_timeout / 3)
-        return min(longest, max(messages.PATIENCE_S, len(self._core.peers) / BEATS_S))
+        return min(longest, max(messages.PATIENCE_S, len(self._core.peers) / messages.BEATS_S))
 
     def _neighbours(self, peer: str) -> dict[str, list[str]]:
         """Where nodes are, as many as fit; members of the round first, and of these others for each
-        node. The DHT knows the rest."""
+        node. Whoever needs others asks."""
         core = self._core
-        room = messages.Directive.LIMIT - 4 * messages.KIB
-        found: dict[str, list[str]] = {}
         members = [name for name in core.state.members if name in core.peers] or [*core.peers]
         place = bisect.bisect(members, peer) if core.state.members else 0
         names = dict.fromkeys([*members[place:], *members[:place], *core.peers])
-        for name in itertools.islice(names, 64):
+        return self._told(names)
+
+    def _told(self, names: Iterable[str]) -> dict[str, list[str]]:
+        """Where the first of these are that are here, as many as fit into a message."""
+        core = self._core
+        room = min(messages.Directive.LIMIT, messages.There.LIMIT) - 4 * messages.KIB
+        found: dict[str, list[str]] = {}
+        here = (name for name in names if name in core.peers)
+        for name in itertools.islice(here, messages.TOLD):
             addresses = core.peers[name].addresses
             room -= len(name) + 4 + sum(len(address) + 3 for address in addresses)
             if room < 0:

@@ -175,7 +175,7 @@ def _listed(body: entries.Contribution, shape: Shape, store: BlobStore) -> list[
             data,
             round=body.round,
             base=body.base,
-            max_sizes=[shape.slice_bytes(number) for number in range(len(shape.slices))],
+            max_sizes=shape.sizes,
         )
     if body.size != len(data) + sum(piece.size for piece in pieces):
         raise NotCounted(round_state.MALFORMED, "its size is not that of its blobs")
@@ -195,7 +195,7 @@ def _check_pieces(
 ) -> None:
     """Check the blobs of all slices, one after the other."""
     for number, piece in enumerate(pieces):
-        data = _read(store, piece.blob, piece.size, shape.slice_bytes(number))
+        data = _read(store, piece.blob, piece.size, shape.sizes[number])
         check_piece(body, shape, number, piece, data)
 
 
@@ -227,7 +227,7 @@ def check_slice(
 
     :raises NotCounted: it is not
     """
-    data = _read(store, body.blob, body.size, shape.slice_bytes(body.slice))
+    data = _read(store, body.blob, body.size, shape.sizes[body.slice])
     layout = shape.slices[body.slice].layout
     with _counted():
         Header(round, base, shape.codec, pseudogradient.SLICE_MAGIC).check(data, layout)

@@ -92,14 +92,12 @@ class Puts:
         """How many slices this node combines, and the most bytes of one of them."""
         core, state = self._core, self._core.state
         shape = core.shape(len(state.members))
-        mine = [
-            number
-            for number in range(len(shape.slices))
-            if assignment.aggregator(state.accepted, state.round, number) == peer
-        ]
+        mine = range(0)
+        if peer in state.accepted:
+            mine = assignment.combined_by(state.accepted, state.round, len(shape.slices), peer)
         if not mine:
             raise wire.Refused("nothing is expected from this node now", code="too_early")
-        return len(mine), max(map(shape.slice_bytes, mine))
+        return len(mine), max(shape.sizes[number] for number in mine)
 
     async def _take(
         self, peer: str, request: messages.Put, stream: wire.ByteStream, owed: int, kind: Kind

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from artel.protocol import assignment
 from artel.protocol.exchange import codec, parts, pseudogradient
@@ -32,7 +33,8 @@ class Shape:
         """
         part = parts.fragment(layout, config.exchange.fragments, round)
         sharded = assignment.Work.of(config).topology_of(members) == "sharded"
-        slices = tuple(parts.cut(part, members)) if sharded else ()
+        count = assignment.slices_of(config.exchange, members)
+        slices = tuple(parts.cut(part, count)) if sharded else ()
         return cls(codec.of(config.exchange), part, slices)
 
     @property
@@ -40,28 +42,29 @@ class Shape:
         """How many blobs a contribution consists of."""
         return len(self.slices) + 1
 
-    @property
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Most bytes of a contribution's, or of the aggregate's, blob for each slice."""
+        return tuple(map(self._most, self.slices))
+
+    @cached_property
     def largest(self) -> int:
         """Most bytes of one blob."""
         if not self.slices:
             return self._most(self.part)
-        return max(self.index_bytes, *(self._most(piece) for piece in self.slices))
+        return max(self.index_bytes, *self.sizes)
 
     @property
     def total(self) -> int:
         """Most bytes of a whole contribution."""
         if not self.slices:
             return self._most(self.part)
-        return self.index_bytes + sum(self._most(piece) for piece in self.slices)
+        return self.index_bytes + sum(self.sizes)
 
     @property
     def index_bytes(self) -> int:
         """Bytes of the index of a sharded contribution."""
         return pseudogradient.index_bytes(len(self.slices))
-
-    def slice_bytes(self, number: int) -> int:
-        """Most bytes of a contribution's, or of the aggregate's, blob for one slice."""
-        return self._most(self.slices[number])
 
     def _most(self, part: Part) -> int:
         return pseudogradient.max_blob_bytes(part.layout, self.codec)

@@ -154,7 +154,7 @@ class Applying:
         wanted = [
             Wanted(
                 closed.shown[node].blob,
-                self._holders(closed, node, closed.committed.index(node)),
+                self._holders(closed, node, self._fetching(closed, closed.committed.index(node))),
                 pseudogradient.MAX_INDEX_BYTES,
                 KIND,
             )
@@ -170,10 +170,7 @@ class Applying:
 
     async def _do_my_part(self, closed: ClosedRound, patience: float) -> None:
         """Aggregate the slices that are this node's, and show them to everybody."""
-        me = self._session.identity.peer_id
-        for number in range(self._count):
-            if assignment.aggregator(closed.accepted, closed.round, number) != me:
-                continue
+        for number in self._mine(closed, assignment.combined_by):
             if number in closed.aggregates or number in self._known.said:
                 continue
             blob = await self._aggregate(closed, number)
@@ -197,37 +194,36 @@ class Applying:
             )
             await self._tell(messages.Aggregated, statement.encode(), patience)
             self._known.said.add(number)
-        for number in self._checks(closed):
+        for number in self._mine(closed, assignment.checked_by):
             await self._aggregate(closed, number)
 
-    def _checks(self, closed: ClosedRound) -> list[int]:
-        """The slices that this node repeats before it signs."""
+    def _mine(self, closed: ClosedRound, of: Callable[..., range]) -> range:
+        """The slices that this node combines, or that it repeats before it signs."""
         me = self._session.identity.peer_id
-        return [
-            number
-            for number in range(self._count)
-            if assignment.checker(closed.accepted, closed.round, number) == me
-        ]
+        mine = me in closed.weights
+        return of(closed.accepted, closed.round, self._count, me) if mine else range(0)
 
     async def _all_aggregates(
         self, closed: ClosedRound, refresh: Refresh, patience: float
     ) -> ClosedRound:
         """Wait for what others aggregate; say what is wrong with it."""
         deadline = time.monotonic() + patience
+        # Once all are recorded a directive says so, and begins this anew.
+        pause = max(POLL_S, len(closed.members) / messages.BEATS_S)
         while True:
             closed = await refresh()
             await self._accuse(closed, patience)
             missing = self._count - len(closed.aggregates)
             if not missing:
                 return await refresh() if self._known.said else closed
-            if time.monotonic() > deadline:
+            if time.monotonic() >= deadline:
                 emit(log, "slices.missing", logging.WARNING, round=closed.round, slices=missing)
                 return closed
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(min(pause, max(0.0, deadline - time.monotonic())))
 
     async def _accuse(self, closed: ClosedRound, patience: float) -> None:
         """Say of a recorded aggregate that this node came to another one."""
-        for number in self._checks(closed):
+        for number in self._mine(closed, assignment.checked_by):
             made, mine = closed.aggregates.get(number), self._known.own.get(number)
             if made is None or mine is None or made.blob == mine or number in self._known.said:
                 continue
@@ -309,10 +305,11 @@ class Applying:
     async def _inputs(self, closed: ClosedRound, number: int) -> list[Path]:
         """What each accepted node has contributed to a slice."""
         session, pieces = self._session, self._known.indexes
+        others = self._fetching(closed, number)
         wanted = {
             node: Wanted(
                 pieces[node][number].blob,
-                self._holders(closed, node, number),
+                self._holders(closed, node, others),
                 pieces[node][number].size,
                 KIND,
             )
@@ -359,20 +356,31 @@ class Applying:
     # --- what both share ---
 
     async def _fetch(self, wanted: Sequence[Wanted]) -> list[Path]:
-        return await delivery.fetch_all(self._session.host, self._session.blobs, wanted)
+        session = self._session
+        here = session.blobs.has
+        await session.link.locate(p for one in wanted if not here(one.blob) for p in one.holders)
+        return await delivery.fetch_all(session.host, session.blobs, wanted)
 
-    def _holders(self, closed: ClosedRound, maker: str, slice: int | None = None) -> list[str]:
+    def _fetching(self, closed: ClosedRound, number: int) -> list[str]:
+        """Who was given a slice of each contribution; or else its aggregator and its checker, which
+        fetch it: nobody else has it.
+
+        :param number: of the slice; of an index the rank of its maker
+        """
+        if count := self._session.holders:
+            return assignment.holders(closed.committed, closed.round, number, count)
+        return assignment.holders(closed.accepted, closed.round, number, 2)
+
+    def _holders(
+        self, closed: ClosedRound, maker: str, among: Sequence[str] | None = None
+    ) -> list[str]:
         """Who may give what ``maker`` made: itself, some other members (others for each
         node that asks), and last the coordinator.
 
-        :param slice: that its blob is for, of a contribution that members hold; of its index the
-            rank of its maker
+        :param among: the others that may have it; None for all members
         """
         me, coordinator = self._session.identity.peer_id, self._session.link.coordinator
-        others = [peer for peer in closed.members if peer not in (maker, me)]
-        if slice is not None and self._session.holders:
-            given = assignment.holders(closed.committed, closed.round, slice, self._session.holders)
-            others = [peer for peer in given if peer in others]
+        others = [p for p in (closed.members if among is None else among) if p not in (maker, me)]
         if len(others) > HOLDERS:
             others = random.Random(f"{me}/{maker}").sample(others, HOLDERS)
         return [*([maker] if maker != me else []), *others, coordinator]

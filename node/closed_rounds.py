@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from artel.ledger import entries
 from artel.ledger.entries.records import Attempt, Slice
@@ -33,7 +34,7 @@ class ClosedRound:
     root: str = ""
     """Root of the state that was agreed on; empty while it is not."""
 
-    @property
+    @cached_property
     def accepted(self) -> list[str]:
         """Ascending peer ids."""
         return sorted(self.weights)

@@ -264,6 +264,7 @@ class Contributing:
         me = session.identity.peer_id
         given = handed_out(attempt, me, len(made.parts), session.holders)
         limit = max(5.0, directive.remaining / 4)
+        await session.link.locate(given)
         blobs = [*made.parts, made.blob]
         left = await hand_out(session.host, session.blobs, blobs, given, limit)
         return [made.blob, *(blob for blob in left if blob != made.blob)]

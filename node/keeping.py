@@ -59,13 +59,22 @@ class Keeping:
             if attempt is not None and attempt.phase == "revealing" and peer in attempt.commitments:
                 self._offers.begin(attempt.round, attempt.attempt)
                 # How many slices there are follows from the model: never more than these.
-                slices = min(len(attempt.accounts), assignment.MAX_SLICES)
-                given = handed_out(attempt, peer, slices, self._session.holders)
-                if owed := len(given.get(self._session.identity.peer_id, ())):
+                exchange = self._session.manifest.config.exchange
+                slices = assignment.slices_of(exchange, len(attempt.accounts))
+                if owed := self._held(attempt, peer, slices):
                     return owed
                 break
             await asyncio.sleep(LOOK_S)
         raise wire.Refused("nothing is expected from this node now", code="too_early")
+
+    def _held(self, attempt: Attempt, maker: str, slices: int) -> int:
+        """How many numbers :func:`handed_out` has for this node; it is asked for each of them."""
+        me, committed = self._session.identity.peer_id, sorted(attempt.commitments)
+        if maker == me or me not in attempt.commitments:
+            return 0
+        held = assignment.held_by(committed, attempt.round, self._session.holders, me)
+        ranks = (*range(slices), committed.index(maker))
+        return sum(rank % len(committed) in held for rank in ranks)
 
 
 def handed_out(attempt: Attempt, maker: str, slices: int, count: int) -> dict[str, list[int]]:

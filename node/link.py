@@ -164,6 +164,18 @@ class Link:
         self._lost = None
         return reply
 
+    async def locate(self, peers: Iterable[str]) -> None:
+        """Have the coordinator say where these are, as far as it is not known here; directives tell
+        of some only. What it does not know either is found otherwise, or not at all."""
+        lost = self._host.lost(peers)
+        with contextlib.suppress(ArtelError):
+            while lost:
+                few, lost = lost[: messages.TOLD], lost[messages.TOLD :]
+                reply = await self.ask(messages.Where(run=self._invite.run, peers=few))
+                if isinstance(reply, messages.There):
+                    for peer in reply.peers.keys() & set(few):
+                        self._host.remember(peer, reply.peers[peer])
+
     def _lose(self, peer: str) -> None:
         if peer == self.coordinator and self.lost_since is None:
             self._lost = (peer, time.monotonic())

@@ -57,6 +57,7 @@ import hashlib
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from artel.protocol.errors import CheckFailed, UsageError
@@ -64,13 +65,14 @@ from artel.protocol.run_config import BOX_FACTOR
 
 if TYPE_CHECKING:
     from artel.protocol.manifest import Manifest
-    from artel.protocol.run_config import RunConfig
+    from artel.protocol.run_config import ExchangeSection, RunConfig
 
 FEISTEL_ROUNDS = 8
 GATHER_MEMBERS = 8
 """Up to this many members everybody fetches everything, unless the manifest says otherwise."""
-MAX_SLICES = 64
-"""Of a sharded round, however many members it has."""
+MAX_SLICES, FEW_SLICES = 1024, 64
+"""Of a sharded round, however many members it has; and where a coordinator takes each contribution,
+all slices of it one by one."""
 Topology = Literal["gather", "sharded"]
 _EPOCH = b"artel/epoch/v1\0"
 
@@ -265,6 +267,21 @@ def checker(accepted: Sequence[str], round: int, slice: int) -> str | None:
     return aggregator(accepted, round, slice + 1) if len(accepted) > 1 else None
 
 
+def slices_of(exchange: ExchangeSection, members: int) -> int:
+    """How many slices a sharded round is to have: one for each member, as far as it may."""
+    return min(members, MAX_SLICES if exchange.holders else FEW_SLICES)
+
+
+def combined_by(accepted: Sequence[str], round: int, slices: int, peer: str) -> range:
+    """The slices of ``slices`` whose :func:`aggregator` an accepted member is."""
+    return range((accepted.index(peer) - round) % len(accepted), slices, len(accepted))
+
+
+def checked_by(accepted: Sequence[str], round: int, slices: int, peer: str) -> range:
+    """The slices whose :func:`checker` an accepted member is."""
+    return combined_by(accepted, round + 1, slices if len(accepted) > 1 else 0, peer)
+
+
 def holders(committed: Sequence[str], round: int, number: int, count: int) -> list[str]:
     """The members that are given a slice of every contribution before anybody is accepted: its
     aggregator and those behind it, if all that have committed are accepted.
@@ -277,6 +294,12 @@ def holders(committed: Sequence[str], round: int, number: int, count: int) -> li
     _require_ascending(committed)
     first = number + round
     return [committed[(first + i) % len(committed)] for i in range(min(count, len(committed)))]
+
+
+def held_by(committed: Sequence[str], round: int, count: int, peer: str) -> set[int]:
+    """Of which numbers a member is one of the :func:`holders`, modulo the number of members."""
+    place, members = committed.index(peer) - round, len(committed)
+    return {(place - i) % members for i in range(min(count, members))}
 
 
 def require_capacity(split: Split, config: RunConfig) -> None:
@@ -402,5 +425,5 @@ def _epoch_key(seed: int, epoch: int) -> bytes:
 
 
 def _require_ascending(members: Sequence[str]) -> None:
-    if list(members) != sorted(set(members)):
+    if any(one >= other for one, other in pairwise(members)):
         raise CheckFailed("the members of a round must be ascending and distinct")

@@ -58,6 +58,11 @@ TRAINER = (*COMPUTING, "encode", "merge", "idle")
 
 PATIENCE_S, MOST_PATIENCE_S = 3.0, 30.0
 """How long a heartbeat's reply is kept back in a small run; and in any."""
+BEATS_S = 20
+"""Heartbeats in a second, of all nodes together, that are answered without news; the more nodes,
+the longer each one's is kept back. As often do those look into the ledger who wait for slices."""
+TOLD = 64
+"""Nodes of which one message says where they are."""
 
 Task = Literal["wait", "sync", "train", "reveal", "apply", "stop"]
 """What the coordinator wants a node to do; see ``docs/protocol.md``."""
@@ -234,9 +239,25 @@ class Directive(Message):
     ledger_size: Count
     reason: Text
     evaluate: bool
-    peers: dict[PeerId, Addresses] = Field(max_length=64)
+    peers: dict[PeerId, Addresses] = Field(max_length=TOLD)
     patience: Annotated[float, Field(ge=0, le=MOST_PATIENCE_S)] = PATIENCE_S
     seal: bool = False
+
+
+class Where(Message):
+    """Ask where other nodes are; answered with :class:`There`."""
+
+    KIND = "where"
+    run: Digest
+    peers: Annotated[list[PeerId], Field(min_length=1, max_length=TOLD)]
+
+
+class There(Message):
+    """Where those are of whom that is known; those that are missing may be asked for again."""
+
+    KIND = "there"
+    LIMIT = 32 * KIB
+    peers: dict[PeerId, Addresses] = Field(max_length=TOLD)
 
 
 class AttemptMessage(Message):
@@ -289,7 +310,7 @@ class SignedState(Message):
     """
 
     KIND = "state"
-    LIMIT = 10 * KIB
+    LIMIT = 12 * KIB
     run: Digest
     statement: Statement
     accused: SliceNumbers
@@ -441,9 +462,9 @@ class SetAlias(SignedMessage):
 KINDS: dict[str, type[Message]] = {
     schema.KIND: schema
     for schema in (
-        *(Ok, Refusal, Hello, Welcome, Trial, Repeated, Probe, Heartbeat, Directive, Commit),
-        *(Reveal, Aggregated, Accuse, Lacks, SignedState, HandBack, Leave, GetIndex, Index),
-        *(GetHave, Have, GetChunks, Chunks, Put, GetDifference, Difference, Get, File, Cosigned),
-        *(Submit, SetAlias),
+        *(Ok, Refusal, Hello, Welcome, Trial, Repeated, Probe, Heartbeat, Directive, Where),
+        *(There, Commit, Reveal, Aggregated, Accuse, Lacks, SignedState, HandBack, Leave, GetIndex),
+        *(Index, GetHave, Have, GetChunks, Chunks, Put, GetDifference, Difference, Get, File),
+        *(Cosigned, Submit, SetAlias),
     )
 }

@@ -19,6 +19,7 @@ from artel.node.trainer.data import Batch, Windows
 from artel.node.trainer.inner import Inner, training_seed
 from artel.node.trainer.orders import Window
 from artel.node.trainer.schedule import learning_rate, position, ramp
+from artel.protocol import assignment
 from artel.protocol.exchange import parts
 from artel.protocol.exchange.feedback import Feedback
 from artel.protocol.exchange.parts import Part
@@ -144,7 +145,8 @@ class Course:
         """
         part = self.fragment(round)
         gradient = np.subtract(part.take(base.params), part.take(self.inner.look()))
-        pieces = parts.cut(part, slices) if slices else [part]
+        count = assignment.slices_of(self.manifest.config.exchange, slices)
+        pieces = parts.cut(part, count) if slices else [part]
         payloads = exchange.encode(self.manifest, pieces, gradient, self.feedback)
         return Sent(round, node, pieces, payloads)
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from artel.protocol import assignment
 from artel.protocol.errors import ArtelError, CheckFailed
 from artel.protocol.exchange import codec
 from artel.protocol.exchange.aggregation import Weighted, aggregate
@@ -54,7 +55,8 @@ def unmeasured(phase: str) -> AbstractContextManager[None]:
 def round_slices(layout: Layout, exchange: ExchangeSection, round: int, members: int) -> list[Part]:
     """The slices of a sharded round: its fragment, cut into one for each member of the attempt (or
     fewer, in a small model)."""
-    return cut(fragment(layout, exchange.fragments, round), members)
+    part = fragment(layout, exchange.fragments, round)
+    return cut(part, assignment.slices_of(exchange, members))
 
 
 def combine(layout: Layout, contributions: Iterable[Weighted], exchange: ExchangeSection) -> Vector:

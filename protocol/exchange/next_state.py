@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from artel.protocol import assignment
 from artel.protocol.errors import CheckFailed
 from artel.protocol.exchange import codec, outer, parts
 from artel.protocol.exchange.aggregate_slice import (
@@ -110,7 +111,7 @@ def _sharded(
 ) -> tuple[Vector, tuple[npt.NDArray[np.int64], ...] | None]:
     """The update of a fragment from its slices; the places that it has if they are sparse."""
     number = base.state.round
-    pieces = parts.cut(fragment, members)
+    pieces = parts.cut(fragment, assignment.slices_of(exchange, members))
     if not slices.keys() <= set(range(len(pieces))):
         raise CheckFailed(f"round {number} has {len(pieces)} slices, others were given")
     if any(len(each.blobs) != len(pieces) for each in sent):

@@ -17,7 +17,6 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from artel.protocol.assignment import MAX_SLICES
 from artel.protocol.errors import CheckFailed
 from artel.protocol.state import Layout, Tensor, Vector
 
@@ -125,7 +124,7 @@ def _fragments(layout: Layout, count: int) -> tuple[Part, ...]:
 def cut(part: Part, slices: int) -> list[Part]:
     """The part in at most ``slices`` contiguous slices of about equal size, in order.
 
-    There are never more than :data:`protocol.assignment.MAX_SLICES`. Slices end where a tensor
+    Slices end where a tensor
     ends, or at a multiple of :data:`CHUNK` elements from its start that leaves no piece of it
     shorter than a chunk: of those places the nearest to j / ``slices`` of the part (the first of
     equals). Ends that fall together leave fewer slices. A piece of a tensor is named
@@ -143,7 +142,7 @@ def _cut(part: Part, slices: int) -> tuple[Part, ...]:
     total = part.parameters
     starts = [tensor.offset for tensor in part.layout.tensors]
     # No more ends than chunks and tensors, however many slices are asked for.
-    slices = min(slices, MAX_SLICES, total // CHUNK + len(starts))
+    slices = min(slices, total // CHUNK + len(starts))
     ends = {_nearest_end(part.layout, starts, j * total, slices) for j in range(1, slices)}
     bounds = sorted(ends - {0, total})
     return tuple(

@@ -14,7 +14,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,6 +85,7 @@ class Host:
         self._gateway = Gateway(daemon.socket, f"{daemon.socket}.streams", self._reception.take)
         self._preferred: set[str] = set()
         self._addresses: dict[str, list[str]] = {}  # where other peers said that they are
+        self._moved: set[str] = set()  # those that were not there
         self._bootstrap: dict[str, None] = {}  # addresses of DHT peers, in the order of asking
         self._joined = False
         self._joining: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -184,6 +185,12 @@ class Host:
         """Note where a peer is; it is dialled there when a stream to it is first wanted."""
         if addresses and peer != self.peer_id:
             self._addresses[peer] = list(addresses)
+            self._moved.discard(peer)
+
+    def lost(self, peers: Iterable[str]) -> list[str]:
+        """Those of these peers of which it is not known where they are, or that were not there."""
+        known = {self.peer_id, *self._addresses} - self._moved
+        return [peer for peer in dict.fromkeys(peers) if peer not in known]
 
     async def connect(self, peer: str, addresses: Sequence[str]) -> bool:
         """Open a connection to a peer under one of its addresses; True when there is one."""
@@ -246,6 +253,7 @@ class Host:
                 # Not connected yet, or not any more: try where the peer said that it is.
                 known = self._addresses.get(peer)
                 if not known or not await self.connect(peer, known):
+                    self._moved.add(peer)
                     raise
                 sock = await self._dial(peer, service)
             yield self._stream(sock, peer, service, kind)

@@ -14,13 +14,14 @@ from benchmarks.utilisation_crowds import HEADER_BYTES, Run, plan_of, simulate
 BILLION = Run(34e6, 4e9, 295.0, 147.0, 4.0)
 
 
-@pytest.mark.parametrize("topology", ["gather", "sharded"])
+@pytest.mark.parametrize(("topology", "holders"), [("gather", 0), ("sharded", 0), ("sharded", 2)])
 def test_a_round_of_members_without_trainers_is_complete_and_split_by_what_was_asked(
-    tmp_path: Path, topology: str
+    tmp_path: Path, topology: str, holders: int
 ) -> None:
     file = tmp_path / "rows.json"
     arguments = ("--members", "3", "--rounds", "1", "--processes", "1", "--json", str(file))
-    done = run("members", *arguments, "--topology", topology, timeout=280)
+    how = ("--topology", topology, "--holders", str(holders))
+    done = run("members", *arguments, *how, timeout=280)
     assert done.returncode == 0, done.stderr
     rows = {row["name"]: row for row in rows_of(file)}
     # Whether a cosignature falls into the one round that is measured, is chance.
@@ -31,7 +32,12 @@ def test_a_round_of_members_without_trainers_is_complete_and_split_by_what_was_a
 
 
 def test_what_is_asked_for_is_checked() -> None:
-    for arguments in (["--members", "1"], ["--members", "x"], ["--slices", "65"]):
+    for arguments in (
+        ["--members", "1"],
+        ["--members", "x"],
+        ["--slices", "1025"],
+        ["--holders", "2"],
+    ):
         assert called("members", *arguments)[0] == 2
 
 

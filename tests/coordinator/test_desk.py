@@ -20,7 +20,7 @@ from hivemind.p2p import PeerID
 from pydantic import ValidationError
 
 from artel.coordinator import submission
-from artel.coordinator.desk import evaluator
+from artel.coordinator.desk import ADDRESSES_TOLD, evaluator
 from artel.coordinator.peer import Peer
 from artel.ledger import entries
 from artel.ledger.entries import Entry, reasons
@@ -1129,3 +1129,32 @@ async def test_heartbeats_without_news_are_bounded_for_all_nodes_together(
 async def test_each_node_hears_of_other_members(office: Office, training: list[Member]) -> None:
     firsts = {next(iter((await member.beat()).peers)) for member in training}
     assert len(firsts) == len(training)
+
+
+async def test_a_node_is_told_where_those_are_whom_it_asks_for(
+    office: Office, members: list[Member]
+) -> None:
+    """Directives tell of 64 nodes; who combines a slice needs something from each member."""
+    for number, member in enumerate(members):
+        await member.beat(addresses=[f"/ip4/192.0.2.{number}/tcp/4001"])
+    nobody = Member(office, "nobody").peer
+    wanted = [*(member.peer for member in members[1:]), nobody]
+    reply = await members[0].say(messages.Where(run=office.run, peers=wanted))
+    assert isinstance(reply, messages.There)
+    assert reply.peers == {
+        member.peer: [f"/ip4/192.0.2.{number}/tcp/4001"]
+        for number, member in enumerate(members)
+        if number
+    }
+    crowd = [Member(office, f"peer {number}").peer for number in range(messages.TOLD)]
+    report = messages.Report(state_round=-1, state_root="", phase="x")
+    office.core.peers |= {
+        name: Peer(report, ["/" + "a" * 199] * ADDRESSES_TOLD, office.now) for name in crowd
+    }
+    assert len(wire.encode(messages.Where(run=office.run, peers=crowd))) <= messages.Where.LIMIT
+    reply = await members[0].say(messages.Where(run=office.run, peers=crowd))
+    assert isinstance(reply, messages.There)
+    assert reply.peers
+    assert reply.peers.keys() < set(crowd), "as many as fit"
+    stranger = Member(office, "stranger").say(messages.Where(run=office.run, peers=crowd[:1]))
+    assert await refused(stranger) == "unknown_node"

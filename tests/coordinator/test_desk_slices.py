@@ -248,7 +248,7 @@ async def test_what_may_be_put_while_a_round_is_applied(
     await late.hello()
     await late.beat()
     assert await refused(late.put(one.slice_blob(0))) == "too_early"
-    most = office.core.shape(3).slice_bytes(0)
+    most = office.core.shape(3).sizes[0]
     huge = messages.Put(id=NEXT, size=most + 1)
     assert await refused(one.say(huge, to=wire.CONTENT)) == round_state.TOO_LARGE
     assert not office.core.state.rejected, "its contribution counts all the same"

@@ -67,7 +67,7 @@ def test_a_shape_bounds_what_nodes_make(name: str, fragments: int, members: int)
         assert sum(sizes) <= shape.total <= largest_contribution(run, LAYOUT)
         if shape.slices:
             assert sizes[0] == shape.index_bytes
-            assert all(s <= shape.slice_bytes(n) for n, s in enumerate(sizes[1:]))
+            assert all(s <= most for s, most in zip(sizes[1:], shape.sizes, strict=True))
         if name != "sparse":
             assert sum(sizes) == shape.total
 

@@ -399,6 +399,22 @@ async def test_a_network_daemon_ends_with_us_however_we_end(tmp_path: Path) -> N
     await asyncio.to_thread(daemon.wait, 10)
 
 
+async def test_a_host_knows_of_whom_it_has_to_ask_where_they_are(tmp_path: Path) -> None:
+    async with swarm(tmp_path, 2) as hosts:
+        first, other = hosts
+        stranger = load_or_create(tmp_path / "stranger.key").peer_id
+        where = await first.addresses()
+        other.remember(first.peer_id, where)
+        assert other.lost([first.peer_id, stranger, other.peer_id, stranger]) == [stranger]
+        assert other.lost([first.peer_id]) == []
+        await first.close()
+        with pytest.raises(Unreachable):
+            await other.ask(first.peer_id, ECHO, messages.Ok())
+        assert other.lost([first.peer_id]) == [first.peer_id], "it is not there any more"
+        other.remember(first.peer_id, where)
+        assert other.lost([first.peer_id]) == []
+
+
 async def test_a_peer_that_comes_back_is_reached_again(tmp_path: Path) -> None:
     async with swarm(tmp_path, 2) as hosts:
         first, other = hosts
