@@ -21,6 +21,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ from artel.protocol.tasks import end
 SPEED = 1e6
 """Tokens per second that a member says it trains."""
 START_AT_ONCE = 4
+THREADS = 4
+"""Of each member at most; a process of its own has six or more."""
 NICENESS = 5
 """How much later than the coordinator members get a processor."""
 UNPACKED = "ARTEL_BENCHMARK_P2PD"
@@ -345,6 +348,9 @@ def through(doors: Doors) -> None:
 async def crowd(folder: Path, invite: Invite, first: int, count: int) -> None:
     """All members of this process, until SIGTERM or the end of the run."""
     shared, gate = Shared(), asyncio.Semaphore(START_AT_ONCE)
+    # What a node has done in a thread must not wait until other nodes' threads have had answers.
+    pool = ThreadPoolExecutor(THREADS * count)
+    asyncio.get_running_loop().set_default_executor(pool)
     doors = Doors(folder.parent / "doors", folder / "door")
     through(doors)
     task = asyncio.current_task()

@@ -7,11 +7,11 @@ middle. Machines differ in speed; in each round some go, at any moment, and noth
 they did in it, and as many come, and fetch a state from the others while these exchange nothing.
 
 ``gather``, ``sharded``
-    as built: at most 64 slices, each combined by one member and checked by another one, and every
+    at most 64 slices, each combined by one member and checked by another one, and every
     contribution passes through the coordinator
 ``sharded, S = N``
-    as many slices as members (at most 1,024), one combines and one checks each, and contributions
-    are held by those who combine them
+    with ``exchange.holders``: as many slices as members (at most 1,024), one combines and one
+    checks each, and contributions are held by those who combine them, who read all their indexes
 ``groups of g``
     the members of a group combine one slice each of what the group sent; those who hold one slice
     in all groups combine that among themselves as a sharded round does; then everybody fetches the
@@ -27,8 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from artel.protocol.assignment import MAX_SLICES
-from artel.protocol.exchange.pseudogradient import HEADER_BYTES
+from artel.protocol.assignment import FEW_SLICES, MAX_SLICES
+from artel.protocol.exchange.pseudogradient import HEADER_BYTES, index_bytes
 from benchmarks.virtual_time import ENTRY_BYTES, MESSAGE_BYTES, MESSAGES
 
 CROWDS = (64, 256, 1000, 10_000)
@@ -93,17 +93,19 @@ def plan_of(topology: str, members: int, run: Run, group: int = 0) -> Plan:
         spread = p * (g - 1) / g + HEADER_BYTES * g
         moved = inside + between + spread
         return Plan(moved, moved, moved, moved, 3 * g + 3 * m, 0.0, 2, 2 * n)
-    slices = min(n, MAX_SLICES if topology == "sharded" else 1024)
+    slices = min(n, FEW_SLICES if topology == "sharded" else MAX_SLICES)
     piece = p / slices + HEADER_BYTES
-    inputs, busy = piece * n, 2 * slices / n  # who combines or checks one slice has its inputs
+    # Who combines or checks one slice has its inputs, and the indexes that name them.
+    inputs, busy, listed = piece * n, 2 * slices / n, index_bytes(slices) * n
     others = p + HEADER_BYTES * slices
     each = max(1.0, busy)  # with few members one has several slices
-    most = inputs * each + others
+    most = inputs * each + others + listed
     # Everybody serves its own pieces twice, and as much of what was combined as it fetches.
     up, passes = 2 * p + others, topology == "sharded"
     up += p if passes else 0.0
-    mean = inputs * busy + others
-    requests = each * n + slices
+    mean = inputs * busy + others + listed * min(1.0, busy)
+    up += listed * min(1.0, busy)  # of its own
+    requests = (each + 1) * n + slices
     return Plan(mean, up, most, up, requests, n * p if passes else 0.0, 1, 2 * slices)
 
 
