@@ -51,6 +51,17 @@ class Circle:
         search.add_done_callback(self._searches.discard)
         return await asyncio.shield(search)
 
+    @property
+    def coordinators(self) -> set[str]:
+        """Those of the run that this home knows of."""
+        state = self._state()
+        keys = state.leaders() if state.size else ()
+        return {peer_id_of(bytes.fromhex(key)) for key in keys} - {self._host.peer_id}
+
+    def where(self, peers: Iterable[str]) -> dict[str, list[str]]:
+        """Addresses of these, as far as they are known."""
+        return {peer: self.known[peer][:8] for peer in peers if self.known.get(peer)}
+
     async def peers(self) -> list[str]:
         """Whoever can be asked now."""
         found = dict.fromkeys([*self.known, *await self._host.connected()])
@@ -62,7 +73,7 @@ class Circle:
             with contextlib.suppress(DecodeError):  # an address that names no peer
                 await self._host.join(near)
         state = self._state()
-        named = {peer_id_of(bytes.fromhex(key)) for key in state.leaders()} if state.size else ()
+        named = self.coordinators
         leading = await self._found(dht.run_key(self._run), dht.RunRecord)
         holding = await self._found(dht.nodes_key(self._run), dht.HolderRecord)
         self.terms = {peer: record.term for peer, record in leading.items()}

@@ -135,7 +135,7 @@ async def stand_by(
             standby.learn(ways),
             standby.announce(),
             standby.keep(),
-            keep_members(home, standby.present),
+            keep_members(home, standby.present, lambda: circle.where(circle.coordinators)),
             _warm(standby, recomputer),
         )
         return await beside(_all(beside_it), standby.until_turn())

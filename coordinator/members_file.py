@@ -40,14 +40,21 @@ def read_members(home: Path) -> list[Known]:
         return []
 
 
-async def keep_members(home: Path, present: Callable[[], Mapping[str, Sequence[str]]]) -> None:
+Where = Callable[[], Mapping[str, Sequence[str]]]
+"""Peer id to addresses, as of now."""
+
+
+async def keep_members(home: Path, present: Where, others: Where = dict) -> None:
     """Keep the addresses of the newest members on the disk, until cancelled.
 
-    :param present: peer id to addresses, of those that are there now
+    :param present: members that are there now
+    :param others: whoever else may know of the run when this home is used again: its coordinators
     """
     written = read_members(home)
     while True:
         here = [Known(peer=p, addresses=list(ways), here=True) for p, ways in present().items()]
+        more = {peer: ways for peer, ways in others().items() if peer not in present()}
+        here += [Known(peer=p, addresses=list(ways), here=False) for p, ways in more.items()]
         names = {one.peer for one in here}
         gone = [one.model_copy(update={"here": False}) for one in written if one.peer not in names]
         now = [*here, *gone][:MOST_MEMBERS]

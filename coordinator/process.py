@@ -287,7 +287,9 @@ class CoordinatorProcess:
             upkeep = Upkeep(core, self.public(url))
             agreeing = Agreeing(core, self.recomputer)
             circle = Circle(home, self.host, run, lambda: core.ledger.state)
-            members = keep_members(home, lambda: addresses_of(core.peers))
+            members = keep_members(
+                home, lambda: addresses_of(core.peers), lambda: circle.where(circle.coordinators)
+            )
             watch = TermWatch(core, home, circle)
             await together((core.drive(), agreeing.run(), upkeep.run(), members, watch.run()))
 

@@ -14,8 +14,9 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from artel.coordinator.circle import Circle
@@ -39,7 +40,7 @@ from artel.protocol.events import emit
 from artel.protocol.identity import peer_id_of, short_peer
 from artel.protocol.net import delivery, dht, wire
 from artel.protocol.net.slots import Caller, Rank
-from artel.protocol.tasks import end, within
+from artel.protocol.tasks import end
 
 if TYPE_CHECKING:
     from artel.protocol.net.blobs import BlobStore
@@ -52,8 +53,6 @@ FOLLOW_S = 0.5
 SILENT_S = 1.5
 """After which all electors are asked whether they have sealed its term."""
 ANSWER_S = 3.0
-TAKE_S = 60.0
-"""For what somebody has beyond the ledger here."""
 LAST_S = 1.0
 """In which all are asked once more, before a term begins: whatever was signed is gone on from."""
 IN_TURN = 2
@@ -138,8 +137,7 @@ class Standby:
 
     def present(self) -> dict[str, list[str]]:
         """Where members are, as far as is known."""
-        known, nodes = self._circle.known, self.state.nodes
-        return {peer: ways[:8] for peer, ways in known.items() if peer in nodes}
+        return self._circle.where(self.state.nodes)
 
     # --- following --------------------------------------------------------------------------------
 
@@ -210,24 +208,33 @@ class Standby:
         source = PeerSource(self._host, peer, self.own.run)
         paths = (CERTIFIED_PATH, CHECKPOINT_PATH, SEAL_PATH)
         try:
-            certified, newest, seal = await source.files(*paths, timeout=ANSWER_S)
-            if peer == self.leader:
-                self.heard = time.monotonic()
-            if seal:
-                self._seals.take(peer, seal)
-            for data in filter(None, (certified, newest)):
-                await self._consider(source, text_of(data, "a signed tree head"))
+            async with self._noting(peer):
+                certified, newest, seal = await source.files(*paths, timeout=ANSWER_S)
+                if peer == self.leader:
+                    self.heard = time.monotonic()
+                if seal:
+                    async with self._noting(peer):
+                        self._seals.take(peer, seal)
+                for data in filter(None, (certified, newest)):
+                    async with self._noting(peer):
+                        await self._consider(source, text_of(data, "a signed tree head"))
+        finally:
+            self._asking.pop(peer, None)
+
+    @contextlib.asynccontextmanager
+    async def _noting(self, peer: str) -> AsyncIterator[None]:
+        """What is wrong with one thing that a peer shows must not hide the others."""
+        try:
+            yield
         except SplitViewProven as found:
             await asyncio.to_thread(
                 fork.record, self.own.home, self.own.heads, found.evidence, self.own.store
             )
-        except (ArtelError, TimeoutError) as error:
-            reason = getattr(error, "message", "it took too long")
-            emit(log, "peer.not_asked", logging.DEBUG, peer=short_peer(peer), reason=reason)
+        except ArtelError as error:
+            said = {"peer": short_peer(peer), "reason": error.message}
+            emit(log, "peer.not_asked", logging.DEBUG, **said)
             if isinstance(error, ResourceError):
                 self._failure = error
-        finally:
-            self._asking.pop(peer, None)
 
     async def _consider(self, source: PeerSource, text: str) -> None:
         """Take over what a head covers beyond the ledger here; keep its cosignatures."""
@@ -239,7 +246,7 @@ class Standby:
         if term is None:
             raise CheckFailed("it is the head of another log")
         if term > store.term or (term == store.term and head.size > store.size):
-            await within(own.follow(source), TAKE_S)
+            await own.follow(source)
         if head.size <= store.size and store.root_at(head.size) != head.root:
             if term == store.term:
                 proof = await asyncio.to_thread(fork.examine, source, store, text)
@@ -260,7 +267,7 @@ class Standby:
         led has signed two histories, and this one is not that of the electors."""
         for part in self._seals.of(self._seals.sealed(self.state)):
             if not names_ours(self.own.store, self.state, part) and part.root not in self._switched:
-                with contextlib.suppress(ArtelError, TimeoutError):
+                with contextlib.suppress(ArtelError):
                     await self._go_to(part)
 
     async def _go_to(self, part: Sealed) -> None:
@@ -274,7 +281,7 @@ class Standby:
         if same and finality.is_certified(signed, state) and term_of(origin, own.run) == part.of:
             self._switched.add(part.root)
             emit(log, "ledger.other_history", logging.WARNING, size=head.size)
-            await within(own.replica.take_from(source, own.run, instead=True), TAKE_S)
+            await own.replica.take_from(source, own.run, instead=True)
 
     # --- what goes on beside ----------------------------------------------------------------------
 
@@ -286,7 +293,8 @@ class Standby:
         while True:
             known = self._circle.known
             near = [known[p][0] for p in await self._host.connected() if known.get(p)]
-            await self._circle.learn(near[:2] or ways)
+            # Not always the same two: they may know nobody.
+            await self._circle.learn(random.sample(near, min(2, len(near))) or ways)
             await asyncio.sleep(LEARN_SOON_S if self.waits or not near else LEARN_S)
 
     async def announce(self) -> None:

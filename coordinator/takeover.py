@@ -136,7 +136,7 @@ async def begin(
 def shows_handover(source: TileSource, note: str, store: LedgerStore, state: FoldState) -> bool:
     """Whether somebody shows a tree in which a later term has begun, by entries that count.
 
-    It goes on from one of our own heads, and the first entry behind that is the handover. Seals of
+    The first entry that is not ours is the handover. Seals of
     a quorum are proof enough; the head above it need not be verified.
 
     :raises Unreachable: when the source does not answer

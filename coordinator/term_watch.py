@@ -35,6 +35,7 @@ log = logging.getLogger("artel.coordinator")
 
 LOOK_S = 0.25
 ELSEWHERE_S = 5.0
+LEARN_S = 60.0
 ASK_S = 3.0
 SEALED_WITHIN_S = 20.0
 """So long no round is opened while electors are asked for their seals."""
@@ -144,15 +145,19 @@ class TermWatch:
     # --- a later term -----------------------------------------------------------------------------
 
     async def _look_elsewhere(self) -> None:
-        """Ask others for their heads while too few electors are here: they may have gone on."""
-        core = self._core
+        """Ask others for their heads while too few electors are here: they may have gone on. And
+        now and then the other coordinators: who was away, and whose notes of where others are have
+        all become wrong, is so found by the one who leads."""
+        core, circle, learned = self._core, self._circle, -LEARN_S
         while True:
             await asyncio.sleep(ELSEWHERE_S)
-            electors = core.ledger.state.electors
-            if not electors.sets or electors.quorum(core.ledger.state.trusted(core.peers)):
+            electors, now = core.ledger.state.electors, time.monotonic()
+            alone = electors.sets and not electors.quorum(core.ledger.state.trusted(core.peers))
+            if not alone and now - learned < LEARN_S:
                 continue
-            await self._circle.learn([])
-            for peer in await self._circle.peers():
+            learned = now
+            await circle.learn([])
+            for peer in await circle.peers() if alone else circle.coordinators:
                 if peer not in core.peers:
                     await self._look_at(peer)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from artel.ledger.entries import Entry, decode
 from artel.ledger.fold.effects import Fold, checked
@@ -35,13 +35,17 @@ from artel.ledger.sync.source import Holder, TileSource, text_of
 from artel.ledger.tlog.checkpoint import parse_checkpoint, verifier_keys
 from artel.ledger.tlog.note import VerifierKey
 from artel.ledger.tlog.tiles import CHECKPOINT_PATH, encode_bundle
-from artel.protocol.errors import ArtelError, CheckFailed
-from artel.protocol.tasks import uninterrupted
+from artel.protocol.errors import ArtelError, CheckFailed, Unreachable
+from artel.protocol.tasks import uninterrupted, within
 
 if TYPE_CHECKING:
     from artel.ledger.store.heads import HeadStore
     from artel.protocol.net.host import Host
 
+PATIENCE_S, FIRST_S = 60.0, 600.0
+"""For what one peer has beyond a copy, or in the place of none. Twice as long after each that was
+not done in time: of a long ledger over a slow line all is taken, or nothing."""
+LONGEST_S = 3600.0
 MOST_LOST = 4096
 """Entries at the end of a copy among which those of its owner are looked for before they may be
 given up; nothing that is final is."""
@@ -66,6 +70,7 @@ class Replica:
         self.lost: list[Entry] = []
         """Entries with an ``own`` signature that were given up with their term, oldest first."""
         self._lock = asyncio.Lock()
+        self._late = 0  # peers in a row that took too long
         self._growth: list[asyncio.Event] = []
 
     @classmethod
@@ -126,7 +131,7 @@ class Replica:
         :raises TooMuch: it has more than ``most`` beyond this copy, which stays as it is
         :raises CheckFailed: the peer shows another history, it is shorter than ``target``, or what
             it has beyond this copy cannot be had from it: ask another one
-        :raises Unreachable: the peer does not answer
+        :raises Unreachable: the peer does not answer, or is too slow
         """
         await self.take_from(PeerSource(host, peer, run), run, target)
 
@@ -140,12 +145,28 @@ class Replica:
         """
         async with self._lock:
             if not target or self.store.size < target:
-                # Cancelled in between, store and fold would speak of different ledgers.
-                await uninterrupted(self._follow(source, run, target, instead), source.close)
+                await self._in_time(source, self._follow(source, run, target, instead))
             if self.store.size < target:
                 raise CheckFailed(
                     f"the peer announced {target} ledger entries and shows {self.store.size}"
                 )
+
+    async def _in_time(self, source: PeerSource | Holder, work: Coroutine[Any, Any, None]) -> None:
+        """Wait for what a source gives; others wait for their turn meanwhile, and of these waits
+        none counts.
+
+        :raises Unreachable: it takes too long
+        """
+        patience = (PATIENCE_S if self.store.size else FIRST_S) * 2.0**self._late
+        try:
+            # Cancelled in between, store and fold would speak of different ledgers.
+            await within(uninterrupted(work, source.close), min(patience, LONGEST_S))
+        except TimeoutError:
+            self._late = min(self._late + 1, 10)
+            raise Unreachable(
+                f"{source.name} did not give what it has of the ledger in {patience:.0f} s"
+            ) from None
+        self._late = 0
 
     async def add(self, leaves: Sequence[bytes], note: str) -> None:
         """Take over entries that lie on this machine, which end in a signed head.

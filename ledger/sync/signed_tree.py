@@ -273,14 +273,16 @@ def take_over(
     if start and (instead or (term_of(head.origin, head.run) or 0) > store.term):
         # What was never final may have been given up with the term before.
         tree = tree or SignedTree(source, head.size, head.root)
-        start = common_size(store, tree)
-        keep = start if start < store.size else None
-        if keep is not None and keep < (final := fold.state.final):
+        common, final = common_size(store, tree), fold.state.final
+        if common < final:
             raise CheckFailed(
-                f"{source.name} shows a history that goes another way after {keep} entries, and "
+                f"{source.name} shows a history that goes another way after {common} entries, and "
                 f"{final} are final here",
                 "too many electors have signed both: keep this home, and tell the organiser",
             )
+        if common < start:
+            # From one of the own heads on: what both have behind that comes in once more.
+            start = keep = max((size for size in store.sizes() if size <= common), default=0)
     if tree is None and head.size - start > NEAR:
         tree = SignedTree(source, head.size, head.root)
     near = with_documents(source, _near(store, source, head.size))
@@ -311,11 +313,14 @@ def take_over(
         raise CheckFailed(f"{source.name} serves what is no entry: {error.message}") from None
 
 
-def common_size(store: LedgerStore, tree: SignedTree) -> int:
-    """The size of the largest of a store's own checkpoints that a tree begins with; 0 for none."""
-    sizes = [size for size in store.sizes() if size <= tree.size]
-    differ = bisect_left(sizes, True, key=lambda size: root_at(tree, size) != store.root_at(size))
-    return sizes[differ - 1] if differ else 0
+def common_size(store: LedgerReader, tree: SignedTree) -> int:
+    """How many entries a ledger and a tree begin with both; they need not be those of any head."""
+
+    def differ(size: int) -> bool:
+        return root_at(tree, size) != store.root_at(size)
+
+    most = min(store.size, tree.size)
+    return bisect_left(range(1, most + 1), True, key=differ) if differ(most) else most
 
 
 def _near(store: LedgerStore, source: TileSource, size: int) -> Iterator[bytes]:

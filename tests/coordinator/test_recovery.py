@@ -263,6 +263,18 @@ async def test_addresses_of_members_are_kept_and_bounded(
     (one,) = read_members(tmp_path)
     assert (one.peer, one.here) == (name, True)
     keeping.cancel()
+    # Whoever else may lead is kept, too, but not waited for.
+    other = key("a standby").peer_id
+    where = {name: ["/ip4/10.0.0.1/tcp/1"], other: ["/ip4/10.0.0.2/tcp/2"]}
+    here = lambda: addresses_of(office.core.peers)  # noqa: E731
+    keeping = asyncio.create_task(keep_members(tmp_path, here, lambda: where))
+    while len(read_members(tmp_path)) < 2:
+        await asyncio.sleep(0.01)
+    assert [(row.peer, row.here) for row in read_members(tmp_path)] == [
+        (name, True),
+        (other, False),
+    ]
+    keeping.cancel()
     for damaged in ("", "[]", '{"members": 3}', '{"members": [{"peer": "x"}]}', "\xff"):
         (tmp_path / MEMBERS_FILE).write_text(damaged)
         assert read_members(tmp_path) == []

@@ -24,7 +24,8 @@ from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.sync.peers import PeerSource
 from artel.ledger.sync.replica import Replica
-from artel.ledger.sync.serving import LedgerService
+from artel.ledger.sync.serving import LedgerService, Served
+from artel.ledger.sync.source import CERTIFIED_PATH
 from artel.ledger.tlog.checkpoint import origin_of, parse_checkpoint, sign_checkpoint
 from artel.protocol import messages
 from artel.protocol.errors import CheckFailed, DecodeError
@@ -34,7 +35,7 @@ from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host
 from client_world import cosigned, write_key
 from host_world import LOOPBACK, anybody, until
-from ledger_world import World
+from ledger_world import World, key
 
 OLDER = 10
 
@@ -220,6 +221,30 @@ async def test_who_asks_a_standby_to_lead_is_told_so(
     with pytest.raises(wire.Refused) as caught:
         await one.host.ask(stands._host.peer_id, wire.CONTROL, leave)
     assert caught.value.code == messages.NOT_LEADING
+
+
+async def test_a_seal_or_a_certified_head_that_is_wrong_hides_no_newer_head(
+    world: World, parties: list[Party], waiting: tuple[Standby, OwnLedger]
+) -> None:
+    stands, own = waiting
+    one, other = parties
+    await other.host.close()
+    another = entries.seal(other.who, world.run, term=0).encode()
+    forged = sign_checkpoint(key("another"), world.origin, OLDER, world.head(world.leaves).root)
+    files = Served(one.replica.store, one.heads, lambda: one.replica.state, lambda: another)
+
+    async def answer(peer: str, request: Any, stream: wire.ByteStream) -> None:
+        for path in request.paths:
+            data = forged.encode() if path == CERTIFIED_PATH else files.get(path)
+            data = data[request.skip :] if path == request.paths[-1] else data
+            await wire.write_message(stream, messages.File(size=len(data)))
+            await stream.write(data)
+
+    await one.host.serve(wire.LEDGER, answer)
+    turn = asyncio.create_task(stands.until_turn())
+    await until(lambda: own.store.size == len(world.leaves), 30.0)
+    turn.cancel()
+    await asyncio.gather(turn, return_exceptions=True)
 
 
 def test_seals_are_of_the_node_that_shows_them_and_the_newest_counts(world: World) -> None:

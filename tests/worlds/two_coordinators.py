@@ -68,7 +68,7 @@ class Two(Swarm):
         program = await self._spawn(
             f"the {name}",
             home,
-            *("coordinator", *command, "--home", str(home), "--json"),
+            *("coordinator", *command, "--home", str(home), "--json", "--verbose"),
             *("--http", "127.0.0.1:0", "--listen", LOOPBACK),
             output=asyncio.subprocess.PIPE,
         )

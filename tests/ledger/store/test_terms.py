@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from threading import Event
 
 import pytest
 
+from artel.coordinator.takeover import shows_handover
 from artel.ledger import entries
 from artel.ledger.entries import reasons
+from artel.ledger.entries.documents import FOLDER, document_of, path_of
+from artel.ledger.entries.records import Term
 from artel.ledger.fold.effects import Fold
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.published import LostEntries, heads_error, known_heads
 from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
 from artel.ledger.store.verify import verify_home
+from artel.ledger.sync.leadership import said_by
 from artel.ledger.sync.replica import Replica
-from artel.ledger.sync.signed_tree import take_over, verified_head
-from artel.ledger.sync.source import FolderSource
+from artel.ledger.sync.signed_tree import SignedTree, common_size, take_over, verified_head
+from artel.ledger.sync.source import TERMS_PATH, FolderSource
 from artel.ledger.sync.witness import Witness
-from artel.ledger.tlog.checkpoint import origin_of, sign_checkpoint, verifier_keys
+from artel.ledger.tlog.checkpoint import (
+    origin_of,
+    parse_checkpoint,
+    sign_checkpoint,
+    verifier_keys,
+)
 from artel.ledger.tlog.cosignature import witness_name
 from artel.protocol.dsse import Envelope
-from artel.protocol.errors import CheckFailed
+from artel.protocol.errors import CheckFailed, Unreachable
+from artel.protocol.identity import Identity
 from client_world import write_tiles_of
-from ledger_world import World, encoded, forged
+from ledger_world import World, encoded, forged, key
 
 WORLD = World(nodes=4, waiting=1, total=200)
 (STANDBY,) = WORLD.standbys
@@ -35,16 +48,17 @@ FIRST, EACH = len(WORLD.start), len(WORLD.round(0))
 KEPT, GIVEN_UP = FIRST + ROUND * EACH, FIRST + (ROUND + 5) * EACH
 """Entries that both have, and that the first one has: both behind the first full tile."""
 STEPS = (100, 200, 230, KEPT, 290, GIVEN_UP)
-SIGN = partial(sign_checkpoint, STANDBY, origin_of(WORLD.run, 1))
+TERM_1 = origin_of(WORLD.run, 1)
+SIGN = partial(sign_checkpoint, STANDBY, TERM_1)
 
 
-def handed(by: int = 3, size: int = KEPT, of: int = KEPT) -> Envelope:
+def handed(by: int = 3, size: int = KEPT, of: int = KEPT, log: Sequence[bytes] = LOG) -> Envelope:
     """The handover, with the seals of so many members.
 
     :param size: of the head that they name
     :param of: size of the tree whose root they name
     """
-    root = WORLD.head(LOG[:of]).root.hex()
+    root = WORLD.head(log[:of]).root.hex()
     seals = [
         entries.open_seal(entries.seal(node, WORLD.run, term=0, size=size, root=root).encode())[1]
         for node in WORLD.members[:by]
@@ -52,34 +66,36 @@ def handed(by: int = 3, size: int = KEPT, of: int = KEPT) -> Envelope:
     return entries.handover(STANDBY, WORLD.run, term=1, seals=seals)
 
 
-def grown(path: Path, *sizes: int) -> Replica:
+def grown(path: Path, *sizes: int, log: Sequence[bytes] = LOG) -> Replica:
     """A copy that has followed the first coordinator up to each of these sizes."""
     store = LedgerStore.open(path / DATABASE_NAME, create=True, run=WORLD.run)
     replica = Replica(store, Fold.open(store))
     for size in sizes:
-        head = WORLD.head(LOG[:size])
+        head = WORLD.head(log[:size])
         store.append_replica(
-            LOG[store.size : size], WORLD.sign(size, head.root), replica.fold.beside
+            log[store.size : size], WORLD.sign(size, head.root), replica.fold.beside
         )
         replica.fold.settle()
     return replica
 
 
-def successor(folder: Path, first: Envelope) -> FolderSource:
-    """The second coordinator's ledger, which goes on with this entry and one of its own."""
-    replica = grown(folder / "standby", *STEPS[:4])
+def successor(
+    folder: Path, first: Envelope, *sizes: int, log: Sequence[bytes] = LOG, by: Identity = STANDBY
+) -> FolderSource:
+    """The ledger of another coordinator, which goes on with this entry and one of its own."""
+    replica = grown(folder / "standby", *(sizes or STEPS[:4]), log=log)
     with closing(replica.store) as store:
         store.begin_term(1)
-        opened = forged(WORLD.opened(ROUND), STANDBY)
+        opened, sign = forged(WORLD.opened(ROUND), by), partial(sign_checkpoint, by, TERM_1)
         for entry in (first, opened):
-            store.append([entry.encode()], SIGN, replica.fold.beside)
+            store.append([entry.encode()], sign, replica.fold.beside)
             replica.fold.settle()
         return FolderSource(write_tiles_of(store, folder / "tiles"))
 
 
 def follow(replica: Replica, source: FolderSource) -> None:
     text = source.get("checkpoint").decode()
-    keys = verifier_keys(origin_of(WORLD.run, 1), replica.store.leaders())
+    keys = verifier_keys(TERM_1, replica.store.leaders())
     try:
         take_over(replica.store, source, verified_head(source, text, keys, WORLD.run), replica.fold)
     finally:
@@ -172,6 +188,109 @@ def test_nothing_that_is_final_here_is_given_up_whoever_sealed(tmp_path: Path) -
         with pytest.raises(CheckFailed, match=f"and {GIVEN_UP} are final here"):
             follow(replica, source)
         assert (store.root, store.term) == (root, 0)
+
+
+def test_a_copy_that_came_in_few_steps_goes_on_from_between_two_of_its_heads(
+    tmp_path: Path,
+) -> None:
+    log = list(LOG[:GIVEN_UP])
+    log += [WORLD.witnessed(log).encode()]
+    log += [WORLD.witnessed(log).encode()]
+    shared = len(log)
+    log += [WORLD.opened(ROUND + 5).encode()]
+    first = handed(size=shared, of=shared, log=log)
+    source = successor(tmp_path, first, KEPT, shared, log=log)
+    # All that is final here came with one head, which is not of what goes on.
+    replica = grown(tmp_path / "home", KEPT, len(log), log=log)
+    assert KEPT < replica.state.final == GIVEN_UP < shared < replica.store.size
+    with closing(replica.store) as store:
+        note = source.get("checkpoint").decode()
+        head = parse_checkpoint(note)
+        assert common_size(store, SignedTree(source, head.size, head.root)) == shared
+        assert shows_handover(source, note, store, replica.state)
+        follow(replica, source)
+        assert list(store.leaves(0, shared)) == log[:shared]
+        assert (store.term, replica.state.final) == (1, GIVEN_UP)
+    assert verify_home(tmp_path / "home").verified
+
+
+class Told(FolderSource):
+    """Notes what it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.asked: list[str] = []
+
+    def get(self, path: str, skip: int = 0) -> bytes:
+        self.asked.append(path)
+        return super().get(path, skip)
+
+
+@pytest.mark.parametrize("known", [False, True])
+async def test_of_a_term_that_nobody_known_here_has_sealed_nothing_is_read(
+    tmp_path: Path, known: bool
+) -> None:
+    leader, node = key("a leader of its own"), key("its node")
+    sealers = [key("a node of its own"), WORLD.members[0] if known else key("another one")]
+    seals = [
+        entries.open_seal(entries.seal(each, WORLD.run, term=0).encode())[1] for each in sealers
+    ]
+    first = entries.handover(leader, WORLD.run, term=1, seals=seals, node=node)
+    folder = successor(tmp_path, first, by=leader).folder
+    (folder / TERMS_PATH).write_bytes(said_by([Term(1, KEPT, leader.key)]))
+    source = Told(folder)
+    replica = grown(tmp_path / "home", *STEPS[:1])
+    with closing(replica.store) as store:
+        root = store.root
+        with pytest.raises(CheckFailed) as caught:
+            await replica.take_from(source, WORLD.run)
+        assert (store.root, store.term) == (root, 0)
+    said, read = caught.value.message, {path for path in source.asked if FOLDER in path}
+    if known:  # then all is read, and the fold decides
+        assert "of term 1, its entries are not" in said
+        assert len(read) > 1
+    else:
+        assert "nobody who is known here sealed the term before 1" in said
+        assert read == {path_of(document_of(first.encode()))}
+
+
+class Hanging(FolderSource):
+    """Gives the newest head, and then nothing more."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.asked, self.closed = Event(), Event()
+
+    def get(self, path: str, skip: int = 0) -> bytes:
+        if path.startswith("tile/"):
+            self.asked.set()
+            assert self.closed.wait(30)
+            raise Unreachable("it hung up")
+        return super().get(path, skip)
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+async def test_one_that_is_slow_uses_up_nobody_elses_time_and_the_next_one_gets_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("artel.ledger.sync.replica.PATIENCE_S", 1.0)
+    with closing(grown(tmp_path / "other", *STEPS).store) as store:
+        source = FolderSource(write_tiles_of(store, tmp_path / "tiles"))
+    replica = grown(tmp_path / "home", *STEPS[:1])
+    with closing(replica.store) as store:
+        with pytest.raises(Unreachable, match=r"did not give .* in 1 s"):
+            async with asyncio.timeout(20):
+                await replica.take_from(Hanging(source.folder), WORLD.run)
+        assert store.size == STEPS[0]
+        first = asyncio.create_task(replica.take_from(Hanging(source.folder), WORLD.run))
+        await asyncio.sleep(0)
+        async with asyncio.timeout(20):
+            await asyncio.gather(*(replica.take_from(source, WORLD.run) for _ in range(2)))
+        assert store.size == GIVEN_UP
+        with pytest.raises(Unreachable, match="in 2 s"):
+            await first
 
 
 def test_nobody_goes_back_to_a_term_that_is_over(tmp_path: Path) -> None:
