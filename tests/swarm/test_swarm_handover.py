@@ -16,6 +16,8 @@ from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.verify import verify_home
 from artel.ledger.sync.fork import SPLIT_VIEW_FILE
 from artel.protocol import tether
+from artel.protocol.net.http import announced_in
+from benchmarks.swarm import PATIENCE_S
 from injector import Injection
 from swarm_world import ledger_of
 from two_coordinators import HOMES, Two, write_run_of_two
@@ -50,17 +52,23 @@ async def killed_in(swarm: Two, phase: str, *, anew: bool = False) -> None:
     await swarm.a_state()
 
 
+async def artel(*words: str) -> tuple[int, str]:
+    """Exit code and output of a command."""
+    program = await asyncio.create_subprocess_exec(
+        *tether.command(*words), stdout=asyncio.subprocess.PIPE, env=tether.environment()
+    )
+    said, _ = await program.communicate()
+    assert program.returncode is not None
+    return program.returncode, said.decode()
+
+
 async def handed_over(swarm: Two) -> None:
     """The leader hands over on purpose, and stands by."""
     await swarm.a_state()
     home = swarm.folder / swarm.leads
-    command = tether.command("coordinator", "handover", "--home", str(home), "--json")
-    asked = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, env=tether.environment()
-    )
-    said, _ = await asked.communicate()
+    code, said = await artel("coordinator", "handover", "--home", str(home), "--json")
     swarm.died = time.monotonic()
-    assert asked.returncode == 0, said
+    assert code == 0, said
     took = await swarm.taken_over()
     print(f"on purpose: the next round opens {took:.1f} s after the command has ended")
     key = (await swarm.status())["leader"]
@@ -144,7 +152,18 @@ async def test_a_run_ends_by_itself_though_the_organisers_home_is_deleted(tmp_pa
         (tmp_path / HOMES[0]).rename(tmp_path / "gone")
         await swarm.taken_over()
         await swarm.until(swarm.leads, lambda status: status["phase"] == "finished", "the end")
-        await swarm.ended(120.0)
-    assert verify_home(tmp_path / HOMES[1]).verified
-    _, state = ledger_of(tmp_path / HOMES[1])
+        await swarm.ended(PATIENCE_S)
+        url = announced_in(tmp_path / HOMES[1], "coordinator")
+        said = await artel("ledger", "mirror", str(tmp_path / "copy"), "--from", url)
+        assert said[0] == 0, said
+    decoded, state = ledger_of(tmp_path / HOMES[1])
     assert state.round == 8
+    assert state.term.number > 0
+    for home in (tmp_path / HOMES[1], *map(swarm.home_of, swarm.nodes)):
+        assert verify_home(home).verified
+    # Nothing runs any more: a copy as any web server could serve it proves the same.
+    checks = ("ledger", "audit", str(tmp_path / "copy"), "--run", state.run, "--full", "--json")
+    code, out = await artel(*checks)
+    assert code == 0, out
+    found = json.loads(out)
+    assert (found["verified"], found["size"]) == (True, len(decoded))
