@@ -19,8 +19,10 @@ from benchmarks.chaos_watch import Accounts
 
 SETTLED = 0.3
 """The first part of a run is left out where growth is measured: caches fill."""
-HOUR_S, LEAST_S = 3600.0, 600.0
+HOUR_S, LEAST_S = 3600.0, 540.0
 """A shorter run says nothing about growth."""
+FLAT, FLAT_FILES = 1.1, 60.0
+"""What still counts as flat: so many times the memory at the end, so many more files an hour."""
 
 
 @dataclass
@@ -43,7 +45,8 @@ class Usage:
                     self.seen[f"{home.name} {role} {process.pid}"].append(row)
 
     def growth(self) -> Iterator[dict[str, Any]]:
-        """Of each process that was there all along: size at the end, and growth in an hour."""
+        """Of each process that was there all along: what it had first, when its caches were full,
+        and last, and growth in an hour."""
         last = max((rows[-1][0] for rows in self.seen.values()), default=0.0)
         if last < LEAST_S:
             return
@@ -53,12 +56,15 @@ class Usage:
                 continue
             times = [row[0] for row in late]
             memory, files = (linear_regression(times, [r[i] for r in late]).slope for i in (1, 2))
+            ends = late[:10], late[-10:]
+            sizes = [round(median(row[1] for row in end) / 1e6, 1) for end in ends]
             yield {
                 "process": name.rpartition(" ")[0],
-                "memory_mb": round(median(row[1] for row in late[-10:]) / 1e6, 1),
+                "memory_mb": sizes,
                 "memory_mb_per_hour": round(memory * HOUR_S / 1e6, 2),
-                "files": int(median(row[2] for row in late[-10:])),
+                "files": [int(median(row[2] for row in end)) for end in ends],
                 "files_per_hour": round(files * HOUR_S, 1),
+                "flat": sizes[1] <= FLAT * sizes[0] and files * HOUR_S < FLAT_FILES,
             }
 
 
@@ -167,10 +173,11 @@ def _lines(result: Result) -> Iterator[str]:
     ends = (f"{loss:.3f} (state {number})" for number, loss in (losses[0], losses[-1]))
     yield f"loss: {', then '.join(ends)}"
     for row in facts["usage"]:
+        memory, files = row["memory_mb"], row["files"]
         yield (
-            f"{row['process']}: {row['memory_mb']:.0f} MB "
-            f"({row['memory_mb_per_hour']:+.1f} an hour), "
-            f"{row['files']} open files ({row['files_per_hour']:+.1f} an hour)"
+            f"{row['process']}: {memory[0]:.0f} MB, then {memory[1]:.0f} "
+            f"({row['memory_mb_per_hour']:+.1f} an hour); {files[0]} open files, then {files[1]} "
+            f"({row['files_per_hour']:+.1f} an hour): {'flat' if row['flat'] else 'GROWS'}"
         )
     yield f"seed {facts['seed']}; again: {result.command}"
     yield ""

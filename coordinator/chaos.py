@@ -46,10 +46,11 @@ def chaos(
 ) -> int:
     """Let everything go wrong in a run on this machine, and check that it survives.
 
-    A coordinator and nodes run as real processes. Programs are killed and frozen, links cut, slow
-    and corrupting, disks full, clocks wrong, blobs rotten; the coordinator's home is put back from
-    a backup; nodes come and go. All along and at the end everything that must hold is checked, and
-    a table says how soon what was over. The same seed makes the same faults. Needs a source tree.
+    Two coordinators and nodes run as real processes. Programs are killed and frozen, links cut,
+    slow and corrupting, disks full, clocks wrong, blobs rotten; the home of whoever leads is put
+    back from a backup or deleted, terms end on purpose, nodes come and go. All along and at the end
+    everything that must hold is checked, and a table says how soon what was over. The same seed
+    makes the same faults. Needs a source tree.
 
     example: artel chaos --nodes 3 --duration 120 --mtbf 10 --seed 7
 

@@ -13,6 +13,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -32,8 +33,9 @@ from benchmarks.chaos_watch import Accounts, Watch, count, longest
 from explorer_world import busy_world
 from ledger_world import World
 
-SEED = 17
-"""Of the short run; it kills the coordinator, a node and a trainer, and puts a backup back."""
+SHORT, LONG = 3812, 20069
+"""Seeds. The short run kills the coordinator, a node and a trainer, and puts a backup back; the
+longer one deletes the coordinator's home besides, and ends a term on purpose."""
 
 
 # --- the plan -------------------------------------------------------------------------------------
@@ -247,31 +249,46 @@ def test_ctrl_c_leaves_nothing_behind(short: Path) -> None:
         program.kill()
 
 
-@pytest.mark.timeout(1800)
-def test_a_run_survives_a_minute_of_faults(short: Path) -> None:
-    lasts = ("--duration", "60", "--mtbf", "7", "--seed", str(SEED))
-    program = chaos(short, "--nodes", "3", *lasts, "--json")
-    out, err = program.communicate(timeout=1780)
-    print(err)
-    result = json.loads(out)
-    assert program.returncode == 0, result["problems"]
-    assert result["ok"]
-    planned = plan(3, SEED, 60, 7)
-    assert [blow["kind"] for blow in result["blows"]] == [strike.kind for strike in planned]
-    kinds = {strike.kind for strike in planned}
-    assert kinds >= {"node killed", "trainer killed", "coordinator killed", "backup restored"}
-    assert result["attempts"]["agreed"] >= 3
-    assert result["states_recomputed"] >= 1
-    assert f"--seed={SEED}" in result["command"]
-    assert not list(short.iterdir())
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_eight_nodes_survive_a_fault_every_twenty_seconds(tmp_path: Path) -> None:
-    program = chaos(tmp_path, "--nodes", "8", "--duration", "900", "--mtbf", "20", "--json")
+def survived(
+    folder: Path, nodes: int, seed: int, duration: int, mtbf: int
+) -> tuple[dict[str, Any], set[str]]:
+    """What came out of a run that survived, and the kinds of faults that it had."""
+    lasts = ("--duration", str(duration), "--mtbf", str(mtbf), "--seed", str(seed))
+    program = chaos(folder, "--nodes", str(nodes), *lasts, "--json")
     out, err = program.communicate(timeout=3500)
     print(err)
     result = json.loads(out)
     assert program.returncode == 0, result["problems"]
+    assert result["ok"]
+    planned = plan(nodes, seed, duration, mtbf)
+    assert [blow["kind"] for blow in result["blows"]] == [strike.kind for strike in planned]
+    assert result["states_recomputed"] >= 1
+    assert f"--seed={seed}" in result["command"]
+    assert not list(folder.iterdir())
+    return result, {strike.kind for strike in planned}
+
+
+@pytest.mark.timeout(1800)
+def test_a_run_survives_half_a_minute_of_faults(short: Path) -> None:
+    result, kinds = survived(short, 3, SHORT, 30, 7)
+    assert kinds == {"node killed", "trainer killed", "coordinator killed", "backup restored"}
+    assert result["attempts"]["agreed"] >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_run_survives_a_minute_of_faults_and_goes_from_term_to_term(short: Path) -> None:
+    result, kinds = survived(short, 3, LONG, 60, 8)
+    assert kinds >= {"coordinator's home deleted", "handover on purpose"}
+    assert result["handovers"] >= 1
+    assert result["without_leader_s"]["most"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_eight_nodes_survive_a_fault_every_twenty_seconds(short: Path) -> None:
+    result, _ = survived(short, 8, 2, 900, 20)
+    assert result["faults"] >= 45
+    assert result["kills"] >= 15
+    assert result["kills_of_coordinators"] >= 3
     assert result["committed"] >= 0.9
