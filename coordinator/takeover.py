@@ -74,6 +74,8 @@ class Seals:
     def sealed(self, state: FoldState) -> int:
         """The latest term, not before the present one, that a quorum of the electors has sealed;
         -1 for none."""
+        if not state.size:
+            return -1  # seals may come before the ledger
         terms = {said.term for said, _ in self._newest.values() if said.term >= state.term.number}
         return max((term for term in terms if _quorum(state, self.of(term))), default=-1)
 

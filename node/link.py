@@ -16,14 +16,16 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from artel.ledger.entries.kinds.handover import open_seal
 from artel.ledger.store.published import term_of
 from artel.ledger.sync.fork import SplitViewProven
 from artel.ledger.sync.peers import HEADS, PeerSource, notes_in
 from artel.ledger.sync.replica import Replica
 from artel.ledger.sync.signed_tree import TooMuch, manifest_of
+from artel.ledger.sync.source import SEAL_PATH
 from artel.ledger.tlog.checkpoint import parse_checkpoint
 from artel.protocol import files, messages
-from artel.protocol.errors import ArtelError, Unreachable
+from artel.protocol.errors import ArtelError, CheckFailed, Unreachable
 from artel.protocol.events import emit
 from artel.protocol.identity import peer_id_of, short_peer
 from artel.protocol.invite import Invite
@@ -87,6 +89,8 @@ class Link:
         """Who leads, where it is proven to have signed two histories: it is not asked any more."""
         self.near = ""
         """A coordinator that this node has started itself."""
+        self.seals: dict[str, int] = {}
+        """Node to the latest term that it is known to have sealed."""
         self._replica: Replica | None = None
         self._records: dict[str, dht.RunRecord] = {}
         self._holders: list[str] = []  # whoever has anything of the run
@@ -233,10 +237,10 @@ class Link:
 
     async def _candidates(self, neighbours: Iterable[str]) -> list[str]:
         others = self._others()[:ASKED]
+        for peer in others:  # at once: they are looked up anew at any time
+            self._host.remember(peer, self._records[peer].addresses)
         near = [*neighbours, *self._holders, *await self._host.connected()]
         random.shuffle(near)
-        for peer in others:
-            self._host.remember(peer, self._records[peer].addresses)
         named = dict.fromkeys([self.near, *self.coordinators, self.coordinator, *others, *near])
         chosen = [peer for peer in named if peer not in ("", self._host.peer_id, self.liar)]
         return chosen[: len(self.coordinators) + 2 * ASKED]
@@ -245,7 +249,10 @@ class Link:
         """Whether a peer has answered; what it has beyond the copy here is taken over."""
         source = PeerSource(self._host, peer, self._invite.run)
         try:
-            texts = notes_in(await source.files(*HEADS, timeout=ANSWER_S))
+            *found, seal = await source.files(*HEADS, SEAL_PATH, timeout=ANSWER_S)
+            if seal:
+                self._sealed(peer, seal)
+            texts = notes_in(found)
             heads = [parse_checkpoint(text) for text in texts]
             places = [(term_of(head.origin, self._invite.run) or 0, head.size) for head in heads]
             if places and max(places) > (replica.store.term, replica.store.size):
@@ -258,6 +265,12 @@ class Link:
             said = {"peer": short_peer(peer), "reason": error.message}
             emit(log, "head.not_exchanged", logging.DEBUG, **said)
         return True
+
+    def _sealed(self, peer: str, data: bytes) -> None:
+        said, part = open_seal(data)
+        if (said.run, part.node) != (self._invite.run, peer):
+            raise CheckFailed("the seal is of another node, or of another run")
+        self.seals[peer] = max(said.term, self.seals.get(peer, -1))
 
     # --- insisting --------------------------------------------------------------------------------
 

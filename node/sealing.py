@@ -4,10 +4,11 @@ elector, seals the term, so that there can be one.
 An elector seals the present term when the one who leads has been silent for
 ``coordination.handover_s``, or has left out for as long what would count (:mod:`.petitions`), or
 asks for it, or has signed two histories; and each later term, when nobody has begun it in twice the
-time of the one before. What it has sealed is durable before
-anybody is told; from then on it cosigns nothing of it (:meth:`HeadStore.advance`). Whoever may lead
-next asks for the seal. Everything else goes on meanwhile: what the node was assigned it trains, and
-keeps.
+time of the one before. Whoever may begin a term needs a quorum's seals of exactly the one before:
+so no elector runs ahead, but asks others how far they are, and goes on from where a quorum is. What
+it has sealed is durable before anybody is told; from then on it cosigns nothing of it
+(:meth:`HeadStore.advance`). Whoever may lead next asks for the seal. Everything else goes on
+meanwhile: what the node was assigned it trains, and keeps.
 
 An elector that reaches nobody at all is cut off itself, and seals nothing: its seal would end the
 term of a coordinator that all others can reach.
@@ -49,6 +50,8 @@ LOOK_S = 1.0
 """Between two looks for whoever leads, while nobody does."""
 SEEK_AFTER_S = 2.5
 """So long one who leads may be silent before others are asked."""
+AHEAD = 8
+"""By how much longer an elector waits that does not know whether the others have come as far."""
 MOST_DOUBLINGS = 10
 """Terms in a row without a state, for each of which an elector waits twice as long."""
 LINGER_S = 10.0
@@ -200,7 +203,10 @@ class Sealing:
         if term > present:
             since = max(since, self._sealed_at)
         alone = all(each.weights.keys() <= {self._host.peer_id} for each in state.electors.sets)
-        late = self._clock() - since >= self._patience(state, term)
+        patience = self._patience(state, term)
+        if term > present and not self._come_to(state, term - 1):
+            patience *= AHEAD
+        late = self._clock() - since >= patience
         return term if late and (alone or self._reached) else None
 
     @property
@@ -208,6 +214,12 @@ class Sealing:
         """The id of an entry that whoever leads leaves out; "" for none."""
         state = self._replica.state
         return self.petitions.overlooked(self._patience(state, state.term.number))
+
+    def _come_to(self, state: FoldState, term: int) -> bool:
+        """Whether a quorum of the electors is known to have sealed a term, or a later one."""
+        known = {**self._link.seals, self._host.peer_id: self.term}
+        nodes = state.trusted(peer for peer, sealed in known.items() if sealed >= term)
+        return state.electors.quorum(nodes)
 
     def _is_elector(self, state: FoldState) -> bool:
         return any(self._host.peer_id in each.weights for each in state.electors.sets)

@@ -43,12 +43,13 @@ def layout_of(leaf: bytes, homes: Iterable[Path]) -> Layout:
 def _computed(leaf: bytes, manifest: Manifest) -> Layout:
     try:
         child = subprocess.run(
-            [sys.executable, "-m", __name__],
+            tether.tied(sys.executable, "-P", "-m", __name__),
             input=leaf,
             env=tether.environment(),
             capture_output=True,
             timeout=TIMEOUT_S,
             check=True,
+            start_new_session=True,
         )
         found = Layout.decode(child.stdout)
     except (OSError, subprocess.SubprocessError, DecodeError):

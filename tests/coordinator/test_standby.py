@@ -20,6 +20,7 @@ from artel.coordinator.own_ledger import OwnLedger
 from artel.coordinator.standby import Standby
 from artel.coordinator.takeover import Seals, begin, shows_handover
 from artel.ledger import entries
+from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.sync.peers import PeerSource
@@ -299,3 +300,13 @@ async def test_of_two_histories_it_goes_over_to_the_one_that_electors_have_certi
     assert own.heads.conflicts(), "who led has signed both"
     sequencer = await begin(own, found, world.standbys[0], None)
     assert sequencer.state.term.number == 1
+
+
+def test_seals_that_come_before_the_ledger_give_no_turn(world: World) -> None:
+    """The coordinator that a node had started ended with an error again and again: electors had
+    answered before whoever had the ledger."""
+    seals = Seals(world.run)
+    for member in world.members:
+        said = entries.seal(member, world.run, term=0)
+        seals.take(member.peer_id, said.encode())
+    assert seals.sealed(FoldState()) == -1

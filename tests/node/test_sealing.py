@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -101,18 +102,43 @@ async def test_each_term_that_nobody_begins_is_waited_for_twice_as_long(
     run: Parties, world: World
 ) -> None:
     leader = await run.coordinator()
-    first = await run.elector(leader)
-    await run.elector(leader, 1)
-    sealing = first.sealing
+    both = [await run.elector(leader), await run.elector(leader, 1)]
+    await leader.host.close()
+    for each in both:
+        await each.lose()
+    for term, patience in enumerate((HANDOVER_S, 2 * HANDOVER_S, 4 * HANDOVER_S)):
+        for seconds, sealed in ((patience - 1, term - 1), (1, term)):
+            for each in both:
+                each.clock.now += seconds
+                await each.sealing.look()
+                assert each.sealing.term == sealed
+
+
+async def test_an_elector_does_not_run_ahead_of_the_others(run: Parties, world: World) -> None:
+    """Seals of different terms begin none, and whose turn it was is passed over: a run in which
+    some electors had sealed the term of a coordinator that came back was without one for minutes
+    after the next fault."""
+    leader = await run.coordinator()
+    first, second = await run.elector(leader), await run.elector(leader, 1)
     await leader.host.close()
     await first.lose()
-    for term, patience in enumerate((HANDOVER_S, 2 * HANDOVER_S, 4 * HANDOVER_S)):
-        first.clock.now += patience - 1
-        await sealing.look()
-        assert sealing.term == term - 1
-        first.clock.now += 1
-        await sealing.look()
-        assert sealing.term == term
+    first.clock.now += HANDOVER_S
+    await first.sealing.look()
+    first.clock.now += 8 * HANDOVER_S
+    await first.sealing.look()
+    assert first.sealing.term == 0
+    await second.lose()
+    second.clock.now += HANDOVER_S
+    await second.sealing.look()
+    await first.sealing.look()
+    assert (first.sealing.term, second.sealing.term) == (1, 0)
+    # Of the others it may never hear.
+    first.clock.now += 2 * 4 * HANDOVER_S
+    await first.sealing.look()
+    assert first.sealing.term == 1
+    first.clock.now += 8 * 4 * HANDOVER_S
+    await first.sealing.look()
+    assert first.sealing.term == 2
 
 
 async def test_the_coordinator_that_leads_may_ask_for_its_term_to_be_sealed(run: Parties) -> None:
@@ -302,3 +328,20 @@ async def test_what_is_certified_may_be_known_by_the_ledger_alone(
         kept.close()
     leader.heads.add_note(add_lines(notes.parse(note), lines).encode())
     assert finality.known_certified(store, leader.heads, state) == (0, store.size, store.root.hex())
+
+
+async def test_records_that_are_looked_up_anew_meanwhile_end_nobody(run: Parties) -> None:
+    """A node that left while it looked for a coordinator ended with an unexpected KeyError."""
+    party = await run.party(key("who looks"))
+    other = (await run.party(key("who leads"))).host
+    record: Any = SimpleNamespace(term=1, addresses=await other.addresses())
+    link = party.link
+    link._records = {other.peer_id: record}
+    connected = party.host.connected
+
+    async def later() -> list[str]:
+        link._records = {}
+        return await connected()
+
+    party.host.connected = later  # type: ignore[method-assign]
+    assert other.peer_id in await link._candidates(())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from aggregate_world import numbers
@@ -20,7 +22,7 @@ from artel.ledger.fold.layout import LAYOUT_FILE, layout_of
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.sync.recompute_state import root_in_child
 from artel.ledger.tlog.checkpoint import origin_of, sign_checkpoint
-from artel.protocol import content
+from artel.protocol import content, tether
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import CheckFailed, ResourceError, UsageError
 from artel.protocol.exchange import codec, pseudogradient
@@ -540,3 +542,30 @@ def test_recomputing_states_takes_no_torch(tmp_path: Path) -> None:
     done = run_command("verify", "--home", str(home), "--states", "1")
     assert (done.code, done.err) == (0, "")
     assert not {"torch", "hivemind", "transformers"} & done.modules
+
+
+def test_the_process_that_works_out_a_layout_ends_with_whoever_wants_it() -> None:
+    """A coordinator that was killed while it began to stand by left one behind."""
+    config = config_of().model_copy(update={"model": GPT2})
+    leaf = sign(manifest_of(WORLD, GPT2_LAYOUT, config), WORLD.organiser).encode()
+    ask = "import sys; from artel.ledger.fold import layout as l; "
+    ask += "l.layout_of(sys.stdin.buffer.read(), [])"
+    asking = subprocess.Popen(
+        [sys.executable, "-P", "-c", ask], stdin=subprocess.PIPE, env=tether.environment()
+    )
+    assert asking.stdin is not None
+    asking.stdin.write(leaf)
+    asking.stdin.close()
+    found: list[psutil.Process] = []
+    while not found:
+        assert asking.poll() is None
+        below = psutil.Process(asking.pid).children()
+        found = [child for child in below if "tether.py" not in " ".join(child.cmdline())]
+    (child,) = found
+    child.suspend()  # it would end by itself soon
+    asking.kill()
+    asking.wait()
+    gone, left = psutil.wait_procs([child], timeout=20)
+    for process in left:
+        process.kill()
+    assert gone
