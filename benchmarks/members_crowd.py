@@ -28,11 +28,14 @@ from typing import Any
 
 import numpy as np
 
+from artel.node import daemon, sealing, watch
 from artel.node import join as joining
+from artel.node.daemon import Daemon
 from artel.node.trainer import exchange, orders
 from artel.node.trainer.agreed import Agreed
 from artel.node.trainer.merging import Merging
 from artel.protocol import assignment, model
+from artel.protocol.errors import ArtelError
 from artel.protocol.exchange import parts
 from artel.protocol.exchange.aggregate_slice import round_slices
 from artel.protocol.exchange.next_state import Base
@@ -43,7 +46,7 @@ from artel.protocol.invite import Invite
 from artel.protocol.leaving import on_signals
 from artel.protocol.manifest import Manifest, open_manifest
 from artel.protocol.net import host as network
-from artel.protocol.net import p2pd
+from artel.protocol.net import knocking, p2pd
 from artel.protocol.net.host import Host
 from artel.protocol.state import Layout, read_state, state_root
 from artel.protocol.tasks import end
@@ -53,8 +56,10 @@ SPEED = 1e6
 START_AT_ONCE = 4
 THREADS = 4
 """Of each member at most; a process of its own has six or more."""
-NICENESS = 5
-"""How much later than the coordinator members get a processor."""
+JOIN_TRIES = 8
+SLOWER = 6
+"""How many times as long a member waits here as elsewhere, for its own network daemon, for others,
+and between two looks that have nothing to do with rounds: hundreds share two processors."""
 UNPACKED = "ARTEL_BENCHMARK_P2PD"
 """Environment variable: path of a network daemon to start members' with, whose code they share in
 memory; hivemind's file is packed, and each process unpacks a copy of its own."""
@@ -241,6 +246,21 @@ class StandIn:
         )
 
 
+async def joined(options: joining.Options, stack: AsyncExitStack, number: int) -> Daemon:
+    """A node that has joined; on a busy machine it may take several tries, as for people."""
+    for left in reversed(range(JOIN_TRIES)):
+        try:
+            async with AsyncExitStack() as attempt:
+                node = await joining.join(options, attempt, lambda line: None)
+                stack.push_async_callback(attempt.pop_all().aclose)
+                return node
+        except ArtelError as error:
+            print(f"member {number} tries {left} times more: {error.message}", flush=True)
+            if not left:
+                raise
+    raise AssertionError("not reached")
+
+
 async def member(folder: Path, invite: Invite, number: int, shared: Shared, gate: Any) -> None:
     """One node, from its start to the end of the run."""
     home = folder / f"member-{number}"
@@ -265,9 +285,9 @@ async def member(folder: Path, invite: Invite, number: int, shared: Shared, gate
     making.set((shared, number))
     async with AsyncExitStack() as stack:
         async with gate:
-            daemon = await joining.join(options, stack, lambda line: None)
+            running = await joined(options, stack, number)
         print(f"member {number} has joined", flush=True)
-        await daemon.run()
+        await running.run()
 
 
 class Doors:
@@ -292,7 +312,9 @@ class Doors:
     def add(self, host: Host) -> None:
         """Let others reach a member of this process."""
         self._inside[host.peer_id] = host
-        (self._place / host.peer_id).symlink_to(self._path)
+        link = self._place / host.peer_id
+        link.unlink(missing_ok=True)  # that of a try to join before
+        link.symlink_to(self._path)
 
     async def keep(self) -> None:
         """Take in what others open."""
@@ -383,13 +405,26 @@ def without_dht() -> None:
         setattr(Host, name, nothing)
 
 
+def slower() -> None:
+    """Let what members do by the clock take its time."""
+    os.environ.setdefault("GOMAXPROCS", "1")
+    p2pd.START_S *= SLOWER
+    p2pd.PROBE_EVERY_S *= SLOWER
+    p2pd.PROBE_S *= SLOWER
+    knocking.SWEEP_S *= SLOWER
+    sealing.LOOK_S *= SLOWER
+    daemon.ANSWER_S *= SLOWER
+    interval = {"interval": watch.INTERVAL_S * SLOWER}
+    watch.Watch.__init__.__kwdefaults__ |= interval
+
+
 def main(argv: list[str]) -> int:
     """Run the members ``FIRST`` to ``FIRST + COUNT - 1`` of a folder."""
     folder, invite, first, count = argv
     joining.Trainer = lambda *_: StandIn(*making.get())  # type: ignore[assignment,misc]
     without_dht()
     p2pd._PATH = Path(os.environ.get(UNPACKED) or p2pd._PATH)
-    os.nice(NICENESS)
+    slower()
     asyncio.run(crowd(Path(folder), Invite.decode(invite), int(first), int(count)))
     return 0
 

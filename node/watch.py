@@ -18,6 +18,7 @@ import contextlib
 import hashlib
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,8 @@ MAX_TRIES = 5
 SPREAD_S = 5.0
 TOLD_AT_MOST = 16
 MAX_HEARD = 1024
+MAX_FIT = 8
+"""Notes that need no second look: peers show the same ones, with a hundred signatures each."""
 
 
 @dataclass
@@ -99,6 +102,7 @@ class Watch:
         self._interval, self._clock = interval, clock
         self._grown = replica.growth()
         self._doubts: dict[tuple[int, bytes], Doubt] = {}
+        self._fit: deque[str] = deque(maxlen=MAX_FIT)  # notes of heads of our own tree, lately
         self._heard: set[bytes] = set()  # evidence that was looked at
         self._proof: SplitView | None = None
         self._last = ""  # whom we asked last
@@ -203,7 +207,7 @@ class Watch:
         """
         await self._follow_term()
         store, state = self._replica.store, self._replica.state
-        if not store.size:
+        if not store.size or text in self._fit:
             return
         keys, origin = store.leaders(), parse_checkpoint(text).origin
         term = term_of(origin, self._run_id)
@@ -224,6 +228,7 @@ class Watch:
                 finality.verified, text, store.origin, keys, dict(state.nodes)
             )
             await asyncio.to_thread(self._heads.add_note, signed.encode())
+            self._fit.append(text)
             return
         for (size, root), other in self._doubts.items():
             if size == head.size and root != head.root:
@@ -243,6 +248,7 @@ class Watch:
             return
         self._term, self._proof, self._alarmed = store.term, None, False
         self._doubts.clear()
+        self._fit.clear()
         await asyncio.to_thread(self._heads.give_up, self._run_id, store.terms())
         leader = self._replica.state.term.leader
         emit(log, "term.begun", term=store.term, size=store.size, leader=leader[:12])

@@ -200,8 +200,11 @@ def _valid_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
+_CONTROL = re.compile("[\x00-\x09\x0b-\x1f]")
+
+
 def _check_characters(text: str) -> None:
-    if any(character < " " and character != "\n" for character in text):
+    if _CONTROL.search(text):
         raise DecodeError("a note holds no control characters other than newline")
 
 

@@ -216,7 +216,8 @@ class NetworkDaemon:
         try:
             await within(asyncio.shield(self._ended), CLOSE_S)
         except TimeoutError:
-            self.process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                self.process.kill()
             await asyncio.shield(self._ended)
 
     async def _listen(self) -> None:

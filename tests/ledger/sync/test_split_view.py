@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -296,3 +297,30 @@ async def test_a_real_head_with_an_invented_tree_proves_nothing(net: Net) -> Non
     await a.watch.consider(b.host.peer_id, ahead)
     await a.meet(b)
     assert not a.watch.doubtful
+
+
+async def test_a_note_that_many_peers_show_is_looked_at_once(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has a hundred signatures, and in a large run everybody shows everybody the same."""
+    world, looked_at = net.world, list[str]()
+    history = net.history("one")
+    history.add(world.genesis, *world.introductions())
+    net.default = history
+    a = await net.node("a")
+    verified = watch.finality.verified
+
+    def looked(text: str, *given: Any) -> Any:
+        looked_at.append(text)
+        return verified(text, *given)
+
+    monkeypatch.setattr(watch.finality, "verified", looked)
+    await a.catch_up(net.host.peer_id)
+    first = history.store.latest_note
+    for peer in ("b", "c"):
+        await a.watch.consider(peer, first)
+    history.add(world.opened(0))
+    await a.catch_up(net.host.peer_id)
+    for shown in (first, history.store.latest_note):
+        await a.watch.consider("d", shown)
+    assert looked_at == [first, history.store.latest_note]
