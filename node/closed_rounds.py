@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from artel.ledger import entries
@@ -40,8 +40,16 @@ class ClosedRound:
         return sorted(self.weights)
 
 
-def under_way(log: Leaves, attempt: Attempt) -> ClosedRound:
-    """The attempt that is being applied, as the fold sees it."""
+def under_way(log: Leaves, attempt: Attempt, before: ClosedRound | None = None) -> ClosedRound:
+    """The attempt that is being applied, as the fold sees it.
+
+    :param before: what it was when it was looked at before, in the same term; a thousand
+        contributions need not be read again
+    """
+    place = (attempt.round, attempt.attempt)
+    if before is not None and (before.round, before.attempt) == place:
+        made, wrong = dict(attempt.slices), frozenset(attempt.wrong)
+        return replace(before, aggregates=made, accused=wrong)
     shown = {node: attempt.shown[node].index for node in attempt.accepted}
     return ClosedRound(
         attempt.round,

@@ -60,6 +60,7 @@ class Worker:
         self.doubts: dict[int, int] = {}
         """Agreed states that this node computed otherwise, and the attempt that made each."""
         self._term = session.replica.store.term
+        self._closed: ClosedRound | None = None  # what was applied last, in this term
         self._syncs = 0  # since the last duty of a round
         self._evaluated: set[int] = set()
         self._evaluation: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -81,6 +82,7 @@ class Worker:
         if session.replica.store.term != self._term:
             self._term = session.replica.store.term
             self._applying.forget()
+            self._closed = None
         if directive.task in ("train", "reveal", "apply"):
             self._syncs = 0
         match directive.task:
@@ -212,7 +214,7 @@ class Worker:
             raise CheckFailed("the coordinator wants a round applied that is not closed")
         self.progress.mark("reveal_wait")
         base = session.replica.state.states[-1]
-        closed = under_way(session.replica.store, attempt)
+        closed = self._under_way(attempt)
         done = self.states.round == attempt.round + 1
         if not done or not self._applying.settled(closed):
             if not done and self.states.root != base:
@@ -233,7 +235,11 @@ class Worker:
     async def _closed_now(self, directive: messages.Directive) -> ClosedRound:
         session = self.session
         await session.replica.catch_up(session.host, session.link.coordinator, session.run)
-        return under_way(session.replica.store, self._attempt(directive))
+        return self._under_way(self._attempt(directive))
+
+    def _under_way(self, attempt: Attempt) -> ClosedRound:
+        self._closed = under_way(self.session.replica.store, attempt, self._closed)
+        return self._closed
 
     async def _sign_state(self, directive: messages.Directive, credits: str) -> None:
         session = self.session

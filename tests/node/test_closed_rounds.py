@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from artel.ledger import entries
 from artel.ledger.fold.history import read
 from artel.ledger.fold.shares import fold
@@ -94,6 +96,31 @@ def test_the_attempt_under_way_is_read_from_the_fold(tmp_path: Path) -> None:
     assert closed.accepted == sorted(member.peer_id for member in world.members)
     assert closed.aggregates[0].blob == digest("slice 0 0 0")
     assert closed.root == ""
+
+
+def test_contributions_are_read_once_however_often_slices_are_looked_for(tmp_path: Path) -> None:
+    """A thousand members that look would read a million of them each time."""
+
+    class Unread:
+        def leaf(self, index: int) -> bytes:
+            raise AssertionError("it was read before")
+
+    world, unread = World(exchange=SHARDED), Unread()
+    accuser = world.aggregator(0, 1)
+    batch = [*world.until_closed(0), world.aggregate(0, 0)]
+    with stored(world, tmp_path, batch) as store:
+        attempt = fold(map(entries.decode, store.leaves())).attempt
+        assert attempt is not None
+        before = under_way(store, attempt)
+        store.append(world.add(world.slice_wrong(accuser, 0, 0), world.aggregate(0, 1)), world.sign)
+        attempt = fold(map(entries.decode, store.leaves())).attempt
+        assert attempt is not None
+        now = under_way(unread, attempt, before)  # type: ignore[arg-type]
+        assert now == under_way(store, attempt)
+        assert (len(now.aggregates), now.accused) == (2, {0})
+        attempt.attempt = 1
+        with pytest.raises(AssertionError, match="read before"):
+            under_way(unread, attempt, before)  # type: ignore[arg-type]
 
 
 def test_a_delta_costs_what_is_not_here_yet(tmp_path: Path) -> None:
