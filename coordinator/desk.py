@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 
 from artel.coordinator import intake, recovery
@@ -444,8 +444,12 @@ def _dialable(peer: str, address: str) -> bool:
     return True
 
 
-def evaluator(run: str, round: int, members: Sequence[str]) -> str:
-    """The member that evaluates the state which a round starts from; "" without members."""
+@lru_cache(maxsize=8)
+def evaluator(run: str, round: int, members: tuple[str, ...]) -> str:
+    """The member that evaluates the state which a round starts from; "" without members.
+
+    Each heartbeat asks who it is, and drawing the lot looks at everybody.
+    """
 
     def lot(peer: str) -> bytes:
         return hashlib.sha256(f"{run}/{round}/{peer}".encode()).digest()
