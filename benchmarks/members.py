@@ -220,7 +220,7 @@ async def measure(size: int, options: argparse.Namespace, folder: Path, say: Say
                     f"agreed, and nothing moved in {STALL_S:.0f} s",
                     f"see the console.log of each process below {folder}",
                 )
-            if len(rows) <= 1:
+            if not rows:
                 joining = processor_seconds(crowd.nodes.values())
             await asyncio.sleep(0.5)
         found = differences(size, rows[0], rows[options.rounds])

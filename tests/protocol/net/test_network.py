@@ -18,6 +18,7 @@ import time
 import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -397,6 +398,24 @@ async def test_a_network_daemon_ends_with_us_however_we_end(tmp_path: Path) -> N
     parent.kill()
     await parent.wait()
     await asyncio.to_thread(daemon.wait, 10)
+
+
+async def test_a_daemon_that_ends_just_before_it_is_killed_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a busy machine it was gone, and its end not yet noticed: then the node did not end."""
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def kill() -> None:
+        ended.set_result(None)
+        raise ProcessLookupError
+
+    closing = object.__new__(p2pd.NetworkDaemon)
+    closing.process = SimpleNamespace(terminate=lambda: None, kill=kill)  # type: ignore[assignment]
+    closing._keeping, closing._ended = None, ended  # type: ignore[assignment]
+    monkeypatch.setattr(p2pd, "CLOSE_S", 0.01)
+    await asyncio.wait_for(closing.close(), 5)
+    assert ended.done()
 
 
 async def test_a_host_knows_of_whom_it_has_to_ask_where_they_are(tmp_path: Path) -> None:
