@@ -38,9 +38,9 @@ from artel.ledger.store.keyfiles import NODE_KEY
 from artel.ledger.sync.holding import hold
 from artel.ledger.web.server import Gate, claimed
 from artel.protocol import dsse, files
-from artel.protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ResourceError
+from artel.protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ResourceError, UsageError
 from artel.protocol.events import configure, emit
-from artel.protocol.identity import Identity, load, load_or_create
+from artel.protocol.identity import Identity, load, load_or_create, peer_id_of
 from artel.protocol.invite import MAX_PEERS, PREFIX, Invite
 from artel.protocol.leaving import on_signals
 from artel.protocol.net import dht, wire
@@ -50,12 +50,15 @@ from artel.protocol.tasks import beside, together, within
 
 if TYPE_CHECKING:
     from artel.coordinator.service import Coordinator
+    from artel.coordinator.web import RunPage
     from artel.protocol.net.host import Host
 
 log = logging.getLogger("artel.coordinator")
 
 INVITE_FILE = "invite"
 """In the home: the line that a volunteer pastes."""
+INVITE_S = 30.0
+"""Between two looks for where the other coordinators are."""
 CLOSE_TIMEOUT_S = 10.0
 STOP_AT_MOST_S = 30.0
 
@@ -181,6 +184,16 @@ class CoordinatorProcess:
     def __post_init__(self) -> None:
         self.recomputer = Recomputer(self.options.home)
         """Outlasts a term, so that who takes over has it running."""
+        from artel.protocol.net.host import peer_of
+
+        keys = {*self.prepared.manifest.coordinators} - {self.identity.key}
+        self.others = {peer_id_of(bytes.fromhex(key)): "" for key in keys}
+        """The run's other coordinators, and an address of each, "" where none is known."""
+        with contextlib.suppress(OSError, UnicodeError, UsageError):
+            before = Invite.decode((self.options.home / INVITE_FILE).read_text("utf-8"))
+            for address in before.peers if before.run == self.prepared.run else ():
+                if peer_of(address) in self.others:
+                    self.others[peer_of(address)] = address
 
     async def run(self) -> None:
         """Lead, or stand by; ends only with an error."""
@@ -279,7 +292,8 @@ class CoordinatorProcess:
         await Desk(core).open()
         invite = await self.invited()
         gate = Gate()
-        application = RunPage(core, invite).application(gate)
+        page = RunPage(core, invite)
+        application = page.application(gate)
         async with gate.serving(application, self.http.dup(), home) as url:
             self.greet(url, invite, lambda: leading_words(core, url, invite))
             seconds = time.monotonic() - self.began
@@ -291,7 +305,19 @@ class CoordinatorProcess:
                 home, lambda: addresses_of(core.peers), lambda: circle.where(circle.coordinators)
             )
             watch = TermWatch(core, home, circle)
-            await together((core.drive(), agreeing.run(), upkeep.run(), members, watch.run()))
+            beside_it = members, watch.run(), self._keep_invite(page, circle)
+            await together((core.drive(), agreeing.run(), upkeep.run(), *beside_it))
+
+    async def _keep_invite(self, page: RunPage, circle: Circle) -> None:
+        """Name in the invite where the other coordinators are, as soon as that is known."""
+        while self.others:
+            await circle.learn(())
+            known = {peer: ways[0] for peer, ways in circle.known.items() if ways}
+            found = {peer: known.get(peer, before) for peer, before in self.others.items()}
+            if found != self.others:
+                self.others = found
+                page.invite = await self.invited()
+            await asyncio.sleep(INVITE_S)
 
     async def invited(self) -> str:
         """The line for volunteers, with where this coordinator is first; it is left in the home.
@@ -305,8 +331,9 @@ class CoordinatorProcess:
                 "check --listen, or name the address with --announce",
             )
         home = self.options.home
+        known = [address for address in self.others.values() if address]
         others = self.options.invite.peers if self.options.invite is not None else ()
-        peers = dict.fromkeys((*addresses[: MAX_PEERS - 2], *others))
+        peers = dict.fromkeys((*addresses[: MAX_PEERS - 2], *known, *others))
         line = Invite(self.prepared.run, tuple(peers)[:MAX_PEERS]).encode()
         with files.told(home):
             files.write(home / INVITE_FILE, f"{line}\n".encode(), durable=False)

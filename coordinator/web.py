@@ -40,7 +40,8 @@ class RunPage:
     """
 
     def __init__(self, core: Coordinator, invite: str) -> None:
-        self._core, self._invite = core, invite
+        self._core = core
+        self.invite = invite
         self.site = LedgerSite(
             core.ledger.store,
             core.heads,
@@ -52,7 +53,7 @@ class RunPage:
         self.site.templates.add(TEMPLATES)
 
     def _info(self) -> Facts:
-        return {"addresses": list(Invite.decode(self._invite).peers), "invite": self._invite}
+        return {"addresses": list(Invite.decode(self.invite).peers), "invite": self.invite}
 
     def application(self, gate: Gate) -> web.Application:
         """The aiohttp application, behind a gate."""
@@ -79,7 +80,7 @@ class RunPage:
     # --- documents --------------------------------------------------------------------------------
 
     async def _run(self, request: web.Request) -> Facts:
-        return api.run_facts(self._core, self._invite)
+        return api.run_facts(self._core, self.invite)
 
     async def _status(self, request: web.Request) -> Facts:
         return await api.status_facts(self._core)

@@ -47,6 +47,8 @@ RETRY_S = 1.0
 LAST_HEAD_S = 5.0
 """How long a node of a finished run tries to get a certified tree head over the whole ledger."""
 LEAVE_TIMEOUT_S = 3.0
+HAND_OVER_S = 30.0
+"""How long a leaving node whose own coordinator leads waits for another one."""
 LEAVE_WITHOUT_S = 15.0
 """A leaving node that has not reached the coordinator for this long goes without a goodbye."""
 
@@ -97,6 +99,7 @@ class Daemon:
         self._heard = asyncio.Event()  # a directive came that the reconciler has not looked at
         self._holds_more = asyncio.Event()  # others could fetch something new from us
         self._end = asyncio.Event()
+        self._handing_over: asyncio.Future[None] | None = None
         self.leaving = False
         self.reachable = True
         """Whether the coordinator could dial this machine when it admitted this node."""
@@ -110,6 +113,7 @@ class Daemon:
     def leave(self) -> float:
         """Finish the round under way, then go; returns the seconds that this takes at most."""
         self.leaving = True
+        self._handing_over = asyncio.ensure_future(self.session.sealing.hand_over())
         self._news.set()
         self._heard.set()
         longest = self._round_left()
@@ -131,14 +135,9 @@ class Daemon:
         sealing = session.sealing
         session.host.admit(session.caller)
         await session.host.serve(wire.CONTENT, self._keeping.answer)
-        ledger = LedgerService(
-            session.replica.store,
-            session.heads,
-            session.run,
-            lambda: session.replica.state,
-            submit=sealing.petitions.take,
-            seal=sealing.statement,
-        )
+        files = session.replica.store, session.heads, session.run, lambda: session.replica.state
+        take, seal = sealing.petitions.take, sealing.statement
+        ledger = LedgerService(*files, submit=take, seal=seal)
         await session.host.serve(wire.LEDGER, ledger.answer)
         sealing.news, sealing.alarm = self._news.set, self.watch.alarm
         sealing.petitions.otherwise = self.watch.take
@@ -161,6 +160,8 @@ class Daemon:
             if not isinstance(error, Finished):
                 raise error from None
         finally:
+            if self._handing_over is not None:
+                await end(self._handing_over)
             await self.worker.close()
         await self.goodbye()
 
@@ -430,6 +431,9 @@ class Daemon:
 
     async def _until_end(self) -> None:
         await self._end.wait()
+        if self._handing_over is not None:
+            with contextlib.suppress(TimeoutError):
+                await within(self._handing_over, HAND_OVER_S)
         raise Finished
 
     async def _announce(self) -> None:

@@ -71,6 +71,25 @@ class Elected:
             self._started = time.monotonic()
             self._task = asyncio.create_task(self._run())
 
+    async def hand_over(self) -> None:
+        """Have it end its term on purpose; returns when another one leads, or why none can."""
+        process = await asyncio.create_subprocess_exec(
+            *tether.command("coordinator", "handover", "--home", str(self._home / FOLDER)),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            env=tether.environment(),
+            limit=MAX_LINE,
+        )
+        try:
+            assert process.stderr is not None
+            said = await process.stderr.read(MAX_LINE)
+            code = await process.wait()
+            words = said.decode("utf-8", "replace").strip()
+            emit(log, "elected.handed_over", logging.WARNING, code=code, words=words)
+        finally:
+            await _stop(process)
+
     async def end(self) -> None:
         """End it, if it runs."""
         if self._task is not None:

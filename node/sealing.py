@@ -42,7 +42,7 @@ from artel.protocol.errors import ArtelError
 from artel.protocol.events import emit
 from artel.protocol.identity import Identity, short_peer
 from artel.protocol.net.host import Host
-from artel.protocol.tasks import within
+from artel.protocol.tasks import end, within
 
 log = logging.getLogger("artel.node")
 
@@ -234,6 +234,26 @@ class Sealing:
         doubled = term - max(agreed, default=0)
         return self._handover_s * 2.0 ** min(doubled, MOST_DOUBLINGS)
 
+    async def hand_over(self) -> None:
+        """Have another coordinator lead where the one does that this node has started: its owner
+        wants the node to leave. Returns when that is so, or cannot be."""
+        elected, state = self._elected, self._replica.state
+        if elected is None or state.closed == 2 or not self._leads_itself:
+            return
+        self._say("leaving  this node's coordinator leads: another one is asked to")
+        asked = asyncio.create_task(elected.hand_over())
+        try:
+            while not asked.done() and self._leads_itself:
+                await asyncio.wait({asked}, timeout=LOOK_S)
+        finally:
+            await end(asked)
+
+    @property
+    def _leads_itself(self) -> bool:
+        """Whether the coordinator leads that this node has started."""
+        state, elected = self._replica.state, self._elected
+        return elected is not None and state.size > 0 and state.term.leader == elected.key
+
     # --- the task ---------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -250,9 +270,7 @@ class Sealing:
                 await self.look()
         finally:
             if self._elected is not None:
-                state = self._replica.state
-                leads = state.size > 0 and state.term.leader == self._elected.key
-                if leads and state.closed == 2:
+                if self._leads_itself and self._replica.state.closed == 2:
                     await asyncio.sleep(LINGER_S)
                 await self._elected.end()
 
@@ -322,7 +340,7 @@ class Sealing:
     def _is_chosen(self, state: FoldState) -> bool:
         """Whether members chose this node to start a coordinator, or may now."""
         assert self._elected is not None
-        if state.term.leader == self._elected.key:
+        if self._leads_itself:
             return True
         # One that was started stays: it may be late, and its turn comes again.
         turn = candidate(state, self.term + 1) == self._host.peer_id

@@ -1,0 +1,57 @@
+"""A node leaves whose coordinator leads: it hands over first."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from pathlib import Path
+
+import pytest
+
+from artel.ledger.store.keyfiles import NODE_KEY
+from artel.protocol.identity import load
+from artel.protocol.tasks import within
+from benchmarks.swarm import Swarm
+from swarm_world import ledger_of, round_at_least, write_run
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+async def test_a_node_that_leaves_has_another_coordinator_lead_before(tmp_path: Path) -> None:
+    run_file = write_run(tmp_path, total=400, inner_steps=20, mirror_every=1)
+    with run_file.open("a") as file:
+        file.write("\n[coordination]\nhandover_s = 4.0\n")
+    first = tmp_path / "coordinator"
+    async with Swarm(tmp_path, run_file) as swarm:
+        await swarm.start(nodes=3)
+        await swarm.wait_for(round_at_least(2), "two states are agreed")
+        await swarm.stop_coordinator(signal.SIGKILL)
+        homes = {number: swarm.home_of(number) for number in swarm.nodes}
+
+        async def elected() -> int:
+            while True:
+                for number, home in homes.items():
+                    _, state = ledger_of(home)
+                    with contextlib.suppress(FileNotFoundError):
+                        if load(home / "coordinator" / NODE_KEY).key == state.term.leader:
+                            return number
+                await asyncio.sleep(0.5)
+
+        chosen = await within(elected(), 180)
+        # The organiser's machine is back, and stands by.
+        await swarm.start_coordinator()
+        size = len(ledger_of(homes[chosen])[0])
+        async with asyncio.timeout(120):
+            while len(ledger_of(first)[0]) < size:
+                await asyncio.sleep(0.5)
+        node = swarm.nodes[chosen]
+        node.expected = True
+        node.process.send_signal(signal.SIGINT)
+        assert await within(node.process.wait(), 120) == 0
+        _, state = ledger_of(homes[chosen])
+        assert state.term.leader == load(first / NODE_KEY).key, "it has seen the next one lead"
+        log = (homes[chosen] / "coordinator.log").read_text()
+        assert "the owner asked for it" in log
+        before = ledger_of(first)[1].round
+        await swarm.wait_for(round_at_least(before + 1), "the run goes on")
