@@ -161,7 +161,9 @@ class Petitions:
 
     async def _refuse(self, source: str, statement: bytes) -> None:
         raise wire.Refused(
-            "a node takes no such entry", "send it to the run's coordinator", code="not_coordinator"
+            "a node takes no such entry",
+            "send it to the run's coordinator",
+            code=messages.NOT_COORDINATOR,
         )
 
     def _hold(self, entry: Entry, *, own: bool, later: float = 0.0) -> None:

@@ -333,7 +333,7 @@ class Watch:
             raise wire.Refused(
                 f"a node takes no {entry.kind} entries",
                 "send it to the run's coordinator",
-                code="not_coordinator",
+                code=messages.NOT_COORDINATOR,
             )
         await self.weigh(entry.body.evidence)
 

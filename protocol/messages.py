@@ -37,8 +37,8 @@ TRIAL_STEPS = 8
 """Of a contribution, that a newcomer repeats at most: machines of any class agree in so few."""
 TRIAL_FAILED, TRIAL_OVER = "trial_failed", "trial_over"
 """Codes of refusals: what came out is something else; it cannot be answered (any more)."""
-NOT_LEADING = "not_leading"
-"""Code of a refusal: this coordinator stands by; another one leads, or none yet."""
+NOT_LEADING, NOT_COORDINATOR = "not_leading", "not_coordinator"
+"""Codes of refusals: this coordinator stands by; only whoever leads takes this."""
 
 Kind = Literal[
     "control", "ledger", "contribution", "slice", "state", "data", "fingerprints", "other"

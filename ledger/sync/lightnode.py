@@ -29,6 +29,8 @@ DIAL_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_S = 20.0
 """For one statement, or one file."""
 CLOSE_TIMEOUT_S = 2.0
+ELSEWHERE = messages.NOT_LEADING, messages.NOT_COORDINATOR
+"""Codes of refusals by who holds the ledger and does not add to it."""
 
 Result = TypeVar("Result")
 
@@ -57,9 +59,16 @@ class PeerHolder(Brought):
         return self._ask(lambda stream: ask_files(stream, request, paths), seconds)
 
     def send(self, service: Service, run: str, statement: bytes) -> None:
-        """Hand in (see :class:`ledger.sync.source.Holder`)."""
+        """Hand in (see :class:`ledger.sync.source.Holder`), at the first peer that takes it."""
         kind = messages.Submit if service == "submit" else messages.SetAlias
-        reply = self._ask(lambda stream: wire.ask(stream, kind(run=run, statement=statement)))
+        request = kind(run=run, statement=statement)
+        while True:
+            try:
+                reply = self._ask(lambda stream: wire.ask(stream, request))
+                break
+            except wire.Refused as refusal:
+                if refusal.code not in ELSEWHERE or not self._go_on():
+                    raise
         if not isinstance(reply, messages.Ok):
             raise CheckFailed(f"the peer answered {reply.KIND}, which nobody asked for")
 
@@ -67,6 +76,19 @@ class PeerHolder(Brought):
         if self._network is not None:
             self._network.close()
             self._network = None
+
+    def _go_on(self) -> bool:
+        """Whether there is a peer after this one; it is the one that is asked from now on."""
+        behind = self._addresses[self._addresses.index(self.name) + 1 :]
+        peer = self.name.rpartition("/")[2]
+        others = [address for address in behind if address.rpartition("/")[2] != peer]
+        try:
+            network = _Network(others)
+        except Unreachable:
+            return False
+        self.close()
+        self._network, self.name = network, network.address
+        return True
 
     def _ask(
         self,

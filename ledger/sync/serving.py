@@ -164,5 +164,5 @@ def _not_here(request: messages.Message) -> wire.Refused:
     return wire.Refused(
         f"this peer does not take {request.KIND}",
         "send it to the run's coordinator",
-        code="not_coordinator",
+        code=messages.NOT_COORDINATOR,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 from pathlib import Path
 
@@ -33,9 +32,9 @@ async def test_a_node_that_leaves_has_another_coordinator_lead_before(tmp_path: 
             while True:
                 for number, home in homes.items():
                     _, state = ledger_of(home)
-                    with contextlib.suppress(FileNotFoundError):
-                        if load(home / "coordinator" / NODE_KEY).key == state.term.leader:
-                            return number
+                    file = home / "coordinator" / NODE_KEY
+                    if file.exists() and load(file).key == state.term.leader:
+                        return number
                 await asyncio.sleep(0.5)
 
         chosen = await within(elected(), 180)
@@ -45,10 +44,8 @@ async def test_a_node_that_leaves_has_another_coordinator_lead_before(tmp_path: 
         async with asyncio.timeout(120):
             while len(ledger_of(first)[0]) < size:
                 await asyncio.sleep(0.5)
-        node = swarm.nodes[chosen]
-        node.expected = True
-        node.process.send_signal(signal.SIGINT)
-        assert await within(node.process.wait(), 120) == 0
+        swarm.interrupt_node(chosen)
+        assert await swarm.left(chosen, 120) == 0
         _, state = ledger_of(homes[chosen])
         assert state.term.leader == load(first / NODE_KEY).key, "it has seen the next one lead"
         log = (homes[chosen] / "coordinator.log").read_text()
