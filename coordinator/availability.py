@@ -29,6 +29,7 @@ from artel.protocol.identity import short_peer
 from artel.protocol.net import delivery, wire
 from artel.protocol.net.delivery import Wanted
 from artel.protocol.round_state import Phase
+from artel.protocol.tasks import together
 
 log = logging.getLogger("artel.coordinator")
 
@@ -76,12 +77,15 @@ class Availability:
         :raises NotCounted: one is shown by nobody, or is not what the index says
         """
         numbers = random.SystemRandom().sample(range(len(pieces)), k=min(SAMPLES, len(pieces)))
+
+        async def look(number: int) -> None:
+            piece = pieces[number]
+            data = await self._shown(body.node, number, piece)
+            await asyncio.to_thread(intake.check_piece, body, shape, number, piece, data)
+
+        # At once: one after the other, holders that are gone would take longer than the round has.
         async with self._sampling:
-            for number in numbers:
-                data = await self._shown(body.node, number, pieces[number])
-                await asyncio.to_thread(
-                    intake.check_piece, body, shape, number, pieces[number], data
-                )
+            await together(map(look, numbers))
 
     async def _shown(self, node: str, slice: int, piece: IndexItem) -> bytes:
         """The first chunk of a slice, from one of its holders; or else all of it, from its maker.
@@ -135,7 +139,8 @@ class Availability:
         if self._lacking[peer] > LACKS_EACH:
             raise wire.Refused("too many tries in this round", code="too_many")
         attempt = core.ledger.state.attempt
-        assert attempt is not None
+        if attempt is None:  # agreed on at this moment
+            raise wire.Refused("this attempt is over", code="stale")
         await self._have(attempt, request.node, [request.slice])
 
     async def have_all(self, attempt: Attempt) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from artel.coordinator import availability
 from artel.protocol import assignment, content, messages, round_state
 from artel.protocol.exchange import pseudogradient
 from artel.protocol.exchange.pseudogradient import IndexItem
+from artel.protocol.net import wire
 from artel.protocol.round_state import Phase
 from artel.protocol.state import state_root
 from desk_world import Member, refused
@@ -102,6 +105,29 @@ async def test_what_holders_do_not_show_its_maker_may(tmp_path: Path) -> None:
         await member.put()
         await member.reveal()
         assert scene.core.state.accepted == (member.peer,)
+
+
+async def test_holders_that_are_gone_are_waited_for_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(availability, "SHOW_S", 1.5)
+
+    async def silent(*_: object) -> None:
+        await asyncio.sleep(60)
+
+    async with held(tmp_path, 5) as scene:
+        maker, *others = scene.members
+        assert len(maker.blobs()) > availability.SAMPLES
+        for data in maker.blobs()[1:]:
+            scene.holders[maker.peer].store.put(data)
+        for other in others:
+            await scene.holders[other.peer].host.serve(wire.CONTENT, silent)
+        await maker.put()
+        began = time.monotonic()
+        await maker.reveal()
+        took = time.monotonic() - began
+    one_by_one = availability.SAMPLES * (HOLDERS - 1) * availability.SHOW_S
+    assert took < one_by_one, "each sample has one holder at least that is not its maker"
 
 
 @pytest.mark.parametrize("what", ["not finite", "another digest", "another round"])
