@@ -77,27 +77,55 @@ def attempt(number: int, *members: str) -> tuple[messages.Directive, Attempt]:
     )
 
 
+class Nobody:
+    """Whoever leads does not answer."""
+
+    coordinator, gone = "whoever leads", True
+
+    def __init__(self) -> None:
+        self.revealed: list[Any] = []
+
+    async def tell(self, request: messages.Message, patience: float) -> messages.Message:
+        if self.gone:
+            raise Unreachable("it does not answer")
+        self.revealed.append(request)
+        return messages.Ok()
+
+
+class Node:
+    """What a node makes, of a run and with a trainer."""
+
+    def __init__(self, world: World, folder: Path, identity: Any) -> None:
+        self.world, self.trainer, self.link = world, Asked(), Nobody()
+        self.blobs, self.fingerprints = BlobStore(folder / "blobs"), BlobStore(folder / "prints")
+        spans, founded = {identity.peer_id: 1}, SimpleNamespace(audits=0)
+        state = SimpleNamespace(cursor=0, tails={}, spans=spans, founded=founded, attempt=None)
+        session: Any = SimpleNamespace(
+            run="ab" * 32,
+            manifest=world.run,
+            identity=identity,
+            link=self.link,
+            host=SimpleNamespace(traffic=Traffic()),
+            claims=ClaimFile(folder),
+            replica=SimpleNamespace(state=state),
+            trainer=self.trainer,
+            blobs=self.blobs,
+            fingerprints=self.fingerprints,
+            work_dir=folder / "work",
+        )
+        states: Any = SimpleNamespace(root="ab" * 32)
+        corpus: Any = self
+        self.own = Contributing(session, states, corpus, Progress())
+
+    async def assigned(self, steps: dict[str, int], cursor: int, node: str) -> Any:
+        return self.world.windows(len(steps) - 1)
+
+
 async def test_what_was_made_is_taken_again_only_while_the_trainer_can_go_on_from_it(
     world: World, tmp_path: Path
 ) -> None:
-    trainer, blobs = Asked(), BlobStore(tmp_path / "blobs")
-    session: Any = SimpleNamespace(
-        manifest=world.run,
-        identity=SimpleNamespace(peer_id=ME),
-        replica=SimpleNamespace(state=SimpleNamespace(cursor=0, tails={}, spans={ME: 1})),
-        trainer=trainer,
-        blobs=blobs,
-        fingerprints=BlobStore(tmp_path / "fingerprints"),
-        work_dir=tmp_path / "work",
-    )
-
-    class Corpus:
-        async def assigned(self, steps: dict[str, int], cursor: int, node: str) -> Any:
-            return world.windows(len(steps) - 1)
-
-    states: Any = SimpleNamespace(root="ab" * 32)
-    corpus: Any = Corpus()
-    own = Contributing(session, states, corpus, Progress())
+    node = Node(world, tmp_path, SimpleNamespace(peer_id=ME))
+    own, trainer, blobs = node.own, node.trainer, node.blobs
 
     await own.train(*attempt(0, ME))
     await own.train(*attempt(1, ME))
@@ -123,53 +151,20 @@ async def test_what_was_made_is_taken_again_only_while_the_trainer_can_go_on_fro
     assert own._made.blob == made.blob
     # Fingerprints are no content that a node gives to anybody, and the old ones are gone.
     assert not blobs.has(own._made.chain)
-    assert [path.name for path in session.fingerprints.root.iterdir()] == [own._made.chain]
+    assert [path.name for path in node.fingerprints.root.iterdir()] == [own._made.chain]
 
 
 async def test_what_was_made_outlives_the_coordinator_that_asked_for_it(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    node, revealed = named("a node"), list[Any]()
-
-    class Link:
-        coordinator, gone = "whoever leads", True
-
-        async def tell(self, request: messages.Message, patience: float) -> messages.Message:
-            if self.gone:
-                raise Unreachable("it does not answer")
-            revealed.append(request)
-            return messages.Ok()
-
     async def push_all(*_: object, **__: object) -> None:
         pass
 
     monkeypatch.setattr("artel.node.contributing.delivery.push_all", push_all)
-    trainer, link, blobs = Asked(), Link(), BlobStore(tmp_path / "blobs")
-    founded = SimpleNamespace(audits=0)
-    state = SimpleNamespace(
-        cursor=0, tails={}, spans={node.peer_id: 1}, founded=founded, attempt=None
-    )
-    session: Any = SimpleNamespace(
-        run="ab" * 32,
-        manifest=world.run,
-        identity=node,
-        link=link,
-        host=SimpleNamespace(traffic=Traffic()),
-        claims=ClaimFile(tmp_path),
-        replica=SimpleNamespace(state=state),
-        trainer=trainer,
-        blobs=blobs,
-        fingerprints=BlobStore(tmp_path / "fingerprints"),
-        work_dir=tmp_path / "work",
-    )
-
-    class Corpus:
-        async def assigned(self, steps: dict[str, int], cursor: int, node: str) -> Any:
-            return world.windows(len(steps) - 1)
-
-    states: Any = SimpleNamespace(root="ab" * 32)
-    corpus: Any = Corpus()
-    own = Contributing(session, states, corpus, Progress())
+    node = named("a node")
+    made = Node(world, tmp_path, node)
+    own, trainer, link = made.own, made.trainer, made.link
+    revealed = link.revealed
 
     first = attempt(0, node.peer_id)
     await own.train(*first)
