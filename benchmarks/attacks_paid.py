@@ -21,7 +21,6 @@ import json
 import math
 import statistics
 import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from itertools import product
@@ -60,7 +59,7 @@ from benchmarks.attacks import (
     world,
 )
 from benchmarks.ledger_entries import STEPS, TOKENS, Run, digest
-from benchmarks.options import require_folder
+from benchmarks.options import require_folder, telling
 
 SPAN = 25
 """Rounds of a span, as ``artel run new`` writes it for 20 steps a round."""
@@ -322,11 +321,7 @@ def quantile(found: Sequence[float], part: float) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     options = _options(argv)
     torch.set_num_threads(1)
-    began = time.perf_counter()
-
-    def told(what: str) -> None:
-        print(f"{time.perf_counter() - began:5.0f} s  {what}", file=sys.stderr, flush=True)
-
+    told = telling(aside=True)
     errors = {}
     for codec in CODECS:
         errors[codec] = errors_of(codec)

@@ -27,7 +27,6 @@ import os
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -39,7 +38,7 @@ from benchmarks.exchange_extra import sixteen, start_cost, whole_rounds
 from benchmarks.exchange_findings import Cell, Findings, Series, Table, rows, tables
 from benchmarks.exchange_peers import Group
 from benchmarks.exchange_worker import SIZES
-from benchmarks.options import empty_folder, require_folder
+from benchmarks.options import empty_folder, require_folder, telling
 
 HELP = """\
 examples, from the root of the repository:
@@ -146,11 +145,7 @@ async def fill(
 
 def main(argv: Sequence[str] | None = None) -> int:
     plan = _options(argv)
-    began = time.monotonic()
-
-    def say(text: str) -> None:
-        print(f"{time.monotonic() - began:5.0f} s  {text}", flush=True)
-
+    say = telling()
     # Whoever ends this program must not leave its processes and namespaces behind.
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     try:

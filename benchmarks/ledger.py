@@ -55,7 +55,7 @@ from benchmarks.ledger_machine import (
     sign_us,
     verify_us,
 )
-from benchmarks.options import require_folder
+from benchmarks.options import require_folder, telling
 
 HELP = """\
 examples, from the root of the repository:
@@ -310,11 +310,8 @@ def table(bench: Bench, others: float, load: float) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _options(argv)
-    began, load, processors = time.monotonic(), os.getloadavg()[0], Processors()
-
-    def say(text: str) -> None:
-        print(f"{time.monotonic() - began:5.0f} s  {text}", flush=True)
-
+    load, processors = os.getloadavg()[0], Processors()
+    say = telling()
     try:
         with tempfile.TemporaryDirectory(prefix="ledger-benchmark-") as folder:
             bench = Bench(options, Path(folder), say)

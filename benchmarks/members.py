@@ -40,7 +40,7 @@ from artel.protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ArtelError, CheckFa
 from artel.protocol.messages import BEATS_S, MOST_PATIENCE_S, PATIENCE_S
 from artel.protocol.round_state import LATE
 from benchmarks.members_office import METER_FILE
-from benchmarks.options import empty_folder, require_folder
+from benchmarks.options import empty_folder, require_folder, telling
 from benchmarks.swarm import Swarm
 
 HELP = """\
@@ -391,11 +391,7 @@ def rows(found: Sequence[Size]) -> list[dict[str, Any]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _options(argv)
-    began = time.monotonic()
-
-    def say(text: str) -> None:
-        print(f"{time.monotonic() - began:5.0f} s  {text}", flush=True)
-
+    say = telling()
     found: list[Size] = []
     try:
         with contextlib.ExitStack() as stack:

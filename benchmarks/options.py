@@ -1,8 +1,12 @@
-"""Checks of the options that several benchmarks share, made before anything runs."""
+"""What several benchmarks share: checks of options before anything runs, and lines that say how far
+they are."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -21,3 +25,17 @@ def empty_folder(parser: argparse.ArgumentParser, folder: Path | None) -> Path |
     if any(folder.iterdir()):
         parser.error(f"--keep: {folder} is not empty")
     return folder
+
+
+def telling(*, aside: bool = False) -> Callable[[str], None]:
+    """Says lines, each with the seconds since this call.
+
+    :param aside: to stderr
+    """
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        where = sys.stderr if aside else sys.stdout
+        print(f"{time.monotonic() - began:5.0f} s  {text}", file=where, flush=True)
+
+    return say
