@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from dataclasses import fields as fields_of
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -29,8 +31,55 @@ from artel.protocol.errors import DecodeError, UsageError
 from artel.protocol.options import Endpoint
 from artel.protocol.paths import expanded
 
+if TYPE_CHECKING:
+    from artel.coordinator.process import Startup
+
 DEFAULT_HTTP = Endpoint("127.0.0.1", 8080)
 DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/4200"
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ServingOptions:
+    """How a coordinator is reached, and what it says."""
+
+    http: Annotated[
+        Http,
+        Parameter(help="where the page and the API are served; port 0 takes a free one"),
+    ] = DEFAULT_HTTP
+    listen: Annotated[
+        Listen,
+        Parameter(
+            help="where nodes connect, may be given more than once; behind a router this port has "
+            "to be forwarded"
+        ),
+    ] = (DEFAULT_LISTEN,)
+    announce: Annotated[
+        Announce,
+        Parameter(
+            help="the address to tell volunteers instead of those that this machine sees, for "
+            "example /dns4/run.example.org/tcp/4200"
+        ),
+    ] = ()
+    recompute: Annotated[
+        int,
+        value(options.whole(0, 10**6), "N"),
+        Parameter(
+            help="while it leads, compute one of N states here too before it is agreed on, by "
+            "chance, also when members with standing carry the run; 1 for each, 0 for none but "
+            "those on which they differ; it takes the time and the memory that it takes a node"
+        ),
+    ] = 10
+    as_json: Annotated[AsJson, Parameter(help="print one JSON object when ready")] = False
+    log_json: LogJson = False
+    verbose: Verbose = False
+
+    def startup(self, **more: Any) -> Startup:
+        """What is started with these."""
+        from artel.coordinator.process import Startup
+
+        return Startup(**{each.name: getattr(self, each.name) for each in fields_of(self)}, **more)
+
 
 app = commandline.group(
     "coordinator",
@@ -52,15 +101,9 @@ def start(
     /,
     *,
     home: Folder,
-    http: Http = DEFAULT_HTTP,
-    listen: Listen = (DEFAULT_LISTEN,),
-    announce: Announce = (),
-    recompute: Annotated[int, value(options.whole(0, 10**6), "N")] = 10,
     source: Annotated[tuple[str, ...], Parameter(name="--from", metavar="TARGET")] = (),
     alone: bool = False,
-    as_json: AsJson = False,
-    log_json: LogJson = False,
-    verbose: Verbose = False,
+    serving: ServingOptions = ServingOptions(),
 ) -> int:
     """Publish the run of a file and coordinate it until it is stopped.
 
@@ -71,44 +114,23 @@ def start(
 
     :param file: what artel run new has written
     :param home: keys, data, ledger; made if missing
-    :param http: where the page and the API are served; port 0 takes a free one
-    :param listen: where nodes connect, may be given more than once; behind a router this port has
-        to be forwarded
-    :param announce: the address to tell volunteers instead of those that this machine sees, for
-        example /dns4/run.example.org/tcp/4200
-    :param recompute: compute one of N states here too before it is agreed on, by chance, also when
-        members with standing carry the run; 1 for each, 0 for none but those on which they differ;
-        it takes the time and the memory that it takes a node
     :param source: who may have more of this run's ledger than the home, besides the members, which
         are asked anyhow: a mirror's folder, http(s)://..., an invite, a multiaddr; may be given
         more than once
     :param alone: nobody else has any of this run: go on from the home's ledger though no member
         answers
-    :param as_json: print one JSON object when ready
     """
     from artel.protocol.run_file import load_config
 
     load_config(file)  # whatever is wrong with it is said before anything takes time
     import asyncio
 
-    from artel.coordinator.process import Startup, serve
+    from artel.coordinator.process import serve
 
-    warning = options.only_here(announce)
+    warning = options.only_here(serving.announce)
     if warning:
         print(f"! {warning}", file=sys.stderr)
-    wanted = Startup(
-        run_file=file,
-        home=expanded(home),
-        http=http,
-        listen=listen,
-        announce=announce,
-        as_json=as_json,
-        verbose=verbose,
-        log_json=log_json,
-        recompute=recompute,
-        sources=source,
-        alone=alone,
-    )
+    wanted = serving.startup(run_file=file, home=expanded(home), sources=source, alone=alone)
     return asyncio.run(serve(wanted))
 
 
@@ -118,14 +140,8 @@ def standby(
     /,
     *,
     home: Folder,
-    http: Http = DEFAULT_HTTP,
-    listen: Listen = (DEFAULT_LISTEN,),
-    announce: Announce = (),
-    recompute: Annotated[int, value(options.whole(0, 10**6), "N")] = 10,
     node_key: Annotated[Path | None, value(options.path, "FILE")] = None,
-    as_json: AsJson = False,
-    log_json: LogJson = False,
-    verbose: Verbose = False,
+    serving: ServingOptions = ServingOptions(),
 ) -> int:
     """Stand by for a run: follow it, and lead when its coordinator is gone.
 
@@ -136,32 +152,16 @@ def standby(
 
     :param invite: the line that the organiser published
     :param home: keys, data, ledger; made if missing
-    :param http: where the page and the API are served; port 0 takes a free one
-    :param listen: where nodes connect, may be given more than once; behind a router this port has
-        to be forwarded
-    :param announce: the address to tell volunteers instead of those that this machine sees
-    :param recompute: compute one of N states here too, once it leads
     :param node_key: the key of a node that members may elect when no coordinator of the run is left
-    :param as_json: print one JSON object when ready
     """
     import asyncio
 
-    from artel.coordinator.process import Startup, serve
+    from artel.coordinator.process import serve
     from artel.protocol.invite import Invite
 
-    wanted = Startup(
-        run_file=None,
-        home=expanded(home),
-        http=http,
-        listen=listen,
-        announce=announce,
-        as_json=as_json,
-        verbose=verbose,
-        log_json=log_json,
-        recompute=recompute,
-        invite=Invite.decode(invite),
-        node_key=expanded(node_key) if node_key is not None else None,
-    )
+    owner = expanded(node_key) if node_key is not None else None
+    of_run = Invite.decode(invite)
+    wanted = serving.startup(run_file=None, home=expanded(home), invite=of_run, node_key=owner)
     return asyncio.run(serve(wanted))
 
 
