@@ -199,6 +199,44 @@ async def test_the_next_coordinator_is_found_and_what_was_given_up_is_sent_to_it
     assert first.replica.store.root == next.replica.store.root
 
 
+async def test_a_node_that_leaves_waits_until_its_own_coordinator_leads_no_more(
+    run: Parties, world: World
+) -> None:
+    leader = await run.coordinator()
+    parties = [await run.elector(leader, number) for number in range(3)]
+    first, asked, can = parties[0], list[str](), True
+
+    async def hand_over() -> None:
+        asked.append("handover")
+        while can:
+            await asyncio.sleep(60)
+
+    started: Any = SimpleNamespace(key=key("one that stands by").key, hand_over=hand_over)
+    first.sealing._elected = started
+    await first.sealing.hand_over()
+    assert not asked, "it does not lead"
+
+    started.key = world.coordinator.key
+    leaving = asyncio.create_task(first.sealing.hand_over())
+    for party in parties[1:]:
+        party.sealing.ask(0)
+        await party.sealing.look()
+    await asyncio.sleep(0.1)
+    assert not leaving.done()
+    next = await run.party(world.standbys[0])
+    await next.follow(leader)
+    await next.add(after(world.leaves, handover(world, *parties[1:])), world.standbys[0], 1)
+    await first.follow(next)
+    async with asyncio.timeout(10):
+        await leaving
+    assert asked == ["handover"]
+
+    started.key, can = world.standbys[0].key, False
+    async with asyncio.timeout(10):
+        await first.sealing.hand_over()  # nobody could lead after it
+    assert len(asked) == 2
+
+
 async def test_a_coordinator_that_stands_by_counts_as_one_that_does_not_answer(
     run: Parties,
 ) -> None:
