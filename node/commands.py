@@ -51,7 +51,7 @@ DEFAULT_HTTP = types.Endpoint("127.0.0.1", 0)
 """For this machine only, at a free port."""
 LEAVE_AT_ONCE_S = 15.0
 ONE_WAY = "by nobody: it opens all connections itself, and the coordinator passes its work on"
-ALONE = "it does not answer, nothing becomes final here, this node keeps trying"
+ALONE = "it does not answer, this node keeps trying"
 
 app = commandline.group(
     "node",
@@ -303,7 +303,9 @@ def _status(now: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "last round", f"{seconds} (seconds)" if seconds else "none yet"
     if now["coordinator_lost"] or now["waiting"]:
         waits = now["waiting"] or ALONE
-        yield "coordinator", f"{waits}; what is assigned is trained meanwhile"
+        # One that has sealed the term, and is answered, waits alone: others make entries final.
+        final = "nothing becomes final here, " if now["coordinator_lost"] else ""
+        yield "coordinator", f"{waits}; {final}what is assigned is trained meanwhile"
     if now["last_error"]:
         yield "last error", now["last_error"]
 

@@ -22,8 +22,8 @@ from injector import Injection
 from swarm_world import ledger_of
 from two_coordinators import HOMES, Two, write_run_of_two
 
-SOON_S = 30.0
-"""From the kill to the next round, on a machine that is busy; docs/results/handover.md has more."""
+SOON_S = 10.0
+"""From the kill to the next round; docs/results/handover.md has more."""
 PHASES = {
     "training": Injection("round.opened", "kill"),
     "committed": Injection("ledger.committed", "kill", fields={"last": "round_committed"}),

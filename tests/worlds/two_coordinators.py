@@ -130,7 +130,8 @@ class Two(Swarm):
         """The other one leads, and has opened a round: the seconds until then, from the death."""
 
         def opened(status: Status) -> bool:
-            return status["role"] == "leader" and status["phase"] == "training"
+            # One whose members have trained already goes on where it was.
+            return status["role"] == "leader" and status["phase"] in ("training", "revealing")
 
         await self.until(self.other, opened, "the other coordinator leads")
         self.leads = self.other
