@@ -24,6 +24,7 @@ from artel.ledger.sync.source import SEAL_PATH
 from artel.ledger.sync.witness import Witness
 from artel.ledger.tlog import note as notes
 from artel.ledger.tlog.cosignature import add_lines, witness_name
+from artel.node.elected import Elected
 from artel.node.link import NEIGHBOURS_FILE, Link, keep_neighbours, with_neighbours
 from artel.protocol import messages
 from artel.protocol.errors import CheckFailed, Unreachable
@@ -383,3 +384,16 @@ async def test_records_that_are_looked_up_anew_meanwhile_end_nobody(run: Parties
 
     party.host.connected = later  # type: ignore[method-assign]
     assert other.peer_id in await link._candidates(())
+
+
+async def test_a_coordinator_that_cannot_hand_over_holds_up_no_leaving_node(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The command that is run for it says why, and ends."""
+    caplog.set_level("WARNING", "artel.node")
+    nothing: Any = None
+    started = Elected(tmp_path, nothing, nothing, nothing, ())
+    async with asyncio.timeout(100):
+        await started.hand_over()
+    (event,) = (record for record in caplog.records if record.msg == "elected.handed_over")
+    assert "no coordinator" in str(vars(event))
