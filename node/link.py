@@ -250,7 +250,7 @@ class Link:
         source = PeerSource(self._host, peer, self._invite.run)
         try:
             *found, seal = await source.files(*HEADS, SEAL_PATH, timeout=ANSWER_S)
-            if seal:
+            if seal and peer in replica.state.nodes:  # so many are remembered, and no more
                 self._sealed(peer, seal)
             texts = notes_in(found)
             heads = [parse_checkpoint(text) for text in texts]

@@ -9,6 +9,7 @@ of content follow a message on the same stream, and their length is known from t
 from __future__ import annotations
 
 import asyncio
+import logging
 import struct
 from collections.abc import Awaitable, Callable
 from typing import Protocol
@@ -16,10 +17,13 @@ from typing import Protocol
 import msgpack
 
 from artel.protocol import messages
-from artel.protocol.errors import ArtelError, DecodeError, Unreachable
+from artel.protocol.errors import ArtelError, DecodeError, ResourceError, Unreachable
+from artel.protocol.events import emit
 from artel.protocol.net.limits import on_loopback
 from artel.protocol.schema import checked
 from artel.protocol.terminal import printable
+
+log = logging.getLogger("artel.network")
 
 VERSION = 2
 
@@ -173,6 +177,10 @@ async def answer(
         reply = messages.Refusal.of(error.code, error.message, error.hint)
     except DecodeError as error:
         reply = messages.Refusal.of("malformed", error.message, error.hint)
+    except ResourceError as error:
+        # Such as a full disk: no fault of whoever asks, and its paths are nobody's business.
+        emit(log, "request.failed", logging.WARNING, reason=error.message)
+        reply = messages.Refusal.of("busy", "this peer lacks something on its machine", "try again")
     except ArtelError as error:
         reply = messages.Refusal.of("failed", error.message, error.hint)
     if reply is not None:

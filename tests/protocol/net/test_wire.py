@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artel.protocol import messages
-from artel.protocol.errors import DecodeError, Unreachable
+from artel.protocol.errors import DecodeError, ResourceError, Unreachable
 from artel.protocol.net import wire
 
 RUN = "ab" * 32
@@ -141,3 +141,17 @@ async def test_a_handlers_error_reaches_the_caller_as_a_refusal() -> None:
     await wire.answer("peer", pipe, handler)
     reply = await wire.read_message(Pipe(pipe.written))
     assert reply == messages.Refusal.of("late", "too late", "try the next round")
+
+
+async def test_whoever_lacks_something_itself_asks_to_be_asked_again() -> None:
+    """The words of a coordinator whose disk was full ended each node that it answered."""
+
+    async def handler(peer: str, request: messages.Message, stream: wire.ByteStream) -> None:
+        raise ResourceError("cannot use /home/me/ledger.sqlite3: No space left on device")
+
+    pipe = Pipe(wire.encode(messages.Leave(run=RUN)))
+    await wire.answer("peer", pipe, handler)
+    reply = await wire.read_message(Pipe(pipe.written))
+    assert isinstance(reply, messages.Refusal)
+    assert reply.code == "busy"
+    assert "/home/me" not in reply.message + reply.hint
