@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -197,6 +198,8 @@ def handover(*, home: Folder, as_json: AsJson = False) -> int:
     from artel.coordinator.handing_over import hand_over
     from artel.ledger.entries.words import short_key
 
+    # A service manager's signal takes the request back as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     facts = hand_over(expanded(home))
     line = f"term {facts['term']} is led by {short_key(facts['leader'])}"
     return show(facts, [line], as_json=as_json)

@@ -7,13 +7,15 @@ Whoever may write into a home is its owner: a file there asks the coordinator th
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from pathlib import Path
 from typing import Any
 
 from artel.protocol import files
 from artel.protocol.errors import CheckFailed, Unreachable, UsageError
-from artel.protocol.net.http import announced_in, fetch_object
+from artel.protocol.identity import in_use
+from artel.protocol.net.http import STARTS, announced_in, fetch_object
 
 REQUEST_FILE, REQUEST = "handover", b"another coordinator is to lead\n"
 """In the home: its owner wants another coordinator to lead. A file that says something else is
@@ -27,12 +29,16 @@ def hand_over(home: Path, patience: float = PATIENCE_S) -> dict[str, Any]:
     """Let the coordinator that runs in a home end its term, and wait until the next one leads.
 
     :returns: ``term`` and ``leader`` (key, hex) of then
-    :raises UsageError: the coordinator in this home does not lead
+    :raises UsageError: the coordinator in this home does not lead, or it is no coordinator's
     :raises CheckFailed: nobody could lead after it; it goes on
-    :raises Unreachable: none runs there, or nobody has led in time
+    :raises Unreachable: none runs there (any more), or nobody has led in time
     """
     before = _status(home)
-    if before.get("role") != "leader":
+    if "role" not in before:
+        raise UsageError(
+            f"{home} is not the home of a coordinator", "name that of the one that leads"
+        )
+    if before["role"] != "leader":
         raise UsageError(
             f"the coordinator in {home} stands by; term {before.get('term')} is another one's",
             "ask on the machine of the coordinator that leads",
@@ -41,19 +47,27 @@ def hand_over(home: Path, patience: float = PATIENCE_S) -> dict[str, Any]:
     files.require_ours(request, REQUEST.__eq__)
     with files.told(home):
         files.write(request, REQUEST)
-    while time.monotonic() < until:
-        time.sleep(POLL_S)
-        with contextlib.suppress(Unreachable):  # while it changes its part
-            now = _status(home)
-            if now.get("term", -1) > before["term"]:
-                return {"term": now["term"], "leader": now["leader"]}
-            if now.get("not_ending") and not is_asked(home):
-                raise CheckFailed(
-                    f"the term goes on: {now['not_ending']}",
-                    "start the next coordinator: artel coordinator standby INVITE --home DIR",
+    try:
+        while time.monotonic() < until:
+            time.sleep(POLL_S)
+            if not in_use(home):
+                raise Unreachable(
+                    f"the coordinator in {home} has stopped; the others lead when its term is over",
+                    f"when it is to stand by, start it again: {STARTS['coordinator']} --home "
+                    f"{shlex.quote(str(home))}",
                 )
-    forget(home)
-    raise Unreachable(f"nobody leads another term after {patience:.0f} s", "try again")
+            with contextlib.suppress(Unreachable):  # while it changes its part
+                now = _status(home)
+                if now.get("term", -1) > before["term"]:
+                    return {"term": now["term"], "leader": now["leader"]}
+                if now.get("not_ending") and not is_asked(home):
+                    raise CheckFailed(
+                        f"the term goes on: {now['not_ending']}",
+                        "start the next coordinator: artel coordinator standby INVITE --home DIR",
+                    )
+        raise Unreachable(f"nobody leads another term after {patience:.0f} s", "try again")
+    finally:
+        forget(home)  # also when whoever asked gives up
 
 
 def is_asked(home: Path) -> bool:

@@ -28,6 +28,7 @@ from artel.coordinator.takeover import Turn
 from artel.ledger.fold.layout import LAYOUT_FILE, layout_of
 from artel.ledger.sync.peers import PeerSource
 from artel.ledger.sync.signed_tree import manifest_of
+from artel.ledger.sync.source import NotFound
 from artel.ledger.web import exposition
 from artel.ledger.web.exposition import metric
 from artel.ledger.web.server import Gate
@@ -35,9 +36,9 @@ from artel.ledger.web.site import LedgerSite
 from artel.protocol import files
 from artel.protocol.errors import ArtelError, CheckFailed, UsageError
 from artel.protocol.events import emit
-from artel.protocol.identity import Identity
+from artel.protocol.identity import Identity, short_peer
 from artel.protocol.invite import Invite
-from artel.protocol.manifest import open_manifest
+from artel.protocol.manifest import Manifest, open_manifest
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host, peer_of
 from artel.protocol.tasks import beside, together
@@ -60,6 +61,8 @@ async def run_of_invite(
     path = manifest_path(home)
     if not path.exists():
         envelope = await _manifest(host, invite)
+        if node is None:  # before anything of the run is left in the home
+            _require_named(open_manifest(envelope)[0], identity.key, home)
         layout = await asyncio.to_thread(layout_of, envelope, [home])
         with files.told(home):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,13 +71,19 @@ async def run_of_invite(
     prepared = await asyncio.to_thread(load_prepared, home)
     if prepared.run != invite.run:
         raise UsageError(f"{home} holds another run than the invite's", "use another --home DIR")
-    if node is None and identity.key not in prepared.manifest.coordinators:
-        raise UsageError(
-            f"the key of {home} is none of the run's coordinators: {identity.key}",
-            "the organiser names it in the run file, [coordination] standbys, before the run is "
-            "prepared: artel coordinator key --home DIR",
-        )
+    if node is None:
+        _require_named(prepared.manifest, identity.key, home)
     return prepared
+
+
+def _require_named(manifest: Manifest, key: str, home: Path) -> None:
+    if key not in manifest.coordinators:
+        raise UsageError(
+            f"the key of {home} is none of the run's coordinators: {key}",
+            "the organiser names it in the run file, [coordination] standbys, before the run is "
+            "prepared: artel coordinator key --home DIR; a coordinator whose home is gone needs "
+            "its node.key in the new one",
+        )
 
 
 async def _manifest(host: Host, invite: Invite) -> bytes:
@@ -93,12 +102,19 @@ async def _manifest(host: Host, invite: Invite) -> bytes:
                 return leaf
             except ArtelError as error:
                 errors.append(error)
-        if errors and all(isinstance(error, CheckFailed) for error in errors):
+        # One that lacks entry 0 stands by itself, and waits for it as we do.
+        if errors and all(_is_wrong(error) for error in errors):
             raise errors[0]
         if time.monotonic() - said > 10 * RETRY_S:
             said = time.monotonic()
-            emit(log, "run.waiting", logging.WARNING, reason=errors[0].message if errors else "")
+            reason = errors[0].message if errors else ""
+            hint = "the invite of now, on the page of whoever leads, names who is there"
+            emit(log, "run.waiting", logging.WARNING, reason=reason, hint=hint)
         await asyncio.sleep(RETRY_S)
+
+
+def _is_wrong(error: ArtelError) -> bool:
+    return isinstance(error, CheckFailed) and not isinstance(error, NotFound)
 
 
 async def stand_by(
@@ -129,7 +145,7 @@ async def stand_by(
     standby = Standby(own, host, blobs, stock, circle, names)
     await standby.open()
     async with gate.serving(_page(standby, prepared, gate), listener, home) as url:
-        greet(url, _words(prepared, url))
+        greet(url, _words(prepared, standby.state.term.number, standby.leader, url))
         emit(log, "coordinator.stands_by", run=own.run[:12], term=own.store.term)
         beside_it = (
             standby.learn(ways),
@@ -155,10 +171,15 @@ async def _all(work: Iterable[Coroutine[Any, Any, None]]) -> None:
     await together(work)
 
 
-def _words(prepared: Prepared, url: str) -> str:
+def _words(prepared: Prepared, term: int, leader: str, url: str) -> str:
+    """What a person is told.
+
+    :param leader: of that term (peer id), "" where it is not known, or was this home
+    """
+    leads = f"\n  leads   {short_peer(leader)}, term {term}" if leader else ""
     return (
         f"{prepared.manifest.config.run.name}: this coordinator stands by; it leads when it is its "
-        f"turn\n  run id  {prepared.run}\n  page    {url}\n"
+        f"turn{leads}\n  run id  {prepared.run}\n  page    {url}\n"
     )
 
 

@@ -179,7 +179,8 @@ class CoordinatorProcess:
     host: Host
     http: socket.socket
     began: float
-    greeted: bool = False
+    said: str = ""
+    """The part of which a person was told."""
 
     def __post_init__(self) -> None:
         self.recomputer = Recomputer(self.options.home)
@@ -226,7 +227,9 @@ class CoordinatorProcess:
                 named = [hold(target)[0] for target in self.options.sources]
                 for holder in named:
                     stack.callback(holder.close)
-                await Asking(own, self.host, named, alone=self.options.alone).settle()
+                ways = {peer: way for peer, way in self.others.items() if way}
+                asking = Asking(own, self.host, named, ways, alone=self.options.alone)
+                await asking.settle()
             if own.leads(key) and may_begin:
                 sequencer = await asyncio.to_thread(
                     Sequencer, own.store, self.identity, own.run, own.heads, second=own.second
@@ -259,7 +262,7 @@ class CoordinatorProcess:
                 ways,
                 listener,
                 self.recomputer,
-                lambda url, words: self.greet(url, invite, lambda: words),
+                lambda url, words: self.greet(url, invite, "stands by", lambda: words),
             )
 
     def _coordinator(self, own: OwnLedger, sequencer: Sequencer) -> Coordinator:
@@ -295,7 +298,8 @@ class CoordinatorProcess:
         page = RunPage(core, invite)
         application = page.application(gate)
         async with gate.serving(application, self.http.dup(), home) as url:
-            self.greet(url, invite, lambda: leading_words(core, url, invite))
+            part = f"leads term {own.store.term}"
+            self.greet(url, invite, part, lambda: leading_words(core, url, invite))
             seconds = time.monotonic() - self.began
             emit(log, "coordinator.ready", run=run[:12], term=own.store.term, seconds=seconds)
             upkeep = Upkeep(core, self.public(url))
@@ -344,14 +348,15 @@ class CoordinatorProcess:
         host = self.options.http.host
         return "" if host in ("0.0.0.0", "::", "localhost", "::1") or host[:4] == "127." else url
 
-    def greet(self, url: str, invite: str, words: Callable[[], str]) -> None:
-        """Say once that this coordinator answers, and where.
+    def greet(self, url: str, invite: str, part: str, words: Callable[[], str]) -> None:
+        """Say that this coordinator answers, and where; to a person again when its part changes.
 
+        :param part: leads a term, or stands by
         :param words: for a person
         """
-        if self.greeted:
+        if part == self.said or (self.said and self.options.as_json):
             return
-        self.greeted = True
+        self.said = part
         run, home = self.prepared.run, str(self.options.home)
         ready = {"run": run, "invite": invite, "http": url, "home": home}
         print(json.dumps(ready) if self.options.as_json else words(), flush=True)
@@ -379,11 +384,13 @@ def leading_words(core: Coordinator, url: str, invite: str) -> str:
         "Volunteers take part with this line:\n\n"
         f"artel node start --join {invite} --home artel-node\n"
     )
+    term = core.ledger.state.term.number
+    leads = f"  leads   this coordinator, term {term}\n" if term else ""
     if core.ledger.state.closed:
         needed, call = "closed", "The run is over; its ledger is served until Ctrl-C.\n"
     return (
         f"{config.run.name}: {core.manifest.model.parameters:,} parameters, round "
-        f"{core.state.round} of {core.rules.total}, {needed}\n"
+        f"{core.state.round} of {core.rules.total}, {needed}\n{leads}"
         f"  run id  {core.run}\n"
         f"  page    {url}\n\n{call}"
     )

@@ -16,8 +16,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from artel.coordinator.circle import Circle
@@ -40,7 +42,7 @@ from artel.ledger.tlog.checkpoint import (
 from artel.protocol import messages
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, Unreachable
 from artel.protocol.events import emit
-from artel.protocol.identity import short_peer
+from artel.protocol.identity import peer_id_of, short_peer
 from artel.protocol.net import wire
 from artel.protocol.tasks import end
 
@@ -72,14 +74,26 @@ class Asking:
     """Asks others for the newest heads before a coordinator signs; :meth:`settle` does it.
 
     :param sources: whom a person named; the caller closes them
+    :param ways: an address of other coordinators (peer ids): one of them may lead by now
     :param alone: a person says that nobody else holds more than this home
     """
 
     def __init__(
-        self, own: OwnLedger, host: Host, sources: Sequence[Holder] = (), *, alone: bool = False
+        self,
+        own: OwnLedger,
+        host: Host,
+        sources: Sequence[Holder] = (),
+        ways: Mapping[str, str] = MappingProxyType({}),
+        *,
+        alone: bool = False,
     ) -> None:
         self._own, self._host, self._sources, self._alone = own, host, sources, alone
         self._circle = Circle(own.home, host, own.run, lambda: own.replica.state)
+        for peer, way in ways.items():
+            host.remember(peer, self._circle.known.setdefault(peer, [way]))
+        keys = own.coordinators
+        self._coordinators = {peer_id_of(bytes.fromhex(key)) for key in keys} - {host.peer_id}
+        self._followed: set[str] = set()  # coordinators of whom a later term is being taken over
         last = last_members(own.replica.state) if own.store.size else ()
         self._expected = self._circle.here or set(last)
         self._expected -= {host.peer_id}
@@ -148,6 +162,8 @@ class Asking:
             await asyncio.sleep(LOOK_S)
 
     def _enough(self, passed: float) -> bool:
+        if self._followed:
+            return passed >= PATIENCE_S
         lost = bool(self._own.lost())
         unasked = self._expected - self._answered
         named = all(task.done() for name, task in self._asked.items() if name.startswith("from "))
@@ -167,7 +183,8 @@ class Asking:
     async def _ask_all(self) -> None:
         for number, source in enumerate(self._sources):
             self._begin(f"from {number}", source)
-        for peer in await self._circle.peers():
+        peers = await self._circle.peers()
+        for peer in sorted(peers, key=lambda peer: peer not in self._coordinators):
             self._begin(peer, PeerSource(self._host, peer, self._own.run))
 
     def _begin(self, name: str, source: PeerSource | Holder) -> None:
@@ -181,10 +198,12 @@ class Asking:
             self._asked[name] = asyncio.create_task(work)
 
     async def _learn_of_others(self) -> None:
-        """Whom the DHT names, through those who answered."""
+        """Whom the DHT names, through those who answered, or may."""
         known = self._circle.known
         while True:
-            ways = [way for peer in sorted(self._answered) for way in known.get(peer, [])[:1]]
+            # Nodes of before may be gone, and whoever leads now have another address.
+            asked = sorted(self._answered) or random.sample(list(known), len(known))
+            ways = [way for peer in asked for way in known.get(peer, [])[:1]]
             if ways:
                 await self._circle.learn(ways[:2])
             await asyncio.sleep(LOOKUP_S)
@@ -211,18 +230,22 @@ class Asking:
         else:
             texts = list(filter(None, await asyncio.to_thread(newest_heads, source)))
         for text in texts:
-            await self._consider(source, text)
+            await self._consider(name, source, text)
         state = self._own.replica.state
         if texts and (name.startswith("from ") or name in state.nodes):
             self._answered.add(name)
 
     # --- one head ---------------------------------------------------------------------------------
 
-    async def _consider(self, source: PeerSource | Holder, text: str) -> None:
+    async def _consider(self, name: str, source: PeerSource | Holder, text: str) -> None:
         """Take over what a head covers beyond our ledger, or refuse one of another history."""
         own, store = self._own, self._own.store
         if _term(text, own.run) > store.term:
-            await own.follow(source)  # what is shown alone says nothing: the tree has to
+            self._followed |= {name} & self._coordinators
+            try:
+                await own.follow(source)  # what is shown alone says nothing: the tree has to
+            finally:
+                self._followed.discard(name)
         head, signed = await asyncio.to_thread(_verified, text, own.run, own.leaders)
         if (term_of(head.origin, own.run) or 0) < store.term:
             return  # what of it counts is in the later term's tree

@@ -22,7 +22,7 @@ from artel.ledger.sync.fork import SplitViewProven
 from artel.ledger.sync.peers import HEADS, PeerSource, notes_in
 from artel.ledger.sync.replica import Replica
 from artel.ledger.sync.signed_tree import TooMuch, manifest_of
-from artel.ledger.sync.source import SEAL_PATH
+from artel.ledger.sync.source import SEAL_PATH, NotFound
 from artel.ledger.tlog.checkpoint import parse_checkpoint
 from artel.protocol import files, messages
 from artel.protocol.errors import ArtelError, CheckFailed, Unreachable
@@ -130,12 +130,14 @@ class Link:
                 return manifest, first
             except ArtelError as error:
                 errors.append(error)
-        if not any(isinstance(error, Unreachable) for error in errors):
+        # A coordinator that lacks entry 0 stands by, and waits for it as we do.
+        if not any(isinstance(error, Unreachable | NotFound) for error in errors):
             raise errors[0]
         reasons = dict.fromkeys(error.message for error in errors)
         raise Unreachable(
             f"nobody named in the invite answers: {'; '.join(reasons)}"[:400],
-            "check this machine's connection; ask the organiser whether the coordinator is running",
+            "check this machine's connection; ask the organiser whether the coordinator runs, "
+            "and for the invite of now: it names who leads",
         )
 
     def trust(self, manifest: Manifest, replica: Replica) -> None:

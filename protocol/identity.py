@@ -174,6 +174,21 @@ def closed(home: Path) -> bool:
     return True
 
 
+def in_use(home: Path) -> bool:
+    """Whether a process holds the :class:`HomeLock` of a home."""
+    try:
+        descriptor = os.open(home / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 class HomeLock:
     """Exclusive use of a home directory by one process, held until :meth:`release`.
 

@@ -157,6 +157,8 @@ _WHAT = {
     "model_type": "a table",
     "model_attributes_type": "a table",
 }
+_FORMS = {"^[0-9a-f]{64}$": "64 hex digits (0-9, a-f)"}
+"""What stands for a pattern."""
 
 
 def _explain(error: PydanticError, name: str) -> UsageError:
@@ -201,6 +203,10 @@ def _explain(error: PydanticError, name: str) -> UsageError:
     if kind in _WHAT:
         message = f"{name}: {where} = {shown} is not {_WHAT[kind]}{more}"
         return UsageError(message, about_and_limits)
+    if kind == "string_pattern_mismatch" and context.get("pattern") in _FORMS:
+        listed = _written(path[:-1]) if path[-1].isdigit() else where
+        form = _FORMS[context["pattern"]]
+        return UsageError(f"{name}: {listed}: {shown} is not {form}{more}", about)
     if kind in ("too_short", "too_long") and isinstance(value, list):
         few_or_many = "few" if kind == "too_short" else "many"
         return UsageError(f"{name}: {where} has too {few_or_many} entries: {len(value)}", about)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 MAX_OBJECT_BYTES = 16 << 20
 MAX_ERROR_BYTES = 1 << 16
 API_FILE = "api.json"
+STARTS = {
+    "node": "artel node start --join INVITE",
+    "coordinator": "artel coordinator start RUN.toml",
+}
+"""What starts a program that has a home."""
 """In the home of a program that serves an API, while it does: ``{"url": URL}``."""
 
 
@@ -117,7 +123,8 @@ def announced_in(home: Path, program: str) -> str:
         return str(json.loads((home / API_FILE).read_text(encoding="utf-8"))["url"])
     except (OSError, ValueError, KeyError, TypeError):
         raise Unreachable(
-            f"no {program} is running in {home}", f"start it with: artel {program} start"
+            f"no {program} is running in {home}",
+            f"start it with: {STARTS[program]} --home {shlex.quote(str(home))}",
         ) from None
 
 

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,13 +22,20 @@ import pytest
 
 from artel import cli
 from artel.coordinator.commands import render
+from artel.coordinator.handing_over import REQUEST_FILE, hand_over
 from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.verify import verify_home
 from artel.protocol import tether
-from artel.protocol.errors import EXIT_RESOURCE, EXIT_USAGE, Unreachable
+from artel.protocol.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_RESOURCE,
+    EXIT_USAGE,
+    Unreachable,
+    UsageError,
+)
 from artel.protocol.identity import HomeLock
 from artel.protocol.invite import Invite
-from artel.protocol.net.http import announced_in
+from artel.protocol.net.http import API_FILE, announced_in
 from artel.protocol.options import endpoint
 from benchmarks.swarm import Swarm
 from command_world import as_if_alone
@@ -153,7 +161,7 @@ def test_a_home_in_use_is_refused(tmp_path: Path, refused: Refused) -> None:
 def test_status_of_a_stopped_coordinator_is_unreachable(tmp_path: Path) -> None:
     with pytest.raises(Unreachable, match="no coordinator is running") as error:
         announced_in(tmp_path, "coordinator")
-    assert "artel coordinator start" in error.value.hint
+    assert f"artel coordinator start RUN.toml --home {tmp_path}" in error.value.hint
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     assert cli.main(["coordinator", "status", "--url", f"http://127.0.0.1:{port}"]) == 3
@@ -205,6 +213,57 @@ def test_status_shows_control_characters_of_nodes_as_question_marks() -> None:
     assert "?[2Jevil" in shown
     assert "3 of 9, training, attempt 2" in shown
     assert "4.5000 on the validation split (first 6.0000)" in shown
+
+
+# --- handover -------------------------------------------------------------------------------------
+
+LEADS = json.dumps({"role": "leader", "term": 2}).encode()
+
+
+def home_at(folder: Path, url: str) -> Path:
+    home = folder / "a home"
+    home.mkdir()
+    (home / API_FILE).write_text(json.dumps({"url": url}))
+    return home
+
+
+def test_it_ends_when_its_coordinator_has_stopped(tmp_path: Path) -> None:
+    with serving(LEADS) as url:
+        home = home_at(tmp_path, url)
+        lock = HomeLock(home)
+        threading.Timer(1.0, lock.release).start()
+        began = time.monotonic()
+        with pytest.raises(Unreachable, match="has stopped") as said:
+            hand_over(home, patience=20.0)
+    assert 0.9 < time.monotonic() - began < 10.0
+    assert f"--home '{home}'" in said.value.hint
+    assert not (home / REQUEST_FILE).exists()
+
+
+def test_the_request_goes_with_the_command(tmp_path: Path) -> None:
+    with serving(LEADS) as url:
+        home = home_at(tmp_path, url)
+        lock = HomeLock(home)
+        try:
+            command = tether.command("coordinator", "handover", "--home", str(home))
+            process = subprocess.Popen(command, env=tether.environment())
+            until = time.monotonic() + 30.0
+            while not (home / REQUEST_FILE).exists() and time.monotonic() < until:
+                time.sleep(0.05)
+            assert (home / REQUEST_FILE).exists()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30.0) == EXIT_INTERRUPTED
+        finally:
+            lock.release()
+    assert not (home / REQUEST_FILE).exists()
+
+
+def test_the_home_of_a_node_is_called_none_of_a_coordinator(tmp_path: Path) -> None:
+    with serving(json.dumps({"phase": "training"}).encode()) as url:
+        home = home_at(tmp_path, url)
+        with pytest.raises(UsageError, match="is not the home of a coordinator"):
+            hand_over(home)
+    assert not (home / REQUEST_FILE).exists()
 
 
 # --- a real coordinator ---------------------------------------------------------------------------

@@ -8,16 +8,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from artel.coordinator.joining import _words
 from artel.coordinator.process import INVITE_FILE, CoordinatorProcess
+from artel.protocol.identity import short_peer
 from artel.protocol.invite import MAX_CHARACTERS, MAX_PEERS, Invite
 from artel.protocol.tasks import end
 from ledger_world import key
 
 OWN, STANDBYS = key("who leads"), [key(f"standby {number}") for number in range(3)]
 RUN = "ab" * 32
+CONFIG = SimpleNamespace(run=SimpleNamespace(name="a run"))
 
 
-def process(home: Path, addresses: int = 1) -> CoordinatorProcess:
+def process(home: Path, addresses: int = 1, *, as_json: bool = False) -> CoordinatorProcess:
     """One that is known at so many addresses."""
     ways = [f"/ip4/192.0.2.{n}/tcp/4200/p2p/{OWN.peer_id}" for n in range(addresses)]
 
@@ -26,7 +31,7 @@ def process(home: Path, addresses: int = 1) -> CoordinatorProcess:
 
     keys = [each.key for each in (OWN, *STANDBYS)]
     parts: dict[str, Any] = {
-        "options": SimpleNamespace(home=home, invite=None),
+        "options": SimpleNamespace(home=home, invite=None, as_json=as_json),
         "prepared": SimpleNamespace(run=RUN, manifest=SimpleNamespace(coordinators=keys)),
         "identity": OWN,
         "node": None,
@@ -87,3 +92,21 @@ async def test_an_invite_stays_as_short_as_it_may_be(tmp_path: Path) -> None:
 async def test_the_home_of_another_run_says_nothing_about_this_one(tmp_path: Path) -> None:
     (tmp_path / INVITE_FILE).write_text(Invite("cd" * 32, (at(0),)).encode())
     assert at(0) not in Invite.decode(await process(tmp_path).invited()).peers
+
+
+def test_a_person_is_told_when_the_part_changes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = ["stands by", "leads term 3", "leads term 3", "stands by"]
+    for as_json, lines in ((False, 3), (True, 1)):
+        one = process(tmp_path, as_json=as_json)
+        for part in parts:
+            one.greet("http://127.0.0.1:1", "artel1.x", part, lambda part=part: part)  # type: ignore[misc]
+        assert len(capsys.readouterr().out.splitlines()) == lines
+
+
+def test_the_words_of_a_standby_name_who_leads() -> None:
+    prepared: Any = SimpleNamespace(run=RUN, manifest=SimpleNamespace(config=CONFIG))
+    said = _words(prepared, 3, STANDBYS[0].peer_id, "http://127.0.0.1:1")
+    assert f"leads   {short_peer(STANDBYS[0].peer_id)}, term 3\n" in said
+    assert "term" not in _words(prepared, 0, "", "http://127.0.0.1:1")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+import terms_world
 from artel.coordinator import recovery
 from artel.coordinator.members_file import MEMBERS_FILE, Known, keep_members, read_members
 from artel.coordinator.own_ledger import OwnLedger
@@ -19,20 +20,23 @@ from artel.coordinator.peer import addresses_of
 from artel.coordinator.recovery import Asking, Behind
 from artel.coordinator.sequencer import Sequencer
 from artel.ledger import entries
-from artel.ledger.store.heads import HEADS_NAME
+from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.published import LostEntries
 from artel.ledger.store.second import second_path
 from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
 from artel.ledger.sync.fork import SPLIT_VIEW_FILE
 from artel.ledger.sync.holding import hold
 from artel.ledger.sync.offline import verify_evidence
+from artel.ledger.sync.serving import LedgerService
 from artel.ledger.tlog.checkpoint import sign_checkpoint
 from artel.protocol.errors import CheckFailed, Unreachable
+from artel.protocol.identity import Identity
+from artel.protocol.net import wire
 from artel.protocol.net.host import Host
 from artel.protocol.net.wire import Refused
-from client_world import served, write_tiles
+from client_world import served, write_key, write_tiles
 from desk_world import Member, Office
-from host_world import start
+from host_world import LOOPBACK, anybody, start
 from ledger_world import World, key
 from split_world import Net
 
@@ -91,6 +95,13 @@ async def knows(home: Path, host: Host, *names: Host, here: bool = True) -> None
         for one in names
     ]
     (home / MEMBERS_FILE).write_text(f'{{"members": [{", ".join(rows)}]}}')
+
+
+async def start_as(home: Path, who: Identity) -> Host:
+    write_key(home / "node.key", who)
+    host = await Host.start(who, home / "node.key", listen=[LOOPBACK])
+    host.admit(anybody)
+    return host
 
 
 def signed_here(own: OwnLedger, world: World) -> None:
@@ -158,6 +169,35 @@ async def test_without_any_answer_only_a_home_that_signed_here_last_goes_on(
     (tmp_path / "home" / HEADS_NAME).unlink()
     with home_of(tmp_path / "home", world, []) as own, pytest.raises(Unreachable):
         await Asking(own, host).settle()
+
+
+async def test_a_coordinator_that_leads_by_now_is_asked_when_no_member_is_there(
+    host: Host, tmp_path: Path
+) -> None:
+    """It is known from the invite alone."""
+    led = terms_world.Ledger(tmp_path / "standby")
+    world, (standby,) = terms_world.WORLD, terms_world.WORLD.standbys
+    led.add(*world.start)
+    led.rounds([0])
+    former = led.copied(tmp_path / "home")
+    former.store.close()
+    led.hand_over(1)
+    other = await start_as(tmp_path / "other", standby)
+    heads = HeadStore(tmp_path / "standby" / HEADS_NAME)
+    service = LedgerService(led.store, heads, world.run, lambda: led.fold.state)
+    await other.serve(wire.LEDGER, service.answer)
+    with contextlib.ExitStack() as stack:
+        keys = [world.coordinator.key, standby.key]
+        own = OwnLedger.open(tmp_path / "home", world.run, keys[0], keys, "", stack)
+        signed_here(own, world)
+        assert own.leads(keys[0])
+        ways = {other.peer_id: (await other.addresses())[0]}
+        await Asking(own, host, ways=ways).settle()
+        assert own.replica.state.term.leader == standby.key
+        assert not own.leads(keys[0])
+    await other.close()
+    led.store.close()
+    heads.close()
 
 
 async def test_a_stranger_that_shows_nothing_newer_is_no_answer(

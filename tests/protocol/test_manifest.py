@@ -77,6 +77,11 @@ from places import ROOT
         ("[exchange]\ncontributor_floor = 0", "out of bounds: above 0", "everybody"),
         ("[rounds]\nmax_nodes = 1025", "max_nodes = 1025 is out of bounds", "members"),
         (f'[coordination]\nstandbys = ["{"ab" * 32}", "{"ab" * 32}"]', "twice", "each key once"),
+        (
+            '[coordination]\nstandbys = ["AB"]',
+            '[coordination] standbys: "AB" is not 64 hex',
+            "Keys",
+        ),
         ("[coordination]\nhandover_s = 0", "handover_s = 0 is out of bounds", "silent"),
         ("[rounds]\ntotal = 2024-01-01", "2024-01-01 is a date", ""),
         ("[rounds", "is not valid TOML", "brackets"),
