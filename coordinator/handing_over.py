@@ -7,7 +7,6 @@ Whoever may write into a home is its owner: a file there asks the coordinator th
 from __future__ import annotations
 
 import contextlib
-import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 from artel.protocol import files
 from artel.protocol.errors import CheckFailed, Unreachable, UsageError
 from artel.protocol.identity import in_use
-from artel.protocol.net.http import STARTS, announced_in, fetch_object
+from artel.protocol.net.http import announced_in, fetch_object, start_of
 
 REQUEST_FILE, REQUEST = "handover", b"another coordinator is to lead\n"
 """In the home: its owner wants another coordinator to lead. A file that says something else is
@@ -53,8 +52,7 @@ def hand_over(home: Path, patience: float = PATIENCE_S) -> dict[str, Any]:
             if not in_use(home):
                 raise Unreachable(
                     f"the coordinator in {home} has stopped; the others lead when its term is over",
-                    f"when it is to stand by, start it again: {STARTS['coordinator']} --home "
-                    f"{shlex.quote(str(home))}",
+                    f"when it is to stand by, start it again: {start_of('coordinator', home)}",
                 )
             with contextlib.suppress(Unreachable):  # while it changes its part
                 now = _status(home)

@@ -22,11 +22,6 @@ if TYPE_CHECKING:
 MAX_OBJECT_BYTES = 16 << 20
 MAX_ERROR_BYTES = 1 << 16
 API_FILE = "api.json"
-STARTS = {
-    "node": "artel node start --join INVITE",
-    "coordinator": "artel coordinator start RUN.toml",
-}
-"""What starts a program that has a home."""
 """In the home of a program that serves an API, while it does: ``{"url": URL}``."""
 
 
@@ -124,8 +119,16 @@ def announced_in(home: Path, program: str) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         raise Unreachable(
             f"no {program} is running in {home}",
-            f"start it with: {STARTS[program]} --home {shlex.quote(str(home))}",
+            f"start it with: {start_of(program, home)}",
         ) from None
+
+
+def start_of(program: str, home: Path) -> str:
+    """The command that starts the program of a home, "node" or "coordinator"."""
+    folder = shlex.quote(str(home))
+    if program == "node":
+        return f"artel node start --join INVITE --home {folder}"
+    return f"artel coordinator start RUN.toml --home {folder}"
 
 
 def not_reached(url: str, error: Exception) -> Unreachable:
