@@ -25,6 +25,7 @@ from artel.coordinator.recomputing import Recomputer
 from artel.coordinator.standby import Standby
 from artel.coordinator.stock import Stock
 from artel.coordinator.takeover import Turn
+from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.fold.layout import LAYOUT_FILE, layout_of
 from artel.ledger.sync.peers import PeerSource
 from artel.ledger.sync.signed_tree import manifest_of
@@ -36,7 +37,7 @@ from artel.ledger.web.site import LedgerSite
 from artel.protocol import files
 from artel.protocol.errors import ArtelError, CheckFailed, UsageError
 from artel.protocol.events import emit
-from artel.protocol.identity import Identity, short_peer
+from artel.protocol.identity import Identity, peer_id_of, short_peer
 from artel.protocol.invite import Invite
 from artel.protocol.manifest import Manifest, open_manifest
 from artel.protocol.net.blobs import BlobStore
@@ -145,7 +146,7 @@ async def stand_by(
     standby = Standby(own, host, blobs, stock, circle, names)
     await standby.open()
     async with gate.serving(_page(standby, prepared, gate), listener, home) as url:
-        greet(url, _words(prepared, standby.state.term.number, standby.leader, url))
+        greet(url, _words(prepared, standby.state, host.peer_id, url))
         emit(log, "coordinator.stands_by", run=own.run[:12], term=own.store.term)
         beside_it = (
             standby.learn(ways),
@@ -171,12 +172,14 @@ async def _all(work: Iterable[Coroutine[Any, Any, None]]) -> None:
     await together(work)
 
 
-def _words(prepared: Prepared, term: int, leader: str, url: str) -> str:
+def _words(prepared: Prepared, state: FoldState, own: str, url: str) -> str:
     """What a person is told.
 
-    :param leader: of that term (peer id), "" where it is not known, or was this home
+    :param state: what is known of the run; nothing yet in a new home
+    :param own: peer id of this coordinator, which may be who led last
     """
-    leads = f"\n  leads   {short_peer(leader)}, term {term}" if leader else ""
+    leader = peer_id_of(bytes.fromhex(state.term.leader)) if state.size else own
+    leads = f"\n  leads   {short_peer(leader)}, term {state.term.number}" if leader != own else ""
     return (
         f"{prepared.manifest.config.run.name}: this coordinator stands by; it leads when it is its "
         f"turn{leads}\n  run id  {prepared.run}\n  page    {url}\n"

@@ -12,10 +12,11 @@ import pytest
 
 from artel.coordinator.joining import _words
 from artel.coordinator.process import INVITE_FILE, CoordinatorProcess
+from artel.ledger.entries.fold_state import FoldState
 from artel.protocol.identity import short_peer
 from artel.protocol.invite import MAX_CHARACTERS, MAX_PEERS, Invite
 from artel.protocol.tasks import end
-from ledger_world import key
+from ledger_world import World, key
 
 OWN, STANDBYS = key("who leads"), [key(f"standby {number}") for number in range(3)]
 RUN = "ab" * 32
@@ -105,8 +106,12 @@ def test_a_person_is_told_when_the_part_changes(
         assert len(capsys.readouterr().out.splitlines()) == lines
 
 
-def test_the_words_of_a_standby_name_who_leads() -> None:
+def test_the_words_of_a_standby_name_who_leads_as_soon_as_that_is_known() -> None:
     prepared: Any = SimpleNamespace(run=RUN, manifest=SimpleNamespace(config=CONFIG))
-    said = _words(prepared, 3, STANDBYS[0].peer_id, "http://127.0.0.1:1")
-    assert f"leads   {short_peer(STANDBYS[0].peer_id)}, term 3\n" in said
-    assert "term" not in _words(prepared, 0, "", "http://127.0.0.1:1")
+    url, world = "http://127.0.0.1:1", World()
+    leads = world.coordinator.peer_id
+    assert "leads   " not in _words(prepared, FoldState(), OWN.peer_id, url)
+    world.add(*world.start)
+    said = _words(prepared, world.state, OWN.peer_id, url)
+    assert f"leads   {short_peer(leads)}, term 0\n" in said
+    assert "leads   " not in _words(prepared, world.state, leads, url)
