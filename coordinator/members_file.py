@@ -52,9 +52,11 @@ async def keep_members(home: Path, present: Where, others: Where = dict) -> None
     """
     written = read_members(home)
     while True:
-        here = [Known(peer=p, addresses=list(ways), here=True) for p, ways in present().items()]
-        more = {peer: ways for peer, ways in others().items() if peer not in present()}
-        here += [Known(peer=p, addresses=list(ways), here=False) for p, ways in more.items()]
+        members = present()
+        more = {peer: ways for peer, ways in others().items() if peer not in members}
+        # Others first: they are few, and members may be more than are kept.
+        here = [Known(peer=p, addresses=list(ways), here=False) for p, ways in more.items()]
+        here += [Known(peer=p, addresses=list(ways), here=True) for p, ways in members.items()]
         names = {one.peer for one in here}
         gone = [one.model_copy(update={"here": False}) for one in written if one.peer not in names]
         now = [*here, *gone][:MOST_MEMBERS]

@@ -311,9 +311,16 @@ async def test_addresses_of_members_are_kept_and_bounded(
     while len(read_members(tmp_path)) < 2:
         await asyncio.sleep(0.01)
     assert [(row.peer, row.here) for row in read_members(tmp_path)] == [
-        (name, True),
         (other, False),
+        (name, True),
     ]
+    keeping.cancel()
+    (tmp_path / MEMBERS_FILE).unlink()
+    crowd = {key(f"{n}").peer_id: ["/ip4/10.0.0.1/tcp/1"] for n in range(80)}
+    keeping = asyncio.create_task(keep_members(tmp_path, lambda: crowd, lambda: where))
+    while not read_members(tmp_path):
+        await asyncio.sleep(0.01)
+    assert other in {row.peer for row in read_members(tmp_path)}
     keeping.cancel()
     for damaged in ("", "[]", '{"members": 3}', '{"members": [{"peer": "x"}]}', "\xff"):
         (tmp_path / MEMBERS_FILE).write_text(damaged)
