@@ -75,6 +75,7 @@ class Desk:
         )
 
     async def _cosigned(self, peer: str, request: messages.Cosigned) -> None:
+        self._core.witnessing.require(peer)
         await recovery.require_newest(self._core, peer, request.note)
         await self._core.witnessing.take(peer, request)
 

@@ -28,6 +28,7 @@ from artel.coordinator.resuming import last_members
 from artel.coordinator.takeover import TermOver, shows_handover
 from artel.ledger.entries import evidence
 from artel.ledger.entries.evidence import SplitView
+from artel.ledger.entries.fold_state import peer_of
 from artel.ledger.store.published import term_of
 from artel.ledger.sync import fork
 from artel.ledger.sync.fork import SplitViewProven
@@ -44,7 +45,7 @@ from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, Unreacha
 from artel.protocol.events import emit
 from artel.protocol.identity import peer_id_of, short_peer
 from artel.protocol.net import wire
-from artel.protocol.tasks import end
+from artel.protocol.tasks import end, uninterrupted
 
 if TYPE_CHECKING:
     from artel.coordinator.service import Coordinator
@@ -371,13 +372,20 @@ async def require_leading(core: Coordinator, peer: str, text: str) -> None:
 
     :raises Refused: it has
     """
-    source, ledger = PeerSource(core.host, peer, core.run), core.ledger
-    with contextlib.suppress(Unreachable):
-        if await asyncio.to_thread(shows_handover, source, text, ledger.store, ledger.state):
-            over = TermOver(f"another coordinator leads term {_term(text, core.run)}")
-            ledger.stop(over)
-            core.fail(over)
-            raise wire.Refused(over.message, "ask the others", code=messages.NOT_LEADING)
+    source, ledger, shown = PeerSource(core.host, peer, core.run), core.ledger, False
+    trusted = peer in map(peer_of, ledger.state.leaders())
+    known = peer in ledger.state.nodes
+    bound = contextlib.nullcontext() if trusted else core.looks.at(source, known=known)
+    with contextlib.suppress(Unreachable, CheckFailed), bound:
+        look = core.looks.thread(shows_handover, source, text, ledger.store, ledger.state)
+        shown = await uninterrupted(look, source.close)
+        if not shown:
+            raise CheckFailed("it shows no handover that counts")
+    if shown:
+        over = TermOver(f"another coordinator leads term {_term(text, core.run)}")
+        ledger.stop(over)
+        core.fail(over)
+        raise wire.Refused(over.message, "ask the others", code=messages.NOT_LEADING)
 
 
 def _foreign(core: Coordinator, text: str) -> tuple[Checkpoint, str]:

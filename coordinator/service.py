@@ -37,6 +37,7 @@ from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.entries.kinds.jury_answer import charged
 from artel.ledger.entries.kinds.state_agreed import drawn_outside, is_outside
 from artel.ledger.store.heads import HeadStore
+from artel.ledger.sync.looks import Looks
 from artel.protocol import assignment, files, round_state, rounds
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import ArtelError
@@ -80,7 +81,7 @@ class Coordinator:
         self.identity, self.host, self.ledger, self.blobs = identity, host, sequencer, blobs
         self.fingerprints = fingerprints
         """Of contributions' steps: secrets, which no service gives to anybody."""
-        self.heads, self.metrics, self.clock = heads, metrics, clock
+        self.heads, self.metrics, self.clock, self.looks = heads, metrics, clock, Looks()
         self.witnessing = Witnessing(sequencer.store, heads, lambda: self.ledger.state, identity)
         self.verdicts = Verdicts(sequencer, fingerprints, manifest.config.trust.tolerances)
         self.submissions = Submissions(sequencer, heads, run, self.verdicts, clock)

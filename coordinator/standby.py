@@ -89,6 +89,8 @@ class Standby:
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._asked_at: dict[str, float] = {}
         self._electors: Iterator[str] = iter(())
+        self._first = 0  # of those who are asked for a ledger in turn
+        self._switching: asyncio.Task[None] | None = None
         self.heard = time.monotonic()
         """When whoever leads answered last."""
         self._failure: ResourceError | None = None
@@ -111,7 +113,7 @@ class Standby:
     def waits(self) -> bool:
         """Whether nobody leads as far as is known here."""
         silent = not self.leader or time.monotonic() - self.heard > SILENT_S
-        return self.state.size > 0 and (silent or self._seals.latest() >= self.state.term.number)
+        return self.state.size > 0 and (silent or self._seals.some(self.state))
 
     # --- what others are answered -----------------------------------------------------------------
 
@@ -159,16 +161,21 @@ class Standby:
                     if turn is not None:
                         return turn
                 elif self.state.size and self._seals.sealed(self.state) >= 0:
-                    await self._switch()
+                    if self._switching is None or self._switching.done():
+                        self._switching = asyncio.create_task(self._switch())
+                    await asyncio.wait({self._switching}, timeout=LAST_S)
             return None
         finally:
-            for task in list(self._asking.values()):
+            for task in (*self._asking.values(), *filter(None, [self._switching])):
                 await end(task)
 
     async def _asked_now(self) -> list[str]:
         """Whom to ask now: all who may know, or whoever leads and some electors in turn."""
         if not self.state.size:
-            return (await self._circle.peers())[:MOST_OTHERS]
+            peers = await self._circle.peers()
+            first = self._first % max(1, len(peers))
+            self._first += MOST_OTHERS
+            return [*peers[first:], *peers[:first]][:MOST_OTHERS]
         if self.waits:
             everybody, now = await self._everybody(), time.monotonic()
             before = now - len(everybody) / PEERS_A_SECOND
@@ -265,7 +272,7 @@ class Standby:
     async def _switch(self) -> None:
         """Go over to the certified head that a seal names, where the tree here is another one: who
         led has signed two histories, and this one is not that of the electors."""
-        for part in self._seals.of(self._seals.sealed(self.state)):
+        for part in self._seals.of(self.state, self._seals.sealed(self.state)):
             if not names_ours(self.own.store, self.state, part) and part.root not in self._switched:
                 with contextlib.suppress(ArtelError):
                     await self._go_to(part)

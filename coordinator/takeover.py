@@ -63,13 +63,18 @@ class Seals:
         if known is None or said.term >= known[0].term:
             self._newest[peer] = said, part
 
-    def of(self, term: int) -> list[Sealed]:
-        """The seals of exactly this term."""
-        return [part for said, part in self._newest.values() if said.term == term]
+    def of(self, state: FoldState, term: int) -> list[Sealed]:
+        """The electors' seals of exactly this term."""
+        electors = {peer for each in state.electors.sets for peer in each.weights}
+        found = [part for said, part in self._newest.values() if said.term == term]
+        return [part for part in found if part.node in electors]
 
-    def latest(self) -> int:
-        """The latest term that somebody says to have sealed; -1 for none."""
-        return max((said.term for said, _ in self._newest.values()), default=-1)
+    def some(self, state: FoldState) -> bool:
+        """Whether an elector has sealed the present term or, where a quorum has sealed that, the
+        next one. No honest elector is ahead of them, and one that lies is so for good."""
+        present = state.term.number
+        last = max(self.sealed(state) + 1, present)
+        return any(self.of(state, term) for term in range(present, last + 1))
 
     def sealed(self, state: FoldState) -> int:
         """The latest term, not before the present one, that a quorum of the electors has sealed;
@@ -77,7 +82,7 @@ class Seals:
         if not state.size:
             return -1  # seals may come before the ledger
         terms = {said.term for said, _ in self._newest.values() if said.term >= state.term.number}
-        return max((term for term in terms if _quorum(state, self.of(term))), default=-1)
+        return max((term for term in terms if _quorum(state, self.of(state, term))), default=-1)
 
     def turn(self, own: OwnLedger, names: Sequence[str]) -> Turn | None:
         """The term that whoever has one of these names (its key in hex, then a peer id) may begin,
@@ -88,7 +93,7 @@ class Seals:
             return None
         if names[0] in state.convicted:
             return None  # of two histories: nobody would follow it
-        parts = [part for part in self.of(term - 1) if names_ours(own.store, state, part)]
+        parts = [part for part in self.of(state, term - 1) if names_ours(own.store, state, part)]
         return Turn(term, parts) if _quorum(state, parts) else None
 
 

@@ -76,18 +76,24 @@ class Witnessing:
             if text:
                 self._heads[parse_checkpoint(text).size] = note.parse(text)
 
+    def require(self, peer: str) -> None:
+        """Refuse who may send no cosignatures now, before anything is read of what it shows.
+
+        :raises Refused: it is no node of the run, or sends too many
+        """
+        if peer not in self._state().nodes:
+            raise wire.Refused("this node has not been admitted", "say hello", code="unknown_node")
+        if self._limits.take(peer):
+            raise wire.Refused("too many cosignatures", "send only the newest head's", code="busy")
+
     async def take(self, peer: str, message: messages.Cosigned) -> None:
         """Take in a note with cosignatures of nodes that the ledger knows.
 
-        :raises Refused: too many, from an unknown node, or not of our newest heads
+        :raises Refused: from an unknown node, or not of our newest heads
         :raises DecodeError: it is malformed
         :raises CheckFailed: it is not one of our heads, or we have not signed it
         """
         state = self._state()
-        if peer not in state.nodes:
-            raise wire.Refused("this node has not been admitted", "say hello", code="unknown_node")
-        if self._limits.take(peer):
-            raise wire.Refused("too many cosignatures", "send only the newest head's", code="busy")
         head, given = await asyncio.to_thread(self._checked, message.note, dict(state.nodes))
         if len(self._heads) >= KEEP_HEADS and head.size < min(self._heads):
             return  # nothing wrong with it, but nobody needs it any more

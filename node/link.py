@@ -32,7 +32,7 @@ from artel.protocol.invite import Invite
 from artel.protocol.manifest import Manifest, open_manifest
 from artel.protocol.net import dht, wire
 from artel.protocol.net.host import Host, peer_of
-from artel.protocol.tasks import together
+from artel.protocol.tasks import first_error
 
 log = logging.getLogger("artel.node")
 
@@ -42,6 +42,8 @@ JOIN_PATIENCE_S = 600.0
 """How long a node waits for a run that it has never reached; for one that it knows, without end."""
 ANSWER_S = 5.0
 """For the heads of one peer, while the one who leads is looked for."""
+SEEK_S = 8.0
+"""For a search: who takes longer is not waited for."""
 ASKED = 8
 """Peers beside the coordinators that are asked for their heads at a time, in random order."""
 
@@ -96,6 +98,8 @@ class Link:
         self._holders: list[str] = []  # whoever has anything of the run
         self._lost: tuple[str, float] | None = None
         self._seeking = asyncio.Lock()
+        self._looks: set[asyncio.Task[None]] = set()
+        self._answers = 0, 0  # in the search before the last one, and in that
         for peer, addresses in where.items():
             host.remember(peer, addresses)
 
@@ -212,11 +216,35 @@ class Link:
         :raises TooMuch: what somebody has is more than is taken over
         """
         replica = self._replica
-        if replica is None or self._seeking.locked():
+        if replica is None:
             return 0
+        if self._seeking.locked():
+            return self.reached
         async with self._seeking:
             others = await self._candidates(neighbours)
-            return sum(await together(self._look_at(replica, peer) for peer in others))
+            self._answers = self._answers[-1], 0
+            looks = [asyncio.create_task(self._look_at(replica, peer)) for peer in others]
+            self._looks |= set(looks)
+            try:
+                if self._looks:
+                    await asyncio.wait(self._looks, timeout=SEEK_S)
+            except asyncio.CancelledError:
+                for look in looks:
+                    look.cancel()
+                raise
+            done = {look for look in self._looks if look.done()}
+            self._looks -= done
+            errors = [
+                found for look in done if not look.cancelled() and (found := look.exception())
+            ]
+            if errors:
+                raise first_error(BaseExceptionGroup("", errors))
+            return self._answers[-1]
+
+    @property
+    def reached(self) -> int:
+        """How many have answered in the last search, or by now in the present one."""
+        return max(self._answers) if self._seeking.locked() else self._answers[-1]
 
     async def catch_up(self) -> None:
         """Take over what the coordinator that leads, or else somebody, has beyond the copy here.
@@ -247,11 +275,16 @@ class Link:
         chosen = [peer for peer in named if peer not in ("", self._host.peer_id, self.liar)]
         return chosen[: len(self.coordinators) + 2 * ASKED]
 
-    async def _look_at(self, replica: Replica, peer: str) -> bool:
-        """Whether a peer has answered; what it has beyond the copy here is taken over."""
+    async def _look_at(self, replica: Replica, peer: str) -> None:
+        """Count whether a peer answers; take over what it has beyond the copy here."""
         source = PeerSource(self._host, peer, self._invite.run)
         try:
-            *found, seal = await source.files(*HEADS, SEAL_PATH, timeout=ANSWER_S)
+            try:
+                *found, seal = await source.files(*HEADS, SEAL_PATH, timeout=ANSWER_S)
+                self._answers = self._answers[0], self._answers[1] + 1
+            except wire.Refused:  # it is there
+                self._answers = self._answers[0], self._answers[1] + 1
+                raise
             if seal and peer in replica.state.nodes:  # so many are remembered, and no more
                 self._sealed(peer, seal)
             texts = notes_in(found)
@@ -261,12 +294,9 @@ class Link:
                 await replica.catch_up(self._host, peer, self._invite.run)
         except (SplitViewProven, TooMuch):
             raise
-        except Unreachable:
-            return False
         except ArtelError as error:
             said = {"peer": short_peer(peer), "reason": error.message}
             emit(log, "head.not_exchanged", logging.DEBUG, **said)
-        return True
 
     def _sealed(self, peer: str, data: bytes) -> None:
         said, part = open_seal(data)

@@ -50,6 +50,8 @@ LOOK_S = 1.0
 """Between two looks for whoever leads, while nobody does."""
 SEEK_AFTER_S = 2.5
 """So long one who leads may be silent before others are asked."""
+WAIT_S = 2.0
+"""So long what others show is waited for before a term is sealed that is to be."""
 AHEAD = 8
 """By how much longer an elector waits that does not know whether the others have come as far."""
 MOST_DOUBLINGS = 10
@@ -99,7 +101,7 @@ class Sealing:
         self._led = replica.state.term.number if replica.state.size else 0
         self._sealed_at = clock()
         self._asked = -1
-        self._reached = 0  # peers that answered when they were asked last
+        self._search: asyncio.Task[int] | None = None
 
     # --- what others are told ---------------------------------------------------------------------
 
@@ -207,7 +209,7 @@ class Sealing:
         if term > present and not self._come_to(state, term - 1):
             patience *= AHEAD
         late = self._clock() - since >= patience
-        return term if late and (alone or self._reached) else None
+        return term if late and (alone or self._link.reached) else None
 
     @property
     def _left_out(self) -> str:
@@ -269,6 +271,8 @@ class Sealing:
                 self._grown.clear()
                 await self.look()
         finally:
+            if self._search is not None:
+                await end(self._search)
             if self._elected is not None:
                 if self._leads_itself and self._replica.state.closed == 2:
                     await asyncio.sleep(LINGER_S)
@@ -286,16 +290,24 @@ class Sealing:
         # libp2p wait for 5 s, and heartbeats with it.
         soon = lost is not None and self._clock() - lost < min(SEEK_AFTER_S, self._handover_s)
         if self.waits and not (soon and self.term < state.term.number):
-            try:
-                self._reached = await self._link.seek(self.neighbours())
-            except SplitViewProven as found:
-                self._reached = 1  # whoever showed it
-                await self.convict(found)
+            await self._seek()
         term = self.due()
         if term is not None:
             await self._seal(term)
         if self._elected is not None:
             await self._elected.keep(self._is_chosen(self._replica.state))
+
+    async def _seek(self) -> None:
+        """Look for whoever leads; who is slow to answer holds up no seal."""
+        search = self._search or asyncio.create_task(self._link.seek(self.neighbours()))
+        self._search = search
+        await asyncio.wait({search}, timeout=WAIT_S)
+        if search.done():
+            self._search = None
+            try:
+                search.result()
+            except SplitViewProven as found:
+                await self.convict(found)
 
     async def _seal(self, term: int) -> None:
         await asyncio.to_thread(self._heads.seal, self._run, term)

@@ -23,7 +23,7 @@ from artel.ledger import entries
 from artel.ledger.entries import KINDS, Entry
 from artel.ledger.entries.body import OfWork, portions, size_of
 from artel.ledger.entries.fold_state import FoldState, peer_of
-from artel.ledger.entries.records import KINDS_OF_WORK, Account, Outcome
+from artel.ledger.entries.records import KINDS_OF_WORK, Account, Outcome, Term
 from artel.ledger.fold.kept import Leaves, Query, is_as_kept, keep, kept_by
 from artel.ledger.fold.replay import decoded
 from artel.ledger.fold.shares import apply
@@ -135,6 +135,19 @@ class Fold:
         if first != self._next.size:
             raise CheckFailed(f"the fold is at entry {self._next.size}, the ledger at {first}")
         self._outcomes += write(connection, self._next, new)
+
+    def require_terms(self, terms: Iterable[Term]) -> None:
+        """Refuse terms that somebody says to begin in what :meth:`beside` was given, and do not.
+
+        :raises CheckFailed: so it is: nothing behind that entry has to be read
+        """
+        for term in terms:
+            if term.begins < self._next.size and term not in self._next.terms:
+                raise CheckFailed(
+                    f"entry {term.begins} does not begin term {term.number}: the electors have not "
+                    "sealed the one before",
+                    "whoever shows it lies: ask another holder of the ledger",
+                )
 
     def begin_anew(self, other: Fold) -> None:
         """What is committed was folded by another one, from entry 0 on: :meth:`settle` takes that

@@ -117,10 +117,14 @@ def _by_threads(leaves: Iterator[bytes]) -> Iterator[Found]:
     if sum(map(size_of, first)) < _SLICE:  # no threads for a handful
         yield from _decode_all(first)
         return
-    with ThreadPoolExecutor(max_workers=cores()) as pool:
+    pool = ThreadPoolExecutor(max_workers=cores())
+    try:
         yield from _ahead(
             chain([first], slices), lambda some: pool.submit(_decode_all, some).result
         )
+    finally:
+        # Not waited for: who gives up leaves this to be collected, maybe in one of these threads.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _by_processes(leaves: Iterator[bytes]) -> Iterator[Found]:

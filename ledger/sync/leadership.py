@@ -197,6 +197,18 @@ def terms_shown(source: TileSource, tree: EntryTree, genesis: Genesis, last: int
     return found
 
 
+def next_said(source: TileSource, term: int) -> tuple[int, int]:
+    """The first term after this one that a source says to have begun, and with which entry.
+
+    :raises CheckFailed: it says none
+    :raises Unreachable: the source does not answer
+    """
+    later = [pair for pair in _said(source) if pair[0] > term]
+    if not later:
+        raise CheckFailed(f"{source.name} shows a tree head of a later term, and no handover to it")
+    return min(later)
+
+
 def _said(source: TileSource) -> list[tuple[int, int]]:
     """What a source says: terms, and with which entry each began."""
     # Whoever checks a file reads no source, and needs no database.

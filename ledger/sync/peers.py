@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 BRING_TIMEOUT_S = 60.0
 """Seconds for an entry bundle, which can have 2 MiB, over a slow link."""
+FILE_S, PACE = 1.0, 32 << 10
+"""Who is bound, and was proven right, gets so long more for each answer, and for so many bytes."""
 HEADS = (CERTIFIED_PATH, CHECKPOINT_PATH)
 """What a cosignature is answered with. The certified head first: a log that grows meanwhile
 has then at least as large a newest one."""
@@ -70,6 +74,10 @@ class Brought:
         """Ask for what :meth:`get` is asked for next, by one stream."""
         self._brought |= zip(paths, self._ask_for(paths, skip), strict=True)
 
+    def forget(self) -> None:
+        """Let go of what was brought, and not read."""
+        self._brought.clear()
+
     def _ask_for(self, paths: Sequence[str], skip: int) -> list[bytes | None]:
         raise NotImplementedError
 
@@ -84,21 +92,43 @@ class PeerSource(Brought):
     def __init__(self, host: Host, peer: str, run: str) -> None:
         super().__init__()
         self.name = f"peer {peer[-8:]}"
-        self._host, self._peer, self._run = host, peer, run
+        self.peer = peer
+        self._host, self._run = host, run
+        self._seconds, self._bytes = math.inf, math.inf  # that are left
+        self._earns = False
         self._loop = asyncio.get_running_loop()
         self._asked: Future[list[bytes | None]] | None = None
         self._closed = False
 
+    def limit(self, seconds: float = math.inf, bytes: float = math.inf) -> None:
+        """So long it may take over all that :meth:`get` is asked for from now on, and so much of
+        that it may be; what goes on between two files does not count."""
+        self._seconds, self._bytes = seconds, bytes
+
+    def earn(self) -> None:
+        """What it showed was proven: it may go on while it gives more, at a pace that is honest."""
+        self._bytes, self._earns = math.inf, True
+
     def _ask_for(self, paths: Sequence[str], skip: int) -> list[bytes | None]:
-        work = self.files(*paths, skip=skip, timeout=BRING_TIMEOUT_S)
+        if self._seconds <= 0 or self._bytes <= 0:
+            raise Unreachable(f"{self.name} did not give what it shows in the time that it has")
+        work = self.files(*paths, skip=skip, timeout=min(BRING_TIMEOUT_S, self._seconds))
+        began = time.monotonic()
         self._asked = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             if self._closed:
                 self._asked.cancel()
-            return self._asked.result(2 * BRING_TIMEOUT_S)
+            found = self._asked.result(2 * BRING_TIMEOUT_S)
+            got = sum(map(len, filter(None, found)))
+            self._bytes -= got
+            if self._earns:
+                self._seconds += FILE_S + got / PACE
+            return found
         except (CancelledError, TimeoutError):
             self._asked.cancel()
             raise Unreachable(f"{paths[-1]} did not arrive from {self.name}") from None
+        finally:
+            self._seconds -= time.monotonic() - began
 
     def close(self) -> None:
         """Whoever waits in the thread is not answered any more."""
@@ -132,7 +162,7 @@ class PeerSource(Brought):
         """
         try:
             async with asyncio.timeout(timeout):
-                async with self._host.open(self._peer, wire.LEDGER) as stream:
+                async with self._host.open(self.peer, wire.LEDGER) as stream:
                     return await ask_files(stream, request, paths)
         except TimeoutError:
             raise Unreachable(f"{paths[-1]} did not arrive from {self.name} in time") from None

@@ -8,13 +8,16 @@ signatures are checked and the fold decides what it means.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artel.ledger.entries import Entry, decode
+from artel.ledger.entries.fold_state import peer_of
 from artel.ledger.fold.effects import Fold, checked
 from artel.ledger.fold.history import History
 from artel.ledger.fold.shares import FoldState
@@ -22,10 +25,12 @@ from artel.ledger.store.published import LostEntries, read_checkpoint_file, term
 from artel.ledger.store.store import CHECKPOINT_NAME, LedgerStore
 from artel.ledger.sync import fork, leadership
 from artel.ledger.sync.fork import SplitViewProven
+from artel.ledger.sync.looks import Looks
 from artel.ledger.sync.peers import PeerSource
 from artel.ledger.sync.signed_tree import (
     SignedHead,
     SignedTree,
+    common_size,
     manifest_of,
     next_bundle,
     take_over,
@@ -51,6 +56,22 @@ MOST_LOST = 4096
 given up; nothing that is final is."""
 
 
+class _Later(CheckFailed):
+    """A head is of a later term, which has to be looked at first."""
+
+    def __init__(self) -> None:
+        super().__init__("a later term has begun")
+
+
+@dataclass
+class _Offer:
+    """A verified head that a source shows, and what was here when it was asked for."""
+
+    head: SignedHead | None = None
+    start: int = 0
+    term: int = 0
+
+
 class Replica:
     """This home's copy of a run's ledger: the store, and the fold over it.
 
@@ -69,6 +90,7 @@ class Replica:
         """Called, in a thread, with those that may be given up now, before they are."""
         self.lost: list[Entry] = []
         """Entries with an ``own`` signature that were given up with their term, oldest first."""
+        self.looks = Looks()
         self._lock = asyncio.Lock()
         self._late = 0  # peers in a row that took too long
         self._growth: list[asyncio.Event] = []
@@ -143,13 +165,52 @@ class Replica:
         :param instead: what it has takes the place of what is other here: the caller knows that
             the electors have certified that history, of two that were signed
         """
+        if target and self.store.size >= target:
+            return
+        bound: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if not self._trusts(source):
+            assert isinstance(source, PeerSource)
+            bound = self.looks.at(source, known=source.peer in self.state.nodes)
+        with bound:
+            offer = None if self._trusts(source) else await self._look(source, run, target)
+            while await self._taken(source, run, target, instead, offer):
+                offer = await self._look(source, run, target)
+
+    def _trusts(self, source: PeerSource | Holder) -> bool:
+        """Whether nothing is read of a source before it has this copy: those who lead the run, or
+        may by its manifest, and what a person named; for a copy that holds nothing, anybody."""
+        if not isinstance(source, PeerSource) or not self.store.size:
+            return True
+        return source.peer in map(peer_of, self.state.leaders())
+
+    async def _taken(
+        self,
+        source: PeerSource | Holder,
+        run: str,
+        target: int,
+        instead: bool,
+        offer: _Offer | None,
+    ) -> bool:
+        """Take over what a source has; whether it has to be looked at first."""
         async with self._lock:
-            if not target or self.store.size < target:
-                await self._in_time(source, self._follow(source, run, target, instead))
+            if offer is not None or not target or self.store.size < target:
+                try:
+                    await self._in_time(source, self._follow(source, run, target, instead, offer))
+                except _Later:
+                    return True
             if self.store.size < target:
                 raise CheckFailed(
                     f"the peer announced {target} ledger entries and shows {self.store.size}"
                 )
+            return False
+
+    async def _look(self, source: PeerSource | Holder, run: str, target: int) -> _Offer:
+        """What a source shows, so far as it need not be taken over for that. The lock is not held:
+        what can be trusted is followed meanwhile."""
+        offer = _Offer()
+        work = self.looks.thread(self._read, source, run, target, offer)
+        await self._in_time(source, work)
+        return offer
 
     async def _in_time(self, source: PeerSource | Holder, work: Coroutine[Any, Any, None]) -> None:
         """Wait for what a source gives; others wait for their turn meanwhile, and of these waits
@@ -157,16 +218,17 @@ class Replica:
 
         :raises Unreachable: it takes too long
         """
-        patience = (PATIENCE_S if self.store.size else FIRST_S) * 2.0**self._late
+        trusted = self._trusts(source)
+        patience = (PATIENCE_S if self.store.size else FIRST_S) * 2.0 ** (self._late * trusted)
         try:
             # Cancelled in between, store and fold would speak of different ledgers.
             await within(uninterrupted(work, source.close), min(patience, LONGEST_S))
         except TimeoutError:
-            self._late = min(self._late + 1, 10)
+            self._late = min(self._late + trusted, 10)
             raise Unreachable(
                 f"{source.name} did not give what it has of the ledger in {patience:.0f} s"
             ) from None
-        self._late = 0
+        self._late *= not trusted
 
     async def add(self, leaves: Sequence[bytes], note: str) -> None:
         """Take over entries that lie on this machine, which end in a signed head.
@@ -186,10 +248,15 @@ class Replica:
             await uninterrupted(append())
 
     async def _follow(
-        self, source: PeerSource | Holder, run: str, target: int, instead: bool
+        self,
+        source: PeerSource | Holder,
+        run: str,
+        target: int,
+        instead: bool,
+        offer: _Offer | None,
     ) -> None:
         try:
-            await asyncio.to_thread(self._grow, source, run, target, instead)
+            await asyncio.to_thread(self._grow, source, run, target, instead, offer)
         finally:
             self._settle()
 
@@ -200,31 +267,62 @@ class Replica:
             for event in self._growth:
                 event.set()
 
-    def _grow(self, source: PeerSource | Holder, run: str, target: int, instead: bool) -> None:
-        """Append what the source has beyond this copy."""
+    def _read(
+        self, source: PeerSource | Holder, run: str, target: int, offer: _Offer, later: bool = True
+    ) -> None:
+        """Read and verify the head that a source shows.
+
+        :param later: also one of a later term
+        """
         store = self.store
+        offer.start, offer.term = store.size, store.term
         if target and isinstance(source, PeerSource):
             # What is new lies most probably there: one stream brings all.
             bundle, known = next_bundle(store, store.size, target)
             source.bring(CHECKPOINT_PATH, bundle.path, skip=len(encode_bundle(known)))
         text = text_of(source.get(CHECKPOINT_PATH), CHECKPOINT_PATH)
-        origin = parse_checkpoint(text).origin
-        later = (term_of(origin, run) or 0) > store.term
-        leaders: Sequence[str] = ()  # of a later term: that stands in the tree of the head
-        if not later:
-            leaders = store.leaders() if store.size else manifest_of(source, run)[0].coordinators
-        head = verified_head(source, text, verifier_keys(origin, leaders), run)
+        head = parse_checkpoint(text)
+        if (term_of(head.origin, run) or 0) > store.term:  # who leads that stands in its tree
+            if not later:
+                raise _Later
+            offer.head = self._sealed(source, text, run) if store.size else None
+            offer.head = offer.head or verified_head(source, text, (), run)
+            return
+        leaders = store.leaders() if store.size else manifest_of(source, run)[0].coordinators
+        offer.head = verified_head(source, text, verifier_keys(head.origin, leaders), run)
+        if isinstance(source, PeerSource):
+            source.earn()
+
+    def _grow(
+        self,
+        source: PeerSource | Holder,
+        run: str,
+        target: int,
+        instead: bool,
+        offer: _Offer | None,
+    ) -> None:
+        """Append what the source has beyond this copy."""
+        store = self.store
+        if offer is None:
+            offer = _Offer()
+            self._read(source, run, target, offer, later=not store.size)
+        elif (offer.start, offer.term) != (store.size, store.term) and isinstance(
+            source, PeerSource
+        ):
+            source.forget()  # it was asked for before this copy grew
+        head = offer.head
+        assert head is not None
+        later = head.term > store.term
         if head.size <= store.size and not (later or instead):
-            self._prove_fork(source, text)
+            self._prove_fork(source, head.note)
             return
         own = self._own_not_final() if later else []
         self.giving_up(own)
         try:
-            self._require_sealed(source, head)
             take_over(store, source, head, self.fold, most=self.most, instead=instead)
             self.lost += [entry for entry in own if store.index_of(entry.id) is None]
         except CheckFailed:
-            self._prove_fork(source, text)
+            self._prove_fork(source, head.note)
             raise
 
     def _own_not_final(self) -> list[Entry]:
@@ -234,17 +332,40 @@ class Replica:
         known = map(decode, self.store.leaves(start))
         return [entry for entry in known if not entry.named_signers.isdisjoint(self.own)]
 
-    def _require_sealed(self, source: TileSource, head: SignedHead) -> None:
-        """Anybody can make a key and nodes that seal for it, and as much of a ledger as it likes:
-        one at least has to be known here before that is read. (The fold decides afterwards.)"""
-        store = self.store
-        last = head.terms[-1] if store.size and head.terms else None
-        if last is None or last.leader in store.genesis.coordinators:
-            return
-        leaf = SignedTree(source, head.size, head.root).leaf(last.begins)
-        seals = leadership.began(leaf, store.genesis).seals
-        if not self.state.nodes.keys() & {seal.node for seal in seals}:
-            raise CheckFailed(f"nobody who is known here sealed the term before {last.number}")
+    def _sealed(self, source: PeerSource | Holder, text: str, run: str) -> SignedHead:
+        """The head of a later term, whose first entry that is new here was checked: anybody can
+        make a key and nodes that seal for it, and as much of a ledger as it likes.
+
+        Where that entry follows what is here, the electors are known, and only their seals count.
+        Else they may be others by then: some who are known here have to have sealed it, or a
+        coordinator of the manifest leads; the fold decides when it comes to that entry.
+        """
+        store, state, genesis = self.store, self.state, self.store.genesis
+        head = parse_checkpoint(text)
+        tree = SignedTree(source, head.size, head.root)
+        number, index = leadership.next_said(source, store.term)
+        common = common_size(store, tree)
+        if not common <= index < tree.size:
+            raise CheckFailed(f"{source.name} shows no handover behind term {store.term}")
+        body = leadership.began(tree.leaf(index), genesis, number)
+        nodes = [seal.node for seal in body.seals]
+        sealed = bool(state.electors.sets) and state.electors.quorum(state.trusted(nodes))
+        known = body.coordinator in genesis.coordinators or state.nodes.keys() & set(nodes)
+        if not sealed and (index == store.size or not known):
+            raise CheckFailed(
+                f"{source.name} shows a handover to term {number} that is not sealed by the "
+                "electors, of whom a quorum has to",
+                "whoever made it lies: ask another holder of the ledger",
+            )
+        last = term_of(head.origin, run) or 0
+        terms = tuple(leadership.terms_shown(source, tree, genesis, last))
+        leader = terms[-1].leader
+        found = verified_head(source, text, verifier_keys(head.origin, [leader]), run)
+        if sealed and isinstance(source, PeerSource):
+            source.earn()
+            if number == last and source.peer == peer_of(leader):  # by the electors' word
+                source.limit()
+        return replace(found, terms=terms)
 
     def _prove_fork(self, source: TileSource, note: str) -> None:
         """Raise SplitViewProven if the note is a coordinator's and not of our tree."""

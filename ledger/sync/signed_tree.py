@@ -12,6 +12,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from sqlite3 import Connection
 
 from artel.ledger.entries import Entry, Genesis, decode
 from artel.ledger.entries import body as bodies
@@ -299,13 +300,19 @@ def take_over(
             yield entry
             progress(done, head.size)
 
+    anew = fold if keep is None else Fold(FoldState())
+
+    def beside(connection: Connection, new: Sequence[Entry], first: int) -> None:
+        anew.beside(connection, new, first)
+        anew.require_terms(head.terms)
+
     try:
         if keep is None:
-            store.append_replica(read(), head.own_note(), fold.beside)
+            store.append_replica(read(), head.own_note(), beside)
         else:
-            before, anew = store.latest_note, Fold(FoldState())
+            before = store.latest_note
             try:
-                store.append_replica(read(), head.own_note(), anew.beside, keep=keep)
+                store.append_replica(read(), head.own_note(), beside, keep=keep)
             finally:
                 if store.latest_note != before:  # it can fail after the commit, too
                     fold.begin_anew(anew)

@@ -1,0 +1,84 @@
+"""Bounds on looks at what somebody offers who is not trusted yet: anybody can say to hold more of a
+ledger, or one of a later term, and then be slow, or show without end.
+
+A look has so many seconds and bytes for all that it reads. One peer is looked at once at a time,
+and few at all; of those that the ledger does not know some few, so that they take no place of the
+others. Who wasted a look is left alone for a while, which grows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+from artel.ledger.sync.peers import PeerSource
+from artel.protocol.errors import ArtelError, Unreachable
+
+LOOK_S = 5.0
+LOOK_BYTES = 8 << 20
+"""For what shows a handover: three entry bundles, and tiles."""
+AT_ONCE = {True: 4, False: 2}
+"""Looks at peers that the ledger knows, and at others."""
+MOST_DOUBLINGS = 4
+"""A slow line that is honest gets more after each look that was not enough."""
+REST = 4.0
+"""Who wasted so many seconds is left alone for so many times as long, the first time."""
+REST_S, MOST_REST_S = 1.0, 600.0
+KEPT = 1024
+
+Result = TypeVar("Result")
+
+
+class Looks:
+    """Looks at the ledgers of others; one event loop owns it.
+
+    :param clock: steady seconds
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._under_way: dict[str, bool] = {}  # peer to whether the ledger knows it
+        self._wasted: dict[str, tuple[int, float]] = {}  # peer: how often, and until when it rests
+        # Not those of the event loop: what is trusted needs them.
+        self._threads = ThreadPoolExecutor(2 * sum(AT_ONCE.values()), thread_name_prefix="looks")
+
+    @contextmanager
+    def at(self, source: PeerSource, *, known: bool) -> Iterator[None]:
+        """Bound what is read from a source in this context.
+
+        :param known: the ledger names the peer
+        :raises Unreachable: it is not looked at now
+        """
+        peer, began = source.peer, self._clock()
+        times, _ = self._wasted.get(peer, (0, 0.0))
+        busy = list(self._under_way.values()).count(known) >= AT_ONCE[known]
+        if busy or peer in self._under_way or self.resting(peer):
+            raise Unreachable(f"{source.name} is not looked at now", "wait: others are, or it was")
+        self._under_way[peer] = known
+        more = 2 ** min(times, MOST_DOUBLINGS)
+        source.limit(more * LOOK_S, more * LOOK_BYTES)
+        try:
+            yield
+        except ArtelError:
+            rest = (REST_S + REST * (self._clock() - began)) * 2**times
+            self._wasted.pop(peer, None)
+            self._wasted[peer] = min(times + 1, 20), self._clock() + min(rest, MOST_REST_S)
+            while len(self._wasted) > KEPT:
+                del self._wasted[next(iter(self._wasted))]
+            raise
+        else:
+            self._wasted.pop(peer, None)
+        finally:
+            del self._under_way[peer]
+
+    def resting(self, peer: str) -> bool:
+        """Whether a peer is left alone now."""
+        return self._clock() < self._wasted.get(peer, (0, 0.0))[1]
+
+    async def thread(self, work: Callable[..., Result], *given: object) -> Result:
+        """As ``asyncio.to_thread``, in a thread for looks."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *given)
