@@ -26,9 +26,12 @@ from artel.ledger.store.second import second_path
 from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
 from artel.ledger.sync.fork import SPLIT_VIEW_FILE
 from artel.ledger.sync.holding import hold
+from artel.ledger.sync.looks import AT_ONCE, LOOK_S
 from artel.ledger.sync.offline import verify_evidence
+from artel.ledger.sync.peers import PeerSource
 from artel.ledger.sync.serving import LedgerService
-from artel.ledger.tlog.checkpoint import sign_checkpoint
+from artel.ledger.tlog.checkpoint import origin_of, sign_checkpoint
+from artel.protocol import messages
 from artel.protocol.errors import CheckFailed, Unreachable
 from artel.protocol.identity import Identity
 from artel.protocol.net import wire
@@ -290,6 +293,43 @@ async def test_a_running_coordinator_that_is_shown_more_signs_nothing_any_more(
         await core.drive()
     assert office.store.size == size
     assert core.heads.note(size + 5) == more  # so that a start knows of it
+
+
+async def test_who_says_to_know_a_later_term_and_shows_nothing_freezes_no_coordinator(
+    office: Office, members: list[Member], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core, asked = office.core, list[str]()
+    never = asyncio.Event()
+
+    async def hang(source: PeerSource, *paths: str, skip: int = 0, timeout: float) -> Any:
+        asked.append(source.peer)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await never.wait()
+        raise Unreachable("too slow")
+
+    monkeypatch.setattr(PeerSource, "files", hang)
+    note = sign_checkpoint(key("a stranger"), origin_of(office.run, 99), 10**6, b"\1" * 32)
+
+    async def shown(peer: str) -> None:
+        await recovery.require_newest(core, peer, note)
+
+    peers = [key(f"stranger {number}").peer_id for number in range(30)]
+    peers += [member.identity.peer_id for member in members] * 10
+    showing = asyncio.gather(*map(shown, peers))
+    async with asyncio.timeout(3.0):  # the pool that serves the ledger has free threads
+        await asyncio.gather(*(asyncio.to_thread(int) for _ in range(64)))
+    assert not showing.done()
+    async with asyncio.timeout(3 * LOOK_S):
+        await showing
+    assert len(set(asked)) <= sum(AT_ONCE.values()), "few at once, and each once"
+    assert len(asked) == len(set(asked))
+    # Who is no node of the run shows nothing at all.
+    asked.clear()
+    cosigned = messages.Cosigned(run=office.run, note=note)
+    with pytest.raises(Refused) as caught:
+        await office.desk._cosigned(key("another stranger").peer_id, cosigned)
+    assert (caught.value.code, asked) == ("unknown_node", [])
 
 
 async def test_addresses_of_members_are_kept_and_bounded(

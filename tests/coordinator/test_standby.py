@@ -264,6 +264,42 @@ def test_seals_are_of_the_node_that_shows_them_and_the_newest_counts(world: Worl
     assert seals.sealed(state) == 1
 
 
+def test_a_seal_of_a_term_that_no_elector_can_have_come_to_says_nothing(world: World) -> None:
+    liar, other = world.members[:2]
+    seals, state = Seals(world.run), world.state
+    seals.take(liar.peer_id, entries.seal(liar, world.run, term=2**52).encode())
+    assert (seals.some(state), seals.sealed(state)) == (False, -1)
+    stranger = key("a stranger")
+    seals.take(stranger.peer_id, entries.seal(stranger, world.run, term=0).encode())
+    assert not seals.some(state), "it is no elector"
+    seals.take(other.peer_id, entries.seal(other, world.run, term=0).encode())
+    assert seals.some(state)
+
+
+async def test_a_term_is_begun_with_seals_of_electors_alone(
+    world: World, parties: list[Party], waiting: tuple[Standby, OwnLedger]
+) -> None:
+    _, own = waiting
+    await own.follow(PeerSource(waiting[0]._host, parties[0].host.peer_id, world.run))
+    seals = Seals(world.run)
+    for node in (*world.members, key("a stranger"), key("another")):
+        seals.take(node.peer_id, entries.seal(node, world.run, term=0).encode())
+    turn = seals.turn(own, [world.standbys[0].key])
+    assert turn is not None
+    assert {seal.node for seal in turn.seals} == {node.peer_id for node in world.members}
+
+
+async def test_of_many_who_say_to_know_a_run_all_are_asked_in_turn(
+    world: World, waiting: tuple[Standby, OwnLedger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stands, _ = waiting
+    monkeypatch.setattr(Standby, "state", World(name="nothing yet").state)
+    many = [key(f"liar {number}").peer_id for number in range(20)]
+    stands._circle.known.update({peer: ["/ip4/127.0.0.1/tcp/1"] for peer in many})
+    asked = {peer for _ in range(2) for peer in await stands._asked_now()}
+    assert asked >= set(many)
+
+
 async def test_a_home_that_was_put_back_begins_no_term_twice(
     world: World, parties: list[Party], waiting: tuple[Standby, OwnLedger]
 ) -> None:
