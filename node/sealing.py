@@ -50,7 +50,7 @@ LOOK_S = 1.0
 """Between two looks for whoever leads, while nobody does."""
 SEEK_AFTER_S = 2.5
 """So long one who leads may be silent before others are asked."""
-WAIT_S = 2.0
+WAIT_S = 4.0
 """So long what others show is waited for before a term is sealed that is to be."""
 AHEAD = 8
 """By how much longer an elector waits that does not know whether the others have come as far."""

@@ -47,7 +47,8 @@ async def drips(party: Party, run: str) -> list[str]:
     """Have a party show a head of a later term at once, and what is under it never; what it is
     asked for."""
     asked = list[str]()
-    note = sign_checkpoint(party.host.identity, origin_of(run, 6), 10**6, os.urandom(32))
+    text = sign_checkpoint(party.host.identity, origin_of(run, 6), 10**6, os.urandom(32))
+    note = text.encode()
 
     async def answer(peer: str, request: Any, stream: wire.ByteStream) -> None:
         assert isinstance(request, messages.Get)
@@ -55,7 +56,7 @@ async def drips(party: Party, run: str) -> list[str]:
         for path in request.paths:
             if path == "checkpoint":
                 await wire.write_message(stream, messages.File(size=len(note)))
-                await stream.write(note.encode())
+                await stream.write(note)
             elif path in ("certified", "seal"):
                 await wire.write_message(stream, messages.Refusal.of("not_here", "none"))
             else:
@@ -151,7 +152,8 @@ async def test_a_handover_that_is_not_sealed_is_refused_before_anything_behind_i
         store.append(world.leaves, world.sign)
         store.begin_term(1)
         sign = lambda size, root: sign_checkpoint(led, origin_of(world.run, 1), size, root)  # noqa: E731
-        store.append(leaves[len(world.leaves) :], sign)
+        for first in range(len(world.leaves), len(leaves), 256):
+            store.append(leaves[first : first + 256], sign)
         heads = HeadStore(tmp_path / "liar" / HEADS_NAME)
         files = Served(store, heads, lambda: replay(leaves))
         asked = list[str]()
