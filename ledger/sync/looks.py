@@ -15,7 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
+from artel.ledger.sync.fork import SplitViewProven
 from artel.ledger.sync.peers import PeerSource
+from artel.ledger.sync.signed_tree import TooMuch
 from artel.protocol.errors import ArtelError, Unreachable
 
 LOOK_S = 5.0
@@ -63,6 +65,8 @@ class Looks:
         source.limit(more * LOOK_S, more * LOOK_BYTES)
         try:
             yield
+        except (SplitViewProven, TooMuch):
+            raise  # it gave what it has
         except ArtelError:
             rest = (REST_S + REST * (self._clock() - began)) * 2**times
             self._wasted.pop(peer, None)
