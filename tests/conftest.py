@@ -7,6 +7,7 @@ them.
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,6 +51,15 @@ def no_real_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The runs of different tests have the same keys."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg-state"))
+
+
+@pytest.fixture(autouse=True)
+def own_log() -> Iterator[None]:
+    """A command that a test runs in this process takes its log for its own."""
+    log = logging.getLogger("artel")
+    kept = log.level, log.propagate, list(log.handlers)
+    yield
+    log.level, log.propagate, log.handlers = kept
 
 
 class Recorder:

@@ -358,6 +358,7 @@ async def test_a_contribution_lets_one_in_and_a_few_more_when_no_other_is_left(
     assert len(used) == trials.USES * pieces
     for turn in range(trials.USES):
         assert len(set(used[turn * pieces : (turn + 1) * pieces])) == pieces
+    await office.pass_time(0)  # the members were silent all that time
     await play_round(office, office.honest)
     await play_round(office, office.honest)
     assert await passes(Member(office, "later")) not in used
