@@ -104,7 +104,7 @@ async def test_of_wrong_bytes_nothing_is_kept_and_the_rest_comes_over_new_connec
     rule = pair.proxy.apply(fault)
     assert await pair.fetch_at_last() == DATA
     assert rule.hits[what] > 0
-    # No connection goes on behind a wrong byte. The next one may be the other side's, past the proxy.
+    # No connection goes on behind a wrong byte. The next may be the other side's, past the proxy.
     await until(lambda: first not in pair.proxy.lines)
 
 
