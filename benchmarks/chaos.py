@@ -239,9 +239,9 @@ class Chaos:
 
     def _result(self, accounts: Accounts) -> Result:
         problems = [*self.problems, *self.swarm.problems, *accounts.problems]
-        first, last = (self.losses[end(self.losses)] for end in (min, max))
-        if not last < first:
-            problems.append(f"the loss has not fallen: {first:.3f}, then {last:.3f}")
+        known = [f"{self.losses[round]:.3f}" for round in sorted(self.losses)]
+        if len(known) < 2 or not self.losses[max(self.losses)] < self.losses[min(self.losses)]:
+            problems.append(f"the loss has not fallen: {', '.join(known) or 'none was measured'}")
         return Result(
             options=vars(self.options),
             blows=self.striker.blows,
