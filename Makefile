@@ -19,9 +19,10 @@ demo: $(STAMP)
 PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
 ## test: the fast suite (real processes, real sockets), a process for each core, a file at a time,
-## the longest first
+## the longest first; what failed among the others is run once more alone, and shown both times
 test: $(STAMP)
-	$(BIN)/python -m pytest $(PARALLEL)
+	$(BIN)/python -m pytest $(PARALLEL) || { test $$? -eq 1 && \
+	$(BIN)/python -m pytest -rA --last-failed --last-failed-no-failures none; }
 
 ## test-slow: the rest of the suite
 test-slow: $(STAMP)

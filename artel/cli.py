@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from artel import __version__
-from artel.protocol import terminal
+from artel.protocol import files, terminal
 from artel.protocol.errors import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -111,6 +112,11 @@ def _judged(argv: list[str] | None) -> int:
     except Exception as error:
         if verbose:
             raise
+        if isinstance(error, OSError) and error.errno in files.DISK_FULL:
+            # A write names no file: not each of them is worth a message of its own.
+            full = files.disk_error(error, Path(error.filename or "a file"))
+            print(f"error: {full.diagnostics()}", file=sys.stderr)
+            return full.exit_code
         odd = next((part for part in arguments if not _is_text(part)), None)
         if isinstance(error, UnicodeEncodeError) and odd is not None:
             print(f"error: the argument {odd!r} is not UTF-8 text", file=sys.stderr)

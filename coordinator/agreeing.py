@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from artel.coordinator.availability import Availability
+from artel.coordinator.peer import holders_of
 from artel.coordinator.recomputing import Order, Recomputer
 from artel.coordinator.service import Coordinator
 from artel.ledger import entries
@@ -136,8 +137,7 @@ class Agreeing:
         core, blobs, base = self._core, self._core.blobs, self._core.state.base
         path = blobs.path(base)
         if path is None:
-            holders = [name for name, peer in core.peers.items() if peer.report.state_root == base]
-            wanted = delivery.Wanted(base, holders, core.state_bytes, "state")
+            wanted = delivery.Wanted(base, holders_of(base, core.peers), core.state_bytes, "state")
             path = await delivery.fetch(core.host, blobs, wanted)
         if self._availability.needed:
             await self._availability.have_all(attempt)

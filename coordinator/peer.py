@@ -56,6 +56,12 @@ def addresses_of(peers: Mapping[str, Peer]) -> dict[str, list[str]]:
     return {name: peer.addresses for name, peer in peers.items()}
 
 
+def holders_of(root: str, peers: Mapping[str, Peer]) -> list[str]:
+    """Nodes that may give a state, the likely ones first: who is a state further holds the one
+    before it as well, and where a round is being applied nobody may be at its base any more."""
+    return sorted(peers, key=lambda name: peers[name].report.state_root != root)
+
+
 def say_who_sits_out(before: RunState, after: RunState) -> None:
     """Log who has been in the way of others since."""
     for peer, pause in after.pauses.items():

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from artel.coordinator.closing import Closing
+from artel.coordinator.peer import holders_of
 from artel.coordinator.returning import Returning
 from artel.coordinator.service import Coordinator
 from artel.coordinator.stock import Stock
@@ -92,8 +93,7 @@ class Upkeep:
 
         :param others: nodes that may hold it too
         """
-        core = self._core
-        holders = [name for name, peer in core.peers.items() if peer.report.state_root == root]
+        holders = holders_of(root, self._core.peers)
         holders += [name for name in others if name not in holders]
         return await self._stock.mirror(root, holders)
 

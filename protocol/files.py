@@ -99,6 +99,9 @@ def write(path: Path, data: bytes, *, durable: bool = True, mode: int = 0o666) -
         file.write(data)
 
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
 class DiskFull(ResourceError):
     """There is no room left on a disk."""
 
@@ -119,7 +122,7 @@ def told(where: Path, size: int = 0) -> Iterator[None]:
 
 def disk_error(error: OSError, where: Path, size: int = 0) -> ResourceError:
     """The error for a person behind a failed write; the parameters are those of :func:`told`."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in DISK_FULL:
         room = f"free at least {readable(size)} there" if size else "free some space"
         return DiskFull(
             f"the disk is full: cannot write {where}",

@@ -650,7 +650,11 @@ class Fold:
         chosen = {peer: weights[peer] for peer in heaviest[:48]}
         stretch = self.round // -(-self.fame // 16)
         last = self.electors[-1] if self.electors else None
-        if not chosen or (last and (last.stretch, last.by_standing) == (stretch, by_standing)):
+        grows = (
+            last and not by_standing and len(last.weights) < 3 and set(last.weights) < set(chosen)
+        )
+        same = last and (last.stretch, last.by_standing) == (stretch, by_standing)
+        if not chosen or (same and not grows):
             return
         new = Record(since=self.index, stretch=stretch, weights=chosen, by_standing=by_standing)
         if last and (last.weights, last.by_standing) == (chosen, by_standing):

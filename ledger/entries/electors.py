@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 MOST = 48
 """Electors at a time: what they sign is stored for ever, and asked for in seconds. A note has room
 for what two sets sign (:data:`ledger.tlog.note.MAX_SIGNATURE_LINES`)."""
+FEW = 3
+"""With fewer voices none may be away: such a set grows before its stretch is over."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,16 @@ class Electors:
         :param by: whether the weights are of standing
         """
         last = self.sets[-1] if self.sets else None
-        if not weights or (last and (last.stretch, last.by_standing) == (stretch, by)):
-            return
         most = sorted(weights, key=lambda node: (-weights[node], node))[:MOST]
         chosen = {node: weights[node] for node in sorted(most)}
+        if last and (last.stretch, last.by_standing) == (stretch, by):
+            # Of fewer than three voices all make a quorum, so one of those who are joined is one
+            # of their former sets too: no set has to wait for its change to be final by another.
+            grows = not by and len(last.weights) < FEW and last.weights.keys() < chosen.keys()
+            if not grows:
+                return
+        elif not chosen:
+            return
         new = Electorate(since, stretch, chosen, by)
         if last and last.weights == chosen and last.by_standing == by:
             # Nobody new: both sets are one.

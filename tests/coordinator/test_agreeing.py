@@ -49,6 +49,23 @@ async def test_an_honest_state_is_recomputed_fetched_and_agreed(tmp_path: Path) 
     assert children() == []
 
 
+async def test_the_base_comes_from_nodes_that_are_a_state_further_already(tmp_path: Path) -> None:
+    """Who takes over while a round is applied has no state yet; it waited until that failed."""
+    async with scene_of(tmp_path, 3) as scene:
+        await scene.training()
+        scene.office.blobs.delete(scene.base.root)
+        await scene.closed()
+        right = scene.next()
+        for member in scene.members:
+            member.root = scene.give(member, right)
+            await member.beat()
+        for member in scene.members:
+            scene.give(member, scene.base.state)
+            await member.sign_state(member.root)
+        await scene.over()
+        assert scene.core.ledger.state.states == [scene.base.root, state_root(right)]
+
+
 async def test_nobody_is_asked_for_the_state_that_the_coordinator_has_computed(
     tmp_path: Path,
 ) -> None:

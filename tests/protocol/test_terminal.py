@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import json
 import os
@@ -23,7 +24,7 @@ from artel import cli
 from artel.coordinator import demo_view
 from artel.node import commands, preflight
 from artel.protocol import messages, options, terminal
-from artel.protocol.errors import DecodeError, UsageError
+from artel.protocol.errors import EXIT_RESOURCE, DecodeError, UsageError
 from artel.protocol.manifest import Manifest
 from artel.protocol.manifest_template import template
 from artel.protocol.net import wire
@@ -49,6 +50,19 @@ def assert_steers_nothing(text: str) -> None:
     assert "good" in text, "the name itself is shown"
     assert not STEERING & set(text)
     assert "\r" not in text.replace("\r\n", "\n")
+
+
+def test_a_disk_that_fills_up_under_any_command_is_said_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(cli, "run", full)
+    assert cli.main(["node", "start"]) == EXIT_RESOURCE
+    said = capsys.readouterr().err
+    assert said.startswith("error: the disk is full")
+    assert "free some space" in said
 
 
 # --- streams that cannot show everything ----------------------------------------------------------

@@ -239,6 +239,19 @@ def test_nobody_new_changes_nothing_and_a_stretch_has_one_choice() -> None:
     assert not found.quorum("a")
 
 
+def test_a_set_of_one_or_two_voices_grows_within_its_stretch() -> None:
+    found = Electors()
+    for since, there in ((10, "a"), (20, "bc"), (30, "ab"), (40, "b"), (50, "abcd"), (60, "abcde")):
+        found.choose(since, 1, dict.fromkeys(there, 1), False)
+    # Neither without all who are there, nor once three are.
+    assert [(each.since, *each.weights) for each in found.sets] == [(30, *"ab"), (50, *"abcd")]
+    assert found.quorum("abc")
+    assert not found.quorum("bcd"), "the former ones have to agree"
+    found.choose(70, 1, dict.fromkeys("abcd", 2), True)
+    found.choose(80, 1, dict.fromkeys("abcdef", 1), True)
+    assert found.sets[-1].since == 70, "by standing weights are what counts, not heads"
+
+
 def test_the_heaviest_are_taken() -> None:
     weights = {f"{number:03}": 1 + number % 7 for number in range(3 * MOST)}
     chosen = electors(weights).present
