@@ -43,9 +43,8 @@ from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.fold.shares import apply
 from artel.ledger.store.store import DATABASE_NAME, MAX_BATCH, LedgerStore
 from artel.ledger.store.verify import verify_home
-from artel.ledger.tlog.proof import inclusion, verify_inclusion
 from artel.protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ArtelError, CheckFailed
-from artel.protocol.merkle import leaf_hash
+from artel.protocol.merkle import inclusion, leaf_hash, verify_inclusion
 from benchmarks.ledger_entries import PER_ROUND, Run
 from benchmarks.ledger_machine import (
     Processors,

@@ -107,7 +107,7 @@ PARTS = {
     "votes": ("state",),
     "cosignatures": ("cosigned",),
     "ledger served": ("ledger_get",),
-    "content served": ("get_index", "get_chunks", "get_have"),
+    "content served": ("get_index", "get_items", "get_chunks", "get_have"),
 }
 """What a coordinator is asked, by the kinds of the requests."""
 OTHERS = ("ledger written", "loop and background", "network daemon", "recomputing")

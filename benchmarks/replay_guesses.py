@@ -24,7 +24,7 @@ from artel.protocol.exchange import codec as codecs
 from artel.protocol.exchange.codec import Elements
 from artel.protocol.exchange.pseudogradient import Header
 from artel.protocol.fingerprints import Rows
-from artel.protocol.messages import TRIAL_STEPS
+from artel.protocol.repeated_work import TRIAL_STEPS
 from artel.protocol.state import map_state
 
 SCALES = np.geomspace(0.2, 5.0, 49)

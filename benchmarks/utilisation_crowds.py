@@ -11,7 +11,8 @@ they did in it, and as many come, and fetch a state from the others while these 
     contribution passes through the coordinator
 ``sharded, S = N``
     with ``exchange.holders``: as many slices as members (at most 1,024), one combines and one
-    checks each, and contributions are held by those who combine them, who read all their indexes
+    checks each, and contributions are held by those who combine them, who fetch the items of these
+    slices of each index, with proofs
 ``groups of g``
     the members of a group combine one slice each of what the group sent; those who hold one slice
     in all groups combine that among themselves as a sharded round does; then everybody fetches the
@@ -29,6 +30,7 @@ import numpy as np
 
 from artel.protocol.assignment import FEW_SLICES, MAX_SLICES
 from artel.protocol.exchange.pseudogradient import HEADER_BYTES, index_bytes
+from artel.protocol.index_items import items_bytes
 from benchmarks.virtual_time import ENTRY_BYTES, MESSAGE_BYTES, MESSAGES
 
 CROWDS = (64, 256, 1000, 10_000)
@@ -37,6 +39,8 @@ CHURN = 0.05
 DOWN, UP, LATENCY_S = 100e6, 20e6, 0.05
 AT_ONCE = 12
 """Requests of a node under way (:data:`artel.protocol.net.swarm.AT_ONCE`)."""
+ITEMS_FRAMES = 150
+"""Bytes of a request for items and of what is around them in the reply."""
 REQUEST_S = 0.004
 """Of a processor, for a stream at one end: docs/results/members.md."""
 OFFICE_BITS_S = 1e9
@@ -95,8 +99,11 @@ def plan_of(topology: str, members: int, run: Run, group: int = 0) -> Plan:
         return Plan(moved, moved, moved, moved, 3 * g + 3 * m, 0.0, 2, 2 * n)
     slices = min(n, FEW_SLICES if topology == "sharded" else MAX_SLICES)
     piece = p / slices + HEADER_BYTES
-    # Who combines or checks one slice has its inputs, and the indexes that name them.
+    # Who combines or checks one slice has its inputs, and what indexes say of them.
     inputs, busy, listed = piece * n, 2 * slices / n, index_bytes(slices) * n
+    if topology != "sharded":  # with holders
+        wanted = max(1, round(busy))
+        listed = min(listed, (ITEMS_FRAMES + items_bytes(wanted, slices)) * n)
     others = p + HEADER_BYTES * slices
     each = max(1.0, busy)  # with few members one has several slices
     most = inputs * each + others + listed

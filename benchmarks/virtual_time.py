@@ -22,6 +22,7 @@ from artel.protocol.assignment import Work
 from artel.protocol.errors import CheckFailed
 from artel.protocol.exchange.pseudogradient import HEADER_BYTES, index_bytes
 from artel.protocol.identity import peer_id_of
+from artel.protocol.index_items import items_bytes
 from artel.protocol.round_state import Phase, Presence, RunState
 
 ENTRY_BYTES = 1100
@@ -131,9 +132,8 @@ def traffic(load: Load, work: Work, members: int, *, coordinator_serves: bool = 
         return Traffic(pushed, served, moved, ledger)
     slices = members
     headers = (slices - 1) * HEADER_BYTES
-    # The list of its slices costs each contribution 72 bytes a slice; where that matters, a node
-    # gets one line of it with its proof (RFC 6962) instead of the whole list.
-    index = min(index_bytes(slices), 72 + 32 * max(1, (slices - 1).bit_length()))
+    # Of the list of its slices a node gets the item of each of its two with its proof.
+    index = min(index_bytes(slices), items_bytes(1, slices))
     inputs = (payload + headers) * others / members + index * others
     aggregates = (payload + headers) * others / members
     down = inputs + aggregates + inputs  # the second inputs are those of the slice that it checks

@@ -171,7 +171,9 @@ class Agreeing:
         paths = await self._had([(body.blob, body.size)], attempt)
         if core.work.topology_of(len(attempt.accounts)) == "sharded":
             index = paths[0].read_bytes()
-            listed = pseudogradient.open_index(index, round=body.round, base=body.base)
+            listed = pseudogradient.open_index(
+                index, round=body.round, base=body.base, payload=body.payload
+            )
             paths = await self._had([(item.blob, item.size) for item in listed], attempt)
         return list(map(str, paths))
 

@@ -171,7 +171,9 @@ class Availability:
         wanted = Wanted(body.blob, [node, *attempt.accepted], most, "contribution")
         path = await delivery.fetch(core.host, core.blobs, wanted)
         index = await asyncio.to_thread(path.read_bytes)
-        return body, pseudogradient.open_index(index, round=body.round, base=body.base)
+        return body, pseudogradient.open_index(
+            index, round=body.round, base=body.base, payload=body.payload
+        )
 
     async def _have(self, attempt: Attempt, node: str, slices: Sequence[int]) -> None:
         """Get slices of a contribution, and end the attempt if that cannot be."""

@@ -23,7 +23,7 @@ from artel.ledger.entries import Entry, reasons
 from artel.ledger.entries.reasons import explain
 from artel.ledger.fold import shares
 from artel.ledger.sync.serving import LedgerService, caller
-from artel.protocol import messages, options, round_state
+from artel.protocol import messages, options, repeated_work, round_state
 from artel.protocol.duties import Duty, directive
 from artel.protocol.errors import CheckFailed, DecodeError
 from artel.protocol.events import emit
@@ -95,7 +95,7 @@ class Desk:
         if isinstance(request, messages.Hello):
             await recovery.look_at(core, peer)
             return await self._hello(peer, request, wire.source_of(peer, stream))
-        if isinstance(request, messages.Repeated):
+        if isinstance(request, repeated_work.Repeated):
             await self._trials.answered(peer, request, wire.source_of(peer, stream))
             return messages.Ok()
         if peer not in core.ledger.state.nodes:
@@ -134,7 +134,7 @@ class Desk:
 
     async def _hello(
         self, peer: str, request: messages.Hello, source: str
-    ) -> messages.Welcome | messages.Trial:
+    ) -> messages.Welcome | repeated_work.Trial:
         core = self._core
         statements = [await intake.opened(data) for data in request.statements]
         kinds = [entry.kind for entry in statements]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from artel.coordinator.service import Coordinator
-from artel.protocol import assignment, messages, round_state
+from artel.protocol import assignment, index_items, messages, repeated_work, round_state
 from artel.protocol.fingerprints import ROW_BYTES
 from artel.protocol.messages import Kind
 from artel.protocol.net import delivery, wire
@@ -29,8 +29,10 @@ class Puts:
     ) -> messages.Message | None:
         """One request of the content service."""
         core = self._core
-        if isinstance(request, messages.GetDifference):
+        if isinstance(request, repeated_work.GetDifference):
             return await core.verdicts.difference(peer, request)
+        if isinstance(request, messages.GetItems):
+            return await index_items.give(core.blobs, request, stream)
         if not isinstance(request, messages.Put):
             return await delivery.serve_content(core.blobs, request, stream)
         if request.fingerprints:

@@ -31,13 +31,13 @@ from artel.ledger.entries import audits
 from artel.ledger.entries.story import AttemptTrail
 from artel.ledger.fold.attempts import newest_attempt
 from artel.ledger.fold.history import History
-from artel.protocol import fingerprints, messages
+from artel.protocol import fingerprints, repeated_work
 from artel.protocol.events import emit
 from artel.protocol.fingerprints import ROW_BYTES, Rows
 from artel.protocol.identity import short_peer
-from artel.protocol.messages import TRIAL_STEPS
 from artel.protocol.net import wire
 from artel.protocol.net.limits import RateLimits, network_of
+from artel.protocol.repeated_work import TRIAL_STEPS
 from artel.protocol.round_state import NO_NUMBERS
 
 log = logging.getLogger("artel.coordinator")
@@ -111,7 +111,7 @@ class Trials:
         since = self._passed.get((peer, account))
         return since is not None and self._core.clock() - since <= PASSED_S
 
-    async def asked(self, peer: str, account: str, source: str) -> messages.Trial | None:
+    async def asked(self, peer: str, account: str, source: str) -> repeated_work.Trial | None:
         """What a node has to do before it is registered; None: nothing.
 
         :param source: what it is counted by (:func:`wire.source_of`)
@@ -144,13 +144,13 @@ class Trials:
         piece = min(usable, key=self._rank)
         piece.handed_out += 1
         said = _TICKET.pack(core.clock(), piece.uses, bytes.fromhex(account))
-        return messages.Trial(
+        return repeated_work.Trial(
             contribution=piece.source,
             steps=piece.steps,
             ticket=said + self._mac(said, peer, piece.source),
         )
 
-    async def answered(self, peer: str, given: messages.Repeated, source: str) -> None:
+    async def answered(self, peer: str, given: repeated_work.Repeated, source: str) -> None:
         """Take an answer.
 
         :raises Refused: it is wrong (``trial_failed``), or cannot count any more (``trial_over``)
@@ -178,7 +178,7 @@ class Trials:
             raise wire.Refused(
                 f"what this node made of these {piece.steps} steps is not what they came to before",
                 f"another trial can be had in {pause:.0f} seconds",
-                code=messages.TRIAL_FAILED,
+                code=repeated_work.TRIAL_FAILED,
             )
         piece.uses, piece.failed = piece.uses + 1, 0
         await asyncio.to_thread(self._note_repeated, piece)
@@ -302,4 +302,4 @@ def _again(wait: float) -> str:
 
 
 def _over(why: str) -> wire.Refused:
-    return wire.Refused(why, "ask for another one", code=messages.TRIAL_OVER)
+    return wire.Refused(why, "ask for another one", code=repeated_work.TRIAL_OVER)

@@ -25,7 +25,7 @@ from artel.ledger.entries.reasons import explain
 from artel.ledger.entries.records import Audit
 from artel.ledger.fold.history import History
 from artel.ledger.fold.work_audits import repeated
-from artel.protocol import fingerprints, messages, round_state
+from artel.protocol import fingerprints, messages, repeated_work, round_state
 from artel.protocol.events import emit
 from artel.protocol.identity import public_of, short_peer
 from artel.protocol.net import delivery, wire
@@ -95,7 +95,9 @@ class Verdicts:
                 del self._given[source, peer]
                 self._store.delete(blob)
 
-    async def difference(self, peer: str, request: messages.GetDifference) -> messages.Difference:
+    async def difference(
+        self, peer: str, request: repeated_work.GetDifference
+    ) -> repeated_work.Difference:
         """Where the steps of the audited node are others than those of an auditor that has
         committed to its verdict."""
         found = self._committed(peer)
@@ -104,7 +106,7 @@ class Verdicts:
         _, first = await self._compared(found[1], peer, request.rows, request.hardware)
         if first == _LOST:
             first = (0, 0)
-        return messages.Difference(round=first[0], step=first[1])
+        return repeated_work.Difference(round=first[0], step=first[1])
 
     async def require_shown(self, verdict: entries.Verdict) -> None:
         """Refuse a verdict that the fold would take, and that its auditor has not shown.

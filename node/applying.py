@@ -13,7 +13,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,12 +23,13 @@ from artel.node.session import Session
 from artel.node.sync import States
 from artel.node.trainer.channel import TrainerError
 from artel.node.trainer.orders import Applied, Apply, ApplySlices, Combine, Command, Counted
-from artel.protocol import assignment, messages
+from artel.protocol import assignment, index_items, messages
 from artel.protocol.errors import CheckFailed, Unreachable
 from artel.protocol.events import emit
 from artel.protocol.exchange import pseudogradient
 from artel.protocol.exchange.pseudogradient import IndexItem
 from artel.protocol.identity import short_peer
+from artel.protocol.index_items import Listed
 from artel.protocol.messages import Kind
 from artel.protocol.net import delivery
 from artel.protocol.net.delivery import Wanted
@@ -39,6 +40,8 @@ log = logging.getLogger("artel.node")
 KIND: Kind = "contribution"
 HOLDERS = 12
 """Members that are named for a piece of content, beside its maker and the coordinator."""
+HINTED_S = 30.0
+"""For the content that items name, before whole indexes say which it is."""
 LACKING_S = 90.0
 """Until the coordinator says whether it has got what this node lacks."""
 POLL_S = 0.5
@@ -54,12 +57,19 @@ class _Known:
 
     key: tuple[int, int]
     indexes: dict[str, list[IndexItem]] = field(default_factory=dict)
-    """Node to what its index says of each slice; of one node as long as no slice is computed
-    here, and then of all."""
+    """Node to what its index says of each slice; of one node at least, and of all whose items were
+    not had, not right, or no fewer bytes."""
+    items: dict[tuple[str, int], IndexItem] = field(default_factory=dict)
+    """The same of nodes and slices whose index was not asked for; of these only ``payload`` is
+    certain, content id and size are a holder's word."""
     own: dict[int, str] = field(default_factory=dict)
     """Slice to the id of the aggregate that was computed here."""
     said: set[int] = field(default_factory=set)
     """Slices that this node has signed for, or has called wrong."""
+
+    def item(self, node: str, number: int) -> IndexItem:
+        """What a node has contributed to a slice."""
+        return self.indexes[node][number] if node in self.indexes else self.items[node, number]
 
 
 class Applying:
@@ -154,7 +164,7 @@ class Applying:
         wanted = [
             Wanted(
                 closed.shown[node].blob,
-                self._holders(closed, node, self._fetching(closed, closed.committed.index(node))),
+                self._keepers(closed, node),
                 pseudogradient.MAX_INDEX_BYTES,
                 KIND,
             )
@@ -162,17 +172,49 @@ class Applying:
         ]
         for node, path in zip(nodes, await self._fetch(wanted), strict=True):
             data = await asyncio.to_thread(path.read_bytes)
+            body = closed.shown[node]
             indexes[node] = pseudogradient.open_index(
-                data, round=closed.round, base=closed.shown[node].base
+                data, round=closed.round, base=body.base, payload=body.payload
             )
         if len(set(map(len, indexes.values()))) != 1:
             raise CheckFailed("the contributions of a sharded round have different slices")
 
+    async def _learn(self, closed: ClosedRound, numbers: Iterable[int]) -> None:
+        """Learn what everybody has contributed to slices that are to be computed here.
+
+        By items of indexes where these are fewer bytes; but without ``exchange.holders`` only maker
+        and coordinator would keep an index that nobody fetches.
+        """
+        session, known = self._session, self._known
+        wanted = sorted(set(numbers) - known.own.keys())
+
+        def unknown() -> list[str]:
+            nodes = (node for node in closed.accepted if node not in known.indexes)
+            return [n for n in nodes if any((n, number) not in known.items for number in wanted)]
+
+        here = [n for n in unknown() if session.blobs.has(closed.shown[n].blob)]
+        await self._open_indexes(closed, here)
+        if session.holders and index_items.worth(len(wanted), self._count):
+            asked = {
+                n: Listed(closed.shown[n].blob, closed.shown[n].payload, self._keepers(closed, n))
+                for n in unknown()
+            }
+            await session.link.locate({peer for one in asked.values() for peer in one.holders})
+            like = next(iter(known.indexes.values()))
+            known.items |= await index_items.ask(session.host, asked, wanted, like)
+        await self._open_indexes(closed, unknown())
+
+    def _keepers(self, closed: ClosedRound, node: str) -> list[str]:
+        """Who may give the index of a contribution."""
+        among = self._fetching(closed, closed.committed.index(node))
+        return self._holders(closed, node, among)
+
     async def _do_my_part(self, closed: ClosedRound, patience: float) -> None:
         """Aggregate the slices that are this node's, and show them to everybody."""
-        for number in self._mine(closed, assignment.combined_by):
-            if number in closed.aggregates or number in self._known.said:
-                continue
+        done = closed.aggregates.keys() | self._known.said
+        mine = [j for j in self._mine(closed, assignment.combined_by) if j not in done]
+        await self._learn(closed, [*mine, *self._mine(closed, assignment.checked_by)])
+        for number in mine:
             blob = await self._aggregate(closed, number)
             size = self._session.blobs.size_of(blob) or 0
             await delivery.push_all(
@@ -243,6 +285,7 @@ class Applying:
         """Fetch the aggregates, compute those that are missing or in doubt, take the outer step."""
         count = self._count
         doubtful = {j for j in range(count) if j in closed.accused or j not in closed.aggregates}
+        await self._learn(closed, doubtful)
         for number in sorted(doubtful):
             await self._aggregate(closed, number)
         use = {j: made.blob for j, made in closed.aggregates.items() if j not in doubtful}
@@ -284,7 +327,7 @@ class Applying:
         session, known = self._session, self._known.own.get(number)
         if known is not None and session.blobs.has(known):
             return known
-        await self._open_indexes(closed, closed.accepted)
+        await self._learn(closed, [number])
         paths = await self._inputs(closed, number)
         counted = [
             Counted(node, path, closed.weights[node])
@@ -295,6 +338,8 @@ class Applying:
             made = await session.trainer.do(order)
         except TrainerError as error:
             if error.code == "bad_blob" and error.node and session.holders:
+                if await self._doubt(closed, [error.node]):
+                    return await self._aggregate(closed, number)
                 await self._say_lacking(closed, number, error.node)
             raise
         blob = await asyncio.to_thread(session.blobs.put_file, made)
@@ -304,31 +349,43 @@ class Applying:
 
     async def _inputs(self, closed: ClosedRound, number: int) -> list[Path]:
         """What each accepted node has contributed to a slice."""
-        session, pieces = self._session, self._known.indexes
+        session, known = self._session, self._known
         others = self._fetching(closed, number)
+        items = {node: known.item(node, number) for node in closed.accepted}
         wanted = {
-            node: Wanted(
-                pieces[node][number].blob,
-                self._holders(closed, node, others),
-                pieces[node][number].size,
-                KIND,
-            )
-            for node in closed.accepted
+            node: Wanted(item.blob, self._holders(closed, node, others), item.size, KIND)
+            for node, item in items.items()
         }
+        away = [node for node, one in wanted.items() if not session.blobs.has(one.blob)]
         try:
-            paths = await self._fetch([*wanted.values()])
-        except Unreachable:
+            async with asyncio.timeout(None if known.indexes.keys() >= {*away} else HINTED_S):
+                paths = await self._fetch([*wanted.values()])
+        except (Unreachable, TimeoutError):
             if not session.holders:
                 raise
-            lacking = [n for n, one in wanted.items() if not session.blobs.has(one.blob)]
+            lacking = [n for n in away if not session.blobs.has(wanted[n].blob)]
+            if await self._doubt(closed, lacking):
+                return await self._inputs(closed, number)
             await self._find(closed, number, {node: wanted[node] for node in lacking})
             paths = await self._fetch([*wanted.values()])
+        wrong = []
         for node, path in zip(wanted, paths, strict=True):
             data = await asyncio.to_thread(path.read_bytes)
             known_by = pseudogradient.payload_digest(data[pseudogradient.HEADER_BYTES :])
-            if session.holders and known_by != pieces[node][number].payload:
-                await self._say_lacking(closed, number, node)
+            if known_by != items[node].payload:
+                wrong.append(node)
+        if await self._doubt(closed, wrong):
+            return await self._inputs(closed, number)
+        for node in wrong if session.holders else ():
+            await self._say_lacking(closed, number, node)
         return paths
+
+    async def _doubt(self, closed: ClosedRound, nodes: Sequence[str]) -> bool:
+        """What items named of these nodes is not had or not right: look at their indexes, since a
+        holder's word is nothing to blame them for. False when these are known already."""
+        hinted = [node for node in nodes if node not in self._known.indexes]
+        await self._open_indexes(closed, hinted)
+        return bool(hinted)
 
     async def _find(self, closed: ClosedRound, number: int, wanted: Mapping[str, Wanted]) -> None:
         """Have the coordinator get what nobody gives to this node."""

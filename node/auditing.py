@@ -33,7 +33,7 @@ from artel.node.progress import Progress
 from artel.node.session import Session
 from artel.node.trainer.channel import TrainerError
 from artel.node.trainer.orders import BeginReplay, Compared, DropReplay, GoOn, Replayed, SpanRound
-from artel.protocol import assignment, messages
+from artel.protocol import assignment, messages, repeated_work
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import ArtelError, CheckFailed
 from artel.protocol.events import emit
@@ -162,9 +162,9 @@ class Auditing:
         store = session.fingerprints
         await delivery.push_all(host, store, coordinator, [rows], kind="fingerprints")
         if fields["verdict"] == audits.REJECT:
-            question = messages.GetDifference(rows=rows, hardware=fields["hardware"])
+            question = repeated_work.GetDifference(rows=rows, hardware=fields["hardware"])
             answer = await host.ask(coordinator, wire.CONTENT, question)
-            assert isinstance(answer, messages.Difference)
+            assert isinstance(answer, repeated_work.Difference)
             fields["differs"] = answer.round, answer.step
         made.asked = coordinator
 
@@ -331,7 +331,9 @@ class Auditing:
         if not sharded:
             return [path]
         data = await asyncio.to_thread(path.read_bytes)
-        listed = pseudogradient.open_index(data, round=body.round, base=body.base)
+        listed = pseudogradient.open_index(
+            data, round=body.round, base=body.base, payload=body.payload
+        )
         pieces = [(piece.blob, piece.size) for piece in listed]
         return await self._fetch(pieces, peers, "contribution")
 

@@ -33,7 +33,7 @@ from artel.node.trainer.channel import TrainerError
 from artel.node.trainer.orders import Load
 from artel.node.watch import Watch
 from artel.node.worker import Worker
-from artel.protocol import messages
+from artel.protocol import messages, repeated_work
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, ResourceError, Unreachable
 from artel.protocol.events import emit
 from artel.protocol.net import dht, wire
@@ -254,7 +254,7 @@ class Daemon:
         session = self.session
         await session.replica.catch_up(session.host, session.link.coordinator, session.run)
         reply = await session.link.ask(await session.hello())
-        if isinstance(reply, messages.Trial):
+        if isinstance(reply, repeated_work.Trial):
             raise CheckFailed(
                 "the coordinator does not know this node any more",
                 "start it again: it is admitted anew, after a trial",

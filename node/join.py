@@ -68,6 +68,7 @@ from artel.protocol.manifest import Manifest
 from artel.protocol.net import dht, wire
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host
+from artel.protocol.repeated_work import Trial
 from artel.protocol.tasks import beside
 
 log = logging.getLogger("artel.node")
@@ -265,7 +266,7 @@ async def _enter(
     newcomer = Newcomer(session, corpus, states, say)
 
     async def admitted() -> messages.Welcome:
-        while isinstance(reply := await insist(lambda: _register(session, found)), messages.Trial):
+        while isinstance(reply := await insist(lambda: _register(session, found)), Trial):
             await insist(partial(newcomer.take, reply))
         return reply
 
@@ -431,14 +432,12 @@ async def _caught_up(session: Session, peer: str) -> bool:
     return True
 
 
-async def _register(
-    session: Session, found: preflight.Findings
-) -> messages.Welcome | messages.Trial:
+async def _register(session: Session, found: preflight.Findings) -> messages.Welcome | Trial:
     """Be admitted, or be told what comes before."""
     hello = await session.hello()
     start = time.monotonic()
     welcome = await session.link.ask(hello)
-    if isinstance(welcome, messages.Trial):
+    if isinstance(welcome, Trial):
         return welcome
     if not isinstance(welcome, messages.Welcome):
         raise CheckFailed(f"the coordinator answered hello with {welcome.KIND}")

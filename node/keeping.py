@@ -13,7 +13,7 @@ import contextlib
 
 from artel.ledger.fold.shares import Attempt
 from artel.node.session import Session
-from artel.protocol import assignment, messages
+from artel.protocol import assignment, index_items, messages
 from artel.protocol.errors import ArtelError
 from artel.protocol.net import delivery, wire
 from artel.protocol.net.blobs import BlobStore
@@ -40,6 +40,8 @@ class Keeping:
     ) -> messages.Message | None:
         """One request of the content service."""
         store = self._session.blobs
+        if isinstance(request, messages.GetItems):
+            return await index_items.give(store, request, stream)
         if not isinstance(request, messages.Put) or request.fingerprints:
             return await delivery.serve_content(store, request, stream)
         owed = await self._owed(peer)

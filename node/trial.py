@@ -17,7 +17,7 @@ from artel.node.corpus import Corpus
 from artel.node.session import Session
 from artel.node.sync import States
 from artel.node.trainer.orders import BeginReplay, GoOn, Load, SpanRound
-from artel.protocol import assignment, messages
+from artel.protocol import assignment, repeated_work
 from artel.protocol.errors import CheckFailed, Unreachable
 from artel.protocol.net import wire
 
@@ -40,7 +40,7 @@ class Newcomer:
         self._session, self._corpus, self._states, self._say = session, corpus, states, say
         self._failed = 0
 
-    async def take(self, asked: messages.Trial) -> None:
+    async def take(self, asked: repeated_work.Trial) -> None:
         """Do what the coordinator asks for, and tell it what came out; then say hello again.
 
         :raises Refused: it was wrong, a last time
@@ -56,7 +56,7 @@ class Newcomer:
             f"trial    repeating {one.head} steps of round {one.round}, so that the run knows that "
             "this machine can"
         )
-        answer = messages.Repeated(
+        answer = repeated_work.Repeated(
             run=session.run,
             contribution=asked.contribution,
             ticket=asked.ticket,
@@ -65,8 +65,8 @@ class Newcomer:
         try:
             await session.link.ask(answer)
         except wire.Refused as refusal:
-            self._failed += refusal.code == messages.TRIAL_FAILED
-            if refusal.code not in (messages.TRIAL_FAILED, messages.TRIAL_OVER):
+            self._failed += refusal.code == repeated_work.TRIAL_FAILED
+            if refusal.code not in (repeated_work.TRIAL_FAILED, repeated_work.TRIAL_OVER):
                 raise
             if self._failed == TRIES:
                 raise wire.Refused(refusal.message, GIVEN_UP, refusal.code) from None
@@ -89,7 +89,7 @@ class Newcomer:
         finally:
             made.unlink(missing_ok=True)
 
-    async def _replay(self, asked: messages.Trial) -> BeginReplay:
+    async def _replay(self, asked: repeated_work.Trial) -> BeginReplay:
         """What the trainer is to repeat, with its files on this disk."""
         session = self._session
         replica, coordinator = session.replica, session.link.coordinator

@@ -1,4 +1,5 @@
-"""Every message that crosses the network: its schema, its kind and its size limit.
+"""Every message that crosses the network: its schema, its kind and its size limit; but for those of
+:mod:`protocol.repeated_work`.
 
 Bodies are strict pydantic models: unknown fields, wrong types and values out of bounds are refused.
 Who sent a message is known from the Noise handshake of its connection, never from its body; what
@@ -31,12 +32,12 @@ LogPath = Annotated[str, StringConstraints(max_length=100, pattern=r"^[a-z0-9/.]
 PhaseName = Annotated[str, StringConstraints(max_length=20)]
 SliceNumber = Annotated[int, Field(ge=0, lt=MAX_SLICES)]
 SliceNumbers = Annotated[list[SliceNumber], Field(max_length=MAX_SLICES)]
+MAX_ITEMS = 64
+"""Of an index, that are asked for at once."""
+ProvenItem = Annotated[
+    bytes, Field(min_length=72, max_length=72 + 32 * (MAX_SLICES - 1).bit_length())
+]
 Statement = Annotated[bytes, Field(max_length=MAX_ENVELOPE_BYTES)]
-Ticket = Annotated[bytes, Field(max_length=128)]
-TRIAL_STEPS = 8
-"""Of a contribution, that a newcomer repeats at most: machines of any class agree in so few."""
-TRIAL_FAILED, TRIAL_OVER = "trial_failed", "trial_over"
-"""Codes of refusals: what came out is something else; it cannot be answered (any more)."""
 NOT_LEADING, NOT_COORDINATOR = "not_leading", "not_coordinator"
 """Codes of refusals: this coordinator stands by; only whoever leads takes this."""
 
@@ -108,7 +109,7 @@ class Refusal(Message):
 
 class Hello(Message):
     """Ask to be admitted, with the entries that bind this node to its account; answered with
-    :class:`Welcome`, or with a :class:`Trial` that comes first.
+    :class:`Welcome`, or with a :class:`~protocol.repeated_work.Trial` that comes first.
 
     ``statements`` are those of (account, node) that the ledger does not have yet, in this order.
     """
@@ -127,27 +128,6 @@ class Welcome(Message):
     clock: float
     reachable: bool
     payload_bytes: Count
-
-
-class Trial(Message):
-    """Not admitted yet: repeat the first ``steps`` steps of a ``contribution`` (an entry's id), and
-    say with :class:`Repeated` what came out. ``ticket`` comes back with the answer."""
-
-    KIND = "trial"
-    contribution: Digest
-    steps: Annotated[int, Field(ge=2, le=TRIAL_STEPS)]
-    ticket: Ticket
-
-
-class Repeated(Message):
-    """The fingerprints of the steps of a trial (:mod:`protocol.fingerprints`)."""
-
-    KIND = "repeated"
-    LIMIT = 6 * KIB
-    run: Digest
-    contribution: Digest
-    ticket: Ticket
-    rows: Annotated[bytes, Field(max_length=512 * TRIAL_STEPS)]
 
 
 class Probe(Message):
@@ -388,6 +368,23 @@ class Chunks(Message):
     size: Count
 
 
+class GetItems(Message):
+    """Ask what the index with this content id says of some slices of a contribution."""
+
+    KIND = "get_items"
+    id: Digest
+    slices: Annotated[list[SliceNumber], Field(min_length=1, max_length=MAX_ITEMS)]
+
+
+class Items(Message):
+    """Of each of these slices its item of the index, and after it the RFC 6962 inclusion proof of
+    the digest in it: the hashes, lowest first."""
+
+    KIND = "items"
+    LIMIT = 28 * KIB
+    items: Annotated[list[ProvenItem], Field(max_length=MAX_ITEMS)]
+
+
 class Put(Message):
     """Offer content; when the reply is Ok, ``size`` raw bytes follow and another Ok closes it.
 
@@ -398,24 +395,6 @@ class Put(Message):
     id: Digest
     size: Count
     fingerprints: bool = False
-
-
-class GetDifference(Message):
-    """An auditor that has committed to its verdict asks where the steps that it made, whose
-    fingerprints are the content ``rows``, differ from those of the node that it audits; and says
-    the class of its machine."""
-
-    KIND = "get_difference"
-    rows: Digest
-    hardware: Annotated[str, StringConstraints(pattern=r"^[ -~]{0,64}$")]
-
-
-class Difference(Message):
-    """The first step that differs, from 1, and the round of its contribution; 0 and 0: none."""
-
-    KIND = "difference"
-    round: Count
-    step: Count
 
 
 class Get(Message):
@@ -457,14 +436,3 @@ class SetAlias(SignedMessage):
     """A signed wish to be shown under a name, or no longer; never part of the ledger."""
 
     KIND = "set_alias"
-
-
-KINDS: dict[str, type[Message]] = {
-    schema.KIND: schema
-    for schema in (
-        *(Ok, Refusal, Hello, Welcome, Trial, Repeated, Probe, Heartbeat, Directive, Where),
-        *(There, Commit, Reveal, Aggregated, Accuse, Lacks, SignedState, HandBack, Leave, GetIndex),
-        *(Index, GetHave, Have, GetChunks, Chunks, Put, GetDifference, Difference, Get, File),
-        *(Cosigned, Submit, SetAlias),
-    )
-}

@@ -18,15 +18,10 @@ from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import MAX_SIZE, Checkpoint, parse_checkpoint
 from artel.ledger.tlog.cosignature import CosignerKey, verify_cosignature
 from artel.ledger.tlog.note import Note, SignatureLine, VerifierKey, encode_base64
-from artel.ledger.tlog.proof import (
-    HashReader,
-    begins_with,
-    decode_hashes,
-    inclusion,
-    verify_inclusion,
-)
+from artel.ledger.tlog.proof import begins_with, decode_hashes
 from artel.protocol.errors import CheckFailed, DecodeError
 from artel.protocol.identity import verify
+from artel.protocol.merkle import HashReader, inclusion, verify_inclusion
 
 MAX_NOTE_CHARACTERS = 1000
 """Of each of the two notes, which carry one signature each."""

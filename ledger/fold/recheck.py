@@ -211,7 +211,9 @@ def sub_blobs(
     if index is None:
         return f"no home holds the index {body.blob} of node {body.node}"
     try:
-        listed = pseudogradient.open_index(index, round=body.round, base=body.base, max_sizes=sizes)
+        listed = pseudogradient.open_index(
+            index, round=body.round, base=body.base, payload=body.payload, max_sizes=sizes
+        )
     except ArtelError as error:
         return f"the index of node {body.node} is malformed: {error.message}"
     return [(piece.blob, piece.size) for piece in listed]

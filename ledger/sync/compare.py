@@ -21,9 +21,10 @@ from artel.ledger.sync.signed_tree import Shown, SignedHead, SignedTree, verifie
 from artel.ledger.sync.source import CERTIFIED_PATH, Holder, NotFound, text_of
 from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint
 from artel.ledger.tlog.note import open_note
-from artel.ledger.tlog.proof import HashReader, root_at
+from artel.ledger.tlog.proof import root_at
 from artel.ledger.tlog.tiles import CHECKPOINT_PATH
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, UsageError
+from artel.protocol.merkle import HashReader
 from artel.protocol.paths import expanded
 
 

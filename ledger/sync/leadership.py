@@ -21,11 +21,11 @@ from artel.ledger.entries.kinds.handover import Handover
 from artel.ledger.entries.records import Term
 from artel.ledger.tlog.checkpoint import Checkpoint
 from artel.ledger.tlog.note import decode_base64, encode_base64
-from artel.ledger.tlog.proof import HashReader, decode_hashes, inclusion, verify_inclusion
+from artel.ledger.tlog.proof import decode_hashes
 from artel.protocol import canonical
 from artel.protocol.dsse import Leaf
 from artel.protocol.errors import CheckFailed, DecodeError
-from artel.protocol.merkle import leaf_hash
+from artel.protocol.merkle import HashReader, inclusion, leaf_hash, verify_inclusion
 
 if TYPE_CHECKING:
     from artel.ledger.sync.source import TileSource

@@ -28,9 +28,9 @@ from artel.ledger.tlog.cosignature import (
     parse_key,
 )
 from artel.ledger.tlog.note import VerifierKey
-from artel.ledger.tlog.proof import TlogProof, inclusion, verify_inclusion
+from artel.ledger.tlog.proof import TlogProof
 from artel.protocol.errors import CheckFailed, DecodeError, UsageError
-from artel.protocol.merkle import leaf_hash
+from artel.protocol.merkle import inclusion, leaf_hash, verify_inclusion
 
 if TYPE_CHECKING:
     from artel.ledger.store.finality import Finality

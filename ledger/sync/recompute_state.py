@@ -57,7 +57,9 @@ async def fetch_inputs(
         return
     for body, path in zip(bodies, paths, strict=True):
         data = await asyncio.to_thread(path.read_bytes)
-        listed = pseudogradient.open_index(data, round=body.round, base=body.base)
+        listed = pseudogradient.open_index(
+            data, round=body.round, base=body.base, payload=body.payload
+        )
         parts = [Wanted(piece.blob, holders, piece.size, "contribution") for piece in listed]
         await fetch_all(host, store, parts)
 

@@ -14,10 +14,10 @@ from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import parse_checkpoint
 from artel.ledger.tlog.cosignature import CosignerKey, cosign
 from artel.ledger.tlog.note import SignatureLine, VerifierKey
-from artel.ledger.tlog.proof import HashReader, begins_with
+from artel.ledger.tlog.proof import begins_with
 from artel.protocol.errors import CheckFailed
 from artel.protocol.identity import Identity
-from artel.protocol.merkle import EMPTY_ROOT
+from artel.protocol.merkle import EMPTY_ROOT, HashReader
 
 if TYPE_CHECKING:
     from artel.ledger.store.heads import HeadStore

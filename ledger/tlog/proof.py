@@ -1,34 +1,22 @@
-"""Inclusion proofs, and the file that carries one.
+"""Roots of earlier trees, and the file that carries an inclusion proof.
 
-Specs: RFC 6962 section 2.1 (the tree and the order of the hashes), RFC 9162 section 2.1.3.2
-(how to verify), https://c2sp.org/tlog-proof (the file). A proof is computed from a
-:class:`HashReader`, whatever it stands on: see :mod:`.tree`.
+Spec: https://c2sp.org/tlog-proof. Roots and proofs (:mod:`protocol.merkle`) are computed from a
+:class:`~protocol.merkle.HashReader`, whatever it stands on: see :mod:`.tree`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from artel.ledger.tlog.checkpoint import MAX_SIZE, decimal, parse_checkpoint
 from artel.ledger.tlog.note import MAX_NOTE_BYTES, decode_base64, decode_hash, encode_base64
 from artel.protocol.errors import CheckFailed, DecodeError, UsageError
-from artel.protocol.merkle import EMPTY_ROOT, HASH_BYTES, node_hash
+from artel.protocol.merkle import EMPTY_ROOT, MAX_HASHES, HashReader, range_hash
 
-MAX_HASHES = 63
-"""Of a tree with fewer than 2^63 leaves."""
 MAX_EXTRA_BYTES = 128 * 1024
 MAX_PROOF_BYTES = MAX_NOTE_BYTES + 2 * MAX_EXTRA_BYTES
 HEADER = "c2sp.org/tlog-proof@v1"
-
-
-class HashReader(Protocol):
-    """A tree that can tell the hashes of its perfect subtrees."""
-
-    def subtree(self, level: int, index: int) -> bytes:
-        """Hash over the 2^level leaves that start at leaf index·2^level; level 0 is a leaf hash."""
-        ...
 
 
 def root_at(reader: HashReader, size: int) -> bytes:
@@ -38,7 +26,7 @@ def root_at(reader: HashReader, size: int) -> bytes:
     """
     if not 0 <= size <= MAX_SIZE:
         raise UsageError(f"there is no tree of {size} entries")
-    return _range_hash(reader, 0, size) if size else EMPTY_ROOT
+    return range_hash(reader, 0, size) if size else EMPTY_ROOT
 
 
 def begins_with(reader: HashReader, size: int, root: bytes) -> bool:
@@ -54,66 +42,12 @@ def begins_with(reader: HashReader, size: int, root: bytes) -> bool:
         ) from None
 
 
-def inclusion(reader: HashReader, index: int, size: int) -> list[bytes]:
-    """The proof that leaf ``index`` is in the tree of ``size`` leaves: siblings, lowest first.
-
-    Asks for at most 2·log2(size) subtrees.
-
-    :raises UsageError: when the tree has no such leaf
-    """
-    if not 0 <= index < size <= MAX_SIZE:
-        raise UsageError(f"a tree of {size} entries has no entry {index}")
-    path: list[bytes] = []
-    start, end = 0, size
-    while end - start > 1:
-        # The largest power of two below the count: where RFC 6962 splits a tree.
-        middle = start + (1 << (end - start - 1).bit_length() - 1)
-        if index < middle:
-            path.append(_range_hash(reader, middle, end))
-            end = middle
-        else:
-            path.append(_range_hash(reader, start, middle))
-            start = middle
-    path.reverse()
-    return path
-
-
-def verify_inclusion(
-    leaf_hash: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes
-) -> None:
-    """Check that the leaf with this hash is at ``index`` of the tree of ``size`` leaves.
-
-    :raises CheckFailed: when the proof does not show it
-    """
-    _check_hashes(proof)
-    if len(leaf_hash) != HASH_BYTES or not 0 <= index < size:
-        raise CheckFailed(f"a tree of {size} entries has no entry {index}")
-    # RFC 9162 section 2.1.3.2, with its names.
-    fn, sn, r = index, size - 1, leaf_hash
-    for p in proof:
-        if sn == 0:
-            raise CheckFailed("the inclusion proof is too long")
-        if fn & 1 or fn == sn:
-            r = node_hash(p, r)
-            while not fn & 1 and fn:
-                fn >>= 1
-                sn >>= 1
-        else:
-            r = node_hash(r, p)
-        fn >>= 1
-        sn >>= 1
-    if sn:
-        raise CheckFailed("the inclusion proof is too short")
-    if r != root:
-        raise CheckFailed(f"the inclusion proof of entry {index} does not lead to the root")
-
-
 @dataclass(frozen=True)
 class TlogProof:
     """A proof that fits a file: ``index``, inclusion ``hashes`` and the signed ``checkpoint``.
 
     Parsing verifies nothing. A verifier opens the checkpoint with the keys that it trusts and then
-    calls :func:`verify_inclusion` with the checkpoint's size and root.
+    calls :func:`~protocol.merkle.verify_inclusion` with the checkpoint's size and root.
     """
 
     index: int
@@ -171,23 +105,3 @@ def decode_hashes(lines: Sequence[str]) -> tuple[bytes, ...]:
     if len(lines) > MAX_HASHES:
         raise DecodeError(f"a proof has at most {MAX_HASHES} hashes")
     return tuple(map(decode_hash, lines))
-
-
-def _range_hash(reader: HashReader, start: int, end: int) -> bytes:
-    """Hash over the leaves from ``start`` to before ``end``, a subtree of RFC 6962's recursion."""
-    # The recursion splits off the largest perfect subtree on the left; here they are read left to
-    # right and folded from the right.
-    parts = []
-    while start < end:
-        level = (end - start).bit_length() - 1
-        parts.append(reader.subtree(level, start >> level))
-        start += 1 << level
-    digest = parts.pop()
-    while parts:
-        digest = node_hash(parts.pop(), digest)
-    return digest
-
-
-def _check_hashes(proof: Sequence[bytes]) -> None:
-    if len(proof) > MAX_HASHES or any(len(digest) != HASH_BYTES for digest in proof):
-        raise CheckFailed(f"a proof has at most {MAX_HASHES} hashes of {HASH_BYTES} bytes")

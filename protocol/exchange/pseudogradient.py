@@ -35,14 +35,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from artel.protocol import content
+from artel.protocol import content, merkle
 from artel.protocol.errors import CheckFailed, DecodeError
 from artel.protocol.exchange.codec import Codec, Elements, NonFinite, Payload
 from artel.protocol.round_state import NO_NUMBERS
@@ -76,6 +77,14 @@ class IndexItem(NamedTuple):
         """What is to be said of a blob."""
         digest = payload_digest(memoryview(blob)[HEADER_BYTES:])
         return cls(content.content_id(blob), len(blob), digest)
+
+    def pack(self) -> bytes:
+        """As it stands in an index.
+
+        :raises CheckFailed: an id or digest is none
+        """
+        blob, payload = _digest(self.blob, "content id"), _digest(self.payload, "digest")
+        return _INDEX_ITEM.pack(blob, self.size, payload)
 
 
 class BlobRefused(DecodeError):
@@ -194,11 +203,12 @@ def joined_digest(digests: Sequence[str]) -> str:
     """What the numbers of a contribution in slices are known by.
 
     :param digests: those of its blobs, in the order of slices
-    :returns: SHA-256 of the digests, hex; :data:`~protocol.round_state.NO_NUMBERS` when each is
+    :returns: root of the RFC 6962 tree over the digests, hex, so that each of them can be proven
+        without the others; :data:`~protocol.round_state.NO_NUMBERS` when each is
     """
     if all(digest == NO_NUMBERS for digest in digests):
         return NO_NUMBERS
-    return hashlib.sha256(b"".join(map(bytes.fromhex, digests))).hexdigest()
+    return merkle.root(_leaves(digests)).hex()
 
 
 def pack_index(round: int, base: str, pieces: Sequence[IndexItem]) -> bytes:
@@ -210,21 +220,22 @@ def pack_index(round: int, base: str, pieces: Sequence[IndexItem]) -> bytes:
     """
     if not 0 < len(pieces) <= MAX_INDEXED or any(piece.size < 1 for piece in pieces):
         raise CheckFailed("an index lists 1 to 65,535 blobs of at least one byte")
-    items = [
-        _INDEX_ITEM.pack(
-            _digest(piece.blob, "content id"), piece.size, _digest(piece.payload, "digest")
-        )
-        for piece in pieces
-    ]
+    items = [piece.pack() for piece in pieces]
     head = _INDEX_HEADER.pack(INDEX_MAGIC, round, _digest(base, "state root"), len(pieces))
     return head + b"".join(items)
 
 
 def open_index(
-    data: Payload, *, round: int, base: str, max_sizes: Sequence[int] | None = None
+    data: Payload,
+    *,
+    round: int,
+    base: str,
+    payload: str | None = None,
+    max_sizes: Sequence[int] | None = None,
 ) -> list[IndexItem]:
     """What it says of each slice, in order.
 
+    :param payload: what the numbers of all slices are known by (:func:`joined_digest`)
     :param max_sizes: :func:`max_blob_bytes` of each slice of the round, if the reader knows them:
         then there are as many slices, and none is larger
     :raises BlobRefused: ``too_large``, ``malformed`` or ``wrong_state``
@@ -242,15 +253,70 @@ def open_index(
     if max_sizes is not None and len(max_sizes) != count:
         raise BlobRefused("malformed", f"index of {count} slices instead of {len(max_sizes)}")
     pieces: list[IndexItem] = []
-    for blob, size, payload in _INDEX_ITEM.iter_unpack(view[_INDEX_HEADER.size :]):
+    for piece in _items(view):
+        size = piece.size
         if size <= HEADER_BYTES:
             raise BlobRefused("malformed", f"slice of {size} bytes is no longer than its header")
         if max_sizes is not None and size > max_sizes[len(pieces)]:
             raise BlobRefused(
                 "too_large", f"slice of {size} bytes, at most {max_sizes[len(pieces)]} allowed"
             )
-        pieces.append(IndexItem(blob.hex(), size, payload.hex()))
+        pieces.append(piece)
+    if payload is not None and joined_digest([piece.payload for piece in pieces]) != payload:
+        raise BlobRefused("malformed", "its numbers are known by another digest")
     return pieces
+
+
+class ProvingIndex:
+    """An index that proves what it says of a slice, to whoever knows the contribution's payload.
+
+    :raises BlobRefused: it is none
+    """
+
+    def __init__(self, data: bytes) -> None:
+        magic, *_, count = _INDEX_HEADER.unpack_from(data.ljust(_INDEX_HEADER.size))
+        if magic != INDEX_MAGIC or len(data) != index_bytes(count):
+            raise BlobRefused("malformed", "not the index of a contribution in slices")
+        self._pieces = list(_items(memoryview(data)))
+        self._tree = merkle.Rows(_leaves(piece.payload for piece in self._pieces))
+
+    def proven(self, slice: int) -> bytes:
+        """The item of a slice, and behind it the inclusion proof of its digest.
+
+        :raises UsageError: there is no such slice
+        """
+        proof = merkle.inclusion(self._tree, slice, len(self._pieces))
+        return self._pieces[slice].pack() + b"".join(proof)
+
+
+def open_proven(data: bytes, slice: int, count: int, payload: str) -> IndexItem:
+    """What an index says of a slice; but only the digest of its numbers is proven, content id and
+    size are the word of whoever gives it.
+
+    :param data: as :meth:`ProvingIndex.proven` gives it
+    :param count: slices of the contribution
+    :param payload: of the contribution (:func:`joined_digest`)
+    :raises CheckFailed: there is no such slice with such numbers in the contribution
+    """
+    head, step = _INDEX_ITEM.size, merkle.HASH_BYTES
+    piece = _item(*_INDEX_ITEM.unpack_from(data.ljust(head)))
+    proof = [data[at : at + step] for at in range(head, len(data), step)]
+    (leaf,) = _leaves([piece.payload])
+    merkle.verify_inclusion(leaf, slice, count, proof, _digest(payload, "digest"))
+    return piece
+
+
+def _leaves(digests: Iterable[str]) -> list[bytes]:
+    """Hashes of the leaves over which a contribution's payload is the root."""
+    return [merkle.leaf_hash(_digest(digest, "digest")) for digest in digests]
+
+
+def _items(index: memoryview[int]) -> Iterator[IndexItem]:
+    return itertools.starmap(_item, _INDEX_ITEM.iter_unpack(index[_INDEX_HEADER.size :]))
+
+
+def _item(blob: bytes, size: int, payload: bytes) -> IndexItem:
+    return IndexItem(blob.hex(), size, payload.hex())
 
 
 def index_bytes(count: int) -> int:

@@ -31,6 +31,7 @@ from artel.protocol.telling import Tell
 __all__ = [
     "Offers",
     "Wanted",
+    "count_as",
     "fetch",
     "fetch_all",
     "push",
@@ -53,11 +54,11 @@ async def serve_content(
 ) -> messages.Message | None:
     """Answer one request of the content service; what of a download is here is served too."""
     if isinstance(request, messages.GetHave):
-        _count_as(stream, "control")
+        count_as(stream, "control")
         return _have(store, request.ids)
     if not isinstance(request, messages.GetIndex | messages.GetChunks):
         raise wire.Refused(f"the content service does not answer {request.KIND}", code="unknown")
-    _count_as(stream, store.kind_of(request.id))
+    count_as(stream, store.kind_of(request.id))
     if isinstance(request, messages.GetIndex):
         size, hashes, lead = await _index(store, request.id)
         with _opened(store, request.id) as file:
@@ -246,7 +247,7 @@ async def receive(
     :returns: whether it was not here already, by another stream for example
     :raises DecodeError: what arrived is not the content that was offered
     """
-    _count_as(stream, kind)
+    count_as(stream, kind)
     store.label(kind, request.id)
     part = store.unfinished(request.id)
     hashes: list[bytes] = []
@@ -334,6 +335,7 @@ async def _send(stream: wire.ByteStream, file: int, start: int, count: int) -> N
         count -= len(piece)
 
 
-def _count_as(stream: wire.ByteStream, kind: Kind) -> None:
+def count_as(stream: wire.ByteStream, kind: Kind) -> None:
+    """Say what a stream that is answered carries."""
     if isinstance(stream, Stream):
         stream.count_as(kind)

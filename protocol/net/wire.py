@@ -16,7 +16,7 @@ from typing import Protocol
 
 import msgpack
 
-from artel.protocol import messages
+from artel.protocol import messages, repeated_work
 from artel.protocol.errors import ArtelError, DecodeError, ResourceError, Unreachable
 from artel.protocol.events import emit
 from artel.protocol.net.limits import on_loopback
@@ -33,6 +33,22 @@ CONTENT = "/artel/content/1.0.0"
 """Anybody to any holder of content."""
 LEDGER = "/artel/ledger/1.0.0"
 """Anybody to any holder of a ledger."""
+
+SCHEMAS: dict[str, type[messages.Message]] = {
+    schema.KIND: schema
+    for schema in (
+        *(messages.Ok, messages.Refusal, messages.Hello, messages.Welcome, messages.Probe),
+        *(messages.Heartbeat, messages.Directive, messages.Where, messages.There, messages.Commit),
+        *(messages.Reveal, messages.Aggregated, messages.Accuse, messages.Lacks),
+        *(messages.SignedState, messages.HandBack, messages.Leave, messages.GetIndex),
+        *(messages.Index, messages.GetHave, messages.Have, messages.GetChunks, messages.Chunks),
+        *(messages.GetItems, messages.Items, messages.Put, messages.Get, messages.File),
+        *(messages.Cosigned, messages.Submit, messages.SetAlias),
+        *(repeated_work.Trial, repeated_work.Repeated),
+        *(repeated_work.GetDifference, repeated_work.Difference),
+    )
+}
+"""Every message, by its kind."""
 
 _HEADER = struct.Struct(">I")
 
@@ -102,7 +118,7 @@ def _schema(frame: bytes, length: int) -> type[messages.Message]:
     if frame[2] & 0xE0 != 0xA0 or len(frame) < end:
         raise DecodeError("truncated or malformed message")
     kind = frame[3:end].decode("ascii", "replace")
-    schema = messages.KINDS.get(kind)
+    schema = SCHEMAS.get(kind)
     if schema is None:
         raise DecodeError(f"unknown message kind {kind!r}")
     if length > schema.LIMIT:

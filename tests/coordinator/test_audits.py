@@ -18,7 +18,7 @@ from artel.ledger import entries
 from artel.ledger.entries.records import Audit
 from artel.ledger.fold.explain import explain
 from artel.ledger.fold.history import History
-from artel.protocol import content, dsse, messages, round_state
+from artel.protocol import content, dsse, messages, repeated_work, round_state
 from artel.protocol.fingerprints import ROW, ROW_BYTES
 from artel.protocol.identity import public_of
 from artel.protocol.net import wire
@@ -51,9 +51,9 @@ async def give(auditor: Member, rows: bytes) -> str:
 
 
 async def difference(auditor: Member, rows: str) -> tuple[int, int]:
-    question = messages.GetDifference(rows=rows, hardware=HARDWARE)
+    question = repeated_work.GetDifference(rows=rows, hardware=HARDWARE)
     answer = await auditor.say(question, to=wire.CONTENT)
-    assert isinstance(answer, messages.Difference)
+    assert isinstance(answer, repeated_work.Difference)
     return answer.round, answer.step
 
 
@@ -334,7 +334,7 @@ async def test_a_name_that_the_ledger_tells_is_no_proof(
     assert await difference(lazy, stolen) == (audit.first, 1)
     assert await refused(give(lazy, rows)) == "present"
     assert await refused(
-        other.say(messages.GetDifference(rows=stolen, hardware=""), to=wire.CONTENT)
+        other.say(repeated_work.GetDifference(rows=stolen, hardware=""), to=wire.CONTENT)
     ) == ("not_drawn"), "it has not committed to anything"
     assert await refused(give(other, rows)) == "too_early"
 

@@ -75,6 +75,19 @@ async def test_contributions_count_that_never_pass_through_the_coordinator(tmp_p
         assert 0 < asked <= 3 * availability.SAMPLES
 
 
+async def test_the_coordinator_gives_items_of_indexes(tmp_path: Path) -> None:
+    async with held(tmp_path, 3) as scene:
+        await shown_by_all(scene)
+        one, other, _ = scene.members
+        index, *pieces = one.blobs()
+        request = messages.GetItems(id=content.content_id(index), slices=[1])
+        reply = await other.say(request, to=wire.CONTENT)
+        assert isinstance(reply, messages.Items)
+        (body,) = (b for b in scene.office.bodies("contribution") if b.node == one.peer)
+        item = pseudogradient.open_proven(reply.items[0], 1, len(pieces), body.payload)
+        assert item == IndexItem.of(pieces[1])
+
+
 async def test_as_long_as_states_rest_on_it_the_coordinator_gets_what_members_hold(
     tmp_path: Path,
 ) -> None:

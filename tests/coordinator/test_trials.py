@@ -15,10 +15,10 @@ import pytest_asyncio
 from artel.coordinator import submission, trials
 from artel.ledger import entries
 from artel.ledger.entries import Entry, audits
-from artel.protocol import messages
+from artel.protocol import messages, repeated_work
 from artel.protocol.fingerprints import ROW, ROW_BYTES, TRIAL_APART, Rows, apart, repeats
-from artel.protocol.messages import TRIAL_FAILED, TRIAL_OVER, TRIAL_STEPS
 from artel.protocol.net import wire
+from artel.protocol.repeated_work import TRIAL_FAILED, TRIAL_OVER, TRIAL_STEPS
 from desk_world import Member, Office, refused, run_of
 from witness_world import play_round
 
@@ -87,7 +87,7 @@ async def office(tmp_path: Path) -> AsyncIterator[Pair]:
 
 def of(office: Pair, trial: messages.Message) -> tuple[Entry, Rows]:
     """The contribution that a trial is about, and the answer."""
-    assert isinstance(trial, messages.Trial)
+    assert isinstance(trial, repeated_work.Trial)
     assert office.store is not None
     index = office.store.index_of(trial.contribution)
     assert index is not None
@@ -99,9 +99,9 @@ def of(office: Pair, trial: messages.Message) -> tuple[Entry, Rows]:
 
 
 async def answer(member: Member, trial: messages.Message, rows: bytes) -> messages.Message:
-    assert isinstance(trial, messages.Trial)
+    assert isinstance(trial, repeated_work.Trial)
     return await member.say(
-        messages.Repeated(
+        repeated_work.Repeated(
             run=member.office.run,
             contribution=trial.contribution,
             ticket=trial.ticket,
@@ -115,7 +115,7 @@ async def passes(member: Member) -> str:
     trial = await member.hello()
     await answer(member, trial, of(member.office, trial)[1].tobytes())
     assert isinstance(await member.hello(), messages.Welcome)
-    assert isinstance(trial, messages.Trial)
+    assert isinstance(trial, repeated_work.Trial)
     return trial.contribution
 
 
@@ -201,9 +201,9 @@ async def test_a_pass_is_for_some_minutes_and_for_one_account(office: Pair) -> N
     await answer(comes, trial, of(office, trial)[1].tobytes())
     other = Member(office, "comes")
     other.owner = Member(office, "other").owner
-    assert isinstance(await other.hello(), messages.Trial)
+    assert isinstance(await other.hello(), repeated_work.Trial)
     office.now += trials.PASSED_S + 1
-    assert isinstance(await comes.hello(), messages.Trial)
+    assert isinstance(await comes.hello(), repeated_work.Trial)
 
 
 async def test_whoever_has_the_answer_of_another_has_nothing(office: Pair) -> None:
@@ -224,7 +224,7 @@ async def test_whoever_has_the_answer_of_another_has_nothing(office: Pair) -> No
     same: list[tuple[Member, messages.Message]] = []
     for member in many:
         trial = await member.hello()
-        assert isinstance(trial, messages.Trial)
+        assert isinstance(trial, repeated_work.Trial)
         if trial.contribution == given[first].contribution:  # type: ignore[union-attr]
             same.append((member, trial))
     assert same, "there are few contributions"
@@ -315,7 +315,7 @@ async def test_a_thousand_keys_that_never_answer_take_nothing(office: Pair) -> N
     for number in range(1000):
         key = Member(office, f"key {number}")
         key.network = f"2001:db8:{number:x}::1"
-        assert isinstance(await key.hello(), messages.Trial)
+        assert isinstance(await key.hello(), repeated_work.Trial)
     assert office.core.ledger.store.size == size
     assert not desk._passed
     assert not desk._failed

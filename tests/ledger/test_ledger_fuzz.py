@@ -16,7 +16,7 @@ from artel.ledger import entries
 from artel.ledger.tlog import note
 from artel.ledger.tlog.proof import TlogProof
 from artel.ledger.tlog.tiles import Tile, decode_bundle
-from artel.protocol import dsse, messages
+from artel.protocol import dsse
 from artel.protocol.errors import DecodeError
 from artel.protocol.net import wire
 from fuzz_parsers import MEMORY_BYTES, Parser, fuzz, mutated, parsers
@@ -101,7 +101,7 @@ def bomb(kind: str, size: int) -> bytes:
     return head + count.to_bytes(4, "big") + b"\x80" * count
 
 
-@pytest.mark.parametrize("kind", sorted(messages.KINDS))
+@pytest.mark.parametrize("kind", sorted(wire.SCHEMAS))
 def test_a_message_of_empty_maps_costs_little(kind: str) -> None:
     """A megabyte of them would cost 73 MB as objects; the size limit comes before."""
     frame = bomb(kind, MEGABYTE)
@@ -110,7 +110,7 @@ def test_a_message_of_empty_maps_costs_little(kind: str) -> None:
     assert peak_of(lambda: asyncio.run(wire.read_message(stream))) < MEGABYTE
     assert stream.at <= 68, "nothing of the body is read"
     # The largest message of this kind that is let through.
-    largest = bomb(kind, messages.KINDS[kind].LIMIT)
+    largest = bomb(kind, wire.SCHEMAS[kind].LIMIT)
     assert peak_of(lambda: wire.decode(largest)) < 8 * MEGABYTE
 
 

@@ -16,7 +16,7 @@ from artel.node.auditing import Auditing, judge
 from artel.node.progress import Progress
 from artel.node.trainer.channel import TrainerError
 from artel.node.trainer.orders import BeginReplay, Compared, DropReplay, GoOn, Replayed, SpanRound
-from artel.protocol import content, messages
+from artel.protocol import content, messages, repeated_work
 from artel.protocol.dsse import Envelope
 from artel.protocol.identity import public_of
 from artel.protocol.net import delivery, wire
@@ -127,10 +127,10 @@ class Node:
     async def ask(self, peer: str, service: str, message: Any) -> messages.Message:
         assert peer == "coordinator"
         if service == wire.CONTENT:
-            assert isinstance(message, messages.GetDifference)
+            assert isinstance(message, repeated_work.GetDifference)
             self.said.append("get_difference")
             assert message.hardware == HARDWARE
-            return messages.Difference(round=1, step=7)
+            return repeated_work.Difference(round=1, step=7)
         assert service == wire.LEDGER
         entry = entries.decode(message.statement)
         outcome = self.run.feed(entry.envelope)

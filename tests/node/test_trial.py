@@ -12,7 +12,7 @@ from artel.ledger import entries
 from artel.ledger.fold.history import History, read
 from artel.node.trainer.orders import BeginReplay, GoOn, Load, Loaded, Replayed
 from artel.node.trial import GIVEN_UP, TRIES, Newcomer
-from artel.protocol import messages
+from artel.protocol import messages, repeated_work
 from artel.protocol.errors import CheckFailed, Unreachable
 from artel.protocol.net import wire
 from artel.protocol.run_config import ExchangeSection
@@ -91,10 +91,10 @@ class Home:
             raise wire.Refused("so it is", code=self.refusal)
         return messages.Ok()
 
-    def trial(self) -> messages.Trial:
+    def trial(self) -> repeated_work.Trial:
         """About the first contribution of the run."""
         first = next(e for e in self.run.log if isinstance(e.body, entries.Contribution))
-        return messages.Trial(contribution=first.id, steps=STEPS, ticket=b"ticket")
+        return repeated_work.Trial(contribution=first.id, steps=STEPS, ticket=b"ticket")
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ async def test_the_first_steps_of_a_contribution_are_repeated(home: Home) -> Non
     assert (len(one.windows), one.blobs, one.tail) == (STEPS * BATCH_SIZE, (), 0)
     assert on == GoOn(STEPS)
     (answer,) = home.answers
-    assert isinstance(answer, messages.Repeated)
+    assert isinstance(answer, repeated_work.Repeated)
     assert (answer.contribution, answer.ticket, answer.rows) == (
         *(trial.contribution, b"ticket"),
         b"rows",
@@ -124,10 +124,10 @@ async def test_the_first_steps_of_a_contribution_are_repeated(home: Home) -> Non
 
 
 async def test_who_is_refused_tries_again_and_gives_up_after_some_failures(home: Home) -> None:
-    home.refusal = messages.TRIAL_OVER
+    home.refusal = repeated_work.TRIAL_OVER
     for _ in range(2 * TRIES):
         await home.newcomer.take(home.trial())
-    home.refusal = messages.TRIAL_FAILED
+    home.refusal = repeated_work.TRIAL_FAILED
     for _ in range(TRIES - 1):
         await home.newcomer.take(home.trial())
     assert home.said[-1].startswith("! trial    so it is")

@@ -111,7 +111,7 @@ def _table() -> dict[str, tuple[int, list[str]]]:
 
 def test_the_specification_lists_every_message_with_its_limit_and_fields() -> None:
     expected = {
-        kind: (schema.LIMIT, list(schema.model_fields)) for kind, schema in messages.KINDS.items()
+        kind: (schema.LIMIT, list(schema.model_fields)) for kind, schema in wire.SCHEMAS.items()
     }
     assert _table() == expected
 

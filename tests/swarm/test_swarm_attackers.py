@@ -16,19 +16,10 @@ from artel.ledger import entries
 from artel.ledger.entries import reasons
 from artel.protocol import identity
 from artel.protocol.invite import Invite
-from artel.protocol.messages import (
-    TRIAL_FAILED,
-    Commit,
-    Directive,
-    Heartbeat,
-    Hello,
-    Message,
-    Repeated,
-    Report,
-    Trial,
-)
+from artel.protocol.messages import Commit, Directive, Heartbeat, Hello, Message, Report
 from artel.protocol.net import wire
 from artel.protocol.net.host import Host
+from artel.protocol.repeated_work import TRIAL_FAILED, Repeated, Trial
 from artel.protocol.round_state import COPIED
 from benchmarks.swarm import Swarm
 from host_world import start

@@ -106,6 +106,12 @@ async def test_members_hold_contributions_and_a_run_outlives_one_that_is_killed(
         for path, body in zip(indexes, (b for b in shown if b.round == 4), strict=True)
         for piece in open_index(path.read_bytes(), round=4, base=body.base)
     ]
+    # An index lies with its maker and two others: who combined a slice asked for items of it.
+    four = [tmp_path / f"node-{number}" / "blobs" for number in (1, 2, 3, 4)]
+    for round in range(4):
+        made = [body.blob for body in shown if body.round == round]
+        held = [sum((home / blob).exists() for home in four) for blob in made]
+        assert len(made) < 4 or min(held) < 4
     homes = [tmp_path / f"node-{number}" / "blobs" for number in (1, 2, 3)]
     assert all(sum((home / blob).exists() for home in homes) >= 2 for blob in listed)
     where = [part for home in homes for part in ("--home", str(home.parent))]

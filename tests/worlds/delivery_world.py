@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
-from artel.protocol import content, messages
+from artel.protocol import content, index_items, messages
 from artel.protocol.messages import Kind
 from artel.protocol.net import delivery, wire
 from artel.protocol.net.blobs import BlobStore
@@ -52,6 +52,8 @@ class Holder:
             return messages.Ok()
         if self.lie is not None and await self.lie(request, stream):
             return None
+        if isinstance(request, messages.GetItems):
+            return await index_items.give(self.store, request, stream)
         return await delivery.serve_content(self.store, request, stream)
 
 

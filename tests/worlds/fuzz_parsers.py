@@ -39,12 +39,13 @@ from artel.ledger.tlog.cosignature import (
     witness_name,
 )
 from artel.ledger.tlog.note import VerifierKey
-from artel.ledger.tlog.proof import TlogProof, inclusion
+from artel.ledger.tlog.proof import TlogProof
 from artel.ledger.tlog.tiles import Tile, decode_bundle, encode_bundle
 from artel.protocol import canonical, dsse, messages
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import ArtelError
 from artel.protocol.exchange.codec import codec
+from artel.protocol.merkle import inclusion
 from artel.protocol.net import wire
 from artel.protocol.state import Layout
 from codec_world import vector_of

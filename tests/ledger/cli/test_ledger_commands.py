@@ -27,10 +27,11 @@ from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import sign_checkpoint
 from artel.ledger.tlog.cosignature import witness_key
 from artel.ledger.tlog.note import VerifierKey
-from artel.ledger.tlog.proof import TlogProof, inclusion, root_at
+from artel.ledger.tlog.proof import TlogProof, root_at
 from artel.protocol import merkle
 from artel.protocol.errors import CheckFailed, UsageError
 from artel.protocol.identity import Identity
+from artel.protocol.merkle import inclusion
 from artel.protocol.round_state import LATE
 from client_world import (
     become_member,

@@ -16,10 +16,10 @@ from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint, origin_of
 from artel.ledger.tlog.cosignature import CosignerKey, cosign, witness_key, witness_name
 from artel.ledger.tlog.note import VerifierKey
-from artel.ledger.tlog.proof import inclusion, root_at
+from artel.ledger.tlog.proof import root_at
 from artel.protocol import canonical
 from artel.protocol.errors import CheckFailed, DecodeError
-from artel.protocol.merkle import leaf_hash, node_hash
+from artel.protocol.merkle import inclusion, leaf_hash, node_hash
 from leaf_hashes import LeafHashes
 from tlog_world import LOG, LOG_KEY, ORIGIN, cosigned, key, leaves_of, signed, tree_of
 

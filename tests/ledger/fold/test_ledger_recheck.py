@@ -79,6 +79,11 @@ def config_of(**exchange: Any) -> RunConfig:
     )
 
 
+def known_by(parts: Sequence[bytes]) -> str:
+    """The payload of a contribution in slices."""
+    return pseudogradient.joined_digest([IndexItem.of(part).payload for part in parts])
+
+
 @dataclass(eq=False)
 class Published(World):
     """A world whose members have published real blobs of one round, for a model of LAYOUT."""
@@ -108,6 +113,12 @@ class Published(World):
         ]
         listed = [IndexItem.of(part) for part in parts]
         return pseudogradient.pack_index(0, self.base, listed), parts
+
+    def contribution(
+        self, member: Identity, round: int, attempt: int = 0, **changes: Any
+    ) -> Envelope:
+        payload = {"payload": known_by(self.published[member.key][1])} if round == 0 else {}
+        return super().contribution(member, round, attempt, **payload | changes)
 
     def blob(self, round: int, attempt: int, member: Identity) -> tuple[str, bytes]:
         index, _ = self.published[member.key]
@@ -383,6 +394,7 @@ class Trained(World):
         self.sign = partial(sign_checkpoint, self.coordinator, self.origin)
         self.blobs: dict[str, bytes] = {}
         self.given: dict[tuple[int, str], str] = {}
+        self.payloads: dict[str, str] = {}
         self.total_rounds = config.rounds.total
         self.entries = [entry for number in range(4) for entry in self.round(number)]
 
@@ -401,6 +413,7 @@ class Trained(World):
                 self.blobs[content.content_id(data)] = data
             shown = content.content_id(index if sharded else parts[0])
             self.given[round, member.key] = shown
+            self.payloads[shown] = known_by(parts)
             given.append(Given(member.peer_id, self.work.tokens(4), parts))
         members = self.nodes if sharded else 0
         rounds = self.total_rounds
@@ -418,7 +431,8 @@ class Trained(World):
     def contribution(
         self, member: Identity, round: int, attempt: int = 0, **changes: Any
     ) -> Envelope:
-        base = {"base": self.bases[round].root, "size": 1000}
+        payload = self.payloads[self.given[round, member.key]]
+        base = {"base": self.bases[round].root, "size": 1000, "payload": payload}
         return super().contribution(member, round, attempt, **base | changes)
 
     def blob(self, round: int, attempt: int, member: Identity) -> tuple[str, bytes]:
@@ -488,8 +502,9 @@ def test_a_state_that_no_contributions_lead_to_is_found_by_anybody(
 
 
 async def test_who_finds_a_wrong_state_says_so_in_the_ledger(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # no reader of before
     world = Trained(lies=(3,))
     home = world.home(tmp_path / "home", 0, 2)
     write_key(home / "node.key", world.members[0])

@@ -33,11 +33,12 @@ from artel.ledger.tlog.checkpoint import (
     sign_checkpoint,
 )
 from artel.ledger.tlog.edge import Edge
-from artel.ledger.tlog.proof import inclusion, root_at
+from artel.ledger.tlog.proof import root_at
 from artel.ledger.tlog.tiles import ENTRIES, Tile, decode_bundle, tile_at, tiles_of
 from artel.protocol import merkle
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import CheckFailed, DecodeError, ResourceError, UsageError
+from artel.protocol.merkle import inclusion
 from leaf_hashes import LeafHashes
 from ledger_world import World, key
 from places import ROOT, WORLDS

@@ -28,14 +28,10 @@ from artel.ledger.sync.source import (
     TileSource,
 )
 from artel.ledger.tlog.cosignature import CosignerKey
-from artel.ledger.tlog.proof import (
-    inclusion,
-    root_at,
-    verify_inclusion,
-)
+from artel.ledger.tlog.proof import root_at
 from artel.ledger.tlog.tiles import ENTRIES, Tile
 from artel.protocol.errors import CheckFailed, DecodeError, Unreachable, UsageError
-from artel.protocol.merkle import leaf_hash
+from artel.protocol.merkle import inclusion, leaf_hash, verify_inclusion
 from places import FIXTURES
 from tlog_world import (
     LOG,

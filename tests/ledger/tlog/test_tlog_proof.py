@@ -11,15 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from artel.ledger.tlog.proof import (
-    TlogProof,
-    decimal,
-    inclusion,
-    root_at,
-    verify_inclusion,
-)
+from artel.ledger.tlog.proof import TlogProof, decimal, root_at
 from artel.protocol.errors import CheckFailed, DecodeError, UsageError
-from artel.protocol.merkle import EMPTY_ROOT, leaf_hash, node_hash
+from artel.protocol.merkle import EMPTY_ROOT, inclusion, leaf_hash, node_hash, verify_inclusion
 from leaf_hashes import LeafHashes
 from places import FIXTURES
 from tlog_world import leaves_of, naive_root, signed, tree_of

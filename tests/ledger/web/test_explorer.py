@@ -35,7 +35,7 @@ from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import open_checkpoint, parse_checkpoint
 from artel.ledger.tlog.cosignature import open_cosigned, witness_key
 from artel.ledger.tlog.note import VerifierKey
-from artel.ledger.tlog.proof import TlogProof, verify_inclusion
+from artel.ledger.tlog.proof import TlogProof
 from artel.ledger.tlog.tiles import ENTRIES, encode_bundle, level_tiles, tiles_of
 from artel.ledger.web import chart, pages, server
 from artel.ledger.web.answers import body_of
@@ -45,7 +45,7 @@ from artel.node import status
 from artel.protocol import canonical, messages
 from artel.protocol.dsse import Leaf
 from artel.protocol.errors import CheckFailed, DecodeError, ResourceError, Unreachable
-from artel.protocol.merkle import leaf_hash, root
+from artel.protocol.merkle import leaf_hash, root, verify_inclusion
 from artel.protocol.net.limits import network_of
 from artel.protocol.net.wire import Refused
 from artel.protocol.options import Endpoint

@@ -33,7 +33,7 @@ from artel.node.trainer.orders import (
 from artel.node.trainer.training import Training, open_training
 from artel.protocol import content, fingerprints
 from artel.protocol.fingerprints import ROW, TRIAL_APART, Rows
-from artel.protocol.messages import TRIAL_STEPS
+from artel.protocol.repeated_work import TRIAL_STEPS
 from artel.protocol.state import map_state
 from artel.protocol.tolerances import judged
 from trainer_world import NODES, World, make_world, started

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aggregate_world import dense
-from artel.protocol.errors import CheckFailed, DecodeError
+from artel.protocol.errors import CheckFailed, DecodeError, UsageError
 from artel.protocol.exchange.codec import CODECS, Codec, codec
 from artel.protocol.exchange.pseudogradient import (
     HEADER_BYTES,
@@ -19,10 +19,12 @@ from artel.protocol.exchange.pseudogradient import (
     BlobRefused,
     Header,
     IndexItem,
+    ProvingIndex,
     index_bytes,
     joined_digest,
     max_blob_bytes,
     open_index,
+    open_proven,
     pack_index,
     payload_digest,
 )
@@ -72,8 +74,9 @@ def test_numbers_are_known_by_their_payloads_and_zeros_by_nothing() -> None:
     one, other = b"\0\1", b"\0\2"
     assert payload_digest(one) == hashlib.sha256(one).hexdigest()
     digests = [payload_digest(one), payload_digest(other)]
-    both = b"".join(hashlib.sha256(each).digest() for each in (one, other))
-    assert joined_digest(digests) == hashlib.sha256(both).hexdigest()
+    leaves = [hashlib.sha256(b"\0" + hashlib.sha256(each).digest()) for each in (one, other)]
+    root = hashlib.sha256(b"\1" + b"".join(leaf.digest() for leaf in leaves))
+    assert joined_digest(digests) == root.hexdigest()
     assert payload_digest(bytes(9)) == joined_digest([NO_NUMBERS, NO_NUMBERS]) == NO_NUMBERS
     assert joined_digest([NO_NUMBERS, digests[0]]) != NO_NUMBERS
     for name in ("fp32", "fp16", "int8", "int4"):
@@ -297,3 +300,68 @@ def test_pack_index_refuses_wrong_use() -> None:
     ]:
         with pytest.raises(CheckFailed):
             pack_index(9, base, listed)
+
+
+def test_an_index_and_the_payload_of_its_contribution_go_together() -> None:
+    data = pack_index(9, BASE, LISTED)
+    payload = joined_digest([piece.payload for piece in LISTED])
+    assert open_index(data, round=9, base=BASE, payload=payload) == LISTED
+    with pytest.raises(BlobRefused) as caught:
+        open_index(data, round=9, base=BASE, payload=joined_digest([KNOWN_BY]))
+    assert caught.value.reason == "malformed"
+
+
+def many(count: int) -> list[IndexItem]:
+    return [IndexItem(ID, 100 + j, hashlib.sha256(b"%d" % j).hexdigest()) for j in range(count)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 13, 1000, 1024])
+def test_each_item_of_an_index_is_proven_without_the_others(count: int) -> None:
+    listed = many(count)
+    index = ProvingIndex(pack_index(9, BASE, listed))
+    payload = joined_digest([piece.payload for piece in listed])
+    for slice in {0, 1 % count, count // 2, count - 1}:
+        data = index.proven(slice)
+        assert len(data) <= 72 + 32 * (count - 1).bit_length()
+        assert open_proven(data, slice, count, payload) == listed[slice]
+    with pytest.raises(UsageError):
+        index.proven(count)
+
+
+def test_what_no_proof_leads_to_is_not_believed() -> None:
+    listed = many(13)
+    payload = joined_digest([piece.payload for piece in listed])
+    index = ProvingIndex(pack_index(9, BASE, listed))
+    other = ProvingIndex(pack_index(9, BASE, [*listed[:-1], LISTED[0]]))
+    data = index.proven(5)
+    assert open_proven(data, 5, 13, payload) == listed[5]
+    lies = [
+        (other.proven(5), 5, 13, payload),  # another contribution's
+        (data, 4, 13, payload),  # the item of another place
+        (data, 13, 13, payload),
+        (data, 5, 12, payload[:-1] + "0" if payload[-1] != "0" else payload[:-1] + "1"),
+        (data, 5, 6, payload),  # of fewer slices: the proof is too long
+        (data, 5, 64, payload),
+        (data[:-32], 5, 13, payload),
+        (data[:-1], 5, 13, payload),
+        (data + bytes(32), 5, 13, payload),
+        (data + bytes(1), 5, 13, payload),
+        (data[:40] + bytes(32) + data[72:], 5, 13, payload),  # other numbers
+        (data[:71], 5, 13, payload),
+        (b"", 5, 13, payload),
+        (bytes(72), 0, 1, NO_NUMBERS),  # zeros of all slices: there is no tree
+    ]
+    for number, lie in enumerate(lies):
+        with pytest.raises(CheckFailed):
+            open_proven(*lie)
+            pytest.fail(f"lie {number}")
+    # What is not proven: where the numbers are. Whoever fetches them looks.
+    moved = bytes(40) + data[40:]
+    assert open_proven(moved, 5, 13, payload) == IndexItem("00" * 32, 0, listed[5].payload)
+
+
+def test_what_proves_nothing() -> None:
+    data = pack_index(9, BASE, LISTED)
+    for junk in (b"", data[:-1], data + b"\0", b"X" + data[1:], bytes(len(data))):
+        with pytest.raises(BlobRefused):
+            ProvingIndex(junk)
