@@ -653,12 +653,13 @@ class Fold:
         grows = (
             last and not by_standing and len(last.weights) < 3 and set(last.weights) < set(chosen)
         )
-        same = last and (last.stretch, last.by_standing) == (stretch, by_standing)
-        if not chosen or (same and not grows):
+        within = last and last.stretch >= stretch and last.by_standing == by_standing
+        if not chosen or (within and not grows):
             return
+        stretch += bool(within and len(chosen) >= 3)
         new = Record(since=self.index, stretch=stretch, weights=chosen, by_standing=by_standing)
         if last and (last.weights, last.by_standing) == (chosen, by_standing):
-            last.stretch = stretch
+            last.stretch, self.electors = stretch, [last]
         else:
             self.electors = [*self.electors[-1:], new]
 

@@ -4,7 +4,7 @@ They are fixed for a stretch of rounds, so that all who look at one head count t
 they change, both the former and the new ones have to agree until the change is final by both; so
 any quorum that seals a term has a node that holds the certificate of all that is final (joint
 consensus: Ongaro, Consensus, 2014, section 4.3). Former ones that are gone would hold the run up
-for ever: with the next change nobody asks them any more, agreed or not.
+for ever: when the next stretch begins nobody asks them any more, agreed or not.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Electorate:
     since: int
     """Index of the entry that it follows from; it counts for heads that cover that entry."""
     stretch: int
-    """Of rounds (:func:`.standing.stretch`), in which it was made."""
+    """Of rounds (:func:`.standing.stretch`), to whose end it counts."""
     weights: dict[str, int]
     """Node to what its word weighs."""
     by_standing: bool
@@ -69,20 +69,20 @@ class Electors:
         last = self.sets[-1] if self.sets else None
         most = sorted(weights, key=lambda node: (-weights[node], node))[:MOST]
         chosen = {node: weights[node] for node in sorted(most)}
-        if last and (last.stretch, last.by_standing) == (stretch, by):
+        if last and last.stretch >= stretch and last.by_standing == by:
             # Of fewer than three voices all make a quorum, so one of those who are joined is one
             # of their former sets too: no set has to wait for its change to be final by another.
             grows = not by and len(last.weights) < FEW and last.weights.keys() < chosen.keys()
             if not grows:
                 return
+            stretch += len(chosen) >= FEW  # a whole one for the former to agree
         elif not chosen:
             return
-        new = Electorate(since, stretch, chosen, by)
         if last and last.weights == chosen and last.by_standing == by:
-            # Nobody new: both sets are one.
-            self.sets[-1] = Electorate(last.since, stretch, chosen, by)
+            # Nobody new. The former had a stretch to agree to that.
+            self.sets = [Electorate(last.since, stretch, chosen, by)]
         else:
-            self.sets = [*self.sets[-1:], new]
+            self.sets = [*self.sets[-1:], Electorate(since, stretch, chosen, by)]
 
     def quorum(self, nodes: Collection[str], size: int | None = None) -> bool:
         """Whether these nodes can certify a head of ``size`` entries, or without a size seal a

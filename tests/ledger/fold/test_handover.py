@@ -247,9 +247,20 @@ def test_a_set_of_one_or_two_voices_grows_within_its_stretch() -> None:
     assert [(each.since, *each.weights) for each in found.sets] == [(30, *"ab"), (50, *"abcd")]
     assert found.quorum("abc")
     assert not found.quorum("bcd"), "the former ones have to agree"
-    found.choose(70, 1, dict.fromkeys("abcd", 2), True)
-    found.choose(80, 1, dict.fromkeys("abcdef", 1), True)
+    found.choose(65, 2, dict.fromkeys("cd", 1), False)
+    assert not found.quorum("bcd"), "for a whole stretch"
+    found.choose(70, 2, dict.fromkeys("abcd", 2), True)
+    found.choose(80, 2, dict.fromkeys("abcdef", 1), True)
     assert found.sets[-1].since == 70, "by standing weights are what counts, not heads"
+
+
+def test_one_that_came_for_a_round_and_went_holds_nobody_up_for_ever() -> None:
+    """Where the others stay the same nothing changed once more, and it was asked for ever."""
+    found = Electors()
+    for number in range(100):
+        there = {0: "a", 1: "ab"}.get(number, "acd")
+        found.choose(number, number // 32, dict.fromkeys(there, 1), False)
+        assert found.quorum("acd") == (number < 1 or number >= 64)
 
 
 def test_the_heaviest_are_taken() -> None:
