@@ -45,7 +45,7 @@ def new(
     example: artel run new my-run --size small
 
     :param folder: made when it is not there
-    :param name: of the run; otherwise that of DIR
+    :param name: of the run; otherwise that of FOLDER
     :param data: text to train on; otherwise Python's own sources
     :param size: of the model: about 1, 17 or 98 million parameters
     """

@@ -128,11 +128,17 @@ def load(path: Path) -> Identity:
 
 
 def load_or_create(path: Path) -> Identity:
-    """Read the key at ``path``; when there is none, make one (mode 0600, durable before use)."""
+    """Read the key at ``path``; when there is none, make one (mode 0600, durable before use).
+
+    :raises ResourceError: its folder cannot be made
+    """
     if path.exists():
         return load(path)
     identity = Identity.from_seed(os.urandom(32))
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise no_home(path.parent, error) from None
     # O_EXCL: two processes that race for a new home must not each believe in their own key.
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

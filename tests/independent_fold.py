@@ -659,7 +659,9 @@ class Fold:
         stretch += bool(within and len(chosen) >= 3)
         new = Record(since=self.index, stretch=stretch, weights=chosen, by_standing=by_standing)
         if last and (last.weights, last.by_standing) == (chosen, by_standing):
-            last.stretch, self.electors = stretch, [last]
+            last.stretch = stretch
+            former = [one for one in self.electors[:-1] if stretch - one.stretch < 3]
+            self.electors = [*former, last]
         else:
             self.electors = [*self.electors[-1:], new]
 

@@ -4,7 +4,8 @@ They are fixed for a stretch of rounds, so that all who look at one head count t
 they change, both the former and the new ones have to agree until the change is final by both; so
 any quorum that seals a term has a node that holds the certificate of all that is final (joint
 consensus: Ongaro, Consensus, 2014, section 4.3). Former ones that are gone would hold the run up
-for ever: when the next stretch begins nobody asks them any more, agreed or not.
+for ever: with the next change, or without one two stretches later, nobody asks them any more,
+agreed or not.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from dataclasses import dataclass, field
 MOST = 48
 """Electors at a time: what they sign is stored for ever, and asked for in seconds. A note has room
 for what two sets sign (:data:`ledger.tlog.note.MAX_SIGNATURE_LINES`)."""
+GONE = 3
+"""So many stretches after their own, former electors are taken for gone."""
 FEW = 3
 """With fewer voices none may be away: such a set grows before its stretch is over."""
 
@@ -79,8 +82,8 @@ class Electors:
         elif not chosen:
             return
         if last and last.weights == chosen and last.by_standing == by:
-            # Nobody new. The former had a stretch to agree to that.
-            self.sets = [Electorate(last.since, stretch, chosen, by)]
+            former = [each for each in self.sets[:-1] if stretch - each.stretch < GONE]
+            self.sets = [*former, Electorate(last.since, stretch, chosen, by)]
         else:
             self.sets = [*self.sets[-1:], Electorate(since, stretch, chosen, by)]
 

@@ -46,6 +46,13 @@ def test_key_files_are_private_and_found_again(tmp_path: Path) -> None:
     assert repr(made.seed) not in repr(made)
 
 
+def test_a_key_below_a_file_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResourceError, match="it is a file") as refused:
+        identity.load_or_create(tmp_path / "file" / "node.key")
+    assert "--home DIR" in refused.value.hint
+
+
 def test_a_key_file_that_others_can_read_is_refused_with_the_command(tmp_path: Path) -> None:
     path = tmp_path / "node.key"
     identity.load_or_create(path)

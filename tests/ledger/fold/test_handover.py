@@ -257,10 +257,10 @@ def test_a_set_of_one_or_two_voices_grows_within_its_stretch() -> None:
 def test_one_that_came_for_a_round_and_went_holds_nobody_up_for_ever() -> None:
     """Where the others stay the same nothing changed once more, and it was asked for ever."""
     found = Electors()
-    for number in range(100):
+    for number in range(130):
         there = {0: "a", 1: "ab"}.get(number, "acd")
         found.choose(number, number // 32, dict.fromkeys(there, 1), False)
-        assert found.quorum("acd") == (number < 1 or number >= 64)
+        assert found.quorum("acd") == (number < 1 or number >= 96)
 
 
 def test_the_heaviest_are_taken() -> None:
