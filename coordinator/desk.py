@@ -179,9 +179,7 @@ class Desk:
         :param passed: the node has done a trial for it
         """
         core, body = self._core, entry.body
-        intake.require(core.ledger.state, entry)
-        core.submissions.admit(entry, source, passed=passed)
-        await intake.append(core.ledger, entry)
+        await core.submissions.add(entry, source, passed=passed)
         if isinstance(body, entries.Node):
             emit(log, "node.admitted", node=short_peer(body.node), account=body.account[:12])
 

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from weakref import WeakValueDictionary
 
 from artel.coordinator import intake
 from artel.coordinator.sequencer import Sequencer
@@ -21,16 +22,22 @@ from artel.ledger.fold import alias
 from artel.ledger.fold.submitted import SUBMITTED, is_strangers, speaker
 from artel.ledger.store.heads import HeadStore
 from artel.protocol.dsse import MAX_ENVELOPE_BYTES
+from artel.protocol.errors import ArtelError
 from artel.protocol.events import emit
 from artel.protocol.net import wire
 from artel.protocol.net.limits import RateLimits, network_of
+from artel.protocol.tasks import uninterrupted
 
 log = logging.getLogger("artel.coordinator")
 
 PER_PEER_MINUTE, PER_PEER_AT_ONCE = 60, 20
 """Of one source (:func:`wire.source_of`), whatever it sends: bounds the work of looking at it."""
 PER_KEY_MINUTE, PER_KEY_AT_ONCE = 20, 20
-"""Entries of one signer that count."""
+"""Entries of one speaker that count. Only what every copy of the ledger shows uses this up: were
+an entry refused for anything else, electors would hold it for left out (:mod:`node.petitions`)."""
+BESIDE_MINUTE, BESIDE_AT_ONCE = 20, 20
+"""What one speaker signs that may leave nothing in the ledger: aliases, and verdicts before they
+are compared with what was shown."""
 WAITING_AT_MOST = 1024
 """Entries on their way into the ledger, well below what the sequencer takes: the rounds go on
 however much is submitted."""
@@ -66,6 +73,8 @@ class Submissions:
         self._ledger, self._heads, self._run, self._verdicts = ledger, heads, run, verdicts
         self._peers = RateLimits(PER_PEER_MINUTE, PER_PEER_AT_ONCE, clock=clock)
         self._keys = RateLimits(PER_KEY_MINUTE, PER_KEY_AT_ONCE, clock=clock)
+        self._beside = RateLimits(BESIDE_MINUTE, BESIDE_AT_ONCE, clock=clock)
+        self._adding = WeakValueDictionary[str, asyncio.Lock]()  # by speaker
         self._strangers_each = RateLimits(EACH_MINUTE, EACH_AT_ONCE, clock=clock)
         self._strangers = RateLimits(STRANGERS_MINUTE, STRANGERS_AT_ONCE, clock=clock)
         self._passed = RateLimits(PASSED_MINUTE, PASSED_AT_ONCE, clock=clock)
@@ -100,24 +109,45 @@ class Submissions:
         """Index of a new entry, when it counts and its signer has not said too much."""
         if not isinstance(entry.body, SUBMITTED):
             raise wire.Refused(f"{entry.kind} entries are not submitted by people", code="unknown")
-        intake.require(self._ledger.state, entry)
-        self.admit(entry, who)
         if isinstance(entry.body, entries.Verdict):
+            intake.require(self._ledger.state, entry)
+            self._spend(self._beside, speaker(entry))
             await self._verdicts.require_shown(entry.body)
-        await intake.append(self._ledger, entry)
+        await self.add(entry, who)
         index = self._ledger.store.index_of(entry.id)
         assert index is not None
         emit(log, "entry.submitted", kind=entry.kind, index=index)
         return index
 
-    def admit(self, entry: Entry, who: str, *, passed: bool = False) -> None:
-        """Count an entry that would count: its signer's and, without accepted work, a stranger's.
+    async def add(self, entry: Entry, who: str, *, passed: bool = False) -> None:
+        """Append an entry, if it would count and there are not too many: of its speaker and,
+        without accepted work, of strangers. One that is there already changes nothing.
 
         :param passed: whoever it is about has passed a trial
-        :raises Refused: too many in a minute, of this signer, of this address or of all strangers
+        :raises Refused: it changes nothing, or too many in a minute: of this speaker, of this
+            address or of all strangers
+        :raises ResourceError: the disk is full or does not work; nothing was appended
         """
-        fold, body = self._ledger.state, entry.body
+        # One of a speaker at a time: of several at once that exclude each other, or are the same,
+        # all but one would take a place in its budget and leave nothing that counts.
+        async with self._adding.setdefault(speaker(entry), asyncio.Lock()):
+            # Whoever goes away in between must not get, or lose, a place for that.
+            await uninterrupted(self._add(entry, who, passed))
+
+    async def _add(self, entry: Entry, who: str, passed: bool) -> None:
+        if self._ledger.store.index_of(entry.id) is not None:
+            return
+        intake.require(self._ledger.state, entry)
         self._spend(self._keys, speaker(entry))
+        try:
+            self._spend_strangers(entry, who, passed)
+            await intake.append(self._ledger, entry)
+        except ArtelError:
+            self._keys.give_back(network_of(speaker(entry)))
+            raise
+
+    def _spend_strangers(self, entry: Entry, who: str, passed: bool) -> None:
+        fold, body = self._ledger.state, entry.body
         if not is_strangers(fold, entry):
             return
         self._spend(self._strangers_each, who)
@@ -152,7 +182,7 @@ class Submissions:
                 "set the clock and sign it again",
                 code="stale",
             )
-        self._spend(self._keys, wish.account)
+        self._spend(self._beside, wish.account)
         heads, account = self._heads, wish.account
         shown = (account, wish.alias, wish.team, wish.time)
         if not await asyncio.to_thread(heads.set_alias, *shown):

@@ -11,8 +11,9 @@ Nobody can use that against a coordinator that does its part. Whether the entry 
 this node's own copy of the ledger, again and again; only kinds are held of which that is all there
 is to know, and nothing of accounts without accepted work
 (:func:`ledger.fold.submitted.must_be_taken`). Of each account or node one entry is held, and as
-soon as anything else of it gets into the ledger its time begins anew: a coordinator takes only so
-much of anybody in a minute.
+soon as anything else of it gets into the ledger, and counts, its time begins anew: a coordinator
+takes only so much of anybody in a minute. What counts for nothing is no reason to wait: whoever
+leads could make it itself.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from dataclasses import dataclass, field
 from artel.ledger import entries
 from artel.ledger.entries import Entry, reasons
 from artel.ledger.fold import shares
-from artel.ledger.fold.submitted import DECIDED, SUBMITTED, must_be_taken, speaker
+from artel.ledger.fold.submitted import BUDGETED, DECIDED, SUBMITTED, must_be_taken, speaker
 from artel.ledger.sync.fork import SplitViewProven
 from artel.ledger.sync.replica import Replica
 from artel.node import holders
@@ -65,7 +66,8 @@ class Petition:
     term: int = -1
     """That of the coordinator to which it was handed in."""
     since: float = 0.0
-    """When that was for the first time, or when something else of the speaker was taken."""
+    """When that was for the first time, or when something else of the speaker was taken and
+    counted."""
     missing: float = 0.0
     """When it was handed in last, and was in the ledger neither then nor afterwards."""
     shown: set[str] = field(default_factory=set)
@@ -170,7 +172,7 @@ class Petitions:
         if own and sum(one.own for one in self._held.values()) >= MOST_OWN:
             return
         if not self._held:
-            self._looked = self._replica.store.size
+            self._looked = self._replica.state.size
         self._held.setdefault(entry.id, Petition(entry, own, self._clock() + later))
         self._some.set()
 
@@ -236,13 +238,18 @@ class Petitions:
     def _settle(self) -> None:
         """Let go of what is in the ledger, and of others' entries that would count no more."""
         store, state, now = self._replica.store, self._replica.state, self._clock()
-        for leaf in store.leaves(min(self._looked, store.size)) if self._held else ():
+        history, end = self._replica.history, min(store.size, state.size)
+        start = min(self._looked, end)
+        leaves = store.leaves(start, end) if self._held else ()
+        for index, leaf in enumerate(leaves, start):
             entry = entries.decode(leaf)
-            if isinstance(entry.body, SUBMITTED):
-                for held in self._held.values():
-                    if held.speaker == speaker(entry):
-                        held.since = now
-        self._looked = store.size
+            if not isinstance(entry.body, BUDGETED):
+                continue
+            same = [held for held in self._held.values() if held.speaker == speaker(entry)]
+            if same and history.did(index).status != "ignored":
+                for held in same:
+                    held.since = now
+        self._looked = end
         for name, one in list(self._held.items()):
             over = not one.own and shares.check(state, one.entry)
             if over or store.index_of(name) is not None:

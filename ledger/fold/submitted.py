@@ -13,6 +13,9 @@ SUBMITTED = (
     *(entries.StateWrong, entries.JuryAnswer),
 )
 """Other kinds belong to the rounds."""
+BUDGETED = (*SUBMITTED, entries.Node)
+"""Of these the coordinator takes only so many of one speaker in a minute. The fold counts none that
+its speaker has not signed."""
 DECIDED = (
     *(entries.Admitted, entries.KeyRotated, entries.Dispute, entries.Ruling, entries.Transfer),
     *(entries.VerdictCommitted, entries.StateWrong, entries.JuryAnswer),

@@ -42,6 +42,11 @@ class RateLimits:
             self._buckets.popitem(last=False)
         return 0.0 if allowed else (1 - tokens) / self._per_second
 
+    def give_back(self, key: str) -> None:
+        """Put a token back that was taken for nothing."""
+        now = self._clock()
+        self._buckets[key] = (min(self._burst, self._tokens(key, now) + 1), now)
+
     def left(self, key: str) -> float:
         """How many tokens there are; takes none."""
         return self._tokens(key, self._clock())

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
+from artel.coordinator import submission
 from artel.coordinator.closing import Closing
 from artel.coordinator.upkeep import Upkeep
 from artel.ledger import entries
@@ -268,6 +269,28 @@ def along_a_line(rows: bytes) -> bytes:
     part = np.linspace(0, 1, len(table), dtype=np.float32)[:, None]
     table[:, 2:] = table[0, 2:] + part * (table[-1, 2:] - table[0, 2:])
     return table.tobytes()
+
+
+async def test_a_verdict_that_is_not_shown_takes_no_place_of_an_entry(
+    office: Office, members: list[Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submission, "PER_KEY_AT_ONCE", 2)
+    monkeypatch.setattr(submission, "BESIDE_AT_ONCE", 3)
+    await office.reopen()
+    await play_round(office, members)
+    fold = office.core.ledger.state
+    late = next(member for member in members if fold.owed_by(member.peer))
+    source, audit = fold.owed_by(late.peer) or pytest.fail("it was drawn")
+    rows = steps_of(office, audit)
+    name = content.content_id(public_of(late.peer) + rows)
+    made = said(late, source, "accept", rows=name)
+    await commit_to(late, source, made)
+    for _ in range(3):
+        assert await refused(late.submit(made)) == "no_fingerprints"
+    assert await refused(late.submit(made)) == "busy"
+    office.now += 60 / submission.BESIDE_MINUTE
+    assert await give(late, rows) == name
+    await late.submit(made)
 
 
 GUESSES: dict[str, Callable[[Member, Audit, bytes], bytes | None]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from typing import Any
@@ -158,6 +159,36 @@ async def test_submissions_are_bounded_for_each_peer_and_each_key(
     assert elsewhere.value.code == "busy"
     office.now += 61
     await one.submit(moved(3))
+
+
+async def test_what_leaves_nothing_that_counts_takes_no_place_of_an_entry(
+    office: Office, members: list[Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Electors would take a refusal for an entry that is left out."""
+    monkeypatch.setattr(submission, "PER_KEY_AT_ONCE", 1)
+    monkeypatch.setattr(submission, "BESIDE_AT_ONCE", 2)
+    await office.reopen()
+    await play_round(office, members)
+    one, two, three = members
+    take, now = office.core.submissions, int(time.time())
+    for number in range(2):
+        await say(office, one, wish(office, one, f"name {number}", now + number))
+    assert await refused(say(office, one, wish(office, one, "name 2", now + 2))) == "busy"
+
+    # Several hand in the same, and somebody else something that excludes it.
+    first, second = dispute(office, one, two), dispute(office, three, two)
+    said = [(first, f"address {number}") for number in range(3)] + [(second, "address 3")]
+    read = [(entries.decode(envelope.encode()), who) for envelope, who in said]
+    answers = await asyncio.gather(*(take.add(*each) for each in read), return_exceptions=True)
+    assert answers[:3] == [None] * 3
+    assert isinstance(answers[3], wire.Refused)
+    assert answers[3].code == "duplicate"
+    assert office.core.ledger.state.ignored == {"duplicate": 1}
+    await three.submit(dispute(office, three, one))
+    last = dispute(office, one, three)
+    assert await refused(one.submit(last)) == "busy", "what counts takes its place"
+    office.now += 60 / submission.PER_KEY_MINUTE
+    await one.submit(last)
 
 
 async def test_accounts_without_work_together_add_few_entries(

@@ -18,7 +18,7 @@ from artel.protocol import dsse, messages
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import ArtelError
 from artel.protocol.net import wire
-from ledger_world import World, key
+from ledger_world import World, forged, key
 from party_world import HANDOVER_S, Parties, Party, after, handover, two_coordinators
 
 
@@ -169,8 +169,9 @@ async def test_a_flood_is_refused_before_it_is_looked_at(run: Parties, world: Wo
     assert len(first.sealing.petitions._held) == 1
 
 
+@pytest.mark.parametrize("other", ["a dispute", "a new node"])
 async def test_who_says_so_much_that_it_has_to_wait_ends_no_term(
-    run: Parties, world: World
+    run: Parties, world: World, other: str
 ) -> None:
     """The coordinator takes other entries of the same account all the time."""
     leader = await run.coordinator()
@@ -179,11 +180,38 @@ async def test_who_says_so_much_that_it_has_to_wait_ends_no_term(
     mine = [world.earned(member, 0) for member in world.members[1:3]]
     await handed(leader, electors[0], world.dispute(world.owners[0], mine[0]))
     await looked(electors, seconds=0.9 * HANDOVER_S)
-    await taking(leader, world.dispute(world.owners[0], mine[1]).encode())
+    taken = {
+        "a dispute": world.dispute(world.owners[0], mine[1]),
+        "a new node": entries.node(key("one more node"), world.owners[0], world.run),
+    }
+    await taking(leader, taken[other].encode())
+    assert not leader.replica.state.ignored
     await looked(electors, seconds=0.9 * HANDOVER_S)
     assert sealed(electors) == [-1] * 3
     await looked(electors, seconds=0.5 * HANDOVER_S)
     assert sealed(electors) == [0] * 3, "it says nothing more, and waits as long as anybody"
+
+
+@pytest.mark.parametrize("by", ["somebody else", "the account"])
+async def test_what_counts_for_nothing_gives_a_coordinator_no_time(
+    run: Parties, world: World, by: str
+) -> None:
+    """It can make entries itself that name an account, and keep some that came too late."""
+    leader = await run.coordinator()
+    leader.takes = leaving_out
+    electors = [await run.elector(leader, number) for number in range(3)]
+    hers = world.earned(world.members[1], 0)
+    await handed(leader, electors[0], world.dispute(world.owners[0], hers))
+    for number in range(3):
+        made = world.dispute(world.owners[0], hers, f"n{number}")
+        if by == "the account":
+            made = world.dispute(world.owners[0], "ab" * 32, f"n{number}")
+        else:
+            made = forged(made, key("an accomplice"))
+        await taking(leader, made.encode())
+        await looked(electors, seconds=0.8 * HANDOVER_S)
+    assert sum(electors[0].replica.state.ignored.values()) == 3
+    assert sealed(electors) == [0] * 3
 
 
 async def test_what_may_be_given_up_with_a_term_outlives_the_process(
