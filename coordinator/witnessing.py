@@ -72,9 +72,14 @@ class Witnessing:
         """After a restart: the heads that may still be worth an entry."""
         rules = self._state().rules
         for lines in {1, max(1, rules.witnesses if rules is not None else 1)}:
-            text = self._kept.newest(lines)
-            if text:
+            heads = filter(self._is_ours, self._kept.newest_first(lines))
+            if text := next(heads, ""):
                 self._heads[parse_checkpoint(text).size] = note.parse(text)
+
+    def _is_ours(self, text: str) -> bool:
+        """Whether a note is of this ledger's tree: others were given up with their term."""
+        head = parse_checkpoint(text)
+        return head.size <= self._store.size and self._store.root_at(head.size) == head.root
 
     def require(self, peer: str) -> None:
         """Refuse who may send no cosignatures now, before anything is read of what it shows.

@@ -6,7 +6,7 @@ what it *does* is decided by :meth:`Body.rule`, from the entries before it alone
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, pairwise
@@ -18,7 +18,7 @@ from artel.ledger.entries.documents import divide, join
 from artel.protocol import dsse, schema
 from artel.protocol.assignment import MAX_SLICES
 from artel.protocol.dsse import MAX_ENVELOPE_BYTES, Envelope, Leaf, Signing
-from artel.protocol.errors import DecodeError
+from artel.protocol.errors import CheckFailed, DecodeError
 from artel.protocol.identity import Identity, public_of
 from artel.protocol.terms import MAX_NODES
 
@@ -83,6 +83,10 @@ class Body(Record):
 
     def signings(self) -> Iterator[Signing]:
         """Signatures in its document, which have to verify as those of the envelope do."""
+        return iter(())
+
+    def heads(self) -> Iterator[tuple[int, str]]:
+        """Size and root (hex) of each tree head that it says to be of the log that it is in."""
         return iter(())
 
     def rule(self, state: FoldState, entry: Entry) -> str | Effect:
@@ -172,6 +176,23 @@ class Entry:
     def signings(self) -> list[Signing]:
         """Every signature that has to verify: made anew, as they take more than the entry."""
         return [*self.envelope.signings(), *self.body.signings()]
+
+    def require_of(self, size: int, root_at: Callable[[int], bytes]) -> None:
+        """Refuse it if it names a head of another tree. A fold, which has no tree, sees sizes
+        alone: whoever leads could make final, or begin a term on, another history than the one
+        that the signatures in it are of.
+
+        :param size: of a tree that holds it
+        :param root_at: gives the root of its first so many entries
+        :raises CheckFailed: one of the heads is not of this tree
+        """
+        for known, root in self.body.heads():
+            if known > size or root_at(known).hex() != root:
+                raise CheckFailed(
+                    f"{self.kind}: the head of {known} entries that it names is not of this tree",
+                    "whoever added it lies, and nothing of it counts: ask another holder of the "
+                    "ledger, or wait for the next term",
+                )
 
     def checked(self, holds: bool) -> Entry:
         """The entry itself, after somebody else has found out whether its signatures verify."""

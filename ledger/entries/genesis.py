@@ -90,6 +90,10 @@ class Genesis:
         """It has no document."""
         return iter(())
 
+    def heads(self) -> Iterator[tuple[int, str]]:
+        """None; see :meth:`.body.Body.heads`."""
+        return iter(())
+
     def place(self, state: FoldState) -> tuple[int, int]:
         """It belongs to no round."""
         return -1, -1

@@ -323,10 +323,6 @@ class HeadStore:
             row = self._connection.execute(query, (size,)).fetchone()
         return str(row[0]) if row else ""
 
-    def newest(self, lines: int = 0) -> str:
-        """The note of the largest tree with at least so many cosignatures; "" when none has."""
-        return next(self.newest_first(lines), "")
-
     def newest_first(self, lines: int) -> Iterator[str]:
         """The notes with at least so many cosignatures, those of the largest trees first."""
         query = (

@@ -20,7 +20,6 @@ from pathlib import Path
 from artel.ledger.entries import Entry, Genesis, decode, entry_id
 from artel.ledger.entries.body import portions
 from artel.ledger.entries.documents import document_of
-from artel.ledger.entries.kinds.handover import Handover
 from artel.ledger.fold import effects
 from artel.ledger.store import database
 from artel.ledger.store.database import insert_rows, read_leaves, storage_errors
@@ -270,13 +269,11 @@ class LedgerStore(LedgerReader):
                         self._give_up(before, beside)
                     self._require_end(edge.size)
                     # To the end of a tile: the tile is stored before the next entry.
-                    handed = list[Handover]()
+                    written = self._written()
                     while page := self._page(rest, edge):
                         genesis = genesis or first_entry(page[0])
-                        last = self._insert(page, edge, beside, handed)
+                        last = self._insert(page, edge, beside, written)
                     assert genesis is not None
-                    for begun in handed:
-                        begun.require_of(edge.size, TileTree(edge, self._written()).root_at)
                     root = edge.root()
                     head = Checkpoint(origin_of(genesis.run, term), edge.size, root)
                     note, lines = _own_lines(sign(edge.size, root), head)
@@ -340,11 +337,11 @@ class LedgerStore(LedgerReader):
         page: list[bytes | Entry],
         edge: Edge,
         beside: Beside | None,
-        handed: list[Handover],
+        written: Tiles,
     ) -> str:
         """Insert into the open transaction, and add to ``edge`` what can be read back.
 
-        :param handed: gets what begins a term
+        :param written: the tiles of the open transaction, for the heads that entries name
         :returns: the kind of the last entry
         """
         first = edge.size
@@ -369,9 +366,10 @@ class LedgerStore(LedgerReader):
                 if self._connection.execute(_SELECT_TILE, place).fetchone() != (tile.hashes,):
                     raise _changed(Tile(*place).path)
         self._insert_documents(entries)
-        handed += [entry.body for entry in entries if isinstance(entry.body, Handover)]
         if beside is not None:
             beside(self._connection, entries, first)
+        for entry in entries:
+            entry.require_of(edge.size, TileTree(edge, written).root_at)
         return entries[-1].kind
 
     def _insert_documents(self, entries: Iterable[Entry]) -> None:

@@ -15,7 +15,7 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from artel.ledger.entries import Entry, Handover, StateAgreed
+from artel.ledger.entries import Entry, StateAgreed
 from artel.ledger.fold import labels
 from artel.ledger.fold.effects import Loose, checked
 from artel.ledger.fold.kept import SELECT_KEPT, rules
@@ -285,11 +285,10 @@ class _Replay:
             self._signatures += len(entry.signings)
             if isinstance(entry.body, StateAgreed):
                 self._told.note(entry.body)
-            if isinstance(entry.body, Handover):
-                try:
-                    entry.body.require_of(total, self._store.root_at)
-                except CheckFailed as error:
-                    wrong.append(error)
+            try:
+                entry.require_of(total, self._store.root_at)
+            except CheckFailed as error:
+                wrong.append(error)
             if entry.envelope.document:
                 self._documents.add(hashlib.sha256(entry.envelope.document).digest())
             if not entry.signers:

@@ -58,7 +58,9 @@ def audit(
     full: bool = False,
     origin: str | None = None,
     progress: Tell = silent,
-    reader: Callable[[Iterator[bytes]], object] = lambda leaves: deque(leaves, maxlen=0),
+    reader: Callable[[Iterator[bytes], SignedTree], object] = lambda leaves, _: deque(
+        leaves, maxlen=0
+    ),
 ) -> AuditReport:
     """Audit the log's newest checkpoint. Memory does not grow with the log.
 
@@ -66,7 +68,7 @@ def audit(
     :param full: read all entries and tiles
     :param origin: the log's origin line when it is not the name of its key
     :param reader: takes the entries of a full audit to the last one, each after it was tied to the
-        signed root; what it raises ends the audit
+        signed root, and their tree; what it raises ends the audit
     :raises UsageError: when no log key is given
     :raises DecodeError: when a key is malformed
     :raises CheckFailed: when something does not hold; the message names the tile or the entry
@@ -99,7 +101,7 @@ def audit(
             progress(tile.start + len(found), tree.size)
 
     if full:
-        reader(leaves())
+        reader(leaves(), tree)
     return AuditReport(
         origin=checkpoint.origin,
         size=checkpoint.size,
@@ -154,13 +156,14 @@ def audit_log(
         return audit(source, keys, full=full, origin=origin, progress=progress), None
     state, signed, told = FoldState(), Counter[bool](), labels.Recomputations()
 
-    def replay(leaves: Iterator[bytes]) -> None:
+    def replay(leaves: Iterator[bytes], tree: SignedTree) -> None:
         whole = with_documents(source, leaves)
         for entry in checked(whole, 0, processes=True):
             signed[True] += len(entry.signings) if entry.signers else 0
             signed[False] += not entry.signers
             if isinstance(entry.body, StateAgreed):
                 told.note(entry.body)
+            entry.require_of(tree.size, tree.root_at)
             apply(state, entry)
 
     report = audit(source, keys, full=True, origin=origin, progress=progress, reader=replay)

@@ -189,7 +189,7 @@ def test_a_forged_cosignature_is_found(tmp_path: Path) -> None:
     finished = finished_demo(tmp_path)
     for name in ("coordinator", "node-1", "node-2", "node-3"):
         with closing(HeadStore(tmp_path / name / HEADS_NAME)) as heads:
-            signed = note.parse(heads.newest())
+            signed = note.parse(next(heads.newest_first(0), ""))
         (tmp_path / name / HEADS_NAME).unlink()
         last = signed.signatures[-1]
         wrong = SignatureLine(

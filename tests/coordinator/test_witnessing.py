@@ -106,7 +106,7 @@ async def test_what_is_no_cosignature_of_our_heads_is_refused(
     future = await refused(one.cosign(time=1 << 40))
     assert future == "failed"
     assert office.core.witnessing.nodes_at(size) == set()
-    assert office.core.heads.newest(1) == ""
+    assert next(office.core.heads.newest_first(1), "") == ""
 
 
 async def test_cosignatures_of_one_peer_are_bounded(
@@ -227,6 +227,27 @@ async def test_cosignatures_survive_a_restart(office: Office, members: list[Memb
     body = statement.body
     assert isinstance(body, entries.Witnessed)
     assert len(body.cosignatures) == 2
+
+
+async def test_a_head_that_was_given_up_with_its_term_is_not_recorded(
+    office: Office, members: list[Member]
+) -> None:
+    store, heads = office.core.ledger.store, office.core.heads
+    signed, size = newest(office), store.size
+    await members[0].cosign(signed)
+    await Member(office, "late").hello()
+    for lost, root in ((store.size - 1, bytes(32)), (store.size + 1, store.root)):
+        given_up = note.parse(sign_checkpoint(ORGANISER, store.origin, lost, root))
+        lines = [
+            cosign(member.identity, witness_name(member.peer), given_up.text, 1_700_000_000)
+            for member in members
+        ]
+        heads.add_note(add_lines(given_up, lines).encode())
+    begun = witnessing.Witnessing(store, heads, lambda: office.core.ledger.state, ORGANISER)
+    statement = begun.statement()
+    assert statement is not None
+    assert isinstance(statement.body, entries.Witnessed)
+    assert (statement.body.size, statement.body.root) == (size, store.root_at(size).hex())
 
 
 async def test_a_head_that_few_have_cosigned_is_recorded_but_not_certified(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -28,7 +28,7 @@ from artel.ledger.entries.story import Fact, Story
 from artel.ledger.entries.words import plural, short_key
 from artel.protocol import canonical, dsse, schema
 from artel.protocol.dsse import Envelope, Signing
-from artel.protocol.errors import CheckFailed, DecodeError
+from artel.protocol.errors import DecodeError
 from artel.protocol.identity import Identity, short_peer
 
 SEAL_TYPE = "application/vnd.artel.seal+json"
@@ -82,22 +82,8 @@ class Handover(Body):
             message = dsse.pae(SEAL_TYPE, canonical.dumps(said.model_dump(mode="json")))
             yield key_of(seal.node), bytes.fromhex(seal.signature), message
 
-    def require_of(self, size: int, root_at: Callable[[int], bytes]) -> None:
-        """Refuse a term that does not go on from the heads which its seals name: a fold, which has
-        no tree, sees their sizes alone, and whoever begins a term could put another history in the
-        place of what is final.
-
-        :param size: of the tree that holds this entry
-        :param root_at: gives the root of its first so many entries
-        :raises CheckFailed: one of the heads is not of this tree
-        """
-        for seal in self.seals:
-            if seal.size and (seal.size > size or root_at(seal.size).hex() != seal.root):
-                raise CheckFailed(
-                    f"term {self.term} does not go on from the head of {seal.size} entries that an "
-                    "elector's seal names",
-                    "whoever began it lies, and nothing of it counts: wait for the next term",
-                )
+    def heads(self) -> Iterator[tuple[int, str]]:
+        return ((seal.size, seal.root) for seal in self.seals if seal.size)
 
     def rule(self, state: FoldState, entry: Entry) -> str | Effect:
         of, size = max((seal.of, seal.size) for seal in self.seals)

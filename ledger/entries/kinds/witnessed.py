@@ -58,6 +58,9 @@ class Witnessed(Body):
             signature = bytes.fromhex(item.signature)
             yield key_of(item.node), signature, cosigned_bytes(text, item.time)
 
+    def heads(self) -> Iterator[tuple[int, str]]:
+        yield self.size, self.root
+
     def rule(self, state: FoldState, entry: Entry) -> str | Effect:
         if not state.led_by(entry.envelope.signers):
             return reasons.WRONG_SIGNERS

@@ -84,7 +84,7 @@ def test_of_many_who_advance_at_once_one_does(heads: HeadStore) -> None:
 
 
 def test_lines_of_one_head_are_collected(heads: HeadStore) -> None:
-    assert (heads.note(7), heads.newest()) == ("", "")
+    assert (heads.note(7), next(heads.newest_first(0), "")) == ("", "")
     heads.add_note(signed(7))
     heads.add_note(signed(7, 2))
     heads.add_note(signed(7, 1, time=9))
@@ -95,9 +95,9 @@ def test_lines_of_one_head_are_collected(heads: HeadStore) -> None:
     assert heads.note(7) == merged.encode()
     heads.add_note(signed(9, 1))
     heads.add_note(signed(8, 3))
-    sizes = [parse_checkpoint(heads.newest(lines)).size for lines in range(4)]
+    sizes = [parse_checkpoint(next(heads.newest_first(lines), "")).size for lines in range(4)]
     assert sizes == [9, 9, 8, 8]
-    assert heads.newest(4) == ""
+    assert next(heads.newest_first(4), "") == ""
     for lines in range(5):
         found = [parse_checkpoint(text).size for text in heads.newest_first(lines)]
         assert found == sorted(found, reverse=True)
@@ -134,10 +134,10 @@ def test_old_notes_go_but_never_the_newest_final_one(heads: HeadStore) -> None:
         heads.add_note(signed(size))
     count = heads._connection.execute("SELECT count(*) FROM notes").fetchone()[0]
     assert count == MAX_NOTES
-    assert parse_checkpoint(heads.newest(2)).size == 1
-    assert parse_checkpoint(heads.newest(1)).size == 2
+    assert parse_checkpoint(next(heads.newest_first(2), "")).size == 1
+    assert parse_checkpoint(next(heads.newest_first(1), "")).size == 2
     assert heads.note(3) == ""
-    assert heads.note(MAX_NOTES + 39) == heads.newest()
+    assert heads.note(MAX_NOTES + 39) == next(heads.newest_first(0), "")
 
 
 def test_evidence_is_kept_once_and_bounded(heads: HeadStore) -> None:

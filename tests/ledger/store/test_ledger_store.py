@@ -271,7 +271,9 @@ def tall(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LedgerStore
             patched.setattr(
                 "artel.ledger.store.store.decode",
                 lambda leaf: Entry(
-                    entry_id(leaf), SimpleNamespace(KIND="account"), Envelope("", b"", ())
+                    entry_id(leaf),
+                    SimpleNamespace(KIND="account", heads=lambda: ()),
+                    Envelope("", b"", ()),
                 ),
             )
             patched.setattr("artel.ledger.store.store.os.fsync", lambda _file: None)

@@ -21,6 +21,7 @@ from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.published import LostEntries, heads_error, known_heads
 from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
 from artel.ledger.store.verify import verify_home
+from artel.ledger.sync.audit import audit_log
 from artel.ledger.sync.leadership import said_by
 from artel.ledger.sync.replica import Replica
 from artel.ledger.sync.signed_tree import SignedTree, common_size, take_over, verified_head
@@ -163,15 +164,41 @@ def test_a_term_that_nobody_sealed_replaces_nothing(tmp_path: Path) -> None:
 def test_a_term_that_does_not_go_on_from_the_heads_in_its_seals_is_taken_over_by_nobody(
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(CheckFailed, match=f"does not go on from the head of {KEPT} entries"):
+    with pytest.raises(CheckFailed, match=f"handover: the head of {KEPT} entries"):
         successor(tmp_path, handed(of=KEPT - 1))
     replica = grown(tmp_path / "home", *STEPS[:3])
     with closing(replica.store) as store:
         root, first = store.root, handed(size=store.size, of=store.size - 1).encode()
         store.begin_term(1)
-        with pytest.raises(CheckFailed, match="does not go on from the head"):
+        with pytest.raises(CheckFailed, match=r"handover: the head of .* is not of this tree"):
             store.append([first], SIGN, replica.fold.beside)
         assert store.root == root
+
+
+@pytest.mark.parametrize("size", [100, 256, KEPT])
+def test_cosignatures_of_another_history_are_taken_by_nobody(
+    tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = [*LOG[: size - 1], entries.account(key("another"), WORLD.run).encode()]
+    log = [*LOG[:KEPT], WORLD.witnessed(other).encode(), *LOG[KEPT:GIVEN_UP]]
+    said = f"witnessed: the head of {size} entries that it names is not of this tree"
+    with pytest.raises(CheckFailed, match=said):
+        grown(tmp_path / "whole", len(log), log=log)
+    with closing(grown(tmp_path / "home", KEPT).store) as store:
+        root = store.root
+        with pytest.raises(CheckFailed, match=said):
+            store.append([log[KEPT]], WORLD.sign)
+        assert store.root == root
+        # The tree is that of the append; the head may lie before it.
+        store.append([WORLD.witnessed(LOG[:size]).encode()], WORLD.sign)
+    with monkeypatch.context() as patch:
+        patch.setattr(entries.Entry, "require_of", lambda *_: None)
+        with closing(grown(tmp_path / "lies", len(log), log=log).store) as store:
+            tiles = FolderSource(write_tiles_of(store, tmp_path / "tiles"))
+    checks = {check.name: check for check in verify_home(tmp_path / "lies").checks}
+    assert (checks["entries"].ok, checks["entries"].detail) == (False, said)
+    with pytest.raises(CheckFailed, match=said):
+        audit_log(tiles, [], WORLD.run, full=True)
 
 
 def test_nothing_that_is_final_here_is_given_up_whoever_sealed(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_every_checkpoint_of_a_tessera_log_is_audited(size: int, tmp_path: Path)
     write_log(tmp_path, TESSERA_ENTRIES[:size], checkpoint)
     seen: list[bytes] = []
     source = FolderSource(tmp_path)
-    report = audit(source, [TESSERA_KEY], full=True, reader=seen.extend)
+    report = audit(source, [TESSERA_KEY], full=True, reader=lambda leaves, _: seen.extend(leaves))
     assert seen == TESSERA_ENTRIES[:size]
     assert (report.origin, report.size) == ("example.com/log/testdata", size)
     assert report.checkpoint == checkpoint
@@ -233,7 +233,7 @@ def test_only_the_named_keys_are_trusted(log: Path) -> None:
 
 
 def test_whoever_reads_the_entries_can_refuse(log: Path) -> None:
-    def refuse(leaves: Iterator[bytes]) -> None:
+    def refuse(leaves: Iterator[bytes], _: SignedTree) -> None:
         for index, leaf in enumerate(leaves):
             assert leaf == f"entry {index}".encode()
             if index == 300:
