@@ -121,7 +121,7 @@ def _newest_certified(
         with contextlib.closing(HeadStore(path)) as heads:
             found = finality.newest_certified(heads, fold)
         if found:
-            head, signed = finality.verified(found, log.origin, fold.leaders(), fold.nodes)
+            head, signed = finality.verified(found, log.origin, [fold.term.leader], fold.nodes)
             fits = head.size <= log.size and log.root_at(head.size) == head.root
             if fits and finality.is_certified(signed, fold):
                 final = max(fold.final, fold.electors.final_by(head.size))

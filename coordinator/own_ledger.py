@@ -75,6 +75,7 @@ class OwnLedger:
             stack.callback(second.close)
         replica = Replica.open(home / DATABASE_NAME, run, heads)
         stack.callback(replica.store.close)
+        heads.look_again(run, replica.store.terms())
         return cls(home, run, tuple(coordinators), begun, replica, heads, second)
 
     @property
@@ -83,8 +84,14 @@ class OwnLedger:
 
     @property
     def leaders(self) -> Sequence[str]:
-        """Keys (hex) that may have signed heads of this run, as far as this home knows."""
+        """Keys (hex) that may have led, as far as this home knows."""
         return self.store.leaders() if self.store.size else self.coordinators
+
+    def signers(self, term: int | None) -> Sequence[str]:
+        """Keys (hex) by which a head of one term counts, as far as this home knows."""
+        if self.store.size:
+            return self.store.signers(term)
+        return self.coordinators[:1] if term == 0 else ()
 
     def leads(self, key: str) -> bool:
         """Whether the term is a coordinator's (hex key) by this ledger, and was not sealed here."""
@@ -102,7 +109,7 @@ class OwnLedger:
         await self.replica.take_from(source, self.run)
         if (term := self.store.term) != before and term not in self.begun_terms:
             self.begun_terms.add(term)
-            await asyncio.to_thread(self.heads.give_up, self.run, self.store.terms())
+            await asyncio.to_thread(self.heads.look_again, self.run, self.store.terms())
             leader = self.replica.state.term.leader
             emit(log, "term.begun", term=term, size=self.store.size, leader=leader[:12])
 
@@ -112,7 +119,7 @@ class OwnLedger:
         :raises CheckFailed: what is kept of it is damaged
         """
         terms = self.store.terms()
-        known = known_heads(self.heads, self.run, self.leaders, terms)
+        known = known_heads(self.heads, self.run, terms)
         if self.second is not None:
             also = self.second.known(self.run, self.leaders)
             known += [head for head in also if not given_up(head, terms)]

@@ -247,7 +247,8 @@ class Asking:
                 await own.follow(source)  # what is shown alone says nothing: the tree has to
             finally:
                 self._followed.discard(name)
-        head, signed = await asyncio.to_thread(_verified, text, own.run, own.leaders)
+        keys = own.signers(_term(text, own.run))
+        head, signed = await asyncio.to_thread(_verified, text, own.run, keys)
         if (term_of(head.origin, own.run) or 0) < store.term:
             return  # what of it counts is in the later term's tree
         try:
@@ -264,6 +265,8 @@ class Asking:
 
     def _hold(self, source: PeerSource | Holder, head: Checkpoint, signed: str) -> None:
         own, store = self._own, self._own.store
+        if store.size and head.origin != store.origin:
+            return  # another term was taken over meanwhile
         other, proof = own.heads.note(head.size), None
         noted = parse_checkpoint(other) if other else head
         if noted.root != head.root and noted.origin == head.origin:
@@ -272,7 +275,7 @@ class Asking:
             with contextlib.suppress(ArtelError):  # who shows the head may not show its tree
                 proof = fork.examine(source, store, signed)
         if proof is not None:
-            evidence.check(proof, verifier_keys(proof.origin, own.leaders))
+            evidence.check(proof, verifier_keys(proof.origin, own.signers(store.term)))
             raise _Refusing(self._forked(proof))
         if head.size > store.size or store.root_at(head.size) != head.root:
             own.heads.add_note(signed)
@@ -307,14 +310,14 @@ def _term(text: str, run: str) -> int:
     return term
 
 
-def _verified(text: str, run: str, leaders: Iterable[str]) -> tuple[Checkpoint, str]:
-    """A head of this run, with no other line than that of its coordinator.
+def _verified(text: str, run: str, signers: Iterable[str]) -> tuple[Checkpoint, str]:
+    """A head of this run, with no other line than that of who leads its term.
 
     :raises DecodeError: it is malformed
-    :raises CheckFailed: no coordinator of the run signed it
+    :raises CheckFailed: who leads its term has not signed it
     """
     _term(text, run)
-    head, signed = open_signed(text, parse_checkpoint(text).origin, leaders)
+    head, signed = open_signed(text, parse_checkpoint(text).origin, signers)
     return head, signed.encode()
 
 
@@ -341,8 +344,8 @@ async def look_at(core: Coordinator, peer: str) -> None:
 
 
 async def require_newest(core: Coordinator, peer: str, text: str) -> None:
-    """Stop signing at once when a head of this run's key is not of the ledger here, or when a later
-    term has begun.
+    """Stop signing at once when a head by who leads this term is not of the ledger here, or when a
+    later term has begun.
 
     :param peer: who shows the head
     :raises Refused: so it is; the coordinator ends, and its process asks before it goes on
@@ -394,4 +397,4 @@ def _foreign(core: Coordinator, text: str) -> tuple[Checkpoint, str]:
     head = parse_checkpoint(text)
     if head.size <= store.size and store.root_at(head.size) == head.root:
         return head, ""
-    return _verified(text, core.run, store.leaders())
+    return _verified(text, core.run, store.signers(_term(text, core.run)))

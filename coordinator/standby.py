@@ -262,8 +262,8 @@ class Standby:
                     raise SplitViewProven(proof)
         elif head.size <= store.size:
             known = dict(self.state.nodes)
-            check = finality.verified
-            _, signed = await asyncio.to_thread(check, text, head.origin, own.leaders, known)
+            keys, check = own.signers(term), finality.verified
+            _, signed = await asyncio.to_thread(check, text, head.origin, keys, known)
             await asyncio.to_thread(own.heads.add_note, signed.encode())
         self._texts[text] = None
         while len(self._texts) > KNOWN_TEXTS:
@@ -283,7 +283,8 @@ class Standby:
         (data,) = await source.files(CERTIFIED_PATH, timeout=ANSWER_S)
         text = text_of(data or b"", CERTIFIED_PATH)
         origin = parse_checkpoint(text).origin
-        head, signed = finality.verified(text, origin, own.leaders, state.nodes)
+        keys = own.signers(term_of(origin, own.run))
+        head, signed = finality.verified(text, origin, keys, state.nodes)
         same = (head.size, head.root.hex()) == (part.size, part.root)
         if same and finality.is_certified(signed, state) and term_of(origin, own.run) == part.of:
             self._switched.add(part.root)

@@ -162,6 +162,9 @@ class Sealing:
 
         :raises SplitViewProven: nobody could lead the run after it
         """
+        if not fork.convicts_leader(found.evidence.to_dict(), self._replica.store):
+            await self._record(found.evidence)  # of who led before: another term has begun
+            return
         await self.alarm(found.evidence)
         if not self._replica.state.electors.sets:
             raise found

@@ -38,6 +38,7 @@ from artel.ledger.sync.replica import Replica
 from artel.ledger.sync.source import CONFLICTS_PATH
 from artel.ledger.tlog.checkpoint import (
     open_checkpoint,
+    open_signed,
     parse_checkpoint,
     verifier_keys,
 )
@@ -203,14 +204,15 @@ class Watch:
 
         :raises SplitViewProven: it is another history, and that is proven
         :raises DecodeError: it is malformed
-        :raises CheckFailed: no coordinator signed it
+        :raises CheckFailed: who leads its term has not signed it
         """
         await self._follow_term()
         store, state = self._replica.store, self._replica.state
         if not store.size or text in self._fit:
             return
-        keys, origin = store.leaders(), parse_checkpoint(text).origin
+        origin = parse_checkpoint(text).origin
         term = term_of(origin, self._run_id)
+        keys = store.signers(term)
         if term is not None and term > store.term:
             # By whom it is signed stands in the ledger under it.
             await self._replica.catch_up(self._host, peer, self._run_id)
@@ -221,8 +223,8 @@ class Watch:
             if not given_up(head, store.terms()) and store.root_at(head.size) != head.root:
                 emit(log, "ledger.head_differs", logging.WARNING, size=head.size, term=term)
             return
-        # The log's signature alone convicts it; a bad line of a witness must not hide that.
-        head = open_checkpoint(text, store.origin, keys)
+        # The log's signature alone convicts it; a bad line of another key must not hide that.
+        head, alone = open_signed(text, store.origin, keys)
         if head.size <= store.size and head.root == store.root_at(head.size):
             _, signed = await asyncio.to_thread(
                 finality.verified, text, store.origin, keys, dict(state.nodes)
@@ -232,12 +234,12 @@ class Watch:
             return
         for (size, root), other in self._doubts.items():
             if size == head.size and root != head.root:
-                proof = evidence.build(other.note, store, text, store)
+                proof = evidence.build(other.note, store, alone.encode(), store)
                 evidence.check(proof, verifier_keys(store.origin, keys))
                 raise SplitViewProven(proof)
         key = (head.size, head.root)
         if key not in self._doubts and len(self._doubts) < MAX_DOUBTS:
-            self._doubts[key] = Doubt(text, peer, self._clock())
+            self._doubts[key] = Doubt(alone.encode(), peer, self._clock())
         if head.size <= store.size and key in self._doubts:
             await self._settle(key)
 
@@ -249,7 +251,7 @@ class Watch:
         self._term, self._proof, self._alarmed = store.term, None, False
         self._doubts.clear()
         self._fit.clear()
-        await asyncio.to_thread(self._heads.give_up, self._run_id, store.terms())
+        await asyncio.to_thread(self._heads.look_again, self._run_id, store.terms())
         leader = self._replica.state.term.leader
         emit(log, "term.begun", term=store.term, size=store.size, leader=leader[:12])
 
@@ -382,12 +384,14 @@ def refuse_older(replica: Replica, heads: HeadStore) -> None:
     :raises CheckFailed: it is older, or another one, and that is not proven for others
     """
     store = replica.store
-    known = known_heads(heads, store.genesis.run, store.leaders(), store.terms())
+    heads.look_again(store.genesis.run, store.terms())
+    known = known_heads(heads, store.genesis.run, store.terms())
     for head in known:
-        ours, seen = store.note_at(head.size), heads.note(head.size)
-        if ours and seen and parse_checkpoint(ours).root != parse_checkpoint(seen).root:
-            proof = evidence.build(ours, store, seen, store)
-            evidence.check(proof, verifier_keys(proof.origin, store.leaders()))
+        notes = store.note_at(head.size), heads.note(head.size)
+        ours, seen = (parse_checkpoint(text) if text else None for text in notes)
+        if ours and seen and ours.root != seen.root and ours.origin == seen.origin == store.origin:
+            proof = evidence.build(notes[0], store, notes[1], store)
+            evidence.check(proof, verifier_keys(store.origin, store.signers(store.term)))
             raise SplitViewProven(proof)
     error = heads_error(known, store.size, store.root_at)
     if error:

@@ -171,7 +171,8 @@ class FoldState:
         return self.terms[-1]
 
     def leaders(self) -> set[str]:
-        """Keys (hex) that may sign tree heads: all that the manifest names, and who has led."""
+        """Keys (hex) that may lead: all that the manifest names, and who has led. Whose heads of
+        a term count says :func:`.records.signers_in`."""
         return {*self.coordinators, *(term.leader for term in self.terms)}
 
     @property

@@ -52,6 +52,12 @@ class Term:
     """The coordinator's key (hex)."""
 
 
+def signers_in(term: int | None, terms: Iterable[Term]) -> list[str]:
+    """Keys (hex) by which a tree head of one term counts: its leader's alone, as far as ``terms``
+    tell who that is. What another coordinator of the run signs for it says nothing."""
+    return [each.leader for each in terms if each.number == term]
+
+
 @dataclass(frozen=True)
 class LeftOut:
     """Work of a member that does not count, or what is held against it; see ``reasons``."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from artel.ledger.entries import decode
 from artel.ledger.entries.fold_state import FoldState
+from artel.ledger.entries.records import signers_in
 from artel.ledger.fold import labels
 from artel.ledger.store.published import given_up, term_of
 from artel.ledger.tlog import note
@@ -100,7 +101,7 @@ def verified(
 ) -> tuple[Checkpoint, Note]:
     """A run's tree head, with no other signature lines than those that were verified here.
 
-    :param coordinators: keys (hex) of which one must have signed
+    :param coordinators: keys (hex) of which one must have signed: its term's leader
     :param nodes: peer ids whose cosignatures count
     :raises DecodeError: when it is malformed
     :raises CheckFailed: when no coordinator signed it, or it is of another log
@@ -165,9 +166,12 @@ def of_notes(notes: Iterable[str], tree: KnownTree, state: FoldState) -> Finalit
     size = tree.size
     for text in dict.fromkeys(filter(None, notes)):
         origin = parse_checkpoint(text).origin
-        head, signed = verified(text, origin, state.leaders(), state.nodes)
-        if term_of(origin, state.run) is None:
+        term = term_of(origin, state.run)
+        if term is None:
             raise CheckFailed(f"a checkpoint of another log: {origin[:120]!r}")
+        if state.terms and term > state.term.number:
+            continue  # by whom it is signed stands in the tree under it
+        head, signed = verified(text, origin, signers_in(term, state.terms), state.nodes)
         if head.size > size or given_up(head, state.terms):
             continue
         if tree.root_at(head.size) != head.root:

@@ -24,15 +24,14 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artel.ledger.store import database
 from artel.ledger.store.database import storage_errors, transaction
-from artel.ledger.store.published import DATABASE_NAME, run_of, term_of
+from artel.ledger.store.published import DATABASE_NAME, counts, run_of, term_of
 from artel.ledger.tlog import note as notes
-from artel.ledger.tlog.checkpoint import MAX_SIZE, Checkpoint, origin_of
+from artel.ledger.tlog.checkpoint import MAX_SIZE, Checkpoint
 from artel.ledger.tlog.cosignature import COSIGNATURE_BYTES, add_lines
 from artel.ledger.tlog.note import Note
 from artel.protocol import canonical
@@ -246,16 +245,15 @@ class HeadStore:
             )
             return changed.rowcount == 1
 
-    def give_up(self, run: str, terms: Sequence[Term]) -> None:
-        """Drop the notes of heads that were given up with their terms: nobody goes on from them.
+    def look_again(self, run: str, terms: Sequence[Term]) -> None:
+        """Drop the notes of a run that say nothing (any more): see :func:`.published.counts`.
         What was signed or cosigned here stays, so that nothing else is signed in its place."""
         with self._changed():
-            for before, after in pairwise(terms):
-                for number in range(before.number, after.number):
-                    self._connection.execute(
-                        "DELETE FROM notes WHERE origin = ? AND size > ?",
-                        (origin_of(run, number), after.begins),
-                    )
+            rows = self._connection.execute("SELECT origin, size, note FROM notes").fetchall()
+            for origin, size, note in rows:
+                if run_of(origin) == run and not counts(note, terms):
+                    gone = "DELETE FROM notes WHERE origin = ? AND size = ?"
+                    self._connection.execute(gone, (origin, size))
 
     # --- what was sealed --------------------------------------------------------------------------
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from artel.ledger.entries.records import signers_in
 from artel.ledger.tlog.checkpoint import Checkpoint, open_checkpoint, parse_checkpoint
 from artel.ledger.tlog.note import MAX_NOTE_BYTES
 from artel.protocol.errors import CheckFailed, DecodeError, UsageError
@@ -137,22 +138,34 @@ def given_up(head: Checkpoint, terms: Iterable[Term]) -> bool:
     return kept_of(head, terms) < head.size
 
 
-def known_heads(
-    heads: HeadStore, run: str, coordinators: Collection[str], terms: Sequence[Term] = ()
-) -> list[Checkpoint]:
+def counts(note: str, terms: Sequence[Term]) -> bool:
+    """Whether a note that was kept of a run says something: its term's leader has signed it, and
+    what it covers was not given up.
+
+    Of a term after those that are known here, only the note tells; it was verified when it was
+    kept.
+    """
+    head = parse_checkpoint(note)
+    term = term_of(head.origin, run_of(head.origin))
+    if term is not None and (not terms or term > terms[-1].number):
+        return True
+    try:
+        open_checkpoint(note, head.origin, signers_in(term, terms))
+    except (CheckFailed, DecodeError):
+        return False
+    return not given_up(head, terms)
+
+
+def known_heads(heads: HeadStore, run: str, terms: Sequence[Term] = ()) -> list[Checkpoint]:
     """Every head of this run that the home signed, cosigned or saw cosigned; the largest first.
 
-    :param coordinators: keys (hex) of which one must have signed the notes that are kept; when
-        empty, the notes are believed: they were verified before they were kept
-    :param terms: those whose heads were given up are left out
-    :raises CheckFailed: when one of the kept notes is not by the run's coordinators
+    :param terms: by which the notes that are kept are looked at again (:func:`counts`); heads that
+        were given up are left out
     """
     found = {head for head in heads.witnessed_heads() if term_of(head.origin, run) is not None}
     for text in heads.newest_first(0):
         head = parse_checkpoint(text)
-        if term_of(head.origin, run) is not None:
-            if coordinators:
-                open_checkpoint(text, head.origin, coordinators)
+        if term_of(head.origin, run) is not None and counts(text, terms):
             found.add(Checkpoint(head.origin, head.size, head.root))
     return sorted(
         (head for head in found if not given_up(head, terms)), key=lambda head: -head.size

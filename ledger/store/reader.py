@@ -24,7 +24,7 @@ from typing import Any
 
 from artel.ledger.entries import Entry, Genesis, decode, entry_id
 from artel.ledger.entries.documents import attached, path_of
-from artel.ledger.entries.records import Term
+from artel.ledger.entries.records import Term, signers_in
 from artel.ledger.store import database
 from artel.ledger.store.database import storage_errors
 from artel.ledger.store.packing import unpack
@@ -169,16 +169,18 @@ class LedgerReader:
         return [Term(*row) for row in self.query(_TERMS)]
 
     def leaders(self) -> list[str]:
-        """Keys (hex) that may sign tree heads: those of the manifest's coordinators, and of whoever
-        has led since."""
+        """Keys (hex) that may lead: those of the manifest's coordinators, and of whoever has led
+        since. Whose heads of a term count says :meth:`signers`."""
         named = self.genesis.coordinators
         return [*named, *{term.leader for term in self.terms()}.difference(named)]
 
-    def signers(self, term: int) -> list[str]:
-        """Keys (hex) that may sign the heads of one term: its leader's, as far as effects tell."""
-        terms = self.terms()
-        found = [each.leader for each in terms if each.number == term]
-        return found if terms else list(self.genesis.coordinators)
+    def signers(self, term: int | None) -> list[str]:
+        """Keys (hex) by which a head of one term counts: its leader's (see :func:`signers_in`).
+
+        Without effects it is not known who led the later ones: any coordinator of the manifest.
+        """
+        terms, named = self.terms(), self.genesis.coordinators
+        return signers_in(term, terms) if terms else list(named if term else named[:1])
 
     def last_of(self, term: int) -> str:
         """The newest checkpoint of a term, as a signed note; "" when there is none."""

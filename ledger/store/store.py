@@ -190,7 +190,8 @@ class LedgerStore(LedgerReader):
             first = next(rest, None)
             genesis = self._head.genesis or first_entry(first or b"")
             if first is None:
-                self._matching(note, self.size, self.root, genesis, self.leaders())
+                keys = self.signers(term_of(parse_checkpoint(note).origin, genesis.run))
+                self._matching(note, self.size, self.root, genesis, keys)
                 return
             term = term_of(parse_checkpoint(note).origin, genesis.run)
             if term is None:
@@ -203,7 +204,8 @@ class LedgerStore(LedgerReader):
 
             def sign(size: int, root: bytes) -> str:
                 last = self._connection.execute(_LAST_TERM).fetchone()
-                number, keys = (last[0], last[1:]) if last else (self.term, genesis.coordinators)
+                named = genesis.coordinators if self.term else genesis.coordinators[:1]
+                number, keys = (last[0], last[1:]) if last else (self.term, named)
                 if number != term:
                     raise CheckFailed(f"the tree head is of term {term}, its entries are not")
                 return self._matching(note, size, root, genesis, keys)

@@ -381,8 +381,8 @@ def _kept(store: LedgerReader, heads: HeadStore, signing: Path | None) -> str:
 
     :param signing: the home, if it signs the log: then the newest heads have to be among them
     """
-    run, leaders, terms = store.genesis.run, store.leaders(), store.terms()
-    known = known_heads(heads, run, leaders, terms)
+    run, terms = store.genesis.run, store.terms()
+    known = known_heads(heads, run, terms)
     error = heads_error(known, store.size, store.root_at)
     if error:
         raise CheckFailed(f"this ledger was put back: {error}")
@@ -390,7 +390,7 @@ def _kept(store: LedgerReader, heads: HeadStore, signing: Path | None) -> str:
         ((before,),) = store.query("SELECT follows FROM checkpoints WHERE size = ?", (store.size,))
         # Again, since a daemon may have gone on signing: at any moment all but the newest is noted.
         with HeadStore.of(signing) as now:
-            noted = known_heads(now, run, leaders, terms) if now is not None else []
+            noted = known_heads(now, run, terms) if now is not None else []
         if not noted or noted[0].size < before:
             newest = noted[0].size if noted else 0
             raise _NotTheLedger(

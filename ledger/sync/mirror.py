@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artel.ledger.entries.documents import document_of, path_of
+from artel.ledger.entries.records import signers_in
 from artel.ledger.store import finality
 from artel.ledger.store.finality import size_of
 from artel.ledger.store.keyfiles import locked
-from artel.ledger.store.published import read_checkpoint_file
+from artel.ledger.store.published import read_checkpoint_file, term_of
 from artel.ledger.sync import leadership
 from artel.ledger.sync.export import write_file
 from artel.ledger.sync.fork import require_one_history
@@ -158,7 +159,8 @@ def _newest(view: LedgerView, held: str) -> str:
     for text in (*view.notes, held):
         with suppress(ArtelError):  # what is held may be spoilt
             head = parse_checkpoint(text)
-            signed = finality.verified(text, head.origin, state.leaders(), state.nodes)[1]
+            keys = signers_in(term_of(head.origin, state.run), state.terms)
+            signed = finality.verified(text, head.origin, keys, state.nodes)[1]
             found = finality.merged(found, signed.encode())
     return found
 

@@ -31,7 +31,6 @@ from artel.ledger.sync.signed_tree import (
     SignedHead,
     SignedTree,
     common_size,
-    manifest_of,
     next_bundle,
     take_over,
     verified_head,
@@ -282,14 +281,17 @@ class Replica:
             source.bring(CHECKPOINT_PATH, bundle.path, skip=len(encode_bundle(known)))
         text = text_of(source.get(CHECKPOINT_PATH), CHECKPOINT_PATH)
         head = parse_checkpoint(text)
-        if (term_of(head.origin, run) or 0) > store.term:  # who leads that stands in its tree
+        term = term_of(head.origin, run)
+        if (term or 0) > store.term:  # who leads that stands in its tree
             if not later:
                 raise _Later
             offer.head = self._sealed(source, text, run) if store.size else None
             offer.head = offer.head or verified_head(source, text, (), run)
             return
-        leaders = store.leaders() if store.size else manifest_of(source, run)[0].coordinators
-        offer.head = verified_head(source, text, verifier_keys(head.origin, leaders), run)
+        keys = verifier_keys(head.origin, store.signers(term)) if store.size else ()
+        if store.size and not keys:
+            raise CheckFailed(f"{source.name} shows a tree head of a term that nobody led")
+        offer.head = verified_head(source, text, keys, run)
         if isinstance(source, PeerSource):
             source.earn()
 
@@ -368,9 +370,9 @@ class Replica:
         return replace(found, terms=terms)
 
     def _prove_fork(self, source: TileSource, note: str) -> None:
-        """Raise SplitViewProven if the note is a coordinator's and not of our tree."""
+        """Raise SplitViewProven if the note is by who leads now, and not of our tree."""
         proof = None
-        if self.store.size:
+        if self.store.size and parse_checkpoint(note).origin == self.store.origin:
             with suppress(ArtelError):  # a forged or unproven head convicts nobody
                 proof = fork.examine(source, self.store, note)
         if proof is not None:

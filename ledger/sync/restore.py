@@ -193,9 +193,7 @@ def _said(home: Path, own: _Own, best: Offer) -> list[Checkpoint]:
     run, leaders = best.head.run, _leaders(own, best)
     if (home / HEADS_NAME).exists():
         with closing(HeadStore(home / HEADS_NAME)) as heads:
-            # By whom they were signed was checked when they were kept: of a term that is not known
-            # here, only they tell.
-            known += known_heads(heads, run, ())
+            known += known_heads(heads, run, best.head.terms)
     if (home / NODE_KEY).exists():
         key = identity.load(home / NODE_KEY).key
         with SecondMemory.reading(run, key) as second:
@@ -287,7 +285,7 @@ def _made(
     signs = _signs(home, leaders)
     if source:
         with closing(HeadStore(home / HEADS_NAME)) as heads:
-            heads.give_up(run, terms)
+            heads.look_again(run, terms)
             if signs:  # there are newer ones only when an older ledger was accepted
                 heads.forget_after(newest)
                 heads.add_note(newest)

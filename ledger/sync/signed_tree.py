@@ -16,7 +16,7 @@ from sqlite3 import Connection
 
 from artel.ledger.entries import Entry, Genesis, decode
 from artel.ledger.entries import body as bodies
-from artel.ledger.entries.records import Term
+from artel.ledger.entries.records import Term, signers_in
 from artel.ledger.fold.effects import Fold, checked
 from artel.ledger.fold.shares import FoldState
 from artel.ledger.store.published import run_of, term_of
@@ -80,10 +80,11 @@ class SignedHead:
         return note.open_note(self.note, self.keys).encode()
 
     def keys_for(self, origin: str) -> list[VerifierKey]:
-        """The keys of all who are known here to have led, as they sign any term of the run."""
-        known = {term.leader: None for term in self.terms}
-        known |= {key.public.hex(): None for key in self.keys}
-        return verifier_keys(origin, known)
+        """By which keys a head of this log counts, as far as is known here: those of its own term,
+        or of another term of the run its leader's."""
+        if origin == self.origin:
+            return list(self.keys)
+        return verifier_keys(origin, signers_in(term_of(origin, self.run), self.terms))
 
     @property
     def term(self) -> int:

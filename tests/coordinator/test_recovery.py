@@ -7,6 +7,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.published import LostEntries
 from artel.ledger.store.second import second_path
 from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
+from artel.ledger.store.verify import verify_home
 from artel.ledger.sync.fork import SPLIT_VIEW_FILE
 from artel.ledger.sync.holding import hold
 from artel.ledger.sync.looks import AT_ONCE, LOOK_S
@@ -41,6 +43,7 @@ from client_world import served, write_key, write_tiles
 from desk_world import Member, Office
 from host_world import LOOPBACK, anybody, start
 from ledger_world import World, key
+from party_world import two_coordinators
 from split_world import Net
 
 OLDER = 10
@@ -293,6 +296,51 @@ async def test_a_running_coordinator_that_is_shown_more_signs_nothing_any_more(
         await core.drive()
     assert office.store.size == size
     assert core.heads.note(size + 5) == more  # so that a start knows of it
+
+
+async def test_heads_by_a_coordinator_that_does_not_lead_their_term_count_for_nothing(
+    host: Host, tmp_path: Path
+) -> None:
+    """Shown by a stranger, and as a home may have noted them before."""
+    world = two_coordinators()
+    leader, standby = world.coordinator, world.standbys[0]
+    size = len(world.leaves)
+    forged = sign_checkpoint(standby, world.origin, 10**6, b"\1" * 32)
+    here = sign_checkpoint(standby, world.origin, size - 1, b"\2" * 32)
+    true = sign_checkpoint(leader, world.origin, size + 3, b"\3" * 32)
+
+    def opened(stack: contextlib.ExitStack) -> OwnLedger:
+        keys = [leader.key, standby.key]
+        return OwnLedger.open(tmp_path, world.run, leader.key, keys, "", stack)
+
+    with contextlib.ExitStack() as stack:
+        own = opened(stack)
+        await asyncio.to_thread(own.store.append, world.leaves, world.sign, own.replica.fold.beside)
+        own.replica._settle()
+        failed = list[Exception]()
+        sequencer = Sequencer(own.store, leader, world.run, own.heads, second=own.second)
+        core: Any = SimpleNamespace(
+            run=world.run, ledger=sequencer, heads=own.heads, fail=failed.append
+        )
+        stranger = key("a stranger").peer_id
+        asking, name = Asking(own, host), "from 1"
+        source = PeerSource(host, stranger, world.run)
+        for text in (forged, here):
+            await recovery.require_newest(core, stranger, text)
+            with pytest.raises(CheckFailed, match="not signed by any key"):
+                await asking._consider(name, source, text)
+        assert (failed, own.heads.note(10**6), own.lost()) == ([], "", "")
+        for text in (forged, here):
+            own.heads.add_note(text)
+        own.require_whole()
+    assert verify_home(tmp_path).verified
+    with contextlib.ExitStack() as stack:
+        own = opened(stack)
+        own.require_whole()
+        assert [own.heads.note(each) for each in (10**6, size - 1)] == ["", ""]
+        own.heads.add_note(true)
+        with pytest.raises(LostEntries, match=f"tree head of {size + 3}:"):
+            own.require_whole()
 
 
 async def test_who_says_to_know_a_later_term_and_shows_nothing_freezes_no_coordinator(

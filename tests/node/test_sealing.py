@@ -18,17 +18,20 @@ from artel.ledger.entries.fold_state import peer_of
 from artel.ledger.store import finality
 from artel.ledger.store.heads import HeadStore
 from artel.ledger.sync.fork import SplitViewProven
-from artel.ledger.sync.peers import PeerSource
+from artel.ledger.sync.peers import HEADS, PeerSource
 from artel.ledger.sync.signed_tree import manifest_of
 from artel.ledger.sync.source import SEAL_PATH
 from artel.ledger.sync.witness import Witness
 from artel.ledger.tlog import note as notes
+from artel.ledger.tlog.checkpoint import sign_checkpoint
 from artel.ledger.tlog.cosignature import add_lines, witness_name
 from artel.node.elected import Elected
 from artel.node.link import NEIGHBOURS_FILE, Link, keep_neighbours, with_neighbours
+from artel.node.watch import Watch
 from artel.protocol import messages
 from artel.protocol.errors import CheckFailed, Unreachable
 from artel.protocol.invite import Invite
+from artel.protocol.net import wire
 from ledger_world import World, key
 from party_world import HANDOVER_S, Parties, after, handover, two_coordinators
 
@@ -330,6 +333,70 @@ async def test_two_histories_end_the_term_and_not_the_node(run: Parties, world: 
     (said,) = next.submitted
     body: Any = entries.decode(said).body
     assert (body.kind, body.evidence) == ("split_seen", proof)
+
+
+async def test_heads_by_another_coordinator_than_the_leader_end_no_term(
+    run: Parties, world: World
+) -> None:
+    """Two of one size by the standby's key, which leads nothing yet."""
+    leader = await run.coordinator()
+    first, neighbour = await run.elector(leader), await run.party(key("an accomplice"))
+    size = len(world.leaves) + 5
+    shown = [
+        sign_checkpoint(world.standbys[0], world.origin, size, bytes([n]) * 32) for n in range(2)
+    ]
+
+    async def answer(peer: str, request: messages.Files, stream: wire.Stream) -> None:
+        for path in request.paths:
+            if path in HEADS:
+                note = shown[HEADS.index(path)].encode()
+                await wire.write_message(stream, messages.File(size=len(note)))
+                await stream.write(note)
+            else:
+                await wire.write_message(stream, messages.Refusal.of("not_here", "none"))
+
+    await neighbour.host.serve(wire.LEDGER, answer)
+    watch = Watch(
+        host=first.host,
+        home=first.home,
+        run=world.run,
+        replica=first.replica,
+        heads=first.heads,
+        account=world.owners[0],
+        coordinator=lambda: first.link.coordinator,
+        neighbours=lambda: [neighbour.host.peer_id],
+    )
+    await watch.exchange(neighbour.host.peer_id)
+    for text in shown:
+        with pytest.raises(CheckFailed, match="not signed by any key"):
+            await watch.consider(neighbour.host.peer_id, text)
+    assert not watch.doubtful
+    await first.sealing.look()
+    assert (first.sealing.term, first.link.liar, first.heads.newest()) == (-1, "", "")
+
+
+async def test_a_leader_of_before_that_forked_its_own_term_ends_not_the_present_one(
+    run: Parties, world: World
+) -> None:
+    leader = await run.coordinator()
+    first, second = await run.elector(leader), await run.elector(leader, 1)
+    for elector in (first, second):
+        elector.sealing.ask(elector.sealing.present)
+        await elector.sealing.look()
+    next = await run.party(world.standbys[0])
+    await next.follow(leader)
+    await next.add(after(world.leaves, handover(world, first, second)), world.standbys[0], 1)
+    await first.follow(next)
+    forked = await run.party(key("an accomplice"))
+    other = entries.account(key("another"), world.run).encode()
+    await forked.add([*world.leaves[:-1], other], world.coordinator)
+    await first.follow(forked)
+    proof = world.split_view(world.leaves, [*world.leaves[:-1], other])
+    await first.sealing.convict(SplitViewProven(SplitView.from_dict(proof)))
+    await first.sealing.look()
+    assert (first.link.coordinator, first.link.liar) == (next.host.peer_id, "")
+    assert first.sealing.term == 0
+    assert first.heads.conflicts() == [proof], "the ledger is told of it"
 
 
 async def test_before_there_are_electors_two_histories_end_the_node(

@@ -96,7 +96,7 @@ def successor(
 
 def follow(replica: Replica, source: FolderSource) -> None:
     text = source.get("checkpoint").decode()
-    keys = verifier_keys(TERM_1, replica.store.leaders())
+    keys = verifier_keys(TERM_1, [STANDBY.key])
     try:
         take_over(replica.store, source, verified_head(source, text, keys, WORLD.run), replica.fold)
     finally:
@@ -119,7 +119,7 @@ def test_what_was_given_up_is_replaced_and_everything_holds(tmp_path: Path) -> N
         assert store.sizes() == [100, 200, 230, KEPT, KEPT + 2]
         # What this home cosigned of the part that was given up is not held against it.
         for terms, fits in ((store.terms(), True), ((), False)):
-            known = known_heads(heads, WORLD.run, store.leaders(), terms)
+            known = known_heads(heads, WORLD.run, terms)
             assert (heads_error(known, store.size, store.root_at) == "") is fits
         store.close()
     assert verify_home(home).verified, [each for each in verify_home(home).checks if not each.ok]
