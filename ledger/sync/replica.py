@@ -31,6 +31,7 @@ from artel.ledger.sync.signed_tree import (
     SignedHead,
     SignedTree,
     common_size,
+    manifest_of,
     next_bundle,
     take_over,
     verified_head,
@@ -288,10 +289,13 @@ class Replica:
             offer.head = self._sealed(source, text, run) if store.size else None
             offer.head = offer.head or verified_head(source, text, (), run)
             return
-        keys = verifier_keys(head.origin, store.signers(term)) if store.size else ()
-        if store.size and not keys:
+        if store.size:
+            signers = store.signers(term)
+        else:
+            signers = [leadership.first_term(manifest_of(source, run)[0]).leader]
+        if not signers:
             raise CheckFailed(f"{source.name} shows a tree head of a term that nobody led")
-        offer.head = verified_head(source, text, keys, run)
+        offer.head = verified_head(source, text, verifier_keys(head.origin, signers), run)
         if isinstance(source, PeerSource):
             source.earn()
 
