@@ -372,7 +372,7 @@ async def test_heads_by_another_coordinator_than_the_leader_end_no_term(
             await watch.consider(neighbour.host.peer_id, text)
     assert not watch.doubtful
     await first.sealing.look()
-    assert (first.sealing.term, first.link.liar, first.heads.newest()) == (-1, "", "")
+    assert (first.sealing.term, first.link.liar, list(first.heads.newest_first(0))) == (-1, "", [])
 
 
 async def test_a_leader_of_before_that_forked_its_own_term_ends_not_the_present_one(
