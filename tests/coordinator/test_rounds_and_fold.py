@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -132,8 +132,8 @@ class Paper:
 class NoHeads:
     """Nobody has cosigned anything."""
 
-    def newest(self, lines: int) -> str:
-        return ""
+    def newest_first(self, lines: int) -> Iterator[str]:
+        return iter(())
 
 
 class Unsaved(Metrics):
