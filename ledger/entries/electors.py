@@ -73,8 +73,8 @@ class Electors:
         most = sorted(weights, key=lambda node: (-weights[node], node))[:MOST]
         chosen = {node: weights[node] for node in sorted(most)}
         if last and last.stretch >= stretch and last.by_standing == by:
-            # Of fewer than three voices all make a quorum, so one of those who are joined is one
-            # of their former sets too: no set has to wait for its change to be final by another.
+            # Of fewer than three voices all are needed, and all of the set before are among them:
+            # what that would have to agree to, this one has agreed to, so that can be dropped.
             grows = not by and len(last.weights) < FEW and last.weights.keys() < chosen.keys()
             if not grows:
                 return
