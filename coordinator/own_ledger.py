@@ -98,7 +98,7 @@ class OwnLedger:
         state = self.replica.state
         if not state.size:
             return key == self.coordinators[0]
-        return state.term.leader == key and self.heads.sealed(self.run) < state.term.number
+        return state.term.leader == key and self.heads.sealed(self.run)[0] < state.term.number
 
     async def follow(self, source: PeerSource | Holder) -> None:
         """Take over what somebody has beyond this ledger, or in a later term instead of its end.

@@ -89,11 +89,14 @@ class Seals:
         by the seals whose heads are in the ledger here; None for none yet."""
         state = own.replica.state
         term = self.sealed(state) + 1
-        if not term or candidate(state, term) not in names or not _is_new(own, term):
+        chosen = candidate(state, term)
+        if not term or chosen not in names or not _is_new(own, term):
             return None
         if names[0] in state.convicted:
             return None  # of two histories: nobody would follow it
-        parts = [part for part in self.of(state, term - 1) if names_ours(own.store, state, part)]
+        mine = {part.node for said, part in self._newest.values() if said.next == chosen}
+        parts = [part for part in self.of(state, term - 1) if part.node in mine]
+        parts = [part for part in parts if names_ours(own.store, state, part)]
         return Turn(term, parts) if _quorum(state, parts) else None
 
 

@@ -89,8 +89,9 @@ class Sealing:
         self._replica, self._heads, self._link = replica, heads, link
         self.petitions = Petitions(host, run, replica, link, handover_s, clock)
         self._handover_s, self._elected, self._say, self._clock = handover_s, elected, say, clock
-        self.term = heads.sealed(run)
-        """The latest term that was sealed here; -1 for none."""
+        self.term, self._next = heads.sealed(run)
+        """The latest term that was sealed here; -1 for none. Whom that was for is said again and
+        again, and never anew: by what this copy learns later it may be another's turn."""
         self.neighbours: Callable[[], Iterable[str]] = tuple
         self.news: Callable[[], None] = lambda: None
         """Called when the coordinator that leads should hear from this node at once."""
@@ -114,7 +115,9 @@ class Sealing:
         if not state.size or self.term < state.term.number:
             return b""
         of, size, root = finality.known_certified(self._replica.store, self._heads, state)
-        said = seal(self._identity, self._run, term=self.term, of=of, size=size, root=root)
+        said = seal(
+            self._identity, self._run, term=self.term, next=self._next, of=of, size=size, root=root
+        )
         return said.encode()
 
     def waiting(self) -> str:
@@ -128,7 +131,7 @@ class Sealing:
                 return f"{silent}others decide whether the next one leads"
             left = self._patience(state, state.term.number)
             return f"{silent}after {left:,.0f} s this node seals its term, so that another leads"
-        next = _name(candidate(state, self.term + 1))
+        next = _name(self._next)
         return f"{silent}this node has sealed term {self.term}; waiting for {next} to lead"
 
     def _for(self, since: float) -> str:
@@ -313,11 +316,11 @@ class Sealing:
                 await self.convict(found)
 
     async def _seal(self, term: int) -> None:
-        await asyncio.to_thread(self._heads.seal, self._run, term)
-        self.term, self._sealed_at = term, self._clock()
+        next = candidate(self._replica.state, term + 1)
+        await asyncio.to_thread(self._heads.seal, self._run, term, next)
+        self.term, self._next, self._sealed_at = term, next, self._clock()
         lost, state = self._link.lost_since, self._replica.state
         silent = 0.0 if lost is None else round(self._clock() - lost, 1)
-        next = candidate(state, term + 1)
         left_out = self._left_out if term == state.term.number else ""
         said = {"term": term, "silent": silent, "left_out": left_out[:16], "next": _name(next)}
         emit(log, "term.sealed", logging.WARNING, **said)

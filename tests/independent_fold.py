@@ -151,9 +151,8 @@ class Fold:
             kind = "application/vnd.artel.seal+json"
             for item in b.seals:
                 said = {name: item[name] for name in ("of", "root", "size")} | {"run": b.run}
-                seal = json.dumps(
-                    said | {"term": b.term - 1}, separators=(",", ":"), sort_keys=True
-                )
+                said |= {"term": b.term - 1, "next": b.node or b.coordinator}
+                seal = json.dumps(said, separators=(",", ":"), sort_keys=True)
                 message = f"DSSEv1 {len(kind)} {kind} {len(seal)} {seal}".encode()
                 yield key_of(item["node"]), bytes.fromhex(item["signature"]), message
 

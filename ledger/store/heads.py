@@ -62,7 +62,7 @@ _TABLES = {
         *("origin TEXT", "size INTEGER", "lines INTEGER NOT NULL", "note TEXT NOT NULL"),
         "PRIMARY KEY(origin, size)",
     ),
-    "sealed": ("run TEXT PRIMARY KEY", "term INTEGER NOT NULL"),
+    "sealed": ("run TEXT PRIMARY KEY", "term INTEGER NOT NULL", "next TEXT NOT NULL"),
     "conflicts": ("id BLOB PRIMARY KEY", "evidence BLOB NOT NULL"),
     "aliases": (
         *("account TEXT PRIMARY KEY", "alias TEXT NOT NULL", "team TEXT NOT NULL"),
@@ -257,23 +257,26 @@ class HeadStore:
 
     # --- what was sealed --------------------------------------------------------------------------
 
-    def seal(self, run: str, term: int) -> None:
+    def seal(self, run: str, term: int, next: str = "") -> None:
         """Note that nothing of this term, or of those before, is signed here any more, before
-        anybody is told."""
+        anybody is told.
+
+        :param next: whom the seal is for; what was said once of a term stays
+        """
         with self._changed():
             self._connection.execute(
-                "INSERT INTO sealed VALUES (?1, ?2)"
-                " ON CONFLICT(run) DO UPDATE SET term = max(term, ?2)",
-                (run, term),
+                "INSERT INTO sealed VALUES (?1, ?2, ?3)"
+                " ON CONFLICT(run) DO UPDATE SET term = ?2, next = ?3 WHERE term < ?2",
+                (run, term, next),
             )
 
-    def sealed(self, run: str) -> int:
-        """The latest term that was sealed here; -1 when none was."""
+    def sealed(self, run: str) -> tuple[int, str]:
+        """The latest term that was sealed here, and whom for; -1 and "" when none was."""
         with self._lock, self._errors():
             row = self._connection.execute(
-                "SELECT term FROM sealed WHERE run = ?", (run,)
+                "SELECT term, next FROM sealed WHERE run = ?", (run,)
             ).fetchone()
-        return int(row[0]) if row else -1
+        return (int(row[0]), str(row[1])) if row else (-1, "")
 
     def forget_after(self, note: str) -> None:
         """Forget all newer heads, of its term and later ones: for a log whose owner says that

@@ -62,6 +62,12 @@ async def host_of(home: Path, who: Identity) -> Host:
     return host
 
 
+def sealed(world: World, who: Identity, term: int = 0, *, run: str = "", **changes: Any) -> bytes:
+    """A seal for the standby."""
+    known = {"next": world.standbys[0].key} | changes
+    return entries.seal(who, run or world.run, term=term, **known).encode()
+
+
 @dataclass
 class Party:
     """Somebody who has a copy of the ledger, and shows a seal."""
@@ -92,7 +98,7 @@ class Party:
         )
 
     def seals(self, world: World, term: int = 0, **changes: Any) -> None:
-        self.seal = entries.seal(self.who, world.run, term=term, **changes).encode()
+        self.seal = sealed(world, self.who, term, **changes)
 
     async def close(self) -> None:
         await self.host.close()
@@ -158,7 +164,7 @@ async def test_with_seals_of_a_quorum_it_goes_on_from_the_longest_head_that_anyb
     leaves = list(own.store.leaves())
     assert leaves[:-1] == world.leaves
     assert entries.decode(leaves[-1]).kind == "handover"
-    assert own.heads.sealed(world.run) == 0
+    assert own.heads.sealed(world.run) == (0, "")
     service = LedgerService(own.store, own.heads, world.run, lambda: sequencer.state)
     await stands._host.serve(wire.LEDGER, service.answer)
     # Whoever led before, and signed more than anybody has seen, is one history with all again.
@@ -206,7 +212,7 @@ async def test_a_seal_that_names_what_nobody_has_is_left_out(
     await asyncio.sleep(0.5)
     assert not turn.done()
     third = world.members[2]
-    stands._seals.take(third.peer_id, entries.seal(third, world.run, term=0).encode())
+    stands._seals.take(third.peer_id, sealed(world, third))
     found = await asyncio.wait_for(turn, 30.0)
     assert found is not None
     assert {seal.node for seal in found.seals} == {one.who.peer_id, third.peer_id}
@@ -230,7 +236,7 @@ async def test_a_seal_or_a_certified_head_that_is_wrong_hides_no_newer_head(
     stands, own = waiting
     one, other = parties
     await other.host.close()
-    another = entries.seal(other.who, world.run, term=0).encode()
+    another = sealed(world, other.who)
     forged = sign_checkpoint(key("another"), world.origin, OLDER, world.head(world.leaves).root)
     files = Served(one.replica.store, one.heads, lambda: one.replica.state, lambda: another)
 
@@ -254,25 +260,31 @@ def test_seals_are_of_the_node_that_shows_them_and_the_newest_counts(world: Worl
     with pytest.raises(DecodeError):
         seals.take(one.peer_id, world.leaves[0])
     with pytest.raises(CheckFailed, match="another node"):
-        seals.take(other.peer_id, entries.seal(one, world.run, term=0).encode())
+        seals.take(other.peer_id, sealed(world, one))
     with pytest.raises(CheckFailed, match="another run"):
-        seals.take(one.peer_id, entries.seal(one, "ab" * 32, term=0).encode())
+        seals.take(one.peer_id, sealed(world, one, run="ab" * 32))
     for node, term in ((one, 1), (one, 0), (other, 0), (third, 0)):
-        seals.take(node.peer_id, entries.seal(node, world.run, term=term).encode())
+        seals.take(
+            node.peer_id,
+            sealed(world, node, term),
+        )
     assert (seals.some(state), seals.sealed(state)) == (True, 0)
-    seals.take(other.peer_id, entries.seal(other, world.run, term=1).encode())
+    seals.take(other.peer_id, sealed(world, other, 1))
     assert seals.sealed(state) == 1
 
 
 def test_a_seal_of_a_term_that_no_elector_can_have_come_to_says_nothing(world: World) -> None:
     liar, other = world.members[:2]
     seals, state = Seals(world.run), world.state
-    seals.take(liar.peer_id, entries.seal(liar, world.run, term=2**52).encode())
+    seals.take(liar.peer_id, sealed(world, liar, 2**52))
     assert (seals.some(state), seals.sealed(state)) == (False, -1)
     stranger = key("a stranger")
-    seals.take(stranger.peer_id, entries.seal(stranger, world.run, term=0).encode())
+    seals.take(
+        stranger.peer_id,
+        sealed(world, stranger),
+    )
     assert not seals.some(state), "it is no elector"
-    seals.take(other.peer_id, entries.seal(other, world.run, term=0).encode())
+    seals.take(other.peer_id, sealed(world, other))
     assert seals.some(state)
 
 
@@ -283,7 +295,11 @@ async def test_a_term_is_begun_with_seals_of_electors_alone(
     await own.follow(PeerSource(waiting[0]._host, parties[0].host.peer_id, world.run))
     seals = Seals(world.run)
     for node in (*world.members, key("a stranger"), key("another")):
-        seals.take(node.peer_id, entries.seal(node, world.run, term=0).encode())
+        seals.take(node.peer_id, sealed(world, node, next=world.members[0].peer_id))
+    assert seals.sealed(own.replica.state) == 0
+    assert seals.turn(own, [world.standbys[0].key]) is None, "these are for another"
+    for node in (*world.members, key("a stranger"), key("another")):
+        seals.take(node.peer_id, sealed(world, node))
     turn = seals.turn(own, [world.standbys[0].key])
     assert turn is not None
     assert {seal.node for seal in turn.seals} == {node.peer_id for node in world.members}
@@ -308,7 +324,7 @@ async def test_a_home_that_was_put_back_begins_no_term_twice(
     await own.follow(PeerSource(waiting[0]._host, parties[0].host.peer_id, world.run))
     seals = Seals(world.run)
     for node in world.members:
-        seals.take(node.peer_id, entries.seal(node, world.run, term=0).encode())
+        seals.take(node.peer_id, sealed(world, node))
     assert seals.turn(own, [who.key]) is not None
     assert own.heads.advance(origin_of(world.run, 1), 0, 3, bytes(32))
     assert seals.turn(own, [who.key]) is None
@@ -343,6 +359,5 @@ def test_seals_that_come_before_the_ledger_give_no_turn(world: World) -> None:
     answered before whoever had the ledger."""
     seals = Seals(world.run)
     for member in world.members:
-        said = entries.seal(member, world.run, term=0)
-        seals.take(member.peer_id, said.encode())
+        seals.take(member.peer_id, sealed(world, member))
     assert seals.sealed(FoldState()) == -1

@@ -60,11 +60,12 @@ async def test_an_elector_seals_the_term_of_a_silent_coordinator_and_signs_no_mo
     await sealing.look()
     assert (sealing.term, sealing.waits) == (-1, True)
     assert "silent for 99 s" in sealing.waiting()
-    assert await asyncio.to_thread(first.heads.sealed, world.run) == -1
+    assert await asyncio.to_thread(first.heads.sealed, world.run) == (-1, "")
 
     first.clock.now += 1
     await sealing.look()
-    assert sealing.term == first.heads.sealed(world.run) == 0
+    assert sealing.term == 0
+    assert first.heads.sealed(world.run) == (0, world.standbys[0].key)
     standby = peer_of(world.standbys[0].key)[-8:]
     assert f"waiting for coordinator …{standby}" in sealing.waiting()
     assert "term 0" in first.said[0]
@@ -73,7 +74,8 @@ async def test_an_elector_seals_the_term_of_a_silent_coordinator_and_signs_no_mo
     (shown,) = await PeerSource(second.host, first.host.peer_id, world.run).files(SEAL_PATH)
     said, part = entries.open_seal(shown or b"")
     recorded = len(world.leaves) - 1
-    assert (said.term, said.of, said.size) == (0, 0, recorded)
+    assert (said.term, said.next) == (0, world.standbys[0].key)
+    assert (said.of, said.size) == (0, recorded)
     assert said.root == first.replica.store.root_at(recorded).hex()
     assert part.node == first.host.peer_id
     (none,) = await PeerSource(first.host, second.host.peer_id, world.run).files(SEAL_PATH)
@@ -83,8 +85,10 @@ async def test_an_elector_seals_the_term_of_a_silent_coordinator_and_signs_no_mo
     sign = Witness(first.heads, first.host.identity, witness_name(peer), first.replica.keys_of)
     with pytest.raises(CheckFailed, match="its term is sealed"):
         sign.cosign(first.replica.store.latest_note, first.replica.store)
-    # It is so after a restart, too.
-    assert first.watches(world.owners[0]).term == 0
+    # It is so after a restart, too, and never for another, whosever turn it is by then.
+    await asyncio.to_thread(first.heads.seal, world.run, 0, second.host.peer_id)
+    again = first.watches(world.owners[0])
+    assert (again.term, again.statement()) == (0, sealing.statement())
 
 
 async def test_an_elector_that_reaches_nobody_seals_nothing(run: Parties, world: World) -> None:

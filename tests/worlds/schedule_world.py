@@ -63,7 +63,8 @@ class Schedule:
         self.leaders = [Leader(first, "", start), Leader(second, "", start)]
         self.leaders += [Leader(key(f"of {name}"), name, start) for name in honest]
         self.mail: list[Message] = []
-        self.seals: dict[int, dict[str, Ledger | None]] = {}
+        self.seals: dict[int, dict[str, tuple[Ledger | None, str]]] = {}
+        """By term and elector: the newest head that it knows to be certified, and whom for."""
         self.cosigned: dict[Ledger, set[str]] = {}
         """By honest nodes; the liar cosigns everything."""
         self.final = start.at(0)
@@ -283,8 +284,13 @@ class Schedule:
         term = max(member.ledger.term, member.sealed) + ahead
         if not member.up or term > 5:
             return
+        self.sealed(member, term)
+
+    def sealed(self, member: Member, term: int) -> None:
         member.sealed = max(member.sealed, term)
-        self.seals.setdefault(term, {})[member.name] = member.newest_certified()
+        known, turn = self.seals.setdefault(term, {}), candidate(member.ledger.state, term + 1)
+        _, turn = known.get(member.name, (None, turn))
+        known[member.name] = member.newest_certified(), turn
 
     def take_over(self, leader: Leader) -> bool:
         """A candidate asks for seals of the term before one that is its own."""
@@ -296,7 +302,9 @@ class Schedule:
 
     def begin_term(self, leader: Leader, term: int, names: Iterable[str]) -> bool:
         """With the seals of these, as far as they have sealed, and whatever the liar says."""
-        given = self.seals.get(term - 1, {})
+        chosen = leader.node or leader.identity.key
+        said = self.seals.get(term - 1, {})
+        given = {name: head for name, (head, turn) in said.items() if turn == chosen}
         asked = [name for name in names if name in given]
         heads = [head for name in asked if (head := given[name]) is not None]
         base = max(heads, key=lambda head: head.place, default=beginning(self.members_carry))
@@ -304,7 +312,7 @@ class Schedule:
         longer = [each for each in (leader.ledger, *shown) if each.begins_with(base)]
         if self.chance.random() < 0.5:  # nobody has to show it
             base = max(longer, key=lambda each: each.place, default=base)
-        fold, chosen = base.state, leader.node or leader.identity.key
+        fold = base.state
         sealers = sorted({*asked, self.liar} & fold.nodes.keys())
         if max(base.term, leader.term) >= term or candidate(fold, term) != chosen:
             return False
@@ -402,8 +410,7 @@ class Schedule:
         top = max(max(m.ledger.term, m.sealed) for m in self.members.values())
         for term in range(top, top + 8):
             for member in self.members.values():
-                member.sealed = max(member.sealed, term)
-                self.seals.setdefault(term, {})[member.name] = member.newest_certified()
+                self.sealed(member, term)
             for leader in self.leaders:
                 leader.up = True
                 if not leader.forks and self.begin_term(leader, term + 1, self.members):

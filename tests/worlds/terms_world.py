@@ -74,6 +74,7 @@ class Ledger:
         """Three of four have sealed the term before; what is certified is all that is here."""
         head = parse_checkpoint(self.store.latest_note)
         known = {"of": self.term, "size": head.size, "root": head.root.hex()}
+        known |= {"next": node.peer_id if node else LEADERS[term].key}
         sealed = (
             entries.seal(each, RUN, term=term - 1, **known) for each in WORLD.members[:sealed]
         )

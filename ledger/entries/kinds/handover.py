@@ -36,13 +36,15 @@ SEAL_TYPE = "application/vnd.artel.seal+json"
 
 class SealSaid(Record):
     """What an elector signs, as a statement of type :data:`SEAL_TYPE`: it signs nothing more of
-    ``term`` or the terms before, and the newest certified head that it has seen is of the term
-    ``of`` and has ``size`` entries and this root (0, 0 and "" for none). Of two the one of the
-    later term is newer, then the larger one: what was certified in a term that was sealed with
+    ``term`` or the terms before, ``next`` (a coordinator's key or an elector's peer id, as of
+    :func:`candidate`) may begin the one after, and the newest certified head that it has seen is of
+    the term ``of`` and has ``size`` entries and this root (0, 0 and "" for none). Of two the one of
+    the later term is newer, then the larger one: what was certified in a term that was sealed with
     less is given up."""
 
     run: Digest
     term: Count
+    next: OptionalDigest | PeerId
     of: Count
     size: Count
     root: OptionalDigest
@@ -78,7 +80,10 @@ class Handover(Body):
     def signings(self) -> Iterator[Signing]:
         for seal in self.seals:
             known = {"of": seal.of, "size": seal.size, "root": seal.root}
-            said = SealSaid.model_validate(known | {"run": self.run, "term": self.term - 1})
+            # Whoever leads has to be whom they are for: one elector seals a term for one alone, so
+            # no two can begin the next, however far the copies are in which each has the turn.
+            known |= {"run": self.run, "term": self.term - 1, "next": self.node or self.coordinator}
+            said = SealSaid.model_validate(known)
             message = dsse.pae(SEAL_TYPE, canonical.dumps(said.model_dump(mode="json")))
             yield key_of(seal.node), bytes.fromhex(seal.signature), message
 
@@ -151,10 +156,13 @@ def handover(
 
 
 def seal(
-    node: Identity, run: str, *, term: int, of: int = 0, size: int = 0, root: str = ""
+    node: Identity, run: str, *, term: int, next: str, of: int = 0, size: int = 0, root: str = ""
 ) -> Envelope:
-    """A node's statement that it signs nothing more of ``term``; no entry by itself."""
-    said = SealSaid(run=run, term=term, of=of, size=size, root=root)
+    """A node's statement that it signs nothing more of ``term``; no entry by itself.
+
+    :param next: who may begin the next one, as of :func:`candidate`
+    """
+    said = SealSaid(run=run, term=term, next=next, of=of, size=size, root=root)
     return dsse.sign(SEAL_TYPE, said.model_dump(mode="json"), node)
 
 

@@ -45,9 +45,12 @@ from ledger_world import (
 WORLD = World()
 
 
-def sealed(nodes: Iterable[Identity], term: int = 1, size: int = 7) -> list[Sealed]:
+def sealed(
+    nodes: Iterable[Identity], term: int = 1, size: int = 7, to: str = WORLD.coordinator.key
+) -> list[Sealed]:
     """What a handover to this term lists: these nodes have sealed the one before."""
-    said = [seal(node, WORLD.run, term=term - 1, size=size, root="ab" * 32) for node in nodes]
+    known = {"term": term - 1, "next": to, "size": size, "root": "ab" * 32}
+    said = [seal(node, WORLD.run, **known) for node in nodes]
     return [open_seal(each.encode())[1] for each in said]
 
 
@@ -382,7 +385,7 @@ def test_as_many_members_as_are_allowed_fit_into_entries_and_documents() -> None
             world.coordinator,
             world.run,
             term=many,
-            seals=sealed(members, many, many),
+            seals=sealed(members, many, many, members[0].peer_id),
             node=members[0],
         ),
         "aggregate": world.aggregate(last, 1023, last, slices=1024, size=many, by=members[0]),

@@ -548,7 +548,8 @@ class FoldMachine(RuleBasedStateMachine):
             KEYS[leader.key] = leader
         seals = []
         for peer in by:
-            said = seal(NODES[peer], self.world.run, term=term - 1 + sealed, size=size)
+            known = {"term": term - 1 + sealed, "next": chosen or leader.key, "size": size}
+            said = seal(NODES[peer], self.world.run, **known)
             seals.append(open_seal(said.encode())[1])
         made = handover(leader, self.world.run, term=term, seals=seals, node=node)
         return decode(made.encode())

@@ -36,7 +36,8 @@ def handed(
 ) -> Envelope:
     """A handover to a coordinator that shows the seals of these."""
     number = term - 1 if sealed is None else sealed
-    said = [open_seal(seal(each, WORLD.run, term=number, size=size).encode())[1] for each in by]
+    known = {"term": number, "next": node.peer_id if node else to.key, "size": size}
+    said = [open_seal(seal(each, WORLD.run, **known).encode())[1] for each in by]
     return handover(to, WORLD.run, term=term, seals=said, node=node)
 
 
@@ -86,7 +87,8 @@ def test_what_was_certified_in_a_term_that_is_over_does_not_hold_the_next_one_up
     after, end = [handed()], len(LOG) + 1
 
     def said(node: Identity, of: int, size: int) -> Sealed:
-        return open_seal(seal(node, WORLD.run, term=1, of=of, size=size).encode())[1]
+        known = {"term": 1, "next": WORLD.coordinator.key, "of": of, "size": size}
+        return open_seal(seal(node, WORLD.run, **known).encode())[1]
 
     def third(*seals: Sealed) -> str:
         made = handover(WORLD.coordinator, WORLD.run, term=2, seals=seals)
@@ -122,6 +124,17 @@ def test_coordinators_take_turns_and_then_the_electors() -> None:
     assert told(handed(node=first))[1] == "wrong_signers"
 
 
+def test_a_seal_is_for_one_alone() -> None:
+    """Whose turn a term is depends on the handovers that a copy knows: with the same seals two
+    could begin the same term, each of them rightly by some copies."""
+    state, elected = outcomes(LOG)[0], min(WORLD.members, key=lambda member: member.peer_id)
+    assert candidate(state, 3) == elected.peer_id
+    known = {"term": 2, "next": STANDBY.key}
+    said = [open_seal(seal(each, WORLD.run, **known).encode())[1] for each in (A, B, C)]
+    made = handover(key("its own"), WORLD.run, term=3, seals=said, node=elected)
+    assert told(made)[1] == "bad_signature"
+
+
 def test_before_the_first_state_there_is_nobody_who_could_seal() -> None:
     state, seen = outcomes([*WORLD.start, handed()])
     assert not state.electors.sets
@@ -129,9 +142,10 @@ def test_before_the_first_state_there_is_nobody_who_could_seal() -> None:
 
 
 def test_a_seal_is_read_back_only_as_what_it_is() -> None:
-    made = seal(A, WORLD.run, term=4, size=9, root="ab" * 32)
+    made = seal(A, WORLD.run, term=4, next=B.peer_id, size=9, root="ab" * 32)
     said, part = open_seal(made.encode())
-    assert (said.run, said.term, said.size, part.node) == (WORLD.run, 4, 9, A.peer_id)
+    assert (said.run, said.term, said.next) == (WORLD.run, 4, B.peer_id)
+    assert (said.size, part.node) == (9, A.peer_id)
     with pytest.raises(DecodeError):
         open_seal(entries.account(A, WORLD.run).encode())
     with pytest.raises(CheckFailed):

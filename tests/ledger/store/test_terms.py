@@ -60,10 +60,9 @@ def handed(by: int = 3, size: int = KEPT, of: int = KEPT, log: Sequence[bytes] =
     :param of: size of the tree whose root they name
     """
     root = WORLD.head(log[:of]).root.hex()
-    seals = [
-        entries.open_seal(entries.seal(node, WORLD.run, term=0, size=size, root=root).encode())[1]
-        for node in WORLD.members[:by]
-    ]
+    known = {"term": 0, "next": STANDBY.key, "size": size, "root": root}
+    said = [entries.seal(node, WORLD.run, **known) for node in WORLD.members[:by]]
+    seals = [entries.open_seal(each.encode())[1] for each in said]
     return entries.handover(STANDBY, WORLD.run, term=1, seals=seals)
 
 
@@ -259,9 +258,8 @@ async def test_of_a_term_that_nobody_known_here_has_sealed_nothing_is_read(
 ) -> None:
     leader, node = key("a leader of its own"), key("its node")
     sealers = [key("a node of its own"), WORLD.members[0] if known else key("another one")]
-    seals = [
-        entries.open_seal(entries.seal(each, WORLD.run, term=0).encode())[1] for each in sealers
-    ]
+    said = [entries.seal(each, WORLD.run, term=0, next=node.peer_id) for each in sealers]
+    seals = [entries.open_seal(each.encode())[1] for each in said]
     first = entries.handover(leader, WORLD.run, term=1, seals=seals, node=node)
     folder = successor(tmp_path, first, by=leader).folder
     (folder / TERMS_PATH).write_bytes(said_by([Term(1, KEPT, leader.key)]))
@@ -344,7 +342,7 @@ def test_a_home_cosigns_only_what_the_leader_signed_and_nothing_of_what_it_seale
         witness = Witness(heads, member, witness_name(member.peer_id), replica.keys_of)
         old = replica.store.note_at(230)
         heads.seal(WORLD.run, 0)
-        assert heads.sealed(WORLD.run) == 0
+        assert heads.sealed(WORLD.run) == (0, "")
         with pytest.raises(CheckFailed, match="sealed"):
             witness.cosign(replica.store.latest_note, replica.store)
         follow(replica, source)
