@@ -89,8 +89,10 @@ class Seals:
         by the seals whose heads are in the ledger here; None for none yet."""
         state = own.replica.state
         term = self.sealed(state) + 1
+        if not term:
+            return None
         chosen = candidate(state, term)
-        if not term or chosen not in names or not _is_new(own, term):
+        if chosen not in names or not _is_new(own, term):
             return None
         if names[0] in state.convicted:
             return None  # of two histories: nobody would follow it

@@ -354,10 +354,14 @@ async def test_of_two_histories_it_goes_over_to_the_one_that_electors_have_certi
     assert sequencer.state.term.number == 1
 
 
-def test_seals_that_come_before_the_ledger_give_no_turn(world: World) -> None:
+def test_seals_that_come_before_the_ledger_give_no_turn(world: World, tmp_path: Path) -> None:
     """The coordinator that a node had started ended with an error again and again: electors had
     answered before whoever had the ledger."""
     seals = Seals(world.run)
     for member in world.members:
         seals.take(member.peer_id, sealed(world, member))
     assert seals.sealed(FoldState()) == -1
+    who = world.standbys[0].key
+    with contextlib.ExitStack() as stack:
+        own = OwnLedger.open(tmp_path, world.run, who, [world.coordinator.key, who], "", stack)
+        assert seals.turn(own, [who]) is None
