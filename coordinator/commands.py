@@ -174,10 +174,21 @@ def key(*, home: Folder, as_json: AsJson = False) -> int:
 
     :param home: of the coordinator; made, with a new key, if missing
     """
-    from artel.ledger.store.keyfiles import NODE_KEY
-    from artel.protocol.identity import load_or_create
+    from artel.ledger.store.keyfiles import NODE_KEY, require_home_of
+    from artel.protocol.identity import LOCK_FILE, load_or_create, no_home
 
-    identity = load_or_create(expanded(home) / NODE_KEY)
+    home = expanded(home)
+    require_home_of("coordinator", home)
+    try:
+        found = {each.name for each in home.iterdir()} if home.exists() else set()
+    except OSError as error:
+        raise no_home(home, error) from None
+    if found - {LOCK_FILE} and NODE_KEY not in found:
+        raise UsageError(
+            f"{home} holds other files, and no key of a coordinator",
+            "name a new folder, which becomes the home of the coordinator: --home DIR",
+        )
+    identity = load_or_create(home / NODE_KEY)
     facts = {"key": identity.key, "peer": identity.peer_id}
     return show(facts, [identity.key], as_json=as_json)
 

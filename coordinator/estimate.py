@@ -44,15 +44,19 @@ to four times of it."""
 
 
 def estimate(
-    config: RunConfig, path: Path, on_file: Callable[[float], None] = lambda fraction: None
+    config: RunConfig,
+    path: Path,
+    stages: Callable[[str, float], None] = lambda stage, fraction: None,
 ) -> Estimate:
     """Work the numbers of a run out; reads the text, and tries a small model.
 
-    :param on_file: called with the fraction of the files that have been read
-    :raises UsageError: when the model cannot be built or trained, or a source cannot be used
+    :param stages: called with what is done now, and the fraction of it that is done
+    :raises UsageError: when the model cannot be built or trained, a source cannot be used, or there
+        is too little text
     """
     from artel.coordinator.rehearsal import rehearse
     from artel.coordinator.sources import take_inventory
+    from artel.coordinator.tokenising import require_enough_text
     from artel.coordinator.traffic import round_traffic, typical_share
     from artel.protocol import model
     from artel.protocol.exchange import codec
@@ -65,7 +69,9 @@ def estimate(
     chosen = codec.of(config.exchange)
     fewest = round_traffic(config, layout, config.rounds.min_nodes)
     most = round_traffic(config, layout, config.rounds.max_nodes)
-    inventory = take_inventory(config.data.sources, path.parent, on_file)
+    inventory = take_inventory(
+        config.data.sources, path.parent, lambda done: stages("reading the text", done)
+    )
     text = min(inventory.size, config.data.max_bytes or inventory.size)
     kept = (1 - config.data.validation_fraction) / BYTES_PER_TOKEN[config.tokenizer.kind]
     train_tokens = int(text * kept)
@@ -113,6 +119,7 @@ def estimate(
         "longest_round_s": trains_s + rounds.reveal_s + rounds.settle_s,
     }
     warnings = [*inventory.warnings, *_warnings(config, facts, module), *rehearse(config, module)]
+    require_enough_text(config, inventory, stages)
     return facts | {"warnings": warnings}
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,12 +23,12 @@ from artel.coordinator import sources
 from artel.coordinator.estimate import require_fragments
 from artel.coordinator.preparation import Prepared, Stages, load_prepared, manifest_path
 from artel.coordinator.rehearsal import rehearse
+from artel.coordinator.tokenising import encoded, require_enough, splits, trained
 from artel.ledger.fold.layout import LAYOUT_FILE
-from artel.ledger.store.keyfiles import ORGANISER_KEY
+from artel.ledger.store.keyfiles import ORGANISER_KEY, require_home_of
 from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import DATABASE_NAME
-from artel.protocol import assignment, files, model, shards, terminal
-from artel.protocol import tokenizer as tokenizers
+from artel.protocol import files, model, shards, terminal
 from artel.protocol.errors import ArtelError, CheckFailed, UsageError
 from artel.protocol.identity import HomeLock, load, load_or_create
 from artel.protocol.manifest import (
@@ -45,11 +45,7 @@ from artel.protocol.net.blobs import BlobStore
 from artel.protocol.run_config import RunConfig
 from artel.protocol.run_file import load_config
 from artel.protocol.state import State, write_state
-
-TOKENIZER_SAMPLE_BYTES = 6 << 20
-"""Text that BPE is trained on; more of it changes a vocabulary of some thousand tokens little."""
-BATCH_BYTES = 4 << 20
-"""Text that is tokenised at a time."""
+from artel.protocol.tokenizer import Ids, Tokenizer
 
 
 def prepare(config_path: Path, home: Path, stages: Stages | None = None) -> Prepared:
@@ -57,11 +53,12 @@ def prepare(config_path: Path, home: Path, stages: Stages | None = None) -> Prep
 
     :param stages: shows how far it is, what is used of the text, what is not and why, and warnings
     :raises UsageError: when the file, its data or its model cannot be used, or when ``home`` holds
-        another run
+        another run or is a node's
     :raises CheckFailed: when what ``home`` holds is damaged, or of another version
     :raises ResourceError: when the disk is full or another process prepares the same home
     """
     config = load_config(config_path)
+    require_home_of("coordinator", home)
     lock = HomeLock(home / "run")
     try:
         fresh = not _is_prepared(config, config_path, home)
@@ -141,8 +138,7 @@ def _prepare(config: RunConfig, config_path: Path, home: Path, stages: Stages) -
         stages.say(f"{name}: {words}")
     for warning in inventory.warnings:
         stages.say(f"! {warning}")
-    parts = sources.sample(inventory.parts, config.data.max_bytes)
-    train, validation = sources.split(parts, config.data.validation_fraction)
+    train, validation = splits(config, inventory)
 
     # The model is tried before the slow part, so that a wrong key is reported within seconds.
     stages("checking the model", 0.0)
@@ -151,7 +147,8 @@ def _prepare(config: RunConfig, config_path: Path, home: Path, stages: Stages) -
     for warning in rehearse(config, module):
         stages.say(f"! {warning}")
     stages("training the tokenizer", 0.0)
-    tokenizer, tokenizer_facts = _tokenizer(config, train, store)
+    tokenizer_file = trained(config, train)
+    tokenizer = Tokenizer(tokenizer_file)
     dtype = shards.dtype_for(tokenizer.vocab_size)
     facts: dict[str, SplitFacts] = {}
     given: dict[str, list[tuple[str, int]]] = {}
@@ -168,18 +165,18 @@ def _prepare(config: RunConfig, config_path: Path, home: Path, stages: Stages) -
         contributed=_contributed(given["train"]),
     )
 
+    require_enough(config, data.train.tokens, data.validation.tokens)
     stages("drawing the first parameters", 0.0)
     model_facts, initial_state = _initial_state(config, tokenizer.vocab_size, store)
     manifest = Manifest(
         config=config,
         organiser=organiser.key,
         coordinators=(coordinator.key, *config.coordination.standbys),
-        tokenizer=tokenizer_facts,
+        tokenizer=TokenizerFacts(id=store.put(tokenizer_file), vocab_size=tokenizer.vocab_size),
         data=data,
         model=model_facts,
         initial_state=initial_state,
     )
-    _require_enough(manifest)
     try:
         envelope = sign(manifest, organiser)
     except ArtelError as error:
@@ -188,19 +185,9 @@ def _prepare(config: RunConfig, config_path: Path, home: Path, stages: Stages) -
         files.write(manifest_path(home), envelope.encode())
 
 
-def _tokenizer(
-    config: RunConfig, train: Sequence[sources.Text], store: BlobStore
-) -> tuple[tokenizers.Tokenizer, TokenizerFacts]:
-    chosen = sources.sample(train, TOKENIZER_SAMPLE_BYTES)
-    texts = (text for part in chosen for text, _ in sources.pieces(part))
-    data = tokenizers.train(texts, config.tokenizer.vocab_size)
-    tokenizer = tokenizers.Tokenizer(data)
-    return tokenizer, TokenizerFacts(id=store.put(data), vocab_size=tokenizer.vocab_size)
-
-
 def _write_shards(
     config: RunConfig,
-    tokenizer: tokenizers.Tokenizer,
+    tokenizer: Tokenizer,
     parts: Sequence[sources.Text],
     store: BlobStore,
     dtype: shards.DType,
@@ -211,27 +198,21 @@ def _write_shards(
     :returns: the index, and (contributor, tokens) of each stretch, in the order of the tokens
     """
     size = config.data.shard_tokens
-    total = max(1, sum(part.size for part in parts))
-    end = np.array([tokenizer.end_of_text], np.uint32)
-    pending: list[tokenizers.Ids] = []  # tokens of the next shard, fewer than ``size`` in all
+    pending: list[Ids] = []  # tokens of the next shard, fewer than ``size`` in all
     ids: list[str] = []
     stretches: list[tuple[str, int]] = []
-    held = tokens = done = 0
-    for batch in _batches(parts):
-        encoded = tokenizer.encode([text for text, _, _ in batch])
-        for ids_of_text, (_, ends, contributor) in zip(encoded, batch, strict=True):
-            for run in (ids_of_text, end) if ends else (ids_of_text,):
-                pending.append(run)
-                held += len(run)
-                _extend(stretches, contributor, len(run))
+    held = tokens = 0
+    for batch in encoded(tokenizer, parts, report):
+        for run, contributor in batch:
+            pending.append(run)
+            held += len(run)
+            _extend(stretches, contributor, len(run))
         if held >= size:
             flat = np.concatenate(pending)
             whole = held // size * size
             for start in range(0, whole, size):
                 ids.append(_put_shard(store, flat[start : start + size], dtype, ids))
             pending, held, tokens = [flat[whole:]], held - whole, tokens + whole
-        done += sum(len(text) for text, _, _ in batch)
-        report(min(1.0, done / total))
     if held:
         ids.append(_put_shard(store, np.concatenate(pending), dtype, ids))
     index = shards.ShardIndex(
@@ -258,30 +239,12 @@ def _contributed(stretches: Sequence[tuple[str, int]]) -> tuple[ContributedToken
     return tuple(ContributedTokens(account=a, tokens=tokens) for a, tokens in stretches)
 
 
-def _put_shard(
-    store: BlobStore, tokens: tokenizers.Ids, dtype: shards.DType, before: Sequence[str]
-) -> str:
+def _put_shard(store: BlobStore, tokens: Ids, dtype: shards.DType, before: Sequence[str]) -> str:
     if len(before) >= shards.MAX_SHARDS:
         raise UsageError(
             f"the data takes more than {shards.MAX_SHARDS} shards", "raise data.shard_tokens"
         )
     return store.put(shards.encode_shard(tokens, dtype))
-
-
-def _batches(parts: Iterable[sources.Text]) -> Iterator[list[tuple[str, bool, str]]]:
-    """Pieces of text, about :data:`BATCH_BYTES` at a time: text, whether it ends a document, and
-    whose it is."""
-    batch: list[tuple[str, bool, str]] = []
-    size = 0
-    for part in parts:
-        for text, ends in sources.pieces(part):
-            batch.append((text, ends, part.contributor))
-            size += len(text)
-            if size >= BATCH_BYTES:
-                yield batch
-                batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _initial_state(config: RunConfig, vocab_size: int, store: BlobStore) -> tuple[ModelFacts, str]:
@@ -294,17 +257,6 @@ def _initial_state(config: RunConfig, vocab_size: int, store: BlobStore) -> tupl
     root = write_state(path, State(0, layout.digest, params, momentum))
     store.adopt(root, path)
     return ModelFacts(layout=layout.digest, parameters=layout.parameters), root
-
-
-def _require_enough(manifest: Manifest) -> None:
-    """Refuse data that is too small for one round, or for one validation window."""
-    assignment.require_capacity(assignment.train_split(manifest), manifest.config)
-    if not assignment.validation_split(manifest).windows:
-        tokens, seq_len = manifest.data.validation.tokens, manifest.config.data.seq_len
-        raise UsageError(
-            f"the validation split has {tokens} tokens, less than one window of {seq_len}",
-            "use more text, raise validation_fraction or lower seq_len",
-        )
 
 
 def main(argv: list[str]) -> int:

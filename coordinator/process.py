@@ -34,7 +34,7 @@ from artel.coordinator.recomputing import Recomputer
 from artel.coordinator.recovery import Asking, Behind
 from artel.coordinator.sequencer import Sequencer
 from artel.coordinator.takeover import TermOver, Turn, begin
-from artel.ledger.store.keyfiles import NODE_KEY
+from artel.ledger.store.keyfiles import NODE_KEY, require_home_of
 from artel.ledger.sync.holding import hold
 from artel.ledger.web.server import Gate, claimed
 from artel.protocol import dsse, files
@@ -91,11 +91,13 @@ async def serve(options: Startup) -> int:
     SIGINT, SIGTERM or SIGHUP.
 
     :returns: the exit code, 0 after a clean stop
+    :raises UsageError: the home is that of a node
     :raises ArtelError: the run cannot be started, or cannot go on
     """
     began = time.monotonic()
     configure(json_lines=options.log_json, verbose=options.verbose)
     home = options.home
+    require_home_of("coordinator", home)
     with _until_stopped(), claimed(home, options.http, options.listen) as (_, http):
         files.require_ours(home / INVITE_FILE, lambda data: data.startswith(PREFIX.encode()))
         async with _started(options, http, began) as process:

@@ -103,8 +103,7 @@ def check(file: RunFile, /, *, as_json: AsJson = False) -> int:
     from artel.protocol.run_file import load_config
 
     config = load_config(file)
-    progress = Stages(QUIET_S)
-    found = estimate(config, file, lambda done: progress("reading the text", done))
+    found = estimate(config, file, Stages(QUIET_S))
     return show(found, [render(found)], as_json=as_json)
 
 

@@ -115,10 +115,12 @@ def start(
     :param uplink: megabits per second to send at most, all traffic together
     :param no_check: start on a slow machine too
     """
+    from artel.ledger.store.keyfiles import require_home_of
     from artel.ledger.web.server import claimed
     from artel.protocol import events
 
     home = expanded(home)
+    require_home_of("node", home)
     with claimed(home, http, listen) as (lock, page):
         try:
             files.require_ours(home / "manifest.json", _is_manifest)

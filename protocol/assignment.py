@@ -56,7 +56,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
@@ -65,7 +65,7 @@ from artel.protocol.run_config import BOX_FACTOR
 
 if TYPE_CHECKING:
     from artel.protocol.manifest import Manifest
-    from artel.protocol.run_config import ExchangeSection, RunConfig
+    from artel.protocol.run_config import DataSection, ExchangeSection, RunConfig
 
 FEISTEL_ROUNDS = 8
 GATHER_MEMBERS = 8
@@ -93,6 +93,11 @@ class Split:
     shard_tokens: int
     seq_len: int
     span_windows: int
+
+    @classmethod
+    def of(cls, data: DataSection, tokens: int) -> Split:
+        """That of so many tokens to train on."""
+        return cls(tokens, data.shard_tokens, data.seq_len, data.span_windows)
 
     @property
     def shards(self) -> int:
@@ -122,19 +127,12 @@ class Split:
 
 def train_split(manifest: Manifest) -> Split:
     """The shape of a run's training split."""
-    data = manifest.config.data
-    return Split(
-        manifest.data.train.tokens,
-        data.shard_tokens,
-        data.seq_len,
-        data.span_windows,
-    )
+    return Split.of(manifest.config.data, manifest.data.train.tokens)
 
 
 def validation_split(manifest: Manifest) -> Split:
     """The shape of a run's validation split; windows are drawn one by one."""
-    data = manifest.config.data
-    return Split(manifest.data.validation.tokens, data.shard_tokens, data.seq_len, 1)
+    return replace(Split.of(manifest.config.data, manifest.data.validation.tokens), span_windows=1)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from artel.protocol.errors import DecodeError, ResourceError, UsageError
 
 _PRIVATE_PREFIX = bytes.fromhex("08011240")  # protobuf: type = Ed25519, data = 64 bytes
 _PEER_ID_PREFIX = bytes.fromhex("002408011220")  # multihash: identity, 36 bytes; protobuf: 32 bytes
+LOCK_FILE = "lock"
 KEY_FILE_BYTES = len(_PRIVATE_PREFIX) + 64
 
 
@@ -183,7 +184,7 @@ def closed(home: Path) -> bool:
 def in_use(home: Path) -> bool:
     """Whether a process holds the :class:`HomeLock` of a home."""
     try:
-        descriptor = os.open(home / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(home / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:
@@ -223,7 +224,7 @@ class HomeLock:
             )
 
     def _lock(self, home: Path) -> None:
-        self.path = home / "lock"
+        self.path = home / LOCK_FILE
         self._is_new = not home.exists()
         try:
             home.mkdir(parents=True, exist_ok=True)

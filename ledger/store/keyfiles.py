@@ -28,6 +28,27 @@ RECOVERY_PUB = "recovery.pub"
 """The public half, 64 hex digits: all that has to stay for registering and rotating."""
 
 
+_MARKS = {
+    "node": (ACCOUNT_KEY, "manifest.json"),
+    "coordinator": (ORGANISER_KEY, "run/manifest.json"),
+}
+"""Files that only homes of these programs have. Each has a node.key, of its own."""
+
+
+def require_home_of(program: str, home: Path) -> None:
+    """Refuse a home of the other program, whose key would then have two parts in a run.
+
+    :param program: "node" or "coordinator"
+    :raises UsageError: it is one
+    """
+    for other, marks in _MARKS.items():
+        if other != program and any((home / mark).exists() for mark in marks):
+            raise UsageError(
+                f"{home} is the home of a {other}, not of a {program}",
+                f"give the {program} a folder of its own: --home DIR",
+            )
+
+
 # --- files ----------------------------------------------------------------------------------------
 
 

@@ -33,7 +33,7 @@ from artel.protocol.errors import (
     Unreachable,
     UsageError,
 )
-from artel.protocol.identity import HomeLock
+from artel.protocol.identity import HomeLock, load_or_create
 from artel.protocol.invite import Invite
 from artel.protocol.net.http import API_FILE, announced_in
 from artel.protocol.options import endpoint
@@ -153,6 +153,71 @@ def test_a_home_in_use_is_refused(tmp_path: Path, refused: Refused) -> None:
     finally:
         lock.release()
     assert (code, "home directory" in said) == (EXIT_RESOURCE, True)
+
+
+# --- homes ----------------------------------------------------------------------------------------
+
+
+def test_a_key_is_made_in_a_new_home_and_printed_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = list[str]()
+    (tmp_path / "home").mkdir()
+    HomeLock(tmp_path / "home").release()  # a start that failed leaves no more
+    for _ in range(2):
+        assert cli.main(["coordinator", "key", "--home", str(tmp_path / "home")]) == 0
+        keys.append(capsys.readouterr().out.strip())
+    assert keys[0] == keys[1]
+    assert re.fullmatch("[0-9a-f]{64}", keys[0])
+
+
+def test_no_key_is_made_among_other_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path, total=2).parent
+    before = {path.name for path in run.iterdir()}
+    assert cli.main(["coordinator", "key", "--home", str(run)]) == EXIT_USAGE
+    said = capsys.readouterr().err
+    assert f"{run} holds other files" in said
+    assert "--home DIR" in said
+    assert {path.name for path in run.iterdir()} == before
+
+
+@pytest.mark.parametrize("mark", ["account.key", "manifest.json"])
+@pytest.mark.parametrize("command", ["key", "start", "standby", "prepare"])
+def test_the_home_of_a_node_is_no_home_of_a_coordinator(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, mark: str
+) -> None:
+    home = tmp_path / "node"
+    load_or_create(home / "node.key")
+    (home / mark).touch()
+    before = sorted(home.iterdir())
+    run_file = str(write_run(tmp_path, total=2))
+    peer = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWBNn2mmzAXQXW4BAFxNEzRqVgXDGRCTPGYHGm7ioMiyru"
+    words = {
+        "key": ["coordinator", "key"],
+        "start": ["coordinator", "start", run_file],
+        "standby": ["coordinator", "standby", Invite("0" * 64, (peer,)).encode()],
+        "prepare": ["run", "prepare", run_file],
+    }
+    assert cli.main([*words[command], "--home", str(home)]) == EXIT_USAGE
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert f"{home} is the home of a node, not of a coordinator" in captured.err
+    assert "a folder of its own" in captured.err
+    assert sorted(home.iterdir()) == before
+
+
+@pytest.mark.parametrize("mark", ["organiser.key", "run/manifest.json"])
+def test_a_node_takes_no_part_in_the_home_of_a_coordinator(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mark: str
+) -> None:
+    load_or_create(tmp_path / "node.key")
+    (tmp_path / "run").mkdir()
+    (tmp_path / mark).touch()
+    assert cli.main(["node", "start", "--home", str(tmp_path)]) == EXIT_USAGE
+    assert f"{tmp_path} is the home of a coordinator, not of a node" in capsys.readouterr().err
+    assert not (tmp_path / "account.key").exists()
 
 
 # --- status ---------------------------------------------------------------------------------------

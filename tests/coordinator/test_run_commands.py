@@ -15,7 +15,7 @@ from artel.protocol.errors import EXIT_USAGE, UsageError
 from artel.protocol.run_config import TextSource
 from artel.protocol.run_file import load_config
 from command_world import group
-from text_world import write_run, write_texts
+from text_world import RUN, write_run, write_texts
 
 main = group("run")
 
@@ -43,15 +43,17 @@ def test_every_size_passes_the_check(
     most: float,
 ) -> None:
     monkeypatch.setattr(rehearsal, "LARGEST", 2_000_000)
-    path = str(write_texts(tmp_path / "My Tëxts"))
+    path = str(write_texts(tmp_path / "My Tëxts", 300))
     folder = tmp_path / "runs" / "Größe_1 (neu)"
     assert main(["new", str(folder), "--data", path, "--size", size]) == 0
     capsys.readouterr()
+    few = re.sub("max_nodes = .*", "max_nodes = 1", (folder / "RUN.toml").read_text())
+    (folder / "RUN.toml").write_text(re.sub("inner_steps = .*", "inner_steps = 10", few))
     assert main(["check", str(folder / "RUN.toml"), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["name"] == "groe-1-neu"
     assert least < facts["parameters"] < most
-    assert facts["data_files"] == 12
+    assert facts["data_files"] == 300
     config = load_config(folder / "RUN.toml")
     assert config.data.sources == (TextSource(kind="text", path="../../My Tëxts"),)
 
@@ -133,7 +135,7 @@ def test_check_as_json_has_the_numbers(tmp_path: Path, capsys: pytest.CaptureFix
         ("batch_size = 2", "batch_size = 2\nlr = 0.1", "high for AdamW"),
         ("warmup_steps = 1", "warmup_steps = 100", "more than a fifth"),
         ("inner_steps = 3", "quorum = 1\nmin_nodes = 2\ninner_steps = 3", "one slow node"),
-        ("inner_steps = 3", "inner_steps = 300", "the data is read"),
+        ("inner_steps = 3", "inner_steps = 25", "the data is read"),
         ("[rounds]", "[rounds]\nheartbeat_timeout_s = 3000", "noticed only after"),
         ("[rounds]", "[exchange]\nfragments = 12\n[rounds]", "exchanged only 5 times in 60"),
         (
@@ -222,10 +224,34 @@ def test_check_says_what_the_exchange_costs_and_how_it_goes(
         main(["check", str(path)])
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("inner_steps = 3", "inner_steps = 99", "takes 792"),
+        ("validation_fraction = 0.2", "validation_fraction = 0.001", "the validation split has"),
+        ('path = "texts"', 'path = "one.txt"', "cannot be split"),
+    ],
+)
+def test_check_and_prepare_refuse_the_same_text(
+    tmp_path: Path, old: str, new: str, said: str
+) -> None:
+    path = write_run(tmp_path)
+    (tmp_path / "one.txt").write_text("one line " * 1000)
+    (tmp_path / "texts" / "few.py").write_text("few = 1\n")
+    path.write_text(path.read_text().replace(old, new))
+    refused = list[str]()
+    for command in (["check"], ["prepare", "--home", str(tmp_path / "home")]):
+        with pytest.raises(UsageError, match=said) as error:
+            main([*command, str(path)])
+        refused.append(error.value.diagnostics())
+    assert refused[0] == refused[1]
+
+
 def test_large_numbers_are_written_for_people(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write_run(tmp_path)
+    write_texts(tmp_path / "texts", 300)
+    path = write_run(tmp_path, RUN.replace("max_nodes = 4", "max_nodes = 1"))
     longer = "inner_steps = 3000\ndeadline_s = 86000"
     path.write_text(path.read_text().replace("inner_steps = 3", longer))
     assert main(["check", str(path)]) == 0
