@@ -142,6 +142,9 @@ class Daemon:
         sealing.news, sealing.alarm = self._news.set, self.watch.alarm
         sealing.petitions.otherwise = self.watch.take
         sealing.neighbours = lambda: self.directive.peers if self.directive else ()
+        sealing.standstill.ready = lambda: (
+            not self.leaving and self.states.root == session.replica.state.states[-1]
+        )
         following = (
             *(self._heartbeat, self._reconcile, self.cosigner.run, self.auditing.run),
             *(self.watch.run, self.judging.run, sealing.petitions.run),

@@ -69,6 +69,7 @@ from artel.protocol.net import dht, wire
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host
 from artel.protocol.repeated_work import Trial
+from artel.protocol.round_state import RoundRules
 from artel.protocol.tasks import beside
 
 log = logging.getLogger("artel.node")
@@ -187,6 +188,7 @@ async def _join(
         replica=replica,
         heads=heads,
         link=link,
+        rules=RoundRules.of(manifest.config),
         handover_s=manifest.config.coordination.handover_s,
         elected=Elected(home, host, link, options.invite, options.listen),
         say=say,

@@ -3,12 +3,12 @@ elector, seals the term, so that there can be one.
 
 An elector seals the present term when the one who leads has been silent for
 ``coordination.handover_s``, or has left out for as long what would count (:mod:`.petitions`), or
-asks for it, or has signed two histories; and each later term, when nobody has begun it in twice the
-time of the one before. Whoever may begin a term needs a quorum's seals of exactly the one before:
-so no elector runs ahead, but asks others how far they are, and goes on from where a quorum is. What
-it has sealed is durable before anybody is told; from then on it cosigns nothing of it
-(:meth:`HeadStore.advance`). Whoever may lead next asks for the seal. Everything else goes on
-meanwhile: what the node was assigned it trains, and keeps.
+lets the run stand still (:mod:`.standstill`), or asks for it, or has signed two histories; and each
+later term, when nobody has begun it in twice the time of the one before. Whoever may begin a term
+needs a quorum's seals of exactly the one before: so no elector runs ahead, but asks others how far
+they are, and goes on from where a quorum is. What it has sealed is durable before anybody is told;
+from then on it cosigns nothing of it (:meth:`HeadStore.advance`). Whoever may lead next asks for
+the seal. Everything else goes on meanwhile: what the node was assigned it trains, and keeps.
 
 An elector that reaches nobody at all is cut off itself, and seals nothing: its seal would end the
 term of a coordinator that all others can reach.
@@ -37,11 +37,13 @@ from artel.ledger.sync.replica import Replica
 from artel.node.elected import Elected
 from artel.node.link import Link
 from artel.node.petitions import Petitions
+from artel.node.standstill import Standstill
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import ArtelError
 from artel.protocol.events import emit
 from artel.protocol.identity import Identity, short_peer
 from artel.protocol.net.host import Host
+from artel.protocol.round_state import RoundRules
 from artel.protocol.tasks import end, within
 
 log = logging.getLogger("artel.node")
@@ -64,6 +66,7 @@ class Sealing:
     """One node's part in changes of the term; the event loop owns it.
 
     :param account: of the node's owner
+    :param rules: of the run's rounds
     :param handover_s: ``coordination.handover_s`` of the run
     :param elected: the coordinator that the node starts if members choose it
     :param say: shows a line to the node's owner
@@ -80,6 +83,7 @@ class Sealing:
         replica: Replica,
         heads: HeadStore,
         link: Link,
+        rules: RoundRules,
         handover_s: float,
         elected: Elected | None,
         say: Callable[[str], None],
@@ -88,6 +92,7 @@ class Sealing:
         self._host, self._identity, self._account, self._run = host, identity, account, run
         self._replica, self._heads, self._link = replica, heads, link
         self.petitions = Petitions(host, run, replica, link, handover_s, clock)
+        self.standstill = Standstill(host, run, replica, rules, handover_s, clock)
         self._handover_s, self._elected, self._say, self._clock = handover_s, elected, say, clock
         self.term, self._next = heads.sealed(run)
         """The latest term that was sealed here; -1 for none. Whom that was for is said again and
@@ -203,7 +208,8 @@ class Sealing:
         present = state.term.number
         term = max(self.term + 1, present)
         proven = self._link.liar == self._link.coordinator
-        if term == present and (proven or self._asked == present or self._left_out):
+        why = proven or self._asked == present or self._left_out or self._stands_still
+        if term == present and why:
             return term
         since = self._link.lost_since
         if since is None:
@@ -222,6 +228,15 @@ class Sealing:
         """The id of an entry that whoever leads leaves out; "" for none."""
         state = self._replica.state
         return self.petitions.overlooked(self._patience(state, state.term.number))
+
+    @property
+    def _stands_still(self) -> str:
+        """Why whoever leads brings no round about that could be, by the newest ledger that anybody
+        shows; "" while that is not so, or is being looked for."""
+        state = self._replica.state
+        if self._search is not None:
+            return ""
+        return self.standstill.overdue(self._patience(state, state.term.number))
 
     def _come_to(self, state: FoldState, term: int) -> bool:
         """Whether a quorum of the electors is known to have sealed a term, or a later one."""
@@ -277,6 +292,7 @@ class Sealing:
                 self._grown.clear()
                 await self.look()
         finally:
+            await self.standstill.close()
             if self._search is not None:
                 await end(self._search)
             if self._elected is not None:
@@ -297,6 +313,11 @@ class Sealing:
         soon = lost is not None and self._clock() - lost < min(SEEK_AFTER_S, self._handover_s)
         if self.waits and not (soon and self.term < state.term.number):
             await self._seek()
+        elif self._is_elector(state):
+            patience = self._patience(state, state.term.number)
+            await self.standstill.look(patience)
+            if self.standstill.overdue(patience):
+                await self._seek()  # this copy may be behind
         term = self.due()
         if term is not None:
             await self._seal(term)
@@ -321,10 +342,12 @@ class Sealing:
         self.term, self._next, self._sealed_at = term, next, self._clock()
         lost, state = self._link.lost_since, self._replica.state
         silent = 0.0 if lost is None else round(self._clock() - lost, 1)
-        left_out = self._left_out if term == state.term.number else ""
+        present = term == state.term.number
+        left_out, why = self._left_out if present else "", self._stands_still if present else ""
         said = {"term": term, "silent": silent, "left_out": left_out[:16], "next": _name(next)}
-        emit(log, "term.sealed", logging.WARNING, **said)
-        why = f"the coordinator leaves out entry {left_out[:16]}…; " if left_out else ""
+        emit(log, "term.sealed", logging.WARNING, **said, stands_still=why)
+        why = f"the coordinator leaves out entry {left_out[:16]}…" if left_out else why
+        why += "; " if why else ""
         self._say(f"! term {term}   {why}{self.waiting()}")
         self.news()
 

@@ -26,13 +26,25 @@ from artel.protocol.dsse import Envelope
 from artel.protocol.errors import Unreachable
 from artel.protocol.identity import Identity
 from artel.protocol.invite import Invite
-from artel.protocol.net import wire
+from artel.protocol.net import dht, wire
 from artel.protocol.net.host import Host
+from artel.protocol.round_state import RoundRules
 from host_world import LOOPBACK
 from ledger_world import World, complete
 from log_world import replay
 
 HANDOVER_S = 100.0
+RULES = RoundRules(
+    total=60,
+    min_nodes=2,
+    max_nodes=4,
+    quorum=0.66,
+    deadline=600.0,
+    grace=10.0,
+    reveal=60.0,
+    settle=60.0,
+    heartbeat_timeout=20.0,
+)
 
 
 def two_coordinators() -> World:
@@ -73,7 +85,8 @@ class Party:
         file = home / NODE_KEY
         file.write_bytes(identity.encode())
         file.chmod(0o600)
-        party = cls(home, await Host.start(identity, file, listen=[LOOPBACK]), world)
+        keys = dht.keys_of(world.run)
+        party = cls(home, await Host.start(identity, file, listen=[LOOPBACK], keys=keys), world)
         await party.serve()
         return party
 
@@ -124,6 +137,7 @@ class Party:
             replica=self.replica,
             heads=self.heads,
             link=self.link,
+            rules=RULES,
             handover_s=HANDOVER_S,
             elected=None,
             say=self.said.append,
