@@ -116,14 +116,17 @@ def start(
     :param file: what artel run new has written
     :param home: keys, data, ledger; made if missing
     :param source: who may have more of this run's ledger than the home, besides the members, which
-        are asked anyhow: a mirror's folder, http(s)://..., an invite, a multiaddr; may be given
-        more than once
+        are asked anyhow: a mirror's folder, a home, http(s)://..., an invite, a multiaddr; may be
+        given more than once
     :param alone: nobody else has any of this run: go on from the home's ledger though no member
         answers
     """
+    from artel.ledger.sync.holding import hold
     from artel.protocol.run_file import load_config
 
     load_config(file)  # whatever is wrong with it is said before anything takes time
+    for target in source:
+        hold(target)[0].close()
     import asyncio
 
     from artel.coordinator.process import serve
@@ -155,13 +158,14 @@ def standby(
     :param home: keys, data, ledger; made if missing
     :param node_key: the key of a node that members may elect when no coordinator of the run is left
     """
+    from artel.protocol.invite import Invite
+
+    of_run = Invite.decode(invite)  # whatever is wrong with it is said before anything takes time
     import asyncio
 
     from artel.coordinator.process import serve
-    from artel.protocol.invite import Invite
 
     owner = expanded(node_key) if node_key is not None else None
-    of_run = Invite.decode(invite)
     wanted = serving.startup(run_file=None, home=expanded(home), invite=of_run, node_key=owner)
     return asyncio.run(serve(wanted))
 

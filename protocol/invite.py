@@ -65,9 +65,12 @@ class Invite:
         plain = "".join(filter(_counts, text))
         if PREFIX not in plain:
             raise UsageError("this is not an Artel invite", _HINT)
-        lines = [line for line in _FOUND.findall(plain) if line[-8:] == _checksum(line[:-9])]
+        found = _FOUND.findall(plain)
+        if not found:
+            raise UsageError("the invite is cut short, its end is missing", _HINT)
+        lines = [line for line in found if line[-8:] == _checksum(line[:-9])]
         if not lines or len(lines[0]) > MAX_CHARACTERS:
-            raise UsageError("the invite is incomplete or was changed on the way", _HINT)
+            raise UsageError("a part of the invite is missing, or was changed on the way", _HINT)
         return cls._read(lines[0])
 
     @classmethod

@@ -89,7 +89,8 @@ def restore(
 
     example: artel ledger restore --from http://HOST:8080 --home coordinator
 
-    :param source: a mirror's folder, http(s)://..., an invite, or a multiaddr with /p2p/PEER
+    :param source: a mirror's folder, another home, http(s)://..., an invite, or a multiaddr with
+        /p2p/PEER
     :param home: home to restore, while nothing uses it
     :param run: run id that the log has to have
     :param accept_older: although this home has published a newer checkpoint than anybody holds

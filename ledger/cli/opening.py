@@ -40,7 +40,8 @@ class LedgerOptions:
             name="--from",
             metavar="TARGET",
             help="read the ledger from elsewhere, the home is then only whose keys and claims are "
-            "meant: an invite, http(s)://..., a multiaddr with /p2p/PEER, or a folder of tiles",
+            "meant: an invite, http(s)://..., a multiaddr with /p2p/PEER, a folder of tiles, or "
+            "another home",
         ),
     ] = None
     run: Annotated[

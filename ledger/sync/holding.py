@@ -6,7 +6,9 @@ import os
 import re
 from pathlib import Path
 
+from artel.ledger.store.published import DATABASE_NAME
 from artel.ledger.sync.source import FolderSource, Holder, HttpSource
+from artel.ledger.tlog.tiles import CHECKPOINT_PATH
 from artel.protocol.errors import UsageError
 from artel.protocol.invite import PREFIX, Invite
 from artel.protocol.paths import expanded
@@ -15,8 +17,9 @@ from artel.protocol.paths import expanded
 def hold(target: str) -> tuple[Holder, str]:
     """Whoever a person names, and the run id that an invite adds ("" without one).
 
-    :param target: an invite, an http(s) URL, a multiaddr with /p2p/PEER, or a folder of tiles
+    :param target: an invite, an http(s) URL, a multiaddr with /p2p/PEER, a folder of tiles, a home
     :raises UsageError: when it is none of these
+    :raises CheckFailed: the ledger of the home is damaged
     """
     folder = expanded(Path(target))
     is_folder = bool(target) and os.path.isdir(folder)  # also of what is too long for a name
@@ -31,6 +34,16 @@ def hold(target: str) -> tuple[Holder, str]:
         raise UsageError(
             f"{target[:200]!r} is no invite, no URL, no multiaddr and no folder",
             "write artel1..., http(s)://HOST[:PORT], /ip4/HOST/tcp/PORT/p2p/PEER or a folder",
+        )
+    if (folder / DATABASE_NAME).is_file():
+        from artel.ledger.sync.serving import HomeHolder
+
+        return HomeHolder(folder), ""
+    if not (folder / CHECKPOINT_PATH).exists():
+        raise UsageError(
+            f"there is no ledger in {folder}: neither {CHECKPOINT_PATH} and tile/ nor a home's "
+            f"{DATABASE_NAME}",
+            "name a mirror's folder, or the home of a node or a coordinator",
         )
     return FolderSource(folder), ""
 

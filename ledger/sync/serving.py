@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 
 from artel.ledger.entries.documents import FOLDER, named_by
 from artel.ledger.fold import alias
@@ -13,6 +15,7 @@ from artel.ledger.store import finality
 from artel.ledger.store.heads import HeadStore
 from artel.ledger.store.reader import LedgerReader
 from artel.ledger.sync import leadership
+from artel.ledger.sync.client import home_view
 from artel.ledger.sync.peers import HEADS
 from artel.ledger.sync.share_proof import CreditFiles
 from artel.ledger.sync.source import (
@@ -22,6 +25,7 @@ from artel.ledger.sync.source import (
     SEAL_PATH,
     TERMS_PATH,
     NotFound,
+    Service,
 )
 from artel.ledger.tlog.tiles import CHECKPOINT_PATH, Tile
 from artel.protocol import canonical, messages
@@ -98,6 +102,26 @@ class Served:
             return self._store.tile(Tile.parse(path))
         except (DecodeError, UsageError) as error:
             raise NotFound(error.message) from None
+
+
+class HomeHolder(Served):
+    """The home that a person named: a :class:`ledger.sync.source.Holder` on this machine.
+
+    :raises UsageError: there is no ledger in it
+    :raises CheckFailed: it is damaged
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._open = ExitStack()
+        view = self._open.enter_context(home_view(home))
+        super().__init__(view.log, view.heads, lambda: view.state)
+        self.name = str(home)
+
+    def send(self, service: Service, run: str, statement: bytes) -> None:
+        raise UsageError("a home takes nothing in", "name a node or a coordinator with --from")
+
+    def close(self) -> None:
+        self._open.close()
 
 
 class LedgerService:

@@ -104,6 +104,24 @@ def test_a_missing_run_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "artel run new" in error
 
 
+def test_a_cut_invite_is_said_before_anything_is_loaded(tmp_path: Path) -> None:
+    program = (
+        "import sys; from artel import cli; code = cli.main(sys.argv[1:]);"
+        "sys.exit(code if 'aiohttp' not in sys.modules else 1)"
+    )
+    words = ["coordinator", "standby", "artel1.eyJwZWVycyI6WyIv", "--home", str(tmp_path / "home")]
+    shown = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=tether.environment(),
+    )
+    assert "the invite is cut short" in shown.stderr
+    assert shown.returncode == EXIT_USAGE
+    assert not (tmp_path / "home").exists()
+
+
 @pytest.fixture
 def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
     """What a start that fails at once ends with and says; it has prepared nothing."""
@@ -144,6 +162,15 @@ def test_a_port_in_use_is_refused(
     assert code == EXIT_RESOURCE
     assert options[option] in said
     assert option in said
+
+
+@pytest.mark.parametrize("target", ["nowhere", "artel1.eyJwZWVycyI6WyIv", "/"])
+def test_who_may_have_more_is_looked_at_before_anything(
+    tmp_path: Path, refused: Refused, target: str
+) -> None:
+    code, _ = refused(write_run(tmp_path, total=2), "--from", target)
+    assert code == EXIT_USAGE
+    assert not (tmp_path / "home").exists()
 
 
 def test_a_home_in_use_is_refused(tmp_path: Path, refused: Refused) -> None:

@@ -96,6 +96,14 @@ def test_garbage_is_one_clear_error(text: str) -> None:
     assert len(refused.value.diagnostics()) < 300
 
 
+@pytest.mark.parametrize("left", range(len(PREFIX), len(LINE)))
+def test_a_line_that_was_cut_off_is_said_to_be(left: int) -> None:
+    with pytest.raises(UsageError, match="cut short, its end is missing"):
+        Invite.decode(LINE[:left])
+    with pytest.raises(UsageError, match="a part of the invite is missing, or was changed"):
+        Invite.decode(PREFIX + LINE[left + 1 :] if left < len(LINE) - 10 else PREFIX + LINE[20:])
+
+
 @given(st.text(max_size=200), st.binary(max_size=60))
 def test_any_text_is_an_invite_or_a_usage_error(text: str, data: bytes) -> None:
     for candidate in (text, PREFIX + text, PREFIX + data.hex() + "." + data.hex()[:8]):

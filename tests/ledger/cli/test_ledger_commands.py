@@ -797,7 +797,9 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
         (["status", "--run", "0" * 64], "holds run"),
         (["status", "--from", "nowhere"], "is no invite, no URL, no multiaddr and no folder"),
         (["status", "--from", ""], "is no invite, no URL, no multiaddr and no folder"),
-        (["status", "--from", "artel1.broken"], "invite is incomplete"),
+        (["status", "--from", "artel1.broken"], "invite is cut short"),
+        (["status", "--from", "/"], "there is no ledger in /: neither checkpoint and tile/ nor"),
+        (["restore", "--from", "/"], "there is no ledger in /: neither checkpoint and tile/ nor"),
     ],
 )
 def test_what_is_not_there_exits_with_2(
@@ -815,6 +817,22 @@ def test_a_home_without_a_ledger_exits_with_2(
         error = capsys.readouterr().err
         assert f"error: there is no ledger in {tmp_path}" in error
         assert "--home DIR" in error
+
+
+def test_another_home_is_taken_like_a_mirror(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, files = tmp_path / "copy", tmp_path / "files"
+    assert main(["restore", "--from", str(home), "--home", str(copy)]) == 0
+    assert main(["mirror", str(files), "--from", str(home)]) == 0
+    capsys.readouterr()
+    roots = list[str]()
+    for named in (["--home", str(home)], ["--home", str(copy)], ["--from", str(home)]):
+        assert main(["status", "--json", *named]) == 0
+        roots.append(json.loads(capsys.readouterr().out)["root"])
+    assert len(set(roots)) == 1
+    with pytest.raises(UsageError, match="a home takes nothing in"):
+        main(["alias", "name", "--yes", "--from", str(home), "--home", str(home)])
 
 
 def test_an_empty_ledger_is_said_to_be_empty(
